@@ -1,0 +1,51 @@
+"""The preflight: can these checkpoints be merged tensor by tensor?"""
+
+from collections.abc import Sequence
+
+from evosearch.checkpoints import tokenizer
+from evosearch.checkpoints.reader import Checkpoint
+from evosearch.errors import CheckpointError
+from evosearch.recipe.shapes import Place
+
+
+def check_compatible(checkpoints: Sequence[Checkpoint], where: str = "recipe") -> None:
+    """Check that all checkpoints have the same layout as the first, commonest difference first.
+
+    Raises:
+        CheckpointError: two differ in depth, architecture, tied embeddings, vocabulary size, tensor shapes or tokens;
+            the message names both.
+    """
+    for other in checkpoints[1:]:
+        found = _difference(checkpoints[0], other)
+        if found:
+            pair = f"'{checkpoints[0].reference}' and '{other.reference}'"
+            raise CheckpointError(where, f"{pair} cannot be merged: {found}", "Models fine-tuned from one base")
+
+
+def _difference(one: Checkpoint, other: Checkpoint) -> str | None:
+    """How the second differs from the first, in words; None where they fit."""
+    if one.shape.num_layers != other.shape.num_layers:
+        return f"{one.shape.num_layers} and {other.shape.num_layers} layers"
+    if one.shape.architecture != other.shape.architecture:
+        return f"{one.shape.architecture} and {other.shape.architecture}"
+    if one.shape.tied_embeddings != other.shape.tied_embeddings:
+        return "one ties its output head to its embeddings, the other does not"
+    return _shape_difference(one, other) or tokenizer.difference(one.folder, other.folder)
+
+
+def _shape_difference(one: Checkpoint, other: Checkpoint) -> str | None:
+    for name in one.shape.names(Place.EMBEDDINGS):
+        rows = [checkpoint.tensors[name].shape[:1] for checkpoint in (one, other) if name in checkpoint.tensors]
+        if len(rows) == 2 and rows[0] != rows[1]:
+            return f"vocabularies of {rows[0][0]} and {rows[1][0]} tokens"
+    lacking = sorted(one.tensors.keys() ^ other.tensors.keys())
+    if lacking:
+        return f"only one of them has the tensor '{lacking[0]}'"
+    for name, info in one.tensors.items():
+        if info.shape != other.tensors[name].shape:
+            return f"'{name}' is {_by(info.shape)} in one and {_by(other.tensors[name].shape)} in the other"
+    return None
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "×".join(str(size) for size in shape)

@@ -1,0 +1,35 @@
+"""content_sha256: one hash for a model's weights, whatever files they are cut into.
+
+sha256 over one line a tensor, in order of names: `name dtype d0,d1,… sha256(bytes)`.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+
+import torch
+
+# torch's types under the names that safetensors files use. Merging is defined on these.
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+Line = tuple[str, str, tuple[int, ...], str]  # name, dtype as in DTYPES, shape, sha256 of the bytes
+
+
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor as a safetensors file holds them: row-major, little-endian. No copy where it is contiguous."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+def tensor_line(name: str, tensor: torch.Tensor) -> Line:
+    """The line of one tensor."""
+    return name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), hashlib.sha256(raw_bytes(tensor)).hexdigest()
+
+
+def combine(lines: Iterable[Line]) -> str:
+    """The hash of a model from the lines of its tensors, given in any order."""
+    digest = hashlib.sha256()
+    for line in sorted(lines):
+        digest.update(json.dumps(line).encode() + b"\n")
+    return digest.hexdigest()

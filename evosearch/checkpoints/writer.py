@@ -1,0 +1,217 @@
+"""Writing a checkpoint: streamed tensor by tensor, and there is either all of it or nothing.
+
+Everything goes to a hidden folder beside the target; the index and the config come last, and one rename makes the
+whole appear. What a crash leaves is a hidden folder that nothing loads.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import torch
+
+from evosearch.checkpoints.digest import DTYPE_NAMES, Line, combine, raw_bytes, tensor_line
+from evosearch.checkpoints.reader import CONFIG, INDEX, SINGLE, read_json
+from evosearch.errors import CheckpointError
+
+MAX_SHARD_BYTES = 5 * 10**9
+# What makes a folder of weights usable as a model; copied as it is from the donor.
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates",
+)
+
+Layout = Sequence[tuple[str, tuple[int, ...]]]  # names and shapes, in the order they will be added
+
+
+class CheckpointWriter:
+    """Writes one checkpoint. Use as a context manager: leaving it without an error makes the folder appear.
+
+    Args:
+        out: the folder to make; it may exist if it is empty.
+        layout: every tensor that will be added, in that order. A safetensors file starts with the offsets of all its
+            tensors, so knowing them beforehand is what lets tensors be streamed instead of gathered.
+        dtype: the type of all tensors.
+        donor: a model folder to copy config, generation config, tokenizer and chat template from.
+        config: what to put into config.json in place of the donor's.
+        max_shard_bytes: a file grows no larger than this, unless a single tensor is.
+
+    Raises:
+        CheckpointError: `out` is not empty, or cannot be written.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        layout: Layout,
+        dtype: torch.dtype,
+        donor: Path | None = None,
+        config: Mapping[str, Any] | None = None,
+        max_shard_bytes: int = MAX_SHARD_BYTES,
+    ) -> None:
+        self.out, self.dtype = out, dtype
+        self._donor, self._config = donor, config
+        self._shards = _cut(layout, dtype.itemsize, max_shard_bytes)
+        self._pending = [(shard, name, shape) for shard, part in enumerate(self._shards) for name, shape in part][::-1]
+        self._lines: list[Line] = []
+        self._file: BinaryIO | None = None
+        self._open_shard = -1
+        self._folder = _hidden_folder(out)
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Write the next tensor of the layout; its type must be the writer's, its shape the layout's."""
+        shard, expected, shape = self._pending.pop()
+        assert (name, tuple(tensor.shape), tensor.dtype) == (expected, shape, self.dtype), f"'{expected}' was next"
+        if shard != self._open_shard:
+            self._start(shard)
+        assert self._file is not None
+        try:
+            self._file.write(raw_bytes(tensor))
+        except OSError as error:
+            raise _unwritable(self.out, error) from None
+        self._lines.append(tensor_line(name, tensor))
+
+    @property
+    def weights_sha256(self) -> str:
+        """The hash of all that was added; equals the result's `content_sha256`."""
+        return combine(self._lines)
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of weights added so far."""
+        done = sum(len(part) for part in self._shards) - len(self._pending)
+        sizes = [_count(shape) for part in self._shards for _, shape in part]
+        return sum(sizes[:done]) * self.dtype.itemsize
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._close()
+            if error is None:
+                assert not self._pending, f"'{self._pending[-1][1]}' was never added"
+                self._finish()
+        except OSError as problem:
+            raise _unwritable(self.out, problem) from None
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)  # renamed away already where all went well
+
+    def _start(self, shard: int) -> None:
+        self._close()
+        self._file = (self._folder / self._name(shard)).open("wb")
+        self._open_shard = shard
+        self._file.write(_header(self._shards[shard], self.dtype))
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._file = None
+
+    def _name(self, shard: int) -> str:
+        count = len(self._shards)
+        return SINGLE if count == 1 else f"model-{shard + 1:05d}-of-{count:05d}.safetensors"
+
+    def _finish(self) -> None:
+        for name in COMPANIONS if self._donor else ():
+            _copy(self._donor / name, self._folder / name)  # type: ignore[operator]
+        if len(self._shards) > 1:
+            places = {name: self._name(shard) for shard, part in enumerate(self._shards) for name, _ in part}
+            _write_json(self._folder / INDEX, {"metadata": {"total_size": self.bytes_written}, "weight_map": places})
+        config = self._config if self._config is not None else read_json(self._donor / CONFIG) if self._donor else None
+        if config is not None:
+            _write_json(self._folder / CONFIG, _with_dtype(config, self.dtype))
+        self._folder.rename(self.out)  # an empty folder there is replaced; a full one makes this fail
+
+
+def _cut(layout: Layout, itemsize: int, limit: int) -> list[list[tuple[str, tuple[int, ...]]]]:
+    """The layout in files of at most `limit` bytes, one tensor at least."""
+    shards: list[list[tuple[str, tuple[int, ...]]]] = [[]]
+    size = 0
+    for name, shape in layout:
+        grown = size + _count(shape) * itemsize
+        if shards[-1] and grown > limit:
+            shards.append([])
+            grown -= size
+        shards[-1].append((name, tuple(shape)))
+        size = grown
+    return shards
+
+
+def _header(part: Layout, dtype: torch.dtype) -> bytes:
+    """A safetensors header: its length in 8 bytes, then JSON padded with blanks so that the data starts aligned."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in part:
+        end = offset + _count(shape) * dtype.itemsize
+        entries[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+def _with_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """The config for weights of `dtype`: under both keys, as older libraries read `torch_dtype`, newer ones `dtype`."""
+    name = str(dtype).removeprefix("torch.")
+    kept = {
+        key: value for key, value in config.items() if key != "_name_or_path"
+    }  # a path on the machine that saved it
+    return kept | {"dtype": name, "torch_dtype": name}
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target)
+    elif source.is_file():
+        shutil.copyfile(source, target)
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _hidden_folder(out: Path) -> Path:
+    """A new folder beside `out`, on the same file system so that one rename puts it in place."""
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise CheckpointError(
+                str(out), "exists and is not an empty folder", next="Name another folder, or remove it"
+            )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+        folder.chmod(0o755)
+    except OSError as error:
+        raise _unwritable(out, error) from None
+    return folder
+
+
+def _unwritable(out: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        str(out), f"cannot be written: {error.strerror or error}", next="Check space and permissions"
+    )

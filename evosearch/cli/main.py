@@ -1,0 +1,84 @@
+"""`evosearch`: the commands put together, and errors turned into one message and an exit code.
+
+0 done · 1 failed · 2 the input is wrong · 3 the gate said no · 130 interrupted, and resumable
+"""
+
+import os
+import signal
+import sys
+import traceback
+from typing import Any
+
+import typer
+
+from evosearch import __version__
+from evosearch.cli import check, export, leaderboard, merge, run, score, status, ui
+from evosearch.cli.console import json_wanted, print_error, print_json
+from evosearch.errors import EvosearchError, InputError
+
+FAILED, WRONG_INPUT, GATE_SAID_NO, INTERRUPTED = 1, 2, 3, 130
+
+app = typer.Typer(
+    name="evosearch",
+    help="Evolutionary search for merge recipes of language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (check, run, leaderboard, status, merge, score, export, ui):
+    app.command(name=command.__name__.rsplit(".", 1)[-1])(command.command)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    if version:
+        sys.stdout.write(f"evosearch {__version__}\n")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point of the `evosearch` program."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = app(standalone_mode=False)
+    except InputError as exc:
+        _report(exc, {"where": exc.where, "what": exc.what, "allowed": exc.allowed, "next": exc.next})
+        sys.exit(WRONG_INPUT)
+    except EvosearchError as exc:
+        _report(exc, {"what": str(exc)})
+        sys.exit(FAILED)
+    except (KeyboardInterrupt, typer.Abort):
+        print_error("interrupted; the same command continues")
+        sys.exit(INTERRUPTED)
+    except Exception as exc:
+        sys.exit(_usage_or_bug(exc))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _report(exc: Exception, error: dict[str, Any]) -> None:
+    print_error(str(exc))
+    if json_wanted():
+        print_json({"ok": False, "error": error})
+
+
+def _usage_or_bug(exc: Exception) -> int:
+    """Wrong usage of the command line has its own message; anything else is ours, and shows where."""
+    show, code = getattr(exc, "show", None), getattr(exc, "exit_code", None)
+    if callable(show) and isinstance(code, int):
+        show()
+        return code
+    traceback.print_exception(exc)
+    _report(exc, {"what": f"{type(exc).__name__}: {exc}"})
+    return FAILED
+
+
+if __name__ == "__main__":
+    main()

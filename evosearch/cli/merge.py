@@ -1,0 +1,30 @@
+"""`evosearch merge RECIPE OUT`: a recipe as a checkpoint on disk."""
+
+from pathlib import Path
+
+import typer
+
+from evosearch.cli.console import JSON, console, print_json, watcher
+
+
+def command(
+    recipe: Path = typer.Argument(help="A recipe (YAML)."),
+    out: Path = typer.Argument(help="The folder to write; it must not exist yet, or be empty."),
+    json: bool = JSON,
+) -> None:
+    """Merge models as a recipe says, and write an ordinary checkpoint."""
+    from evosearch.service.merge import merge
+
+    watching = watcher(json)
+    try:
+        result = merge(recipe, out, watching)
+    finally:
+        watching.close()
+    if json:
+        print_json(result)
+    else:
+        console.print(
+            f"{result['out']}: {result['tensors']} tensors, {result['bytes'] / 2**20:,.0f} MiB "
+            f"in {result['seconds']['total']:.1f} s, recipe {result['recipe_id'][:12]}, weights {result['weights_sha256'][:12]}",
+            highlight=False,
+        )

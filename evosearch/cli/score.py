@@ -1,0 +1,29 @@
+"""`evosearch score MODEL|RECIPE SUITE --split`: what a model or a recipe scores."""
+
+from pathlib import Path
+
+import typer
+
+from evosearch.cli.console import JSON, console, print_json, watcher
+
+
+def command(
+    model: str = typer.Argument(help="A model (folder, hub id, zoo:name) or a recipe (YAML)."),
+    suite: Path = typer.Argument(help="A suite (YAML)."),
+    split: str = typer.Option("search", help="search, validation or test. Reading test is recorded."),
+    items: Path | None = typer.Option(None, help="Write one JSON line an item to this file."),
+    json: bool = JSON,
+) -> None:
+    """Score a checkpoint or a recipe on one split of a suite."""
+    from evosearch.cli.tables import score_table
+    from evosearch.service.score import score
+
+    watching = watcher(json)
+    try:
+        result = score(model, suite, split, items, watching)
+    finally:
+        watching.close()
+    if json:
+        print_json(result)
+    else:
+        console.print(score_table(result))

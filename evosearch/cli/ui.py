@@ -1,0 +1,29 @@
+"""`evosearch ui NAME|SPEC`: MLflow's own UI on the store of a search."""
+
+import os
+
+import typer
+
+from evosearch.cli.console import JSON, note, print_json
+
+
+def command(
+    search: str = typer.Argument(help="The name of a search, or its spec."),
+    port: int = typer.Option(5000, min=1, max=65535, help="Port on this machine (127.0.0.1)."),
+    json: bool = JSON,
+) -> None:
+    """Open the leaderboard in MLflow's UI, on this machine only."""
+    from evosearch.service.paths import find
+    from evosearch.tracking.mlflow import ui_command, ui_environment
+
+    uri = find(search).tracking
+    address = uri if uri.startswith("http") else f"http://127.0.0.1:{port}"
+    if json:
+        print_json({"tracking_uri": uri, "address": address, "command": None if uri.startswith("http") else ui_command(uri, port)})
+        return
+    if uri.startswith("http"):
+        note(f"This search is tracked by a server: open {uri}")
+        return
+    arguments = ui_command(uri, port)
+    note(f"MLflow on {address} (Ctrl-C stops it)")
+    os.execvpe(arguments[0], arguments, {**os.environ, **ui_environment()})  # noqa: S606 (no shell)

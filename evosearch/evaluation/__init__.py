@@ -1,0 +1,1 @@
+"""What a model is worth: suites, splits, scoring, statistics."""

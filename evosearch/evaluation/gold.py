@@ -1,0 +1,48 @@
+"""What the right answer of a document is: what the gold log-probability (column GOLD) is read from.
+
+| output type | gold log-probability of a document |
+|---|---|
+| multiple_choice | log softmax over the choices' log-likelihoods, at the right choice |
+| loglikelihood | log-likelihood of the continuation / its tokens |
+| generate_until | teacher-forced log-likelihood of the first target / its tokens |
+
+All are at most zero, larger is better, and move smoothly with the weights where accuracy jumps.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def gold_choice(task: Any, document: Any) -> int | None:
+    """Index of the right choice (of several right ones the first), None where the document names none."""
+    choices = task.doc_to_choice(document)
+    gold = task.doc_to_text(document) if getattr(task, "multiple_input", 0) else task.doc_to_target(document)
+    if isinstance(gold, list):
+        gold = gold[0] if gold else None
+    if isinstance(gold, str):
+        gold = choices.index(gold) if gold in choices else None
+    return int(gold) if isinstance(gold, int) and 0 <= gold < len(choices) else None
+
+
+def gold_text(task: Any, document: Any) -> str | None:
+    """The right answer of a generative task as it follows its context, None where the document has none.
+
+    It is led in by the task's `target_delimiter`, as lm-eval writes it behind the question of a few-shot example.
+    """
+    gold = task.doc_to_target(document)
+    if isinstance(gold, list):
+        gold = gold[0] if gold else None
+    if isinstance(gold, int) and task.config.doc_to_choice is not None:
+        gold = task.doc_to_choice(document)[gold]
+    if gold is None or str(gold) == "":
+        return None
+    return f"{task.config.target_delimiter or ''}{gold}"
+
+
+def choice_logprob(lls: Sequence[float], gold: int) -> float:
+    """log softmax(lls)[gold], in float64."""
+    values = np.asarray(lls, dtype=np.float64)
+    top = values.max()
+    return float(values[gold] - top - np.log(np.exp(values - top).sum()))

@@ -1,0 +1,70 @@
+"""lm-eval's Hugging Face model without a model: everything it does to text, none of what it does to tensors.
+
+The tokenization of requests is not rewritten here but recorded: lm-eval's own code runs up to the point where it would
+call the model, and what it hands over is kept. Import this inside a function: lm-eval takes seconds.
+"""
+
+import copy
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from lm_eval.api.model import LM
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import configure_pad_token
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What lm-eval would pass to `model.generate` for one request."""
+
+    tokens: tuple[int, ...]
+    stops: tuple[str, ...]
+    max_length: int  # prompt and new tokens together
+    kwargs: dict[str, Any]  # whatever else the task's generation_kwargs hold
+
+
+class RequestRecorder(HFLM):
+    """Records the tokens of requests. `max_length` is the model's context length in tokens."""
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        # Not HFLM.__init__, which loads a model; the attributes below are what its text handling reads.
+        LM.__init__(self)
+        self.tokenizer = configure_pad_token(copy.deepcopy(tokenizer))
+        self._max_length = max_length
+        self._device = torch.device("cpu")
+        self.backend = "causal"
+        self.add_bos_token = self.custom_prefix_token_id = None
+        self.think_end_token = self.enable_thinking = None
+        self.truncation = False
+        self.batch_size_per_gpu = 1
+        self._recorded: Any = None
+
+    def pair(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Tokens of context and continuation, before truncation."""
+        self.loglikelihood([SimpleNamespace(args=(context, continuation), task_name=None)], disable_tqdm=True)
+        _, context_tokens, continuation_tokens = self._recorded
+        return tuple(context_tokens), tuple(continuation_tokens)
+
+    def prompt(self, context: str, gen_kwargs: dict[str, Any]) -> Prompt:
+        """Tokens of a prompt, truncated on the left as lm-eval does, and how generation is to stop."""
+        request = SimpleNamespace(args=(context, copy.deepcopy(gen_kwargs)))
+        self.generate_until([request], disable_tqdm=True)
+        recorded: Prompt = self._recorded
+        return recorded
+
+    def token_count(self, text: str) -> int:
+        """How many tokens a stop string takes."""
+        return len(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _loglikelihood_tokens(
+        self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        (self._recorded,) = requests
+        return [(0.0, False)]
+
+    def _model_generate(self, context: Any, max_length: int, stop: list[str], **generation_kwargs: Any) -> Any:
+        generation_kwargs.pop("attention_mask")  # one prompt: nothing is padded
+        self._recorded = Prompt(tuple(context[0].tolist()), tuple(stop), max_length, generation_kwargs)
+        return context

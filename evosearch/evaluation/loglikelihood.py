@@ -1,0 +1,213 @@
+"""Log-likelihoods of continuations: each distinct token sequence once, the head only where it is read.
+
+    ll(request) = Σ_j log p(continuation_j | context, continuation_<j)        summed over the continuation's tokens
+
+Laying out (which sequences, which batches, which positions) is done once for a frozen batch; scoring a candidate is
+then forward passes and gathers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from evosearch.errors import CandidateError
+from evosearch.evaluation.types import Tokens
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """How much is run at once. Neither changes a result beyond float rounding."""
+
+    batch_tokens: int = 8192  # rows × length of one forward pass, padding included
+    batch_reads: int = 2048  # positions of one pass whose logits are held: memory is reads × vocabulary × 4 bytes
+
+
+@dataclass(frozen=True)
+class LoglikelihoodRequest:
+    """One continuation to be scored, as tokens."""
+
+    inputs: tuple[int, ...]  # context and continuation, less the last token: what the model runs on
+    targets: tuple[int, ...]  # the continuation; read at the last len(targets) positions of inputs
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """One forward pass and what is read from it: R positions, P (request, token) picks."""
+
+    input_ids: Tensor  # (B, T)
+    attention_mask: Tensor | None  # (B, T), None where nothing is padded
+    reads: Tensor  # (R,) positions in the flattened (B · T)
+    pick_read: Tensor  # (P,) index into reads
+    pick_token: Tensor  # (P,) the token whose log-probability is wanted
+
+    def to(self, device: torch.device) -> "_Batch":
+        mask = None if self.attention_mask is None else self.attention_mask.to(device)
+        moved = (tensor.to(device) for tensor in (self.reads, self.pick_read, self.pick_token))
+        return _Batch(self.input_ids.to(device), mask, *moved)
+
+
+@dataclass
+class LoglikelihoodPlan:
+    """Requests laid out in batches; reused for every candidate."""
+
+    n_requests: int
+    batches: tuple[_Batch, ...]
+    pick_request: NDArray[np.int64]  # (ΣP,) the request that each pick belongs to, over all batches
+    tokens: Tokens
+    _placed: dict[torch.device, tuple[_Batch, ...]] = field(default_factory=dict)
+
+    def on(self, device: torch.device) -> tuple[_Batch, ...]:
+        """The batches on a device, moved there once."""
+        if device not in self._placed:
+            self._placed[device] = tuple(batch.to(device) for batch in self.batches)
+        return self._placed[device]
+
+
+def lay_out(requests: Sequence[LoglikelihoodRequest], options: ScoreOptions) -> LoglikelihoodPlan:
+    """Requests → batches of rows sorted by length, under the token budget."""
+    row_of = _rows({request.inputs for request in requests})
+    readers: dict[tuple[int, ...], list[int]] = {}
+    for index, request in enumerate(requests):
+        readers.setdefault(row_of[request.inputs], []).append(index)
+    rows = sorted(readers, key=lambda row: (-len(row), row))
+    batches, pick_request = [], []
+    for group in _groups(rows, readers, requests, options):
+        batch, picks = _lay_out_batch(group, readers, requests)
+        batches.append(batch)
+        pick_request.extend(picks)
+    forwarded, run = sum(map(len, rows)), sum(batch.input_ids.numel() for batch in batches)
+    tokens = Tokens(
+        forwarded=forwarded,
+        padded=run - forwarded,
+        distinct=distinct_prefixes([request.inputs for request in requests]),
+        requested=sum(len(request.inputs) for request in requests),
+    )
+    return LoglikelihoodPlan(len(requests), tuple(batches), np.array(pick_request, dtype=np.int64), tokens)
+
+
+@torch.inference_mode()
+def score_loglikelihoods(model: Any, plan: LoglikelihoodPlan) -> tuple[NDArray[np.float64], NDArray[np.bool_], Tokens]:
+    """Log-likelihood of each request, whether greedy decoding would give its continuation, and the work done.
+
+    Args:
+        model: a causal transformers model, in evaluation mode.
+        plan: from `lay_out`.
+
+    Raises:
+        CandidateError: a log-likelihood is not finite, or the family changes its logits after the head.
+    """
+    values, hits = [], []
+    for batch in plan.on(model.device):
+        logits = head_logits(model, _hidden(model, batch))  # (R, V) float32
+        picked = logits[batch.pick_read, batch.pick_token] - logits.logsumexp(dim=-1)[batch.pick_read]  # (P,)
+        values.append(picked.double().cpu().numpy())
+        hits.append((logits.argmax(dim=-1)[batch.pick_read] == batch.pick_token).cpu().numpy())
+    if not values:
+        return np.zeros(0), np.zeros(0, dtype=np.bool_), plan.tokens
+    lls = np.bincount(plan.pick_request, weights=np.concatenate(values), minlength=plan.n_requests)
+    misses = np.bincount(plan.pick_request, weights=~np.concatenate(hits), minlength=plan.n_requests)
+    if not np.isfinite(lls).all():
+        bad = int((~np.isfinite(lls)).sum())
+        raise CandidateError("score", f"{bad} of {len(lls)} log-likelihoods are not finite: the weights blew up")
+    return lls, misses == 0, plan.tokens
+
+
+def head_logits(model: Any, hidden: Tensor) -> Tensor:
+    """Float32 logits (N, V) of hidden states (N, hidden size) that left the final norm.
+
+    Raises:
+        CandidateError: the family rescales its logits after the head; the head alone would be wrong there.
+    """
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(model.config, name, None) not in (None, 1, 1.0):
+            raise CandidateError("score", f"{model.config.model_type} sets {name}: not supported by the scorer")
+    logits: Tensor = model.get_output_embeddings()(hidden).float()
+    return logits
+
+
+def distinct_prefixes(sequences: Sequence[tuple[int, ...]]) -> int:
+    """Nodes of the token trie of `sequences`: how many tokens must be run at least."""
+    total, previous = 0, ()  # type: int, tuple[int, ...]
+    for sequence in sorted(set(sequences)):
+        total += len(sequence) - _common(previous, sequence)
+        previous = sequence
+    return total
+
+
+def _rows(inputs: set[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """Each sequence → the longest one it begins: attention is causal, so that row holds its hidden states too."""
+    ordered = sorted(inputs)  # a sequence stands right before those it begins
+    row_of: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for index in reversed(range(len(ordered))):
+        sequence = ordered[index]
+        following = ordered[index + 1] if index + 1 < len(ordered) else ()
+        row_of[sequence] = row_of[following] if following[: len(sequence)] == sequence else sequence
+    return row_of
+
+
+def _groups(
+    rows: list[tuple[int, ...]],
+    readers: dict[tuple[int, ...], list[int]],
+    requests: Sequence[LoglikelihoodRequest],
+    options: ScoreOptions,
+) -> list[list[tuple[int, ...]]]:
+    """Rows, longest first, cut where the next one would exceed a budget."""
+    groups: list[list[tuple[int, ...]]] = []
+    reads = 0
+    for row in rows:
+        more = sum(len(requests[index].targets) for index in readers[row])  # at most: shared positions count once
+        full = bool(groups) and (
+            (len(groups[-1]) + 1) * len(groups[-1][0]) > options.batch_tokens or reads + more > options.batch_reads
+        )
+        if full or not groups:
+            groups.append([])
+            reads = 0
+        groups[-1].append(row)
+        reads += more
+    return groups
+
+
+def _lay_out_batch(
+    rows: list[tuple[int, ...]],
+    readers: dict[tuple[int, ...], list[int]],
+    requests: Sequence[LoglikelihoodRequest],
+) -> tuple[_Batch, list[int]]:
+    width = len(rows[0])
+    input_ids = torch.zeros((len(rows), width), dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    read_of: dict[int, int] = {}  # flattened position → index in reads
+    pick_read, pick_token, pick_request = [], [], []
+    for r, row in enumerate(rows):
+        input_ids[r, : len(row)] = torch.tensor(row)
+        mask[r, : len(row)] = 1
+        for index in readers[row]:
+            request = requests[index]
+            first = r * width + len(request.inputs) - len(request.targets)
+            for offset, token in enumerate(request.targets):
+                pick_read.append(read_of.setdefault(first + offset, len(read_of)))
+                pick_token.append(token)
+                pick_request.append(index)
+    padded = bool((mask == 0).any())
+    reads, read, token_ids = (torch.tensor(values) for values in (list(read_of), pick_read, pick_token))
+    return _Batch(input_ids, mask if padded else None, reads, read, token_ids), pick_request
+
+
+def _hidden(model: Any, batch: _Batch) -> Tensor:
+    """Final hidden states (R, hidden size) at the positions that are read."""
+    out = model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+    hidden: Tensor = out.last_hidden_state  # (B, T, hidden size)
+    return hidden.flatten(0, 1)[batch.reads]
+
+
+def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    length = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        length += 1
+    return length

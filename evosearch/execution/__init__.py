@@ -1,0 +1,1 @@
+"""Where candidates are scored: workers, in process or on Ray."""

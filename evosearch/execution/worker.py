@@ -1,0 +1,102 @@
+"""The worker: one device that turns recipes into score cards.
+
+Everything that does not change between candidates is done once, in the constructor: parents are mapped, the model
+skeleton is built, tasks are loaded. A job then writes the candidate into the resident model and scores it. The worker
+knows nothing of search.
+"""
+
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evosearch.checkpoints import references
+from evosearch.checkpoints.reader import Checkpoint
+from evosearch.errors import CandidateError
+from evosearch.evaluation.loglikelihood import ScoreOptions
+from evosearch.evaluation.scorer import Scorer
+from evosearch.evaluation.suite import Suite
+from evosearch.materialize.in_memory import ResidentModel
+from evosearch.search.ports import Failure, Job, Outcome
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """All a worker needs to build itself on any node: names and plain data, no weights.
+
+    `device` is `auto`, `cpu` or `cuda`; `threads` the CPU threads of one worker, 0 for torch's own choice.
+    """
+
+    models: tuple[str, ...]  # every reference that recipes may name, the donor of config and tokenizer first
+    suite: dict[str, Any]
+    cache: Path
+    out_dtype: str = "float32"
+    device: str = "auto"
+    threads: int = 0
+    options: ScoreOptions = field(default_factory=ScoreOptions)
+    resolvers: tuple[str, ...] = ("evosearch.zoo",)  # modules whose `register()` adds reference schemes
+
+
+class Worker:
+    """One device with a resident model and its parents, ready to score recipes."""
+
+    def __init__(self, config: WorkerConfig, progress: Progress | None = None) -> None:
+        started = time.monotonic()
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        register_schemes(config.resolvers)
+        self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self.device = _device(config.device)
+        self.checkpoints = open_checkpoints(config.models, config.cache, progress)
+        donor = config.models[0]
+        self.resident = ResidentModel(self.checkpoints, donor, self.device, self._compute_dtype(config.out_dtype))
+        self.scorer = Scorer(
+            Suite.model_validate(config.suite), self.checkpoints[donor].folder, self.resident.model.config, config.options
+        )
+        self.load_seconds = time.monotonic() - started
+
+    def run(self, job: Job) -> Outcome:
+        """Score one job. Never raises for what a candidate does wrong: that is an outcome, too."""
+        try:
+            seconds = {"materialize": self.resident.materialize(job.recipe)}
+            card = self.scorer.score(self.resident.model, job.batch, seconds)
+        except CandidateError as exc:
+            failure = Failure(exc.stage, exc.reason, traceback.format_exc())
+            return Outcome(job, self.name, failure=failure)
+        except torch.OutOfMemoryError as exc:
+            return Outcome(job, self.name, failure=Failure("score", f"out of memory: {exc}", traceback.format_exc(), "worker"))
+        except Exception as exc:
+            reason = f"{type(exc).__name__}: {exc}"
+            return Outcome(job, self.name, failure=Failure("score", reason, traceback.format_exc()))
+        return Outcome(job, self.name, card=card, seconds=card.seconds)
+
+    def _compute_dtype(self, out_dtype: str) -> torch.dtype:
+        """Weights are always rounded to `out_dtype`; a CPU then computes in float32, where bfloat16 is slow."""
+        return torch.float32 if self.device.type == "cpu" else getattr(torch, out_dtype)
+
+
+def open_checkpoints(models: tuple[str, ...], cache: Path, progress: Progress | None = None) -> dict[str, Checkpoint]:
+    """Resolve and open every model, mapped, each once."""
+    return {name: Checkpoint.open(references.resolve(name, cache, progress), name) for name in models}
+
+
+def register_schemes(modules: tuple[str, ...] = ("evosearch.zoo",)) -> None:
+    """Let the named modules add their reference schemes (`zoo:`) in this process."""
+    from importlib import import_module
+
+    for module in modules:
+        import_module(module).register()
+
+
+def _device(asked: str) -> torch.device:
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(asked)

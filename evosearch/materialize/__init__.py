@@ -1,0 +1,1 @@
+"""Recipe and checkpoints in, weights out."""

@@ -1,0 +1,1 @@
+"""Merge methods, one file each; a new file here is a new method."""

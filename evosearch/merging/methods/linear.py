@@ -1,0 +1,40 @@
+"""linear: the weighted average of the models (model soups, Wortsman et al. 2022)."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from evosearch.errors import CandidateError
+from evosearch.merging.kernels import elementwise
+from evosearch.merging.parameters import Parameters
+from evosearch.merging.registry import merge_method
+from evosearch.recipe.shapes import Param
+
+
+@merge_method(
+    "linear",
+    paper="arXiv:2203.05482",
+    takes_base=False,
+    parameters={
+        "weight": Param(0.0, 1.5, per_model=True),
+        "normalize": Param(default=True, kind="bool"),
+    },
+)
+def linear(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
+    """Σ wᵢθᵢ / Σ wᵢ, or Σ wᵢθᵢ without `normalize`.
+
+    Raises:
+        CandidateError: the weights to be divided by sum to nothing.
+    """
+    weights = p.each("weight")
+    total = sum(weights) if p["normalize"] else 1.0
+    if abs(total) <= 1e-6 * sum(abs(w) for w in weights):  # also where all are zero
+        raise CandidateError("materialize", f"linear: weights {weights} sum to {total:g}, which normalize divides by")
+
+    def average(_: int, thetas: list[Tensor]) -> Tensor:
+        merged = thetas[0] * (weights[0] / total)
+        for theta, w in zip(thetas[1:], weights[1:], strict=True):
+            merged.add_(theta, alpha=w / total)  # Σ (wᵢ / Σw) θᵢ
+        return merged
+
+    return elementwise(average, parents, p.dtype)

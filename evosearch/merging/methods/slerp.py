@@ -1,0 +1,58 @@
+"""slerp: along the arc between two models (Shoemake 1985), the base at t = 0."""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from evosearch.errors import CandidateError
+from evosearch.merging.kernels import dot, elementwise
+from evosearch.merging.parameters import Parameters
+from evosearch.merging.registry import merge_method
+from evosearch.recipe.shapes import Param
+
+# From here on the arc is taken as its chord. Most fine-tunes of one base lie this close, so that slerp between them is
+# a linear merge in all but name.
+NEARLY_PARALLEL = 0.9995
+ZERO_NORM = 1e-8  # a shorter vector has no direction; it is not divided by its norm
+
+
+@merge_method(
+    "slerp",
+    paper="doi:10.1145/325165.325242",
+    needs_base=True,
+    models=(1, 1),
+    parameters={
+        "t": Param(0.0, 1.0, strict=True),
+        "norm": Param(default="keep", kind="choice", choices=("keep", "match")),
+    },
+)
+def slerp(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
+    """sin((1−t)Ω)/sinΩ · a + sin(tΩ)/sinΩ · b, Ω the angle between a = θ₀ and b = θ₁ as flat vectors.
+
+    `norm: match` rescales the result to the interpolated norm (1−t)‖a‖ + t‖b‖.
+    """
+    assert base is not None
+    a, b, t = base, parents[0], p["t"]
+    norm_a, norm_b = math.sqrt(dot(a, a)), math.sqrt(dot(b, b))
+    if not (math.isfinite(norm_a) and math.isfinite(norm_b)):
+        raise CandidateError("materialize", "slerp: a model's tensor is not finite")
+    cosine = dot(a, b) / ((norm_a if norm_a > ZERO_NORM else 1.0) * (norm_b if norm_b > ZERO_NORM else 1.0))
+    from_a, from_b = _coefficients(t, max(-1.0, min(1.0, cosine)))
+    if p.choice("norm") == "match":
+        squared = from_a**2 * norm_a**2 + from_b**2 * norm_b**2 + 2 * from_a * from_b * cosine * norm_a * norm_b
+        scale = ((1 - t) * norm_a + t * norm_b) / math.sqrt(squared) if squared > ZERO_NORM**2 else 1.0
+        from_a, from_b = from_a * scale, from_b * scale
+
+    def arc(_: int, ends: list[Tensor]) -> Tensor:
+        return (ends[0] * from_a).add_(ends[1], alpha=from_b)
+
+    return elementwise(arc, (a, b), p.dtype)
+
+
+def _coefficients(t: float, cosine: float) -> tuple[float, float]:
+    """How much of either end: along the arc, or along the chord where the ends are nearly (anti)parallel."""
+    if abs(cosine) > NEARLY_PARALLEL:
+        return 1 - t, t
+    angle = math.acos(cosine)  # Ω
+    return math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)

@@ -1,0 +1,1 @@
+"""Which candidate is promoted, and what is exported."""

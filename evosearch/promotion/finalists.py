@@ -1,0 +1,91 @@
+"""Who goes on: candidates from `search` to `validation`, and from there the one that the gate judges. Pure."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from evosearch.search.events import Event
+
+CONTROL_KINDS = ("uniform", "scale")  # what "best control" is chosen from
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One candidate or control, with its aggregates on each split it was scored on."""
+
+    candidate: str
+    recipe_id: str
+    kind: str  # candidate | base | parent | uniform | scale
+    scores: Mapping[str, float] = field(default_factory=dict)  # split → score
+    fitness: Mapping[str, float] = field(default_factory=dict)  # split → fitness
+
+
+def kind_of(candidate: str) -> str:
+    """`candidate` for an asked one, else which control it is."""
+    return "candidate" if candidate.isdigit() else candidate.partition(":")[0]
+
+
+def standings(events: Iterable[Event]) -> list[Standing]:
+    """Everything that was scored, in recorded order. Duplicates of a recipe and failures have no standing."""
+    cards: dict[str, dict[str, Any]] = {}
+    recipe_ids: dict[str, str] = {}
+    for event in events:
+        payload = event.payload
+        if event.type in ("asked", "control") and payload.get("recipe_id"):
+            recipe_ids[payload["candidate"]] = payload["recipe_id"]
+        elif event.type == "scored":
+            cards.setdefault(payload["candidate"], {})[payload["split"]] = payload
+    return [
+        Standing(
+            candidate,
+            recipe_ids.get(candidate, ""),
+            kind_of(candidate),
+            {split: float(card["score"]) for split, card in by_split.items()},
+            {split: float(card["fitness"]["value"]) for split, card in by_split.items()},
+        )
+        for candidate, by_split in cards.items()
+    ]
+
+
+def choose(
+    entries: Sequence[Standing], count: int, by: Literal["fitness", "score"] = "fitness", split: str = "search"
+) -> list[Standing]:
+    """The finalists: the `count` best candidates with distinct recipes, and the best control of `split` besides.
+
+    A candidate whose recipe equals the best control's is that control, and takes no place. Ties go to what was asked
+    first.
+    """
+    assert count > 0
+    control = best(entries, split, CONTROL_KINDS)
+    chosen: list[Standing] = []
+    seen = {control.recipe_id} if control is not None else set()
+    for entry in _ranked([entry for entry in entries if entry.kind == "candidate"], split, by):
+        if entry.recipe_id in seen:
+            continue
+        seen.add(entry.recipe_id)
+        chosen.append(entry)
+        if len(chosen) == count:
+            break
+    return chosen + ([control] if control is not None else [])
+
+
+def best(entries: Iterable[Standing], split: str, kinds: Sequence[str] = ()) -> Standing | None:
+    """The best by score on `split` among some kinds (or all); None where none was scored there.
+
+    Ties go to a control before a candidate, being the simpler recipe, and then to what was asked first.
+    """
+    ranked = _ranked([entry for entry in entries if not kinds or entry.kind in kinds], split, "score")
+    return ranked[0] if ranked else None
+
+
+def _ranked(entries: Iterable[Standing], split: str, by: str) -> list[Standing]:
+    def value(entry: Standing) -> float:
+        return (entry.fitness if by == "fitness" else entry.scores).get(split, math.nan)
+
+    known = [entry for entry in entries if not math.isnan(value(entry))]
+    return sorted(known, key=lambda entry: (-value(entry), entry.kind == "candidate", _ask_index(entry.candidate)))
+
+
+def _ask_index(candidate: str) -> int:
+    return int(candidate) if candidate.isdigit() else 0

@@ -1,0 +1,1 @@
+"""What a merged model is: recipes as pure data, with no torch."""

@@ -1,0 +1,50 @@
+"""Names that follow content: the same recipe of the same weights has the same id wherever its files lie."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from evosearch.recipe.schema import NO_EFFECT, Recipe
+
+VERSION = 1  # of the canonical form; a change makes other ids
+
+
+def canonical(recipe: Recipe, inputs: Mapping[str, str]) -> str:
+    """The recipe as canonical JSON.
+
+    Args:
+        inputs: reference → content_sha256, for every model the recipe names.
+    """
+    data: dict[str, Any] = {
+        "version": VERSION,
+        "merge_method": recipe.merge_method,
+        "base_model": inputs[recipe.base_model] if recipe.base_model else None,
+        "models": [{"model": inputs[m.model], "parameters": _plain(m.parameters)} for m in recipe.models],
+        "parameters": _plain(recipe.parameters),
+        "dtype": recipe.dtype,
+        "out_dtype": recipe.output_dtype,
+        "seed": recipe.seed,
+    }
+    if recipe.routing is not None:
+        data["routing"] = [[inputs[hop.model], hop.layer, float(hop.scale)] for hop in recipe.routing.hops]
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def recipe_id(recipe: Recipe, inputs: Mapping[str, str]) -> str:
+    """sha256 (hex) of the canonical form."""
+    return hashlib.sha256(canonical(recipe, inputs).encode()).hexdigest()
+
+
+def digest(data: Any) -> str:
+    """sha256 (hex) of any plain data, as sorted JSON."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _plain(node: Any) -> Any:
+    """Numbers as floats, so that `1` and `1.0` are one value; keys without effect dropped."""
+    if isinstance(node, Mapping):
+        return {key: _plain(value) for key, value in node.items() if key not in NO_EFFECT}
+    if isinstance(node, list | tuple):
+        return [_plain(item) for item in node]
+    return float(node) if isinstance(node, int) and not isinstance(node, bool) else node

@@ -1,0 +1,115 @@
+"""Parameter values: scalar, gradient over depth, or filters; and what they are at one tensor.
+
+The semantics are mergekit's: a list of numbers is a gradient, linearly interpolated between the first layer (0) and the
+last (1); a list of `{filter, value}` is tried in order, the first filter that is a part of the tensor's name wins, and
+where none matches the next scope is asked.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from evosearch.errors import RecipeError
+from evosearch.recipe.shapes import Scalar
+
+# A scalar, a gradient (list of scalars), or a list of {"filter": str | None, "value": scalar | gradient}.
+Setting = Any
+_KEYS = ("filter", "value")
+
+
+def parse_setting(raw: Any, name: str) -> Setting:
+    """A setting as read from YAML, checked for its form.
+
+    Raises:
+        RecipeError: it is none of the three forms; `where` is relative to the parameter.
+    """
+    if isinstance(raw, Mapping):
+        return [_parse_conditional(raw, name)]
+    if isinstance(raw, list | tuple) and any(isinstance(item, Mapping) for item in raw):
+        return [_parse_conditional(item, f"{name}[{index}]") for index, item in enumerate(raw)]
+    return _parse_value(raw, name)
+
+
+def _parse_conditional(raw: Any, where: str) -> dict[str, Any]:
+    if not isinstance(raw, Mapping):
+        raise RecipeError(where, f"got {raw!r}", "Either only numbers (a gradient) or only {filter, value} entries")
+    for key in raw:
+        if key not in _KEYS:
+            raise RecipeError(f"{where}.{key}", "unknown key", "Known keys here: filter, value")
+    if "value" not in raw:
+        raise RecipeError(f"{where}.value", "missing", next="Give the value that this filter selects")
+    pattern = raw.get("filter")
+    if pattern is not None and not isinstance(pattern, str):
+        raise RecipeError(f"{where}.filter", f"got {pattern!r}", "A part of a tensor name, or '*'")
+    return {"filter": pattern, "value": _parse_value(raw["value"], f"{where}.value")}
+
+
+def _parse_value(raw: Any, where: str) -> Setting:
+    if isinstance(raw, list | tuple):
+        if not raw:
+            raise RecipeError(where, "an empty list", "One number, or a list of at least one")
+        values = [_parse_scalar(item, f"{where}[{index}]") for index, item in enumerate(raw)]
+        if len({isinstance(value, str) or isinstance(value, bool) for value in values}) > 1:
+            raise RecipeError(where, f"got {raw!r}", "A gradient of one kind of value")
+        return values
+    return _parse_scalar(raw, where)
+
+
+def _parse_scalar(raw: Any, where: str) -> Scalar:
+    if isinstance(raw, bool | str):
+        return raw
+    if isinstance(raw, int | float):
+        if raw != raw or abs(raw) == float("inf") or abs(raw) > 1e30:
+            raise RecipeError(where, f"got {raw!r}", "A finite number")
+        return raw
+    raise RecipeError(where, f"got {raw!r}", "A number, a list of numbers, or a list of {filter, value}")
+
+
+def leaves(setting: Setting) -> Iterator[Scalar]:
+    """Every scalar a setting holds."""
+    if isinstance(setting, Mapping):
+        yield from leaves(setting["value"])
+    elif isinstance(setting, list | tuple):
+        for item in setting:
+            yield from leaves(item)
+    else:
+        yield setting
+
+
+def evaluate(setting: Setting, tensor: str, position: float) -> Scalar | None:
+    """The value of a setting at one tensor.
+
+    Args:
+        tensor: its name on disk.
+        position: in [0, 1], from `ModelShape.position`.
+
+    Returns:
+        The scalar, or None where no filter matches.
+    """
+    if not isinstance(setting, list | tuple):
+        return setting  # type: ignore[no-any-return]
+    if isinstance(setting[0], Mapping):
+        for entry in setting:
+            if entry["filter"] is None or entry["filter"] == "*" or entry["filter"] in tensor:
+                return evaluate(entry["value"], tensor, position)
+        return None
+    return _interpolate(setting, position)
+
+
+def _interpolate(values: list[Any], position: float) -> Scalar:
+    at = position * (len(values) - 1)
+    if isinstance(values[0], bool | str):
+        return values[int(at)]  # type: ignore[no-any-return]
+    low = int(at)
+    high = min(low + 1, len(values) - 1)
+    part = at - low
+    return (1.0 - part) * values[low] + part * values[high]  # type: ignore[no-any-return]
+
+
+def lookup(name: str, scopes: tuple[Mapping[str, Setting], ...], tensor: str, position: float) -> Scalar | None:
+    """The value of a parameter at one tensor: the first scope that has one, narrowest first."""
+    for scope in scopes:
+        if name in scope:
+            value = evaluate(scope[name], tensor, position)
+            if value is not None:
+                return value
+    return None

@@ -1,0 +1,1 @@
+"""The search itself: space, optimizers, ledger, controller. No torch."""

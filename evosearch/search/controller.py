@@ -1,0 +1,204 @@
+"""The loop: ask, score, record, tell.
+
+The controller's only state is the ledger. Every event is committed before anything acts on it, so a search that is
+killed at any moment goes on from what is recorded: the optimizer is rebuilt by replay, what was scored is not scored
+again, what was asked and not scored is scored now.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from evosearch.errors import SearchError
+from evosearch.evaluation.types import Estimate, ItemBatch
+from evosearch.recipe.schema import Recipe
+from evosearch.search.controls import Control
+from evosearch.search.optimizers.registry import Optimizer
+from evosearch.search.ports import Executor, Job
+from evosearch.search.recorder import Recorder, job_id
+from evosearch.search.replay import replay
+from evosearch.search.space import SearchSpace
+from evosearch.search.types import Genome, Observation
+from evosearch.search.watching import Progress
+
+HOPELESS = 8  # candidates that fail, before any succeeds, until the search gives up
+START_FROM = {"init": (), "best_control": ("uniform", "scale"), "parents": ("parent",)}  # option → kinds of controls
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When to stop asking: so many candidates, or so many hours over all sessions of the search."""
+
+    candidates: int | None = None
+    hours: float | None = None
+
+
+@dataclass
+class Controller:
+    """One search, from its ledger to its last candidate.
+
+    Args:
+        identify: recipe → recipe_id, with this search's inputs.
+        make_optimizer: start genome → a fresh optimizer.
+        start: `init`, `best_control` or `parents`: where the optimizer starts.
+    """
+
+    recorder: Recorder
+    executor: Executor
+    space: SearchSpace
+    batch: ItemBatch
+    controls: Sequence[Control]
+    identify: Callable[[Recipe], str]
+    make_optimizer: Callable[[Genome], Optimizer]
+    start: str = "best_control"
+    budget: Budget = field(default_factory=Budget)
+
+    def __post_init__(self) -> None:
+        self.state = self.recorder.state
+        self._began = time.monotonic()
+        self._finished_before = len(self.state.finished)
+
+    def run(self) -> str:
+        """Search until something says stop.
+
+        Returns:
+            The reason: `candidates`, `hours`, or the optimizer's own.
+
+        Raises:
+            SearchError: every candidate fails, or the recorded search cannot be replayed.
+        """
+        self._score_controls()
+        optimizer = self.make_optimizer(self._start_genome())
+        recorder = self.recorder
+        pending = list(replay(optimizer, recorder.ledger.events(recorder.search_id)).pending)
+        while True:
+            if pending:
+                self._finish(optimizer, pending)
+            reason = self._reason_to_stop(optimizer)
+            if reason:
+                return reason
+            pending = self._ask(optimizer)
+
+    def _score_controls(self) -> None:
+        new = [control for control in self.controls if control.name not in self.state.controls]
+        if new:
+            self.recorder.record([("control", self._control_payload(control)) for control in new])
+        jobs = [
+            Job(job_id(control.name, self.batch.split), control.recipe, self.batch)
+            for control in self.controls
+            if control.recipe is not None and (control.name, self.batch.split) not in self.state.done
+        ]
+        total = sum(control.recipe is not None for control in self.controls)
+        self.recorder.run(self.executor, jobs, lambda left: Progress("controls", total - left, total))
+        if total and not any(control.name in self.state.control_kinds and self._fitness(control.name) for control in self.controls):
+            raise SearchError(f"not one control could be scored; {self._last_failure()}")
+
+    def _control_payload(self, control: Control) -> dict[str, Any]:
+        payload: dict[str, Any] = {"candidate": control.name, "name": control.name, "kind": control.kind}
+        if control.recipe is None:
+            return payload | {"skipped": control.skipped}
+        return payload | {"recipe": control.recipe.to_dict(), "recipe_id": self.identify(control.recipe)}
+
+    def _start_genome(self) -> Genome:
+        """Where the optimizer starts: it follows from recorded scores, so it is the same at every resume."""
+        scored = [
+            (fitness.value, control)
+            for control in self.controls
+            if control.kind in START_FROM[self.start] and (fitness := self._fitness(control.name)) is not None
+        ]
+        if not scored:
+            return self.space.initial()
+        return self.space.with_weight(max(scored, key=lambda pair: pair[0])[1].weights)
+
+    def _ask(self, optimizer: Optimizer) -> list[dict[str, Any]]:
+        """Ask for a group and record it, before anything is scored."""
+        first, count, group = self.state.asked_count, optimizer.population, self.state.groups
+        if self.budget.candidates is not None:
+            count = min(count, self.budget.candidates - first)
+        payloads: list[dict[str, Any]] = []
+        for index, genome in enumerate(optimizer.ask(count)):
+            recipe = self.space.fill(genome)
+            recipe_id = self.identify(recipe)
+            twins = (payload["candidate"] for payload in payloads if payload["recipe_id"] == recipe_id)
+            payloads.append(
+                {
+                    "candidate": str(first + index),
+                    "group": group,
+                    "genome": dict(genome),
+                    "recipe": recipe.to_dict(),
+                    "recipe_id": recipe_id,
+                    "duplicate_of": self.state.first_with.get(recipe_id) or next(twins, None),
+                }
+            )
+        self.recorder.record([("asked", payload) for payload in payloads])
+        return payloads
+
+    def _finish(self, optimizer: Optimizer, payloads: Sequence[Mapping[str, Any]]) -> None:
+        """Score what is not scored yet, then tell, group by group, in the order asked."""
+        jobs = [
+            Job(job_id(payload["candidate"], self.batch.split), Recipe.model_validate(payload["recipe"]), self.batch)
+            for payload in payloads
+            if payload["duplicate_of"] is None and (payload["candidate"], self.batch.split) not in self.state.done
+        ]
+        self.recorder.run(self.executor, jobs, lambda left: self._progress(self.state.asked_count - left))
+        self._give_up_if_hopeless()
+        for group in sorted({payload["group"] for payload in payloads}):
+            observations = [self._observe(payload) for payload in payloads if payload["group"] == group]
+            told = {"group": group, "observations": [_plain(observation) for observation in observations]}
+            self.recorder.record([("told", told)])
+            optimizer.tell(observations)
+
+    def _observe(self, payload: Mapping[str, Any]) -> Observation:
+        """What the optimizer is told of one candidate; a duplicate has the first one's score card."""
+        fitness = self._fitness(payload["duplicate_of"] or payload["candidate"])
+        if fitness is None:
+            return Observation(payload["candidate"], payload["genome"], (), (), "failed")
+        return Observation(payload["candidate"], payload["genome"], (fitness,))
+
+    def _fitness(self, candidate: str) -> Estimate | None:
+        return self.state.fitness(candidate, self.batch.split)
+
+    def _give_up_if_hopeless(self) -> None:
+        failed = [failure for failure in self.state.failed if failure["candidate"].isdigit()]
+        if len(failed) >= HOPELESS and self.state.best(self.batch.split) is None:
+            raise SearchError(f"all {len(failed)} candidates failed; {self._last_failure()}")
+
+    def _last_failure(self) -> str:
+        last = self.state.failed[-1]
+        return f"the last was {last['candidate']}: {last['stage']}: {last['reason']}"
+
+    def _reason_to_stop(self, optimizer: Optimizer) -> str | None:
+        if self.budget.candidates is not None and self.state.asked_count >= self.budget.candidates:
+            return "candidates"
+        if self.budget.hours is not None and self._hours() >= self.budget.hours:
+            return "hours"
+        reason = optimizer.stop_reason()
+        return f"optimizer: {reason}" if reason else None
+
+    def _hours(self) -> float:
+        return (self.state.seconds_before + max(0.0, time.time() - self.state.last_time)) / 3600.0
+
+    def _progress(self, done: int) -> Progress:
+        elapsed = time.monotonic() - self._began
+        fresh = len(self.state.finished) - self._finished_before
+        rate = fresh / elapsed * 60.0 if fresh else None
+        total = self.budget.candidates
+        left = (total - done) / rate * 60.0 if total is not None and rate else None
+        if self.budget.hours is not None:
+            clock = self.budget.hours * 3600.0 - self._hours() * 3600.0
+            left = clock if left is None else min(left, clock)
+        best = self.state.best(self.batch.split)
+        return Progress("search", done, total, best, len(self.state.failed), rate, left)
+
+
+def _plain(observation: Observation) -> dict[str, Any]:
+    """An observation as the ledger holds it."""
+    estimate = observation.objectives[0] if observation.objectives else None
+    return {
+        "candidate": observation.ask_id,
+        "value": estimate.value if estimate else None,
+        "stderr": estimate.stderr if estimate else None,
+        "n": estimate.n if estimate else 0,
+        "state": observation.state,
+    }

@@ -1,0 +1,54 @@
+"""The events of a search: what the ledger holds, in order, and all that a search is rebuilt from.
+
+An event has a type, a time and a payload of plain JSON data with a version. Replay reads `asked`, `failed` and `told`;
+everything else is the record that people and the mirror read, and unknown types are ignored.
+
+| type | payload |
+|---|---|
+| started | name, spec, inputs {reference: content_sha256}, versions {package: version}, resumed |
+| control | candidate, name, recipe, recipe_id, skipped (a reason, where it does not apply) |
+| asked | candidate, group, genome, recipe, recipe_id, duplicate_of |
+| scored | candidate, recipe_id, worker, and the card's summary |
+| failed | candidate, split, stage, reason, traceback, worker |
+| retried | candidate, split, stage, reason, traceback |
+| told | group, observations [{candidate, value, stderr, n, state}] |
+| finalist | candidate, rank, score on validation |
+| test_opened | digest, candidates, count |
+| gated | promoted, winner, reasons, comparisons |
+| promoted | candidate, registered_as, version, exported |
+| stopped | reason |
+
+A candidate is named by a string: an asked one by its ask index (`"17"`), a control by what it is (`"uniform"`,
+`"parent:1"`, `"scale:0.40"`).
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+EventType = Literal[
+    "started",
+    "control",
+    "asked",
+    "scored",
+    "failed",
+    "retried",
+    "told",
+    "finalist",
+    "test_opened",
+    "reread",
+    "gated",
+    "promoted",
+    "stopped",
+]
+EVENT_TYPES: tuple[str, ...] = get_args(EventType)
+PAYLOAD_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Event:
+    """One recorded event; `seq` counts from 1 within a search, `time` is seconds since the epoch."""
+
+    seq: int
+    time: float
+    type: str
+    payload: dict[str, Any]

@@ -1,0 +1,209 @@
+"""Holes: how a recipe says that a value is searched, and what it may say.
+
+    {low, high}      a number; optional: log, integer, init, name, per (layer | group | gradient), groups, points, ends
+    {choices: [..]}  one of a list; optional: init, name
+    {search: true}   the method's own bounds or choices; optional: what either of the above takes, without the bounds
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from evosearch.documents import Document, join, validate
+from evosearch.errors import RecipeError
+from evosearch.recipe.schema import interval
+from evosearch.recipe.shapes import Param, Scalar
+
+MARKS = frozenset({"low", "high", "choices", "search"})  # a mapping with one of these keys is meant as a hole
+Number = Annotated[float, Field(strict=True)]
+
+
+class Hole(Document):
+    """One hole as written. `{search: true}` has become bounds or choices by the time a space is laid out."""
+
+    low: Number | None = None
+    high: Number | None = None
+    log: bool = False
+    integer: bool = False
+    init: Any = None
+    name: Annotated[str, Field(min_length=1, pattern=r"^[^\[\]\.]+$")] | None = None
+    per: Literal["layer", "group", "gradient"] | None = None
+    groups: Annotated[int, Field(ge=1)] | None = None
+    points: Annotated[int, Field(ge=2)] | None = None
+    ends: Literal["shared", "separate"] | None = None
+    choices: tuple[Any, ...] | None = None
+    search: bool = False
+
+    @property
+    def start(self) -> Scalar:
+        """The value a search starts from."""
+        return self.init  # type: ignore[no-any-return]
+
+
+def is_hole(node: Any) -> bool:
+    return isinstance(node, Mapping) and bool(MARKS & node.keys())
+
+
+def find(node: Any, where: str) -> Iterator[str]:
+    """The keys of everything that looks like a hole."""
+    if is_hole(node):
+        yield where
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from find(value, join(where, str(key)))
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            yield from find(value, join(where, index))
+
+
+def parse(raw: Mapping[str, Any], params: Sequence[Param], layers: int, where: str) -> Hole:
+    """A hole, checked and completed: with bounds or choices, and with `init`.
+
+    Args:
+        params: what the methods that may be chosen say of this parameter; every one of them must be kept.
+        layers: how many the model has.
+
+    Raises:
+        RecipeError: naming the key.
+    """
+    hole = validate(Hole, dict(raw), where, RecipeError)
+    if hole.search:
+        hole = _from_method(hole, params, where)
+    elif "search" in hole.model_fields_set:
+        raise RecipeError(join(where, "search"), "got false", "true", "Give the value itself where nothing is searched")
+    if hole.choices is not None:
+        return _check_choices(hole, params, where)
+    return _check_range(hole, params, layers, where)
+
+
+def _from_method(hole: Hole, params: Sequence[Param], where: str) -> Hole:
+    """`{search: true}`: the bounds that all of the methods share, or their choices."""
+    for key in ("low", "high", "choices", "integer"):
+        if key in hole.model_fields_set:
+            raise RecipeError(join(where, key), "given beside search: true", next="Leave one of the two out")
+    kinds = {param.kind for param in params}
+    if kinds == {"bool"}:
+        return hole.model_copy(update={"choices": (False, True), "search": False})
+    if kinds == {"choice"}:
+        shared = [choice for choice in params[0].choices if all(choice in param.choices for param in params)]
+        return hole.model_copy(update={"choices": tuple(shared), "search": False})
+    lows = [_searched_low(param) for param in params if param.low is not None]
+    highs = [param.high for param in params if param.high is not None]
+    if not lows or not highs:
+        raise RecipeError(join(where, "search"), "this parameter has no bounds of its own", next="Give low and high")
+    bounds = {"low": max(lows), "high": min(highs), "integer": kinds == {"int"}, "search": False}
+    return hole.model_copy(update=bounds)
+
+
+def _searched_low(param: Param) -> float:
+    """The least value searched: of an open interval (low, high], a hundredth of its width above the excluded bound."""
+    assert param.low is not None
+    if param.open_low and param.strict and param.high is not None:
+        return param.low + (param.high - param.low) / 100.0
+    return param.low
+
+
+def _check_choices(hole: Hole, params: Sequence[Param], where: str) -> Hole:
+    assert hole.choices is not None
+    for key in ("low", "high", "log", "integer", "per", "groups", "points", "ends"):
+        if key in hole.model_fields_set:
+            raise RecipeError(join(where, key), "does not go with choices", "Known keys here: choices, init, name")
+    choices = tuple(float(c) if isinstance(c, int) and not isinstance(c, bool) else c for c in hole.choices)
+    for index, choice in enumerate(choices):
+        place = join(where, "choices", index)
+        if not isinstance(choice, float | bool | str) or (isinstance(choice, float) and not math.isfinite(choice)):
+            raise RecipeError(place, f"got {choice!r}", "A number, true, false or a word")
+        if any(choice == other for other in choices[:index]):
+            raise RecipeError(place, f"{hole.choices[index]!r} is given twice", "Each choice once")
+    if len(choices) < 2:
+        raise RecipeError(join(where, "choices"), f"{len(choices)} given", "At least two", "Or give the value itself")
+    return hole.model_copy(update={"choices": hole.choices, "init": _first_choice(hole, params, where)})
+
+
+def _first_choice(hole: Hole, params: Sequence[Param], where: str) -> Scalar:
+    """`init`, or the method's default where it is a choice, or the first."""
+    assert hole.choices is not None
+    if hole.init is not None:
+        found = [choice for choice in hole.choices if choice == hole.init and type(choice) is type(hole.init)]
+        if not found:
+            listed = ", ".join(str(choice) for choice in hole.choices)
+            raise RecipeError(join(where, "init"), f"got {hole.init!r}", f"One of the choices: {listed}")
+        return found[0]  # type: ignore[no-any-return]
+    defaults = [param.default for param in params if param.default is not None]
+    found = [c for c in hole.choices for default in defaults if c == default and type(c) is type(default)]
+    return found[0] if found else hole.choices[0]  # type: ignore[no-any-return]
+
+
+def _check_range(hole: Hole, params: Sequence[Param], layers: int, where: str) -> Hole:
+    for key in ("low", "high"):
+        if getattr(hole, key) is None:
+            raise RecipeError(join(where, key), "missing", "A hole has low and high, or choices, or search: true")
+    low, high = hole.low, hole.high
+    assert low is not None
+    assert high is not None
+    if low >= high:
+        raise RecipeError(join(where, "low"), f"got {low:g}", f"Less than high, which is {high:g}")
+    hole = hole.model_copy(update={"integer": hole.integer or any(param.kind == "int" for param in params)})
+    if hole.integer:
+        _check_whole(hole, where)
+    if hole.log and low <= 0:
+        raise RecipeError(join(where, "low"), f"got {low:g} with log: true", "Greater than 0")
+    for param in params:
+        _check_bounds(low, high, param, where)
+    _check_per(hole, layers, where)
+    return hole.model_copy(update={"init": _first_number(hole, params, where)})
+
+
+def _check_whole(hole: Hole, where: str) -> None:
+    for key in ("low", "high"):
+        if getattr(hole, key) != int(getattr(hole, key)):
+            raise RecipeError(join(where, key), f"got {getattr(hole, key):g}", "A whole number")
+    if hole.per == "gradient":
+        raise RecipeError(join(where, "per"), "a gradient interpolates whole numbers", "per: layer or per: group")
+
+
+def _check_bounds(low: float, high: float, param: Param, where: str) -> None:
+    if param.kind in ("bool", "choice"):
+        allowed = "true and false" if param.kind == "bool" else ", ".join(param.choices)
+        raise RecipeError(join(where, "low"), "this parameter is no number", f"choices: {allowed}")
+    if not param.strict:
+        return
+    below = param.low is not None and (low < param.low or (param.open_low and low == param.low))
+    if below:
+        raise RecipeError(join(where, "low"), f"got {low:g}", f"A number in {interval(param)}")
+    if param.high is not None and high > param.high:
+        raise RecipeError(join(where, "high"), f"got {high:g}", f"A number in {interval(param)}")
+
+
+def _check_per(hole: Hole, layers: int, where: str) -> None:
+    for key, per in (("groups", "group"), ("points", "gradient")):
+        count = getattr(hole, key)
+        if hole.per == per and count is None:
+            raise RecipeError(join(where, key), "missing", f"per: {per} needs it")
+        if hole.per != per and count is not None:
+            raise RecipeError(join(where, key), f"given without per: {per}", next=f"Add per: {per}, or leave it out")
+        if count is not None and count > layers:
+            raise RecipeError(join(where, key), f"got {count}", f"At most {layers}, the number of layers")
+    if hole.ends is not None and hole.per not in ("layer", "group"):
+        raise RecipeError(join(where, "ends"), "given without per: layer or per: group", next="Leave it out")
+
+
+def _first_number(hole: Hole, params: Sequence[Param], where: str) -> Scalar:
+    """`init`, or the method's default where it lies within the bounds, or the middle (of the logarithms with log)."""
+    low, high, init = hole.low, hole.high, hole.init
+    assert low is not None
+    assert high is not None
+    if init is not None:
+        if isinstance(init, bool) or not isinstance(init, int | float) or not low <= init <= high:
+            raise RecipeError(join(where, "init"), f"got {init!r}", f"A number in [{low:g}, {high:g}]")
+        if hole.integer and init != int(init):
+            raise RecipeError(join(where, "init"), f"got {init!r}", "A whole number")
+        return int(init) if hole.integer else float(init)
+    for param in params:
+        default = param.default
+        if isinstance(default, int | float) and not isinstance(default, bool) and low <= default <= high:
+            return int(default) if hole.integer else float(default)
+    middle = math.sqrt(low * high) if hole.log else (low + high) / 2.0
+    return round(middle) if hole.integer else min(max(middle, low), high)

@@ -1,0 +1,48 @@
+"""Uniform random search: the yardstick every other optimizer must beat."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from evosearch.recipe.shapes import Scalar
+from evosearch.search.optimizers._pending import Pending
+from evosearch.search.optimizers.registry import OptimizerConfig, optimizer
+from evosearch.search.types import Dimension, Genome, Observation
+
+
+@optimizer("random", categoricals=True)
+class Random:
+    """Every value uniform over its dimension (log dimensions in the logarithm), after the start."""
+
+    def __init__(self, config: OptimizerConfig, dimensions: tuple[Dimension, ...], start: Genome) -> None:
+        self.population = config.population or 8
+        self._dimensions = dimensions
+        self._first = [start]
+        self._rng = np.random.default_rng(config.seed)
+        self._pending: Pending[None] = Pending()
+
+    def ask(self, n: int) -> list[Genome]:
+        asked = [self._first.pop(0) if self._first else self._draw() for _ in range(n)]
+        for genome in asked:
+            self._pending.add(genome, None)
+        return [dict(genome) for genome in asked]
+
+    def tell(self, observations: Sequence[Observation]) -> None:
+        for observation in observations:
+            self._pending.take(observation.genome)
+
+    def stop_reason(self) -> str | None:
+        return None
+
+    def _draw(self) -> Genome:
+        """One draw a dimension whether it is active or not, so that draws do not depend on one another."""
+        drawn = {dimension.name: self._value(dimension) for dimension in self._dimensions}
+        return {
+            dimension.name: drawn[dimension.name] if dimension.active(drawn) else dimension.init
+            for dimension in self._dimensions
+        }
+
+    def _value(self, dimension: Dimension) -> Scalar:
+        if dimension.kind == "categorical":
+            return dimension.choices[int(self._rng.integers(len(dimension.choices)))]
+        return dimension.from_unit(float(self._rng.random()))

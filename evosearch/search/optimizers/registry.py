@@ -1,0 +1,159 @@
+"""The optimizers: found by file name, configured in the spec, created for a space.
+
+A new optimizer is one new file beside this one, named as it is called in a spec, with one decorated class in it. Only
+the file of the chosen optimizer is imported, so that a search by one library does not wait for the others.
+"""
+
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Literal, Protocol, Self, TypeVar
+
+from pydantic import Field, model_validator
+
+from evosearch.documents import Document, join
+from evosearch.errors import SpecError, did_you_mean
+from evosearch.search.types import Dimension, Genome, Observation
+
+
+class Optimizer(Protocol):
+    """Asks for genomes and is told what they were worth.
+
+    Deterministic in (seed, history of asks and tells), with a random generator of its own. `ask(n)` gives what `n`
+    single asks would give, so that a search may be replayed in any portions.
+    """
+
+    @property
+    def population(self) -> int:
+        """How many to ask together next: a generation, or what is left of one that a budget cut short."""
+
+    def ask(self, n: int) -> list[Genome]:
+        """The next `n` genomes, within bounds; they are pending until told."""
+
+    def tell(self, observations: Sequence[Observation]) -> None:
+        """What became of pending genomes, in ask order."""
+
+    def stop_reason(self) -> str | None:
+        """Why asking on is of no use, or None."""
+
+
+class OptimizerConfig(Document):
+    """The spec's `optimizer`.
+
+    `start` says from where: `init` (the holes' own `init`), `best_control` or `parents` (the weights of the best
+    control, or of the best parent). `population` is how many candidates are asked together, `sigma` the first step
+    size as a part of each dimension's range.
+    """
+
+    name: str = "cma_es"
+    population: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    sigma: Annotated[float, Field(gt=0, le=1)] = 0.17
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    start: Literal["init", "best_control", "parents"] = "best_control"
+    asynchronous: bool = False
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.name not in names():
+            raise SpecError(
+                "name",
+                f"unknown optimizer '{self.name}'",
+                f"Known: {', '.join(names())}",
+                did_you_mean(self.name, names()),
+            )
+        if self.asynchronous:
+            raise SpecError("asynchronous", "not supported yet", "false", "Leave it out: generations are told whole")
+        entry = load(self.name)
+        if "sigma" in self.model_fields_set and "sigma" not in entry.options:
+            raise SpecError("sigma", f"{self.name} takes no step size", next="Leave it out")
+        least = entry.least_population
+        if self.population is not None and self.population < least:
+            raise SpecError("population", f"got {self.population}", f"{self.name} needs at least {least}")
+        return self
+
+
+Factory = Callable[[OptimizerConfig, tuple[Dimension, ...], Genome], Optimizer]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An optimizer as its file declares it."""
+
+    name: str
+    factory: Factory
+    options: frozenset[str]  # of OptimizerConfig, beyond those every optimizer takes
+    categoricals: bool  # takes dimensions with choices
+    least_population: int
+
+
+T = TypeVar("T", bound=Factory)
+_entries: dict[str, Entry] = {}
+
+
+def optimizer(
+    name: str, *, options: Sequence[str] = (), categoricals: bool = False, least_population: int = 1
+) -> Callable[[T], T]:
+    """Register a class whose constructor takes (config, dimensions, start) under its file's name."""
+
+    def register(factory: T) -> T:
+        assert factory.__module__.rsplit(".", 1)[-1] == name, f"optimizer {name} belongs in {name}.py"
+        _entries[name] = Entry(name, factory, frozenset(options), categoricals, least_population)
+        return factory
+
+    return register
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Every optimizer, by the files that lie here; nothing is imported."""
+    found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    return tuple(sorted(name for name in found if name != "registry" and not name.startswith("_")))
+
+
+def load(name: str) -> Entry:
+    """The entry of a known optimizer, its file imported."""
+    if name not in _entries:
+        import_module(f"{__package__}.{name}")
+    return _entries[name]
+
+
+def create(
+    config: OptimizerConfig,
+    dimensions: Sequence[Dimension],
+    start: Genome,
+    where: str = "optimizer",
+) -> Optimizer:
+    """The configured optimizer over these dimensions.
+
+    Args:
+        start: the genome a distribution is centred on, or that an optimizer without one asks first.
+        where: what to put before the key in an error, as `night.yaml: optimizer`.
+
+    Raises:
+        SpecError: the optimizer takes no categorical dimensions and there are some.
+    """
+    entry = load(config.name)
+    categorical = [dimension.name for dimension in dimensions if dimension.kind == "categorical"]
+    if categorical and not entry.categoricals:
+        others = [name for name in names() if load(name).categoricals]
+        have = "have" if len(categorical) > 1 else "has"
+        what = f"{config.name} takes numbers only, and {_listed(categorical)} {have} choices"
+        raise SpecError(join(where, "name"), what, f"Use one of: {', '.join(others)}")
+    assert_in(dimensions, start)
+    return entry.factory(config, tuple(dimensions), start)
+
+
+def assert_in(dimensions: Sequence[Dimension], genome: Mapping[str, object]) -> None:
+    """What we ask for or start from lies in the space."""
+    assert list(genome) == [dimension.name for dimension in dimensions], "a genome is ordered as the dimensions"
+    for dimension in dimensions:
+        value = genome[dimension.name]
+        assert isinstance(value, float | int | str), f"{dimension.name} = {value!r}"
+        assert dimension.contains(value), f"{dimension.name} = {value!r}"
+
+
+def _listed(found: Sequence[str]) -> str:
+    return found[0] if len(found) == 1 else f"{', '.join(found[:3])}{' and more' if len(found) > 3 else ''}"

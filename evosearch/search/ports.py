@@ -1,0 +1,69 @@
+"""What the search needs of the world, as protocols: something that scores recipes, something that mirrors the ledger."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from evosearch.evaluation.types import ItemBatch, ScoreCard
+from evosearch.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Job:
+    """One recipe to be scored on one batch of items. Jobs are equal work wherever they run."""
+
+    id: str  # unique in a search: candidate and split
+    recipe: Recipe
+    batch: ItemBatch
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job has no score card.
+
+    `fault` says whose: the candidate's own (never retried) or the worker's (retried elsewhere, up to a cap).
+    """
+
+    stage: str  # materialize | score | worker
+    reason: str
+    traceback: str = ""
+    fault: str = "candidate"  # candidate | worker
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: a card or a failure, and how it went."""
+
+    job: Job
+    worker: str
+    card: ScoreCard | None = None
+    failure: Failure | None = None
+    retries: tuple[Failure, ...] = ()  # worker faults met on the way
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+class Executor(Protocol):
+    """Scores jobs, one or many at a time. `LocalExecutor` and `RayExecutor` are the two that ship."""
+
+    @property
+    def slots(self) -> int:
+        """How many jobs run at once: how many to keep submitted."""
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; returns at once or, in process, after scoring it at the next `wait`."""
+
+    def wait(self, timeout_s: float) -> list[Outcome]:
+        """Outcomes that are ready, at least one unless the time runs out or nothing is queued."""
+
+    def close(self) -> None:
+        """Give the workers back; queued jobs are dropped."""
+
+
+class Tracker(Protocol):
+    """Mirrors the ledger to people's eyes. May lag and may be down; never stops a search."""
+
+    def notify(self) -> None:
+        """New events are in the ledger."""
+
+    def close(self, timeout_s: float) -> None:
+        """Catch up as far as the time allows, then stop."""

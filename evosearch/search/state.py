@@ -1,0 +1,137 @@
+"""What the events of a search add up to: the one reading of the ledger that everybody shares."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from evosearch.evaluation.types import Estimate
+from evosearch.search.events import Event
+
+
+@dataclass
+class SearchState:
+    """Folded events. `cards` and `done` are keyed by (candidate, split)."""
+
+    name: str = ""
+    spec: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)  # reference → content_sha256
+    controls: dict[str, dict[str, Any]] = field(default_factory=dict)
+    control_kinds: dict[str, str] = field(default_factory=dict)
+    asked: dict[str, dict[str, Any]] = field(default_factory=dict)
+    recipe_ids: dict[str, str] = field(default_factory=dict)
+    first_with: dict[str, str] = field(default_factory=dict)  # recipe_id → the first asked candidate that had it
+    cards: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    retried: int = 0
+    told_groups: int = 0
+    finalists: list[dict[str, Any]] = field(default_factory=list)
+    test_openings: list[dict[str, Any]] = field(default_factory=list)
+    gated: dict[str, Any] | None = None
+    gated_at: int = 0  # how many candidates had been asked when the gate last decided
+    promoted: dict[str, Any] | None = None
+    stopped: str | None = None
+    sessions: int = 0
+    seconds_before: float = 0.0  # time that the recorded sessions took, idle time between them not counted
+    last_seq: int = 0
+    last_time: float = 0.0
+
+    @classmethod
+    def from_events(cls, events: Iterable[Event]) -> Self:
+        state = cls()
+        for event in events:
+            state.apply(event)
+        return state
+
+    def apply(self, event: Event) -> None:
+        """Fold in one event; types this version does not know are ignored."""
+        if event.type != "started" and self.last_time:
+            self.seconds_before += max(0.0, event.time - self.last_time)
+        self.last_seq, self.last_time = event.seq, event.time
+        handler = getattr(self, f"_on_{event.type}", None)
+        if handler is not None:
+            handler(event.payload)
+
+    @property
+    def done(self) -> set[tuple[str, str]]:
+        """(candidate, split) pairs that need no more work: scored, or failed for good."""
+        return self.cards.keys() | {(f["candidate"], f["split"]) for f in self.failed}
+
+    @property
+    def finished(self) -> list[str]:
+        """Asked candidates that are scored, or failed, on the search split."""
+        return [name for name, split in self.done if split == "search" and name.isdigit()]
+
+    @property
+    def asked_count(self) -> int:
+        return len(self.asked)
+
+    @property
+    def groups(self) -> int:
+        return 1 + max((payload["group"] for payload in self.asked.values()), default=-1)
+
+    def fitness(self, candidate: str, split: str = "search") -> Estimate | None:
+        card = self.cards.get((candidate, split))
+        return Estimate(**card["fitness"]) if card else None
+
+    def score(self, candidate: str, split: str) -> float | None:
+        card = self.cards.get((candidate, split))
+        return float(card["score"]) if card else None
+
+    def has_failed(self, candidate: str) -> bool:
+        return any(failure["candidate"] == candidate for failure in self.failed)
+
+    def best(self, split: str = "search") -> float | None:
+        """The best fitness an asked candidate has, None before the first."""
+        values = [card["fitness"]["value"] for (name, on), card in self.cards.items() if on == split and name.isdigit()]
+        return max(values, default=None)
+
+    def recipe(self, candidate: str) -> dict[str, Any]:
+        """The recorded recipe of a control or an asked candidate, as plain data."""
+        payload = self.controls.get(candidate) or self.asked[candidate]
+        recipe: dict[str, Any] = payload["recipe"]
+        return recipe
+
+    def _on_started(self, payload: dict[str, Any]) -> None:
+        self.name, self.spec, self.inputs = payload["name"], payload["spec"], payload["inputs"]
+        self.sessions += 1
+        self.stopped = None
+
+    def _on_control(self, payload: dict[str, Any]) -> None:
+        self.controls[payload["candidate"]] = payload
+        self.control_kinds[payload["candidate"]] = payload["kind"]
+        if payload.get("recipe_id"):
+            self.recipe_ids[payload["candidate"]] = payload["recipe_id"]
+
+    def _on_asked(self, payload: dict[str, Any]) -> None:
+        self.asked[payload["candidate"]] = payload
+        self.recipe_ids[payload["candidate"]] = payload["recipe_id"]
+        self.first_with.setdefault(payload["recipe_id"], payload["candidate"])
+
+    def _on_scored(self, payload: dict[str, Any]) -> None:
+        self.cards[payload["candidate"], payload["split"]] = payload
+
+    def _on_failed(self, payload: dict[str, Any]) -> None:
+        self.failed.append(payload)
+
+    def _on_retried(self, payload: dict[str, Any]) -> None:
+        self.retried += 1
+
+    def _on_told(self, payload: dict[str, Any]) -> None:
+        self.told_groups += 1
+
+    def _on_finalist(self, payload: dict[str, Any]) -> None:
+        if payload["rank"] == 1:  # a new round: the budget was extended and there are new candidates
+            self.finalists.clear()
+        self.finalists.append(payload)
+
+    def _on_test_opened(self, payload: dict[str, Any]) -> None:
+        self.test_openings.append(payload)
+
+    def _on_gated(self, payload: dict[str, Any]) -> None:
+        self.gated, self.gated_at = payload, self.asked_count
+
+    def _on_promoted(self, payload: dict[str, Any]) -> None:
+        self.promoted = payload
+
+    def _on_stopped(self, payload: dict[str, Any]) -> None:
+        self.stopped = payload["reason"]

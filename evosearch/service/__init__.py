@@ -1,0 +1,1 @@
+"""Specs, and the wiring of the rooms."""

@@ -1,0 +1,28 @@
+"""A recipe as a checkpoint on disk."""
+
+from pathlib import Path
+from typing import Any
+
+from evosearch.materialize.on_disk import write_checkpoint
+from evosearch.merging.registry import specs
+from evosearch.recipe import schema
+from evosearch.search.watching import Watcher
+from evosearch.service.models import open_models
+
+
+def merge(path: Path, out: Path, watcher: Watcher) -> dict[str, Any]:
+    """Merge as the recipe in `path` says, into the folder `out`; what `evosearch merge --json` prints."""
+    recipe = schema.load(path)
+    for text in schema.check(recipe, specs(), str(path) + ": "):
+        watcher.note(text)
+    models = open_models(recipe.references(), str(path), watcher)
+    report = write_checkpoint(recipe, models.checkpoints, out, models.donor)
+    return {
+        "out": str(report.out),
+        "tensors": report.tensors,
+        "bytes": report.bytes,
+        "seconds": dict(report.seconds),
+        "peak_rss_gib": report.peak_rss_gib,
+        "recipe_id": models.identify(recipe),
+        "weights_sha256": report.weights_sha256,
+    }

@@ -1,0 +1,1 @@
+"""The mirror of the ledger in MLflow."""

@@ -1,0 +1,226 @@
+"""Events as changes to runs: what a person sees of a search in MLflow. Pure: events in, changes out.
+
+One run stands for the search, one for every candidate and control. A change says what a run holds in the end (tags,
+metrics with their own step and time, files, a status), never what to add to it, so applying one twice changes nothing.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from evosearch.documents import dump
+from evosearch.evaluation.types import SPLITS
+from evosearch.search.events import Event
+
+SEARCH = ""  # the key of the search's own run among the candidates'
+MAX_PARAMS = 100  # genome dimensions shown as parameters; all are in recipe.yaml
+MAX_NAME = 250  # characters MLflow takes in a name
+RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of a metric. Name, step and time make it the same point when it is written again."""
+
+    name: str
+    value: float
+    step: int
+    time_ms: int
+
+
+@dataclass
+class Changes:
+    """What becomes of one run."""
+
+    started_ms: int
+    tags: dict[str, str] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
+    points: list[Point] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)  # path among the run's artifacts → text
+    status: str | None = None
+    status_ms: int = 0
+
+
+Plan = dict[str, Changes]  # candidate, or SEARCH → its changes
+
+
+class Translator:
+    """Turns a search's events, all of them and in order, into changes.
+
+    It remembers what a later event needs of earlier ones, so events that are mirrored already are translated too, and
+    their changes thrown away.
+    """
+
+    def __init__(self, search_id: str, name: str) -> None:
+        self._identity = {"search_id": search_id, "evosearch.name": name}
+        self._runs: dict[str, tuple[int, dict[str, str]]] = {}  # candidate → when it began, the tags that name it
+        self._settled: dict[int, float | None] = {}  # ask index → fitness, None without one
+        self._next = 0  # the first ask index that is not settled
+        self._best: float | None = None
+        self._counts: dict[str, int] = {}
+
+    def translate(self, event: Event, plan: Plan) -> None:
+        """Add what an event changes to a plan. Types this version does not know change nothing."""
+        handler = getattr(self, f"_on_{event.type}", None)
+        if handler is not None:
+            handler(event.payload, plan, round(event.time * 1000))
+
+    # --- the search ------------------------------------------------------------------------------------------
+
+    def _on_started(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
+        run = self._search(plan, now)
+        run.status, run.status_ms = RUNNING, now
+        run.tags |= {"sessions": self._count("sessions"), "stopped": ""}
+        run.tags |= {f"version/{name}": str(version) for name, version in payload.get("versions", {}).items()}
+        spec = payload.get("spec", {})
+        run.files["spec.yaml"] = spec if isinstance(spec, str) else dump(spec)
+        run.files["inputs.json"] = _json(payload.get("inputs", {}))
+
+    def _on_test_opened(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
+        tags = {"test_set": str(payload["digest"]), "test_openings": str(payload["count"])}
+        self._search(plan, now).tags |= tags
+
+    def _on_reread(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
+        self._search(plan, now).tags["test_rereads"] = self._count("rereads")
+
+    def _on_gated(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
+        run = self._search(plan, now)
+        run.tags |= {"winner": str(payload["winner"]), "gate": "promoted" if payload["promoted"] else "not promoted"}
+        run.files["gate.json"] = _json(payload)
+
+    def _on_promoted(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
+        self._search(plan, now).tags["champion"] = str(payload["candidate"])
+        tags = {"registered_as": payload.get("registered_as"), "registered_version": payload.get("version")}
+        self._candidate(payload, plan, now).tags |= {key: str(value) for key, value in tags.items() if value}
+
+    def _on_stopped(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
+        run = self._search(plan, now)
+        reason = str(payload["reason"])
+        run.tags["stopped"] = reason
+        run.status, run.status_ms = _status_of(reason), now
+
+    # --- candidates ------------------------------------------------------------------------------------------
+
+    def _on_control(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
+        if payload.get("recipe") is None:
+            self._search(plan, now).tags[f"skipped/{payload['candidate']}"] = str(payload.get("skipped"))
+            return
+        run = self._begin(payload, plan, now)
+        run.files["recipe.yaml"] = dump(payload["recipe"])
+
+    def _on_asked(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
+        run = self._begin(payload, plan, now)
+        run.files["recipe.yaml"] = dump(payload["recipe"])
+        run.tags["group"] = str(payload.get("group", ""))
+        genome = payload.get("genome") or {}
+        run.params |= {safe_name(name): str(value) for name, value in list(genome.items())[:MAX_PARAMS]}
+        if payload.get("duplicate_of") is not None:
+            run.tags["duplicate_of"] = str(payload["duplicate_of"])
+            run.status, run.status_ms = FINISHED, now
+            self._settle(payload, None, plan, now)
+
+    def _on_scored(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
+        run = self._candidate(payload, plan, now)
+        split = payload["split"]
+        for name, value in _metrics(payload).items():
+            if math.isfinite(value):  # MLflow sorts infinity before every number
+                run.points.append(Point(safe_name(name), value, _step(split), now))
+        run.tags[f"items/{split}"] = str(payload.get("batch", ""))
+        run.status, run.status_ms = FINISHED, now
+        if split == SPLITS[0]:
+            self._settle(payload, float(payload["fitness"]["value"]), plan, now)
+
+    def _on_failed(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
+        run = self._candidate(payload, plan, now)
+        run.tags["failure"] = f"{payload['stage']}: {payload['reason']}"
+        run.tags["failure_split"] = str(payload.get("split", ""))
+        if payload.get("traceback"):
+            run.files["traceback.txt"] = str(payload["traceback"])
+        run.status, run.status_ms = FAILED, now
+        if payload.get("split", SPLITS[0]) == SPLITS[0]:
+            self._settle(payload, None, plan, now)
+
+    def _on_retried(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
+        run = self._candidate(payload, plan, now)
+        run.tags["retries"] = self._count(f"retries {payload['candidate']}")
+        run.tags["retry_reason"] = f"{payload['stage']}: {payload['reason']}"
+
+    def _on_finalist(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
+        self._candidate(payload, plan, now).tags["finalist_rank"] = str(payload["rank"])
+
+    # --- runs ------------------------------------------------------------------------------------------------
+
+    def _search(self, plan: Plan, now: int) -> Changes:
+        return plan.setdefault(SEARCH, Changes(now))
+
+    def _begin(self, payload: Mapping[str, Any], plan: Plan, now: int) -> Changes:
+        """A candidate's first event: what it is from now on."""
+        candidate = str(payload["candidate"])
+        kind = payload.get("kind") or ("candidate" if candidate.isdigit() else candidate.partition(":")[0])
+        tags = {"candidate_id": candidate, "recipe_id": str(payload.get("recipe_id", "")), "kind": str(kind)}
+        self._runs.setdefault(candidate, (now, self._identity | tags))
+        return self._candidate(payload, plan, now)
+
+    def _candidate(self, payload: Mapping[str, Any], plan: Plan, now: int) -> Changes:
+        candidate = str(payload["candidate"])
+        began, tags = self._runs.setdefault(candidate, (now, self._identity | {"candidate_id": candidate}))
+        return plan.setdefault(candidate, Changes(began, dict(tags)))
+
+    def _settle(self, payload: Mapping[str, Any], fitness: float | None, plan: Plan, now: int) -> None:
+        """Best fitness so far, over candidates in the order they were asked, however they come back.
+
+        A point is written once every candidate up to it is settled: then it never changes again.
+        """
+        candidate = str(payload["candidate"])
+        if not candidate.isdigit() or int(candidate) < self._next:
+            return
+        self._settled[int(candidate)] = fitness
+        while self._next in self._settled:
+            value = self._settled.pop(self._next)
+            if value is not None and math.isfinite(value):
+                self._best = value if self._best is None else max(self._best, value)
+            if self._best is not None:
+                self._search(plan, now).points.append(Point("best_fitness", self._best, self._next, now))
+            self._next += 1
+
+    def _count(self, what: str) -> str:
+        self._counts[what] = self._counts.get(what, 0) + 1
+        return str(self._counts[what])
+
+
+def safe_name(name: str) -> str:
+    """A name as MLflow takes it: `acc,none` is `acc`, other characters it refuses are underscores."""
+    parts = [re.sub(r"[^\w.\- ]", "_", part.removesuffix(",none")) for part in name.split("/")]
+    return "/".join(part if part.strip(".") else "_" for part in parts)[:MAX_NAME]
+
+
+def _metrics(card: Mapping[str, Any]) -> dict[str, float]:
+    """Every number of a score card's summary, under the name it is shown by."""
+    split = card["split"]
+    out = {
+        f"{split}/score": float(card["score"]),
+        f"{split}/fitness": float(card["fitness"]["value"]),
+        f"{split}/fitness_stderr": float(card["fitness"]["stderr"]),
+    }
+    for task, result in card["tasks"].items():
+        name = f"{split}/{task}/{result['metric'].removesuffix(',none')}"
+        out |= {name: float(result["value"]), f"{name}_stderr": float(result["stderr"])}
+    out |= {f"seconds/{stage}": float(seconds) for stage, seconds in card.get("seconds", {}).items()}
+    return out | {f"tokens/{kind}": float(count) for kind, count in card.get("tokens", {}).items()}
+
+
+def _step(split: str) -> int:
+    """Seconds and tokens are one series over the splits a candidate was scored on."""
+    return SPLITS.index(split) if split in SPLITS else len(SPLITS)
+
+
+def _status_of(reason: str) -> str:
+    word = re.split(r"[\s:]", reason, maxsplit=1)[0].lower()
+    return {"interrupted": KILLED, "killed": KILLED, "failed": FAILED, "error": FAILED}.get(word, FINISHED)
+
+
+def _json(data: Any) -> str:
+    return json.dumps(data, indent=2, sort_keys=True) + "\n"

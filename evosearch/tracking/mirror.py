@@ -1,0 +1,147 @@
+"""A thread that copies the ledger's events to a store, and never lets the store's troubles reach the search.
+
+The mirror reads the ledger by itself, so the search only says that there is something new. When the store fails, the
+mirror drops all it believed about it, waits, opens it anew and goes on after the last event that the store itself
+says it holds. A sink's `write` may therefore see events again, and must come to the same result.
+"""
+
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from evosearch.search.events import Event
+
+CHUNK = 64  # events written between two marks of how far the mirror is
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between attempts while the store fails
+POLL_S = 30.0  # how long to sleep without being told of anything new
+UP_TO_DATE = "up to date"
+
+
+class EventReader(Protocol):
+    """The part of a ledger that a mirror needs."""
+
+    def events(self, search_id: str, after: int = 0) -> list[Event]: ...
+
+
+class Sink(Protocol):
+    """Where events are copied to. Any method may raise; the next call is then `open`."""
+
+    def open(self) -> int:
+        """Connect, reconcile with what is there, and tell the `seq` of the last event it holds (0: none)."""
+
+    def recall(self, events: Sequence[Event]) -> None:
+        """Events it holds already, from the first: what it needs to know to write the next ones."""
+
+    def write(self, events: Sequence[Event]) -> None:
+        """Copy events, in order, then mark how far it is. Writing an event twice equals writing it once."""
+
+
+class Mirror:
+    """A `Tracker`: copies one search's events to a sink from a thread of its own.
+
+    Args:
+        open_reader: opens the ledger, in the mirror's thread.
+    """
+
+    def __init__(self, sink: Sink, open_reader: Callable[[], EventReader], search_id: str) -> None:
+        self._sink, self._open_reader, self._search_id = sink, open_reader, search_id
+        self._reader: EventReader | None = None
+        self._cursor = 0
+        self._opened = False
+        self._behind, self._reason = 0, ""
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._deadline = float("inf")
+        self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
+        self._start = threading.Lock()
+
+    @property
+    def state(self) -> str:
+        """`up to date`, or `behind: 12 events, connection refused`."""
+        if not self._reason:
+            return UP_TO_DATE
+        return f"behind: {self._behind} event{'' if self._behind == 1 else 's'}, {self._reason}"
+
+    def notify(self) -> None:
+        self._wake.set()
+        self._ensure_started()
+
+    def close(self, timeout_s: float) -> None:
+        """Catch up as far as the time allows, then stop. What is left is written by the next mirror."""
+        self._deadline = time.monotonic() + timeout_s
+        self._closing.set()
+        self._wake.set()
+        self._ensure_started()
+        self._thread.join(timeout_s)
+
+    def _ensure_started(self) -> None:
+        with self._start:
+            if self._thread.ident is None:
+                self._reason = "starting"
+                self._thread.start()
+
+    def _run(self) -> None:
+        pause = FIRST_PAUSE_S
+        while True:
+            try:
+                self._wake.clear()
+                self._catch_up()
+                pause = FIRST_PAUSE_S
+                if self._closing.is_set():
+                    return
+                self._wake.wait(POLL_S)
+            except Exception as exc:  # whatever a store, a driver or a network can raise: the search goes on
+                self._opened = False
+                self._reason = describe(exc)
+                self._count_behind()
+                if not self._pause(pause):
+                    return
+                pause = min(2.0 * pause, LONGEST_PAUSE_S)
+
+    def _catch_up(self) -> None:
+        """Write everything the ledger holds, or as much as the time allows."""
+        if self._reader is None:
+            self._reader = self._open_reader()
+        if not self._opened:
+            self._cursor = self._sink.open()
+            self._sink.recall([e for e in self._reader.events(self._search_id) if e.seq <= self._cursor])
+            self._opened = True
+        events = self._reader.events(self._search_id, after=self._cursor)
+        while events:
+            self._behind, self._reason = len(events), "catching up"
+            if time.monotonic() > self._deadline:
+                return
+            chunk, events = events[:CHUNK], events[CHUNK:]
+            self._sink.write(chunk)
+            self._cursor = chunk[-1].seq
+            events = events or self._reader.events(self._search_id, after=self._cursor)
+        self._behind, self._reason = 0, ""
+
+    def _count_behind(self) -> None:
+        try:
+            self._reader = self._reader or self._open_reader()
+            self._behind = len(self._reader.events(self._search_id, after=self._cursor))
+        except Exception:
+            self._reader = None  # the ledger itself fails: keep the last number, and open it again next time
+
+    def _pause(self, pause_s: float) -> bool:
+        """Wait before the next attempt; False when there is no time left for one."""
+        if not self._closing.is_set():
+            self._closing.wait(pause_s)
+            return True
+        left_s = self._deadline - time.monotonic()
+        time.sleep(max(0.0, min(pause_s, left_s)))
+        return left_s > pause_s
+
+
+def describe(exc: BaseException) -> str:
+    """One line on an error, without the credentials a URL may hold."""
+    lines = str(exc).strip().splitlines()
+    text = f"{type(exc).__name__}: {lines[0]}" if lines else type(exc).__name__
+    return hide_credentials(text[:300])
+
+
+def hide_credentials(text: str) -> str:
+    """`postgresql://user:secret@host` as `postgresql://***@host`."""
+    return re.sub(r"://[^@/\s]+@", "://***@", text)

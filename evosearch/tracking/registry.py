@@ -1,0 +1,116 @@
+"""Registered models in MLflow: what was promoted, and which of it is the champion."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evosearch.errors import TrackingError
+from evosearch.tracking.mlflow import connect, hide_credentials, run_ids, told_as_errors
+
+ALIAS = "champion"
+FOLDER = "model"  # among the artifacts of the candidate's run
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The version that the alias `champion` points to."""
+
+    version: str
+    candidate: str
+    recipe_id: str
+    search_id: str
+    source: str  # URI of its artifacts
+    tags: Mapping[str, str]
+
+
+class Registry:
+    """The registered models of a tracking store, written for one search.
+
+    Every method raises `TrackingError` where the store cannot be reached or refuses.
+    """
+
+    def __init__(self, uri: str, experiment: str, search_id: str) -> None:
+        self._uri, self._experiment, self._search_id = uri, experiment, search_id
+
+    def register(
+        self, name: str, candidate: str, recipe_id: str, artifact_dir: Path, tags: Mapping[str, str] | None = None
+    ) -> str:
+        """Upload a folder (a recipe, or a checkpoint with it), register it as a version, and make it the champion.
+
+        A candidate that is registered under this name with this recipe is not uploaded again: the alias moves to it.
+
+        Returns:
+            The version, a number as a string.
+        """
+        if not artifact_dir.is_dir():
+            raise TrackingError(str(artifact_dir), "not a folder", "The folder of the artifacts to register")
+        own = {"search_id": self._search_id, "candidate_id": candidate, "recipe_id": recipe_id}
+        client = connect(self._uri)
+        with told_as_errors(self._uri):
+            _ensure_model(client, name)
+            version = _registered(client, name, own)
+            if version is None:
+                version = self._create(client, name, candidate, artifact_dir, dict(tags or {}) | own)
+            client.set_registered_model_alias(name, ALIAS, version)
+        return version
+
+    def champion(self, name: str) -> Champion | None:
+        """The present champion of a registered model; None where there is no such model or no alias."""
+        client = connect(self._uri)
+        with told_as_errors(self._uri):
+            if not client.search_registered_models(f"name = '{_quoted(name)}'"):
+                return None
+            version = client.get_registered_model(name).aliases.get(ALIAS)
+            if version is None:
+                return None
+            found = client.get_model_version(name, str(version))
+        tags = dict(found.tags)
+        return Champion(
+            version=str(found.version),
+            candidate=tags.get("candidate_id", ""),
+            recipe_id=tags.get("recipe_id", ""),
+            search_id=tags.get("search_id", ""),
+            source=found.source,
+            tags=tags,
+        )
+
+    def _create(self, client: Any, name: str, candidate: str, folder: Path, tags: dict[str, str]) -> str:
+        run_id = run_ids(self._uri, self._experiment, self._search_id).get(candidate)
+        if run_id is None:
+            what = f"candidate {candidate} has no run in experiment '{self._experiment}' yet"
+            raise TrackingError(hide_credentials(self._uri), what, next="Let the mirror catch up, then promote again")
+        # The version comes last: an upload that was cut off is done again, and never stands as a version.
+        client.log_artifacts(run_id, str(folder), FOLDER)
+        source = f"{client.get_run(run_id).info.artifact_uri}/{FOLDER}"
+        return str(client.create_model_version(name, source, run_id, tags=tags, await_creation_for=0).version)
+
+
+def _ensure_model(client: Any, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    if client.search_registered_models(f"name = '{_quoted(name)}'"):
+        return
+    try:
+        client.create_registered_model(name)
+    except MlflowException as exc:
+        if exc.error_code != "RESOURCE_ALREADY_EXISTS":  # another search was faster
+            raise
+
+
+def _registered(client: Any, name: str, own: Mapping[str, str]) -> str | None:
+    token = None
+    while True:
+        page = client.search_model_versions(f"name = '{_quoted(name)}'", page_token=token)
+        for version in page:
+            if all(version.tags.get(key) == value for key, value in own.items()):
+                return str(version.version)
+        token = page.token
+        if not token:
+            return None
+
+
+def _quoted(name: str) -> str:
+    if "'" in name:
+        raise TrackingError("promotion.register_as", f"got {name!r}", "A name without quotes")
+    return name
