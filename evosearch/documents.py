@@ -47,7 +47,9 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_FLOAT = r"^[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|nan))$"
+_FLOAT = (
+    r"^[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|nan))$"
+)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), list("-+0123456789."))
 
 
@@ -130,7 +132,9 @@ def _translate(detail: ErrorDetails, model: type[BaseModel], where: str, error: 
 
 def _is_tag(key: str) -> bool:
     """Pydantic adds the names of union members and validators to a location; they are no keys of the file."""
-    return "[" in key or "(" in key or key in {"str", "int", "float", "bool"} or (key[:1].isupper() and key.isidentifier())
+    return (
+        "[" in key or "(" in key or key in {"str", "int", "float", "bool"} or (key[:1].isupper() and key.isidentifier())
+    )
 
 
 def _fields_at(model: type[BaseModel], keys: list[str | int]) -> list[str]:

@@ -7,7 +7,9 @@ import hashlib
 import json
 from collections.abc import Iterable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 # torch's types under the names that safetensors files use. Merging is defined on these.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -17,9 +19,10 @@ Line = tuple[str, str, tuple[int, ...], str]  # name, dtype as in DTYPES, shape,
 
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a tensor as a safetensors file holds them: row-major, little-endian. No copy where it is contiguous."""
+    """The bytes of a tensor as a safetensors file holds them, row-major; no copy where it is contiguous on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    array: NDArray[np.uint8] = flat.view(torch.uint8).numpy()
+    return array.data
 
 
 def tensor_line(name: str, tensor: torch.Tensor) -> Line:

@@ -67,7 +67,11 @@ class BarWatcher:
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.fields[stage]:<10}"), BarColumn(bar_width=28))
-        rest = (TextColumn("{task.completed:.0f}/{task.fields[of]}"), TextColumn("{task.description}"), TimeElapsedColumn())
+        rest = (
+            TextColumn("{task.completed:.0f}/{task.fields[of]}"),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+        )
         self._bar = Progress(*columns, *rest, console=stderr, transient=True)
         self._task: TaskID | None = None
         self._stage = ""
@@ -78,7 +82,12 @@ class BarWatcher:
             self._begin(progress.stage)
         assert self._task is not None
         self._bar.update(
-            self._task, completed=progress.done, total=progress.total, description=describe(progress), of=of, stage=progress.stage
+            self._task,
+            completed=progress.done,
+            total=progress.total,
+            description=describe(progress),
+            of=of,
+            stage=progress.stage,
         )
 
     def note(self, text: str) -> None:

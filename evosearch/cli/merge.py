@@ -25,6 +25,7 @@ def command(
     else:
         console.print(
             f"{result['out']}: {result['tensors']} tensors, {result['bytes'] / 2**20:,.0f} MiB "
-            f"in {result['seconds']['total']:.1f} s, recipe {result['recipe_id'][:12]}, weights {result['weights_sha256'][:12]}",
+            f"in {result['seconds']['total']:.1f} s, recipe {result['recipe_id'][:12]}, "
+            f"weights {result['weights_sha256'][:12]}",
             highlight=False,
         )

@@ -19,7 +19,13 @@ def command(
     uri = find(search).tracking
     address = uri if uri.startswith("http") else f"http://127.0.0.1:{port}"
     if json:
-        print_json({"tracking_uri": uri, "address": address, "command": None if uri.startswith("http") else ui_command(uri, port)})
+        print_json(
+            {
+                "tracking_uri": uri,
+                "address": address,
+                "command": None if uri.startswith("http") else ui_command(uri, port),
+            }
+        )
         return
     if uri.startswith("http"):
         note(f"This search is tracked by a server: open {uri}")

@@ -176,6 +176,8 @@ def _end_tokens(model: Any) -> frozenset[int]:
     for name, allowed in _NEUTRAL.items():
         value = getattr(config, name, None)
         if value not in allowed:
-            raise CandidateError("score", f"generation_config.{name} is {value!r}: only plain greedy decoding is scored")
+            raise CandidateError(
+                "score", f"generation_config.{name} is {value!r}: only plain greedy decoding is scored"
+            )
     end = config.eos_token_id
     return frozenset(() if end is None else [end] if isinstance(end, int) else end)

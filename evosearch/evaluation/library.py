@@ -1,7 +1,7 @@
 """Where lm-eval's own tasks lie, without lm-eval's index of them.
 
-Indexing the whole library takes lm-eval 14 to 25 seconds. A suite names a handful of tasks: a scan of the YAML files for
-the names (a second) finds their folders, and only those are indexed.
+Indexing the whole library takes lm-eval 14 to 25 seconds. A suite names a handful of tasks: a scan of the YAML files
+for the names (a second) finds their folders, and only those are indexed.
 """
 
 import importlib.util

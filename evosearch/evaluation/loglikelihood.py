@@ -109,7 +109,8 @@ def score_loglikelihoods(model: Any, plan: LoglikelihoodPlan) -> tuple[NDArray[n
         hits.append((logits.argmax(dim=-1)[batch.pick_read] == batch.pick_token).cpu().numpy())
     if not values:
         return np.zeros(0), np.zeros(0, dtype=np.bool_), plan.tokens
-    lls = np.bincount(plan.pick_request, weights=np.concatenate(values), minlength=plan.n_requests)
+    lls: NDArray[np.float64] = np.zeros(plan.n_requests)
+    np.add.at(lls, plan.pick_request, np.concatenate(values))
     misses = np.bincount(plan.pick_request, weights=~np.concatenate(hits), minlength=plan.n_requests)
     if not np.isfinite(lls).all():
         bad = int((~np.isfinite(lls)).sum())
@@ -161,15 +162,22 @@ def _groups(
     reads = 0
     for row in rows:
         more = sum(len(requests[index].targets) for index in readers[row])  # at most: shared positions count once
-        full = bool(groups) and (
-            (len(groups[-1]) + 1) * len(groups[-1][0]) > options.batch_tokens or reads + more > options.batch_reads
-        )
-        if full or not groups:
+        if not groups or reads + more > options.batch_reads or not _fits(row, groups[-1], options):
             groups.append([])
             reads = 0
         groups[-1].append(row)
         reads += more
     return groups
+
+
+def _fits(row: tuple[int, ...], group: list[tuple[int, ...]], options: ScoreOptions) -> bool:
+    """Whether a row joins a group of longer ones: within the budget, and not mostly as padding.
+
+    A group of few tokens takes any row: a pass of its own costs more than padding does.
+    """
+    width = len(group[0])
+    size = (len(group) + 1) * width
+    return size <= options.batch_tokens and (len(row) * 4 >= width * 3 or size <= options.batch_tokens // 16)
 
 
 def _lay_out_batch(

@@ -18,7 +18,8 @@ import torch
 
 from evosearch.checkpoints import references
 from evosearch.checkpoints.reader import Checkpoint
-from evosearch.errors import CandidateError
+from evosearch.errors import CandidateError, CheckpointError
+from evosearch.evaluation.harness import max_length_of
 from evosearch.evaluation.loglikelihood import ScoreOptions
 from evosearch.evaluation.scorer import Scorer
 from evosearch.evaluation.suite import Suite
@@ -58,9 +59,9 @@ class Worker:
         self.checkpoints = open_checkpoints(config.models, config.cache, progress)
         donor = config.models[0]
         self.resident = ResidentModel(self.checkpoints, donor, self.device, self._compute_dtype(config.out_dtype))
-        self.scorer = Scorer(
-            Suite.model_validate(config.suite), self.checkpoints[donor].folder, self.resident.model.config, config.options
-        )
+        tokenizer = load_tokenizer(self.checkpoints[donor].folder)
+        length = max_length_of(self.resident.model.config, tokenizer)
+        self.scorer = Scorer(Suite.model_validate(config.suite), tokenizer, length, config.options)
         self.load_seconds = time.monotonic() - started
 
     def run(self, job: Job) -> Outcome:
@@ -72,7 +73,9 @@ class Worker:
             failure = Failure(exc.stage, exc.reason, traceback.format_exc())
             return Outcome(job, self.name, failure=failure)
         except torch.OutOfMemoryError as exc:
-            return Outcome(job, self.name, failure=Failure("score", f"out of memory: {exc}", traceback.format_exc(), "worker"))
+            return Outcome(
+                job, self.name, failure=Failure("score", f"out of memory: {exc}", traceback.format_exc(), "worker")
+            )
         except Exception as exc:
             reason = f"{type(exc).__name__}: {exc}"
             return Outcome(job, self.name, failure=Failure("score", reason, traceback.format_exc()))
@@ -81,6 +84,17 @@ class Worker:
     def _compute_dtype(self, out_dtype: str) -> torch.dtype:
         """Weights are always rounded to `out_dtype`; a CPU then computes in float32, where bfloat16 is slow."""
         return torch.float32 if self.device.type == "cpu" else getattr(torch, out_dtype)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder; nothing in the folder is executed."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as exc:
+        reason = next(iter(str(exc).splitlines()), type(exc).__name__)
+        raise CheckpointError(str(folder), f"no usable tokenizer: {reason}", next="Add its tokenizer files") from exc
 
 
 def open_checkpoints(models: tuple[str, ...], cache: Path, progress: Progress | None = None) -> dict[str, Checkpoint]:

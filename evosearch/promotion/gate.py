@@ -6,8 +6,8 @@ control, the control takes its place, being the simpler recipe, and must beat th
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, Self
 
 from evosearch.errors import SuiteError
 from evosearch.evaluation.inference import CONFIDENCE, Groups, paired_difference
@@ -75,6 +75,19 @@ class GateDecision:
         """Plain JSON data: the payload of a `gated` event."""
         data = asdict(self)
         return data | {"reasons": list(self.reasons), "comparisons": list(data["comparisons"])}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "GateDecision":
+        """A decision as it was recorded."""
+        comparisons = tuple(Comparison(**comparison) for comparison in data["comparisons"])
+        return cls(data["promoted"], data["winner"], tuple(data["reasons"]), comparisons)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The decision that a `gated` event records."""
+        known = [entry.name for entry in fields(Comparison)]
+        comparisons = tuple(Comparison(**{name: row[name] for name in known}) for row in data["comparisons"])
+        return cls(data["promoted"], data["winner"], tuple(data["reasons"]), comparisons)
 
 
 def decide(finalist: Contender, comparators: Sequence[Contender], measure: Measure) -> GateDecision:

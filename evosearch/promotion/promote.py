@@ -13,6 +13,7 @@ from evosearch.evaluation.types import Column, ItemBatch
 from evosearch.promotion.finalists import CONTROL_KINDS, Standing, best, choose, kind_of, standings
 from evosearch.promotion.gate import Contender, GateDecision, Measure, Role, decide
 from evosearch.recipe.schema import Recipe
+from evosearch.search.ledger import Ledger
 from evosearch.search.ports import Executor, Job
 from evosearch.search.recorder import Recorder, job_id
 from evosearch.search.watching import Progress
@@ -35,6 +36,7 @@ class Promotion:
     """The last part of a search.
 
     Args:
+        openings: the ledger that counts how often a test set was opened, by all searches.
         batches: the items of `validation` and `test`.
         metrics: task → the column of the suite's metric.
         finalists: how many candidates go to validation.
@@ -43,6 +45,7 @@ class Promotion:
 
     recorder: Recorder
     executor: Executor
+    openings: Ledger
     batches: Mapping[str, ItemBatch]
     metrics: Mapping[str, str]
     measure: Measure
@@ -103,7 +106,7 @@ class Promotion:
         return control.candidate if control else None
 
     def _test_list(self, finalist: str) -> list[str]:
-        """Finalist, base, parents, uniform and the best scale of validation (one of them is the best control), champion."""
+        """Finalist, base, parents, uniform and the best scale (one of the two is the best control), champion."""
         entries = self._standings()
         names = [finalist, *(entry.candidate for entry in entries if entry.kind in ("base", "parent", "uniform"))]
         scale = best(entries, "validation", ("scale",))
@@ -116,7 +119,7 @@ class Promotion:
         openings = recorder.state.test_openings
         if openings and openings[-1]["candidates"] == contenders and openings[-1]["digest"] == digest:
             return
-        count = recorder.ledger.record_test_opening(recorder.search_id, digest, contenders)
+        count = self.openings.record_test_opening(recorder.search_id, digest, contenders)
         recorder.record([("test_opened", {"digest": digest, "candidates": contenders, "count": count})])
 
     def _score(self, split: str, names: list[str]) -> None:

@@ -5,7 +5,7 @@ last (1); a list of `{filter, value}` is tried in order, the first filter that i
 where none matches the next scope is asked.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from evosearch.errors import RecipeError
@@ -48,7 +48,7 @@ def _parse_value(raw: Any, where: str) -> Setting:
         if not raw:
             raise RecipeError(where, "an empty list", "One number, or a list of at least one")
         values = [_parse_scalar(item, f"{where}[{index}]") for index, item in enumerate(raw)]
-        if len({isinstance(value, str) or isinstance(value, bool) for value in values}) > 1:
+        if len({isinstance(value, str | bool) for value in values}) > 1:
             raise RecipeError(where, f"got {raw!r}", "A gradient of one kind of value")
         return values
     return _parse_scalar(raw, where)
@@ -95,7 +95,7 @@ def evaluate(setting: Setting, tensor: str, position: float) -> Scalar | None:
     return _interpolate(setting, position)
 
 
-def _interpolate(values: list[Any], position: float) -> Scalar:
+def _interpolate(values: Sequence[Any], position: float) -> Scalar:
     at = position * (len(values) - 1)
     if isinstance(values[0], bool | str):
         return values[int(at)]  # type: ignore[no-any-return]

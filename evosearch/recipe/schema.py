@@ -157,11 +157,7 @@ def check(recipe: Recipe, methods: Mapping[str, MethodSpec], where: str = "recip
         RecipeError: the first thing wrong.
     """
     if recipe.routing is not None:
-        raise RecipeError(
-            documents.join(where, "routing"),
-            "routes are read but not materialized by this version",
-            "A recipe with merge_method",
-        )
+        raise route_refusal(where)
     assert recipe.merge_method is not None
     spec = methods.get(recipe.merge_method)
     if spec is None:
@@ -178,6 +174,12 @@ def check(recipe: Recipe, methods: Mapping[str, MethodSpec], where: str = "recip
     for name, param in spec.parameters.items():
         _check_given(recipe, spec, name, param, where)
     return notes
+
+
+def route_refusal(where: str) -> RecipeError:
+    """A recipe may hold a route; this version reads it and does not materialize it."""
+    what = "routes are read but not materialized by this version"
+    return RecipeError(documents.join(where, "routing"), what, "A recipe with merge_method")
 
 
 def _check_models(recipe: Recipe, spec: MethodSpec, where: str) -> None:
@@ -197,7 +199,9 @@ def _check_models(recipe: Recipe, spec: MethodSpec, where: str) -> None:
     if count < least or (most is not None and count > most):
         allowed = f"{least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
         besides = " besides the base" if recipe.base_model and spec.takes_base else ""
-        raise RecipeError(documents.join(where, "models"), f"{count} given", f"{spec.name} takes {allowed} models{besides}")
+        raise RecipeError(
+            documents.join(where, "models"), f"{count} given", f"{spec.name} takes {allowed} models{besides}"
+        )
 
 
 def _check_scope(parameters: Mapping[str, Setting], spec: MethodSpec, where: str, own: bool = False) -> list[str]:
@@ -224,7 +228,9 @@ def _check_value(value: Any, param: Param, place: str) -> None:
             raise RecipeError(place, f"got {value!r}", "true or false")
     elif param.kind == "choice":
         if value not in param.choices:
-            raise RecipeError(place, f"got {value!r}", f"One of {_listed(param.choices)}", did_you_mean(str(value), param.choices))
+            raise RecipeError(
+                place, f"got {value!r}", f"One of {_listed(param.choices)}", did_you_mean(str(value), param.choices)
+            )
     elif isinstance(value, bool) or not isinstance(value, int | float):
         raise RecipeError(place, f"got {value!r}", "A number")
     elif param.kind == "int" and value != int(value):

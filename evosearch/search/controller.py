@@ -91,7 +91,9 @@ class Controller:
         ]
         total = sum(control.recipe is not None for control in self.controls)
         self.recorder.run(self.executor, jobs, lambda left: Progress("controls", total - left, total))
-        if total and not any(control.name in self.state.control_kinds and self._fitness(control.name) for control in self.controls):
+        if total and not any(
+            control.name in self.state.control_kinds and self._fitness(control.name) for control in self.controls
+        ):
             raise SearchError(f"not one control could be scored; {self._last_failure()}")
 
     def _control_payload(self, control: Control) -> dict[str, Any]:

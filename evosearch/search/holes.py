@@ -1,8 +1,8 @@
 """Holes: how a recipe says that a value is searched, and what it may say.
 
-    {low, high}      a number; optional: log, integer, init, name, per (layer | group | gradient), groups, points, ends
-    {choices: [..]}  one of a list; optional: init, name
-    {search: true}   the method's own bounds or choices; optional: what either of the above takes, without the bounds
+{low, high}      a number; optional: log, integer, init, name, per (layer | group | gradient), groups, points, ends
+{choices: [..]}  one of a list; optional: init, name
+{search: true}   the method's own bounds or choices; optional: what either of the above takes, without the bounds
 """
 
 import math

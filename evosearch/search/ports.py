@@ -1,4 +1,4 @@
-"""What the search needs of the world, as protocols: something that scores recipes, something that mirrors the ledger."""
+"""What the search needs of the world, as protocols: what scores recipes, and what mirrors the ledger."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,21 +1,12 @@
 """Candidates and controls by score, read from the ledger alone."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from evosearch.search.ledger import Ledger
 from evosearch.search.state import SearchState
+from evosearch.service.export import read_search
 from evosearch.service.paths import Places
-
-
-def read_state(places: Places) -> tuple[str, SearchState]:
-    """The search of a name, as its ledger records it; nothing is created or changed.
-
-    Raises:
-        LedgerError: there is no such ledger, or no such search in it.
-    """
-    with Ledger.open_read_only(places.ledger) as ledger:
-        search_id = ledger.search_by_name(places.name)
-        return search_id, SearchState.from_events(ledger.events(search_id))
 
 
 def leaderboard(places: Places, with_runs: bool = False) -> list[dict[str, Any]]:
@@ -24,14 +15,24 @@ def leaderboard(places: Places, with_runs: bool = False) -> list[dict[str, Any]]
     Args:
         with_runs: add each row's MLflow run id, where the tracking store answers.
     """
-    search_id, state = read_state(places)
-    runs = _run_ids(places, search_id) if with_runs else {}
+    with Ledger.open(places.ledger, read_only=True) as ledger:
+        search_id, state = read_search(ledger, places)
+    return leaderboard_rows(state, _run_ids(places, search_id) if with_runs else {})
+
+
+def leaderboard_rows(state: SearchState, runs: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """The rows of one search's folded events.
+
+    Args:
+        runs: candidate → MLflow run id.
+    """
+    runs = runs or {}
     rows = [_row(state, name, runs) for name in [*state.controls, *state.asked] if not _skipped(state, name)]
     rows.sort(key=lambda row: (row["score"] is None, -(row["score"] or 0.0)))
     return [{"rank": rank, **row} for rank, row in enumerate(rows, start=1)]
 
 
-def _row(state: SearchState, name: str, runs: dict[str, str]) -> dict[str, Any]:
+def _row(state: SearchState, name: str, runs: Mapping[str, str]) -> dict[str, Any]:
     original = (state.asked.get(name) or {}).get("duplicate_of") or name
     cards = {split: card for (candidate, split), card in state.cards.items() if candidate == original}
     search = cards.get("search")
@@ -48,7 +49,9 @@ def _row(state: SearchState, name: str, runs: dict[str, str]) -> dict[str, Any]:
 
 
 def _split(card: dict[str, Any]) -> dict[str, Any]:
-    tasks = {name: {key: task[key] for key in ("metric", "value", "stderr", "n")} for name, task in card["tasks"].items()}
+    tasks = {
+        name: {key: task[key] for key in ("metric", "value", "stderr", "n")} for name, task in card["tasks"].items()
+    }
     return {"score": card["score"], "fitness": card["fitness"]["value"], "tasks": tasks}
 
 
@@ -65,9 +68,10 @@ def _skipped(state: SearchState, name: str) -> bool:
 
 
 def _run_ids(places: Places, search_id: str) -> dict[str, str]:
+    from evosearch.errors import TrackingError
     from evosearch.tracking.mlflow import run_ids
 
     try:
         return run_ids(places.tracking, search_id)
-    except Exception:  # the tracking store may be away; the ledger is the record
+    except TrackingError:  # the tracking store may be away; the ledger is the record
         return {}

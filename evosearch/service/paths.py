@@ -21,6 +21,7 @@ class Places:
     folder: Path
     ledger: str  # database URL
     tracking: str  # MLflow tracking URI
+    experiment: str  # MLflow experiment
 
     @property
     def exported(self) -> Path:
@@ -31,7 +32,11 @@ def places_of(spec: SearchSpec) -> Places:
     """The places of a search that a spec describes; nothing is created."""
     own = default_places(spec.name)
     return Places(
-        spec.name, own.folder, spec.config.ledger or own.ledger, spec.config.tracking.uri or own.tracking
+        spec.name,
+        own.folder,
+        spec.config.ledger or own.ledger,
+        spec.config.tracking.uri or own.tracking,
+        spec.config.tracking.experiment or spec.name,
     )
 
 
@@ -39,7 +44,7 @@ def default_places(name: str) -> Places:
     """The places of a search that names neither ledger nor tracking server."""
     runs = runs_folder()
     folder = runs / name
-    return Places(name, folder, f"sqlite:///{folder / 'ledger.db'}", f"sqlite:///{runs / 'mlflow.db'}")
+    return Places(name, folder, f"sqlite:///{folder / 'ledger.db'}", f"sqlite:///{runs / 'mlflow.db'}", name)
 
 
 def find(name_or_spec: str) -> Places:

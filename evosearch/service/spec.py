@@ -108,7 +108,9 @@ class SearchSpec:
     def identity(self) -> dict[str, Any]:
         """What makes this search this search, as plain data; recorded, and compared at resume."""
         config = self.config.model_dump(mode="json", exclude={"budget", "workers", "tracking", "ledger"})
-        return config | {"suite": {"name": self.suite.name, "digest": self.suite.digest()}}
+        chances = {task.name: task.chance for task in self.suite.tasks}
+        measure = {"weights": self.suite.weights(), "chances": chances}
+        return config | {"suite": {"name": self.suite.name, "digest": self.suite.digest()} | measure}
 
     def search_id(self) -> str:
         return digest(self.identity())

@@ -14,7 +14,7 @@ def statuses() -> list[dict[str, Any]]:
     for database in sorted(runs_folder().glob("*/ledger.db")):
         url = f"sqlite:///{database}"
         try:
-            with Ledger.open_read_only(url) as ledger:
+            with Ledger.open(url, read_only=True) as ledger:
                 for search in ledger.searches():
                     state = SearchState.from_events(ledger.events(search.search_id))
                     rows.append(_row(search.search_id, state, url, ledger.holder(search.search_id)))

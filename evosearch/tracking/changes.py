@@ -160,13 +160,16 @@ class Translator:
         """A candidate's first event: what it is from now on."""
         candidate = str(payload["candidate"])
         kind = payload.get("kind") or ("candidate" if candidate.isdigit() else candidate.partition(":")[0])
-        tags = {"candidate_id": candidate, "recipe_id": str(payload.get("recipe_id", "")), "kind": str(kind)}
+        tags = {"candidate_id": candidate, "recipe_id": str(payload.get("recipe_id") or ""), "kind": str(kind)}
         self._runs.setdefault(candidate, (now, self._identity | tags))
         return self._candidate(payload, plan, now)
 
     def _candidate(self, payload: Mapping[str, Any], plan: Plan, now: int) -> Changes:
+        """A candidate's run. The champion of another search is scored here without having been asked."""
         candidate = str(payload["candidate"])
-        began, tags = self._runs.setdefault(candidate, (now, self._identity | {"candidate_id": candidate}))
+        if candidate not in self._runs:
+            return self._begin(payload, plan, now)
+        began, tags = self._runs[candidate]
         return plan.setdefault(candidate, Changes(began, dict(tags)))
 
     def _settle(self, payload: Mapping[str, Any], fitness: float | None, plan: Plan, now: int) -> None:

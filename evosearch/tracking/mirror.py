@@ -24,6 +24,8 @@ class EventReader(Protocol):
 
     def events(self, search_id: str, after: int = 0) -> list[Event]: ...
 
+    def close(self) -> None: ...
+
 
 class Sink(Protocol):
     """Where events are copied to. Any method may raise; the next call is then `open`."""
@@ -42,7 +44,7 @@ class Mirror:
     """A `Tracker`: copies one search's events to a sink from a thread of its own.
 
     Args:
-        open_reader: opens the ledger, in the mirror's thread.
+        open_reader: opens the ledger for the mirror alone, in its thread; the mirror closes it.
     """
 
     def __init__(self, sink: Sink, open_reader: Callable[[], EventReader], search_id: str) -> None:
@@ -82,6 +84,12 @@ class Mirror:
                 self._thread.start()
 
     def _run(self) -> None:
+        try:
+            self._mirror()
+        finally:
+            self._close_reader()
+
+    def _mirror(self) -> None:
         pause = FIRST_PAUSE_S
         while True:
             try:
@@ -122,8 +130,13 @@ class Mirror:
         try:
             self._reader = self._reader or self._open_reader()
             self._behind = len(self._reader.events(self._search_id, after=self._cursor))
-        except Exception:
-            self._reader = None  # the ledger itself fails: keep the last number, and open it again next time
+        except Exception:  # the ledger itself fails: keep the last number, and open it again next time
+            self._close_reader()
+
+    def _close_reader(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.close()
 
     def _pause(self, pause_s: float) -> bool:
         """Wait before the next attempt; False when there is no time left for one."""

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from evosearch.errors import TrackingError
-from evosearch.tracking.mlflow import connect, hide_credentials, run_ids, told_as_errors
+from evosearch.tracking.client import connect, pages, run_ids, told_as_errors
+from evosearch.tracking.mirror import hide_credentials
 
 ALIAS = "champion"
 FOLDER = "model"  # among the artifacts of the candidate's run
@@ -25,16 +26,23 @@ class Champion:
 
 
 class Registry:
-    """The registered models of a tracking store, written for one search.
+    """The registered models of a tracking store.
 
     Every method raises `TrackingError` where the store cannot be reached or refuses.
     """
 
-    def __init__(self, uri: str, experiment: str, search_id: str) -> None:
-        self._uri, self._experiment, self._search_id = uri, experiment, search_id
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
 
     def register(
-        self, name: str, candidate: str, recipe_id: str, artifact_dir: Path, tags: Mapping[str, str] | None = None
+        self,
+        name: str,
+        *,
+        search_id: str,
+        candidate: str,
+        recipe_id: str,
+        artifact_dir: Path,
+        tags: Mapping[str, str] | None = None,
     ) -> str:
         """Upload a folder (a recipe, or a checkpoint with it), register it as a version, and make it the champion.
 
@@ -45,20 +53,20 @@ class Registry:
         """
         if not artifact_dir.is_dir():
             raise TrackingError(str(artifact_dir), "not a folder", "The folder of the artifacts to register")
-        own = {"search_id": self._search_id, "candidate_id": candidate, "recipe_id": recipe_id}
-        client = connect(self._uri)
+        own = {"search_id": search_id, "candidate_id": candidate, "recipe_id": recipe_id}
         with told_as_errors(self._uri):
+            client = connect(self._uri)
             _ensure_model(client, name)
             version = _registered(client, name, own)
             if version is None:
-                version = self._create(client, name, candidate, artifact_dir, dict(tags or {}) | own)
+                version = self._create(client, name, artifact_dir, dict(tags or {}) | own)
             client.set_registered_model_alias(name, ALIAS, version)
         return version
 
     def champion(self, name: str) -> Champion | None:
         """The present champion of a registered model; None where there is no such model or no alias."""
-        client = connect(self._uri)
         with told_as_errors(self._uri):
+            client = connect(self._uri)
             if not client.search_registered_models(f"name = '{_quoted(name)}'"):
                 return None
             version = client.get_registered_model(name).aliases.get(ALIAS)
@@ -75,10 +83,10 @@ class Registry:
             tags=tags,
         )
 
-    def _create(self, client: Any, name: str, candidate: str, folder: Path, tags: dict[str, str]) -> str:
-        run_id = run_ids(self._uri, self._experiment, self._search_id).get(candidate)
+    def _create(self, client: Any, name: str, folder: Path, tags: dict[str, str]) -> str:
+        run_id = run_ids(self._uri, tags["search_id"]).get(tags["candidate_id"])
         if run_id is None:
-            what = f"candidate {candidate} has no run in experiment '{self._experiment}' yet"
+            what = f"candidate {tags['candidate_id']} has no run yet"
             raise TrackingError(hide_credentials(self._uri), what, next="Let the mirror catch up, then promote again")
         # The version comes last: an upload that was cut off is done again, and never stands as a version.
         client.log_artifacts(run_id, str(folder), FOLDER)
@@ -99,15 +107,11 @@ def _ensure_model(client: Any, name: str) -> None:
 
 
 def _registered(client: Any, name: str, own: Mapping[str, str]) -> str | None:
-    token = None
-    while True:
-        page = client.search_model_versions(f"name = '{_quoted(name)}'", page_token=token)
-        for version in page:
-            if all(version.tags.get(key) == value for key, value in own.items()):
-                return str(version.version)
-        token = page.token
-        if not token:
-            return None
+    query = f"name = '{_quoted(name)}'"
+    for version in pages(lambda page_token: client.search_model_versions(query, page_token=page_token)):
+        if all(version.tags.get(key) == value for key, value in own.items()):
+            return str(version.version)
+    return None
 
 
 def _quoted(name: str) -> str:

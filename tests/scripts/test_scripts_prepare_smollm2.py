@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import stat
+import string
 import subprocess
 import sys
 import zipfile
@@ -23,6 +24,8 @@ from evosearch.errors import CheckpointError, EvosearchError, InputError, SuiteE
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "prepare_smollm2"
+# peft 0.21 reads an attribute that transformers 5.23 has renamed.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 RANK, ALPHA = 2, 6  # scale alpha / rank = 3
 
 
@@ -74,9 +77,9 @@ def write_base(folder):
 
 def write_adapter(folder, seed, width=32):
     """A LoRA of random A and B (peft starts B at zero) on an attention and an MLP projection."""
-    torch.manual_seed(seed)
     settings = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
     adapter = get_peft_model(tiny_model(width=width), settings)
+    torch.manual_seed(seed)
     with torch.no_grad():
         for name, parameter in adapter.named_parameters():
             if "lora_" in name:
@@ -315,7 +318,7 @@ def test_a_missing_data_file_is_named(tmp_path):
 # ---- the base
 
 
-def write_gguf(path, model):
+def write_gguf(path, model, without=None):
     """A tiny Llama as llama.cpp stores it: float32, query and key rows reordered for its rotary embedding."""
     gguf = pytest.importorskip("gguf")
     config = model.config
@@ -331,20 +334,20 @@ def write_gguf(path, model):
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(["<unk>", "<s>", "</s>", *(chr(ord("!") + index) for index in range(61))])
+    writer.add_token_list(["<unk>", "<s>", "</s>", *(string.ascii_letters + string.digits)[:59], "ab", "cd"])
     writer.add_token_types([3, 3, 3] + [1] * 61)
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "c d"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, value in model.state_dict().items():
-        if name == "lm_head.weight":
-            continue  # tied
+        if name in ("lm_head.weight", without):
+            continue  # the head is tied
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
         if heads:  # (heads, 2, half, width) → (heads, half, 2, width)
             rows, width = value.shape
             value = value.reshape(heads, 2, rows // heads // 2, width).swapaxes(1, 2).reshape(rows, width)
-        writer.add_tensor(names.get_name(name, (".weight",)) + ".weight", value.contiguous().numpy())
+        writer.add_tensor(names.get_name(name, (".weight",)), value.contiguous().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -364,6 +367,12 @@ def test_a_base_from_gguf_is_an_ordinary_checkpoint_with_the_same_weights(tmp_pa
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "base").state_dict()
     for name, value in model.state_dict().items():
         assert torch.equal(reloaded[name], value), name
+
+
+def test_a_base_that_lacks_weights_is_refused(tmp_path):
+    write_gguf(tmp_path / "base.gguf", tiny_model(), without="model.layers.1.mlp.up_proj.weight")
+    with pytest.raises(CheckpointError, match=r"lacks 1 weights, first model.layers.1.mlp.up_proj.weight"):
+        prepare_smollm2.write_base(tmp_path / "base.gguf", tmp_path)
 
 
 def test_only_the_wheel_with_the_adapters_base_is_taken(tmp_path):

@@ -1,4 +1,4 @@
-"""Llama: pre-norm decoder, RMSNorm, rotary positions, gated MLP; grouped queries, biases and tied embeddings optional."""
+"""Llama: pre-norm decoder, RMSNorm, rotary positions, gated MLP; grouped queries, biases, tied embeddings optional."""
 
 from evosearch.checkpoints.families.registry import Config, Family, positive
 from evosearch.recipe.shapes import ModelShape, Place, TensorSpec

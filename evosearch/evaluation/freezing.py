@@ -1,0 +1,141 @@
+"""From documents to frozen requests: lm-eval builds and tokenizes them, once; what cannot be run is refused by name."""
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from evosearch.documents import join
+from evosearch.errors import CheckpointError, SuiteError
+from evosearch.evaluation.frozen import FrozenBatch, FrozenDocument, FrozenTask, Gold
+from evosearch.evaluation.generation import Decoder, GenerationRequest, Stop
+from evosearch.evaluation.gold import gold_choice, gold_text
+from evosearch.evaluation.loglikelihood import LoglikelihoodRequest
+from evosearch.evaluation.types import ItemBatch, ItemSet
+
+if TYPE_CHECKING:
+    from evosearch.evaluation.harness import LoadedTask
+
+# Generation arguments that change nothing where nothing is sampled, with the values that are greedy.
+_GREEDY: dict[str, tuple[Any, ...]] = {
+    "do_sample": (False,),
+    "temperature": (0, 0.0),
+    "num_beams": (1,),
+    "num_return_sequences": (1,),
+}
+_SAMPLING = {"top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}
+
+
+class Freezer:
+    """Collects the requests of item sets.
+
+    Args:
+        recorder: an `lm_adapter.RequestRecorder`.
+        gold_required: refuse documents that name no right answer, instead of giving them NaN.
+    """
+
+    def __init__(self, recorder: Any, gold_required: bool) -> None:
+        if recorder.tokenizer.eos_token_id is None:
+            raise CheckpointError("tokenizer", "it has no end-of-sequence token", next="Set its eos_token")
+        self._recorder, self._gold_required = recorder, gold_required
+        self._lls: list[LoglikelihoodRequest] = []
+        self._generations: list[GenerationRequest] = []
+        self._tasks: list[FrozenTask] = []
+
+    def add(self, loaded: "LoadedTask", items: ItemSet) -> None:
+        """Build and tokenize the requests of one item set."""
+        documents = [
+            self._document(loaded, doc_id, doc_hash)
+            for doc_id, doc_hash in zip(items.doc_ids, items.doc_hashes, strict=True)
+        ]
+        generates = loaded.task.OUTPUT_TYPE == "generate_until"
+        spec = loaded.spec
+        self._tasks.append(
+            FrozenTask(spec.name, loaded.where, loaded.task, spec.metric, loaded.ensemble, generates, tuple(documents))
+        )
+
+    def freeze(self, batch: ItemBatch) -> FrozenBatch:
+        """All that was added."""
+        decoder = Decoder(self._recorder.tokenizer)
+        return FrozenBatch(batch, tuple(self._lls), tuple(self._generations), decoder, tuple(self._tasks))
+
+    def _document(self, loaded: "LoadedTask", doc_id: int, doc_hash: str) -> FrozenDocument:
+        task, document = loaded.task, loaded.documents[doc_id]
+        where = f"{join(loaded.where, 'task')}: document {doc_id} of '{loaded.name}'"
+        try:
+            context, instances = _build(task, document, doc_id, doc_hash)
+            if task.OUTPUT_TYPE == "generate_until":
+                requests = [self._generation(where, *instance.args[:2]) for instance in instances]
+            else:
+                requests = [self._loglikelihood(where, *instance.args[:2]) for instance in instances]
+            gold = self._gold(where, task, document, context, requests)
+        except SuiteError:
+            raise
+        except Exception as exc:  # a template, the task's own code, or an assertion of lm-eval
+            raise SuiteError(where, f"lm-eval cannot build its requests: {type(exc).__name__}: {exc}") from exc
+        if gold is None and self._gold_required:
+            raise SuiteError(where, "it names no right answer", next="Set `fitness: score`, or mend the task")
+        return FrozenDocument(document, tuple(instances), tuple(requests), gold)
+
+    def _gold(self, where: str, task: Any, document: Any, context: Any, requests: list[int]) -> Gold | None:
+        if task.OUTPUT_TYPE == "generate_until":
+            text = gold_text(task, document)
+            if text is None:
+                return None
+            index = self._loglikelihood(where, context, text)
+            return Gold(request=index, tokens=len(self._lls[index].targets))
+        if task.OUTPUT_TYPE == "multiple_choice":
+            choice = gold_choice(task, document)
+            return None if choice is None else Gold(choice=choice, among=len(task.doc_to_choice(document)))
+        if len(requests) != 1:
+            return None  # a Python task with requests of its own: which is right, only its process_results knows
+        return Gold(request=requests[0], tokens=len(self._lls[requests[0]].targets))
+
+    def _loglikelihood(self, where: str, context: str, continuation: str) -> int:
+        """Index of the tokenized request.
+
+        A model of context length M sees the last M tokens of context and continuation less the last one.
+        """
+        if continuation == "":
+            raise SuiteError(where, "a continuation is empty: there is nothing to score")
+        before, after = self._recorder.pair(context, continuation)
+        limit = self._recorder.max_length
+        if not before or not after:
+            part = "context" if after else "continuation"
+            raise SuiteError(where, f"the {part} {context if after else continuation!r} has no tokens")
+        if len(after) > limit:
+            raise SuiteError(where, f"a continuation has {len(after)} tokens; the model's context holds {limit}")
+        self._lls.append(LoglikelihoodRequest((before + after)[-(limit + 1) :][:-1], after))
+        return len(self._lls) - 1
+
+    def _generation(self, where: str, context: str, gen_kwargs: dict[str, Any]) -> int:
+        prompt = self._recorder.prompt(context, gen_kwargs)
+        for name, value in prompt.kwargs.items():
+            if name not in _SAMPLING and value not in _GREEDY.get(name, ()):
+                what = f"generation_kwargs.{name} is {value!r}: only greedy decoding is scored"
+                raise SuiteError(where, what, "do_sample: false, until, max_gen_toks")
+        new = prompt.max_length - len(prompt.tokens)
+        if new < 1 or not prompt.tokens:
+            what = f"a prompt of {len(prompt.tokens)} tokens leaves room for {new}"
+            raise SuiteError(where, what, next="Set max_gen_toks, and no max_length, in generation_kwargs")
+        stops = tuple(Stop(text, self._recorder.token_count(text) + 2) for text in prompt.stops)
+        self._generations.append(GenerationRequest(prompt.tokens, stops, new))
+        return len(self._generations) - 1
+
+
+def _build(task: Any, document: Any, doc_id: int, doc_hash: str) -> tuple[Any, list[Any]]:
+    """A document's context and lm-eval's instances, as `Task.build_all_requests` makes them.
+
+    The few-shot draw has a seed of the document's own: what is scored beside it changes no examples.
+    """
+    task.set_fewshot_seed(int(hashlib.sha256(doc_hash.encode()).hexdigest()[:8], 16))
+    context = task.fewshot_context(
+        document, num_fewshot=task.config.num_fewshot, gen_prefix=task.doc_to_prefix(document)
+    )
+    made = task.construct_requests(
+        doc=document,
+        ctx=context,
+        metadata=(task.config.task, doc_id, task.config.repeats),
+        apply_chat_template=False,
+        chat_template=None,
+    )
+    instances = made if isinstance(made, list) else [made]
+    return context, sorted(instances, key=lambda instance: instance.idx)

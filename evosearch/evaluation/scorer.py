@@ -1,0 +1,94 @@
+"""Scores models on the items of a suite: everything that does not depend on the weights is done once.
+
+    scorer = Scorer(suite, tokenizer, model.config)
+    card = scorer.score(model, scorer.batch("search"))
+
+From the second score of a batch on, nothing is tokenized, opened or rebuilt.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evosearch.errors import CheckpointError
+from evosearch.evaluation.frozen import Answers, FrozenBatch
+from evosearch.evaluation.generation import GenerationPlan, generate, lay_out_generations
+from evosearch.evaluation.harness import Harness, max_length_of
+from evosearch.evaluation.loglikelihood import LoglikelihoodPlan, ScoreOptions, lay_out, score_loglikelihoods
+from evosearch.evaluation.scores import make_card
+from evosearch.evaluation.suite import Suite
+from evosearch.evaluation.types import ItemBatch, ScoreCard
+
+_Laid = tuple[FrozenBatch, LoglikelihoodPlan, GenerationPlan]
+
+
+class Scorer:
+    """The items of a suite, frozen for one tokenizer.
+
+    Args:
+        suite: what is measured.
+        tokenizer: the transformers tokenizer that the candidates share, or the folder it is loaded from.
+        config: their transformers configuration; it tells the context length as lm-eval reads it.
+        options: how much is run at once.
+
+    Raises:
+        SuiteError: see `Harness`.
+        CheckpointError: the folder holds no tokenizer.
+    """
+
+    def __init__(self, suite: Suite, tokenizer: Any, config: Any, options: ScoreOptions | None = None) -> None:
+        self.suite, self.options = suite, options or ScoreOptions()
+        self._tokenizer = _load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
+        self._max_length = max_length_of(config, self._tokenizer)
+        self._harness = Harness(suite)
+        self._laid: dict[str, _Laid] = {}
+
+    def batch(self, split: str) -> ItemBatch:
+        """All items of a split."""
+        return self._harness.batch(split)
+
+    def prepare(self, batch: ItemBatch) -> None:
+        """Freeze and lay out a batch ahead of its first score.
+
+        Raises:
+            SuiteError: see `Harness.freeze`.
+        """
+        self._lay_out(batch)
+
+    def score(self, model: Any, batch: ItemBatch, seconds: Mapping[str, float] | None = None) -> ScoreCard:
+        """The score card of a model on a batch of items, a split's or any part of it.
+
+        Args:
+            model: a causal transformers model in evaluation mode, on the device it is to run on.
+            seconds: timings of the steps before (`load`, `materialize`), kept on the card.
+
+        Raises:
+            CandidateError: the model's answers are not finite, or its configuration asks for more than is scored.
+            SuiteError: the batch cannot be frozen, or a metric is not in [0, 1].
+        """
+        assert not model.training, "dropout would be scored"
+        frozen, plan, generations = self._lay_out(batch)
+        started = time.perf_counter()
+        lls, greedy, tokens = score_loglikelihoods(model, plan)
+        texts, generated = generate(model, generations)
+        columns = self._harness.collect(frozen, Answers(lls, greedy, texts))
+        spent = {**(seconds or {}), "score": time.perf_counter() - started}
+        return make_card(self.suite, batch, columns, tokens + generated, spent)
+
+    def _lay_out(self, batch: ItemBatch) -> _Laid:
+        if batch.digest not in self._laid:
+            frozen = self._harness.freeze(batch, self._tokenizer, self._max_length)
+            plan = lay_out(frozen.loglikelihoods, self.options)
+            generations = lay_out_generations(frozen.generations, frozen.decoder, self.options)
+            self._laid[batch.digest] = (frozen, plan, generations)
+        return self._laid[batch.digest]
+
+
+def _load_tokenizer(folder: str | Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as exc:
+        raise CheckpointError(str(folder), f"no usable tokenizer: {str(exc).splitlines()[0]}") from exc

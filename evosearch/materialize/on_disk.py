@@ -1,0 +1,102 @@
+"""A recipe written out as a checkpoint, tensor by tensor: memory holds one tensor of each model, not the models."""
+
+import resource
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from evosearch.checkpoints.compatibility import check_compatible
+from evosearch.checkpoints.reader import Checkpoint
+from evosearch.checkpoints.writer import MAX_SHARD_BYTES, CheckpointWriter
+from evosearch.errors import CandidateError
+from evosearch.materialize.apply import apply, extremes, not_finite
+from evosearch.materialize.plan import output_dtype, plan
+from evosearch.merging.registry import specs
+from evosearch.recipe.schema import Recipe
+
+PAGE = 4096  # bytes
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What was written and what it took.
+
+    Attributes:
+        out: the folder.
+        tensors: how many.
+        bytes: of weights.
+        seconds: read (pages from disk), merge, write (hashing and files), total.
+        peak_rss_gib: the process's largest resident memory so far, mapped pages of the inputs included.
+        weights_sha256: the result's `content_sha256`.
+    """
+
+    out: Path
+    tensors: int
+    bytes: int
+    seconds: Mapping[str, float]
+    peak_rss_gib: float
+    weights_sha256: str
+
+
+@torch.no_grad()
+def write_checkpoint(
+    recipe: Recipe,
+    checkpoints: Mapping[str, Checkpoint],
+    out: Path,
+    donor: str,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> MergeReport:
+    """Write a recipe's model to `out`; there is all of it or nothing.
+
+    Args:
+        checkpoints: reference → checkpoint, for every model the recipe names.
+        donor: the reference that config, tokenizer and chat template are copied from (`plan.donor_of`).
+
+    Raises:
+        CheckpointError: the checkpoints do not fit each other, or `out` is not empty or cannot be written.
+        RecipeError: the recipe does not fit its method.
+        CandidateError: parameters that have no merge, or a merged tensor that is not finite.
+    """
+    clock, model = _Clock(), checkpoints[donor]
+    check_compatible([checkpoints[reference] for reference in recipe.references()])
+    ops, dtype = plan(recipe, model.shape, specs()), output_dtype(recipe)
+    layout = [(op.tensor, model.tensors[op.tensor].shape) for op in ops]
+    with CheckpointWriter(out, layout, dtype, model.folder, max_shard_bytes=max_shard_bytes) as writer:
+        for op in ops:
+            inputs = {reference: checkpoints[reference].load(op.tensor) for reference in op.sources}
+            for tensor in inputs.values():
+                _touch(tensor)
+            clock.lap("read")
+            merged = apply(op, lambda reference, _, loaded=inputs: loaded[reference], dtype)  # type: ignore[misc]
+            if not extremes(merged).isfinite().all():
+                raise CandidateError("materialize", not_finite(op.tensor, recipe.output_dtype))
+            clock.lap("merge")
+            writer.add(op.tensor, merged)
+            clock.lap("write")
+    clock.lap("write")  # companions, index, rename
+    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+    return MergeReport(out, len(ops), writer.bytes_written, clock.seconds(), peak_gib, writer.weights_sha256)
+
+
+def _touch(tensor: torch.Tensor) -> None:
+    """Bring a mapped tensor's pages in, so that reading is not timed as merging."""
+    tensor.view(-1).view(torch.uint8)[::PAGE].sum()
+
+
+class _Clock:
+    """Wall seconds, added up by what they went into."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.perf_counter()
+        self._laps = {"read": 0.0, "merge": 0.0, "write": 0.0}
+
+    def lap(self, into: str) -> None:
+        now = time.perf_counter()
+        self._laps[into] += now - self._last
+        self._last = now
+
+    def seconds(self) -> dict[str, float]:
+        return self._laps | {"total": time.perf_counter() - self._started}

@@ -1,0 +1,284 @@
+"""The ledger: the durable record of searches, and their only state.
+
+An append-only sequence of events for each search, the score of every item of every candidate, and the openings of test
+sets. SQLite by default, PostgreSQL by URL, one code for both. Nothing in it can execute: payloads are JSON, scores are
+compressed float64.
+"""
+
+import json
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from evosearch.errors import LedgerError
+from evosearch.evaluation.types import Column, ItemBatch, ItemSet, ScoreCard
+from evosearch.search import ledger_store as store
+from evosearch.search.events import PAYLOAD_VERSION, Event
+from evosearch.search.ledger_lock import holding
+
+Entry = tuple[str, Mapping[str, Any]]  # event type, payload
+
+
+class RecordedTwiceError(AssertionError):
+    """Something that is recorded once was about to be recorded again: a mistake of ours, never of the user's."""
+
+
+@dataclass(frozen=True)
+class SearchInfo:
+    """One search of a ledger. Times are seconds since the epoch."""
+
+    search_id: str
+    name: str
+    started: float
+    last_event: float
+    events: int
+    stopped: str | None  # the reason, where the last event says so
+
+
+class Ledger:
+    """One database of searches. Reading is safe from any thread; one process writes to a search (`acquire`)."""
+
+    def __init__(self, engine: Engine, url: sa.URL, where: str, read_only: bool) -> None:
+        self._engine, self.url, self._where, self.read_only = engine, url, where, read_only
+
+    @classmethod
+    def open(cls, url: str, where: str = "ledger", read_only: bool = False) -> Self:
+        """Open a ledger, or create it with its folder and tables.
+
+        Args:
+            url: `sqlite:///PATH` or `postgresql://…`.
+            where: what an error names, as `night.yaml: ledger`.
+            read_only: create and change nothing; a ledger that is not there is an error.
+
+        Raises:
+            LedgerError: it cannot be opened, is no ledger of ours, or a newer version wrote it.
+        """
+        parsed = store.parse_url(url, where)
+        engine = store.connect(parsed, where, read_only)
+        try:
+            store.prepare(engine, parsed, where, read_only)
+        except BaseException:
+            engine.dispose()
+            raise
+        return cls(engine, parsed, where, read_only)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def acquire(self, search_id: str) -> Iterator[None]:
+        """Be the one writer of a search.
+
+        Raises:
+            LedgerError: another process is; the message says which.
+        """
+        assert not self.read_only
+        with holding(self._engine, self.url, search_id, self._where):
+            yield
+
+    # --- events -------------------------------------------------------------------------------------------------
+
+    def append(
+        self, search_id: str, entries: Sequence[Entry], scores: Iterable[tuple[str, ScoreCard]] = ()
+    ) -> list[Event]:
+        """Record events and the scores that belong to them, all or nothing; durable on return.
+
+        Args:
+            entries: (type, payload of plain JSON data), in order.
+            scores: (candidate, card) with per-item columns. The item sets must have been put before.
+
+        Raises:
+            RecordedTwiceError: a column of this candidate, split and item set is there already.
+            LedgerError: the database cannot be written.
+        """
+        rows: list[dict[str, Any]] = [
+            {"type": kind, "version": PAYLOAD_VERSION, "payload": _dump(payload)} for kind, payload in entries
+        ]
+        columns = [row for candidate, card in scores for row in _score_rows(search_id, candidate, card)]
+        with self._writing() as connection:
+            at = store.events.c
+            last = connection.scalar(sa.select(sa.func.max(at.seq)).where(at.search_id == search_id)) or 0
+            now = time.time()
+            for offset, row in enumerate(rows, start=1):
+                row |= {"search_id": search_id, "seq": last + offset, "time": now}
+            if rows:
+                connection.execute(sa.insert(store.events), rows)
+            if columns:
+                connection.execute(sa.insert(store.scores), columns)
+        return [Event(row["seq"], now, row["type"], json.loads(row["payload"])) for row in rows]
+
+    def events(self, search_id: str, after: int = 0, types: Iterable[str] | None = None) -> list[Event]:
+        """The events of a search with `seq` greater than `after`, in order.
+
+        Raises:
+            LedgerError: a newer version wrote one of them.
+        """
+        at = store.events.c
+        query = sa.select(at.seq, at.time, at.type, at.version, at.payload)
+        query = query.where(at.search_id == search_id, at.seq > after).order_by(at.seq)
+        if types is not None:
+            query = query.where(at.type.in_(list(types)))
+        with self._reading() as connection:
+            rows = connection.execute(query).all()
+        for row in rows:
+            if row.version > PAYLOAD_VERSION:
+                what = f"event {row.seq} of {search_id[:12]} has version {row.version}"
+                raise LedgerError(self._where, what, f"This evosearch reads {PAYLOAD_VERSION}", "Update evosearch")
+        return [Event(row.seq, row.time, row.type, json.loads(row.payload)) for row in rows]
+
+    def searches(self) -> list[SearchInfo]:
+        """Every search that has started, the latest first."""
+        at = store.events.c
+        spans = sa.select(at.search_id, sa.func.max(at.seq).label("last")).group_by(at.search_id).subquery()
+        ends = sa.select(at.search_id, at.seq, at.time, at.type, at.payload).join(
+            spans, (at.search_id == spans.c.search_id) & (at.seq == spans.c.last)
+        )
+        begins = sa.select(at.search_id, at.time, at.payload).where(at.type == "started").order_by(at.seq.desc())
+        with self._reading() as connection:
+            last = {row.search_id: row for row in connection.execute(ends)}
+            first = {row.search_id: row for row in connection.execute(begins)}  # the earliest is kept
+        found = [_info(search_id, begin, last[search_id]) for search_id, begin in first.items()]
+        return sorted(found, key=lambda info: info.started, reverse=True)
+
+    def search_by_name(self, name: str) -> SearchInfo | None:
+        """The latest search of that name, or None."""
+        return next((info for info in self.searches() if info.name == name), None)
+
+    # --- scores -------------------------------------------------------------------------------------------------
+
+    def put_item_sets(self, batch: ItemBatch) -> None:
+        """Record which documents a batch holds. What is there already stays."""
+        with self._writing() as connection:
+            digests = [items.digest for items in batch.sets]
+            known = set(
+                connection.scalars(sa.select(store.item_sets.c.digest).where(store.item_sets.c.digest.in_(digests)))
+            )
+            rows = {items.digest: _item_set_row(items) for items in batch.sets if items.digest not in known}
+            if rows:
+                connection.execute(sa.insert(store.item_sets), list(rows.values()))
+
+    def item_set(self, digest: str) -> ItemSet:
+        """The documents behind a digest.
+
+        Raises:
+            LedgerError: no such item set is recorded here.
+        """
+        with self._reading() as connection:
+            row = connection.execute(sa.select(store.item_sets).where(store.item_sets.c.digest == digest)).first()
+        if row is None:
+            raise LedgerError(self._where, f"no item set {digest[:12]} is recorded here")
+        data = json.loads(zlib.decompress(row.data))
+        parts = (tuple(data[key]) for key in ("doc_ids", "doc_hashes", "groups"))
+        return ItemSet(row.task, row.lm_eval_task, *parts)
+
+    def columns(
+        self, search_id: str, candidate: str, split: str, digests: Mapping[str, str] | None = None
+    ) -> dict[str, dict[str, Column]]:
+        """Per-item scores: task → column → values, float64.
+
+        Args:
+            digests: task → item-set digest, as a score card's `set_digests`; needed where a candidate was scored on
+                several item sets of one task.
+        """
+        at, sets = store.scores.c, store.item_sets.c
+        query = sa.select(sets.task, at.digest, at.column, at.data).join(store.item_sets, sets.digest == at.digest)
+        query = query.where(at.search_id == search_id, at.candidate == candidate, at.split == split)
+        if digests is not None:
+            query = query.where(at.digest.in_(list(digests.values())))
+        with self._reading() as connection:
+            rows = connection.execute(query.order_by(sets.task, at.column)).all()
+        found: dict[str, dict[str, Column]] = {}
+        for row in rows:
+            task = found.setdefault(row.task, {})
+            assert row.column not in task, f"{candidate} has several item sets of {row.task}: say which"
+            task[row.column] = np.frombuffer(zlib.decompress(row.data), dtype="<f8").astype(np.float64)
+        return found
+
+    # --- test openings ------------------------------------------------------------------------------------------
+
+    def record_test_opening(self, search_id: str, digest: str, candidates: Sequence[str]) -> int:
+        """Record that a test set was opened for these candidates; the same opening again, after a crash, is one.
+
+        Returns:
+            How often this test set has been opened, by all searches of this database.
+        """
+        at = store.test_openings.c
+        row = {"search_id": search_id, "digest": digest, "candidates": _dump(sorted(candidates))}
+        with self._writing() as connection:
+            same = sa.and_(*(at[key] == value for key, value in row.items()))
+            if connection.execute(sa.select(at.id).where(same)).first() is None:
+                connection.execute(sa.insert(store.test_openings), [row | {"time": time.time()}])
+            counted = sa.select(sa.func.count()).select_from(store.test_openings).where(at.digest == digest)
+            return int(connection.scalar(counted) or 0)
+
+    # --- transactions -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        assert not self.read_only, "a ledger opened to be read is written to"
+        try:
+            with self._engine.connect().execution_options(evosearch_write=True) as connection, connection.begin():
+                yield connection
+        except sa.exc.IntegrityError as exc:
+            raise RecordedTwiceError(
+                f"the ledger holds this already, or lacks the item set it refers to: {exc.orig}"
+            ) from exc
+        except sa.exc.DBAPIError as exc:
+            raise store.unusable(self.url, self._where, exc) from exc
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except sa.exc.DBAPIError as exc:
+            raise store.unusable(self.url, self._where, exc) from exc
+
+
+def _info(search_id: str, begin: Any, last: Any) -> SearchInfo:
+    name = str(json.loads(begin.payload).get("name", ""))
+    stopped = str(json.loads(last.payload).get("reason", "")) if last.type == "stopped" else None
+    return SearchInfo(search_id, name, begin.time, last.time, last.seq, stopped)
+
+
+def _dump(payload: Any) -> str:
+    """Plain JSON. NaN and infinity are not: a score that is not finite is a failure, with a reason."""
+    return json.dumps(payload, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+
+
+def _item_set_row(items: ItemSet) -> dict[str, Any]:
+    data = {"doc_ids": items.doc_ids, "doc_hashes": items.doc_hashes, "groups": items.groups}
+    packed = zlib.compress(_dump(data).encode())
+    return {"digest": items.digest, "task": items.task, "lm_eval_task": items.lm_eval_task, "data": packed}
+
+
+def _score_rows(search_id: str, candidate: str, card: ScoreCard) -> Iterator[dict[str, Any]]:
+    for task, columns in card.columns.items():
+        for name, values in columns.items():
+            array = np.ascontiguousarray(values, dtype="<f8")
+            assert array.ndim == 1, f"{task} {name}: one number an item or request"
+            yield {
+                "search_id": search_id,
+                "candidate": candidate,
+                "split": card.split,
+                "digest": card.set_digests[task],
+                "column": name,
+                "n": array.size,
+                "data": zlib.compress(array.tobytes()),
+            }

@@ -1,0 +1,375 @@
+"""The search space: a recipe with holes. The winner is the same recipe with the holes filled.
+
+What a hole may say is in `holes.py`, and how one is spread over depth in `layout.py`; here they are found in a recipe,
+named, and filled.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from evosearch.documents import join, validate
+from evosearch.errors import RecipeError, did_you_mean
+from evosearch.recipe import schema
+from evosearch.recipe.schema import NO_EFFECT, Recipe
+from evosearch.recipe.shapes import MethodSpec, ModelShape, Param, Scalar
+from evosearch.search import holes
+from evosearch.search.holes import Hole
+from evosearch.search.layout import Layout, flatten, reached
+from evosearch.search.types import Dimension, Genome
+
+METHOD = "merge_method"
+Target = tuple[int | None, str]  # place in `models` (None: the recipe's own parameters), parameter
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One entry of a setting: as it was written, or a hole and the dimension of each of its numbers."""
+
+    fixed: Mapping[str, Any] | None = None
+    layout: Layout | None = None
+    names: Mapping[str, str] | None = None  # key of the layout → dimension
+
+    def entries(self, genome: Mapping[str, Scalar]) -> list[dict[str, Any]]:
+        if self.layout is None or self.names is None:
+            return [dict(self.fixed or {})]
+        return self.layout.entries({key: genome[name] for key, name in self.names.items()})
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Genome ⇄ recipe. Made by `from_template`."""
+
+    dimensions: tuple[Dimension, ...]
+    _template: Mapping[str, Any]
+    _sites: Mapping[Target, tuple[_Piece, ...]]
+    _targets: Mapping[str, tuple[Target, ...]]  # dimension → every setting it fills
+    _methods: Mapping[str, MethodSpec]
+    _where: str
+
+    @classmethod
+    def from_template(
+        cls, template: Mapping[str, Any], shape: ModelShape, methods: Mapping[str, MethodSpec], where: str = "recipe"
+    ) -> Self:
+        """Lay out the space of a recipe with holes.
+
+        Args:
+            template: the recipe as read from YAML, holes and all.
+            shape: the layout that the recipe's models share.
+            methods: every known merge method.
+            where: what to put before a key in an error, as `night.yaml: recipe`.
+
+        Raises:
+            RecipeError: a hole is not well-formed, stands where nothing can be searched, or there is none; or the
+                recipe is wrong with its holes filled.
+        """
+        builder = _Builder(dict(template), shape, methods, where)
+        builder.build()
+        space = cls(
+            tuple(builder.dimensions.values()),
+            deepcopy(dict(template)),
+            builder.sites,
+            {name: tuple(targets) for name, targets in builder.targets.items()},
+            methods,
+            where,
+        )
+        if not space.dimensions:
+            raise RecipeError(
+                where, "nothing to search: no value is a hole", "A hole, as weight: {low: 0.0, high: 1.0}", "Add one"
+            )
+        for genome in space._corners():
+            schema.check(space.fill(genome), methods, where)
+        return space
+
+    def initial(self) -> Genome:
+        """Every dimension at its `init`."""
+        return {dimension.name: dimension.init for dimension in self.dimensions}
+
+    def with_weight(self, per_model: Sequence[float] | float) -> Genome:
+        """The initial genome with every number of a parameter named `weight` set, within its bounds.
+
+        Args:
+            per_model: one weight for every parent (entries of `models` that are not the base), or one for all. A
+                number that several parents share takes their mean.
+        """
+        parents = self._parents()
+        weights = [float(per_model)] * len(parents) if isinstance(per_model, int | float) else list(per_model)
+        assert len(weights) == len(parents), f"{len(weights)} weights for {len(parents)} parents"
+        of_model: dict[int | None, float] = dict(zip(parents, weights, strict=True))
+        of_model[None] = sum(weights) / len(weights)
+        genome = self.initial()
+        for dimension in self.dimensions:
+            targets = self._targets[dimension.name]
+            given = [of_model[model] for model, parameter in targets if parameter == "weight" and model in of_model]
+            if given and dimension.kind != "categorical":
+                genome[dimension.name] = dimension.clip(sum(given) / len(given))
+        return genome
+
+    def clip(self, genome: Mapping[str, Scalar]) -> Genome:
+        """The nearest genome of the space, inactive dimensions at their `init`."""
+        clipped = {d.name: d.clip(genome.get(d.name, d.init)) for d in self.dimensions}
+        return {d.name: clipped[d.name] if d.active(clipped) else d.init for d in self.dimensions}
+
+    def validate(self, genome: Mapping[str, Scalar]) -> None:
+        """
+        Raises:
+            RecipeError: the genome lacks a dimension, has one too many, or a value lies outside.
+        """
+        known = [dimension.name for dimension in self.dimensions]
+        for name in genome:
+            if name not in known:
+                raise RecipeError(f"genome: {name}", "no dimension of this search", next=did_you_mean(name, known))
+        for dimension in self.dimensions:
+            if dimension.name not in genome:
+                raise RecipeError(f"genome: {dimension.name}", "missing")
+            if not dimension.contains(genome[dimension.name]):
+                allowed = dimension.choices or f"[{dimension.low:g}, {dimension.high:g}]"
+                raise RecipeError(f"genome: {dimension.name}", f"got {genome[dimension.name]!r}", f"In {allowed}")
+
+    def fill(self, genome: Mapping[str, Scalar]) -> Recipe:
+        """The recipe of one genome. Parameters that the genome's merge method does not take are left out.
+
+        Raises:
+            RecipeError: the genome is not of this space, or the recipe is not well-formed.
+        """
+        self.validate(genome)
+        data = deepcopy(dict(self._template))
+        chosen = self._dimension_of((None, METHOD))
+        if chosen is not None:
+            data[METHOD] = genome[chosen.name]
+        for (model, parameter), pieces in self._sites.items():
+            scope = data if model is None else data["models"][model]
+            scope["parameters"][parameter] = flatten(piece.entries(genome) for piece in pieces)
+        if chosen is not None:
+            _drop_foreign(data, self._methods[data[METHOD]])
+        return validate(Recipe, data, self._where, RecipeError)
+
+    def _dimension_of(self, target: Target) -> Dimension | None:
+        return next((d for d in self.dimensions if target in self._targets[d.name]), None)
+
+    def _parents(self) -> list[int]:
+        base = self._template.get("base_model")
+        return [index for index, entry in enumerate(self._template["models"]) if entry["model"] != base]
+
+    def _corners(self) -> Iterator[Genome]:
+        """Genomes that together hold every choice. (Bounds are checked where a hole is read.)"""
+        yield self.initial()
+        for dimension in self.dimensions:
+            for choice in dimension.choices:
+                genome = self.initial()
+                if dimension.active_if is not None:
+                    genome[dimension.active_if[0]] = dimension.active_if[1][0]
+                genome[dimension.name] = choice
+                yield genome
+
+
+class _Builder:
+    """Walks a template once. Parameters are visited by name, so that the order of keys in a file means nothing."""
+
+    def __init__(
+        self, template: dict[str, Any], shape: ModelShape, methods: Mapping[str, MethodSpec], where: str
+    ) -> None:
+        self.template, self.shape, self.methods, self.where = template, shape, methods, where
+        self.dimensions: dict[str, Dimension] = {}
+        self.sites: dict[Target, tuple[_Piece, ...]] = {}
+        self.targets: dict[str, list[Target]] = {}
+        self._written: dict[str, tuple[Hole, str]] = {}  # first dimension of a hole's name → the hole, and where
+        self.chosen: tuple[str, ...] = ()
+
+    def build(self) -> None:
+        self._refuse_misplaced()
+        self.chosen = self._merge_methods()
+        for model, parameters, where in self._scopes():
+            for name in sorted(parameters):
+                self._site((model, name), parameters[name], join(where, name))
+
+    def _refuse_misplaced(self) -> None:
+        for key, value in self.template.items():
+            place = join(self.where, key)
+            if key in (METHOD, "parameters"):
+                continue
+            if key == "routing" and isinstance(value, Mapping) and "search" in value:
+                raise RecipeError(place, "searching over routes is not supported yet", "A recipe with merge_method")
+            for found in holes.find(value, place):
+                if key != "models" or ".parameters." not in found.removeprefix(place):
+                    raise RecipeError(
+                        found, "a hole cannot stand here", "Holes are values of parameters, and merge_method"
+                    )
+
+    def _merge_methods(self) -> tuple[str, ...]:
+        """The methods that may be chosen; where that is a hole, its dimension is the first."""
+        raw, place = self.template.get(METHOD), join(self.where, METHOD)
+        if raw is None and "routing" not in self.template:
+            raise RecipeError(place, "missing", f"One of: {', '.join(sorted(self.methods))}")
+        if raw is None or isinstance(raw, str):
+            self._known_method(raw, place)
+            return (raw,) if raw else ()
+        if not isinstance(raw, Mapping):
+            raise RecipeError(place, f"got {raw!r}", "A method, or {choices: [...]}")
+        if "choices" not in raw:
+            key = next((key for key in raw if key in holes.MARKS), None)
+            what = f"got {key}" if key else f"got {dict(raw)!r}"
+            raise RecipeError(place, what, "{choices: [...]} with the methods to choose from")
+        hole = holes.parse(raw, (), self.shape.num_layers, place)
+        chosen = tuple(hole.choices or ())
+        for index, name in enumerate(chosen):
+            self._known_method(name, join(place, "choices", index))
+        self.chosen = chosen
+        self._declare(hole.name or METHOD, hole, "", (None, METHOD), chosen, place)
+        return chosen
+
+    def _known_method(self, name: Any, place: str) -> None:
+        if name is not None and name not in self.methods:
+            known = f"Known methods: {', '.join(sorted(self.methods))}"
+            raise RecipeError(place, f"unknown method '{name}'", known, did_you_mean(str(name), self.methods))
+
+    def _scopes(self) -> Iterator[tuple[int | None, Mapping[str, Any], str]]:
+        """Every mapping of parameters. What is not a mapping is left to the recipe's own schema to refuse."""
+        own = self.template.get("parameters")
+        if isinstance(own, Mapping):
+            yield None, own, join(self.where, "parameters")
+        models = self.template.get("models")
+        for index, entry in enumerate(models if isinstance(models, list | tuple) else ()):
+            parameters = entry.get("parameters") if isinstance(entry, Mapping) else None
+            if isinstance(parameters, Mapping):
+                yield index, parameters, join(self.where, "models", index, "parameters")
+
+    def _params(self, name: str, place: str) -> dict[str, Param]:
+        """What each of the methods says of a parameter; methods that do not take it are left out."""
+        taking = {method: self.methods[method].parameters for method in self.chosen}
+        found = {method: parameters[name] for method, parameters in taking.items() if name in parameters}
+        if not found and name not in NO_EFFECT and self.chosen:
+            union = sorted({known for parameters in taking.values() for known in parameters})
+            verb = "takes" if len(self.chosen) == 1 else "take"
+            listed = f"{', '.join(self.chosen)} {verb} {', '.join(union)}"
+            raise RecipeError(place, "unknown parameter", listed, did_you_mean(name, union))
+        return found
+
+    def _site(self, target: Target, raw: Any, place: str) -> None:
+        params = self._params(target[1], place)
+        written = _entries(raw, place)
+        if not any(isinstance(value, Mapping) for _, value, _ in written):
+            return  # nothing searched: it stays as it was written
+        pieces, earlier = [], list[str | None]()
+        for pattern, value, where in written:
+            if isinstance(value, Mapping):
+                pieces.append(self._hole_piece(target, pattern, earlier, value, params, where))
+            else:
+                pieces.append(_Piece(fixed={"filter": pattern, "value": value}))
+            earlier.append(pattern)
+        self.sites[target] = tuple(pieces)
+
+    def _hole_piece(
+        self,
+        target: Target,
+        pattern: str | None,
+        earlier: Sequence[str | None],
+        raw: Mapping[str, Any],
+        params: Mapping[str, Param],
+        where: str,
+    ) -> _Piece:
+        hole = holes.parse(raw, list(params.values()), self.shape.num_layers, where)
+        tensors = reached(self.shape, pattern, earlier)
+        if not tensors:
+            what = "this hole decides no tensor: filters before it take them all"
+            if pattern not in (None, "*") and not reached(self.shape, pattern, ()):
+                what = f"no tensor of the models has '{pattern}' in its name"
+            raise RecipeError(where, what, f"Tensor names, as {self.shape.tensors[-1].name}")
+        layout = Layout(hole, self.shape, pattern, tensors)
+        model, parameter = target
+        path = parameter if model is None else f"models[{model}].{parameter}"
+        stem = hole.name or (path if pattern in (None, "*") else f"{path}[{pattern}]")
+        methods = tuple(params)
+        names = {key: self._declare(stem, hole, key, target, methods, where) for key in layout.keys}
+        return _Piece(layout=layout, names=names)
+
+    def _declare(self, stem: str, hole: Hole, key: str, target: Target, methods: tuple[str, ...], where: str) -> str:
+        """Name one number of a hole, and enter it among the dimensions unless another hole of that name has."""
+        name = f"{stem}[{key}]" if key else stem
+        self._check_shared(stem, hole, where)
+        self.targets.setdefault(name, []).append(target)
+        known = self.dimensions.get(name)
+        if known is not None:
+            before = known.active_if[1] if known.active_if else self.chosen
+            methods = tuple(method for method in self.chosen if method in before or method in methods)
+        owners = set(self.targets[name])
+        dimension = Dimension(
+            name,
+            "categorical" if hole.choices is not None else "int" if hole.integer else "float",
+            known.init if known else hole.start,
+            low=hole.low if hole.low is not None else 0.0,
+            high=hole.high if hole.high is not None else 1.0,
+            log=hole.log,
+            choices=hole.choices or (),
+            parameter=target[1] if len({parameter for _, parameter in owners}) == 1 else None,
+            model=target[0] if len({model for model, _ in owners}) == 1 else None,
+        )
+        if set(methods) != set(self.chosen):
+            method_dimension = next(name for name, targets in self.targets.items() if (None, METHOD) in targets)
+            dimension = replace(dimension, active_if=(method_dimension, methods))
+        self.dimensions[name] = dimension
+        return name
+
+    def _check_shared(self, stem: str, hole: Hole, where: str) -> None:
+        first, place = self._written.setdefault(stem, (hole, where))
+        if place == where:
+            return
+        if hole.name is None or first.name is None:
+            raise RecipeError(
+                join(where, "name"), f"'{stem}' names another dimension, at {place}", next="Choose another"
+            )
+        for key in ("low", "high", "choices", "log", "integer", "per", "groups", "points", "ends", "init"):
+            one, other = getattr(first, key), getattr(hole, key)
+            if one != other:
+                what = f"{other!r} here and {one!r} at {place}"
+                raise RecipeError(join(where, key), what, f"Holes named '{stem}' share one value, so they are alike")
+
+
+def _entries(raw: Any, place: str) -> list[tuple[str | None, Any, str]]:
+    """A setting as (filter, value, where) entries; a value that is a mapping is a hole."""
+    if isinstance(raw, Mapping):
+        return [_conditional(raw, place)] if _is_conditional(raw) else [(None, raw, place)]
+    if not isinstance(raw, list | tuple) or not any(isinstance(item, Mapping) for item in raw):
+        return [(None, raw, place)]
+    entries = []
+    for index, item in enumerate(raw):
+        where = join(place, index)
+        if isinstance(item, Mapping) and _is_conditional(item):
+            entries.append(_conditional(item, where))
+        elif holes.is_hole(item):
+            next_step = "Write one hole with per: gradient and points, or {filter, value} entries"
+            raise RecipeError(where, "a hole cannot stand inside a list", next=next_step)
+        else:
+            allowed = "Either only numbers (a gradient) or only {filter, value} entries"
+            raise RecipeError(where, f"got {item!r}", allowed)
+    return entries
+
+
+def _is_conditional(node: Mapping[str, Any]) -> bool:
+    return bool({"filter", "value"} & node.keys()) and not holes.is_hole(node)
+
+
+def _conditional(raw: Mapping[str, Any], where: str) -> tuple[str | None, Any, str]:
+    for key in raw:
+        if key not in ("filter", "value"):
+            next_step = did_you_mean(key, ("filter", "value"))
+            raise RecipeError(join(where, key), "unknown key", "Known keys here: filter, value", next_step)
+    value, pattern = raw.get("value"), raw.get("filter")
+    if value is None:
+        raise RecipeError(join(where, "value"), "missing", next="Give the value that this filter selects")
+    if pattern is not None and not isinstance(pattern, str):
+        raise RecipeError(join(where, "filter"), f"got {pattern!r}", "A part of a tensor name, or '*'")
+    if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+        next_step = "Write one hole with per: gradient and points"
+        raise RecipeError(join(where, "value"), "a hole cannot stand inside a list", next=next_step)
+    return pattern, value, join(where, "value")
+
+
+def _drop_foreign(data: dict[str, Any], method: MethodSpec) -> None:
+    """Leave out the parameters that the chosen method does not take: another choice's."""
+    for scope in (data, *data.get("models", ())):
+        parameters = scope.get("parameters") if isinstance(scope, Mapping) else None
+        if isinstance(parameters, Mapping):
+            kept = {name: v for name, v in parameters.items() if name in method.parameters or name in NO_EFFECT}
+            scope["parameters"] = kept

@@ -1,0 +1,76 @@
+"""From the spec's `workers` to something that scores."""
+
+import os
+from collections.abc import Sequence
+
+from evosearch.checkpoints.references import default_cache
+from evosearch.errors import SpecError
+from evosearch.evaluation.loglikelihood import ScoreOptions
+from evosearch.evaluation.suite import Suite
+from evosearch.execution.local import LocalExecutor
+from evosearch.execution.worker import WorkerConfig
+from evosearch.search.ports import Executor
+from evosearch.search.watching import Watcher
+from evosearch.service.prepare import Prepared
+from evosearch.service.spec import WorkersConfig
+
+
+def worker_config(
+    workers: WorkersConfig, references: Sequence[str], suite: Suite, out_dtype: str, count: int = 1
+) -> WorkerConfig:
+    """What each worker is told: names and plain data."""
+    options = ScoreOptions(batch_tokens=workers.batch_tokens) if workers.batch_tokens else ScoreOptions()
+    return WorkerConfig(
+        models=tuple(references),
+        suite=suite.model_dump(mode="json"),
+        cache=default_cache(),
+        out_dtype=out_dtype,
+        device=workers.device,
+        threads=workers.threads or max(1, _cores() // count),
+        options=options,
+    )
+
+
+def make_executor(
+    workers: WorkersConfig, prepared: Prepared, watcher: Watcher, more_models: Sequence[str] = ()
+) -> Executor:
+    """The executor a spec asks for.
+
+    Args:
+        more_models: references that recipes may name besides the search's own (the champion's).
+
+    Raises:
+        SpecError: the cluster cannot be reached, or more is asked for than this machine has.
+    """
+    count, gpus = worker_count(workers)
+    references = tuple(dict.fromkeys([*prepared.models.references, *more_models]))
+    config = worker_config(workers, references, prepared.suite, prepared.example.output_dtype, count)
+    if workers.executor == "local":
+        if workers.address:
+            raise SpecError("workers.address", "goes with executor: ray", next="Remove it, or the executor line")
+        return LocalExecutor(config, watcher.preparing)
+    from evosearch.execution.ray_pool import RayExecutor, RayOptions
+
+    options = RayOptions(count, config.threads, gpus, workers.address)
+    return RayExecutor(config, options, watcher.note)
+
+
+def worker_count(workers: WorkersConfig) -> tuple[int, float]:
+    """How many workers, and how many GPUs each has."""
+    import torch
+
+    here = 0 if workers.device == "cpu" else torch.cuda.device_count()
+    gpus = workers.gpus_per_worker if workers.gpus_per_worker is not None else float(here > 0)
+    if workers.executor == "local":
+        return 1, gpus
+    if gpus and not here and not workers.address:
+        raise SpecError("workers.gpus_per_worker", f"got {gpus:g}, and this machine has no GPU", "0, or an address")
+    if workers.count != "auto":
+        return workers.count, gpus
+    if workers.address:
+        raise SpecError("workers.count", "auto needs a machine to look at", next="Say how many workers the cluster has")
+    return (max(1, int(here / gpus)) if gpus else max(1, _cores() // 2)), gpus
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))

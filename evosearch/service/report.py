@@ -1,0 +1,69 @@
+"""What the test split says of the winner and of what it was held against, as rows for tables and JSON."""
+
+from dataclasses import asdict
+from typing import Any
+
+from evosearch.evaluation.inference import interval, paired_difference
+from evosearch.evaluation.suite import Suite
+from evosearch.evaluation.types import Column, ItemBatch
+from evosearch.promotion.finalists import kind_of
+from evosearch.promotion.gate import Measure
+from evosearch.recipe.schema import Recipe
+from evosearch.search.recorder import Recorder
+
+
+def measure_of(suite: Suite, batch: ItemBatch) -> Measure:
+    """The suite's score as the gate takes it; documents that belong together are counted together."""
+    groups = {items.task: items.groups for items in batch.sets if items.groups}
+    return Measure(suite.weights(), {task.name: task.chance for task in suite.tasks}, groups or None)
+
+
+def test_rows(recorder: Recorder, suite: Suite, batch: ItemBatch, example: Recipe) -> list[dict[str, Any]]:
+    """One row a contender of the last opening of the test: metrics, mean with its interval, the winner's lead."""
+    state = recorder.state
+    if state.gated is None or not state.test_openings:
+        return []
+    measure = measure_of(suite, batch)
+    winner = state.gated["winner"]
+    names = [name for name in state.test_openings[-1]["candidates"] if (name, "test") in state.cards]
+    columns = {name: metric_columns(recorder, suite, name, "test") for name in names}
+    rows = []
+    for name in sorted(names, key=lambda entry: entry != winner):
+        mean = interval(columns[name], measure.weights, None, measure.groups)
+        row: dict[str, Any] = {
+            "candidate": name,
+            "label": label(name, example, winner, state.promoted is not None or bool(state.gated["promoted"])),
+            "tasks": state.cards[name, "test"]["tasks"],
+            "score": state.cards[name, "test"]["score"],
+            "mean": mean.value,
+            "mean_low": mean.lower,
+            "mean_high": mean.upper,
+        }
+        if name != winner:
+            both = (columns[winner], columns[name], measure.weights)
+            row["lead"] = asdict(paired_difference(*both, measure.chances, measure.groups))
+            row["raw_lead"] = asdict(paired_difference(*both, dict.fromkeys(measure.weights, 0.0), measure.groups))
+        rows.append(row)
+    return rows
+
+
+def metric_columns(recorder: Recorder, suite: Suite, candidate: str, split: str) -> dict[str, Column]:
+    """Task → the suite's metric of each item, as recorded."""
+    stored = recorder.ledger.columns(recorder.search_id, candidate, split)
+    return {task.name: stored[task.name][task.metric] for task in suite.tasks}
+
+
+def label(name: str, example: Recipe, winner: str = "", promoted: bool = False) -> str:
+    """`parent zoo:tiny/sort`, `uniform average`, `best scale 0.50`, `candidate 41 (promoted)`."""
+    kind, _, rest = name.partition(":")
+    texts = {
+        "base": f"base {example.base_model}",
+        "uniform": "uniform average",
+        "scale": f"best scale {rest}",
+        "champion": "champion so far",
+    }
+    if kind == "parent":
+        text = f"parent {example.parents[int(rest)].model}"
+    else:
+        text = f"candidate {name}" if kind_of(name) == "candidate" else texts[kind]
+    return f"{text} ({'promoted' if promoted else 'not promoted'})" if name == winner else text

@@ -1,0 +1,93 @@
+"""What a checkpoint or a recipe scores on one split of a suite."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from evosearch.errors import EvosearchError, SuiteError
+from evosearch.evaluation.suite import load_suite
+from evosearch.evaluation.types import LOGLIKELIHOODS, REQUESTS, SPLITS, ItemBatch, ScoreCard
+from evosearch.execution.worker import Worker
+from evosearch.merging.registry import specs
+from evosearch.recipe import schema
+from evosearch.recipe.schema import Input, Recipe
+from evosearch.search.ports import Job
+from evosearch.search.watching import Watcher
+from evosearch.service.executors import worker_config
+from evosearch.service.models import open_models
+from evosearch.service.openings import record_reread
+from evosearch.service.prepare import load_batches
+from evosearch.service.spec import WorkersConfig
+
+
+def score(model: str, suite_path: Path, split: str, items: Path | None, watcher: Watcher) -> dict[str, Any]:
+    """Score in this process; what `evosearch score --json` prints.
+
+    Raises:
+        InputError: model, recipe, suite or split is wrong.
+        EvosearchError: the model's scores are not finite.
+    """
+    if split not in SPLITS:
+        raise SuiteError("--split", f"got '{split}'", f"One of {', '.join(SPLITS)}")
+    if items is not None and not items.parent.is_dir():
+        raise SuiteError("--items", f"no folder {items.parent}")
+    suite = load_suite(suite_path)
+    recipe = _recipe(model, watcher)
+    batch = load_batches(suite)[split]
+    models = open_models(recipe.references(), model, watcher)
+    if split == "test":
+        count = record_reread(batch.digest, f"score {model}")
+        watcher.note(f"test split: this reading is on record (openings of this test set so far: {count})")
+    worker = Worker(worker_config(WorkersConfig(), models.references, suite, recipe.output_dtype))
+    outcome = worker.run(Job(f"score@{split}", recipe, batch))
+    if outcome.card is None:
+        assert outcome.failure is not None
+        raise EvosearchError(f"{model}: {outcome.failure.stage}: {outcome.failure.reason}")
+    card = outcome.card
+    if items is not None:
+        _write_items(items, batch, card)
+    summary = card.summary()
+    return {
+        "suite": suite.name,
+        "split": split,
+        "model": model,
+        "recipe_id": models.identify(recipe),
+        "tasks": summary["tasks"],
+        "score": summary["score"],
+        "fitness": summary["fitness"],
+        "tokens": summary["tokens"],
+        "seconds": {"load": worker.load_seconds, **summary["seconds"]},
+        "device": str(worker.device),
+    }
+
+
+def _recipe(model: str, watcher: Watcher) -> Recipe:
+    """The recipe in a file, or the one that is a model as it stands."""
+    if not model.endswith((".yaml", ".yml")):
+        return Recipe(merge_method="linear", models=(Input(model=model, parameters={"weight": 1.0}),))
+    recipe = schema.load(Path(model))
+    for text in schema.check(recipe, specs(), f"{model}: "):
+        watcher.note(text)
+    return recipe
+
+
+def _write_items(path: Path, batch: ItemBatch, card: ScoreCard) -> None:
+    """One JSON line an item: task, document, its log-likelihoods, its metrics. Written whole or not at all."""
+    lines = []
+    for items in batch.sets:
+        columns = dict(card.columns[items.task])
+        values = columns.pop(LOGLIKELIHOODS, None)
+        counts = columns.pop(REQUESTS, None)
+        start = 0
+        for index, (doc_id, doc_hash) in enumerate(zip(items.doc_ids, items.doc_hashes, strict=True)):
+            row: dict[str, Any] = {"task": items.task, "doc_id": doc_id, "doc_hash": doc_hash}
+            if values is not None and counts is not None:
+                stop = start + int(counts[index])
+                row["loglikelihoods"] = [float(value) for value in values[start:stop]]
+                start = stop
+            row["metrics"] = {name: float(column[index]) for name, column in columns.items()}
+            lines.append(json.dumps(row))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,118 @@
+"""The way to an MLflow store: the one import of mlflow, its environment, its errors as ours, its URIs."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SADeprecationWarning
+
+from evosearch.errors import TrackingError
+from evosearch.tracking.mirror import describe, hide_credentials
+
+ARTIFACTS = "mlartifacts"  # folder beside a SQLite store
+SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
+
+# Set before mlflow is imported, where the user has not. Without retries of its own every failed request is seen here,
+# and a run created by a request whose answer got lost is found by its tags before another is created.
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output is for --json
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+}
+
+
+def connect(uri: str) -> Any:
+    """A client of the store at `uri`, for runs and for registered models; a SQLite store is created.
+
+    Raises:
+        TrackingError: the URI is not one MLflow can use; a folder, its retired file store, is none.
+    """
+    database = sqlite_file(uri)
+    if uri.partition(":")[0].partition("+")[0] not in SCHEMES:
+        allowed = "sqlite:///FOLDER/mlflow.db, postgresql://HOST/NAME or http://HOST:PORT"
+        raise TrackingError("tracking.uri", f"got '{hide_credentials(uri)}'", allowed)
+    if database is not None:
+        database.parent.mkdir(parents=True, exist_ok=True)
+    _prepare()
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _prepare() -> None:
+    """What has to be in place before mlflow is imported."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # mlflow 3.17 declares its tables with a loader that SQLAlchemy 2.1 has deprecated.
+    warnings.filterwarnings("ignore", message="The ``noload`` loader strategy", category=SADeprecationWarning)
+
+
+@contextmanager
+def told_as_errors(uri: str) -> Iterator[None]:
+    """Whatever the store or the way to it raises, as one `TrackingError`."""
+    _prepare()
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError, OSError) as exc:
+        check = "Check tracking.uri, and that the server is up; the ledger holds everything meanwhile"
+        raise TrackingError(hide_credentials(uri), describe(exc), next=check) from exc
+
+
+def pages(ask: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
+    """Everything a paged query of the client finds."""
+    token = None
+    while True:
+        page = ask(*arguments, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def find_runs(client: Any, experiment_ids: list[str], query: str) -> list[Any]:
+    """All runs of some experiments that match."""
+    return list(pages(client.search_runs, experiment_ids, query)) if experiment_ids else []
+
+
+def run_ids(uri: str, search_id: str) -> dict[str, str]:
+    """Candidate → MLflow run id, read from the store; empty where nothing was mirrored yet.
+
+    Raises:
+        TrackingError: the store cannot be read.
+    """
+    database = sqlite_file(uri)
+    if database is not None and not database.exists():
+        return {}  # opening it would create it
+    with told_as_errors(uri):
+        client = connect(uri)
+        everywhere = [found.experiment_id for found in pages(client.search_experiments)]
+        runs = find_runs(client, everywhere, f"tags.search_id = '{search_id}'")
+    return {run.data.tags["candidate_id"]: run.info.run_id for run in runs}
+
+
+def default_uri(folder: Path) -> str:
+    """The store of a search that names none: `mlflow.db` in its folder."""
+    return f"sqlite:///{(folder / 'mlflow.db').resolve()}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a SQLite store; None for any other kind of URI."""
+    if not uri.startswith("sqlite:"):
+        return None
+    try:
+        name = make_url(uri).database
+    except ArgumentError:
+        name = None
+    if not name:
+        raise TrackingError("tracking.uri", f"got '{uri}'", "A file, as in sqlite:///FOLDER/mlflow.db")
+    return Path(name).resolve()

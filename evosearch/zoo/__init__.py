@@ -1,0 +1,4 @@
+"""The embedded models of the quickstart."""
+
+
+def register() -> None: ...

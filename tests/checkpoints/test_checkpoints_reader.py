@@ -1,0 +1,176 @@
+"""Reading checkpoints: lazily, strictly, and hashed by content alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from evosearch.checkpoints.families.llama import shape as llama_shape
+from evosearch.checkpoints.families.registry import all_families
+from evosearch.checkpoints.reader import Checkpoint
+from evosearch.errors import CheckpointError
+from evosearch.recipe.shapes import Place
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("model-*.safetensors"))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_llama_shape_names_exactly_the_tensors_that_transformers_saves(tiny, tied, bias):
+    folder = tiny("model", tie_word_embeddings=tied, attention_bias=bias, mlp_bias=bias)
+    checkpoint = Checkpoint.open(folder, "a/b")
+    saved = load_file(folder / "model.safetensors")
+    assert checkpoint.tensors.keys() == saved.keys()
+    assert checkpoint.shape.tied_embeddings is tied
+    assert checkpoint.shape.num_layers == 2
+    assert (checkpoint.reference, checkpoint.folder, checkpoint.dtype) == ("a/b", folder, torch.float32)
+    for name, tensor in saved.items():
+        assert torch.equal(checkpoint.load(name), tensor)
+        assert (checkpoint.tensors[name].dtype, checkpoint.tensors[name].shape) == ("F32", tuple(tensor.shape))
+
+
+def test_llama_places_and_residual_writers():
+    shape = llama_shape({"num_hidden_layers": 3, "attention_bias": True})
+    assert shape.names(Place.EMBEDDINGS) == ("model.embed_tokens.weight",)
+    assert shape.names(Place.FINAL_NORM) == ("model.norm.weight",)
+    assert shape.names(Place.HEAD) == ("lm_head.weight",)
+    assert shape.by_name["model.layers.2.mlp.down_proj.weight"].layer == 2
+    writers = {tensor.name.split(".", 3)[3] for tensor in shape.tensors if tensor.writes_residual}
+    assert writers == {"self_attn.o_proj.weight", "self_attn.o_proj.bias", "mlp.down_proj.weight"}
+
+
+def test_families_are_found_by_their_files():
+    assert "LlamaForCausalLM" in all_families()
+
+
+def test_content_hash_follows_the_weights_not_the_files(tiny):
+    whole = Checkpoint.open(tiny("whole", seed=1))
+    cut = tiny("cut", seed=1, max_shard_size="20KB")
+    assert len(shards(cut)) > 2
+    assert Checkpoint.open(cut).content_sha256() == whole.content_sha256()
+    assert Checkpoint.open(tiny("other", seed=2)).content_sha256() != whole.content_sha256()
+
+
+def test_content_hash_sees_type_and_name(tiny):
+    folder = tiny("model")
+    before = Checkpoint.open(folder).content_sha256()
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].bfloat16()  # ones: the same values in another type
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert Checkpoint.open(folder).content_sha256() != before
+
+
+def test_rotary_tables_and_the_copy_of_a_tied_head_are_read_past(tiny):
+    folder = tiny("model", tie_word_embeddings=True)
+    before = Checkpoint.open(folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    after = Checkpoint.open(folder)
+    assert after.tensors.keys() == before.tensors.keys()
+    assert after.content_sha256() == before.content_sha256()
+
+
+def test_a_tied_head_that_differs_is_refused(tiny):
+    folder = tiny("model", tie_word_embeddings=True)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: 'lm_head\.weight' differs"):
+        Checkpoint.open(folder)
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def garble(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"not a safetensors file at all")
+
+
+def pickle_only(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def drop_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def extra_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"model.layers.7.mlp.up_proj.weight": torch.ones(2)}, folder / "model.safetensors")
+
+
+def integer_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = torch.ones(32, dtype=torch.int8)
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, r"model\.safetensors: not a complete safetensors file"),
+        (garble, r"model\.safetensors: not a complete safetensors file"),
+        (pickle_only, r"model: only pickled weights.*safetensors only"),
+        (drop_tensor, r"model\.safetensors: tensor 'model\.layers\.1\.mlp\.up_proj\.weight' is missing"),
+        (extra_tensor, r"model\.safetensors: unexpected tensor 'model\.layers\.7\.mlp\.up_proj\.weight'"),
+        (integer_tensor, r"model\.safetensors: tensor 'model\.norm\.weight' is stored as I8"),
+        (lambda folder: (folder / "model.safetensors").unlink(), r"model: no weights"),
+        (lambda folder: (folder / "config.json").unlink(), r"config\.json: No such file"),
+        (lambda folder: (folder / "config.json").write_text("{"), r"config\.json: not readable as JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), r"config\.json: holds a list"),
+        (
+            lambda folder: edit_config(folder, architectures=["NewForCausalLM"]),
+            r"'NewForCausalLM' is not supported.*Llama",
+        ),
+        (lambda folder: edit_config(folder, architectures=None), r"config\.json: architectures: got None"),
+        (lambda folder: edit_config(folder, num_hidden_layers=0), r"config\.json: got 0.*num_hidden_layers"),
+        (lambda folder: edit_config(folder, quantization_config={"bits": 4}), r"the weights are quantized"),
+    ],
+)
+def test_damage_is_one_error_that_names_the_file(tiny, damage, message):
+    folder = tiny("model")
+    damage(folder)
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint.open(folder)
+
+
+def test_a_missing_shard_is_named(tiny):
+    folder = tiny("model", max_shard_size="20KB")
+    gone = shards(folder)[1]
+    gone.unlink()
+    with pytest.raises(CheckpointError, match=f"{gone.name}: no such file"):
+        Checkpoint.open(folder)
+
+
+def test_a_shard_without_the_tensor_that_the_index_places_there_is_named(tiny):
+    folder = tiny("model", max_shard_size="20KB")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    name, place = next(iter(index["weight_map"].items()))
+    wrong = next(path.name for path in shards(folder) if path.name != place)
+    index["weight_map"][name] = wrong
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=f"{wrong}: tensor '{name}' is missing"):
+        Checkpoint.open(folder)
+
+
+def test_an_index_may_not_point_outside_its_folder(tiny):
+    folder = tiny("model", max_shard_size="20KB")
+    index = {"weight_map": {"model.norm.weight": "../other/model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"weight_map\.model\.norm\.weight: got"):
+        Checkpoint.open(folder)

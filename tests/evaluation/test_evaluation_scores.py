@@ -1,0 +1,58 @@
+"""From columns to score and fitness: the formulas, by hand."""
+
+import numpy as np
+import pytest
+
+from evosearch.evaluation.gold import choice_logprob
+from evosearch.evaluation.scores import make_card
+from evosearch.evaluation.suite import Suite
+from evosearch.evaluation.types import GOLD, Estimate, ItemBatch, ItemSet, Tokens
+
+COLUMNS = {
+    "a": {"acc": np.array([1.0, 0.0, 1.0, 1.0]), GOLD: np.array([-1.0, -2.0, -3.0, -2.0])},
+    "b": {"acc": np.array([0.0, 1.0]), GOLD: np.array([-0.5, -1.5])},
+}
+BATCH = ItemBatch(
+    "test", (ItemSet("a", "x", (0, 1, 2, 3), ("h0", "h1", "h2", "h3")), ItemSet("b", "y", (0, 1), ("h4", "h5")))
+)
+
+
+def suite(fitness: str) -> Suite:
+    tasks = [
+        {"task": "x", "name": "a", "metric": "acc", "chance": 0.5, "weight": 3.0},
+        {"task": "y", "name": "b", "metric": "acc", "chance": 0.0},
+    ]
+    counts = {"search": 1, "validation": 1, "test": 1}
+    return Suite.model_validate({"name": "s", "tasks": tasks, "documents": counts, "fitness": fitness})
+
+
+def test_score_is_the_chance_centred_weighted_mean() -> None:
+    card = make_card(suite("score"), BATCH, COLUMNS, Tokens(forwarded=5), {"score": 1.5})
+    assert card.score == pytest.approx(100 * (0.75 * (0.75 - 0.5) / 0.5 + 0.25 * 0.5))
+    assert (card.tasks["a"].value, card.tasks["a"].n) == (0.75, 4)
+    assert card.tasks["a"].stderr == pytest.approx(0.25)  # sqrt(0.25 / 4)
+    assert card.tasks["b"].stderr == pytest.approx(0.5)
+    assert card.fitness.value == card.score
+    assert card.fitness.stderr == pytest.approx(100 * np.hypot(0.75 * 0.25 / 0.5, 0.25 * 0.5))
+    assert (card.tokens.forwarded, card.seconds) == (5, {"score": 1.5})
+    assert card.set_digests == {items.task: items.digest for items in BATCH.sets}
+
+
+def test_gold_fitness_is_the_weighted_mean_of_item_means() -> None:
+    card = make_card(suite("gold_logprob"), BATCH, COLUMNS, Tokens(), {})
+    stderr_a, stderr_b = np.std([-1, -2, -3, -2], ddof=1) / 2, 0.5
+    assert card.fitness == Estimate(
+        pytest.approx(0.75 * -2 + 0.25 * -1), pytest.approx(np.hypot(0.75 * stderr_a, 0.25 * stderr_b)), 6
+    )
+    assert card.score == pytest.approx(50.0)
+
+
+def test_one_item_has_no_spread() -> None:
+    batch = ItemBatch("test", (ItemSet("b", "y", (0,), ("h",)),))
+    card = make_card(suite("score"), batch, {"b": {"acc": np.array([1.0]), GOLD: np.array([-1.0])}}, Tokens(), {})
+    assert (card.score, card.fitness.stderr, card.fitness.n) == (100.0, 0.0, 1)
+
+
+def test_choice_log_probability_is_a_log_softmax() -> None:
+    assert choice_logprob([-1000.0, -1000.0], 1) == pytest.approx(np.log(0.5))
+    assert choice_logprob([0.0, np.log(3)], 1) == pytest.approx(np.log(0.75))

@@ -1,0 +1,95 @@
+"""Laws of splitting, over random pools: disjoint by hash, exact in size, stable under growth."""
+
+import datetime
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evosearch.errors import SuiteError
+from evosearch.evaluation.splits import Draw, Selection, document_hash, split_documents
+
+WHERE = "x.yaml: tasks[1].documents"
+hashes = st.lists(st.integers(0, 40).map(str), min_size=12, max_size=80)  # with duplicates
+seeds = st.integers(-5, 5)
+
+
+def one_pool(pool: list[str], search: int, validation: int, test: int, seed: int) -> dict[str, Selection]:
+    draws = {"search": Draw("p", search), "validation": Draw("p", validation), "test": Draw("p", test)}
+    return split_documents({"p": pool}, draws, seed, WHERE)
+
+
+def ids(chosen: Mapping[str, Selection], split: str) -> set[int]:
+    return set(chosen[split].doc_ids)
+
+
+@given(hashes, seeds)
+def test_splits_are_disjoint_sorted_and_of_the_asked_size(pool: list[str], seed: int) -> None:
+    third = len(set(pool)) // 3
+    if third == 0:
+        return
+    chosen = one_pool(pool, third, third, third, seed)
+    drawn = [doc_hash for selection in chosen.values() for doc_hash in selection.doc_hashes]
+    assert len(drawn) == len(set(drawn)) == 3 * third
+    for selection in chosen.values():
+        assert list(selection.doc_ids) == sorted(selection.doc_ids)
+        assert [pool[i] for i in selection.doc_ids] == list(selection.doc_hashes)
+        assert all(
+            pool.index(doc_hash) == i for i, doc_hash in zip(selection.doc_ids, selection.doc_hashes, strict=True)
+        )
+
+
+@given(hashes, seeds, st.data())
+def test_growing_search_moves_nothing_else(pool: list[str], seed: int, data: st.DataObject) -> None:
+    most = len(set(pool)) // 3
+    if most < 2:
+        return
+    small = one_pool(pool, data.draw(st.integers(1, most - 1)), most, most, seed)
+    large = one_pool(pool, most, most, most, seed)
+    assert large["test"] == small["test"]
+    assert large["validation"] == small["validation"]
+    assert ids(small, "search") <= ids(large, "search")
+
+
+@given(hashes, seeds)
+def test_the_order_of_documents_does_not_matter(pool: list[str], seed: int) -> None:
+    count = len(set(pool)) // 3
+    if count == 0:
+        return
+    first = one_pool(pool, count, count, count, seed)
+    second = one_pool(pool[::-1], count, count, count, seed)
+    for split in first:
+        assert set(first[split].doc_hashes) == set(second[split].doc_hashes)
+
+
+def test_the_seed_decides() -> None:
+    pool = [str(i) for i in range(60)]
+    assert one_pool(pool, 20, 20, 20, 0)["test"] != one_pool(pool, 20, 20, 20, 1)["test"]
+
+
+def test_a_document_of_test_is_in_no_other_pool_either() -> None:
+    pools = {"train": [str(i) for i in range(10)], "held": [str(i) for i in range(5, 15)]}
+    draws = {"search": Draw("train", 5), "validation": Draw("train", 1), "test": Draw("held", 8)}
+    chosen = split_documents(pools, draws, 0, WHERE)
+    assert not set(chosen["search"].doc_hashes) & set(chosen["test"].doc_hashes)
+
+
+def test_a_split_larger_than_its_data() -> None:
+    with pytest.raises(SuiteError) as caught:
+        one_pool(["a", "b", "c", "c"], 1, 1, 3, 0)
+    assert str(caught.value) == (
+        "x.yaml: tasks[1].documents.validation: 1 asked, 0 left after 3 for test of 4 documents (3 distinct). "
+        "Ask for fewer, or add documents to the task."
+    )
+
+
+def test_hashes_take_every_field_and_no_order() -> None:
+    assert document_hash({"a": 1, "b": "é"}) == document_hash({"b": "é", "a": 1})
+    assert document_hash({"a": 1}) != document_hash({"a": 1, "b": None})
+    assert document_hash({"a": np.int64(1)}) == document_hash({"a": 1})
+    assert document_hash({"a": np.arange(2)}) == document_hash({"a": [0, 1]})
+    assert document_hash({"a": datetime.date(2020, 1, 2)}) == document_hash({"a": "2020-01-02"})
+    with pytest.raises(TypeError, match="object is no plain data"):
+        document_hash({"a": object()})

@@ -1,0 +1,56 @@
+"""A base and three fine-tunes of it: tiny random Llama checkpoints."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from evosearch.checkpoints.reader import Checkpoint
+
+torch.set_num_threads(1)
+Family = dict[str, Checkpoint]
+
+
+@pytest.fixture(scope="session")
+def make_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Family]:
+    """Makes base, a, b and c, by their folders' paths; `spread` is how far the fine-tunes are from the base."""
+
+    def make(spread: float = 0.02, dtype: torch.dtype = torch.float32, **config: object) -> Family:
+        folder = tmp_path_factory.mktemp("models")
+        settings: dict[str, object] = {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 100,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+        }
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(**settings | config)).to(dtype)
+        start = {name: tensor.clone() for name, tensor in model.named_parameters()}
+        for seed, name in enumerate(("base", "a", "b", "c")):
+            generator = torch.Generator().manual_seed(seed)
+            for key, parameter in model.named_parameters():
+                shift = spread * torch.randn(parameter.shape, generator=generator) if seed else 0.0
+                parameter.data.copy_(start[key] + shift)
+            model.save_pretrained(folder / name)
+        return {str(path): Checkpoint.open(path, str(path)) for path in sorted(folder.iterdir(), key=order)}
+
+    def order(path: Path) -> int:
+        return ("base", "a", "b", "c").index(path.name)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def untied(make_family: Callable[..., Family]) -> Family:
+    return make_family()
+
+
+@pytest.fixture(scope="session")
+def tied(make_family: Callable[..., Family]) -> Family:
+    return make_family(tie_word_embeddings=True)

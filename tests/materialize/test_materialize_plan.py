@@ -1,0 +1,105 @@
+"""Plans: parameters evaluated at every tensor, without a disk."""
+
+import pytest
+import torch
+
+from evosearch.checkpoints.families.llama import shape as llama_shape
+from evosearch.errors import RecipeError
+from evosearch.materialize.plan import TensorOp, donor_of, plan
+from evosearch.merging.registry import specs
+from evosearch.recipe.schema import Recipe
+
+SHAPE = llama_shape({"num_hidden_layers": 5})
+Q = "model.layers.{}.self_attn.q_proj.weight"
+UP = "model.layers.{}.mlp.up_proj.weight"
+
+
+def ops(**recipe: object) -> dict[str, TensorOp]:
+    return {op.tensor: op for op in plan(Recipe.model_validate(recipe), SHAPE, specs())}
+
+
+def model(name: str, **parameters: object) -> dict[str, object]:
+    return {"model": name, "parameters": parameters}
+
+
+def test_every_tensor_has_one_operation_in_the_models_order():
+    made = ops(
+        merge_method="ties", base_model="base", models=[model("b", weight=1), model("a", weight=2)], dtype="bfloat16"
+    )
+    assert tuple(made) == tuple(SHAPE.by_name)
+    op = made["model.norm.weight"]
+    assert (op.method, op.base, op.parents, op.sources) == ("ties", "base", ("b", "a"), ("base", "b", "a"))
+    assert op.parameters.each("weight") == [1.0, 2.0]
+    assert op.parameters.each("density") == [1.0, 1.0]
+    assert op.parameters.choice("sign_method") == "magnitude"
+    assert op.parameters.dtype is torch.bfloat16
+
+
+def test_a_listed_base_is_no_parent_of_a_method_on_differences_but_a_model_of_linear():
+    models = [model("base", weight=9), model("a", weight=1)]
+    assert ops(merge_method="ties", base_model="base", models=models)[Q.format(0)].parents == ("a",)
+    op = ops(merge_method="linear", base_model="base", models=models)[Q.format(0)]
+    assert (op.base, op.parents, op.parameters.each("weight")) == (None, ("base", "a"), [9.0, 1.0])
+
+
+def test_narrow_scope_first_and_fall_through_where_no_filter_matches():
+    weight = [{"filter": "self_attn", "value": [0, 1]}, {"filter": "lm_head", "value": 7}]
+    made = ops(
+        merge_method="task_arithmetic",
+        base_model="base",
+        models=[model("a", weight=weight), model("b")],
+        parameters={"weight": [{"filter": "mlp", "value": 0.25}, {"value": 3}], "lambda": [1, 2]},
+    )
+    at = {name: op.parameters.each("weight") for name, op in made.items()}
+    assert at[Q.format(0)] == [0.0, 3.0]
+    assert at[Q.format(1)] == [0.25, 3.0]
+    assert at[UP.format(1)] == [0.25, 0.25]
+    assert at["lm_head.weight"] == [7.0, 3.0]
+    assert made["model.embed_tokens.weight"].parameters["lambda"] == 1.0
+    assert made["model.norm.weight"].parameters["lambda"] == 2.0
+
+
+def test_gradients_put_final_norm_and_head_at_the_last_layer():
+    """mergekit puts them at the first; see the module docstring of recipe/mergekit.py."""
+    made = ops(merge_method="slerp", base_model="base", models=[model("a")], parameters={"t": [0.0, 0.5, 1.0]})
+    at = {name: op.parameters["t"] for name, op in made.items()}
+    assert [at[Q.format(layer)] for layer in range(5)] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert (at["model.embed_tokens.weight"], at["model.norm.weight"], at["lm_head.weight"]) == (0.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (
+            {"models": [model("a", weight=[{"filter": "mlp", "value": 1}])]},
+            r"recipe\.models\[0\]\.parameters\.weight: no filter matches tensor 'model\.embed_tokens\.weight'",
+        ),
+        ({"models": [model("a", wieght=1)]}, r"wieght: unknown parameter.*Did you mean 'weight'"),
+        ({"models": [model("a", weight=1, density=0)]}, r"density: got 0.*\(0, 1\]"),
+        ({"models": [model("a")]}, r"models\[0\]\.parameters\.weight: missing"),
+        ({"models": [model("a", weight=1)], "base_model": None}, r"base_model: missing"),
+        ({"models": [model("a", weight=1)], "parameters": {"trim_scope": "model"}}, r"trim_scope: got 'model'"),
+        (
+            {"merge_method": "linear", "models": [model("a")], "parameters": {"weight": 1}},
+            r"recipe\.parameters\.weight: is it meant for base_model, too\?",
+        ),
+        (
+            {"merge_method": "slerp", "models": [model("a"), model("b")], "parameters": {"t": 0.5}},
+            r"slerp takes 1 models",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(recipe, message):
+    with pytest.raises(RecipeError, match=message):
+        ops(**{"merge_method": "ties", "base_model": "base"} | recipe)
+
+
+def test_routes_are_refused_clearly():
+    with pytest.raises(RecipeError, match="routes are read but not materialized"):
+        ops(routing={"hops": [{"model": "a", "layer": 0}]})
+
+
+def test_the_donor_is_the_base_or_else_the_first_model():
+    models = [model("b", weight=1), model("a", weight=1)]
+    assert donor_of(Recipe.model_validate({"merge_method": "linear", "models": models})) == "b"
+    assert donor_of(Recipe.model_validate({"merge_method": "linear", "base_model": "a", "models": models})) == "a"

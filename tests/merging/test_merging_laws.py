@@ -1,0 +1,158 @@
+"""Laws that every registered merge method obeys. A new method is tested here the moment its file exists."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from evosearch.errors import RecipeError
+from evosearch.merging import kernels
+from evosearch.merging.parameters import Parameters
+from evosearch.merging.registry import method, specs
+from evosearch.recipe.shapes import MethodSpec, Param, Scalar
+
+torch.set_num_threads(1)
+SHAPES = [(7,), (5, 3), (1,), (2, 3, 4), (300, 11)]
+
+
+def value(param: Param, at: float) -> Scalar:
+    """Some value a recipe may give this parameter."""
+    if param.default is not None:
+        return param.default
+    if param.kind == "choice":
+        return param.choices[0]
+    assert param.low is not None
+    assert param.high is not None
+    return param.low + (param.high - param.low) * at
+
+
+def parameters(spec: MethodSpec, count: int, dtype: torch.dtype = torch.float32, **given: Scalar) -> Parameters:
+    shared = {name: value(p, 0.4) for name, p in spec.parameters.items() if not p.per_model}
+    own = {
+        name: tuple(value(p, 0.3 + 0.1 * index) for index in range(count))
+        for name, p in spec.parameters.items()
+        if p.per_model
+    }
+    return Parameters(shared | {k: v for k, v in given.items() if k in shared}, own, dtype)
+
+
+def models(
+    spec: MethodSpec, shape: tuple[int, ...], seed: int = 0, spread: float = 0.1
+) -> tuple[Tensor | None, list[Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(shape, generator=generator)
+    count = min(3, spec.models[1] or 3)
+    parents = [base + spread * torch.randn(shape, generator=generator) for _ in range(count)]
+    return (base if spec.takes_base else None), parents
+
+
+@pytest.fixture(params=sorted(specs()))
+def spec(request: pytest.FixtureRequest) -> MethodSpec:
+    return specs()[request.param]
+
+
+def merge(spec: MethodSpec, base: Tensor | None, parents: list[Tensor], p: Parameters) -> Tensor:
+    return method(spec.name).merge(base, parents, p)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_keeps_the_shape_and_gives_the_arithmetics_type(spec, shape, dtype):
+    base, parents = models(spec, shape)
+    out = merge(spec, base, parents, parameters(spec, len(parents), dtype))
+    assert (out.shape, out.dtype) == (torch.Size(shape), dtype)
+    assert out.isfinite().all()
+
+
+def test_is_deterministic_and_leaves_its_inputs_alone(spec):
+    base, parents = models(spec, (40, 9))
+    before = [tensor.clone() for tensor in parents + ([base] if base is not None else [])]
+    p = parameters(spec, len(parents))
+    assert torch.equal(merge(spec, base, parents, p), merge(spec, base, parents, p))
+    for tensor, old in zip(parents + ([base] if base is not None else []), before, strict=True):
+        assert torch.equal(tensor, old)
+
+
+def test_takes_inputs_of_any_type_and_layout(spec):
+    base, parents = models(spec, (6, 5))
+    p = parameters(spec, len(parents))
+    halves = [parent.bfloat16() for parent in parents]
+    expected = merge(spec, base, [half.float() for half in halves], p)
+    assert torch.equal(merge(spec, base, halves, p), expected)
+    turned = [half.float().t().contiguous().t() for half in halves]
+    assert torch.equal(merge(spec, base, turned, p), expected)
+
+
+def test_is_the_same_in_chunks_of_any_size(spec, monkeypatch):
+    base, parents = models(spec, (50, 7))
+    p = parameters(spec, len(parents))
+    whole = merge(spec, base, parents, p)
+    monkeypatch.setattr(kernels, "CHUNK", {"cpu": 16})
+    assert torch.equal(merge(spec, base, parents, p), whole)
+
+
+def test_does_not_depend_on_threads(spec):
+    base, parents = models(spec, (300, 400))
+    p = parameters(spec, len(parents))
+    one = merge(spec, base, parents, p)
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(merge(spec, base, parents, p), one)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_does_not_depend_on_the_order_of_models(spec):
+    base, parents = models(spec, (40, 9))
+    p = parameters(spec, len(parents))
+    backwards = replace(p, own={name: values[::-1] for name, values in p.own.items()})
+    torch.testing.assert_close(
+        merge(spec, base, parents[::-1], backwards), merge(spec, base, parents, p), rtol=0, atol=1e-6
+    )
+
+
+def test_is_the_base_at_zero_weights(spec):
+    if not (spec.needs_base and "weight" in spec.parameters):
+        pytest.skip("has no weights on differences from a base")
+    base, parents = models(spec, (40, 9))
+    p = parameters(spec, len(parents))
+    for normalize in (True, False):
+        zero = replace(p, shared={**p.shared, "normalize": normalize}, own={**p.own, "weight": (0.0,) * len(parents)})
+        assert torch.equal(merge(spec, base, parents, zero), base)
+
+
+def test_is_the_base_where_every_parent_is(spec):
+    base, parents = models(spec, (40, 9), spread=0.0)
+    out = merge(spec, base, parents, parameters(spec, len(parents)))
+    torch.testing.assert_close(out, parents[0], rtol=1e-6, atol=1e-6)
+
+
+def test_a_parent_that_is_not_finite_never_passes_unseen(spec):
+    for poison in (math.nan, math.inf):
+        base, parents = models(spec, (40, 9))
+        parents[-1][3, 2] = poison
+        try:
+            out = merge(spec, base, parents, parameters(spec, len(parents)))
+        except Exception as error:
+            assert type(error).__name__ == "CandidateError"  # noqa: PT017
+        else:
+            assert not out.isfinite().all()
+
+
+def test_declares_itself(spec):
+    assert spec.paper
+    assert isinstance(spec.parameters, Mapping)
+    for name, param in spec.parameters.items():
+        if param.kind in ("float", "int"):
+            assert param.low is not None, f"{name} has no bounds to search"
+            assert param.high is not None, f"{name} has no bounds to search"
+
+
+def test_an_unknown_method_is_refused_with_the_nearest_name():
+    with pytest.raises(
+        RecipeError, match=r"unknown method 'tie'.*linear, slerp, task_arithmetic, ties.*Did you mean 'ties'"
+    ):
+        method("tie")

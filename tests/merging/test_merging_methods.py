@@ -1,0 +1,160 @@
+"""The four formulas, against hand-made numbers and the plainest possible code."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from evosearch.errors import CandidateError
+from evosearch.merging import kernels
+from evosearch.merging.kernels import dot, kth_largest
+from evosearch.merging.parameters import Parameters
+from evosearch.merging.registry import method, specs
+
+torch.set_num_threads(1)
+
+
+def run(name: str, base: list[float] | Tensor | None, *parents: list[float] | Tensor, **given: object) -> Tensor:
+    """Lists are per parent, scalars shared, what is not given its default; `lam` stands for `lambda`."""
+    if "lam" in given:
+        given["lambda"] = given.pop("lam")
+    spec = specs()[name]
+    shared, own = {}, {}
+    for key, param in spec.parameters.items():
+        value = given.get(key, param.default)
+        if param.per_model:
+            own[key] = tuple(value) if isinstance(value, list) else (value,) * len(parents)
+        else:
+            shared[key] = value
+    assert given.keys() <= spec.parameters.keys()
+    tensors = [torch.as_tensor(parent) for parent in parents]
+    return method(name).merge(None if base is None else torch.as_tensor(base), tensors, Parameters(shared, own))
+
+
+def test_linear():
+    a, b = [1.0, 2.0, -4.0], [3.0, 0.0, 4.0]
+    assert run("linear", None, a, b, weight=[1.0, 3.0]).tolist() == [2.5, 0.5, 2.0]
+    assert run("linear", None, a, b, weight=[1.0, 3.0], normalize=False).tolist() == [10.0, 2.0, 8.0]
+    assert run("linear", None, a, weight=[1.0]).tolist() == a
+
+
+@pytest.mark.parametrize("weights", [[0.0, 0.0], [1.0, -1.0], [1.0, -1.0 + 1e-9]])
+def test_linear_cannot_divide_by_nothing(weights):
+    with pytest.raises(CandidateError, match="materialize: linear: weights .* sum to"):
+        run("linear", None, [1.0], [2.0], weight=weights)
+    assert run("linear", None, [1.0], [1.0], weight=[1e-9, 1e-9]).tolist() == [1.0]  # small is not nothing
+
+
+def test_task_arithmetic():
+    base, a, b = [1.0, 1.0], [2.0, 1.0], [1.0, 3.0]
+    assert run("task_arithmetic", base, a, b, weight=[0.5, -1.0]).tolist() == [1.5, -1.0]
+    assert run("task_arithmetic", base, a, b, weight=[0.5, 0.5], lam=2.0).tolist() == [2.0, 3.0]
+    assert run("task_arithmetic", base, a, b, weight=[1.0, 3.0], normalize=True).tolist() == [1.25, 2.5]
+    with pytest.raises(CandidateError, match="task_arithmetic: weights"):
+        run("task_arithmetic", base, a, b, weight=[1.0, -1.0], normalize=True)
+
+
+def test_slerp_at_its_ends_and_on_the_arc():
+    a, b = [1.0, 0.0], [0.0, 1.0]
+    assert run("slerp", a, b, t=0.0).tolist() == a
+    assert run("slerp", a, b, t=1.0).tolist() == pytest.approx(b)
+    assert run("slerp", a, b, t=0.5).tolist() == pytest.approx([math.sqrt(0.5)] * 2)
+    assert run("slerp", [2.0, 0.0], [0.0, 4.0], t=1 / 3).tolist() == pytest.approx([2 * math.cos(math.pi / 6), 4 * 0.5])
+
+
+def test_slerp_takes_the_chord_where_ends_are_nearly_parallel_or_opposite():
+    near = [1.0, 0.01]
+    assert run("slerp", [1.0, 0.0], near, t=0.25).tolist() == pytest.approx([1.0, 0.0025])
+    assert run("slerp", [1.0, 0.0], [-1.0, 0.0], t=0.25).tolist() == pytest.approx([0.5, 0.0])
+
+
+def test_slerp_matches_norms_when_asked():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(50, generator=generator), 3 * torch.randn(50, generator=generator)
+    for t in (0.0, 0.3, 1.0):
+        kept, matched = run("slerp", a, b, t=t), run("slerp", a, b, t=t, norm="match")
+        assert matched.norm().item() == pytest.approx((1 - t) * a.norm().item() + t * b.norm().item(), rel=1e-5)
+        assert torch.nn.functional.cosine_similarity(kept, matched, dim=0).item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_slerp_of_zeros():
+    zero = [0.0, 0.0]
+    assert run("slerp", zero, zero, t=0.3, norm="match").tolist() == zero
+    assert run("slerp", zero, [1.0, 0.0], t=1.0).tolist() == [1.0, 0.0]
+
+
+def plain_ties(
+    base: Tensor, parents: list[Tensor], weights: list[float], density: float, normalize: bool, count: bool
+) -> Tensor:
+    """TIES as one would say it, an entry at a time."""
+    n, trimmed = base.numel(), []
+    for parent, w in zip(parents, weights, strict=True):
+        tau = (parent - base).tolist()
+        kept = sorted(range(n), key=lambda i, tau=tau: (-abs(tau[i]), i))[: max(1, int(density * n))]
+        trimmed.append([w * tau[i] if i in kept else 0.0 for i in range(n)])
+    out = []
+    for i in range(n):
+        column = [delta[i] for delta in trimmed]
+        vote = sum((x > 0) - (x < 0) if count else x for x in column)
+        sign = 1 if vote >= 0 else -1
+        agreeing = [(x, w) for x, w in zip(column, weights, strict=True) if x * sign > 0]
+        total = sum(w for _, w in agreeing) if normalize else 1.0
+        out.append(base[i].item() + sum(x for x, _ in agreeing) / (total or 1.0))
+    return torch.tensor(out)
+
+
+@pytest.mark.parametrize("density", [0.01, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("sign_method", ["magnitude", "count"])
+@pytest.mark.parametrize("coarse", [False, True])
+def test_ties_is_what_one_would_say(density, normalize, sign_method, coarse, monkeypatch):
+    monkeypatch.setattr(kernels, "CHUNK", {"cpu": 64})
+    generator = torch.Generator().manual_seed(3)
+    base = torch.zeros(200)
+    parents = [torch.randn(200, generator=generator) for _ in range(3)]
+    if coarse:  # many entries of equal magnitude, so that order of index decides
+        parents = [(2 * parent).round() / 2 for parent in parents]
+    weights = [0.5, 1.0, 0.75]
+    expected = plain_ties(base, parents, weights, density, normalize, sign_method == "count")
+    out = run("ties", base, *parents, weight=weights, density=density, normalize=normalize, sign_method=sign_method)
+    torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_ties_keeps_at_least_one_entry_and_of_equals_the_first():
+    assert run("ties", [0.0] * 4, [1.0, -1.0, 1.0, 1.0], weight=1.0, density=0.01).tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert run("ties", [0.0] * 4, [1.0, -1.0, 2.0, 1.0], weight=1.0, density=0.5).tolist() == [1.0, 0.0, 2.0, 0.0]
+
+
+def test_ties_elects_plus_where_the_vote_is_even_and_applies_lambda():
+    out = run("ties", [0.0, 0.0], [1.0, 2.0], [-1.0, 2.0], weight=1.0, lam=0.5)
+    assert out.tolist() == [0.5, 1.0]
+
+
+def test_ties_density_of_each_parent_is_its_own():
+    out = run("ties", [0.0] * 4, [4.0, 3.0, 2.0, 1.0], [1.0, 1.0, 1.0, 5.0], weight=1.0, density=[0.5, 0.25])
+    assert out.tolist() == [4.0, 3.0, 0.0, 5.0]
+
+
+def test_dot_is_exact_to_float64_on_any_number_of_threads():
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(70_000, generator=generator), torch.randn(70_000, generator=generator)
+    one = dot(x, y)
+    torch.set_num_threads(2)
+    try:
+        assert dot(x, y) == one
+    finally:
+        torch.set_num_threads(1)
+    assert one == pytest.approx((x.double() * y.double()).sum().item(), abs=1e-4)
+    assert math.isnan(dot(torch.tensor([math.inf]), torch.ones(1)))
+
+
+def test_kth_largest_counts_equals():
+    values = torch.tensor([3.0, 1.0, 2.0, 2.0, 2.0, 5.0])
+    assert [kth_largest(values.clone(), k) for k in (1, 2, 3, 4, 6)] == [
+        (5.0, 1, 1),
+        (3.0, 1, 1),
+        (2.0, 1, 3),
+        (2.0, 2, 3),
+        (1.0, 1, 1),
+    ]

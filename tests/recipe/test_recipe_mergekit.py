@@ -1,0 +1,172 @@
+"""mergekit's YAML in and out, as text. That mergekit gives our weights is tested with the materializer."""
+
+import pytest
+import yaml
+
+from evosearch.checkpoints.families.llama import shape as llama_shape
+from evosearch.errors import RecipeError
+from evosearch.recipe.mergekit import from_mergekit, to_mergekit
+from evosearch.recipe.schema import Recipe
+
+SHAPE = llama_shape({"num_hidden_layers": 3})
+TIED = llama_shape({"num_hidden_layers": 3, "tie_word_embeddings": True})
+
+
+def recipe(**changes: object) -> Recipe:
+    data: dict[str, object] = {
+        "merge_method": "ties",
+        "base_model": "org/base@rev",
+        "models": [{"model": "org/a", "parameters": {"weight": [0.0, 1.0]}}],
+    }
+    return Recipe.model_validate(data | changes)
+
+
+def exported(recipe: Recipe, **options: object) -> dict:
+    return yaml.safe_load(to_mergekit(recipe, options.pop("shape", SHAPE), **options))
+
+
+def test_gradients_become_one_number_a_layer_behind_explicit_ends():
+    data = exported(recipe())
+    assert data["base_model"] == "org/base@rev"
+    assert (data["dtype"], data["out_dtype"]) == ("float32", "float32")
+    assert data["models"] == [
+        {"model": "org/base@rev"},
+        {
+            "model": "org/a",
+            "parameters": {
+                "weight": [
+                    {"filter": "model.embed_tokens.weight", "value": 0.0},
+                    {"filter": "model.norm.weight", "value": 1.0},
+                    {"filter": "lm_head.weight", "value": 1.0},
+                    {"value": [0.0, 0.5, 1.0]},
+                ]
+            },
+        },
+    ]
+    weight = exported(recipe(), shape=TIED)["models"][1]["parameters"]["weight"]
+    assert [entry.get("filter") for entry in weight] == ["model.embed_tokens.weight", "model.norm.weight", None]
+
+
+def test_filters_keep_their_order_and_scalars_stay_scalars():
+    weight = [{"filter": "norm", "value": [1.0, 0.0]}, {"filter": "mlp", "value": 0.3}, {"value": 0.2}]
+    data = exported(recipe(models=[{"model": "org/a", "parameters": {"weight": weight, "density": 0.5}}]))
+    assert data["models"][1]["parameters"] == {
+        "weight": [
+            {"filter": "model.norm.weight", "value": 0.0},
+            {"filter": "norm", "value": [1.0, 0.5, 0.0]},
+            {"filter": "mlp", "value": 0.3},
+            {"value": 0.2},
+        ],
+        "density": 0.5,
+    }
+
+
+def test_switches_are_written_tensor_by_tensor():
+    data = exported(recipe(parameters={"normalize": [True, False, False]}))
+    normalize = {entry["filter"]: entry["value"] for entry in data["parameters"]["normalize"]}
+    assert normalize.keys() == SHAPE.by_name.keys()
+    assert normalize["model.layers.0.mlp.up_proj.weight"] is True
+    assert normalize["model.layers.1.mlp.up_proj.weight"] is False
+
+
+def test_an_unlisted_base_of_linear_is_written_with_no_weight():
+    models = [{"model": "org/a", "parameters": {"weight": 1.0}}]
+    assert exported(recipe(merge_method="linear", models=models))["models"][0] == {
+        "model": "org/base@rev",
+        "parameters": {"weight": 0.0},
+    }
+    data = exported(recipe(merge_method="linear", models=models, base_model=None))
+    assert data["base_model"] == "org/a"  # otherwise mergekit picks any
+    assert [entry["model"] for entry in data["models"]] == ["org/a"]
+
+
+def test_references_stay_and_foreign_ones_are_named_or_replaced():
+    zoo = recipe(base_model="zoo:tiny/base", models=[{"model": "/models/a", "parameters": {"weight": 1}}])
+    text = to_mergekit(zoo, SHAPE)
+    assert "# mergekit does not know these references, put a folder in their place: zoo:tiny/base\n" in text
+    text = to_mergekit(zoo, SHAPE, {"zoo:tiny/base": "/models/base"})
+    assert "does not know" not in text
+    assert yaml.safe_load(text)["base_model"] == "/models/base"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"merge_method": "fisher"},
+            r"mergekit has no method that equals 'fisher'.*Export the merged checkpoint instead",
+        ),
+        ({"parameters": {"sign_method": "count"}}, r"mergekit's ties has no 'sign_method' other than 'magnitude'"),
+        (
+            {"merge_method": "slerp", "models": [{"model": "org/a"}], "parameters": {"t": 0.5, "norm": "match"}},
+            r"mergekit's slerp has no 'norm' other than 'keep'",
+        ),
+        ({"base_model": "/models/a@b"}, "read a part of '/models/a@b' as an adapter or a revision"),
+        (
+            {"merge_method": None, "base_model": None, "models": [], "routing": {"hops": [{"model": "a", "layer": 0}]}},
+            "mergekit cannot express this route",
+        ),
+    ],
+)
+def test_what_mergekit_cannot_express_is_refused_by_name(changes, message):
+    with pytest.raises(RecipeError, match=message):
+        to_mergekit(recipe(**changes), SHAPE)
+
+
+def test_biases_that_mergekit_would_drop_are_refused():
+    with pytest.raises(RecipeError, match="mergekit's Llama has no biases"):
+        to_mergekit(recipe(), llama_shape({"num_hidden_layers": 3, "attention_bias": True}))
+
+
+def test_values_that_mergekit_implies_are_left_out():
+    data = exported(
+        recipe(parameters={"sign_method": "magnitude", "trim_scope": "tensor", "int8_mask": True, "lambda": 0.5})
+    )
+    assert data["parameters"] == {"lambda": 0.5}
+
+
+def test_a_mergekit_file_is_read():
+    text = """
+    models:
+      - model: org/a
+        parameters: {weight: {filter: mlp, value: 0.5}}
+    merge_method: ties
+    base_model: org/base
+    parameters: {weight: 1e-1, int8_mask: true}
+    dtype: bfloat16
+    """
+    made = from_mergekit(text, "merge.yaml")
+    assert made.models[0].parameters["weight"] == [{"filter": "mlp", "value": 0.5}]
+    assert made.parameters["weight"] == 0.1
+    assert (made.dtype, made.output_dtype) == ("bfloat16", "bfloat16")
+
+
+@pytest.mark.parametrize("changes", [{}, {"parameters": {"density": 0.4, "lambda": [0.5, 1.0]}}])
+def test_what_is_written_reads_back_to_the_same_values(changes):
+    once = to_mergekit(recipe(**changes), SHAPE)
+    again = to_mergekit(from_mergekit(once, "merge.yaml"), SHAPE)
+    assert yaml.safe_load(again) == yaml.safe_load(once)
+
+
+def test_a_base_that_mergekit_would_average_in_is_listed():
+    text = "{merge_method: linear, base_model: b, models: [{model: a}], parameters: {weight: 1}}"
+    made = from_mergekit(text, "merge.yaml")
+    assert [entry.model for entry in made.models] == ["a", "b"]
+    with pytest.raises(RecipeError, match="mergekit averages base_model in, and it has no weight"):
+        from_mergekit(
+            "{merge_method: linear, base_model: b, models: [{model: a, parameters: {weight: 1}}]}", "merge.yaml"
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{merge_method: ties, models: [{model: a}], density: 1}", r"merge\.yaml: density: unknown key"),
+        ("{merge_method: ties, slices: []}", r"merge\.yaml: slices: not supported yet"),
+        ("{merge_method: ties, models: [{model: a, parameters: {weight: {vale: 1}}}]}", r"vale: unknown key"),
+        ("[", r"merge\.yaml: not readable as YAML"),
+    ],
+)
+def test_a_file_that_is_not_understood_is_refused(text, message):
+    with pytest.raises(RecipeError, match=message):
+        from_mergekit(text, "merge.yaml")

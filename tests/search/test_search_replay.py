@@ -1,0 +1,167 @@
+"""A search that is cut anywhere and replayed is the search that was never cut."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from evosearch.errors import SearchError
+from evosearch.search.events import Event
+from evosearch.search.optimizers import registry
+from evosearch.search.optimizers.registry import Optimizer, OptimizerConfig, create
+from evosearch.search.replay import observed, replay
+from evosearch.search.types import Dimension, Observation
+
+NUMBERS = (
+    Dimension("weight", "float", 0.5, low=0.0, high=1.5),
+    Dimension("rate", "float", 0.1, low=0.01, high=1.0, log=True),
+    Dimension("count", "int", 3, low=1, high=9),
+)
+METHOD = Dimension("merge_method", "categorical", "ties", choices=("ties", "linear"))
+POPULATION, GROUPS = 5, 5
+
+
+def fresh(name: str) -> Optimizer:
+    dimensions = (*NUMBERS, METHOD) if registry.load(name).categoricals else NUMBERS
+    config = OptimizerConfig(name=name, population=POPULATION, seed=4)
+    return create(config, dimensions, {dimension.name: dimension.init for dimension in dimensions})
+
+
+def outcome(payload: dict[str, Any]) -> dict[str, Any]:
+    """What a worker would have found: deterministic, noisy-looking, and a failure now and then."""
+    index, weight = int(payload["candidate"]), float(payload["genome"]["weight"])
+    if index % 7 == 3:
+        return {"candidate": payload["candidate"], "value": None, "stderr": 0.0, "n": 0, "state": "failed"}
+    value = -((weight - 0.8) ** 2) + (index * 37 % 11) / 100.0
+    return {"candidate": payload["candidate"], "value": value, "stderr": 0.1, "n": 20, "state": "scored"}
+
+
+class Record:
+    """The events a controller would have recorded, as they come back from JSON."""
+
+    def __init__(self, events: Sequence[Event] = ()) -> None:
+        self.events = list(events)
+
+    def add(self, kind: str, payload: dict[str, Any]) -> None:
+        self.events.append(Event(len(self.events) + 1, 0.0, kind, json.loads(json.dumps(payload))))
+
+
+def ask(record: Record, optimizer: Optimizer, first: int, group: int) -> list[dict[str, Any]]:
+    payloads = [
+        {"candidate": str(first + index), "group": group, "genome": genome, "recipe": {}}
+        for index, genome in enumerate(optimizer.ask(optimizer.population))
+    ]
+    for payload in payloads:
+        record.add("asked", payload)
+    return payloads
+
+
+def tell(record: Record, optimizer: Optimizer, payloads: list[dict[str, Any]]) -> None:
+    told = [outcome(payload) for payload in payloads]
+    record.add("told", {"group": payloads[0]["group"], "observations": told})
+    optimizer.tell([observed(one, payload["genome"]) for one, payload in zip(told, payloads, strict=True)])
+
+
+def search(record: Record, optimizer: Optimizer) -> Record:
+    """Run, or run on, until so many groups are told."""
+    restored = replay(optimizer, record.events)
+    pending, index, group = restored.pending, restored.next_index, restored.next_group
+    while True:
+        if pending:
+            tell(record, optimizer, pending)
+        if group == GROUPS:
+            return record
+        pending = ask(record, optimizer, index, group)
+        index, group = index + len(pending), group + 1
+
+
+@pytest.fixture(params=registry.names())
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def committed(events: Sequence[Event]) -> list[int]:
+    """Every moment between two transactions: a group's asks are one, and so is each `told`."""
+    cuts = [0]
+    for index, event in enumerate(events):
+        after = events[index + 1] if index + 1 < len(events) else None
+        if event.type == "told" or after is None or after.type == "told":
+            cuts.append(index + 1)
+    return cuts
+
+
+def test_every_prefix_continues_as_if_never_cut(name: str) -> None:
+    whole = search(Record(), fresh(name)).events
+    assert sum(event.type == "asked" for event in whole) == GROUPS * POPULATION
+    for cut in committed(whole):
+        assert search(Record(whole[:cut]), fresh(name)).events == whole, f"cut after {cut} events"
+
+
+def test_a_prefix_in_the_middle_of_a_group_replays_too(name: str) -> None:
+    """Asks recorded one by one (an asynchronous search, another writer) are asked one by one."""
+    whole = search(Record(), fresh(name)).events
+    for cut in range(len(whole)):
+        restored = replay(fresh(name), whole[:cut])
+        asked = [event.payload for event in whole[:cut] if event.type == "asked"]
+        told = sum(len(event.payload["observations"]) for event in whole[:cut] if event.type == "told")
+        assert restored.told == told
+        assert restored.next_index == len(asked)
+        assert restored.pending == asked[told:]
+
+
+def test_other_events_are_ignored(name: str) -> None:
+    whole = search(Record(), fresh(name)).events
+    noisy = Record()
+    for event in whole:
+        noisy.add(event.type, event.payload)
+        noisy.add("scored", {"candidate": "0"})
+        noisy.add("a_type_of_tomorrow", {"group": 3})
+    assert replay(fresh(name), noisy.events) == replay(fresh(name), whole)
+
+
+def shifted(events: Sequence[Event], candidate: str, factor: float) -> list[Event]:
+    out = json.loads(json.dumps([[e.seq, e.time, e.type, e.payload] for e in events]))
+    for _, _, kind, payload in out:
+        if kind == "asked" and payload["candidate"] == candidate:
+            payload["genome"]["weight"] *= factor
+    return [Event(*parts) for parts in out]
+
+
+class Listening:
+    """An optimizer that remembers what it was told."""
+
+    def __init__(self, inner: Optimizer) -> None:
+        self.inner, self.told = inner, list[Observation]()
+
+    @property
+    def population(self) -> int:
+        return self.inner.population
+
+    def ask(self, n: int) -> list[Any]:
+        return self.inner.ask(n)
+
+    def tell(self, observations: Sequence[Observation]) -> None:
+        self.told += observations
+        self.inner.tell(observations)
+
+    def stop_reason(self) -> str | None:
+        return self.inner.stop_reason()
+
+
+def test_rounding_is_overlooked_and_the_record_is_told(name: str) -> None:
+    whole = search(Record(), fresh(name)).events
+    events = shifted(whole, "2", 1 + 1e-12)
+    listening = Listening(fresh(name))
+    restored = replay(listening, events)
+    assert restored.told == GROUPS * POPULATION
+    recorded = next(e.payload["genome"] for e in events if e.type == "asked" and e.payload["candidate"] == "2")
+    assert listening.told[2].genome == recorded
+
+
+def test_another_history_is_refused_with_the_way_out(name: str) -> None:
+    whole = [Event(0, 0.0, "started", {"versions": {"cma": "4.4.0"}}), *search(Record(), fresh(name)).events]
+    with pytest.raises(SearchError, match=r"candidate 7 was asked with weight = .*cma 4\.4\.0.*--continue-from-best"):
+        replay(fresh(name), shifted(whole, "7", 1 + 1e-6))
+    with pytest.raises(SearchError, match="cannot be continued exactly"):
+        replay(create(OptimizerConfig(name=name, seed=1), NUMBERS[:1], {"weight": 0.5}), whole)
