@@ -1,9 +1,14 @@
 """What every test stands on: no network, two threads at most, nothing written into the user's own folders."""
 
+import json
 import os
+import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -30,3 +35,152 @@ def zoo_cache() -> Path:
     for name in TINY:
         ensure(name, cache)
     return cache
+
+
+# --- a small world to search in: a random base, two models near it, two tasks, a spec; a candidate takes milliseconds ---
+
+CHARACTERS = "abcdefghij=?.\n "
+MEAN = {"aggregation": "mean", "higher_is_better": True}
+
+
+def make_tokenizer() -> Any:
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", *CHARACTERS])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    inner.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def make_models(folder: Path, experts: int = 2, layers: int = 3) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer()
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            initializer_range=0.2,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            tie_word_embeddings=False,
+        )
+        base = LlamaForCausalLM(config).eval()
+    state = {name: value.clone() for name, value in base.state_dict().items()}
+    for index in range(experts + 1):
+        name = "base" if index == 0 else f"expert{index}"
+        if index:
+            base.load_state_dict(
+                {key: value + 0.1 * torch.randn(value.shape, generator=generator) for key, value in state.items()}
+            )
+        base.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+
+
+def make_suite(folder: Path, counts: dict[str, int] | None = None) -> Path:
+    tasks = folder / "tasks"
+    tasks.mkdir(parents=True)
+    draw = random.Random(5)
+    for name in ("w_choice", "w_generate"):
+        rows = []
+        for index in range(60):
+            word = "".join(draw.choices("abcdefghij", k=4))
+            rows.append({"question": f"{word}", "gold": index % 3, "answer": word[0]})
+        (tasks / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = {"dataset_path": "json", "test_split": "test", "num_fewshot": 0, "target_delimiter": ""}
+    choice = common | {
+        "task": "w_choice",
+        "dataset_kwargs": {"data_files": {"test": "w_choice.jsonl"}, "cache_dir": str(folder / "cache")},
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}?",
+        "doc_to_choice": ["ab", "c", "d"],
+        "doc_to_target": "gold",
+        "metric_list": [{"metric": "acc", **MEAN}],
+    }
+    generate = common | {
+        "task": "w_generate",
+        "dataset_kwargs": {"data_files": {"test": "w_generate.jsonl"}, "cache_dir": str(folder / "cache")},
+        "output_type": "generate_until",
+        "doc_to_text": "{{question}}=",
+        "doc_to_target": "{{answer}}",
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 3, "do_sample": False},
+        "metric_list": [{"metric": "exact_match", **MEAN}],
+    }
+    for config in (choice, generate):
+        (tasks / f"{config['task']}.yaml").write_text(yaml.safe_dump(config))
+    suite = {
+        "name": "world",
+        "include": ["tasks"],
+        "tasks": [
+            {"task": "w_choice", "name": "choice", "metric": "acc", "chance": 0.33},
+            {"task": "w_generate", "name": "generate", "metric": "exact_match", "chance": 0.0},
+        ],
+        "documents": counts or {"search": 8, "validation": 10, "test": 20},
+        "fitness": "gold_logprob",
+    }
+    path = folder / "suite.yaml"
+    path.write_text(yaml.safe_dump(suite, sort_keys=False))
+    return path
+
+
+def spec_data(name: str = "world", **changes: Any) -> dict[str, Any]:
+    hole = {"low": 0.0, "high": 1.5, "per": "group", "groups": 2, "ends": "shared"}
+    return {
+        "name": name,
+        "recipe": {
+            "merge_method": "task_arithmetic",
+            "base_model": "./base",
+            "models": [
+                {"model": "./expert1", "parameters": {"weight": hole}},
+                {"model": "./expert2", "parameters": {"weight": hole}},
+            ],
+        },
+        "optimizer": {"name": "cma_es", "population": 6, "sigma": 0.2, "seed": 1, "start": "best_control"},
+        "suite": "suite.yaml",
+        "budget": {"candidates": 18},
+        "workers": {"executor": "local", "threads": 1},
+        "tracking": {"uri": "jsonl:events.jsonl"},
+        "controls": {"scales": [0.3, 0.6]},
+        "promotion": {"finalists": 2},
+    } | changes
+
+
+@pytest.fixture(scope="session")
+def _models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    make_models(folder)
+    make_suite(folder)
+    return folder
+
+
+@pytest.fixture
+def world(_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """`world(name=..., **changes)` writes a spec beside the models and returns it; runs lie in this test's folder."""
+    monkeypatch.setenv("EVOSEARCH_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("EVOSEARCH_CACHE", str(tmp_path / "cache"))
+
+    def write(name: str = "world", **changes: Any) -> Path:
+        folder = tmp_path / "specs"
+        folder.mkdir(exist_ok=True)
+        for entry in _models.iterdir():
+            link = folder / entry.name
+            if not link.exists():
+                link.symlink_to(entry)
+        path = folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(spec_data(name, **changes), sort_keys=False))
+        return path
+
+    return write

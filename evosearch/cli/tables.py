@@ -72,7 +72,7 @@ def show_run(console: Console, report: "RunReport") -> None:
     for reason in report.gate["reasons"] if report.gate else ():
         console.print(reason, highlight=False)
     if report.gate:
-        console.print(f"Searches on record here have opened this test set {report.test_openings} time(s).", style="dim")
+        console.print(f"This test set has been opened {report.test_openings} time(s) on record here.", style="dim")
     for kind, path in report.exported.items():
         console.print(f"exported {kind}: {path}", highlight=False, soft_wrap=True)
     candidates = report.candidates

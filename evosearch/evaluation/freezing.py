@@ -1,7 +1,8 @@
 """From documents to frozen requests: lm-eval builds and tokenizes them, once; what cannot be run is refused by name."""
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from evosearch.documents import join
 from evosearch.errors import CheckpointError, SuiteError
@@ -9,10 +10,8 @@ from evosearch.evaluation.frozen import FrozenBatch, FrozenDocument, FrozenTask,
 from evosearch.evaluation.generation import Decoder, GenerationRequest, Stop
 from evosearch.evaluation.gold import gold_choice, gold_text
 from evosearch.evaluation.loglikelihood import LoglikelihoodRequest
+from evosearch.evaluation.suite import SuiteTask
 from evosearch.evaluation.types import ItemBatch, ItemSet
-
-if TYPE_CHECKING:
-    from evosearch.evaluation.harness import LoadedTask
 
 # Generation arguments that change nothing where nothing is sampled, with the values that are greedy.
 _GREEDY: dict[str, tuple[Any, ...]] = {
@@ -22,6 +21,19 @@ _GREEDY: dict[str, tuple[Any, ...]] = {
     "num_return_sequences": (1,),
 }
 _SAMPLING = {"top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}
+
+
+@dataclass(frozen=True)
+class LoadedTask:
+    """An lm-eval task as the suite uses it."""
+
+    spec: SuiteTask
+    where: str  # `quickstart.yaml: tasks[1]`
+    name: str  # lm-eval's name
+    task: Any  # lm_eval.api.task.Task
+    documents: tuple[Any, ...]  # by doc id
+    hashes: tuple[str, ...]
+    ensemble: Any  # lm_eval.api.filter.FilterEnsemble
 
 
 class Freezer:
@@ -40,7 +52,7 @@ class Freezer:
         self._generations: list[GenerationRequest] = []
         self._tasks: list[FrozenTask] = []
 
-    def add(self, loaded: "LoadedTask", items: ItemSet) -> None:
+    def add(self, loaded: LoadedTask, items: ItemSet) -> None:
         """Build and tokenize the requests of one item set."""
         documents = [
             self._document(loaded, doc_id, doc_hash)
@@ -57,7 +69,7 @@ class Freezer:
         decoder = Decoder(self._recorder.tokenizer)
         return FrozenBatch(batch, tuple(self._lls), tuple(self._generations), decoder, tuple(self._tasks))
 
-    def _document(self, loaded: "LoadedTask", doc_id: int, doc_hash: str) -> FrozenDocument:
+    def _document(self, loaded: LoadedTask, doc_id: int, doc_hash: str) -> FrozenDocument:
         task, document = loaded.task, loaded.documents[doc_id]
         where = f"{join(loaded.where, 'task')}: document {doc_id} of '{loaded.name}'"
         try:

@@ -29,7 +29,8 @@ def gold_choice(task: Any, document: Any) -> int | None:
 def gold_text(task: Any, document: Any) -> str | None:
     """The right answer of a generative task as it follows its context, None where the document has none.
 
-    It is led in by the task's `target_delimiter`, as lm-eval writes it behind the question of a few-shot example.
+    It is the target alone; where examples are shown, led in by the task's `target_delimiter`, which lm-eval writes
+    between question and answer of an example: that is what the model is being taught to write.
     """
     gold = task.doc_to_target(document)
     if isinstance(gold, list):
@@ -38,7 +39,8 @@ def gold_text(task: Any, document: Any) -> str | None:
         gold = task.doc_to_choice(document)[gold]
     if gold is None or str(gold) == "":
         return None
-    return f"{task.config.target_delimiter or ''}{gold}"
+    delimiter = task.config.target_delimiter if task.config.num_fewshot else ""
+    return f"{delimiter or ''}{gold}"
 
 
 def choice_logprob(lls: Sequence[float], gold: int) -> float:

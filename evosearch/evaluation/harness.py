@@ -8,13 +8,12 @@ import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evosearch.documents import join
 from evosearch.errors import SuiteError, did_you_mean
-from evosearch.evaluation.freezing import Freezer
+from evosearch.evaluation.freezing import Freezer, LoadedTask
 from evosearch.evaluation.frozen import Answers, FrozenBatch
 from evosearch.evaluation.library import library_files
 from evosearch.evaluation.splits import Draw, document_hash, split_documents
@@ -23,19 +22,6 @@ from evosearch.evaluation.types import SPLITS, Column, ItemBatch, ItemSet
 
 _LOGGERS = ("lm_eval", "datasets", "transformers")
 _OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "generate_until")
-
-
-@dataclass(frozen=True)
-class LoadedTask:
-    """An lm-eval task as the suite uses it."""
-
-    spec: SuiteTask
-    where: str  # `quickstart.yaml: tasks[1]`
-    name: str  # lm-eval's name
-    task: Any  # lm_eval.api.task.Task
-    documents: tuple[Any, ...]  # by doc id
-    hashes: tuple[str, ...]
-    ensemble: Any  # lm_eval.api.filter.FilterEnsemble
 
 
 class Harness:
@@ -97,7 +83,7 @@ class Harness:
         _check_kind(join(where, "task"), name, task)
         _check_metric(join(where, "metric"), name, task, spec.metric)
         _set_shots(join(where, "num_fewshot"), name, task, spec.num_fewshot)
-        with refusing(join(where, "task"), f"the documents of '{name}' cannot be read"):
+        with _refusing(join(where, "task"), f"the documents of '{name}' cannot be read"):
             documents = tuple(task.eval_docs)
             hashes = tuple(document_hash(document) for document in documents)
         _remember(task, documents)
@@ -118,18 +104,27 @@ class Harness:
             raise SuiteError(where, f"'{name}' is a group or tag of lm-eval, not a task", next=members)
         entry = manager.task_index[name]
         spec = _with_data_files(where, name, entry)
-        with refusing(where, f"lm-eval cannot load '{name}'"):
+        with _refusing(where, f"lm-eval cannot load '{name}'"):
             return manager.load([spec])["tasks"][name]
 
     def _split(self) -> dict[str, ItemBatch]:
-        sets: dict[str, list[ItemSet]] = {split: [] for split in SPLITS}
-        for index, spec in enumerate(self.suite.tasks):
-            draws = {split: Draw(spec.lm_eval_task(split), self.suite.count(spec, split)) for split in SPLITS}
-            pools = {draw.pool: self._tasks[spec.name, draw.pool].hashes for draw in draws.values()}
-            where = self.suite.where("tasks", index, "documents")
-            for split, chosen in split_documents(pools, draws, self.suite.split_seed, where).items():
-                sets[split].append(ItemSet(spec.name, draws[split].pool, chosen.doc_ids, chosen.doc_hashes))
-        return {split: ItemBatch(split, tuple(items)) for split, items in sets.items()}
+        pools = {name: loaded.hashes for (_, name), loaded in self._tasks.items()}
+        draws = {
+            spec.name: {split: Draw(spec.lm_eval_task(split), self.suite.count(spec, split)) for split in SPLITS}
+            for spec in self.suite.tasks
+        }
+        where = {spec.name: self.suite.where("tasks", i, "documents") for i, spec in enumerate(self.suite.tasks)}
+        chosen = split_documents(pools, draws, self.suite.split_seed, where)
+        return {
+            split: ItemBatch(
+                split,
+                tuple(
+                    ItemSet(task, draws[task][split].pool, splits[split].doc_ids, splits[split].doc_hashes)
+                    for task, splits in chosen.items()
+                ),
+            )
+            for split in SPLITS
+        }
 
     def _check_documents(self, items: ItemSet, loaded: LoadedTask) -> None:
         for doc_id, doc_hash in zip(items.doc_ids, items.doc_hashes, strict=True):
@@ -146,7 +141,7 @@ def max_length_of(config: Any, tokenizer: Any) -> int:
 
 
 @contextmanager
-def refusing(where: str, what: str) -> Iterator[None]:
+def _refusing(where: str, what: str) -> Iterator[None]:
     """Whatever lm-eval or a task's own code raises, as a SuiteError that names the key."""
     try:
         yield
@@ -201,7 +196,7 @@ def _with_data_files(where: str, name: str, entry: Any) -> Any:
         return name
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    with refusing(where, f"lm-eval cannot load '{name}'"):
+    with _refusing(where, f"lm-eval cannot load '{name}'"):
         full: dict[str, Any] = load_yaml(entry.yaml_path, resolve_func=True)
     files = placed if isinstance(named, dict) else placed["train"]
     return {**full, "dataset_kwargs": {**full["dataset_kwargs"], "data_files": files}}

@@ -133,8 +133,9 @@ def mean_interval(values: ArrayLike, groups: Sequence[str] | None = None, confid
     part = _stratum(array, groups)
     stderr = part.variance**0.5
     if np.isin(array, (0.0, 1.0)).all():
-        p = part.mean
-        effective = min(float(part.n), p * (1.0 - p) / part.variance) if part.variance > 0.0 else part.df + 1.0
+        p, units = part.mean, part.df + 1.0
+        spread = part.variance * part.df / units  # p (1 - p) / n where every item is its own unit
+        effective = min(float(part.n), p * (1.0 - p) / spread) if spread > 0.0 else units
         lower, upper = _wilson(p, effective, confidence)
     elif part.df == 0:  # one item, or one group of items, says nothing of the spread
         lower, upper = 0.0, 1.0

@@ -1,6 +1,6 @@
 """Scores models on the items of a suite: everything that does not depend on the weights is done once.
 
-    scorer = Scorer(suite, tokenizer, model.config)
+    scorer = Scorer(suite, tokenizer, max_length_of(model.config, tokenizer))
     card = scorer.score(model, scorer.batch("search"))
 
 From the second score of a batch on, nothing is tokenized, opened or rebuilt.
@@ -8,13 +8,11 @@ From the second score of a batch on, nothing is tokenized, opened or rebuilt.
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from evosearch.errors import CheckpointError
 from evosearch.evaluation.frozen import Answers, FrozenBatch
 from evosearch.evaluation.generation import GenerationPlan, generate, lay_out_generations
-from evosearch.evaluation.harness import Harness, max_length_of
+from evosearch.evaluation.harness import Harness
 from evosearch.evaluation.loglikelihood import LoglikelihoodPlan, ScoreOptions, lay_out, score_loglikelihoods
 from evosearch.evaluation.scores import make_card
 from evosearch.evaluation.suite import Suite
@@ -28,19 +26,17 @@ class Scorer:
 
     Args:
         suite: what is measured.
-        tokenizer: the transformers tokenizer that the candidates share, or the folder it is loaded from.
-        config: their transformers configuration; it tells the context length as lm-eval reads it.
+        tokenizer: the transformers tokenizer that the candidates share.
+        max_length: their context length in tokens (`harness.max_length_of`).
         options: how much is run at once.
 
     Raises:
         SuiteError: see `Harness`.
-        CheckpointError: the folder holds no tokenizer.
     """
 
-    def __init__(self, suite: Suite, tokenizer: Any, config: Any, options: ScoreOptions | None = None) -> None:
+    def __init__(self, suite: Suite, tokenizer: Any, max_length: int, options: ScoreOptions | None = None) -> None:
         self.suite, self.options = suite, options or ScoreOptions()
-        self._tokenizer = _load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
-        self._max_length = max_length_of(config, self._tokenizer)
+        self._tokenizer, self._max_length = tokenizer, max_length
         self._harness = Harness(suite)
         self._laid: dict[str, _Laid] = {}
 
@@ -83,12 +79,3 @@ class Scorer:
             generations = lay_out_generations(frozen.generations, frozen.decoder, self.options)
             self._laid[batch.digest] = (frozen, plan, generations)
         return self._laid[batch.digest]
-
-
-def _load_tokenizer(folder: str | Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as exc:
-        raise CheckpointError(str(folder), f"no usable tokenizer: {str(exc).splitlines()[0]}") from exc

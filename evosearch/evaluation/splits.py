@@ -8,7 +8,7 @@ of one hash are one document: the first is used, so no split can hold a copy of 
 import datetime
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,31 +44,35 @@ def document_hash(document: Any) -> str:
 
 
 def split_documents(
-    pools: Mapping[str, Sequence[str]], draws: Mapping[str, Draw], seed: int, where: str
-) -> dict[str, Selection]:
-    """Split → the documents it takes, disjoint by hash also across pools.
+    pools: Mapping[str, Sequence[str]], tasks: Mapping[str, Mapping[str, Draw]], seed: int, where: Mapping[str, str]
+) -> dict[str, dict[str, Selection]]:
+    """Task → split → the documents it takes.
+
+    No document (by hash) is in two splits, of one task or of two; within a split, tasks may share documents.
 
     Args:
         pools: pool → document hashes, a document's id being its position.
-        draws: split → what it takes.
+        tasks: task → split → what it takes.
         seed: the suite's `split_seed`.
-        where: the key of the counts, for errors: `quickstart.yaml: tasks[1].documents`.
+        where: task → the key of its counts, for errors: `quickstart.yaml: tasks[1].documents`.
 
     Raises:
         SuiteError: a split asks for more documents than are left.
     """
-    taken: set[str] = set()
-    chosen: dict[str, Selection] = {}
-    for split in (split for split in ORDER if split in draws):
-        draw = draws[split]
-        unique = _first_ids(pools[draw.pool])
-        left = sorted(unique.keys() - taken, key=lambda doc_hash: _order(seed, doc_hash))
-        if draw.count > len(left):
-            what = f"{draw.count} asked, {_left(len(left), chosen, draws, len(pools[draw.pool]), len(unique))}"
-            raise SuiteError(f"{where}.{split}", what, next="Ask for fewer, or add documents to the task")
-        picked = sorted((unique[doc_hash], doc_hash) for doc_hash in left[: draw.count])
-        chosen[split] = Selection(tuple(i for i, _ in picked), tuple(doc_hash for _, doc_hash in picked))
-        taken.update(chosen[split].doc_hashes)
+    taken: set[str] = set()  # by the splits before
+    chosen: dict[str, dict[str, Selection]] = {task: {} for task in tasks}
+    for split in ORDER:
+        drawing = {task: draws for task, draws in tasks.items() if split in draws}
+        for task, draws in drawing.items():
+            pool, count = pools[draws[split].pool], draws[split].count
+            unique = _first_ids(pool)
+            left = sorted(unique.keys() - taken, key=lambda doc_hash: _order(seed, doc_hash))
+            if count > len(left):
+                what = f"{count} asked, {_left(len(left), draws, chosen[task], len(pool), len(unique))}"
+                raise SuiteError(f"{where[task]}.{split}", what, next="Ask for fewer, or add documents to the task")
+            picked = sorted((unique[doc_hash], doc_hash) for doc_hash in left[:count])
+            chosen[task][split] = Selection(tuple(i for i, _ in picked), tuple(doc_hash for _, doc_hash in picked))
+        taken.update(doc_hash for task in drawing for doc_hash in chosen[task][split].doc_hashes)
     return chosen
 
 
@@ -83,10 +87,10 @@ def _order(seed: int, doc_hash: str) -> bytes:
     return hashlib.sha256(f"{seed}:{doc_hash}".encode()).digest()
 
 
-def _left(left: int, chosen: Mapping[str, Selection], draws: Mapping[str, Draw], total: int, unique: int) -> str:
+def _left(left: int, draws: Mapping[str, Draw], before: Iterable[str], total: int, unique: int) -> str:
     text = f"{left} left"
-    if chosen:
-        text += " after " + " and ".join(f"{draws[split].count} for {split}" for split in chosen)
+    if before:
+        text += " after " + " and ".join(f"{draws[split].count} for {split}" for split in before)
     text += f" of {total} documents"
     return text + (f" ({unique} distinct)" if unique < total else "")
 

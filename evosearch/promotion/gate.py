@@ -77,12 +77,6 @@ class GateDecision:
         return data | {"reasons": list(self.reasons), "comparisons": list(data["comparisons"])}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "GateDecision":
-        """A decision as it was recorded."""
-        comparisons = tuple(Comparison(**comparison) for comparison in data["comparisons"])
-        return cls(data["promoted"], data["winner"], tuple(data["reasons"]), comparisons)
-
-    @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """The decision that a `gated` event records."""
         known = [entry.name for entry in fields(Comparison)]

@@ -145,17 +145,29 @@ def _explicit(setting: Setting, shape: ModelShape) -> Any:
         entries = [dict(entry) for entry in setting]
     if not any(isinstance(entry["value"], list | tuple) for entry in entries):
         return [_entry(entry["filter"], entry["value"]) for entry in entries]
-    return [written for entry in entries for written in _explicit_entry(entry["filter"], entry["value"], shape)]
+    written: list[dict[str, Any]] = []
+    earlier: list[str | None] = []
+    for entry in entries:
+        written += _explicit_entry(entry["filter"], entry["value"], shape, earlier)
+        earlier.append(entry["filter"])
+    return written
 
 
-def _explicit_entry(pattern: str | None, value: Any, shape: ModelShape) -> list[dict[str, Any]]:
+def _explicit_entry(
+    pattern: str | None, value: Any, shape: ModelShape, earlier: list[str | None]
+) -> list[dict[str, Any]]:
     if not isinstance(value, list | tuple):
         return [_entry(pattern, value)]
-    matching = [name for name in shape.by_name if pattern in (None, "*") or pattern in name]
+    matching = [name for name in shape.by_name if _matches(pattern, name)]
+    matching = [name for name in matching if not any(_matches(other, name) for other in earlier)]
     if isinstance(value[0], bool | str):  # no numbers to interpolate: rounding of a position must not decide
         return [_entry(name, _at(value, name, shape)) for name in matching]
     ends = [_entry(name, _at(value, name, shape)) for name in matching if shape.by_name[name].layer is None]
     return [*ends, _entry(pattern, _per_layer(value, shape))]
+
+
+def _matches(pattern: str | None, name: str) -> bool:
+    return pattern is None or pattern == "*" or pattern in name
 
 
 def _per_layer(gradient: Any, shape: ModelShape) -> list[Scalar]:

@@ -4,6 +4,7 @@ It is mergekit's YAML in its `models` form, plus `seed` and `routing`. A recipe 
 which needs nothing but the file, and in `check` for its sense, which needs the methods' specs.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -130,7 +131,7 @@ def anchor(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         if not isinstance(reference, str):
             return reference
         if reference.startswith(("./", "../")) or reference in (".", ".."):
-            return str((folder / reference).resolve())
+            return os.path.normpath(folder.absolute() / reference)  # links stay: what they lead to may change
         if reference.startswith("~/"):
             return str(Path(reference).expanduser())
         return reference

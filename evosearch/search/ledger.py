@@ -22,7 +22,7 @@ from evosearch.errors import LedgerError
 from evosearch.evaluation.types import Column, ItemBatch, ItemSet, ScoreCard
 from evosearch.search import ledger_store as store
 from evosearch.search.events import PAYLOAD_VERSION, Event
-from evosearch.search.ledger_lock import holding
+from evosearch.search.ledger_lock import holder, holding
 
 Entry = tuple[str, Mapping[str, Any]]  # event type, payload
 
@@ -91,6 +91,10 @@ class Ledger:
         assert not self.read_only
         with holding(self._engine, self.url, search_id, self._where):
             yield
+
+    def holder(self, search_id: str) -> str | None:
+        """Which process writes to a search now; None where nobody does, or it cannot be told."""
+        return holder(self.url, search_id)
 
     # --- events -------------------------------------------------------------------------------------------------
 
@@ -224,6 +228,13 @@ class Ledger:
             same = sa.and_(*(at[key] == value for key, value in row.items()))
             if connection.execute(sa.select(at.id).where(same)).first() is None:
                 connection.execute(sa.insert(store.test_openings), [row | {"time": time.time()}])
+            counted = sa.select(sa.func.count()).select_from(store.test_openings).where(at.digest == digest)
+            return int(connection.scalar(counted) or 0)
+
+    def count_test_openings(self, digest: str) -> int:
+        """How often this test set has been opened, by all searches of this database."""
+        at = store.test_openings.c
+        with self._reading() as connection:
             counted = sa.select(sa.func.count()).select_from(store.test_openings).where(at.digest == digest)
             return int(connection.scalar(counted) or 0)
 

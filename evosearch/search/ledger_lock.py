@@ -38,6 +38,30 @@ def holding(engine: Engine, url: sa.URL, search_id: str, where: str) -> Iterator
             yield
 
 
+def holder(url: sa.URL, search_id: str) -> str | None:
+    """Who writes to a search now, as far as this machine can tell; None where nobody does.
+
+    For an SQLite ledger: the lock is tried and given back at once. PostgreSQL's locks are seen by `acquire` alone.
+    """
+    path = sqlite_path(url)
+    if path is None:
+        return None
+    path = Path(f"{path.resolve()}.{search_id[:12]}.lock")
+    if str(path) in _held:
+        return f"this process ({os.getpid()})"
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return _holder(os.pread(descriptor, 4096, 0))
+    finally:
+        os.close(descriptor)
+    return None
+
+
 @contextmanager
 def _file_lock(path: Path, where: str) -> Iterator[None]:
     key = str(path)

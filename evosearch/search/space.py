@@ -332,17 +332,17 @@ def _entries(raw: Any, place: str) -> list[tuple[str | None, Any, str]]:
         return [_conditional(raw, place)] if _is_conditional(raw) else [(None, raw, place)]
     if not isinstance(raw, list | tuple) or not any(isinstance(item, Mapping) for item in raw):
         return [(None, raw, place)]
+    inside = next((index for index, item in enumerate(raw) if holes.is_hole(item)), None)
+    if inside is not None:
+        next_step = "Write one hole with per: gradient and points, or {filter, value} entries"
+        raise RecipeError(join(place, inside), "a hole cannot stand inside a list", next=next_step)
     entries = []
     for index, item in enumerate(raw):
         where = join(place, index)
-        if isinstance(item, Mapping) and _is_conditional(item):
-            entries.append(_conditional(item, where))
-        elif holes.is_hole(item):
-            next_step = "Write one hole with per: gradient and points, or {filter, value} entries"
-            raise RecipeError(where, "a hole cannot stand inside a list", next=next_step)
-        else:
+        if not isinstance(item, Mapping):
             allowed = "Either only numbers (a gradient) or only {filter, value} entries"
             raise RecipeError(where, f"got {item!r}", allowed)
+        entries.append(_conditional(item, where))
     return entries
 
 

@@ -1,7 +1,7 @@
 """What flows between a search space and an optimizer: dimensions, genomes, observations. Plain data."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -97,11 +97,7 @@ class Observation:
 
     @property
     def value(self) -> float | None:
-        """The objective, or None for a failure. One objective is what this version's optimizers know."""
+        """The objective, or None for a failure. This version's optimizers know one objective and no constraints."""
+        assert len(self.objectives) <= 1, "several objectives"
+        assert not any(violation > 0 for violation in self.violations), "a broken constraint"
         return self.objectives[0].value if self.objectives else None
-
-
-def best(observations: Sequence[Observation]) -> Observation | None:
-    """The scored observation of greatest value, the earliest of equals."""
-    scored = [item for item in observations if item.objectives]
-    return max(scored, key=lambda item: item.objectives[0].value, default=None)

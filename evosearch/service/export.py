@@ -15,6 +15,7 @@ from evosearch.search.state import SearchState
 from evosearch.search.watching import Watcher
 from evosearch.service.models import Models, open_models
 from evosearch.service.paths import Places, find
+from evosearch.service.recorded import read_search
 
 FILES: dict[Format, str] = {"recipe": "recipe.yaml", "mergekit": "mergekit.yaml", "checkpoint": "checkpoint"}
 
@@ -71,19 +72,6 @@ def write_one(recipe: Recipe, fmt: Format, out: Path, source: Provenance, models
     write_export(
         recipe, fmt, out, source, shape=models.shape, folders=folders, write_checkpoint=checkpoint, overwrite=overwrite
     )
-
-
-def read_search(ledger: Ledger, places: Places) -> tuple[str, SearchState]:
-    """The search of these places: its id and its folded events.
-
-    Raises:
-        LedgerError: the ledger has no search of that name.
-    """
-    info = ledger.search_by_name(places.name)
-    if info is None:
-        known = ", ".join(entry.name for entry in ledger.searches()) or "none"
-        raise LedgerError(places.name, "no such search in its ledger", f"There: {known}", "Run it first")
-    return info.search_id, SearchState.from_events(ledger.events(info.search_id))
 
 
 def provenance(ledger: Ledger, search_id: str, state: SearchState, name: str) -> Provenance:

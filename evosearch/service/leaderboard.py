@@ -5,8 +5,8 @@ from typing import Any
 
 from evosearch.search.ledger import Ledger
 from evosearch.search.state import SearchState
-from evosearch.service.export import read_search
 from evosearch.service.paths import Places
+from evosearch.service.recorded import read_search
 
 
 def leaderboard(places: Places, with_runs: bool = False) -> list[dict[str, Any]]:

@@ -32,6 +32,11 @@ def openings(ledger: Ledger | None = None, shared: bool = False) -> Iterator[Led
 
 
 def record_reread(digest: str, what: str) -> int:
-    """Put on record that somebody looked at a test set outside a search; the number of openings is not raised."""
+    """Put on record that somebody looked at a test set outside a search.
+
+    Returns:
+        How often searches have opened it; a reading does not raise that number.
+    """
     with openings() as record:
-        return record.record_test_reread(digest, what)
+        record.append(digest, [("reread", {"digest": digest, "what": what})])
+        return record.count_test_openings(digest)

@@ -13,6 +13,7 @@ from evosearch.search.space import SearchSpace
 from evosearch.search.watching import Watcher
 from evosearch.service.models import Models, open_models, references_in
 from evosearch.service.spec import SearchSpec
+from evosearch.service.trackers import check_tracking
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ def prepare(spec: SearchSpec, watcher: Watcher) -> Prepared:
     Raises:
         InputError: the first thing that is wrong.
     """
+    check_tracking(spec)
     if "routing" in spec.template:
         raise schema.route_refusal(spec.where)
     batches = load_batches(spec.suite)

@@ -5,10 +5,9 @@ there on every step is on record and can be continued.
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +33,9 @@ from evosearch.service.paths import Places, places_of
 from evosearch.service.prepare import Prepared, prepare
 from evosearch.service.report import measure_of, test_rows
 from evosearch.service.spec import check_same_search, load_spec
+from evosearch.service.trackers import mirroring, registry_of
 from evosearch.service.versions import versions
 from evosearch.tracking.mirror import UP_TO_DATE, hide_credentials
-from evosearch.tracking.mlflow import MlflowMirror
 from evosearch.tracking.registry import Registry
 
 CATCH_UP_S = 120.0  # how long the end of a run waits for the mirror
@@ -104,10 +103,10 @@ def run(path: Path, watcher: Watcher) -> RunReport:
         recorder = Recorder(ledger, prepared.search_id, watcher=watcher)
         already = len(recorder.state.finished)
         _begin(recorder, prepared)
-        mirror = stack.enter_context(_mirroring(places, prepared))
+        mirror = stack.enter_context(mirroring(places, prepared.search_id, CATCH_UP_S))
         recorder.trackers = (mirror,)
         mirror.notify()
-        registry = Registry(places.tracking)
+        registry = registry_of(places)
         champion = _champion(prepared, registry, watcher)
         executor = make_executor(spec.config.workers, prepared, watcher)
         stack.callback(executor.close)
@@ -143,7 +142,10 @@ def refuse_other_search(ledger: Ledger, prepared: Prepared) -> None:
 def _check_inputs(recorded: Mapping[str, str], prepared: Prepared) -> None:
     for reference, sha in recorded.items():
         now = prepared.models.inputs.get(reference)
-        if now is not None and now != sha:
+        if now is None:
+            what = "this search began with it, and the spec now names other places (was the spec moved?)"
+            raise LedgerError(f"{prepared.spec.where}: {reference}", what, next="Run the spec from where it was")
+        if now != sha:
             raise LedgerError(
                 f"{prepared.spec.where}: {reference}",
                 f"its weights changed since this search began (content {sha[:12]} then, {now[:12]} now)",
@@ -166,18 +168,6 @@ def _begin(recorder: Recorder, prepared: Prepared) -> None:
     recorder.record([("started", payload)])
 
 
-@contextmanager
-def _mirroring(places: Places, prepared: Prepared) -> Iterator[MlflowMirror]:
-    """The mirror in MLflow; at the end it has some time to catch up, and what it misses the next run brings."""
-    name = prepared.spec.name
-    reader = partial(Ledger.open, places.ledger, read_only=True)
-    mirror = MlflowMirror(places.tracking, places.experiment, reader, prepared.search_id, name)
-    try:
-        yield mirror
-    finally:
-        mirror.close(CATCH_UP_S)
-
-
 def _search(prepared: Prepared, recorder: Recorder, executor: Executor) -> str:
     config = prepared.spec.config
     controller = Controller(
@@ -194,14 +184,14 @@ def _search(prepared: Prepared, recorder: Recorder, executor: Executor) -> str:
     return controller.run()
 
 
-def _champion(prepared: Prepared, registry: Registry, watcher: Watcher) -> Champion | None:
+def _champion(prepared: Prepared, registry: Registry | None, watcher: Watcher) -> Champion | None:
     """The present champion of the name this search registers under, where it is made of the same models."""
     name = prepared.spec.config.promotion.register_as
-    if name is None:
+    if name is None or registry is None:
         return None
     try:
         found = registry.champion(name)
-        text = registry.champion_recipe(name) if found else None
+        text = registry.recipe(found) if found else None
     except TrackingError as exc:
         watcher.note(f"the present champion of '{name}' is not known and is left out of the gate: {exc}")
         return None
@@ -247,7 +237,7 @@ def _export(prepared: Prepared, places: Places, recorder: Recorder, decision: Ga
 def _register(
     prepared: Prepared,
     recorder: Recorder,
-    registry: Registry,
+    registry: Registry | None,
     decision: GateDecision,
     exported: dict[str, str],
     watcher: Watcher,
@@ -259,7 +249,7 @@ def _register(
     recipe_id = recorder.state.recipe_ids[candidate]
     earlier = recorder.state.promoted
     version = None
-    if name is not None:
+    if name is not None and registry is not None:
         try:
             version = registry.register(
                 name,

@@ -149,9 +149,19 @@ class Mirror:
 
 
 def describe(exc: BaseException) -> str:
-    """One line on an error, without the credentials a URL may hold."""
-    lines = str(exc).strip().splitlines()
-    text = f"{type(exc).__name__}: {lines[0]}" if lines else type(exc).__name__
+    """One line on an error, without the credentials a URL may hold.
+
+    Where the system said no (connection refused, disk full), its own words are taken: the libraries between wrap them
+    in hundreds of characters.
+    """
+    chain: list[BaseException] = []
+    cause: BaseException | None = exc
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    root = next((link for link in reversed(chain) if isinstance(link, OSError)), exc)
+    lines = str(root).strip().splitlines()
+    text = f"{type(root).__name__}: {lines[0]}" if lines else type(root).__name__
     return hide_credentials(text[:300])
 
 

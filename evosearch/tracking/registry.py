@@ -1,5 +1,6 @@
 """Registered models in MLflow: what was promoted, and which of it is the champion."""
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from evosearch.tracking.client import connect, pages, run_ids, told_as_errors
 from evosearch.tracking.mirror import hide_credentials
 
 ALIAS = "champion"
+RECIPE_FILE = "recipe.yaml"  # among what was uploaded with a version
 FOLDER = "model"  # among the artifacts of the candidate's run
 
 
@@ -82,6 +84,17 @@ class Registry:
             source=found.source,
             tags=tags,
         )
+
+    def recipe(self, champion: Champion) -> str:
+        """The text of the champion's recipe file, from its artifacts."""
+        client = connect(self._uri)
+        with told_as_errors(self._uri):
+            from mlflow.artifacts import download_artifacts
+
+            with tempfile.TemporaryDirectory() as folder:
+                source = f"{champion.source}/{RECIPE_FILE}"
+                path = download_artifacts(artifact_uri=source, dst_path=folder, tracking_uri=client.tracking_uri)
+                return Path(path).read_text(encoding="utf-8")
 
     def _create(self, client: Any, name: str, folder: Path, tags: dict[str, str]) -> str:
         run_id = run_ids(self._uri, tags["search_id"]).get(tags["candidate_id"])

@@ -1,14 +1,20 @@
 """lm-eval's own loop is the oracle: the same documents, the same model, request by request and metric by metric."""
 
-from collections.abc import Iterator
+import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from lm_eval.evaluator import evaluate
+from lm_eval.models.huggingface import HFLM
 
 from evosearch.evaluation.freezing import Freezer
-from evosearch.evaluation.loglikelihood import ScoreOptions
+from evosearch.evaluation.generation import Decoder, generate, lay_out_generations
+from evosearch.evaluation.harness import max_length_of
+from evosearch.evaluation.lm_adapter import RequestRecorder
+from evosearch.evaluation.loglikelihood import ScoreOptions, lay_out, score_loglikelihoods
 from evosearch.evaluation.scorer import Scorer
 from evosearch.evaluation.suite import load_suite
 from evosearch.evaluation.types import GOLD, LOGLIKELIHOODS, REQUESTS, ItemSet, ScoreCard
@@ -16,7 +22,7 @@ from evosearch.evaluation.types import GOLD, LOGLIKELIHOODS, REQUESTS, ItemSet, 
 
 @pytest.fixture(scope="module")
 def scorer(suite_file: Path, tokenizer: Any, model: Any) -> Scorer:
-    return Scorer(load_suite(suite_file), tokenizer, model.config)
+    return Scorer(load_suite(suite_file), tokenizer, max_length_of(model.config, tokenizer))
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +31,8 @@ def card(scorer: Scorer, model: Any) -> ScoreCard:
 
 
 @pytest.fixture(scope="module")
-def samples(scorer: Scorer, model: Any, tokenizer: Any) -> Iterator[dict[str, list[dict[str, Any]]]]:
+def samples(scorer: Scorer, model: Any, tokenizer: Any) -> dict[str, list[dict[str, Any]]]:
     """Suite task → what `lm_eval` logs for each document of the test split, under the suite's filter."""
-    from lm_eval.evaluator import evaluate
-    from lm_eval.models.huggingface import HFLM
-
     sets = scorer.batch("test").sets
     tasks = {items.lm_eval_task: lm_eval_task(scorer, items) for items in sets}
     out = evaluate(
@@ -70,8 +73,15 @@ def test_log_likelihoods_and_greedy_flags_are_lm_evals(card: ScoreCard, samples:
 
 @pytest.mark.parametrize(
     ("task", "metric"),
-    [("choice", "acc"), ("choice", "acc_norm"), ("letter", "acc"), ("letter", "acc_norm"), ("t_word", "acc")]
-    + [("t_word", "perplexity"), ("t_generate", "exact_match")],
+    [
+        ("choice", "acc"),
+        ("choice", "acc_norm"),
+        ("letter", "acc"),
+        ("letter", "acc_norm"),
+        ("t_word", "acc"),
+        ("t_word", "perplexity"),
+        ("t_generate", "exact_match"),
+    ],
 )
 def test_metrics_are_lm_evals_for_every_document(card: ScoreCard, samples: Any, task: str, metric: str) -> None:
     expected = np.array([float(sample[metric]) for sample in samples[task]])
@@ -84,8 +94,6 @@ def test_documents_are_lm_evals(scorer: Scorer, samples: Any) -> None:
 
 
 def test_generated_texts_are_lm_evals(scorer: Scorer, model: Any, samples: Any) -> None:
-    from evosearch.evaluation.generation import generate
-
     frozen, _, plan = scorer._lay_out(scorer.batch("test"))
     texts, tokens = generate(model, plan)
     expected = [sample["resps"][0][0] for sample in samples["t_generate"]]
@@ -121,7 +129,9 @@ def teacher_forced(model: Any, tokenizer: Any, sample: dict[str, Any]) -> float:
 
 
 def test_batch_sizes_change_nothing(scorer: Scorer, card: ScoreCard, tokenizer: Any, model: Any) -> None:
-    small = Scorer(scorer.suite, tokenizer, model.config, ScoreOptions(batch_tokens=64, batch_reads=8))
+    small = Scorer(
+        scorer.suite, tokenizer, max_length_of(model.config, tokenizer), ScoreOptions(batch_tokens=64, batch_reads=8)
+    )
     other = small.score(model, small.batch("test"))
     assert other.tokens.forwarded == card.tokens.forwarded
     assert other.tokens.padded < card.tokens.padded
@@ -130,21 +140,41 @@ def test_batch_sizes_change_nothing(scorer: Scorer, card: ScoreCard, tokenizer: 
             np.testing.assert_allclose(other.columns[task][name], values, atol=1e-4, err_msg=f"{task} {name}")
 
 
-def test_long_contexts_are_cut_on_the_left_as_lm_eval_does(model: Any, tokenizer: Any) -> None:
-    from types import SimpleNamespace
+PAIRS = [("", "abc"), ("abc", " d"), ("abc  ", "d"), ("x" * 40 + "?" * 80, " answer"), ("<s>abc", "de"), ("", "<s>a")]
+PROMPTS = ["abc", "<s>abc", "q: " * 40, "x"]
 
-    from lm_eval.models.huggingface import HFLM
 
-    from evosearch.evaluation.lm_adapter import RequestRecorder
-    from evosearch.evaluation.loglikelihood import lay_out, score_loglikelihoods
+def with_bos(tokenizer: Any) -> Any:
+    """The same tokenizer, putting `<s>` before every text as Llama's does."""
+    from tokenizers.processors import TemplateProcessing
 
-    pairs = [("", "abc"), ("abc", " d"), ("abc  ", "d"), ("x" * 40 + "?" * 80, " answer"), ("<s>abc", "de")]
+    other = copy.deepcopy(tokenizer)
+    other.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    assert other.encode("a")[0] == other.bos_token_id
+    return other
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_empty_long_and_prefixed_contexts_are_lm_evals(model: Any, tokenizer: Any, bos: bool) -> None:
+    tokenizer = with_bos(tokenizer) if bos else tokenizer
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)
-    expected = lm.loglikelihood([SimpleNamespace(args=pair, task_name=None) for pair in pairs], disable_tqdm=True)
+    expected = lm.loglikelihood([SimpleNamespace(args=pair, task_name=None) for pair in PAIRS], disable_tqdm=True)
     freezer = Freezer(RequestRecorder(tokenizer, lm.max_length), gold_required=True)
-    for pair in pairs:
+    for pair in PAIRS:
         freezer._loglikelihood("here", *pair)
-    plan = lay_out(freezer._lls, ScoreOptions())
-    lls, greedy, _ = score_loglikelihoods(model, plan)
+    lls, greedy, _ = score_loglikelihoods(model, lay_out(freezer._lls, ScoreOptions()))
     np.testing.assert_allclose(lls, [ll for ll, _ in expected], atol=1e-3)
     assert greedy.tolist() == [flag for _, flag in expected]
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_long_and_prefixed_prompts_are_lm_evals(model: Any, tokenizer: Any, bos: bool) -> None:
+    tokenizer = with_bos(tokenizer) if bos else tokenizer
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)
+    kwargs = {"until": ["\n", "e"], "max_gen_toks": 20}
+    expected = lm.generate_until([SimpleNamespace(args=(text, kwargs)) for text in PROMPTS], disable_tqdm=True)
+    freezer = Freezer(RequestRecorder(tokenizer, lm.max_length), gold_required=True)
+    for text in PROMPTS:
+        freezer._generation("here", text, kwargs)
+    plan = lay_out_generations(freezer._generations, Decoder(tokenizer), ScoreOptions())
+    assert generate(model, plan)[0] == expected

@@ -12,7 +12,8 @@ import pytest
 import torch
 import yaml
 
-from evosearch.errors import CandidateError, CheckpointError, SuiteError
+from evosearch.errors import CandidateError, SuiteError
+from evosearch.evaluation.harness import max_length_of
 from evosearch.evaluation.loglikelihood import LoglikelihoodRequest, ScoreOptions, distinct_prefixes, lay_out
 from evosearch.evaluation.scorer import Scorer
 from evosearch.evaluation.suite import load_suite
@@ -23,13 +24,13 @@ Data = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def scorer(suite_file: Path, tokenizer: Any, model: Any) -> Scorer:
-    return Scorer(load_suite(suite_file), tokenizer, model.config)
+    return Scorer(load_suite(suite_file), tokenizer, max_length_of(model.config, tokenizer))
 
 
 def scorer_of(data: Data, folder: Path, tokenizer: Any, model: Any) -> Scorer:
     path = folder / "s.yaml"
     path.write_text(yaml.safe_dump(data))
-    return Scorer(load_suite(path), tokenizer, model.config)
+    return Scorer(load_suite(path), tokenizer, max_length_of(model.config, tokenizer))
 
 
 class Opens:
@@ -68,7 +69,7 @@ def test_a_second_score_tokenizes_opens_and_builds_nothing(
             return original(*args, **kwargs)
 
         monkeypatch.setattr(owner, name, counting)
-    fresh = Scorer(scorer.suite, tokenizer, model.config)
+    fresh = Scorer(scorer.suite, tokenizer, max_length_of(model.config, tokenizer))
     batch, other = fresh.batch("validation"), new_model(tokenizer, seed=1)
     first = fresh.score(model, batch)
     assert min(calls[name] for name in ("encode", "construct_requests", "apply_template")) > 0  # the watch works
@@ -143,10 +144,10 @@ def test_weights_that_are_not_finite_are_the_candidates_fault(scorer: Scorer, mo
     broken = copy.deepcopy(model)
     with torch.no_grad():
         broken.model.layers[0].mlp.down_proj.weight.fill_(math.nan)
-    with pytest.raises(CandidateError, match="score: 1?.* log-likelihoods are not finite"):
+    with pytest.raises(CandidateError, match=r"score: \d+ of \d+ log-likelihoods are not finite"):
         scorer.score(broken, scorer.batch("search"))
     generations = ItemBatch("search", scorer.batch("search").sets[3:])
-    frozen, plan, laid = scorer._lay_out(generations)
+    frozen, _, laid = scorer._lay_out(generations)
     from evosearch.evaluation.generation import generate
 
     with pytest.raises(CandidateError, match="not finite while generating"):
@@ -219,17 +220,19 @@ def test_documents_that_cannot_be_scored(
     assert message in str(caught.value)
 
 
+def test_documents_without_a_right_answer_may_be_scored_by_metric_alone(
+    suite_data: Data, task_configs: Data, tasks_writer: Any, tmp_path: Path, tokenizer: Any, model: Any
+) -> None:
+    tasks_writer(tmp_path / "tasks", {"t_choice": {**task_configs["t_choice"], "doc_to_target": "{{'none of these'}}"}})
+    suite_data.update(tasks=suite_data["tasks"][:1], fitness="score")
+    scorer = scorer_of(suite_data, tmp_path, tokenizer, model)
+    card = scorer.score(model, scorer.batch("search"))
+    assert np.isnan(card.columns["choice"][GOLD]).all()
+    assert card.fitness.value == card.score == pytest.approx(100 * (0 - 0.3) / 0.7)
+
+
 def test_data_that_changed_since_the_batch_was_drawn(scorer: Scorer) -> None:
     items = scorer.batch("search").sets[0]
     hashes = ("0" * 64, *items.doc_hashes[1:])
     with pytest.raises(SuiteError, match="the data have changed"):
         scorer.prepare(ItemBatch("search", (ItemSet(items.task, items.lm_eval_task, items.doc_ids, hashes),)))
-
-
-def test_the_tokenizer_may_be_a_folder(scorer: Scorer, tokenizer: Any, model: Any, tmp_path: Path) -> None:
-    tokenizer.save_pretrained(tmp_path / "model")
-    other = Scorer(scorer.suite, tmp_path / "model", model.config)
-    batch = other.batch("search")
-    assert other._lay_out(batch)[0].loglikelihoods == scorer._lay_out(batch)[0].loglikelihoods
-    with pytest.raises(CheckpointError, match="no usable tokenizer"):
-        Scorer(scorer.suite, tmp_path, model.config)

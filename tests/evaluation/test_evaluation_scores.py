@@ -1,9 +1,12 @@
 """From columns to score and fitness: the formulas, by hand."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
-from evosearch.evaluation.gold import choice_logprob
+from evosearch.evaluation.gold import choice_logprob, gold_choice, gold_text
 from evosearch.evaluation.scores import make_card
 from evosearch.evaluation.suite import Suite
 from evosearch.evaluation.types import GOLD, Estimate, ItemBatch, ItemSet, Tokens
@@ -51,6 +54,30 @@ def test_one_item_has_no_spread() -> None:
     batch = ItemBatch("test", (ItemSet("b", "y", (0,), ("h",)),))
     card = make_card(suite("score"), batch, {"b": {"acc": np.array([1.0]), GOLD: np.array([-1.0])}}, Tokens(), {})
     assert (card.score, card.fitness.stderr, card.fitness.n) == (100.0, 0.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("target", "choices", "shots", "expected"),
+    [
+        ("word", None, 0, "word"),
+        ("word", None, 2, " word"),  # examples show the delimiter
+        (["first", "second"], None, 0, "first"),
+        (1, ["a", "b"], 0, "b"),
+        (42, None, 0, "42"),
+        ("", None, 0, None),
+        ([], None, 0, None),
+    ],
+)
+def test_the_gold_text_is_the_first_target(target: Any, choices: Any, shots: int, expected: str | None) -> None:
+    config = SimpleNamespace(target_delimiter=" ", num_fewshot=shots, doc_to_choice=choices)
+    task = SimpleNamespace(config=config, doc_to_target=lambda doc: target, doc_to_choice=lambda doc: choices)
+    assert gold_text(task, {}) == expected
+
+
+@pytest.mark.parametrize(("target", "expected"), [(1, 1), ("b", 1), ([1, 0], 1), (2, None), (-100, None), ("z", None)])
+def test_the_gold_choice_is_an_index(target: Any, expected: int | None) -> None:
+    task = SimpleNamespace(doc_to_target=lambda doc: target, doc_to_choice=lambda doc: ["a", "b"])
+    assert gold_choice(task, {}) == expected
 
 
 def test_choice_log_probability_is_a_log_softmax() -> None:

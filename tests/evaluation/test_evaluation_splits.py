@@ -18,7 +18,7 @@ seeds = st.integers(-5, 5)
 
 def one_pool(pool: list[str], search: int, validation: int, test: int, seed: int) -> dict[str, Selection]:
     draws = {"search": Draw("p", search), "validation": Draw("p", validation), "test": Draw("p", test)}
-    return split_documents({"p": pool}, draws, seed, WHERE)
+    return split_documents({"p": pool}, {"t": draws}, seed, {"t": WHERE})["t"]
 
 
 def ids(chosen: Mapping[str, Selection], split: str) -> set[int]:
@@ -71,9 +71,22 @@ def test_the_seed_decides() -> None:
 
 def test_a_document_of_test_is_in_no_other_pool_either() -> None:
     pools = {"train": [str(i) for i in range(10)], "held": [str(i) for i in range(5, 15)]}
-    draws = {"search": Draw("train", 5), "validation": Draw("train", 1), "test": Draw("held", 8)}
-    chosen = split_documents(pools, draws, 0, WHERE)
+    draws = {"search": Draw("train", 3), "validation": Draw("train", 1), "test": Draw("held", 8)}
+    chosen = split_documents(pools, {"t": draws}, 0, {"t": WHERE})["t"]
     assert not set(chosen["search"].doc_hashes) & set(chosen["test"].doc_hashes)
+
+
+def test_tasks_that_share_a_pool_share_no_document_between_splits() -> None:
+    pools = {"p": [str(i) for i in range(30)]}
+    tasks = {
+        "zero-shot": {"search": Draw("p", 5), "test": Draw("p", 20)},
+        "five-shot": {"search": Draw("p", 10), "test": Draw("p", 3)},
+    }
+    chosen = split_documents(pools, tasks, 0, dict.fromkeys(tasks, WHERE))
+    searched = {i for splits in chosen.values() for i in splits["search"].doc_ids}
+    tested = {i for splits in chosen.values() for i in splits["test"].doc_ids}
+    assert not searched & tested
+    assert (len(searched), len(tested)) == (10, 20)
 
 
 def test_a_split_larger_than_its_data() -> None:

@@ -77,7 +77,7 @@ def test_malformed_suites(change: Change, message: str, suite_data: Data, tmp_pa
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(SuiteError, match="no.yaml: No such file or directory"):
+    with pytest.raises(SuiteError, match=r"no\.yaml: No such file or directory"):
         load_suite(tmp_path / "no.yaml")
 
 
@@ -89,13 +89,14 @@ UNFIT: list[tuple[Change, str]] = [
     (lambda d: d["tasks"][2].update(metric="perplexity"), "tasks[2].metric: 'perplexity' of 't_word' is not the mean"),
     (lambda d: d["tasks"][3].update(filter="leter"), "Filters of 't_generate': whole, letter. Did you mean 'letter'?"),
     (
-        lambda d: d["tasks"][1]["documents"].update(test=34),
-        "tasks[1].documents.search: 6 asked, 0 left after 34 for test",
+        lambda d: d["tasks"][1]["documents"].update(test=30),
+        "tasks[1].documents.search: 6 asked, 3 left after 30 for test and 7 for validation of 40 documents.",
     ),
     (
         lambda d: d["tasks"][1]["documents"].update(test=41),
         "tasks[1].documents.test: 41 asked, 40 left of 40 documents.",
     ),
+    (lambda d: d["tasks"][0].update(task="mmlu"), "tasks[0].task: 'mmlu' is a group or tag of lm-eval, not a task."),
     (lambda d: d["tasks"][0].update(task="arc_easy_group_ai2"), "unknown task 'arc_easy_group_ai2'"),
 ]
 

@@ -41,7 +41,7 @@ def test_linear():
 
 @pytest.mark.parametrize("weights", [[0.0, 0.0], [1.0, -1.0], [1.0, -1.0 + 1e-9]])
 def test_linear_cannot_divide_by_nothing(weights):
-    with pytest.raises(CandidateError, match="materialize: linear: weights .* sum to"):
+    with pytest.raises(CandidateError, match=r"materialize: linear: weights .* sum to"):
         run("linear", None, [1.0], [2.0], weight=weights)
     assert run("linear", None, [1.0], [1.0], weight=[1e-9, 1e-9]).tolist() == [1.0]  # small is not nothing
 

@@ -185,14 +185,25 @@ def test_one_process_writes_to_a_search(ledger: Ledger, path: Path) -> None:
     assert list(path.parent.glob("*.lock")) == []
 
 
+FORK_AND_DIE = """
+import os, sys, time
+from evosearch.search.ledger import Ledger
+with Ledger.open(sys.argv[1]) as ledger, ledger.acquire("search-one-of-many"):
+    child = os.fork()
+    if child == 0:
+        os.close(1)
+        time.sleep(60)
+    print(child, flush=True)
+    os._exit(0)
+"""
+
+
 def test_the_lock_is_not_inherited_by_a_fork(ledger: Ledger, path: Path) -> None:
     """A child that outlives its killed parent must not keep the search locked."""
-    code = HOLD.replace("time.sleep(60)", "import os\n    if os.fork() == 0: time.sleep(60)\n    os._exit(0)")
-    code = code.replace('print("held", flush=True)', 'print("held", flush=True)')
-    code = code.replace("if os.fork() == 0:", "child = os.fork()\n    if child: print(child, flush=True)\n    else:")
-    ended = subprocess.Popen([sys.executable, "-c", code, f"sqlite:///{path}"], stdout=subprocess.PIPE, text=True)
+    ended = subprocess.Popen(
+        [sys.executable, "-c", FORK_AND_DIE, f"sqlite:///{path}"], stdout=subprocess.PIPE, text=True
+    )
     assert ended.stdout is not None
-    ended.stdout.readline()
     child = int(ended.stdout.readline())
     assert ended.wait() == 0
     try:

@@ -164,4 +164,4 @@ def test_another_history_is_refused_with_the_way_out(name: str) -> None:
     with pytest.raises(SearchError, match=r"candidate 7 was asked with weight = .*cma 4\.4\.0.*--continue-from-best"):
         replay(fresh(name), shifted(whole, "7", 1 + 1e-6))
     with pytest.raises(SearchError, match="cannot be continued exactly"):
-        replay(create(OptimizerConfig(name=name, seed=1), NUMBERS[:1], {"weight": 0.5}), whole)
+        replay(create(OptimizerConfig(name=name, population=POPULATION), NUMBERS[:1], {"weight": 0.5}), whole)

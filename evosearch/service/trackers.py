@@ -1,0 +1,53 @@
+"""From the spec's `tracking` to a mirror of the ledger and a registry."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from evosearch.errors import SpecError
+from evosearch.search.ledger import Ledger
+from evosearch.service.paths import Places
+from evosearch.service.spec import SearchSpec
+from evosearch.tracking.jsonl import JsonLinesTracker
+from evosearch.tracking.mirror import Mirror
+from evosearch.tracking.mlflow import MlflowMirror
+from evosearch.tracking.registry import Registry
+
+JSON_LINES = "jsonl:"  # `jsonl:events.jsonl`: a file in the search's folder instead of an MLflow store
+
+
+@contextmanager
+def mirroring(places: Places, search_id: str, catch_up_s: float) -> Iterator[Mirror]:
+    """The mirror of one search; at the end it has some time to catch up, and what it misses the next run brings."""
+    reader = partial(Ledger.open, places.ledger, read_only=True)
+    mirror: Mirror
+    if places.tracking.startswith(JSON_LINES):
+        mirror = JsonLinesTracker(places.folder / places.tracking.removeprefix(JSON_LINES), reader, search_id)
+    else:
+        mirror = MlflowMirror(places.tracking, places.experiment, reader, search_id, places.name)
+    try:
+        yield mirror
+    finally:
+        mirror.close(catch_up_s)
+
+
+def registry_of(places: Places) -> Registry | None:
+    """The registry of the tracking store; JSON lines have none."""
+    return None if places.tracking.startswith(JSON_LINES) else Registry(places.tracking)
+
+
+def check_tracking(spec: SearchSpec) -> None:
+    """`tracking` and `promotion` fit each other.
+
+    Raises:
+        SpecError: a name to register under, and nowhere to register.
+    """
+    uri = spec.config.tracking.uri or ""
+    if not uri.startswith(JSON_LINES):
+        return
+    if not Path(uri.removeprefix(JSON_LINES)).name:
+        raise SpecError(f"{spec.file}: tracking.uri", f"got '{uri}'", "jsonl:FILE")
+    if spec.config.promotion.register_as:
+        where = f"{spec.file}: promotion.register_as"
+        raise SpecError(where, "JSON lines have no model registry", "An MLflow tracking.uri", "Remove one of the two")

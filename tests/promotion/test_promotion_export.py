@@ -1,0 +1,138 @@
+"""Exports: what is written reads back equal, whole or not at all."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+
+from evosearch.errors import InputError, RecipeError
+from evosearch.evaluation.inference import Interval
+from evosearch.promotion.export import Format, Provenance, export
+from evosearch.recipe.schema import Recipe, load
+from evosearch.recipe.shapes import ModelShape, Place, TensorSpec
+
+SHAPE = ModelShape(
+    "LlamaForCausalLM",
+    2,
+    (
+        TensorSpec("model.embed_tokens.weight", Place.EMBEDDINGS),
+        TensorSpec("model.layers.0.mlp.up_proj.weight", Place.LAYER, 0),
+        TensorSpec("model.layers.1.mlp.up_proj.weight", Place.LAYER, 1),
+        TensorSpec("model.norm.weight", Place.FINAL_NORM),
+    ),
+)
+
+
+def made(base: str = "org/base@abc123", method: str = "task_arithmetic") -> Recipe:
+    weight = [{"filter": "embed_tokens", "value": 0.1}, {"value": [0.1 + 0.2, 1e-05]}]
+    return Recipe.model_validate(
+        {
+            "merge_method": method,
+            "base_model": base,
+            "models": [
+                {"model": "zoo:tiny/sort", "parameters": {"weight": weight}},
+                {"model": "org/math", "parameters": {"weight": 0.3}},
+            ],
+            "parameters": {"normalize": False},
+            "out_dtype": "bfloat16",
+        }
+    )
+
+
+def provenance(inputs: Mapping[str, str] | None = None) -> Provenance:
+    scores = {"test": Interval(81.234, 1.0, 79.2, 83.1, 400), "validation": Interval(80.0, 1.0, 78.0, 82.0, 400)}
+    return Provenance("night", "5e" * 32, "17", "ab" * 32, inputs or {"org/math": "cd" * 32}, scores)
+
+
+def write(recipe: Recipe, out: Path) -> None:
+    """Stands for materialize.on_disk: a folder with a model in it."""
+    out.mkdir()
+    (out / "config.json").write_text("{}")
+    (out / "model.safetensors").write_bytes(b"weights")
+
+
+def test_a_recipe_reads_back_equal_and_says_where_it_comes_from(tmp_path: Path) -> None:
+    out = export(made(), "recipe", tmp_path / "new" / "winner.yaml", provenance())
+    assert load(out) == made()
+    text = out.read_text()
+    head = [line for line in text.splitlines() if line.startswith("#")]
+    assert head == [
+        "# Candidate 17 of the evosearch search 'night'",
+        f"# search_id: {'5e' * 32}",
+        f"# recipe_id: {'ab' * 32}",
+        f"# input: org/math  content_sha256 {'cd' * 32}",
+        "# score on test: 81.23 (95% interval 79.20 to 83.10, 400 items)",
+        "# score on validation: 80.00 (95% interval 78.00 to 82.00, 400 items)",
+        "# Rebuild it with:  evosearch merge winner.yaml OUTPUT_FOLDER",
+    ]
+    assert [path.name for path in out.parent.iterdir()] == ["winner.yaml"]
+
+
+def test_comments_hold_no_folders_and_cannot_be_escaped(tmp_path: Path) -> None:
+    inputs = {"/tmp/secret/place/math+/tmp/secret/lora": "ab", "x\nmerge_method: evil": "cd"}
+    text = export(made(), "recipe", tmp_path / "winner.yaml", provenance(inputs)).read_text()
+    assert "secret" not in text
+    assert "# input: math+lora  content_sha256 ab\n" in text
+    assert "# input: x merge_method: evil  content_sha256 cd\n" in text
+    assert load(tmp_path / "winner.yaml") == made()
+
+
+def test_mergekit_yaml(tmp_path: Path) -> None:
+    out = export(made(), "mergekit", tmp_path / "mergekit.yaml", provenance(), shape=SHAPE)
+    assert out.read_text().startswith("# Candidate 17 of the evosearch search 'night'\n")
+    data = yaml.safe_load(out.read_text())
+    assert data["merge_method"] == "task_arithmetic"
+    assert data["out_dtype"] == "bfloat16"
+    weight = next(entry for entry in data["models"] if entry["model"] == "zoo:tiny/sort")["parameters"]["weight"]
+    assert weight[-1]["value"] == [0.1 + 0.2, 1e-05]
+
+
+def test_what_mergekit_cannot_express_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="mergekit has no method"):
+        export(made(method="unknown"), "mergekit", tmp_path / "mergekit.yaml", provenance(), shape=SHAPE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_has_its_recipe_beside_the_weights(tmp_path: Path) -> None:
+    out = export(made(), "checkpoint", tmp_path / "model", provenance(), write_checkpoint=write)
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors", "recipe.yaml"]
+    assert load(out / "recipe.yaml") == made()
+
+
+def test_a_checkpoint_that_fails_leaves_nothing_and_the_old_one(tmp_path: Path) -> None:
+    def fails(recipe: Recipe, out: Path) -> None:
+        write(recipe, out)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(InputError, match=r"model: No space left on device"):
+        export(made(), "checkpoint", tmp_path / "model", provenance(), write_checkpoint=fails)
+    assert list(tmp_path.iterdir()) == []
+    old = export(made(), "checkpoint", tmp_path / "model", provenance(), write_checkpoint=write)
+    (old / "old").touch()
+    with pytest.raises(InputError, match="No space left"):
+        export(made(), "checkpoint", old, provenance(), write_checkpoint=fails, overwrite=True)
+    assert (old / "old").exists()
+    export(made(), "checkpoint", old, provenance(), write_checkpoint=write, overwrite=True)
+    assert not (old / "old").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("fmt", ["recipe", "mergekit"])
+def test_files_are_replaced_only_when_asked(tmp_path: Path, fmt: Format) -> None:
+    out = tmp_path / "winner.yaml"
+    out.write_text("mine")
+    with pytest.raises(InputError, match="exists already"):
+        export(made(), fmt, out, provenance(), shape=SHAPE)
+    assert out.read_text() == "mine"
+    export(made(), fmt, out, provenance(), shape=SHAPE, overwrite=True)
+    assert "Candidate 17" in out.read_text()
+
+
+def test_folders_that_hold_something_else_are_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="is a folder that is no checkpoint of a model"):
+        export(made(), "checkpoint", tmp_path, provenance(), write_checkpoint=write, overwrite=True)
+    with pytest.raises(InputError, match="is a folder that is no recipe of a model"):
+        export(made(), "recipe", tmp_path, provenance(), overwrite=True)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"

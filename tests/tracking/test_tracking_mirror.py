@@ -1,0 +1,192 @@
+"""The mirror's own promises, and the JSON-lines tracker: nothing lost, doubled, or raised into the search."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evosearch.search.events import Event
+from evosearch.search.ledger import Ledger
+from evosearch.tracking import mirror as mirror_room
+from evosearch.tracking.changes import safe_name
+from evosearch.tracking.jsonl import JsonLinesTracker
+from evosearch.tracking.mirror import Mirror, describe
+
+Story = Any  # conftest.Story
+
+
+class Store:
+    """A sink that can be down, and can die after half of what it was given."""
+
+    def __init__(self) -> None:
+        self.down = False
+        self.fails_after: int | None = None
+        self.held: dict[int, Event] = {}
+        self.marked = 0
+        self.recalled: list[int] = []
+
+    def open(self) -> int:
+        if self.down:
+            raise ConnectionError("no route to http://me:hunter2@host:5000\nmore")
+        return self.marked
+
+    def recall(self, events: Sequence[Event]) -> None:
+        self.recalled = [event.seq for event in events]
+
+    def write(self, events: Sequence[Event]) -> None:
+        for count, event in enumerate(events):
+            if self.down or (self.fails_after is not None and count >= self.fails_after):
+                self.fails_after = None
+                raise ConnectionError("connection reset")
+            self.held[event.seq] = event
+        self.marked = events[-1].seq
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror_room, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(mirror_room, "LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr(mirror_room, "CHUNK", 4)
+
+
+def mirror(store: Store, story: Story) -> Mirror:
+    return Mirror(store, lambda: Ledger.open(story.url, read_only=True), story.search_id)
+
+
+def test_it_follows_the_ledger(story: Story) -> None:
+    store = Store()
+    made = mirror(store, story)
+    story.begin()
+    made.notify()
+    _until(lambda: made.state == "up to date")
+    assert list(store.held) == [1, 2, 3, 4]
+    story.first_group()
+    made.notify()
+    _until(lambda: len(store.held) == 11)
+    made.close(10.0)
+    assert made.state == "up to date"
+
+
+def test_a_store_that_is_down_never_reaches_the_search(story: Story) -> None:
+    store = Store()
+    store.down = True
+    made = mirror(store, story)
+    story.begin()
+    began = time.monotonic()
+    made.notify()
+    assert time.monotonic() - began < 0.5
+    _until(lambda: made.state.startswith("behind: 4 events"))
+    assert made.state == "behind: 4 events, ConnectionError: no route to http://***@host:5000"
+    story.asked(0)
+    _until(lambda: made.state.startswith("behind: 5 events"))
+    store.down = False
+    _until(lambda: made.state == "up to date")
+    assert list(store.held) == [1, 2, 3, 4, 5]
+    made.close(10.0)
+
+
+def test_a_write_cut_short_is_done_again_from_the_mark(story: Story) -> None:
+    store = Store()
+    store.fails_after = 2
+    story.whole()
+    made = mirror(store, story)
+    made.close(10.0)
+    assert made.state == "up to date"
+    assert list(store.held.values()) == story.ledger.events(story.search_id)
+
+
+def test_what_is_mirrored_already_is_recalled_not_written(story: Story) -> None:
+    store = Store()
+    store.marked = 4
+    story.begin()
+    story.first_group()
+    mirror(store, story).close(10.0)
+    assert store.recalled == [1, 2, 3, 4]
+    assert min(store.held) == 5
+
+
+def test_closing_gives_up_in_time(story: Story) -> None:
+    store = Store()
+    store.down = True
+    story.begin()
+    made = mirror(store, story)
+    began = time.monotonic()
+    made.close(0.3)
+    assert time.monotonic() - began < 5.0
+    assert made.state.startswith("behind: ")
+    _until(lambda: not any(thread.name == "tracking" for thread in threading.enumerate()))
+
+
+def test_a_ledger_that_cannot_be_read_is_told_not_raised(tmp_path: Path) -> None:
+    made = Mirror(Store(), lambda: Ledger.open(f"sqlite:///{tmp_path}/none/ledger.db", read_only=True), "id")
+    made.notify()
+    _until(lambda: "LedgerError" in made.state)
+    made.close(0.1)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def jsonl(path: Path, story: Story) -> JsonLinesTracker:
+    made = JsonLinesTracker(path, lambda: Ledger.open(story.url, read_only=True), story.search_id)
+    made.close(10.0)
+    return made
+
+
+def test_json_lines_hold_every_event_once(story: Story, tmp_path: Path) -> None:
+    path = tmp_path / "night" / "events.jsonl"
+    story.begin()
+    assert jsonl(path, story).state == "up to date"
+    with path.open("a") as file:
+        file.write('{"search_id": "5ea2c4", "seq": 5, "ti')  # killed while writing
+    story.first_group()
+    assert jsonl(path, story).state == "up to date"
+    assert jsonl(path, story).state == "up to date"
+    expected = [{"search_id": story.search_id} | vars(event) for event in story.ledger.events(story.search_id)]
+    assert lines(path) == expected
+
+
+def test_json_lines_of_another_search_are_left_alone(story: Story, tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    text = '{"search_id": "other", "seq": 1, "time": 0.0, "type": "started", "payload": {}}\n'
+    path.write_text(text)
+    story.begin()
+    made = JsonLinesTracker(path, lambda: Ledger.open(story.url, read_only=True), story.search_id)
+    made.close(0.3)
+    assert "holds the events of another search" in made.state
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("search/copy/acc,none", "search/copy/acc"),
+        ("exact_match,strict-match", "exact_match_strict-match"),
+        ("models[0].weight", "models_0_.weight"),
+        ("a/../b", "a/_/b"),
+        ("x" * 300, "x" * 250),
+    ],
+)
+def test_metric_names_are_such_that_mlflow_takes_them(name: str, safe: str) -> None:
+    assert safe_name(name) == safe
+
+
+def test_errors_are_one_line_without_credentials() -> None:
+    error = ValueError("cannot reach postgresql://me:hunter2@db/x\nTraceback")
+    assert describe(error) == "ValueError: cannot reach postgresql://***@db/x"
+    assert describe(KeyError()) == "KeyError"
+    wrapped = RuntimeError("API request failed with exception ...")
+    wrapped.__cause__ = ConnectionRefusedError(111, "Connection refused")
+    assert describe(wrapped) == "ConnectionRefusedError: [Errno 111] Connection refused"
+
+
+def _until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "did not come about in time"
+        time.sleep(0.01)
