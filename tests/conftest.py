@@ -37,7 +37,7 @@ def zoo_cache() -> Path:
     return cache
 
 
-# --- a small world to search in: a random base, two models near it, two tasks, a spec; a candidate takes milliseconds ---
+# --- a small world to search in: a random base, two models near it, two tasks, a spec; milliseconds a candidate ---
 
 CHARACTERS = "abcdefghij=?.\n "
 MEAN = {"aggregation": "mean", "higher_is_better": True}

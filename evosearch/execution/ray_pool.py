@@ -161,9 +161,24 @@ class RayExecutor:
         return [Outcome(job, "?", failure=failure, retries=faults)]
 
 
+def start_local(token_file: Path, cpus: int) -> None:
+    """Ray on this machine, for this process: no dashboard, loopback where Ray lets us choose, token on."""
+    secure_environment(token_file)
+    import ray
+
+    ray.init(
+        num_cpus=cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _node_ip_address="127.0.0.1",
+    )
+
+
 def _connect(config: WorkerConfig, options: RayOptions) -> bool:
     """Join the cluster, or start one here; True where it is ours to stop."""
-    secure_environment(config.cache / "ray_token")
+    token_file = config.cache / "ray_token"
+    secure_environment(token_file)
     import ray
 
     if ray.is_initialized():
@@ -172,13 +187,7 @@ def _connect(config: WorkerConfig, options: RayOptions) -> bool:
         if options.address:
             ray.init(address=options.address, log_to_driver=False, logging_level="ERROR")
         else:
-            ray.init(
-                num_cpus=options.count * options.cpus_per_worker,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                _node_ip_address="127.0.0.1",
-            )
+            start_local(token_file, options.count * options.cpus_per_worker)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as exc:
         where = f"workers.address: {options.address}" if options.address else "workers"
         raise SpecError(where, f"Ray did not start: {_first_line(exc)}", next="Check `ray status`") from exc

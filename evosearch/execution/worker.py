@@ -66,20 +66,20 @@ class Worker:
 
     def run(self, job: Job) -> Outcome:
         """Score one job. Never raises for what a candidate does wrong: that is an outcome, too."""
+        stage = "materialize"
         try:
             seconds = {"materialize": self.resident.materialize(job.recipe)}
+            stage = "score"
             card = self.scorer.score(self.resident.model, job.batch, seconds)
         except CandidateError as exc:
             failure = Failure(exc.stage, exc.reason, traceback.format_exc())
-            return Outcome(job, self.name, failure=failure)
         except torch.OutOfMemoryError as exc:
-            return Outcome(
-                job, self.name, failure=Failure("score", f"out of memory: {exc}", traceback.format_exc(), "worker")
-            )
+            failure = Failure(stage, f"out of memory: {exc}", traceback.format_exc(), "worker")
         except Exception as exc:
-            reason = f"{type(exc).__name__}: {exc}"
-            return Outcome(job, self.name, failure=Failure("score", reason, traceback.format_exc()))
-        return Outcome(job, self.name, card=card, seconds=card.seconds)
+            failure = Failure(stage, f"{type(exc).__name__}: {exc}", traceback.format_exc())
+        else:
+            return Outcome(job, self.name, card=card, seconds=card.seconds)
+        return Outcome(job, self.name, failure=failure)
 
     def _compute_dtype(self, out_dtype: str) -> torch.dtype:
         """Weights are always rounded to `out_dtype`; a CPU then computes in float32, where bfloat16 is slow."""

@@ -55,33 +55,49 @@ class Mirror:
         self._behind, self._reason = 0, ""
         self._wake, self._closing = threading.Event(), threading.Event()
         self._deadline = float("inf")
-        self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
-        self._start = threading.Lock()
+        self._told, self._done = 0, 0  # how often something was new, and up to which of these all is mirrored
+        self._thread: threading.Thread | None = None
+        self._changed = threading.Condition()
 
     @property
     def state(self) -> str:
         """`up to date`, or `behind: 12 events, connection refused`."""
-        if not self._reason:
+        if self._done == self._told and not self._reason:
             return UP_TO_DATE
-        return f"behind: {self._behind} event{'' if self._behind == 1 else 's'}, {self._reason}"
+        return f"behind: {self._behind} event{'' if self._behind == 1 else 's'}, {self._reason or 'catching up'}"
 
     def notify(self) -> None:
+        with self._changed:
+            self._told += 1
         self._wake.set()
-        self._ensure_started()
+        if not self._closing.is_set():
+            self._ensure_running()
+
+    def catch_up(self, timeout_s: float) -> bool:
+        """Wait until everything now in the ledger is mirrored; False where that takes longer. The mirror goes on."""
+        self.notify()
+        told = self._told
+        with self._changed:
+            return self._changed.wait_for(lambda: self._done >= told, timeout_s)
 
     def close(self, timeout_s: float) -> None:
-        """Catch up as far as the time allows, then stop. What is left is written by the next mirror."""
+        """Catch up as far as the time allows, then stop. What is left is written by the next mirror.
+
+        Closing again catches up with what was recorded since.
+        """
         self._deadline = time.monotonic() + timeout_s
+        self.notify()  # before the flag: a thread that sees the flag sees that there may be something new, too
         self._closing.set()
         self._wake.set()
-        self._ensure_started()
-        self._thread.join(timeout_s)
+        while self._done < self._told and time.monotonic() < self._deadline:
+            self._ensure_running().join(max(0.0, self._deadline - time.monotonic()))
 
-    def _ensure_started(self) -> None:
-        with self._start:
-            if self._thread.ident is None:
-                self._reason = "starting"
+    def _ensure_running(self) -> threading.Thread:
+        with self._changed:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
                 self._thread.start()
+            return self._thread
 
     def _run(self) -> None:
         try:
@@ -94,9 +110,11 @@ class Mirror:
         while True:
             try:
                 self._wake.clear()
-                self._catch_up()
+                told = self._told
+                if self._write_all():
+                    self._mark(told)
                 pause = FIRST_PAUSE_S
-                if self._closing.is_set():
+                if self._closing.is_set() and (self._done == self._told or time.monotonic() > self._deadline):
                     return
                 self._wake.wait(POLL_S)
             except Exception as exc:  # whatever a store, a driver or a network can raise: the search goes on
@@ -107,8 +125,13 @@ class Mirror:
                     return
                 pause = min(2.0 * pause, LONGEST_PAUSE_S)
 
-    def _catch_up(self) -> None:
-        """Write everything the ledger holds, or as much as the time allows."""
+    def _mark(self, told: int) -> None:
+        with self._changed:
+            self._done = told
+            self._changed.notify_all()
+
+    def _write_all(self) -> bool:
+        """Write everything the ledger holds; False where there was no time for all of it."""
         if self._reader is None:
             self._reader = self._open_reader()
         if not self._opened:
@@ -119,12 +142,13 @@ class Mirror:
         while events:
             self._behind, self._reason = len(events), "catching up"
             if time.monotonic() > self._deadline:
-                return
+                return False
             chunk, events = events[:CHUNK], events[CHUNK:]
             self._sink.write(chunk)
             self._cursor = chunk[-1].seq
             events = events or self._reader.events(self._search_id, after=self._cursor)
         self._behind, self._reason = 0, ""
+        return True
 
     def _count_behind(self) -> None:
         try:

@@ -86,9 +86,13 @@ class Registry:
         )
 
     def recipe(self, champion: Champion) -> str:
-        """The text of the champion's recipe file, from its artifacts."""
-        client = connect(self._uri)
+        """The text of the champion's recipe file, from its artifacts.
+
+        Raises:
+            TrackingError: it was registered without one, or the artifacts cannot be read.
+        """
         with told_as_errors(self._uri):
+            client = connect(self._uri)
             from mlflow.artifacts import download_artifacts
 
             with tempfile.TemporaryDirectory() as folder:

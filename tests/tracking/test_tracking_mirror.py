@@ -109,6 +109,27 @@ def test_what_is_mirrored_already_is_recalled_not_written(story: Story) -> None:
     assert min(store.held) == 5
 
 
+def test_catching_up_waits_for_what_is_recorded_now_and_closing_can_be_repeated(story: Story) -> None:
+    store = Store()
+    made = mirror(store, story)
+    story.begin()
+    assert made.catch_up(10.0)
+    assert len(store.held) == 4
+    store.down = True
+    story.asked(0)
+    assert not made.catch_up(0.2)
+    assert made.state.startswith("behind: 1 event, ConnectionError")
+    store.down = False
+    made.close(10.0)
+    assert len(store.held) == 5
+    story.asked(1)
+    made.notify()  # after closing: told, and mirrored at the next close
+    assert made.state.startswith("behind: ")
+    made.close(10.0)
+    assert made.state == "up to date"
+    assert list(store.held.values()) == story.ledger.events(story.search_id)
+
+
 def test_closing_gives_up_in_time(story: Story) -> None:
     store = Store()
     store.down = True

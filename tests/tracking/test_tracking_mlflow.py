@@ -215,6 +215,7 @@ def test_the_registry_moves_the_alias(story: Story, new_store: NewStore, tmp_pat
     folder = tmp_path / "artifacts"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "recipe.yaml").write_text("merge_method: linear\n")
     registry = Registry(uri)
     assert registry.champion("night") is None
 
@@ -234,6 +235,7 @@ def test_the_registry_moves_the_alias(story: Story, new_store: NewStore, tmp_pat
     assert champion is not None
     assert (champion.version, champion.candidate, champion.recipe_id) == ("2", "4", "id4")
     assert champion.tags["score"] == "30"
+    assert registry.recipe(champion) == "merge_method: linear\n"
     assert (Path(champion.source.removeprefix("file://")) / "model.safetensors").read_bytes() == b"weights"
     assert register("2") == "1"  # known: no third version, only the alias moves
     back = registry.champion("night")

@@ -1,0 +1,135 @@
+"""The Ray executor on a real local cluster: parallel, secured, and not stopped by a dead worker."""
+
+import os
+import signal
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evosearch.errors import CheckpointError
+from evosearch.execution.ray_pool import RayExecutor, RayOptions, secure_environment
+from evosearch.search.ports import Job, Outcome
+from evosearch.search.watching import Silent
+from evosearch.service.executors import worker_config
+from evosearch.service.prepare import Prepared, prepare
+from evosearch.service.spec import load_spec
+
+pytestmark = pytest.mark.ray
+World = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One Ray for all tests of this file, started as the executor starts it."""
+    from evosearch.execution import ray_pool
+
+    ray_pool.start_local(tmp_path_factory.mktemp("ray") / "token", cpus=2)
+    import ray
+
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture
+def prepared(world: World) -> Prepared:
+    return prepare(load_spec(world()), Silent())
+
+
+def pool(prepared: Prepared, count: int, notes: list[str] | None = None) -> RayExecutor:
+    config = worker_config(prepared.spec.config.workers, prepared.models.references, prepared.suite, "float32", 2)
+    return RayExecutor(config, RayOptions(count), (notes if notes is not None else []).append)
+
+
+def jobs(prepared: Prepared, count: int) -> list[Job]:
+    space, batch = prepared.space, prepared.batches["search"]
+    return [Job(f"{i}@search", space.fill(space.with_weight((0.1 * i, 0.3))), batch) for i in range(count)]
+
+
+def collect(executor: RayExecutor, count: int, seconds: float = 120.0) -> list[Outcome]:
+    found: list[Outcome] = []
+    deadline = time.monotonic() + seconds
+    while len(found) < count and time.monotonic() < deadline:
+        found += executor.wait(1.0)
+    return found
+
+
+def test_two_workers_score_every_job_once_and_as_in_process(cluster: Any, prepared: Prepared) -> None:
+    from evosearch.execution.local import LocalExecutor
+
+    executor = pool(prepared, 2)
+    work: list[Job] = []
+    outcomes: list[Outcome] = []
+    while len({outcome.worker for outcome in outcomes}) < 2 and len(work) < 2000:  # until the second has started, too
+        more = jobs(prepared, len(work) + 8)[len(work) :]
+        work += more
+        for job in more:
+            executor.submit(job)
+        outcomes += collect(executor, len(more))
+    executor.close()
+    assert sorted(outcome.job.id for outcome in outcomes) == sorted(job.id for job in work)
+    assert len({outcome.worker for outcome in outcomes}) == 2
+    work, outcomes = work[-8:], [outcome for outcome in outcomes if outcome.job in work[-8:]]
+    config = worker_config(prepared.spec.config.workers, prepared.models.references, prepared.suite, "float32", 2)
+    local = LocalExecutor(config)
+    for job in work:
+        local.submit(job)
+    here = {outcome.job.id: outcome.card for _ in work for outcome in local.wait(1.0)}
+    for outcome in outcomes:
+        card, same = outcome.card, here[outcome.job.id]
+        assert card is not None
+        assert same is not None
+        assert card.fitness.value == pytest.approx(same.fitness.value, rel=1e-6)
+
+
+def test_a_killed_worker_is_replaced_and_its_job_retried(cluster: Any, prepared: Prepared) -> None:
+    notes: list[str] = []
+    executor = pool(prepared, 1, notes)
+    first, second, third = jobs(prepared, 3)
+    executor.submit(first)
+    (outcome,) = collect(executor, 1)
+    pid = int(outcome.worker.rsplit(":", 1)[1])
+    os.kill(pid, signal.SIGSTOP)  # so that the next job is surely under way when the worker dies
+    executor.submit(second)
+    executor.submit(third)
+    time.sleep(0.5)
+    os.kill(pid, signal.SIGKILL)
+    outcomes = collect(executor, 2)
+    executor.close()
+    assert sorted(outcome.job.id for outcome in outcomes) == [second.id, third.id]
+    assert all(outcome.card is not None for outcome in outcomes)
+    retried = next(outcome for outcome in outcomes if outcome.job.id == second.id)
+    assert [fault.fault for fault in retried.retries] == ["worker"]
+    assert int(retried.worker.rsplit(":", 1)[1]) != pid
+    assert any("a new worker takes its place" in text for text in notes)
+
+
+def test_what_is_wrong_with_the_input_comes_back_as_itself(cluster: Any, prepared: Prepared, tmp_path: Path) -> None:
+    config = worker_config(prepared.spec.config.workers, (str(tmp_path / "gone"),), prepared.suite, "float32", 2)
+    executor = RayExecutor(config, RayOptions(1))
+    executor.submit(jobs(prepared, 1)[0])
+    with pytest.raises(CheckpointError, match="gone"):
+        collect(executor, 1)
+    executor.close()
+
+
+def test_token_authentication_is_on(cluster: Any) -> None:
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+def test_the_token_is_made_once_and_for_its_owner_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    file = tmp_path / "folder" / "token"
+    secure_environment(file)
+    token = file.read_text()
+    assert len(token) >= 32
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    secure_environment(file)
+    assert file.read_text() == token
+    assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(file)

@@ -1,0 +1,158 @@
+"""The worker: what is done once is not done again, and what goes wrong is an outcome."""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evosearch.execution.local import LocalExecutor
+from evosearch.execution.worker import Worker
+from evosearch.recipe.schema import Recipe
+from evosearch.search.ports import Job
+from evosearch.search.watching import Silent
+from evosearch.service.executors import worker_config
+from evosearch.service.prepare import Prepared, prepare
+from evosearch.service.spec import load_spec
+
+World = Callable[..., Path]
+
+_stacks: list[str] = []
+_counting: list[Counter[str]] = []
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if _counting and event == "open":
+        _counting[-1][f"open {arguments[0]}"] += 1
+
+
+sys.addaudithook(_audit)  # sees every file that Python code opens, and cannot be removed: it counts only when asked
+
+
+@pytest.fixture
+def prepared(world: World) -> Prepared:
+    return prepare(load_spec(world()), Silent())
+
+
+def make_worker(prepared: Prepared) -> Worker:
+    config = prepared.spec.config
+    return Worker(worker_config(config.workers, prepared.models.references, prepared.suite, "float32"))
+
+
+def filled(prepared: Prepared, *weights: float) -> Recipe:
+    return prepared.space.fill(prepared.space.with_weight(weights))
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """Counts files opened, modules built, texts tokenized, lm-eval tasks and requests made, while it is active."""
+    import torch
+    from lm_eval.api.task import ConfigurableTask, Task
+    from lm_eval.tasks import TaskManager
+    from safetensors import safe_open
+    from transformers import PreTrainedTokenizerFast
+
+    counter: Counter[str] = Counter()
+
+    def counting(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if _counting:
+                counter[f"{owner.__name__}.{name}"] += 1
+                import traceback; _stacks.append("".join(traceback.format_stack(limit=9)))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, wrapper)
+
+    assert safe_open is not None
+    counting(torch.nn.Module, "__init__")
+    for name in ("_encode_plus", "__call__", "encode", "tokenize"):
+        if hasattr(PreTrainedTokenizerFast, name):
+            counting(PreTrainedTokenizerFast, name)
+    for owner, names in (
+        (TaskManager, ("__init__",)),
+        (ConfigurableTask, ("__init__", "download", "construct_requests", "doc_to_text")),
+        (Task, ("build_all_requests", "fewshot_context")),
+    ):
+        for name in names:
+            if name in vars(owner):
+                counting(owner, name)
+    yield counter
+    _counting.clear()
+
+
+def test_a_candidate_builds_opens_tokenizes_and_rebuilds_nothing(prepared: Prepared, counted: Counter[str]) -> None:
+    batch = prepared.batches["search"]
+    # Building a worker does all of these things: the counters see them.
+    _counting.append(counted)
+    worker = make_worker(prepared)
+    first = worker.run(Job("0@search", filled(prepared, 0.3, 0.4), batch))
+    _counting.clear()
+    assert counted["Module.__init__"] > 10
+    assert counted["TaskManager.__init__"] == 1
+    assert any("Tokenizer" in what for what in counted)
+    assert any(what.startswith("open ") for what in counted)
+    counted.clear(); _stacks.clear()
+    _counting.append(counted)
+    outcomes = [worker.run(Job(f"{i}@search", filled(prepared, 0.1 * i, 0.5), batch)) for i in range(1, 4)]
+    _counting.clear()
+    open("/tmp/st.txt","w").write("\n=====\n".join(_stacks))
+    assert dict(counted) == {}, _stacks
+    scores = [outcome.card.fitness.value for outcome in outcomes if outcome.card]
+    assert first.card is not None
+    assert len({first.card.fitness.value, *scores}) == 4, "other recipes, other scores"
+
+
+def test_same_recipe_same_card_whatever_came_between(prepared: Prepared) -> None:
+    worker, batch = make_worker(prepared), prepared.batches["search"]
+    recipe, other = filled(prepared, 0.3, 0.4), filled(prepared, 1.1, 0.0)
+    cards = [worker.run(Job("x@search", each, batch)).card for each in (recipe, other, recipe)]
+    assert cards[0] is not None
+    assert cards[2] is not None
+    assert cards[0].score == cards[2].score
+    assert cards[0].fitness == cards[2].fitness
+
+
+def test_a_candidate_that_cannot_be_merged_is_an_outcome(prepared: Prepared) -> None:
+    worker, batch = make_worker(prepared), prepared.batches["search"]
+    first, second = (entry.model for entry in prepared.example.models)
+    weights = [{"model": first, "parameters": {"weight": 1.0}}, {"model": second, "parameters": {"weight": -1.0}}]
+    bad = Recipe.model_validate({"merge_method": "linear", "models": weights})
+    outcome = worker.run(Job("bad@search", bad, batch))
+    assert outcome.card is None
+    assert outcome.failure is not None
+    assert outcome.failure.stage == "materialize"
+    assert outcome.failure.fault == "candidate"
+    assert "weight" in outcome.failure.reason
+    assert "Traceback" in outcome.failure.traceback
+    assert worker.run(Job("good@search", filled(prepared, 0.2, 0.2), batch)).card is not None
+
+
+def test_a_recipe_that_overflows_is_a_failure_not_a_score(prepared: Prepared) -> None:
+    worker, batch = make_worker(prepared), prepared.batches["search"]
+    outcome = worker.run(Job("inf@search", filled(prepared, 0.0, 0.0).model_copy(update=_huge(prepared)), batch))
+    assert outcome.card is None
+    assert outcome.failure is not None
+    assert "finite" in outcome.failure.reason
+
+
+def _huge(prepared: Prepared) -> dict[str, Any]:
+    models = prepared.example.models
+    return {
+        "models": tuple(entry.model_copy(update={"parameters": {"weight": 1e25}}) for entry in models),
+        "parameters": {"lambda": 1e20},
+    }
+
+
+def test_local_executor_scores_in_order(prepared: Prepared) -> None:
+    config = worker_config(prepared.spec.config.workers, prepared.models.references, prepared.suite, "float32")
+    executor = LocalExecutor(config)
+    assert executor.wait(0.0) == []
+    for index in range(3):
+        executor.submit(Job(f"{index}@search", filled(prepared, 0.1 * index, 0.2), prepared.batches["search"]))
+    done = [outcome.job.id for _ in range(3) for outcome in executor.wait(1.0)]
+    assert done == ["0@search", "1@search", "2@search"]
+    executor.close()
