@@ -1,7 +1,8 @@
 """The resident model: built once, then overwritten by one candidate after another."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 import transformers
@@ -102,13 +103,31 @@ def _build(donor: Checkpoint, compute_dtype: torch.dtype) -> torch.nn.Module:
     config = transformers.AutoConfig.from_pretrained(donor.folder)
     kind = getattr(transformers, donor.shape.architecture)
     try:
-        model: torch.nn.Module = kind.from_pretrained(
-            None, config=config, state_dict=weights, dtype=compute_dtype, attn_implementation="sdpa"
-        )
-    except (RuntimeError, ValueError) as error:
+        with _no_bar():
+            model = kind.from_pretrained(
+                None, config=config, state_dict=weights, dtype=compute_dtype, attn_implementation="sdpa"
+            )
+        if (donor.folder / "generation_config.json").is_file():  # what the export will carry, as its end tokens
+            model.generation_config = transformers.GenerationConfig.from_pretrained(donor.folder)
+    except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(str(donor.folder), f"transformers cannot build this model: {reason}") from error
-    return model.eval().requires_grad_(False)
+    built: torch.nn.Module = model.eval().requires_grad_(False)
+    return built
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """transformers draws a bar for weights that are in memory already."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _targets(model: torch.nn.Module, donor: Checkpoint) -> dict[str, torch.nn.Parameter]:

@@ -115,7 +115,7 @@ def run(path: Path, watcher: Watcher) -> RunReport:
             stopped = _search(prepared, recorder, executor)
             decision = _promote(prepared, recorder, executor, champion, record)
             exported = _export(prepared, places, recorder, decision)
-            mirror.close(CATCH_UP_S)  # the candidate's run must be there before it is registered
+            mirror.catch_up(CATCH_UP_S)  # the candidate's run must be there before it is registered
             _register(prepared, recorder, registry, decision, exported, watcher)
         except KeyboardInterrupt:
             recorder.record([("stopped", {"reason": "interrupted"})])
@@ -124,6 +124,7 @@ def run(path: Path, watcher: Watcher) -> RunReport:
             recorder.record([("stopped", {"reason": f"failed: {exc}"})])
             raise
         recorder.record([("stopped", {"reason": stopped})])
+        mirror.close(CATCH_UP_S)
     note = None if mirror.state == UP_TO_DATE else f"MLflow at {hide_credentials(places.tracking)} is {mirror.state}"
     return _report(prepared, places, recorder, stopped, already, exported, note, time.monotonic() - began)
 
