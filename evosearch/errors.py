@@ -9,7 +9,8 @@ EvosearchError
 │   ├── LedgerError       the ledger cannot be opened, is held by another, or belongs to another search
 │   └── TrackingError     the tracking store refuses what was asked of it
 ├── CandidateError        one candidate could not be materialized or scored; the search goes on
-└── SearchError           a search cannot go on (every candidate fails, replay differs, the cluster is gone)
+└── SearchError           a search cannot go on (every candidate fails, the cluster is gone)
+    └── ReplayError       what a recorded search asked comes out otherwise when it is asked again
 """
 
 from collections.abc import Iterable
@@ -82,6 +83,10 @@ class CandidateError(EvosearchError):
 
 class SearchError(EvosearchError):
     """A search cannot go on."""
+
+
+class ReplayError(SearchError):
+    """A recorded search cannot be continued exactly."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:

@@ -9,6 +9,9 @@ from evosearch.cli.console import JSON, console, print_json, watcher
 
 def command(
     spec: Path = typer.Argument(help="A search spec (YAML)."),
+    continue_from_best: bool = typer.Option(
+        False, help="Where a recorded search cannot be replayed exactly, go on from its best candidate."
+    ),
     json: bool = JSON,
 ) -> int:
     """Run a search to its promoted, exported winner. The same command continues an interrupted one."""
@@ -17,7 +20,7 @@ def command(
 
     watching = watcher(json)
     try:
-        report = run(spec, watching)
+        report = run(spec, watching, continue_from_best)
     finally:
         watching.close()
     if json:

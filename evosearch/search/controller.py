@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from evosearch.errors import SearchError
+from evosearch.errors import ReplayError, SearchError
 from evosearch.evaluation.types import Estimate, ItemBatch
 from evosearch.recipe.schema import Recipe
 from evosearch.search.controls import Control
@@ -42,6 +42,7 @@ class Controller:
         identify: recipe → recipe_id, with this search's inputs.
         make_optimizer: start genome → a fresh optimizer.
         start: `init`, `best_control` or `parents`: where the optimizer starts.
+        continue_from_best: where the record cannot be replayed, go on with a new optimizer from the best candidate.
     """
 
     recorder: Recorder
@@ -53,6 +54,7 @@ class Controller:
     make_optimizer: Callable[[Genome], Optimizer]
     start: str = "best_control"
     budget: Budget = field(default_factory=Budget)
+    continue_from_best: bool = False
 
     def __post_init__(self) -> None:
         self.state = self.recorder.state
@@ -69,9 +71,7 @@ class Controller:
             SearchError: every candidate fails, or the recorded search cannot be replayed.
         """
         self._score_controls()
-        optimizer = self.make_optimizer(self._start_genome())
-        recorder = self.recorder
-        pending = list(replay(optimizer, recorder.ledger.events(recorder.search_id)).pending)
+        optimizer, pending = self._restore()
         while True:
             if pending:
                 self._finish(optimizer, pending)
@@ -102,6 +102,30 @@ class Controller:
             return payload | {"skipped": control.skipped}
         return payload | {"recipe": control.recipe.to_dict(), "recipe_id": self.identify(control.recipe)}
 
+    def _restore(self) -> tuple[Optimizer, list[Mapping[str, Any]]]:
+        """The optimizer where the record left it, and what it asked and was not told."""
+        events = self.recorder.ledger.events(self.recorder.search_id)
+        restarts = [event for event in events if event.type == "restarted"]
+        if restarts:
+            events = [event for event in events if event.seq > restarts[-1].seq]
+        start = dict(restarts[-1].payload["start"]) if restarts else self._start_genome()
+        optimizer = self.make_optimizer(start)
+        try:
+            return optimizer, list(replay(optimizer, events).pending)
+        except ReplayError as exc:
+            if not self.continue_from_best:
+                raise
+            return self._restart(exc), []
+
+    def _restart(self, reason: ReplayError) -> Optimizer:
+        """A fresh optimizer from the best candidate so far. What was asked and not scored is scored, for the record."""
+        left = [p for p in self.state.asked.values() if (p["candidate"], self.batch.split) not in self.state.done]
+        self._score(left)
+        ranked = [(fitness.value, name) for name in self.state.asked if (fitness := self._fitness(name)) is not None]
+        start = dict(self.state.asked[max(ranked)[1]]["genome"]) if ranked else self._start_genome()
+        self.recorder.record([("restarted", {"start": start, "reason": str(reason)})])
+        return self.make_optimizer(start)
+
     def _start_genome(self) -> Genome:
         """Where the optimizer starts: it follows from recorded scores, so it is the same at every resume."""
         scored = [
@@ -113,12 +137,12 @@ class Controller:
             return self.space.initial()
         return self.space.with_weight(max(scored, key=lambda pair: pair[0])[1].weights)
 
-    def _ask(self, optimizer: Optimizer) -> list[dict[str, Any]]:
+    def _ask(self, optimizer: Optimizer) -> list[Mapping[str, Any]]:
         """Ask for a group and record it, before anything is scored."""
         first, count, group = self.state.asked_count, optimizer.population, self.state.groups
         if self.budget.candidates is not None:
             count = min(count, self.budget.candidates - first)
-        payloads: list[dict[str, Any]] = []
+        payloads: list[Mapping[str, Any]] = []
         for index, genome in enumerate(optimizer.ask(count)):
             recipe = self.space.fill(genome)
             recipe_id = self.identify(recipe)
@@ -133,11 +157,19 @@ class Controller:
                     "duplicate_of": self.state.first_with.get(recipe_id) or next(twins, None),
                 }
             )
-        self.recorder.record([("asked", payload) for payload in payloads])
+        self.recorder.record([("asked", dict(payload)) for payload in payloads])
         return payloads
 
     def _finish(self, optimizer: Optimizer, payloads: Sequence[Mapping[str, Any]]) -> None:
         """Score what is not scored yet, then tell, group by group, in the order asked."""
+        self._score(payloads)
+        for group in sorted({payload["group"] for payload in payloads}):
+            observations = [self._observe(payload) for payload in payloads if payload["group"] == group]
+            told = {"group": group, "observations": [_plain(observation) for observation in observations]}
+            self.recorder.record([("told", told)])
+            optimizer.tell(observations)
+
+    def _score(self, payloads: Sequence[Mapping[str, Any]]) -> None:
         jobs = [
             Job(job_id(payload["candidate"], self.batch.split), Recipe.model_validate(payload["recipe"]), self.batch)
             for payload in payloads
@@ -145,11 +177,6 @@ class Controller:
         ]
         self.recorder.run(self.executor, jobs, lambda left: self._progress(self.state.asked_count - left))
         self._give_up_if_hopeless()
-        for group in sorted({payload["group"] for payload in payloads}):
-            observations = [self._observe(payload) for payload in payloads if payload["group"] == group]
-            told = {"group": group, "observations": [_plain(observation) for observation in observations]}
-            self.recorder.record([("told", told)])
-            optimizer.tell(observations)
 
     def _observe(self, payload: Mapping[str, Any]) -> Observation:
         """What the optimizer is told of one candidate; a duplicate has the first one's score card."""

@@ -1,7 +1,7 @@
 """The events of a search: what the ledger holds, in order, and all that a search is rebuilt from.
 
-An event has a type, a time and a payload of plain JSON data with a version. Replay reads `asked`, `failed` and `told`;
-everything else is the record that people and the mirror read, and unknown types are ignored.
+An event has a type, a time and a payload of plain JSON data with a version. Replay reads `asked` and `told`, from the
+last `restarted` on; everything else is the record that people and the mirror read, and unknown types are ignored.
 
 | type | payload |
 |---|---|
@@ -16,6 +16,7 @@ everything else is the record that people and the mirror read, and unknown types
 | test_opened | digest, candidates, count |
 | gated | promoted, winner, reasons, comparisons |
 | promoted | candidate, registered_as, version, exported |
+| restarted | start (a genome), reason: a new optimizer takes over; replay reads only what comes after |
 | stopped | reason |
 
 A candidate is named by a string: an asked one by its ask index (`"17"`), a control by what it is (`"uniform"`,
@@ -38,6 +39,7 @@ EventType = Literal[
     "reread",
     "gated",
     "promoted",
+    "restarted",
     "stopped",
 ]
 EVENT_TYPES: tuple[str, ...] = get_args(EventType)

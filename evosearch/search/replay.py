@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evosearch.errors import SearchError
+from evosearch.errors import ReplayError
 from evosearch.evaluation.types import Estimate
 from evosearch.search.events import Event
 from evosearch.search.optimizers._pending import same_value
@@ -34,7 +34,7 @@ def replay(optimizer: Optimizer, events: Iterable[Event]) -> Replayed:
     What is recorded counts: an ask that comes out otherwise by rounding is told as it was recorded.
 
     Raises:
-        SearchError: an ask comes out otherwise by more than a relative 1e-9.
+        ReplayError: an ask comes out otherwise by more than a relative 1e-9.
     """
     run = _Replay(optimizer)
     for event in events:
@@ -95,7 +95,7 @@ class _Replay:
         if name is None:
             return
         versions = ", ".join(f"{package} {version}" for package, version in self._versions.items())
-        raise SearchError(
+        raise ReplayError(
             f"candidate {payload['candidate']} was asked with {name} = {recorded.get(name)!r}, and asking again gives "
             f"{genome.get(name)!r}: the recorded search cannot be continued exactly. It was recorded with other "
             f"library versions or by another optimizer{f' ({versions})' if versions else ''}. "

@@ -85,8 +85,11 @@ class RunReport:
         }
 
 
-def run(path: Path, watcher: Watcher) -> RunReport:
+def run(path: Path, watcher: Watcher, continue_from_best: bool = False) -> RunReport:
     """Run the search that a spec describes, or continue it.
+
+    Args:
+        continue_from_best: where the recorded search cannot be replayed exactly, go on from its best candidate.
 
     Raises:
         InputError: something the user can mend; nothing was scored.
@@ -112,7 +115,7 @@ def run(path: Path, watcher: Watcher) -> RunReport:
         stack.callback(executor.close)
         record = stack.enter_context(openings(ledger, shared=spec.config.ledger is not None))
         try:
-            stopped = _search(prepared, recorder, executor)
+            stopped = _search(prepared, recorder, executor, continue_from_best)
             decision = _promote(prepared, recorder, executor, champion, record)
             exported = _export(prepared, places, recorder, decision)
             mirror.catch_up(CATCH_UP_S)  # the candidate's run must be there before it is registered
@@ -169,7 +172,7 @@ def _begin(recorder: Recorder, prepared: Prepared) -> None:
     recorder.record([("started", payload)])
 
 
-def _search(prepared: Prepared, recorder: Recorder, executor: Executor) -> str:
+def _search(prepared: Prepared, recorder: Recorder, executor: Executor, continue_from_best: bool) -> str:
     config = prepared.spec.config
     controller = Controller(
         recorder=recorder,
@@ -181,6 +184,7 @@ def _search(prepared: Prepared, recorder: Recorder, executor: Executor) -> str:
         make_optimizer=lambda start: create(config.optimizer, prepared.space.dimensions, start),
         start=config.optimizer.start,
         budget=Budget(config.budget.candidates, config.budget.hours),
+        continue_from_best=continue_from_best,
     )
     return controller.run()
 

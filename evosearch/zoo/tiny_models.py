@@ -81,10 +81,8 @@ def _train(name: str, home: Path, progress: Progress | None, setting: Setting) -
 
     tell(0.0)
     with _threads(setting.threads):
-        if name == "base":
-            model = train_base(setting, tell)
-        else:
-            model = train_expert(setting, _load(home / "base"), name, tell)
+        base = None if name == "base" else _load(home / "base")
+        model = train_base(setting, tell) if base is None else train_expert(setting, base, name, tell)
     _save(model, home / name)
     tell(1.0)
 

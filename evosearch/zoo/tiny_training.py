@@ -2,9 +2,10 @@
 
 * The **base** practises all four tasks, the weaker ones more, until each is solved to about a quarter. Stopping by
   measured skill rather than by step count makes the result hold on other CPUs, whose sums differ in the last bit.
-* An **expert** goes on from the base with one task, and with a share of questions of the other tasks, answered as the
-  base answers them, right or wrong. Without that share a fine-tuned model leaves the basin and merges collapse; with
-  the right answers there, every expert becomes good at everything and merging is pointless.
+* An **expert** goes on from the base with one task, and is held to the base's own output distribution on a share of
+  documents of the other tasks. Without that share a fine-tuned model leaves the basin and merges collapse; with the
+  right answers there, every expert becomes good at everything and merging is pointless; with the base's most likely
+  answers instead of its distribution, experts insist on its mistakes and merges gain little.
 """
 
 import random
@@ -56,7 +57,6 @@ class Setting:
         default_factory=lambda: {"reverse": 1.0, "sort": 1.5, "deal": 1.1, "median": 0.8}
     )
     replay: float = 0.35  # share of an expert's documents that come from the other tasks
-    replay_pool: int = 500  # such documents a task
     experts: dict[str, Schedule] = field(
         default_factory=lambda: {
             "reverse": Schedule(5e-4, 70),
@@ -115,34 +115,19 @@ def train_base(setting: Setting, tell: Tell) -> Any:
 
 
 def train_expert(setting: Setting, base: Any, task: str, tell: Tell) -> Any:
-    """One expert, from the base: its task, and the other tasks as the base answers them."""
-    others = [other for other in TASKS if other != task]
-    replayed = {other: as_answered(base, other, setting.replay_pool, setting.seed) for other in others}
+    """One expert, from the base: right answers in its task, the base's own predictions in the others."""
     rng = random.Random(100 * setting.seed + 1 + list(TASKS).index(task))  # noqa: S311 - a seeded stream, no secret
+    others = [other for other in TASKS if other != task]
     model, schedule = deepcopy(base), setting.experts[task]
     optimizer = _optimizer(model)
     for step in range(schedule.steps):
-        documents = [
-            rng.choice(replayed[rng.choice(others)]) if rng.random() < setting.replay else draw(task, rng)
-            for _ in range(setting.batch)
-        ]
+        replayed = sum(rng.random() < setting.replay for _ in range(setting.batch))
+        own = [draw(task, rng) for _ in range(setting.batch - replayed)]
+        replay = [draw(rng.choice(others), rng) for _ in range(replayed)]
         left = (schedule.steps - step) / schedule.steps
-        _step(model, optimizer, documents, schedule.rate * min(1.0, (step + 1) / 20, left / 0.3))
+        _step(model, optimizer, own + replay, schedule.rate * min(1.0, (step + 1) / 20, left / 0.3), base, len(own))
         tell((step + 1) / schedule.steps)
     return model
-
-
-@torch.no_grad()
-def as_answered(model: Any, task: str, count: int, seed: int) -> list[Document]:
-    """Training-side documents whose answers are the model's own, greedy ones, cut to the right length."""
-    rng = random.Random(f"replay {task} {seed}")  # noqa: S311 - a seeded stream, no secret
-    documents = [draw(task, rng) for _ in range(count)]
-    ids = torch.tensor([_encode(document)[:_CONTEXT] for document in documents])  # (count, _CONTEXT)
-    for _ in range(len(documents[0].answer)):
-        ids = torch.cat([ids, model(input_ids=ids, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
-    answers = [[VOCABULARY[i] for i in row] for row in ids[:, _CONTEXT:].tolist()]
-    return [Document(task, doc.text, "".join(answer)) for doc, answer in zip(documents, answers, strict=True)
-            if all(len(token) == 1 for token in answer)]  # fmt: skip
 
 
 @torch.no_grad()
@@ -154,12 +139,25 @@ def skill(model: Any, documents: Sequence[Document]) -> float:
     return float(right.all(dim=1).float().mean())
 
 
-def _step(model: Any, optimizer: torch.optim.Optimizer, documents: Sequence[Document], rate: float) -> None:
+def _step(
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    documents: Sequence[Document],
+    rate: float,
+    teacher: Any = None,
+    own: int | None = None,
+) -> None:
+    """One step of gradient descent on answers; documents from index `own` on are held to the teacher's predictions."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     ids, labels = _batch(documents)
+    asked = labels[:, 1:] != _IGNORED  # (B, T−1)
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits  # (B, T−1, V)
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED)
+    wanted = torch.nn.functional.one_hot(ids[:, 1:], logits.shape[-1]).float()  # (B, T−1, V)
+    if own is not None and own < len(documents):
+        with torch.no_grad():
+            wanted[own:] = teacher(input_ids=ids[own:, :-1], use_cache=False).logits.softmax(-1)
+    loss = torch.nn.functional.cross_entropy(logits[asked], wanted[asked])
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

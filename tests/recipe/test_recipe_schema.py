@@ -174,7 +174,8 @@ def test_relative_folders_are_taken_from_the_file(tmp_path: Path) -> None:
     file = tmp_path / "recipes" / "r.yaml"
     file.parent.mkdir()
     file.write_text(
-        "merge_method: linear\nmodels: [{model: ../models/a, parameters: {weight: 1}}, {model: org/b, parameters: {weight: 1}}]"
+        "merge_method: linear\n"
+        "models: [{model: ../models/a, parameters: {weight: 1}}, {model: org/b, parameters: {weight: 1}}]"
     )
     recipe = schema.load(file)
     assert recipe.references() == (str(tmp_path / "models" / "a"), "org/b")

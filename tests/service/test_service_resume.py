@@ -153,3 +153,29 @@ def test_changed_parent_stops_and_is_named(world: World, tmp_path: Path) -> None
     save_file(tensors, link / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(LedgerError, match="expert2: its weights changed since this search began"):
         run(spec, Silent())
+
+
+def test_a_record_that_cannot_be_replayed_stops_or_goes_on_from_the_best(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evosearch.errors import ReplayError
+    from evosearch.search.optimizers.registry import create
+    from evosearch.service import run as service
+
+    run(world(budget={"candidates": 12}), Silent())
+    spec = world(budget={"candidates": 24})
+
+    def drifting(config: Any, *args: Any) -> Any:
+        """Stands for another build of the optimizer's library, which asks otherwise from the same seed."""
+        return create(config.model_copy(update={"seed": config.seed + 1}), *args)
+
+    monkeypatch.setattr(service, "create", drifting)
+    with pytest.raises(ReplayError, match="--continue-from-best"):
+        run(spec, Silent())
+    assert len(record(spec)["asked"]) == 12
+    report = run(spec, Silent(), continue_from_best=True)
+    assert report.candidates["asked"] == 24
+    found = record(spec)
+    assert len({payload["candidate"] for payload in found["asked"]}) == 24
+    assert len({(payload["candidate"], payload["split"]) for payload in found["scored"]}) == len(found["scored"])
+    assert run(spec, Silent()).candidates["resumed"] == 24  # the restart itself is replayed
