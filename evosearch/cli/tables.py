@@ -1,7 +1,10 @@
 """The tables that commands print, as rich tables; numbers come ready from the services."""
 
+import shutil
+import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -14,9 +17,9 @@ if TYPE_CHECKING:
 def leaderboard_table(rows: Sequence[dict[str, Any]], title: str = "Leaderboard (score on the search split)") -> Table:
     """Rank, candidate, scores by split, fitness, task metrics on `search`."""
     tasks = sorted({task for row in rows for task in row["splits"].get("search", {}).get("tasks", {})})
-    table = Table(title=title, title_justify="left")
-    for heading in ("rank", "candidate", "score", "fitness", *tasks, "validation", "test", "state"):
-        table.add_column(heading, justify="left" if heading in ("candidate", "state") else "right")
+    table = _table(
+        title, ("rank", "candidate", "score", "fitness", *tasks, "valid.", "test", "state"), ("candidate", "state")
+    )
     for row in rows:
         search = row["splits"].get("search", {}).get("tasks", {})
         values = [_number(search.get(task, {}).get("value"), 3) for task in tasks]
@@ -27,9 +30,8 @@ def leaderboard_table(rows: Sequence[dict[str, Any]], title: str = "Leaderboard 
 
 
 def status_table(rows: Sequence[dict[str, Any]]) -> Table:
-    table = Table(title="Searches", title_justify="left")
-    for heading in ("name", "state", "finished", "failed", "best fitness", "promoted", "updated"):
-        table.add_column(heading, justify="left" if heading in ("name", "state", "promoted") else "right")
+    headings = ("name", "state", "finished", "failed", "best fitness", "promoted", "updated")
+    table = _table("Searches", headings, ("name", "state", "promoted"))
     for row in rows:
         if "asked" not in row:
             table.add_row(row["name"], row["state"], "", "", "", "", row["problem"])
@@ -41,9 +43,8 @@ def status_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def score_table(result: dict[str, Any]) -> Table:
-    table = Table(title=f"{result['suite']}, {result['split']}: score {result['score']:.2f}", title_justify="left")
-    for heading in ("task", "metric", "value", "stderr", "items"):
-        table.add_column(heading, justify="left" if heading in ("task", "metric") else "right")
+    title = f"{result['suite']}, {result['split']}: score {result['score']:.2f}"
+    table = _table(title, ("task", "metric", "value", "stderr", "items"), ("task", "metric"))
     for name, task in result["tasks"].items():
         table.add_row(name, task["metric"], f"{task['value']:.4f}", f"{task['stderr']:.4f}", str(task["n"]))
     return table
@@ -51,10 +52,9 @@ def score_table(result: dict[str, Any]) -> Table:
 
 def test_table(report: "RunReport") -> Table:
     """The winner and what it was held against, on questions the search never saw."""
-    table = Table(title="Test split: mean metric in %, and the winner's lead, with 95% intervals", title_justify="left")
+    title = "Test split: metrics in %; mean, and the winner's lead in points of score, with 95% intervals"
     tasks = list(report.test[0]["tasks"]) if report.test else []
-    for heading in ("model", *tasks, "mean", "score", "winner leads by (score points)"):
-        table.add_column(heading, justify="left" if heading == "model" else "right")
+    table = _table(title, ("model", *tasks, "mean", "score", "winner leads by"), ("model",))
     for row in report.test:
         values = [_number(100 * row["tasks"][task]["value"], 1) for task in tasks]
         mean = f"{row['mean']:.1f} [{row['mean_low']:.1f}, {row['mean_high']:.1f}]"
@@ -77,13 +77,13 @@ def show_run(console: Console, report: "RunReport") -> None:
         console.print(f"exported {kind}: {path}", highlight=False, soft_wrap=True)
     candidates = report.candidates
     console.print(
-        f"{candidates['scored']} candidates scored ({candidates['failed']} failed, {candidates['resumed']} from an earlier "
-        f"session) in {report.seconds:.0f} s; stopped by: {report.stopped}",
+        f"{candidates['scored']} candidates scored in {report.seconds:.0f} s ({candidates['failed']} failed, "
+        f"{candidates['resumed']} from an earlier session); stopped by: {report.stopped}",
         highlight=False,
     )
     if report.tracking_note:
         console.print(report.tracking_note, style="yellow")
-    console.print(f"See it in MLflow:  evosearch ui {report.name}", style="bold", highlight=False)
+    console.print(f"See it in MLflow:  {_program()} ui {report.name}", style="bold", highlight=False)
 
 
 def show_check(console: Console, result: dict[str, Any]) -> None:
@@ -106,6 +106,23 @@ def show_check(console: Console, result: dict[str, Any]) -> None:
         console.print(f"the whole budget takes about {forecast['total_hours']:.2f} hours", highlight=False)
     if result["ok"]:
         console.print("no problems found", style="green")
+
+
+def _table(title: str, headings: Sequence[str], left: Sequence[str]) -> Table:
+    """A plain table that fits a terminal of 100 columns and stays readable in a log file."""
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in left else "right", no_wrap=heading in left)
+    return table
+
+
+def _program() -> str:
+    """How this program was called, so that the command shown can be copied."""
+    called = Path(sys.argv[0])
+    if shutil.which("evosearch") or not called.is_file():
+        return "evosearch"
+    here = Path.cwd()
+    return str(called.relative_to(here)) if called.is_relative_to(here) else str(called)
 
 
 def _number(value: float | None, digits: int) -> str:

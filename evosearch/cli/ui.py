@@ -5,6 +5,7 @@ import os
 import typer
 
 from evosearch.cli.console import JSON, note, print_json
+from evosearch.errors import TrackingError
 
 
 def command(
@@ -17,6 +18,8 @@ def command(
     from evosearch.tracking.mlflow import ui_command, ui_environment
 
     uri = find(search).tracking
+    if uri.startswith("jsonl:"):
+        raise TrackingError("tracking.uri", f"{uri} is a file of JSON lines, and MLflow shows its own stores only")
     address = uri if uri.startswith("http") else f"http://127.0.0.1:{port}"
     if json:
         print_json(
@@ -32,4 +35,4 @@ def command(
         return
     arguments = ui_command(uri, port)
     note(f"MLflow on {address} (Ctrl-C stops it)")
-    os.execvpe(arguments[0], arguments, {**os.environ, **ui_environment()})  # noqa: S606 (no shell)
+    os.execvpe(arguments[0], arguments, {**os.environ, **ui_environment(uri)})  # noqa: S606 (no shell)

@@ -58,7 +58,7 @@ class Controller:
 
     def __post_init__(self) -> None:
         self.state = self.recorder.state
-        self._began = time.monotonic()
+        self._began: float | None = None  # when this session's first candidate was submitted
         self._finished_before = len(self.state.finished)
 
     def run(self) -> str:
@@ -170,6 +170,7 @@ class Controller:
             optimizer.tell(observations)
 
     def _score(self, payloads: Sequence[Mapping[str, Any]]) -> None:
+        self._began = self._began or time.monotonic()
         jobs = [
             Job(job_id(payload["candidate"], self.batch.split), Recipe.model_validate(payload["recipe"]), self.batch)
             for payload in payloads
@@ -209,9 +210,9 @@ class Controller:
         return (self.state.seconds_before + max(0.0, time.time() - self.state.last_time)) / 3600.0
 
     def _progress(self, done: int) -> Progress:
-        elapsed = time.monotonic() - self._began
+        elapsed = time.monotonic() - (self._began or time.monotonic())
         fresh = len(self.state.finished) - self._finished_before
-        rate = fresh / elapsed * 60.0 if fresh else None
+        rate = fresh / elapsed * 60.0 if fresh and elapsed else None
         total = self.budget.candidates
         left = (total - done) / rate * 60.0 if total is not None and rate else None
         if self.budget.hours is not None:

@@ -57,13 +57,18 @@ def label(name: str, example: Recipe, winner: str = "", promoted: bool = False) 
     """`parent zoo:tiny/sort`, `uniform average`, `best scale 0.50`, `candidate 41 (promoted)`."""
     kind, _, rest = name.partition(":")
     texts = {
-        "base": f"base {example.base_model}",
+        "base": f"base {_short(example.base_model or '')}",
         "uniform": "uniform average",
         "scale": f"best scale {rest}",
         "champion": "champion so far",
     }
     if kind == "parent":
-        text = f"parent {example.parents[int(rest)].model}"
+        text = f"parent {_short(example.parents[int(rest)].model)}"
     else:
         text = f"candidate {name}" if kind_of(name) == "candidate" else texts[kind]
     return f"{text} ({'promoted' if promoted else 'not promoted'})" if name == winner else text
+
+
+def _short(reference: str) -> str:
+    """A folder by its last part; other references as they are."""
+    return reference.rsplit("/", 1)[-1] if reference.startswith("/") else reference
