@@ -7,9 +7,12 @@ times; only names and recipes travel, never weights.
 
 import os
 import secrets
+import signal
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -184,14 +187,29 @@ def _connect(config: WorkerConfig, options: RayOptions) -> bool:
     if ray.is_initialized():
         return False
     try:
-        if options.address:
-            ray.init(address=options.address, log_to_driver=False, logging_level="ERROR")
-        else:
-            start_local(token_file, options.count * options.cpus_per_worker)
+        with _own_signals():
+            if options.address:
+                ray.init(address=options.address, log_to_driver=False, logging_level="ERROR")
+            else:
+                start_local(token_file, options.count * options.cpus_per_worker)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as exc:
         where = f"workers.address: {options.address}" if options.address else "workers"
         raise SpecError(where, f"Ray did not start: {_first_line(exc)}", next="Check `ray status`") from exc
     return options.address is None
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray takes SIGTERM over and dies of it on the spot; a search that is told to stop puts that on record first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 def _actor_class(options: RayOptions, config: WorkerConfig) -> Any:

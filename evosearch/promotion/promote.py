@@ -69,7 +69,11 @@ class Promotion:
         return decision
 
     def _standings(self) -> list[Standing]:
-        return standings(self.recorder.ledger.events(self.recorder.search_id))
+        """Controls in their own order, then candidates as they were asked: not as workers happened to finish."""
+        state = self.recorder.state
+        order = {name: index for index, name in enumerate([*state.controls, *state.asked])}
+        found = standings(self.recorder.ledger.events(self.recorder.search_id))
+        return sorted(found, key=lambda entry: order.get(entry.candidate, len(order)))
 
     def _to_validate(self) -> list[str]:
         """Finalists, base, parents, uniform, and the best scales of the sweep."""

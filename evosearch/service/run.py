@@ -106,11 +106,11 @@ def run(path: Path, watcher: Watcher, continue_from_best: bool = False) -> RunRe
         recorder = Recorder(ledger, prepared.search_id, watcher=watcher)
         already = len(recorder.state.finished)
         _begin(recorder, prepared)
+        registry = registry_of(places)
+        champion = _champion(prepared, registry, watcher)  # first: two threads must not create one store
         mirror = stack.enter_context(mirroring(places, prepared.search_id, CATCH_UP_S))
         recorder.trackers = (mirror,)
         mirror.notify()
-        registry = registry_of(places)
-        champion = _champion(prepared, registry, watcher)
         executor = make_executor(spec.config.workers, prepared, watcher)
         stack.callback(executor.close)
         record = stack.enter_context(openings(ledger, shared=spec.config.ledger is not None))

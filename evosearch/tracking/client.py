@@ -1,6 +1,7 @@
 """The way to an MLflow store: the one import of mlflow, its environment, its errors as ours, its URIs."""
 
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,23 @@ ENVIRONMENT = {
 }
 
 
+_importing = threading.Lock()
+
+
+def load_mlflow() -> None:
+    """Import mlflow, whole, by one thread at a time.
+
+    Two threads that import it at once each see the other's half: its generated protobuf modules then fail with
+    "Couldn't build proto file into descriptor pool".
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # mlflow 3.17 declares its tables with a loader that SQLAlchemy 2.1 has deprecated.
+    warnings.filterwarnings("ignore", message="The ``noload`` loader strategy", category=SADeprecationWarning)
+    with _importing:
+        import mlflow.artifacts  # noqa: F401 (what registered models are read with)
+
+
 def connect(uri: str) -> Any:
     """A client of the store at `uri`, for runs and for registered models; a SQLite store is created.
 
@@ -39,24 +57,16 @@ def connect(uri: str) -> Any:
         raise TrackingError("tracking.uri", f"got '{hide_credentials(uri)}'", allowed)
     if database is not None:
         database.parent.mkdir(parents=True, exist_ok=True)
-    _prepare()
+    load_mlflow()
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def _prepare() -> None:
-    """What has to be in place before mlflow is imported."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    # mlflow 3.17 declares its tables with a loader that SQLAlchemy 2.1 has deprecated.
-    warnings.filterwarnings("ignore", message="The ``noload`` loader strategy", category=SADeprecationWarning)
-
-
 @contextmanager
 def told_as_errors(uri: str) -> Iterator[None]:
     """Whatever the store or the way to it raises, as one `TrackingError`."""
-    _prepare()
+    load_mlflow()
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
     from sqlalchemy.exc import SQLAlchemyError

@@ -11,7 +11,7 @@ from evosearch.errors import TrackingError
 from evosearch.search.events import Event
 from evosearch.search.ledger import Ledger
 from evosearch.tracking.changes import SEARCH, Changes, Plan, Translator
-from evosearch.tracking.client import ARTIFACTS, connect, find_runs, run_ids, sqlite_file
+from evosearch.tracking.client import ARTIFACTS, connect, find_runs, load_mlflow, run_ids, sqlite_file
 from evosearch.tracking.mirror import EventReader, Mirror
 from evosearch.tracking.registry import Champion, Registry
 from evosearch.tracking.ui import ui_command, ui_environment, ui_line
@@ -37,6 +37,7 @@ class MlflowMirror(Mirror):
     def __init__(
         self, uri: str, experiment: str, ledger: str | Callable[[], EventReader], search_id: str, name: str
     ) -> None:
+        load_mlflow()  # here, and not in the mirror's thread while this one imports other large libraries
         self._store = MlflowStore(uri, experiment, search_id, name)
         opened = (lambda: Ledger.open(ledger, read_only=True)) if isinstance(ledger, str) else ledger
         super().__init__(self._store, opened, search_id)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -235,3 +236,34 @@ def test_kill_9_of_the_process_tree_then_the_same_command(
     assert after["told"] == uninterrupted["told"]
     assert after["scored"] == uninterrupted["scored"], "the same scores, each once"
     assert after["gated"] == uninterrupted["gated"]
+
+
+def test_ctrl_c_stops_cleanly_and_the_same_command_continues(
+    small_spec: Path, uninterrupted: dict[str, list[Mapping[str, Any]]], tmp_path: Path
+) -> None:
+    """As a terminal does it: the signal goes to the whole process group, Ray's processes too."""
+    process = subprocess.Popen(
+        [*PROGRAM, "run", str(small_spec)],
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 300
+    while scored(tmp_path) < 12:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "interrupted; the same command continues" in output
+    assert "Traceback" not in output
+    with Ledger.open(f"sqlite:///{tmp_path / 'small' / 'ledger.db'}", read_only=True) as ledger:
+        (info,) = ledger.searches()
+        assert info.stopped == "interrupted"
+        assert ledger.holder(info.search_id) is None
+    run_to_end(small_spec, tmp_path)
+    assert read(tmp_path)["asked"] == uninterrupted["asked"]
+    assert read(tmp_path)["scored"] == uninterrupted["scored"]
