@@ -27,9 +27,8 @@ def _own_data_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyte
 @pytest.fixture(scope="session")
 def zoo_cache() -> Path:
     """A cache folder in which the tiny zoo is trained: the user's own, since names there follow content."""
-    from evosearch.zoo.tiny_models import TINY, ensure
-
     from evosearch.checkpoints.references import default_cache
+    from evosearch.zoo.tiny_models import TINY, ensure
 
     cache = default_cache()
     for name in TINY:
