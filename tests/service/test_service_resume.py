@@ -15,7 +15,8 @@ from evosearch.service.run import run
 from evosearch.service.spec import load_spec
 
 World = Callable[..., Path]
-MAY_DIFFER = ("seconds", "worker", "count")  # between two runs of one search; count is of all searches' test openings
+# Between two runs of one search: times and workers; the count, which is of all searches; folders (ids follow content).
+MAY_DIFFER = ("seconds", "worker", "count", "recipe")
 
 
 class Killed(BaseException):
