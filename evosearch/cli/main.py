@@ -52,10 +52,11 @@ def main() -> None:
         _report(exc, {"what": str(exc)})
         sys.exit(FAILED)
     except (KeyboardInterrupt, typer.Abort):
-        print_error("interrupted; the same command continues")
-        sys.exit(INTERRUPTED)
+        code = INTERRUPTED
     except Exception as exc:
         sys.exit(_usage_or_bug(exc))
+    if code == INTERRUPTED:  # which is also what typer makes of an interrupt inside a command
+        print_error("interrupted; the same command continues")
     sys.exit(code if isinstance(code, int) else 0)
 
 
