@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from evosearch.search.watching import Progress as SearchProgress
 from evosearch.search.watching import Silent
@@ -49,12 +49,12 @@ def watcher(quiet: bool) -> "Silent | BarWatcher | LineWatcher":
 
 
 def describe(progress: SearchProgress) -> str:
-    """`best 0.812 · 31.5 candidates/min · 2 failed · 1 min 40 s left`, leaving out what is not known yet."""
+    """`best 0.812 · 31.5 cand./min · 2 failed · 1 min 40 s left`, leaving out what is not known yet."""
     parts = []
     if progress.best is not None:
         parts.append(f"best fitness {progress.best:.4f}")
     if progress.per_minute is not None:
-        parts.append(f"{progress.per_minute:.1f} candidates/min")
+        parts.append(f"{progress.per_minute:.1f} cand./min")
     if progress.failed:
         parts.append(f"{progress.failed} failed")
     if progress.seconds_left is not None:
@@ -66,12 +66,8 @@ class BarWatcher:
     """A live bar: stage, how far, best fitness, candidates per minute, time left."""
 
     def __init__(self) -> None:
-        columns = (TextColumn("{task.fields[stage]:<10}"), BarColumn(bar_width=28))
-        rest = (
-            TextColumn("{task.completed:.0f}/{task.fields[of]}"),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-        )
+        columns = (TextColumn("{task.fields[stage]:<10}"), BarColumn(bar_width=16))
+        rest = (TextColumn("{task.completed:.0f}/{task.fields[of]}"), TextColumn("{task.description}"))
         self._bar = Progress(*columns, *rest, console=stderr, transient=True)
         self._task: TaskID | None = None
         self._stage = ""
