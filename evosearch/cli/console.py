@@ -19,7 +19,8 @@ from evosearch.search.watching import Silent
 JSON = typer.Option(False, "--json", help="Print one JSON document on standard output, and nothing else there.")
 LINE_EVERY_S = 60.0
 
-console = Console()
+# A log file has no width of its own: wide enough there that no table is cut.
+console = Console() if Console().is_terminal else Console(width=110)
 stderr = Console(stderr=True)
 
 

@@ -110,7 +110,7 @@ def show_check(console: Console, result: dict[str, Any]) -> None:
 
 def _table(title: str, headings: Sequence[str], left: Sequence[str]) -> Table:
     """A plain table that fits a terminal of 100 columns and stays readable in a log file."""
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), header_style="bold")
     for heading in headings:
         table.add_column(heading, justify="left" if heading in left else "right", no_wrap=heading in left)
     return table

@@ -1,13 +1,13 @@
 """The resident model: built once, then overwritten by one candidate after another."""
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 import transformers
 
 from evosearch.checkpoints.compatibility import check_compatible
+from evosearch.checkpoints.quiet import no_bars
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.errors import CandidateError, CheckpointError, RecipeError, did_you_mean
 from evosearch.materialize.apply import apply, extremes, not_finite
@@ -103,7 +103,7 @@ def _build(donor: Checkpoint, compute_dtype: torch.dtype) -> torch.nn.Module:
     config = transformers.AutoConfig.from_pretrained(donor.folder)
     kind = getattr(transformers, donor.shape.architecture)
     try:
-        with _no_bar():
+        with no_bars():
             model = kind.from_pretrained(
                 None, config=config, state_dict=weights, dtype=compute_dtype, attn_implementation="sdpa"
             )
@@ -114,20 +114,6 @@ def _build(donor: Checkpoint, compute_dtype: torch.dtype) -> torch.nn.Module:
         raise CheckpointError(str(donor.folder), f"transformers cannot build this model: {reason}") from error
     built: torch.nn.Module = model.eval().requires_grad_(False)
     return built
-
-
-@contextmanager
-def _no_bar() -> Iterator[None]:
-    """transformers draws a bar for weights that are in memory already."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _targets(model: torch.nn.Module, donor: Checkpoint) -> dict[str, torch.nn.Parameter]:

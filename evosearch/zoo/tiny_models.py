@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from evosearch.checkpoints.quiet import no_bars
 from evosearch.errors import CheckpointError, did_you_mean
 from evosearch.zoo.tiny_data import SPECIALS, TASKS, VOCABULARY
 from evosearch.zoo.tiny_training import Setting, train_base, train_expert
@@ -80,10 +81,10 @@ def _train(name: str, home: Path, progress: Progress | None, setting: Setting) -
             progress(f"training zoo:tiny/{name}", part)
 
     tell(0.0)
-    with _threads(setting.threads):
+    with _threads(setting.threads), no_bars():
         base = None if name == "base" else _load(home / "base")
         model = train_base(setting, tell) if base is None else train_expert(setting, base, name, tell)
-    _save(model, home / name)
+        _save(model, home / name)
     tell(1.0)
 
 
