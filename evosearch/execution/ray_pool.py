@@ -22,7 +22,6 @@ from evosearch.execution.worker import WorkerConfig
 from evosearch.search.ports import Failure, Job, Outcome
 
 RETRIES = 2  # times a job is scored again after its worker died under it
-START_TIMEOUT_S = 1800.0  # a worker that has to fetch and map its models may take minutes
 
 
 @dataclass(frozen=True)
