@@ -8,29 +8,32 @@ from evosearch.errors import CheckpointError
 from evosearch.recipe.shapes import Place
 
 
-def check_compatible(checkpoints: Sequence[Checkpoint], where: str = "recipe") -> None:
+def check_compatible(checkpoints: Sequence[Checkpoint], where: str = "recipe", same_depth: bool = True) -> None:
     """Check that all checkpoints have the same layout as the first, commonest difference first.
+
+    Args:
+        same_depth: whether they must have as many layers; a recipe of slices takes layers of models of any depth.
 
     Raises:
         CheckpointError: two differ in depth, architecture, tied embeddings, vocabulary size, tensor shapes or tokens;
             the message names both.
     """
     for other in checkpoints[1:]:
-        found = _difference(checkpoints[0], other)
+        found = _difference(checkpoints[0], other, same_depth)
         if found:
             pair = f"'{checkpoints[0].reference}' and '{other.reference}'"
             raise CheckpointError(where, f"{pair} cannot be merged: {found}", "Models fine-tuned from one base")
 
 
-def _difference(one: Checkpoint, other: Checkpoint) -> str | None:
+def _difference(one: Checkpoint, other: Checkpoint, same_depth: bool) -> str | None:
     """How the second differs from the first, in words; None where they fit."""
-    if one.shape.num_layers != other.shape.num_layers:
+    if same_depth and one.shape.num_layers != other.shape.num_layers:
         return f"{one.shape.num_layers} and {other.shape.num_layers} layers"
     if one.shape.architecture != other.shape.architecture:
         return f"{one.shape.architecture} and {other.shape.architecture}"
     if one.shape.tied_embeddings != other.shape.tied_embeddings:
         return "one ties its output head to its embeddings, the other does not"
-    return _shape_difference(one, other) or tokenizer.difference(one.folder, other.folder)
+    return _shape_difference(one, other) or tokenizer.difference(one.tokenizer_folder, other.tokenizer_folder)
 
 
 def _shape_difference(one: Checkpoint, other: Checkpoint) -> str | None:
@@ -38,13 +41,20 @@ def _shape_difference(one: Checkpoint, other: Checkpoint) -> str | None:
         rows = [checkpoint.tensors[name].shape[:1] for checkpoint in (one, other) if name in checkpoint.tensors]
         if len(rows) == 2 and rows[0] != rows[1]:
             return f"vocabularies of {rows[0][0]} and {rows[1][0]} tokens"
-    lacking = sorted(one.tensors.keys() ^ other.tensors.keys())
+    depth = min(one.shape.num_layers, other.shape.num_layers)
+    lacking = sorted(name for name in one.tensors.keys() ^ other.tensors.keys() if not _beyond(name, depth, one, other))
     if lacking:
         return f"only one of them has the tensor '{lacking[0]}'"
-    for name, info in one.tensors.items():
+    for name, info in ((name, info) for name, info in one.tensors.items() if name in other.tensors):
         if info.shape != other.tensors[name].shape:
             return f"'{name}' is {_by(info.shape)} in one and {_by(other.tensors[name].shape)} in the other"
     return None
+
+
+def _beyond(name: str, depth: int, *checkpoints: Checkpoint) -> bool:
+    """Whether a tensor belongs to a layer that the shallower model does not have."""
+    found = [checkpoint.shape.by_name[name] for checkpoint in checkpoints if name in checkpoint.shape.by_name]
+    return any(tensor.layer is not None and tensor.layer >= depth for tensor in found)
 
 
 def _by(shape: tuple[int, ...]) -> str:

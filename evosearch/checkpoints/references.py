@@ -1,4 +1,4 @@
-"""References: what a recipe calls a model, and the folder it stands for.
+"""References: what a recipe calls a model or an adapter, and the folder it stands for.
 
 | reference | stands for |
 |---|---|
@@ -6,11 +6,13 @@
 | `scheme:rest` | whatever the scheme's resolver makes of it (`zoo:tiny/base`) |
 | `name`, where a folder of that name exists | that folder |
 | `org/name`, `org/name@revision` | a model of the Hugging Face hub, fetched into the hub's own cache |
+| `model+adapter` | a model with an adapter applied to it, each one of the above (see `split`, `adapters`) |
 """
 
 import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -23,21 +25,27 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from evosearch.checkpoints.reader import CONFIG
+from evosearch.checkpoints.reader import CONFIG, INDEX, SINGLE
 from evosearch.errors import CheckpointError, did_you_mean
 
 Progress = Callable[[str, float], None]  # what is being done, and the part that is done, in [0, 1]
 Resolver = Callable[[str, Path, Progress | None], Path]  # (rest of the reference, cache, progress) -> folder
 
-# Weights and what goes with them; never pickles, which can run code when read.
-HUB_FILES = [
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+# Weights and what goes with them; pickles, which can run code when read, only where they are allowed and alone.
+HUB_FILES = (
     "*.safetensors",
     "*.json",
     "tokenizer.model",
     "merges.txt",
     "chat_template.jinja",
     "additional_chat_templates/*",
-]
+)
+HUB_PICKLES = ("pytorch_model*.bin",)
+HUB_ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+HUB_ADAPTER_PICKLES = ("adapter_model.bin",)
 _SCHEME = re.compile(r"([a-z][a-z0-9.-]*):(.*)", re.DOTALL)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 _resolvers: dict[str, Resolver] = {}
@@ -55,40 +63,105 @@ def register_resolver(scheme: str, resolver: Resolver) -> None:
     _resolvers[scheme] = resolver
 
 
-def resolve(reference: str, cache: Path, progress: Progress | None = None) -> Path:
-    """The folder a reference stands for, fetched or made if need be.
+def split(reference: str) -> tuple[str, str | None]:
+    """The model and the adapter of a reference; None where it names a model alone.
+
+    A folder that exists under the whole name is that folder, and a part may hold a '+' where it is one.
+
+    Raises:
+        CheckpointError: it names more than one adapter, or one of the two is empty.
+    """
+    if "+" not in reference or _is_folder(reference):
+        return reference, None
+    parts = reference.split("+")
+    cuts = [("+".join(parts[:cut]), "+".join(parts[cut:])) for cut in range(1, len(parts))]
+    fitting = [cut for cut in cuts if all("+" not in part or _is_folder(part) for part in cut)]
+    allowed = "One model and one adapter, as model+adapter"
+    if len(fitting) != 1:
+        next = f"Merge all but one of them into the model first: {', '.join(parts[1:-1])}"
+        raise CheckpointError(reference, f"names {len(parts) - 1} adapters", allowed, next)
+    model, adapter = fitting[0]
+    if not model or not adapter:
+        raise CheckpointError(reference, f"no {'model before' if adapter else 'adapter after'} the '+'", allowed)
+    return model, adapter
+
+
+def resolve(reference: str, cache: Path, progress: Progress | None = None, allow_pickle: bool = False) -> Path:
+    """The folder a model's reference stands for, fetched or made if need be.
 
     Args:
         cache: where resolvers keep what they make; hub models go to the hub's own cache, which other tools share.
         progress: told how fetching or making goes.
+        allow_pickle: fetch pickled weights where a hub model has no others.
 
     Raises:
-        CheckpointError: nothing of that name can be had.
+        CheckpointError: no model of that name can be had.
     """
-    if reference in (".", "..") or reference.startswith(("/", "./", "../", "~")):
-        return _folder(reference)
+    kind = _Kind("model", CONFIG, (SINGLE, INDEX), HUB_FILES, HUB_PICKLES if allow_pickle else ())
+    return _find(reference, kind, cache, progress)
+
+
+def resolve_adapter(reference: str, cache: Path, progress: Progress | None = None, allow_pickle: bool = False) -> Path:
+    """The folder an adapter's reference stands for: as `resolve`, for what follows the '+'.
+
+    Raises:
+        CheckpointError: no adapter of that name can be had.
+    """
+    pickles = HUB_ADAPTER_PICKLES if allow_pickle else ()
+    kind = _Kind("adapter", ADAPTER_CONFIG, (ADAPTER_WEIGHTS,), HUB_ADAPTER_FILES, pickles)
+    return _find(reference, kind, cache, progress)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a reference is to stand for."""
+
+    name: str  # `model` or `adapter`
+    config: str  # the file that every such folder has
+    weights: tuple[str, ...]  # the files of which one holds or lists the weights
+    hub_files: tuple[str, ...]  # what is fetched from the hub
+    hub_pickles: tuple[str, ...]  # what is fetched as well where that brought no weights
+
+    @property
+    def allowed(self) -> str:
+        return f"{'A model' if self.name == 'model' else 'An adapter'}: {self.config} and *.safetensors"
+
+
+def _find(reference: str, kind: _Kind, cache: Path, progress: Progress | None) -> Path:
     scheme = _SCHEME.fullmatch(reference)
-    if scheme:
-        return _by_scheme(reference, scheme[1], scheme[2], cache, progress)
-    if Path(reference).is_dir():
-        return _folder(reference)
-    return _from_hub(reference, progress)
+    if reference in (".", "..") or reference.startswith(("/", "./", "../", "~")):
+        folder = _folder(reference, kind)
+    elif scheme:
+        folder = _by_scheme(reference, scheme[1], scheme[2], cache, progress)
+    elif _is_folder(reference):
+        folder = _folder(reference, kind)
+    else:
+        folder = _from_hub(reference, kind, progress)
+    if (folder / kind.config).is_file():
+        return folder
+    what = f"no {kind.config} in this folder"
+    if kind.name == "model" and (folder / ADAPTER_CONFIG).is_file():
+        raise CheckpointError(reference, what, kind.allowed, f"It holds an adapter: write model+{reference}")
+    if kind.name == "adapter" and (folder / CONFIG).is_file():
+        raise CheckpointError(reference, what, kind.allowed, "It holds a model: list it as one of the recipe's models")
+    raise CheckpointError(reference, what, kind.allowed)
 
 
-def _folder(reference: str) -> Path:
-    folder = Path(reference).expanduser()
-    if not folder.is_dir():
-        _refuse_adapter(reference)
-        raise CheckpointError(
-            reference, "no such folder", "A model folder, or a hub id as org/name@revision", "Check the path"
-        )
-    if not (folder / CONFIG).is_file():
-        raise CheckpointError(reference, f"no {CONFIG} in this folder", f"A model folder: {CONFIG} and *.safetensors")
-    return folder.resolve()
+def _is_folder(reference: str) -> bool:
+    try:
+        return Path(reference).expanduser().is_dir()
+    except (OSError, RuntimeError):  # longer than a path can be, or the home of nobody
+        return False
+
+
+def _folder(reference: str, kind: _Kind) -> Path:
+    if not _is_folder(reference):
+        allowed = f"A folder with {kind.config}, or a hub id as org/name@revision"
+        raise CheckpointError(reference, "no such folder", allowed, "Check the path")
+    return Path(reference).expanduser().resolve()
 
 
 def _by_scheme(reference: str, scheme: str, rest: str, cache: Path, progress: Progress | None) -> Path:
-    _refuse_adapter(reference)
     resolver = _resolvers.get(scheme)
     if resolver is None:
         known = ", ".join(f"{name}:" for name in sorted(_resolvers)) or "none"
@@ -98,23 +171,25 @@ def _by_scheme(reference: str, scheme: str, rest: str, cache: Path, progress: Pr
     return resolver(rest, cache, progress)
 
 
-def _from_hub(reference: str, progress: Progress | None) -> Path:
-    _refuse_adapter(reference)
+def _from_hub(reference: str, kind: _Kind, progress: Progress | None) -> Path:
     if not _HUB_ID.fullmatch(reference):
-        raise CheckpointError(
-            reference, "no such folder, and no hub id", "A model folder, or a hub id as org/name@revision"
-        )
+        allowed = f"A folder with {kind.config}, or a hub id as org/name@revision"
+        raise CheckpointError(reference, "no such folder, and no hub id", allowed)
     name, _, revision = reference.partition("@")
     if progress:
         progress(f"fetching {reference}", 0.0)
+
+    def fetch(patterns: tuple[str, ...]) -> Path:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))
+
     try:  # HF_HUB_OFFLINE=1 is honoured inside
-        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=HUB_FILES))
+        folder = fetch(kind.hub_files)
+        if kind.hub_pickles and not any((folder / file).is_file() for file in kind.weights):
+            folder = fetch(kind.hub_files + kind.hub_pickles)
     except Exception as error:
         raise _hub_error(reference, error) from error
     if progress:
         progress(f"fetching {reference}", 1.0)
-    if not (folder / CONFIG).is_file():
-        raise CheckpointError(reference, f"no {CONFIG} in this repository", f"A model: {CONFIG} and *.safetensors")
     return folder
 
 
@@ -133,13 +208,3 @@ def _hub_error(reference: str, error: Exception) -> Exception:
     if isinstance(error, HfHubHTTPError | HFValidationError | OSError):
         return CheckpointError(reference, f"the hub could not deliver it: {error}".splitlines()[0], next="Try again")
     return error
-
-
-def _refuse_adapter(reference: str) -> None:
-    if "+" in reference:
-        raise CheckpointError(
-            reference,
-            "model+adapter references are not supported yet",
-            "A full model",
-            "Merge the adapter into its base first (peft: merge_and_unload, save_pretrained)",
-        )

@@ -1,11 +1,74 @@
 """Tokenizers as merging must know them: which id means which token."""
 
 import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken
+
 from evosearch.checkpoints.reader import read_json
 from evosearch.errors import CheckpointError
+
+TOKENIZER, SETTINGS, SPECIAL, ADDED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a model, as transformers sees them once it has loaded the tokenizer.
+
+    Attributes:
+        ids: token → id.
+        added: the tokens that are found in a text before the tokenizer's model sees it, with how they are matched.
+        roles: `bos`, `eos`, … → the token that has the role.
+        beyond: those of `ids` that tokenizer.json itself lacks, in order of ids.
+    """
+
+    ids: Mapping[str, int]
+    added: Mapping[str, AddedToken]
+    roles: Mapping[str, str]
+    beyond: tuple[str, ...] = ()
+
+    @cached_property
+    def tokens(self) -> Mapping[int, str]:
+        """Id → token, in order of ids."""
+        return {id: token for token, id in sorted(self.ids.items(), key=lambda item: (item[1], item[0]))}
+
+    @classmethod
+    def read(cls, folder: Path, reference: str) -> "Vocabulary":
+        """The vocabulary of a model folder.
+
+        Args:
+            reference: the name the model was asked for by.
+
+        Raises:
+            CheckpointError: there is no tokenizer.json, or a tokenizer file is damaged.
+        """
+        path = folder / TOKENIZER
+        if not path.is_file():
+            what = f"no such file: '{reference}' has no tokenizer that a vocabulary could be built of"
+            next = "Load its tokenizer with transformers' AutoTokenizer and save it into the folder, which writes one"
+            raise CheckpointError(str(path), what, f"A {TOKENIZER}, which fast tokenizers have", next)
+        data = read_json(path)
+        listed = sorted(_vocabulary(path, data).items(), reverse=True)
+        ids = {token: id for id, token in listed}  # the lowest, where a token has several
+        known = [_token(path, entry) for entry in data.get("added_tokens") or ()]
+        added, beyond = {token.content: token for token in known}, []
+        for token, id in _further(folder):
+            if token.content not in ids:
+                ids[token.content] = max(ids.values(), default=-1) + 1 if id is None else id
+                added[token.content] = token
+                beyond.append(token.content)
+        return cls(ids, added, _roles(folder), tuple(beyond))
 
 
 def difference(one: Path, other: Path) -> str | None:
@@ -17,12 +80,13 @@ def difference(one: Path, other: Path) -> str | None:
     Raises:
         CheckpointError: a tokenizer file is damaged.
     """
-    for name, read in (("tokenizer.json", _vocabulary), ("tokenizer_config.json", _added)):
+    for name, tokens in ((TOKENIZER, _vocabulary), (SETTINGS, _added)):
         if (one / name).is_file() and (other / name).is_file():
             if (one / name).read_bytes() == (other / name).read_bytes():
                 return None
-            found = _first_difference(read(one / name), read(other / name))
-            if found or name == "tokenizer.json":
+            first, second = (tokens(folder / name, read_json(folder / name)) for folder in (one, other))
+            found = _first_difference(first, second)
+            if found or name == TOKENIZER:
                 return found and f"{name}: {found}"
     model = [folder / "tokenizer.model" for folder in (one, other)]
     if (
@@ -33,9 +97,8 @@ def difference(one: Path, other: Path) -> str | None:
     return None
 
 
-def _vocabulary(path: Path) -> dict[int, str]:
+def _vocabulary(path: Path, data: Mapping[str, Any]) -> dict[int, str]:
     """Id → token, of a tokenizer.json: its model's vocabulary and its added tokens."""
-    data = read_json(path)
     try:
         listed = data["model"]["vocab"]
         # A mapping token → id, or for Unigram models a list of [token, score] in order of ids.
@@ -47,11 +110,57 @@ def _vocabulary(path: Path) -> dict[int, str]:
         raise CheckpointError(str(path), "not a tokenizer: no model.vocab in it") from None
 
 
-def _added(path: Path) -> dict[int, str]:
-    """Id → token, for the added tokens of a tokenizer_config.json."""
-    data: Any = read_json(path).get("added_tokens_decoder", {})
+def _token(path: Path, entry: Any) -> AddedToken:
+    """An added token of its text alone, or of a mapping with its flags."""
+    if isinstance(entry, str):
+        return AddedToken(entry, special=True, normalized=False)
+    if isinstance(entry, Mapping) and isinstance(entry.get("content"), str):
+        return AddedToken(entry["content"], **{flag: bool(entry[flag]) for flag in FLAGS if flag in entry})
+    raise CheckpointError(str(path), f"not an added token: {entry!r}")
+
+
+def _further(folder: Path) -> Iterator[tuple[AddedToken, int | None]]:
+    """Tokens that transformers adds when it loads the tokenizer, and the id where one is named.
+
+    In the order in which it does: tokens with ids, then those that have a role.
+    """
+    path, settings = folder / SETTINGS, _read(folder / SETTINGS)
+    decoder = settings.get("added_tokens_decoder") or {}
+    older = _read(folder / ADDED) if not decoder else {}
     try:
-        return {int(id): entry["content"] for id, entry in data.items()}
+        listed = {int(id): entry for id, entry in decoder.items()}
+        listed |= {int(id): {"content": token, "normalized": False} for token, id in older.items()}
+    except (TypeError, ValueError, AttributeError):
+        raise CheckpointError(f"{path}: added_tokens_decoder", "not a mapping of ids to tokens") from None
+    for id, entry in sorted(listed.items(), key=lambda item: item[0]):
+        yield _token(path, entry), id
+    for role in _roles(folder).values():
+        yield _token(path, role), None
+    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or ()
+    for entry in extra.values() if isinstance(extra, Mapping) else extra:
+        yield _token(path, entry), None
+
+
+def _roles(folder: Path) -> dict[str, str]:
+    """Role → token, of tokenizer_config.json, or of special_tokens_map.json where that says nothing of it."""
+    found = {}
+    settings, older = _read(folder / SETTINGS), _read(folder / SPECIAL)
+    for role in ROLES:
+        value = settings.get(f"{role}_token", older.get(f"{role}_token"))
+        text = value.get("content") if isinstance(value, Mapping) else value
+        if isinstance(text, str) and text:
+            found[role] = text
+    return found
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _added(path: Path, data: Mapping[str, Any]) -> dict[int, str]:
+    """Id → token, for the added tokens of a tokenizer_config.json."""
+    try:
+        return {int(id): entry["content"] for id, entry in data.get("added_tokens_decoder", {}).items()}
     except (KeyError, TypeError, ValueError, AttributeError):
         raise CheckpointError(f"{path}: added_tokens_decoder", "not a mapping of ids to tokens") from None
 

@@ -4,6 +4,7 @@ Everything goes to a hidden folder beside the target; the index and the config c
 whole appear. What a crash leaves is a hidden folder that nothing loads.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -20,9 +21,9 @@ from evosearch.checkpoints.reader import CONFIG, INDEX, SINGLE, read_json
 from evosearch.errors import CheckpointError
 
 MAX_SHARD_BYTES = 5 * 10**9
-# What makes a folder of weights usable as a model; copied as it is from the donor.
-COMPANIONS = (
-    "generation_config.json",
+# What makes a folder of weights usable as a model; copied as it is from the donor, and from where the tokenizer lies.
+COMPANIONS = ("generation_config.json",)
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -34,6 +35,13 @@ COMPANIONS = (
     "chat_template.json",
     "additional_chat_templates",
 )
+
+ROOM = "Make room, or name a folder on another disk"
+FULL = {  # what can be full, and what to do then
+    errno.ENOSPC: ROOM,
+    errno.EDQUOT: "Make room in your quota, or name a folder on another disk",
+    errno.EFBIG: "Raise the limit on the size of a file (ulimit -f), or name a folder on another disk",
+}
 
 Layout = Sequence[tuple[str, tuple[int, ...]]]  # names and shapes, in the order they will be added
 
@@ -49,9 +57,10 @@ class CheckpointWriter:
         donor: a model folder to copy config, generation config, tokenizer and chat template from.
         config: what to put into config.json in place of the donor's.
         max_shard_bytes: a file grows no larger than this, unless a single tensor is.
+        tokenizer: the folder to copy tokenizer and chat template from, where it is not the donor.
 
     Raises:
-        CheckpointError: `out` is not empty, or cannot be written.
+        CheckpointError: `out` is not empty, cannot be written, or its disk has no room for all of it.
     """
 
     def __init__(
@@ -62,27 +71,30 @@ class CheckpointWriter:
         donor: Path | None = None,
         config: Mapping[str, Any] | None = None,
         max_shard_bytes: int = MAX_SHARD_BYTES,
+        tokenizer: Path | None = None,
     ) -> None:
         self.out, self.dtype = out, dtype
-        self._donor, self._config = donor, config
+        self._donor, self._config, self._tokenizer = donor, config, tokenizer or donor
         self._shards = _cut(layout, dtype.itemsize, max_shard_bytes)
         self._pending = [(shard, name, shape) for shard, part in enumerate(self._shards) for name, shape in part][::-1]
         self._lines: list[Line] = []
         self._file: BinaryIO | None = None
         self._open_shard = -1
+        self._needed = _needed(self._shards, dtype, self._beside())
         self._folder = _hidden_folder(out)
+        self._check_room()
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Write the next tensor of the layout; its type must be the writer's, its shape the layout's."""
         shard, expected, shape = self._pending.pop()
         assert (name, tuple(tensor.shape), tensor.dtype) == (expected, shape, self.dtype), f"'{expected}' was next"
-        if shard != self._open_shard:
-            self._start(shard)
-        assert self._file is not None
         try:
+            if shard != self._open_shard:
+                self._start(shard)
+            assert self._file is not None
             self._file.write(raw_bytes(tensor))
         except OSError as error:
-            raise _unwritable(self.out, error) from None
+            raise self._unwritable(error) from None
         self._lines.append(tensor_line(name, tensor))
 
     @property
@@ -109,9 +121,25 @@ class CheckpointWriter:
                 assert not self._pending, f"'{self._pending[-1][1]}' was never added"
                 self._finish()
         except OSError as problem:
-            raise _unwritable(self.out, problem) from None
+            if error is None:  # what went wrong first is what to tell
+                raise self._unwritable(problem) from None
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)  # renamed away already where all went well
+
+    def _check_room(self) -> None:
+        """Say beforehand that a disk is too small: a merge of an hour should not find it out at its end."""
+        free = shutil.disk_usage(self._folder).free
+        if free < self._needed:
+            self._folder.rmdir()
+            what = f"cannot be written: it takes {_size(self._needed)}, and {_size(free)} are free there"
+            raise CheckpointError(str(self.out), what, next=ROOM)
+
+    def _unwritable(self, error: OSError) -> CheckpointError:
+        if error.errno not in FULL:
+            return _unwritable(self.out, error)
+        free = shutil.disk_usage(self.out.parent).free + _occupied(self._folder)  # ours is removed
+        what = f"cannot be written: {error.strerror} (it takes {_size(self._needed)}, and {_size(free)} are free there)"
+        return CheckpointError(str(self.out), what, next=FULL[error.errno])
 
     def _start(self, shard: int) -> None:
         self._close()
@@ -120,19 +148,26 @@ class CheckpointWriter:
         self._file.write(_header(self._shards[shard], self.dtype))
 
     def _close(self) -> None:
-        if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with file:
+                file.flush()
+                os.fsync(file.fileno())
+
+    def _beside(self) -> list[Path]:
+        """The files and folders that are copied as they are."""
+        # A generation config beside the tokenizer has its ids, and takes the place of the donor's.
+        places = [(self._donor, COMPANIONS), (self._tokenizer, (*COMPANIONS, *TOKENIZER_FILES))]
+        paths = [folder / name for folder, names in places if folder for name in names if (folder / name).exists()]
+        return list({path.name: path for path in paths}.values())
 
     def _name(self, shard: int) -> str:
         count = len(self._shards)
         return SINGLE if count == 1 else f"model-{shard + 1:05d}-of-{count:05d}.safetensors"
 
     def _finish(self) -> None:
-        for name in COMPANIONS if self._donor else ():
-            _copy(self._donor / name, self._folder / name)  # type: ignore[operator]
+        for path in self._beside():
+            _copy(path, self._folder / path.name)
         if len(self._shards) > 1:
             places = {name: self._name(shard) for shard, part in enumerate(self._shards) for name, _ in part}
             _write_json(self._folder / INDEX, {"metadata": {"total_size": self.bytes_written}, "weight_map": places})
@@ -140,6 +175,30 @@ class CheckpointWriter:
         if config is not None:
             _write_json(self._folder / CONFIG, _with_dtype(config, self.dtype))
         self._folder.rename(self.out)  # an empty folder there is replaced; a full one makes this fail
+
+
+def _needed(shards: Sequence[Layout], dtype: torch.dtype, beside: Sequence[Path]) -> int:
+    """Bytes of all that will be written but config.json, which is small."""
+    weights = sum(_count(shape) * dtype.itemsize for part in shards for _, shape in part)
+    headers = sum(len(_header(part, dtype)) for part in shards)
+    index = headers if len(shards) > 1 else 0  # names and files: no more than names, shapes and offsets
+    return weights + headers + index + sum(map(_occupied, beside))
+
+
+def _occupied(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; 0 where there is neither."""
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _size(count: int) -> str:
+    """Bytes for a person: `3.4 GiB`, `812 bytes`."""
+    value, unit = float(count), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.1f} {unit}" if unit != "bytes" else f"{count} bytes"
 
 
 def _cut(layout: Layout, itemsize: int, limit: int) -> list[list[tuple[str, tuple[int, ...]]]]:

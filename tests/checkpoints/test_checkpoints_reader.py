@@ -125,7 +125,7 @@ def integer_tensor(folder: Path) -> None:
     [
         (truncate, r"model\.safetensors: not a complete safetensors file"),
         (garble, r"model\.safetensors: not a complete safetensors file"),
-        (pickle_only, r"model: only pickled weights.*safetensors only"),
+        (pickle_only, r"model: only pickled weights.*safetensors only.*allow them with --allow-pickle"),
         (drop_tensor, r"model\.safetensors: tensor 'model\.layers\.1\.mlp\.up_proj\.weight' is missing"),
         (extra_tensor, r"model\.safetensors: unexpected tensor 'model\.layers\.7\.mlp\.up_proj\.weight'"),
         (integer_tensor, r"model\.safetensors: tensor 'model\.norm\.weight' is stored as I8"),
@@ -173,4 +173,56 @@ def test_an_index_may_not_point_outside_its_folder(tiny):
     index = {"weight_map": {"model.norm.weight": "../other/model.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"weight_map\.model\.norm\.weight: got"):
+        Checkpoint.open(folder)
+
+
+def test_an_index_of_safetensors_opens_no_pickle(tiny):
+    folder = tiny("model", max_shard_size="20KB")
+    index = {"weight_map": {"model.norm.weight": "pytorch_model.bin"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"got 'pytorch_model\.bin'\. The name of a \.safetensors file"):
+        Checkpoint.open(folder, allow_pickle=True)
+
+
+def test_shards_of_different_types_keep_theirs(tiny):
+    folder = tiny("model", max_shard_size="20KB")
+    expected = {}
+    for path, dtype in zip(shards(folder), (torch.bfloat16, torch.float16, torch.float32, torch.float64), strict=False):
+        tensors = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
+        save_file(tensors, path, {"format": "pt"})
+        expected |= tensors
+    checkpoint = Checkpoint.open(folder)
+    assert {"BF16", "F16", "F32"} <= {info.dtype for info in checkpoint.tensors.values()}
+    for name, tensor in expected.items():
+        assert checkpoint.load(name).dtype == tensor.dtype
+        assert torch.equal(checkpoint.load(name), tensor)
+
+
+def make_gpt2(folder: Path) -> Path:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 60, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(folder)
+    return folder
+
+
+def test_names_without_the_prefix_are_read_under_the_familys(tmp_path):
+    folder = make_gpt2(tmp_path / "gpt2")
+    before = Checkpoint.open(folder)
+    tensors = load_file(folder / "model.safetensors")
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    bare["h.0.attn.bias"] = torch.ones(1, 1, 16, 16, dtype=torch.uint8)
+    save_file(bare, folder / "model.safetensors")
+    after = Checkpoint.open(folder)
+    assert "transformer.wte.weight" in after.tensors
+    assert torch.equal(after.load("transformer.wte.weight"), tensors["transformer.wte.weight"])
+    assert after.content_sha256() == before.content_sha256()
+
+
+def test_two_stored_names_of_one_tensor_are_named(tmp_path):
+    folder = make_gpt2(tmp_path / "gpt2")
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"ln_f.bias": torch.zeros(16)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: '.*ln_f\.bias' and '.*ln_f\.bias' are both 'trans"):
         Checkpoint.open(folder)

@@ -1,6 +1,7 @@
 """References: paths, schemes, hub ids."""
 
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import huggingface_hub
@@ -8,7 +9,7 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
 from evosearch.checkpoints import references
-from evosearch.checkpoints.references import default_cache, register_resolver, resolve
+from evosearch.checkpoints.references import default_cache, register_resolver, resolve, resolve_adapter, split
 from evosearch.errors import CheckpointError
 
 
@@ -41,6 +42,9 @@ def test_folders_that_are_no_models(tmp_path):
         resolve(str(tmp_path / "absent"), tmp_path)
     with pytest.raises(CheckpointError, match=r"no config\.json in this folder"):
         resolve(str(tmp_path), tmp_path)
+    for reference in ("~no-such-user/model", "/" + "long" * 300):
+        with pytest.raises(CheckpointError, match="no such folder"):
+            resolve(reference, tmp_path)
 
 
 def test_a_registered_scheme_is_asked_and_an_unknown_one_lists_them(tiny, tmp_path, monkeypatch):
@@ -59,10 +63,52 @@ def test_a_registered_scheme_is_asked_and_an_unknown_one_lists_them(tiny, tmp_pa
         resolve("gardn:a/b", tmp_path)
 
 
-@pytest.mark.parametrize("reference", ["org/base+org/lora", "/abs/base+/abs/lora", "zoo:tiny+zoo:lora"])
-def test_adapters_are_refused_clearly(reference, tmp_path):
-    with pytest.raises(CheckpointError, match=r"model\+adapter references are not supported yet"):
-        resolve(reference, tmp_path)
+@pytest.mark.parametrize(
+    ("reference", "parts"),
+    [
+        ("org/base", ("org/base", None)),
+        ("org/base@v1+org/lora@v2", ("org/base@v1", "org/lora@v2")),
+        ("/abs/base+/abs/lora", ("/abs/base", "/abs/lora")),
+        ("zoo:tiny+./lora", ("zoo:tiny", "./lora")),
+    ],
+)
+def test_references_are_split_at_the_plus(reference, parts):
+    assert split(reference) == parts
+
+
+def test_folders_with_a_plus_in_their_name_win(tmp_path):
+    whole, model, adapter = tmp_path / "a+b", tmp_path / "m+1", tmp_path / "l+1"
+    for folder in (whole, model, adapter):
+        folder.mkdir()
+    assert split(str(whole)) == (str(whole), None)
+    assert split(f"{model}+{adapter}") == (str(model), str(adapter))
+    assert split(f"org/m+{adapter}") == ("org/m", str(adapter))
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("org/base+org/one+org/two", r"names 2 adapters\. One model and one adapter.*Merge all but one.*org/one"),
+        ("+org/lora", r"no model before the '\+'"),
+        ("org/base+", r"no adapter after the '\+'"),
+    ],
+)
+def test_references_that_are_no_pair_are_refused(reference, message):
+    with pytest.raises(CheckpointError, match=message):
+        split(reference)
+
+
+def test_adapters_and_models_are_told_apart(tiny, tmp_path):
+    model, adapter = tiny("model"), tmp_path / "lora"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    assert resolve_adapter(str(adapter), tmp_path) == adapter
+    with pytest.raises(CheckpointError, match=r"no config\.json in this folder.*holds an adapter: write model\+/"):
+        resolve(str(adapter), tmp_path)
+    with pytest.raises(CheckpointError, match=r"no adapter_config\.json in this folder.*It holds a model: list it"):
+        resolve_adapter(str(model), tmp_path)
+    with pytest.raises(CheckpointError, match=r"absent: no such folder\. A folder with adapter_config\.json"):
+        resolve_adapter(str(tmp_path / "absent"), tmp_path)
 
 
 @pytest.mark.parametrize("reference", ["single", "a/b/c", "org/na me"])
@@ -123,3 +169,37 @@ def test_what_the_hub_answers_is_told_in_our_words(tmp_path, monkeypatch):
         monkeypatch.setattr(references, "snapshot_download", fail)
         with pytest.raises(CheckpointError, match=message):
             resolve("org/name", tmp_path)
+
+
+class Hub:
+    """Stands for the hub's client: delivers those of a repository's files that are asked for."""
+
+    def __init__(self, folder: Path, *files: str) -> None:
+        self.folder, self.files, self.asked = folder, files, []
+
+    def download(self, name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        self.folder.mkdir(exist_ok=True)
+        for file in self.files:
+            if any(fnmatch(file, pattern) for pattern in allow_patterns):
+                (self.folder / file).write_text("{}")
+                self.asked.append(file)
+        return str(self.folder)
+
+
+@pytest.mark.parametrize(
+    ("find", "config", "safe", "pickled"),
+    [
+        (resolve, "config.json", "model.safetensors", "pytorch_model.bin"),
+        (resolve_adapter, "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"),
+    ],
+)
+def test_pickles_are_fetched_only_where_allowed_and_alone(find, config, safe, pickled, tmp_path, monkeypatch):
+    def fetched(files: tuple[str, ...], allow: bool) -> set[str]:
+        hub = Hub(tmp_path / f"{len(files)}{allow}", *files)
+        monkeypatch.setattr(references, "snapshot_download", hub.download)
+        assert find("org/name", tmp_path, allow_pickle=allow) == hub.folder
+        return set(hub.asked)
+
+    assert fetched((config, safe, pickled, "code.py"), True) == {config, safe}
+    assert fetched((config, pickled), False) == {config}
+    assert fetched((config, pickled), True) == {config, pickled}

@@ -5,7 +5,7 @@ A family is one file in this folder with a module-level `FAMILY`. The file exist
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,10 +16,36 @@ from evosearch.recipe.shapes import ModelShape
 
 Config = Mapping[str, Any]
 
+OTHER_INPUTS = ("vision_config", "audio_config", "encoder", "speech_config")  # keys of models that see or hear
 
-def same_name(disk_name: str) -> str:
-    """The family's disk names are its module names."""
-    return disk_name
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a tensor on disk stands in the live transformers model: a parameter, or a part of one.
+
+    `index` picks the part, as `(3, slice(0, 64))` the upper half of the fourth expert in a stacked parameter.
+    """
+
+    parameter: str
+    index: tuple[int | slice, ...] = ()
+
+
+def same_name(name: str) -> str:
+    """Tensors are stored under the names of the family's shape."""
+    return name
+
+
+def same_place(name: str, config: Config) -> Placement:
+    """The names on disk are the live model's, and so are the tensors."""
+    return Placement(name)
+
+
+def with_layers(config: Config, layers: Sequence[int]) -> dict[str, Any]:
+    """The config of a model whose layer k is this one's layer `layers[k]`."""
+    changed = dict(config) | {"num_hidden_layers": len(layers)}
+    if isinstance(kinds := config.get("layer_types"), list):
+        changed["layer_types"] = [kinds[layer] for layer in layers]
+    return changed
 
 
 def no_extras(name: str) -> bool:
@@ -38,14 +64,25 @@ class Family:
         tied: disk name → the tensor it repeats, for copies that some tools write of tied weights. A copy is read past
             when its bytes are the original's.
         skipped: says whether a tensor carries no weights of its own (a stored rotary table) and is read past.
-        to_module_name: disk name → parameter name of the live transformers model.
+        canonical: name as it is stored → name in `shape`, where older files leave out or add a prefix.
+        placement: (name in `shape`, config) → where the live transformers model has it.
+        with_layers: (config, layers) → the config of a model with these layers of it, in this order.
+        of_layers: the keys of config.json that `with_layers` sets: what speaks of single layers, or counts them.
+        writer_offset: what the model adds to a stored weight that writes to the residual stream before it multiplies
+            by it: 1 where those are gains of norms that multiply by 1 + weight.
+        transposed: whether its layers' linear weights are stored (in, out), as transformers' Conv1D has them.
     """
 
     architectures: tuple[str, ...]
     shape: Callable[[Config], ModelShape]
     tied: Mapping[str, str]
     skipped: Callable[[str], bool] = no_extras
-    to_module_name: Callable[[str], str] = same_name
+    canonical: Callable[[str], str] = same_name
+    placement: Callable[[str, Config], Placement] = same_place
+    with_layers: Callable[[Config, Sequence[int]], dict[str, Any]] = with_layers
+    of_layers: tuple[str, ...] = ("num_hidden_layers", "layer_types")
+    writer_offset: float = 0.0
+    transposed: bool = False
 
 
 @cache
@@ -72,6 +109,13 @@ def family_of(config: Config, where: str) -> Family:
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise CheckpointError(f"{where}: architectures", f"got {names!r}", "A list with one architecture name")
     family = all_families().get(names[0])
+    if family is None and not _decoder_only(config, names[0]):
+        raise CheckpointError(
+            f"{where}: architectures",
+            f"'{names[0]}' is no decoder-only language model",
+            f"Only decoder-only language models can be merged: {', '.join(sorted(all_families()))}",
+            "Their names end in ForCausalLM or LMHeadModel, and they have no encoder, vision or audio part",
+        )
     if family is None:
         raise CheckpointError(
             f"{where}: architectures",
@@ -81,6 +125,12 @@ def family_of(config: Config, where: str) -> Family:
             "(name, place, layer, whether it writes to the residual stream), and which copies of tied weights it knows",
         )
     return family
+
+
+def _decoder_only(config: Config, architecture: str) -> bool:
+    """Whether a model without a family file could have one: it continues text, and has no other input."""
+    other = config.get("is_encoder_decoder") or any(key in config for key in OTHER_INPUTS)
+    return not other and architecture.endswith(("ForCausalLM", "LMHeadModel"))
 
 
 def positive(config: Config, key: str) -> int:

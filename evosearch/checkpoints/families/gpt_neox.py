@@ -1,0 +1,61 @@
+"""GPT-NeoX and Pythia: LayerNorm, partial rotary positions, attention and MLP in parallel or in turn, biases.
+
+The head is `embed_out` in every file, `lm_head` in the live model.
+"""
+
+from evosearch.checkpoints.families.parts import Frame, Part, decoder, option, rotary_tables, tensors
+from evosearch.checkpoints.families.registry import Config, Family, Placement
+from evosearch.recipe.shapes import ModelShape
+
+FRAME = Frame(
+    layers="gpt_neox.layers",
+    embeddings=("gpt_neox.embed_in.weight",),
+    final_norm=("gpt_neox.final_layer_norm.weight", "gpt_neox.final_layer_norm.bias"),
+    head="embed_out.weight",
+)
+LIVE_HEAD = "lm_head.weight"
+
+
+def shape(config: Config) -> ModelShape:
+    """Every tensor of a GPT-NeoX checkpoint.
+
+    Raises:
+        CheckpointError: the layer count or a switch is missing or absurd.
+    """
+    bias = option(config, "attention_bias", True)
+
+    def layer(index: int) -> list[Part]:
+        return [
+            *tensors("input_layernorm", "post_attention_layernorm", bias=True),
+            *tensors("attention.query_key_value", bias=bias),
+            *tensors("attention.dense", bias=bias, writes=True),
+            *tensors("mlp.dense_h_to_4h", bias=True),
+            *tensors("mlp.dense_4h_to_h", bias=True, writes=True),
+        ]
+
+    return decoder("GPTNeoXForCausalLM", config, layer, FRAME)
+
+
+def canonical(name: str) -> str:
+    """Some exports give the head its live name."""
+    return FRAME.head if name == LIVE_HEAD else name
+
+
+def tables(name: str) -> bool:
+    """Causal masks and rotary frequencies, which older exports stored beside the weights."""
+    return rotary_tables(name) or name.endswith((".attention.bias", ".attention.masked_bias"))
+
+
+def placement(name: str, config: Config) -> Placement:
+    """Where the live model has a tensor."""
+    return Placement(LIVE_HEAD if name == FRAME.head else name)
+
+
+FAMILY = Family(
+    ("GPTNeoXForCausalLM",),
+    shape,
+    tied={FRAME.head: FRAME.embeddings[0]},
+    skipped=tables,
+    canonical=canonical,
+    placement=placement,
+)

@@ -1,0 +1,171 @@
+"""The files that hold tensors: safetensors, or pickles where they are allowed, each open and mapped."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from evosearch.checkpoints import pickles
+from evosearch.checkpoints.digest import DTYPE_NAMES
+from evosearch.errors import CheckpointError
+
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a file's header says of one tensor; `dtype` is safetensors' name (`F32`, `BF16`)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class TensorFile(Protocol):
+    """One file of tensors."""
+
+    path: Path
+
+    def names(self) -> Iterable[str]: ...
+
+    def info(self, name: str) -> TensorInfo: ...
+
+    def load(self, name: str) -> torch.Tensor:
+        """The tensor on the CPU, mapped: do not write to it."""
+
+
+class Safetensors:
+    """A safetensors file.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise CheckpointError(str(path), "no such file", next="A shard is missing: fetch or copy the model again")
+        try:
+            self._handle: Any = safe_open(path, framework="pt", device="cpu")
+        except (SafetensorError, OSError) as error:
+            what = f"not a complete safetensors file ({error})"
+            raise CheckpointError(str(path), what, next="Fetch or copy the file again") from None
+
+    def names(self) -> Iterable[str]:
+        names: Iterable[str] = self._handle.keys()
+        return names
+
+    def info(self, name: str) -> TensorInfo:
+        part = self._handle.get_slice(name)
+        return TensorInfo(part.get_dtype(), tuple(part.get_shape()))
+
+    def load(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._handle.get_tensor(name)
+        return tensor
+
+
+class Pickled:
+    """A pickled file; open one only where the user allows pickles.
+
+    Raises:
+        CheckpointError: see `pickles.load`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._tensors = path, pickles.load(path)
+
+    def names(self) -> Iterable[str]:
+        return self._tensors.keys()
+
+    def info(self, name: str) -> TensorInfo:
+        tensor = self._tensors[name]
+        # Other types are refused by name later; safetensors' own name for them does not matter.
+        return TensorInfo(DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+
+    def load(self, name: str) -> torch.Tensor:
+        return self._tensors[name].detach()
+
+
+class ModelFiles:
+    """All files of a model folder.
+
+    Attributes:
+        listing: the file that lists the tensors.
+        where: name as it is stored → the file it lies in.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, there are no weights, or only pickles and they are not allowed.
+    """
+
+    def __init__(self, folder: Path, allow_pickle: bool = False) -> None:
+        self.listing, places = _weight_files(folder, allow_pickle)
+        opened = {path: open_file(path) for path in sorted(set(places.values()) or {self.listing})}
+        if not places:
+            places = dict.fromkeys(opened[self.listing].names(), self.listing)
+        stored = {path: set(file.names()) for path, file in opened.items()}
+        for name, path in places.items():
+            if name not in stored[path]:
+                next = f"{self.listing.name} places it here"
+                raise CheckpointError(str(path), f"tensor '{name}' is missing", next=next)
+        self.where: Mapping[str, TensorFile] = {name: opened[path] for name, path in places.items()}
+
+
+def open_file(path: Path) -> TensorFile:
+    """One file of tensors, by its ending; a pickle only after it was found to be allowed."""
+    return Safetensors(path) if path.suffix == ".safetensors" else Pickled(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: the file is missing or holds no JSON object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(
+            str(path), error.strerror or str(error), "A folder with config.json and *.safetensors"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(str(path), f"not readable as JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(str(path), f"holds a {type(data).__name__}", "A JSON object")
+    return data
+
+
+def _weight_files(folder: Path, allow_pickle: bool) -> tuple[Path, dict[str, Path]]:
+    """The file that lists the tensors, and for a sharded checkpoint where each tensor lies."""
+    names = ((SINGLE, INDEX, ".safetensors"), *(((pickles.SINGLE, pickles.INDEX, ".bin"),) if allow_pickle else ()))
+    for single, index, suffix in names:
+        if (folder / single).is_file():
+            return folder / single, {}
+        if (folder / index).is_file():
+            return folder / index, _read_index(folder / index, suffix)
+    expected = [single for single, _, _ in names]
+    expected[-1] += f", or shards with {names[-1][1]}"
+    if any(path for pattern in pickles.PATTERNS for path in folder.glob(pattern)):
+        if not allow_pickle:
+            raise pickles.refused(folder, expected)
+        raise CheckpointError(str(folder), "no weights under a known name", ", ".join(expected), "Rename the file")
+    if (folder / "adapter_config.json").is_file():
+        next = "Name the model it belongs to as well: model+adapter"
+        raise CheckpointError(str(folder), "holds an adapter, not a model", next=next)
+    raise CheckpointError(str(folder), "no weights", ", ".join(expected))
+
+
+def _read_index(path: Path, suffix: str) -> dict[str, Path]:
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path}: weight_map", "missing or empty", "Tensor names and the file each lies in")
+    for name, file in weight_map.items():
+        # A safetensors index that names a pickle must not open one.
+        if not isinstance(file, str) or Path(file).name != file or Path(file).suffix != suffix:
+            allowed = f"The name of a {suffix} file in the same folder"
+            raise CheckpointError(f"{path}: weight_map.{name}", f"got {file!r}", allowed)
+    return {name: path.parent / file for name, file in weight_map.items()}
