@@ -5,7 +5,7 @@ what is allowed and the nearest known name.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -16,6 +16,8 @@ from pydantic_core import ErrorDetails
 from evosearch.errors import InputError, did_you_mean
 
 MAX_BYTES = 16 * 2**20  # no hand or search writes a longer document; a mistaken path to a model file is longer
+MAX_DEPTH = 64  # levels of nesting; a recipe has ten
+MAX_REPEATED = 100_000  # values that aliases repeat: a few lines of them could stand for billions
 
 
 class Document(BaseModel):
@@ -25,10 +27,51 @@ class Document(BaseModel):
 
 
 M = TypeVar("M", bound=BaseModel)
+_TAG = "tag:yaml.org,2002:"
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key given twice is an error instead of the last one winning, and 1e-3 is a number."""
+    """Safe YAML, and stricter: it holds text, numbers, true, false, null, lists and mappings, and nothing else.
+
+    A key given twice is an error instead of the last one winning, 1e-3 is a number, and 2026-01-01 is text.
+    """
+
+    def get_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_node()
+        if node is not None:
+            _check_size(node)
+        return node
+
+
+def _check_size(root: yaml.Node) -> None:
+    """Refuse what is nested too deeply, holds itself, or is repeated by aliases beyond measure."""
+    measured: dict[int, tuple[int, int] | None] = {}  # node → values it stands for, levels below it; None: not yet known
+
+    def measure(node: yaml.Node) -> tuple[int, int]:
+        if id(node) not in measured:
+            measured[id(node)] = None
+            below = [measure(child) for child in _children(node)]
+            values, levels = 1 + sum(size for size, _ in below), 1 + max((height for _, height in below), default=0)
+            if levels > MAX_DEPTH:
+                raise _refusal(node, f"nested more than {MAX_DEPTH} deep")
+            measured[id(node)] = values, levels
+        found = measured[id(node)]
+        if found is None:
+            raise _refusal(node, "an alias stands inside of what it repeats")
+        return found
+
+    if measure(root)[0] > len(measured) + MAX_REPEATED:
+        raise _refusal(root, f"aliases repeat more than {MAX_REPEATED} values")
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [child for pair in node.value for child in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+def _refusal(node: yaml.Node, problem: str) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -38,19 +81,59 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
             continue
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a string", key_node.start_mark)
+            raise _refusal(key_node, f"key {key!r} is not text; put it in quotes if it is meant to be")
         if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
+            raise _refusal(key_node, f"key '{key}' is given twice")
         seen.add(key)
     loader.flatten_mapping(node)
     return dict(yaml.SafeLoader.construct_mapping(loader, node, deep=True))
 
 
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+def _text(loader: _Loader, node: yaml.ScalarNode) -> str:
+    value = str(loader.construct_scalar(node))
+    if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value):
+        raise _refusal(node, "a character that no file name and no text has (\\0, or half of a surrogate pair)")
+    return value
+
+
+def _sequence(loader: _Loader, node: yaml.SequenceNode) -> list[Any]:
+    return list(loader.construct_sequence(node, deep=True))
+
+
+def _scalar(construct: Callable[[_Loader, yaml.ScalarNode], Any]) -> Callable[[_Loader, yaml.ScalarNode], Any]:
+    """PyYAML's own reading of a scalar, whose errors over `!!int x` are of any kind."""
+
+    def checked(loader: _Loader, node: yaml.ScalarNode) -> Any:
+        try:
+            return construct(loader, node)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise _refusal(node, f"{_short(node.value)} is no {node.tag.removeprefix(_TAG)}") from None
+
+    return checked
+
+
+def _foreign(loader: _Loader, node: yaml.Node) -> Any:
+    raise _refusal(node, f"the tag {node.tag} is not known here")
+
+
 _FLOAT = (
     r"^[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|nan))$"
 )
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), list("-+0123456789."))
+_Loader.yaml_constructors = {
+    f"{_TAG}null": _scalar(yaml.SafeLoader.construct_yaml_null),
+    f"{_TAG}bool": _scalar(yaml.SafeLoader.construct_yaml_bool),
+    f"{_TAG}int": _scalar(yaml.SafeLoader.construct_yaml_int),
+    f"{_TAG}float": _scalar(yaml.SafeLoader.construct_yaml_float),
+    f"{_TAG}str": _text,
+    f"{_TAG}seq": _sequence,
+    f"{_TAG}map": _mapping,
+    None: _foreign,
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (f"{_TAG}timestamp", f"{_TAG}value")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(f"{_TAG}float", re.compile(_FLOAT), list("-+0123456789."))
 
 
 def parse(text: str, where: str, error: type[InputError]) -> dict[str, Any]:
@@ -59,15 +142,31 @@ def parse(text: str, where: str, error: type[InputError]) -> dict[str, Any]:
     Raises:
         error: the text is not YAML, or not a mapping.
     """
+    found = parse_all(text, where, error)
+    if len(found) > 1:
+        raise error(where, f"{len(found)} YAML documents", "One document is expected", "Split the file at '---'")
+    return found[0]
+
+
+def parse_all(text: str, where: str, error: type[InputError]) -> list[dict[str, Any]]:
+    """Every YAML mapping of a text, at least one; documents without content are passed over.
+
+    Raises:
+        error: the text is not YAML, holds nothing, or a document is not a mapping.
+    """
     try:
-        data = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        found = list(yaml.load_all(text, Loader=_Loader))
     except yaml.YAMLError as exc:
         raise error(where, f"not readable as YAML: {_yaml_reason(exc)}") from None
-    except (RecursionError, ValueError) as exc:
-        raise error(where, f"not readable as YAML: {exc or 'nested too deeply'}") from None
-    if not isinstance(data, dict):
-        raise error(where, f"got {_kind(data)}", "A mapping of keys to values is expected")
-    return data
+    except RecursionError:
+        raise error(where, f"not readable as YAML: nested more than {MAX_DEPTH} deep") from None
+    except ValueError as exc:
+        raise error(where, f"not readable as YAML: {exc}") from None
+    found = [data for data in found if data is not None] or [None]
+    for data in found:
+        if not isinstance(data, dict):
+            raise error(where, f"got {_kind(data)}", "A mapping of keys to values is expected")
+    return found
 
 
 def read(path: Path, error: type[InputError]) -> dict[str, Any]:
@@ -76,15 +175,27 @@ def read(path: Path, error: type[InputError]) -> dict[str, Any]:
     Raises:
         error: the file is missing, unreadable, too long, not YAML, or not a mapping.
     """
+    return parse(_contents(path, error), str(path), error)
+
+
+def read_all(path: Path, error: type[InputError]) -> list[dict[str, Any]]:
+    """Every YAML mapping of a file, at least one.
+
+    Raises:
+        error: the file is missing, unreadable, too long, not YAML, or a document is not a mapping.
+    """
+    return parse_all(_contents(path, error), str(path), error)
+
+
+def _contents(path: Path, error: type[InputError]) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise error(str(path), f"larger than {MAX_BYTES >> 20} MiB", "A YAML file is expected")
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise error(str(path), "not UTF-8 text", "A YAML file is expected") from None
-    except OSError as exc:
-        raise error(str(path), exc.strerror or str(exc), next="Check the path") from None
-    return parse(text, str(path), error)
+    except (OSError, ValueError) as exc:  # a name that no file can have
+        raise error(str(path), getattr(exc, "strerror", None) or str(exc), next="Check the path") from None
 
 
 def validate(model: type[M], data: Any, where: str, error: type[InputError]) -> M:
@@ -93,7 +204,7 @@ def validate(model: type[M], data: Any, where: str, error: type[InputError]) -> 
         return model.model_validate(data)
     except ValidationError as exc:
         details = sorted(exc.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
-        raise _translate(details[0], model, where, error) from None
+        raise _translate(details[0], model, data, where, error) from None
 
 
 def join(where: str, *keys: str | int) -> str:
@@ -114,8 +225,10 @@ def dump(data: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
 
 
-def _translate(detail: ErrorDetails, model: type[BaseModel], where: str, error: type[InputError]) -> InputError:
-    keys = [key for key in detail["loc"] if isinstance(key, int) or not _is_tag(key)]
+def _translate(
+    detail: ErrorDetails, model: type[BaseModel], data: Any, where: str, error: type[InputError]
+) -> InputError:
+    keys = _keys_in(data, detail["loc"], detail["type"] == "missing")
     place = join(where, *keys)
     if detail["type"] == "extra_forbidden":
         known = _fields_at(model, keys[:-1])
@@ -130,11 +243,18 @@ def _translate(detail: ErrorDetails, model: type[BaseModel], where: str, error: 
     return error(place, message if detail["type"] == "value_error" else f"{message}, got {_short(detail['input'])}")
 
 
-def _is_tag(key: str) -> bool:
-    """Pydantic adds the names of union members and validators to a location; they are no keys of the file."""
-    return (
-        "[" in key or "(" in key or key in {"str", "int", "float", "bool"} or (key[:1].isupper() and key.isidentifier())
-    )
+def _keys_in(data: Any, location: tuple[str | int, ...], missing: bool) -> list[str | int]:
+    """The keys of the file in a location of pydantic's, which also names members of unions and validators."""
+    keys: list[str | int] = []
+    for index, key in enumerate(location):
+        if isinstance(key, int) and isinstance(data, list | tuple) and key < len(data):
+            data = data[key]
+        elif isinstance(data, Mapping) and key in data:
+            data = data[key]
+        elif not (missing and index == len(location) - 1):
+            continue
+        keys.append(key)
+    return keys
 
 
 def _fields_at(model: type[BaseModel], keys: list[str | int]) -> list[str]:

@@ -183,3 +183,59 @@ def world(_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
         return path
 
     return write
+
+
+# --- a random model of any family: one small config fits all, so that a new family is tested without an entry here ---
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 40,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+    "num_experts": 3,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "shared_expert_intermediate_size": 20,
+}
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`random_model("LlamaForCausalLM", seed=1, near=FOLDER, spread=0.1, shards="20KB", **config)`: saves one.
+
+    Every parameter is random, norms and biases too; `near` another model's where one is given, of the same config.
+    """
+    import torch
+    import transformers
+
+    def make(
+        architecture: str,
+        seed: int = 0,
+        near: Path | None = None,
+        spread: float = 0.1,
+        shards: str = "1GB",
+        **changes: Any,
+    ) -> Path:
+        folder = tmp_path_factory.mktemp(architecture)
+        kind = getattr(transformers, architecture)
+        if near is not None:
+            model = kind.from_pretrained(near)
+        else:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                model = kind(kind.config_class(**SMALL | changes))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += spread * torch.randn(parameter.shape, generator=generator)
+        model.save_pretrained(folder, max_shard_size=shards)
+        return folder
+
+    return make

@@ -16,14 +16,15 @@ from typing import Any
 
 import torch
 
-from evosearch.checkpoints import references
-from evosearch.checkpoints.reader import Checkpoint
 from evosearch.errors import CandidateError, CheckpointError
 from evosearch.evaluation.harness import max_length_of
 from evosearch.evaluation.loglikelihood import ScoreOptions
 from evosearch.evaluation.scorer import Scorer
 from evosearch.evaluation.suite import Suite
 from evosearch.materialize.in_memory import ResidentModel
+from evosearch.materialize.inputs import Opener
+from evosearch.materialize.plan import donor_of
+from evosearch.recipe.schema import Recipe
 from evosearch.search.ports import Failure, Job, Outcome
 
 Progress = Callable[[str, float], None]
@@ -36,13 +37,14 @@ class WorkerConfig:
     `device` is `auto`, `cpu` or `cuda`; `threads` the CPU threads of one worker, 0 for torch's own choice.
     """
 
-    models: tuple[str, ...]  # every reference that recipes may name, the donor of config and tokenizer first
+    recipe: dict[str, Any]  # any recipe of those to come: which models they name, how they stack their layers
     suite: dict[str, Any]
     cache: Path
     out_dtype: str = "float32"
     device: str = "auto"
     threads: int = 0
     options: ScoreOptions = field(default_factory=ScoreOptions)
+    allow_pickle: bool = False
     resolvers: tuple[str, ...] = ("evosearch.zoo",)  # modules whose `register()` adds reference schemes
 
 
@@ -56,10 +58,13 @@ class Worker:
         register_schemes(config.resolvers)
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self.device = _device(config.device)
-        self.checkpoints = open_checkpoints(config.models, config.cache, progress)
-        donor = config.models[0]
-        self.resident = ResidentModel(self.checkpoints, donor, self.device, self._compute_dtype(config.out_dtype))
-        tokenizer = load_tokenizer(self.checkpoints[donor].folder)
+        example = Recipe.model_validate(config.recipe)
+        self.checkpoints = Opener(config.cache, progress, config.allow_pickle).inputs(example)
+        donor = next(iter(self.checkpoints))
+        self._compute_type = self._compute_dtype(config.out_dtype)
+        self.resident = ResidentModel(self.checkpoints, donor, self.device, self._compute_type, example)
+        self._others: list[ResidentModel] = []  # for controls that have other layers than the candidates
+        tokenizer = load_tokenizer(self.checkpoints[donor].tokenizer_folder)
         length = max_length_of(self.resident.model.config, tokenizer)
         self.scorer = Scorer(Suite.model_validate(config.suite), tokenizer, length, config.options)
         self.load_seconds = time.monotonic() - started
@@ -68,9 +73,10 @@ class Worker:
         """Score one job. Never raises for what a candidate does wrong: that is an outcome, too."""
         stage = "materialize"
         try:
-            seconds = {"materialize": self.resident.materialize(job.recipe)}
+            resident = self._resident(job.recipe)
+            seconds = {"materialize": resident.materialize(job.recipe)}
             stage = "score"
-            card = self.scorer.score(self.resident.model, job.batch, seconds)
+            card = self.scorer.score(resident.model, job.batch, seconds)
         except CandidateError as exc:
             failure = Failure(exc.stage, exc.reason, traceback.format_exc())
         except torch.OutOfMemoryError as exc:
@@ -80,6 +86,19 @@ class Worker:
         else:
             return Outcome(job, self.name, card=card, seconds=card.seconds)
         return Outcome(job, self.name, failure=failure)
+
+    def _resident(self, recipe: Recipe) -> ResidentModel:
+        """The model with the recipe's layers: the candidates' own, or one that was built for controls like this."""
+        if not set(recipe.references()) <= self.checkpoints.keys():
+            return self.resident  # which says what is not loaded
+        found = next((model for model in (self.resident, *self._others) if model.holds(recipe)), None)
+        if found is None:
+            donor = donor_of(recipe)
+            found = ResidentModel(
+                self.checkpoints, donor, self.device, self._compute_type, recipe, beside=self.resident
+            )
+            self._others.append(found)
+        return found
 
     def _compute_dtype(self, out_dtype: str) -> torch.dtype:
         """Weights are always rounded to `out_dtype`; a CPU then computes in float32, where bfloat16 is slow."""
@@ -95,11 +114,6 @@ def load_tokenizer(folder: Path) -> Any:
     except (OSError, ValueError, KeyError) as exc:
         reason = next(iter(str(exc).splitlines()), type(exc).__name__)
         raise CheckpointError(str(folder), f"no usable tokenizer: {reason}", next="Add its tokenizer files") from exc
-
-
-def open_checkpoints(models: tuple[str, ...], cache: Path, progress: Progress | None = None) -> dict[str, Checkpoint]:
-    """Resolve and open every model, mapped, each once."""
-    return {name: Checkpoint.open(references.resolve(name, cache, progress), name) for name in models}
 
 
 def register_schemes(modules: tuple[str, ...] = ("evosearch.zoo",)) -> None:

@@ -4,15 +4,15 @@ import time
 from collections.abc import Mapping
 
 import torch
-import transformers
 
 from evosearch.checkpoints.compatibility import check_compatible
-from evosearch.checkpoints.quiet import no_bars
 from evosearch.checkpoints.reader import Checkpoint
-from evosearch.errors import CandidateError, CheckpointError, RecipeError, did_you_mean
-from evosearch.materialize.apply import apply, extremes, not_finite
-from evosearch.materialize.plan import TensorOp, output_dtype, plan
-from evosearch.merging.registry import specs
+from evosearch.errors import CandidateError, RecipeError, did_you_mean
+from evosearch.materialize.apply import apply, extremes, not_finite, operations
+from evosearch.materialize.layout import output, unchanged
+from evosearch.materialize.plan import Input, output_dtype
+from evosearch.materialize.skeleton import build, targets
+from evosearch.merging.parameters import Memory
 from evosearch.recipe.schema import Recipe
 
 HEADROOM = 2.0  # device memory left over, as a multiple of the parents', before they are kept there
@@ -28,12 +28,15 @@ class ResidentModel:
         donor: the reference whose config the model is built from.
         device: where the model lives. The parents are kept there too where they fit, else in mapped host memory.
         compute_dtype: the type the model runs in. Weights are rounded to the recipe's output type first.
+        example: any recipe of those to come, where they stack layers otherwise than the donor does.
+        beside: a resident model of the same checkpoints and device, whose tensors of the parents are used here too.
 
     Attributes:
-        model: the transformers model, in eval mode, with sdpa attention; holds the donor's weights at first.
+        model: the transformers model, in eval mode, with sdpa attention.
 
     Raises:
         CheckpointError: the checkpoints do not fit each other, or transformers cannot build the donor's model.
+        RecipeError: the example asks for layers that are not there.
     """
 
     def __init__(
@@ -42,13 +45,33 @@ class ResidentModel:
         donor: str,
         device: torch.device | str = "cpu",
         compute_dtype: torch.dtype = torch.float32,
+        example: Recipe | None = None,
+        beside: "ResidentModel | None" = None,
     ) -> None:
-        check_compatible(list(checkpoints.values()))
-        self.device, self.shape = torch.device(device), checkpoints[donor].shape
-        self._methods = specs()
-        self.model = _build(checkpoints[donor], compute_dtype).to(self.device)
-        self._targets = _targets(self.model, checkpoints[donor])
-        self._tensors = {reference: self._resident(checkpoint) for reference, checkpoint in checkpoints.items()}
+        first = checkpoints[donor]
+        self.output = unchanged(donor, first) if example is None else output(example, checkpoints)
+        check_compatible(list(checkpoints.values()), same_depth=self.output.shape is first.shape)
+        self.device, self.shape = torch.device(device), self.output.shape
+        self._shapes = {reference: checkpoint.shape for reference, checkpoint in checkpoints.items()}
+        self._checkpoints = dict(checkpoints)
+        self._memory: Memory = beside._memory if beside is not None else Memory()
+        origins = self.output.origins
+        tokenizer = first.tokenizer_folder  # a generation config there has the tokenizer's ids
+        self.model = build(
+            tokenizer if (tokenizer / "generation_config.json").is_file() else first.folder,
+            self.output.config,
+            origins,
+            lambda name: checkpoints[origins[name].reference].load(origins[name].tensor),
+            compute_dtype,
+        ).to(self.device)
+        self._targets = targets(self.model, self.output.config, first.family, origins)
+        self._tensors: dict[str, dict[str, torch.Tensor]] = (
+            beside._tensors if beside is not None else self._resident(checkpoints)
+        )
+
+    def holds(self, recipe: Recipe) -> bool:
+        """Whether a recipe of these models has this model's layers."""
+        return output(recipe, self._checkpoints).shape == self.shape
 
     @torch.no_grad()
     def materialize(self, recipe: Recipe) -> float:
@@ -60,11 +83,11 @@ class ResidentModel:
         Raises:
             CandidateError: parameters that have no merge, or a merged tensor that is not finite. The model then holds
                 no candidate, and the next one overwrites it.
-            RecipeError: the recipe does not fit its method, or names a model that is not loaded.
+            RecipeError: the recipe does not fit its method, names a model that is not loaded, or stacks other layers.
         """
         started = time.perf_counter()
-        ops = plan(recipe, self.shape, self._methods)
-        self._check_loaded(ops[0])
+        self._check_loaded(recipe)
+        ops = operations(recipe, self._shapes, self.shape, self._tensor, self._content, self._memory)
         out_dtype, found = output_dtype(recipe), []
         for op in ops:
             merged = apply(op, self._tensor, out_dtype)
@@ -76,49 +99,47 @@ class ResidentModel:
                 raise CandidateError("materialize", not_finite(op.tensor, recipe.output_dtype))
         return time.perf_counter() - started
 
-    def _tensor(self, reference: str, name: str) -> torch.Tensor:
-        return self._tensors[reference][name].to(self.device, non_blocking=True)
+    def _tensor(self, source: Input) -> torch.Tensor:
+        return self._tensors[source.reference][source.tensor].to(self.device, non_blocking=True)
 
-    def _check_loaded(self, op: TensorOp) -> None:
-        for reference in op.sources:
+    def _content(self, reference: str) -> str:
+        return self._checkpoints[reference].content_sha256()
+
+    def _check_loaded(self, recipe: Recipe) -> None:
+        for reference in recipe.references():
             if reference not in self._tensors:
                 known = ", ".join(self._tensors)
                 near = did_you_mean(reference, self._tensors)
                 raise RecipeError("recipe.models", f"'{reference}' is not among the loaded models", known, near)
+        if not self.holds(recipe):
+            what = f"its layers are not those of the loaded model, which has {self.shape.num_layers}"
+            raise RecipeError("recipe.slices", what)
 
-    def _resident(self, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-        """A parent's tensors: mapped from its files, or copied to the device where there is room."""
-        tensors = {name: checkpoint.load(name) for name in checkpoint.tensors}
-        if self.device.type == "cuda":
-            size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-            if torch.cuda.mem_get_info(self.device)[0] > HEADROOM * size:
-                tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
-        return tensors
+    def _resident(self, checkpoints: Mapping[str, Checkpoint]) -> dict[str, dict[str, torch.Tensor]]:
+        """The parents' tensors: mapped from files, or copied to the device where there is room.
 
+        What one checkpoint takes from another (an adapter's base) is held once.
+        """
+        held: dict[tuple[int, str], torch.Tensor] = {}
 
-def _build(donor: Checkpoint, compute_dtype: torch.dtype) -> torch.nn.Module:
-    """The transformers model of a checkpoint, its weights copied: it is written to, the mapped files must not be."""
-    rename = donor.family.to_module_name
-    weights = {rename(name): donor.load(name).to(compute_dtype, copy=True) for name in donor.tensors}
-    config = transformers.AutoConfig.from_pretrained(donor.folder)
-    kind = getattr(transformers, donor.shape.architecture)
-    try:
-        with no_bars():
-            model = kind.from_pretrained(
-                None, config=config, state_dict=weights, dtype=compute_dtype, attn_implementation="sdpa"
-            )
-        if (donor.folder / "generation_config.json").is_file():  # what the export will carry, as its end tokens
-            model.generation_config = transformers.GenerationConfig.from_pretrained(donor.folder)
-    except (RuntimeError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(str(donor.folder), f"transformers cannot build this model: {reason}") from error
-    built: torch.nn.Module = model.eval().requires_grad_(False)
-    return built
+        def hold(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+            while (under := checkpoint.shares(name)) is not None:
+                checkpoint = under
+            key = (id(checkpoint), name)
+            if key not in held:
+                held[key] = checkpoint.load(name)
+            return held[key]
 
-
-def _targets(model: torch.nn.Module, donor: Checkpoint) -> dict[str, torch.nn.Parameter]:
-    """Disk name → the live parameter it is written into. Tied embeddings are one parameter, written once."""
-    live = dict(model.named_parameters())
-    targets = {name: live.pop(donor.family.to_module_name(name)) for name in donor.tensors}
-    assert not live, f"parameters without a tensor on disk: {sorted(live)}"
-    return targets
+        tensors = {
+            reference: {name: hold(checkpoint, name) for name in checkpoint.tensors}
+            for reference, checkpoint in checkpoints.items()
+        }
+        if self.device.type != "cuda":
+            return tensors
+        size = sum(tensor.numel() * tensor.element_size() for tensor in held.values())
+        if torch.cuda.mem_get_info(self.device)[0] <= HEADROOM * size:
+            return tensors
+        moved = {id(tensor): tensor.to(self.device) for tensor in held.values()}
+        return {
+            reference: {name: moved[id(tensor)] for name, tensor in own.items()} for reference, own in tensors.items()
+        }

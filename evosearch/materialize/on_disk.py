@@ -12,9 +12,9 @@ from evosearch.checkpoints.compatibility import check_compatible
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.writer import MAX_SHARD_BYTES, CheckpointWriter
 from evosearch.errors import CandidateError
-from evosearch.materialize.apply import apply, extremes, not_finite
-from evosearch.materialize.plan import output_dtype, plan
-from evosearch.merging.registry import specs
+from evosearch.materialize.apply import apply, extremes, not_finite, operations
+from evosearch.materialize.layout import output
+from evosearch.materialize.plan import output_dtype
 from evosearch.recipe.schema import Recipe
 
 PAGE = 4096  # bytes
@@ -61,16 +61,28 @@ def write_checkpoint(
         CandidateError: parameters that have no merge, or a merged tensor that is not finite.
     """
     clock, model = _Clock(), checkpoints[donor]
-    check_compatible([checkpoints[reference] for reference in recipe.references()])
-    ops, dtype = plan(recipe, model.shape, specs()), output_dtype(recipe)
-    layout = [(op.tensor, model.tensors[op.tensor].shape) for op in ops]
-    with CheckpointWriter(out, layout, dtype, model.folder, max_shard_bytes=max_shard_bytes) as writer:
+    laid = output(recipe, checkpoints)
+    same_depth = laid.shape is model.shape
+    check_compatible([checkpoints[reference] for reference in recipe.references()], same_depth=same_depth)
+    shapes = {reference: checkpoint.shape for reference, checkpoint in checkpoints.items()}
+    ops = operations(
+        recipe,
+        shapes,
+        laid.shape,
+        lambda source: checkpoints[source.reference].load(source.tensor),
+        lambda reference: checkpoints[reference].content_sha256(),
+    )
+    dtype = output_dtype(recipe)
+    layout = [(op.tensor, laid.sizes[op.tensor]) for op in ops]
+    with CheckpointWriter(
+        out, layout, dtype, model.folder, laid.config, max_shard_bytes, tokenizer=model.tokenizer_folder
+    ) as writer:
         for op in ops:
-            inputs = {reference: checkpoints[reference].load(op.tensor) for reference in op.sources}
+            inputs = {source: checkpoints[source.reference].load(source.tensor) for source in op.sources}
             for tensor in inputs.values():
                 _touch(tensor)
             clock.lap("read")
-            merged = apply(op, lambda reference, _, loaded=inputs: loaded[reference], dtype)  # type: ignore[misc]
+            merged = apply(op, inputs.__getitem__, dtype)
             if not extremes(merged).isfinite().all():
                 raise CandidateError("materialize", not_finite(op.tensor, recipe.output_dtype))
             clock.lap("merge")

@@ -1,16 +1,26 @@
 """The plan of a merge: one operation a tensor, with every parameter as it is there. Reads no disk."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 
 from evosearch import documents
 from evosearch.errors import RecipeError
-from evosearch.merging.parameters import Parameters
-from evosearch.recipe.parameters import Setting, lookup
-from evosearch.recipe.schema import Input, Recipe, check
-from evosearch.recipe.shapes import MethodSpec, ModelShape, Param, Scalar
+from evosearch.merging.parameters import Origin, Parameters
+from evosearch.recipe.blocks import Block, Entry, Scope, blocks
+from evosearch.recipe.checks import check
+from evosearch.recipe.parameters import lookup
+from evosearch.recipe.schema import Recipe
+from evosearch.recipe.shapes import MethodSpec, ModelShape, Param, Place, Scalar
+
+
+@dataclass(frozen=True)
+class Input:
+    """One tensor of one model, by its name there."""
+
+    reference: str
+    tensor: str
 
 
 @dataclass(frozen=True)
@@ -18,22 +28,22 @@ class TensorOp:
     """How one tensor of the output is made.
 
     Attributes:
-        tensor: its name on disk, in the output and in every source.
+        tensor: its name on disk in the output.
         method: the merge method.
-        base: the base's reference, or None.
-        parents: the parents' references, in the recipe's order.
+        base: the base's tensor, or None.
+        parents: the parents' tensors, in the recipe's order.
         parameters: evaluated at this tensor.
     """
 
     tensor: str
     method: str
-    base: str | None
-    parents: tuple[str, ...]
+    base: Input | None
+    parents: tuple[Input, ...]
     parameters: Parameters
 
     @property
-    def sources(self) -> tuple[str, ...]:
-        """Every model whose tensor is read."""
+    def sources(self) -> tuple[Input, ...]:
+        """Every tensor that is read."""
         return (self.base, *self.parents) if self.base is not None else self.parents
 
 
@@ -48,14 +58,23 @@ def output_dtype(recipe: Recipe) -> torch.dtype:
     return dtype
 
 
-def plan(recipe: Recipe, shape: ModelShape, methods: Mapping[str, MethodSpec]) -> tuple[TensorOp, ...]:
+def plan(
+    recipe: Recipe,
+    shapes: Mapping[str, ModelShape],
+    out: ModelShape,
+    methods: Mapping[str, MethodSpec],
+    contents: Mapping[str, str] | None = None,
+) -> tuple[TensorOp, ...]:
     """Every operation of a merge, in the order of the output's tensors.
 
-    A parameter is looked up in the model's own `parameters`, then in the recipe's, then is the method's default; where
-    no filter of a scope matches, the next scope is asked.
+    A parameter is looked up in the model's own `parameters`, then in the slice's, the module's and the recipe's, then
+    is the method's default; where no filter of a scope matches, the next scope is asked. A gradient spans the layers
+    of its slice; embeddings stand at its start, final norm and head at its end.
 
     Args:
-        shape: the layout of the output, and of every source.
+        shapes: the layout of every model the recipe names.
+        out: the layout of the output, from `layout.output`.
+        contents: reference → content_sha256, for methods that draw masks, and for what is remembered.
 
     Raises:
         RecipeError: the recipe does not fit its method, or a parameter without default has no value at some tensor.
@@ -63,52 +82,133 @@ def plan(recipe: Recipe, shape: ModelShape, methods: Mapping[str, MethodSpec]) -
     check(recipe, methods)
     assert recipe.merge_method is not None
     spec = methods[recipe.merge_method]
-    _refuse_hidden_base(recipe, spec)
-    base = recipe.base_model if spec.takes_base else None
-    parents = recipe.parents if spec.takes_base else recipe.models
-    names, dtype = tuple(entry.model for entry in parents), getattr(torch, recipe.dtype)
+    runs = tuple(_Run(block, spec, recipe, shapes, contents or {}) for block in blocks(recipe))
+    for run in runs:
+        run.refuse_hidden_base()
+    first, last, starts = runs[0], runs[-1], _starts(runs)
     ops = []
-    for tensor in shape.by_name:
-        at = _At(recipe, tensor, shape.position(tensor))
-        shared = {name: at.shared(name, p) for name, p in spec.parameters.items() if not p.per_model}
-        own = {name: at.own(name, p, parents) for name, p in spec.parameters.items() if p.per_model}
-        ops.append(TensorOp(tensor, spec.name, base, names, Parameters(shared, own, dtype)))
+    for tensor in out.tensors:
+        if tensor.layer is None:
+            run, position = (first, 0.0) if tensor.place is Place.EMBEDDINGS else (last, 1.0)
+            ops.append(run.op(tensor.name, None, out, position))
+            continue
+        index = max(i for i, start in enumerate(starts) if start <= tensor.layer)
+        run, offset = runs[index], tensor.layer - starts[index]
+        ops.append(run.op(tensor.name, offset, out, offset / (run.length - 1) if run.length > 1 else 1.0))
     return tuple(ops)
 
 
-def _refuse_hidden_base(recipe: Recipe, spec: MethodSpec) -> None:
-    """mergekit averages an unlisted base in, with the recipe's weight. Whoever wants that can say so."""
-    listed = [entry.model for entry in recipe.models]
-    if spec.takes_base or recipe.base_model is None or recipe.base_model in listed:
-        return
-    hidden = [name for name, param in spec.parameters.items() if param.per_model and name in recipe.parameters]
-    if hidden:
-        raise RecipeError(
-            documents.join("recipe", "parameters", hidden[0]),
-            f"is it meant for base_model, too? {spec.name} has no base apart from its models",
-            "List the base in models with a weight of its own (0 to leave it out), or give every model its own",
+def length_of(block: Block, shapes: Mapping[str, ModelShape]) -> int:
+    """How many of the output's layers a block gives.
+
+    Raises:
+        RecipeError: a source has fewer layers than are asked of it.
+    """
+    for entry in block.entries:
+        depth = shapes[entry.model].num_layers
+        if entry.layers is not None and entry.layers[1] > depth:
+            where = documents.join("recipe", entry.where, "layer_range")
+            raise RecipeError(where, f"got {list(entry.layers)}", f"'{entry.model}' has layers 0 to {depth - 1}")
+    entry = block.entries[0]
+    first, end = entry.layers or (0, shapes[entry.model].num_layers)
+    return end - first
+
+
+def _starts(runs: tuple["_Run", ...]) -> list[int]:
+    starts, layer = [], 0
+    for run in runs:
+        starts.append(layer)
+        layer += run.length
+    return starts
+
+
+class _Run:
+    """One block of a recipe, over its layers of the output."""
+
+    def __init__(
+        self,
+        block: Block,
+        spec: MethodSpec,
+        recipe: Recipe,
+        shapes: Mapping[str, ModelShape],
+        contents: Mapping[str, str],
+    ) -> None:
+        self.block, self.spec, self.recipe, self.shapes, self.contents = block, spec, recipe, shapes, contents
+        self.length = length_of(block, shapes)
+        self.base = block.base if spec.takes_base else None
+        self.parents = block.parents if spec.takes_base else block.entries
+        layers = block.layers_of_base() if self.base is not None else None
+        self.base_entry = Entry(self.base, layers, {}, "base_model") if self.base is not None else None
+
+    def refuse_hidden_base(self) -> None:
+        """mergekit averages an unlisted base in, with the recipe's weight. Whoever wants that can say so.
+
+        (Not into slices: there it takes the sources as they are.)
+        """
+        listed = [entry.model for entry in self.block.entries]
+        sliced = self.block.entries[0].layers is not None
+        if self.spec.takes_base or self.block.base is None or self.block.base in listed or sliced:
+            return
+        for scope, key in zip(self.block.shared, self.block.keys, strict=True):
+            for name, param in self.spec.parameters.items():
+                if param.per_model and name in scope:
+                    raise RecipeError(
+                        documents.join("recipe", key, name),
+                        f"is it meant for base_model, too? {self.spec.name} has no base apart from its models",
+                        "List the base in models with a weight of its own (0 to leave it out), "
+                        "or give every model its own",
+                    )
+
+    def op(self, tensor: str, offset: int | None, out: ModelShape, position: float) -> TensorOp:
+        """The operation that makes `tensor`, at layer `offset` of the block."""
+        base = self._input(self.base_entry, tensor, offset, out) if self.base_entry is not None else None
+        parents = tuple(self._input(entry, tensor, offset, out) for entry in self.parents)
+        at = _At(self.block, tensor, position)
+        shared = {name: at.shared(name, p) for name, p in self.spec.parameters.items() if not p.per_model}
+        own = {name: at.own(name, p, self.parents) for name, p in self.spec.parameters.items() if p.per_model}
+        parameters = Parameters(
+            shared,
+            own,
+            getattr(torch, self.recipe.dtype),
+            self.recipe.seed,
+            self._origin(base) if base is not None else None,
+            tuple(self._origin(parent) for parent in parents),
         )
+        return TensorOp(tensor, self.spec.name, base, parents, parameters)
+
+    def _input(self, entry: Entry, tensor: str, offset: int | None, out: ModelShape) -> Input:
+        if offset is None:
+            return Input(entry.model, tensor)
+        first = entry.layers[0] if entry.layers is not None else 0
+        return Input(entry.model, out.at_layer(tensor, first + offset))
+
+    def _origin(self, source: Input) -> Origin:
+        return Origin(self.contents.get(source.reference, ""), source.tensor)
 
 
 @dataclass(frozen=True)
 class _At:
     """Parameter values at one tensor."""
 
-    recipe: Recipe
+    block: Block
     tensor: str
     position: float
 
     def shared(self, name: str, param: Param) -> Scalar:
-        return self._value(name, param, (self.recipe.parameters,), documents.join("recipe", "parameters", name))
+        return self._value(name, param, self.block.shared, documents.join("recipe", "parameters", name))
 
-    def own(self, name: str, param: Param, parents: tuple[Input, ...]) -> tuple[Scalar, ...]:
-        values = []
-        for entry in parents:
-            where = documents.join("recipe", "models", self.recipe.models.index(entry), "parameters", name)
-            values.append(self._value(name, param, (entry.parameters, self.recipe.parameters), where))
-        return tuple(values)
+    def own(self, name: str, param: Param, parents: tuple[Entry, ...]) -> tuple[Scalar, ...]:
+        return tuple(
+            self._value(
+                name,
+                param,
+                (entry.own, *self.block.shared),
+                documents.join("recipe", entry.where, "parameters", name),
+            )
+            for entry in parents
+        )
 
-    def _value(self, name: str, param: Param, scopes: tuple[Mapping[str, Setting], ...], where: str) -> Scalar:
+    def _value(self, name: str, param: Param, scopes: tuple[Scope, ...], where: str) -> Scalar:
         value = lookup(name, scopes, self.tensor, self.position)
         if value is None:
             value = param.default
@@ -116,3 +216,10 @@ class _At:
             next = "Add a last entry without a filter, for all other tensors"
             raise RecipeError(where, f"no filter matches tensor '{self.tensor}'", next=next)
         return value
+
+
+def with_survey(ops: tuple[TensorOp, ...], facts: Iterator[object]) -> tuple[TensorOp, ...]:
+    """The operations with what a survey found for each."""
+    return tuple(
+        replace(op, parameters=replace(op.parameters, survey=fact)) for op, fact in zip(ops, facts, strict=True)
+    )

@@ -1,25 +1,26 @@
-"""A candidate as something to keep: its recipe, the same for mergekit, or the merged checkpoint.
+"""A candidate as something to keep: its recipe, the same for mergekit, the merged checkpoint, or a LoRA of its base.
 
 The files say in their first lines where they come from. What is written appears whole or not at all.
 """
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from evosearch import documents
-from evosearch.errors import InputError, RecipeError
+from evosearch.errors import CheckpointError, InputError, RecipeError
 from evosearch.evaluation.inference import Interval
 from evosearch.recipe.mergekit import to_mergekit
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import ModelShape
 
-Format = Literal["recipe", "mergekit", "checkpoint"]
-RECIPE_FILE = "recipe.yaml"  # beside the weights of an exported checkpoint
+Format = Literal["recipe", "mergekit", "checkpoint", "adapter"]
+FOLDERS: Mapping[Format, str] = {"checkpoint": "config.json", "adapter": "adapter_config.json"}  # a file each has
+RECIPE_FILE = "recipe.yaml"  # beside exported weights
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,20 @@ def export(
     *,
     shape: ModelShape | None = None,
     folders: Mapping[str, str] | None = None,
+    adapted: Collection[str] = (),
     write_checkpoint: Callable[[Recipe, Path], object] | None = None,
+    write_adapter: Callable[[Recipe, Path], object] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a recipe as `fmt`.
 
     Args:
-        out: the file (for a checkpoint: the folder) to write; folders above it are made.
+        out: the file (for a checkpoint or an adapter: the folder) to write; folders above it are made.
         shape: the models' layout, which `mergekit` needs.
         folders: reference → folder, for mergekit, of references that it cannot resolve.
+        adapted: the references that are a model and an adapter.
         write_checkpoint: writes the merged model to a folder that does not exist yet, which `checkpoint` needs.
+        write_adapter: the same for an adapter.
         overwrite: replace what is at `out`.
 
     Raises:
@@ -59,15 +64,21 @@ def export(
         RecipeError: mergekit cannot express the recipe.
     """
     _refuse_existing(out, fmt, overwrite)
-    if fmt == "checkpoint":
-        assert write_checkpoint is not None
+    if fmt in FOLDERS:
+        write = write_checkpoint if fmt == "checkpoint" else write_adapter
+        assert write is not None
         with _replacing(out) as temporary:
-            write_checkpoint(recipe, temporary)
+            try:
+                write(recipe, temporary)
+            except CheckpointError as exc:
+                if exc.where != str(temporary):
+                    raise
+                raise CheckpointError(str(out), exc.what, exc.allowed, exc.next) from None
             (temporary / RECIPE_FILE).write_text(recipe_text(recipe, provenance, RECIPE_FILE), encoding="utf-8")
         return out
     if fmt == "mergekit":
         assert shape is not None
-        text = header(provenance) + to_mergekit(recipe, shape, folders)
+        text = header(provenance) + to_mergekit(recipe, shape, folders, adapted)
     else:
         text = recipe_text(recipe, provenance, out.name)
     with _replacing(out) as temporary:
@@ -108,10 +119,10 @@ def _shown(reference: str) -> str:
 
 
 def _refuse_existing(out: Path, fmt: Format, overwrite: bool) -> None:
-    """Only what an export may have written is ever replaced: a file, or a folder with a model in it."""
-    if not out.exists() or (fmt == "checkpoint" and out.is_dir() and not any(out.iterdir())):
+    """Only what an export may have written is ever replaced: a file, or a folder with a model or an adapter in it."""
+    if not out.exists() or (fmt in FOLDERS and out.is_dir() and not any(out.iterdir())):
         return
-    if out.is_dir() != (fmt == "checkpoint") or (out.is_dir() and not (out / "config.json").exists()):
+    if out.is_dir() != (fmt in FOLDERS) or (fmt in FOLDERS and not (out / FOLDERS[fmt]).exists()):
         kind = "folder" if out.is_dir() else "file"
         raise InputError(str(out), f"is a {kind} that is no {fmt} of a model", next="Name another path")
     if not overwrite:

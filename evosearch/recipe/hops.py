@@ -13,9 +13,9 @@ class Hop(Document):
     With C_k the product of the scales of hops 1..k, hop k computes h ← h + F_k(h) / C_k.
     """
 
-    model: str
-    layer: Annotated[int, Field(ge=0)]
-    scale: Annotated[float, Field(gt=0)] = 1.0
+    model: Annotated[str, Field(min_length=1, max_length=4096)]
+    layer: Annotated[int, Field(ge=0, le=1_000_000, strict=True)]
+    scale: Annotated[float, Field(gt=0, strict=True)] = 1.0
 
 
 class Routing(Document):

@@ -5,7 +5,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from evosearch.recipe.schema import NO_EFFECT, Recipe
+from evosearch.recipe.schema import NO_EFFECT, Recipe, Slice
+from evosearch.recipe.tokens import Tokenizer
 
 VERSION = 1  # of the canonical form; a change makes other ids
 
@@ -26,6 +27,22 @@ def canonical(recipe: Recipe, inputs: Mapping[str, str]) -> str:
         "out_dtype": recipe.output_dtype,
         "seed": recipe.seed,
     }
+    # What a recipe does not use leaves no trace: the ids of recipes without slices or tokens stay as they were.
+    if recipe.slices:
+        data["slices"] = [_slice(part, inputs) for part in recipe.slices]
+    if recipe.modules:
+        data["modules"] = {
+            name: {
+                "models": [{"model": inputs[m.model], "parameters": _plain(m.parameters)} for m in module.models],
+                "slices": [_slice(part, inputs) for part in module.slices],
+                "parameters": _plain(module.parameters),
+            }
+            for name, module in recipe.modules.items()
+        }
+    if recipe.vocabulary is not None:
+        data["tokenizer"] = _tokens(recipe.vocabulary, inputs)
+    if recipe.chat_template is not None:
+        data["chat_template"] = recipe.chat_template
     if recipe.routing is not None:
         data["routing"] = [[inputs[hop.model], hop.layer, float(hop.scale)] for hop in recipe.routing.hops]
     return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -39,6 +56,33 @@ def recipe_id(recipe: Recipe, inputs: Mapping[str, str]) -> str:
 def digest(data: Any) -> str:
     """sha256 (hex) of any plain data, as sorted JSON."""
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _slice(part: Slice, inputs: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "sources": [
+            {
+                "model": inputs[source.model],
+                "layers": list(source.layer_range),
+                "parameters": _plain(source.parameters),
+            }
+            for source in part.sources
+        ],
+        "base_model": inputs[part.base_model] if part.base_model else None,
+        "parameters": _plain(part.parameters),
+    }
+
+
+def _tokens(tokenizer: Tokenizer, inputs: Mapping[str, str]) -> dict[str, Any]:
+    data = tokenizer.model_dump(mode="json")
+    data["source"] = inputs.get(tokenizer.source, tokenizer.source)
+    for token in data["tokens"].values():
+        source = token["source"]
+        if isinstance(source, str):
+            token["source"] = inputs[source]
+        elif source is not None and "model" in source:
+            source["model"] = inputs[source["model"]]
+    return data
 
 
 def _plain(node: Any) -> Any:

@@ -6,14 +6,17 @@ unlisted base into a linear merge. Written files depend on neither.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from evosearch import documents
 from evosearch.errors import RecipeError
+from evosearch.recipe.blocks import Block, Entry, Scope, blocks
+from evosearch.recipe.files import is_recipe
 from evosearch.recipe.parameters import Setting, evaluate
 from evosearch.recipe.schema import NO_EFFECT, Recipe
-from evosearch.recipe.shapes import ModelShape, Scalar
+from evosearch.recipe.shapes import ModelShape, Place, Scalar, TensorSpec
 
 # Method → its parameters that mergekit has; of the others only the value named here is what mergekit does.
 PARAMETERS = {
@@ -21,21 +24,28 @@ PARAMETERS = {
     "slerp": ("t",),
     "task_arithmetic": ("weight", "normalize", "lambda"),
     "ties": ("weight", "density", "normalize", "lambda"),
+    "dare_linear": ("weight", "density", "normalize", "rescale", "lambda"),
+    "dare_ties": ("weight", "density", "normalize", "rescale", "lambda"),
+    "passthrough": ("scale",),
 }
+RANDOM = ("dare_linear", "dare_ties")
 IMPLIED = {"slerp": {"norm": "keep"}, "ties": {"sign_method": "magnitude", "trim_scope": "tensor"}}
 INSTEAD = "Export the merged checkpoint instead"
 
 
-def to_mergekit(recipe: Recipe, shape: ModelShape, folders: Mapping[str, str] | None = None) -> str:
+def to_mergekit(
+    recipe: Recipe, shape: ModelShape, folders: Mapping[str, str] | None = None, adapted: Collection[str] = ()
+) -> str:
     """The recipe as a file that mergekit merges to the same weights.
 
     Gradients become one number a layer behind explicit entries for embeddings, final norm and head. References stay as
     the recipe has them.
 
     Args:
-        shape: the layout of the models.
+        shape: the layout of the output.
         folders: reference → folder, for references that mergekit cannot resolve (`zoo:` and other schemes). Without
             an entry they are written as they are, and named in the header.
+        adapted: the references that are a model and an adapter.
 
     Raises:
         RecipeError: mergekit cannot express it; says what, and what to do instead.
@@ -43,19 +53,25 @@ def to_mergekit(recipe: Recipe, shape: ModelShape, folders: Mapping[str, str] | 
     _check_expressible(recipe, shape)
     names = {reference: (folders or {}).get(reference, reference) for reference in recipe.references()}
     for reference, name in names.items():
-        _check_reference(reference, name)
+        _check_reference(reference, name, reference in adapted)
+    parts, views = blocks(recipe), _views(blocks(recipe), shape)
     data: dict[str, Any] = {"merge_method": recipe.merge_method}
     # Without a base mergekit takes config and tokenizer from whichever model its hashing puts first.
-    data["base_model"] = names[recipe.base_model or recipe.models[0].model]
-    data["models"] = [_model(recipe, model, own, names, shape) for model, own in _entries(recipe)]
-    if shared := _settings(recipe, recipe.parameters, shape):
+    data["base_model"] = names[recipe.base_model or parts[0].entries[0].model]
+    if parts[0].entries[0].layers is None:
+        data["models"] = [_entry_of(recipe, entry, names, views[0]) for entry in _listed(recipe, parts[0])]
+    else:
+        _check_last_slice(parts)
+        data["slices"] = [_slice(recipe, block, names, view) for block, view in zip(parts, views, strict=True)]
+    if shared := _shared(recipe, parts, views):
         data["parameters"] = shared
     data |= {"dtype": recipe.dtype, "out_dtype": recipe.output_dtype}
-    return _header(names) + documents.dump(data)
+    data |= _vocabulary(recipe, names)
+    return _header(recipe, names, adapted) + documents.dump(data)
 
 
 def from_mergekit(text: str, where: str) -> Recipe:
-    """A recipe from mergekit's YAML in its `models` form.
+    """A recipe from mergekit's YAML.
 
     Gradients keep our meaning: the final norm and the head are at the last layer. Where mergekit would average an
     unlisted base in, it is listed.
@@ -68,7 +84,7 @@ def from_mergekit(text: str, where: str) -> Recipe:
     """
     recipe = documents.validate(Recipe, documents.parse(text, where, RecipeError), where, RecipeError)
     listed = [entry.model for entry in recipe.models]
-    if recipe.merge_method != "linear" or recipe.base_model is None or recipe.base_model in listed:
+    if recipe.merge_method != "linear" or not listed or recipe.base_model is None or recipe.base_model in listed:
         return recipe
     if "weight" not in recipe.parameters:
         what = "mergekit averages base_model in, and it has no weight"
@@ -100,84 +116,168 @@ def _check_expressible(recipe: Recipe, shape: ModelShape) -> None:
         raise RecipeError("recipe.models", what, next=INSTEAD)
 
 
-def _scopes(recipe: Recipe) -> Iterator[tuple[str, Mapping[str, Setting]]]:
-    yield "recipe.parameters", recipe.parameters
-    for index, entry in enumerate(recipe.models):
-        yield documents.join("recipe", "models", index, "parameters"), entry.parameters
+def _scopes(recipe: Recipe) -> Iterator[tuple[str, Scope]]:
+    for block in blocks(recipe):
+        for key, scope in zip(block.keys, block.shared, strict=True):
+            yield documents.join("recipe", key), scope
+        for entry in block.entries:
+            yield documents.join("recipe", entry.where, "parameters"), entry.own
 
 
-def _check_reference(reference: str, name: str) -> None:
-    is_path = name.startswith(("/", "./", "../", "~"))
-    if "+" in name or (is_path and "@" in name):
+def _check_reference(reference: str, name: str, adapted: bool) -> None:
+    if is_recipe(name):
+        what = "mergekit takes no recipe for a model"
+        raise RecipeError(reference, what, next=f"{INSTEAD}, or merge it and name the folder")
+    parts = name.split("+") if adapted else [name]
+    if any("+" in part or (part.startswith(("/", "./", "../", "~")) and "@" in part) for part in parts):
         what = f"mergekit would read a part of '{name}' as an adapter or a revision"
         raise RecipeError(reference, what, next="Move the model to a folder without '+' and '@'")
 
 
-def _entries(recipe: Recipe) -> list[tuple[str, Mapping[str, Setting]]]:
-    """The models and their parameters. The base is always listed: unlisted, mergekit adds it last, with parameters."""
-    entries = [(entry.model, entry.parameters) for entry in recipe.models]
-    if recipe.base_model and all(model != recipe.base_model for model, _ in entries):
+def _check_last_slice(parts: tuple[Block, ...]) -> None:
+    if len(parts[-1].entries) > len(parts[0].entries):
+        what = (
+            f"mergekit would take but {len(parts[0].entries)} of them for final norm and head, as many as the first has"
+        )
+        raise RecipeError(documents.join("recipe", parts[-1].where, "sources"), what, next=INSTEAD)
+
+
+@dataclass(frozen=True)
+class _View:
+    """One block's part of the output: layers `first` to `first + length`, and what lies before or after them."""
+
+    shape: ModelShape
+    first: int
+    length: int
+    opens: bool  # it gives the embeddings
+    closes: bool  # it gives final norm and head
+
+    def names(self) -> list[str]:
+        return [tensor.name for tensor in self.shape.tensors if self._has(tensor)]
+
+    def ends(self) -> list[str]:
+        return [name for name in self.names() if self.shape.by_name[name].layer is None]
+
+    def position(self, name: str) -> float:
+        layer = self.shape.by_name[name].layer
+        if layer is None:
+            return 0.0 if self.shape.by_name[name].place is Place.EMBEDDINGS else 1.0
+        return (layer - self.first) / (self.length - 1) if self.length > 1 else 1.0
+
+    def per_layer(self, gradient: Any) -> list[Scalar]:
+        """One number a layer; mergekit interpolates between them, and at a layer finds the layer's own."""
+        return [_at(gradient, "", i / (self.length - 1) if self.length > 1 else 1.0) for i in range(self.length)]
+
+    def _has(self, tensor: TensorSpec) -> bool:
+        if tensor.layer is None:
+            return self.opens if tensor.place is Place.EMBEDDINGS else self.closes
+        return self.first <= tensor.layer < self.first + self.length
+
+
+def _views(parts: tuple[Block, ...], shape: ModelShape) -> list[_View]:
+    found: list[_View] = []
+    first = 0
+    for index, block in enumerate(parts):
+        start, end = block.entries[0].layers or (0, shape.num_layers)
+        found.append(_View(shape, first, end - start, index == 0, index == len(parts) - 1))
+        first += end - start
+    return found
+
+
+def _listed(recipe: Recipe, block: Block) -> list[Entry]:
+    """The models. The base is always among them: where it is not, mergekit adds it last, with parameters."""
+    entries = list(block.entries)
+    if block.base and all(entry.model != block.base for entry in entries):
         own = {"weight": 0.0} if recipe.merge_method == "linear" else {}  # there the base is but config and tokenizer
-        entries.insert(0, (recipe.base_model, own))
+        entries.insert(0, Entry(block.base, None, own, "base_model"))
     return entries
 
 
-def _model(
-    recipe: Recipe, model: str, own: Mapping[str, Setting], names: Mapping[str, str], shape: ModelShape
-) -> dict[str, Any]:
-    settings = _settings(recipe, own, shape)
-    return {"model": names[model]} | ({"parameters": settings} if settings else {})
+def _entry_of(recipe: Recipe, entry: Entry, names: Mapping[str, str], view: _View) -> dict[str, Any]:
+    settings = _settings(recipe, entry.own, view)
+    layers = {"layer_range": list(entry.layers)} if entry.layers is not None else {}
+    return {"model": names[entry.model]} | layers | ({"parameters": settings} if settings else {})
 
 
-def _settings(recipe: Recipe, scope: Mapping[str, Setting], shape: ModelShape) -> dict[str, Any]:
-    assert recipe.merge_method is not None
+def _slice(recipe: Recipe, block: Block, names: Mapping[str, str], view: _View) -> dict[str, Any]:
+    entries = list(block.entries)
+    needs_base = recipe.merge_method != "linear" and block.base is not None
+    if needs_base and all(entry.model != block.base for entry in entries):
+        assert block.base is not None
+        entries.insert(0, Entry(block.base, block.layers_of_base(), {}, "base_model"))
+    data: dict[str, Any] = {"sources": [_entry_of(recipe, entry, names, view) for entry in entries]}
+    if block.base is not None and block.base != recipe.base_model:
+        data["base_model"] = names[block.base]
+    if settings := _settings(recipe, block.shared[0], view):
+        data["parameters"] = settings
+    return data
+
+
+def _shared(recipe: Recipe, parts: tuple[Block, ...], views: list[_View]) -> dict[str, Any]:
+    """The recipe's own parameters, a module's taken in: narrower ones win, as far as their filters reach."""
+    scopes = parts[0].shared[1:] if parts[0].entries[0].layers is not None else parts[0].shared
+    merged: dict[str, list[dict[str, Any]]] = {}
+    for scope in scopes:
+        for name, setting in scope.items():
+            if name in PARAMETERS[recipe.merge_method or ""]:
+                merged.setdefault(name, []).extend(_conditions(setting))
+    return {name: _shortest(_explicit(entries, views)) for name, entries in merged.items()}
+
+
+def _settings(recipe: Recipe, scope: Scope, view: _View) -> dict[str, Any]:
+    known = PARAMETERS[recipe.merge_method or ""]
     return {
-        name: _explicit(setting, shape) for name, setting in scope.items() if name in PARAMETERS[recipe.merge_method]
+        name: _shortest(_explicit(_conditions(setting), [view])) for name, setting in scope.items() if name in known
     }
 
 
-def _explicit(setting: Setting, shape: ModelShape) -> Any:
-    """The same setting with nothing left to a gradient's convention."""
-    if not isinstance(setting, list | tuple):
-        return setting
-    entries: list[dict[str, Any]] = [{"filter": None, "value": setting}]
-    if isinstance(setting[0], Mapping):
-        entries = [dict(entry) for entry in setting]
-    if not any(isinstance(entry["value"], list | tuple) for entry in entries):
-        return [_entry(entry["filter"], entry["value"]) for entry in entries]
+def _conditions(setting: Setting) -> list[dict[str, Any]]:
+    if isinstance(setting, list | tuple) and isinstance(setting[0], Mapping):
+        return [dict(entry) for entry in setting]
+    return [{"filter": None, "value": setting}]
+
+
+def _shortest(entries: list[dict[str, Any]]) -> Any:
+    lone = len(entries) == 1 and "filter" not in entries[0] and not isinstance(entries[0]["value"], list | tuple)
+    return entries[0]["value"] if lone else entries
+
+
+def _explicit(entries: list[dict[str, Any]], views: list[_View]) -> list[dict[str, Any]]:
+    """The same entries with nothing left to a gradient's convention."""
     written: list[dict[str, Any]] = []
     earlier: list[str | None] = []
     for entry in entries:
-        written += _explicit_entry(entry["filter"], entry["value"], shape, earlier)
+        written += _explicit_entry(entry["filter"], entry["value"], views, earlier)
         earlier.append(entry["filter"])
     return written
 
 
 def _explicit_entry(
-    pattern: str | None, value: Any, shape: ModelShape, earlier: list[str | None]
+    pattern: str | None, value: Any, views: list[_View], earlier: list[str | None]
 ) -> list[dict[str, Any]]:
     if not isinstance(value, list | tuple):
         return [_entry(pattern, value)]
-    matching = [name for name in shape.by_name if _matches(pattern, name)]
-    matching = [name for name in matching if not any(_matches(other, name) for other in earlier)]
+
+    def decided(name: str) -> bool:
+        return _matches(pattern, name) and not any(_matches(other, name) for other in earlier)
+
     if isinstance(value[0], bool | str):  # no numbers to interpolate: rounding of a position must not decide
-        return [_entry(name, _at(value, name, shape)) for name in matching]
-    ends = [_entry(name, _at(value, name, shape)) for name in matching if shape.by_name[name].layer is None]
-    return [*ends, _entry(pattern, _per_layer(value, shape))]
+        named = [(view, name) for view in views for name in view.names()]
+    else:
+        named = [(view, name) for view in views for name in view.ends()]
+    written = [_entry(name, _at(value, name, view.position(name))) for view, name in named if decided(name)]
+    if isinstance(value[0], bool | str):
+        return written
+    one_run = len(views) == 1
+    return [*written, _entry(pattern, views[0].per_layer(value) if one_run else list(value))]
 
 
 def _matches(pattern: str | None, name: str) -> bool:
     return pattern is None or pattern == "*" or pattern in name
 
 
-def _per_layer(gradient: Any, shape: ModelShape) -> list[Scalar]:
-    """One number a layer; mergekit interpolates between them, and at a layer finds the layer's own."""
-    first = {tensor.layer: tensor.name for tensor in reversed(shape.tensors) if tensor.layer is not None}
-    return [_at(gradient, first[layer], shape) for layer in range(shape.num_layers)]
-
-
-def _at(value: Any, name: str, shape: ModelShape) -> Scalar:
-    found = evaluate(value, name, shape.position(name))
+def _at(value: Any, name: str, position: float) -> Scalar:
+    found = evaluate(value, name, position)
     assert found is not None
     return found
 
@@ -186,9 +286,27 @@ def _entry(pattern: str | None, value: Any) -> dict[str, Any]:
     return {"value": value} if pattern is None else {"filter": pattern, "value": value}
 
 
-def _header(names: Mapping[str, str]) -> str:
+def _vocabulary(recipe: Recipe, names: Mapping[str, str]) -> dict[str, Any]:
+    data = recipe.model_dump(
+        mode="json", exclude_defaults=True, include={"tokenizer_source", "tokenizer", "chat_template"}
+    )
+    tokens = data.get("tokenizer", {}).get("tokens", {})
+    for token in tokens.values():
+        source = token.get("source")
+        if isinstance(source, str):
+            token["source"] = names[source]
+        elif source and "model" in source:
+            source["model"] = names[source["model"]]
+    return data
+
+
+def _header(recipe: Recipe, names: Mapping[str, str], adapted: Collection[str]) -> str:
     lines = ["Written by evosearch for mergekit 0.1.5:  mergekit-yaml THIS_FILE OUTPUT_FOLDER"]
     foreign = [name for name in names.values() if ":" in name and not os.path.isabs(name)]
     if foreign:
         lines.append(f"mergekit does not know these references, put a folder in their place: {', '.join(foreign)}")
+    if adapted:
+        lines.append("With --lora-merge-dtype float32: adapters are then merged as they were here")
+    if recipe.merge_method in RANDOM:
+        lines.append("mergekit draws other masks than evosearch: the same distribution, other weights")
     return "".join(f"# {line}\n" for line in lines)

@@ -98,7 +98,7 @@ def evaluate(setting: Setting, tensor: str, position: float) -> Scalar | None:
 def _interpolate(values: Sequence[Any], position: float) -> Scalar:
     at = position * (len(values) - 1)
     if isinstance(values[0], bool | str):
-        return values[int(at)]  # type: ignore[no-any-return]
+        return values[int(at + 1e-9)]  # type: ignore[no-any-return]
     low = int(at)
     high = min(low + 1, len(values) - 1)
     part = at - low

@@ -24,7 +24,7 @@ class Param:
     high: float | None = None
     default: Scalar | None = None
     kind: Literal["float", "int", "bool", "choice"] = "float"
-    choices: tuple[str, ...] = ()
+    choices: tuple[str | bool, ...] = ()
     per_model: bool = False
     strict: bool = False  # values outside [low, high] are errors (a density), not merely outside the search bounds
     open_low: bool = False  # the lower bound itself is not allowed: (low, high]
@@ -40,6 +40,7 @@ class MethodSpec:
     needs_base: bool = False  # `base_model` is required: the method works on deltas from it
     takes_base: bool = True  # `base_model` is allowed
     models: tuple[int, int | None] = (1, None)  # least and most entries of `models` (the base not counted)
+    random: bool = False  # it draws masks, which are keyed by the contents of the models
 
 
 class Place(str, Enum):
@@ -77,12 +78,7 @@ class ModelShape:
     def names(self, place: Place) -> tuple[str, ...]:
         return tuple(tensor.name for tensor in self.tensors if tensor.place is place)
 
-    def position(self, name: str) -> float:
-        """Where a tensor stands on a gradient over depth, in [0, 1].
-
-        Embeddings take 0, final norm and head 1, layer i of L takes i / (L - 1).
-        """
-        tensor = self.by_name[name]
-        if tensor.layer is not None:
-            return tensor.layer / (self.num_layers - 1) if self.num_layers > 1 else 0.0
-        return 0.0 if tensor.place is Place.EMBEDDINGS else 1.0
+    def at_layer(self, name: str, layer: int) -> str:
+        """The name that a layer's tensor has in another layer; other tensors keep theirs."""
+        own = self.by_name[name].layer
+        return name if own is None else name.replace(f".{own}.", f".{layer}.", 1)

@@ -26,22 +26,26 @@ class Control:
     skipped: str | None = None
 
 
-def controls(example: Recipe, scales: tuple[float, ...] = SCALES) -> list[Control]:
+def controls(example: Recipe, scales: tuple[float, ...] = SCALES, alike: bool = True) -> list[Control]:
     """The controls of a search.
 
     Args:
-        example: any filled recipe of the search; its base, models and dtypes are used.
+        example: any filled recipe of the search; its base, models, vocabulary and dtypes are used.
+        alike: the models have the same layers, so that they can be merged whole.
     """
-    base, parents = example.base_model, [entry.model for entry in example.parents]
+    base, parents = example.base_model, list(example.parents)
     count = len(parents)
 
     def merge(method: str, models: list[str], weight: float) -> Recipe:
         return Recipe(
             merge_method=method,
-            base_model=base if method == "task_arithmetic" else None,
+            # A vocabulary may be the base's, or have its tokens first.
+            base_model=base if method == "task_arithmetic" or example.vocabulary is not None else None,
             models=tuple(Input(model=name, parameters={"weight": weight}) for name in models),
             dtype=example.dtype,
             out_dtype=example.out_dtype,
+            tokenizer=example.vocabulary,
+            chat_template=example.chat_template,
         )
 
     out = [
@@ -52,14 +56,15 @@ def controls(example: Recipe, scales: tuple[float, ...] = SCALES) -> list[Contro
     for index, parent in enumerate(parents):
         own = tuple(float(index == other) for other in range(count))
         out.append(Control(f"parent:{index}", "parent", merge("linear", [parent], 1.0), own))
-    if count < 2:
-        out.append(Control("uniform", "uniform", None, skipped="there is only one parent"))
+    mixed = None if alike else "the models have different layers"
+    if count < 2 or mixed:
+        out.append(Control("uniform", "uniform", None, skipped=mixed or "there is only one parent"))
     else:
         out.append(Control("uniform", "uniform", merge("linear", parents, 1.0), (1.0 / count,) * count))
     for scale in scales:
         name = f"scale:{scale:.2f}"
-        if base:
+        if base and not mixed:
             out.append(Control(name, "scale", merge("task_arithmetic", parents, scale), (scale,) * count))
         else:
-            out.append(Control(name, "scale", None, skipped="task arithmetic needs a base_model"))
+            out.append(Control(name, "scale", None, skipped=mixed or "task arithmetic needs a base_model"))
     return out

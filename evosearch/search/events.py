@@ -5,7 +5,7 @@ last `restarted` on; everything else is the record that people and the mirror re
 
 | type | payload |
 |---|---|
-| started | name, spec, inputs {reference: content_sha256}, versions {package: version}, resumed |
+| started | name, spec, versions {package: version}, budget, resumed, and the circumstances (below) |
 | control | candidate, name, recipe, recipe_id, skipped (a reason, where it does not apply) |
 | asked | candidate, group, genome, recipe, recipe_id, duplicate_of |
 | scored | candidate, recipe_id, worker, and the card's summary |
@@ -18,6 +18,11 @@ last `restarted` on; everything else is the record that people and the mirror re
 | promoted | candidate, registered_as, version, exported |
 | restarted | start (a genome), reason: a new optimizer takes over; replay reads only what comes after |
 | stopped | reason |
+
+The circumstances are what scores depend on and the spec does not hold: inputs {reference: content_sha256}, files
+{reference: {config.json, tokenizer's files: sha256}}, suite (as read), tasks {task: {config key: digest}}, batches
+{split: digest}, item_sets {split: {task: digest}}. A resume under others is refused; ledgers of earlier versions lack
+some of them, and what they lack is not compared.
 
 A candidate is named by a string: an asked one by its ask index (`"17"`), a control by what it is (`"uniform"`,
 `"parent:1"`, `"scale:0.40"`).
@@ -44,6 +49,7 @@ EventType = Literal[
 ]
 EVENT_TYPES: tuple[str, ...] = get_args(EventType)
 PAYLOAD_VERSION = 1
+CIRCUMSTANCES = ("inputs", "files", "suite", "tasks", "batches", "item_sets")  # keys of `started`
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from evosearch.documents import Document, join, validate
 from evosearch.errors import RecipeError
-from evosearch.recipe.schema import interval
+from evosearch.recipe.checks import interval, word
 from evosearch.recipe.shapes import Param, Scalar
 
 MARKS = frozenset({"low", "high", "choices", "search"})  # a mapping with one of these keys is meant as a hole
@@ -166,7 +166,7 @@ def _check_whole(hole: Hole, where: str) -> None:
 
 def _check_bounds(low: float, high: float, param: Param, where: str) -> None:
     if param.kind in ("bool", "choice"):
-        allowed = "true and false" if param.kind == "bool" else ", ".join(param.choices)
+        allowed = "true and false" if param.kind == "bool" else ", ".join(map(word, param.choices))
         raise RecipeError(join(where, "low"), "this parameter is no number", f"choices: {allowed}")
     if not param.strict:
         return

@@ -178,7 +178,10 @@ def unusable(url: sa.URL, where: str, exc: sa.exc.DBAPIError) -> LedgerError:
     reason = str(exc.orig).strip().splitlines()[0] if str(exc.orig).strip() else type(exc.orig).__name__
     if "not a database" in reason:
         return LedgerError(where, f"{_shown(url)} is not an SQLite database", next="Choose another path")
-    return LedgerError(where, f"{_shown(url)} cannot be used: {reason}", next="Check that it exists and may be written")
+    next = "Check that it exists and may be written"
+    if "disk" in reason:  # "database or disk is full", "disk I/O error"
+        next = "Make room on its disk, then run the same command: what was recorded is safe"
+    return LedgerError(where, f"{_shown(url)} cannot be used: {reason}", next=next)
 
 
 def _shown(url: sa.URL) -> str:

@@ -11,16 +11,16 @@ from typing import Any, Self
 
 from evosearch.documents import join, validate
 from evosearch.errors import RecipeError, did_you_mean
-from evosearch.recipe import schema
+from evosearch.recipe.checks import check
 from evosearch.recipe.schema import NO_EFFECT, Recipe
 from evosearch.recipe.shapes import MethodSpec, ModelShape, Param, Scalar
 from evosearch.search import holes
 from evosearch.search.holes import Hole
 from evosearch.search.layout import Layout, flatten, reached
+from evosearch.search.template import METHOD, Path, at, is_stacked, refuse_misplaced, scopes
 from evosearch.search.types import Dimension, Genome
 
-METHOD = "merge_method"
-Target = tuple[int | None, str]  # place in `models` (None: the recipe's own parameters), parameter
+Target = tuple[Path, str]  # scope, parameter
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class SearchSpace:
                 where, "nothing to search: no value is a hole", "A hole, as weight: {low: 0.0, high: 1.0}", "Add one"
             )
         for genome in space._corners():
-            schema.check(space.fill(genome), methods, where)
+            check(space.fill(genome), methods, where)
         return space
 
     def initial(self) -> Genome:
@@ -90,18 +90,19 @@ class SearchSpace:
         """The initial genome with every number of a parameter named `weight` set, within its bounds.
 
         Args:
-            per_model: one weight for every parent (entries of `models` that are not the base), or one for all. A
-                number that several parents share takes their mean.
+            per_model: one weight for every parent (`Recipe.parents`: the models that are not the base), or one for
+                all. A number that several parents share takes their mean.
         """
         parents = self._parents()
         weights = [float(per_model)] * len(parents) if isinstance(per_model, int | float) else list(per_model)
         assert len(weights) == len(parents), f"{len(weights)} weights for {len(parents)} parents"
-        of_model: dict[int | None, float] = dict(zip(parents, weights, strict=True))
-        of_model[None] = sum(weights) / len(weights)
+        of_parent = dict(zip(parents, weights, strict=True))
+        mean = sum(weights) / len(weights)
         genome = self.initial()
         for dimension in self.dimensions:
             targets = self._targets[dimension.name]
-            given = [of_model[model] for model, parameter in targets if parameter == "weight" and model in of_model]
+            models = [at(self._template, path).get("model") for path, parameter in targets if parameter == "weight"]
+            given = [mean if model is None else of_parent[model] for model in models if model in (None, *of_parent)]
             if given and dimension.kind != "categorical":
                 genome[dimension.name] = dimension.clip(sum(given) / len(given))
         return genome
@@ -135,12 +136,11 @@ class SearchSpace:
         """
         self.validate(genome)
         data = deepcopy(dict(self._template))
-        chosen = self._dimension_of((None, METHOD))
+        chosen = self._dimension_of(((), METHOD))
         if chosen is not None:
             data[METHOD] = genome[chosen.name]
-        for (model, parameter), pieces in self._sites.items():
-            scope = data if model is None else data["models"][model]
-            scope["parameters"][parameter] = flatten(piece.entries(genome) for piece in pieces)
+        for (path, parameter), pieces in self._sites.items():
+            at(data, path)["parameters"][parameter] = flatten(piece.entries(genome) for piece in pieces)
         if chosen is not None:
             _drop_foreign(data, self._methods[data[METHOD]])
         return validate(Recipe, data, self._where, RecipeError)
@@ -148,9 +148,8 @@ class SearchSpace:
     def _dimension_of(self, target: Target) -> Dimension | None:
         return next((d for d in self.dimensions if target in self._targets[d.name]), None)
 
-    def _parents(self) -> list[int]:
-        base = self._template.get("base_model")
-        return [index for index, entry in enumerate(self._template["models"]) if entry["model"] != base]
+    def _parents(self) -> tuple[str, ...]:
+        return self.fill(self.initial()).parents
 
     def _corners(self) -> Iterator[Genome]:
         """Genomes that together hold every choice. (Bounds are checked where a hole is read.)"""
@@ -176,26 +175,14 @@ class _Builder:
         self.targets: dict[str, list[Target]] = {}
         self._written: dict[str, tuple[Hole, str]] = {}  # first dimension of a hole's name → the hole, and where
         self.chosen: tuple[str, ...] = ()
+        self._stacked = is_stacked(template)
 
     def build(self) -> None:
-        self._refuse_misplaced()
+        refuse_misplaced(self.template, self.where)
         self.chosen = self._merge_methods()
-        for model, parameters, where in self._scopes():
+        for path, parameters in scopes(self.template):
             for name in sorted(parameters):
-                self._site((model, name), parameters[name], join(where, name))
-
-    def _refuse_misplaced(self) -> None:
-        for key, value in self.template.items():
-            place = join(self.where, key)
-            if key in (METHOD, "parameters"):
-                continue
-            if key == "routing" and isinstance(value, Mapping) and "search" in value:
-                raise RecipeError(place, "searching over routes is not supported yet", "A recipe with merge_method")
-            for found in holes.find(value, place):
-                if key != "models" or ".parameters." not in found.removeprefix(place):
-                    raise RecipeError(
-                        found, "a hole cannot stand here", "Holes are values of parameters, and merge_method"
-                    )
+                self._site((path, name), parameters[name], join(self.where, *path, "parameters", name))
 
     def _merge_methods(self) -> tuple[str, ...]:
         """The methods that may be chosen; where that is a hole, its dimension is the first."""
@@ -216,24 +203,13 @@ class _Builder:
         for index, name in enumerate(chosen):
             self._known_method(name, join(place, "choices", index))
         self.chosen = chosen
-        self._declare(hole.name or METHOD, hole, "", (None, METHOD), chosen, place)
+        self._declare(hole.name or METHOD, hole, "", ((), METHOD), chosen, place)
         return chosen
 
     def _known_method(self, name: Any, place: str) -> None:
         if name is not None and name not in self.methods:
             known = f"Known methods: {', '.join(sorted(self.methods))}"
             raise RecipeError(place, f"unknown method '{name}'", known, did_you_mean(str(name), self.methods))
-
-    def _scopes(self) -> Iterator[tuple[int | None, Mapping[str, Any], str]]:
-        """Every mapping of parameters. What is not a mapping is left to the recipe's own schema to refuse."""
-        own = self.template.get("parameters")
-        if isinstance(own, Mapping):
-            yield None, own, join(self.where, "parameters")
-        models = self.template.get("models")
-        for index, entry in enumerate(models if isinstance(models, list | tuple) else ()):
-            parameters = entry.get("parameters") if isinstance(entry, Mapping) else None
-            if isinstance(parameters, Mapping):
-                yield index, parameters, join(self.where, "models", index, "parameters")
 
     def _params(self, name: str, place: str) -> dict[str, Param]:
         """What each of the methods says of a parameter; methods that do not take it are left out."""
@@ -270,6 +246,9 @@ class _Builder:
         where: str,
     ) -> _Piece:
         hole = holes.parse(raw, list(params.values()), self.shape.num_layers, where)
+        if hole.per is not None and self._stacked:
+            allowed = "One number here; a slice's own layers differ where they have slices of their own"
+            raise RecipeError(join(where, "per"), f"'{hole.per}' counts the layers of a whole model", allowed)
         tensors = reached(self.shape, pattern, earlier)
         if not tensors:
             what = "this hole decides no tensor: filters before it take them all"
@@ -277,8 +256,7 @@ class _Builder:
                 what = f"no tensor of the models has '{pattern}' in its name"
             raise RecipeError(where, what, f"Tensor names, as {self.shape.tensors[-1].name}")
         layout = Layout(hole, self.shape, pattern, tensors)
-        model, parameter = target
-        path = parameter if model is None else f"models[{model}].{parameter}"
+        path = join("", *target[0], target[1])
         stem = hole.name or (path if pattern in (None, "*") else f"{path}[{pattern}]")
         methods = tuple(params)
         names = {key: self._declare(stem, hole, key, target, methods, where) for key in layout.keys}
@@ -303,10 +281,10 @@ class _Builder:
             log=hole.log,
             choices=hole.choices or (),
             parameter=target[1] if len({parameter for _, parameter in owners}) == 1 else None,
-            model=target[0] if len({model for model, _ in owners}) == 1 else None,
+            scope=join("", *target[0]) if len({path for path, _ in owners}) == 1 else None,
         )
         if set(methods) != set(self.chosen):
-            method_dimension = next(name for name, targets in self.targets.items() if (None, METHOD) in targets)
+            method_dimension = next(name for name, targets in self.targets.items() if ((), METHOD) in targets)
             dimension = replace(dimension, active_if=(method_dimension, methods))
         self.dimensions[name] = dimension
         return name
@@ -368,8 +346,6 @@ def _conditional(raw: Mapping[str, Any], where: str) -> tuple[str | None, Any, s
 
 def _drop_foreign(data: dict[str, Any], method: MethodSpec) -> None:
     """Leave out the parameters that the chosen method does not take: another choice's."""
-    for scope in (data, *data.get("models", ())):
-        parameters = scope.get("parameters") if isinstance(scope, Mapping) else None
-        if isinstance(parameters, Mapping):
-            kept = {name: v for name, v in parameters.items() if name in method.parameters or name in NO_EFFECT}
-            scope["parameters"] = kept
+    for path, parameters in list(scopes(data)):
+        kept = {name: v for name, v in parameters.items() if name in method.parameters or name in NO_EFFECT}
+        at(data, path)["parameters"] = kept

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from evosearch.evaluation.types import Estimate
-from evosearch.search.events import Event
+from evosearch.search.events import CIRCUMSTANCES, Event
 
 
 @dataclass
@@ -14,7 +14,7 @@ class SearchState:
 
     name: str = ""
     spec: dict[str, Any] = field(default_factory=dict)
-    inputs: dict[str, str] = field(default_factory=dict)  # reference → content_sha256
+    circumstances: dict[str, Any] = field(default_factory=dict)  # what the search began with, see events
     controls: dict[str, dict[str, Any]] = field(default_factory=dict)
     control_kinds: dict[str, str] = field(default_factory=dict)
     asked: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -50,6 +50,11 @@ class SearchState:
         handler = getattr(self, f"_on_{event.type}", None)
         if handler is not None:
             handler(event.payload)
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """reference → content_sha256."""
+        return dict(self.circumstances.get("inputs", {}))
 
     @property
     def done(self) -> set[tuple[str, str]]:
@@ -92,7 +97,8 @@ class SearchState:
         return recipe
 
     def _on_started(self, payload: dict[str, Any]) -> None:
-        self.name, self.spec, self.inputs = payload["name"], payload["spec"], payload["inputs"]
+        self.name, self.spec = payload["name"], payload["spec"]
+        self.circumstances |= {key: payload[key] for key in CIRCUMSTANCES if key in payload}
         self.sessions += 1
         self.stopped = None
 

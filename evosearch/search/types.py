@@ -18,8 +18,8 @@ Genome = dict[str, Scalar]
 class Dimension:
     """One searched value.
 
-    `low` and `high` bound a number, both included; `choices` are a categorical's values. `parameter` and `model`
-    (its place in the recipe's `models`) say what the value sets, where that is one thing. `active_if` names the
+    `low` and `high` bound a number, both included; `choices` are a categorical's values. `parameter` and `scope`
+    (where in the recipe, as `models[1]`) say what the value sets, where that is one thing. `active_if` names the
     categorical dimension this one depends on and the choices under which it has an effect.
     """
 
@@ -32,7 +32,7 @@ class Dimension:
     choices: tuple[Scalar, ...] = ()
     active_if: tuple[str, tuple[Scalar, ...]] | None = None
     parameter: str | None = None
-    model: int | None = None
+    scope: str | None = None
 
     def active(self, genome: Mapping[str, Scalar]) -> bool:
         """Whether this dimension has an effect, given the genome's categorical values."""

@@ -5,6 +5,7 @@ import signal
 import stat
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def prepared(world: World) -> Prepared:
 
 
 def pool(prepared: Prepared, count: int, notes: list[str] | None = None) -> RayExecutor:
-    config = worker_config(prepared.spec.config.workers, prepared.models.references, prepared.suite, "float32", 2)
+    config = worker_config(prepared.spec.config.workers, prepared.models, prepared.suite, "float32", 2)
     return RayExecutor(config, RayOptions(count), (notes if notes is not None else []).append)
 
 
@@ -73,7 +74,7 @@ def test_two_workers_score_every_job_once_and_as_in_process(cluster: Any, prepar
     assert sorted(outcome.job.id for outcome in outcomes) == sorted(job.id for job in work)
     assert len({outcome.worker for outcome in outcomes}) == 2
     work, outcomes = work[-8:], [outcome for outcome in outcomes if outcome.job in work[-8:]]
-    config = worker_config(prepared.spec.config.workers, prepared.models.references, prepared.suite, "float32", 2)
+    config = worker_config(prepared.spec.config.workers, prepared.models, prepared.suite, "float32", 2)
     local = LocalExecutor(config)
     for job in work:
         local.submit(job)
@@ -108,7 +109,9 @@ def test_a_killed_worker_is_replaced_and_its_job_retried(cluster: Any, prepared:
 
 
 def test_what_is_wrong_with_the_input_comes_back_as_itself(cluster: Any, prepared: Prepared, tmp_path: Path) -> None:
-    config = worker_config(prepared.spec.config.workers, (str(tmp_path / "gone"),), prepared.suite, "float32", 2)
+    gone = {"merge_method": "linear", "models": [{"model": str(tmp_path / "gone")}]}
+    config = worker_config(prepared.spec.config.workers, prepared.models, prepared.suite, "float32", 2)
+    config = replace(config, recipe=gone)
     executor = RayExecutor(config, RayOptions(1))
     executor.submit(jobs(prepared, 1)[0])
     with pytest.raises(CheckpointError, match="gone"):

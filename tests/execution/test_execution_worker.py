@@ -37,7 +37,7 @@ def prepared(world: World) -> Prepared:
 
 def make_worker(prepared: Prepared) -> Worker:
     config = prepared.spec.config
-    return Worker(worker_config(config.workers, prepared.models.references, prepared.suite, "float32"))
+    return Worker(worker_config(config.workers, prepared.models, prepared.suite, "float32"))
 
 
 def filled(prepared: Prepared, *weights: float) -> Recipe:
@@ -139,10 +139,10 @@ def test_weights_that_are_not_finite_are_a_failure_not_a_score(world: World) -> 
     link.unlink()
     shutil.copytree(source, link)
     tensors = load_file(link / "model.safetensors")
-    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = 3e38  # finite, but not 1.5 times
     save_file(tensors, link / "model.safetensors", metadata={"format": "pt"})
     prepared = prepare(load_spec(spec), Silent())
-    outcome = make_worker(prepared).run(Job("nan@search", filled(prepared, 0.5, 0.5), prepared.batches["search"]))
+    outcome = make_worker(prepared).run(Job("huge@search", filled(prepared, 0.5, 1.5), prepared.batches["search"]))
     assert outcome.card is None
     assert outcome.failure is not None
     assert outcome.failure.stage == "materialize"
@@ -150,7 +150,7 @@ def test_weights_that_are_not_finite_are_a_failure_not_a_score(world: World) -> 
 
 
 def test_local_executor_scores_in_order(prepared: Prepared) -> None:
-    config = worker_config(prepared.spec.config.workers, prepared.models.references, prepared.suite, "float32")
+    config = worker_config(prepared.spec.config.workers, prepared.models, prepared.suite, "float32")
     executor = LocalExecutor(config)
     assert executor.wait(0.0) == []
     for index in range(3):

@@ -5,7 +5,7 @@ import torch
 
 from evosearch.checkpoints.families.llama import shape as llama_shape
 from evosearch.errors import RecipeError
-from evosearch.materialize.plan import TensorOp, donor_of, plan
+from evosearch.materialize.plan import Input, TensorOp, donor_of, plan
 from evosearch.merging.registry import specs
 from evosearch.recipe.schema import Recipe
 
@@ -15,7 +15,12 @@ UP = "model.layers.{}.mlp.up_proj.weight"
 
 
 def ops(**recipe: object) -> dict[str, TensorOp]:
-    return {op.tensor: op for op in plan(Recipe.model_validate(recipe), SHAPE, specs())}
+    made = Recipe.model_validate(recipe)
+    return {op.tensor: op for op in plan(made, dict.fromkeys(made.references(), SHAPE), SHAPE, specs())}
+
+
+def named(inputs: tuple[Input, ...]) -> tuple[str, ...]:
+    return tuple(source.reference for source in inputs)
 
 
 def model(name: str, **parameters: object) -> dict[str, object]:
@@ -28,7 +33,8 @@ def test_every_tensor_has_one_operation_in_the_models_order():
     )
     assert tuple(made) == tuple(SHAPE.by_name)
     op = made["model.norm.weight"]
-    assert (op.method, op.base, op.parents, op.sources) == ("ties", "base", ("b", "a"), ("base", "b", "a"))
+    base, b, a = (Input(name, "model.norm.weight") for name in ("base", "b", "a"))
+    assert (op.method, op.base, op.parents, op.sources) == ("ties", base, (b, a), (base, b, a))
     assert op.parameters.each("weight") == [1.0, 2.0]
     assert op.parameters.each("density") == [1.0, 1.0]
     assert op.parameters.choice("sign_method") == "magnitude"
@@ -37,9 +43,11 @@ def test_every_tensor_has_one_operation_in_the_models_order():
 
 def test_a_listed_base_is_no_parent_of_a_method_on_differences_but_a_model_of_linear():
     models = [model("base", weight=9), model("a", weight=1)]
-    assert ops(merge_method="ties", base_model="base", models=models)[Q.format(0)].parents == ("a",)
+    assert ops(merge_method="ties", base_model="base", models=models)[Q.format(0)].parents == (
+        Input("a", Q.format(0)),
+    )
     op = ops(merge_method="linear", base_model="base", models=models)[Q.format(0)]
-    assert (op.base, op.parents, op.parameters.each("weight")) == (None, ("base", "a"), [9.0, 1.0])
+    assert (op.base, named(op.parents), op.parameters.each("weight")) == (None, ("base", "a"), [9.0, 1.0])
 
 
 def test_narrow_scope_first_and_fall_through_where_no_filter_matches():
@@ -78,7 +86,7 @@ def test_gradients_put_final_norm_and_head_at_the_last_layer():
         ({"models": [model("a", weight=1, density=0)]}, r"density: got 0.*\(0, 1\]"),
         ({"models": [model("a")]}, r"models\[0\]\.parameters\.weight: missing"),
         ({"models": [model("a", weight=1)], "base_model": None}, r"base_model: missing"),
-        ({"models": [model("a", weight=1)], "parameters": {"trim_scope": "model"}}, r"trim_scope: got 'model'"),
+        ({"models": [model("a", weight=1)], "parameters": {"trim_scope": "modle"}}, r"trim_scope: got 'modle'"),
         (
             {"merge_method": "linear", "models": [model("a")], "parameters": {"weight": 1}},
             r"recipe\.parameters\.weight: is it meant for base_model, too\?",

@@ -9,7 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.promotion.export import Provenance, export
-from evosearch.recipe.schema import Recipe, load
+from evosearch.recipe.files import load
+from evosearch.recipe.schema import Recipe
 
 torch.set_num_threads(1)
 

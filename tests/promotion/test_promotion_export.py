@@ -9,7 +9,8 @@ import yaml
 from evosearch.errors import InputError, RecipeError
 from evosearch.evaluation.inference import Interval
 from evosearch.promotion.export import Format, Provenance, export
-from evosearch.recipe.schema import Recipe, load
+from evosearch.recipe.files import load
+from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import ModelShape, Place, TensorSpec
 
 SHAPE = ModelShape(

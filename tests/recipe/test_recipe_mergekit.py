@@ -162,7 +162,7 @@ def test_a_base_that_mergekit_would_average_in_is_listed():
     ("text", "message"),
     [
         ("{merge_method: ties, models: [{model: a}], density: 1}", r"merge\.yaml: density: unknown key"),
-        ("{merge_method: ties, slices: []}", r"merge\.yaml: slices: not supported yet"),
+        ("{merge_method: ties, slices: []}", r"merge\.yaml: models is missing or empty"),
         ("{merge_method: ties, models: [{model: a, parameters: {weight: {vale: 1}}}]}", r"vale: unknown key"),
         ("[", r"merge\.yaml: not readable as YAML"),
     ],

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from evosearch import documents
 from evosearch.errors import InputError, RecipeError
 from evosearch.merging.registry import specs
-from evosearch.recipe import schema
+from evosearch.recipe import checks, files
 from evosearch.recipe.identity import canonical, recipe_id
 from evosearch.recipe.parameters import evaluate, lookup
 from evosearch.recipe.schema import Recipe
@@ -51,7 +51,7 @@ def test_what_is_read_is_written_back_equal() -> None:
 
 def test_keys_without_effect_are_reported_and_not_hashed() -> None:
     recipe = read(TIES)
-    (note,) = schema.check(recipe, specs(), "r.yaml: ")
+    (note,) = checks.check(recipe, specs(), "r.yaml: ")
     assert "parameters.int8_mask: has no effect" in note
     inputs = dict.fromkeys(recipe.references(), "00")
     without = recipe.model_copy(update={"parameters": {"density": 0.5}})
@@ -66,7 +66,7 @@ REFUSED = [
     ("merge_method: ties\nmerge_method: slerp\nmodels: [{model: a}]", r"line 2: key 'merge_method' is given twice"),
     ("merge_method: ties\nmodels: [{model: a}]\ndtype: float8", r"dtype: .*'float32', 'bfloat16' or 'float16'"),
     ("merge_method: ties\nmodels: [{model: a}]\nseed: -1", r"seed: .*greater than or equal to 0.*-1"),
-    ("slices: []\nmerge_method: ties", r"slices: not supported yet.*`models` form"),
+    ("slices: []\nmerge_method: ties", r"models is missing or empty"),
     (
         "merge_method: ties\nmodels: [{model: a, parameters: {weight: []}}]",
         r"models\[0\]\.parameters\.weight: an empty",
@@ -124,7 +124,7 @@ SENSELESS = [
 @pytest.mark.parametrize(("text", "message"), SENSELESS, ids=range(len(SENSELESS)))
 def test_sense_is_refused_with_file_and_key(text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=r"(?s)^r\.yaml: .*" + message):
-        schema.check(read(text), specs(), "r.yaml: ")
+        checks.check(read(text), specs(), "r.yaml: ")
 
 
 def test_identity_follows_content_not_names() -> None:
@@ -177,16 +177,16 @@ def test_relative_folders_are_taken_from_the_file(tmp_path: Path) -> None:
         "merge_method: linear\n"
         "models: [{model: ../models/a, parameters: {weight: 1}}, {model: org/b, parameters: {weight: 1}}]"
     )
-    recipe = schema.load(file)
+    recipe = files.load(file)
     assert recipe.references() == (str(tmp_path / "models" / "a"), "org/b")
 
 
 def test_missing_file_and_text_that_is_no_text(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="No such file"):
-        schema.load(tmp_path / "none.yaml")
+        files.load(tmp_path / "none.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(RecipeError, match="not UTF-8"):
-        schema.load(tmp_path / "binary.yaml")
+        files.load(tmp_path / "binary.yaml")
 
 
 YAML = st.recursive(
@@ -214,7 +214,7 @@ YAML = st.recursive(
 def test_whatever_is_read_only_our_errors_come_out(data: dict[str, Any]) -> None:
     try:
         recipe = documents.validate(Recipe, data, "r.yaml", RecipeError)
-        schema.check(recipe, specs(), "r.yaml: ")
+        checks.check(recipe, specs(), "r.yaml: ")
     except InputError as exc:
         message = str(exc)
     else:

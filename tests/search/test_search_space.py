@@ -51,6 +51,13 @@ def llama(layers: int = 6, tied: bool = False, prefix: str = "model.") -> ModelS
     return ModelShape("LlamaForCausalLM", layers, tuple(tensors), tied)
 
 
+def position(shape: ModelShape, tensor: TensorSpec) -> float:
+    """Where a tensor stands on a gradient: embeddings at its start, final norm and head at its end."""
+    if tensor.layer is None:
+        return 0.0 if tensor.place is Place.EMBEDDINGS else 1.0
+    return tensor.layer / (shape.num_layers - 1) if shape.num_layers > 1 else 1.0
+
+
 def recipe(weight: Any, **more: Any) -> dict[str, Any]:
     """A ties recipe of two models, the first with `weight`."""
     first = {"model": "org/a", "parameters": {"weight": weight}}
@@ -73,7 +80,7 @@ def numbered(laid_out: SearchSpace) -> Genome:
 
 
 def at(filled: Recipe, tensor: TensorSpec, shape: ModelShape, parameter: str = "weight") -> Scalar | None:
-    return evaluate(filled.models[0].parameters[parameter], tensor.name, shape.position(tensor.name))
+    return evaluate(filled.models[0].parameters[parameter], tensor.name, position(shape, tensor))
 
 
 # --- every tensor, by brute force -------------------------------------------------------------------------------------
@@ -140,7 +147,7 @@ def test_every_tensor_takes_its_own_number(shape: ModelShape, setting: str, kind
         if entry is None:
             assert found is None
         elif not isinstance(entry["value"], dict):
-            assert found == evaluate(entry["value"], tensor.name, shape.position(tensor.name))
+            assert found == evaluate(entry["value"], tensor.name, position(shape, tensor))
         else:
             pattern = f"[{entry['filter']}]" if entry.get("filter", "*") != "*" else ""
             name = f"models[0].weight{pattern}{expected_key(entry['value'], tensor, shape)}"
@@ -169,7 +176,7 @@ def test_a_gradient_is_written_as_a_list_of_its_points() -> None:
         recipe([{"filter": "mlp", "value": {"low": 0, "high": 1, "per": "gradient", "points": 3}}, {"value": 1}])
     )
     filled = laid_out.fill(numbered(laid_out)).to_dict()["models"][0]["parameters"]["weight"]
-    assert filled == [{"filter": "mlp", "value": [0.25, 0.5, 0.75]}, {"filter": None, "value": 1}]
+    assert filled == [{"filter": "mlp", "value": [0.25, 0.5, 0.75]}, {"value": 1}]
     alone = space(recipe({"low": 0, "high": 1, "per": "gradient", "points": 3}))
     assert alone.fill(numbered(alone)).to_dict()["models"][0]["parameters"]["weight"] == [0.25, 0.5, 0.75]
 
@@ -208,8 +215,8 @@ def test_the_order_of_keys_in_the_file_means_nothing() -> None:
 def test_a_dimension_knows_its_bounds_and_what_it_sets() -> None:
     template = recipe({"low": 0.01, "high": 1.0, "log": True}, parameters={"rounds": {"low": 1, "high": 5}})
     rounds, weight = space(template).dimensions
-    assert weight == Dimension("models[0].weight", "float", 0.1, 0.01, 1.0, log=True, parameter="weight", model=0)
-    assert rounds == Dimension("rounds", "int", 2, 1.0, 5.0, parameter="rounds")
+    assert weight == Dimension("models[0].weight", "float", 0.1, 0.01, 1.0, log=True, parameter="weight", scope="models[0]")
+    assert rounds == Dimension("rounds", "int", 2, 1.0, 5.0, parameter="rounds", scope="")
     assert isinstance(space(template).fill({"rounds": 4, "models[0].weight": 0.5}).parameters["rounds"], int)
 
 
@@ -236,7 +243,7 @@ def test_holes_of_one_name_share_one_value() -> None:
     template["models"][1]["parameters"]["weight"] = {"filter": "mlp", "value": hole}
     laid_out = space(template)
     assert [d.name for d in laid_out.dimensions] == ["w[embeddings]", "w[group 0]", "w[group 1]", "w[head]"]
-    assert {(d.parameter, d.model) for d in laid_out.dimensions if "group" in d.name} == {("weight", None)}
+    assert {(d.parameter, d.scope) for d in laid_out.dimensions if "group" in d.name} == {("weight", None)}
     filled = laid_out.fill(numbered(laid_out))
     layer = llama().by_name["model.layers.5.mlp.down_proj.weight"]
     assert at(filled, layer, llama()) == pytest.approx(0.6)

@@ -1,0 +1,93 @@
+"""What a recipe's output looks like before a tensor of it is made: its config and its tensors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evosearch.checkpoints.reader import Checkpoint
+from evosearch.errors import RecipeError
+from evosearch.materialize.plan import Input, donor_of, length_of
+from evosearch.recipe.blocks import Block, blocks
+from evosearch.recipe.schema import Recipe
+from evosearch.recipe.shapes import ModelShape
+
+
+@dataclass(frozen=True)
+class Output:
+    """The output's config.json, its tensors, their sizes by name, in order; and for each one of its sources."""
+
+    config: Mapping[str, Any]
+    shape: ModelShape
+    sizes: Mapping[str, tuple[int, ...]]
+    origins: Mapping[str, Input]
+
+
+def output(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> Output:
+    """The layout of a recipe's output: the donor's own, the same object, where every layer stays in its place.
+
+    Args:
+        checkpoints: reference → checkpoint, for every model the recipe names.
+
+    Raises:
+        RecipeError: a source lacks layers that are asked of it, or the models of a merge have different depths.
+    """
+    shapes = {reference: checkpoint.shape for reference, checkpoint in checkpoints.items()}
+    first, parts = donor_of(recipe), blocks(recipe)
+    donor = checkpoints[first]
+    if _in_place(parts, shapes, donor):
+        return unchanged(first, donor)
+    layers = [layer for block in parts for layer in _layers(block, shapes, first)]
+    config = _resized(donor, checkpoints, layers)
+    shape = donor.family.shape(config)
+    sizes, origins = {}, {}
+    for tensor in shape.tensors:
+        source, layer = layers[tensor.layer] if tensor.layer is not None else (first, 0)
+        name = shape.at_layer(tensor.name, layer)
+        if name not in checkpoints[source].tensors:
+            where, what = "recipe.slices", f"the output's layer {tensor.layer} has '{tensor.name}'"
+            raise RecipeError(where, f"{what}, but layer {layer} of '{source}' has no such tensor")
+        sizes[tensor.name] = checkpoints[source].tensors[name].shape
+        origins[tensor.name] = Input(source, name)
+    return Output(config, shape, sizes, origins)
+
+
+def unchanged(reference: str, checkpoint: Checkpoint) -> Output:
+    """The layout of a checkpoint as it is."""
+    sizes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    origins = {name: Input(reference, name) for name in sizes}
+    return Output(checkpoint.config, checkpoint.shape, sizes, origins)
+
+
+def _in_place(parts: tuple[Block, ...], shapes: Mapping[str, ModelShape], donor: Checkpoint) -> bool:
+    """Whether every layer stays where it is: whole models, or slices of models as deep as the donor, in order."""
+    first = 0
+    for block in parts:
+        for entry in block.entries:
+            if entry.layers is None:
+                return True  # whole models of another depth than the donor's are refused as no match for it
+            if entry.layers[0] != first or shapes[entry.model].num_layers != donor.shape.num_layers:
+                return False
+        first += length_of(block, shapes)
+    return first == donor.shape.num_layers
+
+
+def _layers(block: Block, shapes: Mapping[str, ModelShape], donor: str) -> list[tuple[str, int]]:
+    """The layer of a model that each layer of the block is shaped like: the donor's, where it takes part."""
+    length_of(block, shapes)  # refuses layers that are not there
+    entry = next((entry for entry in block.entries if entry.model == donor), block.entries[0])
+    assert entry.layers is not None
+    return [(entry.model, layer) for layer in range(*entry.layers)]
+
+
+def _resized(
+    donor: Checkpoint, checkpoints: Mapping[str, Checkpoint], layers: list[tuple[str, int]]
+) -> Mapping[str, Any]:
+    """The donor's config with these layers; what configs say of single layers is the deepest model's."""
+    deepest = max(
+        (donor, *(checkpoints[reference] for reference, _ in layers)), key=lambda model: model.shape.num_layers
+    )
+    picked = [layer for _, layer in layers]
+    resized = deepest.family.with_layers(deepest.config, picked)
+    of_layers = deepest.family.of_layers
+    kept = {key: value for key, value in donor.config.items() if key not in of_layers}
+    return kept | {key: resized[key] for key in of_layers if key in resized}

@@ -1,0 +1,166 @@
+"""Whether a recipe makes sense: methods, their parameters and bounds, how many models. Needs no model."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from evosearch import documents
+from evosearch.errors import RecipeError, did_you_mean
+from evosearch.recipe.blocks import Block, Entry, blocks
+from evosearch.recipe.parameters import Setting, leaves
+from evosearch.recipe.schema import NO_EFFECT, Recipe
+from evosearch.recipe.shapes import MethodSpec, Param
+
+
+def check(recipe: Recipe, methods: Mapping[str, MethodSpec], where: str = "recipe") -> list[str]:
+    """Check a recipe against the methods: names, required and known parameters, bounds, number of models.
+
+    Args:
+        where: what to put before the key in an error, as `night.yaml: recipe`.
+
+    Returns:
+        Notes for the user on keys that are accepted and have no effect.
+
+    Raises:
+        RecipeError: the first thing wrong.
+    """
+    if recipe.routing is not None:
+        raise route_refusal(where)
+    assert recipe.merge_method is not None
+    spec = methods.get(recipe.merge_method)
+    if spec is None:
+        raise RecipeError(
+            documents.join(where, "merge_method"),
+            f"unknown method '{recipe.merge_method}'",
+            f"Known methods: {', '.join(sorted(methods))}",
+            did_you_mean(recipe.merge_method, methods),
+        )
+    notes: dict[str, None] = {}  # each once, in order: scopes are shared between blocks
+    for block in _located(recipe, where):
+        _check_models(block, spec, where)
+        for scope, key in zip(block.shared, block.keys, strict=True):
+            notes |= dict.fromkeys(_check_scope(scope, spec, documents.join(where, key)))
+        for entry in block.entries:
+            place = documents.join(where, entry.where, "parameters")
+            notes |= dict.fromkeys(_check_scope(entry.own, spec, place, own=True))
+        for name, param in spec.parameters.items():
+            _check_given(block, spec, name, param, where)
+    for key, part in recipe.named_slices():
+        if part.residual_weight is not None:
+            notes[f"{documents.join(where, key, 'residual_weight')}: has no effect here (nor in mergekit)"] = None
+    return list(notes)
+
+
+def route_refusal(where: str) -> RecipeError:
+    """A recipe may hold a route; this version reads it and does not materialize it."""
+    what = "routes are read but not materialized by this version"
+    return RecipeError(documents.join(where, "routing"), what, "A recipe with merge_method")
+
+
+def _located(recipe: Recipe, where: str) -> tuple[Block, ...]:
+    try:
+        return blocks(recipe)
+    except RecipeError as error:
+        raise RecipeError(documents.join(where, error.where), error.what, error.allowed, error.next) from None
+
+
+def _check_models(block: Block, spec: MethodSpec, where: str) -> None:
+    if spec.needs_base and block.base is None:
+        raise RecipeError(documents.join(where, "base_model"), "missing", f"{spec.name} merges differences from a base")
+    names = [entry.model for entry in block.entries]
+    for index, entry in enumerate(block.entries):
+        if entry.model in names[:index]:
+            raise RecipeError(
+                documents.join(where, entry.where, "model"),
+                f"'{entry.model}' is named twice",
+                "Each model once" + (" in a slice" if entry.layers else ""),
+                "Give it the sum of both weights" if not entry.layers else "Merge its layers in two slices",
+            )
+    if spec.takes_base and block.base is not None:
+        _check_base(block, where)
+    least, most = spec.models
+    count = len(block.parents) if spec.takes_base else len(block.entries)
+    if count < least or (most is not None and count > most):
+        allowed = f"{least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
+        besides = " besides the base" if block.base and spec.takes_base else ""
+        raise RecipeError(
+            documents.join(where, block.entries[0].where.rpartition("[")[0]),
+            f"{count} given",
+            f"{spec.name} takes {allowed} models{besides}",
+        )
+
+
+def _check_base(block: Block, where: str) -> None:
+    try:
+        block.layers_of_base()
+    except RecipeError as error:
+        raise RecipeError(documents.join(where, error.where), error.what, error.allowed, error.next) from None
+
+
+def _check_scope(parameters: Mapping[str, Setting], spec: MethodSpec, where: str, own: bool = False) -> list[str]:
+    notes = []
+    for name, setting in parameters.items():
+        place = documents.join(where, name)
+        if name in NO_EFFECT:
+            notes.append(f"{place}: has no effect here (it only tunes mergekit's memory)")
+            continue
+        param = spec.parameters.get(name)
+        if param is None:
+            known = f"{spec.name} takes {_listed(spec.parameters)}"
+            raise RecipeError(place, "unknown parameter", known, did_you_mean(name, spec.parameters))
+        if own and not param.per_model:
+            raise RecipeError(place, "is one value for the whole merge", next="Move it to the recipe's own parameters")
+        for value in leaves(setting):
+            _check_value(value, param, place)
+    return notes
+
+
+def _check_value(value: Any, param: Param, place: str) -> None:
+    if param.kind == "bool":
+        if not isinstance(value, bool):
+            raise RecipeError(place, f"got {value!r}", "true or false")
+    elif param.kind == "choice":
+        if not any(value == choice and type(value) is type(choice) for choice in param.choices):
+            words = [word(choice) for choice in param.choices]
+            raise RecipeError(place, f"got {value!r}", f"One of {_listed(words)}", did_you_mean(str(value), words))
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        raise RecipeError(place, f"got {value!r}", "A number")
+    elif param.kind == "int" and value != int(value):
+        raise RecipeError(place, f"got {value!r}", "A whole number")
+    elif param.strict and not _inside(value, param):
+        raise RecipeError(place, f"got {value!r}", f"A number in {interval(param)}")
+
+
+def _inside(value: float, param: Param) -> bool:
+    above = param.low is None or (value > param.low if param.open_low else value >= param.low)
+    return above and (param.high is None or value <= param.high)
+
+
+def word(choice: str | bool) -> str:
+    """A choice as YAML has it."""
+    return choice if isinstance(choice, str) else str(choice).lower()
+
+
+def interval(param: Param) -> str:
+    """`(0, 1]`, as an error message shows it."""
+    low = "-inf" if param.low is None else f"{param.low:g}"
+    high = "inf" if param.high is None else f"{param.high:g}"
+    return f"{'(' if param.open_low or param.low is None else '['}{low}, {high}{')' if param.high is None else ']'}"
+
+
+def _check_given(block: Block, spec: MethodSpec, name: str, param: Param, where: str) -> None:
+    if param.default is not None or any(name in scope for scope in block.shared):
+        return
+    if not param.per_model:
+        raise RecipeError(documents.join(where, "parameters", name), "missing", f"{spec.name} needs it")
+    for entry in block.entries:
+        if _counted(entry, block, spec) and name not in entry.own:
+            place = documents.join(where, entry.where, "parameters", name)
+            raise RecipeError(place, "missing", f"{spec.name} needs one for every model")
+
+
+def _counted(entry: Entry, block: Block, spec: MethodSpec) -> bool:
+    return entry.model != block.base or not spec.takes_base
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)

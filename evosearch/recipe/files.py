@@ -1,0 +1,153 @@
+"""Recipe files: one recipe, or several of which later ones are made of earlier ones; and recipes as references.
+
+| reference | stands for |
+|---|---|
+| `./night.yaml` | the recipe in that file; of several, the one without a name |
+| `./night.yaml#step` | the recipe named `step` in it |
+
+In a file of several documents each but one has a `name`, by which the others refer to it.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evosearch import documents
+from evosearch.errors import RecipeError, did_you_mean
+from evosearch.recipe.other_formats import refuse_other_formats
+from evosearch.recipe.schema import Recipe
+from evosearch.recipe.tokens import BASE, UNION
+
+SUFFIXES = (".yaml", ".yml")
+NAMES_A_MODEL = ("model", "base_model", "tokenizer_source", "source")
+NAMES_A_TOKENIZER = ("tokenizer_source", "source")  # where `base` and `union` are no models
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """A file's documents as they are written, in order: name → recipe. Without a name: `None`."""
+
+    recipes: Mapping[str | None, Recipe]
+
+    def to_yaml(self) -> str:
+        """The same documents again."""
+        named = [({"name": name} if name else {}) | recipe.to_dict() for name, recipe in self.recipes.items()]
+        return "---\n".join(documents.dump(data) for data in named)
+
+
+def load(path: Path, name: str | None = None) -> Recipe:
+    """A recipe from a YAML file; relative references in it are taken from the file's own folder.
+
+    Args:
+        name: of the document, in a file of several; without it the one that has none, or else the last.
+
+    Raises:
+        RecipeError: the file is missing, or one of its documents is not a recipe; the message names the key.
+    """
+    found = _documents(path)
+    wanted = name if name is not None or None in found else next(reversed(found))
+    if wanted not in found:
+        known = ", ".join(str(other) for other in found if other) or "none"
+        near = did_you_mean(str(wanted), [other for other in found if other])
+        raise RecipeError(str(path), f"no recipe named '{wanted}'", f"Named here: {known}", near)
+    local = {str(other): f"{os.path.abspath(path)}#{other}" for other in found if other is not None}
+    recipes = {
+        other: documents.validate(Recipe, anchor(data, path.parent, local), where, RecipeError)
+        for other, (where, data) in found.items()
+    }
+    return recipes[wanted]
+
+
+def load_file(path: Path) -> RecipeFile:
+    """Every document of a file, references as they are written.
+
+    Raises:
+        RecipeError: see `load`.
+    """
+    return RecipeFile(
+        {name: documents.validate(Recipe, data, where, RecipeError) for name, (where, data) in _documents(path).items()}
+    )
+
+
+def is_recipe(reference: str) -> bool:
+    """Whether a reference names a recipe file."""
+    return _split(reference)[0].endswith(SUFFIXES)
+
+
+def load_reference(reference: str) -> Recipe:
+    """The recipe that a reference names.
+
+    Raises:
+        RecipeError: see `load`.
+    """
+    path, name = _split(reference)
+    return load(Path(os.path.expanduser(path)), name)
+
+
+def _split(reference: str) -> tuple[str, str | None]:
+    """A file and the name of a recipe in it. Folders may have a '#' in their names, recipes may not."""
+    path, sign, name = reference.rpartition("#")
+    return (path, name) if sign and path.endswith(SUFFIXES) else (reference, None)
+
+
+def _documents(path: Path) -> dict[str | None, tuple[str, dict[str, Any]]]:
+    """Name → where the document stands, and its data without the name."""
+    found: dict[str | None, tuple[str, dict[str, Any]]] = {}
+    listed = documents.read_all(path, RecipeError)
+    for number, data in enumerate(listed, start=1):
+        where = str(path) if len(listed) == 1 else f"{path}: document {number}"
+        refuse_other_formats(data, where, RecipeError)
+        name = data.pop("name", None)
+        if name is not None and not _is_name(name):
+            allowed = "A name for the other recipes of this file to use, without '#' and '+'"
+            raise RecipeError(documents.join(where, "name"), f"got {name!r}", allowed)
+        if name in found:
+            what = f"'{name}' is the name of an earlier one" if name else "another document has no name, either"
+            raise RecipeError(documents.join(where, "name"), what, "Names are unique, and one document may have none")
+        found[name] = (where, data)
+    return found
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and bool(name) and not {"#", "+"} & set(name)
+
+
+def anchor(data: dict[str, Any], folder: Path, local: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The raw recipe with relative references made absolute, so that it means the same from anywhere.
+
+    Args:
+        local: names that stand for other references.
+    """
+    names = local or {}
+
+    def part(reference: str) -> str:
+        if reference in names:
+            return names[reference]
+        relative = reference.startswith(("./", "../")) or reference in (".", "..")
+        if relative or (is_recipe(reference) and not reference.startswith(("/", "~"))):
+            return os.path.normpath(folder.absolute() / reference)  # links stay: what they lead to may change
+        if reference.startswith("~/"):
+            return os.path.expanduser(reference)
+        return reference
+
+    def fix(reference: str) -> str:
+        return "+".join(part(piece) for piece in reference.split("+"))
+
+    anchored: dict[str, Any] = _map_references(data, fix)
+    return anchored
+
+
+def _map_references(node: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(node, Mapping):
+        return {
+            key: change(value) if _names_a_model(key, value) else _map_references(value, change)
+            for key, value in node.items()
+        }
+    return [_map_references(item, change) for item in node] if isinstance(node, list | tuple) else node
+
+
+def _names_a_model(key: str, value: Any) -> bool:
+    reserved = key in NAMES_A_TOKENIZER and value in (UNION, BASE)
+    return key in NAMES_A_MODEL and isinstance(value, str) and not reserved

@@ -1,0 +1,72 @@
+"""What the vocabulary of a merged model is to be, and where the embeddings of single tokens come from."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeGuard
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from evosearch.documents import Document
+from evosearch.errors import RecipeError
+
+UNION, BASE = "union", "base"
+
+
+class FromModel(Document):
+    """The embedding of one token of one model, by its text or its id."""
+
+    kind: Literal["model_token"]
+    model: Annotated[str, Field(min_length=1, max_length=4096)]
+    token: str | None = None
+    token_id: Annotated[int, Field(ge=0, lt=2**31, strict=True)] | None = None
+
+    @model_validator(mode="after")
+    def _one_name(self) -> "FromModel":
+        if (self.token is None) == (self.token_id is None):
+            raise ValueError("exactly one of token and token_id is expected")
+        return self
+
+
+class Zero(Document):
+    """An embedding of zeros."""
+
+    kind: Literal["zero"]
+
+
+def _parse_source(raw: Any) -> Any:
+    if raw is None or isinstance(raw, str | FromModel | Zero):
+        return raw
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"a model, or a mapping with kind is expected, got {raw!r}")
+    kinds = {"model_token": FromModel, "zero": Zero}
+    kind = kinds.get(str(raw.get("kind")))
+    if kind is None:
+        raise RecipeError("kind", f"got {raw.get('kind')!r}", f"One of: {', '.join(kinds)}")
+    return kind(**{str(key): value for key, value in raw.items()})
+
+
+def _none_is_empty(raw: Any) -> Any:
+    return {} if raw is None else raw
+
+
+class Token(Document):
+    """Where one token's embedding comes from. `force`: also in models that have the token themselves."""
+
+    source: Annotated[str | FromModel | Zero | None, BeforeValidator(_parse_source)] = None
+    force: Annotated[bool, Field(strict=True)] = False
+
+
+class Tokenizer(Document):
+    """The output's vocabulary: `union`, `base`, or a model's; single tokens; rows padded to a multiple."""
+
+    source: Annotated[str, Field(min_length=1, max_length=4096)] = UNION
+    tokens: Annotated[Mapping[str, Token], BeforeValidator(_none_is_empty)] = Field(default_factory=dict)
+    pad_to_multiple_of: Annotated[int, Field(ge=1, le=1 << 16, strict=True)] | None = None
+
+    def models(self) -> list[str]:
+        """The models that single tokens' embeddings are taken from."""
+        sources = [token.source for token in self.tokens.values()]
+        return [source.model if isinstance(source, FromModel) else source for source in sources if _is_model(source)]
+
+
+def _is_model(source: str | FromModel | Zero | None) -> TypeGuard[str | FromModel]:
+    return isinstance(source, str | FromModel)

@@ -1,0 +1,74 @@
+"""A recipe with holes as raw data: where its parameters stand, and what it is without them."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from evosearch.documents import join, validate
+from evosearch.errors import RecipeError
+from evosearch.recipe.schema import Recipe
+from evosearch.search import holes
+
+METHOD = "merge_method"
+Path = tuple[str | int, ...]  # the keys of a scope in the recipe: () for its own parameters, ("models", 1)
+
+
+def refuse_misplaced(template: Mapping[str, Any], where: str) -> None:
+    """
+    Raises:
+        RecipeError: a hole stands elsewhere than as a parameter's value or the merge method.
+    """
+    for key, value in template.items():
+        place = join(where, key)
+        if key in (METHOD, "parameters"):
+            continue
+        if key == "routing" and isinstance(value, Mapping) and "search" in value:
+            raise RecipeError(place, "searching over routes is not supported yet", "A recipe with merge_method")
+        for found in holes.find(value, place):
+            if key not in ("models", "slices", "modules") or ".parameters." not in found.removeprefix(place):
+                raise RecipeError(found, "a hole cannot stand here", "Holes are values of parameters, and merge_method")
+
+
+def frame(template: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe of a template without its parameters: which models it names, and how it stacks their layers.
+
+    Raises:
+        RecipeError: a hole stands where none can, or the template is not well-formed.
+    """
+    refuse_misplaced(template, where)
+    bare = _without_parameters(template)
+    if isinstance(bare.get(METHOD), Mapping):  # a hole: which method it is changes nothing here
+        bare[METHOD] = "linear"
+    return validate(Recipe, bare, where, RecipeError)
+
+
+def is_stacked(template: Mapping[str, Any]) -> bool:
+    """Whether the recipe is one of slices."""
+    modules = template.get("modules")
+    inner = modules.values() if isinstance(modules, Mapping) else ()
+    return any(isinstance(node, Mapping) and "slices" in node for node in (template, *inner))
+
+
+def _without_parameters(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _without_parameters(value) for key, value in node.items() if key != "parameters"}
+    return [_without_parameters(item) for item in node] if isinstance(node, list | tuple) else node
+
+
+def scopes(node: Any, path: Path = ()) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Every mapping of parameters, outer ones first. What is none is left to the recipe's own schema to refuse."""
+    if isinstance(node, Mapping):
+        if isinstance(node.get("parameters"), Mapping):
+            yield path, node["parameters"]
+        for key, value in node.items():
+            if key in ("models", "slices", "sources", "modules") or path == ("modules",):
+                yield from scopes(value, (*path, key))
+    elif isinstance(node, list | tuple):
+        for index, item in enumerate(node):
+            yield from scopes(item, (*path, index))
+
+
+def at(data: Any, path: Path) -> Any:
+    """What stands under the keys of a path."""
+    for key in path:
+        data = data[key]
+    return data
