@@ -4,12 +4,13 @@ from pathlib import Path
 
 import typer
 
-from evosearch.cli.console import JSON, console, print_json, watcher
+from evosearch.cli.console import ALLOW_PICKLE, JSON, console, print_json, watcher
 
 
 def command(
     file: Path = typer.Argument(help="A search spec or a recipe (YAML)."),
     trial: bool = typer.Option(True, help="Materialize and score one candidate, for time and memory."),
+    allow_pickle: bool = ALLOW_PICKLE,
     json: bool = JSON,
 ) -> int:
     """Check a spec or a recipe: models, suite, splits, ledger, and one candidate for time."""
@@ -18,7 +19,7 @@ def command(
 
     watching = watcher(json)
     try:
-        result = check(file, trial, watching)
+        result = check(file, trial, watching, allow_pickle)
     finally:
         watching.close()
     if json:

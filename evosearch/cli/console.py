@@ -17,6 +17,9 @@ from evosearch.search.watching import Progress as SearchProgress
 from evosearch.search.watching import Silent
 
 JSON = typer.Option(False, "--json", help="Print one JSON document on standard output, and nothing else there.")
+ALLOW_PICKLE = typer.Option(
+    False, "--allow-pickle", help="Read pickled weights (*.bin) of models that have no safetensors; weights only."
+)
 LINE_EVERY_S = 60.0
 
 # A log file has no width of its own: wide enough there that no table is cut.

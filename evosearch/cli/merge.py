@@ -4,12 +4,13 @@ from pathlib import Path
 
 import typer
 
-from evosearch.cli.console import JSON, console, print_json, watcher
+from evosearch.cli.console import ALLOW_PICKLE, JSON, console, print_json, watcher
 
 
 def command(
     recipe: Path = typer.Argument(help="A recipe (YAML)."),
     out: Path = typer.Argument(help="The folder to write; it must not exist yet, or be empty."),
+    allow_pickle: bool = ALLOW_PICKLE,
     json: bool = JSON,
 ) -> None:
     """Merge models as a recipe says, and write an ordinary checkpoint."""
@@ -17,7 +18,7 @@ def command(
 
     watching = watcher(json)
     try:
-        result = merge(recipe, out, watching)
+        result = merge(recipe, out, watching, allow_pickle)
     finally:
         watching.close()
     if json:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from evosearch.cli.console import JSON, console, print_json, watcher
+from evosearch.cli.console import ALLOW_PICKLE, JSON, console, print_json, watcher
 
 
 def command(
@@ -12,6 +12,7 @@ def command(
     continue_from_best: bool = typer.Option(
         False, help="Where a recorded search cannot be replayed exactly, go on from its best candidate."
     ),
+    allow_pickle: bool = ALLOW_PICKLE,
     json: bool = JSON,
 ) -> int:
     """Run a search to its promoted, exported winner. The same command continues an interrupted one."""
@@ -20,7 +21,7 @@ def command(
 
     watching = watcher(json)
     try:
-        report = run(spec, watching, continue_from_best)
+        report = run(spec, watching, continue_from_best, allow_pickle)
     finally:
         watching.close()
     if json:

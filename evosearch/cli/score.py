@@ -1,6 +1,7 @@
 """`evosearch score MODEL|RECIPE SUITE --split`: what a model or a recipe scores."""
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -27,3 +28,17 @@ def command(
         print_json(result)
     else:
         console.print(score_table(result))
+        for task, metrics in result["reported"].items():
+            beside = {name: value for name, value in metrics.items() if name != _scoring(result, task)}
+            if beside:
+                values = ", ".join(f"{name} {_number(value)}" for name, value in beside.items())
+                console.print(f"{task} also: {values}", highlight=False)
+
+
+def _scoring(result: dict[str, Any], task: str) -> str | None:
+    """The metric by which a task scores, which the table has."""
+    return str(result["tasks"][task]["metric"]) if task in result["tasks"] else None
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"

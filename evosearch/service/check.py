@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 
 import psutil
 
+from evosearch.checkpoints.digest import DTYPES
 from evosearch.errors import InputError, LedgerError
 from evosearch.evaluation.types import ItemBatch
 from evosearch.execution.worker import Worker
 from evosearch.merging.registry import specs
-from evosearch.recipe import schema
-from evosearch.search.controls import controls
+from evosearch.recipe import checks, files
+from evosearch.search.controls import Control, controls
 from evosearch.search.ledger import Ledger
 from evosearch.search.ports import Job
 from evosearch.search.watching import Watcher
@@ -48,36 +49,42 @@ class _Findings:
         return data | {"memory": memory, "forecast": forecast}
 
 
-def check(path: Path, trial: bool, watcher: Watcher) -> dict[str, Any]:
+def check(path: Path, trial: bool, watcher: Watcher, allow_pickle: bool = False) -> dict[str, Any]:
     """All problems of a spec or a recipe, in one list; what `evosearch check --json` prints.
 
     Args:
         trial: score one candidate of a spec, for time and memory.
+        allow_pickle: read pickled weights where a model has no others.
     """
     findings = _Findings()
     kind = findings.attempt(lambda: is_spec(path))
     if kind is None:
         return findings.result({}, {})
-    return _check_spec(path, trial, watcher, findings) if kind else _check_recipe(path, watcher, findings)
+    if kind:
+        return _check_spec(path, trial, watcher, findings, allow_pickle)
+    return _check_recipe(path, watcher, findings, allow_pickle)
 
 
-def _check_recipe(path: Path, watcher: Watcher, findings: _Findings) -> dict[str, Any]:
-    recipe = findings.attempt(lambda: schema.load(path))
+def _check_recipe(path: Path, watcher: Watcher, findings: _Findings, allow_pickle: bool) -> dict[str, Any]:
+    recipe = findings.attempt(lambda: files.load(path))
     if recipe is None:
         return findings.result({}, {})
-    findings.notes += findings.attempt(lambda: schema.check(recipe, specs(), f"{path}: ")) or []
-    models = findings.attempt(lambda: open_models(recipe.references(), str(path), watcher))
-    return findings.result(_memory(models) if models else {}, {})
+    findings.notes += findings.attempt(lambda: checks.check(recipe, specs(), f"{path}: ")) or []
+    models = findings.attempt(lambda: open_models(recipe, str(path), watcher, allow_pickle))
+    if models is None:
+        return findings.result({}, {})
+    findings.attempt(lambda: models.inputs)  # reads every weight: a damaged one is named here
+    return findings.result(_memory(models), {})
 
 
-def _check_spec(path: Path, trial: bool, watcher: Watcher, findings: _Findings) -> dict[str, Any]:
+def _check_spec(path: Path, trial: bool, watcher: Watcher, findings: _Findings, allow_pickle: bool) -> dict[str, Any]:
     spec = findings.attempt(lambda: load_spec(path))
     if spec is None:
         return findings.result({}, {})
     findings.attempt(lambda: _check_ledger(spec))
     findings.attempt(lambda: worker_count(spec.config.workers))
     batches = findings.attempt(lambda: load_batches(spec.suite))
-    prepared = findings.attempt(lambda: prepare(spec, watcher))
+    prepared = findings.attempt(lambda: prepare(spec, watcher, allow_pickle))
     if prepared is None:
         return findings.result({}, {})
     memory = _memory(prepared.models)
@@ -107,22 +114,27 @@ def _check_ledger(spec: SearchSpec) -> None:
 
 def _memory(models: Models) -> dict[str, Any]:
     """GiB on the host: the parents (mapped from disk, read once a candidate) and one resident model in float32."""
-    folders = [checkpoint.folder for checkpoint in models.checkpoints.values()]
-    parents = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
-    donor = models.checkpoints[models.donor]
-    resident = sum(math.prod(info.shape) * 4 for info in donor.tensors.values())
+    parents = sum(
+        math.prod(info.shape) * DTYPES[info.dtype].itemsize
+        for checkpoint in models.checkpoints.values()
+        for name, info in checkpoint.tensors.items()
+        if checkpoint.shares(name) is None  # an adapter's base is held once
+    )
+    resident = sum(math.prod(size) * 4 for size in models.output.sizes.values())
     available = psutil.virtual_memory().available
     gib = {"parents_gib": parents / GIB, "resident_gib": resident / GIB, "available_gib": available / GIB}
     return gib | {"needed_gib": (parents + resident) / GIB}
+
+
+def _controls(prepared: Prepared) -> list[Control]:
+    return controls(prepared.example, prepared.spec.config.controls.scales, prepared.models.alike)
 
 
 def _forecast(prepared: Prepared, batches: dict[str, ItemBatch]) -> dict[str, Any]:
     """Time of a candidate, taken from the second of two: the first also lays out what stays."""
     spec = prepared.spec
     count, _ = worker_count(spec.config.workers)
-    config = worker_config(
-        spec.config.workers, prepared.models.references, prepared.suite, prepared.example.output_dtype, count
-    )
+    config = worker_config(spec.config.workers, prepared.models, prepared.suite, prepared.example.output_dtype, count)
     worker = Worker(config)
     job = Job("trial@search", prepared.example, batches["search"])
     worker.run(job)
@@ -134,7 +146,7 @@ def _forecast(prepared: Prepared, batches: dict[str, ItemBatch]) -> dict[str, An
     assert outcome.card is not None
     per_hour = 3600.0 / seconds * count
     budget = spec.config.budget
-    extra = sum(control.recipe is not None for control in controls(prepared.example, spec.config.controls.scales))
+    extra = sum(control.recipe is not None for control in _controls(prepared))
     hours = [budget.hours] if budget.hours else []
     if budget.candidates:
         hours.append((budget.candidates + extra) / per_hour)

@@ -1,7 +1,6 @@
 """From the spec's `workers` to something that scores."""
 
 import os
-from collections.abc import Sequence
 
 from evosearch.checkpoints.references import default_cache
 from evosearch.errors import SpecError
@@ -11,40 +10,34 @@ from evosearch.execution.local import LocalExecutor
 from evosearch.execution.worker import WorkerConfig
 from evosearch.search.ports import Executor
 from evosearch.search.watching import Watcher
+from evosearch.service.models import Models
 from evosearch.service.prepare import Prepared
 from evosearch.service.spec import WorkersConfig
 
 
-def worker_config(
-    workers: WorkersConfig, references: Sequence[str], suite: Suite, out_dtype: str, count: int = 1
-) -> WorkerConfig:
+def worker_config(workers: WorkersConfig, models: Models, suite: Suite, out_dtype: str, count: int = 1) -> WorkerConfig:
     """What each worker is told: names and plain data."""
     options = ScoreOptions(batch_tokens=workers.batch_tokens) if workers.batch_tokens else ScoreOptions()
     return WorkerConfig(
-        models=tuple(references),
+        recipe=models.recipe.to_dict(),
         suite=suite.model_dump(mode="json"),
         cache=default_cache(),
         out_dtype=out_dtype,
         device=workers.device,
         threads=workers.threads or max(1, _cores() // count),
         options=options,
+        allow_pickle=models.opener.allow_pickle,
     )
 
 
-def make_executor(
-    workers: WorkersConfig, prepared: Prepared, watcher: Watcher, more_models: Sequence[str] = ()
-) -> Executor:
+def make_executor(workers: WorkersConfig, prepared: Prepared, watcher: Watcher) -> Executor:
     """The executor a spec asks for.
-
-    Args:
-        more_models: references that recipes may name besides the search's own (the champion's).
 
     Raises:
         SpecError: the cluster cannot be reached, or more is asked for than this machine has.
     """
     count, gpus = worker_count(workers)
-    references = tuple(dict.fromkeys([*prepared.models.references, *more_models]))
-    config = worker_config(workers, references, prepared.suite, prepared.example.output_dtype, count)
+    config = worker_config(workers, prepared.models, prepared.suite, prepared.example.output_dtype, count)
     if workers.executor == "local":
         if workers.address:
             raise SpecError("workers.address", "goes with executor: ray", next="Remove it, or the executor line")

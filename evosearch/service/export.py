@@ -1,12 +1,16 @@
 """Exports: the promoted winner at the end of a run, or any candidate on demand."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from evosearch.checkpoints.reader import Checkpoint
+from evosearch.checkpoints.references import default_cache, resolve_adapter, split
 from evosearch.errors import InputError, LedgerError
 from evosearch.evaluation.inference import Interval, interval
+from evosearch.materialize.as_adapter import AdapterReport, write_adapter
 from evosearch.materialize.on_disk import write_checkpoint
+from evosearch.materialize.plan import donor_of
 from evosearch.promotion.export import Format, Provenance
 from evosearch.promotion.export import export as write_export
 from evosearch.recipe.schema import Recipe
@@ -18,32 +22,74 @@ from evosearch.service.paths import Places, find
 from evosearch.service.recorded import read_search
 
 FILES: dict[Format, str] = {"recipe": "recipe.yaml", "mergekit": "mergekit.yaml", "checkpoint": "checkpoint"}
+RANK = 32  # of an exported adapter, where none is asked for
 
 
 def export(
-    search: str, fmt: Format, out: Path, candidate: str | None, overwrite: bool, watcher: Watcher
+    search: str,
+    fmt: Format,
+    out: Path,
+    candidate: str | None,
+    overwrite: bool,
+    watcher: Watcher,
+    rank: int | None = None,
+    save_modules: bool = False,
+    allow_pickle: bool = False,
 ) -> dict[str, Any]:
     """Export one candidate of a search; what `evosearch export --json` prints.
+
+    Args:
+        rank: of an adapter, at most.
+        save_modules: store whole, beside an adapter's A and B, what changed and is not linear.
+        allow_pickle: read pickled weights where a model has no others.
 
     Raises:
         LedgerError: there is no such search or candidate, or nothing was promoted and no candidate is named.
         InputError: `out` exists, or the models changed since the search.
     """
+    _check_adapter_options(fmt, rank, save_modules)
     places = find(search)
+    reports: list[AdapterReport] = []
+
+    def adapter(merged: Recipe, path: Path) -> None:
+        used = {name: models.checkpoints[name] for name in merged.references()}
+        reports.append(write_adapter(merged, used, path, rank or RANK, save_modules))
+
     with Ledger.open(places.ledger, read_only=True) as ledger:
         search_id, state = read_search(ledger, places)
         name = _candidate(state, candidate, places)
         recipe = Recipe.model_validate(state.recipe(name))
-        models = open_models(recipe.references(), f"candidate {name}", watcher)
+        models = open_models(recipe, f"candidate {name}", watcher, allow_pickle)
         _check_unchanged(state, models)
-        write_one(recipe, fmt, out, provenance(ledger, search_id, state, name), models, overwrite)
-    return {
+        write_one(recipe, fmt, out, provenance(ledger, search_id, state, name), models, overwrite, adapter)
+    result: dict[str, Any] = {
         "search": places.name,
         "candidate": name,
         "recipe_id": state.recipe_ids[name],
         "format": fmt,
         "out": str(out),
     }
+    return result | ({"adapter": _described(reports[0])} if reports else {})
+
+
+def _described(report: AdapterReport) -> dict[str, Any]:
+    """What an adapter keeps of its merge, and what it loses."""
+    tensors = {name: {"rank": report.ranks[name], "error": error} for name, error in report.errors.items()}
+    return {
+        "base": report.base,
+        "error": report.error,
+        "bytes": report.bytes,
+        "tensors": tensors,
+        "saved": list(report.saved),
+    }
+
+
+def _check_adapter_options(fmt: Format, rank: int | None, save_modules: bool) -> None:
+    for option, given in (("--rank", rank is not None), ("--save-modules", save_modules)):
+        if given and fmt != "adapter":
+            raise InputError(option, f"has no meaning for --format {fmt}", "--format adapter", "Leave it out")
+    if rank is not None and rank < 1:
+        raise InputError("--rank", f"got {rank}", "A positive whole number")
 
 
 def export_promoted(
@@ -61,17 +107,41 @@ def export_promoted(
     return written
 
 
-def write_one(recipe: Recipe, fmt: Format, out: Path, source: Provenance, models: Models, overwrite: bool) -> None:
+def write_one(
+    recipe: Recipe,
+    fmt: Format,
+    out: Path,
+    source: Provenance,
+    models: Models,
+    overwrite: bool,
+    adapter: Callable[[Recipe, Path], None] | None = None,
+) -> None:
     """One export of one recipe."""
-    folders = {name: str(checkpoint.folder) for name, checkpoint in models.checkpoints.items() if ":" in name}
+    folders = {name: _folders(name, checkpoint) for name, checkpoint in models.checkpoints.items() if ":" in name}
+    adapted = {name for name in models.checkpoints if split(name)[1] is not None}
 
     def checkpoint(merged: Recipe, path: Path) -> object:
         used = {name: models.checkpoints[name] for name in merged.references()}
-        return write_checkpoint(merged, used, path, merged.base_model or merged.models[0].model)
+        return write_checkpoint(merged, used, path, donor_of(merged))
 
     write_export(
-        recipe, fmt, out, source, shape=models.shape, folders=folders, write_checkpoint=checkpoint, overwrite=overwrite
+        *(recipe, fmt, out, source),
+        shape=models.shape,
+        folders=folders,
+        adapted=adapted,
+        write_checkpoint=checkpoint,
+        write_adapter=adapter,
+        overwrite=overwrite,
     )
+
+
+def _folders(reference: str, checkpoint: Checkpoint) -> str:
+    """A reference with folders in place of its schemes."""
+    model, adapter = split(reference)
+    model = str(checkpoint.folder) if ":" in model else model
+    if adapter is None:
+        return model
+    return f"{model}+{resolve_adapter(adapter, default_cache()) if ':' in adapter else adapter}"
 
 
 def provenance(ledger: Ledger, search_id: str, state: SearchState, name: str) -> Provenance:

@@ -5,17 +5,18 @@ from typing import Any
 
 from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.merging.registry import specs
-from evosearch.recipe import schema
+from evosearch.recipe import checks, files
 from evosearch.search.watching import Watcher
 from evosearch.service.models import open_models
 
 
-def merge(path: Path, out: Path, watcher: Watcher) -> dict[str, Any]:
+def merge(path: Path, out: Path, watcher: Watcher, allow_pickle: bool = False) -> dict[str, Any]:
     """Merge as the recipe in `path` says, into the folder `out`; what `evosearch merge --json` prints."""
-    recipe = schema.load(path)
-    for text in schema.check(recipe, specs(), str(path) + ": "):
+    recipe = files.load(path)
+    for text in checks.check(recipe, specs(), str(path) + ": "):
         watcher.note(text)
-    models = open_models(recipe.references(), str(path), watcher)
+    models = open_models(recipe, str(path), watcher, allow_pickle)
+    recipe_id = models.identify(recipe)  # reads every weight: a damaged parent is named before anything is written
     report = write_checkpoint(recipe, models.checkpoints, out, models.donor)
     return {
         "out": str(report.out),
@@ -23,6 +24,6 @@ def merge(path: Path, out: Path, watcher: Watcher) -> dict[str, Any]:
         "bytes": report.bytes,
         "seconds": dict(report.seconds),
         "peak_rss_gib": report.peak_rss_gib,
-        "recipe_id": models.identify(recipe),
+        "recipe_id": recipe_id,
         "weights_sha256": report.weights_sha256,
     }

@@ -1,13 +1,14 @@
 """The models of a recipe, made ready: references resolved, checkpoints opened, fit for each other, hashed."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from evosearch.checkpoints.compatibility import check_compatible
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.references import default_cache
-from evosearch.execution.worker import open_checkpoints, register_schemes
+from evosearch.execution.worker import register_schemes
+from evosearch.materialize.inputs import Opener
+from evosearch.materialize.layout import Output, output
 from evosearch.recipe.identity import recipe_id
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import ModelShape
@@ -16,9 +17,15 @@ from evosearch.search.watching import Watcher
 
 @dataclass(frozen=True)
 class Models:
-    """Opened checkpoints by reference; the first gives config and tokenizer."""
+    """Opened checkpoints by reference; the first gives config and tokenizer.
+
+    Attributes:
+        recipe: the one they were opened for, or its frame: which models are named, how their layers are stacked.
+    """
 
     checkpoints: dict[str, Checkpoint]
+    recipe: Recipe
+    opener: Opener
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -30,46 +37,45 @@ class Models:
 
     @property
     def shape(self) -> ModelShape:
-        return self.checkpoints[self.donor].shape
+        return self.output.shape
+
+    @cached_property
+    def output(self) -> Output:
+        """What merges of these models look like."""
+        return output(self.recipe, self.checkpoints)
 
     @cached_property
     def inputs(self) -> dict[str, str]:
         """reference → content_sha256; reads every byte once."""
-        return {reference: checkpoint.content_sha256() for reference, checkpoint in self.checkpoints.items()}
+        return self.opener.contents(self.recipe, self.checkpoints)
+
+    @property
+    def alike(self) -> bool:
+        """Whether all models have the same layers."""
+        return all(checkpoint.shape == self.checkpoints[self.donor].shape for checkpoint in self.checkpoints.values())
+
+    def fits(self, recipe: Recipe) -> bool:
+        """Whether another recipe of these models can be scored beside this one: it reads the same tokens."""
+        ours = self.recipe
+        return (recipe.vocabulary, recipe.chat_template) == (ours.vocabulary, ours.chat_template)
 
     def identify(self, recipe: Recipe) -> str:
         return recipe_id(recipe, self.inputs)
 
 
-def open_models(references: Sequence[str], where: str, watcher: Watcher) -> Models:
+def open_models(recipe: Recipe, where: str, watcher: Watcher, allow_pickle: bool = False) -> Models:
     """Resolve, fetch or train, open, and compare the models that a recipe names.
 
     Raises:
         CheckpointError: one is missing, damaged, or does not fit the others.
+        RecipeError: a nested recipe is wrong, or layers are asked for that are not there.
     """
     register_schemes()
-    checkpoints = open_checkpoints(tuple(references), default_cache(), watcher.preparing)
-    check_compatible(list(checkpoints.values()), where)
-    return Models(checkpoints)
-
-
-def references_in(template: object) -> tuple[str, ...]:
-    """Every model that a raw recipe names, holes and all; `base_model` first."""
-    base: list[str] = []
-    others: list[str] = []
-
-    def walk(node: object) -> None:
-        if isinstance(node, dict):
-            for key, value in node.items():
-                if key == "base_model" and isinstance(value, str):
-                    base.append(value)
-                elif key == "model" and isinstance(value, str):
-                    others.append(value)
-                else:
-                    walk(value)
-        elif isinstance(node, list | tuple):
-            for item in node:
-                walk(item)
-
-    walk(template)
-    return tuple(dict.fromkeys([*base, *others]))
+    opener = Opener(default_cache(), watcher.preparing, allow_pickle)
+    models = Models(opener.inputs(recipe), recipe, opener)
+    for checkpoint in models.checkpoints.values():
+        for text in checkpoint.notes:
+            watcher.note(text)
+    same_depth = models.output.shape is models.checkpoints[models.donor].shape
+    check_compatible(list(models.checkpoints.values()), where, same_depth)
+    return models

@@ -6,12 +6,13 @@ from evosearch.evaluation.harness import Harness
 from evosearch.evaluation.suite import Suite
 from evosearch.evaluation.types import SPLITS, ItemBatch
 from evosearch.merging.registry import specs
-from evosearch.recipe import schema
+from evosearch.recipe import checks
 from evosearch.recipe.schema import Recipe
 from evosearch.search.optimizers.registry import create
 from evosearch.search.space import SearchSpace
+from evosearch.search.template import frame
 from evosearch.search.watching import Watcher
-from evosearch.service.models import Models, open_models, references_in
+from evosearch.service.models import Models, open_models
 from evosearch.service.spec import SearchSpec
 from evosearch.service.trackers import check_tracking
 
@@ -26,13 +27,14 @@ class Prepared:
     space: SearchSpace
     example: Recipe  # the recipe with every hole at its start
     batches: dict[str, ItemBatch]  # split → its items
+    fingerprint: dict[str, dict[str, str]]  # task → key of its lm-eval configuration → digest
 
     @property
     def suite(self) -> Suite:
         return self.spec.suite
 
 
-def prepare(spec: SearchSpec, watcher: Watcher) -> Prepared:
+def prepare(spec: SearchSpec, watcher: Watcher, allow_pickle: bool = False) -> Prepared:
     """Load and check everything a search needs; cheap and telling checks first.
 
     Raises:
@@ -40,18 +42,23 @@ def prepare(spec: SearchSpec, watcher: Watcher) -> Prepared:
     """
     check_tracking(spec)
     if "routing" in spec.template:
-        raise schema.route_refusal(spec.where)
-    batches = load_batches(spec.suite)
-    models = open_models(references_in(spec.template), spec.where, watcher)
+        raise checks.route_refusal(spec.where)
+    harness = Harness(spec.suite)
+    batches = _batches(harness)
+    models = open_models(frame(spec.template, spec.where), spec.where, watcher, allow_pickle)
     space = SearchSpace.from_template(spec.template, models.shape, specs(), spec.where)
     example = space.fill(space.initial())
-    for text in schema.check(example, specs(), spec.where):
+    for text in checks.check(example, specs(), spec.where):
         watcher.note(text)
     create(spec.config.optimizer, space.dimensions, space.initial(), f"{spec.file}: optimizer")
-    return Prepared(spec, spec.search_id(), models, space, example, batches)
+    models.inputs  # noqa: B018 (reads every byte of every model: damage is found before anything is written)
+    return Prepared(spec, spec.search_id(), models, space, example, batches, harness.fingerprint())
 
 
 def load_batches(suite: Suite) -> dict[str, ItemBatch]:
     """The items of every split; loads the suite's tasks."""
-    harness = Harness(suite)
+    return _batches(Harness(suite))
+
+
+def _batches(harness: Harness) -> dict[str, ItemBatch]:
     return {split: harness.batch(split) for split in SPLITS}

@@ -15,7 +15,7 @@ from evosearch.search.recorder import Recorder
 def measure_of(suite: Suite, batch: ItemBatch) -> Measure:
     """The suite's score as the gate takes it; documents that belong together are counted together."""
     groups = {items.task: items.groups for items in batch.sets if items.groups}
-    return Measure(suite.weights(), {task.name: task.chance for task in suite.tasks}, groups or None)
+    return Measure(suite.weights(), {task.name: task.chance for task in suite.scoring}, groups or None)
 
 
 def test_rows(recorder: Recorder, suite: Suite, batch: ItemBatch, example: Recipe) -> list[dict[str, Any]]:
@@ -50,7 +50,7 @@ def test_rows(recorder: Recorder, suite: Suite, batch: ItemBatch, example: Recip
 def metric_columns(recorder: Recorder, suite: Suite, candidate: str, split: str) -> dict[str, Column]:
     """Task → the suite's metric of each item, as recorded."""
     stored = recorder.ledger.columns(recorder.search_id, candidate, split)
-    return {task.name: stored[task.name][task.metric] for task in suite.tasks}
+    return {task.name: stored[task.name][task.metric] for task in suite.scoring}
 
 
 def label(name: str, example: Recipe, winner: str = "", promoted: bool = False) -> str:
@@ -63,7 +63,7 @@ def label(name: str, example: Recipe, winner: str = "", promoted: bool = False) 
         "champion": "champion so far",
     }
     if kind == "parent":
-        text = f"parent {_short(example.parents[int(rest)].model)}"
+        text = f"parent {_short(example.parents[int(rest)])}"
     else:
         text = f"candidate {name}" if kind_of(name) == "candidate" else texts[kind]
     return f"{text} ({'promoted' if promoted else 'not promoted'})" if name == winner else text

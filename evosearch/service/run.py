@@ -5,14 +5,13 @@ there on every step is on record and can be continued.
 """
 
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from evosearch import documents
-from evosearch.errors import EvosearchError, LedgerError, RecipeError, TrackingError
+from evosearch.errors import EvosearchError, RecipeError, TrackingError
 from evosearch.evaluation.types import SPLITS
 from evosearch.promotion.gate import GateDecision
 from evosearch.promotion.promote import Champion, Promotion
@@ -32,13 +31,12 @@ from evosearch.service.openings import openings
 from evosearch.service.paths import Places, places_of
 from evosearch.service.prepare import Prepared, prepare
 from evosearch.service.report import measure_of, test_rows
-from evosearch.service.spec import check_same_search, load_spec
-from evosearch.service.trackers import mirroring, registry_of
+from evosearch.service.spec import load_spec
+from evosearch.service.trackers import CATCH_UP_S, PATIENCE_S, mirroring, registry_of, shown
+from evosearch.service.unchanged import circumstances, refuse_other_search
 from evosearch.service.versions import versions
-from evosearch.tracking.mirror import UP_TO_DATE, hide_credentials
+from evosearch.tracking.mirror import UP_TO_DATE
 from evosearch.tracking.registry import Registry
-
-CATCH_UP_S = 120.0  # how long the end of a run waits for the mirror
 
 
 @dataclass
@@ -85,11 +83,12 @@ class RunReport:
         }
 
 
-def run(path: Path, watcher: Watcher, continue_from_best: bool = False) -> RunReport:
+def run(path: Path, watcher: Watcher, continue_from_best: bool = False, allow_pickle: bool = False) -> RunReport:
     """Run the search that a spec describes, or continue it.
 
     Args:
         continue_from_best: where the recorded search cannot be replayed exactly, go on from its best candidate.
+        allow_pickle: read pickled weights where a model has no others.
 
     Raises:
         InputError: something the user can mend; nothing was scored.
@@ -98,7 +97,7 @@ def run(path: Path, watcher: Watcher, continue_from_best: bool = False) -> RunRe
     began = time.monotonic()
     spec = load_spec(path)
     places = places_of(spec)
-    prepared = prepare(spec, watcher)
+    prepared = prepare(spec, watcher, allow_pickle)
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger.open(places.ledger, f"{path}: ledger"))
         refuse_other_search(ledger, prepared)
@@ -108,7 +107,7 @@ def run(path: Path, watcher: Watcher, continue_from_best: bool = False) -> RunRe
         _begin(recorder, prepared)
         registry = registry_of(places)
         champion = _champion(prepared, registry, watcher)  # first: two threads must not create one store
-        mirror = stack.enter_context(mirroring(places, prepared.search_id, CATCH_UP_S))
+        mirror = stack.enter_context(mirroring(places, prepared.search_id, watcher))
         recorder.trackers = (mirror,)
         mirror.notify()
         executor = make_executor(spec.config.workers, prepared, watcher)
@@ -118,7 +117,7 @@ def run(path: Path, watcher: Watcher, continue_from_best: bool = False) -> RunRe
             stopped = _search(prepared, recorder, executor, continue_from_best)
             decision = _promote(prepared, recorder, executor, champion, record)
             exported = _export(prepared, places, recorder, decision)
-            mirror.catch_up(CATCH_UP_S)  # the candidate's run must be there before it is registered
+            mirror.catch_up(CATCH_UP_S, PATIENCE_S)  # the candidate's run must be there before it is registered
             _register(prepared, recorder, registry, decision, exported, watcher)
         except KeyboardInterrupt:
             recorder.record([("stopped", {"reason": "interrupted"})])
@@ -127,34 +126,9 @@ def run(path: Path, watcher: Watcher, continue_from_best: bool = False) -> RunRe
             recorder.record([("stopped", {"reason": f"failed: {exc}"})])
             raise
         recorder.record([("stopped", {"reason": stopped})])
-        mirror.close(CATCH_UP_S)
-    note = None if mirror.state == UP_TO_DATE else f"MLflow at {hide_credentials(places.tracking)} is {mirror.state}"
+        mirror.close(CATCH_UP_S, PATIENCE_S)
+    note = None if mirror.state == UP_TO_DATE else f"{shown(places)} is {mirror.state}"
     return _report(prepared, places, recorder, stopped, already, exported, note, time.monotonic() - began)
-
-
-def refuse_other_search(ledger: Ledger, prepared: Prepared) -> None:
-    """Stop where the ledger holds another search of this name, or one of other inputs."""
-    spec = prepared.spec
-    for known in ledger.searches():
-        if known.name != spec.name:
-            continue
-        state = SearchState.from_events(ledger.events(known.search_id))
-        check_same_search(state.spec, spec, str(ledger.url))
-        _check_inputs(state.inputs, prepared)
-
-
-def _check_inputs(recorded: Mapping[str, str], prepared: Prepared) -> None:
-    for reference, sha in recorded.items():
-        now = prepared.models.inputs.get(reference)
-        if now is None:
-            what = "this search began with it, and the spec now names other places (was the spec moved?)"
-            raise LedgerError(f"{prepared.spec.where}: {reference}", what, next="Run the spec from where it was")
-        if now != sha:
-            raise LedgerError(
-                f"{prepared.spec.where}: {reference}",
-                f"its weights changed since this search began (content {sha[:12]} then, {now[:12]} now)",
-                next="Restore the model, or give the new search another name",
-            )
 
 
 def _begin(recorder: Recorder, prepared: Prepared) -> None:
@@ -163,13 +137,11 @@ def _begin(recorder: Recorder, prepared: Prepared) -> None:
     payload = {
         "name": prepared.spec.name,
         "spec": prepared.spec.identity(),
-        "inputs": prepared.models.inputs,
-        "batches": {split: batch.digest for split, batch in prepared.batches.items()},
         "versions": versions(),
         "budget": prepared.spec.config.budget.model_dump(mode="json", exclude_none=True),
         "resumed": recorder.state.sessions > 0,
     }
-    recorder.record([("started", payload)])
+    recorder.record([("started", payload | circumstances(prepared))])
 
 
 def _search(prepared: Prepared, recorder: Recorder, executor: Executor, continue_from_best: bool) -> str:
@@ -179,7 +151,7 @@ def _search(prepared: Prepared, recorder: Recorder, executor: Executor, continue
         executor=executor,
         space=prepared.space,
         batch=prepared.batches["search"],
-        controls=controls(prepared.example, config.controls.scales),
+        controls=controls(prepared.example, config.controls.scales, prepared.models.alike),
         identify=prepared.models.identify,
         make_optimizer=lambda start: create(config.optimizer, prepared.space.dimensions, start),
         start=config.optimizer.start,
@@ -207,6 +179,9 @@ def _champion(prepared: Prepared, registry: Registry | None, watcher: Watcher) -
     if others:
         watcher.note(f"the champion of '{name}' is made of other models ({', '.join(sorted(others))}): not compared")
         return None
+    if not prepared.models.fits(recipe):
+        watcher.note(f"the champion of '{name}' has another vocabulary or chat template: not compared")
+        return None
     return Champion(recipe, prepared.models.identify(recipe))
 
 
@@ -215,18 +190,28 @@ def _promote(
 ) -> GateDecision:
     """Decide, unless this search has decided already and asked nothing since."""
     state = recorder.state
-    if state.gated is not None and state.gated_at == state.asked_count:
+    if state.gated is not None and state.gated_at == state.asked_count and not _never_met(state, champion):
         return GateDecision.from_dict(state.gated)
     return Promotion(
         recorder=recorder,
         executor=executor,
         openings=openings,
         batches={split: prepared.batches[split] for split in SPLITS[1:]},
-        metrics={task.name: task.metric for task in prepared.suite.tasks},
+        metrics={task.name: task.metric for task in prepared.suite.scoring},
         measure=measure_of(prepared.suite, prepared.batches["test"]),
         finalists=prepared.spec.config.promotion.finalists,
         champion=champion,
     ).run()
+
+
+def _never_met(state: SearchState, champion: Champion | None) -> bool:
+    """Whether the gate promoted while the tracking store was away, and now there is a champion to be beaten first."""
+    gated, promoted = state.gated, state.promoted
+    if champion is None or gated is None or gated["promoted"] is None:
+        return False
+    registered = promoted is not None and promoted.get("version") is not None
+    met = any(comparison["role"] == "champion" for comparison in gated["comparisons"])
+    return not (registered or met or champion.recipe_id == state.recipe_ids.get(gated["promoted"]))
 
 
 def _export(prepared: Prepared, places: Places, recorder: Recorder, decision: GateDecision) -> dict[str, str]:
@@ -256,6 +241,9 @@ def _register(
     version = None
     if name is not None and registry is not None:
         try:
+            if _superseded(registry, name, prepared.search_id, earlier):
+                watcher.note(f"the champion of '{name}' is a later search's by now, and stays")
+                return
             version = registry.register(
                 name,
                 search_id=prepared.search_id,
@@ -268,6 +256,14 @@ def _register(
     payload = {"candidate": candidate, "recipe_id": recipe_id, "registered_as": name, "version": version}
     if earlier is None or any(earlier.get(key) != value for key, value in payload.items()):
         recorder.record([("promoted", payload | {"exported": exported})])
+
+
+def _superseded(registry: Registry, name: str, search_id: str, earlier: dict[str, Any] | None) -> bool:
+    """Whether this search registered its winner at an earlier run, and another search's is the champion since."""
+    if earlier is None or earlier.get("registered_as") != name or earlier.get("version") is None:
+        return False
+    champion = registry.champion(name)
+    return champion is not None and champion.search_id != search_id
 
 
 def _report(

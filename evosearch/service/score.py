@@ -2,15 +2,18 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from evosearch.errors import EvosearchError, SuiteError
 from evosearch.evaluation.suite import load_suite
-from evosearch.evaluation.types import LOGLIKELIHOODS, REQUESTS, SPLITS, ItemBatch, ScoreCard
+from evosearch.evaluation.types import LOGLIKELIHOODS, REQUESTS, SPLITS, Column, ItemBatch, ScoreCard
 from evosearch.execution.worker import Worker
 from evosearch.merging.registry import specs
-from evosearch.recipe import schema
+from evosearch.recipe import checks, files
 from evosearch.recipe.schema import Input, Recipe
 from evosearch.search.ports import Job
 from evosearch.search.watching import Watcher
@@ -21,7 +24,9 @@ from evosearch.service.prepare import load_batches
 from evosearch.service.spec import WorkersConfig
 
 
-def score(model: str, suite_path: Path, split: str, items: Path | None, watcher: Watcher) -> dict[str, Any]:
+def score(
+    model: str, suite_path: Path, split: str, items: Path | None, watcher: Watcher, allow_pickle: bool = False
+) -> dict[str, Any]:
     """Score in this process; what `evosearch score --json` prints.
 
     Raises:
@@ -35,11 +40,11 @@ def score(model: str, suite_path: Path, split: str, items: Path | None, watcher:
     suite = load_suite(suite_path)
     recipe = _recipe(model, watcher)
     batch = load_batches(suite)[split]
-    models = open_models(recipe.references(), model, watcher)
+    models = open_models(recipe, model, watcher, allow_pickle)
     if split == "test":
         count = record_reread(batch.digest, f"score {model}")
         watcher.note(f"test split: this reading is on record (openings of this test set so far: {count})")
-    worker = Worker(worker_config(WorkersConfig(), models.references, suite, recipe.output_dtype))
+    worker = Worker(worker_config(WorkersConfig(), models, suite, recipe.output_dtype))
     outcome = worker.run(Job(f"score@{split}", recipe, batch))
     if outcome.card is None:
         assert outcome.failure is not None
@@ -56,6 +61,7 @@ def score(model: str, suite_path: Path, split: str, items: Path | None, watcher:
         "tasks": summary["tasks"],
         "score": summary["score"],
         "fitness": summary["fitness"],
+        "reported": summary["reported"],
         "tokens": summary["tokens"],
         "seconds": {"load": worker.load_seconds, **summary["seconds"]},
         "device": str(worker.device),
@@ -66,10 +72,23 @@ def _recipe(model: str, watcher: Watcher) -> Recipe:
     """The recipe in a file, or the one that is a model as it stands."""
     if not model.endswith((".yaml", ".yml")):
         return Recipe(merge_method="linear", models=(Input(model=model, parameters={"weight": 1.0}),))
-    recipe = schema.load(Path(model))
-    for text in schema.check(recipe, specs(), f"{model}: "):
+    recipe = files.load(Path(model))
+    for text in checks.check(recipe, specs(), f"{model}: "):
         watcher.note(text)
     return recipe
+
+
+def _metrics(columns: Mapping[str, Column], index: int) -> dict[str, Any]:
+    """One item's metrics: numbers, null where there is none, lists where lm-eval aggregates over tuples."""
+    found: dict[str, Any] = {}
+    for column, values in columns.items():
+        value = float(values[index]) if np.isfinite(values[index]) else None
+        metric, brackets, _ = column.partition("[")
+        if brackets:  # `word_perplexity[1]`, and their columns stand in order
+            found.setdefault(metric, []).append(value)
+        else:
+            found[column] = value
+    return found
 
 
 def _write_items(path: Path, batch: ItemBatch, card: ScoreCard) -> None:
@@ -86,7 +105,7 @@ def _write_items(path: Path, batch: ItemBatch, card: ScoreCard) -> None:
                 stop = start + int(counts[index])
                 row["loglikelihoods"] = [float(value) for value in values[start:stop]]
                 start = stop
-            row["metrics"] = {name: float(column[index]) for name, column in columns.items()}
+            row["metrics"] = _metrics(columns, index)
             lines.append(json.dumps(row))
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")

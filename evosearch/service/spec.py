@@ -15,8 +15,8 @@ from evosearch import documents
 from evosearch.documents import Document
 from evosearch.errors import LedgerError, SpecError
 from evosearch.evaluation.suite import Suite, load_suite
+from evosearch.recipe.files import anchor
 from evosearch.recipe.identity import digest
-from evosearch.recipe.schema import anchor
 from evosearch.search.controls import SCALES
 from evosearch.search.optimizers.registry import OptimizerConfig
 
@@ -142,7 +142,7 @@ def check_same_search(recorded: Mapping[str, Any], spec: SearchSpec, where: str)
     Raises:
         LedgerError: names the first key that differs.
     """
-    old, new = _flat(recorded), _flat(spec.identity())
+    old, new = flat(recorded), flat(spec.identity())
     differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if not differing:
         return
@@ -156,16 +156,17 @@ def check_same_search(recorded: Mapping[str, Any], spec: SearchSpec, where: str)
     )
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Plain data as one level: `tasks[0].weight` → its value."""
     if isinstance(node, Mapping):
         out: dict[str, Any] = {}
         for key, value in node.items():
-            out |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+            out |= flat(value, f"{prefix}.{key}" if prefix else str(key))
         return out
     if isinstance(node, list):
         out = {}
         for index, value in enumerate(node):
-            out |= _flat(value, f"{prefix}[{index}]")
+            out |= flat(value, f"{prefix}[{index}]")
         return out
     return {prefix: node}
 

@@ -7,29 +7,47 @@ from pathlib import Path
 
 from evosearch.errors import SpecError
 from evosearch.search.ledger import Ledger
+from evosearch.search.watching import Watcher
 from evosearch.service.paths import Places
 from evosearch.service.spec import SearchSpec
 from evosearch.tracking.jsonl import JsonLinesTracker
-from evosearch.tracking.mirror import Mirror
+from evosearch.tracking.mirror import Mirror, hide_credentials
 from evosearch.tracking.mlflow import MlflowMirror
 from evosearch.tracking.registry import Registry
 
+CATCH_UP_S = 120.0  # how long the end of a run waits for the mirror
+PATIENCE_S = 10.0  # how long it waits for a store that fails
 JSON_LINES = "jsonl:"  # `jsonl:events.jsonl`: a file in the search's folder instead of an MLflow store
 
 
 @contextmanager
-def mirroring(places: Places, search_id: str, catch_up_s: float) -> Iterator[Mirror]:
+def mirroring(places: Places, search_id: str, watcher: Watcher) -> Iterator[Mirror]:
     """The mirror of one search; at the end it has some time to catch up, and what it misses the next run brings."""
+
+    def notice(text: str) -> None:
+        watcher.note(f"{shown(places)}: {text}")
+
     reader = partial(Ledger.open, places.ledger, read_only=True)
     mirror: Mirror
     if places.tracking.startswith(JSON_LINES):
-        mirror = JsonLinesTracker(places.folder / places.tracking.removeprefix(JSON_LINES), reader, search_id)
+        mirror = JsonLinesTracker(jsonl_file(places), reader, search_id, notice)
     else:
-        mirror = MlflowMirror(places.tracking, places.experiment, reader, search_id, places.name)
+        mirror = MlflowMirror(places.tracking, places.experiment, reader, search_id, places.name, notice)
     try:
         yield mirror
     finally:
-        mirror.close(catch_up_s)
+        mirror.close(CATCH_UP_S, PATIENCE_S)
+
+
+def jsonl_file(places: Places) -> Path:
+    return places.folder / places.tracking.removeprefix(JSON_LINES)
+
+
+def shown(places: Places) -> str:
+    """The tracking store as messages name it: `MLflow at http://host:5000`."""
+    if places.tracking.startswith(JSON_LINES):
+        return str(jsonl_file(places))
+    return f"MLflow at {hide_credentials(places.tracking)}"
 
 
 def registry_of(places: Places) -> Registry | None:

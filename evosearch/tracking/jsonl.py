@@ -15,8 +15,14 @@ class JsonLinesTracker(Mirror):
     A file that exists is continued after its last whole line, so no event is in it twice. It belongs to one search.
     """
 
-    def __init__(self, path: Path, open_reader: Callable[[], EventReader], search_id: str) -> None:
-        super().__init__(_File(path, search_id), open_reader, search_id)
+    def __init__(
+        self,
+        path: Path,
+        open_reader: Callable[[], EventReader],
+        search_id: str,
+        notice: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        super().__init__(_File(path, search_id), open_reader, search_id, notice)
 
 
 class _File:

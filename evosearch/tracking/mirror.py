@@ -5,6 +5,7 @@ mirror drops all it believed about it, waits, opens it anew and goes on after th
 says it holds. A sink's `write` may therefore see events again, and must come to the same result.
 """
 
+import math
 import re
 import threading
 import time
@@ -15,6 +16,7 @@ from evosearch.search.events import Event
 
 CHUNK = 64  # events written between two marks of how far the mirror is
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between attempts while the store fails
+HURRIED_PAUSE_S = 1.0  # the same while somebody waits
 POLL_S = 30.0  # how long to sleep without being told of anything new
 UP_TO_DATE = "up to date"
 
@@ -45,16 +47,27 @@ class Mirror:
 
     Args:
         open_reader: opens the ledger for the mirror alone, in its thread; the mirror closes it.
+        notice: told once when the store begins to fail, and once when all is mirrored again; called in the thread.
     """
 
-    def __init__(self, sink: Sink, open_reader: Callable[[], EventReader], search_id: str) -> None:
-        self._sink, self._open_reader, self._search_id = sink, open_reader, search_id
+    def __init__(
+        self,
+        sink: Sink,
+        open_reader: Callable[[], EventReader],
+        search_id: str,
+        notice: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._sink, self._open_reader, self._search_id, self._notice = sink, open_reader, search_id, notice
         self._reader: EventReader | None = None
         self._cursor = 0
         self._opened = False
         self._behind, self._reason = 0, ""
         self._wake, self._closing = threading.Event(), threading.Event()
+        self._hurry = threading.Event()  # somebody waits: no long pauses
         self._deadline = float("inf")
+        self._failing, self._noticed = False, False  # since the last write that went well; whether it was told
+        self._failures = 0
+        self._patience_ends = float("inf")  # when those who wait give a failing store up; starts with the first wait
         self._told, self._done = 0, 0  # how often something was new, and up to which of these all is mirrored
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
@@ -73,24 +86,48 @@ class Mirror:
         if not self._closing.is_set():
             self._ensure_running()
 
-    def catch_up(self, timeout_s: float) -> bool:
-        """Wait until everything now in the ledger is mirrored; False where that takes longer. The mirror goes on."""
-        self.notify()
-        told = self._told
-        with self._changed:
-            return self._changed.wait_for(lambda: self._done >= told, timeout_s)
+    def catch_up(self, timeout_s: float, patience_s: float = math.inf) -> bool:
+        """Wait until everything now in the ledger is mirrored; False where that takes longer. The mirror goes on.
 
-    def close(self, timeout_s: float) -> None:
+        Args:
+            patience_s: how long to wait at most while the store fails; of all waits together, until it is well again.
+        """
+        self.notify()
+        told, deadline = self._told, time.monotonic() + timeout_s
+        failures = self._start_hurrying(patience_s)
+        with self._changed:
+            while self._done < told:
+                left_s = self._given_up_at(deadline, failures) - time.monotonic()
+                if left_s <= 0:
+                    break
+                self._changed.wait(min(left_s, 0.2))  # short: the end moves when the store fails or is well again
+            return self._done >= told
+
+    def close(self, timeout_s: float, patience_s: float = math.inf) -> None:
         """Catch up as far as the time allows, then stop. What is left is written by the next mirror.
 
-        Closing again catches up with what was recorded since.
+        Closing again catches up with what was recorded since. For `patience_s` see `catch_up`.
         """
         self._deadline = time.monotonic() + timeout_s
         self.notify()  # before the flag: a thread that sees the flag sees that there may be something new, too
         self._closing.set()
         self._wake.set()
-        while self._done < self._told and time.monotonic() < self._deadline:
-            self._ensure_running().join(max(0.0, self._deadline - time.monotonic()))
+        failures = self._start_hurrying(patience_s)
+        while self._done < self._told:
+            left_s = self._given_up_at(self._deadline, failures) - time.monotonic()
+            if left_s <= 0:
+                break
+            self._ensure_running().join(min(left_s, 0.2))
+
+    def _start_hurrying(self, patience_s: float) -> int:
+        ends = time.monotonic() + patience_s
+        self._patience_ends = ends if math.isinf(ends) else min(self._patience_ends, ends)
+        self._hurry.set()
+        return self._failures
+
+    def _given_up_at(self, deadline: float, failures: int) -> float:
+        """When waiting ends: at the deadline, or earlier where the store fails and has failed since the wait began."""
+        return min(deadline, self._patience_ends) if self._failing and self._failures > failures else deadline
 
     def _ensure_running(self) -> threading.Thread:
         with self._changed:
@@ -113,6 +150,7 @@ class Mirror:
                 told = self._told
                 if self._write_all():
                     self._mark(told)
+                    self._recovered()
                 pause = FIRST_PAUSE_S
                 if self._closing.is_set() and (self._done == self._told or time.monotonic() > self._deadline):
                     return
@@ -121,9 +159,24 @@ class Mirror:
                 self._opened = False
                 self._reason = describe(exc)
                 self._count_behind()
+                self._failed()
                 if not self._pause(pause):
                     return
                 pause = min(2.0 * pause, LONGEST_PAUSE_S)
+
+    def _failed(self) -> None:
+        self._failing, self._failures = True, self._failures + 1
+        if not self._noticed:
+            self._noticed = True
+            self._notice(f"{self._reason}. The search goes on; what is missing there is written once it is back")
+
+    def _recovered(self) -> None:
+        if self._noticed:
+            self._noticed = False
+            self._notice("is back, and up to date again")
+
+    def _well(self) -> None:
+        self._failing, self._patience_ends = False, math.inf
 
     def _mark(self, told: int) -> None:
         with self._changed:
@@ -146,8 +199,10 @@ class Mirror:
             chunk, events = events[:CHUNK], events[CHUNK:]
             self._sink.write(chunk)
             self._cursor = chunk[-1].seq
+            self._well()
             events = events or self._reader.events(self._search_id, after=self._cursor)
         self._behind, self._reason = 0, ""
+        self._well()
         return True
 
     def _count_behind(self) -> None:
@@ -163,11 +218,15 @@ class Mirror:
             reader.close()
 
     def _pause(self, pause_s: float) -> bool:
-        """Wait before the next attempt; False when there is no time left for one."""
-        if not self._closing.is_set():
-            self._closing.wait(pause_s)
+        """Wait before the next attempt; False when there is no time left for one.
+
+        Where somebody waits the pause is cut short, and stays short.
+        """
+        if not self._closing.is_set() and not self._hurry.wait(pause_s):
             return True
-        left_s = self._deadline - time.monotonic()
+        deadline = min(self._deadline, self._patience_ends) if self._closing.is_set() else math.inf
+        pause_s = min(pause_s, HURRIED_PAUSE_S)
+        left_s = deadline - time.monotonic()
         time.sleep(max(0.0, min(pause_s, left_s)))
         return left_s > pause_s
 

@@ -32,15 +32,22 @@ class MlflowMirror(Mirror):
         experiment: created where it does not exist.
         ledger: its URL, or what opens it for reading; called in the mirror's thread.
         name: of the search, shown as its run's name.
+        notice: see `Mirror`.
     """
 
     def __init__(
-        self, uri: str, experiment: str, ledger: str | Callable[[], EventReader], search_id: str, name: str
+        self,
+        uri: str,
+        experiment: str,
+        ledger: str | Callable[[], EventReader],
+        search_id: str,
+        name: str,
+        notice: Callable[[str], None] = lambda text: None,
     ) -> None:
         load_mlflow()  # here, and not in the mirror's thread while this one imports other large libraries
         self._store = MlflowStore(uri, experiment, search_id, name)
         opened = (lambda: Ledger.open(ledger, read_only=True)) if isinstance(ledger, str) else ledger
-        super().__init__(self._store, opened, search_id)
+        super().__init__(self._store, opened, search_id, notice)
 
     def run_ids(self) -> dict[str, str]:
         """Candidate → MLflow run id, as far as it is mirrored."""

@@ -142,6 +142,40 @@ def test_closing_gives_up_in_time(story: Story) -> None:
     _until(lambda: not any(thread.name == "tracking" for thread in threading.enumerate()))
 
 
+def test_a_store_that_fails_is_told_of_once_and_again_when_it_is_back(story: Story) -> None:
+    store, said = Store(), list[str]()
+    store.down = True
+    made = Mirror(store, lambda: Ledger.open(story.url, read_only=True), story.search_id, said.append)
+    story.begin()
+    for index in range(3):
+        story.asked(index)
+        made.notify()
+        _until(lambda index=index: f"behind: {5 + index} events" in made.state)  # type: ignore[misc]
+    store.down = False
+    _until(lambda: made.state == "up to date")
+    assert len(said) == 2
+    assert said[0].startswith("ConnectionError: no route to http://***@host:5000. The search goes on")
+    assert said[1] == "is back, and up to date again"
+    made.close(10.0)
+
+
+def test_all_who_wait_for_a_failing_store_share_their_patience(story: Story) -> None:
+    store = Store()
+    store.down = True
+    story.begin()
+    made = mirror(store, story)
+    began = time.monotonic()
+    assert not made.catch_up(60.0, patience_s=0.4)
+    first = time.monotonic() - began
+    made.close(60.0, patience_s=0.4)
+    made.close(60.0, patience_s=0.4)
+    assert 0.4 <= first < 10.0
+    assert time.monotonic() - began - first < 0.3 + first
+    store.down = False
+    made.close(60.0)
+    assert made.state == "up to date"
+
+
 def test_a_ledger_that_cannot_be_read_is_told_not_raised(tmp_path: Path) -> None:
     made = Mirror(Store(), lambda: Ledger.open(f"sqlite:///{tmp_path}/none/ledger.db", read_only=True), "id")
     made.notify()
