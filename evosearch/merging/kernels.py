@@ -1,13 +1,15 @@
-"""What the methods are built of: arithmetic in chunks, reductions that do not depend on threads, exact selection."""
+"""What the methods are built of: arithmetic in chunks, and reductions that do not depend on threads."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # Elements worked on at once. A chunk and its scratch stay in a CPU's cache; a GPU wants enough to be busy.
-CHUNK = {"cpu": 1 << 17}
+CHUNK = {"cpu": 1 << 16}
 CHUNK_ELSEWHERE = 1 << 25
 PART = 1 << 14  # a sum over more elements is split between threads, and then depends on how many there are
 
@@ -24,46 +26,55 @@ def elementwise(
     Returns:
         A new tensor of the same shape, in `dtype`.
     """
-    first = tensors[0]
-    out = torch.empty(first.shape, dtype=dtype, device=first.device)
-    sink, flat = out.view(-1), [tensor.reshape(-1) for tensor in tensors]
-    step = CHUNK.get(first.device.type, CHUNK_ELSEWHERE)
-    for start in range(0, first.numel(), step):
-        part = slice(start, start + step)
-        sink[part] = function(start, [tensor[part].to(dtype) for tensor in flat])
+    out = torch.empty(tensors[0].shape, dtype=dtype, device=tensors[0].device)
+    sink = out.view(-1)
+    for start, parts in chunks(tensors, dtype):
+        sink[start : start + parts[0].numel()] = function(start, parts)
     return out
+
+
+def chunks(tensors: Sequence[Tensor], dtype: torch.dtype) -> Iterator[tuple[int, list[Tensor]]]:
+    """(index of the chunk's first element, the tensors' chunks in `dtype`), in order; not to be written to."""
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    step = CHUNK.get(flat[0].device.type, CHUNK_ELSEWHERE)
+    for start in range(0, flat[0].numel(), step):
+        yield start, [tensor[start : start + step].to(dtype) for tensor in flat]
+
+
+def same(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors are one in memory, as an adapter's are where it leaves its base alone."""
+    return (
+        x.data_ptr() == y.data_ptr()
+        and (x.device, x.dtype, x.shape, x.stride()) == (y.device, y.dtype, y.shape, y.stride())
+        and x.numel() > 0
+    )
+
+
+def positions(values: Tensor, test: Callable[[Any], Any]) -> Tensor:
+    """The indices, ascending, at which flat `values` pass a test made of comparisons."""
+    if values.device.type == "cpu":  # by numpy: torch takes several times as long to compare, and to list few indices
+        return torch.from_numpy(np.flatnonzero(test(values.numpy())))
+    found: Tensor = test(values)
+    return found.nonzero().view(-1)
 
 
 def dot(x: Tensor, y: Tensor) -> float:
     """Σ xᵢyᵢ, the same on any number of threads: products in float32, parts of fixed size, summed in float64."""
-    total: list[float] = []
-    x, y = x.reshape(-1), y.reshape(-1)
-    whole = x.numel() - x.numel() % PART
-    step = 64 * PART
-    for start in range(0, whole, step):
-        part = slice(start, min(start + step, whole))
-        product = x[part].float() * y[part].float()
-        total += product.view(-1, PART).sum(dim=1, dtype=torch.float64).tolist()
-    total.append((x[whole:].float() * y[whole:].float()).sum(dtype=torch.float64).item())
-    return math.fsum(total) if all(map(math.isfinite, total)) else math.nan
+    return total(lambda _, pair: pair[0] * pair[1], (x, y), torch.float32)
 
 
-def kth_largest(values: Tensor, k: int) -> tuple[float, int, int]:
-    """The k-th largest of `values`, whose order is lost.
-
-    Args:
-        values: (n,) float32, scratch.
-        k: 1 ≤ k ≤ n.
+def total(function: Callable[[int, list[Tensor]], Tensor], tensors: Sequence[Tensor], dtype: torch.dtype) -> float:
+    """The sum of what `elementwise` would give, the same on any number of threads and in chunks of any size.
 
     Returns:
-        The value; how many of its equals are among the k largest; how many there are in all.
+        The sum in float64, NaN where a term is not finite.
     """
-    if values.device.type == "cpu":
-        array = values.numpy()
-        array.partition(array.size - k)  # ten times as fast as torch.kthvalue on a CPU
-        cut = array[array.size - k].item()
-        above = int((array[array.size - k :] > cut).sum())
-        return cut, k - above, int((array == cut).sum())
-    top = torch.topk(values, k, sorted=False).values
-    cut = top.min().item()
-    return cut, k - int((top > cut).sum()), int((values == cut).sum())
+    sums: list[float] = []
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    step = 64 * PART
+    for start in range(0, flat[0].numel(), step):
+        terms = function(start, [tensor[start : start + step].to(dtype) for tensor in flat])
+        whole = terms.numel() - terms.numel() % PART
+        sums += terms[:whole].view(-1, PART).sum(dim=1, dtype=torch.float64).tolist()
+        sums.append(terms[whole:].sum(dtype=torch.float64).item())
+    return math.fsum(sums) if all(map(math.isfinite, sums)) else math.nan

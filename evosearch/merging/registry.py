@@ -5,7 +5,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -34,11 +34,34 @@ class Merge(Protocol):
 
 
 @dataclass(frozen=True)
+class Site:
+    """One tensor of a merge that is still to be done; its inputs are read when they are called for."""
+
+    base: Callable[[], Tensor] | None
+    parents: tuple[Callable[[], Tensor], ...]
+    parameters: Parameters
+
+
+class Survey(Protocol):
+    """A look at the whole models before the first tensor is merged, for methods that are not tensor by tensor.
+
+    Args:
+        sites: every tensor of the merge, in the output's order. Reading them all costs a pass over the models.
+
+    Returns:
+        One fact a site, which `merge` finds in `p.survey`; None where these parameters need no survey.
+    """
+
+    def __call__(self, sites: Sequence[Site]) -> Sequence[Any] | None: ...
+
+
+@dataclass(frozen=True)
 class Method:
     """A registered method: what a recipe must know of it, and what it does."""
 
     spec: MethodSpec
     merge: Merge
+    survey: Survey | None = None
 
 
 _methods: dict[str, Method] = {}
@@ -52,12 +75,15 @@ def merge_method(
     needs_base: bool = False,
     takes_base: bool = True,
     models: tuple[int, int | None] = (1, None),
+    random: bool = False,
+    survey: Survey | None = None,
 ) -> Callable[[Merge], Merge]:
-    """Register the decorated function as the method `name`; the arguments are MethodSpec's."""
+    """Register the decorated function as the method `name`; the arguments are MethodSpec's, and its survey."""
 
     def register(function: Merge) -> Merge:
         assert name not in _methods, f"two methods are called '{name}'"
-        _methods[name] = Method(MethodSpec(name, paper, dict(parameters), needs_base, takes_base, models), function)
+        spec = MethodSpec(name, paper, dict(parameters), needs_base, takes_base, models, random)
+        _methods[name] = Method(spec, function, survey)
         return function
 
     return register

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evosearch.errors import RecipeError
 from evosearch.merging import kernels
-from evosearch.merging.parameters import Parameters
+from evosearch.merging.parameters import Memory, Origin, Parameters
 from evosearch.merging.registry import method, specs
 from evosearch.recipe.shapes import MethodSpec, Param, Scalar
 
@@ -19,7 +19,9 @@ SHAPES = [(7,), (5, 3), (1,), (2, 3, 4), (300, 11)]
 
 
 def value(param: Param, at: float) -> Scalar:
-    """Some value a recipe may give this parameter."""
+    """Some value a recipe may give this parameter: of a density one that leaves something out."""
+    if param.open_low and param.strict:
+        return at
     if param.default is not None:
         return param.default
     if param.kind == "choice":
@@ -36,7 +38,9 @@ def parameters(spec: MethodSpec, count: int, dtype: torch.dtype = torch.float32,
         for name, p in spec.parameters.items()
         if p.per_model
     }
-    return Parameters(shared | {k: v for k, v in given.items() if k in shared}, own, dtype)
+    origins = tuple(Origin(f"{index:064x}", "some.tensor") for index in range(count + 1))
+    shared |= {k: v for k, v in given.items() if k in shared}
+    return Parameters(shared, own, dtype, seed=5, base=origins[0], parents=origins[1:])
 
 
 def models(
@@ -94,6 +98,39 @@ def test_is_the_same_in_chunks_of_any_size(spec, monkeypatch):
     assert torch.equal(merge(spec, base, parents, p), whole)
 
 
+def bits(tensor: Tensor) -> Tensor:
+    return tensor.view(torch.int32 if tensor.dtype == torch.float32 else torch.int16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_is_the_same_bit_for_bit_with_a_memory(spec, dtype):
+    memory = Memory()
+    for seed, at in ((0, 0.3), (0, 0.6), (0, 0.01), (0, 0.3)):
+        base, parents = models(spec, (50, 9), seed)
+        p = parameters(spec, len(parents), dtype)
+        own = {k: (at,) * len(parents) if k == "density" else v for k, v in p.own.items()}
+        alone = merge(spec, base, parents, replace(p, own=own))
+        remembered = merge(spec, base, parents, replace(p, own=own, memory=memory))
+        assert torch.equal(bits(remembered), bits(alone))
+
+
+@pytest.mark.parametrize("still", [(0,), (1,), (0, 2), (0, 1, 2)])
+@pytest.mark.parametrize("weights", [(0.5, 0.7, 0.2), (-0.5, -0.1, -2.0), (-0.5, 0.7, -1.0)])
+def test_a_parent_that_shares_the_bases_tensor_is_one_that_equals_it(spec, still, weights):
+    if not spec.takes_base or spec.models[1] == 1:
+        pytest.skip("has no several parents beside a base")
+    base, parents = models(spec, (50, 9))
+    base.view(-1)[::3] = -0.0
+    equal = torch.rand(base.shape, generator=torch.Generator().manual_seed(1)) < 0.3
+    parents = [torch.where(equal, base, parent) for parent in parents]
+    p = replace(parameters(spec, 3), own={**parameters(spec, 3).own, "weight": weights})
+    copied = [base.clone() if i in still else parent for i, parent in enumerate(parents)]
+    shared = [base if i in still else parent for i, parent in enumerate(parents)]
+    out = merge(spec, base, shared, p)
+    assert out is not base
+    assert torch.equal(bits(out), bits(merge(spec, base, copied, p)))
+
+
 def test_does_not_depend_on_threads(spec):
     base, parents = models(spec, (300, 400))
     p = parameters(spec, len(parents))
@@ -108,7 +145,7 @@ def test_does_not_depend_on_threads(spec):
 def test_does_not_depend_on_the_order_of_models(spec):
     base, parents = models(spec, (40, 9))
     p = parameters(spec, len(parents))
-    backwards = replace(p, own={name: values[::-1] for name, values in p.own.items()})
+    backwards = replace(p, own={name: values[::-1] for name, values in p.own.items()}, parents=p.parents[::-1])
     torch.testing.assert_close(
         merge(spec, base, parents[::-1], backwards), merge(spec, base, parents, p), rtol=0, atol=1e-6
     )
@@ -152,7 +189,6 @@ def test_declares_itself(spec):
 
 
 def test_an_unknown_method_is_refused_with_the_nearest_name():
-    with pytest.raises(
-        RecipeError, match=r"unknown method 'tie'.*linear, slerp, task_arithmetic, ties.*Did you mean 'ties'"
-    ):
+    known = "dare_linear, dare_ties, linear, passthrough, slerp, task_arithmetic, ties"
+    with pytest.raises(RecipeError, match=rf"unknown method 'tie'.*{known}.*Did you mean 'ties'"):
         method("tie")

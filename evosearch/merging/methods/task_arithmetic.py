@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from evosearch.errors import CandidateError
-from evosearch.merging.kernels import elementwise
 from evosearch.merging.parameters import Parameters
 from evosearch.merging.registry import merge_method
+from evosearch.merging.sums import add_deltas, scales
 from evosearch.recipe.shapes import Param
 
 
@@ -28,24 +27,4 @@ def task_arithmetic(base: Tensor | None, parents: Sequence[Tensor], p: Parameter
         CandidateError: weights that are not all zero sum to nothing under `normalize`.
     """
     assert base is not None
-    scales = _scales(p)
-
-    def add(_: int, chunks: list[Tensor]) -> Tensor:
-        theta_0, *thetas = chunks
-        moved = (thetas[0] - theta_0).mul_(scales[0])
-        for theta, scale in zip(thetas[1:], scales[1:], strict=True):
-            moved.add_(theta - theta_0, alpha=scale)  # λ Σ wᵢτᵢ
-        return moved.add_(theta_0)
-
-    return elementwise(add, (base, *parents), p.dtype)
-
-
-def _scales(p: Parameters) -> list[float]:
-    """λwᵢ, or λwᵢ / Σw under `normalize`; all-zero weights stay zero, so that they leave the base as it is."""
-    weights, total = p.each("weight"), 1.0
-    if p["normalize"] and any(weights):
-        total = sum(weights)
-        if abs(total) <= 1e-6 * sum(abs(w) for w in weights):
-            reason = f"task_arithmetic: weights {weights} sum to {total:g}, which normalize divides by"
-            raise CandidateError("materialize", reason)
-    return [p["lambda"] * w / total for w in weights]
+    return add_deltas(base, parents, scales("task_arithmetic", p), p)  # θ₀ + λ Σ wᵢτᵢ
