@@ -1,6 +1,7 @@
 """Requests of an item batch, built and tokenized once; and the way back from a model's answers to lm-eval's metrics.
 
-The metrics are lm-eval's: its filters and its `process_results` run for every candidate, on answers of ours.
+The metrics are lm-eval's: its filters, its `process_results` and its aggregations run for every candidate, on answers
+of ours.
 """
 
 import math
@@ -16,7 +17,8 @@ from evosearch.errors import SuiteError
 from evosearch.evaluation.generation import Decoder, GenerationRequest
 from evosearch.evaluation.gold import choice_logprob
 from evosearch.evaluation.loglikelihood import LoglikelihoodRequest
-from evosearch.evaluation.types import GOLD, LOGLIKELIHOODS, REQUESTS, Column, ItemBatch
+from evosearch.evaluation.suite import SuiteTask
+from evosearch.evaluation.types import GOLD, LOGLIKELIHOODS, REQUESTS, Column, ItemBatch, part
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,14 @@ class Answers:
     lls: NDArray[np.float64]  # (loglikelihood requests,)
     greedy: NDArray[np.bool_]  # (loglikelihood requests,)
     texts: Sequence[str]  # (generation requests,)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one task's answers are worth."""
+
+    columns: dict[str, Column]  # one number an item
+    reported: dict[str, float]  # metric → lm-eval's aggregate over the items; inf where it overflows
 
 
 @dataclass(frozen=True)
@@ -39,12 +49,35 @@ class Gold:
 
 
 @dataclass(frozen=True)
+class Ask:
+    """One of lm-eval's instances: its kind, and the requests that answer it (a rolling one has several, summed)."""
+
+    kind: str  # lm-eval's request type
+    requests: tuple[int, ...]  # indices into the texts where it generates, else into the log-likelihoods
+
+    @property
+    def generates(self) -> bool:
+        return self.kind == "generate_until"
+
+    def answer(self, answers: Answers) -> Any:
+        """What lm-eval's model would return for the instance."""
+        if self.generates:
+            return answers.texts[self.requests[0]]
+        if self.kind == "loglikelihood_rolling":
+            return self.loglikelihood(answers)
+        return self.loglikelihood(answers), bool(answers.greedy[self.requests[0]])
+
+    def loglikelihood(self, answers: Answers) -> float:
+        return float(answers.lls[list(self.requests)].sum())
+
+
+@dataclass(frozen=True)
 class FrozenDocument:
     """One document with lm-eval's instances for it and where their answers stand."""
 
     document: Any
     instances: tuple[Any, ...]  # lm_eval.api.instance.Instance, by idx
-    requests: tuple[int, ...]  # instance → index into lls (or texts)
+    asks: tuple[Ask, ...]  # one for each instance
     gold: Gold | None
 
 
@@ -52,40 +85,34 @@ class FrozenDocument:
 class FrozenTask:
     """The documents of one item set and the lm-eval task that judges them."""
 
-    name: str
+    spec: SuiteTask
     where: str  # the task's key in the suite, for errors
     task: Any  # lm_eval.api.task.Task
-    metric: str
     ensemble: Any  # the lm_eval.api.filter.FilterEnsemble of the suite's choice
-    generates: bool
     documents: tuple[FrozenDocument, ...]
 
-    def collect(self, answers: Answers) -> dict[str, Column]:
-        """Column → values, from the answers of one candidate."""
+    def collect(self, answers: Answers) -> Judged:
+        """Per-item columns and reported aggregates, from the answers of one candidate."""
         rows = self._judge(answers)
         columns: dict[str, Column] = {}
         for name in rows[0]:
-            values = [row.get(name) for row in rows]
-            if all(isinstance(value, Real | np.number | np.bool_) for value in values):  # no item's value otherwise
-                columns[name] = np.array(values, dtype=np.float64)
-        self._check(columns)
-        columns[GOLD] = np.array([self._gold(document, answers) for document in self.documents])
-        if not self.generates:
-            columns[REQUESTS] = np.array([len(document.requests) for document in self.documents], dtype=np.float64)
-            columns[LOGLIKELIHOODS] = answers.lls[[i for document in self.documents for i in document.requests]]
-        return columns
+            columns.update(_columns(name, [row.get(name) for row in rows]))
+        if not self.spec.report_only:
+            self._check(columns)
+            columns[GOLD] = np.array([self._gold(document, answers) for document in self.documents])
+        asks = [[ask for ask in document.asks if not ask.generates] for document in self.documents]
+        if any(asks):
+            columns[REQUESTS] = np.array([len(own) for own in asks], dtype=np.float64)
+            columns[LOGLIKELIHOODS] = np.array([ask.loglikelihood(answers) for own in asks for ask in own])
+        return Judged(columns, self._aggregate(rows))
 
     def _judge(self, answers: Answers) -> list[Mapping[str, Any]]:
         """Each document's metrics by lm-eval; the instances are left as empty as they were."""
         instances = [instance for document in self.documents for instance in document.instances]
         try:
             for document in self.documents:
-                for instance, index in zip(document.instances, document.requests, strict=True):
-                    if self.generates:
-                        answer: Any = answers.texts[index]
-                    else:
-                        answer = (float(answers.lls[index]), bool(answers.greedy[index]))
-                    instance.resps = [answer] * (instance.repeats or 1)
+                for instance, ask in zip(document.instances, document.asks, strict=True):
+                    instance.resps = [ask.answer(answers)] * (instance.repeats or 1)
             self.ensemble.apply(instances)
             key = self.ensemble.name
             return [
@@ -96,14 +123,43 @@ class FrozenTask:
             for instance in instances:
                 instance.resps, instance.filtered_resps = [], {}
 
+    def _aggregate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """The task's metrics as `lm_eval` reports them: over the documents that have them, by lm-eval's functions.
+
+        Where the suite names no `metrics`, what lm-eval cannot aggregate (a binary F1 of three classes) is left out.
+        """
+        from lm_eval.api.metrics import mean
+
+        known = self.task.aggregation()
+        asked = self.spec.metrics
+        names = dict.fromkeys(name for row in rows for name in row)
+        if asked is not None or (self.spec.report_only and self.spec.metric):
+            names = dict.fromkeys(name for name in (self.spec.metric, *(asked or ())) if name)
+        reported = {}
+        for name in names:
+            values = [row[name] for row in rows if name in row]
+            try:
+                value = known.get(name, mean)(values)
+            except OverflowError:  # the exponential of a hopeless perplexity
+                value = math.inf
+            except Exception as exc:
+                if asked is None and name != self.spec.metric:
+                    continue
+                what = f"lm-eval cannot aggregate '{name}': {type(exc).__name__}: {exc}"
+                raise SuiteError(f"{self.where}.metrics", what, next="Leave it out, or mend the task") from exc
+            if isinstance(value, Real | np.number):
+                reported[name] = float(value)
+        return reported
+
     def _check(self, columns: Mapping[str, Column]) -> None:
-        values = columns.get(self.metric)
+        metric = self.spec.metric
+        values = columns.get(metric)
         if values is None:
             known = ", ".join(columns) or "none"
-            what = f"'{self.metric}' is not one number for every document"
+            what = f"'{metric}' is not one number for every document"
             raise SuiteError(f"{self.where}.metric", what, f"Such metrics of this task: {known}")
         if not ((values >= 0) & (values <= 1)).all():
-            what = f"'{self.metric}' is not in [0, 1]: got {values.min():g} to {values.max():g}"
+            what = f"'{metric}' is not in [0, 1]: got {values.min():g} to {values.max():g}"
             raise SuiteError(f"{self.where}.metric", what, "A score needs an item mean in [0, 1]")
 
     def _gold(self, document: FrozenDocument, answers: Answers) -> float:
@@ -113,7 +169,7 @@ class FrozenTask:
         if gold.request is not None:
             return float(answers.lls[gold.request]) / gold.tokens
         assert gold.choice is not None
-        return choice_logprob([answers.lls[i] for i in document.requests[: gold.among]], gold.choice)
+        return choice_logprob([ask.loglikelihood(answers) for ask in document.asks[: gold.among]], gold.choice)
 
 
 @dataclass(frozen=True)
@@ -126,10 +182,29 @@ class FrozenBatch:
     decoder: Decoder
     tasks: tuple[FrozenTask, ...] = field(repr=False)
 
-    def collect(self, answers: Answers) -> dict[str, dict[str, Column]]:
-        """Task → column → values, from the answers of one candidate.
+    def collect(self, answers: Answers) -> dict[str, Judged]:
+        """Task → what its answers are worth, from the answers of one candidate.
 
         Raises:
             SuiteError: the suite's metric of a task is not one number in [0, 1] for every document.
         """
-        return {task.name: task.collect(answers) for task in self.tasks}
+        return {task.spec.name: task.collect(answers) for task in self.tasks}
+
+
+def _columns(name: str, values: Sequence[Any]) -> dict[str, Column]:
+    """The columns of one metric: its own where every item has a number, one a part where every item has a tuple.
+
+    The tuples are what lm-eval aggregates over: (log-likelihood, words) of a perplexity, (right, chosen) of an F1.
+    """
+    if all(_is_number(value) for value in values):
+        return {name: np.array(values, dtype=np.float64)}
+    first = values[0]
+    if not isinstance(first, tuple) or not all(
+        isinstance(value, tuple) and len(value) == len(first) and all(map(_is_number, value)) for value in values
+    ):
+        return {}  # texts, lists or nothing: no item's value
+    return {part(name, k): np.array([value[k] for value in values], dtype=np.float64) for k in range(len(first))}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real | np.number | np.bool_)

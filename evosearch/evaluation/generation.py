@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from evosearch.errors import CandidateError
-from evosearch.evaluation.loglikelihood import ScoreOptions, distinct_prefixes, head_logits
+from evosearch.evaluation.head import check_head, head_logits
+from evosearch.evaluation.loglikelihood import ScoreOptions, distinct_prefixes
 from evosearch.evaluation.types import Tokens
 
 # What a checkpoint's generation_config may hold without changing greedy decoding as it is written here.
@@ -118,6 +119,7 @@ def generate(model: Any, plan: GenerationPlan) -> tuple[list[str], Tokens]:
     made: dict[int, list[int]] = {}
     forwarded = 0
     for batch in plan.batches:
+        check_head(model, batch.prompts.to(model.device))
         rows, run = _run(model, batch, plan, end)
         made.update(zip(batch.requests, rows, strict=True))
         forwarded += run

@@ -5,6 +5,7 @@
 | multiple_choice | log softmax over the choices' log-likelihoods, at the right choice |
 | loglikelihood | log-likelihood of the continuation / its tokens |
 | generate_until | teacher-forced log-likelihood of the first target / its tokens |
+| loglikelihood_rolling | none: such a task is only reported |
 
 All are at most zero, larger is better, and move smoothly with the weights where accuracy jumps.
 """
@@ -26,11 +27,12 @@ def gold_choice(task: Any, document: Any) -> int | None:
     return int(gold) if isinstance(gold, int) and 0 <= gold < len(choices) else None
 
 
-def gold_text(task: Any, document: Any) -> str | None:
+def gold_text(task: Any, document: Any, chat: bool = False) -> str | None:
     """The right answer of a generative task as it follows its context, None where the document has none.
 
-    It is the target alone; where examples are shown, led in by the task's `target_delimiter`, which lm-eval writes
-    between question and answer of an example: that is what the model is being taught to write.
+    It is the target alone, which is how a turn of a chat begins. Where a plain text shows examples, it is led in as
+    lm-eval leads in theirs, since that is what the model is being taught to write: by a space after the task's
+    `gen_prefix` that has none, or else by its `target_delimiter`.
     """
     gold = task.doc_to_target(document)
     if isinstance(gold, list):
@@ -39,8 +41,13 @@ def gold_text(task: Any, document: Any) -> str | None:
         gold = task.doc_to_choice(document)[gold]
     if gold is None or str(gold) == "":
         return None
-    delimiter = task.config.target_delimiter if task.config.num_fewshot else ""
-    return f"{delimiter or ''}{gold}"
+    text = str(gold)
+    if not task.config.num_fewshot:
+        return text
+    prefix = task.doc_to_prefix(document)
+    if prefix:
+        return text if prefix[-1].isspace() or text[0].isspace() else f" {text}"
+    return text if chat else f"{task.config.target_delimiter or ''}{text}"
 
 
 def choice_logprob(lls: Sequence[float], gold: int) -> float:

@@ -1,27 +1,26 @@
-"""lm-eval behind one door: tasks loaded once, documents split, requests frozen. Nothing else calls lm_eval.
+"""lm-eval behind one door: tasks loaded once, documents split, requests frozen. No other room calls lm_eval.
 
 Loading a harness checks all that only lm-eval can tell: that the tasks exist, have the metrics and filters the suite
 names, and enough documents. lm-eval itself takes seconds to import, so it is imported inside.
 """
 
 import copy
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from evosearch.documents import join
 from evosearch.errors import SuiteError, did_you_mean
+from evosearch.evaluation.fingerprint import fingerprint
 from evosearch.evaluation.freezing import Freezer, LoadedTask
-from evosearch.evaluation.frozen import Answers, FrozenBatch
-from evosearch.evaluation.library import library_files
+from evosearch.evaluation.frozen import Answers, FrozenBatch, Judged
+from evosearch.evaluation.quiet import quiet
 from evosearch.evaluation.splits import Draw, document_hash, split_documents
-from evosearch.evaluation.suite import Suite, SuiteTask
-from evosearch.evaluation.types import SPLITS, Column, ItemBatch, ItemSet
+from evosearch.evaluation.suite import PromptOptions, Suite, SuiteTask
+from evosearch.evaluation.tasks import TaskLibrary, refusing
+from evosearch.evaluation.types import SPLITS, ItemBatch, ItemSet
 
-_LOGGERS = ("lm_eval", "datasets", "transformers")
-_OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "generate_until")
+_OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "generate_until", "loglikelihood_rolling")
 
 
 class Harness:
@@ -33,13 +32,20 @@ class Harness:
 
     def __init__(self, suite: Suite) -> None:
         self.suite = suite
-        with _quiet():
-            self._manager = _manager([Path(folder) for folder in self._folders()])
-            self._tasks = {
-                (spec.name, name): self._load(index, spec, name)
-                for index, spec in enumerate(suite.tasks)
-                for name in dict.fromkeys(spec.lm_eval_task(split) for split in SPLITS)
-            }
+        with quiet():
+            library = TaskLibrary([Path(folder) for folder in self._folders()])
+            members: dict[tuple[int, str], dict[str, Any]] = {}
+            self._tasks: dict[tuple[str, str], LoadedTask] = {}
+            for index, spec in enumerate(suite.tasks):
+                where = join(suite.where("tasks", index), "task")
+                if spec.group and (spec.place, spec.group) not in members:
+                    members[spec.place, spec.group] = library.members(where, spec.group)
+                for name in dict.fromkeys(spec.lm_eval_task(split) for split in SPLITS):
+                    own = members[spec.place, spec.group].get(name) if spec.group else library.load(where, name)
+                    if own is None:
+                        what = f"the group '{spec.group}' has no task '{name}' here: its YAML has changed"
+                        raise SuiteError(where, what, next="Restore the group's file")
+                    self._tasks[spec.name, name] = self._load(index, spec, name, own)
             self._batches = self._split()
 
     def batch(self, split: str) -> ItemBatch:
@@ -58,7 +64,7 @@ class Harness:
         """
         from evosearch.evaluation.lm_adapter import RequestRecorder
 
-        with _quiet():
+        with quiet():
             freezer = Freezer(RequestRecorder(tokenizer, max_length), gold_required=self.suite.fitness != "score")
             for items in (items for items in batch.sets if len(items)):
                 loaded = self._tasks[items.task, items.lm_eval_task]
@@ -66,10 +72,21 @@ class Harness:
                 freezer.add(loaded, items)
             return freezer.freeze(batch)
 
-    def collect(self, frozen: FrozenBatch, answers: Answers) -> dict[str, dict[str, Column]]:
+    def collect(self, frozen: FrozenBatch, answers: Answers) -> dict[str, Judged]:
         """`FrozenBatch.collect` without lm-eval's log."""
-        with _quiet():
+        with quiet():
             return frozen.collect(answers)
+
+    def fingerprint(self) -> dict[str, dict[str, str]]:
+        """Suite task → key of its lm-eval configuration → digest of the value: what a resumed search compares.
+
+        Of tasks that differ between splits, keys begin with the lm-eval task: `gsm8k.doc_to_text`.
+        """
+        found: dict[str, dict[str, str]] = {spec.name: {} for spec in self.suite.tasks}
+        for (name, lm_eval_name), loaded in self._tasks.items():
+            prefix = "" if isinstance(loaded.spec.task, str) else f"{lm_eval_name}."
+            found[name].update((prefix + key, value) for key, value in fingerprint(loaded.task).items())
+        return found
 
     def _folders(self) -> list[str]:
         for index, folder in enumerate(self.suite.include):
@@ -77,35 +94,17 @@ class Harness:
                 raise SuiteError(self.suite.where("include", index), f"no folder {folder}", next="Check the path")
         return list(self.suite.include)
 
-    def _load(self, index: int, spec: SuiteTask, name: str) -> LoadedTask:
-        where = self.suite.where("tasks", index)
-        task = self._build(join(where, "task"), name)
+    def _load(self, index: int, spec: SuiteTask, name: str, task: Any) -> LoadedTask:
+        where, options = self.suite.where("tasks", index), self.suite.prompting(spec)
         _check_kind(join(where, "task"), name, task)
-        _check_metric(join(where, "metric"), name, task, spec.metric)
-        _set_shots(join(where, "num_fewshot"), name, task, spec.num_fewshot)
-        with _refusing(join(where, "task"), f"the documents of '{name}' cannot be read"):
+        _check_role(where, name, task, spec)
+        _set_options(where, name, task, spec, options)
+        with refusing(join(where, "task"), f"the documents of '{name}' cannot be read"):
             documents = tuple(task.eval_docs)
             hashes = tuple(document_hash(document) for document in documents)
         _remember(task, documents)
-        return LoadedTask(spec, where, name, task, documents, hashes, _ensemble(where, name, task, spec.filter))
-
-    def _build(self, where: str, name: str) -> Any:
-        """The lm-eval task object."""
-        manager = self._manager
-        if name not in manager.task_index:
-            library = library_files()
-            if name not in library:
-                known = sorted(manager.all_subtasks)
-                allowed = f"Tasks of the include folders: {', '.join(known[:20]) or 'none'}"
-                raise SuiteError(where, f"unknown task '{name}'", allowed, did_you_mean(name, [*known, *library]))
-            manager = _manager([library[name].parent])
-        if name not in manager.all_subtasks:
-            members = "Name the tasks one by one, each with its metric and chance level"
-            raise SuiteError(where, f"'{name}' is a group or tag of lm-eval, not a task", next=members)
-        entry = manager.task_index[name]
-        spec = _with_data_files(where, name, entry)
-        with _refusing(where, f"lm-eval cannot load '{name}'"):
-            return manager.load([spec])["tasks"][name]
+        ensemble = _ensemble(where, name, task, spec.filter)
+        return LoadedTask(spec, options, where, name, task, documents, hashes, ensemble)
 
     def _split(self) -> dict[str, ItemBatch]:
         pools = {name: loaded.hashes for (_, name), loaded in self._tasks.items()}
@@ -140,87 +139,34 @@ def max_length_of(config: Any, tokenizer: Any) -> int:
     return int(resolve_max_length(config, tokenizer))
 
 
-@contextmanager
-def _refusing(where: str, what: str) -> Iterator[None]:
-    """Whatever lm-eval or a task's own code raises, as a SuiteError that names the key."""
-    try:
-        yield
-    except SuiteError:
-        raise
-    except Exception as exc:
-        reason = next((line for line in str(exc).splitlines() if line.strip()), "")
-        raise SuiteError(where, f"{what}: {type(exc).__name__}: {reason}") from exc
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """lm-eval and datasets log at length and draw bars; what matters of it is raised."""
-    import datasets
-
-    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
-    bars = datasets.utils.are_progress_bars_disabled()
-    try:
-        for name in _LOGGERS:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        datasets.disable_progress_bars()
-        yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-        if not bars:
-            datasets.enable_progress_bars()
-
-
-def _manager(folders: list[Path]) -> Any:
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager(include_path=folders, include_defaults=False)
-
-
-def _with_data_files(where: str, name: str, entry: Any) -> Any:
-    """What to ask lm-eval for: the name, or, where data files lie beside the YAML, the config with their full paths.
-
-    lm-eval takes relative `data_files` from the working directory, which differs between a person's shell and a worker.
-    """
-    config = entry.cfg or {}
-    named = (config.get("dataset_kwargs") or {}).get("data_files") if config.get("dataset_path") else None
-    if named is None or entry.yaml_path is None:
-        return name
-    placed = {}
-    for split, files in (named if isinstance(named, dict) else {"train": named}).items():
-        paths = [
-            _data_file(where, name, entry.yaml_path, file) for file in ([files] if isinstance(files, str) else files)
-        ]
-        placed[split] = paths[0] if isinstance(files, str) else paths
-    if placed == named:
-        return name
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    with _refusing(where, f"lm-eval cannot load '{name}'"):
-        full: dict[str, Any] = load_yaml(entry.yaml_path, resolve_func=True)
-    files = placed if isinstance(named, dict) else placed["train"]
-    return {**full, "dataset_kwargs": {**full["dataset_kwargs"], "data_files": files}}
-
-
-def _data_file(where: str, name: str, yaml_path: Path, file: str) -> str:
-    if "://" in file or any(sign in file for sign in "*?["):
-        return file  # a remote file or a pattern: for datasets to resolve
-    beside = yaml_path.parent / file
-    if Path(file).exists():
-        return file
-    if beside.exists():
-        return str(beside)
-    raise SuiteError(where, f"the data file {file} of '{name}' is missing", f"Looked here and in {yaml_path.parent}")
-
-
 def _check_kind(where: str, name: str, task: Any) -> None:
     if task.OUTPUT_TYPE not in _OUTPUT_TYPES:
-        what = f"'{name}' has the output type {task.OUTPUT_TYPE}, which has no item mean"
+        what = f"'{name}' has the unknown output type {task.OUTPUT_TYPE}"
         raise SuiteError(where, what, f"Output types: {', '.join(_OUTPUT_TYPES)}")
     if getattr(task, "UNSAFE_CODE", False):
         raise SuiteError(where, f"'{name}' runs code that models write; evosearch has no sandbox for it")
     if getattr(task, "MULTIMODAL", False):
         raise SuiteError(where, f"'{name}' needs images or audio", "Text tasks only")
+
+
+def _check_role(where: str, name: str, task: Any, spec: SuiteTask) -> None:
+    """The metrics that the suite names are the task's; the one that scores is an item mean, larger being better."""
+    known = list(task.aggregation())
+    if spec.report_only:
+        _check_known(f"{where}.metric", name, [spec.metric] if spec.metric else [], known)
+    elif task.OUTPUT_TYPE == "loglikelihood_rolling":
+        what = f"'{name}' measures perplexity, which is no item mean in [0, 1]"
+        raise SuiteError(join(where, "task"), what, next="Set `report_only: true`, and remove chance and weight")
+    else:
+        _check_metric(f"{where}.metric", name, task, spec.metric)
+    _check_known(f"{where}.metrics", name, spec.metrics or (), known)
+
+
+def _check_known(where: str, name: str, asked: Sequence[str], known: Sequence[str]) -> None:
+    for metric in asked:
+        if metric not in known:
+            allowed = f"Metrics of '{name}': {', '.join(known) or 'none'}"
+            raise SuiteError(where, f"'{name}' has no metric '{metric}'", allowed, did_you_mean(metric, known))
 
 
 def _check_metric(where: str, name: str, task: Any, metric: str) -> None:
@@ -249,11 +195,26 @@ def _ensemble(where: str, name: str, task: Any, asked: str | None) -> Any:
     return known[asked]
 
 
-def _set_shots(where: str, name: str, task: Any, asked: int | None) -> None:
+def _set_options(where: str, name: str, task: Any, spec: SuiteTask, options: PromptOptions) -> None:
+    """Shots and generation arguments as `lm_eval --num_fewshot --gen_kwargs` would set them."""
     own = task.config.num_fewshot
-    if asked and own == 0:  # lm-eval never overrides a zero, so its command line could not confirm our scores
-        raise SuiteError(where, f"'{name}' fixes num_fewshot at 0", next="Remove it from the task's YAML or from here")
+    if spec.num_fewshot and own == 0:  # lm-eval never overrides a zero: its command line could not confirm it
+        what = f"'{name}' fixes num_fewshot at 0"
+        raise SuiteError(f"{where}.num_fewshot", what, next="Remove it from the task's YAML or from here")
+    asked = own if own == 0 and spec.num_fewshot is None else options.num_fewshot
     task.set_config(key="num_fewshot", value=asked if asked is not None else own or 0)
+    if task.OUTPUT_TYPE == "generate_until":
+        if options.generation_kwargs:
+            kwargs = {**(task.config.generation_kwargs or {}), **copy.deepcopy(options.generation_kwargs)}
+            task.set_config(key="generation_kwargs", value=kwargs)
+    elif spec.generation_kwargs:
+        what = f"'{name}' generates nothing: its output type is {task.OUTPUT_TYPE}"
+        raise SuiteError(f"{where}.generation_kwargs", what, next="Remove this key")
+    if task.OUTPUT_TYPE == "loglikelihood_rolling":
+        for key in ("num_fewshot", "apply_chat_template", "fewshot_as_multiturn", "system_instruction"):
+            if getattr(spec, key):
+                what = f"'{name}' has no prompt: it scores whole texts"
+                raise SuiteError(f"{where}.{key}", what, next="Remove this key")
 
 
 def _remember(task: Any, documents: tuple[Any, ...]) -> None:

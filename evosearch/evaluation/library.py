@@ -1,4 +1,4 @@
-"""Where lm-eval's own tasks lie, without lm-eval's index of them.
+"""Where lm-eval's tasks, groups and tags lie, without lm-eval's index of them.
 
 Indexing the whole library takes lm-eval 14 to 25 seconds. A suite names a handful of tasks: a scan of the YAML files
 for the names (a second) finds their folders, and only those are indexed.
@@ -6,22 +6,81 @@ for the names (a second) finds their folders, and only those are indexed.
 
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-_NAME = re.compile(rb"^(?:task|group):[ \t]*['\"]?([^\s'\"#\[\]{}]+)", re.MULTILINE)
+_NAME = re.compile(rb"^['\"]?(task|group)['\"]?:[ \t]*['\"]?([^\s'\"#\[\]{}]+)", re.MULTILINE)
+_TAG = re.compile(
+    rb"^['\"]?tag['\"]?:[ \t]*(\[[^\]]*\]|[^\s#\[][^\n#]*|(?:#[^\n]*)?(?:\n[ \t]*-[^\n]*)+)", re.MULTILINE
+)
+_WORD = re.compile(rb"[^\s,\[\]'\"]+")
 
 
 @cache
 def library_files() -> Mapping[str, Path]:
     """Name of a task or group of lm-eval's library → the YAML file that defines it."""
+    return {name: path for (_, name), path in reversed(_library()[0].items())}
+
+
+@cache
+def library_tags() -> Mapping[str, tuple[Path, ...]]:
+    """Tag of lm-eval's library → the folders in which some task has it."""
+    return {tag: tuple(dict.fromkeys(path.parent for path in paths)) for tag, paths in _library()[1].items()}
+
+
+Found = tuple[dict[tuple[str, str], Path], dict[str, list[Path]]]  # (kind, name) → file; tag → files
+
+
+class Names:
+    """Which names are groups or tags, in some folders or else in lm-eval's library; each is scanned at most once."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._own = [_scan(folder, "**/*.yaml") for folder in folders]
+
+    def is_group(self, name: str) -> bool:
+        """A task goes before a group of its name; a name that is found nowhere is no group."""
+        for found in self._own:
+            if (kind := _kind(name, found)) is not None:
+                return kind == "group"
+        return _kind(name, _library()) == "group"
+
+
+def _kind(name: str, found: Found) -> str | None:
+    names, tags = found
+    if ("task", name) in names:
+        return "task"
+    return "group" if ("group", name) in names or name in tags else None
+
+
+@cache
+def _library() -> Found:
     spec = importlib.util.find_spec("lm_eval")
     assert spec is not None, "lm-eval is a dependency"
     assert spec.submodule_search_locations
-    root = Path(next(iter(spec.submodule_search_locations))) / "tasks"
-    found: dict[str, Path] = {}
-    for path in sorted(root.glob("*/**/*.yaml")):
-        for match in _NAME.finditer(path.read_bytes()):
-            found.setdefault(match.group(1).decode(errors="replace"), path)
-    return found
+    return _scan(Path(next(iter(spec.submodule_search_locations))) / "tasks", "*/**/*yaml")
+
+
+def _scan(root: Path, pattern: str) -> Found:
+    """The names that YAML files define, as written at the start of a line."""
+    names: dict[tuple[str, str], Path] = {}
+    tags: dict[str, list[Path]] = {}
+    for path in sorted(root.glob(pattern)):
+        text = path.read_bytes()
+        for match in _NAME.finditer(text):
+            if path.suffix == ".yaml":  # a template for others is no task
+                names.setdefault((_text(match[1]), _text(match[2])), path)
+        for tag in _tags(text):
+            tags.setdefault(tag, []).append(path)
+    return names, tags
+
+
+def _tags(text: bytes) -> Iterator[str]:
+    for match in _TAG.finditer(text):
+        for line in match[1].split(b"\n"):
+            for word in _WORD.findall(line.split(b" #")[0].lstrip(b" \t-")):
+                yield _text(word)
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="replace")

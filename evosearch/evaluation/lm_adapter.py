@@ -5,6 +5,7 @@ call the model, and what it hands over is kept. Import this inside a function: l
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -37,21 +38,41 @@ class RequestRecorder(HFLM):
         self.backend = "causal"
         self.add_bos_token = self.custom_prefix_token_id = None
         self.think_end_token = self.enable_thinking = None
+        self.chat_template_args: dict[str, Any] = {}
         self.truncation = False
         self.batch_size_per_gpu = 1
-        self._recorded: Any = None
+        self._recorded: list[Any] = []
+
+    def chat(self, template: bool | str) -> Callable[..., str]:
+        """What renders messages as text: the tokenizer's default chat template, or its template of a name."""
+        several = isinstance(self.tokenizer.chat_template, dict)
+        self.chat_template_args = {"chat_template": template} if several and isinstance(template, str) else {}
+        return self.apply_chat_template
+
+    def templates(self) -> tuple[str, ...]:
+        """Names of the tokenizer's chat templates; a single one is called `default`, as transformers calls it."""
+        own = self.tokenizer.chat_template
+        return tuple(own) if isinstance(own, dict) else ("default",) if own else ()
 
     def pair(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Tokens of context and continuation, before truncation."""
+        self._recorded = []
         self.loglikelihood([SimpleNamespace(args=(context, continuation), task_name=None)], disable_tqdm=True)
-        _, context_tokens, continuation_tokens = self._recorded
+        ((_, context_tokens, continuation_tokens),) = self._recorded
         return tuple(context_tokens), tuple(continuation_tokens)
+
+    def windows(self, text: str) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """The (context, continuation) windows by which a whole text is scored; none where it has no tokens."""
+        self._recorded = []
+        self.loglikelihood_rolling([SimpleNamespace(args=(text,), task_name=None)], disable_tqdm=True)
+        return [(tuple(context), tuple(continuation)) for _, context, continuation in self._recorded]
 
     def prompt(self, context: str, gen_kwargs: dict[str, Any]) -> Prompt:
         """Tokens of a prompt, truncated on the left as lm-eval does, and how generation is to stop."""
         request = SimpleNamespace(args=(context, copy.deepcopy(gen_kwargs)))
+        self._recorded = []
         self.generate_until([request], disable_tqdm=True)
-        recorded: Prompt = self._recorded
+        recorded: Prompt = self._recorded[0]
         return recorded
 
     def token_count(self, text: str) -> int:
@@ -61,10 +82,10 @@ class RequestRecorder(HFLM):
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        (self._recorded,) = requests
-        return [(0.0, False)]
+        self._recorded += requests
+        return [(0.0, False)] * len(requests)
 
     def _model_generate(self, context: Any, max_length: int, stop: list[str], **generation_kwargs: Any) -> Any:
         generation_kwargs.pop("attention_mask")  # one prompt: nothing is padded
-        self._recorded = Prompt(tuple(context[0].tolist()), tuple(stop), max_length, generation_kwargs)
+        self._recorded.append(Prompt(tuple(context[0].tolist()), tuple(stop), max_length, generation_kwargs))
         return context

@@ -6,7 +6,8 @@ Laying out (which sequences, which batches, which positions) is done once for a 
 then forward passes and gathers.
 """
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evosearch.errors import CandidateError
+from evosearch.evaluation.head import check_head, head_logits
 from evosearch.evaluation.types import Tokens
 
 
@@ -24,7 +26,7 @@ class ScoreOptions:
     """How much is run at once. Neither changes a result beyond float rounding."""
 
     batch_tokens: int = 8192  # rows × length of one forward pass, padding included
-    batch_reads: int = 2048  # positions of one pass whose logits are held: memory is reads × vocabulary × 4 bytes
+    batch_reads: int = 2048  # positions whose logits are held at once: memory is reads × vocabulary × 4 bytes
 
 
 @dataclass(frozen=True)
@@ -36,19 +38,28 @@ class LoglikelihoodRequest:
 
 
 @dataclass(frozen=True)
+class _Part:
+    """Positions whose logits are held at once, and the picks from them."""
+
+    reads: slice  # of the batch's reads
+    picks: slice  # of its picks
+
+
+@dataclass(frozen=True)
 class _Batch:
-    """One forward pass and what is read from it: R positions, P (request, token) picks."""
+    """One forward pass and what is read from it: R positions, P (request, token) picks ordered by position."""
 
     input_ids: Tensor  # (B, T)
     attention_mask: Tensor | None  # (B, T), None where nothing is padded
     reads: Tensor  # (R,) positions in the flattened (B · T)
     pick_read: Tensor  # (P,) index into reads
     pick_token: Tensor  # (P,) the token whose log-probability is wanted
+    parts: tuple[_Part, ...]  # covering reads and picks: a long row has more reads than fit in memory
 
     def to(self, device: torch.device) -> "_Batch":
         mask = None if self.attention_mask is None else self.attention_mask.to(device)
-        moved = (tensor.to(device) for tensor in (self.reads, self.pick_read, self.pick_token))
-        return _Batch(self.input_ids.to(device), mask, *moved)
+        reads, read, token = (tensor.to(device) for tensor in (self.reads, self.pick_read, self.pick_token))
+        return _Batch(self.input_ids.to(device), mask, reads, read, token, self.parts)
 
 
 @dataclass
@@ -77,7 +88,7 @@ def lay_out(requests: Sequence[LoglikelihoodRequest], options: ScoreOptions) -> 
     rows = sorted(readers, key=lambda row: (-len(row), row))
     batches, pick_request = [], []
     for group in _groups(rows, readers, requests, options):
-        batch, picks = _lay_out_batch(group, readers, requests)
+        batch, picks = _lay_out_batch(group, readers, requests, options.batch_reads)
         batches.append(batch)
         pick_request.extend(picks)
     forwarded, run = sum(map(len, rows)), sum(batch.input_ids.numel() for batch in batches)
@@ -103,10 +114,14 @@ def score_loglikelihoods(model: Any, plan: LoglikelihoodPlan) -> tuple[NDArray[n
     """
     values, hits = [], []
     for batch in plan.on(model.device):
-        logits = head_logits(model, _hidden(model, batch))  # (R, V) float32
-        picked = logits[batch.pick_read, batch.pick_token] - logits.logsumexp(dim=-1)[batch.pick_read]  # (P,)
-        values.append(picked.double().cpu().numpy())
-        hits.append((logits.argmax(dim=-1)[batch.pick_read] == batch.pick_token).cpu().numpy())
+        check_head(model, batch.input_ids)
+        hidden = _hidden(model, batch)
+        for part in batch.parts:
+            logits = head_logits(model, hidden[part.reads])  # (R, V) float32
+            read, token = batch.pick_read[part.picks] - part.reads.start, batch.pick_token[part.picks]  # (P,)
+            picked = logits[read, token] - logits.logsumexp(dim=-1)[read]
+            values.append(picked.double().cpu().numpy())
+            hits.append((logits.argmax(dim=-1)[read] == token).cpu().numpy())
     if not values:
         return np.zeros(0), np.zeros(0, dtype=np.bool_), plan.tokens
     lls: NDArray[np.float64] = np.zeros(plan.n_requests)
@@ -116,19 +131,6 @@ def score_loglikelihoods(model: Any, plan: LoglikelihoodPlan) -> tuple[NDArray[n
         bad = int((~np.isfinite(lls)).sum())
         raise CandidateError("score", f"{bad} of {len(lls)} log-likelihoods are not finite: the weights blew up")
     return lls, misses == 0, plan.tokens
-
-
-def head_logits(model: Any, hidden: Tensor) -> Tensor:
-    """Float32 logits (N, V) of hidden states (N, hidden size) that left the final norm.
-
-    Raises:
-        CandidateError: the family rescales its logits after the head; the head alone would be wrong there.
-    """
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(model.config, name, None) not in (None, 1, 1.0):
-            raise CandidateError("score", f"{model.config.model_type} sets {name}: not supported by the scorer")
-    logits: Tensor = model.get_output_embeddings()(hidden).float()
-    return logits
 
 
 def distinct_prefixes(sequences: Sequence[tuple[int, ...]]) -> int:
@@ -184,25 +186,39 @@ def _lay_out_batch(
     rows: list[tuple[int, ...]],
     readers: dict[tuple[int, ...], list[int]],
     requests: Sequence[LoglikelihoodRequest],
+    batch_reads: int,
 ) -> tuple[_Batch, list[int]]:
     width = len(rows[0])
     input_ids = torch.zeros((len(rows), width), dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
-    read_of: dict[int, int] = {}  # flattened position → index in reads
-    pick_read, pick_token, pick_request = [], [], []
+    picks: list[tuple[int, int, int]] = []  # flattened position, token, request
     for r, row in enumerate(rows):
         input_ids[r, : len(row)] = torch.tensor(row)
         mask[r, : len(row)] = 1
         for index in readers[row]:
             request = requests[index]
             first = r * width + len(request.inputs) - len(request.targets)
-            for offset, token in enumerate(request.targets):
-                pick_read.append(read_of.setdefault(first + offset, len(read_of)))
-                pick_token.append(token)
-                pick_request.append(index)
+            picks += ((first + offset, token, index) for offset, token in enumerate(request.targets))
+    picks.sort()
+    positions = sorted({position for position, _, _ in picks})
+    index_of = {position: index for index, position in enumerate(positions)}
+    pick_read = [index_of[position] for position, _, _ in picks]
     padded = bool((mask == 0).any())
-    reads, read, token_ids = (torch.tensor(values) for values in (list(read_of), pick_read, pick_token))
-    return _Batch(input_ids, mask if padded else None, reads, read, token_ids), pick_request
+    batch = _Batch(
+        input_ids,
+        mask if padded else None,
+        torch.tensor(positions),
+        torch.tensor(pick_read),
+        torch.tensor([token for _, token, _ in picks]),
+        tuple(_parts(len(positions), pick_read, batch_reads)),
+    )
+    return batch, [request for _, _, request in picks]
+
+
+def _parts(reads: int, pick_read: list[int], batch_reads: int) -> Iterator[_Part]:
+    for start in range(0, reads, batch_reads):
+        stop = min(start + batch_reads, reads)
+        yield _Part(slice(start, stop), slice(bisect_left(pick_read, start), bisect_left(pick_read, stop)))
 
 
 def _hidden(model: Any, batch: _Batch) -> Tensor:

@@ -68,9 +68,11 @@ class Scorer:
         started = time.perf_counter()
         lls, greedy, tokens = score_loglikelihoods(model, plan)
         texts, generated = generate(model, generations)
-        columns = self._harness.collect(frozen, Answers(lls, greedy, texts))
+        judged = self._harness.collect(frozen, Answers(lls, greedy, texts))
         spent = {**(seconds or {}), "score": time.perf_counter() - started}
-        return make_card(self.suite, batch, columns, tokens + generated, spent)
+        columns = {task: found.columns for task, found in judged.items()}
+        reported = {task: found.reported for task, found in judged.items()}
+        return make_card(self.suite, batch, columns, tokens + generated, spent, reported)
 
     def _lay_out(self, batch: ItemBatch) -> _Laid:
         if batch.digest not in self._laid:

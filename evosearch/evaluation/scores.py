@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from evosearch.errors import SuiteError
 from evosearch.evaluation.suite import Suite
 from evosearch.evaluation.types import GOLD, Column, Estimate, ItemBatch, ScoreCard, TaskScore, Tokens
 
@@ -21,16 +22,26 @@ def make_card(
     columns: Mapping[str, Mapping[str, Column]],
     tokens: Tokens,
     seconds: Mapping[str, float],
+    reported: Mapping[str, Mapping[str, float]] | None = None,
 ) -> ScoreCard:
     """The score card of one candidate on one batch.
 
-    A batch without items of some task is scored by the tasks it has, their weights scaled to sum one again.
+    A batch without items of some task is scored by the tasks it has, their weights scaled to sum one again. Tasks that
+    are only reported have columns and item sets, and no part in score, fitness or their numbers of items.
 
     Args:
         columns: task → column → values, in the order of the batch's items.
         seconds: what took how long.
+        reported: task → metric → value, for people to read.
+
+    Raises:
+        SuiteError: the batch has no item of a task that scores.
     """
-    present = [task for task in suite.tasks if any(items.task == task.name and len(items) for items in batch.sets)]
+    sizes = {items.task: len(items) for items in batch.sets if len(items)}
+    present = [task for task in suite.scoring if task.name in sizes]
+    if not present:
+        raise SuiteError(suite.where("tasks"), f"no item of the {batch.split} batch is of a task that scores")
+    n = sum(sizes[task.name] for task in present)
     total = sum(task.weight for task in present)
     weights = {task.name: task.weight / total for task in present}
     tasks = {task.name: _task_score(task.metric, columns[task.name][task.metric]) for task in present}
@@ -38,11 +49,11 @@ def make_card(
     slopes = {task.name: 100 * weights[task.name] / (1 - task.chance) for task in present}
     score = sum(slopes[task.name] * (tasks[task.name].value - task.chance) for task in present)
     if suite.fitness == "score":
-        fitness = Estimate(score, _spread(slopes, tasks), len(batch))
+        fitness = Estimate(score, _spread(slopes, tasks), n)
     else:
         golds = {name: _task_score(GOLD, columns[name][GOLD]) for name in weights}
         value = sum(weights[name] * golds[name].value for name in weights)
-        fitness = Estimate(value, _spread(weights, golds), len(batch))
+        fitness = Estimate(value, _spread(weights, golds), n)
     return ScoreCard(
         split=batch.split,
         batch_digest=batch.digest,
@@ -53,6 +64,7 @@ def make_card(
         fitness=fitness,
         tokens=tokens,
         seconds=dict(seconds),
+        reported={task: dict(metrics) for task, metrics in (reported or {}).items()},
     )
 
 

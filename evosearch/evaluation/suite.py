@@ -1,20 +1,28 @@
-"""Suites: what a search measures, as data. Pure: knows nothing of lm-eval, opens nothing but the suite's own file.
+"""Suites: what a search measures, as data. A file is read here; lm-eval is asked only where a task names a group.
 
 ```yaml
 name: quickstart
 include: [tiny]              # folders with lm-eval task YAMLs, relative to this file
 tasks:
-  - task: tiny_reverse       # an lm-eval task, or {search: a, validation: b, test: c}
+  - task: tiny_reverse       # an lm-eval task, group or tag, or {search: a, validation: b, test: c} (three tasks)
     name: reverse            # default: the lm-eval name (of the search split)
     metric: exact_match      # a metric of that task: an item mean in [0, 1]
+    metrics: [bleu]          # reported beside it, however lm-eval aggregates them; default: every metric of the task
     filter: none             # default: the task's first
-    num_fewshot: 0           # default: the task's
-    chance: 0.0              # what guessing scores, c in [0, 1)
-    weight: 1.0              # normalized to sum one over the tasks
+    chance: 0.0              # what guessing scores, c in [0, 1); for a group also {leaf task: c}
+    weight: 1.0              # normalized to sum one over the tasks; a group's is shared out over its leaf tasks
     documents: {test: 300}   # default: the suite's
+    num_fewshot: 0           # this key and the next four: default the suite's
+  - task: wikitext
+    report_only: true        # in no score and no fitness: no chance, no weight; `metric` may be left out
 documents: {search: 60, validation: 100, test: 300}
 fitness: gold_logprob        # or: score
 split_seed: 0
+num_fewshot: 5               # default: the task's own; a task that fixes 0 keeps it, as with `lm_eval --num_fewshot`
+apply_chat_template: true    # or the name of one of the tokenizer's templates; default: false
+fewshot_as_multiturn: true   # examples as turns of the chat; default: true where the template is applied
+system_instruction: Be brief.
+generation_kwargs: {max_gen_toks: 64}   # over the task's own, of tasks that generate; greedy decoding only
 ```
 
 A task's YAML is code (`!function`, templates that run): only the folders named under `include`, and lm-eval's own
@@ -24,17 +32,20 @@ library, are ever loaded.
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from evosearch.documents import Document, join, read, validate
 from evosearch.errors import SuiteError
+from evosearch.evaluation.library import Names
 from evosearch.evaluation.types import SPLITS
 
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^\w[\w.:/\-]*$", max_length=200)]
+Chance = Annotated[float, Field(ge=0, lt=1)]
 
 
 class SplitTasks(Document):
@@ -53,40 +64,96 @@ class DocumentCounts(Document):
     test: Count | None = None
 
 
-class SuiteTask(Document):
-    """One task of a suite."""
+class PromptOptions(Document):
+    """How prompts are made and continued; None is for the suite, then the task's YAML, to say."""
+
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    apply_chat_template: bool | Annotated[str, Field(min_length=1)] | None = None
+    fewshot_as_multiturn: bool | None = None
+    system_instruction: str | None = None
+    generation_kwargs: dict[str, Any] | None = None
+
+
+class _TaskKeys(PromptOptions):
+    """What a file and a suite say alike of a task."""
 
     task: str | SplitTasks
     name: Name = ""
-    metric: str
+    metric: str = ""
+    metrics: tuple[str, ...] | None = None
     filter: str | None = None
-    num_fewshot: Annotated[int, Field(ge=0)] | None = None
-    chance: Annotated[float, Field(ge=0, lt=1)]
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Annotated[float, Field(ge=0)] = 1.0
     documents: DocumentCounts = DocumentCounts()
+    report_only: bool = False
 
     @model_validator(mode="before")
     @classmethod
-    def _default_name(cls, data: Any) -> Any:
-        if isinstance(data, dict) and not data.get("name"):
+    def _defaults(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        if not data.get("name"):
             task = data.get("task")
             data = {**data, "name": task.get("search") if isinstance(task, dict) else task}
-        return data
+        return {"weight": 0.0, "chance": 0.0, **data} if data.get("report_only") is True else data
+
+    @model_validator(mode="after")
+    def _check_role(self) -> "_TaskKeys":
+        if self.report_only:
+            for key in ("weight", "chance"):
+                if getattr(self, key) != 0:
+                    what = f"got {getattr(self, key)!r} for a task that is only reported"
+                    raise SuiteError(key, what, next=f"Remove {key}, or report_only")
+            return self
+        if not self.metric:
+            raise SuiteError("metric", "missing", next="Add this key")
+        if self.weight == 0:
+            raise SuiteError(
+                "weight", "should be greater than 0, got 0", next="Set `report_only: true` to score it not"
+            )
+        return self
+
+
+class SuiteTask(_TaskKeys):
+    """One task of a suite: a leaf task of lm-eval, or one for each split."""
+
+    chance: Chance
+    group: str = ""  # the lm-eval group or tag that it was named by; no key of the file
+    place: int = -1  # which entry of the file's `tasks` it came from; no key of the file
 
     def lm_eval_task(self, split: str) -> str:
         """The lm-eval task that `split` takes its documents from."""
         return self.task if isinstance(self.task, str) else str(getattr(self.task, split))
 
 
-class Suite(Document):
-    """What is measured. Plain data: `Suite.model_validate(suite.model_dump())` is the same suite on any node."""
+def _chances_in_range(given: float | dict[str, float]) -> float | dict[str, float]:
+    for leaf, value in given.items() if isinstance(given, dict) else [("", given)]:
+        if not 0 <= value < 1:
+            raise SuiteError(leaf, f"should be at least 0 and less than 1, got {value}")
+    return given
 
+
+class _WrittenTask(_TaskKeys):
+    """One entry of a file's `tasks`: a task, or a group of them."""
+
+    chance: Annotated[float | dict[str, float], AfterValidator(_chances_in_range)]
+
+
+class _SuiteKeys(PromptOptions):
     name: Name
     include: tuple[str, ...] = ()  # absolute after `load_suite`
-    tasks: Annotated[tuple[SuiteTask, ...], Field(min_length=1)]
     documents: DocumentCounts = DocumentCounts()
     fitness: Literal["gold_logprob", "score"] = "gold_logprob"
     split_seed: int = 0
+
+
+class _WrittenSuite(_SuiteKeys):
+    tasks: Annotated[tuple[_WrittenTask, ...], Field(min_length=1)]
+
+
+class Suite(_SuiteKeys):
+    """What is measured. Plain data: `Suite.model_validate(suite.model_dump())` is the same suite on any node."""
+
+    tasks: Annotated[tuple[SuiteTask, ...], Field(min_length=1)]
     source: str = ""  # the file it was read from: what errors name; no key of the file
 
     @model_validator(mode="after")
@@ -94,13 +161,36 @@ class Suite(Document):
         for index, task in enumerate(self.tasks):
             if Counter(other.name for other in self.tasks[:index])[task.name]:
                 earlier = next(i for i, other in enumerate(self.tasks) if other.name == task.name)
-                what = f"'{task.name}' is the name of tasks[{earlier}] too"
-                raise SuiteError(f"tasks[{index}].name", what, "Names are unique", "Set `name` on one of them")
+                what = f"'{task.name}' is the name of tasks[{self._place(earlier)}] too"
+                where = f"tasks[{self._place(index)}].name"
+                raise SuiteError(where, what, "Names are unique", "Set `name` on one of them")
             for split in SPLITS:
                 if self._count(task, split) is None:
-                    where = f"tasks[{index}].documents.{split}"
+                    where = f"tasks[{self._place(index)}].documents.{split}"
                     raise SuiteError(where, "missing, for the task and for the suite", next="Add `documents`")
+            options = self.prompting(task)
+            if options.fewshot_as_multiturn and not options.apply_chat_template:
+                where = "" if task.fewshot_as_multiturn is None else f"tasks[{self._place(index)}]."
+                what = f"true, and no chat template is applied to '{task.name}'"
+                raise SuiteError(f"{where}fewshot_as_multiturn", what, next="Set apply_chat_template")
+        if not self.scoring:
+            raise SuiteError("tasks", "every task is only reported: there is no score", next="Add a task that scores")
         return self
+
+    @property
+    def scoring(self) -> tuple[SuiteTask, ...]:
+        """The tasks that make the score: all that are not only reported."""
+        return tuple(task for task in self.tasks if not task.report_only)
+
+    def prompting(self, task: SuiteTask) -> PromptOptions:
+        """The prompt options of a task: its own, and the suite's where it has none."""
+        own = {key: getattr(task, key) for key in PromptOptions.model_fields if getattr(task, key) is not None}
+        shared = {key: getattr(self, key) for key in PromptOptions.model_fields}
+        kwargs = {**(self.generation_kwargs or {}), **(task.generation_kwargs or {})}
+        found = {**shared, **own, "generation_kwargs": kwargs or None}
+        if found["fewshot_as_multiturn"] is None:
+            found["fewshot_as_multiturn"] = bool(found["apply_chat_template"])
+        return PromptOptions.model_construct(**found)
 
     def count(self, task: SuiteTask, split: str) -> int:
         """How many documents of `task` the split takes."""
@@ -109,17 +199,28 @@ class Suite(Document):
         return found
 
     def weights(self) -> dict[str, float]:
-        """Task → weight, summing to one."""
-        total = sum(task.weight for task in self.tasks)
-        return {task.name: task.weight / total for task in self.tasks}
+        """Task → weight, summing to one, of the tasks that make the score."""
+        total = sum(task.weight for task in self.scoring)
+        return {task.name: task.weight / total for task in self.scoring}
 
     def where(self, *keys: str | int) -> str:
-        """`quickstart.yaml: tasks[1].metric`: how errors name a key of this suite."""
+        """`quickstart.yaml: tasks[1].metric`: how errors name a key of this suite, tasks by their index in `tasks`."""
+        if len(keys) > 1 and keys[0] == "tasks" and isinstance(keys[1], int):
+            keys = (keys[0], self._place(keys[1]), *keys[2:])
         return join(self.source, *keys)
 
     def digest(self) -> str:
-        """sha256 (hex) of what the suite asks for, wherever its files lie."""
+        """sha256 (hex) of what the suite asks for, wherever its files lie.
+
+        Keys that earlier versions did not know count only where they are set: an unchanged file keeps its digest.
+        """
         data = self.model_dump(mode="json", exclude={"include", "source"})
+        _drop(data, dict.fromkeys(PromptOptions.model_fields))
+        added = {**dict.fromkeys(PromptOptions.model_fields), "metrics": None, "report_only": False, "group": ""}
+        del added["num_fewshot"]
+        for task in data["tasks"]:
+            _drop(task, added)
+            del task["place"]
         return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def _count(self, task: SuiteTask, split: str) -> int | None:
@@ -127,17 +228,20 @@ class Suite(Document):
         shared: int | None = getattr(self.documents, split)
         return shared if own is None else own
 
+    def _place(self, index: int) -> int:
+        """Index in the file's `tasks` of a task here, where groups are expanded."""
+        place = self.tasks[index].place
+        return index if place < 0 else place
+
 
 def load_suite(path: Path) -> Suite:
-    """The suite in a YAML file, its include folders made absolute.
+    """The suite in a YAML file, its include folders made absolute, its groups expanded to their leaf tasks.
 
     Raises:
         SuiteError: not readable, not well-formed, or an include folder is missing. What only lm-eval can tell (tasks,
-            metrics, how many documents there are) is checked by `Harness`.
+            metrics, how many documents there are) is checked by `Harness`, save the members of groups.
     """
     data = read(path, SuiteError)
-    if "source" in data:
-        raise SuiteError(join(str(path), "source"), "unknown key", next="Remove it")
     include = data.get("include")
     if isinstance(include, list) and all(isinstance(folder, str) for folder in include):
         data["include"] = [str((path.parent / folder).resolve()) for folder in include]
@@ -145,5 +249,31 @@ def load_suite(path: Path) -> Suite:
             if not Path(folder).is_dir():
                 where = join(str(path), "include", index)
                 raise SuiteError(where, f"no folder {folder}", "Folders are relative to the suite's file")
-    suite = validate(Suite, data, str(path), SuiteError)
+    written = validate(_WrittenSuite, data, str(path), SuiteError)
+    folders = [Path(folder) for folder in written.include]
+    names = Names(folders)
+    tasks: list[dict[str, Any]] = []
+    for place, task in enumerate(written.tasks):
+        tasks += _leaves(task, place, names, folders, str(path))
+    suite = validate(Suite, {**written.model_dump(), "tasks": tasks}, str(path), SuiteError)
     return suite.model_copy(update={"source": str(path)})
+
+
+def _leaves(task: _WrittenTask, place: int, names: Names, folders: Sequence[Path], source: str) -> list[dict[str, Any]]:
+    """The tasks that one entry of a file names, as data: itself, or the leaf tasks of its group."""
+    entry = {**task.model_dump(), "place": place}
+    if isinstance(task.task, str) and names.is_group(task.task):
+        from evosearch.evaluation.groups import expand  # loads lm-eval, which takes seconds
+
+        return expand(entry, folders, join(source, "tasks", place))
+    if isinstance(task.chance, dict):
+        what = f"a chance level for each leaf task, and '{task.name}' is one task, not a group"
+        raise SuiteError(join(source, "tasks", place, "chance"), what, "One number in [0, 1)")
+    return [entry]
+
+
+def _drop(data: dict[str, Any], unset: dict[str, Any]) -> None:
+    """Remove the keys that stand at the value given."""
+    for key, value in unset.items():
+        if data[key] == value:
+            del data[key]

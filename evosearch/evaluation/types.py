@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,11 @@ SPLITS = ("search", "validation", "test")
 LOGLIKELIHOODS = "loglikelihoods"  # (requests,) summed log-likelihood of each request, in request order
 REQUESTS = "requests"  # (items,) how many requests each item has: how to cut LOGLIKELIHOODS into items
 GOLD = "gold_logprob"  # (items,) log-probability of the right answer, see scores.py
+
+
+def part(metric: str, index: int) -> str:
+    """Column of one part of a metric that has a tuple for each item: `word_perplexity[1]`."""
+    return f"{metric}[{index}]"
 
 
 @dataclass(frozen=True)
@@ -109,9 +115,10 @@ class ScoreCard:
     fitness: Estimate  # what an optimizer is told
     tokens: Tokens = field(default_factory=Tokens)
     seconds: Mapping[str, float] = field(default_factory=dict)  # load, materialize, score
+    reported: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # task → metric → lm-eval's aggregate
 
     def summary(self) -> dict[str, Any]:
-        """The aggregates as plain JSON data: what an event holds."""
+        """The aggregates as plain JSON data: what an event holds. A reported value that is not finite is None."""
         return {
             "split": self.split,
             "batch": self.batch_digest,
@@ -121,6 +128,10 @@ class ScoreCard:
             "fitness": vars(self.fitness).copy(),
             "tokens": vars(self.tokens).copy(),
             "seconds": dict(self.seconds),
+            "reported": {
+                task: {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+                for task, metrics in self.reported.items()
+            },
         }
 
 

@@ -50,7 +50,8 @@ class ResidentModel:
     ) -> None:
         first = checkpoints[donor]
         self.output = unchanged(donor, first) if example is None else output(example, checkpoints)
-        check_compatible(list(checkpoints.values()), same_depth=self.output.shape is first.shape)
+        merged = [checkpoints[name] for name in example.references()] if example else list(checkpoints.values())
+        check_compatible(merged, same_depth=self.output.shape is first.shape)
         self.device, self.shape = torch.device(device), self.output.shape
         self._shapes = {reference: checkpoint.shape for reference, checkpoint in checkpoints.items()}
         self._checkpoints = dict(checkpoints)

@@ -21,7 +21,7 @@ from evosearch.materialize.vocabulary import in_one_vocabulary
 from evosearch.merging.registry import specs
 from evosearch.recipe import files
 from evosearch.recipe.checks import check
-from evosearch.recipe.identity import recipe_id
+from evosearch.recipe.identity import TOKENIZER_OF, recipe_id
 from evosearch.recipe.schema import Recipe
 
 MAX_NESTED = 32  # recipes in one another
@@ -82,8 +82,13 @@ class Opener:
         return recipe_id(recipe, self.contents(recipe, inputs))
 
     def contents(self, recipe: Recipe, inputs: Mapping[str, Checkpoint]) -> dict[str, str]:
-        """reference → content_sha256, for all that a recipe names."""
+        """reference → content_sha256, for all that a recipe names; with `tokenizer:` before it, of its tokenizer.
+
+        Tokenizers are in it where the recipe makes a new one of them: they then decide which row goes where.
+        """
         found = {reference: checkpoint.content_sha256() for reference, checkpoint in inputs.items()}
+        if recipe.vocabulary is not None or recipe.chat_template is not None:
+            found |= {TOKENIZER_OF + name: tokenizer_sha256(self.open(name).tokenizer_folder) for name in inputs}
         source = recipe.tokenizer_model
         if source is not None and source not in found:
             found[source] = tokenizer_sha256(self.folder(source))
@@ -113,10 +118,9 @@ class Opener:
 def tokenizer_sha256(folder: Path) -> str:
     """sha256 (hex) over a folder's tokenizer and chat template files, by name."""
     digest = hashlib.sha256()
-    for name in TOKENIZER_FILES:
-        path = folder / name
-        if path.is_file():
-            digest.update(f"{name}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    named = [folder / name for name in TOKENIZER_FILES]
+    for path in sorted(inner for path in named for inner in (path, *path.rglob("*")) if inner.is_file()):
+        digest.update(f"{path.relative_to(folder)}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.errors import RecipeError
 from evosearch.materialize.plan import Input, donor_of, length_of
+from evosearch.merging.registry import specs
 from evosearch.recipe.blocks import Block, blocks
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import ModelShape
@@ -29,14 +30,17 @@ def output(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> Output:
         checkpoints: reference → checkpoint, for every model the recipe names.
 
     Raises:
-        RecipeError: a source lacks layers that are asked of it, or the models of a merge have different depths.
+        RecipeError: a source lacks layers that are asked of it.
     """
     shapes = {reference: checkpoint.shape for reference, checkpoint in checkpoints.items()}
     first, parts = donor_of(recipe), blocks(recipe)
     donor = checkpoints[first]
+    spec = specs().get(recipe.merge_method or "")
+    for block in parts:
+        length_of(block, shapes, spec is not None and spec.takes_base)
     if _in_place(parts, shapes, donor):
         return unchanged(first, donor)
-    layers = [layer for block in parts for layer in _layers(block, shapes, first)]
+    layers = [layer for block in parts for layer in _layers(block, first)]
     config = _resized(donor, checkpoints, layers)
     shape = donor.family.shape(config)
     sizes, origins = {}, {}
@@ -71,9 +75,8 @@ def _in_place(parts: tuple[Block, ...], shapes: Mapping[str, ModelShape], donor:
     return first == donor.shape.num_layers
 
 
-def _layers(block: Block, shapes: Mapping[str, ModelShape], donor: str) -> list[tuple[str, int]]:
+def _layers(block: Block, donor: str) -> list[tuple[str, int]]:
     """The layer of a model that each layer of the block is shaped like: the donor's, where it takes part."""
-    length_of(block, shapes)  # refuses layers that are not there
     entry = next((entry for entry in block.entries if entry.model == donor), block.entries[0])
     assert entry.layers is not None
     return [(entry.model, layer) for layer in range(*entry.layers)]

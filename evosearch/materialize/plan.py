@@ -98,17 +98,25 @@ def plan(
     return tuple(ops)
 
 
-def length_of(block: Block, shapes: Mapping[str, ModelShape]) -> int:
+def length_of(block: Block, shapes: Mapping[str, ModelShape], takes_base: bool = False) -> int:
     """How many of the output's layers a block gives.
 
+    Args:
+        takes_base: the method works on the base's layers, too, listed or not.
+
     Raises:
-        RecipeError: a source has fewer layers than are asked of it.
+        RecipeError: a source, or the base, has fewer layers than are asked of it.
     """
     for entry in block.entries:
         depth = shapes[entry.model].num_layers
         if entry.layers is not None and entry.layers[1] > depth:
             where = documents.join("recipe", entry.where, "layer_range")
             raise RecipeError(where, f"got {list(entry.layers)}", f"'{entry.model}' has layers 0 to {depth - 1}")
+    base = block.layers_of_base() if takes_base and block.base is not None else None
+    if base is not None and block.base is not None and base[1] > (depth := shapes[block.base].num_layers):
+        what = f"layers {base[0]} to {base[1] - 1} of the base '{block.base}' are meant, which has 0 to {depth - 1}"
+        next = "List the base with a layer_range of its own"
+        raise RecipeError(documents.join("recipe", block.where, "sources"), what, next=next)
     entry = block.entries[0]
     first, end = entry.layers or (0, shapes[entry.model].num_layers)
     return end - first
@@ -134,7 +142,7 @@ class _Run:
         contents: Mapping[str, str],
     ) -> None:
         self.block, self.spec, self.recipe, self.shapes, self.contents = block, spec, recipe, shapes, contents
-        self.length = length_of(block, shapes)
+        self.length = length_of(block, shapes, spec.takes_base)
         self.base = block.base if spec.takes_base else None
         self.parents = block.parents if spec.takes_base else block.entries
         layers = block.layers_of_base() if self.base is not None else None

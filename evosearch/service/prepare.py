@@ -1,10 +1,14 @@
 """A spec made ready to run: suite loaded and split, models opened, space laid out. Writes nothing but caches."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 
-from evosearch.evaluation.harness import Harness
+from transformers import AutoConfig
+
+from evosearch.evaluation.harness import Harness, max_length_of
 from evosearch.evaluation.suite import Suite
 from evosearch.evaluation.types import SPLITS, ItemBatch
+from evosearch.execution.worker import load_tokenizer
 from evosearch.merging.registry import specs
 from evosearch.recipe import checks
 from evosearch.recipe.schema import Recipe
@@ -51,6 +55,10 @@ def prepare(spec: SearchSpec, watcher: Watcher, allow_pickle: bool = False) -> P
     for text in checks.check(example, specs(), spec.where):
         watcher.note(text)
     create(spec.config.optimizer, space.dimensions, space.initial(), f"{spec.file}: optimizer")
+    tokenizer = load_tokenizer(models.checkpoints[models.donor].tokenizer_folder)
+    length = max_length_of(AutoConfig.for_model(**deepcopy(dict(models.output.config))), tokenizer)
+    for batch in batches.values():
+        harness.freeze(batch, tokenizer, length)  # what only a tokenizer can tell: a chat template, prompts that fit
     models.inputs  # noqa: B018 (reads every byte of every model: damage is found before anything is written)
     return Prepared(spec, spec.search_id(), models, space, example, batches, harness.fingerprint())
 

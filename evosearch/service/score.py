@@ -41,10 +41,11 @@ def score(
     recipe = _recipe(model, watcher)
     batch = load_batches(suite)[split]
     models = open_models(recipe, model, watcher, allow_pickle)
+    worker = Worker(worker_config(WorkersConfig(), models, suite, recipe.output_dtype))
+    worker.scorer.prepare(batch)  # what is wrong with the suite is said as such, and before the test is opened
     if split == "test":
         count = record_reread(batch.digest, f"score {model}")
         watcher.note(f"test split: this reading is on record (openings of this test set so far: {count})")
-    worker = Worker(worker_config(WorkersConfig(), models, suite, recipe.output_dtype))
     outcome = worker.run(Job(f"score@{split}", recipe, batch))
     if outcome.card is None:
         assert outcome.failure is not None

@@ -15,6 +15,7 @@ from evosearch.checkpoints.reader import CONFIG, Checkpoint
 from evosearch.checkpoints.writer import COMPANIONS, TOKENIZER_FILES
 from evosearch.errors import LedgerError
 from evosearch.evaluation.types import ItemSet
+from evosearch.recipe.identity import TOKENIZER_OF
 from evosearch.search.ledger import Ledger
 from evosearch.search.state import SearchState
 from evosearch.service.prepare import Prepared
@@ -51,7 +52,8 @@ def refuse_other_search(ledger: Ledger, prepared: Prepared) -> None:
             continue
         state = SearchState.from_events(ledger.events(known.search_id))
         began, now = state.circumstances, circumstances(prepared)
-        _check_suite(began.get("suite"), now["suite"], prepared)
+        if state.spec["suite"]["digest"] != prepared.suite.digest():
+            _check_suite(began.get("suite"), now["suite"], prepared)
         check_same_search(state.spec, spec, str(ledger.url))
         _check_inputs(began.get("inputs", {}), prepared)
         _check_files(began.get("files", {}), now["files"], prepared)
@@ -96,7 +98,8 @@ def _check_inputs(recorded: Mapping[str, str], prepared: Prepared) -> None:
             what = "this search began with it, and the spec now names other places (was the spec moved?)"
             raise LedgerError(where, what, next="Run the spec from where it was")
         if now != sha:
-            what = f"its weights changed since this search began (content {sha[:12]} then, {now[:12]} now)"
+            part = "tokenizer" if reference.startswith(TOKENIZER_OF) else "weights"
+            what = f"its {part} changed since this search began (content {sha[:12]} then, {now[:12]} now)"
             raise LedgerError(where, what, next=f"Restore the model, {RESTORE}")
 
 

@@ -64,9 +64,8 @@ def documents(count: int, seed: int, first: int = 0) -> list[dict[str, Any]]:
     made = []
     for index in range(first, first + count):
         words = ["".join(draw.choices("abcdefghij", k=draw.randint(2, 6))) for _ in range(3)]
-        made.append(
-            {"question": f"{index} {words[0]}", "choices": words, "gold": index % 3, "answer": words[index % 3]}
-        )
+        row = {"question": f"{index} {words[0]}", "choices": words, "gold": index % 3, "answer": words[index % 3]}
+        made.append({**row, "text": " ".join(words * (1 + index % 5 * 6))})  # from a few tokens to a few hundred
     return made
 
 
@@ -181,7 +180,7 @@ def task_configs() -> dict[str, dict[str, Any]]:
     return copy.deepcopy(TASKS)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tasks_writer() -> Any:
     return write_tasks
 

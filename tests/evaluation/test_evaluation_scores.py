@@ -70,7 +70,12 @@ def test_one_item_has_no_spread() -> None:
 )
 def test_the_gold_text_is_the_first_target(target: Any, choices: Any, shots: int, expected: str | None) -> None:
     config = SimpleNamespace(target_delimiter=" ", num_fewshot=shots, doc_to_choice=choices)
-    task = SimpleNamespace(config=config, doc_to_target=lambda doc: target, doc_to_choice=lambda doc: choices)
+    task = SimpleNamespace(
+        config=config,
+        doc_to_target=lambda doc: target,
+        doc_to_choice=lambda doc: choices,
+        doc_to_prefix=lambda doc: None,
+    )
     assert gold_text(task, {}) == expected
 
 

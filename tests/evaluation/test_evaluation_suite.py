@@ -51,11 +51,14 @@ def test_counts_of_a_task_go_before_the_suites(suite_data: Data, tmp_path: Path)
 
 
 MALFORMED: list[tuple[Change, str]] = [
-    (lambda d: d.update(fitnes="score"), "fitnes: unknown key. Known keys here: name, include, tasks"),
+    (lambda d: d.update(fitnes="score"), "fitnes: unknown key. Known keys here: num_fewshot, apply_chat_template, "),
     (lambda d: d["tasks"][1].update(metrik="acc"), "tasks[1].metrik: unknown key."),
     (lambda d: d["tasks"][0].pop("metric"), "tasks[0].metric: missing."),
-    (lambda d: d["tasks"][0].update(chance=1.0), "tasks[0].chance: Input should be less than 1, got 1.0"),
-    (lambda d: d["tasks"][0].update(weight=0), "tasks[0].weight: Input should be greater than 0, got 0"),
+    (lambda d: d["tasks"][0].update(chance=1.0), "tasks[0].chance: should be at least 0 and less than 1, got 1.0."),
+    (
+        lambda d: d["tasks"][0].update(weight=0),
+        "tasks[0].weight: should be greater than 0, got 0. Set `report_only: true`",
+    ),
     (lambda d: d["documents"].update(test=0), "documents.test: Input should be greater than or equal to 1, got 0"),
     (lambda d: d["documents"].pop("test"), "tasks[0].documents.test: missing, for the task and for the suite."),
     (lambda d: d["tasks"][3].update(name="choice"), "tasks[3].name: 'choice' is the name of tasks[0] too."),
@@ -96,7 +99,10 @@ UNFIT: list[tuple[Change, str]] = [
         lambda d: d["tasks"][1]["documents"].update(test=41),
         "tasks[1].documents.test: 41 asked, 40 left of 40 documents.",
     ),
-    (lambda d: d["tasks"][0].update(task="mmlu"), "tasks[0].task: 'mmlu' is a group or tag of lm-eval, not a task."),
+    (
+        lambda d: d["tasks"][0].update(task={"search": "mmlu", "validation": "t_choice", "test": "t_choice"}, name="m"),
+        "tasks[0].task: 'mmlu' is a group or tag of lm-eval, not a task.",
+    ),
     (lambda d: d["tasks"][0].update(task="arc_easy_group_ai2"), "unknown task 'arc_easy_group_ai2'"),
 ]
 
@@ -116,7 +122,7 @@ def test_suites_that_do_not_fit_their_tasks(
 
 
 UNFIT_TASKS: list[tuple[str, Change, str]] = [
-    ("t_choice", lambda c: c.update(output_type="loglikelihood_rolling"), "output type loglikelihood_rolling"),
+    ("t_choice", lambda c: c.update(output_type="loglikelihood_rolling"), "measures perplexity, which is no item mean"),
     ("t_choice", lambda c: c.update(unsafe_code=True), "runs code that models write"),
     ("t_choice", lambda c: c.update(doc_to_text="{{question.x.y}}"), "lm-eval cannot load 't_choice': UndefinedError"),
     ("t_choice", lambda c: c["metric_list"][1].update(higher_is_better=False), "smaller is better for 'acc_norm'"),

@@ -426,11 +426,11 @@ def test_stacked_layers_of_models_with_different_vocabularies(make, tmp_path):
     assert torch.equal(row(written, "c", 1), row(before[base], "c", 1))
 
 
-def test_a_tokenizer_that_only_the_config_tells_the_class_of(make, tmp_path):
-    """As in the oldest files on the hub, where tokenizer_config.json names no class, or is not there."""
-    base, other = make(seed=1), make(OTHER_TOKENS, seed=2)
-    for name in (base, other):
-        (Path(name) / "tokenizer_config.json").unlink()
-    found = opened(recipe([base, other], tokenizer_source="union"), tmp_path)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(found[base].tokenizer_folder)
-    assert tokenizer("xa").input_ids[-2:] == [9, 3]
+def test_transformers_loads_the_built_tokenizer_as_it_does_the_models(make, tmp_path):
+    """It takes the class from config.json for some architectures, whatever tokenizer_config.json says."""
+    pair = make(seed=1, kind="Qwen2ForCausalLM"), make(OTHER_TOKENS, seed=2, kind="Qwen2ForCausalLM")
+    found = opened(recipe(pair, tokenizer_source="union"), tmp_path)
+    one, other = (
+        transformers.AutoTokenizer.from_pretrained(path) for path in (pair[0], found[pair[0]].tokenizer_folder)
+    )
+    assert type(one) is type(other) is transformers.Qwen2Tokenizer

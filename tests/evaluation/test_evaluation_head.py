@@ -1,0 +1,145 @@
+"""Families that rescale their logits: what the scorer reads is what the family's own forward gives, or it refuses."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from evosearch.errors import CandidateError
+from evosearch.evaluation.generation import Decoder, GenerationRequest, generate, lay_out_generations
+from evosearch.evaluation.head import RESCALED, head_logits
+from evosearch.evaluation.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out, score_loglikelihoods
+
+SIZE: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.4,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+LOW_RANK = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4, "v_head_dim": 8}
+EXPERTS = {"num_local_experts": 3, "num_experts_per_tok": 2}
+
+# model_type → class, its config, and a value that changes the logits a good deal
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", {"final_logit_softcapping": 2.0}),
+    "gemma3_text": ("Gemma3ForCausalLM", "Gemma3TextConfig", {"final_logit_softcapping": 2.0}),
+    "vaultgemma": ("VaultGemmaForCausalLM", "VaultGemmaConfig", {"final_logit_softcapping": 2.0}),
+    "cohere": ("CohereForCausalLM", "CohereConfig", {"logit_scale": 0.0625}),
+    "cohere2": ("Cohere2ForCausalLM", "Cohere2Config", {"logit_scale": 0.25}),
+    "hyperclovax": ("HyperCLOVAXForCausalLM", "HyperCLOVAXConfig", {"logits_scaling": 0.125}),
+    "granite": ("GraniteForCausalLM", "GraniteConfig", {"logits_scaling": 8.0}),
+    "granitemoe": ("GraniteMoeForCausalLM", "GraniteMoeConfig", {"logits_scaling": 6.0, **EXPERTS}),
+    "granitemoeshared": (
+        "GraniteMoeSharedForCausalLM",
+        "GraniteMoeSharedConfig",
+        {"logits_scaling": 6.0, "shared_intermediate_size": 16, **EXPERTS},
+    ),
+    "minicpm3": ("MiniCPM3ForCausalLM", "MiniCPM3Config", {"dim_model_base": 8, **LOW_RANK}),
+}
+
+
+def make(kind: str, **changes: Any) -> Any:
+    architecture, config, values = CASES[kind]
+    torch.manual_seed(3)
+    made = getattr(transformers, config)(**{**SIZE, **values, **changes})
+    assert made.model_type == kind
+    return getattr(transformers, architecture)(made).eval()
+
+
+def requests() -> list[LoglikelihoodRequest]:
+    draw = np.random.default_rng(0)
+    rows = [tuple(int(token) for token in draw.integers(3, 50, length)) for length in (4, 9, 9, 14, 30)]
+    return [LoglikelihoodRequest(row[:-1], row[-2:]) for row in rows]
+
+
+def test_every_family_of_the_table_has_a_case() -> None:
+    assert CASES.keys() == RESCALED.keys()
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_logits_are_the_familys_own(kind: str) -> None:
+    model = make(kind)
+    ids = torch.tensor([requests()[4].inputs])
+    with torch.no_grad():
+        own = model(input_ids=ids).logits[0].float()
+        hidden = model.base_model(input_ids=ids).last_hidden_state[0]
+        plain = model.get_output_embeddings()(hidden).float()
+    torch.testing.assert_close(head_logits(model, hidden), own, rtol=1e-5, atol=1e-5)
+    assert (plain - own).abs().max() > 0.1 * own.abs().max()  # the head alone would have been wrong
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_log_likelihoods_are_the_familys_own(kind: str) -> None:
+    model = make(kind)
+    lls, greedy, _ = score_loglikelihoods(model, lay_out(requests(), ScoreOptions(batch_tokens=64)))
+    for ll, flag, request in zip(lls, greedy, requests(), strict=True):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([request.inputs])).logits[0, -2:].float()
+        wanted = torch.tensor(request.targets)
+        assert ll == pytest.approx(float(logits.log_softmax(-1)[[0, 1], wanted].sum()), abs=1e-4)
+        assert flag == bool((logits.argmax(-1) == wanted).all())
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "cohere", "granite"])
+def test_generation_is_the_familys_own(kind: str, tokenizer: Any) -> None:
+    model = make(kind, vocab_size=len(tokenizer))
+    prompts = [tuple(token % len(tokenizer) for token in request.inputs) for request in requests()]
+    plan = lay_out_generations([GenerationRequest(p, (), 8) for p in prompts], Decoder(tokenizer), ScoreOptions())
+    texts, _ = generate(model, plan)
+    for text, prompt in zip(texts, prompts, strict=True):
+        ids = torch.tensor([prompt])
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
+        assert text == tokenizer.decode(made[0, len(prompt) :], skip_special_tokens=True)
+
+
+def test_many_reads_are_held_a_part_at_a_time() -> None:
+    model = make("gemma2")
+    row = tuple(range(3, 45))
+    whole = [LoglikelihoodRequest(row[:-1], row[1:]), LoglikelihoodRequest(row[:20], row[10:21])]
+    sizes: list[int] = []
+    model.lm_head.register_forward_hook(lambda module, args, out: sizes.append(len(args[0])))
+    expected, flags, _ = score_loglikelihoods(model, lay_out(whole, ScoreOptions()))
+    assert max(sizes) == 41
+    sizes.clear()
+    lls, greedy, _ = score_loglikelihoods(model, lay_out(whole, ScoreOptions(batch_reads=7)))
+    np.testing.assert_allclose(lls, expected, atol=1e-4)
+    assert greedy.tolist() == flags.tolist()
+    assert max(sizes) == 7
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("logit_scale", 0.5), ("final_logit_softcapping", 30.0), ("lm_head_multiplier", 0.1)]
+)
+def test_a_rescaling_that_is_not_the_familys_is_refused_by_name(key: str, value: float) -> None:
+    model = make("granite")
+    setattr(model.config, key, value)
+    with pytest.raises(CandidateError, match=f"score: granite sets {key}: not supported"):
+        score_loglikelihoods(model, lay_out(requests(), ScoreOptions()))
+
+
+def test_a_family_that_does_more_to_its_logits_is_refused_by_name(tokenizer: Any) -> None:
+    class Louder(transformers.LlamaForCausalLM):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            out = super().forward(*args, **kwargs)
+            out.logits = out.logits * 1.5
+            return out
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**SIZE)
+    model = Louder(config).eval()
+    message = "score: llama changes its logits after the head in a way that the scorer does not know"
+    with pytest.raises(CandidateError, match=message):
+        score_loglikelihoods(model, lay_out(requests(), ScoreOptions()))
+    plan = lay_out_generations([GenerationRequest((5, 6, 7), (), 2)], Decoder(tokenizer), ScoreOptions())
+    with pytest.raises(CandidateError, match=message):
+        generate(model, plan)
