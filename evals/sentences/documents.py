@@ -11,7 +11,7 @@ from datasets import Dataset
 
 DATA = Path(__file__).resolve().parent / "data"
 SPLITS = {"test": "heldout", "fewshot": "fewshot"}  # lm-eval's split → the file's
-NEXT = "Write the data files with `scripts/prepare_smollm2 --experts DIR --data DIR`."
+NEXT = "Write the data files with `scripts/prepare_smollm2` (recipes/README.md says how)."
 
 
 def load(sentence_set: str, **_metadata: Any) -> dict[str, Dataset]:

@@ -1,0 +1,1 @@
+"""Documents with accidents in them, and the loaders that have to stand them."""
