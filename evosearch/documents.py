@@ -7,7 +7,8 @@ what is allowed and the nearest known name.
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -45,7 +46,7 @@ class _Loader(yaml.SafeLoader):
 
 def _check_size(root: yaml.Node) -> None:
     """Refuse what is nested too deeply, holds itself, or is repeated by aliases beyond measure."""
-    measured: dict[int, tuple[int, int] | None] = {}  # node → values it stands for, levels below it; None: not yet known
+    measured: dict[int, tuple[int, int] | None] = {}  # node → values it stands for, levels below it; None: not yet
 
     def measure(node: yaml.Node) -> tuple[int, int]:
         if id(node) not in measured:
@@ -247,9 +248,8 @@ def _keys_in(data: Any, location: tuple[str | int, ...], missing: bool) -> list[
     """The keys of the file in a location of pydantic's, which also names members of unions and validators."""
     keys: list[str | int] = []
     for index, key in enumerate(location):
-        if isinstance(key, int) and isinstance(data, list | tuple) and key < len(data):
-            data = data[key]
-        elif isinstance(data, Mapping) and key in data:
+        listed = isinstance(data, list | tuple) and isinstance(key, int) and key < len(data)
+        if listed or (isinstance(data, Mapping) and key in data):
             data = data[key]
         elif not (missing and index == len(location) - 1):
             continue
@@ -258,30 +258,36 @@ def _keys_in(data: Any, location: tuple[str | int, ...], missing: bool) -> list[
 
 
 def _fields_at(model: type[BaseModel], keys: list[str | int]) -> list[str]:
-    current: Any = model
+    """The keys that are known where `keys` lead to; none where that is no mapping of ours."""
+    found: list[Any] = [model]
     for key in keys:
-        if isinstance(key, int):
-            continue
-        field = current.model_fields.get(key) if isinstance(current, type) and issubclass(current, BaseModel) else None
-        if field is None:
-            by_alias = [f for f in getattr(current, "model_fields", {}).values() if f.alias == key]
-            if not by_alias:
-                return []
-            field = by_alias[0]
-        current = _inner_model(field.annotation)
-    if not (isinstance(current, type) and issubclass(current, BaseModel)):
-        return []
-    return [field.alias or name for name, field in current.model_fields.items()]
+        found = [below for annotation in found for below in _below(annotation, key)]
+    fields = [(name, field) for kind in found if _is_model(kind) for name, field in kind.model_fields.items()]
+    return list(dict.fromkeys(field.alias or name for name, field in fields))
 
 
-def _inner_model(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in get_args(annotation):
-        found = _inner_model(inner)
-        if found is not None:
-            return found
-    return None
+def _below(annotation: Any, key: str | int) -> list[Any]:
+    """What may stand under one key of a value of this type."""
+    if _is_model(annotation):
+        named = [field for name, field in annotation.model_fields.items() if key in (name, field.alias)]
+        return [kind for field in named for kind in _members(field.annotation)]
+    inner = get_args(annotation)
+    if isinstance(key, int) == (get_origin(annotation) in (list, tuple)) and inner:
+        return _members(inner[0] if isinstance(key, int) else inner[-1])
+    return []
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The types that a union or an annotated type allows."""
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for member in get_args(annotation) for kind in _members(member)]
+    return [annotation]
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _yaml_reason(exc: yaml.YAMLError) -> str:

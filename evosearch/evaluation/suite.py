@@ -31,6 +31,7 @@ library, are ever loaded.
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -246,7 +247,7 @@ def load_suite(path: Path) -> Suite:
     if isinstance(include, list) and all(isinstance(folder, str) for folder in include):
         data["include"] = [str((path.parent / folder).resolve()) for folder in include]
         for index, folder in enumerate(data["include"]):
-            if not Path(folder).is_dir():
+            if not os.path.isdir(folder):  # a name too long for any file is no folder, either
                 where = join(str(path), "include", index)
                 raise SuiteError(where, f"no folder {folder}", "Folders are relative to the suite's file")
     written = validate(_WrittenSuite, data, str(path), SuiteError)

@@ -8,6 +8,7 @@ from typing import Any
 from evosearch.recipe.schema import NO_EFFECT, Recipe, Slice
 from evosearch.recipe.tokens import Tokenizer
 
+TOKENIZER_OF = "tokenizer:"  # before a reference: what its tokenizer's files are
 VERSION = 1  # of the canonical form; a change makes other ids
 
 
@@ -15,7 +16,8 @@ def canonical(recipe: Recipe, inputs: Mapping[str, str]) -> str:
     """The recipe as canonical JSON.
 
     Args:
-        inputs: reference → content_sha256, for every model the recipe names.
+        inputs: reference → content_sha256, for every model the recipe names; where it makes a vocabulary or a chat
+            template of theirs, `tokenizer:` + reference → the hash of the tokenizer's files, too.
     """
     data: dict[str, Any] = {
         "version": VERSION,
@@ -43,6 +45,8 @@ def canonical(recipe: Recipe, inputs: Mapping[str, str]) -> str:
         data["tokenizer"] = _tokens(recipe.vocabulary, inputs)
     if recipe.chat_template is not None:
         data["chat_template"] = recipe.chat_template
+    if recipe.vocabulary is not None or recipe.chat_template is not None:
+        data["tokenizers"] = [[inputs[name], inputs[TOKENIZER_OF + name]] for name in recipe.references()]
     if recipe.routing is not None:
         data["routing"] = [[inputs[hop.model], hop.layer, float(hop.scale)] for hop in recipe.routing.hops]
     return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -6,15 +6,16 @@ unlisted base into a linear merge. Written files depend on neither.
 """
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from evosearch import documents
 from evosearch.errors import RecipeError
-from evosearch.recipe.blocks import Block, Entry, Scope, blocks
+from evosearch.recipe.blocks import DEFAULT, Block, Entry, Scope, blocks
 from evosearch.recipe.files import is_recipe
-from evosearch.recipe.parameters import Setting, evaluate
+from evosearch.recipe.other_formats import refuse_other_formats
+from evosearch.recipe.parameters import Setting, evaluate, leaves
 from evosearch.recipe.schema import NO_EFFECT, Recipe
 from evosearch.recipe.shapes import ModelShape, Place, Scalar, TensorSpec
 
@@ -29,6 +30,7 @@ PARAMETERS = {
     "passthrough": ("scale",),
 }
 RANDOM = ("dare_linear", "dare_ties")
+NO_BASE = ("linear", "passthrough", "karcher")  # where a base that takes part is one of the models, as any other
 IMPLIED = {"slerp": {"norm": "keep"}, "ties": {"sign_method": "magnitude", "trim_scope": "tensor"}}
 INSTEAD = "Export the merged checkpoint instead"
 
@@ -61,8 +63,8 @@ def to_mergekit(
     if parts[0].entries[0].layers is None:
         data["models"] = [_entry_of(recipe, entry, names, views[0]) for entry in _listed(recipe, parts[0])]
     else:
-        _check_last_slice(parts)
         data["slices"] = [_slice(recipe, block, names, view) for block, view in zip(parts, views, strict=True)]
+        _check_last_slice(parts[-1], [len(part["sources"]) for part in data["slices"]])
     if shared := _shared(recipe, parts, views):
         data["parameters"] = shared
     data |= {"dtype": recipe.dtype, "out_dtype": recipe.output_dtype}
@@ -82,19 +84,38 @@ def from_mergekit(text: str, where: str) -> Recipe:
     Raises:
         RecipeError: it is not well-formed, or has keys that are not supported.
     """
-    recipe = documents.validate(Recipe, documents.parse(text, where, RecipeError), where, RecipeError)
-    listed = [entry.model for entry in recipe.models]
-    if recipe.merge_method != "linear" or not listed or recipe.base_model is None or recipe.base_model in listed:
+    data = documents.parse(text, where, RecipeError)
+    refuse_other_formats(data, where, RecipeError)
+    data.pop("name", None)  # of a document among several; alone it says nothing
+    recipe = _rescaled_as_there(documents.validate(Recipe, data, where, RecipeError), where)
+    if recipe.merge_method not in ("linear", "karcher") or not (recipe.models or recipe.modules):
         return recipe
-    if "weight" not in recipe.parameters:
+    first = blocks(recipe)[0]
+    if first.entries[0].layers is not None or not _leaves_base_out(first):
+        return recipe
+    if recipe.merge_method == "linear" and not any("weight" in scope for scope in first.shared):
         what = "mergekit averages base_model in, and it has no weight"
-        raise RecipeError(
-            documents.join(where, "models"), what, next="List the base in models, or leave base_model out"
-        )
-    data = recipe.to_dict()
-    return documents.validate(
-        Recipe, data | {"models": [*data["models"], {"model": recipe.base_model}]}, where, RecipeError
-    )
+        key = documents.join(where, *([first.where] if first.where else []), "models")
+        raise RecipeError(key, what, next="List the base in models, or leave base_model out")
+    written = recipe.to_dict()
+    holder = written["modules"][DEFAULT] if recipe.modules else written
+    holder["models"].append({"model": recipe.base_model})
+    return documents.validate(Recipe, written, where, RecipeError)
+
+
+def _rescaled_as_there(recipe: Recipe, where: str) -> Recipe:
+    """mergekit's DARE rescales to the L1 norm, told or not, unless it is told not to."""
+    if recipe.merge_method not in RANDOM:
+        return recipe
+    written = recipe.to_dict()
+    holder = written["modules"][DEFAULT] if "rescale" in blocks(recipe)[0].shared[0] and recipe.modules else written
+    own = holder.setdefault("parameters", {})
+    own["rescale"] = _map_values(own.get("rescale", True), lambda value: "l1" if value is True else value)
+    return documents.validate(Recipe, written, where, RecipeError)
+
+
+def _leaves_base_out(block: Block) -> bool:
+    return block.base is not None and all(entry.model != block.base for entry in block.entries)
 
 
 def _check_expressible(recipe: Recipe, shape: ModelShape) -> None:
@@ -111,9 +132,42 @@ def _check_expressible(recipe: Recipe, shape: ModelShape) -> None:
             if name not in (*PARAMETERS[method], *NO_EFFECT) and setting != implied:
                 what = f"mergekit's {method} has no '{name}'" + (f" other than '{implied}'" if implied else "")
                 raise RecipeError(documents.join(where, name), what, next=INSTEAD)
+    _check_vocabulary(recipe)
     if shape.architecture == "LlamaForCausalLM" and any(name.endswith(".bias") for name in shape.by_name):
         what = "mergekit's Llama has no biases, and would leave these models' out"
         raise RecipeError("recipe.models", what, next=INSTEAD)
+
+
+def _check_vocabulary(recipe: Recipe) -> None:
+    if recipe.vocabulary is None:
+        return
+    if any(block.entries[0].layers is not None for block in blocks(recipe)):
+        what = "mergekit takes missing tokens from the models of one slice alone, where here all models are asked"
+        raise RecipeError("recipe.slices", what, next=INSTEAD)
+    for text, token in recipe.vocabulary.tokens.items():
+        if token.source is None:
+            where = f"recipe.tokenizer.tokens.{text}.source"
+            raise RecipeError(where, "mergekit needs one where a model lacks the token", next="Name a model, or zero")
+
+
+def _rescales_by_density(recipe: Recipe) -> bool:
+    settings = [scope["rescale"] for _, scope in _scopes(recipe) if "rescale" in scope]
+    return not settings or any(value is True for setting in settings for value in leaves(setting))
+
+
+def _in_mergekit(name: str, setting: Setting) -> Setting:
+    """A setting in mergekit's values: where DARE rescales, it does so to the L1 norm."""
+    if name != "rescale":
+        return setting
+    return _map_values(setting, lambda value: True if value == "l1" else value)
+
+
+def _map_values(setting: Setting, change: Callable[[Scalar], Scalar]) -> Setting:
+    if isinstance(setting, Mapping):
+        return {**setting, "value": _map_values(setting["value"], change)}
+    if isinstance(setting, list | tuple):
+        return [_map_values(item, change) for item in setting]
+    return change(setting)
 
 
 def _scopes(recipe: Recipe) -> Iterator[tuple[str, Scope]]:
@@ -134,12 +188,10 @@ def _check_reference(reference: str, name: str, adapted: bool) -> None:
         raise RecipeError(reference, what, next="Move the model to a folder without '+' and '@'")
 
 
-def _check_last_slice(parts: tuple[Block, ...]) -> None:
-    if len(parts[-1].entries) > len(parts[0].entries):
-        what = (
-            f"mergekit would take but {len(parts[0].entries)} of them for final norm and head, as many as the first has"
-        )
-        raise RecipeError(documents.join("recipe", parts[-1].where, "sources"), what, next=INSTEAD)
+def _check_last_slice(last: Block, counts: list[int]) -> None:
+    if counts[-1] > counts[0]:
+        what = f"mergekit would take but {counts[0]} of them for final norm and head, as many as the first has"
+        raise RecipeError(documents.join("recipe", last.where, "sources"), what, next=INSTEAD)
 
 
 @dataclass(frozen=True)
@@ -187,7 +239,10 @@ def _views(parts: tuple[Block, ...], shape: ModelShape) -> list[_View]:
 def _listed(recipe: Recipe, block: Block) -> list[Entry]:
     """The models. The base is always among them: where it is not, mergekit adds it last, with parameters."""
     entries = list(block.entries)
-    if block.base and all(entry.model != block.base for entry in entries):
+    if block.base is not None and _leaves_base_out(block):
+        if recipe.merge_method in NO_BASE and recipe.merge_method != "linear":
+            what = f"mergekit's {recipe.merge_method} would merge it, where here it gives but config and tokenizer"
+            raise RecipeError("recipe.base_model", what, next=INSTEAD)
         own = {"weight": 0.0} if recipe.merge_method == "linear" else {}  # there the base is but config and tokenizer
         entries.insert(0, Entry(block.base, None, own, "base_model"))
     return entries
@@ -201,8 +256,8 @@ def _entry_of(recipe: Recipe, entry: Entry, names: Mapping[str, str], view: _Vie
 
 def _slice(recipe: Recipe, block: Block, names: Mapping[str, str], view: _View) -> dict[str, Any]:
     entries = list(block.entries)
-    needs_base = recipe.merge_method != "linear" and block.base is not None
-    if needs_base and all(entry.model != block.base for entry in entries):
+    needs_base = recipe.merge_method not in NO_BASE and block.base is not None
+    if needs_base and _leaves_base_out(block):
         assert block.base is not None
         entries.insert(0, Entry(block.base, block.layers_of_base(), {}, "base_model"))
     data: dict[str, Any] = {"sources": [_entry_of(recipe, entry, names, view) for entry in entries]}
@@ -220,15 +275,14 @@ def _shared(recipe: Recipe, parts: tuple[Block, ...], views: list[_View]) -> dic
     for scope in scopes:
         for name, setting in scope.items():
             if name in PARAMETERS[recipe.merge_method or ""]:
-                merged.setdefault(name, []).extend(_conditions(setting))
+                merged.setdefault(name, []).extend(_conditions(_in_mergekit(name, setting)))
     return {name: _shortest(_explicit(entries, views)) for name, entries in merged.items()}
 
 
 def _settings(recipe: Recipe, scope: Scope, view: _View) -> dict[str, Any]:
     known = PARAMETERS[recipe.merge_method or ""]
-    return {
-        name: _shortest(_explicit(_conditions(setting), [view])) for name, setting in scope.items() if name in known
-    }
+    written = {name: _conditions(_in_mergekit(name, setting)) for name, setting in scope.items() if name in known}
+    return {name: _shortest(_explicit(entries, [view])) for name, entries in written.items()}
 
 
 def _conditions(setting: Setting) -> list[dict[str, Any]]:
@@ -309,4 +363,6 @@ def _header(recipe: Recipe, names: Mapping[str, str], adapted: Collection[str]) 
         lines.append("With --lora-merge-dtype float32: adapters are then merged as they were here")
     if recipe.merge_method in RANDOM:
         lines.append("mergekit draws other masks than evosearch: the same distribution, other weights")
+        if _rescales_by_density(recipe):
+            lines.append("what is left is multiplied by 1/density in evosearch, brought to the old L1 norm in mergekit")
     return "".join(f"# {line}\n" for line in lines)

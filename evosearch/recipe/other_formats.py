@@ -1,4 +1,4 @@
-"""Documents that look like recipes and are input of mergekit's other tools: told apart by their keys, refused by name."""
+"""Documents that look like recipes and are for mergekit's other tools: known by their keys, refused by name."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from evosearch.checkpoints.chat_template import BUILT_IN
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.references import default_cache, resolve_adapter, split
 from evosearch.errors import InputError, LedgerError
@@ -124,6 +125,8 @@ def write_one(
         used = {name: models.checkpoints[name] for name in merged.references()}
         return write_checkpoint(merged, used, path, donor_of(merged))
 
+    if fmt == "mergekit" and recipe.chat_template in BUILT_IN:  # mergekit's names are those of its own files
+        recipe = recipe.model_copy(update={"chat_template": BUILT_IN[recipe.chat_template]})
     write_export(
         *(recipe, fmt, out, source),
         shape=models.shape,

@@ -4,6 +4,7 @@ Each room owns its part of it; here they are put together, and the search gets i
 budget, workers, tracking and ledger: a search may go on with more time, on other machines, under another server.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,16 +125,16 @@ def load_spec(path: Path) -> SearchSpec:
     """
     data = documents.read(path, SpecError)
     config = documents.validate(SpecFile, data, str(path), SpecError)
-    suite_path = Path(config.suite).expanduser()
+    suite_path = Path(os.path.expanduser(config.suite))
     suite_path = suite_path if suite_path.is_absolute() else path.parent / suite_path
-    if not suite_path.is_file():
+    if not os.path.isfile(suite_path):
         raise SpecError(f"{path}: suite", f"no file {suite_path}", next="Suites are YAML files, as in evals/")
     return SearchSpec(path, config, anchor(config.recipe, path.parent), load_suite(suite_path))
 
 
 def is_spec(path: Path) -> bool:
     """Whether a YAML file is a search spec (it has a `recipe`) rather than a recipe."""
-    return "recipe" in documents.read(path, SpecError)
+    return any("recipe" in data for data in documents.read_all(path, SpecError))
 
 
 def check_same_search(recorded: Mapping[str, Any], spec: SearchSpec, where: str) -> None:

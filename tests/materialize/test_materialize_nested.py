@@ -136,7 +136,11 @@ def test_what_is_wrong_inside_is_named_there(untied, write, opener, tmp_path):
     a = list(untied)[1]
     for inner, error, message in (
         (linear(a) + "sead: 1\n", RecipeError, r"inner\.yaml: sead: unknown key.*'seed'"),
-        (halves(a, a).replace("slerp", "slurp"), RecipeError, r"inner\.yaml: merge_method: unknown method 'slurp'.*'slerp'"),
+        (
+            halves(a, a).replace("slerp", "slurp"),
+            RecipeError,
+            r"inner\.yaml: merge_method: unknown method 'slurp'.*'slerp'",
+        ),
         (linear(str(tmp_path / "none")), CheckpointError, "none: no such folder"),
     ):
         write(inner, "inner.yaml")

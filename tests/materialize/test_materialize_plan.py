@@ -43,9 +43,7 @@ def test_every_tensor_has_one_operation_in_the_models_order():
 
 def test_a_listed_base_is_no_parent_of_a_method_on_differences_but_a_model_of_linear():
     models = [model("base", weight=9), model("a", weight=1)]
-    assert ops(merge_method="ties", base_model="base", models=models)[Q.format(0)].parents == (
-        Input("a", Q.format(0)),
-    )
+    assert ops(merge_method="ties", base_model="base", models=models)[Q.format(0)].parents == (Input("a", Q.format(0)),)
     op = ops(merge_method="linear", base_model="base", models=models)[Q.format(0)]
     assert (op.base, named(op.parents), op.parameters.each("weight")) == (None, ("base", "a"), [9.0, 1.0])
 

@@ -134,15 +134,11 @@ def test_different_layers_of_the_sources_are_merged_where_the_base_says_which_ar
         same(written, UP.format(layer), zero + deltas[0] + 0.5 * deltas[1])
     hidden = sliced("task_arithmetic", sources, base_model=base)
     with pytest.raises(RecipeError, match=r"slices\[0\]\.sources: which layers of the base .*List the base with its"):
-        output_of_plan(hidden, untied, tmp_path / "hidden")
-
-
-def output_of_plan(recipe: Recipe, checkpoints: Family, out: Path) -> None:
-    write_checkpoint(recipe, checkpoints, out, donor_of(recipe))
+        write_checkpoint(hidden, untied, tmp_path / "hidden", base)
 
 
 def test_a_slice_may_have_a_base_of_its_own(tmp_path, untied):
-    base, a, b, c = untied
+    base, a, b, _ = untied
     own = {"sources": [source(a, 2, 4, weight=0.5)], "base_model": b}
     recipe = sliced("task_arithmetic", [source(a, 0, 2, weight=0.5)], own, base_model=base)
     assert recipe.references() == (base, a, b)
@@ -249,3 +245,24 @@ def test_models_of_other_sizes_are_refused(untied, make_family, tmp_path):
     checkpoints = {a: untied[a], other: wide[other]}
     with pytest.raises(CheckpointError, match=r"cannot be merged: 'model\.layers\.0\.mlp\.\w+\.weight' is .*×"):
         write_checkpoint(recipe, checkpoints, tmp_path / "out", a)
+
+
+def test_layers_that_an_unlisted_base_has_not_are_refused(untied, deep):
+    (base, *_), (far, *_) = untied, deep
+    checkpoints = {base: untied[base], far: deep[far]}
+    recipe = sliced("task_arithmetic", [source(far, 3, 6, weight=1.0)], base_model=base)
+    with pytest.raises(
+        RecipeError, match=r"slices\[0\]\.sources: layers 3 to 5 of the base .* has 0 to 3\. List the base"
+    ):
+        output(recipe, checkpoints)
+    listed = sliced("task_arithmetic", [source(base, 1, 4), source(far, 3, 6, weight=1.0)], base_model=base)
+    assert output(listed, checkpoints).shape.num_layers == 3
+
+
+def test_whole_models_of_different_depth_are_refused_whichever_is_the_donor(untied, deep, tmp_path):
+    (a, *_), (far, *_) = untied, deep
+    for base, other in ((a, far), (far, a)):
+        models = [{"model": other, "parameters": {"weight": 1.0}}]
+        recipe = Recipe.model_validate({"merge_method": "task_arithmetic", "base_model": base, "models": models})
+        with pytest.raises(CheckpointError, match=r"cannot be merged: \d and \d layers"):
+            write_checkpoint(recipe, untied | deep, tmp_path / "out", base)

@@ -82,7 +82,9 @@ def test_documents_that_do_not_go_together_are_refused(text: str, message: str, 
 
 def test_a_name_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
     path = write(tmp_path, STEP + "---\n" + LAST)
-    with pytest.raises(RecipeError, match=r"r\.yaml: no recipe named 'stpe'\. Named here: step\. Did you mean 'step'\?"):
+    with pytest.raises(
+        RecipeError, match=r"r\.yaml: no recipe named 'stpe'\. Named here: step\. Did you mean 'step'\?"
+    ):
         load_reference(f"{path}#stpe")
     with pytest.raises(RecipeError, match="Named here: none"):
         load(write(tmp_path, LAST, "alone.yaml"), "step")

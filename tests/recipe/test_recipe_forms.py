@@ -1,4 +1,4 @@
-"""Every form of mergekit's YAML is read, written back equal, and refused where it is another tool's or asks too much."""
+"""Every form of mergekit's YAML is read and written back equal; what is another tool's is refused by name."""
 
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,9 @@ def _only(stem: str) -> Any:
 def test_a_form_makes_sense_or_its_method_or_module_is_named(path: Path) -> None:
     for recipe in files.load_file(path).recipes.values():
         if recipe.merge_method not in specs():
-            with pytest.raises(RecipeError, match=f"merge_method: unknown method '{recipe.merge_method}'.*Known methods"):
+            with pytest.raises(
+                RecipeError, match=f"merge_method: unknown method '{recipe.merge_method}'.*Known methods"
+            ):
                 checks.check(recipe, specs(), path.name)
         elif path.stem == "modules_of_others":
             with pytest.raises(RecipeError, match=r"modules\.text_decoder: unknown module.*'default'"):

@@ -101,6 +101,10 @@ def test_references_stay_and_foreign_ones_are_named_or_replaced():
             {"merge_method": "slerp", "models": [{"model": "org/a"}], "parameters": {"t": 0.5, "norm": "match"}},
             r"mergekit's slerp has no 'norm' other than 'keep'",
         ),
+        (
+            {"merge_method": "passthrough", "models": [{"model": "org/a"}]},
+            r"recipe\.base_model: mergekit's passthrough would merge it",
+        ),
         ({"base_model": "/models/a@b"}, "read a part of '/models/a@b' as an adapter or a revision"),
         (
             {"merge_method": None, "base_model": None, "models": [], "routing": {"hops": [{"model": "a", "layer": 0}]}},
@@ -152,6 +156,10 @@ def test_a_base_that_mergekit_would_average_in_is_listed():
     text = "{merge_method: linear, base_model: b, models: [{model: a}], parameters: {weight: 1}}"
     made = from_mergekit(text, "merge.yaml")
     assert [entry.model for entry in made.models] == ["a", "b"]
+    text = "{merge_method: linear, base_model: b, modules: {default: {models: [{model: a}], parameters: {weight: 1}}}}"
+    assert [entry.model for entry in from_mergekit(text, "merge.yaml").modules["default"].models] == ["a", "b"]
+    sliced = "{merge_method: linear, base_model: b, slices: [{sources: [{model: a, layer_range: [0, 1]}]}]}"
+    assert from_mergekit(sliced, "merge.yaml").parents == ("a",)  # mergekit adds it to no slice
     with pytest.raises(RecipeError, match="mergekit averages base_model in, and it has no weight"):
         from_mergekit(
             "{merge_method: linear, base_model: b, models: [{model: a, parameters: {weight: 1}}]}", "merge.yaml"

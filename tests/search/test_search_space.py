@@ -215,7 +215,9 @@ def test_the_order_of_keys_in_the_file_means_nothing() -> None:
 def test_a_dimension_knows_its_bounds_and_what_it_sets() -> None:
     template = recipe({"low": 0.01, "high": 1.0, "log": True}, parameters={"rounds": {"low": 1, "high": 5}})
     rounds, weight = space(template).dimensions
-    assert weight == Dimension("models[0].weight", "float", 0.1, 0.01, 1.0, log=True, parameter="weight", scope="models[0]")
+    assert weight == Dimension(
+        "models[0].weight", "float", 0.1, 0.01, 1.0, log=True, parameter="weight", scope="models[0]"
+    )
     assert rounds == Dimension("rounds", "int", 2, 1.0, 5.0, parameter="rounds", scope="")
     assert isinstance(space(template).fill({"rounds": 4, "models[0].weight": 0.5}).parameters["rounds"], int)
 

@@ -41,7 +41,9 @@ def test_a_stack_is_searched_beside_controls_with_the_models_own_layers(world: W
 def test_models_of_different_depth_are_searched_and_only_their_own_controls_apply(world: World) -> None:
     path = spec(world, "depths", {})
     stack = "merge_method: passthrough\nslices:\n"
-    stack += "- sources: [{model: ./expert2, layer_range: [0, 3]}]\n- sources: [{model: ./expert2, layer_range: [1, 3]}]\n"
+    stack += (
+        "- sources: [{model: ./expert2, layer_range: [0, 3]}]\n- sources: [{model: ./expert2, layer_range: [1, 3]}]\n"
+    )
     (path.parent / "deep.yaml").write_text(stack)
     low = [source("./base", 0, 2), source("./deep.yaml", 0, 2, weight=HOLE)]
     high = [source("./base", 2, 3), source("./deep.yaml", 4, 5, weight=HOLE)]
@@ -50,7 +52,9 @@ def test_models_of_different_depth_are_searched_and_only_their_own_controls_appl
     assert (found["ok"], found["problems"]) == (True, [])
     report = run(path, Silent()).to_json()
     assert report["candidates"] == {"asked": 6, "scored": 6, "failed": 0, "resumed": 0}
-    scored = {name: control["score"] for name, control in report["controls"].items() if control.get("score") is not None}
+    scored = {
+        name: control["score"] for name, control in report["controls"].items() if control.get("score") is not None
+    }
     assert set(scored) == {"base", "parent:0"}
 
 
@@ -61,3 +65,14 @@ def test_slices_that_keep_every_layer_in_its_place_have_every_control(world: Wor
     report = run(path, Silent()).to_json()
     assert report["candidates"]["scored"] == 6
     assert all(control["score"] is not None for control in report["controls"].values())
+
+
+def test_a_file_of_several_recipes_is_checked_as_the_one_it_makes(world: World) -> None:
+    path = spec(world, "unused", recipe()).parent / "steps.yaml"
+    step = "name: step\nmerge_method: linear\nmodels: [{model: ./expert1, parameters: {weight: 1}}]\n"
+    last = "merge_method: slerp\nbase_model: ./base\nmodels: [{model: step}]\nparameters: {t: 0.5}\n"
+    path.write_text(step + "---\n" + last)
+    assert check(path, False, Silent())["problems"] == []
+    path.write_text(step + "---\n" + last.replace("t: 0.5", "tt: 0.5"))
+    (problem,) = check(path, False, Silent())["problems"]
+    assert problem["where"] == f"{path}: parameters.tt"

@@ -1,0 +1,56 @@
+"""Whatever is put into a recipe, a spec or a suite: only our own errors come out, and soon."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+DOCUMENTS = {"recipe": 900, "spec": 450, "suite": 650}  # a spec is read with its suite
+NAMES = tuple(DOCUMENTS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_document_with_accidents_is_taken_or_refused_by_our_own_errors(name: str, loaders: dict[str, Any]) -> None:
+    from _fuzz.accidents import accident
+
+    loader, seen = loaders[name], Counter[str]()
+
+    @settings(
+        max_examples=DOCUMENTS[name],
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],  # a text that fails is short enough
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(draw=st.randoms(use_true_random=False))
+    def try_one(draw: Any) -> None:
+        text = accident(draw.choice(loader.seeds), draw)
+        outcome = loader.try_text(text)
+        seen[outcome.kind] += 1
+        assert outcome.kind != "foreign", f"{outcome.said}\n{text}"
+        if outcome.kind == "refused":
+            assert str(loader.file.parent.parent) in outcome.said, f"no file is named: {outcome.said}"
+
+    try_one()
+    assert seen.total() >= DOCUMENTS[name]
+    assert seen["refused"] > DOCUMENTS[name] // 3
+    assert seen["accepted"] > DOCUMENTS[name] // 100
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_files_that_accidents_happen_to_are_themselves_in_order(name: str, loaders: dict[str, Any]) -> None:
+    import yaml
+
+    other_tools = ("genome", "experts", "text_decoder")
+    for seed in loaders[name].seeds:
+        text = yaml.safe_dump_all(seed, sort_keys=False)
+        outcome = loaders[name].try_text(text)
+        if name != "recipe":
+            assert outcome.kind == "accepted", outcome.said
+        elif any(word in text for word in other_tools) or "unknown method" in outcome.said:
+            assert outcome.kind == "refused"
+        else:
+            assert outcome.kind == "accepted", outcome.said
