@@ -8,10 +8,10 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from evosearch.errors import InputError, did_you_mean
@@ -22,9 +22,18 @@ MAX_REPEATED = 100_000  # values that aliases repeat: a few lines of them could 
 
 
 class Document(BaseModel):
-    """Base of everything that is read from YAML: frozen, and unknown keys are errors."""
+    """Base of all that is read from YAML: frozen; unknown keys are errors; `true` and `"1"` are no numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, data: Any) -> Any:
+        for name, value in data.items() if isinstance(data, Mapping) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool | str) and field is not None and _only_number(field.annotation, value):
+                raise InputError(name, f"got {value!r}", "A number")
+        return data
 
 
 M = TypeVar("M", bound=BaseModel)
@@ -284,6 +293,13 @@ def _members(annotation: Any) -> list[Any]:
     if get_origin(annotation) in (Union, UnionType):
         return [kind for member in get_args(annotation) for kind in _members(member)]
     return [annotation]
+
+
+def _only_number(annotation: Any, value: bool | str) -> bool:
+    """Whether a field takes numbers, and neither this value's type nor this word."""
+    members = _members(annotation)
+    words = [word for member in members if get_origin(member) is Literal for word in get_args(member)]
+    return bool({int, float} & set(members)) and type(value) not in members and value not in words
 
 
 def _is_model(annotation: Any) -> bool:

@@ -149,7 +149,7 @@ def _find(reference: str, kind: _Kind, cache: Path, progress: Progress | None) -
 
 def _is_folder(reference: str) -> bool:
     try:
-        return Path(reference).expanduser().is_dir()
+        return os.path.isdir(os.path.expanduser(reference))
     except (OSError, RuntimeError):  # longer than a path can be, or the home of nobody
         return False
 
@@ -158,7 +158,7 @@ def _folder(reference: str, kind: _Kind) -> Path:
     if not _is_folder(reference):
         allowed = f"A folder with {kind.config}, or a hub id as org/name@revision"
         raise CheckpointError(reference, "no such folder", allowed, "Check the path")
-    return Path(reference).expanduser().resolve()
+    return Path(os.path.expanduser(reference)).resolve()
 
 
 def _by_scheme(reference: str, scheme: str, rest: str, cache: Path, progress: Progress | None) -> Path:

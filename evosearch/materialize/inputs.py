@@ -119,7 +119,7 @@ def tokenizer_sha256(folder: Path) -> str:
     """sha256 (hex) over a folder's tokenizer and chat template files, by name."""
     digest = hashlib.sha256()
     named = [folder / name for name in TOKENIZER_FILES]
-    for path in sorted(inner for path in named for inner in (path, *path.rglob("*")) if inner.is_file()):
+    for path in sorted(file for entry in named for file in (entry, *entry.rglob("*")) if file.is_file()):
         digest.update(f"{path.relative_to(folder)}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
 

@@ -211,6 +211,9 @@ def _metrics(card: Mapping[str, Any]) -> dict[str, float]:
     for task, result in card["tasks"].items():
         name = f"{split}/{task}/{result['metric'].removesuffix(',none')}"
         out |= {name: float(result["value"]), f"{name}_stderr": float(result["stderr"])}
+    for task, metrics in card.get("reported", {}).items():  # beside the score; what overflowed has no value
+        named = {f"{split}/{task}/{metric.removesuffix(',none')}": value for metric, value in metrics.items()}
+        out |= {name: float(value) for name, value in named.items() if value is not None and name not in out}
     out |= {f"seconds/{stage}": float(seconds) for stage, seconds in card.get("seconds", {}).items()}
     return out | {f"tokens/{kind}": float(count) for kind, count in card.get("tokens", {}).items()}
 

@@ -12,7 +12,7 @@ import pytest
 from evosearch.search.events import Event
 from evosearch.search.ledger import Ledger
 from evosearch.tracking import mirror as mirror_room
-from evosearch.tracking.changes import safe_name
+from evosearch.tracking.changes import _metrics, safe_name
 from evosearch.tracking.jsonl import JsonLinesTracker
 from evosearch.tracking.mirror import Mirror, describe
 
@@ -245,3 +245,17 @@ def _until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "did not come about in time"
         time.sleep(0.01)
+
+
+def test_reported_metrics_stand_beside_the_score_and_do_not_take_its_place() -> None:
+    card = {
+        "split": "search",
+        "score": 50.0,
+        "fitness": {"value": -0.5, "stderr": 0.1},
+        "tasks": {"wiki": {"metric": "acc,none", "value": 0.5, "stderr": 0.1, "n": 4}},
+        "reported": {"wiki": {"acc": 0.25, "perplexity": 12.5, "byte_perplexity": None}},
+    }
+    found = _metrics(card)
+    assert found["search/wiki/acc"] == 0.5
+    assert found["search/wiki/perplexity"] == 12.5
+    assert "search/wiki/byte_perplexity" not in found

@@ -1,0 +1,39 @@
+"""A switch or a text where a number belongs is refused, wherever YAML is read."""
+
+from pathlib import Path
+
+import pytest
+
+from evosearch.documents import validate
+from evosearch.errors import SpecError, SuiteError
+from evosearch.evaluation.suite import DocumentCounts, SuiteTask
+from evosearch.search.optimizers.registry import OptimizerConfig
+from evosearch.service.spec import BudgetConfig, PromotionConfig, WorkersConfig
+
+REFUSED = [
+    (OptimizerConfig, {"name": "cma_es", "population": True}, "population: got True"),
+    (OptimizerConfig, {"name": "cma_es", "sigma": "0.2"}, "sigma: got '0.2'"),
+    (BudgetConfig, {"candidates": "10"}, "candidates: got '10'"),
+    (BudgetConfig, {"hours": True}, "hours: got True"),
+    (WorkersConfig, {"count": "four"}, "count: got 'four'"),
+    (WorkersConfig, {"threads": True}, "threads: got True"),
+    (PromotionConfig, {"finalists": True}, "finalists: got True"),
+]
+
+
+@pytest.mark.parametrize(("model", "data", "message"), REFUSED)
+def test_no_number_is_no_number(model: type, data: dict[str, object], message: str) -> None:
+    with pytest.raises(SpecError, match=rf"night\.yaml: {message}\. A number"):
+        validate(model, data, "night.yaml", SpecError)
+
+
+def test_nor_in_a_suite() -> None:
+    with pytest.raises(SuiteError, match=r"s\.yaml: search: got True\. A number"):
+        validate(DocumentCounts, {"search": True}, "s.yaml", SuiteError)
+    with pytest.raises(SuiteError, match=r"s\.yaml: chance: got '0\.5'\. A number"):
+        validate(SuiteTask, {"task": "t", "metric": "acc", "chance": "0.5"}, "s.yaml", SuiteError)
+
+
+def test_words_that_are_allowed_beside_numbers_stay() -> None:
+    assert validate(WorkersConfig, {"count": "auto"}, str(Path("n.yaml")), SpecError).count == "auto"
+    assert validate(BudgetConfig, {"hours": 10}, "n.yaml", SpecError).hours == 10.0
