@@ -13,11 +13,11 @@ from evosearch.documents import join, validate
 from evosearch.errors import RecipeError, did_you_mean
 from evosearch.recipe.checks import check
 from evosearch.recipe.schema import NO_EFFECT, Recipe
-from evosearch.recipe.shapes import MethodSpec, ModelShape, Param, Scalar
+from evosearch.recipe.shapes import MethodSpec, ModelShape, Param, Scalar, TensorSpec
 from evosearch.search import holes
 from evosearch.search.holes import Hole
 from evosearch.search.layout import Layout, flatten, reached
-from evosearch.search.template import METHOD, Path, at, is_stacked, refuse_misplaced, scopes
+from evosearch.search.template import METHOD, Path, at, belongs, is_stacked, refuse_misplaced, scopes
 from evosearch.search.types import Dimension, Genome
 
 Target = tuple[Path, str]  # scope, parameter
@@ -249,11 +249,12 @@ class _Builder:
         if hole.per is not None and self._stacked:
             allowed = "One number here; a slice's own layers differ where they have slices of their own"
             raise RecipeError(join(where, "per"), f"'{hole.per}' counts the layers of a whole model", allowed)
-        tensors = reached(self.shape, pattern, earlier)
+        tensors = self._reached(target[0], pattern, earlier)
         if not tensors:
             what = "this hole decides no tensor: filters before it take them all"
-            if pattern not in (None, "*") and not reached(self.shape, pattern, ()):
-                what = f"no tensor of the models has '{pattern}' in its name"
+            if pattern not in (None, "*") and not self._reached(target[0], pattern, ()):
+                of = "this slice" if self._reached((), pattern, ()) else "the models"
+                what = f"no tensor of {of} has '{pattern}' in its name"
             raise RecipeError(where, what, f"Tensor names, as {self.shape.tensors[-1].name}")
         layout = Layout(hole, self.shape, pattern, tensors)
         path = join("", *target[0], target[1])
@@ -261,6 +262,11 @@ class _Builder:
         methods = tuple(params)
         names = {key: self._declare(stem, hole, key, target, methods, where) for key in layout.keys}
         return _Piece(layout=layout, names=names)
+
+    def _reached(self, path: Path, pattern: str | None, earlier: Sequence[str | None]) -> tuple[TensorSpec, ...]:
+        """The tensors that an entry at `path` decides."""
+        found = reached(self.shape, pattern, earlier)
+        return tuple(tensor for tensor in found if belongs(self.template, path, tensor))
 
     def _declare(self, stem: str, hole: Hole, key: str, target: Target, methods: tuple[str, ...], where: str) -> str:
         """Name one number of a hole, and enter it among the dimensions unless another hole of that name has."""

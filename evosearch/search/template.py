@@ -6,6 +6,7 @@ from typing import Any
 from evosearch.documents import join, validate
 from evosearch.errors import RecipeError
 from evosearch.recipe.schema import Recipe
+from evosearch.recipe.shapes import Place, TensorSpec
 from evosearch.search import holes
 
 METHOD = "merge_method"
@@ -46,6 +47,23 @@ def is_stacked(template: Mapping[str, Any]) -> bool:
     modules = template.get("modules")
     inner = modules.values() if isinstance(modules, Mapping) else ()
     return any(isinstance(node, Mapping) and "slices" in node for node in (template, *inner))
+
+
+def belongs(template: Mapping[str, Any], path: Path, tensor: TensorSpec) -> bool:
+    """Whether a parameter in the scope at `path` decides a tensor of the output: a slice's decides its layers alone.
+
+    Embeddings are the first slice's, final norm and head the last's.
+    """
+    if "slices" not in path:
+        return True
+    index = path.index("slices") + 1
+    parts, chosen = at(template, path[:index]), path[index]
+    lengths = [part["sources"][0]["layer_range"][1] - part["sources"][0]["layer_range"][0] for part in parts]
+    if tensor.layer is None:
+        return bool(chosen == (0 if tensor.place is Place.EMBEDDINGS else len(parts) - 1))
+    assert isinstance(chosen, int)
+    first = sum(lengths[:chosen])
+    return bool(first <= tensor.layer < first + lengths[chosen])
 
 
 def _without_parameters(node: Any) -> Any:

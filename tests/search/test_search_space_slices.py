@@ -193,3 +193,15 @@ def test_controls_of_slices_are_plain_merges_of_their_models() -> None:
     assert [entry.model for entry in found["uniform"].models] == ["org/a", "org/b"]
     assert found["scale:0.30"] is not None
     assert (found["scale:0.30"].merge_method, found["scale:0.30"].base_model) == ("task_arithmetic", "org/base")
+
+
+def test_a_hole_of_a_slice_that_decides_nothing_there_is_refused() -> None:
+    elsewhere = [{"filter": "embed_tokens", "value": HOLE}, {"value": 0.5}]
+    with pytest.raises(RecipeError, match=r"slices\[1\].*weight.*no tensor of this slice has 'embed_tokens'"):
+        space(stacked(high=elsewhere))
+    with pytest.raises(RecipeError, match=r"no tensor of this slice has 'layers\.3\.'"):
+        space(stacked(low=[{"filter": "layers.3.", "value": HOLE}, {"value": 0.5}]))
+    assert space(stacked(low=elsewhere)).dimensions  # embeddings are the first slice's
+    assert space(
+        stacked(high=[{"filter": "norm", "value": HOLE}, {"value": 0.5}])
+    ).dimensions  # the head's are the last's
