@@ -157,8 +157,8 @@ class Mirror:
                 self._wake.wait(POLL_S)
             except Exception as exc:  # whatever a store, a driver or a network can raise: the search goes on
                 self._opened = False
+                self._count_behind()  # before the reason: whoever reads of it reads how much is missing
                 self._reason = describe(exc)
-                self._count_behind()
                 self._failed()
                 if not self._pause(pause):
                     return
