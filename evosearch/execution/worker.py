@@ -111,7 +111,7 @@ def load_tokenizer(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as exc:
+    except Exception as exc:  # the tokenizers library raises the plain class for a damaged file
         reason = next(iter(str(exc).splitlines()), type(exc).__name__)
         raise CheckpointError(str(folder), f"no usable tokenizer: {reason}", next="Add its tokenizer files") from exc
 

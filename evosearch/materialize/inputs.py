@@ -4,6 +4,7 @@ A nested recipe is merged once, into the cache, under its recipe_id: what it is 
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from evosearch.checkpoints.overlay import Overlay
 from evosearch.checkpoints.reader import CONFIG, Checkpoint
 from evosearch.checkpoints.references import Progress
 from evosearch.checkpoints.writer import TOKENIZER_FILES
-from evosearch.errors import CheckpointError, RecipeError
+from evosearch.errors import CandidateError, CheckpointError, RecipeError
 from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.materialize.plan import donor_of
 from evosearch.materialize.vocabulary import in_one_vocabulary
@@ -105,11 +106,16 @@ class Opener:
         check(recipe, specs(), f"{reference}: ")
         inputs = within.inputs(recipe)
         name = within.identify(recipe, inputs)
-        folder = self.cache / "merged" / name
+        folder = self.cache / "merged" / _folder_name(name, inputs[donor_of(recipe)])
         if not (folder / CONFIG).is_file():
             if self.progress:
                 self.progress(f"merging {reference}", 0.0)
-            _write(recipe, inputs, folder)
+            try:
+                _write(recipe, inputs, folder)
+            except RecipeError as error:
+                raise RecipeError(f"{reference}: {error.where}", error.what, error.allowed, error.next) from None
+            except CandidateError as error:
+                raise RecipeError(reference, error.reason, next="Mend this recipe") from error
             if self.progress:
                 self.progress(f"merging {reference}", 1.0)
         return Overlay(Checkpoint.open(folder, reference), reference, lambda: name, {})
@@ -121,6 +127,18 @@ def tokenizer_sha256(folder: Path) -> str:
     named = [folder / name for name in TOKENIZER_FILES]
     for path in sorted(file for entry in named for file in (entry, *entry.rglob("*")) if file.is_file()):
         digest.update(f"{path.relative_to(folder)}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _folder_name(recipe_id: str, donor: Checkpoint) -> str:
+    """The recipe_id is of the weights; config and tokenizer, which the folder holds as well, are the donor's."""
+    settings = {
+        key: value for key, value in donor.config.items() if key not in ("_name_or_path", "transformers_version")
+    }
+    digest = hashlib.sha256(f"{recipe_id}\n{json.dumps(settings, sort_keys=True)}\n".encode())
+    digest.update(tokenizer_sha256(donor.tokenizer_folder).encode())
+    generation = donor.folder / "generation_config.json"
+    digest.update(generation.read_bytes() if generation.is_file() else b"")
     return digest.hexdigest()
 
 

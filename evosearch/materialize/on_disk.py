@@ -95,7 +95,7 @@ def write_checkpoint(
 
 def _touch(tensor: torch.Tensor) -> None:
     """Bring a mapped tensor's pages in, so that reading is not timed as merging."""
-    tensor.view(-1).view(torch.uint8)[::PAGE].sum()
+    tensor.reshape(-1).view(torch.uint8)[::PAGE].sum()
 
 
 class _Clock:

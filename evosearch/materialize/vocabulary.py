@@ -122,7 +122,7 @@ def _output(
     folder = merged[source].tokenizer_folder if source in merged else folder_of(source)
     start = vocabularies[source] if source in merged else Vocabulary.read(folder, source)
     more = _others(start, vocabularies) if asked.source == UNION else {}
-    for token in asked.tokens:
+    for token in sorted(asked.tokens):  # a mapping has no order: the same ids whatever order it is written in
         if not token:
             raise RecipeError(f"{WHERE}['']", "an empty token", "The text of a token")
         if token not in start.ids and token not in more:

@@ -78,7 +78,7 @@ class SearchSpace:
             raise RecipeError(
                 where, "nothing to search: no value is a hole", "A hole, as weight: {low: 0.0, high: 1.0}", "Add one"
             )
-        for genome in space._corners():
+        for genome in space.corners():
             check(space.fill(genome), methods, where)
         return space
 
@@ -151,7 +151,7 @@ class SearchSpace:
     def _parents(self) -> tuple[str, ...]:
         return self.fill(self.initial()).parents
 
-    def _corners(self) -> Iterator[Genome]:
+    def corners(self) -> Iterator[Genome]:
         """Genomes that together hold every choice. (Bounds are checked where a hole is read.)"""
         yield self.initial()
         for dimension in self.dimensions:
@@ -227,6 +227,8 @@ class _Builder:
         written = _entries(raw, place)
         if not any(isinstance(value, Mapping) for _, value, _ in written):
             return  # nothing searched: it stays as it was written
+        if not params:
+            raise RecipeError(place, "has no effect here, so there is nothing to search", "A fixed value")
         pieces, earlier = [], list[str | None]()
         for pattern, value, where in written:
             if isinstance(value, Mapping):

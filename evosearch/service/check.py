@@ -69,10 +69,13 @@ def _check_recipe(path: Path, watcher: Watcher, findings: _Findings, allow_pickl
     recipe = findings.attempt(lambda: files.load(path))
     if recipe is None:
         return findings.result({}, {})
-    findings.notes += findings.attempt(lambda: checks.check(recipe, specs(), f"{path}: ")) or []
+    notes = findings.attempt(lambda: checks.check(recipe, specs(), f"{path}: "))
+    findings.notes += notes or []
     models = findings.attempt(lambda: open_models(recipe, str(path), watcher, allow_pickle))
     if models is None:
         return findings.result({}, {})
+    if notes is not None:  # else the plan would say the same again
+        findings.attempt(lambda: models.plan(recipe, f"{path}: recipe"))
     findings.attempt(lambda: models.inputs)  # reads every weight: a damaged one is named here
     return findings.result(_memory(models), {})
 
@@ -104,7 +107,9 @@ def _check_ledger(spec: SearchSpec) -> None:
         with Ledger.open(url, where):
             return
     database = Path(url.removeprefix("sqlite:///"))
-    nearest = next(folder for folder in database.parents if folder.exists())
+    nearest = next((folder for folder in database.parents if folder.exists()), None)
+    if nearest is None:
+        raise LedgerError(where, f"got '{url}'", "sqlite:///FILE, or the URL of a PostgreSQL database")
     if not nearest.is_dir():
         raise LedgerError(where, f"{nearest} is a file, not a folder", next="Choose another place for the ledger")
     if database.exists():

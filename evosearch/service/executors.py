@@ -52,6 +52,15 @@ def worker_count(workers: WorkersConfig) -> tuple[int, float]:
     """How many workers, and how many GPUs each has."""
     import torch
 
+    cuda = torch.cuda.is_available()
+    if workers.executor == "local":
+        if workers.count not in ("auto", 1):
+            raise SpecError("workers.count", f"got {workers.count}", "executor: local is one worker", "executor: ray")
+        if workers.device == "cuda" and not cuda:
+            raise SpecError("workers.device", "got 'cuda', and this machine has no GPU", "auto, or cpu")
+    if workers.address and workers.gpus_per_worker is None and not cuda and workers.device != "cpu":
+        what = "missing, and this machine has no GPU to go by"
+        raise SpecError("workers.gpus_per_worker", what, "How many GPUs of the cluster each worker gets; 0 for CPUs")
     here = 0 if workers.device == "cpu" else torch.cuda.device_count()
     gpus = workers.gpus_per_worker if workers.gpus_per_worker is not None else float(here > 0)
     if workers.executor == "local":

@@ -16,6 +16,7 @@ def merge(path: Path, out: Path, watcher: Watcher, allow_pickle: bool = False) -
     for text in checks.check(recipe, specs(), str(path) + ": "):
         watcher.note(text)
     models = open_models(recipe, str(path), watcher, allow_pickle)
+    models.plan(recipe, f"{path}: recipe")
     recipe_id = models.identify(recipe)  # reads every weight: a damaged parent is named before anything is written
     report = write_checkpoint(recipe, models.checkpoints, out, models.donor)
     return {

@@ -6,13 +6,19 @@ from functools import cached_property
 from evosearch.checkpoints.compatibility import check_compatible
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.references import default_cache
+from evosearch.errors import RecipeError
 from evosearch.execution.worker import register_schemes
 from evosearch.materialize.inputs import Opener
 from evosearch.materialize.layout import Output, output
+from evosearch.materialize.plan import plan
+from evosearch.merging.registry import specs
 from evosearch.recipe.identity import recipe_id
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import ModelShape
 from evosearch.search.watching import Watcher
+
+# Keys of config.json that change no answer.
+OF_NO_MATTER = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "initializer_range")
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,19 @@ class Models:
         ours = self.recipe
         return (recipe.vocabulary, recipe.chat_template) == (ours.vocabulary, ours.chat_template)
 
+    def plan(self, recipe: Recipe, where: str) -> None:
+        """Lay a recipe's merge out, for what only its tensors can tell; reads no disk.
+
+        Raises:
+            RecipeError: a parameter has no value at some tensor, or layers are asked for that are not there.
+        """
+        shapes = {reference: checkpoint.shape for reference, checkpoint in self.checkpoints.items()}
+        try:
+            plan(recipe, shapes, output(recipe, self.checkpoints).shape, specs())
+        except RecipeError as error:
+            place = f"{where}{error.where.removeprefix('recipe')}" if error.where.startswith("recipe") else error.where
+            raise RecipeError(place, error.what, error.allowed, error.next) from None
+
     def identify(self, recipe: Recipe) -> str:
         return recipe_id(recipe, self.inputs)
 
@@ -76,6 +95,21 @@ def open_models(recipe: Recipe, where: str, watcher: Watcher, allow_pickle: bool
     for checkpoint in models.checkpoints.values():
         for text in checkpoint.notes:
             watcher.note(text)
+    for text in _other_settings(models):
+        watcher.note(text)
     same_depth = models.output.shape is models.checkpoints[models.donor].shape
     check_compatible(list(models.checkpoints.values()), where, same_depth)
     return models
+
+
+def _other_settings(models: Models) -> list[str]:
+    """What the parents' configs say otherwise than the donor's, under which all of them are merged and scored."""
+    donor, found = models.checkpoints[models.donor].config, []
+    for reference, checkpoint in models.checkpoints.items():
+        keys = sorted(key for key in donor.keys() & checkpoint.config.keys() if donor[key] != checkpoint.config[key])
+        telling = [key for key in keys if key not in OF_NO_MATTER and not key.endswith("_token_id")]
+        telling = [key for key in telling if key not in checkpoint.family.of_layers]
+        if telling:
+            what = ", ".join(f"{key} {checkpoint.config[key]!r} instead of {donor[key]!r}" for key in telling)
+            found.append(f"{reference}: its config has {what}; it is merged and scored under that of {models.donor}")
+    return found

@@ -2,9 +2,11 @@
 
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import AutoConfig
 
+from evosearch.errors import CheckpointError
 from evosearch.evaluation.harness import Harness, max_length_of
 from evosearch.evaluation.suite import Suite
 from evosearch.evaluation.types import SPLITS, ItemBatch
@@ -54,13 +56,26 @@ def prepare(spec: SearchSpec, watcher: Watcher, allow_pickle: bool = False) -> P
     example = space.fill(space.initial())
     for text in checks.check(example, specs(), spec.where):
         watcher.note(text)
+    for genome in space.corners():
+        models.plan(space.fill(genome), spec.where)
     create(spec.config.optimizer, space.dimensions, space.initial(), f"{spec.file}: optimizer")
+    settings = _settings(models)
     tokenizer = load_tokenizer(models.checkpoints[models.donor].tokenizer_folder)
-    length = max_length_of(AutoConfig.for_model(**deepcopy(dict(models.output.config))), tokenizer)
+    length = max_length_of(settings, tokenizer)
     for batch in batches.values():
         harness.freeze(batch, tokenizer, length)  # what only a tokenizer can tell: a chat template, prompts that fit
     models.inputs  # noqa: B018 (reads every byte of every model: damage is found before anything is written)
     return Prepared(spec, spec.search_id(), models, space, example, batches, harness.fingerprint())
+
+
+def _settings(models: Models) -> Any:
+    """transformers' config of the candidates."""
+    try:
+        return AutoConfig.for_model(**deepcopy(dict(models.output.config)))
+    except Exception as exc:  # each class of transformers checks its keys in its own way
+        where = f"{models.checkpoints[models.donor].folder}/config.json"
+        reason = next(iter(str(exc).splitlines()), type(exc).__name__)
+        raise CheckpointError(where, f"transformers does not take it: {reason}", next="Mend the config") from exc
 
 
 def load_batches(suite: Suite) -> dict[str, ItemBatch]:

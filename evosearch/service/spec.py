@@ -61,6 +61,13 @@ class ControlsConfig(Document):
 
     scales: tuple[float, ...] = SCALES
 
+    @model_validator(mode="after")
+    def _one_name_each(self) -> Self:
+        named = [f"{scale:.2f}" for scale in self.scales]
+        if len(set(named)) < len(named):
+            raise ValueError(f"two scales are alike to two decimals, which name them: {list(self.scales)}")
+        return self
+
 
 class PromotionConfig(Document):
     """How many finalists go to validation, and what the winner is registered as.

@@ -1,0 +1,108 @@
+"""What would fail every candidate, or score another model than was meant, is said before a search begins."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evosearch.errors import InputError, RecipeError, SpecError
+from evosearch.merging.registry import specs
+from evosearch.search.space import SearchSpace
+from evosearch.search.watching import Silent
+from evosearch.service.check import check
+from evosearch.service.executors import worker_count
+from evosearch.service.spec import WorkersConfig, load_spec
+
+World = Callable[..., Path]
+
+
+def problems(spec: Path) -> str:
+    return json.dumps(check(spec, trial=False, watcher=Silent())["problems"])
+
+
+def own_copy(spec: Path, name: str) -> Path:
+    """A model of the world as a folder of its own, to be damaged."""
+    link = spec.parent / name
+    source = link.resolve()
+    link.unlink()
+    shutil.copytree(source, link)
+    return link
+
+
+def test_a_recipe_that_no_tensor_can_follow(world: World) -> None:
+    hole = {"low": 0.0, "high": 1.0}
+    models = [{"model": f"./expert{i}", "parameters": {"weight": [{"filter": "mlp", "value": hole}]}} for i in (1, 2)]
+    spec = world("gap", recipe={"merge_method": "task_arithmetic", "base_model": "./base", "models": models})
+    assert "recipe.models[0].parameters.weight" in problems(spec)
+    assert "no filter matches tensor" in problems(spec)
+
+
+def test_a_config_that_transformers_does_not_take(world: World) -> None:
+    spec = world()
+    config = own_copy(spec, "base") / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rms_norm_eps": "x"}))
+    assert "config.json" in problems(spec)
+
+
+def test_a_tokenizer_that_is_damaged(world: World) -> None:
+    spec = world()
+    file = own_copy(spec, "base") / "tokenizer.json"
+    data = json.loads(file.read_text())
+    file.write_text(json.dumps(data | {"model": {"type": "Other", "vocab": data["model"]["vocab"]}}))
+    for name in ("expert1", "expert2"):
+        shutil.copyfile(file, own_copy(spec, name) / "tokenizer.json")
+    assert "no usable tokenizer" in problems(spec)
+
+
+def test_a_parent_with_another_config_is_told_of(world: World) -> None:
+    class Listener(Silent):
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+    spec = world()
+    config = own_copy(spec, "expert2") / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rms_norm_eps": 0.01}))
+    listener = Listener()
+    check(spec, trial=False, watcher=listener)
+    (told,) = [text for text in listener.notes if "its config has" in text]
+    assert "expert2: its config has rms_norm_eps 0.01 instead of" in told
+
+
+def test_nothing_is_searched_where_nothing_has_an_effect(world: World) -> None:
+    spec = load_spec(world())
+    template: dict[str, Any] = {**spec.template, "parameters": {"int8_mask": {"choices": [True, False]}}}
+    from evosearch.checkpoints.reader import Checkpoint
+
+    shape = Checkpoint.open(spec.file.parent / "base").shape
+    with pytest.raises(RecipeError, match=r"parameters\.int8_mask: has no effect here"):
+        SearchSpace.from_template(template, shape, specs(), "night.yaml: recipe")
+
+
+@pytest.mark.parametrize(
+    ("workers", "message"),
+    [
+        ({"executor": "local", "count": 4}, r"workers\.count: got 4"),
+        ({"address": "ray://head:10001", "count": 2}, r"workers\.gpus_per_worker: missing"),
+        ({"executor": "local", "device": "cuda"}, r"workers\.device: got 'cuda', and this machine has no GPU"),
+    ],
+)
+def test_workers_that_cannot_be_had(workers: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(SpecError, match=message):
+        worker_count(WorkersConfig.model_validate(workers))
+
+
+def test_scales_that_would_share_a_name(world: World) -> None:
+    with pytest.raises(InputError, match=r"controls: two scales are alike to two decimals"):
+        load_spec(world(controls={"scales": [0.12, 0.125]}))
+
+
+def test_a_ledger_without_a_file(world: World) -> None:
+    assert "ledger" in problems(world(ledger="sqlite:///"))
