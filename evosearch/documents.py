@@ -32,7 +32,8 @@ class Document(BaseModel):
         for name, value in data.items() if isinstance(data, Mapping) else ():
             field = cls.model_fields.get(name)
             if isinstance(value, bool | str) and field is not None and _only_number(field.annotation, value):
-                raise InputError(name, f"got {value!r}", "A number")
+                kind = "A number" if float in _members(field.annotation) else "A whole number"
+                raise InputError(name, f"got {value!r}", kind)
         return data
 
 
