@@ -21,6 +21,7 @@ from evosearch.search.watching import Watcher
 from evosearch.service.models import Models, open_models
 from evosearch.service.paths import Places, find
 from evosearch.service.recorded import read_search
+from evosearch.service.unchanged import files_of
 
 FILES: dict[Format, str] = {"recipe": "recipe.yaml", "mergekit": "mergekit.yaml", "checkpoint": "checkpoint"}
 RANK = 32  # of an exported adapter, where none is asked for
@@ -185,3 +186,11 @@ def _check_unchanged(state: SearchState, models: Models) -> None:
                 f"its weights are not those of the search (content {sha[:12]}, recorded {state.inputs[reference][:12]})"
             )
             raise InputError(reference, what, next="Restore the model")
+    if models.recipe.vocabulary is not None or models.recipe.chat_template is not None:
+        return  # a control's own vocabulary is of fewer models than the search's
+    began = state.circumstances.get("files", {})
+    for reference, checkpoint in models.checkpoints.items():
+        now = files_of(checkpoint)
+        for file, sha in began.get(reference, {}).items():
+            if now.get(file) != sha:
+                raise InputError(reference, f"its {file} is not that of the search", next="Restore the file")

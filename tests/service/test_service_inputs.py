@@ -1,6 +1,7 @@
 """Searches over what people bring: adapters, recipes as models, stacked layers, models of several vocabularies."""
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -142,3 +143,17 @@ def test_pickles_only_where_they_are_allowed(world: World, tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
     merge(fixed, tmp_path / "out", Silent(), allow_pickle=True)
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_what_was_scored_is_what_is_exported_config_included(world: World, tmp_path: Path) -> None:
+    spec = world("config", recipe=recipe("./expert1", "./expert2"), budget=BUDGET)
+    searched(spec)
+    link = spec.parent / "base"
+    source = link.resolve()
+    link.unlink()
+    shutil.copytree(source, link)
+    config = json.loads((link / "config.json").read_text())
+    (link / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
+    with pytest.raises(InputError, match=r"base: its config\.json is not that of the search"):
+        export("config", "checkpoint", tmp_path / "out", "3", False, Silent())
+    assert not (tmp_path / "out").exists()
