@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from evosearch.cli.console import JSON, console, print_json, watcher
+from evosearch.cli.console import ALLOW_PICKLE, JSON, console, print_json, watcher
 
 
 def command(
@@ -13,6 +13,7 @@ def command(
     suite: Path = typer.Argument(help="A suite (YAML)."),
     split: str = typer.Option("search", help="search, validation or test. Reading test is recorded."),
     items: Path | None = typer.Option(None, help="Write one JSON line an item to this file."),
+    allow_pickle: bool = ALLOW_PICKLE,
     json: bool = JSON,
 ) -> None:
     """Score a checkpoint or a recipe on one split of a suite."""
@@ -21,7 +22,7 @@ def command(
 
     watching = watcher(json)
     try:
-        result = score(model, suite, split, items, watching)
+        result = score(model, suite, split, items, watching, allow_pickle)
     finally:
         watching.close()
     if json:

@@ -143,6 +143,21 @@ def test_pickles_only_where_they_are_allowed(world: World, tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
     merge(fixed, tmp_path / "out", Silent(), allow_pickle=True)
     assert (tmp_path / "out" / "model.safetensors").is_file()
+    suite = spec.parent / "suite.yaml"
+    with pytest.raises(InputError, match="--allow-pickle"):
+        score(str(old), suite, "search", None, Silent())
+    again = score(str(old), suite, "search", None, Silent(), allow_pickle=True)
+    assert again["score"] == score(str(source), suite, "search", None, Silent())["score"]
+
+
+@pytest.mark.parametrize("command", ["check", "run", "merge", "score", "export"])
+def test_every_command_that_reads_models_takes_the_option(command: str) -> None:
+    from typer.main import get_command
+
+    from evosearch.cli.main import app
+
+    options = [name for parameter in get_command(app).commands[command].params for name in parameter.opts]  # type: ignore[attr-defined]
+    assert "--allow-pickle" in options
 
 
 def test_what_was_scored_is_what_is_exported_config_included(world: World, tmp_path: Path) -> None:
