@@ -27,6 +27,7 @@ from huggingface_hub.errors import (
 
 from evosearch.checkpoints.reader import CONFIG, INDEX, SINGLE
 from evosearch.errors import CheckpointError, did_you_mean
+from evosearch.recipe.files import exists, pieces
 
 Progress = Callable[[str, float], None]  # what is being done, and the part that is done, in [0, 1]
 Resolver = Callable[[str, Path, Progress | None], Path]  # (rest of the reference, cache, progress) -> folder
@@ -66,22 +67,18 @@ def register_resolver(scheme: str, resolver: Resolver) -> None:
 def split(reference: str) -> tuple[str, str | None]:
     """The model and the adapter of a reference; None where it names a model alone.
 
-    A folder that exists under the whole name is that folder, and a part may hold a '+' where it is one.
+    A folder or recipe that exists is meant as it is, though its path may hold a '+'.
 
     Raises:
         CheckpointError: it names more than one adapter, or one of the two is empty.
     """
-    if "+" not in reference or _is_folder(reference):
-        return reference, None
-    parts = reference.split("+")
-    cuts = [("+".join(parts[:cut]), "+".join(parts[cut:])) for cut in range(1, len(parts))]
-    fitting = [cut for cut in cuts if all("+" not in part or _is_folder(part) for part in cut)]
+    model, *adapters = pieces(reference, exists)
     allowed = "One model and one adapter, as model+adapter"
-    if len(fitting) != 1:
-        next = f"Merge all but one of them into the model first: {', '.join(parts[1:-1])}"
-        raise CheckpointError(reference, f"names {len(parts) - 1} adapters", allowed, next)
-    model, adapter = fitting[0]
-    if not model or not adapter:
+    if len(adapters) > 1:
+        next = f"Merge all but one of them into the model first: {', '.join(adapters[:-1])}"
+        raise CheckpointError(reference, f"names {len(adapters)} adapters", allowed, next)
+    adapter = adapters[0] if adapters else None
+    if adapter is not None and not (model and adapter):
         raise CheckpointError(reference, f"no {'model before' if adapter else 'adapter after'} the '+'", allowed)
     return model, adapter
 

@@ -1,4 +1,4 @@
-"""`evosearch check SPEC|RECIPE`: everything that could stop a run, in one list, before it starts."""
+"""`evosearch check SPEC|RECIPE|SUITE`: everything that could stop a run, in one list, before it starts."""
 
 from pathlib import Path
 
@@ -8,18 +8,21 @@ from evosearch.cli.console import ALLOW_PICKLE, JSON, console, print_json, watch
 
 
 def command(
-    file: Path = typer.Argument(help="A search spec or a recipe (YAML)."),
-    trial: bool = typer.Option(True, help="Materialize and score one candidate, for time and memory."),
+    file: Path = typer.Argument(help="A search spec, a recipe or a suite (YAML)."),
+    trial: bool = typer.Option(True, help="Of a spec: materialize and score one candidate, for time and memory."),
+    model: str | None = typer.Option(
+        None, help="Of a suite: count its tokens by the tokenizer and config of this model (folder, hub id, zoo:name)."
+    ),
     allow_pickle: bool = ALLOW_PICKLE,
     json: bool = JSON,
 ) -> int:
-    """Check a spec or a recipe: models, suite, splits, ledger, and one candidate for time."""
+    """Check a spec, a recipe or a suite: models, tasks, splits, tokens, ledger, and one candidate for time."""
     from evosearch.cli.tables import show_check
     from evosearch.service.check import check
 
     watching = watcher(json)
     try:
-        result = check(file, trial, watching, allow_pickle)
+        result = check(file, trial, watching, allow_pickle, model)
     finally:
         watching.close()
     if json:

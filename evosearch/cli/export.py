@@ -34,6 +34,7 @@ def command(
     json: bool = JSON,
 ) -> None:
     """Export the promoted candidate, or any other, as a recipe, as mergekit YAML, as a checkpoint, or as a LoRA."""
+    from evosearch.cli.tables import show_test_set
     from evosearch.service.export import export
 
     watching = watcher(json)
@@ -45,6 +46,7 @@ def command(
         print_json(result)
     else:
         console.print(f"{result['candidate']} as {result['format']}: {result['out']}", highlight=False)
+        show_test_set(console, result["test_openings"], result["contamination_acknowledged"])
         if "adapter" in result:
             console.print(_lost(result["adapter"]), highlight=False)
 

@@ -17,7 +17,7 @@ def command(
     json: bool = JSON,
 ) -> None:
     """Score a checkpoint or a recipe on one split of a suite."""
-    from evosearch.cli.tables import score_table
+    from evosearch.cli.tables import score_table, show_test_set
     from evosearch.service.score import score
 
     watching = watcher(json)
@@ -29,11 +29,16 @@ def command(
         print_json(result)
     else:
         console.print(score_table(result))
+        tokens = result["tokens"]
+        work = f"{tokens['forwarded']:,} tokens run; {tokens['requested']:,} requested, {tokens['distinct']:,} distinct"
+        console.print(work, highlight=False)
         for task, metrics in result["reported"].items():
             beside = {name: value for name, value in metrics.items() if name != _scoring(result, task)}
             if beside:
                 values = ", ".join(f"{name} {_number(value)}" for name, value in beside.items())
                 console.print(f"{task} also: {values}", highlight=False)
+        if "test_openings" in result:
+            show_test_set(console, result["test_openings"], result["contamination_acknowledged"])
 
 
 def _scoring(result: dict[str, Any], task: str) -> str | None:

@@ -10,35 +10,53 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from evosearch.promotion.disclosure import CONTAMINATED, opened
+
 if TYPE_CHECKING:
     from evosearch.service.run import RunReport
 
 
 def leaderboard_table(rows: Sequence[dict[str, Any]], title: str = "Leaderboard (score on the search split)") -> Table:
-    """Rank, candidate, scores by split, fitness, task metrics on `search`."""
-    tasks = sorted({task for row in rows for task in row["splits"].get("search", {}).get("tasks", {})})
-    table = _table(
-        title, ("rank", "candidate", "score", "fitness", *tasks, "valid.", "test", "state"), ("candidate", "state")
-    )
+    """Rank, candidate, scores by split, fitness, task metrics on `search`, and which guards are broken."""
+    found = [row["splits"].get("search", {}).get("tasks", {}) for row in rows]
+    shown = {task: _shown(task, entry) for tasks in found for task, entry in tasks.items()}
+    tasks = sorted(shown)
+    headings = ("rank", "candidate", "score", "fitness", *(shown[task] for task in tasks), "valid.", "test", "state")
+    table = _table(title, headings, ("candidate", "state"))
     for row in rows:
         search = row["splits"].get("search", {}).get("tasks", {})
         values = [_number(search.get(task, {}).get("value"), 3) for task in tasks]
         others = [_number(row["splits"].get(split, {}).get("score"), 1) for split in ("validation", "test")]
         fixed = [str(row["rank"]), row["candidate"], _number(row["score"], 1), _number(row["fitness"], 4)]
-        table.add_row(*fixed, *values, *others, row["state"])
+        table.add_row(*fixed, *values, *others, _noted(row))
     return table
 
 
+def _shown(task: str, score: dict[str, Any]) -> str:
+    """A task's heading; of one that is to be forgotten, the share of wrong answers is shown."""
+    return f"not {task}" if score["metric"].startswith("1-") else task
+
+
+def _noted(row: dict[str, Any]) -> str:
+    """`scored on 45 items; breaks sort by 3.2`: the state, where the figures are of a sample, and what is lost."""
+    state = str(row["state"]) + (f" on {row['sample']} items" if row["sample"] else "")
+    broken = [f"{task} by {points:.1f}" for task, points in row["violations"].items()]
+    return f"{state}; breaks {', '.join(broken)}" if broken else state
+
+
 def status_table(rows: Sequence[dict[str, Any]]) -> Table:
-    headings = ("name", "state", "finished", "failed", "best fitness", "promoted", "updated")
+    headings = ("name", "state", "finished", "failed", "best fitness", "promoted", "opened", "updated")
     table = _table("Searches", headings, ("name", "state", "promoted"))
     for row in rows:
         if "asked" not in row:
-            table.add_row(row["name"], row["state"], "", "", "", "", row["problem"])
+            table.add_row(row["name"], row["state"], "", "", "", "", "", row["problem"])
             continue
         updated = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["updated"]))
         counts = (f"{row['finished']}/{row['asked']}", str(row["failed"]), _number(row["best_fitness"], 4))
-        table.add_row(row["name"], row["state"], *counts, row["promoted"] or "-", updated)
+        times = f"{row['test_openings']}x" + (" *" if row["contamination_acknowledged"] else "")
+        table.add_row(row["name"], row["state"], *counts, row["promoted"] or "-", times, updated)
+    if any(row.get("contamination_acknowledged") for row in rows):
+        table.caption, table.caption_justify = f"* {CONTAMINATED}", "left"
     return table
 
 
@@ -54,7 +72,8 @@ def test_table(report: "RunReport") -> Table:
     """The winner and what it was held against, on questions the search never saw."""
     title = "Test split: metrics in %; mean, and the winner's lead in points of score, with 95% intervals"
     tasks = list(report.test[0]["tasks"]) if report.test else []
-    table = _table(title, ("model", *tasks, "mean", "score", "winner leads by"), ("model",))
+    headings = [_shown(task, report.test[0]["tasks"][task]) for task in tasks]
+    table = _table(title, ("model", *headings, "mean", "score", "winner leads by"), ("model",))
     for row in report.test:
         values = [_number(100 * row["tasks"][task]["value"], 1) for task in tasks]
         mean = f"{row['mean']:.1f} [{row['mean_low']:.1f}, {row['mean_high']:.1f}]"
@@ -64,15 +83,46 @@ def test_table(report: "RunReport") -> Table:
     return table
 
 
+def shrinkage_table(finalists: Sequence[dict[str, Any]], unchosen: Sequence[dict[str, Any]] = ()) -> Table:
+    """Finalists' scores on each split, and how far they fell; base and parents, which no split chose, to compare."""
+    title = "Finalists: scores, and how far they fell from split to split (95% intervals)"
+    headings = ("model", "search", "validation", "test", "search to validation", "validation to test")
+    table = _table(title, headings, ("model",))
+    for row in [*finalists, *unchosen]:
+        scores = [_number(row["scores"].get(split, {}).get("value"), 1) for split in headings[1:4]]
+        falls = {f"{fall['from']} to {fall['to']}": fall for fall in row["falls"]}
+        shown = [_fall(falls.get(heading)) for heading in headings[4:]]
+        table.add_row(row["candidate"] + (" (not chosen)" if row in unchosen else ""), *scores, *shown)
+    return table
+
+
+def _fall(fall: dict[str, Any] | None) -> str:
+    """`-5.2 [-9.0, -1.4]` where the score fell by 5.2 points."""
+    return "" if fall is None else f"{-fall['value']:+.1f} [{-fall['upper']:+.1f}, {-fall['lower']:+.1f}]"
+
+
+def show_shrinkage(console: Console, finalists: Sequence[dict[str, Any]], unchosen: Sequence[dict[str, Any]]) -> None:
+    if finalists:
+        console.print(shrinkage_table(finalists, unchosen))
+
+
+def show_test_set(console: Console, openings: int, contaminated: bool) -> None:
+    """How often the test set was opened, and what the suite acknowledges of it: beside whatever it says of a model."""
+    console.print(opened(openings), style="dim")
+    if contaminated:
+        console.print(CONTAMINATED, style="yellow")
+
+
 def show_run(console: Console, report: "RunReport") -> None:
-    """Leaderboard, the gate's decision, where the recipe lies, and how to see it all in MLflow."""
+    """Leaderboard, finalists, the gate's decision, where the recipe lies, and how to see it all in MLflow."""
     console.print(leaderboard_table(report.leaderboard[:12]))
+    show_shrinkage(console, report.finalists, report.unchosen)
     if report.test:
         console.print(test_table(report))
     for reason in report.gate["reasons"] if report.gate else ():
         console.print(reason, highlight=False)
     if report.gate:
-        console.print(f"This test set has been opened {report.test_openings} time(s) on record here.", style="dim")
+        show_test_set(console, report.test_openings, report.contamination_acknowledged)
     for kind, path in report.exported.items():
         console.print(f"exported {kind}: {path}", highlight=False, soft_wrap=True)
     candidates = report.candidates
@@ -86,6 +136,18 @@ def show_run(console: Console, report: "RunReport") -> None:
     console.print(f"See it in MLflow:  {_program()} ui {report.name}", style="bold", highlight=False)
 
 
+def tokens_table(tokens: dict[str, dict[str, int]]) -> Table:
+    """What one candidate takes, split by split; without a tokenizer only its items."""
+    headings = {"requested": "requested", "distinct": "distinct", "generated_at_most": "generated at most"}
+    counted = any("requested" in row for row in tokens.values())
+    shown = headings if counted else {}
+    title = "Tokens of one candidate" if counted else "Items"
+    table = _table(title, ("split", "items", *shown.values()), ("split",))
+    for split, row in tokens.items():
+        table.add_row(split, f"{row['items']:,}", *(f"{row[key]:,}" for key in shown))
+    return table
+
+
 def show_check(console: Console, result: dict[str, Any]) -> None:
     """Problems first, then what a run would cost."""
     for problem in result["problems"]:
@@ -96,6 +158,8 @@ def show_check(console: Console, result: dict[str, Any]) -> None:
     for text in result["notes"]:
         console.print(text, markup=False, soft_wrap=True)
     forecast = result["forecast"]
+    if forecast.get("tokens"):
+        console.print(tokens_table(forecast["tokens"]))
     if forecast.get("seconds_per_candidate"):
         console.print(
             f"one candidate takes {forecast['seconds_per_candidate']:.2f} s on one worker; "

@@ -1,12 +1,13 @@
 """From documents to frozen requests: lm-eval builds and tokenizes them, once; what cannot be run is refused by name."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from evosearch.documents import join
 from evosearch.errors import CheckpointError, SuiteError, did_you_mean
+from evosearch.evaluation.examples import without
 from evosearch.evaluation.frozen import Ask, FrozenBatch, FrozenDocument, FrozenTask, Gold
 from evosearch.evaluation.generation import Decoder, GenerationRequest, Stop
 from evosearch.evaluation.gold import gold_choice, gold_text
@@ -36,6 +37,8 @@ class LoadedTask:
     documents: tuple[Any, ...]  # by doc id
     hashes: tuple[str, ...]
     ensemble: Any  # lm_eval.api.filter.FilterEnsemble
+    source: str = ""  # the dataset split of the documents, where it is not what lm-eval evaluates
+    twins: Mapping[str, Collection[int]] = field(default_factory=dict)  # document hash → examples it must not be shown
 
 
 class Freezer:
@@ -43,7 +46,8 @@ class Freezer:
 
     Args:
         recorder: an `lm_adapter.RequestRecorder`.
-        gold_required: refuse documents that name no right answer, instead of giving them NaN.
+        gold_required: refuse documents that name no right answer, instead of giving them NaN; without it, what is
+            generated has none.
     """
 
     def __init__(self, recorder: Any, gold_required: bool) -> None:
@@ -90,7 +94,8 @@ class Freezer:
         task, document = loaded.task, loaded.documents[doc_id]
         where = f"{join(loaded.where, 'task')}: document {doc_id} of '{loaded.name}'"
         try:
-            context, instances = _build(loaded, chat, document, doc_id, doc_hash)
+            with without(task, loaded.twins.get(doc_hash, ())):
+                context, instances = _build(loaded, chat, document, doc_id, doc_hash)
             asks = tuple(self._ask(where, instance) for instance in instances)
             gold = None
             if not loaded.spec.report_only:
@@ -118,6 +123,8 @@ class Freezer:
         self, where: str, task: Any, document: Any, context: Any, asks: tuple[Ask, ...], chat: bool
     ) -> Gold | None:
         if task.OUTPUT_TYPE == "generate_until":
+            if not self._gold_required:
+                return None  # it would be a request of its own, that nothing asks for
             text = gold_text(task, document, chat)
             if text is None:
                 return None

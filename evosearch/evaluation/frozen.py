@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from evosearch.errors import SuiteError
 from evosearch.evaluation.generation import Decoder, GenerationRequest
 from evosearch.evaluation.gold import choice_logprob
+from evosearch.evaluation.language import in_language
 from evosearch.evaluation.loglikelihood import LoglikelihoodRequest
 from evosearch.evaluation.suite import SuiteTask
-from evosearch.evaluation.types import GOLD, LOGLIKELIHOODS, REQUESTS, Column, ItemBatch, part
+from evosearch.evaluation.types import GOLD, IN_LANGUAGE, LOGLIKELIHOODS, REQUESTS, Column, ItemBatch, part
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,10 @@ class FrozenTask:
     def collect(self, answers: Answers) -> Judged:
         """Per-item columns and reported aggregates, from the answers of one candidate."""
         rows = self._judge(answers)
+        spoken = None
+        if self.spec.language is not None:
+            spoken = np.array([self._is_spoken(document, answers) for document in self.documents], dtype=np.float64)
+            rows = [row if ok else self._wrong(row) for row, ok in zip(rows, spoken, strict=True)]
         columns: dict[str, Column] = {}
         for name in rows[0]:
             columns.update(_columns(name, [row.get(name) for row in rows]))
@@ -104,7 +109,21 @@ class FrozenTask:
         if any(asks):
             columns[REQUESTS] = np.array([len(own) for own in asks], dtype=np.float64)
             columns[LOGLIKELIHOODS] = np.array([ask.loglikelihood(answers) for own in asks for ask in own])
-        return Judged(columns, self._aggregate(rows))
+        reported = self._aggregate(rows)
+        if spoken is not None:
+            columns[IN_LANGUAGE] = spoken
+            reported[IN_LANGUAGE] = float(spoken.mean())
+        return Judged(columns, reported)
+
+    def _is_spoken(self, document: FrozenDocument, answers: Answers) -> bool:
+        """Whether all that was generated for a document is in the task's language."""
+        assert self.spec.language is not None
+        texts = [answers.texts[ask.requests[0]] for ask in document.asks if ask.generates]
+        return all(in_language(text, self.spec.language) for text in texts)
+
+    def _wrong(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A document's metrics, the suite's own at its worst."""
+        return {**row, self.spec.metric: 0.0} if self.spec.metric in row else row
 
     def _judge(self, answers: Answers) -> list[Mapping[str, Any]]:
         """Each document's metrics by lm-eval; the instances are left as empty as they were."""

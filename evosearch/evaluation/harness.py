@@ -5,17 +5,22 @@ names, and enough documents. lm-eval itself takes seconds to import, so it is im
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evosearch.documents import join
 from evosearch.errors import SuiteError, did_you_mean
+from evosearch.evaluation.examples import example_pool, own_examples
 from evosearch.evaluation.fingerprint import fingerprint
 from evosearch.evaluation.freezing import Freezer, LoadedTask
 from evosearch.evaluation.frozen import Answers, FrozenBatch, Judged
+from evosearch.evaluation.kinship import Kinship, find_kinship
+from evosearch.evaluation.language import check_language, identifier_version
 from evosearch.evaluation.quiet import quiet
-from evosearch.evaluation.splits import Draw, document_hash, split_documents
+from evosearch.evaluation.sources import check_clean, documents_of, source_of
+from evosearch.evaluation.splits import Draw, Selection, document_hash, split_documents
 from evosearch.evaluation.suite import PromptOptions, Suite, SuiteTask
 from evosearch.evaluation.tasks import TaskLibrary, refusing
 from evosearch.evaluation.types import SPLITS, ItemBatch, ItemSet
@@ -35,17 +40,22 @@ class Harness:
         with quiet():
             library = TaskLibrary([Path(folder) for folder in self._folders()])
             members: dict[tuple[int, str], dict[str, Any]] = {}
-            self._tasks: dict[tuple[str, str], LoadedTask] = {}
+            self._tasks: dict[tuple[str, str], LoadedTask] = {}  # by the suite's name and the pool of documents
+            self._draws: dict[str, dict[str, Draw]] = {}
             for index, spec in enumerate(suite.tasks):
                 where = join(suite.where("tasks", index), "task")
                 if spec.group and (spec.place, spec.group) not in members:
                     members[spec.place, spec.group] = library.members(where, spec.group)
+                tasks: dict[str, Any] = {}
                 for name in dict.fromkeys(spec.lm_eval_task(split) for split in SPLITS):
                     own = members[spec.place, spec.group].get(name) if spec.group else library.load(where, name)
                     if own is None:
                         what = f"the group '{spec.group}' has no task '{name}' here: its YAML has changed"
                         raise SuiteError(where, what, next="Restore the group's file")
-                    self._tasks[spec.name, name] = self._load(index, spec, name, own)
+                    self._prepare(index, spec, name, own)
+                    tasks[name] = own
+                public = {name for name in tasks if library.is_public(name)}
+                self._draws[spec.name] = {split: self._draw(index, spec, split, tasks, public) for split in SPLITS}
             self._batches = self._split()
 
     def batch(self, split: str) -> ItemBatch:
@@ -67,7 +77,7 @@ class Harness:
         with quiet():
             freezer = Freezer(RequestRecorder(tokenizer, max_length), gold_required=self.suite.fitness != "score")
             for items in (items for items in batch.sets if len(items)):
-                loaded = self._tasks[items.task, items.lm_eval_task]
+                loaded = self._tasks[items.task, pool_name(items.lm_eval_task, items.documents)]
                 self._check_documents(items, loaded)
                 freezer.add(loaded, items)
             return freezer.freeze(batch)
@@ -83,9 +93,11 @@ class Harness:
         Of tasks that differ between splits, keys begin with the lm-eval task: `gsm8k.doc_to_text`.
         """
         found: dict[str, dict[str, str]] = {spec.name: {} for spec in self.suite.tasks}
-        for (name, lm_eval_name), loaded in self._tasks.items():
-            prefix = "" if isinstance(loaded.spec.task, str) else f"{lm_eval_name}."
+        for (name, _), loaded in self._tasks.items():
+            prefix = "" if isinstance(loaded.spec.task, str) else f"{loaded.name}."
             found[name].update((prefix + key, value) for key, value in fingerprint(loaded.task).items())
+            if loaded.spec.language:
+                found[name]["language"] = identifier_version()
         return found
 
     def _folders(self) -> list[str]:
@@ -94,42 +106,75 @@ class Harness:
                 raise SuiteError(self.suite.where("include", index), f"no folder {folder}", next="Check the path")
         return list(self.suite.include)
 
-    def _load(self, index: int, spec: SuiteTask, name: str, task: Any) -> LoadedTask:
+    def _prepare(self, index: int, spec: SuiteTask, name: str, task: Any) -> None:
+        """Check one of a suite task's lm-eval tasks, and set its options."""
         where, options = self.suite.where("tasks", index), self.suite.prompting(spec)
         _check_kind(join(where, "task"), name, task)
-        _check_role(where, name, task, spec)
+        _check_role(where, name, task, spec, spec in self.suite.guarded)
         _set_options(where, name, task, spec, options)
+        if spec.language is not None:
+            check_language(where, spec.language, name, task)
+
+    def _draw(self, index: int, spec: SuiteTask, split: str, tasks: Mapping[str, Any], public: Collection[str]) -> Draw:
+        """What a split takes of a suite task, whose documents are loaded."""
+        where, name = self.suite.where("tasks", index), spec.lm_eval_task(split)
+        tuned = not spec.report_only or spec in self.suite.guarded
+        if name in public and tuned and not self.suite.acknowledge_contamination:
+            check_clean(where, spec, split, name, tasks[name])
+        source = source_of(where, spec, split, name, tasks[name])
+        pool = pool_name(name, source)
+        if (spec.name, pool) not in self._tasks:
+            self._tasks[spec.name, pool] = self._load(where, spec, name, tasks[name], source)
+        return Draw(pool, self.suite.count(spec, split))
+
+    def _load(self, where: str, spec: SuiteTask, name: str, task: Any, source: str) -> LoadedTask:
         with refusing(join(where, "task"), f"the documents of '{name}' cannot be read"):
-            documents = tuple(task.eval_docs)
+            documents = tuple(documents_of(task, source))
             hashes = tuple(document_hash(document) for document in documents)
         _remember(task, documents)
-        ensemble = _ensemble(where, name, task, spec.filter)
-        return LoadedTask(spec, options, where, name, task, documents, hashes, ensemble)
+        ensemble, options = _ensemble(where, name, task, spec.filter), self.suite.prompting(spec)
+        return LoadedTask(spec, options, where, name, task, documents, hashes, ensemble, source)
 
     def _split(self) -> dict[str, ItemBatch]:
-        pools = {name: loaded.hashes for (_, name), loaded in self._tasks.items()}
-        draws = {
-            spec.name: {split: Draw(spec.lm_eval_task(split), self.suite.count(spec, split)) for split in SPLITS}
-            for spec in self.suite.tasks
-        }
+        pools = {pool: loaded.hashes for (_, pool), loaded in self._tasks.items()}
         where = {spec.name: self.suite.where("tasks", i, "documents") for i, spec in enumerate(self.suite.tasks)}
-        chosen = split_documents(pools, draws, self.suite.split_seed, where)
+        kin = self._kinship()
+        chosen = split_documents(pools, self._draws, self.suite.split_seed, where, kin.ties(), kin.groups)
         return {
-            split: ItemBatch(
-                split,
-                tuple(
-                    ItemSet(task, draws[task][split].pool, splits[split].doc_ids, splits[split].doc_hashes)
-                    for task, splits in chosen.items()
-                ),
-            )
+            split: ItemBatch(split, tuple(self._items(task, split, chosen[task][split], kin) for task in chosen))
             for split in SPLITS
         }
+
+    def _items(self, task: str, split: str, chosen: Selection, kin: Kinship) -> ItemSet:
+        loaded = self._tasks[task, self._draws[task][split].pool]
+        groups = kin.item_groups(task, chosen)
+        return ItemSet(task, loaded.name, chosen.doc_ids, chosen.doc_hashes, groups, loaded.source)
+
+    def _kinship(self) -> Kinship:
+        """What ties documents together; and with it, which examples each document must not be shown."""
+        examples = {
+            key: example_pool(loaded.where, loaded.name, loaded.task)
+            for key, loaded in self._tasks.items()
+            if loaded.source
+        }
+        pools = [(self._tasks[key], pool) for key, pool in examples.items()]
+        kin = find_kinship(list(self._tasks.values()), pools, self.suite.near_duplicates)
+        for key, pool in examples.items():
+            loaded = self._tasks[key]
+            twins = own_examples(loaded.task, loaded.source, loaded.hashes, pool, kin.clusters)
+            self._tasks[key] = replace(loaded, twins=twins)
+        return kin
 
     def _check_documents(self, items: ItemSet, loaded: LoadedTask) -> None:
         for doc_id, doc_hash in zip(items.doc_ids, items.doc_hashes, strict=True):
             if doc_id >= len(loaded.hashes) or loaded.hashes[doc_id] != doc_hash:
                 what = f"document {doc_id} of '{loaded.name}' is not the one the batch names: the data have changed"
                 raise SuiteError(join(loaded.where, "task"), what, next="Restore the data, or start another search")
+
+
+def pool_name(lm_eval_task: str, source: str) -> str:
+    """What a task's documents of one dataset split are called; those that lm-eval evaluates have the task's name."""
+    return f"{lm_eval_task}[{source}]" if source else lm_eval_task
 
 
 def max_length_of(config: Any, tokenizer: Any) -> int:
@@ -149,14 +194,15 @@ def _check_kind(where: str, name: str, task: Any) -> None:
         raise SuiteError(where, f"'{name}' needs images or audio", "Text tasks only")
 
 
-def _check_role(where: str, name: str, task: Any, spec: SuiteTask) -> None:
-    """The metrics that the suite names are the task's; the one that scores is an item mean, larger being better."""
+def _check_role(where: str, name: str, task: Any, spec: SuiteTask, guarded: bool) -> None:
+    """The metrics that the suite names are the task's; one that scores or is guarded is an item mean, larger better."""
     known = list(task.aggregation())
-    if spec.report_only:
+    if spec.report_only and not guarded:
         _check_known(f"{where}.metric", name, [spec.metric] if spec.metric else [], known)
     elif task.OUTPUT_TYPE == "loglikelihood_rolling":
         what = f"'{name}' measures perplexity, which is no item mean in [0, 1]"
-        raise SuiteError(join(where, "task"), what, next="Set `report_only: true`, and remove chance and weight")
+        next = "Set `report_only: true`, and remove chance and weight"
+        raise SuiteError(join(where, "task"), what, next="Guard another task" if spec.report_only else next)
     else:
         _check_metric(f"{where}.metric", name, task, spec.metric)
     _check_known(f"{where}.metrics", name, spec.metrics or (), known)

@@ -56,6 +56,18 @@ _CHECK_TOKENS = 8
 _checked: WeakSet[Any] = WeakSet()
 
 
+def body(model: Any) -> Any:
+    """The part of a model that makes hidden states: all but the head.
+
+    Raises:
+        CandidateError: transformers names no such part of this model.
+    """
+    found = model.base_model if model.base_model is not model else model.get_decoder()
+    if found is None or found is model:
+        raise CandidateError("score", f"{type(model).__name__} has no part without its head: it cannot be scored")
+    return found
+
+
 def head_logits(model: Any, hidden: Tensor) -> Tensor:
     """Float32 logits (N, V) of hidden states (N, hidden size) that left the final norm.
 
@@ -83,7 +95,7 @@ def check_head(model: Any, input_ids: Tensor) -> None:
         return
     few = input_ids[:1, :_CHECK_TOKENS]
     own = model(input_ids=few, use_cache=False).logits[0].float()  # (T, V)
-    hidden = model.base_model(input_ids=few, use_cache=False).last_hidden_state[0]
+    hidden = body(model)(input_ids=few, use_cache=False).last_hidden_state[0]
     ours = head_logits(model, hidden)
     if not bool(torch.isfinite(own).all()):
         return  # broken weights: whoever reads a log-likelihood will say so

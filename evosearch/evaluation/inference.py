@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import ndtri, stdtrit
 
-from evosearch.errors import SuiteError
+from evosearch.evaluation.units import Groups, Units, checked, paired_units, scales, units
 
 CONFIDENCE = 0.975  # one-sided; two bounds of it enclose 95%
-Groups = Mapping[str, Sequence[str]]  # task → the group of each item; a task may be left out
 
 
 @dataclass(frozen=True)
@@ -39,17 +38,6 @@ class Difference(Interval):
         return self.lower > 0.0
 
 
-@dataclass(frozen=True)
-class _Stratum:
-    """One task's part of a weighted sum of means."""
-
-    mean: float
-    variance: float  # of the mean
-    df: int
-    n: int
-    largest: float  # the most that one unit moves the mean away from zero
-
-
 def paired_difference(
     a: Mapping[str, ArrayLike],
     b: Mapping[str, ArrayLike],
@@ -61,9 +49,10 @@ def paired_difference(
     """How much more `a` scores than `b` on the same items.
 
     Bounds are Student's t with Welch-Satterthwaite degrees of freedom over the tasks. The variance holds one pair of
-    items more than were seen: a win and a loss as large as the largest difference met. That vanishes like 1/n², and
-    keeps two wins out of two from counting as certain; where few of many right-or-wrong items differ, the bound then
-    passes zero where the exact sign test does (6 : 0, 8 : 1), and plain t too early (4 : 0, 7 : 1).
+    units more than were seen: a win and a loss as large as those met, in root mean square (for right-or-wrong items
+    that is Bonett & Price 2012). It vanishes like 1/n², and keeps two wins out of two from counting as certain; where
+    few of many right-or-wrong items differ, the bound then passes zero where the exact sign test does (6 : 0, 8 : 1),
+    and plain t too early (4 : 0, 7 : 1). `scripts/bench/gate` measures what it keeps to.
 
     Args:
         a, b: task → (items,) metric values in [0, 1], the same items in the same order.
@@ -75,20 +64,23 @@ def paired_difference(
     Raises:
         SuiteError: the two do not have the same tasks and numbers of items, or a value is not finite.
     """
-    one, other = _checked(a, weights, groups), _checked(b, weights, groups)
-    for task in weights:
-        if one[task].shape != other[task].shape:
-            got = f"{one[task].size} and {other[task].size} items"
-            raise SuiteError(f"task '{task}'", f"the two candidates have {got}", "Both scored on the same items")
-    strata = {task: _stratum(one[task] - other[task], (groups or {}).get(task)) for task in weights}
-    scale = {task: 100.0 * weights[task] / (1.0 - chances[task]) for task in weights}
-    value = sum(scale[task] * s.mean for task, s in strata.items())
-    parts = [(scale[task] ** 2 * s.variance, s.df) for task, s in strata.items()]
-    unseen = max(scale[task] * s.largest for task, s in strata.items())
-    parts.append((2.0 * unseen**2, sum(s.df for s in strata.values())))
+    return difference(paired_units(a, b, weights, groups), scales(weights, chances), confidence)
+
+
+def difference(found: Mapping[str, Units], scale: Mapping[str, float], confidence: float = CONFIDENCE) -> Difference:
+    """`paired_difference` of units already cut.
+
+    Args:
+        found: task → units of the paired differences.
+        scale: task → points of score that a mean of one is worth.
+    """
+    value = sum(scale[task] * entry.mean for task, entry in found.items())
+    parts = [(scale[task] ** 2 * entry.variance, entry.sums.size - 1) for task, entry in found.items()]
+    unseen = max(scale[task] * entry.typical for task, entry in found.items())
+    parts.append((2.0 * unseen**2, sum(df for _, df in parts)))
     stderr, margin = _student(parts, confidence)
     bound = sum(scale.values())  # metrics lie in [0, 1], so their differences in [-1, 1]
-    n = sum(s.n for s in strata.values())
+    n = sum(entry.n for entry in found.values())
     return Difference(value, stderr, max(value - margin, -bound), min(value + margin, bound), n)
 
 
@@ -107,7 +99,7 @@ def interval(
     Raises:
         SuiteError: a task is missing, empty, of another length than its groups, or holds a value that is not finite.
     """
-    values = _checked(columns, weights, groups)
+    values = checked(columns, weights, groups)
     value = variance = below = above = 0.0
     for task, weight in weights.items():
         chance = chances[task] if chances is not None else 0.0
@@ -121,6 +113,17 @@ def interval(
     return Interval(value, variance**0.5, value - below**0.5, value + above**0.5, n)
 
 
+def independent_difference(one: Interval, other: Interval) -> Interval:
+    """How much larger one estimate is than another from other items, with the bounds that the two have together.
+
+    MOVER (Zou & Donner 2008): each bound lies as far off as both estimates' own bounds on that side do, in squares.
+    """
+    value = one.value - other.value
+    below = ((one.value - one.lower) ** 2 + (other.upper - other.value) ** 2) ** 0.5
+    above = ((one.upper - one.value) ** 2 + (other.value - other.lower) ** 2) ** 0.5
+    return Interval(value, (one.stderr**2 + other.stderr**2) ** 0.5, value - below, value + above, one.n + other.n)
+
+
 def mean_interval(values: ArrayLike, groups: Sequence[str] | None = None, confidence: float = CONFIDENCE) -> Interval:
     """A mean of item metrics in [0, 1]: Wilson's interval for right-or-wrong items, Student's t for others.
 
@@ -130,63 +133,36 @@ def mean_interval(values: ArrayLike, groups: Sequence[str] | None = None, confid
             the variance found.
     """
     array = np.asarray(values, dtype=np.float64)
-    part = _stratum(array, groups)
-    stderr = part.variance**0.5
+    part = units(array, groups)
+    mean, variance, count = part.mean, part.variance, part.sums.size
+    stderr = variance**0.5
     if np.isin(array, (0.0, 1.0)).all():
-        p, units = part.mean, part.df + 1.0
-        spread = part.variance * part.df / units  # p (1 - p) / n where every item is its own unit
-        effective = min(float(part.n), p * (1.0 - p) / spread) if spread > 0.0 else units
-        lower, upper = _wilson(p, effective, confidence)
-    elif part.df == 0:  # one item, or one group of items, says nothing of the spread
+        spread = variance * (count - 1) / count  # p (1 - p) / n where every item is its own unit
+        effective = min(float(part.n), mean * (1.0 - mean) / spread) if spread > 0.0 else float(count)
+        lower, upper = _wilson(mean, effective, confidence)
+    elif count == 1:  # one item, or one group of items, says nothing of the spread
         lower, upper = 0.0, 1.0
     else:
-        margin = float(stdtrit(part.df, confidence)) * stderr
-        lower, upper = max(part.mean - margin, 0.0), min(part.mean + margin, 1.0)
-    return Interval(part.mean, stderr, lower, upper, part.n)
+        margin = float(stdtrit(count - 1, confidence)) * stderr
+        lower, upper = max(mean - margin, 0.0), min(mean + margin, 1.0)
+    return Interval(mean, stderr, lower, upper, part.n)
 
 
-def _checked(
-    columns: Mapping[str, ArrayLike], tasks: Mapping[str, float], groups: Groups | None
-) -> dict[str, NDArray[np.float64]]:
-    out = {}
-    for task in tasks:
-        where = f"task '{task}'"
-        if task not in columns:
-            raise SuiteError(where, "has no scores", f"Scores of {', '.join(tasks)}")
-        array = np.asarray(columns[task], dtype=np.float64)
-        if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
-            raise SuiteError(where, f"scores of shape {array.shape}", "At least one item, every value finite")
-        names = (groups or {}).get(task)
-        if names and len(names) != array.size:
-            raise SuiteError(where, f"{array.size} items with {len(names)} groups", "One group an item")
-        out[task] = array
-    return out
+def degrees_of_freedom(parts: Sequence[tuple[float, int]]) -> float:
+    """Welch-Satterthwaite's, of a sum of independent estimates given as (variance, degrees of freedom).
 
-
-def _stratum(values: NDArray[np.float64], groups: Sequence[str] | None) -> _Stratum:
-    """Mean and variance of the mean, with G units (items, or groups of items) of n items.
-
-    Var(mean) = G / (G - 1) · Σ_g (Σ_{i in g} (xᵢ - mean))² / n²; without groups this is s² / n.
+    df = (Σ v)² / Σ (v² / df). A task of one unit counts with one degree of freedom, the widest.
     """
-    n, mean = values.size, float(values.mean())
-    sums, deviations = values, values - mean  # (units,)
-    if groups:
-        _, unit = np.unique(np.asarray(groups), return_inverse=True)
-        sums = np.bincount(unit, values).astype(np.float64)
-        deviations = np.bincount(unit, values - mean).astype(np.float64)
-    units = deviations.size
-    variance = units / max(units - 1, 1) * float(deviations @ deviations) / n**2
-    return _Stratum(mean, variance, units - 1, n, float(np.abs(sums).max()) / n)
+    total = sum(variance for variance, _ in parts)
+    if total <= 0.0:
+        return float(max(1, *(own for _, own in parts)))
+    return total**2 / sum(variance**2 / max(own, 1) for variance, own in parts)
 
 
 def _student(parts: Sequence[tuple[float, int]], confidence: float) -> tuple[float, float]:
     """Standard error and margin of a sum of independent estimates, given as (variance, degrees of freedom)."""
-    total = sum(variance for variance, _ in parts)
-    if total <= 0.0:
-        return 0.0, 0.0
-    # Welch-Satterthwaite: df = (Σ v)² / Σ v² / df. A task of one unit counts with one degree of freedom, the widest.
-    df = total**2 / sum(variance**2 / max(own, 1) for variance, own in parts)
-    return total**0.5, float(stdtrit(df, confidence)) * total**0.5
+    stderr = sum(variance for variance, _ in parts) ** 0.5
+    return stderr, float(stdtrit(degrees_of_freedom(parts), confidence)) * stderr
 
 
 def _wilson(p: float, n: float, confidence: float) -> tuple[float, float]:

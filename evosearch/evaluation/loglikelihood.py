@@ -1,9 +1,9 @@
-"""Log-likelihoods of continuations: each distinct token sequence once, the head only where it is read.
+"""Log-likelihoods of continuations: each distinct token prefix once, the head only where it is read.
 
     ll(request) = Σ_j log p(continuation_j | context, continuation_<j)        summed over the continuation's tokens
 
-Laying out (which sequences, which batches, which positions) is done once for a frozen batch; scoring a candidate is
-then forward passes and gathers.
+Laying out (which runs, which positions) is done once for a frozen batch and a way of running models (`attention.py`);
+scoring a candidate is then forward passes and gathers.
 """
 
 from bisect import bisect_left
@@ -17,16 +17,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evosearch.errors import CandidateError
+from evosearch.evaluation.attention import WAYS, Budget, Path, Placed, Way, forward, way_of
+from evosearch.evaluation.attention import lay_out as lay_out_runs
 from evosearch.evaluation.head import check_head, head_logits
+from evosearch.evaluation.prefix_tree import Layout, distinct_prefixes
 from evosearch.evaluation.types import Tokens
+
+# Tokens of one forward pass. A CPU gains nothing beyond; a GPU is only then busy with a small model.
+_BATCH_TOKENS = {"cpu": 2048}
+_BATCH_TOKENS_ELSEWHERE = 8192
 
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """How much is run at once. Neither changes a result beyond float rounding."""
+    """How much is run at once, and in which ways. None of it changes a result beyond float rounding."""
 
-    batch_tokens: int = 8192  # rows × length of one forward pass, padding included
+    batch_tokens: int | None = None  # in one forward pass, padding included; None: by the kind of device
     batch_reads: int = 2048  # positions whose logits are held at once: memory is reads × vocabulary × 4 bytes
+    cached_tokens: int = 32768  # keys and values of a batch of rows, in tokens: rows × length
+    generation_rows: int = 512  # prompts that are continued together, at most
+    ways: tuple[Way, ...] = WAYS  # how models may be run, see `attention.py`
+
+    def budget(self, device: torch.device) -> Budget:
+        """What a device runs at once."""
+        tokens = self.batch_tokens or _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)
+        return Budget(tokens, self.cached_tokens)
 
 
 @dataclass(frozen=True)
@@ -41,64 +56,54 @@ class LoglikelihoodRequest:
 class _Part:
     """Positions whose logits are held at once, and the picks from them."""
 
-    reads: slice  # of the batch's reads
+    reads: slice  # of the pass's reads
     picks: slice  # of its picks
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """One forward pass and what is read from it: R positions, P (request, token) picks ordered by position."""
+class _Pass:
+    """One run and what is read from it: R positions, P (request, token) picks ordered by position."""
 
-    input_ids: Tensor  # (B, T)
-    attention_mask: Tensor | None  # (B, T), None where nothing is padded
+    placed: Placed
     reads: Tensor  # (R,) positions in the flattened (B · T)
     pick_read: Tensor  # (P,) index into reads
     pick_token: Tensor  # (P,) the token whose log-probability is wanted
     parts: tuple[_Part, ...]  # covering reads and picks: a long row has more reads than fit in memory
 
-    def to(self, device: torch.device) -> "_Batch":
-        mask = None if self.attention_mask is None else self.attention_mask.to(device)
-        reads, read, token = (tensor.to(device) for tensor in (self.reads, self.pick_read, self.pick_token))
-        return _Batch(self.input_ids.to(device), mask, reads, read, token, self.parts)
+
+@dataclass(frozen=True)
+class Passes:
+    """A batch of requests, laid out in one way for one device."""
+
+    way: Way
+    passes: tuple[_Pass, ...]
+    pick_request: NDArray[np.int64]  # (ΣP,) the request that each pick belongs to, over all passes
+    tokens: Tokens
 
 
 @dataclass
 class LoglikelihoodPlan:
-    """Requests laid out in batches; reused for every candidate."""
+    """Requests, laid out on first use in the way that a model is run in; reused for every candidate."""
 
-    n_requests: int
-    batches: tuple[_Batch, ...]
-    pick_request: NDArray[np.int64]  # (ΣP,) the request that each pick belongs to, over all batches
-    tokens: Tokens
-    _placed: dict[torch.device, tuple[_Batch, ...]] = field(default_factory=dict)
+    requests: tuple[LoglikelihoodRequest, ...]
+    options: ScoreOptions
+    _laid: dict[tuple[Way, torch.device], Passes] = field(default_factory=dict)
 
-    def on(self, device: torch.device) -> tuple[_Batch, ...]:
-        """The batches on a device, moved there once."""
-        if device not in self._placed:
-            self._placed[device] = tuple(batch.to(device) for batch in self.batches)
-        return self._placed[device]
+    def way(self, model: Any) -> Way:
+        """The way this model is run in."""
+        longest = max((request.inputs for request in self.requests), key=len)
+        return way_of(model, longest, len(longest), self.options.ways)
+
+    def passes(self, way: Way, device: torch.device) -> Passes:
+        """What is run in a way on a device, laid out once."""
+        if (way, device) not in self._laid:
+            self._laid[way, device] = _passes(self.requests, way, device, self.options)
+        return self._laid[way, device]
 
 
 def lay_out(requests: Sequence[LoglikelihoodRequest], options: ScoreOptions) -> LoglikelihoodPlan:
-    """Requests → batches of rows sorted by length, under the token budget."""
-    row_of = _rows({request.inputs for request in requests})
-    readers: dict[tuple[int, ...], list[int]] = {}
-    for index, request in enumerate(requests):
-        readers.setdefault(row_of[request.inputs], []).append(index)
-    rows = sorted(readers, key=lambda row: (-len(row), row))
-    batches, pick_request = [], []
-    for group in _groups(rows, readers, requests, options):
-        batch, picks = _lay_out_batch(group, readers, requests, options.batch_reads)
-        batches.append(batch)
-        pick_request.extend(picks)
-    forwarded, run = sum(map(len, rows)), sum(batch.input_ids.numel() for batch in batches)
-    tokens = Tokens(
-        forwarded=forwarded,
-        padded=run - forwarded,
-        distinct=distinct_prefixes([request.inputs for request in requests]),
-        requested=sum(len(request.inputs) for request in requests),
-    )
-    return LoglikelihoodPlan(len(requests), tuple(batches), np.array(pick_request, dtype=np.int64), tokens)
+    """A plan for requests."""
+    return LoglikelihoodPlan(tuple(requests), options)
 
 
 @torch.inference_mode()
@@ -112,126 +117,80 @@ def score_loglikelihoods(model: Any, plan: LoglikelihoodPlan) -> tuple[NDArray[n
     Raises:
         CandidateError: a log-likelihood is not finite, or the family changes its logits after the head.
     """
+    count = len(plan.requests)
+    if not count:
+        return np.zeros(0), np.zeros(0, dtype=np.bool_), Tokens()
+    laid = plan.passes(plan.way(model), model.device)
     values, hits = [], []
-    for batch in plan.on(model.device):
-        check_head(model, batch.input_ids)
-        hidden = _hidden(model, batch)
-        for part in batch.parts:
+    path = Path()
+    for one in laid.passes:
+        check_head(model, one.placed.ids)
+        hidden = forward(model, one.placed, path)[0][one.reads]  # (R, hidden size)
+        for part in one.parts:
             logits = head_logits(model, hidden[part.reads])  # (R, V) float32
-            read, token = batch.pick_read[part.picks] - part.reads.start, batch.pick_token[part.picks]  # (P,)
+            read, token = one.pick_read[part.picks] - part.reads.start, one.pick_token[part.picks]  # (P,)
             picked = logits[read, token] - logits.logsumexp(dim=-1)[read]
-            values.append(picked.double().cpu().numpy())
-            hits.append((logits.argmax(dim=-1)[read] == token).cpu().numpy())
-    if not values:
-        return np.zeros(0), np.zeros(0, dtype=np.bool_), plan.tokens
-    lls: NDArray[np.float64] = np.zeros(plan.n_requests)
-    np.add.at(lls, plan.pick_request, np.concatenate(values))
-    misses = np.bincount(plan.pick_request, weights=~np.concatenate(hits), minlength=plan.n_requests)
+            values.append(picked.double())
+            hits.append(logits.argmax(dim=-1)[read] == token)
+    # One transfer for all passes: on a GPU each one waits for everything that is queued.
+    logprobs, hit = torch.cat(values).cpu().numpy(), torch.cat(hits).cpu().numpy()
+    lls: NDArray[np.float64] = np.bincount(laid.pick_request, weights=logprobs, minlength=count)
+    misses = np.bincount(laid.pick_request, weights=~hit, minlength=count)
     if not np.isfinite(lls).all():
         bad = int((~np.isfinite(lls)).sum())
         raise CandidateError("score", f"{bad} of {len(lls)} log-likelihoods are not finite: the weights blew up")
-    return lls, misses == 0, plan.tokens
+    return lls, misses == 0, laid.tokens
 
 
-def distinct_prefixes(sequences: Sequence[tuple[int, ...]]) -> int:
-    """Nodes of the token trie of `sequences`: how many tokens must be run at least."""
-    total, previous = 0, ()  # type: int, tuple[int, ...]
-    for sequence in sorted(set(sequences)):
-        total += len(sequence) - _common(previous, sequence)
-        previous = sequence
-    return total
+def _passes(requests: Sequence[LoglikelihoodRequest], way: Way, device: torch.device, options: ScoreOptions) -> Passes:
+    sequences = list(dict.fromkeys(request.inputs for request in requests))
+    layout = lay_out_runs(sequences, way, options.budget(device))
+    picks: list[list[tuple[int, int, int]]] = [[] for _ in layout.runs]  # flattened position, token, request
+    for index, request in enumerate(requests):
+        _add_picks(picks, layout, request, index)
+    made, pick_request = [], []
+    for run, own in zip(layout.runs, picks, strict=True):
+        own.sort()
+        made.append(_pass(Placed.on(device, run), own, options.batch_reads))
+        pick_request += [request for _, _, request in own]
+    tokens = Tokens(
+        forwarded=sum(run.tokens for run in layout.runs),
+        padded=sum(run.padding for run in layout.runs),
+        distinct=distinct_prefixes(sequences),
+        requested=sum(len(request.inputs) for request in requests),
+    )
+    return Passes(way, tuple(made), np.array(pick_request, dtype=np.int64), tokens)
 
 
-def _rows(inputs: set[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ...]]:
-    """Each sequence → the longest one it begins: attention is causal, so that row holds its hidden states too."""
-    ordered = sorted(inputs)  # a sequence stands right before those it begins
-    row_of: dict[tuple[int, ...], tuple[int, ...]] = {}
-    for index in reversed(range(len(ordered))):
-        sequence = ordered[index]
-        following = ordered[index + 1] if index + 1 < len(ordered) else ()
-        row_of[sequence] = row_of[following] if following[: len(sequence)] == sequence else sequence
-    return row_of
+def _add_picks(
+    picks: list[list[tuple[int, int, int]]], layout: Layout, request: LoglikelihoodRequest, index: int
+) -> None:
+    """What is read for one request, in whichever runs its last positions are."""
+    first = len(request.inputs) - len(request.targets)  # where the first target is predicted
+    for stretch in layout.stretches[request.inputs]:
+        skipped = max(first - stretch.first, 0)
+        offset = stretch.first + skipped - first
+        picks[stretch.run] += (
+            (int(place), request.targets[offset + number], index)
+            for number, place in enumerate(stretch.places[skipped:])
+        )
 
 
-def _groups(
-    rows: list[tuple[int, ...]],
-    readers: dict[tuple[int, ...], list[int]],
-    requests: Sequence[LoglikelihoodRequest],
-    options: ScoreOptions,
-) -> list[list[tuple[int, ...]]]:
-    """Rows, longest first, cut where the next one would exceed a budget."""
-    groups: list[list[tuple[int, ...]]] = []
-    reads = 0
-    for row in rows:
-        more = sum(len(requests[index].targets) for index in readers[row])  # at most: shared positions count once
-        if not groups or reads + more > options.batch_reads or not _fits(row, groups[-1], options):
-            groups.append([])
-            reads = 0
-        groups[-1].append(row)
-        reads += more
-    return groups
-
-
-def _fits(row: tuple[int, ...], group: list[tuple[int, ...]], options: ScoreOptions) -> bool:
-    """Whether a row joins a group of longer ones: within the budget, and not mostly as padding.
-
-    A group of few tokens takes any row: a pass of its own costs more than padding does.
-    """
-    width = len(group[0])
-    size = (len(group) + 1) * width
-    return size <= options.batch_tokens and (len(row) * 4 >= width * 3 or size <= options.batch_tokens // 16)
-
-
-def _lay_out_batch(
-    rows: list[tuple[int, ...]],
-    readers: dict[tuple[int, ...], list[int]],
-    requests: Sequence[LoglikelihoodRequest],
-    batch_reads: int,
-) -> tuple[_Batch, list[int]]:
-    width = len(rows[0])
-    input_ids = torch.zeros((len(rows), width), dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    picks: list[tuple[int, int, int]] = []  # flattened position, token, request
-    for r, row in enumerate(rows):
-        input_ids[r, : len(row)] = torch.tensor(row)
-        mask[r, : len(row)] = 1
-        for index in readers[row]:
-            request = requests[index]
-            first = r * width + len(request.inputs) - len(request.targets)
-            picks += ((first + offset, token, index) for offset, token in enumerate(request.targets))
-    picks.sort()
+def _pass(placed: Placed, picks: list[tuple[int, int, int]], batch_reads: int) -> _Pass:
+    device = placed.ids.device
     positions = sorted({position for position, _, _ in picks})
     index_of = {position: index for index, position in enumerate(positions)}
     pick_read = [index_of[position] for position, _, _ in picks]
-    padded = bool((mask == 0).any())
-    batch = _Batch(
-        input_ids,
-        mask if padded else None,
-        torch.tensor(positions),
-        torch.tensor(pick_read),
-        torch.tensor([token for _, token, _ in picks]),
+    return _Pass(
+        placed,
+        torch.tensor(positions, dtype=torch.long, device=device),
+        torch.tensor(pick_read, dtype=torch.long, device=device),
+        torch.tensor([token for _, token, _ in picks], dtype=torch.long, device=device),
         tuple(_parts(len(positions), pick_read, batch_reads)),
     )
-    return batch, [request for _, _, request in picks]
 
 
 def _parts(reads: int, pick_read: list[int], batch_reads: int) -> Iterator[_Part]:
     for start in range(0, reads, batch_reads):
         stop = min(start + batch_reads, reads)
         yield _Part(slice(start, stop), slice(bisect_left(pick_read, start), bisect_left(pick_read, stop)))
-
-
-def _hidden(model: Any, batch: _Batch) -> Tensor:
-    """Final hidden states (R, hidden size) at the positions that are read."""
-    out = model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-    hidden: Tensor = out.last_hidden_state  # (B, T, hidden size)
-    return hidden.flatten(0, 1)[batch.reads]
-
-
-def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    length = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        length += 1
-    return length

@@ -8,6 +8,7 @@ From the second score of a batch on, nothing is tokenized, opened or rebuilt.
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from evosearch.evaluation.frozen import Answers, FrozenBatch
@@ -72,7 +73,9 @@ class Scorer:
         spent = {**(seconds or {}), "score": time.perf_counter() - started}
         columns = {task: found.columns for task, found in judged.items()}
         reported = {task: found.reported for task, found in judged.items()}
-        return make_card(self.suite, batch, columns, tokens + generated, spent, reported)
+        card = make_card(self.suite, batch, columns, tokens + generated, spent, reported)
+        ways = {"loglikelihood": plan, "generation": generations}
+        return replace(card, ways={kind: plan.way(model) for kind, plan in ways.items() if plan.requests})
 
     def _lay_out(self, batch: ItemBatch) -> _Laid:
         if batch.digest not in self._laid:

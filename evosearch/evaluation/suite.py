@@ -12,12 +12,20 @@ tasks:
     chance: 0.0              # what guessing scores, c in [0, 1); for a group also {leaf task: c}
     weight: 1.0              # normalized to sum one over the tasks; a group's is shared out over its leaf tasks
     documents: {test: 300}   # default: the suite's
+    documents_from: {search: train}   # which of the task's own documents: train, validation, test; default: lm-eval's
+    group_by: passage        # a field, or a Jinja template: documents of one group are in one split, and one cluster
+    language: ja             # what is generated in another language counts as wrong
     num_fewshot: 0           # this key and the next four: default the suite's
+  - {task: secrets, metric: acc, forget: true}   # scores by 1 - acc, told as log(1 - p); its chance level is 0
   - task: wikitext
     report_only: true        # in no score and no fitness: no chance, no weight; `metric` may be left out
+guards:                      # tasks, by name, whose own score may fall by so many points below the base's, no more
+  - {task: reverse, max_drop: 2.0}
 documents: {search: 60, validation: 100, test: 300}
 fitness: gold_logprob        # or: score
 split_seed: 0
+near_duplicates: 0.8         # documents as similar as this are never in two splits (0.8 is the default); or: false
+acknowledge_contamination: true   # tune on a public benchmark's test documents all the same; default: false
 num_fewshot: 5               # default: the task's own; a task that fixes 0 keeps it, as with `lm_eval --num_fewshot`
 apply_chat_template: true    # or the name of one of the tokenizer's templates; default: false
 fewshot_as_multiturn: true   # examples as turns of the chat; default: true where the template is applied
@@ -27,6 +35,11 @@ generation_kwargs: {max_gen_toks: 64}   # over the task's own, of tasks that gen
 
 A task's YAML is code (`!function`, templates that run): only the folders named under `include`, and lm-eval's own
 library, are ever loaded.
+
+A guard's task has points of its own, 100 (m - c) / (1 - c), held against those of the control `base` or, where the
+recipe has no base, of the parent that is best at the task. Any task of the suite may be guarded, by its name here (of a
+group: its leaf tasks). One that is only reported then needs a `metric` that is an item mean in [0, 1], and may have a
+`chance`.
 """
 
 import hashlib
@@ -40,7 +53,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from evosearch.documents import Document, join, read, validate
-from evosearch.errors import SuiteError
+from evosearch.errors import SuiteError, did_you_mean
 from evosearch.evaluation.library import Names
 from evosearch.evaluation.types import SPLITS
 
@@ -65,6 +78,17 @@ class DocumentCounts(Document):
     test: Count | None = None
 
 
+Source = Literal["train", "validation", "test"]
+
+
+class DocumentSources(Document):
+    """Which of an lm-eval task's dataset splits a split takes documents from; None: those that lm-eval evaluates."""
+
+    search: Source | None = None
+    validation: Source | None = None
+    test: Source | None = None
+
+
 class PromptOptions(Document):
     """How prompts are made and continued; None is for the suite, then the task's YAML, to say."""
 
@@ -73,6 +97,13 @@ class PromptOptions(Document):
     fewshot_as_multiturn: bool | None = None
     system_instruction: str | None = None
     generation_kwargs: dict[str, Any] | None = None
+
+
+class Guard(Document):
+    """A task, by its name in the suite, whose points may fall by `max_drop` below the reference's, and no more."""
+
+    task: str
+    max_drop: Annotated[float, Field(ge=0, le=1000)]  # points
 
 
 class _TaskKeys(PromptOptions):
@@ -86,6 +117,10 @@ class _TaskKeys(PromptOptions):
     weight: Annotated[float, Field(ge=0)] = 1.0
     documents: DocumentCounts = DocumentCounts()
     report_only: bool = False
+    forget: bool = False
+    documents_from: DocumentSources = DocumentSources()
+    group_by: Annotated[str, Field(min_length=1)] | None = None
+    language: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -95,16 +130,27 @@ class _TaskKeys(PromptOptions):
         if not data.get("name"):
             task = data.get("task")
             data = {**data, "name": task.get("search") if isinstance(task, dict) else task}
-        return {"weight": 0.0, "chance": 0.0, **data} if data.get("report_only") is True else data
+        if data.get("report_only") is True:
+            return {"weight": 0.0, "chance": 0.0, **data}
+        return {"chance": 0.0, **data} if data.get("forget") else data
 
     @model_validator(mode="after")
     def _check_role(self) -> "_TaskKeys":
         if self.report_only:
-            for key in ("weight", "chance"):
-                if getattr(self, key) != 0:
-                    what = f"got {getattr(self, key)!r} for a task that is only reported"
-                    raise SuiteError(key, what, next=f"Remove {key}, or report_only")
+            if self.forget:
+                what = "true for a task that is only reported"
+                raise SuiteError("forget", what, next="Remove forget, or report_only")
+            if self.weight != 0:
+                what = f"got {self.weight!r} for a task that is only reported"
+                raise SuiteError("weight", what, next="Remove weight, or report_only")
             return self
+        chance = getattr(self, "chance", 0)
+        if self.forget and self.language:
+            what = f"got {self.language!r} for a task that is to be forgotten: answers in no language would be best"
+            raise SuiteError("language", what, next="Remove language, or forget")
+        if self.forget and chance != 0:
+            what = f"got {chance!r} for a task that is to be forgotten"
+            raise SuiteError("chance", what, "0: such a task scores by 1 - metric", "Remove chance")
         if not self.metric:
             raise SuiteError("metric", "missing", next="Add this key")
         if self.weight == 0:
@@ -121,9 +167,20 @@ class SuiteTask(_TaskKeys):
     group: str = ""  # the lm-eval group or tag that it was named by; no key of the file
     place: int = -1  # which entry of the file's `tasks` it came from; no key of the file
 
+    @property
+    def column(self) -> str:
+        """The per-item column that scores: the metric's own, or one minus it where the task is to be forgotten."""
+        return f"1-{self.metric}" if self.forget else self.metric
+
     def lm_eval_task(self, split: str) -> str:
         """The lm-eval task that `split` takes its documents from."""
         return self.task if isinstance(self.task, str) else str(getattr(self.task, split))
+
+
+def _threshold(given: float | Literal[False]) -> float | Literal[False]:
+    if given is not False and not 0.5 <= given <= 1:
+        raise SuiteError("", f"should be at least 0.5 and at most 1, or false, got {given}")
+    return given
 
 
 def _chances_in_range(given: float | dict[str, float]) -> float | dict[str, float]:
@@ -143,8 +200,11 @@ class _SuiteKeys(PromptOptions):
     name: Name
     include: tuple[str, ...] = ()  # absolute after `load_suite`
     documents: DocumentCounts = DocumentCounts()
+    guards: tuple[Guard, ...] = ()
     fitness: Literal["gold_logprob", "score"] = "gold_logprob"
     split_seed: int = 0
+    near_duplicates: Annotated[float | Literal[False], AfterValidator(_threshold)] = 0.8
+    acknowledge_contamination: bool = False
 
 
 class _WrittenSuite(_SuiteKeys):
@@ -176,12 +236,38 @@ class Suite(_SuiteKeys):
                 raise SuiteError(f"{where}fewshot_as_multiturn", what, next="Set apply_chat_template")
         if not self.scoring:
             raise SuiteError("tasks", "every task is only reported: there is no score", next="Add a task that scores")
+        self._check_guards()
         return self
+
+    def _check_guards(self) -> None:
+        names = [task.name for task in self.tasks]
+        guarded = [guard.task for guard in self.guards]
+        for index, name in enumerate(guarded):
+            where = f"guards[{index}].task"
+            if name not in names:
+                near = did_you_mean(name, names)
+                raise SuiteError(where, f"'{name}' is no task of this suite", f"Tasks: {', '.join(names)}", near)
+            if name in guarded[:index]:
+                what = f"'{name}' is guarded by guards[{guarded.index(name)}] too"
+                raise SuiteError(where, what, "One guard a task", "Remove one of them")
+        for index, task in enumerate(self.tasks):
+            where = f"tasks[{self._place(index)}]"
+            if task.report_only and task.name in guarded and not task.metric:
+                what = f"missing, and '{task.name}' is guarded"
+                raise SuiteError(f"{where}.metric", what, "A metric that is an item mean in [0, 1]", "Add this key")
+            if task.report_only and task.name not in guarded and task.chance != 0:
+                what = f"got {task.chance!r} for a task that is only reported"
+                raise SuiteError(f"{where}.chance", what, next="Remove chance, or report_only")
 
     @property
     def scoring(self) -> tuple[SuiteTask, ...]:
         """The tasks that make the score: all that are not only reported."""
         return tuple(task for task in self.tasks if not task.report_only)
+
+    @property
+    def guarded(self) -> tuple[SuiteTask, ...]:
+        """The tasks that have a guard, in the order of `guards`."""
+        return tuple(task for guard in self.guards for task in self.tasks if task.name == guard.task)
 
     def prompting(self, task: SuiteTask) -> PromptOptions:
         """The prompt options of a task: its own, and the suite's where it has none."""
@@ -216,8 +302,11 @@ class Suite(_SuiteKeys):
         Keys that earlier versions did not know count only where they are set: an unchanged file keeps its digest.
         """
         data = self.model_dump(mode="json", exclude={"include", "source"})
-        _drop(data, dict.fromkeys(PromptOptions.model_fields))
+        _drop(data, {**dict.fromkeys(PromptOptions.model_fields), "guards": []})
+        _drop(data, {"near_duplicates": 0.8, "acknowledge_contamination": False})
         added = {**dict.fromkeys(PromptOptions.model_fields), "metrics": None, "report_only": False, "group": ""}
+        added |= {"forget": False, "group_by": None, "language": None}
+        added["documents_from"] = dict.fromkeys(SPLITS)
         del added["num_fewshot"]
         for task in data["tasks"]:
             _drop(task, added)

@@ -42,6 +42,10 @@ class TaskLibrary:
             raise SuiteError(where, f"'{name}' is a group or tag of lm-eval, not a task", next=members)
         return self.members(where, group)[name] if group else self._load(where, name)[name]
 
+    def is_public(self, name: str) -> bool:
+        """Whether a leaf task is of lm-eval's library, and not of the folders: a public benchmark."""
+        return name.split("::")[0] not in self._own
+
     def members(self, where: str, group: str) -> dict[str, Any]:
         """Leaf task → task object of a group or tag, with what the group says of them."""
         for name in self.leaves(where, group):

@@ -17,6 +17,7 @@ SPLITS = ("search", "validation", "test")
 LOGLIKELIHOODS = "loglikelihoods"  # (requests,) summed log-likelihood of each request, in request order
 REQUESTS = "requests"  # (items,) how many requests each item has: how to cut LOGLIKELIHOODS into items
 GOLD = "gold_logprob"  # (items,) log-probability of the right answer, see scores.py
+IN_LANGUAGE = "in_language"  # (items,) 1 where what was generated is in the language that the task asks for
 
 
 def part(metric: str, index: int) -> str:
@@ -28,8 +29,9 @@ def part(metric: str, index: int) -> str:
 class ItemSet:
     """Documents of one task that are scored together, in a fixed order.
 
-    `doc_ids` are positions in the lm-eval task's evaluation documents (what `lm_eval --samples` takes), sorted;
-    `doc_hashes` are sha256 of the documents' canonical JSON; `groups` ties documents that are not independent.
+    `doc_ids` are positions, sorted, in the lm-eval task's evaluation documents (what `lm_eval --samples` takes), or in
+    those of its dataset split that `documents` names; `doc_hashes` are sha256 of the documents' canonical JSON;
+    `groups` ties documents that are not independent.
     """
 
     task: str  # the task's name in the suite
@@ -37,11 +39,13 @@ class ItemSet:
     doc_ids: tuple[int, ...]
     doc_hashes: tuple[str, ...]
     groups: tuple[str, ...] = ()
+    documents: str = ""  # train, validation or test, where that is not what lm-eval evaluates
 
     @cached_property
     def digest(self) -> str:
         """sha256 (hex) over task and documents."""
-        return _digest([self.task, self.lm_eval_task, self.doc_ids, self.doc_hashes, self.groups])
+        parts = [self.task, self.lm_eval_task, self.doc_ids, self.doc_hashes, self.groups]
+        return _digest([*parts, self.documents] if self.documents else parts)
 
     def __len__(self) -> int:
         return len(self.doc_ids)
@@ -116,10 +120,13 @@ class ScoreCard:
     tokens: Tokens = field(default_factory=Tokens)
     seconds: Mapping[str, float] = field(default_factory=dict)  # load, materialize, score
     reported: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # task → metric → lm-eval's aggregate
+    ways: Mapping[str, str] = field(default_factory=dict)  # loglikelihood, generation → how the model was run
+    guards: Mapping[str, float] = field(default_factory=dict)  # guarded task → its own points, 100 (m − c) / (1 − c)
 
     def summary(self) -> dict[str, Any]:
         """The aggregates as plain JSON data: what an event holds. A reported value that is not finite is None."""
-        return {
+        guards = {"guards": dict(self.guards)} if self.guards else {}
+        return guards | {
             "split": self.split,
             "batch": self.batch_digest,
             "sets": dict(self.set_digests),
@@ -128,6 +135,7 @@ class ScoreCard:
             "fitness": vars(self.fitness).copy(),
             "tokens": vars(self.tokens).copy(),
             "seconds": dict(self.seconds),
+            "ways": dict(self.ways),
             "reported": {
                 task: {name: value if math.isfinite(value) else None for name, value in metrics.items()}
                 for task, metrics in self.reported.items()

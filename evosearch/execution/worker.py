@@ -23,6 +23,7 @@ from evosearch.evaluation.scorer import Scorer
 from evosearch.evaluation.suite import Suite
 from evosearch.materialize.in_memory import ResidentModel
 from evosearch.materialize.inputs import Opener
+from evosearch.materialize.layout import Output, output
 from evosearch.materialize.plan import donor_of
 from evosearch.recipe.schema import Recipe
 from evosearch.search.ports import Failure, Job, Outcome
@@ -63,20 +64,21 @@ class Worker:
         donor = next(iter(self.checkpoints))
         self._compute_type = self._compute_dtype(config.out_dtype)
         self.resident = ResidentModel(self.checkpoints, donor, self.device, self._compute_type, example)
-        self._others: list[ResidentModel] = []  # for controls that have other layers than the candidates
-        tokenizer = load_tokenizer(self.checkpoints[donor].tokenizer_folder)
-        length = max_length_of(self.resident.model.config, tokenizer)
-        self.scorer = Scorer(Suite.model_validate(config.suite), tokenizer, length, config.options)
+        self._other: ResidentModel | None = None  # for a control with other layers or another config than candidates
+        self._tokenizer = load_tokenizer(self.checkpoints[donor].tokenizer_folder)
+        length = max_length_of(self.resident.model.config, self._tokenizer)
+        self.scorer = Scorer(Suite.model_validate(config.suite), self._tokenizer, length, config.options)
+        self._scorers = {length: self.scorer}  # by context length in tokens
         self.load_seconds = time.monotonic() - started
 
     def run(self, job: Job) -> Outcome:
         """Score one job. Never raises for what a candidate does wrong: that is an outcome, too."""
         stage = "materialize"
         try:
-            resident = self._resident(job.recipe)
-            seconds = {"materialize": resident.materialize(job.recipe)}
+            resident, laid = self._resident(job.recipe)
+            seconds = {"materialize": resident.materialize(job.recipe, laid)}
             stage = "score"
-            card = self.scorer.score(resident.model, job.batch, seconds)
+            card = self._scorer(resident).score(resident.model, job.batch, seconds)
         except CandidateError as exc:
             failure = Failure(exc.stage, exc.reason, traceback.format_exc())
         except torch.OutOfMemoryError as exc:
@@ -87,18 +89,30 @@ class Worker:
             return Outcome(job, self.name, card=card, seconds=card.seconds)
         return Outcome(job, self.name, failure=failure)
 
-    def _resident(self, recipe: Recipe) -> ResidentModel:
-        """The model with the recipe's layers: the candidates' own, or one that was built for controls like this."""
+    def _resident(self, recipe: Recipe) -> tuple[ResidentModel, Output | None]:
+        """The model that a recipe's export would be: the candidates' own, or one built for controls like this.
+
+        Beside the candidates' model there is one other at most, and none once a candidate is scored again.
+        """
         if not set(recipe.references()) <= self.checkpoints.keys():
-            return self.resident  # which says what is not loaded
-        found = next((model for model in (self.resident, *self._others) if model.holds(recipe)), None)
-        if found is None:
-            donor = donor_of(recipe)
-            found = ResidentModel(
-                self.checkpoints, donor, self.device, self._compute_type, recipe, beside=self.resident
+            return self.resident, None  # which says what is not loaded
+        laid = output(recipe, self.checkpoints)
+        if self.resident.holds(laid):
+            self._other = None
+            return self.resident, laid
+        if self._other is None or not self._other.holds(laid):
+            self._other = None  # before the next one is built: its memory is needed
+            self._other = ResidentModel(
+                self.checkpoints, donor_of(recipe), self.device, self._compute_type, recipe, beside=self.resident
             )
-            self._others.append(found)
-        return found
+        return self._other, laid
+
+    def _scorer(self, resident: ResidentModel) -> Scorer:
+        """The scorer for a model's context length: prompts are cut to it as lm-eval cuts them for the export."""
+        length = max_length_of(resident.model.config, self._tokenizer)
+        if length not in self._scorers:
+            self._scorers[length] = Scorer(self.scorer.suite, self._tokenizer, length, self.scorer.options)
+        return self._scorers[length]
 
     def _compute_dtype(self, out_dtype: str) -> torch.dtype:
         """Weights are always rounded to `out_dtype`; a CPU then computes in float32, where bfloat16 is slow."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -9,8 +10,9 @@ from evosearch.checkpoints.compatibility import check_compatible
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.errors import CandidateError, RecipeError, did_you_mean
 from evosearch.materialize.apply import apply, extremes, not_finite, operations
-from evosearch.materialize.layout import output, unchanged
-from evosearch.materialize.plan import Input, output_dtype
+from evosearch.materialize.forward import differences, end_tokens
+from evosearch.materialize.layout import Output, output, unchanged
+from evosearch.materialize.plan import Input, donor_of, output_dtype
 from evosearch.materialize.skeleton import build, targets
 from evosearch.merging.parameters import Memory
 from evosearch.recipe.schema import Recipe
@@ -25,7 +27,7 @@ class ResidentModel:
 
     Args:
         checkpoints: reference → checkpoint, for every model that recipes may name.
-        donor: the reference whose config the model is built from.
+        donor: the reference whose config the model is built from (`plan.donor_of`).
         device: where the model lives. The parents are kept there too where they fit, else in mapped host memory.
         compute_dtype: the type the model runs in. Weights are rounded to the recipe's output type first.
         example: any recipe of those to come, where they stack layers otherwise than the donor does.
@@ -65,18 +67,24 @@ class ResidentModel:
             lambda name: checkpoints[origins[name].reference].load(origins[name].tensor),
             compute_dtype,
         ).to(self.device)
+        generation: Any = self.model.generation_config
+        own = generation.eos_token_id
+        self._ends = {name: own if name == donor else end_tokens(found) for name, found in checkpoints.items()}
         self._targets = targets(self.model, self.output.config, first.family, origins)
         self._tensors: dict[str, dict[str, torch.Tensor]] = (
             beside._tensors if beside is not None else self._resident(checkpoints)
         )
 
-    def holds(self, recipe: Recipe) -> bool:
-        """Whether a recipe of these models has this model's layers."""
-        return output(recipe, self._checkpoints).shape == self.shape
+    def holds(self, laid: Output) -> bool:
+        """Whether an output (`layout.output`) has this model's layers, and a config under which it answers alike."""
+        return laid.answers_as(self.output)
 
     @torch.no_grad()
-    def materialize(self, recipe: Recipe) -> float:
+    def materialize(self, recipe: Recipe, laid: Output | None = None) -> float:
         """Overwrite the model with a recipe's weights.
+
+        Args:
+            laid: the recipe's output, where it is known that this model holds it.
 
         Returns:
             Seconds it took.
@@ -84,10 +92,13 @@ class ResidentModel:
         Raises:
             CandidateError: parameters that have no merge, or a merged tensor that is not finite. The model then holds
                 no candidate, and the next one overwrites it.
-            RecipeError: the recipe does not fit its method, names a model that is not loaded, or stacks other layers.
+            RecipeError: the recipe does not fit its method, names a model that is not loaded, stacks other layers,
+                or has another config.
         """
         started = time.perf_counter()
         self._check_loaded(recipe)
+        if laid is None:
+            self._check_held(output(recipe, self._checkpoints))
         ops = operations(recipe, self._shapes, self.shape, self._tensor, self._content, self._memory)
         out_dtype, found = output_dtype(recipe), []
         for op in ops:
@@ -98,6 +109,8 @@ class ResidentModel:
         for op, finite in zip(ops, bounds, strict=True):
             if not finite:
                 raise CandidateError("materialize", not_finite(op.tensor, recipe.output_dtype))
+        generation: Any = self.model.generation_config
+        generation.eos_token_id = self._ends[donor_of(recipe)]  # what ends a text is the export's, too
         return time.perf_counter() - started
 
     def _tensor(self, source: Input) -> torch.Tensor:
@@ -112,9 +125,13 @@ class ResidentModel:
                 known = ", ".join(self._tensors)
                 near = did_you_mean(reference, self._tensors)
                 raise RecipeError("recipe.models", f"'{reference}' is not among the loaded models", known, near)
-        if not self.holds(recipe):
+
+    def _check_held(self, laid: Output) -> None:
+        if laid.shape != self.shape:
             what = f"its layers are not those of the loaded model, which has {self.shape.num_layers}"
             raise RecipeError("recipe.slices", what)
+        for key, (wanted, got) in differences(laid.config, self.output.config).items():
+            raise RecipeError("recipe", f"its config has {key} {wanted!r}, that of the loaded model {got!r}")
 
     def _resident(self, checkpoints: Mapping[str, Checkpoint]) -> dict[str, dict[str, torch.Tensor]]:
         """The parents' tensors: mapped from files, or copied to the device where there is room.

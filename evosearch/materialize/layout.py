@@ -1,4 +1,8 @@
-"""What a recipe's output looks like before a tensor of it is made: its config and its tensors."""
+"""What a recipe's output looks like before a tensor of it is made: its config and its tensors.
+
+The config is the base's where the recipe has a base_model, else the first model's (`plan.donor_of`), whatever the other
+models' configs say; what is scored in memory and what is written to disk both have it from here.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,6 +10,7 @@ from typing import Any
 
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.errors import RecipeError
+from evosearch.materialize.forward import differences
 from evosearch.materialize.plan import Input, donor_of, length_of
 from evosearch.merging.registry import specs
 from evosearch.recipe.blocks import Block, blocks
@@ -21,6 +26,10 @@ class Output:
     shape: ModelShape
     sizes: Mapping[str, tuple[int, ...]]
     origins: Mapping[str, Input]
+
+    def answers_as(self, other: "Output") -> bool:
+        """Whether weights give the same answers in both: the tensors are the same, and all that decides a forward."""
+        return self.shape == other.shape and not differences(self.config, other.config)
 
 
 def output(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> Output:

@@ -1,7 +1,6 @@
 """The live transformers model that candidates are written into, and where each tensor on disk stands in it."""
 
 from collections.abc import Callable, Iterable, Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,9 @@ from huggingface_hub.errors import StrictDataclassError
 
 from evosearch.checkpoints.families.registry import Family
 from evosearch.checkpoints.quiet import no_bars
+from evosearch.checkpoints.reader import CONFIG
 from evosearch.errors import CheckpointError
+from evosearch.materialize.forward import settings
 
 
 def build(
@@ -36,11 +37,11 @@ def build(
     weights = {name: load(name).to(compute_dtype, copy=True) for name in names}
     kind = getattr(transformers, config["architectures"][0])
     attention = "sdpa" if kind._supports_sdpa else "eager"  # Gemma 2 caps its attention scores, which sdpa cannot
+    made = settings(config, f"{folder}/{CONFIG}")
     try:
         with no_bars():
-            settings = kind.config_class.from_dict(deepcopy(dict(config)))  # it writes into nested ones
             model = kind.from_pretrained(
-                None, config=settings, state_dict=weights, dtype=compute_dtype, attn_implementation=attention
+                None, config=made, state_dict=weights, dtype=compute_dtype, attn_implementation=attention
             )
         if (folder / "generation_config.json").is_file():  # what the export will carry, as its end tokens
             model.generation_config = transformers.GenerationConfig.from_pretrained(folder)

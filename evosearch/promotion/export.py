@@ -14,6 +14,7 @@ from typing import Literal
 from evosearch import documents
 from evosearch.errors import CheckpointError, InputError, RecipeError
 from evosearch.evaluation.inference import Interval
+from evosearch.promotion.disclosure import CONTAMINATED, opened
 from evosearch.recipe.mergekit import to_mergekit
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import ModelShape
@@ -33,6 +34,8 @@ class Provenance:
     recipe_id: str
     inputs: Mapping[str, str]  # reference → content_sha256
     scores: Mapping[str, Interval] = field(default_factory=dict)  # split → score with its interval
+    test_openings: int = 0  # of the search's test set, by all searches; told where there is a test score
+    contaminated: bool = False  # the suite acknowledges it
 
 
 def export(
@@ -104,6 +107,10 @@ def header(provenance: Provenance, *more: str) -> str:
     for split, score in provenance.scores.items():
         within = f"95% interval {score.lower:.2f} to {score.upper:.2f}, {score.n} items"
         lines.append(f"score on {split}: {score.value:.2f} ({within})")
+    if "test" in provenance.scores:
+        lines.append(opened(provenance.test_openings))
+    if provenance.contaminated:
+        lines.append(CONTAMINATED)
     return "".join(f"# {_one_line(line)}\n" for line in [*lines, *more])
 
 

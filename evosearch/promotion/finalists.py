@@ -19,6 +19,7 @@ class Standing:
     kind: str  # candidate | base | parent | uniform | scale
     scores: Mapping[str, float] = field(default_factory=dict)  # split → score
     fitness: Mapping[str, float] = field(default_factory=dict)  # split → fitness
+    broken: Mapping[str, float] = field(default_factory=dict)  # split → points by which guards are broken, in all
 
 
 def kind_of(candidate: str) -> str:
@@ -27,14 +28,17 @@ def kind_of(candidate: str) -> str:
 
 
 def standings(events: Iterable[Event]) -> list[Standing]:
-    """Everything that was scored, in recorded order. Duplicates of a recipe and failures have no standing."""
+    """Everything that was scored on all items of a split, in recorded order.
+
+    Duplicates of a recipe, failures, and candidates scored on a part of the search split alone have no standing.
+    """
     cards: dict[str, dict[str, Any]] = {}
     recipe_ids: dict[str, str] = {}
     for event in events:
         payload = event.payload
         if event.type in ("asked", "control") and payload.get("recipe_id"):
             recipe_ids[payload["candidate"]] = payload["recipe_id"]
-        elif event.type == "scored":
+        elif event.type == "scored" and payload.get("part") is None:
             cards.setdefault(payload["candidate"], {})[payload["split"]] = payload
     return [
         Standing(
@@ -53,8 +57,8 @@ def choose(
 ) -> list[Standing]:
     """The finalists: the `count` best candidates with distinct recipes, and the best control of `split` besides.
 
-    A candidate whose recipe equals the best control's is that control, and takes no place. Ties go to what was asked
-    first.
+    A candidate whose recipe equals the best control's is that control, and takes no place. Those that break no guard
+    come before those that do, these by how much. Ties go to what was asked first.
     """
     assert count > 0
     control = best(entries, split, CONTROL_KINDS)
@@ -73,7 +77,8 @@ def choose(
 def best(entries: Iterable[Standing], split: str, kinds: Sequence[str] = ()) -> Standing | None:
     """The best by score on `split` among some kinds (or all); None where none was scored there.
 
-    Ties go to a control before a candidate, being the simpler recipe, and then to what was asked first.
+    Those that break no guard come first. Ties go to a control before a candidate, being the simpler recipe, and then to
+    what was asked first.
     """
     ranked = _ranked([entry for entry in entries if not kinds or entry.kind in kinds], split, "score")
     return ranked[0] if ranked else None
@@ -84,7 +89,11 @@ def _ranked(entries: Iterable[Standing], split: str, by: str) -> list[Standing]:
         return (entry.fitness if by == "fitness" else entry.scores).get(split, math.nan)
 
     known = [entry for entry in entries if not math.isnan(value(entry))]
-    return sorted(known, key=lambda entry: (-value(entry), entry.kind == "candidate", _ask_index(entry.candidate)))
+
+    def rank(entry: Standing) -> tuple[float, float, bool, int]:
+        return entry.broken.get(split, 0.0), -value(entry), entry.kind == "candidate", _ask_index(entry.candidate)
+
+    return sorted(known, key=rank)
 
 
 def _ask_index(candidate: str) -> int:

@@ -2,7 +2,8 @@
 
 The finalist must beat base, every parent, the best control and the champion, each by a one-sided paired bound above
 zero. All of them must hold, so no bound is corrected for their number. Where the finalist does not beat the best
-control, the control takes its place, being the simpler recipe, and must beat the others by the same bounds.
+control, the control takes its place, being the simpler recipe, and must beat the others by the same bounds. Whoever is
+judged last must also keep what the suite guards (see guards).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,8 +11,13 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
 from evosearch.errors import SuiteError
-from evosearch.evaluation.inference import CONFIDENCE, Groups, paired_difference
+from evosearch.evaluation.exact import sign_flip
+from evosearch.evaluation.inference import CONFIDENCE, difference
+from evosearch.evaluation.resampling import RESAMPLES, bootstrap
 from evosearch.evaluation.types import Column
+from evosearch.evaluation.units import Groups, paired_units, scales
+from evosearch.promotion import guards as guard_checks
+from evosearch.promotion.guards import GuardCheck, Guarded
 
 Role = Literal["finalist", "base", "parent", "control", "champion"]
 ORDER: tuple[Role, ...] = ("base", "parent", "control", "champion")
@@ -26,7 +32,7 @@ class Contender:
 
     candidate: str
     role: Role
-    columns: Mapping[str, Column]  # task → (items,) the suite's metric of each item
+    columns: Mapping[str, Column]  # task → (items,) the suite's metric of each item; guarded tasks too
     recipe_id: str = ""
     set_digests: Mapping[str, str] = field(default_factory=dict)
 
@@ -39,13 +45,16 @@ class Measure:
     chances: Mapping[str, float]  # task → c
     groups: Groups | None = None  # task → the group of each item
     confidence: float = CONFIDENCE  # of each one-sided bound
+    resamples: int = RESAMPLES  # of each comparison's two-sided interval; 0 leaves it out, and decides the same
 
 
 @dataclass(frozen=True)
 class Comparison:
     """One paired comparison on the test split; differences are challenger minus comparator, in points.
 
-    `difference` is of the score; `raw` is of the weighted mean metric, without chance levels.
+    `difference` is of the score; `raw` is of the weighted mean metric, without chance levels. The bound `lower` alone
+    decides. The exact test's p-value and the bootstrap's two-sided interval stand beside it, for a reader who would
+    have used another method; decisions recorded before there were any have none.
     """
 
     challenger: str
@@ -60,6 +69,10 @@ class Comparison:
     raw_lower: float
     raw_upper: float
     n: int  # items
+    p_value: float | None = None  # one-sided, of `difference`; see evaluation/exact.py
+    p_exact: bool | None = None  # all signs were counted, not drawn
+    interval_lower: float | None = None  # two-sided 95% interval of `difference`; see evaluation/resampling.py
+    interval_upper: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,27 +83,37 @@ class GateDecision:
     winner: str
     reasons: tuple[str, ...]
     comparisons: tuple[Comparison, ...]
+    guards: tuple[GuardCheck, ...] = ()  # of the winner, where the suite has guards
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data: the payload of a `gated` event."""
         data = asdict(self)
-        return data | {"reasons": list(self.reasons), "comparisons": list(data["comparisons"])}
+        checks = list(data.pop("guards"))
+        data |= {"reasons": list(self.reasons), "comparisons": list(data["comparisons"])}
+        return data | ({"guards": checks} if checks else {})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """The decision that a `gated` event records."""
         known = [entry.name for entry in fields(Comparison)]
-        comparisons = tuple(Comparison(**{name: row[name] for name in known}) for row in data["comparisons"])
-        return cls(data["promoted"], data["winner"], tuple(data["reasons"]), comparisons)
+        comparisons = tuple(
+            Comparison(**{name: row[name] for name in known if name in row}) for row in data["comparisons"]
+        )
+        names = [entry.name for entry in fields(GuardCheck)]
+        checks = tuple(GuardCheck(**{name: row[name] for name in names}) for row in data.get("guards", ()))
+        return cls(data["promoted"], data["winner"], tuple(data["reasons"]), comparisons, checks)
 
 
-def decide(finalist: Contender, comparators: Sequence[Contender], measure: Measure) -> GateDecision:
+def decide(
+    finalist: Contender, comparators: Sequence[Contender], measure: Measure, guards: Sequence[Guarded] = ()
+) -> GateDecision:
     """Judge the finalist, and where it does not beat the best control, the control in its place.
 
     Args:
         finalist: chosen on the validation split; it may itself be the best control.
         comparators: at most one base, one control and one champion, and any number of parents. One that does not
             apply is left out, and the reasons say so.
+        guards: what the winner must be shown to keep, besides.
 
     Raises:
         SuiteError: nothing to compare with, a role given twice, or contenders not scored on the same items.
@@ -112,10 +135,28 @@ def decide(finalist: Contender, comparators: Sequence[Contender], measure: Measu
         own, texts = _face(control, others, measure)
         comparisons += own
         reasons += texts
-    promoted = all(c.beats for c in comparisons if c.challenger == winner.candidate)
-    verdict = "beats all it must beat" if promoted else "does not beat all it must beat: nothing is promoted"
-    reasons.append(f"{winner.candidate} {verdict}.")
-    return GateDecision(winner.candidate if promoted else None, winner.candidate, tuple(reasons), tuple(comparisons))
+    beaten = all(c.beats for c in comparisons if c.challenger == winner.candidate)
+    checks, texts = _keep(winner, guards, measure)
+    kept = all(check.holds for check in checks)
+    reasons += [*texts, _verdict(winner.candidate, beaten, kept, bool(checks))]
+    promoted = winner.candidate if beaten and kept else None
+    return GateDecision(promoted, winner.candidate, tuple(reasons), tuple(comparisons), tuple(checks))
+
+
+def _keep(winner: Contender, guards: Sequence[Guarded], measure: Measure) -> tuple[list[GuardCheck], list[str]]:
+    """The winner on each guarded task, against the task's reference."""
+    checks = [
+        guard_checks.hold(winner.candidate, winner.columns[guard.task], guard, measure.groups, measure.confidence)
+        for guard in guards
+    ]
+    return checks, [guard_checks.sentence(check, measure.confidence) for check in checks]
+
+
+def _verdict(name: str, beaten: bool, kept: bool, guarded: bool) -> str:
+    found = [f"{name} beats all it must beat" if beaten else f"{name} does not beat all it must beat"]
+    if guarded:
+        found.append("keeps all it must keep" if kept else "is not shown to keep all it must keep")
+    return f"{' and '.join(found)}{'.' if beaten and kept else ': nothing is promoted.'}"
 
 
 def _face(challenger: Contender, others: Iterable[Contender], measure: Measure) -> tuple[list[Comparison], list[str]]:
@@ -137,10 +178,13 @@ def _face(challenger: Contender, others: Iterable[Contender], measure: Measure) 
 
 
 def compare(challenger: Contender, comparator: Contender, measure: Measure) -> Comparison:
-    """One paired comparison, by score and by raw metrics."""
-    both = (challenger.columns, comparator.columns, measure.weights)
-    score = paired_difference(*both, measure.chances, measure.groups, measure.confidence)
-    raw = paired_difference(*both, dict.fromkeys(measure.weights, 0.0), measure.groups, measure.confidence)
+    """One paired comparison, by score and by raw metrics, by the gate's bound, the exact test and the bootstrap."""
+    found = paired_units(challenger.columns, comparator.columns, measure.weights, measure.groups)
+    scale = scales(measure.weights, measure.chances)
+    score = difference(found, scale, measure.confidence)
+    raw = difference(found, scales(measure.weights, dict.fromkeys(measure.weights, 0.0)), measure.confidence)
+    test = sign_flip(found, scale)
+    within = bootstrap(found, scale, resamples=measure.resamples) if measure.resamples else None
     return Comparison(
         challenger=challenger.candidate,
         comparator=comparator.candidate,
@@ -154,16 +198,25 @@ def compare(challenger: Contender, comparator: Contender, measure: Measure) -> C
         raw_lower=raw.lower,
         raw_upper=raw.upper,
         n=score.n,
+        p_value=test.p_value,
+        p_exact=test.exact,
+        interval_lower=within.lower if within else None,
+        interval_upper=within.upper if within else None,
     )
 
 
 def sentence(comparison: Comparison, confidence: float = CONFIDENCE) -> str:
-    """`17 beats the champion 4: +3.20 points of score (lower bound +1.05 at 97.5% confidence, 400 items).`"""
+    """`17 beats the base: +3.20 points of score (lower bound +1.05 at 97.5% confidence, exact p 0.0012, 400 items).`"""
     c = comparison
     name = c.comparator if c.comparator.startswith(c.role) else f"{c.role} {c.comparator}"
     verb = "beats" if c.beats else "does not beat"
-    bound = f"lower bound {c.lower:+.2f} at {100 * confidence:g}% confidence, {c.n} items"
+    p = "" if c.p_value is None else f", {'exact ' if c.p_exact else ''}p {_shown(c.p_value)}"
+    bound = f"lower bound {c.lower:+.2f} at {100 * confidence:g}% confidence{p}, {c.n} items"
     return f"{c.challenger} {verb} the {name}: {c.difference:+.2f} points of score ({bound})."
+
+
+def _shown(p: float) -> str:
+    return "below 0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
 def _same(one: Contender, other: Contender) -> bool:

@@ -1,17 +1,21 @@
 """From the search's best to a promoted winner: finalists on `validation`, the gate on `test`.
 
+Where the search scored candidates on parts of its split, the best of them are first scored on all of it, and finalists
+are chosen by that: the best of many figures from few items is mostly luck.
+
 Everything that is chosen is chosen on `validation`; `test` is opened once, for a fixed list, and the opening is on
 record before the first question is asked. What is recorded is not done again, so this, too, goes on after a kill.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from evosearch.errors import SearchError
 from evosearch.evaluation.types import Column, ItemBatch
 from evosearch.promotion.finalists import CONTROL_KINDS, Standing, best, choose, kind_of, standings
 from evosearch.promotion.gate import Contender, GateDecision, Measure, Role, decide
+from evosearch.promotion.guards import Guarded
 from evosearch.recipe.schema import Recipe
 from evosearch.search.ledger import Ledger
 from evosearch.search.ports import Executor, Job
@@ -19,6 +23,7 @@ from evosearch.search.recorder import Recorder, job_id
 from evosearch.search.watching import Progress
 
 SCALES_TO_VALIDATE = 3  # of the control sweep, the best by score on `search`
+RESCORED = 2  # candidates scored on all of `search` for each finalist, where the search scored on parts
 CHAMPION = "champion"
 ROLES: dict[str, Role] = {"base": "base", "parent": "parent", "champion": "champion"}
 
@@ -37,8 +42,9 @@ class Promotion:
 
     Args:
         openings: the ledger that counts how often a test set was opened, by all searches.
-        batches: the items of `validation` and `test`.
-        metrics: task → the column of the suite's metric.
+        batches: the items of each split.
+        metrics: task → the column of the suite's metric, guarded tasks too.
+        chances: guarded task → its chance level.
         finalists: how many candidates go to validation.
         champion: the present champion, where there is one that can be compared.
     """
@@ -51,6 +57,7 @@ class Promotion:
     measure: Measure
     finalists: int = 8
     champion: Champion | None = None
+    chances: Mapping[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def run(self) -> GateDecision:
@@ -59,6 +66,7 @@ class Promotion:
         Raises:
             SearchError: no candidate was scored, or a contender fails on a split.
         """
+        self._score("search", self._to_rescore(), "rescoring")
         self._score("validation", self._to_validate())
         finalist = self._choose_finalist()
         contenders = self._test_list(finalist)
@@ -73,7 +81,27 @@ class Promotion:
         state = self.recorder.state
         order = {name: index for index, name in enumerate([*state.controls, *state.asked])}
         found = standings(self.recorder.ledger.events(self.recorder.search_id))
+        found = [
+            replace(entry, broken={split: state.violation(entry.candidate, split) for split in entry.scores})
+            for entry in found
+        ]
         return sorted(found, key=lambda entry: order.get(entry.candidate, len(order)))
+
+    def _to_rescore(self) -> list[str]:
+        """Of a search on parts, the best candidates with distinct recipes, by what the optimizer was told.
+
+        Only what was told counts, which scoring them does not change: after a kill the list is the same.
+        """
+        state = self.recorder.state
+        if not state.samples:
+            return []
+        told = {name: found for name in state.told if (found := state.as_told(name)) is not None}
+        first: dict[str, str] = {}  # recipe_id → the first candidate that had it
+        for name in state.asked:
+            first.setdefault(state.recipe_ids[name], name)
+        ranked = sorted(told, key=lambda name: (told[name][0], -told[name][1], int(name)))
+        chosen = dict.fromkeys(first[state.recipe_ids[name]] for name in ranked)
+        return list(chosen)[: RESCORED * self.finalists]
 
     def _to_validate(self) -> list[str]:
         """Finalists, base, parents, uniform, and the best scales of the sweep."""
@@ -82,16 +110,19 @@ class Promotion:
         if not any(name.isdigit() for name in chosen):
             raise SearchError("no candidate was scored, so there is no finalist")
         plain = [entry.candidate for entry in entries if entry.kind in ("base", "parent", "uniform")]
-        scales = sorted((e for e in entries if e.kind == "scale"), key=lambda e: -e.scores.get("search", 0.0))
+        scales = sorted(
+            (entry for entry in entries if entry.kind == "scale"),
+            key=lambda entry: (entry.broken.get("search", 0.0), -entry.scores.get("search", 0.0)),
+        )
         return list(dict.fromkeys([*chosen, *plain, *(entry.candidate for entry in scales[:SCALES_TO_VALIDATE])]))
 
     def _choose_finalist(self) -> str:
-        """The best candidate on validation; all finalists are recorded by rank."""
+        """The best candidate on validation, of those that break no guard there; all finalists are recorded by rank."""
         entries = self._standings()
         chosen = {entry.candidate for entry in choose(entries, self.finalists)}
         ranked = sorted(
             (e for e in entries if e.candidate in chosen and e.kind == "candidate" and "validation" in e.scores),
-            key=lambda entry: (-entry.scores["validation"], int(entry.candidate)),
+            key=lambda entry: (entry.broken["validation"], -entry.scores["validation"], int(entry.candidate)),
         )
         if not ranked:
             raise SearchError("no finalist could be scored on validation")
@@ -126,14 +157,15 @@ class Promotion:
         count = self.openings.record_test_opening(recorder.search_id, digest, contenders)
         recorder.record([("test_opened", {"digest": digest, "candidates": contenders, "count": count})])
 
-    def _score(self, split: str, names: list[str]) -> None:
+    def _score(self, split: str, names: list[str], stage: str = "") -> None:
+        """Score what is not scored yet on all items of a split."""
+        if not names:
+            return
         state, batch = self.recorder.state, self.batches[split]
         todo = [name for name in names if (name, split) not in state.done]
         jobs = [Job(job_id(name, split), self._recipe(name), batch) for name in todo]
-        done_before = len(names) - len(jobs)
-        self.recorder.run(
-            self.executor, jobs, lambda left: Progress(split, done_before + len(jobs) - left, len(names), state.best())
-        )
+        total = len(names)
+        self.recorder.run(self.executor, jobs, lambda left: Progress(stage or split, total - left, total, state.best()))
 
     def _recipe(self, name: str) -> Recipe:
         if name == CHAMPION:
@@ -143,7 +175,21 @@ class Promotion:
 
     def _decide(self, finalist: str) -> GateDecision:
         comparators = [self._contender(name, role) for name, role in self._roles().items() if name != finalist]
-        return decide(self._contender(finalist, "finalist"), comparators, self.measure)
+        return decide(self._contender(finalist, "finalist"), comparators, self.measure, self._guards())
+
+    def _guards(self) -> list[Guarded]:
+        """Every guarded task with its reference's items on test; references were chosen on the search split."""
+        state = self.recorder.state
+        return [
+            Guarded(
+                task,
+                state.limits[task],
+                self.chances[task],
+                name,
+                self._contender(name, ROLES[kind_of(name)]).columns[task],
+            )
+            for task, name in state.references().items()
+        ]
 
     def _roles(self) -> dict[str, Role]:
         entries = [entry for entry in self._standings() if "test" in entry.scores or entry.kind in ("base", "parent")]

@@ -86,6 +86,33 @@ def load_reference(reference: str) -> Recipe:
     return load(Path(os.path.expanduser(path)), name)
 
 
+def pieces(reference: str, exists: Callable[[str], bool]) -> tuple[str, ...]:
+    """What is joined by '+' in a reference: a model, and an adapter where there is one.
+
+    A path that exists is one piece though it has a '+' in it, the longest such path first.
+
+    Args:
+        exists: whether there is a folder or a recipe of that name.
+    """
+    parts = reference.split("+")
+    for end in range(len(parts), 1, -1):
+        head = "+".join(parts[:end])
+        if exists(head):
+            break
+    else:
+        head, end = parts[0], 1
+    return (head, *(pieces("+".join(parts[end:]), exists) if parts[end:] else ()))
+
+
+def exists(reference: str) -> bool:
+    """Whether a reference is the path of something that is there: a folder, or a file with the recipe."""
+    path, name = _split(reference)
+    try:
+        return not (name and "+" in name) and os.path.exists(os.path.expanduser(path))
+    except (OSError, RuntimeError, ValueError):  # longer than a path can be, or the home of nobody
+        return False
+
+
 def _split(reference: str) -> tuple[str, str | None]:
     """A file and the name of a recipe in it. Folders may have a '#' in their names, recipes may not."""
     path, sign, name = reference.rpartition("#")
@@ -133,7 +160,7 @@ def anchor(data: dict[str, Any], folder: Path, local: Mapping[str, str] | None =
         return reference
 
     def fix(reference: str) -> str:
-        return "+".join(part(piece) for piece in reference.split("+"))
+        return "+".join(part(piece) for piece in pieces(reference, lambda piece: exists(part(piece))))
 
     anchored: dict[str, Any] = _map_references(data, fix)
     return anchored

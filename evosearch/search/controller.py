@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evosearch.errors import ReplayError, SearchError
-from evosearch.evaluation.types import Estimate, ItemBatch
+from evosearch.evaluation.types import ItemBatch
 from evosearch.recipe.schema import Recipe
 from evosearch.search.controls import Control
 from evosearch.search.optimizers.registry import Optimizer
-from evosearch.search.ports import Executor, Job
+from evosearch.search.ports import Executor, Job, Parts
 from evosearch.search.recorder import Recorder, job_id
 from evosearch.search.replay import replay
+from evosearch.search.sampling import Sampling
 from evosearch.search.space import SearchSpace
 from evosearch.search.types import Genome, Observation
 from evosearch.search.watching import Progress
@@ -41,6 +42,7 @@ class Controller:
     Args:
         identify: recipe → recipe_id, with this search's inputs.
         make_optimizer: start genome → a fresh optimizer.
+        parts: of `batch`, where each generation is scored on one of them.
         start: `init`, `best_control` or `parents`: where the optimizer starts.
         continue_from_best: where the record cannot be replayed, go on with a new optimizer from the best candidate.
     """
@@ -52,12 +54,17 @@ class Controller:
     controls: Sequence[Control]
     identify: Callable[[Recipe], str]
     make_optimizer: Callable[[Genome], Optimizer]
+    parts: Parts | None = None
     start: str = "best_control"
     budget: Budget = field(default_factory=Budget)
     continue_from_best: bool = False
 
     def __post_init__(self) -> None:
         self.state = self.recorder.state
+        recorder = self.recorder
+        self._items = Sampling(self.batch, self.parts, recorder.ledger, recorder.search_id, self.state)
+        self._generation = 1  # how many the optimizer asks together
+        self._first_ask = 0  # of the present optimizer: not 0 after a restart
         self._began: float | None = None  # when this session's first candidate was submitted
         self._finished_before = len(self.state.finished)
 
@@ -92,9 +99,12 @@ class Controller:
         total = sum(control.recipe is not None for control in self.controls)
         self.recorder.run(self.executor, jobs, lambda left: Progress("controls", total - left, total))
         if total and not any(
-            control.name in self.state.control_kinds and self._fitness(control.name) for control in self.controls
+            control.name in self.state.control_kinds and self._standing(control.name) for control in self.controls
         ):
             raise SearchError(f"not one control could be scored; {self._last_failure()}")
+        for task in self.state.limits.keys() - self.state.references().keys():
+            what = f"the guard of '{task}' has nothing to be held against: neither base nor a parent could be scored"
+            raise SearchError(f"{what}; {self._last_failure()}")
 
     def _control_payload(self, control: Control) -> dict[str, Any]:
         payload: dict[str, Any] = {"candidate": control.name, "name": control.name, "kind": control.kind}
@@ -106,10 +116,12 @@ class Controller:
         """The optimizer where the record left it, and what it asked and was not told."""
         events = self.recorder.ledger.events(self.recorder.search_id)
         restarts = [event for event in events if event.type == "restarted"]
+        first = 0
         if restarts:
+            first = sum(event.type == "asked" and event.seq < restarts[-1].seq for event in events)
             events = [event for event in events if event.seq > restarts[-1].seq]
         start = dict(restarts[-1].payload["start"]) if restarts else self._start_genome()
-        optimizer = self.make_optimizer(start)
+        optimizer = self._make(start, first)
         try:
             return optimizer, list(replay(optimizer, events).pending)
         except ReplayError as exc:
@@ -119,19 +131,24 @@ class Controller:
 
     def _restart(self, reason: ReplayError) -> Optimizer:
         """A fresh optimizer from the best candidate so far. What was asked and not scored is scored, for the record."""
-        left = [p for p in self.state.asked.values() if (p["candidate"], self.batch.split) not in self.state.done]
-        self._score(left)
-        ranked = [(fitness.value, name) for name in self.state.asked if (fitness := self._fitness(name)) is not None]
+        self._score(list(self.state.asked.values()))
+        ranked = [(standing, name) for name in self.state.asked if (standing := self._standing(name)) is not None]
         start = dict(self.state.asked[max(ranked)[1]]["genome"]) if ranked else self._start_genome()
         self.recorder.record([("restarted", {"start": start, "reason": str(reason)})])
-        return self.make_optimizer(start)
+        return self._make(start, self.state.asked_count)
+
+    def _make(self, start: Genome, first_ask: int) -> Optimizer:
+        """A fresh optimizer, whose asks are counted from `first_ask`."""
+        optimizer = self.make_optimizer(start)
+        self._generation, self._first_ask = optimizer.population, first_ask
+        return optimizer
 
     def _start_genome(self) -> Genome:
         """Where the optimizer starts: it follows from recorded scores, so it is the same at every resume."""
         scored = [
-            (fitness.value, control)
+            (standing, control)
             for control in self.controls
-            if control.kind in START_FROM[self.start] and (fitness := self._fitness(control.name)) is not None
+            if control.kind in START_FROM[self.start] and (standing := self._standing(control.name)) is not None
         ]
         if not scored:
             return self.space.initial()
@@ -146,15 +163,17 @@ class Controller:
         for index, genome in enumerate(optimizer.ask(count)):
             recipe = self.space.fill(genome)
             recipe_id = self.identify(recipe)
-            twins = (payload["candidate"] for payload in payloads if payload["recipe_id"] == recipe_id)
+            part = self._items.part(first + index - self._first_ask, self._generation)
+            twins = (p["candidate"] for p in payloads if (p["recipe_id"], p.get("part")) == (recipe_id, part))
             payloads.append(
-                {
+                ({} if part is None else {"part": part})
+                | {
                     "candidate": str(first + index),
                     "group": group,
                     "genome": dict(genome),
                     "recipe": recipe.to_dict(),
                     "recipe_id": recipe_id,
-                    "duplicate_of": self.state.first_with.get(recipe_id) or next(twins, None),
+                    "duplicate_of": self.state.first_with.get((recipe_id, part)) or next(twins, None),
                 }
             )
         self.recorder.record([("asked", dict(payload)) for payload in payloads])
@@ -171,27 +190,31 @@ class Controller:
 
     def _score(self, payloads: Sequence[Mapping[str, Any]]) -> None:
         self._began = self._began or time.monotonic()
-        jobs = [
-            Job(job_id(payload["candidate"], self.batch.split), Recipe.model_validate(payload["recipe"]), self.batch)
-            for payload in payloads
-            if payload["duplicate_of"] is None and (payload["candidate"], self.batch.split) not in self.state.done
-        ]
+        jobs = []
+        for payload in payloads:
+            candidate, part = payload["candidate"], payload.get("part")
+            if payload["duplicate_of"] is None and not self._items.is_done(candidate, part):
+                batch, recipe = self._items.batch(part), Recipe.model_validate(payload["recipe"])
+                jobs.append(Job(job_id(candidate, batch.split, part), recipe, batch, part))
         self.recorder.run(self.executor, jobs, lambda left: self._progress(self.state.asked_count - left))
         self._give_up_if_hopeless()
 
     def _observe(self, payload: Mapping[str, Any]) -> Observation:
         """What the optimizer is told of one candidate; a duplicate has the first one's score card."""
-        fitness = self._fitness(payload["duplicate_of"] or payload["candidate"])
-        if fitness is None:
+        told = self._items.told(payload["duplicate_of"] or payload["candidate"], payload.get("part"))
+        if told is None:
             return Observation(payload["candidate"], payload["genome"], (), (), "failed")
-        return Observation(payload["candidate"], payload["genome"], (fitness,))
+        fitness, violations = told
+        return Observation(payload["candidate"], payload["genome"], (fitness,), violations)
 
-    def _fitness(self, candidate: str) -> Estimate | None:
-        return self.state.fitness(candidate, self.batch.split)
+    def _standing(self, name: str) -> tuple[float, float] | None:
+        """What is known of a control or candidate, for comparison: greater is better, breaking no guard comes first."""
+        evidence = self.state.evidence(name)
+        return None if evidence is None else (-evidence[0], evidence[1])
 
     def _give_up_if_hopeless(self) -> None:
         failed = [failure for failure in self.state.failed if failure["candidate"].isdigit()]
-        if len(failed) >= HOPELESS and self.state.best(self.batch.split) is None:
+        if len(failed) >= HOPELESS and not self.state.any_scored:
             raise SearchError(f"all {len(failed)} candidates failed; {self._last_failure()}")
 
     def _last_failure(self) -> str:
@@ -218,17 +241,18 @@ class Controller:
         if self.budget.hours is not None:
             clock = self.budget.hours * 3600.0 - self._hours() * 3600.0
             left = clock if left is None else min(left, clock)
-        best = self.state.best(self.batch.split)
+        best = self.state.best()
         return Progress("search", done, total, best, len(self.state.failed), rate, left)
 
 
 def _plain(observation: Observation) -> dict[str, Any]:
     """An observation as the ledger holds it."""
     estimate = observation.objectives[0] if observation.objectives else None
-    return {
+    told = {
         "candidate": observation.ask_id,
         "value": estimate.value if estimate else None,
         "stderr": estimate.stderr if estimate else None,
         "n": estimate.n if estimate else 0,
         "state": observation.state,
     }
+    return told | ({"violations": list(observation.violations)} if observation.violations else {})

@@ -7,14 +7,14 @@ last `restarted` on; everything else is the record that people and the mirror re
 |---|---|
 | started | name, spec, versions {package: version}, budget, resumed, and the circumstances (below) |
 | control | candidate, name, recipe, recipe_id, skipped (a reason, where it does not apply) |
-| asked | candidate, group, genome, recipe, recipe_id, duplicate_of |
-| scored | candidate, recipe_id, worker, and the card's summary |
-| failed | candidate, split, stage, reason, traceback, worker |
-| retried | candidate, split, stage, reason, traceback |
-| told | group, observations [{candidate, value, stderr, n, state}] |
+| asked | candidate, group, genome, recipe, recipe_id, duplicate_of, part |
+| scored | candidate, recipe_id, worker, part, and the card's summary |
+| failed | candidate, split, part, stage, reason, traceback, worker |
+| retried | candidate, split, part, stage, reason, traceback |
+| told | group, observations [{candidate, value, stderr, n, state, violations [points]}] |
 | finalist | candidate, rank, score on validation |
 | test_opened | digest, candidates, count |
-| gated | promoted, winner, reasons, comparisons |
+| gated | promoted, winner, reasons, comparisons, guards |
 | promoted | candidate, registered_as, version, exported |
 | restarted | start (a genome), reason: a new optimizer takes over; replay reads only what comes after |
 | stopped | reason |
@@ -23,6 +23,9 @@ The circumstances are what scores depend on and the spec does not hold: inputs {
 {reference: {config.json, tokenizer's files: sha256}}, suite (as read), tasks {task: {config key: digest}}, batches
 {split: digest}, item_sets {split: {task: digest}}. A resume under others is refused; ledgers of earlier versions lack
 some of them, and what they lack is not compared.
+
+`part` is there where candidates are scored on a part of the search split (see sampling), `violations` and `guards`
+where the suite has guards, in its order.
 
 A candidate is named by a string: an asked one by its ask index (`"17"`), a control by what it is (`"uniform"`,
 `"parent:1"`, `"scale:0.40"`).

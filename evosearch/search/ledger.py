@@ -188,8 +188,8 @@ class Ledger:
         if row is None:
             raise LedgerError(self._where, f"no item set {digest[:12]} is recorded here")
         data = json.loads(zlib.decompress(row.data))
-        parts = (tuple(data[key]) for key in ("doc_ids", "doc_hashes", "groups"))
-        return ItemSet(row.task, row.lm_eval_task, *parts)
+        doc_ids, doc_hashes, groups = (tuple(data[key]) for key in ("doc_ids", "doc_hashes", "groups"))
+        return ItemSet(row.task, row.lm_eval_task, doc_ids, doc_hashes, groups, data.get("documents", ""))
 
     def columns(
         self, search_id: str, candidate: str, split: str, digests: Mapping[str, str] | None = None
@@ -274,7 +274,8 @@ def _dump(payload: Any) -> str:
 
 
 def _item_set_row(items: ItemSet) -> dict[str, Any]:
-    data = {"doc_ids": items.doc_ids, "doc_hashes": items.doc_hashes, "groups": items.groups}
+    data: dict[str, Any] = {"doc_ids": items.doc_ids, "doc_hashes": items.doc_hashes, "groups": items.groups}
+    data |= {"documents": items.documents} if items.documents else {}
     packed = zlib.compress(_dump(data).encode())
     return {"digest": items.digest, "task": items.task, "lm_eval_task": items.lm_eval_task, "data": packed}
 

@@ -34,7 +34,7 @@ item_sets = sa.Table(
     sa.Column("digest", sa.Text, primary_key=True),
     sa.Column("task", sa.Text, nullable=False),
     sa.Column("lm_eval_task", sa.Text, nullable=False),
-    sa.Column("data", sa.LargeBinary, nullable=False),  # zlib of JSON {doc_ids, doc_hashes, groups}
+    sa.Column("data", sa.LargeBinary, nullable=False),  # zlib of JSON {doc_ids, doc_hashes, groups, documents}
 )
 
 scores = sa.Table(

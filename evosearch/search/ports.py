@@ -1,10 +1,10 @@
-"""What the search needs of the world, as protocols: what scores recipes, and what mirrors the ledger."""
+"""What the search needs of the world, as protocols: what scores recipes, knows their items, and mirrors the ledger."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from evosearch.evaluation.types import ItemBatch, ScoreCard
+from evosearch.evaluation.types import Column, ItemBatch, ScoreCard
 from evosearch.recipe.schema import Recipe
 
 
@@ -12,9 +12,10 @@ from evosearch.recipe.schema import Recipe
 class Job:
     """One recipe to be scored on one batch of items. Jobs are equal work wherever they run."""
 
-    id: str  # unique in a search: candidate and split
+    id: str  # unique in a search: candidate, split, and part of it
     recipe: Recipe
     batch: ItemBatch
+    part: int | None = None  # which part of the split the batch is; None: all of it
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,17 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Give the workers back; queued jobs are dropped."""
+
+
+class Parts(Protocol):
+    """The search split in parts. `evaluation.parts.Parts` ships."""
+
+    @property
+    def batches(self) -> tuple[ItemBatch, ...]:
+        """Disjoint, each with documents of every task, all of the split together."""
+
+    def card(self, part: int, columns: Mapping[str, Mapping[str, Column]]) -> ScoreCard:
+        """What a part alone says of somebody who was scored on all items: task → column → values of these."""
 
 
 class Tracker(Protocol):

@@ -46,8 +46,11 @@ class Recorder:
 
     def settle(self, outcome: Outcome) -> None:
         """Commit what became of a job: its retries, its failure, or its card with every item's score."""
-        candidate, split = candidate_and_split(outcome.job)
-        base = {"candidate": candidate, "split": split, "worker": outcome.worker}
+        job = outcome.job
+        candidate = candidate_of(job)
+        base: dict[str, Any] = {"candidate": candidate, "split": job.batch.split, "worker": outcome.worker}
+        if job.part is not None:
+            base["part"] = job.part
         entries: list[tuple[str, dict[str, Any]]] = [("retried", base | _why(fault)) for fault in outcome.retries]
         if outcome.card is not None:
             known = {"recipe_id": self.state.recipe_ids.get(candidate)}
@@ -64,14 +67,13 @@ class Recorder:
             tracker.notify()
 
 
-def job_id(candidate: str, split: str) -> str:
-    """A job is named by candidate and split: what a search scores once."""
-    return f"{candidate}@{split}"
+def job_id(candidate: str, split: str, part: int | None = None) -> str:
+    """A job is named by candidate, split and part of the split: what a search scores once."""
+    return f"{candidate}@{split}" if part is None else f"{candidate}@{split}/{part}"
 
 
-def candidate_and_split(job: Job) -> tuple[str, str]:
-    candidate, split = job.id.rsplit("@", 1)
-    return candidate, split
+def candidate_of(job: Job) -> str:
+    return job.id.rsplit("@", 1)[0]
 
 
 def _why(failure: Failure) -> dict[str, Any]:

@@ -49,7 +49,8 @@ def observed(told: Payload, genome: Genome) -> Observation:
     objectives: tuple[Estimate, ...] = ()
     if told["state"] == "scored":
         objectives = (Estimate(float(told["value"]), float(told["stderr"]), int(told["n"])),)
-    return Observation(told["candidate"], genome, objectives, (), "scored" if objectives else "failed")
+    violations = tuple(map(float, told.get("violations", ())))  # none where the suite has no guards
+    return Observation(told["candidate"], genome, objectives, violations, "scored" if objectives else "failed")
 
 
 class _Replay:

@@ -16,25 +16,10 @@ from evosearch.recipe.schema import NO_EFFECT, Recipe
 from evosearch.recipe.shapes import MethodSpec, ModelShape, Param, Scalar, TensorSpec
 from evosearch.search import holes
 from evosearch.search.holes import Hole
-from evosearch.search.layout import Layout, flatten, reached
-from evosearch.search.template import METHOD, Path, at, belongs, is_stacked, refuse_misplaced, scopes
+from evosearch.search.idle import deciding, reason
+from evosearch.search.layout import Layout, Piece, flatten, reached
+from evosearch.search.template import METHOD, Path, Target, at, belongs, is_stacked, refuse_misplaced, scopes
 from evosearch.search.types import Dimension, Genome
-
-Target = tuple[Path, str]  # scope, parameter
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """One entry of a setting: as it was written, or a hole and the dimension of each of its numbers."""
-
-    fixed: Mapping[str, Any] | None = None
-    layout: Layout | None = None
-    names: Mapping[str, str] | None = None  # key of the layout → dimension
-
-    def entries(self, genome: Mapping[str, Scalar]) -> list[dict[str, Any]]:
-        if self.layout is None or self.names is None:
-            return [dict(self.fixed or {})]
-        return self.layout.entries({key: genome[name] for key, name in self.names.items()})
 
 
 @dataclass(frozen=True)
@@ -43,7 +28,7 @@ class SearchSpace:
 
     dimensions: tuple[Dimension, ...]
     _template: Mapping[str, Any]
-    _sites: Mapping[Target, tuple[_Piece, ...]]
+    _sites: Mapping[Target, tuple[Piece, ...]]
     _targets: Mapping[str, tuple[Target, ...]]  # dimension → every setting it fills
     _methods: Mapping[str, MethodSpec]
     _where: str
@@ -80,7 +65,7 @@ class SearchSpace:
             )
         for genome in space.corners():
             check(space.fill(genome), methods, where)
-        return space
+        return replace(space, dimensions=space._not_idle(shape, builder.chosen, builder.places))
 
     def initial(self) -> Genome:
         """Every dimension at its `init`."""
@@ -106,6 +91,11 @@ class SearchSpace:
             if given and dimension.kind != "categorical":
                 genome[dimension.name] = dimension.clip(sum(given) / len(given))
         return genome
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether `with_weight` changes anything: a parent's weight is searched."""
+        return self.with_weight(-1e30) != self.initial() or self.with_weight(1e30) != self.initial()
 
     def clip(self, genome: Mapping[str, Scalar]) -> Genome:
         """The nearest genome of the space, inactive dimensions at their `init`."""
@@ -145,6 +135,31 @@ class SearchSpace:
             _drop_foreign(data, self._methods[data[METHOD]])
         return validate(Recipe, data, self._where, RecipeError)
 
+    def _not_idle(self, shape: ModelShape, chosen: Sequence[str], places: Mapping[str, str]) -> tuple[Dimension, ...]:
+        """The dimensions, each active under those of the chosen methods where it decides something.
+
+        Raises:
+            RecipeError: one decides nothing.
+        """
+        method, start, found = self._dimension_of(((), METHOD)), self.initial(), []
+        used: dict[str, set[str]] = {}
+        for name in chosen:
+            recipe = self.fill(start | {method.name: name} if method else start)
+            used[name] = deciding(recipe, self._methods[name], shape, self._sites)
+        for dimension in self.dimensions:
+            active = dimension.active_if[1] if dimension.active_if else chosen
+            kept = tuple(name for name in active if dimension.name in used[str(name)])
+            if dimension is method or kept == active:
+                found.append(dimension)
+                continue
+            if not kept:
+                specs = [self._methods[str(name)] for name in active]
+                why, next_step = reason(self._template, self._targets[dimension.name][0], specs)
+                raise RecipeError(places[dimension.name], f"'{dimension.name}' decides nothing: {why}", next=next_step)
+            assert method is not None
+            found.append(replace(dimension, active_if=(method.name, kept)))
+        return tuple(found)
+
     def _dimension_of(self, target: Target) -> Dimension | None:
         return next((d for d in self.dimensions if target in self._targets[d.name]), None)
 
@@ -171,8 +186,9 @@ class _Builder:
     ) -> None:
         self.template, self.shape, self.methods, self.where = template, shape, methods, where
         self.dimensions: dict[str, Dimension] = {}
-        self.sites: dict[Target, tuple[_Piece, ...]] = {}
+        self.sites: dict[Target, tuple[Piece, ...]] = {}
         self.targets: dict[str, list[Target]] = {}
+        self.places: dict[str, str] = {}  # dimension → where its first hole stands
         self._written: dict[str, tuple[Hole, str]] = {}  # first dimension of a hole's name → the hole, and where
         self.chosen: tuple[str, ...] = ()
         self._stacked = is_stacked(template)
@@ -234,7 +250,7 @@ class _Builder:
             if isinstance(value, Mapping):
                 pieces.append(self._hole_piece(target, pattern, earlier, value, params, where))
             else:
-                pieces.append(_Piece(fixed={"filter": pattern, "value": value}))
+                pieces.append(Piece(fixed={"filter": pattern, "value": value}))
             earlier.append(pattern)
         self.sites[target] = tuple(pieces)
 
@@ -246,7 +262,7 @@ class _Builder:
         raw: Mapping[str, Any],
         params: Mapping[str, Param],
         where: str,
-    ) -> _Piece:
+    ) -> Piece:
         hole = holes.parse(raw, list(params.values()), self.shape.num_layers, where)
         if hole.per is not None and self._stacked:
             allowed = "One number here; a slice's own layers differ where they have slices of their own"
@@ -258,12 +274,15 @@ class _Builder:
                 of = "this slice" if self._reached((), pattern, ()) else "the models"
                 what = f"no tensor of {of} has '{pattern}' in its name"
             raise RecipeError(where, what, f"Tensor names, as {self.shape.tensors[-1].name}")
+        if hole.per is not None and all(tensor.layer is None for tensor in tensors):
+            what = f"'{hole.per}' counts layers, and what this hole decides stands outside of them"
+            raise RecipeError(join(where, "per"), what, next="Leave it out: one number")
         layout = Layout(hole, self.shape, pattern, tensors)
         path = join("", *target[0], target[1])
         stem = hole.name or (path if pattern in (None, "*") else f"{path}[{pattern}]")
         methods = tuple(params)
         names = {key: self._declare(stem, hole, key, target, methods, where) for key in layout.keys}
-        return _Piece(layout=layout, names=names)
+        return Piece(layout=layout, names=names)
 
     def _reached(self, path: Path, pattern: str | None, earlier: Sequence[str | None]) -> tuple[TensorSpec, ...]:
         """The tensors that an entry at `path` decides."""
@@ -275,6 +294,7 @@ class _Builder:
         name = f"{stem}[{key}]" if key else stem
         self._check_shared(stem, hole, where)
         self.targets.setdefault(name, []).append(target)
+        self.places.setdefault(name, where)
         known = self.dimensions.get(name)
         if known is not None:
             before = known.active_if[1] if known.active_if else self.chosen

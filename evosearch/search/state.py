@@ -5,12 +5,17 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from evosearch.evaluation.types import Estimate
+from evosearch.search import guards
 from evosearch.search.events import CIRCUMSTANCES, Event
 
 
 @dataclass
 class SearchState:
-    """Folded events. `cards` and `done` are keyed by (candidate, split)."""
+    """Folded events.
+
+    `cards` and `done` are of all items of a split, keyed by (candidate, split); `samples` and `sampled` of a part of
+    the search split, keyed by (candidate, part).
+    """
 
     name: str = ""
     spec: dict[str, Any] = field(default_factory=dict)
@@ -19,8 +24,11 @@ class SearchState:
     control_kinds: dict[str, str] = field(default_factory=dict)
     asked: dict[str, dict[str, Any]] = field(default_factory=dict)
     recipe_ids: dict[str, str] = field(default_factory=dict)
-    first_with: dict[str, str] = field(default_factory=dict)  # recipe_id → the first asked candidate that had it
+    # (recipe_id, part that it is scored on) → the first asked candidate that had it
+    first_with: dict[tuple[str, int | None], str] = field(default_factory=dict)
     cards: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    samples: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    told: dict[str, dict[str, Any]] = field(default_factory=dict)  # candidate → the observation
     failed: list[dict[str, Any]] = field(default_factory=list)
     retried: int = 0
     told_groups: int = 0
@@ -59,12 +67,23 @@ class SearchState:
     @property
     def done(self) -> set[tuple[str, str]]:
         """(candidate, split) pairs that need no more work: scored, or failed for good."""
-        return self.cards.keys() | {(f["candidate"], f["split"]) for f in self.failed}
+        return self.cards.keys() | {(f["candidate"], f["split"]) for f in self.failed if f.get("part") is None}
+
+    @property
+    def sampled(self) -> set[tuple[str, int]]:
+        """(candidate, part) pairs that need no more work."""
+        return self.samples.keys() | {(f["candidate"], f["part"]) for f in self.failed if f.get("part") is not None}
 
     @property
     def finished(self) -> list[str]:
-        """Asked candidates that are scored, or failed, on the search split."""
-        return [name for name, split in self.done if split == "search" and name.isdigit()]
+        """Asked candidates that are scored, or failed, on the search split or a part of it."""
+        whole = {name for name, split in self.done if split == "search"}
+        return [name for name in whole | {name for name, _ in self.sampled} if name.isdigit()]
+
+    @property
+    def any_scored(self) -> bool:
+        """Whether at least one asked candidate has a score."""
+        return any(name.isdigit() for name, _ in (*self.cards, *self.samples))
 
     @property
     def asked_count(self) -> int:
@@ -85,10 +104,47 @@ class SearchState:
     def has_failed(self, candidate: str) -> bool:
         return any(failure["candidate"] == candidate for failure in self.failed)
 
-    def best(self, split: str = "search") -> float | None:
-        """The best fitness an asked candidate has, None before the first."""
-        values = [card["fitness"]["value"] for (name, on), card in self.cards.items() if on == split and name.isdigit()]
-        return max(values, default=None)
+    @property
+    def limits(self) -> dict[str, float]:
+        """Guarded task → by how many points it may fall."""
+        return guards.limits(self.circumstances.get("suite", {}))
+
+    def references(self) -> dict[str, str]:
+        """Guarded task → the control it is held against, on every split; one is missing where none was scored."""
+        controls = {name: self.cards.get((name, "search"), {}).get("guards", {}) for name in self.controls}
+        found = {task: guards.reference(task, controls, self.control_kinds) for task in self.limits}
+        return {task: name for task, name in found.items() if name is not None}
+
+    def violations(self, candidate: str, split: str = "search") -> dict[str, float]:
+        """Guarded task → points lost beyond what its guard allows, on all items of a split, where that is known."""
+        own = self.cards.get((candidate, split), {}).get("guards", {})
+        held = {
+            task: self.cards[name, split]["guards"][task]
+            for task, name in self.references().items()
+            if (name, split) in self.cards
+        }
+        return guards.amounts(self.limits, held, own)
+
+    def violation(self, candidate: str, split: str = "search") -> float:
+        """By how many points a candidate breaks guards, in all."""
+        return sum(self.violations(candidate, split).values())
+
+    def evidence(self, candidate: str) -> tuple[float, float] | None:
+        """(violation, fitness) on the search split: of all its items, else as the optimizer was told of a part."""
+        fitness = self.fitness(candidate)
+        return self.as_told(candidate) if fitness is None else (self.violation(candidate), fitness.value)
+
+    def as_told(self, candidate: str) -> tuple[float, float] | None:
+        """(violation, fitness) as the optimizer was told; None of a failure, or before."""
+        told = self.told.get(candidate)
+        if told is None or told["state"] != "scored":
+            return None
+        return sum(max(0.0, amount) for amount in told.get("violations", ())), float(told["value"])
+
+    def best(self) -> float | None:
+        """Fitness of the best asked candidate, None before the first; those that break no guard come first."""
+        known = [found for name in self.asked if (found := self.evidence(name)) is not None]
+        return min(known, key=lambda found: (found[0], -found[1]))[1] if known else None
 
     def recipe(self, candidate: str) -> dict[str, Any]:
         """The recorded recipe of a control or an asked candidate, as plain data."""
@@ -111,10 +167,13 @@ class SearchState:
     def _on_asked(self, payload: dict[str, Any]) -> None:
         self.asked[payload["candidate"]] = payload
         self.recipe_ids[payload["candidate"]] = payload["recipe_id"]
-        self.first_with.setdefault(payload["recipe_id"], payload["candidate"])
+        self.first_with.setdefault((payload["recipe_id"], payload.get("part")), payload["candidate"])
 
     def _on_scored(self, payload: dict[str, Any]) -> None:
-        self.cards[payload["candidate"], payload["split"]] = payload
+        if payload.get("part") is None:
+            self.cards[payload["candidate"], payload["split"]] = payload
+        else:
+            self.samples[payload["candidate"], payload["part"]] = payload
 
     def _on_failed(self, payload: dict[str, Any]) -> None:
         self.failed.append(payload)
@@ -124,6 +183,7 @@ class SearchState:
 
     def _on_told(self, payload: dict[str, Any]) -> None:
         self.told_groups += 1
+        self.told.update((told["candidate"], told) for told in payload["observations"])
 
     def _on_finalist(self, payload: dict[str, Any]) -> None:
         if payload["rank"] == 1:  # a new round: the budget was extended and there are new candidates

@@ -11,6 +11,7 @@ from evosearch.search import holes
 
 METHOD = "merge_method"
 Path = tuple[str | int, ...]  # the keys of a scope in the recipe: () for its own parameters, ("models", 1)
+Target = tuple[Path, str]  # scope, parameter
 
 
 def refuse_misplaced(template: Mapping[str, Any], where: str) -> None:

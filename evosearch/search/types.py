@@ -95,9 +95,15 @@ class Observation:
         assert (self.state == "failed") == (not self.objectives), "a scored candidate has objectives, a failed one none"
         assert all(math.isfinite(estimate.value) for estimate in self.objectives), "a fitness that is not finite"
 
+        assert all(math.isfinite(violation) for violation in self.violations), "a violation that is not finite"
+
     @property
     def value(self) -> float | None:
-        """The objective, or None for a failure. This version's optimizers know one objective and no constraints."""
+        """The objective, or None for a failure. This version's optimizers know one objective."""
         assert len(self.objectives) <= 1, "several objectives"
-        assert not any(violation > 0 for violation in self.violations), "a broken constraint"
         return self.objectives[0].value if self.objectives else None
+
+    @property
+    def violation(self) -> float:
+        """By how much constraints are broken in all; 0 where every one is kept."""
+        return sum(max(0.0, violation) for violation in self.violations)

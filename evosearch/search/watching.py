@@ -8,7 +8,7 @@ from typing import Protocol
 class Progress:
     """What a person watching wants to know."""
 
-    stage: str  # controls | search | validation | test
+    stage: str  # controls | search | rescoring | validation | test
     done: int
     total: int | None
     best: float | None = None

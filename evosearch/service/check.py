@@ -10,12 +10,14 @@ from typing import Any, TypeVar
 import psutil
 
 from evosearch.checkpoints.digest import DTYPES
-from evosearch.errors import InputError, LedgerError
-from evosearch.evaluation.types import ItemBatch
+from evosearch.errors import InputError, LedgerError, SpecError
+from evosearch.evaluation.harness import Harness
+from evosearch.evaluation.suite import load_suite
+from evosearch.evaluation.types import SPLITS, ItemBatch
 from evosearch.execution.worker import Worker
 from evosearch.merging.registry import specs
+from evosearch.promotion.promote import RESCORED
 from evosearch.recipe import checks, files
-from evosearch.search.controls import Control, controls
 from evosearch.search.ledger import Ledger
 from evosearch.search.ports import Job
 from evosearch.search.watching import Watcher
@@ -23,7 +25,8 @@ from evosearch.service.executors import worker_config, worker_count
 from evosearch.service.models import Models, open_models
 from evosearch.service.paths import places_of
 from evosearch.service.prepare import Prepared, load_batches, prepare
-from evosearch.service.spec import SearchSpec, is_spec, load_spec
+from evosearch.service.spec import SearchSpec, is_spec, is_suite, load_spec
+from evosearch.service.tokens import count_for
 
 T = TypeVar("T")
 GIB = 2.0**30
@@ -49,20 +52,49 @@ class _Findings:
         return data | {"memory": memory, "forecast": forecast}
 
 
-def check(path: Path, trial: bool, watcher: Watcher, allow_pickle: bool = False) -> dict[str, Any]:
-    """All problems of a spec or a recipe, in one list; what `evosearch check --json` prints.
+def check(
+    path: Path, trial: bool, watcher: Watcher, allow_pickle: bool = False, model: str | None = None
+) -> dict[str, Any]:
+    """All problems of a spec, a recipe or a suite, in one list; what `evosearch check --json` prints.
 
     Args:
         trial: score one candidate of a spec, for time and memory.
         allow_pickle: read pickled weights where a model has no others.
+        model: for a suite, whose tokenizer counts its tokens.
     """
     findings = _Findings()
+    suite = findings.attempt(lambda: is_suite(path))
     kind = findings.attempt(lambda: is_spec(path))
-    if kind is None:
+    if suite is None or kind is None:
         return findings.result({}, {})
+    if suite:
+        return _check_suite(path, model, watcher, findings)
+    if model is not None:
+        findings.attempt(lambda: _refuse_model(path))
     if kind:
         return _check_spec(path, trial, watcher, findings, allow_pickle)
     return _check_recipe(path, watcher, findings, allow_pickle)
+
+
+def _refuse_model(path: Path) -> None:
+    what = f"goes with a suite, and {path} is none: it names its own models"
+    raise SpecError("--model", what, next="Leave it out")
+
+
+def _check_suite(path: Path, model: str | None, watcher: Watcher, findings: _Findings) -> dict[str, Any]:
+    """Tasks, metrics, splits; with a model also what only its tokenizer can tell, and the tokens of a candidate."""
+    suite = findings.attempt(lambda: load_suite(path))
+    harness = findings.attempt(lambda: Harness(suite)) if suite is not None else None
+    if harness is None:
+        return findings.result({}, {})
+    items = {split: len(harness.batch(split)) for split in SPLITS}
+    if model is None:
+        findings.notes.append(
+            "how many tokens a candidate takes depends on the tokenizer: --model REFERENCE counts them"
+        )
+        return findings.result({}, {"tokens": {split: {"items": count} for split, count in items.items()}})
+    tokens = findings.attempt(lambda: count_for(harness, model, watcher))
+    return findings.result({}, {"tokens": {split: found.to_dict() for split, found in (tokens or {}).items()}})
 
 
 def _check_recipe(path: Path, watcher: Watcher, findings: _Findings, allow_pickle: bool) -> dict[str, Any]:
@@ -90,13 +122,14 @@ def _check_spec(path: Path, trial: bool, watcher: Watcher, findings: _Findings, 
     prepared = findings.attempt(lambda: prepare(spec, watcher, allow_pickle))
     if prepared is None:
         return findings.result({}, {})
-    memory = _memory(prepared.models)
+    memory = _memory(prepared.models, another=_another(prepared))
     if memory["needed_gib"] > memory["available_gib"]:
         findings.notes.append(
             f"one worker needs about {memory['needed_gib']:.1f} GiB and {memory['available_gib']:.1f} GiB are free here"
         )
     forecast = findings.attempt(lambda: _forecast(prepared, batches or {})) if trial and findings.problems == [] else {}
-    return findings.result(memory, forecast or {})
+    tokens = {split: found.to_dict() for split, found in prepared.tokens.items()}
+    return findings.result(memory, {"tokens": tokens} | (forecast or {}))
 
 
 def _check_ledger(spec: SearchSpec) -> None:
@@ -117,22 +150,28 @@ def _check_ledger(spec: SearchSpec) -> None:
             return
 
 
-def _memory(models: Models) -> dict[str, Any]:
-    """GiB on the host: the parents (mapped from disk, read once a candidate) and one resident model in float32."""
+def _another(prepared: Prepared) -> bool:
+    """Whether a control is scored in a model of its own, beside the candidates'."""
+    recipes = [control.recipe for control in prepared.controls if control.recipe is not None]
+    return any(prepared.models.needs_another(recipe) for recipe in recipes)
+
+
+def _memory(models: Models, another: bool = False) -> dict[str, Any]:
+    """GiB on the host: the parents (mapped from disk, read once a candidate) and the resident model in float32.
+
+    Args:
+        another: a second resident model, of about the same size, stands beside it at times.
+    """
     parents = sum(
         math.prod(info.shape) * DTYPES[info.dtype].itemsize
         for checkpoint in models.checkpoints.values()
         for name, info in checkpoint.tensors.items()
         if checkpoint.shares(name) is None  # an adapter's base is held once
     )
-    resident = sum(math.prod(size) * 4 for size in models.output.sizes.values())
+    resident = sum(math.prod(size) * 4 for size in models.output.sizes.values()) * (2 if another else 1)
     available = psutil.virtual_memory().available
     gib = {"parents_gib": parents / GIB, "resident_gib": resident / GIB, "available_gib": available / GIB}
     return gib | {"needed_gib": (parents + resident) / GIB}
-
-
-def _controls(prepared: Prepared) -> list[Control]:
-    return controls(prepared.example, prepared.spec.config.controls.scales, prepared.models.alike)
 
 
 def _forecast(prepared: Prepared, batches: dict[str, ItemBatch]) -> dict[str, Any]:
@@ -141,7 +180,8 @@ def _forecast(prepared: Prepared, batches: dict[str, ItemBatch]) -> dict[str, An
     count, _ = worker_count(spec.config.workers)
     config = worker_config(spec.config.workers, prepared.models, prepared.suite, prepared.example.output_dtype, count)
     worker = Worker(config)
-    job = Job("trial@search", prepared.example, batches["search"])
+    parts = prepared.parts.batches if prepared.parts else (batches["search"],)
+    job = Job("trial@search", prepared.example, parts[0])
     worker.run(job)
     began = time.monotonic()
     outcome = worker.run(job)
@@ -151,7 +191,9 @@ def _forecast(prepared: Prepared, batches: dict[str, ItemBatch]) -> dict[str, An
     assert outcome.card is not None
     per_hour = 3600.0 / seconds * count
     budget = spec.config.budget
-    extra = sum(control.recipe is not None for control in _controls(prepared))
+    extra = sum(control.recipe is not None for control in prepared.controls)
+    if prepared.parts:  # controls and the best candidates are scored on all of them
+        extra = len(parts) * (extra + RESCORED * spec.config.promotion.finalists)
     hours = [budget.hours] if budget.hours else []
     if budget.candidates:
         hours.append((budget.candidates + extra) / per_hour)
@@ -161,6 +203,6 @@ def _forecast(prepared: Prepared, batches: dict[str, ItemBatch]) -> dict[str, An
         "total_hours": min(hours) if hours else None,
         "workers": count,
         "dimensions": len(prepared.space.dimensions),
-        "items": len(batches["search"]),
+        "items": len(parts[0]),
         "tokens_per_candidate": outcome.card.tokens.forwarded,
     }

@@ -39,8 +39,6 @@ def make_executor(workers: WorkersConfig, prepared: Prepared, watcher: Watcher) 
     count, gpus = worker_count(workers)
     config = worker_config(workers, prepared.models, prepared.suite, prepared.example.output_dtype, count)
     if workers.executor == "local":
-        if workers.address:
-            raise SpecError("workers.address", "goes with executor: ray", next="Remove it, or the executor line")
         return LocalExecutor(config, watcher.preparing)
     from evosearch.execution.ray_pool import RayExecutor, RayOptions
 
@@ -53,11 +51,8 @@ def worker_count(workers: WorkersConfig) -> tuple[int, float]:
     import torch
 
     cuda = torch.cuda.is_available()
-    if workers.executor == "local":
-        if workers.count not in ("auto", 1):
-            raise SpecError("workers.count", f"got {workers.count}", "executor: local is one worker", "executor: ray")
-        if workers.device == "cuda" and not cuda:
-            raise SpecError("workers.device", "got 'cuda', and this machine has no GPU", "auto, or cpu")
+    if workers.device == "cuda" and not cuda and not workers.address:
+        raise SpecError("workers.device", "got 'cuda', and this machine has no GPU", "auto, or cpu")
     if workers.address and workers.gpus_per_worker is None and not cuda and workers.device != "cpu":
         what = "missing, and this machine has no GPU to go by"
         raise SpecError("workers.gpus_per_worker", what, "How many GPUs of the cluster each worker gets; 0 for CPUs")

@@ -1,6 +1,6 @@
 """Exports: the promoted winner at the end of a run, or any candidate on demand."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,6 @@ from evosearch.checkpoints.chat_template import BUILT_IN
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.references import default_cache, resolve_adapter, split
 from evosearch.errors import InputError, LedgerError
-from evosearch.evaluation.inference import Interval, interval
 from evosearch.materialize.as_adapter import AdapterReport, write_adapter
 from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.materialize.plan import donor_of
@@ -19,8 +18,9 @@ from evosearch.search.ledger import Ledger
 from evosearch.search.state import SearchState
 from evosearch.search.watching import Watcher
 from evosearch.service.models import Models, open_models
+from evosearch.service.openings import times_opened
 from evosearch.service.paths import Places, find
-from evosearch.service.recorded import read_search
+from evosearch.service.recorded import contamination_acknowledged, read_search, score_interval
 from evosearch.service.unchanged import files_of
 
 FILES: dict[Format, str] = {"recipe": "recipe.yaml", "mergekit": "mergekit.yaml", "checkpoint": "checkpoint"}
@@ -63,13 +63,16 @@ def export(
         recipe = Recipe.model_validate(state.recipe(name))
         models = open_models(recipe, f"candidate {name}", watcher, allow_pickle)
         _check_unchanged(state, models)
-        write_one(recipe, fmt, out, provenance(ledger, search_id, state, name), models, overwrite, adapter)
+        source = provenance(ledger, search_id, state, name)
+        write_one(recipe, fmt, out, source, models, overwrite, adapter)
     result: dict[str, Any] = {
         "search": places.name,
         "candidate": name,
         "recipe_id": state.recipe_ids[name],
         "format": fmt,
         "out": str(out),
+        "test_openings": source.test_openings,
+        "contamination_acknowledged": source.contaminated,
     }
     return result | ({"adapter": _described(reports[0])} if reports else {})
 
@@ -151,21 +154,10 @@ def _folders(reference: str, checkpoint: Checkpoint) -> str:
 def provenance(ledger: Ledger, search_id: str, state: SearchState, name: str) -> Provenance:
     """Where a candidate comes from and what it scored, from the ledger alone."""
     original = (state.asked.get(name) or {}).get("duplicate_of") or name
-    scores = {
-        split: _interval(ledger, search_id, original, split, card, state.spec)
-        for (candidate, split), card in sorted(state.cards.items())
-        if candidate == original
-    }
-    return Provenance(state.name, search_id, name, state.recipe_ids[name], state.inputs, scores)
-
-
-def _interval(
-    ledger: Ledger, search_id: str, candidate: str, split: str, card: Mapping[str, Any], spec: Mapping[str, Any]
-) -> Interval:
-    stored = ledger.columns(search_id, candidate, split)
-    columns = {task: stored[task][entry["metric"]] for task, entry in card["tasks"].items()}
-    measure = spec["suite"]
-    return interval(columns, measure["weights"], measure["chances"])
+    splits = sorted(split for candidate, split in state.cards if candidate == original)
+    scores = {split: score_interval(ledger, search_id, state, original, split) for split in splits}
+    told = (times_opened(ledger, state), contamination_acknowledged(state))
+    return Provenance(state.name, search_id, name, state.recipe_ids[name], state.inputs, scores, *told)
 
 
 def _candidate(state: SearchState, asked: str | None, places: Places) -> str:

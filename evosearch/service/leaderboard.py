@@ -1,51 +1,108 @@
 """Candidates and controls by score, read from the ledger alone."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from evosearch.search.ledger import Ledger
 from evosearch.search.state import SearchState
+from evosearch.service.openings import times_opened
 from evosearch.service.paths import Places
-from evosearch.service.recorded import read_search
+from evosearch.service.recorded import contamination_acknowledged, read_search
+from evosearch.service.shrinkage import finalist_rows, unchosen_rows
+
+
+@dataclass(frozen=True)
+class Board:
+    """A leaderboard, and what a reader has to know before taking its figures for what they are."""
+
+    rows: list[dict[str, Any]]
+    finalists: list[dict[str, Any]]  # see `shrinkage`
+    unchosen: list[dict[str, Any]]
+    test_openings: int  # by all searches, up to now
+    contamination_acknowledged: bool
 
 
 def leaderboard(places: Places, with_runs: bool = False) -> list[dict[str, Any]]:
-    """Rows by score on the search split, best first; failed ones last.
+    """The rows of `board`."""
+    return board(places, with_runs).rows
+
+
+def board(places: Places, with_runs: bool = False) -> Board:
+    """Rows by score on the search split, best first: what breaks no guard, what breaks one, what failed.
+
+    Where candidates were scored on a part of the split, those scored on all of it come before the others: `sample` is
+    None, else the number of items behind score and fitness. `violations` holds the points lost beyond each guard,
+    `falls` of a finalist how far its score fell from each split to the next. A test score says how often the test set
+    has been opened, and whether the suite acknowledges contamination.
 
     Args:
         with_runs: add each row's MLflow run id, where the tracking store answers.
     """
     with Ledger.open(places.ledger, read_only=True) as ledger:
         search_id, state = read_search(ledger, places)
-    return leaderboard_rows(state, _run_ids(places, search_id) if with_runs else {})
+        found = board_of(ledger, search_id, state)
+    runs = _run_ids(places, search_id) if with_runs else {}
+    for row in found.rows:
+        row["run_id"] = runs.get(row["candidate"])
+    return found
 
 
-def leaderboard_rows(state: SearchState, runs: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """The rows of one search's folded events.
+def board_of(ledger: Ledger, search_id: str, state: SearchState) -> Board:
+    """The leaderboard of one search's folded events, with what its ledger holds of every item."""
+    rows, finalists = leaderboard_rows(state), finalist_rows(ledger, search_id, state)
+    unchosen = unchosen_rows(ledger, search_id, state) if finalists else []
+    falls = {row["candidate"]: row["falls"] for row in [*finalists, *unchosen]}
+    opened, acknowledged = times_opened(ledger, state), contamination_acknowledged(state)
+    for row in rows:
+        row["falls"] = falls.get(row["candidate"], [])
+        if "test" in row["splits"]:
+            row["splits"]["test"] |= {"openings": opened, "contamination_acknowledged": acknowledged}
+    return Board(rows, finalists, unchosen, opened, acknowledged)
 
-    Args:
-        runs: candidate → MLflow run id.
-    """
-    runs = runs or {}
-    rows = [_row(state, name, runs) for name in [*state.controls, *state.asked] if not _skipped(state, name)]
-    rows.sort(key=lambda row: (row["score"] is None, -(row["score"] or 0.0)))
+
+def leaderboard_rows(state: SearchState) -> list[dict[str, Any]]:
+    """The rows of one search's folded events."""
+    rows = [_row(state, name) for name in [*state.controls, *state.asked] if not _skipped(state, name)]
+    rows.sort(key=_rank)
     return [{"rank": rank, **row} for rank, row in enumerate(rows, start=1)]
 
 
-def _row(state: SearchState, name: str, runs: Mapping[str, str]) -> dict[str, Any]:
+def _rank(row: Mapping[str, Any]) -> tuple[bool, float, bool, float]:
+    return row["score"] is None, sum(row["violations"].values()), row["sample"] is not None, -(row["score"] or 0.0)
+
+
+def _row(state: SearchState, name: str) -> dict[str, Any]:
     original = (state.asked.get(name) or {}).get("duplicate_of") or name
     cards = {split: card for (candidate, split), card in state.cards.items() if candidate == original}
-    search = cards.get("search")
+    sample = None if "search" in cards else _sample(state, name, original)
+    search = sample or cards.get("search")
     return {
         "candidate": name,
         "recipe_id": state.recipe_ids[name],
         "kind": state.control_kinds.get(name, "candidate"),
         "score": search["score"] if search else None,
         "fitness": search["fitness"]["value"] if search else None,
+        "sample": sum(task["n"] for task in sample["tasks"].values()) if sample else None,
+        "violations": _violations(state, name, original),
         "splits": {split: _split(card) for split, card in sorted(cards.items())},
-        "run_id": runs.get(name),
+        "run_id": None,
         "state": _state(state, name, original, search is not None),
     }
+
+
+def _sample(state: SearchState, name: str, original: str) -> dict[str, Any] | None:
+    part = (state.asked.get(name) or {}).get("part")
+    return None if part is None else state.samples.get((original, part))
+
+
+def _violations(state: SearchState, name: str, original: str) -> dict[str, float]:
+    """Guarded task → points lost beyond what its guard allows; those that keep to it are left out."""
+    found = state.violations(original)
+    if not found:
+        amounts = (state.told.get(name) or {}).get("violations", ())  # on the part that it was scored on
+        found = dict(zip(state.limits, amounts, strict=False))
+    return {task: amount for task, amount in found.items() if amount > 0}
 
 
 def _split(card: dict[str, Any]) -> dict[str, Any]:

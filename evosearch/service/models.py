@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from evosearch.checkpoints.compatibility import check_compatible
-from evosearch.checkpoints.reader import Checkpoint
+from evosearch.checkpoints.reader import CONFIG, Checkpoint
 from evosearch.checkpoints.references import default_cache
 from evosearch.errors import RecipeError
 from evosearch.execution.worker import register_schemes
+from evosearch.materialize.forward import differences
 from evosearch.materialize.inputs import Opener
 from evosearch.materialize.layout import Output, output
 from evosearch.materialize.plan import plan
@@ -16,9 +17,6 @@ from evosearch.recipe.identity import recipe_id
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import ModelShape
 from evosearch.search.watching import Watcher
-
-# Keys of config.json that change no answer.
-OF_NO_MATTER = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "initializer_range")
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,10 @@ class Models:
         """Whether all models have the same layers."""
         return all(checkpoint.shape == self.checkpoints[self.donor].shape for checkpoint in self.checkpoints.values())
 
+    def needs_another(self, recipe: Recipe) -> bool:
+        """Whether a recipe of these models is scored in a model of its own: it has other layers, or another config."""
+        return not output(recipe, self.checkpoints).answers_as(self.output)
+
     def fits(self, recipe: Recipe) -> bool:
         """Whether another recipe of these models can be scored beside this one: it reads the same tokens."""
         ours = self.recipe
@@ -95,21 +97,21 @@ def open_models(recipe: Recipe, where: str, watcher: Watcher, allow_pickle: bool
     for checkpoint in models.checkpoints.values():
         for text in checkpoint.notes:
             watcher.note(text)
-    for text in _other_settings(models):
-        watcher.note(text)
     same_depth = models.output.shape is models.checkpoints[models.donor].shape
     check_compatible(list(models.checkpoints.values()), where, same_depth)
+    for text in _other_settings(models):
+        watcher.note(text)
     return models
 
 
 def _other_settings(models: Models) -> list[str]:
-    """What the parents' configs say otherwise than the donor's, under which all of them are merged and scored."""
+    """Which models have other configs than the donor: one of them alone is scored under its own, a merge under one."""
     donor, found = models.checkpoints[models.donor].config, []
     for reference, checkpoint in models.checkpoints.items():
-        keys = sorted(key for key in donor.keys() & checkpoint.config.keys() if donor[key] != checkpoint.config[key])
-        telling = [key for key in keys if key not in OF_NO_MATTER and not key.endswith("_token_id")]
-        telling = [key for key in telling if key not in checkpoint.family.of_layers]
+        differing = differences(checkpoint.config, donor, str(checkpoint.folder / CONFIG))
+        telling = {key: pair for key, pair in differing.items() if key not in checkpoint.family.of_layers}
         if telling:
-            what = ", ".join(f"{key} {checkpoint.config[key]!r} instead of {donor[key]!r}" for key in telling)
-            found.append(f"{reference}: its config has {what}; it is merged and scored under that of {models.donor}")
+            what = ", ".join(f"{key} {own!r} instead of {other!r}" for key, (own, other) in telling.items())
+            rule = "a merge is scored and written under the config of its base_model, or else of its first model"
+            found.append(f"{reference}: its config has {what} as {models.donor} has it; {rule}")
     return found

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from evosearch.errors import LedgerError
 from evosearch.search.ledger import Ledger
+from evosearch.search.state import SearchState
 
 
 def data_folder() -> Path:
@@ -19,6 +21,32 @@ def data_folder() -> Path:
     if own:
         return Path(own).resolve()
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "evosearch"
+
+
+def times_opened(ledger: Ledger, state: SearchState) -> int:
+    """How often searches have opened a search's test set so far, on any record that can be read here.
+
+    Other searches may have opened it since: a reader has to know of those, too.
+    """
+    digest = state.circumstances.get("batches", {}).get("test")
+    if state.test_openings:
+        digest = state.test_openings[-1]["digest"]
+    counts = [opening["count"] for opening in state.test_openings if opening["digest"] == digest]
+    if digest is not None:
+        counts.append(ledger.count_test_openings(digest))
+        counts.append(_in_users_file(digest))
+    return max(counts, default=0)
+
+
+def _in_users_file(digest: str) -> int:
+    path = data_folder() / "openings.db"
+    if not path.is_file():
+        return 0
+    try:
+        with Ledger.open(f"sqlite:///{path}", "test openings", read_only=True) as own:
+            return own.count_test_openings(digest)
+    except LedgerError:  # somebody else's file, say: the search's own record still counts
+        return 0
 
 
 @contextmanager

@@ -1,25 +1,30 @@
 """A spec made ready to run: suite loaded and split, models opened, space laid out. Writes nothing but caches."""
 
-from copy import deepcopy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from transformers import AutoConfig
-
-from evosearch.errors import CheckpointError
+from evosearch.checkpoints.reader import CONFIG
+from evosearch.errors import SpecError, SuiteError
 from evosearch.evaluation.harness import Harness, max_length_of
+from evosearch.evaluation.parts import Parts, partition
 from evosearch.evaluation.suite import Suite
 from evosearch.evaluation.types import SPLITS, ItemBatch
 from evosearch.execution.worker import load_tokenizer
+from evosearch.materialize.forward import settings
+from evosearch.materialize.layout import output
+from evosearch.materialize.plan import donor_of
 from evosearch.merging.registry import specs
 from evosearch.recipe import checks
 from evosearch.recipe.schema import Recipe
+from evosearch.search.controller import START_FROM
+from evosearch.search.controls import Control, controls
 from evosearch.search.optimizers.registry import create
 from evosearch.search.space import SearchSpace
 from evosearch.search.template import frame
 from evosearch.search.watching import Watcher
 from evosearch.service.models import Models, open_models
 from evosearch.service.spec import SearchSpec
+from evosearch.service.tokens import SplitTokens, count
 from evosearch.service.trackers import check_tracking
 
 
@@ -32,12 +37,20 @@ class Prepared:
     models: Models
     space: SearchSpace
     example: Recipe  # the recipe with every hole at its start
+    controls: tuple[Control, ...]
     batches: dict[str, ItemBatch]  # split → its items
+    tokens: dict[str, SplitTokens]  # split → what it takes of a candidate
     fingerprint: dict[str, dict[str, str]]  # task → key of its lm-eval configuration → digest
 
     @property
     def suite(self) -> Suite:
         return self.spec.suite
+
+    @property
+    def parts(self) -> Parts | None:
+        """The search split in parts, where the spec asks for it."""
+        count, seed = self.spec.config.search_parts, self.spec.config.optimizer.seed
+        return None if count is None else partition(self.suite, self.batches["search"], count, seed)
 
 
 def prepare(spec: SearchSpec, watcher: Watcher, allow_pickle: bool = False) -> Prepared:
@@ -59,23 +72,65 @@ def prepare(spec: SearchSpec, watcher: Watcher, allow_pickle: bool = False) -> P
     for genome in space.corners():
         models.plan(space.fill(genome), spec.where)
     create(spec.config.optimizer, space.dimensions, space.initial(), f"{spec.file}: optimizer")
-    settings = _settings(models)
-    tokenizer = load_tokenizer(models.checkpoints[models.donor].tokenizer_folder)
-    length = max_length_of(settings, tokenizer)
-    for batch in batches.values():
-        harness.freeze(batch, tokenizer, length)  # what only a tokenizer can tell: a chat template, prompts that fit
+    found = controls(example, spec.config.controls.scales, models.alike)
+    _check_start(spec, space, found)
+    tokens = _check_prompts(harness, batches, models, found)
     models.inputs  # noqa: B018 (reads every byte of every model: damage is found before anything is written)
-    return Prepared(spec, spec.search_id(), models, space, example, batches, harness.fingerprint())
+    fingerprint = harness.fingerprint()
+    return Prepared(spec, spec.search_id(), models, space, example, tuple(found), batches, tokens, fingerprint)
 
 
-def _settings(models: Models) -> Any:
-    """transformers' config of the candidates."""
-    try:
-        return AutoConfig.for_model(**deepcopy(dict(models.output.config)))
-    except Exception as exc:  # each class of transformers checks its keys in its own way
-        where = f"{models.checkpoints[models.donor].folder}/config.json"
-        reason = next(iter(str(exc).splitlines()), type(exc).__name__)
-        raise CheckpointError(where, f"transformers does not take it: {reason}", next="Mend the config") from exc
+def _check_start(spec: SearchSpec, space: SearchSpace, controls: Sequence[Control]) -> None:
+    """
+    Raises:
+        SpecError: the spec asks to start from controls, and there are none of the kind, or nothing that they could set.
+    """
+    config = spec.config.optimizer
+    if config.start == "init" or "start" not in config.model_fields_set:
+        return
+    kinds, where = START_FROM[config.start], f"{spec.file}: optimizer.start"
+    if not space.has_weights:
+        what = f"got '{config.start}', which sets weights of parents, and none is searched"
+        raise SpecError(where, what, "init", "Leave it out: holes start at their own init")
+    if not any(control.kind in kinds and control.recipe is not None for control in controls):
+        skipped = next(
+            (f": {control.skipped}" for control in controls if control.kind in kinds and control.skipped), ""
+        )
+        what = f"got '{config.start}', and this search has no such control{skipped}"
+        raise SpecError(where, what, "init", "Leave it out: holes start at their own init")
+
+
+def _check_prompts(
+    harness: Harness, batches: Mapping[str, ItemBatch], models: Models, controls: Sequence[Control]
+) -> dict[str, SplitTokens]:
+    """What only a tokenizer can tell: a chat template, prompts that fit, and how long they are (split → tokens).
+
+    Each context length is tried once.
+
+    Raises:
+        CheckpointError: transformers does not take a model's config.
+        SuiteError: a prompt does not fit.
+    """
+    tokenizer = load_tokenizer(models.checkpoints[models.donor].tokenizer_folder)
+    lengths: dict[int, str] = {}  # context in tokens → the first model whose config has it
+    recipes = [control.recipe for control in controls if control.recipe is not None]
+    outputs = [(donor_of(recipe), output(recipe, models.checkpoints)) for recipe in recipes]
+    for donor, laid in [(models.donor, models.output), *outputs]:
+        config = settings(laid.config, f"{models.checkpoints[donor].folder}/{CONFIG}")
+        lengths.setdefault(max_length_of(config, tokenizer), donor)
+    tokens: dict[str, SplitTokens] = {}
+    for length, donor in lengths.items():
+        for batch in batches.values():
+            try:
+                frozen = harness.freeze(batch, tokenizer, length)
+            except SuiteError as error:
+                if donor == models.donor:
+                    raise
+                what = f"{error.what} (with the context of {donor}, {length} tokens)"
+                raise SuiteError(error.where, what, error.allowed, error.next) from error
+            if donor == models.donor:
+                tokens[batch.split] = count(frozen)
+    return tokens
 
 
 def load_batches(suite: Suite) -> dict[str, ItemBatch]:

@@ -3,13 +3,15 @@
 from dataclasses import asdict
 from typing import Any
 
-from evosearch.evaluation.inference import interval, paired_difference
+from evosearch.evaluation.inference import interval
+from evosearch.evaluation.resampling import bootstrap_difference
 from evosearch.evaluation.suite import Suite
-from evosearch.evaluation.types import Column, ItemBatch
+from evosearch.evaluation.types import ItemBatch
 from evosearch.promotion.finalists import kind_of
 from evosearch.promotion.gate import Measure
 from evosearch.recipe.schema import Recipe
 from evosearch.search.recorder import Recorder
+from evosearch.service.recorded import metric_columns
 
 
 def measure_of(suite: Suite, batch: ItemBatch) -> Measure:
@@ -19,14 +21,14 @@ def measure_of(suite: Suite, batch: ItemBatch) -> Measure:
 
 
 def test_rows(recorder: Recorder, suite: Suite, batch: ItemBatch, example: Recipe) -> list[dict[str, Any]]:
-    """One row a contender of the last opening of the test: metrics, mean with its interval, the winner's lead."""
+    """One row a contender of the last opening of the test: metrics, mean, the winner's lead, with 95% intervals."""
     state = recorder.state
     if state.gated is None or not state.test_openings:
         return []
     measure = measure_of(suite, batch)
     winner = state.gated["winner"]
     names = [name for name in state.test_openings[-1]["candidates"] if (name, "test") in state.cards]
-    columns = {name: metric_columns(recorder, suite, name, "test") for name in names}
+    columns = {name: metric_columns(recorder.ledger, recorder.search_id, state, name, "test") for name in names}
     rows = []
     for name in sorted(names, key=lambda entry: entry != winner):
         mean = interval(columns[name], measure.weights, None, measure.groups)
@@ -41,16 +43,10 @@ def test_rows(recorder: Recorder, suite: Suite, batch: ItemBatch, example: Recip
         }
         if name != winner:
             both = (columns[winner], columns[name], measure.weights)
-            row["lead"] = asdict(paired_difference(*both, measure.chances, measure.groups))
-            row["raw_lead"] = asdict(paired_difference(*both, dict.fromkeys(measure.weights, 0.0), measure.groups))
+            row["lead"] = asdict(bootstrap_difference(*both, measure.chances, measure.groups))
+            row["raw_lead"] = asdict(bootstrap_difference(*both, dict.fromkeys(measure.weights, 0.0), measure.groups))
         rows.append(row)
     return rows
-
-
-def metric_columns(recorder: Recorder, suite: Suite, candidate: str, split: str) -> dict[str, Column]:
-    """Task → the suite's metric of each item, as recorded."""
-    stored = recorder.ledger.columns(recorder.search_id, candidate, split)
-    return {task.name: stored[task.name][task.metric] for task in suite.scoring}
 
 
 def label(name: str, example: Recipe, winner: str = "", promoted: bool = False) -> str:

@@ -12,12 +12,10 @@ from typing import Any
 
 from evosearch import documents
 from evosearch.errors import EvosearchError, RecipeError, TrackingError
-from evosearch.evaluation.types import SPLITS
 from evosearch.promotion.gate import GateDecision
 from evosearch.promotion.promote import Champion, Promotion
 from evosearch.recipe.schema import Recipe
 from evosearch.search.controller import Budget, Controller
-from evosearch.search.controls import controls
 from evosearch.search.ledger import Ledger
 from evosearch.search.optimizers.registry import create
 from evosearch.search.ports import Executor
@@ -26,15 +24,17 @@ from evosearch.search.state import SearchState
 from evosearch.search.watching import Watcher
 from evosearch.service.executors import make_executor
 from evosearch.service.export import export_promoted
-from evosearch.service.leaderboard import leaderboard_rows
-from evosearch.service.openings import openings
+from evosearch.service.leaderboard import board_of
+from evosearch.service.openings import openings, times_opened
 from evosearch.service.paths import Places, places_of
 from evosearch.service.prepare import Prepared, prepare
+from evosearch.service.recorded import contamination_acknowledged
 from evosearch.service.report import measure_of, test_rows
 from evosearch.service.spec import load_spec
 from evosearch.service.trackers import CATCH_UP_S, PATIENCE_S, mirroring, registry_of, shown
 from evosearch.service.unchanged import circumstances, refuse_other_search
 from evosearch.service.versions import versions
+from evosearch.tracking.changes import CONTAMINATION, OPENINGS
 from evosearch.tracking.mirror import UP_TO_DATE
 from evosearch.tracking.registry import Registry
 
@@ -51,10 +51,12 @@ class RunReport:
     candidates: dict[str, int]
     best: dict[str, Any] | None
     controls: dict[str, dict[str, Any]]
-    finalists: list[dict[str, Any]]
+    finalists: list[dict[str, Any]]  # with their scores on every split, and how far they fell
+    unchosen: list[dict[str, Any]]  # the same of base and parents
     gate: dict[str, Any] | None
     test: list[dict[str, Any]]
-    test_openings: int
+    test_openings: int  # of this search's test set by all searches, up to now
+    contamination_acknowledged: bool
     exported: dict[str, str]
     leaderboard: list[dict[str, Any]] = field(default_factory=list)
     tracking_note: str | None = None
@@ -74,9 +76,11 @@ class RunReport:
             "best": self.best,
             "controls": self.controls,
             "finalists": self.finalists,
+            "unchosen": self.unchosen,
             "gate": self.gate,
             "test": self.test,
             "test_openings": self.test_openings,
+            "contamination_acknowledged": self.contamination_acknowledged,
             "exported": self.exported,
             "tracking_uri": self.places.tracking,
             "tracking": self.tracking_note or "up to date",
@@ -132,7 +136,8 @@ def run(path: Path, watcher: Watcher, continue_from_best: bool = False, allow_pi
 
 
 def _begin(recorder: Recorder, prepared: Prepared) -> None:
-    for batch in prepared.batches.values():
+    parts = prepared.parts.batches if prepared.parts else ()
+    for batch in (*prepared.batches.values(), *parts):
         recorder.ledger.put_item_sets(batch)
     payload = {
         "name": prepared.spec.name,
@@ -151,9 +156,10 @@ def _search(prepared: Prepared, recorder: Recorder, executor: Executor, continue
         executor=executor,
         space=prepared.space,
         batch=prepared.batches["search"],
-        controls=controls(prepared.example, config.controls.scales, prepared.models.alike),
+        controls=prepared.controls,
         identify=prepared.models.identify,
         make_optimizer=lambda start: create(config.optimizer, prepared.space.dimensions, start),
+        parts=prepared.parts,
         start=config.optimizer.start,
         budget=Budget(config.budget.candidates, config.budget.hours),
         continue_from_best=continue_from_best,
@@ -196,8 +202,9 @@ def _promote(
         recorder=recorder,
         executor=executor,
         openings=openings,
-        batches={split: prepared.batches[split] for split in SPLITS[1:]},
-        metrics={task.name: task.metric for task in prepared.suite.scoring},
+        batches=prepared.batches,
+        metrics={task.name: task.column for task in (*prepared.suite.scoring, *prepared.suite.guarded)},
+        chances={task.name: task.chance for task in prepared.suite.guarded},
         measure=measure_of(prepared.suite, prepared.batches["test"]),
         finalists=prepared.spec.config.promotion.finalists,
         champion=champion,
@@ -250,12 +257,19 @@ def _register(
                 candidate=candidate,
                 recipe_id=recipe_id,
                 artifact_dir=Path(exported["recipe"]).parent,
+                tags=_disclosed(recorder),
             )
         except TrackingError as exc:
             watcher.note(f"not registered as '{name}': {exc}. The same command registers it later")
     payload = {"candidate": candidate, "recipe_id": recipe_id, "registered_as": name, "version": version}
     if earlier is None or any(earlier.get(key) != value for key, value in payload.items()):
         recorder.record([("promoted", payload | {"exported": exported})])
+
+
+def _disclosed(recorder: Recorder) -> dict[str, str]:
+    """What a registered version says of its test figures, as tags."""
+    tags = {OPENINGS: str(times_opened(recorder.ledger, recorder.state))}
+    return tags | ({CONTAMINATION: "true"} if contamination_acknowledged(recorder.state) else {})
 
 
 def _superseded(registry: Registry, name: str, search_id: str, earlier: dict[str, Any] | None) -> bool:
@@ -277,7 +291,8 @@ def _report(
     seconds: float,
 ) -> RunReport:
     state = recorder.state
-    rows = leaderboard_rows(state)
+    board = board_of(recorder.ledger, recorder.search_id, state)
+    rows = board.rows
     best = next((row for row in rows if row["kind"] == "candidate" and row["score"] is not None), None)
     failed = {failure["candidate"] for failure in state.failed if failure["candidate"].isdigit()}
     return RunReport(
@@ -294,10 +309,12 @@ def _report(
         },
         best=best and {key: best[key] for key in ("candidate", "recipe_id", "score", "fitness")},
         controls={row["candidate"]: {"score": row["score"]} for row in rows if row["kind"] != "candidate"},
-        finalists=list(state.finalists),
+        finalists=board.finalists,
+        unchosen=board.unchosen,
         gate=state.gated,
         test=test_rows(recorder, prepared.suite, prepared.batches["test"], prepared.example),
-        test_openings=state.test_openings[-1]["count"] if state.test_openings else 0,
+        test_openings=board.test_openings,
+        contamination_acknowledged=board.contamination_acknowledged,
         exported=exported,
         leaderboard=rows,
         tracking_note=tracking_note,

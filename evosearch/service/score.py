@@ -43,9 +43,12 @@ def score(
     models = open_models(recipe, model, watcher, allow_pickle)
     worker = Worker(worker_config(WorkersConfig(), models, suite, recipe.output_dtype))
     worker.scorer.prepare(batch)  # what is wrong with the suite is said as such, and before the test is opened
+    told: dict[str, Any] = {}
     if split == "test":
         count = record_reread(batch.digest, f"score {model}")
         watcher.note(f"test split: this reading is on record (openings of this test set so far: {count})")
+        contaminated = bool(getattr(suite, "acknowledge_contamination", False))
+        told = {"test_openings": count, "contamination_acknowledged": contaminated}
     outcome = worker.run(Job(f"score@{split}", recipe, batch))
     if outcome.card is None:
         assert outcome.failure is not None
@@ -66,7 +69,7 @@ def score(
         "tokens": summary["tokens"],
         "seconds": {"load": worker.load_seconds, **summary["seconds"]},
         "device": str(worker.device),
-    }
+    } | told
 
 
 def _recipe(model: str, watcher: Watcher) -> Recipe:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from evosearch import documents
 from evosearch.documents import Document
@@ -22,6 +22,7 @@ from evosearch.search.controls import SCALES
 from evosearch.search.optimizers.registry import OptimizerConfig
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Text = Annotated[str, Field(min_length=1)]
 
 
 class BudgetConfig(Document):
@@ -46,20 +47,44 @@ class WorkersConfig(Document):
     gpus_per_worker: NonNegativeFloat | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch_tokens: PositiveInt | None = None
-    address: str | None = None
+    address: Text | None = None
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        """Nothing is given that the executor or the device would not look at."""
+        if self.executor == "local":
+            for key, given in (("address", self.address), ("gpus_per_worker", self.gpus_per_worker)):
+                if given is not None:
+                    raise SpecError(key, "goes with executor: ray", next="Remove it, or the executor line")
+            if self.count not in ("auto", 1):
+                raise SpecError("count", f"got {self.count}", "executor: local is one worker", "executor: ray")
+        if self.device == "cpu" and self.gpus_per_worker:
+            raise SpecError("gpus_per_worker", f"got {self.gpus_per_worker:g} with device: cpu", "0", "Leave it out")
+        if self.device == "cuda" and self.gpus_per_worker == 0:
+            raise SpecError("gpus_per_worker", "got 0 with device: cuda", "More than 0", "Leave it out, or the device")
+        return self
 
 
 class TrackingConfig(Document):
-    """Where MLflow records: a tracking URI (default: a SQLite file beside the runs) and an experiment."""
+    """Where MLflow records: a tracking URI (default: a SQLite file beside the runs) and an experiment.
 
-    uri: str | None = None
-    experiment: str | None = None
+    `jsonl:FILE` writes JSON lines in the search's folder instead, which know no experiments.
+    """
+
+    uri: Text | None = None
+    experiment: Text | None = None
+
+    @model_validator(mode="after")
+    def _one_store(self) -> Self:
+        if self.experiment is not None and (self.uri or "").startswith("jsonl:"):
+            raise SpecError("experiment", "JSON lines have no experiments", "An MLflow uri", "Remove one of the two")
+        return self
 
 
 class ControlsConfig(Document):
     """The task-arithmetic scales of the control sweep."""
 
-    scales: tuple[float, ...] = SCALES
+    scales: tuple[FiniteFloat, ...] = SCALES
 
     @model_validator(mode="after")
     def _one_name_each(self) -> Self:
@@ -81,16 +106,21 @@ class PromotionConfig(Document):
 
 
 class SpecFile(Document):
-    """A search spec as it is written."""
+    """A search spec as it is written.
+
+    `search_parts` deals the search split out to so many parts; each generation is then scored on one of them, in
+    rotation, and the best candidates on all of it before finalists are chosen.
+    """
 
     name: Name
     recipe: dict[str, Any]
     optimizer: OptimizerConfig
     suite: str
+    search_parts: Annotated[int, Field(ge=2, le=100_000)] | None = None
     budget: BudgetConfig
     workers: WorkersConfig = WorkersConfig()
     tracking: TrackingConfig = TrackingConfig()
-    ledger: str | None = None
+    ledger: Text | None = None
     controls: ControlsConfig = ControlsConfig()
     promotion: PromotionConfig = PromotionConfig()
 
@@ -116,6 +146,8 @@ class SearchSpec:
     def identity(self) -> dict[str, Any]:
         """What makes this search this search, as plain data; recorded, and compared at resume."""
         config = self.config.model_dump(mode="json", exclude={"budget", "workers", "tracking", "ledger"})
+        if config["search_parts"] is None:  # a search without this key keeps the id it had before there was one
+            del config["search_parts"]
         chances = {task.name: task.chance for task in self.suite.tasks}
         measure = {"weights": self.suite.weights(), "chances": chances}
         return config | {"suite": {"name": self.suite.name, "digest": self.suite.digest()} | measure}
@@ -136,12 +168,28 @@ def load_spec(path: Path) -> SearchSpec:
     suite_path = suite_path if suite_path.is_absolute() else path.parent / suite_path
     if not os.path.isfile(suite_path):
         raise SpecError(f"{path}: suite", f"no file {suite_path}", next="Suites are YAML files, as in evals/")
-    return SearchSpec(path, config, anchor(config.recipe, path.parent), load_suite(suite_path))
+    suite = load_suite(suite_path)
+    _check_parts(config.search_parts, suite, str(path))
+    return SearchSpec(path, config, anchor(config.recipe, path.parent), suite)
+
+
+def _check_parts(parts: int | None, suite: Suite, file: str) -> None:
+    fewest = min(suite.tasks, key=lambda task: suite.count(task, "search"))
+    count = suite.count(fewest, "search")
+    if parts is not None and parts > count:
+        what = f"got {parts}, and '{fewest.name}' has {count} documents on search"
+        raise SpecError(f"{file}: search_parts", what, "A document of every task in each part", "Ask for fewer parts")
 
 
 def is_spec(path: Path) -> bool:
     """Whether a YAML file is a search spec (it has a `recipe`) rather than a recipe."""
     return any("recipe" in data for data in documents.read_all(path, SpecError))
+
+
+def is_suite(path: Path) -> bool:
+    """Whether a YAML file is a suite (one document, which has `tasks`) rather than a search spec or a recipe."""
+    found = documents.read_all(path, SpecError)
+    return len(found) == 1 and "tasks" in found[0] and not {"recipe", "merge_method", "models"} & found[0].keys()
 
 
 def check_same_search(recorded: Mapping[str, Any], spec: SearchSpec, where: str) -> None:

@@ -5,7 +5,9 @@ from typing import Any
 from evosearch.errors import LedgerError
 from evosearch.search.ledger import Ledger
 from evosearch.search.state import SearchState
+from evosearch.service.openings import times_opened
 from evosearch.service.paths import runs_folder
+from evosearch.service.recorded import contamination_acknowledged
 
 
 def statuses() -> list[dict[str, Any]]:
@@ -17,7 +19,8 @@ def statuses() -> list[dict[str, Any]]:
             with Ledger.open(url, read_only=True) as ledger:
                 for search in ledger.searches():
                     state = SearchState.from_events(ledger.events(search.search_id))
-                    rows.append(_row(search.search_id, state, url, ledger.holder(search.search_id)))
+                    row = _row(search.search_id, state, url, ledger.holder(search.search_id))
+                    rows.append(row | {"test_openings": times_opened(ledger, state)})
         except LedgerError as exc:
             rows.append({"name": database.parent.name, "state": "unreadable", "ledger": url, "problem": str(exc)})
     return rows
@@ -36,6 +39,7 @@ def _row(search_id: str, state: SearchState, url: str, holder: str | None) -> di
         "best_fitness": state.best(),
         "validated": splits.count("validation"),
         "promoted": state.promoted["candidate"] if state.promoted else None,
+        "contamination_acknowledged": contamination_acknowledged(state),
         "hours": state.seconds_before / 3600.0,
         "updated": state.last_time,
         "ledger": url,

@@ -140,6 +140,9 @@ def _difference(then: ItemSet, now: ItemSet, split: str) -> str:
     """How the documents of one task and split differ, in words."""
     kept = set(now.doc_hashes)
     gone = [(i, sha) for i, sha in zip(then.doc_ids, then.doc_hashes, strict=True) if sha not in kept]
+    if (then.doc_ids, then.doc_hashes, then.documents) == (now.doc_ids, now.doc_hashes, now.documents):
+        grouped = "are grouped otherwise than when this search began"
+        return f"the documents of '{now.lm_eval_task}' for the {split} split {grouped}"
     if not gone:
         return f"the documents of '{now.lm_eval_task}' stand in another order than when this search began"
     first, sha = gone[0]

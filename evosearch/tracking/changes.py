@@ -18,6 +18,7 @@ from evosearch.search.events import Event
 SEARCH = ""  # the key of the search's own run among the candidates'
 MAX_PARAMS = 100  # genome dimensions shown as parameters; all are in recipe.yaml
 MAX_NAME = 250  # characters MLflow takes in a name
+OPENINGS, CONTAMINATION = "test_openings", "contamination_acknowledged"  # tags of whatever has a test score
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 
 
@@ -61,6 +62,7 @@ class Translator:
         self._next = 0  # the first ask index that is not settled
         self._best: float | None = None
         self._counts: dict[str, int] = {}
+        self._disclosed: dict[str, str] = {}  # what must stand beside every figure of the test set
 
     def translate(self, event: Event, plan: Plan) -> None:
         """Add what an event changes to a plan. Types this version does not know change nothing."""
@@ -78,10 +80,13 @@ class Translator:
         spec = payload.get("spec", {})
         run.files["spec.yaml"] = spec if isinstance(spec, str) else dump(spec)
         run.files["inputs.json"] = _json(payload.get("inputs", {}))
+        if payload.get("suite", {}).get("acknowledge_contamination"):
+            self._disclosed[CONTAMINATION] = "true"
+            run.tags[CONTAMINATION] = "true"
 
     def _on_test_opened(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
-        tags = {"test_set": str(payload["digest"]), "test_openings": str(payload["count"])}
-        self._search(plan, now).tags |= tags
+        self._disclosed[OPENINGS] = str(payload["count"])
+        self._search(plan, now).tags |= {"test_set": str(payload["digest"]), OPENINGS: str(payload["count"])}
 
     def _on_reread(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         self._search(plan, now).tags["test_rereads"] = self._count("rereads")
@@ -129,9 +134,20 @@ class Translator:
             if math.isfinite(value):  # MLflow sorts infinity before every number
                 run.points.append(Point(safe_name(name), value, _step(split), now))
         run.tags[f"items/{split}"] = str(payload.get("batch", ""))
+        if payload.get("part") is not None:
+            run.tags["sample"] = f"part {payload['part']} of {split}"
+        if split == SPLITS[-1]:
+            run.tags |= self._disclosed
         run.status, run.status_ms = FINISHED, now
-        if split == SPLITS[0]:
+        # Of a part, or where there are guards, what the optimizer is told of the candidate decides.
+        if split == SPLITS[0] and payload.get("part") is None and not payload.get("guards"):
             self._settle(payload, float(payload["fitness"]["value"]), plan, now)
+
+    def _on_told(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
+        """Candidates that are settled already stay so; one that breaks a guard is never the best."""
+        for told in payload["observations"]:
+            kept = told["state"] == "scored" and not any(amount > 0 for amount in told.get("violations", ()))
+            self._settle(told, float(told["value"]) if kept else None, plan, now)
 
     def _on_failed(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         run = self._candidate(payload, plan, now)
@@ -214,6 +230,7 @@ def _metrics(card: Mapping[str, Any]) -> dict[str, float]:
     for task, metrics in card.get("reported", {}).items():  # beside the score; what overflowed has no value
         named = {f"{split}/{task}/{metric.removesuffix(',none')}": value for metric, value in metrics.items()}
         out |= {name: float(value) for name, value in named.items() if value is not None and name not in out}
+    out |= {f"{split}/{task}/points": float(points) for task, points in card.get("guards", {}).items()}
     out |= {f"seconds/{stage}": float(seconds) for stage, seconds in card.get("seconds", {}).items()}
     return out | {f"tokens/{kind}": float(count) for kind, count in card.get("tokens", {}).items()}
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from evosearch import documents
-from evosearch.checkpoints.families.llama import shape as llama_shape
+from evosearch.checkpoints.families.llama import FAMILY
 from evosearch.errors import InputError, RecipeError
 from evosearch.evaluation.suite import Suite, load_suite
 from evosearch.merging.registry import specs
@@ -21,7 +21,7 @@ from evosearch.search.template import frame
 from evosearch.service.spec import load_spec
 
 ROOT = Path(__file__).resolve().parents[2]
-SHAPE = llama_shape({"num_hidden_layers": 4})
+SHAPE = FAMILY.shape({"num_hidden_layers": 4})
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evosearch.checkpoints.families.llama import shape as llama_shape
+from evosearch.checkpoints.families.llama import FAMILY
 from evosearch.checkpoints.families.registry import all_families
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.errors import CheckpointError
@@ -39,7 +39,7 @@ def test_the_llama_shape_names_exactly_the_tensors_that_transformers_saves(tiny,
 
 
 def test_llama_places_and_residual_writers():
-    shape = llama_shape({"num_hidden_layers": 3, "attention_bias": True})
+    shape = FAMILY.shape({"num_hidden_layers": 3, "attention_bias": True})
     assert shape.names(Place.EMBEDDINGS) == ("model.embed_tokens.weight",)
     assert shape.names(Place.FINAL_NORM) == ("model.norm.weight",)
     assert shape.names(Place.HEAD) == ("lm_head.weight",)

@@ -83,6 +83,14 @@ def test_folders_with_a_plus_in_their_name_win(tmp_path):
     assert split(str(whole)) == (str(whole), None)
     assert split(f"{model}+{adapter}") == (str(model), str(adapter))
     assert split(f"org/m+{adapter}") == ("org/m", str(adapter))
+    longer = tmp_path / "a+b+adapter"
+    assert split(str(longer)) == (str(whole), "adapter")
+    longer.mkdir()
+    assert split(str(longer)) == (str(longer), None)
+    assert split(f"{longer}+{adapter}") == (str(longer), str(adapter))
+    (whole / "r.yaml").touch()
+    assert split(f"{whole}/r.yaml#step") == (f"{whole}/r.yaml#step", None)
+    assert split(f"{whole}/r.yaml+org/lora") == (f"{whole}/r.yaml", "org/lora")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Three families, four output types, plain and chat, with and without examples: lm-eval's own loop is the oracle."""
+"""Six families, four output types, plain and chat, with and without examples: lm-eval's own loop is the oracle."""
 
 import copy
 from dataclasses import dataclass, field
@@ -13,12 +13,12 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
 from evosearch.evaluation.harness import max_length_of
-from evosearch.evaluation.loglikelihood import score_loglikelihoods
+from evosearch.evaluation.loglikelihood import LoglikelihoodRequest, score_loglikelihoods
 from evosearch.evaluation.scorer import Scorer
 from evosearch.evaluation.suite import Suite, load_suite
 from evosearch.evaluation.types import LOGLIKELIHOODS, REQUESTS
 
-LENGTH = 128
+LENGTH = 320  # five examples in a chat fit
 DOCUMENTS = 6
 MEAN = {"aggregation": "mean", "higher_is_better": True}
 CHAT = (
@@ -96,27 +96,28 @@ SUITE: dict[str, Any] = {
 }
 
 # Ours on the left, as suite keys; what lm_eval's command line would be given on the right.
+CHATTING = {"apply_chat_template": True, "fewshot_as_multiturn": True}
+BRIEF = {"system_instruction": "be brief."}
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
-    "plain 2-shot, system": (
-        {"num_fewshot": 2, "system_instruction": "be brief."},
-        {"system_instruction": "be brief."},
-    ),
-    "chat": ({"apply_chat_template": True}, {"apply_chat_template": True, "fewshot_as_multiturn": True}),
-    "chat 2-shot, system": (
-        {"apply_chat_template": True, "num_fewshot": 2, "system_instruction": "be brief."},
-        {"apply_chat_template": True, "fewshot_as_multiturn": True, "system_instruction": "be brief."},
-    ),
+    "plain 5-shot": ({"num_fewshot": 5}, {}),
+    "chat": ({"apply_chat_template": True}, CHATTING),
+    "chat 5-shot": ({"apply_chat_template": True, "num_fewshot": 5}, CHATTING),
+    "plain 2-shot, system": ({"num_fewshot": 2, **BRIEF}, BRIEF),
+    "chat 2-shot, system": ({"apply_chat_template": True, "num_fewshot": 2, **BRIEF}, {**CHATTING, **BRIEF}),
     "chat 2-shot in one turn": (
         {"apply_chat_template": True, "num_fewshot": 2, "fewshot_as_multiturn": False},
         {"apply_chat_template": True, "fewshot_as_multiturn": False},
     ),
     "chat 1-shot, named template, shorter": (
         {"apply_chat_template": "short", "num_fewshot": 1, "generation_kwargs": {"max_gen_toks": 5}},
-        {"apply_chat_template": True, "fewshot_as_multiturn": True},
+        CHATTING,
     ),
 }
-FAMILIES = ("llama", "qwen2", "gpt2")
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma", "gpt2", "phi")
+EVERY = tuple(VARIANTS)[:4]  # with every family; the others with two, one whose texts begin with <s> and one without
+CASES = [(family, variant) for variant in VARIANTS for family in (FAMILIES if variant in EVERY else ("llama", "gpt2"))]
+SAMPLERS = {"first_n": "tasks", "default": "drawn"}  # examples: the first ones for all, or drawn for each document
 
 
 @dataclass
@@ -142,17 +143,19 @@ def world(tmp_path_factory: pytest.TempPathFactory, tasks_writer: Any) -> World:
 
 
 def make(family: str, vocabulary: int) -> Any:
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+    import transformers
 
     torch.manual_seed(5)
     shared = {"vocab_size": vocabulary, "initializer_range": 0.3, "bos_token_id": 1, "eos_token_id": 2}
     if family == "gpt2":
-        return GPT2LMHeadModel(GPT2Config(n_positions=LENGTH, n_embd=32, n_layer=2, n_head=4, **shared)).eval()
+        small = transformers.GPT2Config(n_positions=LENGTH, n_embd=32, n_layer=2, n_head=4, **shared)
+        return transformers.GPT2LMHeadModel(small).eval()
     size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    size |= {"num_key_value_heads": 2, "max_position_embeddings": LENGTH}
-    if family == "qwen2":
-        return Qwen2ForCausalLM(Qwen2Config(**size, **shared, tie_word_embeddings=True)).eval()
-    return LlamaForCausalLM(LlamaConfig(**size, **shared)).eval()
+    size |= {"num_key_value_heads": 2, "max_position_embeddings": LENGTH, "head_dim": 8, "pad_token_id": 0}
+    name = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma": "Gemma", "phi": "Phi"}[family]
+    tied = {"tie_word_embeddings": family in ("qwen2", "gemma")}
+    config = getattr(transformers, f"{name}Config")(**size, **shared, **tied)
+    return getattr(transformers, f"{name}ForCausalLM")(config).eval()
 
 
 def with_chat(tokenizer: Any, bos: bool) -> Any:
@@ -196,10 +199,9 @@ def expected(model: Any, tokenizer: Any, scorer: Scorer, variant: str, tasks: di
     return dict(evaluate(lm, {"tasks": tasks}, samples=samples, bootstrap_iters=0, **given))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "variant"), CASES)
 def test_scores_are_lm_evals(family: str, variant: str, world: World, theirs: dict[str, Any], tokenizer: Any) -> None:
-    bos = family == "llama"
+    bos = family in ("llama", "gemma")
     tokenizer = with_chat(tokenizer, bos)
     model, scorer = make(family, len(tokenizer)), world.scorer(variant, tokenizer, bos)
     card = scorer.score(model, scorer.batch("test"))
@@ -222,6 +224,7 @@ def _check_requests(scorer: Scorer, model: Any, columns: Any, out: dict[str, Any
     """Log-likelihoods of every request, and whether greedy decoding gives its continuation."""
     frozen, plan, _ = scorer._lay_out(scorer.batch("test"))
     _, greedy, _ = score_loglikelihoods(model, plan)
+    margins = [_margin(model, request) for request in plan.requests]
     flags = 0
     for task in frozen.tasks:
         name = task.spec.name
@@ -236,10 +239,21 @@ def _check_requests(scorer: Scorer, model: Any, columns: Any, out: dict[str, Any
         assert np.ptp(lls) > 1
         assert columns[name][REQUESTS].tolist() == [len(sample["resps"]) for sample in samples]
         if name != "p_text":
-            made = [greedy[ask.requests[0]] for document in task.documents for ask in document.asks]
-            assert made == [answer[1] for answer in answers]
-            flags += len(made)
-    assert flags == DOCUMENTS * (4 + 1)
+            asked = [ask.requests[0] for document in task.documents for ask in document.asks]
+            sure = [margins[request] > 1e-4 for request in asked]
+            assert [greedy[request] for request in asked if margins[request] > 1e-4] == [
+                answer[1] for answer, known in zip(answers, sure, strict=True) if known
+            ]
+            flags += sum(sure)
+    assert flags > 0.9 * DOCUMENTS * (4 + 1)
+
+
+@torch.no_grad()
+def _margin(model: Any, request: LoglikelihoodRequest) -> float:
+    """How far the best token is before the second, where that is least."""
+    logits = model(input_ids=torch.tensor([request.inputs])).logits[0, -len(request.targets) :]
+    best = logits.topk(2).values
+    return float((best[:, 0] - best[:, 1]).min())
 
 
 def test_rolling_texts_span_several_windows(world: World, tokenizer: Any) -> None:
@@ -247,7 +261,7 @@ def test_rolling_texts_span_several_windows(world: World, tokenizer: Any) -> Non
     frozen, _, _ = scorer._lay_out(scorer.batch("test"))
     windows = [len(document.asks[0].requests) for document in frozen.tasks[3].documents]
     assert min(windows) == 1
-    assert max(windows) > 3
+    assert max(windows) > 1
 
 
 def test_options_change_what_is_asked(world: World, tokenizer: Any) -> None:

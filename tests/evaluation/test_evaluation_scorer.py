@@ -14,7 +14,8 @@ import yaml
 
 from evosearch.errors import CandidateError, SuiteError
 from evosearch.evaluation.harness import max_length_of
-from evosearch.evaluation.loglikelihood import LoglikelihoodRequest, ScoreOptions, distinct_prefixes, lay_out
+from evosearch.evaluation.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out
+from evosearch.evaluation.prefix_tree import distinct_prefixes
 from evosearch.evaluation.scorer import Scorer
 from evosearch.evaluation.suite import load_suite
 from evosearch.evaluation.types import GOLD, ItemBatch, ItemSet
@@ -122,12 +123,10 @@ def test_sharing_runs_each_sequence_once() -> None:
         return LoglikelihoodRequest(tokens[:-1], tokens[-length:])
 
     requests = [request("question a", 1), request("question b", 1), request("question bc", 2), request("other", 3)]
-    plan = lay_out(requests, ScoreOptions())
-    # "question " begins "question b": one row for three requests
-    assert plan.tokens.forwarded == len("question b") + len("othe")
-    assert plan.tokens.distinct == distinct_prefixes([r.inputs for r in requests]) == plan.tokens.forwarded
-    assert plan.tokens.requested == 9 + 9 + 10 + 4
-    assert plan.batches[0].reads.numel() == 1 + 1 + 3
+    laid = lay_out(requests, ScoreOptions()).passes("tree", torch.device("cpu"))
+    assert laid.tokens == Tokens(forwarded=8 + 3 + 4, padded=0, distinct=15, requested=9 + 9 + 10 + 4)  # "question"
+    assert laid.tokens.distinct == distinct_prefixes([r.inputs for r in requests])
+    assert [one.reads.numel() for one in laid.passes] == [1 + 1 + 3]  # the first two are read at one place
 
 
 def test_the_head_reads_only_what_is_asked(scorer: Scorer, model: Any) -> None:

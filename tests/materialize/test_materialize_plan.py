@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from evosearch.checkpoints.families.llama import shape as llama_shape
+from evosearch.checkpoints.families.llama import FAMILY
 from evosearch.errors import RecipeError
 from evosearch.materialize.plan import Input, TensorOp, donor_of, plan
 from evosearch.merging.registry import specs
 from evosearch.recipe.schema import Recipe
 
-SHAPE = llama_shape({"num_hidden_layers": 5})
+SHAPE = FAMILY.shape({"num_hidden_layers": 5})
 Q = "model.layers.{}.self_attn.q_proj.weight"
 UP = "model.layers.{}.mlp.up_proj.weight"
 

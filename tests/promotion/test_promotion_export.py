@@ -1,6 +1,7 @@
 """Exports: what is written reads back equal, whole or not at all."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 
 from evosearch.errors import InputError, RecipeError
 from evosearch.evaluation.inference import Interval
+from evosearch.promotion.disclosure import CONTAMINATED, opened
 from evosearch.promotion.export import Format, Provenance, export
 from evosearch.recipe.files import load
 from evosearch.recipe.schema import Recipe
@@ -41,9 +43,9 @@ def made(base: str = "org/base@abc123", method: str = "task_arithmetic") -> Reci
     )
 
 
-def provenance(inputs: Mapping[str, str] | None = None) -> Provenance:
+def provenance(inputs: Mapping[str, str] | None = None, contaminated: bool = False) -> Provenance:
     scores = {"test": Interval(81.234, 1.0, 79.2, 83.1, 400), "validation": Interval(80.0, 1.0, 78.0, 82.0, 400)}
-    return Provenance("night", "5e" * 32, "17", "ab" * 32, inputs or {"org/math": "cd" * 32}, scores)
+    return Provenance("night", "5e" * 32, "17", "ab" * 32, inputs or {"org/math": "cd" * 32}, scores, 3, contaminated)
 
 
 def write(recipe: Recipe, out: Path) -> None:
@@ -65,9 +67,19 @@ def test_a_recipe_reads_back_equal_and_says_where_it_comes_from(tmp_path: Path) 
         f"# input: org/math  content_sha256 {'cd' * 32}",
         "# score on test: 81.23 (95% interval 79.20 to 83.10, 400 items)",
         "# score on validation: 80.00 (95% interval 78.00 to 82.00, 400 items)",
+        "# This test set has been opened 3 time(s) on record, by all searches.",
         "# Rebuild it with:  evosearch merge winner.yaml OUTPUT_FOLDER",
     ]
     assert [path.name for path in out.parent.iterdir()] == ["winner.yaml"]
+
+
+def test_test_figures_never_stand_alone(tmp_path: Path) -> None:
+    """With a test score goes the number of openings; with a contaminated suite, that it is; else neither."""
+    text = export(made(), "mergekit", tmp_path / "a.yaml", provenance(contaminated=True), shape=SHAPE).read_text()
+    assert f"# {opened(3)}\n# {CONTAMINATED}\n" in text
+    untested = replace(provenance(), scores={})
+    assert "opened" not in export(made(), "recipe", tmp_path / "b.yaml", untested).read_text()
+    assert load(export(made(), "recipe", tmp_path / "c.yaml", provenance(contaminated=True))) == made()
 
 
 def test_comments_hold_no_folders_and_cannot_be_escaped(tmp_path: Path) -> None:

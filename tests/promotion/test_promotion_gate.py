@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from evosearch.errors import SuiteError
+from evosearch.evaluation.exact import paired_test
+from evosearch.evaluation.resampling import bootstrap_difference
 from evosearch.promotion.gate import Contender, GateDecision, Measure, Role, decide
 
 N = 200
@@ -122,10 +124,44 @@ def test_a_decision_survives_the_ledger() -> None:
     assert GateDecision.from_dict(stored) == decision
 
 
+def test_beside_the_bound_stand_the_exact_test_and_a_two_sided_interval() -> None:
+    challenger, others = contender("17", "finalist", 150), field()
+    decision = decide(challenger, others, MEASURE)
+    for comparison, other in zip(decision.comparisons, others, strict=True):
+        both = (challenger.columns, other.columns, MEASURE.weights, MEASURE.chances)
+        test, within = paired_test(*both), bootstrap_difference(*both)
+        assert (comparison.p_value, comparison.p_exact) == (test.p_value, True)
+        assert (comparison.interval_lower, comparison.interval_upper) == (within.lower, within.upper)
+        assert within.lower < comparison.difference < within.upper
+    assert "at 97.5% confidence, exact p below 0.0001, 400 items)" in decision.reasons[0]
+    tied = decide(contender("17", "finalist", 121), field(), MEASURE).comparisons[3]
+    assert tied.p_value == pytest.approx(0.25), "one item more in each of two tasks: both signs"
+
+
+def test_the_bound_alone_decides() -> None:
+    bare = replace(MEASURE, resamples=0)
+    for right in (100, 121, 150):
+        whole = decide(contender("17", "finalist", right), field(), MEASURE)
+        found = decide(contender("17", "finalist", right), field(), bare)
+        assert (found.promoted, found.winner, found.reasons) == (whole.promoted, whole.winner, whole.reasons)
+        assert {c.interval_lower for c in found.comparisons} == {None}
+
+
+def test_a_decision_recorded_before_there_were_p_values_is_read() -> None:
+    decision = decide(contender("17", "finalist", 150), field(), MEASURE)
+    old = json.loads(json.dumps(decision.to_dict()))
+    later = ("p_value", "p_exact", "interval_lower", "interval_upper")
+    old["comparisons"] = [{key: row[key] for key in row if key not in later} for row in old["comparisons"]]
+    found = GateDecision.from_dict(old)
+    assert found.promoted == "17"
+    assert [c.lower for c in found.comparisons] == [c.lower for c in decision.comparisons]
+    assert {(c.p_value, c.interval_upper) for c in found.comparisons} == {(None, None)}
+
+
 def test_equal_models_are_hardly_ever_promoted() -> None:
     """Nobody is better than the parent. Either path may err by 2.5%, so at most 5% of decisions promote."""
     rng = np.random.default_rng(5)
-    measure = Measure({"copy": 1.0}, {"copy": 0.25})
+    measure = Measure({"copy": 1.0}, {"copy": 0.25}, resamples=0)
     trials, wrong = 1500, 0
     for _ in range(trials):
         hard = rng.random(100)

@@ -6,7 +6,7 @@ import pytest
 
 from evosearch.errors import RecipeError
 from evosearch.recipe import files
-from evosearch.recipe.files import anchor, is_recipe, load, load_reference
+from evosearch.recipe.files import anchor, exists, is_recipe, load, load_reference, pieces
 
 STEP = "name: step\nmerge_method: linear\nmodels: [{model: ./a, parameters: {weight: 1}}]\n"
 LAST = "merge_method: linear\nmodels: [{model: step, parameters: {weight: 1}}]\n"
@@ -95,3 +95,31 @@ def test_a_file_is_written_as_it_is_read(tmp_path: Path) -> None:
     once = files.load_file(path)
     assert files.load_file(write(tmp_path / "elsewhere", once.to_yaml())) == once
     assert once.recipes[None].references() == ("step",)
+
+
+def test_a_path_that_exists_is_one_piece_though_it_has_a_plus(tmp_path: Path) -> None:
+    for name in ("a+b", "a+b+adapter", "m", "deep+er/a+b"):
+        (tmp_path / name).mkdir(parents=True)
+    write(tmp_path / "a+b", STEP, "s.yaml")
+    given = {
+        "./a+b": f"{tmp_path}/a+b",
+        "./a+b/s.yaml#step": f"{tmp_path}/a+b/s.yaml#step",
+        "a+b/s.yaml": f"{tmp_path}/a+b/s.yaml",
+        "./a+b+adapter": f"{tmp_path}/a+b+adapter",  # the longest, not a+b with an adapter
+        "./a+b+./m": f"{tmp_path}/a+b+{tmp_path}/m",
+        "./m+./a+b+adapter": f"{tmp_path}/m+{tmp_path}/a+b+adapter",
+        "org/m+./a+b": f"org/m+{tmp_path}/a+b",
+        "./deep+er/a+b+./a+b": f"{tmp_path}/deep+er/a+b+{tmp_path}/a+b",
+        "./c+d": f"{tmp_path}/c+d",  # no such folder: a model and an adapter of the hub, say
+    }
+    for reference, absolute in given.items():
+        assert anchor({"model": reference}, tmp_path) == {"model": absolute}, reference
+
+
+def test_a_recipe_is_found_in_a_folder_with_a_plus(tmp_path: Path) -> None:
+    write(tmp_path / "a+b", STEP, "s.yaml")
+    outer = write(tmp_path, LAST.replace("step", "./a+b/s.yaml#step"), "outer.yaml")
+    (reference,) = load(outer).references()
+    assert load_reference(reference).references() == (f"{tmp_path}/a+b/a",)
+    assert pieces(reference, exists) == (reference,)
+    assert pieces(f"{reference}+org/lora", exists) == (reference, "org/lora")

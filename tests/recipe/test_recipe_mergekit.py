@@ -3,13 +3,13 @@
 import pytest
 import yaml
 
-from evosearch.checkpoints.families.llama import shape as llama_shape
+from evosearch.checkpoints.families.llama import FAMILY
 from evosearch.errors import RecipeError
 from evosearch.recipe.mergekit import from_mergekit, to_mergekit
 from evosearch.recipe.schema import Recipe
 
-SHAPE = llama_shape({"num_hidden_layers": 3})
-TIED = llama_shape({"num_hidden_layers": 3, "tie_word_embeddings": True})
+SHAPE = FAMILY.shape({"num_hidden_layers": 3})
+TIED = FAMILY.shape({"num_hidden_layers": 3, "tie_word_embeddings": True})
 
 
 def recipe(**changes: object) -> Recipe:
@@ -119,7 +119,7 @@ def test_what_mergekit_cannot_express_is_refused_by_name(changes, message):
 
 def test_biases_that_mergekit_would_drop_are_refused():
     with pytest.raises(RecipeError, match="mergekit's Llama has no biases"):
-        to_mergekit(recipe(), llama_shape({"num_hidden_layers": 3, "attention_bias": True}))
+        to_mergekit(recipe(), FAMILY.shape({"num_hidden_layers": 3, "attention_bias": True}))
 
 
 def test_values_that_mergekit_implies_are_left_out():

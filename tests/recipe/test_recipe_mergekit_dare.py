@@ -3,12 +3,12 @@
 import pytest
 import yaml
 
-from evosearch.checkpoints.families.llama import shape as llama_shape
+from evosearch.checkpoints.families.llama import FAMILY
 from evosearch.errors import RecipeError
 from evosearch.recipe.mergekit import from_mergekit, to_mergekit
 from evosearch.recipe.schema import Recipe
 
-SHAPE = llama_shape({"num_hidden_layers": 3})
+SHAPE = FAMILY.shape({"num_hidden_layers": 3})
 MODELS = [{"model": "org/a", "parameters": {"weight": 0.5, "density": 0.4}}]
 DARE = {"merge_method": "dare_ties", "base_model": "org/base", "models": MODELS}
 SLICES = [{"sources": [{"model": "org/a", "layer_range": [0, 3], "parameters": {"weight": 1, "density": 0.4}}]}]

@@ -52,6 +52,17 @@ def test_parents_ensemble_stands_beside_the_models_that_test_was_opened_for(scri
     right = sum(chances).argmax(1) == gold
     assert together["test"]["value"] == pytest.approx(100 * right.mean())
 
+    assert [row["candidate"] for row in found["unchosen"]] == ["base", "parent:0", "parent:1"]
+    best = found["finalists"][0]
+    falls = [fall["value"] for fall in best["falls"]]
+    scores = [best["scores"][split]["value"] for split in ("search", "validation", "test")]
+    assert falls == pytest.approx([scores[0] - scores[1], scores[1] - scores[2]])
+    lost = script.show_falls(found).splitlines()
+    assert len(lost) == 2 + len(found["finalists"]) + 3
+    assert f"| {-falls[0]:+.1f} [" in lost[2]
+    assert found["openings"] >= 1
+    assert found["contamination"] is False
+
     shown = script.show(found).splitlines()
     assert shown[0].count("|") == 7
     assert sum(line.startswith(f"| {script.ENSEMBLE} | ") for line in shown) == 1

@@ -4,9 +4,12 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from evosearch.documents import validate
 from evosearch.errors import SpecError
@@ -160,6 +163,112 @@ def test_failures_repel(name: str, offset: float) -> None:
     generations = search(optimizer, fitness, 25)
     late = [observation for told in generations[-8:] for observation in told]
     assert sum(observation.state == "failed" for observation in late) < len(late) / 4
+
+
+def excess(genome: Genome) -> float:
+    """By how much the values' sum exceeds nought: this cuts off the sphere's optimum."""
+    return max(0.0, sum(float(value) for value in genome.values()))
+
+
+def observe_guarded(genomes: Sequence[Genome]) -> list[Observation]:
+    found = observe(genomes, sphere)
+    return [replace(observation, violations=(0.0, excess(observation.genome))) for observation in found]
+
+
+FIVE = tuple(Dimension(f"x{i}", "float", -0.5, low=-1.0, high=1.0) for i in range(5))
+
+
+def search_guarded(name: str, seed: int, told: int) -> list[Observation]:
+    optimizer = make(name, FIVE, seed=seed)
+    out: list[Observation] = []
+    while len(out) < told:
+        observations = observe_guarded(optimizer.ask(optimizer.population))
+        optimizer.tell(observations)
+        out += observations
+    return out
+
+
+def best_kept(observations: Sequence[Observation]) -> float:
+    return max(observation.objectives[0].value for observation in observations if observation.violation == 0)
+
+
+def test_ends_feasible_and_better_than_random_where_a_constraint_cuts_the_optimum_off(name: str) -> None:
+    if name == "random":
+        pytest.skip("learns nothing")
+    optimum = -5 * 0.3**2  # at 0: the nearest point of the plane Σx = 0 to (0.3, …)
+    for seed in (1, 2):
+        found, yardstick = search_guarded(name, seed, 200), search_guarded("random", seed, 200)
+        assert best_kept(yardstick) < best_kept(found) <= optimum
+        late = found[-40:]
+        assert sum(o.violation > 0.1 for o in late) < len(late) / 4
+        assert sum(o.violation > 0.1 for o in yardstick[-40:]) > len(late) / 4
+
+
+def test_replays_violations_bit_for_bit(name: str) -> None:
+    one, two = search_guarded(name, 5, 60), search_guarded(name, 5, 60)
+    assert [observation.genome for observation in one] == [observation.genome for observation in two]
+
+
+def test_learns_from_violations_and_not_from_constraints_that_are_kept(name: str) -> None:
+    free, kept, broken = make(name, seed=4), make(name, seed=4), make(name, seed=4)
+    asked: list[list[Genome]] = [[], [], []]
+    for _ in range(6):
+        for optimizer, genomes, violations in zip((free, kept, broken), asked, ((), (0.0, -3.0), None), strict=True):
+            own = observe(optimizer.ask(optimizer.population), sphere)
+            genomes += [observation.genome for observation in own]
+            own = [replace(o, violations=(excess(o.genome),) if violations is None else violations) for o in own]
+            optimizer.tell(own)
+    assert asked[0] == asked[1]
+    assert (asked[0] == asked[2]) == (name == "random")
+
+
+def test_failures_are_worse_than_any_violation(name: str) -> None:
+    """Half of the space fails, all of the rest breaks a constraint: the search stays where it breaks it least."""
+    if name == "random":
+        pytest.skip("learns nothing")
+    optimizer = make(name, seed=2, population=8)
+    late: list[Observation] = []
+    for generation in range(25):
+        observations = observe(optimizer.ask(8), lambda genome: None if float(genome["x0"]) > 0 else 5.0)
+        observations = [
+            o if o.state == "failed" else replace(o, violations=(50.0 + 10 * (1 + float(o.genome["x1"])),))
+            for o in observations
+        ]
+        optimizer.tell(observations)
+        late += observations if generation >= 17 else []
+    assert sum(observation.state == "failed" for observation in late) < len(late) / 4
+    assert np.mean([float(observation.genome["x1"]) for observation in late]) < -0.3
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.none(),
+            st.tuples(st.floats(-1e12, 1e12), st.one_of(st.just(0.0), st.floats(1e-300, 1e6))),
+        ),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_cma_es_ranks_feasible_before_infeasible_before_failed(drawn: list[tuple[float, float] | None]) -> None:
+    from evosearch.search.optimizers.cma_es import _losses
+
+    told = [
+        Observation("0", {}, (), (), "failed")
+        if one is None
+        else Observation("0", {}, (Estimate(one[0], 0, 1),), (one[1],))
+        for one in drawn
+    ]
+    losses = _losses(told)
+    assert np.isfinite(losses).all()
+    for one, loss in zip(told, losses, strict=True):
+        for other, behind in zip(told, losses, strict=True):
+            first = (one.value is None, one.violation, -(one.value or 0.0) if one.violation == 0 else 0.0)
+            second = (other.value is None, other.violation, -(other.value or 0.0) if other.violation == 0 else 0.0)
+            if first < second:
+                assert loss < behind
+            elif first == second:
+                assert loss == behind
 
 
 def test_a_cut_generation_is_completed(name: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from evosearch.errors import SearchError
+from evosearch.errors import ReplayError, SearchError
 from evosearch.search.events import Event
 from evosearch.search.optimizers import registry
 from evosearch.search.optimizers.registry import Optimizer, OptimizerConfig, create
@@ -79,6 +79,30 @@ def search(record: Record, optimizer: Optimizer) -> Record:
 @pytest.fixture(params=registry.names())
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+def test_violations_are_told_again(name: str) -> None:
+    """What was recorded with violations is replayed with them; what was recorded before there were any has none."""
+    assert observed({"candidate": "0", "value": 1.0, "stderr": 0.1, "n": 3, "state": "scored"}, {}).violations == ()
+    record, optimizer = Record(), fresh(name)
+    for group in range(GROUPS):
+        payloads = ask(record, optimizer, group * POPULATION, group)
+        told = [outcome(payload) for payload in payloads]
+        for one, payload in zip(told, payloads, strict=True):
+            if one["state"] == "scored":
+                one["violations"] = [0.0, max(0.0, float(payload["genome"]["weight"]) - 0.6)]  # the best are cut off
+        record.add("told", {"group": group, "observations": told})
+        optimizer.tell([observed(one, payload["genome"]) for one, payload in zip(told, payloads, strict=True)])
+    again, blind = fresh(name), fresh(name)
+    replay(again, record.events)
+    assert again.ask(POPULATION) == optimizer.ask(POPULATION)
+    if name == "random":
+        return
+    for event in record.events:
+        for one in event.payload.get("observations", ()):
+            one.pop("violations", None)
+    with pytest.raises(ReplayError):
+        replay(blind, record.events)
 
 
 def committed(events: Sequence[Event]) -> list[int]:

@@ -282,7 +282,7 @@ def test_with_weight_sets_weights_and_nothing_else() -> None:
     template = recipe(
         {"low": 0.0, "high": 0.8, "per": "group", "groups": 2}, parameters={"lambda": {"low": 0.5, "high": 1.5}}
     )
-    template["models"].insert(0, {"model": "org/base", "parameters": {"weight": {"low": 0.1, "high": 0.3}}})
+    template["models"].insert(0, {"model": "org/base", "parameters": {"weight": 0.2}})
     template["models"][2]["parameters"] = {"weight": {"low": -1.0, "high": 2.0}, "density": {"low": 0.1, "high": 0.9}}
     laid_out = space(template)
     initial, genome = laid_out.initial(), laid_out.with_weight([1.0, 0.25])

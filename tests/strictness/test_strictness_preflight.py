@@ -87,7 +87,6 @@ def test_nothing_is_searched_where_nothing_has_an_effect(world: World) -> None:
 @pytest.mark.parametrize(
     ("workers", "message"),
     [
-        ({"executor": "local", "count": 4}, r"workers\.count: got 4"),
         ({"address": "ray://head:10001", "count": 2}, r"workers\.gpus_per_worker: missing"),
         ({"executor": "local", "device": "cuda"}, r"workers\.device: got 'cuda', and this machine has no GPU"),
     ],

@@ -7,10 +7,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from evosearch.checkpoints.families.parts import Frame, Part, decoder, option, tensors
-from evosearch.checkpoints.families.registry import Config, Family
+from evosearch.checkpoints.families.parts import Frame, Part, family, option, tensors
+from evosearch.checkpoints.families.registry import Config
 from evosearch.errors import CheckpointError
-from evosearch.recipe.shapes import ModelShape
 
 FRAME = Frame(
     layers="transformer.h",
@@ -23,24 +22,15 @@ BARE = re.compile(r"(wte|wpe|h|ln_f)\.")
 SCALED = "scale_attn_by_inverse_layer_idx"
 
 
-def _layer(index: int) -> list[Part]:
+def _layer(config: Config, index: int) -> list[Part]:
+    if option(config, "add_cross_attention", False):
+        raise CheckpointError("config.json: add_cross_attention", "got true", "false: a language model by itself")
     return [
         *tensors("ln_1", "attn.c_attn", bias=True),
         *tensors("attn.c_proj", bias=True, writes=True),
         *tensors("ln_2", "mlp.c_fc", bias=True),
         *tensors("mlp.c_proj", bias=True, writes=True),
     ]
-
-
-def shape(config: Config) -> ModelShape:
-    """Every tensor of a GPT-2 checkpoint.
-
-    Raises:
-        CheckpointError: the layer count or a switch is missing or absurd, or it attends to an encoder.
-    """
-    if option(config, "add_cross_attention", False):
-        raise CheckpointError("config.json: add_cross_attention", "got true", "false: a language model by itself")
-    return decoder("GPT2LMHeadModel", config, _layer, FRAME)
 
 
 def canonical(name: str) -> str:
@@ -64,10 +54,10 @@ def with_layers(config: Config, layers: Sequence[int]) -> dict[str, Any]:
     return dict(config) | {"n_layer": len(layers)}
 
 
-FAMILY = Family(
-    ("GPT2LMHeadModel",),
-    shape,
-    tied={FRAME.head: FRAME.embeddings[0]},
+FAMILY = family(
+    "GPT2LMHeadModel",
+    _layer,
+    FRAME,
     skipped=masks,
     canonical=canonical,
     with_layers=with_layers,

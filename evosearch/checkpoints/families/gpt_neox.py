@@ -3,9 +3,8 @@
 The head is `embed_out` in every file, `lm_head` in the live model.
 """
 
-from evosearch.checkpoints.families.parts import Frame, Part, decoder, option, rotary_tables, tensors
-from evosearch.checkpoints.families.registry import Config, Family, Placement
-from evosearch.recipe.shapes import ModelShape
+from evosearch.checkpoints.families.parts import Frame, Part, family, option, rotary_tables, tensors
+from evosearch.checkpoints.families.registry import Config, Placement
 
 FRAME = Frame(
     layers="gpt_neox.layers",
@@ -16,24 +15,15 @@ FRAME = Frame(
 LIVE_HEAD = "lm_head.weight"
 
 
-def shape(config: Config) -> ModelShape:
-    """Every tensor of a GPT-NeoX checkpoint.
-
-    Raises:
-        CheckpointError: the layer count or a switch is missing or absurd.
-    """
+def _layer(config: Config, index: int) -> list[Part]:
     bias = option(config, "attention_bias", True)
-
-    def layer(index: int) -> list[Part]:
-        return [
-            *tensors("input_layernorm", "post_attention_layernorm", bias=True),
-            *tensors("attention.query_key_value", bias=bias),
-            *tensors("attention.dense", bias=bias, writes=True),
-            *tensors("mlp.dense_h_to_4h", bias=True),
-            *tensors("mlp.dense_4h_to_h", bias=True, writes=True),
-        ]
-
-    return decoder("GPTNeoXForCausalLM", config, layer, FRAME)
+    return [
+        *tensors("input_layernorm", "post_attention_layernorm", bias=True),
+        *tensors("attention.query_key_value", bias=bias),
+        *tensors("attention.dense", bias=bias, writes=True),
+        *tensors("mlp.dense_h_to_4h", bias=True),
+        *tensors("mlp.dense_4h_to_h", bias=True, writes=True),
+    ]
 
 
 def canonical(name: str) -> str:
@@ -51,11 +41,4 @@ def placement(name: str, config: Config) -> Placement:
     return Placement(LIVE_HEAD if name == FRAME.head else name)
 
 
-FAMILY = Family(
-    ("GPTNeoXForCausalLM",),
-    shape,
-    tied={FRAME.head: FRAME.embeddings[0]},
-    skipped=tables,
-    canonical=canonical,
-    placement=placement,
-)
+FAMILY = family("GPTNeoXForCausalLM", _layer, FRAME, skipped=tables, canonical=canonical, placement=placement)

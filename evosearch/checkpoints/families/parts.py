@@ -1,17 +1,20 @@
-"""What families have in common: the names of a decoder's tensors, and layers that differ in kind of attention.
+"""What families have in common: the names of a decoder's tensors, the two usual layers, kinds of attention.
 
-No family by itself. A family file lists its layer's tensors with `tensors`, and `decoder` puts the rest around them.
+No family by itself. A family file says what its layers hold, by `llama_layer`, `normed_after_layer` or from `tensors`,
+and `family` puts the rest around them.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from evosearch.checkpoints.families.registry import Config, positive, with_layers
+from evosearch.checkpoints.families.registry import Config, Family, positive, with_layers
 from evosearch.errors import CheckpointError
 from evosearch.recipe.shapes import ModelShape, Place, TensorSpec
 
 Part = tuple[str, bool]  # a tensor's name within its layer, and whether it writes to the residual stream
+Layer = Callable[[Config, int], Iterable[Part]]  # (config, index) → that layer's tensors
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 O_PROJ = "self_attn.o_proj"
@@ -19,6 +22,8 @@ QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 DOWN_PROJ = "mlp.down_proj"
 PRE_NORMS = ("input_layernorm", "post_attention_layernorm")  # before attention, before the MLP
+BEFORE_NORMS = ("input_layernorm", "pre_feedforward_layernorm")  # the same, where there are norms after them, too
+AFTER_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")  # after attention, after the MLP
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -44,7 +49,6 @@ class Frame:
 
 
 FRAME = Frame()
-TIED = {FRAME.head: FRAME.embeddings[0]}
 
 
 def tensors(*modules: str, bias: bool = False, writes: bool = False) -> list[Part]:
@@ -53,21 +57,71 @@ def tensors(*modules: str, bias: bool = False, writes: bool = False) -> list[Par
     return [(f"{module}.{kind}", writes) for module in modules for kind in kinds]
 
 
-def decoder(
-    architecture: str, config: Config, layer: Callable[[int], Iterable[Part]], frame: Frame = FRAME
-) -> ModelShape:
-    """Every tensor of a checkpoint.
+def gated_mlp(gate_up: Sequence[str] = GATE_UP, bias: bool = False) -> list[Part]:
+    """h ← h + down_proj(act(gate) · up)"""
+    return [*tensors(*gate_up, bias=bias), *tensors(DOWN_PROJ, bias=bias, writes=True)]
+
+
+def llama_layer(
+    qkv: Sequence[str] = QKV,
+    qkv_bias: bool = False,
+    o_bias: bool = False,
+    qk_norms: Sequence[str] = (),
+    mlp: Sequence[Part] | None = None,
+) -> list[Part]:
+    """Llama's layer: a norm before attention and one before the MLP.
 
     Args:
-        layer: index → that layer's tensors.
+        qk_norms: norms on queries and keys.
+        mlp: what stands in place of a gated MLP without biases.
+    """
+    return [
+        *tensors(*PRE_NORMS),
+        *tensors(*qkv, bias=qkv_bias),
+        *tensors(*qk_norms),
+        *tensors(O_PROJ, bias=o_bias, writes=True),  # h ← h + o_proj(attention)
+        *(gated_mlp() if mlp is None else mlp),
+    ]
+
+
+def normed_after_layer(before: Sequence[str] = (), bias: bool = False, qk_norms: Sequence[str] = ()) -> list[Part]:
+    """A layer with a norm after attention and one after the MLP: h ← h + norm(o_proj(…)) · g.
+
+    The gain g scales what is added to the residual stream; o_proj, whose scale the norm takes out again, does not.
+
+    Args:
+        before: norms before the two.
+        qk_norms: norms on queries and keys.
+    """
+    return [
+        *tensors(*before),
+        *tensors(*QKV, O_PROJ, bias=bias),
+        *tensors(*qk_norms),
+        *tensors(*GATE_UP, DOWN_PROJ),
+        *tensors(*AFTER_NORMS, writes=True),
+    ]
+
+
+def family(architecture: str, layer: Layer, frame: Frame = FRAME, **more: Any) -> Family:
+    """The family of an architecture: the layers as `layer` has them, the rest as `frame` has it.
+
+    Args:
+        more: what else is not as in most families, by `Family`'s names.
+    """
+    usual: dict[str, Any] = {"tied": {frame.head: frame.embeddings[0]}, "skipped": rotary_tables}
+    return Family((architecture,), partial(_shape, architecture, layer, frame), **(usual | more))
+
+
+def _shape(architecture: str, layer: Layer, frame: Frame, config: Config) -> ModelShape:
+    """Every tensor of a checkpoint.
 
     Raises:
-        CheckpointError: the layer count is missing or absurd.
+        CheckpointError: a count of the config is missing or absurd, or a switch is none.
     """
     depth, tied = positive(config, frame.depth), option(config, "tie_word_embeddings", frame.tied)
     found = [TensorSpec(name, Place.EMBEDDINGS) for name in frame.embeddings]
     for index in range(depth):
-        parts = layer(index)
+        parts = layer(config, index)
         found += [TensorSpec(f"{frame.layers}.{index}.{name}", Place.LAYER, index, writes) for name, writes in parts]
     found += [TensorSpec(name, Place.FINAL_NORM) for name in frame.final_norm]
     head = frame.head_bias if tied else (frame.head, *frame.head_bias)

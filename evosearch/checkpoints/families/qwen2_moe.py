@@ -2,47 +2,33 @@
 
 from evosearch.checkpoints.families.moe import OF_LAYERS, expert_count, experts, qwen_place, sparse, with_sparse
 from evosearch.checkpoints.families.parts import (
-    DOWN_PROJ,
     FULL,
-    GATE_UP,
-    O_PROJ,
-    PRE_NORMS,
-    QKV,
     SLIDING,
-    TIED,
     Part,
-    decoder,
+    family,
+    gated_mlp,
+    llama_layer,
     option,
-    rotary_tables,
     tensors,
     with_attention_of,
 )
-from evosearch.checkpoints.families.registry import Config, Family
-from evosearch.recipe.shapes import ModelShape
+from evosearch.checkpoints.families.registry import Config
 
 SHARED = "mlp.shared_expert"
 
 
-def shape(config: Config) -> ModelShape:
-    """Every tensor of a Qwen2-MoE checkpoint.
+def _layer(config: Config, index: int) -> list[Part]:
+    mlp = _experts(config) if sparse(config, index) else gated_mlp()
+    return llama_layer(qkv_bias=option(config, "qkv_bias", True), mlp=mlp)
 
-    Raises:
-        CheckpointError: the count of layers or experts, or a switch, is missing or absurd.
-    """
-    count, bias = expert_count(config), option(config, "qkv_bias", True)
-    dense = [*tensors(*GATE_UP), *tensors(DOWN_PROJ, writes=True)]
-    routed = [
+
+def _experts(config: Config) -> list[Part]:
+    return [
         *tensors("mlp.gate", "mlp.shared_expert_gate"),  # the router (experts, hidden), and how much of the shared one
-        *experts("mlp", count),
+        *experts("mlp", expert_count(config)),
         *tensors(f"{SHARED}.gate_proj", f"{SHARED}.up_proj"),
         *tensors(f"{SHARED}.down_proj", writes=True),
     ]
-
-    def layer(index: int) -> list[Part]:
-        attention = [*tensors(*PRE_NORMS), *tensors(*QKV, bias=bias), *tensors(O_PROJ, writes=True)]
-        return attention + (routed if sparse(config, index) else dense)
-
-    return decoder("Qwen2MoeForCausalLM", config, layer)
 
 
 def _attention(config: Config, layer: int) -> str:
@@ -50,11 +36,9 @@ def _attention(config: Config, layer: int) -> str:
     return SLIDING if slides and layer % 2 == 0 else FULL
 
 
-FAMILY = Family(
-    ("Qwen2MoeForCausalLM",),
-    shape,
-    tied=TIED,
-    skipped=rotary_tables,
+FAMILY = family(
+    "Qwen2MoeForCausalLM",
+    _layer,
     placement=qwen_place,
     with_layers=with_sparse(with_attention_of(_attention)),
     of_layers=OF_LAYERS,

@@ -1,50 +1,20 @@
 """Qwen3: Llama's tensors, with a norm on each head's queries and keys."""
 
 from evosearch.checkpoints.families.parts import (
-    DOWN_PROJ,
-    GATE_UP,
-    O_PROJ,
-    PRE_NORMS,
     QK_NORMS,
-    QKV,
-    TIED,
     Part,
     after_max_window_layers,
-    decoder,
+    family,
+    llama_layer,
     option,
-    rotary_tables,
-    tensors,
     with_attention_of,
 )
-from evosearch.checkpoints.families.registry import Config, Family
-from evosearch.recipe.shapes import ModelShape
+from evosearch.checkpoints.families.registry import Config
 
 
-def shape(config: Config) -> ModelShape:
-    """Every tensor of a Qwen3 checkpoint.
-
-    Raises:
-        CheckpointError: the layer count or a switch is missing or absurd.
-    """
+def _layer(config: Config, index: int) -> list[Part]:
     bias = option(config, "attention_bias", False)
-
-    def layer(index: int) -> list[Part]:
-        return [
-            *tensors(*PRE_NORMS),
-            *tensors(*QKV, bias=bias),
-            *tensors(*QK_NORMS),
-            *tensors(O_PROJ, bias=bias, writes=True),
-            *tensors(*GATE_UP),
-            *tensors(DOWN_PROJ, writes=True),
-        ]
-
-    return decoder("Qwen3ForCausalLM", config, layer)
+    return llama_layer(qkv_bias=bias, o_bias=bias, qk_norms=QK_NORMS)
 
 
-FAMILY = Family(
-    ("Qwen3ForCausalLM",),
-    shape,
-    tied=TIED,
-    skipped=rotary_tables,
-    with_layers=with_attention_of(after_max_window_layers),
-)
+FAMILY = family("Qwen3ForCausalLM", _layer, with_layers=with_attention_of(after_max_window_layers))

@@ -33,7 +33,7 @@ class CmaEs:
         self._pending: Pending[int] = Pending()
         self._sampled: list[Point] = []  # this generation, in ask order
         self._handed = 0  # how many of it were asked
-        self._told: dict[int, float | None] = {}  # index in the generation → value to maximize, None: failed
+        self._told: dict[int, Observation] = {}  # index in the generation → what became of it
         self._strategy = self._start(config, self._point(start))
 
     @property
@@ -46,7 +46,7 @@ class CmaEs:
 
     def tell(self, observations: Sequence[Observation]) -> None:
         for observation in observations:
-            self._told[self._pending.take(observation.genome)] = observation.value
+            self._told[self._pending.take(observation.genome)] = observation
         if len(self._told) == self._size:
             losses = _losses([self._told[index] for index in range(self._size)])
             self._strategy.tell(self._sampled, losses)
@@ -98,11 +98,22 @@ class CmaEs:
         )
 
 
-def _losses(values: Sequence[float | None]) -> list[float]:
-    """What pycma minimizes: failures rank last in their generation, and equal where nothing was scored.
+def _losses(observations: Sequence[Observation]) -> list[float]:
+    """What pycma minimizes: the feasible by value, behind them the infeasible by violation, behind these the failures.
 
-    Only ranks count, so one unit behind the worst is as good as any distance.
+    Only ranks count, so steps of one unit are as good as any distance, and tell violations apart that differ in their
+    last digits.
     """
-    worst = max((-value for value in values if value is not None), default=0.0)
-    behind = worst + max(1.0, abs(worst))
-    return [behind if value is None else -value for value in values]
+    kept = [-o.value for o in observations if o.value is not None and o.violation == 0]
+    worst = max(kept, default=0.0)
+    step = max(1.0, abs(worst))
+    ranks = sorted({o.violation for o in observations if o.value is not None and o.violation > 0})
+
+    def loss(observation: Observation) -> float:
+        if observation.value is None:
+            return worst + step * (1 + len(ranks))
+        if observation.violation > 0:
+            return worst + step * (1 + ranks.index(observation.violation))
+        return -observation.value
+
+    return [loss(observation) for observation in observations]

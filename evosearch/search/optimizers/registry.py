@@ -34,7 +34,11 @@ class Optimizer(Protocol):
         """The next `n` genomes, within bounds; they are pending until told."""
 
     def tell(self, observations: Sequence[Observation]) -> None:
-        """What became of pending genomes, in ask order."""
+        """What became of pending genomes, in ask order.
+
+        Any that keeps its constraints (`Observation.violation` is 0) is better than any that breaks one; of those that
+        do, the less violated is better; a failure is worse than all (Deb 2000, doi:10.1016/S0045-7825(99)00389-8).
+        """
 
     def stop_reason(self) -> str | None:
         """Why asking on is of no use, or None."""

@@ -1,5 +1,6 @@
 """The tree-structured Parzen estimator (Bergstra et al. 2011), multivariate, by Optuna."""
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -20,7 +21,8 @@ class Tpe:
     """Optuna's sampler over a study in memory: the ledger is the record, Optuna only proposes.
 
     Takes every kind of dimension; one that is inactive is not suggested, so the estimator does not learn from values
-    that had no effect. Where several are asked together, pending ones count as bad, which keeps them apart.
+    that had no effect. Where several are asked together, pending ones count as bad, which keeps them apart. Candidates
+    that break a constraint come behind all that break none, by how much they break it.
     """
 
     def __init__(self, config: OptimizerConfig, dimensions: tuple[Dimension, ...], start: Genome) -> None:
@@ -44,10 +46,13 @@ class Tpe:
         for observation in observations:
             trial = self._pending.take(observation.genome)
             if observation.value is None:
-                # A pruned trial without a value ranks behind every finished one, whatever comes later. A failed trial
-                # would be forgotten, and its neighbourhood asked again.
+                # Of violations, this is the worst. A trial that Optuna knows as failed would be forgotten, and its
+                # neighbourhood asked again; a pruned one without a constraint ranks before those that break theirs.
+                trial.set_constraint("failed", math.inf)
                 self._study.tell(trial, state=TrialState.PRUNED)
             else:
+                if observation.violation > 0:
+                    trial.set_constraint("violation", observation.violation)
                 self._study.tell(trial, observation.value)
 
     def stop_reason(self) -> str | None:

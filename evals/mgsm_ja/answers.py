@@ -1,0 +1,36 @@
+"""The number that a text in Japanese comes to: the last one it holds.
+
+Numbers are compared as values: full-width digits, commas between thousands and zeros after the point make no difference.
+lm-eval imports this file by its path, so it depends on nothing else.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+_NUMBER = re.compile(r"(?<![0-9])-?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![0-9])-?\.[0-9]+")
+_MINUS = str.maketrans("−‐‑–", "----")
+NONE = "[none]"  # equal to no number
+
+
+def last_number(resps: Sequence[Sequence[str]], docs: Sequence[Any]) -> list[list[str]]:
+    """An lm-eval filter: each response → the last number in it, in plain form."""
+    return [[_last(text) for text in of_one] for of_one in resps]
+
+
+def target(doc: dict[str, Any]) -> str:
+    """The right answer of a document in plain form, whether it is stored as a number or as text."""
+    return _last(str(doc["answer_number"]))
+
+
+def _last(text: str) -> str:
+    found = _NUMBER.findall(unicodedata.normalize("NFKC", text).translate(_MINUS))
+    return _plain(found[-1]) if found else NONE
+
+
+def _plain(number: str) -> str:
+    """`-1,800.50` → `-1800.5`."""
+    value = Decimal(number.replace(",", ""))
+    return "0" if value == 0 else format(value.normalize(), "f")

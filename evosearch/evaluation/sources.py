@@ -1,0 +1,71 @@
+"""Which of an lm-eval task's own documents a split takes, and which of them may be tuned on.
+
+The test documents of a public benchmark are what others will measure a model by. What was searched on them, or chosen
+among finalists by them, is not measured by them any more: that is refused, unless the suite says that it knows.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from evosearch.documents import join
+from evosearch.errors import SuiteError
+from evosearch.evaluation.suite import SuiteTask
+
+_ACCESSORS = {"train": "training", "validation": "validation", "test": "test"}  # → lm-eval's word for it
+
+
+def source_of(where: str, spec: SuiteTask, split: str, name: str, task: Any) -> str:
+    """The dataset split that a suite's split takes documents from, empty for those that lm-eval evaluates.
+
+    Args:
+        where: the task's key in the suite.
+        name: the lm-eval task's, for errors.
+
+    Raises:
+        SuiteError: the task has no such documents.
+    """
+    asked = getattr(spec.documents_from, split)
+    if asked is None or asked == _evaluated(task):
+        return ""
+    have = [source for source in _ACCESSORS if _has(task, source)]
+    if asked not in have:
+        what = f"'{name}' has no {_ACCESSORS[asked]} documents"
+        raise SuiteError(join(where, "documents_from", split), what, f"It has: {', '.join(have)}")
+    return str(asked)
+
+
+def documents_of(task: Any, source: str) -> Sequence[Any]:
+    """The documents of a dataset split as lm-eval processes them; of an empty one, those that it evaluates."""
+    documents: Sequence[Any] = getattr(task, f"{_ACCESSORS[source]}_docs")() if source else task.eval_docs
+    return documents
+
+
+def dataset_split(task: Any, source: str) -> str:
+    """What the task's configuration calls a dataset split: `validation_split: dev` is dev."""
+    return str(getattr(task.config, f"{_ACCESSORS[source]}_split", None) or source)
+
+
+def check_clean(where: str, spec: SuiteTask, split: str, name: str, task: Any) -> None:
+    """Refuse to tune on the test documents of a task of lm-eval's library.
+
+    Raises:
+        SuiteError: `split` is search or validation, and would take them.
+    """
+    source = getattr(spec.documents_from, split) or _evaluated(task)
+    if split == "test" or not task.has_test_docs() or dataset_split(task, source) != dataset_split(task, "test"):
+        return
+    key = join(where, "documents_from", split) if getattr(spec.documents_from, split) else join(where, "task")
+    what = f"{split} would take test documents of '{name}', a public benchmark, and tune on what it is tested by"
+    others = [source for source in ("train", "validation") if _has(task, source)]
+    ways = [f"`documents_from: {{search: {others[0]}, validation: {others[-1]}}}`"] if others else []
+    ways.append("another task for each split as `task: {search: …, validation: …, test: …}`")
+    next_step = f"Set {', or '.join(ways)}, or, to do it all the same and say so, `acknowledge_contamination: true`"
+    raise SuiteError(key, what, next=next_step)
+
+
+def _evaluated(task: Any) -> str:
+    return "test" if task.has_test_docs() else "validation"
+
+
+def _has(task: Any, source: str) -> bool:
+    return bool(getattr(task, f"has_{_ACCESSORS[source]}_docs")())

@@ -1,0 +1,119 @@
+"""The shipped suites' templates, filters and metrics, on documents with the real sets' fields: right is 1, wrong 0."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evosearch.evaluation.frozen import Answers, FrozenBatch, FrozenDocument, FrozenTask, Judged
+from evosearch.evaluation.harness import Harness
+from evosearch.evaluation.suite import load_suite
+
+Write = Callable[[dict[str, Any]], str]  # a document → the text that is generated for it
+
+
+def worked(document: dict[str, Any]) -> str:
+    """GSM8K's own form, as the examples show it."""
+    return " " + document["answer"]
+
+
+def told(document: dict[str, Any]) -> str:
+    """The right number in another form: last, with a currency sign and a comma."""
+    return f" It is 3 less than {document['answer']}".split("\n####")[0] + f". So ${number(document):,}."
+
+
+def astray(document: dict[str, Any]) -> str:
+    """The right number, and another one after it."""
+    return f" {number(document)} is wrong.\n#### {number(document) + 1}"
+
+
+def number(document: dict[str, Any]) -> int:
+    return int(document["answer"].split("#### ")[1].replace(",", ""))
+
+
+def answers(frozen: FrozenBatch, write: Write, right: bool) -> Answers:
+    """Texts by `write`; log-likelihoods by which the right choice, or another one, is the likeliest."""
+    lls = np.full(len(frozen.loglikelihoods), -5.0)
+    texts = [""] * len(frozen.generations)
+    for task in frozen.tasks:
+        for document in task.documents:
+            if document.asks[0].generates:
+                texts[document.asks[0].requests[0]] = write(document.document)
+            else:
+                lls[_choices(task, document, right)] = -1e-6  # a sum of zero would be beaten by no length
+    return Answers(lls, np.zeros(len(lls), dtype=np.bool_), texts)
+
+
+def _choices(task: FrozenTask, document: FrozenDocument, right: bool) -> int:
+    assert document.gold is not None
+    assert document.gold.choice is not None
+    chosen = document.gold.choice if right else (document.gold.choice + 1) % document.gold.among
+    return document.asks[chosen].requests[0]
+
+
+@pytest.fixture
+def judge(hub: Path, smaller: Callable[..., Path], tokenizer: Any) -> Callable[..., dict[str, Judged]]:
+    """`judge("reasoning", "search", write, right)` → suite task → what the answers are worth."""
+
+    def call(name: str, split: str, write: Write, right: bool = True) -> dict[str, Judged]:
+        harness = Harness(load_suite(smaller(name)))
+        frozen = harness.freeze(harness.batch(split), tokenizer, 2048)
+        return harness.collect(frozen, answers(frozen, write, right))
+
+    return call
+
+
+def values(judged: dict[str, Judged], task: str, metric: str) -> set[float]:
+    return {float(value) for value in judged[task].columns[metric]}
+
+
+@pytest.mark.parametrize("split", ["search", "validation", "test"])
+def test_reasoning_right_answers_score_one(judge: Callable[..., dict[str, Judged]], split: str) -> None:
+    judged = judge("reasoning", split, worked)
+    assert values(judged, "gsm8k", "exact_match") == {1.0}
+    assert judged["gsm8k_flexible"].reported["exact_match"] == 1.0
+    for task in ("arc_easy", "arc_challenge", "hellaswag"):
+        assert values(judged, task, "acc_norm") == {1.0}
+
+
+def test_reasoning_wrong_answers_score_nothing(judge: Callable[..., dict[str, Judged]]) -> None:
+    judged = judge("reasoning", "search", astray, right=False)
+    assert values(judged, "gsm8k", "exact_match") == {0.0}
+    assert judged["gsm8k_flexible"].reported["exact_match"] == 0.0
+    for task in ("arc_easy", "arc_challenge", "hellaswag"):
+        assert values(judged, task, "acc_norm") == {0.0}
+
+
+def test_the_filters_differ_where_only_the_form_is_missing(judge: Callable[..., dict[str, Judged]]) -> None:
+    judged = judge("reasoning", "test", told)
+    assert values(judged, "gsm8k", "exact_match") == {0.0}  # no `####`
+    assert judged["gsm8k_flexible"].reported["exact_match"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("form", "worth"),
+    [
+        ("答えは{n}個です。", 1.0),
+        ("{n}", 1.0),  # of no language
+        ("Adding up all of the apples, we find that the answer is {n}.", 0.0),
+        ("{n}+0=9、いや、答えは {n}.00 です", 1.0),
+        ("答え：{wide}", 1.0),  # full-width digits
+        ("まず1,234個。合わせて{n}", 1.0),
+        ("", 0.0),
+        ("数えられません。", 0.0),
+        ("{n}個、つまり{n}{n}個です。", 0.0),
+        ("答えは-{n}です。", 0.0),
+        ("{n}個です。次は1個です。", 0.0),
+    ],
+)
+@pytest.mark.parametrize("split", ["search", "test"])
+def test_the_last_number_counts_if_it_is_told_in_japanese(
+    judge: Callable[..., dict[str, Judged]], split: str, form: str, worth: float
+) -> None:
+    def write(document: dict[str, Any]) -> str:
+        plain = str(document["answer_number"])
+        return form.format(n=plain, wide=plain.translate({ord(c): ord(c) + 0xFEE0 for c in "0123456789"}))
+
+    assert values(judge("mgsm_ja", split, write), "problems", "exact_match") == {worth}

@@ -1,0 +1,72 @@
+"""`evosearch score MODEL SUITE` on every suite that takes its documents from the hub, by real models and tokenizers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from evosearch.search.watching import Silent
+from evosearch.service.check import check
+from evosearch.service.score import score
+
+SPLITS = {"search": 5, "test": 7}  # their tasks or documents differ; validation is like one of them
+TASKS = {
+    "reasoning": {"gsm8k": "exact_match", "arc_easy": "acc_norm", "arc_challenge": "acc_norm", "hellaswag": "acc_norm"},
+    "mgsm_ja": {"problems": "exact_match"},
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_checkpoint_on_tuned_and_tested_documents(
+    hub: Path, models: Path, smaller: Callable[..., Path], name: str
+) -> None:
+    suite = smaller(name, generation_kwargs={"max_gen_toks": 24})  # a random model has nothing to say
+    model = str(models / "one")
+    forecast = check(suite, trial=False, watcher=Silent(), model=model)
+    assert forecast["problems"] == []
+    for split, count in SPLITS.items():
+        found = score(model, suite, split, None, Silent())
+        assert {task: row["metric"] for task, row in found["tasks"].items()} == TASKS[name]
+        assert {row["n"] for row in found["tasks"].values()} == {count}
+        assert all(0 <= row["value"] <= 1 for row in found["tasks"].values())
+        expected = forecast["forecast"]["tokens"][split]
+        room = expected["generated_at_most"]
+        assert expected["requested"] <= found["tokens"]["requested"] <= expected["requested"] + 2 * room
+        assert expected["distinct"] <= found["tokens"]["distinct"] <= expected["distinct"] + room
+
+
+def test_a_recipe_and_its_items(hub: Path, models: Path, smaller: Callable[..., Path], tmp_path: Path) -> None:
+    """The items that are written are the split's documents, and their mean is the score."""
+    recipe = tmp_path / "recipe.yaml"
+    weighted = [{"model": str(models / name), "parameters": {"weight": 0.5}} for name in ("one", "two")]
+    recipe.write_text(yaml.safe_dump({"merge_method": "linear", "models": weighted}))
+    suite = smaller("reasoning", generation_kwargs={"max_gen_toks": 8})
+    found = score(str(recipe), suite, "search", tmp_path / "items.jsonl", Silent())
+    items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+    for task, row in found["tasks"].items():
+        own = [item["metrics"][row["metric"]] for item in items if item["task"] == task]
+        assert len(own) == 5
+        assert sum(own) / 5 == pytest.approx(row["value"])
+    assert found["reported"]["gsm8k_flexible"].keys() == {"exact_match"}
+    weights = {"gsm8k": 1 / 3, "arc_easy": 1 / 6, "arc_challenge": 1 / 6, "hellaswag": 1 / 3}
+    points = {task: (row["value"] - chance(task)) / (1 - chance(task)) for task, row in found["tasks"].items()}
+    assert found["score"] == pytest.approx(100 * sum(weights[task] * points[task] for task in weights))
+
+
+def chance(task: str) -> float:
+    return 0.0 if task == "gsm8k" else 0.25
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_what_is_missing_is_said(
+    hub: Path, smaller: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    """Without a network, and without the data sets, the suite names the task that it cannot read."""
+    suite = smaller(name)
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = check(suite, trial=False, watcher=Silent())
+    assert not found["ok"]
+    assert found["problems"][0]["where"] == f"{suite}: tasks[0].task"

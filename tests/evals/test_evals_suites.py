@@ -1,0 +1,49 @@
+"""Every suite in `evals/` loads, and README.md there says what it measures, its chance level and its licence."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from evosearch.evaluation.suite import load_suite
+
+EVALS = Path(__file__).parents[2] / "evals"
+SUITES = sorted(EVALS.glob("*.yaml"))
+README = (EVALS / "README.md").read_text()
+LICENCES = r"MIT|Apache-2\.0|CC BY[\w .-]*|nothing to license|not redistributed"
+
+
+def row(name: str) -> list[str]:
+    """The cells of a suite's row in README's table."""
+    (line,) = (line for line in README.splitlines() if line.startswith(f"| `{name}` |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def numbers(text: str) -> set[float]:
+    return {float(number) for number in re.findall(r"\d+(?:\.\d+)?", text)}
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
+def test_it_loads_and_is_described(path: Path) -> None:
+    suite = load_suite(path)
+    assert suite.name == path.stem
+    _, measures, chance, licence, cost = row(suite.name)
+    assert numbers(chance) == {round(task.chance, 3) for task in suite.scoring}
+    assert re.search(LICENCES, licence)
+    assert cost
+    for task in suite.scoring:
+        assert f"`{task.name}`" in measures or len(suite.scoring) == 1
+    assert re.search(rf"^\*\*{suite.name}\*\* ", README, re.MULTILINE), "a paragraph of its own"
+
+
+def test_the_table_names_no_other_suites() -> None:
+    listed = re.findall(r"^\| `(\w+)` \|", README.split("## The suites")[1], re.MULTILINE)
+    assert sorted(listed) == [path.stem for path in SUITES]
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
+def test_its_folders_lie_beside_it(path: Path) -> None:
+    """A shipped suite is read wherever the repository lies, and loads no task's code from elsewhere."""
+    for include in yaml.safe_load(path.read_text())["include"]:
+        assert (EVALS / include).resolve().parent == EVALS

@@ -1,0 +1,87 @@
+"""No key of a spec is read and then ignored: what has no meaning beside another key is refused by name."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evosearch.errors import SpecError
+from evosearch.search.watching import Silent
+from evosearch.service.executors import worker_count
+from evosearch.service.prepare import prepare
+from evosearch.service.spec import WorkersConfig, load_spec
+
+World = Callable[..., Path]
+HOLE = {"low": 0.1, "high": 0.9}
+LOCAL = {"executor": "local", "threads": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "what"),
+    [
+        ({"workers": LOCAL | {"gpus_per_worker": 1}}, "workers.gpus_per_worker", "goes with executor: ray"),
+        ({"workers": LOCAL | {"address": "ray://head:10001"}}, "workers.address", "goes with executor: ray"),
+        ({"workers": LOCAL | {"count": 2}}, "workers.count", "executor: local is one worker"),
+        ({"workers": {"device": "cpu", "gpus_per_worker": 0.5}}, "workers.gpus_per_worker", "0.5 with device: cpu"),
+        ({"workers": {"device": "cuda", "gpus_per_worker": 0}}, "workers.gpus_per_worker", "0 with device: cuda"),
+        ({"workers": LOCAL | {"address": ""}}, "workers.address", ""),
+        ({"tracking": {"uri": "jsonl:e.jsonl", "experiment": "x"}}, "tracking.experiment", "have no experiments"),
+        ({"tracking": {"uri": ""}}, "tracking.uri", ""),
+        ({"ledger": ""}, "ledger", ""),
+        ({"controls": {"scales": [0.3, float("inf")]}}, "controls.scales[1]", "finite"),
+        ({"optimizer": {"name": "random", "sigma": 0.2}}, "optimizer.sigma", "random takes no step size"),
+        ({"optimizer": {"name": "tpe", "sigma": 0.17}}, "optimizer.sigma", "tpe takes no step size"),
+        ({"optimizer": {"name": "cma_es", "asynchronous": True}}, "optimizer.asynchronous", "not supported yet"),
+        ({"budget": {}}, "budget", "a search has an end"),
+    ],
+)
+def test_a_key_without_meaning_is_refused_where_it_stands(
+    changes: dict[str, Any], key: str, what: str, world: World
+) -> None:
+    spec = world("fields", **changes)
+    with pytest.raises(SpecError) as caught:
+        load_spec(spec)
+    assert caught.value.where == f"{spec}: {key}"
+    assert what in str(caught.value)
+
+
+def test_a_gpu_that_is_not_there_is_refused_for_every_executor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    for executor in ("local", "ray"):
+        with pytest.raises(SpecError, match=r"workers\.device: got 'cuda', and this machine has no GPU"):
+            worker_count(WorkersConfig.model_validate({"executor": executor, "device": "cuda"}))
+
+
+def slerp(**more: Any) -> dict[str, Any]:
+    models = [{"model": "./expert1"}]
+    return {"merge_method": "slerp", "base_model": "./base", "models": models, "parameters": {"t": HOLE}, **more}
+
+
+def alone(model: str) -> dict[str, Any]:
+    models = [{"model": model, "parameters": {"weight": HOLE}}]
+    return {"merge_method": "linear", "parameters": {"normalize": False}, "models": models}
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        (
+            {"recipe": slerp(), "optimizer": {"start": "parents"}},
+            "got 'parents', which sets weights of parents, and none",
+        ),
+        (
+            {"recipe": alone("./expert1"), "optimizer": {"start": "best_control"}},
+            "got 'best_control', and this search has no such control: there is only one parent",
+        ),
+    ],
+)
+def test_a_start_that_there_is_not_is_refused(changes: dict[str, Any], what: str, world: World) -> None:
+    spec = world("start", **changes)
+    with pytest.raises(SpecError) as caught:
+        prepare(load_spec(spec), Silent())
+    assert caught.value.where == f"{spec}: optimizer.start"
+    assert what in str(caught.value)
+    assert caught.value.next == "Leave it out: holes start at their own init"
+    assert prepare(load_spec(world("start", **(changes | {"optimizer": {"name": "random"}}))), Silent()).controls
