@@ -1,6 +1,6 @@
 """The number that a text in Japanese comes to: the last one it holds.
 
-Numbers are compared as values: full-width digits, commas between thousands and zeros after the point make no difference.
+Numbers are compared as values: full-width digits, commas between thousands, zeros after the point make no difference.
 lm-eval imports this file by its path, so it depends on nothing else.
 """
 

@@ -1,7 +1,6 @@
 """`evosearch score MODEL|RECIPE SUITE --split`: what a model or a recipe scores."""
 
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -17,7 +16,7 @@ def command(
     json: bool = JSON,
 ) -> None:
     """Score a checkpoint or a recipe on one split of a suite."""
-    from evosearch.cli.tables import score_table, show_test_set
+    from evosearch.cli.tables import show_score
     from evosearch.service.score import score
 
     watching = watcher(json)
@@ -28,23 +27,4 @@ def command(
     if json:
         print_json(result)
     else:
-        console.print(score_table(result))
-        tokens = result["tokens"]
-        work = f"{tokens['forwarded']:,} tokens run; {tokens['requested']:,} requested, {tokens['distinct']:,} distinct"
-        console.print(work, highlight=False)
-        for task, metrics in result["reported"].items():
-            beside = {name: value for name, value in metrics.items() if name != _scoring(result, task)}
-            if beside:
-                values = ", ".join(f"{name} {_number(value)}" for name, value in beside.items())
-                console.print(f"{task} also: {values}", highlight=False)
-        if "test_openings" in result:
-            show_test_set(console, result["test_openings"], result["contamination_acknowledged"])
-
-
-def _scoring(result: dict[str, Any], task: str) -> str | None:
-    """The metric by which a task scores, which the table has."""
-    return str(result["tasks"][task]["metric"]) if task in result["tasks"] else None
-
-
-def _number(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.4g}"
+        show_score(console, result)

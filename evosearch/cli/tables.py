@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from evosearch.evaluation.types import IN_LANGUAGE
 from evosearch.promotion.disclosure import CONTAMINATED, opened
 
 if TYPE_CHECKING:
@@ -61,11 +62,32 @@ def status_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def score_table(result: dict[str, Any]) -> Table:
+    """Each task by its metric and, where one asks for a language, the share of its answers that are in it."""
     title = f"{result['suite']}, {result['split']}: score {result['score']:.2f}"
-    table = _table(title, ("task", "metric", "value", "stderr", "items"), ("task", "metric"))
+    reported = {task: result["reported"].get(task, {}) for task in result["tasks"]}
+    spoken = {task: metrics[IN_LANGUAGE] for task, metrics in reported.items() if IN_LANGUAGE in metrics}
+    headings = ("task", "metric", "value", "stderr", "items", *(["in language"] if spoken else []))
+    table = _table(title, headings, ("task", "metric"))
     for name, task in result["tasks"].items():
-        table.add_row(name, task["metric"], f"{task['value']:.4f}", f"{task['stderr']:.4f}", str(task["n"]))
+        values = [task["metric"], f"{task['value']:.4f}", f"{task['stderr']:.4f}", str(task["n"])]
+        table.add_row(name, *values, *([_number(spoken.get(name), 4)] if spoken else []))
     return table
+
+
+def show_score(console: Console, result: dict[str, Any]) -> None:
+    """The table, the work done, what is reported beside it, and what must be said of the test set."""
+    console.print(score_table(result))
+    tokens = result["tokens"]
+    work = f"{tokens['forwarded']:,} tokens run; {tokens['requested']:,} requested, {tokens['distinct']:,} distinct"
+    console.print(work, highlight=False)
+    for task, metrics in result["reported"].items():
+        shown = (result["tasks"][task]["metric"], IN_LANGUAGE) if task in result["tasks"] else ()
+        beside = {name: value for name, value in metrics.items() if name not in shown}
+        if beside:
+            each = (f"{name} {'not finite' if value is None else f'{value:.4g}'}" for name, value in beside.items())
+            console.print(f"{task} also: {', '.join(each)}", highlight=False)
+    if "test_openings" in result:
+        show_test_set(console, result["test_openings"], result["contamination_acknowledged"])
 
 
 def test_table(report: "RunReport") -> Table:

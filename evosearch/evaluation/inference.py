@@ -148,6 +148,19 @@ def mean_interval(values: ArrayLike, groups: Sequence[str] | None = None, confid
     return Interval(mean, stderr, lower, upper, part.n)
 
 
+def proportion_difference(gained: int, lost: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """One-sided bounds of a difference of two right-or-wrong proportions over the same items, which stand alone.
+
+    Tango 1998 (Statist. Med. 17:891-908): the differences δ that the score test does not reject. With b gained, c lost,
+
+        z(δ) = (b - c - nδ) / √(n (2q + δ(1 - δ)))      q the likelihood's best P(lost) where P(gained) - P(lost) is δ
+
+    whose variance is that of the hypothesis, not of the data: where none of n items changed, the lower bound is
+    -z² / (n + z²), for a loss as rare as that is not excluded by not meeting it.
+    """
+    return _lowest(gained, lost, n, confidence), -_lowest(lost, gained, n, confidence)
+
+
 def degrees_of_freedom(parts: Sequence[tuple[float, int]]) -> float:
     """Welch-Satterthwaite's, of a sum of independent estimates given as (variance, degrees of freedom).
 
@@ -163,6 +176,19 @@ def _student(parts: Sequence[tuple[float, int]], confidence: float) -> tuple[flo
     """Standard error and margin of a sum of independent estimates, given as (variance, degrees of freedom)."""
     stderr = sum(variance for variance, _ in parts) ** 0.5
     return stderr, float(stdtrit(degrees_of_freedom(parts), confidence)) * stderr
+
+
+def _lowest(b: int, c: int, n: int, confidence: float) -> float:
+    """Where Tango's z(δ), which falls as δ grows, comes down to the quantile: by bisection."""
+    quantile = float(ndtri(confidence))
+    low, high = -1.0, (b - c) / n
+    for _ in range(60):
+        delta = (low + high) / 2
+        linear, constant = (2 * n - b + c) * delta - b - c, -c * delta * (1 - delta)  # 2n q² + linear q + constant = 0
+        q = ((linear**2 - 8 * n * constant) ** 0.5 - linear) / (4 * n)
+        variance = n * max(2 * q + delta * (1 - delta), 0.0)
+        low, high = (delta, high) if b - c - n * delta > quantile * variance**0.5 else (low, delta)
+    return high
 
 
 def _wilson(p: float, n: float, confidence: float) -> tuple[float, float]:

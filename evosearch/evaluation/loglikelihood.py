@@ -134,8 +134,8 @@ def score_loglikelihoods(model: Any, plan: LoglikelihoodPlan) -> tuple[NDArray[n
             hits.append(logits.argmax(dim=-1)[read] == token)
     # One transfer for all passes: on a GPU each one waits for everything that is queued.
     logprobs, hit = torch.cat(values).cpu().numpy(), torch.cat(hits).cpu().numpy()
-    lls: NDArray[np.float64] = np.bincount(laid.pick_request, weights=logprobs, minlength=count)
-    misses = np.bincount(laid.pick_request, weights=~hit, minlength=count)
+    lls = np.bincount(laid.pick_request, weights=logprobs, minlength=count).astype(np.float64)
+    misses = np.bincount(laid.pick_request[~hit], minlength=count)
     if not np.isfinite(lls).all():
         bad = int((~np.isfinite(lls)).sum())
         raise CandidateError("score", f"{bad} of {len(lls)} log-likelihoods are not finite: the weights blew up")

@@ -12,6 +12,7 @@ and its position is its depth. The same sequences can also be laid out as plain 
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import heapreplace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ Ints = NDArray[np.int64]
 
 _WASTE = 0.25  # of a batch of plain rows may be padding
 _SMALL = 16  # a batch below a 16th of the budget takes any row: a run of its own costs more than padding does
-_PADDING = 0.03  # of a run of the trie
+_PADDING = 0.035  # of a run of the trie
 _TWICE = 0.015  # of the nodes of a subtree may be run again, to cut it in pieces
 _BESIDE = 128  # nodes of a subtree beside its longest path: attention computes their pairs for nothing
 _REPEATED = 2  # rows repeat what is kept: up to this many times the run's own tokens, so that memory stays bounded
@@ -195,7 +196,9 @@ class _Grower:
 
     def _children(self, low: int, high: int, depth: int) -> list[tuple[int, int]]:
         """Pack the subtrees below `depth` into runs, whole or in pieces; returns those that are neither."""
-        large, packed, nodes, leaves = [], [], 0, 0
+        large: list[tuple[int, int]] = []
+        packed: list[tuple[int, int]] = []
+        nodes, leaves = 0, 0
         for group in self._groups(low, high, depth):
             pieces = self._cut(*group, depth)
             if pieces is None:
@@ -215,7 +218,7 @@ class _Grower:
     def _cut(self, low: int, high: int, depth: int) -> list[tuple[int, int]] | None:
         """Ranges that can each stand in a row, or None where cutting would run too much twice.
 
-        A range is cut where the sequences around the cut share least: what they share is run on both sides.
+        What the sequences around a cut share is run on both sides of it.
         """
         allowed = _TWICE * self._nodes(low, high, depth)
         pieces, first, last = [], low, low
@@ -224,14 +227,26 @@ class _Grower:
             if not self._whole(first, last, depth):
                 if last - first == 1:
                     return None  # a sequence longer than a run
-                half = first + (last - first) // 2  # not before: pieces would get too small
-                cut = max(half, first + 1) + int(self.shared[max(half, first + 1) : last].argmin())
+                cut = self._best_cut(first, last, depth)
                 allowed -= int(self.shared[cut]) - depth
                 if allowed < 0:
                     return None
                 pieces.append((first, cut))
                 first = last = cut
         return [*pieces, (first, high)]
+
+    def _best_cut(self, first: int, last: int, depth: int) -> int:
+        """Where a range that is one sequence too long is cut: little is run twice, and little room is left unused."""
+        full = self._nodes(first, last - 1, depth)
+        best, cost = last - 1, int(self.shared[last - 1]) - depth
+        for cut in range(last - 2, first, -1):
+            unused = full - self._nodes(first, cut, depth)
+            if unused >= cost:
+                break
+            own = unused + int(self.shared[cut]) - depth
+            if own < cost:
+                best, cost = cut, own
+        return best
 
     def _groups(self, low: int, high: int, depth: int) -> Iterator[tuple[int, int]]:
         """Ranges of sequences that go on alike below `depth`; one that ends there is in none of them."""
@@ -289,23 +304,23 @@ class _Piece:
 
 
 def _arrange(sizes: Sequence[int], kept: int) -> list[list[int]]:
-    """Pieces to rows: as many and as short ones as padding and the repeated cache allow. First fit, longest first."""
+    """Pieces to rows: as many and as short ones as padding and the repeated cache allow.
+
+    For a number of rows, the longest piece left goes to the shortest row (Graham 1969).
+    """
     total, order = sum(sizes), sorted(range(len(sizes)), key=lambda index: -sizes[index])
-    width = sizes[order[0]]
+    count = len(sizes)
     while True:
-        rows: list[list[int]] = []
-        free: list[int] = []
+        rows: list[list[int]] = [[] for _ in range(count)]
+        loads = [(0, number) for number in range(count)]
         for index in order:
-            number = next((number for number, room in enumerate(free) if room >= sizes[index]), len(rows))
-            if number == len(rows):
-                rows.append([])
-                free.append(width)
+            load, number = loads[0]
             rows[number].append(index)
-            free[number] -= sizes[index]
-        padding = len(rows) * (width - min(free)) - total
-        if len(rows) == 1 or (padding <= _PADDING * total and len(rows) * kept <= _REPEATED * total):
+            heapreplace(loads, (load + sizes[index], number))
+        padding = count * max(loads)[0] - total
+        if count == 1 or (padding <= _PADDING * total and count * kept <= _REPEATED * total):
             return rows
-        width = max(width + 1, min(width * 5 // 4, total))
+        count -= 1
 
 
 def _sorted(sequences: Iterable[Tokens]) -> tuple[list[Tokens], Ints]:

@@ -30,20 +30,29 @@ class Scorer:
         tokenizer: the transformers tokenizer that the candidates share.
         max_length: their context length in tokens (`harness.max_length_of`).
         options: how much is run at once.
+        harness: of the suite, where it is loaded already.
 
     Raises:
         SuiteError: see `Harness`.
     """
 
-    def __init__(self, suite: Suite, tokenizer: Any, max_length: int, options: ScoreOptions | None = None) -> None:
+    def __init__(
+        self,
+        suite: Suite,
+        tokenizer: Any,
+        max_length: int,
+        options: ScoreOptions | None = None,
+        harness: Harness | None = None,
+    ) -> None:
         self.suite, self.options = suite, options or ScoreOptions()
         self._tokenizer, self._max_length = tokenizer, max_length
-        self._harness = Harness(suite)
+        self.harness = harness or Harness(suite)
+        assert self.harness.suite == suite, "a harness of another suite"
         self._laid: dict[str, _Laid] = {}
 
     def batch(self, split: str) -> ItemBatch:
         """All items of a split."""
-        return self._harness.batch(split)
+        return self.harness.batch(split)
 
     def prepare(self, batch: ItemBatch) -> None:
         """Freeze and lay out a batch ahead of its first score.
@@ -69,17 +78,17 @@ class Scorer:
         started = time.perf_counter()
         lls, greedy, tokens = score_loglikelihoods(model, plan)
         texts, generated = generate(model, generations)
-        judged = self._harness.collect(frozen, Answers(lls, greedy, texts))
+        judged = self.harness.collect(frozen, Answers(lls, greedy, texts))
         spent = {**(seconds or {}), "score": time.perf_counter() - started}
         columns = {task: found.columns for task, found in judged.items()}
         reported = {task: found.reported for task, found in judged.items()}
         card = make_card(self.suite, batch, columns, tokens + generated, spent, reported)
-        ways = {"loglikelihood": plan, "generation": generations}
+        ways: dict[str, LoglikelihoodPlan | GenerationPlan] = {"loglikelihood": plan, "generation": generations}
         return replace(card, ways={kind: plan.way(model) for kind, plan in ways.items() if plan.requests})
 
     def _lay_out(self, batch: ItemBatch) -> _Laid:
         if batch.digest not in self._laid:
-            frozen = self._harness.freeze(batch, self._tokenizer, self._max_length)
+            frozen = self.harness.freeze(batch, self._tokenizer, self._max_length)
             plan = lay_out(frozen.loglikelihoods, self.options)
             generations = lay_out_generations(frozen.generations, frozen.decoder, self.options)
             self._laid[batch.digest] = (frozen, plan, generations)

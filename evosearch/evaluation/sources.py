@@ -1,7 +1,8 @@
 """Which of an lm-eval task's own documents a split takes, and which of them may be tuned on.
 
-The test documents of a public benchmark are what others will measure a model by. What was searched on them, or chosen
-among finalists by them, is not measured by them any more: that is refused, unless the suite says that it knows.
+The documents that lm-eval evaluates a public benchmark on are what others will measure a model by: its test set, or
+its validation set where the answers of the test set are not public, as with HellaSwag. What was searched on them, or
+chosen among finalists by them, is not measured by them any more: that is refused, unless the suite says that it knows.
 """
 
 from collections.abc import Sequence
@@ -46,17 +47,20 @@ def dataset_split(task: Any, source: str) -> str:
 
 
 def check_clean(where: str, spec: SuiteTask, split: str, name: str, task: Any) -> None:
-    """Refuse to tune on the test documents of a task of lm-eval's library.
+    """Refuse to tune on the documents that lm-eval evaluates a task of its library on.
 
     Raises:
         SuiteError: `split` is search or validation, and would take them.
     """
-    source = getattr(spec.documents_from, split) or _evaluated(task)
-    if split == "test" or not task.has_test_docs() or dataset_split(task, source) != dataset_split(task, "test"):
+    evaluated = _evaluated(task)
+    benchmark = dataset_split(task, evaluated)
+    source = getattr(spec.documents_from, split) or evaluated
+    if split == "test" or dataset_split(task, source) != benchmark:
         return
     key = join(where, "documents_from", split) if getattr(spec.documents_from, split) else join(where, "task")
-    what = f"{split} would take test documents of '{name}', a public benchmark, and tune on what it is tested by"
-    others = [source for source in ("train", "validation") if _has(task, source)]
+    taken = "test documents" if evaluated == "test" else "the validation documents, which lm-eval evaluates,"
+    what = f"{split} would take {taken} of '{name}', a public benchmark, and tune on what it is tested by"
+    others = [each for each in ("train", "validation") if _has(task, each) and dataset_split(task, each) != benchmark]
     ways = [f"`documents_from: {{search: {others[0]}, validation: {others[-1]}}}`"] if others else []
     ways.append("another task for each split as `task: {search: …, validation: …, test: …}`")
     next_step = f"Set {', or '.join(ways)}, or, to do it all the same and say so, `acknowledge_contamination: true`"

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from evosearch.errors import CandidateError, CheckpointError
-from evosearch.evaluation.harness import max_length_of
+from evosearch.evaluation.harness import Harness, max_length_of
 from evosearch.evaluation.loglikelihood import ScoreOptions
 from evosearch.evaluation.scorer import Scorer
 from evosearch.evaluation.suite import Suite
@@ -50,9 +50,13 @@ class WorkerConfig:
 
 
 class Worker:
-    """One device with a resident model and its parents, ready to score recipes."""
+    """One device with a resident model and its parents, ready to score recipes.
 
-    def __init__(self, config: WorkerConfig, progress: Progress | None = None) -> None:
+    Args:
+        harness: of the suite, where this process has loaded it already: its tasks take long to load.
+    """
+
+    def __init__(self, config: WorkerConfig, progress: Progress | None = None, harness: Harness | None = None) -> None:
         started = time.monotonic()
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -67,7 +71,7 @@ class Worker:
         self._other: ResidentModel | None = None  # for a control with other layers or another config than candidates
         self._tokenizer = load_tokenizer(self.checkpoints[donor].tokenizer_folder)
         length = max_length_of(self.resident.model.config, self._tokenizer)
-        self.scorer = Scorer(Suite.model_validate(config.suite), self._tokenizer, length, config.options)
+        self.scorer = Scorer(Suite.model_validate(config.suite), self._tokenizer, length, config.options, harness)
         self._scorers = {length: self.scorer}  # by context length in tokens
         self.load_seconds = time.monotonic() - started
 
@@ -111,7 +115,8 @@ class Worker:
         """The scorer for a model's context length: prompts are cut to it as lm-eval cuts them for the export."""
         length = max_length_of(resident.model.config, self._tokenizer)
         if length not in self._scorers:
-            self._scorers[length] = Scorer(self.scorer.suite, self._tokenizer, length, self.scorer.options)
+            known = self.scorer
+            self._scorers[length] = Scorer(known.suite, self._tokenizer, length, known.options, known.harness)
         return self._scorers[length]
 
     def _compute_dtype(self, out_dtype: str) -> torch.dtype:

@@ -1,8 +1,8 @@
 """What must stand beside every figure of a test set. Pure."""
 
 CONTAMINATED = (
-    "The suite acknowledges contamination: models were searched or chosen on test documents of a public benchmark, so its "
-    "figures cannot be held against those of other models there."
+    "The suite acknowledges contamination: models were searched or chosen on test documents of a public benchmark, so "
+    "its figures cannot be held against those of other models there."
 )
 
 

@@ -15,6 +15,7 @@ from evosearch import documents
 from evosearch.errors import CheckpointError, InputError, RecipeError
 from evosearch.evaluation.inference import Interval
 from evosearch.promotion.disclosure import CONTAMINATED, opened
+from evosearch.recipe import files
 from evosearch.recipe.mergekit import to_mergekit
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import ModelShape
@@ -120,8 +121,11 @@ def _one_line(text: str) -> str:
 
 
 def _shown(reference: str) -> str:
-    """A reference without the folders of one machine: a path by its last part, everything else as it is."""
-    parts = reference.split("+")
+    """A reference without the folders of one machine: a path by its last part, everything else as it is.
+
+    What is joined is told apart as where models are read: a folder that exists may have a '+' in its path.
+    """
+    parts = files.pieces(reference, files.exists)
     return "+".join(Path(part).name if part.startswith(("/", "~", "./", "../")) else part for part in parts)
 
 

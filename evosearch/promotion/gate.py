@@ -124,7 +124,8 @@ def decide(
     if control is not None and _same(finalist, control):
         reasons.append(f"The finalist {finalist.candidate} is the best control.")
         control = None
-    comparisons, texts = _face(finalist, comparators, measure)
+    asides = {other.candidate: guard_checks.aside(other.columns, guards) for other in comparators}
+    comparisons, texts = _face(finalist, comparators, measure, asides)
     reasons += texts
     winner = finalist
     against = next((c for c in comparisons if control is not None and c.role == "control"), None)
@@ -132,7 +133,7 @@ def decide(
         others = [entry for entry in comparators if entry.role != "control"]
         reasons.append(f"{control.candidate}, the simpler recipe, takes the place of {finalist.candidate}.")
         winner = control
-        own, texts = _face(control, others, measure)
+        own, texts = _face(control, others, measure, asides)
         comparisons += own
         reasons += texts
     beaten = all(c.beats for c in comparisons if c.challenger == winner.candidate)
@@ -159,14 +160,20 @@ def _verdict(name: str, beaten: bool, kept: bool, guarded: bool) -> str:
     return f"{' and '.join(found)}{'.' if beaten and kept else ': nothing is promoted.'}"
 
 
-def _face(challenger: Contender, others: Iterable[Contender], measure: Measure) -> tuple[list[Comparison], list[str]]:
-    """The challenger against each of the others, in the order base, parents, control, champion."""
+def _face(
+    challenger: Contender, others: Iterable[Contender], measure: Measure, asides: Mapping[str, str]
+) -> tuple[list[Comparison], list[str]]:
+    """The challenger against each of the others, in the order base, parents, control, champion.
+
+    Args:
+        asides: comparator → what is said behind its name; who breaks a guard must be beaten all the same.
+    """
     comparisons, texts = [], []
     for other in sorted(others, key=lambda entry: ORDER.index(entry.role)):
         if not _same(challenger, other):
             comparison = compare(challenger, other, measure)
             comparisons.append(comparison)
-            texts.append(sentence(comparison, measure.confidence))
+            texts.append(sentence(comparison, measure.confidence, asides[other.candidate]))
         elif other.role == "champion":
             texts.append(f"{challenger.candidate} is the present champion and need not beat itself.")
         elif other.role != "control":
@@ -205,14 +212,14 @@ def compare(challenger: Contender, comparator: Contender, measure: Measure) -> C
     )
 
 
-def sentence(comparison: Comparison, confidence: float = CONFIDENCE) -> str:
+def sentence(comparison: Comparison, confidence: float = CONFIDENCE, aside: str = "") -> str:
     """`17 beats the base: +3.20 points of score (lower bound +1.05 at 97.5% confidence, exact p 0.0012, 400 items).`"""
     c = comparison
     name = c.comparator if c.comparator.startswith(c.role) else f"{c.role} {c.comparator}"
     verb = "beats" if c.beats else "does not beat"
     p = "" if c.p_value is None else f", {'exact ' if c.p_exact else ''}p {_shown(c.p_value)}"
     bound = f"lower bound {c.lower:+.2f} at {100 * confidence:g}% confidence{p}, {c.n} items"
-    return f"{c.challenger} {verb} the {name}: {c.difference:+.2f} points of score ({bound})."
+    return f"{c.challenger} {verb} the {name}{aside}: {c.difference:+.2f} points of score ({bound})."
 
 
 def _shown(p: float) -> str:

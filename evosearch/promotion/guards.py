@@ -2,11 +2,18 @@
 
 A test of non-inferiority: the lower one-sided bound of (winner - reference), in points of that task alone, must not lie
 below -max_drop. Like every condition of the gate it must hold together with all others, so no bound is corrected.
+
+Of right-or-wrong items that stand alone, the bound is that of Tango's score test, which asks what a drop of max_drop
+would show (see inference.proportion_difference); of others, and where items have groups, Student's t. So `max_drop: 0`
+asks for a gain that is shown.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from evosearch.evaluation.inference import CONFIDENCE, paired_difference
+import numpy as np
+
+from evosearch.evaluation.inference import CONFIDENCE, paired_difference, proportion_difference
 from evosearch.evaluation.types import Column
 from evosearch.evaluation.units import Groups
 
@@ -52,6 +59,11 @@ def hold(
     task = guarded.task
     pair = ({task: column}, {task: guarded.column})
     found = paired_difference(*pair, {task: 1.0}, {task: guarded.chance}, groups, confidence)
+    lower, upper = found.lower, found.upper
+    if not (groups or {}).get(task) and np.isin([column, guarded.column], (0.0, 1.0)).all():
+        gained, lost = int((column > guarded.column).sum()), int((column < guarded.column).sum())
+        bounds = proportion_difference(gained, lost, found.n, confidence)
+        lower, upper = (100 * bound / (1 - guarded.chance) for bound in bounds)
     return GuardCheck(
         task=task,
         max_drop=guarded.max_drop,
@@ -59,9 +71,9 @@ def hold(
         reference=guarded.reference,
         difference=found.value,
         stderr=found.stderr,
-        lower=found.lower,
-        upper=found.upper,
-        holds=found.lower >= -guarded.max_drop,
+        lower=lower,
+        upper=upper,
+        holds=lower >= -guarded.max_drop,
         n=found.n,
     )
 
@@ -74,3 +86,17 @@ def sentence(check: GuardCheck, confidence: float = CONFIDENCE) -> str:
         f"{check.challenger} {verb} {check.task}: {check.difference:+.2f} points against {check.reference} "
         f"({bound}, {check.n} items)."
     )
+
+
+def aside(columns: Mapping[str, Column], guards: Sequence[Guarded]) -> str:
+    """` (breaks the guard on sort)` for one whose figures on the guarded tasks lie below what is allowed, else empty.
+
+    Args:
+        columns: task → (items,) its own, on the items of the references.
+    """
+    drops = {
+        guard.task: 100 * float(np.mean(guard.column - columns[guard.task])) / (1 - guard.chance) - guard.max_drop
+        for guard in guards
+    }
+    broken = [task for task, beyond in drops.items() if beyond > 0]
+    return f" (breaks the guard on {' and '.join(broken)})" if broken else ""

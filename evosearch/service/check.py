@@ -13,7 +13,7 @@ from evosearch.checkpoints.digest import DTYPES
 from evosearch.errors import InputError, LedgerError, SpecError
 from evosearch.evaluation.harness import Harness
 from evosearch.evaluation.suite import load_suite
-from evosearch.evaluation.types import SPLITS, ItemBatch
+from evosearch.evaluation.types import SPLITS
 from evosearch.execution.worker import Worker
 from evosearch.merging.registry import specs
 from evosearch.promotion.promote import RESCORED
@@ -24,7 +24,7 @@ from evosearch.search.watching import Watcher
 from evosearch.service.executors import worker_config, worker_count
 from evosearch.service.models import Models, open_models
 from evosearch.service.paths import places_of
-from evosearch.service.prepare import Prepared, load_batches, prepare
+from evosearch.service.prepare import Prepared, prepare
 from evosearch.service.spec import SearchSpec, is_spec, is_suite, load_spec
 from evosearch.service.tokens import count_for
 
@@ -118,8 +118,8 @@ def _check_spec(path: Path, trial: bool, watcher: Watcher, findings: _Findings, 
         return findings.result({}, {})
     findings.attempt(lambda: _check_ledger(spec))
     findings.attempt(lambda: worker_count(spec.config.workers))
-    batches = findings.attempt(lambda: load_batches(spec.suite))
-    prepared = findings.attempt(lambda: prepare(spec, watcher, allow_pickle))
+    harness = findings.attempt(lambda: Harness(spec.suite))
+    prepared = findings.attempt(lambda: prepare(spec, watcher, allow_pickle, harness))
     if prepared is None:
         return findings.result({}, {})
     memory = _memory(prepared.models, another=_another(prepared))
@@ -127,7 +127,7 @@ def _check_spec(path: Path, trial: bool, watcher: Watcher, findings: _Findings, 
         findings.notes.append(
             f"one worker needs about {memory['needed_gib']:.1f} GiB and {memory['available_gib']:.1f} GiB are free here"
         )
-    forecast = findings.attempt(lambda: _forecast(prepared, batches or {})) if trial and findings.problems == [] else {}
+    forecast = findings.attempt(lambda: _forecast(prepared)) if trial and findings.problems == [] else {}
     tokens = {split: found.to_dict() for split, found in prepared.tokens.items()}
     return findings.result(memory, {"tokens": tokens} | (forecast or {}))
 
@@ -174,13 +174,13 @@ def _memory(models: Models, another: bool = False) -> dict[str, Any]:
     return gib | {"needed_gib": (parents + resident) / GIB}
 
 
-def _forecast(prepared: Prepared, batches: dict[str, ItemBatch]) -> dict[str, Any]:
+def _forecast(prepared: Prepared) -> dict[str, Any]:
     """Time of a candidate, taken from the second of two: the first also lays out what stays."""
     spec = prepared.spec
     count, _ = worker_count(spec.config.workers)
     config = worker_config(spec.config.workers, prepared.models, prepared.suite, prepared.example.output_dtype, count)
-    worker = Worker(config)
-    parts = prepared.parts.batches if prepared.parts else (batches["search"],)
+    worker = Worker(config, harness=prepared.harness)
+    parts = prepared.parts.batches if prepared.parts else (prepared.batches["search"],)
     job = Job("trial@search", prepared.example, parts[0])
     worker.run(job)
     began = time.monotonic()

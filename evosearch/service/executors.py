@@ -39,7 +39,7 @@ def make_executor(workers: WorkersConfig, prepared: Prepared, watcher: Watcher) 
     count, gpus = worker_count(workers)
     config = worker_config(workers, prepared.models, prepared.suite, prepared.example.output_dtype, count)
     if workers.executor == "local":
-        return LocalExecutor(config, watcher.preparing)
+        return LocalExecutor(config, watcher.preparing, prepared.harness)
     from evosearch.execution.ray_pool import RayExecutor, RayOptions
 
     options = RayOptions(count, config.threads, gpus, workers.address)

@@ -38,6 +38,7 @@ class Prepared:
     space: SearchSpace
     example: Recipe  # the recipe with every hole at its start
     controls: tuple[Control, ...]
+    harness: Harness  # the suite, loaded: whatever scores in this process shares it
     batches: dict[str, ItemBatch]  # split → its items
     tokens: dict[str, SplitTokens]  # split → what it takes of a candidate
     fingerprint: dict[str, dict[str, str]]  # task → key of its lm-eval configuration → digest
@@ -53,8 +54,11 @@ class Prepared:
         return None if count is None else partition(self.suite, self.batches["search"], count, seed)
 
 
-def prepare(spec: SearchSpec, watcher: Watcher, allow_pickle: bool = False) -> Prepared:
+def prepare(spec: SearchSpec, watcher: Watcher, allow_pickle: bool = False, harness: Harness | None = None) -> Prepared:
     """Load and check everything a search needs; cheap and telling checks first.
+
+    Args:
+        harness: of the spec's suite, where it is loaded already.
 
     Raises:
         InputError: the first thing that is wrong.
@@ -62,8 +66,8 @@ def prepare(spec: SearchSpec, watcher: Watcher, allow_pickle: bool = False) -> P
     check_tracking(spec)
     if "routing" in spec.template:
         raise checks.route_refusal(spec.where)
-    harness = Harness(spec.suite)
-    batches = _batches(harness)
+    harness = harness or Harness(spec.suite)
+    batches = {split: harness.batch(split) for split in SPLITS}
     models = open_models(frame(spec.template, spec.where), spec.where, watcher, allow_pickle)
     space = SearchSpace.from_template(spec.template, models.shape, specs(), spec.where)
     example = space.fill(space.initial())
@@ -77,7 +81,7 @@ def prepare(spec: SearchSpec, watcher: Watcher, allow_pickle: bool = False) -> P
     tokens = _check_prompts(harness, batches, models, found)
     models.inputs  # noqa: B018 (reads every byte of every model: damage is found before anything is written)
     fingerprint = harness.fingerprint()
-    return Prepared(spec, spec.search_id(), models, space, example, tuple(found), batches, tokens, fingerprint)
+    return Prepared(spec, spec.search_id(), models, space, example, tuple(found), harness, batches, tokens, fingerprint)
 
 
 def _check_start(spec: SearchSpec, space: SearchSpace, controls: Sequence[Control]) -> None:
@@ -131,12 +135,3 @@ def _check_prompts(
             if donor == models.donor:
                 tokens[batch.split] = count(frozen)
     return tokens
-
-
-def load_batches(suite: Suite) -> dict[str, ItemBatch]:
-    """The items of every split; loads the suite's tasks."""
-    return _batches(Harness(suite))
-
-
-def _batches(harness: Harness) -> dict[str, ItemBatch]:
-    return {split: harness.batch(split) for split in SPLITS}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from evosearch.errors import EvosearchError, SuiteError
+from evosearch.evaluation.harness import Harness
 from evosearch.evaluation.suite import load_suite
 from evosearch.evaluation.types import LOGLIKELIHOODS, REQUESTS, SPLITS, Column, ItemBatch, ScoreCard
 from evosearch.execution.worker import Worker
@@ -20,7 +21,6 @@ from evosearch.search.watching import Watcher
 from evosearch.service.executors import worker_config
 from evosearch.service.models import open_models
 from evosearch.service.openings import record_reread
-from evosearch.service.prepare import load_batches
 from evosearch.service.spec import WorkersConfig
 
 
@@ -39,16 +39,16 @@ def score(
         raise SuiteError("--items", f"no folder {items.parent}")
     suite = load_suite(suite_path)
     recipe = _recipe(model, watcher)
-    batch = load_batches(suite)[split]
+    harness = Harness(suite)
+    batch = harness.batch(split)
     models = open_models(recipe, model, watcher, allow_pickle)
-    worker = Worker(worker_config(WorkersConfig(), models, suite, recipe.output_dtype))
+    worker = Worker(worker_config(WorkersConfig(), models, suite, recipe.output_dtype), harness=harness)
     worker.scorer.prepare(batch)  # what is wrong with the suite is said as such, and before the test is opened
     told: dict[str, Any] = {}
     if split == "test":
         count = record_reread(batch.digest, f"score {model}")
         watcher.note(f"test split: this reading is on record (openings of this test set so far: {count})")
-        contaminated = bool(getattr(suite, "acknowledge_contamination", False))
-        told = {"test_openings": count, "contamination_acknowledged": contaminated}
+        told = {"test_openings": count, "contamination_acknowledged": suite.acknowledge_contamination}
     outcome = worker.run(Job(f"score@{split}", recipe, batch))
     if outcome.card is None:
         assert outcome.failure is not None
@@ -67,6 +67,7 @@ def score(
         "fitness": summary["fitness"],
         "reported": summary["reported"],
         "tokens": summary["tokens"],
+        "ways": summary["ways"],
         "seconds": {"load": worker.load_seconds, **summary["seconds"]},
         "device": str(worker.device),
     } | told
@@ -105,6 +106,8 @@ def _write_items(path: Path, batch: ItemBatch, card: ScoreCard) -> None:
         start = 0
         for index, (doc_id, doc_hash) in enumerate(zip(items.doc_ids, items.doc_hashes, strict=True)):
             row: dict[str, Any] = {"task": items.task, "doc_id": doc_id, "doc_hash": doc_hash}
+            if items.documents:  # what `doc_id` counts in, where that is not what lm-eval evaluates
+                row["documents"] = items.documents
             if values is not None and counts is not None:
                 stop = start + int(counts[index])
                 row["loglikelihoods"] = [float(value) for value in values[start:stop]]

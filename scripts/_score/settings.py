@@ -8,12 +8,12 @@ from typing import Any
 
 import yaml
 
-WORDS = (
-    "the water river city animal metal light planet number large small under between before after which when heat "
-    "energy plant stone bridge glass paper winter summer doctor teacher engine signal window garden market island "
-    "history science measure language picture country machine carbon copper ocean desert forest mountain valley "
-    "surface pressure season orbit circle square triangle weight length volume speed force motion current voltage"
-).split()
+WORDS = """
+water river city animal metal light planet number large small under between before after which when heat energy plant
+stone bridge glass paper winter summer doctor teacher engine signal window garden market island history science measure
+language picture country machine carbon copper ocean desert forest mountain valley surface pressure season orbit circle
+square triangle weight length volume speed force motion current voltage
+"""
 SHOTS = 5
 NEW_TOKENS = 32
 _LETTERS = "ABCD"
@@ -112,7 +112,7 @@ def _documents(count: int, seed: int) -> list[dict[str, Any]]:
     draw = random.Random(seed)
 
     def words(least: int, most: int) -> str:
-        return " ".join(draw.choices(WORDS, k=draw.randint(least, most)))
+        return " ".join(draw.choices(WORDS.split(), k=draw.randint(least, most)))
 
     made = []
     for _ in range(count):

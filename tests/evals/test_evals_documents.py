@@ -33,6 +33,26 @@ def test_it_would_be_refused_otherwise(hub: Path, smaller: Smaller) -> None:
         Harness(load_suite(path))
 
 
+def test_a_benchmark_without_public_answers_is_what_lm_eval_evaluates(hub: Path, smaller: Smaller) -> None:
+    """HellaSwag's test set has none: everybody reports its validation set, which is then what must not be tuned on."""
+    task = {"task": "hellaswag", "metric": "acc_norm", "chance": 0.25}
+    for sources, key in (
+        ({}, "task: search"),
+        ({"search": "train"}, "task: validation"),
+        ({"search": "train", "validation": "validation"}, "documents_from.validation: validation"),
+    ):
+        path = smaller("reasoning", tasks=[task | {"documents_from": sources}])
+        with pytest.raises(SuiteError) as caught:
+            Harness(load_suite(path))
+        assert str(caught.value) == (
+            f"{path}: tasks[0].{key} would take the validation documents, which lm-eval evaluates, of 'hellaswag', a "
+            "public benchmark, and tune on what it is tested by. Set `documents_from: {search: train, validation: "
+            "train}`, or another task for each split as `task: {search: …, validation: …, test: …}`, or, to do it all "
+            "the same and say so, `acknowledge_contamination: true`."
+        )
+    Harness(load_suite(smaller("reasoning", tasks=[task], acknowledge_contamination=True)))
+
+
 def test_both_readings_are_of_the_same_answers(hub: Path, smaller: Smaller, tokenizer: Any) -> None:
     harness = Harness(load_suite(smaller("reasoning")))
     for split in ("search", "validation", "test"):

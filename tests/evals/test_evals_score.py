@@ -46,6 +46,7 @@ def test_a_recipe_and_its_items(hub: Path, models: Path, smaller: Callable[..., 
     suite = smaller("reasoning", generation_kwargs={"max_gen_toks": 8})
     found = score(str(recipe), suite, "search", tmp_path / "items.jsonl", Silent())
     items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+    assert {item["documents"] for item in items} == {"train"}  # what their doc ids count in
     for task, row in found["tasks"].items():
         own = [item["metrics"][row["metric"]] for item in items if item["task"] == task]
         assert len(own) == 5

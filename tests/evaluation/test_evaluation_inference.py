@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.optimize import minimize_scalar
+from scipy.special import ndtri, xlogy
 
 from evosearch.errors import SuiteError
-from evosearch.evaluation.inference import interval, mean_interval, paired_difference
+from evosearch.evaluation.inference import interval, mean_interval, paired_difference, proportion_difference
 
 ONE = {"t": 1.0}
 NONE = {"t": 0.0}
@@ -153,3 +155,33 @@ def test_one_sided_bounds_hold_as_often_as_they_say() -> None:
     assert 0.01 < above / draws < 0.025 + slack
     assert 0.01 < below / draws < 0.025 + slack
     assert 0.93 < covered / draws < 0.98
+
+
+def test_tangos_interval_is_the_published_one() -> None:
+    """Fagerland, Lydersen & Laake 2014 (Statist. Med. 33), airway hyper-responsiveness: 1 and 7 of 21 changed."""
+    assert proportion_difference(1, 7, 21) == pytest.approx((-0.517, -0.026), abs=5e-4)
+
+
+@pytest.mark.parametrize(("gained", "lost", "n"), [(3, 9, 40), (0, 5, 60), (7, 0, 30), (12, 12, 24), (1, 2, 200)])
+def test_tangos_bounds_are_where_the_score_test_stops_rejecting(gained: int, lost: int, n: int) -> None:
+    """The restricted likelihood is maximized numerically here, by its closed form there."""
+    quantile = float(ndtri(0.975))
+    lower, upper = proportion_difference(gained, lost, n)
+    for delta, sign in ((lower, 1), (upper, -1)):
+
+        def unlikely(q: float, delta: float = delta) -> float:
+            return -float(xlogy(gained, q + delta) + xlogy(lost, q) + xlogy(n - gained - lost, 1 - 2 * q - delta))
+
+        within = (max(0.0, -delta), (1 - delta) / 2)
+        q = minimize_scalar(unlikely, bounds=within, method="bounded", options={"xatol": 1e-12}).x
+        z = (gained - lost - n * delta) / (n * (2 * q + delta * (1 - delta))) ** 0.5
+        assert z == pytest.approx(sign * quantile, abs=1e-4)
+
+
+@pytest.mark.parametrize(("gained", "lost", "n"), [(0, 0, 1), (1, 0, 1), (5, 5, 10), (0, 40, 40), (40, 0, 40)])
+def test_tangos_bounds_enclose_the_difference_within_one(gained: int, lost: int, n: int) -> None:
+    lower, upper = proportion_difference(gained, lost, n)
+    assert -1 <= lower <= (gained - lost) / n <= upper <= 1
+    assert proportion_difference(lost, gained, n) == (-upper, -lower)
+    if gained == lost == 0:
+        assert lower == pytest.approx(-(1.959964**2) / (n + 1.959964**2))

@@ -30,8 +30,8 @@ CHAT = (
 # Task, the suite's keys for it, and the same for lm_eval's command line; one for each output type.
 RUNS: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "t_choice": (
-        {"metric": "acc_norm", "chance": 0.3, "num_fewshot": 2},
-        ["--num_fewshot", "2"],
+        {"metric": "acc_norm", "chance": 0.3, "num_fewshot": 5},
+        ["--num_fewshot", "5"],
         "none",
     ),
     "t_word": ({"metric": "acc", "chance": 0.0}, [], "none"),
@@ -81,6 +81,8 @@ def both(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, model: Any, t
         file.rename(tasks / file.name)
     talking = copy.deepcopy(tokenizer)
     talking.chat_template = CHAT
+    model = copy.deepcopy(model)
+    model.config.max_position_embeddings = 320  # five examples fit
     model.save_pretrained(folder / "model")
     talking.save_pretrained(folder / "model")
     entries = [{"task": name, **keys} for name, (keys, _, _) in RUNS.items()]
@@ -164,6 +166,18 @@ def test_every_item_has_its_log_likelihoods_and_metrics(task: str, both: Both) -
 def _ll(answer: Any) -> float:
     """lm_eval writes answers as texts."""
     return float(answer[0]) if isinstance(answer, list) else float(answer)
+
+
+def test_the_way_the_model_was_run_is_told(both: Both) -> None:
+    assert both.score["ways"] == {"loglikelihood": "tree", "generation": "tree"}
+    tokens = both.score["tokens"]
+    assert tokens["distinct"] <= tokens["forwarded"] + tokens["padded"] <= 1.05 * tokens["distinct"]
+    assert tokens["requested"] > 1.5 * tokens["distinct"]  # the five examples are read once; other tasks have none
+
+
+def test_the_examples_of_the_program_were_five(both: Both) -> None:
+    prompts = [sample["arguments"]["gen_args_0"]["arg_0"] for sample in both.samples["t_choice"]]
+    assert all(prompt.count("?") == 6 for prompt in prompts)
 
 
 def test_the_prompts_of_the_program_were_chats(both: Both) -> None:

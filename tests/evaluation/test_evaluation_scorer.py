@@ -18,7 +18,7 @@ from evosearch.evaluation.loglikelihood import LoglikelihoodRequest, ScoreOption
 from evosearch.evaluation.prefix_tree import distinct_prefixes
 from evosearch.evaluation.scorer import Scorer
 from evosearch.evaluation.suite import load_suite
-from evosearch.evaluation.types import GOLD, ItemBatch, ItemSet
+from evosearch.evaluation.types import GOLD, ItemBatch, ItemSet, Tokens
 
 Data = dict[str, Any]
 
@@ -124,7 +124,7 @@ def test_sharing_runs_each_sequence_once() -> None:
 
     requests = [request("question a", 1), request("question b", 1), request("question bc", 2), request("other", 3)]
     laid = lay_out(requests, ScoreOptions()).passes("tree", torch.device("cpu"))
-    assert laid.tokens == Tokens(forwarded=8 + 3 + 4, padded=0, distinct=15, requested=9 + 9 + 10 + 4)  # "question"
+    assert laid.tokens == Tokens(forwarded=9 + 1 + 4, padded=0, distinct=14, requested=9 + 9 + 10 + 4)  # "question "
     assert laid.tokens.distinct == distinct_prefixes([r.inputs for r in requests])
     assert [one.reads.numel() for one in laid.passes] == [1 + 1 + 3]  # the first two are read at one place
 

@@ -13,10 +13,14 @@ import pytest
 
 from evosearch.errors import CheckpointError
 from evosearch.execution.ray_pool import RayExecutor, RayOptions, secure_environment
+from evosearch.search.ledger import Ledger
 from evosearch.search.ports import Job, Outcome
+from evosearch.search.state import SearchState
 from evosearch.search.watching import Silent
 from evosearch.service.executors import worker_config
+from evosearch.service.paths import places_of
 from evosearch.service.prepare import Prepared, prepare
+from evosearch.service.run import run
 from evosearch.service.spec import load_spec
 
 pytestmark = pytest.mark.ray
@@ -117,6 +121,28 @@ def test_what_is_wrong_with_the_input_comes_back_as_itself(cluster: Any, prepare
     with pytest.raises(CheckpointError, match="gone"):
         collect(executor, 1)
     executor.close()
+
+
+def test_a_search_on_parts_is_told_the_same_by_workers_elsewhere(cluster: Any, world: World) -> None:
+    told = {}
+    optimizer = {"name": "cma_es", "population": 4, "sigma": 0.2, "seed": 1, "start": "best_control"}
+    for kind, count in (("local", 1), ("ray", 2)):
+        workers = {"executor": kind, "count": count, "threads": 1}
+        changes = {"optimizer": optimizer, "budget": {"candidates": 8}, "controls": {"scales": [0.5]}}
+        spec = world(kind, search_parts=2, workers=workers, **changes)
+        run(spec, Silent())
+        places = places_of(load_spec(spec))
+        with Ledger.open(places.ledger, read_only=True) as ledger:
+            info = ledger.search_by_name(places.name)
+            assert info is not None
+            state = SearchState.from_events(ledger.events(info.search_id))
+            workers_seen = {e.payload["worker"] for e in ledger.events(info.search_id) if e.type == "scored"}
+        here = f":{os.getpid()}"
+        assert all(worker.endswith(here) == (kind == "local") for worker in workers_seen)
+        assert sorted(part for _, part in state.samples) == [0] * 4 + [1] * 4
+        told[kind] = {name: found["value"] for name, found in state.told.items()}
+    assert len(told["ray"]) == 8
+    assert told["ray"] == pytest.approx(told["local"], rel=1e-6)
 
 
 def test_token_authentication_is_on(cluster: Any) -> None:

@@ -91,6 +91,17 @@ def test_comments_hold_no_folders_and_cannot_be_escaped(tmp_path: Path) -> None:
     assert load(tmp_path / "winner.yaml") == made()
 
 
+def test_a_folder_with_a_plus_in_its_name_is_one_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the folders of this machine are left out, and names are told apart as where models are read."""
+    (tmp_path / "home" / "a+b" / "math").mkdir(parents=True)
+    model = str(tmp_path / "home" / "a+b" / "math")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    inputs = {f"{model}+org/lora": "ab", "~/a+b/math": "cd", f"{tmp_path}/gone+{tmp_path}/lora": "ef", "org/a+b/c": "0"}
+    text = export(made(), "recipe", tmp_path / "winner.yaml", provenance(inputs)).read_text()
+    shown = [line.split()[2] for line in text.splitlines() if line.startswith("# input:")]
+    assert shown == ["math+org/lora", "math", "gone+lora", "org/a+b/c"]
+
+
 def test_mergekit_yaml(tmp_path: Path) -> None:
     out = export(made(), "mergekit", tmp_path / "mergekit.yaml", provenance(), shape=SHAPE)
     assert out.read_text().startswith("# Candidate 17 of the evosearch search 'night'\n")
