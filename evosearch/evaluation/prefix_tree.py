@@ -25,6 +25,7 @@ _SMALL = 16  # a batch below a 16th of the budget takes any row: a run of its ow
 _PADDING = 0.035  # of a run of the trie
 _TWICE = 0.015  # of the nodes of a subtree may be run again, to cut it in pieces
 _BESIDE = 128  # nodes of a subtree beside its longest path: attention computes their pairs for nothing
+_WIDE = 512  # nodes of a row of several pieces, at most: what they attend to for nothing
 _REPEATED = 2  # rows repeat what is kept: up to this many times the run's own tokens, so that memory stays bounded
 
 
@@ -259,17 +260,19 @@ class _Grower:
                 first = index
 
     def _pack(self, ranges: Sequence[tuple[int, int]], depth: int) -> None:
-        """A run of whole subtrees, each in one of its rows, depth first."""
+        """Whole subtrees in as few runs as their sizes allow, each in one row, depth first."""
         pieces = [self._subtree(first, last, depth) for first, last in ranges]
-        rows = _arrange([len(piece.ids) for piece in pieces], depth)
-        width = max(sum(len(pieces[index].ids) for index in row) for row in rows)
+        for rows in _arrange([len(piece.ids) for piece in pieces], depth):
+            self._run([[pieces[index] for index in row] for row in rows], depth)
+
+    def _run(self, rows: Sequence[Sequence["_Piece"]], depth: int) -> None:
+        width = max(sum(len(piece.ids) for piece in row) for row in rows)
         ids = np.zeros((len(rows), width), dtype=np.int64)
         positions = np.full((len(rows), width), depth, dtype=np.int64)
         ends = np.tile(np.arange(1, width + 1), (len(rows), 1))  # padding is seen by itself alone
         for number, row in enumerate(rows):
             start = 0
-            for index in row:
-                piece = pieces[index]
+            for piece in row:
                 stop = start + len(piece.ids)
                 ids[number, start:stop], positions[number, start:stop] = piece.ids, piece.positions
                 ends[number, start:stop] = start + _ends(piece.positions)
@@ -277,7 +280,7 @@ class _Grower:
                     places = number * width + start + path
                     self.stretches[sequence].append(Stretch(len(self.runs), depth, places))
                 start = stop
-        tokens = sum(len(piece.ids) for piece in pieces)
+        tokens = sum(len(piece.ids) for row in rows for piece in row)
         self.runs.append(Run(ids, positions, ends, depth, False, tokens))
 
     def _subtree(self, first: int, last: int, depth: int) -> "_Piece":
@@ -303,24 +306,46 @@ class _Piece:
     paths: dict[int, Ints] = field(default_factory=dict)  # index of a sequence → its nodes
 
 
-def _arrange(sizes: Sequence[int], kept: int) -> list[list[int]]:
-    """Pieces to rows: as many and as short ones as padding and the repeated cache allow.
+def _arrange(sizes: Sequence[int], kept: int) -> list[list[list[int]]]:
+    """Pieces to rows to runs: few runs of short rows, as far as padding and the repeated cache allow.
 
-    For a number of rows, the longest piece left goes to the shortest row (Graham 1969).
+    One run where its rows can be made equal: for a number of rows, the longest piece left goes to the shortest row
+    (Graham 1969). Else pieces of about one size stand beside each other, one in a row; or they follow each other in
+    runs of a single row.
     """
     total, order = sum(sizes), sorted(range(len(sizes)), key=lambda index: -sizes[index])
-    count = len(sizes)
-    while True:
-        rows: list[list[int]] = [[] for _ in range(count)]
-        loads = [(0, number) for number in range(count)]
-        for index in order:
-            load, number = loads[0]
-            rows[number].append(index)
-            heapreplace(loads, (load + sizes[index], number))
-        padding = count * max(loads)[0] - total
-        if count == 1 or (padding <= _PADDING * total and count * kept <= _REPEATED * total):
-            return rows
-        count -= 1
+    for count in range(len(sizes), 0, -1):
+        rows = _level(sizes, order, count)
+        width = max(sum(sizes[index] for index in row) for row in rows)
+        if count > 1 and width > max(_WIDE, sizes[order[0]]):
+            break  # fewer rows are wider still
+        if count * width - total <= _PADDING * total and count * kept <= _REPEATED * total:
+            return [rows]
+    runs: list[list[list[int]]] = [[]]
+    held = 0  # tokens of the run that is being filled
+    for index in order:
+        size, run = sizes[index], runs[-1]
+        beside = (len(run) + 1) * sizes[run[0][0]] - held - size if run and len(run[0]) == 1 else total
+        if run and beside <= _PADDING * (held + size) and (len(run) + 1) * kept <= _REPEATED * (held + size):
+            run.append([index])
+        elif len(run) == 1 and held + size <= _WIDE:
+            run[0].append(index)
+        else:
+            held = 0
+            runs.append([[index]])
+        held += size
+    return [run for run in runs if run]
+
+
+def _level(sizes: Sequence[int], order: Sequence[int], count: int) -> list[list[int]]:
+    """Pieces, longest first, in rows of about one length."""
+    rows: list[list[int]] = [[] for _ in range(count)]
+    loads = [(0, number) for number in range(count)]
+    for index in order:
+        load, number = loads[0]
+        rows[number].append(index)
+        heapreplace(loads, (load + sizes[index], number))
+    return rows
 
 
 def _sorted(sequences: Iterable[Tokens]) -> tuple[list[Tokens], Ints]:

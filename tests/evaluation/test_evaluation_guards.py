@@ -134,6 +134,7 @@ def test_a_guarded_metric_must_be_an_item_mean_of_the_task(suite_data: Data, sui
     """lm-eval alone knows which metrics are means, so the harness says it."""
     suite_data["tasks"].append({"task": "t_word", "name": "again", "report_only": True, "metric": "perplexity"})
     suite_data["guards"] = [{"task": "again", "max_drop": 1}]
-    suite_file.write_text(yaml.safe_dump(suite_data))
+    path = suite_file.with_name("guarded.yaml")  # the file itself is of all tests
+    path.write_text(yaml.safe_dump(suite_data))
     with pytest.raises(SuiteError, match=r"tasks\[4\].metric: 'perplexity' of 't_word' is not the mean of one number"):
-        Harness(load_suite(suite_file))
+        Harness(load_suite(path))

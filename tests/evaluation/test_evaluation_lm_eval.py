@@ -135,7 +135,7 @@ def test_batch_sizes_change_nothing(scorer: Scorer, card: ScoreCard, tokenizer: 
         scorer.suite, tokenizer, max_length_of(model.config, tokenizer), ScoreOptions(batch_tokens=64, batch_reads=8)
     )
     other = small.score(model, small.batch("test"))
-    assert other.tokens == card.tokens
+    assert other.tokens.distinct == card.tokens.distinct <= other.tokens.forwarded <= 1.05 * card.tokens.distinct
     for task, columns in card.columns.items():
         for name, values in columns.items():
             np.testing.assert_allclose(other.columns[task][name], values, atol=1e-4, err_msg=f"{task} {name}")
