@@ -100,7 +100,7 @@ def forward(model: Any, placed: Placed, path: Path, cached: bool = False) -> tup
     mask = None
     if run.ends is not None:
         assert placed.ends is not None
-        mask = _tree_mask(model, placed.ends, placed.positions, run.keep)
+        mask = _tree_mask(model, placed.ends, placed.positions, run.keep, int(run.positions.max()))
     out = body(model)(
         input_ids=placed.ids,
         attention_mask=mask,
@@ -137,29 +137,29 @@ def fork(cache: Any) -> Any:
     return other
 
 
-def _tree_mask(model: Any, ends: Tensor, positions: Tensor, keep: int) -> Tensor | dict[str, Tensor]:
+def _tree_mask(model: Any, ends: Tensor, positions: Tensor, keep: int, deepest: int) -> Tensor | dict[str, Tensor]:
     """Masks (B, 1, T, keep + T) of pieces of a trie behind `keep` tokens: all of those, and each node's own path."""
     rows, width = ends.shape
     order = torch.arange(width, device=ends.device)
     path = (order[None, :] <= order[:, None]) & (order[:, None] < ends[:, None, :])  # (B, T, T)
     seen = torch.cat([path.new_ones(rows, width, keep), path], dim=2)
     keys = torch.cat([torch.arange(keep, device=ends.device).expand(rows, keep), positions], dim=1)  # (B, keep + T)
-    return masks(model, seen, positions, keys)
+    return masks(model, seen, positions, keys, deepest)
 
 
-def masks(model: Any, seen: Tensor, queries: Tensor, keys: Tensor) -> Tensor | dict[str, Tensor]:
+def masks(model: Any, seen: Tensor, queries: Tensor, keys: Tensor, deepest: int) -> Tensor | dict[str, Tensor]:
     """What to pass as `attention_mask`: one float mask (B, 1, Q, K), or one for each kind of layer.
 
     Args:
         seen: (B, Q, K) what each query sees where nothing slides.
         queries, keys: (B, Q) and (B, K) positions. A layer with a window of w sees keys at distance below w.
+        deepest: no query is at a larger position: windows that reach to the beginning need not be looked at.
     """
     config = _text(model)
     kinds, window = _kinds(config), _window(config)
     found = {_FULL: seen}
-    if _SLIDING in kinds and window:
-        near = queries[:, :, None] - keys[:, None, :] < window
-        found[_SLIDING] = seen if bool(near.all()) else seen & near
+    if _SLIDING in kinds and window and deepest >= window:
+        found[_SLIDING] = seen & (queries.int()[:, :, None] - keys.int()[:, None, :] < window)
     if kinds == {_SLIDING}:
         return _added(found.get(_SLIDING, seen), model.dtype)
     if kinds == {_FULL} or found.get(_SLIDING, seen) is seen:

@@ -23,7 +23,7 @@ from evosearch.evaluation.loglikelihood import ScoreOptions
 from evosearch.evaluation.prefix_tree import as_tree, distinct_prefixes
 from evosearch.evaluation.types import Tokens
 
-_PROMPT_TOKENS = 8192  # of one run of prompts, at least: the more of them, the more rows are continued together
+_PROMPT_TOKENS = 8192  # of one run of prompts, unless told: the more of them, the more rows are continued together
 
 # What a checkpoint's generation_config may hold without changing greedy decoding as it is written here.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -122,11 +122,12 @@ class GenerationPlan:
         by_room: dict[int, list[int]] = {}
         for index in dict.fromkeys(self.first):
             by_room.setdefault(self.requests[index].max_new_tokens, []).append(index)
-        tokens = max(self.options.budget(device).tokens, _PROMPT_TOKENS)
+        tokens = self._prompt_tokens(device)
         for room, indices in by_room.items():
             longest = max(len(self.requests[index].prompt) for index in indices) + room
             rows = max(min(self.options.generation_rows, self.options.cached_tokens // longest), 1)
-            layout = as_tree([self.requests[index].prompt for index in indices], tokens, rows)
+            # One row, however wide, before several runs: a run is what is continued together.
+            layout = as_tree([self.requests[index].prompt for index in indices], tokens, rows, wide=tokens)
             ending: list[list[_Row]] = [[] for _ in layout.runs]
             for index in indices:
                 last = layout.stretches[self.requests[index].prompt][-1]
@@ -134,6 +135,9 @@ class GenerationPlan:
             for run, own in zip(layout.runs, ending, strict=True):
                 placed = Placed.on(device, run)
                 yield _Batch(placed, placed.ids, tuple(own))
+
+    def _prompt_tokens(self, device: torch.device) -> int:
+        return self.options.batch_tokens or max(self.options.budget(device).tokens, _PROMPT_TOKENS)
 
     def _plain(self, device: torch.device) -> Iterator[_Batch]:
         """Batches of prompts of one length, under the budget when grown to their full length."""
@@ -143,7 +147,8 @@ class GenerationPlan:
             by_length.setdefault(len(self.requests[index].prompt), []).append(index)
         for length, indices in sorted(by_length.items(), reverse=True):
             longest = length + max(self.requests[index].max_new_tokens for index in indices)
-            rows = max(min(self.options.generation_rows, self.options.cached_tokens // longest), 1)
+            rows = min(self.options.generation_rows, self.options.cached_tokens // longest)
+            rows = max(min(rows, self._prompt_tokens(device) // length), 1)
             for start in range(0, len(indices), rows):
                 own = indices[start : start + rows]
                 prompts = torch.tensor([self.requests[index].prompt for index in own], device=device)
@@ -226,7 +231,7 @@ class _Rows:
         elif self.positions is not None and self.seen is not None:
             self.positions = torch.cat([self.positions, self.lengths[:, None]], dim=1)
             self.seen = torch.cat([self.seen, torch.ones_like(self.seen[:, :1])], dim=1)
-            mask = masks(model, self.seen[:, None], self.lengths[:, None], self.positions)
+            mask = masks(model, self.seen[:, None], self.lengths[:, None], self.positions, self.positions.shape[1])
         out = body(model)(
             input_ids=ids[:, None],
             attention_mask=mask,

@@ -25,7 +25,7 @@ _SMALL = 16  # a batch below a 16th of the budget takes any row: a run of its ow
 _PADDING = 0.035  # of a run of the trie
 _TWICE = 0.015  # of the nodes of a subtree may be run again, to cut it in pieces
 _BESIDE = 128  # nodes of a subtree beside its longest path: attention computes their pairs for nothing
-_WIDE = 512  # nodes of a row of several pieces, at most: what they attend to for nothing
+_WIDE, _NARROWER = 512, 4  # a row of several pieces has at most so many nodes, or a quarter of the budget
 _REPEATED = 2  # rows repeat what is kept: up to this many times the run's own tokens, so that memory stays bounded
 
 
@@ -68,7 +68,13 @@ def distinct_prefixes(sequences: Iterable[Tokens]) -> int:
     return sum(map(len, ordered)) - int(shared.sum())
 
 
-def as_tree(sequences: Iterable[Tokens], budget: int, leaves: int | None = None, beside: int | None = None) -> Layout:
+def as_tree(
+    sequences: Iterable[Tokens],
+    budget: int,
+    leaves: int | None = None,
+    beside: int | None = None,
+    wide: int | None = None,
+) -> Layout:
     """Every node once, in runs of at most `budget` tokens, padding not counted.
 
     A short beginning that many sequences share is repeated where a run of its own would cost more: nodes run twice and
@@ -78,8 +84,10 @@ def as_tree(sequences: Iterable[Tokens], budget: int, leaves: int | None = None,
         leaves: sequences that end in one run, at most. Where it is given, every sequence ends in a run that is not
             kept, its last token being run a second time where it is part of what others share.
         beside: nodes that the longest path of a subtree may have beside it in its row; None: as many as cost little.
+        wide: nodes of a row of several subtrees, at most; what would be wider becomes several runs. None: as many as
+            cost little.
     """
-    return _Grower(sequences, budget, leaves, beside).grow()
+    return _Grower(sequences, budget, leaves, beside, wide).grow()
 
 
 def as_rows(tree: Layout, budget: int, cached: int) -> Layout:
@@ -136,9 +144,15 @@ class _Grower:
     """Cuts a trie into runs; sequences are sorted, so a subtree is a range of them."""
 
     def __init__(
-        self, sequences: Iterable[Tokens], budget: int, leaves: int | None = None, beside: int | None = None
+        self,
+        sequences: Iterable[Tokens],
+        budget: int,
+        leaves: int | None = None,
+        beside: int | None = None,
+        wide: int | None = None,
     ) -> None:
         assert budget > 0
+        self.wide = max(_WIDE, budget // _NARROWER) if wide is None else wide
         self.beside = _BESIDE if beside is None else beside
         self.budget, self.leaves = budget, leaves
         self.ordered, self.shared = _sorted(sequences)
@@ -262,7 +276,7 @@ class _Grower:
     def _pack(self, ranges: Sequence[tuple[int, int]], depth: int) -> None:
         """Whole subtrees in as few runs as their sizes allow, each in one row, depth first."""
         pieces = [self._subtree(first, last, depth) for first, last in ranges]
-        for rows in _arrange([len(piece.ids) for piece in pieces], depth):
+        for rows in _arrange([len(piece.ids) for piece in pieces], depth, self.wide):
             self._run([[pieces[index] for index in row] for row in rows], depth)
 
     def _run(self, rows: Sequence[Sequence["_Piece"]], depth: int) -> None:
@@ -306,7 +320,7 @@ class _Piece:
     paths: dict[int, Ints] = field(default_factory=dict)  # index of a sequence → its nodes
 
 
-def _arrange(sizes: Sequence[int], kept: int) -> list[list[list[int]]]:
+def _arrange(sizes: Sequence[int], kept: int, wide: int) -> list[list[list[int]]]:
     """Pieces to rows to runs: few runs of short rows, as far as padding and the repeated cache allow.
 
     One run where its rows can be made equal: for a number of rows, the longest piece left goes to the shortest row
@@ -317,9 +331,10 @@ def _arrange(sizes: Sequence[int], kept: int) -> list[list[list[int]]]:
     for count in range(len(sizes), 0, -1):
         rows = _level(sizes, order, count)
         width = max(sum(sizes[index] for index in row) for row in rows)
-        if count > 1 and width > max(_WIDE, sizes[order[0]]):
+        if width > max(wide, sizes[order[0]]):
             break  # fewer rows are wider still
-        if count * width - total <= _PADDING * total and count * kept <= _REPEATED * total:
+        padding = count * width - total
+        if count == 1 or (padding <= _PADDING * total and count * kept <= _REPEATED * total):
             return [rows]
     runs: list[list[list[int]]] = [[]]
     held = 0  # tokens of the run that is being filled
@@ -328,7 +343,7 @@ def _arrange(sizes: Sequence[int], kept: int) -> list[list[list[int]]]:
         beside = (len(run) + 1) * sizes[run[0][0]] - held - size if run and len(run[0]) == 1 else total
         if run and beside <= _PADDING * (held + size) and (len(run) + 1) * kept <= _REPEATED * (held + size):
             run.append([index])
-        elif len(run) == 1 and held + size <= _WIDE:
+        elif len(run) == 1 and held + size <= wide:
             run[0].append(index)
         else:
             held = 0

@@ -46,7 +46,8 @@ class WorkersConfig(Document):
     threads: PositiveInt | None = None
     gpus_per_worker: NonNegativeFloat | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    batch_tokens: PositiveInt | None = None
+    batch_tokens: PositiveInt | None = None  # of one forward pass; default: 2048 on a CPU, 8192 on a GPU
+    cached_tokens: PositiveInt | None = None  # keys and values of what is continued together; default: 32768
     address: Text | None = None
 
     @model_validator(mode="after")

@@ -117,7 +117,6 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma", "gpt2", "phi")
 EVERY = tuple(VARIANTS)[:4]  # with every family; the others with two, one whose texts begin with <s> and one without
 CASES = [(family, variant) for variant in VARIANTS for family in (FAMILIES if variant in EVERY else ("llama", "gpt2"))]
-SAMPLERS = {"first_n": "tasks", "default": "drawn"}  # examples: the first ones for all, or drawn for each document
 
 
 @dataclass
@@ -254,6 +253,26 @@ def _margin(model: Any, request: LoglikelihoodRequest) -> float:
     logits = model(input_ids=torch.tensor([request.inputs])).logits[0, -len(request.targets) :]
     best = logits.topk(2).values
     return float((best[:, 0] - best[:, 1]).min())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_examples_drawn_for_each_document(family: str, tmp_path: Path, tasks_writer: Any, tokenizer: Any) -> None:
+    """lm-eval's own draw depends on what else is asked, so its model is given the requests that were frozen here."""
+    drawn = {name: {**PARITY[name], "fewshot_config": {"sampler": "default"}} for name in ("p_choice", "p_word")}
+    tasks_writer(tmp_path / "tasks", drawn, 12)
+    path = tmp_path / "suite.yaml"
+    path.write_text(yaml.safe_dump({**SUITE, "tasks": SUITE["tasks"][:2], "num_fewshot": 5}))
+    model, scorer = make(family, len(tokenizer)), Scorer(load_suite(path), tokenizer, LENGTH)
+    batch = scorer.batch("test")
+    card, frozen = scorer.score(model, batch), scorer._lay_out(batch)[0]
+    prefixes = {request.inputs[:20] for request in frozen.loglikelihoods}
+    assert len(prefixes) > DOCUMENTS  # nothing that all share
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)
+    for task in frozen.tasks:
+        instances = [instance for document in task.documents for instance in document.instances]
+        lls = np.array([answer[0] for answer in lm.loglikelihood(instances, disable_tqdm=True)])
+        ours = card.columns[task.spec.name][LOGLIKELIHOODS]
+        np.testing.assert_array_less(np.abs(ours - lls), 1e-3 + 1e-6 * np.abs(lls))
 
 
 def test_rolling_texts_span_several_windows(world: World, tokenizer: Any) -> None:
