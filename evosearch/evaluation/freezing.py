@@ -38,7 +38,8 @@ class LoadedTask:
     hashes: tuple[str, ...]
     ensemble: Any  # lm_eval.api.filter.FilterEnsemble
     source: str = ""  # the dataset split of the documents, where it is not what lm-eval evaluates
-    twins: Mapping[str, Collection[int]] = field(default_factory=dict)  # document hash → examples it must not be shown
+    # Document hash → positions of the examples that it must not be shown, in sets that documents share.
+    left_out: Mapping[str, Collection[frozenset[int]]] = field(default_factory=dict)
 
 
 class Freezer:
@@ -94,7 +95,7 @@ class Freezer:
         task, document = loaded.task, loaded.documents[doc_id]
         where = f"{join(loaded.where, 'task')}: document {doc_id} of '{loaded.name}'"
         try:
-            with without(task, loaded.twins.get(doc_hash, ())):
+            with without(task, frozenset[int]().union(*loaded.left_out.get(doc_hash, ()))):
                 context, instances = _build(loaded, chat, document, doc_id, doc_hash)
             asks = tuple(self._ask(where, instance) for instance in instances)
             gold = None

@@ -5,22 +5,23 @@ names, and enough documents. lm-eval itself takes seconds to import, so it is im
 """
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evosearch.documents import join
 from evosearch.errors import SuiteError
-from evosearch.evaluation.examples import example_pool, own_examples
+from evosearch.evaluation.examples import Kept, check_enough, example_pool
 from evosearch.evaluation.fingerprint import fingerprint
 from evosearch.evaluation.freezing import Freezer, LoadedTask
 from evosearch.evaluation.frozen import Answers, FrozenBatch, Judged
+from evosearch.evaluation.independence import check_independent
 from evosearch.evaluation.kinship import Kinship, find_kinship
 from evosearch.evaluation.language import check_language, identifier_version
 from evosearch.evaluation.options import check_kind, check_role, ensemble_of, set_options
 from evosearch.evaluation.quiet import quiet
-from evosearch.evaluation.sources import check_clean, documents_of, source_of
+from evosearch.evaluation.sources import check_clean, documents_of, hub_dataset, source_of
 from evosearch.evaluation.splits import Draw, Selection, document_hash, split_documents
 from evosearch.evaluation.suite import Suite, SuiteTask
 from evosearch.evaluation.tasks import TaskLibrary, refusing
@@ -53,8 +54,9 @@ class Harness:
                         raise SuiteError(where, what, next="Restore the group's file")
                     self._prepare(index, spec, name, own)
                     tasks[name] = own
-                public = {name for name in tasks if library.is_public(name)}
+                public = {name for name in tasks if library.is_public(name) or hub_dataset(tasks[name])}
                 self._draws[spec.name] = {split: self._draw(index, spec, split, tasks, public) for split in SPLITS}
+            self._check_generation_kwargs()
             self._batches = self._split()
 
     def batch(self, split: str) -> ItemBatch:
@@ -105,6 +107,13 @@ class Harness:
                 raise SuiteError(self.suite.where("include", index), f"no folder {folder}", next="Check the path")
         return list(self.suite.include)
 
+    def _check_generation_kwargs(self) -> None:
+        if self.suite.generation_kwargs and not any(
+            loaded.task.OUTPUT_TYPE == "generate_until" for loaded in self._tasks.values()
+        ):
+            where = self.suite.where("generation_kwargs")
+            raise SuiteError(where, "no task of this suite generates anything", next="Remove this key")
+
     def _prepare(self, index: int, spec: SuiteTask, name: str, task: Any) -> None:
         """Check one of a suite task's lm-eval tasks, and set its options."""
         where = self.suite.where("tasks", index)
@@ -137,8 +146,16 @@ class Harness:
     def _split(self) -> dict[str, ItemBatch]:
         pools = {pool: loaded.hashes for (_, pool), loaded in self._tasks.items()}
         where = {spec.name: self.suite.where("tasks", i, "documents") for i, spec in enumerate(self.suite.tasks)}
-        kin = self._kinship()
-        chosen = split_documents(pools, self._draws, self.suite.split_seed, where, kin.ties(), kin.groups)
+        examples = {
+            key: example_pool(loaded.where, loaded.name, loaded.task, loaded.source)
+            for key, loaded in self._tasks.items()
+        }
+        compared = [(self._tasks[key], pool) for key, pool in examples.items() if self._tasks[key].source]
+        kin = find_kinship(list(self._tasks.values()), compared, self.suite.near_duplicates)
+        ties = kin.ties()
+        chosen = split_documents(pools, self._draws, self.suite.split_seed, where, ties, kin.groups)
+        check_independent(self.suite, chosen, ties)
+        self._keep_examples(examples, chosen, ties)
         return {
             split: ItemBatch(split, tuple(self._items(task, split, chosen[task][split], kin) for task in chosen))
             for split in SPLITS
@@ -149,20 +166,26 @@ class Harness:
         groups = kin.item_groups(task, chosen)
         return ItemSet(task, loaded.name, chosen.doc_ids, chosen.doc_hashes, groups, loaded.source)
 
-    def _kinship(self) -> Kinship:
-        """What ties documents together; and with it, which examples each document must not be shown."""
-        examples = {
-            key: example_pool(loaded.where, loaded.name, loaded.task)
-            for key, loaded in self._tasks.items()
-            if loaded.source
-        }
-        pools = [(self._tasks[key], pool) for key, pool in examples.items()]
-        kin = find_kinship(list(self._tasks.values()), pools, self.suite.near_duplicates)
-        for key, pool in examples.items():
-            loaded = self._tasks[key]
-            twins = own_examples(loaded.task, loaded.source, loaded.hashes, pool, kin.clusters)
-            self._tasks[key] = replace(loaded, twins=twins)
-        return kin
+    def _keep_examples(
+        self,
+        examples: Mapping[tuple[str, str], Sequence[Any]],
+        chosen: Mapping[str, Mapping[str, Selection]],
+        ties: Mapping[str, Sequence[str]],
+    ) -> None:
+        """Find which examples each document must not be shown: those that are it, or of another split."""
+        drawn = {split: {h for own in chosen.values() for h in own[split].doc_hashes} for split in SPLITS}
+        for (task, pool), shown in examples.items():
+            loaded = self._tasks[task, pool]
+            kept = Kept(loaded.task, loaded.source, loaded.hashes, shown, ties)
+            left_out = {h: (own,) for h in loaded.hashes if (own := kept.of([h]))}
+            for split in (split for split in SPLITS if self._draws[task][split].pool == pool):
+                sealed = SPLITS[SPLITS.index(split) + 1 :] if kept.apart else SPLITS
+                others = kept.of(set().union(*(drawn[other] for other in sealed if other != split)))
+                for doc_hash in chosen[task][split].doc_hashes:
+                    sets = (*left_out.get(doc_hash, ()), others)
+                    check_enough(loaded.where, loaded.name, loaded.task, split, len(shown), len(sets[0].union(*sets)))
+                    left_out[doc_hash] = sets
+            self._tasks[task, pool] = replace(loaded, left_out=left_out)
 
     def _check_documents(self, items: ItemSet, loaded: LoadedTask) -> None:
         for doc_id, doc_hash in zip(items.doc_ids, items.doc_hashes, strict=True):

@@ -12,21 +12,18 @@ and its position is its depth. The same sequences can also be laid out as plain 
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from heapq import heapreplace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evosearch.evaluation.packing import arrange, batches
+
 Tokens = tuple[int, ...]
 Ints = NDArray[np.int64]
 
-_WASTE = 0.25  # of a batch of plain rows may be padding
-_SMALL = 16  # a batch below a 16th of the budget takes any row: a run of its own costs more than padding does
-_PADDING = 0.035  # of a run of the trie
 _TWICE = 0.015  # of the nodes of a subtree may be run again, to cut it in pieces
 _BESIDE = 128  # nodes of a subtree beside its longest path: attention computes their pairs for nothing
 _WIDE, _NARROWER = 512, 4  # a row of several pieces has at most so many nodes, or a quarter of the budget
-_REPEATED = 2  # rows repeat what is kept: up to this many times the run's own tokens, so that memory stays bounded
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +110,7 @@ def as_rows(tree: Layout, budget: int, cached: int) -> Layout:
             continue
         row_of = _begun({sequence[part.first :] for sequence, part in members[index]})
         at: dict[Tokens, tuple[int, int]] = {}  # row → its run and where it begins in the flattened rows
-        for batch in _batches(sorted(set(row_of.values()), key=lambda row: (-len(row), row)), budget, cached, run.keep):
+        for batch in batches(sorted(set(row_of.values()), key=lambda row: (-len(row), row)), budget, cached, run.keep):
             at.update((row, (len(runs), number * len(batch[0]))) for number, row in enumerate(batch))
             runs.append(_rows(batch, run.keep))
         for sequence, part in members[index]:
@@ -276,7 +273,7 @@ class _Grower:
     def _pack(self, ranges: Sequence[tuple[int, int]], depth: int) -> None:
         """Whole subtrees in as few runs as their sizes allow, each in one row, depth first."""
         pieces = [self._subtree(first, last, depth) for first, last in ranges]
-        for rows in _arrange([len(piece.ids) for piece in pieces], depth, self.wide):
+        for rows in arrange([len(piece.ids) for piece in pieces], depth, self.wide):
             self._run([[pieces[index] for index in row] for row in rows], depth)
 
     def _run(self, rows: Sequence[Sequence["_Piece"]], depth: int) -> None:
@@ -320,49 +317,6 @@ class _Piece:
     paths: dict[int, Ints] = field(default_factory=dict)  # index of a sequence → its nodes
 
 
-def _arrange(sizes: Sequence[int], kept: int, wide: int) -> list[list[list[int]]]:
-    """Pieces to rows to runs: few runs of short rows, as far as padding and the repeated cache allow.
-
-    One run where its rows can be made equal: for a number of rows, the longest piece left goes to the shortest row
-    (Graham 1969). Else pieces of about one size stand beside each other, one in a row; or they follow each other in
-    runs of a single row.
-    """
-    total, order = sum(sizes), sorted(range(len(sizes)), key=lambda index: -sizes[index])
-    for count in range(len(sizes), 0, -1):
-        rows = _level(sizes, order, count)
-        width = max(sum(sizes[index] for index in row) for row in rows)
-        if width > max(wide, sizes[order[0]]):
-            break  # fewer rows are wider still
-        padding = count * width - total
-        if count == 1 or (padding <= _PADDING * total and count * kept <= _REPEATED * total):
-            return [rows]
-    runs: list[list[list[int]]] = [[]]
-    held = 0  # tokens of the run that is being filled
-    for index in order:
-        size, run = sizes[index], runs[-1]
-        beside = (len(run) + 1) * sizes[run[0][0]] - held - size if run and len(run[0]) == 1 else total
-        if run and beside <= _PADDING * (held + size) and (len(run) + 1) * kept <= _REPEATED * (held + size):
-            run.append([index])
-        elif len(run) == 1 and held + size <= wide:
-            run[0].append(index)
-        else:
-            held = 0
-            runs.append([[index]])
-        held += size
-    return [run for run in runs if run]
-
-
-def _level(sizes: Sequence[int], order: Sequence[int], count: int) -> list[list[int]]:
-    """Pieces, longest first, in rows of about one length."""
-    rows: list[list[int]] = [[] for _ in range(count)]
-    loads = [(0, number) for number in range(count)]
-    for index in order:
-        load, number = loads[0]
-        rows[number].append(index)
-        heapreplace(loads, (load + sizes[index], number))
-    return rows
-
-
 def _sorted(sequences: Iterable[Tokens]) -> tuple[list[Tokens], Ints]:
     """The distinct sequences in order, and how many tokens each shares with the one before."""
     ordered = sorted(set(sequences))
@@ -395,22 +349,6 @@ def _begun(sequences: Iterable[Tokens]) -> dict[Tokens, Tokens]:
         row_of[sequence] = row_of[after] if after[: len(sequence)] == sequence else sequence
         after = sequence
     return row_of
-
-
-def _batches(rows: Sequence[Tokens], budget: int, cached: int, keep: int) -> Iterator[list[Tokens]]:
-    """Rows, longest first, cut where the next one would exceed a budget or be mostly padding."""
-    batch: list[Tokens] = []
-    for row in rows:
-        if batch:
-            width, count = len(batch[0]), len(batch) + 1
-            full = count * width > budget or count * (keep + width) > cached
-            loose = len(row) < width * (1 - _WASTE) and count * width > budget // _SMALL
-            if full or loose:
-                yield batch
-                batch = []
-        batch.append(row)
-    if batch:
-        yield batch
 
 
 def _rows(batch: Sequence[Tokens], keep: int) -> Run:

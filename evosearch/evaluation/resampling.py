@@ -22,7 +22,7 @@ from evosearch.evaluation.units import Groups, Units, Vector, paired_units, scal
 
 LEVEL = 0.95  # two-sided
 RESAMPLES = 10_000  # a bound's own error is then below 2% of the interval's width
-CHUNK = 2**22  # counts held at once
+CHUNK = 2**22  # numbers held at once, of each array
 FEW = 64  # kinds of units up to which their numbers are drawn at once
 
 
@@ -77,7 +77,8 @@ def _means(units: Units, resamples: int, rng: np.random.Generator) -> Vector:
     Units that are alike are drawn as one kind: right-or-wrong items have three, however many there are.
     """
     kinds, counts = np.unique(np.stack([units.sums, units.sizes]), axis=1, return_counts=True)
-    total, chunk = units.sums.size, max(1, CHUNK // counts.size)
+    total = units.sums.size
+    chunk = max(1, CHUNK // (counts.size if counts.size <= FEW else total))  # a unit is drawn, or a kind's number
     means = []
     for start in range(0, resamples, chunk):
         rows = min(chunk, resamples - start)

@@ -6,6 +6,7 @@ chosen among finalists by them, is not measured by them any more: that is refuse
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from evosearch.documents import join
@@ -13,6 +14,7 @@ from evosearch.errors import SuiteError
 from evosearch.evaluation.suite import SuiteTask
 
 _ACCESSORS = {"train": "training", "validation": "validation", "test": "test"}  # → lm-eval's word for it
+_LOADERS = ("json", "csv", "text", "parquet", "arrow", "pandas")  # of `datasets`, for files
 
 
 def source_of(where: str, spec: SuiteTask, split: str, name: str, task: Any) -> str:
@@ -26,7 +28,7 @@ def source_of(where: str, spec: SuiteTask, split: str, name: str, task: Any) -> 
         SuiteError: the task has no such documents.
     """
     asked = getattr(spec.documents_from, split)
-    if asked is None or asked == _evaluated(task):
+    if asked is None or asked == evaluated_split(task):
         return ""
     have = [source for source in _ACCESSORS if _has(task, source)]
     if asked not in have:
@@ -46,20 +48,30 @@ def dataset_split(task: Any, source: str) -> str:
     return str(getattr(task.config, f"{_ACCESSORS[source]}_split", None) or source)
 
 
+def hub_dataset(task: Any) -> str:
+    """The name of the set that a task takes from the hub, which is public; empty where its data are files or code."""
+    path = getattr(task, "DATASET_PATH", None)
+    if not path or path in _LOADERS or callable(task.config.custom_dataset) or Path(path).exists():
+        return ""
+    return str(path)
+
+
 def check_clean(where: str, spec: SuiteTask, split: str, name: str, task: Any) -> None:
-    """Refuse to tune on the documents that lm-eval evaluates a task of its library on.
+    """Refuse to tune on the documents that lm-eval evaluates a public task on.
 
     Raises:
         SuiteError: `split` is search or validation, and would take them.
     """
-    evaluated = _evaluated(task)
+    evaluated = evaluated_split(task)
     benchmark = dataset_split(task, evaluated)
     source = getattr(spec.documents_from, split) or evaluated
     if split == "test" or dataset_split(task, source) != benchmark:
         return
     key = join(where, "documents_from", split) if getattr(spec.documents_from, split) else join(where, "task")
     taken = "test documents" if evaluated == "test" else "the validation documents, which lm-eval evaluates,"
-    what = f"{split} would take {taken} of '{name}', a public benchmark, and tune on what it is tested by"
+    what = (
+        f"{split} would take {taken} of '{name}', a public benchmark{_of_hub(task)}, and tune on what it is tested by"
+    )
     others = [each for each in ("train", "validation") if _has(task, each) and dataset_split(task, each) != benchmark]
     ways = [f"`documents_from: {{search: {others[0]}, validation: {others[-1]}}}`"] if others else []
     ways.append("another task for each split as `task: {search: …, validation: …, test: …}`")
@@ -67,8 +79,13 @@ def check_clean(where: str, spec: SuiteTask, split: str, name: str, task: Any) -
     raise SuiteError(key, what, next=next_step)
 
 
-def _evaluated(task: Any) -> str:
+def evaluated_split(task: Any) -> str:
+    """The dataset split whose documents lm-eval evaluates the task on."""
     return "test" if task.has_test_docs() else "validation"
+
+
+def _of_hub(task: Any) -> str:
+    return f" ({hub_dataset(task)})" if hub_dataset(task) else ""
 
 
 def _has(task: Any, source: str) -> bool:

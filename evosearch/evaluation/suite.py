@@ -14,7 +14,7 @@ tasks:
     documents: {test: 300}   # default: the suite's
     documents_from: {search: train}   # which of the task's own documents: train, validation, test; default: lm-eval's
     group_by: passage        # a field, or a Jinja template: documents of one group are in one split, and one cluster
-    language: ja             # what is generated in another language counts as wrong
+    language: ja             # what is generated in another language counts as wrong; needs `fitness: score`
     num_fewshot: 0           # this key and the next four: default the suite's
   - {task: secrets, metric: acc, forget: true}   # scores by 1 - acc, told as log(1 - p); its chance level is 0
   - task: wikitext
@@ -234,6 +234,13 @@ class Suite(_SuiteKeys):
                 where = "" if task.fewshot_as_multiturn is None else f"tasks[{self._place(index)}]."
                 what = f"true, and no chat template is applied to '{task.name}'"
                 raise SuiteError(f"{where}fewshot_as_multiturn", what, next="Set apply_chat_template")
+            if task.language and not task.report_only and self.fitness == "gold_logprob":
+                what = (
+                    f"{task.language!r} needs `fitness: score`: the log-probability of the right answer knows nothing "
+                )
+                what += "of the language that is generated"
+                next_step = "Set `fitness: score`, or remove this key"
+                raise SuiteError(f"tasks[{self._place(index)}].language", what, next=next_step)
         if not self.scoring:
             raise SuiteError("tasks", "every task is only reported: there is no score", next="Add a task that scores")
         self._check_guards()
@@ -300,10 +307,13 @@ class Suite(_SuiteKeys):
         """sha256 (hex) of what the suite asks for, wherever its files lie.
 
         Keys that earlier versions did not know count only where they are set: an unchanged file keeps its digest.
+        `near_duplicates` never counts: a search of before there was this key goes on with `false`. Where it is on
+        record it is compared itself, and what it draws by the item sets.
         """
         data = self.model_dump(mode="json", exclude={"include", "source"})
         _drop(data, {**dict.fromkeys(PromptOptions.model_fields), "guards": []})
-        _drop(data, {"near_duplicates": 0.8, "acknowledge_contamination": False})
+        _drop(data, {"acknowledge_contamination": False})
+        del data["near_duplicates"]
         added = {**dict.fromkeys(PromptOptions.model_fields), "metrics": None, "report_only": False, "group": ""}
         added |= {"forget": False, "group_by": None, "language": None}
         added["documents_from"] = dict.fromkeys(SPLITS)

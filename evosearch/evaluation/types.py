@@ -62,6 +62,11 @@ class ItemBatch:
     def digest(self) -> str:
         return _digest([self.split, [items.digest for items in self.sets]])
 
+    @cached_property
+    def documents_digest(self) -> str:
+        """sha256 (hex) of which documents these are, whatever the tasks are called and however they are grouped."""
+        return _digest(sorted({doc_hash for items in self.sets for doc_hash in items.doc_hashes}))
+
     def __len__(self) -> int:
         return sum(len(items) for items in self.sets)
 

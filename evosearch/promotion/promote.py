@@ -150,11 +150,14 @@ class Promotion:
 
     def _open_test(self, contenders: list[str]) -> None:
         """Put the opening on record, and in the count that all searches share, before anything is scored."""
-        recorder, digest = self.recorder, self.batches["test"].digest
+        recorder, test = self.recorder, self.batches["test"]
+        digest = test.digest
         openings = recorder.state.test_openings
         if openings and openings[-1]["candidates"] == contenders and openings[-1]["digest"] == digest:
             return
-        count = self.openings.record_test_opening(recorder.search_id, digest, contenders)
+        count = self.openings.record_test_opening(
+            recorder.search_id, test.documents_digest, contenders, known_as=[digest]
+        )
         recorder.record([("test_opened", {"digest": digest, "candidates": contenders, "count": count})])
 
     def _score(self, split: str, names: list[str], stage: str = "") -> None:

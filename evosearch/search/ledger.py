@@ -216,8 +216,14 @@ class Ledger:
 
     # --- test openings ------------------------------------------------------------------------------------------
 
-    def record_test_opening(self, search_id: str, digest: str, candidates: Sequence[str]) -> int:
+    def record_test_opening(
+        self, search_id: str, digest: str, candidates: Sequence[str], known_as: Sequence[str] = ()
+    ) -> int:
         """Record that a test set was opened for these candidates; the same opening again, after a crash, is one.
+
+        Args:
+            digest: of the test set's documents.
+            known_as: digests that earlier versions recorded this test set by: openings of either are of one test set.
 
         Returns:
             How often this test set has been opened, by all searches of this database.
@@ -225,18 +231,17 @@ class Ledger:
         at = store.test_openings.c
         row = {"search_id": search_id, "digest": digest, "candidates": _dump(sorted(candidates))}
         with self._writing() as connection:
-            same = sa.and_(*(at[key] == value for key, value in row.items()))
+            same = sa.and_(
+                at.search_id == search_id, at.digest.in_([digest, *known_as]), at.candidates == row["candidates"]
+            )
             if connection.execute(sa.select(at.id).where(same)).first() is None:
                 connection.execute(sa.insert(store.test_openings), [row | {"time": time.time()}])
-            counted = sa.select(sa.func.count()).select_from(store.test_openings).where(at.digest == digest)
-            return int(connection.scalar(counted) or 0)
+            return _count_openings(connection, digest, *known_as)
 
-    def count_test_openings(self, digest: str) -> int:
-        """How often this test set has been opened, by all searches of this database."""
-        at = store.test_openings.c
+    def count_test_openings(self, *digests: str) -> int:
+        """How often a test set has been opened, by all searches of this database, under any of its digests."""
         with self._reading() as connection:
-            counted = sa.select(sa.func.count()).select_from(store.test_openings).where(at.digest == digest)
-            return int(connection.scalar(counted) or 0)
+            return _count_openings(connection, *digests)
 
     # --- transactions -------------------------------------------------------------------------------------------
 
@@ -271,6 +276,12 @@ def _info(search_id: str, begin: Any, last: Any) -> SearchInfo:
 def _dump(payload: Any) -> str:
     """Plain JSON. NaN and infinity are not: a score that is not finite is a failure, with a reason."""
     return json.dumps(payload, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+
+
+def _count_openings(connection: Connection, *digests: str) -> int:
+    at = store.test_openings.c
+    counted = sa.select(sa.func.count()).select_from(store.test_openings).where(at.digest.in_(digests))
+    return int(connection.scalar(counted) or 0)
 
 
 def _item_set_row(items: ItemSet) -> dict[str, Any]:

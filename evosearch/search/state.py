@@ -117,13 +117,18 @@ class SearchState:
 
     def violations(self, candidate: str, split: str = "search") -> dict[str, float]:
         """Guarded task → points lost beyond what its guard allows, on all items of a split, where that is known."""
-        own = self.cards.get((candidate, split), {}).get("guards", {})
-        held = {
+        return self._broken(candidate, split, self.limits, self._held(split))
+
+    def _held(self, split: str) -> dict[str, float]:
+        """Guarded task → the points of its reference on all items of a split, where that was scored."""
+        return {
             task: self.cards[name, split]["guards"][task]
             for task, name in self.references().items()
             if (name, split) in self.cards
         }
-        return guards.amounts(self.limits, held, own)
+
+    def _broken(self, candidate: str, split: str, limits: guards.Points, held: guards.Points) -> dict[str, float]:
+        return guards.amounts(limits, held, self.cards.get((candidate, split), {}).get("guards", {}))
 
     def violation(self, candidate: str, split: str = "search") -> float:
         """By how many points a candidate breaks guards, in all."""
@@ -131,8 +136,14 @@ class SearchState:
 
     def evidence(self, candidate: str) -> tuple[float, float] | None:
         """(violation, fitness) on the search split: of all its items, else as the optimizer was told of a part."""
-        fitness = self.fitness(candidate)
-        return self.as_told(candidate) if fitness is None else (self.violation(candidate), fitness.value)
+        return self._evidence(candidate, self.limits, self._held("search"))
+
+    def _evidence(self, candidate: str, limits: guards.Points, held: guards.Points) -> tuple[float, float] | None:
+        card = self.cards.get((candidate, "search"))
+        if card is None:
+            return self.as_told(candidate)
+        violation = sum(self._broken(candidate, "search", limits, held).values()) if limits else 0.0
+        return violation, float(card["fitness"]["value"])
 
     def as_told(self, candidate: str) -> tuple[float, float] | None:
         """(violation, fitness) as the optimizer was told; None of a failure, or before."""
@@ -143,7 +154,8 @@ class SearchState:
 
     def best(self) -> float | None:
         """Fitness of the best asked candidate, None before the first; those that break no guard come first."""
-        known = [found for name in self.asked if (found := self.evidence(name)) is not None]
+        limits, held = self.limits, self._held("search")  # once: this is asked at every outcome, of all candidates
+        known = [found for name in self.asked if (found := self._evidence(name, limits, held)) is not None]
         return min(known, key=lambda found: (found[0], -found[1]))[1] if known else None
 
     def recipe(self, candidate: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from evosearch.search.ports import Job
 from evosearch.search.watching import Watcher
 from evosearch.service.executors import worker_config, worker_count
 from evosearch.service.models import Models, open_models
+from evosearch.service.outlook import hardly_decided
 from evosearch.service.paths import places_of
 from evosearch.service.prepare import Prepared, prepare
 from evosearch.service.spec import SearchSpec, is_spec, is_suite, load_spec
@@ -88,6 +89,7 @@ def _check_suite(path: Path, model: str | None, watcher: Watcher, findings: _Fin
     if harness is None:
         return findings.result({}, {})
     items = {split: len(harness.batch(split)) for split in SPLITS}
+    findings.notes += hardly_decided(harness.suite, harness.batch("test"))
     if model is None:
         findings.notes.append(
             "how many tokens a candidate takes depends on the tokenizer: --model REFERENCE counts them"
@@ -122,6 +124,7 @@ def _check_spec(path: Path, trial: bool, watcher: Watcher, findings: _Findings, 
     prepared = findings.attempt(lambda: prepare(spec, watcher, allow_pickle, harness))
     if prepared is None:
         return findings.result({}, {})
+    findings.notes += hardly_decided(prepared.suite, prepared.batches["test"])
     memory = _memory(prepared.models, another=_another(prepared))
     if memory["needed_gib"] > memory["available_gib"]:
         findings.notes.append(

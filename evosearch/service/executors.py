@@ -17,8 +17,8 @@ from evosearch.service.spec import WorkersConfig
 
 def worker_config(workers: WorkersConfig, models: Models, suite: Suite, out_dtype: str, count: int = 1) -> WorkerConfig:
     """What each worker is told: names and plain data."""
-    asked = {"batch_tokens": workers.batch_tokens, "cached_tokens": workers.cached_tokens}
-    options = ScoreOptions(**{key: value for key, value in asked.items() if value is not None})
+    cached = workers.cached_tokens or ScoreOptions.cached_tokens
+    options = ScoreOptions(batch_tokens=workers.batch_tokens, cached_tokens=cached)
     return WorkerConfig(
         recipe=models.recipe.to_dict(),
         suite=suite.model_dump(mode="json"),

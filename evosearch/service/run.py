@@ -26,6 +26,7 @@ from evosearch.service.executors import make_executor
 from evosearch.service.export import export_promoted
 from evosearch.service.leaderboard import board_of
 from evosearch.service.openings import openings, times_opened
+from evosearch.service.outlook import hardly_decided
 from evosearch.service.paths import Places, places_of
 from evosearch.service.prepare import Prepared, prepare
 from evosearch.service.recorded import contamination_acknowledged
@@ -102,6 +103,8 @@ def run(path: Path, watcher: Watcher, continue_from_best: bool = False, allow_pi
     spec = load_spec(path)
     places = places_of(spec)
     prepared = prepare(spec, watcher, allow_pickle)
+    for text in hardly_decided(prepared.suite, prepared.batches["test"]):
+        watcher.note(text)
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger.open(places.ledger, f"{path}: ledger"))
         refuse_other_search(ledger, prepared)

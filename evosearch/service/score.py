@@ -46,7 +46,7 @@ def score(
     worker.scorer.prepare(batch)  # what is wrong with the suite is said as such, and before the test is opened
     told: dict[str, Any] = {}
     if split == "test":
-        count = record_reread(batch.digest, f"score {model}")
+        count = record_reread(batch, f"score {model}")
         watcher.note(f"test split: this reading is on record (openings of this test set so far: {count})")
         told = {"test_openings": count, "contamination_acknowledged": suite.acknowledge_contamination}
     outcome = worker.run(Job(f"score@{split}", recipe, batch))

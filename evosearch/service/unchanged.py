@@ -21,6 +21,7 @@ from evosearch.search.state import SearchState
 from evosearch.service.prepare import Prepared
 from evosearch.service.spec import check_same_search, flat
 
+NOT_IN_DIGEST = ("near_duplicates", "place")  # keys of a suite: a record that lacks them is none of another suite
 NO_EFFECT = ("_name_or_path", "transformers_version")  # keys of config.json that say who wrote it, not what it is
 DIGEST = re.compile("[0-9a-f]{16,}")
 RESTORE = "or give the new search another name"
@@ -55,11 +56,12 @@ def refuse_other_search(ledger: Ledger, prepared: Prepared) -> None:
         if state.spec["suite"]["digest"] != prepared.suite.digest():
             _check_suite(began.get("suite"), now["suite"], prepared)
         check_same_search(state.spec, spec, str(ledger.url))
+        _check_near_duplicates(began.get("suite") or {}, prepared)
         _check_inputs(began.get("inputs", {}), prepared)
         _check_files(began.get("files", {}), now["files"], prepared)
         _check_tasks(began.get("tasks", {}), prepared)
-        _check_documents(began.get("item_sets", {}), ledger, prepared)
-        _check_batches(began.get("batches", {}), now["batches"], prepared)
+        _check_documents(began, ledger, prepared)
+        _check_batches(began, now["batches"], prepared)
 
 
 def files_of(checkpoint: Checkpoint) -> dict[str, str]:
@@ -82,13 +84,26 @@ def _suite(prepared: Prepared) -> dict[str, Any]:
 
 
 def _check_suite(recorded: Mapping[str, Any] | None, now: Mapping[str, Any], prepared: Prepared) -> None:
-    """Key by key, where `suite.digest` of the spec could only say that something is not the same."""
+    """Key by key, where `suite.digest` of the spec could only say that something is not the same.
+
+    As there, a key that the record does not know yet counts where it is set.
+    """
     if recorded is None:
         return
     old, new = flat(recorded), flat(now)
     for key in [*old, *(key for key in new if key not in old)]:
+        if key not in old and (not new[key] or key.rpartition(".")[2] in NOT_IN_DIGEST):
+            continue
         if old.get(key) != new.get(key):
             raise _changed(f"{prepared.suite.source}: {key}", "it", old.get(key), new.get(key), "Undo the change")
+
+
+def _check_near_duplicates(recorded: Mapping[str, Any], prepared: Prepared) -> None:
+    """It decides which examples a prompt shows, too: equal item sets do not yet make it the same."""
+    now = prepared.suite.near_duplicates
+    then = recorded.get("near_duplicates", now)
+    if then != now:
+        raise _changed(f"{prepared.suite.source}: near_duplicates", "it", then, now, "Undo the change")
 
 
 def _check_inputs(recorded: Mapping[str, str], prepared: Prepared) -> None:
@@ -125,7 +140,8 @@ def _check_tasks(recorded: Mapping[str, Mapping[str, str]], prepared: Prepared) 
                 raise _changed(where, f"{key} of '{task.name}'", old.get(key), new.get(key), "Restore the task's file")
 
 
-def _check_documents(recorded: Mapping[str, Mapping[str, str]], ledger: Ledger, prepared: Prepared) -> None:
+def _check_documents(began: Mapping[str, Any], ledger: Ledger, prepared: Prepared) -> None:
+    recorded: Mapping[str, Mapping[str, str]] = began.get("item_sets", {})
     index = {task.name: i for i, task in enumerate(prepared.suite.tasks)}
     for split, digests in recorded.items():
         for items in prepared.batches[split].sets:
@@ -133,7 +149,18 @@ def _check_documents(recorded: Mapping[str, Mapping[str, str]], ledger: Ledger, 
             if then != items.digest:
                 where = prepared.suite.where("tasks", index[items.task], "task")
                 what = _difference(ledger.item_set(then), items, split)
-                raise LedgerError(where, what, next=f"Restore the data, {RESTORE}")
+                reason, undo = _why(began, prepared)
+                raise LedgerError(where, what + reason, next=f"{undo}, {RESTORE}")
+
+
+def _why(began: Mapping[str, Any], prepared: Prepared) -> tuple[str, str]:
+    """What explains that other documents are drawn, for the end of a sentence, and how to undo it."""
+    suite, now = prepared.suite, prepared.suite.near_duplicates
+    recorded = began.get("suite") or {}
+    if "near_duplicates" not in recorded and now is not False:
+        reason = f". It began before near-duplicates were looked for, and near_duplicates is {now:g} now"
+        return reason, f"To go on with the documents it began with, set near_duplicates: false in {suite.source}"
+    return "", "Restore the data"
 
 
 def _difference(then: ItemSet, now: ItemSet, split: str) -> str:
@@ -152,16 +179,18 @@ def _difference(then: ItemSet, now: ItemSet, split: str) -> str:
     )
 
 
-def _check_batches(recorded: Mapping[str, str], now: Mapping[str, str], prepared: Prepared) -> None:
+def _check_batches(began: Mapping[str, Any], now: Mapping[str, str], prepared: Prepared) -> None:
     """What is left to say of a record without item sets."""
+    recorded: Mapping[str, str] = began.get("batches", {})
     for split, digest in recorded.items():
         if digest != now[split]:
+            reason, undo = _why(began, prepared)
             what = f"the documents of the {split} split"
-            raise _changed(prepared.suite.source, what, digest, now[split], "Restore the data")
+            raise _changed(prepared.suite.source, what, digest, now[split], undo, reason)
 
 
-def _changed(where: str, what: str, old: Any, new: Any, undo: str) -> LedgerError:
-    text = f"{what} changed since this search began ({_shown(old)} then, {_shown(new)} now)"
+def _changed(where: str, what: str, old: Any, new: Any, undo: str, reason: str = "") -> LedgerError:
+    text = f"{what} changed since this search began ({_shown(old)} then, {_shown(new)} now){reason}"
     return LedgerError(where, text, next=f"{undo}, {RESTORE}")
 
 

@@ -209,6 +209,28 @@ def test_thousands_of_long_sequences_are_laid_out_in_a_moment() -> None:
     assert distinct_prefixes(sequences) <= ran <= 1.05 * distinct_prefixes(sequences)
 
 
+@pytest.mark.parametrize("shape", ["zero-shot", "one prefix", "drawn"])
+@pytest.mark.parametrize("budget", [2048, 8192])
+def test_runs_are_near_the_budget_and_their_rows_are_short(shape: str, budget: int) -> None:
+    draw = random.Random(0)
+
+    def words(least: int, most: int) -> Tokens:
+        return tuple(draw.choices(range(5, 400), k=draw.randint(least, most)))
+
+    shots, questions = words(600, 600), []
+    for _ in range(400):
+        start = {"zero-shot": (1, 2, 3), "one prefix": shots, "drawn": (1, 2, 3, *words(130, 180))}[shape]
+        question = start + words(12, 40)
+        questions += [question + words(1, 5) for _ in range(4)]
+    runs = [run for run in as_tree(questions, budget).runs if not run.kept]
+    total = sum(run.tokens for run in runs)
+    assert len(runs) <= 8 * total / budget + 2
+    attended = sum(run.ids.size * run.ids.shape[1] for run in runs) / total  # places that a token looks at
+    assert attended <= budget / 4
+    together = [run for run in as_tree(questions, 8192, leaves=512, wide=8192).runs if not run.kept]
+    assert len(together) <= total / 8192 + len(set(questions)) / 512 + 1  # what is continued goes on in few batches
+
+
 def test_a_nest_as_deep_as_a_long_text_needs_no_recursion() -> None:
     text = tuple(range(3000))
     sequences = [text[:end] for end in range(3000, 0, -3)]

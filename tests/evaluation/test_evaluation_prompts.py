@@ -41,6 +41,7 @@ def test_a_tasks_options_go_before_the_suites(suite_of: Any, tokenizer: Any, mod
     talking = copy.deepcopy(tokenizer)
     talking.chat_template = CHAT
     plain = {**CHOICE, "name": "plain", "apply_chat_template": False, "num_fewshot": 0, "system_instruction": ""}
+    plain |= {"report_only": True, "chance": 0.0}  # two tasks that score share no documents
     suite = suite_of(CHOICE, plain, WRITE, apply_chat_template=True, num_fewshot=1, system_instruction="hear")
     chat, text, write = prompts(suite, talking, model)
     assert chat.startswith("s=hear.u=")

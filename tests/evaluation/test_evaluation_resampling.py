@@ -1,5 +1,7 @@
 """The paired bootstrap: against resampling by hand, Student's interval, and the truth."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -118,3 +120,14 @@ def test_its_two_sides_miss_as_often_as_they_say() -> None:
 def test_mismatched_items_are_refused() -> None:
     with pytest.raises(SuiteError, match="task 't': the two candidates have 3 and 2 items"):
         bootstrap_difference({"t": np.ones(3)}, {"t": np.ones(2)}, ONE, NONE)
+
+
+def test_memory_is_bounded_where_many_units_are_of_many_kinds() -> None:
+    grades = np.random.default_rng(5).integers(0, 80, 20_000) / 80.0
+    a, b = {"t": grades}, {"t": np.zeros(20_000)}
+    tracemalloc.start()
+    found = bootstrap_difference(a, b, ONE, NONE, resamples=600)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 40 * resampling.CHUNK, "bytes: a few arrays of CHUNK numbers, not resamples times units"
+    assert found.stderr == pytest.approx(100 * float(grades.std()) / 20_000**0.5, rel=0.1)

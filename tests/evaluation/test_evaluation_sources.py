@@ -66,8 +66,9 @@ def test_tuning_on_the_test_documents_of_a_public_benchmark_is_refused(tmp_path:
     with pytest.raises(SuiteError) as caught:
         Harness(suite_of(tmp_path, ARC))
     assert str(caught.value) == (
-        f"{tmp_path / 's.yaml'}: tasks[0].task: search would take test documents of 'arc_easy', a public benchmark, "
-        "and tune on what it is tested by. Set `documents_from: {search: train, validation: validation}`, or another "
+        f"{tmp_path / 's.yaml'}: tasks[0].task: search would take test documents of 'arc_easy', a public benchmark "
+        "(allenai/ai2_arc), and tune on what it is tested by. "
+        "Set `documents_from: {search: train, validation: validation}`, or another "
         "task for each split as `task: {search: …, validation: …, test: …}`, or, to do it all the same and say so, "
         "`acknowledge_contamination: true`."
     )
@@ -109,7 +110,7 @@ def test_what_is_only_reported_tunes_nothing_and_what_is_guarded_does(tmp_path: 
 
 
 @pytest.mark.usefixtures("hub")
-def test_a_users_own_task_of_the_same_data_is_not_refused(tmp_path: Path) -> None:
+def test_a_users_own_task_of_the_same_data_is_refused_too(tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     config = {
         "task": "my_arc",
@@ -123,7 +124,12 @@ def test_a_users_own_task_of_the_same_data_is_not_refused(tmp_path: Path) -> Non
     }
     (tmp_path / "own" / "my_arc.yaml").write_text(yaml.safe_dump(config))
     counts = {"search": 3, "validation": 3, "test": 3}
-    Harness(suite_of(tmp_path, {**ARC, "task": "my_arc"}, include=["own"], documents=counts))
+    with pytest.raises(SuiteError) as caught:
+        Harness(suite_of(tmp_path, {**ARC, "task": "my_arc"}, include=["own"], documents=counts))
+    said = "tasks[0].task: search would take test documents of 'my_arc', a public benchmark (allenai/ai2_arc), and tune"
+    assert said in str(caught.value)
+    own = {**ARC, "task": "my_arc"}
+    Harness(suite_of(tmp_path, own, include=["own"], documents=counts, acknowledge_contamination=True))
 
 
 @pytest.mark.usefixtures("hub")
@@ -151,12 +157,14 @@ def test_each_key_is_part_of_the_digest(suite_file: Path, tmp_path: Path) -> Non
     task = {"task": "t_choice", "metric": "acc", "chance": 0.3}
     own: list[Data] = [{}, {"group_by": "gold"}, {"language": "ja"}]
     own += [{"documents_from": {split: "train"}} for split in SPLITS]
-    digests = [suite_of(tmp_path, {**task, **keys}, include=include).digest() for keys in own]
-    shared: list[Data] = [{"near_duplicates": False}, {"near_duplicates": 0.9}, {"acknowledge_contamination": True}]
-    digests += [suite_of(tmp_path, task, include=include, **keys).digest() for keys in shared]
+    scored = {"include": include, "fitness": "score"}  # which a language needs
+    digests = [suite_of(tmp_path, {**task, **keys}, **scored).digest() for keys in own]
+    digests.append(suite_of(tmp_path, task, **scored, acknowledge_contamination=True).digest())
     assert len(set(digests)) == len(digests)
+    for threshold in (False, 0.9):  # a resume compares it itself
+        assert suite_of(tmp_path, task, **scored, near_duplicates=threshold).digest() == digests[0]
     unset = {"near_duplicates": 0.8, "acknowledge_contamination": False}
-    assert suite_of(tmp_path, task, include=include, **unset).digest() == digests[0]
+    assert suite_of(tmp_path, task, **scored, **unset).digest() == digests[0]
 
 
 def test_documents_that_a_task_has_not(suite_file: Path, tmp_path: Path) -> None:
@@ -183,7 +191,8 @@ def test_training_documents_are_scored_as_lm_eval_would(tmp_path: Path, tokenize
     arc = library_files()["arc_easy"]
     (tmp_path / "own" / "arc_train.yaml").write_text(yaml.safe_dump({**own, "include": str(arc)}))
     counts = {"search": 8, "validation": 1, "test": 1}
-    swapped = suite_of(tmp_path, {**ARC, "task": "arc_train", "name": "arc_easy"}, include=["own"], documents=counts)
+    task = {**ARC, "task": "arc_train", "name": "arc_easy"}
+    swapped = suite_of(tmp_path, task, include=["own"], documents=counts, acknowledge_contamination=True)
     other = Scorer(swapped, tokenizer, max_length_of(model.config, tokenizer))
     (items,) = batch.sets
     same = ItemBatch("search", (replace(items, lm_eval_task="arc_train", documents=""),))
@@ -272,3 +281,56 @@ def test_examples_that_are_processed_otherwise_are_known_by_their_place(tmp_path
     for one in frozen.tasks[0].documents:
         assert f"{one.document['question']}-=" not in one.instances[0].args[0]
         assert one.instances[0].args[0].count("-=") == 11
+
+
+def shared_pool(folder: Path, counts: Data, shots: int) -> Harness:
+    """A task without `documents_from`, whose examples are the documents that lm-eval evaluates."""
+    write_task(folder / "own", training_split=None, fewshot_split=None, num_fewshot=shots)
+    lines = "".join(json.dumps({"question": f"te{i}q", "answer": "a"}) + "\n" for i in range(20))
+    (folder / "own" / "test.jsonl").write_text(lines)
+    task = {"task": "t_shots", "metric": "exact_match", "chance": 0.0}
+    return Harness(suite_of(folder, task, include=["own"], documents=counts, near_duplicates=False))
+
+
+def test_examples_are_of_no_other_split_and_never_the_document(tmp_path: Path, tokenizer: Any) -> None:
+    harness = shared_pool(tmp_path, {"search": 8, "validation": 4, "test": 4}, shots=3)
+    questions = {s: {f"te{i}q" for i in items.doc_ids} for s, items in sets(harness).items()}
+    for split in SPLITS:
+        (judge,) = harness.freeze(harness.batch(split), tokenizer, CONTEXT).tasks
+        for one in judge.documents:
+            *shown, last = [line.split("=")[0] for line in one.instances[0].args[0].split("\n")]
+            assert last == one.document["question"]
+            assert len(shown) == 3
+            assert last not in shown
+            assert not set(shown) & set().union(*(questions[other] for other in SPLITS if other != split))
+
+
+def test_too_few_examples_are_left(tmp_path: Path) -> None:
+    with pytest.raises(SuiteError) as caught:
+        shared_pool(tmp_path, {"search": 10, "validation": 6, "test": 4}, shots=5)
+    said = "tasks[0].task: 't_shots' shows 5 examples, and 3 of 20 are left for a document of test: neither it nor"
+    assert said in str(caught.value)
+    assert "Set `fewshot_split` in the task's YAML" in str(caught.value)
+
+
+def test_tasks_that_score_share_no_documents(suite_file: Path, tmp_path: Path) -> None:
+    include = [str(suite_file.parent / "tasks")]
+    one = {"task": "t_choice", "metric": "acc", "chance": 0.3}
+    with pytest.raises(SuiteError) as caught:
+        Harness(suite_of(tmp_path, one, {**one, "name": "again"}, include=include))
+    said = "tasks[1]: 'again' and 't_choice' (tasks[0]) both score, and share documents of test"
+    assert said in str(caught.value)
+    Harness(suite_of(tmp_path, one, {**one, "name": "again", "report_only": True, "chance": 0.0}, include=include))
+
+
+def test_generation_kwargs_of_a_suite_that_generates_nothing(suite_file: Path, tmp_path: Path) -> None:
+    one = {"task": "t_choice", "metric": "acc", "chance": 0.3}
+    include = [str(suite_file.parent / "tasks")]
+    with pytest.raises(SuiteError, match="generation_kwargs: no task of this suite generates anything"):
+        Harness(suite_of(tmp_path, one, include=include, generation_kwargs={"max_gen_toks": 5}))
+
+
+def test_a_language_needs_the_fitness_that_knows_of_it(suite_file: Path, tmp_path: Path) -> None:
+    one = {"task": "t_generate", "metric": "exact_match", "filter": "letter", "chance": 0.0, "language": "ja"}
+    with pytest.raises(SuiteError, match=r"tasks\[0\].language: 'ja' needs `fitness: score`"):
+        suite_of(tmp_path, one, include=[str(suite_file.parent / "tasks")])

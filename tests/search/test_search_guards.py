@@ -76,6 +76,23 @@ def test_the_best_breaks_no_guard_if_any_keeps_all() -> None:
     assert state(*written, asked("2"), scored("2", 1.0, guards=kept)).best() == 1.0
 
 
+def test_the_references_are_sought_once_for_all_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = [asked(str(i)) for i in range(50)]
+    written += [scored(str(i), float(i), guards={"a": 60.0 - i, "b": 60.0}) for i in range(50)]
+    found, calls = state(*PARENTS, *written), 0
+    references = SearchState.references
+
+    def counted(self: SearchState) -> dict[str, str]:
+        nonlocal calls
+        calls += 1
+        return references(self)
+
+    monkeypatch.setattr(SearchState, "references", counted)
+    assert found.best() == 12.0, "60 - 12 = 48, just the 2 points of 50 that may be lost"
+    assert calls == 1
+    assert min(found.evidence(str(i)) or (9.0, 0.0) for i in (12, 13)) == (0.0, 12.0)
+
+
 def test_a_part_counts_apart_from_all_items() -> None:
     found = state(asked("0", part=1), asked("1", part=1), scored("0", 7.0, part=1, guards={"a": 1.0, "b": 1.0}))
     assert (found.done, found.sampled, found.cards) == (set(), {("0", 1)}, {})

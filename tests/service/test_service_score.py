@@ -82,7 +82,9 @@ def test_the_table_says_how_much_was_in_the_language(world: World, capsys: pytes
     choice, generate = suite["tasks"]
     again = {**generate, "name": "again", "report_only": True, "metrics": ["exact_match"], "language": "en"}
     path = folder / "language.yaml"
-    path.write_text(yaml.safe_dump(suite | {"tasks": [choice, generate | {"language": "en"}, again]}))
+    path.write_text(
+        yaml.safe_dump(suite | {"tasks": [choice, generate | {"language": "en"}, again], "fitness": "score"})
+    )
     shown = printed(score(str(folder / "base"), path, "search", None, Silent()), capsys)
     lines = {line.split()[0]: line.split() for line in shown.splitlines() if line.strip()}
     assert lines["task"] == ["task", "metric", "value", "stderr", "items", "in", "language"]
