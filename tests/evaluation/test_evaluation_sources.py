@@ -318,7 +318,7 @@ def test_tasks_that_score_share_no_documents(suite_file: Path, tmp_path: Path) -
     one = {"task": "t_choice", "metric": "acc", "chance": 0.3}
     with pytest.raises(SuiteError) as caught:
         Harness(suite_of(tmp_path, one, {**one, "name": "again"}, include=include))
-    said = "tasks[1]: 'again' and 't_choice' (tasks[0]) both score, and share documents of test"
+    said = "tasks[1]: 'again' and 't_choice' (tasks[0]) both score, and share 5 documents of test"
     assert said in str(caught.value)
     Harness(suite_of(tmp_path, one, {**one, "name": "again", "report_only": True, "chance": 0.0}, include=include))
 
