@@ -113,7 +113,7 @@ def _stacked() -> tuple[tuple[dict[str, Any], ...], ...]:
     wide = {"merge_method": {"choices": ["ties", "task_arithmetic"]}, "base_model": "./c", "models": models}
     more = {
         "workers": {"count": 1, "device": "cpu", "threads": 1},
-        "tracking": {"uri": "jsonl:e.jsonl", "experiment": "e"},
+        "tracking": {"uri": "jsonl:e.jsonl"},
     }
     return tuple((spec | more | {"recipe": recipe, "ledger": "sqlite:///l.db"},) for recipe in (stack, wide))
 
