@@ -40,7 +40,7 @@ _ROUGH = 5e-2
 class Budget:
     """How much is run at once. None of it changes a result beyond float rounding."""
 
-    tokens: int  # in one forward pass, padding included
+    tokens: int  # in one forward pass: of plain rows with their padding, of tries without
     cached: int  # keys and values of a batch of rows, in tokens
 
 

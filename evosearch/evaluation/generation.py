@@ -9,7 +9,7 @@ batch size 1 is what we get at any.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -106,9 +106,13 @@ class GenerationPlan:
 
     def way(self, model: Any) -> Way:
         """The way this model is run in: prompts as tries, or in rows of one length."""
-        longest = max(len(request.prompt) + request.max_new_tokens for request in self.requests)
+        return "tree" if way_of(model, *self._longest, self.options.ways) == "tree" else "rows"
+
+    @cached_property
+    def _longest(self) -> tuple[tuple[int, ...], int]:
+        """The longest prompt, and the most tokens that any prompt and its continuation come to."""
         prompt = max((request.prompt for request in self.requests), key=len)
-        return "tree" if way_of(model, prompt, longest, self.options.ways) == "tree" else "rows"
+        return prompt, max(len(request.prompt) + request.max_new_tokens for request in self.requests)
 
     def batches(self, way: Way, device: torch.device) -> tuple[_Batch, ...]:
         """What is run in a way on a device, laid out once."""

@@ -9,6 +9,7 @@ scoring a candidate is then forward passes and gathers.
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ _BATCH_TOKENS_ELSEWHERE = 8192
 class ScoreOptions:
     """How much is run at once, and in which ways. None of it changes a result beyond float rounding."""
 
-    batch_tokens: int | None = None  # in one forward pass, padding included; None: by the kind of device
+    batch_tokens: int | None = None  # in one forward pass; None: by the kind of device
     batch_reads: int = 2048  # positions whose logits are held at once: memory is reads × vocabulary × 4 bytes
     cached_tokens: int = 32768  # keys and values of a batch of rows, in tokens: rows × length
     generation_rows: int = 512  # prompts that are continued together, at most
@@ -91,8 +92,11 @@ class LoglikelihoodPlan:
 
     def way(self, model: Any) -> Way:
         """The way this model is run in."""
-        longest = max((request.inputs for request in self.requests), key=len)
-        return way_of(model, longest, len(longest), self.options.ways)
+        return way_of(model, self._longest, len(self._longest), self.options.ways)
+
+    @cached_property
+    def _longest(self) -> tuple[int, ...]:
+        return max((request.inputs for request in self.requests), key=len)
 
     def passes(self, way: Way, device: torch.device) -> Passes:
         """What is run in a way on a device, laid out once."""

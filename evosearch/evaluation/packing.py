@@ -5,7 +5,7 @@ from heapq import heapreplace
 
 _WASTE = 0.25  # of a batch of plain rows may be padding
 _SMALL = 16  # a batch below a 16th of the budget takes any row: a run of its own costs more than padding does
-_PADDING = 0.035  # of a run of the trie
+_PADDING = 0.034  # of a run of the trie; with what is run twice, a twentieth at most
 _REPEATED = 2  # rows repeat what is kept: up to this many times the run's own tokens, so that memory stays bounded
 
 
