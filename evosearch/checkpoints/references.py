@@ -36,14 +36,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 # Weights and what goes with them; pickles, which can run code when read, only where they are allowed and alone.
-HUB_FILES = (
-    "*.safetensors",
-    "*.json",
-    "tokenizer.model",
-    "merges.txt",
-    "chat_template.jinja",
-    "additional_chat_templates/*",
-)
+HUB_SETTINGS = ("*.json", "tokenizer.model", "merges.txt", "chat_template.jinja", "additional_chat_templates/*")
+HUB_FILES = ("*.safetensors", *HUB_SETTINGS)
 HUB_PICKLES = ("pytorch_model*.bin",)
 HUB_ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 HUB_ADAPTER_PICKLES = ("adapter_model.bin",)
@@ -96,6 +90,24 @@ def resolve(reference: str, cache: Path, progress: Progress | None = None, allow
     """
     kind = _Kind("model", CONFIG, (SINGLE, INDEX), HUB_FILES, HUB_PICKLES if allow_pickle else ())
     return _find(reference, kind, cache, progress)
+
+
+def resolve_settings(reference: str, cache: Path, progress: Progress | None = None) -> Path:
+    """As `resolve`, for config and tokenizer alone: the weights of a hub model are not fetched.
+
+    Raises:
+        CheckpointError: no model of that name can be had.
+    """
+    return _find(reference, _Kind("model", CONFIG, (), HUB_SETTINGS, ()), cache, progress)
+
+
+def resolve_adapter_settings(reference: str, cache: Path, progress: Progress | None = None) -> Path:
+    """As `resolve_adapter`, for its config alone.
+
+    Raises:
+        CheckpointError: no adapter of that name can be had.
+    """
+    return _find(reference, _Kind("adapter", ADAPTER_CONFIG, (), (ADAPTER_CONFIG,), ()), cache, progress)
 
 
 def resolve_adapter(reference: str, cache: Path, progress: Progress | None = None, allow_pickle: bool = False) -> Path:

@@ -13,6 +13,9 @@ def command(
     model: str | None = typer.Option(
         None, help="Of a suite: count its tokens by the tokenizer and config of this model (folder, hub id, zoo:name)."
     ),
+    weights: bool = typer.Option(
+        True, help="Of a spec: without them, only what it would cost, from its models' configs and tokenizers."
+    ),
     allow_pickle: bool = ALLOW_PICKLE,
     json: bool = JSON,
 ) -> int:
@@ -22,7 +25,7 @@ def command(
 
     watching = watcher(json)
     try:
-        result = check(file, trial, watching, allow_pickle, model)
+        result = check(file, trial, watching, allow_pickle, model, weights)
     finally:
         watching.close()
     if json:

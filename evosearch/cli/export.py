@@ -19,7 +19,7 @@ class Format(str, Enum):
 
 
 def command(
-    search: str = typer.Argument(help="The name of a search, or its spec."),
+    search: str = typer.Argument(help="A search: its name (of a stage `name.stage`), folder or spec."),
     format: Format = typer.Option(Format.RECIPE, "--format", help="recipe, mergekit, checkpoint or adapter."),
     out: Path = typer.Option(..., "--output", "-o", help="The file (for weights, the folder) to write."),
     candidate: str | None = typer.Option(None, help="Any candidate or control; the promoted one by default."),

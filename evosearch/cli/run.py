@@ -8,7 +8,7 @@ from evosearch.cli.console import ALLOW_PICKLE, JSON, console, print_json, watch
 
 
 def command(
-    spec: Path = typer.Argument(help="A search spec (YAML)."),
+    spec: Path = typer.Argument(help="A search spec (YAML), of one search or of stages."),
     continue_from_best: bool = typer.Option(
         False, help="Where a recorded search cannot be replayed exactly, go on from its best candidate."
     ),

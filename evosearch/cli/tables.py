@@ -12,9 +12,10 @@ from rich.table import Table
 
 from evosearch.evaluation.types import IN_LANGUAGE
 from evosearch.promotion.disclosure import CONTAMINATED, opened
+from evosearch.service.leaderboard import pareto_rows
 
 if TYPE_CHECKING:
-    from evosearch.service.run import RunReport
+    from evosearch.service.report import RunReport
 
 
 def leaderboard_table(rows: Sequence[dict[str, Any]], title: str = "Leaderboard (score on the search split)") -> Table:
@@ -31,6 +32,21 @@ def leaderboard_table(rows: Sequence[dict[str, Any]], title: str = "Leaderboard 
         fixed = [str(row["rank"]), row["candidate"], _number(row["score"], 1), _number(row["fitness"], 4)]
         table.add_row(*fixed, *values, *others, _noted(row))
     return table
+
+
+def pareto_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """The candidates that none is better than in all objectives, by the first of these; values with standard errors."""
+    names = list(rows[0]["objectives"])
+    table = _table("Pareto set (as the optimizer was told)", ("candidate", *names, "score", "fitness"), ("candidate",))
+    for row in rows:
+        values = [f"{one['value']:.4g} ± {one['stderr']:.2g}" for one in row["objectives"].values()]
+        table.add_row(row["candidate"], *values, _number(row["score"], 1), _number(row["fitness"], 4))
+    return table
+
+
+def show_pareto(console: Console, rows: Sequence[dict[str, Any]]) -> None:
+    if rows:
+        console.print(pareto_table(rows))
 
 
 def _shown(task: str, score: dict[str, Any]) -> str:
@@ -55,10 +71,15 @@ def status_table(rows: Sequence[dict[str, Any]]) -> Table:
         updated = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["updated"]))
         counts = (f"{row['finished']}/{row['asked']}", str(row["failed"]), _number(row["best_fitness"], 4))
         times = f"{row['test_openings']}x" + (" *" if row["contamination_acknowledged"] else "")
-        table.add_row(row["name"], row["state"], *counts, row["promoted"] or "-", times, updated)
+        table.add_row(row["name"], row["state"], *counts, _found(row), times, updated)
     if any(row.get("contamination_acknowledged") for row in rows):
         table.caption, table.caption_justify = f"* {CONTAMINATED}", "left"
     return table
+
+
+def _found(row: dict[str, Any]) -> str:
+    """What was promoted, or what a stage found that others build on."""
+    return row["promoted"] or (f"{row['winner']} (of its stage)" if row.get("winner") else "-")
 
 
 def score_table(result: dict[str, Any]) -> Table:
@@ -137,7 +158,10 @@ def show_test_set(console: Console, openings: int, contaminated: bool) -> None:
 
 def show_run(console: Console, report: "RunReport") -> None:
     """Leaderboard, finalists, the gate's decision, where the recipe lies, and how to see it all in MLflow."""
+    if report.stages:
+        console.print(stages_table(report.stages))
     console.print(leaderboard_table(report.leaderboard[:12]))
+    show_pareto(console, pareto_rows(report.leaderboard))
     show_shrinkage(console, report.finalists, report.unchosen)
     if report.test:
         console.print(test_table(report))
@@ -158,6 +182,18 @@ def show_run(console: Console, report: "RunReport") -> None:
     console.print(f"See it in MLflow:  {_program()} ui {report.name}", style="bold", highlight=False)
 
 
+def stages_table(stages: Sequence[dict[str, Any]]) -> Table:
+    """Every stage: how it ended, and what it found; the last one's winner is the one promoted."""
+    headings = ("stage", "scored", "stopped by", "winner", "valid.")
+    table = _table("Stages (winners by the validation split)", headings, ("stage", "stopped by", "winner"))
+    for row in stages:
+        found = row["winner"] or {"candidate": "-", "score": None}
+        counts = row["candidates"]
+        told = (f"{counts['scored']}/{counts['asked']}", row["stopped"], found["candidate"])
+        table.add_row(row["name"], *told, _number(found["score"], 1))
+    return table
+
+
 def tokens_table(tokens: dict[str, dict[str, int]]) -> Table:
     """What one candidate takes, split by split; without a tokenizer only its items."""
     headings = {"requested": "requested", "distinct": "distinct", "generated_at_most": "generated at most"}
@@ -168,6 +204,29 @@ def tokens_table(tokens: dict[str, dict[str, int]]) -> Table:
     for split, row in tokens.items():
         table.add_row(split, f"{row['items']:,}", *(f"{row[key]:,}" for key in shown))
     return table
+
+
+def show_cost(console: Console, cost: dict[str, Any]) -> None:
+    """What a search takes of GPUs, memory and disk, and what was assumed; nothing of one that hardly needs a GPU."""
+    hours = cost["gpu_hours"] or {name: seconds / 3600 for name, seconds in cost["seconds_per_candidate"].items()}
+    if cost["gpu_hours"] and max(hours.values()) < 0.1:
+        return
+    needed, parents = (cost["device_gib"][key] for key in ("needed", "parents"))
+    console.print(
+        f"{cost['parameters']:,} parameters; {cost['disk_gib']:.1f} GiB of models on disk; a worker holds {needed:.1f} "
+        f"GiB on its device, and {parents:.1f} GiB of parents there or in the host's memory",
+        highlight=False,
+    )
+    what = "the search" if cost["gpu_hours"] else "a candidate"
+    each = ", ".join(f"{_brief(value)} on one {name}" for name, value in hours.items())
+    console.print(f"{what} takes {each} ({cost['assumed']})", highlight=False)
+
+
+def _brief(hours: float) -> str:
+    """`about 130 hours`, `about 2.4 hours`, `about 20 seconds`."""
+    if hours < 0.1:
+        return f"about {3600 * hours:.2g} seconds"
+    return f"about {hours:,.0f} hours" if hours >= 10 else f"about {hours:.1f} hours"
 
 
 def show_check(console: Console, result: dict[str, Any]) -> None:
@@ -182,12 +241,15 @@ def show_check(console: Console, result: dict[str, Any]) -> None:
     forecast = result["forecast"]
     if forecast.get("tokens"):
         console.print(tokens_table(forecast["tokens"]))
-    if forecast.get("seconds_per_candidate"):
-        console.print(
-            f"one candidate takes {forecast['seconds_per_candidate']:.2f} s on one worker; "
-            f"{forecast['candidates_per_hour']:,.0f} an hour with {forecast['workers']} worker(s)",
-            highlight=False,
-        )
+    if forecast.get("cost"):
+        show_cost(console, forecast["cost"])
+    for name, one in (forecast.get("stages") or {"": forecast}).items():
+        if one.get("seconds_per_candidate"):
+            console.print(
+                f"{f'stage {name}: ' if name else ''}one candidate takes {one['seconds_per_candidate']:.2f} s on one "
+                f"worker; {one['candidates_per_hour']:,.0f} an hour with {one['workers']} worker(s)",
+                highlight=False,
+            )
     if forecast.get("total_hours") is not None:
         console.print(f"the whole budget takes about {forecast['total_hours']:.2f} hours", highlight=False)
     if result["ok"]:

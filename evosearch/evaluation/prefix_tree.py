@@ -65,6 +65,13 @@ def distinct_prefixes(sequences: Iterable[Tokens]) -> int:
     return sum(map(len, ordered)) - int(shared.sum())
 
 
+def depths(sequences: Iterable[Tokens]) -> int:
+    """The sum of all nodes' depths, the first token's being 1: how many positions they attend to, all together."""
+    ordered, shared = _sorted(sequences)
+    lengths = np.array([len(sequence) for sequence in ordered], dtype=np.int64)
+    return int((lengths * (lengths + 1) // 2 - shared * (shared + 1) // 2).sum())
+
+
 def as_tree(
     sequences: Iterable[Tokens],
     budget: int,

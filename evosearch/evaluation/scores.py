@@ -59,12 +59,20 @@ def make_card(
     # d score / d m_t = 100 w_t / (1 − c_t)
     slopes = {task.name: 100 * weights[task.name] / (1 - task.chance) for task in present}
     score = sum(slopes[task.name] * (tasks[task.name].value - task.chance) for task in present)
+    spread = _spread(slopes, tasks)
+    guarded = [task for task in suite.guarded if task.name in sizes]
+    guards = {task.name: _points(suite, task, columns[task.name]) for task in guarded}
+    parts = {
+        task.name: _in_points(task, _task_score(task.column, columns[task.name][task.column], groups[task.name]))
+        for task in (*guarded, *present)
+    }
     if suite.fitness == "score":
-        fitness = Estimate(score, _spread(slopes, tasks), n)
+        fitness = Estimate(score, spread, n)
     else:
         golds = {task.name: _task_score(GOLD, _gold(task, columns[task.name]), groups[task.name]) for task in present}
         value = sum(weights[name] * golds[name].value for name in weights)
         fitness = Estimate(value, _spread(weights, golds), n)
+        parts |= {name: Estimate(gold.value, gold.stderr, gold.n) for name, gold in golds.items()}
     return ScoreCard(
         split=batch.split,
         batch_digest=batch.digest,
@@ -76,7 +84,9 @@ def make_card(
         tokens=tokens,
         seconds=dict(seconds),
         reported={task: dict(metrics) for task, metrics in (reported or {}).items()},
-        guards={task.name: _points(suite, task, columns[task.name]) for task in suite.guarded if task.name in sizes},
+        guards=guards,
+        score_stderr=spread,
+        parts=parts,
     )
 
 
@@ -106,6 +116,12 @@ def _points(suite: Suite, task: SuiteTask, columns: Mapping[str, Column]) -> flo
         where = suite.where("tasks", suite.tasks.index(task), "metric")
         raise SuiteError(where, f"'{task.metric}' {got}, and '{task.name}' is guarded", "An item mean in [0, 1]")
     return 100 * (float(np.mean(values)) - task.chance) / (1 - task.chance)
+
+
+def _in_points(task: SuiteTask, score: TaskScore) -> Estimate:
+    """A task's metric as points: 100 (m − c) / (1 − c)."""
+    slope = 100 / (1 - task.chance)
+    return Estimate(slope * (score.value - task.chance), slope * score.stderr, score.n)
 
 
 def _task_score(metric: str, values: Column, groups: Sequence[str] = ()) -> TaskScore:

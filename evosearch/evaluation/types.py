@@ -127,6 +127,8 @@ class ScoreCard:
     reported: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # task → metric → lm-eval's aggregate
     ways: Mapping[str, str] = field(default_factory=dict)  # loglikelihood, generation → how the model was run
     guards: Mapping[str, float] = field(default_factory=dict)  # guarded task → its own points, 100 (m − c) / (1 − c)
+    score_stderr: float = 0.0
+    parts: Mapping[str, Estimate] = field(default_factory=dict)  # task → its part of the fitness, else its points
 
     def summary(self) -> dict[str, Any]:
         """The aggregates as plain JSON data: what an event holds. A reported value that is not finite is None."""
@@ -137,7 +139,9 @@ class ScoreCard:
             "sets": dict(self.set_digests),
             "tasks": {name: vars(task).copy() for name, task in self.tasks.items()},
             "score": self.score,
+            "score_stderr": self.score_stderr,
             "fitness": vars(self.fitness).copy(),
+            "parts": {name: vars(part).copy() for name, part in self.parts.items()},
             "tokens": vars(self.tokens).copy(),
             "seconds": dict(self.seconds),
             "ways": dict(self.ways),

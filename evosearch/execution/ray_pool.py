@@ -73,7 +73,8 @@ class RayExecutor:
 
     @property
     def slots(self) -> int:
-        return self._options.count
+        """Workers that are alive: idle, or with a job. One that starts is none yet, and may have to wait for a node."""
+        return len(self._idle) + len(self._running)
 
     def submit(self, job: Job) -> None:
         self._queue.append((job, ()))
@@ -92,7 +93,9 @@ class RayExecutor:
                 more, _ = ray.wait(pending, num_returns=len(pending), timeout=0)
                 for ref in more:
                     done += self._started(ref) if ref in self._starting else self._finished(ref)
-                self._dispatch()
+                    self._dispatch()  # whoever is free works on while the rest is read, and recorded
+                if self._idle and not self._queue:
+                    break  # there is room that whoever waits may not know of: a worker has started
             elif left <= 0:
                 break
         return done

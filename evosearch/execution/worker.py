@@ -25,16 +25,19 @@ from evosearch.materialize.in_memory import ResidentModel
 from evosearch.materialize.inputs import Opener
 from evosearch.materialize.layout import Output, output
 from evosearch.materialize.plan import donor_of
+from evosearch.materialize.routed import ResidentRoute
 from evosearch.recipe.schema import Recipe
 from evosearch.search.ports import Failure, Job, Outcome
 
 Progress = Callable[[str, float], None]
+Resident = ResidentModel | ResidentRoute
 
 
 @dataclass(frozen=True)
 class WorkerConfig:
     """All a worker needs to build itself on any node: names and plain data, no weights.
 
+    Where the recipes are routes, `recipe` is one that names every model, and need make no sense otherwise.
     `device` is `auto`, `cpu` or `cuda`; `threads` the CPU threads of one worker, 0 for torch's own choice.
     """
 
@@ -46,6 +49,7 @@ class WorkerConfig:
     threads: int = 0
     options: ScoreOptions = field(default_factory=ScoreOptions)
     allow_pickle: bool = False
+    also: tuple[str, ...] = ()  # further models, which only controls name
     resolvers: tuple[str, ...] = ("evosearch.zoo",)  # modules whose `register()` adds reference schemes
 
 
@@ -64,11 +68,11 @@ class Worker:
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self.device = _device(config.device)
         example = Recipe.model_validate(config.recipe)
-        self.checkpoints = Opener(config.cache, progress, config.allow_pickle).inputs(example)
+        self.checkpoints = Opener(config.cache, progress, config.allow_pickle).inputs(example, config.also)
         donor = next(iter(self.checkpoints))
         self._compute_type = self._compute_dtype(config.out_dtype)
-        self.resident = ResidentModel(self.checkpoints, donor, self.device, self._compute_type, example)
-        self._other: ResidentModel | None = None  # for a control with other layers or another config than candidates
+        self.resident = self._built(example)
+        self._other: Resident | None = None  # for a control with other layers or another config than candidates
         self._tokenizer = load_tokenizer(self.checkpoints[donor].tokenizer_folder)
         length = max_length_of(self.resident.model.config, self._tokenizer)
         self.scorer = Scorer(Suite.model_validate(config.suite), self._tokenizer, length, config.options, harness)
@@ -93,7 +97,7 @@ class Worker:
             return Outcome(job, self.name, card=card, seconds=card.seconds)
         return Outcome(job, self.name, failure=failure)
 
-    def _resident(self, recipe: Recipe) -> tuple[ResidentModel, Output | None]:
+    def _resident(self, recipe: Recipe) -> tuple[Resident, Output | None]:
         """The model that a recipe's export would be: the candidates' own, or one built for controls like this.
 
         Beside the candidates' model there is one other at most, and none once a candidate is scored again.
@@ -101,17 +105,24 @@ class Worker:
         if not set(recipe.references()) <= self.checkpoints.keys():
             return self.resident, None  # which says what is not loaded
         laid = output(recipe, self.checkpoints)
-        if self.resident.holds(laid):
+        if _takes(self.resident, recipe, laid):
             self._other = None
             return self.resident, laid
-        if self._other is None or not self._other.holds(laid):
+        if self._other is None or not _takes(self._other, recipe, laid):
             self._other = None  # before the next one is built: its memory is needed
-            self._other = ResidentModel(
-                self.checkpoints, donor_of(recipe), self.device, self._compute_type, recipe, beside=self.resident
-            )
+            self._other = self._built(recipe, beside=self.resident)
         return self._other, laid
 
-    def _scorer(self, resident: ResidentModel) -> Scorer:
+    def _built(self, example: Recipe, beside: Resident | None = None) -> Resident:
+        """The resident model for recipes like the example: routes share layers, merges overwrite weights."""
+        if example.routing is not None:
+            return ResidentRoute(self.checkpoints, example, self.device, self._compute_type)
+        parents = beside if isinstance(beside, ResidentModel) else None
+        return ResidentModel(
+            self.checkpoints, donor_of(example), self.device, self._compute_type, example, beside=parents
+        )
+
+    def _scorer(self, resident: Resident) -> Scorer:
         """The scorer for a model's context length: prompts are cut to it as lm-eval cuts them for the export."""
         length = max_length_of(resident.model.config, self._tokenizer)
         if length not in self._scorers:
@@ -122,6 +133,11 @@ class Worker:
     def _compute_dtype(self, out_dtype: str) -> torch.dtype:
         """Weights are always rounded to `out_dtype`; a CPU then computes in float32, where bfloat16 is slow."""
         return torch.float32 if self.device.type == "cpu" else getattr(torch, out_dtype)
+
+
+def _takes(resident: Resident, recipe: Recipe, laid: Output) -> bool:
+    """Whether a resident model can become what a recipe's export would be."""
+    return isinstance(resident, ResidentRoute) == (recipe.routing is not None) and resident.holds(laid)
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -23,7 +23,7 @@ def operations(
     content_of: ContentOf,
     memory: Memory | None = None,
 ) -> tuple[TensorOp, ...]:
-    """Every operation of a recipe, surveyed where its method looks at whole models first.
+    """Every operation of a recipe, merges surveyed where its method looks at whole models first.
 
     Args:
         content_of: asked only where masks are drawn, since it may read every byte.
@@ -35,6 +35,8 @@ def operations(
     spec = specs().get(recipe.merge_method or "")
     name_of = content_of if spec is not None and spec.random else str  # hashing reads every byte: only for masks
     ops = plan(recipe, shapes, out, specs(), {reference: name_of(reference) for reference in recipe.references()})
+    if recipe.routing is not None:
+        return ops
     if memory is not None:
         ops = tuple(replace(op, parameters=replace(op.parameters, memory=memory)) for op in ops)
     survey = method(ops[0].method).survey
@@ -43,11 +45,13 @@ def operations(
 
 
 def apply(op: TensorOp, tensor_of: TensorOf, out_dtype: torch.dtype) -> torch.Tensor:
-    """The merged tensor, rounded to `out_dtype`.
+    """The merged, or the routed, tensor, rounded to `out_dtype`.
 
     Raises:
         CandidateError: its parameters have no merge.
     """
+    if op.fold is not None:
+        return op.fold(tensor_of(op.parents[0])).to(out_dtype)
     base = tensor_of(op.base) if op.base is not None else None
     parents = [tensor_of(parent) for parent in op.parents]
     return method(op.method).merge(base, parents, op.parameters).to(out_dtype)

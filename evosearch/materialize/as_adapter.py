@@ -67,6 +67,9 @@ def write_adapter(
         CheckpointError: the checkpoints do not fit each other, or `out` is not empty or cannot be written.
         CandidateError: parameters that have no merge, or a merged tensor that is not finite.
     """
+    if recipe.routing is not None:
+        what = "an adapter changes the weights of its base's layers, and cannot run them in another order"
+        raise RecipeError("recipe.routing", what, "A recipe with merge_method", "Export a checkpoint")
     reference = donor_of(recipe)
     base = checkpoints[reference]
     _check_base(recipe, checkpoints, reference)

@@ -10,14 +10,14 @@ from evosearch.checkpoints.compatibility import check_compatible
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.errors import CandidateError, RecipeError, did_you_mean
 from evosearch.materialize.apply import apply, extremes, not_finite, operations
+from evosearch.materialize.fit import check_fit
 from evosearch.materialize.forward import differences, end_tokens
 from evosearch.materialize.layout import Output, output, unchanged
+from evosearch.materialize.parents import Tensors, hold
 from evosearch.materialize.plan import Input, donor_of, output_dtype
-from evosearch.materialize.skeleton import build, targets
+from evosearch.materialize.skeleton import build, generation_folder, targets
 from evosearch.merging.parameters import Memory
 from evosearch.recipe.schema import Recipe
-
-HEADROOM = 2.0  # device memory left over, as a multiple of the parents', before they are kept there
 
 
 class ResidentModel:
@@ -52,16 +52,17 @@ class ResidentModel:
     ) -> None:
         first = checkpoints[donor]
         self.output = unchanged(donor, first) if example is None else output(example, checkpoints)
-        merged = [checkpoints[name] for name in example.references()] if example else list(checkpoints.values())
-        check_compatible(merged, same_depth=self.output.shape is first.shape)
+        if example is None:
+            check_compatible(list(checkpoints.values()))
+        else:
+            check_fit(example, checkpoints, self.output)
         self.device, self.shape = torch.device(device), self.output.shape
         self._shapes = {reference: checkpoint.shape for reference, checkpoint in checkpoints.items()}
         self._checkpoints = dict(checkpoints)
         self._memory: Memory = beside._memory if beside is not None else Memory()
         origins = self.output.origins
-        tokenizer = first.tokenizer_folder  # a generation config there has the tokenizer's ids
         self.model = build(
-            tokenizer if (tokenizer / "generation_config.json").is_file() else first.folder,
+            generation_folder(first),
             self.output.config,
             origins,
             lambda name: checkpoints[origins[name].reference].load(origins[name].tensor),
@@ -71,9 +72,7 @@ class ResidentModel:
         own = generation.eos_token_id
         self._ends = {name: own if name == donor else end_tokens(found) for name, found in checkpoints.items()}
         self._targets = targets(self.model, self.output.config, first.family, origins)
-        self._tensors: dict[str, dict[str, torch.Tensor]] = (
-            beside._tensors if beside is not None else self._resident(checkpoints)
-        )
+        self._tensors: Tensors = beside._tensors if beside is not None else hold(checkpoints, self.device)
 
     def holds(self, laid: Output) -> bool:
         """Whether an output (`layout.output`) has this model's layers, and a config under which it answers alike."""
@@ -132,32 +131,3 @@ class ResidentModel:
             raise RecipeError("recipe.slices", what)
         for key, (wanted, got) in differences(laid.config, self.output.config).items():
             raise RecipeError("recipe", f"its config has {key} {wanted!r}, that of the loaded model {got!r}")
-
-    def _resident(self, checkpoints: Mapping[str, Checkpoint]) -> dict[str, dict[str, torch.Tensor]]:
-        """The parents' tensors: mapped from files, or copied to the device where there is room.
-
-        What one checkpoint takes from another (an adapter's base) is held once.
-        """
-        held: dict[tuple[int, str], torch.Tensor] = {}
-
-        def hold(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-            while (under := checkpoint.shares(name)) is not None:
-                checkpoint = under
-            key = (id(checkpoint), name)
-            if key not in held:
-                held[key] = checkpoint.load(name)
-            return held[key]
-
-        tensors = {
-            reference: {name: hold(checkpoint, name) for name in checkpoint.tensors}
-            for reference, checkpoint in checkpoints.items()
-        }
-        if self.device.type != "cuda":
-            return tensors
-        size = sum(tensor.numel() * tensor.element_size() for tensor in held.values())
-        if torch.cuda.mem_get_info(self.device)[0] <= HEADROOM * size:
-            return tensors
-        moved = {id(tensor): tensor.to(self.device) for tensor in held.values()}
-        return {
-            reference: {name: moved[id(tensor)] for name, tensor in own.items()} for reference, own in tensors.items()
-        }

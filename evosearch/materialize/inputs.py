@@ -5,7 +5,7 @@ A nested recipe is merged once, into the cache, under its recipe_id: what it is 
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,14 +44,17 @@ class Opener:
     _within: tuple[str, ...] = field(default=(), repr=False)  # the recipes that are being opened, outermost first
     _opened: dict[str, Checkpoint] = field(default_factory=dict, repr=False, compare=False)
 
-    def inputs(self, recipe: Recipe) -> dict[str, Checkpoint]:
+    def inputs(self, recipe: Recipe, also: Sequence[str] = ()) -> dict[str, Checkpoint]:
         """reference → checkpoint for every model of a recipe, the donor first, all in the output's vocabulary.
+
+        Args:
+            also: further models, which the recipe does not name.
 
         Raises:
             CheckpointError: a model is missing, damaged, or has no place in the vocabulary.
             RecipeError: a nested recipe is wrong, or is made of itself.
         """
-        named = dict.fromkeys((donor_of(recipe), *recipe.references()))
+        named = dict.fromkeys((donor_of(recipe), *recipe.references(), *also))
         opened = {reference: self.open(reference) for reference in named}
         return in_one_vocabulary(recipe, opened, self.cache, self.folder)
 

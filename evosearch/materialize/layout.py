@@ -4,16 +4,17 @@ The config is the base's where the recipe has a base_model, else the first model
 models' configs say; what is scored in memory and what is written to disk both have it from here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from evosearch.checkpoints.reader import Checkpoint
-from evosearch.errors import RecipeError
+from evosearch.errors import CheckpointError, RecipeError
 from evosearch.materialize.forward import differences
 from evosearch.materialize.plan import Input, donor_of, length_of
 from evosearch.merging.registry import specs
 from evosearch.recipe.blocks import Block, blocks
+from evosearch.recipe.hops import Routing
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import ModelShape
 
@@ -42,26 +43,77 @@ def output(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> Output:
         RecipeError: a source lacks layers that are asked of it.
     """
     shapes = {reference: checkpoint.shape for reference, checkpoint in checkpoints.items()}
-    first, parts = donor_of(recipe), blocks(recipe)
+    first = donor_of(recipe)
     donor = checkpoints[first]
+    if recipe.routing is not None:
+        return _routed(recipe.routing, checkpoints)
+    parts = blocks(recipe)
     spec = specs().get(recipe.merge_method or "")
     for block in parts:
         length_of(block, shapes, spec is not None and spec.takes_base)
     if _in_place(parts, shapes, donor):
         return unchanged(first, donor)
     layers = [layer for block in parts for layer in _layers(block, first)]
-    config = _resized(donor, checkpoints, layers)
-    shape = donor.family.shape(config)
+    return _of_layers(first, checkpoints, layers, _resized(donor, checkpoints, layers), "recipe.slices")
+
+
+def _of_layers(
+    first: str,
+    checkpoints: Mapping[str, Checkpoint],
+    layers: Sequence[tuple[str, int]],
+    config: Mapping[str, Any],
+    where: str,
+) -> Output:
+    """The layout whose layer k is shaped like `layers[k]`, a model's layer, and all else like that of `first`.
+
+    Args:
+        where: the key that layers are asked for in; a `{}` in it is filled with k.
+    """
+    shape = checkpoints[first].family.shape(config)
     sizes, origins = {}, {}
     for tensor in shape.tensors:
         source, layer = layers[tensor.layer] if tensor.layer is not None else (first, 0)
         name = shape.at_layer(tensor.name, layer)
         if name not in checkpoints[source].tensors:
-            where, what = "recipe.slices", f"the output's layer {tensor.layer} has '{tensor.name}'"
-            raise RecipeError(where, f"{what}, but layer {layer} of '{source}' has no such tensor")
+            what = f"the output's layer {tensor.layer} has '{tensor.name}'"
+            raise RecipeError(where.format(tensor.layer), f"{what}, but layer {layer} of '{source}' has no such tensor")
         sizes[tensor.name] = checkpoints[source].tensors[name].shape
         origins[tensor.name] = Input(source, name)
     return Output(config, shape, sizes, origins)
+
+
+def _routed(routing: Routing, checkpoints: Mapping[str, Checkpoint]) -> Output:
+    """The layout of a route: the first hop's model with the hops' layers, each of the kind it is in its own model."""
+    first, layers = routing.hops[0].model, [(hop.model, hop.layer) for hop in routing.hops]
+    donor = checkpoints[first]
+    _check_hops(layers, checkpoints)
+    if layers == [(first, layer) for layer in range(donor.shape.num_layers)]:
+        return unchanged(first, donor)
+    try:
+        config = donor.family.with_layers(
+            donor.config, [layer for _, layer in layers], [checkpoints[name].config for name, _ in layers]
+        )
+    except CheckpointError as error:  # the family's layers may not change places
+        k = next((k for k, (_, layer) in enumerate(layers) if layer != k), 0)
+        what = f"'{layers[k][0]}' cannot be routed: {error.where}: {error.what}"
+        raise RecipeError(f"recipe.routing.hops[{k}].layer", what, error.allowed, error.next) from None
+    return _of_layers(first, checkpoints, layers, config, "recipe.routing.hops[{}].layer")
+
+
+def _check_hops(layers: Sequence[tuple[str, int]], checkpoints: Mapping[str, Checkpoint]) -> None:
+    """Whether all are of one family, every layer is there, and the family says what writes to the residual stream."""
+    first = checkpoints[layers[0][0]].shape
+    for k, (name, layer) in enumerate(layers):
+        shape = checkpoints[name].shape
+        if shape.architecture != first.architecture:
+            what = f"'{name}' is a {shape.architecture}, and the route begins in a {first.architecture}"
+            raise RecipeError(f"recipe.routing.hops[{k}].model", what, "Models of one family")
+        if layer >= shape.num_layers:
+            allowed = f"'{name}' has layers 0 to {shape.num_layers - 1}"
+            raise RecipeError(f"recipe.routing.hops[{k}].layer", f"got {layer}", allowed)
+        if not any(tensor.writes_residual for tensor in shape.tensors):
+            what = f"{shape.architecture} cannot be routed: its family names nothing that writes to the residual stream"
+            raise RecipeError(f"recipe.routing.hops[{k}].model", what)
 
 
 def unchanged(reference: str, checkpoint: Checkpoint) -> Output:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from evosearch.checkpoints.compatibility import check_compatible
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.writer import MAX_SHARD_BYTES, CheckpointWriter
 from evosearch.errors import CandidateError
 from evosearch.materialize.apply import apply, extremes, not_finite, operations
+from evosearch.materialize.fit import check_fit
 from evosearch.materialize.layout import output
 from evosearch.materialize.plan import output_dtype
 from evosearch.recipe.schema import Recipe
@@ -62,8 +62,7 @@ def write_checkpoint(
     """
     clock, model = _Clock(), checkpoints[donor]
     laid = output(recipe, checkpoints)
-    same_depth = laid.shape is model.shape
-    check_compatible([checkpoints[reference] for reference in recipe.references()], same_depth=same_depth)
+    check_fit(recipe, checkpoints, laid)
     shapes = {reference: checkpoint.shape for reference, checkpoint in checkpoints.items()}
     ops = operations(
         recipe,

@@ -10,9 +10,13 @@ from evosearch.errors import RecipeError
 from evosearch.merging.parameters import Origin, Parameters
 from evosearch.recipe.blocks import Block, Entry, Scope, blocks
 from evosearch.recipe.checks import check
+from evosearch.recipe.hops import Routing
 from evosearch.recipe.parameters import lookup
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import MethodSpec, ModelShape, Param, Place, Scalar
+from evosearch.routing.fold import Fold
+
+ROUTE = "routing"  # in place of a method
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class TensorOp:
         base: the base's tensor, or None.
         parents: the parents' tensors, in the recipe's order.
         parameters: evaluated at this tensor.
+        fold: of a route, which has one parent and no method: what becomes of its tensor.
     """
 
     tensor: str
@@ -40,6 +45,7 @@ class TensorOp:
     base: Input | None
     parents: tuple[Input, ...]
     parameters: Parameters
+    fold: Fold | None = None
 
     @property
     def sources(self) -> tuple[Input, ...]:
@@ -80,6 +86,8 @@ def plan(
         RecipeError: the recipe does not fit its method, or a parameter without default has no value at some tensor.
     """
     check(recipe, methods)
+    if recipe.routing is not None:
+        return _route(recipe.routing, out)
     assert recipe.merge_method is not None
     spec = methods[recipe.merge_method]
     runs = tuple(_Run(block, spec, recipe, shapes, contents or {}) for block in blocks(recipe))
@@ -95,6 +103,22 @@ def plan(
         index = max(i for i, start in enumerate(starts) if start <= tensor.layer)
         run, offset = runs[index], tensor.layer - starts[index]
         ops.append(run.op(tensor.name, offset, out, offset / (run.length - 1) if run.length > 1 else 1.0))
+    return tuple(ops)
+
+
+def _route(routing: Routing, out: ModelShape) -> tuple[TensorOp, ...]:
+    """Every tensor from its hop's layer; what stands around the layers from the first hop's model."""
+    hops, divisors = routing.hops, routing.divisors()
+    as_it_is = Parameters({}, {}, torch.float32, 0, None, (Origin("", ""),))
+    ops = []
+    for tensor in out.tensors:
+        if tensor.layer is None:
+            source, fold = Input(hops[0].model, tensor.name), Fold()
+        else:
+            hop = hops[tensor.layer]
+            source = Input(hop.model, out.at_layer(tensor.name, hop.layer))
+            fold = Fold(divisors[tensor.layer], out.writer_offset) if tensor.writes_residual else Fold()
+        ops.append(TensorOp(tensor.name, ROUTE, None, (source,), as_it_is, fold))
     return tuple(ops)
 
 

@@ -10,9 +10,15 @@ from huggingface_hub.errors import StrictDataclassError
 
 from evosearch.checkpoints.families.registry import Family
 from evosearch.checkpoints.quiet import no_bars
-from evosearch.checkpoints.reader import CONFIG
+from evosearch.checkpoints.reader import CONFIG, Checkpoint
 from evosearch.errors import CheckpointError
-from evosearch.materialize.forward import settings
+from evosearch.materialize.forward import GENERATION, settings
+
+
+def generation_folder(checkpoint: Checkpoint) -> Path:
+    """Where the generation config of a checkpoint lies: beside its tokenizer, whose ids it then has, or its weights."""
+    beside = checkpoint.tokenizer_folder
+    return beside if (beside / GENERATION).is_file() else checkpoint.folder
 
 
 def build(
@@ -43,7 +49,7 @@ def build(
             model = kind.from_pretrained(
                 None, config=made, state_dict=weights, dtype=compute_dtype, attn_implementation=attention
             )
-        if (folder / "generation_config.json").is_file():  # what the export will carry, as its end tokens
+        if (folder / GENERATION).is_file():  # what the export will carry, as its end tokens
             model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     except (RuntimeError, ValueError, KeyError, TypeError, OSError, StrictDataclassError) as error:
         reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])

@@ -16,6 +16,7 @@ from evosearch.errors import CheckpointError, InputError, RecipeError
 from evosearch.evaluation.inference import Interval
 from evosearch.promotion.disclosure import CONTAMINATED, opened
 from evosearch.recipe import files
+from evosearch.recipe.bundle import bundle
 from evosearch.recipe.mergekit import to_mergekit
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import ModelShape
@@ -91,9 +92,15 @@ def export(
 
 
 def recipe_text(recipe: Recipe, provenance: Provenance, file: str) -> str:
-    """A recipe file, with its provenance as comments; `recipe.schema.load` reads the recipe back equal."""
-    text = header(provenance, f"Rebuild it with:  evosearch merge {file} OUTPUT_FOLDER") + recipe.to_yaml()
-    assert documents.validate(Recipe, documents.parse(text, file, RecipeError), file, RecipeError) == recipe
+    """A recipe file, with its provenance as comments; recipes that it is made of stand in it, too.
+
+    Raises:
+        RecipeError: one of those is missing, or no recipe any more.
+    """
+    whole = bundle(recipe)
+    text = header(provenance, f"Rebuild it with:  evosearch merge {file} OUTPUT_FOLDER") + whole.to_yaml()
+    last = documents.parse_all(text, file, RecipeError)[-1]
+    assert documents.validate(Recipe, last, file, RecipeError) == whole.recipes[None]
     return text
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from evosearch.search.events import Event
 
-CONTROL_KINDS = ("uniform", "scale")  # what "best control" is chosen from
+CONTROL_KINDS = ("stage", "uniform", "scale")  # what "best control" is chosen from
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Standing:
 
     candidate: str
     recipe_id: str
-    kind: str  # candidate | base | parent | uniform | scale
+    kind: str  # candidate | base | parent | stage | uniform | scale
     scores: Mapping[str, float] = field(default_factory=dict)  # split → score
     fitness: Mapping[str, float] = field(default_factory=dict)  # split → fitness
     broken: Mapping[str, float] = field(default_factory=dict)  # split → points by which guards are broken, in all

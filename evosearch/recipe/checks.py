@@ -6,9 +6,13 @@ from typing import Any
 from evosearch import documents
 from evosearch.errors import RecipeError, did_you_mean
 from evosearch.recipe.blocks import Block, Entry, blocks
+from evosearch.recipe.hops import Routing
 from evosearch.recipe.parameters import Setting, leaves
 from evosearch.recipe.schema import NO_EFFECT, Recipe
 from evosearch.recipe.shapes import MethodSpec, Param
+
+NOT_OF_ROUTES = ("base_model", "tokenizer_source", "tokenizer", "chat_template")
+ROUNDING = 1e-9  # a product of scales that is on its bound but for rounding is kept
 
 
 def check(recipe: Recipe, methods: Mapping[str, MethodSpec], where: str = "recipe") -> list[str]:
@@ -24,7 +28,7 @@ def check(recipe: Recipe, methods: Mapping[str, MethodSpec], where: str = "recip
         RecipeError: the first thing wrong.
     """
     if recipe.routing is not None:
-        raise route_refusal(where)
+        return _check_route(recipe, recipe.routing, where)
     assert recipe.merge_method is not None
     spec = methods.get(recipe.merge_method)
     if spec is None:
@@ -50,10 +54,28 @@ def check(recipe: Recipe, methods: Mapping[str, MethodSpec], where: str = "recip
     return list(notes)
 
 
-def route_refusal(where: str) -> RecipeError:
-    """A recipe may hold a route; this version reads it and does not materialize it."""
-    what = "routes are read but not materialized by this version"
-    return RecipeError(documents.join(where, "routing"), what, "A recipe with merge_method")
+def refuse_beside_route(recipe: Recipe, where: str) -> None:
+    """
+    Raises:
+        RecipeError: the recipe is a route, and says where config or tokenizer come from.
+    """
+    for key in NOT_OF_ROUTES if recipe.routing is not None else ():
+        if getattr(recipe, key) is not None:
+            allowed = "A route has config, embeddings, head and tokenizer of its first hop's model"
+            raise RecipeError(documents.join(where, key), "does not go with routing", allowed, "Leave it out")
+
+
+def _check_route(recipe: Recipe, routing: Routing, where: str) -> list[str]:
+    refuse_beside_route(recipe, where)
+    top = routing.max_gain
+    for index, divisor in enumerate(routing.divisors()):
+        if not 1.0 / top <= divisor * (1.0 + ROUNDING) or not divisor <= top * (1.0 + ROUNDING):
+            place = documents.join(where, "routing", "hops", index, "scale")
+            what = f"got {routing.hops[index].scale:g}, and the product of the scales up to here is {divisor:g}"
+            allowed = f"A product in [{1.0 / top:g}, {top:g}], by routing.max_gain"
+            raise RecipeError(place, what, allowed, "Bring this scale or earlier ones nearer to 1")
+    unused = documents.join(where, "seed")
+    return [f"{unused}: has no effect here: a route draws nothing at random"] if recipe.seed else []
 
 
 def _located(recipe: Recipe, where: str) -> tuple[Block, ...]:

@@ -22,6 +22,7 @@ from evosearch.recipe.tokens import BASE, UNION
 
 SUFFIXES = (".yaml", ".yml")
 NAMES_A_MODEL = ("model", "base_model", "tokenizer_source", "source")
+LISTS_MODELS = "models"  # entries of a merge, or the names of those that a route is searched through
 NAMES_A_TOKENIZER = ("tokenizer_source", "source")  # where `base` and `union` are no models
 
 
@@ -168,11 +169,16 @@ def anchor(data: dict[str, Any], folder: Path, local: Mapping[str, str] | None =
 
 def _map_references(node: Any, change: Callable[[str], str]) -> Any:
     if isinstance(node, Mapping):
-        return {
-            key: change(value) if _names_a_model(key, value) else _map_references(value, change)
-            for key, value in node.items()
-        }
+        return {key: _map_value(key, value, change) for key, value in node.items()}
     return [_map_references(item, change) for item in node] if isinstance(node, list | tuple) else node
+
+
+def _map_value(key: str, value: Any, change: Callable[[str], str]) -> Any:
+    if _names_a_model(key, value):
+        return change(value)
+    if key == LISTS_MODELS and isinstance(value, list | tuple):
+        return [change(item) if isinstance(item, str) else _map_references(item, change) for item in value]
+    return _map_references(value, change)
 
 
 def _names_a_model(key: str, value: Any) -> bool:

@@ -1,10 +1,14 @@
 """Routes: the steps a routed model takes through the layers of its sources."""
 
+from itertools import accumulate
+from operator import mul
 from typing import Annotated
 
 from pydantic import Field
 
 from evosearch.documents import Document
+
+MAX_GAIN = 1e6  # beyond it, half precision has no numbers for what is divided
 
 
 class Hop(Document):
@@ -19,6 +23,15 @@ class Hop(Document):
 
 
 class Routing(Document):
-    """A route through the layers of one or more models of one width."""
+    """A route through the layers of one or more models of one width.
+
+    Embeddings, final norm, head, config and tokenizer are those of the first hop's model. `max_gain` bounds every C_k
+    to [1 / max_gain, max_gain].
+    """
 
     hops: Annotated[tuple[Hop, ...], Field(min_length=1)]
+    max_gain: Annotated[float, Field(ge=1, le=MAX_GAIN, strict=True)] = 8.0
+
+    def divisors(self) -> tuple[float, ...]:
+        """C_k for every hop: the product of the scales up to it."""
+        return tuple(accumulate((hop.scale for hop in self.hops), mul))

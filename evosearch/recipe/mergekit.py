@@ -14,6 +14,7 @@ from evosearch import documents
 from evosearch.errors import RecipeError
 from evosearch.recipe.blocks import DEFAULT, Block, Entry, Scope, blocks
 from evosearch.recipe.files import is_recipe
+from evosearch.recipe.mergekit_route import in_slices
 from evosearch.recipe.other_formats import refuse_other_formats
 from evosearch.recipe.parameters import Setting, evaluate, leaves
 from evosearch.recipe.schema import NO_EFFECT, Recipe
@@ -52,12 +53,18 @@ def to_mergekit(
     Raises:
         RecipeError: mergekit cannot express it; says what, and what to do instead.
     """
-    _check_expressible(recipe, shape)
+    if recipe.routing is None:
+        _check_expressible(recipe, shape)
+    _check_biases(shape)
     names = {reference: (folders or {}).get(reference, reference) for reference in recipe.references()}
     for reference, name in names.items():
         _check_reference(reference, name, reference in adapted)
+    if recipe.routing is not None:
+        data = in_slices(recipe.routing, shape, names, INSTEAD)
+        data |= {"dtype": recipe.dtype, "out_dtype": recipe.output_dtype}
+        return _header(recipe, names, adapted) + documents.dump(data)
     parts, views = blocks(recipe), _views(blocks(recipe), shape)
-    data: dict[str, Any] = {"merge_method": recipe.merge_method}
+    data = {"merge_method": recipe.merge_method}
     # Without a base mergekit takes config and tokenizer from whichever model its hashing puts first.
     data["base_model"] = names[recipe.base_model or parts[0].entries[0].model]
     if parts[0].entries[0].layers is None:
@@ -119,8 +126,6 @@ def _leaves_base_out(block: Block) -> bool:
 
 
 def _check_expressible(recipe: Recipe, shape: ModelShape) -> None:
-    if recipe.routing is not None:
-        raise RecipeError("recipe.routing", "mergekit cannot express this route", next=INSTEAD)
     method = recipe.merge_method
     assert method is not None
     if method not in PARAMETERS:
@@ -133,6 +138,9 @@ def _check_expressible(recipe: Recipe, shape: ModelShape) -> None:
                 what = f"mergekit's {method} has no '{name}'" + (f" other than '{implied}'" if implied else "")
                 raise RecipeError(documents.join(where, name), what, next=INSTEAD)
     _check_vocabulary(recipe)
+
+
+def _check_biases(shape: ModelShape) -> None:
     if shape.architecture == "LlamaForCausalLM" and any(name.endswith(".bias") for name in shape.by_name):
         what = "mergekit's Llama has no biases, and would leave these models' out"
         raise RecipeError("recipe.models", what, next=INSTEAD)

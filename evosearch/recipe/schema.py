@@ -150,7 +150,7 @@ class Recipe(Document):
 
     @property
     def parents(self) -> tuple[str, ...]:
-        """The models that are merged, each once, the base of the whole not counted."""
+        """The models that are merged or passed through, each once, the base of the whole not counted."""
         named = [model for model in _models(self) if model != self.base_model]
         return tuple(dict.fromkeys(named))
 
@@ -159,7 +159,6 @@ class Recipe(Document):
         named = [self.base_model] if self.base_model else []
         named += _models(self)
         named += [part.base_model for _, part in self.named_slices() if part.base_model]
-        named += [hop.model for hop in self.routing.hops] if self.routing else []
         named += self.vocabulary.models() if self.vocabulary is not None else []
         return tuple(dict.fromkeys(named))
 
@@ -182,7 +181,8 @@ class Recipe(Document):
 def _models(recipe: Recipe) -> list[str]:
     named = [entry.model for entry in recipe.models]
     named += [entry.model for module in recipe.modules.values() for entry in module.models]
-    return named + [source.model for _, part in recipe.named_slices() for source in part.sources]
+    named += [source.model for _, part in recipe.named_slices() for source in part.sources]
+    return named + [hop.model for hop in recipe.routing.hops] if recipe.routing else named
 
 
 def _tidy(node: Any) -> Any:

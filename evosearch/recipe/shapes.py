@@ -64,12 +64,18 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The layout of a checkpoint: which tensors it has, and where each stands."""
+    """The layout of a checkpoint: which tensors it has, and where each stands.
+
+    `writer_offset` is what the model adds to a stored weight that writes to the residual stream before it multiplies by
+    it; `kinds` says whether the config tells of single layers which kind they are.
+    """
 
     architecture: str
     num_layers: int
     tensors: tuple[TensorSpec, ...]
     tied_embeddings: bool = False
+    writer_offset: float = 0.0
+    kinds: bool = field(default=False, compare=False)  # written out in one config, implied in another
     by_name: Mapping[str, TensorSpec] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -4,19 +4,23 @@ The base, each parent, their uniform average, and a sweep of one task-arithmetic
 better of the last two has found nothing that one line of YAML would not have given.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from evosearch.recipe.schema import Input, Recipe
 
 # One scale for the sum of all task vectors; 1/K would be the uniform average of K parents.
 SCALES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
+NO_BASE = "the recipe has no base_model"
+NO_BASE_OF_A_ROUTE = "a route has no base_model, and controls.base_model names none"
 
 
 @dataclass(frozen=True)
 class Control:
     """One control. Without a recipe it does not apply to this search, and `skipped` says why.
 
-    `weights` is what the control means to each parent as a task-arithmetic weight: where a search may start.
+    `weights` is what the control means to each parent of the recipe as a task-arithmetic weight: where a search may
+    start. One that is made of other models has none.
     """
 
     name: str
@@ -26,15 +30,35 @@ class Control:
     skipped: str | None = None
 
 
-def controls(example: Recipe, scales: tuple[float, ...] = SCALES, alike: bool = True) -> list[Control]:
+def averaged(example: Recipe, base: str | None = None, models: tuple[str, ...] | None = None) -> tuple[str, ...]:
+    """What the uniform average is made of; the base is not counted. The arguments are those of `controls`."""
+    return tuple(model for model in models or example.parents if model != (base or example.base_model))
+
+
+def controls(
+    example: Recipe,
+    scales: tuple[float, ...] = SCALES,
+    alike: bool = True,
+    base: str | None = None,
+    models: tuple[str, ...] | None = None,
+) -> list[Control]:
     """The controls of a search.
 
     Args:
-        example: any filled recipe of the search; its base, models, vocabulary and dtypes are used.
-        alike: the models have the same layers, so that they can be merged whole.
+        example: the recipe's frame, or any filled recipe that names all its models; its base, models, vocabulary and
+            dtypes are used. A route has no base, and its models are the parents.
+        alike: base and averaged models have the same layers, so that they can be merged whole.
+        base: in place of the recipe's, which then is a parent where it is another.
+        models: what uniform average and sweep are made of in place of the recipe's models. Each is a parent, too.
     """
-    base, parents = example.base_model, list(example.parents)
-    count = len(parents)
+    base, own = base or example.base_model, example.parents
+    parents, mixed = list(averaged(example, base)), list(averaged(example, base, models))
+    further = [*mixed, *filter(None, [example.base_model])]
+    parents += [model for model in dict.fromkeys(further) if model not in (base, *parents)]
+
+    def weights(each: Mapping[str, float]) -> tuple[float, ...]:
+        """As weights of the recipe's own parents, where no other model has one."""
+        return tuple(each.get(model, 0.0) for model in own) if each.keys() <= set(own) else ()
 
     def merge(method: str, models: list[str], weight: float) -> Recipe:
         return Recipe(
@@ -49,22 +73,23 @@ def controls(example: Recipe, scales: tuple[float, ...] = SCALES, alike: bool = 
         )
 
     out = [
-        Control("base", "base", merge("linear", [base], 1.0), (0.0,) * count)
+        Control("base", "base", merge("linear", [base], 1.0), weights({}))
         if base
-        else Control("base", "base", None, skipped="the recipe has no base_model")
+        else Control("base", "base", None, skipped=NO_BASE if example.routing is None else NO_BASE_OF_A_ROUTE)
     ]
     for index, parent in enumerate(parents):
-        own = tuple(float(index == other) for other in range(count))
-        out.append(Control(f"parent:{index}", "parent", merge("linear", [parent], 1.0), own))
-    mixed = None if alike else "the models have different layers"
-    if count < 2 or mixed:
-        out.append(Control("uniform", "uniform", None, skipped=mixed or "there is only one parent"))
+        out.append(Control(f"parent:{index}", "parent", merge("linear", [parent], 1.0), weights({parent: 1.0})))
+    apart = None if alike else "the models have different layers"
+    if len(mixed) < 2 or apart:
+        out.append(Control("uniform", "uniform", None, skipped=apart or "there is only one parent"))
     else:
-        out.append(Control("uniform", "uniform", merge("linear", parents, 1.0), (1.0 / count,) * count))
+        equal = weights(dict.fromkeys(mixed, 1.0 / len(mixed)))
+        out.append(Control("uniform", "uniform", merge("linear", mixed, 1.0), equal))
     for scale in scales:
         name = f"scale:{scale:.2f}"
-        if base and not mixed:
-            out.append(Control(name, "scale", merge("task_arithmetic", parents, scale), (scale,) * count))
+        if base and mixed and not apart:
+            recipe = merge("task_arithmetic", mixed, scale)
+            out.append(Control(name, "scale", recipe, weights(dict.fromkeys(mixed, scale))))
         else:
-            out.append(Control(name, "scale", None, skipped=mixed or "task arithmetic needs a base_model"))
+            out.append(Control(name, "scale", None, skipped=apart or "task arithmetic needs a base_model"))
     return out

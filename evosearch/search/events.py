@@ -11,11 +11,13 @@ last `restarted` on; everything else is the record that people and the mirror re
 | scored | candidate, recipe_id, worker, part, and the card's summary |
 | failed | candidate, split, part, stage, reason, traceback, worker |
 | retried | candidate, split, part, stage, reason, traceback |
-| told | group, observations [{candidate, value, stderr, n, state, violations [points]}] |
+| told | group, observations [{candidate, value, stderr, n, state, violations, objectives}] |
 | finalist | candidate, rank, score on validation |
+| winner | candidate, recipe, recipe_id, score on validation: what a stage found, which later stages build on |
 | test_opened | digest, candidates, count |
 | gated | promoted, winner, reasons, comparisons, guards |
 | promoted | candidate, registered_as, version, exported |
+| warm_started | search, search_id, start (a genome), known [{candidate, genome, and as in `told`}] |
 | restarted | start (a genome), reason: a new optimizer takes over; replay reads only what comes after |
 | stopped | reason |
 
@@ -23,6 +25,8 @@ The circumstances are what scores depend on and the spec does not hold: inputs {
 {reference: {config.json, tokenizer's files: sha256}}, suite (as read), tasks {task: {config key: digest}}, batches
 {split: digest}, item_sets {split: {task: digest}}. A resume under others is refused; ledgers of earlier versions lack
 some of them, and what they lack is not compared.
+
+`violations` are points beyond each guard, `objectives` [{value, stderr, n}] are there where there are several.
 
 `part` is there where candidates are scored on a part of the search split (see sampling), `violations` and `guards`
 where the suite has guards, in its order.
@@ -43,10 +47,12 @@ EventType = Literal[
     "retried",
     "told",
     "finalist",
+    "winner",
     "test_opened",
     "reread",
     "gated",
     "promoted",
+    "warm_started",
     "restarted",
     "stopped",
 ]

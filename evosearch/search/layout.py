@@ -74,18 +74,31 @@ class Layout:
             return [{"filter": pattern, "value": values[""]}]
         if self.hole.per == "gradient":
             return [{"filter": pattern, "value": [values[key] for key in self.keys]}]
-        layers = self._by_layer(values)
-        # mergekit takes the first filter that is a part of a tensor's name, so an end such as `norm.weight` would also
-        # take `layers.0.input_norm.weight`. Longer names come first: a name is never a part of a shorter one.
-        ends = {tensor.name: self._end(tensor, values, layers) for tensor in self._ends()}
-        inner = {t.name: layers for t in self.tensors if t.layer is not None and any(end in t.name for end in ends)}
-        named: dict[str, Any] = {**ends, **inner}
-        ordered = sorted(named, key=len, reverse=True) if inner else list(named)
-        return [*({"filter": name, "value": named[name]} for name in ordered), {"filter": pattern, "value": layers}]
+        layers = [values[key] for key in self._by_layer]
+        named = [
+            {"filter": name, "value": layers if end is None else self._end(end, values, layers)}
+            for name, end in self._named
+        ]
+        return [*named, {"filter": pattern, "value": layers}]
 
-    def _by_layer(self, values: Mapping[str, Scalar]) -> list[Scalar]:
+    @cached_property
+    def _by_layer(self) -> tuple[str, ...]:
+        """The number of every layer of the model; where there is no tensor, any will do."""
         nearest = (min(self._layers, key=lambda other: abs(other - layer)) for layer in range(self.shape.num_layers))
-        return [values[self._inner(layer)] for layer in nearest]  # where there is no tensor, any number will do
+        return tuple(self._inner(layer) for layer in nearest)
+
+    @cached_property
+    def _named(self) -> tuple[tuple[str, TensorSpec | None], ...]:
+        """Tensors with a filter of their own: those outside the layers, and those (None) that these would catch.
+
+        mergekit takes the first filter that is a part of a tensor's name, so an end such as `norm.weight` would also
+        take `layers.0.input_norm.weight`. Longer names come first: a name is never a part of a shorter one.
+        """
+        ends: dict[str, TensorSpec | None] = {tensor.name: tensor for tensor in self._ends()}
+        inner = [t.name for t in self.tensors if t.layer is not None and any(end in t.name for end in ends)]
+        named = ends | dict.fromkeys(inner)
+        ordered = sorted(named, key=len, reverse=True) if inner else list(named)
+        return tuple((name, named[name]) for name in ordered)
 
     def _inner(self, layer: int) -> str:
         """The number of a layer."""

@@ -25,6 +25,7 @@ from evosearch.search.events import PAYLOAD_VERSION, Event
 from evosearch.search.ledger_lock import holder, holding
 
 Entry = tuple[str, Mapping[str, Any]]  # event type, payload
+PAGE = 64  # events that `stream` holds at once
 
 
 class RecordedTwiceError(AssertionError):
@@ -138,6 +139,28 @@ class Ledger:
         query = query.where(at.search_id == search_id, at.seq > after).order_by(at.seq)
         if types is not None:
             query = query.where(at.type.in_(list(types)))
+        return self._events(query, search_id)
+
+    def stream(self, search_id: str, after: int = 0) -> Iterator[Event]:
+        """What `events` gives, without holding all of it: long searches of many dimensions are large.
+
+        Raises:
+            LedgerError: a newer version wrote one of them.
+        """
+        at = store.events.c
+        query = sa.select(at.seq, at.time, at.type, at.version, at.payload).where(at.search_id == search_id)
+        while found := self._events(query.where(at.seq > after).order_by(at.seq).limit(PAGE), search_id):
+            yield from found
+            after = found[-1].seq
+
+    def event(self, search_id: str, seq: int) -> Event:
+        """One recorded event."""
+        at = store.events.c
+        query = sa.select(at.seq, at.time, at.type, at.version, at.payload)
+        (found,) = self._events(query.where(at.search_id == search_id, at.seq == seq), search_id)
+        return found
+
+    def _events(self, query: sa.Select[Any], search_id: str) -> list[Event]:
         with self._reading() as connection:
             rows = connection.execute(query).all()
         for row in rows:

@@ -48,13 +48,16 @@ class Executor(Protocol):
 
     @property
     def slots(self) -> int:
-        """How many jobs run at once: how many to keep submitted."""
+        """How many jobs can run at once now. It changes as workers start and die; 0 where none has started yet."""
 
     def submit(self, job: Job) -> None:
         """Queue a job; returns at once or, in process, after scoring it at the next `wait`."""
 
     def wait(self, timeout_s: float) -> list[Outcome]:
-        """Outcomes that are ready, at least one unless the time runs out or nothing is queued."""
+        """Outcomes that are ready, at least one unless the time runs out, nothing is queued, or slots were added.
+
+        What is queued has gone to whoever became free before this returns, so that nobody waits for the caller.
+        """
 
     def close(self) -> None:
         """Give the workers back; queued jobs are dropped."""

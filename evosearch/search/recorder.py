@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from evosearch.evaluation.types import ScoreCard
 from evosearch.search.ledger import Ledger
 from evosearch.search.ports import Executor, Failure, Job, Outcome, Tracker
 from evosearch.search.state import SearchState
@@ -22,7 +23,8 @@ class Recorder:
     watcher: Watcher = field(default_factory=Silent)
 
     def __post_init__(self) -> None:
-        self.state = SearchState.from_events(self.ledger.events(self.search_id))
+        ledger, search_id = self.ledger, self.search_id
+        self.state = SearchState.from_events(ledger.stream(search_id), read=lambda seq: ledger.event(search_id, seq))
 
     def record(self, entries: list[tuple[str, dict[str, Any]]]) -> None:
         """Commit events in one transaction."""
@@ -39,28 +41,36 @@ class Recorder:
         for job in jobs:
             executor.submit(job)
         while left:
-            for outcome in executor.wait(WAIT_S):
-                self.settle(outcome)
-                left.discard(outcome.job.id)
+            outcomes = executor.wait(WAIT_S)
+            self.settle(outcomes)
+            left -= {outcome.job.id for outcome in outcomes}
             self.watcher.update(progress(len(left)))
 
-    def settle(self, outcome: Outcome) -> None:
-        """Commit what became of a job: its retries, its failure, or its card with every item's score."""
-        job = outcome.job
-        candidate = candidate_of(job)
-        base: dict[str, Any] = {"candidate": candidate, "split": job.batch.split, "worker": outcome.worker}
-        if job.part is not None:
-            base["part"] = job.part
-        entries: list[tuple[str, dict[str, Any]]] = [("retried", base | _why(fault)) for fault in outcome.retries]
-        if outcome.card is not None:
-            known = {"recipe_id": self.state.recipe_ids.get(candidate)}
-            self._apply([*entries, ("scored", base | known | outcome.card.summary())], [(candidate, outcome.card)])
-            return
-        assert outcome.failure is not None
-        self._apply([*entries, ("failed", base | _why(outcome.failure))], [])
-        self.watcher.note(f"{outcome.job.id} failed: {outcome.failure.stage}: {outcome.failure.reason}")
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        """Commit what became of jobs, what arrived together in one transaction: retries, failures, items' scores."""
+        entries: list[tuple[str, dict[str, Any]]] = []
+        scores: list[tuple[str, ScoreCard]] = []
+        for outcome in outcomes:
+            job = outcome.job
+            candidate = candidate_of(job)
+            base: dict[str, Any] = {"candidate": candidate, "split": job.batch.split, "worker": outcome.worker}
+            if job.part is not None:
+                base["part"] = job.part
+            entries += [("retried", base | _why(fault)) for fault in outcome.retries]
+            if outcome.card is not None:
+                known = {"recipe_id": self.state.recipe_ids.get(candidate)}
+                entries.append(("scored", base | known | outcome.card.summary()))
+                scores.append((candidate, outcome.card))
+            else:
+                assert outcome.failure is not None
+                entries.append(("failed", base | _why(outcome.failure)))
+        if entries:
+            self._apply(entries, scores)
+        for outcome in outcomes:
+            if (failure := outcome.failure) is not None:
+                self.watcher.note(f"{outcome.job.id} failed: {failure.stage}: {failure.reason}")
 
-    def _apply(self, entries: list[tuple[str, dict[str, Any]]], scores: list[tuple[str, Any]]) -> None:
+    def _apply(self, entries: list[tuple[str, dict[str, Any]]], scores: list[tuple[str, ScoreCard]]) -> None:
         for event in self.ledger.append(self.search_id, entries, scores):
             self.state.apply(event)
         for tracker in self.trackers:

@@ -40,25 +40,32 @@ def replay(optimizer: Optimizer, events: Iterable[Event]) -> Replayed:
     for event in events:
         run.apply(event)
     run.ask_group()
-    groups = [int(payload["group"]) for payload in run.asked.values()]
-    return Replayed(list(run.pending.values()), run.told, len(run.asked), 1 + max(groups, default=-1))
+    return Replayed(list(run.pending.values()), run.told, len(run.asked), run.groups)
 
 
 def observed(told: Payload, genome: Genome) -> Observation:
     """One observation of a `told` event, about the genome that was recorded."""
-    objectives: tuple[Estimate, ...] = ()
-    if told["state"] == "scored":
-        objectives = (Estimate(float(told["value"]), float(told["stderr"]), int(told["n"])),)
     violations = tuple(map(float, told.get("violations", ())))  # none where the suite has no guards
-    return Observation(told["candidate"], genome, objectives, violations, "scored" if objectives else "failed")
+    if told["state"] != "scored":
+        return Observation(told["candidate"], genome, (), violations, "failed")
+    fitness = _estimate(told)
+    if "objectives" not in told:
+        return Observation(told["candidate"], genome, (fitness,), violations)
+    objectives = tuple(map(_estimate, told["objectives"]))
+    return Observation(told["candidate"], genome, objectives, violations, fitness=fitness)
+
+
+def _estimate(recorded: Payload) -> Estimate:
+    return Estimate(float(recorded["value"]), float(recorded["stderr"]), int(recorded["n"]))
 
 
 class _Replay:
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
-        self.asked: dict[str, Payload] = {}  # candidate → payload, everything asked so far
+        self.asked: set[str] = set()  # candidates, everything asked so far
         self.pending: dict[str, Payload] = {}
         self.told = 0
+        self.groups = 0
         self._group: list[Payload] = []  # recorded asks that are not yet asked again
         self._versions: Mapping[str, str] = {}
 
@@ -81,7 +88,9 @@ class _Replay:
         for payload, genome in zip(group, self.optimizer.ask(len(group)), strict=True):
             assert payload["candidate"] not in self.asked, "a candidate is asked once"
             self._compare(payload, genome)
-            self.asked[payload["candidate"]] = self.pending[payload["candidate"]] = payload
+            self.asked.add(payload["candidate"])
+            self.pending[payload["candidate"]] = payload
+            self.groups = max(self.groups, int(payload["group"]) + 1)
 
     def _tell(self, payload: Payload) -> None:
         observations = [

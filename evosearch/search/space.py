@@ -18,6 +18,7 @@ from evosearch.search import holes
 from evosearch.search.holes import Hole
 from evosearch.search.idle import deciding, reason
 from evosearch.search.layout import Layout, Piece, flatten, reached
+from evosearch.search.routes import ROUTING, Routes, is_route, parse
 from evosearch.search.template import METHOD, Path, Target, at, belongs, is_stacked, refuse_misplaced, scopes
 from evosearch.search.types import Dimension, Genome
 
@@ -32,10 +33,16 @@ class SearchSpace:
     _targets: Mapping[str, tuple[Target, ...]]  # dimension → every setting it fills
     _methods: Mapping[str, MethodSpec]
     _where: str
+    _routes: Routes | None = None  # what is searched in place of holes in parameters
 
     @classmethod
     def from_template(
-        cls, template: Mapping[str, Any], shape: ModelShape, methods: Mapping[str, MethodSpec], where: str = "recipe"
+        cls,
+        template: Mapping[str, Any],
+        shape: ModelShape,
+        methods: Mapping[str, MethodSpec],
+        where: str = "recipe",
+        depths: Mapping[str, int] | None = None,
     ) -> Self:
         """Lay out the space of a recipe with holes.
 
@@ -44,11 +51,15 @@ class SearchSpace:
             shape: the layout that the recipe's models share.
             methods: every known merge method.
             where: what to put before a key in an error, as `night.yaml: recipe`.
+            depths: reference → number of layers, for a search over routes; of what is not in it, as many as in `shape`.
 
         Raises:
             RecipeError: a hole is not well-formed, stands where nothing can be searched, or there is none; or the
                 recipe is wrong with its holes filled.
         """
+        if is_route(template):
+            refuse_misplaced(template, where)
+            return cls._of_routes(template, shape, methods, where, depths or {})
         builder = _Builder(dict(template), shape, methods, where)
         builder.build()
         space = cls(
@@ -67,17 +78,35 @@ class SearchSpace:
             check(space.fill(genome), methods, where)
         return replace(space, dimensions=space._not_idle(shape, builder.chosen, builder.places))
 
+    @classmethod
+    def _of_routes(
+        cls,
+        template: Mapping[str, Any],
+        shape: ModelShape,
+        methods: Mapping[str, MethodSpec],
+        where: str,
+        depths: Mapping[str, int],
+    ) -> Self:
+        known = {model: depths.get(model, shape.num_layers) for model in parse(template, where).models}
+        routes = Routes.from_template(template, known, where)
+        space = cls(routes.dimensions, deepcopy(dict(template)), {}, {}, methods, where, routes)
+        for genome in space.corners():
+            check(space.fill(genome), methods, where)
+        return space
+
     def initial(self) -> Genome:
         """Every dimension at its `init`."""
         return {dimension.name: dimension.init for dimension in self.dimensions}
 
     def with_weight(self, per_model: Sequence[float] | float) -> Genome:
-        """The initial genome with every number of a parameter named `weight` set, within its bounds.
+        """The initial genome with every number of a parameter named `weight` set, within its bounds; a route has none.
 
         Args:
             per_model: one weight for every parent (`Recipe.parents`: the models that are not the base), or one for
-                all. A number that several parents share takes their mean.
+                all. A number that several parents share takes their mean. No weights leave everything as it is.
         """
+        if self._routes is not None or per_model == ():
+            return self.initial()
         parents = self._parents()
         weights = [float(per_model)] * len(parents) if isinstance(per_model, int | float) else list(per_model)
         assert len(weights) == len(parents), f"{len(weights)} weights for {len(parents)} parents"
@@ -107,10 +136,11 @@ class SearchSpace:
         Raises:
             RecipeError: the genome lacks a dimension, has one too many, or a value lies outside.
         """
-        known = [dimension.name for dimension in self.dimensions]
+        known = {dimension.name for dimension in self.dimensions}
         for name in genome:
             if name not in known:
-                raise RecipeError(f"genome: {name}", "no dimension of this search", next=did_you_mean(name, known))
+                near = did_you_mean(name, sorted(known))
+                raise RecipeError(f"genome: {name}", "no dimension of this search", next=near)
         for dimension in self.dimensions:
             if dimension.name not in genome:
                 raise RecipeError(f"genome: {dimension.name}", "missing")
@@ -125,6 +155,9 @@ class SearchSpace:
             RecipeError: the genome is not of this space, or the recipe is not well-formed.
         """
         self.validate(genome)
+        if self._routes is not None:
+            data = {**self._template, ROUTING: self._routes.fill(genome)}
+            return validate(Recipe, data, self._where, RecipeError)
         data = deepcopy(dict(self._template))
         chosen = self._dimension_of(((), METHOD))
         if chosen is not None:
@@ -168,6 +201,9 @@ class SearchSpace:
 
     def corners(self) -> Iterator[Genome]:
         """Genomes that together hold every choice. (Bounds are checked where a hole is read.)"""
+        if self._routes is not None:
+            yield from self._routes.corners()
+            return
         yield self.initial()
         for dimension in self.dimensions:
             for choice in dimension.choices:

@@ -1,6 +1,7 @@
 """What the events of a search add up to: the one reading of the ledger that everybody shares."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -8,21 +9,28 @@ from evosearch.evaluation.types import Estimate
 from evosearch.search import guards
 from evosearch.search.events import CIRCUMSTANCES, Event
 
+BULK = ("genome", "recipe")  # keys of `asked` as long as the genome: read back where that is possible
+
 
 @dataclass
 class SearchState:
     """Folded events.
 
     `cards` and `done` are of all items of a split, keyed by (candidate, split); `samples` and `sampled` of a part of
-    the search split, keyed by (candidate, part).
+    the search split, keyed by (candidate, part). `done` and `sampled` need no more work: scored, or failed for good.
+
+    What is asked for at every outcome takes the same time however long the search is. With `read`, genomes and recipes
+    of candidates stay in the ledger: a state then grows by what is known of candidates, not by what they are.
     """
+
+    read: Callable[[int], Event] | None = None  # seq → that event
 
     name: str = ""
     spec: dict[str, Any] = field(default_factory=dict)
     circumstances: dict[str, Any] = field(default_factory=dict)  # what the search began with, see events
     controls: dict[str, dict[str, Any]] = field(default_factory=dict)
     control_kinds: dict[str, str] = field(default_factory=dict)
-    asked: dict[str, dict[str, Any]] = field(default_factory=dict)
+    asked: dict[str, dict[str, Any]] = field(default_factory=dict)  # without `BULK` where there is `read`
     recipe_ids: dict[str, str] = field(default_factory=dict)
     # (recipe_id, part that it is scored on) → the first asked candidate that had it
     first_with: dict[tuple[str, int | None], str] = field(default_factory=dict)
@@ -30,6 +38,18 @@ class SearchState:
     samples: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
     told: dict[str, dict[str, Any]] = field(default_factory=dict)  # candidate → the observation
     failed: list[dict[str, Any]] = field(default_factory=list)
+    done: set[tuple[str, str]] = field(default_factory=set)
+    sampled: set[tuple[str, int]] = field(default_factory=set)
+    finished: set[str] = field(default_factory=set)  # asked, and done on the search split or a part of it
+    any_scored: bool = False  # at least one asked candidate has a score
+    groups: int = 0  # that were asked
+    newly_asked: Counter[int | None] = field(default_factory=Counter)  # part → candidates that were no duplicates
+    repeated: int = 0  # the last so many that were asked were duplicates
+    best_told: tuple[float, float] | None = None  # (violation, -fitness) of the best that an optimizer was told of
+    told_since_best: int = 0  # to the present optimizer
+    restarted: dict[str, Any] | None = None  # what the present optimizer began with, where it is not the first
+    restarted_at: int = 0  # seq; the record of the present optimizer begins after it
+    asked_before: int = 0  # candidates, by earlier optimizers
     retried: int = 0
     told_groups: int = 0
     finalists: list[dict[str, Any]] = field(default_factory=list)
@@ -37,15 +57,23 @@ class SearchState:
     gated: dict[str, Any] | None = None
     gated_at: int = 0  # how many candidates had been asked when the gate last decided
     promoted: dict[str, Any] | None = None
+    winner: dict[str, Any] | None = None  # of a stage
+    winner_at: int = 0  # how many candidates had been asked when it was chosen
+    warm_start: dict[str, Any] | None = None
     stopped: str | None = None
     sessions: int = 0
     seconds_before: float = 0.0  # time that the recorded sessions took, idle time between them not counted
     last_seq: int = 0
     last_time: float = 0.0
+    _asked_at: dict[str, int] = field(default_factory=dict)  # candidate → seq of its `asked`, where there is `read`
+    _failed_names: set[str] = field(default_factory=set)
+    _leader: tuple[float, float] | None = None  # (violation, -fitness) of the best but for the two below
+    _news: dict[str, None] = field(default_factory=dict)  # candidates of whom more is known since the leader was found
+    _recount: bool = False  # what candidates are compared by has changed
 
     @classmethod
-    def from_events(cls, events: Iterable[Event]) -> Self:
-        state = cls()
+    def from_events(cls, events: Iterable[Event], read: Callable[[int], Event] | None = None) -> Self:
+        state = cls(read=read)
         for event in events:
             state.apply(event)
         return state
@@ -65,33 +93,8 @@ class SearchState:
         return dict(self.circumstances.get("inputs", {}))
 
     @property
-    def done(self) -> set[tuple[str, str]]:
-        """(candidate, split) pairs that need no more work: scored, or failed for good."""
-        return self.cards.keys() | {(f["candidate"], f["split"]) for f in self.failed if f.get("part") is None}
-
-    @property
-    def sampled(self) -> set[tuple[str, int]]:
-        """(candidate, part) pairs that need no more work."""
-        return self.samples.keys() | {(f["candidate"], f["part"]) for f in self.failed if f.get("part") is not None}
-
-    @property
-    def finished(self) -> list[str]:
-        """Asked candidates that are scored, or failed, on the search split or a part of it."""
-        whole = {name for name, split in self.done if split == "search"}
-        return [name for name in whole | {name for name, _ in self.sampled} if name.isdigit()]
-
-    @property
-    def any_scored(self) -> bool:
-        """Whether at least one asked candidate has a score."""
-        return any(name.isdigit() for name, _ in (*self.cards, *self.samples))
-
-    @property
     def asked_count(self) -> int:
         return len(self.asked)
-
-    @property
-    def groups(self) -> int:
-        return 1 + max((payload["group"] for payload in self.asked.values()), default=-1)
 
     def fitness(self, candidate: str, split: str = "search") -> Estimate | None:
         card = self.cards.get((candidate, split))
@@ -102,7 +105,7 @@ class SearchState:
         return float(card["score"]) if card else None
 
     def has_failed(self, candidate: str) -> bool:
-        return any(failure["candidate"] == candidate for failure in self.failed)
+        return candidate in self._failed_names
 
     @property
     def limits(self) -> dict[str, float]:
@@ -153,20 +156,38 @@ class SearchState:
         return sum(max(0.0, amount) for amount in told.get("violations", ())), float(told["value"])
 
     def best(self) -> float | None:
-        """Fitness of the best asked candidate, None before the first; those that break no guard come first."""
-        limits, held = self.limits, self._held("search")  # once: this is asked at every outcome, of all candidates
-        known = [found for name in self.asked if (found := self._evidence(name, limits, held)) is not None]
-        return min(known, key=lambda found: (found[0], -found[1]))[1] if known else None
+        """Fitness of the best asked candidate, None before the first; those that break no guard come first.
+
+        Looks only at what became known since it was last asked, unless a control's score changed what guards are held
+        against.
+        """
+        names = self.asked if self._recount else self._news
+        if names:
+            limits, held = self.limits, self._held("search")  # once, however many there are
+            known = [found for name in names if (found := self._evidence(name, limits, held)) is not None]
+            ranked = [(violation, -fitness) for violation, fitness in known]
+            if self._leader is not None and not self._recount:
+                ranked.append(self._leader)
+            self._leader = min(ranked, default=None)
+            self._news, self._recount = {}, False
+        return -self._leader[1] if self._leader else None
+
+    def payload(self, candidate: str) -> dict[str, Any]:
+        """All that was recorded when a candidate was asked."""
+        if self.read is None:
+            return self.asked[candidate]
+        return self.read(self._asked_at[candidate]).payload
 
     def recipe(self, candidate: str) -> dict[str, Any]:
         """The recorded recipe of a control or an asked candidate, as plain data."""
-        payload = self.controls.get(candidate) or self.asked[candidate]
+        payload = self.controls.get(candidate) or self.payload(candidate)
         recipe: dict[str, Any] = payload["recipe"]
         return recipe
 
     def _on_started(self, payload: dict[str, Any]) -> None:
         self.name, self.spec = payload["name"], payload["spec"]
         self.circumstances |= {key: payload[key] for key in CIRCUMSTANCES if key in payload}
+        self._recount = True  # the suite, and with it the guards
         self.sessions += 1
         self.stopped = None
 
@@ -177,25 +198,62 @@ class SearchState:
             self.recipe_ids[payload["candidate"]] = payload["recipe_id"]
 
     def _on_asked(self, payload: dict[str, Any]) -> None:
-        self.asked[payload["candidate"]] = payload
-        self.recipe_ids[payload["candidate"]] = payload["recipe_id"]
-        self.first_with.setdefault((payload["recipe_id"], payload.get("part")), payload["candidate"])
+        candidate, part, first = payload["candidate"], payload.get("part"), payload.get("duplicate_of")
+        if self.read is not None:
+            self._asked_at[candidate] = self.last_seq
+            payload = {key: value for key, value in payload.items() if key not in BULK}
+        self.asked[candidate] = payload
+        self.recipe_ids[candidate] = payload["recipe_id"]
+        self.first_with.setdefault((payload["recipe_id"], part), candidate)
+        self.groups = max(self.groups, payload["group"] + 1)
+        self.newly_asked[part] += first is None
+        self.repeated = self.repeated + 1 if first is not None else 0
 
     def _on_scored(self, payload: dict[str, Any]) -> None:
-        if payload.get("part") is None:
-            self.cards[payload["candidate"], payload["split"]] = payload
+        candidate, split, part = payload["candidate"], payload["split"], payload.get("part")
+        if part is None:
+            self.cards[candidate, split] = payload
         else:
-            self.samples[payload["candidate"], payload["part"]] = payload
+            self.samples[candidate, part] = payload
+        self._settled(candidate, split, part)
+        self.any_scored |= candidate.isdigit()
+        if split == "search" and part is None:
+            if candidate in self.asked and candidate not in self.told:
+                self._news[candidate] = None
+            else:  # a control, or more is known of a candidate than what was told, for better or worse
+                self._recount = True
 
     def _on_failed(self, payload: dict[str, Any]) -> None:
         self.failed.append(payload)
+        self._failed_names.add(payload["candidate"])
+        self._settled(payload["candidate"], payload["split"], payload.get("part"))
+
+    def _settled(self, candidate: str, split: str, part: int | None) -> None:
+        if part is None:
+            self.done.add((candidate, split))
+        else:
+            self.sampled.add((candidate, part))
+        if candidate.isdigit() and (part is not None or split == "search"):
+            self.finished.add(candidate)
 
     def _on_retried(self, payload: dict[str, Any]) -> None:
         self.retried += 1
 
     def _on_told(self, payload: dict[str, Any]) -> None:
         self.told_groups += 1
-        self.told.update((told["candidate"], told) for told in payload["observations"])
+        for told in payload["observations"]:
+            name = told["candidate"]
+            self.told[name], self._news[name] = told, None
+            found = self.as_told(name)
+            standing = (found[0], -found[1]) if found else None
+            if standing is not None and (self.best_told is None or standing < self.best_told):
+                self.best_told, self.told_since_best = standing, 0
+            else:
+                self.told_since_best += 1
+
+    def _on_restarted(self, payload: dict[str, Any]) -> None:
+        self.restarted, self.restarted_at, self.asked_before = payload, self.last_seq, self.asked_count
+        self.told_since_best = 0
 
     def _on_finalist(self, payload: dict[str, Any]) -> None:
         if payload["rank"] == 1:  # a new round: the budget was extended and there are new candidates
@@ -210,6 +268,12 @@ class SearchState:
 
     def _on_promoted(self, payload: dict[str, Any]) -> None:
         self.promoted = payload
+
+    def _on_winner(self, payload: dict[str, Any]) -> None:
+        self.winner, self.winner_at = payload, self.asked_count
+
+    def _on_warm_started(self, payload: dict[str, Any]) -> None:
+        self.warm_start = payload
 
     def _on_stopped(self, payload: dict[str, Any]) -> None:
         self.stopped = payload["reason"]

@@ -5,11 +5,13 @@ from typing import Any
 
 from evosearch.documents import join, validate
 from evosearch.errors import RecipeError
+from evosearch.recipe.checks import refuse_beside_route
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import Place, TensorSpec
-from evosearch.search import holes
+from evosearch.search import holes, routes
 
 METHOD = "merge_method"
+OF_MERGES = (METHOD, "models", "slices", "modules", "parameters")
 Path = tuple[str | int, ...]  # the keys of a scope in the recipe: () for its own parameters, ("models", 1)
 Target = tuple[Path, str]  # scope, parameter
 
@@ -17,26 +19,34 @@ Target = tuple[Path, str]  # scope, parameter
 def refuse_misplaced(template: Mapping[str, Any], where: str) -> None:
     """
     Raises:
-        RecipeError: a hole stands elsewhere than as a parameter's value or the merge method.
+        RecipeError: a hole stands elsewhere than as a parameter's value, the merge method, or the route.
     """
     for key, value in template.items():
         place = join(where, key)
-        if key in (METHOD, "parameters"):
+        if key in OF_MERGES and routes.is_route(template):
+            what, next_step = "does not go with a search over routes", "Leave it out, or leave out routing"
+            raise RecipeError(place, what, "A recipe is a merge or a route", next_step)
+        if key in (METHOD, "parameters") or (key == routes.ROUTING and routes.is_route(template)):
             continue
-        if key == "routing" and isinstance(value, Mapping) and "search" in value:
-            raise RecipeError(place, "searching over routes is not supported yet", "A recipe with merge_method")
         for found in holes.find(value, place):
             if key not in ("models", "slices", "modules") or ".parameters." not in found.removeprefix(place):
-                raise RecipeError(found, "a hole cannot stand here", "Holes are values of parameters, and merge_method")
+                allowed = "Holes are values of parameters, merge_method, and routing as a whole"
+                raise RecipeError(found, "a hole cannot stand here", allowed)
 
 
 def frame(template: Mapping[str, Any], where: str) -> Recipe:
     """The recipe of a template without its parameters: which models it names, and how it stacks their layers.
 
+    Of a template that searches for a route it is one with a hop for each of the models, their first layers in order.
+
     Raises:
         RecipeError: a hole stands where none can, or the template is not well-formed.
     """
     refuse_misplaced(template, where)
+    if routes.is_route(template):
+        recipe = validate(Recipe, routes.frame(template, where), where, RecipeError)
+        refuse_beside_route(recipe, where)
+        return recipe
     bare = _without_parameters(template)
     if isinstance(bare.get(METHOD), Mapping):  # a hole: which method it is changes nothing here
         bare[METHOD] = "linear"

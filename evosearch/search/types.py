@@ -20,7 +20,8 @@ class Dimension:
 
     `low` and `high` bound a number, both included; `choices` are a categorical's values. `parameter` and `scope`
     (where in the recipe, as `models[1]`) say what the value sets, where that is one thing. `active_if` names the
-    categorical dimension this one depends on and the choices under which it has an effect.
+    categorical dimension this one depends on and the choices under which it has an effect. `doubt` is the share of
+    first draws of a categorical that are to take another choice than `init`; None: all choices are as likely.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Dimension:
     active_if: tuple[str, tuple[Scalar, ...]] | None = None
     parameter: str | None = None
     scope: str | None = None
+    doubt: float | None = None
 
     def active(self, genome: Mapping[str, Scalar]) -> bool:
         """Whether this dimension has an effect, given the genome's categorical values."""
@@ -81,8 +83,9 @@ class Dimension:
 class Observation:
     """What an optimizer is told of one asked genome; larger objectives are better.
 
-    `objectives` holds one estimate of a scored candidate and none of a failed one; `violations` are amounts by which
-    constraints are broken (0 or less is kept).
+    `objectives` holds one estimate of a scored candidate, or one of each objective where there are several, and none of
+    a failed one; `violations` are amounts by which constraints are broken (0 or less is kept). `fitness` is what the
+    record and people compare candidates by, where it is not the one objective.
     """
 
     ask_id: str
@@ -90,6 +93,7 @@ class Observation:
     objectives: tuple[Estimate, ...]
     violations: tuple[float, ...] = ()
     state: Literal["scored", "failed"] = "scored"
+    fitness: Estimate | None = None
 
     def __post_init__(self) -> None:
         assert (self.state == "failed") == (not self.objectives), "a scored candidate has objectives, a failed one none"
@@ -99,7 +103,7 @@ class Observation:
 
     @property
     def value(self) -> float | None:
-        """The objective, or None for a failure. This version's optimizers know one objective."""
+        """The one objective, or None for a failure: for optimizers that know no other."""
         assert len(self.objectives) <= 1, "several objectives"
         return self.objectives[0].value if self.objectives else None
 

@@ -28,6 +28,7 @@ def worker_config(workers: WorkersConfig, models: Models, suite: Suite, out_dtyp
         threads=workers.threads or max(1, _cores() // count),
         options=options,
         allow_pickle=models.opener.allow_pickle,
+        also=models.also,
     )
 
 

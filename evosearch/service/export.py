@@ -7,12 +7,14 @@ from typing import Any
 from evosearch.checkpoints.chat_template import BUILT_IN
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.references import default_cache, resolve_adapter, split
-from evosearch.errors import InputError, LedgerError
+from evosearch.errors import InputError, LedgerError, RecipeError
 from evosearch.materialize.as_adapter import AdapterReport, write_adapter
+from evosearch.materialize.layout import output
 from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.materialize.plan import donor_of
 from evosearch.promotion.export import Format, Provenance
 from evosearch.promotion.export import export as write_export
+from evosearch.recipe.files import is_recipe
 from evosearch.recipe.schema import Recipe
 from evosearch.search.ledger import Ledger
 from evosearch.search.state import SearchState
@@ -97,6 +99,13 @@ def _check_adapter_options(fmt: Format, rank: int | None, save_modules: bool) ->
         raise InputError("--rank", f"got {rank}", "A positive whole number")
 
 
+def write_winner(ledger: Ledger, search_id: str, state: SearchState, out: Path) -> None:
+    """The recipe of a stage's winner, for later stages to build on; it follows from the ledger."""
+    assert state.winner is not None
+    recipe = Recipe.model_validate(state.winner["recipe"])
+    write_export(recipe, "recipe", out, provenance(ledger, search_id, state, state.winner["candidate"]), overwrite=True)
+
+
 def export_promoted(
     ledger: Ledger, search_id: str, state: SearchState, name: str, models: Models, folder: Path, checkpoint: bool
 ) -> dict[str, str]:
@@ -107,7 +116,12 @@ def export_promoted(
     formats: tuple[Format, ...] = ("recipe", "mergekit", "checkpoint") if checkpoint else ("recipe", "mergekit")
     for fmt in formats:
         path = folder / FILES[fmt]
-        write_one(recipe, fmt, path, source, models, overwrite=True)
+        try:
+            write_one(recipe, fmt, path, source, models, overwrite=True)
+        except RecipeError:
+            if fmt != "mergekit":  # which cannot express every recipe; what was promoted is not lost by that
+                raise
+            continue
         written[fmt] = str(path)
     return written
 
@@ -122,7 +136,7 @@ def write_one(
     adapter: Callable[[Recipe, Path], None] | None = None,
 ) -> None:
     """One export of one recipe."""
-    folders = {name: _folders(name, checkpoint) for name, checkpoint in models.checkpoints.items() if ":" in name}
+    folders = {name: _folders(name, checkpoint) for name, checkpoint in models.checkpoints.items() if _is_made(name)}
     adapted = {name for name in models.checkpoints if split(name)[1] is not None}
 
     def checkpoint(merged: Recipe, path: Path) -> object:
@@ -133,7 +147,7 @@ def write_one(
         recipe = recipe.model_copy(update={"chat_template": BUILT_IN[recipe.chat_template]})
     write_export(
         *(recipe, fmt, out, source),
-        shape=models.shape,
+        shape=output(recipe, models.checkpoints).shape,
         folders=folders,
         adapted=adapted,
         write_checkpoint=checkpoint,
@@ -142,10 +156,15 @@ def write_one(
     )
 
 
+def _is_made(reference: str) -> bool:
+    """Whether a reference means nothing to mergekit: it has a scheme, or is a recipe."""
+    return ":" in reference or is_recipe(split(reference)[0])
+
+
 def _folders(reference: str, checkpoint: Checkpoint) -> str:
-    """A reference with folders in place of its schemes."""
+    """A reference with folders in place of its schemes, and of recipes, which lie merged in the cache."""
     model, adapter = split(reference)
-    model = str(checkpoint.folder) if ":" in model else model
+    model = str(checkpoint.folder) if _is_made(model) else model
     if adapter is None:
         return model
     return f"{model}+{resolve_adapter(adapter, default_cache()) if ':' in adapter else adapter}"
@@ -162,6 +181,8 @@ def provenance(ledger: Ledger, search_id: str, state: SearchState, name: str) ->
 
 def _candidate(state: SearchState, asked: str | None, places: Places) -> str:
     if asked is None:
+        if state.promoted is None and state.winner is not None:  # a stage that others build on
+            return str(state.winner["candidate"])
         if state.promoted is None:
             allowed = "Name one with --candidate: `evosearch leaderboard` lists them"
             raise LedgerError(places.name, "nothing is promoted in this search", allowed)

@@ -1,15 +1,19 @@
 """Candidates and controls by score, read from the ledger alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from evosearch.errors import SpecError
 from evosearch.search.ledger import Ledger
+from evosearch.search.pareto import ordered, pareto_set
 from evosearch.search.state import SearchState
 from evosearch.service.openings import times_opened
 from evosearch.service.paths import Places
 from evosearch.service.recorded import contamination_acknowledged, read_search
 from evosearch.service.shrinkage import finalist_rows, unchosen_rows
+from evosearch.tracking.pareto_page import pareto_page
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ def board(places: Places, with_runs: bool = False) -> Board:
     Where candidates were scored on a part of the split, those scored on all of it come before the others: `sample` is
     None, else the number of items behind score and fitness. `violations` holds the points lost beyond each guard,
     `falls` of a finalist how far its score fell from each split to the next. A test score says how often the test set
-    has been opened, and whether the suite acknowledges contamination.
+    has been opened, and whether the suite acknowledges contamination. Of a search with several objectives, `objectives`
+    are what the optimizer was told, and `pareto` whether no other candidate is better in all of them; None elsewhere.
 
     Args:
         with_runs: add each row's MLflow run id, where the tracking store answers.
@@ -65,7 +70,50 @@ def leaderboard_rows(state: SearchState) -> list[dict[str, Any]]:
     """The rows of one search's folded events."""
     rows = [_row(state, name) for name in [*state.controls, *state.asked] if not _skipped(state, name)]
     rows.sort(key=_rank)
+    named = objectives_of(state)
+    front = set(pareto_set(state.told.values())) if named else set()
+    for row in rows:
+        told = state.told.get(row["candidate"]) if named else None
+        row["objectives"] = _objectives(named, told) if told else {}
+        row["pareto"] = row["candidate"] in front if told else None
     return [{"rank": rank, **row} for rank, row in enumerate(rows, start=1)]
+
+
+def pareto_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The Pareto set, each recipe once, the best at the first objective first."""
+    found = [row for row in rows if row["pareto"] and not str(row["state"]).startswith("duplicate")]
+    members = {row["candidate"]: [one["value"] for one in row["objectives"].values()] for row in found}
+    by_name = {row["candidate"]: row for row in found}
+    kept = ("candidate", "recipe_id", "score", "fitness", "objectives")
+    return [{key: by_name[name][key] for key in kept} for name in ordered(members)]
+
+
+def write_pareto_page(name: str, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """The Pareto set of a search as one HTML file.
+
+    Raises:
+        SpecError: the search has one objective, or the file cannot be written.
+    """
+    told = [row for row in rows if row["pareto"] is not None and row["objectives"]]
+    if not told:
+        what = f"'{name}' has no Pareto set: it has one objective, or no candidate was told of yet"
+        raise SpecError("--page", what, next="Name several `objectives` in the spec")
+    shown = {row["candidate"] for row in pareto_rows(rows)}
+    first = [row for one in pareto_rows(rows) for row in told if row["candidate"] == one["candidate"]]
+    others = [row for row in told if row["candidate"] not in shown and not row["pareto"]]
+    try:
+        path.write_text(pareto_page(name, list(told[0]["objectives"]), [*first, *others]), encoding="utf-8")
+    except OSError as error:
+        raise SpecError("--page", f"cannot write {path}: {error.strerror}", next="Name another file") from None
+
+
+def objectives_of(state: SearchState) -> tuple[str, ...]:
+    """What the search's optimizer is told of, where there are several things."""
+    return tuple(state.spec.get("objectives") or ())
+
+
+def _objectives(named: Sequence[str], told: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return dict(zip(named, told.get("objectives", ()), strict=False))
 
 
 def _rank(row: Mapping[str, Any]) -> tuple[bool, float, bool, float]:
@@ -115,6 +163,8 @@ def _split(card: dict[str, Any]) -> dict[str, Any]:
 def _state(state: SearchState, name: str, original: str, scored: bool) -> str:
     if state.promoted is not None and state.promoted["candidate"] == name:
         return "promoted"
+    if state.winner is not None and state.winner["candidate"] == name:
+        return "winner"
     if scored:
         return "scored" if name == original else f"duplicate of {original}"
     return "failed" if state.has_failed(original) else "asked"

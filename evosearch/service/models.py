@@ -1,5 +1,7 @@
 """The models of a recipe, made ready: references resolved, checkpoints opened, fit for each other, hashed."""
 
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,6 +10,7 @@ from evosearch.checkpoints.reader import CONFIG, Checkpoint
 from evosearch.checkpoints.references import default_cache
 from evosearch.errors import RecipeError
 from evosearch.execution.worker import register_schemes
+from evosearch.materialize.fit import check_fit
 from evosearch.materialize.forward import differences
 from evosearch.materialize.inputs import Opener
 from evosearch.materialize.layout import Output, output
@@ -15,7 +18,7 @@ from evosearch.materialize.plan import plan
 from evosearch.merging.registry import specs
 from evosearch.recipe.identity import recipe_id
 from evosearch.recipe.schema import Recipe
-from evosearch.recipe.shapes import ModelShape
+from evosearch.recipe.shapes import ModelShape, TensorSpec
 from evosearch.search.watching import Watcher
 
 
@@ -25,11 +28,13 @@ class Models:
 
     Attributes:
         recipe: the one they were opened for, or its frame: which models are named, how their layers are stacked.
+        also: further models, which only controls name.
     """
 
     checkpoints: dict[str, Checkpoint]
     recipe: Recipe
     opener: Opener
+    also: tuple[str, ...] = ()
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -54,12 +59,19 @@ class Models:
         return self.opener.contents(self.recipe, self.checkpoints)
 
     @property
-    def alike(self) -> bool:
-        """Whether all models have the same layers."""
-        return all(checkpoint.shape == self.checkpoints[self.donor].shape for checkpoint in self.checkpoints.values())
+    def depths(self) -> dict[str, int]:
+        """reference → number of layers."""
+        return {reference: checkpoint.shape.num_layers for reference, checkpoint in self.checkpoints.items()}
+
+    def alike(self, references: Iterable[str]) -> bool:
+        """Whether these models have the same layers."""
+        shapes = [self.checkpoints[reference].shape for reference in references]
+        return all(shape == shapes[0] for shape in shapes)
 
     def needs_another(self, recipe: Recipe) -> bool:
         """Whether a recipe of these models is scored in a model of its own: it has other layers, or another config."""
+        if (recipe.routing is None) != (self.recipe.routing is None):
+            return True
         return not output(recipe, self.checkpoints).answers_as(self.output)
 
     def fits(self, recipe: Recipe) -> bool:
@@ -80,12 +92,53 @@ class Models:
             place = f"{where}{error.where.removeprefix('recipe')}" if error.where.startswith("recipe") else error.where
             raise RecipeError(place, error.what, error.allowed, error.next) from None
 
+    def check_beside(self, recipe: Recipe, where: str) -> None:
+        """Whether a control, of models that the recipe need not name, can be merged, and answers the same prompts.
+
+        Raises:
+            CheckpointError: two models do not fit.
+        """
+        check_fit(recipe, self.checkpoints, output(recipe, self.checkpoints), where)
+        pair = [self.checkpoints[self.donor], self.checkpoints[recipe.references()[0]]]
+        check_compatible(pair, where, same_depth=False, by_layer=False)
+
+    def live_numbers(self, recipe: Recipe) -> int:
+        """How many numbers the resident model of a recipe holds.
+
+        Layers of all models are live for routes, what they share once; what writes to the residual stream every hop has
+        for itself.
+        """
+        laid = output(recipe, self.checkpoints)
+        own = [tensor for tensor in laid.shape.tensors if recipe.routing is None or _of_a_hop(tensor)]
+        numbers = sum(math.prod(laid.sizes[tensor.name]) for tensor in own)
+        if recipe.routing is None:
+            return numbers
+        stock = {
+            self._origin(reference, tensor.name): math.prod(self.checkpoints[reference].tensors[tensor.name].shape)
+            for reference in self.recipe.references()
+            for tensor in self.checkpoints[reference].shape.tensors
+            if not _of_a_hop(tensor)
+        }
+        return numbers + sum(stock.values())
+
+    def _origin(self, reference: str, tensor: str) -> tuple[int, str]:
+        """The checkpoint that a tensor is taken from: an adapter's base has what the adapter does not change."""
+        checkpoint = self.checkpoints[reference]
+        while (under := checkpoint.shares(tensor)) is not None:
+            checkpoint = under
+        return id(checkpoint), tensor
+
     def identify(self, recipe: Recipe) -> str:
         return recipe_id(recipe, self.inputs)
 
 
-def open_models(recipe: Recipe, where: str, watcher: Watcher, allow_pickle: bool = False) -> Models:
+def open_models(
+    recipe: Recipe, where: str, watcher: Watcher, allow_pickle: bool = False, also: Sequence[str] = ()
+) -> Models:
     """Resolve, fetch or train, open, and compare the models that a recipe names.
+
+    Args:
+        also: further models, which only controls name. How they fit is asked with `Models.check_beside`.
 
     Raises:
         CheckpointError: one is missing, damaged, or does not fit the others.
@@ -93,15 +146,20 @@ def open_models(recipe: Recipe, where: str, watcher: Watcher, allow_pickle: bool
     """
     register_schemes()
     opener = Opener(default_cache(), watcher.preparing, allow_pickle)
-    models = Models(opener.inputs(recipe), recipe, opener)
+    further = tuple(dict.fromkeys(reference for reference in also if reference not in recipe.references()))
+    models = Models(opener.inputs(recipe, further), recipe, opener, further)
     for checkpoint in models.checkpoints.values():
         for text in checkpoint.notes:
             watcher.note(text)
-    same_depth = models.output.shape is models.checkpoints[models.donor].shape
-    check_compatible(list(models.checkpoints.values()), where, same_depth)
+    check_fit(recipe, models.checkpoints, models.output, where)
     for text in _other_settings(models):
         watcher.note(text)
     return models
+
+
+def _of_a_hop(tensor: TensorSpec) -> bool:
+    """Whether a route has a tensor for itself: of a layer what its scale divides, and all that is not of a layer."""
+    return tensor.layer is None or tensor.writes_residual
 
 
 def _other_settings(models: Models) -> list[str]:
@@ -113,5 +171,6 @@ def _other_settings(models: Models) -> list[str]:
         if telling:
             what = ", ".join(f"{key} {own!r} instead of {other!r}" for key, (own, other) in telling.items())
             rule = "a merge is scored and written under the config of its base_model, or else of its first model"
+            rule = rule if models.recipe.routing is None else "a route is scored and written under its first model's"
             found.append(f"{reference}: its config has {what} as {models.donor} has it; {rule}")
     return found

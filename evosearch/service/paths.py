@@ -1,11 +1,19 @@
-"""Where things lie: the folder of runs, and in it a folder a search, its ledger and the tracking store."""
+"""Where things lie: the folder of runs, and in it a folder a search, its ledger and the tracking store.
+
+A spec of stages has one folder and one ledger, and in its folder one for each stage.
+"""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 from evosearch.errors import LedgerError
-from evosearch.service.spec import SearchSpec, is_spec, load_spec
+from evosearch.search.ledger import Ledger
+from evosearch.service.spec import SearchSpec, SpecFile, is_spec
+from evosearch.service.staged import StagedSpec, StagesFile, load
+
+SQLITE = "sqlite:///"
 
 
 def runs_folder() -> Path:
@@ -15,7 +23,7 @@ def runs_folder() -> Path:
 
 @dataclass(frozen=True)
 class Places:
-    """The places of one search."""
+    """The places of one search; `name` is what the ledger knows it by."""
 
     name: str
     folder: Path
@@ -27,40 +35,94 @@ class Places:
     def exported(self) -> Path:
         return self.folder / "export"
 
+    @property
+    def winner(self) -> Path:
+        """The recipe file of a stage's winner."""
+        return self.folder / "winner.yaml"
+
 
 def places_of(spec: SearchSpec) -> Places:
     """The places of a search that a spec describes; nothing is created."""
-    own = default_places(spec.name)
+    if spec.stage is None:
+        return _places(spec.config, spec.name)
+    return _places(spec.config, spec.stage.whole, spec.stage.name)
+
+
+def stage_places(spec: StagedSpec, index: int) -> Places:
+    """The places of one stage, before it is known what it builds on; nothing is created."""
+    return _places(spec.config, spec.name, spec.config.stages[index].name)
+
+
+def _places(config: SpecFile | StagesFile, whole: str, stage: str | None = None) -> Places:
+    own = default_places(whole)
     return Places(
-        spec.name,
-        own.folder,
-        spec.config.ledger or own.ledger,
-        spec.config.tracking.uri or own.tracking,
-        spec.config.tracking.experiment or spec.name,
+        f"{whole}.{stage}" if stage else whole,
+        own.folder / stage if stage else own.folder,
+        config.ledger or own.ledger,
+        config.tracking.uri or own.tracking,
+        config.tracking.experiment or whole,
     )
 
 
 def default_places(name: str) -> Places:
     """The places of a search that names neither ledger nor tracking server."""
-    runs = runs_folder()
-    folder = runs / name
-    return Places(name, folder, f"sqlite:///{folder / 'ledger.db'}", f"sqlite:///{runs / 'mlflow.db'}", name)
+    return _in_folder(runs_folder() / name)
 
 
-def find(name_or_spec: str) -> Places:
-    """The places of a search by its name or by its spec file.
+def _in_folder(folder: Path) -> Places:
+    """The same by the search's folder, wherever that is."""
+    tracking = f"{SQLITE}{folder.parent / 'mlflow.db'}"
+    return Places(folder.name, folder, f"{SQLITE}{folder / 'ledger.db'}", tracking, folder.name)
+
+
+def find(search: str) -> Places:
+    """The places of a search by its name, its folder or its spec file; of stages the last that has begun.
 
     Raises:
-        LedgerError: it is neither a file nor the name of a search in the folder of runs.
+        LedgerError: it is none of these.
     """
-    path = Path(name_or_spec)
+    path = Path(search)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if is_spec(path):
-            return places_of(load_spec(path))
+            return _of_spec(path)
         raise LedgerError(str(path), "is a recipe, not a search spec", "The name of a search, or its spec file")
-    places = default_places(name_or_spec)
-    if not places.folder.is_dir():
-        known = sorted(folder.name for folder in runs_folder().glob("*") if (folder / "ledger.db").is_file())
-        allowed = f"Searches in {runs_folder()}: {', '.join(known) or 'none'}"
-        raise LedgerError(name_or_spec, "no such search", allowed, "Name a search, or give its spec file")
-    return places
+    own, whole = default_places(search), default_places(search.rpartition(".")[0] or search)
+    if own.folder.is_dir():
+        return _latest(own, own.name) or own
+    return _latest(whole, search) or _latest(_in_folder(path.resolve()), path.resolve().name) or _no_such(search)
+
+
+def _no_such(search: str) -> NoReturn:
+    known = sorted(folder.name for folder in runs_folder().glob("*") if (folder / "ledger.db").is_file())
+    allowed = f"Searches in {runs_folder()}: {', '.join(known) or 'none'}"
+    raise LedgerError(search, "no such search", allowed, "Name a search, or give its spec file")
+
+
+def _latest(places: Places, name: str) -> Places | None:
+    """The latest search of that name, or of its stages, in a folder's own ledger."""
+    for found in recorded_names(places.ledger):
+        if found == name or found.startswith(f"{name}."):
+            stage = found.removeprefix(places.name).removeprefix(".")
+            return replace(places, name=found, folder=places.folder / stage)
+    return None
+
+
+def _of_spec(path: Path) -> Places:
+    spec = load(path)
+    if isinstance(spec, SearchSpec):
+        return places_of(spec)
+    known = recorded_names(stage_places(spec, 0).ledger)
+    return stage_places(spec, max((i for i in range(spec.count) if spec.search_name(i) in known), default=0))
+
+
+def recorded_names(ledger: str) -> list[str]:
+    """The names of the searches in a ledger, the latest first; none where there is no ledger yet.
+
+    Raises:
+        LedgerError: it cannot be read.
+    """
+    file = ledger.removeprefix(SQLITE)
+    if file != ledger and not Path(file).is_file():
+        return []
+    with Ledger.open(ledger, read_only=True) as opened:
+        return [info.name for info in opened.searches()]

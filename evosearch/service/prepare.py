@@ -1,10 +1,12 @@
 """A spec made ready to run: suite loaded and split, models opened, space laid out. Writes nothing but caches."""
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evosearch.checkpoints.reader import CONFIG
-from evosearch.errors import SpecError, SuiteError
+from evosearch.documents import join
+from evosearch.errors import CheckpointError, RecipeError, SpecError, SuiteError
 from evosearch.evaluation.harness import Harness, max_length_of
 from evosearch.evaluation.parts import Parts, partition
 from evosearch.evaluation.suite import Suite
@@ -17,8 +19,9 @@ from evosearch.merging.registry import specs
 from evosearch.recipe import checks
 from evosearch.recipe.schema import Recipe
 from evosearch.search.controller import START_FROM
-from evosearch.search.controls import Control, controls
+from evosearch.search.controls import Control, averaged, controls
 from evosearch.search.optimizers.registry import create
+from evosearch.search.routes import is_route
 from evosearch.search.space import SearchSpace
 from evosearch.search.template import frame
 from evosearch.search.watching import Watcher
@@ -48,6 +51,12 @@ class Prepared:
         return self.spec.suite
 
     @property
+    def largest(self) -> Recipe:
+        """A candidate that takes as much memory as any: of routes one with as many hops as they may have."""
+        filled = [self.example, *map(self.space.fill, self.space.corners() if self.example.routing else ())]
+        return max(filled, key=lambda recipe: len(recipe.routing.hops) if recipe.routing else 0)
+
+    @property
     def parts(self) -> Parts | None:
         """The search split in parts, where the spec asks for it."""
         count, seed = self.spec.config.search_parts, self.spec.config.optimizer.seed
@@ -64,24 +73,78 @@ def prepare(spec: SearchSpec, watcher: Watcher, allow_pickle: bool = False, harn
         InputError: the first thing that is wrong.
     """
     check_tracking(spec)
-    if "routing" in spec.template:
-        raise checks.route_refusal(spec.where)
     harness = harness or Harness(spec.suite)
     batches = {split: harness.batch(split) for split in SPLITS}
-    models = open_models(frame(spec.template, spec.where), spec.where, watcher, allow_pickle)
-    space = SearchSpace.from_template(spec.template, models.shape, specs(), spec.where)
+    _check_items(spec, batches["search"])
+    models = _models(spec, watcher, allow_pickle)
+    space = SearchSpace.from_template(spec.template, models.shape, specs(), spec.where, models.depths)
     example = space.fill(space.initial())
     for text in checks.check(example, specs(), spec.where):
         watcher.note(text)
     for genome in space.corners():
         models.plan(space.fill(genome), spec.where)
-    create(spec.config.optimizer, space.dimensions, space.initial(), f"{spec.file}: optimizer")
-    found = controls(example, spec.config.controls.scales, models.alike)
+    objectives = len(spec.config.objectives or ()) or 1
+    create(spec.config.optimizer, space.dimensions, space.initial(), spec.at("optimizer"), objectives)
+    found = _controls(spec, models)
     _check_start(spec, space, found)
     tokens = _check_prompts(harness, batches, models, found)
     models.inputs  # noqa: B018 (reads every byte of every model: damage is found before anything is written)
     fingerprint = harness.fingerprint()
     return Prepared(spec, spec.search_id(), models, space, example, tuple(found), harness, batches, tokens, fingerprint)
+
+
+def _check_items(spec: SearchSpec, batch: ItemBatch) -> None:
+    """
+    Raises:
+        SpecError: a budget of items that not even one candidate fits.
+    """
+    items, count = spec.config.budget.items, spec.config.search_parts
+    if items is None:
+        return
+    taken = batch if count is None else partition(spec.suite, batch, count, spec.config.optimizer.seed).batches[0]
+    if items < len(taken):
+        what = f"got {items}, and one candidate takes {len(taken)}"
+        raise SpecError(spec.at("budget.items"), what, f"At least {len(taken)}", "Give more, or count candidates")
+
+
+def _models(spec: SearchSpec, watcher: Watcher, allow_pickle: bool) -> Models:
+    """
+    Raises:
+        InputError: see `open_models`; of a search over routes it names the key of its hole, not of the frame's hop.
+    """
+    recipe, config = frame(spec.template, spec.where), spec.controls
+    also = (*filter(None, [config.base_model]), *(config.models or ()))
+    try:
+        return open_models(recipe, spec.where, watcher, allow_pickle, also)
+    except (CheckpointError, RecipeError) as error:
+        hop = re.search(r"routing\.hops\[(\d+)\]\.\w+$", error.where)
+        if hop is None or not is_route(spec.template):
+            raise
+        place = join(spec.where, "routing", "models", int(hop[1]))
+        raise type(error)(place, error.what, error.allowed, error.next) from None
+
+
+def _controls(spec: SearchSpec, models: Models) -> list[Control]:
+    """
+    Raises:
+        CheckpointError: a model that only controls name does not fit the others.
+    """
+    base, mixed, recipe = spec.controls.base_model, spec.controls.models, models.recipe
+    whole = (*filter(None, [base or recipe.base_model]), *averaged(recipe, base, mixed))
+    made = controls(recipe, spec.controls.scales, models.alike(whole), base, mixed)
+    found = [_of_stage(control, spec) for control in made]
+    for control in found:
+        if control.recipe is not None and set(control.recipe.references()) & set(models.also):
+            models.check_beside(control.recipe, spec.at("controls"))
+    return found
+
+
+def _of_stage(control: Control, spec: SearchSpec) -> Control:
+    """A parent that is the winner of an earlier stage: what the search must beat, and what may stand in its place."""
+    named = {str(winner.file): name for name, winner in spec.stage.winners.items()} if spec.stage else {}
+    if control.kind != "parent" or control.recipe is None or control.recipe.models[0].model not in named:
+        return control
+    return replace(control, name=f"stage:{named[control.recipe.models[0].model]}", kind="stage")
 
 
 def _check_start(spec: SearchSpec, space: SearchSpace, controls: Sequence[Control]) -> None:
@@ -92,15 +155,14 @@ def _check_start(spec: SearchSpec, space: SearchSpace, controls: Sequence[Contro
     config = spec.config.optimizer
     if config.start == "init" or "start" not in config.model_fields_set:
         return
-    kinds, where = START_FROM[config.start], f"{spec.file}: optimizer.start"
+    kinds, where = START_FROM[config.start], spec.at("optimizer.start")
     if not space.has_weights:
         what = f"got '{config.start}', which sets weights of parents, and none is searched"
         raise SpecError(where, what, "init", "Leave it out: holes start at their own init")
-    if not any(control.kind in kinds and control.recipe is not None for control in controls):
-        skipped = next(
-            (f": {control.skipped}" for control in controls if control.kind in kinds and control.skipped), ""
-        )
-        what = f"got '{config.start}', and this search has no such control{skipped}"
+    asked = [control for control in controls if control.kind in kinds]
+    if not any(control.recipe is not None and control.weights for control in asked):
+        why = next((f": {control.skipped or 'it is made of other models'}" for control in asked), "")
+        what = f"got '{config.start}', and this search has no such control{why}"
         raise SpecError(where, what, "init", "Leave it out: holes start at their own init")
 
 

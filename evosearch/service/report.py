@@ -1,70 +1,119 @@
-"""What the test split says of the winner and of what it was held against, as rows for tables and JSON."""
+"""What a run came to."""
 
-from dataclasses import asdict
+from dataclasses import dataclass, field
 from typing import Any
 
-from evosearch.evaluation.inference import interval
-from evosearch.evaluation.resampling import bootstrap_difference
-from evosearch.evaluation.suite import Suite
-from evosearch.evaluation.types import ItemBatch
 from evosearch.promotion.finalists import kind_of
-from evosearch.promotion.gate import Measure
-from evosearch.recipe.schema import Recipe
 from evosearch.search.recorder import Recorder
-from evosearch.service.recorded import metric_columns
+from evosearch.search.state import SearchState
+from evosearch.service.leaderboard import board_of, pareto_rows
+from evosearch.service.on_test import test_rows
+from evosearch.service.paths import Places
+from evosearch.service.prepare import Prepared
 
 
-def measure_of(suite: Suite, batch: ItemBatch) -> Measure:
-    """The suite's score as the gate takes it; documents that belong together are counted together."""
-    groups = {items.task: items.groups for items in batch.sets if items.groups}
-    return Measure(suite.weights(), {task.name: task.chance for task in suite.scoring}, groups or None)
+@dataclass
+class RunReport:
+    """What a run came to; `to_json` is what `evosearch run --json` prints."""
 
+    name: str
+    search_id: str
+    places: Places
+    stopped: str
+    seconds: float
+    candidates: dict[str, int]
+    best: dict[str, Any] | None
+    controls: dict[str, dict[str, Any]]
+    finalists: list[dict[str, Any]]  # with their scores on every split, and how far they fell
+    unchosen: list[dict[str, Any]]  # the same of base and parents
+    gate: dict[str, Any] | None
+    test: list[dict[str, Any]]
+    test_openings: int  # of this search's test set by all searches, up to now
+    contamination_acknowledged: bool
+    exported: dict[str, str]
+    winner: dict[str, Any] | None = None  # of a stage that others build on
+    stages: list[dict[str, Any]] = field(default_factory=list)  # of a spec of stages, all of them
+    leaderboard: list[dict[str, Any]] = field(default_factory=list)
+    tracking_note: str | None = None
 
-def test_rows(recorder: Recorder, suite: Suite, batch: ItemBatch, example: Recipe) -> list[dict[str, Any]]:
-    """One row a contender of the last opening of the test: metrics, mean, the winner's lead, with 95% intervals."""
-    state = recorder.state
-    if state.gated is None or not state.test_openings:
-        return []
-    measure = measure_of(suite, batch)
-    winner = state.gated["winner"]
-    names = [name for name in state.test_openings[-1]["candidates"] if (name, "test") in state.cards]
-    columns = {name: metric_columns(recorder.ledger, recorder.search_id, state, name, "test") for name in names}
-    rows = []
-    for name in sorted(names, key=lambda entry: entry != winner):
-        mean = interval(columns[name], measure.weights, None, measure.groups)
-        row: dict[str, Any] = {
-            "candidate": name,
-            "label": label(name, example, winner, state.promoted is not None or bool(state.gated["promoted"])),
-            "tasks": state.cards[name, "test"]["tasks"],
-            "score": state.cards[name, "test"]["score"],
-            "mean": mean.value,
-            "mean_low": mean.lower,
-            "mean_high": mean.upper,
+    @property
+    def promoted(self) -> bool:
+        return bool(self.gate and self.gate["promoted"])
+
+    def to_json(self) -> dict[str, Any]:
+        stages = {"stages": self.stages} if self.stages else {}
+        return stages | {
+            "name": self.name,
+            "search_id": self.search_id,
+            "ledger": self.places.ledger,
+            "candidates": self.candidates,
+            "seconds": self.seconds,
+            "stopped": self.stopped,
+            "best": self.best,
+            "controls": self.controls,
+            "finalists": self.finalists,
+            "unchosen": self.unchosen,
+            "pareto": pareto_rows(self.leaderboard),
+            "gate": self.gate,
+            "test": self.test,
+            "test_openings": self.test_openings,
+            "contamination_acknowledged": self.contamination_acknowledged,
+            "exported": self.exported,
+            "tracking_uri": self.places.tracking,
+            "tracking": self.tracking_note or "up to date",
         }
-        if name != winner:
-            both = (columns[winner], columns[name], measure.weights)
-            row["lead"] = asdict(bootstrap_difference(*both, measure.chances, measure.groups))
-            row["raw_lead"] = asdict(bootstrap_difference(*both, dict.fromkeys(measure.weights, 0.0), measure.groups))
-        rows.append(row)
-    return rows
 
 
-def label(name: str, example: Recipe, winner: str = "", promoted: bool = False) -> str:
-    """`parent zoo:tiny/sort`, `uniform average`, `best scale 0.50`, `candidate 41 (promoted)`."""
-    kind, _, rest = name.partition(":")
-    texts = {
-        "base": f"base {_short(example.base_model or '')}",
-        "uniform": "uniform average",
-        "scale": f"best scale {rest}",
-        "champion": "champion so far",
-    }
-    if kind == "parent":
-        text = f"parent {_short(example.parents[int(rest)])}"
+def winner_of(state: SearchState) -> dict[str, Any] | None:
+    """What a stage found, or the last one promoted; None where nothing was."""
+    if state.winner is not None:
+        found = {key: state.winner[key] for key in ("candidate", "recipe_id", "score")}
+    elif state.gated is not None and state.gated["promoted"] is not None:
+        name = state.gated["promoted"]
+        found = {"candidate": name, "recipe_id": state.recipe_ids[name], "score": state.score(name, "validation")}
     else:
-        text = f"candidate {name}" if kind_of(name) == "candidate" else texts[kind]
-    return f"{text} ({'promoted' if promoted else 'not promoted'})" if name == winner else text
+        return None
+    return found | {"kind": kind_of(found["candidate"])}
 
 
-def _short(reference: str) -> str:
-    """A folder by its last part; other references as they are."""
-    return reference.rsplit("/", 1)[-1] if reference.startswith("/") else reference
+def candidates_of(state: SearchState, already: int) -> dict[str, int]:
+    """How many candidates there were, and how many of them before this run."""
+    failed = {failure["candidate"] for failure in state.failed if failure["candidate"].isdigit()}
+    counts = {"asked": state.asked_count, "scored": len(state.finished) - len(failed), "failed": len(failed)}
+    return counts | {"resumed": already}
+
+
+def report(
+    prepared: Prepared,
+    places: Places,
+    recorder: Recorder,
+    stopped: str,
+    already: int,
+    exported: dict[str, str],
+    tracking_note: str | None,
+    seconds: float,
+) -> RunReport:
+    state = recorder.state
+    board = board_of(recorder.ledger, recorder.search_id, state)
+    rows = board.rows
+    best = next((row for row in rows if row["kind"] == "candidate" and row["score"] is not None), None)
+    return RunReport(
+        name=prepared.spec.name,
+        search_id=prepared.search_id,
+        places=places,
+        stopped=stopped,
+        seconds=seconds,
+        candidates=candidates_of(state, already),
+        best=best and {key: best[key] for key in ("candidate", "recipe_id", "score", "fitness")},
+        controls={row["candidate"]: {"score": row["score"]} for row in rows if row["kind"] != "candidate"},
+        finalists=board.finalists,
+        unchosen=board.unchosen,
+        gate=state.gated,
+        test=test_rows(recorder, prepared.suite, prepared.batches["test"], prepared.controls),
+        test_openings=board.test_openings,
+        contamination_acknowledged=board.contamination_acknowledged,
+        exported=exported,
+        winner=winner_of(state),
+        leaderboard=rows,
+        tracking_note=tracking_note,
+    )

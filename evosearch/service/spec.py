@@ -5,8 +5,9 @@ budget, workers, tracking and ledger: a search may go on with more time, on othe
 """
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -20,21 +21,33 @@ from evosearch.recipe.files import anchor
 from evosearch.recipe.identity import digest
 from evosearch.search.controls import SCALES
 from evosearch.search.optimizers.registry import OptimizerConfig
+from evosearch.service.objectives import check_objectives
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Text = Annotated[str, Field(min_length=1)]
+SearchParts = Annotated[int, Field(ge=2, le=100_000)]
+Objectives = Annotated[tuple[Text, ...], Field(min_length=2, max_length=4)]
+OF_A_STAGE = ("recipe", "optimizer", "budget", "search_parts", "objectives")  # keys that each stage has for itself
+STAGE = "stage:"  # before the name of a stage: the reference to its winner
 
 
 class BudgetConfig(Document):
-    """When to stop asking: at so many candidates, or so many hours, whichever comes first."""
+    """When to stop asking, whichever comes first.
+
+    After so many candidates, hours, or item evaluations (`items`, of candidates alone); once the optimizer is told of a
+    fitness of `target` or more that breaks no guard; after `patience` candidates in a row that were not the best.
+    """
 
     candidates: PositiveInt | None = None
     hours: PositiveFloat | None = None
+    items: PositiveInt | None = None
+    target: FiniteFloat | None = None
+    patience: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _some_end(self) -> Self:
-        if self.candidates is None and self.hours is None:
-            raise ValueError("give candidates, hours, or both: a search has an end")
+        if self.candidates is None and self.hours is None and self.items is None:
+            raise ValueError("give candidates, hours or items: a search has an end, though it miss target and patience")
         return self
 
 
@@ -83,9 +96,15 @@ class TrackingConfig(Document):
 
 
 class ControlsConfig(Document):
-    """The task-arithmetic scales of the control sweep."""
+    """The task-arithmetic scales of the control sweep, and what controls are made of beside the recipe's own models.
+
+    `base_model` is their base where the recipe has none. `models` are what uniform average and sweep are made of, and
+    parents beside the recipe's own, each a control alone.
+    """
 
     scales: tuple[FiniteFloat, ...] = SCALES
+    base_model: Text | None = None
+    models: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _one_name_each(self) -> Self:
@@ -110,14 +129,16 @@ class SpecFile(Document):
     """A search spec as it is written.
 
     `search_parts` deals the search split out to so many parts; each generation is then scored on one of them, in
-    rotation, and the best candidates on all of it before finalists are chosen.
+    rotation, and the best candidates on all of it before finalists are chosen. `objectives` are told to the optimizer
+    in place of the suite's fitness, which goes on deciding about finalists: `fitness`, `score`, a task, or `hops`.
     """
 
     name: Name
     recipe: dict[str, Any]
     optimizer: OptimizerConfig
     suite: str
-    search_parts: Annotated[int, Field(ge=2, le=100_000)] | None = None
+    search_parts: SearchParts | None = None
+    objectives: Objectives | None = None
     budget: BudgetConfig
     workers: WorkersConfig = WorkersConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -127,13 +148,33 @@ class SpecFile(Document):
 
 
 @dataclass(frozen=True)
+class Winner:
+    """What a stage found: a recipe file, which later stages name as `stage:NAME`."""
+
+    file: Path
+    recipe_id: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Which stage of a spec of stages a search is."""
+
+    whole: str  # the name of the spec
+    name: str
+    index: int
+    last: bool = False  # it ends at the gate
+    winners: Mapping[str, Winner] = field(default_factory=dict)  # of the earlier stages that this one builds on
+
+
+@dataclass(frozen=True)
 class SearchSpec:
-    """A spec that was read, with its suite loaded and relative folders made absolute."""
+    """One search as it was read, with its suite loaded and relative folders made absolute."""
 
     file: Path
     config: SpecFile
     template: dict[str, Any]  # the recipe with holes, folders absolute
     suite: Suite
+    stage: Stage | None = None
 
     @property
     def name(self) -> str:
@@ -142,15 +183,38 @@ class SearchSpec:
     @property
     def where(self) -> str:
         """The prefix of errors about the recipe: `night.yaml: recipe`."""
-        return f"{self.file}: recipe"
+        return self.at("recipe")
+
+    @property
+    def controls(self) -> ControlsConfig:
+        """The spec's `controls`, folders absolute."""
+        config = self.config.controls
+        found = anchor({"base_model": config.base_model, "models": config.models}, self.file.parent)
+        models = None if config.models is None else tuple(found["models"])
+        return config.model_copy(update={"base_model": found["base_model"], "models": models})
+
+    def at(self, key: str) -> str:
+        """Where a key stands, for errors: `night.yaml: optimizer`, and of a stage `night.yaml: stages[1].optimizer`."""
+        own = re.split(r"[.\[]", key, maxsplit=1)[0] in OF_A_STAGE
+        return f"{self.file}: {f'stages[{self.stage.index}].' if own and self.stage else ''}{key}"
 
     def identity(self) -> dict[str, Any]:
         """What makes this search this search, as plain data; recorded, and compared at resume."""
         config = self.config.model_dump(mode="json", exclude={"budget", "workers", "tracking", "ledger"})
-        if config["search_parts"] is None:  # a search without this key keeps the id it had before there was one
-            del config["search_parts"]
+        # A search without these keys keeps the id it had before there were such
+        for key in ("search_parts", "objectives"):
+            if config[key] is None:
+                del config[key]
+        for key in ("base_model", "models"):
+            if config["controls"][key] is None:
+                del config["controls"][key]
+        for key in ("warm_start", "diagonal", "restarts", "points"):
+            if key not in self.config.optimizer.model_fields_set:
+                del config["optimizer"][key]
         chances = {task.name: task.chance for task in self.suite.tasks}
         measure = {"weights": self.suite.weights(), "chances": chances}
+        if self.stage is not None and self.stage.winners:
+            config["builds_on"] = {name: winner.recipe_id for name, winner in self.stage.winners.items()}
         return config | {"suite": {"name": self.suite.name, "digest": self.suite.digest()} | measure}
 
     def search_id(self) -> str:
@@ -158,33 +222,70 @@ class SearchSpec:
 
 
 def load_spec(path: Path) -> SearchSpec:
-    """A search spec from a YAML file; its suite is loaded too.
+    """The search spec of one search from a YAML file; its suite is loaded too. (One of stages: see `staged`.)
 
     Raises:
         SpecError, RecipeError, SuiteError: the message names the file and the key.
     """
-    data = documents.read(path, SpecError)
-    config = documents.validate(SpecFile, data, str(path), SpecError)
-    suite_path = Path(os.path.expanduser(config.suite))
+    config = documents.validate(SpecFile, documents.read(path, SpecError), str(path), SpecError)
+    for keys, name in stage_references(config.recipe):
+        what, allowed = f"got '{STAGE}{name}', and this spec has no stages", "Earlier stages, in a spec of stages"
+        raise SpecError(documents.join(f"{path}: recipe", *keys), what, allowed)
+    return search_of(path, config, load_suite_of(path, config.suite))
+
+
+def search_of(path: Path, config: SpecFile, suite: Suite, stage: Stage | None = None) -> SearchSpec:
+    """One search of a file, whose suite is loaded.
+
+    Raises:
+        SpecError: a task has fewer documents than there are parts to deal them to, or an objective is not known.
+    """
+    winners = stage.winners if stage else {}
+    local = {f"{STAGE}{name}": str(winner.file) for name, winner in winners.items()}
+    spec = SearchSpec(path, config, anchor(config.recipe, path.parent, local), suite, stage)
+    _check_parts(spec)
+    check_objectives(spec)
+    return spec
+
+
+def load_suite_of(path: Path, named: str) -> Suite:
+    """The suite that a spec names, relative to its own folder.
+
+    Raises:
+        SpecError: there is no such file.
+        SuiteError: see `load_suite`.
+    """
+    suite_path = Path(os.path.expanduser(named))
     suite_path = suite_path if suite_path.is_absolute() else path.parent / suite_path
     if not os.path.isfile(suite_path):
         raise SpecError(f"{path}: suite", f"no file {suite_path}", next="Suites are YAML files, as in evals/")
-    suite = load_suite(suite_path)
-    _check_parts(config.search_parts, suite, str(path))
-    return SearchSpec(path, config, anchor(config.recipe, path.parent), suite)
+    return load_suite(suite_path)
 
 
-def _check_parts(parts: int | None, suite: Suite, file: str) -> None:
+def stage_references(node: Any, keys: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Every `stage:NAME` in a raw recipe, alone or with an adapter behind it: its keys and the name."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from stage_references(value, (*keys, key))
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            yield from stage_references(value, (*keys, index))
+    elif isinstance(node, str):
+        yield from ((keys, piece.removeprefix(STAGE)) for piece in node.split("+") if piece.startswith(STAGE))
+
+
+def _check_parts(spec: SearchSpec) -> None:
+    parts, suite = spec.config.search_parts, spec.suite
     fewest = min(suite.tasks, key=lambda task: suite.count(task, "search"))
     count = suite.count(fewest, "search")
     if parts is not None and parts > count:
         what = f"got {parts}, and '{fewest.name}' has {count} documents on search"
-        raise SpecError(f"{file}: search_parts", what, "A document of every task in each part", "Ask for fewer parts")
+        raise SpecError(spec.at("search_parts"), what, "A document of every task in each part", "Ask for fewer parts")
 
 
 def is_spec(path: Path) -> bool:
-    """Whether a YAML file is a search spec (it has a `recipe`) rather than a recipe."""
-    return any("recipe" in data for data in documents.read_all(path, SpecError))
+    """Whether a YAML file is a search spec (it has a `recipe`, or `stages`) rather than a recipe."""
+    return any({"recipe", "stages"} & data.keys() for data in documents.read_all(path, SpecError))
 
 
 def is_suite(path: Path) -> bool:
@@ -205,7 +306,7 @@ def check_same_search(recorded: Mapping[str, Any], spec: SearchSpec, where: str)
         return
     key = differing[0]
     raise LedgerError(
-        f"{spec.file}: {key}",
+        spec.at(key),
         f"this is another search: '{spec.name}' in {where} was started with {_shown(old.get(key))}, "
         f"the file says {_shown(new.get(key))}",
         "Budget, workers, tracking and ledger may change between runs",

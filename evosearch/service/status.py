@@ -39,6 +39,7 @@ def _row(search_id: str, state: SearchState, url: str, holder: str | None) -> di
         "best_fitness": state.best(),
         "validated": splits.count("validation"),
         "promoted": state.promoted["candidate"] if state.promoted else None,
+        "winner": state.winner["candidate"] if state.winner else None,  # of a stage that others build on
         "contamination_acknowledged": contamination_acknowledged(state),
         "hours": state.seconds_before / 3600.0,
         "updated": state.last_time,

@@ -7,13 +7,15 @@ metrics with their own step and time, files, a status), never what to add to it,
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from evosearch.documents import dump
 from evosearch.evaluation.types import SPLITS
 from evosearch.search.events import Event
+from evosearch.search.pareto import Front, ordered, values_told
+from evosearch.tracking.pareto_page import pareto_page
 
 SEARCH = ""  # the key of the search's own run among the candidates'
 MAX_PARAMS = 100  # genome dimensions shown as parameters; all are in recipe.yaml
@@ -63,6 +65,10 @@ class Translator:
         self._best: float | None = None
         self._counts: dict[str, int] = {}
         self._disclosed: dict[str, str] = {}  # what must stand beside every figure of the test set
+        self._name = name
+        self._objectives: tuple[str, ...] = ()  # where there are several
+        self._front = Front()
+        self._told: dict[str, dict[str, Any]] = {}  # candidate → its row of the Pareto page
 
     def translate(self, event: Event, plan: Plan) -> None:
         """Add what an event changes to a plan. Types this version does not know change nothing."""
@@ -80,6 +86,7 @@ class Translator:
         spec = payload.get("spec", {})
         run.files["spec.yaml"] = spec if isinstance(spec, str) else dump(spec)
         run.files["inputs.json"] = _json(payload.get("inputs", {}))
+        self._objectives = tuple(spec.get("objectives") or ()) if isinstance(spec, Mapping) else ()
         if payload.get("suite", {}).get("acknowledge_contamination"):
             self._disclosed[CONTAMINATION] = "true"
             run.tags[CONTAMINATION] = "true"
@@ -105,6 +112,8 @@ class Translator:
         run = self._search(plan, now)
         reason = str(payload["reason"])
         run.tags["stopped"] = reason
+        if self._told:
+            self._show_front(plan, now)  # with those that changed nothing since
         run.status, run.status_ms = _status_of(reason), now
 
     # --- candidates ------------------------------------------------------------------------------------------
@@ -148,6 +157,38 @@ class Translator:
         for told in payload["observations"]:
             kept = told["state"] == "scored" and not any(amount > 0 for amount in told.get("violations", ()))
             self._settle(told, float(told["value"]) if kept else None, plan, now)
+        several = [told for told in payload["observations"] if "objectives" in told]
+        if several:
+            self._compare(several, plan, now)
+
+    def _compare(self, observations: Sequence[Mapping[str, Any]], plan: Plan, now: int) -> None:
+        """The tag `pareto` of whoever is in the set or leaves it, and the values of every objective."""
+        changed = False
+        for told in observations:
+            candidate, values = str(told["candidate"]), values_told(told)
+            enters, leaving = self._front.add(candidate, values) if values is not None else (False, [])
+            changed |= enters
+            for name in leaving:
+                self._candidate({"candidate": name}, plan, now).tags["pareto"] = "false"
+            run = self._candidate(told, plan, now)
+            run.tags["pareto"] = str(enters).lower()
+            objectives = dict(zip(self._objectives, told["objectives"], strict=True))
+            run.points += [
+                Point(safe_name(f"search/objective/{name}"), float(one["value"]), 0, now)
+                for name, one in objectives.items()
+            ]
+            recipe_id = self._runs[candidate][1]["recipe_id"]
+            self._told[candidate] = {"candidate": candidate, "recipe_id": recipe_id, "objectives": objectives}
+        if changed:
+            self._show_front(plan, now)
+
+    def _show_front(self, plan: Plan, now: int) -> None:
+        members = ordered(self._front.members)
+        rest = [name for name in self._told if name not in self._front.members]
+        rows = [self._told[name] | {"pareto": name in self._front.members} for name in (*members, *rest)]
+        run = self._search(plan, now)
+        run.tags["pareto"] = ", ".join(members)
+        run.files["pareto.html"] = pareto_page(self._name, self._objectives, rows)
 
     def _on_failed(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         run = self._candidate(payload, plan, now)

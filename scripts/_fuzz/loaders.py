@@ -18,7 +18,8 @@ from evosearch.recipe import checks, files
 from evosearch.recipe.schema import Recipe
 from evosearch.search.space import SearchSpace
 from evosearch.search.template import frame
-from evosearch.service.spec import load_spec
+from evosearch.service.spec import SearchSpec, Winner
+from evosearch.service.staged import load
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = FAMILY.shape({"num_hidden_layers": 4})
@@ -147,10 +148,20 @@ def _load_recipe(path: Path) -> None:
 
 
 def _load_spec(path: Path) -> None:
-    spec = load_spec(path)
+    spec = load(path)
+    if isinstance(spec, SearchSpec):
+        return _use(spec)
+    winners = {stage.name: Winner(path.with_name("winner.yaml"), "0" * 64) for stage in spec.config.stages}
+    for index in range(spec.count):
+        _use(spec.stage(index, winners))
+    return None
+
+
+def _use(spec: SearchSpec) -> None:
+    """One search, as far as it goes without models."""
     spec.search_id()
-    frame(spec.template, spec.where)
-    space = SearchSpace.from_template(spec.template, SHAPE, specs(), spec.where)
+    depths = dict.fromkeys(frame(spec.template, spec.where).references(), SHAPE.num_layers)
+    space = SearchSpace.from_template(spec.template, SHAPE, specs(), spec.where, depths)
     checks.check(space.fill(space.initial()), specs(), spec.where)
     space.with_weight(0.5)
 

@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,42 @@ def test_a_candidate_builds_opens_tokenizes_and_rebuilds_nothing(prepared: Prepa
     scores = [outcome.card.fitness.value for outcome in outcomes if outcome.card]
     assert first.card is not None
     assert len({first.card.fitness.value, *scores}) == 4, "other recipes, other scores"
+
+
+def route(prepared: Prepared, *hops: tuple[int, int, float]) -> Recipe:
+    """A route by (index of a model, layer, scale)."""
+    names = list(prepared.models.checkpoints)
+    listed = [{"model": names[index], "layer": layer, "scale": scale} for index, layer, scale in hops]
+    return Recipe.model_validate({"routing": {"hops": listed}})
+
+
+def test_a_candidate_route_builds_opens_tokenizes_and_rebuilds_nothing(
+    prepared: Prepared, counted: Counter[str]
+) -> None:
+    batch = prepared.batches["search"]
+    config = worker_config(prepared.spec.config.workers, prepared.models, prepared.suite, "float32")
+    frame = route(prepared, (0, 0, 1.0), (1, 0, 1.0), (2, 0, 1.0))
+    _counting.append(counted)
+    worker = Worker(replace(config, recipe=frame.to_dict()))
+    first = worker.run(Job("0@search", route(prepared, (0, 0, 1.0), (1, 1, 0.8), (0, 2, 1.2)), batch))
+    _counting.clear()
+    assert counted["PreTrainedModel.__init__"] > 0
+    assert counted["Linear.__init__"] > 10
+    assert any(what.startswith("open ") for what in counted)
+    counted.clear()
+    routes = [
+        route(prepared, (0, 0, 1.0), (0, 1, 0.9), (1, 1, 1.1), (2, 1, 1.1), (0, 2, 1.0)),
+        route(prepared, (0, 0, 0.7), (0, 0, 1.3)),
+        route(prepared, *((index % 3, index % 2, 1.05) for index in range(9))),
+    ]
+    _counting.append(counted)
+    outcomes = [worker.run(Job(f"{index}@search", each, batch)) for index, each in enumerate(routes, start=1)]
+    _counting.clear()
+    assert dict(counted) == {}
+    assert [outcome.failure for outcome in outcomes] == [None] * 3
+    scores = [outcome.card.fitness.value for outcome in outcomes if outcome.card]
+    assert first.card is not None
+    assert len({first.card.fitness.value, *scores}) == 4, "other routes, other scores"
 
 
 def test_same_recipe_same_card_whatever_came_between(prepared: Prepared) -> None:

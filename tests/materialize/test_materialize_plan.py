@@ -8,6 +8,7 @@ from evosearch.errors import RecipeError
 from evosearch.materialize.plan import Input, TensorOp, donor_of, plan
 from evosearch.merging.registry import specs
 from evosearch.recipe.schema import Recipe
+from evosearch.routing.fold import Fold
 
 SHAPE = FAMILY.shape({"num_hidden_layers": 5})
 Q = "model.layers.{}.self_attn.q_proj.weight"
@@ -100,9 +101,18 @@ def test_what_does_not_fit_is_refused(recipe, message):
         ops(**{"merge_method": "ties", "base_model": "base"} | recipe)
 
 
-def test_routes_are_refused_clearly():
-    with pytest.raises(RecipeError, match="routes are read but not materialized"):
-        ops(routing={"hops": [{"model": "a", "layer": 0}]})
+def test_a_route_takes_each_tensor_from_its_hop_and_divides_what_writes():
+    hops = [("a", 0, 1.0), ("b", 3, 0.5), ("b", 3, 4.0), ("a", 4, 1.0), ("a", 4, 0.5)]
+    listed = [{"model": name, "layer": layer, "scale": scale} for name, layer, scale in hops]
+    made = ops(routing={"hops": listed})
+    assert tuple(made) == tuple(SHAPE.by_name)
+    for k, (name, layer, _) in enumerate(hops):
+        assert made[Q.format(k)].sources == (Input(name, Q.format(layer)),)
+    down = "model.layers.{}.mlp.down_proj.weight"
+    assert [made[down.format(k)].fold for k in range(5)] == [Fold(gain) for gain in (1.0, 0.5, 2.0, 2.0, 1.0)]
+    assert {made[name.format(k)].fold for name in (Q, UP) for k in range(5)} == {Fold()}
+    for name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"):
+        assert made[name].sources == (Input("a", name),)
 
 
 def test_the_donor_is_the_base_or_else_the_first_model():

@@ -107,8 +107,13 @@ def test_references_stay_and_foreign_ones_are_named_or_replaced():
         ),
         ({"base_model": "/models/a@b"}, "read a part of '/models/a@b' as an adapter or a revision"),
         (
-            {"merge_method": None, "base_model": None, "models": [], "routing": {"hops": [{"model": "a", "layer": 0}]}},
-            "mergekit cannot express this route",
+            {
+                "merge_method": None,
+                "base_model": None,
+                "models": [],
+                "routing": {"hops": [{"model": "a", "layer": 0}, {"model": "b", "layer": 0}]},
+            },
+            r"recipe\.routing\.hops\[1\]\.model: mergekit would take final norm and head from 'b'",
         ),
     ],
 )

@@ -117,7 +117,6 @@ SENSELESS = [
         "merge_method: slerp\nbase_model: a\nparameters: {t: 0.5}\nmodels: [{model: a}, {model: b}, {model: c}]",
         r"models: .*slerp",
     ),
-    ("routing: {hops: [{model: a, layer: 0}]}", r"routing: routes are read but not materialized"),
 ]
 
 

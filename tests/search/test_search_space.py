@@ -445,7 +445,7 @@ def test_bounds_of_every_choosable_method_are_kept() -> None:
         ({"merge_method": {"choices": ["ties", "tie"]}}, r"merge_method\.choices\[1\]: unknown method 'tie'"),
         ({"merge_method": "tise"}, r"merge_method: unknown method 'tise'.*Did you mean 'ties'"),
         ({"merge_method": None}, r"merge_method: missing"),
-        ({"routing": {"search": True}}, r"recipe\.routing: searching over routes is not supported yet"),
+        ({"routing": {"search": True}}, r"recipe\.merge_method: does not go with a search over routes"),
         ({"base_model": None}, r"recipe\.base_model: missing"),
         ({"mdoels": []}, r"recipe\.mdoels: unknown key.*Did you mean 'models'"),
         ({"models": []}, r"models is missing or empty"),

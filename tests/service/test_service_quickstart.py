@@ -222,7 +222,7 @@ def kill_when_scored(spec: Path, runs: Path, count: int) -> None:
             process.wait(30)
 
 
-@pytest.mark.parametrize("count", [10, 24], ids=["first-generation", "second-generation"])
+@pytest.mark.parametrize("count", [4, 10, 24], ids=["controls", "first-generation", "second-generation"])
 def test_kill_9_of_the_process_tree_then_the_same_command(
     small_spec: Path, uninterrupted: dict[str, list[Mapping[str, Any]]], count: int, tmp_path: Path
 ) -> None:
@@ -236,6 +236,29 @@ def test_kill_9_of_the_process_tree_then_the_same_command(
     assert after["told"] == uninterrupted["told"]
     assert after["scored"] == uninterrupted["scored"], "the same scores, each once"
     assert after["gated"] == uninterrupted["gated"]
+
+
+def test_kill_9_of_an_asynchronous_search_then_the_same_command(small_spec: Path, tmp_path: Path) -> None:
+    """The record that was there stays and is replayed (or the run would stop); nothing is lost or scored twice."""
+    changed = yaml.safe_load(small_spec.read_text())
+    changed["optimizer"]["asynchronous"] = True
+    spec = tmp_path / "small.yaml"
+    spec.write_text(yaml.safe_dump(changed, sort_keys=False))
+    kill_when_scored(spec, tmp_path, 16)
+    before = read(tmp_path)
+    run_to_end(spec, tmp_path)
+    after = read(tmp_path)
+    for kind in ("asked", "told"):
+        assert after[kind][: len(before[kind])] == before[kind]
+    told = [one["candidate"] for payload in after["told"] for one in payload["observations"]]
+    assert sorted(told, key=int) == [payload["candidate"] for payload in after["asked"]]
+    assert [payload["candidate"] for payload in after["asked"]] == [str(index) for index in range(24)]
+    scored = [(payload["candidate"], payload["split"]) for payload in after["scored"]]
+    assert len(set(scored)) == len(scored)
+    known = {payload["candidate"]: payload for payload in before["scored"]}
+    assert all(payload in after["scored"] for payload in known.values())
+    new = {payload["candidate"] for payload in after["asked"] if payload["duplicate_of"] is None}
+    assert new <= dict(scored).keys()
 
 
 def test_ctrl_c_stops_cleanly_and_the_same_command_continues(

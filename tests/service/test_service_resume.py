@@ -166,9 +166,9 @@ def test_a_record_that_cannot_be_replayed_stops_or_goes_on_from_the_best(
     run(world(budget={"candidates": 12}), Silent())
     spec = world(budget={"candidates": 24})
 
-    def drifting(config: Any, *args: Any) -> Any:
+    def drifting(config: Any, *args: Any, **kwargs: Any) -> Any:
         """Stands for another build of the optimizer's library, which asks otherwise from the same seed."""
-        return create(config.model_copy(update={"seed": config.seed + 1}), *args)
+        return create(config.model_copy(update={"seed": config.seed + 1}), *args, **kwargs)
 
     monkeypatch.setattr(service, "create", drifting)
     with pytest.raises(ReplayError, match="--continue-from-best"):

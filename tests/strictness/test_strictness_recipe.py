@@ -261,7 +261,10 @@ VALUES: list[tuple[Callable[[], dict[str, Any]], Change, str]] = [
     (routed, lambda d: d.update(merge_method="ties"), r"exactly one of merge_method and routing"),
     (routed, lambda d: d["routing"]["hops"][0].update(scale=0), r"routing\.hops\[0\]\.scale: .*greater than 0, got 0"),
     (routed, lambda d: d["routing"]["hops"][0].update(layer=-1), r"routing\.hops\[0\]\.layer: .*got -1"),
-    (routed, lambda d: None, r"routing: routes are read but not materialized"),
+    (routed, lambda d: d["routing"].update(max_gain=0.5), r"routing\.max_gain: .*greater than or equal to 1, got 0\.5"),
+    (routed, lambda d: d["routing"]["hops"][0].update(scale=9.0), r"routing\.hops\[0\]\.scale: got 9, .*\[0\.125, 8\]"),
+    (routed, lambda d: d.update(base_model="org/b"), r"base_model: does not go with routing"),
+    (routed, lambda d: d.update(chat_template="chatml"), r"chat_template: does not go with routing"),
 ]  # fmt: skip
 
 
@@ -273,7 +276,7 @@ def test_a_value_that_is_not_allowed_is_refused_with_file_and_key(make, change, 
         read(data, tmp_path)
 
 
-@pytest.mark.parametrize("make", [whole, sliced, moduled, tokened])
+@pytest.mark.parametrize("make", [whole, sliced, moduled, tokened, routed])
 def test_what_the_mistakes_are_made_in_is_itself_in_order(make, tmp_path):
     assert read(make(), tmp_path) == []
 

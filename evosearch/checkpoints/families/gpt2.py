@@ -43,7 +43,7 @@ def masks(name: str) -> bool:
     return name.endswith((".attn.bias", ".attn.masked_bias"))
 
 
-def with_layers(config: Config, layers: Sequence[int]) -> dict[str, Any]:
+def with_layers(config: Config, layers: Sequence[int], sources: Sequence[Config] | None = None) -> dict[str, Any]:
     """The config with these layers.
 
     Raises:

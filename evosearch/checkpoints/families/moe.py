@@ -1,11 +1,11 @@
 """Mixtures of experts: each expert's tensors by themselves on disk, a layer's experts stacked in the live model."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from evosearch.checkpoints.families.parts import Part, tensors
-from evosearch.checkpoints.families.registry import Config, Placement, positive
+from evosearch.checkpoints.families.registry import Config, Placement, WithLayers, positive
 from evosearch.errors import CheckpointError
 
 EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)\.weight")
@@ -66,13 +66,12 @@ def sparse(config: Config, layer: int) -> bool:
     return layer not in dense and (layer + 1) % step == 0
 
 
-def with_sparse(
-    changed: Callable[[Config, Sequence[int]], dict[str, Any]],
-) -> Callable[[Config, Sequence[int]], dict[str, Any]]:
+def with_sparse(changed: WithLayers) -> WithLayers:
     """`with_layers` that keeps each layer's experts with it: which layers are dense is written out by position."""
 
-    def with_layers(config: Config, layers: Sequence[int]) -> dict[str, Any]:
-        dense = [index for index, layer in enumerate(layers) if not sparse(config, layer)]
-        return changed(config, layers) | {"mlp_only_layers": dense, "decoder_sparse_step": 1}
+    def with_layers(config: Config, layers: Sequence[int], sources: Sequence[Config] | None = None) -> dict[str, Any]:
+        pairs = zip(sources or [config] * len(layers), layers, strict=True)
+        dense = [index for index, pair in enumerate(pairs) if not sparse(*pair)]
+        return changed(config, layers, sources) | {"mlp_only_layers": dense, "decoder_sparse_step": 1}
 
     return with_layers

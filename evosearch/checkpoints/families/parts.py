@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from evosearch.checkpoints.families.registry import Config, Family, positive, with_layers
+from evosearch.checkpoints.families.registry import Config, Family, WithLayers, positive, with_layers
 from evosearch.errors import CheckpointError
 from evosearch.recipe.shapes import ModelShape, Place, TensorSpec
 
@@ -25,6 +25,7 @@ PRE_NORMS = ("input_layernorm", "post_attention_layernorm")  # before attention,
 BEFORE_NORMS = ("input_layernorm", "pre_feedforward_layernorm")  # the same, where there are norms after them, too
 AFTER_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")  # after attention, after the MLP
 
+OF_KINDS = ("layer_types", "mlp_only_layers")  # keys of config.json that tell single layers apart
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
@@ -102,17 +103,19 @@ def normed_after_layer(before: Sequence[str] = (), bias: bool = False, qk_norms:
     ]
 
 
-def family(architecture: str, layer: Layer, frame: Frame = FRAME, **more: Any) -> Family:
+def family(architecture: str, layer: Layer, frame: Frame = FRAME, writer_offset: float = 0.0, **more: Any) -> Family:
     """The family of an architecture: the layers as `layer` has them, the rest as `frame` has it.
 
     Args:
+        writer_offset: see `Family`.
         more: what else is not as in most families, by `Family`'s names.
     """
     usual: dict[str, Any] = {"tied": {frame.head: frame.embeddings[0]}, "skipped": rotary_tables}
-    return Family((architecture,), partial(_shape, architecture, layer, frame), **(usual | more))
+    shape = partial(_shape, architecture, layer, frame, writer_offset)
+    return Family((architecture,), shape, writer_offset=writer_offset, **(usual | more))
 
 
-def _shape(architecture: str, layer: Layer, frame: Frame, config: Config) -> ModelShape:
+def _shape(architecture: str, layer: Layer, frame: Frame, writer_offset: float, config: Config) -> ModelShape:
     """Every tensor of a checkpoint.
 
     Raises:
@@ -126,7 +129,8 @@ def _shape(architecture: str, layer: Layer, frame: Frame, config: Config) -> Mod
     found += [TensorSpec(name, Place.FINAL_NORM) for name in frame.final_norm]
     head = frame.head_bias if tied else (frame.head, *frame.head_bias)
     found += [TensorSpec(name, Place.HEAD) for name in head]
-    return ModelShape(architecture, depth, tuple(found), tied)
+    kinds = any(isinstance(config.get(key), list) for key in OF_KINDS)
+    return ModelShape(architecture, depth, tuple(found), tied, writer_offset, kinds)
 
 
 def option(config: Config, key: str, default: bool) -> bool:
@@ -146,16 +150,19 @@ def rotary_tables(name: str) -> bool:
     return name.endswith("rotary_emb.inv_freq")
 
 
-def with_attention_of(kind: Callable[[Config, int], str]) -> Callable[[Config, Sequence[int]], dict[str, Any]]:
+def with_attention_of(kind: Callable[[Config, int], str]) -> WithLayers:
     """`with_layers` for a family whose layers differ in attention by position where config.json has no `layer_types`.
 
     The kinds are written out, as they would otherwise follow the layers' new positions.
     """
 
-    def changed(config: Config, layers: Sequence[int]) -> dict[str, Any]:
-        if isinstance(config.get("layer_types"), list):
-            return with_layers(config, layers)
-        return with_layers(config, layers) | {"layer_types": [kind(config, layer) for layer in layers]}
+    def of_one(config: Config, layer: int) -> str:
+        known = config.get("layer_types")
+        return str(known[layer]) if isinstance(known, list) else kind(config, layer)
+
+    def changed(config: Config, layers: Sequence[int], sources: Sequence[Config] | None = None) -> dict[str, Any]:
+        pairs = zip(sources or [config] * len(layers), layers, strict=True)
+        return with_layers(config, layers, sources) | {"layer_types": [of_one(*pair) for pair in pairs]}
 
     return changed
 

@@ -8,7 +8,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 from evosearch.checkpoints import families
 from evosearch.errors import CheckpointError
@@ -40,12 +40,21 @@ def same_place(name: str, config: Config) -> Placement:
     return Placement(name)
 
 
-def with_layers(config: Config, layers: Sequence[int]) -> dict[str, Any]:
-    """The config of a model whose layer k is this one's layer `layers[k]`."""
+def with_layers(config: Config, layers: Sequence[int], sources: Sequence[Config] | None = None) -> dict[str, Any]:
+    """The config of a model whose layer k is layer `layers[k]` of `sources[k]`, and without sources of this one."""
     changed = dict(config) | {"num_hidden_layers": len(layers)}
-    if isinstance(kinds := config.get("layer_types"), list):
-        changed["layer_types"] = [kinds[layer] for layer in layers]
+    kinds = [source.get("layer_types") for source in sources or [config] * len(layers)]
+    if all(isinstance(known, list) for known in kinds):
+        changed["layer_types"] = [known[layer] for known, layer in zip(kinds, layers, strict=True) if known]
+    elif isinstance(changed.get("layer_types"), list):
+        del changed["layer_types"]
     return changed
+
+
+class WithLayers(Protocol):
+    def __call__(
+        self, config: Config, layers: Sequence[int], sources: Sequence[Config] | None = None
+    ) -> dict[str, Any]: ...
 
 
 def no_extras(name: str) -> bool:
@@ -66,7 +75,8 @@ class Family:
         skipped: says whether a tensor carries no weights of its own (a stored rotary table) and is read past.
         canonical: name as it is stored → name in `shape`, where older files leave out or add a prefix.
         placement: (name in `shape`, config) → where the live transformers model has it.
-        with_layers: (config, layers) → the config of a model with these layers of it, in this order.
+        with_layers: (config, layers, sources) → the config of a model with these layers of it, in this order; with
+            sources: each layer of its own config, of which nothing but what speaks of single layers is taken.
         of_layers: the keys of config.json that `with_layers` sets: what speaks of single layers, or counts them.
         writer_offset: what the model adds to a stored weight that writes to the residual stream before it multiplies
             by it: 1 where those are gains of norms that multiply by 1 + weight.
@@ -79,7 +89,7 @@ class Family:
     skipped: Callable[[str], bool] = no_extras
     canonical: Callable[[str], str] = same_name
     placement: Callable[[str, Config], Placement] = same_place
-    with_layers: Callable[[Config, Sequence[int]], dict[str, Any]] = with_layers
+    with_layers: WithLayers = with_layers
     of_layers: tuple[str, ...] = ("num_hidden_layers", "layer_types")
     writer_offset: float = 0.0
     transposed: bool = False

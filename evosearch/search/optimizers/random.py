@@ -6,18 +6,18 @@ import numpy as np
 
 from evosearch.recipe.shapes import Scalar
 from evosearch.search.optimizers._pending import Pending
-from evosearch.search.optimizers.registry import OptimizerConfig, optimizer
+from evosearch.search.optimizers.registry import OptimizerConfig, Problem, optimizer
 from evosearch.search.types import Dimension, Genome, Observation
 
 
-@optimizer("random", categoricals=True)
+@optimizer("random", categoricals=True, asynchronous=True, objectives=True)
 class Random:
     """Every value uniform over its dimension (log dimensions in the logarithm), after the start."""
 
-    def __init__(self, config: OptimizerConfig, dimensions: tuple[Dimension, ...], start: Genome) -> None:
+    def __init__(self, config: OptimizerConfig, problem: Problem) -> None:
         self.population = config.population or 8
-        self._dimensions = dimensions
-        self._first = [start]
+        self._dimensions = problem.dimensions
+        self._first = [problem.start]
         self._rng = np.random.default_rng(config.seed)
         self._pending: Pending[None] = Pending()
 

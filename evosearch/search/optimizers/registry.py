@@ -23,7 +23,8 @@ class Optimizer(Protocol):
     """Asks for genomes and is told what they were worth.
 
     Deterministic in (seed, history of asks and tells), with a random generator of its own. `ask(n)` gives what `n`
-    single asks would give, so that a search may be replayed in any portions.
+    single asks would give, so that a search may be replayed in any portions. One that is registered as `asynchronous`
+    can, where its config says so, be asked at any time and be told of any pending genomes in any order.
     """
 
     @property
@@ -49,7 +50,10 @@ class OptimizerConfig(Document):
 
     `start` says from where: `init` (the holes' own `init`), `best_control` or `parents` (the weights of the best
     control, or of the best parent). `population` is how many candidates are asked together, `sigma` the first step
-    size as a part of each dimension's range.
+    size as a part of each dimension's range. `warm_start` names another search (or its folder or spec): the best that
+    was found there is where this one starts, and optimizers that learn from single trials are told its candidates.
+    `diagonal` keeps the covariance diagonal, `restarts` is how often a converged search begins again with twice the
+    population, `points` is how many values of a number a grid tries.
     """
 
     name: str = "cma_es"
@@ -58,6 +62,10 @@ class OptimizerConfig(Document):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     start: Literal["init", "best_control", "parents"] = "best_control"
     asynchronous: bool = False
+    warm_start: Annotated[str, Field(min_length=1)] | None = None
+    diagonal: bool = False
+    restarts: Annotated[int, Field(ge=0, le=20)] = 0
+    points: Annotated[int, Field(ge=2, le=10_000)] | None = None
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -68,18 +76,47 @@ class OptimizerConfig(Document):
                 f"Known: {', '.join(names())}",
                 did_you_mean(self.name, names()),
             )
-        if self.asynchronous:
-            raise SpecError("asynchronous", "not supported yet", "false", "Leave it out: generations are told whole")
         entry = load(self.name)
-        if "sigma" in self.model_fields_set and "sigma" not in entry.options:
-            raise SpecError("sigma", f"{self.name} takes no step size", next="Leave it out")
+        if self.asynchronous and not entry.asynchronous:
+            others = ", ".join(name for name in names() if load(name).asynchronous)
+            what = f"{self.name} must know of all that it asked before it asks on"
+            raise SpecError("asynchronous", what, f"With: {others}", "Leave it out, or take one of these")
+        for key, what in OPTIONS.items():
+            if key in self.model_fields_set and key not in entry.options:
+                raise SpecError(key, f"{self.name} takes no {what}", next="Leave it out")
         least = entry.least_population
         if self.population is not None and self.population < least:
             raise SpecError("population", f"got {self.population}", f"{self.name} needs at least {least}")
         return self
 
 
-Factory = Callable[[OptimizerConfig, tuple[Dimension, ...], Genome], Optimizer]
+# Options of some optimizers → what they are in words
+OPTIONS = {
+    "sigma": "step size",
+    "diagonal": "covariance",
+    "restarts": "restarts",
+    "points": "grid",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What an optimizer is made for.
+
+    Attributes:
+        start: the genome a distribution is centred on, or that an optimizer without one asks first.
+        objectives: how many values an observation has.
+        known: what another search found out, in this space's dimensions, for optimizers that learn from single trials;
+            best first, none of them pending or to be counted.
+    """
+
+    dimensions: tuple[Dimension, ...]
+    start: Genome
+    objectives: int = 1
+    known: tuple[Observation, ...] = ()
+
+
+Factory = Callable[[OptimizerConfig, Problem], Optimizer]
 
 
 @dataclass(frozen=True)
@@ -91,6 +128,8 @@ class Entry:
     options: frozenset[str]  # of OptimizerConfig, beyond those every optimizer takes
     categoricals: bool  # takes dimensions with choices
     least_population: int
+    asynchronous: bool = False  # may be asked before it is told
+    objectives: bool = False  # takes several
 
 
 T = TypeVar("T", bound=Factory)
@@ -98,13 +137,24 @@ _entries: dict[str, Entry] = {}
 
 
 def optimizer(
-    name: str, *, options: Sequence[str] = (), categoricals: bool = False, least_population: int = 1
+    name: str,
+    *,
+    options: Sequence[str] = (),
+    categoricals: bool = False,
+    least_population: int = 1,
+    asynchronous: bool = False,
+    objectives: bool = False,
 ) -> Callable[[T], T]:
-    """Register a class whose constructor takes (config, dimensions, start) under its file's name."""
+    """Register a class whose constructor takes (config, problem) under its file's name.
+
+    The constructor raises a SpecError that names the key below `optimizer` where it is not made for the problem.
+    """
 
     def register(factory: T) -> T:
         assert factory.__module__.rsplit(".", 1)[-1] == name, f"optimizer {name} belongs in {name}.py"
-        _entries[name] = Entry(name, factory, frozenset(options), categoricals, least_population)
+        _entries[name] = Entry(
+            name, factory, frozenset(options), categoricals, least_population, asynchronous, objectives
+        )
         return factory
 
     return register
@@ -129,15 +179,18 @@ def create(
     dimensions: Sequence[Dimension],
     start: Genome,
     where: str = "optimizer",
+    objectives: int = 1,
+    known: Sequence[Observation] = (),
 ) -> Optimizer:
     """The configured optimizer over these dimensions.
 
     Args:
-        start: the genome a distribution is centred on, or that an optimizer without one asks first.
+        start, objectives, known: see `Problem`.
         where: what to put before the key in an error, as `night.yaml: optimizer`.
 
     Raises:
-        SpecError: the optimizer takes no categorical dimensions and there are some.
+        SpecError: the optimizer takes no categorical dimensions, or one objective, and there are some; or it has other
+            reasons not to be made for this space.
     """
     entry = load(config.name)
     categorical = [dimension.name for dimension in dimensions if dimension.kind == "categorical"]
@@ -146,8 +199,15 @@ def create(
         have = "have" if len(categorical) > 1 else "has"
         what = f"{config.name} takes numbers only, and {_listed(categorical)} {have} choices"
         raise SpecError(join(where, "name"), what, f"Use one of: {', '.join(others)}")
+    if objectives > 1 and not entry.objectives:
+        others = [name for name in names() if load(name).objectives]
+        what = f"{config.name} takes one objective, and there are {objectives}"
+        raise SpecError(join(where, "name"), what, f"Use one of: {', '.join(others)}")
     assert_in(dimensions, start)
-    return entry.factory(config, tuple(dimensions), start)
+    try:
+        return entry.factory(config, Problem(tuple(dimensions), start, objectives, tuple(known)))
+    except SpecError as error:
+        raise SpecError(join(where, error.where), error.what, error.allowed, error.next) from None
 
 
 def assert_in(dimensions: Sequence[Dimension], genome: Mapping[str, object]) -> None:

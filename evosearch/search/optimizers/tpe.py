@@ -1,37 +1,41 @@
-"""The tree-structured Parzen estimator (Bergstra et al. 2011), multivariate, by Optuna."""
+"""The tree-structured Parzen estimator (Bergstra et al. 2011), multivariate, by Optuna; for several objectives with
+the split of Ozaki et al. (2022, doi:10.1613/jair.1.13188)."""
 
-import math
-import warnings
 from collections.abc import Sequence
 
-import optuna
 from optuna.samplers import TPESampler
-from optuna.trial import Trial, TrialState
+from optuna.trial import Trial, TrialState, create_trial
 
-from evosearch.recipe.shapes import Scalar
+from evosearch.search.optimizers import _optuna
 from evosearch.search.optimizers._pending import Pending
-from evosearch.search.optimizers.registry import OptimizerConfig, optimizer
-from evosearch.search.types import Dimension, Genome, Observation
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)  # no line per study; ours is in memory and nobody's business
+from evosearch.search.optimizers.registry import OptimizerConfig, Problem, optimizer
+from evosearch.search.types import Genome, Observation
 
 
-@optimizer("tpe", categoricals=True)
+@optimizer("tpe", categoricals=True, asynchronous=True, objectives=True)
 class Tpe:
     """Optuna's sampler over a study in memory: the ledger is the record, Optuna only proposes.
 
     Takes every kind of dimension; one that is inactive is not suggested, so the estimator does not learn from values
-    that had no effect. Where several are asked together, pending ones count as bad, which keeps them apart. Candidates
-    that break a constraint come behind all that break none, by how much they break it.
+    that had no effect. Where several are pending at once, they count as bad, which keeps them apart. Candidates that
+    break a constraint come behind all that break none, by how much they break it. What is known of another search are
+    finished trials, before the first.
     """
 
-    def __init__(self, config: OptimizerConfig, dimensions: tuple[Dimension, ...], start: Genome) -> None:
+    def __init__(self, config: OptimizerConfig, problem: Problem) -> None:
+        dimensions, start = problem.dimensions, problem.start
         self.population = config.population or 8
         self._categorical_first = sorted(dimensions, key=lambda dimension: dimension.active_if is not None)
         self._dimensions = dimensions
         self._pending: Pending[Trial] = Pending()
-        self._study = optuna.create_study(direction="maximize", sampler=_sampler(config, dimensions, self.population))
-        self._study.enqueue_trial({d.name: start[d.name] for d in dimensions if d.active(start)})
+        conditional = any(dimension.active_if for dimension in dimensions)
+        together = self.population > 1 or config.asynchronous
+        with _optuna.experimental():  # `group` splits the space into parts that are active together
+            sampler = TPESampler(seed=config.seed, multivariate=True, group=conditional, constant_liar=together)
+        self._study = _optuna.study(sampler, problem.objectives)
+        for observation in _optuna.known(problem):
+            self._learn(observation)
+        self._study.enqueue_trial({d.name: start[d.name] for d in _optuna.actives(dimensions, start)})
 
     def ask(self, n: int) -> list[Genome]:
         asked = []
@@ -45,38 +49,34 @@ class Tpe:
     def tell(self, observations: Sequence[Observation]) -> None:
         for observation in observations:
             trial = self._pending.take(observation.genome)
-            if observation.value is None:
-                # Of violations, this is the worst. A trial that Optuna knows as failed would be forgotten, and its
-                # neighbourhood asked again; a pruned one without a constraint ranks before those that break theirs.
-                trial.set_constraint("failed", math.inf)
+            for name, amount in _optuna.constraints(observation).items():
+                trial.set_constraint(name, amount)
+            if observation.state == "failed":
+                # A trial that Optuna knows as failed would be forgotten, and its neighbourhood asked again; a pruned
+                # one without a constraint would rank before those that break theirs.
                 self._study.tell(trial, state=TrialState.PRUNED)
             else:
-                if observation.violation > 0:
-                    trial.set_constraint("violation", observation.violation)
-                self._study.tell(trial, observation.value)
+                self._study.tell(trial, _optuna.values(observation))
 
     def stop_reason(self) -> str | None:
         return None
 
+    def _learn(self, observation: Observation) -> None:
+        """A finished trial that was never asked."""
+        scored = observation.state == "scored"
+        active = _optuna.actives(self._dimensions, observation.genome)
+        self._study.add_trial(
+            create_trial(
+                state=TrialState.COMPLETE if scored else TrialState.PRUNED,
+                values=_optuna.values(observation) if scored else None,
+                params={dimension.name: observation.genome[dimension.name] for dimension in active},
+                distributions=_optuna.distributions(active),
+                constraints=_optuna.constraints(observation),
+            )
+        )
+
     def _suggested(self, trial: Trial) -> Genome:
         values: Genome = {}
         for dimension in self._categorical_first:  # what activates others is known before them
-            values[dimension.name] = _suggest(trial, dimension) if dimension.active(values) else dimension.init
+            values[dimension.name] = _optuna.suggest(trial, dimension) if dimension.active(values) else dimension.init
         return {dimension.name: values[dimension.name] for dimension in self._dimensions}
-
-
-def _sampler(config: OptimizerConfig, dimensions: Sequence[Dimension], population: int) -> TPESampler:
-    conditional = any(dimension.active_if for dimension in dimensions)
-    with warnings.catch_warnings():
-        # `group` splits the space into parts that are active together; pinned and covered by our own law tests.
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return TPESampler(seed=config.seed, multivariate=True, group=conditional, constant_liar=population > 1)
-
-
-def _suggest(trial: Trial, dimension: Dimension) -> Scalar:
-    if dimension.kind == "categorical":
-        return trial.suggest_categorical(dimension.name, dimension.choices)
-    if dimension.kind == "int":
-        low, high = int(dimension.low), int(dimension.high)
-        return int(trial.suggest_int(dimension.name, low, high, log=dimension.log))
-    return dimension.clip(float(trial.suggest_float(dimension.name, dimension.low, dimension.high, log=dimension.log)))

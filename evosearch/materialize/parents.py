@@ -1,0 +1,43 @@
+"""The parents' tensors, held once for all candidates: mapped from files, or on the device where there is room."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from evosearch.checkpoints.reader import Checkpoint
+
+HEADROOM = 2.0  # device memory left over, as a multiple of the parents', before they are kept there
+Tensors = dict[str, dict[str, torch.Tensor]]  # reference → name → tensor
+
+
+def hold(
+    checkpoints: Mapping[str, Checkpoint],
+    device: torch.device,
+    needed: Callable[[str, str], bool] = lambda reference, name: True,
+) -> Tensors:
+    """The tensors of all checkpoints; what one takes from another (an adapter's base) is held once.
+
+    Args:
+        needed: (reference, name) → whether candidates are made of this tensor.
+    """
+    held: dict[tuple[int, str], torch.Tensor] = {}
+
+    def load(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+        while (under := checkpoint.shares(name)) is not None:
+            checkpoint = under
+        key = (id(checkpoint), name)
+        if key not in held:
+            held[key] = checkpoint.load(name)
+        return held[key]
+
+    tensors = {
+        reference: {name: load(checkpoint, name) for name in checkpoint.tensors if needed(reference, name)}
+        for reference, checkpoint in checkpoints.items()
+    }
+    if device.type != "cuda":
+        return tensors
+    size = sum(tensor.numel() * tensor.element_size() for tensor in held.values())
+    if torch.cuda.mem_get_info(device)[0] <= HEADROOM * size:
+        return tensors
+    moved = {id(tensor): tensor.to(device) for tensor in held.values()}
+    return {reference: {name: moved[id(tensor)] for name, tensor in own.items()} for reference, own in tensors.items()}

@@ -1,0 +1,114 @@
+"""The champion of the name that a search registers under: met before the gate decides, and made after it."""
+
+from pathlib import Path
+from typing import Any
+
+from evosearch import documents
+from evosearch.errors import RecipeError, TrackingError
+from evosearch.promotion.gate import GateDecision
+from evosearch.promotion.promote import Champion
+from evosearch.recipe.files import anchor, is_recipe, load_reference
+from evosearch.recipe.schema import Recipe
+from evosearch.search.recorder import Recorder
+from evosearch.search.state import SearchState
+from evosearch.search.watching import Watcher
+from evosearch.service.openings import times_opened
+from evosearch.service.prepare import Prepared
+from evosearch.service.recorded import contamination_acknowledged
+from evosearch.tracking.changes import CONTAMINATION, OPENINGS
+from evosearch.tracking.registry import Registry
+
+
+def present_champion(prepared: Prepared, registry: Registry | None, watcher: Watcher) -> Champion | None:
+    """The present champion of the name this search registers under, where it is made of the same models."""
+    name = prepared.spec.config.promotion.register_as
+    if name is None or registry is None:
+        return None
+    try:
+        found = registry.champion(name)
+        text = registry.recipe(found) if found else None
+    except TrackingError as exc:
+        watcher.note(f"the present champion of '{name}' is not known and is left out of the gate: {exc}")
+        return None
+    if found is None or text is None:
+        return None
+    recipe = read_champion(text, name, prepared)
+    others = set(recipe.references()) - set(prepared.models.references)
+    if others:
+        watcher.note(f"the champion of '{name}' is made of other models ({', '.join(sorted(others))}): not compared")
+        return None
+    if not prepared.models.fits(recipe):
+        watcher.note(f"the champion of '{name}' has another vocabulary or chat template: not compared")
+        return None
+    return Champion(recipe, prepared.models.identify(recipe))
+
+
+def read_champion(text: str, name: str, prepared: Prepared) -> Recipe:
+    """A champion's recipe; a recipe in it that is one of this search's models goes by that model's reference."""
+    *inner, outer = documents.parse_all(text, name, RecipeError)
+    ours = {one: load_reference(one).to_dict() for one in prepared.models.references if is_recipe(one)}
+    local = {}
+    for data in inner:
+        own = str(data.pop("name"))
+        made = documents.validate(Recipe, data, name, RecipeError).to_dict()
+        local[own] = next((reference for reference, recipe in ours.items() if recipe == made), own)
+    return documents.validate(Recipe, anchor(outer, Path("/"), local), name, RecipeError)
+
+
+def never_met(state: SearchState, champion: Champion | None) -> bool:
+    """Whether the gate promoted while the tracking store was away, and now there is a champion to be beaten first."""
+    gated, promoted = state.gated, state.promoted
+    if champion is None or gated is None or gated["promoted"] is None:
+        return False
+    registered = promoted is not None and promoted.get("version") is not None
+    met = any(comparison["role"] == "champion" for comparison in gated["comparisons"])
+    return not (registered or met or champion.recipe_id == state.recipe_ids.get(gated["promoted"]))
+
+
+def register(
+    prepared: Prepared,
+    recorder: Recorder,
+    registry: Registry | None,
+    decision: GateDecision,
+    exported: dict[str, str],
+    watcher: Watcher,
+) -> None:
+    """Register the winner and make it the champion; a tracking store that is away does not undo a promotion."""
+    name, candidate = prepared.spec.config.promotion.register_as, decision.promoted
+    if candidate is None:
+        return
+    recipe_id = recorder.state.recipe_ids[candidate]
+    earlier = recorder.state.promoted
+    version = None
+    if name is not None and registry is not None:
+        try:
+            if _superseded(registry, name, prepared.search_id, earlier):
+                watcher.note(f"the champion of '{name}' is a later search's by now, and stays")
+                return
+            version = registry.register(
+                name,
+                search_id=prepared.search_id,
+                candidate=candidate,
+                recipe_id=recipe_id,
+                artifact_dir=Path(exported["recipe"]).parent,
+                tags=_disclosed(recorder),
+            )
+        except TrackingError as exc:
+            watcher.note(f"not registered as '{name}': {exc}. The same command registers it later")
+    payload = {"candidate": candidate, "recipe_id": recipe_id, "registered_as": name, "version": version}
+    if earlier is None or any(earlier.get(key) != value for key, value in payload.items()):
+        recorder.record([("promoted", payload | {"exported": exported})])
+
+
+def _disclosed(recorder: Recorder) -> dict[str, str]:
+    """What a registered version says of its test figures, as tags."""
+    tags = {OPENINGS: str(times_opened(recorder.ledger, recorder.state))}
+    return tags | ({CONTAMINATION: "true"} if contamination_acknowledged(recorder.state) else {})
+
+
+def _superseded(registry: Registry, name: str, search_id: str, earlier: dict[str, Any] | None) -> bool:
+    """Whether this search registered its winner at an earlier run, and another search's is the champion since."""
+    if earlier is None or earlier.get("registered_as") != name or earlier.get("version") is None:
+        return False
+    champion = registry.champion(name)
+    return champion is not None and champion.search_id != search_id

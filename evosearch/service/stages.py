@@ -1,0 +1,109 @@
+"""The searches of a spec of stages, one after the other: each builds on what earlier ones found.
+
+Where the run was killed is read from the ledger, so it goes on at the right stage. A stage whose successor has begun is
+not opened again: what it found is what the successor is made of.
+"""
+
+from dataclasses import replace
+from typing import Any, Protocol
+
+from evosearch.evaluation.harness import Harness
+from evosearch.search.ledger import Ledger
+from evosearch.search.watching import Progress, Watcher
+from evosearch.service.export import write_winner
+from evosearch.service.paths import places_of, recorded_names
+from evosearch.service.recorded import read_search
+from evosearch.service.report import RunReport, candidates_of, winner_of
+from evosearch.service.spec import SearchSpec, Winner, check_same_search
+from evosearch.service.staged import StagedSpec
+
+
+class Search(Protocol):
+    """Runs one search; see `run`."""
+
+    def __call__(self, spec: SearchSpec, watcher: Watcher, harness: Harness) -> RunReport: ...
+
+
+def run_stages(spec: StagedSpec, search: Search, watcher: Watcher) -> RunReport:
+    """Run or continue all stages.
+
+    Returns:
+        The last stage's report, with a row for every stage.
+
+    Raises:
+        InputError, SearchError: see `run`.
+    """
+    harness = Harness(spec.suite)
+    winners: dict[str, Winner] = {}
+    rows: list[dict[str, Any]] = []
+    for index, config in enumerate(spec.config.stages[:-1]):
+        stage = spec.stage(index, winners)
+        row = _settled(stage, spec, watcher)
+        rows.append(row or _row(config.name, search(stage, _Within(watcher, stage), harness)))
+        winners[config.name] = Winner(places_of(stage).winner, rows[-1]["winner"]["recipe_id"])
+    stage = spec.stage(spec.count - 1, winners)
+    report = search(stage, _Within(watcher, stage), harness)
+    return replace(report, stages=[*rows, _row(spec.config.stages[-1].name, report)])
+
+
+def _row(name: str, report: RunReport) -> dict[str, Any]:
+    """One stage as `evosearch run --json` lists it."""
+    return {
+        "name": name,
+        "search_id": report.search_id,
+        "stopped": report.stopped,
+        "candidates": report.candidates,
+        "winner": report.winner,
+        "exported": report.exported,
+    }
+
+
+def _settled(stage: SearchSpec, spec: StagedSpec, watcher: Watcher) -> dict[str, Any] | None:
+    """The row of a stage that a later one has begun to build on; None where it is still open.
+
+    Raises:
+        LedgerError: the spec's stage is not the one that is recorded.
+    """
+    assert stage.stage is not None
+    places = places_of(stage)
+    known = recorded_names(places.ledger)
+    later = [spec.search_name(index) for index in range(stage.stage.index + 1, spec.count)]
+    begun = [name for name in later if name in known]
+    if stage.name not in known or not begun:
+        return None
+    with Ledger.open(places.ledger, f"{stage.file}: ledger", read_only=True) as ledger:
+        search_id, state = read_search(ledger, places)
+        check_same_search(state.spec, stage, str(ledger.url))
+        write_winner(ledger, search_id, state, places.winner)
+        budget = ledger.events(search_id, types=("started",))[-1].payload["budget"]
+    if budget != stage.config.budget.model_dump(mode="json", exclude_none=True):
+        text = f"its budget changed, and it is not opened again: '{begun[0]}' builds on what it found"
+        watcher.note(f"{stage.at('budget')}: {text}")
+    return {
+        "name": stage.stage.name,
+        "search_id": search_id,
+        "stopped": state.stopped,
+        "candidates": candidates_of(state, len(state.finished)),
+        "winner": winner_of(state),
+        "exported": {"recipe": str(places.winner)},
+    }
+
+
+class _Within:
+    """A watcher who is told which stage it is."""
+
+    def __init__(self, inner: Watcher, stage: SearchSpec) -> None:
+        assert stage.stage is not None
+        self._inner, self._name = inner, stage.stage.name
+
+    def update(self, progress: Progress) -> None:
+        self._inner.update(replace(progress, stage=f"{self._name}: {progress.stage}"))
+
+    def note(self, text: str) -> None:
+        self._inner.note(text)
+
+    def preparing(self, what: str, part: float) -> None:
+        self._inner.preparing(what, part)
+
+    def close(self) -> None:
+        self._inner.close()

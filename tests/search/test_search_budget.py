@@ -1,0 +1,200 @@
+"""When a search stops, which reason it gives, and that it stops there again."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+from _schedule.searches import SEARCH, heavy_tailed, score, search
+from _schedule.workers import SimulatedWorkers
+from _schedule.world import World
+
+from evosearch.errors import SpecError
+from evosearch.search import ledger_store
+from evosearch.search.budget import Budget
+from evosearch.search.state import SearchState
+from evosearch.service.spec import BudgetConfig
+
+WORLD = World(models=2, per=None, items=10)  # 20 items a candidate
+GRID = World(models=2, per=None, densities=False, choices=(0.1, 0.4, 0.7), items=10)  # nine recipes
+BOTH = pytest.mark.parametrize("asynchronous", [False, True], ids=["synchronous", "asynchronous"])
+Stopped = tuple[str, SearchState]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stopped]:
+    """`run(budget, asynchronous, world, **optimizer)`: start the search of this test, or continue it."""
+    configure = ledger_store._configure_sqlite
+
+    def quick(connection: Any, record: Any) -> None:
+        configure(connection, record)
+        connection.execute("PRAGMA synchronous=OFF")  # no power cut is tested here
+
+    monkeypatch.setattr(ledger_store, "_configure_sqlite", quick)
+
+    def go(budget: Budget, asynchronous: bool = False, world: World = WORLD, **more: Any) -> Stopped:
+        options = {"name": "random", "population": 6, "seed": 1, "asynchronous": asynchronous} | more
+        workers = SimulatedWorkers(4, heavy_tailed(), score(world), lambda: 0.0)
+        reason, recorder = search(tmp_path, world, workers, options, budget)
+        recorder.ledger.close()
+        return reason, SearchState.from_events(recorder.ledger.events(SEARCH))
+
+    return go
+
+
+def values(state: SearchState) -> list[float | None]:
+    """What the optimizer was told, in that order."""
+    return [one["value"] for one in state.told.values()]
+
+
+@BOTH
+def test_candidates(run: Callable[..., Stopped], asynchronous: bool) -> None:
+    reason, state = run(Budget(candidates=20), asynchronous)
+    assert (reason, state.asked_count, len(state.told)) == ("candidates", 20, 20)
+    assert state.groups == (20 if asynchronous else 4)  # three generations of 6, and 2 of the fourth
+
+
+@BOTH
+@pytest.mark.parametrize(("items", "candidates"), [(20 * 15, 15), (20 * 15 + 19, 15)])
+def test_items(run: Callable[..., Stopped], asynchronous: bool, items: int, candidates: int) -> None:
+    """It never takes more than was given, and stops where another candidate would."""
+    reason, state = run(Budget(items=items), asynchronous)
+    assert (reason, state.asked_count, len(state.told)) == ("items", candidates, candidates)
+
+
+@BOTH
+def test_duplicates_take_no_items(run: Callable[..., Stopped], asynchronous: bool) -> None:
+    reason, state = run(Budget(items=20 * 8), asynchronous, GRID)
+    new = [name for name, asked in state.asked.items() if asked["duplicate_of"] is None]
+    assert (reason, len(new)) == ("items", 8)
+    assert state.asked_count > 8
+
+
+@BOTH
+def test_where_nothing_new_is_asked_items_alone_end_it_too(run: Callable[..., Stopped], asynchronous: bool) -> None:
+    reason, state = run(Budget(items=20 * 10), asynchronous, GRID)
+    assert reason.startswith("nothing new: the last ")
+    assert state.newly_asked == {None: 9}
+    counted, _ = run(Budget(items=20 * 10, candidates=state.asked_count + 10), asynchronous, GRID)
+    assert counted == "candidates", "who counts candidates is given as many"
+
+
+@BOTH
+def test_target(run: Callable[..., Stopped], asynchronous: bool) -> None:
+    _, whole = run(Budget(candidates=18), asynchronous)
+    told = values(whole)
+    assert told[0] is not None
+    aim = sorted(value for value in told if value is not None)[-1]
+    reason, state = run(Budget(candidates=100, target=aim), asynchronous)
+    assert (reason, state.asked_count) == ("target", 18), "what is recorded has reached it already"
+    reason, state = run(Budget(candidates=40, target=aim + 100.0), asynchronous)
+    assert (reason, state.asked_count) == ("candidates", 40)
+
+
+def test_a_target_is_reached_by_what_keeps_its_guards_alone() -> None:
+    from evosearch.search.events import Event
+
+    def told(name: str, value: float, violations: list[float]) -> Event:
+        one = {"candidate": name, "value": value, "stderr": 0.1, "n": 3, "state": "scored", "violations": violations}
+        return Event(1, 0.0, "told", {"group": 0, "observations": [one]})
+
+    asked: Any = type("Asked", (), {})()
+    asked.state = SearchState.from_events([told("0", 9.0, [0.0, 0.5]), told("1", 2.0, [0.0, 0.0])])
+    assert Budget(target=3.0).reason(asked) is None
+    asked.state.apply(told("2", 3.0, [0.0, 0.0]))
+    assert Budget(target=3.0).reason(asked) == "target"
+
+
+@BOTH
+def test_patience(run: Callable[..., Stopped], asynchronous: bool) -> None:
+    reason, state = run(Budget(candidates=300, patience=7), asynchronous)
+    assert reason == "patience"
+    told = [value for value in values(state) if value is not None]
+    since = len(told) - 1 - told.index(max(told))
+    assert state.told_since_best == since
+    most = 7 + 4 + 1 if asynchronous else 7 + 6 - 1  # what was asked is told: the running ones, or a generation
+    assert 7 <= since <= most
+
+
+@BOTH
+@pytest.mark.parametrize("budget", [Budget(candidates=300, patience=7), Budget(candidates=300, target=-1.9)])
+def test_it_stops_there_again_unless_the_budget_changes(
+    run: Callable[..., Stopped], asynchronous: bool, budget: Budget
+) -> None:
+    reason, state = run(budget, asynchronous)
+    assert reason in ("patience", "target")
+    again, same = run(budget, asynchronous)
+    assert again == reason
+    assert (same.asked, same.told) == (state.asked, state.told)
+    more, longer = run(Budget(candidates=state.asked_count + 6), asynchronous)
+    assert (more, longer.asked_count) == ("candidates", state.asked_count + 6)
+
+
+def test_failures_and_duplicates_use_patience_up(run: Callable[..., Stopped]) -> None:
+    reason, state = run(Budget(candidates=300, patience=30), True, GRID)
+    assert reason == "patience"
+    assert state.asked_count < 9 + 60
+
+
+def test_a_new_optimizer_has_its_own_patience() -> None:
+    from evosearch.search.events import Event
+
+    row = {"value": None, "stderr": None, "n": 0, "state": "failed"}
+    state = SearchState.from_events(
+        Event(index + 1, 0.0, "told", {"group": 0, "observations": [row | {"candidate": str(index)}]})
+        for index in range(5)
+    )
+    assert state.told_since_best == 5
+    state.apply(Event(6, 0.0, "restarted", {"start": {}, "reason": ""}))
+    assert state.told_since_best == 0
+
+
+def test_hours_count_all_sessions(run: Callable[..., Stopped], monkeypatch: pytest.MonkeyPatch) -> None:
+    from evosearch.search import budget, ledger
+
+    now = 1e9
+
+    class Clock:
+        def __getattr__(self, name: str) -> Any:
+            import time
+
+            return getattr(time, name)
+
+        def time(self) -> float:
+            nonlocal now
+            now += 30.0  # between any two looks at the clock
+            return now
+
+    monkeypatch.setattr(ledger, "time", Clock())
+    monkeypatch.setattr(budget, "time", Clock())
+    reason, state = run(Budget(hours=0.25))
+    assert reason == "hours"
+    assert 6 <= state.asked_count <= 18
+    now += 1e6  # a night in which nothing runs
+    more, longer = run(Budget(hours=0.5))
+    assert more == "hours"
+    assert longer.asked_count > state.asked_count
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "give candidates, hours or items: a search has an end"),
+        ({"target": 1.0, "patience": 5}, "give candidates, hours or items: a search has an end"),
+        ({"items": 0}, "items: Input should be greater than 0, got 0"),
+        ({"candidates": 4, "patience": 0}, "patience: Input should be greater than 0, got 0"),
+        ({"candidates": 4, "target": float("nan")}, "target: Input should be a finite number, got nan"),
+        ({"candidates": 4, "patience": "long"}, "patience: got 'long'. A whole number"),
+    ],
+)
+def test_bad_budgets_are_refused(given: dict[str, Any], said: str) -> None:
+    from evosearch.documents import validate
+
+    with pytest.raises(SpecError) as caught:
+        validate(BudgetConfig, given, "night.yaml: budget", SpecError)
+    assert str(caught.value).startswith("night.yaml: budget")
+    assert said in str(caught.value)

@@ -1,0 +1,106 @@
+"""A synchronous search that is killed at random moments is, once continued, the search that was never killed."""
+
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+from _schedule.searches import SEARCH, heavy_tailed, score, search
+from _schedule.workers import SimulatedWorkers
+from _schedule.world import World
+
+from evosearch.search import ledger_store
+from evosearch.search.budget import Budget
+from evosearch.search.ledger import Ledger
+
+WORLD = World(models=2, per=None, items=10, failing=6)
+COMMITS = 35  # of the search below: its start, four asks, four tells, and what became of 24 candidates, three at once
+DRAW = random.Random(2031)
+MOMENTS = sorted((DRAW.randint(2, COMMITS - 1), DRAW.random() < 0.5) for _ in range(20))
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the program catches it."""
+
+
+@pytest.fixture(autouse=True)
+def _no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    configure = ledger_store._configure_sqlite
+
+    def quick(connection: Any, record: Any) -> None:
+        configure(connection, record)
+        connection.execute("PRAGMA synchronous=OFF")
+
+    monkeypatch.setattr(ledger_store, "_configure_sqlite", quick)
+
+
+def run(folder: Path, seed: int = 0) -> None:
+    """The search, or the rest of it. `seed` decides in which order workers finish."""
+    workers = SimulatedWorkers(3, heavy_tailed(seed), score(WORLD), lambda: 0.0)
+    options = {"name": "cma_es", "population": 6, "seed": 1}
+    reason, recorder = search(folder, WORLD, workers, options, Budget(candidates=24))
+    recorder.ledger.close()
+    assert reason == "candidates"
+
+
+def record(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """What was asked, what it scored, what was told: without times and workers, scores not in the order they came."""
+    with Ledger.open(f"sqlite:///{folder / 'ledger.db'}", read_only=True) as ledger:
+        events = ledger.events(SEARCH)
+        columns = {
+            event.payload["candidate"]: ledger.columns(SEARCH, event.payload["candidate"], "search")
+            for event in events
+            if event.type == "scored"
+        }
+    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in ("asked", "scored", "failed", "told")}
+    for event in events:
+        if event.type in found:
+            found[event.type].append({key: value for key, value in event.payload.items() if key != "worker"})
+    for payload in found["scored"]:
+        columns_of = columns[payload["candidate"]]
+        payload["columns"] = {task: {k: v.tolist() for k, v in own.items()} for task, own in columns_of.items()}
+    for kind in ("scored", "failed"):
+        found[kind].sort(key=lambda payload: int(payload["candidate"]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("whole")
+    run(folder)
+    found = record(folder)
+    assert [len(found[kind]) for kind in ("asked", "told")] == [24, 4]
+    assert len(found["failed"]) >= 2
+    return found
+
+
+@pytest.mark.parametrize(("commit", "before"), MOMENTS)
+def test_killed_at_a_random_moment_it_goes_on_exactly(
+    commit: int,
+    before: bool,
+    uninterrupted: dict[str, list[dict[str, Any]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    append, count = Ledger.append, 0
+
+    def dying(self: Ledger, *args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == commit and before:
+            raise Killed
+        events = append(self, *args, **kwargs)
+        if count == commit:
+            raise Killed
+        return events
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "append", dying)
+        with pytest.raises(Killed):
+            run(tmp_path)
+    run(tmp_path, seed=1)  # other workers, in another order
+    assert record(tmp_path) == uninterrupted

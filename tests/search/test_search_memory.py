@@ -1,0 +1,126 @@
+"""A long search does not slow down and hardly grows: what each outcome costs does not depend on how many there were."""
+
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+from _schedule.searches import SEARCH, heavy_tailed, score, search
+from _schedule.workers import SimulatedWorkers
+from _schedule.world import World
+
+from evosearch.search import ledger_store
+from evosearch.search.budget import Budget
+from evosearch.search.ledger import PAGE, Ledger
+from evosearch.search.recorder import Recorder
+from evosearch.search.state import SearchState
+
+WORLD = World(models=2, layers=18, items=10)  # 80 dimensions
+LARGE = World()  # 300
+OPTIONS = {"name": "random", "population": 10, "seed": 1}
+
+
+@pytest.fixture(autouse=True)
+def _no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    configure = ledger_store._configure_sqlite
+
+    def quick(connection: Any, record: Any) -> None:
+        configure(connection, record)
+        connection.execute("PRAGMA synchronous=OFF")
+
+    monkeypatch.setattr(ledger_store, "_configure_sqlite", quick)
+
+
+def run(folder: Path, world: World, candidates: int, asynchronous: bool = True) -> Recorder:
+    workers = SimulatedWorkers(4, heavy_tailed(), score(world), lambda: 0.0)
+    options = OPTIONS | {"asynchronous": asynchronous}
+    return search(folder, world, workers, options, Budget(candidates=candidates))[1]
+
+
+def whole(recorder: Recorder) -> SearchState:
+    """The state with everything in it, as readers of a finished search have it."""
+    return SearchState.from_events(recorder.ledger.events(SEARCH))
+
+
+def test_genomes_and_recipes_stay_in_the_ledger(tmp_path: Path) -> None:
+    recorder = run(tmp_path, WORLD, 30)
+    slim, full = recorder.state, whole(recorder)
+    assert full.asked["7"]["genome"].keys() == {dimension.name for dimension in WORLD.space.dimensions}
+    assert slim.asked["7"] == {k: v for k, v in full.asked["7"].items() if k not in ("genome", "recipe")}
+    assert slim.payload("7") == full.payload("7") == full.asked["7"]
+    assert slim.recipe("7") == full.recipe("7") == full.asked["7"]["recipe"]
+    assert slim.asked_count == full.asked_count == 30
+
+
+def test_what_is_kept_up_is_what_counting_all_gives(tmp_path: Path) -> None:
+    """The sums that are kept, against the same from all events at once."""
+    world = World(models=2, per=None, items=10, failing=5)
+    recorder = run(tmp_path, world, 60)
+    kept, full = recorder.state, whole(recorder)
+    failed = {(failure["candidate"], "search") for failure in full.failed}
+    assert failed
+    assert kept.done == full.cards.keys() | failed
+    assert kept.finished == {name for name, _ in kept.done}
+    assert kept.groups == 60
+    assert kept.newly_asked[None] == sum(asked["duplicate_of"] is None for asked in full.asked.values())
+    values = [told["value"] for told in full.told.values() if told["state"] == "scored"]
+    assert kept.best() == full.best() == max(values)
+    assert kept.best_told == (0.0, -max(values))
+    assert all(kept.has_failed(name) == ((name, "search") in failed) for name in full.asked)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["synchronous", "asynchronous"])
+def test_an_outcome_costs_the_same_at_any_length(
+    asynchronous: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of how many candidates it is asked how good they are, in all: a few looks at each, not one at every outcome."""
+    looks = 0
+    evidence = SearchState._evidence
+
+    def counted(self: SearchState, *args: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return evidence(self, *args)
+
+    monkeypatch.setattr(SearchState, "_evidence", counted)
+    run(tmp_path, World(models=2, per=None, items=10), 150, asynchronous)
+    assert 150 <= looks <= 3 * 150
+
+
+def test_a_candidate_of_300_dimensions_leaves_a_few_kilobytes(tmp_path: Path) -> None:
+    """Its genome and recipe alone are more than 50: what is kept is what is known of it."""
+    tracemalloc.start()
+    try:
+        sizes = []
+        for candidates in (20, 60):  # the second goes on where the first ended, on a fresh state
+            recorder = run(tmp_path, LARGE, candidates)
+            before = tracemalloc.get_traced_memory()[0]
+            state = recorder.state
+            recorder.state = SearchState()
+            del state
+            sizes.append(before - tracemalloc.get_traced_memory()[0])
+            recorder.ledger.close()
+        payloads = tracemalloc.get_traced_memory()[0]
+        with Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}", read_only=True) as ledger:
+            kept = [event.payload for event in ledger.stream(SEARCH) if event.type == "asked"]
+        payloads = tracemalloc.get_traced_memory()[0] - payloads
+    finally:
+        tracemalloc.stop()
+    assert len(kept) == 60
+    assert (sizes[1] - sizes[0]) / 40 < 10_000
+    assert payloads / 60 > 50_000
+
+
+def test_a_ledger_is_read_page_by_page(tmp_path: Path) -> None:
+    recorder = run(tmp_path, World(models=2, per=None, items=10), 40)
+    ledger = recorder.ledger
+    every = ledger.events(SEARCH)
+    assert len(every) > 2 * PAGE - 10
+    assert list(ledger.stream(SEARCH)) == every
+    assert list(ledger.stream(SEARCH, after=70)) == ledger.events(SEARCH, after=70)
+    assert ledger.event(SEARCH, 17) == every[16]
+    assert list(ledger.stream("another")) == []

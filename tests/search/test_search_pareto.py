@@ -1,0 +1,75 @@
+"""The Pareto set: against its definition, with ties, duplicates, failures and broken guards."""
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evosearch.evaluation.types import Estimate
+from evosearch.search.objectives import measured, with_hops
+from evosearch.search.pareto import Front, dominates, pareto_set
+from evosearch.search.replay import observed
+from evosearch.search.types import Observation
+
+
+def told(name: int, *values: float, violation: float = 0.0) -> dict[str, Any]:
+    several = [{"value": value, "stderr": 0.1, "n": 4} for value in values]
+    one = {"candidate": str(name), "value": sum(values), "stderr": 0.2, "n": 8, "state": "scored"}
+    return one | {"violations": [0.0, violation], "objectives": several}
+
+
+FAILED = {"candidate": "9", "value": None, "stderr": None, "n": 0, "state": "failed"}
+
+
+def test_what_is_better_in_one_thing_and_worse_in_another_is_in_the_set() -> None:
+    assert pareto_set([told(0, 1, 1), told(1, 3, 0), told(2, 0, 3), told(3, 0, 0), told(4, 2, 2)]) == ["1", "4", "2"]
+
+
+def test_equal_ones_are_all_in_the_set_and_failures_and_broken_guards_are_not() -> None:
+    assert pareto_set([told(0, 1, 1), told(1, 1, 1), told(2, 9, 9, violation=0.1), FAILED]) == ["0", "1"]
+    assert pareto_set([told(0, 1, 1, violation=2.0), FAILED]) == []
+
+
+values = st.lists(st.tuples(*[st.integers(0, 3).map(float)] * 3), max_size=12)
+
+
+@given(values)
+def test_is_everything_that_nothing_dominates_in_whatever_order_it_becomes_known(
+    drawn: list[tuple[float, ...]],
+) -> None:
+    expected = {str(i) for i, one in enumerate(drawn) if not any(dominates(other, one) for other in drawn)}
+    for order in (range(len(drawn)), reversed(range(len(drawn)))):
+        assert set(pareto_set([told(i, *drawn[i]) for i in order])) == expected
+
+
+def test_says_who_enters_and_who_leaves() -> None:
+    front = Front()
+    assert front.add("0", (1.0, 1.0)) == (True, [])
+    assert front.add("1", (0.0, 2.0)) == (True, [])
+    assert front.add("2", (0.0, 1.0)) == (False, [])
+    assert front.add("3", (2.0, 2.0)) == (True, ["0", "1"])
+    assert front.members == {"3": (2.0, 2.0)}
+
+
+def test_objectives_are_read_from_a_card_and_a_route() -> None:
+    card = {
+        "fitness": {"value": -1.5, "stderr": 0.1, "n": 20},
+        "score": 40.0,
+        "score_stderr": 3.0,
+        "parts": {"sort": {"value": -1.0, "stderr": 0.2, "n": 10}},
+    }
+    found = measured(("sort", "score", "hops", "fitness"), card)
+    recipe = {"routing": {"hops": [{"model": "a", "layer": 0}] * 7}}
+    assert with_hops(("sort", "score", "hops", "fitness"), found, recipe) == (
+        Estimate(-1.0, 0.2, 10),
+        Estimate(40.0, 3.0, 20),
+        Estimate(-7.0, 0.0, 20),
+        Estimate(-1.5, 0.1, 20),
+    )
+
+
+def test_a_recorded_observation_is_told_again_as_it_was() -> None:
+    found = observed(told(3, 1.0, 2.0, violation=0.5), {"x": 1.0})
+    objectives = (Estimate(1.0, 0.1, 4), Estimate(2.0, 0.1, 4))
+    assert found == Observation("3", {"x": 1.0}, objectives, (0.0, 0.5), fitness=Estimate(3.0, 0.2, 8))
+    assert observed(FAILED, {"x": 1.0}) == Observation("9", {"x": 1.0}, (), (), "failed")

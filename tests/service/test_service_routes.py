@@ -1,0 +1,121 @@
+"""A search over routes, end to end: checked, run to its gate, resumed after a stop, exported."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evosearch.recipe import files
+from evosearch.recipe.schema import Recipe
+from evosearch.search.ledger import Ledger
+from evosearch.search.watching import Silent
+from evosearch.service.export import export
+from evosearch.service.paths import places_of
+from evosearch.service.run import run
+from evosearch.service.score import score
+from evosearch.service.spec import load_spec
+
+World = Callable[..., Path]
+MAY_DIFFER = ("seconds", "worker", "count", "recipe")  # between two runs of one search
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the program catches it."""
+
+
+def searched(optimizer: str = "random", **changes: Any) -> dict[str, Any]:
+    """What makes the small world's spec one of routes."""
+    controls = changes.pop("controls", {"base_model": "./base", "scales": [0.3, 0.6]})
+    beside = changes.pop("beside", {})
+    hole = {"search": True, "models": ["./expert1", "./expert2"], "repeats": 1, "max_hops": 5, "encoding": "threshold"}
+    options = {} if optimizer == "random" else {"population": 6}
+    return {
+        "recipe": {"routing": hole | changes} | beside,
+        "optimizer": {"name": optimizer, "seed": 1} | options,
+        "controls": controls,
+        "budget": {"candidates": 12},
+    }
+
+
+def events(spec: Path, *kinds: str) -> list[tuple[str, dict[str, Any]]]:
+    """What a search recorded, in order, scores by name; times and workers left out."""
+    places = places_of(load_spec(spec))
+    with Ledger.open(places.ledger, read_only=True) as ledger:
+        info = ledger.search_by_name(places.name)
+        assert info is not None
+        found = [
+            (event.type, {key: value for key, value in event.payload.items() if key not in MAY_DIFFER})
+            for event in ledger.events(info.search_id)
+            if event.type in kinds
+        ]
+    return sorted(found, key=lambda entry: (kinds.index(entry[0]), json.dumps(entry[1], sort_keys=True)))
+
+
+KINDS = ("control", "asked", "scored", "told", "finalist", "test_opened", "gated", "failed")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "encoding"), [("random", "categorical"), ("cat_cma", "categorical"), ("cma_es", "threshold")]
+)
+def test_a_search_over_routes_runs_to_its_gate(optimizer: str, encoding: str, world: World) -> None:
+    spec = world(name="routes", **searched(optimizer, encoding=encoding))
+    report = run(spec, Silent())
+    assert report.candidates == {"asked": 12, "scored": 12, "failed": 0, "resumed": 0}
+    assert set(report.controls) == {"base", "parent:0", "parent:1", "uniform", "scale:0.30", "scale:0.60"}
+    assert all(control["score"] is not None for control in report.controls.values())
+    assert report.gate is not None
+    tested = {row["candidate"] for row in report.test}
+    assert {"base", "parent:0", "parent:1", "uniform"} < tested
+    labels = {row["candidate"]: row["label"] for row in report.test}
+    assert labels["parent:1"].startswith("parent expert2")
+    asked = [payload for kind, payload in events(spec, "asked")]
+    assert len({payload["recipe_id"] for payload in asked}) > 3
+    if optimizer == "cat_cma":
+        _is_its_export(spec, report.best["candidate"])  # type: ignore[index]
+
+
+def _is_its_export(spec: Path, candidate: str) -> None:
+    """The recipe that is exported is the candidate's, and it scores what was recorded, as does its checkpoint."""
+    out = spec.parent / "out"
+    exported = export("routes", "recipe", out / "route.yaml", candidate, False, Silent())
+    export("routes", "checkpoint", out / "model", candidate, False, Silent())
+    places = places_of(load_spec(spec))
+    with Ledger.open(places.ledger, read_only=True) as ledger:
+        info = ledger.search_by_name(places.name)
+        assert info is not None
+        every = ledger.events(info.search_id)
+    asked = next(e.payload for e in every if e.type == "asked" and e.payload["candidate"] == candidate)
+    scored = next(e.payload for e in every if e.type == "scored" and e.payload["candidate"] == candidate)
+    assert files.load(out / "route.yaml") == Recipe.model_validate(asked["recipe"])
+    assert exported["recipe_id"] == asked["recipe_id"]
+    depth = len(asked["recipe"]["routing"]["hops"])
+    assert json.loads((out / "model" / "config.json").read_text())["num_hidden_layers"] == depth
+    for made in ("route.yaml", "model"):
+        found = score(str(out / made), spec.parent / "suite.yaml", "search", None, Silent())
+        assert found["score"] == pytest.approx(scored["score"], abs=1e-9)
+
+
+def test_a_stopped_search_over_routes_goes_on_as_if_it_had_not_been(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = world(name="whole", **searched(encoding="categorical"))
+    run(whole, Silent())
+    spec = world(name="stopped", **searched(encoding="categorical"))
+    append, count = Ledger.append, 0
+
+    def dying(self: Ledger, *args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 14:
+            raise Killed
+        return append(self, *args, **kwargs)
+
+    monkeypatch.setattr(Ledger, "append", dying)
+    with pytest.raises(Killed):
+        run(spec, Silent())
+    monkeypatch.setattr(Ledger, "append", append)
+    report = run(spec, Silent())
+    assert 0 < report.candidates["resumed"] < 12
+    assert events(spec, *KINDS) == events(whole, *KINDS)

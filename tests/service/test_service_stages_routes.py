@@ -1,0 +1,104 @@
+"""A hybrid: weights first, then a route that begins in the model they came to."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from evosearch.recipe import files
+from evosearch.search.ledger import Ledger
+from evosearch.search.watching import Silent
+from evosearch.service.check import check
+from evosearch.service.export import export
+from evosearch.service.merge import merge
+from evosearch.service.paths import find
+from evosearch.service.recorded import read_search
+from evosearch.service.run import run
+
+World = Callable[..., Path]
+WEIGHT = {"low": 0.0, "high": 1.2, "init": 0.4}
+STAGES: list[dict[str, Any]] = [
+    {
+        "name": "parameters",
+        "recipe": {
+            "merge_method": "task_arithmetic",
+            "base_model": "./base",
+            "models": [{"model": f"./expert{index}", "parameters": {"weight": WEIGHT}} for index in (1, 2)],
+        },
+        "optimizer": {"name": "random", "population": 2},
+        "budget": {"candidates": 2},
+    },
+    {
+        "name": "routes",
+        "recipe": {
+            "routing": {
+                "search": True,
+                "models": ["stage:parameters", "./expert1"],
+                "repeats": 1,
+                "keep_first": 1,
+                "keep_last": 1,
+                "scale": {"low": 0.8, "high": 1.25},
+            }
+        },
+        "optimizer": {"name": "cat_cma", "population": 4, "seed": 1},
+        "budget": {"candidates": 4},
+    },
+]
+
+
+@pytest.fixture
+def hybrid(world: World) -> Path:
+    path = world("hybrid", controls={"scales": [0.5]}, promotion={"finalists": 1})
+    data = yaml.safe_load(path.read_text())
+    for key in ("recipe", "optimizer", "budget"):
+        del data[key]
+    path.write_text(yaml.safe_dump(data | {"stages": STAGES}, sort_keys=False))
+    return path
+
+
+def test_a_route_is_searched_from_the_winner_on_and_killed_between_goes_on(
+    hybrid: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert check(hybrid, False, Silent())["problems"] == []
+    append = Ledger.append
+
+    def dying(self: Ledger, search_id: str, entries: Any, scores: Any = ()) -> Any:
+        events = append(self, search_id, entries, scores)
+        if any(kind == "asked" and "routing" in payload["recipe"] for kind, payload in entries):
+            raise KeyboardInterrupt
+        return events
+
+    monkeypatch.setattr(Ledger, "append", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(hybrid, Silent())
+    monkeypatch.setattr(Ledger, "append", append)
+    report = run(hybrid, Silent())
+    first, second = report.stages
+    assert first["candidates"] == {"asked": 2, "scored": 2, "failed": 0, "resumed": 2}
+    assert second["candidates"]["scored"] == 4
+    places = find("hybrid")
+    with Ledger.open(places.ledger, read_only=True) as ledger:
+        _, state = read_search(ledger, places)
+    winner = str(find("hybrid.parameters").winner)
+    routes = [state.recipe(name)["routing"]["hops"] for name in state.asked]
+    assert all(route[0]["model"] == winner and route[0]["layer"] == 0 for route in routes)
+    # What the first stage was made of is what the route is held against
+    made = {name: control.get("recipe", {}).get("models") for name, control in state.controls.items()}
+    assert made["stage:parameters"] == [{"model": winner, "parameters": {"weight": 1.0}}]
+    assert made["base"][0]["model"] == str(hybrid.parent / "base")
+    assert [entry["model"] for entry in made["scale:0.50"]] == [str(hybrid.parent / f"expert{i}") for i in (1, 2)]
+    assert {"base", "stage:parameters", "uniform", "scale:0.50"} < set(state.test_openings[0]["candidates"])
+    # One file holds the route and the merge that it begins in
+    out = tmp_path / "best.yaml"
+    written = export("hybrid", "recipe", out, "0", False, Silent())
+    Path(winner).unlink()
+    inner, outer = yaml.safe_load_all(out.read_text())
+    assert inner["name"] == "winner"
+    assert outer["routing"]["hops"][0] == {"model": "winner", "layer": 0} | outer["routing"]["hops"][0]
+    assert files.load(out).routing is not None
+    assert merge(out, tmp_path / "merged", Silent())["recipe_id"] == written["recipe_id"]
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert config["num_hidden_layers"] == len(outer["routing"]["hops"])

@@ -1,0 +1,101 @@
+"""What a person sees of several objectives: who is in the Pareto set as it changes, and a page of it."""
+
+from typing import Any
+
+from evosearch.search.events import Event
+from evosearch.tracking.changes import SEARCH, Plan, Translator
+from evosearch.tracking.pareto_page import pareto_page
+
+
+def asked(name: str) -> tuple[str, dict[str, Any]]:
+    return "asked", {"candidate": name, "group": 0, "genome": {}, "recipe": {}, "recipe_id": f"r{name}"}
+
+
+def told(*observed: tuple[str, float, float]) -> tuple[str, dict[str, Any]]:
+    observations = [
+        {
+            "candidate": name,
+            "value": one + other,
+            "state": "scored",
+            "objectives": [{"value": value, "stderr": 0.1, "n": 4} for value in (one, other)],
+        }
+        for name, one, other in observed
+    ]
+    return "told", {"group": 0, "observations": observations}
+
+
+STARTED = ("started", {"name": "s", "spec": {"objectives": ["sort, fast", "hops"]}})
+
+
+def written(plans: list[list[tuple[str, dict[str, Any]]]]) -> list[Plan]:
+    """The changes of each portion; one translator sees them all."""
+    translator, out, seq = Translator("id", "s"), [], 0
+    for entries in plans:
+        out.append({})
+        for entry in entries:
+            seq += 1
+            translator.translate(Event(seq, float(seq), *entry), out[-1])
+    return out
+
+
+def test_the_tag_follows_the_set() -> None:
+    names = [asked(name) for name in "0123"]
+    first, second = written(
+        [[STARTED, *names, told(("0", 1.0, 1.0), ("1", 0.0, 2.0), ("2", 0.0, 1.0))], [told(("3", 2.0, 1.0))]]
+    )
+    assert {name: first[name].tags["pareto"] for name in "012"} == {"0": "true", "1": "true", "2": "false"}
+    assert first[SEARCH].tags["pareto"] == "0, 1"
+    assert {name: second[name].tags["pareto"] for name in second if name} == {"0": "false", "3": "true"}
+    assert second[SEARCH].tags["pareto"] == "3, 1"
+    assert "r3" in second[SEARCH].files["pareto.html"]
+    assert {point.name: point.value for point in second["3"].points} == {
+        "search/objective/sort_ fast": 2.0,
+        "search/objective/hops": 1.0,
+    }
+
+
+def test_who_changes_nothing_is_on_the_page_in_the_end() -> None:
+    started, told_later, stopped = written(
+        [
+            [STARTED, asked("0"), asked("1"), told(("0", 1.0, 1.0))],
+            [told(("1", 0.0, 0.0))],
+            [("stopped", {"reason": "candidates"})],
+        ]
+    )
+    assert SEARCH not in told_later or "pareto.html" not in told_later[SEARCH].files
+    assert started[SEARCH].files["pareto.html"].count("<circle") == 1
+    assert stopped[SEARCH].files["pareto.html"].count("<circle") == 2
+
+
+def test_failures_and_broken_guards_are_in_no_set() -> None:
+    kind, payload = told(("0", 9.0, 9.0), ("1", 1.0, 1.0))
+    payload["observations"][0]["violations"] = [0.5]
+    payload["observations"].append({"candidate": "2", "value": None, "state": "failed"})
+    (plan,) = written([[STARTED, *(asked(name) for name in "012"), (kind, payload)]])
+    assert plan[SEARCH].tags["pareto"] == "1"
+    assert plan["0"].tags["pareto"] == "false"
+    assert "pareto" not in plan["2"].tags
+
+
+def test_a_search_with_one_objective_has_no_such_thing() -> None:
+    observations = [{"candidate": "0", "value": 1.0, "state": "scored"}]
+    (plan,) = written([[("started", {"name": "s", "spec": {}}), asked("0"), ("told", {"observations": observations})]])
+    assert "pareto" not in plan[SEARCH].tags
+    assert "pareto.html" not in plan[SEARCH].files
+
+
+def test_the_page_stands_alone_and_escapes_what_it_is_given() -> None:
+    rows = [
+        {
+            "candidate": "<b>7</b>",
+            "recipe_id": "a" * 64,
+            "pareto": True,
+            "objectives": {"<i>": {"value": 1.5, "stderr": 0.1}, "b&c": {"value": 2.0, "stderr": 0.0}},
+        }
+    ]
+    text = pareto_page("night <script>", ["<i>", "b&c"], rows)
+    for forbidden in ("<script", "<b>", "<i>", "b&c", "http", "src="):
+        assert forbidden not in text
+    assert "1.5 ± 0.1" in text
+    assert text.startswith("<!doctype html>")
+    assert "0 of 0 candidates" in pareto_page("empty", ["a", "b"], [])
