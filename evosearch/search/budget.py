@@ -43,7 +43,7 @@ class Budget:
         if self.patience is not None and state.told_since_best >= self.patience:
             return "patience"
         if self.candidates is None and state.repeated >= NOTHING_NEW:
-            return f"nothing new: the last {state.repeated} candidates were duplicates"
+            return f"nothing new: {NOTHING_NEW} duplicates in a row"
         return None
 
     def room(self, wanted: int, asked: Candidates) -> int:

@@ -167,7 +167,7 @@ def test_duplicates_are_answered_from_the_ledger_when_the_first_is_done(tmp_path
 def test_when_all_that_is_asked_is_known_a_budget_of_items_ends_too(tmp_path: Path) -> None:
     world = World(models=1, per=None, densities=False, choices=(0.1, 0.4), items=10)
     reason, recorder = search(tmp_path, world, workers(world, 4), config(), Budget(items=1000))
-    assert reason == "nothing new: the last 256 candidates were duplicates"
+    assert reason == "nothing new: 256 duplicates in a row"
     again, _ = search(tmp_path, world, workers(world, 4), config(), Budget(items=1000))
     assert again == reason
     assert recorder.state.newly_asked == {None: 2}

@@ -31,8 +31,8 @@ class Gp:
 
     Every kind of dimension; an inactive one counts with its `init`. Whether constraints are kept is one more process,
     fitted to -1 where all are kept, to 1 and the sum of violations in units of its mean where one is broken, and to
-    twice the greatest where a candidate failed. Pending candidates are taken into account, so that a batch is spread. The study is made anew at
-    each ask: what violations and failures count depends on all that is known by then.
+    twice the greatest where a candidate failed. Pending candidates are taken into account, so that a batch is spread.
+    The study is made anew at each ask: what violations and failures count depends on all that is known by then.
     """
 
     def __init__(self, config: OptimizerConfig, problem: Problem) -> None:
