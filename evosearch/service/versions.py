@@ -3,7 +3,19 @@
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-PACKAGES = ("evosearch", "torch", "transformers", "lm-eval", "cma", "cmaes", "optuna", "numpy", "ray", "mlflow")
+PACKAGES = (
+    "evosearch",
+    "torch",
+    "transformers",
+    "lm-eval",
+    "cma",
+    "cmaes",
+    "optuna",
+    "greenlet",
+    "numpy",
+    "ray",
+    "mlflow",
+)
 
 
 def versions() -> dict[str, str]:

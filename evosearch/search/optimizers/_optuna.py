@@ -15,7 +15,7 @@ from evosearch.recipe.shapes import Scalar
 from evosearch.search.optimizers.registry import Problem
 from evosearch.search.types import Dimension, Observation
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)  # no line per study; ours is in memory and nobody's business
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # its studies are in memory, and their news nobody's business
 
 
 def study(sampler: BaseSampler, objectives: int) -> Study:

@@ -5,10 +5,10 @@ arXiv:2310.20708), of batches where several are pending; expected hypervolume im
 Optuna's sampler imports torch where it is made: a search by `gp` loads torch into its controller, and no other does.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 from optuna.samplers import GPSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -21,8 +21,6 @@ from evosearch.search.types import Genome, Observation
 DIMENSIONS = 20  # beyond, its lengthscales are not found in the trials that it can use
 TRIALS = 300  # a fit takes time in the cube of these, an ask seconds
 KNOWN = 100  # of another search's, the best
-
-logging.getLogger("optuna._gp.batched_lbfgsb").setLevel(logging.ERROR)  # that greenlet would make it faster
 
 
 @optimizer("gp", categoricals=True, asynchronous=True, objectives=True)
@@ -81,8 +79,9 @@ class Gp:
         study.add_trials(
             [*self._finished(), *(self._trial(genome, TrialState.RUNNING) for genome in self._waiting.values())]
         )
-        trial = study.ask()
-        genome = {dimension.name: _optuna.suggest(trial, dimension) for dimension in self._dimensions}
+        with np.errstate(invalid="ignore"):  # Optuna divides 0 by 0 where one point is all there is to gain, rightly
+            trial = study.ask()
+            genome = {dimension.name: _optuna.suggest(trial, dimension) for dimension in self._dimensions}
         return {d.name: genome[d.name] if d.active(genome) else d.init for d in self._dimensions}
 
     def _finished(self) -> list[FrozenTrial]:
