@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evosearch.checkpoints.reader import Checkpoint
+from evosearch.checkpoints.families.parts import SLIDING
+from evosearch.checkpoints.reader import CONFIG, Checkpoint
 from evosearch.errors import CheckpointError, RecipeError
-from evosearch.materialize.forward import differences
+from evosearch.materialize.forward import differences, settings
 from evosearch.materialize.plan import Input, donor_of, length_of
 from evosearch.merging.registry import specs
 from evosearch.recipe.blocks import Block, blocks
@@ -97,7 +98,20 @@ def _routed(routing: Routing, checkpoints: Mapping[str, Checkpoint]) -> Output:
         k = next((k for k, (_, layer) in enumerate(layers) if layer != k), 0)
         what = f"'{layers[k][0]}' cannot be routed: {error.where}: {error.what}"
         raise RecipeError(f"recipe.routing.hops[{k}].layer", what, error.allowed, error.next) from None
+    _check_windows(config, layers)
     return _of_layers(first, checkpoints, layers, config, "recipe.routing.hops[{}].layer")
+
+
+def _check_windows(config: Mapping[str, Any], layers: Sequence[tuple[str, int]]) -> None:
+    """Layers with a sliding window need a config that says how wide it is: the first model's may know of none."""
+    kinds = config.get("layer_types") or ()
+    if SLIDING not in kinds or getattr(settings(config, CONFIG), "sliding_window", None) is not None:
+        return
+    k = kinds.index(SLIDING)
+    name, layer = layers[k]
+    what = f"layer {layer} of '{name}' has a sliding window, and the config of '{layers[0][0]}' has none"
+    next_step = f"Begin the route with '{name}', or leave such layers out"
+    raise RecipeError(f"recipe.routing.hops[{k}].layer", what, next=next_step)
 
 
 def _check_hops(layers: Sequence[tuple[str, int]], checkpoints: Mapping[str, Checkpoint]) -> None:

@@ -18,7 +18,7 @@ from evosearch.recipe.schema import Recipe
 from evosearch.search.ledger import Ledger
 
 CHAMPION = "champion"
-ROLES: dict[str, Role] = {"base": "base", "parent": "parent", "champion": "champion"}
+ROLES: dict[str, Role] = {"base": "base", "parent": "parent", "stage": "control", "champion": "champion"}
 
 
 @dataclass(frozen=True)

@@ -23,27 +23,40 @@ def bundle(recipe: Recipe, load: Callable[[str], Recipe] = load_reference) -> Re
     Raises:
         RecipeError: an inner recipe's file is missing or no recipe any more.
     """
-    found: dict[str | None, Recipe] = {}
+    recipes: dict[str, Recipe] = {}  # reference → recipe, what it is made of before it
+
+    def collect(outer: Recipe) -> None:
+        for reference in inner(outer):
+            if reference not in recipes:
+                own = load(reference)
+                collect(own)
+                recipes[reference] = own
+
+    collect(recipe)
+    taken = {BASE, UNION, *(piece for one in (*recipes.values(), recipe) for piece in _named(one))}
     names: dict[str, str] = {}  # reference → name in the file
+    for reference in recipes:
+        names[reference] = _name(reference, {*taken, *names.values()})
 
     def inline(outer: Recipe) -> Recipe:
-        for reference in inner(outer):
-            if reference not in names:
-                own = inline(load(reference))
-                names[reference] = _name(reference, {BASE, UNION, *names.values()})
-                found[names[reference]] = own
-        data = anchor(outer.to_dict(), Path("/"), names)
-        return documents.validate(Recipe, data, "recipe", RecipeError)
+        return documents.validate(Recipe, anchor(outer.to_dict(), Path("/"), names), "recipe", RecipeError)
 
-    found[None] = inline(recipe)
-    return RecipeFile(found)
+    return RecipeFile({names[reference]: inline(own) for reference, own in recipes.items()} | {None: inline(recipe)})
 
 
 def inner(recipe: Recipe) -> tuple[str, ...]:
     """The references of a recipe that name recipe files, without adapters."""
-    named = [*recipe.references(), *filter(None, [recipe.tokenizer_model])]
-    models = (pieces(reference, exists)[0] for reference in named)
+    models = (pieces(reference, exists)[0] for reference in _references(recipe))
     return tuple(dict.fromkeys(model for model in models if is_recipe(model)))
+
+
+def _references(recipe: Recipe) -> tuple[str, ...]:
+    return (*recipe.references(), *filter(None, [recipe.tokenizer_model]))
+
+
+def _named(recipe: Recipe) -> set[str]:
+    """The models and adapters that a recipe names."""
+    return {piece for reference in _references(recipe) for piece in pieces(reference, exists)}
 
 
 def _name(reference: str, taken: set[str]) -> str:

@@ -28,4 +28,6 @@ class Fold:
         if self.divisor == 1.0:
             return weight
         full = weight.to(torch.float32)
-        return (self.offset + full) / self.divisor - self.offset if self.offset else full / self.divisor
+        # A tensor on the device: by a plain number, CUDA multiplies with its reciprocal, which rounds otherwise
+        divisor = torch.tensor(self.divisor, dtype=torch.float32, device=full.device)
+        return (self.offset + full) / divisor - self.offset if self.offset else full / divisor

@@ -120,7 +120,7 @@ class Controller:
         ):
             raise SearchError(f"not one control could be scored; {self._last_failure()}")
         for task in self.state.limits.keys() - self.state.references().keys():
-            what = f"the guard of '{task}' has nothing to be held against: neither base nor a parent could be scored"
+            what = f"the guard of '{task}' has nothing to be held against: no base, parent or stage's winner was scored"
             raise SearchError(f"{what}; {self._last_failure()}")
 
     def _control_payload(self, control: Control) -> dict[str, Any]:
@@ -200,6 +200,8 @@ class Controller:
             raise SearchError(f"all {len(failed)} candidates failed; {self._last_failure()}")
 
     def _last_failure(self) -> str:
+        if not self.state.failed:
+            return "none of those it would take is in this search"
         last = self.state.failed[-1]
         return f"the last was {last['candidate']}: {last['stage']}: {last['reason']}"
 

@@ -17,17 +17,17 @@ def limits(suite: Mapping[str, object]) -> dict[str, float]:
 
 
 def reference(task: str, controls: Mapping[str, Points], kinds: Mapping[str, str]) -> str | None:
-    """Which control a guarded task is held against; None where neither base nor a parent was scored.
+    """Which control a guarded task is held against; None where no base, parent or earlier stage's winner was scored.
 
     Args:
         controls: control → its points on all of the search split.
-        kinds: control → `base`, `parent`, …
+        kinds: control → `base`, `parent`, `stage`, …
     """
     scored = {name: points[task] for name, points in controls.items() if task in points}
-    for kind in ("base", "parent"):
+    for kind in ("base", "parent", "stage"):
         found = [name for name in scored if kinds.get(name) == kind]
         if found:
-            return max(found, key=lambda name: scored[name])  # of equal parents the first
+            return max(found, key=lambda name: scored[name])  # of equal ones the first
     return None
 
 

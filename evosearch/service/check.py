@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import psutil
@@ -33,6 +32,7 @@ from evosearch.service.prepare import Prepared, prepare
 from evosearch.service.sizes import sizes_of
 from evosearch.service.spec import STAGE, SearchSpec, Winner, is_spec, is_suite
 from evosearch.service.staged import StagedSpec, load
+from evosearch.service.stand_ins import kept_for_now, merged
 from evosearch.service.tokens import count_for
 from evosearch.service.warm_start import found_before
 
@@ -127,7 +127,10 @@ def _check_cost(path: Path, watcher: Watcher, findings: _Findings) -> dict[str, 
     harness = findings.attempt(lambda: Harness(spec.suite)) if spec is not None else None
     if spec is None or harness is None:
         return findings.result({}, {})
-    found = findings.attempt(lambda: reckoned(spec, harness, watcher))
+    with kept_for_now() as folder:
+        found = findings.attempt(lambda: reckoned(spec, harness, watcher, folder))
+        if isinstance(spec, StagedSpec):
+            findings.rename({f"{folder / config.name}.yaml": f"{STAGE}{config.name}" for config in spec.config.stages})
     findings.notes.append("no weights were fetched or read: whether the models can be merged is not known yet")
     return findings.result({}, found or {})
 
@@ -170,7 +173,7 @@ def _check_stages(spec: StagedSpec, searching: "_Searching") -> tuple[dict[str, 
     winners: dict[str, Winner] = {}
     memory: dict[str, Any] = {}
     forecasts: dict[str, dict[str, Any]] = {}
-    with TemporaryDirectory() as folder:
+    with kept_for_now() as folder:
         for index, config in enumerate(spec.config.stages):
             stage = searching.findings.attempt(partial(spec.stage, index, winners))
             prepared, own, forecast = searching.check(stage) if stage is not None else (None, {}, {})
@@ -178,9 +181,12 @@ def _check_stages(spec: StagedSpec, searching: "_Searching") -> tuple[dict[str, 
                 break
             memory = max(memory, own, key=lambda found: found.get("needed_gib", 0.0))
             forecasts[config.name] = forecast
-            start = Path(folder) / f"{config.name}.yaml"
-            start.write_text(prepared.example.to_yaml(), encoding="utf-8")
-            winners[config.name] = Winner(start, prepared.models.identify(prepared.example))
+            if index == spec.count - 1:
+                break
+            winner = searching.findings.attempt(partial(merged, config.name, prepared, folder, searching.watcher))
+            if winner is None:
+                break
+            winners[config.name] = winner
         searching.findings.rename({str(winner.file): f"{STAGE}{name}" for name, winner in winners.items()})
     if len(forecasts) < spec.count:
         return memory, {}

@@ -22,7 +22,6 @@ from evosearch.evaluation.harness import Harness
 from evosearch.evaluation.loglikelihood import ScoreOptions
 from evosearch.evaluation.types import SPLITS
 from evosearch.materialize.parents import HEADROOM
-from evosearch.materialize.plan import donor_of
 from evosearch.promotion.validate import RESCORED, SCALES_TO_VALIDATE
 from evosearch.search.controls import Control, controls
 from evosearch.search.template import frame
@@ -30,6 +29,7 @@ from evosearch.search.watching import Watcher
 from evosearch.service.sizes import FLOAT32, ModelSize, Sizes, sizes_of
 from evosearch.service.spec import SearchSpec, Winner
 from evosearch.service.staged import StagedSpec
+from evosearch.service.stand_ins import described
 from evosearch.service.tokens import SplitTokens, count_in
 
 GIB = 2.0**30
@@ -93,7 +93,7 @@ def counts_of(spec: SearchSpec, scored: Sequence[Control], items: int, gate: boo
     )
 
 
-def reckoned(spec: SearchSpec | StagedSpec, harness: Harness, watcher: Watcher) -> dict[str, Any]:
+def reckoned(spec: SearchSpec | StagedSpec, harness: Harness, watcher: Watcher, folder: Path) -> dict[str, Any]:
     """`tokens` and `cost` of a spec, as `check --json` has them, by configs and tokenizers alone; see `sizes_of`.
 
     The tokenizer is the one of the model whose config the output has: a vocabulary that is made of several splits texts
@@ -101,6 +101,7 @@ def reckoned(spec: SearchSpec | StagedSpec, harness: Harness, watcher: Watcher) 
 
     Args:
         harness: of the spec's suite.
+        folder: takes what stands in for the winners of stages.
 
     Raises:
         InputError: a model cannot be had, or its config or tokenizer cannot be used; the recipe is not well-formed; a
@@ -117,8 +118,7 @@ def reckoned(spec: SearchSpec | StagedSpec, harness: Harness, watcher: Watcher) 
         sizes = sizes_of(stage, watcher)
         tokens = count_in(harness, sizes.folder)
         found[config.name] = cost(stage, sizes, tokens, planned(stage), gate=index == spec.count - 1)
-        # A winner is as large as the model that gives it its config
-        winners[config.name] = Winner(Path(donor_of(frame(stage.template, stage.where))), "")
+        winners[config.name] = described(config.name, stage, folder)
     return {"tokens": _plain(tokens), "cost": summed(found)}
 
 
@@ -225,7 +225,7 @@ class _Use:
 
     def memory(self) -> dict[str, float]:
         """Bytes on the device: what must be there, and the parents, which are kept there where there is room."""
-        resident = self.model.parameters * self.itemsize
+        resident = self.sizes.live * self.itemsize
         cache = self.options.cached_tokens * self.model.cached * self.itemsize
         logits = self.options.batch_reads * self.model.vocabulary * FLOAT32
         needed = {"resident": float(resident), "cache": float(cache), "logits": float(logits)}

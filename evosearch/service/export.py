@@ -121,6 +121,7 @@ def export_promoted(
         except RecipeError:
             if fmt != "mergekit":  # which cannot express every recipe; what was promoted is not lost by that
                 raise
+            path.unlink(missing_ok=True)  # an earlier winner's
             continue
         written[fmt] = str(path)
     return written

@@ -1,5 +1,6 @@
 """The champion of the name that a search registers under: met before the gate decides, and made after it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ from evosearch import documents
 from evosearch.errors import RecipeError, TrackingError
 from evosearch.promotion.gate import GateDecision
 from evosearch.promotion.promote import Champion
+from evosearch.recipe.bundle import inner
 from evosearch.recipe.files import anchor, is_recipe, load_reference
+from evosearch.recipe.identity import digest
 from evosearch.recipe.schema import Recipe
 from evosearch.search.recorder import Recorder
 from evosearch.search.state import SearchState
@@ -45,14 +48,26 @@ def present_champion(prepared: Prepared, registry: Registry | None, watcher: Wat
 
 def read_champion(text: str, name: str, prepared: Prepared) -> Recipe:
     """A champion's recipe; a recipe in it that is one of this search's models goes by that model's reference."""
-    *inner, outer = documents.parse_all(text, name, RecipeError)
-    ours = {one: load_reference(one).to_dict() for one in prepared.models.references if is_recipe(one)}
-    local = {}
-    for data in inner:
+    *within, outer = documents.parse_all(text, name, RecipeError)
+    ours = {_content(one, load_reference): one for one in prepared.models.references if is_recipe(one)}
+    found: dict[str, Recipe] = {}  # as references of a file that holds them, by which they name each other
+    local: dict[str, str] = {}
+    for data in within:
         own = str(data.pop("name"))
-        made = documents.validate(Recipe, data, name, RecipeError).to_dict()
-        local[own] = next((reference for reference, recipe in ours.items() if recipe == made), own)
-    return documents.validate(Recipe, anchor(outer, Path("/"), local), name, RecipeError)
+        local[own] = f"/{name}.yaml#{own}"
+        found[local[own]] = documents.validate(Recipe, anchor(data, Path("/"), local), name, RecipeError)
+    known = {own: ours.get(_content(reference, found.__getitem__), own) for own, reference in local.items()}
+    return documents.validate(Recipe, anchor(outer, Path("/"), known), name, RecipeError)
+
+
+def _content(reference: str, load: Callable[[str], Recipe]) -> str:
+    """A digest of what a recipe says, and the recipes that it is made of, wherever they lie and whatever their names.
+
+    Args:
+        load: reference → the recipe it names.
+    """
+    recipe = load(reference)
+    return digest(anchor(recipe.to_dict(), Path("/"), {one: _content(one, load) for one in inner(recipe)}))
 
 
 def never_met(state: SearchState, champion: Champion | None) -> bool:

@@ -80,6 +80,8 @@ class Sizes:
 
     Attributes:
         output: a candidate; of a search over routes the longest.
+        live: parameters of the model that candidates are written into; for routes, those of every model's layers, and
+            of each hop what writes to the residual stream.
         folder: with the output's config.json and tokenizer.
         stored: model or adapter → bytes of its files.
         held: model, or model+adapter → bytes of what a worker keeps of it: what an adapter changes is made in float32.
@@ -87,6 +89,7 @@ class Sizes:
     """
 
     output: ModelSize
+    live: int
     folder: Path
     stored: Mapping[str, int]
     held: Mapping[str, int]
@@ -108,13 +111,15 @@ def sizes_of(spec: SearchSpec, watcher: Watcher) -> Sizes:
     folder = found.folders[donor_of(example)]
     size = size_of(folder)
     if is_route(spec.template):
-        longest = parse(spec.template, spec.where).max_hops or 2 * size.layers
-        copied = (
-            longest * _writers(folder) * itemsize(folder) // size.layers
-        )  # what a route divides; the rest is shared
-        return Sizes(size.with_layers(longest), folder, found.stored, found.held, copied)
+        hole = parse(spec.template, spec.where)
+        longest = hole.max_hops or 2 * size.layers
+        copied = longest * _writers(folder) // size.layers  # what a route divides; the rest is shared
+        shared = sum(size_of(home).parameters - _writers(home) for home in map(found.folders.__getitem__, hole.models))
+        made = size.with_layers(longest)
+        return Sizes(made, shared + copied, folder, found.stored, found.held, copied * itemsize(folder))
     read = sum(found.whole[reference] for reference in example.references())
-    return Sizes(size.with_layers(_depth(example, size.layers)), folder, found.stored, found.held, read)
+    made = size.with_layers(_depth(example, size.layers))
+    return Sizes(made, made.parameters, folder, found.stored, found.held, read)
 
 
 class _Found:

@@ -20,7 +20,7 @@ from evosearch.evaluation.suite import Suite, load_suite
 from evosearch.recipe.files import anchor
 from evosearch.recipe.identity import digest
 from evosearch.search.controls import SCALES
-from evosearch.search.optimizers.registry import OptimizerConfig
+from evosearch.search.optimizers.registry import OptimizerConfig, load
 from evosearch.service.objectives import check_objectives
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -281,6 +281,13 @@ def _check_parts(spec: SearchSpec) -> None:
     if parts is not None and parts > count:
         what = f"got {parts}, and '{fewest.name}' has {count} documents on search"
         raise SpecError(spec.at("search_parts"), what, "A document of every task in each part", "Ask for fewer parts")
+    optimizer = spec.config.optimizer
+    if parts is not None and not load(optimizer.name).parts:
+        what = f"{optimizer.name} compares candidates one by one, which would answer different questions"
+        raise SpecError(spec.at("search_parts"), what, next="Leave it out")
+    if parts is not None and optimizer.restarts:
+        what = f"got {optimizer.restarts} with search_parts: a restart's greater generation would lie on several parts"
+        raise SpecError(spec.at("optimizer.restarts"), what, "0", "Leave out one of the two")
 
 
 def is_spec(path: Path) -> bool:

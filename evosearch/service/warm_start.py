@@ -9,7 +9,7 @@ would be worth the same here: the same recipe comes of its values (by recipe_id)
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,9 +20,10 @@ from evosearch.search.replay import observed
 from evosearch.search.state import SearchState
 from evosearch.search.types import Dimension, Genome, Observation
 from evosearch.search.watching import Watcher
-from evosearch.service.paths import find, places_of, recorded_names
+from evosearch.service.paths import Places, find, places_of, recorded_names
 from evosearch.service.prepare import Prepared
 from evosearch.service.recorded import read_search
+from evosearch.service.spec import SearchSpec
 
 TOLD = ("candidate", "value", "stderr", "n", "state", "violations", "objectives")  # what is known of a candidate
 
@@ -103,7 +104,7 @@ def _read(prepared: Prepared, named: str, where: str) -> tuple[str, str, SearchS
     if named == spec.name:
         raise itself
     try:
-        places = find(_from(spec.file, named))
+        places = _find(spec, named)
         if (places.name, places.ledger) == (spec.name, places_of(spec).ledger):
             raise itself
         with Ledger.open(places.ledger, named, read_only=True) as ledger:
@@ -115,6 +116,12 @@ def _read(prepared: Prepared, named: str, where: str) -> tuple[str, str, SearchS
         what = f"{key}: {error.what}" if key else error.what
         raise SpecError(where, f"got '{named}': {what}", error.allowed, error.next) from None
     return places.name, search_id, state
+
+
+def _find(spec: SearchSpec, named: str) -> Places:
+    """The other search: in the spec's own ledger, wherever that is, or else by its name, folder or spec file."""
+    own = places_of(spec)
+    return replace(own, name=named) if named in recorded_names(own.ledger) else find(_from(spec.file, named))
 
 
 def _from(file: Path, named: str) -> str:

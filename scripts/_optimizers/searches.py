@@ -6,6 +6,7 @@ is answered from memory when another search asks for it: scores are deterministi
 """
 
 import json
+import math
 import sys
 import time
 from collections import deque
@@ -108,7 +109,7 @@ class Found:
         chosen = {
             PARENT: max((e for e in entries if e.kind == "parent"), key=_on_validation, default=None),
             UNIFORM: next((e for e in entries if e.kind == "uniform"), None),
-            SWEEP: max((e for e in entries if e.kind == "scale"), key=lambda e: e.scores["search"], default=None),
+            SWEEP: max((e for e in entries if e.kind == "scale"), key=_on_validation, default=None),
         }
         return {
             name: {"control": entry.candidate, **entry.scores, "test": self.test(entry.candidate).score}
@@ -318,4 +319,4 @@ def search_rows(found: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _on_validation(entry: Standing) -> float:
-    return entry.scores["validation"]
+    return entry.scores.get("validation", -math.inf)  # of the scales the best three are scored there

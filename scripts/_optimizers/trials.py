@@ -117,7 +117,7 @@ def summary(contests: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 "below_optimum": spread([contest["optimum"] - test for contest, test in pairs]),
                 "leads_control": leads(tests, [contest["control"]["test"] for contest in contests]),
                 "leads_random": leads(tests, [found["test"] for found in randoms]) if all(randoms) else None,
-                "item_evaluations": int(count) * contests[0]["items"],
+                "item_evaluations": min(int(count), max(run["asked"] for run in runs)) * contests[0]["items"],
             }
         found["contestants"][label] = {
             "after": after,

@@ -162,6 +162,19 @@ def test_attention_scaled_by_position_cannot_be_routed(random_model, tmp_path):
         assert torch.equal(kept.load(f"{stem}.{kind}"), models[name].load(f"{stem}.{kind}") / 1.5)
 
 
+def test_a_window_that_the_first_model_does_not_have(random_model, tmp_path):
+    windows = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+    folders = [str(random_model("Qwen2ForCausalLM", seed=1)), str(random_model("Qwen2ForCausalLM", seed=2, **windows))]
+    mixed = route((folders[0], 0), (folders[1], 0), (folders[1], 2), (folders[0], 2))
+    inputs = Opener(tmp_path / "cache").inputs(mixed)
+    with pytest.raises(
+        RecipeError, match=r"hops\[2\]\.layer: layer 2 of .* sliding window, and the config of"
+    ) as error:
+        written(mixed, inputs, tmp_path / "out")
+    assert "Begin the route with" in str(error.value)
+    written(route((folders[1], 0), (folders[0], 1), (folders[1], 2)), inputs, tmp_path / "other")
+
+
 def test_a_gain_beyond_the_bound(untied, tmp_path):
     base = next(iter(untied))
     hops = [(base, 0, 2.0), (base, 1, 2.0), (base, 2, 2.1)]

@@ -46,6 +46,19 @@ def test_what_a_recipe_is_made_of_stands_in_its_file(tmp_path: Path) -> None:
     )
 
 
+def test_a_name_in_the_file_is_no_models(tmp_path: Path) -> None:
+    """Whichever recipe of the file names that model: here `gpt2` is one of the hub, and `lora` an adapter."""
+    write(tmp_path / "gpt2.yaml", linear("org/a", "org/b"))
+    write(tmp_path / "lora.yaml", linear("org/c", "org/d"))
+    write(tmp_path / "deep.yaml", linear("./lora.yaml", "gpt2+lora"))
+    recipe = files.load(write(tmp_path / "o.yaml", linear("./gpt2.yaml", "./deep.yaml")))
+    found = bundle(recipe)
+    assert list(found.recipes) == ["gpt2-2", "lora-2", "deep", None]
+    before = leaves(recipe)
+    assert leaves(files.load(write(tmp_path / "elsewhere" / "one.yaml", found.to_yaml()))) == before
+    assert before == [["org/a", "org/b"], [["org/c", "org/d"], "gpt2+lora"]]
+
+
 def test_a_recipe_of_models_alone_stays_one_document(tmp_path: Path) -> None:
     recipe = files.load(write(tmp_path / "r.yaml", linear("org/a", "./local")))
     assert bundle(recipe).to_yaml() == recipe.to_yaml()

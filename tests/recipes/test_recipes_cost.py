@@ -148,7 +148,7 @@ def test_parts_and_other_ends_of_a_search(shipped: Path) -> None:
 
     def evaluations(**changes: Any) -> dict[str, int] | None:
         path.write_text(yaml.safe_dump(data | changes))
-        found: dict[str, int] | None = reckoned(load_spec(path), harness, Silent())["cost"]["evaluations"]
+        found: dict[str, int] | None = reckoned(load_spec(path), harness, Silent(), shipped)["cost"]["evaluations"]
         return found
 
     assert evaluations(budget={"hours": 2}) is None
@@ -176,6 +176,24 @@ def test_stages_are_added_up(shipped: Path) -> None:
     deeper = weights["parameters"] + 3 * (size_layer := (16384 * 2 + 2 * 8192 + 3 * 128 * 352 + 2 * 128))
     assert route["parameters"] == pytest.approx(deeper, abs=size_layer / 100)  # nine hops for six layers
     assert cost["parameters"] == route["parameters"]
+
+
+def test_a_winner_is_a_model_of_its_own(shipped: Path) -> None:
+    """Beside it a route may name what the winner is as large as; and the winner is merged to disk as well."""
+    path = shipped / "hybrid.yaml"
+    data = yaml.safe_load(path.read_text())
+    route = data["stages"][1]["recipe"]["routing"]
+    route["models"] = ["stage:weights", data["stages"][0]["recipe"]["base_model"]]
+    path.write_text(yaml.safe_dump(data))
+    result = check(path, False, Silent(), weights=False)
+    assert result["problems"] == []
+    stages = result["forecast"]["cost"]["stages"]
+    own = 4 * stages["weights"]["parameters"] / GIB
+    assert stages["route"]["disk_gib"] == pytest.approx(stages["weights"]["disk_gib"] + own)
+    route["models"] = ["stage:weights", "stage:weights"]
+    path.write_text(yaml.safe_dump(data))
+    (problem,) = check(path, False, Silent(), weights=False)["problems"]
+    assert problem["what"] == "'stage:weights' is named twice"
 
 
 @pytest.fixture

@@ -53,6 +53,9 @@ def test_the_reference_is_the_base_else_the_best_parent_of_each_task() -> None:
     assert state(*PARENTS, base[0]).references() == {"a": "parent:0", "b": "parent:1"}  # the base has no card
     uniform = (control("uniform", "uniform"), scored("uniform", 0.0, guards={"a": 99.0, "b": 99.0}))
     assert state(*uniform).references() == {}
+    stage = (control("stage:weights", "stage"), scored("stage:weights", 0.0, guards={"a": 2.0, "b": 2.0}))
+    assert state(*stage, *uniform).references() == {"a": "stage:weights", "b": "stage:weights"}
+    assert state(*PARENTS, *stage).references() == {"a": "parent:0", "b": "parent:1"}
 
 
 def test_a_violation_is_what_is_lost_beyond_the_limit() -> None:

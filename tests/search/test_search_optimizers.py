@@ -133,7 +133,7 @@ def test_asks_within_bounds(name: str, dimensions: tuple[Dimension, ...]) -> Non
 def test_integers_reach_every_value(name: str) -> None:
     size = 20 if name == "grid" else 8
     told = search(
-        make(name, MIXED, seed=3, population=size), lambda genome: float(genome["count"]), generations(name, 15, size)
+        make(name, MIXED, seed=3, population=size), lambda genome: float(genome["count"]), generations(name, 25, size)
     )
     counts = {observation.genome["count"] for group in told for observation in group}
     assert 9 in counts
@@ -145,8 +145,9 @@ def test_improves_a_sphere_more_than_random_search(learner: str) -> None:
     told = search(make(learner, seed=1, population=8), sphere, 150 // size)
     yardstick = search(make("random", seed=1, population=8), sphere, len(told) * size // 8)
     best, drawn = (max(o.objectives[0].value for group in found for o in group) for found in (told, yardstick))
-    assert best > drawn
-    assert best > sphere({dimension.name: dimension.init for dimension in FLOATS}) / 50
+    start = sphere({dimension.name: dimension.init for dimension in FLOATS})
+    assert best > drawn > start / 10
+    assert best > start / 50
 
 
 def test_same_seed_asks_the_same_and_another_seed_differs(name: str) -> None:
@@ -154,6 +155,7 @@ def test_same_seed_asks_the_same_and_another_seed_differs(name: str) -> None:
     one, two, other = (search(make(name, MIXED, seed=seed), sphere, count) for seed in (5, 5, 6))
     assert genomes_of(one) == genomes_of(two)
     assert (genomes_of(one) == genomes_of(other)) == (name in ENDS)
+    assert name in ENDS or one[1][1].genome != other[1][1].genome
 
 
 def test_asking_in_portions_asks_the_same(name: str) -> None:
@@ -223,7 +225,7 @@ def test_goes_on_when_everything_fails(name: str) -> None:
 
 def test_flat_fitness_stops_nothing(name: str) -> None:
     optimizer = make(name)
-    told = search(optimizer, lambda genome: 0.25, generations(name, 20))
+    told = search(optimizer, lambda genome: 0.25, generations(name, 40))
     if name in ENDS:
         assert sum(map(len, told)) == {"grid": 1 + 11 * 11, "greedy_soup": 1 + 3 + 2}[name]  # the start, and all
     else:

@@ -1,5 +1,6 @@
 """Candidates scored on parts of the search split: exact at resume, and decided on all of it."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -244,3 +245,18 @@ def test_bad_values_are_refused(world: World, given: object, said: str) -> None:
         load_spec(spec)
     assert str(caught.value).startswith(f"{spec}: ")
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "said"),
+    [
+        ({"name": "greedy_soup"}, "search_parts: greedy_soup compares candidates one by one"),
+        ({"name": "cma_es", "restarts": 2}, "optimizer.restarts: got 2 with search_parts"),
+    ],
+)
+def test_optimizers_that_would_compare_different_questions_are_refused(
+    world: World, optimizer: dict[str, object], said: str
+) -> None:
+    spec = world(search_parts=2, optimizer=optimizer)
+    with pytest.raises(SpecError, match=re.escape(said)):
+        load_spec(spec)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from evosearch.checkpoints.references import default_cache
 from evosearch.errors import LedgerError
 from evosearch.recipe import files
 from evosearch.search.ledger import Ledger
@@ -238,6 +239,36 @@ def test_check_looks_at_every_stage_and_adds_up(world: World) -> None:
     hours = [stage["total_hours"] for stage in forecast["stages"].values()]
     assert forecast["total_hours"] == pytest.approx(sum(hours))
     assert not find_or_none("hybrid")
+
+
+def test_check_leaves_nothing_of_what_stands_in_for_a_winner(world: World) -> None:
+    class Doing(Notes):
+        def preparing(self, what: str, part: float) -> None:
+            self.stages.append(what)
+
+    spec, watcher = staged(world), Doing()
+    assert check(spec, False, watcher)["problems"] == []
+    assert watcher.stages == ["merging the start of stage:parameters"] * 2
+    assert list(default_cache().rglob("*.safetensors")) == []
+    assert list(default_cache().glob("check-*")) == []
+
+
+def test_a_later_stage_starts_from_an_earlier_one_wherever_the_ledger_is(world: World, tmp_path: Path) -> None:
+    first = FIRST | {"optimizer": OPTIMIZER | {"name": "random"}, "budget": {"candidates": 2}}
+    second = json.loads(json.dumps(SECOND))
+    for entry, name in zip(second["recipe"]["models"], ("warm1", "warm2"), strict=True):
+        entry["parameters"]["weight"] = WEIGHT | {"name": name}
+    first = json.loads(json.dumps(first))
+    for entry, name in zip(first["recipe"]["models"], ("warm1", "warm2"), strict=True):
+        entry["parameters"]["weight"]["name"] = name
+    second |= {"optimizer": {"name": "random", "warm_start": "hybrid.parameters"}, "budget": {"candidates": 1}}
+    ledger = f"sqlite:///{tmp_path / 'elsewhere.db'}"
+    spec = staged(world, "hybrid", first, second, ledger=ledger)
+    assert check(spec, False, Silent())["problems"] == []
+    watcher = Notes()
+    run(spec, watcher)
+    assert any("warm start from 'hybrid.parameters': 2 of 2 values" in text for text in watcher.texts)
+    assert check(spec, False, Silent())["problems"] == []
 
 
 def test_check_names_the_stage_of_a_problem(world: World) -> None:

@@ -11,6 +11,7 @@ import yaml
 
 from evosearch.errors import SpecError
 from evosearch.promotion.export import Provenance, recipe_text
+from evosearch.recipe.bundle import bundle
 from evosearch.recipe.schema import Input, Recipe
 from evosearch.service.register import read_champion
 from evosearch.service.spec import SearchSpec, Winner, load_spec
@@ -183,3 +184,32 @@ def test_a_champion_that_holds_a_winner_is_known_by_that_winner(tmp_path: Path) 
     for references, expected in (([str(inner), "org/c"], recipe.references()), (["org/c"], ("winner", "org/c"))):
         prepared = SimpleNamespace(models=SimpleNamespace(references=references))
         assert read_champion(text, "merged", cast("Prepared", prepared)).references() == expected
+
+
+def test_a_champion_of_a_winner_of_a_winner_is_known_whatever_its_file_calls_them(tmp_path: Path) -> None:
+    """The middle one's own file calls its inner recipe `winner`; in the champion's another one is called so."""
+
+    def linear(*models: str) -> Recipe:
+        return Recipe(merge_method="linear", models=tuple(Input(model=model) for model in models))
+
+    def champion(recipe: Recipe) -> str:
+        return recipe_text(recipe, Provenance("old", "0" * 64, "3", "1" * 64, {}), "recipe.yaml")
+
+    first, middle, other = (tmp_path / name / "winner.yaml" for name in ("first", "middle", "other"))
+    for path, own in (
+        (first, linear("org/a", "org/b")),
+        (middle, linear(str(first), "org/c")),
+        (other, linear("org/e")),
+    ):
+        path.parent.mkdir()
+        path.write_text(bundle(own).to_yaml())
+    recipe = linear(str(other), str(middle), "org/d")
+    text = champion(recipe)
+    names = [data.get("name") for data in yaml.safe_load_all(text)]
+    assert names == ["winner", "winner-2", "winner-3", None]
+    prepared = SimpleNamespace(models=SimpleNamespace(references=[str(middle), str(other), "org/d"]))
+    assert read_champion(text, "merged", cast("Prepared", prepared)) == recipe
+    first.write_text(linear("org/a", "org/z").to_yaml())
+    middle.write_text(bundle(linear(str(first), "org/c")).to_yaml())
+    found = read_champion(text, "merged", cast("Prepared", prepared))
+    assert found.references() == (str(other), "winner-3", "org/d")

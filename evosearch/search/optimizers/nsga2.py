@@ -15,14 +15,14 @@ POPULATION = 16  # parents of a generation, where the spec says nothing
 CROSSOVER_ETA = 2.0  # distribution index: low, so that budgets of hundreds of candidates get across the space
 
 
-@optimizer("nsga2", categoricals=True, asynchronous=True, objectives=True, least_population=4)
+@optimizer("nsga2", categoricals=True, objectives=True, least_population=4)
 class Nsga2:
     """Parents cross (simulated binary crossover; categoricals by exchange) and children mutate (polynomial mutation).
 
     Constraints rank as in the paper: what keeps them dominates what breaks one. A dimension that is inactive in a
-    genome is still inherited, unseen, and comes into effect where a child activates it. A child belongs to the
-    generation that was current when it was asked, so that one that is told late still competes. What is known of
-    another search is the first generation, or part of it.
+    genome is still inherited, unseen, and comes into effect where a child activates it. Parents are chosen at the first
+    ask of a generation, and what is told later is never one: so it is told whole generations, and is not asynchronous.
+    What is known of another search is the first generation, or part of it.
     """
 
     def __init__(self, config: OptimizerConfig, problem: Problem) -> None:

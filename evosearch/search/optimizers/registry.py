@@ -130,6 +130,7 @@ class Entry:
     least_population: int
     asynchronous: bool = False  # may be asked before it is told
     objectives: bool = False  # takes several
+    parts: bool = True  # candidates of different generations may be scored on different parts of the items
 
 
 T = TypeVar("T", bound=Factory)
@@ -144,6 +145,7 @@ def optimizer(
     least_population: int = 1,
     asynchronous: bool = False,
     objectives: bool = False,
+    parts: bool = True,
 ) -> Callable[[T], T]:
     """Register a class whose constructor takes (config, problem) under its file's name.
 
@@ -153,7 +155,7 @@ def optimizer(
     def register(factory: T) -> T:
         assert factory.__module__.rsplit(".", 1)[-1] == name, f"optimizer {name} belongs in {name}.py"
         _entries[name] = Entry(
-            name, factory, frozenset(options), categoricals, least_population, asynchronous, objectives
+            name, factory, frozenset(options), categoricals, least_population, asynchronous, objectives, parts
         )
         return factory
 

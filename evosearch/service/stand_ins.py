@@ -1,0 +1,66 @@
+"""Models in place of winners that stages are yet to find, for as long as a spec is checked.
+
+Each is another model than any that the spec names, as the winner will be.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from evosearch.checkpoints.references import default_cache
+from evosearch.errors import CandidateError, CheckpointError, RecipeError
+from evosearch.materialize.on_disk import write_checkpoint
+from evosearch.materialize.plan import donor_of
+from evosearch.recipe.schema import Input, Recipe
+from evosearch.search.routes import is_route
+from evosearch.search.template import frame
+from evosearch.search.watching import Watcher
+from evosearch.service.prepare import Prepared
+from evosearch.service.spec import STAGE, SearchSpec, Winner
+
+
+@contextmanager
+def kept_for_now() -> Iterator[Path]:
+    """A folder in the cache, on the disk that winners will be merged to, and gone afterwards.
+
+    Raises:
+        CheckpointError: the cache cannot be written.
+    """
+    cache = default_cache()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        folder = TemporaryDirectory(dir=cache, prefix="check-")
+    except OSError as error:
+        what = f"cannot be written: {error.strerror or error}"
+        raise CheckpointError(str(cache), what, next="Name another folder in EVOSEARCH_CACHE") from None
+    with folder as path:
+        yield Path(path)
+
+
+def merged(name: str, prepared: Prepared, folder: Path, watcher: Watcher) -> Winner:
+    """What a stage starts from, merged as its winner will be.
+
+    Raises:
+        CheckpointError: there is no room for it.
+        RecipeError: there is no merge of it.
+    """
+    recipe, doing = prepared.example, f"merging the start of {STAGE}{name}"
+    models = {reference: prepared.models.checkpoints[reference] for reference in recipe.references()}
+    watcher.preparing(doing, 0.0)
+    try:
+        write_checkpoint(recipe, models, folder / name, donor_of(recipe))
+    except CandidateError as error:
+        raise RecipeError(prepared.spec.where, error.reason, next="Start elsewhere: see init") from error
+    watcher.preparing(doing, 1.0)
+    return Winner(folder / name, prepared.models.identify(recipe))
+
+
+def described(name: str, stage: SearchSpec, folder: Path) -> Winner:
+    """A recipe of the size of a stage's winner: of its frame, or of a search over routes the first model alone."""
+    recipe = frame(stage.template, stage.where)
+    if is_route(stage.template):
+        recipe = Recipe(merge_method="linear", models=(Input(model=donor_of(recipe)),), dtype=recipe.output_dtype)
+    path = folder / f"{name}.yaml"
+    path.write_text(recipe.to_yaml(), encoding="utf-8")
+    return Winner(path, "")
