@@ -32,7 +32,8 @@ LOCAL = {"executor": "local", "threads": 1}
         ({"controls": {"scales": [0.3, float("inf")]}}, "controls.scales[1]", "finite"),
         ({"optimizer": {"name": "random", "sigma": 0.2}}, "optimizer.sigma", "random takes no step size"),
         ({"optimizer": {"name": "tpe", "sigma": 0.17}}, "optimizer.sigma", "tpe takes no step size"),
-        ({"optimizer": {"name": "cma_es", "asynchronous": True}}, "optimizer.asynchronous", "not supported yet"),
+        ({"optimizer": {"name": "nsga2", "asynchronous": True}}, "optimizer.asynchronous", "nsga2 must know of all"),
+        ({"optimizer": {"name": "tpe", "restarts": 1}}, "optimizer.restarts", "tpe takes no restarts"),
         ({"budget": {}}, "budget", "a search has an end"),
     ],
 )
