@@ -1,10 +1,11 @@
 """A plan carried out: the same code in memory and on disk, so that both give the same bits."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
+from evosearch.errors import CandidateError
 from evosearch.materialize.plan import Input, TensorOp, plan, with_survey
 from evosearch.merging.parameters import Memory
 from evosearch.merging.registry import Site, method, specs
@@ -60,6 +61,19 @@ def apply(op: TensorOp, tensor_of: TensorOf, out_dtype: torch.dtype) -> torch.Te
 def extremes(tensor: torch.Tensor) -> torch.Tensor:
     """(2,) least and largest value, on the tensor's device: finite exactly when every value is."""
     return torch.stack(torch.aminmax(tensor)).float()
+
+
+def refuse_infinite(ops: Sequence[TensorOp], found: Sequence[torch.Tensor], recipe_dtype: str) -> None:
+    """
+    Args:
+        found: the `extremes` of what each operation made; asked for at once, so that a device is waited for once.
+
+    Raises:
+        CandidateError: one is not finite.
+    """
+    for op, finite in zip(ops, torch.stack(list(found)).isfinite().all(dim=1).tolist(), strict=True):
+        if not finite:
+            raise CandidateError("materialize", not_finite(op.tensor, recipe_dtype))
 
 
 def not_finite(name: str, recipe_dtype: str) -> str:

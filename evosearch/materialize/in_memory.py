@@ -8,8 +8,8 @@ import torch
 
 from evosearch.checkpoints.compatibility import check_compatible
 from evosearch.checkpoints.reader import Checkpoint
-from evosearch.errors import CandidateError, RecipeError, did_you_mean
-from evosearch.materialize.apply import apply, extremes, not_finite, operations
+from evosearch.errors import RecipeError, did_you_mean
+from evosearch.materialize.apply import apply, extremes, operations, refuse_infinite
 from evosearch.materialize.fit import check_fit
 from evosearch.materialize.forward import differences, end_tokens
 from evosearch.materialize.layout import Output, output, unchanged
@@ -104,10 +104,7 @@ class ResidentModel:
             merged = apply(op, self._tensor, out_dtype)
             found.append(extremes(merged))
             self._targets[op.tensor].copy_(merged)
-        bounds = torch.stack(found).isfinite().all(dim=1).tolist()  # one wait for the device, not one a tensor
-        for op, finite in zip(ops, bounds, strict=True):
-            if not finite:
-                raise CandidateError("materialize", not_finite(op.tensor, recipe.output_dtype))
+        refuse_infinite(ops, found, recipe.output_dtype)
         generation: Any = self.model.generation_config
         generation.eos_token_id = self._ends[donor_of(recipe)]  # what ends a text is the export's, too
         return time.perf_counter() - started

@@ -8,7 +8,7 @@ import torch
 
 from evosearch.checkpoints.reader import CONFIG, Checkpoint
 from evosearch.errors import CandidateError, RecipeError, did_you_mean
-from evosearch.materialize.apply import apply, extremes, not_finite, operations
+from evosearch.materialize.apply import apply, extremes, not_finite, operations, refuse_infinite
 from evosearch.materialize.forward import settings
 from evosearch.materialize.layout import Output, output
 from evosearch.materialize.parents import hold
@@ -95,10 +95,7 @@ class ResidentRoute:
             assert slot is not None
             found.append(extremes(folded))
             slots[slot][name][part or ...].copy_(folded)
-        bounds = torch.stack(found).isfinite().all(dim=1).tolist()  # one wait for the device, not one a tensor
-        for op, finite in zip(divided, bounds, strict=True):
-            if not finite:
-                raise CandidateError("materialize", not_finite(op.tensor, recipe.output_dtype))
+        refuse_infinite(divided, found, recipe.output_dtype)
         return time.perf_counter() - started
 
     def _tensor(self, source: Input) -> torch.Tensor:
