@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,38 @@ def world(_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
         return path
 
     return write
+
+
+@pytest.fixture
+def evosearch(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """`evosearch("run", spec)` → exit code, standard output, standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        from evosearch.cli.main import main
+
+        monkeypatch.setattr(sys, "argv", ["evosearch", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capfd.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture
+def no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit need not outlive the machine here: waiting for the disk is most of the time of tests of many commits."""
+    from evosearch.search import ledger_store
+
+    configure = ledger_store._configure_sqlite
+
+    def quick(connection: Any, record: Any) -> None:
+        configure(connection, record)
+        connection.execute("PRAGMA synchronous=OFF")
+
+    monkeypatch.setattr(ledger_store, "_configure_sqlite", quick)
 
 
 # --- a random model of any family: one small config fits all, so that a new family is tested without an entry here ---

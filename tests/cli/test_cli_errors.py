@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,24 +11,6 @@ import pytest
 import yaml
 
 World = Callable[..., Path]
-
-
-@pytest.fixture
-def evosearch(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """`evosearch("run", spec)` → exit code, standard output, standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        from evosearch.cli.main import main
-
-        monkeypatch.setattr(sys, "argv", ["evosearch", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capfd.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return call
 
 
 def change(spec: Path, *path: object, to: Any) -> None:

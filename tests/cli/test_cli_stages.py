@@ -1,7 +1,6 @@
 """A spec of stages at the command line: run, status, leaderboard, export, and what is wrong with one."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,22 +32,6 @@ def spec(world: World) -> Path:
     ]
     path.write_text(yaml.safe_dump(data | {"stages": stages}, sort_keys=False))
     return path
-
-
-@pytest.fixture
-def evosearch(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        from evosearch.cli.main import main
-
-        monkeypatch.setattr(sys, "argv", ["evosearch", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capfd.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return call
 
 
 def test_three_stages_are_run_listed_and_exported(

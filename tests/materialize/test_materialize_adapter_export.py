@@ -1,11 +1,8 @@
 """Adapters in and out of a real search: a parent that is `model+adapter`, a candidate exported as an adapter."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -15,24 +12,6 @@ from evosearch.recipe.files import load
 from evosearch.recipe.schema import Recipe
 from evosearch.search.watching import Silent
 from evosearch.service.run import run
-
-
-@pytest.fixture
-def evosearch(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """`evosearch("export", name)` → exit code, standard output, standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        from evosearch.cli.main import main
-
-        monkeypatch.setattr(sys, "argv", ["evosearch", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capfd.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return call
 
 
 def make_lora(folder: Path) -> None:

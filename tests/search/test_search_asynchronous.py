@@ -17,7 +17,6 @@ from _schedule.workers import SimulatedWorkers, utilization
 from _schedule.world import World
 
 from evosearch.errors import SearchError
-from evosearch.search import ledger_store
 from evosearch.search.asynchronous import SLOTS_PER_SPARE
 from evosearch.search.budget import Budget
 from evosearch.search.events import Event
@@ -27,21 +26,10 @@ from evosearch.search.optimizers.registry import OptimizerConfig, create
 from evosearch.search.ports import Job, Outcome
 from evosearch.search.replay import replay
 
+pytestmark = pytest.mark.usefixtures("no_power_cuts")
 SMALL = World(models=2, per=None, densities=True, items=10)
 ASYNCHRONOUS = [name for name in registry.names() if registry.load(name).asynchronous]
 QUICK = [name for name in ASYNCHRONOUS if name not in ("gp", "grid", "greedy_soup")]  # for many candidates
-
-
-@pytest.fixture(autouse=True)
-def _no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A commit need not outlive the machine here: waiting for the disk is most of these tests' time."""
-    configure = ledger_store._configure_sqlite
-
-    def quick(connection: Any, record: Any) -> None:
-        configure(connection, record)
-        connection.execute("PRAGMA synchronous=OFF")
-
-    monkeypatch.setattr(ledger_store, "_configure_sqlite", quick)
 
 
 def still() -> float:

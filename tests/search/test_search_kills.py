@@ -13,10 +13,10 @@ from _schedule.searches import SEARCH, heavy_tailed, score, search
 from _schedule.workers import SimulatedWorkers
 from _schedule.world import World
 
-from evosearch.search import ledger_store
 from evosearch.search.budget import Budget
 from evosearch.search.ledger import Ledger
 
+pytestmark = pytest.mark.usefixtures("no_power_cuts")
 WORLD = World(models=2, per=None, items=10, failing=6)
 COMMITS = 35  # of the search below: its start, four asks, four tells, and what became of 24 candidates, three at once
 DRAW = random.Random(2031)
@@ -25,17 +25,6 @@ MOMENTS = sorted((DRAW.randint(2, COMMITS - 1), DRAW.random() < 0.5) for _ in ra
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing in the program catches it."""
-
-
-@pytest.fixture(autouse=True)
-def _no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
-    configure = ledger_store._configure_sqlite
-
-    def quick(connection: Any, record: Any) -> None:
-        configure(connection, record)
-        connection.execute("PRAGMA synchronous=OFF")
-
-    monkeypatch.setattr(ledger_store, "_configure_sqlite", quick)
 
 
 def run(folder: Path, seed: int = 0) -> None:

@@ -13,26 +13,15 @@ from _schedule.searches import SEARCH, heavy_tailed, score, search
 from _schedule.workers import SimulatedWorkers
 from _schedule.world import World
 
-from evosearch.search import ledger_store
 from evosearch.search.budget import Budget
 from evosearch.search.ledger import PAGE, Ledger
 from evosearch.search.recorder import Recorder
 from evosearch.search.state import SearchState
 
+pytestmark = pytest.mark.usefixtures("no_power_cuts")
 WORLD = World(models=2, layers=18, items=10)  # 80 dimensions
 LARGE = World()  # 300
 OPTIONS = {"name": "random", "population": 10, "seed": 1}
-
-
-@pytest.fixture(autouse=True)
-def _no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
-    configure = ledger_store._configure_sqlite
-
-    def quick(connection: Any, record: Any) -> None:
-        configure(connection, record)
-        connection.execute("PRAGMA synchronous=OFF")
-
-    monkeypatch.setattr(ledger_store, "_configure_sqlite", quick)
 
 
 def run(folder: Path, world: World, candidates: int, asynchronous: bool = True) -> Recorder:
