@@ -14,6 +14,7 @@ import typer
 from evosearch import __version__
 from evosearch.cli import check, export, leaderboard, merge, run, score, status, ui
 from evosearch.cli.console import json_wanted, print_error, print_json
+from evosearch.environment import telemetry_off
 from evosearch.errors import EvosearchError, InputError
 
 FAILED, WRONG_INPUT, GATE_SAID_NO, INTERRUPTED = 1, 2, 3, 130
@@ -38,9 +39,7 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
 
 def main() -> None:
     """Entry point of the `evosearch` program."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    telemetry_off()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
