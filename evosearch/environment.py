@@ -1,4 +1,4 @@
-"""What every process of ours tells its libraries through the environment, before they are imported: nobody is called home."""
+"""What every process of ours tells its libraries before it imports them: nobody is called home."""
 
 import os
 
