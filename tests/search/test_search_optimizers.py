@@ -562,3 +562,29 @@ def test_what_is_known_of_another_search_is_used_or_ignored(name: str) -> None:
 def test_a_wrong_configuration_names_the_key(given: dict[str, object], said: str) -> None:
     with pytest.raises(SpecError, match=said):
         validate(OptimizerConfig, given, "night.yaml: optimizer", SpecError)
+
+
+@pytest.mark.parametrize("dimensions", [FLOATS, MIXED, CHOICES])
+def test_tpe_asks_what_the_sampler_asks_that_reads_all_trials_anew(
+    dimensions: Sequence[Dimension], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from optuna.samplers import TPESampler
+
+    from evosearch.search.optimizers import tpe
+
+    def asked() -> list[Genome]:
+        optimizer = make("tpe", dimensions, population=4, asynchronous=True, seed=7)
+        pending = observe(optimizer.ask(8), _numbers)
+        for index in range(8, 40):  # some are always pending, and one in five fails
+            optimizer.tell([pending.pop(0)])
+            fitness = _numbers if index % 5 else lambda genome: None
+            pending += observe(optimizer.ask(1), fitness, first=index)
+        return [observation.genome for observation in pending]
+
+    remembering = asked()
+    monkeypatch.setattr(tpe, "_Remembering", TPESampler)
+    assert remembering == asked()
+
+
+def _numbers(genome: Genome) -> float:
+    return -sum((float(value) - 0.3) ** 2 for value in genome.values() if isinstance(value, int | float))

@@ -2,9 +2,13 @@
 the split of Ozaki et al. (2022, doi:10.1613/jair.1.13188)."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+from optuna.distributions import BaseDistribution
 from optuna.samplers import TPESampler
-from optuna.trial import Trial, TrialState, create_trial
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from evosearch.search.optimizers import _optuna
 from evosearch.search.optimizers._pending import Pending
@@ -31,7 +35,7 @@ class Tpe:
         conditional = any(dimension.active_if for dimension in dimensions)
         together = self.population > 1 or config.asynchronous
         with _optuna.experimental():  # `group` splits the space into parts that are active together
-            sampler = TPESampler(seed=config.seed, multivariate=True, group=conditional, constant_liar=together)
+            sampler = _Remembering(seed=config.seed, multivariate=True, group=conditional, constant_liar=together)
         self._study = _optuna.study(sampler, problem.objectives)
         for observation in _optuna.known(problem):
             self._learn(observation)
@@ -80,3 +84,37 @@ class Tpe:
         for dimension in self._categorical_first:  # what activates others is known before them
             values[dimension.name] = _optuna.suggest(trial, dimension) if dimension.active(values) else dimension.init
         return {dimension.name: values[dimension.name] for dimension in self._dimensions}
+
+
+class _Remembering(TPESampler):
+    """Optuna's sampler, which reads all trials of the past at every ask: here each is read once, and asks are the same.
+
+    With hundreds of workers on hundreds of dimensions that reading is most of what an ask takes.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._rows: dict[tuple[str, ...], dict[int, tuple[bool, list[float] | None]]] = {}
+
+    def _get_internal_repr(
+        self, trials: list[FrozenTrial], search_space: dict[str, BaseDistribution], study: Study
+    ) -> dict[str, np.ndarray]:
+        known = self._rows.setdefault(tuple(search_space), {})
+        rows: list[list[float]] = []
+        for trial in trials:
+            finished = trial.state.is_finished()  # while it runs, it has values of dimensions that turn out inactive
+            seen, row = known.get(trial.number, (None, None))
+            if seen is not finished:
+                row = self._row(trial, search_space, study)
+                known[trial.number] = (finished, row)
+            if row is not None:
+                rows.append(row)
+        columns = np.asarray(rows).T if rows else np.empty((len(search_space), 0))
+        return {name: np.ascontiguousarray(column) for name, column in zip(search_space, columns, strict=True)}
+
+    def _row(self, trial: FrozenTrial, search_space: dict[str, BaseDistribution], study: Study) -> list[float] | None:
+        """One trial's values as Optuna's estimators take them; None where it lacks some."""
+        values = self._get_params(trial, study)
+        if not search_space.keys() <= values.keys():
+            return None
+        return [distribution.to_internal_repr(values[name]) for name, distribution in search_space.items()]
