@@ -40,7 +40,8 @@ class Setting:
     workers: int
     candidates: int
     asynchronous: bool = True
-    models: int = 5  # of 60 dimensions each
+    models: int = 5  # of 60 dimensions each, of two where these are not per layer
+    per: str | None = "layer"
     options: tuple[tuple[str, Any], ...] = ()
     least: float | None = None
     most_ms: float | None = None
@@ -53,7 +54,7 @@ class Setting:
 
 def busy(setting: Setting) -> dict[str, Any]:
     """How busy the workers of one search are, and what a candidate costs the controller."""
-    world = World(models=setting.models)
+    world = World(models=setting.models, per=setting.per)
     workers = SimulatedWorkers(setting.workers, heavy_tailed(), score(world), CLOCKS[setting.clock])
     with tempfile.TemporaryDirectory() as folder:
         make = _knowing(setting.known) if setting.known else None
@@ -96,7 +97,7 @@ class Watched(SimulatedWorkers):
 
 def memory(setting: Setting) -> dict[str, Any]:
     """What a long search grows by: the process after a tenth and after all of its candidates, and the ledger."""
-    world = World(models=setting.models)
+    world = World(models=setting.models, per=setting.per)
     at = (setting.candidates // 10, setting.candidates)
     workers = Watched(at, setting.workers, heavy_tailed(), score(world), CLOCKS[setting.clock])
     with tempfile.TemporaryDirectory() as folder:
