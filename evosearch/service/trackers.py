@@ -64,8 +64,9 @@ def check_tracking(spec: SearchSpec) -> None:
     uri = spec.config.tracking.uri or ""
     if not uri.startswith(JSON_LINES):
         return
-    if not Path(uri.removeprefix(JSON_LINES)).name:
-        raise SpecError(f"{spec.file}: tracking.uri", f"got '{uri}'", "jsonl:FILE")
+    file = Path(uri.removeprefix(JSON_LINES))
+    if not file.name or file.is_absolute() or ".." in file.parts:
+        raise SpecError(f"{spec.file}: tracking.uri", f"got '{uri}'", "jsonl:FILE, a file in the search's own folder")
     if spec.config.promotion.register_as:
         where = f"{spec.file}: promotion.register_as"
         raise SpecError(where, "JSON lines have no model registry", "An MLflow tracking.uri", "Remove one of the two")
