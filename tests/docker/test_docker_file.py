@@ -1,35 +1,151 @@
-"""The Dockerfile, as far as it can be checked without an engine: what it copies is there, and it runs unprivileged."""
+"""The Dockerfile, as far as it can be checked without an engine: what is installed, who runs it, what is sent to it."""
 
+import json
 import re
+import tomllib
+from fnmatch import fnmatchcase
 from pathlib import Path
 
+import pytest
+
+from evosearch.environment import TELEMETRY_OFF
+
 ROOT = Path(__file__).parents[2]
-LINES = (ROOT / "docker" / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
-STEPS = [line.split(maxsplit=1) for line in LINES if line.strip() and not line.startswith("#")]
+TARGETS = ("cuda", "cpu")
+Stages = dict[str, list[tuple[str, str]]]
 
 
-def test_only_known_instructions_and_one_stage() -> None:
-    known = {"FROM", "ENV", "WORKDIR", "COPY", "RUN", "USER", "VOLUME", "ENTRYPOINT", "CMD"}
-    assert {step[0] for step in STEPS} <= known
-    assert [step[0] for step in STEPS].count("FROM") == 1
-    assert STEPS[0][0] == "FROM"
+def steps(stages: Stages, target: str) -> list[tuple[str, str]]:
+    """All steps that make a target, its base's first."""
+    return stages["base"] + stages[target]
 
 
-def test_what_is_copied_exists() -> None:
-    sources = [name for step, rest in STEPS if step == "COPY" for name in rest.split()[:-1]]
-    assert sources
-    assert all((ROOT / name).exists() for name in sources)
+def variables(stages: Stages) -> dict[str, str]:
+    return dict(part.split("=", 1) for step, rest in stages["base"] if step == "ENV" for part in rest.split())
 
 
-def test_torch_is_installed_first_with_the_pinned_version() -> None:
-    (install,) = [rest for step, rest in STEPS if step == "RUN" and "pip install" in rest]
+def ignored(path: str) -> bool:
+    """Whether docker/Dockerfile.dockerignore keeps a path from the builder: the last pattern that fits decides."""
+    out = False
+    lines = (ROOT / "docker" / "Dockerfile.dockerignore").read_text().splitlines()
+    for line in (line for line in lines if line and not line.startswith("#")):
+        pattern = line.removeprefix("!")
+        parents = [path, *map(str, Path(path).parents)][:-1]
+        anywhere = pattern.removeprefix("**/") if pattern.startswith("**/") else None
+        if any(fnmatchcase(Path(entry).name, anywhere) if anywhere else _fits(entry, pattern) for entry in parents):
+            out = not line.startswith("!")
+    return out
+
+
+def _fits(path: str, pattern: str) -> bool:
+    """`*` stays within one folder, as in Go's filepath.Match."""
+    parts, wanted = path.split("/"), pattern.split("/")
+    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+
+
+def test_two_targets_on_one_base_and_the_cpu_one_is_the_default(stages: Stages) -> None:
+    assert list(stages) == ["base", *TARGETS], "the last stage is what `docker build` makes where none is named"
+    assert [stages[target][0] for target in TARGETS] == [("FROM", f"base AS {target}") for target in TARGETS]
+    assert stages["base"][0] == ("FROM", "python:3.11-slim-bookworm AS base")
+    known = {"FROM", "ARG", "ENV", "WORKDIR", "COPY", "RUN", "USER", "VOLUME", "ENTRYPOINT", "CMD"}
+    assert {step for name in stages for step, _ in stages[name]} <= known
+
+
+def test_the_targets_differ_in_torch_alone(stages: Stages) -> None:
+    def rest(target: str) -> list[tuple[str, str]]:
+        return [s for s in stages[target][1:] if s[0] != "ARG" and not s[1].endswith("torch==2.13.0")]
+
+    assert rest("cpu") == rest("cuda")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_copied_exists_and_is_sent_to_the_builder(stages: Stages, target: str) -> None:
+    sources = [name for step, rest in steps(stages, target) if step == "COPY" for name in rest.split()[:-1]]
+    assert {"evosearch", "recipes", "evals", "scripts/constraints.txt", "docker/with-secrets"} <= set(sources)
+    for name in sources:
+        assert (ROOT / name).exists(), name
+        assert not ignored(name), name
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "docker/.env",
+        ".git/config",
+        ".venv/bin/python",
+        "models/smollm2/model.safetensors",
+        "runs/night/ledger.db",
+        "tests/conftest.py",
+        "evals/sentences/data/en.jsonl",
+        "evosearch/cli/__pycache__/main.pyc",
+        "recipes/.env",
+    ],
+)
+def test_what_is_not_for_an_image_is_not_sent_to_the_builder(path: str) -> None:
+    assert ignored(path)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_torch_is_installed_first_by_its_pin(stages: Stages, target: str) -> None:
     pinned = re.search(r"^torch==(\S+)$", (ROOT / "scripts" / "constraints.txt").read_text(), re.MULTILINE)
     assert pinned
-    assert install.index(f"torch=={pinned[1]}") < install.index("&&")
+    assert f"torch=={pinned[1]}" in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    torch, package, code = [rest for step, rest in stages[target] if step == "RUN"]
+    assert torch.split()[-1] == f"torch=={pinned[1]}"
+    assert package == 'pip install -c scripts/constraints.txt ".[server]"'
+    assert code.startswith("pip install --no-deps")
 
 
-def test_it_runs_as_an_unprivileged_user() -> None:
-    users = [rest for step, rest in STEPS if step == "USER"]
-    assert users == ["evosearch"]
-    order = [step[0] for step in STEPS]
-    assert order.index("USER") < order.index("ENTRYPOINT")
+def test_the_cpu_build_comes_from_its_index_and_the_cuda_build_from_the_registry(stages: Stages) -> None:
+    torch = {target: next(rest for step, rest in stages[target] if step == "RUN") for target in TARGETS}
+    assert '--no-deps --index-url "$TORCH_CPU_INDEX"' in torch["cpu"]
+    assert "index" not in torch["cuda"]
+    assert [rest.rsplit("/", 1)[1] for step, rest in stages["cpu"] if step == "ARG"] == ["cpu"]
+
+
+def test_the_server_extra_is_one_that_the_project_has() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {"mlflow", "boto3"} == {re.match(r"[a-z0-9]+", need)[0] for need in extras["server"]}  # type: ignore[index]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_it_runs_as_an_unprivileged_user_by_number(stages: Stages, target: str) -> None:
+    assert stages[target][-1] == ("USER", "10001:10001"), "last: what is installed stays root's"
+    assert [step for step, _ in steps(stages, target)].count("USER") == 1
+    made = next(rest for step, rest in stages["base"] if "useradd" in rest)
+    assert "--uid 10001" in made
+    assert "chown -R 10001:10001 /data /artifacts" in made
+
+
+def test_fused_kernels_find_a_compiler_at_run_time(stages: Stages) -> None:
+    install = next(rest for step, rest in stages["base"] if "apt-get install" in rest)
+    assert {"gcc", "g++", "libc6-dev", "tini"} <= set(install.split())
+    assert "rm -rf /var/lib/apt/lists/*" in install
+    assert {"CC": "gcc", "CXX": "g++"}.items() <= variables(stages).items()
+
+
+def test_the_command_gets_signals_and_secrets(stages: Stages) -> None:
+    forms = {step: json.loads(rest) for step, rest in stages["base"] if step in ("ENTRYPOINT", "CMD", "VOLUME")}
+    assert forms["ENTRYPOINT"] == ["tini", "--", "with-secrets"]
+    assert forms["CMD"][:2] == ["evosearch", "run"]
+    assert (ROOT / forms["CMD"][2].removeprefix("/opt/evosearch/")).exists()
+    assert forms["VOLUME"] == ["/data", "/artifacts"]
+
+
+def test_the_environment_is_the_packages_own(stages: Stages) -> None:
+    found = variables(stages)
+    assert TELEMETRY_OFF.items() <= found.items()
+    assert found["RAY_AUTH_MODE"] == "token"
+    assert found["EVOSEARCH_PYTHON"] == "/usr/local/bin/python"
+    source = "".join(file.read_text() for file in (ROOT / "evosearch").rglob("*.py"))
+    named = {name for name in found if name.startswith("EVOSEARCH_")}
+    assert {"EVOSEARCH_RUNS", "EVOSEARCH_CACHE", "EVOSEARCH_DATA"} < named
+    assert {name for name in named if name not in source} == set(), "read nowhere"
+
+
+def test_no_secret_is_in_a_layer(stages: Stages) -> None:
+    for name, lines in stages.items():
+        for step, rest in lines:
+            assert not re.search(r"(PASSWORD|TOKEN|SECRET|KEY)\w*=", rest), f"{name}: {step} {rest}"
+            assert step != "ARG" or rest.startswith("TORCH_CPU_INDEX=")
+            assert step != "COPY" or ".env" not in rest

@@ -1,0 +1,353 @@
+"""The manifests: core objects by Kubernetes' own schemas, Ray's by KubeRay's field names, all by what must hold."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DOCKER = ROOT / "docker"
+OLDEST, NEWEST = "1.30", "1.37"  # the schemas against which core objects are held
+CORE = ("Namespace", "Service", "StatefulSet", "Deployment", "PersistentVolumeClaim", "NetworkPolicy")
+Manifest = dict[str, Any]
+
+# Fields of ray.io/v1, KubeRay 1.6 and newer, each with the type that it must have.
+CLUSTER = {
+    "rayVersion": str,
+    "authOptions": dict,
+    "enableInTreeAutoscaling": bool,
+    "autoscalerOptions": dict,
+    "headGroupSpec": dict,
+    "workerGroupSpecs": list,
+}
+AUTH = {"mode": str, "secretName": str}
+AUTOSCALER = {"upscalingMode": str, "idleTimeoutSeconds": int, "resources": dict, "securityContext": dict}
+HEAD = {"serviceType": str, "rayStartParams": dict, "template": dict}
+GROUP = {
+    "groupName": str,
+    "replicas": int,
+    "minReplicas": int,
+    "maxReplicas": int,
+    "rayStartParams": dict,
+    "template": dict,
+}
+JOB = {
+    "clusterSelector": dict,
+    "submissionMode": str,
+    "entrypoint": str,
+    "entrypointResources": str,
+    "submitterPodTemplate": dict,
+}
+
+
+def templates(manifests: list[Manifest]) -> dict[str, Manifest]:
+    """All pod templates, by a name for each."""
+    found = {}
+    for manifest in manifests:
+        spec, name = manifest.get("spec", {}), manifest["metadata"].get("name", manifest["kind"])
+        if manifest["kind"] in ("Deployment", "StatefulSet"):
+            found[name] = spec["template"]
+        elif manifest["kind"] == "RayCluster":
+            found["head"] = spec["headGroupSpec"]["template"]
+            found |= {group["groupName"]: group["template"] for group in spec["workerGroupSpecs"]}
+        elif manifest["kind"] == "RayJob":
+            found["submitter"] = spec["submitterPodTemplate"]
+    return found
+
+
+def environment(template: Manifest) -> dict[str, Any]:
+    (container,) = template["spec"]["containers"]
+    return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in container.get("env", [])}
+
+
+def labels(name: str, template: Manifest) -> dict[str, str]:
+    """A pod's labels; KubeRay adds these to its own."""
+    own = template.get("metadata", {}).get("labels", {})
+    if name in ("head", "cpu", "gpu"):
+        own = own | {"ray.io/cluster": "evosearch", "ray.io/node-type": "head" if name == "head" else "worker"}
+    return own
+
+
+def references(value: Any) -> Iterator[tuple[str, str]]:
+    """(secret, key) of every secret that is named anywhere below."""
+    if isinstance(value, dict):
+        if "secretKeyRef" in value:
+            yield value["secretKeyRef"]["name"], value["secretKeyRef"]["key"]
+        if "secretName" in value and "items" in value:
+            yield from ((value["secretName"], item["key"]) for item in value["items"])
+        elif "secretName" in value:  # of authOptions
+            yield value["secretName"], "auth_token"
+        for entry in value.values():
+            yield from references(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from references(entry)
+
+
+# --- form ---
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_core_objects_fit_kubernetes_schemas(manifests: list[Manifest], version: str) -> None:
+    checked = [manifest for manifest in manifests if not manifest["apiVersion"].startswith("ray.io/")]
+    assert {manifest["kind"] for manifest in checked} == set(CORE)
+    for manifest in checked:
+        kubernetes_validate.validate(manifest, version, strict=True)
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_rays_pod_templates_fit_kubernetes_schemas(manifests: list[Manifest], version: str) -> None:
+    for name, template in templates(manifests).items():
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name} | template.get("metadata", {})}
+        kubernetes_validate.validate(pod | {"spec": template["spec"]}, version, strict=True)
+
+
+def test_the_schemas_see_a_field_that_is_none(one: Callable[[str, str], Manifest]) -> None:
+    pod = one("RayCluster", "evosearch")["spec"]["headGroupSpec"]["template"]["spec"]
+    spoiled = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "head"},
+        "spec": pod | {"restartpolicy": "Never"},
+    }
+    with pytest.raises(kubernetes_validate.ValidationError, match="restartpolicy"):
+        kubernetes_validate.validate(spoiled, NEWEST, strict=True)
+
+
+def test_rays_objects_have_kuberays_fields(manifests: list[Manifest], one: Callable[[str, str], Manifest]) -> None:
+    cluster = one("RayCluster", "evosearch")
+    (job,) = [manifest for manifest in manifests if manifest["kind"] == "RayJob"]
+    assert {cluster["apiVersion"], job["apiVersion"]} == {"ray.io/v1"}
+    spec = cluster["spec"]
+    parts = [(spec, CLUSTER), (spec["authOptions"], AUTH), (spec["autoscalerOptions"], AUTOSCALER), (job["spec"], JOB)]
+    parts += [(spec["headGroupSpec"], HEAD), *((group, GROUP) for group in spec["workerGroupSpecs"])]
+    for part, fields in parts:
+        assert set(part) == set(fields)
+        assert [key for key, kind in fields.items() if not isinstance(part[key], kind)] == []
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+    assert spec["autoscalerOptions"]["upscalingMode"] in ("Default", "Aggressive", "Conservative")
+    assert job["spec"]["submissionMode"] in ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
+
+
+def test_the_kustomization_names_files_and_images_that_there_are(manifests: list[Manifest]) -> None:
+    kustomization = yaml.safe_load((DOCKER / "kustomization.yaml").read_text())
+    assert kustomization["namespace"] == "evosearch"
+    generated = [file for entry in kustomization["configMapGenerator"] for file in entry["files"]]
+    for file in (*kustomization["resources"], *kustomization["configurations"], *generated):
+        assert (DOCKER / file).is_file(), file
+    left_out = {f"k8s/{file.name}" for file in (DOCKER / "k8s").glob("*.yaml")} - set(kustomization["resources"])
+    assert left_out == {"k8s/images.yaml", "k8s/rayjob.yaml"}, "a search is created, not applied"
+    named = {c["image"] for t in templates(manifests).values() for c in t["spec"]["containers"]}
+    assert named == {"postgres:17-bookworm", "evosearch:cpu"} | {entry["name"] for entry in kustomization["images"]}
+    config_maps = {
+        volume["configMap"]["name"]
+        for template in templates(manifests).values()
+        for volume in template["spec"].get("volumes", [])
+        if "configMap" in volume
+    }
+    assert config_maps == {entry["name"] for entry in kustomization["configMapGenerator"]}
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+def test_kustomize_fills_in_namespace_images_and_config() -> None:
+    command = ["kubectl", "kustomize", str(DOCKER)]
+    made = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert made.returncode == 0, made.stderr
+    objects = list(yaml.safe_load_all(made.stdout))
+    assert all(o["metadata"]["namespace"] == "evosearch" for o in objects if o["kind"] != "Namespace")
+    images = {name: t["spec"]["containers"][0]["image"] for name, t in templates(objects).items()}
+    assert images == {
+        "postgres": "postgres:17-bookworm",
+        "mlflow": "evosearch:cpu",
+        "head": "evosearch:cpu",
+        "cpu": "evosearch:cpu",
+        "gpu": "evosearch:cuda",
+    }
+    maps = {o["metadata"]["name"]: o["data"] for o in objects if o["kind"] == "ConfigMap"}
+    assert [list(data) for data in maps.values()] == [["mlflow_auth.ini"], ["databases.sql"]]
+    mounted = {
+        v["configMap"]["name"] for t in templates(objects).values() for v in t["spec"]["volumes"] if "configMap" in v
+    }
+    assert mounted == set(maps)
+
+
+# --- secrets ---
+
+
+def test_secrets_that_are_named_are_those_that_are_made(manifests: list[Manifest]) -> None:
+    text = (DOCKER / "k8s" / "make-secrets").read_text().split("<<END\n")[1].split("END\n")[0]
+    made = {
+        (secret["metadata"]["name"], key)
+        for secret in yaml.safe_load_all(text.replace('"$(random)"', "x"))
+        for key in secret["stringData"]
+    }
+    assert set(references(manifests)) == made
+
+
+def test_no_secret_is_in_a_file(manifests: list[Manifest]) -> None:
+    assert "Secret" not in {manifest["kind"] for manifest in manifests}
+    for name, template in templates(manifests).items():
+        for key, value in environment(template).items():
+            if re.search(r"PASSWORD|TOKEN|SECRET|KEY|PGPASS", key):
+                hidden = isinstance(value, dict) and set(value) == {"secretKeyRef"}
+                assert hidden or str(value).startswith("/run/secrets/"), f"{name}: {key}"
+
+
+def test_only_the_head_gets_into_database_and_mlflow(manifests: list[Manifest]) -> None:
+    given = {name: set(references(template)) for name, template in templates(manifests).items()}
+    assert given["cpu"] == given["gpu"] == set(), "the token is the operator's to give"
+    assert given["head"] == {("evosearch-postgres", "evosearch_password"), ("evosearch-mlflow", "tracking_password")}
+    assert given["submitter"] == {("evosearch-ray", "auth_token")}
+    assert ("evosearch-postgres", "postgres_password") not in given["mlflow"]
+
+
+def test_ray_asks_for_a_token(manifests: list[Manifest], one: Callable[[str, str], Manifest]) -> None:
+    assert one("RayCluster", "evosearch")["spec"]["authOptions"] == {"mode": "token", "secretName": "evosearch-ray"}
+    for name in ("head", "cpu", "gpu", "submitter"):
+        assert environment(templates(manifests)[name])["RAY_AUTH_MODE"] == "token"
+
+
+# --- rights ---
+
+
+def test_all_pods_keep_to_the_restricted_standard(manifests: list[Manifest]) -> None:
+    found = templates(manifests)
+    assert set(found) == {"postgres", "mlflow", "head", "cpu", "gpu", "submitter"}
+    for name, template in found.items():
+        pod = template["spec"]
+        assert {"hostNetwork", "hostPID", "hostIPC"} & set(pod) == set()
+        assert all("hostPath" not in volume for volume in pod.get("volumes", []))
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] == (999 if name == "postgres" else 10001)
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["containers"]:
+            rights = container["securityContext"]
+            assert rights["allowPrivilegeEscalation"] is False
+            assert rights["capabilities"] == {"drop": ["ALL"]}
+            assert "privileged" not in rights
+            assert all("hostPort" not in port for port in container.get("ports", []))
+
+
+def test_only_the_head_has_an_accounts_token_for_the_autoscaler(manifests: list[Manifest]) -> None:
+    found = templates(manifests)
+    assert [name for name in found if found[name]["spec"].get("automountServiceAccountToken", True)] == ["head"]
+    rights = next(m for m in manifests if m["kind"] == "RayCluster")["spec"]["autoscalerOptions"]["securityContext"]
+    assert rights == found["head"]["spec"]["containers"][0]["securityContext"]
+
+
+def test_all_containers_say_what_they_need_and_how_they_are(manifests: list[Manifest]) -> None:
+    for name, template in templates(manifests).items():
+        for container in template["spec"]["containers"]:
+            assert {"cpu", "memory"} <= set(container["resources"]["requests"]), name
+            assert "memory" in container["resources"]["limits"], name
+            probes = [probe for probe in container if probe.endswith("Probe")]
+            assert len(probes) == (0 if name == "submitter" else 3), name
+            mounted = [mount["name"] for mount in container.get("volumeMounts", [])]
+            claimed = ["data"] if name == "postgres" else []  # by its volumeClaimTemplates
+            there = [volume["name"] for volume in template["spec"].get("volumes", [])] + claimed
+            assert sorted(mounted) == sorted(there), name
+
+
+# --- what fits what ---
+
+
+def test_services_find_pods_and_ports(manifests: list[Manifest]) -> None:
+    pods = {
+        name: (labels(name, t), t["spec"]["containers"][0]["ports"])
+        for name, t in templates(manifests).items()
+        if name in ("postgres", "mlflow")
+    }
+    for service in (manifest for manifest in manifests if manifest["kind"] == "Service"):
+        own, ports = pods[service["metadata"]["name"]]
+        assert service["spec"]["selector"].items() <= own.items()
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= {port["name"] for port in ports}
+        assert service["spec"].get("type", "ClusterIP") == "ClusterIP"
+
+
+def test_who_may_speak_to_whom(manifests: list[Manifest]) -> None:
+    pods = {name: labels(name, template) for name, template in templates(manifests).items()}
+    policies = [manifest["spec"] for manifest in manifests if manifest["kind"] == "NetworkPolicy"]
+    assert policies[0] == {"podSelector": {}, "policyTypes": ["Ingress"]}, "nobody, but for what follows"
+
+    def chosen(selector: Manifest) -> set[str]:
+        return {name for name, own in pods.items() if selector.get("matchLabels", {}).items() <= own.items()}
+
+    allowed = {
+        (source, target, port["port"])
+        for policy in policies[1:]
+        for rule in policy["ingress"]
+        for peer in rule["from"]
+        if "namespaceSelector" not in peer
+        for source in chosen(peer["podSelector"])
+        for target in chosen(policy["podSelector"])
+        for port in rule.get("ports", [{"port": "all"}])
+    }
+    ray = ("head", "cpu", "gpu")
+    assert allowed == {
+        ("mlflow", "postgres", 5432),
+        ("head", "postgres", 5432),
+        ("head", "mlflow", 5000),
+        ("submitter", "head", 8265),
+        *((source, target, "all") for source in ray for target in ray),
+    }
+    out = {next(iter(chosen(p["podSelector"]))): p["egress"] for p in policies if "Egress" in p["policyTypes"]}
+    assert out["postgres"] == []
+    assert [rule["ports"][0]["port"] for rule in out["mlflow"]] == [5432, 53]
+
+
+def test_the_cluster_grows_from_few_to_many(one: Callable[[str, str], Manifest]) -> None:
+    spec = one("RayCluster", "evosearch")["spec"]
+    assert spec["enableInTreeAutoscaling"] is True
+    for group in spec["workerGroupSpecs"]:
+        assert 0 <= group["minReplicas"] <= group["replicas"] < group["maxReplicas"]
+    gpus = {
+        group["groupName"]: group["template"]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu")
+        for group in spec["workerGroupSpecs"]
+    }
+    assert gpus == {"cpu": None, "gpu": "1"}
+    start = spec["headGroupSpec"]["rayStartParams"]
+    assert start["num-cpus"] == "0"
+    assert json.loads(json.loads(start["resources"])) == {"evosearch_search": 1}, "KubeRay wants it quoted twice"
+
+
+def test_ray_is_the_one_that_the_image_has(one: Callable[[str, str], Manifest]) -> None:
+    pinned = re.search(r"^ray==(\S+)$", (ROOT / "scripts" / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned
+    assert one("RayCluster", "evosearch")["spec"]["rayVersion"] == pinned[1]
+
+
+def test_the_job_is_a_search_that_the_image_has(manifests: list[Manifest]) -> None:
+    (job,) = [manifest for manifest in manifests if manifest["kind"] == "RayJob"]
+    assert job["metadata"]["namespace"] == "evosearch"
+    assert job["spec"]["clusterSelector"] == {"ray.io/cluster": "evosearch"}
+    assert json.loads(job["spec"]["entrypointResources"]) == {"evosearch_search": 1}
+    program, command, spec, *rest = job["spec"]["entrypoint"].split()
+    assert (program, command, rest) == ("evosearch", "run", ["--progress", "json"])
+    assert (ROOT / spec.removeprefix("/opt/evosearch/")).is_file()
+
+
+def test_compose_and_kubernetes_start_the_same(manifests: list[Manifest], compose: Callable[..., Manifest]) -> None:
+    services, found = compose()["services"], templates(manifests)
+    for name in ("postgres", "mlflow"):
+        assert found[name]["spec"]["containers"][0]["args"] == services[name]["command"]
+    initdb = "POSTGRES_INITDB_ARGS"
+    assert environment(found["postgres"])[initdb] == services["postgres"]["environment"][initdb]
+    for name, service in {"head": "head", "cpu": "worker", "gpu": "worker-gpu"}.items():
+        ours, theirs = environment(found[name]), services[service]["environment"]
+        plain = {key for key in theirs if not str(theirs[key]).startswith("/run/secrets/")}
+        assert {key: ours[key] for key in plain} == {key: theirs[key] for key in plain}
+    secrets = {mount["path"] for mount in found["postgres"]["spec"]["volumes"][1]["secret"]["items"]}
+    assert secrets == {grant["source"] for grant in services["postgres"]["secrets"]}
+
+
+def test_the_namespace_warns_of_what_is_not_restricted(one: Callable[[str, str], Manifest]) -> None:
+    own = one("Namespace", "evosearch")["metadata"]["labels"]
+    assert {own[f"pod-security.kubernetes.io/{kind}"] for kind in ("warn", "audit")} == {"restricted"}

@@ -1,0 +1,230 @@
+"""The databases and the MLflow server of compose.yaml, started natively by their own files, options and scripts.
+
+Only addresses, paths and ports are others. Ray's processes are started so by scripts/cluster.
+"""
+
+import configparser
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import requests
+
+from evosearch.environment import TELEMETRY_OFF
+
+ROOT = Path(__file__).parents[2]
+DOCKER = ROOT / "docker"
+MADE = ("evosearch", "mlflow", "mlflow_auth")
+DEADLINE_S = 400.0  # for MLflow to start: seconds of imports, minutes where everything else runs beside it
+EXPERIMENTS = "/api/2.0/mlflow/experiments"
+
+
+@dataclass
+class Databases:
+    """The server, and a folder with the secrets as files, as a container has them in /run/secrets."""
+
+    port: int
+    secrets: Path
+    log: Path
+
+    def secret(self, name: str) -> str:
+        return (self.secrets / name).read_text()
+
+    def connect(self, user: str, password: str, database: str) -> Any:
+        return psycopg.connect(
+            host="127.0.0.1", port=self.port, user=user, password=password, dbname=database, connect_timeout=10
+        )
+
+
+@pytest.fixture(scope="module")
+def databases(env: dict[str, str], compose: Callable[..., dict[str, Any]]) -> Iterator[Databases]:
+    """A PostgreSQL server on which databases.sql was run as the image runs it: by psql, as the superuser `postgres`."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    from _cluster import postgres as module
+
+    if module.find_programs() is None or shutil.which("psql") is None:
+        pytest.skip("no PostgreSQL server is installed")
+    folder = Path(tempfile.mkdtemp(prefix="evosearch-docker-"))  # pytest's own folders are closed to its user
+    folder.chmod(0o711)  # passable: the server runs as another user where we are root
+    secrets = folder / "secrets"
+    secrets.mkdir(mode=0o700)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "USER", "postgres")  # as in the image
+        server = module.Postgres(folder / "postgres")
+        try:
+            server.start(durable=False, die_with_parent=True)
+            for name, source in compose()["secrets"].items():
+                value = env[source["environment"]].replace("postgres:5432:", f"127.0.0.1:{server.port}:")
+                (secrets / name).write_text(value)
+                (secrets / name).chmod(0o400)
+            script = (DOCKER / "config" / "databases.sql").read_text().replace("/run/secrets", str(secrets))
+            command = [
+                "psql",
+                "-v",
+                "ON_ERROR_STOP=1",
+                "--no-password",
+                "--no-psqlrc",
+                "--dbname",
+                server.url("postgres"),
+            ]
+            passfile = os.environ | {"PGPASSFILE": str(server.passfile)}
+            done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=60, env=passfile)
+            assert done.returncode == 0, done.stderr
+            yield Databases(server.port, secrets, server.log)
+        finally:
+            server.stop()
+            shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("user", ["evosearch", "mlflow"])
+@pytest.mark.parametrize("database", [*MADE, "postgres", "template1"])
+def test_each_owner_gets_into_its_own_databases_only(databases: Databases, user: str, database: str) -> None:
+    password = databases.secret(f"{user}_db_password")
+    if database == user or (database == "mlflow_auth" and user == "mlflow"):
+        with databases.connect(user, password, database) as connection:
+            connection.execute("CREATE TABLE mine (n integer)")
+            connection.execute("DROP TABLE mine")
+    else:
+        with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+            databases.connect(user, password, database)
+
+
+def test_owners_can_do_nothing_to_the_server(databases: Databases) -> None:
+    with databases.connect("evosearch", databases.secret("evosearch_db_password"), "evosearch") as connection:
+        rights = "SELECT rolsuper, rolcreatedb, rolcreaterole FROM pg_roles WHERE rolname IN ('evosearch', 'mlflow')"
+        assert connection.execute(rights).fetchall() == [(False, False, False)] * 2
+
+
+def test_another_password_is_refused_and_none_is_in_the_log(databases: Databases) -> None:
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        databases.connect("evosearch", databases.secret("mlflow_db_password"), "evosearch")
+    log = databases.log.read_text()
+    assert "password authentication failed" in log
+    assert databases.secret("evosearch_db_password") not in log
+    assert databases.secret("mlflow_db_password") not in log
+
+
+@dataclass
+class Server:
+    """MLflow's: where it answers, and the script before it, with the same environment."""
+
+    port: int
+    accounts: Callable[[], str]
+    log: Path
+
+    def get(self, path: str, account: tuple[str, str] | None = None, host: str = "mlflow:5000") -> requests.Response:
+        return requests.get(f"http://127.0.0.1:{self.port}{path}", auth=account, headers={"Host": host}, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def mlflow(databases: Databases, compose: Callable[..., dict[str, Any]]) -> Iterator[Server]:
+    """compose.yaml's command and environment, with other places: see `there`."""
+    service = compose()["services"]["mlflow"]
+    folder = databases.secrets.parent
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    here = {
+        "postgres:5432": f"127.0.0.1:{databases.port}",
+        "/run/secrets": str(databases.secrets),
+        "/etc/mlflow/auth.ini": str(folder / "auth.ini"),
+        "=/artifacts": f"={folder / 'artifacts'}",
+        "--host=0.0.0.0": "--host=127.0.0.1",
+        "--port=5000": f"--port={port}",
+    }
+
+    def there(text: str) -> str:
+        for place, own in here.items():
+            text = text.replace(place, own)
+        return text
+
+    (folder / "auth.ini").write_text(there((DOCKER / "config" / "mlflow_auth.ini").read_text()))
+    programs = f"{DOCKER}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {key: there(str(value)) for key, value in service["environment"].items()}
+    environment |= TELEMETRY_OFF | {"PATH": programs, "HOME": str(folder), "OMP_NUM_THREADS": "1"}
+
+    def accounts() -> str:
+        script = [str(DOCKER / "with-secrets"), "mlflow-accounts", "true"]
+        return subprocess.run(
+            script, env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=True
+        ).stderr
+
+    command = [str(DOCKER / "with-secrets"), *map(there, service["command"])]
+    server = Server(port, accounts, folder / "mlflow.log")
+    with server.log.open("ab") as log:
+        process = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    try:
+        _await(server, process)
+        yield server
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(DEADLINE_S)
+
+
+def _await(server: Server, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        assert process.poll() is None, server.log.read_text()[-2000:]
+        try:
+            if server.get("/health").ok:
+                return
+        except requests.ConnectionError:
+            time.sleep(0.3)
+    raise AssertionError(server.log.read_text()[-2000:])
+
+
+@pytest.mark.slow
+def test_the_mlflow_server_lets_in_who_has_an_account_from_where_it_is_allowed(
+    mlflow: Server, databases: Databases
+) -> None:
+    account = ("evosearch", databases.secret("mlflow_tracking_password"))
+    admin = ("admin", databases.secret("mlflow_admin_password"))
+    search = f"{EXPERIMENTS}/search?max_results=1"
+    assert mlflow.get("/health", host="10.0.0.7:5000").ok, "a probe needs neither account nor name"
+    assert mlflow.get(search).status_code == 401
+    assert mlflow.get(search, ("evosearch", "guessed")).status_code == 401
+    assert mlflow.get(search, ("admin", account[1])).status_code == 401
+    assert mlflow.get(search, account, host="evil.example:5000").status_code == 403
+    for host in ("mlflow:5000", "127.0.0.1:8080", "localhost:5000"):
+        assert mlflow.get(search, account, host=host).status_code == 200, host
+    assert mlflow.get(search, admin).status_code == 200
+    users = "/api/2.0/mlflow/users/get?username=evosearch"
+    assert mlflow.get(users, admin).json()["user"]["is_admin"] is False
+    assert mlflow.get("/api/2.0/mlflow/users/get?username=admin", account).status_code == 403
+    made = requests.post(
+        f"http://127.0.0.1:{mlflow.port}{EXPERIMENTS}/create", json={"name": "night"}, auth=account, timeout=30
+    )
+    assert made.ok, made.text
+    found = mlflow.get(f"{EXPERIMENTS}/get-by-name?experiment_name=night", account).json()["experiment"]
+    assert found["artifact_location"].startswith("mlflow-artifacts:/"), "through the server, whose store it is"
+
+    # A new secret, and the script that runs at a restart: the old password is no good any more.
+    fresh = "f" * 48
+    (databases.secrets / "mlflow_tracking_password").chmod(0o600)
+    (databases.secrets / "mlflow_tracking_password").write_text(fresh)
+    assert mlflow.accounts().endswith("mlflow-accounts: changed the password of account 'evosearch'\n")
+    assert mlflow.get(search, account).status_code == 401
+    assert mlflow.get(search, ("evosearch", fresh)).status_code == 200
+    log = mlflow.log.read_text()
+    assert "made account 'evosearch'" in log
+    for secret in (fresh, account[1], admin[1], databases.secret("mlflow_secret_key")):
+        assert secret not in log
+
+
+def test_the_accounts_file_holds_no_password() -> None:
+    config = configparser.ConfigParser()
+    config.read(DOCKER / "config" / "mlflow_auth.ini")
+    assert set(config["mlflow"]) == {"default_permission", "database_uri", "authorization_function"}
+    assert "@postgres:" in config["mlflow"]["database_uri"]
+    assert ":" not in config["mlflow"]["database_uri"].split("://")[1].split("@")[0]
