@@ -214,8 +214,27 @@ def validate(model: type[M], data: Any, where: str, error: type[InputError]) -> 
     try:
         return model.model_validate(data)
     except ValidationError as exc:
-        details = sorted(exc.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
-        raise _translate(details[0], model, data, where, error) from None
+        raise _translate(_sorted(exc)[0], model, data, where, error) from None
+
+
+def problems(
+    model: type[BaseModel], data: Any, where: str, error: type[InputError]
+) -> list[tuple[tuple[str | int, ...], InputError]]:
+    """Everything that keeps `data` from being a `model`: keys and error of each place. `validate` raises the first."""
+    try:
+        model.model_validate(data)
+    except ValidationError as exc:
+        found: dict[tuple[str | int, ...], InputError] = {}
+        for item in _sorted(exc):  # each member of a union tells why it is not meant: the first is taken
+            keys = tuple(_keys_in(data, item["loc"], item["type"] == "missing"))
+            found.setdefault(keys, _translate(item, model, data, where, error))
+        return list(found.items())
+    return []
+
+
+def _sorted(exc: ValidationError) -> list[ErrorDetails]:
+    """Unknown keys first: what is missing is often misspelled."""
+    return sorted(exc.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
 
 
 def join(where: str, *keys: str | int) -> str:

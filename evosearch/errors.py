@@ -7,14 +7,17 @@ EvosearchError
 │   ├── CheckpointError   a model folder, an adapter, a reference
 │   ├── SuiteError        a suite, a task, a split
 │   ├── LedgerError       the ledger cannot be opened, is held by another, or belongs to another search
-│   └── TrackingError     the tracking store refuses what was asked of it
+│   ├── TrackingError     the tracking store refuses what was asked of it
+│   ├── ClusterError      a cluster cannot be reached, refuses who asks, or knows no such search
+│   └── Problems          several of these, which one look found
 ├── CandidateError        one candidate could not be materialized or scored; the search goes on
 └── SearchError           a search cannot go on (every candidate fails, the cluster is gone)
     └── ReplayError       what a recorded search asked comes out otherwise when it is asked again
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 
 class EvosearchError(Exception):
@@ -36,7 +39,16 @@ class InputError(EvosearchError, ValueError):
         parts = [_sentence(f"{where}: {what}"), *(_sentence(part) for part in (allowed, next) if part)]
         super().__init__(" ".join(parts))
 
-    def __reduce__(self) -> tuple[type["InputError"], tuple[str, str, str | None, str | None]]:
+    @property
+    def problems(self) -> tuple["InputError", ...]:
+        """What is wrong, one by one: itself, unless it stands for several."""
+        return (self,)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as `--json` documents have it."""
+        return {"where": self.where, "what": self.what, "allowed": self.allowed, "next": self.next}
+
+    def __reduce__(self) -> tuple[type["InputError"], tuple[Any, ...]]:
         """Errors travel between processes: pickle by the fields, since `args` holds only the message."""
         return type(self), (self.where, self.what, self.allowed, self.next)
 
@@ -63,6 +75,41 @@ class LedgerError(InputError):
 
 class TrackingError(InputError):
     """The tracking store cannot do what was asked."""
+
+
+class ClusterError(InputError):
+    """A cluster cannot be reached, does not let one in, or has no search of that name."""
+
+
+class Problems(InputError):  # noqa: N818 (what it is made of are the errors)
+    """Several things are wrong with what the user gave: all of them, numbered.
+
+    Args:
+        where: the file they were found for.
+        found: at least two.
+    """
+
+    def __init__(self, where: str, found: Sequence[InputError]) -> None:
+        self._found = tuple(found)
+        super().__init__(where, f"{len(self._found)} problems")
+        numbered = [f"{number}. {problem}" for number, problem in enumerate(self._found, start=1)]
+        self.args = ("\n".join([f"{where}: {self.what}:", *numbered]),)
+
+    @property
+    def problems(self) -> tuple[InputError, ...]:
+        return self._found
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"problems": [problem.to_dict() for problem in self._found]}
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[Any, ...]]:
+        return type(self), (self.where, self._found)
+
+
+def in_one(where: str, found: Sequence[InputError]) -> InputError:
+    """One problem as it is, several as `Problems`; what two found alike is there once."""
+    each = list({str(problem): problem for error in found for problem in error.problems}.values())
+    return each[0] if len(each) == 1 else Problems(where, each)
 
 
 class CandidateError(EvosearchError):

@@ -3,13 +3,19 @@
 import json
 import os
 import random
+import shutil
 import sys
-from collections.abc import Callable
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+
+if TYPE_CHECKING:
+    from _cluster.postgres import Postgres
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -21,8 +27,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 @pytest.fixture(autouse=True)
 def _own_data_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Test openings are counted in a folder of this test run, not in the user's."""
+    """Test openings are counted in a folder of this test run, not in the user's; tasks that tests write are trusted."""
     monkeypatch.setenv("EVOSEARCH_DATA", str(tmp_path_factory.getbasetemp() / "data"))
+    monkeypatch.setenv("EVOSEARCH_TASKS", str(tmp_path_factory.getbasetemp().parent))
 
 
 @pytest.fixture(scope="session")
@@ -216,6 +223,39 @@ def no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
         connection.execute("PRAGMA synchronous=OFF")
 
     monkeypatch.setattr(ledger_store, "_configure_sqlite", quick)
+
+
+# --- a PostgreSQL server, where its programs are installed; started by the first test of a run that asks for it ---
+
+
+@pytest.fixture(scope="session")
+def postgres() -> "Iterator[Postgres]":
+    """A server (scripts/_cluster/postgres.py). PGPASSFILE is set from here on, for child processes too."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+    from _cluster.postgres import Postgres, find_programs
+
+    if find_programs() is None:
+        pytest.skip("no PostgreSQL server is installed")
+    folder = Path(tempfile.mkdtemp(prefix="evosearch-postgres-"))  # pytest's own folders are closed to its user
+    server = Postgres(folder)
+    with pytest.MonkeyPatch.context() as session:
+        session.setenv("PGPASSFILE", str(server.passfile))
+        try:
+            server.start(durable=False, die_with_parent=True)
+            yield server
+        finally:
+            server.stop()
+            shutil.rmtree(folder)
+
+
+@pytest.fixture
+def postgres_url(postgres: "Postgres") -> Iterator[str]:
+    """The URL of a new, empty database."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    postgres.create_database(name)
+    yield postgres.url(name)
+    postgres.start(durable=False, die_with_parent=True)  # where a test ended it
+    postgres.drop_database(name)
 
 
 # --- a random model of any family: one small config fits all, so that a new family is tested without an entry here ---

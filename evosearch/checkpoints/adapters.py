@@ -23,18 +23,22 @@ from evosearch.checkpoints.adapter_config import AdapterConfig, read_config
 from evosearch.checkpoints.adapter_tensors import AdapterTensors, Change
 from evosearch.checkpoints.digest import DTYPE_NAMES, combine, tensor_line
 from evosearch.checkpoints.files import Pickled, Safetensors, TensorFile, TensorInfo
+from evosearch.checkpoints.hashes import Hashes
 from evosearch.checkpoints.overlay import Made, Overlay
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.references import ADAPTER_WEIGHTS
 from evosearch.errors import CheckpointError
 
 
-def apply_adapter(base: Checkpoint, folder: Path, reference: str, allow_pickle: bool = False) -> Checkpoint:
+def apply_adapter(
+    base: Checkpoint, folder: Path, reference: str, allow_pickle: bool = False, hashes: Hashes | None = None
+) -> Overlay:
     """A model with a LoRA adapter applied. Reads headers; tensors are made when they are loaded.
 
     Args:
         folder: with adapter_config.json and adapter_model.safetensors (.bin where pickles are allowed).
         reference: what the result is called.
+        hashes: where hashes are looked up, and kept.
 
     Raises:
         CheckpointError: the adapter is damaged, incomplete, not supported, or does not fit the base.
@@ -44,7 +48,7 @@ def apply_adapter(base: Checkpoint, folder: Path, reference: str, allow_pickle: 
     replaced: dict[str, Made] = {}
     for name, change in changes.items():
         replaced[name] = (TensorInfo(DTYPE_NAMES[change.dtype], base.tensors[name].shape), change.make)
-    overlay = Overlay(base, reference, cache(lambda: _content(base, file, changes)), replaced)
+    overlay = Overlay(base, reference, cache(lambda: _content(base, file, changes, hashes)), replaced)
     overlay.notes += _other_base(base, config)
     return overlay
 
@@ -59,9 +63,13 @@ def _open(folder: Path, allow_pickle: bool) -> TensorFile:
     raise CheckpointError(str(folder), "no weights", ADAPTER_WEIGHTS, "Fetch or copy the adapter again")
 
 
-def _content(base: Checkpoint, file: TensorFile, changes: Mapping[str, Change]) -> str:
+def _content(base: Checkpoint, file: TensorFile, changes: Mapping[str, Change], hashes: Hashes | None) -> str:
     """What stands for the pair's content: base, stored tensors, and what the configuration makes of them."""
-    weights = combine(tensor_line(name, file.load(name)) for name in file.names())
+
+    def hashed() -> str:
+        return combine(tensor_line(name, file.load(name)) for name in file.names())
+
+    weights = hashes.of([file.path], hashed) if hashes else hashed()
     effect = sorted((change.described() for change in changes.values()), key=str)
     text = json.dumps(["adapter", base.content_sha256(), weights, effect])
     return hashlib.sha256(text.encode()).hexdigest()

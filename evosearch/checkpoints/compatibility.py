@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from evosearch.checkpoints import tokenizer
 from evosearch.checkpoints.reader import Checkpoint
-from evosearch.errors import CheckpointError
+from evosearch.errors import CheckpointError, InputError, in_one
 from evosearch.recipe.shapes import Place
 
 
@@ -20,15 +20,20 @@ def check_compatible(
     Raises:
         CheckpointError: two differ in depth, architecture, tied embeddings, vocabulary size, tensor shapes or tokens;
             the message names both.
+        Problems: several differ from the first.
     """
+    problems: list[InputError] = []
     for other in checkpoints[1:]:
         found = _difference(checkpoints[0], other, same_depth, by_layer)
         if found:
             pair = f"'{checkpoints[0].reference}' and '{other.reference}'"
-            if not by_layer:
-                what = f"{pair} cannot be in one route: {found}"
-                raise CheckpointError(where, what, "Models of one family, width and vocabulary")
-            raise CheckpointError(where, f"{pair} cannot be merged: {found}", "Models fine-tuned from one base")
+            if by_layer:
+                what, allowed = f"{pair} cannot be merged: {found}", "Models fine-tuned from one base"
+            else:
+                what, allowed = f"{pair} cannot be in one route: {found}", "Models of one family, width and vocabulary"
+            problems.append(CheckpointError(where, what, allowed))
+    if problems:
+        raise in_one(where.partition(": ")[0], problems)
 
 
 def _difference(one: Checkpoint, other: Checkpoint, same_depth: bool, by_layer: bool) -> str | None:

@@ -1,5 +1,6 @@
 """A checkpoint some of whose tensors are made when they are loaded: an adapter applied, a vocabulary changed."""
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,18 @@ class Overlay(Checkpoint):
     @property
     def tokenizer_folder(self) -> Path:
         return self._tokenizer
+
+    @property
+    def made(self) -> Mapping[str, Made]:
+        """The tensors that differ from the checkpoint below: what each is, and how it is made."""
+        return self._replaced
+
+    def with_made(self, made: Mapping[str, Made]) -> "Overlay":
+        """The same checkpoint, its own tensors made in another way that gives the same bytes."""
+        assert {name: info for name, (info, _) in made.items()} == {name: self.tensors[name] for name in self._replaced}
+        other = copy.copy(self)
+        other._replaced = made
+        return other
 
     def load(self, name: str) -> torch.Tensor:
         """One tensor on the CPU: made, or mapped from a file of the checkpoint below. Do not write to it."""

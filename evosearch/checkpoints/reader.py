@@ -12,6 +12,7 @@ import torch
 from evosearch.checkpoints.digest import DTYPES, combine, tensor_line
 from evosearch.checkpoints.families.registry import Family, family_of
 from evosearch.checkpoints.files import CONFIG, INDEX, SINGLE, ModelFiles, TensorInfo, read_json
+from evosearch.checkpoints.hashes import Hashes
 from evosearch.errors import CheckpointError
 from evosearch.recipe.shapes import ModelShape
 
@@ -36,10 +37,16 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
 
     def __init__(
-        self, folder: Path, reference: str, config: Mapping[str, Any], family: Family, files: ModelFiles
+        self,
+        folder: Path,
+        reference: str,
+        config: Mapping[str, Any],
+        family: Family,
+        files: ModelFiles,
+        hashes: Hashes | None = None,
     ) -> None:
         self.reference, self.folder, self.config, self.family = reference, folder, config, family
-        self._files = files
+        self._files, self._hashes = files, hashes
         try:
             self.shape: ModelShape = family.shape(config)
         except CheckpointError as error:
@@ -50,11 +57,18 @@ class Checkpoint:
         self._check_dtypes()
 
     @classmethod
-    def open(cls, folder: Path, reference: str | None = None, allow_pickle: bool = False) -> "Checkpoint":
+    def open(
+        cls,
+        folder: Path,
+        reference: str | None = None,
+        allow_pickle: bool = False,
+        hashes: Hashes | None = None,
+    ) -> "Checkpoint":
         """Open a model folder; reads its config and the headers of its safetensors files.
 
         Args:
             allow_pickle: read pickled weights (`pytorch_model.bin`) where there are no others; see `pickles`.
+            hashes: where hashes are looked up, and kept.
 
         Raises:
             CheckpointError: the folder, the config or a weights file is missing, damaged, unsupported or incomplete.
@@ -66,12 +80,18 @@ class Checkpoint:
             raise CheckpointError(
                 f"{folder / CONFIG}: quantization_config", what, "float32, bfloat16 or float16 weights"
             )
-        return cls(folder, reference or str(folder), config, family, ModelFiles(folder, allow_pickle))
+        return cls(folder, reference or str(folder), config, family, ModelFiles(folder, allow_pickle), hashes)
 
     @property
     def tokenizer_folder(self) -> Path:
         """Where tokenizer and chat template lie."""
         return self.folder
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What says which weights there are and holds them: config, the list of shards where there is one, weights."""
+        weights = dict.fromkeys(file.path for file in self._files.where.values())
+        return tuple(dict.fromkeys((self.folder / CONFIG, self._files.listing, *weights)))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -88,7 +108,7 @@ class Checkpoint:
         return None
 
     def content_sha256(self) -> str:
-        """The hash of the weights, whatever files they are cut into (see `digest`). Reads them all the first time.
+        """The hash of the weights, whatever files they are cut into (see `digest`). Reads them all unless it is known.
 
         Raises:
             CheckpointError: a weight is NaN or infinite.
@@ -97,6 +117,9 @@ class Checkpoint:
 
     @cached_property
     def _content_sha256(self) -> str:
+        return self._hashes.of(self.files, self._hashed) if self._hashes else self._hashed()
+
+    def _hashed(self) -> str:
         with ThreadPoolExecutor(HASH_THREADS) as pool:
             return combine(pool.map(lambda name: tensor_line(name, self._finite(name)), self.tensors))
 

@@ -11,11 +11,12 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -25,6 +26,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from evosearch.checkpoints.licences import CARD
 from evosearch.checkpoints.reader import CONFIG, INDEX, SINGLE
 from evosearch.errors import CheckpointError, did_you_mean
 from evosearch.recipe.files import exists, pieces
@@ -36,10 +38,10 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 # Weights and what goes with them; pickles, which can run code when read, only where they are allowed and alone.
-HUB_SETTINGS = ("*.json", "tokenizer.model", "merges.txt", "chat_template.jinja", "additional_chat_templates/*")
+HUB_SETTINGS = ("*.json", "tokenizer.model", "merges.txt", "chat_template.jinja", "additional_chat_templates/*", CARD)
 HUB_FILES = ("*.safetensors", *HUB_SETTINGS)
 HUB_PICKLES = ("pytorch_model*.bin",)
-HUB_ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+HUB_ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD)
 HUB_ADAPTER_PICKLES = ("adapter_model.bin",)
 _SCHEME = re.compile(r"([a-z][a-z0-9.-]*):(.*)", re.DOTALL)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
@@ -58,15 +60,18 @@ def register_resolver(scheme: str, resolver: Resolver) -> None:
     _resolvers[scheme] = resolver
 
 
-def split(reference: str) -> tuple[str, str | None]:
+def split(reference: str, known: Container[str] = ()) -> tuple[str, str | None]:
     """The model and the adapter of a reference; None where it names a model alone.
 
     A folder or recipe that exists is meant as it is, though its path may hold a '+'.
 
+    Args:
+        known: further recipes, whose files need not exist here.
+
     Raises:
         CheckpointError: it names more than one adapter, or one of the two is empty.
     """
-    model, *adapters = pieces(reference, exists)
+    model, *adapters = pieces(reference, lambda piece: piece in known or exists(piece))
     allowed = "One model and one adapter, as model+adapter"
     if len(adapters) > 1:
         next = f"Merge all but one of them into the model first: {', '.join(adapters[:-1])}"
@@ -75,6 +80,11 @@ def split(reference: str) -> tuple[str, str | None]:
     if adapter is not None and not (model and adapter):
         raise CheckpointError(reference, f"no {'model before' if adapter else 'adapter after'} the '+'", allowed)
     return model, adapter
+
+
+def is_hub_id(reference: str) -> bool:
+    """Whether a reference is looked for on the hub: it has the form of an id, and no folder has its name."""
+    return bool(_HUB_ID.fullmatch(reference)) and not reference.startswith(("./", "../")) and not _is_folder(reference)
 
 
 def resolve(reference: str, cache: Path, progress: Progress | None = None, allow_pickle: bool = False) -> Path:
@@ -107,7 +117,7 @@ def resolve_adapter_settings(reference: str, cache: Path, progress: Progress | N
     Raises:
         CheckpointError: no adapter of that name can be had.
     """
-    return _find(reference, _Kind("adapter", ADAPTER_CONFIG, (), (ADAPTER_CONFIG,), ()), cache, progress)
+    return _find(reference, _Kind("adapter", ADAPTER_CONFIG, (), (ADAPTER_CONFIG, CARD), ()), cache, progress)
 
 
 def resolve_adapter(reference: str, cache: Path, progress: Progress | None = None, allow_pickle: bool = False) -> Path:
@@ -119,6 +129,37 @@ def resolve_adapter(reference: str, cache: Path, progress: Progress | None = Non
     pickles = HUB_ADAPTER_PICKLES if allow_pickle else ()
     kind = _Kind("adapter", ADAPTER_CONFIG, (ADAPTER_WEIGHTS,), HUB_ADAPTER_FILES, pickles)
     return _find(reference, kind, cache, progress)
+
+
+def hub_cache() -> Path:
+    """Where what is fetched from the hub is kept; see `HF_HOME`."""
+    return Path(constants.HF_HUB_CACHE)
+
+
+def bytes_to_fetch(reference: str, adapter: bool = False, allow_pickle: bool = False) -> int:
+    """What resolving a reference would bring from the hub and is not there yet; 0 where it cannot be known.
+
+    Args:
+        adapter: it names an adapter.
+        allow_pickle: as for `resolve`.
+    """
+    if not is_hub_id(reference):
+        return 0
+    wanted = HUB_ADAPTER_FILES if adapter else HUB_FILES
+    weights = (ADAPTER_WEIGHTS,) if adapter else (SINGLE, INDEX)
+    pickled = (HUB_ADAPTER_PICKLES if adapter else HUB_PICKLES) if allow_pickle else ()
+    name, _, revision = reference.partition("@")
+
+    def listed(patterns: tuple[str, ...]) -> list[Any]:
+        return snapshot_download(name, revision=revision or None, allow_patterns=list(patterns), dry_run=True)
+
+    try:
+        files = listed(wanted)
+        if pickled and not any(file.filename in weights for file in files):
+            files = listed((*wanted, *pickled))
+    except Exception:  # resolving it says what is wrong, or finds it in the hub's cache
+        return 0
+    return sum(file.file_size for file in files if file.will_download)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import torch
 
 from evosearch.checkpoints.digest import DTYPE_NAMES, Line, combine, raw_bytes, tensor_line
 from evosearch.checkpoints.reader import CONFIG, INDEX, SINGLE, read_json
+from evosearch.checkpoints.room import ROOM, size
 from evosearch.errors import CheckpointError
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -36,7 +37,6 @@ TOKENIZER_FILES = (
     "additional_chat_templates",
 )
 
-ROOM = "Make room, or name a folder on another disk"
 FULL = {  # what can be full, and what to do then
     errno.ENOSPC: ROOM,
     errno.EDQUOT: "Make room in your quota, or name a folder on another disk",
@@ -131,14 +131,14 @@ class CheckpointWriter:
         free = shutil.disk_usage(self._folder).free
         if free < self._needed:
             self._folder.rmdir()
-            what = f"cannot be written: it takes {_size(self._needed)}, and {_size(free)} are free there"
+            what = f"cannot be written: it takes {size(self._needed)}, and {size(free)} are free there"
             raise CheckpointError(str(self.out), what, next=ROOM)
 
     def _unwritable(self, error: OSError) -> CheckpointError:
         if error.errno not in FULL:
             return _unwritable(self.out, error)
         free = shutil.disk_usage(self.out.parent).free + _occupied(self._folder)  # ours is removed
-        what = f"cannot be written: {error.strerror} (it takes {_size(self._needed)}, and {_size(free)} are free there)"
+        what = f"cannot be written: {error.strerror} (it takes {size(self._needed)}, and {size(free)} are free there)"
         return CheckpointError(str(self.out), what, next=FULL[error.errno])
 
     def _start(self, shard: int) -> None:
@@ -189,16 +189,6 @@ def _occupied(path: Path) -> int:
     """Bytes of a file, or of all files in a folder; 0 where there is neither."""
     files = [path] if path.is_file() else path.rglob("*")
     return sum(file.stat().st_size for file in files if file.is_file())
-
-
-def _size(count: int) -> str:
-    """Bytes for a person: `3.4 GiB`, `812 bytes`."""
-    value, unit = float(count), "bytes"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.1f} {unit}" if unit != "bytes" else f"{count} bytes"
 
 
 def _cut(layout: Layout, itemsize: int, limit: int) -> list[list[tuple[str, tuple[int, ...]]]]:

@@ -7,12 +7,16 @@ except the tables that are a command's result.
 import json
 import sys
 import time
+from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from evosearch.errors import ClusterError
+from evosearch.search import watching
 from evosearch.search.watching import Progress as SearchProgress
 from evosearch.search.watching import Silent
 
@@ -20,7 +24,22 @@ JSON = typer.Option(False, "--json", help="Print one JSON document on standard o
 ALLOW_PICKLE = typer.Option(
     False, "--allow-pickle", help="Read pickled weights (*.bin) of models that have no safetensors; weights only."
 )
+ADDRESS = typer.Option(
+    None,
+    envvar="EVOSEARCH_ADDRESS",
+    show_envvar=True,
+    help="A cluster, by the URL of its Ray dashboard: http://HOST:8265.",
+)
 LINE_EVERY_S = 60.0
+JSON_LINE_EVERY_S = 5.0
+
+
+class ProgressAs(str, Enum):
+    """How progress is told on standard error."""
+
+    auto = "auto"
+    json = "json"
+
 
 # A log file has no width of its own: wide enough there that no table is cut.
 console = Console() if Console().is_terminal else Console(width=110)
@@ -37,6 +56,17 @@ def print_json(data: Any) -> None:
     sys.stdout.flush()
 
 
+def required_address(address: str | None) -> str:
+    """
+    Raises:
+        ClusterError: no cluster is named.
+    """
+    if not address:
+        allowed = "The URL of its Ray dashboard: http://HOST:8265"
+        raise ClusterError("--address", "which cluster is not said", allowed, "Give it, or set EVOSEARCH_ADDRESS")
+    return address
+
+
 def print_error(text: str) -> None:
     stderr.print(text, style="bold red", markup=False, highlight=False, soft_wrap=True)
 
@@ -45,8 +75,10 @@ def note(text: str) -> None:
     stderr.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def watcher(quiet: bool) -> "Silent | BarWatcher | LineWatcher":
-    """A bar on a terminal, a line a minute in a file, nothing with `--json`."""
+def watcher(quiet: bool, progress: ProgressAs = ProgressAs.auto) -> "Silent | BarWatcher | LineWatcher":
+    """A bar on a terminal, a line a minute in a file, nothing with `--json`; JSON lines where they are asked for."""
+    if progress is ProgressAs.json:
+        return LineWatcher(JSON_LINE_EVERY_S, json_line)
     if quiet:
         return Silent()
     return BarWatcher() if stderr.is_terminal else LineWatcher()
@@ -62,7 +94,7 @@ def describe(progress: SearchProgress) -> str:
     if progress.failed:
         parts.append(f"{progress.failed} failed")
     if progress.seconds_left is not None:
-        parts.append(f"{_duration(progress.seconds_left)} left")
+        parts.append(f"{duration(progress.seconds_left)} left")
     return " · ".join(parts)
 
 
@@ -107,24 +139,45 @@ class BarWatcher:
         self._task, self._stage = self._bar.add_task("", stage=stage, of="?"), stage
 
 
-class LineWatcher:
-    """One line a minute, and one at the start of each stage: what a log file should hold."""
+def told(progress: SearchProgress) -> str:
+    """`search: 12/18 · best fitness 0.8120 · 31.5 cand./min`."""
+    of = f"/{progress.total}" if progress.total is not None else ""
+    more = describe(progress)
+    return f"{progress.stage}: {progress.done}{of}{' · ' + more if more else ''}"
 
-    def __init__(self) -> None:
+
+def json_line(content: SearchProgress | str) -> str:
+    if isinstance(content, str):
+        return watching.line("note", {"text": content})
+    return watching.progress_line(content)
+
+
+def text_line(content: SearchProgress | str) -> str:
+    return content if isinstance(content, str) else told(content)
+
+
+class LineWatcher:
+    """One line a minute, and one at the start of each stage: what a log file should hold.
+
+    Args:
+        every_s: seconds between two lines of one stage.
+        form: what a line of progress, or a note, is written as.
+    """
+
+    def __init__(self, every_s: float = LINE_EVERY_S, form: Callable[[SearchProgress | str], str] = text_line) -> None:
+        self._every_s, self._form = every_s, form
         self._last, self._stage = 0.0, ""
 
     def update(self, progress: SearchProgress) -> None:
         now = time.monotonic()
         finished = progress.total is not None and progress.done >= progress.total
-        if progress.stage == self._stage and now - self._last < LINE_EVERY_S and not finished:
+        if progress.stage == self._stage and now - self._last < self._every_s and not finished:
             return
         self._last, self._stage = now, progress.stage
-        of = f"/{progress.total}" if progress.total is not None else ""
-        more = describe(progress)
-        note(f"{progress.stage}: {progress.done}{of}{' · ' + more if more else ''}")
+        note(self._form(progress))
 
     def note(self, text: str) -> None:
-        note(text)
+        note(self._form(text))
 
     def preparing(self, what: str, part: float) -> None:
         self.update(SearchProgress(what, round(part * 100), 100))
@@ -133,7 +186,7 @@ class LineWatcher:
         return None
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

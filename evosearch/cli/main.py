@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from evosearch import __version__
-from evosearch.cli import check, export, leaderboard, merge, run, score, status, ui
+from evosearch.cli import check, export, leaderboard, logs, merge, run, score, status, stop, submit, ui
 from evosearch.cli.console import json_wanted, print_error, print_json
 from evosearch.environment import telemetry_off
 from evosearch.errors import EvosearchError, InputError
@@ -26,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (check, run, leaderboard, status, merge, score, export, ui):
+for command in (check, run, submit, status, logs, stop, leaderboard, merge, score, export, ui):
     app.command(name=command.__name__.rsplit(".", 1)[-1])(command.command)
 
 
@@ -45,7 +45,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except InputError as exc:
-        _report(exc, {"where": exc.where, "what": exc.what, "allowed": exc.allowed, "next": exc.next})
+        _report(exc, exc.to_dict())
         sys.exit(WRONG_INPUT)
     except EvosearchError as exc:
         _report(exc, {"what": str(exc)})

@@ -1,10 +1,18 @@
 """`evosearch run SPEC`: search, promote, export; continues by itself what was begun."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from evosearch.cli.console import ALLOW_PICKLE, JSON, console, print_json, watcher
+from evosearch.cli.console import ALLOW_PICKLE, JSON, ProgressAs, console, note, print_json, watcher
+from evosearch.errors import EvosearchError, InputError
+from evosearch.search.watching import line
+
+if TYPE_CHECKING:
+    from evosearch.service.report import RunReport
+
+DONE, FAILED, WRONG_INPUT, GATE_SAID_NO, INTERRUPTED = 0, 1, 2, 3, 130  # as `main` exits
 
 
 def command(
@@ -13,19 +21,40 @@ def command(
         False, help="Where a recorded search cannot be replayed exactly, go on from its best candidate."
     ),
     allow_pickle: bool = ALLOW_PICKLE,
+    progress: ProgressAs = typer.Option(
+        ProgressAs.auto, help="On standard error: a bar or lines for a person, or JSON lines, the result last."
+    ),
     json: bool = JSON,
 ) -> int:
     """Run a search to its promoted, exported winner. The same command continues an interrupted one."""
     from evosearch.cli.tables import show_run
     from evosearch.service.run import run
 
-    watching = watcher(json)
+    watching = watcher(json, progress)
     try:
         report = run(spec, watching, continue_from_best, allow_pickle)
+    except (EvosearchError, KeyboardInterrupt) as exc:
+        if progress is ProgressAs.json:
+            note(line("result", _ended(exc)))
+        raise
     finally:
         watching.close()
     if json:
         print_json(report.to_json())
     else:
         show_run(console, report)
-    return 0 if report.promoted else 3
+    code = DONE if report.promoted else GATE_SAID_NO
+    if progress is ProgressAs.json:
+        note(line("result", {"exit": code} | _result(report)))
+    return code
+
+
+def _ended(exc: BaseException) -> dict[str, int | str]:
+    if isinstance(exc, KeyboardInterrupt):
+        return {"exit": INTERRUPTED, "stopped": "interrupted"}
+    return {"exit": WRONG_INPUT if isinstance(exc, InputError) else FAILED, "stopped": f"failed: {exc}"}
+
+
+def _result(report: "RunReport") -> dict[str, object]:
+    promoted = report.gate and report.gate["promoted"]
+    return {"stopped": report.stopped, "promoted": promoted} | report.candidates

@@ -1,15 +1,28 @@
-"""`evosearch status`: every search in the folder of runs."""
+"""`evosearch status`: every search in the folder of runs, and on a cluster."""
 
-from evosearch.cli.console import JSON, console, print_json
+import typer
+
+from evosearch.cli.console import ADDRESS, JSON, console, print_json
 
 
-def command(json: bool = JSON) -> None:
+def command(
+    address: str | None = ADDRESS,
+    ledger: str | None = typer.Option(
+        None, help="List the searches of this ledger (postgresql://…, sqlite:///FILE) instead of the folder of runs."
+    ),
+    json: bool = JSON,
+) -> None:
     """List all searches: how far they are, what they found, who runs them."""
     from evosearch.cli.tables import status_table
-    from evosearch.service.status import statuses
+    from evosearch.service.jobs import rows
+    from evosearch.service.status import of_ledger, statuses
 
-    rows = statuses()
+    here = of_ledger(ledger) if ledger else statuses()
+    there = rows(address) if address else []
     if json:
-        print_json(rows)
-    else:
-        console.print(status_table(rows))
+        print_json([*here, *there])
+        return
+    if here or not address:
+        console.print(status_table(here, "Searches" if ledger is None else f"Searches in {ledger}"))
+    if address:
+        console.print(status_table(there, f"Searches on {address}"))

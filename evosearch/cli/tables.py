@@ -4,12 +4,14 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from evosearch.cli.console import duration
 from evosearch.evaluation.types import IN_LANGUAGE
 from evosearch.promotion.disclosure import CONTAMINATED, opened
 from evosearch.service.leaderboard import pareto_rows
@@ -61,20 +63,40 @@ def _noted(row: dict[str, Any]) -> str:
     return f"{state}; breaks {', '.join(broken)}" if broken else state
 
 
-def status_table(rows: Sequence[dict[str, Any]]) -> Table:
-    headings = ("name", "state", "finished", "failed", "best fitness", "promoted", "opened", "updated")
-    table = _table("Searches", headings, ("name", "state", "promoted"))
+def status_table(rows: Sequence[dict[str, Any]], title: str = "Searches") -> Table:
+    """Searches of this machine, of a ledger or of a cluster. Those of a cluster do not say how often it was opened."""
+    runs = any(row.get("per_minute") is not None or row.get("seconds_left") is not None for row in rows)
+    speeds = ("a minute", "left") if runs else ()
+    headings = ("name", "state", "done", "failed", "best fitness", *speeds, "promoted", "opened", "updated")
+    table = _table(title, headings, ("name", "state", "promoted"))
     for row in rows:
-        if "asked" not in row:
-            table.add_row(row["name"], row["state"], "", "", "", "", "", row["problem"])
+        state = f"{row['state']}: {row['problem']}" if row.get("problem") else row["state"]
+        if "failed" not in row:  # a ledger that cannot be read
+            table.add_row(row["name"], row["state"], *[""] * (len(headings) - 3), row["problem"])
             continue
         updated = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["updated"]))
-        counts = (f"{row['finished']}/{row['asked']}", str(row["failed"]), _number(row["best_fitness"], 4))
-        times = f"{row['test_openings']}x" + (" *" if row["contamination_acknowledged"] else "")
-        table.add_row(row["name"], row["state"], *counts, _found(row), times, updated)
+        opened = f"{row['test_openings']}x" if "test_openings" in row else ""
+        acknowledged = " *" if row.get("contamination_acknowledged") else ""
+        minute, left = row.get("per_minute"), row.get("seconds_left")
+        speed = ("" if minute is None else f"{minute:.1f}", "" if left is None else duration(left)) if runs else ()
+        counts = (_done(row), "" if row["failed"] is None else str(row["failed"]), _number(row["best_fitness"], 4))
+        table.add_row(row["name"], _short(state, 40), *counts, *speed, _found(row), opened + acknowledged, updated)
     if any(row.get("contamination_acknowledged") for row in rows):
         table.caption, table.caption_justify = f"* {CONTAMINATED}", "left"
     return table
+
+
+def _done(row: dict[str, Any]) -> str:
+    """`12/18` of what the budget allows, of a clock's only how many; of what runs with what it is at."""
+    if row.get("done") is None:
+        return ""
+    done = f"{row['done']}/{row['total']}" if row.get("total") is not None else str(row["done"])
+    stage = row.get("stage") or "search"
+    return done if row["state"] != "running" or stage.endswith("search") else f"{stage} {done}"
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _found(row: dict[str, Any]) -> str:
@@ -229,13 +251,17 @@ def _brief(hours: float) -> str:
     return f"about {hours:,.0f} hours" if hours >= 10 else f"about {hours:.1f} hours"
 
 
+def show_problem(console: Console, problem: dict[str, Any]) -> None:
+    console.print(f"{problem['where']}: {problem['what']}", style="red", markup=False, soft_wrap=True)
+    for key in ("allowed", "next"):
+        if problem.get(key):
+            console.print(f"  {problem[key]}", markup=False, soft_wrap=True)
+
+
 def show_check(console: Console, result: dict[str, Any]) -> None:
     """Problems first, then what a run would cost."""
     for problem in result["problems"]:
-        console.print(f"{problem['where']}: {problem['what']}", style="red", markup=False, soft_wrap=True)
-        for key in ("allowed", "next"):
-            if problem.get(key):
-                console.print(f"  {problem[key]}", markup=False, soft_wrap=True)
+        show_problem(console, problem)
     for text in result["notes"]:
         console.print(text, markup=False, soft_wrap=True)
     forecast = result["forecast"]
@@ -251,7 +277,10 @@ def show_check(console: Console, result: dict[str, Any]) -> None:
                 highlight=False,
             )
     if forecast.get("total_hours") is not None:
-        console.print(f"the whole budget takes about {forecast['total_hours']:.2f} hours", highlight=False)
+        ends, price = datetime.fromisoformat(forecast["ends"]).strftime("%A %Y-%m-%d %H:%M %Z"), forecast.get("price")
+        paid = "" if price is None else f" and costs about {price:,.2f}, by workers.price_per_hour"
+        text = f"all of it, with controls, finalists and the test, takes about {forecast['total_hours']:.2f} hours"
+        console.print(f"{text}{paid}; started now it ends by {ends}", highlight=False)
     if result["ok"]:
         console.print("no problems found", style="green")
 

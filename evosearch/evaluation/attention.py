@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from evosearch.checkpoints.families.registry import all_families
+from evosearch.evaluation.allocation import out_of_memory
 from evosearch.evaluation.head import body
 from evosearch.evaluation.prefix_tree import Layout, Run, Tokens, as_rows, as_tree, by_length, distinct_prefixes
 
@@ -268,9 +269,9 @@ def _first_right(model: Any, probes: list[Tokens]) -> Way | None:
             continue
         try:
             got = _states(model, tree if way == "tree" else as_rows(tree, nodes, nodes * size), probes)
-        except torch.OutOfMemoryError:
-            raise  # says nothing of the way
-        except (TypeError, ValueError, RuntimeError, LookupError, AttributeError):
+        except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
+            if out_of_memory(error):
+                raise  # says nothing of the way
             continue  # a forward that knows nothing of such masks or caches
         if bool((got - expected).abs().max() <= limit):
             return way

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from evosearch.errors import CandidateError
+from evosearch.evaluation.allocation import out_of_memory
 from evosearch.evaluation.attention import Path, Placed, Way, forward, limit_of, masks, new_cache, reread_at, way_of
 from evosearch.evaluation.head import body, check_head, head_logits
 from evosearch.evaluation.loglikelihood import ScoreOptions
@@ -217,7 +218,8 @@ class _Rows:
     def keep(self, rows: Tensor) -> None:
         """Drop all other rows."""
         if self.cache is not None:
-            self.cache.batch_select_indices(rows)
+            for layer in self.cache.layers:  # each on the device of its layer
+                layer.batch_select_indices(rows.to(getattr(layer, "device", rows.device)))
         self.lengths = self.lengths[rows]
         self.positions, self.seen, self.ids = (
             None if some is None else some[rows] for some in (self.positions, self.seen, self.ids)
@@ -276,9 +278,9 @@ def _continues(model: Any, ids: Tensor) -> bool:
             rows.keep(torch.tensor([1], device=ids.device))
             rows.step(model, few[1:, -1])
             _caching[model] = bool((rows.hidden - expected[1:]).abs().max() <= limit_of(model, expected))
-        except torch.OutOfMemoryError:
-            raise  # says nothing of the cache
-        except (TypeError, ValueError, RuntimeError, LookupError, AttributeError):
+        except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
+            if out_of_memory(error):
+                raise  # says nothing of the cache
             _caching[model] = False
     return _caching[model]
 
@@ -306,7 +308,8 @@ def _tree_start(model: Any, batch: _Batch, path: Path) -> _Rows | None:
     source = torch.stack([row.places[-1] // width for row in batch.rows])[:, None]  # (B, 1) which row of the run
     own = DynamicCache()
     for number, layer in enumerate(cache.layers):  # (rows, heads, keep + T, head size) → (B, heads, K, head size)
-        own.update(layer.keys[source, :, index].transpose(1, 2), layer.values[source, :, index].transpose(1, 2), number)
+        picked = (source.to(layer.keys.device), slice(None), index.to(layer.keys.device))
+        own.update(layer.keys[picked].transpose(1, 2), layer.values[picked].transpose(1, 2), number)
     positions = torch.arange(index.shape[1], device=device).expand_as(index)
     last = torch.stack([row.places[-1] for row in batch.rows])
     return _Rows(hidden[last], own, keep + sizes, positions, positions < (keep + sizes)[:, None])

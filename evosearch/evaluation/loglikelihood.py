@@ -24,7 +24,9 @@ from evosearch.evaluation.head import check_head, head_logits
 from evosearch.evaluation.prefix_tree import Layout, distinct_prefixes
 from evosearch.evaluation.types import Tokens
 
-# Tokens of one forward pass. A CPU gains nothing beyond; a GPU is only then busy with a small model.
+# Tokens of one forward pass. A CPU gains nothing beyond, and has no memory of its own to fill: what it takes is taken
+# from everything else on the machine. A GPU is busy with a small model only at more; a worker measures how much it
+# holds (execution/memory.py), and this is what a model takes that is scored without one.
 _BATCH_TOKENS = {"cpu": 2048}
 _BATCH_TOKENS_ELSEWHERE = 8192
 

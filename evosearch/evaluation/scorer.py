@@ -49,6 +49,13 @@ class Scorer:
         self.harness = harness or Harness(suite)
         assert self.harness.suite == suite, "a harness of another suite"
         self._laid: dict[str, _Laid] = {}
+        self.caching = False  # whether what is run now, or was run last, holds keys and values of many rows
+
+    def use(self, options: ScoreOptions) -> None:
+        """Run other amounts at once from now on: what is frozen stays, and is laid out anew when it is scored."""
+        self.options = options
+        for digest, (frozen, _, _) in self._laid.items():
+            self._laid[digest] = self._planned(frozen)
 
     def batch(self, split: str) -> ItemBatch:
         """All items of a split."""
@@ -76,7 +83,9 @@ class Scorer:
         assert not model.training, "dropout would be scored"
         frozen, plan, generations = self._lay_out(batch)
         started = time.perf_counter()
+        self.caching = bool(plan.requests) and plan.way(model) == "prefix"
         lls, greedy, tokens = score_loglikelihoods(model, plan)
+        self.caching = bool(generations.requests)
         texts, generated = generate(model, generations)
         judged = self.harness.collect(frozen, Answers(lls, greedy, texts))
         spent = {**(seconds or {}), "score": time.perf_counter() - started}
@@ -89,7 +98,9 @@ class Scorer:
     def _lay_out(self, batch: ItemBatch) -> _Laid:
         if batch.digest not in self._laid:
             frozen = self.harness.freeze(batch, self._tokenizer, self._max_length)
-            plan = lay_out(frozen.loglikelihoods, self.options)
-            generations = lay_out_generations(frozen.generations, frozen.decoder, self.options)
-            self._laid[batch.digest] = (frozen, plan, generations)
+            self._laid[batch.digest] = self._planned(frozen)
         return self._laid[batch.digest]
+
+    def _planned(self, frozen: FrozenBatch) -> _Laid:
+        generations = lay_out_generations(frozen.generations, frozen.decoder, self.options)
+        return frozen, lay_out(frozen.loglikelihoods, self.options), generations

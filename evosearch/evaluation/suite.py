@@ -365,8 +365,8 @@ def load_suite(path: Path) -> Suite:
 def _check_root(folder: str, source: Path, where: str) -> None:
     """
     Raises:
-        SuiteError: the folder lies outside of those that task code may come from. Links are followed by nobody here: who
-            put one into such a folder has named what it leads to.
+        SuiteError: the folder lies outside of those that task code may come from. Links are not followed: whoever put
+            one into such a folder has named what it leads to.
     """
     roots = [os.path.abspath(source.parent)]
     roots += [os.path.abspath(os.path.expanduser(root)) for root in os.environ.get(TASKS, "").split(os.pathsep) if root]

@@ -9,23 +9,27 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from evosearch.errors import CandidateError, CheckpointError
+from evosearch.errors import CandidateError, CheckpointError, SpecError
+from evosearch.evaluation.allocation import out_of_memory
 from evosearch.evaluation.harness import Harness, max_length_of
 from evosearch.evaluation.loglikelihood import ScoreOptions
 from evosearch.evaluation.scorer import Scorer
 from evosearch.evaluation.suite import Suite
+from evosearch.execution import memory
+from evosearch.execution.node import prepare_node
 from evosearch.materialize.in_memory import ResidentModel
-from evosearch.materialize.inputs import Opener
 from evosearch.materialize.layout import Output, output
 from evosearch.materialize.plan import donor_of
 from evosearch.materialize.routed import ResidentRoute
+from evosearch.materialize.spread import Spread
 from evosearch.recipe.schema import Recipe
 from evosearch.search.ports import Failure, Job, Outcome
 
@@ -48,16 +52,28 @@ class WorkerConfig:
     device: str = "auto"
     threads: int = 0
     options: ScoreOptions = field(default_factory=ScoreOptions)
+    gpu_share: float = 1.0  # below 1 a part of one GPU; 2 or more: as many, and the model is spread over them
     allow_pickle: bool = False
     also: tuple[str, ...] = ()  # further models, which only controls name
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # reference → recipe, of models that are one
+    inputs: Mapping[str, str] = field(default_factory=dict)  # reference → content_sha256, where it is to be checked
     resolvers: tuple[str, ...] = ("evosearch.zoo",)  # modules whose `register()` adds reference schemes
+
+    def worker(self) -> "Worker":
+        """The worker that this describes, built in this process."""
+        return Worker(self)
 
 
 class Worker:
-    """One device with a resident model and its parents, ready to score recipes.
+    """One device with a resident model and its parents, ready to score recipes; or several, for a model that is larger.
+
+    How much runs at once is measured on a GPU, where the options leave it open, and halved when memory runs out.
 
     Args:
         harness: of the suite, where this process has loaded it already: its tasks take long to load.
+
+    Raises:
+        InputError: a model cannot be had or built, the suite cannot be loaded, or there are fewer GPUs than asked for.
     """
 
     def __init__(self, config: WorkerConfig, progress: Progress | None = None, harness: Harness | None = None) -> None:
@@ -67,8 +83,11 @@ class Worker:
         register_schemes(config.resolvers)
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self.device = _device(config.device)
+        self._share = config.gpu_share
+        self._over = _spread(self.device, config.gpu_share)
+        memory.claim(self.device, config.gpu_share)
         example = Recipe.model_validate(config.recipe)
-        self.checkpoints = Opener(config.cache, progress, config.allow_pickle).inputs(example, config.also)
+        self.checkpoints = prepare_node(config, progress)
         donor = next(iter(self.checkpoints))
         self._compute_type = self._compute_dtype(config.out_dtype)
         self.resident = self._built(example)
@@ -77,25 +96,89 @@ class Worker:
         length = max_length_of(self.resident.model.config, self._tokenizer)
         self.scorer = Scorer(Suite.model_validate(config.suite), self._tokenizer, length, config.options, harness)
         self._scorers = {length: self.scorer}  # by context length in tokens
+        self._at_work = self.scorer  # the one that was asked last
+        self._asked = config.options
+        self._measuring = config.options.batch_tokens is None and self.device.type == "cuda"
+        self._measured_beside: weakref.ref[Resident] | None = None  # the resident model that readings are of
+        self._found: memory.Measured | None = None
         self.load_seconds = time.monotonic() - started
 
     def run(self, job: Job) -> Outcome:
-        """Score one job. Never raises for what a candidate does wrong: that is an outcome, too."""
+        """Score one job. Never raises for what a candidate does wrong: that is an outcome, too.
+
+        Where memory runs out while scoring, half as much runs at once from then on, and the same job again; each such
+        change is one of the outcome's `retries`. Where it runs out all the same, the job fails by the worker's fault.
+        """
+        changes: list[Failure] = []
+        while True:
+            outcome = self._attempt(job)
+            failure = outcome.failure
+            if failure is None or failure.fault != "worker":
+                return replace(outcome, retries=tuple(changes))
+            memory.release(self.devices)  # here, where no error holds on to what it was raised amid
+            reason = self._lower() if failure.stage == "score" else None
+            if reason is None:
+                return replace(outcome, retries=tuple(changes))
+            changes.append(replace(failure, reason=reason))
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """The device of this worker, or all that its model is spread over."""
+        return (self.device,) if self._over is None else self._over.devices
+
+    @property
+    def options(self) -> ScoreOptions:
+        """How much this worker runs at once now."""
+        return self.scorer.options
+
+    def measured(self) -> dict[str, Any]:
+        """How much this worker runs at once, and what its cards were found to hold: see `memory.described`."""
+        return memory.described(self.options, self.device, self._found)
+
+    def _attempt(self, job: Job) -> Outcome:
+        """Materialize and score once. A failure by the worker's fault is memory that ran out."""
         stage = "materialize"
         try:
             resident, laid = self._resident(job.recipe)
             seconds = {"materialize": resident.materialize(job.recipe, laid)}
             stage = "score"
-            card = self._scorer(resident).score(resident.model, job.batch, seconds)
+            self._measure(resident)
+            self._at_work = self._scorer(resident)
+            card = self._at_work.score(resident.model, job.batch, seconds)
         except CandidateError as exc:
             failure = Failure(exc.stage, exc.reason, traceback.format_exc())
-        except torch.OutOfMemoryError as exc:
-            failure = Failure(stage, f"out of memory: {exc}", traceback.format_exc(), "worker")
         except Exception as exc:
-            failure = Failure(stage, f"{type(exc).__name__}: {exc}", traceback.format_exc())
+            full = out_of_memory(exc)
+            reason = f"out of memory: {exc}" if full else f"{type(exc).__name__}: {exc}"
+            failure = Failure(stage, reason, traceback.format_exc(), "worker" if full else "candidate")
         else:
             return Outcome(job, self.name, card=card, seconds=card.seconds)
         return Outcome(job, self.name, failure=failure)
+
+    def _measure(self, resident: Resident) -> None:
+        """Run as much at once as the cards hold beside a resident model, found out when it is first scored."""
+        beside = self._measured_beside and self._measured_beside()
+        if not self._measuring or beside is resident:
+            return
+        length, asked = max_length_of(resident.model.config, self._tokenizer), self._asked
+        found = memory.measure(resident.model, self.devices, self._share, length, asked)
+        self._found, self._measured_beside = found, weakref.ref(resident)
+        self._use(replace(asked, batch_tokens=found.tokens, cached_tokens=found.cached))
+
+    def _lower(self) -> str | None:
+        """Run half as much at once from now on: the reason to record, or None where it is the least already."""
+        before = (self.options.budget(self.device).tokens, self.options.cached_tokens)
+        after = memory.halved(*before, self._at_work.caching)
+        if after is None:
+            return None
+        self._measuring = False  # what was measured was too much
+        self._use(replace(self.options, batch_tokens=after[0], cached_tokens=after[1]))
+        return memory.changed(before, after)
+
+    def _use(self, options: ScoreOptions) -> None:
+        if options != self.options:
+            for scorer in self._scorers.values():
+                scorer.use(options)
 
     def _resident(self, recipe: Recipe) -> tuple[Resident, Output | None]:
         """The model that a recipe's export would be: the candidates' own, or one built for controls like this.
@@ -116,10 +199,10 @@ class Worker:
     def _built(self, example: Recipe, beside: Resident | None = None) -> Resident:
         """The resident model for recipes like the example: routes share layers, merges overwrite weights."""
         if example.routing is not None:
-            return ResidentRoute(self.checkpoints, example, self.device, self._compute_type)
+            return ResidentRoute(self.checkpoints, example, self.device, self._compute_type, self._over)
         parents = beside if isinstance(beside, ResidentModel) else None
         return ResidentModel(
-            self.checkpoints, donor_of(example), self.device, self._compute_type, example, beside=parents
+            self.checkpoints, donor_of(example), self.device, self._compute_type, example, parents, self._over
         )
 
     def _scorer(self, resident: Resident) -> Scorer:
@@ -160,6 +243,17 @@ def register_schemes(modules: tuple[str, ...] = ("evosearch.zoo",)) -> None:
 
 
 def _device(asked: str) -> torch.device:
-    if asked == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(asked)
+    """The device by its full name: tensors on a GPU say which one it is."""
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked)
+    return torch.device("cuda", 0) if device == torch.device("cuda") else device
+
+
+def _spread(device: torch.device, share: float) -> Spread | None:
+    """The cards that a worker's model is spread over; None where it is on one device."""
+    if device.type != "cuda" or share < 2:
+        return None
+    seen = torch.cuda.device_count()
+    if seen < share:
+        what = f"got {share:g}, and this worker sees {seen} GPUs"
+        raise SpecError("workers.gpus_per_worker", what, f"At most {seen}", "See CUDA_VISIBLE_DEVICES there")
+    return Spread.over_cards(int(share))

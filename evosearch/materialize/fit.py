@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from evosearch.checkpoints.compatibility import check_compatible
 from evosearch.checkpoints.reader import Checkpoint
+from evosearch.errors import CheckpointError, InputError, in_one
 from evosearch.materialize.layout import Output
 from evosearch.materialize.plan import donor_of
 from evosearch.recipe.schema import Recipe
@@ -19,6 +20,7 @@ def check_fit(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], laid: Outpu
 
     Raises:
         CheckpointError: two do not fit; the message names both, and of a route the hop that asks for the second.
+        Problems: several do not fit the first.
     """
     donor = checkpoints[donor_of(recipe)]
     if recipe.routing is None:
@@ -26,6 +28,12 @@ def check_fit(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], laid: Outpu
         check_compatible(merged, where, same_depth=laid.shape is donor.shape)
         return
     hops = [hop.model for hop in recipe.routing.hops]
+    problems: list[InputError] = []
     for reference in recipe.references()[1:]:
         place = f"{where}.routing.hops[{hops.index(reference)}].model"
-        check_compatible([donor, checkpoints[reference]], place, same_depth=False, by_layer=False)
+        try:
+            check_compatible([donor, checkpoints[reference]], place, same_depth=False, by_layer=False)
+        except CheckpointError as error:
+            problems.append(error)
+    if problems:
+        raise in_one(where.partition(": ")[0], problems)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from evosearch.materialize.forward import differences, end_tokens
 from evosearch.materialize.layout import Output, output, unchanged
 from evosearch.materialize.parents import Tensors, hold
 from evosearch.materialize.plan import Input, donor_of, output_dtype
-from evosearch.materialize.skeleton import build, generation_folder, targets
+from evosearch.materialize.skeleton import build, generation_folder, path_of_layers, targets
+from evosearch.materialize.spread import Spread, spread
 from evosearch.merging.parameters import Memory
 from evosearch.recipe.schema import Recipe
 
@@ -32,6 +34,7 @@ class ResidentModel:
         compute_dtype: the type the model runs in. Weights are rounded to the recipe's output type first.
         example: any recipe of those to come, where they stack layers otherwise than the donor does.
         beside: a resident model of the same checkpoints and device, whose tensors of the parents are used here too.
+        over: devices that the model is spread over, `device` the first of them. The parents are then in host memory.
 
     Attributes:
         model: the transformers model, in eval mode, with sdpa attention.
@@ -49,6 +52,7 @@ class ResidentModel:
         compute_dtype: torch.dtype = torch.float32,
         example: Recipe | None = None,
         beside: "ResidentModel | None" = None,
+        over: Spread | None = None,
     ) -> None:
         first = checkpoints[donor]
         self.output = unchanged(donor, first) if example is None else output(example, checkpoints)
@@ -67,12 +71,17 @@ class ResidentModel:
             origins,
             lambda name: checkpoints[origins[name].reference].load(origins[name].tensor),
             compute_dtype,
-        ).to(self.device)
+        )
+        if over is None:
+            self.model.to(self.device)
+        else:
+            spread(self.model, path_of_layers(self.output, first.family), over)
         generation: Any = self.model.generation_config
         own = generation.eos_token_id
         self._ends = {name: own if name == donor else end_tokens(found) for name, found in checkpoints.items()}
         self._targets = targets(self.model, self.output.config, first.family, origins)
-        self._tensors: Tensors = beside._tensors if beside is not None else hold(checkpoints, self.device)
+        home = self.device if over is None else torch.device("cpu")
+        self._tensors: Tensors = beside._tensors if beside is not None else hold(checkpoints, home)
 
     def holds(self, laid: Output) -> bool:
         """Whether an output (`layout.output`) has this model's layers, and a config under which it answers alike."""
@@ -101,16 +110,17 @@ class ResidentModel:
         ops = operations(recipe, self._shapes, self.shape, self._tensor, self._content, self._memory)
         out_dtype, found = output_dtype(recipe), []
         for op in ops:
-            merged = apply(op, self._tensor, out_dtype)
-            found.append(extremes(merged))
-            self._targets[op.tensor].copy_(merged)
+            target = self._targets[op.tensor]
+            merged = apply(op, partial(self._tensor, device=target.device), out_dtype)
+            found.append(extremes(merged).to(self.device, non_blocking=True))
+            target.copy_(merged)
         refuse_infinite(ops, found, recipe.output_dtype)
         generation: Any = self.model.generation_config
         generation.eos_token_id = self._ends[donor_of(recipe)]  # what ends a text is the export's, too
         return time.perf_counter() - started
 
-    def _tensor(self, source: Input) -> torch.Tensor:
-        return self._tensors[source.reference][source.tensor].to(self.device, non_blocking=True)
+    def _tensor(self, source: Input, device: torch.device | None = None) -> torch.Tensor:
+        return self._tensors[source.reference][source.tensor].to(device or self.device, non_blocking=True)
 
     def _content(self, reference: str) -> str:
         return self._checkpoints[reference].content_sha256()

@@ -5,17 +5,21 @@ A nested recipe is merged once, into the cache, under its recipe_id: what it is 
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from evosearch.checkpoints import references
 from evosearch.checkpoints.adapters import apply_adapter
+from evosearch.checkpoints.hashes import Hashes
+from evosearch.checkpoints.locks import LOCKS, locked
 from evosearch.checkpoints.overlay import Overlay
 from evosearch.checkpoints.reader import CONFIG, Checkpoint
 from evosearch.checkpoints.references import Progress
 from evosearch.checkpoints.writer import TOKENIZER_FILES
-from evosearch.errors import CandidateError, CheckpointError, RecipeError
+from evosearch.errors import CandidateError, RecipeError
 from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.materialize.plan import donor_of
 from evosearch.materialize.vocabulary import in_one_vocabulary
@@ -36,13 +40,18 @@ class Opener:
         cache: where fetched, trained and merged models are kept.
         progress: told what is being done.
         allow_pickle: read pickled weights where a model has no others.
+        recipes: reference → recipe as plain data, of models that are recipes: the file of none of these is read.
+        near: reference → folder, of models and adapters that lie ready on this node.
     """
 
     cache: Path
     progress: Progress | None = None
     allow_pickle: bool = False
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    near: Mapping[str, Path] = field(default_factory=dict)
     _within: tuple[str, ...] = field(default=(), repr=False)  # the recipes that are being opened, outermost first
     _opened: dict[str, Checkpoint] = field(default_factory=dict, repr=False, compare=False)
+    _read: dict[str, Recipe] = field(default_factory=dict, repr=False, compare=False)  # by the references to them
 
     def inputs(self, recipe: Recipe, also: Sequence[str] = ()) -> dict[str, Checkpoint]:
         """reference → checkpoint for every model of a recipe, the donor first, all in the output's vocabulary.
@@ -54,9 +63,16 @@ class Opener:
             CheckpointError: a model is missing, damaged, or has no place in the vocabulary.
             RecipeError: a nested recipe is wrong, or is made of itself.
         """
+        return in_one_vocabulary(recipe, self.as_they_are(recipe, also), self.cache, self.folder)
+
+    def as_they_are(self, recipe: Recipe, also: Sequence[str] = ()) -> dict[str, Checkpoint]:
+        """As `inputs`, each in the vocabulary that it came with; a recipe among them is merged."""
         named = dict.fromkeys((donor_of(recipe), *recipe.references(), *also))
-        opened = {reference: self.open(reference) for reference in named}
-        return in_one_vocabulary(recipe, opened, self.cache, self.folder)
+        return {reference: self.open(reference) for reference in named}
+
+    def put(self, checkpoint: Checkpoint) -> None:
+        """Use this checkpoint for its reference from now on: the same model, read from another place."""
+        self._opened[checkpoint.reference] = checkpoint
 
     def open(self, reference: str) -> Checkpoint:
         """One model: a checkpoint, `model+adapter`, or a recipe. Opened once: what several share, they share."""
@@ -64,22 +80,40 @@ class Opener:
             self._opened[reference] = self._open(reference)
         return self._opened[reference]
 
+    def recipe(self, reference: str) -> Recipe:
+        """The recipe that a reference names, of what was opened as it was then.
+
+        Raises:
+            RecipeError: see `files.load_reference`.
+        """
+        return self._read.get(reference) or files.load_reference(reference, self.recipes)
+
+    @property
+    def nested(self) -> dict[str, dict[str, Any]]:
+        """reference → recipe as plain data, of all recipes that were opened: `recipes` for an opener elsewhere."""
+        return {reference: recipe.to_dict() for reference, recipe in self._read.items()}
+
     def _open(self, reference: str) -> Checkpoint:
-        model, adapter = references.split(reference)
+        model, adapter = references.split(reference, self.recipes)
+        hashes = Hashes(self.cache)
         if adapter is not None:
-            folder = references.resolve_adapter(adapter, self.cache, self.progress, self.allow_pickle)
-            return apply_adapter(self.open(model), folder, reference, self.allow_pickle)
+            folder = self.near.get(adapter) or references.resolve_adapter(
+                adapter, self.cache, self.progress, self.allow_pickle
+            )
+            return apply_adapter(self.open(model), folder, reference, self.allow_pickle, hashes)
         if files.is_recipe(model):
             return self._open_recipe(model)
-        folder = references.resolve(model, self.cache, self.progress, self.allow_pickle)
-        return Checkpoint.open(folder, reference, self.allow_pickle)
+        return Checkpoint.open(self._folder(model), reference, self.allow_pickle, hashes)
+
+    def _folder(self, model: str) -> Path:
+        return self.near.get(model) or references.resolve(model, self.cache, self.progress, self.allow_pickle)
 
     def folder(self, reference: str) -> Path:
         """The folder of a model that is named for its tokenizer alone."""
-        model, _ = references.split(reference)
+        model, _ = references.split(reference, self.recipes)
         if files.is_recipe(model):
             return self._open_recipe(model).tokenizer_folder
-        return references.resolve(model, self.cache, self.progress, self.allow_pickle)
+        return self._folder(model)
 
     def identify(self, recipe: Recipe, inputs: Mapping[str, Checkpoint]) -> str:
         """The recipe_id; reads every byte of the inputs once."""
@@ -104,24 +138,37 @@ class Opener:
             raise RecipeError(reference, f"the recipe is made of itself: {chain}", next="Break the circle")
         if len(self._within) == MAX_NESTED:
             raise RecipeError(reference, f"more than {MAX_NESTED} recipes in one another", next="Merge some beforehand")
-        within = Opener(self.cache, self.progress, self.allow_pickle, (*self._within, reference), self._opened)
-        recipe = files.load_reference(reference)
+        within = replace(self, _within=(*self._within, reference))
+        recipe = self.recipe(reference)
         check(recipe, specs(), f"{reference}: ")
         inputs = within.inputs(recipe)
         name = within.identify(recipe, inputs)
         folder = self.cache / "merged" / _folder_name(name, inputs[donor_of(recipe)])
         if not (folder / CONFIG).is_file():
-            if self.progress:
-                self.progress(f"merging {reference}", 0.0)
-            try:
-                _write(recipe, inputs, folder)
-            except RecipeError as error:
-                raise RecipeError(f"{reference}: {error.where}", error.what, error.allowed, error.next) from None
-            except CandidateError as error:
-                raise RecipeError(reference, error.reason, next="Mend this recipe") from error
-            if self.progress:
-                self.progress(f"merging {reference}", 1.0)
+            lock = self.cache / LOCKS / f"merge-{folder.name}"
+            with locked(lock, lambda: self._tell(f"waiting for another process to merge {reference}", 0.0)):
+                self._merge(recipe, reference, inputs, folder)
+        self._read[reference] = recipe
         return Overlay(Checkpoint.open(folder, reference), reference, lambda: name, {})
+
+    def _merge(self, recipe: Recipe, reference: str, inputs: Mapping[str, Checkpoint], folder: Path) -> None:
+        """Write a nested recipe's model, unless another process has while this one waited."""
+        if (folder / CONFIG).is_file():
+            return
+        for left in folder.parent.glob(f".{folder.name}.*.partial"):  # of a process that was killed: we hold the lock
+            shutil.rmtree(left, ignore_errors=True)
+        self._tell(f"merging {reference}", 0.0)
+        try:
+            write_checkpoint(recipe, inputs, folder, donor_of(recipe))
+        except RecipeError as error:
+            raise RecipeError(f"{reference}: {error.where}", error.what, error.allowed, error.next) from None
+        except CandidateError as error:
+            raise RecipeError(reference, error.reason, next="Mend this recipe") from error
+        self._tell(f"merging {reference}", 1.0)
+
+    def _tell(self, what: str, part: float) -> None:
+        if self.progress:
+            self.progress(what, part)
 
 
 def tokenizer_sha256(folder: Path) -> str:
@@ -143,11 +190,3 @@ def _folder_name(recipe_id: str, donor: Checkpoint) -> str:
     generation = donor.folder / "generation_config.json"
     digest.update(generation.read_bytes() if generation.is_file() else b"")
     return digest.hexdigest()
-
-
-def _write(recipe: Recipe, inputs: Mapping[str, Checkpoint], folder: Path) -> None:
-    try:
-        write_checkpoint(recipe, inputs, folder, donor_of(recipe))
-    except CheckpointError:
-        if not (folder / CONFIG).is_file():  # another process may have been faster
-            raise

@@ -37,7 +37,14 @@ def hold(
     if device.type != "cuda":
         return tensors
     size = sum(tensor.numel() * tensor.element_size() for tensor in held.values())
-    if torch.cuda.mem_get_info(device)[0] <= HEADROOM * size:
+    if _free(device) <= HEADROOM * size:
         return tensors
     moved = {id(tensor): tensor.to(device) for tensor in held.values()}
     return {reference: {name: moved[id(tensor)] for name, tensor in own.items()} for reference, own in tensors.items()}
+
+
+def _free(device: torch.device) -> float:
+    """Bytes of a card that this process may still take: what is free, within its share of the card."""
+    free, total = torch.cuda.mem_get_info(device)
+    share = torch.cuda.get_per_process_memory_fraction(device)
+    return min(float(free), share * total - torch.cuda.memory_allocated(device))

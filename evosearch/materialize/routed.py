@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from evosearch.materialize.forward import settings
 from evosearch.materialize.layout import Output, output
 from evosearch.materialize.parents import hold
 from evosearch.materialize.plan import Input, TensorOp, donor_of, output_dtype
+from evosearch.materialize.spread import Spread
 from evosearch.materialize.stock import Stock
 from evosearch.recipe.hops import Routing
 from evosearch.recipe.schema import Recipe
@@ -29,6 +31,7 @@ class ResidentRoute:
         example: any route through the models of those to come, from the one they begin in; it may be a senseless one.
         device: where the model lives. What is divided is kept there too where it fits, else in mapped host memory.
         compute_dtype: the type the model runs in. Weights are rounded to the recipe's output type first.
+        over: devices that the layers are spread over, `device` the first of them; what is divided is then on the host.
 
     Attributes:
         model: the transformers model, in eval mode, with sdpa attention where its family has it.
@@ -44,14 +47,16 @@ class ResidentRoute:
         example: Recipe,
         device: torch.device | str = "cpu",
         compute_dtype: torch.dtype = torch.float32,
+        over: Spread | None = None,
     ) -> None:
         self.device = torch.device(device)
         self._checkpoints = {name: checkpoints[name] for name in example.references()}
         self._shapes = {name: checkpoint.shape for name, checkpoint in self._checkpoints.items()}
         self._of_layers = ("num_hidden_layers", *checkpoints[donor_of(example)].family.of_layers)
-        self._stock = Stock(self._checkpoints, self.device, compute_dtype, output_dtype(example))
+        self._stock = Stock(self._checkpoints, self.device, compute_dtype, output_dtype(example), over)
         owned = self._stock.owned
-        self._tensors = hold(self._checkpoints, self.device, lambda model, tensor: Input(model, tensor) in owned)
+        home = self.device if over is None else torch.device("cpu")
+        self._tensors = hold(self._checkpoints, home, lambda model, tensor: Input(model, tensor) in owned)
         self.model = self._stock.routed.model
 
     def holds(self, laid: Output) -> bool:
@@ -91,15 +96,17 @@ class ResidentRoute:
         found = []
         for op in divided:
             name, part = self._stock.owned[op.parents[0]]
-            folded, slot = apply(op, self._tensor, self._stock.out_dtype), laid.shape.by_name[op.tensor].layer
+            slot = laid.shape.by_name[op.tensor].layer
             assert slot is not None
-            found.append(extremes(folded))
-            slots[slot][name][part or ...].copy_(folded)
+            target = slots[slot][name][part or ...]
+            folded = apply(op, partial(self._tensor, device=target.device), self._stock.out_dtype)
+            found.append(extremes(folded).to(self.device, non_blocking=True))
+            target.copy_(folded)
         refuse_infinite(divided, found, recipe.output_dtype)
         return time.perf_counter() - started
 
-    def _tensor(self, source: Input) -> torch.Tensor:
-        return self._tensors[source.reference][source.tensor].to(self.device, non_blocking=True)
+    def _tensor(self, source: Input, device: torch.device | None = None) -> torch.Tensor:
+        return self._tensors[source.reference][source.tensor].to(device or self.device, non_blocking=True)
 
     def _settings(self, laid: Output) -> dict[str, Any]:
         """What transformers makes of the config's keys on single layers."""

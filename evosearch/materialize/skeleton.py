@@ -13,6 +13,7 @@ from evosearch.checkpoints.quiet import no_bars
 from evosearch.checkpoints.reader import CONFIG, Checkpoint
 from evosearch.errors import CheckpointError
 from evosearch.materialize.forward import GENERATION, settings
+from evosearch.materialize.layout import Output
 
 
 def generation_folder(checkpoint: Checkpoint) -> Path:
@@ -74,3 +75,9 @@ def targets(
         written.add(place.parameter)
     assert written == live.keys(), f"parameters without a tensor on disk: {sorted(live.keys() - written)}"
     return found
+
+
+def path_of_layers(laid: Output, family: Family) -> str:
+    """Where the live model has its list of layers, as `model.layers`."""
+    name = next(tensor.name for tensor in laid.shape.tensors if tensor.layer == 0)
+    return family.placement(name, laid.config).parameter.partition(".0.")[0]

@@ -14,7 +14,8 @@ from evosearch.materialize.apply import extremes
 from evosearch.materialize.fit import check_fit
 from evosearch.materialize.layout import Output, output
 from evosearch.materialize.plan import Input
-from evosearch.materialize.skeleton import build, generation_folder, targets
+from evosearch.materialize.skeleton import build, generation_folder, path_of_layers, targets
+from evosearch.materialize.spread import Spread, spread
 from evosearch.recipe.hops import Hop, Routing
 from evosearch.recipe.schema import Recipe
 from evosearch.routing.routed_model import RoutedModel
@@ -27,6 +28,7 @@ class Stock:
         checkpoints: reference → checkpoint, that of the model which routes begin in first.
         device, compute_dtype: where the weights live, and in which type.
         out_dtype: the type they are rounded to before.
+        over: devices that the layers are spread over, `device` the first of them; layers of one depth go together.
 
     Attributes:
         routed: the live model, whose layers are taken from the stock.
@@ -42,6 +44,7 @@ class Stock:
         device: torch.device,
         compute_dtype: torch.dtype,
         out_dtype: torch.dtype,
+        over: Spread | None = None,
     ) -> None:
         self._checkpoints, self.out_dtype = checkpoints, out_dtype
         first = next(iter(checkpoints.values()))
@@ -57,12 +60,17 @@ class Stock:
         targets(model, laid.config, first.family, origins)  # every parameter has its tensors on disk
         places = {name: first.family.placement(name, laid.config) for name in laid.origins}
         owned = _owned(laid, places)
-        path = _path_of_layers(laid, places)
+        path = path_of_layers(laid, first.family)
         within = {name: places[name].parameter.removeprefix(f"{path}.").partition(".")[2] for name in owned}
         self.routed = RoutedModel(model, path, _by_layer(laid, within))
         shared = {name: place for name, place in places.items() if name not in owned}
+        if over is not None:
+            by_depth = sorted(self.places.values(), key=lambda index: layers[index][1])
+            slots = {index: compute_dtype.itemsize * numbers for index, numbers in enumerate(self.routed.owned_numbers)}
+            spread(model, path, over, slots, by_depth)
         self._hold_once(model, {place.parameter: origins[name] for name, place in shared.items() if not place.index})
-        model.to(device)
+        if over is None:
+            model.to(device)
         live = dict(model.named_parameters(remove_duplicate=False))
         self.owned = {origins[name]: (within[name], places[name].index) for name in owned}
         self.shared = {
@@ -84,15 +92,17 @@ class Stock:
         return self._checkpoints[source.reference].load(source.tensor).to(self.out_dtype)
 
     def _hold_once(self, model: torch.nn.Module, sources: Mapping[str, Input]) -> None:
-        """One parameter for what a model takes from another, as an adapted one does from its base.
+        """One parameter on a device for what a model takes from another, as an adapted one does from its base.
 
         Args:
             sources: live parameter → the tensor that it is.
         """
-        live, held = dict(model.named_parameters()), dict[tuple[int, str], torch.nn.Parameter]()
+        live, held = dict(model.named_parameters()), dict[tuple[int, str, torch.device], torch.nn.Parameter]()
         for name, source in sources.items():
             module, _, own = name.rpartition(".")
-            model.get_submodule(module)._parameters[own] = held.setdefault(self._origin(source), live[name])
+            model.get_submodule(module)._parameters[own] = held.setdefault(
+                (*self._origin(source), live[name].device), live[name]
+            )
 
     def _origin(self, source: Input) -> tuple[int, str]:
         checkpoint = self._checkpoints[source.reference]
@@ -101,7 +111,8 @@ class Stock:
         return id(checkpoint), source.tensor
 
     def _damaged(self) -> frozenset[Input]:
-        bounds = torch.stack([extremes(tensor) for tensor in self.shared.values()]).isfinite().all(dim=1).tolist()
+        found = [extremes(tensor) for tensor in self.shared.values()]
+        bounds = torch.stack([each.to(found[0].device) for each in found]).isfinite().all(dim=1).tolist()
         return frozenset(source for source, finite in zip(self.shared, bounds, strict=True) if not finite)
 
 
@@ -109,12 +120,6 @@ def _owned(laid: Output, places: Mapping[str, Placement]) -> frozenset[str]:
     """The tensors of live parameters that write to the residual stream, or a part of which does."""
     writing = {places[tensor.name].parameter for tensor in laid.shape.tensors if tensor.writes_residual}
     return frozenset(name for name, place in places.items() if place.parameter in writing)
-
-
-def _path_of_layers(laid: Output, places: Mapping[str, Placement]) -> str:
-    """Where the live model has its list of layers, as `model.layers`."""
-    name = next(tensor.name for tensor in laid.shape.tensors if tensor.layer == 0)
-    return places[name].parameter.partition(".0.")[0]
 
 
 def _by_layer(laid: Output, within: Mapping[str, str]) -> list[frozenset[str]]:

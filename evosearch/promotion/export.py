@@ -51,6 +51,7 @@ def export(
     adapted: Collection[str] = (),
     write_checkpoint: Callable[[Recipe, Path], object] | None = None,
     write_adapter: Callable[[Recipe, Path], object] | None = None,
+    load: Callable[[str], Recipe] = files.load_reference,
     overwrite: bool = False,
 ) -> Path:
     """Write a recipe as `fmt`.
@@ -62,6 +63,7 @@ def export(
         adapted: the references that are a model and an adapter.
         write_checkpoint: writes the merged model to a folder that does not exist yet, which `checkpoint` needs.
         write_adapter: the same for an adapter.
+        load: reference → the recipe it names; by default from its file.
         overwrite: replace what is at `out`.
 
     Raises:
@@ -79,25 +81,28 @@ def export(
                 if exc.where != str(temporary):
                     raise
                 raise CheckpointError(str(out), exc.what, exc.allowed, exc.next) from None
-            (temporary / RECIPE_FILE).write_text(recipe_text(recipe, provenance, RECIPE_FILE), encoding="utf-8")
+            text = recipe_text(recipe, provenance, RECIPE_FILE, load)
+            (temporary / RECIPE_FILE).write_text(text, encoding="utf-8")
         return out
     if fmt == "mergekit":
         assert shape is not None
         text = header(provenance) + to_mergekit(recipe, shape, folders, adapted)
     else:
-        text = recipe_text(recipe, provenance, out.name)
+        text = recipe_text(recipe, provenance, out.name, load)
     with _replacing(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return out
 
 
-def recipe_text(recipe: Recipe, provenance: Provenance, file: str) -> str:
+def recipe_text(
+    recipe: Recipe, provenance: Provenance, file: str, load: Callable[[str], Recipe] = files.load_reference
+) -> str:
     """A recipe file, with its provenance as comments; recipes that it is made of stand in it, too.
 
     Raises:
         RecipeError: one of those is missing, or no recipe any more.
     """
-    whole = bundle(recipe)
+    whole = bundle(recipe, load)
     text = header(provenance, f"Rebuild it with:  evosearch merge {file} OUTPUT_FOLDER") + whole.to_yaml()
     last = documents.parse_all(text, file, RecipeError)[-1]
     assert documents.validate(Recipe, last, file, RecipeError) == whole.recipes[None]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evosearch import documents
 from evosearch.errors import RecipeError
-from evosearch.recipe.files import RecipeFile, anchor, exists, is_recipe, load_reference, pieces
+from evosearch.recipe.files import STAGE, RecipeFile, anchor, exists, is_recipe, load_reference, pieces
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.tokens import BASE, UNION
 
@@ -45,7 +45,7 @@ def bundle(recipe: Recipe, load: Callable[[str], Recipe] = load_reference) -> Re
 
 
 def inner(recipe: Recipe) -> tuple[str, ...]:
-    """The references of a recipe that name recipe files, without adapters."""
+    """The references of a recipe that name recipes, without adapters."""
     models = (pieces(reference, exists)[0] for reference in _references(recipe))
     return tuple(dict.fromkeys(model for model in models if is_recipe(model)))
 
@@ -60,8 +60,8 @@ def _named(recipe: Recipe) -> set[str]:
 
 
 def _name(reference: str, taken: set[str]) -> str:
-    """A name in a file of recipes: the inner one's own, or its file's, made unique."""
+    """A name in a file of recipes: the inner one's own, its stage's or its file's, made unique."""
     path, _, own = reference.rpartition("#")
-    stem = own if is_recipe(path) else Path(reference).stem
+    stem = own if is_recipe(path) else Path(reference.removeprefix(STAGE)).stem
     plain = re.sub(r"[^A-Za-z0-9_-]", "-", stem) or "recipe"
     return next(name for name in (plain, *(f"{plain}-{n}" for n in range(2, len(taken) + 3))) if name not in taken)

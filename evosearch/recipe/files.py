@@ -4,6 +4,7 @@
 |---|---|
 | `./night.yaml` | the recipe in that file; of several, the one without a name |
 | `./night.yaml#step` | the recipe named `step` in it |
+| `stage:NAME` | what an earlier stage of the same search found: known to that search alone, which passes it on |
 
 In a file of several documents each but one has a `name`, by which the others refer to it.
 """
@@ -21,6 +22,7 @@ from evosearch.recipe.schema import Recipe
 from evosearch.recipe.tokens import BASE, UNION
 
 SUFFIXES = (".yaml", ".yml")
+STAGE = "stage:"  # before the name of a stage: the reference to its winner
 NAMES_A_MODEL = ("model", "base_model", "tokenizer_source", "source")
 LISTS_MODELS = "models"  # entries of a merge, or the names of those that a route is searched through
 NAMES_A_TOKENIZER = ("tokenizer_source", "source")  # where `base` and `union` are no models
@@ -73,16 +75,24 @@ def load_file(path: Path) -> RecipeFile:
 
 
 def is_recipe(reference: str) -> bool:
-    """Whether a reference names a recipe file."""
-    return _split(reference)[0].endswith(SUFFIXES)
+    """Whether a reference names a recipe: in a file, or one that a stage found."""
+    return reference.startswith(STAGE) or _split(reference)[0].endswith(SUFFIXES)
 
 
-def load_reference(reference: str) -> Recipe:
+def load_reference(reference: str, known: Mapping[str, Mapping[str, Any]] | None = None) -> Recipe:
     """The recipe that a reference names.
 
+    Args:
+        known: reference → raw recipe, of those that are at hand; of others the file is read.
+
     Raises:
-        RecipeError: see `load`.
+        RecipeError: see `load`; or it is the winner of a stage, and not at hand.
     """
+    if known is not None and reference in known:
+        return documents.validate(Recipe, dict(known[reference]), reference, RecipeError)
+    if reference.startswith(STAGE):
+        what = "names what a stage of a search found, and no such stage is known here"
+        raise RecipeError(reference, what, next="Export that winner, and name its file")
     path, name = _split(reference)
     return load(Path(os.path.expanduser(path)), name)
 
@@ -154,7 +164,7 @@ def anchor(data: dict[str, Any], folder: Path, local: Mapping[str, str] | None =
         if reference in names:
             return names[reference]
         relative = reference.startswith(("./", "../")) or reference in (".", "..")
-        if relative or (is_recipe(reference) and not reference.startswith(("/", "~"))):
+        if relative or (is_recipe(reference) and not reference.startswith(("/", "~", STAGE))):
             return os.path.normpath(folder.absolute() / reference)  # links stay: what they lead to may change
         if reference.startswith("~/"):
             return os.path.expanduser(reference)

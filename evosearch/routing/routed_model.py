@@ -38,6 +38,11 @@ class RoutedModel:
                 stock.get_parameter(name).data = torch.empty(0, dtype=stock.get_parameter(name).dtype)
         self._slots: list[dict[str, nn.Parameter]] = []
 
+    @property
+    def owned_numbers(self) -> tuple[int, ...]:
+        """How many numbers a slot has for itself, for each layer of the stock."""
+        return tuple(sum(size.numel() for size in sizes.values()) for sizes in self._sizes)
+
     def follow(self, picked: Sequence[int], settings: Mapping[str, Any]) -> list[dict[str, Tensor]]:
         """Make layer k of the model a copy of stock layer `picked[k]`.
 
@@ -66,10 +71,10 @@ class RoutedModel:
 
     def _own(self, index: int, before: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
         """A slot's own parameters: those it had for the layer before, where their sizes are this one's."""
-        some = next(self.model.parameters())
+        some = next(self._stock[index].parameters())  # on the layer's device, which may be one of several
         found: dict[str, nn.Parameter] = {}
         for name, size in self._sizes[index].items():
-            if name in before and before[name].shape == size:
+            if name in before and before[name].shape == size and before[name].device == some.device:
                 found[name] = before[name]
             else:
                 empty = torch.empty(size, dtype=some.dtype, device=some.device)

@@ -24,7 +24,8 @@ last `restarted` on; everything else is the record that people and the mirror re
 The circumstances are what scores depend on and the spec does not hold: inputs {reference: content_sha256}, files
 {reference: {config.json, tokenizer's files: sha256}}, suite (as read), tasks {task: {config key: digest}}, batches
 {split: digest}, item_sets {split: {task: digest}}. A resume under others is refused; ledgers of earlier versions lack
-some of them, and what they lack is not compared.
+some of them, and what they lack is not compared. Where models are recipes, `recipes` {reference: recipe} has them, and
+those that they are made of; `inputs` says which they are.
 
 `violations` are points beyond each guard, `objectives` [{value, stderr, n}] are there where there are several.
 
@@ -58,7 +59,7 @@ EventType = Literal[
 ]
 EVENT_TYPES: tuple[str, ...] = get_args(EventType)
 PAYLOAD_VERSION = 1
-CIRCUMSTANCES = ("inputs", "files", "suite", "tasks", "batches", "item_sets")  # keys of `started`
+CIRCUMSTANCES = ("inputs", "files", "suite", "tasks", "batches", "item_sets", "recipes")  # keys of `started`
 
 
 @dataclass(frozen=True)

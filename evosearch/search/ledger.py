@@ -8,7 +8,7 @@ compressed float64.
 import json
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -16,20 +16,18 @@ from typing import Any, Self
 
 import numpy as np
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
 from evosearch.errors import LedgerError
 from evosearch.evaluation.types import Column, ItemBatch, ItemSet, ScoreCard
 from evosearch.search import ledger_store as store
 from evosearch.search.events import PAYLOAD_VERSION, Event
-from evosearch.search.ledger_lock import holder, holding
+from evosearch.search.ledger_append import Appender
+from evosearch.search.ledger_transactions import transactions
 
 Entry = tuple[str, Mapping[str, Any]]  # event type, payload
 PAGE = 64  # events that `stream` holds at once
-
-
-class RecordedTwiceError(AssertionError):
-    """Something that is recorded once was about to be recorded again: a mistake of ours, never of the user's."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +45,29 @@ class SearchInfo:
 class Ledger:
     """One database of searches. Reading is safe from any thread; one process writes to a search (`acquire`)."""
 
-    def __init__(self, engine: Engine, url: sa.URL, where: str, read_only: bool) -> None:
-        self._engine, self.url, self._where, self.read_only = engine, url, where, read_only
+    def __init__(self, engine: Engine, url: sa.URL, where: str, read_only: bool, notice: Callable[[str], None]) -> None:
+        self.url, self._where, self.read_only = url, where, read_only
+        self._database = transactions(engine, url, where, read_only, notice)
+        self._appender = Appender(self._database, url, where)
 
     @classmethod
-    def open(cls, url: str, where: str = "ledger", read_only: bool = False) -> Self:
+    def open(
+        cls,
+        url: str,
+        where: str = "ledger",
+        read_only: bool = False,
+        notice: Callable[[str], None] = lambda text: None,
+    ) -> Self:
         """Open a ledger, or create it with its folder and tables.
 
         Args:
             url: `sqlite:///PATH` or `postgresql://…`.
             where: what an error names, as `night.yaml: ledger`.
             read_only: create and change nothing; a ledger that is not there is an error.
+            notice: told when a server is lost and waited for, and when it is back.
 
         Raises:
+            NoLedgerError: there is none to read.
             LedgerError: it cannot be opened, is no ledger of ours, or a newer version wrote it.
         """
         parsed = store.parse_url(url, where)
@@ -69,10 +77,10 @@ class Ledger:
         except BaseException:
             engine.dispose()
             raise
-        return cls(engine, parsed, where, read_only)
+        return cls(engine, parsed, where, read_only, notice)
 
     def close(self) -> None:
-        self._engine.dispose()
+        self._database.close()
 
     def __enter__(self) -> Self:
         return self
@@ -90,42 +98,37 @@ class Ledger:
             LedgerError: another process is; the message says which.
         """
         assert not self.read_only
-        with holding(self._engine, self.url, search_id, self._where):
+        with self._database.holding(search_id), self._appender.fencing(search_id):
             yield
 
     def holder(self, search_id: str) -> str | None:
         """Which process writes to a search now; None where nobody does, or it cannot be told."""
-        return holder(self.url, search_id)
+        return self._database.holder(search_id)
 
     # --- events -------------------------------------------------------------------------------------------------
 
     def append(
         self, search_id: str, entries: Sequence[Entry], scores: Iterable[tuple[str, ScoreCard]] = ()
     ) -> list[Event]:
-        """Record events and the scores that belong to them, all or nothing; durable on return.
+        """Record events and the scores that belong to them, all or nothing and once; durable on return.
 
         Args:
-            entries: (type, payload of plain JSON data), in order.
+            entries: (type, payload of plain JSON data), in order; at least one.
             scores: (candidate, card) with per-item columns. The item sets must have been put before.
 
         Raises:
             RecordedTwiceError: a column of this candidate, split and item set is there already.
-            LedgerError: the database cannot be written.
+            LedgerError: the database cannot be written, or another process has written to a search that we hold.
         """
+        assert entries, "scores belong to events"
         rows: list[dict[str, Any]] = [
             {"type": kind, "version": PAYLOAD_VERSION, "payload": _dump(payload)} for kind, payload in entries
         ]
         columns = [row for candidate, card in scores for row in _score_rows(search_id, candidate, card)]
-        with self._writing() as connection:
-            at = store.events.c
-            last = connection.scalar(sa.select(sa.func.max(at.seq)).where(at.search_id == search_id)) or 0
-            now = time.time()
-            for offset, row in enumerate(rows, start=1):
-                row |= {"search_id": search_id, "seq": last + offset, "time": now}
-            if rows:
-                connection.execute(sa.insert(store.events), rows)
-            if columns:
-                connection.execute(sa.insert(store.scores), columns)
+        now = time.time()
+        for row in rows:
+            row |= {"search_id": search_id, "time": now}
+        self._appender.insert(search_id, rows, columns)
         return [Event(row["seq"], now, row["type"], json.loads(row["payload"])) for row in rows]
 
     def events(self, search_id: str, after: int = 0, types: Iterable[str] | None = None) -> list[Event]:
@@ -161,8 +164,7 @@ class Ledger:
         return found
 
     def _events(self, query: sa.Select[Any], search_id: str) -> list[Event]:
-        with self._reading() as connection:
-            rows = connection.execute(query).all()
+        rows = self._rows(query)
         for row in rows:
             if row.version > PAYLOAD_VERSION:
                 what = f"event {row.seq} of {search_id[:12]} has version {row.version}"
@@ -176,11 +178,14 @@ class Ledger:
         ends = sa.select(at.search_id, at.seq, at.time, at.type, at.payload).join(
             spans, (at.search_id == spans.c.search_id) & (at.seq == spans.c.last)
         )
-        begins = sa.select(at.search_id, at.time, at.payload).where(at.type == "started").order_by(at.seq.desc())
-        with self._reading() as connection:
-            last = {row.search_id: row for row in connection.execute(ends)}
-            first = {row.search_id: row for row in connection.execute(begins)}  # the earliest is kept
-        found = [_info(search_id, begin, last[search_id]) for search_id, begin in first.items()]
+        begins = sa.select(at.search_id, at.time, at.payload).where(at.seq == 1, at.type == "started")
+
+        def both(connection: Connection) -> tuple[Sequence[Any], Sequence[Any]]:
+            return connection.execute(begins).all(), connection.execute(ends).all()
+
+        first, ended = self._database.read(both)
+        last = {row.search_id: row for row in ended}
+        found = [_info(begin, last[begin.search_id]) for begin in first]
         return sorted(found, key=lambda info: info.started, reverse=True)
 
     def search_by_name(self, name: str) -> SearchInfo | None:
@@ -191,14 +196,17 @@ class Ledger:
 
     def put_item_sets(self, batch: ItemBatch) -> None:
         """Record which documents a batch holds. What is there already stays."""
-        with self._writing() as connection:
-            digests = [items.digest for items in batch.sets]
-            known = set(
-                connection.scalars(sa.select(store.item_sets.c.digest).where(store.item_sets.c.digest.in_(digests)))
-            )
-            rows = {items.digest: _item_set_row(items) for items in batch.sets if items.digest not in known}
-            if rows:
-                connection.execute(sa.insert(store.item_sets), list(rows.values()))
+        rows = {items.digest: _item_set_row(items) for items in batch.sets}
+
+        def put(connection: Connection) -> None:
+            at = store.item_sets.c.digest
+            new = rows.keys() - set(connection.scalars(sa.select(at).where(at.in_(list(rows)))))
+            if new:  # another search may put the same at the same time: in one order, or each waits for the other
+                insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+                missing = insert(store.item_sets).on_conflict_do_nothing()
+                connection.execute(missing, [rows[digest] for digest in sorted(new)])
+
+        self._database.write(put)
 
     def item_set(self, digest: str) -> ItemSet:
         """The documents behind a digest.
@@ -206,10 +214,10 @@ class Ledger:
         Raises:
             LedgerError: no such item set is recorded here.
         """
-        with self._reading() as connection:
-            row = connection.execute(sa.select(store.item_sets).where(store.item_sets.c.digest == digest)).first()
-        if row is None:
+        found = self._rows(sa.select(store.item_sets).where(store.item_sets.c.digest == digest))
+        if not found:
             raise LedgerError(self._where, f"no item set {digest[:12]} is recorded here")
+        (row,) = found
         data = json.loads(zlib.decompress(row.data))
         doc_ids, doc_hashes, groups = (tuple(data[key]) for key in ("doc_ids", "doc_hashes", "groups"))
         return ItemSet(row.task, row.lm_eval_task, doc_ids, doc_hashes, groups, data.get("documents", ""))
@@ -228,14 +236,15 @@ class Ledger:
         query = query.where(at.search_id == search_id, at.candidate == candidate, at.split == split)
         if digests is not None:
             query = query.where(at.digest.in_(list(digests.values())))
-        with self._reading() as connection:
-            rows = connection.execute(query.order_by(sets.task, at.column)).all()
         found: dict[str, dict[str, Column]] = {}
-        for row in rows:
+        for row in self._rows(query.order_by(sets.task, at.column)):
             task = found.setdefault(row.task, {})
             assert row.column not in task, f"{candidate} has several item sets of {row.task}: say which"
             task[row.column] = np.frombuffer(zlib.decompress(row.data), dtype="<f8").astype(np.float64)
         return found
+
+    def _rows(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+        return self._database.read(lambda connection: connection.execute(query).all())
 
     # --- test openings ------------------------------------------------------------------------------------------
 
@@ -253,52 +262,38 @@ class Ledger:
         """
         at = store.test_openings.c
         row = {"search_id": search_id, "digest": digest, "candidates": _dump(sorted(candidates))}
-        with self._writing() as connection:
-            same = sa.and_(
-                at.search_id == search_id, at.digest.in_([digest, *known_as]), at.candidates == row["candidates"]
-            )
+        same = sa.and_(
+            at.search_id == search_id, at.digest.in_([digest, *known_as]), at.candidates == row["candidates"]
+        )
+
+        def count(connection: Connection) -> int:
+            if connection.dialect.name == "postgresql":  # one after the other, or two would count the same
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(store.OPENING)))
             if connection.execute(sa.select(at.id).where(same)).first() is None:
                 connection.execute(sa.insert(store.test_openings), [row | {"time": time.time()}])
             return _count_openings(connection, digest, *known_as)
 
+        return self._database.write(count)
+
     def count_test_openings(self, *digests: str) -> int:
         """How often a test set has been opened, by all searches of this database, under any of its digests."""
-        with self._reading() as connection:
-            return _count_openings(connection, *digests)
-
-    # --- transactions -------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        assert not self.read_only, "a ledger opened to be read is written to"
-        try:
-            with self._engine.connect().execution_options(evosearch_write=True) as connection, connection.begin():
-                yield connection
-        except sa.exc.IntegrityError as exc:
-            raise RecordedTwiceError(
-                f"the ledger holds this already, or lacks the item set it refers to: {exc.orig}"
-            ) from exc
-        except sa.exc.DBAPIError as exc:
-            raise store.unusable(self.url, self._where, exc) from exc
-
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        try:
-            with self._engine.connect() as connection:
-                yield connection
-        except sa.exc.DBAPIError as exc:
-            raise store.unusable(self.url, self._where, exc) from exc
+        return self._database.read(lambda connection: _count_openings(connection, *digests))
 
 
-def _info(search_id: str, begin: Any, last: Any) -> SearchInfo:
+def _info(begin: Any, last: Any) -> SearchInfo:
     name = str(json.loads(begin.payload).get("name", ""))
     stopped = str(json.loads(last.payload).get("reason", "")) if last.type == "stopped" else None
-    return SearchInfo(search_id, name, begin.time, last.time, last.seq, stopped)
+    return SearchInfo(begin.search_id, name, begin.time, last.time, last.seq, stopped)
 
 
 def _dump(payload: Any) -> str:
     """Plain JSON. NaN and infinity are not: a score that is not finite is a failure, with a reason."""
-    return json.dumps(payload, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+    text = json.dumps(payload, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair: of a file's name in a traceback, say
+        return json.dumps(payload, allow_nan=False, separators=(",", ":"))
+    return text
 
 
 def _count_openings(connection: Connection, *digests: str) -> int:

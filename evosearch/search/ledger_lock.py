@@ -9,46 +9,47 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine
 
 from evosearch.errors import LedgerError
-from evosearch.search.ledger_store import sqlite_path
 
 _held: set[str] = set()  # record locks do not exclude their own process: this does
 
 
 @contextmanager
-def holding(engine: Engine, url: sa.URL, search_id: str, where: str) -> Iterator[None]:
-    """Hold the lock of one search.
+def file_lock(ledger: Path, search_id: str, where: str) -> Iterator[None]:
+    """Hold the lock of one search in an SQLite ledger.
 
     Raises:
         LedgerError: another process holds it, or this one already does.
     """
-    path = sqlite_path(url)
-    if path is None:
-        with _advisory(engine, search_id, where):
-            yield
-    else:
-        with _file_lock(Path(f"{path.resolve()}.{search_id[:12]}.lock"), where):
-            yield
+    path = _path(ledger, search_id)
+    key = str(path)
+    if key in _held:
+        raise taken(where, this_process())
+    descriptor = _locked(path, where)
+    _held.add(key)
+    try:
+        about = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(about).encode(), 0)
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is still locked: nobody can have taken it meanwhile
+        os.close(descriptor)
+        _held.discard(key)
 
 
-def holder(url: sa.URL, search_id: str) -> str | None:
-    """Who writes to a search now, as far as this machine can tell; None where nobody does.
-
-    For an SQLite ledger: the lock is tried and given back at once. PostgreSQL's locks are seen by `acquire` alone.
-    """
-    path = sqlite_path(url)
-    if path is None:
-        return None
-    path = Path(f"{path.resolve()}.{search_id[:12]}.lock")
+def file_lock_holder(ledger: Path, search_id: str) -> str | None:
+    """Who writes to a search now, as far as this machine can tell: the lock is tried and given back at once."""
+    path = _path(ledger, search_id)
     if str(path) in _held:
-        return f"this process ({os.getpid()})"
+        return this_process()
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -62,22 +63,8 @@ def holder(url: sa.URL, search_id: str) -> str | None:
     return None
 
 
-@contextmanager
-def _file_lock(path: Path, where: str) -> Iterator[None]:
-    key = str(path)
-    if key in _held:
-        raise _taken(where, f"this process ({os.getpid()})")
-    descriptor = _locked(path, where)
-    _held.add(key)
-    try:
-        about = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(about).encode(), 0)
-        yield
-    finally:
-        path.unlink(missing_ok=True)  # while it is still locked: nobody can have taken it meanwhile
-        os.close(descriptor)
-        _held.discard(key)
+def _path(ledger: Path, search_id: str) -> Path:
+    return Path(f"{ledger.resolve()}.{search_id[:12]}.lock")
 
 
 def _locked(path: Path, where: str) -> int:
@@ -92,7 +79,7 @@ def _locked(path: Path, where: str) -> int:
         except OSError:
             holder = _holder(os.pread(descriptor, 4096, 0))
             os.close(descriptor)
-            raise _taken(where, holder) from None
+            raise taken(where, holder) from None
         if _is_at(path, descriptor):
             return descriptor
         os.close(descriptor)  # its holder removed it between our opening and our locking: take the new one
@@ -113,38 +100,55 @@ def _holder(content: bytes) -> str:
         return "a process that has just started"
 
 
-@contextmanager
-def _advisory(engine: Engine, search_id: str, where: str) -> Iterator[None]:
-    """A PostgreSQL advisory lock, held by a connection of its own."""
-    key = int.from_bytes(hashlib.sha256(search_id.encode()).digest()[:8], "big", signed=True)
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        about = f"evosearch {os.getpid()} on {socket.gethostname()}"[:63]
-        connection.execute(sa.select(sa.func.set_config("application_name", about, False)))
-        if not connection.scalar(sa.select(sa.func.pg_try_advisory_lock(key))):
-            raise _taken(where, _advisory_holder(connection, key))
-        try:
-            yield
-        finally:
-            with suppress(sa.exc.DBAPIError):  # a connection that was lost has released the lock already
-                connection.execute(sa.select(sa.func.pg_advisory_unlock(key)))
-                connection.execute(sa.select(sa.func.set_config("application_name", "", False)))
+# --- PostgreSQL ------------------------------------------------------------------------------------------------------
 
 
-def _advisory_holder(connection: sa.Connection, key: int) -> str:
-    """Who holds the lock. PostgreSQL lists a 64-bit key as two unsigned halves."""
-    high, low = (key >> 32) & 0xFFFFFFFF, key & 0xFFFFFFFF
+@dataclass(frozen=True)
+class Holder:
+    """A connection that holds an advisory lock: its process at the server, and what is known of it."""
+
+    backend: int
+    about: str
+
+
+def try_advisory(connection: sa.Connection, search_id: str) -> bool:
+    """Take the lock of one search for as long as the connection lives; False where another connection has it."""
+    return bool(connection.scalar(sa.select(sa.func.pg_try_advisory_lock(_key(search_id)))))
+
+
+def release_advisory(connection: sa.Connection, search_id: str) -> None:
+    connection.execute(sa.select(sa.func.pg_advisory_unlock(_key(search_id))))
+
+
+def advisory_holder(connection: sa.Connection, search_id: str) -> Holder | None:
+    """Who holds the lock of a search. PostgreSQL lists a 64-bit key as two unsigned halves."""
+    key = _key(search_id)
     query = sa.text(
-        "SELECT a.application_name, a.backend_start FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid"
-        " WHERE l.locktype = 'advisory' AND l.granted AND l.classid::bigint = :high AND l.objid::bigint = :low"
+        "SELECT l.pid, a.application_name, a.backend_start FROM pg_catalog.pg_locks l"
+        " LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid"
+        " WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1"
+        " AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())"
+        " AND l.classid::bigint = :high AND l.objid::bigint = :low"
     )
-    row = connection.execute(query, {"high": high, "low": low}).first()
+    row = connection.execute(query, {"high": (key >> 32) & 0xFFFFFFFF, "low": key & 0xFFFFFFFF}).first()
     if row is None:
-        return "another process"
-    return f"{row[0].replace('evosearch', 'process')}, since {row[1].isoformat(timespec='seconds')}"
+        return None
+    about = (row.application_name or "another process").replace("evosearch", "process", 1)
+    if row.backend_start is not None:  # another user's is not shown
+        about += f", since {row.backend_start.astimezone().isoformat(timespec='seconds')}"
+    return Holder(row.pid, about)
 
 
-def _taken(where: str, holder: str) -> LedgerError:
+def _key(search_id: str) -> int:
+    return int.from_bytes(hashlib.sha256(search_id.encode()).digest()[:8], "big", signed=True)
+
+
+def taken(where: str, holder: str) -> LedgerError:
     return LedgerError(where, f"this search is being run by {holder}", next="Wait for it, or stop it first")
+
+
+def this_process() -> str:
+    return f"this process ({os.getpid()})"
 
 
 def _now() -> str:

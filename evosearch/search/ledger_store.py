@@ -1,6 +1,10 @@
 """The ledger's tables, and how its database is opened, created and refused."""
 
+import os
+import re
+import socket
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +13,17 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.pool import NullPool
 
 from evosearch.errors import LedgerError
+from evosearch.search.ledger_errors import NoLedgerError, is_starting, shown, unusable
 
 SCHEMA = 1  # of the tables; a ledger with a greater one was written by a newer version
 BUSY_S = 30.0  # how long a connection waits for another's write to end
+STARTING_S = 30.0  # how long opening waits for a server that is starting
+# Advisory locks of a PostgreSQL database: whoever holds one creates the tables, or counts an opening of a test set
+CREATING, OPENING = 0x65766F5F6C656467, 0x65766F5F6F70656E
+
+# Of a connection to a server: how soon each end knows that the other is gone. Bounds how long a dead host holds a lock.
+NOTICE_DEATH: dict[str, Any] = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
+UNANSWERED_MS = 30_000
 
 metadata = sa.MetaData()
 
@@ -68,12 +80,15 @@ def parse_url(url: str, where: str) -> sa.URL:
     allowed = "sqlite:///PATH or postgresql://HOST/DATABASE"
     try:
         parsed = sa.make_url(url)
-    except sa.exc.ArgumentError:
-        raise LedgerError(where, f"got '{url}'", allowed) from None
+    except (sa.exc.ArgumentError, ValueError):
+        hidden = re.sub(r"[^/]*@", "***@", url)  # whatever stands before an @ may be a password
+        raise LedgerError(where, f"got '{hidden}'", allowed) from None
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
         raise LedgerError(where, f"got a {parsed.get_backend_name()} database", allowed)
     if parsed.get_backend_name() == "sqlite" and (parsed.database or ":memory:") == ":memory:":
         raise LedgerError(where, "a ledger in memory would be lost with the process", allowed)
+    if parsed.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg"):
+        raise LedgerError(where, f"got the driver '{parsed.drivername}'", allowed)
     return parsed
 
 
@@ -90,10 +105,10 @@ def connect(url: sa.URL, where: str, read_only: bool) -> Engine:
     """
     path = sqlite_path(url)
     if path is None:
-        return _connect_postgres(url, where)
+        return _connect_postgres(url, where, read_only)
     if read_only:
         if not path.is_file():
-            raise LedgerError(where, f"no ledger at {path}", next="Run a search first, or check the path")
+            raise NoLedgerError(where, f"no ledger at {path}", next="Run a search first, or check the path")
         return sa.create_engine("sqlite://", creator=lambda: _open_to_read(path), poolclass=NullPool)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,12 +121,34 @@ def connect(url: sa.URL, where: str, read_only: bool) -> Engine:
     return engine
 
 
-def _connect_postgres(url: sa.URL, where: str) -> Engine:
+def _connect_postgres(url: sa.URL, where: str, read_only: bool) -> Engine:
+    wanted = NOTICE_DEATH | {"connect_timeout": 10, "tcp_user_timeout": UNANSWERED_MS}
+    wanted = {key: value for key, value in wanted.items() if key not in url.query}
     try:
-        return sa.create_engine(url, pool_pre_ping=True)
+        engine = sa.create_engine(url, connect_args=wanted, use_native_hstore=False)
     except ModuleNotFoundError as exc:
         what = f"the PostgreSQL driver '{exc.name}' is not installed"
         raise LedgerError(where, what, next='Install it: pip install "psycopg[binary]"') from None
+    settings = {f"tcp_{key}": str(value) for key, value in NOTICE_DEATH.items()} | {
+        "application_name": f"evosearch {os.getpid()} on {socket.gethostname()}"[:63],
+        "tcp_user_timeout": str(UNANSWERED_MS),
+        "idle_in_transaction_session_timeout": "60s",  # of a process that is suspended: nobody waits for it forever
+        "lock_timeout": "20s",
+        "default_transaction_read_only": "on" if read_only else "off",
+    }
+
+    def configure(connection: Any, _: Any) -> None:
+        query = ", ".join(["set_config(%s, %s, false)"] * len(settings))
+        try:
+            connection.autocommit = True
+            connection.execute(f"SELECT {query}", [text for pair in settings.items() for text in pair])
+            connection.autocommit = False
+        except BaseException:
+            connection.close()  # SQLAlchemy has not taken it over yet
+            raise
+
+    sa.event.listen(engine, "connect", configure)
+    return engine
 
 
 def _open_to_read(path: Path) -> sqlite3.Connection:
@@ -141,49 +178,84 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def prepare(engine: Engine, url: sa.URL, where: str, read_only: bool) -> None:
-    """Create the tables where there are none, and check whose they are.
+def check_server(url: str, where: str) -> None:
+    """That a ledger on a server could be opened to write, tables created where there are none; nothing is kept of it.
+
+    Raises:
+        LedgerError: what `prepare` raises.
+    """
+    parsed = parse_url(url, where)
+    assert sqlite_path(parsed) is None
+    engine = connect(parsed, where, read_only=False)
+    try:
+        prepare(engine, parsed, where, read_only=False, keep=False)
+    finally:
+        engine.dispose()
+
+
+def prepare(engine: Engine, url: sa.URL, where: str, read_only: bool, keep: bool = True) -> None:
+    """Create the tables where there are none, and check whose they are. A server that is starting is waited for.
+
+    Args:
+        keep: False: roll back what was created.
 
     Raises:
         LedgerError: not a database, somebody else's, of a newer version, or not writable.
     """
-    try:
-        with engine.connect().execution_options(evosearch_write=not read_only) as connection, connection.begin():
-            present = set(sa.inspect(connection).get_table_names())
-            if meta.name not in present:
-                _create(connection, present, url, where, read_only)
-            version = connection.scalar(sa.select(meta.c.value).where(meta.c.key == "schema"))
-    except sa.exc.DBAPIError as exc:
-        raise unusable(url, where, exc) from None
+    deadline = time.monotonic() + STARTING_S
+    while True:
+        try:
+            version = _prepare(engine, url, where, read_only, keep)
+            break
+        except sa.exc.DBAPIError as exc:
+            if not is_starting(exc) or time.monotonic() > deadline:
+                raise unusable(url, where, exc) from None
+            time.sleep(0.5)
     if version is None or not version.isdigit():
-        raise LedgerError(where, f"{_shown(url)} is damaged: its schema version is missing")
+        raise LedgerError(where, f"{shown(url)} is damaged: its schema version is missing")
     if int(version) > SCHEMA:
-        what = f"{_shown(url)} was written by a newer evosearch (schema {version})"
+        what = f"{shown(url)} was written by a newer evosearch (schema {version})"
         raise LedgerError(where, what, f"This one reads schema {SCHEMA}", "Update evosearch")
 
 
+def _prepare(engine: Engine, url: sa.URL, where: str, read_only: bool, keep: bool) -> str | None:
+    """The version of the tables, once they are there."""
+    options = {"evosearch_write": not read_only}
+    with engine.connect().execution_options(**options) as connection, connection.begin() as transaction:
+        present = _tables(connection)
+        if meta.name not in present and sqlite_path(url) is None and not read_only:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(CREATING)))  # two may come to an empty database
+            present = _tables(connection)
+        if meta.name not in present:
+            _create(connection, present, url, where, read_only)
+        version: str | None = connection.scalar(sa.select(meta.c.value).where(meta.c.key == "schema"))
+        if not keep:
+            transaction.rollback()
+        return version
+
+
+def _tables(connection: sa.Connection) -> set[str]:
+    """The names of all tables; of a server's database those of other schemas too, as `schema.table`."""
+    if connection.dialect.name == "sqlite":
+        return set(sa.inspect(connection).get_table_names())
+    query = (
+        "SELECT CASE WHEN schemaname = current_schema() THEN tablename ELSE schemaname || '.' || tablename END"
+        " FROM pg_catalog.pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
+    )
+    return set(connection.scalars(sa.text(query)))
+
+
 def _create(connection: sa.Connection, present: set[str], url: sa.URL, where: str, read_only: bool) -> None:
-    alone = sqlite_path(url) is not None  # a PostgreSQL database may hold other programs' tables too
-    if read_only or (present and alone):
-        what = f"{_shown(url)} holds no ledger"
-        if present:
-            what += f" but other tables: {', '.join(sorted(present)[:3])}"
-        raise LedgerError(where, what, next="Choose another path")
-    metadata.create_all(connection)
+    server = sqlite_path(url) is None
+    if present:
+        what = f"{shown(url)} holds no ledger but other tables: {', '.join(sorted(present)[:3])}"
+        next = "Create a database for it: createdb evosearch" if server else "Choose another path"
+        raise LedgerError(where, what, next=next)
+    if read_only:
+        next = "Run a search first, or check the URL" if server else "Choose another path"
+        raise NoLedgerError(where, f"{shown(url)} holds no ledger", next=next)
+    if server and (encoding := connection.scalar(sa.text("SHOW server_encoding"))) != "UTF8":
+        next = f"Create another: createdb -E UTF8 -T template0 {url.database}"
+        raise LedgerError(where, f"{shown(url)} has the encoding {encoding}", "UTF8", next)
+    metadata.create_all(connection, checkfirst=False)
     connection.execute(sa.insert(meta), [{"key": "schema", "value": str(SCHEMA)}])
-
-
-def unusable(url: sa.URL, where: str, exc: sa.exc.DBAPIError) -> LedgerError:
-    """What a database error means to the user."""
-    reason = str(exc.orig).strip().splitlines()[0] if str(exc.orig).strip() else type(exc.orig).__name__
-    if "not a database" in reason:
-        return LedgerError(where, f"{_shown(url)} is not an SQLite database", next="Choose another path")
-    next = "Check that it exists and may be written"
-    if "disk" in reason:  # "database or disk is full", "disk I/O error"
-        next = "Make room on its disk, then run the same command: what was recorded is safe"
-    return LedgerError(where, f"{_shown(url)} cannot be used: {reason}", next=next)
-
-
-def _shown(url: sa.URL) -> str:
-    path = sqlite_path(url)
-    return str(path) if path is not None else url.render_as_string(hide_password=True)

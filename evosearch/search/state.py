@@ -93,6 +93,11 @@ class SearchState:
         return dict(self.circumstances.get("inputs", {}))
 
     @property
+    def recipes(self) -> dict[str, dict[str, Any]]:
+        """reference → recipe, of the models that are recipes and of those that they are made of."""
+        return dict(self.circumstances.get("recipes", {}))
+
+    @property
     def asked_count(self) -> int:
         return len(self.asked)
 

@@ -1,7 +1,21 @@
-"""Who watches a search, and what they are shown."""
+"""Who watches a search, and what they are shown; and how a search that runs elsewhere tells it, line by line.
 
-from dataclasses import dataclass
-from typing import Protocol
+```
+{"evosearch": "progress", "time": 1795408334.8, "stage": "search", "done": 12, "total": 18, "best": 0.81, …}
+{"evosearch": "note", "time": 1795408335.1, "text": "7@search failed: score: …"}
+{"evosearch": "result", "time": 1795408390.2, "exit": 0, "stopped": "candidates", "promoted": "11", …}
+```
+
+Times are seconds since the epoch. Whatever else a log holds is not ours.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+MARK = "evosearch"  # the first key of every line; its value says what the line is
 
 
 @dataclass(frozen=True)
@@ -40,3 +54,30 @@ class Silent:
     def preparing(self, what: str, part: float) -> None: ...
 
     def close(self) -> None: ...
+
+
+def line(kind: str, content: Mapping[str, Any]) -> str:
+    """One line, without its end."""
+    return json.dumps({MARK: kind, "time": round(time.time(), 3), **content})
+
+
+def progress_line(progress: Progress) -> str:
+    """What is not known is left out."""
+    return line("progress", {key: value for key, value in asdict(progress).items() if value is not None})
+
+
+def read_line(text: str) -> dict[str, Any] | None:
+    """The content of a line of ours; None of anybody else's."""
+    if not text.startswith(f'{{"{MARK}": '):
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError:  # cut off
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def progress_of(content: Mapping[str, Any]) -> Progress:
+    """What a line of progress tells."""
+    known: dict[str, Any] = {key: content[key] for key in Progress.__dataclass_fields__ if key in content}
+    return Progress(**{"stage": "", "done": 0, "total": None, **known})

@@ -13,7 +13,6 @@ What it leaves out (Python, starts of kernels, data between them) a trial candid
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,21 +78,24 @@ def counts_of(spec: SearchSpec, scored: Sequence[Control], items: int, gate: boo
     """
     budget = spec.config.budget
     ends = [budget.candidates] if budget.candidates else []
-    ends += [math.ceil(budget.items / items)] if budget.items else []
-    if not ends:
-        return None
+    ends += [budget.items // items] if budget.items else []
+    return counts_with(spec, scored, min(ends), gate) if ends else None
+
+
+def counts_with(spec: SearchSpec, scored: Sequence[Control], candidates: int, gate: bool = True) -> Counts:
+    """What is scored beside so many candidates: controls, finalists on `validation`, contenders on `test`."""
     kinds = [control.kind for control in scored if control.recipe is not None]
-    scales, finalists = kinds.count("scale"), min(spec.config.promotion.finalists, *ends)
+    scales, finalists = kinds.count("scale"), min(spec.config.promotion.finalists, candidates)
     plain = len(kinds) - scales
     return Counts(
-        candidates=min(ends),
+        candidates=candidates,
         search=len(kinds) + (RESCORED * finalists if spec.config.search_parts else 0),
         validation=finalists + plain + min(scales, SCALES_TO_VALIDATE),
         test=1 + plain + min(scales, 1) if gate else 0,
     )
 
 
-def reckoned(spec: SearchSpec | StagedSpec, harness: Harness, watcher: Watcher, folder: Path) -> dict[str, Any]:
+def reckoned(spec: SearchSpec | StagedSpec, harness: Harness, watcher: Watcher) -> dict[str, Any]:
     """`tokens` and `cost` of a spec, as `check --json` has them, by configs and tokenizers alone; see `sizes_of`.
 
     The tokenizer is the one of the model whose config the output has: a vocabulary that is made of several splits texts
@@ -101,7 +103,6 @@ def reckoned(spec: SearchSpec | StagedSpec, harness: Harness, watcher: Watcher, 
 
     Args:
         harness: of the spec's suite.
-        folder: takes what stands in for the winners of stages.
 
     Raises:
         InputError: a model cannot be had, or its config or tokenizer cannot be used; the recipe is not well-formed; a
@@ -118,7 +119,7 @@ def reckoned(spec: SearchSpec | StagedSpec, harness: Harness, watcher: Watcher, 
         sizes = sizes_of(stage, watcher)
         tokens = count_in(harness, sizes.folder)
         found[config.name] = cost(stage, sizes, tokens, planned(stage), gate=index == spec.count - 1)
-        winners[config.name] = described(config.name, stage, folder)
+        winners[config.name] = described(stage)
     return {"tokens": _plain(tokens), "cost": summed(found)}
 
 
@@ -162,7 +163,7 @@ def cost(
     """
     out_dtype = frame(spec.template, spec.where).output_dtype
     use = _Use(sizes, getattr(torch, out_dtype).itemsize, _options(spec))
-    part = _part(tokens["search"], spec.config.search_parts or 1)
+    part = part_of(tokens["search"], spec.config.search_parts or 1)
     counts = counts_of(spec, scored, part.items, gate)
     found = {
         "parameters": sizes.output.parameters,
@@ -194,7 +195,7 @@ def _options(spec: SearchSpec) -> ScoreOptions:
     return ScoreOptions(batch_tokens=workers.batch_tokens, cached_tokens=cached)
 
 
-def _part(tokens: SplitTokens, parts: int) -> SplitTokens:
+def part_of(tokens: SplitTokens, parts: int) -> SplitTokens:
     """One of so many equal parts; what its prompts share is little beside what they do not."""
     shares = {key: math.ceil(value / parts) for key, value in asdict(tokens).items() if key != "longest"}
     return SplitTokens(longest=tokens.longest, **shares)

@@ -1,6 +1,7 @@
 """Exports: the promoted winner at the end of a run, or any candidate on demand."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.materialize.plan import donor_of
 from evosearch.promotion.export import Format, Provenance
 from evosearch.promotion.export import export as write_export
-from evosearch.recipe.files import is_recipe
+from evosearch.recipe.files import is_recipe, load_reference
 from evosearch.recipe.schema import Recipe
 from evosearch.search.ledger import Ledger
 from evosearch.search.state import SearchState
@@ -63,7 +64,7 @@ def export(
         search_id, state = read_search(ledger, places)
         name = _candidate(state, candidate, places)
         recipe = Recipe.model_validate(state.recipe(name))
-        models = open_models(recipe, f"candidate {name}", watcher, allow_pickle)
+        models = open_models(recipe, f"candidate {name}", watcher, allow_pickle, recipes=state.recipes)
         _check_unchanged(state, models)
         source = provenance(ledger, search_id, state, name)
         write_one(recipe, fmt, out, source, models, overwrite, adapter)
@@ -103,7 +104,8 @@ def write_winner(ledger: Ledger, search_id: str, state: SearchState, out: Path) 
     """The recipe of a stage's winner, for later stages to build on; it follows from the ledger."""
     assert state.winner is not None
     recipe = Recipe.model_validate(state.winner["recipe"])
-    write_export(recipe, "recipe", out, provenance(ledger, search_id, state, state.winner["candidate"]), overwrite=True)
+    source = provenance(ledger, search_id, state, state.winner["candidate"])
+    write_export(recipe, "recipe", out, source, load=partial(load_reference, known=state.recipes), overwrite=True)
 
 
 def export_promoted(
@@ -153,6 +155,7 @@ def write_one(
         adapted=adapted,
         write_checkpoint=checkpoint,
         write_adapter=adapter,
+        load=models.opener.recipe,
         overwrite=overwrite,
     )
 

@@ -1,20 +1,21 @@
 """The models of a recipe, made ready: references resolved, checkpoints opened, fit for each other, hashed."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from evosearch.checkpoints.compatibility import check_compatible
 from evosearch.checkpoints.reader import CONFIG, Checkpoint
 from evosearch.checkpoints.references import default_cache
-from evosearch.errors import RecipeError
+from evosearch.errors import InputError, RecipeError, in_one
 from evosearch.execution.worker import register_schemes
 from evosearch.materialize.fit import check_fit
 from evosearch.materialize.forward import differences
 from evosearch.materialize.inputs import Opener
 from evosearch.materialize.layout import Output, output
-from evosearch.materialize.plan import plan
+from evosearch.materialize.plan import donor_of, plan
 from evosearch.merging.registry import specs
 from evosearch.recipe.identity import recipe_id
 from evosearch.recipe.schema import Recipe
@@ -133,20 +134,28 @@ class Models:
 
 
 def open_models(
-    recipe: Recipe, where: str, watcher: Watcher, allow_pickle: bool = False, also: Sequence[str] = ()
+    recipe: Recipe,
+    where: str,
+    watcher: Watcher,
+    allow_pickle: bool = False,
+    also: Sequence[str] = (),
+    recipes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Models:
     """Resolve, fetch or train, open, and compare the models that a recipe names.
 
     Args:
         also: further models, which only controls name. How they fit is asked with `Models.check_beside`.
+        recipes: reference → recipe, of models that are recipes and need not be read from their files.
 
     Raises:
         CheckpointError: one is missing, damaged, or does not fit the others.
         RecipeError: a nested recipe is wrong, or layers are asked for that are not there.
+        Problems: several of them.
     """
     register_schemes()
-    opener = Opener(default_cache(), watcher.preparing, allow_pickle)
+    opener = Opener(default_cache(), watcher.preparing, allow_pickle, recipes or {})
     further = tuple(dict.fromkeys(reference for reference in also if reference not in recipe.references()))
+    _open_each(opener, recipe, further, where)
     models = Models(opener.inputs(recipe, further), recipe, opener, further)
     for checkpoint in models.checkpoints.values():
         for text in checkpoint.notes:
@@ -155,6 +164,30 @@ def open_models(
     for text in _other_settings(models):
         watcher.note(text)
     return models
+
+
+def _open_each(opener: Opener, recipe: Recipe, further: Sequence[str], where: str) -> None:
+    """Open every model, so that all that cannot be had are named, and all that do not fit those that can.
+
+    Raises:
+        InputError: one cannot be opened; `Problems` where there is more to say.
+    """
+    opened: list[Checkpoint] = []
+    found: list[InputError] = []
+    for reference in dict.fromkeys((donor_of(recipe), *recipe.references(), *further)):
+        try:
+            checkpoint = opener.open(reference)
+            opened += [checkpoint] if reference in recipe.references() else []
+        except InputError as error:
+            found.append(error)
+    if not found:
+        return
+    if recipe.routing is None and recipe.vocabulary is None and not recipe.named_slices():
+        try:
+            check_compatible(opened, where)
+        except InputError as error:
+            found.append(error)
+    raise in_one(where.partition(": ")[0], found)
 
 
 def _of_a_hop(tensor: TensorSpec) -> bool:

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from evosearch.errors import LedgerError
 from evosearch.search.ledger import Ledger
+from evosearch.search.ledger_errors import NoLedgerError
 from evosearch.service.spec import SearchSpec, SpecFile, is_spec
 from evosearch.service.staged import StagedSpec, StagesFile, load
 
@@ -124,5 +125,8 @@ def recorded_names(ledger: str) -> list[str]:
     file = ledger.removeprefix(SQLITE)
     if file != ledger and not Path(file).is_file():
         return []
-    with Ledger.open(ledger, read_only=True) as opened:
-        return [info.name for info in opened.searches()]
+    try:
+        with Ledger.open(ledger, read_only=True) as opened:
+            return [info.name for info in opened.searches()]
+    except NoLedgerError:  # an empty database
+        return []

@@ -1,18 +1,21 @@
 """A spec made ready to run: suite loaded and split, models opened, space laid out. Writes nothing but caches."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from evosearch.checkpoints.reader import CONFIG
+from evosearch.checkpoints.references import default_cache
 from evosearch.documents import join
-from evosearch.errors import CheckpointError, RecipeError, SpecError, SuiteError
+from evosearch.errors import CheckpointError, InputError, Problems, RecipeError, SpecError, SuiteError, in_one
 from evosearch.evaluation.harness import Harness, max_length_of
 from evosearch.evaluation.parts import Parts, partition
 from evosearch.evaluation.suite import Suite
 from evosearch.evaluation.types import SPLITS, ItemBatch
 from evosearch.execution.worker import load_tokenizer
 from evosearch.materialize.forward import settings
+from evosearch.materialize.inputs import Opener
 from evosearch.materialize.layout import output
 from evosearch.materialize.plan import donor_of
 from evosearch.merging.registry import specs
@@ -25,6 +28,7 @@ from evosearch.search.routes import is_route
 from evosearch.search.space import SearchSpace
 from evosearch.search.template import frame
 from evosearch.search.watching import Watcher
+from evosearch.service.findings import Findings
 from evosearch.service.models import Models, open_models
 from evosearch.service.spec import SearchSpec
 from evosearch.service.tokens import SplitTokens, count
@@ -70,27 +74,93 @@ def prepare(spec: SearchSpec, watcher: Watcher, allow_pickle: bool = False, harn
         harness: of the spec's suite, where it is loaded already.
 
     Raises:
-        InputError: the first thing that is wrong.
+        InputError: what is wrong, all of it.
     """
-    check_tracking(spec)
-    harness = harness or Harness(spec.suite)
-    batches = {split: harness.batch(split) for split in SPLITS}
-    _check_items(spec, batches["search"])
-    models = _models(spec, watcher, allow_pickle)
+    findings = Findings()
+    prepared = prepare_with(findings, spec, watcher, allow_pickle, lambda: harness or Harness(spec.suite))
+    findings.raise_all(str(spec.file))
+    assert prepared is not None
+    return prepared
+
+
+def prepare_with(
+    findings: Findings,
+    spec: SearchSpec,
+    watcher: Watcher,
+    allow_pickle: bool = False,
+    harness: Callable[[], Harness] | None = None,
+    opened: bool = True,
+) -> Prepared | None:
+    """As `prepare`, with its problems on a list; None where there are any.
+
+    Args:
+        harness: of the spec's suite; None: there is none, so that what only a suite can tell is left out.
+        opened: without it models are left out, and what only they can tell.
+    """
+    before = len(findings.problems)
+    findings.attempt(lambda: check_tracking(spec))
+    measured = findings.attempt(lambda: _measured(harness)) if harness else None
+    if measured is not None:
+        findings.attempt(lambda: _check_items(spec, measured[1]["search"]))
+    models = findings.attempt(lambda: _models(spec, watcher, allow_pickle)) if opened else None
+    if models is None:
+        findings.attempt(lambda: _without_models(spec, allow_pickle, opened))
+        return None
+    found = findings.attempt(lambda: _controls(spec, models))
+    space = findings.attempt(lambda: _space(spec, models, watcher))
+    if space is not None and found is not None:
+        findings.attempt(lambda: _check_start(spec, space, found))
+    tokens = None
+    if measured is not None and found is not None:
+        tokens = findings.attempt(lambda: _check_prompts(*measured, models, found))
+    # Reads every byte of every model: damage is found before anything is written
+    findings.attempt(lambda: _check_winners(spec, models.inputs))
+    fingerprint = findings.attempt(measured[0].fingerprint) if measured is not None else None
+    if len(findings.problems) > before or not (measured and space and found is not None and tokens):
+        return None
+    assert fingerprint is not None
+    example, search_id = space.fill(space.initial()), spec.search_id()
+    return Prepared(spec, search_id, models, space, example, tuple(found), *measured, tokens, fingerprint)
+
+
+def _measured(harness: Callable[[], Harness]) -> tuple[Harness, dict[str, ItemBatch]]:
+    loaded = harness()
+    return loaded, {split: loaded.batch(split) for split in SPLITS}
+
+
+def _space(spec: SearchSpec, models: Models, watcher: Watcher) -> SearchSpace:
+    """
+    Raises:
+        RecipeError: the recipe makes no sense, or no tensor can follow it.
+        SpecError: the optimizer does not take such a space.
+    """
     space = SearchSpace.from_template(spec.template, models.shape, specs(), spec.where, models.depths)
-    example = space.fill(space.initial())
-    for text in checks.check(example, specs(), spec.where):
+    for text in checks.check(space.fill(space.initial()), specs(), spec.where):
         watcher.note(text)
     for genome in space.corners():
         models.plan(space.fill(genome), spec.where)
     objectives = len(spec.config.objectives or ()) or 1
     create(spec.config.optimizer, space.dimensions, space.initial(), spec.at("optimizer"), objectives)
-    found = _controls(spec, models)
-    _check_start(spec, space, found)
-    tokens = _check_prompts(harness, batches, models, found)
-    models.inputs  # noqa: B018 (reads every byte of every model: damage is found before anything is written)
-    fingerprint = harness.fingerprint()
-    return Prepared(spec, spec.search_id(), models, space, example, tuple(found), harness, batches, tokens, fingerprint)
+    return space
+
+
+def _without_models(spec: SearchSpec, allow_pickle: bool, opened: bool) -> None:
+    """What can be said of a recipe whose models cannot all be had, by the layout of any of them.
+
+    Raises:
+        RecipeError: its holes or its parameters are wrong.
+    """
+    recipe = frame(spec.template, spec.where)
+    if recipe.routing is not None or recipe.named_slices() or not opened:
+        return  # how deep its models are decides
+    opener = Opener(default_cache(), None, allow_pickle, spec.recipes)
+    for reference in recipe.references():
+        with suppress(InputError):  # which is said already
+            shape = opener.open(reference).shape
+            break
+    else:
+        return
+    SearchSpace.from_template(spec.template, shape, specs(), spec.where)
 
 
 def _check_items(spec: SearchSpec, batch: ItemBatch) -> None:
@@ -115,13 +185,20 @@ def _models(spec: SearchSpec, watcher: Watcher, allow_pickle: bool) -> Models:
     recipe, config = frame(spec.template, spec.where), spec.controls
     also = (*filter(None, [config.base_model]), *(config.models or ()))
     try:
-        return open_models(recipe, spec.where, watcher, allow_pickle, also)
-    except (CheckpointError, RecipeError) as error:
-        hop = re.search(r"routing\.hops\[(\d+)\]\.\w+$", error.where)
-        if hop is None or not is_route(spec.template):
+        return open_models(recipe, spec.where, watcher, allow_pickle, also, spec.recipes)
+    except (CheckpointError, RecipeError, Problems) as error:
+        if not is_route(spec.template):
             raise
-        place = join(spec.where, "routing", "models", int(hop[1]))
-        raise type(error)(place, error.what, error.allowed, error.next) from None
+        raise in_one(str(spec.file), [_of_hole(problem, spec) for problem in error.problems]) from None
+
+
+def _of_hole(error: InputError, spec: SearchSpec) -> InputError:
+    """An error about a hop of the frame, with the key in the spec's hole."""
+    hop = re.search(r"routing\.hops\[(\d+)\]\.\w+$", error.where)
+    if hop is None:
+        return error
+    place = join(spec.where, "routing", "models", int(hop[1]))
+    return type(error)(place, error.what, error.allowed, error.next)
 
 
 def _controls(spec: SearchSpec, models: Models) -> list[Control]:
@@ -141,10 +218,23 @@ def _controls(spec: SearchSpec, models: Models) -> list[Control]:
 
 def _of_stage(control: Control, spec: SearchSpec) -> Control:
     """A parent that is the winner of an earlier stage: what the search must beat, and what may stand in its place."""
-    named = {str(winner.file): name for name, winner in spec.stage.winners.items()} if spec.stage else {}
+    named = {winner.reference(name): name for name, winner in spec.stage.winners.items()} if spec.stage else {}
     if control.kind != "parent" or control.recipe is None or control.recipe.models[0].model not in named:
         return control
     return replace(control, name=f"stage:{named[control.recipe.models[0].model]}", kind="stage")
+
+
+def _check_winners(spec: SearchSpec, inputs: Mapping[str, str]) -> None:
+    """
+    Raises:
+        SpecError: what an earlier stage found is not what its recipe makes now: something it is made of has changed.
+    """
+    for name, winner in spec.stage.winners.items() if spec.stage else ():
+        now = inputs.get(winner.reference(name), winner.recipe_id)
+        if winner.place is None and now != winner.recipe_id:
+            then = winner.recipe_id
+            what = f"'{winner.reference(name)}' is another model now (recipe_id {then[:12]} then, {now[:12]} now)"
+            raise SpecError(spec.where, what, next="A model that it is made of changed since: restore it")
 
 
 def _check_start(spec: SearchSpec, space: SearchSpace, controls: Sequence[Control]) -> None:

@@ -9,7 +9,7 @@ from evosearch.errors import RecipeError, TrackingError
 from evosearch.promotion.gate import GateDecision
 from evosearch.promotion.promote import Champion
 from evosearch.recipe.bundle import inner
-from evosearch.recipe.files import anchor, is_recipe, load_reference
+from evosearch.recipe.files import anchor, is_recipe
 from evosearch.recipe.identity import digest
 from evosearch.recipe.schema import Recipe
 from evosearch.search.recorder import Recorder
@@ -49,7 +49,8 @@ def present_champion(prepared: Prepared, registry: Registry | None, watcher: Wat
 def read_champion(text: str, name: str, prepared: Prepared) -> Recipe:
     """A champion's recipe; a recipe in it that is one of this search's models goes by that model's reference."""
     *within, outer = documents.parse_all(text, name, RecipeError)
-    ours = {_content(one, load_reference): one for one in prepared.models.references if is_recipe(one)}
+    load = prepared.models.opener.recipe
+    ours = {_content(one, load): one for one in prepared.models.references if is_recipe(one)}
     found: dict[str, Recipe] = {}  # as references of a file that holds them, by which they name each other
     local: dict[str, str] = {}
     for data in within:

@@ -21,23 +21,27 @@ from evosearch.search.ledger import Ledger
 from evosearch.search.optimizers.registry import create
 from evosearch.search.ports import Executor
 from evosearch.search.recorder import Recorder
-from evosearch.search.watching import Watcher
+from evosearch.search.watching import Silent, Watcher
+from evosearch.service.check import check_stages
 from evosearch.service.executors import make_executor
 from evosearch.service.export import export_promoted, write_winner
+from evosearch.service.findings import Findings
 from evosearch.service.on_test import measure_of
 from evosearch.service.openings import openings
 from evosearch.service.outlook import hardly_decided
-from evosearch.service.paths import Places, places_of
-from evosearch.service.prepare import Prepared, prepare
+from evosearch.service.paths import Places, places_of, recorded_names, stage_places
+from evosearch.service.preflight import look, prove_store
+from evosearch.service.prepare import Prepared
+from evosearch.service.reading import Read, read
 from evosearch.service.register import never_met, present_champion, register
 from evosearch.service.report import RunReport, report
 from evosearch.service.spec import SearchSpec
-from evosearch.service.staged import StagedSpec, load
+from evosearch.service.staged import StagedSpec
 from evosearch.service.stages import run_stages
 from evosearch.service.trackers import CATCH_UP_S, PATIENCE_S, mirroring, registry_of, shown
 from evosearch.service.unchanged import circumstances, refuse_other_search
 from evosearch.service.versions import versions
-from evosearch.service.warm_start import WarmStart, found_before
+from evosearch.service.warm_start import WarmStart
 from evosearch.tracking.mirror import UP_TO_DATE
 
 
@@ -52,9 +56,15 @@ def run(path: Path, watcher: Watcher, continue_from_best: bool = False, allow_pi
         InputError: something the user can mend; nothing was scored.
         SearchError: the search cannot go on; the ledger has the reason.
     """
-    spec = load(path)
+    findings = Findings()
+    found = read(path, findings)
+    if findings.problems or found.spec is None:
+        _say_all(path, found, findings, watcher, allow_pickle)
+    spec = found.spec
+    assert spec is not None
     options = Options(continue_from_best, allow_pickle)
     if isinstance(spec, StagedSpec):
+        _look_ahead(spec, watcher, allow_pickle)
         return run_stages(spec, partial(_run_one, options), watcher)
     return _run_one(options, spec, watcher)
 
@@ -76,12 +86,11 @@ def _run_one(options: Options, spec: SearchSpec, watcher: Watcher, harness: Harn
     began = time.monotonic()
     last = spec.stage is None or spec.stage.last
     places = places_of(spec)
-    prepared = prepare(spec, watcher, options.allow_pickle, harness)
+    prepared, warm = _ready(options, spec, watcher, harness)
     for text in hardly_decided(prepared.suite, prepared.batches["test"]):
         watcher.note(text)
-    warm = found_before(prepared, watcher)
     with ExitStack() as stack:
-        ledger = stack.enter_context(Ledger.open(places.ledger, f"{spec.file}: ledger"))
+        ledger = stack.enter_context(Ledger.open(places.ledger, f"{spec.file}: ledger", notice=watcher.note))
         refuse_other_search(ledger, prepared)
         stack.enter_context(ledger.acquire(prepared.search_id))
         recorder = Recorder(ledger, prepared.search_id, watcher=watcher)
@@ -112,8 +121,65 @@ def _run_one(options: Options, spec: SearchSpec, watcher: Watcher, harness: Harn
             raise
         recorder.record([("stopped", {"reason": stopped})])
         mirror.close(CATCH_UP_S, PATIENCE_S)
-    note = None if mirror.state == UP_TO_DATE else f"{shown(places)} is {mirror.state}"
-    return report(prepared, places, recorder, stopped, already, exported, note, time.monotonic() - began)
+        note = None if mirror.state == UP_TO_DATE else f"{shown(places)} is {mirror.state}"
+        return report(prepared, places, recorder, stopped, already, exported, note, time.monotonic() - began)
+
+
+def _ready(
+    options: Options, spec: SearchSpec, watcher: Watcher, harness: Harness | None
+) -> tuple[Prepared, WarmStart | None]:
+    """What the search needs; nothing is written before all of it is found to be there.
+
+    Raises:
+        InputError: something is wrong; `Problems` where several things are.
+    """
+    findings = Findings()
+    ready = look(spec, findings, watcher, options.allow_pickle, lambda: harness or Harness(spec.suite))
+    if ready.first and not findings.problems:
+        findings.attempt(lambda: prove_store(spec))
+    findings.raise_all(str(spec.file))
+    for text in findings.warnings:
+        watcher.note(text)
+    assert ready.prepared is not None
+    return ready.prepared, ready.warm
+
+
+def _look_ahead(spec: StagedSpec, watcher: Watcher, allow_pickle: bool) -> None:
+    """All stages of a spec that has not begun, each with the start of an earlier one in place of its winner.
+
+    Raises:
+        InputError: something is wrong with one, which otherwise would be found when those before it are done.
+    """
+    begun = recorded_names(stage_places(spec, 0).ledger)
+    if any(spec.search_name(index) in begun for index in range(spec.count)):
+        return
+    findings = Findings()
+    harness = findings.attempt(lambda: Harness(spec.suite))
+    check_stages(spec, findings, _OfPreparing(watcher), harness, trial=False, allow_pickle=allow_pickle)
+    findings.raise_all(str(spec.file))
+
+
+class _OfPreparing(Silent):
+    """A watcher who is told what is being made ready, and nothing that will be said again."""
+
+    def __init__(self, inner: Watcher) -> None:
+        self._inner = inner
+
+    def preparing(self, what: str, part: float) -> None:
+        self._inner.preparing(what, part)
+
+
+def _say_all(path: Path, found: Read, findings: Findings, watcher: Watcher, allow_pickle: bool) -> None:
+    """Of a file that cannot be run as it stands, what else is wrong.
+
+    Raises:
+        InputError: always.
+    """
+    suite = found.suite
+    harness = findings.attempt(lambda: Harness(suite)) if suite is not None else None
+    if isinstance(found.spec, SearchSpec):
+        look(found.spec, findings, watcher, allow_pickle, (lambda: harness) if harness is not None else None)
+    findings.raise_all(str(path))
 
 
 def _begin(recorder: Recorder, prepared: Prepared, warm: WarmStart | None) -> None:

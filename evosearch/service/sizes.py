@@ -104,7 +104,7 @@ def sizes_of(spec: SearchSpec, watcher: Watcher) -> Sizes:
         RecipeError: the recipe is not well-formed.
     """
     register_schemes()
-    found, example = _Found(watcher), frame(spec.template, spec.where)
+    found, example = _Found(watcher, spec.recipes), frame(spec.template, spec.where)
     also = (spec.controls.base_model, *(spec.controls.models or ()))
     for reference in dict.fromkeys((donor_of(example), *example.references(), *filter(None, also))):
         found.add(reference)
@@ -125,8 +125,8 @@ def sizes_of(spec: SearchSpec, watcher: Watcher) -> Sizes:
 class _Found:
     """References as they are looked at, one after another."""
 
-    def __init__(self, watcher: Watcher) -> None:
-        self._watcher = watcher
+    def __init__(self, watcher: Watcher, recipes: Mapping[str, Mapping[str, Any]]) -> None:
+        self._watcher, self._recipes = watcher, recipes
         self.folders: dict[str, Path] = {}
         self.stored: dict[str, int] = {}
         self.held: dict[str, int] = {}
@@ -151,7 +151,7 @@ class _Found:
         if model in self.folders:
             return self.folders[model]
         if files.is_recipe(model):
-            inner = files.load_reference(model)
+            inner = files.load_reference(model, self._recipes)
             for reference in (donor_of(inner), *inner.references()):
                 if reference not in self.folders:
                     self.add(reference)

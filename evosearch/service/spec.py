@@ -17,18 +17,19 @@ from evosearch import documents
 from evosearch.documents import Document
 from evosearch.errors import LedgerError, SpecError
 from evosearch.evaluation.suite import Suite, load_suite
-from evosearch.recipe.files import anchor
+from evosearch.recipe.files import STAGE, anchor
 from evosearch.recipe.identity import digest
 from evosearch.search.controls import SCALES
 from evosearch.search.optimizers.registry import OptimizerConfig, load
+from evosearch.service.credentials import Url
 from evosearch.service.objectives import check_objectives
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Text = Annotated[str, Field(min_length=1)]
 SearchParts = Annotated[int, Field(ge=2, le=100_000)]
 Objectives = Annotated[tuple[Text, ...], Field(min_length=2, max_length=4)]
+ADDRESS = re.compile(r"auto|[^\s/:@]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")  # of a Ray cluster's head node
 OF_A_STAGE = ("recipe", "optimizer", "budget", "search_parts", "objectives")  # keys that each stage has for itself
-STAGE = "stage:"  # before the name of a stage: the reference to its winner
 
 
 class BudgetConfig(Document):
@@ -52,16 +53,23 @@ class BudgetConfig(Document):
 
 
 class WorkersConfig(Document):
-    """Who scores. `auto` takes one worker a GPU, or one for every two CPU cores; `threads` is of one worker."""
+    """Who scores: workers on this machine, or on a Ray cluster.
+
+    `count: auto` is one worker a GPU, or one for every two CPU cores; with `address` (HOST:PORT, or `auto` for the
+    cluster that this machine is a node of), or within a Ray job, as many as the cluster gives, as its nodes come and
+    go. `gpus_per_worker` below 1 shares a card; whole numbers from 2 on are for models larger than one; by default 1
+    where there are GPUs. `threads` is of one worker, and the CPU cores it takes.
+    """
 
     executor: Literal["ray", "local"] = "ray"
     count: PositiveInt | Literal["auto"] = "auto"
     threads: PositiveInt | None = None
     gpus_per_worker: NonNegativeFloat | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    batch_tokens: PositiveInt | None = None  # of one forward pass; default: 2048 on a CPU, 8192 on a GPU
+    batch_tokens: PositiveInt | None = None  # of one forward pass; default: 2048 on a CPU, measured on a GPU
     cached_tokens: PositiveInt | None = None  # keys and values of what is continued together; default: 32768
-    address: Text | None = None
+    address: Url | None = None
+    price_per_hour: NonNegativeFloat | None = None  # of one worker, in any currency: what `check` reckons with
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> Self:
@@ -72,6 +80,12 @@ class WorkersConfig(Document):
                     raise SpecError(key, "goes with executor: ray", next="Remove it, or the executor line")
             if self.count not in ("auto", 1):
                 raise SpecError("count", f"got {self.count}", "executor: local is one worker", "executor: ray")
+        if self.gpus_per_worker is not None and self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            allowed = "Up to 1: a part of a card. From 2 on, whole cards: a model is laid out over them"
+            raise SpecError("gpus_per_worker", f"got {self.gpus_per_worker:g}", allowed)
+        if self.address is not None and not ADDRESS.fullmatch(self.address):
+            next = "From a machine that is no node of the cluster: evosearch submit SPEC --address http://HOST:8265"
+            raise SpecError("address", f"got '{self.address}'", "HOST:PORT of the head node, or auto", next)
         if self.device == "cpu" and self.gpus_per_worker:
             raise SpecError("gpus_per_worker", f"got {self.gpus_per_worker:g} with device: cpu", "0", "Leave it out")
         if self.device == "cuda" and self.gpus_per_worker == 0:
@@ -85,7 +99,7 @@ class TrackingConfig(Document):
     `jsonl:FILE` writes JSON lines in the search's folder instead, which know no experiments.
     """
 
-    uri: Text | None = None
+    uri: Url | None = None
     experiment: Text | None = None
 
     @model_validator(mode="after")
@@ -117,12 +131,14 @@ class ControlsConfig(Document):
 class PromotionConfig(Document):
     """How many finalists go to validation, and what the winner is registered as.
 
-    `checkpoint: true` uploads the merged weights with the registered version, not only the recipe.
+    `checkpoint: true` uploads the merged weights with the registered version, not only the recipe. `licences` are those
+    that a model's card may name, by the hub's names: a model of another, or of none that its card states, is refused.
     """
 
     register_as: Name | None = None
     finalists: PositiveInt = 8
     checkpoint: bool = False
+    licences: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
 
 
 class SpecFile(Document):
@@ -142,17 +158,27 @@ class SpecFile(Document):
     budget: BudgetConfig
     workers: WorkersConfig = WorkersConfig()
     tracking: TrackingConfig = TrackingConfig()
-    ledger: Text | None = None
+    ledger: Url | None = None
     controls: ControlsConfig = ControlsConfig()
     promotion: PromotionConfig = PromotionConfig()
 
 
 @dataclass(frozen=True)
 class Winner:
-    """What a stage found: a recipe file, which later stages name as `stage:NAME`."""
+    """What a stage found: a recipe, which later stages name as `stage:NAME`."""
 
-    file: Path
+    recipe: Mapping[str, Any]  # as plain data; what it names is absolute, or one of `recipes`
     recipe_id: str
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # reference → recipe, of those it is made of
+    place: Path | None = None  # of a model, or a recipe file, that is named in place of it
+
+    def reference(self, name: str) -> str:
+        """What models of a later stage call it.
+
+        Args:
+            name: of the stage.
+        """
+        return f"{STAGE}{name}" if self.place is None else str(self.place)
 
 
 @dataclass(frozen=True)
@@ -164,6 +190,14 @@ class Stage:
     index: int
     last: bool = False  # it ends at the gate
     winners: Mapping[str, Winner] = field(default_factory=dict)  # of the earlier stages that this one builds on
+
+    @property
+    def recipes(self) -> dict[str, Mapping[str, Any]]:
+        """reference → recipe, of the winners that this one builds on, and of what they are made of."""
+        found: dict[str, Mapping[str, Any]] = {}
+        for name, winner in self.winners.items():
+            found |= {**winner.recipes, winner.reference(name): winner.recipe} if winner.place is None else {}
+        return found
 
 
 @dataclass(frozen=True)
@@ -184,6 +218,11 @@ class SearchSpec:
     def where(self) -> str:
         """The prefix of errors about the recipe: `night.yaml: recipe`."""
         return self.at("recipe")
+
+    @property
+    def recipes(self) -> Mapping[str, Mapping[str, Any]]:
+        """reference → recipe, of those that are known by name alone; see `Stage`."""
+        return self.stage.recipes if self.stage else {}
 
     @property
     def controls(self) -> ControlsConfig:
@@ -208,6 +247,8 @@ class SearchSpec:
         for key in ("base_model", "models"):
             if config["controls"][key] is None:
                 del config["controls"][key]
+        if config["promotion"]["licences"] is None:
+            del config["promotion"]["licences"]
         for key in ("warm_start", "diagonal", "restarts", "points"):
             if key not in self.config.optimizer.model_fields_set:
                 del config["optimizer"][key]
@@ -241,7 +282,7 @@ def search_of(path: Path, config: SpecFile, suite: Suite, stage: Stage | None = 
         SpecError: a task has fewer documents than there are parts to deal them to, or an objective is not known.
     """
     winners = stage.winners if stage else {}
-    local = {f"{STAGE}{name}": str(winner.file) for name, winner in winners.items()}
+    local = {f"{STAGE}{name}": winner.reference(name) for name, winner in winners.items()}
     spec = SearchSpec(path, config, anchor(config.recipe, path.parent, local), suite, stage)
     _check_parts(spec)
     check_objectives(spec)

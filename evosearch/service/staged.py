@@ -15,10 +15,12 @@ from evosearch import documents
 from evosearch.documents import Document
 from evosearch.errors import SpecError, did_you_mean
 from evosearch.evaluation.suite import Suite
+from evosearch.recipe.files import STAGE
 from evosearch.search.optimizers.registry import OptimizerConfig
 from evosearch.search.template import frame
 from evosearch.service import spec as one
-from evosearch.service.spec import OF_A_STAGE, STAGE, SearchSpec, SpecFile, Stage, Winner, stage_references
+from evosearch.service.credentials import Url
+from evosearch.service.spec import OF_A_STAGE, SearchSpec, SpecFile, Stage, Winner, stage_references
 
 LONGEST = 64  # characters of `<name>.<stage>`, as of any search's name
 
@@ -42,7 +44,7 @@ class StagesFile(Document):
     suite: str
     workers: one.WorkersConfig = one.WorkersConfig()
     tracking: one.TrackingConfig = one.TrackingConfig()
-    ledger: one.Text | None = None
+    ledger: Url | None = None
     controls: one.ControlsConfig = one.ControlsConfig()
     promotion: one.PromotionConfig = one.PromotionConfig()
 

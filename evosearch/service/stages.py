@@ -4,6 +4,7 @@ Where the run was killed is read from the ledger, so it goes on at the right sta
 not opened again: what it found is what the successor is made of.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ from evosearch.evaluation.harness import Harness
 from evosearch.search.ledger import Ledger
 from evosearch.search.watching import Progress, Watcher
 from evosearch.service.export import write_winner
-from evosearch.service.paths import places_of, recorded_names
+from evosearch.service.paths import places_of, recorded_names, stage_places
 from evosearch.service.recorded import read_search
 from evosearch.service.report import RunReport, candidates_of, winner_of
 from evosearch.service.spec import SearchSpec, Winner, check_same_search
@@ -37,13 +38,34 @@ def run_stages(spec: StagedSpec, search: Search, watcher: Watcher) -> RunReport:
     winners: dict[str, Winner] = {}
     rows: list[dict[str, Any]] = []
     for index, config in enumerate(spec.config.stages[:-1]):
-        stage = spec.stage(index, winners)
+        stage = spec.stage(index, _as_begun(spec, index, winners))
         row = _settled(stage, spec, watcher)
         rows.append(row or _row(config.name, search(stage, _Within(watcher, stage), harness)))
-        winners[config.name] = Winner(places_of(stage).winner, rows[-1]["winner"]["recipe_id"])
-    stage = spec.stage(spec.count - 1, winners)
+        winners[config.name] = _winner(stage)
+    stage = spec.stage(spec.count - 1, _as_begun(spec, spec.count - 1, winners))
     report = search(stage, _Within(watcher, stage), harness)
     return replace(report, stages=[*rows, _row(spec.config.stages[-1].name, report)])
+
+
+def _winner(stage: SearchSpec) -> Winner:
+    """What a stage found, from its ledger."""
+    places = places_of(stage)
+    with Ledger.open(places.ledger, f"{stage.file}: ledger", read_only=True) as ledger:
+        _, state = read_search(ledger, places)
+    assert state.winner is not None
+    return Winner(state.winner["recipe"], state.winner["recipe_id"], state.recipes)
+
+
+def _as_begun(spec: StagedSpec, index: int, winners: Mapping[str, Winner]) -> Mapping[str, Winner]:
+    """The winners by the names that a stage began with: an earlier version called them by their files."""
+    places = stage_places(spec, index)
+    if places.name not in recorded_names(places.ledger):
+        return winners
+    with Ledger.open(places.ledger, f"{spec.file}: ledger", read_only=True) as ledger:
+        began = read_search(ledger, places)[1].inputs
+    files = {config.name: stage_places(spec, i).winner for i, config in enumerate(spec.config.stages)}
+    named = {name for name in winners if any(f"{known}+".startswith(f"{files[name]}+") for known in began)}
+    return {name: replace(winner, place=files[name]) if name in named else winner for name, winner in winners.items()}
 
 
 def _row(name: str, report: RunReport) -> dict[str, Any]:

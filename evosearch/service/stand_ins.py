@@ -1,4 +1,4 @@
-"""Models in place of winners that stages are yet to find, for as long as a spec is checked.
+"""What stands in place of winners that stages are yet to find, for as long as a spec is checked.
 
 Each is another model than any that the spec names, as the winner will be.
 """
@@ -12,12 +12,13 @@ from evosearch.checkpoints.references import default_cache
 from evosearch.errors import CandidateError, CheckpointError, RecipeError
 from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.materialize.plan import donor_of
+from evosearch.recipe.files import STAGE
 from evosearch.recipe.schema import Input, Recipe
 from evosearch.search.routes import is_route
 from evosearch.search.template import frame
 from evosearch.search.watching import Watcher
 from evosearch.service.prepare import Prepared
-from evosearch.service.spec import STAGE, SearchSpec, Winner
+from evosearch.service.spec import SearchSpec, Winner
 
 
 @contextmanager
@@ -53,14 +54,12 @@ def merged(name: str, prepared: Prepared, folder: Path, watcher: Watcher) -> Win
     except CandidateError as error:
         raise RecipeError(prepared.spec.where, error.reason, next="Start elsewhere: see init") from error
     watcher.preparing(doing, 1.0)
-    return Winner(folder / name, prepared.models.identify(recipe))
+    return Winner(recipe.to_dict(), prepared.models.identify(recipe), place=folder / name)
 
 
-def described(name: str, stage: SearchSpec, folder: Path) -> Winner:
+def described(stage: SearchSpec) -> Winner:
     """A recipe of the size of a stage's winner: of its frame, or of a search over routes the first model alone."""
     recipe = frame(stage.template, stage.where)
     if is_route(stage.template):
         recipe = Recipe(merge_method="linear", models=(Input(model=donor_of(recipe)),), dtype=recipe.output_dtype)
-    path = folder / f"{name}.yaml"
-    path.write_text(recipe.to_yaml(), encoding="utf-8")
-    return Winner(path, "")
+    return Winner(recipe.to_dict(), "", stage.recipes)

@@ -29,7 +29,8 @@ RESTORE = "or give the new search another name"
 
 def circumstances(prepared: Prepared) -> dict[str, Any]:
     """What the `started` event records of everything outside the spec that scores depend on."""
-    return {
+    recipes = prepared.models.opener.nested
+    return ({"recipes": recipes} if recipes else {}) | {
         "inputs": prepared.models.inputs,
         "files": {name: files_of(checkpoint) for name, checkpoint in prepared.models.checkpoints.items()},
         "suite": _suite(prepared),

@@ -9,10 +9,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from evosearch.documents import dump
 from evosearch.evaluation.types import SPLITS
+from evosearch.recipe.bundle import bundle
+from evosearch.recipe.files import load_reference
+from evosearch.recipe.schema import Recipe
 from evosearch.search.events import Event
 from evosearch.search.pareto import Front, ordered, values_told
 from evosearch.tracking.pareto_page import pareto_page
@@ -69,6 +73,7 @@ class Translator:
         self._objectives: tuple[str, ...] = ()  # where there are several
         self._front = Front()
         self._told: dict[str, dict[str, Any]] = {}  # candidate → its row of the Pareto page
+        self._recipes: Mapping[str, Mapping[str, Any]] = {}  # reference → recipe, of models that are recipes
 
     def translate(self, event: Event, plan: Plan) -> None:
         """Add what an event changes to a plan. Types this version does not know change nothing."""
@@ -86,6 +91,7 @@ class Translator:
         spec = payload.get("spec", {})
         run.files["spec.yaml"] = spec if isinstance(spec, str) else dump(spec)
         run.files["inputs.json"] = _json(payload.get("inputs", {}))
+        self._recipes = payload.get("recipes", {})
         self._objectives = tuple(spec.get("objectives") or ()) if isinstance(spec, Mapping) else ()
         if payload.get("suite", {}).get("acknowledge_contamination"):
             self._disclosed[CONTAMINATION] = "true"
@@ -123,11 +129,17 @@ class Translator:
             self._search(plan, now).tags[f"skipped/{payload['candidate']}"] = str(payload.get("skipped"))
             return
         run = self._begin(payload, plan, now)
-        run.files["recipe.yaml"] = dump(payload["recipe"])
+        run.files["recipe.yaml"] = self._recipe_file(payload["recipe"])
+
+    def _recipe_file(self, recipe: Mapping[str, Any]) -> str:
+        """A recipe as YAML; the recipes that it is made of stand in the same file."""
+        if not self._recipes:
+            return dump(recipe)
+        return bundle(Recipe.model_validate(recipe), partial(load_reference, known=self._recipes)).to_yaml()
 
     def _on_asked(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         run = self._begin(payload, plan, now)
-        run.files["recipe.yaml"] = dump(payload["recipe"])
+        run.files["recipe.yaml"] = self._recipe_file(payload["recipe"])
         run.tags["group"] = str(payload.get("group", ""))
         genome = payload.get("genome") or {}
         run.params |= {safe_name(name): str(value) for name, value in list(genome.items())[:MAX_PARAMS]}

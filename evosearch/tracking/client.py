@@ -53,15 +53,23 @@ def connect(uri: str) -> Any:
         TrackingError: the URI is not one MLflow can use; a folder, its retired file store, is none.
     """
     database = sqlite_file(uri)
-    if uri.partition(":")[0].partition("+")[0] not in SCHEMES:
-        allowed = "sqlite:///FOLDER/mlflow.db, postgresql://HOST/NAME or http://HOST:PORT"
-        raise TrackingError("tracking.uri", f"got '{hide_credentials(uri)}'", allowed)
+    check_scheme(uri)
     if database is not None:
         database.parent.mkdir(parents=True, exist_ok=True)
     load_mlflow()
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def check_scheme(uri: str) -> None:
+    """
+    Raises:
+        TrackingError: the URI is not one MLflow can use.
+    """
+    if uri.partition(":")[0].partition("+")[0] not in SCHEMES:
+        allowed = "sqlite:///FOLDER/mlflow.db, postgresql://HOST/NAME or http://HOST:PORT"
+        raise TrackingError("tracking.uri", f"got '{hide_credentials(uri)}'", allowed)
 
 
 @contextmanager

@@ -66,7 +66,7 @@ class MlflowStore:
 
     def open(self) -> int:
         self._client = connect(self._uri)
-        self._experiment_id = _ensure_experiment(self._client, self._uri, self._experiment)
+        self._experiment_id = ensure_experiment(self._client, self._uri, self._experiment)
         self._translator = Translator(self._search_id, self._name)
         self.runs = {}
         found = find_runs(self._client, [self._experiment_id], f"tags.`{SEARCH_TAG}` = '{self._search_id}'")
@@ -141,7 +141,12 @@ class MlflowStore:
         return kept
 
 
-def _ensure_experiment(client: Any, uri: str, name: str) -> str:
+def ensure_experiment(client: Any, uri: str, name: str) -> str:
+    """The id of an experiment, which is made where there is none.
+
+    Raises:
+        TrackingError: it was deleted.
+    """
     found = client.get_experiment_by_name(name)
     if found is None:
         database = sqlite_file(uri)
@@ -149,9 +154,14 @@ def _ensure_experiment(client: Any, uri: str, name: str) -> str:
         location = (database.parent / ARTIFACTS).as_uri() if database is not None else None
         return str(client.create_experiment(name, artifact_location=location))
     if found.lifecycle_stage != "active":
-        how = f"Restore it (mlflow experiments restore -x {found.experiment_id}) or name another"
-        raise TrackingError("tracking.experiment", f"'{name}' was deleted in MLflow", next=how)
+        raise deleted(name, found.experiment_id)
     return str(found.experiment_id)
+
+
+def deleted(name: str, experiment_id: str) -> TrackingError:
+    """The error over an experiment that was deleted, which MLflow does not let anybody make again."""
+    how = f"Restore it (mlflow experiments restore -x {experiment_id}) or name another"
+    return TrackingError("tracking.experiment", f"'{name}' was deleted in MLflow", next=how)
 
 
 def _parts(entries: Sequence[Any], size: int) -> list[Sequence[Any]]:

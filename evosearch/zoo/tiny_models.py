@@ -5,9 +5,7 @@ A zoo lies in `<cache>/zoo/tiny-<fingerprint>/<name>`, each model a stock checkp
 so a zoo made by other code is never taken for this one.
 """
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from typing import Any
 
 import torch
 
+from evosearch.checkpoints.locks import locked
 from evosearch.checkpoints.quiet import no_bars
 from evosearch.errors import CheckpointError, did_you_mean
 from evosearch.zoo.tiny_data import SPECIALS, TASKS, VOCABULARY
@@ -61,8 +60,7 @@ def ensure(name: str, cache: Path, progress: Progress | None = None, setting: Se
         return folder
     if name != "base":
         ensure("base", cache, progress, setting)
-    home.mkdir(parents=True, exist_ok=True)
-    with _locked(home / ".lock"):
+    with locked(home / ".lock"):
         if not folder.is_dir():
             _train(name, home, progress, setting)
     return folder
@@ -139,13 +137,3 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)  # releases the lock

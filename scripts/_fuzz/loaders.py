@@ -151,7 +151,7 @@ def _load_spec(path: Path) -> None:
     spec = load(path)
     if isinstance(spec, SearchSpec):
         return _use(spec)
-    winners = {stage.name: Winner(path.with_name("winner.yaml"), "0" * 64) for stage in spec.config.stages}
+    winners = {stage.name: Winner({}, "0" * 64) for stage in spec.config.stages}
     for index in range(spec.count):
         _use(spec.stage(index, winners))
     return None

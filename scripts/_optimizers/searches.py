@@ -32,7 +32,6 @@ from evosearch.search.ports import Executor, Job, Outcome
 from evosearch.search.recorder import Recorder
 from evosearch.search.watching import Silent
 from evosearch.service.executors import make_executor
-from evosearch.service.export import write_winner
 from evosearch.service.prepare import Prepared, prepare
 from evosearch.service.spec import BudgetConfig, SearchSpec, Winner, WorkersConfig
 from evosearch.service.staged import StagedSpec, load
@@ -237,9 +236,9 @@ class Bench:
         winners: dict[str, Winner] = {}
         while isinstance(spec, StagedSpec) and len(found) < spec.count:
             index, last = len(found), found[-1]
-            winner, file = last.validation.winner(), self._folder / f"{name}-{index}.yaml"
-            write_winner(last.recorder.ledger, last.recorder.search_id, last.recorder.state, file)
-            winners[spec.config.stages[index - 1].name] = Winner(file, winner.recipe_id)
+            winner, state = last.validation.winner(), last.recorder.state
+            recipe = state.recipe(winner.candidate)
+            winners[spec.config.stages[index - 1].name] = Winner(recipe, winner.recipe_id, state.recipes)
             prepared = self.prepare(spec.stage(index, winners))
             prepared = with_config(prepared, seeded(prepared, seed), share, finalists)
             own = Remembering(make_executor(HERE, prepared, Silent()))

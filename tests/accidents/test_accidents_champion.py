@@ -40,6 +40,14 @@ class Notes:
     def close(self) -> None: ...
 
 
+class Impatient(Notes):
+    """A watcher that interrupts a search as soon as it searches."""
+
+    def update(self, progress: Any) -> None:
+        if progress.stage == "search":
+            raise KeyboardInterrupt
+
+
 def test_the_champion_is_met_late_or_stays(planted: World, events: Events, server: Any, tmp_path: Path) -> None:
     uri = server.another_store(tmp_path / "store")
     first = planted("first", tracking={"uri": uri}, promotion=PROMOTION)
@@ -59,6 +67,8 @@ def test_the_champion_is_met_late_or_stays(planted: World, events: Events, serve
     assert registry.register("night", candidate="base", **own) == "2"
 
     # While the store is away nobody knows of a champion, so nobody is compared with it, and nobody takes its place.
+    with pytest.raises(KeyboardInterrupt):  # so that it has begun: a search does not start without its store
+        run(planted("second", tracking={"uri": uri}, promotion=PROMOTION), Impatient())
     away = {"uri": "http://127.0.0.1:9"}
     notes = Notes()
     second = planted("second", tracking=away, promotion=PROMOTION)

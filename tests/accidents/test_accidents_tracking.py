@@ -79,19 +79,51 @@ def check_whole_and_once(server: Server, spec: Path, events: list[Event], tmp_pa
     assert shown == mirrored(uri, spec.stem)
 
 
-def test_away_at_the_start_the_next_run_brings_it_all(
+def test_away_when_a_search_would_start_nothing_begins(
+    planted: World, server: Server, evosearch: Evosearch, tmp_path: Path
+) -> None:
+    server.kill()
+    spec = planted("absent", tracking={"uri": server.uri}, promotion={"finalists": 1, "register_as": "absent"})
+    code, out, err = evosearch("run", spec)
+    assert code == 2, err
+    assert f"{spec}: tracking.uri: {server.uri}: ConnectionRefusedError" in err
+    assert not (tmp_path / "runs").exists()
+    code, out, _ = evosearch("check", spec, "--json")
+    (problem,) = json.loads(out)["problems"]
+    assert (code, problem["where"]) == (2, f"{spec}: tracking.uri")
+
+
+class Assassin(Silent):
+    """Does something to the world in the moment in which the search begins."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self.act, self.done, self.notes = act, False, list[str]()
+
+    def update(self, progress: Progress) -> None:
+        if not self.done:
+            self.done = True
+            self.act()
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_away_from_the_first_moment_the_next_run_brings_it_all(
     planted: World, server: Server, evosearch: Evosearch, events: Events, tmp_path: Path
 ) -> None:
     promotion = {"finalists": 1, "register_as": "absent"}
     spec = planted("absent", tracking={"uri": server.uri}, promotion=promotion)
-    code, out, err = evosearch("run", spec)
-    assert code == 0, err
+    server.start()
+    assassin = Assassin(server.kill)
+    report = run(spec, assassin)
+    assert report.promoted
     place = f"MLflow at {server.uri}"
-    assert err.count(f"{place}: ConnectionRefusedError") == 1
-    assert err.count("The search goes on; what is missing there is written once it is back") == 1
-    assert "not registered as 'absent'" in err
+    (said,) = [note for note in assassin.notes if note.startswith(f"{place}: ")]
+    assert "The search goes on; what is missing there is written once it is back" in said
+    assert any("not registered as 'absent'" in note for note in assassin.notes)
     recorded = events(spec)
-    assert f"{place} is behind: {len(recorded)} events, ConnectionRefusedError" in out.replace("\n", " ")
+    assert report.tracking_note is not None
+    assert report.tracking_note.startswith(f"{place} is behind: ")
     assert recorded[-1].type == "stopped"
     assert [event.payload["version"] for event in recorded if event.type == "promoted"] == [None]
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,13 @@ def test_check_of_a_sound_spec_forecasts(world: World, evosearch: Callable[..., 
     assert result["ok"]
     forecast = result["forecast"]
     assert forecast["seconds_per_candidate"] > 0
-    assert forecast["total_hours"] == pytest.approx((18 + 6) / forecast["candidates_per_hour"])
+    # Three plain controls and two scales of the sweep on every split but test, which one scale sees; two finalists
+    counted = {"candidates": 18, "search": 6, "validation": 2 + 4 + 2, "test": 1 + 4 + 1}
+    assert forecast["cost"]["evaluations"] == counted
+    assert forecast["search_hours"] >= (18 + 6) / forecast["candidates_per_hour"]
+    assert forecast["total_hours"] > forecast["search_hours"] + (8 + 6) / forecast["candidates_per_hour"]
+    assert datetime.fromisoformat(forecast["ends"]).utcoffset() is not None
+    assert "price" not in forecast
     assert result["memory"]["parents_gib"] > 0
 
 

@@ -68,7 +68,7 @@ def test_three_stages_are_run_listed_and_exported(
     for row in report["stages"][:2]:
         Path(row["exported"]["recipe"]).unlink()
     names = [document.get("name") for document in yaml.safe_load_all(file.read_text())]
-    assert names == ["winner", "winner-2", None]
+    assert names == ["one", "two", None]
     code, out, err = evosearch("merge", file, tmp_path / "merged", "--json")
     assert code == 0, err
     assert json.loads(out)["recipe_id"] == written["recipe_id"]

@@ -148,20 +148,20 @@ def test_parts_and_other_ends_of_a_search(shipped: Path) -> None:
 
     def evaluations(**changes: Any) -> dict[str, int] | None:
         path.write_text(yaml.safe_dump(data | changes))
-        found: dict[str, int] | None = reckoned(load_spec(path), harness, Silent(), shipped)["cost"]["evaluations"]
+        found: dict[str, int] | None = reckoned(load_spec(path), harness, Silent())["cost"]["evaluations"]
         return found
 
     assert evaluations(budget={"hours": 2}) is None
     items = evaluations(budget={"items": 100})  # six documents of each of four tasks
     assert items is not None
-    assert items["candidates"] == 5
-    assert items["validation"] == 5 + 6 + 3  # no more finalists than candidates
+    assert items["candidates"] == 4  # whole ones
+    assert items["validation"] == 4 + 6 + 3  # no more finalists than candidates
     parts = evaluations(search_parts=3)
     assert parts is not None
     assert parts["search"] == 16 + 2 * 6
     halved = evaluations(search_parts=3, budget={"items": 100})
     assert halved is not None
-    assert halved["candidates"] == 13  # of eight items each
+    assert halved["candidates"] == 12  # of eight items each
 
 
 def test_stages_are_added_up(shipped: Path) -> None:

@@ -202,7 +202,7 @@ def test_the_hybrid_searches_a_route_through_its_first_stage_s_winner(shipped: P
     staged = load(shipped / "hybrid.yaml")
     assert isinstance(staged, StagedSpec)
     quickstart = load_spec(shipped / "quickstart.yaml")
-    stages = [staged.stage(0, {}), staged.stage(1, {"weights": Winner(Path("zoo:tiny/sort"), "")})]
+    stages = [staged.stage(0, {}), staged.stage(1, {"weights": Winner({}, "", place=Path("zoo:tiny/sort"))})]
     assert [stage.name for stage in stages] == ["hybrid.weights", "hybrid.route"]
     assert sum(stage.config.budget.candidates or 0 for stage in stages) == quickstart.config.budget.candidates
     first, second = (prepare(stage, Silent(), harness=harness(suite_of(shipped, "quickstart"))) for stage in stages)

@@ -1,8 +1,9 @@
-"""The ledger: all or nothing, once and only once, one writer, and nothing touched by reading."""
+"""The ledger, in a file and on a server: all or nothing, once and only once, one writer, nothing touched by reading."""
 
 import contextlib
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -13,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from evosearch.errors import LedgerError
 from evosearch.evaluation.types import Estimate, ItemBatch, ItemSet, ScoreCard
-from evosearch.search import ledger_store
-from evosearch.search.ledger import Ledger, RecordedTwiceError
+from evosearch.search.ledger import Ledger
+from evosearch.search.ledger_transactions import RecordedTwiceError
 
 SETS = (
     ItemSet("sums", "evo_sums", (0, 3, 9), ("a", "b", "c"), ("x", "x", "y")),
@@ -40,10 +42,24 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "runs" / "night" / "ledger.db"
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, path: Path) -> str:
+    """Of a ledger that is not there yet."""
+    return f"sqlite:///{path}" if request.param == "sqlite" else str(request.getfixturevalue("postgres_url"))
+
+
 @pytest.fixture
-def ledger(path: Path) -> Iterator[Ledger]:
-    with Ledger.open(f"sqlite:///{path}") as opened:
+def ledger(url: str) -> Iterator[Ledger]:
+    with Ledger.open(url) as opened:
         yield opened
+
+
+def alter(url: str, statement: str) -> None:
+    """Change a ledger behind its back."""
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(statement)
+    engine.dispose()
 
 
 def test_events_are_numbered_per_search_and_read_back(ledger: Ledger) -> None:
@@ -135,20 +151,19 @@ from evosearch.search import ledger as module
 from evosearch.search.ledger import Ledger
 ledger = Ledger.open(sys.argv[1])
 ledger.append("one", [("started", {"name": "night"})])
-with ledger._writing() as connection:
-    connection.exec_driver_sql(
-        "INSERT INTO ledger_events VALUES ('one', 2, 0.0, 'asked', 1, '{}')"
-    )
+def killed(connection):
+    connection.exec_driver_sql("INSERT INTO ledger_events VALUES ('one', 2, 0.0, 'asked', 1, '{}')")
     os.kill(os.getpid(), signal.SIGKILL)
+ledger._database.write(killed)
 """
 
 
-def test_killed_in_a_transaction_leaves_what_was_committed(path: Path) -> None:
-    ended = subprocess.run([sys.executable, "-c", WRITE_AND_DIE, f"sqlite:///{path}"], check=False)
+def test_killed_in_a_transaction_leaves_what_was_committed(url: str) -> None:
+    ended = subprocess.run([sys.executable, "-c", WRITE_AND_DIE, url], check=False)
     assert ended.returncode == -signal.SIGKILL
-    with Ledger.open(f"sqlite:///{path}", read_only=True) as reader:
+    with Ledger.open(url, read_only=True) as reader:
         assert [event.type for event in reader.events("one")] == ["started"]
-    with Ledger.open(f"sqlite:///{path}") as ledger:
+    with Ledger.open(url) as ledger:
         assert [event.seq for event in ledger.append("one", [("asked", {})])] == [2]
 
 
@@ -161,28 +176,40 @@ with Ledger.open(sys.argv[1]) as ledger, ledger.acquire("search-one-of-many"):
 """
 
 
-def test_one_process_writes_to_a_search(ledger: Ledger, path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, f"sqlite:///{path}"], stdout=subprocess.PIPE, text=True
-    ) as other:
+def test_one_process_writes_to_a_search(ledger: Ledger, url: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLD, url], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with pytest.raises(LedgerError, match=rf"being run by process {other.pid} on .*, since 20") as caught:
             ledger.acquire("search-one-of-many").__enter__()
         assert "Wait for it" in str(caught.value)
+        with Ledger.open(url, read_only=True) as reader:
+            held_by = reader.holder("search-one-of-many")
+            assert held_by is not None
+            assert held_by.startswith(f"process {other.pid} on {socket.gethostname()}, since 20")
+            assert held_by in str(caught.value)
+            assert reader.holder("another search") is None
         with ledger.acquire("another search"):
             pass
         other.kill()
         other.wait()
     with ledger.acquire("search-one-of-many"):
-        assert len(list(path.parent.glob("*.lock"))) == 1
-        with (
-            pytest.raises(LedgerError, match=f"this process \\({os.getpid()}\\)"),
-            ledger.acquire("search-one-of-many"),
-        ):
-            pass
-        assert len(list(path.parent.glob("*.lock"))) == 1, "a refusal does not take the lock away"
-    assert list(path.parent.glob("*.lock")) == []
+        assert str(os.getpid()) in str(ledger.holder("search-one-of-many"))
+        for _ in range(2):  # a refusal does not take the lock away
+            with (
+                pytest.raises(LedgerError, match=f"this process \\({os.getpid()}\\)"),
+                ledger.acquire("search-one-of-many"),
+            ):
+                pass
+        assert ledger.holder("search-one-of-many") is not None
+    assert ledger.holder("search-one-of-many") is None
+
+
+def test_a_lock_leaves_no_file_behind(path: Path) -> None:
+    with Ledger.open(f"sqlite:///{path}") as ledger:
+        with ledger.acquire("search-one-of-many"):
+            assert len(list(path.parent.glob("*.lock"))) == 1
+        assert list(path.parent.glob("*.lock")) == []
 
 
 FORK_AND_DIE = """
@@ -198,11 +225,9 @@ with Ledger.open(sys.argv[1]) as ledger, ledger.acquire("search-one-of-many"):
 """
 
 
-def test_the_lock_is_not_inherited_by_a_fork(ledger: Ledger, path: Path) -> None:
+def test_the_lock_is_not_inherited_by_a_fork(ledger: Ledger, url: str) -> None:
     """A child that outlives its killed parent must not keep the search locked."""
-    ended = subprocess.Popen(
-        [sys.executable, "-c", FORK_AND_DIE, f"sqlite:///{path}"], stdout=subprocess.PIPE, text=True
-    )
+    ended = subprocess.Popen([sys.executable, "-c", FORK_AND_DIE, url], stdout=subprocess.PIPE, text=True)
     assert ended.stdout is not None
     child = int(ended.stdout.readline())
     assert ended.wait() == 0
@@ -229,9 +254,9 @@ def test_reading_creates_and_changes_nothing(path: Path) -> None:
     assert {entry.name: entry.read_bytes() for entry in path.parent.iterdir()} == before
 
 
-def test_a_reader_sees_what_a_living_writer_commits(ledger: Ledger, path: Path) -> None:
+def test_a_reader_sees_what_a_living_writer_commits(ledger: Ledger, url: str) -> None:
     ledger.append("one", [("started", {"name": "night"})])
-    with Ledger.open(f"sqlite:///{path}", read_only=True) as reader:
+    with Ledger.open(url, read_only=True) as reader:
         assert len(reader.events("one")) == 1
         ledger.append("one", [("asked", {})])
         assert len(reader.events("one")) == 2
@@ -291,16 +316,31 @@ def test_an_empty_file_is_no_ledger_to_read_and_may_become_one(tmp_path: Path) -
         assert ledger.searches() == []
 
 
-def test_a_newer_ledger_is_refused(ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_newer_ledger_is_refused(ledger: Ledger, url: str) -> None:
     ledger.append("one", [("started", {"name": "night"})])
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute("UPDATE ledger_events SET version = 99")
-        connection.commit()
-        with pytest.raises(LedgerError, match=r"event 1 of one has version 99.*Update evosearch"):
-            ledger.events("one")
-    monkeypatch.setattr(ledger_store, "SCHEMA", 0)
-    with pytest.raises(LedgerError, match=r"written by a newer evosearch \(schema 1\).*reads schema 0"):
-        Ledger.open(f"sqlite:///{path}")
+    alter(url, "UPDATE ledger_events SET version = 99")
+    with pytest.raises(LedgerError, match=r"event 1 of one has version 99.*Update evosearch"):
+        ledger.events("one")
+    alter(url, "UPDATE ledger_meta SET value = '2'")
+    for read_only in (False, True):
+        with pytest.raises(LedgerError, match=r"written by a newer evosearch \(schema 2\).*reads schema 1"):
+            Ledger.open(url, read_only=read_only)
+    alter(url, "DELETE FROM ledger_meta")
+    with pytest.raises(LedgerError, match=r"is damaged: its schema version is missing"):
+        Ledger.open(url)
+
+
+def test_half_a_character_in_a_reason_is_recorded(ledger: Ledger) -> None:
+    """A file's name that is no UTF-8 is read as half a surrogate pair, and comes with the traceback."""
+    ledger.append("one", [("failed", {"reason": "no file \udcff", "traceback": "λ \x00"})])
+    assert ledger.events("one")[0].payload == {"reason": "no file \udcff", "traceback": "λ \x00"}
+
+
+def test_a_stream_reads_page_by_page(ledger: Ledger) -> None:
+    ledger.append("one", [("asked", {"index": index}) for index in range(150)])
+    assert list(ledger.stream("one", after=3)) == ledger.events("one", after=3)
+    assert len(ledger.events("one")) == 150
+    assert ledger.event("one", 70).payload == {"index": 69}
 
 
 @pytest.mark.parametrize(
@@ -308,11 +348,15 @@ def test_a_newer_ledger_is_refused(ledger: Ledger, path: Path, monkeypatch: pyte
     [
         ("runs/ledger.db", "got 'runs/ledger.db'.*sqlite:///PATH"),
         ("mysql://host/db", "got a mysql database"),
+        ("postgresql+psycopg2://host/db", r"got the driver 'postgresql\+psycopg2'.*postgresql://HOST/DATABASE"),
+        ("postgresql//me:secret@host/db", r"got 'postgresql//\*\*\*@host/db'"),
+        ("postgresql://me:secret@host:many/db", r"got 'postgresql://\*\*\*@host:many/db'"),
         ("sqlite://", "in memory would be lost"),
         ("sqlite:////proc/nowhere/ledger.db", "the folder /proc/nowhere cannot be made"),
         ("sqlite:////proc/ledger.db", "/proc/ledger.db cannot be used: unable to open"),
     ],
 )
 def test_unusable_urls(url: str, said: str) -> None:
-    with pytest.raises(LedgerError, match=f"night.yaml: ledger: .*{said}"):
+    with pytest.raises(LedgerError, match=f"night.yaml: ledger: .*{said}") as caught:
         Ledger.open(url, where="night.yaml: ledger")
+    assert "secret" not in str(caught.value)

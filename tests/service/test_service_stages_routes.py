@@ -82,7 +82,7 @@ def test_a_route_is_searched_from_the_winner_on_and_killed_between_goes_on(
     places = find("hybrid")
     with Ledger.open(places.ledger, read_only=True) as ledger:
         _, state = read_search(ledger, places)
-    winner = str(find("hybrid.parameters").winner)
+    winner = "stage:parameters"
     routes = [state.recipe(name)["routing"]["hops"] for name in state.asked]
     assert all(route[0]["model"] == winner and route[0]["layer"] == 0 for route in routes)
     # What the first stage was made of is what the route is held against
@@ -94,10 +94,10 @@ def test_a_route_is_searched_from_the_winner_on_and_killed_between_goes_on(
     # One file holds the route and the merge that it begins in
     out = tmp_path / "best.yaml"
     written = export("hybrid", "recipe", out, "0", False, Silent())
-    Path(winner).unlink()
+    find("hybrid.parameters").winner.unlink()
     inner, outer = yaml.safe_load_all(out.read_text())
-    assert inner["name"] == "winner"
-    assert outer["routing"]["hops"][0] == {"model": "winner", "layer": 0} | outer["routing"]["hops"][0]
+    assert inner["name"] == "parameters"
+    assert outer["routing"]["hops"][0] == {"model": "parameters", "layer": 0} | outer["routing"]["hops"][0]
     assert files.load(out).routing is not None
     assert merge(out, tmp_path / "merged", Silent())["recipe_id"] == written["recipe_id"]
     config = json.loads((tmp_path / "merged" / "config.json").read_text())

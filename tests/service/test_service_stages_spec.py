@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from evosearch.errors import SpecError
+from evosearch.materialize.inputs import Opener
 from evosearch.promotion.export import Provenance, recipe_text
 from evosearch.recipe.bundle import bundle
 from evosearch.recipe.schema import Input, Recipe
@@ -110,7 +111,7 @@ def every_stage(path: Path) -> None:
     spec = load(path)
     assert isinstance(spec, StagedSpec)
     for index in range(spec.count):
-        spec.stage(index, {"one": Winner(path, "0" * 64)})
+        spec.stage(index, {"one": Winner({}, "0" * 64)})
 
 
 def test_a_plain_spec_has_no_stages_to_name(world: World) -> None:
@@ -123,8 +124,11 @@ def test_a_stage_reference_may_be_a_routes_and_a_bases(world: World) -> None:
     route = {"routing": {"search": True, "models": ["stage:one", "./expert1"], "repeats": 1}}
     spec = load(write(world, [two()[0], stage("routes", route)]))
     assert isinstance(spec, StagedSpec)
-    found = spec.stage(1, {"one": Winner(Path("/runs/winner.yaml"), "f" * 64)})
-    assert found.template["routing"]["models"] == ["/runs/winner.yaml", str(spec.file.parent / "expert1")]
+    winner = {"merge_method": "linear", "models": [{"model": "org/a"}, {"model": "/inner.yaml"}]}
+    inner = {"/inner.yaml": {"merge_method": "linear", "models": [{"model": "org/b"}]}}
+    found = spec.stage(1, {"one": Winner(winner, "f" * 64, inner)})
+    assert found.template["routing"]["models"] == ["stage:one", str(spec.file.parent / "expert1")]
+    assert found.recipes == inner | {"stage:one": winner}
     assert found.config.recipe["routing"]["models"][0] == "stage:one"  # what the search_id is of
     assert found.controls.models == tuple(str(spec.file.parent / f"expert{index}") for index in (1, 2))
     assert found.controls.base_model is None
@@ -135,11 +139,11 @@ def test_the_search_id_of_a_later_stage_follows_what_it_builds_on_and_not_where_
     spec = load(write(world, two()))
     assert isinstance(spec, StagedSpec)
     ids = [
-        spec.stage(1, {"one": Winner(Path(place), recipe_id)}).search_id()
+        spec.stage(1, {"one": Winner({}, recipe_id, place=place)}).search_id()
         for place, recipe_id in (
-            ("/a/winner.yaml", "1" * 64),
-            ("/b/winner.yaml", "1" * 64),
-            ("/a/winner.yaml", "2" * 64),
+            (None, "1" * 64),
+            (Path("/b/winner.yaml"), "1" * 64),
+            (None, "2" * 64),
         )
     ]
     assert ids[0] == ids[1] != ids[2]
@@ -156,7 +160,7 @@ def test_controls_of_the_last_stage_may_be_the_specs_own(world: World) -> None:
     own = {"scales": [0.5], "base_model": "./base", "models": ["./expert2", "./expert1"]}
     spec = load(write(world, two(), controls=own))
     assert isinstance(spec, StagedSpec)
-    found = spec.stage(1, {"one": Winner(Path("/w.yaml"), "0" * 64)})
+    found = spec.stage(1, {"one": Winner({}, "0" * 64)})
     assert found.config.controls.models == ("./expert2", "./expert1")
     assert found.controls.base_model == str(spec.file.parent / "base")
 
@@ -182,7 +186,7 @@ def test_a_champion_that_holds_a_winner_is_known_by_that_winner(tmp_path: Path) 
     recipe = Recipe(merge_method="linear", models=(Input(model=str(inner)), Input(model="org/c")))
     text = recipe_text(recipe, Provenance("old", "0" * 64, "3", "1" * 64, {}), "recipe.yaml")
     for references, expected in (([str(inner), "org/c"], recipe.references()), (["org/c"], ("winner", "org/c"))):
-        prepared = SimpleNamespace(models=SimpleNamespace(references=references))
+        prepared = SimpleNamespace(models=SimpleNamespace(references=references, opener=Opener(tmp_path)))
         assert read_champion(text, "merged", cast("Prepared", prepared)).references() == expected
 
 
@@ -191,6 +195,9 @@ def test_a_champion_of_a_winner_of_a_winner_is_known_whatever_its_file_calls_the
 
     def linear(*models: str) -> Recipe:
         return Recipe(merge_method="linear", models=tuple(Input(model=model) for model in models))
+
+    def models(references: list[str]) -> SimpleNamespace:
+        return SimpleNamespace(models=SimpleNamespace(references=references, opener=Opener(tmp_path)))
 
     def champion(recipe: Recipe) -> str:
         return recipe_text(recipe, Provenance("old", "0" * 64, "3", "1" * 64, {}), "recipe.yaml")
@@ -207,9 +214,10 @@ def test_a_champion_of_a_winner_of_a_winner_is_known_whatever_its_file_calls_the
     text = champion(recipe)
     names = [data.get("name") for data in yaml.safe_load_all(text)]
     assert names == ["winner", "winner-2", "winner-3", None]
-    prepared = SimpleNamespace(models=SimpleNamespace(references=[str(middle), str(other), "org/d"]))
+    prepared = models([str(middle), str(other), "org/d"])
     assert read_champion(text, "merged", cast("Prepared", prepared)) == recipe
     first.write_text(linear("org/a", "org/z").to_yaml())
     middle.write_text(bundle(linear(str(first), "org/c")).to_yaml())
+    prepared = models([str(middle), str(other), "org/d"])
     found = read_champion(text, "merged", cast("Prepared", prepared))
     assert found.references() == (str(other), "winner-3", "org/d")

@@ -87,7 +87,7 @@ def test_nothing_is_searched_where_nothing_has_an_effect(world: World) -> None:
 @pytest.mark.parametrize(
     ("workers", "message"),
     [
-        ({"address": "ray://head:10001", "count": 2}, r"workers\.gpus_per_worker: missing"),
+        ({"gpus_per_worker": 2}, r"workers\.gpus_per_worker: got 2, and this machine has no GPU"),
         ({"executor": "local", "device": "cuda"}, r"workers\.device: got 'cuda', and this machine has no GPU"),
     ],
 )

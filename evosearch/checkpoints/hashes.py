@@ -1,0 +1,81 @@
+"""Hashes of files that are known already: what did not change since is not read again.
+
+A marker is one JSON file in the cache for a set of files that are hashed together:
+
+    {"version": 1, "files": {path: [size in bytes, mtime_ns, ctime_ns, inode]}, "sha256": "…"}
+
+All of these must be as they were. ctime is set by the system alone, so a file that is replaced by one with an old mtime
+(as `cp -p` and `rsync -t` make them) is seen, too; and nodes that share a cache do not mistake each other's files.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+VERSION = 1  # of what is hashed and how: a change makes old markers void
+FOLDER = "hashes"  # in the cache
+TICK_NS = 50 * 10**6  # file times advance in ticks of the kernel's clock (up to 10 ms); a wide margin
+COARSE_NS = 2 * 10**9  # on file systems that keep whole seconds
+
+Stamp = dict[str, list[int]]  # path → what must not have changed
+
+
+class Hashes:
+    """The markers of one cache. Where they cannot be written, files are hashed again each time."""
+
+    def __init__(self, cache: Path) -> None:
+        self._folder = cache / FOLDER
+
+    def of(self, files: Sequence[Path], compute: Callable[[], str]) -> str:
+        """The hash of these files, computed unless it is known.
+
+        Args:
+            files: all that `compute` reads.
+        """
+        paths = sorted({os.path.realpath(path) for path in files})
+        marker = self._folder / f"{hashlib.sha256(json.dumps(paths).encode()).hexdigest()}.json"
+        try:
+            stamp, began = _stamp(paths), time.time_ns()
+        except OSError:  # which reading them will tell of
+            return compute()
+        known = _read(marker)
+        if known is not None and (known.get("version"), known.get("files")) == (VERSION, stamp):
+            return str(known["sha256"])
+        found = compute()
+        if _settled(stamp, began) and _stamp(paths) == stamp:  # not written to while, or right before, it was read
+            _write(marker, {"version": VERSION, "files": stamp, "sha256": found})
+        return found
+
+
+def _stamp(paths: Sequence[str]) -> Stamp:
+    found = {path: os.stat(path) for path in paths}
+    return {path: [it.st_size, it.st_mtime_ns, it.st_ctime_ns, it.st_ino] for path, it in found.items()}
+
+
+def _settled(stamp: Stamp, began: int) -> bool:
+    """Whether a later change would show: two within one tick of the clock have the same time."""
+    latest = max(max(times) for _, *times, _ in stamp.values())
+    return began - latest > (COARSE_NS if latest % 10**9 == 0 else TICK_NS)
+
+
+def _read(marker: Path) -> dict[str, Any] | None:
+    try:
+        data = json.loads(marker.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # none there, or damaged: then it is not known
+        return None
+    return data if isinstance(data, dict) and isinstance(data.get("sha256"), str) else None
+
+
+def _write(marker: Path, data: dict[str, Any]) -> None:
+    try:
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=marker.parent, prefix=".", suffix=".partial", delete=False) as file:
+            json.dump(data, file)
+        os.replace(file.name, marker)
+    except OSError:  # a full or read-only disk costs time later, and nothing else
+        return

@@ -1,0 +1,43 @@
+"""`evosearch submit SPEC --address URL`: a search onto a cluster, checked first."""
+
+from pathlib import Path
+
+import typer
+
+from evosearch.cli.console import ADDRESS, JSON, console, note, print_json, required_address, watcher
+
+
+def command(
+    spec: Path = typer.Argument(help="A search spec (YAML), of one search or of stages."),
+    address: str | None = ADDRESS,
+    json: bool = JSON,
+) -> int:
+    """Check a spec here and on a cluster, and queue it there. The same spec continues what was stopped or lost."""
+    from evosearch.cli.tables import show_problem
+    from evosearch.service.submit import submit
+
+    url = required_address(address)
+    watching = watcher(json)
+    try:
+        found = submit(spec, url, watching)
+    finally:
+        watching.close()
+    if json:
+        print_json(found.to_json())
+        return 2 if found.problems else 0
+    for problem in found.problems:
+        show_problem(console, problem.to_dict())
+    for text in found.notes:
+        note(text)
+    if found.problems:
+        return 2
+    console.print(_told(found.name, found.job, found.state, found.position, found.already), highlight=False)
+    console.print(f"evosearch logs {found.name} -f --address {url}", style="bold", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _told(name: str, job: str | None, state: str | None, position: int | None, already: bool) -> str:
+    """`night is queued: next in line (job night-0123456789ab-1)`."""
+    where = f": {'next in line' if position == 1 else f'number {position} in line'}" if position else ""
+    how = "was submitted before, and is" if already else "is"
+    return f"{name} {how} {'queued' if state == 'pending' else state}{where} (job {job})"

@@ -1,0 +1,178 @@
+"""The parents of a search, made ready once on each node: fetched, copied near, checked, adapters applied, to be mapped.
+
+The first worker on a node does it under a lock while the others wait; they, and the next run, find it done. What takes
+room is held against the disk before it is written, and appears by rename: a preparation that is killed leaves nothing
+that is taken for whole.
+
+| in the cache | what |
+|---|---|
+| `merged/` | models of nested recipes, by recipe_id |
+| `copies/` | models that lie on a network file system |
+| `prepared/` | tensors that an adapter changes, by content_sha256 of model and adapter |
+| `hashes/` | which files have been hashed, and to what |
+
+Models on local disks are mapped where they lie, and hub models from the hub's own cache.
+"""
+
+import shutil
+import socket
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evosearch.checkpoints import applied, copies, references
+from evosearch.checkpoints.locks import LOCKS, locked
+from evosearch.checkpoints.mounts import Mount, mounts, network_type
+from evosearch.checkpoints.overlay import Overlay
+from evosearch.checkpoints.reader import Checkpoint
+from evosearch.checkpoints.references import Progress
+from evosearch.checkpoints.room import check_room
+from evosearch.errors import CheckpointError
+from evosearch.materialize.inputs import Opener
+from evosearch.materialize.plan import donor_of
+from evosearch.recipe.files import is_recipe
+from evosearch.recipe.identity import TOKENIZER_OF
+from evosearch.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from evosearch.execution.worker import WorkerConfig
+
+
+def prepare_node(config: "WorkerConfig", progress: Progress | None = None) -> dict[str, Checkpoint]:
+    """Make all models of a worker ready on this node, unless they are, and open them.
+
+    Returns:
+        As `Opener.inputs`: reference → checkpoint, the donor first, in the output's vocabulary.
+
+    Raises:
+        CheckpointError: a model is missing, damaged, or another one than the search was started with; a disk has no
+            room; the cache cannot be written.
+        RecipeError: a nested recipe is wrong.
+    """
+    recipe = Recipe.model_validate(config.recipe)
+    preparing = _Preparing(config, progress or _nobody)
+    with locked(config.cache / LOCKS / "prepare", partial(preparing.tell, "waiting for another worker's models", 0.0)):
+        opener = preparing.opener(recipe)
+        _check_contents(config, recipe, opener)
+        preparing.apply(opener, recipe)
+    return opener.inputs(recipe, config.also)
+
+
+class _Preparing:
+    """The steps, one after the other; to be called under the lock."""
+
+    def __init__(self, config: "WorkerConfig", tell: Progress) -> None:
+        self._config, self.tell = config, tell
+
+    def opener(self, recipe: Recipe) -> Opener:
+        """Opens what lies near: all models fetched, or copied, and nested recipes merged."""
+        config = self._config
+        _sweep(config.cache)
+        plain = Opener(config.cache, self.tell, config.allow_pickle, config.recipes)
+        named = (donor_of(recipe), *recipe.references(), *config.also, *filter(None, [recipe.tokenizer_model]))
+        models, adapters = _leaves(plain, named)
+        self._check_fetching(models, adapters)
+        near = {name: references.resolve(name, config.cache, self.tell, config.allow_pickle) for name in models}
+        near |= {
+            name: references.resolve_adapter(name, config.cache, self.tell, config.allow_pickle) for name in adapters
+        }
+        near |= self._copied({name: near[name] for name in models}, mounts())
+        found = Opener(config.cache, self.tell, config.allow_pickle, config.recipes, near)
+        found.as_they_are(recipe, config.also)
+        return found
+
+    def apply(self, opener: Opener, recipe: Recipe) -> None:
+        """Write what adapters change, and have it mapped from there."""
+        opened = opener.as_they_are(recipe, self._config.also)
+        adapted = {
+            name: checkpoint
+            for name, checkpoint in opened.items()
+            if isinstance(checkpoint, Overlay) and references.split(name, opener.recipes)[1] is not None
+        }
+        folders = {name: applied.folder_of(overlay, self._config.cache) for name, overlay in adapted.items()}
+        distinct = {folders[name]: overlay for name, overlay in adapted.items()}
+        needed = sum(applied.missing_bytes(overlay, folder) for folder, overlay in distinct.items())
+        if needed:
+            check_room(self._config.cache, needed, f"{_count(len(distinct), 'model')} with adapters applied")
+        for name, overlay in adapted.items():
+            if applied.missing_bytes(overlay, folders[name]):
+                applied.keep(overlay, folders[name], partial(self.tell, f"applying the adapter of {name}"))
+            opener.put(applied.kept(overlay, folders[name]))
+
+    def _check_fetching(self, models: Iterable[str], adapters: Iterable[str]) -> None:
+        allow = self._config.allow_pickle
+        sizes = [references.bytes_to_fetch(name, allow_pickle=allow) for name in models]
+        sizes += [references.bytes_to_fetch(name, adapter=True, allow_pickle=allow) for name in adapters]
+        if needed := sum(sizes):
+            fetched = sum(size > 0 for size in sizes)
+            check_room(references.hub_cache(), needed, f"{_count(fetched, 'model')} from the hub")
+
+    def _copied(self, folders: dict[str, Path], mounted: list[Mount]) -> dict[str, Path]:
+        """reference → copy, of models on network file systems; none where the cache itself lies on one."""
+        cache = self._config.cache.resolve()
+        if network_type(cache, mounted) is not None:
+            return {}
+        far = {
+            name: Checkpoint.open(folder, name, self._config.allow_pickle)
+            for name, folder in folders.items()
+            if network_type(folder.resolve(), mounted) is not None
+        }
+        places = {name: copies.folder_of(checkpoint, cache) for name, checkpoint in far.items()}
+        distinct = {places[name]: checkpoint for name, checkpoint in far.items()}
+        needed = sum(copies.missing_bytes(checkpoint, place) for place, checkpoint in distinct.items())
+        if needed:
+            check_room(cache, needed, f"copies of {_count(len(distinct), 'model')} from network file systems")
+        for name, checkpoint in far.items():
+            copies.copy(checkpoint, places[name], partial(self.tell, f"copying {name} to this node"))
+        return places
+
+
+def _check_contents(config: "WorkerConfig", recipe: Recipe, opener: Opener) -> None:
+    """
+    Raises:
+        CheckpointError: a model is another one than the controller's, so that scores would not be of one search.
+    """
+    if not config.inputs:
+        return
+    for name, now in opener.contents(recipe, opener.as_they_are(recipe, config.also)).items():
+        then = config.inputs.get(name, now)
+        if then != now:
+            part = "tokenizer" if name.startswith(TOKENIZER_OF) else "model"
+            what = f"another {part} lies under this name on {socket.gethostname()} (content {now[:12]}) than where the "
+            what += f"search was started (content {then[:12]})"
+            raise CheckpointError(name.removeprefix(TOKENIZER_OF), what, next="Put the same files on every node")
+
+
+def _leaves(opener: Opener, named: Iterable[str]) -> tuple[dict[str, None], dict[str, None]]:
+    """The models and the adapters that are no recipes, of these references and of all recipes among them."""
+    models: dict[str, None] = {}
+    adapters: dict[str, None] = {}
+    recipes: set[str] = set()
+    waiting = list(named)
+    while waiting:
+        model, adapter = references.split(waiting.pop(0), opener.recipes)
+        if adapter is not None:
+            adapters[adapter] = None
+        if not is_recipe(model):
+            models[model] = None
+        elif model not in recipes:
+            recipes.add(model)
+            inner = opener.recipe(model)
+            waiting += [*inner.references(), *filter(None, [inner.tokenizer_model])]
+    return models, adapters
+
+
+def _sweep(cache: Path) -> None:
+    """Remove what killed preparations left; only who holds the lock writes there."""
+    for pattern in (f"{applied.FOLDER}/*/.*.partial", f"{copies.FOLDER}/.*.partial"):
+        for left in cache.glob(pattern):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
+
+
+def _nobody(what: str, part: float) -> None:
+    """Told of progress, and says nothing."""

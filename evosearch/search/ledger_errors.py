@@ -1,0 +1,92 @@
+"""What a database's errors mean: to the user, and to a writer who may try again."""
+
+import re
+
+import sqlalchemy as sa
+
+from evosearch.errors import LedgerError
+
+# SQLSTATE (PostgreSQL, appendix A): what passes by itself. 08: connections; 57P0x: the server ends or starts.
+_PASSING = {
+    "25006",  # read-only: what we write to has just become a standby
+    "25P03",  # our transaction was idle for too long: this process was suspended
+    "40001",
+    "40P01",  # a deadlock
+    "53200",
+    "53300",  # too many connections
+    "55P03",  # a lock was not to be had in time
+    "57P01",
+    "57P02",
+    "57P03",
+}
+_DISK_FULL = "53100"
+_NOT_ALLOWED = "42501"
+
+
+class NoLedgerError(LedgerError):
+    """There is no ledger yet: nothing to read."""
+
+
+def shown(url: sa.URL) -> str:
+    """A ledger as messages name it: without password and without settings, which may hold secrets too."""
+    if url.get_backend_name() == "sqlite":
+        return str(url.database)
+    return sa.URL.create(url.drivername, url.username, None, url.host, url.port, url.database).render_as_string()
+
+
+def unusable(url: sa.URL, where: str, exc: sa.exc.DBAPIError) -> LedgerError:
+    """What a database error means to the user."""
+    reason = reason_of(exc)
+    if "not a database" in reason:
+        return LedgerError(where, f"{shown(url)} is not an SQLite database", next="Choose another path")
+    next = "Check that it exists and may be written"
+    if "disk" in reason or _state(exc) == _DISK_FULL:  # "database or disk is full", "disk I/O error"
+        next = "Make room on its disk, then run the same command: what was recorded is safe"
+    elif url.get_backend_name() == "postgresql":
+        next = _next_at_a_server(url, exc, reason)
+    return LedgerError(where, f"{shown(url)} cannot be used: {reason}", next=next)
+
+
+def _next_at_a_server(url: sa.URL, exc: sa.exc.DBAPIError, reason: str) -> str:
+    host, port = url.host or "localhost", url.port or 5432
+    at = f"-h {host} -p {port}"
+    if "password" in reason:
+        line = f"{host}:{port}:{url.database or '*'}:{url.username or 'USER'}:PASSWORD"
+        return f"Put the line {line} into ~/.pgpass, or the file that $PGPASSFILE names, mode 0600"
+    if re.search(r'database ".*" does not exist', reason):
+        return f"Create it: createdb {at} {url.database}"
+    if "resolve" in reason or "translate host name" in reason:
+        return "Check the host's name"
+    if _state(exc) == _NOT_ALLOWED:
+        return f"Give the user a database of its own: createdb {at} -O {url.username or 'USER'} NAME"
+    if _state(exc) is None and isinstance(exc, sa.exc.OperationalError):  # no connection came about
+        return f"Check that the server runs and lets this host in: psql {at} -l"
+    return "Check the URL, and the database"
+
+
+def reason_of(exc: sa.exc.DBAPIError) -> str:
+    """One line: the database's own words."""
+    text = str(exc.orig).strip()
+    lines = [line.strip(" \t-") for line in text.splitlines() if line.strip()] or [type(exc.orig).__name__]
+    tried = next((i for i, line in enumerate(lines) if line.startswith("Multiple connection attempts")), None)
+    line = lines[0] if tried is None or len(lines) < tried + 2 else lines[tried + 1]
+    line = line.removeprefix("connection failed: ").removeprefix("connection is bad: ")
+    return re.sub(r"\s+", " ", line.replace("FATAL:", "")).removesuffix(".")
+
+
+def passes(exc: sa.exc.DBAPIError) -> bool:
+    """Whether the same may go well later: the connection was lost or did not come about, or the server says so."""
+    state = _state(exc)
+    if state is not None:
+        return state.startswith("08") or state in _PASSING
+    return exc.connection_invalidated or isinstance(exc, sa.exc.OperationalError)
+
+
+def is_starting(exc: sa.exc.DBAPIError) -> bool:
+    """Whether a server is there and about to be ready; told by its words, as no code comes before a connection."""
+    words = "the database system is|too many clients|remaining connection slots|closed the connection|terminating conn"
+    return exc.connection_invalidated or bool(re.search(words, str(exc.orig)))
+
+
+def _state(exc: sa.exc.DBAPIError) -> str | None:
+    return getattr(exc.orig, "sqlstate", None)

@@ -1,0 +1,281 @@
+"""How a ledger's database is read and written: on a file at once or not at all, on a server with patience.
+
+A server restarts, a network breaks: what fails for such a reason is done again, as a whole, on a new connection, for
+some minutes. Who writes must therefore be able to tell whether an attempt whose answer was lost took effect.
+
+On a server the locks of the searches belong to the one connection that writes: while it lives they are held, and where
+it is lost they are taken again before anything else is written.
+"""
+
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from evosearch.errors import LedgerError
+from evosearch.search.ledger_errors import passes, reason_of, shown, unusable
+from evosearch.search.ledger_lock import (
+    advisory_holder,
+    file_lock,
+    file_lock_holder,
+    release_advisory,
+    taken,
+    this_process,
+    try_advisory,
+)
+from evosearch.search.ledger_store import sqlite_path
+
+Result = TypeVar("Result")
+PATIENCE_S = 300.0  # how long a writer waits for its server; a restart takes seconds, a failover a minute or two
+READERS_PATIENCE_S = 20.0  # a reader may as well be started again
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0  # between attempts
+JUST_ENDED_S = 1.0  # a server takes a moment to see that a killed process is gone
+CUT_OFF_S = 30.0  # and longer to end one of its own that we told it to end
+
+
+class RecordedTwiceError(AssertionError):
+    """Something that is recorded once was about to be recorded again: a mistake of ours, never of the user's."""
+
+
+class Transactions:
+    """A ledger in a file: what fails, fails."""
+
+    def __init__(self, engine: Engine, url: sa.URL, where: str, read_only: bool) -> None:
+        self._engine, self._url, self._where, self._read_only = engine, url, where, read_only
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def read(self, work: Callable[[Connection], Result]) -> Result:
+        """Do `work`, which reads, on one state of the database."""
+        try:
+            with self._engine.connect() as connection:
+                return work(connection)
+        except sa.exc.DBAPIError as exc:
+            raise unusable(self._url, self._where, exc) from exc
+
+    def write(self, work: Callable[[Connection], Result]) -> Result:
+        """Do `work`, which writes, as a whole or not at all. On a server it may be called several times.
+
+        Raises:
+            RecordedTwiceError: it breaks a uniqueness, or refers to what is not there.
+            LedgerError: the database cannot be written.
+        """
+        assert not self._read_only, "a ledger opened to be read is written to"
+        try:
+            with self._engine.connect().execution_options(evosearch_write=True) as connection, connection.begin():
+                return work(connection)
+        except sa.exc.IntegrityError as exc:
+            raise _twice(exc) from exc
+        except sa.exc.DBAPIError as exc:
+            raise unusable(self._url, self._where, exc) from exc
+
+    def holding(self, search_id: str) -> AbstractContextManager[None]:
+        """Be the one writer of a search, as long as the context lasts.
+
+        Raises:
+            LedgerError: another process is, or this one already.
+        """
+        return file_lock(self._file, search_id, self._where)
+
+    def holder(self, search_id: str) -> str | None:
+        """Who writes to a search now, as far as can be told."""
+        return file_lock_holder(self._file, search_id)
+
+    @property
+    def _file(self) -> Path:
+        path = sqlite_path(self._url)
+        assert path is not None
+        return path
+
+
+class ServerTransactions(Transactions):
+    """A ledger on a PostgreSQL server, which may be away for a while."""
+
+    def __init__(self, engine: Engine, url: sa.URL, where: str, read_only: bool, notice: Callable[[str], None]) -> None:
+        super().__init__(engine, url, where, read_only)
+        self._patience_s = READERS_PATIENCE_S if read_only else PATIENCE_S
+        self._notice = notice
+        self._given_up = False  # a server that was waited for in vain is not waited for again until it answers
+        self._mutex = threading.RLock()
+        self._writer: Connection | None = None
+        self._driver: Any = None  # the driver's own connection under it
+        self._backend: int | None = None  # the writer's process at the server, now or last
+        self._held: set[str] = set()  # searches
+        _servers.add(self)
+
+    def close(self) -> None:
+        with self._mutex:
+            self._drop()
+        super().close()
+
+    def read(self, work: Callable[[Connection], Result]) -> Result:
+        return self._patiently(partial(self._read, work))
+
+    def write(self, work: Callable[[Connection], Result]) -> Result:
+        assert not self._read_only, "a ledger opened to be read is written to"
+        with self._mutex:
+            return self._patiently(partial(self._write, work))
+
+    @contextmanager
+    def holding(self, search_id: str) -> Iterator[None]:
+        if search_id in self._held:
+            raise taken(self._where, this_process())
+        with self._mutex:
+            self.write(lambda connection: self._take(connection, search_id))
+            self._held.add(search_id)
+        try:
+            yield
+        finally:
+            with self._mutex:
+                self._held.discard(search_id)
+                self._release(search_id)
+
+    def holder(self, search_id: str) -> str | None:
+        found = self.read(lambda connection: advisory_holder(connection, search_id))
+        return found.about if found else None
+
+    # --- attempts -----------------------------------------------------------------------------------------------
+
+    def _patiently(self, attempt: Callable[[], Result]) -> Result:
+        """The result of an attempt that goes well, in the end."""
+        began, pause = time.monotonic(), FIRST_PAUSE_S
+        failed = False
+        while True:
+            try:
+                result = attempt()
+            except sa.exc.IntegrityError as exc:
+                raise _twice(exc) from exc
+            except sa.exc.DBAPIError as exc:
+                if not passes(exc):
+                    raise unusable(self._url, self._where, exc) from exc
+                waited = time.monotonic() - began
+                if self._given_up or waited > self._patience_s:
+                    self._given_up = True
+                    raise self._away(exc, waited) from exc
+                if not failed:
+                    self._notice(f"{shown(self._url)}: {reason_of(exc)}. Trying again for {self._patience_s:.0f} s")
+                failed = True
+                time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 not to come back all at once
+                pause = min(2.0 * pause, LONGEST_PAUSE_S)
+            else:
+                self._given_up = False
+                if failed:
+                    self._notice(f"{shown(self._url)}: is back after {time.monotonic() - began:.0f} s; nothing is lost")
+                return result
+
+    def _away(self, exc: sa.exc.DBAPIError, waited_s: float) -> LedgerError:
+        what = f"{shown(self._url)} cannot be reached"
+        what += f", for {waited_s:.0f} s: {reason_of(exc)}" if waited_s > 1.0 else f": {reason_of(exc)}"
+        next = "What was recorded is safe: once the server is back, the same command continues"
+        return LedgerError(self._where, what, next=next)
+
+    def _read(self, work: Callable[[Connection], Result]) -> Result:
+        snapshot = self._engine.execution_options(isolation_level="REPEATABLE READ")  # all of `work` sees one state
+        with snapshot.connect() as connection:
+            return work(connection)
+
+    def _write(self, work: Callable[[Connection], Result]) -> Result:
+        connection = self._connected()
+        try:
+            with connection.begin():
+                return work(connection)
+        except sa.exc.IntegrityError:
+            raise
+        except BaseException:  # also an interrupted one: its connection would come back without the locks
+            self._drop()
+            raise
+
+    # --- the connection that writes, and its locks --------------------------------------------------------------
+
+    def _connected(self) -> Connection:
+        if self._writer is None:
+            connection = self._engine.connect()
+            driver: Any = connection.connection.dbapi_connection
+            try:
+                connection.detach()  # nobody else gets it
+                with connection.begin():
+                    for search_id in self._held:
+                        self._take(connection, search_id)
+            except BaseException:
+                _close(connection, driver)
+                raise
+            self._writer, self._driver, self._backend = connection, driver, driver.info.backend_pid
+        return self._writer
+
+    def _take(self, connection: Connection, search_id: str) -> None:
+        """Take a search's lock; from our own lost connection, where the server has not seen that it is lost.
+
+        Raises:
+            LedgerError: another process has it.
+        """
+        began = time.monotonic()
+        while not try_advisory(connection, search_id):
+            found = advisory_holder(connection, search_id)
+            if found is not None:
+                ours = found.backend == self._backend and search_id in self._held
+                if time.monotonic() - began > (CUT_OFF_S if ours else JUST_ENDED_S):
+                    raise taken(self._where, found.about)
+                if ours:
+                    connection.execute(sa.select(sa.func.pg_terminate_backend(found.backend)))
+            time.sleep(0.05)
+
+    def _release(self, search_id: str) -> None:
+        if self._writer is not None:
+            try:
+                with self._writer.begin():
+                    release_advisory(self._writer, search_id)
+            except sa.exc.DBAPIError:  # lost, and its locks with it
+                self._drop()
+
+    def _drop(self) -> None:
+        connection, self._writer = self._writer, None
+        if connection is not None:
+            _close(connection, self._driver)
+
+    def let_go_after_fork(self) -> None:
+        """In the child of a fork: its copy of the connection must not keep the locks of a parent that ends."""
+        if self._writer is not None and not self._driver.closed:
+            nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            os.dup2(nothing, self._driver.fileno(), inheritable=False)
+            os.close(nothing)
+
+
+def transactions(
+    engine: Engine, url: sa.URL, where: str, read_only: bool, notice: Callable[[str], None]
+) -> Transactions:
+    """What fits the ledger's URL."""
+    if sqlite_path(url) is not None:
+        return Transactions(engine, url, where, read_only)
+    return ServerTransactions(engine, url, where, read_only, notice)
+
+
+def _close(connection: Connection, driver: Any) -> None:
+    """End a detached connection, lost or not. SQLAlchemy does not close what it finds lost."""
+    connection.invalidate()  # nothing more is said to the server: what was begun ends with the connection
+    connection.close()
+    driver.close()
+
+
+def _twice(exc: sa.exc.IntegrityError) -> RecordedTwiceError:
+    return RecordedTwiceError(f"the ledger holds this already, or lacks the item set it refers to: {exc.orig}")
+
+
+_servers: "weakref.WeakSet[ServerTransactions]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for server in _servers:
+        server.let_go_after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,314 @@
+"""A PostgreSQL server of one's own: in one folder, on loopback only, with a password that nobody typed.
+
+FOLDER/data       the databases; they belong to the unprivileged user where we are root
+FOLDER/passfile   0600: `PGPASSFILE=FOLDER/passfile` lets a client in
+FOLDER/port       the port it had last
+FOLDER/log        what the server says
+"""
+
+import ctypes
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+from psycopg import sql
+
+from evosearch.errors import InputError, SearchError
+
+USER = "evosearch"  # the server's one role, its superuser
+HOST = "127.0.0.1"
+DEADLINE_S = 60.0  # for the server to answer, or to end
+UNPRIVILEGED = ("postgres", "nobody")  # the server refuses to run as root: the first of these that exists runs it
+
+
+def find_programs() -> Path | None:
+    """The folder of `initdb` and `postgres`, newest version first; None where they are not installed."""
+    on_path = [Path(found).resolve().parent for name in ("initdb", "postgres") if (found := shutil.which(name))]
+    debian = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin"), key=lambda entry: _number(entry.parent.name), reverse=True
+    )
+    return next((entry for entry in on_path + debian if _complete(entry)), None)
+
+
+class Postgres:
+    """One server. Its folder outlives it: another `Postgres` of the same folder finds, starts or stops it."""
+
+    def __init__(self, folder: Path, port: int = 0) -> None:
+        """
+        Args:
+            folder: where everything of it lies; made where it is not there.
+            port: to listen on; 0 for the one it had last, or else any free one.
+        """
+        self.folder = folder.resolve()
+        self.data, self.passfile, self.log = (self.folder / name for name in ("data", "passfile", "log"))
+        self._wanted = port
+        self._process: subprocess.Popen[bytes] | None = None
+
+    # --- what a client needs ------------------------------------------------------------------------------------
+
+    @property
+    def port(self) -> int:
+        """The port it listens on, or listened on last."""
+        return int((self.folder / "port").read_text())
+
+    def url(self, database: str) -> str:
+        """Of a database, for SQLAlchemy and libpq; the password is in `passfile`."""
+        return f"postgresql://{USER}@{HOST}:{self.port}/{database}"
+
+    def connect(self, database: str = "postgres") -> psycopg.Connection[Any]:
+        """A connection that commits each statement."""
+        url = self.url(database)
+        return psycopg.connect(url, passfile=str(self.passfile), autocommit=True, connect_timeout=5)
+
+    # --- starting and ending ------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> bool:
+        return self._postmaster() is not None
+
+    @property
+    def process(self) -> psutil.Process | None:
+        """The server's first process, whoever started it; None where it does not run."""
+        return self._postmaster()
+
+    def start(self, *, durable: bool = True, die_with_parent: bool = False) -> None:
+        """Start it, or do nothing where it runs; it answers on return. The first start makes the databases.
+
+        Args:
+            durable: False for tests alone: nothing waits for the disk, and a power cut loses everything.
+            die_with_parent: it stops when the thread that started it ends, however that ends.
+
+        Raises:
+            InputError: not installed, the folder cannot be reached, or the port is taken.
+            SearchError: it does not start; the message ends with the last lines of its log.
+        """
+        programs = find_programs()
+        if programs is None:
+            next = "Install it: apt-get install postgresql (Debian), or put its programs on PATH"
+            raise InputError("postgres", "its server programs (initdb, postgres) are not installed", next=next)
+        if self.running:
+            return
+        self._make_folder()
+        port = self._choose_port()
+        if not (self.data / "PG_VERSION").exists():
+            self._make_databases(programs)
+        (self.folder / "port").write_text(str(port))
+        self._write_passfile(self._password())
+        settings = {"listen_addresses": HOST, "port": port, "unix_socket_directories": "", "logging_collector": "off"}
+        if not durable:
+            settings |= {"fsync": "off", "full_page_writes": "off"}
+        command = [str(programs / "postgres"), "-D", str(self.data)]
+        command += [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
+        if self._process is not None:  # it ended without us
+            self._process.wait(DEADLINE_S)
+        with open(self.log, "ab", opener=_private) as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=_die_with_parent if die_with_parent else None,
+                **self._as_user(),
+            )
+        self._await_answer()
+
+    def stop(self) -> None:
+        """End it: clients are cut off, what was committed is kept. Does nothing where it does not run."""
+        self._end(signal.SIGINT)  # "fast shutdown"
+
+    def crash(self) -> None:
+        """SIGKILL to all of it, as when its machine loses power; `start` recovers what was committed."""
+        postmaster = self._postmaster()
+        if postmaster is None:
+            return
+        for process in [postmaster, *postmaster.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._end(signal.SIGKILL)
+
+    # --- databases ----------------------------------------------------------------------------------------------
+
+    def create_database(self, name: str) -> None:
+        """Make a database; what is there already stays as it is."""
+        with self.connect() as connection, suppress(psycopg.errors.DuplicateDatabase):
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+
+    def drop_database(self, name: str) -> None:
+        """Remove a database, whoever uses it."""
+        with self.connect() as connection:
+            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    def drop_connections(self, database: str) -> int:
+        """Cut off everybody who uses a database; returns how many connections there were."""
+        query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
+        with self.connect() as connection:
+            return len(connection.execute(query, (database,)).fetchall())
+
+    # --- inside -------------------------------------------------------------------------------------------------
+
+    def _make_folder(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        account = _account()
+        if account is None:
+            self.folder.chmod(0o700)
+            return
+        self.folder.chmod(0o711)  # it must be passed through by the server's user; what lies in it has its own mode
+        for entry in self.folder.parents:
+            about = entry.stat()
+            if not about.st_mode & 0o001 and about.st_uid != account.pw_uid:
+                what = (
+                    f"user {account.pw_name}, who runs the server, cannot pass {entry} (mode {about.st_mode & 0o777:o})"
+                )
+                raise InputError(str(self.folder), what, next=f"Choose another folder, or: chmod o+x {entry}")
+
+    def _make_databases(self, programs: Path) -> None:
+        shutil.rmtree(self.data, ignore_errors=True)  # of a first start that did not get to its end
+        password = secrets.token_urlsafe(24)
+        self.data.mkdir(mode=0o700)
+        handed_over = self.data.with_name("password")
+        _write_private(handed_over, password)
+        if (account := _account()) is not None:
+            os.chown(self.data, account.pw_uid, account.pw_gid)
+            os.chown(handed_over, account.pw_uid, account.pw_gid)
+        command = [str(programs / "initdb"), "-D", str(self.data), "-U", USER, f"--pwfile={handed_over}"]
+        command += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-instructions", "--no-sync"]
+        try:
+            made = subprocess.run(command, capture_output=True, text=True, check=False, **self._as_user())
+            if made.returncode:
+                raise SearchError(f"initdb failed in {self.data}: {made.stderr.strip()}")
+            self._write_passfile(password, port=self._wanted)
+        except BaseException:
+            shutil.rmtree(self.data, ignore_errors=True)
+            raise
+        finally:
+            handed_over.unlink()
+
+    def _password(self) -> str:
+        try:
+            return self.passfile.read_text().rstrip("\n").rsplit(":", 1)[1]  # token_urlsafe: no colon, no backslash
+        except (OSError, IndexError):
+            what = f"{self.passfile} is gone, and with it the password of the databases beside it"
+            raise InputError(str(self.folder), what, next="Put it back, or choose another folder") from None
+
+    def _write_passfile(self, password: str, port: int | None = None) -> None:
+        _write_private(self.passfile, f"{HOST}:{self.port if port is None else port}:*:{USER}:{password}\n")
+
+    def _choose_port(self) -> int:
+        if self._wanted:
+            if not _free(self._wanted):
+                raise InputError("postgres", f"port {self._wanted} is in use", next="Choose another port")
+            return self._wanted
+        with suppress(OSError, ValueError):
+            if _free(self.port):
+                return self.port
+        with socket.socket() as probe:
+            probe.bind((HOST, 0))
+            return int(probe.getsockname()[1])
+
+    def _as_user(self) -> dict[str, Any]:
+        """How its programs are started: with nothing of our environment, and not as root."""
+        kept = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "TZ") if key in os.environ}
+        options: dict[str, Any] = {"cwd": self.folder, "env": kept | {"LC_ALL": "C"}}
+        if (account := _account()) is not None:
+            options |= {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+        return options
+
+    def _await_answer(self) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            try:
+                self.connect().close()
+                return
+            except psycopg.OperationalError as exc:
+                why = str(exc).strip().splitlines()[-1]
+            ended = self._process.poll() is not None
+            if ended or time.monotonic() > deadline:
+                self._end(signal.SIGQUIT)
+                said = "\n".join(self.log.read_text(errors="replace").splitlines()[-5:])
+                raise SearchError(f"PostgreSQL {'ended' if ended else f'does not answer: {why}'}. {self.log}:\n{said}")
+            time.sleep(0.05)
+
+    def _postmaster(self) -> psutil.Process | None:
+        """The server's first process, whoever started it."""
+        try:
+            process = psutil.Process(int((self.data / "postmaster.pid").read_text().splitlines()[0]))
+            alive = process.name() == "postgres" and process.status() != psutil.STATUS_ZOMBIE
+        except (OSError, ValueError, IndexError, psutil.NoSuchProcess):
+            return None
+        return process if alive else None
+
+    def _end(self, how: signal.Signals) -> None:
+        postmaster = self._postmaster()
+        if postmaster is not None:
+            with suppress(psutil.NoSuchProcess):
+                postmaster.send_signal(how)
+        if self._process is not None:  # ours: waited for, or it would stay a zombie
+            self._process.wait(DEADLINE_S)
+            self._process = None
+        deadline = time.monotonic() + DEADLINE_S
+        while self.running:
+            if time.monotonic() > deadline:
+                raise SearchError(f"PostgreSQL in {self.folder} does not end; see {self.log}")
+            time.sleep(0.02)
+
+
+def _account() -> pwd.struct_passwd | None:
+    """Who runs the server; None for ourselves."""
+    if os.geteuid() != 0:
+        return None
+    for name in UNPRIVILEGED:
+        with suppress(KeyError):
+            return pwd.getpwnam(name)
+    raise InputError(
+        "postgres", f"there is no user {' or '.join(UNPRIVILEGED)} to run it", next="Do not run this as root"
+    )
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner reads, and never half of it."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    with open(beside, "w", opener=_private) as file:
+        file.write(text)
+    beside.replace(path)
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: closed connections linger
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _complete(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in ("initdb", "postgres"))
+
+
+def _number(version: str) -> float:
+    try:
+        return float(version)
+    except ValueError:
+        return 0.0
+
+
+def _die_with_parent() -> None:
+    """Runs in the child before the server does: PR_SET_PDEATHSIG (prctl(2)), "fast shutdown"."""
+    ctypes.CDLL(None).prctl(1, signal.SIGINT)

@@ -1,0 +1,54 @@
+"""The search that the trial submits: two experts of the embedded tiny models, on few documents."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evosearch.checkpoints.references import default_cache
+from evosearch.zoo.tiny_models import ensure
+
+NAME = "cluster-trial"
+EXPERTS = ("reverse", "sort")
+CANDIDATES, POPULATION = 24, 4
+DOCUMENTS = {"search": 24, "validation": 30, "test": 60}  # of each task
+EVALS = Path(__file__).resolve().parents[2] / "evals"
+WEIGHT = {"low": 0.0, "high": 1.5, "per": "group", "groups": 2, "ends": "shared"}
+
+
+def prepare() -> None:
+    """Train the models that are not in the cache yet: a search would do it while its workers wait."""
+    for name in ("base", *EXPERTS):
+        ensure(name, default_cache())
+
+
+def write_spec(folder: Path, ledger: str, tracking: str) -> Path:
+    """Write suite and spec; their merge is better than each expert, so that the gate promotes one."""
+    tasks: list[dict[str, Any]] = [
+        {"task": f"tiny_{name}", "name": name, "metric": "exact_match", "chance": 0.0} for name in EXPERTS
+    ]
+    suite = {"name": NAME, "include": ["tiny"], "tasks": tasks, "documents": DOCUMENTS}
+    spec = {
+        "name": NAME,
+        "recipe": {
+            "merge_method": "task_arithmetic",
+            "base_model": "zoo:tiny/base",
+            "models": [{"model": f"zoo:tiny/{name}", "parameters": {"weight": WEIGHT}} for name in EXPERTS],
+        },
+        "optimizer": {"name": "cma_es", "population": POPULATION, "sigma": 0.2, "seed": 0, "start": "best_control"},
+        "suite": "suite.yaml",
+        "budget": {"candidates": CANDIDATES},
+        "workers": {"count": "auto", "threads": 1, "device": "cpu", "gpus_per_worker": 0},
+        "ledger": ledger,
+        "tracking": {"uri": tracking},
+        "controls": {"scales": [0.4, 0.7]},
+        "promotion": {"register_as": NAME, "finalists": 2},
+    }
+    shutil.copytree(
+        EVALS / "tiny", folder / "tiny", dirs_exist_ok=True
+    )  # task files are trusted in the suite's own folder
+    (folder / "suite.yaml").write_text(yaml.safe_dump(suite | {"fitness": "gold_logprob"}, sort_keys=False))
+    path = folder / "spec.yaml"
+    path.write_text(yaml.safe_dump(spec, sort_keys=False))
+    return path

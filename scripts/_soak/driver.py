@@ -1,0 +1,98 @@
+"""The controller of a soak, as a process of its own: a real search, ledger, pool and mirror; light workers.
+
+python -m _soak.driver SETTINGS     (JSON, see `Settings`)
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from _schedule.world import World
+
+from _soak.light import Light
+from evosearch.execution.ray_pool import RayExecutor, RayOptions
+from evosearch.search.budget import Budget
+from evosearch.search.controller import Controller
+from evosearch.search.ledger import Ledger
+from evosearch.search.optimizers.registry import OptimizerConfig, create
+from evosearch.search.ports import Executor, Tracker
+from evosearch.search.recorder import Recorder
+from evosearch.tracking.mlflow import MlflowMirror
+
+SEARCH = "soak"  # its id, its name, and the experiment
+CATCH_UP_S = 900.0  # for the mirror, at the end
+OPTIMIZER = {"name": "cma_es", "seed": 1, "asynchronous": True, "diagonal": True, "population": 12, "start": "init"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One soak: where things are, how much is searched, what a candidate takes.
+
+    Attributes:
+        tracking: MLflow's URI; None: nothing is mirrored.
+        count: of workers; None: as many as the cluster gives.
+    """
+
+    ledger: str
+    tracking: str | None
+    address: str
+    folder: str
+    candidates: int
+    seconds: float
+    count: int | None = None
+
+    @property
+    def world(self) -> World:
+        """24 dimensions, two tasks of 20 items."""
+        return World(models=2, layers=4, items=20)
+
+
+def drive(settings: Settings) -> str:
+    """Run the search, or continue it; returns why it stopped."""
+    options = RayOptions(settings.count, address=settings.address, fill=settings.count is None)
+    light = Light(Path(settings.folder), settings.world, settings.seconds)
+    with Ledger.open(settings.ledger, notice=say) as ledger, ledger.acquire(SEARCH):
+        ledger.put_item_sets(settings.world.batch)
+        mirrors = [_mirror(settings)] if settings.tracking else []
+        executor = RayExecutor(light, options, say)
+        try:
+            return _search(settings, ledger, executor, mirrors)
+        finally:
+            executor.close()
+            for mirror in mirrors:
+                mirror.close(CATCH_UP_S, CATCH_UP_S)
+
+
+def _mirror(settings: Settings) -> MlflowMirror:
+    reader = partial(Ledger.open, settings.ledger, read_only=True)
+    return MlflowMirror(settings.tracking, SEARCH, reader, SEARCH, SEARCH, say)
+
+
+def _search(settings: Settings, ledger: Ledger, executor: Executor, mirrors: list[Tracker]) -> str:
+    recorder, world = Recorder(ledger, SEARCH, mirrors), settings.world
+    recorder.record([("started", {"name": SEARCH, "spec": {}, "resumed": recorder.state.sessions > 0})])
+    config = OptimizerConfig.model_validate(OPTIMIZER)
+    reason = Controller(
+        recorder=recorder,
+        executor=executor,
+        space=world.space,
+        batch=world.batch,
+        controls=(),
+        identify=world.identify,
+        make_optimizer=lambda start: create(config, world.space.dimensions, start),
+        start=config.start,
+        budget=Budget(settings.candidates),
+        asynchronous=True,
+    ).run()
+    recorder.record([("stopped", {"reason": reason})])
+    return reason
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    print(drive(Settings(**json.loads(sys.argv[1]))))

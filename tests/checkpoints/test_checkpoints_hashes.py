@@ -1,0 +1,139 @@
+"""Hashes that are known already: what did not change is not read again, and what did is."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from evosearch.checkpoints import hashes, reader
+from evosearch.checkpoints.digest import Line, tensor_line
+from evosearch.checkpoints.hashes import Hashes
+from evosearch.checkpoints.reader import Checkpoint
+from evosearch.errors import CheckpointError
+
+Counted = tuple[Callable[[], str], list[str]]
+
+
+@pytest.fixture(autouse=True)
+def _coarse_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of a test are younger than a margin that people do not notice."""
+    monkeypatch.setattr(hashes, "TICK_NS", -1)
+    monkeypatch.setattr(hashes, "COARSE_NS", -1)
+
+
+def reading(path: Path) -> Counted:
+    """What stands for hashing a file, and a list of how often it was."""
+    read: list[str] = []
+
+    def compute() -> str:
+        read.append(path.read_text())
+        return f"sha of {path.read_text()}"
+
+    return compute, read
+
+
+def test_a_file_is_read_again_only_where_it_changed(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_text("one")
+    compute, read = reading(path)
+    for _ in range(3):  # as other processes, too
+        assert Hashes(tmp_path / "cache").of([path], compute) == "sha of one"
+    assert read == ["one"]
+    before = path.stat()
+    path.write_text("two")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as large, and as old, as what it replaces
+    assert Hashes(tmp_path / "cache").of([path], compute) == "sha of two"
+    (tmp_path / "new").write_text("six")
+    os.utime(tmp_path / "new", ns=(before.st_atime_ns, before.st_mtime_ns))
+    (tmp_path / "new").rename(path)
+    assert Hashes(tmp_path / "cache").of([path], compute) == "sha of six"
+    assert read == ["one", "two", "six"]
+
+
+def test_a_link_is_known_by_what_it_leads_to(tmp_path: Path) -> None:
+    path, link = tmp_path / "weights", tmp_path / "link"
+    path.write_text("one")
+    link.symlink_to(path)
+    compute, read = reading(path)
+    assert {Hashes(tmp_path).of([name], compute) for name in (path, link)} == {"sha of one"}
+    assert read == ["one"]
+    (marker,) = (tmp_path / "hashes").iterdir()
+    assert list(json.loads(marker.read_text())["files"]) == [str(path.resolve())]
+
+
+def test_what_is_written_while_it_is_read_or_right_before_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "weights"
+    path.write_text("one")
+
+    def while_written() -> str:
+        path.write_text("longer")
+        return "of neither"
+
+    assert Hashes(tmp_path).of([path], while_written) == "of neither"
+    compute, read = reading(path)
+    assert Hashes(tmp_path).of([path], compute) == "sha of longer"
+    path.write_text("again")
+    monkeypatch.setattr(hashes, "TICK_NS", 10**12)  # as if no tick of the clock had passed since
+    monkeypatch.setattr(hashes, "COARSE_NS", 10**12)
+    for _ in range(2):
+        assert Hashes(tmp_path).of([path], compute) == "sha of again"
+    assert read == ["longer", "again", "again"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1, "files": {}, "sha256": "no"}', '{"sha256": 3}'])
+def test_a_damaged_marker_is_none(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "weights"
+    path.write_text("one")
+    compute, read = reading(path)
+    Hashes(tmp_path).of([path], compute)
+    (marker,) = (tmp_path / "hashes").iterdir()
+    marker.write_text(text)
+    assert Hashes(tmp_path).of([path], compute) == "sha of one"
+    assert read == ["one", "one"]
+
+
+def test_without_a_cache_to_write_to_files_are_read_each_time(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_text("one")
+    compute, read = reading(path)
+    for _ in range(2):
+        assert Hashes(path).of([path], compute) == "sha of one"
+    assert read == ["one", "one"]
+
+
+def test_a_checkpoint_is_hashed_once_and_under_another_config_again(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, hashed = tiny("model"), list[str]()
+    expected = Checkpoint.open(folder).content_sha256()
+
+    def counting(name: str, tensor: torch.Tensor) -> Line:
+        hashed.append(name)
+        return tensor_line(name, tensor)
+
+    monkeypatch.setattr(reader, "tensor_line", counting)
+    for _ in range(2):
+        assert Checkpoint.open(folder, hashes=Hashes(tmp_path)).content_sha256() == expected
+    assert len(hashed) == len(set(hashed)) == len(Checkpoint.open(folder).tensors)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rope_theta": 5.0}))  # it says which tensors there are
+    assert Checkpoint.open(folder, hashes=Hashes(tmp_path)).content_sha256() == expected
+    assert len(hashed) == 2 * len(set(hashed))
+
+
+def test_a_damaged_model_is_named_each_time(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tiny("model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][3] = torch.nan
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    for _ in range(2):
+        with pytest.raises(
+            CheckpointError, match=r"'model\.norm\.weight' of .* is damaged: 1 of its 32 values are NaN"
+        ):
+            Checkpoint.open(folder, hashes=Hashes(tmp_path)).content_sha256()

@@ -1,0 +1,116 @@
+"""Joining a cluster: what is wrong is said within seconds, by name. No Ray is started."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evosearch import documents
+from evosearch.errors import SpecError
+from evosearch.execution import cluster
+from evosearch.execution.cluster import Cluster, address_of, connect
+from evosearch.service.executors import cluster_of, worker_count
+from evosearch.service.spec import WorkersConfig
+
+ADDRESS_OF_NOBODY = "127.0.0.1:9"
+
+
+@pytest.fixture(autouse=True)
+def _nobodys_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_cluster_without_a_token_to_show_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for named in (None, tmp_path / "missing"):
+        if named:
+            monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(named))
+        with pytest.raises(SpecError) as caught:
+            connect(tmp_path / "token", ADDRESS_OF_NOBODY, None)
+        assert caught.value.where == f"workers.address: {ADDRESS_OF_NOBODY}"
+        assert "there is no token for it in RAY_AUTH_TOKEN" in str(caught.value)
+    assert not (tmp_path / "token").exists()  # one of our own making would open nothing
+
+
+def test_a_cluster_that_is_not_there_is_given_up_within_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", 64 * "a")
+    with pytest.raises(SpecError, match=r"workers\.address: 127\.0\.0\.1:9: nobody answers there within 10 s"):
+        connect(tmp_path / "token", ADDRESS_OF_NOBODY, None)
+    with pytest.raises(SpecError, match=r"not the address of a Ray cluster\. HOST:PORT of its head node"):
+        connect(tmp_path / "token", "http://127.0.0.1:8265", None)
+
+
+JOIN = """
+import sys
+from pathlib import Path
+from evosearch.execution import cluster
+cluster.REACH_S = 3.0
+try:
+    cluster.connect(Path("token"), sys.argv[1], None)
+except cluster.SpecError as exc:
+    print(exc)
+    sys.stdout.flush()
+import os
+os._exit(0)  # Ray's client still waits for an answer, in its thread
+"""
+
+
+def test_something_that_is_no_cluster_is_told_from_one(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        environment = os.environ | {"RAY_AUTH_TOKEN": 64 * "a"}
+        command = [sys.executable, "-c", JOIN, address]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=50, env=environment, cwd=tmp_path)
+    assert f"workers.address: {address}: what answers there is no Ray cluster" in done.stdout, done.stderr
+
+
+def test_a_head_node_that_falls_silent_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(cluster.time, "monotonic", lambda: now[0])
+    server = socket.create_server(("127.0.0.1", 0))
+    joined = Cluster(False, server.getsockname()[:2])
+    assert joined.silent_for() == 0.0
+    server.close()
+    assert joined.silent_for() == 0.0  # it has just been asked
+    now[0] = 110.0
+    assert joined.silent_for() == 0.0
+    now[0] = 125.0
+    assert joined.silent_for() == 15.0
+    assert joined.lost_nodes() == {}  # nothing is asked of it
+
+
+def test_a_search_within_a_ray_job_joins_its_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = WorkersConfig.model_validate({})
+    assert cluster_of(workers) is None
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert address_of("10.0.0.2:6379") == "10.0.0.2:6379"
+    assert cluster_of(workers) == "10.0.0.1:6379"
+    assert worker_count(workers) == (None, None)  # as many as it has room for, on GPUs if it has some
+    assert worker_count(WorkersConfig.model_validate({"count": 4, "gpus_per_worker": 2})) == (4, 2.0)
+    assert worker_count(WorkersConfig.model_validate({"device": "cpu"})) == (None, 0.0)
+    assert cluster_of(WorkersConfig.model_validate({"executor": "local"})) is None
+
+
+@pytest.mark.parametrize(
+    ("workers", "message"),
+    [
+        ({"gpus_per_worker": 1.5}, r"gpus_per_worker: got 1\.5\. Up to 1: a part of a card\. From 2 on, whole cards"),
+        ({"address": "http://head:8265"}, r"address: got 'http://head:8265'\. HOST:PORT of the head node, or auto"),
+        ({"address": "ray://head:10001"}, r"evosearch submit SPEC --address http://HOST:8265"),
+    ],
+)
+def test_workers_that_ray_would_refuse_are_refused_by_name(workers: dict[str, object], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        documents.validate(WorkersConfig, workers, "night.yaml: workers", SpecError)
+
+
+@pytest.mark.parametrize("address", ["head:6379", "10.0.0.1:6379", "[fd00::1]:6379", "auto"])
+def test_addresses_of_clusters(address: str) -> None:
+    assert WorkersConfig.model_validate({"address": address}).address == address

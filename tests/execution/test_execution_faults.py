@@ -1,0 +1,334 @@
+"""What a night brings, on a real cluster of several nodes on this machine: none lost, none twice, the reason on record.
+
+Workers are light (`scripts/_soak/light.py`): what is tried is the pool, not what scores. The whole of it, with models
+and a ledger, is one search below.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evosearch.errors import SearchError, SpecError
+from evosearch.execution import cluster as joining
+from evosearch.execution import outlook, ray_pool
+from evosearch.execution.deadlines import Patience
+from evosearch.execution.ray_pool import RayExecutor, RayOptions, secure_environment
+from evosearch.search.ledger import Ledger
+from evosearch.search.ports import Job, Outcome
+from evosearch.search.watching import Progress, Silent
+from evosearch.service.paths import places_of
+from evosearch.service.run import run
+from evosearch.service.spec import load_spec
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))  # as it is for a script that is run from there
+
+pytestmark = pytest.mark.ray
+World = Callable[..., Path]
+LOOPBACK = {"node_ip_address": "127.0.0.1", "num_cpus": 2, "num_gpus": 2, "object_store_memory": 80_000_000}
+
+
+class Nodes:
+    """A Ray head without resources, and nodes with two CPUs and two GPUs that are none."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        head = LOOPBACK | {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.add()
+        self.add()
+        import ray
+
+        ray.init(address=self.cluster.address, log_to_driver=False, logging_level="ERROR", namespace="evosearch")
+
+    def add(self) -> Any:
+        return self.cluster.add_node(**LOOPBACK)
+
+    def of(self, outcome_worker: str, executor: RayExecutor) -> Any:
+        """The node that a worker is on."""
+        member = next(one for one in executor._members() if one.place.name == outcome_worker)
+        return next(node for node in self.cluster.worker_nodes if node.node_id == member.place.node)
+
+
+def patiently(get_node: Callable[..., Any]) -> Callable[..., Any]:
+    """Ray gives a node 30 s to come up, which is short where other tests keep the cores busy."""
+
+    def get(*arguments: Any) -> Any:
+        deadline = time.monotonic() + 120.0
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    kept = {name: os.environ.get(name) for name in ("PYTHONPATH", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN")}
+    os.environ.pop("RAY_ADDRESS", None)
+    os.environ["PYTHONPATH"] = str(SCRIPTS)  # of the nodes, and so of their workers
+    secure_environment(tmp_path_factory.mktemp("ray") / "token")
+    joining._load()
+    import ray
+    from ray._private import services
+
+    with joining.on_loopback(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(services, "get_node", patiently(services.get_node))
+        nodes = Nodes()
+        yield nodes
+        ray.shutdown()
+        nodes.cluster.shutdown()
+    for name, value in kept.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@pytest.fixture
+def pool(nodes: Nodes, tmp_path: Path) -> Iterator[Callable[..., RayExecutor]]:
+    """`pool(RayOptions(…), seconds=…, acts=…)` → a pool of light workers on GPUs; closed at the end."""
+    from _schedule.world import World as Problem
+    from _soak.light import Light
+
+    made: list[RayExecutor] = []
+
+    def make(options: RayOptions, notes: list[str] | None = None, **light: Any) -> RayExecutor:
+        config = Light(tmp_path, Problem(models=2, layers=4, items=20), log=tmp_path / "begun", **light)
+        made.append(RayExecutor(config, options, (notes if notes is not None else []).append))
+        return made[-1]
+
+    yield make
+    for executor in made:
+        executor.close()
+
+
+def jobs(count: int) -> list[Job]:
+    from _schedule.world import World as Problem
+
+    world = Problem(models=2, layers=4, items=20)
+    space = world.space
+    return [Job(f"{i}@search", space.fill(space.initial()), world.batch) for i in range(count)]
+
+
+def until(executor: RayExecutor, count: int, seconds: float = 150.0) -> list[Outcome]:
+    found: list[Outcome] = []
+    deadline = time.monotonic() + seconds
+    while len(found) < count and time.monotonic() < deadline:
+        found += executor.wait(1.0)
+    return found
+
+
+def each_once(outcomes: list[Outcome], work: list[Job]) -> dict[str, Outcome]:
+    """No job lost, none with two outcomes; by job id."""
+    assert sorted(outcome.job.id for outcome in outcomes) == sorted(job.id for job in work)
+    assert all(len(outcome.job.batch) == 40 for outcome in outcomes)  # jobs come back whole
+    assert all((outcome.card is None) != (outcome.failure is None) for outcome in outcomes)
+    return {outcome.job.id: outcome for outcome in outcomes}
+
+
+def test_a_candidate_that_kills_is_quarantined_and_one_that_hangs_is_scored_elsewhere(
+    pool: Callable[..., RayExecutor],
+) -> None:
+    notes: list[str] = []
+    patience = Patience(first=60.0, floor=4.0, factor=1.0)
+    acts = {"2@search": "die", "5@search": "refuse", "7@search": "hang once", "9@search": "raise once"}
+    executor = pool(RayOptions(3, gpus_per_worker=1, patience=patience), notes, acts=acts)
+    work = jobs(24)
+    for job in work:
+        executor.submit(job)
+    found = each_once(until(executor, len(work)), work)
+    assert sorted(name for name, outcome in found.items() if outcome.card is None) == ["2@search", "5@search"]
+    poison = found["2@search"]
+    assert poison.failure is not None
+    assert poison.failure.stage == "worker"
+    assert poison.failure.reason.startswith("quarantined: 2 workers were lost under it; the last: the worker died: ")
+    assert [fault.reason.startswith("the worker died: ") for fault in poison.retries] == [True]
+    refused = found["5@search"]
+    assert refused.failure is not None
+    assert (refused.failure.reason, [fault.reason for fault in refused.retries]) == (
+        "told to refuse",
+        2 * ["told to refuse"],
+    )
+    (hung,) = found["7@search"].retries
+    assert hung.reason.startswith("no answer after ")
+    assert "(typical: " in hung.reason
+    (raised,) = found["9@search"].retries
+    assert raised.reason == "the worker raised RuntimeError: told to raise"
+    assert any("2@search: the worker died" in text for text in notes)
+    assert executor._deadlines.limit(40) == 4.0
+
+
+def test_workers_that_die_while_they_start_are_replaced_and_end_the_search_where_nobody_is_left(
+    pool: Callable[..., RayExecutor], tmp_path: Path
+) -> None:
+    notes: list[str] = []
+    weak = tmp_path / "weak"
+    weak.mkdir()
+    (weak / "1").touch()
+    executor = pool(RayOptions(1, gpus_per_worker=1), notes, weak=weak)
+    work = jobs(3)
+    for job in work:
+        executor.submit(job)
+    assert all(outcome.card and not outcome.retries for outcome in each_once(until(executor, 3), work).values())
+    assert any(text.startswith("a worker was lost while it started: the worker died: ") for text in notes)
+    executor.close()
+    for index in range(3):
+        (weak / f"{index}").touch()
+    executor = pool(RayOptions(1, gpus_per_worker=1), weak=weak)
+    executor.submit(work[0])
+    with pytest.raises(SearchError, match="workers die while they start: the worker died: "):
+        until(executor, 1)
+
+
+def test_what_no_node_could_hold_is_refused_and_what_has_no_room_waits(
+    pool: Callable[..., RayExecutor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outlook, "REFUSE_S", 2.0)
+    monkeypatch.setattr(outlook, "TELL_S", 2.0)
+    executor = pool(RayOptions(1, gpus_per_worker=4))
+    executor.submit(jobs(1)[0])
+    with pytest.raises(SpecError, match=r"workers\.gpus_per_worker: got 4: a worker takes 4 GPU, 1 CPU, and no node"):
+        until(executor, 1)
+    executor.close()
+    notes: list[str] = []
+    executor = pool(RayOptions(3, gpus_per_worker=2), notes)  # two nodes hold one each
+    executor.submit(jobs(1)[0])
+    assert len(until(executor, 1)) == 1
+    waiting = (
+        "1 of the workers asked for wait for room: each takes 2 GPU, 1 CPU; the cluster has 4 GPU, 4 CPU, of which"
+    )
+    deadline = time.monotonic() + 60.0
+    while not any(text.startswith(waiting) for text in notes) and time.monotonic() < deadline:
+        executor.submit(jobs(1)[0])
+        until(executor, 1)
+        time.sleep(0.5)
+    assert any(text.startswith(waiting) for text in notes), notes
+
+
+def test_a_wrong_token_is_told_within_seconds(nodes: Nodes, tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from evosearch.execution.cluster import SpecError, connect
+try:
+    connect(Path("token"), sys.argv[1], None)
+except SpecError as exc:
+    print(exc)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN_PATH"}
+    command = [sys.executable, "-c", code, nodes.cluster.address]
+    told = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env=environment | {"RAY_AUTH_TOKEN": 64 * "b"},
+    )
+    assert f"workers.address: {nodes.cluster.address}: the cluster refuses our token" in told.stdout, told.stderr
+
+
+def test_a_pool_on_auto_follows_nodes_as_they_come_and_go(nodes: Nodes, pool: Callable[..., RayExecutor]) -> None:
+    executor = pool(RayOptions(None, gpus_per_worker=None, fill=True), seconds=0.3)
+    assert executor._demand.gpus == 1.0  # there are some
+    done: list[Outcome] = []
+    work: list[Job] = []
+
+    def work_until(enough: Callable[[], bool], seconds: float = 120.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not enough() and time.monotonic() < deadline:
+            while len(work) - len(done) < executor.slots + 1:
+                work.append(jobs(len(work) + 1)[-1])
+                executor.submit(work[-1])
+            done.extend(executor.wait(1.0))
+        assert enough()
+
+    def reasons() -> list[str]:
+        return [fault.reason for outcome in done for fault in outcome.retries]
+
+    work_until(lambda: executor.slots == 4)
+    assert len(executor._placing) <= 8  # the demand that an autoscaler sees is bounded
+    third = nodes.add()
+    work_until(lambda: executor.slots == 6)
+    nodes.cluster.remove_node(third)  # it says goodbye
+    work_until(lambda: bool(reasons()) and executor.slots == 4)
+    said = len(reasons())
+    second = nodes.of(done[-1].worker, executor)
+    nodes.cluster.remove_node(second, allow_graceful=False)  # as if it lost its power
+    work_until(lambda: len(reasons()) > said and executor.slots == 2)
+    done += until(executor, len(work) - len(done))
+    found = each_once(done, work)
+    assert all(outcome.card is not None for outcome in found.values())
+    assert 2 <= len(reasons()) <= 4  # two workers went with each node
+    assert all(reason.startswith("its node was lost: ") for reason in reasons()), reasons()
+    nodes.add()
+
+
+class Saboteur(Silent):
+    """Kills a worker once some candidates are scored."""
+
+    def __init__(self, ledger: Path) -> None:
+        self._ledger, self.killed = ledger, ""
+
+    def update(self, progress: Progress) -> None:
+        if progress.stage != "search" or progress.done < 3 or self.killed:
+            return
+        with Ledger.open(f"sqlite:///{self._ledger}", read_only=True) as ledger:
+            info = ledger.search_by_name("night")
+            assert info is not None
+            worker = [event.payload["worker"] for event in ledger.events(info.search_id) if event.type == "scored"][-1]
+        os.kill(int(worker.rsplit(":", 1)[1]), signal.SIGKILL)
+        self.killed = worker
+
+
+def test_a_search_with_models_and_a_ledger_outlives_a_worker(nodes: Nodes, world: World) -> None:
+    workers = {"executor": "ray", "count": 2, "threads": 1, "gpus_per_worker": 0}
+    optimizer = {"name": "cma_es", "population": 4, "sigma": 0.2, "seed": 1, "asynchronous": True}
+    spec = world("night", workers=workers, optimizer=optimizer, budget={"candidates": 12})
+    places = places_of(load_spec(spec))
+    path = Path(str(places.ledger).removeprefix("sqlite:///"))
+    saboteur = Saboteur(path)
+    report = run(spec, saboteur)
+    assert report is not None
+    assert saboteur.killed
+    with Ledger.open(places.ledger, read_only=True) as ledger:
+        info = ledger.search_by_name("night")
+        assert info is not None
+        events = list(ledger.events(info.search_id))
+    asked = [event.payload["candidate"] for event in events if event.type == "asked"]
+    scored = [event.payload for event in events if event.type == "scored" and event.payload["split"] == "search"]
+    candidates = [payload["candidate"] for payload in scored if payload["candidate"].isdigit()]
+    assert sorted(candidates) == sorted(set(asked))
+    assert len(asked) == 12
+    assert {payload["worker"] for payload in scored} > {saboteur.killed}
+    for event in events:
+        if event.type == "retried":
+            assert event.payload["reason"].startswith("the worker died: ")
+
+
+def test_a_cluster_that_is_gone_ends_the_search_and_says_what_is_left(
+    nodes: Nodes, pool: Callable[..., RayExecutor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_pool, "GONE_S", 3.0)
+    executor = pool(RayOptions(1, gpus_per_worker=1), acts={"1@search": "hang"})
+    for job in jobs(2):
+        executor.submit(job)
+    assert len(until(executor, 1)) == 1
+    nodes.cluster.head_node.kill_gcs_server()  # the last test of this file: there is no way back
+    with pytest.raises(SearchError) as caught:
+        until(executor, 1, 90.0)
+    assert "its head node has not answered for" in str(caught.value)
+    assert "The ledger has all that was scored; the same command goes on from there" in str(caught.value)

@@ -1,0 +1,145 @@
+"""What the pool of workers decides by: deadlines, deaths, demand. No Ray is started."""
+
+from typing import Any
+
+import pytest
+
+from evosearch.errors import SpecError
+from evosearch.execution.deadlines import Deadlines, Patience
+from evosearch.execution.demand import RAMP, Demand, free, refuse_what_never_fits, wanted
+from evosearch.execution.faults import NODES, Death, Fate, death_of, quarantined
+from evosearch.execution.outlook import REFUSE_S, TELL_AGAIN_S, TELL_S, Outlook
+
+
+def node(alive: bool = True, **resources: float) -> dict[str, Any]:
+    return {"NodeID": "n", "Alive": alive, "Resources": resources}
+
+
+def test_the_first_jobs_have_a_fixed_time_and_later_ones_a_multiple_of_the_slowest() -> None:
+    deadlines = Deadlines(Patience(first=100.0, floor=5.0, factor=10.0))
+    assert (deadlines.limit(1), deadlines.limit(1000), deadlines.typical(10)) == (100.0, 100.0, None)
+    deadlines.observe(100, 20.0)  # 0.2 s an item
+    deadlines.observe(100, 60.0)  # 0.6 s an item
+    assert deadlines.limit(50) == pytest.approx(10 * 0.6 * 50)
+    assert deadlines.typical(50) == pytest.approx(0.4 * 50)
+    assert deadlines.limit(0) == pytest.approx(6.0)
+    assert Deadlines(Patience(floor=500.0), 0.1, 1.0, 10).limit(2) == 500.0
+
+
+def test_two_workers_may_die_under_a_job_and_five_nodes() -> None:
+    fate = Fate(job=None)  # type: ignore[arg-type]
+    for index in range(NODES - 1):
+        fate.met.append(Death("its node was lost: power", node=f"n{index}", of_node=True))
+        assert fate.verdict() is None
+    fate.met.append(Death("the worker died: no reason", node="a"))
+    assert fate.verdict() is None
+    fate.met.append(Death("the worker died: again", node="b"))
+    assert fate.verdict() == "quarantined: 2 workers were lost under it; the last: the worker died: again"
+    assert fate.bad_nodes == {"n0", "n1", "n2", "n3", "a", "b"}
+    failure, retries = quarantined(fate, "why")
+    assert (failure.stage, failure.reason) == ("worker", "why")
+    assert [retry.reason for retry in retries][-1] == "the worker died: no reason"
+    assert len(retries) == NODES
+
+
+def test_a_death_is_its_nodes_where_that_comes_out_later() -> None:
+    fate = Fate(job=None)  # type: ignore[arg-type]
+    fate.met += [Death("the worker died: a signal", node="a"), Death("the worker died: a signal", node="b")]
+    fate.learn({"a": "received SIGTERM"})
+    assert [death.of_node for death in fate.deaths] == [True, False]
+    assert fate.retries[0].reason == "its node was lost: received SIGTERM"
+    assert fate.verdict() is None
+    for index in range(NODES - 1):
+        fate.met.append(Death("its node was lost: power", node=f"n{index}", of_node=True))
+    assert (fate.verdict() or "").startswith("given up: 5 nodes were lost under it")
+
+
+def test_what_ray_says_of_a_lost_worker_is_told_apart() -> None:
+    import ray
+
+    errors = ray.exceptions
+    memory = (
+        "1 worker(s) were killed … Memory on the node (IP: h) was 5.23GB used / 23.54GB limit (0.22)\nOOM kill reason"
+    )
+    death = death_of(errors.OutOfMemoryError(memory), "n")
+    assert death.reason == "the worker was killed: its node ran out of memory (5.23GB used / 23.54GB limit)"
+    assert not death.of_node
+    gone = errors.ActorDiedError()
+    gone.error_msg = "The actor died.\nThe actor died because its node has died. Node Id: 1\n\tthe actor's node was "
+    gone.error_msg += "terminated expectedly: received SIGTERM"
+    assert (death_of(gone).reason, death_of(gone).of_node) == ("its node was lost: received SIGTERM", True)
+    gone._preempted = True
+    assert death_of(gone).reason == "its node was preempted"
+    lost = death_of(errors.ActorUnavailableError("socket closed", None))
+    assert (lost.of_node, lost.unclear) == (True, True)
+    killed = errors.ActorDiedError()
+    killed.error_msg = (
+        "The actor is dead. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker exits unexpectedly. x"
+    )
+    assert death_of(killed).reason == "the worker died: Worker exits unexpectedly."
+    raised = death_of(errors.RayTaskError("run", "traceback\nKeyError: 'x'", KeyError("x")))
+    assert raised.reason == "the worker raised KeyError: 'x'"
+
+
+def test_workers_follow_jobs_and_the_cluster_and_are_asked_for_by_and_by() -> None:
+    assert wanted(jobs=100, there=2, count=5, fill=False) == 5
+    assert wanted(jobs=100, there=0, count=None, fill=False) == RAMP
+    assert wanted(jobs=100, there=40, count=None, fill=False) == 80
+    assert wanted(jobs=6, there=40, count=None, fill=False) == 6
+    assert wanted(jobs=6, there=40, count=None, fill=True) == 80
+
+
+def test_room_is_counted_on_nodes_that_live() -> None:
+    demand = Demand(1, 0.5)
+    assert free([node(CPU=8.0, GPU=2.0), node(CPU=1.0, GPU=4.0), node(False, CPU=8.0, GPU=8.0)], demand) == 5
+    assert demand.fits({"CPU": 1.0, "GPU": 0.5})
+    assert not Demand(1, 2.0).fits({"CPU": 64.0, "GPU": 1.0})
+
+
+def test_what_no_node_could_hold_is_refused_by_name() -> None:
+    nodes = [node(CPU=8.0, GPU=1.0), node(CPU=8.0, GPU=1.0), node(False, CPU=8.0, GPU=8.0)]
+    with pytest.raises(SpecError) as caught:
+        refuse_what_never_fits(Demand(1, 2.0), nodes, None)
+    assert caught.value.where == "workers.gpus_per_worker"
+    assert "got 2: a worker takes 2 GPU, 1 CPU" in str(caught.value)
+    assert "Its nodes have: 1 GPU, 8 CPU." in str(caught.value)
+    refuse_what_never_fits(Demand(1, 2.0), nodes, [{"CPU": 8.0, "GPU": 4.0}])  # the autoscaler could add one
+    with pytest.raises(SpecError, match=r"workers\.threads: got 16"):
+        refuse_what_never_fits(Demand(16, 0.0), nodes, None)
+
+
+class _Nodes:
+    """A cluster of one node, as far as an outlook asks."""
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [node(CPU=4.0)]
+
+    def groups(self) -> None:
+        return None
+
+    def resources(self) -> tuple[dict[str, float], dict[str, float]]:
+        return {"CPU": 4.0}, {}
+
+
+def test_a_pool_without_a_place_says_so_again_and_again() -> None:
+    told: list[str] = []
+    now = [0.0]
+    outlook = Outlook(_Nodes(), Demand(2, 0.0), told.append, clock=lambda: now[0])  # type: ignore[arg-type]
+    for second in range(0, int(TELL_S + TELL_AGAIN_S) + 20, 5):
+        now[0] = float(second)
+        outlook.look(pending=3, there=0)
+    assert told == 2 * [
+        "no worker has a place, 3 wait for one: each takes 2 CPU; the cluster has 4 CPU, of which no CPU free"
+    ]
+    outlook.look(pending=3, there=1)
+    assert len(told) == 2
+
+
+def test_a_pool_that_no_node_could_hold_fails_within_the_first_minute() -> None:
+    now = [0.0]
+    outlook = Outlook(_Nodes(), Demand(8, 0.0), print, clock=lambda: now[0])  # type: ignore[arg-type]
+    outlook.look(1, 0)
+    now[0] = REFUSE_S + 1
+    assert now[0] < 60
+    with pytest.raises(SpecError, match=r"workers\.threads: got 8: a worker takes 8 CPU, and no node"):
+        outlook.look(1, 0)

@@ -1,0 +1,200 @@
+"""A stage's winner goes by the stage's name: what that means is data, which goes wherever it is needed."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from evosearch.errors import RecipeError, SpecError
+from evosearch.execution.worker import Worker
+from evosearch.recipe import files
+from evosearch.recipe.identity import recipe_id
+from evosearch.recipe.schema import Recipe
+from evosearch.search.events import Event
+from evosearch.search.ledger import Ledger
+from evosearch.search.ports import Job
+from evosearch.search.watching import Silent
+from evosearch.service import stages
+from evosearch.service.executors import worker_config
+from evosearch.service.export import export
+from evosearch.service.merge import merge
+from evosearch.service.paths import find, places_of
+from evosearch.service.prepare import prepare
+from evosearch.service.recorded import read_search
+from evosearch.service.run import run
+from evosearch.service.spec import SearchSpec, Winner, load_spec
+from evosearch.service.staged import StagedSpec, load
+from evosearch.tracking.changes import Plan, Translator
+
+World = Callable[..., Path]
+WEIGHT = {"low": 0.0, "high": 1.0}
+
+
+def stage(name: str, *models: str, candidates: int = 2) -> dict[str, Any]:
+    listed = [{"model": model, "parameters": {"weight": WEIGHT}} for model in models]
+    recipe = {"merge_method": "linear", "models": listed}
+    optimizer = {"name": "random", "population": 2, "seed": 1, "start": "init"}
+    return {"name": name, "recipe": recipe, "optimizer": optimizer, "budget": {"candidates": candidates}}
+
+
+@pytest.fixture
+def spec(world: World) -> Path:
+    path = world("hybrid", controls={"scales": [0.5]}, promotion={"finalists": 1})
+    data = yaml.safe_load(path.read_text())
+    for key in ("recipe", "optimizer", "budget"):
+        del data[key]
+    inner = {"merge_method": "linear", "models": [{"model": "./base"}, {"model": "./expert1"}]}
+    for entry in inner["models"]:
+        entry["parameters"] = {"weight": 0.5}
+    (path.parent / "inner.yaml").write_text(yaml.safe_dump(inner))
+    listed = [stage("one", "./inner.yaml", "./expert2"), stage("two", "stage:one", "./expert1", candidates=4)]
+    path.write_text(yaml.safe_dump(data | {"stages": listed}, sort_keys=False))
+    return path
+
+
+def second(spec: Path, winner: Winner) -> SearchSpec:
+    staged = load(spec)
+    assert isinstance(staged, StagedSpec)
+    return staged.stage(1, {"one": winner})
+
+
+def asked(name: str) -> list[dict[str, Any]]:
+    """The recipes that a search asked for, in order."""
+    places = find(name)
+    with Ledger.open(places.ledger, read_only=True) as ledger:
+        search_id, _ = read_search(ledger, places)
+        return [event.payload["recipe"] for event in ledger.events(search_id, types=("asked",))]
+
+
+def test_a_worker_scores_a_later_stage_where_no_recipe_lies(spec: Path, tmp_path: Path) -> None:
+    """`stage:one` is made of a recipe file; both go to the worker as text."""
+    inner = str(spec.parent / "inner.yaml")
+    expert = str(spec.parent / "expert2")
+    found = {
+        "merge_method": "linear",
+        "models": [{"model": name, "parameters": {"weight": 0.5}} for name in (inner, expert)],
+    }
+    contents = _contents(spec)
+    winner = Winner(found, recipe_id(Recipe.model_validate(found), contents))
+    prepared = prepare(second(spec, winner), Silent())
+    config = worker_config(prepared.spec.config.workers, prepared.models, prepared.suite, "float32")
+    assert config.recipes.keys() == {"stage:one", inner}
+    assert config.inputs["stage:one"] == winner.recipe_id
+    assert "winner.yaml" not in json.dumps([config.recipe, dict(config.recipes)])
+    Path(inner).unlink()
+    shutil.rmtree(config.cache)
+    outcome = Worker(config, harness=prepared.harness).run(
+        Job("0@search", prepared.example, prepared.batches["search"])
+    )
+    assert outcome.card is not None, outcome.failure
+
+
+def _contents(spec: Path) -> dict[str, str]:
+    """reference → content of the first stage's models."""
+    staged = load(spec)
+    assert isinstance(staged, StagedSpec)
+    return prepare(staged.stage(0, {}), Silent()).models.inputs
+
+
+def test_a_winner_that_is_another_model_by_now_stops_the_next_stage(spec: Path) -> None:
+    found = {"merge_method": "linear", "models": [{"model": str(spec.parent / "base")}]}
+    found["models"][0]["parameters"] = {"weight": 1.0}  # type: ignore[index]
+    with pytest.raises(SpecError) as caught:
+        prepare(second(spec, Winner(found, "0" * 64)), Silent())
+    text = str(caught.value)
+    assert "hybrid.yaml: stages[1].recipe: 'stage:one' is another model now (recipe_id 000000000000 then" in text
+    assert "A model that it is made of changed since: restore it" in text
+
+
+def test_what_is_recorded_and_exported_needs_neither_the_winners_file_nor_a_nested_one(
+    spec: Path, tmp_path: Path
+) -> None:
+    run(spec, Silent())
+    places = find("hybrid")
+    with Ledger.open(places.ledger, read_only=True) as ledger:
+        _, state = read_search(ledger, places)
+    inner = str(spec.parent / "inner.yaml")
+    assert state.recipes.keys() == {"stage:one", inner}
+    assert state.recipes["stage:one"]["models"][0]["model"] == inner
+    find("hybrid.one").winner.unlink()
+    Path(inner).unlink()
+    written = export("hybrid", "recipe", tmp_path / "moved" / "best.yaml", "3", False, Silent())
+    documents = list(yaml.safe_load_all((tmp_path / "moved" / "best.yaml").read_text()))
+    assert [document.get("name") for document in documents] == ["inner", "one", None]
+    assert documents[1]["models"][0]["model"] == "inner"
+    assert documents[2]["models"][0]["model"] == "one"
+    assert merge(tmp_path / "moved" / "best.yaml", tmp_path / "m", Silent())["recipe_id"] == written["recipe_id"]
+
+
+def test_stages_that_were_begun_by_their_winners_files_go_on_so(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ledgers of earlier versions have them."""
+    winner_of = stages._winner
+
+    def by_file(stage: SearchSpec) -> Winner:
+        found = winner_of(stage)
+        return Winner(found.recipe, found.recipe_id, place=places_of(stage).winner)
+
+    monkeypatch.setattr(stages, "_winner", by_file)
+    append, met = Ledger.append, list[int]()
+
+    def dying(self: Ledger, search_id: str, entries: Any, scores: Any = ()) -> Any:
+        events = append(self, search_id, entries, scores)
+        if any(kind == "told" for kind, _ in entries):
+            met.append(1)
+            if len(met) == 2:  # in the second stage
+                raise KeyboardInterrupt
+        return events
+
+    monkeypatch.setattr(Ledger, "append", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(spec, Silent())
+    monkeypatch.setattr(Ledger, "append", append)
+    monkeypatch.setattr(stages, "_winner", winner_of)
+    begun, file = asked("hybrid.two"), str(find("hybrid.one").winner)
+    assert run(spec, Silent()).candidates["resumed"] > 0
+    found = asked("hybrid.two")
+    assert found[: len(begun)] == begun
+    assert len(found) > len(begun)
+    assert all(recipe["models"][0]["model"] == file for recipe in found)
+
+
+def test_nested_recipe_files_change_no_id(world: World, spec: Path) -> None:
+    """A recipe that was read is the file's, whoever reads it."""
+    inner = spec.parent / "inner.yaml"
+    plain = load_spec(world("plain", recipe=stage("x", "./inner.yaml", "./expert2")["recipe"]))
+    prepared = prepare(plain, Silent())
+    assert prepared.models.inputs[str(inner)] == recipe_id(files.load(inner), _contents_of(inner, prepared))
+    assert prepared.models.opener.nested == {str(inner): files.load(inner).to_dict()}
+
+
+def _contents_of(inner: Path, prepared: Any) -> dict[str, str]:
+    recipe = files.load(inner)
+    return {name: prepared.models.opener.open(name).content_sha256() for name in recipe.references()}
+
+
+def test_the_name_of_a_stage_means_nothing_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("merge_method: linear\nmodels: [{model: stage:one, parameters: {weight: 1.0}}]\n")
+    assert files.load(path).references() == ("stage:one",)
+    with pytest.raises(
+        RecipeError, match=r"stage:one: names what a stage of a search found, and no such stage is known"
+    ):
+        merge(path, tmp_path / "out", Silent())
+
+
+def test_a_candidates_recipe_in_mlflow_holds_those_it_is_made_of() -> None:
+    inner = {"merge_method": "linear", "models": [{"model": "org/a", "parameters": {"weight": 1.0}}]}
+    outer = {"merge_method": "linear", "models": [{"model": "stage:one", "parameters": {"weight": 1.0}}]}
+    asked = {"candidate": "0", "group": 0, "genome": {}, "recipe": outer, "recipe_id": "1" * 64}
+    for recipes, names in (({"stage:one": inner}, ["one", None]), (None, [None])):
+        started = {"name": "s", "spec": {}, "inputs": {}} | ({"recipes": recipes} if recipes else {})
+        plan: Plan = {}
+        translator = Translator("0" * 64, "s")
+        translator.translate(Event(1, 1.0, "started", started), plan)
+        translator.translate(Event(2, 2.0, "asked", asked), plan)
+        text = plan["0"].files["recipe.yaml"]
+        assert [document.get("name") for document in yaml.safe_load_all(text)] == names
