@@ -23,13 +23,20 @@ os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it once, when it is first imported
 
 
 @pytest.fixture(autouse=True)
 def _own_data_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Test openings are counted in a folder of this test run, not in the user's; tasks that tests write are trusted."""
+    """Test openings are counted in a folder of this test run, not in the user's."""
     monkeypatch.setenv("EVOSEARCH_DATA", str(tmp_path_factory.getbasetemp() / "data"))
-    monkeypatch.setenv("EVOSEARCH_TASKS", str(tmp_path_factory.getbasetemp().parent))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _trusted_tasks(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tasks that tests write, and those in evals/, are trusted wherever the suite lies that includes them."""
+    trusted = (tmp_path_factory.getbasetemp().parent, Path(__file__).parents[1] / "evals")
+    os.environ["EVOSEARCH_TASKS"] = os.pathsep.join(map(str, trusted))
 
 
 @pytest.fixture(scope="session")

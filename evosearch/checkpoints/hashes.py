@@ -14,14 +14,18 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from evosearch.errors import CheckpointError
 
 VERSION = 1  # of what is hashed and how: a change makes old markers void
 FOLDER = "hashes"  # in the cache
 TICK_NS = 50 * 10**6  # file times advance in ticks of the kernel's clock (up to 10 ms); a wide margin
 COARSE_NS = 2 * 10**9  # on file systems that keep whole seconds
 
+Found = TypeVar("Found")
 Stamp = dict[str, list[int]]  # path → what must not have changed
 
 
@@ -36,20 +40,34 @@ class Hashes:
 
         Args:
             files: all that `compute` reads.
+
+        Raises:
+            CheckpointError: one of them was removed meanwhile, or cannot be read.
         """
         paths = sorted({os.path.realpath(path) for path in files})
         marker = self._folder / f"{hashlib.sha256(json.dumps(paths).encode()).hexdigest()}.json"
         try:
             stamp, began = _stamp(paths), time.time_ns()
         except OSError:  # which reading them will tell of
-            return compute()
+            return _told(compute, paths)
         known = _read(marker)
         if known is not None and (known.get("version"), known.get("files")) == (VERSION, stamp):
             return str(known["sha256"])
-        found = compute()
-        if _settled(stamp, began) and _stamp(paths) == stamp:  # not written to while, or right before, it was read
+        found = _told(compute, paths)
+        after = _told(partial(_stamp, paths), paths)
+        if _settled(stamp, began) and after == stamp:  # not written to while, or right before, it was read
             _write(marker, {"version": VERSION, "files": stamp, "sha256": found})
         return found
+
+
+def _told(read: Callable[[], Found], paths: Sequence[str]) -> Found:
+    """What `read` finds, or a CheckpointError that names the file."""
+    try:
+        return read()
+    except OSError as exc:
+        what = f"cannot be read: {exc.strerror or exc}"
+        next = "Was the model removed or replaced while it was read? Put it back, and start again"
+        raise CheckpointError(str(exc.filename or paths[0]), what, next=next) from exc
 
 
 def _stamp(paths: Sequence[str]) -> Stamp:

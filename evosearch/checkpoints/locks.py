@@ -1,9 +1,13 @@
-"""One process at a time: a lock of the operating system, which ends with its process however that ends."""
+"""One process at a time: a lock of the operating system, which ends with its process however that ends.
+
+The file says who has it, or had it last, as host:pid: for whoever wonders what others wait for.
+"""
 
 import fcntl
 import os
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from evosearch.errors import CheckpointError
@@ -13,7 +17,7 @@ LOCKS = "locks"  # in the cache
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Held by one process at a time; the file stays, and means nothing.
+    """Held by one process at a time; the file stays.
 
     Args:
         path: of the lock; the folders above it are made.
@@ -44,6 +48,9 @@ def _acquire(handle: int, path: Path, waiting: Callable[[], None] | None) -> Non
             fcntl.flock(handle, fcntl.LOCK_EX)
     except OSError as error:
         raise _unusable(path, error) from None
+    with suppress(OSError):  # a full disk has locks all the same
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{socket.gethostname()}:{os.getpid()}\n".encode(), 0)
 
 
 def _unusable(path: Path, error: OSError) -> CheckpointError:

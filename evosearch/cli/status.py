@@ -14,6 +14,7 @@ def command(
 ) -> None:
     """List all searches: how far they are, what they found, who runs them."""
     from evosearch.cli.tables import status_table
+    from evosearch.credentials import hidden
     from evosearch.service.jobs import rows
     from evosearch.service.status import of_ledger, statuses
 
@@ -23,6 +24,6 @@ def command(
         print_json([*here, *there])
         return
     if here or not address:
-        console.print(status_table(here, "Searches" if ledger is None else f"Searches in {ledger}"))
+        console.print(status_table(here, "Searches" if ledger is None else f"Searches in {hidden(ledger)}"))
     if address:
         console.print(status_table(there, f"Searches on {address}"))

@@ -8,6 +8,7 @@ than what was seen supports.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from evosearch.documents import join
@@ -123,7 +124,7 @@ class _Joined:
 
 
 def group_names(where: str, name: str, documents: Sequence[Any], group_by: str) -> list[str]:
-    """The group of each document: the value of its field `group_by`, or what that renders as a Jinja template.
+    """The group of each document: the value of its field `group_by`, or what it renders as a sandboxed Jinja template.
 
     Args:
         where: the task's key in the suite, for errors.
@@ -148,10 +149,9 @@ def group_names(where: str, name: str, documents: Sequence[Any], group_by: str) 
 
 def _rendered(where: str, name: str, documents: Sequence[Any], group_by: str) -> list[str]:
     from jinja2 import TemplateError
-    from lm_eval.utils import env
 
     try:
-        template = env.from_string(group_by)
+        template = _templates().from_string(group_by)
     except TemplateError as exc:
         raise SuiteError(where, f"this is no Jinja template: {type(exc).__name__}: {exc}") from exc
     values: list[str] = []
@@ -162,6 +162,18 @@ def _rendered(where: str, name: str, documents: Sequence[Any], group_by: str) ->
             what = f"the group of document {len(values)} of '{name}' cannot be made: {type(exc).__name__}: {exc}"
             raise SuiteError(where, what) from exc
     return values
+
+
+@cache
+def _templates() -> Any:
+    """lm-eval's template environment in a sandbox: a suite is data, and its templates reach nothing but documents."""
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from lm_eval.utils import env
+
+    found = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    found.filters["regex_replace"] = env.filters["regex_replace"]
+    return found
 
 
 def _text(value: Any) -> str:

@@ -54,11 +54,17 @@ def _kind(name: str, found: Found) -> str | None:
 
 
 @cache
-def _library() -> Found:
+def library_folder() -> Path:
+    """The folder of lm-eval's library."""
     spec = importlib.util.find_spec("lm_eval")
     assert spec is not None, "lm-eval is a dependency"
     assert spec.submodule_search_locations
-    return _scan(Path(next(iter(spec.submodule_search_locations))) / "tasks", "*/**/*yaml")
+    return Path(next(iter(spec.submodule_search_locations))) / "tasks"
+
+
+@cache
+def _library() -> Found:
+    return _scan(library_folder(), "*/**/*yaml")
 
 
 def _scan(root: Path, pattern: str) -> Found:

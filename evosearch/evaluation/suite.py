@@ -35,7 +35,9 @@ generation_kwargs: {max_gen_toks: 64}   # over the task's own, of tasks that gen
 
 A task's YAML is code (`!function`, templates that run). It is loaded from lm-eval's own library and from the folders
 under `include`, which lie beside or below the suite's file, or below a folder that whoever runs the search names in
-$EVOSEARCH_TASKS (several with ':' between them): a suite alone cannot bring in code from elsewhere.
+$EVOSEARCH_TASKS (several with ':' between them). What it includes and the files of its functions lie in these places,
+too: a suite cannot bring in code from elsewhere. Its own folder is trusted with it. `group_by`, which stands in the
+suite itself, is rendered in a sandbox.
 
 A guard's task has points of its own, 100 (m - c) / (1 - c), held against those of the control `base` or, where the
 recipe has no base, of the parent that is best at the task. Any task of the suite may be guarded, by its name here (of a
@@ -56,9 +58,9 @@ from pydantic import AfterValidator, Field, model_validator
 from evosearch.documents import Document, join, read, validate
 from evosearch.errors import SuiteError, did_you_mean
 from evosearch.evaluation.library import Names
+from evosearch.evaluation.task_files import check_code, check_folder, task_roots
 from evosearch.evaluation.types import SPLITS
 
-TASKS = "EVOSEARCH_TASKS"  # folders that task code may come from, beside a suite's own
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^\w[\w.:/\-]*$", max_length=200)]
 Chance = Annotated[float, Field(ge=0, lt=1)]
@@ -340,18 +342,21 @@ def load_suite(path: Path) -> Suite:
     """The suite in a YAML file, its include folders made absolute, its groups expanded to their leaf tasks.
 
     Raises:
-        SuiteError: not readable, not well-formed, or an include folder is missing. What only lm-eval can tell (tasks,
-            metrics, how many documents there are) is checked by `Harness`, save the members of groups.
+        SuiteError: not readable, not well-formed, an include folder is missing, or code would come from elsewhere. What
+            only lm-eval can tell (tasks, metrics, how many documents there are) is checked by `Harness`, save the
+            members of groups.
     """
     data = read(path, SuiteError)
     include = data.get("include")
     if isinstance(include, list) and all(isinstance(folder, str) for folder in include):
         data["include"] = [os.path.abspath(path.parent / folder) for folder in include]
+        roots = task_roots(path)
         for index, folder in enumerate(data["include"]):
-            _check_root(folder, path, join(str(path), "include", index))
+            where = join(str(path), "include", index)
+            check_folder(folder, roots, where)
             if not os.path.isdir(folder):  # a name too long for any file is no folder, either
-                where = join(str(path), "include", index)
                 raise SuiteError(where, f"no folder {folder}", "Folders are relative to the suite's file")
+            check_code(folder, roots)
     written = validate(_WrittenSuite, data, str(path), SuiteError)
     folders = [Path(folder) for folder in written.include]
     names = Names(folders)
@@ -360,20 +365,6 @@ def load_suite(path: Path) -> Suite:
         tasks += _leaves(task, place, names, folders, str(path))
     suite = validate(Suite, {**written.model_dump(), "tasks": tasks}, str(path), SuiteError)
     return suite.model_copy(update={"source": str(path)})
-
-
-def _check_root(folder: str, source: Path, where: str) -> None:
-    """
-    Raises:
-        SuiteError: the folder lies outside of those that task code may come from. Links are not followed: whoever put
-            one into such a folder has named what it leads to.
-    """
-    roots = [os.path.abspath(source.parent)]
-    roots += [os.path.abspath(os.path.expanduser(root)) for root in os.environ.get(TASKS, "").split(os.pathsep) if root]
-    if not any(Path(folder).is_relative_to(root) for root in roots):
-        what = f"{folder} lies outside of the suite's own folder, and task files are code"
-        next = f"To trust it, name it: {TASKS}={folder}"
-        raise SuiteError(where, what, f"Folders below {', or '.join(roots)}", next)
 
 
 def _leaves(task: _WrittenTask, place: int, names: Names, folders: Sequence[Path], source: str) -> list[dict[str, Any]]:

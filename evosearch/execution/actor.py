@@ -32,7 +32,8 @@ class Scores(Protocol):
 class Config(Protocol):
     """Builds a worker on any node. It is pickled, so plain data. `WorkerConfig` is the real one.
 
-    `threads` are the CPU threads of one worker, `cache` the folder of files that are made once a machine.
+    `threads` are the CPU threads of one worker, `cache` the folder of files that are made once a machine. `with_gpus`
+    is told how many GPUs each worker is given, which may come out only once the cluster is known.
     """
 
     @property
@@ -40,6 +41,8 @@ class Config(Protocol):
 
     @property
     def cache(self) -> Path: ...
+
+    def with_gpus(self, gpus: float) -> "Config": ...
 
     def worker(self) -> Scores: ...
 
@@ -70,7 +73,7 @@ class Actor:
         try:
             self._worker = self._config.worker()
         except InputError as exc:
-            return _picklable(exc)
+            return exc  # which travels by its fields, without cause and traceback
         return None
 
     def ping(self) -> None:
@@ -133,7 +136,7 @@ def actor_maker(config: Config, demand: Demand) -> Callable[[], Any]:
         scheduling_strategy="SPREAD",
         runtime_env={"env_vars": _environment(config, demand)},
     )(Actor)
-    stored = ray.put(config)
+    stored = ray.put(config.with_gpus(demand.gpus))
     return lambda: remote.remote(stored)
 
 
@@ -144,8 +147,3 @@ def _environment(config: Config, demand: Demand) -> dict[str, str]:
     if not demand.gpus:
         found["CUDA_VISIBLE_DEVICES"] = ""  # it asked for none, so it does not crowd onto the node's first
     return found
-
-
-def _picklable(exc: InputError) -> InputError:
-    """Without its cause and traceback, which may hold what cannot travel."""
-    return type(exc)(exc.where, exc.what, exc.allowed, exc.next)

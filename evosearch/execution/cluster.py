@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +18,12 @@ from typing import Any
 
 from evosearch.environment import telemetry_off
 from evosearch.errors import SpecError
+from evosearch.execution import token
 from evosearch.execution.faults import first_line
 
 NAMESPACE = "evosearch"
 REACH_S = 10.0  # until a cluster has answered, or cannot be reached
 PROBE_S = 2.0  # until a head node's port has answered
-DEFAULT_TOKEN = Path("~/.ray/auth_token")  # where Ray itself looks
 OWN = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: Ray knows this machine by its loopback address, and listens there alone
 # How long Ray lets a driver live without its head node before it ends the process. We see to that: see `Cluster.lost`
 RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
@@ -44,12 +45,24 @@ def secure_environment(token_file: Path) -> None:
     if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
         return
     if not token_file.exists():
-        token_file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = token_file.with_name(f"{token_file.name}.{os.getpid()}")
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_hex(32))
-        temporary.replace(token_file)
+        _make_token(token_file)
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file)
+
+
+def _make_token(file: Path) -> None:
+    """Write a new token, whole or not at all; where another process is first, its token stays: it may be in use."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)  # readable by its owner only
+    try:
+        with os.fdopen(handle, "w") as opened:
+            opened.write(secrets.token_hex(32))
+        os.link(temporary, file)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        os.replace(temporary, file)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 def start_local(token_file: Path, cpus: int | None = None) -> None:
@@ -80,18 +93,22 @@ class Cluster:
     def __init__(self, own: bool, head: tuple[str, int] | None) -> None:
         self._own, self._head = own, head
         self._silent_since: float | None = None
-        self._looked = -PROBE_S
+        self._looked = 0.0
 
-    def silent_for(self) -> float:
-        """Seconds since the head node last answered; asked at most every few seconds."""
+    def silent_for(self) -> float | None:
+        """Seconds since the head node was first found not to answer, from 0 on; None while it answers.
+
+        That it answers is asked anew each time, so that whoever goes on to ask Ray is not left waiting; that it does
+        not, which may take seconds to find, is believed for as long.
+        """
+        if self._head is None:
+            return None
         now = time.monotonic()
-        if self._head is not None and now - self._looked >= PROBE_S:
-            if _answers(self._head, PROBE_S):
-                self._silent_since = None
-            else:
-                self._silent_since = self._silent_since or now
+        if self._silent_since is None or now - self._looked >= PROBE_S:
+            answers = _answers(self._head, PROBE_S)
+            self._silent_since = None if answers else now if self._silent_since is None else self._silent_since
             self._looked = time.monotonic()
-        return 0.0 if self._silent_since is None else now - self._silent_since
+        return None if self._silent_since is None else now - self._silent_since
 
     def nodes(self) -> list[dict[str, Any]]:
         """All nodes that ever were, as `ray.nodes()` describes them. Only while the head node answers."""
@@ -106,6 +123,12 @@ class Cluster:
 
         return ray.cluster_resources(), ray.available_resources()
 
+    def free(self) -> list[dict[str, float]]:
+        """What of each node that lives is free."""
+        from ray._private.state import available_resources_per_node
+
+        return list(available_resources_per_node().values())
+
     def groups(self) -> Sequence[Mapping[str, float]] | None:
         """Resources of one node of each kind that an autoscaler could add; None: there is none that says so."""
         from ray._private.state import state
@@ -117,7 +140,7 @@ class Cluster:
 
     def lost_nodes(self) -> dict[str, str]:
         """Node id → why it is gone."""
-        if self.silent_for():
+        if self.silent_for() is not None:
             return {}
         return {node["NodeID"]: node.get("DeathReasonMessage") or "" for node in self.nodes() if not node["Alive"]}
 
@@ -158,8 +181,8 @@ def connect(token_file: Path, address: str | None, cpus: int | None) -> Cluster:
 
 def _join(address: str, where: str) -> None:
     if not _has_token():
-        what = "there is no token for it in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, or in"
-        raise SpecError(where, f"{what} {DEFAULT_TOKEN}", next="Set one of them to the cluster's token")
+        what = f"there is no token for it in {token.PLACES}"
+        raise SpecError(where, what, next="Set one of them to the cluster's token")
     head = _endpoint(address)
     if head is None and address != "auto":
         what = "not the address of a Ray cluster"
@@ -241,16 +264,9 @@ def _settings() -> None:
 
 def _has_token() -> bool:
     """Whether there is a token to show: Ray ends the process where a file that is named is missing or empty."""
-    if os.environ["RAY_AUTH_MODE"] != "token" or os.environ.get("RAY_AUTH_TOKEN"):
-        return True
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return _says_something(Path(named) if named is not None else DEFAULT_TOKEN.expanduser())
-
-
-def _says_something(file: Path) -> bool:
     try:
-        return bool(file.read_text().strip())
-    except OSError:
+        return not token.is_shown() or token.find() is not None
+    except (OSError, ValueError):
         return False
 
 

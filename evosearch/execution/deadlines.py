@@ -8,11 +8,14 @@ class Patience:
     """How long a job may take. The defaults are for real models; times are seconds.
 
     Attributes:
+        start: until a worker that has its place is built: it may have to fetch and copy large models, or wait for the
+            one on its node that does.
         first: while nothing is measured: the first job of a large model on a cold disk must have time to end.
         floor: a job may take as long in any case, so that a pause of the machine kills nobody.
         factor: how many times the slowest seconds per item seen are granted; a candidate that rambles generates longer.
     """
 
+    start: float = 4 * 3600.0
     first: float = 4 * 3600.0
     floor: float = 600.0
     factor: float = 10.0

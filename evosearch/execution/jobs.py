@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from evosearch.errors import ClusterError
+from evosearch.execution import token
 from evosearch.search.watching import MARK
 
 QUEUE = "evosearch_search"  # a resource of the head: how many searches run at once
@@ -28,7 +29,6 @@ READY_S, NOT_READY = 60.0, "No available agent"  # a head that was just started 
 FOLLOW_S, A_SECOND_MORE = 1.0, 1e6  # between two looks at a log; and for so many characters of it
 TRIES, TRY_AGAIN_S = 10, 3.0  # of a log that is followed, when the cluster is away
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-TOKENS = "RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token"
 SETTINGS = ("RAY_JOB_START_TIMEOUT_SECONDS", "RAY_JOB_STOP_WAIT_TIME_S")  # of the head, which jobs are subject to
 
 
@@ -46,6 +46,7 @@ class Job:
     ended: float | None
     exit_code: int | None  # of the program, where it ended by itself
     message: str  # what Ray says of its end
+    withdrawn: bool = False  # before its turn came; if that has come all the same, it is about to be ended
 
     @property
     def active(self) -> bool:
@@ -71,7 +72,8 @@ class Jobs:
         if url.scheme not in ("http", "https") or not url.hostname:
             raise ClusterError("--address", f"got '{address}'", "The URL of a Ray dashboard: http://HOST:8265")
         if url.username or url.password:
-            raise ClusterError("--address", "holds a password", f"A token: {TOKENS}", "Remove what is before the '@'")
+            allowed = f"A token: {token.PLACES}"
+            raise ClusterError("--address", "holds a password", allowed, "Remove what is before the '@'")
         self._host = url.hostname
         self._token = _token()
         with self._asking():
@@ -157,8 +159,7 @@ class Jobs:
         read, rest, failures = 0, "", 0
         while True:
             try:
-                with self._asking():
-                    ended = self._client.get_job_info(id).status.is_terminal()
+                ended = not self._goes_on(id)
                 said = self.log(id)  # after that: what it said last is in it
             except ClusterError:
                 failures += 1
@@ -174,6 +175,14 @@ class Jobs:
             time.sleep(FOLLOW_S + len(said) / A_SECOND_MORE)
         if rest:
             yield rest
+
+    def _goes_on(self, id: str) -> bool:
+        """Whether more is to be heard of a job: one that is withdrawn may wait for the day when its turn comes."""
+        with self._asking():
+            state = self._client.get_job_info(id).status
+        if state.value != "PENDING":
+            return not state.is_terminal()
+        return any(job.id == id and job.active for job in self.all())
 
     def stop(self, job: Job) -> None:
         """Ask a job to stop, and return. One that waits is withdrawn."""
@@ -192,7 +201,8 @@ class Jobs:
             yield
         except ray.exceptions.AuthenticationError as exc:
             what = f"the cluster at {self.address} refuses the token" if self._token else "the cluster asks for a token"
-            raise ClusterError("--address", what, f"The cluster's own, from {TOKENS}", "Check which is set") from exc
+            allowed = f"The cluster's own, from {token.PLACES}"
+            raise ClusterError("--address", what, allowed, "Check which is set") from exc
         except OSError as exc:  # requests' own errors are, too
             raise self._unreachable(exc) from exc
         except (RuntimeError, ValueError, KeyError, TypeError) as exc:
@@ -214,25 +224,20 @@ def _token() -> str | None:
     Raises:
         ClusterError: there is none, though nobody said so.
     """
-    if os.environ.get("RAY_AUTH_MODE") == "disabled":
+    if not token.is_shown():
         return None
-    if given := os.environ.get("RAY_AUTH_TOKEN", "").strip():
-        return given
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named).expanduser() if named else Path.home() / ".ray" / "auth_token"
     try:
-        found = path.read_text(encoding="utf-8").strip()
+        found = token.find()
     except (OSError, ValueError) as exc:
-        if named:
-            raise ClusterError("RAY_AUTH_TOKEN_PATH", f"{path} cannot be read: {_last_line(exc)}", TOKENS) from None
-        found = ""
-    if not found:
+        what = f"{os.environ['RAY_AUTH_TOKEN_PATH']} cannot be read: {_last_line(exc)}"
+        raise ClusterError("RAY_AUTH_TOKEN_PATH", what, token.PLACES) from None
+    if found is None:
         what, next = "no token is set to show to the cluster", "Ask whoever started the cluster for its token"
-        raise ClusterError("RAY_AUTH_TOKEN_PATH", what, f"A token in {TOKENS}", next)
+        raise ClusterError("RAY_AUTH_TOKEN_PATH", what, f"A token in {token.PLACES}", next)
     return found
 
 
-def _client(address: str, token: str | None, host: str) -> Any:
+def _client(address: str, shown: str | None, host: str) -> Any:
     """Ray's client, which waits for ever and lets RAY_ADDRESS go before what it is told, made to do neither."""
     from ray.job_submission import JobSubmissionClient
 
@@ -250,7 +255,8 @@ def _client(address: str, token: str | None, host: str) -> Any:
     names = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
     kept = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
-        return Client(address, headers={"Authorization": f"Bearer {token}"} if token else {})
+        # Empty where none is to be shown: left out, Ray would add one by the RAY_AUTH_MODE that it read first
+        return Client(address, headers={"Authorization": f"Bearer {shown}" if shown else ""})
     finally:
         os.environ.update(kept)
 
@@ -271,18 +277,19 @@ def _bounded(host: str) -> dict[str, Any]:
 
 def _job(found: Any, withdrawn: set[str]) -> Job:
     about = {key.removeprefix(f"{MARK}_"): value for key, value in found.metadata.items()}
-    state = found.status.value.lower()
+    state, is_withdrawn = found.status.value.lower(), found.submission_id in withdrawn
     return Job(
         id=found.submission_id,
         name=about.get("name", ""),
         search_id=about.get("search_id", ""),
         kind=about["kind"],
         spec=about.get("spec", ""),
-        state="withdrawn" if found.submission_id in withdrawn and state in ("pending", "running") else state,
+        state="withdrawn" if is_withdrawn and state == "pending" else state,
         submitted=(found.start_time or 0) / 1000.0,
         ended=found.end_time / 1000.0 if found.end_time else None,
         exit_code=found.driver_exit_code,
         message=found.message or "",
+        withdrawn=is_withdrawn,
     )
 
 

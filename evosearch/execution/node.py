@@ -141,7 +141,18 @@ def _check_contents(config: "WorkerConfig", recipe: Recipe, opener: Opener) -> N
             part = "tokenizer" if name.startswith(TOKENIZER_OF) else "model"
             what = f"another {part} lies under this name on {socket.gethostname()} (content {now[:12]}) than where the "
             what += f"search was started (content {then[:12]})"
-            raise CheckpointError(name.removeprefix(TOKENIZER_OF), what, next="Put the same files on every node")
+            reference = name.removeprefix(TOKENIZER_OF)
+            raise CheckpointError(reference, what, next=_put_right(config, opener, reference))
+
+
+def _put_right(config: "WorkerConfig", opener: Opener, reference: str) -> str:
+    model, adapter = references.split(reference, opener.recipes)
+    place = opener.near.get(model)
+    copied = place is not None and place.parent == config.cache.resolve() / copies.FOLDER
+    if not copied:
+        return "Put the same files on every node"
+    also = ", and its adapter" if adapter is not None else ""
+    return f"If the same files lie where it was copied from{also}, the copy is damaged: remove {place} on this node"
 
 
 def _leaves(opener: Opener, named: Iterable[str]) -> tuple[dict[str, None], dict[str, None]]:

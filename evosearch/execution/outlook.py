@@ -1,13 +1,14 @@
 """Whether workers will ever get a place, and what to say while they wait for one."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from evosearch.execution.cluster import Cluster
 from evosearch.execution.demand import Demand, refuse_what_never_fits, shown
 
 REFUSE_S = 30.0  # without a first worker, until it is asked whether there can be one: nodes join one by one
 TELL_S, TELL_AGAIN_S = 60.0, 300.0  # without any worker, until that is said, and until it is said again
+SLOW_S, SLOW_AGAIN_S = 300.0, 1800.0  # with workers that only start, until that is said, and until it is said again
 
 
 class Outlook:
@@ -29,6 +30,7 @@ class Outlook:
         self._cluster, self._demand, self._notice, self._fixed, self._clock = cluster, demand, notice, fixed, clock
         self._waiting_since: float | None = None
         self._told: float | None = None  # when
+        self._told_slow: float | None = None  # when
         self._any_placed = self._refused_nothing = False
 
     def placed(self) -> None:
@@ -59,6 +61,26 @@ class Outlook:
         if waited > TELL_S and (self._told is None or (not there and now - self._told > TELL_AGAIN_S)):
             self._told = now
             self._notice(self._sentence(pending, there))
+
+    def look_at_starts(self, starting: Mapping[str, float], ready: int) -> None:
+        """Say, now and then, that nobody scores because those who have a place are not built yet.
+
+        Args:
+            starting: worker → when it got its place, by the clock.
+            ready: workers that can score.
+        """
+        if ready or not starting:
+            self._told_slow = None
+            return
+        now = self._clock()
+        first = min(starting, key=lambda name: starting[name])
+        waited = now - starting[first]
+        if waited > SLOW_S and (self._told_slow is None or now - self._told_slow > SLOW_AGAIN_S):
+            self._told_slow = now
+            self._notice(
+                f"no worker can score yet: {len(starting)} start, {first} for {waited / 60:.0f} min now. Each fetches "
+                "and copies models, or waits for the process on its node that does: locks/prepare in its cache names it"
+            )
 
     def _sentence(self, pending: int, there: int) -> str:
         missing = (

@@ -17,19 +17,19 @@ from typing import Any
 
 import torch
 
-from evosearch.errors import CandidateError, CheckpointError, SpecError
+from evosearch.errors import CandidateError, CheckpointError, SearchError
 from evosearch.evaluation.allocation import out_of_memory
 from evosearch.evaluation.harness import Harness, max_length_of
 from evosearch.evaluation.loglikelihood import ScoreOptions
 from evosearch.evaluation.scorer import Scorer
 from evosearch.evaluation.suite import Suite
 from evosearch.execution import memory
+from evosearch.execution.device import device_of, lost, spread_of
 from evosearch.execution.node import prepare_node
 from evosearch.materialize.in_memory import ResidentModel
 from evosearch.materialize.layout import Output, output
 from evosearch.materialize.plan import donor_of
 from evosearch.materialize.routed import ResidentRoute
-from evosearch.materialize.spread import Spread
 from evosearch.recipe.schema import Recipe
 from evosearch.search.ports import Failure, Job, Outcome
 
@@ -59,6 +59,10 @@ class WorkerConfig:
     inputs: Mapping[str, str] = field(default_factory=dict)  # reference → content_sha256, where it is to be checked
     resolvers: tuple[str, ...] = ("evosearch.zoo",)  # modules whose `register()` adds reference schemes
 
+    def with_gpus(self, gpus: float) -> "WorkerConfig":
+        """The same for workers that are given so many GPUs: those do not score on a CPU because torch sees none."""
+        return replace(self, device="cuda") if gpus and self.device == "auto" else self
+
     def worker(self) -> "Worker":
         """The worker that this describes, built in this process."""
         return Worker(self)
@@ -82,9 +86,9 @@ class Worker:
             torch.set_num_threads(config.threads)
         register_schemes(config.resolvers)
         self.name = f"{socket.gethostname()}:{os.getpid()}"
-        self.device = _device(config.device)
+        self.device = device_of(config.device)
         self._share = config.gpu_share
-        self._over = _spread(self.device, config.gpu_share)
+        self._over = spread_of(self.device, config.gpu_share)
         memory.claim(self.device, config.gpu_share)
         example = Recipe.model_validate(config.recipe)
         self.checkpoints = prepare_node(config, progress)
@@ -108,6 +112,9 @@ class Worker:
 
         Where memory runs out while scoring, half as much runs at once from then on, and the same job again; each such
         change is one of the outcome's `retries`. Where it runs out all the same, the job fails by the worker's fault.
+
+        Raises:
+            SearchError: the GPU is of no more use to this process, which has to end. Any job would fail from then on.
         """
         changes: list[Failure] = []
         while True:
@@ -136,7 +143,11 @@ class Worker:
         return memory.described(self.options, self.device, self._found)
 
     def _attempt(self, job: Job) -> Outcome:
-        """Materialize and score once. A failure by the worker's fault is memory that ran out."""
+        """Materialize and score once. A failure by the worker's fault is memory that ran out.
+
+        Raises:
+            SearchError: see `run`.
+        """
         stage = "materialize"
         try:
             resident, laid = self._resident(job.recipe)
@@ -145,12 +156,10 @@ class Worker:
             self._measure(resident)
             self._at_work = self._scorer(resident)
             card = self._at_work.score(resident.model, job.batch, seconds)
-        except CandidateError as exc:
-            failure = Failure(exc.stage, exc.reason, traceback.format_exc())
         except Exception as exc:
-            full = out_of_memory(exc)
-            reason = f"out of memory: {exc}" if full else f"{type(exc).__name__}: {exc}"
-            failure = Failure(stage, reason, traceback.format_exc(), "worker" if full else "candidate")
+            if (reason := lost(exc)) is not None:
+                raise SearchError(f"{self.name}: its GPU is of no more use to it: {reason}") from exc
+            failure = _failure(exc, stage)
         else:
             return Outcome(job, self.name, card=card, seconds=card.seconds)
         return Outcome(job, self.name, failure=failure)
@@ -223,6 +232,15 @@ def _takes(resident: Resident, recipe: Recipe, laid: Output) -> bool:
     return isinstance(resident, ResidentRoute) == (recipe.routing is not None) and resident.holds(laid)
 
 
+def _failure(exc: Exception, stage: str) -> Failure:
+    """What went wrong with a candidate, and whose fault it is; to be called where it is caught."""
+    if isinstance(exc, CandidateError):
+        return Failure(exc.stage, exc.reason, traceback.format_exc())
+    full = out_of_memory(exc)
+    reason = f"out of memory: {exc}" if full else f"{type(exc).__name__}: {exc}"
+    return Failure(stage, reason, traceback.format_exc(), "worker" if full else "candidate")
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a model folder; nothing in the folder is executed."""
     from transformers import AutoTokenizer
@@ -240,20 +258,3 @@ def register_schemes(modules: tuple[str, ...] = ("evosearch.zoo",)) -> None:
 
     for module in modules:
         import_module(module).register()
-
-
-def _device(asked: str) -> torch.device:
-    """The device by its full name: tensors on a GPU say which one it is."""
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked)
-    return torch.device("cuda", 0) if device == torch.device("cuda") else device
-
-
-def _spread(device: torch.device, share: float) -> Spread | None:
-    """The cards that a worker's model is spread over; None where it is on one device."""
-    if device.type != "cuda" or share < 2:
-        return None
-    seen = torch.cuda.device_count()
-    if seen < share:
-        what = f"got {share:g}, and this worker sees {seen} GPUs"
-        raise SpecError("workers.gpus_per_worker", what, f"At most {seen}", "See CUDA_VISIBLE_DEVICES there")
-    return Spread.over_cards(int(share))

@@ -105,6 +105,10 @@ class Ledger:
         """Which process writes to a search now; None where nobody does, or it cannot be told."""
         return self._database.holder(search_id)
 
+    def hurry(self) -> None:
+        """From here on wait only seconds for a server: this process is about to end. Signal handlers may call it."""
+        self._database.hurry()
+
     # --- events -------------------------------------------------------------------------------------------------
 
     def append(

@@ -48,6 +48,8 @@ class Appender:
         """
         held = search_id in self._last
         last = self._last.get(search_id)
+        if held:  # before they are: an interrupt may come right after the commit
+            self._sent.setdefault(search_id, []).append(rows)
 
         def insert(connection: Connection) -> None:
             nonlocal last
@@ -69,7 +71,8 @@ class Appender:
                     break
                 if not self._are_numbers_taken(search_id, last):
                     raise  # it is the scores
-                arrived = [sent for sent in self._sent.get(search_id, []) if self._are_there(sent)]
+                sent = [one for one in self._sent.get(search_id, []) if "seq" in one[-1]]
+                arrived = [one for one in sent if self._are_there(one)]
                 if arrived and arrived[0][-1]["seq"] > last:
                     last = arrived[0][-1]["seq"]
                 elif held:
@@ -78,13 +81,9 @@ class Appender:
                     raise LedgerError(self._where, what, next=next) from None
                 else:
                     last = None
-            except BaseException:
-                if held and "seq" in rows[-1]:
-                    self._sent.setdefault(search_id, []).append(rows)
-                raise
-        self._sent.pop(search_id, None)
         if held:
             self._last[search_id] = rows[-1]["seq"]
+            self._sent.pop(search_id, None)
 
     def _are_there(self, rows: Sequence[Mapping[str, Any]]) -> bool:
         """Whether exactly these events are recorded. They are written together, so that one stands for all."""

@@ -4,6 +4,7 @@ import re
 
 import sqlalchemy as sa
 
+from evosearch.credentials import hidden
 from evosearch.errors import LedgerError
 
 # SQLSTATE (PostgreSQL, appendix A): what passes by itself. 08: connections; 57P0x: the server ends or starts.
@@ -31,7 +32,7 @@ def shown(url: sa.URL) -> str:
     """A ledger as messages name it: without password and without settings, which may hold secrets too."""
     if url.get_backend_name() == "sqlite":
         return str(url.database)
-    return sa.URL.create(url.drivername, url.username, None, url.host, url.port, url.database).render_as_string()
+    return hidden(url.render_as_string(hide_password=False))
 
 
 def unusable(url: sa.URL, where: str, exc: sa.exc.DBAPIError) -> LedgerError:

@@ -18,6 +18,8 @@ import sqlalchemy as sa
 
 from evosearch.errors import LedgerError
 
+HOST_CHARS = 40  # of a host's name; PostgreSQL keeps 63 bytes of an application's, with process and `evosearch`
+
 _held: set[str] = set()  # record locks do not exclude their own process: this does
 
 
@@ -26,7 +28,7 @@ def file_lock(ledger: Path, search_id: str, where: str) -> Iterator[None]:
     """Hold the lock of one search in an SQLite ledger.
 
     Raises:
-        LedgerError: another process holds it, or this one already does.
+        LedgerError: another process holds it, or this one already does, or its disk is full.
     """
     path = _path(ledger, search_id)
     key = str(path)
@@ -36,8 +38,12 @@ def file_lock(ledger: Path, search_id: str, where: str) -> Iterator[None]:
     _held.add(key)
     try:
         about = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(about).encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(about).encode(), 0)
+        except OSError as exc:
+            next = "Make room on its disk, then run the same command: what was recorded is safe"
+            raise LedgerError(where, f"{path} cannot be written: {exc.strerror}", next=next) from None
         yield
     finally:
         path.unlink(missing_ok=True)  # while it is still locked: nobody can have taken it meanwhile
@@ -108,6 +114,7 @@ class Holder:
     """A connection that holds an advisory lock: its process at the server, and what is known of it."""
 
     backend: int
+    since: datetime | None  # when it began, by the server's clock; None where another user's, who is not shown
     about: str
 
 
@@ -136,11 +143,28 @@ def advisory_holder(connection: sa.Connection, search_id: str) -> Holder | None:
     about = (row.application_name or "another process").replace("evosearch", "process", 1)
     if row.backend_start is not None:  # another user's is not shown
         about += f", since {row.backend_start.astimezone().isoformat(timespec='seconds')}"
-    return Holder(row.pid, about)
+    return Holder(row.pid, row.backend_start, about)
+
+
+def who_is(connection: sa.Connection) -> tuple[int, datetime | None]:
+    """A connection as `Holder` names it: its process at the server, and when that began."""
+    row = connection.execute(
+        sa.text("SELECT pid, backend_start FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()")
+    ).one()
+    return row.pid, row.backend_start
 
 
 def _key(search_id: str) -> int:
     return int.from_bytes(hashlib.sha256(search_id.encode()).digest()[:8], "big", signed=True)
+
+
+def this_host() -> str:
+    """This machine's name, in the room that a connection's name has at a server. A long one is not cut: pods differ at
+    the end."""
+    name = socket.gethostname()
+    if len(name) <= HOST_CHARS:
+        return name
+    return f"{name[: HOST_CHARS - 9]}~{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def taken(where: str, holder: str) -> LedgerError:

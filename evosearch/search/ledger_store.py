@@ -1,8 +1,6 @@
 """The ledger's tables, and how its database is opened, created and refused."""
 
 import os
-import re
-import socket
 import sqlite3
 import time
 from pathlib import Path
@@ -12,8 +10,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import NullPool
 
+from evosearch.credentials import hidden
 from evosearch.errors import LedgerError
 from evosearch.search.ledger_errors import NoLedgerError, is_starting, shown, unusable
+from evosearch.search.ledger_lock import this_host
 
 SCHEMA = 1  # of the tables; a ledger with a greater one was written by a newer version
 BUSY_S = 30.0  # how long a connection waits for another's write to end
@@ -81,13 +81,12 @@ def parse_url(url: str, where: str) -> sa.URL:
     try:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):
-        hidden = re.sub(r"[^/]*@", "***@", url)  # whatever stands before an @ may be a password
-        raise LedgerError(where, f"got '{hidden}'", allowed) from None
+        raise LedgerError(where, f"got '{hidden(url)}'", allowed) from None
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
         raise LedgerError(where, f"got a {parsed.get_backend_name()} database", allowed)
     if parsed.get_backend_name() == "sqlite" and (parsed.database or ":memory:") == ":memory:":
         raise LedgerError(where, "a ledger in memory would be lost with the process", allowed)
-    if parsed.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg"):
+    if parsed.drivername not in ("sqlite", "postgresql", "postgresql+psycopg"):
         raise LedgerError(where, f"got the driver '{parsed.drivername}'", allowed)
     return parsed
 
@@ -130,7 +129,7 @@ def _connect_postgres(url: sa.URL, where: str, read_only: bool) -> Engine:
         what = f"the PostgreSQL driver '{exc.name}' is not installed"
         raise LedgerError(where, what, next='Install it: pip install "psycopg[binary]"') from None
     settings = {f"tcp_{key}": str(value) for key, value in NOTICE_DEATH.items()} | {
-        "application_name": f"evosearch {os.getpid()} on {socket.gethostname()}"[:63],
+        "application_name": f"evosearch {os.getpid()} on {this_host()}",
         "tcp_user_timeout": str(UNANSWERED_MS),
         "idle_in_transaction_session_timeout": "60s",  # of a process that is suspended: nobody waits for it forever
         "lock_timeout": "20s",

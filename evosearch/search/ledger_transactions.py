@@ -9,11 +9,12 @@ it is lost they are taken again before anything else is written.
 
 import os
 import random
+import socket
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from sqlalchemy.engine import Connection, Engine
 from evosearch.errors import LedgerError
 from evosearch.search.ledger_errors import passes, reason_of, shown, unusable
 from evosearch.search.ledger_lock import (
+    Holder,
     advisory_holder,
     file_lock,
     file_lock_holder,
@@ -31,6 +33,7 @@ from evosearch.search.ledger_lock import (
     taken,
     this_process,
     try_advisory,
+    who_is,
 )
 from evosearch.search.ledger_store import sqlite_path
 
@@ -40,6 +43,8 @@ READERS_PATIENCE_S = 20.0  # a reader may as well be started again
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0  # between attempts
 JUST_ENDED_S = 1.0  # a server takes a moment to see that a killed process is gone
 CUT_OFF_S = 30.0  # and longer to end one of its own that we told it to end
+LAST_S = 4.0  # how long a writer that is told to end waits for its server, and for each of its answers
+WATCH_S = 0.5  # how often it is seen whether an answer is overdue
 
 
 class RecordedTwiceError(AssertionError):
@@ -79,6 +84,9 @@ class Transactions:
         except sa.exc.DBAPIError as exc:
             raise unusable(self._url, self._where, exc) from exc
 
+    def hurry(self) -> None:
+        """From here on wait only seconds for a server: this process is about to end. Signal handlers may call it."""
+
     def holding(self, search_id: str) -> AbstractContextManager[None]:
         """Be the one writer of a search, as long as the context lasts.
 
@@ -109,9 +117,16 @@ class ServerTransactions(Transactions):
         self._mutex = threading.RLock()
         self._writer: Connection | None = None
         self._driver: Any = None  # the driver's own connection under it
-        self._backend: int | None = None  # the writer's process at the server, now or last
+        self._ours: set[tuple[int, Any]] = set()  # who our writer was, and is, at the server; see `who_is`
         self._held: set[str] = set()  # searches
+        self._asked: dict[Any, float] = {}  # drivers' connections whose answer is waited for, and since when
+        self._hurried: float | None = None  # when it was told to hurry
+        sa.event.listen(engine, "do_connect", self._before_connecting)
         _servers.add(self)
+
+    def _before_connecting(self, dialect: Any, record: Any, arguments: Any, settings: dict[str, Any]) -> None:
+        if self._hurried is not None:
+            settings["connect_timeout"] = int(LAST_S)
 
     def close(self) -> None:
         with self._mutex:
@@ -126,16 +141,24 @@ class ServerTransactions(Transactions):
         with self._mutex:
             return self._patiently(partial(self._write, work))
 
+    def hurry(self) -> None:
+        self._patience_s = min(self._patience_s, LAST_S)
+        self._hurried = time.monotonic()
+
     @contextmanager
     def holding(self, search_id: str) -> Iterator[None]:
-        if search_id in self._held:
-            raise taken(self._where, this_process())
         with self._mutex:
+            if search_id in self._held:
+                raise taken(self._where, this_process())
             self.write(lambda connection: self._take(connection, search_id))
             self._held.add(search_id)
+        done = threading.Event()
         try:
+            # From the start: a signal's handler cannot start a thread
+            threading.Thread(target=self._watch, args=(done,), name="ledger", daemon=True).start()
             yield
         finally:
+            done.set()
             with self._mutex:
                 self._held.discard(search_id)
                 self._release(search_id)
@@ -181,15 +204,15 @@ class ServerTransactions(Transactions):
 
     def _read(self, work: Callable[[Connection], Result]) -> Result:
         snapshot = self._engine.execution_options(isolation_level="REPEATABLE READ")  # all of `work` sees one state
-        with snapshot.connect() as connection:
+        with snapshot.connect() as connection, self._watched(connection.connection.dbapi_connection):
             return work(connection)
 
     def _write(self, work: Callable[[Connection], Result]) -> Result:
         connection = self._connected()
         try:
-            with connection.begin():
+            with self._watched(self._driver), connection.begin():
                 return work(connection)
-        except sa.exc.IntegrityError:
+        except (sa.exc.IntegrityError, LedgerError):  # it is undone, and the connection with its locks is as it was
             raise
         except BaseException:  # also an interrupted one: its connection would come back without the locks
             self._drop()
@@ -203,13 +226,14 @@ class ServerTransactions(Transactions):
             driver: Any = connection.connection.dbapi_connection
             try:
                 connection.detach()  # nobody else gets it
-                with connection.begin():
+                with self._watched(driver), connection.begin():
+                    self._ours.add(who_is(connection))
                     for search_id in self._held:
                         self._take(connection, search_id)
             except BaseException:
                 _close(connection, driver)
                 raise
-            self._writer, self._driver, self._backend = connection, driver, driver.info.backend_pid
+            self._writer, self._driver = connection, driver
         return self._writer
 
     def _take(self, connection: Connection, search_id: str) -> None:
@@ -222,17 +246,21 @@ class ServerTransactions(Transactions):
         while not try_advisory(connection, search_id):
             found = advisory_holder(connection, search_id)
             if found is not None:
-                ours = found.backend == self._backend and search_id in self._held
+                ours = self._is_ours(found)
                 if time.monotonic() - began > (CUT_OFF_S if ours else JUST_ENDED_S):
                     raise taken(self._where, found.about)
                 if ours:
                     connection.execute(sa.select(sa.func.pg_terminate_backend(found.backend)))
             time.sleep(0.05)
 
+    def _is_ours(self, found: Holder) -> bool:
+        """Whether it is a connection that we lost; servers give the number of a process again, another time."""
+        return (found.backend, found.since) in self._ours
+
     def _release(self, search_id: str) -> None:
         if self._writer is not None:
             try:
-                with self._writer.begin():
+                with self._watched(self._driver), self._writer.begin():
                     release_advisory(self._writer, search_id)
             except sa.exc.DBAPIError:  # lost, and its locks with it
                 self._drop()
@@ -241,6 +269,25 @@ class ServerTransactions(Transactions):
         connection, self._writer = self._writer, None
         if connection is not None:
             _close(connection, self._driver)
+
+    # --- an end in a hurry ----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _watched(self, driver: Any) -> Iterator[None]:
+        self._asked[driver] = time.monotonic()
+        try:
+            yield
+        finally:
+            self._asked.pop(driver, None)
+
+    def _watch(self, done: threading.Event) -> None:
+        """Cut off a server that does not answer whoever is in a hurry: no setting of its client bounds that wait."""
+        while not done.wait(WATCH_S):
+            if self._hurried is None:
+                continue
+            for driver, since in list(self._asked.items()):
+                if time.monotonic() - max(since, self._hurried) > LAST_S:
+                    _cut_off(driver)
 
     def let_go_after_fork(self) -> None:
         """In the child of a fork: its copy of the connection must not keep the locks of a parent that ends."""
@@ -264,6 +311,14 @@ def _close(connection: Connection, driver: Any) -> None:
     connection.invalidate()  # nothing more is said to the server: what was begun ends with the connection
     connection.close()
     driver.close()
+
+
+def _cut_off(driver: Any) -> None:
+    """End what is waited for on a connection; who waits is told that it is lost."""
+    with suppress(Exception):  # closed meanwhile, by us or from over there
+        end = socket.socket(fileno=os.dup(driver.fileno()))
+        with end:
+            end.shutdown(socket.SHUT_RDWR)
 
 
 def _twice(exc: sa.exc.IntegrityError) -> RecordedTwiceError:

@@ -161,7 +161,7 @@ def _check_one(
         "cost": ready.cost,
     }
     if trial and not findings.problems:
-        taken = findings.attempt(lambda: forecast(prepared, watcher, gate)) or {}
+        taken = findings.attempt(lambda: forecast(prepared, watcher, findings.note, gate, ready.done)) or {}
         found.memory |= {"worker": taken.pop("worker")} if "worker" in taken else {}
         found.forecast |= taken
     return found
@@ -209,6 +209,9 @@ def _added(spec: StagedSpec, forecasts: Mapping[str, dict[str, Any]]) -> dict[st
     for key in ("search_hours", "total_hours", "price"):
         if all(key in one for one in forecasts.values()):
             total[key] = sum(one[key] for one in forecasts.values())
+        else:  # of one stage it is not known
+            total.pop(key, None)
+    total.pop("ends", None)
     if "total_hours" in total:
         total["ends"] = end_of(total["total_hours"], total["workers"], spec.config.workers)["ends"]
     return total

@@ -1,25 +1,19 @@
 """How long a search takes, when it ends and what that costs, from one candidate that is scored as all will be."""
 
 import math
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from evosearch.errors import InputError, SearchError, SpecError
 from evosearch.evaluation.types import SPLITS
-from evosearch.execution.local import LocalExecutor
 from evosearch.search.optimizers.registry import create
-from evosearch.search.ports import Executor, Job, Outcome
+from evosearch.search.state import SearchState
 from evosearch.search.watching import Watcher
 from evosearch.service.cost import Counts, counts_of, counts_with, part_of
-from evosearch.service.executors import cluster_of, make_executor, worker_config, worker_count
 from evosearch.service.prepare import Prepared
 from evosearch.service.spec import WorkersConfig
-
-LONGEST_TRIAL_S = 1800.0  # until a trial is given up: a node may have to start, and to fetch the models
-TURN_S = 5.0
+from evosearch.service.trial import NoPlaceError, attempt
 
 
 @dataclass(frozen=True)
@@ -60,6 +54,30 @@ class Pace:
         return math.ceil(count / self.workers) * self.whole[split]
 
 
+@dataclass(frozen=True)
+class Done:
+    """What a search has on record.
+
+    Attributes:
+        candidates: asked, and scored or failed.
+        controls: the same.
+        hours: that its sessions took.
+    """
+
+    candidates: int
+    controls: int
+    hours: float
+
+    @classmethod
+    def of(cls, state: SearchState) -> "Done":
+        controls = sum((name, "search") in state.done for name in state.controls)
+        return cls(len(state.finished), controls, state.seconds_before / 3600.0)
+
+    @property
+    def any(self) -> bool:
+        return self.candidates + self.controls > 0
+
+
 def hours_of(pace: Pace, counts: Counts, controls: int, limit: float | None = None) -> tuple[float, float]:
     """How long a search takes at most.
 
@@ -79,40 +97,79 @@ def hours_of(pace: Pace, counts: Counts, controls: int, limit: float | None = No
     return search / 3600.0, (search + rest) / 3600.0
 
 
-def forecast(prepared: Prepared, watcher: Watcher, gate: bool = True) -> dict[str, Any]:
-    """What `check --json` prints of a trial candidate and of the whole search.
+def forecast(
+    prepared: Prepared, watcher: Watcher, note: Callable[[str], None], gate: bool = True, done: Done | None = None
+) -> dict[str, Any]:
+    """What `check --json` prints of a trial candidate and of the whole search, or of what is left of it.
 
     Args:
+        note: told what the forecast rests on, and why there is none.
         gate: see `cost`.
+        done: what is on record of this search.
+
+    Returns:
+        Nothing where no worker has a place now.
 
     Raises:
         InputError: the trial fails, or nobody of the cluster scores it.
     """
+    try:
+        trial = attempt(prepared, watcher, note)
+    except NoPlaceError as none:
+        note(f"{none}: no candidate was tried, so time is not forecast")
+        return {}
+    assert trial.outcome.card is not None
+    parts = len(prepared.parts.batches) if prepared.parts else 1
+    whole = _whole(prepared, trial.seconds, trial.outcome.seconds.get("score"), parts)
+    pace = Pace(trial.start, trial.seconds, whole, trial.workers, _together(prepared))
+    found = of_pace(prepared, pace, note, gate, done) | {"tokens_per_candidate": trial.outcome.card.tokens.forwarded}
+    return found | ({"worker": trial.measured} if trial.measured else {})
+
+
+def of_pace(
+    prepared: Prepared, pace: Pace, note: Callable[[str], None], gate: bool = True, done: Done | None = None
+) -> dict[str, Any]:
+    """What is forecast of a search, or of what is left of it, at a pace; see `forecast`."""
     spec = prepared.spec
-    start, seconds, outcome, workers, measured = _trial(prepared, watcher)
-    assert outcome.card is not None
-    parts = prepared.parts.batches if prepared.parts else ()
-    items = len(parts[0]) if parts else len(prepared.batches["search"])
-    pace = Pace(start, seconds, _whole(prepared, seconds, outcome, len(parts)), workers, _together(prepared))
+    items = len(prepared.parts.batches[0] if prepared.parts else prepared.batches["search"])
     controls = sum(control.recipe is not None for control in prepared.controls)
     counts = counts_of(spec, prepared.controls, items, gate)
     limit = spec.config.budget.hours
+    if done is not None and done.any:
+        note(f"{done.candidates} candidates are on record already: time and price are of what is left")
+        controls -= done.controls
+        limit = None if limit is None else max(0.0, limit - done.hours)
     if counts is None:
         assert limit is not None
-        left = max(0.0, limit * 3600.0 - start - pace.all_of("search", controls))
+        left = max(0.0, limit * 3600.0 - pace.start - pace.all_of("search", controls))
         counts = counts_with(spec, prepared.controls, max(1, int(left / 3600.0 * pace.per_hour)), gate)
+    elif done is not None:
+        counts = replace(counts, candidates=max(0, counts.candidates - done.candidates))
+    if done is not None:
+        counts = replace(counts, search=counts.search - done.controls)
     search, total = hours_of(pace, counts, controls, limit)
     return {
-        "seconds_per_candidate": seconds,
+        "seconds_per_candidate": pace.candidate,
         "candidates_per_hour": pace.per_hour,
         "search_hours": search,
         "total_hours": total,
-        "workers": workers,
+        "workers": pace.workers,
         "dimensions": len(prepared.space.dimensions),
         "items": items,
-        "tokens_per_candidate": outcome.card.tokens.forwarded,
-        **({"worker": measured} if measured else {}),
-    } | end_of(total, workers, spec.config.workers)
+    } | end_of(total, pace.workers, spec.config.workers)
+
+
+def pace_of(prepared: Prepared, seconds: Mapping[str, float], workers: int) -> Pace:
+    """The pace of a search whose workers are there, from what a recipe took on all of `search`.
+
+    Args:
+        seconds: of its card: `materialize`, `score`.
+    """
+    parts = len(prepared.parts.batches) if prepared.parts else 1
+    scoring = seconds["score"]
+    on_part = sum(seconds.values()) - scoring + scoring / parts
+    whole = _whole(prepared, on_part, scoring / parts, parts)
+    return Pace(0.0, on_part, whole, max(1, workers), _together(prepared))
 
 
 def end_of(hours: float, workers: int, config: WorkersConfig, now: datetime | None = None) -> dict[str, Any]:
@@ -123,69 +180,14 @@ def end_of(hours: float, workers: int, config: WorkersConfig, now: datetime | No
     return {"ends": ends.isoformat(timespec="seconds")} | priced
 
 
-def _trial(prepared: Prepared, watcher: Watcher) -> tuple[float, float, Outcome, int, dict[str, Any] | None]:
-    """Seconds until the first candidate is scored less those of one, seconds of one, how it went, the workers, and how
-    much one runs at once, where it is here to be asked.
+def _whole(prepared: Prepared, seconds: float, scoring: float | None, parts: int) -> dict[str, float]:
+    """Split → seconds of one recipe on all of it: scoring takes longer by as much as there is more to be read.
 
-    A candidate's seconds are those of the second of two: the first also lays out what stays.
+    Args:
+        seconds, scoring: of one candidate on one of the parts, in all and for scoring alone.
     """
-    spec = prepared.spec
-    workers = spec.config.workers
-    parts = prepared.parts.batches if prepared.parts else (prepared.batches["search"],)
-    jobs = [Job(f"trial@search.{number}", prepared.example, parts[0]) for number in range(2)]
-    began = time.monotonic()
-    executor: Executor
-    if cluster_of(workers):
-        executor = make_executor(workers.model_copy(update={"count": 1}), prepared, watcher)
-    else:
-        count, _ = worker_count(workers)
-        dtype = prepared.example.output_dtype
-        config = worker_config(workers, prepared.models, prepared.suite, dtype, count or 1)
-        executor = LocalExecutor(config, watcher.preparing, prepared.harness)
-    try:
-        _score(executor, jobs[0], workers, spec.where)
-        started = time.monotonic()
-        outcome = _score(executor, jobs[1], workers, spec.where)
-        seconds = time.monotonic() - started
-        working = _workers(workers, executor)
-        measured = executor.worker.measured() if isinstance(executor, LocalExecutor) else None
-    finally:
-        executor.close()
-    return max(0.0, started - began - seconds), seconds, outcome, working, measured
-
-
-def _workers(workers: WorkersConfig, executor: Executor) -> int:
-    """How many score at once: as many as are asked for, or as the cluster has room for now."""
-    count, _ = worker_count(workers)
-    room: Callable[[], int] = getattr(executor, "room", lambda: 1)
-    return count if count is not None else max(1, room())
-
-
-def _score(executor: Executor, job: Job, workers: WorkersConfig, where: str) -> Outcome:
-    """
-    Raises:
-        InputError: the candidate fails, or there is no answer in time.
-    """
-    executor.submit(job)
-    deadline = time.monotonic() + LONGEST_TRIAL_S
-    while time.monotonic() < deadline:
-        try:
-            outcomes = executor.wait(TURN_S)
-        except SearchError as error:
-            raise SpecError(f"{where.partition(': ')[0]}: workers", f"no worker could start: {error}") from error
-        for outcome in outcomes:
-            if outcome.failure is not None:
-                raise InputError(where, f"a trial candidate fails: {outcome.failure.reason}")
-            return outcome
-    cluster, minutes = cluster_of(workers), round(LONGEST_TRIAL_S / 60)
-    what = f"nobody of {cluster} scored a trial candidate in {minutes} minutes"
-    raise SpecError(f"{where.partition(': ')[0]}: workers", what, next="Does any of its nodes have room for a worker?")
-
-
-def _whole(prepared: Prepared, seconds: float, outcome: Outcome, parts: int) -> dict[str, float]:
-    """Split → seconds of one recipe on all of it: scoring takes longer by as much as there is more to be read."""
-    scored = part_of(prepared.tokens["search"], parts or 1)
-    scoring = min(seconds, outcome.seconds.get("score", seconds))
+    scored = part_of(prepared.tokens["search"], parts)
+    scoring = seconds if scoring is None else min(seconds, scoring)
     amount = max(1, scored.distinct + scored.generated_at_most)
     found = {split: prepared.tokens[split] for split in SPLITS}
     share = {split: (tokens.distinct + tokens.generated_at_most) / amount for split, tokens in found.items()}

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from evosearch import documents
 from evosearch.errors import InputError, SpecError, SuiteError
+from evosearch.evaluation.library import library_folder
 from evosearch.evaluation.suite import Suite
+from evosearch.evaluation.task_files import FUNCTION, code_named, files_named, is_inside
 from evosearch.recipe.files import LISTS_MODELS, NAMES_A_MODEL, NAMES_A_TOKENIZER, STAGE, exists, is_recipe, pieces
 from evosearch.recipe.tokens import BASE, UNION
 from evosearch.service.findings import Findings
@@ -198,7 +198,13 @@ def _look_into(source: Path, where: str, findings: Findings, notes: list[str]) -
     for path in sorted(root.rglob("*.yaml")):
         if any(_left_out(part) for part in path.relative_to(root).parts) or not path.is_file():
             continue
-        for key, named in _files_named(path):
+        code = {str(root), os.path.realpath(library_folder())}
+        for key, named, file in code_named(path):
+            if key == FUNCTION and not is_inside(file, code):
+                what = f"{path} names {named} under {key}, which is in {file} and does not travel"
+                allowed = "Python files beside or below the task's, in the same included folder; or installed modules"
+                findings.add(SuiteError(where, what, allowed, "Move it there"))
+        for key, named in files_named(path):
             if os.path.isabs(named):
                 notes.append(f"{path}: {key}: {named} does not travel: every node must have it")
             elif "://" not in named and (lies := _lies(named, path.parent, root, key)) is not None:
@@ -213,27 +219,6 @@ def _lies(named: str, folder: Path, root: Path, key: str) -> str | None:
     if key != "dataset_path" and beside.exists():
         return None if beside.resolve().is_relative_to(root) else str(beside.resolve())
     return str(Path(named).resolve()) if key != "include" and glob.glob(named) else None
-
-
-def _files_named(path: Path) -> Iterator[tuple[str, str]]:
-    """(key, text) of whatever a task's YAML names files by. Only the syntax is looked at: its tags stand for code."""
-    try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, ValueError, OSError):  # which lm-eval will say, if the suite uses it
-        return
-    yield from _texts(root, None)
-
-
-def _texts(node: yaml.Node | None, key: str | None) -> Iterator[tuple[str, str]]:
-    if isinstance(node, yaml.MappingNode):
-        for name, value in node.value:
-            own = name.value if name.value in ("data_files", "data_dir", "dataset_path", "include") else key
-            yield from _texts(value, own)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield from _texts(item, key)
-    elif isinstance(node, yaml.ScalarNode) and key is not None and node.tag == "tag:yaml.org,2002:str":
-        yield key, node.value
 
 
 def portable(folders: Sequence[str]) -> list[str]:

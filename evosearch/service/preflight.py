@@ -1,4 +1,7 @@
-"""Everything that could stop a search, looked for before it starts: all of it on one list, and nothing written.
+"""Everything that could stop a search, looked for before it starts: all of it on one list.
+
+Nothing of it is left behind but what it begins with: models that are fetched, and recipes merged in place of models, in
+their caches. What stands in for the winner of an earlier stage goes again.
 
 | branch | is left out where |
 |---|---|
@@ -6,7 +9,7 @@
 | suite: tasks, documents, splits | it cannot be loaded |
 | room for what is fetched; models and how they fit; space, controls, prompts | what each needs is not there |
 | licences | a model cannot be had |
-| room for what is written, memory, warm start | any of these is wrong |
+| room for what is written, memory, warm start, what is on record | any of these is wrong |
 """
 
 from collections.abc import Callable, Iterator
@@ -25,12 +28,15 @@ from evosearch.service import room
 from evosearch.service.cost import cost, counts_of
 from evosearch.service.executors import cluster_of, worker_count
 from evosearch.service.findings import Findings
+from evosearch.service.forecast import Done
 from evosearch.service.licences import cards_of, check_licences
 from evosearch.service.paths import SQLITE, places_of, recorded_names
 from evosearch.service.prepare import Prepared, prepare_with
+from evosearch.service.recorded import read_search
 from evosearch.service.sizes import Sizes, sizes_of
 from evosearch.service.spec import SearchSpec
 from evosearch.service.trackers import JSON_LINES, jsonl_file
+from evosearch.service.unchanged import refuse_other_search
 from evosearch.service.warm_start import WarmStart, found_before
 from evosearch.tracking.access import check_file, look_at, write_to
 
@@ -44,12 +50,14 @@ class Ready:
     Attributes:
         prepared: None where there are problems.
         first: nothing of the spec has been started before.
+        done: what is on record of this search; None: it has not begun.
         memory, cost, licences: as `check --json` has them.
     """
 
     prepared: Prepared | None = None
     warm: WarmStart | None = None
     first: bool = True
+    done: Done | None = None
     memory: dict[str, Any] | None = None
     cost: dict[str, Any] | None = None
     licences: dict[str, str | None] | None = None
@@ -85,6 +93,7 @@ def look(
         return ready
     if ledger:
         ready.warm = findings.attempt(lambda: _warm_start(prepared, watcher))
+        ready.done = findings.attempt(lambda: _done(prepared))
     sizes = sizes or sizes_of(spec, watcher)
     gate = spec.stage is None or spec.stage.last
     ready.cost = cost(spec, sizes, prepared.tokens, prepared.controls, gate)
@@ -216,6 +225,22 @@ def _warm_start(prepared: Prepared, watcher: Watcher) -> WarmStart | None:
     if own and named not in recorded_names(places_of(spec).ledger):
         return None
     return found_before(prepared, watcher)
+
+
+def _done(prepared: Prepared) -> Done | None:
+    """What the ledger has of this search.
+
+    Raises:
+        LedgerError: it has another one of this name, or one that began otherwise.
+    """
+    spec, places = prepared.spec, places_of(prepared.spec)
+    if spec.name not in recorded_names(places.ledger):
+        return None
+    with Ledger.open(places.ledger, f"{spec.file}: ledger", read_only=True) as ledger:
+        if spec.stage is not None and spec.stage.winners:  # for which others may stand in here
+            return Done.of(read_search(ledger, places)[1])
+        state = refuse_other_search(ledger, prepared)
+    return Done.of(state) if state is not None else None
 
 
 def _another(prepared: Prepared) -> bool:

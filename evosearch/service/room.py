@@ -7,7 +7,7 @@ rest is a note, since an estimate must not stop a search that would have gone we
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from huggingface_hub import constants
 
 from evosearch.checkpoints import pickles, references
 from evosearch.checkpoints.digest import DTYPES
-from evosearch.checkpoints.references import ADAPTER_WEIGHTS, default_cache
+from evosearch.checkpoints.files import INDEX, read_json
+from evosearch.checkpoints.references import default_cache
 from evosearch.errors import InputError, SpecError
 from evosearch.execution.memory import allowed, cards
 from evosearch.recipe import files
@@ -145,23 +146,33 @@ def host_memory() -> float:
 def device_of(spec: SearchSpec, gpus: float, needed: dict[str, float]) -> dict[str, Any] | None:
     """A worker's GPUs on this machine against what it needs there, in GiB; None where it has none.
 
+    Where cards differ, it is the smallest that most has to be said of; `largest` is what a worker has at best.
+
     Args:
         gpus: of one worker; a part of one is a part of its memory.
         needed: GiB by kind, as `cost` reckons them.
     """
-    found = cards()
+    found = sorted(cards(), key=lambda card: float(card["total_gib"]))
     if not found or spec.config.workers.device == "cpu" or not gpus:
         return None
-    smallest = min(found, key=lambda card: float(card["total_gib"]))
-    total = smallest["total_gib"]
+    count = max(1, int(gpus))
+    smallest, largest = found[:count], found[-count:]
     return {
-        "name": smallest["name"],
+        "name": smallest[0]["name"],
         "gpus_per_worker": gpus,
-        "total_gib": total,
-        "share_gib": gpus * total if gpus >= 1 else allowed(int(total * GIB), gpus) / GIB,
+        "total_gib": smallest[0]["total_gib"],
+        "share_gib": _share(smallest, gpus),
+        "largest": {"name": largest[-1]["name"], "share_gib": _share(largest, gpus)},
         "resident_gib": needed["resident"],
         "needed_gib": needed["needed"],
     }
+
+
+def _share(found: Sequence[Mapping[str, Any]], gpus: float) -> float:
+    """GiB that a worker has of its cards: of all of them, or of a part of one."""
+    if gpus >= 1:
+        return sum(float(card["total_gib"]) for card in found)
+    return allowed(int(found[0]["total_gib"] * GIB), gpus) / GIB
 
 
 def judge_memory(spec: SearchSpec, memory: dict[str, Any], count: int) -> tuple[list[InputError], list[str]]:
@@ -176,15 +187,7 @@ def judge_memory(spec: SearchSpec, memory: dict[str, Any], count: int) -> tuple[
     """
     device = memory.get("device")
     if device is not None:
-        share, many = device["share_gib"], f"{device['gpus_per_worker']:g} of a {device['name']}"
-        if device["resident_gib"] > share:
-            what = f"a candidate takes {device['resident_gib']:.1f} GiB, and a worker has {share:.1f}: {many}"
-            problem = SpecError(spec.at("workers.gpus_per_worker"), what, next="Give each worker more of a GPU")
-            return [problem], []
-        if device["needed_gib"] > share:
-            text = f"a worker would take {device['needed_gib']:.1f} GiB of its GPU, which has {share:.1f} ({many})"
-            return [], [f"{text}: fewer tokens will be run together"]
-        return [], []
+        return _judge_device(spec, device)
     whole = count * memory["resident_gib"]
     workers = "one worker needs" if count == 1 else f"{count} workers need"
     if whole > memory["total_gib"]:
@@ -196,12 +199,40 @@ def judge_memory(spec: SearchSpec, memory: dict[str, Any], count: int) -> tuple[
     return [], []
 
 
+def _judge_device(spec: SearchSpec, device: Mapping[str, Any]) -> tuple[list[InputError], list[str]]:
+    """What not even the largest card holds is a problem; what the smallest does not is a note: others may do."""
+    best, share, resident = device["largest"], device["share_gib"], device["resident_gib"]
+    many = f"{device['gpus_per_worker']:g} of a"
+    if resident > best["share_gib"]:
+        what = f"a candidate takes {resident:.1f} GiB, and a worker has {best['share_gib']:.1f}: {many} {best['name']}"
+        return [SpecError(spec.at("workers.gpus_per_worker"), what, next="Give each worker more of a GPU")], []
+    if resident > share:
+        text = f"a candidate takes {resident:.1f} GiB, and a worker with {many} {device['name']} has {share:.1f}"
+        return [], [f"{text}: it would score nothing. Leave that card out (CUDA_VISIBLE_DEVICES)"]
+    if device["needed_gib"] > share:
+        text = f"a worker would take {device['needed_gib']:.1f} GiB of its GPU, which has {share:.1f}"
+        return [], [f"{text} ({many} {device['name']}): fewer tokens will be run together"]
+    return [], []
+
+
 def _is_here(reference: str) -> bool:
-    """Whether a hub model's weights are in the hub's cache; its config is, since its size is known."""
-    model = reference.partition("@")[0].replace("/", "--")
-    snapshots = Path(constants.HF_HUB_CACHE) / f"models--{model}" / "snapshots"
-    patterns = ("*.safetensors", *pickles.PATTERNS, ADAPTER_WEIGHTS, pickles.ADAPTER)
-    return any(True for pattern in patterns for _ in snapshots.glob(f"*/{pattern}"))
+    """Whether all weights of this revision of a hub model are in the hub's cache."""
+    model, _, revision = reference.partition("@")
+    home = references.hub_cache() / f"models--{model.replace('/', '--')}"
+    snapshot = home / "snapshots" / _commit(home, revision or constants.DEFAULT_REVISION)
+    for index in (INDEX, pickles.INDEX):
+        if (snapshot / index).is_file():
+            listed = read_json(snapshot / index).get("weight_map")
+            shards = set(map(str, listed.values())) if isinstance(listed, dict) else set()
+            return bool(shards) and all((snapshot / shard).is_file() for shard in shards)
+    patterns = ("*.safetensors", *pickles.PATTERNS)
+    return any(path.is_file() for pattern in patterns for path in snapshot.glob(pattern))
+
+
+def _commit(home: Path, revision: str) -> str:
+    """The commit that a branch or tag stood for when it was last asked; what is no such name is a commit itself."""
+    named = home / "refs" / revision
+    return named.read_text(encoding="utf-8").strip() if named.is_file() else revision
 
 
 def _bytes(folder: Path) -> int:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from evosearch.errors import EvosearchError
 from evosearch.evaluation.harness import Harness
 from evosearch.promotion.gate import GateDecision
 from evosearch.promotion.promote import Champion, Promotion
@@ -23,9 +22,11 @@ from evosearch.search.ports import Executor
 from evosearch.search.recorder import Recorder
 from evosearch.search.watching import Silent, Watcher
 from evosearch.service.check import check_stages
+from evosearch.service.ending import on_record
 from evosearch.service.executors import make_executor
 from evosearch.service.export import export_promoted, write_winner
 from evosearch.service.findings import Findings
+from evosearch.service.foretelling import Foretelling
 from evosearch.service.on_test import measure_of
 from evosearch.service.openings import openings
 from evosearch.service.outlook import hardly_decided
@@ -42,7 +43,7 @@ from evosearch.service.trackers import CATCH_UP_S, PATIENCE_S, mirroring, regist
 from evosearch.service.unchanged import circumstances, refuse_other_search
 from evosearch.service.versions import versions
 from evosearch.service.warm_start import WarmStart
-from evosearch.tracking.mirror import UP_TO_DATE
+from evosearch.tracking.mirror import UP_TO_DATE, Mirror
 
 
 def run(path: Path, watcher: Watcher, continue_from_best: bool = False, allow_pickle: bool = False) -> RunReport:
@@ -84,7 +85,6 @@ def _run_one(options: Options, spec: SearchSpec, watcher: Watcher, harness: Harn
         harness: of the spec's suite, where it is loaded already.
     """
     began = time.monotonic()
-    last = spec.stage is None or spec.stage.last
     places = places_of(spec)
     prepared, warm = _ready(options, spec, watcher, harness)
     for text in hardly_decided(prepared.suite, prepared.batches["test"]):
@@ -95,34 +95,38 @@ def _run_one(options: Options, spec: SearchSpec, watcher: Watcher, harness: Harn
         stack.enter_context(ledger.acquire(prepared.search_id))
         recorder = Recorder(ledger, prepared.search_id, watcher=watcher)
         already = len(recorder.state.finished)
-        _begin(recorder, prepared, warm)
-        registry = registry_of(places) if last else None
-        champion = present_champion(prepared, registry, watcher)  # first: two threads must not create one store
-        mirror = stack.enter_context(mirroring(places, prepared.search_id, watcher))
-        recorder.trackers = (mirror,)
-        mirror.notify()
-        executor = make_executor(spec.config.workers, prepared, watcher)
-        stack.callback(executor.close)
-        record = stack.enter_context(openings(ledger, shared=spec.config.ledger is not None))
-        try:
-            stopped = _search(prepared, recorder, executor, options.continue_from_best)
-            if last:
-                decision = _promote(prepared, recorder, executor, champion, record)
-                exported = _export(prepared, places, recorder, decision)
-                mirror.catch_up(CATCH_UP_S, PATIENCE_S)  # the candidate's run must be there before it is registered
-                register(prepared, recorder, registry, decision, exported, watcher)
-            else:
-                exported = _choose_winner(prepared, places, recorder, executor)
-        except KeyboardInterrupt:
-            recorder.record([("stopped", {"reason": "interrupted"})])
-            raise
-        except EvosearchError as exc:
-            recorder.record([("stopped", {"reason": f"failed: {exc}"})])
-            raise
-        recorder.record([("stopped", {"reason": stopped})])
+        exported, mirror = on_record(recorder, partial(_whole, options, prepared, warm, places, recorder, stack))
         mirror.close(CATCH_UP_S, PATIENCE_S)
         note = None if mirror.state == UP_TO_DATE else f"{shown(places)} is {mirror.state}"
+        stopped = recorder.state.stopped
+        assert stopped is not None
         return report(prepared, places, recorder, stopped, already, exported, note, time.monotonic() - began)
+
+
+def _whole(
+    options: Options, prepared: Prepared, warm: WarmStart | None, places: Places, recorder: Recorder, stack: ExitStack
+) -> tuple[str, tuple[dict[str, str], Mirror]]:
+    """All that is on record: why the search stopped; what was exported, and the mirror, which `stack` closes."""
+    spec, ledger, watcher = prepared.spec, recorder.ledger, recorder.watcher
+    last = spec.stage is None or spec.stage.last
+    _begin(recorder, prepared, warm)
+    registry = registry_of(places) if last else None
+    champion = present_champion(prepared, registry, watcher)  # first: two threads must not create one store
+    mirror = stack.enter_context(mirroring(places, prepared.search_id, watcher))
+    recorder.trackers = (mirror,)
+    mirror.notify()
+    executor = make_executor(spec.config.workers, prepared, watcher)
+    stack.callback(executor.close)
+    recorder.trackers = (mirror, Foretelling(prepared, recorder, executor, last))
+    record = stack.enter_context(openings(ledger, shared=spec.config.ledger is not None))
+    stopped = _search(prepared, recorder, executor, options.continue_from_best)
+    if not last:
+        return stopped, (_choose_winner(prepared, places, recorder, executor), mirror)
+    decision = _promote(prepared, recorder, executor, champion, record)
+    exported = _export(prepared, places, recorder, decision)
+    mirror.catch_up(CATCH_UP_S, PATIENCE_S)  # the candidate's run must be there before it is registered
+    register(prepared, recorder, registry, decision, exported, watcher)
+    return stopped, (exported, mirror)
 
 
 def _ready(

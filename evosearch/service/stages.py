@@ -12,11 +12,12 @@ from evosearch.evaluation.harness import Harness
 from evosearch.search.ledger import Ledger
 from evosearch.search.watching import Progress, Watcher
 from evosearch.service.export import write_winner
-from evosearch.service.paths import places_of, recorded_names, stage_places
+from evosearch.service.paths import default_places, places_of, recorded_names, stage_places
 from evosearch.service.recorded import read_search
 from evosearch.service.report import RunReport, candidates_of, winner_of
 from evosearch.service.spec import SearchSpec, Winner, check_same_search
 from evosearch.service.staged import StagedSpec
+from evosearch.service.whole import running
 
 
 class Search(Protocol):
@@ -34,6 +35,11 @@ def run_stages(spec: StagedSpec, search: Search, watcher: Watcher) -> RunReport:
     Raises:
         InputError, SearchError: see `run`.
     """
+    with running(default_places(spec.name).folder, str(spec.file)):
+        return _run(spec, search, watcher)
+
+
+def _run(spec: StagedSpec, search: Search, watcher: Watcher) -> RunReport:
     harness = Harness(spec.suite)
     winners: dict[str, Winner] = {}
     rows: list[dict[str, Any]] = []

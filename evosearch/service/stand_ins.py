@@ -3,10 +3,13 @@
 Each is another model than any that the spec names, as the winner will be.
 """
 
+import fcntl
+import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 
 from evosearch.checkpoints.references import default_cache
 from evosearch.errors import CandidateError, CheckpointError, RecipeError
@@ -20,10 +23,15 @@ from evosearch.search.watching import Watcher
 from evosearch.service.prepare import Prepared
 from evosearch.service.spec import SearchSpec, Winner
 
+PREFIX = "check-"  # of folders in the cache
+LOCK = ".lock"  # in each, held for as long as it is used
+
 
 @contextmanager
 def kept_for_now() -> Iterator[Path]:
     """A folder in the cache, on the disk that winners will be merged to, and gone afterwards.
+
+    One that was left behind, by a process that was killed, goes with it.
 
     Raises:
         CheckpointError: the cache cannot be written.
@@ -31,12 +39,40 @@ def kept_for_now() -> Iterator[Path]:
     cache = default_cache()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        folder = TemporaryDirectory(dir=cache, prefix="check-")
+        _sweep(cache)
+        folder, lock = _made(cache)
     except OSError as error:
         what = f"cannot be written: {error.strerror or error}"
         raise CheckpointError(str(cache), what, next="Name another folder in EVOSEARCH_CACHE") from None
-    with folder as path:
-        yield Path(path)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _made(cache: Path) -> tuple[Path, int]:
+    """A new folder, and the lock in it that says that it is used."""
+    while True:
+        folder = Path(mkdtemp(dir=cache, prefix=PREFIX))
+        with suppress(FileNotFoundError):  # swept before it was locked
+            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if (folder / LOCK).exists():
+                return folder, lock
+            os.close(lock)
+
+
+def _sweep(cache: Path) -> None:
+    """Remove folders that no process uses: the system gives a lock back however its process ends."""
+    for folder in cache.glob(f"{PREFIX}*"):
+        with suppress(OSError):  # it is used, or another's, or somebody else sweeps it
+            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def merged(name: str, prepared: Prepared, folder: Path, watcher: Watcher) -> Winner:

@@ -9,9 +9,11 @@ from typing import Any
 
 from evosearch.errors import LedgerError
 from evosearch.search.ledger import Ledger
+from evosearch.search.ledger_lock import this_host
 from evosearch.service.paths import Places, find
 from evosearch.service.recorded import read_search
 from evosearch.service.status import row_of
+from evosearch.service.whole import runner
 
 STOP_S = 120.0  # a candidate that is being scored in the same process is not interrupted within a kernel
 POLL_S = 0.2
@@ -32,9 +34,9 @@ def stop_here(search: str) -> dict[str, Any]:
     """
     places = find(search)
     before = _row(places)
-    if before["held_by"] is None:
+    if (holder := before["held_by"] or runner(places.folder)) is None:
         return before | {"was": before["state"], "clean": True}
-    pid = _process(before["held_by"], search)
+    pid = _process(holder, search)
     try:
         os.kill(pid, signal.SIGTERM)
     except ProcessLookupError:  # ended meanwhile
@@ -42,12 +44,12 @@ def stop_here(search: str) -> dict[str, Any]:
     except PermissionError:
         raise LedgerError(search, f"process {pid} is another user's", next="Stop it as that user") from None
     deadline = time.monotonic() + STOP_S
-    while (now := _row(places))["held_by"] is not None:
+    while (now := _row(find(search)))["held_by"] or runner(places.folder):
         if time.monotonic() > deadline:
             what = f"process {pid} goes on {STOP_S:.0f} s after it was told to stop"
             raise LedgerError(search, what, next=f"Kill it: what is recorded is kept (kill -9 {pid})")
         time.sleep(POLL_S)
-    return now | {"was": before["state"], "clean": now["state"].startswith("stopped")}
+    return now | {"was": "running", "clean": now["state"].startswith("stopped")}
 
 
 def _row(places: Places) -> dict[str, Any]:
@@ -62,6 +64,6 @@ def _process(holder: str, search: str) -> int:
         LedgerError: it is none of this machine.
     """
     found = HOLDER.search(holder)
-    if found is None or found["host"] != socket.gethostname():
+    if found is None or found["host"] not in (socket.gethostname(), this_host()):
         raise LedgerError(search, f"it is run by {holder}", "A search of this machine", "Stop it there")
     return int(found["pid"])

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 from evosearch.errors import ClusterError, InputError, SpecError
 from evosearch.evaluation.harness import Harness
@@ -27,6 +28,7 @@ from evosearch.service.pack import Pack, pack, problem_here, renamed
 from evosearch.service.reading import read
 from evosearch.service.spec import SearchSpec
 from evosearch.service.staged import StagedSpec
+from evosearch.service.trackers import JSON_LINES
 
 # In place of the shell, so that signals reach it. Where a machine has several clusters, Ray may tell a job of another's
 # address than its own: a head's environment can say which is right
@@ -37,6 +39,10 @@ PROGRAM = (
 POLL_S = 1.0
 TELL_EVERY_S = 60.0
 START_TIMEOUT_S = 900  # Ray's own for RAY_JOB_START_TIMEOUT_SECONDS
+STOP_WAIT_S, ENOUGH_S = 3, 30  # and for RAY_JOB_STOP_WAIT_TIME_S; what a search needs to end in good order
+WITHDRAWN_S = 90.0  # within which a withdrawn job ends, once its turn has come
+RUNS = "EVOSEARCH_RUNS"
+SERVERS = ("http", "https", "postgresql", "mysql", "mssql", "databricks", "databricks-uc")
 
 
 @dataclass
@@ -78,7 +84,7 @@ def submit(path: Path, address: str, watcher: Watcher) -> Submitted:
         submitted = Submitted(spec.name, search_id_of(spec), findings.notes)
         if (known := _active(jobs, submitted)) is not None:
             return _same(submitted, jobs, known, packed)
-        if _passes(submitted, packed, jobs, watcher):
+        if _passes(submitted, spec, packed, jobs, watcher):
             _queue(submitted, packed, jobs)
     return submitted
 
@@ -125,11 +131,23 @@ def _check_places(spec: SearchSpec | StagedSpec, findings: Findings) -> None:
     """A relative database would lie in the folder of the job, which goes with it."""
     config = spec.config
     for key, url in (("ledger", config.ledger), ("tracking.uri", config.tracking.uri)):
-        file = (url or "").removeprefix("sqlite:///")
-        if file != url and file and not file.startswith("/"):
-            what = f"got '{url}', a file in the job's own folder, which is lost with it"
+        if url and not _outlives(url):
+            what = f"got '{url}', which is in the job's own folder there, and lost with it"
             allowed = "A server's URL, sqlite:////ABSOLUTE/FILE, or nothing: then it lies in the head's folder of runs"
             findings.add(SpecError(f"{spec.file}: {key}", what, allowed))
+
+
+def _outlives(url: str) -> bool:
+    """Whether a database or tracking store lies on a server, or has an absolute path."""
+    scheme, colon, rest = url.partition(":")
+    kind = scheme.partition("+")[0].lower()  # with a driver, as sqlite+pysqlite
+    if not colon:
+        return url.startswith("/") or url in SERVERS  # `databricks` is a whole URI
+    if kind == "sqlite":
+        return rest.startswith("////")
+    if kind == "file":
+        return urlsplit(url).path.startswith("/")
+    return kind in SERVERS or url.startswith(JSON_LINES)  # those lie in the search's folder of runs
 
 
 def _notes(spec: SearchSpec | StagedSpec, packed: Pack, jobs: Jobs) -> list[str]:
@@ -158,12 +176,21 @@ def _active(jobs: Jobs, submitted: Submitted) -> Job | None:
     Raises:
         ClusterError: another search of this name does.
     """
-    found = [job for job in jobs.all() if job.kind == RUN and job.active and job.name == submitted.name]
+    found = [job for job in _listed(jobs) if job.kind == RUN and job.active and job.name == submitted.name]
     for job in found:
         if job.search_id != submitted.search_id:
             what = f"another search of this name {'waits' if job.state == 'pending' else 'runs'} there ({job.id})"
             raise ClusterError(submitted.name, what, "One search a name", "Stop it, or choose another name")
     return found[-1] if found else None
+
+
+def _listed(jobs: Jobs) -> list[Job]:
+    """All jobs; those that were withdrawn when their turn came have ended."""
+    listed, deadline = jobs.all(), time.monotonic() + WITHDRAWN_S
+    while any(job.withdrawn and job.active for job in listed) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+        listed = jobs.all()
+    return listed
 
 
 def _same(submitted: Submitted, jobs: Jobs, job: Job, packed: Pack) -> Submitted:
@@ -175,7 +202,7 @@ def _same(submitted: Submitted, jobs: Jobs, job: Job, packed: Pack) -> Submitted
     return submitted
 
 
-def _passes(submitted: Submitted, packed: Pack, jobs: Jobs, watcher: Watcher) -> bool:
+def _passes(submitted: Submitted, spec: SearchSpec | StagedSpec, packed: Pack, jobs: Jobs, watcher: Watcher) -> bool:
     """Whether the cluster finds nothing wrong; what it says goes on record either way.
 
     Raises:
@@ -195,6 +222,7 @@ def _passes(submitted: Submitted, packed: Pack, jobs: Jobs, watcher: Watcher) ->
             submitted.notes.append(here)
     submitted.forecast = found.get("forecast", {})
     submitted.problems = [problem_here(problem, packed.shown) for problem in found["problems"]]
+    _check_runs_folder(submitted, spec, said)
     return not submitted.problems
 
 
@@ -206,7 +234,7 @@ def _checked(submitted: Submitted, packed: Pack, jobs: Jobs, watcher: Watcher) -
     id = running or f"{stem}-{1 + max((job.number for job in earlier), default=0)}"
     if running is None:
         told = " ".join(f"{name}=${{{name}:-}}" for name in SETTINGS)
-        entrypoint = f'echo "{told}"; {PROGRAM} check {shlex.quote(packed.spec)} --json'
+        entrypoint = f'echo "{told}"; echo "{RUNS}=${{{RUNS}:-}}"; {PROGRAM} check {shlex.quote(packed.spec)} --json'
         jobs.submit(id, CHECK, entrypoint, packed.folder, _about(submitted, packed))
     watcher.note(f"checked here; the cluster checks it now (job {id})")
     began = told_at = time.monotonic()
@@ -258,11 +286,32 @@ def _about(submitted: Submitted, packed: Pack) -> dict[str, str]:
 
 def _of_head(said: str) -> list[str]:
     """What the settings of the cluster's head mean for searches that wait."""
-    found = re.search(rf"^{SETTINGS[0]}=(\d*) ", said, re.MULTILINE)
-    if found is None or found[1]:
+    found = re.search(rf"^{SETTINGS[0]}=(\S*) {SETTINGS[1]}=(\S*)$", said, re.MULTILINE)
+    if found is None:
         return []
-    what = f"a search that waits for its turn longer than {START_TIMEOUT_S // 60} min is dropped by this cluster"
-    return [f"{what}: start its head with {SETTINGS[0]}=604800 in its environment"]
+    notes = []
+    if not found[1]:
+        what = f"a search that waits for its turn longer than {START_TIMEOUT_S // 60} min is dropped by this cluster"
+        notes.append(f"{what}: start its head with {SETTINGS[0]}=604800 in its environment")
+    if (wait_s := int(found[2]) if found[2].isdecimal() else STOP_WAIT_S) < ENOUGH_S:
+        what = f"a search that is told to stop is killed by this cluster {wait_s} s later, on record or not"
+        notes.append(f"{what}: start its head with {SETTINGS[1]}=60 in its environment")
+    return notes
+
+
+def _check_runs_folder(submitted: Submitted, spec: SearchSpec | StagedSpec, said: str) -> None:
+    """Where the head names no folder of runs, they lie in the job's own, which goes with the job."""
+    found = re.search(rf"^{RUNS}=(.*)$", said, re.MULTILINE)
+    if found is None or found[1].startswith("/"):
+        return
+    what = f"the cluster's head {f'has {RUNS}={found[1]}' if found[1] else f'has no {RUNS}'}: what is put into the "
+    what += "folder of runs is lost with the job"
+    next = f"Start its head with {RUNS}=/FOLDER in its environment"
+    if spec.config.ledger is None:
+        where = f"{spec.file}: ledger"
+        submitted.problems.append(SpecError(where, what, "A ledger that outlives the job", f"Name one here. {next}"))
+    else:
+        submitted.notes.append(f"{what}, as the exported winner is. {next}")
 
 
 def _document(said: str) -> dict[str, Any] | None:

@@ -5,18 +5,20 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from evosearch.credentials import hidden
 from evosearch.errors import SpecError
 from evosearch.search.ledger import Ledger
 from evosearch.search.watching import Watcher
 from evosearch.service.paths import Places
 from evosearch.service.spec import SearchSpec
 from evosearch.tracking.jsonl import JsonLinesTracker
-from evosearch.tracking.mirror import Mirror, hide_credentials
+from evosearch.tracking.mirror import Mirror
 from evosearch.tracking.mlflow import MlflowMirror
 from evosearch.tracking.registry import Registry
 
 CATCH_UP_S = 120.0  # how long the end of a run waits for the mirror
 PATIENCE_S = 10.0  # how long it waits for a store that fails
+INTERRUPTED_S = 5.0  # how long one that was told to stop waits for either: it is killed if it takes its time
 JSON_LINES = "jsonl:"  # `jsonl:events.jsonl`: a file in the search's folder instead of an MLflow store
 
 
@@ -33,10 +35,14 @@ def mirroring(places: Places, search_id: str, watcher: Watcher) -> Iterator[Mirr
         mirror = JsonLinesTracker(jsonl_file(places), reader, search_id, notice)
     else:
         mirror = MlflowMirror(places.tracking, places.experiment, reader, search_id, places.name, notice)
+    catch_up_s = CATCH_UP_S
     try:
         yield mirror
+    except KeyboardInterrupt:
+        catch_up_s = INTERRUPTED_S
+        raise
     finally:
-        mirror.close(CATCH_UP_S, PATIENCE_S)
+        mirror.close(catch_up_s, min(catch_up_s, PATIENCE_S))
 
 
 def jsonl_file(places: Places) -> Path:
@@ -47,7 +53,7 @@ def shown(places: Places) -> str:
     """The tracking store as messages name it: `MLflow at http://host:5000`."""
     if places.tracking.startswith(JSON_LINES):
         return str(jsonl_file(places))
-    return f"MLflow at {hide_credentials(places.tracking)}"
+    return f"MLflow at {hidden(places.tracking)}"
 
 
 def registry_of(places: Places) -> Registry | None:

@@ -42,13 +42,16 @@ def circumstances(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def refuse_other_search(ledger: Ledger, prepared: Prepared) -> None:
+def refuse_other_search(ledger: Ledger, prepared: Prepared) -> SearchState | None:
     """Stop where the ledger holds another search of this name, or one that began under other circumstances.
+
+    Returns:
+        What it holds of this search, the latest of this name; None where that is nothing.
 
     Raises:
         LedgerError: names the first thing that differs, what it was and what it is.
     """
-    spec = prepared.spec
+    spec, latest = prepared.spec, None
     for known in ledger.searches():
         if known.name != spec.name:
             continue
@@ -63,6 +66,8 @@ def refuse_other_search(ledger: Ledger, prepared: Prepared) -> None:
         _check_tasks(began.get("tasks", {}), prepared)
         _check_documents(began, ledger, prepared)
         _check_batches(began, now["batches"], prepared)
+        latest = latest or state
+    return latest
 
 
 def files_of(checkpoint: Checkpoint) -> dict[str, str]:

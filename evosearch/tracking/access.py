@@ -8,12 +8,13 @@ import sqlite3
 from pathlib import Path
 from urllib.parse import quote
 
+from evosearch.credentials import hidden
 from evosearch.errors import InputError, TrackingError
 from evosearch.tracking.client import check_scheme, connect, sqlite_file, told_as_errors
-from evosearch.tracking.mirror import hide_credentials
 from evosearch.tracking.mlflow import deleted, ensure_experiment
 
 CHECKED = "evosearch.search"  # tag of an experiment, or a registered model: the search that was started last
+SERVERS = ("http", "https", "databricks")  # which make their tables themselves: asking makes nothing
 HEADER = b"SQLite format 3\0"
 
 
@@ -36,8 +37,8 @@ def look_at(uri: str, experiment: str, registered: str | None) -> str | None:
         check_file(file, "tracking.uri")
         _check_database(file)
         return None
-    place = f"MLflow at {hide_credentials(uri)}"
-    if not uri.startswith(("http://", "https://")):
+    place = f"MLflow at {hidden(uri)}"
+    if uri.partition(":")[0] not in SERVERS:
         return f"{place} is not opened before the search starts, since its tables would be made"
     with told_as_errors(uri):
         client = connect(uri)

@@ -11,8 +11,9 @@ from typing import Any
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SADeprecationWarning
 
+from evosearch.credentials import hidden
 from evosearch.errors import TrackingError
-from evosearch.tracking.mirror import describe, hide_credentials
+from evosearch.tracking.mirror import describe
 
 ARTIFACTS = "mlartifacts"  # folder beside a SQLite store
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
@@ -69,7 +70,7 @@ def check_scheme(uri: str) -> None:
     """
     if uri.partition(":")[0].partition("+")[0] not in SCHEMES:
         allowed = "sqlite:///FOLDER/mlflow.db, postgresql://HOST/NAME or http://HOST:PORT"
-        raise TrackingError("tracking.uri", f"got '{hide_credentials(uri)}'", allowed)
+        raise TrackingError("tracking.uri", f"got '{hidden(uri)}'", allowed)
 
 
 @contextmanager
@@ -84,7 +85,7 @@ def told_as_errors(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as exc:
         check = "Check tracking.uri, and that the server is up; the ledger holds everything meanwhile"
-        raise TrackingError(hide_credentials(uri), describe(exc), next=check) from exc
+        raise TrackingError(hidden(uri), describe(exc), next=check) from exc
 
 
 def pages(ask: Callable[..., Any], *arguments: Any) -> Iterator[Any]:

@@ -6,12 +6,12 @@ says it holds. A sink's `write` may therefore see events again, and must come to
 """
 
 import math
-import re
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from evosearch.credentials import hidden_in
 from evosearch.search.events import Event
 
 CHUNK = 64  # events written between two marks of how far the mirror is
@@ -245,9 +245,4 @@ def describe(exc: BaseException) -> str:
     root = next((link for link in reversed(chain) if isinstance(link, OSError)), exc)
     lines = str(root).strip().splitlines()
     text = f"{type(root).__name__}: {lines[0]}" if lines else type(root).__name__
-    return hide_credentials(text[:300])
-
-
-def hide_credentials(text: str) -> str:
-    """`postgresql://user:secret@host` as `postgresql://***@host`."""
-    return re.sub(r"://[^@/\s]+@", "://***@", text)
+    return hidden_in(text)[:300]  # in this order: half a URL does not show where its password ends

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evosearch.credentials import hidden
 from evosearch.errors import TrackingError
 from evosearch.tracking.client import connect, pages, run_ids, told_as_errors
-from evosearch.tracking.mirror import hide_credentials
 
 ALIAS = "champion"
 RECIPE_FILE = "recipe.yaml"  # among what was uploaded with a version
@@ -104,7 +104,7 @@ class Registry:
         run_id = run_ids(self._uri, tags["search_id"]).get(tags["candidate_id"])
         if run_id is None:
             what = f"candidate {tags['candidate_id']} has no run yet"
-            raise TrackingError(hide_credentials(self._uri), what, next="Let the mirror catch up, then promote again")
+            raise TrackingError(hidden(self._uri), what, next="Let the mirror catch up, then promote again")
         # The version comes last: an upload that was cut off is done again, and never stands as a version.
         client.log_artifacts(run_id, str(folder), FOLDER)
         source = f"{client.get_run(run_id).info.artifact_uri}/{FOLDER}"

@@ -3,9 +3,9 @@
 import shlex
 import sys
 
+from evosearch.credentials import hidden
 from evosearch.errors import TrackingError
 from evosearch.tracking.client import ARTIFACTS, sqlite_file
-from evosearch.tracking.mirror import hide_credentials
 
 
 def ui_command(uri: str, port: int = 5000) -> list[str]:
@@ -17,9 +17,9 @@ def ui_command(uri: str, port: int = 5000) -> list[str]:
         TrackingError: the store is itself a server.
     """
     if uri.startswith(("http://", "https://")):
-        where = hide_credentials(uri)
+        where = hidden(uri)
         raise TrackingError("tracking.uri", f"{where} is a server already", next=f"Open {where} in a browser")
-    store = [] if hide_credentials(uri) != uri else ["--backend-store-uri", uri]
+    store = [] if hidden(uri) != uri else ["--backend-store-uri", uri]
     database = sqlite_file(uri)
     artifacts = ["--default-artifact-root", (database.parent / ARTIFACTS).as_uri()] if database else []
     network = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
@@ -28,11 +28,11 @@ def ui_command(uri: str, port: int = 5000) -> list[str]:
 
 def ui_environment(uri: str = "") -> dict[str, str]:
     """What `ui_command` needs in its environment besides the present one."""
-    hidden = {} if hide_credentials(uri) == uri else {"MLFLOW_BACKEND_STORE_URI": uri}
-    return {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"} | hidden
+    apart = {} if hidden(uri) == uri else {"MLFLOW_BACKEND_STORE_URI": uri}
+    return {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"} | apart
 
 
 def ui_line(uri: str, port: int = 5000) -> str:
     """The same as one line for a shell, with any password left out."""
-    environment = [f"{name}={shlex.quote(hide_credentials(value))}" for name, value in ui_environment(uri).items()]
+    environment = [f"{name}={shlex.quote(hidden(value))}" for name, value in ui_environment(uri).items()]
     return " ".join([*environment, shlex.join(ui_command(uri, port))])

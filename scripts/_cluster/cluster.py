@@ -65,7 +65,7 @@ class Cluster:
             cpus_per_node, gpus_per_node: default: as before, or an even share of the CPUs, and no GPU.
 
         Raises:
-            InputError: PostgreSQL is not installed, or the folder cannot be used.
+            InputError: PostgreSQL is not installed, the folder cannot be used, or has too few GPUs.
             SearchError: a part does not start; the message ends with the last lines of its log.
         """
         if find_programs() is None:
@@ -77,13 +77,14 @@ class Cluster:
             state.nodes = nodes or state.nodes or 2
             state.cpus_per_node = cpus_per_node or state.cpus_per_node or max(1, cores() // state.nodes)
             state.gpus_per_node = state.gpus_per_node if gpus_per_node is None else gpus_per_node
+            ray_nodes.check_cards(state.nodes, state.gpus_per_node)
             self._up_postgres(state)
             self._choose_ports(state)
             self._up_parts(state)
             environment.write(self.places, state, self.postgres)
 
     def down(self, remove: bool = False) -> None:
-        """Stop all of it; nothing of it runs on return. `remove` deletes the folder, databases and all.
+        """Stop all of it; nothing of it runs on return. `remove` deletes what it made, databases and all.
 
         Raises:
             InputError: there is no cluster in the folder.
@@ -102,8 +103,8 @@ class Cluster:
                 shutil.rmtree(state.ray, ignore_errors=True)  # sockets, and logs of nodes that are gone
                 state.ray = ""
                 state.save(self.places)
-            if remove:
-                shutil.rmtree(self.places.folder)
+            if remove and (left := self.places.remove()):
+                self._say(f"{self.places.folder} is kept: it holds {', '.join(left)}, which is no part of a cluster")
 
     def kill_node(self, name: str) -> None:
         """SIGKILL to a node and all that runs on it at once, as when a machine is lost."""

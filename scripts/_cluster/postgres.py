@@ -111,6 +111,7 @@ class Postgres:
         command += [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
         if self._process is not None:  # it ended without us
             self._process.wait(DEADLINE_S)
+        self._disown_a_strangers_number()
         with open(self.log, "ab", opener=_private) as log:
             self._process = subprocess.Popen(
                 command,
@@ -245,9 +246,26 @@ class Postgres:
         try:
             process = psutil.Process(int((self.data / "postmaster.pid").read_text().splitlines()[0]))
             alive = process.name() == "postgres" and process.status() != psutil.STATUS_ZOMBIE
+            return process if alive and self._is_ours(process) else None
         except (OSError, ValueError, IndexError, psutil.NoSuchProcess):
             return None
-        return process if alive else None
+
+    def _disown_a_strangers_number(self) -> None:
+        """Where `postmaster.pid` is left of a crash: else the server refuses to start while anybody has that number.
+
+        It takes its parent's number for stale (CreateLockFile in its miscinit.c), and still sees by the file's other
+        lines whether a process of the old server has the data open.
+        """
+        stale = self.data / "postmaster.pid"
+        with suppress(FileNotFoundError):
+            lines = stale.read_text().splitlines(keepends=True)
+            stale.write_text("".join([f"{os.getpid()}\n", *lines[1:]]))  # in place: its owner stays
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        """Whether a server serves this folder: after a crash, its old number may be that of any other."""
+        with suppress(psutil.AccessDenied):
+            return Path(process.cwd()) == self.data  # where the server goes first
+        return str(self.data) in process.cmdline()
 
     def _end(self, how: signal.Signals) -> None:
         postmaster = self._postmaster()

@@ -45,9 +45,8 @@ def write_spec(folder: Path, ledger: str, tracking: str) -> Path:
         "controls": {"scales": [0.4, 0.7]},
         "promotion": {"register_as": NAME, "finalists": 2},
     }
-    shutil.copytree(
-        EVALS / "tiny", folder / "tiny", dirs_exist_ok=True
-    )  # task files are trusted in the suite's own folder
+    # Beside the suite: from elsewhere, task code is not trusted (evosearch/evaluation/suite.py)
+    shutil.copytree(EVALS / "tiny", folder / "tiny", dirs_exist_ok=True)
     (folder / "suite.yaml").write_text(yaml.safe_dump(suite | {"fitness": "gold_logprob"}, sort_keys=False))
     path = folder / "spec.yaml"
     path.write_text(yaml.safe_dump(spec, sort_keys=False))

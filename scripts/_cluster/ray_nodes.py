@@ -10,6 +10,7 @@ import requests
 from _cluster.environment import dashboard
 from _cluster.places import Places, State
 from _cluster.processes import HOST
+from evosearch.errors import InputError
 
 HEAD = "head"
 OBJECT_STORE = 128 * 2**20  # bytes: recipes and score cards pass through it, never weights
@@ -47,9 +48,40 @@ def devices(name: str, each: int) -> dict[str, str]:
     if name == HEAD or each == 0:
         return {"CUDA_VISIBLE_DEVICES": ""}
     index = int(name.rpartition("-")[2]) - 1
+    return {"CUDA_VISIBLE_DEVICES": ",".join(cards()[index * each : (index + 1) * each])}
+
+
+def cards() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; unset, all."""
+    there = [str(index) for index in range(installed())]
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    own = range(index * each, (index + 1) * each)
-    return {"CUDA_VISIBLE_DEVICES": ",".join(named.split(",")[at] if named else str(at) for at in own)}
+    if named is None or not there:
+        return there
+    found: list[str] = []
+    for one in filter(None, map(str.strip, named.split(","))):
+        if one not in there and not one.startswith(("GPU-", "MIG-")):
+            break  # as CUDA itself: what comes after one that is not there is not seen
+        found.append(one)
+    return found
+
+
+def installed() -> int:
+    """How many GPUs the driver has."""
+    from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
+
+    return int(NvidiaGPUAcceleratorManager.get_current_node_num_accelerators())
+
+
+def check_cards(nodes: int, each: int) -> None:
+    """
+    Raises:
+        InputError: nodes would have GPUs that are not there.
+    """
+    if each and nodes * each > len(found := cards()):
+        named = os.environ.get("CUDA_VISIBLE_DEVICES")
+        seen = "" if named is None else f" (CUDA_VISIBLE_DEVICES={named})"
+        what = f"{nodes} nodes with {each} each need {nodes * each} GPUs, and there are {len(found)}{seen}"
+        raise InputError("--gpus-per-node", what, next="Fewer --nodes, fewer --gpus-per-node, or 0 for none")
 
 
 def lacks(places: Places, state: State, name: str) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import requests
 
-from _cluster import mlflow_server, problem
+from _cluster import doors, mlflow_server, problem
 from _cluster.cluster import Cluster
 from _cluster.environment import ACCOUNT, dashboard, kept, of_clients, tracking
 from _cluster.evidence import check_ledger, check_mirror, check_registry, of_type, read, unanswered
@@ -30,6 +30,7 @@ from evosearch.search.events import Event
 LOST = worker(2)
 SUBMIT_S, FIRST_S, END_S = 400.0, 300.0, 600.0  # bounds, which only a machine that does much else comes near
 STILL_S = 3.0  # without an event: what is left for the other worker is done
+ENDED = ("FAILED", "STOPPED")  # and so will not do what is waited for
 BEHIND = ", catching up"  # what a search says that ends before its mirror is done
 LOOPBACK = (HOST, f"::ffff:{HOST}")
 
@@ -67,7 +68,7 @@ class _Trial:
             cluster.up(nodes=2, cpus_per_node=1)
         os.environ["PGPASSFILE"] = str(cluster.postgres.passfile)  # for reading the ledger
         with self._stage("doors shut"):
-            self._check_doors()
+            doors.check(cluster)
         with self._stage("submitted"):
             spec = problem.write_spec(self.folder, cluster.ledger(), tracking(cluster.state))
             self._submit(spec)
@@ -81,9 +82,8 @@ class _Trial:
             self._lose_a_node()
         with self._stage("search ended"):
             self._wait(lambda: self._job()["status"] == "SUCCEEDED", END_S, "the search did not end well")
-            if (
-                BEHIND in self._log()
-            ):  # a slow server's mirror: the same spec goes on where it was, with nothing to score
+            # A slow server's mirror: the same spec goes on where it was, with nothing to score
+            if BEHIND in self._log():
                 self.say("  MLflow lags: submitted again")
                 self._submit(spec)
                 self._wait(lambda: self._job()["status"] == "SUCCEEDED", END_S, "MLflow did not catch up")
@@ -93,26 +93,6 @@ class _Trial:
         self._check_secrets()
 
     # --- stages -------------------------------------------------------------------------------------------------
-
-    def _check_doors(self) -> None:
-        """Nobody gets in without an account or the token, or from a page elsewhere that a browser shows."""
-        uri, jobs = tracking(self.cluster.state), f"{dashboard(self.cluster.state)}/api/jobs/"
-        own = (ACCOUNT, mlflow_server.account_password(self.cluster.places))
-        asked: list[tuple[str, str, dict[str, Any], int]] = [
-            ("MLflow, nobody", uri, {}, 401),
-            ("MLflow, the old default password", uri, {"auth": (mlflow_server.ADMIN, "password1234")}, 401),
-            ("MLflow, a wrong password", uri, {"auth": (ACCOUNT, "wrong")}, 401),
-            ("MLflow, a page elsewhere", uri, {"auth": own, "headers": {"Host": "evil.example"}}, 403),
-            ("Ray's dashboard, nobody", jobs, {}, 401),
-            ("Ray's dashboard, a wrong token", jobs, {"headers": {"Authorization": "Bearer wrong"}}, 403),
-        ]
-        for who, url, options, code in asked:
-            url = url if url == jobs else f"{url}/api/2.0/mlflow/experiments/search?max_results=1"
-            if (got := requests.get(url, timeout=30, **options).status_code) != code:
-                raise SearchError(f"{who}: the answer is {got}, not {code}")
-        made = Rest(uri, own).call("POST", "users/create", username="another", password="of-twelve-characters")
-        if made.status_code != 403:
-            raise SearchError(f"account '{ACCOUNT}' asks for another account: the answer is {made.status_code}")
 
     def _submit(self, spec: Path) -> None:
         clients = of_clients(self.cluster.places, self.cluster.state, self.cluster.postgres)
@@ -188,7 +168,7 @@ class _Trial:
         """
         with self._stage("cluster down"):
             processes = list(self.cluster.processes())
-            if self.cluster.places.folder.is_dir():
+            if self.cluster.places.state.is_file():
                 self.cluster.down(remove=not keep)
             _, left = psutil.wait_procs(processes, timeout=5.0)
         if keep:
@@ -217,8 +197,8 @@ class _Trial:
     def _wait(self, done: Callable[[], bool], within_s: float, otherwise: str) -> None:
         deadline = time.monotonic() + within_s
         while not done():
-            if time.monotonic() > deadline or self._job()["status"] == "FAILED":
-                raise SearchError(f"{otherwise} within {within_s:.0f} s; the job is {self._job()['status']}")
+            if (status := self._job()["status"]) in ENDED or time.monotonic() > deadline:
+                raise SearchError(f"{otherwise} within {within_s:.0f} s; the job is {status}")
             time.sleep(0.25)
 
     def _jobs(self, path: str = "") -> Any:

@@ -5,13 +5,15 @@ python -m _soak.driver SETTINGS     (JSON, see `Settings`)
 
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from _schedule.world import World
 
 from _soak.light import Light
+from evosearch.execution.deadlines import Patience
 from evosearch.execution.ray_pool import RayExecutor, RayOptions
 from evosearch.search.budget import Budget
 from evosearch.search.controller import Controller
@@ -33,6 +35,8 @@ class Settings:
     Attributes:
         tracking: MLflow's URI; None: nothing is mirrored.
         count: of workers; None: as many as the cluster gives.
+        acts: see `Light`.
+        patience: how long a job may take, see `Patience`.
     """
 
     ledger: str
@@ -42,6 +46,13 @@ class Settings:
     candidates: int
     seconds: float
     count: int | None = None
+    acts: Mapping[str, str] = field(default_factory=dict)
+    patience: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def begun(self) -> Path:
+        """A line for each job that a worker began: id and pid."""
+        return Path(self.folder) / "begun"
 
     @property
     def world(self) -> World:
@@ -51,8 +62,10 @@ class Settings:
 
 def drive(settings: Settings) -> str:
     """Run the search, or continue it; returns why it stopped."""
-    options = RayOptions(settings.count, address=settings.address, fill=settings.count is None)
-    light = Light(Path(settings.folder), settings.world, settings.seconds)
+    patience = Patience(**settings.patience)
+    fill = settings.count is None
+    options = RayOptions(settings.count, address=settings.address, fill=fill, patience=patience)
+    light = Light(Path(settings.folder), settings.world, settings.seconds, acts=settings.acts, log=settings.begun)
     with Ledger.open(settings.ledger, notice=say) as ledger, ledger.acquire(SEARCH):
         ledger.put_item_sets(settings.world.batch)
         mirrors = [_mirror(settings)] if settings.tracking else []

@@ -17,6 +17,9 @@ from _schedule.world import World
 from evosearch.search.ports import Failure, Job, Outcome
 
 FOREVER_S = 3600.0
+SWELL = "EVOSEARCH_LIGHT_SWELL"  # in a node's environment: a file that makes one worker there take memory, see `_swell`
+STEP_MIB = 64
+HELD_S = 20.0  # that memory is held, for somebody to see it
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,9 @@ class Light:
     acts: Mapping[str, str] = field(default_factory=dict)
     log: Path | None = None
     weak: Path | None = None
+
+    def with_gpus(self, gpus: float) -> "Light":
+        return self  # those of a cluster on one machine are none
 
     def worker(self) -> "LightWorker":
         if self.weak is not None:
@@ -71,6 +77,7 @@ class LightWorker:
             raise RuntimeError("told to raise")
         if act == "refuse":
             return Outcome(job, self.name, failure=Failure("score", "told to refuse", fault="worker"))
+        _swell()
         time.sleep(FOREVER_S if act == "hang" else config.seconds)
         return Outcome(job, self.name, card=config.world.card(job), seconds={"score": config.seconds})
 
@@ -80,3 +87,18 @@ class LightWorker:
         if once and log is not None and log.exists() and any(line.split()[0] == job for line in log.open()):
             return None
         return act or None
+
+
+def _swell() -> None:
+    """Take the MiB that a file says, where the node's environment names one that nobody has taken yet; hold them."""
+    try:
+        file = Path(os.environ[SWELL])
+        most = int(file.read_text())
+        file.unlink()
+    except (KeyError, FileNotFoundError):
+        return
+    taken = []
+    for _ in range(most // STEP_MIB):
+        taken.append(b"\1" * (STEP_MIB * 2**20))
+        time.sleep(0.05)  # no faster than who watches can see
+    time.sleep(HELD_S)

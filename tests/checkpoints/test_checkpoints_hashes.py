@@ -137,3 +137,20 @@ def test_a_damaged_model_is_named_each_time(tiny: Callable[..., Path], tmp_path:
             CheckpointError, match=r"'model\.norm\.weight' of .* is damaged: 1 of its 32 values are NaN"
         ):
             Checkpoint.open(folder, hashes=Hashes(tmp_path)).content_sha256()
+
+
+@pytest.mark.parametrize("when", ["before it was read", "after"])
+def test_a_file_that_goes_while_it_is_hashed_is_named(tmp_path: Path, when: str) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_text("one")
+
+    def compute() -> str:
+        if when == "after":
+            path.read_text()
+        path.unlink()
+        return path.read_text() if when != "after" else "sha of one"
+
+    with pytest.raises(CheckpointError) as caught:
+        Hashes(tmp_path / "cache").of([path], compute)
+    assert str(caught.value).startswith(f"{path}: cannot be read: No such file or directory")
+    assert "Was the model removed or replaced while it was read?" in str(caught.value)

@@ -1,10 +1,8 @@
 """Searches as jobs on a real Ray head with a token: submit, status, logs, stop, and what goes wrong on the way."""
 
-import contextlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
@@ -14,7 +12,6 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from evosearch.errors import ClusterError
@@ -25,8 +22,9 @@ from evosearch.service.jobs import find_job, position, state_of
 from evosearch.service.spec import load_spec
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-from _cluster.processes import HOST, Process, free_port
+from _cluster.processes import HOST, Process, free_port, start
 
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 pytestmark = pytest.mark.ray
 World = Callable[..., Path]
 Evosearch = Callable[..., tuple[int, str, str]]
@@ -42,11 +40,11 @@ class Head:
         self.token.chmod(0o600)
         self.ports = free_port(), free_port()
         self.url = f"http://{HOST}:{self.ports[0]}"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Process | None = None
 
     def start(self) -> None:
         own = {
-            "PYTHONPATH": sys.path[0],
+            "PYTHONPATH": str(SCRIPTS),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -80,13 +78,9 @@ class Head:
         deadline = time.monotonic() + LONG_S
         while not self._is_up():
             assert time.monotonic() < deadline, (self.folder / "log").read_text()
-            if self.process is None or self.process.poll() is not None:  # an overloaded machine
+            if self.process is None or not self.process.running:  # an overloaded machine
                 self.kill()
-                with (self.folder / "log").open("ab") as log:
-                    options: dict[str, Any] = {"stdout": log, "stderr": log, "stdin": subprocess.DEVNULL}
-                    self.process = subprocess.Popen(
-                        command, env=kept | own, cwd=self.folder, start_new_session=True, **options
-                    )
+                self.process = start(command, kept | own, self.folder, self.folder / "log")
             time.sleep(0.5)
 
     def _is_up(self) -> bool:
@@ -98,9 +92,7 @@ class Head:
     def kill(self) -> None:
         """As when the machine is lost."""
         if self.process is not None:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                Process(self.process.pid, psutil.Process(self.process.pid).create_time()).kill()
-            self.process.wait()
+            self.process.kill()
         shutil.rmtree(self.folder / "ray", ignore_errors=True)
 
 

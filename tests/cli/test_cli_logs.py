@@ -75,7 +75,10 @@ def test_what_the_cluster_says_of_itself_is_found_among_other_lines() -> None:
     said = 'Running entrypoint\nA=1\nwarning: {\n{\n  "ok": true,\n  "problems": []\n}\nafterwards'
     assert _document(said) == {"ok": True, "problems": []}
     assert _document("Traceback\n{\nno JSON") is None
-    head = "RAY_JOB_START_TIMEOUT_SECONDS={} RAY_JOB_STOP_WAIT_TIME_S=\n"
-    assert _of_head(head.format(604800)) == []
-    (note,) = _of_head(head.format(""))
+    head = "RAY_JOB_START_TIMEOUT_SECONDS={} RAY_JOB_STOP_WAIT_TIME_S={}\n"
+    assert _of_head(head.format(604800, 60)) == []
+    (note,) = _of_head(head.format("", 60))
     assert f"longer than {START_TIMEOUT_S // 60} min is dropped by this cluster: start its head with RAY_JOB_" in note
+    for told, wait_s in (("", 3), ("7.5", 3), ("10", 10)):
+        (note,) = _of_head(head.format(604800, told))
+        assert f"is killed by this cluster {wait_s} s later, on record or not: start its head with RAY_JOB_STOP" in note

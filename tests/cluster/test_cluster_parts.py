@@ -1,10 +1,8 @@
-"""What a cluster is made of, without one: processes, ports, secrets, state, and what is refused."""
+"""What a cluster is made of, without one: ports, secrets, state, GPUs, and what is refused."""
 
-import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,82 +18,12 @@ from _cluster.evidence import check_ledger, unanswered
 from _cluster.places import LONGEST_RAY, Places, State
 from _cluster.postgres import Postgres
 from _cluster.private import secret, write_private
-from _cluster.processes import PORTS, Process, free_port, last_lines, listening, start, wait_until
+from _cluster.processes import PORTS, Process, free_port, listening
 
-from evosearch.errors import SearchError
+from evosearch.errors import InputError, SearchError
 from evosearch.search.events import Event
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "cluster"
-# A process with a child that left its group: they are of one session
-FAMILY = "import subprocess, time; subprocess.Popen(['sleep', '600'], process_group=0); print('up'); time.sleep(600)"
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); time.sleep(600)"
-
-
-def python(code: str, tmp_path: Path) -> tuple[Process, Path]:
-    log = tmp_path / "log"
-    return start([sys.executable, "-u", "-c", code], os.environ, tmp_path, log), log
-
-
-def said(log: Path) -> str | None:
-    return None if "up" in log.read_text() else "has not said it"
-
-
-def gone(processes: list[psutil.Process]) -> bool:
-    return not psutil.wait_procs(processes, timeout=5.0)[1]
-
-
-def test_a_process_is_killed_with_all_its_descendants(tmp_path: Path) -> None:
-    process, log = python(FAMILY, tmp_path)
-    wait_until("family", lambda: said(log), process, log, 20.0)
-    members = process.members()
-    assert len(members) == 2
-    assert process.running
-    process.kill()
-    assert gone(members)
-    assert not process.running
-
-
-def test_what_does_not_end_by_itself_is_killed(tmp_path: Path) -> None:
-    process, log = python(STUBBORN, tmp_path)
-    wait_until("stubborn", lambda: said(log), process, log, 20.0)
-    began = time.monotonic()
-    process.stop(within_s=0.5)
-    assert time.monotonic() - began > 0.5
-    assert not process.running
-
-
-def test_a_stranger_with_the_same_id_is_left_alone(tmp_path: Path) -> None:
-    process, log = python(FAMILY, tmp_path)
-    wait_until("family", lambda: said(log), process, log, 20.0)
-    earlier = Process(process.pid, process.started - 60.0)
-    later = Process(process.pid, process.started + 60.0)
-    assert not earlier.running
-    assert not later.running
-    assert later.members() == []
-    later.stop()
-    assert process.running
-    process.kill()
-
-
-def test_a_part_that_ends_is_told_with_its_last_lines(tmp_path: Path) -> None:
-    process, log = python("print('the port is taken'); raise SystemExit(3)", tmp_path)
-    with pytest.raises(SearchError, match=r"(?s)server ended\. The end of .*log:\nthe port is taken"):
-        wait_until("server", lambda: "no answer", process, log, 20.0)
-
-
-def test_a_part_that_takes_too_long_is_told_with_what_it_lacks(tmp_path: Path) -> None:
-    process, log = python("print('up'); import time; time.sleep(600)", tmp_path)
-    with pytest.raises(SearchError, match=r"server is not well after 1 s \(no answer\)"):
-        wait_until("server", lambda: "no answer", process, log, 1.0)
-    process.kill()
-
-
-def test_logs_are_the_owners_alone(tmp_path: Path) -> None:
-    process, log = python("print('up')", tmp_path)
-    process.kill()
-    assert log.stat().st_mode & 0o777 == 0o600
-    log.write_text("".join(f"{line}\n" for line in range(100)))
-    assert last_lines(log).splitlines() == [str(line) for line in range(85, 100)]
 
 
 def test_a_port_is_free_and_the_wanted_one_where_it_can_be() -> None:
@@ -125,7 +53,8 @@ def test_state_is_kept(tmp_path: Path) -> None:
     places = Places(tmp_path / "cluster")
     places.make()
     assert State.load(places) == State()
-    state = State({"mlflow": Process(17, 1234.5678)}, {"mlflow": 20_001}, nodes=3, cpus_per_node=2)
+    assert places.state.is_file(), "first of all: it makes the folder a cluster's"
+    state = State({"mlflow": Process(17, 123_456, "of-a-boot", "a-mark")}, {"mlflow": 20_001}, nodes=3, cpus_per_node=2)
     state.save(places)
     assert State.load(places) == state
     assert places.state.stat().st_mode & 0o777 == 0o600
@@ -177,12 +106,56 @@ def test_a_node_has_nothing_of_another_cluster(made: Any, monkeypatch: pytest.Mo
 
 
 def test_nodes_share_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_nodes, "installed", lambda: 8)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     names = ("head", "node-1", "node-2")
     assert [ray_nodes.devices(name, 2)["CUDA_VISIBLE_DEVICES"] for name in names] == ["", "0,1", "2,3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     assert [ray_nodes.devices(name, 1)["CUDA_VISIBLE_DEVICES"] for name in names] == ["", "5", "7"]
     assert ray_nodes.devices("node-1", 0) == {"CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.mark.parametrize(
+    ("named", "installed", "cards"),
+    [
+        (None, 2, ["0", "1"]),
+        (None, 0, []),
+        ("", 2, []),
+        ("1, 0", 2, ["1", "0"]),
+        ("0,7,1", 2, ["0"]),
+        ("GPU-5d2f,MIG-01", 2, ["GPU-5d2f", "MIG-01"]),
+        ("0", 0, []),
+    ],
+)
+def test_gpus_are_those_that_this_process_may_use(
+    named: str | None, installed: int, cards: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_nodes, "installed", lambda: installed)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert ray_nodes.cards() == cards
+
+
+def test_gpus_that_are_not_there_are_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clusters, "find_programs", lambda: Path("/"))
+    monkeypatch.setattr(ray_nodes, "installed", lambda: 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    wrong = r"--gpus-per-node: 2 nodes with 1 each need 2 GPUs, and there are 1 \(CUDA_VISIBLE_DEVICES=0\)"
+    with pytest.raises(InputError, match=wrong):
+        Cluster(tmp_path / "cluster").up(nodes=2, gpus_per_node=1)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    with pytest.raises(InputError, match=r"3 nodes with 2 each need 6 GPUs, and there are 4\. Fewer --nodes"):
+        Cluster(tmp_path / "cluster").up(nodes=3, gpus_per_node=2)
+    assert not (tmp_path / "cluster" / "postgres").exists()
+    ray_nodes.check_cards(2, 2)
+
+
+def test_gpus_are_counted_by_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = subprocess.run(["sh", "-c", "nvidia-smi -L 2>/dev/null | grep -c ^GPU"], capture_output=True, text=True)
+    assert ray_nodes.installed() == int(counted.stdout)
 
 
 def test_no_password_is_in_a_command(made: Any) -> None:
@@ -275,3 +248,6 @@ def test_nodes_are_one_or_more() -> None:
     refused = command("up", "--nodes", "0")
     assert refused.returncode == 2
     assert "got 0; 1 or more" in refused.stderr
+    refused = command("up", "--gpus-per-node", "-1")
+    assert refused.returncode == 2
+    assert "got -1; 0 or more" in refused.stderr

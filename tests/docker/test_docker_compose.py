@@ -253,11 +253,12 @@ def test_ray_is_started_with_options_that_it_has(
 def test_every_node_has_what_jobs_rely_on(compose: Compose, stages: dict[str, Any]) -> None:
     services = compose()["services"]
     baked = dict(part.split("=", 1) for step, rest in stages["base"] if step == "ENV" for part in rest.split())
-    everywhere = {"EVOSEARCH_PYTHON", "EVOSEARCH_RUNS", "EVOSEARCH_CACHE", "EVOSEARCH_DATA", "RAY_AUTH_MODE"}
+    everywhere = {"EVOSEARCH_PYTHON", "EVOSEARCH_RUNS", "EVOSEARCH_CACHE", "EVOSEARCH_DATA", "HF_HOME", "RAY_AUTH_MODE"}
     for name in ("head", "worker", "worker-gpu"):
         given = services[name]["environment"]
         assert {key: given[key] for key in everywhere} == {key: baked[key] for key in everywhere}
         assert f"cache:{given['EVOSEARCH_CACHE']}" in services[name]["volumes"]
+        assert Path(given["HF_HOME"]).is_relative_to(given["EVOSEARCH_CACHE"]), "in that volume"
     head = services["head"]["environment"]
     assert {name: int(head[name]) >= 60 for name in SETTINGS} == dict.fromkeys(SETTINGS, True)
     assert head["PGPASSFILE"] == "/run/secrets/evosearch_pgpass"

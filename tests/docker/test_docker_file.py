@@ -1,7 +1,10 @@
 """The Dockerfile, as far as it can be checked without an engine: what is installed, who runs it, what is sent to it."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -47,7 +50,7 @@ def test_two_targets_on_one_base_and_the_cpu_one_is_the_default(stages: Stages) 
     assert list(stages) == ["base", *TARGETS], "the last stage is what `docker build` makes where none is named"
     assert [stages[target][0] for target in TARGETS] == [("FROM", f"base AS {target}") for target in TARGETS]
     assert stages["base"][0] == ("FROM", "python:3.11-slim-bookworm AS base")
-    known = {"FROM", "ARG", "ENV", "WORKDIR", "COPY", "RUN", "USER", "VOLUME", "ENTRYPOINT", "CMD"}
+    known = {"FROM", "ARG", "ENV", "WORKDIR", "COPY", "RUN", "USER", "ENTRYPOINT", "CMD"}
     assert {step for name in stages for step, _ in stages[name]} <= known
 
 
@@ -125,11 +128,25 @@ def test_fused_kernels_find_a_compiler_at_run_time(stages: Stages) -> None:
 
 
 def test_the_command_gets_signals_and_secrets(stages: Stages) -> None:
-    forms = {step: json.loads(rest) for step, rest in stages["base"] if step in ("ENTRYPOINT", "CMD", "VOLUME")}
+    forms = {step: json.loads(rest) for step, rest in stages["base"] if step in ("ENTRYPOINT", "CMD")}
     assert forms["ENTRYPOINT"] == ["tini", "--", "with-secrets"]
     assert forms["CMD"][:2] == ["evosearch", "run"]
     assert (ROOT / forms["CMD"][2].removeprefix("/opt/evosearch/")).exists()
-    assert forms["VOLUME"] == ["/data", "/artifacts"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_container_leaves_an_anonymous_volume(stages: Stages, target: str) -> None:
+    assert "VOLUME" not in [step for step, _ in steps(stages, target)], "compose.yaml mounts parts of /data"
+
+
+def test_what_comes_from_the_hub_is_kept_with_the_cache(stages: Stages) -> None:
+    found = variables(stages)
+    assert found["HF_HOME"] == f"{found['EVOSEARCH_CACHE']}/huggingface"
+    ask = "from huggingface_hub import constants; from datasets import config; "
+    ask += "print(constants.HF_HUB_CACHE, config.HF_CACHE_HOME)"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_"))}
+    said = subprocess.check_output([sys.executable, "-c", ask], env=environment | found, text=True, timeout=120)
+    assert all(Path(place).is_relative_to(found["HF_HOME"]) for place in said.split())
 
 
 def test_the_environment_is_the_packages_own(stages: Stages) -> None:

@@ -76,9 +76,9 @@ def labels(name: str, template: Manifest) -> dict[str, str]:
 
 
 def references(value: Any) -> Iterator[tuple[str, str]]:
-    """(secret, key) of every secret that is named anywhere below."""
+    """(secret, key) of every secret that is named anywhere below and must be there."""
     if isinstance(value, dict):
-        if "secretKeyRef" in value:
+        if "secretKeyRef" in value and not value["secretKeyRef"].get("optional"):
             yield value["secretKeyRef"]["name"], value["secretKeyRef"]["key"]
         if "secretName" in value and "items" in value:
             yield from ((value["secretName"], item["key"]) for item in value["items"])
@@ -207,6 +207,24 @@ def test_only_the_head_gets_into_database_and_mlflow(manifests: list[Manifest]) 
     assert given["head"] == {("evosearch-postgres", "evosearch_password"), ("evosearch-mlflow", "tracking_password")}
     assert given["submitter"] == {("evosearch-ray", "auth_token")}
     assert ("evosearch-postgres", "postgres_password") not in given["mlflow"]
+
+
+def test_a_token_of_the_hub_reaches_all_nodes_where_there_is_one(manifests: list[Manifest]) -> None:
+    found = templates(manifests)
+    hub = {"secretKeyRef": {"name": "evosearch-hub", "key": "token", "optional": True}}
+    given = {name: environment(template).get("HF_TOKEN") for name, template in found.items()}
+    assert given == dict.fromkeys(found) | dict.fromkeys(("head", "cpu", "gpu"), hub)
+    told = "create secret generic evosearch-hub --from-file=token=FILE"
+    assert told in (DOCKER / "README.md").read_text()
+
+
+def test_what_comes_from_the_hub_is_in_a_volume(manifests: list[Manifest]) -> None:
+    for name in ("head", "cpu", "gpu"):
+        template = templates(manifests)[name]
+        (container,) = template["spec"]["containers"]
+        place = Path(environment(template)["HF_HOME"])
+        assert place.is_relative_to(environment(template)["EVOSEARCH_CACHE"])
+        assert [m["name"] for m in container["volumeMounts"] if place.is_relative_to(m["mountPath"])] == ["data"], name
 
 
 def test_ray_asks_for_a_token(manifests: list[Manifest], one: Callable[[str, str], Manifest]) -> None:

@@ -222,9 +222,30 @@ def test_the_mlflow_server_lets_in_who_has_an_account_from_where_it_is_allowed(
         assert secret not in log
 
 
+def test_the_accounts_file_says_what_scripts_cluster_says(tmp_path: Path) -> None:
+    sys.path.insert(0, str(ROOT / "scripts"))
+    from _cluster import mlflow_server
+    from _cluster.places import Places
+    from _cluster.postgres import Postgres
+
+    places, postgres = Places(tmp_path), Postgres(tmp_path / "postgres")
+    places.make()
+    postgres.folder.mkdir()
+    (postgres.folder / "port").write_text("5432")
+    written = mlflow_server.environment(places, postgres)["MLFLOW_AUTH_CONFIG_PATH"]
+    natively, here = configparser.ConfigParser(), configparser.ConfigParser()
+    natively.read(written)
+    here.read(DOCKER / "config" / "mlflow_auth.ini")
+    own = {"database_uri", "admin_username", "admin_password"}  # of each; in containers the environment has accounts
+    assert {key: value for key, value in natively["mlflow"].items() if key not in own} == {
+        key: value for key, value in here["mlflow"].items() if key not in own
+    }
+
+
 def test_the_accounts_file_holds_no_password() -> None:
     config = configparser.ConfigParser()
     config.read(DOCKER / "config" / "mlflow_auth.ini")
-    assert set(config["mlflow"]) == {"default_permission", "database_uri", "authorization_function"}
+    keys = {"default_permission", "database_uri", "authorization_function", "auth_cache_ttl_seconds"}
+    assert set(config["mlflow"]) == keys
     assert "@postgres:" in config["mlflow"]["database_uri"]
     assert ":" not in config["mlflow"]["database_uri"].split("://")[1].split("@")[0]

@@ -243,3 +243,22 @@ def test_what_cannot_be_used(task: Data, options: Data, message: str, folder: Pa
     with pytest.raises(SuiteError) as caught:
         Harness(suite_of(folder, {"task": "passages", **task}, **options))
     assert str(caught.value).startswith(f"{folder / 's.yaml'}: {message}")
+
+
+def test_a_sandboxed_template_renders_the_text_that_lm_eval_renders() -> None:
+    from lm_eval.utils import apply_template
+
+    from evosearch.evaluation.kinship import group_names
+
+    documents = [{"text": "Straße <1> & more\n", "at": {"page": 7, "tags": ["a", "b"]}, "n": 3.0}]
+    for template in (
+        "{{text}}\n",
+        "page {{at.page // 2}}/{{ '%03d' % at.page }}",
+        "{{ text | regex_replace('[^a-z]+', '-') }}{% if n > 2 %} long{% endif %}",
+        "{% for tag in at.tags|sort(reverse=true) %}{{ loop.index }}{{ tag.upper() }} {% endfor %}",
+        "{{ at }}{{ at.items() | list }}{{ text.split('<')[0].strip() }}{{ [1] + at.tags }}",
+        "{% set first = at['tags'][0] %}{{ first.replace('a', 'x').join(['1', '2']) }}{{ none|default('d', true) }}",
+    ):
+        assert group_names("s", "t", documents, template) == [
+            apply_template(template, document) for document in documents
+        ]

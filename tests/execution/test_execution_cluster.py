@@ -2,6 +2,7 @@
 
 import os
 import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from evosearch import documents
+from evosearch.environment import TELEMETRY_OFF
 from evosearch.errors import SpecError
 from evosearch.execution import cluster
 from evosearch.execution.cluster import Cluster, address_of, connect
@@ -47,6 +49,30 @@ def test_a_cluster_that_is_not_there_is_given_up_within_seconds(
         connect(tmp_path / "token", "http://127.0.0.1:8265", None)
 
 
+def test_of_two_that_make_a_token_the_first_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = tmp_path / "ray" / "token"
+    fresh = cluster.secrets.token_hex
+
+    def slow(size: int) -> str:
+        token.write_text("the other's")  # which is in use already
+        return fresh(size)
+
+    monkeypatch.setattr(cluster.secrets, "token_hex", slow)
+    for name in ("RAY_AUTH_TOKEN_PATH", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", *TELEMETRY_OFF):
+        monkeypatch.setenv(name, "1")  # so that they are as before once this test is done
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    cluster.secure_environment(token)
+    assert token.read_text() == "the other's"
+    assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(token)
+    token.unlink()
+    monkeypatch.setattr(cluster.secrets, "token_hex", fresh)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    cluster.secure_environment(token)
+    assert len(token.read_text()) == 64
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert list(token.parent.iterdir()) == [token]  # nothing is left beside it
+
+
 JOIN = """
 import sys
 from pathlib import Path
@@ -75,15 +101,23 @@ def test_a_head_node_that_falls_silent_is_noticed(monkeypatch: pytest.MonkeyPatc
     now = [100.0]
     monkeypatch.setattr(cluster.time, "monotonic", lambda: now[0])
     server = socket.create_server(("127.0.0.1", 0))
+    server_address = server.getsockname()[:2]
     joined = Cluster(False, server.getsockname()[:2])
-    assert joined.silent_for() == 0.0
+    monkeypatch.setattr(joined, "nodes", lambda: [{"NodeID": "n", "Alive": False}])
+    assert joined.silent_for() is None
+    assert joined.lost_nodes() == {"n": ""}
     server.close()
-    assert joined.silent_for() == 0.0  # it has just been asked
-    now[0] = 110.0
+    monkeypatch.setattr(joined, "nodes", lambda: pytest.fail("this waits for minutes"))
+    assert joined.lost_nodes() == {}  # nothing is asked of it, though it answered a moment ago
     assert joined.silent_for() == 0.0
-    now[0] = 125.0
-    assert joined.silent_for() == 15.0
-    assert joined.lost_nodes() == {}  # nothing is asked of it
+    now[0] = 110.0
+    assert joined.silent_for() == 10.0
+    with socket.create_server(server_address):
+        now[0] = 110.5
+        assert joined.silent_for() == 10.5  # believed for a while
+        now[0] = 125.0
+        assert joined.silent_for() is None
+    assert joined.silent_for() == 0.0  # counted anew
 
 
 def test_a_search_within_a_ray_job_joins_its_cluster(monkeypatch: pytest.MonkeyPatch) -> None:

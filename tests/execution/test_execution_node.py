@@ -314,6 +314,26 @@ def test_models_on_a_network_file_system_are_copied_once_and_others_mapped_where
     assert prepare_node(config)[str(models / "base")].folder == models / "base"
 
 
+def test_a_damaged_copy_is_named_and_is_to_be_removed(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(models, "base", "expert1")
+    monkeypatch.setattr(node, "mounts", lambda: [("/", "ext4"), (str(models / "expert1"), "nfs4")])
+    found = prepare_node(config)
+    config = replace(config, inputs={name: checkpoint.content_sha256() for name, checkpoint in found.items()})
+    name = str(models / "expert1")
+    copied = found[name].folder
+    del found
+    weights = copied / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1  # a flipped bit, of the last number
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        prepare_node(config)
+    assert str(caught.value).startswith(f"{name}: another model lies under this name on {socket.gethostname()}")
+    assert f"the copy is damaged: remove {copied} on this node" in str(caught.value)
+    shutil.rmtree(copied)
+    assert prepare_node(config)[name].folder == copied
+
+
 def test_a_disk_without_room_is_named_before_anything_is_written(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=10**6, used=0, free=1000))
     cache = models.parent / "cache"

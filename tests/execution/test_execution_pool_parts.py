@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 
-from evosearch.errors import SpecError
+from evosearch.errors import CheckpointError, SearchError, SpecError
 from evosearch.execution.deadlines import Deadlines, Patience
 from evosearch.execution.demand import RAMP, Demand, free, refuse_what_never_fits, wanted
 from evosearch.execution.faults import NODES, Death, Fate, death_of, quarantined
-from evosearch.execution.outlook import REFUSE_S, TELL_AGAIN_S, TELL_S, Outlook
+from evosearch.execution.outlook import REFUSE_S, SLOW_AGAIN_S, SLOW_S, TELL_AGAIN_S, TELL_S, Outlook
+from evosearch.execution.starts import START_DEATHS, Starts
 
 
 def node(alive: bool = True, **resources: float) -> dict[str, Any]:
@@ -54,7 +55,8 @@ def test_a_death_is_its_nodes_where_that_comes_out_later() -> None:
     assert (fate.verdict() or "").startswith("given up: 5 nodes were lost under it")
 
 
-def test_what_ray_says_of_a_lost_worker_is_told_apart() -> None:
+def test_what_ray_says_of_a_lost_worker_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # read once, when Ray is loaded, and other tests come after this
     import ray
 
     errors = ray.exceptions
@@ -135,6 +137,22 @@ def test_a_pool_without_a_place_says_so_again_and_again() -> None:
     assert len(told) == 2
 
 
+def test_a_pool_whose_workers_only_start_says_so_again_and_again() -> None:
+    told: list[str] = []
+    now = [0.0]
+    outlook = Outlook(_Nodes(), Demand(1, 0.0), told.append, clock=lambda: now[0])  # type: ignore[arg-type]
+    for second in range(0, int(SLOW_S + SLOW_AGAIN_S) + 40, 10):
+        now[0] = float(second)
+        outlook.look_at_starts({"b:2": 5.0, "a:1": 0.0}, ready=0)
+    assert [text.split(". ")[0] for text in told] == [
+        "no worker can score yet: 2 start, a:1 for 5 min now",
+        "no worker can score yet: 2 start, a:1 for 35 min now",
+    ]
+    outlook.look_at_starts({"a:1": 0.0}, ready=1)
+    outlook.look_at_starts({}, ready=0)
+    assert len(told) == 2
+
+
 def test_a_pool_that_no_node_could_hold_fails_within_the_first_minute() -> None:
     now = [0.0]
     outlook = Outlook(_Nodes(), Demand(8, 0.0), print, clock=lambda: now[0])  # type: ignore[arg-type]
@@ -143,3 +161,37 @@ def test_a_pool_that_no_node_could_hold_fails_within_the_first_minute() -> None:
     assert now[0] < 60
     with pytest.raises(SpecError, match=r"workers\.threads: got 8: a worker takes 8 CPU, and no node"):
         outlook.look(1, 0)
+
+
+def test_the_more_workers_fail_while_they_start_the_longer_until_the_next() -> None:
+    told: list[str] = []
+    now = [0.0]
+    starts = Starts(told.append, clock=lambda: now[0])
+    for _ in range(START_DEATHS - 1):
+        starts.died("the worker died: a signal", others=False)
+        assert starts.may_go_on
+    starts.died("the worker died: a signal", others=True)
+    assert told[-1] == "a worker was lost while it started: the worker died: a signal; the next is started in 5 s"
+    assert not starts.may_go_on
+    starts.died("the worker died: a signal", others=True)
+    assert told[-1].endswith("; the next is started in 10 s")
+    now[0] = 10.0
+    assert starts.may_go_on
+    for _ in range(20):
+        starts.died("the worker died: a signal", others=True)
+    assert told[-1].endswith("; the next is started in 600 s")
+    with pytest.raises(SearchError, match=r"workers die while they start: the worker died: a signal$"):
+        starts.died("the worker died: a signal", others=False)
+    starts.succeeded()
+    starts.died("the worker died: a signal", others=False)
+    assert told[-1].endswith("; starting another")
+
+
+def test_a_worker_that_cannot_be_built_ends_the_search_only_where_there_is_no_other() -> None:
+    told: list[str] = []
+    starts = Starts(told.append, clock=lambda: 0.0)
+    starts.unfit("host:1", CheckpointError("m", "no room"), others=True)
+    assert told == ["host:1 cannot score: m: no room.; the next is started in 5 s"]
+    assert not starts.may_go_on
+    with pytest.raises(CheckpointError, match="m: no room"):
+        starts.unfit("host:1", CheckpointError("m", "no room"), others=False)

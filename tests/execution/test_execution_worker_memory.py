@@ -20,8 +20,8 @@ from evosearch.errors import SpecError
 from evosearch.evaluation.harness import Harness
 from evosearch.evaluation.loglikelihood import ScoreOptions
 from evosearch.evaluation.suite import load_suite
+from evosearch.execution.device import spread_of
 from evosearch.execution.worker import Worker, WorkerConfig
-from evosearch.execution.worker import _spread as spread_of
 from evosearch.recipe.schema import Recipe
 from evosearch.search.ports import Job, Outcome
 

@@ -104,6 +104,28 @@ def test_what_it_says_when_it_cannot_start(server: Postgres, monkeypatch: pytest
         server.start()
 
 
+def test_a_number_that_another_server_has_now_is_not_its_own(
+    server: Postgres, postgres: Postgres, tmp_path: Path
+) -> None:
+    """After a power cut, `postmaster.pid` is still there, and its number may be that of anybody's server."""
+    other = Postgres(tmp_path / "other")
+    other.data.mkdir(parents=True)
+    (other.data / "postmaster.pid").write_text((postgres.data / "postmaster.pid").read_text())
+    assert (postgres.running, other.running, other.process) == (True, False, None)
+    other.stop()
+    other.crash()
+    assert postgres.running
+    server.start(die_with_parent=True)
+    server.crash()
+    stale = server.data / "postmaster.pid"
+    lines = stale.read_text().splitlines()
+    stale.write_text("\n".join([str(postgres.process.pid if postgres.process else 0), *lines[1:]]))
+    assert not server.running
+    server.start(die_with_parent=True)  # the server itself sees that the number is of another folder's
+    assert server.running
+    assert postgres.running
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root hands the server over to another user")
 def test_a_folder_that_its_user_cannot_reach(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o700)

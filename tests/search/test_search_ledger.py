@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import sqlite3
@@ -210,6 +211,23 @@ def test_a_lock_leaves_no_file_behind(path: Path) -> None:
         with ledger.acquire("search-one-of-many"):
             assert len(list(path.parent.glob("*.lock"))) == 1
         assert list(path.parent.glob("*.lock")) == []
+
+
+def test_a_lock_for_which_there_is_no_room_is_refused_and_leaves_no_file_behind(path: Path) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Ledger.open(f"sqlite:///{path}") as ledger:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))  # nothing can be written to any file, as on a full disk
+        try:
+            with (
+                pytest.raises(LedgerError, match=r"\.lock cannot be written: .*\. Make room on its disk"),
+                ledger.acquire("one"),
+            ):
+                pass
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        assert list(path.parent.glob("*.lock")) == []
+        with ledger.acquire("one"):
+            assert ledger.holder("one") is not None
 
 
 FORK_AND_DIE = """

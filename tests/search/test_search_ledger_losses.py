@@ -9,17 +9,19 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from evosearch.errors import LedgerError
 from evosearch.evaluation.types import Estimate, ItemBatch, ItemSet, ScoreCard
 from evosearch.search import ledger_transactions
 from evosearch.search.ledger import Ledger
+from evosearch.search.ledger_lock import this_host
 
 if TYPE_CHECKING:
     from _cluster.postgres import Postgres
@@ -322,3 +324,58 @@ def test_nothing_is_lost_or_doubled_while_connections_are_cut_at_random(
         assert numbers(ledger) == list(range(index))
         found = [ledger.columns("one", str(index), "search")["sums"]["acc"][0] for index in range(index)]
         assert found == list(range(index))
+
+
+def test_a_lock_that_is_taken_again_twice_is_our_own_each_time(
+    proxy: Proxy, through: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection that took it the second time is lost before it was known to have all of them."""
+    proxy.keep_at_server = True
+    take, lost = ledger_transactions.ServerTransactions._take, []
+
+    def taking(self: ledger_transactions.ServerTransactions, connection: Any, search_id: str) -> None:
+        take(self, connection, search_id)
+        if len(lost) < 2:
+            lost.append(search_id)
+            proxy.lose_answer_to = b"pg_advisory_unlock"
+            connection.execute(sa.text("SELECT pg_advisory_unlock(1)"))
+
+    with Ledger.open(through) as ledger:
+        monkeypatch.setattr(ledger_transactions.ServerTransactions, "_take", taking)
+        with ledger.acquire("one"):  # here first: it is not held yet
+            assert lost == ["one", "one"]
+            lost.clear()
+            proxy.lose_answer_to = b"INSERT INTO ledger_events"
+            ledger.append("one", [("asked", {"index": 0})])
+            assert lost == ["one", "one"]
+            assert numbers(ledger) == [0]
+
+
+def test_a_search_that_is_taken_costs_no_other_its_lock(postgres_url: str) -> None:
+    with Ledger.open(postgres_url) as first, Ledger.open(postgres_url) as second:
+        stack = ExitStack()
+        stack.enter_context(first.acquire("one"))
+        stack.enter_context(second.acquire("two"))
+        with stack:
+            before = second._database._writer  # type: ignore[attr-defined]
+            for _ in range(2):
+                with pytest.raises(LedgerError, match="this search is being run by process"), second.acquire("one"):
+                    pass
+            kept = second._database._writer is before  # type: ignore[attr-defined]
+            assert kept, "its connection, which holds 'two'"
+            second.append("two", [("asked", {"index": 0})])
+            assert numbers(second, "two") == [0]
+
+
+def test_a_long_host_name_is_told_from_others_by_its_end(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"evosearch-night-of-the-long-experiments-7f9c6d5b8-{end}" for end in ("abcde", "fghij")]
+    shown = []
+    for name in names:
+        monkeypatch.setattr(socket, "gethostname", lambda name=name: name)
+        with Ledger.open(postgres_url) as ledger, ledger.acquire("one"):
+            holder = ledger.holder("one")
+            assert holder is not None
+            assert f" on {this_host()}, since" in holder, "nothing of it is cut off"
+            shown.append(this_host())
+    assert shown[0] != shown[1]
+    assert max(map(len, shown)) <= 40

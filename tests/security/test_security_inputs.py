@@ -29,6 +29,11 @@ SECRET = "hunter2-of-the-test"  # of nobody
             "workers.address",
             "holds a secret under 'token'",
         ),
+        ({"ledger": f"postgresql://me:hun/{SECRET}@db/evosearch"}, "ledger", "holds a password"),
+        ({"ledger": f"postgresql://me:a[{SECRET}@db/evosearch"}, "ledger", "holds a password"),
+        ({"tracking": {"uri": f"https://me:hun/{SECRET}@mlflow:5000"}}, "tracking.uri", "holds a password"),
+        ({"tracking": {"uri": f"https://mlflow:5000?api_key={SECRET}"}}, "tracking.uri", "holds settings after '?'"),
+        ({"tracking": {"uri": f"https://mlflow:5000?{SECRET}"}}, "tracking.uri", "holds settings after '?'"),
     ],
 )
 @pytest.mark.parametrize("command", ["run", "check"])
@@ -79,6 +84,94 @@ def test_task_code_comes_from_named_folders_only(tmp_path: Path, monkeypatch: py
     assert load_suite(path).include == (str(elsewhere),)
 
 
+def suite_beside(own: Path, task: str) -> Path:
+    """A suite in the folder `own`, and a task's file in a folder below it."""
+    (own / "tasks").mkdir(parents=True, exist_ok=True)
+    common = {"task": "t_own", "dataset_path": "json", "output_type": "generate_until", "doc_to_target": "a"}
+    (own / "tasks" / "t.yaml").write_text(yaml.safe_dump(common) + task)
+    suite = {"name": "s", "include": ["tasks"], "tasks": [{"task": "t_own", "metric": "acc", "chance": 0.0}]}
+    suite |= {"documents": {"search": 1, "validation": 1, "test": 1}}
+    (own / "s.yaml").write_text(yaml.safe_dump(suite))
+    return own / "s.yaml"
+
+
+@pytest.mark.parametrize(
+    ("task", "key", "file"),
+    [
+        ("include: ../../elsewhere/base.yaml\n", "include", "base.yaml"),
+        ("include: [near.yaml, '{elsewhere}/base.yaml']\n", "include", "base.yaml"),
+        ("include: chain.yaml\n", "include", "base.yaml"),
+        ("<<: {{include: '{elsewhere}/base.yaml'}}\n", "include", "base.yaml"),
+        ("include: leads/../base.yaml\n", "include", "base.yaml"),
+        ("doc_to_text: !function {elsewhere}/evil.go\n", "!function", "evil.py"),
+        ("filter_list: [{{function: custom, filter_fn: !function '{elsewhere}/evil.go'}}]\n", "!function", "evil.py"),
+        ("doc_to_text: !%66unction {elsewhere}/evil.go\nx: !unknown y\n", "!function", "evil.py"),
+    ],
+)
+def test_what_a_task_file_names_comes_from_named_folders_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, key: str, file: str
+) -> None:
+    monkeypatch.delenv("EVOSEARCH_TASKS")
+    elsewhere, own = tmp_path / "elsewhere", tmp_path / "suites"
+    (elsewhere / "deep").mkdir(parents=True)
+    (elsewhere / "evil.py").write_text("def go(doc): return ''\n")
+    (elsewhere / "base.yaml").write_text("doc_to_text: !function evil.go\n")
+    path = suite_beside(own, task.format(elsewhere=elsewhere))
+    (own / "tasks" / "leads").symlink_to(elsewhere / "deep")
+    (own / "tasks" / "near.yaml").write_text("num_fewshot: 0\n")
+    (own / "tasks" / "chain.yaml").write_text("include: ../../elsewhere/base.yaml\n")
+    with pytest.raises(SuiteError) as caught:
+        load_suite(path)
+    text = str(caught.value)
+    assert text.startswith(f"{own}/tasks/")
+    assert f".yaml: {key}: got '" in text
+    assert f"{file} lies outside of the suite's own folder, and task files are code. Files below {own}, or of" in text
+    assert "EVOSEARCH_TASKS=/" in text
+    monkeypatch.setenv("EVOSEARCH_TASKS", str(elsewhere))
+    load_suite(path)
+
+
+def test_what_a_task_file_may_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EVOSEARCH_TASKS")
+    from evosearch.evaluation.library import library_folder
+
+    own = tmp_path / "suites"
+    library = next(path for path in sorted(library_folder().glob("*/*.yaml")) if b"!function" in path.read_bytes())
+    functions = "doc_to_text: !function own.go\ndoc_to_choice: !function os.path.abspath\n"  # the last is installed
+    task = f"include: ['{library}', ../common.yaml]\n{functions}"
+    path = suite_beside(own, task)
+    (own / "tasks" / "own.py").write_text("def go(doc): return ''\n")
+    (own / "common.yaml").write_text("process_docs: !function shared.go\n")
+    (own / "shared.py").write_text("def go(doc): return doc\n")
+    assert load_suite(path).include == (str(own / "tasks"),)
+    moved = tmp_path / "moved"
+    (own / "tasks").rename(moved)
+    (own / "tasks").symlink_to(moved)  # whoever made this link has named the folder, but not what lies beside it
+    with pytest.raises(SuiteError, match=f"{moved}/t.yaml: include: got '../common.yaml': "):
+        load_suite(path)
+    (moved / "t.yaml").write_text((moved / "t.yaml").read_text().replace("../common.yaml", "common.yaml"))
+    for name in ("common.yaml", "shared.py"):
+        (own / name).rename(moved / name)
+    load_suite(path)
+
+
+def test_a_suites_template_reaches_nothing_but_documents(tmp_path: Path) -> None:
+    from evosearch.evaluation.kinship import group_names
+
+    ran = tmp_path / "ran"
+    documents = [{"page": {"n": 1}, "text": "a"}]
+    for template in (
+        f"{{{{ cycler.__init__.__globals__.os.system('touch {ran}') }}}}",
+        f"{{{{ text.__class__.__mro__[1].__subclasses__()[0]('{ran}') }}}}",
+        "{{ ('%s'|attr('__class__')).mro() }}",
+        "{{ page.update(n=2) }}",
+    ):
+        with pytest.raises(SuiteError, match=r"the group of document 0 of 't' cannot be made: SecurityError"):
+            group_names("s.yaml: tasks[0]", "t", documents, template)
+    assert not ran.exists()
+    assert documents == [{"page": {"n": 1}, "text": "a"}]
+
+
 @pytest.mark.parametrize("uri", ["jsonl:../events.jsonl", "jsonl:/tmp/events.jsonl", "jsonl:a/../../b", "jsonl:"])
 def test_json_lines_stay_in_the_searchs_folder(world: World, evosearch: Program, uri: str) -> None:
     code, _, err = evosearch("run", world(tracking={"uri": uri}))
@@ -112,23 +205,24 @@ def test_an_index_names_files_of_its_own_folder(world: World, tmp_path: Path, sh
 
 def test_code_in_a_model_folder_is_never_run(world: World, tmp_path: Path, evosearch: Program) -> None:
     """`auto_map` points transformers to python files beside the weights; without `trust_remote_code` they lie idle."""
-    spec = world(budget={"candidates": 2})
+    spec = world(budget={"candidates": 2}, promotion={"finalists": 1, "checkpoint": True})
     ran = tmp_path / "ran"
-    folder = tmp_path / "hostile"
-    shutil.copytree(spec.parent / "expert1", folder)
-    (folder / "code.py").write_text(
-        f"open({str(ran)!r}, 'w').close()\n"
-        "from transformers import LlamaConfig as C, LlamaForCausalLM as M, PreTrainedTokenizerFast as T\n"
-    )
     names = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M", "AutoTokenizer": ["code.T", "code.T"]}
-    for name in ("config.json", "tokenizer_config.json"):
-        data = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps(data | {"auto_map": names}))
-    data = yaml.safe_load(spec.read_text())
-    data["recipe"]["models"][0]["model"] = str(folder)
-    data["recipe"]["base_model"] = str(folder)  # the donor, whose config and tokenizer are used
-    spec.write_text(yaml.safe_dump(data))
-    evosearch("run", spec)  # whether it is refused or run does not matter here
+    for model in ("base", "expert1", "expert2"):  # all alike: a config that differs from the others' is refused
+        folder = tmp_path / "hostile" / model
+        shutil.copytree(spec.parent / model, folder)
+        (folder / "code.py").write_text(
+            f"open({str(ran)!r}, 'w').close()\n"
+            "from transformers import LlamaConfig as C, LlamaForCausalLM as M, PreTrainedTokenizerFast as T\n"
+        )
+        for name in ("config.json", "tokenizer_config.json"):
+            data = json.loads((folder / name).read_text())
+            (folder / name).write_text(json.dumps(data | {"auto_map": names}))
+    spec.write_text(spec.read_text().replace("./", f"{tmp_path}/hostile/"))
+    code, out, err = evosearch("run", spec, "--json")
+    assert code in (0, 3), err  # the gate's word; a refusal would have loaded nothing
+    (row,) = json.loads(evosearch("status", "--json")[1])
+    assert (row["finished"], row["failed"]) == (2, 0), out + err
     assert not ran.exists()
 
 

@@ -1,11 +1,14 @@
 """What is written down holds no secret and nothing that runs: ledger, tracking store, exports, logs."""
 
+import base64
 import os
 import sqlite3
 import subprocess
 import sys
+import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,41 @@ SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "canary-s3-b2c4",
 }
 INERT = {".yaml", ".yml", ".json", ".jsonl", ".safetensors", ".md", ".jinja", ".model", ".txt", ".db", ""}
+
+
+class Refusing(ThreadingHTTPServer):
+    """Refuses every account, as MLflow's own server does."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Refuse)
+        self.given: list[str] = []
+
+
+class _Refuse(BaseHTTPRequestHandler):
+    server: Refusing
+
+    def do_GET(self) -> None:
+        self.server.given.append(self.headers.get("Authorization", ""))
+        body = b"You are not authenticated. Please see the documentation on how to authenticate."
+        self.send_response(401)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET  # noqa: N815 - the name that the library calls
+
+    def log_message(self, *arguments: object) -> None:
+        """Standard error is what the test reads."""
+
+
+@pytest.fixture
+def refusing() -> Iterator[Refusing]:
+    with Refusing() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
 
 
 @pytest.mark.slow
@@ -51,12 +89,53 @@ def test_a_whole_search_leaves_no_secret_and_nothing_that_runs(world: World, tmp
         assert not _is_pickle(path), path
 
 
-def _evosearch(spec: Path, *arguments: str) -> bytes:
-    """Everything a command prints. The gate may say no: that is not what is tried here."""
+@pytest.mark.slow
+def test_a_database_that_refuses_a_password_leaves_none(world: World, tmp_path: Path, postgres_url: str) -> None:
+    said = "password authentication failed"
+    spec = world(ledger=postgres_url)
+    printed = _evosearch(spec, "run", str(spec), refused=said)
+    printed += _evosearch(spec, "status", "--ledger", postgres_url, refused=said)
+    _holds_no_secret(printed, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["Basic", "Bearer"])
+def test_a_server_that_refuses_an_account_leaves_none(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusing: Refusing, kind: str
+) -> None:
+    names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    account = ":".join(SECRETS[name] for name in names)
+    for name in names if kind == "Bearer" else ("MLFLOW_TRACKING_TOKEN",):
+        monkeypatch.delitem(SECRETS, name)
+    spec = world(tracking={"uri": f"http://127.0.0.1:{refusing.server_port}"})
+    printed = _evosearch(spec, "run", str(spec), refused="You are not authenticated")
+    encoded = base64.b64encode(account.encode()).decode()
+    told = SECRETS["MLFLOW_TRACKING_TOKEN"] if kind == "Bearer" else encoded
+    assert set(refusing.given) == {f"{kind} {told}"}, "the server was asked, with the secret"
+    assert encoded.encode() not in printed
+    _holds_no_secret(printed, tmp_path)
+
+
+def _holds_no_secret(printed: bytes, folder: Path) -> None:
+    found = {str(path): path.read_bytes() for path in (folder / "runs").rglob("*") if path.is_file()}
+    for where, content in {**found, "what was printed": printed}.items():
+        for name, secret in SECRETS.items():
+            assert secret.encode() not in content, f"{name} stands in {where}"
+
+
+def _evosearch(spec: Path, *arguments: str, refused: str = "") -> bytes:
+    """Everything a command prints. The gate may say no: that is not what is tried here.
+
+    Args:
+        refused: what is said where the command is to be refused.
+    """
     command = [sys.executable, "-m", "evosearch.cli.main", *arguments]
     environment = {**os.environ, **SECRETS, "OMP_NUM_THREADS": "1"}
+    if refused:
+        environment.pop("PGPASSFILE", None)  # its file would let this run in
     done = subprocess.run(command, env=environment, capture_output=True, timeout=300, check=False)
-    assert done.returncode in (0, 3), done.stderr.decode()
+    assert done.returncode in ((2,) if refused else (0, 3)), done.stderr.decode()
+    assert refused in done.stderr.decode()
     return done.stdout + done.stderr
 
 

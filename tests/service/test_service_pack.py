@@ -138,6 +138,20 @@ def test_data_of_tasks_travels_from_the_included_folder_alone(spec: World, tmp_p
     assert found.notes == (f"{tasks}/far.yaml: data_files: /far/away.jsonl does not travel: every node must have it",)
 
 
+def test_code_of_tasks_travels_from_the_included_folder_alone(spec: World, tmp_path: Path) -> None:
+    path = spec("night")
+    tasks = path.parent / "tasks"
+    (tmp_path / "far").mkdir()
+    for file in (tasks / "own.py", tmp_path / "far" / "code.py"):
+        file.write_text("def process(doc):\n    return doc\n")
+    functions = f"doc_to_text: !function own.process\nprocess_docs: !function {tmp_path}/far/code.process\n"
+    (tasks / "own.yaml").write_text(f"task: w_own\ndoc_to_choice: !function os.path.abspath\n{functions}")
+    _, (problem,) = packed(path, tmp_path / "there")
+    named = f"{tasks}/own.yaml names {tmp_path}/far/code.process under !function"
+    where = f"{path.parent}/suite.yaml: include[0]: {named}"
+    assert problem.startswith(f"{where}, which is in {tmp_path}/far/code.py and does not travel. Python files beside")
+
+
 def test_links_out_of_a_folder_and_what_is_too_large_are_refused(
     spec: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from evosearch.execution.ray_pool import secure_environment
 from evosearch.search.watching import Silent
+from evosearch.service import trial
 from evosearch.service.check import check
 
 pytestmark = pytest.mark.ray
@@ -46,15 +47,40 @@ def test_a_cluster_that_is_not_there_is_a_problem(world: World) -> None:
 
 
 def test_a_trial_is_scored_on_the_cluster(world: World, cluster: Any) -> None:
-    workers = {"address": cluster.address, "threads": 1, "device": "cpu", "price_per_hour": 0.5}
+    workers = {"address": cluster.address, "count": 9, "threads": 1, "device": "cpu", "price_per_hour": 0.5}
     result = check(world(workers=workers), trial=True, watcher=Silent())
     assert result["problems"] == []
     forecast, memory = result["forecast"], result["memory"]
     assert forecast["workers"] == 2
+    assert any("has room for 2 of the 9 workers asked for" in note for note in result["notes"])
     assert forecast["seconds_per_candidate"] > 0
     assert forecast["price"] == pytest.approx(2 * 0.5 * forecast["total_hours"])
     assert "worker" not in memory  # nobody here to be asked
     assert "workers" not in memory
+
+
+def test_a_cluster_that_another_search_fills_keeps_nobody_from_being_checked(
+    world: World, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "PLACE_S", 5.0)
+    import ray
+
+    @ray.remote(num_cpus=1)
+    class Other:
+        def there(self) -> bool:
+            return True
+
+    others = [Other.remote(), Other.remote()]
+    assert ray.get([other.there.remote() for other in others], timeout=120) == [True, True]
+    workers = {"address": cluster.address, "threads": 1, "device": "cpu"}
+    try:
+        result = check(world(workers=workers), trial=True, watcher=Silent())
+    finally:
+        for other in others:
+            ray.kill(other)
+    assert result["problems"] == []
+    assert "the cluster is busy: no candidate was tried, so time is not forecast" in result["notes"]
+    assert "total_hours" not in result["forecast"]
 
 
 def test_what_no_node_holds_is_a_problem(world: World, cluster: Any) -> None:

@@ -153,11 +153,82 @@ def test_a_card_against_what_a_worker_needs(
 ) -> None:
     """The host's memory then holds parents alone, which are mapped."""
     device = {"name": "card", "gpus_per_worker": 0.5, "total_gib": 80.0, "share_gib": 39.5}
-    device |= {"resident_gib": resident, "needed_gib": needed}
+    device |= {"resident_gib": resident, "needed_gib": needed, "largest": {"name": "card", "share_gib": 39.5}}
     host = {"resident_gib": 1e9, "parents_gib": parents, "total_gib": 8.0, "available_gib": 4.0}
     found, warnings = room.judge_memory(load_spec(world()), host | {"device": device}, 2)
     assert [one.what for one in found] == ([problem] if problem else [])
     assert [text.startswith(warning or "-") for text in warnings] == ([True] if warning else [])
+
+
+@pytest.mark.parametrize(
+    ("gpus", "resident", "problem", "warning"),
+    [
+        (
+            1.0,
+            30.0,
+            None,
+            "a candidate takes 30.0 GiB, and a worker with 1 of a display has 8.0: it would score nothing",
+        ),
+        (1.0, 81.0, "a candidate takes 81.0 GiB, and a worker has 80.0: 1 of a card", None),
+        (0.5, 30.0, None, "a candidate takes 30.0 GiB, and a worker with 0.5 of a display has 4.0"),
+        (2.0, 80.0, None, None),
+        (2.0, 170.0, "a candidate takes 170.0 GiB, and a worker has 160.0: 2 of a card", None),
+        (1.0, 6.0, None, "a worker would take 9.0 GiB of its GPU, which has 8.0 (1 of a display)"),
+    ],
+)
+def test_a_small_card_beside_large_ones_stops_no_search(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: float,
+    resident: float,
+    problem: str | None,
+    warning: str | None,
+) -> None:
+    sizes = {"card": 80.0, "display": 8.0, "another card": 80.0}
+    found = [{"name": name, "total_gib": size, "free_gib": size} for name, size in sizes.items()]
+    monkeypatch.setattr(room, "cards", lambda: found)
+    monkeypatch.setattr(room, "allowed", lambda total, share: share * total)
+    spec = load_spec(world(workers={"device": "auto"}))
+    device = room.device_of(spec, gpus, {"resident": resident, "needed": resident + 3})
+    assert device is not None
+    problems, warnings = room.judge_memory(spec, {"device": device}, 1)
+    assert [one.what.replace("another ", "") for one in problems] == ([problem] if problem else [])
+    assert [text[: len(warning or "")] for text in warnings] == ([warning] if warning else [])
+
+
+COMMIT, EARLIER = "0123456789abcdef" * 2 + "01234567", "f" * 40
+
+
+@pytest.mark.parametrize(
+    ("reference", "files", "here"),
+    [
+        ("org/m", {f"{COMMIT}/model.safetensors": ""}, True),
+        ("org/m@main", {f"{COMMIT}/model.safetensors": ""}, True),
+        (f"org/m@{COMMIT}", {f"{COMMIT}/model.safetensors": ""}, True),
+        ("org/m", {f"{EARLIER}/model.safetensors": ""}, False),  # of another revision
+        ("org/m@v2", {f"{COMMIT}/model.safetensors": ""}, False),
+        (f"org/m@{EARLIER}", {f"{EARLIER}/adapter_model.bin": ""}, True),
+        ("org/m", {f"{COMMIT}/model.safetensors.index.json": "one two", f"{COMMIT}/one": ""}, False),  # half of it
+        ("org/m", {f"{COMMIT}/pytorch_model.bin.index.json": "one two", f"{COMMIT}/one": ""}, False),
+        (
+            "org/m",
+            {f"{COMMIT}/model.safetensors.index.json": "one two", f"{COMMIT}/one": "", f"{COMMIT}/two": ""},
+            True,
+        ),
+    ],
+)
+def test_weights_are_here_where_all_of_that_revision_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str, files: dict[str, str], here: bool
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    home = tmp_path / "models--org--m"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text(COMMIT)
+    for name, shards in files.items():
+        path = home / "snapshots" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"weight_map": {f"w{i}": shard for i, shard in enumerate(shards.split())}}))
+    assert room._is_here(reference) is here
 
 
 def test_parents_are_mapped_so_that_too_little_memory_for_them_is_a_warning(world: World) -> None:

@@ -12,9 +12,10 @@ import yaml
 from evosearch.errors import CheckpointError, SpecError
 from evosearch.recipe.schema import Recipe
 from evosearch.search.watching import Silent
-from evosearch.service.check import GIB, check
+from evosearch.service.check import check
 from evosearch.service.executors import worker_config
 from evosearch.service.prepare import Prepared, prepare
+from evosearch.service.room import GIB
 from evosearch.service.spec import load_spec
 
 World = Callable[..., Path]

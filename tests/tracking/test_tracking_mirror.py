@@ -234,6 +234,8 @@ def test_metric_names_are_such_that_mlflow_takes_them(name: str, safe: str) -> N
 def test_errors_are_one_line_without_credentials() -> None:
     error = ValueError("cannot reach postgresql://me:hunter2@db/x\nTraceback")
     assert describe(error) == "ValueError: cannot reach postgresql://***@db/x"
+    cut = describe(ValueError(f"{'x' * 260} postgresql://me:{'hunter2' * 9}@db/x"))
+    assert cut.endswith("x postgresql://***@db/x")
     assert describe(KeyError()) == "KeyError"
     wrapped = RuntimeError("API request failed with exception ...")
     wrapped.__cause__ = ConnectionRefusedError(111, "Connection refused")

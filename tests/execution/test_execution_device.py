@@ -1,0 +1,123 @@
+"""The device of a worker: the one that was asked for, and no other; and an end to the process where it is lost."""
+
+import pickle
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from evosearch.errors import CandidateError, CheckpointError, Problems, SearchError, SpecError
+from evosearch.execution import actor as actors
+from evosearch.execution.actor import Actor
+from evosearch.execution.demand import Demand
+from evosearch.execution.device import device_of, lost
+from evosearch.execution.local import LocalExecutor
+from evosearch.execution.worker import WorkerConfig
+from evosearch.search.ports import Job, Outcome
+from evosearch.search.watching import Silent
+from evosearch.service.executors import worker_config
+from evosearch.service.prepare import prepare
+from evosearch.service.spec import load_spec
+
+ASSERTED = "CUDA error: device-side assert triggered\nSearch for `cudaErrorAssert' in …\nCompile with …"
+
+
+def config(device: str) -> WorkerConfig:
+    return WorkerConfig(recipe={}, suite={}, cache=Path("cache"), device=device)
+
+
+def test_a_worker_that_is_given_a_gpu_does_not_score_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of("auto") == torch.device("cpu")
+    with pytest.raises(SpecError) as caught:
+        device_of(config("auto").with_gpus(0.5).device)
+    assert caught.value.where == "workers.device"
+    assert f"a worker on {socket.gethostname()} has to score on a GPU, and torch sees none" in str(caught.value)
+    assert "Look at `nvidia-smi`" in str(caught.value)
+    assert device_of(config("cpu").with_gpus(1.0).device) == torch.device(
+        "cpu"
+    )  # of which the node has GPUs that are none
+    assert device_of(config("auto").with_gpus(0.0).device) == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_of("auto") == device_of("cuda") == torch.device("cuda", 0)
+
+
+def test_the_pool_tells_its_workers_what_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # read once, when Ray is loaded, and other tests come after this
+    import ray
+
+    stored: list[Any] = []
+    monkeypatch.setattr(ray, "put", stored.append)
+    for gpus in (0.0, 1.0):
+        actors.actor_maker(config("auto"), Demand(1, gpus))
+    assert [one.device for one in stored] == ["auto", "cuda"]
+
+
+class Broken:
+    """A config whose worker cannot be built, for several reasons that cannot travel with what they came from."""
+
+    threads, cache = 1, Path("cache")
+
+    def with_gpus(self, gpus: float) -> "Broken":
+        return self
+
+    def worker(self) -> Any:
+        found = [CheckpointError("a", "no room"), CheckpointError("b", "damaged", "safetensors", "Fetch it again")]
+        try:
+            raise RuntimeError("amid", lambda: None)
+        except RuntimeError as exc:
+            raise Problems("night.yaml", found) from exc
+
+
+def test_all_that_a_worker_found_wrong_reaches_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    from ray import cloudpickle
+
+    found = Actor(Broken()).start()
+    assert isinstance(found, Problems)
+    for copy in (pickle.loads(pickle.dumps(found)), cloudpickle.loads(cloudpickle.dumps(found))):
+        assert isinstance(copy, Problems)
+        assert str(copy) == "night.yaml: 2 problems:\n1. a: no room.\n2. b: damaged. safetensors. Fetch it again."
+        assert copy.__cause__ is None
+
+
+def test_what_says_that_a_gpu_is_lost() -> None:
+    assert lost(torch.AcceleratorError(ASSERTED)) == "CUDA error: device-side assert triggered"
+    assert lost(torch.AcceleratorError("uncorrectable ECC error")) == "uncorrectable ECC error"
+    assert lost(RuntimeError("CUDA error: an illegal memory access was encountered")) is not None
+    amid = CandidateError("score", "its scores are not finite")
+    amid.__cause__ = torch.AcceleratorError(ASSERTED)
+    assert lost(amid) == "CUDA error: device-side assert triggered"
+    for harmless in (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
+        ValueError("CUDA error: as a candidate's text may say"),
+    ):
+        assert lost(harmless) is None
+
+
+def test_a_lost_gpu_ends_its_worker_and_is_no_candidates_fault(
+    world: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepare(load_spec(world()), Silent())
+    executor = LocalExecutor(worker_config(prepared.spec.config.workers, prepared.models, prepared.suite, "float32"))
+    recipe = prepared.space.fill(prepared.space.initial())
+    job = Job("1@search", recipe, prepared.batches["search"])
+
+    def fail(*given: Any) -> None:
+        raise torch.AcceleratorError(ASSERTED)
+
+    monkeypatch.setattr(executor.worker.scorer, "score", fail)
+    executor.submit(job)
+    with pytest.raises(SearchError) as caught:
+        executor.wait(1.0)
+    said = f"{executor.worker.name}: its GPU is of no more use to it: CUDA error: device-side assert triggered"
+    assert str(caught.value) == said
+    monkeypatch.undo()
+    outcome: Outcome = executor.worker.run(job)
+    assert outcome.card is not None

@@ -1,0 +1,211 @@
+"""The pool where contact is lost, workers hang or cannot be built: what Ray would answer is scripted, to the second."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from evosearch.errors import CheckpointError, InputError, SearchError
+from evosearch.evaluation.types import ItemBatch
+from evosearch.execution import outlook, ray_pool
+from evosearch.execution.actor import Place
+from evosearch.execution.cluster import Cluster
+from evosearch.execution.deadlines import Patience
+from evosearch.execution.ray_pool import RayExecutor, RayOptions
+from evosearch.search.ports import Failure, Job, Outcome
+
+JOB = Job("1@search", None, ItemBatch("search", ()))  # type: ignore[arg-type]
+FAILED = Outcome(JOB, "host:1", failure=Failure("score", "told to fail"))
+NEVER = object()
+
+
+class Ref:
+    """What a reference holds, if anything comes."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class Worker:
+    """An actor that answers as it is told: with a value, an error, or `NEVER`."""
+
+    def __init__(self, start: Any = None, run: Any = FAILED, ping: Any = None, name: str = "host:1") -> None:
+        self.killed = False
+        answers = {"place": Place("node", name), "start": start, "run": run, "ping": ping}
+        for method, answer in answers.items():
+            setattr(self, method, SimpleNamespace(remote=lambda *given, held=answer: Ref(held)))
+
+
+class Quiet(Cluster):
+    """A cluster of which nothing is known; `silent` is for how long its head node has not answered."""
+
+    silent: float | None = None
+
+    def __init__(self) -> None:
+        super().__init__(own=False, head=None)
+
+    def silent_for(self) -> float | None:
+        return self.silent
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return []
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Quiet:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # read once, when Ray is loaded, and other tests come after these
+    import ray
+
+    def wait(refs: list[Ref], num_returns: int = 1, timeout: float = 0.0) -> tuple[list[Ref], list[Ref]]:
+        come = [ref for ref in refs if ref.value is not NEVER]
+        if not come:
+            time.sleep(timeout)
+        return come[:num_returns], [ref for ref in refs if ref not in come[:num_returns]]
+
+    def get(ref: Ref) -> Any:
+        if isinstance(ref.value, ray.exceptions.RayError):
+            raise ref.value
+        return ref.value
+
+    for name, stand_in in (("wait", wait), ("get", get), ("put", Ref)):
+        monkeypatch.setattr(ray, name, stand_in)
+    monkeypatch.setattr(ray, "kill", lambda actor: setattr(actor, "killed", True))
+    for name, seconds in (("TURN_S", 0.01), ("UNCLEAR_S", 0.2)):
+        monkeypatch.setattr(ray_pool, name, seconds)
+    found = Quiet()
+    monkeypatch.setattr(ray_pool, "connect", lambda *given: found)
+    return found
+
+
+@pytest.fixture
+def pool(cluster: Quiet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., RayExecutor]:
+    def make(workers: list[Worker], notes: list[str] | None = None, count: int = 1, **patience: float) -> RayExecutor:
+        waiting = iter(workers)
+        monkeypatch.setattr(ray_pool, "actor_maker", lambda *given: lambda: next(waiting))
+        options = RayOptions(count, address="head:6379", patience=Patience(**patience))
+        notice = (notes if notes is not None else []).append
+        return RayExecutor(SimpleNamespace(cache=tmp_path), options, notice)  # type: ignore[arg-type]
+
+    return make
+
+
+def outcomes(executor: RayExecutor, seconds: float = 5.0) -> list[Outcome]:
+    deadline = time.monotonic() + seconds
+    found: list[Outcome] = []
+    while not found and time.monotonic() < deadline:
+        found = executor.wait(0.05)
+    return found
+
+
+def lost_contact() -> Any:
+    import ray
+
+    return ray.exceptions.ActorUnavailableError("socket closed", None)
+
+
+def test_a_worker_that_contact_was_lost_with_and_that_hangs_is_given_up(pool: Callable[..., RayExecutor]) -> None:
+    hangs, next_one = Worker(run=lost_contact(), ping=NEVER), Worker()
+    executor = pool([hangs, next_one])
+    executor.submit(JOB)
+    (outcome,) = outcomes(executor)
+    assert outcome.failure == FAILED.failure
+    (lost,) = outcome.retries
+    assert lost.reason.startswith("contact with the worker was lost, and it has not answered for 0 s")
+    assert (hangs.killed, next_one.killed) == (True, False)
+
+
+def test_a_worker_that_hangs_while_it_starts_is_replaced(pool: Callable[..., RayExecutor]) -> None:
+    notes: list[str] = []
+    hangs = Worker(start=NEVER, name="host:13")
+    executor = pool([hangs, Worker()], notes, start=0.2)
+    executor.submit(JOB)
+    assert len(outcomes(executor)) == 1
+    assert hangs.killed
+    assert notes[0] == "a worker was lost while it started: host:13 is not ready after 0 s; starting another"
+
+
+def test_workers_that_only_start_are_mentioned(
+    pool: Callable[..., RayExecutor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outlook, "SLOW_S", 0.1)
+    notes: list[str] = []
+    executor = pool([Worker(start=NEVER, name="host:13")], notes)
+    executor.submit(JOB)
+    assert outcomes(executor, 0.5) == []
+    (said,) = notes  # once
+    assert said.startswith("no worker can score yet: 1 start, host:13 for 0 min now.")
+    assert "locks/prepare" in said
+
+
+@pytest.mark.parametrize("last", [None, CheckpointError("m", "no room")])
+def test_a_node_that_cannot_score_ends_nothing_while_another_may(
+    pool: Callable[..., RayExecutor], last: InputError | None
+) -> None:
+    notes: list[str] = []
+    slow = Worker(start=NEVER)
+    starting = Ref(NEVER)
+    slow.start = SimpleNamespace(remote=lambda: starting)  # type: ignore[attr-defined]
+    executor = pool([Worker(start=CheckpointError("m", "no room"), name="bad:1"), slow], notes, count=2)
+    executor.submit(JOB)
+    assert outcomes(executor, 0.3) == []
+    assert notes == ["bad:1 cannot score: m: no room.; the next is started in 5 s"]
+    starting.value = last
+    if last is None:
+        assert len(outcomes(executor)) == 1
+    else:
+        with pytest.raises(CheckpointError, match="m: no room"):  # nobody is left who might
+            outcomes(executor)
+
+
+def test_a_worker_whose_contact_is_being_looked_for_counts_as_one(pool: Callable[..., RayExecutor]) -> None:
+    unclear = Worker(run=lost_contact(), ping=lost_contact())
+    bad = Worker(start=NEVER)
+    starting = Ref(NEVER)
+    bad.start = SimpleNamespace(remote=lambda: starting)  # type: ignore[attr-defined]
+    executor = pool([unclear, bad], count=2)
+    executor.submit(JOB)
+    while not executor._unasked:
+        executor.wait(0.0)
+    starting.value = CheckpointError("m", "no room")
+    executor._started(next(iter(executor._starting)))
+    assert not executor.slots
+    assert bad.killed
+
+
+def test_what_is_scored_is_handed_out_before_the_search_ends(pool: Callable[..., RayExecutor], cluster: Quiet) -> None:
+    answer = Ref(NEVER)
+    worker = Worker()
+    worker.run = SimpleNamespace(remote=lambda *given: answer)  # type: ignore[attr-defined]
+    executor = pool([worker])
+    executor.submit(JOB)
+    executor.submit(JOB)
+    while not executor._running:
+        executor.wait(0.0)
+    answer.value = FAILED
+    cluster.silent, executor._turned = 100.0, 0.0
+    time.sleep(0.02)
+    assert [outcome.failure for outcome in executor.wait(1.0)] == [FAILED.failure]
+    executor.submit(JOB)  # asks nothing of a cluster that is gone
+    for _ in range(2):
+        with pytest.raises(SearchError, match="its head node has not answered for 100 s"):
+            executor.wait(1.0)
+
+
+def test_a_head_node_that_has_just_fallen_silent_is_asked_nothing(
+    pool: Callable[..., RayExecutor], cluster: Quiet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = pool([Worker(run=NEVER)])
+    executor.submit(JOB)
+    while not executor._running:
+        executor.wait(0.0)
+    cluster.silent = 0.0
+    monkeypatch.setattr(cluster, "nodes", lambda: pytest.fail("this waits for minutes"))
+    worker = next(iter(executor._running.values())).member.actor
+    executor._turned = 0.0
+    monkeypatch.setattr(executor, "_fill", lambda: pytest.fail("so does this"))
+    executor._turn()
+    executor.close()
+    assert not worker.killed

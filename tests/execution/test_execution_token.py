@@ -1,0 +1,80 @@
+"""The token of a cluster: one lookup for whoever joins it and for whoever sends it jobs, where Ray looks too."""
+
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from evosearch.errors import ClusterError
+from evosearch.execution import token
+from evosearch.execution.cluster import _has_token
+from evosearch.execution.jobs import Jobs
+
+
+@pytest.fixture(autouse=True)
+def _at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A home with a token, and nothing in the environment."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("of-home\n")
+
+
+def test_it_is_looked_for_in_the_order_of_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert token.find() == "of-home"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "")  # as if it were not set
+    assert token.find() == "of-home"
+    (tmp_path / "named").write_text(" of-file\n")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "named"))
+    assert token.find() == "of-file"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", " ")
+    assert token.find() == "of-file"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "given")
+    assert token.find() == "given"
+
+
+@pytest.mark.parametrize("content", [None, " \n"])
+def test_a_file_that_is_named_and_says_nothing_is_not_passed_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None
+) -> None:
+    if content is not None:
+        (tmp_path / "named").write_text(content)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "named"))
+    with pytest.raises((OSError, ValueError), match=r"No such file|it is empty"):
+        token.find()
+    assert not _has_token()
+    with pytest.raises(ClusterError, match=rf"RAY_AUTH_TOKEN_PATH: {tmp_path}/named cannot be read: .*(No such|empty)"):
+        Jobs("http://127.0.0.1:9")
+
+
+def test_none_is_shown_where_the_user_says_that_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though one is set, and though Ray, which reads the mode once, was loaded while it was another."""
+    shown: list[str | None] = []
+
+    class Dashboard(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            shown.append(self.headers.get("Authorization"))
+            body = b'{"version": "4", "ray_version": "2.60.0", "ray_commit": "", "session_name": ""}'
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Dashboard) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        Jobs(url)
+        from ray._raylet import AuthenticationTokenLoader
+
+        assert AuthenticationTokenLoader.instance().has_token()
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+        Jobs(url)
+        server.shutdown()
+    assert shown[0] == "Bearer of-home"
+    assert set(shown) == {"Bearer of-home", ""}

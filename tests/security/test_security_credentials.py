@@ -1,0 +1,119 @@
+"""A URL is told without its secrets, wherever the programs that read it see its password end."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evosearch.credentials import hidden, hidden_in
+from evosearch.errors import LedgerError, TrackingError
+from evosearch.search.ledger import Ledger
+from evosearch.search.ledger_errors import shown
+
+Program = Callable[..., tuple[int, str, str]]
+SECRET = "hunter2"
+HIDDEN = [
+    (f"postgresql://me:{SECRET}@host/db", "postgresql://***@host/db"),
+    (f"postgresql://me:hun/{SECRET}@host/db", "postgresql://***@host/db"),  # urlsplit sees no password in it
+    (f"postgresql://me:a@{SECRET}@host/db", "postgresql://***@host/db"),
+    (f"postgresql+psycopg://me:{SECRET}?[@host:5432/db", "postgresql+psycopg://***@host:5432/db"),
+    (f"postgresql://:{SECRET}@host/db", "postgresql://***@host/db"),
+    (f"postgresql://me@host/db?password={SECRET}", "postgresql://me@host/db?***"),
+    (f"https://{SECRET}@host:5000", "https://***@host:5000"),
+    (f"HTTPS://me:a/{SECRET}@host", "HTTPS://***@host"),
+    (f"https://host:5000?api_key={SECRET}", "https://host:5000?***"),
+]
+WHOLE = [
+    "postgresql://me@host:5432/db",
+    "http://[::1]:5000",
+    "sqlite:////home/me@work/runs/mlflow.db?mode=ro",
+    "ray://head:10001",
+    "databricks",
+    "jsonl:events.jsonl",
+]
+
+
+@pytest.mark.parametrize(("url", "told"), HIDDEN)
+def test_secrets_are_left_out(url: str, told: str) -> None:
+    assert hidden(url) == told
+    assert hidden_in(f"no way to '{url}', says the server (see {url}).") == (
+        f"no way to '{hidden(url)}', says the server (see {told})."
+    )
+
+
+@pytest.mark.parametrize("url", WHOLE)
+def test_what_holds_no_secret_is_told_whole(url: str) -> None:
+    assert hidden(url) == url
+    assert hidden_in(f"({url}): no such place, ask me@work.") == f"({url}): no such place, ask me@work."
+
+
+def test_what_is_no_url_is_taken_at_its_worst() -> None:
+    assert hidden(f"postgresql//me:{SECRET}@host/db") == "postgresql//***@host/db"
+    assert hidden(f"me:{SECRET}@host") == "***@host"
+
+
+def test_a_password_with_a_space_ends_at_the_sign() -> None:
+    assert hidden_in("Failed to parse: https://me:hun ter2@host/x") == "Failed to parse: https://***@host/x"
+    assert hidden_in("at http://host:5000/x failed for a@b") == "at http://host:5000/x failed for a@b"
+
+
+@given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1))
+def test_whatever_sqlalchemy_takes_for_a_password_is_hidden(text: str) -> None:
+    url = f"postgresql://me:<{text}>@host/db"
+    assert f"<{text}>" not in hidden(url)
+    assert f"<{text}>" not in hidden_in(f"cannot reach {url}")
+    made = sa.URL.create("postgresql", "me", f"<{text}>", "host", database="db", query={"password": text + "<>"})
+    assert shown(made) == "postgresql://***@host/db?***"
+
+
+def test_no_command_repeats_a_ledgers_password(evosearch: Program, tmp_path: Path) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # and does not listen: whoever comes is refused at once
+        port = bound.getsockname()[1]
+        for url in (f"postgresql://me:{SECRET}@127.0.0.1:{port}/db", f"postgresql://me:a/{SECRET}@127.0.0.1:{port}/db"):
+            code, out, err = evosearch("status", "--ledger", url)
+            assert code == 2
+            assert f"postgresql://***@127.0.0.1:{port}/db cannot be used" in err
+            assert SECRET not in out + err
+    code, out, err = evosearch("status", "--ledger", f"nonsense//me:a/{SECRET}@host/db")
+    assert (code, SECRET in out + err) == (2, False)
+    assert "got 'nonsense//***@host/db'" in err
+
+
+def test_the_title_of_a_ledgers_searches_names_no_password(evosearch: Program, postgres_url: str) -> None:
+    Ledger.open(postgres_url, "here").close()
+    url = sa.make_url(postgres_url).set(password=f"a/{SECRET}").render_as_string(hide_password=False)
+    code, out, err = evosearch("status", "--ledger", f"{postgres_url}?application_name={SECRET}")
+    assert code == 0, err
+    assert out.split()[:2] == ["Searches", "in"]
+    assert out.split()[2].startswith("postgresql://")
+    assert SECRET not in out + err
+    code, out, err = evosearch("status", "--ledger", url)
+    assert code == 2, out
+    assert "cannot be used" in err
+    assert SECRET not in out + err
+
+
+def test_stores_that_are_servers_are_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Databricks is one: looking makes no tables there, and tells whether this account may come in."""
+    from evosearch.tracking.access import look_at
+
+    for name in ("DATABRICKS_HOST", "DATABRICKS_TOKEN", "DATABRICKS_CONFIG_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(tmp_path / "none"))
+    with pytest.raises(TrackingError, match="databricks: MlflowException: Reading Databricks credential"):
+        look_at("databricks", "night", None)
+    text = look_at(f"mysql://me:a/{SECRET}@host/db", "night", None)
+    assert (
+        text == "MLflow at mysql://***@host/db is not opened before the search starts, since its tables would be made"
+    )
+
+
+def test_a_malformed_ledger_is_refused_without_its_password() -> None:
+    with pytest.raises(LedgerError) as caught:
+        Ledger.open(f"postgresql://me:{SECRET}@host:many/db", "ledger")
+    assert SECRET not in str(caught.value)
