@@ -28,7 +28,7 @@ FROZEN_S = 1.0  # that who is about to be killed stands still: time enough for a
 
 
 class Nodes:
-    """A head, which runs no worker, and nodes that do."""
+    """A head, and nodes that join it."""
 
     def __init__(self, folder: Path) -> None:
         """

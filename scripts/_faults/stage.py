@@ -87,9 +87,9 @@ class Stage:
         self._environment: dict[str, str] = {}
 
     def up(self, **cpus: int) -> Nodes:
-        """Start a head and nodes with so many CPUs, which is so many workers."""
+        """Start a head and nodes with so many CPUs, which is so many workers; the head has none unless it is named."""
         self.nodes = Nodes(self.folder)
-        self.nodes.add(HEAD)
+        self.nodes.add(HEAD, cpus.pop(HEAD, 0))
         for name, count in cpus.items():
             self.nodes.add(name, count)
         return self.nodes

@@ -33,7 +33,7 @@ def worker_killed(stage: Stage) -> Finding:
 
 def poison(stage: Stage) -> Finding:
     """One candidate kills every worker that it is given to."""
-    stage.up(first=2)
+    stage.up(head=2)
     stage.drive(50, 0.1, acts={"20@search": "die"})
     stage.finish()
     record = examine(stage.ledger, SEARCH, stage.candidates)
@@ -43,7 +43,7 @@ def poison(stage: Stage) -> Finding:
 
 def hang(stage: Stage) -> Finding:
     """A worker does not answer; how long is too long is known from the others' answers."""
-    stage.up(first=4)
+    stage.up(head=4)
     patience = {"first": 120.0, "floor": 8.0, "factor": 5.0}
     stage.drive(60, 0.1, acts=dict.fromkeys(HANGING, "hang once"), patience=patience)
     stage.finish()

@@ -224,12 +224,13 @@ def blend(folders: list[Path], weight: float) -> Recipe:
     return Recipe.model_validate({"merge_method": "linear", "models": models})
 
 
-# Experts split and sort tensors in ways that the stand-ins for devices do not carry; they stay within their layer.
-EXPERTS = {"MixtralForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM"}
+# Experts split and sort tensors in ways that the stand-ins for devices do not carry, and a mask of Gemma 2's begins as a
+# number without dimensions, which they cannot expand.
+ON_ONE_DEVICE = {"MixtralForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM", "Gemma2ForCausalLM"}
 
 
-@pytest.mark.parametrize("architecture", sorted(EXPERTS))
-def test_hooks_change_nothing_of_experts(architecture: str, random_model: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("architecture", sorted(ON_ONE_DEVICE))
+def test_hooks_change_nothing_on_one_device(architecture: str, random_model: Callable[..., Path]) -> None:
     """On one real device, said to be two."""
     folder, cpu = random_model(architecture), torch.device("cpu")
     plain = ResidentModel(opened(folder), str(folder))
@@ -243,7 +244,7 @@ def test_hooks_change_nothing_of_experts(architecture: str, random_model: Callab
     assert texts == answers
 
 
-@pytest.mark.parametrize("architecture", sorted(set(all_families()) - EXPERTS))
+@pytest.mark.parametrize("architecture", sorted(set(all_families()) - ON_ONE_DEVICE))
 def test_a_spread_model_scores_as_it_does_on_one_device(architecture: str, random_model: Callable[..., Path]) -> None:
     first = random_model(architecture, num_hidden_layers=4)
     folders = [first, random_model(architecture, seed=2, near=first, num_hidden_layers=4)]

@@ -366,6 +366,7 @@ def test_a_stream_reads_page_by_page(ledger: Ledger) -> None:
     [
         ("runs/ledger.db", "got 'runs/ledger.db'.*sqlite:///PATH"),
         ("mysql://host/db", "got a mysql database"),
+        ("sqlite+pysqlite:////x.db", r"got the driver 'sqlite\+pysqlite'"),
         ("postgresql+psycopg2://host/db", r"got the driver 'postgresql\+psycopg2'.*postgresql://HOST/DATABASE"),
         ("postgresql//me:secret@host/db", r"got 'postgresql//\*\*\*@host/db'"),
         ("postgresql://me:secret@host:many/db", r"got 'postgresql://\*\*\*@host:many/db'"),
