@@ -224,8 +224,8 @@ def blend(folders: list[Path], weight: float) -> Recipe:
     return Recipe.model_validate({"merge_method": "linear", "models": models})
 
 
-# Experts split and sort tensors in ways that the stand-ins for devices do not carry, and a mask of Gemma 2's begins as a
-# number without dimensions, which they cannot expand.
+# Experts split and sort tensors in ways that the stand-ins for devices do not carry, and a mask of Gemma 2's begins
+# as a number without dimensions, which they cannot expand.
 ON_ONE_DEVICE = {"MixtralForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM", "Gemma2ForCausalLM"}
 
 
