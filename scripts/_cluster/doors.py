@@ -64,7 +64,7 @@ def check_postgres(postgres: Postgres) -> None:
         SearchError: as `check`.
     """
     for who, password in {"nobody": "", "a wrong password": WRONG}.items():
-        key = f"user={USER} password='{password}' passfile=/dev/null"  # else PGPASSFILE has the right one
+        key = f"user={USER} password='{password}' passfile={postgres.folder}/none"  # else PGPASSFILE has the right one
         where = f"host={HOST} port={postgres.port} dbname={LEDGER} connect_timeout={ANSWER_S:.0f}"
         try:
             psycopg.connect(f"{where} {key}").close()

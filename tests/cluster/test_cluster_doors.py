@@ -49,7 +49,7 @@ def test_postgresql_that_lets_anybody_in_does_not(server: Postgres) -> None:
     rules.write_text("host all all 127.0.0.1/32 trust\n")
     with server.connect() as connection:
         connection.execute("SELECT pg_reload_conf()")
-    where = f"host=127.0.0.1 port={server.port} user=evosearch dbname={LEDGER} passfile=/dev/null"
+    where = f"host=127.0.0.1 port={server.port} user=evosearch dbname={LEDGER} passfile=/nowhere"
     deadline = time.monotonic() + 20
     try:
         while time.monotonic() < deadline:  # it reads its rules again a moment later

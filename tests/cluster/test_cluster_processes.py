@@ -90,7 +90,7 @@ def test_what_left_the_session_of_a_process_that_is_gone_is_found_by_the_mark(tm
     first, child = sorted(process.members(), key=lambda member: member.pid != process.pid)
     first.kill()
     assert gone([first])
-    process.stop()
+    process.stop(within_s=0.5)
     assert gone([child])
 
 
