@@ -32,6 +32,12 @@ def _own_data_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyte
     monkeypatch.setenv("EVOSEARCH_DATA", str(tmp_path_factory.getbasetemp() / "data"))
 
 
+@pytest.fixture
+def ray_knows_its_mode() -> None:
+    """Ray reads RAY_AUTH_MODE once, when it is first imported: before a test that changes it, for those that come after."""
+    import ray  # noqa: F401
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _trusted_tasks(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tasks that tests write, and those in evals/, are trusted wherever the suite lies that includes them."""
