@@ -34,7 +34,7 @@ def _own_data_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyte
 
 @pytest.fixture
 def ray_knows_its_mode() -> None:
-    """Ray reads RAY_AUTH_MODE once, when it is first imported: before a test that changes it, for those that come after."""
+    """Ray reads RAY_AUTH_MODE once, when it is first imported: so that is done before a test changes it."""
     import ray  # noqa: F401
 
 

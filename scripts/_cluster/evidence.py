@@ -65,7 +65,10 @@ def check_mirror(rest: Rest, experiment: str, events: Sequence[Event]) -> str:
             runs.setdefault(tags["candidate_id"], []).append(run)
     ours = {payload["candidate"] for payload in of_type(events, "asked", "control")}
     if runs.keys() != ours or any(len(found) > 1 for found in runs.values()):
-        raise SearchError(f"MLflow has runs of {sorted(runs)}; the ledger has {sorted(ours)}")
+        lacking, strange = sorted(ours - runs.keys()), sorted(runs.keys() - ours)
+        twice = sorted(name for name, found in runs.items() if len(found) > 1)
+        counts = f"{len(runs)} candidates in MLflow, {len(ours)} in the ledger"
+        raise SearchError(f"{counts}; lacking {lacking[:9]}, not ours {strange[:9]}, twice {twice[:9]}")
     scored = of_type(events, "scored")
     for payload in scored:
         (run,) = runs[payload["candidate"]]

@@ -215,7 +215,7 @@ def test_the_mlflow_server_lets_in_who_has_an_account_from_where_it_is_allowed(
     (databases.secrets / "mlflow_tracking_password").write_text(fresh)
     assert mlflow.accounts().endswith("mlflow-accounts: changed the password of account 'evosearch'\n")
     assert mlflow.get(search, ("evosearch", fresh)).status_code == 200
-    deadline = time.monotonic() + 90  # the server takes a password that was right for a minute, where it is not restarted
+    deadline = time.monotonic() + 90  # a server that is not restarted takes a password that was right for a minute
     while mlflow.get(search, account).status_code != 401:
         assert time.monotonic() < deadline, "the old password is still taken"
         time.sleep(2)

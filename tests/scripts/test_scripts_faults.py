@@ -158,9 +158,7 @@ def test_reasons_must_be_there_and_be_the_ones_expected(whole: Path) -> None:
         drop("retried", "")(connection)
     connection.close()
     silent = examine(f"sqlite:///{whole}", SEARCH, CANDIDATES)
-    assert conclude("…", silent, "the worker died: ").problems == (
-        "on record is that 0 were scored again, not 1",
-    )
+    assert conclude("…", silent, "the worker died: ").problems == ("on record is that 0 were scored again, not 1",)
     assert conclude("…", silent, None, {"3": "quarantined: "}).problems == ("candidate 3 has not failed",)
 
 
