@@ -135,8 +135,10 @@ class Ledger:
         self._appender.insert(search_id, rows, columns)
         return [Event(row["seq"], now, row["type"], json.loads(row["payload"])) for row in rows]
 
-    def events(self, search_id: str, after: int = 0, types: Iterable[str] | None = None) -> list[Event]:
-        """The events of a search with `seq` greater than `after`, in order.
+    def events(
+        self, search_id: str, after: int = 0, types: Iterable[str] | None = None, limit: int | None = None
+    ) -> list[Event]:
+        """The events of a search with `seq` greater than `after`, in order; the first `limit` of them.
 
         Raises:
             LedgerError: a newer version wrote one of them.
@@ -146,7 +148,13 @@ class Ledger:
         query = query.where(at.search_id == search_id, at.seq > after).order_by(at.seq)
         if types is not None:
             query = query.where(at.type.in_(list(types)))
-        return self._events(query, search_id)
+        return self._events(query.limit(limit), search_id)
+
+    def count_events(self, search_id: str, after: int = 0) -> int:
+        """How many events of a search have a `seq` greater than `after`: numbers are without gaps."""
+        at = store.events.c
+        ((last,),) = self._rows(sa.select(sa.func.max(at.seq)).where(at.search_id == search_id))
+        return max(0, (last or 0) - after)
 
     def stream(self, search_id: str, after: int = 0) -> Iterator[Event]:
         """What `events` gives, without holding all of it: long searches of many dimensions are large.
@@ -154,9 +162,7 @@ class Ledger:
         Raises:
             LedgerError: a newer version wrote one of them.
         """
-        at = store.events.c
-        query = sa.select(at.seq, at.time, at.type, at.version, at.payload).where(at.search_id == search_id)
-        while found := self._events(query.where(at.seq > after).order_by(at.seq).limit(PAGE), search_id):
+        while found := self.events(search_id, after, limit=PAGE):
             yield from found
             after = found[-1].seq
 

@@ -24,7 +24,9 @@ UP_TO_DATE = "up to date"
 class EventReader(Protocol):
     """The part of a ledger that a mirror needs."""
 
-    def events(self, search_id: str, after: int = 0) -> list[Event]: ...
+    def events(self, search_id: str, after: int = 0, *, limit: int | None = None) -> list[Event]: ...
+
+    def count_events(self, search_id: str, after: int = 0) -> int: ...
 
     def close(self) -> None: ...
 
@@ -36,7 +38,7 @@ class Sink(Protocol):
         """Connect, reconcile with what is there, and tell the `seq` of the last event it holds (0: none)."""
 
     def recall(self, events: Sequence[Event]) -> None:
-        """Events it holds already, from the first: what it needs to know to write the next ones."""
+        """Events it holds already, some at a time, from the first: what it needs to know to write the next ones."""
 
     def write(self, events: Sequence[Event]) -> None:
         """Copy events, in order, then mark how far it is. Writing an event twice equals writing it once."""
@@ -189,26 +191,32 @@ class Mirror:
             self._reader = self._open_reader()
         if not self._opened:
             self._cursor = self._sink.open()
-            self._sink.recall([e for e in self._reader.events(self._search_id) if e.seq <= self._cursor])
+            self._recall(self._reader)
             self._opened = True
-        events = self._reader.events(self._search_id, after=self._cursor)
-        while events:
-            self._behind, self._reason = len(events), "catching up"
+        # A chunk at a time: a store that was away for a night is behind by more than memory should hold
+        while chunk := self._reader.events(self._search_id, after=self._cursor, limit=CHUNK):
+            behind = self._reader.count_events(self._search_id, after=self._cursor)
+            self._behind, self._reason = behind, "catching up"
             if time.monotonic() > self._deadline:
                 return False
-            chunk, events = events[:CHUNK], events[CHUNK:]
             self._sink.write(chunk)
             self._cursor = chunk[-1].seq
             self._well()
-            events = events or self._reader.events(self._search_id, after=self._cursor)
         self._behind, self._reason = 0, ""
         self._well()
         return True
 
+    def _recall(self, reader: EventReader) -> None:
+        """Tell the sink what it holds."""
+        seq = 0
+        while seq < self._cursor and (chunk := reader.events(self._search_id, after=seq, limit=CHUNK)):
+            self._sink.recall([event for event in chunk if event.seq <= self._cursor])
+            seq = chunk[-1].seq
+
     def _count_behind(self) -> None:
         try:
             self._reader = self._reader or self._open_reader()
-            self._behind = len(self._reader.events(self._search_id, after=self._cursor))
+            self._behind = self._reader.count_events(self._search_id, after=self._cursor)
         except Exception:  # the ledger itself fails: keep the last number, and open it again next time
             self._close_reader()
 
