@@ -35,7 +35,7 @@ class Store:
         return self.marked
 
     def recall(self, events: Sequence[Event]) -> None:
-        self.recalled = [event.seq for event in events]
+        self.recalled += [event.seq for event in events]
 
     def write(self, events: Sequence[Event]) -> None:
         for count, event in enumerate(events):
@@ -107,6 +107,25 @@ def test_what_is_mirrored_already_is_recalled_not_written(story: Story) -> None:
     mirror(store, story).close(10.0)
     assert store.recalled == [1, 2, 3, 4]
     assert min(store.held) == 5
+
+
+def test_a_long_backlog_is_read_and_recalled_some_events_at_a_time(story: Story) -> None:
+    read: list[int] = []
+
+    class Counted(Ledger):
+        def events(self, *given: Any, **named: Any) -> list[Event]:
+            found = super().events(*given, **named)
+            read.append(len(found))
+            return found
+
+    story.whole()
+    everything = [event.seq for event in story.ledger.events(story.search_id)]
+    store = Store()
+    store.marked = 6
+    Mirror(store, lambda: Counted.open(story.url, read_only=True), story.search_id).close(10.0)
+    assert store.recalled == everything[:6]
+    assert list(store.held) == everything[6:]
+    assert max(read) <= mirror_room.CHUNK
 
 
 def test_catching_up_waits_for_what_is_recorded_now_and_closing_can_be_repeated(story: Story) -> None:
