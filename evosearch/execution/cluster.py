@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -42,11 +43,11 @@ def secure_environment(token_file: Path) -> None:
     otherwise one is made in `token_file`, readable by its owner only.
     """
     _settings()
-    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
-        return
-    if not token_file.exists():
-        _make_token(token_file)
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file)
+    if "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        if not token_file.exists():
+            _make_token(token_file)
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file)
+    _show_the_token_named_now()
 
 
 def _make_token(file: Path) -> None:
@@ -183,6 +184,7 @@ def _join(address: str, where: str) -> None:
     if not _has_token():
         what = f"there is no token for it in {token.PLACES}"
         raise SpecError(where, what, next="Set one of them to the cluster's token")
+    _show_the_token_named_now()
     head = _endpoint(address)
     if head is None and address != "auto":
         what = "not the address of a Ray cluster"
@@ -268,6 +270,15 @@ def _has_token() -> bool:
         return not token.is_shown() or token.find() is not None
     except (OSError, ValueError):
         return False
+
+
+def _show_the_token_named_now() -> None:
+    """Ray keeps the first token that a process shows; a second Ray in that process, with another, would refuse it."""
+    ray = sys.modules.get("ray")
+    if ray is not None and not ray.is_initialized():
+        from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+        AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager

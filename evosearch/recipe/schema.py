@@ -191,5 +191,5 @@ def _tidy(node: Any) -> Any:
         kept = {key: _tidy(value) for key, value in node.items()}
         if kept.keys() == {"filter", "value"} and kept["filter"] is None:
             del kept["filter"]
-        return {key: value for key, value in kept.items() if key != "parameters" or value}
+        return {key: value for key, value in kept.items() if key != "parameters" or value != {}}
     return [_tidy(item) for item in node] if isinstance(node, list | tuple) else node

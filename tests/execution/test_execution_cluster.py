@@ -73,6 +73,22 @@ def test_of_two_that_make_a_token_the_first_is_right(tmp_path: Path, monkeypatch
     assert list(token.parent.iterdir()) == [token]  # nothing is left beside it
 
 
+def test_a_second_ray_in_a_process_is_shown_its_own_token(
+    ray_knows_its_mode: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray itself keeps the first: its own head refuses it then, after a long wait."""
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+    for name in ("RAY_AUTH_TOKEN_PATH", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", *TELEMETRY_OFF):
+        monkeypatch.setenv(name, "1")  # so that they are as before once this test is done
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    for name in ("first", "second"):
+        monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+        cluster.secure_environment(tmp_path / name)
+        shown = AuthenticationTokenLoader.instance().get_raw_token()
+        assert shown == (tmp_path / name).read_text()
+
+
 JOIN = """
 import sys
 from pathlib import Path

@@ -49,6 +49,12 @@ def test_what_is_read_is_written_back_equal() -> None:
     assert recipe.models[1].parameters["weight"][0] == {"filter": "mlp", "value": 0.1}
 
 
+def test_a_parameter_of_an_unlucky_name_is_not_lost_on_the_way_to_its_refusal() -> None:
+    recipe = read(TIES.replace("density: 0.5\n", "parameters: 0\n"))
+    assert recipe.parameters["parameters"] == 0
+    assert read(recipe.to_yaml()) == recipe
+
+
 def test_keys_without_effect_are_reported_and_not_hashed() -> None:
     recipe = read(TIES)
     (note,) = checks.check(recipe, specs(), "r.yaml: ")

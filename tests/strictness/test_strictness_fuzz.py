@@ -1,11 +1,10 @@
 """Whatever is put into a recipe, a spec or a suite: only our own errors come out, and soon."""
 
+import random
 from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 
 DOCUMENTS = {"recipe": 900, "spec": 450, "suite": 650}  # a spec is read with its suite
 NAMES = tuple(DOCUMENTS)
@@ -16,26 +15,14 @@ def test_a_document_with_accidents_is_taken_or_refused_by_our_own_errors(name: s
     from _fuzz.accidents import accident
 
     loader, seen = loaders[name], Counter[str]()
-
-    @settings(
-        max_examples=DOCUMENTS[name],
-        deadline=None,
-        derandomize=True,
-        database=None,
-        phases=[Phase.generate],  # a text that fails is short enough
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(draw=st.randoms(use_true_random=False))
-    def try_one(draw: Any) -> None:
+    draw = random.Random(name)  # the same documents each time; `scripts/bench/fuzz --seed` draws others
+    for _ in range(DOCUMENTS[name]):
         text = accident(draw.choice(loader.seeds), draw)
         outcome = loader.try_text(text)
         seen[outcome.kind] += 1
         assert outcome.kind != "foreign", f"{outcome.said}\n{text}"
         if outcome.kind == "refused":
             assert str(loader.file.parent.parent) in outcome.said, f"no file is named: {outcome.said}"
-
-    try_one()
-    assert seen.total() >= DOCUMENTS[name]
     assert seen["refused"] > DOCUMENTS[name] // 3
     assert seen["accepted"] > DOCUMENTS[name] // 100
 
