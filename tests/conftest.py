@@ -26,6 +26,12 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it once, when it is first imported
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests come first: one that is left for the end keeps one process busy and the other idle."""
+    long = {mark: {item.path for item in items if item.get_closest_marker(mark)} for mark in ("slow", "ray")}
+    items.sort(key=lambda item: [item.path not in files for files in long.values()])
+
+
 @pytest.fixture(autouse=True)
 def _own_data_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Test openings are counted in a folder of this test run, not in the user's."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from evosearch.errors import ClusterError
+from evosearch.errors import ClusterError, LedgerError
 from evosearch.execution.jobs import RUN, Job, Jobs
 from evosearch.search.ledger import Ledger
 from evosearch.search.state import SearchState
@@ -278,10 +278,18 @@ def test_a_search_outlives_the_head_and_a_stop(head: Head, spec: World, evosearc
             (info,) = opened.searches()
             return SearchState.from_events(opened.events(info.search_id))
 
+    def begun() -> bool:
+        try:
+            with Ledger.open(ledger, read_only=True) as opened:
+                return bool(opened.searches())
+        except LedgerError:  # it is not there, or being made
+            return False
+
     def finished(more_than: int) -> bool:
-        return (tmp_path / "outlives.db").is_file() and len(state().finished) > more_than
+        return len(state().finished) > more_than
 
     first = said(evosearch, "submit", path, "--address", head.url)
+    until(begun)
     until(lambda: finished(12))
     head.kill()
     head.start()
