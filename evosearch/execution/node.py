@@ -133,16 +133,26 @@ def _check_contents(config: "WorkerConfig", recipe: Recipe, opener: Opener) -> N
     Raises:
         CheckpointError: a model is another one than the controller's, so that scores would not be of one search.
     """
-    if not config.inputs:
-        return
-    for name, now in opener.contents(recipe, opener.as_they_are(recipe, config.also)).items():
-        then = config.inputs.get(name, now)
-        if then != now:
+    if config.inputs:
+        for name, now in opener.contents(recipe, opener.as_they_are(recipe, config.also)).items():
             part = "tokenizer" if name.startswith(TOKENIZER_OF) else "model"
-            what = f"another {part} lies under this name on {socket.gethostname()} (content {now[:12]}) than where the "
-            what += f"search was started (content {then[:12]})"
-            reference = name.removeprefix(TOKENIZER_OF)
-            raise CheckpointError(reference, what, next=_put_right(config, opener, reference))
+            _compare(part, name.removeprefix(TOKENIZER_OF), config.inputs.get(name, now), now, config, opener)
+    if config.files:
+        for name, files in opener.files(recipe, config.also).items():
+            then = config.files.get(name, files)
+            for file in sorted(then.keys() | files.keys()):
+                _compare(file, name, then.get(file), files.get(file), config, opener)
+
+
+def _compare(part: str, name: str, then: str | None, now: str | None, config: "WorkerConfig", opener: Opener) -> None:
+    if then != now:
+        other = f"another {part} lies under this name on {socket.gethostname()} ({_shown(now)})"
+        what = f"{other} than where the search was started ({_shown(then)})"
+        raise CheckpointError(name, what, next=_put_right(config, opener, name))
+
+
+def _shown(digest: str | None) -> str:
+    return "none" if digest is None else f"content {digest[:12]}"
 
 
 def _put_right(config: "WorkerConfig", opener: Opener, reference: str) -> str:

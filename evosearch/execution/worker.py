@@ -57,6 +57,7 @@ class WorkerConfig:
     also: tuple[str, ...] = ()  # further models, which only controls name
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # reference → recipe, of models that are one
     inputs: Mapping[str, str] = field(default_factory=dict)  # reference → content_sha256, where it is to be checked
+    files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # reference → file beside the weights → sha256
     resolvers: tuple[str, ...] = ("evosearch.zoo",)  # modules whose `register()` adds reference schemes
 
     def with_gpus(self, gpus: float) -> "WorkerConfig":

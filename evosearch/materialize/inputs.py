@@ -13,6 +13,7 @@ from typing import Any
 
 from evosearch.checkpoints import references
 from evosearch.checkpoints.adapters import apply_adapter
+from evosearch.checkpoints.beside import files_of
 from evosearch.checkpoints.hashes import Hashes
 from evosearch.checkpoints.locks import LOCKS, locked
 from evosearch.checkpoints.overlay import Overlay
@@ -131,6 +132,10 @@ class Opener:
         if source is not None and source not in found:
             found[source] = tokenizer_sha256(self.folder(source))
         return found
+
+    def files(self, recipe: Recipe, also: Sequence[str] = ()) -> dict[str, dict[str, str]]:
+        """reference → file → sha256, of config and tokenizer of every model as it came."""
+        return {reference: files_of(checkpoint) for reference, checkpoint in self.as_they_are(recipe, also).items()}
 
     def _open_recipe(self, reference: str) -> Checkpoint:
         if reference in self._within:

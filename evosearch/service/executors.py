@@ -36,6 +36,7 @@ def worker_config(workers: WorkersConfig, models: Models, suite: Suite, out_dtyp
         also=models.also,
         recipes=models.opener.nested,
         inputs=models.inputs,
+        files=models.files,
     )
 
 

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from evosearch.checkpoints.beside import files_of
 from evosearch.checkpoints.chat_template import BUILT_IN
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.references import default_cache, resolve_adapter, split
@@ -24,7 +25,6 @@ from evosearch.service.models import Models, open_models
 from evosearch.service.openings import times_opened
 from evosearch.service.paths import Places, find
 from evosearch.service.recorded import contamination_acknowledged, read_search, score_interval
-from evosearch.service.unchanged import files_of
 
 FILES: dict[Format, str] = {"recipe": "recipe.yaml", "mergekit": "mergekit.yaml", "checkpoint": "checkpoint"}
 RANK = 32  # of an exported adapter, where none is asked for

@@ -59,6 +59,11 @@ class Models:
         """reference → content_sha256; reads every byte once."""
         return self.opener.contents(self.recipe, self.checkpoints)
 
+    @cached_property
+    def files(self) -> dict[str, dict[str, str]]:
+        """reference → file → sha256, of config and tokenizer of every model as it came."""
+        return self.opener.files(self.recipe, self.also)
+
     @property
     def depths(self) -> dict[str, int]:
         """reference → number of layers."""

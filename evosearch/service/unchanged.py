@@ -5,14 +5,11 @@ decides a score and lies outside the spec is recorded by its digest when a searc
 A record of an earlier version lacks some of it; what it lacks is not compared.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from evosearch.checkpoints.reader import CONFIG, Checkpoint
-from evosearch.checkpoints.writer import COMPANIONS, TOKENIZER_FILES
+from evosearch.checkpoints.beside import files_of
 from evosearch.errors import LedgerError
 from evosearch.evaluation.types import ItemSet
 from evosearch.recipe.identity import TOKENIZER_OF
@@ -22,7 +19,6 @@ from evosearch.service.prepare import Prepared
 from evosearch.service.spec import check_same_search, flat
 
 NOT_IN_DIGEST = ("near_duplicates", "place")  # keys of a suite: a record that lacks them is none of another suite
-NO_EFFECT = ("_name_or_path", "transformers_version")  # keys of config.json that say who wrote it, not what it is
 DIGEST = re.compile("[0-9a-f]{16,}")
 RESTORE = "or give the new search another name"
 
@@ -68,21 +64,6 @@ def refuse_other_search(ledger: Ledger, prepared: Prepared) -> SearchState | Non
         _check_batches(began, now["batches"], prepared)
         latest = latest or state
     return latest
-
-
-def files_of(checkpoint: Checkpoint) -> dict[str, str]:
-    """File → sha256 (hex), of a model's config and its tokenizer's files.
-
-    `content_sha256` is of the weights alone, and the same weights under another rotary base or another tokenizer are
-    another model.
-    """
-    config = {key: value for key, value in checkpoint.config.items() if key not in NO_EFFECT}
-    found = {CONFIG: hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()}
-    for folder, names in ((checkpoint.folder, COMPANIONS), (checkpoint.tokenizer_folder, TOKENIZER_FILES)):
-        for name in names:
-            if (folder / name).is_file():
-                found[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    return found
 
 
 def _suite(prepared: Prepared) -> dict[str, Any]:

@@ -229,6 +229,32 @@ def test_a_node_with_another_model_refuses(models: Path, tmp_path: Path) -> None
     prepare_node(replace(config, inputs={**config.inputs, name: now}))
 
 
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "generation_config.json"])
+def test_a_node_with_the_same_weights_under_another_config_or_tokenizer_refuses(models: Path, file: str) -> None:
+    config = config_of(models, "base+lora", "expert1")
+    recipe = Recipe.model_validate(config.recipe)
+    there = open_models(recipe, "spec.yaml: recipe", Silent())
+    config = replace(config, inputs=there.inputs, files=there.files)
+    prepare_node(config)
+    path, name = models / "expert1" / file, str(models / "expert1")
+    before = path.read_text()
+    path.write_text(json.dumps(json.loads(before) | {"rope_theta": 7.0}))
+    with pytest.raises(CheckpointError) as caught:
+        prepare_node(config)
+    text = str(caught.value)
+    assert text.startswith(f"{name}: another {file} lies under this name on {socket.gethostname()} (content ")
+    assert config.files[name][file][:12] in text
+    assert "Put the same files on every node" in text
+    path.unlink()
+    if file != "config.json":
+        with pytest.raises(
+            CheckpointError, match=rf"another {file} lies .* \(none\) than where the search was started"
+        ):
+            prepare_node(config)
+    path.write_text(before)
+    prepare_node(config)
+
+
 def test_an_adapter_is_applied_once_and_scores_as_where_it_is_loaded(
     models: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
