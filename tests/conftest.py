@@ -222,6 +222,7 @@ def evosearch(
         from evosearch.cli.main import main
 
         monkeypatch.setattr(sys, "argv", ["evosearch", *map(str, arguments)])
+        capfd.readouterr()  # what was said before is another's
         with pytest.raises(SystemExit) as stop:
             main()
         out, err = capfd.readouterr()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from evosearch.errors import CheckpointError
 
+GIB = 2.0**30
 ROOM = "Make room, or name a folder on another disk"
 
 

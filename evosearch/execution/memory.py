@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from evosearch.checkpoints.room import GIB
 from evosearch.evaluation.allocation import out_of_memory
 from evosearch.evaluation.loglikelihood import ScoreOptions
 from evosearch.evaluation.probe import logits_of, run_packed
@@ -26,7 +27,6 @@ CACHES = 0.5  # of that share, at most, for keys and values of rows that are con
 GROWING = 1.25  # a cache grows by copying, one layer at a time
 CONTEXT = 3 << 28  # bytes (0.75 GiB) that a process takes of a card beside what torch allocates
 FIRST = 512  # tokens of the first run that is measured
-GIB = 2.0**30
 
 
 @dataclass(frozen=True)

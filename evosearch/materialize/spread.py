@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evosearch.checkpoints.room import GIB
 from evosearch.errors import CheckpointError
 
 ROOM = 0.8  # of a device's free memory may be weights: the rest is for activations, merges, keys and values
-GIB = 2.0**30
 _HALVINGS = 60  # of the interval that the fullest device's share lies in: to the last bit of a float
 
 

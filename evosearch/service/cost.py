@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from evosearch.checkpoints.room import GIB
 from evosearch.evaluation.harness import Harness
 from evosearch.evaluation.loglikelihood import ScoreOptions
 from evosearch.evaluation.types import SPLITS
@@ -31,7 +32,6 @@ from evosearch.service.staged import StagedSpec
 from evosearch.service.stand_ins import described
 from evosearch.service.tokens import SplitTokens, count_in
 
-GIB = 2.0**30
 USED_FLOPS = 0.4  # of the peak, while prompts are read
 USED_BANDWIDTH = 0.5  # of the peak, while answers are written and weights merged
 

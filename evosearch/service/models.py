@@ -1,14 +1,15 @@
 """The models of a recipe, made ready: references resolved, checkpoints opened, fit for each other, hashed."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from evosearch.checkpoints.compatibility import check_compatible
 from evosearch.checkpoints.reader import CONFIG, Checkpoint
-from evosearch.checkpoints.references import default_cache
+from evosearch.checkpoints.references import default_cache, split
+from evosearch.documents import join
 from evosearch.errors import InputError, RecipeError, in_one
 from evosearch.execution.worker import register_schemes
 from evosearch.materialize.fit import check_fit
@@ -184,7 +185,7 @@ def _open_each(opener: Opener, recipe: Recipe, further: Sequence[str], where: st
             checkpoint = opener.open(reference)
             opened += [checkpoint] if reference in recipe.references() else []
         except InputError as error:
-            found.append(error)
+            found += [_at_its_key(problem, recipe, reference, where) for problem in error.problems]
     if not found:
         return
     if recipe.routing is None and recipe.vocabulary is None and not recipe.named_slices():
@@ -193,6 +194,23 @@ def _open_each(opener: Opener, recipe: Recipe, further: Sequence[str], where: st
         except InputError as error:
             found.append(error)
     raise in_one(where.partition(": ")[0], found)
+
+
+def _at_its_key(error: InputError, recipe: Recipe, reference: str, where: str) -> InputError:
+    """An error about a model as such, with the key that names it; one about a file of it names that already."""
+    key = next(_keys(recipe.to_dict(), reference), None)
+    if key is None or error.where not in (reference, *split(reference)):
+        return error
+    return type(error)(join(where, *key), f"{error.where}: {error.what}", error.allowed, error.next)
+
+
+def _keys(node: Any, reference: str) -> Iterator[tuple[str | int, ...]]:
+    """Where a recipe, as plain data, names a model."""
+    entries = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in entries:
+        if key in ("model", "base_model") and value == reference:
+            yield (key,)
+        yield from ((key, *rest) for rest in _keys(value, reference))
 
 
 def _of_a_hop(tensor: TensorSpec) -> bool:

@@ -20,6 +20,7 @@ from evosearch.checkpoints import pickles, references
 from evosearch.checkpoints.digest import DTYPES
 from evosearch.checkpoints.files import INDEX, read_json
 from evosearch.checkpoints.references import default_cache
+from evosearch.checkpoints.room import GIB
 from evosearch.errors import InputError, SpecError
 from evosearch.execution.memory import allowed, cards
 from evosearch.recipe import files
@@ -30,7 +31,6 @@ from evosearch.service.sizes import FLOAT32, Sizes
 from evosearch.service.spec import SearchSpec
 from evosearch.service.trackers import JSON_LINES
 
-GIB = 2.0**30
 # By searches of 65 to 135 candidates, whose ledgers have 21 to 25 KB of each: scores are compressed to 4 bytes a number
 BYTES_AN_ITEM = 40
 BYTES_A_CANDIDATE = 8192

@@ -17,6 +17,7 @@ from evosearch.search.recorder import Recorder
 from evosearch.search.types import Genome
 
 SEARCH = "schedule"
+Make = Callable[[OptimizerConfig, World, Genome], Optimizer]
 MEAN_S, SIGMA = 60.0, 1.0  # of an evaluation, lognormal: one in a hundred takes more than six times the mean
 
 
@@ -37,7 +38,7 @@ def search(
     executor: Executor,
     config: Mapping[str, Any],
     budget: Budget,
-    make: Callable[[OptimizerConfig, World, Genome], Optimizer] | None = None,
+    make: Make | None = None,
 ) -> tuple[str, Recorder]:
     """Run a search, or continue it; the reason it stopped, and its recorder with the ledger still open.
 
@@ -48,11 +49,23 @@ def search(
     ledger = Ledger.open(f"sqlite:///{folder / 'ledger.db'}")
     ledger.put_item_sets(world.batch)
     recorder = Recorder(ledger, SEARCH)
-    recorder.record([("started", {"name": SEARCH, "spec": {}, "resumed": recorder.state.sessions > 0})])
-    chosen = OptimizerConfig(start="init", **config)
+    return control(recorder, SEARCH, world, executor, OptimizerConfig(start="init", **config), budget, make), recorder
+
+
+def control(
+    recorder: Recorder,
+    name: str,
+    world: World,
+    executor: Executor,
+    config: OptimizerConfig,
+    budget: Budget,
+    make: Make | None = None,
+) -> str:
+    """Record that a search starts, and run it by the real controller; the reason it stopped."""
+    recorder.record([("started", {"name": name, "spec": {}, "resumed": recorder.state.sessions > 0})])
 
     def optimizer(start: Genome) -> Optimizer:
-        return make(chosen, world, start) if make else create(chosen, world.space.dimensions, start)
+        return make(config, world, start) if make else create(config, world.space.dimensions, start)
 
     controller = Controller(
         recorder=recorder,
@@ -62,11 +75,11 @@ def search(
         controls=(),
         identify=world.identify,
         make_optimizer=optimizer,
-        start="init",
+        start=config.start,
         budget=budget,
-        asynchronous=chosen.asynchronous,
+        asynchronous=config.asynchronous,
     )
-    return controller.run(), recorder
+    return controller.run()
 
 
 def score(world: World) -> Callable[[Job], Any]:

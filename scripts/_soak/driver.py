@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from _schedule.searches import control
 from _schedule.world import World
 
 from _soak.light import Light
 from evosearch.execution.deadlines import Patience
 from evosearch.execution.ray_pool import RayExecutor, RayOptions
 from evosearch.search.budget import Budget
-from evosearch.search.controller import Controller
 from evosearch.search.ledger import Ledger
-from evosearch.search.optimizers.registry import OptimizerConfig, create
+from evosearch.search.optimizers.registry import OptimizerConfig
 from evosearch.search.ports import Executor, Tracker
 from evosearch.search.recorder import Recorder
 from evosearch.tracking.mlflow import MlflowMirror
@@ -84,21 +84,8 @@ def _mirror(settings: Settings) -> MlflowMirror:
 
 
 def _search(settings: Settings, ledger: Ledger, executor: Executor, mirrors: list[Tracker]) -> str:
-    recorder, world = Recorder(ledger, SEARCH, mirrors), settings.world
-    recorder.record([("started", {"name": SEARCH, "spec": {}, "resumed": recorder.state.sessions > 0})])
-    config = OptimizerConfig.model_validate(OPTIMIZER)
-    reason = Controller(
-        recorder=recorder,
-        executor=executor,
-        space=world.space,
-        batch=world.batch,
-        controls=(),
-        identify=world.identify,
-        make_optimizer=lambda start: create(config, world.space.dimensions, start),
-        start=config.start,
-        budget=Budget(settings.candidates),
-        asynchronous=True,
-    ).run()
+    recorder, config = Recorder(ledger, SEARCH, mirrors), OptimizerConfig.model_validate(OPTIMIZER)
+    reason = control(recorder, SEARCH, settings.world, executor, config, Budget(settings.candidates))
     recorder.record([("stopped", {"reason": reason})])
     return reason
 

@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +20,6 @@ from evosearch.search.ledger import Ledger
 from evosearch.service.paths import places_of
 from evosearch.service.spec import load_spec
 
-Evosearch = Callable[..., tuple[int, str, str]]
 CHOICES = ["a", "b", "c", "d"]
 
 
@@ -29,23 +27,6 @@ CHOICES = ["a", "b", "c", "d"]
 def models_folder(_models: Path) -> Path:
     """Where `base`, `expert1` and `expert2` of the small world lie: not to be written to."""
     return _models
-
-
-@pytest.fixture
-def evosearch(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Evosearch:
-    """`evosearch("run", spec)` → exit code, standard output, standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        from evosearch.cli.main import main
-
-        monkeypatch.setattr(sys, "argv", ["evosearch", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capfd.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return call
 
 
 @pytest.fixture

@@ -129,7 +129,7 @@ def test_pickles_only_where_they_are_allowed(world: World, tmp_path: Path) -> No
             (old / path.name).write_bytes(path.read_bytes())
     torch.save(load_file(source / "model.safetensors"), old / "pytorch_model.bin")
     found = check(spec, trial=False, watcher=Silent())
-    assert [problem["where"] for problem in found["problems"]] == [str(old)]
+    assert [problem["where"] for problem in found["problems"]] == [f"{spec}: recipe.models[1].model"]
     assert "--allow-pickle" in found["problems"][0]["next"]
     assert check(spec, trial=False, watcher=Silent(), allow_pickle=True)["ok"]
     report = run(spec, Silent(), allow_pickle=True)

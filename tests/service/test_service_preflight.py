@@ -74,7 +74,7 @@ def test_six_mistakes_are_six_problems(world: World) -> None:
     found = told(spec)
     one(found, f"{spec}: optimizer.sigam", "unknown key")
     one(found, f"{spec}: recipe.models[0].parameters.wieght", "unknown parameter")
-    one(found, f"{spec.parent}/nowhere", "no such folder")
+    one(found, f"{spec}: recipe.models[2].model: {spec.parent}/nowhere: no such folder")
     one(found, f"{spec}: ledger", "blocked is a file, not a folder")
     one(found, f"{spec}: promotion.register_as", "JSON lines have no model registry")
     one(found, f"{spec}: suite", "no file")
@@ -123,7 +123,7 @@ def test_every_model_that_cannot_be_had_is_named_and_every_one_that_does_not_fit
     spec.write_text(yaml.safe_dump(data))
     found = told(spec)
     for index in (1, 2):
-        one(found, f"absent{index}", "no such folder")
+        one(found, f"recipe.models[{index + 1}].model: ", f"absent{index}: no such folder")
     one(found, "expert1' cannot be merged")
     assert len(found) == 4
 
