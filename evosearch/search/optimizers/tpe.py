@@ -11,6 +11,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from evosearch.search.optimizers import _optuna
+from evosearch.search.optimizers._parzen import Parzen
 from evosearch.search.optimizers._pending import Pending
 from evosearch.search.optimizers.registry import OptimizerConfig, Problem, optimizer
 from evosearch.search.types import Genome, Observation
@@ -94,6 +95,7 @@ class _Remembering(TPESampler):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self._parzen_estimator_cls = Parzen
         self._rows: dict[tuple[str, ...], dict[int, tuple[bool, list[float] | None]]] = {}
 
     def _get_internal_repr(
