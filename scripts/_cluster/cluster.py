@@ -25,7 +25,7 @@ LEDGER = "evosearch"  # database
 POSTGRES, MLFLOW = "postgres", "mlflow"
 SCRIPTS = Path(__file__).resolve().parents[1]
 NODE_TRIES = 3
-WELL_S = 120.0  # for one part to be well: MLflow makes its tables, Ray imports much, and machines are busy
+WELL_S = 400.0  # for one part to be well: MLflow makes its tables, Ray imports much, and machines are slow and busy
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,13 @@ class Cluster:
             cpus_per_node, gpus_per_node: default: as before, or an even share of the CPUs, and no GPU.
 
         Raises:
-            InputError: PostgreSQL is not installed, the folder cannot be used, or has too few GPUs.
+            InputError: PostgreSQL, or what MLflow's accounts need, is not installed; the folder cannot be used, or has too few GPUs.
             SearchError: a part does not start; the message ends with the last lines of its log.
         """
         if find_programs() is None:
             what = "PostgreSQL's server programs (initdb, postgres) are not installed"
             raise InputError("scripts/cluster", what, next="apt-get install postgresql, or put them on PATH")
+        mlflow_server.check_installed()
         self.places.make()
         with self.places.locked():
             state = self.state

@@ -1,5 +1,6 @@
 """The pool where contact is lost, workers hang or cannot be built: what Ray would answer is scripted, to the second."""
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from evosearch.search.ports import Failure, Job, Outcome
 JOB = Job("1@search", None, ItemBatch("search", ()))  # type: ignore[arg-type]
 FAILED = Outcome(JOB, "host:1", failure=Failure("score", "told to fail"))
 NEVER = object()
+LONG_S = 120.0  # within which anything happens, on a machine that others use too
 
 
 class Ref:
@@ -92,12 +94,20 @@ def pool(cluster: Quiet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cal
     return make
 
 
-def outcomes(executor: RayExecutor, seconds: float = 5.0) -> list[Outcome]:
+def outcomes(executor: RayExecutor, seconds: float = LONG_S) -> list[Outcome]:
     deadline = time.monotonic() + seconds
     found: list[Outcome] = []
     while not found and time.monotonic() < deadline:
         found = executor.wait(0.05)
     return found
+
+
+def wait_for(executor: RayExecutor, notes: list[str]) -> None:
+    """Let the pool turn until it has said something, and nothing is scored."""
+    deadline = time.monotonic() + LONG_S
+    while not notes:
+        assert executor.wait(0.05) == []
+        assert time.monotonic() < deadline, "it says nothing"
 
 
 def lost_contact() -> Any:
@@ -113,7 +123,7 @@ def test_a_worker_that_contact_was_lost_with_and_that_hangs_is_given_up(pool: Ca
     (outcome,) = outcomes(executor)
     assert outcome.failure == FAILED.failure
     (lost,) = outcome.retries
-    assert lost.reason.startswith("contact with the worker was lost, and it has not answered for 0 s")
+    assert re.match(r"contact with the worker was lost, and it has not answered for \d+ s", lost.reason)
     assert (hangs.killed, next_one.killed) == (True, False)
 
 
@@ -124,7 +134,8 @@ def test_a_worker_that_hangs_while_it_starts_is_replaced(pool: Callable[..., Ray
     executor.submit(JOB)
     assert len(outcomes(executor)) == 1
     assert hangs.killed
-    assert notes[0] == "a worker was lost while it started: host:13 is not ready after 0 s; starting another"
+    said = r"a worker was lost while it started: host:13 is not ready after \d+ s; starting another"
+    assert re.fullmatch(said, notes[0])
 
 
 def test_workers_that_only_start_are_mentioned(
@@ -134,7 +145,9 @@ def test_workers_that_only_start_are_mentioned(
     notes: list[str] = []
     executor = pool([Worker(start=NEVER, name="host:13")], notes)
     executor.submit(JOB)
-    assert outcomes(executor, 0.5) == []
+    wait_for(executor, notes)
+    for _ in range(5):
+        assert executor.wait(0.05) == []
     (said,) = notes  # once
     assert said.startswith("no worker can score yet: 1 start, host:13 for 0 min now.")
     assert "locks/prepare" in said
@@ -150,6 +163,7 @@ def test_a_node_that_cannot_score_ends_nothing_while_another_may(
     slow.start = SimpleNamespace(remote=lambda: starting)  # type: ignore[attr-defined]
     executor = pool([Worker(start=CheckpointError("m", "no room"), name="bad:1"), slow], notes, count=2)
     executor.submit(JOB)
+    wait_for(executor, notes)
     assert outcomes(executor, 0.3) == []
     assert notes == ["bad:1 cannot score: m: no room.; the next is started in 5 s"]
     starting.value = last
@@ -160,7 +174,10 @@ def test_a_node_that_cannot_score_ends_nothing_while_another_may(
             outcomes(executor)
 
 
-def test_a_worker_whose_contact_is_being_looked_for_counts_as_one(pool: Callable[..., RayExecutor]) -> None:
+def test_a_worker_whose_contact_is_being_looked_for_counts_as_one(
+    pool: Callable[..., RayExecutor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_pool, "UNCLEAR_S", LONG_S)  # it is not given up meanwhile
     unclear = Worker(run=lost_contact(), ping=lost_contact())
     bad = Worker(start=NEVER)
     starting = Ref(NEVER)
