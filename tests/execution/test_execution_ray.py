@@ -3,6 +3,8 @@
 import os
 import signal
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -32,11 +34,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One Ray for all tests of this file, started as the executor starts it."""
     from evosearch.execution import ray_pool
 
-    ray_pool.start_local(tmp_path_factory.mktemp("ray") / "token", cpus=2)
-    import ray
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED"):  # which tests/conftest.py sets for all others
+            patch.delenv(name, raising=False)
+        ray_pool.start_local(tmp_path_factory.mktemp("ray") / "token", cpus=2)
+        import ray
 
-    yield ray
-    ray.shutdown()
+        yield ray
+        ray.shutdown()
 
 
 @pytest.fixture
@@ -54,7 +59,8 @@ def jobs(prepared: Prepared, count: int) -> list[Job]:
     return [Job(f"{i}@search", space.fill(space.with_weight((0.1 * i, 0.3))), batch) for i in range(count)]
 
 
-def collect(executor: RayExecutor, count: int, seconds: float = 120.0) -> list[Outcome]:
+def collect(executor: RayExecutor, count: int, seconds: float = 400.0) -> list[Outcome]:
+    """As many outcomes; the workers may have to start first, which takes minutes where the cores are busy."""
     found: list[Outcome] = []
     deadline = time.monotonic() + seconds
     while len(found) < count and time.monotonic() < deadline:
@@ -145,8 +151,35 @@ def test_a_search_on_parts_is_told_the_same_by_workers_elsewhere(cluster: Any, w
     assert told["ray"] == pytest.approx(told["local"], rel=1e-6)
 
 
-def test_token_authentication_is_on(cluster: Any) -> None:
-    assert os.environ["RAY_AUTH_MODE"] == "token"
+JOIN = """
+import os, sys
+from pathlib import Path
+from evosearch.execution import cluster
+cluster.REACH_S = 120.0  # a refusal comes at once, the interpreter's turn may not
+try:
+    cluster.connect(Path("token"), sys.argv[1], None)
+    print("let in")
+except cluster.SpecError as exc:
+    print(exc)
+sys.stdout.flush()
+os._exit(0)  # whoever was let in is not waited for
+"""
+
+
+def test_a_ray_of_our_own_lets_in_who_has_its_token_only_and_reports_nothing(cluster: Any, tmp_path: Path) -> None:
+    address = cluster.get_runtime_context().gcs_address
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+    def told(**token: str) -> str:
+        command, shown = [sys.executable, "-c", JOIN, address], kept | {"RAY_AUTH_MODE": "token"} | token
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=400, check=False, cwd=tmp_path, env=shown
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert f"workers.address: {address}: the cluster refuses our token" in told(RAY_AUTH_TOKEN=64 * "b")
+    assert told(RAY_AUTH_TOKEN_PATH=os.environ["RAY_AUTH_TOKEN_PATH"]) == "let in\n"
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
 
 
