@@ -65,7 +65,8 @@ class Cluster:
             cpus_per_node, gpus_per_node: default: as before, or an even share of the CPUs, and no GPU.
 
         Raises:
-            InputError: PostgreSQL, or what MLflow's accounts need, is not installed; the folder cannot be used, or has too few GPUs.
+            InputError: PostgreSQL, or what MLflow's accounts need, is not installed; the folder cannot be used; there
+                are too few GPUs.
             SearchError: a part does not start; the message ends with the last lines of its log.
         """
         if find_programs() is None:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib.util import find_spec
 
 import requests
 
@@ -12,10 +13,21 @@ from _cluster.postgres import Postgres
 from _cluster.private import secret, write_private
 from _cluster.processes import HOST
 from evosearch.environment import TELEMETRY_OFF
-from evosearch.errors import SearchError
+from evosearch.errors import InputError, SearchError
 
 ADMIN = "admin"
 STORE, ACCOUNTS = "mlflow", "mlflow_auth"  # databases
+OF_ACCOUNTS = "flask_wtf"  # what MLflow's accounts need beyond MLflow; a plain installation has the rest
+
+
+def check_installed() -> None:
+    """
+    Raises:
+        InputError: the server could not ask for accounts.
+    """
+    if find_spec(OF_ACCOUNTS) is None:
+        what = f"{sys.executable} has no {OF_ACCOUNTS}, which MLflow's accounts need"
+        raise InputError("scripts/cluster", what, next="Run ./scripts/setup server first")
 
 
 def command(places: Places, state: State, postgres: Postgres) -> list[str]:
