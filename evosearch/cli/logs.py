@@ -6,8 +6,10 @@ from typing import Any
 
 import typer
 
-from evosearch.cli.console import ADDRESS, LINE_EVERY_S, console, print_error, required_address, told
+from evosearch.cli.console import ADDRESS, LINE_EVERY_S, console, note, print_error, required_address, told
 from evosearch.search.watching import progress_of, read_line
+
+WITHDRAWN = "{} is withdrawn, and will not start"
 
 
 def command(
@@ -32,6 +34,8 @@ def command(
             sys.stdout.write(f"{text}\n")
             sys.stdout.flush()
     if not follow:
+        if job.state == "withdrawn":
+            note(WITHDRAWN.format(job.name))
         if job.state == "pending" and not json:
             console.print("it waits for its turn", highlight=False)
         return 0
@@ -40,6 +44,9 @@ def command(
         time.sleep(2.0)
         ended = find_job(jobs, job.id)
     code = exit_code(ended, result)
+    if ended.state == "withdrawn":
+        note(WITHDRAWN.format(ended.name))
+        sys.exit(code)  # returned, it would be taken for an interrupt of this command, which the same continues
     if code is None:
         print_error("the log ended, and the job has not; the same command goes on")
         return 1

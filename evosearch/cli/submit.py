@@ -4,22 +4,26 @@ from pathlib import Path
 
 import typer
 
-from evosearch.cli.console import ADDRESS, JSON, console, note, print_json, required_address, watcher
+from evosearch.cli.console import ADDRESS, ALLOW_PICKLE, JSON, console, note, print_json, required_address, watcher
 
 
 def command(
     spec: Path = typer.Argument(help="A search spec (YAML), of one search or of stages."),
     address: str | None = ADDRESS,
+    continue_from_best: bool = typer.Option(
+        False, help="Where a recorded search cannot be replayed exactly, go on there from its best candidate."
+    ),
+    allow_pickle: bool = ALLOW_PICKLE,
     json: bool = JSON,
 ) -> int:
     """Check a spec here and on a cluster, and queue it there. The same spec continues what was stopped or lost."""
     from evosearch.cli.tables import show_problem
-    from evosearch.service.submit import submit
+    from evosearch.service.submit import Options, submit
 
     url = required_address(address)
     watching = watcher(json)
     try:
-        found = submit(spec, url, watching)
+        found = submit(spec, url, watching, Options(continue_from_best, allow_pickle))
     finally:
         watching.close()
     if json:

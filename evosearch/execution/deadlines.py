@@ -25,7 +25,8 @@ class Patience:
 class Deadlines:
     """Seconds per item that this pool's jobs took, and what follows for the next ones.
 
-    A job with n items may take  max(floor, factor · max_j(t_j / n_j) · n)  seconds, t_j and n_j of the jobs so far.
+    A job with n items may take  max(floor, factor · max_j(t_j / n_j) · n)  seconds, t_j and n_j of the jobs scored so
+    far. One that failed says nothing: it may have ended before any item was scored.
     """
 
     patience: Patience = field(default_factory=Patience)
@@ -34,7 +35,7 @@ class Deadlines:
     _total_items: int = 0
 
     def observe(self, items: int, seconds: float) -> None:
-        """A job with so many items was answered after so long."""
+        """A job with so many items was scored after so long."""
         items = max(1, items)
         self._slowest = max(self._slowest, seconds / items)
         self._total_s += seconds

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from evosearch.errors import ClusterError
 from evosearch.execution import token
@@ -29,6 +29,13 @@ READY_S, NOT_READY = 60.0, "No available agent"  # a head that was just started 
 FOLLOW_S, A_SECOND_MORE = 1.0, 1e6  # between two looks at a log; and for so many characters of it
 TRIES, TRY_AGAIN_S = 10, 3.0  # of a log that is followed, when the cluster is away
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# Without a limit, Ray tells of a hundred nodes in no order, lost ones too; it allows no higher one than this
+LIVING = {
+    "limit": "10000",
+    "filter_keys": "state",
+    "filter_predicates": "=",
+    "filter_values": "ALIVE",
+}
 SETTINGS = ("RAY_JOB_START_TIMEOUT_SECONDS", "RAY_JOB_STOP_WAIT_TIME_S")  # of the head, which jobs are subject to
 
 
@@ -47,6 +54,7 @@ class Job:
     exit_code: int | None  # of the program, where it ended by itself
     message: str  # what Ray says of its end
     withdrawn: bool = False  # before its turn came; if that has come all the same, it is about to be ended
+    options: str = ""  # of the command line, beyond the spec
 
     @property
     def active(self) -> bool:
@@ -68,8 +76,8 @@ class Jobs:
 
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/")
-        url = urlsplit(self.address)
-        if url.scheme not in ("http", "https") or not url.hostname:
+        url = _parts(self.address)
+        if url is None or url.scheme not in ("http", "https") or not url.hostname:
             raise ClusterError("--address", f"got '{address}'", "The URL of a Ray dashboard: http://HOST:8265")
         if url.username or url.password:
             allowed = f"A token: {token.PLACES}"
@@ -218,6 +226,14 @@ class Jobs:
         return ClusterError("--address", what, "The URL of its Ray dashboard: http://HOST:8265", next)
 
 
+def _parts(address: str) -> SplitResult | None:
+    """The parts of a URL; None of what is none, as where a bracket is left open."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return None
+
+
 def _token() -> str | None:
     """The token to show; None where the user says that there is none.
 
@@ -249,7 +265,8 @@ def _client(address: str, shown: str | None, host: str) -> Any:
             return super()._do_request(method, endpoint, **_bounded(host), **options)
 
         def nodes(self) -> list[dict[str, Any]]:
-            found: list[dict[str, Any]] = self._do_request("GET", "/api/v0/nodes").json()["data"]["result"]["result"]
+            listed = self._do_request("GET", "/api/v0/nodes", params=LIVING).json()
+            found: list[dict[str, Any]] = listed["data"]["result"]["result"]
             return found
 
     names = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
@@ -290,6 +307,7 @@ def _job(found: Any, withdrawn: set[str]) -> Job:
         exit_code=found.driver_exit_code,
         message=found.message or "",
         withdrawn=is_withdrawn,
+        options=about.get("options", ""),
     )
 
 

@@ -92,8 +92,8 @@ class RayExecutor:
         return len(self._idle) + len(self._running)
 
     def room(self) -> int:
-        """How many workers the cluster's nodes hold, were they empty."""
-        return free(self._cluster.nodes(), self._demand)
+        """How many workers the cluster's nodes hold, were they empty; 0 while its head node does not answer."""
+        return free(self._cluster.nodes(), self._demand) if self._cluster.silent_for() is None else 0
 
     @property
     def placed(self) -> int:
@@ -101,7 +101,10 @@ class RayExecutor:
         return len(self._members()) - len(self._placing)
 
     def busy(self) -> bool:
-        """Whether nodes that could hold a worker are there, and others have taken all of them."""
+        """Whether nodes that could hold a worker are there, and others have taken all of them.
+
+        False while the head node does not answer.
+        """
         return self.room() > 0 and not any(self._demand.fits(free) for free in self._cluster.free())
 
     def submit(self, job: Job) -> None:
@@ -220,7 +223,8 @@ class RayExecutor:
         if death is not None:
             self._lost(run, death)
             return
-        self._deadlines.observe(len(run.fate.job.batch), time.monotonic() - run.since)
+        if outcome.card is not None:  # a failure within seconds would leave honest workers hardly any time
+            self._deadlines.observe(len(run.fate.job.batch), time.monotonic() - run.since)
         self._free(run.member)
         fate, failure = run.fate, outcome.failure
         fate.met += outcome.retries

@@ -86,10 +86,10 @@ def state_of(job: Job, place: int | None, result: dict[str, Any]) -> str:
 
 
 def exit_code(job: Job, result: dict[str, Any]) -> int | None:
-    """As `evosearch run` would have ended; None of a job that has not."""
-    if job.active or job.state == "withdrawn":
+    """As `evosearch run` would have ended; None of a job that has not. One that was withdrawn never will begin."""
+    if job.active:
         return None
-    if job.state == "stopped":
+    if job.state in ("stopped", "withdrawn"):
         return INTERRUPTED[0]
     code = job.exit_code if job.exit_code is not None else result.get("exit")
     return code if code is not None else int(job.state != "succeeded")

@@ -2,13 +2,14 @@
 
 Here: the spec, its suite, tasks and splits, and whether what it names means the same elsewhere. There: models, disk and
 devices, ledger and tracking, and one candidate, which is scored. The same spec submitted twice is one job while that
-waits or runs; after it ended, submitting it continues the search from its ledger.
+waits or runs, whoever submitted it; after it ended, submitting it continues the search from its ledger.
 """
 
 import json
 import re
 import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,6 +46,19 @@ RUNS = "EVOSEARCH_RUNS"
 SERVERS = ("http", "https", "postgresql", "mysql", "mssql", "databricks", "databricks-uc")
 
 
+@dataclass(frozen=True)
+class Options:
+    """What the commands on the cluster are told beyond the spec; `evosearch run` says what each means."""
+
+    continue_from_best: bool = False
+    allow_pickle: bool = False
+
+    def of(self, kind: str) -> str:
+        """As a command line has them; a check continues nothing."""
+        given = {"--continue-from-best": self.continue_from_best and kind == RUN, "--allow-pickle": self.allow_pickle}
+        return " ".join(option for option, wanted in given.items() if wanted)
+
+
 @dataclass
 class Submitted:
     """What became of it; nothing is queued where there are problems."""
@@ -65,7 +79,7 @@ class Submitted:
         return data | {key: getattr(self, key) for key in keys}
 
 
-def submit(path: Path, address: str, watcher: Watcher) -> Submitted:
+def submit(path: Path, address: str, watcher: Watcher, options: Options) -> Submitted:
     """Check a spec here and on the cluster, and queue it there.
 
     Raises:
@@ -82,10 +96,11 @@ def submit(path: Path, address: str, watcher: Watcher) -> Submitted:
         for text in (*packed.notes, *_notes(spec, packed, jobs)):
             findings.note(text)
         submitted = Submitted(spec.name, search_id_of(spec), findings.notes)
-        if (known := _active(jobs, submitted)) is not None:
-            return _same(submitted, jobs, known, packed)
-        if _passes(submitted, spec, packed, jobs, watcher):
-            _queue(submitted, packed, jobs)
+        listed = _listed(jobs)
+        if (known := _active(listed, submitted)) is not None:
+            _same(submitted, listed, known, packed, options)
+        elif _passes(submitted, spec, packed, jobs, watcher, options):
+            _queue(submitted, packed, jobs, options)
     return submitted
 
 
@@ -170,13 +185,13 @@ def _notes(spec: SearchSpec | StagedSpec, packed: Pack, jobs: Jobs) -> list[str]
 # --- there ----------------------------------------------------------------------------------------------------------
 
 
-def _active(jobs: Jobs, submitted: Submitted) -> Job | None:
+def _active(listed: Sequence[Job], submitted: Submitted) -> Job | None:
     """The job of the same search that waits or runs.
 
     Raises:
         ClusterError: another search of this name does.
     """
-    found = [job for job in _listed(jobs) if job.kind == RUN and job.active and job.name == submitted.name]
+    found = [job for job in listed if job.kind == RUN and job.active and job.name == submitted.name]
     for job in found:
         if job.search_id != submitted.search_id:
             what = f"another search of this name {'waits' if job.state == 'pending' else 'runs'} there ({job.id})"
@@ -193,22 +208,32 @@ def _listed(jobs: Jobs) -> list[Job]:
     return listed
 
 
-def _same(submitted: Submitted, jobs: Jobs, job: Job, packed: Pack) -> Submitted:
+def _same(submitted: Submitted, listed: Sequence[Job], job: Job, packed: Pack, options: Options) -> None:
     submitted.job, submitted.state, submitted.already = job.id, job.state, True
-    submitted.position = position(job, jobs.all())
+    submitted.position = position(job, listed)
     if job.spec != packed.digest:
         what = "the file was changed since it was submitted, and that job goes on as it was submitted"
         submitted.notes.append(f"{what}: stop it and submit again for the change to take effect")
-    return submitted
+    if job.options != options.of(RUN):  # the same search all the same
+        then, now = (given or "no options" for given in (job.options, options.of(RUN)))
+        what = f"it was submitted with {then}, not with {now}, and that job goes on as it was submitted"
+        submitted.notes.append(f"{what}: stop it and submit again for the change to take effect")
 
 
-def _passes(submitted: Submitted, spec: SearchSpec | StagedSpec, packed: Pack, jobs: Jobs, watcher: Watcher) -> bool:
+def _passes(
+    submitted: Submitted,
+    spec: SearchSpec | StagedSpec,
+    packed: Pack,
+    jobs: Jobs,
+    watcher: Watcher,
+    options: Options,
+) -> bool:
     """Whether the cluster finds nothing wrong; what it says goes on record either way.
 
     Raises:
         ClusterError: the check ended without saying anything.
     """
-    job, said = _checked(submitted, packed, jobs, watcher)
+    job, said = _checked(submitted, packed, jobs, watcher, options)
     found = _document(said)
     if found is not None and "error" in found:  # the check itself came to grief
         error = found["error"]
@@ -226,32 +251,54 @@ def _passes(submitted: Submitted, spec: SearchSpec | StagedSpec, packed: Pack, j
     return not submitted.problems
 
 
-def _checked(submitted: Submitted, packed: Pack, jobs: Jobs, watcher: Watcher) -> tuple[Job, str]:
-    """The job that checked, ended, and all that it said."""
+def _checked(submitted: Submitted, packed: Pack, jobs: Jobs, watcher: Watcher, options: Options) -> tuple[Job, str]:
+    """The job that checked, ended, and all that it said. One that another submit ended with itself is begun anew."""
+    while True:
+        id, own = _begin_check(submitted, packed, jobs, options)
+        try:
+            watcher.note(f"checked here; the cluster checks it now (job {id})")
+            job = _ended(jobs, id, watcher)
+        except KeyboardInterrupt:
+            if own:  # another's goes on: it is waited for there
+                jobs.stop(_find(jobs.all(), id))
+            raise
+        if own or job.state not in ("stopped", "withdrawn"):
+            return job, jobs.log(id)
+
+
+def _begin_check(submitted: Submitted, packed: Pack, jobs: Jobs, options: Options) -> tuple[str, bool]:
+    """The id of the job that checks, and whether it was begun here: who submits the same as another waits for its."""
     stem = f"{submitted.name}-{submitted.search_id[:12]}-{CHECK}"
-    earlier = [job for job in jobs.all() if job.kind == CHECK and job.id.startswith(f"{stem}-")]
-    running = next((job.id for job in earlier if job.active and job.spec == packed.digest), None)
-    id = running or f"{stem}-{1 + max((job.number for job in earlier), default=0)}"
-    if running is None:
-        told = " ".join(f"{name}=${{{name}:-}}" for name in SETTINGS)
-        entrypoint = f'echo "{told}"; echo "{RUNS}=${{{RUNS}:-}}"; {PROGRAM} check {shlex.quote(packed.spec)} --json'
-        jobs.submit(id, CHECK, entrypoint, packed.folder, _about(submitted, packed))
-    watcher.note(f"checked here; the cluster checks it now (job {id})")
+    about = _about(submitted, packed) | {"options": options.of(CHECK)}
+    told = " ".join(f"{name}=${{{name}:-}}" for name in SETTINGS)
+    command = f"{PROGRAM} check {shlex.quote(packed.spec)} --json {options.of(CHECK)}".rstrip()
+    while True:
+        earlier = [job for job in jobs.all() if job.kind == CHECK and job.id.startswith(f"{stem}-")]
+        for job in earlier:
+            if job.active and (job.spec, job.options) == (packed.digest, about["options"]):
+                return job.id, False
+        id = _next_id(stem, earlier)
+        if jobs.submit(id, CHECK, f'echo "{told}"; echo "{RUNS}=${{{RUNS}:-}}"; {command}', packed.folder, about):
+            return id, True
+        _find(jobs.all(), id)  # so that the next id is another
+
+
+def _ended(jobs: Jobs, id: str, watcher: Watcher) -> Job:
     began = told_at = time.monotonic()
-    try:
-        while (job := _find(jobs, id)).active:
-            time.sleep(POLL_S)
-            if time.monotonic() - told_at > TELL_EVERY_S:
-                told_at = time.monotonic()
-                watcher.note(f"the cluster still checks it, for {(told_at - began) / 60:.0f} min: {_last_of(jobs, id)}")
-    except KeyboardInterrupt:
-        jobs.stop(_find(jobs, id))
-        raise
-    return job, jobs.log(id)
+    while (job := _find(jobs.all(), id)).active:
+        time.sleep(POLL_S)
+        if time.monotonic() - told_at > TELL_EVERY_S:
+            told_at = time.monotonic()
+            watcher.note(f"the cluster still checks it, for {(told_at - began) / 60:.0f} min: {_last_of(jobs, id)}")
+    return job
 
 
-def _find(jobs: Jobs, id: str) -> Job:
-    found = next((job for job in jobs.all() if job.id == id), None)
+def _next_id(stem: str, earlier: Sequence[Job]) -> str:
+    return f"{stem}-{1 + max((job.number for job in earlier), default=0)}"
+
+
+def _find(listed: Sequence[Job], id: str) -> Job:
+    found = next((job for job in listed if job.id == id), None)
     if found is None:
         raise ClusterError("--address", f"the cluster lost job {id}", next="Was its head started anew? Submit again")
     return found
@@ -262,22 +309,32 @@ def _last_of(jobs: Jobs, id: str) -> str:
     return lines[-1] if lines else "it has not begun"
 
 
-def _queue(submitted: Submitted, packed: Pack, jobs: Jobs) -> None:
+def _queue(submitted: Submitted, packed: Pack, jobs: Jobs, options: Options) -> None:
+    """Queue it, unless another submit of the same has by now: the check took its time.
+
+    Whether one is there and which id is next come from one listing, and Ray takes an id once: of two who submit the
+    same at the same time, one is refused, and finds the other's job when it looks again.
+    """
     places = jobs.places()
+    about = _about(submitted, packed) | {"options": options.of(RUN)}
+    entrypoint = f"{PROGRAM} run {shlex.quote(packed.spec)} --progress json {options.of(RUN)}".rstrip()
+    while True:
+        listed = _listed(jobs)
+        if (known := _active(listed, submitted)) is not None:
+            _same(submitted, listed, known, packed, options)
+            return
+        earlier = [job for job in listed if job.kind == RUN and job.search_id == submitted.search_id]
+        id = _next_id(f"{submitted.name}-{submitted.search_id[:12]}", earlier)
+        if jobs.submit(id, RUN, entrypoint, packed.folder, about, queue=places is not None):
+            break
+        _find(jobs.all(), id)  # so that the next id is another
+    listed = jobs.all()
+    job = _find(listed, id)
+    submitted.job, submitted.state, submitted.position = id, job.state, position(job, listed)
     if places is None:
         submitted.notes.append(
             f"the cluster declares no {QUEUE}: searches do not wait for each other, they share workers"
         )
-    stem = f"{submitted.name}-{submitted.search_id[:12]}"
-    numbers = [job.number for job in jobs.all() if job.kind == RUN and job.search_id == submitted.search_id]
-    submitted.job = f"{stem}-{1 + max(numbers, default=0)}"
-    entrypoint = f"{PROGRAM} run {shlex.quote(packed.spec)} --progress json"
-    about = _about(submitted, packed)
-    # Ray takes an id once: of two who submit the same at the same time, one finds that the other has
-    submitted.already = not jobs.submit(submitted.job, RUN, entrypoint, packed.folder, about, queue=places is not None)
-    listed = jobs.all()
-    job = next(job for job in listed if job.id == submitted.job)
-    submitted.state, submitted.position = job.state, position(job, listed)
 
 
 def _about(submitted: Submitted, packed: Pack) -> dict[str, str]:

@@ -1,13 +1,14 @@
 """Progress as JSON lines, and as a person reads them again."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from evosearch.cli.console import LineWatcher, ProgressAs, watcher
 from evosearch.cli.logs import Reader
+from evosearch.execution import jobs
 from evosearch.search.watching import Progress, line, progress_line, progress_of, read_line
 from evosearch.service.submit import START_TIMEOUT_S, _document, _of_head
 
@@ -82,3 +83,26 @@ def test_what_the_cluster_says_of_itself_is_found_among_other_lines() -> None:
     for told, wait_s in (("", 3), ("7.5", 3), ("10", 10)):
         (note,) = _of_head(head.format(604800, told))
         assert f"is killed by this cluster {wait_s} s later, on record or not: start its head with RAY_JOB_STOP" in note
+
+
+@pytest.mark.parametrize(("options", "exits"), [(("-f",), 130), (("-f", "--json"), 130), ((), 0)])
+def test_a_search_that_was_withdrawn_is_said_not_to_start(
+    evosearch: Evosearch, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], exits: int
+) -> None:
+    class Withdrawn:
+        """A cluster whose one job waited, and was withdrawn."""
+
+        def __init__(self, address: str) -> None: ...
+
+        def all(self) -> list[jobs.Job]:
+            return [jobs.Job("night-1", "night", "0" * 64, jobs.RUN, "", "withdrawn", 1.0, None, None, "", True)]
+
+        def follow(self, id: str) -> Iterator[str]:
+            return iter(())
+
+        def log(self, id: str) -> str:
+            return ""
+
+    monkeypatch.setattr(jobs, "Jobs", Withdrawn)
+    code, out, err = evosearch("logs", "night", *options, "--address", "http://head:8265")
+    assert (code, out, err) == (exits, "", "night is withdrawn, and will not start\n")

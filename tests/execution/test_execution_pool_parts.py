@@ -1,15 +1,22 @@
 """What the pool of workers decides by: deadlines, deaths, demand. No Ray is started."""
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from evosearch.errors import CheckpointError, SearchError, SpecError
+from evosearch.evaluation.types import ItemBatch
+from evosearch.execution import ray_pool
 from evosearch.execution.deadlines import Deadlines, Patience
 from evosearch.execution.demand import RAMP, Demand, free, refuse_what_never_fits, wanted
 from evosearch.execution.faults import NODES, Death, Fate, death_of, quarantined
+from evosearch.execution.members import Member, Run
 from evosearch.execution.outlook import REFUSE_S, SLOW_AGAIN_S, SLOW_S, TELL_AGAIN_S, TELL_S, Outlook
+from evosearch.execution.ray_pool import RayExecutor, RayOptions
 from evosearch.execution.starts import START_DEATHS, Starts
+from evosearch.search.ports import Failure, Job, Outcome
 
 
 def node(alive: bool = True, **resources: float) -> dict[str, Any]:
@@ -111,7 +118,15 @@ def test_what_no_node_could_hold_is_refused_by_name() -> None:
 
 
 class _Nodes:
-    """A cluster of one node, as far as an outlook asks."""
+    """A cluster of one node, as far as a pool and its outlook ask."""
+
+    silent: float | None = None
+
+    def silent_for(self) -> float | None:
+        return self.silent
+
+    def free(self) -> list[dict[str, float]]:
+        return [{"CPU": 0.0}]
 
     def nodes(self) -> list[dict[str, Any]]:
         return [node(CPU=4.0)]
@@ -195,3 +210,36 @@ def test_a_worker_that_cannot_be_built_ends_the_search_only_where_there_is_no_ot
     assert not starts.may_go_on
     with pytest.raises(CheckpointError, match="m: no room"):
         starts.unfit("host:1", CheckpointError("m", "no room"), others=False)
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RayExecutor:
+    """Of no workers: it is told what became of jobs."""
+    monkeypatch.setattr(ray_pool, "connect", lambda *given: _Nodes())
+    monkeypatch.setattr(ray_pool, "actor_maker", lambda *given: None)
+    options = RayOptions(0, address="head:6379", patience=Patience(first=100.0, floor=5.0))
+    return RayExecutor(SimpleNamespace(cache=tmp_path), options)  # type: ignore[arg-type]
+
+
+def test_only_what_was_scored_says_how_long_a_job_takes(pool: RayExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A candidate that fails within seconds must not leave the next ones hardly any time."""
+    job = Job("1@search", None, ItemBatch("search", ()))  # type: ignore[arg-type]
+    failed = Outcome(job, "host:1", failure=Failure("materialize", "not finite"))
+    scored = Outcome(job, "host:1", card=object())  # type: ignore[arg-type]
+    answers = {"first": failed, "second": scored}
+    monkeypatch.setattr(ray_pool, "answer", lambda ref, node: (answers[ref], None))
+    for ref, limit in (("first", 100.0), ("second", 5.0)):
+        pool._running[ref] = Run(Fate(job), Member(None, None))
+        pool._finished(ref)
+        assert pool._deadlines.limit(1) == limit
+    assert len(pool._done) == 2
+
+
+def test_a_cluster_whose_head_is_silent_is_not_asked_for_its_room(
+    pool: RayExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (pool.room(), pool.busy()) == (4, True)
+    monkeypatch.setattr(_Nodes, "silent", 0.0)
+    for question in ("nodes", "free"):
+        monkeypatch.setattr(_Nodes, question, lambda self: pytest.fail("this waits for days"))
+    assert (pool.room(), pool.busy()) == (0, False)

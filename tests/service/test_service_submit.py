@@ -12,7 +12,7 @@ import pytest
 
 from evosearch.execution.jobs import RUN, Jobs
 from evosearch.service import submit
-from evosearch.service.submit import Submitted, _active, _check_runs_folder, _outlives
+from evosearch.service.submit import Submitted, _active, _check_runs_folder, _listed, _outlives
 
 
 @pytest.mark.parametrize(
@@ -140,6 +140,6 @@ def test_a_withdrawn_job_whose_turn_has_come_is_waited_for(cluster: Cluster, mon
     monkeypatch.setattr(submit, "POLL_S", 0.01)
     cluster.status = "RUNNING"
     jobs = Jobs(cluster.url)
-    assert _active(jobs, Submitted("night", "0" * 64, [])) is None
+    assert _active(_listed(jobs), Submitted("night", "0" * 64, [])) is None
     assert cluster.status == "STOPPED"
     assert cluster.asked >= 3

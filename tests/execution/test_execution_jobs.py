@@ -1,0 +1,60 @@
+"""What is asked of a cluster's dashboard about its nodes and by which addresses, without a cluster."""
+
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from json import dumps
+from threading import Thread
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from evosearch.errors import ClusterError
+from evosearch.execution.jobs import QUEUE, Jobs
+
+VERSION = {"version": "4", "ray_version": "2.60.0", "ray_commit": "", "session_name": ""}
+LOST = [{"state": "DEAD", "resources_total": {QUEUE: 1.0}}] * 150
+LIVING = [{"state": "ALIVE", "resources_total": {"CPU": 8.0}}] * 150
+HEAD = {"state": "ALIVE", "resources_total": {QUEUE: 2.0}}
+
+
+class Dashboard(BaseHTTPRequestHandler):
+    """Of a cluster of many nodes, the head last; limits and filters as Ray has them."""
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        asked = {key: values[0] for key, values in parse_qs(url.query).items()}
+        found: list[dict[str, Any]] = [*LOST, *LIVING, HEAD]
+        if "filter_keys" in asked:
+            assert asked["filter_predicates"] == "="
+            found = [node for node in found if node[asked["filter_keys"]] == asked["filter_values"]]
+        limit = int(asked.get("limit", 100))
+        assert limit <= 10_000  # a higher one is refused
+        body = dumps(VERSION if url.path == "/api/version" else {"data": {"result": {"result": found[:limit]}}})
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, format: str, *args: Any) -> None: ...
+
+
+@pytest.fixture
+def url(ray_knows_its_mode: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Dashboard) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_the_head_of_a_large_cluster_is_found_among_its_nodes(url: str) -> None:
+    assert Jobs(url).places() == 2.0
+
+
+@pytest.mark.parametrize("address", ["http://[::1:8265", "http://", "head:8265", "ray://head:10001"])
+def test_what_is_no_url_of_a_dashboard_is_said(address: str) -> None:
+    with pytest.raises(ClusterError) as caught:
+        Jobs(address)
+    told = f"--address: got '{address}'. The URL of a Ray dashboard: http://HOST:8265."
+    assert str(caught.value) == told
