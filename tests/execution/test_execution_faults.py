@@ -62,7 +62,7 @@ def patiently(get_node: Callable[..., Any]) -> Callable[..., Any]:
     """Ray gives a node 30 s to come up, which is short where other tests keep the cores busy."""
 
     def get(*arguments: Any) -> Any:
-        deadline = time.monotonic() + 120.0
+        deadline = time.monotonic() + 400.0
         while True:
             try:
                 return get_node(*arguments)
@@ -123,7 +123,7 @@ def jobs(count: int) -> list[Job]:
     return [Job(f"{i}@search", space.fill(space.initial()), world.batch) for i in range(count)]
 
 
-def until(executor: RayExecutor, count: int, seconds: float = 150.0) -> list[Outcome]:
+def until(executor: RayExecutor, count: int, seconds: float = 400.0) -> list[Outcome]:
     found: list[Outcome] = []
     deadline = time.monotonic() + seconds
     while len(found) < count and time.monotonic() < deadline:
@@ -143,7 +143,7 @@ def test_a_candidate_that_kills_is_quarantined_and_one_that_hangs_is_scored_else
     pool: Callable[..., RayExecutor],
 ) -> None:
     notes: list[str] = []
-    patience = Patience(first=60.0, floor=4.0, factor=1.0)
+    patience = Patience(first=60.0, floor=20.0, factor=1.0)  # more than a busy machine's pauses
     acts = {"2@search": "die", "5@search": "refuse", "7@search": "hang once", "9@search": "raise once"}
     executor = pool(RayOptions(3, gpus_per_worker=1, patience=patience), notes, acts=acts)
     work = jobs(24)
@@ -168,7 +168,7 @@ def test_a_candidate_that_kills_is_quarantined_and_one_that_hangs_is_scored_else
     (raised,) = found["9@search"].retries
     assert raised.reason == "the worker raised RuntimeError: told to raise"
     assert any("2@search: the worker died" in text for text in notes)
-    assert executor._deadlines.limit(40) == 4.0
+    assert executor._deadlines.limit(40) == 20.0
 
 
 def test_workers_that_die_while_they_start_are_replaced_and_end_the_search_where_nobody_is_left(
@@ -210,7 +210,7 @@ def test_what_no_node_could_hold_is_refused_and_what_has_no_room_waits(
     waiting = (
         "1 of the workers asked for wait for room: each takes 2 GPU, 1 CPU; the cluster has 4 GPU, 4 CPU, of which"
     )
-    deadline = time.monotonic() + 60.0
+    deadline = time.monotonic() + 400.0
     while not any(text.startswith(waiting) for text in notes) and time.monotonic() < deadline:
         executor.submit(jobs(1)[0])
         until(executor, 1)
@@ -220,13 +220,16 @@ def test_what_no_node_could_hold_is_refused_and_what_has_no_room_waits(
 
 def test_a_wrong_token_is_told_within_seconds(nodes: Nodes, tmp_path: Path) -> None:
     code = """
-import sys
+import sys, time
 from pathlib import Path
-from evosearch.execution.cluster import SpecError, connect
+import ray
+from evosearch.execution import cluster
+cluster.REACH_S = 40.0  # a refusal comes at once, the machine's turn may not
+began = time.monotonic()
 try:
-    connect(Path("token"), sys.argv[1], None)
-except SpecError as exc:
-    print(exc)
+    cluster.connect(Path("token"), sys.argv[1], None)
+except cluster.SpecError as exc:
+    print(exc if time.monotonic() - began < 60 else "too late")
 """
     environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN_PATH"}
     command = [sys.executable, "-c", code, nodes.cluster.address]
@@ -234,7 +237,7 @@ except SpecError as exc:
         command,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=400,
         cwd=tmp_path,
         env=environment | {"RAY_AUTH_TOKEN": 64 * "b"},
     )
@@ -247,7 +250,7 @@ def test_a_pool_on_auto_follows_nodes_as_they_come_and_go(nodes: Nodes, pool: Ca
     done: list[Outcome] = []
     work: list[Job] = []
 
-    def work_until(enough: Callable[[], bool], seconds: float = 120.0) -> None:
+    def work_until(enough: Callable[[], bool], seconds: float = 400.0) -> None:
         deadline = time.monotonic() + seconds
         while not enough() and time.monotonic() < deadline:
             while len(work) - len(done) < executor.slots + 1:

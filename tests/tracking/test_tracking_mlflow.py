@@ -1,8 +1,8 @@
 """The mirror against a real MLflow on SQLite: what the ledger says is what MLflow shows, whatever happened between."""
 
 import os
-import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from itertools import count
@@ -18,13 +18,17 @@ from evosearch.tracking import mlflow as mlflow_room
 from evosearch.tracking.client import connect, find_runs, run_ids
 from evosearch.tracking.mlflow import MlflowMirror, MlflowStore, Registry, ui_command, ui_environment, ui_line
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+from _cluster.processes import free_port
+
 NewStore = Callable[[str], str]
 Story = Any  # conftest.Story
+LONG_S = 400.0  # within which anything happens: MLflow is slow to import, and others use the machine too
 
 
 def mirror(uri: str, story: Story) -> MlflowMirror:
     made = MlflowMirror(uri, "nights", story.url, story.search_id, "night")
-    made.close(120.0)
+    made.close(LONG_S)
     return made
 
 
@@ -262,7 +266,7 @@ def test_a_deleted_experiment_is_named(story: Story, new_store: NewStore, monkey
     client.delete_experiment(client.create_experiment("nights"))
     made = MlflowMirror(uri, "nights", story.url, story.search_id, "night")
     made.notify()
-    _until(lambda: "deleted" in made.state, 60.0)
+    _until(lambda: "deleted" in made.state, LONG_S)
     assert made.state.startswith("behind: 4 events, TrackingError: tracking.experiment: 'nights' was deleted")
     made.close(0.1)
 
@@ -286,22 +290,22 @@ def test_a_server_that_comes_up_late_catches_up(
 ) -> None:
     monkeypatch.setattr(mirror_room, "FIRST_PAUSE_S", 0.2)
     monkeypatch.setattr(mirror_room, "LONGEST_PAUSE_S", 1.0)
-    port = _free_port()
+    port = free_port()  # none that an outgoing connection may be given before the server is up
     uri = f"http://127.0.0.1:{port}"
     store = new_store("store")
     made = MlflowMirror(uri, "nights", story.url, story.search_id, "night")
     story.whole()
     began = time.monotonic()
     made.notify()
-    assert time.monotonic() - began < 1.0
-    _until(lambda: made.state.startswith("behind: ") and "refused" in made.state, 60.0)
+    assert time.monotonic() - began < 10.0  # it goes on as if nothing was amiss
+    _until(lambda: made.state.startswith("behind: ") and "refused" in made.state, LONG_S)
     assert f"{len(story.ledger.events(story.search_id))} events" in made.state
 
     environment = {**os.environ, **ui_environment(store)}
     with (tmp_path / "server.log").open("wb") as log:
         server = subprocess.Popen(ui_command(store, port), env=environment, stdout=log, stderr=log)
     try:
-        made.close(120.0)
+        made.close(LONG_S)
         assert made.state == "up to date"
         (tmp_path / "artifacts").mkdir()
         (tmp_path / "artifacts" / "recipe.yaml").write_text("merge_method: linear\n")
@@ -317,16 +321,10 @@ def test_a_server_that_comes_up_late_catches_up(
         assert found.candidate == "2"
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(LONG_S)
     undisturbed = new_store("undisturbed")
     mirror(undisturbed, story)
     assert shown(store) == shown(undisturbed)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _until(condition: Callable[[], bool], timeout_s: float) -> None:
