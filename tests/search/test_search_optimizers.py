@@ -430,6 +430,31 @@ def test_cma_es_says_why_it_stops() -> None:
     assert "tol" in str(optimizer.stop_reason())
 
 
+def test_the_least_step_of_a_whole_number_is_a_fifth_of_its_own_bin() -> None:
+    from evosearch.search.optimizers._generations import least_steps
+
+    count, steps = MIXED[1], MIXED[2]
+    edges = math.log(100.5) - math.log(0.5)
+    for value in (1, 10, 100):
+        mean = np.array([dimension.to_unit(value if dimension is steps else dimension.init) for dimension in MIXED])
+        least = 0.2 * math.log((value + 0.5) / (value - 0.5)) / edges
+        for beyond in (mean, -mean, 2.0 - mean):  # a mean may lie outside, and is reflected
+            assert least_steps(MIXED, beyond) == [0.0, 0.2 / 9, pytest.approx(least), 0.0]
+    assert least_steps((count,), np.array([0.0, 0.5])) == [0.2 / 9]  # a coordinate that idles
+
+
+@pytest.mark.parametrize("name", ["cma_es", "lra_cma"])
+@pytest.mark.parametrize(("value", "others"), [(1, range(2, 6)), (100, range(94, 100))])
+def test_a_whole_number_on_a_logarithmic_scale_neither_freezes_nor_jumps(name: str, value: int, others: range) -> None:
+    """Small steps around the best value there is: its neighbours are tried now and then, and nothing far from it."""
+    dimensions = tuple(replace(d, init=value) if d.name == "steps" else d for d in MIXED)
+    optimizer = make(name, dimensions, seed=3, population=20, sigma=0.002)
+    told = search(optimizer, lambda genome: -abs(math.log(genome["steps"] / value)), 15)
+    tried = {observation.genome["steps"] for group in told for observation in group} - {value}
+    assert tried
+    assert tried <= set(others)
+
+
 @pytest.mark.parametrize(("dimensions", "population"), [(1, 4), (12, 11), (300, 21)])
 def test_default_population_of_cma_es(dimensions: int, population: int) -> None:
     many = [Dimension(f"w{i}", "float", 0.5) for i in range(dimensions)]

@@ -163,6 +163,19 @@ def units(dimensions: Sequence[Dimension], genome: Genome) -> list[float]:
     return [dimension.to_unit(genome[dimension.name]) for dimension in dimensions]
 
 
-def least_steps(dimensions: Sequence[Dimension]) -> list[float]:
-    """The least standard deviation of each dimension, in [0, 1]; 0 for floats."""
-    return [LEAST_INTEGER_STEP / (d.high - d.low + 1) if d.kind == "int" else 0.0 for d in dimensions]
+def least_steps(dimensions: Sequence[Dimension], mean: Point) -> list[float]:
+    """The least standard deviation of each dimension where the mean is, in [0, 1]; 0 for floats."""
+    return [_least_step(d, float(unit)) for d, unit in zip(dimensions, reflected(mean), strict=False)]
+
+
+def _least_step(dimension: Dimension, unit: float) -> float:
+    """A fifth of a whole number's share of [0, 1].
+
+    In the logarithm that of 1 is a hundred times that of 100: what moves the one would throw the other about.
+    """
+    if dimension.kind != "int":
+        return 0.0
+    if not dimension.log:
+        return LEAST_INTEGER_STEP / (dimension.high - dimension.low + 1)
+    number = float(dimension.from_unit(unit))
+    return LEAST_INTEGER_STEP * (dimension.to_unit(number + 0.5) - dimension.to_unit(number - 0.5))

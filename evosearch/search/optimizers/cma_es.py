@@ -65,21 +65,25 @@ class CmaEs(Generations[Point]):
             self._strategy.sp.cmean = mean_rate(lags)
             self._strategy.ask(1)  # results may come in without an ask between them, and pycma insists on one
         self._strategy.tell(list(samples), list(losses))
+        self._strategy.opts["minstd"] = self._least(self._strategy.mean)  # of the next update
         if self._run < self._config.restarts and self._strategy.stop():
             self._restart(2 * self._size)
             rng = np.random.default_rng((self._config.seed, self._run, 0))
             self._strategy = self._new(rng.random(self._strategy.N))
 
+    def _least(self, mean: Point) -> Point | float:
+        least = least_steps(self._dimensions, mean)
+        return np.array([*least, 0.0])[: len(mean)] if any(least) else 0.0
+
     def _new(self, start: Point) -> cma.CMAEvolutionStrategy:
         seed = (self._config.seed, self._run) if self._run else self._config.seed
         rng = np.random.default_rng(seed)
-        least = least_steps(self._dimensions)
         options: dict[str, Any] = {
             "popsize": self._size,
             # pycma reseeds and draws from numpy's global generator unless it is given one; NaN means: do not seed
             "randn": lambda size, dimensions: rng.standard_normal((size, dimensions)),
             "seed": math.nan,
-            "minstd": np.array([*least, 0.0])[: len(start)] if any(least) else 0.0,
+            "minstd": self._least(start),
             "maxstd": WIDEST,
             # Accuracy on few items is flat for generations: that is no reason to stop
             "tolflatfitness": 10**9,

@@ -41,7 +41,6 @@ class LraCma(Generations[Point]):
             start, min(config.sigma, WIDEST), seed=config.seed, population_size=config.population, lr_adapt=True
         )
         super().__init__(self._strategy.population_size, config.asynchronous)
-        self._least = np.array(least_steps(self._dimensions))
         self._greatest = np.full(len(start), WIDEST)
         self._exhausted = False
 
@@ -64,4 +63,4 @@ class LraCma(Generations[Point]):
         inside = [reflected(sample) for sample in samples]
         points = [_cmaes.brought_near(strategy, x) if lag else x for x, lag in zip(inside, lags, strict=True)]
         self._exhausted = not _cmaes.tell(strategy, points, losses)
-        _cmaes.limit_steps(strategy, self._least, self._greatest)
+        _cmaes.limit_steps(strategy, np.array(least_steps(self._dimensions, strategy._mean)), self._greatest)
