@@ -1,5 +1,6 @@
 """The parts of `bench/schedule`: simulated workers keep time as real ones would, and every measure runs."""
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from _schedule.world import World
 
 from evosearch.search.ports import Job
 
+SCHEDULE = Path(__file__).resolve().parents[2] / "scripts" / "bench" / "schedule"
 TINY = World(models=1, per=None, items=5)
 
 
@@ -88,3 +90,17 @@ def test_memory_is_read_twice() -> None:
 
 def test_an_optimizer_may_know_trials_before_it_begins() -> None:
     assert busy(Setting("tpe", 2, 4, models=1, known=30))["known"] == 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--optimizer", "cmaes"], "argument --optimizer: invalid choice: 'cmaes' (choose from 'cat_cma', "),
+        (["--only", "memory", "--optimizer", "gp"], "--only memory measures none of: gp"),
+    ],
+)
+def test_what_leaves_nothing_to_measure_is_refused(arguments: list[str], said: str) -> None:
+    command = [sys.executable, str(SCHEDULE), "--quick", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert said in done.stderr
