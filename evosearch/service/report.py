@@ -78,9 +78,19 @@ def winner_of(state: SearchState) -> dict[str, Any] | None:
 
 def candidates_of(state: SearchState, already: int) -> dict[str, int]:
     """How many candidates there were, and how many of them before this run."""
-    failed = {failure["candidate"] for failure in state.failed if failure["candidate"].isdigit()}
+    failed = _failed(state)
     counts = {"asked": state.asked_count, "scored": len(state.finished) - len(failed), "failed": len(failed)}
     return counts | {"resumed": already}
+
+
+def _failed(state: SearchState) -> set[str]:
+    """Candidates that have no score on the search split nor on a part of it. One that failed later was scored there."""
+    scored = {name for name, split in state.cards if split == "search"} | {name for name, _ in state.samples}
+    return {
+        failure["candidate"]
+        for failure in state.failed
+        if failure["candidate"].isdigit() and failure["split"] == "search" and failure["candidate"] not in scored
+    }
 
 
 def report(
