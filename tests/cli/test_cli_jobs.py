@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from evosearch.errors import ClusterError, LedgerError
+from evosearch.execution import jobs as jobs_room
 from evosearch.execution.jobs import RUN, Job, Jobs
 from evosearch.search.ledger import Ledger
 from evosearch.search.state import SearchState
@@ -106,6 +107,7 @@ def head() -> Iterator[Head]:
         for name in ("RAY_AUTH_TOKEN", "EVOSEARCH_ADDRESS"):
             patch.delenv(name, raising=False)
         patch.setenv("RAY_ADDRESS", "http://192.0.2.1:1")  # of another cluster: what --address says goes first
+        patch.setattr(jobs_room, "READY_S", LONG_S)  # a head that was just started takes no job for so long
         try:
             found.start()
             yield found
@@ -198,10 +200,12 @@ def test_what_only_the_cluster_can_see_keeps_a_search_out_of_the_queue(
 
 
 def test_searches_wait_for_their_turn_in_the_order_they_came(head: Head, tmp_path: Path) -> None:
-    jobs, order = Jobs(head.url), tmp_path / "order"
+    jobs, order, go = Jobs(head.url), tmp_path / "order", tmp_path / "go"
+    wait = f"while [ ! -e {go} ]; do sleep 0.1; done"
     assert jobs.places() == 1.0
     for name in "abcd":
-        entrypoint = f"echo {name} >> {order}; sleep 2"
+        # Should the one that is taken back begin, it must not end by itself before it is told to
+        entrypoint = f"echo {name} >> {order}; {'exec sleep 3600' if name == 'c' else wait}"
         about = {"name": f"queued-{name}", "search_id": name * 64, "spec": ""}
         assert jobs.submit(f"queued-{name}-1", RUN, entrypoint, None, about, queue=True)
     assert not jobs.submit("queued-a-1", RUN, "true", None, {"name": "queued-a"}, queue=True)  # there is one
@@ -216,6 +220,7 @@ def test_searches_wait_for_their_turn_in_the_order_they_came(head: Head, tmp_pat
     listed = jobs.all()
     assert state_of(job("c"), position(job("c"), listed), {}) in ("withdrawn", "stopped: interrupted")
     assert position(job("d"), listed) in (1, 2)
+    go.touch()
     until(lambda: not job("d").active)
     assert order.read_text().split() in (["a", "b", "d"], ["a", "b", "c", "d"])  # c may begin, and is ended at once
     assert [job(name).state for name in "abd"] == ["succeeded"] * 3
