@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import TPESampler
+from optuna.samplers._tpe import _truncnorm
 from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
 
-from evosearch.search.optimizers._parzen import Parzen
+from evosearch.search.optimizers._parzen import Parzen, log_ndtr
 
 Space = Mapping[str, BaseDistribution]
 FLOATS: Space = {f"x{i}": FloatDistribution(0.0, 1.5) for i in range(60)}
@@ -62,3 +63,14 @@ def test_densities_are_optunas(space: Space, trials: int) -> None:
         found, expected = ours.log_pdf(points), theirs.log_pdf(points)
         assert np.isfinite(expected).all()
         np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_the_normal_distribution_is_optunas_to_the_bit() -> None:
+    draw = np.random.default_rng(4)
+    around = np.array([-20.0, -1.0, 0.0, 1.0, 6.0])
+    points = np.concatenate([draw.uniform(-45, 45, 4000), draw.normal(size=4000), around])
+    points = np.concatenate([points, np.nextafter(around, -np.inf), np.nextafter(around, np.inf), -points])
+    expected = np.array([_truncnorm._log_ndtr_single(float(point)) for point in points])
+    np.testing.assert_array_equal(log_ndtr(points), expected)
+    assert log_ndtr(points[:6].reshape(2, 3)).shape == (2, 3)
+    assert log_ndtr(points[:0]).shape == (0,)

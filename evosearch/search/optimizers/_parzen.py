@@ -1,4 +1,4 @@
-"""Optuna's Parzen estimator with the density of many kernels in many dimensions computed by matrix products.
+"""Optuna's Parzen estimator, with what takes long of many kernels in many dimensions done by arrays as a whole.
 
 With the thousands of kernels that a long search on many workers has, the density of Gaussians is most of what an ask of
 `tpe` takes. With u a sample, m and s a kernel's centre and width in units of the dimension's range,
@@ -7,8 +7,13 @@ With the thousands of kernels that a long search on many workers has, the densit
 
 is two products of (samples × dimensions) with (dimensions × kernels), where Optuna goes through an array of all three.
 Widths are at least a hundredth of the range, which bounds what the difference loses: log-densities agree to 1e-8.
+
+Samples are the same to the bit. Drawing them takes the normal distribution's logarithm of thousands of numbers, for
+each of which Optuna calls Python.
 """
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -71,3 +76,34 @@ def _on_a_grid(column: np.ndarray, kernels: Any) -> np.ndarray:
     )
     found: np.ndarray = (at - whole)[back]
     return found
+
+
+def _each(function: Callable[[float], float]) -> Callable[[np.ndarray], np.ndarray]:
+    """A function of the C library, of each number of an array."""
+    called: Any = np.frompyfunc(function, 1, 1)
+    return lambda values: np.asarray(called(values), dtype=float)
+
+
+_erf, _erfc, _log = _each(math.erf), _each(math.erfc), _each(math.log)
+_optunas_log_ndtr = _truncnorm._log_ndtr
+
+
+def log_ndtr(a: np.ndarray) -> np.ndarray:
+    """ln Φ(a), bit by bit as Optuna has it: the same functions of the C library, in the same order."""
+    a = np.asarray(a, dtype=float)
+    x = a / 2**0.5
+    far, tail = ~(a > -20), a > 6  # far ones by a series, of few
+    left, right = ~far & (x < -1 / 2**0.5), ~tail & (x >= 1 / 2**0.5)
+    middle = ~(far | left | right | tail)
+    phi = np.ones_like(a)
+    phi[left] = 0.5 * _erfc(-x[left])
+    phi[middle] = 0.5 + 0.5 * _erf(x[middle])
+    phi[right] = 1.0 - 0.5 * _erfc(x[right])
+    found: np.ndarray = _log(phi)
+    found[tail] = -0.5 * _erfc(x[tail])
+    if far.any():
+        found[far] = _optunas_log_ndtr(a[far])
+    return found
+
+
+_truncnorm._log_ndtr = log_ndtr

@@ -16,6 +16,8 @@ from evosearch.search.optimizers._pending import Pending
 from evosearch.search.optimizers.registry import OptimizerConfig, Problem, optimizer
 from evosearch.search.types import Genome, Observation
 
+RUNS, ENDED = 1, 2  # states in which a trial is read; 0: it was not
+
 
 @optimizer("tpe", categoricals=True, asynchronous=True, objectives=True)
 class Tpe:
@@ -96,23 +98,20 @@ class _Remembering(TPESampler):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._parzen_estimator_cls = Parzen
-        self._rows: dict[tuple[str, ...], dict[int, tuple[bool, list[float] | None]]] = {}
+        self._read: dict[tuple[str, ...], _Rows] = {}
 
     def _get_internal_repr(
         self, trials: list[FrozenTrial], search_space: dict[str, BaseDistribution], study: Study
     ) -> dict[str, np.ndarray]:
-        known = self._rows.setdefault(tuple(search_space), {})
-        rows: list[list[float]] = []
-        for trial in trials:
-            finished = trial.state.is_finished()  # while it runs, it has values of dimensions that turn out inactive
-            seen, row = known.get(trial.number, (None, None))
-            if seen is not finished:
-                row = self._row(trial, search_space, study)
-                known[trial.number] = (finished, row)
-            if row is not None:
-                rows.append(row)
-        columns = np.asarray(rows).T if rows else np.empty((len(search_space), 0))
-        return {name: np.ascontiguousarray(column) for name, column in zip(search_space, columns, strict=True)}
+        rows = self._read.setdefault(tuple(search_space), _Rows(len(search_space)))
+        numbers = np.fromiter((trial.number for trial in trials), np.intp, len(trials))
+        # While it runs, a trial has values of dimensions that turn out inactive: it is read again when it is finished
+        states = np.fromiter(((RUNS, ENDED)[trial.state.is_finished()] for trial in trials), np.int8, len(trials))
+        for index in rows.unread(numbers, states):
+            row = self._row(trials[index], search_space, study)
+            rows.put(int(numbers[index]), int(states[index]), row)
+        columns = rows.of(numbers)
+        return dict(zip(search_space, columns, strict=True))
 
     def _row(self, trial: FrozenTrial, search_space: dict[str, BaseDistribution], study: Study) -> list[float] | None:
         """One trial's values as Optuna's estimators take them; None where it lacks some."""
@@ -120,3 +119,30 @@ class _Remembering(TPESampler):
         if not search_space.keys() <= values.keys():
             return None
         return [distribution.to_internal_repr(values[name]) for name, distribution in search_space.items()]
+
+
+class _Rows:
+    """Values of trials, by number; of one set of dimensions."""
+
+    def __init__(self, width: int) -> None:
+        self._values = np.empty((64, width))
+        self._states = np.zeros(64, dtype=np.int8)
+        self._whole = np.zeros(64, dtype=bool)
+
+    def unread(self, numbers: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """Positions of the trials that were never read in their state."""
+        while len(numbers) and numbers.max() >= len(self._states):
+            self._values = np.concatenate([self._values, np.empty_like(self._values)])
+            self._states = np.concatenate([self._states, np.zeros_like(self._states)])
+            self._whole = np.concatenate([self._whole, np.zeros_like(self._whole)])
+        found: np.ndarray = np.nonzero(self._states[numbers] != states)[0]
+        return found
+
+    def put(self, number: int, state: int, row: list[float] | None) -> None:
+        self._states[number], self._whole[number] = state, row is not None
+        if row is not None:
+            self._values[number] = row
+
+    def of(self, numbers: np.ndarray) -> np.ndarray:
+        """(dimensions, trials), without the trials that lack a value."""
+        return np.ascontiguousarray(self._values[numbers[self._whole[numbers]]].T)
