@@ -106,7 +106,7 @@ def connect(url: sa.URL, where: str, read_only: bool) -> Engine:
     if path is None:
         return _connect_postgres(url, where, read_only)
     if read_only:
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise NoLedgerError(where, f"no ledger at {path}", next="Run a search first, or check the path")
         return sa.create_engine("sqlite://", creator=lambda: _open_to_read(path), poolclass=NullPool)
     try:
@@ -157,7 +157,7 @@ def _open_to_read(path: Path) -> sqlite3.Connection:
     no writer has the ledger open; then `immutable` reads the file as it lies. Connections are not kept, so a writer
     that comes later is seen by the next read.
     """
-    writer = Path(f"{path}-wal").exists()
+    writer = os.path.exists(f"{path}-wal")
     uri = path.resolve().as_uri() + ("?mode=ro" if writer else "?mode=ro&immutable=1")
     return sqlite3.connect(uri, uri=True, timeout=BUSY_S, check_same_thread=False)
 

@@ -1,7 +1,7 @@
 """The models of a recipe, made ready: references resolved, checkpoints opened, fit for each other, hashed."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -185,7 +185,7 @@ def _open_each(opener: Opener, recipe: Recipe, further: Sequence[str], where: st
             checkpoint = opener.open(reference)
             opened += [checkpoint] if reference in recipe.references() else []
         except InputError as error:
-            found += [_at_its_key(problem, recipe, reference, where) for problem in error.problems]
+            found += [_at_its_key(problem, recipe, reference, where, opener.recipes) for problem in error.problems]
     if not found:
         return
     if recipe.routing is None and recipe.vocabulary is None and not recipe.named_slices():
@@ -196,10 +196,11 @@ def _open_each(opener: Opener, recipe: Recipe, further: Sequence[str], where: st
     raise in_one(where.partition(": ")[0], found)
 
 
-def _at_its_key(error: InputError, recipe: Recipe, reference: str, where: str) -> InputError:
+def _at_its_key(error: InputError, recipe: Recipe, reference: str, where: str, recipes: Container[str]) -> InputError:
     """An error about a model as such, with the key that names it; one about a file of it names that already."""
     key = next(_keys(recipe.to_dict(), reference), None)
-    if key is None or error.where not in (reference, *split(reference)):
+    # Split last: of a reference that cannot be, `split` itself has raised the error
+    if key is None or (error.where != reference and error.where not in split(reference, recipes)):
         return error
     return type(error)(join(where, *key), f"{error.where}: {error.what}", error.allowed, error.next)
 

@@ -12,6 +12,7 @@ their caches. What stands in for the winner of an earlier stage goes again.
 | room for what is written, memory, warm start, what is on record | any of these is wrong |
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from evosearch.service.executors import cluster_of, worker_count
 from evosearch.service.findings import Findings
 from evosearch.service.forecast import Done
 from evosearch.service.licences import cards_of, check_licences
-from evosearch.service.paths import SQLITE, places_of, recorded_names
+from evosearch.service.paths import ELSEWHERE, SQLITE, elsewhere, places_of, recorded_names
 from evosearch.service.prepare import Prepared, prepare_with
 from evosearch.service.recorded import read_search
 from evosearch.service.sizes import Sizes, sizes_of
@@ -132,20 +133,20 @@ def check_ledger(spec: SearchSpec) -> bool:
     Raises:
         LedgerError: neither.
     """
-    url, where = places_of(spec).ledger, f"{spec.file}: ledger"
+    places, where = places_of(spec), f"{spec.file}: ledger"
+    url = places.ledger
+    if elsewhere(spec) is not None:
+        check_file(places.folder / ELSEWHERE, "EVOSEARCH_RUNS", LedgerError)
     if not url.startswith(SQLITE):
         check_server(url, where)
         return True
     database = Path(url.removeprefix(SQLITE))
-    nearest = next((folder for folder in database.parents if folder.exists()), None)
-    if nearest is None:
+    if not database.name:
         raise LedgerError(where, f"got '{url}'", "sqlite:///FILE, or the URL of a PostgreSQL database")
-    if not nearest.is_dir():
-        raise LedgerError(where, f"{nearest} is a file, not a folder", next="Choose another place for the ledger")
-    if database.exists():
+    check_file(database, where, LedgerError)
+    if os.path.exists(database):
         with Ledger.open(url, where, read_only=True):
             pass
-    check_file(database, where, LedgerError)
     return True
 
 

@@ -30,7 +30,7 @@ from evosearch.service.foretelling import Foretelling
 from evosearch.service.on_test import measure_of
 from evosearch.service.openings import openings
 from evosearch.service.outlook import hardly_decided
-from evosearch.service.paths import Places, places_of, recorded_names, stage_places
+from evosearch.service.paths import Places, places_of, recorded_names, remember_ledger, stage_places
 from evosearch.service.preflight import look, prove_store
 from evosearch.service.prepare import Prepared
 from evosearch.service.reading import Read, read
@@ -93,6 +93,7 @@ def _run_one(options: Options, spec: SearchSpec, watcher: Watcher, harness: Harn
         ledger = stack.enter_context(Ledger.open(places.ledger, f"{spec.file}: ledger", notice=watcher.note))
         refuse_other_search(ledger, prepared)
         stack.enter_context(ledger.acquire(prepared.search_id))
+        remember_ledger(spec)
         recorder = Recorder(ledger, prepared.search_id, watcher=watcher)
         already = len(recorder.state.finished)
         exported, mirror = on_record(recorder, partial(_whole, options, prepared, warm, places, recorder, stack))

@@ -3,24 +3,34 @@
 import time
 from typing import Any
 
+from evosearch.credentials import hidden
 from evosearch.errors import LedgerError
 from evosearch.search.events import Event
 from evosearch.search.ledger import Ledger
 from evosearch.search.state import SearchState
 from evosearch.service.openings import times_opened
-from evosearch.service.paths import runs_folder
+from evosearch.service.paths import Places, begun, lies_in
 from evosearch.service.recorded import contamination_acknowledged
 
 
 def statuses() -> list[dict[str, Any]]:
-    """One row a search: name, state, progress, best, where. A ledger that cannot be read is a row that says so."""
+    """One row a search: name, state, progress, best, where. A ledger that cannot be read is a row that says so.
+
+    Of a ledger elsewhere, which may have searches of others too, those that have a folder here.
+
+    Raises:
+        LedgerError: the folder of runs cannot be read.
+    """
+    here: dict[str, list[Places]] = {}
+    for places in begun():
+        here.setdefault(places.ledger, []).append(places)  # a server that is down is waited for once
     rows: list[dict[str, Any]] = []
-    for database in sorted(runs_folder().glob("*/ledger.db")):
-        url = f"sqlite:///{database}"
+    for url, sharing in here.items():
         try:
-            rows += of_ledger(url)
+            rows += [row for row in of_ledger(url) if any(lies_in(places, row["name"]) for places in sharing)]
         except LedgerError as exc:
-            rows.append({"name": database.parent.name, "state": "unreadable", "ledger": url, "problem": str(exc)})
+            problem = {"state": "unreadable", "ledger": hidden(url), "problem": str(exc)}
+            rows += [{"name": places.name} | problem for places in sharing]
     return rows
 
 

@@ -74,10 +74,17 @@ def check_file(file: Path, where: str, error: type[InputError] = TrackingError) 
     Raises:
         error: a file cannot be written, or made in its folder; nothing is made.
     """
-    nearest = next(one for one in (file, *file.parents) if one.exists())
-    if nearest == file and not file.is_file():
+    try:
+        os.stat(file)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as exc:  # in a folder that is closed to us; longer than a path can be
+        what = f"{file} cannot be used: {getattr(exc, 'strerror', None) or exc}"
+        raise error(where, what, next="Change its folder's permissions, or name another place") from None
+    nearest = next(one for one in (file, *file.parents) if os.path.exists(one))
+    if nearest == file and not os.path.isfile(file):
         raise error(where, f"{file} is a folder", "A file", "Name another place")
-    if nearest != file and not nearest.is_dir():
+    if nearest != file and not os.path.isdir(nearest):
         raise error(where, f"{nearest} is a file, not a folder", next="Name another place")
     if not os.access(nearest, os.W_OK):
         raise error(where, f"{nearest} cannot be written", next="Change its permissions, or name another place")
@@ -88,7 +95,7 @@ def _check_database(file: Path) -> None:
     Raises:
         TrackingError: there is a file, and it is no database.
     """
-    if not file.is_file() or file.stat().st_size == 0:
+    if not os.path.isfile(file) or file.stat().st_size == 0:
         return
     with file.open("rb") as opened:
         if opened.read(len(HEADER)) != HEADER:

@@ -255,7 +255,7 @@ def test_nodes_are_one_or_more() -> None:
 
 def test_without_what_accounts_need_up_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plain ./scripts/setup brings MLflow, and not what its accounts are made with."""
-    monkeypatch.setattr(clusters, "find_programs", lambda: {})
+    monkeypatch.setattr(clusters, "find_programs", dict)
     monkeypatch.setattr(mlflow_server, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"has no flask_wtf, .* Run \./scripts/setup server first"):
         Cluster(tmp_path / "cluster").up()

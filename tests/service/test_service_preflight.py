@@ -128,6 +128,22 @@ def test_every_model_that_cannot_be_had_is_named_and_every_one_that_does_not_fit
     assert len(found) == 4
 
 
+@pytest.mark.parametrize(
+    ("reference", "what"), [("org/base+org/one+org/two", "names 2 adapters"), ("org/base+", "no adapter after the '+'")]
+)
+def test_a_reference_that_is_none_is_named_by_its_key_and_hides_no_other(
+    world: World, reference: str, what: str
+) -> None:
+    spec = world()
+    data = yaml.safe_load(spec.read_text())
+    data["recipe"]["models"][0]["model"] = reference
+    data["recipe"]["models"].append({"model": "./nowhere", "parameters": {"weight": 0.1}})
+    spec.write_text(yaml.safe_dump(data, sort_keys=False))
+    found = told(spec)
+    one(found, f"{spec}: recipe.models[0].model: {reference}: {what}")
+    one(found, f"{spec}: recipe.models[2].model: {spec.parent}/nowhere: no such folder")
+
+
 def test_what_is_wrong_with_the_suite_hides_nothing_else(world: World) -> None:
     spec = world(objectives=["choice", "generate"], optimizer={"name": "nsga2", "population": 6})
     suite = spec.parent / "suite.yaml"
