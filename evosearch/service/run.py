@@ -6,7 +6,7 @@ there on every step is on record and can be continued.
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -92,6 +92,7 @@ def _run_one(options: Options, spec: SearchSpec, watcher: Watcher, harness: Harn
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger.open(places.ledger, f"{spec.file}: ledger", notice=watcher.note))
         refuse_other_search(ledger, prepared)
+        prepared = _as_recorded(ledger, prepared)
         stack.enter_context(ledger.acquire(prepared.search_id))
         remember_ledger(spec)
         recorder = Recorder(ledger, prepared.search_id, watcher=watcher)
@@ -102,6 +103,12 @@ def _run_one(options: Options, spec: SearchSpec, watcher: Watcher, harness: Harn
         stopped = recorder.state.stopped
         assert stopped is not None
         return report(prepared, places, recorder, stopped, already, exported, note, time.monotonic() - began)
+
+
+def _as_recorded(ledger: Ledger, prepared: Prepared) -> Prepared:
+    """The same under the id that the ledger has it by: earlier versions' ids told defaults that were written out."""
+    known = ledger.search_by_name(prepared.spec.name)
+    return prepared if known is None else replace(prepared, search_id=known.search_id)
 
 
 def _whole(

@@ -29,6 +29,7 @@ Text = Annotated[str, Field(min_length=1)]
 SearchParts = Annotated[int, Field(ge=2, le=100_000)]
 Objectives = Annotated[tuple[Text, ...], Field(min_length=2, max_length=4)]
 ADDRESS = re.compile(r"auto|[^\s/:@]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")  # of a Ray cluster's head node
+LATER = ("warm_start", "diagonal", "restarts", "points")  # keys of `optimizer` that ids of the first searches lack
 OF_A_STAGE = ("recipe", "optimizer", "budget", "search_parts", "objectives")  # keys that each stage has for itself
 
 
@@ -249,9 +250,7 @@ class SearchSpec:
                 del config["controls"][key]
         if config["promotion"]["licences"] is None:
             del config["promotion"]["licences"]
-        for key in ("warm_start", "diagonal", "restarts", "points"):
-            if key not in self.config.optimizer.model_fields_set:
-                del config["optimizer"][key]
+        config["optimizer"] = _without_defaults(config["optimizer"])
         chances = {task.name: task.chance for task in self.suite.tasks}
         measure = {"weights": self.suite.weights(), "chances": chances}
         if self.stage is not None and self.stage.winners:
@@ -348,7 +347,11 @@ def check_same_search(recorded: Mapping[str, Any], spec: SearchSpec, where: str)
     Raises:
         LedgerError: names the first key that differs.
     """
-    old, new = flat(recorded), flat(spec.identity())
+    # Earlier versions kept a default that was written out, and took a `start` beside `warm_start`, which had no effect
+    old = flat({**recorded, "optimizer": _without_defaults(recorded["optimizer"])})
+    new = flat(spec.identity())
+    if "optimizer.warm_start" in old and "optimizer.warm_start" in new:
+        del old["optimizer.start"], new["optimizer.start"]
     differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if not differing:
         return
@@ -360,6 +363,12 @@ def check_same_search(recorded: Mapping[str, Any], spec: SearchSpec, where: str)
         "Budget, workers, tracking and ledger may change between runs",
         "Undo the change, or give the new search another name",
     )
+
+
+def _without_defaults(optimizer: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer's keys, but for those of `LATER` that are at their defaults: left out, they would say the same."""
+    fields = OptimizerConfig.model_fields
+    return {key: value for key, value in optimizer.items() if key not in LATER or value != fields[key].default}
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 
-from evosearch.errors import SpecError
+from evosearch.errors import LedgerError, SpecError
+from evosearch.search.ledger import Ledger
 from evosearch.search.watching import Silent
 from evosearch.service.executors import worker_count
+from evosearch.service.paths import find
 from evosearch.service.prepare import prepare
-from evosearch.service.spec import WorkersConfig, load_spec
+from evosearch.service.run import run
+from evosearch.service.spec import SearchSpec, WorkersConfig, check_same_search, load_spec
 
 World = Callable[..., Path]
 HOLE = {"low": 0.1, "high": 0.9}
@@ -34,6 +37,8 @@ LOCAL = {"executor": "local", "threads": 1}
         ({"optimizer": {"name": "tpe", "sigma": 0.17}}, "optimizer.sigma", "tpe takes no step size"),
         ({"optimizer": {"name": "nsga2", "asynchronous": True}}, "optimizer.asynchronous", "nsga2 must know of all"),
         ({"optimizer": {"name": "tpe", "restarts": 1}}, "optimizer.restarts", "tpe takes no restarts"),
+        ({"optimizer": {"start": "init", "warm_start": "old"}}, "optimizer.start", "got 'init' with warm_start"),
+        ({"optimizer": {"start": "best_control", "warm_start": "old"}}, "optimizer.start", "starts from one place"),
         ({"budget": {}}, "budget", "a search has an end"),
     ],
 )
@@ -86,3 +91,55 @@ def test_a_start_that_there_is_not_is_refused(changes: dict[str, Any], what: str
     assert what in str(caught.value)
     assert caught.value.next == "Leave it out: holes start at their own init"
     assert prepare(load_spec(world("start", **(changes | {"optimizer": {"name": "random"}}))), Silent()).controls
+
+
+DEFAULTS: dict[str, Any] = {"warm_start": None, "diagonal": False, "restarts": 0}
+
+
+def test_a_default_that_is_written_out_makes_no_other_search(world: World) -> None:
+    plain, written = (load_spec(world("same", optimizer={"seed": 1} | more)) for more in ({}, DEFAULTS))
+    assert written.identity() == plain.identity()
+    assert written.search_id() == plain.search_id()
+    for changed in ({"diagonal": True}, {"restarts": 1}, {"warm_start": "old"}):
+        other = load_spec(world("same", optimizer={"seed": 1} | DEFAULTS | changed))
+        assert other.search_id() != plain.search_id()
+        assert other.identity()["optimizer"].items() >= changed.items()
+        with pytest.raises(LedgerError, match=rf"optimizer\.{next(iter(changed))}: this is another search"):
+            check_same_search(plain.identity(), other, "it")
+    grid = load_spec(world("same", optimizer={"name": "grid", "points": 5}))
+    assert grid.identity()["optimizer"]["points"] == 5
+
+
+def test_a_start_on_record_beside_a_warm_start_makes_no_other_search(world: World) -> None:
+    """It had no effect when it was still taken."""
+    spec = load_spec(world("same", optimizer={"name": "random", "warm_start": "old"}))
+    recorded = spec.identity()
+    recorded["optimizer"]["start"] = "init"
+    check_same_search(recorded, spec, "it")
+    plain = load_spec(world("same", optimizer={"name": "random"}))
+    recorded = plain.identity()
+    recorded["optimizer"]["start"] = "init"
+    with pytest.raises(LedgerError, match=r"optimizer\.start: this is another search: .* with 'init'"):
+        check_same_search(recorded, plain, "it")
+
+
+def test_a_search_that_an_earlier_version_recorded_with_defaults_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = SearchSpec.identity
+
+    def earlier(spec: SearchSpec) -> dict[str, Any]:
+        found = identity(spec)
+        return found | {"optimizer": found["optimizer"] | DEFAULTS}
+
+    quick: dict[str, Any] = {"controls": {"scales": [0.5]}, "promotion": {"finalists": 1}}
+    monkeypatch.setattr(SearchSpec, "identity", earlier)
+    then = run(world("earlier", budget={"candidates": 6}, **quick), Silent())
+    monkeypatch.setattr(SearchSpec, "identity", identity)
+    spec = world("earlier", budget={"candidates": 12}, **quick)
+    assert load_spec(spec).search_id() != then.search_id
+    now = run(spec, Silent())
+    assert now.search_id == then.search_id
+    assert now.candidates == {"asked": 12, "scored": 12, "failed": 0, "resumed": 6}
+    with Ledger.open(find("earlier").ledger, read_only=True) as ledger:
+        assert [info.search_id for info in ledger.searches()] == [then.search_id]

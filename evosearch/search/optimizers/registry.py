@@ -51,9 +51,9 @@ class OptimizerConfig(Document):
     `start` says from where: `init` (the holes' own `init`), `best_control` or `parents` (the weights of the best
     control, or of the best parent). `population` is how many candidates are asked together, `sigma` the first step
     size as a part of each dimension's range. `warm_start` names another search (or its folder or spec): the best that
-    was found there is where this one starts, and optimizers that learn from single trials are told its candidates.
-    `diagonal` keeps the covariance diagonal, `restarts` is how often a converged search begins again with twice the
-    population, `points` is how many values of a number a grid tries.
+    was found there is where this one starts, in place of `start`, and optimizers that learn from single trials are told
+    its candidates. `diagonal` keeps the covariance diagonal, `restarts` is how often a converged search begins again
+    with twice the population, `points` is how many values of a number a grid tries.
     """
 
     name: str = "cma_es"
@@ -84,6 +84,9 @@ class OptimizerConfig(Document):
         for key, what in OPTIONS.items():
             if key in self.model_fields_set and key not in entry.options:
                 raise SpecError(key, f"{self.name} takes no {what}", next="Leave it out")
+        if self.warm_start is not None and "start" in self.model_fields_set:
+            what = f"got '{self.start}' with warm_start, and a search starts from one place"
+            raise SpecError("start", what, next="Leave out one of the two")
         least = entry.least_population
         if self.population is not None and self.population < least:
             raise SpecError("population", f"got {self.population}", f"{self.name} needs at least {least}")
