@@ -4,7 +4,8 @@ Looked up once, when a search first starts, and recorded: the other search may c
 reads the record.
 
 A value is taken over where a dimension of the same name has it. What a candidate was worth is taken over only where it
-would be worth the same here: the same recipe comes of its values (by recipe_id), scored on the same questions.
+would be worth the same here: the same recipe comes of its values (by recipe_id), scored on the same questions. With
+`search_parts` a candidate is asked a share of them: that says less than all of them, and one recipe may have several.
 """
 
 import os
@@ -160,6 +161,8 @@ def _known(prepared: Prepared, state: SearchState, ranked: list[str]) -> tuple[t
         ours, prepared.batches["search"].digest
     ):
         return (), "it was scored on other questions, so what its candidates are worth is not taken over"
+    if _parts(theirs) != _parts(ours):
+        return (), "its search_parts are others, so what its candidates are worth is not taken over"
     if theirs.get("objectives") != ours.get("objectives") and "objectives" in ours:
         return (), "it has other objectives, so what its candidates are worth is not taken over"
     keys = [key for key in TOLD if key != "objectives" or "objectives" in ours]
@@ -175,6 +178,12 @@ def _questions(identity: Mapping[str, Any], batch: str | None) -> tuple[Any, ...
     """What a fitness is of."""
     suite = identity["suite"]
     return suite["digest"], suite.get("weights"), suite.get("chances"), batch
+
+
+def _parts(identity: Mapping[str, Any]) -> tuple[int, int] | None:
+    """What deals the questions out: how many parts, and the seed; None where every candidate is asked all of them."""
+    count = identity.get("search_parts")
+    return None if count is None else (count, identity["optimizer"]["seed"])
 
 
 def _same_recipe(prepared: Prepared, state: SearchState, name: str) -> Genome | None:

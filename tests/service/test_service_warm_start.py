@@ -15,8 +15,11 @@ from evosearch.search.watching import Silent
 from evosearch.service import run as service
 from evosearch.service.check import check
 from evosearch.service.paths import find, runs_folder
+from evosearch.service.prepare import prepare
 from evosearch.service.recorded import read_search
 from evosearch.service.run import run
+from evosearch.service.spec import load_spec
+from evosearch.service.warm_start import look_up
 
 World = Callable[..., Path]
 OPTIMIZER: dict[str, Any] = {"name": "random", "population": 3, "seed": 1, "start": "init"}
@@ -45,7 +48,15 @@ def state_of(name: str) -> SearchState:
 
 
 def warm(named: str, **more: Any) -> dict[str, Any]:
-    return OPTIMIZER | {"seed": 7, "warm_start": named} | more
+    return {"name": "random", "population": 3, "seed": 7, "warm_start": named} | more
+
+
+def looked_up(spec: Path) -> tuple[int, str]:
+    """How many candidates a search would know before it begins, and what is said of that."""
+    watcher = Notes()
+    found = look_up(prepare(load_spec(spec), Silent()), watcher)
+    assert found is not None
+    return len(found.known), watcher.texts[-1]
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +162,19 @@ def test_what_candidates_were_worth_is_known_only_of_the_same_recipes_and_questi
     assert found is not None
     assert found["known"] == []
     assert any("it was scored on other questions" in note for note in watcher.texts)
+
+
+def test_estimates_on_parts_are_known_only_where_the_parts_are_the_same(world: World, old: Path) -> None:
+    parted = QUICK | {"search_parts": 2}
+    run(world("parted", recipe=recipe(), optimizer=OPTIMIZER, **parted), Silent())
+    # Halves told to a search on all, all told to one on halves, and halves of another seed's dealing
+    for named, changes, seed in (("parted", QUICK, 1), ("old", parted, 1), ("parted", parted, 7)):
+        count, said = looked_up(world("new", recipe=recipe(), optimizer=warm(named, seed=seed), **changes))
+        assert count == 0
+        assert said.endswith("its search_parts are others, so what its candidates are worth is not taken over")
+    count, said = looked_up(world("new", recipe=recipe(), optimizer=warm("parted", seed=1), **parted))
+    assert count == 3
+    assert said.endswith("3 candidates are known")
 
 
 def test_a_search_to_start_from_that_is_none_is_refused_before_anything_is_written(world: World, old: Path) -> None:
