@@ -115,13 +115,14 @@ def first_generation(found: Prepared) -> list[dict[str, float | int | bool | str
     return made.ask(made.population)
 
 
-def test_weights_per_layer(shipped: Path, edited: Callable[..., Path]) -> None:
-    """A number for each layer of each expert, for the diagonal optimizer or the other that is named."""
+@pytest.mark.parametrize("name", ["cat_cma", "lra_cma"])
+def test_weights_per_layer(name: str, shipped: Path, edited: Callable[..., Path]) -> None:
+    """A number for each layer of each expert, for the diagonal optimizer or the others that are named."""
     found = prepared(shipped / "layerwise.yaml")
     names = [dimension.name for dimension in found.space.dimensions]
     assert sum("layer 3" in name for name in names) == 4
     assert found.spec.config.optimizer.diagonal
-    other = prepared(edited("layerwise", ("name: cma_es", "name: lra_cma"), ("  diagonal: true\n", "")))
+    other = prepared(edited("layerwise", ("name: cma_es", f"name: {name}"), ("  diagonal: true\n", "")))
     assert first_generation(other)
 
 
