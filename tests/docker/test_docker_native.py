@@ -7,7 +7,6 @@ import configparser
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -79,7 +78,9 @@ def databases(env: dict[str, str], compose: Callable[..., dict[str, Any]]) -> It
                 server.url("postgres"),
             ]
             passfile = os.environ | {"PGPASSFILE": str(server.passfile)}
-            done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=60, env=passfile)
+            done = subprocess.run(
+                command, input=script, capture_output=True, text=True, timeout=DEADLINE_S, env=passfile
+            )
             assert done.returncode == 0, done.stderr
             yield Databases(server.port, secrets, server.log)
         finally:
@@ -130,11 +131,11 @@ class Server:
 @pytest.fixture(scope="module")
 def mlflow(databases: Databases, compose: Callable[..., dict[str, Any]]) -> Iterator[Server]:
     """compose.yaml's command and environment, with other places: see `there`."""
+    from _cluster.processes import free_port  # scripts/ is where `databases` put it
+
     service = compose()["services"]["mlflow"]
     folder = databases.secrets.parent
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     here = {
         "postgres:5432": f"127.0.0.1:{databases.port}",
         "/run/secrets": str(databases.secrets),
@@ -179,7 +180,7 @@ def _await(server: Server, process: "subprocess.Popen[bytes]") -> None:
         try:
             if server.get("/health").ok:
                 return
-        except requests.ConnectionError:
+        except requests.RequestException:  # not there yet, or too busy to answer
             time.sleep(0.3)
     raise AssertionError(server.log.read_text()[-2000:])
 
