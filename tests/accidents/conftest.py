@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ from evosearch.search.events import Event
 from evosearch.search.ledger import Ledger
 from evosearch.service.paths import places_of
 from evosearch.service.spec import load_spec
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+from _cluster.processes import free_port
 
 CHOICES = ["a", "b", "c", "d"]
 
@@ -145,9 +149,7 @@ class MlflowServer:
         self.store = default_uri(folder)
         connect(self.store)  # makes the tables, which takes seconds
         self._empty = shutil.copy(folder / "mlflow.db", folder / "empty.db")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()  # none that an outgoing connection may be given while the server is down
         self.uri = f"http://127.0.0.1:{self.port}"
         self._log = folder / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -165,7 +167,7 @@ class MlflowServer:
                     stderr=log,
                     start_new_session=True,
                 )
-        until(self._answers, 120.0, self._log.read_text)
+        until(self._answers, 400.0, self._log.read_text)
 
     def another_store(self, folder: Path) -> str:
         """The URI of a fresh store in a new folder."""
@@ -177,7 +179,7 @@ class MlflowServer:
         """SIGKILL to it and all it has started."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(30)
+            self._process.wait(120)
             self._process = None
 
     def _answers(self) -> bool:

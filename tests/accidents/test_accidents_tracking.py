@@ -171,16 +171,16 @@ def test_killed_in_the_middle_and_back_later_it_catches_up_while_the_search_goes
         return len(find_runs(client, [found.experiment_id], "")) if found else 0
 
     def kill() -> None:
-        until(lambda: mirrored_so_far() >= 3, 120.0)
+        until(lambda: mirrored_so_far() >= 3, 400.0)
         server.kill()
 
     def restart() -> None:
-        until(lambda: any("The search goes on" in note for note in saboteur.notes), 120.0)
+        until(lambda: any("The search goes on" in note for note in saboteur.notes), 400.0)
         count["before"] = mirrored_so_far()
         server.start()
 
     def wait_for_the_mirror() -> None:
-        until(lambda: any("is back, and up to date again" in note for note in saboteur.notes), 120.0)
+        until(lambda: any("is back, and up to date again" in note for note in saboteur.notes), 400.0)
         count["after"] = mirrored_so_far()
 
     saboteur = Saboteur({3: kill, 6: restart, 9: wait_for_the_mirror})
