@@ -276,7 +276,8 @@ def test_check_names_the_stage_of_a_problem(world: World) -> None:
     wrong = json.loads(json.dumps(SECOND))
     wrong["recipe"]["models"][1]["model"] = "./nowhere"
     (problem,) = check(staged(world, "hybrid", FIRST, wrong), True, Silent())["problems"]
-    assert "nowhere" in problem["where"]
+    assert problem["where"].endswith("hybrid.yaml: stages[1].recipe.models[1].model")
+    assert "nowhere: no such folder" in problem["what"]
     wrong = json.loads(json.dumps(SECOND))
     wrong["recipe"]["models"][0]["parameters"]["denisty"] = 1.0
     (problem,) = check(staged(world, "hybrid", FIRST, wrong), True, Silent())["problems"]
