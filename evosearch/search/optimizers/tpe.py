@@ -99,6 +99,15 @@ class _Remembering(TPESampler):
         super().__init__(**options)
         self._parzen_estimator_cls = Parzen
         self._read: dict[tuple[str, ...], _Rows] = {}
+        self._space: dict[str, BaseDistribution] = {}
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """What all trials have in common: where nothing is conditional every dimension, as soon as one is finished."""
+        if self._group:
+            return super().infer_relative_search_space(study, trial)
+        if not self._space:
+            self._space = super().infer_relative_search_space(study, trial)
+        return dict(self._space)
 
     def _get_internal_repr(
         self, trials: list[FrozenTrial], search_space: dict[str, BaseDistribution], study: Study
