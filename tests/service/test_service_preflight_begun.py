@@ -8,6 +8,7 @@ import pytest
 
 from evosearch.errors import LedgerError
 from evosearch.search.watching import Silent
+from evosearch.service import forecast
 from evosearch.service.check import check
 from evosearch.service.run import run
 
@@ -46,17 +47,24 @@ def test_models_that_changed_since_fail_it_too(begun: World) -> None:
     assert "its weights changed since this search began" in problem["what"]
 
 
-def test_time_and_price_are_of_what_is_left(begun: World) -> None:
+def test_time_and_price_are_of_what_is_left(begun: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    hours_of, paces = forecast.hours_of, []
+
+    def remembered(pace: forecast.Pace, *given: Any) -> tuple[float, float]:
+        paces.append(pace)
+        return hours_of(pace, *given)
+
+    monkeypatch.setattr(forecast, "hours_of", remembered)
     workers = {"executor": "local", "threads": 1, "price_per_hour": 3.0}
     result = looked(begun(budget={"candidates": 1000}, workers=workers, **RANDOM), trial=True)
     assert result["problems"] == []
     assert "4 candidates are on record already: time and price are of what is left" in result["notes"]
-    forecast = result["forecast"]
-    each = forecast["seconds_per_candidate"] / 3600
-    assert 996 * each <= forecast["search_hours"] < 1000 * each  # controls are scored, too
+    found = result["forecast"]
+    each, start = found["seconds_per_candidate"] / 3600, paces[0].start / 3600
+    assert 995.9 * each <= found["search_hours"] - start < 996.1 * each  # the controls are on record, too
     done = looked(begun(budget={"candidates": 4}, workers=workers, **RANDOM), trial=True)["forecast"]
-    assert done["search_hours"] < 4 * done["seconds_per_candidate"] / 3600
-    assert done["price"] < forecast["price"] / 10
+    assert done["search_hours"] - paces[1].start / 3600 < 0.1 * done["seconds_per_candidate"] / 3600
+    assert done["price"] < found["price"] / 10
 
 
 def test_a_search_that_has_not_begun_is_forecast_whole(world: World) -> None:
