@@ -24,6 +24,11 @@ JSON = typer.Option(False, "--json", help="Print one JSON document on standard o
 ALLOW_PICKLE = typer.Option(
     False, "--allow-pickle", help="Read pickled weights (*.bin) of models that have no safetensors; weights only."
 )
+CONTINUE_FROM_BEST = typer.Option(
+    False,
+    "--continue-from-best",
+    help="Where a recorded search cannot be replayed exactly, go on from its best candidate.",
+)
 ADDRESS = typer.Option(
     None,
     envvar="EVOSEARCH_ADDRESS",

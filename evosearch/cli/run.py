@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from evosearch.cli.console import ALLOW_PICKLE, JSON, ProgressAs, console, note, print_json, watcher
+from evosearch.cli.console import ALLOW_PICKLE, CONTINUE_FROM_BEST, JSON, ProgressAs, console, note, print_json, watcher
 from evosearch.errors import EvosearchError, InputError
 from evosearch.search.watching import line
 
@@ -17,9 +17,7 @@ DONE, FAILED, WRONG_INPUT, GATE_SAID_NO, INTERRUPTED = 0, 1, 2, 3, 130  # as `ma
 
 def command(
     spec: Path = typer.Argument(help="A search spec (YAML), of one search or of stages."),
-    continue_from_best: bool = typer.Option(
-        False, help="Where a recorded search cannot be replayed exactly, go on from its best candidate."
-    ),
+    continue_from_best: bool = CONTINUE_FROM_BEST,
     allow_pickle: bool = ALLOW_PICKLE,
     progress: ProgressAs = typer.Option(
         ProgressAs.auto, help="On standard error: a bar or lines for a person, or JSON lines, the result last."

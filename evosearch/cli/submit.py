@@ -4,15 +4,23 @@ from pathlib import Path
 
 import typer
 
-from evosearch.cli.console import ADDRESS, ALLOW_PICKLE, JSON, console, note, print_json, required_address, watcher
+from evosearch.cli.console import (
+    ADDRESS,
+    ALLOW_PICKLE,
+    CONTINUE_FROM_BEST,
+    JSON,
+    console,
+    note,
+    print_json,
+    required_address,
+    watcher,
+)
 
 
 def command(
     spec: Path = typer.Argument(help="A search spec (YAML), of one search or of stages."),
     address: str | None = ADDRESS,
-    continue_from_best: bool = typer.Option(
-        False, help="Where a recorded search cannot be replayed exactly, go on there from its best candidate."
-    ),
+    continue_from_best: bool = CONTINUE_FROM_BEST,
     allow_pickle: bool = ALLOW_PICKLE,
     json: bool = JSON,
 ) -> int:
