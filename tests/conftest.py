@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 if TYPE_CHECKING:
-    from _cluster.postgres import Postgres
+    from evosearch.devcluster.postgres import Postgres
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -234,15 +234,15 @@ def evosearch(
 @pytest.fixture
 def no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A commit need not outlive the machine here: waiting for the disk is most of the time of tests of many commits."""
-    from evosearch.search import ledger_store
+    from evosearch.search.ledger import store
 
-    configure = ledger_store._configure_sqlite
+    configure = store._configure_sqlite
 
     def quick(connection: Any, record: Any) -> None:
         configure(connection, record)
         connection.execute("PRAGMA synchronous=OFF")
 
-    monkeypatch.setattr(ledger_store, "_configure_sqlite", quick)
+    monkeypatch.setattr(store, "_configure_sqlite", quick)
 
 
 # --- a PostgreSQL server, where its programs are installed; started by the first test of a run that asks for it ---
@@ -251,8 +251,7 @@ def no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def postgres() -> "Iterator[Postgres]":
     """A server (scripts/_cluster/postgres.py). PGPASSFILE is set from here on, for child processes too."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-    from _cluster.postgres import Postgres, find_programs
+    from evosearch.devcluster.postgres import Postgres, find_programs
 
     if find_programs() is None:
         pytest.skip("no PostgreSQL server is installed")

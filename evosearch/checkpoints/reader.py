@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from evosearch.checkpoints.cache.hashes import Hashes
 from evosearch.checkpoints.digest import DTYPES, combine, tensor_line
 from evosearch.checkpoints.families.registry import Family, family_of
 from evosearch.checkpoints.files import CONFIG, INDEX, SINGLE, ModelFiles, TensorInfo, read_json
-from evosearch.checkpoints.hashes import Hashes
 from evosearch.errors import CheckpointError
 from evosearch.recipe.shapes import ModelShape
 

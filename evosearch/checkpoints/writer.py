@@ -17,8 +17,8 @@ from typing import Any, BinaryIO, Self
 import torch
 
 from evosearch.checkpoints.digest import DTYPE_NAMES, Line, combine, raw_bytes, tensor_line
+from evosearch.checkpoints.disk_space import ROOM, size
 from evosearch.checkpoints.reader import CONFIG, INDEX, SINGLE, read_json
-from evosearch.checkpoints.room import ROOM, size
 from evosearch.errors import CheckpointError
 
 MAX_SHARD_BYTES = 5 * 10**9

@@ -21,7 +21,7 @@ def command(
 ) -> int:
     """Check a spec, a recipe or a suite: models, tasks, splits, tokens, ledger, and one candidate for time."""
     from evosearch.cli.tables import show_check
-    from evosearch.service.check import check
+    from evosearch.preflight.check import check
 
     watching = watcher(json)
     try:

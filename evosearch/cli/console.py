@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from evosearch.errors import ClusterError
-from evosearch.search import watching
-from evosearch.search.watching import Progress as SearchProgress
-from evosearch.search.watching import Silent
+from evosearch.search import progress
+from evosearch.search.progress import Progress as SearchProgress
+from evosearch.search.progress import Silent
 
 JSON = typer.Option(False, "--json", help="Print one JSON document on standard output, and nothing else there.")
 ALLOW_PICKLE = typer.Option(
@@ -153,8 +153,8 @@ def told(progress: SearchProgress) -> str:
 
 def json_line(content: SearchProgress | str) -> str:
     if isinstance(content, str):
-        return watching.line("note", {"text": content})
-    return watching.progress_line(content)
+        return progress.line("note", {"text": content})
+    return progress.progress_line(content)
 
 
 def text_line(content: SearchProgress | str) -> str:

@@ -35,7 +35,7 @@ def command(
 ) -> None:
     """Export the promoted candidate, or any other, as a recipe, as mergekit YAML, as a checkpoint, or as a LoRA."""
     from evosearch.cli.tables import show_test_set
-    from evosearch.service.export import export
+    from evosearch.reporting.export import export
 
     watching = watcher(json)
     try:

@@ -17,8 +17,8 @@ def command(
 ) -> None:
     """Show candidates and controls by score on the search split, and what they scored elsewhere."""
     from evosearch.cli.tables import leaderboard_table, show_pareto, show_shrinkage, show_test_set
-    from evosearch.service.leaderboard import board, pareto_rows, write_pareto_page
-    from evosearch.service.paths import find
+    from evosearch.reporting.leaderboard import board, pareto_rows, write_pareto_page
+    from evosearch.spec.run_dir import find
 
     places = find(search)
     found = board(places, with_runs=json)

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from evosearch.cli.console import ADDRESS, LINE_EVERY_S, console, note, print_error, required_address, told
-from evosearch.search.watching import progress_of, read_line
+from evosearch.search.progress import progress_of, read_line
 
 WITHDRAWN = "{} is withdrawn, and will not start"
 
@@ -20,7 +20,7 @@ def command(
 ) -> int:
     """Print what a search on a cluster said, as a person reads it."""
     from evosearch.execution.jobs import Jobs
-    from evosearch.service.jobs import exit_code, find_job, lines_of
+    from evosearch.jobs.queue import exit_code, find_job, lines_of
 
     jobs = Jobs(required_address(address))
     job = find_job(jobs, search)

@@ -7,10 +7,10 @@ import typer
 
 from evosearch.cli.console import ALLOW_PICKLE, CONTINUE_FROM_BEST, JSON, ProgressAs, console, note, print_json, watcher
 from evosearch.errors import EvosearchError, InputError
-from evosearch.search.watching import line
+from evosearch.search.progress import line
 
 if TYPE_CHECKING:
-    from evosearch.service.report import RunReport
+    from evosearch.reporting.report import RunReport
 
 DONE, FAILED, WRONG_INPUT, GATE_SAID_NO, INTERRUPTED = 0, 1, 2, 3, 130  # as `main` exits
 

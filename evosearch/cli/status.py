@@ -15,8 +15,8 @@ def command(
     """List all searches: how far they are, what they found, who runs them."""
     from evosearch.cli.tables import status_table
     from evosearch.credentials import hidden
-    from evosearch.service.jobs import rows
-    from evosearch.service.status import of_ledger, statuses
+    from evosearch.jobs.queue import rows
+    from evosearch.reporting.status import of_ledger, statuses
 
     here = of_ledger(ledger) if ledger else statuses()
     there = rows(address) if address else []

@@ -12,11 +12,11 @@ def command(
 ) -> None:
     """Stop a search: what it recorded stays, and the same run, or submit, continues it."""
     if address:
-        from evosearch.service.jobs import stop
+        from evosearch.jobs.queue import stop
 
         row = stop(address, search)
     else:
-        from evosearch.service.stopping import stop_here
+        from evosearch.jobs.stop import stop_here
 
         row = stop_here(search)
     if json:

@@ -26,7 +26,7 @@ def command(
 ) -> int:
     """Check a spec here and on a cluster, and queue it there. The same spec continues what was stopped or lost."""
     from evosearch.cli.tables import show_problem
-    from evosearch.service.submit import Options, submit
+    from evosearch.jobs.submit import Options, submit
 
     url = required_address(address)
     watching = watcher(json)

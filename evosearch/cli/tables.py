@@ -14,10 +14,10 @@ from rich.table import Table
 from evosearch.cli.console import duration
 from evosearch.evaluation.types import IN_LANGUAGE
 from evosearch.promotion.disclosure import CONTAMINATED, opened
-from evosearch.service.leaderboard import pareto_rows
+from evosearch.reporting.leaderboard import pareto_rows
 
 if TYPE_CHECKING:
-    from evosearch.service.report import RunReport
+    from evosearch.reporting.report import RunReport
 
 
 def leaderboard_table(rows: Sequence[dict[str, Any]], title: str = "Leaderboard (score on the search split)") -> Table:

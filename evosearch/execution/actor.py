@@ -16,7 +16,7 @@ from evosearch.environment import TELEMETRY_OFF
 from evosearch.errors import InputError
 from evosearch.evaluation.types import ItemBatch
 from evosearch.execution.demand import Demand
-from evosearch.search.ports import Job, Outcome
+from evosearch.search.protocols import Job, Outcome
 
 BATCHES = 64  # kept by each worker, and in the store: the parts of a search, its splits
 

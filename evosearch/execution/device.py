@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from evosearch.errors import SpecError
-from evosearch.evaluation.allocation import out_of_memory
+from evosearch.evaluation.engine.out_of_memory import out_of_memory
 from evosearch.materialize.spread import Spread
 
 SAID = "CUDA error"  # what torch says of the CUDA runtime, where it has no class for it

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from evosearch.search.ports import Failure, Job
+from evosearch.search.protocols import Failure, Job
 
 WORKERS = 2  # workers that may die under a job
 NODES = 5  # nodes that may be lost under a job

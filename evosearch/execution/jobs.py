@@ -20,7 +20,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from evosearch.errors import ClusterError
 from evosearch.execution import token
-from evosearch.search.watching import MARK
+from evosearch.search.progress import MARK
 
 QUEUE = "evosearch_search"  # a resource of the head: how many searches run at once
 RUN, CHECK, WITHDRAWAL = "run", "check", "withdrawal"  # kinds of jobs

@@ -2,9 +2,9 @@
 
 from collections import deque
 
-from evosearch.evaluation.harness import Harness
+from evosearch.evaluation.harness.harness import Harness
 from evosearch.execution.worker import Progress, Worker, WorkerConfig
-from evosearch.search.ports import Job, Outcome
+from evosearch.search.protocols import Job, Outcome
 
 
 class LocalExecutor:

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from evosearch.checkpoints.room import GIB
-from evosearch.evaluation.allocation import out_of_memory
-from evosearch.evaluation.loglikelihood import ScoreOptions
-from evosearch.evaluation.probe import logits_of, run_packed
+from evosearch.checkpoints.disk_space import GIB
+from evosearch.evaluation.engine.loglikelihood import ScoreOptions
+from evosearch.evaluation.engine.out_of_memory import out_of_memory
+from evosearch.evaluation.engine.probe import logits_of, run_packed
 
 FLOOR, CEILING = 256, 65536  # tokens of one run: below, another size does not help; above, no device gets faster
 SHARE = 0.8  # of the memory that is left, for scoring: the rest is for merges, longer paths, and fragments

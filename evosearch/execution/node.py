@@ -21,13 +21,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evosearch.checkpoints import applied, copies, references
-from evosearch.checkpoints.locks import LOCKS, locked
-from evosearch.checkpoints.mounts import Mount, mounts, network_type
+from evosearch.checkpoints import references
+from evosearch.checkpoints.cache import applied_adapters, copies
+from evosearch.checkpoints.cache.locks import LOCKS, locked
+from evosearch.checkpoints.cache.mounts import Mount, mounts, network_type
+from evosearch.checkpoints.disk_space import check_room
 from evosearch.checkpoints.overlay import Overlay
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.references import Progress
-from evosearch.checkpoints.room import check_room
 from evosearch.errors import CheckpointError
 from evosearch.materialize.inputs import Opener
 from evosearch.materialize.plan import donor_of
@@ -90,15 +91,15 @@ class _Preparing:
             for name, checkpoint in opened.items()
             if isinstance(checkpoint, Overlay) and references.split(name, opener.recipes)[1] is not None
         }
-        folders = {name: applied.folder_of(overlay, self._config.cache) for name, overlay in adapted.items()}
+        folders = {name: applied_adapters.folder_of(overlay, self._config.cache) for name, overlay in adapted.items()}
         distinct = {folders[name]: overlay for name, overlay in adapted.items()}
-        needed = sum(applied.missing_bytes(overlay, folder) for folder, overlay in distinct.items())
+        needed = sum(applied_adapters.missing_bytes(overlay, folder) for folder, overlay in distinct.items())
         if needed:
             check_room(self._config.cache, needed, f"{_count(len(distinct), 'model')} with adapters applied")
         for name, overlay in adapted.items():
-            if applied.missing_bytes(overlay, folders[name]):
-                applied.keep(overlay, folders[name], partial(self.tell, f"applying the adapter of {name}"))
-            opener.put(applied.kept(overlay, folders[name]))
+            if applied_adapters.missing_bytes(overlay, folders[name]):
+                applied_adapters.keep(overlay, folders[name], partial(self.tell, f"applying the adapter of {name}"))
+            opener.put(applied_adapters.kept(overlay, folders[name]))
 
     def _check_fetching(self, models: Iterable[str], adapters: Iterable[str]) -> None:
         allow = self._config.allow_pickle
@@ -186,7 +187,7 @@ def _leaves(opener: Opener, named: Iterable[str]) -> tuple[dict[str, None], dict
 
 def _sweep(cache: Path) -> None:
     """Remove what killed preparations left; only who holds the lock writes there."""
-    for pattern in (f"{applied.FOLDER}/*/.*.partial", f"{copies.FOLDER}/.*.partial"):
+    for pattern in (f"{applied_adapters.FOLDER}/*/.*.partial", f"{copies.FOLDER}/.*.partial"):
         for left in cache.glob(pattern):
             shutil.rmtree(left, ignore_errors=True)
 

@@ -19,9 +19,9 @@ from evosearch.execution.deadlines import Deadlines, Patience
 from evosearch.execution.demand import Demand, free, wanted
 from evosearch.execution.faults import TRIES, Death, Fate, quarantined
 from evosearch.execution.members import Member, Run, answer, has_come
-from evosearch.execution.outlook import Outlook
+from evosearch.execution.placement import Outlook
 from evosearch.execution.starts import Starts
-from evosearch.search.ports import Job, Outcome
+from evosearch.search.protocols import Job, Outcome
 
 __all__ = ["Config", "RayExecutor", "RayOptions", "Scores", "secure_environment", "start_local"]
 

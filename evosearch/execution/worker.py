@@ -18,11 +18,11 @@ from typing import Any
 import torch
 
 from evosearch.errors import CandidateError, CheckpointError, SearchError
-from evosearch.evaluation.allocation import out_of_memory
-from evosearch.evaluation.harness import Harness, max_length_of
-from evosearch.evaluation.loglikelihood import ScoreOptions
-from evosearch.evaluation.scorer import Scorer
-from evosearch.evaluation.suite import Suite
+from evosearch.evaluation.engine.loglikelihood import ScoreOptions
+from evosearch.evaluation.engine.out_of_memory import out_of_memory
+from evosearch.evaluation.harness.harness import Harness, max_length_of
+from evosearch.evaluation.harness.scorer import Scorer
+from evosearch.evaluation.suites.suite import Suite
 from evosearch.execution import memory
 from evosearch.execution.device import device_of, lost, spread_of
 from evosearch.execution.node import prepare_node
@@ -31,7 +31,7 @@ from evosearch.materialize.layout import Output, output
 from evosearch.materialize.plan import donor_of
 from evosearch.materialize.routed import ResidentRoute
 from evosearch.recipe.schema import Recipe
-from evosearch.search.ports import Failure, Job, Outcome
+from evosearch.search.protocols import Failure, Job, Outcome
 
 Progress = Callable[[str, float], None]
 Resident = ResidentModel | ResidentRoute

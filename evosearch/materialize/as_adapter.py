@@ -14,11 +14,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from evosearch.checkpoints.compatibility import check_compatible
 from evosearch.checkpoints.overlay import Overlay
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.references import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from evosearch.errors import CheckpointError, RecipeError
+from evosearch.materialize.compatibility import check_compatible
 from evosearch.materialize.layout import output
 from evosearch.materialize.lora import WHERE, Lora
 from evosearch.materialize.plan import donor_of

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from evosearch.checkpoints.compatibility import check_compatible
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.errors import CheckpointError, InputError, in_one
+from evosearch.materialize.compatibility import check_compatible
 from evosearch.materialize.layout import Output
 from evosearch.materialize.plan import donor_of
 from evosearch.recipe.schema import Recipe

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from evosearch.checkpoints.compatibility import check_compatible
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.errors import RecipeError, did_you_mean
 from evosearch.materialize.apply import apply, extremes, operations, refuse_infinite
+from evosearch.materialize.compatibility import check_compatible
 from evosearch.materialize.fit import check_fit
 from evosearch.materialize.forward import differences, end_tokens
 from evosearch.materialize.layout import Output, output, unchanged

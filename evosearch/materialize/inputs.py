@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from evosearch.checkpoints import references
-from evosearch.checkpoints.adapters import apply_adapter
-from evosearch.checkpoints.beside import files_of
-from evosearch.checkpoints.hashes import Hashes
-from evosearch.checkpoints.locks import LOCKS, locked
+from evosearch.checkpoints.adapters.apply import apply_adapter
+from evosearch.checkpoints.cache.hashes import Hashes
+from evosearch.checkpoints.cache.locks import LOCKS, locked
 from evosearch.checkpoints.overlay import Overlay
 from evosearch.checkpoints.reader import CONFIG, Checkpoint
 from evosearch.checkpoints.references import Progress
+from evosearch.checkpoints.sidecar import files_of
 from evosearch.checkpoints.writer import TOKENIZER_FILES
 from evosearch.errors import CandidateError, RecipeError
 from evosearch.materialize.on_disk import write_checkpoint

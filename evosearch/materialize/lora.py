@@ -8,7 +8,7 @@ import torch
 import transformers
 from transformers.pytorch_utils import Conv1D
 
-from evosearch.checkpoints.adapter_tensors import PREFIX
+from evosearch.checkpoints.adapters.tensors import PREFIX
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.errors import CandidateError, RecipeError
 from evosearch.materialize.apply import apply, extremes, not_finite, operations

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from evosearch.checkpoints.tokenizer import Vocabulary
+from evosearch.checkpoints.tokenizers.tokenizer import Vocabulary
 
 ONE, SEVERAL = "_token_id", ("suppress_tokens", "begin_suppress_tokens")
 

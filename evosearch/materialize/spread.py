@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evosearch.checkpoints.room import GIB
+from evosearch.checkpoints.disk_space import GIB
 from evosearch.errors import CheckpointError
 
 ROOM = 0.8  # of a device's free memory may be weights: the rest is for activations, merges, keys and values

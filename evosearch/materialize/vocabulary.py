@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from tokenizers import AddedToken
 
-from evosearch.checkpoints import chat_template, tokenizer_files
-from evosearch.checkpoints.compatibility import check_compatible
 from evosearch.checkpoints.digest import DTYPE_NAMES, DTYPES
 from evosearch.checkpoints.overlay import Made, Overlay
 from evosearch.checkpoints.reader import CONFIG, Checkpoint, TensorInfo, read_json
-from evosearch.checkpoints.tokenizer import Vocabulary
+from evosearch.checkpoints.tokenizers import chat_template, tokenizer_files
+from evosearch.checkpoints.tokenizers.tokenizer import Vocabulary
 from evosearch.errors import CheckpointError, RecipeError
+from evosearch.materialize.compatibility import check_compatible
 from evosearch.materialize.special_ids import in_vocabulary
 from evosearch.materialize.token_rows import WHERE, Holding, Layout, lay_out
 from evosearch.recipe.schema import Recipe

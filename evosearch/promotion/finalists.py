@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from evosearch.search.events import Event
+from evosearch.search.ledger.events import Event
 
 CONTROL_KINDS = ("stage", "uniform", "scale")  # what "best control" is chosen from
 

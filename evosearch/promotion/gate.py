@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
 from evosearch.errors import SuiteError
-from evosearch.evaluation.exact import sign_flip
-from evosearch.evaluation.inference import CONFIDENCE, difference
-from evosearch.evaluation.resampling import RESAMPLES, bootstrap
+from evosearch.evaluation.statistics.bootstrap import RESAMPLES, bootstrap
+from evosearch.evaluation.statistics.intervals import CONFIDENCE, difference
+from evosearch.evaluation.statistics.sign_test import sign_flip
+from evosearch.evaluation.statistics.units import Groups, paired_units, scales
 from evosearch.evaluation.types import Column
-from evosearch.evaluation.units import Groups, paired_units, scales
 from evosearch.promotion import guards as guard_checks
 from evosearch.promotion.guards import GuardCheck, Guarded
 

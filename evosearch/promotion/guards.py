@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evosearch.evaluation.inference import CONFIDENCE, paired_difference, proportion_difference
+from evosearch.evaluation.statistics.intervals import CONFIDENCE, paired_difference, proportion_difference
+from evosearch.evaluation.statistics.units import Groups
 from evosearch.evaluation.types import Column
-from evosearch.evaluation.units import Groups
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from evosearch.promotion.gate import Contender, GateDecision, Measure, Role, dec
 from evosearch.promotion.guards import Guarded
 from evosearch.promotion.validate import PLAIN, Validation
 from evosearch.recipe.schema import Recipe
-from evosearch.search.ledger import Ledger
+from evosearch.search.ledger.ledger import Ledger
 
 CHAMPION = "champion"
 ROLES: dict[str, Role] = {"base": "base", "parent": "parent", "stage": "control", "champion": "champion"}

@@ -13,9 +13,9 @@ from evosearch.errors import SearchError
 from evosearch.evaluation.types import ItemBatch
 from evosearch.promotion.finalists import CONTROL_KINDS, Standing, best, choose, standings
 from evosearch.recipe.schema import Recipe
-from evosearch.search.ports import Executor, Job
+from evosearch.search.progress import Progress
+from evosearch.search.protocols import Executor, Job
 from evosearch.search.recorder import Recorder, job_id
-from evosearch.search.watching import Progress
 
 SCALES_TO_VALIDATE = 3  # of the control sweep, the best by score on `search`
 RESCORED = 2  # candidates scored on all of `search` for each finalist, where the search scored on parts

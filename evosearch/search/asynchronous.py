@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 from evosearch.search.candidates import Candidates, Payload
 from evosearch.search.optimizers.registry import Optimizer
-from evosearch.search.ports import Executor, Outcome
+from evosearch.search.progress import Progress
+from evosearch.search.protocols import Executor, Outcome
 from evosearch.search.recorder import WAIT_S, candidate_of
-from evosearch.search.watching import Progress
 
 SLOTS_PER_SPARE = 8  # one job ahead for every so many slots, at least one: more would be asked knowing less
 TURN_S = 0.05  # asking for longer than this, the loop looks first who has become free

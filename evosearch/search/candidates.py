@@ -7,11 +7,11 @@ from typing import Any
 from evosearch.recipe.schema import Recipe
 from evosearch.search.objectives import with_hops
 from evosearch.search.optimizers.registry import Optimizer
-from evosearch.search.ports import Job
+from evosearch.search.protocols import Job
 from evosearch.search.recorder import Recorder, job_id
 from evosearch.search.sampling import Part, Sampling
-from evosearch.search.space import SearchSpace
-from evosearch.search.types import Observation
+from evosearch.search.space.space import SearchSpace
+from evosearch.search.space.types import Observation
 
 Payload = Mapping[str, Any]  # of an `asked` event
 

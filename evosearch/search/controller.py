@@ -14,17 +14,17 @@ from evosearch.errors import ReplayError, SearchError
 from evosearch.evaluation.types import ItemBatch
 from evosearch.recipe.schema import Recipe
 from evosearch.search.asynchronous import Asynchronous
+from evosearch.search.baselines import Control
 from evosearch.search.budget import Budget, hours
 from evosearch.search.candidates import Candidates, Payload
-from evosearch.search.controls import Control
 from evosearch.search.optimizers.registry import Optimizer
-from evosearch.search.ports import Executor, Job, Parts
+from evosearch.search.progress import Progress
+from evosearch.search.protocols import Executor, Job, Parts
 from evosearch.search.recorder import Recorder, job_id
 from evosearch.search.replay import replay
 from evosearch.search.sampling import Sampling
-from evosearch.search.space import SearchSpace
-from evosearch.search.types import Genome
-from evosearch.search.watching import Progress
+from evosearch.search.space.space import SearchSpace
+from evosearch.search.space.types import Genome
 
 HOPELESS = 8  # candidates that fail, before any succeeds, until the search gives up
 # Option → kinds of controls

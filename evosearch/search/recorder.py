@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evosearch.evaluation.types import ScoreCard
-from evosearch.search.ledger import Ledger
-from evosearch.search.ports import Executor, Failure, Job, Outcome, Tracker
+from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.progress import Progress, Silent, Watcher
+from evosearch.search.protocols import Executor, Failure, Job, Outcome, Tracker
 from evosearch.search.state import SearchState
-from evosearch.search.watching import Progress, Silent, Watcher
 
 WAIT_S = 5.0  # how long to wait for an outcome before looking at the clock again
 

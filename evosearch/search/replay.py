@@ -10,10 +10,10 @@ from typing import Any
 
 from evosearch.errors import ReplayError
 from evosearch.evaluation.types import Estimate
-from evosearch.search.events import Event
+from evosearch.search.ledger.events import Event
 from evosearch.search.optimizers._pending import same_value
 from evosearch.search.optimizers.registry import Optimizer
-from evosearch.search.types import Genome, Observation
+from evosearch.search.space.types import Genome, Observation
 
 Payload = dict[str, Any]
 

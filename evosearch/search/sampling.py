@@ -15,9 +15,9 @@ from typing import Any
 
 from evosearch.evaluation.types import Estimate, ItemBatch, ScoreCard
 from evosearch.search import guards
-from evosearch.search.ledger import Ledger
+from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.objectives import FITNESS, measured
-from evosearch.search.ports import Parts
+from evosearch.search.protocols import Parts
 from evosearch.search.state import SearchState
 
 Part = int | None  # None: all items

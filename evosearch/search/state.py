@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from evosearch.evaluation.types import Estimate
 from evosearch.search import guards
-from evosearch.search.events import CIRCUMSTANCES, Event
+from evosearch.search.ledger.events import CIRCUMSTANCES, Event
 
 BULK = ("genome", "recipe")  # keys of `asked` as long as the genome: read back where that is possible
 

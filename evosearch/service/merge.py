@@ -6,8 +6,8 @@ from typing import Any
 from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.merging.registry import specs
 from evosearch.recipe import checks, files
-from evosearch.search.watching import Watcher
-from evosearch.service.models import open_models
+from evosearch.search.progress import Watcher
+from evosearch.setup.models import open_models
 
 
 def merge(path: Path, out: Path, watcher: Watcher, allow_pickle: bool = False) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from evosearch.recipe.bundle import inner
 from evosearch.recipe.files import anchor, is_recipe
 from evosearch.recipe.identity import digest
 from evosearch.recipe.schema import Recipe
+from evosearch.reporting.openings import times_opened
+from evosearch.search.progress import Watcher
 from evosearch.search.recorder import Recorder
 from evosearch.search.state import SearchState
-from evosearch.search.watching import Watcher
-from evosearch.service.openings import times_opened
-from evosearch.service.prepare import Prepared
-from evosearch.service.recorded import contamination_acknowledged
+from evosearch.setup.loading import contamination_acknowledged
+from evosearch.setup.prepare import Prepared
 from evosearch.tracking.changes import CONTAMINATION, OPENINGS
 from evosearch.tracking.registry import Registry
 

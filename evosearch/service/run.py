@@ -10,39 +10,39 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from evosearch.evaluation.harness import Harness
+from evosearch.evaluation.harness.harness import Harness
+from evosearch.preflight.check import check_stages
+from evosearch.preflight.power import hardly_decided
+from evosearch.preflight.preflight import look, prove_store
 from evosearch.promotion.gate import GateDecision
 from evosearch.promotion.promote import Champion, Promotion
 from evosearch.promotion.validate import Validation
+from evosearch.reporting.export import export_promoted, write_winner
+from evosearch.reporting.openings import openings
+from evosearch.reporting.report import RunReport, report
+from evosearch.reporting.test_table import measure_of
 from evosearch.search.budget import Budget
 from evosearch.search.controller import Controller
-from evosearch.search.ledger import Ledger
+from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.optimizers.registry import create
-from evosearch.search.ports import Executor
+from evosearch.search.progress import Silent, Watcher
+from evosearch.search.protocols import Executor
 from evosearch.search.recorder import Recorder
-from evosearch.search.watching import Silent, Watcher
-from evosearch.service.check import check_stages
-from evosearch.service.ending import on_record
-from evosearch.service.executors import make_executor
-from evosearch.service.export import export_promoted, write_winner
-from evosearch.service.findings import Findings
-from evosearch.service.foretelling import Foretelling
-from evosearch.service.on_test import measure_of
-from evosearch.service.openings import openings
-from evosearch.service.outlook import hardly_decided
-from evosearch.service.paths import Places, places_of, recorded_names, remember_ledger, stage_places
-from evosearch.service.preflight import look, prove_store
-from evosearch.service.prepare import Prepared
-from evosearch.service.reading import Read, read
+from evosearch.service.eta import Foretelling
 from evosearch.service.register import never_met, present_champion, register
-from evosearch.service.report import RunReport, report
-from evosearch.service.spec import SearchSpec
-from evosearch.service.staged import StagedSpec
+from evosearch.service.shutdown import on_record
 from evosearch.service.stages import run_stages
-from evosearch.service.trackers import CATCH_UP_S, PATIENCE_S, mirroring, registry_of, shown
-from evosearch.service.unchanged import circumstances, refuse_other_search
-from evosearch.service.versions import versions
-from evosearch.service.warm_start import WarmStart
+from evosearch.setup.executors import make_executor
+from evosearch.setup.prepare import Prepared
+from evosearch.setup.resume_check import circumstances, refuse_other_search
+from evosearch.setup.trackers import CATCH_UP_S, PATIENCE_S, mirroring, registry_of, shown
+from evosearch.setup.versions import versions
+from evosearch.setup.warm_start import WarmStart
+from evosearch.spec.diagnostics import Findings
+from evosearch.spec.recovery import Read, read
+from evosearch.spec.run_dir import Places, places_of, recorded_names, remember_ledger, stage_places
+from evosearch.spec.spec import SearchSpec
+from evosearch.spec.stages import StagedSpec
 from evosearch.tracking.mirror import UP_TO_DATE, Mirror
 
 

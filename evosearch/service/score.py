@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 
 from evosearch.errors import EvosearchError, SuiteError
-from evosearch.evaluation.harness import Harness
-from evosearch.evaluation.suite import load_suite
+from evosearch.evaluation.harness.harness import Harness
+from evosearch.evaluation.suites.suite import load_suite
 from evosearch.evaluation.types import LOGLIKELIHOODS, REQUESTS, SPLITS, Column, ItemBatch, ScoreCard
 from evosearch.execution.worker import Worker
 from evosearch.merging.registry import specs
 from evosearch.recipe import checks, files
 from evosearch.recipe.schema import Input, Recipe
-from evosearch.search.ports import Job
-from evosearch.search.watching import Watcher
-from evosearch.service.executors import worker_config
-from evosearch.service.models import open_models
-from evosearch.service.openings import record_reread
-from evosearch.service.spec import WorkersConfig
+from evosearch.reporting.openings import record_reread
+from evosearch.search.progress import Watcher
+from evosearch.search.protocols import Job
+from evosearch.setup.executors import worker_config
+from evosearch.setup.models import open_models
+from evosearch.spec.spec import WorkersConfig
 
 
 def score(

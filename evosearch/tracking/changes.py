@@ -17,7 +17,7 @@ from evosearch.evaluation.types import SPLITS
 from evosearch.recipe.bundle import bundle
 from evosearch.recipe.files import load_reference
 from evosearch.recipe.schema import Recipe
-from evosearch.search.events import Event
+from evosearch.search.ledger.events import Event
 from evosearch.search.pareto import Front, ordered, values_told
 from evosearch.tracking.pareto_page import pareto_page
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from evosearch.search.events import Event
+from evosearch.search.ledger.events import Event
 from evosearch.tracking.mirror import EventReader, Mirror
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from evosearch.credentials import hidden_in
-from evosearch.search.events import Event
+from evosearch.search.ledger.events import Event
 
 CHUNK = 64  # events written between two marks of how far the mirror is
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between attempts while the store fails

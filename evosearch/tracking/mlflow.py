@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from evosearch.errors import TrackingError
-from evosearch.search.events import Event
-from evosearch.search.ledger import Ledger
+from evosearch.search.ledger.events import Event
+from evosearch.search.ledger.ledger import Ledger
 from evosearch.tracking.changes import SEARCH, Changes, Plan, Translator
 from evosearch.tracking.client import ARTIFACTS, connect, find_runs, load_mlflow, run_ids, sqlite_file
 from evosearch.tracking.mirror import EventReader, Mirror

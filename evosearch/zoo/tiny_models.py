@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from evosearch.checkpoints.locks import locked
+from evosearch.checkpoints.cache.locks import locked
 from evosearch.checkpoints.quiet import no_bars
 from evosearch.errors import CheckpointError, did_you_mean
 from evosearch.zoo.tiny_data import SPECIALS, TASKS, VOCABULARY

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from evosearch.checkpoints.compatibility import check_compatible
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.errors import CheckpointError
+from evosearch.materialize.compatibility import check_compatible
 
 
 def check(*folders: Path) -> None:

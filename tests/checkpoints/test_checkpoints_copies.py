@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from evosearch.checkpoints import copies
+from evosearch.checkpoints.cache import copies
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.errors import CheckpointError
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evosearch.checkpoints import hashes, reader
+from evosearch.checkpoints import reader
+from evosearch.checkpoints.cache import hashes
+from evosearch.checkpoints.cache.hashes import Hashes
 from evosearch.checkpoints.digest import Line, tensor_line
-from evosearch.checkpoints.hashes import Hashes
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.errors import CheckpointError
 

@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from evosearch.checkpoints.locks import locked
+from evosearch.checkpoints.cache.locks import locked
 
 HOLD = """
 import sys
 from pathlib import Path
-from evosearch.checkpoints.locks import locked
+from evosearch.checkpoints.cache.locks import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

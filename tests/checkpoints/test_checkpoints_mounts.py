@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from evosearch.checkpoints.mounts import mounts, network_type
+from evosearch.checkpoints.cache.mounts import mounts, network_type
 
 CLUSTER = [
     ("/", "ext4"),

@@ -9,8 +9,8 @@ import pytest
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from evosearch.checkpoints import chat_template, tokenizer_files
-from evosearch.checkpoints.tokenizer import Vocabulary
+from evosearch.checkpoints.tokenizers import chat_template, tokenizer_files
+from evosearch.checkpoints.tokenizers.tokenizer import Vocabulary
 from evosearch.errors import CheckpointError, RecipeError
 
 TEXT = ["the quick brown fox jumps over the lazy dog", "a merge of models is a model"] * 4

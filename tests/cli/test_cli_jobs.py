@@ -14,16 +14,14 @@ from typing import Any
 
 import pytest
 
+from evosearch.devcluster.processes import HOST, Process, free_port, start
 from evosearch.errors import ClusterError, LedgerError
 from evosearch.execution import jobs as jobs_room
 from evosearch.execution.jobs import RUN, Job, Jobs
-from evosearch.search.ledger import Ledger
+from evosearch.jobs.queue import find_job, position, state_of
+from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.state import SearchState
-from evosearch.service.jobs import find_job, position, state_of
-from evosearch.service.spec import load_spec
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-from _cluster.processes import HOST, Process, free_port, start
+from evosearch.spec.spec import load_spec
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 pytestmark = pytest.mark.ray
@@ -75,7 +73,7 @@ class Head:
             "dashboard_port": self.ports[0],
         }
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "EVOSEARCH_"))}
-        command = [sys.executable, "-m", "_cluster.ray_node", json.dumps(node)]
+        command = [sys.executable, "-m", "evosearch.devcluster.ray_node", json.dumps(node)]
         deadline = time.monotonic() + LONG_S
         while not self._is_up():
             assert time.monotonic() < deadline, (self.folder / "log").read_text()

@@ -9,8 +9,8 @@ import pytest
 from evosearch.cli.console import LineWatcher, ProgressAs, watcher
 from evosearch.cli.logs import Reader
 from evosearch.execution import jobs
-from evosearch.search.watching import Progress, line, progress_line, progress_of, read_line
-from evosearch.service.submit import START_TIMEOUT_S, _document, _of_head
+from evosearch.jobs.submit import START_TIMEOUT_S, _document, _of_head
+from evosearch.search.progress import Progress, line, progress_line, progress_of, read_line
 
 World = Callable[..., Path]
 Evosearch = Callable[..., tuple[int, str, str]]

@@ -49,8 +49,7 @@ class Databases:
 @pytest.fixture(scope="module")
 def databases(env: dict[str, str], compose: Callable[..., dict[str, Any]]) -> Iterator[Databases]:
     """A PostgreSQL server on which databases.sql was run as the image runs it: by psql, as the superuser `postgres`."""
-    sys.path.insert(0, str(ROOT / "scripts"))
-    from _cluster import postgres as module
+    from evosearch.devcluster import postgres as module
 
     if module.find_programs() is None or shutil.which("psql") is None:
         pytest.skip("no PostgreSQL server is installed")
@@ -131,7 +130,7 @@ class Server:
 @pytest.fixture(scope="module")
 def mlflow(databases: Databases, compose: Callable[..., dict[str, Any]]) -> Iterator[Server]:
     """compose.yaml's command and environment, with other places: see `there`."""
-    from _cluster.processes import free_port  # scripts/ is where `databases` put it
+    from evosearch.devcluster.processes import free_port  # scripts/ is where `databases` put it
 
     service = compose()["services"]["mlflow"]
     folder = databases.secrets.parent
@@ -227,10 +226,9 @@ def test_the_mlflow_server_lets_in_who_has_an_account_from_where_it_is_allowed(
 
 
 def test_the_accounts_file_says_what_scripts_cluster_says(tmp_path: Path) -> None:
-    sys.path.insert(0, str(ROOT / "scripts"))
-    from _cluster import mlflow_server
-    from _cluster.places import Places
-    from _cluster.postgres import Postgres
+    from evosearch.devcluster import mlflow_server
+    from evosearch.devcluster.places import Places
+    from evosearch.devcluster.postgres import Postgres
 
     places, postgres = Places(tmp_path), Postgres(tmp_path / "postgres")
     places.make()

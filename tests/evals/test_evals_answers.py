@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evosearch.evaluation.frozen import Answers, FrozenBatch, FrozenDocument, FrozenTask, Judged
-from evosearch.evaluation.harness import Harness
-from evosearch.evaluation.suite import load_suite
+from evosearch.evaluation.harness.frozen import Answers, FrozenBatch, FrozenDocument, FrozenTask, Judged
+from evosearch.evaluation.harness.harness import Harness
+from evosearch.evaluation.suites.suite import load_suite
 
 Write = Callable[[dict[str, Any]], str]  # a document → the text that is generated for it
 

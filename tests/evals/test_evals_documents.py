@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from evosearch.errors import SuiteError
-from evosearch.evaluation.harness import Harness
-from evosearch.evaluation.suite import load_suite
-from evosearch.evaluation.tasks import TaskLibrary
+from evosearch.evaluation.harness.harness import Harness
+from evosearch.evaluation.suites.suite import load_suite
+from evosearch.evaluation.suites.tasks import TaskLibrary
 
 EVALS = Path(__file__).parents[2] / "evals"
 Smaller = Callable[..., Path]

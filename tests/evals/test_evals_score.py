@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from evosearch.search.watching import Silent
-from evosearch.service.check import check
+from evosearch.preflight.check import check
+from evosearch.search.progress import Silent
 from evosearch.service.score import score
 
 SPLITS = {"search": 5, "test": 7}  # their tasks or documents differ; validation is like one of them

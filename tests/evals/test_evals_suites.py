@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from evosearch.evaluation.suite import load_suite
+from evosearch.evaluation.suites.suite import load_suite
 
 EVALS = Path(__file__).parents[2] / "evals"
 SUITES = sorted(EVALS.glob("*.yaml"))

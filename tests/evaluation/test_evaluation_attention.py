@@ -13,9 +13,9 @@ import transformers
 
 from evosearch.checkpoints.families.registry import all_families
 from evosearch.errors import CandidateError
-from evosearch.evaluation.attention import WAYS, Way
-from evosearch.evaluation.generation import Decoder, GenerationRequest, generate, lay_out_generations
-from evosearch.evaluation.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out, score_loglikelihoods
+from evosearch.evaluation.engine.attention import WAYS, Way
+from evosearch.evaluation.engine.generation import Decoder, GenerationRequest, generate, lay_out_generations
+from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out, score_loglikelihoods
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32,

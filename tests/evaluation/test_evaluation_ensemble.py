@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evosearch.errors import SuiteError
-from evosearch.evaluation.ensemble import ensemble_accuracy
+from evosearch.evaluation.statistics.ensemble import ensemble_accuracy
 from evosearch.evaluation.types import GOLD, LOGLIKELIHOODS, REQUESTS
 
 

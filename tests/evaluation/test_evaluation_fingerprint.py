@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from evosearch.evaluation.harness import Harness
-from evosearch.evaluation.suite import load_suite
+from evosearch.evaluation.harness.harness import Harness
+from evosearch.evaluation.suites.suite import load_suite
 
 CODE = '''"""Helpers."""
 LIMIT = 3
@@ -133,8 +133,8 @@ def test_it_is_the_same_in_another_place_and_process(folder: Path, tmp_path_fact
         config = path.read_text().replace(str(folder), str(other))
         path.write_text("# moved\n" + config)
     code = (
-        "import json, sys; from pathlib import Path; from evosearch.evaluation.suite import load_suite;"
-        "from evosearch.evaluation.harness import Harness;"
+        "import json, sys; from pathlib import Path; from evosearch.evaluation.suites.suite import load_suite;"
+        "from evosearch.evaluation.harness.harness import Harness;"
         "print(json.dumps(Harness(load_suite(Path(sys.argv[1]))).fingerprint()))"
     )
     moved = subprocess.run(

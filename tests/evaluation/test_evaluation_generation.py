@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from evosearch.evaluation.generation import Decoder, GenerationRequest, Stop, generate, lay_out_generations
-from evosearch.evaluation.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out
-from evosearch.evaluation.prefix_tree import distinct_prefixes
+from evosearch.evaluation.engine.generation import Decoder, GenerationRequest, Stop, generate, lay_out_generations
+from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out
+from evosearch.evaluation.engine.prefix_tree import distinct_prefixes
 
 Prompts = list[tuple[int, ...]]
 

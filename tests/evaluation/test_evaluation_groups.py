@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 from evosearch.errors import SuiteError
-from evosearch.evaluation.harness import Harness, max_length_of
-from evosearch.evaluation.library import Names, library_tags
-from evosearch.evaluation.scorer import Scorer
-from evosearch.evaluation.suite import Suite, load_suite
-from evosearch.evaluation.tasks import TaskLibrary
+from evosearch.evaluation.harness.harness import Harness, max_length_of
+from evosearch.evaluation.harness.scorer import Scorer
+from evosearch.evaluation.suites.library import Names, library_tags
+from evosearch.evaluation.suites.suite import Suite, load_suite
+from evosearch.evaluation.suites.tasks import TaskLibrary
 
 Data = dict[str, Any]
 SIZES = {"t_choice": 40, "t_letter": 20, "t_word": 20}

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evosearch.errors import SuiteError
-from evosearch.evaluation.harness import Harness
-from evosearch.evaluation.scores import log_unlikely, make_card
-from evosearch.evaluation.suite import Suite, load_suite
+from evosearch.evaluation.harness.harness import Harness
+from evosearch.evaluation.statistics.scores import log_unlikely, make_card
+from evosearch.evaluation.suites.suite import Suite, load_suite
 from evosearch.evaluation.types import GOLD, ItemBatch, ItemSet, Tokens
 
 Data = dict[str, Any]

@@ -8,9 +8,9 @@ import torch
 import transformers
 
 from evosearch.errors import CandidateError
-from evosearch.evaluation.generation import Decoder, GenerationRequest, generate, lay_out_generations
-from evosearch.evaluation.head import RESCALED, head_logits
-from evosearch.evaluation.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out, score_loglikelihoods
+from evosearch.evaluation.engine.generation import Decoder, GenerationRequest, generate, lay_out_generations
+from evosearch.evaluation.engine.head import RESCALED, head_logits
+from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out, score_loglikelihoods
 
 SIZE: dict[str, Any] = {
     "vocab_size": 50,

@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from evosearch.errors import SuiteError
-from evosearch.evaluation import language
-from evosearch.evaluation.frozen import Answers
-from evosearch.evaluation.harness import Harness
-from evosearch.evaluation.language import in_language
-from evosearch.evaluation.suite import Suite, load_suite
+from evosearch.evaluation.harness import language
+from evosearch.evaluation.harness.frozen import Answers
+from evosearch.evaluation.harness.harness import Harness
+from evosearch.evaluation.harness.language import in_language
+from evosearch.evaluation.suites.suite import Suite, load_suite
 from evosearch.evaluation.types import IN_LANGUAGE
 
 Data = dict[str, Any]

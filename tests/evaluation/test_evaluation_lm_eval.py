@@ -10,14 +10,14 @@ import pytest
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
-from evosearch.evaluation.freezing import Freezer
-from evosearch.evaluation.generation import Decoder, generate, lay_out_generations
-from evosearch.evaluation.harness import max_length_of
-from evosearch.evaluation.lm_adapter import RequestRecorder
-from evosearch.evaluation.loglikelihood import ScoreOptions, lay_out, score_loglikelihoods
-from evosearch.evaluation.prefix_tree import distinct_prefixes
-from evosearch.evaluation.scorer import Scorer
-from evosearch.evaluation.suite import load_suite
+from evosearch.evaluation.engine.generation import Decoder, generate, lay_out_generations
+from evosearch.evaluation.engine.loglikelihood import ScoreOptions, lay_out, score_loglikelihoods
+from evosearch.evaluation.engine.prefix_tree import distinct_prefixes
+from evosearch.evaluation.harness.freezing import Freezer
+from evosearch.evaluation.harness.harness import max_length_of
+from evosearch.evaluation.harness.lm_adapter import RequestRecorder
+from evosearch.evaluation.harness.scorer import Scorer
+from evosearch.evaluation.suites.suite import load_suite
 from evosearch.evaluation.types import GOLD, LOGLIKELIHOODS, REQUESTS, ItemSet, ScoreCard
 
 

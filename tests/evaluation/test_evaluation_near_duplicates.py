@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evosearch.evaluation.near_duplicates import near_duplicates
-from evosearch.evaluation.shingles import WORDS, words
+from evosearch.evaluation.suites.near_duplicates import near_duplicates
+from evosearch.evaluation.suites.shingles import WORDS, words
 from evosearch.zoo.tiny_data import rows
 
 LONG = (

@@ -12,10 +12,10 @@ import yaml
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
-from evosearch.evaluation.harness import max_length_of
-from evosearch.evaluation.loglikelihood import LoglikelihoodRequest, score_loglikelihoods
-from evosearch.evaluation.scorer import Scorer
-from evosearch.evaluation.suite import Suite, load_suite
+from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, score_loglikelihoods
+from evosearch.evaluation.harness.harness import max_length_of
+from evosearch.evaluation.harness.scorer import Scorer
+from evosearch.evaluation.suites.suite import Suite, load_suite
 from evosearch.evaluation.types import LOGLIKELIHOODS, REQUESTS
 
 LENGTH = 320  # five examples in a chat fit

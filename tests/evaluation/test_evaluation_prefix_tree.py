@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from evosearch.evaluation.prefix_tree import Layout, Run, Tokens, as_rows, as_tree, by_length, distinct_prefixes
+from evosearch.evaluation.engine.prefix_tree import Layout, Run, Tokens, as_rows, as_tree, by_length, distinct_prefixes
 
 CACHED = 60
 

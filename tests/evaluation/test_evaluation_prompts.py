@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from evosearch.errors import SuiteError
-from evosearch.evaluation.harness import Harness, max_length_of
-from evosearch.evaluation.scorer import Scorer
-from evosearch.evaluation.suite import Suite, load_suite
+from evosearch.evaluation.harness.harness import Harness, max_length_of
+from evosearch.evaluation.harness.scorer import Scorer
+from evosearch.evaluation.suites.suite import Suite, load_suite
 
 Data = dict[str, Any]
 CHAT = "{% for m in messages %}{{ m.role[0] }}={{ m.content }}.{% endfor %}{% if add_generation_prompt %}a={% endif %}"

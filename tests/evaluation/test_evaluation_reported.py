@@ -12,9 +12,9 @@ import torch
 import yaml
 
 from evosearch.errors import CandidateError, SuiteError
-from evosearch.evaluation.harness import Harness, max_length_of
-from evosearch.evaluation.scorer import Scorer
-from evosearch.evaluation.suite import load_suite
+from evosearch.evaluation.harness.harness import Harness, max_length_of
+from evosearch.evaluation.harness.scorer import Scorer
+from evosearch.evaluation.suites.suite import load_suite
 from evosearch.evaluation.types import GOLD, LOGLIKELIHOODS, REQUESTS, ItemBatch
 
 Data = dict[str, Any]
@@ -127,7 +127,7 @@ def test_weights_that_are_not_finite_are_found_in_every_request(
     alone = ItemBatch("search", tuple(items for items in batch.sets if items.task == task))
     if task == "t_generate":  # its right answers are log-likelihoods, which fail first: here it is alone
         plan = scorer._lay_out(alone)[2]
-        from evosearch.evaluation.generation import generate as run
+        from evosearch.evaluation.engine.generation import generate as run
 
         with pytest.raises(CandidateError, match="score: logits are not finite while generating"):
             run(broken(model, value), plan)

@@ -13,11 +13,11 @@ import torch
 import yaml
 
 from evosearch.errors import CandidateError, SuiteError
-from evosearch.evaluation.harness import max_length_of
-from evosearch.evaluation.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out
-from evosearch.evaluation.prefix_tree import distinct_prefixes
-from evosearch.evaluation.scorer import Scorer
-from evosearch.evaluation.suite import load_suite
+from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out
+from evosearch.evaluation.engine.prefix_tree import distinct_prefixes
+from evosearch.evaluation.harness.harness import max_length_of
+from evosearch.evaluation.harness.scorer import Scorer
+from evosearch.evaluation.suites.suite import load_suite
 from evosearch.evaluation.types import GOLD, ItemBatch, ItemSet, Tokens
 
 Data = dict[str, Any]
@@ -147,7 +147,7 @@ def test_weights_that_are_not_finite_are_the_candidates_fault(scorer: Scorer, mo
         scorer.score(broken, scorer.batch("search"))
     generations = ItemBatch("search", scorer.batch("search").sets[3:])
     frozen, _, laid = scorer._lay_out(generations)
-    from evosearch.evaluation.generation import generate
+    from evosearch.evaluation.engine.generation import generate
 
     with pytest.raises(CandidateError, match="not finite while generating"):
         generate(broken, laid)

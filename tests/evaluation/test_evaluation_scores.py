@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evosearch.evaluation.gold import choice_logprob, gold_choice, gold_text
-from evosearch.evaluation.scores import make_card
-from evosearch.evaluation.suite import Suite
+from evosearch.evaluation.harness.gold import choice_logprob, gold_choice, gold_text
+from evosearch.evaluation.statistics.scores import make_card
+from evosearch.evaluation.suites.suite import Suite
 from evosearch.evaluation.types import GOLD, Estimate, ItemBatch, ItemSet, Tokens
 
 COLUMNS = {

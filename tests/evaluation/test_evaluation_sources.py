@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from evosearch.errors import SuiteError
-from evosearch.evaluation.harness import Harness, max_length_of
-from evosearch.evaluation.library import library_files
-from evosearch.evaluation.scorer import Scorer
-from evosearch.evaluation.suite import Suite, load_suite
+from evosearch.evaluation.harness.harness import Harness, max_length_of
+from evosearch.evaluation.harness.scorer import Scorer
+from evosearch.evaluation.suites.library import library_files
+from evosearch.evaluation.suites.suite import Suite, load_suite
 from evosearch.evaluation.types import SPLITS, ItemBatch, ItemSet
 
 Data = dict[str, Any]

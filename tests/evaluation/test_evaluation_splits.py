@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evosearch.errors import SuiteError
-from evosearch.evaluation.splits import Draw, Selection, document_hash, split_documents
+from evosearch.evaluation.suites.splits import Draw, Selection, document_hash, split_documents
 
 WHERE = "x.yaml: tasks[1].documents"
 hashes = st.lists(st.integers(0, 40).map(str), min_size=12, max_size=80)  # with duplicates

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from evosearch.errors import SuiteError
-from evosearch.evaluation.harness import Harness
-from evosearch.evaluation.library import library_files
-from evosearch.evaluation.suite import Suite, load_suite
+from evosearch.evaluation.harness.harness import Harness
+from evosearch.evaluation.suites.library import library_files
+from evosearch.evaluation.suites.suite import Suite, load_suite
 
 Data = dict[str, Any]
 Change = Callable[[Data], Any]

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from evosearch.evaluation.inference import Interval, independent_difference, paired_difference
-from evosearch.evaluation.scores import make_card
-from evosearch.evaluation.suite import Suite
+from evosearch.evaluation.statistics.intervals import Interval, independent_difference, paired_difference
+from evosearch.evaluation.statistics.scores import make_card
+from evosearch.evaluation.statistics.units import units
+from evosearch.evaluation.suites.suite import Suite
 from evosearch.evaluation.types import GOLD, ItemBatch, ItemSet, Tokens
-from evosearch.evaluation.units import units
 
 
 def test_where_every_item_is_a_unit_the_variance_is_students() -> None:

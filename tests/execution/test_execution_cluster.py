@@ -14,8 +14,8 @@ from evosearch.environment import TELEMETRY_OFF
 from evosearch.errors import SpecError
 from evosearch.execution import cluster
 from evosearch.execution.cluster import Cluster, address_of, connect
-from evosearch.service.executors import cluster_of, worker_count
-from evosearch.service.spec import WorkersConfig
+from evosearch.setup.executors import cluster_of, worker_count
+from evosearch.spec.spec import WorkersConfig
 
 ADDRESS_OF_NOBODY = "127.0.0.1:9"
 

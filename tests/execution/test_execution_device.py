@@ -16,11 +16,11 @@ from evosearch.execution.demand import Demand
 from evosearch.execution.device import device_of, lost
 from evosearch.execution.local import LocalExecutor
 from evosearch.execution.worker import WorkerConfig
-from evosearch.search.ports import Job, Outcome
-from evosearch.search.watching import Silent
-from evosearch.service.executors import worker_config
-from evosearch.service.prepare import prepare
-from evosearch.service.spec import load_spec
+from evosearch.search.progress import Silent
+from evosearch.search.protocols import Job, Outcome
+from evosearch.setup.executors import worker_config
+from evosearch.setup.prepare import prepare
+from evosearch.spec.spec import load_spec
 
 ASSERTED = "CUDA error: device-side assert triggered\nSearch for `cudaErrorAssert' in …\nCompile with …"
 

@@ -17,18 +17,17 @@ import pytest
 
 from evosearch.errors import SearchError, SpecError
 from evosearch.execution import cluster as joining
-from evosearch.execution import outlook, ray_pool
+from evosearch.execution import ray_pool
 from evosearch.execution.deadlines import Patience
 from evosearch.execution.ray_pool import RayExecutor, RayOptions, secure_environment
-from evosearch.search.ledger import Ledger
-from evosearch.search.ports import Job, Outcome
-from evosearch.search.watching import Progress, Silent
-from evosearch.service.paths import places_of
+from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.progress import Progress, Silent
+from evosearch.search.protocols import Job, Outcome
 from evosearch.service.run import run
-from evosearch.service.spec import load_spec
+from evosearch.spec.run_dir import places_of
+from evosearch.spec.spec import load_spec
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-sys.path.insert(0, str(SCRIPTS))  # as it is for a script that is run from there
 
 pytestmark = pytest.mark.ray
 World = Callable[..., Path]
@@ -100,8 +99,8 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 @pytest.fixture
 def pool(nodes: Nodes, tmp_path: Path) -> Iterator[Callable[..., RayExecutor]]:
     """`pool(RayOptions(…), seconds=…, acts=…)` → a pool of light workers on GPUs; closed at the end."""
-    from _schedule.world import World as Problem
-    from _soak.light import Light
+    from benchmarks._light_workers.light import Light
+    from benchmarks._simulated.world import World as Problem
 
     made: list[RayExecutor] = []
 
@@ -116,7 +115,7 @@ def pool(nodes: Nodes, tmp_path: Path) -> Iterator[Callable[..., RayExecutor]]:
 
 
 def jobs(count: int) -> list[Job]:
-    from _schedule.world import World as Problem
+    from benchmarks._simulated.world import World as Problem
 
     world = Problem(models=2, layers=4, items=20)
     space = world.space
@@ -196,8 +195,8 @@ def test_workers_that_die_while_they_start_are_replaced_and_end_the_search_where
 def test_what_no_node_could_hold_is_refused_and_what_has_no_room_waits(
     pool: Callable[..., RayExecutor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outlook, "REFUSE_S", 2.0)
-    monkeypatch.setattr(outlook, "TELL_S", 2.0)
+    monkeypatch.setattr(placement, "REFUSE_S", 2.0)
+    monkeypatch.setattr(placement, "TELL_S", 2.0)
     executor = pool(RayOptions(1, gpus_per_worker=4))
     executor.submit(jobs(1)[0])
     with pytest.raises(SpecError, match=r"workers\.gpus_per_worker: got 4: a worker takes 4 GPU, 1 CPU, and no node"):

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from evosearch.evaluation.allocation import out_of_memory
-from evosearch.evaluation.probe import logits_of, run_packed
+from evosearch.evaluation.engine.out_of_memory import out_of_memory
+from evosearch.evaluation.engine.probe import logits_of, run_packed
 from evosearch.execution import memory
 from evosearch.execution.memory import CEILING, FLOOR, GIB, Growth, Reading
 

@@ -17,20 +17,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evosearch.checkpoints import adapters, copies, hashes, reader, references, writer
+from evosearch.checkpoints import reader, references, writer
+from evosearch.checkpoints.cache import copies, hashes
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.errors import CheckpointError
-from evosearch.evaluation.harness import Harness
-from evosearch.evaluation.suite import load_suite
+from evosearch.evaluation.harness.harness import Harness
+from evosearch.evaluation.suites.suite import load_suite
 from evosearch.execution import node
 from evosearch.execution import worker as workers
 from evosearch.execution.node import prepare_node
 from evosearch.execution.worker import Worker, WorkerConfig
 from evosearch.materialize.inputs import Opener
 from evosearch.recipe.schema import Recipe
-from evosearch.search.ports import Job
-from evosearch.search.watching import Silent
-from evosearch.service.models import open_models
+from evosearch.search.progress import Silent
+from evosearch.search.protocols import Job
+from evosearch.setup.models import open_models
 
 World = Callable[..., Path]
 
@@ -129,7 +130,7 @@ def forbidden(*_: object, **__: object) -> None:
 
 
 def nothing_is_read_or_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    for owner, name in ((reader, "tensor_line"), (adapters, "tensor_line"), (writer.CheckpointWriter, "__init__")):
+    for owner, name in ((reader, "tensor_line"), (apply, "tensor_line"), (writer.CheckpointWriter, "__init__")):
         monkeypatch.setattr(owner, name, forbidden)
     monkeypatch.setattr(copies.shutil, "copyfile", forbidden)
 

@@ -13,10 +13,10 @@ from evosearch.execution.deadlines import Deadlines, Patience
 from evosearch.execution.demand import RAMP, Demand, free, refuse_what_never_fits, wanted
 from evosearch.execution.faults import NODES, Death, Fate, death_of, quarantined
 from evosearch.execution.members import Member, Run
-from evosearch.execution.outlook import REFUSE_S, SLOW_AGAIN_S, SLOW_S, TELL_AGAIN_S, TELL_S, Outlook
+from evosearch.execution.placement import REFUSE_S, SLOW_AGAIN_S, SLOW_S, TELL_AGAIN_S, TELL_S, Outlook
 from evosearch.execution.ray_pool import RayExecutor, RayOptions
 from evosearch.execution.starts import START_DEATHS, Starts
-from evosearch.search.ports import Failure, Job, Outcome
+from evosearch.search.protocols import Failure, Job, Outcome
 
 
 def node(alive: bool = True, **resources: float) -> dict[str, Any]:

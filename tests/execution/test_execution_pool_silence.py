@@ -11,12 +11,12 @@ import pytest
 
 from evosearch.errors import CheckpointError, InputError, SearchError
 from evosearch.evaluation.types import ItemBatch
-from evosearch.execution import outlook, ray_pool
+from evosearch.execution import ray_pool
 from evosearch.execution.actor import Place
 from evosearch.execution.cluster import Cluster
 from evosearch.execution.deadlines import Patience
 from evosearch.execution.ray_pool import RayExecutor, RayOptions
-from evosearch.search.ports import Failure, Job, Outcome
+from evosearch.search.protocols import Failure, Job, Outcome
 
 JOB = Job("1@search", None, ItemBatch("search", ()))  # type: ignore[arg-type]
 FAILED = Outcome(JOB, "host:1", failure=Failure("score", "told to fail"))
@@ -141,7 +141,7 @@ def test_a_worker_that_hangs_while_it_starts_is_replaced(pool: Callable[..., Ray
 def test_workers_that_only_start_are_mentioned(
     pool: Callable[..., RayExecutor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outlook, "SLOW_S", 0.1)
+    monkeypatch.setattr(placement, "SLOW_S", 0.1)
     notes: list[str] = []
     executor = pool([Worker(start=NEVER, name="host:13")], notes)
     executor.submit(JOB)

@@ -15,15 +15,15 @@ import pytest
 
 from evosearch.errors import CheckpointError
 from evosearch.execution.ray_pool import RayExecutor, RayOptions, secure_environment
-from evosearch.search.ledger import Ledger
-from evosearch.search.ports import Job, Outcome
+from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.progress import Silent
+from evosearch.search.protocols import Job, Outcome
 from evosearch.search.state import SearchState
-from evosearch.search.watching import Silent
-from evosearch.service.executors import worker_config
-from evosearch.service.paths import places_of
-from evosearch.service.prepare import Prepared, prepare
 from evosearch.service.run import run
-from evosearch.service.spec import load_spec
+from evosearch.setup.executors import worker_config
+from evosearch.setup.prepare import Prepared, prepare
+from evosearch.spec.run_dir import places_of
+from evosearch.spec.spec import load_spec
 
 pytestmark = pytest.mark.ray
 World = Callable[..., Path]

@@ -12,11 +12,11 @@ import pytest
 from evosearch.execution.local import LocalExecutor
 from evosearch.execution.worker import Worker
 from evosearch.recipe.schema import Recipe
-from evosearch.search.ports import Job
-from evosearch.search.watching import Silent
-from evosearch.service.executors import worker_config
-from evosearch.service.prepare import Prepared, prepare
-from evosearch.service.spec import load_spec
+from evosearch.search.progress import Silent
+from evosearch.search.protocols import Job
+from evosearch.setup.executors import worker_config
+from evosearch.setup.prepare import Prepared, prepare
+from evosearch.spec.spec import load_spec
 
 World = Callable[..., Path]
 

@@ -17,13 +17,13 @@ import torch
 import yaml
 
 from evosearch.errors import SpecError
-from evosearch.evaluation.harness import Harness
-from evosearch.evaluation.loglikelihood import ScoreOptions
-from evosearch.evaluation.suite import load_suite
+from evosearch.evaluation.engine.loglikelihood import ScoreOptions
+from evosearch.evaluation.harness.harness import Harness
+from evosearch.evaluation.suites.suite import load_suite
 from evosearch.execution.device import spread_of
 from evosearch.execution.worker import Worker, WorkerConfig
 from evosearch.recipe.schema import Recipe
-from evosearch.search.ports import Job, Outcome
+from evosearch.search.protocols import Job, Outcome
 
 World = Callable[..., Path]
 
@@ -242,12 +242,12 @@ import json, resource, sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from evosearch.evaluation.harness import Harness
-from evosearch.evaluation.loglikelihood import ScoreOptions
-from evosearch.evaluation.suite import load_suite
+from evosearch.evaluation.harness.harness import Harness
+from evosearch.evaluation.engine.loglikelihood import ScoreOptions
+from evosearch.evaluation.suites.suite import load_suite
 from evosearch.execution.worker import Worker, WorkerConfig
 from evosearch.recipe.schema import Recipe
-from evosearch.search.ports import Job
+from evosearch.search.protocols import Job
 
 folder = Path(sys.argv[1])
 suite = load_suite(folder / "suite.yaml")

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evosearch.evaluation.harness import Harness
-from evosearch.evaluation.suite import Suite, load_suite
+from evosearch.evaluation.harness.harness import Harness
+from evosearch.evaluation.suites.suite import Suite, load_suite
 from evosearch.execution.worker import Worker, WorkerConfig
 from evosearch.materialize.in_memory import ResidentModel
 from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.materialize.routed import ResidentRoute
 from evosearch.recipe.schema import Recipe
-from evosearch.search.ports import Job
+from evosearch.search.protocols import Job
 
 World = Callable[..., Path]
 HOPS = (("base", 0, 1.0), ("expert1", 1, 0.7), ("expert2", 1, 1.3), ("expert1", 1, 1.1), ("base", 2, 0.9))

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from evosearch.checkpoints.adapters import apply_adapter
+from evosearch.checkpoints.adapters.apply import apply_adapter
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.recipe.files import load
 from evosearch.recipe.schema import Recipe
-from evosearch.search.watching import Silent
+from evosearch.search.progress import Silent
 from evosearch.service.run import run
 
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from evosearch.checkpoints.families.registry import all_families
 from evosearch.checkpoints.reader import Checkpoint
-from evosearch.evaluation.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out, score_loglikelihoods
+from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out, score_loglikelihoods
 from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.materialize.routed import ResidentRoute
 from evosearch.recipe.schema import Recipe

@@ -10,8 +10,8 @@ import torch
 import transformers
 
 from evosearch.checkpoints.reader import Checkpoint
-from evosearch.evaluation import attention
-from evosearch.evaluation.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out, score_loglikelihoods
+from evosearch.evaluation.engine import attention
+from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out, score_loglikelihoods
 from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.materialize.routed import ResidentRoute
 from evosearch.recipe.schema import Recipe

@@ -23,8 +23,8 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from evosearch.checkpoints.families.registry import all_families
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.errors import CheckpointError
-from evosearch.evaluation.generation import Decoder, GenerationRequest, generate, lay_out_generations
-from evosearch.evaluation.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out, score_loglikelihoods
+from evosearch.evaluation.engine.generation import Decoder, GenerationRequest, generate, lay_out_generations
+from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out, score_loglikelihoods
 from evosearch.materialize.in_memory import ResidentModel
 from evosearch.materialize.routed import ResidentRoute
 from evosearch.materialize.spread import Spread, share_out

@@ -12,11 +12,11 @@ import torch
 import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from evosearch.checkpoints.chat_template import CHATML
-from evosearch.checkpoints.compatibility import check_compatible
 from evosearch.checkpoints.reader import Checkpoint
-from evosearch.checkpoints.tokenizer import Vocabulary
+from evosearch.checkpoints.tokenizers.chat_template import CHATML
+from evosearch.checkpoints.tokenizers.tokenizer import Vocabulary
 from evosearch.errors import CheckpointError, RecipeError
+from evosearch.materialize.compatibility import check_compatible
 from evosearch.materialize.in_memory import ResidentModel
 from evosearch.materialize.inputs import Opener
 from evosearch.materialize.on_disk import write_checkpoint

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 
 from evosearch.checkpoints.reader import Checkpoint
-from evosearch.checkpoints.tokenizer import Vocabulary
+from evosearch.checkpoints.tokenizers.tokenizer import Vocabulary
 from evosearch.materialize.inputs import Opener
 from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.materialize.vocabulary import token_tensors

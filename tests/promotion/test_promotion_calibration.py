@@ -1,16 +1,11 @@
 """The short form of `scripts/bench/gate`: wrong promotions and power of the gate, on simulated searches."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
-from _gate.searches import Setting, simulate
-from _gate.settings import FAR, NEAR, clustered, null_settings, one, power_settings, three
-from _gate.world import Task, answers, uneven
+from benchmarks._gate_worlds.searches import Setting, simulate
+from benchmarks._gate_worlds.settings import FAR, NEAR, clustered, null_settings, one, power_settings, three
+from benchmarks._gate_worlds.world import Task, answers, uneven
 
 SEARCHES = 400
 # More than 5% + 3 standard errors of wrong promotions is no chance. A gate that needs no bound promotes half of them,

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.materialize.on_disk import write_checkpoint
-from evosearch.promotion.export import Provenance, export
+from evosearch.promotion.export_files import Provenance, export
 from evosearch.recipe.files import load
 from evosearch.recipe.schema import Recipe
 

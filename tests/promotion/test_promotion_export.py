@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from evosearch.errors import InputError, RecipeError
-from evosearch.evaluation.inference import Interval
+from evosearch.evaluation.statistics.intervals import Interval
 from evosearch.promotion.disclosure import CONTAMINATED, opened
-from evosearch.promotion.export import Format, Provenance, export
+from evosearch.promotion.export_files import Format, Provenance, export
 from evosearch.recipe.files import load
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import ModelShape, Place, TensorSpec

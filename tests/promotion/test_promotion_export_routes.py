@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from evosearch.checkpoints.reader import Checkpoint
-from evosearch.promotion.export import Provenance, export
+from evosearch.promotion.export_files import Provenance, export
 from evosearch.recipe import files
-from evosearch.search.watching import Silent
+from evosearch.search.progress import Silent
 from evosearch.service.merge import merge
 
 World = Callable[..., Path]

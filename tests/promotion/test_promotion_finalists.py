@@ -1,7 +1,7 @@
 """Who goes to validation, and who from there to the gate."""
 
 from evosearch.promotion.finalists import Standing, best, choose, standings
-from evosearch.search.events import Event
+from evosearch.search.ledger.events import Event
 
 
 def standing(name: str, recipe_id: str, kind: str, **search: float) -> Standing:

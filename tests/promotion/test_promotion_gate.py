@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from evosearch.errors import SuiteError
-from evosearch.evaluation.exact import paired_test
-from evosearch.evaluation.resampling import bootstrap_difference
+from evosearch.evaluation.statistics.bootstrap import bootstrap_difference
+from evosearch.evaluation.statistics.sign_test import paired_test
 from evosearch.promotion.gate import Contender, GateDecision, Measure, Role, decide
 
 N = 200

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evosearch.errors import SuiteError
-from evosearch.evaluation.inference import paired_difference, proportion_difference
+from evosearch.evaluation.statistics.intervals import paired_difference, proportion_difference
 from evosearch.promotion.finalists import Standing, best, choose
 from evosearch.promotion.gate import Contender, GateDecision, Measure, decide
 from evosearch.promotion.guards import Guarded, hold, sentence

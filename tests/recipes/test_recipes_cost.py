@@ -14,13 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from evosearch.checkpoints.reader import Checkpoint
-from evosearch.evaluation.harness import Harness
-from evosearch.evaluation.prefix_tree import depths, distinct_prefixes
-from evosearch.search.watching import Silent
-from evosearch.service.check import check
-from evosearch.service.cost import GIB, counts_of, planned, reckoned
-from evosearch.service.sizes import ModelSize, size_of, sizes_of
-from evosearch.service.spec import load_spec
+from evosearch.evaluation.engine.prefix_tree import depths, distinct_prefixes
+from evosearch.evaluation.harness.harness import Harness
+from evosearch.preflight.check import check
+from evosearch.preflight.cost import GIB, counts_of, planned, reckoned
+from evosearch.preflight.sizes import ModelSize, size_of, sizes_of
+from evosearch.search.progress import Silent
+from evosearch.spec.spec import load_spec
 
 ROOT = Path(__file__).parents[2]
 BASE = "mistralai/Mistral-7B-v0.1"

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from evosearch.evaluation.harness import Harness
-from evosearch.evaluation.suite import load_suite
+from evosearch.evaluation.harness.harness import Harness
+from evosearch.evaluation.suites.suite import load_suite
 from evosearch.merging.registry import specs
 from evosearch.recipe.checks import check
 from evosearch.search.optimizers.registry import create
-from evosearch.search.watching import Silent
-from evosearch.service.prepare import Prepared, prepare
-from evosearch.service.spec import Winner, load_spec
-from evosearch.service.staged import StagedSpec, load
+from evosearch.search.progress import Silent
+from evosearch.setup.prepare import Prepared, prepare
+from evosearch.spec.spec import Winner, load_spec
+from evosearch.spec.stages import StagedSpec, load
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))

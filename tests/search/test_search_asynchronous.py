@@ -2,7 +2,6 @@
 
 import itertools
 import random
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,20 +9,17 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
-from _schedule.searches import SEARCH, heavy_tailed, score, search
-from _schedule.workers import SimulatedWorkers, utilization
-from _schedule.world import World
-
+from benchmarks._simulated.searches import SEARCH, heavy_tailed, score, search
+from benchmarks._simulated.workers import SimulatedWorkers, utilization
+from benchmarks._simulated.world import World
 from evosearch.errors import SearchError
 from evosearch.search.asynchronous import SLOTS_PER_SPARE
 from evosearch.search.budget import Budget
-from evosearch.search.events import Event
-from evosearch.search.ledger import Ledger
+from evosearch.search.ledger.events import Event
+from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.optimizers import registry
 from evosearch.search.optimizers.registry import OptimizerConfig, create
-from evosearch.search.ports import Job, Outcome
+from evosearch.search.protocols import Job, Outcome
 from evosearch.search.replay import replay
 
 pytestmark = pytest.mark.usefixtures("no_power_cuts")

@@ -1,23 +1,19 @@
 """When a search stops, which reason it gives, and that it stops there again."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
-from _schedule.searches import SEARCH, heavy_tailed, score, search
-from _schedule.workers import SimulatedWorkers
-from _schedule.world import World
-
+from benchmarks._simulated.searches import SEARCH, heavy_tailed, score, search
+from benchmarks._simulated.workers import SimulatedWorkers
+from benchmarks._simulated.world import World
 from evosearch.errors import SpecError
-from evosearch.search import ledger_store
 from evosearch.search.budget import Budget
+from evosearch.search.ledger import store
 from evosearch.search.state import SearchState
-from evosearch.service.spec import BudgetConfig
+from evosearch.spec.spec import BudgetConfig
 
 WORLD = World(models=2, per=None, items=10)  # 20 items a candidate
 GRID = World(models=2, per=None, densities=False, choices=(0.1, 0.4, 0.7), items=10)  # nine recipes
@@ -28,13 +24,13 @@ Stopped = tuple[str, SearchState]
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stopped]:
     """`run(budget, asynchronous, world, **optimizer)`: start the search of this test, or continue it."""
-    configure = ledger_store._configure_sqlite
+    configure = store._configure_sqlite
 
     def quick(connection: Any, record: Any) -> None:
         configure(connection, record)
         connection.execute("PRAGMA synchronous=OFF")  # no power cut is tested here
 
-    monkeypatch.setattr(ledger_store, "_configure_sqlite", quick)
+    monkeypatch.setattr(store, "_configure_sqlite", quick)
 
     def go(budget: Budget, asynchronous: bool = False, world: World = WORLD, **more: Any) -> Stopped:
         options = {"name": "random", "population": 6, "seed": 1, "asynchronous": asynchronous} | more
@@ -96,7 +92,7 @@ def test_target(run: Callable[..., Stopped], asynchronous: bool) -> None:
 
 
 def test_a_target_is_reached_by_what_keeps_its_guards_alone() -> None:
-    from evosearch.search.events import Event
+    from evosearch.search.ledger.events import Event
 
     def told(name: str, value: float, violations: list[float]) -> Event:
         one = {"candidate": name, "value": value, "stderr": 0.1, "n": 3, "state": "scored", "violations": violations}
@@ -141,7 +137,7 @@ def test_failures_and_duplicates_use_patience_up(run: Callable[..., Stopped]) ->
 
 
 def test_a_new_optimizer_has_its_own_patience() -> None:
-    from evosearch.search.events import Event
+    from evosearch.search.ledger.events import Event
 
     row = {"value": None, "stderr": None, "n": 0, "state": "failed"}
     state = SearchState.from_events(
@@ -154,7 +150,8 @@ def test_a_new_optimizer_has_its_own_patience() -> None:
 
 
 def test_hours_count_all_sessions(run: Callable[..., Stopped], monkeypatch: pytest.MonkeyPatch) -> None:
-    from evosearch.search import budget, ledger
+    from evosearch.search import budget
+    from evosearch.search.ledger import ledger
 
     now = 1e9
 

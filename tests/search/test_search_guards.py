@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from evosearch.search import guards
-from evosearch.search.events import Event
+from evosearch.search.ledger.events import Event
 from evosearch.search.state import SearchState
 
 GUARDS = [{"task": "a", "max_drop": 2.0}, {"task": "b", "max_drop": 0.0}]

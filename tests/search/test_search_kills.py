@@ -1,20 +1,16 @@
 """A synchronous search that is killed at random moments is, once continued, the search that was never killed."""
 
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
-from _schedule.searches import SEARCH, heavy_tailed, score, search
-from _schedule.workers import SimulatedWorkers
-from _schedule.world import World
-
+from benchmarks._simulated.searches import SEARCH, heavy_tailed, score, search
+from benchmarks._simulated.workers import SimulatedWorkers
+from benchmarks._simulated.world import World
 from evosearch.search.budget import Budget
-from evosearch.search.ledger import Ledger
+from evosearch.search.ledger.ledger import Ledger
 
 pytestmark = pytest.mark.usefixtures("no_power_cuts")
 WORLD = World(models=2, per=None, items=10, failing=6)

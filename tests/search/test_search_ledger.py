@@ -19,8 +19,8 @@ import sqlalchemy as sa
 
 from evosearch.errors import LedgerError
 from evosearch.evaluation.types import Estimate, ItemBatch, ItemSet, ScoreCard
-from evosearch.search.ledger import Ledger
-from evosearch.search.ledger_transactions import RecordedTwiceError
+from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.ledger.transactions import RecordedTwiceError
 
 SETS = (
     ItemSet("sums", "evo_sums", (0, 3, 9), ("a", "b", "c"), ("x", "x", "y")),
@@ -149,7 +149,7 @@ def test_test_openings_are_counted_over_searches(ledger: Ledger) -> None:
 WRITE_AND_DIE = """
 import os, signal, sys
 from evosearch.search import ledger as module
-from evosearch.search.ledger import Ledger
+from evosearch.search.ledger.ledger import Ledger
 ledger = Ledger.open(sys.argv[1])
 ledger.append("one", [("started", {"name": "night"})])
 def killed(connection):
@@ -170,7 +170,7 @@ def test_killed_in_a_transaction_leaves_what_was_committed(url: str) -> None:
 
 HOLD = """
 import sys, time
-from evosearch.search.ledger import Ledger
+from evosearch.search.ledger.ledger import Ledger
 with Ledger.open(sys.argv[1]) as ledger, ledger.acquire("search-one-of-many"):
     print("held", flush=True)
     time.sleep(60)
@@ -232,7 +232,7 @@ def test_a_lock_for_which_there_is_no_room_is_refused_and_leaves_no_file_behind(
 
 FORK_AND_DIE = """
 import os, sys, time
-from evosearch.search.ledger import Ledger
+from evosearch.search.ledger.ledger import Ledger
 with Ledger.open(sys.argv[1]) as ledger, ledger.acquire("search-one-of-many"):
     child = os.fork()
     if child == 0:

@@ -19,12 +19,12 @@ import sqlalchemy as sa
 
 from evosearch.errors import LedgerError
 from evosearch.evaluation.types import Estimate, ItemBatch, ItemSet, ScoreCard
-from evosearch.search import ledger_transactions
-from evosearch.search.ledger import Ledger
-from evosearch.search.ledger_lock import this_host
+from evosearch.search.ledger import transactions
+from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.ledger.lock import this_host
 
 if TYPE_CHECKING:
-    from _cluster.postgres import Postgres
+    from evosearch.devcluster.postgres import Postgres
 
 ITEMS = ItemSet("sums", "evo_sums", (0, 3, 9), ("a", "b", "c"), ("x", "x", "y"))
 BATCH = ItemBatch("search", (ITEMS,))
@@ -204,7 +204,7 @@ def test_an_append_that_ended_unknown_is_known_to_the_next(
     proxy: Proxy, through: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reason why a search stopped is recorded after what was recorded last, whether we know of it or not."""
-    monkeypatch.setattr(ledger_transactions, "PATIENCE_S", -1.0)
+    monkeypatch.setattr(transactions, "PATIENCE_S", -1.0)
     with Ledger.open(through) as ledger, ledger.acquire("one"):
         ledger.append("one", [("asked", {"index": 0})])
         proxy.lose_answer_to = b"COMMIT"
@@ -238,7 +238,7 @@ def test_a_restart_of_the_server_is_waited_for(postgres: "Postgres", postgres_ur
 def test_a_server_that_stays_away_ends_the_run_and_loses_nothing(
     postgres: "Postgres", postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_transactions, "PATIENCE_S", 1.5)
+    monkeypatch.setattr(transactions, "PATIENCE_S", 1.5)
     with Ledger.open(postgres_url, "night.yaml: ledger") as ledger, ledger.acquire("one"):
         ledger.append("one", [("asked", {"index": 0})])
         postgres.stop()
@@ -300,7 +300,7 @@ def test_an_append_takes_few_round_trips(proxy: Proxy, through: str) -> None:
 def test_nothing_is_lost_or_doubled_while_connections_are_cut_at_random(
     postgres_url: str, cut: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_transactions, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(transactions, "FIRST_PAUSE_S", 0.01)
     draw, done, cuts = random.Random(7), threading.Event(), []
 
     def cutting() -> None:
@@ -331,9 +331,9 @@ def test_a_lock_that_is_taken_again_twice_is_our_own_each_time(
 ) -> None:
     """The connection that took it the second time is lost before it was known to have all of them."""
     proxy.keep_at_server = True
-    take, lost = ledger_transactions.ServerTransactions._take, []
+    take, lost = transactions.ServerTransactions._take, []
 
-    def taking(self: ledger_transactions.ServerTransactions, connection: Any, search_id: str) -> None:
+    def taking(self: transactions.ServerTransactions, connection: Any, search_id: str) -> None:
         take(self, connection, search_id)
         if len(lost) < 2:
             lost.append(search_id)
@@ -341,7 +341,7 @@ def test_a_lock_that_is_taken_again_twice_is_our_own_each_time(
             connection.execute(sa.text("SELECT pg_advisory_unlock(1)"))
 
     with Ledger.open(through) as ledger:
-        monkeypatch.setattr(ledger_transactions.ServerTransactions, "_take", taking)
+        monkeypatch.setattr(transactions.ServerTransactions, "_take", taking)
         with ledger.acquire("one"):  # here first: it is not held yet
             assert lost == ["one", "one"]
             lost.clear()

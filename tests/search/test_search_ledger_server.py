@@ -13,12 +13,12 @@ import sqlalchemy as sa
 
 from evosearch.errors import LedgerError
 from evosearch.evaluation.types import ItemBatch, ItemSet
-from evosearch.search.ledger import Ledger
-from evosearch.search.ledger_errors import NoLedgerError
-from evosearch.search.ledger_store import check_server, metadata
+from evosearch.search.ledger.errors import NoLedgerError
+from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.ledger.store import check_server, metadata
 
 if TYPE_CHECKING:
-    from _cluster.postgres import Postgres
+    from evosearch.devcluster.postgres import Postgres
 
 TABLES = {table.name for table in metadata.sorted_tables}
 

@@ -1,20 +1,16 @@
 """A long search does not slow down and hardly grows: what each outcome costs does not depend on how many there were."""
 
-import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
-from _schedule.searches import SEARCH, heavy_tailed, score, search
-from _schedule.workers import SimulatedWorkers
-from _schedule.world import World
-
+from benchmarks._simulated.searches import SEARCH, heavy_tailed, score, search
+from benchmarks._simulated.workers import SimulatedWorkers
+from benchmarks._simulated.world import World
 from evosearch.search.budget import Budget
-from evosearch.search.ledger import PAGE, Ledger
+from evosearch.search.ledger.ledger import PAGE, Ledger
 from evosearch.search.recorder import Recorder
 from evosearch.search.state import SearchState
 

@@ -9,7 +9,7 @@ from evosearch.evaluation.types import Estimate
 from evosearch.search.objectives import measured, with_hops
 from evosearch.search.pareto import Front, dominates, pareto_set
 from evosearch.search.replay import observed
-from evosearch.search.types import Observation
+from evosearch.search.space.types import Observation
 
 
 def told(name: int, *values: float, violation: float = 0.0) -> dict[str, Any]:

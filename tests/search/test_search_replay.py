@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from evosearch.errors import ReplayError, SearchError
-from evosearch.search.events import Event
+from evosearch.search.ledger.events import Event
 from evosearch.search.optimizers import registry
 from evosearch.search.optimizers.registry import Optimizer, OptimizerConfig, create
 from evosearch.search.replay import observed, replay
-from evosearch.search.types import Dimension, Observation
+from evosearch.search.space.types import Dimension, Observation
 
 NUMBERS = (
     Dimension("weight", "float", 0.5, low=0.0, high=1.5),

@@ -14,11 +14,11 @@ from evosearch.errors import InputError, RecipeError
 from evosearch.recipe.checks import check
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import ModelShape
-from evosearch.search.controls import controls
+from evosearch.search.baselines import controls
 from evosearch.search.optimizers.registry import OptimizerConfig, create
-from evosearch.search.space import SearchSpace
-from evosearch.search.template import frame
-from evosearch.search.types import Genome
+from evosearch.search.space.space import SearchSpace
+from evosearch.search.space.template import frame
+from evosearch.search.space.types import Genome
 
 A, B = "org/a", "/models/night's b@1"
 DEPTHS = {A: 4, B: 3}

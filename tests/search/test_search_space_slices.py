@@ -7,9 +7,9 @@ import pytest
 from evosearch.errors import RecipeError
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import MethodSpec, ModelShape, Param, Place, TensorSpec
-from evosearch.search.controls import controls
-from evosearch.search.space import SearchSpace
-from evosearch.search.template import frame, is_stacked
+from evosearch.search.baselines import controls
+from evosearch.search.space.space import SearchSpace
+from evosearch.search.space.template import frame, is_stacked
 
 WEIGHT = Param(-1.0, 2.0, per_model=True)
 METHODS = {

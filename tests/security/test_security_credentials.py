@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from evosearch.credentials import hidden, hidden_in
 from evosearch.errors import LedgerError, TrackingError
-from evosearch.search.ledger import Ledger
-from evosearch.search.ledger_errors import shown
+from evosearch.search.ledger.errors import shown
+from evosearch.search.ledger.ledger import Ledger
 
 Program = Callable[..., tuple[int, str, str]]
 SECRET = "hunter2"

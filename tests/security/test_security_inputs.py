@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from evosearch.errors import CheckpointError, SuiteError
-from evosearch.evaluation.suite import load_suite
+from evosearch.evaluation.suites.suite import load_suite
 
 World = Callable[..., Path]
 Program = Callable[..., tuple[int, str, str]]
@@ -52,7 +52,7 @@ def test_a_spec_with_a_secret_is_refused_and_not_repeated(
 
 
 def test_urls_without_secrets_are_taken(world: World) -> None:
-    from evosearch.service.spec import load_spec
+    from evosearch.spec.spec import load_spec
 
     spec = load_spec(
         world(ledger="postgresql://me@db/evosearch?sslmode=require", tracking={"uri": "http://[::1]:5000"})
@@ -133,7 +133,7 @@ def test_what_a_task_file_names_comes_from_named_folders_only(
 
 def test_what_a_task_file_may_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EVOSEARCH_TASKS")
-    from evosearch.evaluation.library import library_folder
+    from evosearch.evaluation.suites.library import library_folder
 
     own = tmp_path / "suites"
     library = next(path for path in sorted(library_folder().glob("*/*.yaml")) if b"!function" in path.read_bytes())
@@ -156,7 +156,7 @@ def test_what_a_task_file_may_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_suites_template_reaches_nothing_but_documents(tmp_path: Path) -> None:
-    from evosearch.evaluation.kinship import group_names
+    from evosearch.evaluation.suites.linked_documents import group_names
 
     ran = tmp_path / "ran"
     documents = [{"page": {"n": 1}, "text": "a"}]

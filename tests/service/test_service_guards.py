@@ -9,14 +9,14 @@ import pytest
 import yaml
 
 from evosearch.evaluation.types import GOLD
-from evosearch.search.ledger import Ledger
+from evosearch.reporting.leaderboard import leaderboard
+from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.progress import Silent
 from evosearch.search.state import SearchState
-from evosearch.search.watching import Silent
-from evosearch.service.leaderboard import leaderboard
-from evosearch.service.paths import places_of
-from evosearch.service.prepare import prepare
 from evosearch.service.run import RunReport, run
-from evosearch.service.spec import load_spec
+from evosearch.setup.prepare import prepare
+from evosearch.spec.run_dir import places_of
+from evosearch.spec.spec import load_spec
 
 World = Callable[..., Path]
 OPTIMIZER = {"name": "cma_es", "population": 4, "sigma": 0.3, "seed": 1, "start": "best_control"}

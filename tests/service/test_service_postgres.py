@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from evosearch.errors import LedgerError
-from evosearch.search.ledger import Ledger
-from evosearch.search.watching import Progress, Silent
-from evosearch.service.paths import places_of, recorded_names
+from evosearch.reporting.status import of_ledger
+from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.progress import Progress, Silent
 from evosearch.service.run import run
-from evosearch.service.spec import load_spec
-from evosearch.service.status import of_ledger
+from evosearch.spec.run_dir import places_of, recorded_names
+from evosearch.spec.spec import load_spec
 
 if TYPE_CHECKING:
-    from _cluster.postgres import Postgres
+    from evosearch.devcluster.postgres import Postgres
 
 World = Callable[..., Path]
 # Between two runs of one search: times and workers; the count of openings; folders.

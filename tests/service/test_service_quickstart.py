@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from evosearch.search.ledger import Ledger
+from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.state import SearchState
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

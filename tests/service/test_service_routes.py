@@ -9,13 +9,13 @@ import pytest
 
 from evosearch.recipe import files
 from evosearch.recipe.schema import Recipe
-from evosearch.search.ledger import Ledger
-from evosearch.search.watching import Silent
-from evosearch.service.export import export
-from evosearch.service.paths import places_of
+from evosearch.reporting.export import export
+from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.progress import Silent
 from evosearch.service.run import run
 from evosearch.service.score import score
-from evosearch.service.spec import load_spec
+from evosearch.spec.run_dir import places_of
+from evosearch.spec.spec import load_spec
 
 World = Callable[..., Path]
 MAY_DIFFER = ("seconds", "worker", "count", "recipe")  # between two runs of one search

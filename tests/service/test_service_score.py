@@ -10,10 +10,10 @@ import yaml
 
 from evosearch.cli.console import console
 from evosearch.cli.tables import show_score
-from evosearch.evaluation.harness import Harness
-from evosearch.evaluation.suite import Suite
-from evosearch.search.watching import Silent
-from evosearch.service.check import check
+from evosearch.evaluation.harness.harness import Harness
+from evosearch.evaluation.suites.suite import Suite
+from evosearch.preflight.check import check
+from evosearch.search.progress import Silent
 from evosearch.service.run import run
 from evosearch.service.score import score
 

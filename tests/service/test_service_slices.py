@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from evosearch.search.watching import Silent
-from evosearch.service.check import check
+from evosearch.preflight.check import check
+from evosearch.search.progress import Silent
 from evosearch.service.run import run
-from evosearch.service.spec import load_spec
+from evosearch.spec.spec import load_spec
 
 World = Callable[..., Path]
 HOLE = {"low": 0.0, "high": 1.5}

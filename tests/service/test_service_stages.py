@@ -10,18 +10,18 @@ import yaml
 
 from evosearch.checkpoints.references import default_cache
 from evosearch.errors import LedgerError
+from evosearch.preflight.check import check
 from evosearch.recipe import files
-from evosearch.search.ledger import Ledger
+from evosearch.reporting.export import export
+from evosearch.reporting.leaderboard import leaderboard
+from evosearch.reporting.report import RunReport
+from evosearch.reporting.status import statuses
+from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.progress import Progress, Silent
 from evosearch.search.state import SearchState
-from evosearch.search.watching import Progress, Silent
-from evosearch.service.check import check
-from evosearch.service.export import export
-from evosearch.service.leaderboard import leaderboard
-from evosearch.service.paths import Places, find
-from evosearch.service.recorded import read_search
-from evosearch.service.report import RunReport
 from evosearch.service.run import run
-from evosearch.service.status import statuses
+from evosearch.setup.loading import read_search
+from evosearch.spec.run_dir import Places, find
 
 World = Callable[..., Path]
 WEIGHT = {"low": 0.0, "high": 1.2, "init": 0.4}

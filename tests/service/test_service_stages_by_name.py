@@ -14,20 +14,20 @@ from evosearch.execution.worker import Worker
 from evosearch.recipe import files
 from evosearch.recipe.identity import recipe_id
 from evosearch.recipe.schema import Recipe
-from evosearch.search.events import Event
-from evosearch.search.ledger import Ledger
-from evosearch.search.ports import Job
-from evosearch.search.watching import Silent
+from evosearch.reporting.export import export
+from evosearch.search.ledger.events import Event
+from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.progress import Silent
+from evosearch.search.protocols import Job
 from evosearch.service import stages
-from evosearch.service.executors import worker_config
-from evosearch.service.export import export
 from evosearch.service.merge import merge
-from evosearch.service.paths import find, places_of
-from evosearch.service.prepare import prepare
-from evosearch.service.recorded import read_search
 from evosearch.service.run import run
-from evosearch.service.spec import SearchSpec, Winner, load_spec
-from evosearch.service.staged import StagedSpec, load
+from evosearch.setup.executors import worker_config
+from evosearch.setup.loading import read_search
+from evosearch.setup.prepare import prepare
+from evosearch.spec.run_dir import find, places_of
+from evosearch.spec.spec import SearchSpec, Winner, load_spec
+from evosearch.spec.stages import StagedSpec, load
 from evosearch.tracking.changes import Plan, Translator
 
 World = Callable[..., Path]

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from evosearch.search.ledger import Ledger
-from evosearch.search.watching import Silent
-from evosearch.service.paths import find
+from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.progress import Silent
 from evosearch.service.run import run
+from evosearch.spec.run_dir import find
 
 World = Callable[..., Path]
 WEIGHT = {"low": 0.0, "high": 1.2, "init": 0.4}

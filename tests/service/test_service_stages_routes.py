@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import yaml
 
+from evosearch.preflight.check import check
 from evosearch.recipe import files
-from evosearch.search.ledger import Ledger
-from evosearch.search.watching import Silent
-from evosearch.service.check import check
-from evosearch.service.export import export
+from evosearch.reporting.export import export
+from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.progress import Silent
 from evosearch.service.merge import merge
-from evosearch.service.paths import find
-from evosearch.service.recorded import read_search
 from evosearch.service.run import run
+from evosearch.setup.loading import read_search
+from evosearch.spec.run_dir import find
 
 World = Callable[..., Path]
 WEIGHT = {"low": 0.0, "high": 1.2, "init": 0.4}

@@ -9,7 +9,7 @@ SLOW_S = 30.0  # a bomb that goes off takes for ever
 
 @pytest.mark.parametrize("name", ["recipe", "spec", "suite"])
 def test_a_bomb_does_not_go_off(name: str, loaders: dict[str, Any]) -> None:
-    from _fuzz.accidents import bombs
+    from benchmarks._mutations.accidents import bombs
 
     texts = bombs() if name == "recipe" else bombs()[:6]  # what is nested is read by the same code for all
     for text in texts:

@@ -12,7 +12,7 @@ NAMES = tuple(DOCUMENTS)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_document_with_accidents_is_taken_or_refused_by_our_own_errors(name: str, loaders: dict[str, Any]) -> None:
-    from _fuzz.accidents import accident
+    from benchmarks._mutations.accidents import accident
 
     loader, seen = loaders[name], Counter[str]()
     draw = random.Random(name)  # the same documents each time; `scripts/bench/fuzz --seed` draws others

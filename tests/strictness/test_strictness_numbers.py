@@ -6,9 +6,9 @@ import pytest
 
 from evosearch.documents import validate
 from evosearch.errors import SpecError, SuiteError
-from evosearch.evaluation.suite import DocumentCounts, SuiteTask
+from evosearch.evaluation.suites.suite import DocumentCounts, SuiteTask
 from evosearch.search.optimizers.registry import OptimizerConfig
-from evosearch.service.spec import BudgetConfig, PromotionConfig, WorkersConfig
+from evosearch.spec.spec import BudgetConfig, PromotionConfig, WorkersConfig
 
 REFUSED = [
     (OptimizerConfig, {"name": "cma_es", "population": True}, "population: got True"),

@@ -10,11 +10,11 @@ import pytest
 
 from evosearch.errors import InputError, RecipeError, SpecError
 from evosearch.merging.registry import specs
-from evosearch.search.space import SearchSpace
-from evosearch.search.watching import Silent
-from evosearch.service.check import check
-from evosearch.service.executors import worker_count
-from evosearch.service.spec import WorkersConfig, load_spec
+from evosearch.preflight.check import check
+from evosearch.search.progress import Silent
+from evosearch.search.space.space import SearchSpace
+from evosearch.setup.executors import worker_count
+from evosearch.spec.spec import WorkersConfig, load_spec
 
 World = Callable[..., Path]
 

@@ -12,8 +12,8 @@ from evosearch.merging.registry import specs
 from evosearch.recipe import checks, files
 from evosearch.recipe.identity import TOKENIZER_OF, canonical
 from evosearch.recipe.schema import NO_EFFECT, Recipe
-from evosearch.search.watching import Silent
-from evosearch.service.models import open_models
+from evosearch.search.progress import Silent
+from evosearch.setup.models import open_models
 
 Change = Callable[[dict[str, Any]], object]
 

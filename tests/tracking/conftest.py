@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from evosearch.evaluation.types import Estimate, ItemBatch, ItemSet, ScoreCard, TaskScore, Tokens
-from evosearch.search.ledger import Ledger
+from evosearch.search.ledger.ledger import Ledger
 from evosearch.tracking.client import connect, default_uri
 
 SEARCH_ID = "5ea2c4" * 10 + "0000"

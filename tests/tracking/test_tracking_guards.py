@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from evosearch.search.events import Event
+from evosearch.search.ledger.events import Event
 from evosearch.tracking.changes import SEARCH, Plan, Translator
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from evosearch.search.events import Event
-from evosearch.search.ledger import Ledger
+from evosearch.search.ledger.events import Event
+from evosearch.search.ledger.ledger import Ledger
 from evosearch.tracking import mirror as mirror_room
 from evosearch.tracking.changes import _metrics, safe_name
 from evosearch.tracking.jsonl import JsonLinesTracker

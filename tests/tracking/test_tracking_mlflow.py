@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from itertools import count
@@ -12,14 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
+from evosearch.devcluster.processes import free_port
 from evosearch.errors import TrackingError
 from evosearch.tracking import mirror as mirror_room
 from evosearch.tracking import mlflow as mlflow_room
 from evosearch.tracking.client import connect, find_runs, run_ids
 from evosearch.tracking.mlflow import MlflowMirror, MlflowStore, Registry, ui_command, ui_environment, ui_line
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-from _cluster.processes import free_port
 
 NewStore = Callable[[str], str]
 Story = Any  # conftest.Story

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from evosearch.search.events import Event
+from evosearch.search.ledger.events import Event
 from evosearch.tracking.changes import SEARCH, Plan, Translator
 from evosearch.tracking.pareto_page import pareto_page
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evosearch.search.optimizers._pending import Pending
-from evosearch.search.types import Dimension, Genome, Observation
+from evosearch.search.space.types import Dimension, Genome, Observation
 
 Point = NDArray[np.float64]  # (N,) of the unbounded space a normal distribution lives in
 S = TypeVar("S")  # what an optimizer draws

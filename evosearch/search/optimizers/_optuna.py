@@ -13,7 +13,7 @@ from optuna.trial import Trial
 
 from evosearch.recipe.shapes import Scalar
 from evosearch.search.optimizers.registry import Problem
-from evosearch.search.types import Dimension, Observation
+from evosearch.search.space.types import Dimension, Observation
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # its studies are in memory, and their news nobody's business
 

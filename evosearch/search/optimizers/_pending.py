@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 from evosearch.recipe.shapes import Scalar
-from evosearch.search.types import Genome
+from evosearch.search.space.types import Genome
 
 RTOL = 1e-9  # other CPU types and library builds ask what differs at about 1e-12
 

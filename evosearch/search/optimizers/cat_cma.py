@@ -11,7 +11,7 @@ from evosearch.recipe.shapes import Scalar
 from evosearch.search.optimizers import _cmaes
 from evosearch.search.optimizers._generations import WIDEST, Generations, Point, mean_rate, reflected, units
 from evosearch.search.optimizers.registry import OptimizerConfig, Problem, optimizer
-from evosearch.search.types import Dimension, Genome
+from evosearch.search.space.types import Dimension, Genome
 
 LONGEST = 1000  # whole numbers of more values than this are drawn as floats and rounded: a margin would mean nothing
 MARGIN = 1 - 0.73  # the chance that a draw differs somewhere from the most likely one never falls below this

@@ -18,7 +18,7 @@ from evosearch.search.optimizers._generations import (
     values,
 )
 from evosearch.search.optimizers.registry import OptimizerConfig, Problem, optimizer
-from evosearch.search.types import Genome
+from evosearch.search.space.types import Genome
 
 
 def default_population(dimensions: int) -> int:

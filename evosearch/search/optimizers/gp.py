@@ -16,7 +16,7 @@ from evosearch.errors import SpecError
 from evosearch.search.optimizers import _optuna
 from evosearch.search.optimizers._pending import Pending
 from evosearch.search.optimizers.registry import OptimizerConfig, Problem, optimizer
-from evosearch.search.types import Genome, Observation
+from evosearch.search.space.types import Genome, Observation
 
 DIMENSIONS = 20  # beyond, its lengthscales are not found in the trials that it can use
 TRIALS = 300  # a fit takes time in the cube of these, an ask seconds

@@ -13,7 +13,7 @@ from evosearch.errors import SpecError
 from evosearch.recipe.shapes import Scalar
 from evosearch.search.optimizers._pending import Pending, same
 from evosearch.search.optimizers.registry import OptimizerConfig, Problem, optimizer
-from evosearch.search.types import Dimension, Genome, Observation
+from evosearch.search.space.types import Dimension, Genome, Observation
 
 Rank = tuple[float, float]  # (-violation, value): larger is better (Deb 2000)
 

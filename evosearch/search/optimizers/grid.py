@@ -7,7 +7,7 @@ from evosearch.errors import SpecError
 from evosearch.recipe.shapes import Scalar
 from evosearch.search.optimizers._pending import Pending, same
 from evosearch.search.optimizers.registry import OptimizerConfig, Problem, optimizer
-from evosearch.search.types import Dimension, Genome, Observation
+from evosearch.search.space.types import Dimension, Genome, Observation
 
 POINTS = 11  # of a number, where the spec says nothing
 MOST = 100_000  # combinations: beyond, nobody looks at them all

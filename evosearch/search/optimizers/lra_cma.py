@@ -17,7 +17,7 @@ from evosearch.search.optimizers._generations import (
     values,
 )
 from evosearch.search.optimizers.registry import OptimizerConfig, Problem, optimizer
-from evosearch.search.types import Genome
+from evosearch.search.space.types import Genome
 
 
 @optimizer("lra_cma", options=("sigma",), least_population=4, asynchronous=True)

@@ -9,7 +9,7 @@ from optuna.trial import Trial, create_trial
 from evosearch.search.optimizers import _optuna
 from evosearch.search.optimizers._pending import Pending
 from evosearch.search.optimizers.registry import OptimizerConfig, Problem, optimizer
-from evosearch.search.types import Genome, Observation
+from evosearch.search.space.types import Genome, Observation
 
 POPULATION = 16  # parents of a generation, where the spec says nothing
 CROSSOVER_ETA = 2.0  # distribution index: low, so that budgets of hundreds of candidates get across the space

@@ -7,7 +7,7 @@ import numpy as np
 from evosearch.recipe.shapes import Scalar
 from evosearch.search.optimizers._pending import Pending
 from evosearch.search.optimizers.registry import OptimizerConfig, Problem, optimizer
-from evosearch.search.types import Dimension, Genome, Observation
+from evosearch.search.space.types import Dimension, Genome, Observation
 
 
 @optimizer("random", categoricals=True, asynchronous=True, objectives=True)

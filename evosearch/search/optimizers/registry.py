@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from evosearch.documents import Document, join
 from evosearch.errors import SpecError, did_you_mean
-from evosearch.search.types import Dimension, Genome, Observation
+from evosearch.search.space.types import Dimension, Genome, Observation
 
 
 class Optimizer(Protocol):

@@ -14,7 +14,7 @@ from evosearch.search.optimizers import _optuna
 from evosearch.search.optimizers._parzen import Parzen
 from evosearch.search.optimizers._pending import Pending
 from evosearch.search.optimizers.registry import OptimizerConfig, Problem, optimizer
-from evosearch.search.types import Genome, Observation
+from evosearch.search.space.types import Genome, Observation
 
 RUNS, ENDED = 1, 2  # states in which a trial is read; 0: it was not
 

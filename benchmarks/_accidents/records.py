@@ -1,0 +1,107 @@
+"""Faults of who writes the record: its server cuts it off and crashes, its own process is killed."""
+
+import os
+import random
+import re
+import time
+
+import psycopg
+
+from benchmarks._accidents.record import altered, examine
+from benchmarks._accidents.stage import Finding, NotHere, Stage, conclude
+from benchmarks._light_workers.driver import SEARCH
+from evosearch.devcluster.postgres import Postgres, find_programs
+
+DATABASE = "faults"
+DROPS = 12  # connections that are ended
+CAUGHT_S = 10.0  # within which a search that runs writes something
+AWAY_S = 3.0  # that the server is down
+KILLS = 3
+
+
+def connections(stage: Stage) -> Finding:
+    """The ledger's server ends the writer's connections in the middle of transactions, then crashes and comes back."""
+    if find_programs() is None:
+        raise NotHere("PostgreSQL's server programs are not installed")
+    server = Postgres(stage.folder / "postgres")
+    try:
+        server.start()
+        server.create_database(DATABASE)
+        os.environ["PGPASSFILE"] = str(server.passfile)
+        stage.ledger = server.url(DATABASE)
+        stage.up(first=2)
+        stage.drive(200, 0.05, {"PGPASSFILE": str(server.passfile)})
+        stage.until_scored(10)
+        caught = sum(_cut_off(server) for _ in range(DROPS))
+        before = stage.events()
+        stage.until(lambda: len(stage.events()) > len(before), "written on")
+        server.crash()
+        time.sleep(AWAY_S)
+        server.start()
+        stage.until(lambda: len(stage.events()) > len(before), "written on after the crash")
+        caught += _cut_off(server)
+        stage.finish()
+        record = examine(stage.ledger, SEARCH, stage.candidates)
+        more = altered(before, stage.events())
+    finally:
+        server.stop()
+    assert stage.driver is not None
+    lines = [line.partition(": ")[2] for line in stage.driver.said().splitlines() if line.startswith("postgresql:")]
+    said = [line for line in lines if "Trying again for" in line]
+    if caught < DROPS:
+        more.append(f"{caught} connections could be ended inside a transaction, not {DROPS}")
+    if not said or len(said) != sum(line.startswith("is back after") for line in lines):
+        more.append(f"the search told of {len(said)} losses, and did not come back from all: {lines}")
+    happened = f"{caught} connections ended inside a writing transaction, then the server killed and started again"
+    reasons = [f"log: {reason}" for reason in dict.fromkeys(re.sub(r"(port|PID) \d+", r"\1 …", one) for one in said)]
+    return conclude(happened, record, more=more, reasons=reasons)
+
+
+def _cut_off(server: Postgres) -> int:
+    """End the connection that writes, while it does: its insert waits for us. How many were ended so, 0 or 1."""
+    query = (
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        " AND wait_event_type = 'Lock' AND state = 'active' AND query LIKE 'INSERT%'"
+    )
+    time.sleep(random.uniform(0.0, 0.3))
+    with (
+        server.connect(DATABASE) as watching,
+        psycopg.connect(server.url(DATABASE), passfile=str(server.passfile)) as holding,
+    ):
+        holding.execute("LOCK TABLE ledger_events IN SHARE MODE")  # until the end of this transaction
+        deadline = time.monotonic() + CAUGHT_S
+        while time.monotonic() < deadline:
+            if pids := [row[0] for row in watching.execute(query)]:
+                watching.execute("SELECT pg_terminate_backend(%s)", (pids[0],))
+                return 1
+            time.sleep(0.01)
+    return 0
+
+
+def driver_killed(stage: Stage) -> Finding:
+    """The search's own process gets SIGKILL, and is started again; nothing that was scored is scored again."""
+    stage.up(first=2)
+    count = 120
+    stage.drive(count, 0.2)
+    more: list[str] = []
+    for kill in range(KILLS):
+        stage.until_scored(count * (kill + 1) // (KILLS + 1))
+        time.sleep(random.uniform(0.0, 0.3))
+        assert stage.driver is not None
+        stage.driver.kill()
+        before = stage.events()
+        known = {event.payload["candidate"] for event in before if event.type == "scored"}
+        jobs = len(stage.begun())
+        stage.again()
+        stage.until_scored(len(known) + 5)
+        more += altered(before, stage.events())
+        later = {job.partition("@")[0] for job, _ in stage.begun()[jobs:]}
+        more += [f"candidate {name} was scored and given to a worker again" for name in sorted(later & known)]
+    stage.finish()
+    record = examine(stage.ledger, SEARCH, count)
+    if record.sessions != KILLS + 1:
+        more.append(f"{record.sessions} starts are on record, not {KILLS + 1}")
+    resumed = [event.payload["resumed"] for event in stage.events() if event.type == "started"]
+    reasons = [f"started {len(resumed)} times, {sum(resumed)} of them resumed"]
+    happened = f"the search's process got SIGKILL {KILLS} times, and was started again"
+    return conclude(happened, record, more=more, reasons=reasons)

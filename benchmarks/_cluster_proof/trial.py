@@ -1,0 +1,229 @@
+"""A whole search on a cluster of its own, which loses a node in the middle, held against what is recorded of it."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import requests
+
+from benchmarks._cluster_proof import doors, problem
+from benchmarks._cluster_proof.evidence import check_ledger, check_mirror, check_registry, of_type, read, unanswered
+from evosearch.devcluster import mlflow_server
+from evosearch.devcluster.cluster import Cluster
+from evosearch.devcluster.environment import ACCOUNT, dashboard, kept, of_clients, tracking
+from evosearch.devcluster.mlflow_rest import Rest
+from evosearch.devcluster.processes import HOST, LOG_LINES
+from evosearch.devcluster.ray_nodes import worker
+from evosearch.environment import TELEMETRY_OFF
+from evosearch.errors import EvosearchError, SearchError
+from evosearch.search.ledger.events import Event
+
+LOST = worker(2)
+SUBMIT_S, FIRST_S, END_S = 400.0, 300.0, 600.0  # bounds, which only a machine that does much else comes near
+STILL_S = 3.0  # without an event: what is left for the other worker is done
+ENDED = ("FAILED", "STOPPED")  # and so will not do what is waited for
+BEHIND = ", catching up"  # what a search says that ends before its mirror is done
+LOOPBACK = (HOST, f"::ffff:{HOST}")
+
+
+def trial(keep: bool, say: Callable[[str], None]) -> bool:
+    """Run it; whether all was as it should be. Each stage is said with its seconds, and what was wrong."""
+    folder = Path(tempfile.mkdtemp(prefix="evosearch-trial-"))
+    folder.chmod(0o711)  # PostgreSQL's user has to pass it
+    run = _Trial(folder, say)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us early has the cluster ended, too
+    wrong = []
+    try:
+        for part in (run.stages, lambda: run.end(keep)):
+            try:
+                part()
+            except (EvosearchError, requests.RequestException, subprocess.SubprocessError, OSError) as exc:
+                wrong.append(f"{exc}\n{run.log_of_the_job()}")
+    except BaseException:
+        run.end(keep)  # Ctrl-C, and mistakes of ours, leave nothing running either
+        raise
+    say("\n".join(["FAILED:", *wrong]) if wrong else "passed")
+    return not wrong
+
+
+class _Trial:
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self.folder, self.say = folder, say
+        self.cluster = Cluster(folder / "cluster")
+
+    def stages(self) -> None:
+        cluster = self.cluster
+        with self._stage("models made"):
+            problem.prepare()
+        with self._stage("cluster up"):
+            cluster.up(nodes=2, cpus_per_node=1)
+        os.environ["PGPASSFILE"] = str(cluster.postgres.passfile)  # for reading the ledger
+        with self._stage("doors shut"):
+            doors.check(cluster)
+        with self._stage("submitted"):
+            spec = problem.write_spec(self.folder, cluster.ledger(), tracking(cluster.state))
+            self._submit(spec)
+        with self._stage("first candidate scored"):
+            self._wait(self._candidate_scored, FIRST_S, "no candidate was scored")
+        with self._stage(f"{LOST} frozen"):
+            self._freeze_a_node()
+        with self._stage("loopback only"):
+            self._check_listening()
+        with self._stage(f"{LOST} lost at work"):
+            self._lose_a_node()
+        with self._stage("search ended"):
+            self._wait(lambda: self._job()["status"] == "SUCCEEDED", END_S, "the search did not end well")
+            # A slow server's mirror: the same spec goes on where it was, with nothing to score
+            if BEHIND in self._log():
+                self.say("  MLflow lags: submitted again")
+                self._submit(spec)
+                self._wait(lambda: self._job()["status"] == "SUCCEEDED", END_S, "MLflow did not catch up")
+        self._check_records()
+        with self._stage(f"{LOST} up again"):
+            self._check_up_again()
+        self._check_secrets()
+
+    # --- stages -------------------------------------------------------------------------------------------------
+
+    def _submit(self, spec: Path) -> None:
+        clients = of_clients(self.cluster.places, self.cluster.state, self.cluster.postgres)
+        settings = kept(os.environ) | TELEMETRY_OFF | clients
+        command = [sys.executable, "-m", "evosearch.cli.main", "submit", str(spec)]
+        done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=SUBMIT_S, check=False)
+        if done.returncode:
+            raise SearchError(f"`evosearch submit` ended with {done.returncode}: {done.stderr.strip()}")
+
+    def _freeze_a_node(self) -> None:
+        """Stop the clock of a node: a candidate is with its worker when it is lost, however fast workers are."""
+        for process in self.cluster.state.processes[LOST].members():
+            process.suspend()
+
+    def _check_listening(self) -> None:
+        """Nothing of it listens beyond loopback, the search's own process and its workers among it."""
+        found = self.cluster.listening()
+        if open := [entry for entry in found if entry[0] not in LOOPBACK]:
+            raise SearchError(f"these listen beyond loopback: {open}")
+        names = Counter(name for _, _, name in found)
+        self.say(f"  sockets: {', '.join(f'{count} of {name}' for name, count in sorted(names.items()))}")
+
+    def _lose_a_node(self) -> None:
+        """Kill the frozen node, when the other has done all else."""
+        seen, still_since = 0, time.monotonic()
+
+        def waits_for_it() -> bool:
+            nonlocal seen, still_since
+            events = self._events()
+            if len(events) != seen:
+                seen, still_since = len(events), time.monotonic()
+            if of_type(events, "retried"):  # somebody has missed the node before we are done with it
+                return True
+            return bool(unanswered(events)) and time.monotonic() - still_since > STILL_S
+
+        self._wait(waits_for_it, END_S, "no candidate waits for the node that is frozen")
+        self.say(f"  with it: candidate {', '.join(sorted(unanswered(self._events()))) or '(given up already)'}")
+        self.cluster.kill_node(LOST)
+        lacking = [part.name for part in self.cluster.status() if part.lacks]
+        if lacking != [LOST]:
+            raise SearchError(f"status says that these are not well: {lacking}")
+
+    def _check_records(self) -> None:
+        cluster, events = self.cluster, self._events()
+        rest = Rest(tracking(cluster.state), (ACCOUNT, mlflow_server.account_password(cluster.places)))
+        with self._stage("ledger"):
+            self.say(f"  {check_ledger(events, problem.CANDIDATES)}")
+        with self._stage("leaderboard, over REST"):
+            self.say(f"  {check_mirror(rest, problem.NAME, events)}")
+        with self._stage("registry, over REST"):
+            self.say(f"  {check_registry(rest, problem.NAME, events)}")
+
+    def _check_up_again(self) -> None:
+        """`up` starts what died, and nothing else."""
+        before = {part.name: part.pid for part in self.cluster.status()}
+        self.cluster.up()
+        after = {part.name: part.pid for part in self.cluster.status() if not part.lacks}
+        if after.keys() != before.keys() or {name for name in after if after[name] != before[name]} != {LOST}:
+            raise SearchError(f"before `up` there ran {before}, after it {after}")
+
+    def _check_secrets(self) -> None:
+        """No password and no token lies in a log, or with what a search leaves behind."""
+        with self._stage("no secret told"):
+            leaks = self.cluster.leaks()
+            if leaks:
+                raise SearchError(f"secrets stand in {', '.join(leaks)}")
+
+    def end(self, keep: bool) -> None:
+        """Stop the cluster.
+
+        Raises:
+            SearchError: something of it still runs.
+        """
+        with self._stage("cluster down"):
+            processes = list(self.cluster.processes())
+            if self.cluster.places.state.is_file():
+                self.cluster.down(remove=not keep)
+            _, left = psutil.wait_procs(processes, timeout=5.0)
+        if keep:
+            self.say(f"  kept: {self.folder}")
+        else:
+            shutil.rmtree(self.folder)
+        if left:
+            raise SearchError(f"still there: {left}")
+
+    # --- what they look at --------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.say(f"{name}: {time.monotonic() - began:.1f} s")
+
+    def _events(self) -> list[Event]:
+        return read(self.cluster.ledger(), problem.NAME)
+
+    def _candidate_scored(self) -> bool:
+        events = self._events()
+        asked = {payload["candidate"] for payload in of_type(events, "asked")}
+        return any(payload["candidate"] in asked for payload in of_type(events, "scored"))
+
+    def _wait(self, done: Callable[[], bool], within_s: float, otherwise: str) -> None:
+        deadline = time.monotonic() + within_s
+        while not done():
+            if (status := self._job()["status"]) in ENDED or time.monotonic() > deadline:
+                raise SearchError(f"{otherwise} within {within_s:.0f} s; the job is {status}")
+            time.sleep(0.25)
+
+    def _jobs(self, path: str = "") -> Any:
+        """What Ray's dashboard knows of jobs."""
+        headers = {"Authorization": f"Bearer {self.cluster.places.token.read_text()}"}
+        response = requests.get(f"{dashboard(self.cluster.state)}/api/jobs/{path}", headers=headers, timeout=30)
+        response.raise_for_status()
+        return response.json()
+
+    def _job(self) -> dict[str, Any]:
+        """The search's own job, the latest submitted."""
+        ours = [job for job in self._jobs() if (job.get("metadata") or {}).get("evosearch_name") == problem.NAME]
+        runs = [job for job in ours if job["metadata"]["evosearch_kind"] == "run"]
+        if not runs:
+            raise SearchError("there is no job of the search")
+        return dict(max(runs, key=lambda job: job["start_time"]))
+
+    def _log(self) -> str:
+        return str(self._jobs(f"{self._job()['submission_id']}/logs")["logs"])
+
+    def log_of_the_job(self) -> str:
+        """The end of what the search said; empty where there is none."""
+        try:
+            lines = self._log().splitlines()
+        except (EvosearchError, requests.RequestException, OSError, KeyError):
+            return ""
+        return "\n".join(lines[-LOG_LINES:])

@@ -1,0 +1,77 @@
+"""Merging on a device against the CPU: the random masks of DARE bit for bit, every method's merges entry by entry."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from benchmarks._gpu.findings import hold
+from benchmarks._gpu.world import World
+from evosearch.materialize.in_memory import ResidentModel
+from evosearch.merging import philox
+from evosearch.merging.registry import specs
+
+DENSITIES = (0.01, 0.3, 0.5, 0.999, 1.0)
+STARTS = (0, 3, 12345, (1 << 32) + 5)  # of the first element: the middle of a block, beyond 32 bits
+METHODS: dict[str, dict[str, Any]] = {
+    "linear": {"weight": 0.5},
+    "slerp": {"t": 0.3},
+    "task_arithmetic": {"weight": 0.6},
+    "ties": {"weight": 0.7, "density": 0.4},
+    "dare_linear": {"weight": 0.6, "density": 0.5},
+    "dare_ties": {"weight": 0.6, "density": 0.5},
+    "passthrough": {"scale": 0.9},
+}
+RELATIVE = 1e-5  # of the tensor's largest entry: an entry that is further away is another one
+OTHERS = 1e-5  # of all entries may be: where two signs weigh the same, or two magnitudes are one, rounding decides
+
+
+def masks(device: torch.device, elements: int) -> Mapping[str, Any]:
+    """The same bits: by numpy on a CPU, by torch's integer arithmetic on the device."""
+    compared = 0
+    key = philox.key_of(7, "ab" * 32, "model.layers.0.mlp.up_proj.weight")
+    for start in STARTS:
+        block = start // philox.LANES
+        there = philox.torch_lanes(key, block, elements // philox.LANES, device).cpu()
+        here = philox.lanes(key, block * philox.LANES, len(there), "cpu")
+        hold(torch.equal(there, here), f"random bits from element {start} on are others than on a CPU")
+        for density in DENSITIES:
+            there = philox.kept(key, density, start, elements, device).cpu()
+            here = philox.kept(key, density, start, elements, "cpu")
+            compared += elements
+            differ = int((there != here).sum())
+            hold(differ == 0, f"{differ} of {elements} mask entries at density {density} differ", differ=differ)
+    return {"entries": compared, "differ": 0}
+
+
+def merges(world: World, device: torch.device) -> Mapping[str, Any]:
+    """Every registered method, tensor by tensor, on both; and how much longer the CPU takes."""
+    hold(set(METHODS) == set(specs()), f"methods that are not checked: {sorted(set(specs()) ^ set(METHODS))}")
+    checkpoints = world.checkpoints()
+    example = world.recipe(weight=0.5)
+    here = ResidentModel(checkpoints, str(world.models[0]), "cpu", torch.float32, example)
+    there = ResidentModel(checkpoints, str(world.models[0]), device, torch.float32, example)
+    figures: dict[str, Any] = {}
+    for name, parameters in METHODS.items():
+        recipe = world.recipe(name, **parameters)
+        seconds = [_seconds(model, recipe, device) for model in (here, there)]
+        entries = others = 0
+        for (key, mine), theirs in zip(here.model.state_dict().items(), there.model.state_dict().values(), strict=True):
+            away = (mine - theirs.cpu()).abs() > RELATIVE * mine.abs().max()
+            entries, others = entries + away.numel(), others + int(away.sum())
+            hold(bool(theirs.isfinite().all()), f"{name}: {key} is not finite")
+        hold(others <= OTHERS * entries, f"{name}: {others} of {entries} entries differ", method=name, others=others)
+        figures[f"{name}_cpu_seconds_over_device"] = seconds[0] / seconds[1]
+        figures[f"{name}_others"] = others
+    return figures
+
+
+def _seconds(model: ResidentModel, recipe: Any, device: torch.device) -> float:
+    """Of the second merge: the first one loads what is loaded late."""
+    model.materialize(recipe)
+    started = time.perf_counter()
+    model.materialize(recipe)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started

@@ -1,0 +1,164 @@
+"""A random base, two models near it, and a suite of made-up questions: nothing is fetched."""
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from evosearch.checkpoints.reader import Checkpoint
+from evosearch.evaluation.harness.harness import Harness
+from evosearch.evaluation.suites.suite import Suite, load_suite
+from evosearch.execution.worker import WorkerConfig
+from evosearch.recipe.schema import Recipe
+
+LETTERS = "abcdefghij"
+_MEAN = {"aggregation": "mean", "higher_is_better": True}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the models are, and how many documents the suite has."""
+
+    hidden: int = 32
+    inner: int = 48
+    layers: int = 4
+    documents: int = 60
+
+
+TINY = Size()
+ON_A_GPU = Size(512, 1536, 8, 400)
+WIDE = Size(32, 8192, 1, 240)  # a run takes far more memory than the weights
+
+
+@dataclass(frozen=True)
+class World:
+    """Where it lies, and what a worker is told of it."""
+
+    folder: Path
+    suite: Suite
+
+    @property
+    def models(self) -> list[Path]:
+        return [self.folder / name for name in ("base", "one", "two")]
+
+    def checkpoints(self) -> dict[str, Checkpoint]:
+        return {str(folder): Checkpoint.open(folder) for folder in self.models}
+
+    def harness(self) -> Harness:
+        return Harness(self.suite)
+
+    def recipe(self, method: str = "task_arithmetic", dtype: str = "float32", **parameters: Any) -> Recipe:
+        """A merge of the two models into the base, or of the two alone where the method takes no base."""
+        base, *others = self.models
+        listed = others[:1] if method == "passthrough" else others
+        data = {
+            "merge_method": method,
+            "models": [{"model": str(model)} for model in listed],
+            "parameters": parameters,
+            "dtype": dtype,
+        }
+        if method in ("slerp",):
+            data |= {"base_model": str(others[0])}
+        elif method not in ("linear", "passthrough"):
+            data |= {"base_model": str(base)}
+        return Recipe.model_validate(data)
+
+    def config(self, device: str, **changes: Any) -> WorkerConfig:
+        recipe = self.recipe(weight=0.5)
+        given = {"device": device, "threads": 1} | changes
+        suite = self.suite.model_dump(mode="json")
+        return WorkerConfig(recipe=recipe.to_dict(), suite=suite, cache=self.folder / "cache", **given)
+
+
+def make_world(folder: Path, size: Size) -> World:
+    folder.mkdir(parents=True)
+    tokenizer = _tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=size.hidden,
+        intermediate_size=size.inner,
+        num_hidden_layers=size.layers,
+        num_attention_heads=max(size.hidden // 64, 4),
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.5 / size.hidden**0.5,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).eval()
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        for name in ("base", "one", "two"):
+            spread = 0.0 if name == "base" else 0.2 / size.hidden**0.5
+            model.load_state_dict({key: value + spread * torch.randn_like(value) for key, value in state.items()})
+            model.save_pretrained(folder / name)
+            tokenizer.save_pretrained(folder / name)
+    return World(folder, load_suite(_suite(folder, size.documents)))
+
+
+def _tokenizer() -> Any:
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", *LETTERS, *"=?\n "])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    inner.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def _suite(folder: Path, documents: int) -> Path:
+    tasks, draw = folder / "tasks", random.Random(7)
+    tasks.mkdir()
+    for task in ("g_choice", "g_generate"):
+        rows = []
+        for index in range(documents):
+            text = "".join(draw.choices(LETTERS, k=38))
+            rows.append({"question": text, "gold": index % 3, "answer": text[0]})
+        (tasks / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = {
+        "dataset_path": "json",
+        "test_split": "test",
+        "num_fewshot": 0,
+        "target_delimiter": "",
+    }
+    choice = common | {
+        "task": "g_choice",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}?",
+        "doc_to_choice": ["ab", "c", "d"],
+        "doc_to_target": "gold",
+        "metric_list": [{"metric": "acc", **_MEAN}],
+    }
+    generate = common | {
+        "task": "g_generate",
+        "output_type": "generate_until",
+        "doc_to_text": "{{question}}=",
+        "doc_to_target": "{{answer}}",
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4, "do_sample": False},
+        "metric_list": [{"metric": "exact_match", **_MEAN}],
+    }
+    for config in (choice, generate):
+        files = {"test": f"{config['task']}.jsonl"}
+        config["dataset_kwargs"] = {"data_files": files, "cache_dir": str(folder / "rows")}
+        (tasks / f"{config['task']}.yaml").write_text(yaml.safe_dump(config))
+    suite = {
+        "name": "gpu_check",
+        "include": ["tasks"],
+        "tasks": [
+            {"task": "g_choice", "metric": "acc", "chance": 0.33},
+            {"task": "g_generate", "metric": "exact_match", "chance": 0.0},
+        ],
+        "documents": {"search": 4, "validation": 4, "test": documents - 10},
+    }
+    path = folder / "suite.yaml"
+    path.write_text(yaml.safe_dump(suite))
+    return path

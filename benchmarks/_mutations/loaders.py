@@ -1,0 +1,173 @@
+"""The loaders of recipes, search specs and suites: what they start from, and what is done with what they read."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evosearch import documents
+from evosearch.checkpoints.families.llama import FAMILY
+from evosearch.errors import InputError, RecipeError
+from evosearch.evaluation.suites.suite import Suite, load_suite
+from evosearch.merging.registry import specs
+from evosearch.recipe import checks, files
+from evosearch.recipe.schema import Recipe
+from evosearch.search.space.space import SearchSpace
+from evosearch.search.space.template import frame
+from evosearch.spec.spec import SearchSpec, Winner
+from evosearch.spec.stages import load
+
+ROOT = Path(__file__).resolve().parents[2]
+SHAPE = FAMILY.shape({"num_hidden_layers": 4})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a loader made of one text.
+
+    Attributes:
+        kind: `accepted`, `refused` (one of our own errors) or `foreign` (any other exception: a defect).
+        said: the error's message.
+        seconds: wall time.
+    """
+
+    kind: str
+    said: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Loader:
+    """A loader and where its files lie.
+
+    Attributes:
+        name: `recipe`, `spec` or `suite`.
+        file: what a text is written into.
+        seeds: the documents of real files.
+        load: reads the file, and uses what was read as a command would before it opens a model.
+    """
+
+    name: str
+    file: Path
+    seeds: tuple[tuple[dict[str, Any], ...], ...]
+    load: Callable[[Path], None]
+
+    def try_text(self, text: str) -> Outcome:
+        """Write, load, and see what comes out."""
+        self.file.write_bytes(text.encode("utf-8", errors="surrogatepass"))
+        started = time.perf_counter()
+        try:
+            self.load(self.file)
+        except InputError as error:
+            kind, said = "refused", str(error)
+        except Exception as error:
+            kind, said = "foreign", f"{type(error).__name__}: {error}"
+        else:
+            kind, said = "accepted", ""
+        return Outcome(kind, said, time.perf_counter() - started)
+
+
+def loaders(folder: Path) -> tuple[Loader, ...]:
+    """The three loaders, with the repository's own files copied into an empty folder to be read beside."""
+    shutil.copytree(ROOT / "evals", folder / "evals", ignore=shutil.ignore_patterns("data", "*.jsonl"))
+    (folder / "recipes").mkdir()
+    forms = sorted((ROOT / "tests" / "recipe").glob("*_forms/*.yaml"))
+    templates = sorted((ROOT / "recipes").glob("*.yaml"))
+    suites = sorted((ROOT / "evals").glob("*.yaml"))
+    return (
+        Loader("recipe", folder / "recipes" / "recipe.yaml", _seeds(forms), _load_recipe),
+        Loader("spec", folder / "recipes" / "spec.yaml", _seeds(templates) + _stacked(), _load_spec),
+        Loader("suite", folder / "evals" / "suite.yaml", _seeds(suites) + _long_suite(), _load_suite),
+    )
+
+
+def _seeds(paths: Iterable[Path]) -> tuple[tuple[dict[str, Any], ...], ...]:
+    """Each file's documents; those of a long file one by one."""
+    found = [tuple(documents.read_all(path, RecipeError)) for path in paths]
+    return tuple(part for seed in found for part in ([seed] if len(seed) <= 3 else [(data,) for data in seed]))
+
+
+def _stacked() -> tuple[tuple[dict[str, Any], ...], ...]:
+    """A search over slices, and one with every kind of hole."""
+    (spec,) = documents.read_all(ROOT / "recipes" / "quickstart.yaml", RecipeError)
+    hole = {"low": 0.0, "high": 1.5}
+    sources = [
+        {"model": "./a", "layer_range": [0, 4], "parameters": {"weight": hole}},
+        {"model": "./b", "layer_range": [0, 4]},
+    ]
+    stack = {
+        "merge_method": "ties",
+        "base_model": "./c",
+        "slices": [{"sources": sources, "parameters": {"weight": 0.5}}],
+    }
+    listed = [hole | {"per": "gradient", "points": 3}, {"search": True}, {"choices": [0.1, 0.5]}, hole | {"name": "w"}]
+    models = [
+        {"model": f"./{i}", "parameters": {"weight": hole, "density": each}} for i, each in enumerate(listed[1:3])
+    ]
+    models.append(
+        {"model": "./d", "parameters": {"weight": [{"filter": "mlp", "value": listed[0]}, {"value": listed[3]}]}}
+    )
+    wide = {"merge_method": {"choices": ["ties", "task_arithmetic"]}, "base_model": "./c", "models": models}
+    more = {
+        "workers": {"count": 1, "device": "cpu", "threads": 1},
+        "tracking": {"uri": "jsonl:e.jsonl"},
+    }
+    return tuple((spec | more | {"recipe": recipe, "ledger": "sqlite:///l.db"},) for recipe in (stack, wide))
+
+
+def _long_suite() -> tuple[tuple[dict[str, Any], ...], ...]:
+    """A suite that says everything that can be said."""
+    text = """
+    name: long
+    include: [tiny]
+    tasks:
+      - {task: tiny_sort, name: sort, metric: exact_match, filter: none, chance: 0.0, weight: 2.0, documents: {test: 9}}
+      - {task: {search: tiny_median, validation: tiny_median, test: tiny_deal}, name: m, metric: acc, chance: 0.2}
+      - {task: tiny_deal, name: deal, report_only: true, num_fewshot: 1, metrics: [exact_match]}
+    documents: {search: 6, validation: 5, test: 4}
+    fitness: score
+    split_seed: 3
+    num_fewshot: 2
+    apply_chat_template: true
+    fewshot_as_multiturn: true
+    system_instruction: Be brief.
+    generation_kwargs: {max_gen_toks: 64, until: ["x"]}
+    """
+    return ((yaml.safe_load(text),),)
+
+
+def _load_recipe(path: Path) -> None:
+    recipe = files.load(path)
+    again = documents.validate(Recipe, documents.parse(recipe.to_yaml(), "again", RecipeError), "again", RecipeError)
+    assert again == recipe, "what was written reads back to another recipe"
+    checks.check(recipe, specs(), f"{path}: ")
+
+
+def _load_spec(path: Path) -> None:
+    spec = load(path)
+    if isinstance(spec, SearchSpec):
+        return _use(spec)
+    winners = {stage.name: Winner({}, "0" * 64) for stage in spec.config.stages}
+    for index in range(spec.count):
+        _use(spec.stage(index, winners))
+    return None
+
+
+def _use(spec: SearchSpec) -> None:
+    """One search, as far as it goes without models."""
+    spec.search_id()
+    depths = dict.fromkeys(frame(spec.template, spec.where).references(), SHAPE.num_layers)
+    space = SearchSpace.from_template(spec.template, SHAPE, specs(), spec.where, depths)
+    checks.check(space.fill(space.initial()), specs(), spec.where)
+    space.with_weight(0.5)
+
+
+def _load_suite(path: Path) -> None:
+    suite = load_suite(path)
+    suite.digest()
+    assert Suite.model_validate(suite.model_dump()) == suite, "a suite that travels is another"
+    assert abs(sum(suite.weights().values()) - 1.0) < 1e-9

@@ -1,0 +1,138 @@
+"""What `bench/schedule` measures, each in a process of its own."""
+
+import gc
+import math
+import os
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks._simulated.searches import heavy_tailed, score, search
+from benchmarks._simulated.workers import SimulatedWorkers, utilization
+from benchmarks._simulated.world import World
+from evosearch.evaluation.types import Estimate
+from evosearch.search.budget import Budget
+from evosearch.search.optimizers.registry import Optimizer, OptimizerConfig, create
+from evosearch.search.protocols import Outcome
+from evosearch.search.space.types import Genome, Observation
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One search of the benchmark.
+
+    Attributes:
+        least: the share of worker seconds that must be busy; None: nothing is claimed.
+        most_ms: what a candidate may cost the controller; None: nothing is claimed.
+        known: trials that the optimizer knows before it begins.
+    """
+
+    optimizer: str
+    workers: int
+    candidates: int
+    asynchronous: bool = True
+    models: int = 5  # of 60 dimensions each, of two where these are not per layer
+    per: str | None = "layer"
+    options: tuple[tuple[str, Any], ...] = ()
+    least: float | None = None
+    most_ms: float | None = None
+    known: int = 0
+    clock: str = "wall"
+
+    def config(self) -> dict[str, Any]:
+        return {"name": self.optimizer, "seed": 1, "asynchronous": self.asynchronous, **dict(self.options)}
+
+
+def busy(setting: Setting) -> dict[str, Any]:
+    """How busy the workers of one search are, and what a candidate costs the controller."""
+    world = World(models=setting.models, per=setting.per)
+    workers = SimulatedWorkers(setting.workers, heavy_tailed(), score(world), CLOCKS[setting.clock])
+    with tempfile.TemporaryDirectory() as folder:
+        make = _knowing(setting.known) if setting.known else None
+        reason, recorder = search(Path(folder), world, workers, setting.config(), Budget(setting.candidates), make)
+        recorder.ledger.close()
+    assert reason == "candidates", reason
+    return {
+        "optimizer": setting.optimizer,
+        "asynchronous": setting.asynchronous,
+        "workers": setting.workers,
+        "candidates": setting.candidates,
+        "dimensions": len(world.space.dimensions),
+        "known": setting.known,
+        "utilization": utilization(workers),
+        "least": setting.least,
+        "controller_ms": 1000.0 * workers.own_s / setting.candidates,
+        "most_ms": setting.most_ms,
+        "simulated_hours": workers.now / 3600.0,
+    }
+
+
+class Watched(SimulatedWorkers):
+    """Workers beside whom memory is read after so many outcomes."""
+
+    def __init__(self, at: tuple[int, ...], *given: Any) -> None:
+        super().__init__(*given)
+        self._at, self._done = at, 0
+        self.resident: dict[int, float] = {}  # outcomes → MiB
+
+    def wait(self, timeout_s: float) -> list[Outcome]:
+        found = super().wait(timeout_s)
+        before, self._done = self._done, self._done + len(found)
+        for count in self._at:
+            if before < count <= self._done:
+                gc.collect()
+                self.resident[count] = psutil.Process(os.getpid()).memory_info().rss / MIB
+        self._left = self._clock()
+        return found
+
+
+def memory(setting: Setting) -> dict[str, Any]:
+    """What a long search grows by: the process after a tenth and after all of its candidates, and the ledger."""
+    world = World(models=setting.models, per=setting.per)
+    at = (setting.candidates // 10, setting.candidates)
+    workers = Watched(at, setting.workers, heavy_tailed(), score(world), CLOCKS[setting.clock])
+    with tempfile.TemporaryDirectory() as folder:
+        _, recorder = search(Path(folder), world, workers, setting.config(), Budget(setting.candidates))
+        recorder.ledger.close()
+        database = Path(folder) / "ledger.db"
+        with sqlite3.connect(database) as connection:
+            (events,) = connection.execute("SELECT SUM(LENGTH(CAST(payload AS BLOB))) FROM ledger_events").fetchone()
+            (scores,) = connection.execute("SELECT SUM(LENGTH(data)) FROM ledger_scores").fetchone()
+        size = database.stat().st_size
+    few, many = (workers.resident[count] for count in at)
+    return {
+        "optimizer": setting.optimizer,
+        "dimensions": len(world.space.dimensions),
+        "items": len(world.batch),
+        "candidates": list(at),
+        "resident_mib": [few, many],
+        "growth_kib_per_candidate": 1024.0 * (many - few) / (at[1] - at[0]),
+        "ledger_bytes_per_candidate": size / setting.candidates,
+        "of_these_events": events / setting.candidates,
+        "of_these_item_scores": scores / setting.candidates,
+    }
+
+
+def _knowing(count: int) -> Callable[[OptimizerConfig, World, Genome], Optimizer]:
+    """Makes an optimizer that has been told of so many random candidates."""
+
+    def make(config: OptimizerConfig, world: World, start: Genome) -> Optimizer:
+        dimensions = world.space.dimensions
+        drawn = create(OptimizerConfig(name="random", seed=2, start="init"), dimensions, start).ask(count)
+        known = [
+            Observation(str(index), genome, (Estimate(-math.dist(genome.values(), start.values()), 0.0, 1),))
+            for index, genome in enumerate(drawn)
+        ]
+        known.sort(key=lambda one: -one.objectives[0].value)
+        return create(config, dimensions, start, known=known)
+
+    return make

@@ -1,0 +1,87 @@
+"""One search by the real controller, on a real ledger, with simulated workers."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks._simulated.world import World
+from evosearch.search.budget import Budget
+from evosearch.search.controller import Controller
+from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.optimizers.registry import Optimizer, OptimizerConfig, create
+from evosearch.search.protocols import Executor, Job
+from evosearch.search.recorder import Recorder
+from evosearch.search.space.types import Genome
+
+SEARCH = "schedule"
+Make = Callable[[OptimizerConfig, World, Genome], Optimizer]
+MEAN_S, SIGMA = 60.0, 1.0  # of an evaluation, lognormal: one in a hundred takes more than six times the mean
+
+
+def heavy_tailed(seed: int = 0, mean_s: float = MEAN_S, sigma: float = SIGMA) -> Callable[[Job], float]:
+    """job → seconds, the same of a candidate whoever asks for it:  exp(ln mean - σ²/2 + σ z)."""
+
+    def duration(job: Job) -> float:
+        candidate = job.id.split("@")[0]
+        draw = np.random.default_rng([seed, int(candidate) if candidate.isdigit() else 2**31])
+        return math.exp(math.log(mean_s) - sigma**2 / 2 + sigma * float(draw.standard_normal()))
+
+    return duration
+
+
+def search(
+    folder: Path,
+    world: World,
+    executor: Executor,
+    config: Mapping[str, Any],
+    budget: Budget,
+    make: Make | None = None,
+) -> tuple[str, Recorder]:
+    """Run a search, or continue it; the reason it stopped, and its recorder with the ledger still open.
+
+    Args:
+        config: of the optimizer.
+        make: builds the optimizer otherwise than the registry does.
+    """
+    ledger = Ledger.open(f"sqlite:///{folder / 'ledger.db'}")
+    ledger.put_item_sets(world.batch)
+    recorder = Recorder(ledger, SEARCH)
+    return control(recorder, SEARCH, world, executor, OptimizerConfig(start="init", **config), budget, make), recorder
+
+
+def control(
+    recorder: Recorder,
+    name: str,
+    world: World,
+    executor: Executor,
+    config: OptimizerConfig,
+    budget: Budget,
+    make: Make | None = None,
+) -> str:
+    """Record that a search starts, and run it by the real controller; the reason it stopped."""
+    recorder.record([("started", {"name": name, "spec": {}, "resumed": recorder.state.sessions > 0})])
+
+    def optimizer(start: Genome) -> Optimizer:
+        return make(config, world, start) if make else create(config, world.space.dimensions, start)
+
+    controller = Controller(
+        recorder=recorder,
+        executor=executor,
+        space=world.space,
+        batch=world.batch,
+        controls=(),
+        identify=world.identify,
+        make_optimizer=optimizer,
+        start=config.start,
+        budget=budget,
+        asynchronous=config.asynchronous,
+    )
+    return controller.run()
+
+
+def score(world: World) -> Callable[[Job], Any]:
+    """job → its card, None where the candidate fails."""
+    return lambda job: None if world.fails(job.recipe) else world.card(job)

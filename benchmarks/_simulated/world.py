@@ -1,0 +1,132 @@
+"""A search with everything but models: a real space, real recipes and ids, and score cards computed from a recipe.
+
+A card is a function of the recipe alone. Its fitness falls with the squared distance of the recipe's numbers from a
+hidden optimum, plus noise over items, so that optimizers have something to do.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from evosearch.evaluation.types import GOLD, Estimate, ItemBatch, ItemSet, ScoreCard, TaskScore, Tokens
+from evosearch.recipe.identity import recipe_id
+from evosearch.recipe.schema import Recipe
+from evosearch.recipe.shapes import MethodSpec, ModelShape, Param, Place, TensorSpec
+from evosearch.search.protocols import Job
+from evosearch.search.space.space import SearchSpace
+
+LAYERS, MODELS = 28, 5  # weight and density of five models, for 28 layers and both ends: 300 dimensions
+PARAMETERS = {
+    "weight": Param(-1.0, 2.0, per_model=True),
+    "density": Param(0.0, 1.0, default=1.0, per_model=True, strict=True, open_low=True),
+}
+METHODS = {name: MethodSpec(name, "", PARAMETERS, needs_base=True) for name in ("ties", "dare_ties")}
+WEIGHT, DENSITY = {"low": 0.0, "high": 1.5}, {"low": 0.1, "high": 1.0}
+
+
+@dataclass(frozen=True)
+class World:
+    """One search problem.
+
+    Attributes:
+        items: of each of the two tasks.
+        failing: one in so many candidates has no score; 0: none.
+        coarse: round every weight to so many decimals, so that candidates repeat.
+    """
+
+    models: int = MODELS
+    layers: int = LAYERS
+    per: str | None = "layer"
+    densities: bool = True
+    methods: bool = False
+    choices: tuple[float, ...] = ()  # weights are one of these
+    items: int = 250
+    failing: int = 0
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        per = {"per": self.per} if self.per else {}
+        weight = {"choices": list(self.choices)} if self.choices else WEIGHT
+        parameters = {"weight": weight | per} | ({"density": DENSITY | per} if self.densities else {})
+        template: dict[str, Any] = {
+            "merge_method": {"choices": sorted(METHODS)} if self.methods else "ties",
+            "base_model": "org/base",
+            "models": [{"model": f"org/{index}", "parameters": dict(parameters)} for index in range(self.models)],
+        }
+        return SearchSpace.from_template(template, _shape(self.layers), METHODS)
+
+    @cached_property
+    def batch(self) -> ItemBatch:
+        return ItemBatch("search", tuple(_items(task, self.items) for task in ("first", "second")))
+
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        names = ["org/base", *(f"org/{index}" for index in range(self.models))]
+        return {name: hashlib.sha256(name.encode()).hexdigest() for name in names}
+
+    def identify(self, recipe: Recipe) -> str:
+        return recipe_id(recipe, self.inputs)
+
+    def fails(self, recipe: Recipe) -> bool:
+        return bool(self.failing) and int(self.identify(recipe), 16) % self.failing == 0
+
+    def card(self, job: Job) -> ScoreCard:
+        """What a worker would have found."""
+        numbers = np.array([number for model in job.recipe.models for number in _numbers(model.parameters)])
+        hidden = 0.3 + 0.4 * np.modf(np.arange(len(numbers)) * 0.618)[0]
+        quality = -float(np.mean((numbers - hidden) ** 2))
+        rng = np.random.default_rng(int(hashlib.sha256(json.dumps(job.recipe.to_dict()).encode()).hexdigest()[:16], 16))
+        columns, tasks = {}, {}
+        for items in job.batch.sets:
+            gold = 4.0 * quality - rng.exponential(1.0, len(items))
+            right = (rng.random(len(items)) < math.exp(4.0 * quality)).astype(float)
+            columns[items.task] = {"acc": right, GOLD: gold}
+            spread = right.std() / math.sqrt(len(items))
+            tasks[items.task] = TaskScore("acc", float(right.mean()), float(spread), len(items))
+        golds = np.concatenate([columns[items.task][GOLD] for items in job.batch.sets])
+        return ScoreCard(
+            split=job.batch.split,
+            batch_digest=job.batch.digest,
+            columns=columns,
+            set_digests={items.task: items.digest for items in job.batch.sets},
+            tasks=tasks,
+            score=100.0 * float(np.mean([task.value for task in tasks.values()])),
+            fitness=Estimate(float(golds.mean()), float(golds.std() / math.sqrt(golds.size)), golds.size),
+            tokens=Tokens(10_000, 300, 9_900, 60_000),
+            seconds={"materialize": 1.0, "score": 59.0},
+            reported={items.task: {"acc": tasks[items.task].value} for items in job.batch.sets},
+            ways={"loglikelihood": "tree"},
+        )
+
+
+def _numbers(node: Any) -> Iterator[float]:
+    if isinstance(node, Mapping):
+        for key in sorted(node):
+            yield from _numbers(node[key])
+    elif isinstance(node, list | tuple):
+        for item in node:
+            yield from _numbers(item)
+    elif isinstance(node, int | float):
+        yield float(node)
+    elif hasattr(node, "value"):  # a filter with its value
+        yield from _numbers(node.value)
+
+
+def _items(task: str, count: int) -> ItemSet:
+    hashes = tuple(hashlib.sha256(f"{task} {index}".encode()).hexdigest() for index in range(count))
+    return ItemSet(task, f"evo_{task}", tuple(range(count)), hashes)
+
+
+def _shape(layers: int) -> ModelShape:
+    inside = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
+    tensors = [TensorSpec("model.embed_tokens.weight", Place.EMBEDDINGS)]
+    for layer in range(layers):
+        tensors += [TensorSpec(f"model.layers.{layer}.{name}.weight", Place.LAYER, layer) for name in inside]
+    tensors += [TensorSpec("model.norm.weight", Place.FINAL_NORM), TensorSpec("lm_head.weight", Place.HEAD)]
+    return ModelShape("LlamaForCausalLM", layers, tuple(tensors), False)

@@ -1,0 +1,321 @@
+"""Whole searches in this process, up to the choice on `validation`; the chosen is then scored on `test`, for a table.
+
+Specs are prepared and run by the parts that `evosearch run` is made of, with a ledger of their own in a folder that
+is thrown away. Nothing is promoted and no opening of a test set is counted. What was scored once, a control above all,
+is answered from memory when another search asks for it: scores are deterministic.
+"""
+
+import json
+import math
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Self
+
+from benchmarks._synthetic.contestants import Contestant
+from benchmarks._synthetic.figures import shown, spread
+from evosearch.evaluation.harness.harness import Harness
+from evosearch.evaluation.types import ScoreCard
+from evosearch.promotion.finalists import Standing, standings
+from evosearch.promotion.validate import Validation
+from evosearch.recipe.schema import Recipe
+from evosearch.search.budget import Budget
+from evosearch.search.controller import Controller
+from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.optimizers.registry import OptimizerConfig, create
+from evosearch.search.progress import Silent
+from evosearch.search.protocols import Executor, Job, Outcome
+from evosearch.search.recorder import Recorder
+from evosearch.setup.executors import make_executor
+from evosearch.setup.prepare import Prepared, prepare
+from evosearch.setup.resume_check import circumstances
+from evosearch.setup.versions import versions
+from evosearch.spec.spec import BudgetConfig, SearchSpec, Winner, WorkersConfig
+from evosearch.spec.stages import StagedSpec, load
+
+HERE = WorkersConfig(executor="local", threads=1)
+SWEEP, UNIFORM, PARENT = "best scale", "uniform", "best parent"
+
+
+class Remembering:
+    """An executor that scores each recipe once on each batch, whoever asks."""
+
+    slots = 1
+
+    def __init__(self, inner: Executor) -> None:
+        self._inner = inner
+        self._queue: deque[Job] = deque()
+        self._known: dict[tuple[str, str], Outcome] = {}
+
+    def submit(self, job: Job) -> None:
+        self._queue.append(job)
+
+    def wait(self, timeout_s: float) -> list[Outcome]:
+        if not self._queue:
+            return []
+        job = self._queue.popleft()
+        key = json.dumps(job.recipe.to_dict(), sort_keys=True), job.batch.digest
+        if key not in self._known:
+            self._inner.submit(job)
+            (self._known[key],) = self._inner.wait(timeout_s)
+        return [replace(self._known[key], job=job)]
+
+    def close(self) -> None:
+        self._queue.clear()
+        self._inner.close()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one search came to."""
+
+    prepared: Prepared
+    recorder: Recorder
+    validation: Validation
+    executor: Remembering
+    stopped: str
+
+    @property
+    def finalist(self) -> Standing:
+        """The best candidate on validation, of the finalists."""
+        name = self.validation.finalist()
+        return next(entry for entry in self._standings() if entry.candidate == name)
+
+    def row(self) -> dict[str, Any]:
+        """The finalist's scores on every split, and what it took to find it."""
+        chosen, state = self.finalist, self.recorder.state
+        scored = [name for name, split in state.cards if split == "search" and name.isdigit()]
+        return {
+            "candidate": chosen.candidate,
+            "search": chosen.scores["search"],
+            "validation": chosen.scores["validation"],
+            "test": self.test(chosen.candidate).score,
+            "asked": state.asked_count,
+            "failed": len([failure for failure in state.failed if failure["candidate"].isdigit()]),
+            "item_evaluations": len(scored) * len(self.prepared.batches["search"]),
+            "stopped": self.stopped,
+        }
+
+    def controls(self) -> dict[str, dict[str, Any]]:
+        """Best parent and best scale, chosen without `test`, and uniform, with their scores on every split."""
+        self.validation.finalist()
+        entries = [entry for entry in self._standings() if entry.kind != "candidate"]
+        chosen = {
+            PARENT: max((e for e in entries if e.kind == "parent"), key=_on_validation, default=None),
+            UNIFORM: next((e for e in entries if e.kind == "uniform"), None),
+            SWEEP: max((e for e in entries if e.kind == "scale"), key=_on_validation, default=None),
+        }
+        return {
+            name: {"control": entry.candidate, **entry.scores, "test": self.test(entry.candidate).score}
+            for name, entry in chosen.items()
+            if entry is not None
+        }
+
+    def test(self, candidate: str) -> ScoreCard:
+        """A candidate's or control's card on the test split; not recorded."""
+        recipe = Recipe.model_validate(self.recorder.state.recipe(candidate))
+        self.executor.submit(Job(f"{candidate}@test", recipe, self.prepared.batches["test"]))
+        (outcome,) = self.executor.wait(0.0)
+        assert outcome.card is not None, outcome.failure
+        return outcome.card
+
+    def _standings(self) -> list[Standing]:
+        return standings(self.recorder.ledger.events(self.recorder.search_id))
+
+
+class Bench:
+    """Runs searches; one suite is loaded once, and one worker is built for searches of the same models."""
+
+    def __init__(self) -> None:
+        self._open = ExitStack()
+        self._folder = Path(self._open.enter_context(TemporaryDirectory(prefix="evosearch-bench-")))
+        self._harnesses: dict[str, Harness] = {}
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def prepare(self, spec: SearchSpec) -> Prepared:
+        digest = spec.suite.digest()
+        if digest not in self._harnesses:
+            self._harnesses[digest] = Harness(spec.suite)
+        return prepare(spec, Silent(), harness=self._harnesses[digest])
+
+    def search(self, prepared: Prepared, executor: Remembering, name: str) -> Found:
+        """One search to the end of its budget, and its finalists on validation.
+
+        Args:
+            name: of its ledger.
+        """
+        config = prepared.spec.config
+        ledger = self._open.enter_context(Ledger.open(f"sqlite:///{self._folder / name}.db"))
+        recorder = Recorder(ledger, prepared.search_id)
+        for batch in (*prepared.batches.values(), *(prepared.parts.batches if prepared.parts else ())):
+            ledger.put_item_sets(batch)
+        started = {"name": prepared.spec.name, "spec": prepared.spec.identity(), "versions": versions()}
+        recorder.record([("started", started | circumstances(prepared))])
+        stopped = Controller(
+            recorder=recorder,
+            executor=executor,
+            space=prepared.space,
+            batch=prepared.batches["search"],
+            controls=prepared.controls,
+            identify=prepared.models.identify,
+            make_optimizer=lambda start: create(config.optimizer, prepared.space.dimensions, start),
+            parts=prepared.parts,
+            start=config.optimizer.start,
+            budget=Budget(**config.budget.model_dump()),
+            asynchronous=config.optimizer.asynchronous,
+        ).run()
+        finalists = config.promotion.finalists
+        validation = Validation(recorder=recorder, executor=executor, batches=prepared.batches, finalists=finalists)
+        return Found(prepared, recorder, validation, executor, stopped)
+
+    def compare_optimizers(
+        self, file: Path, chosen: Sequence[Contestant], seeds: Iterable[int], candidates: int, finalists: int
+    ) -> dict[str, Any]:
+        """One space by several optimizers, at as many item evaluations as `candidates` take."""
+        spec = load(file)
+        assert isinstance(spec, SearchSpec), "a spec of one search"
+        prepared = self.prepare(spec)
+        items = candidates * len(prepared.batches["search"])
+        rows, controls = list[dict[str, Any]](), dict[str, dict[str, Any]]()
+        with working(prepared) as executor:
+            for seed in seeds:
+                for one in chosen:
+                    own = with_config(prepared, one.config(seed), items, finalists)
+                    found = self.search(own, executor, f"{one.name}-{len(rows)}")
+                    rows.append({"label": one.label, "seed": seed, **found.row()})
+                    controls = controls or found.controls()
+                    self._say(rows[-1])
+        return results(items, rows, controls)
+
+    def compare_spaces(
+        self, files: Mapping[str, Path], seeds: Sequence[int], candidates: int, finalists: int
+    ) -> dict[str, Any]:
+        """Several specs, of one search or of stages, each at as many item evaluations in all.
+
+        Every seed replaces the optimizers' own. Stages share the items evenly, each to its winner on validation.
+        """
+        rows, controls, items = list[dict[str, Any]](), dict[str, dict[str, Any]](), 0
+        for label, file in files.items():
+            spec = load(file)
+            first = self.prepare(spec.stage(0, {}) if isinstance(spec, StagedSpec) else spec)
+            items = items or candidates * len(first.batches["search"])
+            with working(first) as executor:
+                for seed in seeds:
+                    found = self._staged(spec, first, executor, f"{label}-{seed}", seed, items, finalists)
+                    rows.append({"label": label, "seed": seed, **total([one.row() for one in found])})
+                    controls = controls or found[-1].controls()  # of the first spec
+                    for one in found[1:]:
+                        one.executor.close()
+                    self._say(rows[-1])
+        return results(items, rows, controls)
+
+    def _staged(
+        self,
+        spec: SearchSpec | StagedSpec,
+        first: Prepared,
+        executor: Remembering,
+        name: str,
+        seed: int,
+        items: int,
+        finalists: int,
+    ) -> list[Found]:
+        """The searches of all stages, each on the winners of those before it; of a spec of one search that search."""
+        share = items // (spec.count if isinstance(spec, StagedSpec) else 1)
+        found = [self.search(with_config(first, seeded(first, seed), share, finalists), executor, f"{name}-0")]
+        winners: dict[str, Winner] = {}
+        while isinstance(spec, StagedSpec) and len(found) < spec.count:
+            index, last = len(found), found[-1]
+            winner, state = last.validation.winner(), last.recorder.state
+            recipe = state.recipe(winner.candidate)
+            winners[spec.config.stages[index - 1].name] = Winner(recipe, winner.recipe_id, state.recipes)
+            prepared = self.prepare(spec.stage(index, winners))
+            prepared = with_config(prepared, seeded(prepared, seed), share, finalists)
+            own = Remembering(make_executor(HERE, prepared, Silent()))
+            found.append(self.search(prepared, own, f"{name}-{index}"))
+        return found
+
+    def _say(self, row: Mapping[str, Any]) -> None:
+        figures = ", ".join(f"{split} {row[split]:.1f}" for split in ("search", "validation", "test"))
+        took = f"{time.monotonic() - self._began:5.0f} s"
+        print(f"{took}  {row['label']}, seed {row['seed']}: {figures}; {row['asked']} asked", file=sys.stderr)
+
+
+@contextmanager
+def working(prepared: Prepared) -> Iterator[Remembering]:
+    """One worker for searches of the same models."""
+    executor = Remembering(make_executor(HERE, prepared, Silent()))
+    try:
+        yield executor
+    finally:
+        executor.close()
+
+
+def seeded(prepared: Prepared, seed: int) -> OptimizerConfig:
+    return prepared.spec.config.optimizer.model_copy(update={"seed": seed})
+
+
+def with_config(prepared: Prepared, optimizer: OptimizerConfig, items: int, finalists: int) -> Prepared:
+    """The same search by another optimizer, with another budget: so many item evaluations."""
+    config = prepared.spec.config
+    promotion = config.promotion.model_copy(update={"finalists": finalists})
+    changed = {"optimizer": optimizer, "budget": BudgetConfig(items=items), "promotion": promotion}
+    spec = replace(prepared.spec, config=config.model_copy(update=changed))
+    return replace(prepared, spec=spec, search_id=spec.search_id())
+
+
+def total(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The last stage's row, with what earlier stages took, and their rows."""
+    *earlier, last = rows
+    added = {key: sum(row[key] for row in rows) for key in ("asked", "failed", "item_evaluations")}
+    return last | added | ({"earlier_stages": earlier} if earlier else {})
+
+
+def results(items: int, rows: list[dict[str, Any]], controls: dict[str, Any]) -> dict[str, Any]:
+    """Rows of all searches, and their medians by label.
+
+    Args:
+        items: item evaluations that each search could take.
+    """
+    labels = dict.fromkeys(row["label"] for row in rows)
+    best = controls.get(SWEEP)
+    summary = {}
+    for label in labels:
+        own = [row for row in rows if row["label"] == label]
+        summary[label] = {key: spread([row[key] for row in own]) for key in ("search", "validation", "test")}
+        summary[label] |= {"searches": len(own), "item_evaluations": spread([row["item_evaluations"] for row in own])}
+        summary[label]["asked"] = spread([row["asked"] for row in own])
+        if best is not None:
+            summary[label]["ahead"] = spread([row["test"] - best["test"] for row in own])
+            summary[label]["ahead_in"] = sum(row["test"] > best["test"] for row in own)
+    return {"items": items, "summary": summary, "controls": controls, "runs": rows}
+
+
+def search_rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """Controls, then what was compared: scores as median [quartiles] over seeds."""
+    best = found["controls"].get(SWEEP)
+    rows = []
+    for name, control in found["controls"].items():
+        ahead = "" if best is None or name == SWEEP else f"{control['test'] - best['test']:+.1f}"
+        validation = f"{control['validation']:.1f}" if "validation" in control else "–"
+        rows.append([name, f"{control['test']:.1f}", ahead, validation, f"{control['search']:.1f}", "", ""])
+    for label, entry in found["summary"].items():
+        count = entry["searches"]
+        ahead = f"{shown(entry['ahead'])} ({entry['ahead_in']} of {count})" if best is not None else "–"
+        cells = [shown(entry["test"]), ahead, shown(entry["validation"]), shown(entry["search"])]
+        rows.append([label, *cells, f"{entry['item_evaluations']['median']:,.0f}", str(count)])
+    return rows
+
+
+def _on_validation(entry: Standing) -> float:
+    return entry.scores.get("validation", -math.inf)  # of the scales the best three are scored there

@@ -1,0 +1,129 @@
+"""One optimizer on one synthetic landscape, and what many of such searches come to."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks._synthetic.contestants import Contestant, contestants
+from benchmarks._synthetic.figures import spread
+from benchmarks._synthetic.landscapes import ENCODINGS, LANDSCAPES, THRESHOLDS, Landscape
+from evosearch.errors import SpecError
+from evosearch.search.optimizers.registry import create
+from evosearch.search.space.types import Genome, Observation
+
+
+@dataclass(frozen=True)
+class Contest:
+    """All contestants on one landscape of one seed: a piece of work that needs no other."""
+
+    landscape: str
+    seed: int
+    checkpoints: tuple[int, ...]  # evaluations after which the best so far is tested
+    chosen: tuple[str, ...] | None = None  # contestants
+    slow: bool = False
+
+    def run(self) -> dict[str, Any]:
+        made = LANDSCAPES[self.landscape][0](self.seed)
+        value, test = made.controls[made.control]
+        found: dict[str, Any] = {"landscape": self.landscape, "seed": self.seed, "optimum": made.optimum}
+        found |= {"dimensions": len(made.dimensions), "items": made.world.items}
+        found["control"] = {"name": made.control, "search": value, "test": test}
+        found["runs"], found["refused"] = {}, {}
+        for one in contestants(list(self.chosen) if self.chosen is not None else None):
+            make, how = self._encoding(one)
+            own = make(self.seed) if make else made
+            label = f"{one.label}, {how}" if how else one.label
+            upto = one.most(self.checkpoints[-1], self.slow)
+            try:
+                found["runs"][label] = search(own, one, self.seed, [n for n in self.checkpoints if n <= upto] or [upto])
+            except SpecError as error:
+                found["refused"][label] = str(error)
+        return found
+
+    def _encoding(self, one: Contestant) -> tuple[Callable[[int], Landscape] | None, str]:
+        """How a contestant searches this landscape, where it does so otherwise than the rest."""
+        if self.landscape == "routing" and not one.categoricals:
+            return THRESHOLDS
+        return ENCODINGS.get((self.landscape, one.name), (None, ""))
+
+
+def search(landscape: Landscape, one: Contestant, seed: int, checkpoints: Sequence[int]) -> dict[str, Any]:
+    """One search: the test accuracy of the best on the search items, after so many evaluations.
+
+    Raises:
+        SpecError: the optimizer does not take this landscape.
+    """
+    began = time.process_time()
+    optimizer = create(one.config(seed), landscape.dimensions, landscape.start)
+    asked: list[tuple[float, Genome]] = []
+    scoring, stopped = 0.0, None
+    while len(asked) < checkpoints[-1]:
+        stopped = optimizer.stop_reason()
+        if stopped:
+            break
+        genomes = optimizer.ask(min(optimizer.population, checkpoints[-1] - len(asked)))
+        at = time.process_time()
+        told = [landscape.fitness(genome) for genome in genomes]
+        scoring += time.process_time() - at
+        numbered = enumerate(zip(genomes, told, strict=True), start=len(asked))
+        asked += [(estimate.value, genome) for genome, estimate in zip(genomes, told, strict=True)]
+        optimizer.tell([Observation(str(index), genome, (estimate,)) for index, (genome, estimate) in numbered])
+    seconds = time.process_time() - began - scoring
+    return {
+        "after": {str(count): outcome(landscape, asked[:count]) for count in checkpoints},
+        "asked": len(asked),
+        "distinct": len({tuple(genome.items()) for _, genome in asked}),
+        "stopped": stopped,
+        "ms_per_ask": 1e3 * seconds / max(1, len(asked)),
+    }
+
+
+def outcome(landscape: Landscape, asked: Sequence[tuple[float, Genome]]) -> dict[str, float]:
+    """The best of what was asked by fitness: `search` is that, `test` its true accuracy in %."""
+    value, genome = max(asked, key=lambda pair: pair[0])
+    return {"search": value, "test": landscape.test(genome)}
+
+
+def leads(ours: Sequence[float], others: Sequence[float]) -> int:
+    """In how many seeds ours is better."""
+    return sum(own > other for own, other in zip(ours, others, strict=True))
+
+
+def summary(contests: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of all contests on one landscape: each contestant's test scores, and how it stands to the optimum and the rest.
+
+    `leads` are seeds in which a contestant's winner is better than random search's, or than the control, in truth.
+    """
+    found: dict[str, Any] = {
+        "seeds": [contest["seed"] for contest in contests],
+        "dimensions": contests[0]["dimensions"],
+        "items": contests[0]["items"],
+        "optimum": spread([contest["optimum"] for contest in contests]),
+        "control": spread([contest["control"]["test"] for contest in contests]),
+        "control_name": "scale sweep" if contests[0]["control"]["name"].startswith("scale:") else "control",
+        "refused": contests[0]["refused"],
+        "contestants": {},
+    }
+    for label, first in contests[0]["runs"].items():
+        runs = [contest["runs"][label] for contest in contests]
+        after = {}
+        for count in first["after"]:
+            tests = [run["after"][count]["test"] for run in runs]
+            randoms = [contest["runs"].get("random", {}).get("after", {}).get(count) for contest in contests]
+            pairs = zip(contests, tests, strict=True)
+            after[count] = {
+                "test": spread(tests),
+                "below_optimum": spread([contest["optimum"] - test for contest, test in pairs]),
+                "leads_control": leads(tests, [contest["control"]["test"] for contest in contests]),
+                "leads_random": leads(tests, [found["test"] for found in randoms]) if all(randoms) else None,
+                "item_evaluations": min(int(count), max(run["asked"] for run in runs)) * contests[0]["items"],
+            }
+        found["contestants"][label] = {
+            "after": after,
+            "asked": spread([run["asked"] for run in runs]),
+            "distinct": spread([run["distinct"] for run in runs]),
+            "stopped_early": sum(run["stopped"] is not None for run in runs),
+            "ms_per_ask": spread([run["ms_per_ask"] for run in runs]),
+        }
+    return found

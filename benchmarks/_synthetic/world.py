@@ -1,0 +1,87 @@
+"""Merged models whose true accuracy is known, answering items that each have a difficulty and a taste. Pure numpy.
+
+A model is its abilities a_t, one for each of T tasks, and its place x in R^D (which merge it is). It answers item i of
+task t rightly where
+
+    a_t - z_i - σ vᵢ·x / √D - η e_i(x) > 0
+
+z_i is the item's difficulty, the same for all models; vᵢ says which models the item suits, so that finitely many items
+favour some models that are no better (what a search can overfit to); e_i(x) is drawn anew for each place, the same at
+each return to it: the part of an answer that changes with any change of weights. All are standard normal, so that over
+all items there could be a model's accuracy on a task is exactly  Φ(a_t / √(1 + σ²|x|²/D + η²)).
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, ndtr
+
+from evosearch.search.space.types import Estimate
+
+Vector = NDArray[np.float64]
+SLOPE = 1.7  # a logistic of this slope is a normal distribution function, nearly
+
+
+@dataclass(frozen=True)
+class World:
+    """The items of one search.
+
+    Attributes:
+        task: (n,) the task of each item.
+        difficulty: (n,)
+        taste: (n, D)
+        suits: σ, how differently items take to models.
+        rough: η, how much an answer owes to chance at each place.
+        smooth: fitness is the mean log-probability of the right answer; else the share of right answers in %.
+    """
+
+    task: NDArray[np.int64]
+    difficulty: Vector
+    taste: Vector
+    suits: float
+    rough: float
+    smooth: bool
+    seed: int
+
+    @classmethod
+    def draw(
+        cls, seed: int, tasks: int, items: int, places: int, suits: float = 0.5, rough: float = 0.0, smooth: bool = True
+    ) -> "World":
+        """
+        Args:
+            items: n, of all tasks together, dealt out evenly.
+            places: D.
+        """
+        rng = np.random.default_rng([seed, 1])
+        task = np.arange(items) % tasks
+        return cls(task, rng.standard_normal(items), rng.standard_normal((items, places)), suits, rough, smooth, seed)
+
+    @property
+    def items(self) -> int:
+        return len(self.task)
+
+    def fitness(self, abilities: Vector, place: Vector) -> Estimate:
+        """What a search is told of a model with these abilities (T,) at a place (D,)."""
+        margins = abilities[self.task] - self.difficulty - self.suits * (self.taste @ place) / np.sqrt(len(place))
+        if self.rough:
+            words = np.frombuffer(hashlib.sha256(place.tobytes()).digest(), dtype=np.uint32)
+            margins = margins - self.rough * np.random.default_rng([self.seed, *words]).standard_normal(self.items)
+        scores = np.log(expit(SLOPE * margins)) if self.smooth else 100.0 * (margins > 0)
+        return Estimate(float(scores.mean()), float(scores.std(ddof=1) / np.sqrt(self.items)), self.items)
+
+    def accuracy(self, abilities: Vector, place: Vector) -> float:
+        """In % over all items there could be, the mean over tasks: what a test split estimates."""
+        return float(100.0 * ndtr(abilities / self._spread(place)).mean())
+
+    def slope(self, abilities: Vector, place: Vector, gradients: Vector) -> Vector:
+        """Gradient (D,) of the accuracy by the place, given that of each ability, (T, D)."""
+        spread = self._spread(place)
+        density = np.exp(-0.5 * (abilities / spread) ** 2) / np.sqrt(2.0 * np.pi)  # φ(a/s)
+        widening = self.suits**2 * place / len(place) / spread  # ∇s
+        along = density[:, None] * (gradients / spread - np.outer(abilities / spread**2, widening))
+        return np.asarray(100.0 * along.mean(0))
+
+    def _spread(self, place: Vector) -> float:
+        return float(np.sqrt(1.0 + self.suits**2 * float(place @ place) / len(place) + self.rough**2))

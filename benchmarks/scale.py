@@ -1,0 +1,262 @@
+#!/usr/bin/env python3
+"""How a search grows with its workers: two against one, what a candidate costs beside its scoring, how soon it starts.
+
+    scripts/bench/scale [--only workers|overhead|submit] [--candidates N] [--repeats 2]
+
+`workers`: the quickstart's search on the embedded models with one and with two CPU workers of one thread, in turns;
+candidates per second from the first asked to the last told.
+`overhead`: a cluster as `scripts/cluster` makes it, with 16 light workers, which take no time: what controller, ledger
+(PostgreSQL) and Ray take for a candidate, and the bytes that travel and that stay.
+`submit`: from `evosearch submit` to the first scored candidate on such a cluster, by stage.
+Prints one JSON document, tables, and from these what a thousand GPUs would ask of one controller.
+"""
+
+import argparse
+import json
+import os
+import pickle
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+import requests
+import yaml
+
+from benchmarks._cluster_proof import problem
+from benchmarks._cluster_proof.evidence import of_type, read
+from benchmarks._light_workers.driver import SEARCH, Settings
+from evosearch.devcluster.cluster import Cluster
+from evosearch.devcluster.environment import dashboard, kept, of_clients, of_nodes, tracking
+from evosearch.devcluster.processes import HOST
+from evosearch.environment import TELEMETRY_OFF
+from evosearch.evaluation.types import ItemBatch
+from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.protocols import Job, Outcome
+
+SCRIPTS = Path(__file__).resolve().parents[1]
+ROOT = SCRIPTS.parent
+ACTORS = 16
+GPUS, SECONDS_EACH, NIGHT_H = 1000, 60.0, 10.0  # of the arithmetic: workers, what a candidate takes one, a night
+
+
+def workers(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Candidates per second with two workers over those with one."""
+    count = options.candidates or 32
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for turn in range(options.repeats):
+        for number in ((1, 2), (2, 1))[turn % 2]:
+            rates[number].append(_rate(folder / f"{turn}-{number}", number, count))
+    ratio = statistics.median(rates[2]) / statistics.median(rates[1])
+    return {"candidates": count, "per_second": rates, "ratio": ratio, "least": 1.5}
+
+
+def _rate(folder: Path, number: int, candidates: int) -> float:
+    """Of one search: candidates per second once its workers have started, which the controls see to."""
+    folder.mkdir(parents=True)
+    spec = yaml.safe_load((ROOT / "recipes" / "quickstart.yaml").read_text())
+    spec |= {
+        "name": "scale",
+        "suite": str(ROOT / "evals" / "quickstart.yaml"),
+        "budget": {"candidates": candidates},
+        "workers": {"executor": "ray", "count": number, "threads": 1, "device": "cpu"},
+        "tracking": {"uri": "jsonl:events.jsonl"},
+        "ledger": f"sqlite:///{folder / 'ledger.db'}",
+        "promotion": {"finalists": 1},
+    }
+    path = folder / "scale.yaml"
+    path.write_text(yaml.safe_dump(spec, sort_keys=False))
+    environment = os.environ | TELEMETRY_OFF | {"EVOSEARCH_RUNS": str(folder / "runs"), "EVOSEARCH_DATA": str(folder)}
+    command = [sys.executable, "-m", "evosearch.cli.main", "run", str(path), "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 3):
+        raise SystemExit(done.stderr)
+    with Ledger.open(spec["ledger"], read_only=True) as ledger:
+        (info,) = ledger.searches()
+        events = ledger.events(info.search_id)
+    asked = [event.time for event in events if event.type == "asked"]
+    told = [event.time for event in events if event.type == "told"]
+    return candidates / (told[-1] - asked[0])
+
+
+def overhead(options: argparse.Namespace, cluster: Cluster, folder: Path) -> dict[str, Any]:
+    """What a candidate takes beside its scoring, with sixteen workers that take no time for it."""
+    count = options.candidates or 2000
+    state = cluster.state
+    address = f"{HOST}:{state.ports['ray']}"
+    settings = Settings(cluster.ledger(), None, address, str(folder), count, 0.0, ACTORS)
+    environment = of_nodes(cluster.places, state, cluster.postgres) | {"PYTHONPATH": str(SCRIPTS)}
+    command = [sys.executable, "-m", "benchmarks._light_workers.driver", json.dumps(settings.__dict__)]
+    half = count // 2
+    with open(folder / "driver.log", "wb") as log:
+        driver = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        process, at = psutil.Process(driver.pid), {}
+        while driver.poll() is None:
+            scored = _count(cluster.ledger(), "type = 'told'")
+            if scored >= half and half not in at:
+                at[half] = (scored, time.monotonic(), _cpu_s(process))
+            if scored > half:
+                at[count] = (scored, time.monotonic(), _cpu_s(process))
+            time.sleep(0.1)
+    if driver.returncode:
+        raise SystemExit((folder / "driver.log").read_text()[-3000:])
+    (n0, t0, c0), (n1, t1, c1) = at[half], at[count]
+    events = read(cluster.ledger(), SEARCH)
+    used = {payload["worker"] for payload in of_type(events, "scored")}
+    world = settings.world
+    job = Job("0@search", world.space.fill(world.space.initial()), world.batch)
+    outcome = Outcome(job, "host:1", card=world.card(job))
+    with psycopg.connect(cluster.ledger()) as connection:
+        (size,) = connection.execute("SELECT pg_database_size(current_database())").fetchone() or (0,)
+    bare = replace(job, batch=ItemBatch("search", ()))
+    return {
+        "candidates": count,
+        "workers": len(used),
+        "ms_per_candidate": 1000.0 * (t1 - t0) / (n1 - n0),
+        "controller_cpu_ms": 1000.0 * (c1 - c0) / (n1 - n0),
+        "job_bytes": len(pickle.dumps(bare)),
+        "answer_bytes": len(pickle.dumps(replace(outcome, job=bare))),
+        "batch_bytes": len(pickle.dumps(world.batch)),
+        "dimensions": len(world.space.dimensions),
+        "items": len(world.batch),
+        "events_per_candidate": len(events) / count,
+        "score_rows_per_candidate": _count(cluster.ledger(), "true", "ledger_scores") / count,
+        "ledger_bytes_per_candidate": size / count,
+    }
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _count(url: str, where: str, table: str = "ledger_events") -> int:
+    try:
+        with psycopg.connect(url) as connection:
+            (count,) = connection.execute(f"SELECT count(*) FROM {table} WHERE {where}").fetchone() or (0,)
+    except psycopg.errors.UndefinedTable:
+        return 0
+    return int(count)
+
+
+def submit(options: argparse.Namespace, cluster: Cluster, folder: Path) -> dict[str, Any]:
+    """Seconds from the command to the first scored control and candidate, by stage."""
+    problem.prepare()
+    spec = problem.write_spec(folder, cluster.ledger(), tracking(cluster.state))
+    clients = of_clients(cluster.places, cluster.state, cluster.postgres)
+    began = time.time()
+    command = [sys.executable, "-m", "evosearch.cli.main", "submit", str(spec)]
+    settings = kept(os.environ) | TELEMETRY_OFF | clients
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    returned = time.time()
+    while not (first := _first_scored(cluster)):
+        time.sleep(0.5)
+    jobs = {job["metadata"]["evosearch_kind"]: job for job in _jobs(cluster)}
+    check, run = jobs["check"], jobs["run"]
+    events = read(cluster.ledger(), problem.NAME)
+    started = next(event.time for event in events if event.type == "started")
+    control = next(event.time for event in events if event.type == "scored")
+    begins, ends, runs = check["start_time"] / 1000, check["end_time"] / 1000, run["start_time"] / 1000
+    return {
+        "checked and packed here": begins - began,
+        "checked on the cluster, a candidate scored": ends - begins,
+        "queued, and its process started": runs - ends,
+        "prepared, and on record": started - runs,
+        "workers started, first control scored": control - started,
+        "other controls, first candidate scored": first - control,
+        "in all": first - began,
+        "`submit` returned after": returned - began,
+    }
+
+
+def _first_scored(cluster: Cluster) -> float | None:
+    events = read(cluster.ledger(), problem.NAME)
+    asked = {event.payload["candidate"] for event in events if event.type == "asked"}
+    found = (event.time for event in events if event.type == "scored" and event.payload["candidate"] in asked)
+    return next(found, None)
+
+
+def _jobs(cluster: Cluster) -> list[dict[str, Any]]:
+    headers = {"Authorization": f"Bearer {cluster.places.token.read_text()}"}
+    response = requests.get(f"{dashboard(cluster.state)}/api/jobs/", headers=headers, timeout=30)
+    response.raise_for_status()
+    found: list[dict[str, Any]] = response.json()
+    return [job for job in found if (job.get("metadata") or {}).get("evosearch_name") == problem.NAME]
+
+
+def arithmetic(found: dict[str, Any]) -> dict[str, Any]:
+    """What a thousand workers would ask of one controller, where a candidate takes each a minute."""
+    rate = GPUS / SECONDS_EACH
+    night = rate * 3600.0 * NIGHT_H
+    return {
+        "workers": GPUS,
+        "seconds_each": SECONDS_EACH,
+        "candidates_per_second": rate,
+        "messages_per_second": 2.0 * rate,  # a job there, its answer back
+        "kb_per_second": rate * (found["job_bytes"] + found["answer_bytes"]) / 1e3,
+        "controller_busy": rate * found["ms_per_candidate"] / 1e3,
+        "hours": NIGHT_H,
+        "candidates": night,
+        "rows": night * (found["events_per_candidate"] + found["score_rows_per_candidate"]),
+        "ledger_gb": night * found["ledger_bytes_per_candidate"] / 1e9,
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """Every figure of a part, one a line."""
+    lines = ["| | |", "|---|---:|"]
+    for name, value in found.items():
+        shown = f"{value:,.2f}" if isinstance(value, float) else str(value)
+        lines.append(f"| {name.replace('_', ' ')} | {shown} |")
+    return "\n".join(lines)
+
+
+@contextmanager
+def _cluster(folder: Path, cpus_per_node: int) -> Iterator[Cluster]:
+    cluster = Cluster(folder / "cluster", lambda line: print(line, file=sys.stderr, flush=True))
+    os.environ["PGPASSFILE"] = str(cluster.postgres.passfile)
+    try:
+        cluster.up(nodes=2, cpus_per_node=cpus_per_node)
+        yield cluster
+    finally:
+        if cluster.places.folder.is_dir():
+            cluster.down(remove=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=("workers", "overhead", "submit"))
+    parser.add_argument("--candidates", type=int, help="default: 32 of each search of real models, 2000 light ones")
+    parser.add_argument("--repeats", type=int, default=2, help="of each number of real workers")
+    options = parser.parse_args()
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="evosearch-scale-") as name:
+        folder = Path(name)
+        folder.chmod(0o711)  # PostgreSQL's user has to pass it
+        if options.only in (None, "workers"):
+            found["workers"] = workers(options, folder)
+        if options.only in (None, "overhead"):
+            with _cluster(folder / "light", ACTORS // 2) as cluster:
+                found["overhead"] = overhead(options, cluster, folder)
+                found["a thousand GPUs"] = arithmetic(found["overhead"])
+        if options.only in (None, "submit"):
+            with _cluster(folder / "submit", 1) as cluster:
+                found["submit"] = submit(options, cluster, folder)
+    for part, figures in found.items():
+        print(f"\n{part}\n\n{table(figures)}", file=sys.stderr)
+    print(json.dumps(found))
+    return int("workers" in found and found["workers"]["ratio"] < found["workers"]["least"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

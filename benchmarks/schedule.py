@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+"""How busy workers are kept, what a candidate costs the controller, what a long search grows by: JSON and tables.
+
+    scripts/bench/schedule [--quick] [--only utilization|controller|memory] [--optimizer NAME] [--clock wall|cpu]
+
+The controller, its SQLite ledger, the space and the optimizers are real; the workers are simulated. An evaluation
+takes a lognormal time with a mean of 60 s and sigma 1 (a half takes less than 36 s, one in a hundred more than six
+minutes); the time that the controller takes between two calls is measured and added to the same clock. Utilization is
+busy worker seconds over all worker seconds from the first candidate that is handed over to the last. `--clock cpu`
+counts the controller's processor time instead, for a machine that is busy with other work; waiting for the disk is then
+left out. Everything runs on one thread. Exit code 1 where a claim is not met.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before numpy is loaded, here and in the processes to come
+
+from benchmarks._simulated.measures import Setting, busy, memory
+
+WORKERS = (1, 8, 64, 512)
+LEAST = {1: 0.95, 8: 0.95, 64: 0.95, 512: 0.90}
+CANDIDATES = {1: 40, 8: 200, 64: 800, 512: 4096}
+DIAGONAL = (("diagonal", True),)
+GROWTH_KIB = 16.0  # a candidate, at most: what is known of it, not its genome and recipe
+
+
+def utilizations() -> list[Setting]:
+    """Asynchronous optimizers at 300 dimensions, tpe at 60, and those of generations as large as there are workers.
+
+    gp and grid are for few dimensions and trials: 20 and 2 dimensions, at most 256 candidates. Of gp nothing is
+    claimed: an ask takes it up to seconds, which is what it is chosen for.
+    """
+    found = []
+    for count in WORKERS:
+        for name, options in (("cma_es", DIAGONAL), ("lra_cma", ()), ("cat_cma", ()), ("random", ())):
+            found.append(Setting(name, count, CANDIDATES[count], options=options, least=LEAST[count]))
+        found.append(Setting("tpe", count, min(CANDIDATES[count], 1600), models=1, least=LEAST[count]))
+        generation = (*DIAGONAL, ("population", max(21, count)))
+        found.append(Setting("cma_es", count, CANDIDATES[count], asynchronous=False, options=generation))
+        found.append(Setting("nsga2", count, CANDIDATES[count], asynchronous=False, options=generation[1:]))
+    for count in WORKERS[:3]:
+        few = min(CANDIDATES[count], 256)
+        found.append(Setting("gp", count, few, models=10, per=None))
+        points = (("points", 16),)
+        found.append(Setting("grid", count, few, models=1, per=None, options=points, least=LEAST[count]))
+    return found
+
+
+def controllers() -> list[Setting]:
+    """What a candidate costs at 300 dimensions."""
+    return [
+        Setting("random", 8, 400),
+        Setting("cma_es", 8, 400, options=DIAGONAL, most_ms=20.0),
+        Setting("lra_cma", 8, 400, most_ms=20.0),
+        Setting("cat_cma", 8, 400),
+        Setting("tpe", 8, 40, known=1000, most_ms=1000.0),
+    ]
+
+
+def memories() -> list[Setting]:
+    return [Setting("cma_es", 8, 2000, options=DIAGONAL), Setting("lra_cma", 8, 2000)]
+
+
+def measured(measure: Callable[[Setting], dict[str, Any]], setting: Setting) -> dict[str, Any]:
+    """One measure in a process of its own, so that none leaves memory or warm caches to another."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measure, setting).result()
+
+
+def quick(setting: Setting) -> Setting:
+    """The same with few candidates: says nothing of the claims about 512 workers, but runs in minutes."""
+    least = 2 * setting.workers if setting.workers < 512 else setting.workers + 128
+    return replace(setting, candidates=max(40, min(setting.candidates, least)), known=min(setting.known, 100))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| optimizer | way | workers | candidates | dimensions | utilization | controller, ms |"]
+    lines.append("|---|---|---:|---:|---:|---:|---:|")
+    for row in rows:
+        way = "asynchronous" if row["asynchronous"] else "generations"
+        known = f" after {row['known']}" if row["known"] else ""
+        cells = [row["optimizer"], way, row["workers"], f"{row['candidates']}{known}", row["dimensions"]]
+        lines.append(f"| {' | '.join(map(str, cells))} | {row['utilization']:.1%} | {row['controller_ms']:.1f} |")
+    return "\n".join(lines)
+
+
+def grown(rows: list[dict[str, Any]]) -> str:
+    lines = ["| optimizer | candidates | resident, MiB | growth, KiB a candidate | ledger, bytes a candidate |"]
+    lines.append("|---|---:|---:|---:|---:|")
+    for row in rows:
+        counts, sizes = (" → ".join(f"{value:.0f}" for value in row[key]) for key in ("candidates", "resident_mib"))
+        sums = f"{row['growth_kib_per_candidate']:.1f} | {row['ledger_bytes_per_candidate']:.0f}"
+        lines.append(f"| {row['optimizer']} | {counts} | {sizes} | {sums} |")
+    return "\n".join(lines)
+
+
+def missed(row: dict[str, Any]) -> bool:
+    """Whether a claim is not met."""
+    if "growth_kib_per_candidate" in row:
+        return bool(row["growth_kib_per_candidate"] > GROWTH_KIB)
+    slow = row["most_ms"] is not None and row["controller_ms"] > row["most_ms"]
+    return bool(slow or (row["least"] is not None and row["utilization"] < row["least"]))
+
+
+def main() -> int:
+    parts: dict[str, tuple[Callable[[Setting], dict[str, Any]], list[Setting], Callable[[list[Any]], str]]] = {
+        "controller": (busy, controllers(), table),
+        "memory": (memory, memories(), grown),
+        "utilization": (busy, utilizations(), table),
+    }
+    known = sorted({setting.optimizer for _, settings, _ in parts.values() for setting in settings})
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few candidates: a look, no evidence")
+    parser.add_argument("--only", choices=("utilization", "controller", "memory"))
+    parser.add_argument("--optimizer", action="append", choices=known, help="only this one; may be given several times")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    options = parser.parse_args()
+    wanted = {
+        part: (measure, [s for s in settings if options.optimizer is None or s.optimizer in options.optimizer], shown)
+        for part, (measure, settings, shown) in parts.items()
+        if options.only in (None, part)
+    }
+    if not any(settings for _, settings, _ in wanted.values()):
+        parser.error(f"--only {options.only} measures none of: {', '.join(options.optimizer)}")
+    found: dict[str, Any] = {"clock": options.clock, "quick": options.quick}
+    failed = False
+    for part, (measure, settings, shown) in wanted.items():
+        rows = []
+        for setting in settings:
+            chosen = replace(quick(setting) if options.quick else setting, clock=options.clock)
+            rows.append(measured(measure, chosen))
+            print(f"{part}: {rows[-1]}", file=sys.stderr)
+        found[part] = rows
+        failed |= any(map(missed, rows))
+        print(f"\n{shown(rows)}\n", file=sys.stderr)
+    print(json.dumps(found))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""LoRA adapters applied to their base: θ + ΔW, ΔW = scale · B·A  (Hu et al. 2021, eq. 3).
+
+| stored | the tensor of the result |
+|---|---|
+| `M.lora_A.weight`, `M.lora_B.weight` | θ + scale · B·A, transposed where the layer stores (in, out) |
+| `M.lora_embedding_A`, `M.lora_embedding_B` | θ + scale · (B·A)ᵀ |
+| and `M.lora_magnitude_vector` (DoRA) | m · (θ + ΔW) / ‖θ + ΔW‖, norms over each output's weights |
+| `M.weight`, `M.bias` (`modules_to_save`, trained biases) | itself |
+
+M is a module's path in the live transformers model. Results are float32 however narrow base and adapter are: between
+neighbouring bfloat16 numbers lie 2⁻⁸ of a weight, and most of a fine-tuning's ΔW is smaller than that, so rounding the
+sum as peft does for a bfloat16 base would throw the task vector away before it is merged.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from evosearch.checkpoints import pickles
+from evosearch.checkpoints.adapters.config import AdapterConfig, read_config
+from evosearch.checkpoints.adapters.tensors import AdapterTensors, Change
+from evosearch.checkpoints.cache.hashes import Hashes
+from evosearch.checkpoints.digest import DTYPE_NAMES, combine, tensor_line
+from evosearch.checkpoints.files import Pickled, Safetensors, TensorFile, TensorInfo
+from evosearch.checkpoints.overlay import Made, Overlay
+from evosearch.checkpoints.reader import Checkpoint
+from evosearch.checkpoints.references import ADAPTER_WEIGHTS
+from evosearch.errors import CheckpointError
+
+
+def apply_adapter(
+    base: Checkpoint, folder: Path, reference: str, allow_pickle: bool = False, hashes: Hashes | None = None
+) -> Overlay:
+    """A model with a LoRA adapter applied. Reads headers; tensors are made when they are loaded.
+
+    Args:
+        folder: with adapter_config.json and adapter_model.safetensors (.bin where pickles are allowed).
+        reference: what the result is called.
+        hashes: where hashes are looked up, and kept.
+
+    Raises:
+        CheckpointError: the adapter is damaged, incomplete, not supported, or does not fit the base.
+    """
+    config, file = read_config(folder), _open(folder, allow_pickle)
+    changes = AdapterTensors(base, config, file).changes()
+    replaced: dict[str, Made] = {}
+    for name, change in changes.items():
+        replaced[name] = (TensorInfo(DTYPE_NAMES[change.dtype], base.tensors[name].shape), change.make)
+    overlay = Overlay(base, reference, cache(lambda: _content(base, file, changes, hashes)), replaced)
+    overlay.notes += _other_base(base, config)
+    return overlay
+
+
+def _open(folder: Path, allow_pickle: bool) -> TensorFile:
+    if (folder / ADAPTER_WEIGHTS).is_file():
+        return Safetensors(folder / ADAPTER_WEIGHTS)
+    if (folder / pickles.ADAPTER).is_file():
+        if not allow_pickle:
+            raise pickles.refused(folder, [ADAPTER_WEIGHTS])
+        return Pickled(folder / pickles.ADAPTER)
+    raise CheckpointError(str(folder), "no weights", ADAPTER_WEIGHTS, "Fetch or copy the adapter again")
+
+
+def _content(base: Checkpoint, file: TensorFile, changes: Mapping[str, Change], hashes: Hashes | None) -> str:
+    """What stands for the pair's content: base, stored tensors, and what the configuration makes of them."""
+
+    def hashed() -> str:
+        return combine(tensor_line(name, file.load(name)) for name in file.names())
+
+    weights = hashes.of([file.path], hashed) if hashes else hashed()
+    effect = sorted((change.described() for change in changes.values()), key=str)
+    text = json.dumps(["adapter", base.content_sha256(), weights, effect])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _other_base(base: Checkpoint, config: AdapterConfig) -> tuple[str, ...]:
+    """A note where the adapter names another model than the one it is put on; copies and paths are named freely."""
+    names = [Path(name.partition("@")[0]).name.lower() for name in (base.reference, config.base_name)]
+    if not names[1] or names[0] == names[1]:
+        return ()
+    return (f"{config.where}: trained on '{config.base_name}', applied to '{base.reference}'",)

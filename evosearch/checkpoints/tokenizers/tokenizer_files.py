@@ -1,0 +1,144 @@
+"""A model's tokenizer as files: read whole, given more tokens or another chat template, kept under what is in them."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from evosearch.checkpoints.tokenizers import chat_template
+from evosearch.checkpoints.tokenizers.tokenizer import ADDED, FLAGS, SETTINGS, TOKENIZER, Vocabulary
+from evosearch.checkpoints.writer import TOKENIZER_FILES
+from evosearch.errors import CheckpointError
+
+Files = Mapping[str, bytes]  # path within the folder → contents
+
+
+def read(folder: Path) -> Files:
+    """The tokenizer and chat template files of a model folder.
+
+    Raises:
+        CheckpointError: there are none, or one cannot be read.
+    """
+    try:
+        listed = [path for name in TOKENIZER_FILES for path in _files(folder / name)]
+        found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in listed}
+    except OSError as error:
+        raise CheckpointError(str(folder), f"its tokenizer cannot be read: {error.strerror or error}") from None
+    if not found:
+        what = "holds no tokenizer"
+        raise CheckpointError(
+            str(folder), what, f"One of {', '.join(TOKENIZER_FILES[:3])}", "Copy the model's own there"
+        )
+    return found
+
+
+def digest(files: Files) -> str:
+    """sha256 (hex) over the files, by name."""
+    total = hashlib.sha256()
+    for name, data in sorted(files.items()):
+        total.update(f"{name}\n{hashlib.sha256(data).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def keep(files: Files, cache: Path) -> Path:
+    """The folder under `cache` that holds exactly these files; it appears whole, whoever else writes it meanwhile.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    folder = cache / digest(files)
+    if folder.is_dir():
+        return folder
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=cache))
+        try:
+            made.chmod(0o755)
+            for name, data in files.items():
+                (made / name).parent.mkdir(exist_ok=True)
+                (made / name).write_bytes(data)
+            _rename(made, folder)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)  # renamed away already, or another process was faster
+    except OSError as error:
+        what = f"cannot be written: {error.strerror or error}"
+        raise CheckpointError(str(folder), what, next="Check space and permissions, or name another cache") from None
+    return folder
+
+
+def with_tokens(files: Files, vocabulary: Vocabulary, tokens: Sequence[AddedToken], reference: str) -> Files:
+    """The files of a tokenizer that knows these tokens, too: what it knew keeps its id, the others follow in order.
+
+    Args:
+        vocabulary: of `files`.
+        tokens: a token that is known is from now on found in a text before the tokenizer's model sees it.
+        reference: the model that the files are of, for errors.
+
+    Raises:
+        CheckpointError: the tokenizers library cannot add to this tokenizer.
+    """
+    new = [*(vocabulary.added[token] for token in vocabulary.beyond), *tokens]
+    if not new:
+        return files
+    try:
+        tokenizer = Tokenizer.from_str(files[TOKENIZER].decode())
+        tokenizer.add_tokens(new)
+    except Exception as error:  # the library raises nothing narrower
+        what = f"the tokenizer of '{reference}' takes no more tokens: {error}"
+        raise CheckpointError("recipe.tokenizer", what, next="Name another model as its source") from None
+    _check_ids(tokenizer, vocabulary, tokens, reference)
+    text = tokenizer.to_str(pretty=True)
+    changed = dict(files) | {TOKENIZER: text.encode()}
+    changed.pop(ADDED, None)  # tokenizer.json has them all; a list of some would be taken for the whole
+    settings = json.loads(files.get(SETTINGS, b"{}"))
+    if settings.get("added_tokens_decoder"):
+        entries = json.loads(text)["added_tokens"]
+        decoder = {str(entry["id"]): {key: entry[key] for key in ("content", *FLAGS)} for entry in entries}
+        changed[SETTINGS] = _json(settings | {"added_tokens_decoder": decoder})
+    return changed
+
+
+def with_template(files: Files, template: str) -> Files:
+    """The files with this chat template as the only one."""
+    others = (chat_template.OLDER, chat_template.NAMED)
+    changed = {name: data for name, data in files.items() if name.split("/")[0] not in others}
+    if SETTINGS in files:
+        settings = json.loads(files[SETTINGS])
+        if settings.pop("chat_template", None) is not None:
+            changed[SETTINGS] = _json(settings)
+    return changed | {chat_template.FILE: template.encode()}
+
+
+def _check_ids(tokenizer: Tokenizer, vocabulary: Vocabulary, tokens: Sequence[AddedToken], reference: str) -> None:
+    """The library numbers by count: where ids have holes, a new token would get an id that is taken."""
+    last = max(vocabulary.ids.values(), default=-1)
+    names = [token.content for token in tokens if token.content not in vocabulary.ids]
+    expected = {token: vocabulary.ids[token] for token in vocabulary.beyond}
+    expected |= {token: last + 1 + index for index, token in enumerate(names)}
+    for token, id in expected.items():
+        if tokenizer.token_to_id(token) != id:
+            what = f"token {token!r} cannot be added to the tokenizer of '{reference}' as {id}"
+            next = "Name another model as recipe.tokenizer.source"
+            raise CheckpointError("recipe.tokenizer", what, "A tokenizer whose ids have no holes", next)
+
+
+def _files(path: Path) -> list[Path]:
+    """A file, or the files in a folder; none where there is neither."""
+    return sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+
+
+def _rename(made: Path, folder: Path) -> None:
+    try:
+        made.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # another process may have been faster
+            raise
+
+
+def _json(data: Mapping[str, Any]) -> bytes:
+    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,99 @@
+"""The Ray nodes of a cluster: how each is started, and whether it is there."""
+
+import json
+import os
+import sys
+from typing import Any
+
+import requests
+
+from evosearch.devcluster.environment import dashboard
+from evosearch.devcluster.places import Places, State
+from evosearch.devcluster.processes import HOST
+from evosearch.errors import InputError
+
+HEAD = "head"
+OBJECT_STORE = 128 * 2**20  # bytes: recipes and score cards pass through it, never weights
+SEARCHES = {"evosearch_search": 1}  # of the head: how many searches run at once; the others wait
+TIMEOUT_S = 5.0
+
+
+def worker(index: int) -> str:
+    """The name of a worker node, from 1."""
+    return f"node-{index}"
+
+
+def command(places: Places, state: State, name: str) -> list[str]:
+    """One process: the head, which runs the searches' own processes and no worker, or a node of workers."""
+    settings: dict[str, Any] = {
+        "node_name": name,
+        "node_ip_address": HOST,
+        "temp_dir": str(state.ray_folder(places) / name),  # its own: two raylets that start in one disturb each other
+        "object_store_memory": OBJECT_STORE,
+        "dashboard_agent_listen_port": 0,
+        "min_worker_port": 0,
+        "max_worker_port": 0,
+    }
+    if name == HEAD:
+        settings |= {"num_cpus": 0, "num_gpus": 0, "resources": SEARCHES, "gcs_server_port": state.ports["ray"]}
+        settings |= {"include_dashboard": True, "dashboard_host": HOST, "dashboard_port": state.ports["dashboard"]}
+    else:
+        settings |= {"num_cpus": state.cpus_per_node, "num_gpus": state.gpus_per_node}
+        settings |= {"gcs_address": f"{HOST}:{state.ports['ray']}"}
+    return [sys.executable, "-m", "evosearch.devcluster.ray_node", json.dumps(settings)]
+
+
+def devices(name: str, each: int) -> dict[str, str]:
+    """The GPUs of a node, as its environment: no two nodes of workers share one, and the head has none."""
+    if name == HEAD or each == 0:
+        return {"CUDA_VISIBLE_DEVICES": ""}
+    index = int(name.rpartition("-")[2]) - 1
+    return {"CUDA_VISIBLE_DEVICES": ",".join(cards()[index * each : (index + 1) * each])}
+
+
+def cards() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; unset, all."""
+    there = [str(index) for index in range(installed())]
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None or not there:
+        return there
+    found: list[str] = []
+    for one in filter(None, map(str.strip, named.split(","))):
+        if one not in there and not one.startswith(("GPU-", "MIG-")):
+            break  # as CUDA itself: what comes after one that is not there is not seen
+        found.append(one)
+    return found
+
+
+def installed() -> int:
+    """How many GPUs the driver has."""
+    from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
+
+    return int(NvidiaGPUAcceleratorManager.get_current_node_num_accelerators())
+
+
+def check_cards(nodes: int, each: int) -> None:
+    """
+    Raises:
+        InputError: nodes would have GPUs that are not there.
+    """
+    if each and nodes * each > len(found := cards()):
+        named = os.environ.get("CUDA_VISIBLE_DEVICES")
+        seen = "" if named is None else f" (CUDA_VISIBLE_DEVICES={named})"
+        what = f"{nodes} nodes with {each} each need {nodes * each} GPUs, and there are {len(found)}{seen}"
+        raise InputError("--gpus-per-node", what, next="Fewer --nodes, fewer --gpus-per-node, or 0 for none")
+
+
+def lacks(places: Places, state: State, name: str) -> str | None:
+    """What a node lacks; None once the head says that it is alive."""
+    token = places.token.read_text().strip()
+    try:
+        url, headers = f"{dashboard(state)}/api/v0/nodes", {"Authorization": f"Bearer {token}"}
+        response = requests.get(url, headers=headers, timeout=TIMEOUT_S)
+    except requests.RequestException as exc:
+        return f"dashboard: {type(exc).__name__}"
+    if not response.ok:
+        return f"dashboard: {response.status_code}"
+    nodes = response.json()["data"]["result"]["result"]
+    alive = [node["node_name"] for node in nodes if node["state"] == "ALIVE"]
+    return None if name in alive else f"alive are: {', '.join(alive) or 'none'}"

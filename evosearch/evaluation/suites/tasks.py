@@ -1,0 +1,200 @@
+"""lm-eval's tasks by name: from the folders a suite includes, or from lm-eval's own library.
+
+The index is lm-eval's, of the folders alone; what is named and not found there is looked up in the library and its
+folder added. So a name means what it means to `lm_eval --include_path`, without the 14 to 25 seconds of the whole
+index. lm-eval itself is imported inside.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from evosearch.errors import SuiteError, did_you_mean
+from evosearch.evaluation.suites.library import library_files, library_tags
+
+
+class TaskLibrary:
+    """Tasks, groups and tags by name.
+
+    Args:
+        folders: with task YAMLs; a name in one of them goes before the library's.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._manager = _manager(folders)
+        self._own = list(self._manager.all_tasks)
+        self._added: set[Path] = set()
+
+    def load(self, where: str, name: str, group: str = "") -> Any:
+        """The lm-eval task object of a name, new at every call.
+
+        Args:
+            where: the key that named it, for errors.
+            group: the group or tag by which it was named: what that says of its members holds for it.
+
+        Raises:
+            SuiteError: unknown, a group, or lm-eval cannot load it.
+        """
+        entry = self._find(where, group or name)
+        if not group and self._is_group(entry):
+            members = "Name a group as the `task` itself, at the start of a line in its YAML"
+            raise SuiteError(where, f"'{name}' is a group or tag of lm-eval, not a task", next=members)
+        return self.members(where, group)[name] if group else self._load(where, name)[name]
+
+    def is_public(self, name: str) -> bool:
+        """Whether a leaf task is of lm-eval's library, and not of the folders: a public benchmark."""
+        return name.split("::")[0] not in self._own
+
+    def members(self, where: str, group: str) -> dict[str, Any]:
+        """Leaf task → task object of a group or tag, with what the group says of them."""
+        for name in self.leaves(where, group):
+            if name in self._manager.task_index:
+                self._place(where, name)
+        return self._load(where, group)
+
+    def leaves(self, where: str, group: str) -> list[str]:
+        """The names of the leaf tasks of a group or tag, in lm-eval's order; reads no data."""
+        return list(dict.fromkeys(self._leaves(where, self._find(where, group), ())))
+
+    def weights_by_size(self, where: str, group: str, metric: str) -> bool:
+        """Whether the group weighs its tasks by their documents when it aggregates `metric`."""
+        rules = (self._find(where, group).cfg or {}).get("aggregate_metric_list") or []
+        for rule in [rules] if isinstance(rules, dict) else rules:
+            if rule.get("metric") == metric:
+                return bool(rule.get("weight_by_size", True))
+        return False
+
+    def _load(self, where: str, name: str) -> dict[str, Any]:
+        if name in self._manager.task_index:
+            self._place(where, name)
+        with refusing(where, f"lm-eval cannot load '{name}'"):
+            return dict(self._manager.load([name])["tasks"])
+
+    def _find(self, where: str, name: str) -> Any:
+        """The index entry of a name, its folder indexed where it is the library's."""
+        if not self._indexed(name):
+            known = sorted(self._own)
+            allowed = f"Tasks of the include folders: {', '.join(known[:20]) or 'none'}"
+            raise SuiteError(where, f"unknown task '{name}'", allowed, did_you_mean(name, [*known, *library_files()]))
+        return self._manager.task_index[name]
+
+    def _indexed(self, name: str) -> bool:
+        index = self._manager.task_index
+        if name not in index:
+            if name in library_files():
+                self._add(library_files()[name].parent)
+            for folder in library_tags().get(name, ()):
+                self._add(folder)
+        return name in index
+
+    def _add(self, folder: Path) -> None:
+        """Index a folder of the library; names that are there already stay as they are."""
+        if folder in self._added:
+            return
+        self._added.add(folder)
+        index = self._manager.task_index
+        for name, entry in _manager([folder]).task_index.items():
+            if name in index:
+                index[name].tags |= entry.tags if self._is_tag(index[name]) and self._is_tag(entry) else set()
+            else:
+                index[name] = entry
+
+    def _leaves(self, where: str, entry: Any, above: tuple[str, ...]) -> Iterator[str]:
+        if entry.name in above:
+            raise SuiteError(where, f"the group '{entry.name}' contains itself", next="Mend the group's YAML")
+        if self._is_tag(entry):
+            yield from sorted(entry.tags)
+        elif self._is_group(entry):
+            yield from self._members(where, entry.name, entry.cfg or {}, (*above, entry.name))
+        else:
+            yield entry.name
+
+    def _members(self, where: str, group: str, config: Mapping[str, Any], above: tuple[str, ...]) -> Iterator[str]:
+        """The leaves below a group's config, named as lm-eval names them: what is defined inline gets a prefix."""
+        named = config.get("task")
+        for item in named if isinstance(named, list) else []:
+            name = item if isinstance(item, str) else item.get("group") or item.get("task")
+            if self._indexed(name):
+                yield from self._leaves(where, self._manager.task_index[name], above)
+            elif isinstance(item, dict) and "group" in item:
+                yield from self._members(where, f"{group}::{name}", item, above)
+            elif isinstance(item, dict):
+                yield f"{group}::{name}"
+            else:
+                what = f"the group '{group}' names the unknown task '{name}'"
+                raise SuiteError(where, what, next="Mend the group's YAML")
+
+    def _place(self, where: str, name: str) -> None:
+        """Give an entry's relative data files their full paths, where they lie beside its YAML.
+
+        lm-eval takes them from the working directory, which differs between a person's shell and a worker.
+        """
+        from lm_eval.tasks._yaml_loader import load_yaml
+
+        entry = self._manager.task_index[name]
+        if entry.yaml_path is None:
+            return
+        folder = entry.yaml_path.parent
+        if _with_data_files(where, name, entry.cfg or {}, folder) != (entry.cfg or {}):
+            with refusing(where, f"lm-eval cannot load '{name}'"):
+                full: dict[str, Any] = load_yaml(entry.yaml_path, resolve_func=True)
+            entry.cfg, entry.yaml_path = _with_data_files(where, name, full, folder), None
+
+    @staticmethod
+    def _is_group(entry: Any) -> bool:
+        return entry.kind.name in ("GROUP", "TAG")
+
+    @staticmethod
+    def _is_tag(entry: Any) -> bool:
+        return bool(entry.kind.name == "TAG")
+
+
+@contextmanager
+def refusing(where: str, what: str) -> Iterator[None]:
+    """Whatever lm-eval or a task's own code raises, as a SuiteError that names the key."""
+    try:
+        yield
+    except SuiteError:
+        raise
+    except Exception as exc:
+        reason = next((line for line in str(exc).splitlines() if line.strip()), "")
+        raise SuiteError(where, f"{what}: {type(exc).__name__}: {reason}") from exc
+
+
+def _manager(folders: Sequence[Path]) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=list(folders), include_defaults=False)
+
+
+def _with_data_files(where: str, name: str, config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A task's or a group's config with full paths; a group's members may be defined inside it."""
+    placed = dict(config)
+    kwargs = config.get("dataset_kwargs")
+    named = kwargs.get("data_files") if isinstance(kwargs, dict) else None
+    if named is not None:
+        placed["dataset_kwargs"] = {**config["dataset_kwargs"], "data_files": _placed(where, name, named, folder)}
+    if isinstance(config.get("task"), list):
+        placed["task"] = [
+            _with_data_files(where, name, item, folder) if isinstance(item, dict) else item for item in config["task"]
+        ]
+    return placed
+
+
+def _placed(where: str, name: str, named: Any, folder: Path) -> Any:
+    if isinstance(named, dict):
+        return {split: _placed(where, name, files, folder) for split, files in named.items()}
+    if isinstance(named, list):
+        return [_placed(where, name, file, folder) for file in named]
+    return _data_file(where, name, str(named), folder)
+
+
+def _data_file(where: str, name: str, file: str, folder: Path) -> str:
+    if "://" in file or any(sign in file for sign in "*?["):
+        return file  # a remote file or a pattern: for datasets to resolve
+    if Path(file).exists():
+        return file
+    if (folder / file).exists():
+        return str(folder / file)
+    raise SuiteError(where, f"the data file {file} of '{name}' is missing", f"Looked here and in {folder}")

@@ -1,0 +1,69 @@
+"""A search on this machine, stopped as from its own terminal."""
+
+import os
+import re
+import signal
+import socket
+import time
+from typing import Any
+
+from evosearch.errors import LedgerError
+from evosearch.jobs.stages_lock import runner
+from evosearch.reporting.status import row_of
+from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.ledger.lock import this_host
+from evosearch.setup.loading import read_search
+from evosearch.spec.run_dir import Places, find
+
+STOP_S = 120.0  # a candidate that is being scored in the same process is not interrupted within a kernel
+POLL_S = 0.2
+HOLDER = re.compile(r"process (?P<pid>\d+) on (?P<host>\S+),")
+
+
+def stop_here(search: str) -> dict[str, Any]:
+    """Tell the process that runs a search to stop, and wait until the ledger has it.
+
+    Args:
+        search: its name, folder or spec.
+
+    Returns:
+        The search's row as `status` has it; `was` is the state before, `clean` whether the end is on record.
+
+    Raises:
+        LedgerError: no such search; or it runs on another machine, or goes on.
+    """
+    places = find(search)
+    before = _row(places)
+    if (holder := before["held_by"] or runner(places.folder)) is None:
+        return before | {"was": before["state"], "clean": True}
+    pid = _process(holder, search)
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:  # ended meanwhile
+        pass
+    except PermissionError:
+        raise LedgerError(search, f"process {pid} is another user's", next="Stop it as that user") from None
+    deadline = time.monotonic() + STOP_S
+    while (now := _row(find(search)))["held_by"] or runner(places.folder):
+        if time.monotonic() > deadline:
+            what = f"process {pid} goes on {STOP_S:.0f} s after it was told to stop"
+            raise LedgerError(search, what, next=f"Kill it: what is recorded is kept (kill -9 {pid})")
+        time.sleep(POLL_S)
+    return now | {"was": "running", "clean": now["state"].startswith("stopped")}
+
+
+def _row(places: Places) -> dict[str, Any]:
+    with Ledger.open(places.ledger, places.name, read_only=True) as ledger:
+        search_id, _ = read_search(ledger, places)
+        return row_of(ledger, search_id, str(ledger.url))
+
+
+def _process(holder: str, search: str) -> int:
+    """
+    Raises:
+        LedgerError: it is none of this machine.
+    """
+    found = HOLDER.search(holder)
+    if found is None or found["host"] not in (socket.gethostname(), this_host()):
+        raise LedgerError(search, f"it is run by {holder}", "A search of this machine", "Stop it there")
+    return int(found["pid"])

@@ -1,0 +1,260 @@
+"""The ledger's tables, and how its database is opened, created and refused."""
+
+import os
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+from sqlalchemy.pool import NullPool
+
+from evosearch.credentials import hidden
+from evosearch.errors import LedgerError
+from evosearch.search.ledger.errors import NoLedgerError, is_starting, shown, unusable
+from evosearch.search.ledger.lock import this_host
+
+SCHEMA = 1  # of the tables; a ledger with a greater one was written by a newer version
+BUSY_S = 30.0  # how long a connection waits for another's write to end
+STARTING_S = 30.0  # how long opening waits for a server that is starting
+# Advisory locks of a PostgreSQL database: whoever holds one creates the tables, or counts an opening of a test set
+CREATING, OPENING = 0x65766F5F6C656467, 0x65766F5F6F70656E
+
+# Of a connection to a server: how soon each end knows that the other is gone. Bounds how long a dead host holds a lock.
+NOTICE_DEATH: dict[str, Any] = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
+UNANSWERED_MS = 30_000
+
+metadata = sa.MetaData()
+
+meta = sa.Table("ledger_meta", metadata, sa.Column("key", sa.Text, primary_key=True), sa.Column("value", sa.Text))
+
+events = sa.Table(
+    "ledger_events",
+    metadata,
+    sa.Column("search_id", sa.Text, primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),  # from 1, without gaps
+    sa.Column("time", sa.Double, nullable=False),  # seconds since the epoch
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),  # of the payload's form
+    sa.Column("payload", sa.Text, nullable=False),  # JSON
+)
+
+item_sets = sa.Table(
+    "ledger_item_sets",
+    metadata,
+    sa.Column("digest", sa.Text, primary_key=True),
+    sa.Column("task", sa.Text, nullable=False),
+    sa.Column("lm_eval_task", sa.Text, nullable=False),
+    sa.Column("data", sa.LargeBinary, nullable=False),  # zlib of JSON {doc_ids, doc_hashes, groups, documents}
+)
+
+scores = sa.Table(
+    "ledger_scores",
+    metadata,
+    sa.Column("search_id", sa.Text, primary_key=True),
+    sa.Column("candidate", sa.Text, primary_key=True),
+    sa.Column("split", sa.Text, primary_key=True),
+    sa.Column("digest", sa.Text, sa.ForeignKey(item_sets.c.digest), primary_key=True),
+    sa.Column("column", sa.Text, primary_key=True),
+    sa.Column("n", sa.Integer, nullable=False),
+    sa.Column("data", sa.LargeBinary, nullable=False),  # zlib of n little-endian float64
+)
+
+test_openings = sa.Table(
+    "ledger_test_openings",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("time", sa.Double, nullable=False),
+    sa.Column("search_id", sa.Text, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False, index=True),
+    sa.Column("candidates", sa.Text, nullable=False),  # JSON, sorted
+)
+
+
+def parse_url(url: str, where: str) -> sa.URL:
+    """
+    Raises:
+        LedgerError: it is no URL, or of a database we do not write to.
+    """
+    allowed = "sqlite:///PATH or postgresql://HOST/DATABASE"
+    try:
+        parsed = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):
+        raise LedgerError(where, f"got '{hidden(url)}'", allowed) from None
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise LedgerError(where, f"got a {parsed.get_backend_name()} database", allowed)
+    if parsed.get_backend_name() == "sqlite" and (parsed.database or ":memory:") == ":memory:":
+        raise LedgerError(where, "a ledger in memory would be lost with the process", allowed)
+    if parsed.drivername not in ("sqlite", "postgresql", "postgresql+psycopg"):
+        raise LedgerError(where, f"got the driver '{parsed.drivername}'", allowed)
+    return parsed
+
+
+def sqlite_path(url: sa.URL) -> Path | None:
+    """The file of an SQLite ledger, None for PostgreSQL."""
+    return Path(url.database or "") if url.get_backend_name() == "sqlite" else None
+
+
+def connect(url: sa.URL, where: str, read_only: bool) -> Engine:
+    """An engine for the ledger; an SQLite file's folder is created, unless it is only to be read.
+
+    Raises:
+        LedgerError: no file to read, a folder that cannot be made, or no driver for PostgreSQL.
+    """
+    path = sqlite_path(url)
+    if path is None:
+        return _connect_postgres(url, where, read_only)
+    if read_only:
+        if not os.path.isfile(path):
+            raise NoLedgerError(where, f"no ledger at {path}", next="Run a search first, or check the path")
+        return sa.create_engine("sqlite://", creator=lambda: _open_to_read(path), poolclass=NullPool)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        reason = f"the folder {path.parent} cannot be made: {exc.strerror}"
+        raise LedgerError(where, reason, next="Choose a folder you may write to") from None
+    engine = sa.create_engine(url, connect_args={"timeout": BUSY_S})
+    sa.event.listen(engine, "connect", _configure_sqlite)
+    sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _connect_postgres(url: sa.URL, where: str, read_only: bool) -> Engine:
+    wanted = NOTICE_DEATH | {"connect_timeout": 10, "tcp_user_timeout": UNANSWERED_MS}
+    wanted = {key: value for key, value in wanted.items() if key not in url.query}
+    try:
+        engine = sa.create_engine(url, connect_args=wanted, use_native_hstore=False)
+    except ModuleNotFoundError as exc:
+        what = f"the PostgreSQL driver '{exc.name}' is not installed"
+        raise LedgerError(where, what, next='Install it: pip install "psycopg[binary]"') from None
+    settings = {f"tcp_{key}": str(value) for key, value in NOTICE_DEATH.items()} | {
+        "application_name": f"evosearch {os.getpid()} on {this_host()}",
+        "tcp_user_timeout": str(UNANSWERED_MS),
+        "idle_in_transaction_session_timeout": "60s",  # of a process that is suspended: nobody waits for it forever
+        "lock_timeout": "20s",
+        "default_transaction_read_only": "on" if read_only else "off",
+    }
+
+    def configure(connection: Any, _: Any) -> None:
+        query = ", ".join(["set_config(%s, %s, false)"] * len(settings))
+        try:
+            connection.autocommit = True
+            connection.execute(f"SELECT {query}", [text for pair in settings.items() for text in pair])
+            connection.autocommit = False
+        except BaseException:
+            connection.close()  # SQLAlchemy has not taken it over yet
+            raise
+
+    sa.event.listen(engine, "connect", configure)
+    return engine
+
+
+def _open_to_read(path: Path) -> sqlite3.Connection:
+    """Read without leaving a trace.
+
+    Opened `mode=ro`, SQLite makes the log's side files where there are none, and leaves them. There are none only when
+    no writer has the ledger open; then `immutable` reads the file as it lies. Connections are not kept, so a writer
+    that comes later is seen by the next read.
+    """
+    writer = os.path.exists(f"{path}-wal")
+    uri = path.resolve().as_uri() + ("?mode=ro" if writer else "?mode=ro&immutable=1")
+    return sqlite3.connect(uri, uri=True, timeout=BUSY_S, check_same_thread=False)
+
+
+def _configure_sqlite(connection: Any, _: Any) -> None:
+    connection.isolation_level = None  # we begin transactions ourselves: the driver would begin them late
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")  # readers never wait for the writer
+    cursor.execute("PRAGMA synchronous=FULL")  # what is committed outlives a power cut
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    """A transaction that will write takes the write lock at once: reading first and then upgrading can deadlock."""
+    writes = connection.get_execution_options().get("evosearch_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def check_server(url: str, where: str) -> None:
+    """That a ledger on a server could be opened to write, tables created where there are none; nothing is kept of it.
+
+    Raises:
+        LedgerError: what `prepare` raises.
+    """
+    parsed = parse_url(url, where)
+    assert sqlite_path(parsed) is None
+    engine = connect(parsed, where, read_only=False)
+    try:
+        prepare(engine, parsed, where, read_only=False, keep=False)
+    finally:
+        engine.dispose()
+
+
+def prepare(engine: Engine, url: sa.URL, where: str, read_only: bool, keep: bool = True) -> None:
+    """Create the tables where there are none, and check whose they are. A server that is starting is waited for.
+
+    Args:
+        keep: False: roll back what was created.
+
+    Raises:
+        LedgerError: not a database, somebody else's, of a newer version, or not writable.
+    """
+    deadline = time.monotonic() + STARTING_S
+    while True:
+        try:
+            version = _prepare(engine, url, where, read_only, keep)
+            break
+        except sa.exc.DBAPIError as exc:
+            if not is_starting(exc) or time.monotonic() > deadline:
+                raise unusable(url, where, exc) from None
+            time.sleep(0.5)
+    if version is None or not version.isdigit():
+        raise LedgerError(where, f"{shown(url)} is damaged: its schema version is missing")
+    if int(version) > SCHEMA:
+        what = f"{shown(url)} was written by a newer evosearch (schema {version})"
+        raise LedgerError(where, what, f"This one reads schema {SCHEMA}", "Update evosearch")
+
+
+def _prepare(engine: Engine, url: sa.URL, where: str, read_only: bool, keep: bool) -> str | None:
+    """The version of the tables, once they are there."""
+    options = {"evosearch_write": not read_only}
+    with engine.connect().execution_options(**options) as connection, connection.begin() as transaction:
+        present = _tables(connection)
+        if meta.name not in present and sqlite_path(url) is None and not read_only:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(CREATING)))  # two may come to an empty database
+            present = _tables(connection)
+        if meta.name not in present:
+            _create(connection, present, url, where, read_only)
+        version: str | None = connection.scalar(sa.select(meta.c.value).where(meta.c.key == "schema"))
+        if not keep:
+            transaction.rollback()
+        return version
+
+
+def _tables(connection: sa.Connection) -> set[str]:
+    """The names of all tables; of a server's database those of other schemas too, as `schema.table`."""
+    if connection.dialect.name == "sqlite":
+        return set(sa.inspect(connection).get_table_names())
+    query = (
+        "SELECT CASE WHEN schemaname = current_schema() THEN tablename ELSE schemaname || '.' || tablename END"
+        " FROM pg_catalog.pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
+    )
+    return set(connection.scalars(sa.text(query)))
+
+
+def _create(connection: sa.Connection, present: set[str], url: sa.URL, where: str, read_only: bool) -> None:
+    server = sqlite_path(url) is None
+    if present:
+        what = f"{shown(url)} holds no ledger but other tables: {', '.join(sorted(present)[:3])}"
+        next = "Create a database for it: createdb evosearch" if server else "Choose another path"
+        raise LedgerError(where, what, next=next)
+    if read_only:
+        next = "Run a search first, or check the URL" if server else "Choose another path"
+        raise NoLedgerError(where, f"{shown(url)} holds no ledger", next=next)
+    if server and (encoding := connection.scalar(sa.text("SHOW server_encoding"))) != "UTF8":
+        next = f"Create another: createdb -E UTF8 -T template0 {url.database}"
+        raise LedgerError(where, f"{shown(url)} has the encoding {encoding}", "UTF8", next)
+    metadata.create_all(connection, checkfirst=False)
+    connection.execute(sa.insert(meta), [{"key": "schema", "value": str(SCHEMA)}])

@@ -1,0 +1,219 @@
+"""The search space: a recipe with holes. The winner is the same recipe with the holes filled.
+
+What is searched in a recipe is found by `outline`, or by `routes` where its route is searched; here it is filled.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from evosearch.documents import validate
+from evosearch.errors import RecipeError, did_you_mean
+from evosearch.recipe.checks import check
+from evosearch.recipe.schema import NO_EFFECT, Recipe
+from evosearch.recipe.shapes import MethodSpec, ModelShape, Scalar
+from evosearch.search.space.depth import Piece, flatten
+from evosearch.search.space.inert import deciding, reason
+from evosearch.search.space.outline import Outline
+from evosearch.search.space.routes import ROUTING, Routes, is_route, parse
+from evosearch.search.space.template import METHOD, Target, at, refuse_misplaced, scopes
+from evosearch.search.space.types import Dimension, Genome
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Genome ⇄ recipe. Made by `from_template`."""
+
+    dimensions: tuple[Dimension, ...]
+    _template: Mapping[str, Any]
+    _sites: Mapping[Target, tuple[Piece, ...]]
+    _targets: Mapping[str, tuple[Target, ...]]  # dimension → every setting it fills
+    _methods: Mapping[str, MethodSpec]
+    _where: str
+    _routes: Routes | None = None  # what is searched in place of holes in parameters
+
+    @classmethod
+    def from_template(
+        cls,
+        template: Mapping[str, Any],
+        shape: ModelShape,
+        methods: Mapping[str, MethodSpec],
+        where: str = "recipe",
+        depths: Mapping[str, int] | None = None,
+    ) -> Self:
+        """Lay out the space of a recipe with holes.
+
+        Args:
+            template: the recipe as read from YAML, holes and all.
+            shape: the layout that the recipe's models share.
+            methods: every known merge method.
+            where: what to put before a key in an error, as `night.yaml: recipe`.
+            depths: reference → number of layers, for a search over routes; of what is not in it, as many as in `shape`.
+
+        Raises:
+            RecipeError: a hole is not well-formed, stands where nothing can be searched, or there is none; or the
+                recipe is wrong with its holes filled.
+        """
+        if is_route(template):
+            refuse_misplaced(template, where)
+            return cls._of_routes(template, shape, methods, where, depths or {})
+        outline = Outline(dict(template), shape, methods, where)
+        outline.build()
+        space = cls(
+            tuple(outline.dimensions.values()),
+            deepcopy(dict(template)),
+            outline.sites,
+            {name: tuple(targets) for name, targets in outline.targets.items()},
+            methods,
+            where,
+        )
+        if not space.dimensions:
+            raise RecipeError(
+                where, "nothing to search: no value is a hole", "A hole, as weight: {low: 0.0, high: 1.0}", "Add one"
+            )
+        for genome in space.corners():
+            check(space.fill(genome), methods, where)
+        return replace(space, dimensions=space._not_idle(shape, outline.chosen, outline.places))
+
+    @classmethod
+    def _of_routes(
+        cls,
+        template: Mapping[str, Any],
+        shape: ModelShape,
+        methods: Mapping[str, MethodSpec],
+        where: str,
+        depths: Mapping[str, int],
+    ) -> Self:
+        known = {model: depths.get(model, shape.num_layers) for model in parse(template, where).models}
+        routes = Routes.from_template(template, known, where)
+        space = cls(routes.dimensions, deepcopy(dict(template)), {}, {}, methods, where, routes)
+        for genome in space.corners():
+            check(space.fill(genome), methods, where)
+        return space
+
+    def initial(self) -> Genome:
+        """Every dimension at its `init`."""
+        return {dimension.name: dimension.init for dimension in self.dimensions}
+
+    def with_weight(self, per_model: Sequence[float] | float) -> Genome:
+        """The initial genome with every number of a parameter named `weight` set, within its bounds; a route has none.
+
+        Args:
+            per_model: one weight for every parent (`Recipe.parents`: the models that are not the base), or one for
+                all. A number that several parents share takes their mean. No weights leave everything as it is.
+        """
+        if self._routes is not None or per_model == ():
+            return self.initial()
+        parents = self._parents()
+        weights = [float(per_model)] * len(parents) if isinstance(per_model, int | float) else list(per_model)
+        assert len(weights) == len(parents), f"{len(weights)} weights for {len(parents)} parents"
+        of_parent = dict(zip(parents, weights, strict=True))
+        mean = sum(weights) / len(weights)
+        genome = self.initial()
+        for dimension in self.dimensions:
+            targets = self._targets[dimension.name]
+            models = [at(self._template, path).get("model") for path, parameter in targets if parameter == "weight"]
+            given = [mean if model is None else of_parent[model] for model in models if model in (None, *of_parent)]
+            if given and dimension.kind != "categorical":
+                genome[dimension.name] = dimension.clip(sum(given) / len(given))
+        return genome
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether `with_weight` changes anything: a parent's weight is searched."""
+        return self.with_weight(-1e30) != self.initial() or self.with_weight(1e30) != self.initial()
+
+    def clip(self, genome: Mapping[str, Scalar]) -> Genome:
+        """The nearest genome of the space, inactive dimensions at their `init`."""
+        clipped = {d.name: d.clip(genome.get(d.name, d.init)) for d in self.dimensions}
+        return {d.name: clipped[d.name] if d.active(clipped) else d.init for d in self.dimensions}
+
+    def validate(self, genome: Mapping[str, Scalar]) -> None:
+        """
+        Raises:
+            RecipeError: the genome lacks a dimension, has one too many, or a value lies outside.
+        """
+        known = {dimension.name for dimension in self.dimensions}
+        for name in genome:
+            if name not in known:
+                near = did_you_mean(name, sorted(known))
+                raise RecipeError(f"genome: {name}", "no dimension of this search", next=near)
+        for dimension in self.dimensions:
+            if dimension.name not in genome:
+                raise RecipeError(f"genome: {dimension.name}", "missing")
+            if not dimension.contains(genome[dimension.name]):
+                allowed = dimension.choices or f"[{dimension.low:g}, {dimension.high:g}]"
+                raise RecipeError(f"genome: {dimension.name}", f"got {genome[dimension.name]!r}", f"In {allowed}")
+
+    def fill(self, genome: Mapping[str, Scalar]) -> Recipe:
+        """The recipe of one genome. Parameters that the genome's merge method does not take are left out.
+
+        Raises:
+            RecipeError: the genome is not of this space, or the recipe is not well-formed.
+        """
+        self.validate(genome)
+        if self._routes is not None:
+            data = {**self._template, ROUTING: self._routes.fill(genome)}
+            return validate(Recipe, data, self._where, RecipeError)
+        data = deepcopy(dict(self._template))
+        chosen = self._dimension_of(((), METHOD))
+        if chosen is not None:
+            data[METHOD] = genome[chosen.name]
+        for (path, parameter), pieces in self._sites.items():
+            at(data, path)["parameters"][parameter] = flatten(piece.entries(genome) for piece in pieces)
+        if chosen is not None:
+            _drop_foreign(data, self._methods[data[METHOD]])
+        return validate(Recipe, data, self._where, RecipeError)
+
+    def _not_idle(self, shape: ModelShape, chosen: Sequence[str], places: Mapping[str, str]) -> tuple[Dimension, ...]:
+        """The dimensions, each active under those of the chosen methods where it decides something.
+
+        Raises:
+            RecipeError: one decides nothing.
+        """
+        method, start, found = self._dimension_of(((), METHOD)), self.initial(), []
+        used: dict[str, set[str]] = {}
+        for name in chosen:
+            recipe = self.fill(start | {method.name: name} if method else start)
+            used[name] = deciding(recipe, self._methods[name], shape, self._sites)
+        for dimension in self.dimensions:
+            active = dimension.active_if[1] if dimension.active_if else chosen
+            kept = tuple(name for name in active if dimension.name in used[str(name)])
+            if dimension is method or kept == active:
+                found.append(dimension)
+                continue
+            if not kept:
+                specs = [self._methods[str(name)] for name in active]
+                why, next_step = reason(self._template, self._targets[dimension.name][0], specs)
+                raise RecipeError(places[dimension.name], f"'{dimension.name}' decides nothing: {why}", next=next_step)
+            assert method is not None
+            found.append(replace(dimension, active_if=(method.name, kept)))
+        return tuple(found)
+
+    def _dimension_of(self, target: Target) -> Dimension | None:
+        return next((d for d in self.dimensions if target in self._targets[d.name]), None)
+
+    def _parents(self) -> tuple[str, ...]:
+        return self.fill(self.initial()).parents
+
+    def corners(self) -> Iterator[Genome]:
+        """Genomes that together hold every choice. (Bounds are checked where a hole is read.)"""
+        if self._routes is not None:
+            yield from self._routes.corners()
+            return
+        yield self.initial()
+        for dimension in self.dimensions:
+            for choice in dimension.choices:
+                genome = self.initial()
+                if dimension.active_if is not None:
+                    genome[dimension.active_if[0]] = dimension.active_if[1][0]
+                genome[dimension.name] = choice
+                yield genome
+
+
+def _drop_foreign(data: dict[str, Any], method: MethodSpec) -> None:
+    """Leave out the parameters that the chosen method does not take: another choice's."""
+    for path, parameters in list(scopes(data)):
+        kept = {name: v for name, v in parameters.items() if name in method.parameters or name in NO_EFFECT}
+        at(data, path)["parameters"] = kept

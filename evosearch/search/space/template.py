@@ -1,0 +1,103 @@
+"""A recipe with holes as raw data: where its parameters stand, and what it is without them."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from evosearch.documents import join, validate
+from evosearch.errors import RecipeError
+from evosearch.recipe.checks import refuse_beside_route
+from evosearch.recipe.schema import Recipe
+from evosearch.recipe.shapes import Place, TensorSpec
+from evosearch.search.space import holes, routes
+
+METHOD = "merge_method"
+OF_MERGES = (METHOD, "models", "slices", "modules", "parameters")
+Path = tuple[str | int, ...]  # the keys of a scope in the recipe: () for its own parameters, ("models", 1)
+Target = tuple[Path, str]  # scope, parameter
+
+
+def refuse_misplaced(template: Mapping[str, Any], where: str) -> None:
+    """
+    Raises:
+        RecipeError: a hole stands elsewhere than as a parameter's value, the merge method, or the route.
+    """
+    for key, value in template.items():
+        place = join(where, key)
+        if key in OF_MERGES and routes.is_route(template):
+            what, next_step = "does not go with a search over routes", "Leave it out, or leave out routing"
+            raise RecipeError(place, what, "A recipe is a merge or a route", next_step)
+        if key in (METHOD, "parameters") or (key == routes.ROUTING and routes.is_route(template)):
+            continue
+        for found in holes.find(value, place):
+            if key not in ("models", "slices", "modules") or ".parameters." not in found.removeprefix(place):
+                allowed = "Holes are values of parameters, merge_method, and routing as a whole"
+                raise RecipeError(found, "a hole cannot stand here", allowed)
+
+
+def frame(template: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe of a template without its parameters: which models it names, and how it stacks their layers.
+
+    Of a template that searches for a route it is one with a hop for each of the models, their first layers in order.
+
+    Raises:
+        RecipeError: a hole stands where none can, or the template is not well-formed.
+    """
+    refuse_misplaced(template, where)
+    if routes.is_route(template):
+        recipe = validate(Recipe, routes.frame(template, where), where, RecipeError)
+        refuse_beside_route(recipe, where)
+        return recipe
+    bare = _without_parameters(template)
+    if isinstance(bare.get(METHOD), Mapping):  # a hole: which method it is changes nothing here
+        bare[METHOD] = "linear"
+    return validate(Recipe, bare, where, RecipeError)
+
+
+def is_stacked(template: Mapping[str, Any]) -> bool:
+    """Whether the recipe is one of slices."""
+    modules = template.get("modules")
+    inner = modules.values() if isinstance(modules, Mapping) else ()
+    return any(isinstance(node, Mapping) and "slices" in node for node in (template, *inner))
+
+
+def belongs(template: Mapping[str, Any], path: Path, tensor: TensorSpec) -> bool:
+    """Whether a parameter in the scope at `path` decides a tensor of the output: a slice's decides its layers alone.
+
+    Embeddings are the first slice's, final norm and head the last's.
+    """
+    if "slices" not in path:
+        return True
+    index = path.index("slices") + 1
+    parts, chosen = at(template, path[:index]), path[index]
+    lengths = [part["sources"][0]["layer_range"][1] - part["sources"][0]["layer_range"][0] for part in parts]
+    if tensor.layer is None:
+        return bool(chosen == (0 if tensor.place is Place.EMBEDDINGS else len(parts) - 1))
+    assert isinstance(chosen, int)
+    first = sum(lengths[:chosen])
+    return bool(first <= tensor.layer < first + lengths[chosen])
+
+
+def _without_parameters(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _without_parameters(value) for key, value in node.items() if key != "parameters"}
+    return [_without_parameters(item) for item in node] if isinstance(node, list | tuple) else node
+
+
+def scopes(node: Any, path: Path = ()) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Every mapping of parameters, outer ones first. What is none is left to the recipe's own schema to refuse."""
+    if isinstance(node, Mapping):
+        if isinstance(node.get("parameters"), Mapping):
+            yield path, node["parameters"]
+        for key, value in node.items():
+            if key in ("models", "slices", "sources", "modules") or path == ("modules",):
+                yield from scopes(value, (*path, key))
+    elif isinstance(node, list | tuple):
+        for index, item in enumerate(node):
+            yield from scopes(item, (*path, index))
+
+
+def at(data: Any, path: Path) -> Any:
+    """What stands under the keys of a path."""
+    for key in path:
+        data = data[key]
+    return data

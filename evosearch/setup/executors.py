@@ -1,0 +1,99 @@
+"""From the spec's `workers` to something that scores."""
+
+import os
+from dataclasses import replace
+
+from evosearch.checkpoints.references import default_cache
+from evosearch.errors import SpecError
+from evosearch.evaluation.engine.loglikelihood import ScoreOptions
+from evosearch.evaluation.suites.suite import Suite
+from evosearch.execution.cluster import address_of
+from evosearch.execution.local import LocalExecutor
+from evosearch.execution.worker import WorkerConfig
+from evosearch.jobs.pack import portable
+from evosearch.search.progress import Watcher
+from evosearch.search.protocols import Executor
+from evosearch.setup.models import Models
+from evosearch.setup.prepare import Prepared
+from evosearch.spec.spec import WorkersConfig
+
+THREADS = 2  # of a worker on a cluster, and the cores it takes: of no use to a GPU, so that few nodes lack them
+
+
+def worker_config(workers: WorkersConfig, models: Models, suite: Suite, out_dtype: str, count: int = 1) -> WorkerConfig:
+    """What each worker is told: names and plain data."""
+    cached = workers.cached_tokens or ScoreOptions.cached_tokens
+    options = ScoreOptions(batch_tokens=workers.batch_tokens, cached_tokens=cached)
+    return WorkerConfig(
+        recipe=models.recipe.to_dict(),
+        suite=suite.model_dump(mode="json"),
+        cache=default_cache(),
+        out_dtype=out_dtype,
+        device=workers.device,
+        threads=workers.threads or max(1, _cores() // count),
+        options=options,
+        allow_pickle=models.opener.allow_pickle,
+        also=models.also,
+        recipes=models.opener.nested,
+        inputs=models.inputs,
+        files=models.files,
+    )
+
+
+def make_executor(workers: WorkersConfig, prepared: Prepared, watcher: Watcher) -> Executor:
+    """The executor a spec asks for.
+
+    Raises:
+        SpecError: the cluster cannot be reached, or more is asked for than this machine has.
+    """
+    count, gpus = worker_count(workers)
+    config = worker_config(workers, prepared.models, prepared.suite, prepared.example.output_dtype, count or 1)
+    config = replace(config, gpu_share=gpus or 1.0)
+    if workers.executor == "local":
+        return LocalExecutor(config, watcher.preparing, prepared.harness)
+    from evosearch.execution.ray_pool import RayExecutor, RayOptions
+
+    config = replace(config, suite=config.suite | {"include": portable(prepared.suite.include)})
+    if cluster_of(workers) and workers.threads is None:  # its nodes are not this machine
+        config = replace(config, threads=1 if gpus and gpus < 1.0 else THREADS)
+    fill = prepared.spec.config.optimizer.asynchronous
+    options = RayOptions(count, config.threads, gpus, cluster_of(workers), fill)
+    return RayExecutor(config, options, watcher.note)
+
+
+def cluster_of(workers: WorkersConfig) -> str | None:
+    """The cluster that workers run on: the spec's, or that of the Ray job that this is; None: this machine alone."""
+    return None if workers.executor == "local" else address_of(workers.address)
+
+
+def worker_count(workers: WorkersConfig) -> tuple[int | None, float | None]:
+    """How many workers, and how many GPUs each has.
+
+    On a cluster the first is None where it is as many as there is room for, the second where it is one if any of its
+    nodes has one.
+
+    Raises:
+        SpecError: more is asked for than this machine has.
+    """
+    import torch
+
+    count = None if workers.count == "auto" else workers.count
+    if cluster_of(workers):
+        return count, 0.0 if workers.device == "cpu" else workers.gpus_per_worker
+    if workers.device == "cuda" and not torch.cuda.is_available():
+        raise SpecError("workers.device", "got 'cuda', and this machine has no GPU", "auto, or cpu")
+    here = 0 if workers.device == "cpu" else torch.cuda.device_count()
+    gpus = workers.gpus_per_worker if workers.gpus_per_worker is not None else float(here > 0)
+    if workers.executor == "local":
+        return 1, gpus
+    if gpus and not here:
+        raise SpecError("workers.gpus_per_worker", f"got {gpus:g}, and this machine has no GPU", "0, or an address")
+    if gpus > here:
+        raise SpecError("workers.gpus_per_worker", f"got {gpus:g}, and this machine has {here}", f"At most {here}")
+    if count is None:
+        count = max(1, int(here / gpus)) if gpus else max(1, _cores() // 2)
+    return count, gpus
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,196 @@
+"""Starting from what another search found: its best candidate, and what is known of the others.
+
+Looked up once, when a search first starts, and recorded: the other search may change or vanish afterwards, and a resume
+reads the record.
+
+A value is taken over where a dimension of the same name has it. What a candidate was worth is taken over only where it
+would be worth the same here: the same recipe comes of its values (by recipe_id), scored on the same questions. With
+`search_parts` a candidate is asked a share of them: that says less than all of them, and one recipe may have several.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from evosearch.errors import InputError, SpecError
+from evosearch.recipe.shapes import Scalar
+from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.progress import Watcher
+from evosearch.search.replay import observed
+from evosearch.search.space.types import Dimension, Genome, Observation
+from evosearch.search.state import SearchState
+from evosearch.setup.loading import read_search
+from evosearch.setup.prepare import Prepared
+from evosearch.spec.run_dir import Places, find, places_of, recorded_names
+from evosearch.spec.spec import SearchSpec
+
+TOLD = ("candidate", "value", "stderr", "n", "state", "violations", "objectives")  # what is known of a candidate
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What is taken over, as plain data.
+
+    Attributes:
+        known: best first; the entries of a `told` event, each with its genome in this search's dimensions.
+    """
+
+    search: str
+    search_id: str
+    start: Genome
+    known: tuple[Mapping[str, Any], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The payload of a `warm_started` event."""
+        known = [dict(entry) for entry in self.known]
+        return {"search": self.search, "search_id": self.search_id, "start": dict(self.start), "known": known}
+
+    @classmethod
+    def recorded(cls, state: SearchState) -> Self | None:
+        """What a search recorded when it first started."""
+        found = state.warm_start
+        if found is None:
+            return None
+        return cls(found["search"], found["search_id"], dict(found["start"]), tuple(found["known"]))
+
+    @property
+    def observations(self) -> tuple[Observation, ...]:
+        """What is known, as an optimizer is told it."""
+        return tuple(observed(dict(entry), dict(entry["genome"])) for entry in self.known)
+
+
+def found_before(prepared: Prepared, watcher: Watcher) -> WarmStart | None:
+    """What the spec's `warm_start` comes to, for a search that has not started yet; one that has, has it on record.
+
+    Raises:
+        SpecError: see `look_up`.
+    """
+    started = prepared.spec.name in recorded_names(places_of(prepared.spec).ledger)
+    return None if started else look_up(prepared, watcher)
+
+
+def look_up(prepared: Prepared, watcher: Watcher) -> WarmStart | None:
+    """Read the other search; None where the spec names none.
+
+    Raises:
+        SpecError: there is no such search, it is this one, it has scored no candidate, or it has no dimension of this
+            one's.
+    """
+    spec = prepared.spec
+    named, where = spec.config.optimizer.warm_start, spec.at("optimizer.warm_start")
+    if named is None:
+        return None
+    other, search_id, state = _read(prepared, named, where)
+    ranked = _ranked(state)
+    if not ranked:
+        raise SpecError(where, f"got '{named}', and no candidate of it is scored yet", next="Run it first")
+    genome = state.payload(ranked[0])["genome"]
+    shared = _shared(prepared, genome)
+    if not shared:
+        ours = ", ".join(dimension.name for dimension in prepared.space.dimensions[:3])
+        what = f"got '{named}', which has no dimension of this search's"
+        raise SpecError(where, what, f"A search with some of these: {ours}, …", "Name another, or leave it out")
+    known, why = _known(prepared, state, ranked)
+    warm = WarmStart(other, search_id, prepared.space.clip(shared), known)
+    taken = f"{len(shared)} of {len(prepared.space.dimensions)} values of its candidate {ranked[0]}"
+    watcher.note(f"warm start from '{other}': {taken}; {why or f'{len(known)} candidates are known'}")
+    return warm
+
+
+def _read(prepared: Prepared, named: str, where: str) -> tuple[str, str, SearchState]:
+    """The other search: name, search_id and folded events."""
+    spec, itself = prepared.spec, SpecError(where, f"got '{named}', which is this search itself", "Another search")
+    if named == spec.name:
+        raise itself
+    try:
+        places = _find(spec, named)
+        if (places.name, places.ledger) == (spec.name, places_of(spec).ledger):
+            raise itself
+        with Ledger.open(places.ledger, named, read_only=True) as ledger:
+            search_id, state = read_search(ledger, places)
+    except InputError as error:
+        if error is itself:
+            raise
+        _, _, key = error.where.partition(": ")
+        what = f"{key}: {error.what}" if key else error.what
+        raise SpecError(where, f"got '{named}': {what}", error.allowed, error.next) from None
+    return places.name, search_id, state
+
+
+def _find(spec: SearchSpec, named: str) -> Places:
+    """The other search: in the spec's own ledger, wherever that is, or else by its name, folder or spec file."""
+    own = places_of(spec)
+    return replace(own, name=named) if named in recorded_names(own.ledger) else find(_from(spec.file, named))
+
+
+def _from(file: Path, named: str) -> str:
+    """A path relative to the spec's own folder; names as they are."""
+    path = os.path.expanduser(named)
+    is_path = path.startswith(("./", "../")) or path.endswith((".yaml", ".yml"))
+    return os.path.normpath(file.absolute().parent / path) if is_path else path
+
+
+def _ranked(state: SearchState) -> list[str]:
+    """Scored candidates, best first: those that break no guard, then by fitness, then as they were asked."""
+    found = {name: evidence for name in state.asked if (evidence := state.evidence(name)) is not None}
+    return sorted(found, key=lambda name: (found[name][0], -found[name][1], int(name)))
+
+
+def _shared(prepared: Prepared, genome: Mapping[str, Scalar]) -> Genome:
+    """The values of dimensions that this search has, too, within its bounds."""
+    found = {}
+    for dimension in prepared.space.dimensions:
+        if dimension.name in genome and _of_kind(dimension, genome[dimension.name]):
+            found[dimension.name] = dimension.clip(genome[dimension.name])
+    return found
+
+
+def _of_kind(dimension: Dimension, value: Scalar) -> bool:
+    """Whether a value means something in a dimension: one of its choices, or any number."""
+    if dimension.kind == "categorical":
+        return dimension.contains(value)
+    return not isinstance(value, bool | str)
+
+
+def _known(prepared: Prepared, state: SearchState, ranked: list[str]) -> tuple[tuple[Mapping[str, Any], ...], str]:
+    """What candidates are worth here, best first, and why that is known of none."""
+    theirs, ours = state.spec, prepared.spec.identity()
+    if _questions(theirs, state.circumstances.get("batches", {}).get("search")) != _questions(
+        ours, prepared.batches["search"].digest
+    ):
+        return (), "it was scored on other questions, so what its candidates are worth is not taken over"
+    if _parts(theirs) != _parts(ours):
+        return (), "its search_parts are others, so what its candidates are worth is not taken over"
+    if theirs.get("objectives") != ours.get("objectives") and "objectives" in ours:
+        return (), "it has other objectives, so what its candidates are worth is not taken over"
+    keys = [key for key in TOLD if key != "objectives" or "objectives" in ours]
+    found = []
+    for name in ranked:
+        told, genome = state.told.get(name), _same_recipe(prepared, state, name)
+        if told is not None and told["state"] == "scored" and genome is not None:
+            found.append({key: told[key] for key in keys if key in told} | {"genome": genome})
+    return tuple(found), "" if found else "its recipes are others, so what its candidates are worth is not taken over"
+
+
+def _questions(identity: Mapping[str, Any], batch: str | None) -> tuple[Any, ...]:
+    """What a fitness is of."""
+    suite = identity["suite"]
+    return suite["digest"], suite.get("weights"), suite.get("chances"), batch
+
+
+def _parts(identity: Mapping[str, Any]) -> tuple[int, int] | None:
+    """What deals the questions out: how many parts, and the seed; None where every candidate is asked all of them."""
+    count = identity.get("search_parts")
+    return None if count is None else (count, identity["optimizer"]["seed"])
+
+
+def _same_recipe(prepared: Prepared, state: SearchState, name: str) -> Genome | None:
+    """A candidate's genome in this search's dimensions, where the same recipe comes of it."""
+    space, theirs = prepared.space, state.payload(name)["genome"]
+    genome = {d.name: theirs.get(d.name, d.init) for d in space.dimensions}
+    if not all(d.contains(genome[d.name]) for d in space.dimensions):
+        return None
+    clipped = space.clip(genome)
+    return clipped if prepared.models.identify(space.fill(clipped)) == state.recipe_ids[name] else None

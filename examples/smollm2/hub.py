@@ -1,0 +1,98 @@
+"""The three sets from the Hugging Face hub, cut into held-out, few-shot and training documents that share no text."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evosearch.errors import EvosearchError
+from examples.smollm2.documents import Document, as_lines
+from examples.smollm2.folders import progress
+
+SIZES = {"heldout": 1600, "fewshot": 64, "train": 3000}  # documents, drawn in this order
+
+
+@dataclass(frozen=True)
+class HubSet:
+    """A data set that needs no loading script: all its splits are pooled, for their own sizes do not fit `SIZES`."""
+
+    path: str  # on the hub, or a local folder
+    text: str  # column
+    label: str  # column
+    names: Mapping[str, int]  # what stands in the label's column, in lower case → our label
+
+
+SETS = {
+    # Whole sentences (Socher et al. 2013). The set called sst2 of GLUE also holds their phrases, which would put
+    # pieces of held-out sentences into training.
+    "sst2": HubSet("SetFit/sst2", "text", "label_text", {"negative": 0, "positive": 1}),
+    "subj": HubSet("SetFit/subj", "text", "label_text", {"subjective": 0, "objective": 1}),
+    "trec": HubSet(
+        "SetFit/TREC-QC",
+        "text",
+        "label_coarse_original",
+        {"desc": 0, "enty": 1, "abbr": 2, "hum": 3, "loc": 4, "num": 5},
+    ),
+}
+
+
+def fetch(task: str, sizes: Mapping[str, int] = SIZES) -> dict[str, str]:
+    """The files of one task: `TASK_heldout.jsonl`, `TASK_fewshot.jsonl` and `TASK_train.jsonl` → their lines.
+
+    Raises:
+        EvosearchError: the hub cannot be reached, or the set is not what it was.
+    """
+    progress(f"{task}: {SETS[task].path} from the Hugging Face hub")
+    documents = distinct(_rows(SETS[task]))
+    if len(documents) < sum(sizes.values()):
+        raise EvosearchError(_sentence(SETS[task], f"{len(documents)} different texts, {sum(sizes.values())} needed"))
+    files, at = {}, 0
+    for part, size in sizes.items():
+        files[f"{task}_{part}.jsonl"] = as_lines(documents[at : at + size])
+        at += size
+    return files
+
+
+def distinct(documents: Iterable[Document]) -> list[Document]:
+    """Each text once, in the order of its hash, whatever order the splits came in; a text of two labels is left out.
+
+    Texts that differ in nothing but case and spaces are one.
+    """
+    found: dict[str, Document | None] = {}
+    for document in documents:
+        digest = hashlib.sha256(" ".join(document.text.split()).casefold().encode()).hexdigest()
+        earlier = found.setdefault(digest, document)
+        if earlier is not None and earlier.label != document.label:
+            found[digest] = None
+    return [document for _, document in sorted(found.items()) if document is not None]
+
+
+def _rows(source: HubSet) -> Iterable[Document]:
+    for number, row in enumerate(_download(source)):
+        try:
+            name, text = row[source.label], row[source.text]
+        except KeyError as error:
+            what = f"has no column {error}; there are {', '.join(map(repr, row))}"
+            raise EvosearchError(_sentence(source, what)) from None
+        label = source.names.get(str(name).casefold())
+        if label is None or not isinstance(text, str):
+            what = f"row {number}: label {name!r}, where {', '.join(source.names)} are known"
+            raise EvosearchError(_sentence(source, what))
+        yield Document(text.strip(), label)
+
+
+def _download(source: HubSet) -> Iterable[dict[str, Any]]:
+    """The rows of all splits, one split after another in the order of their names."""
+    import datasets
+
+    try:
+        splits = datasets.load_dataset(source.path)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:  # no network is an OSError
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise EvosearchError(_sentence(source, reason)) from None
+    for name in sorted(splits):
+        yield from splits[name]
+
+
+def _sentence(source: HubSet, what: str) -> str:
+    return f"the set {source.path}: {what.rstrip('.')}. Give the sentences as files instead: --data DIR."

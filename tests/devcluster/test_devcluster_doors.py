@@ -1,0 +1,137 @@
+"""What the trial knocks at: doors that are open are named. And it waits for no job that was stopped."""
+
+import contextlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psycopg
+import pytest
+
+from benchmarks._cluster_proof import doors
+from benchmarks._cluster_proof.trial import ENDED, _Trial
+from evosearch.devcluster.cluster import LEDGER
+from evosearch.devcluster.postgres import Postgres
+from evosearch.errors import SearchError
+
+
+@pytest.fixture(scope="module")
+def server(postgres: Postgres) -> Iterator[Postgres]:
+    """A server of this module's own; `postgres` has seen to it that one can be had."""
+    folder = Path(tempfile.mkdtemp(prefix="evosearch-doors-"))
+    folder.chmod(0o711)
+    own = Postgres(folder / "postgres")
+    own.start(durable=False, die_with_parent=True)
+    own.create_database(LEDGER)
+    yield own
+    own.stop()
+    shutil.rmtree(folder)
+
+
+def test_postgresql_that_asks_for_a_password_passes(server: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPASSFILE", str(server.passfile))
+    psycopg.connect(server.url(LEDGER)).close()
+    doors.check_postgres(server)
+
+
+def test_postgresql_that_lets_anybody_in_does_not(server: Postgres) -> None:
+    rules = server.data / "pg_hba.conf"
+    kept = rules.read_text()
+    rules.write_text("host all all 127.0.0.1/32 trust\n")
+    with server.connect() as connection:
+        connection.execute("SELECT pg_reload_conf()")
+    where = f"host=127.0.0.1 port={server.port} user=evosearch dbname={LEDGER} passfile=/nowhere"
+    deadline = time.monotonic() + 20
+    try:
+        while time.monotonic() < deadline:  # it reads its rules again a moment later
+            with contextlib.suppress(psycopg.OperationalError):
+                psycopg.connect(where).close()
+                break
+        with pytest.raises(SearchError, match="PostgreSQL, nobody: it lets them in"):
+            doors.check_postgres(server)
+    finally:
+        rules.write_text(kept)
+        server.stop()
+        server.start(durable=False, die_with_parent=True)
+    doors.check_postgres(server)
+
+
+def test_postgresql_that_does_not_answer_does_not(server: Postgres) -> None:
+    server.stop()
+    with pytest.raises(SearchError, match=r"PostgreSQL, nobody: .*[Cc]onnection refused"):
+        doors.check_postgres(server)
+    server.start(durable=False, die_with_parent=True)
+
+
+Answer = Callable[[bytes, grpc.ServicerContext], bytes]
+
+
+class _Head(grpc.GenericRpcHandler):
+    """What answers a call as a head would."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+
+    def service(self, details: Any) -> Any:
+        return grpc.unary_unary_rpc_method_handler(self._answer) if details.method == doors.ALIVE else None
+
+
+def knock(answer: Answer) -> None:
+    head = grpc.server(ThreadPoolExecutor(1), handlers=[_Head(answer)])
+    port = head.add_insecure_port("127.0.0.1:0")
+    head.start()
+    try:
+        doors.check_gcs(f"127.0.0.1:{port}")
+    finally:
+        head.stop(None).wait()
+
+
+def test_a_head_that_asks_for_a_token_passes() -> None:
+    def refuse(request: bytes, context: grpc.ServicerContext) -> bytes:
+        seen.append(dict(context.invocation_metadata()).get("authorization"))
+        context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
+        raise AssertionError
+
+    seen: list[Any] = []
+    knock(refuse)
+    assert seen == [None, f"Bearer {doors.WRONG}"]
+
+
+def test_a_head_that_answers_anybody_or_takes_any_token_does_not() -> None:
+    with pytest.raises(SearchError, match="Ray's head, nobody: it answers"):
+        knock(lambda request, context: b"")
+
+    def any_token(request: bytes, context: grpc.ServicerContext) -> bytes:
+        if "authorization" not in dict(context.invocation_metadata()):
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
+        return b""
+
+    with pytest.raises(SearchError, match="Ray's head, a wrong token: it answers"):
+        knock(any_token)
+
+
+def test_a_head_that_fails_otherwise_does_not() -> None:
+    def fail(request: bytes, context: grpc.ServicerContext) -> bytes:
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "another Ray")
+        raise AssertionError
+
+    with pytest.raises(SearchError, match=r"Ray's head, nobody: StatusCode\.UNIMPLEMENTED: another Ray"):
+        knock(fail)
+
+
+@pytest.mark.parametrize("status", ENDED)
+def test_the_trial_waits_for_no_job_that_has_ended(
+    status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = _Trial(tmp_path, print)
+    monkeypatch.setattr(dry_run, "_job", lambda: {"status": status})
+    began = time.monotonic()
+    with pytest.raises(SearchError, match=f"the search did not end well within 600 s; the job is {status}"):
+        trial._wait(lambda: False, 600.0, "the search did not end well")
+    assert time.monotonic() - began < 5
+    assert set(ENDED) == {"FAILED", "STOPPED"}

@@ -1,0 +1,137 @@
+"""The folder of a cluster: nothing that somebody else put there is touched, and no other folder is taken for one."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from evosearch.devcluster import cluster as clusters
+from evosearch.devcluster.cluster import Cluster
+from evosearch.devcluster.places import Places, State
+from evosearch.devcluster.postgres import Postgres, find_programs
+from evosearch.devcluster.private import write_private
+from evosearch.errors import InputError
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "cluster"
+
+
+def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    script = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(script, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def anothers(tmp_path: Path) -> Path:
+    """A folder with somebody's work in it, some of it called as parts of a cluster are."""
+    folder = tmp_path / "work"
+    (folder / "runs").mkdir(parents=True)
+    (folder / "runs" / "thesis.txt").write_text("years")
+    (folder / "notes").write_text("more")
+    folder.chmod(0o755)
+    return folder
+
+
+def all_there(folder: Path) -> bool:
+    return {str(file.relative_to(folder)) for file in folder.rglob("*")} == {"runs", "runs/thesis.txt", "notes"}
+
+
+def test_down_removes_nothing_where_there_is_no_cluster(anothers: Path) -> None:
+    refused = command("down", "--remove", "--folder", anothers)
+    assert refused.returncode == 2
+    assert f"{anothers}: there is no cluster in this folder. scripts/cluster up" in refused.stderr
+    assert all_there(anothers)
+
+
+def test_up_takes_no_folder_that_holds_something_else(anothers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clusters, "find_programs", lambda: Path("/"))
+    wrong = r"there is no cluster in this folder, and it is not empty: notes, runs\. A new folder, an empty one or"
+    with pytest.raises(InputError, match=wrong):
+        Cluster(anothers).up()
+    assert all_there(anothers)
+    assert anothers.stat().st_mode & 0o777 == 0o755
+
+
+EARLIER = '{"processes": {"mlflow": {"pid": 7, "started": 1.5}}}'
+
+
+@pytest.mark.parametrize("content", ['{"terraform": 4}', "[]", "", EARLIER])
+def test_another_programs_state_is_none(anothers: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (anothers / "state.json").write_text(content)
+    refused = command("down", "--remove", "--folder", anothers)
+    assert refused.returncode == 2
+    assert f"{anothers}/state.json: this version of scripts/cluster does not record a cluster so" in refused.stderr
+    monkeypatch.setattr(clusters, "find_programs", lambda: Path("/"))
+    with pytest.raises(InputError, match=r"state\.json: this version .* Choose another folder"):
+        Cluster(anothers).up()
+    assert (anothers / "state.json").read_text() == content
+    (anothers / "state.json").unlink()
+    (anothers / "lock").unlink()
+    assert all_there(anothers)
+    assert anothers.stat().st_mode & 0o777 == 0o755
+
+
+def test_what_was_put_into_a_clusters_folder_later_is_kept(tmp_path: Path) -> None:
+    places, elsewhere = Places(tmp_path / "cluster"), tmp_path / "large-disk"
+    places.make()
+    (places.folder / "runs" / "night").mkdir()
+    write_private(places.environment, "export A=1")
+    (places.folder / "state.json.77").write_text("half")
+    elsewhere.mkdir()
+    (elsewhere / "kept").write_text("")
+    (places.folder / "artifacts").rmdir()
+    (places.folder / "artifacts").symlink_to(elsewhere)
+    (places.folder / "thesis.txt").write_text("years")
+    said: list[str] = []
+    Cluster(places.folder, said.append).down(remove=True)
+    assert [entry.name for entry in places.folder.iterdir()] == ["thesis.txt"]
+    assert said == [f"{places.folder} is kept: it holds thesis.txt, which is no part of a cluster"]
+    assert (elsewhere / "kept").exists()
+
+
+def test_a_clusters_folder_is_removed(tmp_path: Path) -> None:
+    places = Places(tmp_path / "cluster")
+    places.make()
+    State(nodes=2).save(places)
+    places.make()
+    assert State.load(places).nodes == 2, "what is recorded is kept"
+    assert command("down", "--folder", places.folder).returncode == 0
+    assert (places.folder / "secrets").is_dir()
+    assert command("down", "--remove", "--folder", places.folder).returncode == 0
+    assert not places.folder.exists()
+
+
+def test_a_folder_that_a_first_up_left_halfway_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("")
+    (tmp_path / "state.json.99").write_text("{")
+    Places(tmp_path).make()
+    assert State.load(Places(tmp_path)) == State()
+
+
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A folder that PostgreSQL's user can reach."""
+    folder = Path(tempfile.mkdtemp(prefix="evosearch-cluster-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(find_programs() is None, reason="PostgreSQL is not installed: apt-get install postgresql")
+def test_what_the_database_says_is_told_in_one_line(reachable: Path) -> None:
+    places = Places(reachable / "cluster")
+    places.make()
+    server = Postgres(places.folder / "postgres")
+    server.start(durable=False, die_with_parent=True)
+    try:
+        server.passfile.write_text(f"127.0.0.1:{server.port}:*:evosearch:another\n")
+        failed = command("up", "--folder", places.folder)
+    finally:
+        server.stop()
+    assert failed.returncode == 1
+    assert "cluster: failed: " in failed.stderr
+    assert "password authentication failed" in failed.stderr
+    assert "Traceback" not in failed.stderr

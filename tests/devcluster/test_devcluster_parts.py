@@ -1,0 +1,259 @@
+"""What a cluster is made of, without one: ports, secrets, state, GPUs, and what is refused."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from benchmarks._cluster_proof.evidence import check_ledger, unanswered
+from evosearch.devcluster import cluster as clusters
+from evosearch.devcluster import environment, mlflow_server, ray_nodes
+from evosearch.devcluster.cluster import Cluster
+from evosearch.devcluster.places import LONGEST_RAY, Places, State
+from evosearch.devcluster.postgres import Postgres
+from evosearch.devcluster.private import secret, write_private
+from evosearch.devcluster.processes import PORTS, Process, free_port, listening
+from evosearch.errors import InputError, SearchError
+from evosearch.search.ledger.events import Event
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "cluster"
+
+
+def test_a_port_is_free_and_the_wanted_one_where_it_can_be() -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        taken = held.getsockname()[1]
+        assert free_port(taken) in PORTS
+        assert ("127.0.0.1", taken, psutil.Process().name()) in listening([psutil.Process()])
+    wanted = free_port()
+    assert free_port(wanted) == wanted
+    assert free_port(wanted, taken=[wanted]) != wanted
+
+
+def test_a_secret_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
+    first = secret(tmp_path / "token")
+    assert len(first) == 64
+    assert secret(tmp_path / "token") == first
+    assert secret(tmp_path / "other") != first
+    assert (tmp_path / "token").stat().st_mode & 0o777 == 0o600
+    write_private(tmp_path / "token", "another")
+    assert secret(tmp_path / "token") == "another"
+    assert {entry.name for entry in tmp_path.iterdir()} == {"token", "other"}
+
+
+def test_state_is_kept(tmp_path: Path) -> None:
+    places = Places(tmp_path / "cluster")
+    places.make()
+    assert State.load(places) == State()
+    assert places.state.is_file(), "first of all: it makes the folder a cluster's"
+    state = State({"mlflow": Process(17, 123_456, "of-a-boot", "a-mark")}, {"mlflow": 20_001}, nodes=3, cpus_per_node=2)
+    state.save(places)
+    assert State.load(places) == state
+    assert places.state.stat().st_mode & 0o777 == 0o600
+    assert {(places.folder / name).stat().st_mode & 0o777 for name in ("secrets", "logs", "runs")} == {0o700}
+
+
+def test_rays_sockets_have_paths_that_are_short_enough(tmp_path: Path) -> None:
+    long = State()
+    folder = long.ray_folder(Places(tmp_path / ("x" * LONGEST_RAY)))
+    assert len(str(folder)) <= LONGEST_RAY
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert long.ray_folder(Places(tmp_path)) == folder
+    folder.rmdir()
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> tuple[Places, State, Postgres]:
+    places, postgres = Places(tmp_path), Postgres(tmp_path / "postgres")
+    places.make()
+    postgres.folder.mkdir()
+    (postgres.folder / "port").write_text("20003")
+    return places, State(ports={"mlflow": 20_000, "ray": 20_001, "dashboard": 20_002}, gpus_per_node=2), postgres
+
+
+def test_a_shell_reads_the_environment(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    places, state, postgres = made
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+    environment.write(places, state, postgres)
+    assert places.environment.stat().st_mode & 0o777 == 0o600
+    command = f". {places.environment}; env"
+    found = dict(
+        line.partition("=")[::2] for line in subprocess.check_output(["sh", "-c", command], text=True).splitlines()
+    )
+    assert found.items() >= environment.of_clients(*made).items()
+    assert found["EVOSEARCH_ADDRESS"] == "http://127.0.0.1:20002"
+    assert "RAY_ADDRESS" not in found
+
+
+def test_a_node_has_nothing_of_another_cluster(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD"):
+        monkeypatch.setenv(name, "of another")
+    monkeypatch.setenv("CUDA_HOME", "/opt/cuda")
+    found = environment.of_nodes(*made)
+    assert "of another" not in found.values()
+    assert found["RAY_AUTH_MODE"] == "token"
+    assert found["RAY_AUTH_TOKEN_PATH"] == str(made[0].token)
+    assert found["EVOSEARCH_PYTHON"] == sys.executable
+    assert found["CUDA_HOME"] == "/opt/cuda"
+
+
+def test_nodes_share_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_nodes, "installed", lambda: 8)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    names = ("head", "node-1", "node-2")
+    assert [ray_nodes.devices(name, 2)["CUDA_VISIBLE_DEVICES"] for name in names] == ["", "0,1", "2,3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert [ray_nodes.devices(name, 1)["CUDA_VISIBLE_DEVICES"] for name in names] == ["", "5", "7"]
+    assert ray_nodes.devices("node-1", 0) == {"CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.mark.parametrize(
+    ("named", "installed", "cards"),
+    [
+        (None, 2, ["0", "1"]),
+        (None, 0, []),
+        ("", 2, []),
+        ("1, 0", 2, ["1", "0"]),
+        ("0,7,1", 2, ["0"]),
+        ("GPU-5d2f,MIG-01", 2, ["GPU-5d2f", "MIG-01"]),
+        ("0", 0, []),
+    ],
+)
+def test_gpus_are_those_that_this_process_may_use(
+    named: str | None, installed: int, cards: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_nodes, "installed", lambda: installed)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert ray_nodes.cards() == cards
+
+
+def test_gpus_that_are_not_there_are_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clusters, "find_programs", lambda: Path("/"))
+    monkeypatch.setattr(ray_nodes, "installed", lambda: 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    wrong = r"--gpus-per-node: 2 nodes with 1 each need 2 GPUs, and there are 1 \(CUDA_VISIBLE_DEVICES=0\)"
+    with pytest.raises(InputError, match=wrong):
+        Cluster(tmp_path / "cluster").up(nodes=2, gpus_per_node=1)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    with pytest.raises(InputError, match=r"3 nodes with 2 each need 6 GPUs, and there are 4\. Fewer --nodes"):
+        Cluster(tmp_path / "cluster").up(nodes=3, gpus_per_node=2)
+    assert not (tmp_path / "cluster" / "postgres").exists()
+    ray_nodes.check_cards(2, 2)
+
+
+def test_gpus_are_counted_by_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = subprocess.run(["sh", "-c", "nvidia-smi -L 2>/dev/null | grep -c ^GPU"], capture_output=True, text=True)
+    assert ray_nodes.installed() == int(counted.stdout)
+
+
+def test_no_password_is_in_a_command(made: Any) -> None:
+    places, state, postgres = made
+    secret(places.token)
+    mlflow_server.environment(places, postgres)
+    words = mlflow_server.command(places, state, postgres) + ray_nodes.command(places, state, "node-1")
+    secrets = [file.read_text() for file in places.secrets.iterdir()]
+    assert len(secrets) == 4
+    assert not [word for word in words if any(known in word for known in secrets)]
+    assert "127.0.0.1:20000" in words[words.index("--allowed-hosts") + 1]
+
+
+def test_leaks_are_found_where_nothing_is_meant_to_be(made: Any) -> None:
+    places, _, postgres = made
+    write_private(postgres.passfile, "127.0.0.1:20003:*:evosearch:of-the-databases\n")
+    cluster = Cluster(places.folder)
+    token = secret(places.token)
+    assert cluster.leaks() == []
+    places.log("mlflow").write_text(f"Authorization: Bearer {token}")
+    (places.folder / "runs" / "trace").write_text("password=of-the-databases")
+    assert cluster.leaks() == [str(places.log("mlflow")), str(places.folder / "runs" / "trace")]
+
+
+def event(seq: int, type: str, **payload: Any) -> Event:
+    return Event(seq, 0.0, type, payload)
+
+
+def whole() -> list[Event]:
+    """A search of two candidates, one of them the other again, of which a worker was lost."""
+    return [
+        event(1, "control", candidate="base", skipped=None),
+        event(2, "scored", candidate="base", split="search"),
+        event(3, "asked", candidate="0", duplicate_of=None),
+        event(4, "asked", candidate="1", duplicate_of="0"),
+        event(5, "retried", candidate="0", split="search", stage="worker", reason="its node was lost"),
+        event(6, "scored", candidate="0", split="search"),
+        event(7, "told", observations=[{"candidate": "0"}, {"candidate": "1"}]),
+        event(8, "scored", candidate="0", split="validation"),
+    ]
+
+
+def test_a_whole_ledger_passes() -> None:
+    assert "scored elsewhere: 0: its node was lost" in check_ledger(whole(), 2)
+    assert unanswered(whole()[:5]) == {"0"}
+
+
+@pytest.mark.parametrize(
+    ("events", "wrong"),
+    [
+        (whole()[:5] + whole()[6:], "lost: nothing is recorded of 0"),
+        ([*whole(), event(9, "scored", candidate="0", split="search")], r"recorded twice: \[\('0', 'search', None\)\]"),
+        (whole()[:6] + whole()[7:], "the optimizer was told of"),
+        (whole()[:4] + whole()[5:], "no 'retried' event"),
+        ([*whole(), event(9, "failed", candidate="1", split="validation", reason="no")], r"failed: \[\('1', 'no'\)\]"),
+        (whole()[:3] + whole()[4:], "1 candidates were asked, not 2"),
+    ],
+)
+def test_a_ledger_that_lacks_something_does_not(events: list[Event], wrong: str) -> None:
+    with pytest.raises(SearchError, match=wrong):
+        check_ledger(events, 2)
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    script = [sys.executable, str(SCRIPT), *arguments]
+    return subprocess.run(script, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_without_postgresql_up_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(clusters, "find_programs", lambda: None)
+    with pytest.raises(clusters.InputError, match=r"initdb, postgres.*apt-get install postgresql"):
+        Cluster(tmp_path / "cluster").up()
+    assert not (tmp_path / "cluster").exists()
+
+
+def test_where_no_cluster_is_there_is_none_to_stop(tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    down = command("down", "--folder", nowhere)
+    assert (down.returncode, down.stdout) == (2, "")
+    assert f"{nowhere}: there is no cluster in this folder. scripts/cluster up" in down.stderr
+    status = command("status", "--folder", nowhere)
+    assert status.returncode == 1
+    assert "does not run" in status.stdout
+    assert not Path(nowhere).exists()
+
+
+def test_nodes_are_one_or_more() -> None:
+    refused = command("up", "--nodes", "0")
+    assert refused.returncode == 2
+    assert "got 0; 1 or more" in refused.stderr
+    refused = command("up", "--gpus-per-node", "-1")
+    assert refused.returncode == 2
+    assert "got -1; 0 or more" in refused.stderr
+
+
+def test_without_what_accounts_need_up_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plain ./scripts/setup brings MLflow, and not what its accounts are made with."""
+    monkeypatch.setattr(clusters, "find_programs", dict)
+    monkeypatch.setattr(mlflow_server, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"has no flask_wtf, .* Run \./scripts/setup server first"):
+        Cluster(tmp_path / "cluster").up()
+    assert not (tmp_path / "cluster").exists(), "nothing was started"

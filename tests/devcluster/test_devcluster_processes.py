@@ -1,0 +1,164 @@
+"""Processes of a cluster: all of one ends with it, and nobody else's does, whatever became of its number since."""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from evosearch.devcluster.processes import Process, last_lines, launch, start, wait_until
+from evosearch.errors import SearchError
+
+# A process with a child that left its group: they are of one session
+FAMILY = "import subprocess, time; subprocess.Popen(['sleep', '600'], process_group=0); print('up'); time.sleep(600)"
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); time.sleep(600)"
+LONG_S = 120.0  # within which anything happens, on a machine that others use too
+
+
+def python(code: str, tmp_path: Path) -> tuple[Process, Path]:
+    log = tmp_path / "log"
+    return start([sys.executable, "-u", "-c", code], os.environ, tmp_path, log), log
+
+
+def said(log: Path) -> str | None:
+    return None if "up" in log.read_text() else "has not said it"
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not psutil.wait_procs(processes, timeout=LONG_S)[1]
+
+
+def test_a_process_is_killed_with_all_its_descendants(tmp_path: Path) -> None:
+    process, log = python(FAMILY, tmp_path)
+    wait_until("family", lambda: said(log), process, log, LONG_S)
+    members = process.members()
+    assert len(members) == 2
+    assert process.running
+    process.kill()
+    assert gone(members)
+    assert not process.running
+
+
+def test_what_does_not_end_by_itself_is_killed(tmp_path: Path) -> None:
+    process, log = python(STUBBORN, tmp_path)
+    wait_until("stubborn", lambda: said(log), process, log, LONG_S)
+    began = time.monotonic()
+    process.stop(within_s=0.5)
+    assert time.monotonic() - began > 0.5
+    assert not process.running
+
+
+def test_a_stranger_with_the_same_id_is_left_alone(tmp_path: Path) -> None:
+    """After a reboot, or much later, the id is another's: of a login shell and what was started from it, say."""
+    process, log = python(FAMILY, tmp_path)
+    wait_until("family", lambda: said(log), process, log, LONG_S)
+    for recorded in (
+        replace(process, ticks=process.ticks - 6000, mark="another"),  # the record is older, the session newer
+        replace(process, ticks=process.ticks + 6000, mark="another"),
+        replace(process, boot="another"),
+    ):
+        assert not recorded.running
+        assert recorded.members() == []
+        recorded.stop()
+        recorded.kill()
+        assert len(process.members()) == 2, recorded
+    process.kill()
+
+
+def test_a_session_whose_first_process_is_gone_is_known_by_its_mark(tmp_path: Path) -> None:
+    process, log = python(FAMILY, tmp_path)
+    wait_until("family", lambda: said(log), process, log, LONG_S)
+    first, child = sorted(process.members(), key=lambda member: member.pid != process.pid)
+    first.kill()
+    assert gone([first])
+    assert replace(process, mark="another").members() == replace(process, mark="").members() == []
+    assert process.members() == [child]
+    assert not process.running
+    process.kill()
+    assert gone([child])
+
+
+def test_what_left_the_session_of_a_process_that_is_gone_is_found_by_the_mark(tmp_path: Path) -> None:
+    process, log = python(FAMILY.replace("process_group=0", "start_new_session=True"), tmp_path)
+    wait_until("family", lambda: said(log), process, log, LONG_S)
+    first, child = sorted(process.members(), key=lambda member: member.pid != process.pid)
+    first.kill()
+    assert gone([first])
+    process.stop(within_s=0.5)
+    assert gone([child])
+
+
+def test_what_writes_over_its_environment_belongs_to_the_session(tmp_path: Path) -> None:
+    """As Ray's processes do with their titles: of theirs, /proc shows no variables."""
+    process, log = python(FAMILY, tmp_path)
+    wait_until("family", lambda: said(log), process, log, LONG_S)
+    unmarked = replace(process, mark="unseen")
+    members = unmarked.members()
+    assert len(members) == 2, "its first process is there, and the session its own"
+    members[0].kill() if members[0].pid == process.pid else members[1].kill()
+    assert gone([member for member in members if member.pid == process.pid])
+    assert unmarked.members() == []
+    assert [one.pid for one in unmarked.members(known=members)] == [m.pid for m in members if m.pid != process.pid]
+    unmarked.kill(known=members)
+    assert gone(members)
+
+
+def test_the_machines_clock_may_be_set_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process, log = python(FAMILY, tmp_path)
+    wait_until("family", lambda: said(log), process, log, LONG_S)
+    before, boot = process.started, psutil.boot_time()
+    assert abs(before - time.time()) < 60
+    for module in (psutil, psutil._psplatform):
+        monkeypatch.setattr(module, "boot_time", lambda: boot + 3600.0)  # what /proc/stat's btime is then
+    assert process.running
+    assert len(process.members()) == 2
+    assert process.started == before + 3600.0
+    process.kill()
+    assert not process.running
+
+
+def test_a_part_that_ends_is_told_with_its_last_lines(tmp_path: Path) -> None:
+    process, log = python("print('the port is taken'); raise SystemExit(3)", tmp_path)
+    with pytest.raises(SearchError, match=r"(?s)server ended\. The end of .*log:\nthe port is taken"):
+        wait_until("server", lambda: "no answer", process, log, LONG_S)
+
+
+def test_a_part_that_takes_too_long_is_told_with_what_it_lacks(tmp_path: Path) -> None:
+    process, log = python("print('up'); import time; time.sleep(600)", tmp_path)
+    with pytest.raises(SearchError, match=r"server is not well after 1 s \(no answer\)"):
+        wait_until("server", lambda: "no answer", process, log, 1.0)
+    process.kill()
+
+
+def test_logs_are_the_owners_alone(tmp_path: Path) -> None:
+    process, log = python("print('up')", tmp_path)
+    process.kill()
+    assert log.stat().st_mode & 0o777 == 0o600
+    log.write_text("".join(f"{line}\n" for line in range(100)))
+    assert last_lines(log).splitlines() == [str(line) for line in range(85, 100)]
+
+
+def test_the_exit_code_of_what_is_launched_can_be_had(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "raise SystemExit(3)"]
+    popen, process = launch(command, os.environ, tmp_path, tmp_path / "log")
+    assert popen.wait(LONG_S) == 3
+    assert not process.running
+    with pytest.raises(psutil.NoSuchProcess):
+        Process.of(process.pid)
+
+
+def test_a_process_that_was_started_otherwise_is_known_while_its_parent_holds_it() -> None:
+    popen = subprocess.Popen([sys.executable, "-u", "-c", FAMILY], stdout=subprocess.PIPE, start_new_session=True)
+    assert popen.stdout is not None
+    assert popen.stdout.readline() == b"up\n"
+    process = Process.of(popen.pid)
+    members = process.members()
+    assert len(members) == 2
+    process.kill()
+    popen.wait()
+    popen.stdout.close()
+    assert gone(members)

@@ -1,0 +1,107 @@
+"""Candidates whose answers are no numbers, and a worker that is killed while it scores: the search goes on."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from evosearch.search.ledger.events import Event
+from evosearch.search.progress import Progress, Silent
+from evosearch.service.run import run
+
+World = Callable[..., Path]
+Events = Callable[[Path], list[Event]]
+
+
+def test_answers_that_are_not_finite_are_failures_told_as_the_worst(world: World, events: Events) -> None:
+    """Weights of 1e12 are finite themselves; what the model makes of them is not.
+
+    That a failure ranks below every score, `tests/search/test_search_optimizers.py` shows of each optimizer.
+    """
+    hole = {"low": 0.1, "high": 1e25, "log": True, "per": "group", "groups": 2, "ends": "shared"}
+    recipe = {
+        "merge_method": "task_arithmetic",
+        "base_model": "./base",
+        "models": [{"model": f"./{name}", "parameters": {"weight": hole}} for name in ("expert1", "expert2")],
+    }
+    spec = world("blown", recipe=recipe, budget={"candidates": 24})
+    report = run(spec, Silent())
+    recorded = events(spec)
+    failed = {event.payload["candidate"]: event.payload for event in recorded if event.type == "failed"}
+    scored = [event.payload for event in recorded if event.type == "scored"]
+    assert report.candidates["asked"] == 24
+    assert report.candidates["failed"] == len(failed) >= 3
+    assert report.candidates["scored"] == 24 - len(failed) >= 3
+    assert {payload["stage"] for payload in failed.values()} == {"score"}
+    assert all("not finite" in payload["reason"] for payload in failed.values())
+    assert all("CandidateError" in payload["traceback"] for payload in failed.values())
+    assert not failed.keys() & {payload["candidate"] for payload in scored}, "never a score"
+    told = [entry for event in recorded if event.type == "told" for entry in event.payload["observations"]]
+    assert len(told) == 24
+    for entry in told:
+        assert (entry["candidate"] in failed) == (entry["state"] == "failed") == (entry["value"] is None)
+    assert report.best is not None
+    assert report.best["candidate"] not in failed
+    assert run(spec, Silent()).candidates == report.candidates | {"resumed": 24}, "a failure is not tried again"
+    assert events(spec)[-1].type == "stopped"
+
+
+@pytest.fixture
+def _no_ray_left() -> Iterator[None]:
+    yield
+    import ray
+
+    ray.shutdown()
+
+
+class Killer(Silent):
+    """Kills the one worker with a job in its hands, once."""
+
+    def __init__(self, events: Callable[[], list[Event]]) -> None:
+        self._events = events
+        self.killed: int | None = None
+        self.notes: list[str] = []
+
+    def update(self, progress: Progress) -> None:
+        if progress.stage != "search" or progress.done < 8 or self.killed is not None:
+            return
+        worker = next(e.payload["worker"] for e in reversed(self._events()) if e.type == "scored")
+        self.killed = int(worker.rsplit(":", 1)[1])
+        os.kill(self.killed, signal.SIGSTOP)  # it was given its next job a moment ago
+        time.sleep(0.3)
+        os.kill(self.killed, signal.SIGKILL)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("_no_ray_left")
+def test_a_worker_killed_while_it_scores_costs_nothing(world: World, events: Events) -> None:
+    """`tests/execution/test_execution_ray.py` has the executor's part; this is what the ledger says of it."""
+    spec = world("killed", workers={"executor": "ray", "count": 1, "threads": 1, "gpus_per_worker": 0})
+    killer = Killer(lambda: events(spec))
+    report = run(spec, killer)
+    recorded = events(spec)
+    assert killer.killed is not None
+    assert sum("a new worker takes its place" in note for note in killer.notes) == 1
+    (retried,) = [event.payload for event in recorded if event.type == "retried"]
+    assert retried["stage"] == "worker"
+    assert "died" in retried["reason"]
+    assert report.candidates == {"asked": 18, "scored": 18, "failed": 0, "resumed": 0}
+    cards = [event.payload for event in recorded if event.type == "scored"]
+    once = {(card["candidate"], card["split"]): card for card in cards}
+    assert len(once) == len(cards)
+    again = once[retried["candidate"], "search"]
+    assert int(again["worker"].rsplit(":", 1)[1]) != killer.killed
+    told = {
+        entry["candidate"]: entry["value"] for e in recorded if e.type == "told" for entry in e.payload["observations"]
+    }
+    assert told == {
+        name: card["fitness"]["value"] for (name, split), card in once.items() if name.isdigit() and split == "search"
+    }
+    local = world("killed", budget={"candidates": 18})
+    assert run(local, Silent()).candidates == report.candidates | {"resumed": 18}, "and it is replayed exactly"

@@ -1,0 +1,99 @@
+"""A registered champion is displaced by who has beaten it, not by whoever ran while the tracking store was away."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from evosearch.search.ledger.events import Event
+from evosearch.service import run as run_room
+from evosearch.service.run import run
+from evosearch.setup import trackers
+from evosearch.tracking.registry import Registry
+
+World = Callable[..., Path]
+Events = Callable[[Path], list[Event]]
+PROMOTION = {"finalists": 1, "register_as": "night"}
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    for room in (run_room, trackers):
+        monkeypatch.setattr(room, "PATIENCE_S", 1.0)
+
+
+class Notes:
+    """A watcher that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+    def update(self, *_: Any) -> None: ...
+
+    def preparing(self, *_: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Impatient(Notes):
+    """A watcher that interrupts a search as soon as it searches."""
+
+    def update(self, progress: Any) -> None:
+        if progress.stage == "search":
+            raise KeyboardInterrupt
+
+
+def test_the_champion_is_met_late_or_stays(planted: World, events: Events, server: Any, tmp_path: Path) -> None:
+    uri = server.another_store(tmp_path / "store")
+    first = planted("first", tracking={"uri": uri}, promotion=PROMOTION)
+    assert run(first, Notes()).promoted
+    registry = Registry(uri)
+    champion = registry.champion("night")
+    assert champion is not None
+
+    # A weaker champion, of a search that nobody here knows: the base model alone.
+    artifacts = tmp_path / "weak"
+    artifacts.mkdir()
+    recipe = next(
+        e.payload["recipe"] for e in events(first) if e.type == "control" and e.payload["candidate"] == "base"
+    )
+    (artifacts / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    own = {"search_id": champion.search_id, "recipe_id": "weak", "artifact_dir": artifacts}
+    assert registry.register("night", candidate="base", **own) == "2"
+
+    # While the store is away nobody knows of a champion, so nobody is compared with it, and nobody takes its place.
+    with pytest.raises(KeyboardInterrupt):  # so that it has begun: a search does not start without its store
+        run(planted("second", tracking={"uri": uri}, promotion=PROMOTION), Impatient())
+    away = {"uri": "http://127.0.0.1:9"}
+    notes = Notes()
+    second = planted("second", tracking=away, promotion=PROMOTION)
+    assert run(second, notes).promoted
+    assert any("the present champion of 'night' is not known" in note for note in notes.said)
+    gates = [event.payload for event in events(second) if event.type == "gated"]
+    assert [c["role"] for gate in gates for c in gate["comparisons"] if c["role"] == "champion"] == []
+
+    # It is back: the gate decides anew, with the champion, on record as another opening of the test.
+    second = planted("second", tracking={"uri": uri}, promotion=PROMOTION)
+    assert run(second, Notes()).promoted
+    recorded = events(second)
+    gates = [event.payload for event in recorded if event.type == "gated"]
+    assert len(gates) == 2
+    met = [c for c in gates[1]["comparisons"] if c["role"] == "champion" and c["challenger"] == gates[1]["promoted"]]
+    assert [comparison["beats"] for comparison in met] == [True]
+    opened = [event.payload for event in recorded if event.type == "test_opened"]
+    assert [("champion" in entry["candidates"]) for entry in opened] == [False, True]
+    assert opened[1]["count"] == opened[0]["count"] + 1
+    now = registry.champion("night")
+    assert now is not None
+    assert now.version == "3"
+
+    # To run the first again changes nothing: its own version stands, and the champion is the second's.
+    notes = Notes()
+    assert run(first, notes).promoted
+    assert any("the champion of 'night' is a later search's by now, and stays" in note for note in notes.said)
+    assert registry.champion("night") == now

@@ -1,0 +1,141 @@
+"""The disk fills up while a checkpoint is written: said with path and sizes; nothing half-written, nothing lost.
+
+A limit on the size of a file stands for a full disk where it must befall a write half-way: any process may set it, and
+the system refuses the bytes beyond it in the same place. That a disk is too small before the first byte is read off the
+file system itself.
+"""
+
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from evosearch.checkpoints.writer import CheckpointWriter
+from evosearch.errors import CheckpointError
+
+Evosearch = Callable[..., tuple[int, str, str]]
+World = Callable[..., Path]
+LIMIT = 40_000  # bytes a file may grow to; the models here have 98 kB of weights
+SIZES = r"it takes \d+\.\d [KM]iB, and [\d.]+ [KMGT]iB are free there"
+
+
+def on_a_full_disk(*arguments: object) -> tuple[int, str]:
+    """A command that may write files of `LIMIT` bytes at most: exit code, standard error."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
+
+    command = [sys.executable, "-m", "evosearch.cli.main", *map(str, arguments)]
+    done = subprocess.run(  # standard streams are pipes, which have no size
+        command,
+        env=dict(os.environ),
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_merge_stops_and_leaves_nothing(models_folder: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    models = [{"model": str(models_folder / f"expert{i}"), "parameters": {"weight": 0.5}} for i in (1, 2)]
+    recipe.write_text(yaml.safe_dump({"merge_method": "linear", "models": models}))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "neighbour").write_text("mine")
+    before = contents(tmp_path)
+    code, err = on_a_full_disk("merge", recipe, tmp_path / "out" / "merged")
+    assert code == 2, err
+    assert re.search(rf"out/merged: cannot be written: File too large \({SIZES}\)\. Raise the limit", err), err
+    assert "Traceback" not in err
+    assert contents(tmp_path) == before
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["neighbour"]
+
+
+def test_an_export_stops_and_leaves_what_was_there(
+    planted: World, evosearch: Evosearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = planted("night", budget={"candidates": 2}, controls={"scales": []})
+    assert evosearch("run", spec)[0] == 0
+    out = tmp_path / "exports" / "winner"
+    code, _, err = evosearch("export", "night", "--format", "checkpoint", "-o", out)
+    assert code == 0, err
+    before = contents(out.parent)
+    assert "winner/model.safetensors" in before
+    arguments = ("export", "night", "--format", "checkpoint", "--candidate", "base", "--overwrite", "-o", out)
+    code, err = on_a_full_disk(*arguments)
+    assert code == 2, err
+    assert re.search(rf"exports/winner: cannot be written: File too large \({SIZES}\)", err), err
+    assert contents(out.parent) == before, "the export that was there is untouched, and nothing lies beside it"
+    assert evosearch(*arguments)[0] == 0, "and with room the same command does it"
+    assert contents(out.parent)["winner/model.safetensors"] != before["winner/model.safetensors"]
+
+
+def test_a_disk_that_is_too_small_is_found_out_before_anything_is_written(tmp_path: Path) -> None:
+    layout = [("a", (2**30, 2**20)), ("b", (2**30,))]  # 4 PiB and 4 GiB
+    with pytest.raises(CheckpointError) as caught:
+        CheckpointWriter(tmp_path / "new" / "out", layout, torch.float32)
+    assert caught.value.where == str(tmp_path / "new" / "out")
+    assert re.fullmatch(
+        r"cannot be written: it takes 4096\.0 TiB, and [\d.]+ [KMGT]iB are free there", caught.value.what
+    )
+    assert caught.value.next == "Make room, or name a folder on another disk"
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_what_is_copied_along_counts_too(models_folder: Path, tmp_path: Path) -> None:
+    """Tokenizers can be larger than the last free megabytes."""
+    plain = CheckpointWriter(tmp_path / "plain", [("a", (4,))], torch.float32)
+    whole = CheckpointWriter(tmp_path / "whole", [("a", (4,))], torch.float32, models_folder / "base")
+    for writer in (plain, whole):
+        with pytest.raises(RuntimeError), writer:
+            raise RuntimeError
+    beside = sum((models_folder / "base" / name).stat().st_size for name in ("tokenizer.json", "tokenizer_config.json"))
+    assert whole._needed - plain._needed >= beside > 0
+
+
+FILL_THE_LEDGER = """
+import resource, sys
+from evosearch.errors import LedgerError
+from evosearch.search.ledger.ledger import Ledger
+with Ledger.open(sys.argv[1], "night.yaml: ledger") as ledger:
+    ledger.append("one", [("started", {"name": "night"})])
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, hard))
+    recorded = 1
+    try:
+        while recorded < 1000:
+            ledger.append("one", [("asked", {"filler": "x" * 3000})] * 2)
+            recorded += 2
+    except LedgerError as exc:
+        print(exc)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert [event.seq for event in ledger.events("one")] == list(range(1, recorded + 1))
+    ledger.append("one", [("stopped", {"reason": "candidates"})])
+    print(recorded, [event.seq for event in ledger.events("one")][-1])
+"""
+
+
+def test_a_ledger_on_a_full_disk_keeps_what_was_committed_and_goes_on_with_room(tmp_path: Path) -> None:
+    database = tmp_path / "ledger.db"
+    done = subprocess.run(
+        [sys.executable, "-c", FILL_THE_LEDGER, f"sqlite:///{database}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    error, counts = done.stdout.splitlines()
+    assert error.startswith(f"night.yaml: ledger: {database} cannot be used: disk I/O error. Make room on its disk")
+    recorded, last = map(int, counts.split())
+    assert 1 < recorded < 1000
+    assert last == recorded + 1

@@ -1,0 +1,193 @@
+"""The MLflow server is away: from the start, or from the middle on and back later. Nothing is lost, nothing twice."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evosearch.search.ledger.events import Event
+from evosearch.search.progress import Progress, Silent
+from evosearch.service import run as run_room
+from evosearch.service.run import run
+from evosearch.setup import trackers
+from evosearch.tracking import mirror as mirror_room
+from evosearch.tracking.client import connect, find_runs
+from evosearch.tracking.mlflow import MlflowMirror
+
+World = Callable[..., Path]
+Events = Callable[[Path], list[Event]]
+Evosearch = Callable[..., tuple[int, str, str]]
+Server = Any  # conftest.MlflowServer
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror_room, "LONGEST_PAUSE_S", 1.0)
+    for room in (run_room, trackers):
+        monkeypatch.setattr(room, "PATIENCE_S", 2.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _killed_at_the_end(server: Server) -> Iterator[None]:
+    yield
+    server.kill()
+
+
+def mirrored(uri: str, experiment: str) -> dict[str, dict[str, Any]]:
+    """Everything MLflow holds of a search, by candidate ("" is the search itself), but ids and the mirror's mark."""
+    client = connect(uri)
+    found = client.get_experiment_by_name(experiment)
+    out: dict[str, dict[str, Any]] = {}
+    for one in find_runs(client, [found.experiment_id], ""):
+        tags = {key: value for key, value in one.data.tags.items() if key != "mlflow.parentRunId"}
+        tags.pop("evosearch.mirrored_seq", None)
+        key = tags.get("candidate_id", "")
+        assert key not in out, f"{key!r} has two runs"
+        histories = {name: client.get_metric_history(one.info.run_id, name) for name in one.data.metrics}
+        out[key] = {
+            "tags": tags,
+            "params": dict(one.data.params),
+            "status": (one.info.status, one.info.start_time, one.info.end_time),
+            "points": {
+                name: sorted((point.step, point.timestamp, point.value) for point in history)
+                for name, history in histories.items()
+            },
+        }
+    return out
+
+
+def check_whole_and_once(server: Server, spec: Path, events: list[Event], tmp_path: Path) -> None:
+    """One run a candidate, every metric of every card once, and all as an undisturbed mirror would have it."""
+    shown = mirrored(server.store, spec.stem)
+    candidates = {e.payload["candidate"] for e in events if e.type in ("asked", "control") and e.payload.get("recipe")}
+    assert shown.keys() == candidates | {""}
+    for event in events:
+        if event.type == "scored":
+            points = shown[event.payload["candidate"]]["points"]
+            split = event.payload["split"]
+            assert [value for _, _, value in points[f"{split}/score"]] == [event.payload["score"]]
+            assert [value for _, _, value in points[f"{split}/fitness"]] == [event.payload["fitness"]["value"]]
+    steps = [step for step, _, _ in shown[""]["points"]["best_fitness"]]
+    assert steps == list(range(steps[0], steps[0] + len(steps)))
+    uri = server.another_store(tmp_path / "undisturbed")
+    ledger = f"sqlite:///{tmp_path}/runs/{spec.stem}/ledger.db"
+    mirror = MlflowMirror(uri, spec.stem, ledger, shown["base"]["tags"]["search_id"], spec.stem)
+    mirror.close(120.0)
+    assert mirror.state == "up to date"
+    assert shown == mirrored(uri, spec.stem)
+
+
+def test_away_when_a_search_would_start_nothing_begins(
+    planted: World, server: Server, evosearch: Evosearch, tmp_path: Path
+) -> None:
+    server.kill()
+    spec = planted("absent", tracking={"uri": server.uri}, promotion={"finalists": 1, "register_as": "absent"})
+    code, out, err = evosearch("run", spec)
+    assert code == 2, err
+    assert f"{spec}: tracking.uri: {server.uri}: ConnectionRefusedError" in err
+    assert not (tmp_path / "runs").exists()
+    code, out, _ = evosearch("check", spec, "--json")
+    (problem,) = json.loads(out)["problems"]
+    assert (code, problem["where"]) == (2, f"{spec}: tracking.uri")
+
+
+class Assassin(Silent):
+    """Does something to the world in the moment in which the search begins."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self.act, self.done, self.notes = act, False, list[str]()
+
+    def update(self, progress: Progress) -> None:
+        if not self.done:
+            self.done = True
+            self.act()
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_away_from_the_first_moment_the_next_run_brings_it_all(
+    planted: World, server: Server, evosearch: Evosearch, events: Events, tmp_path: Path
+) -> None:
+    promotion = {"finalists": 1, "register_as": "absent"}
+    spec = planted("absent", tracking={"uri": server.uri}, promotion=promotion)
+    server.start()
+    assassin = Assassin(server.kill)
+    report = run(spec, assassin)
+    assert report.promoted
+    place = f"MLflow at {server.uri}"
+    (said,) = [note for note in assassin.notes if note.startswith(f"{place}: ")]
+    assert "The search goes on; what is missing there is written once it is back" in said
+    assert any("not registered as 'absent'" in note for note in assassin.notes)
+    recorded = events(spec)
+    assert report.tracking_note is not None
+    assert report.tracking_note.startswith(f"{place} is behind: ")
+    assert recorded[-1].type == "stopped"
+    assert [event.payload["version"] for event in recorded if event.type == "promoted"] == [None]
+
+    server.start()
+    for _ in range(2):  # the second time there is nothing left to do
+        code, out, err = evosearch("run", spec, "--json")
+        assert code == 0, err
+        assert json.loads(out)["tracking"] == "up to date"
+    recorded = events(spec)
+    assert [event.payload["version"] for event in recorded if event.type == "promoted"] == [None, "1"]
+    assert len({(e.payload["candidate"], e.payload["split"]) for e in recorded if e.type == "scored"}) == sum(
+        event.type == "scored" for event in recorded
+    )
+    check_whole_and_once(server, spec, recorded, tmp_path)
+    client = connect(server.uri)
+    assert len(client.search_model_versions("name = 'absent'")) == 1
+    assert client.get_model_version_by_alias("absent", "champion").version == "1"
+
+
+class Saboteur(Silent):
+    """Does something to the world each time the search has come so far, while the search stands still."""
+
+    def __init__(self, acts: dict[int, Callable[[], None]]) -> None:
+        self.acts, self.notes = dict(acts), list[str]()
+
+    def update(self, progress: Progress) -> None:
+        if progress.stage == "search":
+            for count in [count for count in self.acts if progress.done >= count]:
+                self.acts.pop(count)()
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_killed_in_the_middle_and_back_later_it_catches_up_while_the_search_goes_on(
+    planted: World, server: Server, events: Events, until: Callable[..., None], tmp_path: Path
+) -> None:
+    spec = planted("outage", tracking={"uri": server.uri}, budget={"candidates": 12})
+    server.start()
+    count: dict[str, int] = {}
+
+    def mirrored_so_far() -> int:
+        client = connect(server.store)
+        found = client.get_experiment_by_name("outage")
+        return len(find_runs(client, [found.experiment_id], "")) if found else 0
+
+    def kill() -> None:
+        until(lambda: mirrored_so_far() >= 3, 400.0)
+        server.kill()
+
+    def restart() -> None:
+        until(lambda: any("The search goes on" in note for note in saboteur.notes), 400.0)
+        count["before"] = mirrored_so_far()
+        server.start()
+
+    def wait_for_the_mirror() -> None:
+        until(lambda: any("is back, and up to date again" in note for note in saboteur.notes), 400.0)
+        count["after"] = mirrored_so_far()
+
+    saboteur = Saboteur({3: kill, 6: restart, 9: wait_for_the_mirror})
+    report = run(spec, saboteur)
+    assert saboteur.acts == {}
+    assert report.candidates == {"asked": 12, "scored": 12, "failed": 0, "resumed": 0}
+    assert report.tracking_note is None
+    assert len([note for note in saboteur.notes if server.uri in note]) == 2, "once gone, once back"
+    assert count["before"] < count["after"]
+    check_whole_and_once(server, spec, events(spec), tmp_path)

@@ -1,0 +1,57 @@
+"""Two processes on one search: the second is told who has it, and the first notices nothing."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from evosearch.search.ledger.events import Event
+from evosearch.search.progress import Progress, Silent
+from evosearch.service.run import run
+
+World = Callable[..., Path]
+Events = Callable[[Path], list[Event]]
+
+
+class Second(Silent):
+    """Starts the same command in another process while the search is under way, and waits for what it says."""
+
+    def __init__(self, spec: Path, events: Events) -> None:
+        self.spec, self.events = spec, events
+        self.said: subprocess.CompletedProcess[str] | None = None
+
+    def update(self, progress: Progress) -> None:
+        if progress.stage == "search" and progress.done >= 3 and self.said is None:
+            before = self.events(self.spec)
+            command = [sys.executable, "-m", "evosearch.cli.main", "run", str(self.spec)]
+            self.said = subprocess.run(
+                command, env=dict(os.environ), capture_output=True, text=True, timeout=300, check=False
+            )
+            assert self.events(self.spec) == before
+
+
+def test_the_second_is_told_who_has_it_and_the_first_goes_on(planted: World, events: Events) -> None:
+    spec = planted("shared")
+    second = Second(spec, events)
+    report = run(spec, second)
+    assert second.said is not None
+    assert second.said.returncode == 2, second.said.stderr
+    assert second.said.stdout == ""
+    found = re.search(
+        rf"shared\.yaml: ledger: this search is being run by process {os.getpid()} on "
+        rf"{re.escape(socket.gethostname())}, since (\S+)\. Wait for it, or stop it first\.",
+        second.said.stderr,
+    )
+    assert found, second.said.stderr
+    assert 0 <= (datetime.now().astimezone() - datetime.fromisoformat(found[1])).total_seconds() < 600
+    assert "Traceback" not in second.said.stderr
+    assert report.candidates == {"asked": 6, "scored": 6, "failed": 0, "resumed": 0}
+    recorded = events(spec)
+    assert sum(event.type == "started" for event in recorded) == 1
+    assert sum(event.type == "asked" for event in recorded) == 6
+    scored = [(event.payload["candidate"], event.payload["split"]) for event in recorded if event.type == "scored"]
+    assert len(scored) == len(set(scored))

@@ -1,0 +1,189 @@
+"""What travels to a cluster: the same search wherever it is read, and nothing that means something here alone."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from evosearch import documents
+from evosearch.errors import SpecError
+from evosearch.jobs import pack as packing
+from evosearch.jobs.pack import TOP, Pack, pack, portable, problem_here
+from evosearch.jobs.submit import search_id_of
+from evosearch.spec.diagnostics import Findings
+from evosearch.spec.spec import load_spec
+from evosearch.spec.stages import load
+
+World = Callable[..., Path]
+
+
+@pytest.fixture
+def spec(world: World, tmp_path: Path) -> World:
+    """A spec whose models are named by absolute paths, its suite and tasks files of this test's own."""
+
+    def write(name: str = "night", **changes: Any) -> Path:
+        path = world(name, **changes)
+        for entry in ("suite.yaml", "tasks"):
+            link = path.parent / entry
+            if link.is_symlink():
+                source = link.resolve()
+                link.unlink()
+                shutil.copytree(source, link) if source.is_dir() else shutil.copyfile(source, link)
+        text = path.read_text().replace("./", f"{path.parent}/")
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def packed(path: Path, folder: Path) -> tuple[Pack, list[str]]:
+    findings = Findings()
+    folder.mkdir()
+    found = load(path)
+    return pack(path, found.name, found.suite, folder, findings), [str(problem) for problem in findings.problems]
+
+
+def test_it_is_the_same_search_there(spec: World, tmp_path: Path) -> None:
+    path = spec("night", search_parts=2, objectives=["choice", "generate"], optimizer={"name": "random", "seed": 1e3})
+    (path.parent / "tasks" / "own.py").write_text("def process(doc):\n    return doc\n")
+    (path.parent / "tasks" / "__pycache__").mkdir()
+    (path.parent / "tasks" / "__pycache__" / "own.pyc").write_bytes(b"\0")
+    (path.parent / "tasks" / ".git").mkdir()
+    found, problems = packed(path, tmp_path / "there")
+    assert problems == []
+    there = load_spec(found.folder / found.spec)
+    assert there.identity() == load_spec(path).identity()
+    assert there.search_id() == load_spec(path).search_id()
+    names = {str(entry.relative_to(found.folder)) for entry in found.folder.rglob("*") if entry.is_file()}
+    below = f"{TOP}/below/tasks"
+    files = ("w_choice.yaml", "w_choice.jsonl", "w_generate.yaml", "w_generate.jsonl", "own.py")
+    assert names == {f"{TOP}/night.yaml", f"{TOP}/suite.yaml", *(f"{below}/{name}" for name in files)}
+    assert found.models == tuple(f"{path.parent}/{name}" for name in ("base", "expert1", "expert2"))
+    again, _ = packed(path, tmp_path / "again")
+    assert again.digest == found.digest
+    path.write_text(path.read_text().replace("candidates: 18", "candidates: 19"))
+    other, _ = packed(path, tmp_path / "other")
+    assert other.digest != found.digest
+    assert load_spec(other.folder / other.spec).search_id() == there.search_id()
+
+
+def test_stages_are_one_submission_whatever_their_budgets(spec: World, tmp_path: Path) -> None:
+    path = spec("whole")
+    data = documents.read(path, SpecError)
+    own = {key: data.pop(key) for key in ("recipe", "optimizer", "budget")}
+    parameters = {"weight": {"low": 0.0, "high": 1.0}}
+    later = {"merge_method": "linear", "models": [{"model": "stage:first", "parameters": parameters}]}
+    data["stages"] = [{"name": "first", **own}, {"name": "second", **own, "recipe": later}]
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
+    found, problems = packed(path, tmp_path / "there")
+    assert problems == []
+    here, there = load(path), load(found.folder / found.spec)
+    assert search_id_of(there) == search_id_of(here)
+    data["stages"][1]["budget"] = {"candidates": 7}
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
+    assert search_id_of(load(path)) == search_id_of(here)
+    data["stages"][1]["optimizer"] = {"name": "random", "seed": 9}
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
+    assert search_id_of(load(path)) != search_id_of(here)
+
+
+@pytest.mark.parametrize(
+    ("reference", "what"),
+    [
+        ("./expert1", "models do not travel"),
+        ("../models/expert1", "models do not travel"),
+        ("~/expert1", "the home folder is another one there"),
+        ("./step.yaml", "recipe files do not travel"),
+        ("org/model+./adapter", "models do not travel"),
+    ],
+)
+def test_what_means_something_here_alone_is_refused(spec: World, tmp_path: Path, reference: str, what: str) -> None:
+    path = spec("night")
+    data = documents.read(path, SpecError)
+    data["recipe"]["models"][1]["model"] = reference
+    data["controls"]["base_model"] = reference
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
+    _, (recipe, control) = packed(path, tmp_path / "there")
+    assert recipe.startswith(f"{path}: recipe.models[1].model: got '{reference}': {what}. An absolute path that every")
+    assert control.startswith(f"{path}: controls.base_model: got '{reference}'")
+
+
+def test_names_of_the_hub_and_of_schemes_travel(spec: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = spec("night")
+    data = documents.read(path, SpecError)
+    data["recipe"]["models"][0]["model"] = "org/model@main+org/adapter"
+    data["recipe"]["models"][1]["model"] = "zoo:tiny/sort"
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
+    found, problems = packed(path, tmp_path / "there")
+    assert (problems, found.models) == ([], (f"{path.parent}/base",))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "model@main").mkdir(parents=True)
+    _, problems = packed(path, tmp_path / "elsewhere")
+    assert "a folder of this name is here, which does not travel" in problems[0]
+
+
+def test_data_of_tasks_travels_from_the_included_folder_alone(spec: World, tmp_path: Path) -> None:
+    path = spec("night")
+    tasks = path.parent / "tasks"
+    (path.parent / "beside.jsonl").write_text('{"question": "a", "answer": "a"}\n')
+    task = {"task": "w_own", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "../beside.jsonl"}}}
+    (tasks / "own.yaml").write_text("process_docs: !function own.process\n" + yaml.safe_dump(task))
+    (tasks / "far.yaml").write_text("task: far\ndataset_kwargs: {data_files: [/far/away.jsonl]}\n")
+    found, (problem,) = packed(path, tmp_path / "there")
+    where = f"{path.parent}/suite.yaml: include[0]: {tasks}/own.yaml names ../beside.jsonl under data_files, which is "
+    assert problem.startswith(f"{where}{path.parent}/beside.jsonl and does not travel.")
+    assert found.notes == (f"{tasks}/far.yaml: data_files: /far/away.jsonl does not travel: every node must have it",)
+
+
+def test_code_of_tasks_travels_from_the_included_folder_alone(spec: World, tmp_path: Path) -> None:
+    path = spec("night")
+    tasks = path.parent / "tasks"
+    (tmp_path / "far").mkdir()
+    for file in (tasks / "own.py", tmp_path / "far" / "code.py"):
+        file.write_text("def process(doc):\n    return doc\n")
+    functions = f"doc_to_text: !function own.process\nprocess_docs: !function {tmp_path}/far/code.process\n"
+    (tasks / "own.yaml").write_text(f"task: w_own\ndoc_to_choice: !function os.path.abspath\n{functions}")
+    _, (problem,) = packed(path, tmp_path / "there")
+    named = f"{tasks}/own.yaml names {tmp_path}/far/code.process under !function"
+    where = f"{path.parent}/suite.yaml: include[0]: {named}"
+    assert problem.startswith(f"{where}, which is in {tmp_path}/far/code.py and does not travel. Python files beside")
+
+
+def test_links_out_of_a_folder_and_what_is_too_large_are_refused(
+    spec: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = spec("night")
+    tasks = path.parent / "tasks"
+    (tasks / "again.jsonl").symlink_to("w_choice.jsonl")
+    found, problems = packed(path, tmp_path / "there")
+    assert problems == []
+    copied = found.folder / TOP / "below" / "tasks" / "again.jsonl"
+    assert (copied.is_symlink(), copied.read_text()) == (False, (tasks / "w_choice.jsonl").read_text())
+    (tasks / "secret").symlink_to("/etc/hostname")
+    _, (problem,) = packed(path, tmp_path / "linked")
+    assert f"include[0]: {tasks}/secret is a link to /etc/hostname, which does not travel" in problem
+    (tasks / "secret").unlink()
+    (tasks / "weights.bin").write_bytes(b"\0" * 2**20)
+    monkeypatch.setattr(packing, "FILE_MIB", 0.5)
+    _, (problem,) = packed(path, tmp_path / "large")
+    assert f"{tasks}/weights.bin has 1 MiB. Files of up to 0.5 MiB travel" in problem
+    monkeypatch.setattr(packing, "FILE_MIB", 32)
+    monkeypatch.setattr(packing, "FILES", 3)
+    _, (problem,) = packed(path, tmp_path / "many")
+    assert "hold more than 64 MiB, or more than 3 files" in problem
+
+
+def test_problems_found_there_are_told_in_the_names_of_the_files_here(spec: World, tmp_path: Path) -> None:
+    path = spec("night")
+    found, _ = packed(path, tmp_path / "there")
+    told = {"where": f"{found.spec}: recipe.models[0]", "what": f"see {TOP}/suite.yaml", "allowed": None, "next": None}
+    assert str(problem_here(told, found.shown)) == f"{path}: recipe.models[0]: see {path.parent}/suite.yaml."
+
+
+def test_workers_look_for_packed_tasks_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = [str(tmp_path / TOP / "below" / "tasks"), "/elsewhere/tasks", str(tmp_path / "tasks")]
+    assert portable(folders) == [f"{TOP}/below/tasks", "/elsewhere/tasks", str(tmp_path / "tasks")]

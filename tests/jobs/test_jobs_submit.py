@@ -1,0 +1,145 @@
+"""What is submitted to a cluster keeps what it finds, and what was withdrawn there is over."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from json import dumps
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from evosearch.execution.jobs import RUN, Jobs
+from evosearch.jobs import submit
+from evosearch.jobs.submit import Submitted, _active, _check_runs_folder, _listed, _outlives
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://host:5000",
+        "https://host",
+        "postgresql://evosearch@host/night",
+        "postgresql+psycopg://evosearch@host/night",
+        "sqlite:////data/night.db",
+        "sqlite+pysqlite:////data/night.db",
+        "file:///data/mlruns",
+        "file:/data/mlruns",
+        "/data/mlruns",
+        "jsonl:events.jsonl",
+        "databricks",
+        "databricks://profile",
+    ],
+)
+def test_what_outlives_the_job(url: str) -> None:
+    assert _outlives(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mlruns",
+        "./mlruns",
+        "file:mlruns",
+        "file:./mlruns",
+        "sqlite:///night.db",
+        "sqlite+pysqlite:///night.db",
+        "sqlite://",
+        "sqlite:///:memory:",
+    ],
+)
+def test_what_is_lost_with_the_job(url: str) -> None:
+    assert not _outlives(url)
+
+
+@pytest.mark.parametrize("ledger", [None, "postgresql://evosearch@host/night"])
+def test_a_head_without_a_folder_of_runs_is_said(ledger: str | None) -> None:
+    spec: Any = SimpleNamespace(file=Path("night.yaml"), config=SimpleNamespace(ledger=ledger))
+
+    def told(said: str) -> tuple[list[str], list[str]]:
+        submitted = Submitted("night", "0" * 64, [])
+        _check_runs_folder(submitted, spec, said)
+        return [str(problem) for problem in submitted.problems], submitted.notes
+
+    assert told("A=1 B=2\nEVOSEARCH_RUNS=/data/all runs\n{}") == ([], [])
+    for said, what in (("", "has no EVOSEARCH_RUNS"), ("runs", "has EVOSEARCH_RUNS=runs")):
+        problems, notes = told(f"A=1 B=2\nEVOSEARCH_RUNS={said}\n{{}}")
+        (text,) = problems or notes
+        assert f"the cluster's head {what}: what is put into the folder of runs is lost with the job" in text
+        assert "Start its head with EVOSEARCH_RUNS=/FOLDER in its environment" in text
+        assert bool(problems) == (ledger is None)
+        assert not problems or text.startswith("night.yaml: ledger: ")
+
+
+class Cluster:
+    """A dashboard that has one job, of which a withdrawal says that it is not wanted any more."""
+
+    def __init__(self) -> None:
+        self.status = "PENDING"
+        self.asked = 0
+        cluster = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = dumps(cluster.answer(self.path)).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def answer(self, path: str) -> Any:
+        if path.endswith("/api/version"):
+            return {"version": "4", "ray_version": "2.50.0", "ray_commit": "", "session_name": ""}
+        if path.endswith("/logs"):
+            return {"logs": ""}
+        job = self.job("night-1", self.status, kind=RUN, name="night", search_id="0" * 64)
+        if path.endswith("/night-1"):
+            return job
+        self.asked += 1
+        if self.asked >= 3 and self.status == "RUNNING":
+            self.status = "STOPPED"
+        return [job, self.job("night-1-withdrawn", "SUCCEEDED", kind="withdrawal", job="night-1")]
+
+    def job(self, id: str, status: str, **about: str) -> dict[str, Any]:
+        metadata = {f"evosearch_{key}": value for key, value in about.items()}
+        return {
+            "type": "SUBMISSION",
+            "submission_id": id,
+            "status": status,
+            "entrypoint": "true",
+            "metadata": metadata,
+            "start_time": 1000,
+        }
+
+
+@pytest.fixture
+def cluster(ray_knows_its_mode: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    found = Cluster()
+    yield found
+    found.server.shutdown()
+    found.server.server_close()
+
+
+def test_a_withdrawn_job_is_over_before_its_turn_comes(cluster: Cluster) -> None:
+    jobs = Jobs(cluster.url)
+    (job,) = jobs.all()
+    assert (job.state, job.active, job.withdrawn) == ("withdrawn", False, True)
+    assert list(jobs.follow("night-1")) == []
+
+
+def test_a_withdrawn_job_whose_turn_has_come_is_waited_for(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither taken for the search that is submitted now, nor run beside it."""
+    monkeypatch.setattr(submit, "POLL_S", 0.01)
+    cluster.status = "RUNNING"
+    jobs = Jobs(cluster.url)
+    assert _active(_listed(jobs), Submitted("night", "0" * 64, [])) is None
+    assert cluster.status == "STOPPED"
+    assert cluster.asked >= 3

@@ -1,0 +1,204 @@
+"""Two who submit the same at the same time, on a cluster that is a list in memory."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evosearch.errors import ClusterError
+from evosearch.execution.jobs import CHECK, RUN, Job
+from evosearch.jobs import submit
+from evosearch.jobs.pack import Pack
+from evosearch.jobs.submit import Options, Submitted, _checked, _queue
+from evosearch.search.progress import Silent
+
+ID = "0" * 64
+STEM = f"night-{ID[:12]}"
+PACKED = Pack(Path("pack"), "packed/night.yaml", {}, (), (), "digest")
+PICKLES, BOTH = Options(allow_pickle=True), Options(True, True)
+
+
+class Cluster:
+    """Its jobs, and how they are asked for; `meanwhile`: what another does, once, before a call is answered."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Job] = {}
+        self.entrypoints: dict[str, str] = {}
+        self.stopped: list[str] = []
+        self.meanwhile: dict[str, Callable[[], Any]] = {}
+
+    def _answer(self, call: str) -> None:
+        self.meanwhile.pop(call, lambda: None)()
+
+    def all(self) -> list[Job]:
+        self._answer("all")
+        return list(self.jobs.values())
+
+    def places(self) -> float:
+        self._answer("places")
+        return 1.0
+
+    def submit(
+        self, id: str, kind: str, entrypoint: str, folder: Path, about: Mapping[str, str], queue: bool = False
+    ) -> bool:
+        self._answer("submit")
+        if id in self.jobs:
+            return False
+        self.jobs[id] = Job(
+            id, kind=kind, state="pending", submitted=0.0, ended=None, exit_code=None, message="", **about
+        )
+        self.entrypoints[id] = entrypoint
+        return True
+
+    def end(self, id: str, state: str) -> None:
+        self.jobs[id] = replace(self.jobs[id], state=state)
+
+    def log(self, id: str) -> str:
+        return f"log of {id}"
+
+    def stop(self, job: Job) -> None:
+        self.stopped.append(job.id)
+
+
+class Watcher(Silent):
+    """Does something whenever it is told of a check: with the job's id."""
+
+    def __init__(self, act: Callable[[str], None]) -> None:
+        self.act = act
+
+    def note(self, text: str) -> None:
+        self.act(text.rpartition("job ")[2].rstrip(")"))
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(submit, "POLL_S", 0.001)
+    return Cluster()
+
+
+def queued(cluster: Any, options: Options = PICKLES, search_id: str = ID) -> Submitted:
+    submitted = Submitted("night", search_id, [])
+    _queue(submitted, PACKED, cluster, options)
+    return submitted
+
+
+def checked(cluster: Any, act: Callable[[str], None], options: Options = PICKLES) -> tuple[Job, str]:
+    return _checked(Submitted("night", ID, []), PACKED, cluster, Watcher(act), options)
+
+
+@pytest.mark.parametrize("call", ["places", "all", "submit"])
+def test_of_two_who_submit_the_same_at_once_one_is_told_of_the_others_job(cluster: Any, call: str) -> None:
+    others: list[Submitted] = []
+    cluster.meanwhile[call] = lambda: others.append(queued(cluster))
+    mine = queued(cluster)
+    assert list(cluster.jobs) == [f"{STEM}-1"]
+    assert (mine.job, mine.state, mine.position, mine.already) == (f"{STEM}-1", "pending", 1, True)
+    assert [other.already for other in others] == [False]
+    assert mine.notes == []
+
+
+def test_where_the_others_job_has_ended_by_then_the_search_is_continued(cluster: Any) -> None:
+    cluster.meanwhile["submit"] = lambda: (queued(cluster), cluster.end(f"{STEM}-1", "failed"))
+    mine = queued(cluster)
+    assert (mine.job, mine.already) == (f"{STEM}-2", False)
+
+
+def test_another_search_of_this_name_may_have_come_during_the_check(cluster: Any) -> None:
+    cluster.meanwhile["places"] = lambda: queued(cluster, search_id="1" * 64)
+    with pytest.raises(ClusterError, match="night: another search of this name waits there"):
+        queued(cluster)
+    assert len(cluster.jobs) == 1
+
+
+def test_an_id_that_is_nobodys_search_ends_the_submit(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "submit", lambda *given, **named: False)
+    with pytest.raises(ClusterError, match=f"the cluster lost job {STEM}-1"):
+        queued(cluster)
+
+
+def test_options_go_to_the_commands_there_and_make_no_other_search_of_it(cluster: Any) -> None:
+    checked(cluster, lambda job: cluster.end(job, "succeeded"), BOTH)
+    queued(cluster, BOTH)
+    for id, end in (
+        (f"{STEM}-{CHECK}-1", "check packed/night.yaml --json --allow-pickle"),
+        (f"{STEM}-1", "run packed/night.yaml --progress json --continue-from-best --allow-pickle"),
+    ):
+        assert cluster.entrypoints[id].endswith(f" -m evosearch.cli.main {end}")
+    assert cluster.jobs[f"{STEM}-1"].options == BOTH.of(RUN)
+    again = queued(cluster, Options())
+    assert (again.job, again.already) == (f"{STEM}-1", True)
+    (note,) = again.notes
+    assert note.startswith("it was submitted with --continue-from-best --allow-pickle, not with no options, and that")
+    assert queued(cluster, BOTH).notes == []
+
+
+def test_without_options_the_commands_are_plain(cluster: Any) -> None:
+    checked(cluster, lambda job: cluster.end(job, "succeeded"), Options())
+    queued(cluster, Options())
+    assert cluster.entrypoints[f"{STEM}-{CHECK}-1"].endswith(" --json")
+    assert cluster.entrypoints[f"{STEM}-1"].endswith(" --progress json")
+
+
+def interrupt(id: str) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_who_interrupts_ends_a_check_of_their_own_alone(cluster: Any, own: bool) -> None:
+    if not own:
+        with pytest.raises(KeyboardInterrupt):
+            checked(cluster, interrupt)
+        cluster.stopped.clear()  # that one is still ending
+    with pytest.raises(KeyboardInterrupt):
+        checked(cluster, interrupt)
+    assert list(cluster.jobs) == [f"{STEM}-{CHECK}-1"]
+    assert cluster.stopped == ([f"{STEM}-{CHECK}-1"] if own else [])
+
+
+def test_a_check_that_another_ended_is_begun_anew(cluster: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        checked(cluster, interrupt)
+    waited: list[str] = []
+
+    def act(id: str) -> None:
+        cluster.end(id, "succeeded" if waited else "stopped")
+        waited.append(id)
+
+    job, said = checked(cluster, act)
+    assert waited == [f"{STEM}-{CHECK}-1", f"{STEM}-{CHECK}-2"]
+    assert (job.id, job.state, said) == (waited[1], "succeeded", f"log of {waited[1]}")
+
+
+def test_a_check_with_other_options_is_another(cluster: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        checked(cluster, interrupt)
+    job, _ = checked(cluster, lambda job: cluster.end(job, "succeeded"), Options())
+    assert job.id == f"{STEM}-{CHECK}-2"
+    with pytest.raises(KeyboardInterrupt):
+        checked(cluster, interrupt, BOTH)  # of what a check is not told, it does not depend
+    assert len(cluster.jobs) == 2
+
+
+def test_two_whose_checks_begin_at_once_share_one(cluster: Any) -> None:
+    def other() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            checked(cluster, interrupt)
+
+    cluster.meanwhile["submit"] = other
+    job, _ = checked(cluster, lambda job: cluster.end(job, "succeeded"))
+    assert list(cluster.jobs) == [job.id] == [f"{STEM}-{CHECK}-1"]
+
+
+def test_the_command_line_has_the_options(evosearch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Options] = []
+
+    def stand_in(path: Path, address: str, watcher: Any, options: Options) -> Submitted:
+        given.append(options)
+        return Submitted("night", ID, [], job=f"{STEM}-1", state="pending")
+
+    monkeypatch.setattr(submit, "submit", stand_in)
+    for options in ((), ("--allow-pickle",), ("--continue-from-best",)):
+        assert evosearch("submit", "night.yaml", "--address", "http://head:8265", *options)[0] == 0
+    assert given == [Options(), Options(allow_pickle=True), Options(continue_from_best=True)]

@@ -1,0 +1,89 @@
+"""A trial on a cluster: scored where the search would be, and forecast for the workers that it has room for."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evosearch.execution.ray_pool import secure_environment
+from evosearch.preflight.check import check
+from evosearch.search.progress import Silent
+
+pytestmark = pytest.mark.ray
+World = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A head without cores and one node that says it has two, on loopback."""
+    kept = {name: os.environ.pop(name, None) for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN")}
+    secure_environment(tmp_path_factory.mktemp("ray") / "token")
+    from evosearch.execution import cluster as joining
+
+    joining._load()
+    with joining.on_loopback():
+        import ray
+        from ray.cluster_utils import Cluster
+
+        node = {"node_ip_address": "127.0.0.1", "num_cpus": 2, "num_gpus": 0, "object_store_memory": 80_000_000}
+        made = Cluster(initialize_head=True, head_node_args=node | {"num_cpus": 0, "include_dashboard": False})
+        made.add_node(**node)
+        yield made
+        ray.shutdown()
+        made.shutdown()
+    for name, value in kept.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
+def test_a_cluster_that_is_not_there_is_a_problem(world: World) -> None:
+    """First: once connected, a process stays with its cluster."""
+    (problem,) = check(world(workers={"address": "127.0.0.1:1"}), trial=True, watcher=Silent())["problems"]
+    assert "127.0.0.1:1" in problem["where"] + problem["what"]
+
+
+def test_a_trial_is_scored_on_the_cluster(world: World, cluster: Any) -> None:
+    workers = {"address": cluster.address, "count": 9, "threads": 1, "device": "cpu", "price_per_hour": 0.5}
+    result = check(world(workers=workers), trial=True, watcher=Silent())
+    assert result["problems"] == []
+    forecast, memory = result["forecast"], result["memory"]
+    assert forecast["workers"] == 2
+    assert any("has room for 2 of the 9 workers asked for" in note for note in result["notes"])
+    assert forecast["seconds_per_candidate"] > 0
+    assert forecast["price"] == pytest.approx(2 * 0.5 * forecast["total_hours"])
+    assert "worker" not in memory  # nobody here to be asked
+    assert "workers" not in memory
+
+
+def test_a_cluster_that_another_search_fills_keeps_nobody_from_being_checked(
+    world: World, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dry_run, "PLACE_S", 5.0)
+    import ray
+
+    @ray.remote(num_cpus=1)
+    class Other:
+        def there(self) -> bool:
+            return True
+
+    others = [Other.remote(), Other.remote()]
+    assert ray.get([other.there.remote() for other in others], timeout=120) == [True, True]
+    workers = {"address": cluster.address, "threads": 1, "device": "cpu"}
+    try:
+        result = check(world(workers=workers), trial=True, watcher=Silent())
+    finally:
+        for other in others:
+            ray.kill(other)
+    assert result["problems"] == []
+    assert "the cluster is busy: no candidate was tried, so time is not forecast" in result["notes"]
+    assert "total_hours" not in result["forecast"]
+
+
+def test_what_no_node_holds_is_a_problem(world: World, cluster: Any) -> None:
+    workers = {"address": cluster.address, "threads": 64, "device": "cpu"}
+    (problem,) = check(world(workers=workers), trial=True, watcher=Silent())["problems"]
+    assert "workers.threads" in problem["where"]
+    assert "no node of the cluster has that" in problem["what"]

@@ -1,0 +1,113 @@
+"""A trial on a cluster that others use: who waits for a place, how long, and for how many workers time is forecast."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evosearch.errors import SpecError
+from evosearch.evaluation.types import ItemBatch
+from evosearch.preflight import dry_run
+from evosearch.preflight import forecast as forecasts
+from evosearch.preflight.check import check
+from evosearch.recipe.schema import Input, Recipe
+from evosearch.search.progress import Silent
+from evosearch.search.protocols import Job, Outcome
+from evosearch.spec.spec import WorkersConfig
+
+World = Callable[..., Path]
+JOB = Job("trial@search.0", Recipe(merge_method="linear", models=(Input(model="m"),)), ItemBatch("search", ()))
+WORKERS = WorkersConfig.model_validate({"address": "10.0.0.1:6379"})
+
+
+@dataclass
+class Shared:
+    """A pool of one worker on a cluster with a clock of its own: each `wait` that brings nothing takes its time."""
+
+    place_at: float  # seconds, when the worker gets a place
+    answer_at: float
+    taken: bool = True  # all places, by others
+    holds: int = 2
+    now: float = 0.0
+    slots: int = 0
+    jobs: list[Job] = field(default_factory=list)
+
+    @property
+    def placed(self) -> int:
+        return int(self.now >= self.place_at)
+
+    def busy(self) -> bool:
+        return self.taken
+
+    def room(self) -> int:
+        return self.holds
+
+    def submit(self, job: Job) -> None:
+        self.jobs.append(job)
+
+    def wait(self, timeout_s: float) -> list[Outcome]:
+        self.now += timeout_s
+        return [Outcome(self.jobs.pop(), "w")] if self.now >= self.answer_at else []
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> Callable[[Shared], Outcome]:
+    def score(pool: Shared) -> Outcome:
+        monkeypatch.setattr("time.monotonic", lambda: pool.now)
+        return dry_run.scored(pool, JOB, WORKERS, "night.yaml: recipe")
+
+    return score
+
+
+HOUR = 3600.0
+
+
+def test_a_cluster_whose_places_are_taken_is_not_waited_for(scored: Callable[[Shared], Outcome]) -> None:
+    pool = Shared(place_at=HOUR, answer_at=HOUR)
+    with pytest.raises(dry_run.NoPlaceError, match="the cluster is busy"):
+        scored(pool)
+    assert 60 <= pool.now <= 90
+    pool = Shared(place_at=40.0, answer_at=50.0)  # one that becomes free is taken
+    assert scored(pool).job.id == JOB.id
+
+
+def test_a_node_that_has_to_start_is_waited_for_and_its_lack_is_no_mistake(scored: Callable[[Shared], Outcome]) -> None:
+    assert scored(Shared(place_at=1500.0, answer_at=1600.0, taken=False)).job.id == JOB.id
+    with pytest.raises(dry_run.NoPlaceError, match="the cluster had no place for a worker in 30 minutes"):
+        scored(Shared(place_at=9 * HOUR, answer_at=9 * HOUR, taken=False))
+
+
+def test_a_worker_that_prepares_is_given_the_time_that_a_search_gives(scored: Callable[[Shared], Outcome]) -> None:
+    """Large models are fetched for longer than half an hour, and those who have taken all places do not matter then."""
+    assert scored(Shared(place_at=10.0, answer_at=3.9 * HOUR)).job.id == JOB.id
+    with pytest.raises(SpecError, match=r"night\.yaml: workers: no worker of 10\.0\.0\.1:6379 scored .* 240 minutes"):
+        scored(Shared(place_at=10.0, answer_at=9 * HOUR))
+
+
+@pytest.mark.parametrize(
+    ("asked", "forecast", "told"), [("auto", 2, False), (2, 2, False), (1, 1, False), (9, 2, True)]
+)
+def test_no_more_workers_are_forecast_than_there_is_room_for(asked: Any, forecast: int, told: bool) -> None:
+    notes: list[str] = []
+    workers = WorkersConfig.model_validate({"address": "10.0.0.1:6379", "count": asked})
+    assert dry_run.at_once(workers, Shared(0.0, 0.0), notes.append) == forecast
+    text = "the cluster as it is has room for 2 of the 9 workers asked for: time is forecast for 2"
+    assert notes == ([text] if told else [])
+
+
+def test_without_a_place_a_check_passes_and_says_why_there_is_no_forecast(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*arguments: Any) -> dry_run.Trial:
+        raise dry_run.NoPlaceError("the cluster is busy")
+
+    monkeypatch.setattr(forecasts, "attempt", busy)
+    result = check(world(workers={"address": "127.0.0.1:1", "count": 1}), trial=True, watcher=Silent())
+    assert result["ok"]
+    assert "the cluster is busy: no candidate was tried, so time is not forecast" in result["notes"]
+    assert result["forecast"]["tokens"]
+    assert "total_hours" not in result["forecast"]

@@ -1,0 +1,55 @@
+"""The folder that a check merges into: gone afterwards, and swept by the next check where its process was killed."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evosearch.checkpoints.references import default_cache
+from evosearch.errors import CheckpointError
+from evosearch.preflight.placeholders import kept_for_now
+
+KILLED = """
+import os, signal
+from evosearch.preflight.placeholders import kept_for_now
+with kept_for_now() as folder:
+    (folder / "stage").mkdir()
+    (folder / "stage" / "model.safetensors").write_bytes(bytes(1000))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EVOSEARCH_CACHE", str(tmp_path / "cache"))
+
+
+def test_what_a_killed_check_left_is_swept_and_what_another_uses_is_not() -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED], check=False, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = default_cache().glob("check-*")
+    assert (left / "stage" / "model.safetensors").is_file()
+    other = default_cache() / "merged"
+    other.mkdir()
+    with kept_for_now() as first:
+        assert not left.exists()
+        (first / "stage").mkdir()
+        with kept_for_now() as second:
+            assert first != second
+            assert (first / "stage").is_dir()
+        assert not second.exists()
+    assert list(default_cache().iterdir()) == [other]
+
+
+def test_it_goes_with_an_error_too() -> None:
+    with pytest.raises(ZeroDivisionError), kept_for_now():
+        _ = 1 / 0
+    assert list(default_cache().iterdir()) == []
+
+
+def test_a_cache_that_is_a_file_is_named() -> None:
+    default_cache().write_text("")
+    with pytest.raises(CheckpointError, match=r"cannot be written.*Name another folder in EVOSEARCH_CACHE"):
+        kept_for_now().__enter__()

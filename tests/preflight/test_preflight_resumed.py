@@ -1,0 +1,73 @@
+"""A check of a search that has begun: what has changed since is a problem, and only what is left is forecast."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evosearch.errors import LedgerError
+from evosearch.preflight import forecast
+from evosearch.preflight.check import check
+from evosearch.search.progress import Silent
+from evosearch.service.run import run
+
+World = Callable[..., Path]
+RANDOM = {"optimizer": {"name": "random", "seed": 1}, "controls": {"scales": []}}
+
+
+@pytest.fixture
+def begun(world: World) -> World:
+    """The world's spec, of which four candidates are on record."""
+    run(world(budget={"candidates": 4}, **RANDOM), Silent())
+    return world
+
+
+def looked(spec: Path, trial: bool = False) -> dict[str, Any]:
+    return check(spec, trial=trial, watcher=Silent())
+
+
+def test_another_search_under_an_old_name_fails_the_check_as_it_fails_the_run(begun: World) -> None:
+    spec = begun(budget={"candidates": 4}, **RANDOM | {"optimizer": {"name": "random", "seed": 2}})
+    with pytest.raises(LedgerError) as caught:
+        run(spec, Silent())
+    (problem,) = looked(spec)["problems"]
+    assert problem == caught.value.to_dict()
+    assert "optimizer.seed" in problem["where"]
+    assert "this is another search" in problem["what"]
+
+
+def test_models_that_changed_since_fail_it_too(begun: World) -> None:
+    spec = begun(budget={"candidates": 4}, **RANDOM)
+    expert = spec.parent / "expert1"
+    other = (spec.parent / "expert2").resolve()
+    expert.unlink()
+    expert.symlink_to(other)
+    (problem,) = looked(spec)["problems"]
+    assert "its weights changed since this search began" in problem["what"]
+
+
+def test_time_and_price_are_of_what_is_left(begun: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    hours_of, paces = forecast.hours_of, []
+
+    def remembered(pace: forecast.Pace, *given: Any) -> tuple[float, float]:
+        paces.append(pace)
+        return hours_of(pace, *given)
+
+    monkeypatch.setattr(forecast, "hours_of", remembered)
+    workers = {"executor": "local", "threads": 1, "price_per_hour": 3.0}
+    result = looked(begun(budget={"candidates": 1000}, workers=workers, **RANDOM), trial=True)
+    assert result["problems"] == []
+    assert "4 candidates are on record already: time and price are of what is left" in result["notes"]
+    found = result["forecast"]
+    each, start = found["seconds_per_candidate"] / 3600, paces[0].start / 3600
+    assert 995.9 * each <= found["search_hours"] - start < 996.1 * each  # the controls are on record, too
+    done = looked(begun(budget={"candidates": 4}, workers=workers, **RANDOM), trial=True)["forecast"]
+    assert done["search_hours"] - paces[1].start / 3600 < 0.1 * done["seconds_per_candidate"] / 3600
+    assert done["price"] < found["price"] / 10
+
+
+def test_a_search_that_has_not_begun_is_forecast_whole(world: World) -> None:
+    result = looked(world(budget={"candidates": 1000}, **RANDOM), trial=True)
+    assert not [text for text in result["notes"] if "on record" in text]
+    assert result["forecast"]["search_hours"] * 3600 >= 1003 * result["forecast"]["seconds_per_candidate"]

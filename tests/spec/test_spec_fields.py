@@ -1,0 +1,145 @@
+"""No key of a spec is read and then ignored: what has no meaning beside another key is refused by name."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evosearch.errors import LedgerError, SpecError
+from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.progress import Silent
+from evosearch.service.run import run
+from evosearch.setup.executors import worker_count
+from evosearch.setup.prepare import prepare
+from evosearch.spec.run_dir import find
+from evosearch.spec.spec import SearchSpec, WorkersConfig, check_same_search, load_spec
+
+World = Callable[..., Path]
+HOLE = {"low": 0.1, "high": 0.9}
+LOCAL = {"executor": "local", "threads": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "what"),
+    [
+        ({"workers": LOCAL | {"gpus_per_worker": 1}}, "workers.gpus_per_worker", "goes with executor: ray"),
+        ({"workers": LOCAL | {"address": "ray://head:10001"}}, "workers.address", "goes with executor: ray"),
+        ({"workers": LOCAL | {"count": 2}}, "workers.count", "executor: local is one worker"),
+        ({"workers": {"device": "cpu", "gpus_per_worker": 0.5}}, "workers.gpus_per_worker", "0.5 with device: cpu"),
+        ({"workers": {"device": "cuda", "gpus_per_worker": 0}}, "workers.gpus_per_worker", "0 with device: cuda"),
+        ({"workers": LOCAL | {"address": ""}}, "workers.address", ""),
+        ({"tracking": {"uri": "jsonl:e.jsonl", "experiment": "x"}}, "tracking.experiment", "have no experiments"),
+        ({"tracking": {"uri": ""}}, "tracking.uri", ""),
+        ({"ledger": ""}, "ledger", ""),
+        ({"controls": {"scales": [0.3, float("inf")]}}, "controls.scales[1]", "finite"),
+        ({"optimizer": {"name": "random", "sigma": 0.2}}, "optimizer.sigma", "random takes no step size"),
+        ({"optimizer": {"name": "tpe", "sigma": 0.17}}, "optimizer.sigma", "tpe takes no step size"),
+        ({"optimizer": {"name": "nsga2", "asynchronous": True}}, "optimizer.asynchronous", "nsga2 must know of all"),
+        ({"optimizer": {"name": "tpe", "restarts": 1}}, "optimizer.restarts", "tpe takes no restarts"),
+        ({"optimizer": {"start": "init", "warm_start": "old"}}, "optimizer.start", "got 'init' with warm_start"),
+        ({"optimizer": {"start": "best_control", "warm_start": "old"}}, "optimizer.start", "starts from one place"),
+        ({"budget": {}}, "budget", "a search has an end"),
+    ],
+)
+def test_a_key_without_meaning_is_refused_where_it_stands(
+    changes: dict[str, Any], key: str, what: str, world: World
+) -> None:
+    spec = world("fields", **changes)
+    with pytest.raises(SpecError) as caught:
+        load_spec(spec)
+    assert caught.value.where == f"{spec}: {key}"
+    assert what in str(caught.value)
+
+
+def test_a_gpu_that_is_not_there_is_refused_for_every_executor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    for executor in ("local", "ray"):
+        with pytest.raises(SpecError, match=r"workers\.device: got 'cuda', and this machine has no GPU"):
+            worker_count(WorkersConfig.model_validate({"executor": executor, "device": "cuda"}))
+
+
+def slerp(**more: Any) -> dict[str, Any]:
+    models = [{"model": "./expert1"}]
+    return {"merge_method": "slerp", "base_model": "./base", "models": models, "parameters": {"t": HOLE}, **more}
+
+
+def alone(model: str) -> dict[str, Any]:
+    models = [{"model": model, "parameters": {"weight": HOLE}}]
+    return {"merge_method": "linear", "parameters": {"normalize": False}, "models": models}
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        (
+            {"recipe": slerp(), "optimizer": {"start": "parents"}},
+            "got 'parents', which sets weights of parents, and none",
+        ),
+        (
+            {"recipe": alone("./expert1"), "optimizer": {"start": "best_control"}},
+            "got 'best_control', and this search has no such control: there is only one parent",
+        ),
+    ],
+)
+def test_a_start_that_there_is_not_is_refused(changes: dict[str, Any], what: str, world: World) -> None:
+    spec = world("start", **changes)
+    with pytest.raises(SpecError) as caught:
+        prepare(load_spec(spec), Silent())
+    assert caught.value.where == f"{spec}: optimizer.start"
+    assert what in str(caught.value)
+    assert caught.value.next == "Leave it out: holes start at their own init"
+    assert prepare(load_spec(world("start", **(changes | {"optimizer": {"name": "random"}}))), Silent()).controls
+
+
+DEFAULTS: dict[str, Any] = {"warm_start": None, "diagonal": False, "restarts": 0}
+
+
+def test_a_default_that_is_written_out_makes_no_other_search(world: World) -> None:
+    plain, written = (load_spec(world("same", optimizer={"seed": 1} | more)) for more in ({}, DEFAULTS))
+    assert written.identity() == plain.identity()
+    assert written.search_id() == plain.search_id()
+    for changed in ({"diagonal": True}, {"restarts": 1}, {"warm_start": "old"}):
+        other = load_spec(world("same", optimizer={"seed": 1} | DEFAULTS | changed))
+        assert other.search_id() != plain.search_id()
+        assert other.identity()["optimizer"].items() >= changed.items()
+        with pytest.raises(LedgerError, match=rf"optimizer\.{next(iter(changed))}: this is another search"):
+            check_same_search(plain.identity(), other, "it")
+    grid = load_spec(world("same", optimizer={"name": "grid", "points": 5}))
+    assert grid.identity()["optimizer"]["points"] == 5
+
+
+def test_a_start_on_record_beside_a_warm_start_makes_no_other_search(world: World) -> None:
+    """It had no effect when it was still taken."""
+    spec = load_spec(world("same", optimizer={"name": "random", "warm_start": "old"}))
+    recorded = spec.identity()
+    recorded["optimizer"]["start"] = "init"
+    check_same_search(recorded, spec, "it")
+    plain = load_spec(world("same", optimizer={"name": "random"}))
+    recorded = plain.identity()
+    recorded["optimizer"]["start"] = "init"
+    with pytest.raises(LedgerError, match=r"optimizer\.start: this is another search: .* with 'init'"):
+        check_same_search(recorded, plain, "it")
+
+
+def test_a_search_that_an_earlier_version_recorded_with_defaults_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = SearchSpec.identity
+
+    def earlier(spec: SearchSpec) -> dict[str, Any]:
+        found = identity(spec)
+        return found | {"optimizer": found["optimizer"] | DEFAULTS}
+
+    quick: dict[str, Any] = {"controls": {"scales": [0.5]}, "promotion": {"finalists": 1}}
+    monkeypatch.setattr(SearchSpec, "identity", earlier)
+    then = run(world("earlier", budget={"candidates": 6}, **quick), Silent())
+    monkeypatch.setattr(SearchSpec, "identity", identity)
+    spec = world("earlier", budget={"candidates": 12}, **quick)
+    assert load_spec(spec).search_id() != then.search_id
+    now = run(spec, Silent())
+    assert now.search_id == then.search_id
+    assert now.candidates == {"asked": 12, "scored": 12, "failed": 0, "resumed": 6}
+    with Ledger.open(find("earlier").ledger, read_only=True) as ledger:
+        assert [info.search_id for info in ledger.searches()] == [then.search_id]
