@@ -6,7 +6,7 @@
 Candidates answer items; the best on `search` and then on `validation` becomes the finalist, and
 `evosearch.promotion.gate.decide` judges it on `test`. In the first table (N searches a setting, 4000 by default) no
 candidate is better than the best parent, so every promotion is wrong. In the second (half as many) all are, by a known
-amount, and the controls are not; only the finalist's promotion counts. The third (a quarter) is how often two-sided 95%
+amount, and the baselines are not; only the finalist's promotion counts. The third (a quarter) is how often two-sided 95%
 intervals of the finalist's lead miss the truth, from above and from below. How many items two models answer differently
 is taken from recorded searches: of SmolLM2-135M merges, neighbours differ on 2 to 6% of the items, a merge and a parent
 on 6 to 45%. Exit code 1 where more than 5% of a setting's decisions are wrong.

@@ -6,7 +6,7 @@
 
 `--landscapes`: synthetic merges of a known best (`scripts/_optimizers/landscapes.py`), whose search items are few
 enough to be overfitted to. Each seed draws another landscape, other items and another start of the optimizer's
-generator. Searches start from the best of ten equal weights ("scale sweep"), a control as random search is; a route
+generator. Searches start from the best of ten equal weights ("scale sweep"), a baseline as random search is; a route
 from the first model's own pass; a grid and a soup from the inits. cma_es, lra_cma and cat_cma draw around their start
 and do not ask it, so that they may end below it; the others ask it first. The winner is the candidate of best fitness;
 its test score is its true accuracy. A candidate that was asked before counts. tpe goes to 200 evaluations and gp to 50,
@@ -14,7 +14,7 @@ unless `--slow`: the more they know, the longer an ask takes.
 
 `--zoo`: `recipes/quickstart.yaml` on the embedded tiny models (trained on first use) by several optimizers, in this
 process. Finalists are chosen on `validation` as `evosearch run` does; then the winner is scored on `test` for this
-table only: nothing is promoted, and the opening is not counted. What was scored once, as controls, is not scored again.
+table only: nothing is promoted, and the opening is not counted. What was scored once, as baselines, is not scored again.
 
 `--only` names landscapes, `--optimizers` rows of the table ("cma_es, diagonal"); `--quick` is a short run to see that
 all is well. The default runs take about 15 (with `--jobs 2` 8) and 25 minutes on otherwise idle cores.
@@ -75,14 +75,14 @@ def landscape_table(name: str, found: dict[str, Any], checkpoints: Iterable[int]
     counts = [str(count) for count in checkpoints]
     seeds = len(found["seeds"])
     head = [name, *(f"{int(count):,} evaluations" for count in counts), "below the best there is"]
-    head += [f"ahead of the {found['control_name']}", "of random search", "ms an ask"]
+    head += [f"ahead of the {found['baseline_name']}", "of random search", "ms an ask"]
     rows = [["best there is", *([shown(found["optimum"])] * len(counts)), "0", "", "", ""]]
-    rows += [[found["control_name"], *([shown(found["control"])] * len(counts)), "", "", "", ""]]
+    rows += [[found["baseline_name"], *([shown(found["baseline"])] * len(counts)), "", "", "", ""]]
     for label, entry in found["contestants"].items():
         last = list(entry["after"].values())[-1]
         cells = [shown(entry["after"][count]["test"]) if count in entry["after"] else "–" for count in counts]
         random = "–" if last["leads_random"] is None else f"{last['leads_random']} of {seeds}"
-        cells += [shown(last["below_optimum"]), f"{last['leads_control']} of {seeds}", random]
+        cells += [shown(last["below_optimum"]), f"{last['leads_baseline']} of {seeds}", random]
         if int(entry["asked"]["median"]) < int(max(entry["after"], key=int)):
             label = f"{label} (ended after {entry['asked']['median']:.0f})"
         rows.append([label, *cells, f"{entry['ms_per_ask']['median']:.1f}"])

@@ -60,7 +60,7 @@ def workers(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _rate(folder: Path, number: int, candidates: int) -> float:
-    """Of one search: candidates per second once its workers have started, which the controls see to."""
+    """Of one search: candidates per second once its workers have started, which the baselines see to."""
     folder.mkdir(parents=True)
     spec = yaml.safe_load((ROOT / "recipes" / "quickstart.yaml").read_text())
     spec |= {
@@ -148,7 +148,7 @@ def _count(url: str, where: str, table: str = "ledger_events") -> int:
 
 
 def submit(options: argparse.Namespace, cluster: Cluster, folder: Path) -> dict[str, Any]:
-    """Seconds from the command to the first scored control and candidate, by stage."""
+    """Seconds from the command to the first scored baseline and candidate, by stage."""
     problem.prepare()
     spec = problem.write_spec(folder, cluster.ledger(), tracking(cluster.state))
     clients = of_clients(cluster.places, cluster.state, cluster.postgres)
@@ -165,15 +165,15 @@ def submit(options: argparse.Namespace, cluster: Cluster, folder: Path) -> dict[
     check, run = jobs["check"], jobs["run"]
     events = read(cluster.ledger(), problem.NAME)
     started = next(event.time for event in events if event.type == "started")
-    control = next(event.time for event in events if event.type == "scored")
+    baseline = next(event.time for event in events if event.type == "scored")
     begins, ends, runs = check["start_time"] / 1000, check["end_time"] / 1000, run["start_time"] / 1000
     return {
         "checked and packed here": begins - began,
         "checked on the cluster, a candidate scored": ends - begins,
         "queued, and its process started": runs - ends,
         "prepared, and on record": started - runs,
-        "workers started, first control scored": control - started,
-        "other controls, first candidate scored": first - control,
+        "workers started, first baseline scored": baseline - started,
+        "other baselines, first candidate scored": first - baseline,
         "in all": first - began,
         "`submit` returned after": returned - began,
     }

@@ -147,7 +147,7 @@ class Bench:
             card.tokens.distinct,
             difference,
             differ,
-            "/".join(card.ways.values()),
+            "/".join(card.modes.values()),
         )
 
     def outside(self, items: int) -> dict[str, float]:

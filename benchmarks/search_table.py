@@ -86,7 +86,7 @@ def metrics(ledger: Ledger, search_id: str, state: SearchState, name: str) -> Me
 
 def ensemble(ledger: Ledger, search_id: str, state: SearchState) -> tuple[Metrics, str | None]:
     """The parents' ensemble on every split that all of them were scored on; where there is none, the reason."""
-    parents = [name for name, control in state.controls.items() if control["kind"] == "parent"]
+    parents = [name for name, baseline in state.baselines.items() if baseline["kind"] == "parent"]
     found: Metrics = {}
     for split in SPLITS:
         cards = [state.cards.get((name, split)) for name in parents]

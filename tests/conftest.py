@@ -174,12 +174,12 @@ def spec_data(name: str = "world", **changes: Any) -> dict[str, Any]:
                 {"model": "./expert2", "parameters": {"weight": hole}},
             ],
         },
-        "optimizer": {"name": "cma_es", "population": 6, "sigma": 0.2, "seed": 1, "start": "best_control"},
+        "optimizer": {"name": "cma_es", "population": 6, "sigma": 0.2, "seed": 1, "start": "best_baseline"},
         "suite": "suite.yaml",
         "budget": {"candidates": 18},
         "workers": {"executor": "local", "threads": 1},
         "tracking": {"uri": "jsonl:events.jsonl"},
-        "controls": {"scales": [0.3, 0.6]},
+        "baselines": {"scales": [0.3, 0.6]},
         "promotion": {"finalists": 2},
     } | changes
 

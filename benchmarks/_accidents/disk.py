@@ -18,7 +18,7 @@ from evosearch.environment import TELEMETRY_OFF
 
 ROOMY, PAGE = "1g", 4096  # bytes of the disk; it takes memory only as it fills
 WRONG_INPUT = 2  # exit code
-SCORED = 14  # candidates and controls, until the disk is full
+SCORED = 14  # candidates and baselines, until the disk is full
 ENDED_WELL = (0, 3)  # promoted, or the gate said no
 
 

@@ -63,7 +63,7 @@ def judge(events: Sequence[Event], scores: Sequence[tuple[str, str, str]], candi
     asked = [payload["candidate"] for payload in of_type(events, "asked")]
     told = [one["candidate"] for payload in of_type(events, "told") for one in payload["observations"]]
     answers = of_type(events, "scored", "failed")
-    results = [(one["candidate"], one["split"], one.get("part")) for one in answers]
+    results = [(one["candidate"], one["split"], one.get("minibatch")) for one in answers]
     lacking = _without_scores(of_type(events, "scored"), scores)
     doubled = {"asked": _twice(asked), "told": _twice(told), "recorded": _twice(results)}
     broken = _gaps(events)

@@ -27,8 +27,8 @@ def of_type(events: Sequence[Event], *types: str) -> list[dict[str, Any]]:
 
 
 def unanswered(events: Sequence[Event]) -> set[str]:
-    """Candidates and controls of which nothing is recorded yet on `search`: they wait for a worker, or are with one."""
-    begun = {payload["candidate"] for payload in of_type(events, "asked", "control") if not _needs_none(payload)}
+    """Candidates and baselines of which nothing is recorded yet on `search`: they wait for a worker, or are with one."""
+    begun = {payload["candidate"] for payload in of_type(events, "asked", "baseline") if not _needs_none(payload)}
     answers = of_type(events, "scored", "failed")
     return begun - {answer["candidate"] for answer in answers if answer["split"] == "search"}
 
@@ -41,7 +41,7 @@ def check_ledger(events: Sequence[Event], candidates: int) -> str:
     if lost := unanswered(events):
         raise SearchError(f"lost: nothing is recorded of {', '.join(sorted(lost))}")
     answers = of_type(events, "scored", "failed")
-    times = Counter((answer["candidate"], answer["split"], answer.get("part")) for answer in answers)
+    times = Counter((answer["candidate"], answer["split"], answer.get("minibatch")) for answer in answers)
     if twice := [key for key, count in times.items() if count > 1]:
         raise SearchError(f"recorded twice: {twice}")
     if failed := of_type(events, "failed"):
@@ -63,7 +63,7 @@ def check_mirror(rest: Rest, experiment: str, events: Sequence[Event]) -> str:
         tags = {tag["key"]: tag["value"] for tag in run["data"].get("tags", ())}
         if "recipe_id" in tags:  # else it is the search's own run
             runs.setdefault(tags["candidate_id"], []).append(run)
-    ours = {payload["candidate"] for payload in of_type(events, "asked", "control")}
+    ours = {payload["candidate"] for payload in of_type(events, "asked", "baseline")}
     if runs.keys() != ours or any(len(found) > 1 for found in runs.values()):
         lacking, strange = sorted(ours - runs.keys()), sorted(runs.keys() - ours)
         twice = sorted(name for name, found in runs.items() if len(found) > 1)
@@ -102,5 +102,5 @@ def check_registry(rest: Rest, name: str, events: Sequence[Event]) -> str:
 
 
 def _needs_none(payload: dict[str, Any]) -> bool:
-    """Whether a candidate is the same as another, or a control does not apply: neither is scored."""
+    """Whether a candidate is the same as another, or a baseline does not apply: neither is scored."""
     return payload.get("duplicate_of") is not None or bool(payload.get("skipped"))

@@ -36,13 +36,13 @@ def write_spec(folder: Path, ledger: str, tracking: str) -> Path:
             "base_model": "zoo:tiny/base",
             "models": [{"model": f"zoo:tiny/{name}", "parameters": {"weight": WEIGHT}} for name in EXPERTS],
         },
-        "optimizer": {"name": "cma_es", "population": POPULATION, "sigma": 0.2, "seed": 0, "start": "best_control"},
+        "optimizer": {"name": "cma_es", "population": POPULATION, "sigma": 0.2, "seed": 0, "start": "best_baseline"},
         "suite": "suite.yaml",
         "budget": {"candidates": CANDIDATES},
         "workers": {"count": "auto", "threads": 1, "device": "cpu", "gpus_per_worker": 0},
         "ledger": ledger,
         "tracking": {"uri": tracking},
-        "controls": {"scales": [0.4, 0.7]},
+        "baselines": {"scales": [0.4, 0.7]},
         "promotion": {"register_as": NAME, "finalists": 2},
     }
     # Beside the suite: from elsewhere, task code is not trusted (evosearch/evaluation/suite.py)

@@ -1,4 +1,4 @@
-"""Whole searches on simulated models: candidates, finalists, best control and gate, as `promotion/` has them."""
+"""Whole searches on simulated models: candidates, finalists, best baseline and gate, as `promotion/` has them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks._gate_worlds.world import Task, answers
-from evosearch.promotion.finalists import CONTROL_KINDS, Standing, best, choose, kind_of
+from evosearch.promotion.finalists import BASELINE_KINDS, Standing, best, choose, kind_of
 from evosearch.promotion.gate import Contender, GateDecision, Measure, Role, decide
 
 SEARCH_ITEMS, VALIDATION_ITEMS = 60, 150  # of each task
 FINALISTS = 8
 BASE_BELOW = 20.0  # points of score between base and best parent: the base never stands in the way
-CONTROL_BELOW = 10.0  # the same for a control that is not equal to the best parent
+BASELINE_BELOW = 10.0  # the same for a baseline that is not equal to the best parent
 TOGETHER = 25  # searches drawn at once
 
 
@@ -24,7 +24,7 @@ class Setting:
     name: str
     tasks: tuple[Task, ...]
     gain: float = 0.0  # points of score that every candidate truly has over the best parent
-    control_equal: bool = True  # the controls equal the best parent in truth, so that either may be promoted wrongly
+    baseline_equal: bool = True  # the baselines equal the best parent in truth, so that either may be promoted wrongly
     candidates: int = 40
 
     @property
@@ -41,8 +41,8 @@ class Setting:
 
     def models(self) -> dict[str, float]:
         """Name → points of score above the best parent, in truth."""
-        control = 0.0 if self.control_equal else -CONTROL_BELOW
-        known = {"base": -BASE_BELOW, "parent:0": 0.0, "uniform": control, "scale:0.50": control}
+        baseline = 0.0 if self.baseline_equal else -BASELINE_BELOW
+        known = {"base": -BASE_BELOW, "parent:0": 0.0, "uniform": baseline, "scale:0.50": baseline}
         return known | {str(index): self.gain for index in range(self.candidates)}
 
 
@@ -118,12 +118,12 @@ def _end(entries: list[Standing], test: Mapping[str, NDArray[np.float32]], measu
     """The gate's decision.
 
     Args:
-        test: task → (4, items) answers of base, best parent, best control and finalist.
+        test: task → (4, items) answers of base, best parent, best baseline and finalist.
     """
-    finalist, control = best(entries, "validation", ("candidate",)), best(entries, "validation", CONTROL_KINDS)
+    finalist, baseline = best(entries, "validation", ("candidate",)), best(entries, "validation", BASELINE_KINDS)
     assert finalist is not None
-    assert control is not None
-    roles: list[tuple[str, Role]] = [("base", "base"), ("parent:0", "parent"), (control.candidate, "control")]
+    assert baseline is not None
+    roles: list[tuple[str, Role]] = [("base", "base"), ("parent:0", "parent"), (baseline.candidate, "baseline")]
     base, parent, simple, chosen = (
         Contender(name, role, {task: right[at].astype(np.float64) for task, right in test.items()}, f"id-{name}")
         for at, (name, role) in enumerate([*roles, (finalist.candidate, "finalist")])

@@ -28,10 +28,10 @@ def clustered(groups: tuple[int, ...], differ: float = FAR) -> tuple[Task, ...]:
 
 
 def null_settings() -> list[Setting]:
-    """Every candidate equals the best parent; so do the controls, but where it is said."""
+    """Every candidate equals the best parent; so do the baselines, but where it is said."""
     far, near = f"one task, {FAR:.0%} differ", f"one task, {NEAR:.0%} differ"
     found = [Setting(far, one(items, FAR)) for items in SIZES]
-    found += [Setting(f"{far}, controls worse", one(items, FAR), control_equal=False) for items in SIZES]
+    found += [Setting(f"{far}, baselines worse", one(items, FAR), baseline_equal=False) for items in SIZES]
     found += [Setting(near, one(items, NEAR)) for items in SIZES]
     found += [Setting("one task, 1% differ", one(items, 0.01)) for items in SIZES]
     found += [Setting("one task, 97% right, 3% differ", one(300, 0.03, 0.97))]
@@ -49,7 +49,7 @@ def null_settings() -> list[Setting]:
 
 
 def power_settings() -> list[Setting]:
-    """Every candidate is truly better than the best parent, which the controls equal."""
+    """Every candidate is truly better than the best parent, which the baselines equal."""
     return [
         Setting(f"{gain}, {differ:.0%} of items differ", one(items, differ), gain=float(gain))
         for differ in (NEAR, FAR)

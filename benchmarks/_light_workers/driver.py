@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks._light_workers.light import Light
-from benchmarks._simulated.searches import control
+from benchmarks._simulated.searches import baseline
 from benchmarks._simulated.world import World
 from evosearch.execution.deadlines import Patience
 from evosearch.execution.ray_pool import RayExecutor, RayOptions
@@ -84,7 +84,7 @@ def _mirror(settings: Settings) -> MlflowMirror:
 
 def _search(settings: Settings, ledger: Ledger, executor: Executor, mirrors: list[Tracker]) -> str:
     recorder, config = Recorder(ledger, SEARCH, mirrors), OptimizerConfig.model_validate(OPTIMIZER)
-    reason = control(recorder, SEARCH, settings.world, executor, config, Budget(settings.candidates))
+    reason = baseline(recorder, SEARCH, settings.world, executor, config, Budget(settings.candidates))
     recorder.record([("stopped", {"reason": reason})])
     return reason
 

@@ -49,10 +49,10 @@ def search(
     ledger = Ledger.open(f"sqlite:///{folder / 'ledger.db'}")
     ledger.put_item_sets(world.batch)
     recorder = Recorder(ledger, SEARCH)
-    return control(recorder, SEARCH, world, executor, OptimizerConfig(start="init", **config), budget, make), recorder
+    return baseline(recorder, SEARCH, world, executor, OptimizerConfig(start="init", **config), budget, make), recorder
 
 
-def control(
+def baseline(
     recorder: Recorder,
     name: str,
     world: World,
@@ -72,7 +72,7 @@ def control(
         executor=executor,
         space=world.space,
         batch=world.batch,
-        controls=(),
+        baselines=(),
         identify=world.identify,
         make_optimizer=optimizer,
         start=config.start,

@@ -101,7 +101,7 @@ class World:
             tokens=Tokens(10_000, 300, 9_900, 60_000),
             seconds={"materialize": 1.0, "score": 59.0},
             reported={items.task: {"acc": tasks[items.task].value} for items in job.batch.sets},
-            ways={"loglikelihood": "tree"},
+            modes={"loglikelihood": "tree"},
         )
 
 

@@ -32,15 +32,15 @@ class Landscape:
     """One synthetic search.
 
     Attributes:
-        controls: name → fitness on the search items, and accuracy in truth; scored before the search.
+        baselines: name → fitness on the search items, and accuracy in truth; scored before the search.
         model: genome → abilities (T,) and place (D,).
         optimum: accuracy of the best model there is, in %.
-        start: where the search starts: at the best control, where it can.
+        start: where the search starts: at the best baseline, where it can.
     """
 
     name: str
     dimensions: tuple[Dimension, ...]
-    controls: Mapping[str, tuple[float, float]]
+    baselines: Mapping[str, tuple[float, float]]
     model: Callable[[Genome], tuple[Vector, Vector]]
     world: World
     optimum: float
@@ -55,25 +55,26 @@ class Landscape:
         return self.world.accuracy(*self.model(genome))
 
     @property
-    def control(self) -> str:
-        """The best control by fitness."""
-        return max(self.controls, key=lambda name: self.controls[name][0])
+    def baseline(self) -> str:
+        """The best baseline by fitness."""
+        return max(self.baselines, key=lambda name: self.baselines[name][0])
 
 
 def landscape(
     name: str,
     dimensions: tuple[Dimension, ...],
-    controls: Mapping[str, Genome],
+    baselines: Mapping[str, Genome],
     model: Callable[[Genome], tuple[Vector, Vector]],
     world: World,
     optimum: float,
 ) -> Landscape:
-    """A landscape whose controls are scored, and where a search starts from the best of them."""
+    """A landscape whose baselines are scored, and where a search starts from the best of them."""
     scored = {
-        name: (world.fitness(*model(genome)).value, world.accuracy(*model(genome))) for name, genome in controls.items()
+        name: (world.fitness(*model(genome)).value, world.accuracy(*model(genome)))
+        for name, genome in baselines.items()
     }
     made = Landscape(name, dimensions, scored, model, world, optimum, {})
-    return replace(made, start=controls[made.control])
+    return replace(made, start=baselines[made.baseline])
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,8 @@ def weighted(
         return world.slope(merges.abilities(weights), weights - 1 / PARENTS, merges.gradients(weights))
 
     starts, bounds = [merges.best.mean(0), *merges.best, np.full(count, 0.4)], [(0.0, HIGH)] * count
-    controls = {f"scale:{scale:.2f}": {d.name: scale for d in dimensions} for scale in SCALES}
-    return landscape(name, dimensions, controls, model, world, best_of(accuracy, starts, bounds, slope))
+    baselines = {f"scale:{scale:.2f}": {d.name: scale for d in dimensions} for scale in SCALES}
+    return landscape(name, dimensions, baselines, model, world, best_of(accuracy, starts, bounds, slope))
 
 
 def weights_of(groups: int) -> tuple[Dimension, ...]:
@@ -188,8 +189,8 @@ def mixed(seed: int, groups: int = 2) -> Landscape:
     optimum = max(best_of(partial(accuracy, name), starts[name], bounds) for name in METHODS)
     plain = {method.name: METHODS[0]} | {d.name: d.init for d in densities}
     dimensions = (method, *weights, *densities)
-    controls = {f"scale:{scale:.2f}": {d.name: plain.get(d.name, scale) for d in dimensions} for scale in SCALES}
-    return landscape("mixed", dimensions, controls, model, world, optimum)
+    baselines = {f"scale:{scale:.2f}": {d.name: plain.get(d.name, scale) for d in dimensions} for scale in SCALES}
+    return landscape("mixed", dimensions, baselines, model, world, optimum)
 
 
 def few(seed: int) -> Landscape:
@@ -223,7 +224,7 @@ def few_averaged(seed: int) -> Landscape:
 def seen_through(
     whole: Landscape, dimensions: tuple[Dimension, ...], weights: Callable[[Genome], list[float]]
 ) -> Landscape:
-    """A part of a landscape, searched by other dimensions; its optimum and controls are those of the whole.
+    """A part of a landscape, searched by other dimensions; its optimum and baselines are those of the whole.
 
     Args:
         weights: genome → the value of each dimension of the whole.
@@ -240,8 +241,8 @@ def route(seed: int, encoding: str = "categorical") -> Landscape:
     flow = Flow.draw(np.random.default_rng([seed, 0]), encoding)
     world = items_of(seed, ITEMS)
     optimum = world.accuracy(*flow.model(flow.best()))
-    controls = {"first model": flow.initial}
-    return landscape("routing", flow.routes.dimensions, controls, flow.model, world, optimum)
+    baselines = {"first model": flow.initial}
+    return landscape("routing", flow.routes.dimensions, baselines, flow.model, world, optimum)
 
 
 def best_of(

@@ -1,7 +1,7 @@
 """Whole searches in this process, up to the choice on `validation`; the chosen is then scored on `test`, for a table.
 
 Specs are prepared and run by the parts that `evosearch run` is made of, with a ledger of their own in a folder that
-is thrown away. Nothing is promoted and no opening of a test set is counted. What was scored once, a control above all,
+is thrown away. Nothing is promoted and no opening of a test set is counted. What was scored once, a baseline above all,
 is answered from memory when another search asks for it: scores are deterministic.
 """
 
@@ -101,7 +101,7 @@ class Found:
             "stopped": self.stopped,
         }
 
-    def controls(self) -> dict[str, dict[str, Any]]:
+    def baselines(self) -> dict[str, dict[str, Any]]:
         """Best parent and best scale, chosen without `test`, and uniform, with their scores on every split."""
         self.validation.finalist()
         entries = [entry for entry in self._standings() if entry.kind != "candidate"]
@@ -111,13 +111,13 @@ class Found:
             SWEEP: max((e for e in entries if e.kind == "scale"), key=_on_validation, default=None),
         }
         return {
-            name: {"control": entry.candidate, **entry.scores, "test": self.test(entry.candidate).score}
+            name: {"baseline": entry.candidate, **entry.scores, "test": self.test(entry.candidate).score}
             for name, entry in chosen.items()
             if entry is not None
         }
 
     def test(self, candidate: str) -> ScoreCard:
-        """A candidate's or control's card on the test split; not recorded."""
+        """A candidate's or baseline's card on the test split; not recorded."""
         recipe = Recipe.model_validate(self.recorder.state.recipe(candidate))
         self.executor.submit(Job(f"{candidate}@test", recipe, self.prepared.batches["test"]))
         (outcome,) = self.executor.wait(0.0)
@@ -158,7 +158,7 @@ class Bench:
         config = prepared.spec.config
         ledger = self._open.enter_context(Ledger.open(f"sqlite:///{self._folder / name}.db"))
         recorder = Recorder(ledger, prepared.search_id)
-        for batch in (*prepared.batches.values(), *(prepared.parts.batches if prepared.parts else ())):
+        for batch in (*prepared.batches.values(), *(prepared.minibatches.batches if prepared.minibatches else ())):
             ledger.put_item_sets(batch)
         started = {"name": prepared.spec.name, "spec": prepared.spec.identity(), "versions": versions()}
         recorder.record([("started", started | circumstances(prepared))])
@@ -167,10 +167,10 @@ class Bench:
             executor=executor,
             space=prepared.space,
             batch=prepared.batches["search"],
-            controls=prepared.controls,
+            baselines=prepared.baselines,
             identify=prepared.models.identify,
             make_optimizer=lambda start: create(config.optimizer, prepared.space.dimensions, start),
-            parts=prepared.parts,
+            minibatches=prepared.minibatches,
             start=config.optimizer.start,
             budget=Budget(**config.budget.model_dump()),
             asynchronous=config.optimizer.asynchronous,
@@ -187,16 +187,16 @@ class Bench:
         assert isinstance(spec, SearchSpec), "a spec of one search"
         prepared = self.prepare(spec)
         items = candidates * len(prepared.batches["search"])
-        rows, controls = list[dict[str, Any]](), dict[str, dict[str, Any]]()
+        rows, baselines = list[dict[str, Any]](), dict[str, dict[str, Any]]()
         with working(prepared) as executor:
             for seed in seeds:
                 for one in chosen:
                     own = with_config(prepared, one.config(seed), items, finalists)
                     found = self.search(own, executor, f"{one.name}-{len(rows)}")
                     rows.append({"label": one.label, "seed": seed, **found.row()})
-                    controls = controls or found.controls()
+                    baselines = baselines or found.baselines()
                     self._say(rows[-1])
-        return results(items, rows, controls)
+        return results(items, rows, baselines)
 
     def compare_spaces(
         self, files: Mapping[str, Path], seeds: Sequence[int], candidates: int, finalists: int
@@ -205,7 +205,7 @@ class Bench:
 
         Every seed replaces the optimizers' own. Stages share the items evenly, each to its winner on validation.
         """
-        rows, controls, items = list[dict[str, Any]](), dict[str, dict[str, Any]](), 0
+        rows, baselines, items = list[dict[str, Any]](), dict[str, dict[str, Any]](), 0
         for label, file in files.items():
             spec = load(file)
             first = self.prepare(spec.stage(0, {}) if isinstance(spec, StagedSpec) else spec)
@@ -214,11 +214,11 @@ class Bench:
                 for seed in seeds:
                     found = self._staged(spec, first, executor, f"{label}-{seed}", seed, items, finalists)
                     rows.append({"label": label, "seed": seed, **total([one.row() for one in found])})
-                    controls = controls or found[-1].controls()  # of the first spec
+                    baselines = baselines or found[-1].baselines()  # of the first spec
                     for one in found[1:]:
                         one.executor.close()
                     self._say(rows[-1])
-        return results(items, rows, controls)
+        return results(items, rows, baselines)
 
     def _staged(
         self,
@@ -281,14 +281,14 @@ def total(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return last | added | ({"earlier_stages": earlier} if earlier else {})
 
 
-def results(items: int, rows: list[dict[str, Any]], controls: dict[str, Any]) -> dict[str, Any]:
+def results(items: int, rows: list[dict[str, Any]], baselines: dict[str, Any]) -> dict[str, Any]:
     """Rows of all searches, and their medians by label.
 
     Args:
         items: item evaluations that each search could take.
     """
     labels = dict.fromkeys(row["label"] for row in rows)
-    best = controls.get(SWEEP)
+    best = baselines.get(SWEEP)
     summary = {}
     for label in labels:
         own = [row for row in rows if row["label"] == label]
@@ -298,17 +298,17 @@ def results(items: int, rows: list[dict[str, Any]], controls: dict[str, Any]) ->
         if best is not None:
             summary[label]["ahead"] = spread([row["test"] - best["test"] for row in own])
             summary[label]["ahead_in"] = sum(row["test"] > best["test"] for row in own)
-    return {"items": items, "summary": summary, "controls": controls, "runs": rows}
+    return {"items": items, "summary": summary, "baselines": baselines, "runs": rows}
 
 
 def search_rows(found: Mapping[str, Any]) -> list[list[str]]:
-    """Controls, then what was compared: scores as median [quartiles] over seeds."""
-    best = found["controls"].get(SWEEP)
+    """Baselines, then what was compared: scores as median [quartiles] over seeds."""
+    best = found["baselines"].get(SWEEP)
     rows = []
-    for name, control in found["controls"].items():
-        ahead = "" if best is None or name == SWEEP else f"{control['test'] - best['test']:+.1f}"
-        validation = f"{control['validation']:.1f}" if "validation" in control else "–"
-        rows.append([name, f"{control['test']:.1f}", ahead, validation, f"{control['search']:.1f}", "", ""])
+    for name, baseline in found["baselines"].items():
+        ahead = "" if best is None or name == SWEEP else f"{baseline['test'] - best['test']:+.1f}"
+        validation = f"{baseline['validation']:.1f}" if "validation" in baseline else "–"
+        rows.append([name, f"{baseline['test']:.1f}", ahead, validation, f"{baseline['search']:.1f}", "", ""])
     for label, entry in found["summary"].items():
         count = entry["searches"]
         ahead = f"{shown(entry['ahead'])} ({entry['ahead_in']} of {count})" if best is not None else "–"

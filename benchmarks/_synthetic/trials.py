@@ -25,10 +25,10 @@ class Contest:
 
     def run(self) -> dict[str, Any]:
         made = LANDSCAPES[self.landscape][0](self.seed)
-        value, test = made.controls[made.control]
+        value, test = made.baselines[made.baseline]
         found: dict[str, Any] = {"landscape": self.landscape, "seed": self.seed, "optimum": made.optimum}
         found |= {"dimensions": len(made.dimensions), "items": made.world.items}
-        found["control"] = {"name": made.control, "search": value, "test": test}
+        found["baseline"] = {"name": made.baseline, "search": value, "test": test}
         found["runs"], found["refused"] = {}, {}
         for one in contestants(list(self.chosen) if self.chosen is not None else None):
             make, how = self._encoding(one)
@@ -93,15 +93,15 @@ def leads(ours: Sequence[float], others: Sequence[float]) -> int:
 def summary(contests: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Of all contests on one landscape: each contestant's test scores, and how it stands to the optimum and the rest.
 
-    `leads` are seeds in which a contestant's winner is better than random search's, or than the control, in truth.
+    `leads` are seeds in which a contestant's winner is better than random search's, or than the baseline, in truth.
     """
     found: dict[str, Any] = {
         "seeds": [contest["seed"] for contest in contests],
         "dimensions": contests[0]["dimensions"],
         "items": contests[0]["items"],
         "optimum": spread([contest["optimum"] for contest in contests]),
-        "control": spread([contest["control"]["test"] for contest in contests]),
-        "control_name": "scale sweep" if contests[0]["control"]["name"].startswith("scale:") else "control",
+        "baseline": spread([contest["baseline"]["test"] for contest in contests]),
+        "baseline_name": "scale sweep" if contests[0]["baseline"]["name"].startswith("scale:") else "baseline",
         "refused": contests[0]["refused"],
         "contestants": {},
     }
@@ -115,7 +115,7 @@ def summary(contests: Sequence[dict[str, Any]]) -> dict[str, Any]:
             after[count] = {
                 "test": spread(tests),
                 "below_optimum": spread([contest["optimum"] - test for contest, test in pairs]),
-                "leads_control": leads(tests, [contest["control"]["test"] for contest in contests]),
+                "leads_baseline": leads(tests, [contest["baseline"]["test"] for contest in contests]),
                 "leads_random": leads(tests, [found["test"] for found in randoms]) if all(randoms) else None,
                 "item_evaluations": min(int(count), max(run["asked"] for run in runs)) * contests[0]["items"],
             }

@@ -130,8 +130,8 @@ class BarWatcher:
     def note(self, text: str) -> None:
         note(text)
 
-    def preparing(self, what: str, part: float) -> None:
-        self.update(SearchProgress(what, round(part * 100), 100))
+    def preparing(self, what: str, fraction: float) -> None:
+        self.update(SearchProgress(what, round(fraction * 100), 100))
 
     def close(self) -> None:
         self._bar.stop()
@@ -184,8 +184,8 @@ class LineWatcher:
     def note(self, text: str) -> None:
         note(self._form(text))
 
-    def preparing(self, what: str, part: float) -> None:
-        self.update(SearchProgress(what, round(part * 100), 100))
+    def preparing(self, what: str, fraction: float) -> None:
+        self.update(SearchProgress(what, round(fraction * 100), 100))
 
     def close(self) -> None:
         return None

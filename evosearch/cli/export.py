@@ -22,7 +22,7 @@ def command(
     search: str = typer.Argument(help="A search: its name (of a stage `name.stage`), folder or spec."),
     format: Format = typer.Option(Format.RECIPE, "--format", help="recipe, mergekit, checkpoint or adapter."),
     out: Path = typer.Option(..., "--output", "-o", help="The file (for weights, the folder) to write."),
-    candidate: str | None = typer.Option(None, help="Any candidate or control; the promoted one by default."),
+    candidate: str | None = typer.Option(None, help="Any candidate or baseline; the promoted one by default."),
     overwrite: bool = typer.Option(False, help="Replace an existing file."),
     rank: int | None = typer.Option(None, help="Of an adapter, at most; 32 by default."),
     save_modules: bool = typer.Option(

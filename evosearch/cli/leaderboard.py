@@ -1,4 +1,4 @@
-"""`evosearch leaderboard NAME|SPEC`: candidates and controls by score."""
+"""`evosearch leaderboard NAME|SPEC`: candidates and baselines by score."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def command(
     ),
     json: bool = JSON,
 ) -> None:
-    """Show candidates and controls by score on the search split, and what they scored elsewhere."""
+    """Show candidates and baselines by score on the search split, and what they scored elsewhere."""
     from evosearch.cli.tables import leaderboard_table, show_pareto, show_shrinkage, show_test_set
     from evosearch.reporting.leaderboard import board, pareto_rows, write_pareto_page
     from evosearch.spec.run_dir import find

@@ -279,7 +279,7 @@ def show_check(console: Console, result: dict[str, Any]) -> None:
     if forecast.get("total_hours") is not None:
         ends, price = datetime.fromisoformat(forecast["ends"]).strftime("%A %Y-%m-%d %H:%M %Z"), forecast.get("price")
         paid = "" if price is None else f" and costs about {price:,.2f}, by workers.price_per_hour"
-        text = f"all of it, with controls, finalists and the test, takes about {forecast['total_hours']:.2f} hours"
+        text = f"all of it, with baselines, finalists and the test, takes about {forecast['total_hours']:.2f} hours"
         console.print(f"{text}{paid}; started now it ends by {ends}", highlight=False)
     if result["ok"]:
         console.print("no problems found", style="green")

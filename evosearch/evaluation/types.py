@@ -125,10 +125,12 @@ class ScoreCard:
     tokens: Tokens = field(default_factory=Tokens)
     seconds: Mapping[str, float] = field(default_factory=dict)  # load, materialize, score
     reported: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # task → metric → lm-eval's aggregate
-    ways: Mapping[str, str] = field(default_factory=dict)  # loglikelihood, generation → how the model was run
+    modes: Mapping[str, str] = field(default_factory=dict)  # loglikelihood, generation → how the model was run
     guards: Mapping[str, float] = field(default_factory=dict)  # guarded task → its own points, 100 (m − c) / (1 − c)
     score_stderr: float = 0.0
-    parts: Mapping[str, Estimate] = field(default_factory=dict)  # task → its part of the fitness, else its points
+    task_fitness: Mapping[str, Estimate] = field(
+        default_factory=dict
+    )  # task -> its share of the fitness, else its points
 
     def summary(self) -> dict[str, Any]:
         """The aggregates as plain JSON data: what an event holds. A reported value that is not finite is None."""
@@ -141,10 +143,10 @@ class ScoreCard:
             "score": self.score,
             "score_stderr": self.score_stderr,
             "fitness": vars(self.fitness).copy(),
-            "parts": {name: vars(part).copy() for name, part in self.parts.items()},
+            "task_fitness": {name: vars(estimate).copy() for name, estimate in self.task_fitness.items()},
             "tokens": vars(self.tokens).copy(),
             "seconds": dict(self.seconds),
-            "ways": dict(self.ways),
+            "modes": dict(self.modes),
             "reported": {
                 task: {name: value if math.isfinite(value) else None for name, value in metrics.items()}
                 for task, metrics in self.reported.items()

@@ -1,6 +1,6 @@
 """Ray as we use it: with a token, without telemetry, on loopback where it is ours, and never waited for without end.
 
-Two ways: a Ray of our own on this machine, for this process; or a cluster that is there, by `workers.address` or by
+Two modes: a Ray of our own on this machine, for this process; or a cluster that is there, by `workers.address` or by
 `$RAY_ADDRESS`, which Ray sets inside a job.
 """
 

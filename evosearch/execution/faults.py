@@ -18,7 +18,7 @@ TRIES = 2  # times a job is scored again after a worker that is alive said that 
 
 
 @dataclass(frozen=True)
-class Death:
+class WorkerLoss:
     """How a worker was lost.
 
     Attributes:
@@ -40,20 +40,20 @@ class Death:
 
 
 @dataclass
-class Fate:
+class JobHistory:
     """One job on its way through the pool: what it met so far."""
 
     job: Job
-    met: list[Death | Failure] = field(default_factory=list)
-    given_back: int = 0  # times that a worker that is alive said that it could not
+    attempts: list[WorkerLoss | Failure] = field(default_factory=list)
+    handed_back: int = 0  # times that a worker that is alive said that it could not
 
     @property
-    def deaths(self) -> list[Death]:
-        return [one for one in self.met if isinstance(one, Death)]
+    def deaths(self) -> list[WorkerLoss]:
+        return [one for one in self.attempts if isinstance(one, WorkerLoss)]
 
     @property
     def retries(self) -> tuple[Failure, ...]:
-        return tuple(one.failure() if isinstance(one, Death) else one for one in self.met)
+        return tuple(one.failure() if isinstance(one, WorkerLoss) else one for one in self.attempts)
 
     @property
     def bad_nodes(self) -> set[str]:
@@ -66,7 +66,7 @@ class Fate:
         Args:
             lost: node id → why it was lost.
         """
-        self.met = [reread(one, lost) if isinstance(one, Death) else one for one in self.met]
+        self.attempts = [reread(one, lost) if isinstance(one, WorkerLoss) else one for one in self.attempts]
 
     def verdict(self) -> str | None:
         """Why this job is not tried again, or None."""
@@ -80,7 +80,7 @@ class Fate:
         return None
 
 
-def reread(death: Death, lost: Mapping[str, str]) -> Death:
+def reread(death: WorkerLoss, lost: Mapping[str, str]) -> WorkerLoss:
     """A death as it looks once it is known which nodes were lost."""
     if death.of_node or death.node not in lost:
         return death
@@ -88,7 +88,7 @@ def reread(death: Death, lost: Mapping[str, str]) -> Death:
     return replace(death, reason=reason, of_node=True, detail=f"{death.reason}\n{death.detail}")
 
 
-def death_of(exc: Exception, node: str = "") -> Death:
+def death_of(exc: Exception, node: str = "") -> WorkerLoss:
     """What an error of Ray's says about the worker that it came from.
 
     Ray tells most in its text alone: its classes (`ActorDiedError`, `NodeDiedError`, `OutOfMemoryError`, …) do not keep
@@ -98,27 +98,27 @@ def death_of(exc: Exception, node: str = "") -> Death:
 
     text = str(exc)
     if isinstance(exc, ray.exceptions.RayTaskError):
-        return Death(f"the worker raised {_last_line(text)}", text, node)
+        return WorkerLoss(f"the worker raised {_last_line(text)}", text, node)
     if getattr(exc, "actor_init_failed", False):
-        return Death(f"the worker could not be made: {_last_line(text)}", text, node)
+        return WorkerLoss(f"the worker could not be made: {_last_line(text)}", text, node)
     if isinstance(exc, ray.exceptions.OutOfMemoryError) or "low on memory" in text:
-        return Death(f"the worker was killed: its node ran out of memory ({_usage(text)})", text, node)
+        return WorkerLoss(f"the worker was killed: its node ran out of memory ({_usage(text)})", text, node)
     if getattr(exc, "preempted", False):
-        return Death("its node was preempted", text, node, of_node=True)
+        return WorkerLoss("its node was preempted", text, node, of_node=True)
     if isinstance(exc, ray.exceptions.NodeDiedError) or "its node has died" in text:
         found = re.search(r"node was terminated \w+: (.+)", text)
-        return Death(f"its node was lost: {found[1] if found else first_line(text)}", text, node, of_node=True)
+        return WorkerLoss(f"its node was lost: {found[1] if found else first_line(text)}", text, node, of_node=True)
     if isinstance(exc, ray.exceptions.ActorUnavailableError):
-        return Death("contact with the worker was lost", text, node, of_node=True, unclear=True)
+        return WorkerLoss("contact with the worker was lost", text, node, of_node=True, unclear=True)
     found = re.search(r"Worker exit detail: (.+?\.)(?: |$)(?:End of file\.)?", text)
-    return Death(f"the worker died: {found[1] if found else first_line(text)}", text, node)
+    return WorkerLoss(f"the worker died: {found[1] if found else first_line(text)}", text, node)
 
 
-def quarantined(fate: Fate, reason: str) -> tuple[Failure, tuple[Failure, ...]]:
+def quarantined(history: JobHistory, reason: str) -> tuple[Failure, tuple[Failure, ...]]:
     """The failure that ends a job, with the last death's detail, and the retries before it."""
-    last = fate.met[-1]
-    detail = last.detail if isinstance(last, Death) else last.traceback
-    return Failure("worker", reason, detail, "candidate"), fate.retries[:-1]
+    last = history.attempts[-1]
+    detail = last.detail if isinstance(last, WorkerLoss) else last.traceback
+    return Failure("worker", reason, detail, "candidate"), history.retries[:-1]
 
 
 def first_line(text: object) -> str:

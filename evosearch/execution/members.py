@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evosearch.execution.actor import Place
-from evosearch.execution.faults import Death, Fate, death_of
+from evosearch.execution.faults import JobHistory, WorkerLoss, death_of
 
 UNPLACED = Place("", "?")
 
@@ -29,7 +29,7 @@ class Member:
 class Run:
     """A job with a worker."""
 
-    fate: Fate
+    history: JobHistory
     member: Member
     alive: Any = None  # ref of a ping before the job, where the worker may have died unseen
     since: float = field(default_factory=time.monotonic)  # when it began, or contact was lost
@@ -40,7 +40,7 @@ class Run:
         return self.alive is None or (has_come(self.alive) and answer(self.alive, "")[1] is None)
 
 
-def answer(ref: Any, node: str) -> tuple[Any, Death | None]:
+def answer(ref: Any, node: str) -> tuple[Any, WorkerLoss | None]:
     """What a reference holds, or how the worker that owed it was lost."""
     import ray
 

@@ -17,7 +17,7 @@ from evosearch.execution.actor import Batches, Config, Scores, actor_maker
 from evosearch.execution.cluster import address_of, connect, secure_environment, start_local
 from evosearch.execution.deadlines import Deadlines, Patience
 from evosearch.execution.demand import Demand, free, wanted
-from evosearch.execution.faults import TRIES, Death, Fate, quarantined
+from evosearch.execution.faults import TRIES, JobHistory, WorkerLoss, quarantined
 from evosearch.execution.members import Member, Run, answer, has_come
 from evosearch.execution.placement import Outlook
 from evosearch.execution.starts import Starts
@@ -64,7 +64,7 @@ class RayExecutor:
 
     def __init__(self, config: Config, options: RayOptions, notice: Callable[[str], None] = lambda text: None) -> None:
         self._options, self._notice = options, notice
-        self._queue: deque[Fate] = deque()
+        self._queue: deque[JobHistory] = deque()
         self._placing: dict[Any, Member] = {}  # ref of `place` → no node has room for it yet, or it is on its way
         self._starting: dict[Any, Member] = {}  # ref of `start`
         self._idle: list[Member] = []
@@ -108,7 +108,7 @@ class RayExecutor:
         return self.room() > 0 and not any(self._demand.fits(free) for free in self._cluster.free())
 
     def submit(self, job: Job) -> None:
-        self._queue.append(Fate(job))
+        self._queue.append(JobHistory(job))
         if self._trouble is None:
             self._dispatch()
             self._fill()
@@ -224,24 +224,26 @@ class RayExecutor:
             self._lost(run, death)
             return
         if outcome.card is not None:  # a failure within seconds would leave honest workers hardly any time
-            self._deadlines.observe(len(run.fate.job.batch), time.monotonic() - run.since)
+            self._deadlines.observe(len(run.history.job.batch), time.monotonic() - run.since)
         self._free(run.member)
-        fate, failure = run.fate, outcome.failure
-        fate.met += outcome.retries
-        if failure is not None and failure.fault == "worker" and fate.given_back < TRIES:
-            fate.given_back += 1
-            fate.met.append(failure)
-            self._queue.append(fate)  # last, so that most likely another worker has it next
+        history, failure = run.history, outcome.failure
+        history.attempts += outcome.retries
+        if failure is not None and failure.fault == "worker" and history.handed_back < TRIES:
+            history.handed_back += 1
+            history.attempts.append(failure)
+            self._queue.append(history)  # last, so that most likely another worker has it next
         else:
-            self._done.append(replace(outcome, job=fate.job, retries=self._reread(fate).retries))
+            self._done.append(replace(outcome, job=history.job, retries=self._reread(history).retries))
 
     def _cleared(self, ref: Any) -> None:
         """It is known now what became of a worker that contact was lost with."""
         run = self._unclear.pop(ref)
         _, death = answer(ref, run.member.place.node)
         if death is None:
-            self._notice(f"{run.fate.job.id}: its answer was lost on the way; it is scored again")
-            run.fate.met.append(Death("the answer was lost on the way", "", run.member.place.node, of_node=True))
+            self._notice(f"{run.history.job.id}: its answer was lost on the way; it is scored again")
+            run.history.attempts.append(
+                WorkerLoss("the answer was lost on the way", "", run.member.place.node, of_node=True)
+            )
             self._free(run.member)
             self._again(run)
         elif death.unclear and time.monotonic() - run.since < UNCLEAR_S:
@@ -251,7 +253,7 @@ class RayExecutor:
 
     # --- what goes wrong ---
 
-    def _lost(self, run: Run, death: Death) -> None:
+    def _lost(self, run: Run, death: WorkerLoss) -> None:
         """A worker was lost with a job, or contact with it."""
         if not death.unclear:
             self._bury(run, death)
@@ -259,33 +261,35 @@ class RayExecutor:
         run.since = time.monotonic()
         self._unclear[run.member.actor.ping.remote()] = run
 
-    def _bury(self, run: Run, death: Death) -> None:
+    def _bury(self, run: Run, death: WorkerLoss) -> None:
         run.member.kill()
-        run.fate.met.append(death if run.begun else death.failure())  # which counts for nothing: it was gone before
-        self._reread(run.fate)
+        run.history.attempts.append(
+            death if run.begun else death.failure()
+        )  # which counts for nothing: it was gone before
+        self._reread(run.history)
         self._again(run)
 
     def _again(self, run: Run) -> None:
         """What becomes of a job whose worker was lost: it is tried elsewhere, or quarantined."""
-        fate = run.fate
+        history = run.history
         self._fill()
-        reason = fate.verdict()
+        reason = history.verdict()
         if reason is None:
-            last = fate.met[-1]
-            self._notice(f"{fate.job.id}: {last.reason}; a new worker takes its place, and it is scored again")
-            self._queue.appendleft(fate)
+            last = history.attempts[-1]
+            self._notice(f"{history.job.id}: {last.reason}; a new worker takes its place, and it is scored again")
+            self._queue.appendleft(history)
             self._dispatch()
             return
-        failure, retries = quarantined(fate, reason)
-        self._done.append(Outcome(fate.job, run.member.place.name, failure=failure, retries=retries))
+        failure, retries = quarantined(history, reason)
+        self._done.append(Outcome(history.job, run.member.place.name, failure=failure, retries=retries))
 
-    def _reread(self, fate: Fate) -> Fate:
+    def _reread(self, history: JobHistory) -> JobHistory:
         """With deaths taken as their nodes', where these are known to be lost by now."""
-        if fate.deaths:
-            fate.learn(self._cluster.lost_nodes())
-        return fate
+        if history.deaths:
+            history.learn(self._cluster.lost_nodes())
+        return history
 
-    def _died_at_start(self, member: Member, death: Death) -> None:
+    def _died_at_start(self, member: Member, death: WorkerLoss) -> None:
         member.kill()
         lost = self._cluster.lost_nodes()
         if death.of_node or member.place.node in lost:
@@ -306,11 +310,11 @@ class RayExecutor:
 
     def _dispatch(self) -> None:
         while self._queue and self._idle:
-            fate = self._queue.popleft()
-            member = self._pick(fate.bad_nodes)
+            history = self._queue.popleft()
+            member = self._pick(history.bad_nodes)
             unseen = time.monotonic() - member.since > TURN_S
-            run = Run(fate, member, member.actor.ping.remote() if unseen else None)
-            self._running[member.actor.run.remote(*self._batches.packed(fate.job))] = run
+            run = Run(history, member, member.actor.ping.remote() if unseen else None)
+            self._running[member.actor.run.remote(*self._batches.packed(history.job))] = run
 
     def _pick(self, bad_nodes: Iterable[str]) -> Member:
         """Who is free, if possible where no worker was lost under this job."""
@@ -365,7 +369,7 @@ class RayExecutor:
         """End workers that have owed an answer for too long: to a job, to whether they are there, to their start."""
         now, start_s = time.monotonic(), self._options.patience.start
         for ref, run in list(self._running.items()):
-            items, took = len(run.fate.job.batch), now - run.since
+            items, took = len(run.history.job.batch), now - run.since
             if took > self._deadlines.limit(items) and not has_come(ref):
                 del self._running[ref]
                 typical = self._deadlines.typical(items)
@@ -384,5 +388,5 @@ class RayExecutor:
                 self._died_at_start(member, _silence(member, f"{member.place.name} is not ready after {took:.0f} s"))
 
 
-def _silence(member: Member, reason: str) -> Death:
-    return Death(reason, f"from {member.place.name}", member.place.node)
+def _silence(member: Member, reason: str) -> WorkerLoss:
+    return WorkerLoss(reason, f"from {member.place.name}", member.place.node)

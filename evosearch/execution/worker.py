@@ -54,7 +54,7 @@ class WorkerConfig:
     options: ScoreOptions = field(default_factory=ScoreOptions)
     gpu_share: float = 1.0  # below 1 a part of one GPU; 2 or more: as many, and the model is spread over them
     allow_pickle: bool = False
-    also: tuple[str, ...] = ()  # further models, which only controls name
+    also: tuple[str, ...] = ()  # further models, which only baselines name
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # reference → recipe, of models that are one
     inputs: Mapping[str, str] = field(default_factory=dict)  # reference → content_sha256, where it is to be checked
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # reference → file beside the weights → sha256
@@ -96,7 +96,7 @@ class Worker:
         donor = next(iter(self.checkpoints))
         self._compute_type = self._compute_dtype(config.out_dtype)
         self.resident = self._built(example)
-        self._other: Resident | None = None  # for a control with other layers or another config than candidates
+        self._other: Resident | None = None  # for a baseline with other layers or another config than candidates
         self._tokenizer = load_tokenizer(self.checkpoints[donor].tokenizer_folder)
         length = max_length_of(self.resident.model.config, self._tokenizer)
         self.scorer = Scorer(Suite.model_validate(config.suite), self._tokenizer, length, config.options, harness)
@@ -191,7 +191,7 @@ class Worker:
                 scorer.use(options)
 
     def _resident(self, recipe: Recipe) -> tuple[Resident, Output | None]:
-        """The model that a recipe's export would be: the candidates' own, or one built for controls like this.
+        """The model that a recipe's export would be: the candidates' own, or one built for baselines like this.
 
         Beside the candidates' model there is one other at most, and none once a candidate is scored again.
         """

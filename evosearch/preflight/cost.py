@@ -25,7 +25,7 @@ from evosearch.materialize.parents import HEADROOM
 from evosearch.preflight.placeholders import described
 from evosearch.preflight.sizes import FLOAT32, ModelSize, Sizes, sizes_of
 from evosearch.promotion.validate import RESCORED, SCALES_TO_VALIDATE
-from evosearch.search.baselines import Control, controls
+from evosearch.search.baselines import Baseline, baselines
 from evosearch.search.progress import Watcher
 from evosearch.search.space.template import frame
 from evosearch.setup.prompt_tokens import SplitTokens, count_in
@@ -68,11 +68,11 @@ class Counts:
     test: int
 
 
-def counts_of(spec: SearchSpec, scored: Sequence[Control], items: int, gate: bool = True) -> Counts | None:
+def counts_of(spec: SearchSpec, scored: Sequence[Baseline], items: int, gate: bool = True) -> Counts | None:
     """Candidates by the budget, and what is scored beside them; None where only hours end the search.
 
     Args:
-        scored: the controls; those without a recipe are not.
+        scored: the baselines; those without a recipe are not.
         items: that one candidate is scored on.
         gate: `test` opens; it does not for a stage that another builds on.
     """
@@ -82,14 +82,14 @@ def counts_of(spec: SearchSpec, scored: Sequence[Control], items: int, gate: boo
     return counts_with(spec, scored, min(ends), gate) if ends else None
 
 
-def counts_with(spec: SearchSpec, scored: Sequence[Control], candidates: int, gate: bool = True) -> Counts:
-    """What is scored beside so many candidates: controls, finalists on `validation`, contenders on `test`."""
-    kinds = [control.kind for control in scored if control.recipe is not None]
+def counts_with(spec: SearchSpec, scored: Sequence[Baseline], candidates: int, gate: bool = True) -> Counts:
+    """What is scored beside so many candidates: baselines, finalists on `validation`, contenders on `test`."""
+    kinds = [baseline.kind for baseline in scored if baseline.recipe is not None]
     scales, finalists = kinds.count("scale"), min(spec.config.promotion.finalists, candidates)
     plain = len(kinds) - scales
     return Counts(
         candidates=candidates,
-        search=len(kinds) + (RESCORED * finalists if spec.config.search_parts else 0),
+        search=len(kinds) + (RESCORED * finalists if spec.config.search_minibatches else 0),
         validation=finalists + plain + min(scales, SCALES_TO_VALIDATE),
         test=1 + plain + min(scales, 1) if gate else 0,
     )
@@ -123,10 +123,10 @@ def reckoned(spec: SearchSpec | StagedSpec, harness: Harness, watcher: Watcher) 
     return {"tokens": _plain(tokens), "cost": summed(found)}
 
 
-def planned(spec: SearchSpec) -> Sequence[Control]:
-    """The controls of a spec, of models that are taken to have the same layers."""
-    own = spec.controls
-    return controls(frame(spec.template, spec.where), own.scales, True, own.base_model, own.models)
+def planned(spec: SearchSpec) -> Sequence[Baseline]:
+    """The baselines of a spec, of models that are taken to have the same layers."""
+    own = spec.baselines
+    return baselines(frame(spec.template, spec.where), own.scales, True, own.base_model, own.models)
 
 
 def summed(stages: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def cost(
     spec: SearchSpec,
     sizes: Sizes,
     tokens: Mapping[str, SplitTokens],
-    scored: Sequence[Control],
+    scored: Sequence[Baseline],
     gate: bool = True,
 ) -> dict[str, Any]:
     """What `check --json` prints as `forecast.cost`.
@@ -163,7 +163,7 @@ def cost(
     """
     out_dtype = frame(spec.template, spec.where).output_dtype
     use = _Use(sizes, getattr(torch, out_dtype).itemsize, _options(spec))
-    part = part_of(tokens["search"], spec.config.search_parts or 1)
+    part = minibatch_of(tokens["search"], spec.config.search_minibatches or 1)
     counts = counts_of(spec, scored, part.items, gate)
     found = {
         "parameters": sizes.output.parameters,
@@ -195,7 +195,7 @@ def _options(spec: SearchSpec) -> ScoreOptions:
     return ScoreOptions(batch_tokens=workers.batch_tokens, cached_tokens=cached)
 
 
-def part_of(tokens: SplitTokens, parts: int) -> SplitTokens:
+def minibatch_of(tokens: SplitTokens, parts: int) -> SplitTokens:
     """One of so many equal parts; what its prompts share is little beside what they do not."""
     shares = {key: math.ceil(value / parts) for key, value in asdict(tokens).items() if key != "longest"}
     return SplitTokens(longest=tokens.longest, **shares)

@@ -69,8 +69,8 @@ def attempt(prepared: Prepared, watcher: Watcher, note: Callable[[str], None]) -
     """
     spec = prepared.spec
     workers = spec.config.workers
-    parts = prepared.parts.batches if prepared.parts else (prepared.batches["search"],)
-    jobs = [Job(f"trial@search.{number}", prepared.example, parts[0]) for number in range(2)]
+    minibatches = prepared.minibatches.batches if prepared.minibatches else (prepared.batches["search"],)
+    jobs = [Job(f"trial@search.{number}", prepared.example, minibatches[0]) for number in range(2)]
     began = time.monotonic()
     executor: Executor
     if cluster_of(workers):

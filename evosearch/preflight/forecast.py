@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from evosearch.evaluation.types import SPLITS
-from evosearch.preflight.cost import Counts, counts_of, counts_with, part_of
+from evosearch.preflight.cost import Counts, counts_of, counts_with, minibatch_of
 from evosearch.preflight.dry_run import NoPlaceError, attempt
 from evosearch.search.optimizers.registry import create
 from evosearch.search.progress import Watcher
@@ -60,39 +60,39 @@ class Done:
 
     Attributes:
         candidates: asked, and scored or failed.
-        controls: the same.
+        baselines: the same.
         hours: that its sessions took.
     """
 
     candidates: int
-    controls: int
+    baselines: int
     hours: float
 
     @classmethod
     def of(cls, state: SearchState) -> "Done":
-        controls = sum((name, "search") in state.done for name in state.controls)
-        return cls(len(state.finished), controls, state.seconds_before / 3600.0)
+        baselines = sum((name, "search") in state.done for name in state.baselines)
+        return cls(len(state.finished), baselines, state.seconds_before / 3600.0)
 
     @property
     def any(self) -> bool:
-        return self.candidates + self.controls > 0
+        return self.candidates + self.baselines > 0
 
 
-def hours_of(pace: Pace, counts: Counts, controls: int, limit: float | None = None) -> tuple[float, float]:
+def hours_of(pace: Pace, counts: Counts, baselines: int, limit: float | None = None) -> tuple[float, float]:
     """How long a search takes at most.
 
     Args:
-        counts: of evaluations; those of `search` are controls, and what is rescored for finalists.
-        controls: how many of these are controls: they come first, the rest after the search.
-        limit: the budget's hours: controls and candidates stop at them, what follows does not.
+        counts: of evaluations; those of `search` are baselines, and what is rescored for finalists.
+        baselines: how many of these are baselines: they come first, the rest after the search.
+        limit: the budget's hours: baselines and candidates stop at them, what follows does not.
 
     Returns:
         Hours until the search has stopped asking, and until its winner is decided on.
     """
-    search = pace.start + pace.all_of("search", controls) + pace.candidates(counts.candidates)
+    search = pace.start + pace.all_of("search", baselines) + pace.candidates(counts.candidates)
     if limit is not None:
         search = min(search, limit * 3600.0)
-    rest = pace.all_of("search", counts.search - controls)
+    rest = pace.all_of("search", counts.search - baselines)
     rest += pace.all_of("validation", counts.validation) + pace.all_of("test", counts.test)
     return search / 3600.0, (search + rest) / 3600.0
 
@@ -119,8 +119,8 @@ def forecast(
         note(f"{none}: no candidate was tried, so time is not forecast")
         return {}
     assert trial.outcome.card is not None
-    parts = len(prepared.parts.batches) if prepared.parts else 1
-    whole = _whole(prepared, trial.seconds, trial.outcome.seconds.get("score"), parts)
+    minibatches = len(prepared.minibatches.batches) if prepared.minibatches else 1
+    whole = _whole(prepared, trial.seconds, trial.outcome.seconds.get("score"), minibatches)
     pace = Pace(trial.start, trial.seconds, whole, trial.workers, _together(prepared))
     found = of_pace(prepared, pace, note, gate, done) | {"tokens_per_candidate": trial.outcome.card.tokens.forwarded}
     return found | ({"worker": trial.measured} if trial.measured else {})
@@ -131,23 +131,23 @@ def of_pace(
 ) -> dict[str, Any]:
     """What is forecast of a search, or of what is left of it, at a pace; see `forecast`."""
     spec = prepared.spec
-    items = len(prepared.parts.batches[0] if prepared.parts else prepared.batches["search"])
-    controls = sum(control.recipe is not None for control in prepared.controls)
-    counts = counts_of(spec, prepared.controls, items, gate)
+    items = len(prepared.minibatches.batches[0] if prepared.minibatches else prepared.batches["search"])
+    baselines = sum(baseline.recipe is not None for baseline in prepared.baselines)
+    counts = counts_of(spec, prepared.baselines, items, gate)
     limit = spec.config.budget.hours
     if done is not None and done.any:
         note(f"{done.candidates} candidates are on record already: time and price are of what is left")
-        controls -= done.controls
+        baselines -= done.baselines
         limit = None if limit is None else max(0.0, limit - done.hours)
     if counts is None:
         assert limit is not None
-        left = max(0.0, limit * 3600.0 - pace.start - pace.all_of("search", controls))
-        counts = counts_with(spec, prepared.controls, max(1, int(left / 3600.0 * pace.per_hour)), gate)
+        left = max(0.0, limit * 3600.0 - pace.start - pace.all_of("search", baselines))
+        counts = counts_with(spec, prepared.baselines, max(1, int(left / 3600.0 * pace.per_hour)), gate)
     elif done is not None:
         counts = replace(counts, candidates=max(0, counts.candidates - done.candidates))
     if done is not None:
-        counts = replace(counts, search=counts.search - done.controls)
-    search, total = hours_of(pace, counts, controls, limit)
+        counts = replace(counts, search=counts.search - done.baselines)
+    search, total = hours_of(pace, counts, baselines, limit)
     return {
         "seconds_per_candidate": pace.candidate,
         "candidates_per_hour": pace.per_hour,
@@ -165,11 +165,11 @@ def pace_of(prepared: Prepared, seconds: Mapping[str, float], workers: int) -> P
     Args:
         seconds: of its card: `materialize`, `score`.
     """
-    parts = len(prepared.parts.batches) if prepared.parts else 1
+    minibatches = len(prepared.minibatches.batches) if prepared.minibatches else 1
     scoring = seconds["score"]
-    on_part = sum(seconds.values()) - scoring + scoring / parts
-    whole = _whole(prepared, on_part, scoring / parts, parts)
-    return Pace(0.0, on_part, whole, max(1, workers), _together(prepared))
+    on_minibatch = sum(seconds.values()) - scoring + scoring / minibatches
+    whole = _whole(prepared, on_minibatch, scoring / minibatches, minibatches)
+    return Pace(0.0, on_minibatch, whole, max(1, workers), _together(prepared))
 
 
 def end_of(hours: float, workers: int, config: WorkersConfig, now: datetime | None = None) -> dict[str, Any]:
@@ -180,13 +180,13 @@ def end_of(hours: float, workers: int, config: WorkersConfig, now: datetime | No
     return {"ends": ends.isoformat(timespec="seconds")} | priced
 
 
-def _whole(prepared: Prepared, seconds: float, scoring: float | None, parts: int) -> dict[str, float]:
+def _whole(prepared: Prepared, seconds: float, scoring: float | None, minibatches: int) -> dict[str, float]:
     """Split → seconds of one recipe on all of it: scoring takes longer by as much as there is more to be read.
 
     Args:
-        seconds, scoring: of one candidate on one of the parts, in all and for scoring alone.
+        seconds, scoring: of one candidate on one of the minibatches, in all and for scoring alone.
     """
-    scored = part_of(prepared.tokens["search"], parts)
+    scored = minibatch_of(prepared.tokens["search"], minibatches)
     scoring = seconds if scoring is None else min(seconds, scoring)
     amount = max(1, scored.distinct + scored.generated_at_most)
     found = {split: prepared.tokens[split] for split in SPLITS}

@@ -64,7 +64,7 @@ def cards_of(spec: SearchSpec) -> Cards:
     Raises:
         InputError: a model cannot be had.
     """
-    recipe, own = frame(spec.template, spec.where), spec.controls
+    recipe, own = frame(spec.template, spec.where), spec.baselines
     named = (donor_of(recipe), *recipe.references(), *filter(None, (own.base_model, *(own.models or ()))))
     found: dict[str, Card] = {}
     winners = spec.stage.winners.items() if spec.stage else ()

@@ -7,7 +7,7 @@ their caches. What stands in for the winner of an earlier stage goes again.
 |---|---|
 | ledger, workers, tracking, what the file says | never |
 | suite: tasks, documents, splits | it cannot be loaded |
-| room for what is fetched; models and how they fit; space, controls, prompts | what each needs is not there |
+| room for what is fetched; models and how they fit; space, baselines, prompts | what each needs is not there |
 | licences | a model cannot be had |
 | room for what is written, memory, warm start, what is on record | any of these is wrong |
 """
@@ -97,7 +97,7 @@ def look(
         ready.done = findings.attempt(lambda: _done(prepared))
     sizes = sizes or sizes_of(spec, watcher)
     gate = spec.stage is None or spec.stage.last
-    ready.cost = cost(spec, sizes, prepared.tokens, prepared.controls, gate)
+    ready.cost = cost(spec, sizes, prepared.tokens, prepared.baselines, gate)
     _fits(_written(prepared, sizes), findings, firm=ready.first)
     ready.memory = resources.memory_of(prepared.models, prepared.largest, another=_another(prepared))
     if workers is not None and not cluster_of(spec.config.workers):
@@ -210,8 +210,8 @@ def _look_at_cards(spec: SearchSpec, findings: Findings, ready: Ready) -> None:
 def _written(prepared: Prepared, sizes: Sizes) -> list[resources.Need]:
     """What a search writes; of one that only the clock ends, what it writes at its end."""
     spec, batches = prepared.spec, prepared.batches
-    part = len(prepared.parts.batches[0] if prepared.parts else batches["search"])
-    counts = counts_of(spec, prepared.controls, part)
+    part = len(prepared.minibatches.batches[0] if prepared.minibatches else batches["search"])
+    counts = counts_of(spec, prepared.baselines, part)
     if counts is None:
         return resources.to_write(spec, 0, 0, sizes, prepared.example)
     items = counts.candidates * part + sum(getattr(counts, split) * len(batches[split]) for split in SPLITS)
@@ -245,6 +245,6 @@ def _done(prepared: Prepared) -> Done | None:
 
 
 def _another(prepared: Prepared) -> bool:
-    """Whether a control is scored in a model of its own, beside the candidates'."""
-    recipes = [control.recipe for control in prepared.controls if control.recipe is not None]
+    """Whether a baseline is scored in a model of its own, beside the candidates'."""
+    recipes = [baseline.recipe for baseline in prepared.baselines if baseline.recipe is not None]
     return any(prepared.models.needs_another(recipe) for recipe in recipes)

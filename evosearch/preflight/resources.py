@@ -71,7 +71,7 @@ def to_write(spec: SearchSpec, candidates: int, items: int, sizes: Sizes, recipe
     """What a search writes while it runs.
 
     Args:
-        candidates: at most, controls too.
+        candidates: at most, baselines too.
         items: that are scored in all, of all of them.
         recipe: of a candidate.
     """

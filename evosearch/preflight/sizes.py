@@ -105,7 +105,7 @@ def sizes_of(spec: SearchSpec, watcher: Watcher) -> Sizes:
     """
     register_schemes()
     found, example = _Found(watcher, spec.recipes), frame(spec.template, spec.where)
-    also = (spec.controls.base_model, *(spec.controls.models or ()))
+    also = (spec.baselines.base_model, *(spec.baselines.models or ()))
     for reference in dict.fromkeys((donor_of(example), *example.references(), *filter(None, also))):
         found.add(reference)
     folder = found.folders[donor_of(example)]

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from evosearch.search.ledger.events import Event
 
-CONTROL_KINDS = ("stage", "uniform", "scale")  # what "best control" is chosen from
+BASELINE_KINDS = ("stage", "uniform", "scale")  # what "best baseline" is chosen from
 
 
 @dataclass(frozen=True)
 class Standing:
-    """One candidate or control, with its aggregates on each split it was scored on."""
+    """One candidate or baseline, with its aggregates on each split it was scored on."""
 
     candidate: str
     recipe_id: str
@@ -23,22 +23,22 @@ class Standing:
 
 
 def kind_of(candidate: str) -> str:
-    """`candidate` for an asked one, else which control it is."""
+    """`candidate` for an asked one, else which baseline it is."""
     return "candidate" if candidate.isdigit() else candidate.partition(":")[0]
 
 
 def standings(events: Iterable[Event]) -> list[Standing]:
     """Everything that was scored on all items of a split, in recorded order.
 
-    Duplicates of a recipe, failures, and candidates scored on a part of the search split alone have no standing.
+    Duplicates of a recipe, failures, and candidates scored on a minibatch of the search split alone have no standing.
     """
     cards: dict[str, dict[str, Any]] = {}
     recipe_ids: dict[str, str] = {}
     for event in events:
         payload = event.payload
-        if event.type in ("asked", "control") and payload.get("recipe_id"):
+        if event.type in ("asked", "baseline") and payload.get("recipe_id"):
             recipe_ids[payload["candidate"]] = payload["recipe_id"]
-        elif event.type == "scored" and payload.get("part") is None:
+        elif event.type == "scored" and payload.get("minibatch") is None:
             cards.setdefault(payload["candidate"], {})[payload["split"]] = payload
     return [
         Standing(
@@ -55,15 +55,15 @@ def standings(events: Iterable[Event]) -> list[Standing]:
 def choose(
     entries: Sequence[Standing], count: int, by: Literal["fitness", "score"] = "fitness", split: str = "search"
 ) -> list[Standing]:
-    """The finalists: the `count` best candidates with distinct recipes, and the best control of `split` besides.
+    """The finalists: the `count` best candidates with distinct recipes, and the best baseline of `split` besides.
 
-    A candidate whose recipe equals the best control's is that control, and takes no place. Those that break no guard
+    A candidate whose recipe equals the best baseline's is that baseline, and takes no place. Those that break no guard
     come before those that do, these by how much. Ties go to what was asked first.
     """
     assert count > 0
-    control = best(entries, split, CONTROL_KINDS)
+    baseline = best(entries, split, BASELINE_KINDS)
     chosen: list[Standing] = []
-    seen = {control.recipe_id} if control is not None else set()
+    seen = {baseline.recipe_id} if baseline is not None else set()
     for entry in _ranked([entry for entry in entries if entry.kind == "candidate"], split, by):
         if entry.recipe_id in seen:
             continue
@@ -71,13 +71,13 @@ def choose(
         chosen.append(entry)
         if len(chosen) == count:
             break
-    return chosen + ([control] if control is not None else [])
+    return chosen + ([baseline] if baseline is not None else [])
 
 
 def best(entries: Iterable[Standing], split: str, kinds: Sequence[str] = ()) -> Standing | None:
     """The best by score on `split` among some kinds (or all); None where none was scored there.
 
-    Those that break no guard come first. Ties go to a control before a candidate, being the simpler recipe, and then to
+    Those that break no guard come first. Ties go to a baseline before a candidate, being the simpler recipe, and then to
     what was asked first.
     """
     ranked = _ranked([entry for entry in entries if not kinds or entry.kind in kinds], split, "score")

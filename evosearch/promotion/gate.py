@@ -1,8 +1,8 @@
 """The gate: who is promoted, decided on the test split. Pure: scores in, decision out.
 
-The finalist must beat base, every parent, the best control and the champion, each by a one-sided paired bound above
+The finalist must beat base, every parent, the best baseline and the champion, each by a one-sided paired bound above
 zero. All of them must hold, so no bound is corrected for their number. Where the finalist does not beat the best
-control, the control takes its place, being the simpler recipe, and must beat the others by the same bounds. Whoever is
+baseline, the baseline takes its place, being the simpler recipe, and must beat the others by the same bounds. Whoever is
 judged last must also keep what the suite guards (see guards).
 """
 
@@ -19,8 +19,8 @@ from evosearch.evaluation.types import Column
 from evosearch.promotion import guards as guard_checks
 from evosearch.promotion.guards import GuardCheck, Guarded
 
-Role = Literal["finalist", "base", "parent", "control", "champion"]
-ORDER: tuple[Role, ...] = ("base", "parent", "control", "champion")
+Role = Literal["finalist", "base", "parent", "baseline", "champion"]
+ORDER: tuple[Role, ...] = ("base", "parent", "baseline", "champion")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class GateDecision:
-    """What the gate found. `winner` is who was judged last: the finalist, or the control that took its place."""
+    """What the gate found. `winner` is who was judged last: the finalist, or the baseline that took its place."""
 
     promoted: str | None
     winner: str
@@ -107,11 +107,11 @@ class GateDecision:
 def decide(
     finalist: Contender, comparators: Sequence[Contender], measure: Measure, guards: Sequence[Guarded] = ()
 ) -> GateDecision:
-    """Judge the finalist, and where it does not beat the best control, the control in its place.
+    """Judge the finalist, and where it does not beat the best baseline, the baseline in its place.
 
     Args:
-        finalist: chosen on the validation split; it may itself be the best control.
-        comparators: at most one base, one control and one champion, and any number of parents. One that does not
+        finalist: chosen on the validation split; it may itself be the best baseline.
+        comparators: at most one base, one baseline and one champion, and any number of parents. One that does not
             apply is left out, and the reasons say so.
         guards: what the winner must be shown to keep, besides.
 
@@ -119,21 +119,21 @@ def decide(
         SuiteError: nothing to compare with, a role given twice, or contenders not scored on the same items.
     """
     _check(finalist, comparators)
-    reasons = [f"There is no {role} to beat." for role in ("base", "control") if not _with_role(comparators, role)]
-    control = next(iter(_with_role(comparators, "control")), None)
-    if control is not None and _same(finalist, control):
-        reasons.append(f"The finalist {finalist.candidate} is the best control.")
-        control = None
+    reasons = [f"There is no {role} to beat." for role in ("base", "baseline") if not _with_role(comparators, role)]
+    baseline = next(iter(_with_role(comparators, "baseline")), None)
+    if baseline is not None and _same(finalist, baseline):
+        reasons.append(f"The finalist {finalist.candidate} is the best baseline.")
+        baseline = None
     asides = {other.candidate: guard_checks.aside(other.columns, guards) for other in comparators}
     comparisons, texts = _face(finalist, comparators, measure, asides)
     reasons += texts
     winner = finalist
-    against = next((c for c in comparisons if control is not None and c.role == "control"), None)
-    if control is not None and against is not None and not against.beats:
-        others = [entry for entry in comparators if entry.role != "control"]
-        reasons.append(f"{control.candidate}, the simpler recipe, takes the place of {finalist.candidate}.")
-        winner = control
-        own, texts = _face(control, others, measure, asides)
+    against = next((c for c in comparisons if baseline is not None and c.role == "baseline"), None)
+    if baseline is not None and against is not None and not against.beats:
+        others = [entry for entry in comparators if entry.role != "baseline"]
+        reasons.append(f"{baseline.candidate}, the simpler recipe, takes the place of {finalist.candidate}.")
+        winner = baseline
+        own, texts = _face(baseline, others, measure, asides)
         comparisons += own
         reasons += texts
     beaten = all(c.beats for c in comparisons if c.challenger == winner.candidate)
@@ -163,7 +163,7 @@ def _verdict(name: str, beaten: bool, kept: bool, guarded: bool) -> str:
 def _face(
     challenger: Contender, others: Iterable[Contender], measure: Measure, asides: Mapping[str, str]
 ) -> tuple[list[Comparison], list[str]]:
-    """The challenger against each of the others, in the order base, parents, control, champion.
+    """The challenger against each of the others, in the order base, parents, baseline, champion.
 
     Args:
         asides: comparator → what is said behind its name; who breaks a guard must be beaten all the same.
@@ -176,7 +176,7 @@ def _face(
             texts.append(sentence(comparison, measure.confidence, asides[other.candidate]))
         elif other.role == "champion":
             texts.append(f"{challenger.candidate} is the present champion and need not beat itself.")
-        elif other.role != "control":
+        elif other.role != "baseline":
             # A finalist equal to a parent or to the base has found nothing: it is compared, and ties.
             comparison = compare(challenger, other, measure)
             comparisons.append(comparison)
@@ -237,7 +237,7 @@ def _with_role(contenders: Iterable[Contender], role: str) -> list[Contender]:
 def _check(finalist: Contender, comparators: Sequence[Contender]) -> None:
     if not comparators:
         raise SuiteError("promotion", "the finalist has nothing to beat", "A base or at least one parent")
-    for role in ("base", "control", "champion"):
+    for role in ("base", "baseline", "champion"):
         if len(_with_role(comparators, role)) > 1:
             raise SuiteError("promotion", f"more than one {role} was given", f"At most one {role}")
     for other in comparators:

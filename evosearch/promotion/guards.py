@@ -20,7 +20,7 @@ from evosearch.evaluation.types import Column
 
 @dataclass(frozen=True)
 class Guarded:
-    """One guarded task, with the items of the control that it is held against."""
+    """One guarded task, with the items of the baseline that it is held against."""
 
     task: str
     max_drop: float  # points, 100 (m - c) / (1 - c)

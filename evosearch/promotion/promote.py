@@ -10,7 +10,7 @@ from typing import Any
 
 from evosearch.errors import SearchError
 from evosearch.evaluation.types import Column
-from evosearch.promotion.finalists import CONTROL_KINDS, best, kind_of
+from evosearch.promotion.finalists import BASELINE_KINDS, best, kind_of
 from evosearch.promotion.gate import Contender, GateDecision, Measure, Role, decide
 from evosearch.promotion.guards import Guarded
 from evosearch.promotion.validate import PLAIN, Validation
@@ -18,7 +18,7 @@ from evosearch.recipe.schema import Recipe
 from evosearch.search.ledger.ledger import Ledger
 
 CHAMPION = "champion"
-ROLES: dict[str, Role] = {"base": "base", "parent": "parent", "stage": "control", "champion": "champion"}
+ROLES: dict[str, Role] = {"base": "base", "parent": "parent", "stage": "baseline", "champion": "champion"}
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class Promotion(Validation):
         self.recorder.record([("gated", decision.to_dict() | {"finalist": finalist, "notes": list(self.notes)})])
         return decision
 
-    def _best_control(self) -> str | None:
-        control = best(self._standings(), "validation", CONTROL_KINDS)
-        return control.candidate if control else None
+    def _best_baseline(self) -> str | None:
+        baseline = best(self._standings(), "validation", BASELINE_KINDS)
+        return baseline.candidate if baseline else None
 
     def _test_list(self, finalist: str) -> list[str]:
         """Finalist, base, parents, winners of earlier stages, uniform and the best scale, champion.
 
-        One of the middle three is the best control.
+        One of the middle three is the best baseline.
         """
         entries = self._standings()
         names = [finalist, *(entry.candidate for entry in entries if entry.kind in PLAIN)]
@@ -117,9 +117,9 @@ class Promotion(Validation):
         roles: dict[str, Role] = {
             entry.candidate: ROLES[entry.kind] for entry in entries if entry.kind in ("base", "parent")
         }
-        control = self._best_control()
-        if control is not None:
-            roles[control] = "control"
+        baseline = self._best_baseline()
+        if baseline is not None:
+            roles[baseline] = "baseline"
         if self.champion is not None:
             roles[CHAMPION] = "champion"
         return roles

@@ -1,6 +1,6 @@
-"""From the search's best to one finalist: rescored where the search scored on parts, then ranked on `validation`.
+"""From the search's best to one finalist: rescored where the search scored on minibatches, then ranked on `validation`.
 
-Where the search scored candidates on parts of its split, the best of them are first scored on all of it, and finalists
+Where the search scored candidates on minibatches of its split, the best of them are first scored on all of it, and finalists
 are chosen by that: the best of many figures from few items is mostly luck.
 
 Everything that is chosen is chosen on `validation`. What is recorded is not done again, so this goes on after a kill.
@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 
 from evosearch.errors import SearchError
 from evosearch.evaluation.types import ItemBatch
-from evosearch.promotion.finalists import CONTROL_KINDS, Standing, best, choose, standings
+from evosearch.promotion.finalists import BASELINE_KINDS, Standing, best, choose, standings
 from evosearch.recipe.schema import Recipe
 from evosearch.search.progress import Progress
 from evosearch.search.protocols import Executor, Job
 from evosearch.search.recorder import Recorder, job_id
 
-SCALES_TO_VALIDATE = 3  # of the control sweep, the best by score on `search`
-RESCORED = 2  # candidates scored on all of `search` for each finalist, where the search scored on parts
-PLAIN = ("base", "parent", "stage", "uniform")  # controls that are scored wherever finalists are
+SCALES_TO_VALIDATE = 3  # of the baseline sweep, the best by score on `search`
+RESCORED = 2  # candidates scored on all of `search` for each finalist, where the search scored on minibatches
+PLAIN = ("base", "parent", "stage", "uniform")  # baselines that are scored wherever finalists are
 
 
 @dataclass(kw_only=True)
@@ -37,18 +37,18 @@ class Validation:
     finalists: int = 8
 
     def winner(self) -> Standing:
-        """The best on validation of finalists and controls, on record; the test split stays closed.
+        """The best on validation of finalists and baselines, on record; the test split stays closed.
 
-        A control wins only where it is strictly better: guards first, then score.
+        A baseline wins only where it is strictly better: guards first, then score.
 
         Raises:
             SearchError: no candidate was scored, or no finalist could be validated.
         """
         finalist = self.finalist()
-        control = best(self._standings(), "validation", CONTROL_KINDS)
+        baseline = best(self._standings(), "validation", BASELINE_KINDS)
         found = next(entry for entry in self._standings() if entry.candidate == finalist)
-        if control is not None and _rank(control) < _rank(found):
-            found = control
+        if baseline is not None and _rank(baseline) < _rank(found):
+            found = baseline
         self.recorder.record([("winner", self._winner_payload(found))])
         return found
 
@@ -67,9 +67,9 @@ class Validation:
         return self._choose_finalist()
 
     def _standings(self) -> list[Standing]:
-        """Controls in their own order, then candidates as they were asked: not as workers happened to finish."""
+        """Baselines in their own order, then candidates as they were asked: not as workers happened to finish."""
         state = self.recorder.state
-        order = {name: index for index, name in enumerate([*state.controls, *state.asked])}
+        order = {name: index for index, name in enumerate([*state.baselines, *state.asked])}
         found = standings(self.recorder.ledger.events(self.recorder.search_id))
         found = [
             replace(entry, broken={split: state.violation(entry.candidate, split) for split in entry.scores})
@@ -78,7 +78,7 @@ class Validation:
         return sorted(found, key=lambda entry: order.get(entry.candidate, len(order)))
 
     def _to_rescore(self) -> list[str]:
-        """Of a search on parts, the best candidates with distinct recipes, by what the optimizer was told.
+        """Of a search on minibatches, the best candidates with distinct recipes, by what the optimizer was told.
 
         Only what was told counts, which scoring them does not change: after a kill the list is the same.
         """

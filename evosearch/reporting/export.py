@@ -192,7 +192,7 @@ def _candidate(state: SearchState, asked: str | None, places: Places) -> str:
             raise LedgerError(places.name, "nothing is promoted in this search", allowed)
         return str(state.promoted["candidate"])
     if asked not in state.recipe_ids:
-        raise LedgerError(f"--candidate {asked}", "no such candidate or control", "`evosearch leaderboard` lists them")
+        raise LedgerError(f"--candidate {asked}", "no such candidate or baseline", "`evosearch leaderboard` lists them")
     return asked
 
 
@@ -204,7 +204,7 @@ def _check_unchanged(state: SearchState, models: Models) -> None:
             )
             raise InputError(reference, what, next="Restore the model")
     if models.recipe.vocabulary is not None or models.recipe.chat_template is not None:
-        return  # a control's own vocabulary is of fewer models than the search's
+        return  # a baseline's own vocabulary is of fewer models than the search's
     began = state.circumstances.get("files", {})
     for reference, checkpoint in models.checkpoints.items():
         now = files_of(checkpoint)

@@ -1,4 +1,4 @@
-"""Candidates and controls by score, read from the ledger alone."""
+"""Candidates and baselines by score, read from the ledger alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ def leaderboard(places: Places, with_runs: bool = False) -> list[dict[str, Any]]
 def board(places: Places, with_runs: bool = False) -> Board:
     """Rows by score on the search split, best first: what breaks no guard, what breaks one, what failed.
 
-    Where candidates were scored on a part of the split, those scored on all of it come before the others: `sample` is
+    Where candidates were scored on a minibatch of the split, those scored on all of it come before the others: `sample` is
     None, else the number of items behind score and fitness. `violations` holds the points lost beyond each guard,
     `falls` of a finalist how far its score fell from each split to the next. A test score says how often the test set
     has been opened, and whether the suite acknowledges contamination. Of a search with several objectives, `objectives`
@@ -68,7 +68,7 @@ def board_of(ledger: Ledger, search_id: str, state: SearchState) -> Board:
 
 def leaderboard_rows(state: SearchState) -> list[dict[str, Any]]:
     """The rows of one search's folded events."""
-    rows = [_row(state, name) for name in [*state.controls, *state.asked] if not _skipped(state, name)]
+    rows = [_row(state, name) for name in [*state.baselines, *state.asked] if not _skipped(state, name)]
     rows.sort(key=_rank)
     named = objectives_of(state)
     front = set(pareto_set(state.told.values())) if named else set()
@@ -128,7 +128,7 @@ def _row(state: SearchState, name: str) -> dict[str, Any]:
     return {
         "candidate": name,
         "recipe_id": state.recipe_ids[name],
-        "kind": state.control_kinds.get(name, "candidate"),
+        "kind": state.baseline_kinds.get(name, "candidate"),
         "score": search["score"] if search else None,
         "fitness": search["fitness"]["value"] if search else None,
         "sample": sum(task["n"] for task in sample["tasks"].values()) if sample else None,
@@ -140,15 +140,15 @@ def _row(state: SearchState, name: str) -> dict[str, Any]:
 
 
 def _sample(state: SearchState, name: str, original: str) -> dict[str, Any] | None:
-    part = (state.asked.get(name) or {}).get("part")
-    return None if part is None else state.samples.get((original, part))
+    minibatch = (state.asked.get(name) or {}).get("minibatch")
+    return None if minibatch is None else state.samples.get((original, minibatch))
 
 
 def _violations(state: SearchState, name: str, original: str) -> dict[str, float]:
     """Guarded task → points lost beyond what its guard allows; those that keep to it are left out."""
     found = state.violations(original)
     if not found:
-        amounts = (state.told.get(name) or {}).get("violations", ())  # on the part that it was scored on
+        amounts = (state.told.get(name) or {}).get("violations", ())  # on the minibatch that it was scored on
         found = dict(zip(state.limits, amounts, strict=False))
     return {task: amount for task, amount in found.items() if amount > 0}
 
@@ -171,7 +171,7 @@ def _state(state: SearchState, name: str, original: str, scored: bool) -> str:
 
 
 def _skipped(state: SearchState, name: str) -> bool:
-    return bool(state.controls.get(name, {}).get("skipped"))
+    return bool(state.baselines.get(name, {}).get("skipped"))
 
 
 def _run_ids(places: Places, search_id: str) -> dict[str, str]:

@@ -23,7 +23,7 @@ class RunReport:
     seconds: float
     candidates: dict[str, int]
     best: dict[str, Any] | None
-    controls: dict[str, dict[str, Any]]
+    baselines: dict[str, dict[str, Any]]
     finalists: list[dict[str, Any]]  # with their scores on every split, and how far they fell
     unchosen: list[dict[str, Any]]  # the same of base and parents
     gate: dict[str, Any] | None
@@ -50,7 +50,7 @@ class RunReport:
             "seconds": self.seconds,
             "stopped": self.stopped,
             "best": self.best,
-            "controls": self.controls,
+            "baselines": self.baselines,
             "finalists": self.finalists,
             "unchosen": self.unchosen,
             "pareto": pareto_rows(self.leaderboard),
@@ -115,11 +115,11 @@ def report(
         seconds=seconds,
         candidates=candidates_of(state, already),
         best=best and {key: best[key] for key in ("candidate", "recipe_id", "score", "fitness")},
-        controls={row["candidate"]: {"score": row["score"]} for row in rows if row["kind"] != "candidate"},
+        baselines={row["candidate"]: {"score": row["score"]} for row in rows if row["kind"] != "candidate"},
         finalists=board.finalists,
         unchosen=board.unchosen,
         gate=state.gated,
-        test=test_rows(recorder, prepared.suite, prepared.batches["test"], prepared.controls),
+        test=test_rows(recorder, prepared.suite, prepared.batches["test"], prepared.baselines),
         test_openings=board.test_openings,
         contamination_acknowledged=board.contamination_acknowledged,
         exported=exported,

@@ -22,7 +22,7 @@ def finalist_rows(ledger: Ledger, search_id: str, state: SearchState) -> list[di
 
 def unchosen_rows(ledger: Ledger, search_id: str, state: SearchState) -> list[dict[str, Any]]:
     """Base and parents, which were chosen by no split: {candidate, scores, falls} of each."""
-    names = [name for name, kind in state.control_kinds.items() if kind in ("base", "parent")]
+    names = [name for name, kind in state.baseline_kinds.items() if kind in ("base", "parent")]
     rows = [{"candidate": name} | shrinkage(ledger, search_id, state, name) for name in names]
     return [row for row in rows if row["falls"]]
 

@@ -114,14 +114,14 @@ def _items(card: dict[str, Any]) -> int:
 
 
 def _stage(session: list[Event]) -> str:
-    """What the last score was for: `controls`, `search`, `validation` or `test`."""
+    """What the last score was for: `baselines`, `search`, `validation` or `test`."""
     for event in reversed(session):
         if event.type == "asked":
             return "search"
         if event.type in ("scored", "failed"):
             split = str(event.payload["split"])
-            return "controls" if split == "search" and not event.payload["candidate"].isdigit() else split
-    return "controls"
+            return "baselines" if split == "search" and not event.payload["candidate"].isdigit() else split
+    return "baselines"
 
 
 def _rate(session: list[Event], now: float) -> float | None:

@@ -10,7 +10,7 @@ from evosearch.evaluation.suites.suite import Suite
 from evosearch.evaluation.types import ItemBatch
 from evosearch.promotion.finalists import kind_of
 from evosearch.promotion.gate import Measure
-from evosearch.search.baselines import Control
+from evosearch.search.baselines import Baseline
 from evosearch.search.recorder import Recorder
 from evosearch.setup.loading import metric_columns
 
@@ -21,7 +21,9 @@ def measure_of(suite: Suite, batch: ItemBatch) -> Measure:
     return Measure(suite.weights(), {task.name: task.chance for task in suite.scoring}, groups or None)
 
 
-def test_rows(recorder: Recorder, suite: Suite, batch: ItemBatch, controls: Sequence[Control]) -> list[dict[str, Any]]:
+def test_rows(
+    recorder: Recorder, suite: Suite, batch: ItemBatch, baselines: Sequence[Baseline]
+) -> list[dict[str, Any]]:
     """One row a contender of the last opening of the test: metrics, mean, the winner's lead, with 95% intervals."""
     state = recorder.state
     if state.gated is None or not state.test_openings:
@@ -35,7 +37,7 @@ def test_rows(recorder: Recorder, suite: Suite, batch: ItemBatch, controls: Sequ
         mean = interval(columns[name], measure.weights, None, measure.groups)
         row: dict[str, Any] = {
             "candidate": name,
-            "label": label(name, controls, winner, state.promoted is not None or bool(state.gated["promoted"])),
+            "label": label(name, baselines, winner, state.promoted is not None or bool(state.gated["promoted"])),
             "tasks": state.cards[name, "test"]["tasks"],
             "score": state.cards[name, "test"]["score"],
             "mean": mean.value,
@@ -50,7 +52,7 @@ def test_rows(recorder: Recorder, suite: Suite, batch: ItemBatch, controls: Sequ
     return rows
 
 
-def label(name: str, controls: Sequence[Control], winner: str = "", promoted: bool = False) -> str:
+def label(name: str, baselines: Sequence[Baseline], winner: str = "", promoted: bool = False) -> str:
     """`parent zoo:tiny/sort`, `uniform average`, `best scale 0.50`, `candidate 41 (promoted)`."""
     kind, _, rest = name.partition(":")
     texts = {
@@ -60,15 +62,15 @@ def label(name: str, controls: Sequence[Control], winner: str = "", promoted: bo
         "champion": "champion so far",
     }
     if kind in ("base", "parent"):
-        text = f"{kind} {_short(_model(name, controls))}"
+        text = f"{kind} {_short(_model(name, baselines))}"
     else:
         text = f"candidate {name}" if kind_of(name) == "candidate" else texts[kind]
     return f"{text} ({'promoted' if promoted else 'not promoted'})" if name == winner else text
 
 
-def _model(name: str, controls: Sequence[Control]) -> str:
-    """The one model that a control is."""
-    recipe = next(control.recipe for control in controls if control.name == name)
+def _model(name: str, baselines: Sequence[Baseline]) -> str:
+    """The one model that a baseline is."""
+    recipe = next(baseline.recipe for baseline in baselines if baseline.name == name)
     assert recipe is not None
     return recipe.models[0].model
 

@@ -1,4 +1,4 @@
-"""Controls: what every search is measured against, scored before the first ask.
+"""Baselines: what every search is measured against, scored before the first ask.
 
 The base, each parent, their uniform average, and a sweep of one task-arithmetic scale. A search that cannot beat the
 better of the last two has found nothing that one line of YAML would not have given.
@@ -12,14 +12,14 @@ from evosearch.recipe.schema import Input, Recipe
 # One scale for the sum of all task vectors; 1/K would be the uniform average of K parents.
 SCALES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
 NO_BASE = "the recipe has no base_model"
-NO_BASE_OF_A_ROUTE = "a route has no base_model, and controls.base_model names none"
+NO_BASE_OF_A_ROUTE = "a route has no base_model, and baselines.base_model names none"
 
 
 @dataclass(frozen=True)
-class Control:
-    """One control. Without a recipe it does not apply to this search, and `skipped` says why.
+class Baseline:
+    """One baseline. Without a recipe it does not apply to this search, and `skipped` says why.
 
-    `weights` is what the control means to each parent of the recipe as a task-arithmetic weight: where a search may
+    `weights` is what the baseline means to each parent of the recipe as a task-arithmetic weight: where a search may
     start. One that is made of other models has none.
     """
 
@@ -31,18 +31,18 @@ class Control:
 
 
 def averaged(example: Recipe, base: str | None = None, models: tuple[str, ...] | None = None) -> tuple[str, ...]:
-    """What the uniform average is made of; the base is not counted. The arguments are those of `controls`."""
+    """What the uniform average is made of; the base is not counted. The arguments are those of `baselines`."""
     return tuple(model for model in models or example.parents if model != (base or example.base_model))
 
 
-def controls(
+def baselines(
     example: Recipe,
     scales: tuple[float, ...] = SCALES,
     alike: bool = True,
     base: str | None = None,
     models: tuple[str, ...] | None = None,
-) -> list[Control]:
-    """The controls of a search.
+) -> list[Baseline]:
+    """The baselines of a search.
 
     Args:
         example: the recipe's frame, or any filled recipe that names all its models; its base, models, vocabulary and
@@ -73,23 +73,23 @@ def controls(
         )
 
     out = [
-        Control("base", "base", merge("linear", [base], 1.0), weights({}))
+        Baseline("base", "base", merge("linear", [base], 1.0), weights({}))
         if base
-        else Control("base", "base", None, skipped=NO_BASE if example.routing is None else NO_BASE_OF_A_ROUTE)
+        else Baseline("base", "base", None, skipped=NO_BASE if example.routing is None else NO_BASE_OF_A_ROUTE)
     ]
     for index, parent in enumerate(parents):
-        out.append(Control(f"parent:{index}", "parent", merge("linear", [parent], 1.0), weights({parent: 1.0})))
+        out.append(Baseline(f"parent:{index}", "parent", merge("linear", [parent], 1.0), weights({parent: 1.0})))
     apart = None if alike else "the models have different layers"
     if len(mixed) < 2 or apart:
-        out.append(Control("uniform", "uniform", None, skipped=apart or "there is only one parent"))
+        out.append(Baseline("uniform", "uniform", None, skipped=apart or "there is only one parent"))
     else:
         equal = weights(dict.fromkeys(mixed, 1.0 / len(mixed)))
-        out.append(Control("uniform", "uniform", merge("linear", mixed, 1.0), equal))
+        out.append(Baseline("uniform", "uniform", merge("linear", mixed, 1.0), equal))
     for scale in scales:
         name = f"scale:{scale:.2f}"
         if base and mixed and not apart:
             recipe = merge("task_arithmetic", mixed, scale)
-            out.append(Control(name, "scale", recipe, weights(dict.fromkeys(mixed, scale))))
+            out.append(Baseline(name, "scale", recipe, weights(dict.fromkeys(mixed, scale))))
         else:
-            out.append(Control(name, "scale", None, skipped=apart or "task arithmetic needs a base_model"))
+            out.append(Baseline(name, "scale", None, skipped=apart or "task arithmetic needs a base_model"))
     return out

@@ -16,7 +16,7 @@ class Budget:
     Attributes:
         candidates: asked, duplicates too.
         hours: over all sessions of the search, the time between them not counted.
-        items: item evaluations of asked candidates: duplicates take none, controls are not counted.
+        items: item evaluations of asked candidates: duplicates take none, baselines are not counted.
         target: a fitness that the optimizer was told of a candidate that breaks no guard.
         patience: candidates told since the best was.
     """

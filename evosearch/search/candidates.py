@@ -9,7 +9,7 @@ from evosearch.search.objectives import with_hops
 from evosearch.search.optimizers.registry import Optimizer
 from evosearch.search.protocols import Job
 from evosearch.search.recorder import Recorder, job_id
-from evosearch.search.sampling import Part, Sampling
+from evosearch.search.sampling import Minibatch, Sampling
 from evosearch.search.space.space import SearchSpace
 from evosearch.search.space.types import Observation
 
@@ -45,50 +45,50 @@ class Candidates:
         payloads: list[Payload] = []
         for offset, genome in enumerate(optimizer.ask(count)):
             recipe = self.space.fill(genome)
-            recipe_id, part = self.identify(recipe), self.part(first + offset)
-            twins = (p["candidate"] for p in payloads if (p["recipe_id"], p.get("part")) == (recipe_id, part))
+            recipe_id, minibatch = self.identify(recipe), self.minibatch(first + offset)
+            twins = (p["candidate"] for p in payloads if (p["recipe_id"], p.get("minibatch")) == (recipe_id, minibatch))
             candidate = str(first + offset)
             payloads.append(
-                ({} if part is None else {"part": part})
+                ({} if minibatch is None else {"minibatch": minibatch})
                 | {
                     "candidate": candidate,
                     "group": group if together else group + offset,
                     "genome": dict(genome),
                     "recipe": recipe.to_dict(),
                     "recipe_id": recipe_id,
-                    "duplicate_of": self.state.first_with.get((recipe_id, part)) or next(twins, None),
+                    "duplicate_of": self.state.first_with.get((recipe_id, minibatch)) or next(twins, None),
                 }
             )
             self._made[candidate] = recipe
         self.recorder.record([("asked", dict(payload)) for payload in payloads])
         return payloads
 
-    def part(self, index: int) -> Part:
+    def minibatch(self, index: int) -> Minibatch:
         """What the candidate of an ask index is scored on."""
-        return self.items.part(index - self.first_ask, self.generation)
+        return self.items.minibatch(index - self.first_ask, self.generation)
 
     def items_of(self, index: int) -> int:
         """How many items that is."""
-        return len(self.items.batch(self.part(index)))
+        return len(self.items.batch(self.minibatch(index)))
 
     def items_taken(self) -> int:
         """How many items were to be scored of all that was asked."""
-        return sum(count * len(self.items.batch(part)) for part, count in self.state.newly_asked.items())
+        return sum(count * len(self.items.batch(minibatch)) for minibatch, count in self.state.newly_asked.items())
 
     def is_done(self, payload: Payload) -> bool:
         """Whether it, or what it is a duplicate of, is scored or failed for good."""
-        return self.items.is_done(payload["duplicate_of"] or payload["candidate"], payload.get("part"))
+        return self.items.is_done(payload["duplicate_of"] or payload["candidate"], payload.get("minibatch"))
 
     def job(self, payload: Payload) -> Job:
-        candidate, part = payload["candidate"], payload.get("part")
-        batch = self.items.batch(part)
+        candidate, minibatch = payload["candidate"], payload.get("minibatch")
+        batch = self.items.batch(minibatch)
         recipe = self._made.pop(candidate, None) or Recipe.model_validate(payload["recipe"])
-        return Job(job_id(candidate, batch.split, part), recipe, batch, part)
+        return Job(job_id(candidate, batch.split, minibatch), recipe, batch, minibatch)
 
     def observe(self, payload: Payload) -> Observation:
         """What the optimizer is told of one candidate; a duplicate has the first one's score card."""
         self._made.pop(payload["candidate"], None)
-        told = self.items.told(payload["duplicate_of"] or payload["candidate"], payload.get("part"))
+        told = self.items.told(payload["duplicate_of"] or payload["candidate"], payload.get("minibatch"))
         if told is None:
             return Observation(payload["candidate"], payload["genome"], (), (), "failed")
         name, genome = payload["candidate"], payload["genome"]

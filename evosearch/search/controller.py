@@ -14,12 +14,12 @@ from evosearch.errors import ReplayError, SearchError
 from evosearch.evaluation.types import ItemBatch
 from evosearch.recipe.schema import Recipe
 from evosearch.search.asynchronous import Asynchronous
-from evosearch.search.baselines import Control
+from evosearch.search.baselines import Baseline
 from evosearch.search.budget import Budget, hours
 from evosearch.search.candidates import Candidates, Payload
 from evosearch.search.optimizers.registry import Optimizer
 from evosearch.search.progress import Progress
-from evosearch.search.protocols import Executor, Job, Parts
+from evosearch.search.protocols import Executor, Job, Minibatches
 from evosearch.search.recorder import Recorder, job_id
 from evosearch.search.replay import replay
 from evosearch.search.sampling import Sampling
@@ -27,8 +27,8 @@ from evosearch.search.space.space import SearchSpace
 from evosearch.search.space.types import Genome
 
 HOPELESS = 8  # candidates that fail, before any succeeds, until the search gives up
-# Option → kinds of controls
-START_FROM = {"init": (), "best_control": ("stage", "uniform", "scale"), "parents": ("stage", "parent")}
+# Option → kinds of baselines
+START_FROM = {"init": (), "best_baseline": ("stage", "uniform", "scale"), "parents": ("stage", "parent")}
 
 
 @dataclass
@@ -38,9 +38,9 @@ class Controller:
     Args:
         identify: recipe → recipe_id, with this search's inputs.
         make_optimizer: start genome → a fresh optimizer.
-        parts: of `batch`, where each generation is scored on one of them.
+        minibatches: of `batch`, where each generation is scored on one of them.
         objectives: what the optimizer is told of, where that is not the fitness alone (see `objectives`).
-        start: `init`, `best_control` or `parents`: where the optimizer starts.
+        start: `init`, `best_baseline` or `parents`: where the optimizer starts.
         warm_start: where it starts instead, by what another search found.
         asynchronous: ask whenever there is room and tell as scores come; otherwise generation by generation.
         continue_from_best: where the record cannot be replayed, go on with a new optimizer from the best candidate.
@@ -50,12 +50,12 @@ class Controller:
     executor: Executor
     space: SearchSpace
     batch: ItemBatch
-    controls: Sequence[Control]
+    baselines: Sequence[Baseline]
     identify: Callable[[Recipe], str]
     make_optimizer: Callable[[Genome], Optimizer]
-    parts: Parts | None = None
+    minibatches: Minibatches | None = None
     objectives: tuple[str, ...] = ()
-    start: str = "best_control"
+    start: str = "best_baseline"
     warm_start: Genome | None = None
     budget: Budget = field(default_factory=Budget)
     asynchronous: bool = False
@@ -64,7 +64,9 @@ class Controller:
     def __post_init__(self) -> None:
         self.state = self.recorder.state
         recorder = self.recorder
-        self._items = Sampling(self.batch, self.parts, recorder.ledger, recorder.search_id, self.state, self.objectives)
+        self._items = Sampling(
+            self.batch, self.minibatches, recorder.ledger, recorder.search_id, self.state, self.objectives
+        )
         self._candidates = Candidates(recorder, self.space, self._items, self.identify)
         self._began: float | None = None  # when this session's first candidate was submitted
         self._finished_before = len(self.state.finished)
@@ -78,7 +80,7 @@ class Controller:
         Raises:
             SearchError: every candidate fails, or the recorded search cannot be replayed.
         """
-        self._score_controls()
+        self._score_baselines()
         optimizer, pending = self._restore()
         if self.asynchronous:
             return self._one_by_one(optimizer, pending)
@@ -104,30 +106,30 @@ class Controller:
             settled=self._give_up_if_hopeless,
         ).run()
 
-    def _score_controls(self) -> None:
-        new = [control for control in self.controls if control.name not in self.state.controls]
+    def _score_baselines(self) -> None:
+        new = [baseline for baseline in self.baselines if baseline.name not in self.state.baselines]
         if new:
-            self.recorder.record([("control", self._control_payload(control)) for control in new])
+            self.recorder.record([("baseline", self._baseline_payload(baseline)) for baseline in new])
         jobs = [
-            Job(job_id(control.name, self.batch.split), control.recipe, self.batch)
-            for control in self.controls
-            if control.recipe is not None and (control.name, self.batch.split) not in self.state.done
+            Job(job_id(baseline.name, self.batch.split), baseline.recipe, self.batch)
+            for baseline in self.baselines
+            if baseline.recipe is not None and (baseline.name, self.batch.split) not in self.state.done
         ]
-        total = sum(control.recipe is not None for control in self.controls)
-        self.recorder.run(self.executor, jobs, lambda left: Progress("controls", total - left, total))
+        total = sum(baseline.recipe is not None for baseline in self.baselines)
+        self.recorder.run(self.executor, jobs, lambda left: Progress("baselines", total - left, total))
         if total and not any(
-            control.name in self.state.control_kinds and self._standing(control.name) for control in self.controls
+            baseline.name in self.state.baseline_kinds and self._standing(baseline.name) for baseline in self.baselines
         ):
-            raise SearchError(f"not one control could be scored; {self._last_failure()}")
+            raise SearchError(f"not one baseline could be scored; {self._last_failure()}")
         for task in self.state.limits.keys() - self.state.references().keys():
             what = f"the guard of '{task}' has nothing to be held against: no base, parent or stage's winner was scored"
             raise SearchError(f"{what}; {self._last_failure()}")
 
-    def _control_payload(self, control: Control) -> dict[str, Any]:
-        payload: dict[str, Any] = {"candidate": control.name, "name": control.name, "kind": control.kind}
-        if control.recipe is None:
-            return payload | {"skipped": control.skipped}
-        return payload | {"recipe": control.recipe.to_dict(), "recipe_id": self.identify(control.recipe)}
+    def _baseline_payload(self, baseline: Baseline) -> dict[str, Any]:
+        payload: dict[str, Any] = {"candidate": baseline.name, "name": baseline.name, "kind": baseline.kind}
+        if baseline.recipe is None:
+            return payload | {"skipped": baseline.skipped}
+        return payload | {"recipe": baseline.recipe.to_dict(), "recipe_id": self.identify(baseline.recipe)}
 
     def _restore(self) -> tuple[Optimizer, list[Payload]]:
         """The optimizer where the record left it, and what it asked and was not told."""
@@ -161,11 +163,11 @@ class Controller:
         if self.warm_start is not None:
             return dict(self.warm_start)
         scored = [
-            (standing, control)
-            for control in self.controls
-            if control.kind in START_FROM[self.start]
-            and control.weights
-            and (standing := self._standing(control.name)) is not None
+            (standing, baseline)
+            for baseline in self.baselines
+            if baseline.kind in START_FROM[self.start]
+            and baseline.weights
+            and (standing := self._standing(baseline.name)) is not None
         ]
         if not scored:
             return self.space.initial()
@@ -188,7 +190,7 @@ class Controller:
         return self._candidates.is_done(payload)
 
     def _standing(self, name: str) -> tuple[float, float] | None:
-        """What is known of a control or candidate, for comparison: greater is better, breaking no guard comes first."""
+        """What is known of a baseline or candidate, for comparison: greater is better, breaking no guard comes first."""
         evidence = self.state.evidence(name)
         return None if evidence is None else (-evidence[0], evidence[1])
 

@@ -1,6 +1,6 @@
 """Guards as a search sees them: how far each guarded task has fallen beyond what is allowed. Pure, on recorded data.
 
-A guarded task's points, 100 (m - c) / (1 - c), are held against those of one control, the reference: the base or, where
+A guarded task's points, 100 (m - c) / (1 - c), are held against those of one baseline, the reference: the base or, where
 the recipe has none, the parent that is best at the task. A violation is max(0, drop - max_drop), in points.
 """
 
@@ -16,14 +16,14 @@ def limits(suite: Mapping[str, object]) -> dict[str, float]:
     return {guard["task"]: float(guard["max_drop"]) for guard in guards}
 
 
-def reference(task: str, controls: Mapping[str, Points], kinds: Mapping[str, str]) -> str | None:
-    """Which control a guarded task is held against; None where no base, parent or earlier stage's winner was scored.
+def reference(task: str, baselines: Mapping[str, Points], kinds: Mapping[str, str]) -> str | None:
+    """Which baseline a guarded task is held against; None where no base, parent or earlier stage's winner was scored.
 
     Args:
-        controls: control → its points on all of the search split.
-        kinds: control → `base`, `parent`, `stage`, …
+        baselines: baseline → its points on all of the search split.
+        kinds: baseline → `base`, `parent`, `stage`, …
     """
-    scored = {name: points[task] for name, points in controls.items() if task in points}
+    scored = {name: points[task] for name, points in baselines.items() if task in points}
     for kind in ("base", "parent", "stage"):
         found = [name for name in scored if kinds.get(name) == kind]
         if found:

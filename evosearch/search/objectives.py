@@ -39,4 +39,4 @@ def _measured(name: str, card: Summary) -> Estimate:
         return Estimate(card["score"], card["score_stderr"], card["fitness"]["n"])
     if name == HOPS:
         return Estimate(0.0, 0.0, card["fitness"]["n"])
-    return Estimate(**card["parts"][name])
+    return Estimate(**card["task_fitness"][name])

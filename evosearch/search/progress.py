@@ -22,7 +22,7 @@ MARK = "evosearch"  # the first key of every line; its value says what the line 
 class Progress:
     """What a person watching wants to know."""
 
-    stage: str  # controls | search | rescoring | validation | test
+    stage: str  # baselines | search | rescoring | validation | test
     done: int
     total: int | None
     best: float | None = None
@@ -38,7 +38,7 @@ class Watcher(Protocol):
 
     def note(self, text: str) -> None: ...
 
-    def preparing(self, what: str, part: float) -> None:
+    def preparing(self, what: str, fraction: float) -> None:
         """`what` is being made ready (a model trained or fetched); `part` of it, in [0, 1], is done."""
 
     def close(self) -> None: ...
@@ -51,7 +51,7 @@ class Silent:
 
     def note(self, text: str) -> None: ...
 
-    def preparing(self, what: str, part: float) -> None: ...
+    def preparing(self, what: str, fraction: float) -> None: ...
 
     def close(self) -> None: ...
 

@@ -15,7 +15,7 @@ class Job:
     id: str  # unique in a search: candidate, split, and part of it
     recipe: Recipe
     batch: ItemBatch
-    part: int | None = None  # which part of the split the batch is; None: all of it
+    minibatch: int | None = None  # index of the minibatch that the batch is; None: the full split
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ class Executor(Protocol):
         """Give the workers back; queued jobs are dropped."""
 
 
-class Parts(Protocol):
-    """The search split in parts. `evaluation.parts.Parts` ships."""
+class Minibatches(Protocol):
+    """The search split divided into minibatches; see `evaluation.statistics.minibatches`."""
 
     @property
     def batches(self) -> tuple[ItemBatch, ...]:
         """Disjoint, each with documents of every task, all of the split together."""
 
-    def card(self, part: int, columns: Mapping[str, Mapping[str, Column]]) -> ScoreCard:
+    def card(self, minibatch: int, columns: Mapping[str, Mapping[str, Column]]) -> ScoreCard:
         """What a part alone says of somebody who was scored on all items: task → column → values of these."""
 
 

@@ -54,8 +54,8 @@ class Recorder:
             job = outcome.job
             candidate = candidate_of(job)
             base: dict[str, Any] = {"candidate": candidate, "split": job.batch.split, "worker": outcome.worker}
-            if job.part is not None:
-                base["part"] = job.part
+            if job.minibatch is not None:
+                base["minibatch"] = job.minibatch
             entries += [("retried", base | _why(fault)) for fault in outcome.retries]
             if outcome.card is not None:
                 known = {"recipe_id": self.state.recipe_ids.get(candidate)}
@@ -77,9 +77,9 @@ class Recorder:
             tracker.notify()
 
 
-def job_id(candidate: str, split: str, part: int | None = None) -> str:
-    """A job is named by candidate, split and part of the split: what a search scores once."""
-    return f"{candidate}@{split}" if part is None else f"{candidate}@{split}/{part}"
+def job_id(candidate: str, split: str, minibatch: int | None = None) -> str:
+    """A job is named by candidate, split and minibatch of the split: what a search scores once."""
+    return f"{candidate}@{split}" if minibatch is None else f"{candidate}@{split}/{minibatch}"
 
 
 def candidate_of(job: Job) -> str:

@@ -16,8 +16,8 @@ BULK = ("genome", "recipe")  # keys of `asked` as long as the genome: read back 
 class SearchState:
     """Folded events.
 
-    `cards` and `done` are of all items of a split, keyed by (candidate, split); `samples` and `sampled` of a part of
-    the search split, keyed by (candidate, part). `done` and `sampled` need no more work: scored, or failed for good.
+    `cards` and `done` are of all items of a split, keyed by (candidate, split); `samples` and `sampled` of a minibatch of
+    the search split, keyed by (candidate, minibatch). `done` and `sampled` need no more work: scored, or failed for good.
 
     What is asked for at every outcome takes the same time however long the search is. With `read`, genomes and recipes
     of candidates stay in the ledger: a state then grows by what is known of candidates, not by what they are.
@@ -28,11 +28,11 @@ class SearchState:
     name: str = ""
     spec: dict[str, Any] = field(default_factory=dict)
     circumstances: dict[str, Any] = field(default_factory=dict)  # what the search began with, see events
-    controls: dict[str, dict[str, Any]] = field(default_factory=dict)
-    control_kinds: dict[str, str] = field(default_factory=dict)
+    baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
+    baseline_kinds: dict[str, str] = field(default_factory=dict)
     asked: dict[str, dict[str, Any]] = field(default_factory=dict)  # without `BULK` where there is `read`
     recipe_ids: dict[str, str] = field(default_factory=dict)
-    # (recipe_id, part that it is scored on) → the first asked candidate that had it
+    # (recipe_id, minibatch that it is scored on) → the first asked candidate that had it
     first_with: dict[tuple[str, int | None], str] = field(default_factory=dict)
     cards: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     samples: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
@@ -40,10 +40,10 @@ class SearchState:
     failed: list[dict[str, Any]] = field(default_factory=list)
     done: set[tuple[str, str]] = field(default_factory=set)
     sampled: set[tuple[str, int]] = field(default_factory=set)
-    finished: set[str] = field(default_factory=set)  # asked, and done on the search split or a part of it
+    finished: set[str] = field(default_factory=set)  # asked, and done on the search split or a minibatch of it
     any_scored: bool = False  # at least one asked candidate has a score
     groups: int = 0  # that were asked
-    newly_asked: Counter[int | None] = field(default_factory=Counter)  # part → candidates that were no duplicates
+    newly_asked: Counter[int | None] = field(default_factory=Counter)  # minibatch → candidates that were no duplicates
     repeated: int = 0  # the last so many that were asked were duplicates
     best_told: tuple[float, float] | None = None  # (violation, -fitness) of the best that an optimizer was told of
     told_since_best: int = 0  # to the present optimizer
@@ -118,9 +118,9 @@ class SearchState:
         return guards.limits(self.circumstances.get("suite", {}))
 
     def references(self) -> dict[str, str]:
-        """Guarded task → the control it is held against, on every split; one is missing where none was scored."""
-        controls = {name: self.cards.get((name, "search"), {}).get("guards", {}) for name in self.controls}
-        found = {task: guards.reference(task, controls, self.control_kinds) for task in self.limits}
+        """Guarded task → the baseline it is held against, on every split; one is missing where none was scored."""
+        baselines = {name: self.cards.get((name, "search"), {}).get("guards", {}) for name in self.baselines}
+        found = {task: guards.reference(task, baselines, self.baseline_kinds) for task in self.limits}
         return {task: name for task, name in found.items() if name is not None}
 
     def violations(self, candidate: str, split: str = "search") -> dict[str, float]:
@@ -143,7 +143,7 @@ class SearchState:
         return sum(self.violations(candidate, split).values())
 
     def evidence(self, candidate: str) -> tuple[float, float] | None:
-        """(violation, fitness) on the search split: of all its items, else as the optimizer was told of a part."""
+        """(violation, fitness) on the search split: of all its items, else as the optimizer was told of a minibatch."""
         return self._evidence(candidate, self.limits, self._held("search"))
 
     def _evidence(self, candidate: str, limits: guards.Points, held: guards.Points) -> tuple[float, float] | None:
@@ -163,7 +163,7 @@ class SearchState:
     def best(self) -> float | None:
         """Fitness of the best asked candidate, None before the first; those that break no guard come first.
 
-        Looks only at what became known since it was last asked, unless a control's score changed what guards are held
+        Looks only at what became known since it was last asked, unless a baseline's score changed what guards are held
         against.
         """
         names = self.asked if self._recount else self._news
@@ -184,8 +184,8 @@ class SearchState:
         return self.read(self._asked_at[candidate]).payload
 
     def recipe(self, candidate: str) -> dict[str, Any]:
-        """The recorded recipe of a control or an asked candidate, as plain data."""
-        payload = self.controls.get(candidate) or self.payload(candidate)
+        """The recorded recipe of a baseline or an asked candidate, as plain data."""
+        payload = self.baselines.get(candidate) or self.payload(candidate)
         recipe: dict[str, Any] = payload["recipe"]
         return recipe
 
@@ -196,49 +196,49 @@ class SearchState:
         self.sessions += 1
         self.stopped = None
 
-    def _on_control(self, payload: dict[str, Any]) -> None:
-        self.controls[payload["candidate"]] = payload
-        self.control_kinds[payload["candidate"]] = payload["kind"]
+    def _on_baseline(self, payload: dict[str, Any]) -> None:
+        self.baselines[payload["candidate"]] = payload
+        self.baseline_kinds[payload["candidate"]] = payload["kind"]
         if payload.get("recipe_id"):
             self.recipe_ids[payload["candidate"]] = payload["recipe_id"]
 
     def _on_asked(self, payload: dict[str, Any]) -> None:
-        candidate, part, first = payload["candidate"], payload.get("part"), payload.get("duplicate_of")
+        candidate, minibatch, first = payload["candidate"], payload.get("minibatch"), payload.get("duplicate_of")
         if self.read is not None:
             self._asked_at[candidate] = self.last_seq
             payload = {key: value for key, value in payload.items() if key not in BULK}
         self.asked[candidate] = payload
         self.recipe_ids[candidate] = payload["recipe_id"]
-        self.first_with.setdefault((payload["recipe_id"], part), candidate)
+        self.first_with.setdefault((payload["recipe_id"], minibatch), candidate)
         self.groups = max(self.groups, payload["group"] + 1)
-        self.newly_asked[part] += first is None
+        self.newly_asked[minibatch] += first is None
         self.repeated = self.repeated + 1 if first is not None else 0
 
     def _on_scored(self, payload: dict[str, Any]) -> None:
-        candidate, split, part = payload["candidate"], payload["split"], payload.get("part")
-        if part is None:
+        candidate, split, minibatch = payload["candidate"], payload["split"], payload.get("minibatch")
+        if minibatch is None:
             self.cards[candidate, split] = payload
         else:
-            self.samples[candidate, part] = payload
-        self._settled(candidate, split, part)
+            self.samples[candidate, minibatch] = payload
+        self._settled(candidate, split, minibatch)
         self.any_scored |= candidate.isdigit()
-        if split == "search" and part is None:
+        if split == "search" and minibatch is None:
             if candidate in self.asked and candidate not in self.told:
                 self._news[candidate] = None
-            else:  # a control, or more is known of a candidate than what was told, for better or worse
+            else:  # a baseline, or more is known of a candidate than what was told, for better or worse
                 self._recount = True
 
     def _on_failed(self, payload: dict[str, Any]) -> None:
         self.failed.append(payload)
         self._failed_names.add(payload["candidate"])
-        self._settled(payload["candidate"], payload["split"], payload.get("part"))
+        self._settled(payload["candidate"], payload["split"], payload.get("minibatch"))
 
-    def _settled(self, candidate: str, split: str, part: int | None) -> None:
-        if part is None:
+    def _settled(self, candidate: str, split: str, minibatch: int | None) -> None:
+        if minibatch is None:
             self.done.add((candidate, split))
         else:
-            self.sampled.add((candidate, part))
-        if candidate.isdigit() and (part is not None or split == "search"):
+            self.sampled.add((candidate, minibatch))
+        if candidate.isdigit() and (minibatch is not None or split == "search"):
             self.finished.add(candidate)
 
     def _on_retried(self, payload: dict[str, Any]) -> None:

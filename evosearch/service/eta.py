@@ -1,4 +1,4 @@
-"""When a search that has just begun will end: said once, as soon as its first controls are scored.
+"""When a search that has just begun will end: said once, as soon as its first baselines are scored.
 
 They are the trial that `check` makes of one candidate: the run is at work already, on the workers that it will have.
 """

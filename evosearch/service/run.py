@@ -177,8 +177,8 @@ class _OfPreparing(Silent):
     def __init__(self, inner: Watcher) -> None:
         self._inner = inner
 
-    def preparing(self, what: str, part: float) -> None:
-        self._inner.preparing(what, part)
+    def preparing(self, what: str, fraction: float) -> None:
+        self._inner.preparing(what, fraction)
 
 
 def _say_all(path: Path, found: Read, findings: Findings, watcher: Watcher, allow_pickle: bool) -> None:
@@ -195,7 +195,7 @@ def _say_all(path: Path, found: Read, findings: Findings, watcher: Watcher, allo
 
 
 def _begin(recorder: Recorder, prepared: Prepared, warm: WarmStart | None) -> None:
-    parts = prepared.parts.batches if prepared.parts else ()
+    parts = prepared.minibatches.batches if prepared.minibatches else ()
     for batch in (*prepared.batches.values(), *parts):
         recorder.ledger.put_item_sets(batch)
     payload = {
@@ -220,12 +220,12 @@ def _search(prepared: Prepared, recorder: Recorder, executor: Executor, continue
         executor=executor,
         space=prepared.space,
         batch=prepared.batches["search"],
-        controls=prepared.controls,
+        baselines=prepared.baselines,
         identify=prepared.models.identify,
         make_optimizer=lambda start: create(
             config.optimizer, prepared.space.dimensions, start, objectives=len(objectives) or 1, known=known
         ),
-        parts=prepared.parts,
+        minibatches=prepared.minibatches,
         objectives=objectives,
         start=config.optimizer.start,
         warm_start=warm.start if warm else None,

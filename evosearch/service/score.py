@@ -67,7 +67,7 @@ def score(
         "fitness": summary["fitness"],
         "reported": summary["reported"],
         "tokens": summary["tokens"],
-        "ways": summary["ways"],
+        "modes": summary["modes"],
         "seconds": {"load": worker.load_seconds, **summary["seconds"]},
         "device": str(worker.device),
     } | told

@@ -130,8 +130,8 @@ class _Within:
     def note(self, text: str) -> None:
         self._inner.note(text)
 
-    def preparing(self, what: str, part: float) -> None:
-        self._inner.preparing(what, part)
+    def preparing(self, what: str, fraction: float) -> None:
+        self._inner.preparing(what, fraction)
 
     def close(self) -> None:
         self._inner.close()

@@ -30,7 +30,7 @@ class Models:
 
     Attributes:
         recipe: the one they were opened for, or its frame: which models are named, how their layers are stacked.
-        also: further models, which only controls name.
+        also: further models, which only baselines name.
     """
 
     checkpoints: dict[str, Checkpoint]
@@ -100,7 +100,7 @@ class Models:
             raise RecipeError(place, error.what, error.allowed, error.next) from None
 
     def check_beside(self, recipe: Recipe, where: str) -> None:
-        """Whether a control, of models that the recipe need not name, can be merged, and answers the same prompts.
+        """Whether a baseline, of models that the recipe need not name, can be merged, and answers the same prompts.
 
         Raises:
             CheckpointError: two models do not fit.
@@ -150,7 +150,7 @@ def open_models(
     """Resolve, fetch or train, open, and compare the models that a recipe names.
 
     Args:
-        also: further models, which only controls name. How they fit is asked with `Models.check_beside`.
+        also: further models, which only baselines name. How they fit is asked with `Models.check_beside`.
         recipes: reference → recipe, of models that are recipes and need not be read from their files.
 
     Raises:

@@ -10,7 +10,7 @@ from evosearch.checkpoints.references import default_cache
 from evosearch.documents import join
 from evosearch.errors import CheckpointError, InputError, Problems, RecipeError, SpecError, SuiteError, in_one
 from evosearch.evaluation.harness.harness import Harness, max_length_of
-from evosearch.evaluation.statistics.minibatches import Parts, partition
+from evosearch.evaluation.statistics.minibatches import Minibatches, partition
 from evosearch.evaluation.suites.suite import Suite
 from evosearch.evaluation.types import SPLITS, ItemBatch
 from evosearch.execution.worker import load_tokenizer
@@ -21,7 +21,7 @@ from evosearch.materialize.plan import donor_of
 from evosearch.merging.registry import specs
 from evosearch.recipe import checks
 from evosearch.recipe.schema import Recipe
-from evosearch.search.baselines import Control, averaged, controls
+from evosearch.search.baselines import Baseline, averaged, baselines
 from evosearch.search.controller import START_FROM
 from evosearch.search.optimizers.registry import create
 from evosearch.search.progress import Watcher
@@ -44,7 +44,7 @@ class Prepared:
     models: Models
     space: SearchSpace
     example: Recipe  # the recipe with every hole at its start
-    controls: tuple[Control, ...]
+    baselines: tuple[Baseline, ...]
     harness: Harness  # the suite, loaded: whatever scores in this process shares it
     batches: dict[str, ItemBatch]  # split → its items
     tokens: dict[str, SplitTokens]  # split → what it takes of a candidate
@@ -61,9 +61,9 @@ class Prepared:
         return max(filled, key=lambda recipe: len(recipe.routing.hops) if recipe.routing else 0)
 
     @property
-    def parts(self) -> Parts | None:
+    def minibatches(self) -> Minibatches | None:
         """The search split in parts, where the spec asks for it."""
-        count, seed = self.spec.config.search_parts, self.spec.config.optimizer.seed
+        count, seed = self.spec.config.search_minibatches, self.spec.config.optimizer.seed
         return None if count is None else partition(self.suite, self.batches["search"], count, seed)
 
 
@@ -106,7 +106,7 @@ def prepare_with(
     if models is None:
         findings.attempt(lambda: _without_models(spec, allow_pickle, opened))
         return None
-    found = findings.attempt(lambda: _controls(spec, models))
+    found = findings.attempt(lambda: _baselines(spec, models))
     space = findings.attempt(lambda: _space(spec, models, watcher))
     if space is not None and found is not None:
         findings.attempt(lambda: _check_start(spec, space, found))
@@ -168,7 +168,7 @@ def _check_items(spec: SearchSpec, batch: ItemBatch) -> None:
     Raises:
         SpecError: a budget of items that not even one candidate fits.
     """
-    items, count = spec.config.budget.items, spec.config.search_parts
+    items, count = spec.config.budget.items, spec.config.search_minibatches
     if items is None:
         return
     taken = batch if count is None else partition(spec.suite, batch, count, spec.config.optimizer.seed).batches[0]
@@ -182,7 +182,7 @@ def _models(spec: SearchSpec, watcher: Watcher, allow_pickle: bool) -> Models:
     Raises:
         InputError: see `open_models`; of a search over routes it names the key of its hole, not of the frame's hop.
     """
-    recipe, config = frame(spec.template, spec.where), spec.controls
+    recipe, config = frame(spec.template, spec.where), spec.baselines
     also = (*filter(None, [config.base_model]), *(config.models or ()))
     try:
         return open_models(recipe, spec.where, watcher, allow_pickle, also, spec.recipes)
@@ -201,27 +201,27 @@ def _of_hole(error: InputError, spec: SearchSpec) -> InputError:
     return type(error)(place, error.what, error.allowed, error.next)
 
 
-def _controls(spec: SearchSpec, models: Models) -> list[Control]:
+def _baselines(spec: SearchSpec, models: Models) -> list[Baseline]:
     """
     Raises:
-        CheckpointError: a model that only controls name does not fit the others.
+        CheckpointError: a model that only baselines name does not fit the others.
     """
-    base, mixed, recipe = spec.controls.base_model, spec.controls.models, models.recipe
+    base, mixed, recipe = spec.baselines.base_model, spec.baselines.models, models.recipe
     whole = (*filter(None, [base or recipe.base_model]), *averaged(recipe, base, mixed))
-    made = controls(recipe, spec.controls.scales, models.alike(whole), base, mixed)
-    found = [_of_stage(control, spec) for control in made]
-    for control in found:
-        if control.recipe is not None and set(control.recipe.references()) & set(models.also):
-            models.check_beside(control.recipe, spec.at("controls"))
+    made = baselines(recipe, spec.baselines.scales, models.alike(whole), base, mixed)
+    found = [_of_stage(baseline, spec) for baseline in made]
+    for baseline in found:
+        if baseline.recipe is not None and set(baseline.recipe.references()) & set(models.also):
+            models.check_beside(baseline.recipe, spec.at("baselines"))
     return found
 
 
-def _of_stage(control: Control, spec: SearchSpec) -> Control:
+def _of_stage(baseline: Baseline, spec: SearchSpec) -> Baseline:
     """A parent that is the winner of an earlier stage: what the search must beat, and what may stand in its place."""
     named = {winner.reference(name): name for name, winner in spec.stage.winners.items()} if spec.stage else {}
-    if control.kind != "parent" or control.recipe is None or control.recipe.models[0].model not in named:
-        return control
-    return replace(control, name=f"stage:{named[control.recipe.models[0].model]}", kind="stage")
+    if baseline.kind != "parent" or baseline.recipe is None or baseline.recipe.models[0].model not in named:
+        return baseline
+    return replace(baseline, name=f"stage:{named[baseline.recipe.models[0].model]}", kind="stage")
 
 
 def _check_winners(spec: SearchSpec, inputs: Mapping[str, str]) -> None:
@@ -237,10 +237,10 @@ def _check_winners(spec: SearchSpec, inputs: Mapping[str, str]) -> None:
             raise SpecError(spec.where, what, next="A model that it is made of changed since: restore it")
 
 
-def _check_start(spec: SearchSpec, space: SearchSpace, controls: Sequence[Control]) -> None:
+def _check_start(spec: SearchSpec, space: SearchSpace, baselines: Sequence[Baseline]) -> None:
     """
     Raises:
-        SpecError: the spec asks to start from controls, and there are none of the kind, or nothing that they could set.
+        SpecError: the spec asks to start from baselines, and there are none of the kind, or nothing that they could set.
     """
     config = spec.config.optimizer
     if config.start == "init" or "start" not in config.model_fields_set:
@@ -249,15 +249,15 @@ def _check_start(spec: SearchSpec, space: SearchSpace, controls: Sequence[Contro
     if not space.has_weights:
         what = f"got '{config.start}', which sets weights of parents, and none is searched"
         raise SpecError(where, what, "init", "Leave it out: holes start at their own init")
-    asked = [control for control in controls if control.kind in kinds]
-    if not any(control.recipe is not None and control.weights for control in asked):
-        why = next((f": {control.skipped or 'it is made of other models'}" for control in asked), "")
-        what = f"got '{config.start}', and this search has no such control{why}"
+    asked = [baseline for baseline in baselines if baseline.kind in kinds]
+    if not any(baseline.recipe is not None and baseline.weights for baseline in asked):
+        why = next((f": {baseline.skipped or 'it is made of other models'}" for baseline in asked), "")
+        what = f"got '{config.start}', and this search has no such baseline{why}"
         raise SpecError(where, what, "init", "Leave it out: holes start at their own init")
 
 
 def _check_prompts(
-    harness: Harness, batches: Mapping[str, ItemBatch], models: Models, controls: Sequence[Control]
+    harness: Harness, batches: Mapping[str, ItemBatch], models: Models, baselines: Sequence[Baseline]
 ) -> dict[str, SplitTokens]:
     """What only a tokenizer can tell: a chat template, prompts that fit, and how long they are (split → tokens).
 
@@ -269,7 +269,7 @@ def _check_prompts(
     """
     tokenizer = load_tokenizer(models.checkpoints[models.donor].tokenizer_folder)
     lengths: dict[int, str] = {}  # context in tokens → the first model whose config has it
-    recipes = [control.recipe for control in controls if control.recipe is not None]
+    recipes = [baseline.recipe for baseline in baselines if baseline.recipe is not None]
     outputs = [(donor_of(recipe), output(recipe, models.checkpoints)) for recipe in recipes]
     for donor, laid in [(models.donor, models.output), *outputs]:
         config = settings(laid.config, f"{models.checkpoints[donor].folder}/{CONFIG}")

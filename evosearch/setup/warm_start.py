@@ -5,7 +5,7 @@ reads the record.
 
 A value is taken over where a dimension of the same name has it. What a candidate was worth is taken over only where it
 would be worth the same here: the same recipe comes of its values (by recipe_id), scored on the same questions. With
-`search_parts` a candidate is asked a share of them: that says less than all of them, and one recipe may have several.
+`search_minibatches` a candidate is asked a share of them: that says less than all of them, and one recipe may have several.
 """
 
 import os
@@ -162,7 +162,7 @@ def _known(prepared: Prepared, state: SearchState, ranked: list[str]) -> tuple[t
     ):
         return (), "it was scored on other questions, so what its candidates are worth is not taken over"
     if _parts(theirs) != _parts(ours):
-        return (), "its search_parts are others, so what its candidates are worth is not taken over"
+        return (), "its search_minibatches are others, so what its candidates are worth is not taken over"
     if theirs.get("objectives") != ours.get("objectives") and "objectives" in ours:
         return (), "it has other objectives, so what its candidates are worth is not taken over"
     keys = [key for key in TOLD if key != "objectives" or "objectives" in ours]
@@ -182,7 +182,7 @@ def _questions(identity: Mapping[str, Any], batch: str | None) -> tuple[Any, ...
 
 def _parts(identity: Mapping[str, Any]) -> tuple[int, int] | None:
     """What deals the questions out: how many parts, and the seed; None where every candidate is asked all of them."""
-    count = identity.get("search_parts")
+    count = identity.get("search_minibatches")
     return None if count is None else (count, identity["optimizer"]["seed"])
 
 

@@ -65,7 +65,7 @@ def _mended(path: Path, findings: Findings) -> Read:
         return Read(StagedSpec(path, config, suite or NO_SUITE), suite)
     if config is None or any(True for _ in stage_references(config.recipe)):
         return Read(None, suite)
-    bare = config.model_copy(update={"search_parts": None, "objectives": None})  # which are of a suite's tasks
+    bare = config.model_copy(update={"search_minibatches": None, "objectives": None})  # which are of a suite's tasks
     for one in (config, bare) if suite is not None else (bare,):
         spec = findings.attempt(partial(search_of, path, one, suite or NO_SUITE))
         if spec is not None:

@@ -26,11 +26,17 @@ from evosearch.spec.objectives import check_objectives
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Text = Annotated[str, Field(min_length=1)]
-SearchParts = Annotated[int, Field(ge=2, le=100_000)]
+SearchMinibatches = Annotated[int, Field(ge=2, le=100_000)]
 Objectives = Annotated[tuple[Text, ...], Field(min_length=2, max_length=4)]
 ADDRESS = re.compile(r"auto|[^\s/:@]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")  # of a Ray cluster's head node
 LATER = ("warm_start", "diagonal", "restarts", "points")  # keys of `optimizer` that ids of the first searches lack
-OF_A_STAGE = ("recipe", "optimizer", "budget", "search_parts", "objectives")  # keys that each stage has for itself
+OF_A_STAGE = (
+    "recipe",
+    "optimizer",
+    "budget",
+    "search_minibatches",
+    "objectives",
+)  # keys that each stage has for itself
 
 
 class BudgetConfig(Document):
@@ -110,11 +116,11 @@ class TrackingConfig(Document):
         return self
 
 
-class ControlsConfig(Document):
-    """The task-arithmetic scales of the control sweep, and what controls are made of beside the recipe's own models.
+class BaselinesConfig(Document):
+    """The task-arithmetic scales of the baseline sweep, and what baselines are made of beside the recipe's own models.
 
     `base_model` is their base where the recipe has none. `models` are what uniform average and sweep are made of, and
-    parents beside the recipe's own, each a control alone.
+    parents beside the recipe's own, each a baseline alone.
     """
 
     scales: tuple[FiniteFloat, ...] = SCALES
@@ -145,7 +151,7 @@ class PromotionConfig(Document):
 class SpecFile(Document):
     """A search spec as it is written.
 
-    `search_parts` deals the search split out to so many parts; each generation is then scored on one of them, in
+    `search_minibatches` deals the search split out to so many parts; each generation is then scored on one of them, in
     rotation, and the best candidates on all of it before finalists are chosen. `objectives` are told to the optimizer
     in place of the suite's fitness, which goes on deciding about finalists: `fitness`, `score`, a task, or `hops`.
     """
@@ -154,13 +160,13 @@ class SpecFile(Document):
     recipe: dict[str, Any]
     optimizer: OptimizerConfig
     suite: str
-    search_parts: SearchParts | None = None
+    search_minibatches: SearchMinibatches | None = None
     objectives: Objectives | None = None
     budget: BudgetConfig
     workers: WorkersConfig = WorkersConfig()
     tracking: TrackingConfig = TrackingConfig()
     ledger: Url | None = None
-    controls: ControlsConfig = ControlsConfig()
+    baselines: BaselinesConfig = BaselinesConfig()
     promotion: PromotionConfig = PromotionConfig()
 
 
@@ -226,9 +232,9 @@ class SearchSpec:
         return self.stage.recipes if self.stage else {}
 
     @property
-    def controls(self) -> ControlsConfig:
-        """The spec's `controls`, folders absolute."""
-        config = self.config.controls
+    def baselines(self) -> BaselinesConfig:
+        """The spec's `baselines`, folders absolute."""
+        config = self.config.baselines
         found = anchor({"base_model": config.base_model, "models": config.models}, self.file.parent)
         models = None if config.models is None else tuple(found["models"])
         return config.model_copy(update={"base_model": found["base_model"], "models": models})
@@ -242,12 +248,12 @@ class SearchSpec:
         """What makes this search this search, as plain data; recorded, and compared at resume."""
         config = self.config.model_dump(mode="json", exclude={"budget", "workers", "tracking", "ledger"})
         # A search without these keys keeps the id it had before there were such
-        for key in ("search_parts", "objectives"):
+        for key in ("search_minibatches", "objectives"):
             if config[key] is None:
                 del config[key]
         for key in ("base_model", "models"):
-            if config["controls"][key] is None:
-                del config["controls"][key]
+            if config["baselines"][key] is None:
+                del config["baselines"][key]
         if config["promotion"]["licences"] is None:
             del config["promotion"]["licences"]
         config["optimizer"] = _without_defaults(config["optimizer"])
@@ -283,7 +289,7 @@ def search_of(path: Path, config: SpecFile, suite: Suite, stage: Stage | None = 
     winners = stage.winners if stage else {}
     local = {f"{STAGE}{name}": winner.reference(name) for name, winner in winners.items()}
     spec = SearchSpec(path, config, anchor(config.recipe, path.parent, local), suite, stage)
-    _check_parts(spec)
+    _check_minibatches(spec)
     check_objectives(spec)
     return spec
 
@@ -314,19 +320,21 @@ def stage_references(node: Any, keys: tuple[str | int, ...] = ()) -> Iterator[tu
         yield from ((keys, piece.removeprefix(STAGE)) for piece in node.split("+") if piece.startswith(STAGE))
 
 
-def _check_parts(spec: SearchSpec) -> None:
-    parts, suite = spec.config.search_parts, spec.suite
+def _check_minibatches(spec: SearchSpec) -> None:
+    parts, suite = spec.config.search_minibatches, spec.suite
     fewest = min(suite.tasks, key=lambda task: suite.count(task, "search"))
     count = suite.count(fewest, "search")
     if parts is not None and parts > count:
         what = f"got {parts}, and '{fewest.name}' has {count} documents on search"
-        raise SpecError(spec.at("search_parts"), what, "A document of every task in each part", "Ask for fewer parts")
+        raise SpecError(
+            spec.at("search_minibatches"), what, "A document of every task in each part", "Ask for fewer parts"
+        )
     optimizer = spec.config.optimizer
-    if parts is not None and not load(optimizer.name).parts:
+    if parts is not None and not load(optimizer.name).minibatches:
         what = f"{optimizer.name} compares candidates one by one, which would answer different questions"
-        raise SpecError(spec.at("search_parts"), what, next="Leave it out")
+        raise SpecError(spec.at("search_minibatches"), what, next="Leave it out")
     if parts is not None and optimizer.restarts:
-        what = f"got {optimizer.restarts} with search_parts: a restart's greater generation would lie on several parts"
+        what = f"got {optimizer.restarts} with search_minibatches: a restart's greater generation would lie on several parts"
         raise SpecError(spec.at("optimizer.restarts"), what, "0", "Leave out one of the two")
 
 

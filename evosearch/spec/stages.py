@@ -32,7 +32,7 @@ class StageConfig(Document):
     recipe: dict[str, Any]
     optimizer: OptimizerConfig
     budget: one.BudgetConfig
-    search_parts: one.SearchParts | None = None
+    search_minibatches: one.SearchMinibatches | None = None
     objectives: one.Objectives | None = None
 
 
@@ -45,7 +45,7 @@ class StagesFile(Document):
     workers: one.WorkersConfig = one.WorkersConfig()
     tracking: one.TrackingConfig = one.TrackingConfig()
     ledger: Url | None = None
-    controls: one.ControlsConfig = one.ControlsConfig()
+    baselines: one.BaselinesConfig = one.BaselinesConfig()
     promotion: one.PromotionConfig = one.PromotionConfig()
 
     @model_validator(mode="after")
@@ -107,16 +107,16 @@ class StagedSpec:
         own = {key: getattr(found, key) for key in OF_A_STAGE if key in found.model_fields_set}
         shared = {key: getattr(self.config, key) for key in self.config.model_fields_set - {"name", "stages"}}
         if last:
-            shared["controls"] = self._controls()
+            shared["baselines"] = self._baselines()
         config = SpecFile(name=self.search_name(index), **own, **shared)
         return one.search_of(self.file, config, self.suite, stage)
 
     def search_name(self, index: int) -> str:
         return f"{self.name}.{self.config.stages[index].name}"
 
-    def _controls(self) -> one.ControlsConfig:
+    def _baselines(self) -> one.BaselinesConfig:
         """The last stage is held against what the first was made of, too, where the spec does not say against what."""
-        given, first = self.config.controls, self.config.stages[0].recipe
+        given, first = self.config.baselines, self.config.stages[0].recipe
         origin = frame(first, f"{self.file}: stages[0].recipe")
         if origin.vocabulary is not None:  # models in the vocabularies they came with do not fit beside its winner
             return given

@@ -1,6 +1,6 @@
 """Events as changes to runs: what a person sees of a search in MLflow. Pure: events in, changes out.
 
-One run stands for the search, one for every candidate and control. A change says what a run holds in the end (tags,
+One run stands for the search, one for every candidate and baseline. A change says what a run holds in the end (tags,
 metrics with their own step and time, files, a status), never what to add to it, so applying one twice changes nothing.
 """
 
@@ -124,7 +124,7 @@ class Translator:
 
     # --- candidates ------------------------------------------------------------------------------------------
 
-    def _on_control(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
+    def _on_baseline(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         if payload.get("recipe") is None:
             self._search(plan, now).tags[f"skipped/{payload['candidate']}"] = str(payload.get("skipped"))
             return
@@ -155,13 +155,13 @@ class Translator:
             if math.isfinite(value):  # MLflow sorts infinity before every number
                 run.points.append(Point(safe_name(name), value, _step(split), now))
         run.tags[f"items/{split}"] = str(payload.get("batch", ""))
-        if payload.get("part") is not None:
-            run.tags["sample"] = f"part {payload['part']} of {split}"
+        if payload.get("minibatch") is not None:
+            run.tags["sample"] = f"minibatch {payload['minibatch']} of {split}"
         if split == SPLITS[-1]:
             run.tags |= self._disclosed
         run.status, run.status_ms = FINISHED, now
         # Of a part, or where there are guards, what the optimizer is told of the candidate decides.
-        if split == SPLITS[0] and payload.get("part") is None and not payload.get("guards"):
+        if split == SPLITS[0] and payload.get("minibatch") is None and not payload.get("guards"):
             self._settle(payload, float(payload["fitness"]["value"]), plan, now)
 
     def _on_told(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:

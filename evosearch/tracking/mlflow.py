@@ -1,4 +1,4 @@
-"""The search in MLflow: one run for the search, one below it for every candidate and control.
+"""The search in MLflow: one run for the search, one below it for every candidate and baseline.
 
 Run ids cannot be chosen, so runs are found by their tags. How far the mirror is stands in a tag of the search's own
 run, written after what it claims; what was written beyond it is written again and changes nothing.

@@ -41,7 +41,7 @@ def test_no_genome_is_better_than_the_best_there_is(made):
     for name, landscape in made.items():
         tests = [landscape.test(genome) for genome in genomes(landscape, 200)]
         assert max(tests) < landscape.optimum < 100.0, name
-        assert max(test for _, test in landscape.controls.values()) < landscape.optimum, name
+        assert max(test for _, test in landscape.baselines.values()) < landscape.optimum, name
         assert landscape.optimum > landscape.test(landscape.start) + 1.0, f"{name}: nothing to be found"
 
 
@@ -114,7 +114,7 @@ def test_landscapes_end_in_a_document_and_tables(script, monkeypatch, capsys):
     assert few["refused"] == {}
     at_the_end = few["contestants"]["cma_es"]["after"]["60"]
     assert at_the_end["item_evaluations"] == 60 * 240
-    assert at_the_end["leads_control"] == 2
+    assert at_the_end["leads_baseline"] == 2
     assert at_the_end["test"]["lower"] <= at_the_end["test"]["median"] <= at_the_end["test"]["upper"]
     tests = [contest["runs"]["cma_es"]["after"]["60"]["test"] for contest in found["contests"][:2]]
     assert at_the_end["test"]["median"] == pytest.approx(np.median(tests))
@@ -166,8 +166,8 @@ def test_searches_are_compared_at_equal_items(bench, world):
     ]
     assert {row["item_evaluations"] for row in found["runs"]} == {5 * 16}
     assert all(row["stopped"] == "items" and row["failed"] == 0 for row in found["runs"])
-    best = found["controls"]["best scale"]
-    assert best["control"].startswith("scale:")
+    best = found["baselines"]["best scale"]
+    assert best["baseline"].startswith("scale:")
     ahead = [row["test"] - best["test"] for row in found["runs"] if row["label"] == "tpe"]
     assert found["summary"]["tpe"]["ahead"]["median"] == pytest.approx(np.median(ahead))
     rows = search_rows(found)
@@ -194,4 +194,4 @@ def test_stages_share_the_items(bench, world):
     (first,) = both["earlier_stages"]
     assert first["item_evaluations"] == 4 * 16
     assert both["seed"] == 7
-    assert set(found["controls"]) == {"best parent", "uniform", "best scale"}
+    assert set(found["baselines"]) == {"best parent", "uniform", "best scale"}

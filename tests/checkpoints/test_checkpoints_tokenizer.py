@@ -193,7 +193,7 @@ def test_where_a_template_lies(save):
 
 
 def test_templates_of_transformers_are_templates_here(save):
-    """Loop controls, and the mark of the assistant's part, are transformers' own additions to Jinja."""
+    """Loop baselines, and the mark of the assistant's part, are transformers' own additions to Jinja."""
     text = (
         "{%- for m in messages %}{%- if m.role == 'system' %}{%- continue %}{%- endif %}"
         "{%- generation %}{{ m.content | tojson }}{%- endgeneration %}{%- endfor %}"

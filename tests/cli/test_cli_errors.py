@@ -229,7 +229,7 @@ def test_check_of_a_sound_spec_forecasts(world: World, evosearch: Callable[..., 
     assert result["ok"]
     forecast = result["forecast"]
     assert forecast["seconds_per_candidate"] > 0
-    # Three plain controls and two scales of the sweep on every split but test, which one scale sees; two finalists
+    # Three plain baselines and two scales of the sweep on every split but test, which one scale sees; two finalists
     counted = {"candidates": 18, "search": 6, "validation": 2 + 4 + 2, "test": 1 + 4 + 1}
     assert forecast["cost"]["evaluations"] == counted
     assert forecast["search_hours"] >= (18 + 6) / forecast["candidates_per_hour"]

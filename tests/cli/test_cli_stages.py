@@ -21,7 +21,7 @@ def stage(name: str, method: str, first: str, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def spec(world: World) -> Path:
-    path = world("hybrid", controls={"scales": [0.5]}, promotion={"finalists": 1})
+    path = world("hybrid", baselines={"scales": [0.5]}, promotion={"finalists": 1})
     data = yaml.safe_load(path.read_text())
     for key in ("recipe", "optimizer", "budget"):
         del data[key]
@@ -41,7 +41,7 @@ def test_three_stages_are_run_listed_and_exported(
     code, out, err = evosearch("run", spec)
     assert code in (0, 3), err
     assert "Stages (winners by the validation split)" in out
-    for line in ("one: controls: ", "one: validation: ", "two: search: ", "three: test: "):
+    for line in ("one: baselines: ", "one: validation: ", "two: search: ", "three: test: "):
         assert line in err
     code, out, _ = evosearch("run", spec, "--json")
     report = json.loads(out)

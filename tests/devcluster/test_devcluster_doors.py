@@ -129,7 +129,7 @@ def test_the_trial_waits_for_no_job_that_has_ended(
     status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial = _Trial(tmp_path, print)
-    monkeypatch.setattr(dry_run, "_job", lambda: {"status": status})
+    monkeypatch.setattr(trial, "_job", lambda: {"status": status})
     began = time.monotonic()
     with pytest.raises(SearchError, match=f"the search did not end well within 600 s; the job is {status}"):
         trial._wait(lambda: False, 600.0, "the search did not end well")

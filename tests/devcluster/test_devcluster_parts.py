@@ -184,7 +184,7 @@ def event(seq: int, type: str, **payload: Any) -> Event:
 def whole() -> list[Event]:
     """A search of two candidates, one of them the other again, of which a worker was lost."""
     return [
-        event(1, "control", candidate="base", skipped=None),
+        event(1, "baseline", candidate="base", skipped=None),
         event(2, "scored", candidate="base", split="search"),
         event(3, "asked", candidate="0", duplicate_of=None),
         event(4, "asked", candidate="1", duplicate_of="0"),

@@ -72,7 +72,7 @@ def test_the_file_is_a_shells_too(tmp_path: Path) -> None:
     assert read.stdout == values(tmp_path / ".env")["MLFLOW_PGPASS"]
 
 
-def test_the_file_is_not_under_version_control(tmp_path: Path) -> None:
+def test_the_file_is_not_under_version_baseline(tmp_path: Path) -> None:
     run("git", "-C", tmp_path, "init", "--quiet")
     (tmp_path / "docker").mkdir()
     (tmp_path / "docker" / ".gitignore").write_text((DOCKER / ".gitignore").read_text())

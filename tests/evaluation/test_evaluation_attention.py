@@ -1,4 +1,4 @@
-"""Every family in every way of running it, against its own forward, one sequence at a time, and its own generate."""
+"""Every family in every mode of running it, against its own forward, one sequence at a time, and its own generate."""
 
 import copy
 import math
@@ -13,7 +13,7 @@ import transformers
 
 from evosearch.checkpoints.families.registry import all_families
 from evosearch.errors import CandidateError
-from evosearch.evaluation.engine.attention import WAYS, Way
+from evosearch.evaluation.engine.attention import MODES, Mode
 from evosearch.evaluation.engine.generation import Decoder, GenerationRequest, generate, lay_out_generations
 from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out, score_loglikelihoods
 
@@ -41,7 +41,7 @@ WINDOW: dict[str, Any] = {"sliding_window": 5, "use_sliding_window": True, "max_
 BY_LAYER = ["sliding_attention", "full_attention", "sliding_attention"]
 FAMILIES = sorted(all_families())
 SLIDING = sorted(name for name in FAMILIES if hasattr(getattr(transformers, name).config_class(), "sliding_window"))
-GENERATING: tuple[Way, ...] = ("tree", "rows")  # prompts are read as tries, or in rows of one length
+GENERATING: tuple[Mode, ...] = ("tree", "rows")  # prompts are read as tries, or in rows of one length
 NARROW: dict[str, Any] = {"batch_tokens": 24, "cached_tokens": 400}  # several runs, and prefixes in the cache
 
 
@@ -96,7 +96,7 @@ def requests() -> list[LoglikelihoodRequest]:
 
 @dataclass
 class Own:
-    """A model's own answers, one sequence at a time; asked for once, then held against every way."""
+    """A model's own answers, one sequence at a time; asked for once, then held against every mode."""
 
     model: Any
     tokenizer: Any
@@ -139,46 +139,46 @@ class Own:
         assert len(set(made)) > 2
         return made
 
-    def check(self, way: Way | None = None, wanted: Way | None = None) -> Way:
-        """Log-likelihoods in a way (the one that is chosen where None) are the model's own."""
-        plan = lay_out(self.asked, ScoreOptions(**NARROW, **({} if way is None else {"ways": (way,)})))
-        assert wanted is None or plan.way(self.model) == wanted
+    def check(self, mode: Mode | None = None, wanted: Mode | None = None) -> Mode:
+        """Log-likelihoods in a mode (the one that is chosen where None) are the model's own."""
+        plan = lay_out(self.asked, ScoreOptions(**NARROW, **({} if mode is None else {"modes": (mode,)})))
+        assert wanted is None or plan.mode(self.model) == wanted
         lls, flags, tokens = score_loglikelihoods(self.model, plan)
         expected, hits, margins = self.expected
         np.testing.assert_array_less(np.abs(lls - expected), 1e-3 + 1e-6 * np.abs(expected))
         sure = np.array(margins) > 1e-4
         assert flags[sure].tolist() == np.array(hits)[sure].tolist()
-        if plan.way(self.model) == "tree":
+        if plan.mode(self.model) == "tree":
             assert (tokens.forwarded, tokens.padded) == (tokens.distinct, 0)
-        return plan.way(self.model)
+        return plan.mode(self.model)
 
-    def check_generation(self, way: Way | None = None, wanted: Way | None = None) -> Way:
-        """Continuations in a way are the model's own."""
-        options = ScoreOptions(**NARROW, generation_rows=3, **({} if way is None else {"ways": (way,)}))
+    def check_generation(self, mode: Mode | None = None, wanted: Mode | None = None) -> Mode:
+        """Continuations in a mode are the model's own."""
+        options = ScoreOptions(**NARROW, generation_rows=3, **({} if mode is None else {"modes": (mode,)}))
         plan = lay_out_generations(self.prompts, Decoder(self.tokenizer), options)
-        assert wanted is None or plan.way(self.model) == wanted
+        assert wanted is None or plan.mode(self.model) == wanted
         assert generate(self.model, plan)[0] == self.texts
-        return plan.way(self.model)
+        return plan.mode(self.model)
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_every_family_in_every_way(architecture: str, tokenizer: Any) -> None:
     own = Own(build(architecture), tokenizer)
-    assert lay_out(own.asked, ScoreOptions()).way(own.model) == "tree"
-    for way in WAYS:
-        own.check(way, way)
-    for way in GENERATING:
-        own.check_generation(way, way)
+    assert lay_out(own.asked, ScoreOptions()).mode(own.model) == "tree"
+    for mode in MODES:
+        own.check(mode, mode)
+    for mode in GENERATING:
+        own.check_generation(mode, mode)
 
 
 @pytest.mark.parametrize("architecture", SLIDING)
 def test_windows_shorter_than_the_sequences(architecture: str, tokenizer: Any) -> None:
     own = Own(windowed(architecture), tokenizer)
-    assert lay_out(own.asked, ScoreOptions()).way(own.model) == "tree"
-    for way in WAYS:
-        own.check(way, way)
-    for way in GENERATING:
-        own.check_generation(way, way)
+    assert lay_out(own.asked, ScoreOptions()).mode(own.model) == "tree"
+    for mode in MODES:
+        own.check(mode, mode)
+    for mode in GENERATING:
+        own.check_generation(mode, mode)
 
 
 def longrope(**changes: Any) -> Any:
@@ -207,8 +207,8 @@ def test_rotary_scaling_by_length_goes_row_by_row_beyond_the_first_context(token
     assert short.check_generation() == "tree"
 
 
-# Not families of ours: architecture → its config, and the way it is to be run in. Windows and chunks are short.
-OTHERS: dict[str, tuple[dict[str, Any], Way]] = {
+# Not families of ours: architecture → its config, and the mode it is to be run in. Windows and chunks are short.
+OTHERS: dict[str, tuple[dict[str, Any], Mode]] = {
     "BloomForCausalLM": ({"n_layer": 2, "n_head": 4}, "prefix"),  # alibi: it builds its own bias from a plain mask
     "MptForCausalLM": ({"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 128}, "prefix"),
     "GPTNeoForCausalLM": (  # local attention within the layer, by places in the row: nothing in its config says so
@@ -245,8 +245,8 @@ def test_other_models_fall_back_to_what_they_can(architecture: str, tokenizer: A
 def test_a_window_that_the_config_names_and_the_model_ignores(tokenizer: Any) -> None:
     """Converted checkpoints carry such keys on: a Llama with Mistral's `sliding_window`."""
     own = Own(build("LlamaForCausalLM", sliding_window=5), tokenizer)
-    for way in WAYS:
-        own.check(way, way)
+    for mode in MODES:
+        own.check(mode, mode)
 
 
 class Deaf(transformers.LlamaModel):
@@ -264,19 +264,19 @@ def test_a_model_that_ignores_masks_is_found_out(tokenizer: Any) -> None:
     one = LoglikelihoodRequest((5,), (6,))  # even where a single token is all there is to try it on
     fresh = build("LlamaForCausalLM")
     fresh.model.__class__ = Deaf
-    assert lay_out([one], ScoreOptions()).way(fresh) == "prefix"
+    assert lay_out([one], ScoreOptions()).mode(fresh) == "prefix"
 
 
 def test_the_first_allowed_way_that_is_right_is_taken() -> None:
     mistral, neo = windowed("MistralForCausalLM"), build("GPTNeoForCausalLM", **OTHERS["GPTNeoForCausalLM"][0])
-    ways: list[tuple[Way, ...]] = [WAYS, ("tree", "rows"), ("prefix", "rows"), ("rows",), ("tree",)]
+    modes: list[tuple[Mode, ...]] = [MODES, ("tree", "rows"), ("prefix", "rows"), ("rows",), ("tree",)]
     for allowed, (one, other) in zip(
-        ways,
+        modes,
         [("tree", "prefix"), ("tree", "rows"), ("prefix", "prefix"), ("rows", "rows"), ("tree", "prefix")],
         strict=True,
     ):
-        plan = lay_out(requests(), ScoreOptions(ways=allowed))
-        assert (plan.way(mistral), plan.way(neo)) == (one, other)
+        plan = lay_out(requests(), ScoreOptions(modes=allowed))
+        assert (plan.mode(mistral), plan.mode(neo)) == (one, other)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -288,15 +288,15 @@ def test_both_attention_implementations_take_tree_masks(attention: str, tokenize
 
 
 def test_half_precision_is_within_its_rounding(tokenizer: Any) -> None:
-    """bfloat16 has 8 bits: a log-likelihood is off by about 2⁻⁸ of the logits for each token, in any way of running."""
+    """bfloat16 has 8 bits: a log-likelihood is off by about 2⁻⁸ of the logits for each token, in any mode of running."""
     model = windowed("MistralForCausalLM", spread=0.08).to(torch.bfloat16)
     own = Own(model, tokenizer)
     plan = lay_out(own.asked, ScoreOptions(**NARROW))
-    assert plan.way(model) == "tree"
+    assert plan.mode(model) == "tree"
     lls = score_loglikelihoods(model, plan)[0]
     targets = np.array([len(one.targets) for one in own.asked])
     assert (np.abs(lls - own.expected[0]) <= 0.05 * targets).all()
-    plain = score_loglikelihoods(model, lay_out(own.asked, ScoreOptions(**NARROW, ways=("rows",))))[0]
+    plain = score_loglikelihoods(model, lay_out(own.asked, ScoreOptions(**NARROW, modes=("rows",))))[0]
     assert np.abs(lls - plain).max() < 0.3
 
 
@@ -312,7 +312,7 @@ def test_broken_weights_are_not_what_is_remembered_of_a_model() -> None:
         with pytest.raises(CandidateError, match="log-likelihoods are not finite"):
             score_loglikelihoods(model, plan)
         model.load_state_dict(good)
-        assert plan.way(model) == wanted
+        assert plan.mode(model) == wanted
         np.testing.assert_allclose(score_loglikelihoods(model, plan)[0], expected, rtol=1e-9)
 
 
@@ -330,8 +330,8 @@ def test_a_model_that_keeps_no_cache_by_its_config(tokenizer: Any) -> None:
     own = Own(build("LlamaForCausalLM", use_cache=False), tokenizer)
     own.check(None, "tree")
     own.check("prefix", "prefix")
-    for way in GENERATING:
-        own.check_generation(way, way)
+    for mode in GENERATING:
+        own.check_generation(mode, mode)
 
 
 def test_nothing_is_kept_for_gradients() -> None:

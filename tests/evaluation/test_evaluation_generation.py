@@ -56,7 +56,7 @@ def test_rows_that_stop_at_different_times_are_continued_as_if_alone(model: Any,
     asked = [GenerationRequest(prompt, stops, 4 + index % 3 * 6) for index, prompt in enumerate(prompts)]
     together = generate(model, lay_out_generations(asked, Decoder(tokenizer), ScoreOptions()))[0]
     alone = [
-        generate(model, lay_out_generations([one], Decoder(tokenizer), ScoreOptions(ways=("rows",))))[0][0]
+        generate(model, lay_out_generations([one], Decoder(tokenizer), ScoreOptions(modes=("rows",))))[0][0]
         for one in asked
     ]
     assert together == alone

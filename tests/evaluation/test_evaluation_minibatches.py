@@ -1,4 +1,4 @@
-"""A split in parts: disjoint, even, of all of it, and worth what the same items are worth."""
+"""A split in minibatches: disjoint, even, of all of it, and worth what the same items are worth."""
 
 import numpy as np
 import pytest
@@ -32,33 +32,35 @@ def whole(*counts: int) -> ItemBatch:
 @given(st.integers(2, 9), st.integers(9, 40), st.integers(9, 40), st.integers(0, 5))
 def test_parts_are_disjoint_even_and_hold_all(count: int, first: int, second: int, seed: int) -> None:
     batch = whole(first, second)
-    parts = partition(SUITE, batch, count, seed)
-    assert len(parts.batches) == count
+    minibatches = partition(SUITE, batch, count, seed)
+    assert len(minibatches.batches) == count
     for index, items in enumerate(batch.sets):
-        own = [part.sets[index] for part in parts.batches]
-        ids = [doc_id for part in own for doc_id in part.doc_ids]
+        own = [minibatch.sets[index] for minibatch in minibatches.batches]
+        ids = [doc_id for minibatch in own for doc_id in minibatch.doc_ids]
         assert sorted(ids) == list(items.doc_ids)
         assert max(map(len, own)) - min(map(len, own)) <= 1
-        for part in own:
-            assert list(part.doc_ids) == sorted(part.doc_ids)
-            assert part.doc_hashes == tuple(f"{items.task}{i}" for i in part.doc_ids)
-            assert part.groups == tuple(f"g{i // 4}" for i in part.doc_ids)
-    assert len({part.digest for part in (*parts.batches, batch)}) == count + 1
+        for minibatch in own:
+            assert list(minibatch.doc_ids) == sorted(minibatch.doc_ids)
+            assert minibatch.doc_hashes == tuple(f"{items.task}{i}" for i in minibatch.doc_ids)
+            assert minibatch.groups == tuple(f"g{i // 4}" for i in minibatch.doc_ids)
+    assert len({minibatch.digest for minibatch in (*minibatches.batches, batch)}) == count + 1
 
 
 def test_parts_follow_from_the_seed_and_the_documents() -> None:
-    digests = [[part.digest for part in partition(SUITE, whole(20, 20), 4, seed).batches] for seed in (7, 7, 8)]
+    digests = [
+        [minibatch.digest for minibatch in partition(SUITE, whole(20, 20), 4, seed).batches] for seed in (7, 7, 8)
+    ]
     assert digests[0] == digests[1]
     assert digests[0] != digests[2]
 
 
 def test_more_parts_than_documents_are_our_mistake() -> None:
-    with pytest.raises(AssertionError, match="every part has a document of every task"):
+    with pytest.raises(AssertionError, match="every minibatch has a document of every task"):
         partition(SUITE, whole(20, 3), 4, 0)
 
 
 def test_what_a_part_is_worth_of_columns_of_all_items() -> None:
-    """The card on a part is the card that scoring the part would have given; columns of requests take no part."""
+    """The card on a minibatch is the card that scoring the minibatch would have given; columns of requests take no minibatch."""
     batch = whole(20, 14, 9)
     rng = np.random.default_rng(0)
     columns: dict[str, dict[str, Column]] = {
@@ -66,18 +68,19 @@ def test_what_a_part_is_worth_of_columns_of_all_items() -> None:
     }
     columns["a"][LOGLIKELIHOODS] = rng.random(57)
     del columns["c"][GOLD]
-    parts = partition(SUITE, batch, 3, 1)
-    for index, part in enumerate(parts.batches):
+    minibatches = partition(SUITE, batch, 3, 1)
+    for index, minibatch in enumerate(minibatches.batches):
         rows = {
-            whole.task: np.isin(whole.doc_ids, own.doc_ids) for whole, own in zip(batch.sets, part.sets, strict=True)
+            whole.task: np.isin(whole.doc_ids, own.doc_ids)
+            for whole, own in zip(batch.sets, minibatch.sets, strict=True)
         }
         own = {
             task: {name: values[rows[task]] for name, values in known.items() if name != LOGLIKELIHOODS}
             for task, known in columns.items()
         }
-        expected, found = make_card(SUITE, part, own, Tokens(), {}), parts.card(index, columns)
+        expected, found = make_card(SUITE, minibatch, own, Tokens(), {}), minibatches.card(index, columns)
         assert found.summary() == expected.summary()
-    scores = [parts.card(index, columns) for index in range(3)]
+    scores = [minibatches.card(index, columns) for index in range(3)]
     everything = make_card(SUITE, batch, columns, Tokens(), {})
     mean = np.average([card.tasks["a"].value for card in scores], weights=[card.tasks["a"].n for card in scores])
     assert mean == pytest.approx(everything.tasks["a"].value)

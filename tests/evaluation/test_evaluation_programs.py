@@ -169,7 +169,7 @@ def _ll(answer: Any) -> float:
 
 
 def test_the_way_the_model_was_run_is_told(both: Both) -> None:
-    assert both.score["ways"] == {"loglikelihood": "tree", "generation": "tree"}
+    assert both.score["modes"] == {"loglikelihood": "tree", "generation": "tree"}
     tokens = both.score["tokens"]
     assert tokens["distinct"] <= tokens["forwarded"] + tokens["padded"] <= 1.05 * tokens["distinct"]
     assert tokens["requested"] > 1.5 * tokens["distinct"]  # the five examples are read once; other tasks have none

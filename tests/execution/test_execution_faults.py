@@ -17,7 +17,7 @@ import pytest
 
 from evosearch.errors import SearchError, SpecError
 from evosearch.execution import cluster as joining
-from evosearch.execution import ray_pool
+from evosearch.execution import placement, ray_pool
 from evosearch.execution.deadlines import Patience
 from evosearch.execution.ray_pool import RayExecutor, RayOptions, secure_environment
 from evosearch.search.ledger.ledger import Ledger

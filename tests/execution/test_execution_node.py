@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evosearch.checkpoints import reader, references, writer
+from evosearch.checkpoints.adapters import apply
 from evosearch.checkpoints.cache import copies, hashes
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.errors import CheckpointError
@@ -39,7 +40,9 @@ World = Callable[..., Path]
 PREPARE = """
 import json, time
 import torch
-from evosearch.checkpoints import adapters, copies, hashes, reader, writer
+from evosearch.checkpoints import reader, writer
+from evosearch.checkpoints.adapters import apply
+from evosearch.checkpoints.cache import copies, hashes
 from evosearch.execution import node
 
 torch.set_num_threads(1)
@@ -56,7 +59,7 @@ def watch(owner, name, kind, what):
         return original(*arguments, **more)
     setattr(owner, name, watched)
 
-for owner in (reader, adapters):
+for owner in (reader, apply):
     watch(owner, "tensor_line", "hashed", lambda name, tensor: name)
 watch(writer.CheckpointWriter, "add", "written", lambda self, name, tensor: name)
 watch(copies.shutil, "copyfile", "copied", lambda source, target: source.name)

@@ -11,7 +11,7 @@ from evosearch.evaluation.types import ItemBatch
 from evosearch.execution import ray_pool
 from evosearch.execution.deadlines import Deadlines, Patience
 from evosearch.execution.demand import RAMP, Demand, free, refuse_what_never_fits, wanted
-from evosearch.execution.faults import NODES, Death, Fate, death_of, quarantined
+from evosearch.execution.faults import NODES, JobHistory, WorkerLoss, death_of, quarantined
 from evosearch.execution.members import Member, Run
 from evosearch.execution.placement import REFUSE_S, SLOW_AGAIN_S, SLOW_S, TELL_AGAIN_S, TELL_S, Outlook
 from evosearch.execution.ray_pool import RayExecutor, RayOptions
@@ -35,31 +35,34 @@ def test_the_first_jobs_have_a_fixed_time_and_later_ones_a_multiple_of_the_slowe
 
 
 def test_two_workers_may_die_under_a_job_and_five_nodes() -> None:
-    fate = Fate(job=None)  # type: ignore[arg-type]
+    history = JobHistory(job=None)  # type: ignore[arg-type]
     for index in range(NODES - 1):
-        fate.met.append(Death("its node was lost: power", node=f"n{index}", of_node=True))
-        assert fate.verdict() is None
-    fate.met.append(Death("the worker died: no reason", node="a"))
-    assert fate.verdict() is None
-    fate.met.append(Death("the worker died: again", node="b"))
-    assert fate.verdict() == "quarantined: 2 workers were lost under it; the last: the worker died: again"
-    assert fate.bad_nodes == {"n0", "n1", "n2", "n3", "a", "b"}
-    failure, retries = quarantined(fate, "why")
+        history.attempts.append(WorkerLoss("its node was lost: power", node=f"n{index}", of_node=True))
+        assert history.verdict() is None
+    history.attempts.append(WorkerLoss("the worker died: no reason", node="a"))
+    assert history.verdict() is None
+    history.attempts.append(WorkerLoss("the worker died: again", node="b"))
+    assert history.verdict() == "quarantined: 2 workers were lost under it; the last: the worker died: again"
+    assert history.bad_nodes == {"n0", "n1", "n2", "n3", "a", "b"}
+    failure, retries = quarantined(history, "why")
     assert (failure.stage, failure.reason) == ("worker", "why")
     assert [retry.reason for retry in retries][-1] == "the worker died: no reason"
     assert len(retries) == NODES
 
 
 def test_a_death_is_its_nodes_where_that_comes_out_later() -> None:
-    fate = Fate(job=None)  # type: ignore[arg-type]
-    fate.met += [Death("the worker died: a signal", node="a"), Death("the worker died: a signal", node="b")]
-    fate.learn({"a": "received SIGTERM"})
-    assert [death.of_node for death in fate.deaths] == [True, False]
-    assert fate.retries[0].reason == "its node was lost: received SIGTERM"
-    assert fate.verdict() is None
+    history = JobHistory(job=None)  # type: ignore[arg-type]
+    history.attempts += [
+        WorkerLoss("the worker died: a signal", node="a"),
+        WorkerLoss("the worker died: a signal", node="b"),
+    ]
+    history.learn({"a": "received SIGTERM"})
+    assert [death.of_node for death in history.deaths] == [True, False]
+    assert history.retries[0].reason == "its node was lost: received SIGTERM"
+    assert history.verdict() is None
     for index in range(NODES - 1):
-        fate.met.append(Death("its node was lost: power", node=f"n{index}", of_node=True))
-    assert (fate.verdict() or "").startswith("given up: 5 nodes were lost under it")
+        history.attempts.append(WorkerLoss("its node was lost: power", node=f"n{index}", of_node=True))
+    assert (history.verdict() or "").startswith("given up: 5 nodes were lost under it")
 
 
 def test_what_ray_says_of_a_lost_worker_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +232,7 @@ def test_only_what_was_scored_says_how_long_a_job_takes(pool: RayExecutor, monke
     answers = {"first": failed, "second": scored}
     monkeypatch.setattr(ray_pool, "answer", lambda ref, node: (answers[ref], None))
     for ref, limit in (("first", 100.0), ("second", 5.0)):
-        pool._running[ref] = Run(Fate(job), Member(None, None))
+        pool._running[ref] = Run(JobHistory(job), Member(None, None))
         pool._finished(ref)
         assert pool._deadlines.limit(1) == limit
     assert len(pool._done) == 2

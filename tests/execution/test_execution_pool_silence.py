@@ -11,7 +11,7 @@ import pytest
 
 from evosearch.errors import CheckpointError, InputError, SearchError
 from evosearch.evaluation.types import ItemBatch
-from evosearch.execution import ray_pool
+from evosearch.execution import placement, ray_pool
 from evosearch.execution.actor import Place
 from evosearch.execution.cluster import Cluster
 from evosearch.execution.deadlines import Patience

@@ -131,11 +131,11 @@ def test_what_is_wrong_with_the_input_comes_back_as_itself(cluster: Any, prepare
 
 def test_a_search_on_parts_is_told_the_same_by_workers_elsewhere(cluster: Any, world: World) -> None:
     told = {}
-    optimizer = {"name": "cma_es", "population": 4, "sigma": 0.2, "seed": 1, "start": "best_control"}
+    optimizer = {"name": "cma_es", "population": 4, "sigma": 0.2, "seed": 1, "start": "best_baseline"}
     for kind in ("local", "ray"):
         workers = {"executor": kind, "count": 1, "threads": 1}
-        changes = {"optimizer": optimizer, "budget": {"candidates": 8}, "controls": {"scales": [0.5]}}
-        spec = world(kind, search_parts=2, workers=workers, **changes)
+        changes = {"optimizer": optimizer, "budget": {"candidates": 8}, "baselines": {"scales": [0.5]}}
+        spec = world(kind, search_minibatches=2, workers=workers, **changes)
         run(spec, Silent())
         places = places_of(load_spec(spec))
         with Ledger.open(places.ledger, read_only=True) as ledger:

@@ -1,4 +1,4 @@
-"""A worker of routes: scores are those of the exported checkpoints, controls have a model of their own."""
+"""A worker of routes: scores are those of the exported checkpoints, baselines have a model of their own."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_a_routes_card_is_its_exports(folder, suite, harness, tmp_path):
 
 
 def test_controls_of_routes_are_merges_in_one_model_beside(folder, suite, harness, tmp_path):
-    """A parent alone scores what it scores elsewhere, a model that only controls name too; then the routes go on."""
+    """A parent alone scores what it scores elsewhere, a model that only baselines name too; then the routes go on."""
     also = (str(folder / "expert2"),)
     frame = route(folder, ("base", 0, 1.0), ("expert1", 0, 1.0))
     worker, batch = make_worker(frame, suite, harness, tmp_path, also), harness.batch("search")
@@ -84,13 +84,13 @@ def test_controls_of_routes_are_merges_in_one_model_beside(folder, suite, harnes
     before = worker.run(Job("0@search", candidate, batch))
     assert isinstance(worker.resident, ResidentRoute)
     for name in ("expert1", "expert2"):
-        control = worker.run(Job(f"{name}@search", alone(folder / name), batch))
+        baseline = worker.run(Job(f"{name}@search", alone(folder / name), batch))
         assert isinstance(worker._other, ResidentModel)
         own = make_worker(alone(folder / name), suite, harness, tmp_path)
         expected = own.run(Job(f"{name}@search", alone(folder / name), batch))
-        assert control.card is not None
+        assert baseline.card is not None
         assert expected.card is not None
-        assert control.card.fitness == expected.card.fitness
+        assert baseline.card.fitness == expected.card.fitness
     after = worker.run(Job("0@search", candidate, batch))
     assert worker._other is None
     assert before.card is not None

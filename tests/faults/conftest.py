@@ -127,7 +127,7 @@ def planted(_planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             "budget": {"candidates": 6},
             "workers": {"executor": "local", "threads": 1},
             "tracking": {"uri": "jsonl:events.jsonl"},
-            "controls": {"scales": [0.5]},
+            "baselines": {"scales": [0.5]},
             "promotion": {"finalists": 1},
         } | changes
         path = tmp_path / f"{name}.yaml"

@@ -60,7 +60,7 @@ def test_the_champion_is_met_late_or_stays(planted: World, events: Events, serve
     artifacts = tmp_path / "weak"
     artifacts.mkdir()
     recipe = next(
-        e.payload["recipe"] for e in events(first) if e.type == "control" and e.payload["candidate"] == "base"
+        e.payload["recipe"] for e in events(first) if e.type == "baseline" and e.payload["candidate"] == "base"
     )
     (artifacts / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     own = {"search_id": champion.search_id, "recipe_id": "weak", "artifact_dir": artifacts}

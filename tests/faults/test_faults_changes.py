@@ -41,7 +41,7 @@ def _begun(_planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Begun:
         "budget": {"candidates": 2},
         "workers": {"executor": "local", "threads": 1},
         "tracking": {"uri": "jsonl:events.jsonl"},
-        "controls": {"scales": []},
+        "baselines": {"scales": []},
         "promotion": {"finalists": 1},
     }
     path = home / "files" / "begun.yaml"
@@ -188,10 +188,10 @@ def test_a_ledger_of_an_earlier_version_is_continued(
         return append(self, search_id, known, scores)
 
     monkeypatch.setattr(Ledger, "append", old)
-    spec = planted("earlier", budget={"candidates": 2}, controls={"scales": []})
+    spec = planted("earlier", budget={"candidates": 2}, baselines={"scales": []})
     assert evosearch("run", spec)[0] == 0
     monkeypatch.setattr(Ledger, "append", append)
-    spec = planted("earlier", budget={"candidates": 3}, controls={"scales": []})
+    spec = planted("earlier", budget={"candidates": 3}, baselines={"scales": []})
     code, _, err = evosearch("run", spec)
     assert code == 0, err
     first, second = [event.payload for event in events(spec) if event.type == "started"]

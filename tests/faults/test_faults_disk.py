@@ -67,7 +67,7 @@ def test_a_merge_stops_and_leaves_nothing(models_folder: Path, tmp_path: Path) -
 def test_an_export_stops_and_leaves_what_was_there(
     planted: World, evosearch: Evosearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = planted("night", budget={"candidates": 2}, controls={"scales": []})
+    spec = planted("night", budget={"candidates": 2}, baselines={"scales": []})
     assert evosearch("run", spec)[0] == 0
     out = tmp_path / "exports" / "winner"
     code, _, err = evosearch("export", "night", "--format", "checkpoint", "-o", out)

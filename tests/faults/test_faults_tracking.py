@@ -61,7 +61,7 @@ def mirrored(uri: str, experiment: str) -> dict[str, dict[str, Any]]:
 def check_whole_and_once(server: Server, spec: Path, events: list[Event], tmp_path: Path) -> None:
     """One run a candidate, every metric of every card once, and all as an undisturbed mirror would have it."""
     shown = mirrored(server.store, spec.stem)
-    candidates = {e.payload["candidate"] for e in events if e.type in ("asked", "control") and e.payload.get("recipe")}
+    candidates = {e.payload["candidate"] for e in events if e.type in ("asked", "baseline") and e.payload.get("recipe")}
     assert shown.keys() == candidates | {""}
     for event in events:
         if event.type == "scored":

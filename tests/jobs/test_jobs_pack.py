@@ -47,7 +47,9 @@ def packed(path: Path, folder: Path) -> tuple[Pack, list[str]]:
 
 
 def test_it_is_the_same_search_there(spec: World, tmp_path: Path) -> None:
-    path = spec("night", search_parts=2, objectives=["choice", "generate"], optimizer={"name": "random", "seed": 1e3})
+    path = spec(
+        "night", search_minibatches=2, objectives=["choice", "generate"], optimizer={"name": "random", "seed": 1e3}
+    )
     (path.parent / "tasks" / "own.py").write_text("def process(doc):\n    return doc\n")
     (path.parent / "tasks" / "__pycache__").mkdir()
     (path.parent / "tasks" / "__pycache__" / "own.pyc").write_bytes(b"\0")
@@ -104,11 +106,11 @@ def test_what_means_something_here_alone_is_refused(spec: World, tmp_path: Path,
     path = spec("night")
     data = documents.read(path, SpecError)
     data["recipe"]["models"][1]["model"] = reference
-    data["controls"]["base_model"] = reference
+    data["baselines"]["base_model"] = reference
     path.write_text(yaml.safe_dump(data, sort_keys=False))
-    _, (recipe, control) = packed(path, tmp_path / "there")
+    _, (recipe, baseline) = packed(path, tmp_path / "there")
     assert recipe.startswith(f"{path}: recipe.models[1].model: got '{reference}': {what}. An absolute path that every")
-    assert control.startswith(f"{path}: controls.base_model: got '{reference}'")
+    assert baseline.startswith(f"{path}: baselines.base_model: got '{reference}'")
 
 
 def test_names_of_the_hub_and_of_schemes_travel(spec: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,5 +85,5 @@ def test_windows_follow_the_layers_of_each_route(
         exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32).eval()
         expected = [by_forward(exported, request) for request in requests()]
         np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-3)
-        assert attention.way_of(resident.model, (1, 2, 3), 3 * WINDOW) == "tree"
+        assert attention.mode_of(resident.model, (1, 2, 3), 3 * WINDOW) == "tree"
     assert tried == [resident.model] * 3  # once for each set of kinds, not once a route

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from evosearch.execution.ray_pool import secure_environment
+from evosearch.preflight import dry_run
 from evosearch.preflight.check import check
 from evosearch.search.progress import Silent
 

@@ -45,14 +45,14 @@ def test_a_ledger_that_no_disk_holds_is_a_problem(world: World, tmp_path: Path) 
 
 
 def test_a_search_that_has_begun_is_told_and_goes_on(world: World) -> None:
-    run(world(budget={"candidates": 2}, optimizer={"name": "random"}, controls={"scales": []}), Silent())
-    result = check(world(budget=WITHOUT_END, optimizer={"name": "random"}, controls={"scales": []}), False, Silent())
+    run(world(budget={"candidates": 2}, optimizer={"name": "random"}, baselines={"scales": []}), Silent())
+    result = check(world(budget=WITHOUT_END, optimizer={"name": "random"}, baselines={"scales": []}), False, Silent())
     assert result["problems"] == []
     assert any("will be written to this disk (the ledger " in note for note in result["notes"])
 
 
 def test_what_a_search_writes_is_about_what_was_said(world: World) -> None:
-    spec = load_spec(world(budget={"candidates": 60}, optimizer={"name": "random"}, controls={"scales": []}))
+    spec = load_spec(world(budget={"candidates": 60}, optimizer={"name": "random"}, baselines={"scales": []}))
     run(spec.file, Silent())
     from evosearch.preflight.sizes import sizes_of
     from evosearch.setup.prepare import prepare
@@ -260,7 +260,7 @@ def test_controls_finalists_and_the_test_take_their_time_too() -> None:
     search = 60 + 3 * 10 + 200
     rest = 1 * 10 + 3 * 20 + 2 * 40
     assert hours_of(pace, counts, 12) == pytest.approx((search / 3600, (search + rest) / 3600))
-    # An hour ends candidates and controls, and not what follows
+    # An hour ends candidates and baselines, and not what follows
     long = Counts(candidates=80_000, search=16, validation=9, test=5)
     assert hours_of(pace, long, 12, limit=1.0) == pytest.approx((1.0, 1.0 + rest / 3600))
     assert hours_of(pace, counts, 12, limit=1.0) == hours_of(pace, counts, 12)

@@ -13,7 +13,7 @@ from evosearch.search.progress import Silent
 from evosearch.service.run import run
 
 World = Callable[..., Path]
-RANDOM = {"optimizer": {"name": "random", "seed": 1}, "controls": {"scales": []}}
+RANDOM = {"optimizer": {"name": "random", "seed": 1}, "baselines": {"scales": []}}
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_time_and_price_are_of_what_is_left(begun: World, monkeypatch: pytest.Mo
     assert "4 candidates are on record already: time and price are of what is left" in result["notes"]
     found = result["forecast"]
     each, start = found["seconds_per_candidate"] / 3600, paces[0].start / 3600
-    assert 995.9 * each <= found["search_hours"] - start < 996.1 * each  # the controls are on record, too
+    assert 995.9 * each <= found["search_hours"] - start < 996.1 * each  # the baselines are on record, too
     done = looked(begun(budget={"candidates": 4}, workers=workers, **RANDOM), trial=True)["forecast"]
     assert done["search_hours"] - paces[1].start / 3600 < 0.1 * done["seconds_per_candidate"] / 3600
     assert done["price"] < found["price"] / 10

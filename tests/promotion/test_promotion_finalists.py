@@ -24,13 +24,13 @@ def names(entries: list[Standing]) -> list[str]:
     return [entry.candidate for entry in entries]
 
 
-def test_the_best_distinct_recipes_and_the_best_control() -> None:
+def test_the_best_distinct_recipes_and_the_best_baseline() -> None:
     assert names(choose(FIELD, 3)) == ["0", "10", "1", "scale:0.40"]
     assert names(choose(FIELD, 2, by="score")) == ["1", "0", "scale:0.40"]
-    assert names(choose(FIELD, 9)) == ["0", "10", "1", "scale:0.40"]  # 2 is 1 again, 3 is the control
+    assert names(choose(FIELD, 9)) == ["0", "10", "1", "scale:0.40"]  # 2 is 1 again, 3 is the baseline
 
 
-def test_without_controls_there_are_only_candidates() -> None:
+def test_without_baseline_there_are_only_candidates() -> None:
     assert names(choose([entry for entry in FIELD if entry.kind == "candidate"], 1)) == ["0"]
     assert choose([], 4) == []
 
@@ -39,9 +39,9 @@ def test_the_best_by_score_and_ties() -> None:
     found = best(FIELD, "search")
     assert found is not None
     assert found.candidate == "1"
-    control = best(FIELD, "search", ("uniform", "scale"))
-    assert control is not None
-    assert control.candidate == "scale:0.40"
+    baseline = best(FIELD, "search", ("uniform", "scale"))
+    assert baseline is not None
+    assert baseline.candidate == "scale:0.40"
     tie = best([FIELD[6], FIELD[2]], "search")
     assert tie is not None
     assert tie.candidate == "scale:0.40"
@@ -53,8 +53,8 @@ def test_standings_are_read_from_events() -> None:
         return "scored", {"candidate": candidate, "split": split, "score": score, "fitness": {"value": score / 100}}
 
     written: list[tuple[str, dict[str, object]]] = [
-        ("control", {"candidate": "base", "recipe_id": "b"}),
-        ("control", {"candidate": "uniform", "skipped": "there is only one parent"}),
+        ("baseline", {"candidate": "base", "recipe_id": "b"}),
+        ("baseline", {"candidate": "uniform", "skipped": "there is only one parent"}),
         ("asked", {"candidate": "0", "recipe_id": "r0"}),
         ("asked", {"candidate": "1", "recipe_id": "r1"}),
         scored("base", "search", 10.0),

@@ -21,26 +21,26 @@ def contender(name: str, role: Role, right: int, recipe_id: str = "") -> Contend
     return Contender(name, role, {"copy": column, "sort": column}, recipe_id or f"id-{name}")
 
 
-def field(base: int = 60, parents: tuple[int, ...] = (90, 100), control: int | None = 120) -> list[Contender]:
+def field(base: int = 60, parents: tuple[int, ...] = (90, 100), baseline: int | None = 120) -> list[Contender]:
     out = [contender("base", "base", base)]
     out += [contender(f"parent:{index}", "parent", right) for index, right in enumerate(parents)]
-    return out + ([contender("scale:0.40", "control", control)] if control is not None else [])
+    return out + ([contender("scale:0.40", "baseline", baseline)] if baseline is not None else [])
 
 
 def test_a_finalist_that_beats_all_is_promoted() -> None:
     decision = decide(contender("17", "finalist", 150), field(), MEASURE)
     assert decision.promoted == decision.winner == "17"
-    assert [c.role for c in decision.comparisons] == ["base", "parent", "parent", "control"]
+    assert [c.role for c in decision.comparisons] == ["base", "parent", "parent", "baseline"]
     assert all(c.beats and c.lower > 0 and c.challenger == "17" for c in decision.comparisons)
-    control = decision.comparisons[-1]
-    assert control.difference == pytest.approx(100 * (0.5 * 0.15 / 0.75 + 0.5 * 0.15))
-    assert control.raw == pytest.approx(15.0)
-    assert 0 < control.raw_lower < 15.0 < control.raw_upper
-    assert control.n == 2 * N
+    baseline = decision.comparisons[-1]
+    assert baseline.difference == pytest.approx(100 * (0.5 * 0.15 / 0.75 + 0.5 * 0.15))
+    assert baseline.raw == pytest.approx(15.0)
+    assert 0 < baseline.raw_lower < 15.0 < baseline.raw_upper
+    assert baseline.n == 2 * N
     assert decision.reasons[-1] == "17 beats all it must beat."
 
 
-def test_the_control_takes_the_place_of_a_finalist_no_better() -> None:
+def test_the_baseline_takes_the_place_of_a_finalist_no_better() -> None:
     decision = decide(contender("17", "finalist", 121), field(), MEASURE)
     assert decision.promoted == decision.winner == "scale:0.40"
     assert [(c.challenger, c.role) for c in decision.comparisons[4:]] == [
@@ -48,11 +48,11 @@ def test_the_control_takes_the_place_of_a_finalist_no_better() -> None:
         ("scale:0.40", "parent"),
         ("scale:0.40", "parent"),
     ]
-    assert any("17 does not beat the control scale:0.40" in reason for reason in decision.reasons)
+    assert any("17 does not beat the baseline scale:0.40" in reason for reason in decision.reasons)
     assert "scale:0.40, the simpler recipe, takes the place of 17." in decision.reasons
 
 
-def test_the_control_must_beat_the_others_too() -> None:
+def test_the_baseline_must_beat_the_others_too() -> None:
     decision = decide(contender("17", "finalist", 121), field(parents=(90, 119)), MEASURE)
     assert decision.promoted is None
     assert decision.winner == "scale:0.40"
@@ -82,7 +82,7 @@ def test_the_champion_need_not_beat_itself() -> None:
     assert "17 is the present champion and need not beat itself." in decision.reasons
 
 
-def test_a_finalist_that_is_the_best_control_meets_the_others() -> None:
+def test_a_finalist_that_is_the_best_baseline_meets_the_others() -> None:
     finalist = contender("scale:0.40", "finalist", 120)
     decision = decide(finalist, field(), MEASURE)
     assert decision.promoted == "scale:0.40"
@@ -90,17 +90,17 @@ def test_a_finalist_that_is_the_best_control_meets_the_others() -> None:
 
 
 def test_a_finalist_that_is_a_parent_is_not_promoted() -> None:
-    decision = decide(contender("17", "finalist", 100, recipe_id="id-parent:1"), field(control=50), MEASURE)
+    decision = decide(contender("17", "finalist", 100, recipe_id="id-parent:1"), field(baseline=50), MEASURE)
     assert decision.promoted is None
     tie = next(c for c in decision.comparisons if c.comparator == "parent:1")
     assert (tie.difference, tie.stderr, tie.lower, tie.beats) == (0.0, 0.0, 0.0, False)
 
 
 def test_what_does_not_apply_is_said() -> None:
-    others = [entry for entry in field(control=None) if entry.role == "parent"]
+    others = [entry for entry in field(baseline=None) if entry.role == "parent"]
     decision = decide(contender("17", "finalist", 150), others, MEASURE)
     assert decision.promoted == "17"
-    assert decision.reasons[:2] == ("There is no base to beat.", "There is no control to beat.")
+    assert decision.reasons[:2] == ("There is no base to beat.", "There is no baseline to beat.")
 
 
 def test_contenders_must_have_been_scored_on_the_same_items() -> None:
@@ -168,7 +168,7 @@ def test_equal_models_are_hardly_ever_promoted() -> None:
         drawn = {
             name: (0.6 * hard + 0.4 * rng.random(100) < 0.6) * 1.0 for name in ("17", "base", "parent:0", "uniform")
         }
-        roles: dict[str, Role] = {"base": "base", "parent:0": "parent", "uniform": "control"}
+        roles: dict[str, Role] = {"base": "base", "parent:0": "parent", "uniform": "baseline"}
         others = [Contender(name, role, {"copy": drawn[name]}) for name, role in roles.items()]
         # The base is clearly worse, so that the parent alone stands between the challengers and a wrong promotion.
         others[0] = replace(others[0], columns={"copy": np.zeros(100)})

@@ -24,8 +24,8 @@ def contender(name: str, role: str, copy: int, kept: int) -> Contender:
     return Contender(name, role, {"copy": right(copy), "kept": right(kept)}, f"id-{name}")  # type: ignore[arg-type]
 
 
-def field(control: int = 150) -> list[Contender]:
-    own = [("base", "base", 100, 200), ("parent:0", "parent", 120, 300), ("scale:0.40", "control", control, 200)]
+def field(baseline: int = 150) -> list[Contender]:
+    own = [("base", "base", 100, 200), ("parent:0", "parent", 120, 300), ("scale:0.40", "baseline", baseline, 200)]
     return [contender(*entry) for entry in own]
 
 
@@ -57,7 +57,7 @@ def test_a_drop_within_the_limit_that_is_not_shown_to_be_blocks() -> None:
     assert decide(contender("17", "finalist", 250, 184), field(), MEASURE, [guarded(8.0)]).promoted == "17"
 
 
-def test_the_control_in_the_finalists_place_must_keep_it_too() -> None:
+def test_the_baseline_in_the_finalists_place_must_keep_it_too() -> None:
     finalist = contender("17", "finalist", 150, 200)
     assert decide(finalist, field(), MEASURE, [guarded(5.0)]).promoted == "scale:0.40"
     decision = decide(finalist, field(), MEASURE, [guarded(5.0, reference=260)])
@@ -97,7 +97,7 @@ def test_reasons_say_which_comparators_break_a_guard_themselves() -> None:
     said = [reason.split(":")[0] if "parent:0" not in reason else reason for reason in reasons[:3]]
     assert said[0] == "17 beats the base (breaks the guard on kept)"
     assert said[1].startswith("17 beats the parent:0: +32.50 points")
-    assert reasons[2].startswith("17 beats the control scale:0.40 (breaks the guard on kept): +25.00 points")
+    assert reasons[2].startswith("17 beats the baseline scale:0.40 (breaks the guard on kept): +25.00 points")
     exactly = decide(contender("17", "finalist", 250, 300), field(), MEASURE, [guarded(5.0, reference=220)]).reasons
     assert not any("breaks" in reason for reason in exactly)  # a drop of just what is allowed
 

@@ -156,10 +156,10 @@ def test_parts_and_other_ends_of_a_search(shipped: Path) -> None:
     assert items is not None
     assert items["candidates"] == 4  # whole ones
     assert items["validation"] == 4 + 6 + 3  # no more finalists than candidates
-    parts = evaluations(search_parts=3)
+    parts = evaluations(search_minibatches=3)
     assert parts is not None
     assert parts["search"] == 16 + 2 * 6
-    halved = evaluations(search_parts=3, budget={"items": 100})
+    halved = evaluations(search_minibatches=3, budget={"items": 100})
     assert halved is not None
     assert halved["candidates"] == 12  # of eight items each
 

@@ -93,7 +93,7 @@ def test_the_readme_lists_every_file_and_no_other() -> None:
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_generation_is_asked_filled_and_planned(shipped: Path, name: str) -> None:
-    """By the service's own way in: models opened and compared, space laid out, controls, prompts counted."""
+    """By the service's own way in: models opened and compared, space laid out, baselines, prompts counted."""
     found = prepared(shipped / f"{name}.yaml")
     dimensions, population, candidates = EXPECTED[name]
     assert len(found.space.dimensions) == dimensions
@@ -104,7 +104,7 @@ def test_a_generation_is_asked_filled_and_planned(shipped: Path, name: str) -> N
         recipe = found.space.fill(genome)
         check(recipe, specs(), name)
         found.models.plan(recipe, name)
-    applicable = [control.name for control in found.controls if control.recipe is not None]
+    applicable = [baseline.name for baseline in found.baselines if baseline.recipe is not None]
     assert {"base", "parent:0", "uniform"} <= set(applicable)
 
 
@@ -219,4 +219,4 @@ def test_the_hybrid_searches_a_route_through_its_first_stage_s_winner(shipped: P
         assert len(route.hops) <= 9
         assert (route.hops[0].model, route.hops[0].layer) == ("zoo:tiny/sort", 0)
         assert (route.hops[-1].model, route.hops[-1].layer) == ("zoo:tiny/sort", 5)
-    assert {"base", "uniform"} <= {control.name for control in second.controls if control.recipe is not None}
+    assert {"base", "uniform"} <= {baseline.name for baseline in second.baselines if baseline.recipe is not None}

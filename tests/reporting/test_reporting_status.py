@@ -78,7 +78,7 @@ def test_a_budget_of_items_is_told_in_candidates() -> None:
 
 def test_the_stage_is_what_was_scored_last() -> None:
     first = [started(0, candidates=1), scored(1, "base")]
-    assert told(*first, now=2)["stage"] == "controls"
+    assert told(*first, now=2)["stage"] == "baselines"
     search = [*first, asked(2, "0"), scored(3, "0")]
     assert told(*search, now=4)["stage"] == "search"
     validated = told(*search, scored(5, "base", "validation"), now=6)
@@ -113,7 +113,7 @@ def test_a_search_here_is_shown_while_it_runs_and_stopped_on_record(world: World
         finally:
             process.send_signal(signal.SIGKILL)
     said = [json.loads(line) for line in lines if line.startswith('{"evosearch"')]
-    assert {"controls", "search"} <= {line["stage"] for line in said if line["evosearch"] == "progress"}
+    assert {"baselines", "search"} <= {line["stage"] for line in said if line["evosearch"] == "progress"}
     assert (said[-1]["evosearch"], said[-1]["exit"], said[-1]["stopped"]) == ("result", 130, "interrupted")
     assert "a minute" not in evosearch("status")[1]
     code, out, _ = evosearch("stop", "long")

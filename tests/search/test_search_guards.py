@@ -17,8 +17,8 @@ def state(*written: tuple[str, dict[str, Any]], suite: dict[str, Any] | None = N
     return SearchState.from_events(Event(seq, 0.0, *entry) for seq, entry in enumerate(events, start=1))
 
 
-def control(name: str, kind: str) -> tuple[str, dict[str, Any]]:
-    return "control", {"candidate": name, "kind": kind, "recipe_id": name}
+def baseline(name: str, kind: str) -> tuple[str, dict[str, Any]]:
+    return "baseline", {"candidate": name, "kind": kind, "recipe_id": name}
 
 
 def asked(name: str, **more: Any) -> tuple[str, dict[str, Any]]:
@@ -39,8 +39,8 @@ def told(*observations: tuple[str, float | None, list[float]]) -> tuple[str, dic
 
 
 PARENTS = (
-    control("parent:0", "parent"),
-    control("parent:1", "parent"),
+    baseline("parent:0", "parent"),
+    baseline("parent:1", "parent"),
     scored("parent:0", 1.0, guards={"a": 50.0, "b": 10.0}),
     scored("parent:1", 1.0, guards={"a": 50.0, "b": 20.0}),
 )
@@ -48,12 +48,12 @@ PARENTS = (
 
 def test_the_reference_is_the_base_else_the_best_parent_of_each_task() -> None:
     assert state(*PARENTS).references() == {"a": "parent:0", "b": "parent:1"}
-    base = (control("base", "base"), scored("base", 0.0, guards={"a": 1.0, "b": 1.0}))
+    base = (baseline("base", "base"), scored("base", 0.0, guards={"a": 1.0, "b": 1.0}))
     assert state(*PARENTS, *base).references() == {"a": "base", "b": "base"}
     assert state(*PARENTS, base[0]).references() == {"a": "parent:0", "b": "parent:1"}  # the base has no card
-    uniform = (control("uniform", "uniform"), scored("uniform", 0.0, guards={"a": 99.0, "b": 99.0}))
+    uniform = (baseline("uniform", "uniform"), scored("uniform", 0.0, guards={"a": 99.0, "b": 99.0}))
     assert state(*uniform).references() == {}
-    stage = (control("stage:weights", "stage"), scored("stage:weights", 0.0, guards={"a": 2.0, "b": 2.0}))
+    stage = (baseline("stage:weights", "stage"), scored("stage:weights", 0.0, guards={"a": 2.0, "b": 2.0}))
     assert state(*stage, *uniform).references() == {"a": "stage:weights", "b": "stage:weights"}
     assert state(*PARENTS, *stage).references() == {"a": "parent:0", "b": "parent:1"}
 

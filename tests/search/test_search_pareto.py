@@ -56,7 +56,7 @@ def test_objectives_are_read_from_a_card_and_a_route() -> None:
         "fitness": {"value": -1.5, "stderr": 0.1, "n": 20},
         "score": 40.0,
         "score_stderr": 3.0,
-        "parts": {"sort": {"value": -1.0, "stderr": 0.2, "n": 10}},
+        "task_fitness": {"sort": {"value": -1.0, "stderr": 0.2, "n": 10}},
     }
     found = measured(("sort", "score", "hops", "fitness"), card)
     recipe = {"routing": {"hops": [{"model": "a", "layer": 0}] * 7}}

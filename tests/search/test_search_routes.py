@@ -14,7 +14,7 @@ from evosearch.errors import InputError, RecipeError
 from evosearch.recipe.checks import check
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import ModelShape
-from evosearch.search.baselines import controls
+from evosearch.search.baselines import baselines
 from evosearch.search.optimizers.registry import OptimizerConfig, create
 from evosearch.search.space.space import SearchSpace
 from evosearch.search.space.template import frame
@@ -319,22 +319,25 @@ def test_a_route_without_a_hole_is_nothing_to_search() -> None:
         SearchSpace.from_template({"routing": {"hops": [{"model": A, "layer": 0}]}}, SHAPE, {}, WHERE)
 
 
-# --- controls -----------------------------------------------------------------------------------------------------
+# --- baselines -----------------------------------------------------------------------------------------------------
 
 FRAME = frame(template(), WHERE)
 
 
 def listed(**arguments: Any) -> dict[str, tuple[list[str] | None, str | None]]:
-    """Control → the models it is made of, the base not counted; and why it was left out."""
+    """Baseline → the models it is made of, the base not counted; and why it was left out."""
     return {
-        control.name: ([entry.model for entry in control.recipe.models] if control.recipe else None, control.skipped)
-        for control in controls(FRAME, (0.3,), **arguments)
+        baseline.name: (
+            [entry.model for entry in baseline.recipe.models] if baseline.recipe else None,
+            baseline.skipped,
+        )
+        for baseline in baselines(FRAME, (0.3,), **arguments)
     }
 
 
 def test_controls_of_a_route_are_its_models_and_their_average() -> None:
     assert listed() == {
-        "base": (None, "a route has no base_model, and controls.base_model names none"),
+        "base": (None, "a route has no base_model, and baselines.base_model names none"),
         "parent:0": ([A], None),
         "parent:1": ([B], None),
         "uniform": ([A, B], None),
@@ -345,11 +348,11 @@ def test_controls_of_a_route_are_its_models_and_their_average() -> None:
     assert (found["base"], found["uniform"], found["scale:0.30"]) == ((["base"], None), (None, mixed), (None, mixed))
 
 
-def test_a_base_for_controls_adds_it_and_the_sweep() -> None:
+def test_a_base_for_baseline_adds_it_and_the_sweep() -> None:
     found = listed(base="base")
     assert found["base"] == (["base"], None)
     assert found["scale:0.30"] == ([A, B], None)
-    sweep = next(control.recipe for control in controls(FRAME, (0.3,), base="base") if control.kind == "scale")
+    sweep = next(baseline.recipe for baseline in baselines(FRAME, (0.3,), base="base") if baseline.kind == "scale")
     assert sweep is not None
     assert (sweep.merge_method, sweep.base_model) == ("task_arithmetic", "base")
     found = listed(base=A)  # a model of the route is no parent where it is the base
@@ -361,7 +364,7 @@ def test_a_base_for_controls_adds_it_and_the_sweep() -> None:
     )
 
 
-def test_other_models_for_controls_are_averaged_and_parents_too() -> None:
+def test_other_models_for_baseline_are_averaged_and_parents_too() -> None:
     found = listed(base="base", models=("c", A, "base"))
     assert {name: made for name, (made, _) in found.items()} == {
         "base": ["base"],
@@ -376,7 +379,7 @@ def test_other_models_for_controls_are_averaged_and_parents_too() -> None:
 def test_controls_of_a_merge_mean_weights_only_where_they_are_made_of_its_parents() -> None:
     models = [{"model": name, "parameters": {"weight": 1.0}} for name in ("x", "y")]
     merge = Recipe.model_validate({"merge_method": "task_arithmetic", "base_model": "base", "models": models})
-    found = {control.name: control.weights for control in controls(merge, (0.3,), models=("y", "z"))}
+    found = {baseline.name: baseline.weights for baseline in baselines(merge, (0.3,), models=("y", "z"))}
     assert found == {
         "base": (0.0, 0.0),
         "parent:0": (1.0, 0.0),
@@ -385,7 +388,7 @@ def test_controls_of_a_merge_mean_weights_only_where_they_are_made_of_its_parent
         "uniform": (),
         "scale:0.30": (),
     }
-    found = {control.name: control.weights for control in controls(merge, (0.3,), models=("y",))}
+    found = {baseline.name: baseline.weights for baseline in baselines(merge, (0.3,), models=("y",))}
     assert found["scale:0.30"] == (0.0, 0.3)
-    parents = [c.recipe for c in controls(merge, (0.3,), base="other") if c.kind == "parent"]
+    parents = [c.recipe for c in baselines(merge, (0.3,), base="other") if c.kind == "parent"]
     assert [recipe.models[0].model for recipe in parents if recipe] == ["x", "y", "base"]

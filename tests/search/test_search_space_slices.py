@@ -1,4 +1,4 @@
-"""Searching over slices: holes in their parameters, what cannot stand there, and what controls say."""
+"""Searching over slices: holes in their parameters, what cannot stand there, and what baselines say."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 from evosearch.errors import RecipeError
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import MethodSpec, ModelShape, Param, Place, TensorSpec
-from evosearch.search.baselines import controls
+from evosearch.search.baselines import baselines
 from evosearch.search.space.space import SearchSpace
 from evosearch.search.space.template import frame, is_stacked
 
@@ -176,8 +176,8 @@ def test_parents_of_slices_are_named_once() -> None:
 
 def test_controls_of_models_of_other_depths_are_those_that_merge_nothing() -> None:
     example = space(stacked()).fill(space(stacked()).initial())
-    found = controls(example, (0.3, 0.6), alike=False)
-    assert [(control.name, control.skipped) for control in found] == [
+    found = baselines(example, (0.3, 0.6), alike=False)
+    assert [(baseline.name, baseline.skipped) for baseline in found] == [
         ("base", None),
         ("parent:0", None),
         ("parent:1", None),
@@ -188,7 +188,7 @@ def test_controls_of_models_of_other_depths_are_those_that_merge_nothing() -> No
 def test_controls_of_slices_are_plain_merges_of_their_models() -> None:
     slices = [{"sources": [source("org/a", 0, 2, weight=0.3)]}, {"sources": [source("org/b", 2, 4, weight=0.3)]}]
     example = Recipe.model_validate({"merge_method": "ties", "base_model": "org/base", "slices": slices})
-    found = {control.name: control.recipe for control in controls(example, (0.3,))}
+    found = {baseline.name: baseline.recipe for baseline in baselines(example, (0.3,))}
     assert found["uniform"] is not None
     assert [entry.model for entry in found["uniform"].models] == ["org/a", "org/b"]
     assert found["scale:0.30"] is not None

@@ -1,4 +1,4 @@
-"""What a run says of its own end, once its first controls are scored."""
+"""What a run says of its own end, once its first baselines are scored."""
 
 import re
 from collections.abc import Callable
@@ -29,14 +29,14 @@ class Heard(Silent):
 @pytest.mark.parametrize("parts", [None, 2])
 def test_a_run_tells_once_when_it_will_end_and_for_how_much(world: World, parts: int | None) -> None:
     workers = {"executor": "local", "threads": 1, "price_per_hour": 3600.0}
-    spec = world(workers=workers, **({"search_parts": parts} if parts else {}))
+    spec = world(workers=workers, **({"search_minibatches": parts} if parts else {}))
     heard = Heard()
     began = datetime.now().astimezone()
     run(spec, heard)
     told = [(stage, text) for stage, text in heard.notes if "candidates an hour" in text]
     assert len(told) == 1
     stage, text = told[0]
-    assert stage == "controls"
+    assert stage == "baselines"
     found = re.fullmatch(r"about ([\d,]+) candidates an hour with 1 workers: (.+) hours, until (\S+), for (.+)", text)
     assert found
     rate, price = float(found[1].replace(",", "")), float(found[4])

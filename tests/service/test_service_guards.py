@@ -19,8 +19,8 @@ from evosearch.spec.run_dir import places_of
 from evosearch.spec.spec import load_spec
 
 World = Callable[..., Path]
-OPTIMIZER = {"name": "cma_es", "population": 4, "sigma": 0.3, "seed": 1, "start": "best_control"}
-CHANGES: dict[str, Any] = {"optimizer": OPTIMIZER, "controls": {"scales": [0.5]}, "promotion": {"finalists": 2}}
+OPTIMIZER = {"name": "cma_es", "population": 4, "sigma": 0.3, "seed": 1, "start": "best_baseline"}
+CHANGES: dict[str, Any] = {"optimizer": OPTIMIZER, "baselines": {"scales": [0.5]}, "promotion": {"finalists": 2}}
 PARENTS = {  # a recipe without a base
     "merge_method": "linear",
     "models": [{"model": f"./expert{i}", "parameters": {"weight": {"low": 0.1, "high": 1.0}}} for i in (1, 2)],
@@ -60,10 +60,10 @@ def kept_run() -> dict[str, Any]:
 def searched(world: World, kept_run: dict[str, Any]) -> tuple[Path, RunReport, SearchState, list[dict[str, Any]]]:
     """One search on two parts, with guards."""
     if not kept_run:
-        spec = write(world, "guarded", search_parts=2, budget={"candidates": 8})
+        spec = write(world, "guarded", search_minibatches=2, budget={"candidates": 8})
         report = run(spec, Silent())
         ledger, search_id, state = opened(spec)
-        names = [*state.controls, *state.asked]
+        names = [*state.baselines, *state.asked]
         stored = {
             (name, split): ledger.columns(search_id, name, split, card["sets"])
             for (name, split), card in state.cards.items()
@@ -72,7 +72,7 @@ def searched(world: World, kept_run: dict[str, Any]) -> tuple[Path, RunReport, S
         for (name, part), card in state.samples.items():
             stored[name, f"search/{part}"] = ledger.columns(search_id, name, "search", card["sets"])
         sets = {split: batch.sets for split, batch in prepare(load_spec(spec), Silent()).batches.items()}
-        parts = prepare(load_spec(spec), Silent()).parts
+        parts = prepare(load_spec(spec), Silent()).minibatches
         rows = leaderboard(places_of(load_spec(spec)))
         kept_run.update(spec=spec, report=report, state=state, rows=rows, stored=stored, sets=sets, parts=parts)
     return kept_run["spec"], kept_run["report"], kept_run["state"], kept_run["rows"]
@@ -101,7 +101,7 @@ def test_the_forgotten_task_scores_by_wrong_answers_and_is_told_smoothly(
     searched: Any, kept_run: dict[str, Any]
 ) -> None:
     _, _, state, _ = searched
-    for name in state.controls:
+    for name in state.baselines:
         card, columns = state.cards[name, "search"], kept_run["stored"][name, "search"]
         assert card["tasks"]["choice"]["metric"] == "1-acc"
         assert (columns["choice"]["1-acc"] == 1 - columns["choice"]["acc"]).all()

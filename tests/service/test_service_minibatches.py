@@ -1,4 +1,4 @@
-"""Candidates scored on parts of the search split: exact at resume, and decided on all of it."""
+"""Candidates scored on minibatches of the search split: exact at resume, and decided on all of it."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -20,12 +20,12 @@ from evosearch.spec.spec import load_spec
 World = Callable[..., Path]
 # Between two runs of one search: times and workers; the count, which is of all searches; folders (ids follow content).
 MAY_DIFFER = ("seconds", "worker", "count", "recipe", "time", "resumed", "name", "spec", "inputs", "files")
-OPTIMIZER = {"name": "cma_es", "population": 4, "sigma": 0.2, "seed": 1, "start": "best_control"}
-CHANGES: dict[str, Any] = {  # three generations, on parts 0, 1, 0
-    "search_parts": 2,
+OPTIMIZER = {"name": "cma_es", "population": 4, "sigma": 0.2, "seed": 1, "start": "best_baseline"}
+CHANGES: dict[str, Any] = {  # three generations, on minibatches 0, 1, 0
+    "search_minibatches": 2,
     "optimizer": OPTIMIZER,
     "budget": {"candidates": 12},
-    "controls": {"scales": [0.5]},
+    "baselines": {"scales": [0.5]},
 }
 
 
@@ -55,7 +55,7 @@ def record(spec: Path) -> list[tuple[str, dict[str, Any]]]:
     kept = [(kind, {k: v for k, v in payload.items() if k not in MAY_DIFFER}) for kind, payload in events]
     kept = [entry for entry in kept if entry[0] not in ("started", "stopped", "promoted")]
     scored = [entry for entry in kept if entry[0] == "scored"]
-    scored.sort(key=lambda entry: (entry[1]["split"], entry[1]["candidate"], entry[1].get("part", -1)))
+    scored.sort(key=lambda entry: (entry[1]["split"], entry[1]["candidate"], entry[1].get("minibatch", -1)))
     return [entry for entry in kept if entry[0] != "scored"] + scored
 
 
@@ -77,29 +77,29 @@ def whole(world: World, kept: dict[str, Any]) -> list[tuple[str, dict[str, Any]]
     return found
 
 
-def test_generations_take_the_parts_in_rotation_and_controls_all(world: World, uninterrupted: dict[str, Any]) -> None:
+def test_generations_take_the_parts_in_rotation_and_baseline_all(world: World, uninterrupted: dict[str, Any]) -> None:
     found = whole(world, uninterrupted)
     state: SearchState = uninterrupted["state"]
-    parts = [payload["part"] for kind, payload in found if kind == "asked"]
-    assert parts == [0] * 4 + [1] * 4 + [0] * 4
-    assert {part for _, part in state.samples} == {0, 1}
+    minibatches = [payload["minibatch"] for kind, payload in found if kind == "asked"]
+    assert minibatches == [0] * 4 + [1] * 4 + [0] * 4
+    assert {minibatch for _, minibatch in state.samples} == {0, 1}
     assert {card["tasks"]["choice"]["n"] for card in state.samples.values()} == {4}
-    for name in state.controls:
+    for name in state.baselines:
         assert state.cards[name, "search"]["tasks"]["choice"]["n"] == 8
-    sets = [{card["batch"] for (_, on), card in state.samples.items() if on == part} for part in (0, 1)]
+    sets = [{card["batch"] for (_, on), card in state.samples.items() if on == minibatch} for minibatch in (0, 1)]
     assert [len(own) for own in sets] == [1, 1]
     assert sets[0] != sets[1]
 
 
-def test_what_is_told_is_corrected_by_how_the_controls_do_on_the_part(
+def test_what_is_told_is_corrected_by_how_the_baseline_do_on_the_part(
     world: World, uninterrupted: dict[str, Any]
 ) -> None:
     whole(world, uninterrupted)
     state: SearchState = uninterrupted["state"]
     shifts: dict[int, set[float]] = {0: set(), 1: set()}
-    for (name, part), card in state.samples.items():
-        shifts[part].add(round(state.told[name]["value"] - card["fitness"]["value"], 9))
-    assert [len(own) for own in shifts.values()] == [1, 1]  # one shift a part
+    for (name, minibatch), card in state.samples.items():
+        shifts[minibatch].add(round(state.told[name]["value"] - card["fitness"]["value"], 9))
+    assert [len(own) for own in shifts.values()] == [1, 1]  # one shift a minibatch
     (one,), (other,) = shifts.values()
     assert one == pytest.approx(-other, abs=1e-9)  # of equal halves, one is as much harder as the other is easier
     assert one != 0.0
@@ -119,7 +119,7 @@ def test_the_best_as_told_are_scored_on_all_items_and_finalists_are_chosen_by_th
 
 
 def test_rescoring_decides(world: World, uninterrupted: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The best on its part is given a low figure on all items: it is no finalist any more."""
+    """The best on its minibatch is given a low figure on all items: it is no finalist any more."""
     from evosearch.execution.worker import Worker
     from evosearch.search.protocols import Job, Outcome
 
@@ -151,7 +151,7 @@ def test_the_leaderboard_says_what_stands_on_a_part(world: World, uninterrupted:
     whole(world, uninterrupted)
     rows: Sequence[dict[str, Any]] = uninterrupted["rows"]
     samples = [row["sample"] for row in rows]
-    # On all items: 5 controls, 4 candidates. The others on 4 items of each of 2 tasks.
+    # On all items: 5 baselines, 4 candidates. The others on 4 items of each of 2 tasks.
     assert samples == [None] * (5 + 4) + [8] * 8
     report: RunReport = uninterrupted["report"]
     assert report.best is not None
@@ -163,12 +163,15 @@ def test_the_leaderboard_says_what_stands_on_a_part(world: World, uninterrupted:
 
 
 def is_sampled(kind: str, payload: dict[str, Any]) -> bool:
-    return kind == "scored" and "part" in payload
+    return kind == "scored" and "minibatch" in payload
 
 
 def is_rescored(kind: str, payload: dict[str, Any]) -> bool:
     return (
-        kind == "scored" and "part" not in payload and payload["split"] == "search" and payload["candidate"].isdigit()
+        kind == "scored"
+        and "minibatch" not in payload
+        and payload["split"] == "search"
+        and payload["candidate"].isdigit()
     )
 
 
@@ -220,27 +223,30 @@ def test_a_cut_generation_is_completed_on_its_part(world: World, uninterrupted: 
     spec = world(name="short", **CHANGES)
     run(spec, Silent())
     asked = [payload for kind, payload in record(spec) if kind == "asked"]
-    assert [payload["part"] for payload in asked] == [0] * 4 + [1] * 4 + [0] * 4
+    assert [payload["minibatch"] for payload in asked] == [0] * 4 + [1] * 4 + [0] * 4
     assert [payload["genome"] for payload in asked] == expected
 
 
 def test_without_the_key_nothing_is_sampled_and_the_id_stays(world: World) -> None:
     plain = load_spec(world(name="plain"))
-    assert "search_parts" not in plain.identity()
+    assert "search_minibatches" not in plain.identity()
     assert load_spec(world(name="plain", **CHANGES)).search_id() != plain.search_id()
-    assert prepare(plain, Silent()).parts is None
+    assert prepare(plain, Silent()).minibatches is None
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (1, "search_parts: Input should be greater than or equal to 2, got 1"),
-        (9, "search_parts: got 9, and 'choice' has 8 documents on search. A document of every task in each part"),
-        ("four", "search_parts: got 'four'. A whole number"),
+        (1, "search_minibatches: Input should be greater than or equal to 2, got 1"),
+        (
+            9,
+            "search_minibatches: got 9, and 'choice' has 8 documents on search. A document of every task in each minibatch",
+        ),
+        ("four", "search_minibatches: got 'four'. A whole number"),
     ],
 )
 def test_bad_values_are_refused(world: World, given: object, said: str) -> None:
-    spec = world(search_parts=given)
+    spec = world(search_minibatches=given)
     with pytest.raises(SpecError) as caught:
         load_spec(spec)
     assert str(caught.value).startswith(f"{spec}: ")
@@ -250,13 +256,13 @@ def test_bad_values_are_refused(world: World, given: object, said: str) -> None:
 @pytest.mark.parametrize(
     ("optimizer", "said"),
     [
-        ({"name": "greedy_soup"}, "search_parts: greedy_soup compares candidates one by one"),
-        ({"name": "cma_es", "restarts": 2}, "optimizer.restarts: got 2 with search_parts"),
+        ({"name": "greedy_soup"}, "search_minibatches: greedy_soup compares candidates one by one"),
+        ({"name": "cma_es", "restarts": 2}, "optimizer.restarts: got 2 with search_minibatches"),
     ],
 )
 def test_optimizers_that_would_compare_different_questions_are_refused(
     world: World, optimizer: dict[str, object], said: str
 ) -> None:
-    spec = world(search_parts=2, optimizer=optimizer)
+    spec = world(search_minibatches=2, optimizer=optimizer)
     with pytest.raises(SpecError, match=re.escape(said)):
         load_spec(spec)

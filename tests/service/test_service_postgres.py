@@ -27,7 +27,7 @@ World = Callable[..., Path]
 # Between two runs of one search: times and workers; the count of openings; folders.
 MAY_DIFFER = ("seconds", "worker", "count", "recipe")
 BUDGET = {"candidates": 12}
-KINDS = ("control", "asked", "scored", "told", "finalist", "test_opened", "gated", "failed")
+KINDS = ("baseline", "asked", "scored", "told", "finalist", "test_opened", "gated", "failed")
 
 
 def record(spec: Path) -> dict[str, list[Any]]:

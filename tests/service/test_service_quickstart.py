@@ -166,7 +166,7 @@ def small_spec(zoo_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """The quickstart with a small budget; its suite by an absolute path."""
     spec = yaml.safe_load((ROOT / "recipes" / "quickstart.yaml").read_text())
     spec |= {"name": "small", "suite": str(ROOT / "evals" / "quickstart.yaml"), "budget": {"candidates": 24}}
-    spec |= {"promotion": {"finalists": 2}, "tracking": {"uri": "jsonl:events.jsonl"}, "controls": {"scales": [0.5]}}
+    spec |= {"promotion": {"finalists": 2}, "tracking": {"uri": "jsonl:events.jsonl"}, "baselines": {"scales": [0.5]}}
     path = tmp_path_factory.mktemp("small") / "small.yaml"
     path.write_text(yaml.safe_dump(spec, sort_keys=False))
     return path
@@ -226,7 +226,7 @@ def kill_when_scored(spec: Path, runs: Path, count: int) -> None:
             process.wait(STEP_S)
 
 
-@pytest.mark.parametrize("count", [4, 10, 24], ids=["controls", "first-generation", "second-generation"])
+@pytest.mark.parametrize("count", [4, 10, 24], ids=["baselines", "first-generation", "second-generation"])
 def test_kill_9_of_the_process_tree_then_the_same_command(
     small_spec: Path, uninterrupted: dict[str, list[Mapping[str, Any]]], count: int, tmp_path: Path
 ) -> None:

@@ -27,14 +27,14 @@ class Killed(BaseException):
 
 def searched(optimizer: str = "random", **changes: Any) -> dict[str, Any]:
     """What makes the small world's spec one of routes."""
-    controls = changes.pop("controls", {"base_model": "./base", "scales": [0.3, 0.6]})
+    baselines = changes.pop("baselines", {"base_model": "./base", "scales": [0.3, 0.6]})
     beside = changes.pop("beside", {})
     hole = {"search": True, "models": ["./expert1", "./expert2"], "repeats": 1, "max_hops": 5, "encoding": "threshold"}
     options = {} if optimizer == "random" else {"population": 6}
     return {
         "recipe": {"routing": hole | changes} | beside,
         "optimizer": {"name": optimizer, "seed": 1} | options,
-        "controls": controls,
+        "baselines": baselines,
         "budget": {"candidates": 12},
     }
 
@@ -53,7 +53,7 @@ def events(spec: Path, *kinds: str) -> list[tuple[str, dict[str, Any]]]:
     return sorted(found, key=lambda entry: (kinds.index(entry[0]), json.dumps(entry[1], sort_keys=True)))
 
 
-KINDS = ("control", "asked", "scored", "told", "finalist", "test_opened", "gated", "failed")
+KINDS = ("baseline", "asked", "scored", "told", "finalist", "test_opened", "gated", "failed")
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ def test_a_search_over_routes_runs_to_its_gate(optimizer: str, encoding: str, wo
     spec = world(name="routes", **searched(optimizer, encoding=encoding))
     report = run(spec, Silent())
     assert report.candidates == {"asked": 12, "scored": 12, "failed": 0, "resumed": 0}
-    assert set(report.controls) == {"base", "parent:0", "parent:1", "uniform", "scale:0.30", "scale:0.60"}
-    assert all(control["score"] is not None for control in report.controls.values())
+    assert set(report.baselines) == {"base", "parent:0", "parent:1", "uniform", "scale:0.30", "scale:0.60"}
+    assert all(baseline["score"] is not None for baseline in report.baselines.values())
     assert report.gate is not None
     tested = {row["candidate"] for row in report.test}
     assert {"base", "parent:0", "parent:1", "uniform"} < tested

@@ -24,21 +24,21 @@ def recipe(*slices: list[dict[str, Any]], **more: object) -> dict[str, Any]:
 
 def spec(world: World, name: str, template: dict[str, Any]) -> Path:
     budget, optimizer = {"candidates": 6}, {"name": "random", "seed": 1, "start": "init"}
-    return world(name=name, recipe=template, budget=budget, optimizer=optimizer, controls={"scales": [0.3]})
+    return world(name=name, recipe=template, budget=budget, optimizer=optimizer, baselines={"scales": [0.3]})
 
 
-def test_a_stack_is_searched_beside_controls_with_the_models_own_layers(world: World) -> None:
+def test_a_stack_is_searched_beside_baseline_with_the_models_own_layers(world: World) -> None:
     low = [source("./expert1", 0, 2, weight=HOLE), source("./expert2", 0, 2, weight=0.5)]
     high = [source("./expert2", 1, 3, weight=HOLE)]
     path = spec(world, "stack", recipe(low, high))
     report = run(path, Silent()).to_json()
     assert report["candidates"] == {"asked": 6, "scored": 6, "failed": 0, "resumed": 0}
-    assert all(control["score"] is not None for control in report["controls"].values())
-    assert set(report["controls"]) == {"base", "parent:0", "parent:1", "uniform", "scale:0.30"}
+    assert all(baseline["score"] is not None for baseline in report["baselines"].values())
+    assert set(report["baselines"]) == {"base", "parent:0", "parent:1", "uniform", "scale:0.30"}
     assert load_spec(path).search_id()
 
 
-def test_models_of_different_depth_are_searched_and_only_their_own_controls_apply(world: World) -> None:
+def test_models_of_different_depth_are_searched_and_only_their_own_baseline_apply(world: World) -> None:
     path = spec(world, "depths", {})
     stack = "merge_method: passthrough\nslices:\n"
     stack += (
@@ -53,18 +53,18 @@ def test_models_of_different_depth_are_searched_and_only_their_own_controls_appl
     report = run(path, Silent()).to_json()
     assert report["candidates"] == {"asked": 6, "scored": 6, "failed": 0, "resumed": 0}
     scored = {
-        name: control["score"] for name, control in report["controls"].items() if control.get("score") is not None
+        name: baseline["score"] for name, baseline in report["baselines"].items() if baseline.get("score") is not None
     }
     assert set(scored) == {"base", "parent:0"}
 
 
-def test_slices_that_keep_every_layer_in_its_place_have_every_control(world: World) -> None:
+def test_slices_that_keep_every_layer_in_its_place_have_every_baseline(world: World) -> None:
     parts = [[source(name, 0, 2, weight=HOLE) for name in ("./expert1", "./expert2")]]
     parts.append([source(name, 2, 3, weight=HOLE) for name in ("./expert1", "./expert2")])
     path = spec(world, "in_place", recipe(*parts))
     report = run(path, Silent()).to_json()
     assert report["candidates"]["scored"] == 6
-    assert all(control["score"] is not None for control in report["controls"].values())
+    assert all(baseline["score"] is not None for baseline in report["baselines"].values())
 
 
 def test_a_file_of_several_recipes_is_checked_as_the_one_it_makes(world: World) -> None:

@@ -51,7 +51,7 @@ SECOND = {
     "optimizer": OPTIMIZER | {"name": "random", "start": "init"},
     "budget": {"candidates": 4},
 }
-KINDS = ("control", "asked", "scored", "told", "finalist", "winner", "test_opened", "gated", "failed")
+KINDS = ("baseline", "asked", "scored", "told", "finalist", "winner", "test_opened", "gated", "failed")
 MAY_DIFFER = ("seconds", "worker", "count", "recipe")  # as in the tests of resuming
 
 
@@ -132,10 +132,10 @@ def test_the_second_stage_is_made_of_the_first_ones_winner(ran: tuple[Path, RunR
     assert state.spec["builds_on"] == {"parameters": first["winner"]["recipe_id"]}
     assert state.recipes == {"stage:parameters": chosen}
     assert all("stage:parameters" in json.dumps(payload["recipe"]) for payload in state.asked.values())
-    assert str(winner) not in json.dumps([*state.asked.values(), *state.controls.values()])
+    assert str(winner) not in json.dumps([*state.asked.values(), *state.baselines.values()])
     assert second["candidates"]["scored"] == 4
     assert {
-        "parameters: controls",
+        "parameters: baselines",
         "parameters: search",
         "parameters: validation",
         "again: search",
@@ -151,11 +151,11 @@ def test_the_winner_of_a_stage_is_the_best_on_validation_and_no_test_is_opened(
     state = state_of("hybrid.parameters")
     judged = {name: card["score"] for (name, split), card in state.cards.items() if split == "validation"}
     finalists = [payload["candidate"] for payload in state.finalists]
-    controls = [name for name in judged if name == "uniform" or name.startswith("scale:")]
-    best = max(judged[name] for name in [*finalists, *controls])
+    baselines = [name for name in judged if name == "uniform" or name.startswith("scale:")]
+    best = max(judged[name] for name in [*finalists, *baselines])
     found = report.stages[0]["winner"]
     assert found["score"] == judged[found["candidate"]] == best
-    if not found["candidate"].isdigit():  # a control only where it is strictly better
+    if not found["candidate"].isdigit():  # a baseline only where it is strictly better
         assert best > max(judged[name] for name in finalists)
     assert state.test_openings == []
     assert state.gated is None
@@ -166,14 +166,14 @@ def test_the_winner_of_a_stage_is_the_best_on_validation_and_no_test_is_opened(
 def test_the_last_stage_is_held_against_what_the_first_was_made_of(ran: tuple[Path, RunReport, Notes]) -> None:
     spec, report, _ = ran
     state = state_of("hybrid.again")
-    made = {name: [entry["model"] for entry in c["recipe"]["models"]] for name, c in state.controls.items()}
+    made = {name: [entry["model"] for entry in c["recipe"]["models"]] for name, c in state.baselines.items()}
     base, one, two = (str(spec.parent / name) for name in ("base", "expert1", "expert2"))
     assert made["base"] == [base]
     assert made["stage:parameters"] == ["stage:parameters"]
-    parents = [models for name, models in made.items() if state.control_kinds[name] == "parent"]
+    parents = [models for name, models in made.items() if state.baseline_kinds[name] == "parent"]
     assert sorted(parents) == [[one], [two]]
     assert made["uniform"] == made["scale:0.30"] == made["scale:0.60"] == [one, two]
-    assert state.controls["scale:0.30"]["recipe"]["base_model"] == base
+    assert state.baselines["scale:0.30"]["recipe"]["base_model"] == base
     opened = state.test_openings[0]["candidates"]
     assert {"base", "stage:parameters", "uniform"} < set(opened)
     labels = {row["label"].removesuffix(" (not promoted)").removesuffix(" (promoted)") for row in report.test}
@@ -244,7 +244,7 @@ def test_check_looks_at_every_stage_and_adds_up(world: World) -> None:
 
 def test_check_leaves_nothing_of_what_stands_in_for_a_winner(world: World) -> None:
     class Doing(Notes):
-        def preparing(self, what: str, part: float) -> None:
+        def preparing(self, what: str, fraction: float) -> None:
             self.stages.append(what)
 
     spec, watcher = staged(world), Doing()

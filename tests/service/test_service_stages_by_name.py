@@ -43,7 +43,7 @@ def stage(name: str, *models: str, candidates: int = 2) -> dict[str, Any]:
 
 @pytest.fixture
 def spec(world: World) -> Path:
-    path = world("hybrid", controls={"scales": [0.5]}, promotion={"finalists": 1})
+    path = world("hybrid", baselines={"scales": [0.5]}, promotion={"finalists": 1})
     data = yaml.safe_load(path.read_text())
     for key in ("recipe", "optimizer", "budget"):
         del data[key]

@@ -38,7 +38,7 @@ STAGES: list[dict[str, Any]] = [
         "budget": {"candidates": 2},
     },
 ]
-KINDS = ("control", "asked", "told", "finalist", "winner", "test_opened", "gated", "failed")
+KINDS = ("baseline", "asked", "told", "finalist", "winner", "test_opened", "gated", "failed")
 MAY_DIFFER = ("seconds", "worker", "count", "recipe")
 
 
@@ -47,7 +47,7 @@ class Killed(BaseException):
 
 
 def staged(world: World, name: str) -> Path:
-    path = world(name, controls={"scales": [0.5]}, promotion={"finalists": 1})
+    path = world(name, baselines={"scales": [0.5]}, promotion={"finalists": 1})
     data = yaml.safe_load(path.read_text())
     for key in ("recipe", "optimizer", "budget"):
         del data[key]

@@ -51,7 +51,7 @@ STAGES: list[dict[str, Any]] = [
 
 @pytest.fixture
 def hybrid(world: World) -> Path:
-    path = world("hybrid", controls={"scales": [0.5]}, promotion={"finalists": 1})
+    path = world("hybrid", baselines={"scales": [0.5]}, promotion={"finalists": 1})
     data = yaml.safe_load(path.read_text())
     for key in ("recipe", "optimizer", "budget"):
         del data[key]
@@ -86,7 +86,7 @@ def test_a_route_is_searched_from_the_winner_on_and_killed_between_goes_on(
     routes = [state.recipe(name)["routing"]["hops"] for name in state.asked]
     assert all(route[0]["model"] == winner and route[0]["layer"] == 0 for route in routes)
     # What the first stage was made of is what the route is held against
-    made = {name: control.get("recipe", {}).get("models") for name, control in state.controls.items()}
+    made = {name: baseline.get("recipe", {}).get("models") for name, baseline in state.baselines.items()}
     assert made["stage:parameters"] == [{"model": winner, "parameters": {"weight": 1.0}}]
     assert made["base"][0]["model"] == str(hybrid.parent / "base")
     assert [entry["model"] for entry in made["scale:0.50"]] == [str(hybrid.parent / f"expert{i}") for i in (1, 2)]

@@ -100,8 +100,8 @@ def test_stacked_layers_are_held_against_the_whole_models(world: World, tmp_path
     }
     spec = world("stack", recipe=stack, budget=BUDGET)
     report = searched(spec)
-    assert report.controls["base"]["score"] is not None
-    assert report.controls["parent:1"]["score"] is not None
+    assert report.baselines["base"]["score"] is not None
+    assert report.baselines["parent:1"]["score"] is not None
     assert {row["role"] for row in report.gate["comparisons"]} >= {"base", "parent"}  # type: ignore[index]
     export("stack", "checkpoint", tmp_path / "out", "3", False, Silent())
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"] == 4

@@ -1,4 +1,4 @@
-"""Models whose configs differ: each control is scored as the model that its export would be."""
+"""Models whose configs differ: each baseline is scored as the model that its export would be."""
 
 import gc
 import json
@@ -76,12 +76,12 @@ def written(recipe: Recipe, prepared: Prepared, out: Path) -> Path:
 @pytest.mark.parametrize(
     "changes", [ROPE, {"rms_norm_eps": 0.3}, {"hidden_act": "relu"}], ids=["rope", "eps", "activation"]
 )
-def test_every_control_answers_as_its_export(changes: dict[str, Any], world: World, tmp_path: Path) -> None:
+def test_every_baseline_answers_as_its_export(changes: dict[str, Any], world: World, tmp_path: Path) -> None:
     spec = world("config")
     change(spec, "expert1", **changes)
     prepared = prepare(load_spec(spec), Silent())
     worker = make_worker(prepared)
-    recipes = {control.name: control.recipe for control in prepared.controls if control.recipe is not None}
+    recipes = {baseline.name: baseline.recipe for baseline in prepared.baselines if baseline.recipe is not None}
     recipes["candidate"] = prepared.example
     found = {}
     for name, recipe in recipes.items():
@@ -101,9 +101,9 @@ def test_a_run_scores_a_parent_as_the_score_command_does(world: World) -> None:
     change(spec, "expert2", **ROPE)
     report = run(spec, Silent())
     rows = {row["candidate"]: row["score"] for row in report.leaderboard}
-    for control, model in {"base": "base", "parent:0": "expert1", "parent:1": "expert2"}.items():
+    for baseline, model in {"base": "base", "parent:0": "expert1", "parent:1": "expert2"}.items():
         alone = score(str(spec.parent / model), spec.parent / "suite.yaml", "search", None, Silent())
-        assert rows[control] == pytest.approx(alone["score"]), control
+        assert rows[baseline] == pytest.approx(alone["score"]), baseline
 
 
 def test_one_other_model_at_most_and_none_for_candidates(world: World) -> None:
@@ -111,7 +111,7 @@ def test_one_other_model_at_most_and_none_for_candidates(world: World) -> None:
     change(spec, "expert1", **ROPE)
     change(spec, "expert2", rms_norm_eps=0.3)
     prepared = prepare(load_spec(spec), Silent())
-    recipes = {control.name: control.recipe for control in prepared.controls if control.recipe is not None}
+    recipes = {baseline.name: baseline.recipe for baseline in prepared.baselines if baseline.recipe is not None}
     worker, models = make_worker(prepared), list[weakref.ref[Any]]()
     for name in ("parent:0", "parent:1", "uniform"):
         card_of(worker, recipes[name], prepared)
@@ -154,7 +154,7 @@ def test_prompts_are_cut_to_the_context_of_the_model_that_is_scored(world: World
         prepare(load_spec(spec), Silent())
     change(spec, "expert1", max_position_embeddings=4)
     prepared = prepare(load_spec(spec), Silent())
-    recipes = {control.name: control.recipe for control in prepared.controls if control.recipe is not None}
+    recipes = {baseline.name: baseline.recipe for baseline in prepared.baselines if baseline.recipe is not None}
     worker = make_worker(prepared)
     base, card = (card_of(worker, recipes[name], prepared) for name in ("base", "parent:0"))
     alone = score(str(spec.parent / "expert1"), spec.parent / "suite.yaml", "search", None, Silent())
@@ -166,7 +166,7 @@ def test_texts_end_where_the_export_of_a_parent_ends_them(world: World, tmp_path
     spec = world("ends")
     change(spec, "expert1", "generation_config.json", eos_token_id=[2, 7])
     prepared = prepare(load_spec(spec), Silent())
-    recipes = {control.name: control.recipe for control in prepared.controls if control.recipe is not None}
+    recipes = {baseline.name: baseline.recipe for baseline in prepared.baselines if baseline.recipe is not None}
     worker = make_worker(prepared)
     for name, ends in {"parent:0": [2, 7], "base": 2, "uniform": [2, 7], "scale:0.30": 2}.items():
         card_of(worker, recipes[name], prepared)

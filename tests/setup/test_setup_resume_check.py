@@ -30,7 +30,7 @@ def record(spec: Path) -> dict[str, list[Any]]:
         info = ledger.search_by_name(places.name)
         assert info is not None
         events = ledger.events(info.search_id)
-    kinds = ("control", "asked", "scored", "told", "finalist", "test_opened", "gated", "failed")
+    kinds = ("baseline", "asked", "scored", "told", "finalist", "test_opened", "gated", "failed")
     found: dict[str, list[Any]] = {kind: [] for kind in kinds}
     for event in events:
         if event.type in found:
@@ -49,7 +49,7 @@ def test_run_records_and_reports(world: World) -> None:
     report = run(spec, Silent()).to_json()
     assert report["candidates"] == {"asked": 18, "scored": 18, "failed": 0, "resumed": 0}
     assert report["stopped"] == "candidates"
-    assert set(report["controls"]) == {"base", "parent:0", "parent:1", "uniform", "scale:0.30", "scale:0.60"}
+    assert set(report["baselines"]) == {"base", "parent:0", "parent:1", "uniform", "scale:0.30", "scale:0.60"}
     found = record(spec)
     assert len(found["asked"]) == 18
     assert [len(told["observations"]) for told in found["told"]] == [6, 6, 6]
@@ -62,7 +62,7 @@ def test_run_records_and_reports(world: World) -> None:
     assert [json.loads(line)["seq"] for line in lines] == list(range(1, len(lines) + 1))
 
 
-# Commits of one uninterrupted run: 1 item sets and start, then controls, asks, scores, tells, finalists, gate.
+# Commits of one uninterrupted run: 1 item sets and start, then baselines, asks, scores, tells, finalists, gate.
 @pytest.mark.parametrize(
     ("commit", "before"),
     [

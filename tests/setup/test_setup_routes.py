@@ -1,4 +1,4 @@
-"""What is found out about a search over routes before it starts: models, controls, start, memory."""
+"""What is found out about a search over routes before it starts: models, baselines, start, memory."""
 
 import json
 import shutil
@@ -21,13 +21,13 @@ from evosearch.spec.spec import load_spec
 World = Callable[..., Path]
 
 
-def searched(controls: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+def searched(baselines: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     """What makes the small world's spec one of routes."""
     hole = {"search": True, "models": ["./expert1", "./expert2"], "repeats": 1, "max_hops": 5, "encoding": "threshold"}
     return {
         "recipe": {"routing": hole | changes},
         "optimizer": {"name": "random", "seed": 1},
-        "controls": {"base_model": "./base", "scales": [0.3]} if controls is None else controls,
+        "baselines": {"base_model": "./base", "scales": [0.3]} if baselines is None else baselines,
     }
 
 
@@ -60,7 +60,7 @@ def test_a_search_over_routes_is_made_ready(world: World) -> None:
     assert [(hop.model, hop.layer) for hop in found.example.routing.hops] == [
         (f"{folder}/expert1", n) for n in (0, 1, 2)
     ]
-    assert {control.name: control.skipped for control in found.controls} == dict.fromkeys(
+    assert {baseline.name: baseline.skipped for baseline in found.baselines} == dict.fromkeys(
         ("base", "parent:0", "parent:1", "uniform", "scale:0.30")
     )
     assert found.models.identify(found.example) != found.models.identify(found.largest)
@@ -73,18 +73,18 @@ def test_a_search_over_routes_is_made_ready(world: World) -> None:
     assert [(hop.model, hop.layer) for hop in frame.routing.hops] == [(f"{folder}/expert{n}", 0) for n in (1, 2)]
 
 
-def test_without_a_base_only_what_needs_none_is_a_control(world: World) -> None:
-    found = prepared(world(**searched(controls={})))
-    assert {control.name for control in found.controls if control.recipe} == {"parent:0", "parent:1", "uniform"}
+def test_without_a_base_only_what_needs_none_is_a_baseline(world: World) -> None:
+    found = prepared(world(**searched(baselines={})))
+    assert {baseline.name for baseline in found.baselines if baseline.recipe} == {"parent:0", "parent:1", "uniform"}
     assert found.models.also == ()
 
 
-def test_models_of_controls_leave_the_identity_of_other_searches_as_it_was(world: World) -> None:
-    assert set(load_spec(world()).identity()["controls"]) == {"scales"}
+def test_models_of_baseline_leave_the_identity_of_other_searches_as_it_was(world: World) -> None:
+    assert set(load_spec(world()).identity()["baselines"]) == {"scales"}
     one, other = (
-        load_spec(world(f"n{i}", **searched(controls=c))) for i, c in enumerate(({}, {"base_model": "./base"}))
+        load_spec(world(f"n{i}", **searched(baselines=c))) for i, c in enumerate(({}, {"base_model": "./base"}))
     )
-    assert one.identity()["controls"] != other.identity()["controls"]
+    assert one.identity()["baselines"] != other.identity()["baselines"]
 
 
 def test_models_of_other_depth_are_routed_and_not_averaged(world: World) -> None:
@@ -95,7 +95,7 @@ def test_models_of_other_depth_are_routed_and_not_averaged(world: World) -> None
         *("include[1 expert1:1]", "include[1 expert1:2]"),
         *(f"include[1 deep:{layer}]" for layer in range(4)),
     ]
-    skipped = {control.name: control.skipped for control in found.controls if control.skipped}
+    skipped = {baseline.name: baseline.skipped for baseline in found.baselines if baseline.skipped}
     assert skipped == dict.fromkeys(("uniform", "scale:0.30"), "the models have different layers")
 
 
@@ -113,17 +113,17 @@ def test_models_of_other_width_or_vocabulary_are_refused(changes: dict[str, Any]
         prepared(spec)
 
 
-def test_a_base_for_controls_that_does_not_fit_is_refused(world: World) -> None:
-    spec = world(**searched(controls={"base_model": "./wide"}))
+def test_a_base_for_baseline_that_does_not_fit_is_refused(world: World) -> None:
+    spec = world(**searched(baselines={"base_model": "./wide"}))
     other_model(spec, "wide", hidden_size=64)
-    with pytest.raises(CheckpointError, match=rf"^{spec}: controls: .*wide.* cannot be "):
+    with pytest.raises(CheckpointError, match=rf"^{spec}: baselines: .*wide.* cannot be "):
         prepared(spec)
-    spec = world("missing", **searched(controls={"base_model": "./nowhere"}))
+    spec = world("missing", **searched(baselines={"base_model": "./nowhere"}))
     with pytest.raises(CheckpointError, match=r"nowhere"):
         prepared(spec)
 
 
-@pytest.mark.parametrize("start", ["best_control", "parents"])
+@pytest.mark.parametrize("start", ["best_baseline", "parents"])
 def test_a_route_cannot_start_from_weights(start: str, world: World) -> None:
     spec = searched()
     spec["optimizer"]["start"] = start
@@ -141,13 +141,13 @@ def test_an_optimizer_without_categories_names_another_encoding_s_dimension(worl
 def test_memory_grows_by_what_a_hop_has_for_itself(world: World) -> None:
     needed = []
     for hops in (3, 5):
-        found = check(world(f"hops{hops}", **searched(max_hops=hops, controls={})), False, Silent())
+        found = check(world(f"hops{hops}", **searched(max_hops=hops, baselines={})), False, Silent())
         assert found["problems"] == []
-        needed.append(found["memory"]["resident_gib"] * GIB / 2)  # beside it, at times, a control's
+        needed.append(found["memory"]["resident_gib"] * GIB / 2)  # beside it, at times, a baseline's
     o_proj, down_proj = 32 * 32, 32 * 48
     assert needed[1] - needed[0] == pytest.approx(2 * 4 * (o_proj + down_proj))
-    base = prepared(world("hops3", **searched(max_hops=3, controls={})))
-    whole = base.models.live_numbers(base.controls[1].recipe)  # type: ignore[arg-type]
+    base = prepared(world("hops3", **searched(max_hops=3, baselines={})))
+    whole = base.models.live_numbers(base.baselines[1].recipe)  # type: ignore[arg-type]
     layers = sum(2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32 for _ in range(3))
     assert needed[0] == pytest.approx(4 * (whole + layers - 3 * (o_proj + down_proj)))
 
@@ -171,12 +171,12 @@ def test_a_written_route_is_checked_where_its_models_are_known(world: World, tmp
     assert problem["where"].endswith("base_model")
 
 
-def test_a_merge_cannot_start_from_a_control_of_other_models(world: World) -> None:
-    spec = world(controls={"models": ["./base", "./expert1", "./other"], "scales": [0.3]})
+def test_a_merge_cannot_start_from_a_baseline_of_other_models(world: World) -> None:
+    spec = world(baselines={"models": ["./base", "./expert1", "./other"], "scales": [0.3]})
     other_model(spec, "other")
-    said = r"optimizer\.start: got 'best_control', and this search has no such control: it is made of other models"
+    said = r"optimizer\.start: got 'best_baseline', and this search has no such baseline: it is made of other models"
     with pytest.raises(SpecError, match=said):
         prepared(spec)
-    spec = world("own", controls={"models": ["./expert1"], "scales": [0.3]})
-    found = {control.name: control.weights for control in prepared(spec).controls if control.recipe}
+    spec = world("own", baselines={"models": ["./expert1"], "scales": [0.3]})
+    found = {baseline.name: baseline.weights for baseline in prepared(spec).baselines if baseline.recipe}
     assert found == {"base": (0.0, 0.0), "parent:0": (1.0, 0.0), "parent:1": (0.0, 1.0), "scale:0.30": (0.3, 0.0)}

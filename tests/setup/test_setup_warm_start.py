@@ -23,7 +23,7 @@ from evosearch.spec.spec import load_spec
 
 World = Callable[..., Path]
 OPTIMIZER: dict[str, Any] = {"name": "random", "population": 3, "seed": 1, "start": "init"}
-QUICK: dict[str, Any] = {"budget": {"candidates": 3}, "controls": {"scales": [0.5]}, "promotion": {"finalists": 1}}
+QUICK: dict[str, Any] = {"budget": {"candidates": 3}, "baselines": {"scales": [0.5]}, "promotion": {"finalists": 1}}
 
 
 class Notes(Silent):
@@ -165,13 +165,13 @@ def test_what_candidates_were_worth_is_known_only_of_the_same_recipes_and_questi
 
 
 def test_estimates_on_parts_are_known_only_where_the_parts_are_the_same(world: World, old: Path) -> None:
-    parted = QUICK | {"search_parts": 2}
+    parted = QUICK | {"search_minibatches": 2}
     run(world("parted", recipe=recipe(), optimizer=OPTIMIZER, **parted), Silent())
     # Halves told to a search on all, all told to one on halves, and halves of another seed's dealing
     for named, changes, seed in (("parted", QUICK, 1), ("old", parted, 1), ("parted", parted, 7)):
         count, said = looked_up(world("new", recipe=recipe(), optimizer=warm(named, seed=seed), **changes))
         assert count == 0
-        assert said.endswith("its search_parts are others, so what its candidates are worth is not taken over")
+        assert said.endswith("its search_minibatches are others, so what its candidates are worth is not taken over")
     count, said = looked_up(world("new", recipe=recipe(), optimizer=warm("parted", seed=1), **parted))
     assert count == 3
     assert said.endswith("3 candidates are known")

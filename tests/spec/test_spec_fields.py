@@ -32,13 +32,13 @@ LOCAL = {"executor": "local", "threads": 1}
         ({"tracking": {"uri": "jsonl:e.jsonl", "experiment": "x"}}, "tracking.experiment", "have no experiments"),
         ({"tracking": {"uri": ""}}, "tracking.uri", ""),
         ({"ledger": ""}, "ledger", ""),
-        ({"controls": {"scales": [0.3, float("inf")]}}, "controls.scales[1]", "finite"),
+        ({"baselines": {"scales": [0.3, float("inf")]}}, "baselines.scales[1]", "finite"),
         ({"optimizer": {"name": "random", "sigma": 0.2}}, "optimizer.sigma", "random takes no step size"),
         ({"optimizer": {"name": "tpe", "sigma": 0.17}}, "optimizer.sigma", "tpe takes no step size"),
         ({"optimizer": {"name": "nsga2", "asynchronous": True}}, "optimizer.asynchronous", "nsga2 must know of all"),
         ({"optimizer": {"name": "tpe", "restarts": 1}}, "optimizer.restarts", "tpe takes no restarts"),
         ({"optimizer": {"start": "init", "warm_start": "old"}}, "optimizer.start", "got 'init' with warm_start"),
-        ({"optimizer": {"start": "best_control", "warm_start": "old"}}, "optimizer.start", "starts from one place"),
+        ({"optimizer": {"start": "best_baseline", "warm_start": "old"}}, "optimizer.start", "starts from one place"),
         ({"budget": {}}, "budget", "a search has an end"),
     ],
 )
@@ -78,8 +78,8 @@ def alone(model: str) -> dict[str, Any]:
             "got 'parents', which sets weights of parents, and none",
         ),
         (
-            {"recipe": alone("./expert1"), "optimizer": {"start": "best_control"}},
-            "got 'best_control', and this search has no such control: there is only one parent",
+            {"recipe": alone("./expert1"), "optimizer": {"start": "best_baseline"}},
+            "got 'best_baseline', and this search has no such baseline: there is only one parent",
         ),
     ],
 )
@@ -90,7 +90,7 @@ def test_a_start_that_there_is_not_is_refused(changes: dict[str, Any], what: str
     assert caught.value.where == f"{spec}: optimizer.start"
     assert what in str(caught.value)
     assert caught.value.next == "Leave it out: holes start at their own init"
-    assert prepare(load_spec(world("start", **(changes | {"optimizer": {"name": "random"}}))), Silent()).controls
+    assert prepare(load_spec(world("start", **(changes | {"optimizer": {"name": "random"}}))), Silent()).baselines
 
 
 DEFAULTS: dict[str, Any] = {"warm_start": None, "diagonal": False, "restarts": 0}
@@ -132,7 +132,7 @@ def test_a_search_that_an_earlier_version_recorded_with_defaults_goes_on(
         found = identity(spec)
         return found | {"optimizer": found["optimizer"] | DEFAULTS}
 
-    quick: dict[str, Any] = {"controls": {"scales": [0.5]}, "promotion": {"finalists": 1}}
+    quick: dict[str, Any] = {"baselines": {"scales": [0.5]}, "promotion": {"finalists": 1}}
     monkeypatch.setattr(SearchSpec, "identity", earlier)
     then = run(world("earlier", budget={"candidates": 6}, **quick), Silent())
     monkeypatch.setattr(SearchSpec, "identity", identity)

@@ -26,7 +26,7 @@ CHANGES: dict[str, Any] = {
     "optimizer": OPTIMIZER,
     "objectives": ["choice", "generate"],
     "budget": {"candidates": 12},
-    "controls": {"scales": [0.5]},
+    "baselines": {"scales": [0.5]},
 }
 
 
@@ -47,7 +47,7 @@ def test_a_search_is_told_each_objective_and_ends_with_a_pareto_set(world: World
     for name, told in seen.items():
         original = next(p["duplicate_of"] for p in events(spec, "asked") if p["candidate"] == name) or name
         card = cards[original]
-        assert told["objectives"] == [card["parts"]["choice"], card["parts"]["generate"]]
+        assert told["objectives"] == [card["task_fitness"]["choice"], card["task_fitness"]["generate"]]
         # the fitness of this suite is the mean of the tasks' log-probabilities: what its parts add up to
         assert told["value"] == pytest.approx(sum(one["value"] for one in told["objectives"]) / 2)
         assert all(one["n"] == 8 and one["stderr"] > 0 for one in told["objectives"])
@@ -79,10 +79,12 @@ def test_a_search_that_stopped_goes_on_as_if_it_had_not(world: World) -> None:
     assert told[0] == told[1]
 
 
-def test_on_parts_each_objective_is_corrected_by_the_controls(world: World) -> None:
-    spec = world(name="parts", search_parts=2, **CHANGES)
+def test_on_parts_each_objective_is_corrected_by_the_baseline(world: World) -> None:
+    spec = world(name="parts", search_minibatches=2, **CHANGES)
     run(spec, Silent())
-    parts = {payload["candidate"]: payload for payload in events(spec, "scored") if payload.get("part") is not None}
+    parts = {
+        payload["candidate"]: payload for payload in events(spec, "scored") if payload.get("minibatch") is not None
+    }
     first = events(spec, "told")[0]["observations"]
     for index, task in enumerate(("choice", "generate")):
         shifts = [

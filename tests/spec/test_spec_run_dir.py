@@ -141,7 +141,7 @@ def test_commands_take_the_name(world: World, evosearch: Evosearch, tmp_path: Pa
         "optimizer": {"name": "random", "population": 2, "seed": 1, "start": "init"},
         "budget": {"candidates": 2},
     }
-    spec = world("hybrid", ledger=ledger, controls={"scales": [0.5]}, promotion={"finalists": 1})
+    spec = world("hybrid", ledger=ledger, baselines={"scales": [0.5]}, promotion={"finalists": 1})
     data = yaml.safe_load(spec.read_text())
     later = [{"model": "stage:one", "parameters": {"weight": hole}}, listed[1]]
     stages = [{"name": "one"} | stage, {"name": "two"} | stage | {"recipe": stage["recipe"] | {"models": later}}]

@@ -94,9 +94,9 @@ def changed(stages: Stages, *keys: Any, to: Any) -> Stages:
             r"stages\[0\]\.name: no later stage builds on 'one'\. 'stage:one' as a model",
         ),
         (
-            changed(two(), 1, "search_parts", to=50),
+            changed(two(), 1, "search_minibatches", to=50),
             {},
-            r"stages\[1\]\.search_parts: got 50, and 'choice' has 8 documents",
+            r"stages\[1\]\.search_minibatches: got 50, and 'choice' has 8 documents",
         ),
         (two(), {"name": "n" * 61}, r"stages\[0\]\.name: the search's name .* is longer than 64"),
     ],
@@ -130,8 +130,8 @@ def test_a_stage_reference_may_be_a_routes_and_a_bases(world: World) -> None:
     assert found.template["routing"]["models"] == ["stage:one", str(spec.file.parent / "expert1")]
     assert found.recipes == inner | {"stage:one": winner}
     assert found.config.recipe["routing"]["models"][0] == "stage:one"  # what the search_id is of
-    assert found.controls.models == tuple(str(spec.file.parent / f"expert{index}") for index in (1, 2))
-    assert found.controls.base_model is None
+    assert found.baselines.models == tuple(str(spec.file.parent / f"expert{index}") for index in (1, 2))
+    assert found.baselines.base_model is None
     assert found.name == "hybrid.routes"
 
 
@@ -158,11 +158,11 @@ def test_the_search_id_of_a_later_stage_follows_what_it_builds_on_and_not_where_
 
 def test_controls_of_the_last_stage_may_be_the_specs_own(world: World) -> None:
     own = {"scales": [0.5], "base_model": "./base", "models": ["./expert2", "./expert1"]}
-    spec = load(write(world, two(), controls=own))
+    spec = load(write(world, two(), baselines=own))
     assert isinstance(spec, StagedSpec)
     found = spec.stage(1, {"one": Winner({}, "0" * 64)})
-    assert found.config.controls.models == ("./expert2", "./expert1")
-    assert found.controls.base_model == str(spec.file.parent / "base")
+    assert found.config.baselines.models == ("./expert2", "./expert1")
+    assert found.baselines.base_model == str(spec.file.parent / "base")
 
 
 @pytest.mark.parametrize(

@@ -99,8 +99,8 @@ def test_workers_that_cannot_be_had(workers: dict[str, Any], message: str, monke
 
 
 def test_scales_that_would_share_a_name(world: World) -> None:
-    with pytest.raises(InputError, match=r"controls: two scales are alike to two decimals"):
-        load_spec(world(controls={"scales": [0.12, 0.125]}))
+    with pytest.raises(InputError, match=r"baselines: two scales are alike to two decimals"):
+        load_spec(world(baselines={"scales": [0.12, 0.125]}))
 
 
 def test_a_ledger_without_a_file(world: World) -> None:

@@ -73,8 +73,8 @@ class Story:
     def begin(self) -> None:
         spec = {"name": "night", "recipe": recipe(1.0)}
         self.add("started", name="night", spec=spec, inputs={"zoo:tiny/base": "ab"}, versions={"torch": "2.13"})
-        self.add("control", candidate="base", name="base", kind="base", recipe=recipe(1.0), recipe_id="idbase")
-        self.add("control", candidate="uniform", name="uniform", kind="uniform", skipped="there is only one parent")
+        self.add("baseline", candidate="base", name="base", kind="base", recipe=recipe(1.0), recipe_id="idbase")
+        self.add("baseline", candidate="uniform", name="uniform", kind="uniform", skipped="there is only one parent")
         self.scored("base", 1.0)
 
     def first_group(self) -> None:

@@ -1,4 +1,4 @@
-"""How a model is run on a layout of token sequences: with tree masks where it takes them, in plainer ways where not.
+"""How a model is run on a layout of token sequences: with tree masks where it takes them, in plainer modes where not.
 
 tree     every distinct prefix once, packed with tree masks: models that attend by mask, to everything before, through
          sliding windows, or either by layer
@@ -7,7 +7,7 @@ prefix   what many sequences share once, as a key-value cache; the rest as plain
 rows     every distinct sequence by itself: models that compute with the length of their input (rotary scaling by
          length, beyond their first context)
 
-That a way gives what the model's own forward gives is not taken on trust: it is tried on every model, and the next
+That a mode gives what the model's own forward gives is not taken on trust: it is tried on every model, and the next
 plainer one is taken where it does not.
 """
 
@@ -25,8 +25,8 @@ from evosearch.evaluation.engine.head import body
 from evosearch.evaluation.engine.out_of_memory import out_of_memory
 from evosearch.evaluation.engine.prefix_tree import Layout, Run, Tokens, as_rows, as_tree, by_length, distinct_prefixes
 
-Way = Literal["tree", "prefix", "rows"]
-WAYS: tuple[Way, ...] = ("tree", "prefix", "rows")
+Mode = Literal["tree", "prefix", "rows"]
+MODES: tuple[Mode, ...] = ("tree", "prefix", "rows")
 
 _BY_MASK = ("sdpa", "eager")  # attention implementations that add a mask of any shape to the scores
 _FULL, _SLIDING = "full_attention", "sliding_attention"
@@ -45,12 +45,12 @@ class Budget:
     cached: int  # keys and values of a batch of rows, in tokens
 
 
-def lay_out(sequences: Sequence[Tokens], way: Way, budget: Budget) -> Layout:
-    """The runs of distinct sequences in a way."""
-    if way == "rows":
+def lay_out(sequences: Sequence[Tokens], mode: Mode, budget: Budget) -> Layout:
+    """The runs of distinct sequences in a mode."""
+    if mode == "rows":
         return by_length(sequences, budget.tokens)
     tree = as_tree(sequences, budget.tokens)
-    return tree if way == "tree" else as_rows(tree, budget.tokens, budget.cached)
+    return tree if mode == "tree" else as_rows(tree, budget.tokens, budget.cached)
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Placed:
 
 
 @dataclass
-class Path:
+class KVStack:
     """Keys and values of the tokens that led to a run, and how many there are; the last of a stack is the deepest."""
 
     stack: list[tuple[int, Any]] = field(default_factory=list)  # (tokens, cache)
@@ -82,7 +82,7 @@ class Path:
         return self.stack[-1][1] if self.stack else None
 
 
-def forward(model: Any, placed: Placed, path: Path, cached: bool = False) -> tuple[Tensor, Any | None]:
+def forward(model: Any, placed: Placed, path: KVStack, cached: bool = False) -> tuple[Tensor, Any | None]:
     """Final hidden states (B · T, hidden size) of a run, and the cache that holds its path and itself.
 
     Args:
@@ -202,27 +202,27 @@ def _kinds(config: Any) -> set[str]:
 class _Proof:
     """What was found right of a model, on sequences of so many tokens."""
 
-    way: Way
+    mode: Mode
     tokens: int
 
 
 _proofs: WeakKeyDictionary[Any, dict[tuple[Any, ...], _Proof]] = WeakKeyDictionary()
 
 
-def way_of(model: Any, tokens: Tokens, length: int, allowed: Sequence[Way] = WAYS) -> Way:
-    """The way a model is run: the first of those allowed that applies and proves right.
+def mode_of(model: Any, tokens: Tokens, length: int, allowed: Sequence[Mode] = MODES) -> Mode:
+    """The mode a model is run: the first of those allowed that applies and proves right.
 
     Args:
-        tokens: any sequence that will be run, to try the ways on.
+        tokens: any sequence that will be run, to try the modes on.
         length: of the longest sequence there will be.
-        allowed: ways to choose from, most efficient first; where none of them is right, the one that is.
+        allowed: modes to choose from, most efficient first; where none of them is right, the one that is.
     """
     found = "rows" if _looks_at_length(_text(model), length) else _right(model, tokens, length)
-    return next((way for way in allowed if WAYS.index(way) >= WAYS.index(found)), found)
+    return next((mode for mode in allowed if MODES.index(mode) >= MODES.index(found)), found)
 
 
-def _right(model: Any, tokens: Tokens, length: int) -> Way:
-    """The most efficient way that was tried and found right, remembered for other weights of the same model."""
+def _right(model: Any, tokens: Tokens, length: int) -> Mode:
+    """The most efficient mode that was tried and found right, remembered for other weights of the same model."""
     config = _text(model)
     key = (config._attn_implementation, model.dtype, tuple(sorted(_kinds(config))), _window(config))
     size = _probe_length(model, length)
@@ -232,7 +232,7 @@ def _right(model: Any, tokens: Tokens, length: int) -> Way:
         if found is None:  # broken weights, on which nothing can be tried: whoever reads a log-likelihood will say so
             return "rows"
         known[key] = _Proof(found, size)
-    return known[key].way
+    return known[key].mode
 
 
 def _probe_length(model: Any, length: int) -> int:
@@ -256,25 +256,25 @@ def _probes(tokens: Tokens, size: int) -> list[Tokens]:
 
 
 @torch.inference_mode()
-def _first_right(model: Any, probes: list[Tokens]) -> Way | None:
-    """The first way that gives what the model's own forward gives; None where that is not finite."""
+def _first_right(model: Any, probes: list[Tokens]) -> Mode | None:
+    """The first mode that gives what the model's own forward gives; None where that is not finite."""
     size, nodes = len(probes[0]), distinct_prefixes(probes)
     expected = _states(model, by_length(probes, size), probes)
     if not bool(torch.isfinite(expected).all()):
         return None
     limit = limit_of(model, expected)
     tree = as_tree(probes, nodes - 1, beside=nodes)  # a part is cached; two rows behind it, each with two branches
-    for way in WAYS[:-1]:
-        if way == "tree" and not _takes_masks(model):
+    for mode in MODES[:-1]:
+        if mode == "tree" and not _takes_masks(model):
             continue
         try:
-            got = _states(model, tree if way == "tree" else as_rows(tree, nodes, nodes * size), probes)
+            got = _states(model, tree if mode == "tree" else as_rows(tree, nodes, nodes * size), probes)
         except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
             if out_of_memory(error):
-                raise  # says nothing of the way
+                raise  # says nothing of the mode
             continue  # a forward that knows nothing of such masks or caches
         if bool((got - expected).abs().max() <= limit):
-            return way
+            return mode
     return "rows"
 
 
@@ -285,7 +285,7 @@ def limit_of(model: Any, expected: Tensor) -> float:
 
 def _states(model: Any, layout: Layout, sequences: Sequence[Tokens]) -> Tensor:
     """Final hidden states (Σ length, hidden size) of sequences, one after the other."""
-    path = Path()
+    path = KVStack()
     hidden = [forward(model, Placed.on(model.device, run), path)[0] for run in layout.runs]
     parts = [hidden[part.run][torch.from_numpy(part.places)] for one in sequences for part in layout.stretches[one]]
     return torch.cat(parts).float()

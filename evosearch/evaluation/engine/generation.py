@@ -18,15 +18,15 @@ from torch import Tensor
 
 from evosearch.errors import CandidateError
 from evosearch.evaluation.engine.attention import (
-    Path,
+    KVStack,
+    Mode,
     Placed,
-    Way,
     forward,
     limit_of,
     masks,
+    mode_of,
     new_cache,
     reread_at,
-    way_of,
 )
 from evosearch.evaluation.engine.head import body, check_head, head_logits
 from evosearch.evaluation.engine.loglikelihood import ScoreOptions
@@ -107,17 +107,17 @@ class _Batch:
 
 @dataclass
 class GenerationPlan:
-    """Distinct requests laid out in batches, in the way that a model is run in; reused for every candidate."""
+    """Distinct requests laid out in batches, in the mode that a model is run in; reused for every candidate."""
 
     requests: tuple[GenerationRequest, ...]
     first: tuple[int, ...]  # request → the first one equal to it, which is the one that runs
     decoder: Decoder
     options: ScoreOptions
-    _laid: dict[tuple[Way, torch.device], tuple[_Batch, ...]] = field(default_factory=dict)
+    _laid: dict[tuple[Mode, torch.device], tuple[_Batch, ...]] = field(default_factory=dict)
 
-    def way(self, model: Any) -> Way:
-        """The way this model is run in: prompts as tries, or in rows of one length."""
-        return "tree" if way_of(model, *self._longest, self.options.ways) == "tree" else "rows"
+    def mode(self, model: Any) -> Mode:
+        """The mode this model is run in: prompts as tries, or in rows of one length."""
+        return "tree" if mode_of(model, *self._longest, self.options.modes) == "tree" else "rows"
 
     @cached_property
     def _longest(self) -> tuple[tuple[int, ...], int]:
@@ -125,12 +125,12 @@ class GenerationPlan:
         prompt = max((request.prompt for request in self.requests), key=len)
         return prompt, max(len(request.prompt) + request.max_new_tokens for request in self.requests)
 
-    def batches(self, way: Way, device: torch.device) -> tuple[_Batch, ...]:
-        """What is run in a way on a device, laid out once."""
-        if (way, device) not in self._laid:
-            lay_out = self._trees if way == "tree" else self._plain
-            self._laid[way, device] = tuple(lay_out(device))
-        return self._laid[way, device]
+    def batches(self, mode: Mode, device: torch.device) -> tuple[_Batch, ...]:
+        """What is run in a mode on a device, laid out once."""
+        if (mode, device) not in self._laid:
+            lay_out = self._trees if mode == "tree" else self._plain
+            self._laid[mode, device] = tuple(lay_out(device))
+        return self._laid[mode, device]
 
     def _trees(self, device: torch.device) -> Iterator[_Batch]:
         """Requests of equal room to grow make a tree: they are likely one task's, and stop at about the same time."""
@@ -194,8 +194,8 @@ def generate(model: Any, plan: GenerationPlan) -> tuple[list[str], Tokens]:
     end = _end_tokens(model)
     made: dict[int, list[int]] = {}
     forwarded = padded = 0
-    path = Path()
-    for batch in plan.batches(plan.way(model), model.device):
+    path = KVStack()
+    for batch in plan.batches(plan.mode(model), model.device):
         check_head(model, batch.prompts)
         start = _plain_start(model, batch) if batch.placed is None else _tree_start(model, batch, path)
         forwarded += batch.prompts.numel() if batch.placed is None else batch.placed.run.tokens
@@ -300,7 +300,7 @@ def _plain_start(model: Any, batch: _Batch) -> _Rows:
     return _read_rows(model, batch.prompts, _continues(model, batch.prompts))
 
 
-def _tree_start(model: Any, batch: _Batch, path: Path) -> _Rows | None:
+def _tree_start(model: Any, batch: _Batch, path: KVStack) -> _Rows | None:
     """Rows from a run of their prompts' trie: each takes the keys and values of its own path, padded behind."""
     from transformers import DynamicCache
 

@@ -2,7 +2,7 @@
 
     ll(request) = Σ_j log p(continuation_j | context, continuation_<j)        summed over the continuation's tokens
 
-Laying out (which runs, which positions) is done once for a frozen batch and a way of running models (`attention.py`);
+Laying out (which runs, which positions) is done once for a frozen batch and a mode of running models (`attention.py`);
 scoring a candidate is then forward passes and gathers.
 """
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evosearch.errors import CandidateError
-from evosearch.evaluation.engine.attention import WAYS, Budget, Path, Placed, Way, forward, way_of
+from evosearch.evaluation.engine.attention import MODES, Budget, KVStack, Mode, Placed, forward, mode_of
 from evosearch.evaluation.engine.attention import lay_out as lay_out_runs
 from evosearch.evaluation.engine.head import check_head, head_logits
 from evosearch.evaluation.engine.prefix_tree import Layout, distinct_prefixes
@@ -33,13 +33,13 @@ _BATCH_TOKENS_ELSEWHERE = 8192
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """How much is run at once, and in which ways. None of it changes a result beyond float rounding."""
+    """How much is run at once, and in which modes. None of it changes a result beyond float rounding."""
 
     batch_tokens: int | None = None  # in one forward pass; None: by the kind of device
     batch_reads: int = 2048  # positions whose logits are held at once: memory is reads × vocabulary × 4 bytes
     cached_tokens: int = 32768  # keys and values of a batch of rows, in tokens: rows × length
     generation_rows: int = 512  # prompts that are continued together, at most
-    ways: tuple[Way, ...] = WAYS  # how models may be run, see `attention.py`
+    modes: tuple[Mode, ...] = MODES  # how models may be run, see `attention.py`
 
     def budget(self, device: torch.device) -> Budget:
         """What a device runs at once."""
@@ -76,9 +76,9 @@ class _Pass:
 
 @dataclass(frozen=True)
 class Passes:
-    """A batch of requests, laid out in one way for one device."""
+    """A batch of requests, laid out in one mode for one device."""
 
-    way: Way
+    mode: Mode
     passes: tuple[_Pass, ...]
     pick_request: NDArray[np.int64]  # (ΣP,) the request that each pick belongs to, over all passes
     tokens: Tokens
@@ -86,25 +86,25 @@ class Passes:
 
 @dataclass
 class LoglikelihoodPlan:
-    """Requests, laid out on first use in the way that a model is run in; reused for every candidate."""
+    """Requests, laid out on first use in the mode that a model is run in; reused for every candidate."""
 
     requests: tuple[LoglikelihoodRequest, ...]
     options: ScoreOptions
-    _laid: dict[tuple[Way, torch.device], Passes] = field(default_factory=dict)
+    _laid: dict[tuple[Mode, torch.device], Passes] = field(default_factory=dict)
 
-    def way(self, model: Any) -> Way:
-        """The way this model is run in."""
-        return way_of(model, self._longest, len(self._longest), self.options.ways)
+    def mode(self, model: Any) -> Mode:
+        """The mode this model is run in."""
+        return mode_of(model, self._longest, len(self._longest), self.options.modes)
 
     @cached_property
     def _longest(self) -> tuple[int, ...]:
         return max((request.inputs for request in self.requests), key=len)
 
-    def passes(self, way: Way, device: torch.device) -> Passes:
-        """What is run in a way on a device, laid out once."""
-        if (way, device) not in self._laid:
-            self._laid[way, device] = _passes(self.requests, way, device, self.options)
-        return self._laid[way, device]
+    def passes(self, mode: Mode, device: torch.device) -> Passes:
+        """What is run in a mode on a device, laid out once."""
+        if (mode, device) not in self._laid:
+            self._laid[mode, device] = _passes(self.requests, mode, device, self.options)
+        return self._laid[mode, device]
 
 
 def lay_out(requests: Sequence[LoglikelihoodRequest], options: ScoreOptions) -> LoglikelihoodPlan:
@@ -126,9 +126,9 @@ def score_loglikelihoods(model: Any, plan: LoglikelihoodPlan) -> tuple[NDArray[n
     count = len(plan.requests)
     if not count:
         return np.zeros(0), np.zeros(0, dtype=np.bool_), Tokens()
-    laid = plan.passes(plan.way(model), model.device)
+    laid = plan.passes(plan.mode(model), model.device)
     values, hits = [], []
-    path = Path()
+    path = KVStack()
     for one in laid.passes:
         check_head(model, one.placed.ids)
         hidden = forward(model, one.placed, path)[0][one.reads]  # (R, hidden size)
@@ -148,9 +148,11 @@ def score_loglikelihoods(model: Any, plan: LoglikelihoodPlan) -> tuple[NDArray[n
     return lls, misses == 0, laid.tokens
 
 
-def _passes(requests: Sequence[LoglikelihoodRequest], way: Way, device: torch.device, options: ScoreOptions) -> Passes:
+def _passes(
+    requests: Sequence[LoglikelihoodRequest], mode: Mode, device: torch.device, options: ScoreOptions
+) -> Passes:
     sequences = list(dict.fromkeys(request.inputs for request in requests))
-    layout = lay_out_runs(sequences, way, options.budget(device))
+    layout = lay_out_runs(sequences, mode, options.budget(device))
     picks: list[list[tuple[int, int, int]]] = [[] for _ in layout.runs]  # flattened position, token, request
     for index, request in enumerate(requests):
         _add_picks(picks, layout, request, index)
@@ -165,7 +167,7 @@ def _passes(requests: Sequence[LoglikelihoodRequest], way: Way, device: torch.de
         distinct=distinct_prefixes(sequences),
         requested=sum(len(request.inputs) for request in requests),
     )
-    return Passes(way, tuple(made), np.array(pick_request, dtype=np.int64), tokens)
+    return Passes(mode, tuple(made), np.array(pick_request, dtype=np.int64), tokens)
 
 
 def _add_picks(

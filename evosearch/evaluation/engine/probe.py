@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evosearch.evaluation.engine.attention import Path, Placed, forward, way_of
+from evosearch.evaluation.engine.attention import KVStack, Placed, forward, mode_of
 from evosearch.evaluation.engine.head import head_logits
 from evosearch.evaluation.engine.prefix_tree import Run
 
@@ -28,12 +28,12 @@ def run_packed(model: Any, tokens: int, longest: int) -> dict[torch.device, int]
     rows, vocabulary = tokens // piece, int(model.get_input_embeddings().num_embeddings)
     ids = (np.arange(rows * piece, dtype=np.int64) % vocabulary).reshape(rows, piece)
     positions = np.broadcast_to(np.arange(piece), ids.shape)
-    if way_of(model, tuple(ids[0].tolist()), piece) == "tree":
+    if mode_of(model, tuple(ids[0].tolist()), piece) == "tree":
         ends = np.repeat(np.arange(piece, rows * piece + 1, piece), piece)[None]  # each sequence ends its own path
         run = Run(ids.reshape(1, -1), positions.reshape(1, -1), ends, 0, False, ids.size)
     else:
         run = Run(ids, positions, None, 0, False, ids.size)
-    hidden, cache = forward(model, Placed.on(model.device, run), Path(), cached=True)
+    hidden, cache = forward(model, Placed.on(model.device, run), KVStack(), cached=True)
     del hidden
     held: dict[torch.device, int] = {}
     for layer in getattr(cache, "layers", ()):

@@ -83,7 +83,7 @@ class Scorer:
         assert not model.training, "dropout would be scored"
         frozen, plan, generations = self._lay_out(batch)
         started = time.perf_counter()
-        self.caching = bool(plan.requests) and plan.way(model) == "prefix"
+        self.caching = bool(plan.requests) and plan.mode(model) == "prefix"
         lls, greedy, tokens = score_loglikelihoods(model, plan)
         self.caching = bool(generations.requests)
         texts, generated = generate(model, generations)
@@ -92,8 +92,8 @@ class Scorer:
         columns = {task: found.columns for task, found in judged.items()}
         reported = {task: found.reported for task, found in judged.items()}
         card = make_card(self.suite, batch, columns, tokens + generated, spent, reported)
-        ways: dict[str, LoglikelihoodPlan | GenerationPlan] = {"loglikelihood": plan, "generation": generations}
-        return replace(card, ways={kind: plan.way(model) for kind, plan in ways.items() if plan.requests})
+        modes: dict[str, LoglikelihoodPlan | GenerationPlan] = {"loglikelihood": plan, "generation": generations}
+        return replace(card, modes={kind: plan.mode(model) for kind, plan in modes.items() if plan.requests})
 
     def _lay_out(self, batch: ItemBatch) -> _Laid:
         if batch.digest not in self._laid:

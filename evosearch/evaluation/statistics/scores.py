@@ -62,7 +62,7 @@ def make_card(
     spread = _spread(slopes, tasks)
     guarded = [task for task in suite.guarded if task.name in sizes]
     guards = {task.name: _points(suite, task, columns[task.name]) for task in guarded}
-    parts = {
+    task_fitness = {
         task.name: _in_points(task, _task_score(task.column, columns[task.name][task.column], groups[task.name]))
         for task in (*guarded, *present)
     }
@@ -72,7 +72,7 @@ def make_card(
         golds = {task.name: _task_score(GOLD, _gold(task, columns[task.name]), groups[task.name]) for task in present}
         value = sum(weights[name] * golds[name].value for name in weights)
         fitness = Estimate(value, _spread(weights, golds), n)
-        parts |= {name: Estimate(gold.value, gold.stderr, gold.n) for name, gold in golds.items()}
+        task_fitness |= {name: Estimate(gold.value, gold.stderr, gold.n) for name, gold in golds.items()}
     return ScoreCard(
         split=batch.split,
         batch_digest=batch.digest,
@@ -86,7 +86,7 @@ def make_card(
         reported={task: dict(metrics) for task, metrics in (reported or {}).items()},
         guards=guards,
         score_stderr=spread,
-        parts=parts,
+        task_fitness=task_fitness,
     )
 
 

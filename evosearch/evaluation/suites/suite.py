@@ -39,7 +39,7 @@ $EVOSEARCH_TASKS (several with ':' between them). What it includes and the files
 too: a suite cannot bring in code from elsewhere. Its own folder is trusted with it. `group_by`, which stands in the
 suite itself, is rendered in a sandbox.
 
-A guard's task has points of its own, 100 (m - c) / (1 - c), held against those of the control `base` or, where the
+A guard's task has points of its own, 100 (m - c) / (1 - c), held against those of the baseline `base` or, where the
 recipe has no base, of the parent that is best at the task. Any task of the suite may be guarded, by its name here (of a
 group: its leaf tasks). One that is only reported then needs a `metric` that is an item mean in [0, 1], and may have a
 `chance`. The gate asks that a larger drop be excluded by its bound, so `max_drop: 0` asks for a gain that is shown.

@@ -6,11 +6,11 @@ last `restarted` on; everything else is the record that people and the mirror re
 | type | payload |
 |---|---|
 | started | name, spec, versions {package: version}, budget, resumed, and the circumstances (below) |
-| control | candidate, name, recipe, recipe_id, skipped (a reason, where it does not apply) |
-| asked | candidate, group, genome, recipe, recipe_id, duplicate_of, part |
-| scored | candidate, recipe_id, worker, part, and the card's summary |
-| failed | candidate, split, part, stage, reason, traceback, worker |
-| retried | candidate, split, part, stage, reason, traceback |
+| baseline | candidate, name, recipe, recipe_id, skipped (a reason, where it does not apply) |
+| asked | candidate, group, genome, recipe, recipe_id, duplicate_of, minibatch |
+| scored | candidate, recipe_id, worker, minibatch, and the card's summary |
+| failed | candidate, split, minibatch, stage, reason, traceback, worker |
+| retried | candidate, split, minibatch, stage, reason, traceback |
 | told | group, observations [{candidate, value, stderr, n, state, violations, objectives}] |
 | finalist | candidate, rank, score on validation |
 | winner | candidate, recipe, recipe_id, score on validation: what a stage found, which later stages build on |
@@ -29,10 +29,10 @@ those that they are made of; `inputs` says which they are.
 
 `violations` are points beyond each guard, `objectives` [{value, stderr, n}] are there where there are several.
 
-`part` is there where candidates are scored on a part of the search split (see sampling), `violations` and `guards`
+`minibatch` is there where candidates are scored on a minibatch of the search split (see sampling), `violations` and `guards`
 where the suite has guards, in its order.
 
-A candidate is named by a string: an asked one by its ask index (`"17"`), a control by what it is (`"uniform"`,
+A candidate is named by a string: an asked one by its ask index (`"17"`), a baseline by what it is (`"uniform"`,
 `"parent:1"`, `"scale:0.40"`).
 """
 
@@ -41,7 +41,7 @@ from typing import Any, Literal, get_args
 
 EventType = Literal[
     "started",
-    "control",
+    "baseline",
     "asked",
     "scored",
     "failed",

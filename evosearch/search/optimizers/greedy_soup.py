@@ -29,7 +29,7 @@ class _Model:
     present: Scalar
 
 
-@optimizer("greedy_soup", categoricals=True, parts=False)
+@optimizer("greedy_soup", categoricals=True, minibatches=False)
 class GreedySoup:
     """First the start and every model alone, together; then one addition at a time, in the order of their scores.
 

@@ -48,8 +48,8 @@ class Optimizer(Protocol):
 class OptimizerConfig(Document):
     """The spec's `optimizer`.
 
-    `start` says from where: `init` (the holes' own `init`), `best_control` or `parents` (the weights of the best
-    control, or of the best parent). `population` is how many candidates are asked together, `sigma` the first step
+    `start` says from where: `init` (the holes' own `init`), `best_baseline` or `parents` (the weights of the best
+    baseline, or of the best parent). `population` is how many candidates are asked together, `sigma` the first step
     size as a part of each dimension's range. `warm_start` names another search (or its folder or spec): the best that
     was found there is where this one starts, in place of `start`, and optimizers that learn from single trials are told
     its candidates. `diagonal` keeps the covariance diagonal, `restarts` is how often a converged search begins again
@@ -60,7 +60,7 @@ class OptimizerConfig(Document):
     population: Annotated[int, Field(ge=1, le=100_000)] | None = None
     sigma: Annotated[float, Field(gt=0, le=1)] = 0.17
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    start: Literal["init", "best_control", "parents"] = "best_control"
+    start: Literal["init", "best_baseline", "parents"] = "best_baseline"
     asynchronous: bool = False
     warm_start: Annotated[str, Field(min_length=1)] | None = None
     diagonal: bool = False
@@ -133,7 +133,7 @@ class Entry:
     least_population: int
     asynchronous: bool = False  # may be asked before it is told
     objectives: bool = False  # takes several
-    parts: bool = True  # candidates of different generations may be scored on different parts of the items
+    minibatches: bool = True  # candidates of different generations may be scored on different parts of the items
 
 
 T = TypeVar("T", bound=Factory)
@@ -148,7 +148,7 @@ def optimizer(
     least_population: int = 1,
     asynchronous: bool = False,
     objectives: bool = False,
-    parts: bool = True,
+    minibatches: bool = True,
 ) -> Callable[[T], T]:
     """Register a class whose constructor takes (config, problem) under its file's name.
 
@@ -158,7 +158,7 @@ def optimizer(
     def register(factory: T) -> T:
         assert factory.__module__.rsplit(".", 1)[-1] == name, f"optimizer {name} belongs in {name}.py"
         _entries[name] = Entry(
-            name, factory, frozenset(options), categoricals, least_population, asynchronous, objectives, parts
+            name, factory, frozenset(options), categoricals, least_population, asynchronous, objectives, minibatches
         )
         return factory
 
