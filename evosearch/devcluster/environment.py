@@ -11,7 +11,7 @@ from evosearch.devcluster.postgres import Postgres
 from evosearch.devcluster.private import secret, write_private
 from evosearch.devcluster.processes import HOST
 from evosearch.environment import TELEMETRY_OFF
-from evosearch.reporting.openings import data_folder
+from evosearch.spec.run_dir import data_folder
 
 ACCOUNT = "evosearch"  # of MLflow, for searches
 FOREIGN = ("RAY_", "MLFLOW_", "PG", "EVOSEARCH_")  # what is set for another cluster is not for this one

@@ -8,7 +8,7 @@ import glob
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from evosearch.evaluation.suites.task_files import FUNCTION, code_named, files_n
 from evosearch.recipe.files import LISTS_MODELS, NAMES_A_MODEL, NAMES_A_TOKENIZER, STAGE, exists, is_recipe, pieces
 from evosearch.recipe.tokens import BASE, UNION
 from evosearch.spec.diagnostics import Findings
+from evosearch.spec.portable import TOP
 
-TOP = "packed"  # the only folder of what travels: nothing in it is found by a Python import
 SUITE = "suite.yaml"
 FILE_MIB, TOTAL_MIB, FILES = 32, 64, 5000  # a package goes through the memory of the cluster's head
 LEFT_OUT = ("__pycache__",)  # and all that begins with a dot
@@ -219,15 +219,6 @@ def _lies(named: str, folder: Path, root: Path, key: str) -> str | None:
     if key != "dataset_path" and beside.exists():
         return None if beside.resolve().is_relative_to(root) else str(beside.resolve())
     return str(Path(named).resolve()) if key != "include" and glob.glob(named) else None
-
-
-def portable(folders: Sequence[str]) -> list[str]:
-    """Folders of task files as workers are told of them.
-
-    What a job brought along lies on every node in the working directory of its processes, wherever that is there.
-    """
-    here = Path.cwd()
-    return [os.path.relpath(folder, here) if Path(folder).is_relative_to(here / TOP) else folder for folder in folders]
 
 
 def _digest(folder: Path) -> str:

@@ -8,10 +8,10 @@ import time
 from typing import Any
 
 from evosearch.errors import LedgerError
-from evosearch.jobs.stages_lock import runner
 from evosearch.reporting.status import row_of
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.ledger.lock import this_host
+from evosearch.service.stages_lock import runner
 from evosearch.setup.loading import read_search
 from evosearch.spec.run_dir import Places, find
 

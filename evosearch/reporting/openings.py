@@ -8,23 +8,14 @@ A ledger that a spec names by URL keeps the record itself; searches with a ledge
 the user's data folder.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from evosearch.errors import LedgerError
 from evosearch.evaluation.types import ItemBatch
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.state import SearchState
-
-
-def data_folder() -> Path:
-    """$EVOSEARCH_DATA, or `evosearch` in the user's data folder."""
-    own = os.environ.get("EVOSEARCH_DATA")
-    if own:
-        return Path(own).resolve()
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "evosearch"
+from evosearch.spec.run_dir import data_folder
 
 
 def times_opened(ledger: Ledger, state: SearchState) -> int:

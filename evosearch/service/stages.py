@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from evosearch.evaluation.harness.harness import Harness
-from evosearch.jobs.stages_lock import running
 from evosearch.reporting.export import write_winner
 from evosearch.reporting.report import RunReport, candidates_of, winner_of
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Progress, Watcher
+from evosearch.service.stages_lock import running
 from evosearch.setup.loading import read_search
 from evosearch.spec.run_dir import default_places, places_of, recorded_names, stage_places
 from evosearch.spec.spec import SearchSpec, Winner, check_same_search

@@ -10,11 +10,11 @@ from evosearch.evaluation.suites.suite import Suite
 from evosearch.execution.cluster import address_of
 from evosearch.execution.local import LocalExecutor
 from evosearch.execution.worker import WorkerConfig
-from evosearch.jobs.pack import portable
 from evosearch.search.progress import Watcher
 from evosearch.search.protocols import Executor
 from evosearch.setup.models import Models
 from evosearch.setup.prepare import Prepared
+from evosearch.spec.portable import portable
 from evosearch.spec.spec import WorkersConfig
 
 THREADS = 2  # of a worker on a cluster, and the cores it takes: of no use to a GPU, so that few nodes lack them

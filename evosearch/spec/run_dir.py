@@ -224,3 +224,11 @@ def recorded_names(ledger: str, where: str = "ledger") -> list[str]:
             return [info.name for info in opened.searches()]
     except NoLedgerError:  # an empty database
         return []
+
+
+def data_folder() -> Path:
+    """$EVOSEARCH_DATA, or `evosearch` in the user's data folder."""
+    own = os.environ.get("EVOSEARCH_DATA")
+    if own:
+        return Path(own).resolve()
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "evosearch"

@@ -11,9 +11,10 @@ import yaml
 from evosearch import documents
 from evosearch.errors import SpecError
 from evosearch.jobs import pack as packing
-from evosearch.jobs.pack import TOP, Pack, pack, portable, problem_here
+from evosearch.jobs.pack import Pack, pack, problem_here
 from evosearch.jobs.submit import search_id_of
 from evosearch.spec.diagnostics import Findings
+from evosearch.spec.portable import TOP, portable
 from evosearch.spec.spec import load_spec
 from evosearch.spec.stages import load
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from evosearch.errors import LedgerError
-from evosearch.jobs import stages_lock
 from evosearch.jobs.stop import _process, stop_here
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.ledger.lock import this_host
+from evosearch.service import stages_lock
 from evosearch.service.stages import run_stages
 from evosearch.spec.run_dir import default_places
 

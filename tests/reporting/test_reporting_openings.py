@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 from evosearch.evaluation.types import ItemBatch, ItemSet
-from evosearch.reporting.openings import data_folder, openings, record_reread
+from evosearch.reporting.openings import openings, record_reread
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Silent
 from evosearch.service.run import run
+from evosearch.spec.run_dir import data_folder
 
 World = Callable[..., Path]
 
