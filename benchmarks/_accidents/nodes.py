@@ -31,9 +31,8 @@ class Nodes:
     """A head, and nodes that join it."""
 
     def __init__(self, folder: Path) -> None:
-        """
-        Args:
-            folder: of the scenario; logs and the token lie there.
+        """Args:
+        folder: of the scenario; logs and the token lie there.
         """
         self._folder = folder
         self._ray = Path(tempfile.mkdtemp(prefix="evofaults-"))  # short: paths of sockets are bounded

@@ -59,9 +59,8 @@ def check_http(mlflow: str, jobs: str, own: tuple[str, str]) -> None:
 
 
 def check_postgres(postgres: Postgres) -> None:
-    """
-    Raises:
-        SearchError: as `check`.
+    """Raises:
+    SearchError: as `check`.
     """
     for who, password in {"nobody": "", "a wrong password": WRONG}.items():
         key = f"user={USER} password='{password}' passfile={postgres.folder}/none"  # else PGPASSFILE has the right one

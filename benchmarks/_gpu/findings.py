@@ -43,9 +43,8 @@ def judged(name: str, check: Callable[[], Mapping[str, Any]]) -> Finding:
 
 
 def hold(what: bool, reason: str, **figures: Any) -> None:
-    """
-    Raises:
-        UnmetError: it is not so.
+    """Raises:
+    UnmetError: it is not so.
     """
     if not what:
         raise UnmetError(reason, **figures)

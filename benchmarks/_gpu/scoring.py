@@ -53,7 +53,7 @@ def parity(world: World, harness: Harness, device: torch.device) -> Mapping[str,
 
 
 def attention(world: World, harness: Harness, device: torch.device) -> Mapping[str, Any]:
-    """torch's fused attention under our tree masks against its plain one, which writes every score to memory."""
+    """Torch's fused attention under our tree masks against its plain one, which writes every score to memory."""
     recipe = world.recipe(weight=0.5)
     figures: dict[str, float] = {}
     for name, dtype, limit in (("float32", torch.float32, EXACT), ("bfloat16", torch.bfloat16, ROUGH_MOST)):

@@ -22,7 +22,7 @@ MEAN_S, SIGMA = 60.0, 1.0  # of an evaluation, lognormal: one in a hundred takes
 
 
 def heavy_tailed(seed: int = 0, mean_s: float = MEAN_S, sigma: float = SIGMA) -> Callable[[Job], float]:
-    """job → seconds, the same of a candidate whoever asks for it:  exp(ln mean - σ²/2 + σ z)."""
+    """Job → seconds, the same of a candidate whoever asks for it:  exp(ln mean - σ²/2 + σ z)."""
 
     def duration(job: Job) -> float:
         candidate = job.id.split("@")[0]
@@ -83,5 +83,5 @@ def baseline(
 
 
 def score(world: World) -> Callable[[Job], Any]:
-    """job → its card, None where the candidate fails."""
+    """Job → its card, None where the candidate fails."""
     return lambda job: None if world.fails(job.recipe) else world.card(job)

@@ -88,10 +88,9 @@ class Merges:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, groups: int, condition: float, rotated: bool) -> "Merges":
-        """
-        Args:
-            condition: greatest curvature over least.
-            rotated: along directions that mix all weights; else along the weights themselves.
+        """Args:
+        condition: greatest curvature over least.
+        rotated: along directions that mix all weights; else along the weights themselves.
         """
         count = PARENTS * groups
         own = np.repeat(np.eye(PARENTS), groups, axis=1)  # (T, N)

@@ -49,10 +49,9 @@ class World:
     def draw(
         cls, seed: int, tasks: int, items: int, places: int, suits: float = 0.5, rough: float = 0.0, smooth: bool = True
     ) -> "World":
-        """
-        Args:
-            items: n, of all tasks together, dealt out evenly.
-            places: D.
+        """Args:
+        items: n, of all tasks together, dealt out evenly.
+        places: D.
         """
         rng = np.random.default_rng([seed, 1])
         task = np.arange(items) % tasks

@@ -61,7 +61,7 @@ def load(path: Path) -> Mapping[str, torch.Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    """torch explains at length; what it stumbled over stands in the line that names it."""
+    """Torch explains at length; what it stumbled over stands in the line that names it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "GLOBAL" in line or "Unsupported" in line]
     return (telling or lines or [type(error).__name__])[0].removeprefix("WeightsUnpickler error: ")[:200].rstrip(". ")

@@ -62,9 +62,8 @@ def print_json(data: Any) -> None:
 
 
 def required_address(address: str | None) -> str:
-    """
-    Raises:
-        ClusterError: no cluster is named.
+    """Raises:
+    ClusterError: no cluster is named.
     """
     if not address:
         allowed = "The URL of its Ray dashboard: http://HOST:8265"

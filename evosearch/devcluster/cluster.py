@@ -43,9 +43,8 @@ class Cluster:
     """The cluster of one folder."""
 
     def __init__(self, folder: Path, say: Callable[[str], None] = lambda line: None) -> None:
-        """
-        Args:
-            say: is told of each part that was started.
+        """Args:
+        say: is told of each part that was started.
         """
         self.places = Places(folder.resolve())
         self.postgres = Postgres(self.places.folder / "postgres")

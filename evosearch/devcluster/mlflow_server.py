@@ -21,9 +21,8 @@ OF_ACCOUNTS = "flask_wtf"  # what MLflow's accounts need beyond MLflow; a plain 
 
 
 def check_installed() -> None:
-    """
-    Raises:
-        InputError: the server could not ask for accounts.
+    """Raises:
+    InputError: the server could not ask for accounts.
     """
     if find_spec(OF_ACCOUNTS) is None:
         what = f"{sys.executable} has no {OF_ACCOUNTS}, which MLflow's accounts need"

@@ -44,10 +44,9 @@ class Postgres:
     """One server. Its folder outlives it: another `Postgres` of the same folder finds, starts or stops it."""
 
     def __init__(self, folder: Path, port: int = 0) -> None:
-        """
-        Args:
-            folder: where everything of it lies; made where it is not there.
-            port: to listen on; 0 for the one it had last, or else any free one.
+        """Args:
+        folder: where everything of it lies; made where it is not there.
+        port: to listen on; 0 for the one it had last, or else any free one.
         """
         self.folder = folder.resolve()
         self.data, self.passfile, self.log = (self.folder / name for name in ("data", "passfile", "log"))

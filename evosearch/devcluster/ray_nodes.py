@@ -73,9 +73,8 @@ def installed() -> int:
 
 
 def check_cards(nodes: int, each: int) -> None:
-    """
-    Raises:
-        InputError: nodes would have GPUs that are not there.
+    """Raises:
+    InputError: nodes would have GPUs that are not there.
     """
     if each and nodes * each > len(found := cards()):
         named = os.environ.get("CUDA_VISIBLE_DEVICES")

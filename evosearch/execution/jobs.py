@@ -93,9 +93,8 @@ class Jobs:
         return self.address.startswith("http:") and self._host not in LOOPBACK and self._token is not None
 
     def refuse_open_cluster(self) -> None:
-        """
-        Raises:
-            ClusterError: the cluster lets anybody in, and nobody said that this is meant.
+        """Raises:
+        ClusterError: the cluster lets anybody in, and nobody said that this is meant.
         """
         if self._token is None:  # which RAY_AUTH_MODE=disabled allows
             return

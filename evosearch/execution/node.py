@@ -110,7 +110,7 @@ class _Preparing:
             check_room(references.hub_cache(), needed, f"{_count(fetched, 'model')} from the hub")
 
     def _copied(self, folders: dict[str, Path], mounted: list[Mount]) -> dict[str, Path]:
-        """reference → copy, of models on network file systems; none where the cache itself lies on one."""
+        """Reference → copy, of models on network file systems; none where the cache itself lies on one."""
         cache = self._config.cache.resolve()
         if network_type(cache, mounted) is not None:
             return {}
@@ -130,9 +130,8 @@ class _Preparing:
 
 
 def _check_contents(config: "WorkerConfig", recipe: Recipe, opener: Opener) -> None:
-    """
-    Raises:
-        CheckpointError: a model is another one than the controller's, so that scores would not be of one search.
+    """Raises:
+    CheckpointError: a model is another one than the controller's, so that scores would not be of one search.
     """
     if config.inputs:
         for name, now in opener.contents(recipe, opener.as_they_are(recipe, config.also)).items():

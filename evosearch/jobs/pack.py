@@ -152,9 +152,8 @@ class _Size:
         self._where, self._bytes, self._files = where, 0, 0
 
     def add(self, path: Path) -> None:
-        """
-        Raises:
-            SuiteError: that is too much for a package.
+        """Raises:
+        SuiteError: that is too much for a package.
         """
         size = path.stat().st_size
         self._bytes, self._files = self._bytes + size, self._files + 1
@@ -168,9 +167,8 @@ class _Size:
 
 
 def _copy(source: Path, target: Path, where: str, size: _Size) -> None:
-    """
-    Raises:
-        SuiteError: a link leads out of the folder, or there is too much in it.
+    """Raises:
+    SuiteError: a link leads out of the folder, or there is too much in it.
     """
     root = source.resolve()
     for folder, folders, files in os.walk(root):

@@ -59,9 +59,8 @@ def _row(places: Places) -> dict[str, Any]:
 
 
 def _process(holder: str, search: str) -> int:
-    """
-    Raises:
-        LedgerError: it is none of this machine.
+    """Raises:
+    LedgerError: it is none of this machine.
     """
     found = HOLDER.search(holder)
     if found is None or found["host"] not in (socket.gethostname(), this_host()):

@@ -118,9 +118,8 @@ def search_id_of(spec: SearchSpec | StagedSpec) -> str:
 
 
 def _look(path: Path, findings: Findings) -> SearchSpec | StagedSpec:
-    """
-    Raises:
-        InputError: whatever keeps the spec from being packed, with all else that was found.
+    """Raises:
+    InputError: whatever keeps the spec from being packed, with all else that was found.
     """
     found = read(path, findings)
     if found.suite is not None:

@@ -64,8 +64,7 @@ def extremes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def refuse_infinite(ops: Sequence[TensorOp], found: Sequence[torch.Tensor], recipe_dtype: str) -> None:
-    """
-    Args:
+    """Args:
         found: the `extremes` of what each operation made; asked for at once, so that a device is waited for once.
 
     Raises:

@@ -46,7 +46,7 @@ STARTS_OF_NO_MATTER = ("_", "summary_", "unsloth_")
 
 
 def settings(config: Config, where: str) -> Any:
-    """transformers' config object of a config.json.
+    """Transformers' config object of a config.json.
 
     Args:
         where: what the config was read from, for the error.

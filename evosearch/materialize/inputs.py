@@ -55,7 +55,7 @@ class Opener:
     _read: dict[str, Recipe] = field(default_factory=dict, repr=False, compare=False)  # by the references to them
 
     def inputs(self, recipe: Recipe, also: Sequence[str] = ()) -> dict[str, Checkpoint]:
-        """reference → checkpoint for every model of a recipe, the donor first, all in the output's vocabulary.
+        """Reference → checkpoint for every model of a recipe, the donor first, all in the output's vocabulary.
 
         Args:
             also: further models, which the recipe does not name.
@@ -91,7 +91,7 @@ class Opener:
 
     @property
     def nested(self) -> dict[str, dict[str, Any]]:
-        """reference → recipe as plain data, of all recipes that were opened: `recipes` for an opener elsewhere."""
+        """Reference → recipe as plain data, of all recipes that were opened: `recipes` for an opener elsewhere."""
         return {reference: recipe.to_dict() for reference, recipe in self._read.items()}
 
     def _open(self, reference: str) -> Checkpoint:
@@ -121,7 +121,7 @@ class Opener:
         return recipe_id(recipe, self.contents(recipe, inputs))
 
     def contents(self, recipe: Recipe, inputs: Mapping[str, Checkpoint]) -> dict[str, str]:
-        """reference → content_sha256, for all that a recipe names; with `tokenizer:` before it, of its tokenizer.
+        """Reference → content_sha256, for all that a recipe names; with `tokenizer:` before it, of its tokenizer.
 
         Tokenizers are in it where the recipe makes a new one of them: they then decide which row goes where.
         """
@@ -134,7 +134,7 @@ class Opener:
         return found
 
     def files(self, recipe: Recipe, also: Sequence[str] = ()) -> dict[str, dict[str, str]]:
-        """reference → file → sha256, of config and tokenizer of every model as it came."""
+        """Reference → file → sha256, of config and tokenizer of every model as it came."""
         return {reference: files_of(checkpoint) for reference, checkpoint in self.as_they_are(recipe, also).items()}
 
     def _open_recipe(self, reference: str) -> Checkpoint:

@@ -57,7 +57,7 @@ def factorize(delta: torch.Tensor, rank: int, noise: float, generator: torch.Gen
 
 
 def _svd(delta: torch.Tensor, rank: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """u (out, k), s (k,), vh (k, in): all of it for small matrices, the leading part for large ones."""
+    """U (out, k), s (k,), vh (k, in): all of it for small matrices, the leading part for large ones."""
     smaller, width = min(delta.shape), rank + OVERSAMPLING
     if smaller <= EXACT_UP_TO or 4 * width >= smaller:
         u, s, vh = torch.linalg.svd(delta, full_matrices=False)

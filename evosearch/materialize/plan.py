@@ -173,7 +173,7 @@ class _Run:
         self.base_entry = Entry(self.base, layers, {}, "base_model") if self.base is not None else None
 
     def refuse_hidden_base(self) -> None:
-        """mergekit averages an unlisted base in, with the recipe's weight. Whoever wants that can say so.
+        """Mergekit averages an unlisted base in, with the recipe's weight. Whoever wants that can say so.
 
         (Not into slices: there it takes the sources as they are.)
         """

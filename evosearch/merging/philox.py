@@ -57,7 +57,7 @@ def kept(key: Key, density: float, start: int, count: int, device: torch.device 
 
 
 def _numpy_lanes(key: Key, block: int, blocks: int) -> "np.ndarray[tuple[int], np.dtype[np.uint32]]":
-    """numpy's Philox is the same function; it counts one up before its first block."""
+    """Numpy's Philox is the same function; it counts one up before its first block."""
     before = (block - 1) % (1 << 256)
     stream = np.random.Philox(counter=before, key=key[0] | key[1] << 64)
     return stream.random_raw(4 * blocks).astype("<u8", copy=False).view("<u4")

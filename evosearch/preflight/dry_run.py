@@ -59,8 +59,7 @@ class Trial:
 
 
 def attempt(prepared: Prepared, watcher: Watcher, note: Callable[[str], None]) -> Trial:
-    """
-    Args:
+    """Args:
         note: told where fewer workers than are asked for would score.
 
     Raises:
@@ -104,10 +103,9 @@ def at_once(workers: WorkersConfig, executor: Executor, note: Callable[[str], No
 
 
 def scored(executor: Executor, job: Job, workers: WorkersConfig, where: str) -> Outcome:
-    """
-    Raises:
-        InputError: the candidate fails, or there is no answer in time.
-        NoPlaceError: no worker gets a place.
+    """Raises:
+    InputError: the candidate fails, or there is no answer in time.
+    NoPlaceError: no worker gets a place.
     """
     executor.submit(job)
     key = f"{where.partition(': ')[0]}: workers"
@@ -133,8 +131,7 @@ def scored(executor: Executor, job: Job, workers: WorkersConfig, where: str) -> 
 
 
 def _give_up(pool: Pool, waited: float) -> None:
-    """
-    Args:
+    """Args:
         waited: for a place, in seconds.
 
     Raises:

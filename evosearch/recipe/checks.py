@@ -55,9 +55,8 @@ def check(recipe: Recipe, methods: Mapping[str, MethodSpec], where: str = "recip
 
 
 def refuse_beside_route(recipe: Recipe, where: str) -> None:
-    """
-    Raises:
-        RecipeError: the recipe is a route, and says where config or tokenizer come from.
+    """Raises:
+    RecipeError: the recipe is a route, and says where config or tokenizer come from.
     """
     for key in NOT_OF_ROUTES if recipe.routing is not None else ():
         if getattr(recipe, key) is not None:

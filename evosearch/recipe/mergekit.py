@@ -111,7 +111,7 @@ def from_mergekit(text: str, where: str) -> Recipe:
 
 
 def _rescaled_as_there(recipe: Recipe, where: str) -> Recipe:
-    """mergekit's DARE rescales to the L1 norm, told or not, unless it is told not to."""
+    """Mergekit's DARE rescales to the L1 norm, told or not, unless it is told not to."""
     if recipe.merge_method not in RANDOM:
         return recipe
     written = recipe.to_dict()

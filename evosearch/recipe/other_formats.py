@@ -21,9 +21,8 @@ OTHERS = {
 
 
 def refuse_other_formats(data: Mapping[str, Any], where: str, error: type[InputError]) -> None:
-    """
-    Raises:
-        error: the document is another tool's.
+    """Raises:
+    error: the document is another tool's.
     """
     for key, (what, next) in OTHERS.items():
         if key in data and "merge_method" not in data:

@@ -89,12 +89,12 @@ class SearchState:
 
     @property
     def inputs(self) -> dict[str, str]:
-        """reference → content_sha256."""
+        """Reference → content_sha256."""
         return dict(self.circumstances.get("inputs", {}))
 
     @property
     def recipes(self) -> dict[str, dict[str, Any]]:
-        """reference → recipe, of the models that are recipes and of those that they are made of."""
+        """Reference → recipe, of the models that are recipes and of those that they are made of."""
         return dict(self.circumstances.get("recipes", {}))
 
     @property

@@ -57,17 +57,17 @@ class Models:
 
     @cached_property
     def inputs(self) -> dict[str, str]:
-        """reference → content_sha256; reads every byte once."""
+        """Reference → content_sha256; reads every byte once."""
         return self.opener.contents(self.recipe, self.checkpoints)
 
     @cached_property
     def files(self) -> dict[str, dict[str, str]]:
-        """reference → file → sha256, of config and tokenizer of every model as it came."""
+        """Reference → file → sha256, of config and tokenizer of every model as it came."""
         return self.opener.files(self.recipe, self.also)
 
     @property
     def depths(self) -> dict[str, int]:
-        """reference → number of layers."""
+        """Reference → number of layers."""
         return {reference: checkpoint.shape.num_layers for reference, checkpoint in self.checkpoints.items()}
 
     def alike(self, references: Iterable[str]) -> bool:

@@ -129,10 +129,9 @@ def _measured(harness: Callable[[], Harness]) -> tuple[Harness, dict[str, ItemBa
 
 
 def _space(spec: SearchSpec, models: Models, watcher: Watcher) -> SearchSpace:
-    """
-    Raises:
-        RecipeError: the recipe makes no sense, or no tensor can follow it.
-        SpecError: the optimizer does not take such a space.
+    """Raises:
+    RecipeError: the recipe makes no sense, or no tensor can follow it.
+    SpecError: the optimizer does not take such a space.
     """
     space = SearchSpace.from_template(spec.template, models.shape, specs(), spec.where, models.depths)
     for text in checks.check(space.fill(space.initial()), specs(), spec.where):
@@ -164,9 +163,8 @@ def _without_models(spec: SearchSpec, allow_pickle: bool, opened: bool) -> None:
 
 
 def _check_items(spec: SearchSpec, batch: ItemBatch) -> None:
-    """
-    Raises:
-        SpecError: a budget of items that not even one candidate fits.
+    """Raises:
+    SpecError: a budget of items that not even one candidate fits.
     """
     items, count = spec.config.budget.items, spec.config.search_minibatches
     if items is None:
@@ -178,9 +176,8 @@ def _check_items(spec: SearchSpec, batch: ItemBatch) -> None:
 
 
 def _models(spec: SearchSpec, watcher: Watcher, allow_pickle: bool) -> Models:
-    """
-    Raises:
-        InputError: see `open_models`; of a search over routes it names the key of its hole, not of the frame's hop.
+    """Raises:
+    InputError: see `open_models`; of a search over routes it names the key of its hole, not of the frame's hop.
     """
     recipe, config = frame(spec.template, spec.where), spec.baselines
     also = (*filter(None, [config.base_model]), *(config.models or ()))
@@ -202,9 +199,8 @@ def _of_hole(error: InputError, spec: SearchSpec) -> InputError:
 
 
 def _baselines(spec: SearchSpec, models: Models) -> list[Baseline]:
-    """
-    Raises:
-        CheckpointError: a model that only baselines name does not fit the others.
+    """Raises:
+    CheckpointError: a model that only baselines name does not fit the others.
     """
     base, mixed, recipe = spec.baselines.base_model, spec.baselines.models, models.recipe
     whole = (*filter(None, [base or recipe.base_model]), *averaged(recipe, base, mixed))
@@ -225,9 +221,8 @@ def _of_stage(baseline: Baseline, spec: SearchSpec) -> Baseline:
 
 
 def _check_winners(spec: SearchSpec, inputs: Mapping[str, str]) -> None:
-    """
-    Raises:
-        SpecError: what an earlier stage found is not what its recipe makes now: something it is made of has changed.
+    """Raises:
+    SpecError: what an earlier stage found is not what its recipe makes now: something it is made of has changed.
     """
     for name, winner in spec.stage.winners.items() if spec.stage else ():
         now = inputs.get(winner.reference(name), winner.recipe_id)
@@ -238,9 +233,8 @@ def _check_winners(spec: SearchSpec, inputs: Mapping[str, str]) -> None:
 
 
 def _check_start(spec: SearchSpec, space: SearchSpace, baselines: Sequence[Baseline]) -> None:
-    """
-    Raises:
-        SpecError: the spec asks to start from baselines, and there are none of the kind, or nothing that they could set.
+    """Raises:
+    SpecError: the spec asks to start from baselines, and there are none of the kind, or nothing that they could set.
     """
     config = spec.config.optimizer
     if config.start == "init" or "start" not in config.model_fields_set:

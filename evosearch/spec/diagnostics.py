@@ -41,8 +41,7 @@ class Findings:
             self.notes.append(text)
 
     def raise_all(self, where: str) -> None:
-        """
-        Args:
+        """Args:
             where: the file that all of them are found for.
 
         Raises:

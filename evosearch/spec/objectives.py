@@ -11,9 +11,8 @@ if TYPE_CHECKING:
 
 
 def check_objectives(spec: "SearchSpec") -> None:
-    """
-    Raises:
-        SpecError: an objective is named twice, is not known, is reported only, or is `hops` of a merge that has none.
+    """Raises:
+    SpecError: an objective is named twice, is not known, is reported only, or is `hops` of a merge that has none.
     """
     named, suite = spec.config.objectives or (), spec.suite
     measured = [task.name for task in suite.tasks if not task.report_only or task in suite.guarded]

@@ -200,7 +200,7 @@ class Stage:
 
     @property
     def recipes(self) -> dict[str, Mapping[str, Any]]:
-        """reference → recipe, of the winners that this one builds on, and of what they are made of."""
+        """Reference → recipe, of the winners that this one builds on, and of what they are made of."""
         found: dict[str, Mapping[str, Any]] = {}
         for name, winner in self.winners.items():
             found |= {**winner.recipes, winner.reference(name): winner.recipe} if winner.place is None else {}
@@ -228,7 +228,7 @@ class SearchSpec:
 
     @property
     def recipes(self) -> Mapping[str, Mapping[str, Any]]:
-        """reference → recipe, of those that are known by name alone; see `Stage`."""
+        """Reference → recipe, of those that are known by name alone; see `Stage`."""
         return self.stage.recipes if self.stage else {}
 
     @property

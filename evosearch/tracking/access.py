@@ -70,9 +70,8 @@ def write_to(uri: str, experiment: str, search: str, registered: str | None) -> 
 
 
 def check_file(file: Path, where: str, error: type[InputError] = TrackingError) -> None:
-    """
-    Raises:
-        error: a file cannot be written, or made in its folder; nothing is made.
+    """Raises:
+    error: a file cannot be written, or made in its folder; nothing is made.
     """
     try:
         os.stat(file)
@@ -91,9 +90,8 @@ def check_file(file: Path, where: str, error: type[InputError] = TrackingError) 
 
 
 def _check_database(file: Path) -> None:
-    """
-    Raises:
-        TrackingError: there is a file, and it is no database.
+    """Raises:
+    TrackingError: there is a file, and it is no database.
     """
     if not os.path.isfile(file) or file.stat().st_size == 0:
         return

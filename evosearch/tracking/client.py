@@ -64,9 +64,8 @@ def connect(uri: str) -> Any:
 
 
 def check_scheme(uri: str) -> None:
-    """
-    Raises:
-        TrackingError: the URI is not one MLflow can use.
+    """Raises:
+    TrackingError: the URI is not one MLflow can use.
     """
     if uri.partition(":")[0].partition("+")[0] not in SCHEMES:
         allowed = "sqlite:///FOLDER/mlflow.db, postgresql://HOST/NAME or http://HOST:PORT"

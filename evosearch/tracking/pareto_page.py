@@ -67,7 +67,7 @@ def _figure(objectives: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str
 
 
 def _scale(values: Sequence[float], low: float, high: float) -> Callable[[float], float]:
-    """value → pixel, from the least to the greatest; the middle where all are alike."""
+    """Value → pixel, from the least to the greatest; the middle where all are alike."""
     least, span = min(values), max(values) - min(values)
     return lambda value: low + (high - low) * ((value - least) / span if span else 0.5)
 

@@ -182,9 +182,8 @@ def expert_sources(base: dict[str, str], data: TaskData, settings: Settings) -> 
 
 
 def refuse_other(target: Path, sources: dict[str, str | int | float], force: bool) -> None:
-    """
-    Raises:
-        CheckpointError: a complete expert is there that was trained on other sentences, base or settings.
+    """Raises:
+    CheckpointError: a complete expert is there that was trained on other sentences, base or settings.
     """
     found = sources_of(target)
     if force or found is None or found == sources:
@@ -198,9 +197,8 @@ def refuse_other(target: Path, sources: dict[str, str | int | float], force: boo
 
 
 def read_task(data: Path, name: str, settings: Settings) -> TaskData:
-    """
-    Raises:
-        SuiteError: a file is missing or damaged, or holds less than one batch.
+    """Raises:
+    SuiteError: a file is missing or damaged, or holds less than one batch.
     """
     path, heldout = data / f"{name}_train.jsonl", data / f"{name}_heldout.jsonl"
     documents = read_lines(path, name)

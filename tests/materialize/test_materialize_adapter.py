@@ -40,7 +40,7 @@ def by_peft(base: str, adapter: Path) -> dict[str, torch.Tensor]:
 
 
 def check(report: AdapterReport, recipe: Recipe, models: Mapping[str, Checkpoint], tmp_path: Path) -> None:
-    """peft's merge and ours of what was written, against the merge itself: as far off as the report says."""
+    """Peft's merge and ours of what was written, against the merge itself: as far off as the report says."""
     base = recipe.references()[0]
     write_checkpoint(recipe, models, tmp_path / "merged", base)
     merged, peft = Checkpoint.open(tmp_path / "merged"), by_peft(base, report.out)

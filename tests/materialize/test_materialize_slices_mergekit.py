@@ -169,7 +169,7 @@ def test_modules_mean_the_same_to_both(untied, tmp_path):
 
 
 def test_final_norm_and_head_stand_at_the_end_of_the_last_slice(untied, tmp_path):
-    """mergekit 0.1.5 evaluates them at the start of its gradient."""
+    """Mergekit 0.1.5 evaluates them at the start of its gradient."""
     base, a, b, _ = untied
     slices = [one_slice(source(base, 0, 2), source(a, 0, 2)), one_slice(source(base, 2, 4), source(b, 2, 4))]
     data = {"merge_method": "slerp", "base_model": base, "slices": slices, "parameters": {"t": [0.0, 1.0]}}
@@ -184,7 +184,7 @@ def test_final_norm_and_head_stand_at_the_end_of_the_last_slice(untied, tmp_path
 
 
 def test_every_source_of_the_last_slice_counts(untied, tmp_path):
-    """mergekit 0.1.5 gives final norm and head as many sources as the first slice has."""
+    """Mergekit 0.1.5 gives final norm and head as many sources as the first slice has."""
     _, a, b, c = untied
     last = one_slice(source(a, 2, 4, weight=1.0), source(b, 2, 4, weight=1.0), source(c, 2, 4, weight=2.0))
     data = {"merge_method": "linear", "slices": [one_slice(source(a, 0, 2, weight=1.0)), last]}
@@ -228,7 +228,7 @@ def test_a_model_twice_in_a_slice_is_an_error(untied):
 
 
 def test_unknown_keys_are_errors_at_every_level(untied):
-    """mergekit 0.1.5 reads past them, outside of `parameters`."""
+    """Mergekit 0.1.5 reads past them, outside of `parameters`."""
     a = list(untied)[1]
     data = {"merge_method": "linear", "slices": [one_slice(source(a, 0, 4, weight=1.0) | {"layerrange": 1}, bace=2)]}
     assert MergeConfiguration.model_validate(data | {"sead": 1}).slices[0].sources[0].layer_range == (0, 4)
@@ -255,7 +255,7 @@ print(donor_of(Recipe.model_validate({"merge_method": "linear", "slices": [{"sou
 
 
 def test_the_config_comes_from_the_first_model_whatever_the_hash_seed():
-    """mergekit 0.1.5 without a base takes whichever model a set of them yields first."""
+    """Mergekit 0.1.5 without a base takes whichever model a set of them yields first."""
     found = {
         subprocess.run(
             [sys.executable, "-c", DONOR, "org/x", "org/y", "org/z"],

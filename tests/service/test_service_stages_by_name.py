@@ -94,7 +94,7 @@ def test_a_worker_scores_a_later_stage_where_no_recipe_lies(spec: Path, tmp_path
 
 
 def _contents(spec: Path) -> dict[str, str]:
-    """reference → content of the first stage's models."""
+    """Reference → content of the first stage's models."""
     staged = load(spec)
     assert isinstance(staged, StagedSpec)
     return prepare(staged.stage(0, {}), Silent()).models.inputs

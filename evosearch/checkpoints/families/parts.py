@@ -59,7 +59,7 @@ def tensors(*modules: str, bias: bool = False, writes: bool = False) -> list[Par
 
 
 def gated_mlp(gate_up: Sequence[str] = GATE_UP, bias: bool = False) -> list[Part]:
-    """h ← h + down_proj(act(gate) · up)"""
+    """H ← h + down_proj(act(gate) · up)"""
     return [*tensors(*gate_up, bias=bias), *tensors(DOWN_PROJ, bias=bias, writes=True)]
 
 

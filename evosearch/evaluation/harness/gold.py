@@ -51,7 +51,7 @@ def gold_text(task: Any, document: Any, chat: bool = False) -> str | None:
 
 
 def choice_logprob(lls: Sequence[float], gold: int) -> float:
-    """log softmax(lls)[gold], in float64."""
+    """Log softmax(lls)[gold], in float64."""
     values = np.asarray(lls, dtype=np.float64)
     top = values.max()
     return float(values[gold] - top - np.log(np.exp(values - top).sum()))

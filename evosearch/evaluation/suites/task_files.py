@@ -27,10 +27,9 @@ def task_roots(source: Path) -> list[str]:
 
 
 def check_folder(folder: str, roots: Sequence[str], where: str) -> None:
-    """
-    Raises:
-        SuiteError: the folder lies outside of those that task code may come from. Links are not followed: whoever put
-            one into such a folder has named what it leads to.
+    """Raises:
+    SuiteError: the folder lies outside of those that task code may come from. Links are not followed: whoever put
+        one into such a folder has named what it leads to.
     """
     if not any(Path(folder).is_relative_to(root) for root in roots):
         what = f"{folder} lies outside of the suite's own folder, and task files are code"
@@ -39,8 +38,7 @@ def check_folder(folder: str, roots: Sequence[str], where: str) -> None:
 
 
 def check_code(folder: str, roots: Sequence[str]) -> None:
-    """
-    Args:
+    """Args:
         folder: of task files, one that `check_folder` takes.
 
     Raises:

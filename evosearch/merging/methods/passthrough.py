@@ -18,6 +18,6 @@ from evosearch.recipe.shapes import Param
     parameters={"scale": Param(0.0, 2.0, default=1.0, per_model=True)},
 )
 def passthrough(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
-    """scale · θ, tensor by tensor: filters say which tensors are scaled."""
+    """Scale · θ, tensor by tensor: filters say which tensors are scaled."""
     (scale,) = p.each("scale")
     return elementwise(lambda _, chunks: chunks[0] * scale, parents, p.dtype)

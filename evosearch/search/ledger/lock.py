@@ -160,7 +160,8 @@ def _key(search_id: str) -> int:
 
 def this_host() -> str:
     """This machine's name, in the room that a connection's name has at a server. A long one is not cut: pods differ at
-    the end."""
+    the end.
+    """
     name = socket.gethostname()
     if len(name) <= HOST_CHARS:
         return name

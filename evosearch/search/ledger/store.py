@@ -73,9 +73,8 @@ test_openings = sa.Table(
 
 
 def parse_url(url: str, where: str) -> sa.URL:
-    """
-    Raises:
-        LedgerError: it is no URL, or of a database we do not write to.
+    """Raises:
+    LedgerError: it is no URL, or of a database we do not write to.
     """
     allowed = "sqlite:///PATH or postgresql://HOST/DATABASE"
     try:

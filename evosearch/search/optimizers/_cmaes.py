@@ -22,7 +22,7 @@ def standard_deviations(strategy: Strategy) -> Point:
 
 
 def draw(strategy: Strategy, spread: Point | float = 1.0) -> Point:
-    """m + σ A B D z, z ~ N(0, I). The library's own `ask` multiplies B by D anew for every draw, in time N³.
+    """M + σ A B D z, z ~ N(0, I). The library's own `ask` multiplies B by D anew for every draw, in time N³.
 
     Args:
         spread: A, what each coordinate's step is multiplied by.

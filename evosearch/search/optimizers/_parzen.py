@@ -50,7 +50,7 @@ class Parzen(_ParzenEstimator):
 
 
 def _smooth(dimensions: list[tuple[np.ndarray, Any]]) -> np.ndarray:
-    """log Π_d of truncated Gaussians: (samples, kernels)."""
+    """Log Π_d of truncated Gaussians: (samples, kernels)."""
     low = np.array([kernels.adapted_low for _, kernels in dimensions])
     span = np.array([kernels.adapted_high for _, kernels in dimensions]) - low
     u = (np.array([column for column, _ in dimensions]).T - low) / span  # (samples, dimensions)
@@ -66,7 +66,7 @@ def _smooth(dimensions: list[tuple[np.ndarray, Any]]) -> np.ndarray:
 
 
 def _on_a_grid(column: np.ndarray, kernels: Any) -> np.ndarray:
-    """log of the mass around each sample, of one dimension with steps: (samples, kernels)."""
+    """Log of the mass around each sample, of one dimension with steps: (samples, kernels)."""
     values, back = np.unique(column, return_inverse=True)
     edges = values[:, np.newaxis] + 0.5 * kernels.step * np.array([-1.0, 1.0])
     left, right = (np.log(edges) if kernels.is_log else edges).T[..., np.newaxis]
@@ -89,7 +89,7 @@ _optunas_log_ndtr = _truncnorm._log_ndtr
 
 
 def log_ndtr(a: np.ndarray) -> np.ndarray:
-    """ln Φ(a), bit by bit as Optuna has it: the same functions of the C library, in the same order."""
+    """Ln Φ(a), bit by bit as Optuna has it: the same functions of the C library, in the same order."""
     a = np.asarray(a, dtype=float)
     x = a / 2**0.5
     far, tail = ~(a > -20), a > 6  # far ones by a series, of few

@@ -81,5 +81,6 @@ class Nsga2:
 
     def _values(self, observation: Observation) -> list[float]:
         """Of a failure they decide nothing, since it breaks a constraint by more than anybody; but it fills its place
-        in the generation, which ends when so many are told."""
+        in the generation, which ends when so many are told.
+        """
         return _optuna.values(observation) or [0.0] * self._objectives

@@ -1,5 +1,6 @@
 """The tree-structured Parzen estimator (Bergstra et al. 2011), multivariate, by Optuna; for several objectives with
-the split of Ozaki et al. (2022, doi:10.1613/jair.1.13188)."""
+the split of Ozaki et al. (2022, doi:10.1613/jair.1.13188).
+"""
 
 from collections.abc import Sequence
 from typing import Any

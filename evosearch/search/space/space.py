@@ -130,9 +130,8 @@ class SearchSpace:
         return {d.name: clipped[d.name] if d.active(clipped) else d.init for d in self.dimensions}
 
     def validate(self, genome: Mapping[str, Scalar]) -> None:
-        """
-        Raises:
-            RecipeError: the genome lacks a dimension, has one too many, or a value lies outside.
+        """Raises:
+        RecipeError: the genome lacks a dimension, has one too many, or a value lies outside.
         """
         known = {dimension.name for dimension in self.dimensions}
         for name in genome:

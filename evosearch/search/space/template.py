@@ -17,9 +17,8 @@ Target = tuple[Path, str]  # scope, parameter
 
 
 def refuse_misplaced(template: Mapping[str, Any], where: str) -> None:
-    """
-    Raises:
-        RecipeError: a hole stands elsewhere than as a parameter's value, the merge method, or the route.
+    """Raises:
+    RecipeError: a hole stands elsewhere than as a parameter's value, the merge method, or the route.
     """
     for key, value in template.items():
         place = join(where, key)
