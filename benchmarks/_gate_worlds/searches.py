@@ -33,7 +33,7 @@ class Setting:
         named = {f"task{index}": task for index, task in enumerate(self.tasks)}
         groups = {name: task.group_names() for name, task in named.items() if task.groups}
         weights = {name: task.weight for name, task in named.items()}
-        return Measure(weights, {name: task.chance for name, task in named.items()}, groups or None, resamples=0)
+        return Measure(weights, {name: task.chance for name, task in named.items()}, groups or None, cross_checks=False)
 
     @property
     def items(self) -> int:

@@ -1,1 +1,1 @@
-"""Which candidate is promoted, and what is exported."""
+"""Promotion: finalists, the gate on the test split, and exported files."""

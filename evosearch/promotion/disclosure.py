@@ -1,11 +1,11 @@
-"""What must stand beside every figure of a test set. Pure."""
+"""Statements that accompany every figure of a test set. Pure."""
 
 CONTAMINATED = (
     "The suite acknowledges contamination: models were searched or chosen on test documents of a public benchmark, so "
-    "its figures cannot be held against those of other models there."
+    "its figures are not comparable to those of other models on that benchmark."
 )
 
 
 def opened(times: int) -> str:
-    """How often a test set has been looked at: each time was one more try at passing it."""
+    """State how often a test set was opened; each opening is one more attempt to pass it."""
     return f"This test set has been opened {times} time(s) on record, by all searches."

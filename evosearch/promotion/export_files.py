@@ -1,6 +1,6 @@
-"""A candidate as something to keep: its recipe, the same for mergekit, the merged checkpoint, or a LoRA of its base.
+"""Export of a candidate as a recipe, a mergekit recipe, a merged checkpoint, or a LoRA adapter of its base.
 
-The files say in their first lines where they come from. What is written appears whole or not at all.
+The first lines of each file state its provenance. Writes are atomic.
 """
 
 import os
@@ -22,13 +22,16 @@ from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import ModelShape
 
 Format = Literal["recipe", "mergekit", "checkpoint", "adapter"]
-FOLDERS: Mapping[Format, str] = {"checkpoint": "config.json", "adapter": "adapter_config.json"}  # a file each has
-RECIPE_FILE = "recipe.yaml"  # beside exported weights
+FOLDERS: Mapping[Format, str] = {
+    "checkpoint": "config.json",
+    "adapter": "adapter_config.json",
+}  # a file that each contains
+RECIPE_FILE = "recipe.yaml"  # in the folder of exported weights
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a recipe comes from, and what it scored."""
+    """Origin and scores of a recipe."""
 
     name: str  # of the search
     search_id: str
@@ -36,8 +39,8 @@ class Provenance:
     recipe_id: str
     inputs: Mapping[str, str]  # reference → content_sha256
     scores: Mapping[str, Interval] = field(default_factory=dict)  # split → score with its interval
-    test_openings: int = 0  # of the search's test set, by all searches; told where there is a test score
-    contaminated: bool = False  # the suite acknowledges it
+    test_openings: int = 0  # of the test set, by all searches; stated with a test score
+    contaminated: bool = False  # the suite acknowledges contamination
 
 
 def export(
@@ -57,18 +60,24 @@ def export(
     """Write a recipe as `fmt`.
 
     Args:
-        out: the file (for a checkpoint or an adapter: the folder) to write; folders above it are made.
-        shape: the models' layout, which `mergekit` needs.
-        folders: reference → folder, for mergekit, of references that it cannot resolve.
-        adapted: the references that are a model and an adapter.
-        write_checkpoint: writes the merged model to a folder that does not exist yet, which `checkpoint` needs.
-        write_adapter: the same for an adapter.
-        load: reference → the recipe it names; by default from its file.
-        overwrite: replace what is at `out`.
+        recipe: The recipe to export.
+        fmt: Format to write.
+        out: File (folder for a checkpoint or an adapter) to write; missing parent folders are created.
+        provenance: Written as comments into the recipe.
+        shape: Tensors of the models; required for `mergekit`.
+        folders: Reference → folder, of references that mergekit cannot resolve.
+        adapted: References that combine a model and an adapter.
+        write_checkpoint: Writes the merged model to a new folder; required for `checkpoint`.
+        write_adapter: Writes the adapter to a new folder; required for `adapter`.
+        load: Reference → the recipe that it names; reads the file by default.
+        overwrite: Replace an existing `out`.
+
+    Returns:
+        `out`.
 
     Raises:
         InputError: `out` exists, or cannot be written.
-        RecipeError: mergekit cannot express the recipe.
+        RecipeError: Mergekit cannot express the recipe.
     """
     _refuse_existing(out, fmt, overwrite)
     if fmt in FOLDERS:
@@ -97,20 +106,20 @@ def export(
 def recipe_text(
     recipe: Recipe, provenance: Provenance, file: str, load: Callable[[str], Recipe] = files.load_reference
 ) -> str:
-    """A recipe file, with its provenance as comments; recipes that it is made of stand in it, too.
+    """Return a recipe file that includes the recipes it is made of, with its provenance as comments.
 
     Raises:
-        RecipeError: one of those is missing, or no recipe any more.
+        RecipeError: One of the included recipes is missing or no longer a recipe.
     """
-    whole = bundle(recipe, load)
-    text = header(provenance, f"Rebuild it with:  evosearch merge {file} OUTPUT_FOLDER") + whole.to_yaml()
+    bundled = bundle(recipe, load)
+    text = header(provenance, f"Rebuild it with:  evosearch merge {file} OUTPUT_FOLDER") + bundled.to_yaml()
     last = documents.parse_all(text, file, RecipeError)[-1]
-    assert documents.validate(Recipe, last, file, RecipeError) == whole.recipes[None]
+    assert documents.validate(Recipe, last, file, RecipeError) == bundled.recipes[None]
     return text
 
 
 def header(provenance: Provenance, *more: str) -> str:
-    """The provenance as YAML comments."""
+    """Format the provenance as YAML comments."""
     lines = [
         f"Candidate {provenance.candidate} of the evosearch search '{provenance.name}'",
         f"search_id: {provenance.search_id}",
@@ -128,33 +137,37 @@ def header(provenance: Provenance, *more: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Nothing that is put into a comment may end it."""
+    """Replace characters that would end a comment."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _shown(reference: str) -> str:
-    """A reference without the folders of one machine: a path by its last part, everything else as it is.
+    """Shorten the paths in a reference to their last component, so that no machine's folders are exported.
 
-    What is joined is told apart as where models are read: a folder that exists may have a '+' in its path.
+    Splits the reference as the model loader does: the path of an existing folder may contain a '+'.
     """
     parts = files.pieces(reference, files.exists)
     return "+".join(Path(part).name if part.startswith(("/", "~", "./", "../")) else part for part in parts)
 
 
 def _refuse_existing(out: Path, fmt: Format, overwrite: bool) -> None:
-    """Only what an export may have written is ever replaced: a file, or a folder with a model or an adapter in it."""
+    """Refuse an `out` that exists, unless it is an earlier export and may be replaced.
+
+    Raises:
+        InputError: `out` is something else (a folder without the format's file), or `overwrite` is not set.
+    """
     if not out.exists() or (fmt in FOLDERS and out.is_dir() and not any(out.iterdir())):
         return
     if out.is_dir() != (fmt in FOLDERS) or (fmt in FOLDERS and not (out / FOLDERS[fmt]).exists()):
         kind = "folder" if out.is_dir() else "file"
-        raise InputError(str(out), f"is a {kind} that is no {fmt} of a model", next="Name another path")
+        raise InputError(str(out), f"existing {kind} is not an exported {fmt}", next="Choose another path")
     if not overwrite:
-        raise InputError(str(out), "exists already", next="Name another path, or allow it with --overwrite")
+        raise InputError(str(out), "already exists", next="Choose another path, or pass --overwrite")
 
 
 @contextmanager
 def _replacing(out: Path) -> Iterator[Path]:
-    """A path beside `out` to write to, which takes its place once all is written."""
+    """Yield a temporary path to write to, and move it to `out` once the block succeeds."""
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -165,13 +178,13 @@ def _replacing(out: Path) -> Iterator[Path]:
         else:
             os.replace(temporary, out)
     except OSError as exc:
-        raise InputError(str(out), exc.strerror or str(exc), next="Check the path and the space on its disk") from exc
+        raise InputError(str(out), exc.strerror or str(exc), next="Check the path and the free disk space") from exc
     finally:
         _remove(temporary)
 
 
 def _swap(temporary: Path, out: Path) -> None:
-    """Folders cannot be replaced in one step: the old one steps aside, and goes once the new one is in its place."""
+    """Replace a folder, which cannot be done in one step: move the old one away, then delete it last."""
     old = out.with_name(f".{out.name}.{os.getpid()}.old")
     if out.exists():
         os.replace(out, old)

@@ -1,4 +1,4 @@
-"""Who goes on: candidates from `search` to `validation`, and from there the one that the gate judges. Pure."""
+"""Selection of finalists: candidates for `validation`, and the one of them that the gate judges. Pure."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,30 +7,30 @@ from typing import Any, Literal
 
 from evosearch.search.ledger.events import Event
 
-BASELINE_KINDS = ("stage", "uniform", "scale")  # what "best baseline" is chosen from
+BASELINE_KINDS = ("stage", "uniform", "scale")  # eligible as the best baseline
 
 
 @dataclass(frozen=True)
 class Standing:
-    """One candidate or baseline, with its aggregates on each split it was scored on."""
+    """One candidate or baseline, with its aggregates on each split on which it was scored."""
 
     candidate: str
     recipe_id: str
     kind: str  # candidate | base | parent | stage | uniform | scale
     scores: Mapping[str, float] = field(default_factory=dict)  # split → score
     fitness: Mapping[str, float] = field(default_factory=dict)  # split → fitness
-    broken: Mapping[str, float] = field(default_factory=dict)  # split → points by which guards are broken, in all
+    broken: Mapping[str, float] = field(default_factory=dict)  # split → total points by which guards are broken
 
 
 def kind_of(candidate: str) -> str:
-    """`candidate` for an asked one, else which baseline it is."""
+    """Return `candidate`, or which kind of baseline it is."""
     return "candidate" if candidate.isdigit() else candidate.partition(":")[0]
 
 
 def standings(events: Iterable[Event]) -> list[Standing]:
-    """Everything that was scored on all items of a split, in recorded order.
+    """List all models scored on a full split, in recorded order.
 
-    Duplicates of a recipe, failures, and candidates scored on a minibatch of the search split alone have no standing.
+    Duplicates of a recipe, failures, and candidates scored only on a minibatch are left out.
     """
     cards: dict[str, dict[str, Any]] = {}
     recipe_ids: dict[str, str] = {}
@@ -55,10 +55,10 @@ def standings(events: Iterable[Event]) -> list[Standing]:
 def choose(
     entries: Sequence[Standing], count: int, by: Literal["fitness", "score"] = "fitness", split: str = "search"
 ) -> list[Standing]:
-    """The finalists: the `count` best candidates with distinct recipes, and the best baseline of `split` besides.
+    """Choose the `count` best candidates with distinct recipes, and add the best baseline of `split`.
 
-    A candidate whose recipe equals the best baseline's is that baseline, and takes no place. Those that break no guard
-    come before those that do, these by how much. Ties go to what was asked first.
+    A candidate whose recipe equals the best baseline's is that baseline and does not count. Candidates that break no
+    guard come first, the others follow by how much they break. Ties go to the candidate that was proposed first.
     """
     assert count > 0
     baseline = best(entries, split, BASELINE_KINDS)
@@ -75,10 +75,10 @@ def choose(
 
 
 def best(entries: Iterable[Standing], split: str, kinds: Sequence[str] = ()) -> Standing | None:
-    """The best by score on `split` among some kinds (or all); None where none was scored there.
+    """Return the best by score on `split` among the given kinds (default: all), or None if none was scored there.
 
-    Those that break no guard come first. Ties go to a baseline before a candidate, being the simpler recipe, and then to
-    what was asked first.
+    Models that break no guard come first. Ties go to a baseline, being the simpler recipe, and then to the candidate
+    that was proposed first.
     """
     ranked = _ranked([entry for entry in entries if not kinds or entry.kind in kinds], split, "score")
     return ranked[0] if ranked else None

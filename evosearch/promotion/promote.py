@@ -1,18 +1,18 @@
-"""From the search's best to a promoted winner: finalists on `validation` (see `validate`), the gate on `test`.
+"""Promotion of a search's best candidate: finalists on `validation` (see `validate`), the gate on `test`.
 
-Everything that is chosen is chosen on `validation`; `test` is opened once, for a fixed list, and the opening is on
-record before the first question is asked. What is recorded is not done again, so this, too, goes on after a kill.
+All choices are made on `validation`. `test` is opened once, for a fixed list of contenders, and the opening is recorded
+before the first item is scored. Recorded steps are not repeated, so an interrupted promotion resumes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from evosearch.errors import SearchError
 from evosearch.evaluation.types import Column
 from evosearch.promotion.finalists import BASELINE_KINDS, best, kind_of
 from evosearch.promotion.gate import Contender, GateDecision, Measure, Role, decide
-from evosearch.promotion.guards import Guarded
+from evosearch.promotion.non_inferiority import GuardedTask
 from evosearch.promotion.validate import PLAIN, Validation
 from evosearch.recipe.schema import Recipe
 from evosearch.search.ledger.ledger import Ledger
@@ -23,7 +23,7 @@ ROLES: dict[str, Role] = {"base": "base", "parent": "parent", "stage": "baseline
 
 @dataclass(frozen=True)
 class Champion:
-    """The model that holds the alias `champion` now."""
+    """The model that the alias `champion` points to."""
 
     recipe: Recipe
     recipe_id: str
@@ -31,13 +31,15 @@ class Champion:
 
 @dataclass(kw_only=True)
 class Promotion(Validation):
-    """The last part of a search.
+    """Validation and the gate: the final phase of a search.
 
     Args:
-        openings: the ledger that counts how often a test set was opened, by all searches.
-        metrics: task → the column of the suite's metric, guarded tasks too.
-        chances: guarded task → its chance level.
-        champion: the present champion, where there is one that can be compared.
+        openings: Ledger that counts how often each test set was opened, by all searches.
+        metrics: Task → column of the suite's metric, including guarded tasks.
+        measure: Score definition and bounds of the gate.
+        champion: The current champion, if there is one that can be compared.
+        chances: Guarded task → its chance level.
+        notes: Conditions to record with the decision.
     """
 
     openings: Ledger
@@ -51,14 +53,14 @@ class Promotion(Validation):
         """Validate, open the test, decide, and record the decision.
 
         Raises:
-            SearchError: no candidate was scored, or a contender fails on a split.
+            SearchError: No candidate was scored, or a contender failed on a split.
         """
         finalist = self.finalist()
         contenders = self._test_list(finalist)
         self._open_test(contenders)
         self._score("test", contenders)
-        decision = self._decide(finalist)
-        self.recorder.record([("gated", decision.to_dict() | {"finalist": finalist, "notes": list(self.notes)})])
+        decision = replace(self._decide(finalist), notes=tuple(self.notes))
+        self.recorder.record([("gated", decision.to_dict())])
         return decision
 
     def _best_baseline(self) -> str | None:
@@ -66,9 +68,9 @@ class Promotion(Validation):
         return baseline.candidate if baseline else None
 
     def _test_list(self, finalist: str) -> list[str]:
-        """Finalist, base, parents, winners of earlier stages, uniform and the best scale, champion.
+        """List finalist, base, parents, earlier stages' winners, uniform average, best scale and champion.
 
-        One of the middle three is the best baseline.
+        The best baseline is a stage's winner, the uniform average or the best scale.
         """
         entries = self._standings()
         names = [finalist, *(entry.candidate for entry in entries if entry.kind in PLAIN)]
@@ -77,7 +79,7 @@ class Promotion(Validation):
         return [*names, CHAMPION] if self.champion else names
 
     def _open_test(self, contenders: list[str]) -> None:
-        """Put the opening on record, and in the count that all searches share, before anything is scored."""
+        """Record the opening, here and in the count that all searches share, before anything is scored."""
         recorder, test = self.recorder, self.batches["test"]
         digest = test.digest
         openings = recorder.state.test_openings
@@ -98,11 +100,11 @@ class Promotion(Validation):
         comparators = [self._contender(name, role) for name, role in self._roles().items() if name != finalist]
         return decide(self._contender(finalist, "finalist"), comparators, self.measure, self._guards())
 
-    def _guards(self) -> list[Guarded]:
-        """Every guarded task with its reference's items on test; references were chosen on the search split."""
+    def _guards(self) -> list[GuardedTask]:
+        """Pair every guarded task with its reference's test scores; references were chosen on the search split."""
         state = self.recorder.state
         return [
-            Guarded(
+            GuardedTask(
                 task,
                 state.limits[task],
                 self.chances[task],
@@ -125,7 +127,7 @@ class Promotion(Validation):
         return roles
 
     def _contender(self, name: str, role: Role) -> Contender:
-        """A contender with its item scores on test; the gate needs every one of them."""
+        """Load a contender's item scores on test; the gate needs every contender."""
         state = self.recorder.state
         if (name, "test") not in state.cards:
             reason = next((f["reason"] for f in state.failed if f["candidate"] == name), "it was not scored")

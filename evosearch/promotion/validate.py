@@ -1,9 +1,9 @@
-"""From the search's best to one finalist: rescored where the search scored on minibatches, then ranked on `validation`.
+"""Validation of a search's best candidates: rescoring after minibatches, then ranking on `validation`.
 
-Where the search scored candidates on minibatches of its split, the best of them are first scored on all of it, and finalists
-are chosen by that: the best of many figures from few items is mostly luck.
+If the search scored candidates on minibatches, the best of them are first scored on the full search split, and the
+finalists are chosen by that: the best of many scores on few items is mostly luck.
 
-Everything that is chosen is chosen on `validation`. What is recorded is not done again, so this goes on after a kill.
+All choices are made on `validation`. Recorded steps are not repeated, so an interrupted validation resumes.
 """
 
 from collections.abc import Mapping
@@ -17,18 +17,20 @@ from evosearch.search.progress import Progress
 from evosearch.search.protocols import Executor, Job
 from evosearch.search.recorder import Recorder, job_id
 
-SCALES_TO_VALIDATE = 3  # of the baseline sweep, the best by score on `search`
-RESCORED = 2  # candidates scored on all of `search` for each finalist, where the search scored on minibatches
+SCALES_TO_VALIDATE = 3  # best scales of the baseline sweep, by score on `search`
+RESCORED = 2  # candidates per finalist to score on the full search split after a search on minibatches
 PLAIN = ("base", "parent", "stage", "uniform")  # baselines that are scored wherever finalists are
 
 
 @dataclass(kw_only=True)
 class Validation:
-    """What a search has found, judged on questions that it was not told of.
+    """Ranking of a search's best candidates on items that the optimizer never saw.
 
     Args:
-        batches: the items of each split.
-        finalists: how many candidates go to validation.
+        recorder: Records all results of the search.
+        executor: Scores candidates.
+        batches: Split → its items.
+        finalists: Number of candidates to validate.
     """
 
     recorder: Recorder
@@ -37,12 +39,12 @@ class Validation:
     finalists: int = 8
 
     def winner(self) -> Standing:
-        """The best on validation of finalists and baselines, on record; the test split stays closed.
+        """Record and return the best of finalists and baselines on validation; the test split stays closed.
 
-        A baseline wins only where it is strictly better: guards first, then score.
+        A baseline wins only if it is strictly better: guards first, then score.
 
         Raises:
-            SearchError: no candidate was scored, or no finalist could be validated.
+            SearchError: No candidate was scored, or no finalist could be validated.
         """
         finalist = self.finalist()
         baseline = best(self._standings(), "validation", BASELINE_KINDS)
@@ -57,19 +59,19 @@ class Validation:
         return payload | {"recipe": self.recorder.state.recipe(found.candidate)}
 
     def finalist(self) -> str:
-        """The candidate that is best on validation; all finalists are recorded.
+        """Record all finalists and return the candidate that is best on validation.
 
         Raises:
-            SearchError: no candidate was scored, or no finalist could be validated.
+            SearchError: No candidate was scored, or no finalist could be validated.
         """
         self._score("search", self._to_rescore(), "rescoring")
         self._score("validation", self._to_validate())
         return self._choose_finalist()
 
     def _standings(self) -> list[Standing]:
-        """Baselines in their own order, then candidates as they were asked: not as workers happened to finish."""
+        """List baselines in their own order, then candidates in ask order, whatever order workers finished in."""
         state = self.recorder.state
-        order = {name: index for index, name in enumerate([*state.baselines, *state.asked])}
+        order = {name: index for index, name in enumerate([*state.baselines, *state.candidates])}
         found = standings(self.recorder.ledger.events(self.recorder.search_id))
         found = [
             replace(entry, broken={split: state.violation(entry.candidate, split) for split in entry.scores})
@@ -78,27 +80,27 @@ class Validation:
         return sorted(found, key=lambda entry: order.get(entry.candidate, len(order)))
 
     def _to_rescore(self) -> list[str]:
-        """Of a search on minibatches, the best candidates with distinct recipes, by what the optimizer was told.
+        """List the best candidates with distinct recipes after a search on minibatches.
 
-        Only what was told counts, which scoring them does not change: after a kill the list is the same.
+        Ranks by the reported observations, which rescoring does not change: the list is the same after a resume.
         """
         state = self.recorder.state
         if not state.samples:
             return []
-        told = {name: found for name in state.told if (found := state.as_told(name)) is not None}
+        told = {name: found for name in state.reported if (found := state.as_reported(name)) is not None}
         first: dict[str, str] = {}  # recipe_id → the first candidate that had it
-        for name in state.asked:
+        for name in state.candidates:
             first.setdefault(state.recipe_ids[name], name)
         ranked = sorted(told, key=lambda name: (told[name][0], -told[name][1], int(name)))
         chosen = dict.fromkeys(first[state.recipe_ids[name]] for name in ranked)
         return list(chosen)[: RESCORED * self.finalists]
 
     def _to_validate(self) -> list[str]:
-        """Finalists, base, parents, winners of earlier stages, uniform, and the best scales of the sweep."""
+        """List finalists, base, parents, earlier stages' winners, uniform average, and the sweep's best scales."""
         entries = self._standings()
         chosen = [entry.candidate for entry in choose(entries, self.finalists)]
         if not any(name.isdigit() for name in chosen):
-            raise SearchError("no candidate was scored, so there is no finalist")
+            raise SearchError("no candidate could be scored, so there is no finalist")
         plain = [entry.candidate for entry in entries if entry.kind in PLAIN]
         scales = sorted(
             (entry for entry in entries if entry.kind == "scale"),
@@ -107,7 +109,7 @@ class Validation:
         return list(dict.fromkeys([*chosen, *plain, *(entry.candidate for entry in scales[:SCALES_TO_VALIDATE])]))
 
     def _choose_finalist(self) -> str:
-        """The best candidate on validation, of those that break no guard there; all finalists are recorded by rank."""
+        """Record all finalists by rank on validation and return the first: broken guards, then score."""
         entries = self._standings()
         chosen = {entry.candidate for entry in choose(entries, self.finalists)}
         ranked = sorted(
@@ -116,7 +118,7 @@ class Validation:
         )
         if not ranked:
             raise SearchError("no finalist could be scored on validation")
-        recorded = [finalist["candidate"] for finalist in self.recorder.state.finalists]
+        recorded = [finalist.candidate for finalist in self.recorder.state.finalists]
         if recorded != [entry.candidate for entry in ranked]:
             self.recorder.record(
                 [
@@ -127,7 +129,7 @@ class Validation:
         return ranked[0].candidate
 
     def _score(self, split: str, names: list[str], stage: str = "") -> None:
-        """Score what is not scored yet on all items of a split."""
+        """Score the models that have no score yet on all items of a split."""
         if not names:
             return
         state, batch = self.recorder.state, self.batches[split]

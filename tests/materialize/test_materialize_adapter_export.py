@@ -69,7 +69,7 @@ def test_a_search_with_an_adapter_is_exported_as_one(world, evosearch, tmp_path)
 
     code, _, err = evosearch(*command, "--format", "adapter", "--save-modules")
     assert code == 2
-    assert "exists already" in err
+    assert "already exists" in err
     code, text, err = evosearch(*command, "--format", "adapter", "--save-modules", "--overwrite")
     assert code == 0, err
     assert "of the change, at most" in " ".join(text.split())

@@ -12,7 +12,7 @@ from evosearch.evaluation.suites.suite import Suite
 from evosearch.evaluation.types import ItemBatch, ItemSet
 from evosearch.preflight.check import check
 from evosearch.preflight.power import hardly_decided
-from evosearch.promotion.guards import Guarded, hold
+from evosearch.promotion.non_inferiority import GuardedTask, check_guard
 from evosearch.search.progress import Silent
 from evosearch.service.run import run
 
@@ -36,7 +36,7 @@ def batch_of(count: int, groups: int = 0) -> ItemBatch:
 
 def holds(count: int, max_drop: float) -> bool:
     same = np.arange(count) % 2.0
-    return hold("7", same, Guarded("sort", max_drop, 0.25, "base", same), None).holds
+    return check_guard("7", same, GuardedTask("sort", max_drop, 0.25, "base", same), None).holds
 
 
 @pytest.mark.parametrize("max_drop", [0.5, 2.0, 7.0, 31.0])

@@ -1,4 +1,4 @@
-"""Exports: what is written reads back equal, whole or not at all."""
+"""Exports are written atomically and read back equal."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -49,7 +49,7 @@ def provenance(inputs: Mapping[str, str] | None = None, contaminated: bool = Fal
 
 
 def write(recipe: Recipe, out: Path) -> None:
-    """Stands for materialize.on_disk: a folder with a model in it."""
+    """Stand in for materialize.on_disk: write a folder with a model in it."""
     out.mkdir()
     (out / "config.json").write_text("{}")
     (out / "model.safetensors").write_bytes(b"weights")
@@ -74,7 +74,7 @@ def test_a_recipe_reads_back_equal_and_says_where_it_comes_from(tmp_path: Path) 
 
 
 def test_test_figures_never_stand_alone(tmp_path: Path) -> None:
-    """With a test score goes the number of openings; with a contaminated suite, that it is; else neither."""
+    """A test score comes with the number of openings and with the suite's contamination."""
     text = export(made(), "mergekit", tmp_path / "a.yaml", provenance(contaminated=True), shape=SHAPE).read_text()
     assert f"# {opened(3)}\n# {CONTAMINATED}\n" in text
     untested = replace(provenance(), scores={})
@@ -92,7 +92,7 @@ def test_comments_hold_no_folders_and_cannot_be_escaped(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_a_plus_in_its_name_is_one_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the folders of this machine are left out, and names are told apart as where models are read."""
+    """Only this machine's folders are removed, and references are split as the model loader splits them."""
     (tmp_path / "home" / "a+b" / "math").mkdir(parents=True)
     model = str(tmp_path / "home" / "a+b" / "math")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -146,7 +146,7 @@ def test_a_checkpoint_that_fails_leaves_nothing_and_the_old_one(tmp_path: Path) 
 def test_files_are_replaced_only_when_asked(tmp_path: Path, fmt: Format) -> None:
     out = tmp_path / "winner.yaml"
     out.write_text("mine")
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         export(made(), fmt, out, provenance(), shape=SHAPE)
     assert out.read_text() == "mine"
     export(made(), fmt, out, provenance(), shape=SHAPE, overwrite=True)
@@ -155,8 +155,8 @@ def test_files_are_replaced_only_when_asked(tmp_path: Path, fmt: Format) -> None
 
 def test_folders_that_hold_something_else_are_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="is a folder that is no checkpoint of a model"):
+    with pytest.raises(InputError, match="existing folder is not an exported checkpoint"):
         export(made(), "checkpoint", tmp_path, provenance(), write_checkpoint=write, overwrite=True)
-    with pytest.raises(InputError, match="is a folder that is no recipe of a model"):
+    with pytest.raises(InputError, match="existing folder is not an exported recipe"):
         export(made(), "recipe", tmp_path, provenance(), overwrite=True)
     assert (tmp_path / "thesis.txt").read_text() == "mine"

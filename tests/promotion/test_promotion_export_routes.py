@@ -1,4 +1,4 @@
-"""An exported route is rebuilt anywhere: recipes that its hops name stand in the same file."""
+"""An exported route can be rebuilt anywhere: the file includes the recipes that its hops name."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ World = Callable[..., Path]
 
 @pytest.fixture
 def route(world: World, tmp_path: Path) -> Path:
-    """A route through a model and through a merge of two, the second of which is a merge itself; in files of theirs."""
+    """A route through a model and a merge of two, the second of which is itself a merge, each in its own file."""
     models = world().parent
     nested = tmp_path / "recipes"
     nested.mkdir()

@@ -1,4 +1,4 @@
-"""Who goes to validation, and who from there to the gate."""
+"""Selection of candidates for validation, and of the finalist for the gate."""
 
 from evosearch.promotion.finalists import Standing, best, choose, standings
 from evosearch.search.ledger.events import Event

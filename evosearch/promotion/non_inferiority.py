@@ -1,11 +1,11 @@
-"""Guards at the gate: the winner's drop on a guarded task must be shown not to exceed what is allowed. Pure.
+"""Guards at the gate: non-inferiority tests that bound the winner's drop on a guarded task. Pure.
 
-A test of non-inferiority: the lower one-sided bound of (winner - reference), in points of that task alone, must not lie
-below -max_drop. Like every condition of the gate it must hold together with all others, so no bound is corrected.
+The lower one-sided bound of (winner - reference), in points of that task alone, must not lie below -max_drop. Like
+every condition of the gate it must hold together with all others, so it is not corrected for multiple comparisons.
 
-Of right-or-wrong items that stand alone, the bound is that of Tango's score test, which asks what a drop of max_drop
-would show (see inference.proportion_difference); of others, and where items have groups, Student's t. So `max_drop: 0`
-asks for a gain that is shown.
+For independent right-or-wrong items the bound is Tango's score bound, which uses the variance under the hypothesis of a
+drop of max_drop (see `intervals.proportion_difference`); for other metrics, and for grouped items, it is Student's t.
+`max_drop: 0` therefore requires a demonstrated gain.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,19 +19,19 @@ from evosearch.evaluation.types import Column
 
 
 @dataclass(frozen=True)
-class Guarded:
-    """One guarded task, with the items of the baseline that it is held against."""
+class GuardedTask:
+    """One guarded task and the test scores of its reference baseline."""
 
     task: str
     max_drop: float  # points, 100 (m - c) / (1 - c)
     chance: float  # c
     reference: str  # base, or the parent that is best at the task
-    column: Column  # (items,) the reference's
+    column: Column  # (items,) the reference's metric
 
 
 @dataclass(frozen=True)
 class GuardCheck:
-    """What the test split says of one guard; differences are challenger minus reference, in points of the task."""
+    """Result of one guard on the test split; differences are challenger minus reference, in points of the task."""
 
     task: str
     max_drop: float
@@ -45,16 +45,18 @@ class GuardCheck:
     n: int  # items
 
 
-def hold(
-    challenger: str, column: Column, guarded: Guarded, groups: Groups | None, confidence: float = CONFIDENCE
+def check_guard(
+    challenger: str, column: Column, guarded: GuardedTask, groups: Groups | None, confidence: float = CONFIDENCE
 ) -> GuardCheck:
-    """Whether the challenger is shown to keep a guarded task.
+    """Test whether the challenger's drop on a guarded task is shown to be within its limit.
 
     Args:
-        column: (items,) the challenger's, on the items of the reference.
+        column: (items,) The challenger's metric on the items of the reference.
+        groups: Task → group of each item; tasks of independent items may be missing.
+        confidence: Confidence of each one-sided bound.
 
     Raises:
-        SuiteError: the two were not scored on the same items.
+        SuiteError: Challenger and reference were not scored on the same items.
     """
     task = guarded.task
     pair = ({task: column}, {task: guarded.column})
@@ -79,7 +81,10 @@ def hold(
 
 
 def sentence(check: GuardCheck, confidence: float = CONFIDENCE) -> str:
-    """`17 keeps sort: -1.20 points against base (lower bound -3.10 at 97.5% confidence, -5 allowed, 400 items).`"""
+    """Describe a guard's result in one sentence.
+
+    `17 keeps sort: -1.20 points against base (lower bound -3.10 at 97.5% confidence, -5 allowed, 400 items).`
+    """
     verb = "keeps" if check.holds else "is not shown to keep"
     bound = f"lower bound {check.lower:+.2f} at {100 * confidence:g}% confidence, {-check.max_drop:g} allowed"
     return (
@@ -88,11 +93,11 @@ def sentence(check: GuardCheck, confidence: float = CONFIDENCE) -> str:
     )
 
 
-def aside(columns: Mapping[str, Column], guards: Sequence[Guarded]) -> str:
-    """` (breaks the guard on sort)` for one whose figures on the guarded tasks lie below what is allowed, else empty.
+def broken_guards(columns: Mapping[str, Column], guards: Sequence[GuardedTask]) -> str:
+    """` (breaks the guard on sort)` if the observed drop on a guarded task exceeds its limit; otherwise empty.
 
     Args:
-        columns: task → (items,) its own, on the items of the references.
+        columns: Task → (items,) metric of one model on the items of the references.
     """
     drops = {
         guard.task: 100 * float(np.mean(guard.column - columns[guard.task])) / (1 - guard.chance) - guard.max_drop
