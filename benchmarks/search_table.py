@@ -1,22 +1,22 @@
-#!/usr/bin/env python3
-"""What a finished search came to, as one JSON document and a table for a README.
+"""Results of a finished search as one JSON document and tables for a page.
 
-    scripts/bench/search_table NAME|SPEC
+    .venv/bin/python -m benchmarks.search_table NAME|SPEC
 
-One row for each model that the test split was opened for: mean metric over the tasks in %, with two-sided 95%
-intervals, on search, validation and test; and the winner's lead over it on test, by the paired bootstrap. A task that
-is to be forgotten is shown by its wrong answers, a guarded one by its points, 100 (m - c) / (1 - c). One more row,
-where the tasks are multiple choice and all parents were scored: the ensemble of the parents, which is no merge and
-costs a run of each. A second table holds every finalist's score on each split and how far it fell from one to the next,
-and the same of base and parents, which no split chose. All is read from the ledger, save how often the test set was
-opened until now, which other searches add to.
+The first table has one row for each model scored on the test split: mean metric over the tasks in %, with two-sided 95%
+intervals, on search, validation and test, and the winner's lead on test by the paired bootstrap. Unlearning targets
+count wrong answers; guarded tasks are in points, 100 (m - c) / (1 - c). If all tasks are multiple choice and all
+parents were scored, one more row has the ensemble of the parents, which is not a merge and costs a run of each. The
+second table has every finalist's score on each split and its generalization gap from one split to the next, and the
+same for base and parents, which were not selected on any split. All figures come from the ledger, except the number of
+times the test set has been opened so far, which includes other searches.
 """
 
-import json
+import argparse
 import sys
 from typing import Any
 
-from evosearch.errors import EvosearchError, SuiteError
+from benchmarks._report import publish
+from evosearch.errors import EvosearchError, InputError, SuiteError
 from evosearch.evaluation.statistics.bootstrap import bootstrap_difference
 from evosearch.evaluation.statistics.ensemble import ensemble_accuracy
 from evosearch.evaluation.statistics.intervals import interval
@@ -28,24 +28,32 @@ from evosearch.reporting.shrinkage import finalist_rows, unchosen_rows
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.state import SearchState
 from evosearch.setup.loading import contamination_acknowledged, groups_of, metric_columns, read_search
-from evosearch.spec.run_dir import find
+from evosearch.spec.lookup import find
 
 ENSEMBLE = "ensemble of the parents"
-Metrics = dict[str, dict[str, Column]]  # split → task → the suite's metric of each item
+Metrics = dict[str, dict[str, Column]]  # split → task → the suite's metric, per item
 
 
-def table(search: str) -> dict[str, Any]:
-    places = find(search)
-    with Ledger.open(places.ledger, read_only=True) as ledger:
-        search_id, state = read_search(ledger, places)
+def collect(search: str) -> dict[str, Any]:
+    """Figures of a finished search.
+
+    Args:
+        search: Name or spec file of the search.
+
+    Raises:
+        EvosearchError: The search does not exist or the gate has not decided yet.
+    """
+    run_dir = find(search)
+    with Ledger.open(run_dir.ledger, read_only=True) as ledger:
+        search_id, state = read_search(ledger, run_dir)
         if state.gated is None:
-            raise EvosearchError(f"{places.name}: the gate has not decided yet")
+            raise EvosearchError(f"{run_dir.name}: the gate has not decided yet")
         weights = state.spec["suite"]["weights"]
-        names = [name for name in state.test_openings[-1]["candidates"] if (name, "test") in state.cards]
-        winner = state.gated["winner"]
+        names = [name for name in state.test_openings[-1].candidates if (name, "test") in state.cards]
+        winner = state.gated.winner
         columns = {name: metrics(ledger, search_id, state, name) for name in names}
         groups = {split: groups_of(ledger, state, winner, split) for split in columns[winner]}
-        together, without = ensemble(ledger, search_id, state)
+        together, reason = ensemble(ledger, search_id, state)
         chosen, unchosen = (rows(ledger, search_id, state) for rows in (finalist_rows, unchosen_rows))
         openings = {"openings": times_opened(ledger, state), "contamination": contamination_acknowledged(state)}
     if together:
@@ -53,17 +61,18 @@ def table(search: str) -> dict[str, Any]:
     rows = [row(name, columns, winner, weights, groups) for name in sorted(columns, key=lambda entry: entry != winner)]
     cards = {name: state.cards[name, "test"] for name in names}
     for entry in rows:
-        entry["guards"] = cards.get(entry["model"], {}).get("guards", {})
-    forgotten = [task for task, score in cards[winner]["tasks"].items() if score["metric"].startswith("1-")]
-    asked = {"asked": state.asked_count, "failed": len(state.failed), **openings}
-    found = {"search": places.name, "promoted": state.gated["promoted"], "winner": winner, **asked, "rows": rows}
-    found |= {"finalists": chosen, "unchosen": unchosen, "forgotten": forgotten}
-    return found | ({"ensemble": f"none: {without}"} if without else {})
+        entry["guards"] = cards[entry["model"]].guards if entry["model"] in cards else {}
+    targets = [task for task, score in cards[winner].tasks.items() if score.metric.startswith("1-")]
+    counts = {"proposed": state.proposed, "failed": len(state.failed), **openings}
+    found = {"search": run_dir.name, "promoted": state.gated.promoted, "winner": winner, **counts, "rows": rows}
+    found |= {"finalists": chosen, "unchosen": unchosen, "unlearning_targets": targets}
+    return found | ({"ensemble": f"none: {reason}"} if reason else {})
 
 
 def row(
     name: str, columns: dict[str, Metrics], winner: str, weights: dict[str, float], groups: dict[str, Groups]
 ) -> dict[str, Any]:
+    """Figures of one model: intervals by split and by task, and the winner's lead over it."""
     own = columns[name]
     found: dict[str, Any] = {"model": name, "tasks": {}}
     for split in SPLITS:
@@ -80,24 +89,23 @@ def row(
 
 
 def metrics(ledger: Ledger, search_id: str, state: SearchState, name: str) -> Metrics:
+    """Per-item metrics of one model on every split it was scored on."""
     on = [split for split in SPLITS if (name, split) in state.cards]
     return {split: metric_columns(ledger, search_id, state, name, split) for split in on}
 
 
 def ensemble(ledger: Ledger, search_id: str, state: SearchState) -> tuple[Metrics, str | None]:
-    """The parents' ensemble on every split that all of them were scored on; where there is none, the reason."""
-    parents = [name for name, baseline in state.baselines.items() if baseline["kind"] == "parent"]
+    """The parents' ensemble on every split that all of them were scored on, or the reason why there is none."""
+    parents = [name for name, baseline in state.baselines.items() if baseline.kind == "parent"]
     found: Metrics = {}
     for split in SPLITS:
-        cards = [state.cards.get((name, split)) for name in parents]
-        if not parents or None in cards or any(card["sets"] != cards[0]["sets"] for card in cards):
+        cards = [state.cards[name, split] for name in parents if (name, split) in state.cards]
+        if not parents or len(cards) < len(parents) or any(card.sets != cards[0].sets for card in cards):
             continue
-        tasks = cards[0]["tasks"]
-        if other := [
-            f"{task} is measured by {entry['metric']}" for task, entry in tasks.items() if entry["metric"] != "acc"
-        ]:
-            return {}, f"{other[0]}, an ensemble by acc"
-        members = [ledger.columns(search_id, name, split, cards[0]["sets"]) for name in parents]
+        tasks = cards[0].tasks
+        if other := [f"{task} is measured by {entry.metric}" for task, entry in tasks.items() if entry.metric != "acc"]:
+            return {}, f"{other[0]}, the ensemble only by acc"
+        members = [ledger.columns(search_id, name, split, cards[0].sets) for name in parents]
         try:
             found[split] = {task: ensemble_accuracy(task, [columns[task] for columns in members]) for task in tasks}
         except SuiteError as error:
@@ -106,8 +114,13 @@ def ensemble(ledger: Ledger, search_id: str, state: SearchState) -> tuple[Metric
 
 
 def show(data: dict[str, Any]) -> str:
+    """Markdown table of the models scored on test."""
     tasks, guarded = list(data["rows"][0]["tasks"]), list(data["rows"][0]["guards"])
-    head = ["model", *SPLITS, *(f"{'not ' if task in data['forgotten'] else ''}{task} (test)" for task in tasks)]
+    head = [
+        "model",
+        *SPLITS,
+        *(f"{'not ' if task in data['unlearning_targets'] else ''}{task} (test)" for task in tasks),
+    ]
     head += [*(f"{task}, guarded (test)" for task in guarded), "winner leads by (test)"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in data["rows"]:
@@ -121,34 +134,41 @@ def show(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def show_falls(data: dict[str, Any]) -> str:
-    """Every finalist's score by split, and what it gained (with a minus, lost) from one to the next."""
+def show_gaps(data: dict[str, Any]) -> str:
+    """Markdown table of the scores by split and of the change, negative for a loss, from one split to the next."""
     head = ["finalist", *(f"score on {split}" for split in SPLITS), "search to validation", "validation to test"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in [*data["finalists"], *data["unchosen"]]:
-        name = row["candidate"] + ("" if "rank" in row else " (not chosen)")
+        name = row["candidate"] + ("" if "rank" in row else " (not selected)")
         falls = {f"{fall['from']} to {fall['to']}": fall for fall in row["falls"]}
         scores = [cell(row["scores"].get(split)) for split in SPLITS]
         lines.append(f"| {' | '.join([name, *scores, *(change(falls.get(step)) for step in head[4:])])} |")
     return "\n".join(lines)
 
 
-def change(fall: dict[str, float] | None) -> str:
-    return f"{-fall['value']:+.1f} [{-fall['upper']:+.1f}, {-fall['lower']:+.1f}]" if fall else "–"
+def change(gap: dict[str, float] | None) -> str:
+    """The change from one split to the next, and its interval."""
+    return f"{-gap['value']:+.1f} [{-gap['upper']:+.1f}, {-gap['lower']:+.1f}]" if gap else "–"
 
 
 def cell(mean: dict[str, float] | None) -> str:
+    """A mean and its interval."""
     return f"{mean['value']:.1f} [{mean['lower']:.1f}, {mean['upper']:.1f}]" if mean else "–"
 
 
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
+def main() -> int:
+    """Print the results; return 2 if there is no such search."""
+    parser = argparse.ArgumentParser("python -m benchmarks.search_table", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("search", metavar="NAME|SPEC", help="name of a finished search, or its spec file")
     try:
-        found = table(sys.argv[1])
+        found = collect(parser.parse_args().search)
     except EvosearchError as exc:
-        sys.exit(str(exc))
-    print(json.dumps(found, indent=2))
-    print(show(found), show_falls(found), opened(found["openings"]), sep="\n\n")
-    if found["contamination"]:
-        print(CONTAMINATED)
+        print(exc, file=sys.stderr)
+        return 2 if isinstance(exc, InputError) else 1
+    notes = [opened(found["openings"]), *([CONTAMINATED] if found["contamination"] else [])]
+    publish(found, show(found), show_gaps(found), *notes)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

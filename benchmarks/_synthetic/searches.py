@@ -1,8 +1,8 @@
-"""Whole searches in this process, up to the choice on `validation`; the chosen is then scored on `test`, for a table.
+"""Complete searches in this process, up to the selection on `validation`, with the winner scored on `test`.
 
-Specs are prepared and run by the parts that `evosearch run` is made of, with a ledger of their own in a folder that
-is thrown away. Nothing is promoted and no opening of a test set is counted. What was scored once, a baseline above all,
-is answered from memory when another search asks for it: scores are deterministic.
+Specs are prepared and run by the same functions as `evosearch run`, with a ledger in a temporary folder. Nothing is
+promoted and no test opening is counted. Scores are deterministic, so a recipe that several searches score, such as a
+baseline, is scored once and answered from memory afterwards.
 """
 
 import json
@@ -31,11 +31,13 @@ from evosearch.search.optimizers.registry import OptimizerConfig, create
 from evosearch.search.progress import Silent
 from evosearch.search.protocols import Executor, Job, Outcome
 from evosearch.search.recorder import Recorder
+from evosearch.search.records import is_candidate
 from evosearch.setup.executors import make_executor
 from evosearch.setup.prepare import Prepared, prepare
 from evosearch.setup.resume_check import circumstances
 from evosearch.setup.versions import versions
-from evosearch.spec.spec import BudgetConfig, SearchSpec, Winner, WorkersConfig
+from evosearch.spec.config import BudgetConfig, WorkersConfig
+from evosearch.spec.spec import SearchSpec, Winner
 from evosearch.spec.stages import StagedSpec, load
 
 HERE = WorkersConfig(executor="local", threads=1)
@@ -43,7 +45,7 @@ SWEEP, UNIFORM, PARENT = "best scale", "uniform", "best parent"
 
 
 class Remembering:
-    """An executor that scores each recipe once on each batch, whoever asks."""
+    """Executor that scores each recipe once per batch and remembers the outcome."""
 
     slots = 1
 
@@ -53,9 +55,11 @@ class Remembering:
         self._known: dict[tuple[str, str], Outcome] = {}
 
     def submit(self, job: Job) -> None:
+        """Queue a job."""
         self._queue.append(job)
 
     def wait(self, timeout_s: float) -> list[Outcome]:
+        """Outcome of the next job; empty if none is queued."""
         if not self._queue:
             return []
         job = self._queue.popleft()
@@ -66,13 +70,14 @@ class Remembering:
         return [replace(self._known[key], job=job)]
 
     def close(self) -> None:
+        """Drop queued jobs and close the inner executor."""
         self._queue.clear()
         self._inner.close()
 
 
 @dataclass(frozen=True)
 class Found:
-    """What one search came to."""
+    """One finished search."""
 
     prepared: Prepared
     recorder: Recorder
@@ -82,12 +87,12 @@ class Found:
 
     @property
     def finalist(self) -> Standing:
-        """The best candidate on validation, of the finalists."""
+        """The finalist with the best score on validation."""
         name = self.validation.finalist()
         return next(entry for entry in self._standings() if entry.candidate == name)
 
     def row(self) -> dict[str, Any]:
-        """The finalist's scores on every split, and what it took to find it."""
+        """The finalist's scores on every split, and the cost of the search."""
         chosen, state = self.finalist, self.recorder.state
         scored = [name for name, split in state.cards if split == "search" and name.isdigit()]
         return {
@@ -95,14 +100,14 @@ class Found:
             "search": chosen.scores["search"],
             "validation": chosen.scores["validation"],
             "test": self.test(chosen.candidate).score,
-            "asked": state.asked_count,
-            "failed": len([failure for failure in state.failed if failure["candidate"].isdigit()]),
+            "asked": state.proposed,
+            "failed": sum(is_candidate(failure.candidate) for failure in state.failed),
             "item_evaluations": len(scored) * len(self.prepared.batches["search"]),
             "stopped": self.stopped,
         }
 
     def baselines(self) -> dict[str, dict[str, Any]]:
-        """Best parent and best scale, chosen without `test`, and uniform, with their scores on every split."""
+        """Best parent, uniform average and best scale with their scores on every split; selected without `test`."""
         self.validation.finalist()
         entries = [entry for entry in self._standings() if entry.kind != "candidate"]
         chosen = {
@@ -117,7 +122,7 @@ class Found:
         }
 
     def test(self, candidate: str) -> ScoreCard:
-        """A candidate's or baseline's card on the test split; not recorded."""
+        """Score a candidate or baseline on the test split without recording it."""
         recipe = Recipe.model_validate(self.recorder.state.recipe(candidate))
         self.executor.submit(Job(f"{candidate}@test", recipe, self.prepared.batches["test"]))
         (outcome,) = self.executor.wait(0.0)
@@ -129,7 +134,7 @@ class Found:
 
 
 class Bench:
-    """Runs searches; one suite is loaded once, and one worker is built for searches of the same models."""
+    """Runner of searches that loads each suite once and builds one worker for searches of the same models."""
 
     def __init__(self) -> None:
         self._open = ExitStack()
@@ -144,16 +149,17 @@ class Bench:
         self._open.close()
 
     def prepare(self, spec: SearchSpec) -> Prepared:
+        """Prepare a search with the cached harness of its suite."""
         digest = spec.suite.digest()
         if digest not in self._harnesses:
             self._harnesses[digest] = Harness(spec.suite)
         return prepare(spec, Silent(), harness=self._harnesses[digest])
 
     def search(self, prepared: Prepared, executor: Remembering, name: str) -> Found:
-        """One search to the end of its budget, and its finalists on validation.
+        """Run one search to the end of its budget.
 
         Args:
-            name: of its ledger.
+            name: File name of its ledger.
         """
         config = prepared.spec.config
         ledger = self._open.enter_context(Ledger.open(f"sqlite:///{self._folder / name}.db"))
@@ -161,7 +167,7 @@ class Bench:
         for batch in (*prepared.batches.values(), *(prepared.minibatches.batches if prepared.minibatches else ())):
             ledger.put_item_sets(batch)
         started = {"name": prepared.spec.name, "spec": prepared.spec.identity(), "versions": versions()}
-        recorder.record([("started", started | circumstances(prepared))])
+        recorder.record([("started", started | circumstances(prepared).to_payload())])
         stopped = Controller(
             recorder=recorder,
             executor=executor,
@@ -182,9 +188,9 @@ class Bench:
     def compare_optimizers(
         self, file: Path, chosen: Sequence[Contestant], seeds: Iterable[int], candidates: int, finalists: int
     ) -> dict[str, Any]:
-        """One space by several optimizers, at as many item evaluations as `candidates` take."""
+        """Search one space with several optimizers, each with the item evaluations of `candidates` candidates."""
         spec = load(file)
-        assert isinstance(spec, SearchSpec), "a spec of one search"
+        assert isinstance(spec, SearchSpec), "not a multi-stage spec"
         prepared = self.prepare(spec)
         items = candidates * len(prepared.batches["search"])
         rows, baselines = list[dict[str, Any]](), dict[str, dict[str, Any]]()
@@ -201,9 +207,10 @@ class Bench:
     def compare_spaces(
         self, files: Mapping[str, Path], seeds: Sequence[int], candidates: int, finalists: int
     ) -> dict[str, Any]:
-        """Several specs, of one search or of stages, each at as many item evaluations in all.
+        """Run several specs, single or multi-stage, with the same total number of item evaluations.
 
-        Every seed replaces the optimizers' own. Stages share the items evenly, each to its winner on validation.
+        Each seed replaces the seed in the spec. Stages share the item evaluations evenly, and each ends with its winner
+        on validation.
         """
         rows, baselines, items = list[dict[str, Any]](), dict[str, dict[str, Any]](), 0
         for label, file in files.items():
@@ -230,7 +237,7 @@ class Bench:
         items: int,
         finalists: int,
     ) -> list[Found]:
-        """The searches of all stages, each on the winners of those before it; of a spec of one search that search."""
+        """Run all stages in order, each on the winners of the earlier ones; a single search is one stage."""
         share = items // (spec.count if isinstance(spec, StagedSpec) else 1)
         found = [self.search(with_config(first, seeded(first, seed), share, finalists), executor, f"{name}-0")]
         winners: dict[str, Winner] = {}
@@ -248,12 +255,12 @@ class Bench:
     def _say(self, row: Mapping[str, Any]) -> None:
         figures = ", ".join(f"{split} {row[split]:.1f}" for split in ("search", "validation", "test"))
         took = f"{time.monotonic() - self._began:5.0f} s"
-        print(f"{took}  {row['label']}, seed {row['seed']}: {figures}; {row['asked']} asked", file=sys.stderr)
+        print(f"{took}  {row['label']}, seed {row['seed']}: {figures}; {row['proposed']} proposed", file=sys.stderr)
 
 
 @contextmanager
 def working(prepared: Prepared) -> Iterator[Remembering]:
-    """One worker for searches of the same models."""
+    """One worker, shared by searches of the same models."""
     executor = Remembering(make_executor(HERE, prepared, Silent()))
     try:
         yield executor
@@ -262,11 +269,12 @@ def working(prepared: Prepared) -> Iterator[Remembering]:
 
 
 def seeded(prepared: Prepared, seed: int) -> OptimizerConfig:
+    """The optimizer section of the spec with another seed."""
     return prepared.spec.config.optimizer.model_copy(update={"seed": seed})
 
 
 def with_config(prepared: Prepared, optimizer: OptimizerConfig, items: int, finalists: int) -> Prepared:
-    """The same search by another optimizer, with another budget: so many item evaluations."""
+    """The same search with another optimizer and a budget in item evaluations."""
     config = prepared.spec.config
     promotion = config.promotion.model_copy(update={"finalists": finalists})
     changed = {"optimizer": optimizer, "budget": BudgetConfig(items=items), "promotion": promotion}
@@ -275,17 +283,17 @@ def with_config(prepared: Prepared, optimizer: OptimizerConfig, items: int, fina
 
 
 def total(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The last stage's row, with what earlier stages took, and their rows."""
+    """The last stage's row with the cost of all stages added up, and the rows of the earlier stages."""
     *earlier, last = rows
-    added = {key: sum(row[key] for row in rows) for key in ("asked", "failed", "item_evaluations")}
+    added = {key: sum(row[key] for row in rows) for key in ("proposed", "failed", "item_evaluations")}
     return last | added | ({"earlier_stages": earlier} if earlier else {})
 
 
 def results(items: int, rows: list[dict[str, Any]], baselines: dict[str, Any]) -> dict[str, Any]:
-    """Rows of all searches, and their medians by label.
+    """Rows of all searches with their medians by label.
 
     Args:
-        items: item evaluations that each search could take.
+        items: Budget of each search in item evaluations.
     """
     labels = dict.fromkeys(row["label"] for row in rows)
     best = baselines.get(SWEEP)
@@ -294,7 +302,7 @@ def results(items: int, rows: list[dict[str, Any]], baselines: dict[str, Any]) -
         own = [row for row in rows if row["label"] == label]
         summary[label] = {key: spread([row[key] for row in own]) for key in ("search", "validation", "test")}
         summary[label] |= {"searches": len(own), "item_evaluations": spread([row["item_evaluations"] for row in own])}
-        summary[label]["asked"] = spread([row["asked"] for row in own])
+        summary[label]["proposed"] = spread([row["proposed"] for row in own])
         if best is not None:
             summary[label]["ahead"] = spread([row["test"] - best["test"] for row in own])
             summary[label]["ahead_in"] = sum(row["test"] > best["test"] for row in own)
@@ -302,7 +310,7 @@ def results(items: int, rows: list[dict[str, Any]], baselines: dict[str, Any]) -
 
 
 def search_rows(found: Mapping[str, Any]) -> list[list[str]]:
-    """Baselines, then what was compared: scores as median [quartiles] over seeds."""
+    """Rows of the baselines, then of the searches: scores as median [quartiles] over seeds."""
     best = found["baselines"].get(SWEEP)
     rows = []
     for name, baseline in found["baselines"].items():
@@ -318,4 +326,4 @@ def search_rows(found: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _on_validation(entry: Standing) -> float:
-    return entry.scores.get("validation", -math.inf)  # of the scales the best three are scored there
+    return entry.scores.get("validation", -math.inf)  # only the best three scales are scored there

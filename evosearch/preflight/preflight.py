@@ -30,14 +30,16 @@ from evosearch.preflight.sizes import Sizes, sizes_of
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.ledger.store import check_server
 from evosearch.search.progress import Watcher
+from evosearch.search.records import WarmStart
 from evosearch.setup.executors import cluster_of, worker_count
 from evosearch.setup.loading import read_search
 from evosearch.setup.prepare import Prepared, prepare_with
 from evosearch.setup.resume_check import refuse_other_search
 from evosearch.setup.trackers import JSON_LINES, jsonl_file
-from evosearch.setup.warm_start import WarmStart, found_before
-from evosearch.spec.diagnostics import Findings
-from evosearch.spec.run_dir import ELSEWHERE, SQLITE, elsewhere, places_of, recorded_names
+from evosearch.setup.warm_start import found_before
+from evosearch.spec.diagnostics import Diagnostics
+from evosearch.spec.lookup import recorded_names
+from evosearch.spec.run_dir import LEDGER_URL_FILE, SQLITE
 from evosearch.spec.spec import SearchSpec
 from evosearch.tracking.access import check_file, look_at, write_to
 
@@ -66,7 +68,7 @@ class Ready:
 
 def look(
     spec: SearchSpec,
-    findings: Findings,
+    diagnostics: Diagnostics,
     watcher: Watcher,
     allow_pickle: bool = False,
     harness: Callable[[], Harness] | None = None,
@@ -80,25 +82,25 @@ def look(
         harness: of the spec's suite; None: it cannot be loaded, and why is known.
     """
     ready = Ready()
-    ledger = findings.attempt(lambda: check_ledger(spec)) is not None
+    ledger = diagnostics.attempt(lambda: check_ledger(spec)) is not None
     ready.first = _first(spec) if ledger else True
-    workers = findings.attempt(lambda: worker_count(spec.config.workers))
+    workers = diagnostics.attempt(lambda: worker_count(spec.config.workers))
     if ready.first and (spec.stage is None or spec.stage.index == 0):
-        findings.attempt(lambda: _check_store(spec, findings))
+        diagnostics.attempt(lambda: _check_store(spec, diagnostics))
     sizes = _sizes(spec, watcher)
-    fits = sizes is None or _fits(resources.to_fetch(spec, sizes), findings, firm=True)
-    prepared = prepare_with(findings, spec, watcher, allow_pickle, harness, opened=fits)
+    fits = sizes is None or _fits(resources.to_fetch(spec, sizes), diagnostics, firm=True)
+    prepared = prepare_with(diagnostics, spec, watcher, allow_pickle, harness, opened=fits)
     if fits:
-        _look_at_cards(spec, findings, ready)
+        _look_at_cards(spec, diagnostics, ready)
     if prepared is None:
         return ready
     if ledger:
-        ready.warm = findings.attempt(lambda: _warm_start(prepared, watcher))
-        ready.done = findings.attempt(lambda: _done(prepared))
+        ready.warm = diagnostics.attempt(lambda: _warm_start(prepared, watcher))
+        ready.done = diagnostics.attempt(lambda: _done(prepared))
     sizes = sizes or sizes_of(spec, watcher)
     gate = spec.stage is None or spec.stage.last
     ready.cost = cost(spec, sizes, prepared.tokens, prepared.baselines, gate)
-    _fits(_written(prepared, sizes), findings, firm=ready.first)
+    _fits(_written(prepared, sizes), diagnostics, firm=ready.first)
     ready.memory = resources.memory_of(prepared.models, prepared.largest, another=_another(prepared))
     if workers is not None and not cluster_of(spec.config.workers):
         count, gpus = workers
@@ -106,9 +108,9 @@ def look(
         ready.memory |= {"workers": count or 1} | ({"device": device} if device else {})
         problems, warnings = resources.judge_memory(spec, ready.memory, count or 1)
         for problem in problems:
-            findings.add(problem)
+            diagnostics.add(problem)
         for text in warnings:
-            findings.warn(text)
+            diagnostics.warn(text)
     ready.prepared = prepared
     return ready
 
@@ -121,10 +123,10 @@ def prove_store(spec: SearchSpec) -> None:
     Raises:
         TrackingError: it cannot be reached, or refuses.
     """
-    places, name = places_of(spec), spec.config.promotion.register_as
-    if not places.tracking.startswith((JSON_LINES, SQLITE)):
+    run_dir, name = spec.run_dir, spec.config.promotion.register_as
+    if not run_dir.tracking.startswith((JSON_LINES, SQLITE)):
         with _told_of(spec):
-            write_to(places.tracking, places.experiment, places.name, name)
+            write_to(run_dir.tracking, run_dir.experiment, run_dir.name, name)
 
 
 def check_ledger(spec: SearchSpec) -> bool:
@@ -133,10 +135,10 @@ def check_ledger(spec: SearchSpec) -> bool:
     Raises:
         LedgerError: neither.
     """
-    places, where = places_of(spec), f"{spec.file}: ledger"
-    url = places.ledger
-    if elsewhere(spec) is not None:
-        check_file(places.folder / ELSEWHERE, "EVOSEARCH_RUNS", LedgerError)
+    run_dir, where = spec.run_dir, f"{spec.file}: ledger"
+    url = run_dir.ledger
+    if spec.run_dir.external_ledger is not None:
+        check_file(run_dir.folder / LEDGER_URL_FILE, "EVOSEARCH_RUNS", LedgerError)
     if not url.startswith(SQLITE):
         check_server(url, where)
         return True
@@ -152,10 +154,10 @@ def check_ledger(spec: SearchSpec) -> bool:
 
 def _first(spec: SearchSpec) -> bool:
     """Whether nothing of the spec is on record yet, of no stage: what only a start may be refused for is asked then."""
-    begun = recorded_names(places_of(spec).ledger)
+    begun = recorded_names(spec.run_dir.ledger)
     if spec.stage is None:
         return spec.name not in begun
-    return not any(name.startswith(f"{spec.stage.whole}.") for name in begun)
+    return not any(name.startswith(f"{spec.stage.pipeline}.") for name in begun)
 
 
 @contextmanager
@@ -172,13 +174,13 @@ def _told_of(spec: SearchSpec) -> Iterator[None]:
         raise TrackingError(spec.at(key), what, error.allowed, next_step) from error
 
 
-def _check_store(spec: SearchSpec, findings: Findings) -> None:
-    places, name = places_of(spec), spec.config.promotion.register_as
+def _check_store(spec: SearchSpec, diagnostics: Diagnostics) -> None:
+    run_dir, name = spec.run_dir, spec.config.promotion.register_as
     with _told_of(spec):
-        if places.tracking.startswith(JSON_LINES):
-            check_file(jsonl_file(places), "tracking.uri")
-        elif text := look_at(places.tracking, places.experiment, name):
-            findings.note(text)
+        if run_dir.tracking.startswith(JSON_LINES):
+            check_file(jsonl_file(run_dir), "tracking.uri")
+        elif text := look_at(run_dir.tracking, run_dir.experiment, name):
+            diagnostics.note(text)
 
 
 def _sizes(spec: SearchSpec, watcher: Watcher) -> Sizes | None:
@@ -188,22 +190,22 @@ def _sizes(spec: SearchSpec, watcher: Watcher) -> Sizes | None:
     return None
 
 
-def _fits(needs: list[resources.Need], findings: Findings, firm: bool) -> bool:
+def _fits(needs: list[resources.Need], diagnostics: Diagnostics, firm: bool) -> bool:
     problems = resources.lacking(needs)
     for problem in problems:
         if firm:
-            findings.add(problem)
+            diagnostics.add(problem)
         else:
-            findings.warn(str(problem))
+            diagnostics.warn(str(problem))
     return not problems
 
 
-def _look_at_cards(spec: SearchSpec, findings: Findings, ready: Ready) -> None:
+def _look_at_cards(spec: SearchSpec, diagnostics: Diagnostics, ready: Ready) -> None:
     with suppress(InputError):  # a model that cannot be had, which is said already
         cards = cards_of(spec)
         for text in cards.notes():
-            findings.note(text)
-        check_licences(spec, cards, findings)
+            diagnostics.note(text)
+        check_licences(spec, cards, diagnostics)
         ready.licences = cards.licences
 
 
@@ -222,8 +224,8 @@ def _warm_start(prepared: Prepared, watcher: Watcher) -> WarmStart | None:
     """What it starts from is there, or is an earlier stage that is yet to run."""
     spec = prepared.spec
     named = spec.config.optimizer.warm_start
-    own = spec.stage is not None and str(named).startswith(f"{spec.stage.whole}.")
-    if own and named not in recorded_names(places_of(spec).ledger):
+    own = spec.stage is not None and str(named).startswith(f"{spec.stage.pipeline}.")
+    if own and named not in recorded_names(spec.run_dir.ledger):
         return None
     return found_before(prepared, watcher)
 
@@ -234,12 +236,12 @@ def _done(prepared: Prepared) -> Done | None:
     Raises:
         LedgerError: it has another one of this name, or one that began otherwise.
     """
-    spec, places = prepared.spec, places_of(prepared.spec)
-    if spec.name not in recorded_names(places.ledger):
+    spec, run_dir = prepared.spec, prepared.spec.run_dir
+    if spec.name not in recorded_names(run_dir.ledger):
         return None
-    with Ledger.open(places.ledger, f"{spec.file}: ledger", read_only=True) as ledger:
+    with Ledger.open(run_dir.ledger, f"{spec.file}: ledger", read_only=True) as ledger:
         if spec.stage is not None and spec.stage.winners:  # for which others may stand in here
-            return Done.of(read_search(ledger, places)[1])
+            return Done.of(read_search(ledger, run_dir)[1])
         state = refuse_other_search(ledger, prepared)
     return Done.of(state) if state is not None else None
 

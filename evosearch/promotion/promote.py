@@ -6,7 +6,6 @@ before the first item is scored. Recorded steps are not repeated, so an interrup
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from evosearch.errors import SearchError
 from evosearch.evaluation.types import Column
@@ -16,6 +15,7 @@ from evosearch.promotion.non_inferiority import GuardedTask
 from evosearch.promotion.validate import PLAIN, Validation
 from evosearch.recipe.schema import Recipe
 from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.records import OpeningRecord
 
 CHAMPION = "champion"
 ROLES: dict[str, Role] = {"base": "base", "parent": "parent", "stage": "baseline", "champion": "champion"}
@@ -83,12 +83,12 @@ class Promotion(Validation):
         recorder, test = self.recorder, self.batches["test"]
         digest = test.digest
         openings = recorder.state.test_openings
-        if openings and openings[-1]["candidates"] == contenders and openings[-1]["digest"] == digest:
+        if openings and openings[-1].candidates == contenders and openings[-1].digest == digest:
             return
         count = self.openings.record_test_opening(
             recorder.search_id, test.documents_digest, contenders, known_as=[digest]
         )
-        recorder.record([("test_opened", {"digest": digest, "candidates": contenders, "count": count})])
+        recorder.record([("test_opened", OpeningRecord(digest, contenders, count).to_payload())])
 
     def _recipe(self, name: str) -> Recipe:
         if name == CHAMPION:
@@ -130,10 +130,9 @@ class Promotion(Validation):
         """Load a contender's item scores on test; the gate needs every contender."""
         state = self.recorder.state
         if (name, "test") not in state.cards:
-            reason = next((f["reason"] for f in state.failed if f["candidate"] == name), "it was not scored")
+            reason = next((f.reason for f in state.failed if f.candidate == name), "it was not scored")
             raise SearchError(f"the gate needs {kind_of(name)} {name} on the test split, but {reason}")
         stored = self.recorder.ledger.columns(self.recorder.search_id, name, "test")
         columns: dict[str, Column] = {task: stored[task][metric] for task, metric in self.metrics.items()}
         recipe_id = self.champion.recipe_id if name == CHAMPION and self.champion else state.recipe_ids.get(name, "")
-        card: dict[str, Any] = state.cards[name, "test"]
-        return Contender(name, role, columns, recipe_id, card["sets"])
+        return Contender(name, role, columns, recipe_id, state.cards[name, "test"].sets)

@@ -16,6 +16,7 @@ from evosearch.recipe.schema import Recipe
 from evosearch.search.progress import Progress
 from evosearch.search.protocols import Executor, Job
 from evosearch.search.recorder import Recorder, job_id
+from evosearch.search.records import FinalistRecord, WinnerRecord
 
 SCALES_TO_VALIDATE = 3  # best scales of the baseline sweep, by score on `search`
 RESCORED = 2  # candidates per finalist to score on the full search split after a search on minibatches
@@ -51,12 +52,12 @@ class Validation:
         found = next(entry for entry in self._standings() if entry.candidate == finalist)
         if baseline is not None and _rank(baseline) < _rank(found):
             found = baseline
-        self.recorder.record([("winner", self._winner_payload(found))])
+        self.recorder.record([("winner", self._winner_record(found).to_payload())])
         return found
 
-    def _winner_payload(self, found: Standing) -> dict[str, object]:
-        payload = {"candidate": found.candidate, "recipe_id": found.recipe_id, "score": found.scores["validation"]}
-        return payload | {"recipe": self.recorder.state.recipe(found.candidate)}
+    def _winner_record(self, found: Standing) -> WinnerRecord:
+        recipe = self.recorder.state.recipe(found.candidate)
+        return WinnerRecord(found.candidate, found.recipe_id, found.scores["validation"], recipe)
 
     def finalist(self) -> str:
         """Record all finalists and return the candidate that is best on validation.
@@ -122,7 +123,7 @@ class Validation:
         if recorded != [entry.candidate for entry in ranked]:
             self.recorder.record(
                 [
-                    ("finalist", {"candidate": entry.candidate, "rank": rank, "score": entry.scores["validation"]})
+                    ("finalist", FinalistRecord(entry.candidate, rank, entry.scores["validation"]).to_payload())
                     for rank, entry in enumerate(ranked, start=1)
                 ]
             )

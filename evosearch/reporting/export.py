@@ -24,7 +24,8 @@ from evosearch.search.progress import Watcher
 from evosearch.search.state import SearchState
 from evosearch.setup.loading import contamination_acknowledged, read_search, score_interval
 from evosearch.setup.models import Models, open_models
-from evosearch.spec.run_dir import Places, find
+from evosearch.spec.lookup import find
+from evosearch.spec.run_dir import RunDir
 
 FILES: dict[Format, str] = {"recipe": "recipe.yaml", "mergekit": "mergekit.yaml", "checkpoint": "checkpoint"}
 RANK = 32  # of an exported adapter, where none is asked for
@@ -53,23 +54,23 @@ def export(
         InputError: `out` exists, or the models changed since the search.
     """
     _check_adapter_options(fmt, rank, save_modules)
-    places = find(search)
+    run_dir = find(search)
     reports: list[AdapterReport] = []
 
     def adapter(merged: Recipe, path: Path) -> None:
         used = {name: models.checkpoints[name] for name in merged.references()}
         reports.append(write_adapter(merged, used, path, rank or RANK, save_modules))
 
-    with Ledger.open(places.ledger, read_only=True) as ledger:
-        search_id, state = read_search(ledger, places)
-        name = _candidate(state, candidate, places)
+    with Ledger.open(run_dir.ledger, read_only=True) as ledger:
+        search_id, state = read_search(ledger, run_dir)
+        name = _candidate(state, candidate, run_dir)
         recipe = Recipe.model_validate(state.recipe(name))
         models = open_models(recipe, f"candidate {name}", watcher, allow_pickle, recipes=state.recipes)
         _check_unchanged(state, models)
         source = provenance(ledger, search_id, state, name)
         write_one(recipe, fmt, out, source, models, overwrite, adapter)
     result: dict[str, Any] = {
-        "search": places.name,
+        "search": run_dir.name,
         "candidate": name,
         "recipe_id": state.recipe_ids[name],
         "format": fmt,
@@ -103,8 +104,8 @@ def _check_adapter_options(fmt: Format, rank: int | None, save_modules: bool) ->
 def write_winner(ledger: Ledger, search_id: str, state: SearchState, out: Path) -> None:
     """The recipe of a stage's winner, for later stages to build on; it follows from the ledger."""
     assert state.winner is not None
-    recipe = Recipe.model_validate(state.winner["recipe"])
-    source = provenance(ledger, search_id, state, state.winner["candidate"])
+    recipe = Recipe.model_validate(state.winner.recipe)
+    source = provenance(ledger, search_id, state, state.winner.candidate)
     write_export(recipe, "recipe", out, source, load=partial(load_reference, known=state.recipes), overwrite=True)
 
 
@@ -176,21 +177,21 @@ def _folders(reference: str, checkpoint: Checkpoint) -> str:
 
 def provenance(ledger: Ledger, search_id: str, state: SearchState, name: str) -> Provenance:
     """Where a candidate comes from and what it scored, from the ledger alone."""
-    original = (state.asked.get(name) or {}).get("duplicate_of") or name
+    original = state.original(name)
     splits = sorted(split for candidate, split in state.cards if candidate == original)
     scores = {split: score_interval(ledger, search_id, state, original, split) for split in splits}
     told = (times_opened(ledger, state), contamination_acknowledged(state))
     return Provenance(state.name, search_id, name, state.recipe_ids[name], state.inputs, scores, *told)
 
 
-def _candidate(state: SearchState, asked: str | None, places: Places) -> str:
+def _candidate(state: SearchState, asked: str | None, run_dir: RunDir) -> str:
     if asked is None:
         if state.promoted is None and state.winner is not None:  # a stage that others build on
-            return str(state.winner["candidate"])
+            return state.winner.candidate
         if state.promoted is None:
             allowed = "Name one with --candidate: `evosearch leaderboard` lists them"
-            raise LedgerError(places.name, "nothing is promoted in this search", allowed)
-        return str(state.promoted["candidate"])
+            raise LedgerError(run_dir.name, "nothing is promoted in this search", allowed)
+        return state.promoted.candidate
     if asked not in state.recipe_ids:
         raise LedgerError(f"--candidate {asked}", "no such candidate or baseline", "`evosearch leaderboard` lists them")
     return asked
@@ -205,7 +206,7 @@ def _check_unchanged(state: SearchState, models: Models) -> None:
             raise InputError(reference, what, next="Restore the model")
     if models.recipe.vocabulary is not None or models.recipe.chat_template is not None:
         return  # a baseline's own vocabulary is of fewer models than the search's
-    began = state.circumstances.get("files", {})
+    began = state.circumstances.files
     for reference, checkpoint in models.checkpoints.items():
         now = files_of(checkpoint)
         for file, sha in began.get(reference, {}).items():

@@ -1,7 +1,7 @@
 """Candidates and baselines by score, read from the ledger alone."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,10 @@ from evosearch.reporting.openings import times_opened
 from evosearch.reporting.shrinkage import finalist_rows, unchosen_rows
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.pareto import ordered, pareto_set
+from evosearch.search.records import CardSummary, Reported
 from evosearch.search.state import SearchState
 from evosearch.setup.loading import contamination_acknowledged, read_search
-from evosearch.spec.run_dir import Places
+from evosearch.spec.run_dir import RunDir
 from evosearch.tracking.pareto_page import pareto_page
 
 
@@ -27,12 +28,12 @@ class Board:
     contamination_acknowledged: bool
 
 
-def leaderboard(places: Places, with_runs: bool = False) -> list[dict[str, Any]]:
+def leaderboard(run_dir: RunDir, with_runs: bool = False) -> list[dict[str, Any]]:
     """The rows of `board`."""
-    return board(places, with_runs).rows
+    return board(run_dir, with_runs).rows
 
 
-def board(places: Places, with_runs: bool = False) -> Board:
+def board(run_dir: RunDir, with_runs: bool = False) -> Board:
     """Rows by score on the search split, best first: what breaks no guard, what breaks one, what failed.
 
     Where candidates were scored on a minibatch of the split, those scored on all of it come before the others: `sample` is
@@ -44,10 +45,10 @@ def board(places: Places, with_runs: bool = False) -> Board:
     Args:
         with_runs: add each row's MLflow run id, where the tracking store answers.
     """
-    with Ledger.open(places.ledger, read_only=True) as ledger:
-        search_id, state = read_search(ledger, places)
+    with Ledger.open(run_dir.ledger, read_only=True) as ledger:
+        search_id, state = read_search(ledger, run_dir)
         found = board_of(ledger, search_id, state)
-    runs = _run_ids(places, search_id) if with_runs else {}
+    runs = _run_ids(run_dir, search_id) if with_runs else {}
     for row in found.rows:
         row["run_id"] = runs.get(row["candidate"])
     return found
@@ -68,12 +69,12 @@ def board_of(ledger: Ledger, search_id: str, state: SearchState) -> Board:
 
 def leaderboard_rows(state: SearchState) -> list[dict[str, Any]]:
     """The rows of one search's folded events."""
-    rows = [_row(state, name) for name in [*state.baselines, *state.asked] if not _skipped(state, name)]
+    rows = [_row(state, name) for name in [*state.baselines, *state.candidates] if not _skipped(state, name)]
     rows.sort(key=_rank)
     named = objectives_of(state)
-    front = set(pareto_set(state.told.values())) if named else set()
+    front = set(pareto_set(state.reported.values())) if named else set()
     for row in rows:
-        told = state.told.get(row["candidate"]) if named else None
+        told = state.reported.get(row["candidate"]) if named else None
         row["objectives"] = _objectives(named, told) if told else {}
         row["pareto"] = row["candidate"] in front if told else None
     return [{"rank": rank, **row} for rank, row in enumerate(rows, start=1)]
@@ -112,8 +113,8 @@ def objectives_of(state: SearchState) -> tuple[str, ...]:
     return tuple(state.spec.get("objectives") or ())
 
 
-def _objectives(named: Sequence[str], told: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    return dict(zip(named, told.get("objectives", ()), strict=False))
+def _objectives(named: Sequence[str], told: Reported) -> dict[str, dict[str, Any]]:
+    return dict(zip(named, map(asdict, told.objectives), strict=False))
 
 
 def _rank(row: Mapping[str, Any]) -> tuple[bool, float, bool, float]:
@@ -121,17 +122,17 @@ def _rank(row: Mapping[str, Any]) -> tuple[bool, float, bool, float]:
 
 
 def _row(state: SearchState, name: str) -> dict[str, Any]:
-    original = (state.asked.get(name) or {}).get("duplicate_of") or name
+    original = state.original(name)
     cards = {split: card for (candidate, split), card in state.cards.items() if candidate == original}
     sample = None if "search" in cards else _sample(state, name, original)
     search = sample or cards.get("search")
     return {
         "candidate": name,
         "recipe_id": state.recipe_ids[name],
-        "kind": state.baseline_kinds.get(name, "candidate"),
-        "score": search["score"] if search else None,
-        "fitness": search["fitness"]["value"] if search else None,
-        "sample": sum(task["n"] for task in sample["tasks"].values()) if sample else None,
+        "kind": state.kind(name),
+        "score": search.score if search else None,
+        "fitness": search.fitness.value if search else None,
+        "sample": sample.items if sample else None,
         "violations": _violations(state, name, original),
         "splits": {split: _split(card) for split, card in sorted(cards.items())},
         "run_id": None,
@@ -139,8 +140,8 @@ def _row(state: SearchState, name: str) -> dict[str, Any]:
     }
 
 
-def _sample(state: SearchState, name: str, original: str) -> dict[str, Any] | None:
-    minibatch = (state.asked.get(name) or {}).get("minibatch")
+def _sample(state: SearchState, name: str, original: str) -> CardSummary | None:
+    minibatch = state.candidates[name].minibatch if name in state.candidates else None
     return None if minibatch is None else state.samples.get((original, minibatch))
 
 
@@ -148,22 +149,20 @@ def _violations(state: SearchState, name: str, original: str) -> dict[str, float
     """Guarded task → points lost beyond what its guard allows; those that keep to it are left out."""
     found = state.violations(original)
     if not found:
-        amounts = (state.told.get(name) or {}).get("violations", ())  # on the minibatch that it was scored on
-        found = dict(zip(state.limits, amounts, strict=False))
+        reported = state.reported.get(name)  # on the minibatch that it was scored on
+        found = dict(zip(state.limits, reported.violations if reported else (), strict=False))
     return {task: amount for task, amount in found.items() if amount > 0}
 
 
-def _split(card: dict[str, Any]) -> dict[str, Any]:
-    tasks = {
-        name: {key: task[key] for key in ("metric", "value", "stderr", "n")} for name, task in card["tasks"].items()
-    }
-    return {"score": card["score"], "fitness": card["fitness"]["value"], "tasks": tasks}
+def _split(card: CardSummary) -> dict[str, Any]:
+    tasks = {name: asdict(task) for name, task in card.tasks.items()}
+    return {"score": card.score, "fitness": card.fitness.value, "tasks": tasks}
 
 
 def _state(state: SearchState, name: str, original: str, scored: bool) -> str:
-    if state.promoted is not None and state.promoted["candidate"] == name:
+    if state.promoted is not None and state.promoted.candidate == name:
         return "promoted"
-    if state.winner is not None and state.winner["candidate"] == name:
+    if state.winner is not None and state.winner.candidate == name:
         return "winner"
     if scored:
         return "scored" if name == original else f"duplicate of {original}"
@@ -171,14 +170,14 @@ def _state(state: SearchState, name: str, original: str, scored: bool) -> str:
 
 
 def _skipped(state: SearchState, name: str) -> bool:
-    return bool(state.baselines.get(name, {}).get("skipped"))
+    return name in state.baselines and state.baselines[name].recipe is None
 
 
-def _run_ids(places: Places, search_id: str) -> dict[str, str]:
+def _run_ids(run_dir: RunDir, search_id: str) -> dict[str, str]:
     from evosearch.errors import TrackingError
     from evosearch.tracking.mlflow import run_ids
 
     try:
-        return run_ids(places.tracking, search_id)
+        return run_ids(run_dir.tracking, search_id)
     except TrackingError:  # the tracking store may be away; the ledger is the record
         return {}

@@ -23,12 +23,12 @@ def times_opened(ledger: Ledger, state: SearchState) -> int:
 
     Other searches may have opened it since: a reader has to know of those, too.
     """
-    digest = state.circumstances.get("batches", {}).get("test")
+    digest = state.circumstances.batches.get("test")
     if state.test_openings:
-        digest = state.test_openings[-1]["digest"]
-    counts = [opening["count"] for opening in state.test_openings if opening["digest"] == digest]
+        digest = state.test_openings[-1].digest
+    counts = [opening.count for opening in state.test_openings if opening.digest == digest]
     if digest is not None:
-        sets = state.circumstances.get("item_sets", {}).get("test", {}).values()
+        sets = state.circumstances.item_sets.get("test", {}).values()
         batch = ItemBatch("test", tuple(ledger.item_set(one) for one in sets))
         digests = [digest, batch.documents_digest] if sets else [digest]
         counts.append(ledger.count_test_openings(*digests))

@@ -7,9 +7,10 @@ from evosearch.promotion.finalists import kind_of
 from evosearch.reporting.leaderboard import board_of, pareto_rows
 from evosearch.reporting.test_table import test_rows
 from evosearch.search.recorder import Recorder
+from evosearch.search.records import is_candidate
 from evosearch.search.state import SearchState
 from evosearch.setup.prepare import Prepared
-from evosearch.spec.run_dir import Places
+from evosearch.spec.run_dir import RunDir
 
 
 @dataclass
@@ -18,7 +19,7 @@ class RunReport:
 
     name: str
     search_id: str
-    places: Places
+    run_dir: RunDir
     stopped: str
     seconds: float
     candidates: dict[str, int]
@@ -45,7 +46,7 @@ class RunReport:
         return stages | {
             "name": self.name,
             "search_id": self.search_id,
-            "ledger": self.places.ledger,
+            "ledger": self.run_dir.ledger,
             "candidates": self.candidates,
             "seconds": self.seconds,
             "stopped": self.stopped,
@@ -59,7 +60,7 @@ class RunReport:
             "test_openings": self.test_openings,
             "contamination_acknowledged": self.contamination_acknowledged,
             "exported": self.exported,
-            "tracking_uri": self.places.tracking,
+            "tracking_uri": self.run_dir.tracking,
             "tracking": self.tracking_note or "up to date",
         }
 
@@ -67,9 +68,9 @@ class RunReport:
 def winner_of(state: SearchState) -> dict[str, Any] | None:
     """What a stage found, or the last one promoted; None where nothing was."""
     if state.winner is not None:
-        found = {key: state.winner[key] for key in ("candidate", "recipe_id", "score")}
-    elif state.gated is not None and state.gated["promoted"] is not None:
-        name = state.gated["promoted"]
+        found = {key: getattr(state.winner, key) for key in ("candidate", "recipe_id", "score")}
+    elif state.gated is not None and state.gated.promoted is not None:
+        name = state.gated.promoted
         found = {"candidate": name, "recipe_id": state.recipe_ids[name], "score": state.score(name, "validation")}
     else:
         return None
@@ -79,7 +80,7 @@ def winner_of(state: SearchState) -> dict[str, Any] | None:
 def candidates_of(state: SearchState, already: int) -> dict[str, int]:
     """How many candidates there were, and how many of them before this run."""
     failed = _failed(state)
-    counts = {"asked": state.asked_count, "scored": len(state.finished) - len(failed), "failed": len(failed)}
+    counts = {"asked": state.proposed, "scored": len(state.finished) - len(failed), "failed": len(failed)}
     return counts | {"resumed": already}
 
 
@@ -87,15 +88,15 @@ def _failed(state: SearchState) -> set[str]:
     """Candidates that have no score on the search split nor on a part of it. One that failed later was scored there."""
     scored = {name for name, split in state.cards if split == "search"} | {name for name, _ in state.samples}
     return {
-        failure["candidate"]
+        failure.candidate
         for failure in state.failed
-        if failure["candidate"].isdigit() and failure["split"] == "search" and failure["candidate"] not in scored
+        if is_candidate(failure.candidate) and failure.split == "search" and failure.candidate not in scored
     }
 
 
 def report(
     prepared: Prepared,
-    places: Places,
+    run_dir: RunDir,
     recorder: Recorder,
     stopped: str,
     already: int,
@@ -110,7 +111,7 @@ def report(
     return RunReport(
         name=prepared.spec.name,
         search_id=prepared.search_id,
-        places=places,
+        run_dir=run_dir,
         stopped=stopped,
         seconds=seconds,
         candidates=candidates_of(state, already),
@@ -118,7 +119,7 @@ def report(
         baselines={row["candidate"]: {"score": row["score"]} for row in rows if row["kind"] != "candidate"},
         finalists=board.finalists,
         unchosen=board.unchosen,
-        gate=state.gated,
+        gate=state.gated.decision if state.gated else None,
         test=test_rows(recorder, prepared.suite, prepared.batches["test"], prepared.baselines),
         test_openings=board.test_openings,
         contamination_acknowledged=board.contamination_acknowledged,

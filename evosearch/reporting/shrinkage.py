@@ -17,12 +17,12 @@ from evosearch.setup.loading import score_interval
 
 def finalist_rows(ledger: Ledger, search_id: str, state: SearchState) -> list[dict[str, Any]]:
     """The finalists by rank, as recorded, with what `shrinkage` finds of each."""
-    return [finalist | shrinkage(ledger, search_id, state, finalist["candidate"]) for finalist in state.finalists]
+    return [one.to_payload() | shrinkage(ledger, search_id, state, one.candidate) for one in state.finalists]
 
 
 def unchosen_rows(ledger: Ledger, search_id: str, state: SearchState) -> list[dict[str, Any]]:
     """Base and parents, which were chosen by no split: {candidate, scores, falls} of each."""
-    names = [name for name, kind in state.baseline_kinds.items() if kind in ("base", "parent")]
+    names = [name for name, baseline in state.baselines.items() if baseline.kind in ("base", "parent")]
     rows = [{"candidate": name} | shrinkage(ledger, search_id, state, name) for name in names]
     return [row for row in rows if row["falls"]]
 

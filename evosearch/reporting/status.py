@@ -8,9 +8,11 @@ from evosearch.errors import LedgerError
 from evosearch.reporting.openings import times_opened
 from evosearch.search.ledger.events import Event
 from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.records import CardSummary
 from evosearch.search.state import SearchState
 from evosearch.setup.loading import contamination_acknowledged
-from evosearch.spec.run_dir import Places, begun, lies_in
+from evosearch.spec.lookup import recorded_run_dirs
+from evosearch.spec.run_dir import RunDir
 
 
 def statuses() -> list[dict[str, Any]]:
@@ -21,16 +23,16 @@ def statuses() -> list[dict[str, Any]]:
     Raises:
         LedgerError: the folder of runs cannot be read.
     """
-    here: dict[str, list[Places]] = {}
-    for places in begun():
-        here.setdefault(places.ledger, []).append(places)  # a server that is down is waited for once
+    here: dict[str, list[RunDir]] = {}
+    for run_dir in recorded_run_dirs():
+        here.setdefault(run_dir.ledger, []).append(run_dir)  # a server that is down is waited for once
     rows: list[dict[str, Any]] = []
     for url, sharing in here.items():
         try:
-            rows += [row for row in of_ledger(url) if any(lies_in(places, row["name"]) for places in sharing)]
+            rows += [row for row in of_ledger(url) if any(run_dir.owns(row["name"]) for run_dir in sharing)]
         except LedgerError as exc:
             problem = {"state": "unreadable", "ledger": hidden(url), "problem": str(exc)}
-            rows += [{"name": places.name} | problem for places in sharing]
+            rows += [{"name": run_dir.name} | problem for run_dir in sharing]
     return rows
 
 
@@ -60,13 +62,13 @@ def _row(search_id: str, state: SearchState, url: str, holder: str | None) -> di
         "search_id": search_id,
         "state": "running" if holder else f"stopped: {state.stopped}" if state.stopped else "interrupted",
         "held_by": holder,
-        "asked": state.asked_count,
+        "asked": state.proposed,
         "finished": len(state.finished),
         "failed": len(state.failed),
         "best_fitness": state.best(),
         "validated": splits.count("validation"),
-        "promoted": state.promoted["candidate"] if state.promoted else None,
-        "winner": state.winner["candidate"] if state.winner else None,  # of a stage that others build on
+        "promoted": state.promoted.candidate if state.promoted else None,
+        "winner": state.winner.candidate if state.winner else None,  # of a stage that others build on
         "contamination_acknowledged": contamination_acknowledged(state),
         "hours": state.seconds_before / 3600.0,
         "updated": state.last_time,
@@ -96,21 +98,17 @@ def progress_of(events: list[Event], state: SearchState, now: float, running: bo
 def _total(budget: dict[str, Any], state: SearchState) -> int | None:
     """Candidates, as far as the budget tells; of a budget of items, of which duplicates take none, at least so many."""
     totals = [budget["candidates"]] if budget.get("candidates") else []
-    each = next((_items(card) for name, card in _scored(state)), 0)
+    each = next((card.items for _, card in _scored(state)), 0)
     if budget.get("items") and each:
         totals.append(budget["items"] // each)
     return min(totals, default=None)
 
 
-def _scored(state: SearchState) -> list[tuple[str, dict[str, Any]]]:
+def _scored(state: SearchState) -> list[tuple[str, CardSummary]]:
     """The cards of candidates, as the optimizer was told of them."""
     parts = [(name, card) for (name, _), card in state.samples.items()]
     whole = [(name, card) for (name, split), card in state.cards.items() if name.isdigit() and split == "search"]
     return parts or whole
-
-
-def _items(card: dict[str, Any]) -> int:
-    return sum(int(task["n"]) for task in card["tasks"].values())
 
 
 def _stage(session: list[Event]) -> str:

@@ -29,17 +29,17 @@ def test_rows(
     if state.gated is None or not state.test_openings:
         return []
     measure = measure_of(suite, batch)
-    winner = state.gated["winner"]
-    names = [name for name in state.test_openings[-1]["candidates"] if (name, "test") in state.cards]
+    winner = state.gated.winner
+    names = [name for name in state.test_openings[-1].candidates if (name, "test") in state.cards]
     columns = {name: metric_columns(recorder.ledger, recorder.search_id, state, name, "test") for name in names}
     rows = []
     for name in sorted(names, key=lambda entry: entry != winner):
         mean = interval(columns[name], measure.weights, None, measure.groups)
         row: dict[str, Any] = {
             "candidate": name,
-            "label": label(name, baselines, winner, state.promoted is not None or bool(state.gated["promoted"])),
-            "tasks": state.cards[name, "test"]["tasks"],
-            "score": state.cards[name, "test"]["score"],
+            "label": label(name, baselines, winner, state.promoted is not None or bool(state.gated.promoted)),
+            "tasks": {task: asdict(one) for task, one in state.cards[name, "test"].tasks.items()},
+            "score": state.cards[name, "test"].score,
             "mean": mean.value,
             "mean_low": mean.lower,
             "mean_high": mean.upper,

@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from evosearch.search.candidates import Candidates, Payload
+from evosearch.search.candidates import Candidates
 from evosearch.search.optimizers.registry import Optimizer
 from evosearch.search.progress import Progress
 from evosearch.search.protocols import Executor, Outcome
 from evosearch.search.recorder import WAIT_S, candidate_of
+from evosearch.search.records import Proposal
 
 SLOTS_PER_SPARE = 8  # one job ahead for every so many slots, at least one: more would be asked knowing less
 TURN_S = 0.05  # asking for longer than this, the loop looks first who has become free
@@ -37,21 +38,21 @@ class Asynchronous:
     candidates: Candidates
     executor: Executor
     optimizer: Optimizer
-    pending: Sequence[Payload]
+    pending: Sequence[Proposal]
     room: Callable[[int], int]
     reason: Callable[[], str | None]
     progress: Callable[[int], Progress]
     settled: Callable[[], None]
-    _open: dict[str, Payload] = field(default_factory=dict)  # asked and not told
+    _open: dict[str, Proposal] = field(default_factory=dict)  # asked and not told
     _running: set[str] = field(default_factory=set)  # with the executor
-    _behind: dict[str, list[Payload]] = field(default_factory=dict)  # candidate with the executor → its duplicates
-    _ready: list[Payload] = field(default_factory=list)  # to be told next
+    _behind: dict[str, list[Proposal]] = field(default_factory=dict)  # candidate with the executor → its duplicates
+    _ready: list[Proposal] = field(default_factory=list)  # to be told next
 
     def run(self) -> str:
         """Search until something says stop and all that was asked is told; returns the reason."""
         recorder = self.candidates.recorder
-        for payload in self.pending:
-            self._enter(payload)
+        for proposal in self.pending:
+            self._enter(proposal)
         while True:
             self._tell()
             reason = self.reason()
@@ -81,23 +82,23 @@ class Asynchronous:
         count = self.room(self._wanted())
         while count > 0:
             some = min(count, portion, max(1, self.optimizer.population))  # it may have no more than these to ask
-            for payload in self.candidates.ask(self.optimizer, some, together=False):
-                self._enter(payload)
+            for proposal in self.candidates.ask(self.optimizer, some, together=False):
+                self._enter(proposal)
             count, portion = self.room(self._wanted()), 2 * portion
             if count > 0 and (time.monotonic() - began > TURN_S or self.reason() is not None):
                 return
 
-    def _enter(self, payload: Payload) -> None:
+    def _enter(self, proposal: Proposal) -> None:
         """Hand a candidate to the executor, unless it is scored already, or another like it is with the executor."""
-        name = payload["candidate"]
-        self._open[name] = payload
-        if self.candidates.is_done(payload):
-            self._ready.append(payload)
-        elif payload["duplicate_of"] is not None:
-            self._behind.setdefault(payload["duplicate_of"], []).append(payload)
+        name = proposal.candidate
+        self._open[name] = proposal
+        if self.candidates.is_done(proposal):
+            self._ready.append(proposal)
+        elif proposal.duplicate_of is not None:
+            self._behind.setdefault(proposal.duplicate_of, []).append(proposal)
         else:
             self._running.add(name)
-            self.executor.submit(self.candidates.job(payload))
+            self.executor.submit(self.candidates.job(proposal))
 
     def _take(self, outcomes: Sequence[Outcome]) -> None:
         for name in [candidate_of(outcome.job) for outcome in outcomes]:
@@ -107,7 +108,7 @@ class Asynchronous:
     def _tell(self) -> None:
         """Tell what is known now, one by one: each candidate is a group of its own."""
         if self._ready:
-            self.candidates.tell(self.optimizer, [(payload["group"], [payload]) for payload in self._ready])
-            for payload in self._ready:
-                del self._open[payload["candidate"]]
+            self.candidates.tell(self.optimizer, [(proposal.group, [proposal]) for proposal in self._ready])
+            for proposal in self._ready:
+                del self._open[proposal.candidate]
             self._ready = []

@@ -30,17 +30,17 @@ class Budget:
     def reason(self, asked: Candidates) -> str | None:
         """Why to stop asking now, in a word; None to go on."""
         state = asked.state
-        if self.target is not None and state.best_told is not None:
-            violation, loss = state.best_told
+        if self.target is not None and state.best_reported is not None:
+            violation, loss = state.best_reported
             if violation == 0 and -loss >= self.target:
                 return "target"
-        if self.candidates is not None and state.asked_count >= self.candidates:
+        if self.candidates is not None and state.proposed >= self.candidates:
             return "candidates"
-        if self.items is not None and self.items - asked.items_taken() < asked.items_of(state.asked_count):
+        if self.items is not None and self.items - asked.items_taken() < asked.items_of(state.proposed):
             return "items"
         if self.hours is not None and hours(state) >= self.hours:
             return "hours"
-        if self.patience is not None and state.told_since_best >= self.patience:
+        if self.patience is not None and state.reported_since_best >= self.patience:
             return "patience"
         if self.candidates is None and state.repeated >= NOTHING_NEW:
             return f"nothing new: {NOTHING_NEW} duplicates in a row"
@@ -48,7 +48,7 @@ class Budget:
 
     def room(self, wanted: int, asked: Candidates) -> int:
         """How many of the `wanted` next candidates the budget allows."""
-        first = asked.state.asked_count
+        first = asked.state.proposed
         if self.candidates is not None:
             wanted = min(wanted, self.candidates - first)
         if self.items is not None:
@@ -64,7 +64,7 @@ class Budget:
         totals = [self.candidates] if self.candidates is not None else []
         if self.items is not None:
             left = max(0, self.items - asked.items_taken())
-            totals.append(asked.state.asked_count + left // asked.items_of(asked.state.asked_count))
+            totals.append(asked.state.proposed + left // asked.items_of(asked.state.proposed))
         return min(totals, default=None)
 
 

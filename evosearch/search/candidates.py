@@ -1,19 +1,16 @@
 """One candidate's way through a search: asked, recorded, made a job, observed, told. Both loops are made of it."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from evosearch.recipe.schema import Recipe
 from evosearch.search.objectives import with_hops
 from evosearch.search.optimizers.registry import Optimizer
 from evosearch.search.protocols import Job
 from evosearch.search.recorder import Recorder, job_id
+from evosearch.search.records import CandidateRecord, Proposal, Reported
 from evosearch.search.sampling import Minibatch, Sampling
 from evosearch.search.space.space import SearchSpace
-from evosearch.search.space.types import Observation
-
-Payload = Mapping[str, Any]  # of an `asked` event
 
 
 @dataclass
@@ -35,33 +32,31 @@ class Candidates:
     def __post_init__(self) -> None:
         self.state = self.recorder.state
 
-    def ask(self, optimizer: Optimizer, count: int, together: bool = True) -> list[Payload]:
+    def ask(self, optimizer: Optimizer, count: int, together: bool = True) -> list[Proposal]:
         """Ask for candidates and record them, before anything is scored.
 
         Args:
             together: they are one group, which is told together; otherwise each is a group of its own.
         """
-        first, group = self.state.asked_count, self.state.groups
-        payloads: list[Payload] = []
+        first, group = self.state.proposed, self.state.groups
+        found: list[Proposal] = []
         for offset, genome in enumerate(optimizer.ask(count)):
             recipe = self.space.fill(genome)
             recipe_id, minibatch = self.identify(recipe), self.minibatch(first + offset)
-            twins = (p["candidate"] for p in payloads if (p["recipe_id"], p.get("minibatch")) == (recipe_id, minibatch))
-            candidate = str(first + offset)
-            payloads.append(
-                ({} if minibatch is None else {"minibatch": minibatch})
-                | {
-                    "candidate": candidate,
-                    "group": group if together else group + offset,
-                    "genome": dict(genome),
-                    "recipe": recipe.to_dict(),
-                    "recipe_id": recipe_id,
-                    "duplicate_of": self.state.first_with.get((recipe_id, minibatch)) or next(twins, None),
-                }
+            twins = (p.candidate for p in found if (p.recipe_id, p.minibatch) == (recipe_id, minibatch))
+            proposal = Proposal(
+                candidate=str(first + offset),
+                group=group if together else group + offset,
+                genome=dict(genome),
+                recipe=recipe.to_dict(),
+                recipe_id=recipe_id,
+                duplicate_of=self.state.first_with.get((recipe_id, minibatch)) or next(twins, None),
+                minibatch=minibatch,
             )
-            self._made[candidate] = recipe
-        self.recorder.record([("asked", dict(payload)) for payload in payloads])
-        return payloads
+            found.append(proposal)
+            self._made[proposal.candidate] = recipe
+        self.recorder.record([("asked", proposal.to_payload()) for proposal in found])
+        return found
 
     def minibatch(self, index: int) -> Minibatch:
         """What the candidate of an ask index is scored on."""
@@ -73,52 +68,36 @@ class Candidates:
 
     def items_taken(self) -> int:
         """How many items were to be scored of all that was asked."""
-        return sum(count * len(self.items.batch(minibatch)) for minibatch, count in self.state.newly_asked.items())
+        return sum(count * len(self.items.batch(minibatch)) for minibatch, count in self.state.distinct.items())
 
-    def is_done(self, payload: Payload) -> bool:
-        """Whether it, or what it is a duplicate of, is scored or failed for good."""
-        return self.items.is_done(payload["duplicate_of"] or payload["candidate"], payload.get("minibatch"))
+    def is_done(self, candidate: CandidateRecord) -> bool:
+        """Return whether the candidate, or the one it duplicates, is scored or failed for good."""
+        return self.items.is_done(candidate.original, candidate.minibatch)
 
-    def job(self, payload: Payload) -> Job:
-        candidate, minibatch = payload["candidate"], payload.get("minibatch")
-        batch = self.items.batch(minibatch)
-        recipe = self._made.pop(candidate, None) or Recipe.model_validate(payload["recipe"])
-        return Job(job_id(candidate, batch.split, minibatch), recipe, batch, minibatch)
+    def job(self, proposal: Proposal) -> Job:
+        """Return the job that scores a candidate."""
+        batch = self.items.batch(proposal.minibatch)
+        recipe = self._made.pop(proposal.candidate, None) or Recipe.model_validate(proposal.recipe)
+        return Job(job_id(proposal.candidate, batch.split, proposal.minibatch), recipe, batch, proposal.minibatch)
 
-    def observe(self, payload: Payload) -> Observation:
-        """What the optimizer is told of one candidate; a duplicate has the first one's score card."""
-        self._made.pop(payload["candidate"], None)
-        told = self.items.told(payload["duplicate_of"] or payload["candidate"], payload.get("minibatch"))
-        if told is None:
-            return Observation(payload["candidate"], payload["genome"], (), (), "failed")
-        name, genome = payload["candidate"], payload["genome"]
-        if not told.objectives:
-            return Observation(name, genome, (told.fitness,), told.violations)
-        found = with_hops(self.items.objectives, told.objectives, payload["recipe"])
-        return Observation(name, genome, found, told.violations, fitness=told.fitness)
+    def report(self, proposal: Proposal) -> Reported:
+        """Return what the optimizer is told of a candidate; a duplicate has the first one's score card."""
+        self._made.pop(proposal.candidate, None)
+        found = self.items.report(proposal.candidate, proposal.original, proposal.minibatch)
+        if not found.objectives:
+            return found
+        return replace(found, objectives=with_hops(self.items.objectives, found.objectives, proposal.recipe))
 
-    def tell(self, optimizer: Optimizer, groups: Sequence[tuple[int, Sequence[Payload]]]) -> None:
+    def tell(self, optimizer: Optimizer, groups: Sequence[tuple[int, Sequence[Proposal]]]) -> None:
         """Record what the optimizer is told, group by group in this order, then tell it."""
-        told = [(group, [self.observe(payload) for payload in payloads]) for group, payloads in groups]
+        reports = [
+            (group, [(proposal, self.report(proposal)) for proposal in proposals]) for group, proposals in groups
+        ]
         self.recorder.record(
             [
-                ("told", {"group": group, "observations": [plain(observation) for observation in observations]})
-                for group, observations in told
+                ("told", {"group": group, "observations": [reported.to_payload() for _, reported in reports_of]})
+                for group, reports_of in reports
             ]
         )
-        for _, observations in told:
-            optimizer.tell(observations)
-
-
-def plain(observation: Observation) -> dict[str, Any]:
-    """An observation as the ledger holds it."""
-    estimate = observation.fitness or (observation.objectives[0] if observation.objectives else None)
-    told = {
-        "candidate": observation.ask_id,
-        "value": estimate.value if estimate else None,
-        "stderr": estimate.stderr if estimate else None,
-        "n": estimate.n if estimate else 0,
-        "state": observation.state,
-    }
-    several = {"objectives": [vars(one).copy() for one in observation.objectives]} if observation.fitness else {}
-    return told | ({"violations": list(observation.violations)} if observation.violations else {}) | several
+        for _, reports_of in reports:
+            optimizer.tell([reported.observation(proposal.genome) for proposal, reported in reports_of])

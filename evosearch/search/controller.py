@@ -8,7 +8,6 @@ again, what was asked and not scored is scored now.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from evosearch.errors import ReplayError, SearchError
 from evosearch.evaluation.types import ItemBatch
@@ -16,11 +15,12 @@ from evosearch.recipe.schema import Recipe
 from evosearch.search.asynchronous import Asynchronous
 from evosearch.search.baselines import Baseline
 from evosearch.search.budget import Budget, hours
-from evosearch.search.candidates import Candidates, Payload
+from evosearch.search.candidates import Candidates
 from evosearch.search.optimizers.registry import Optimizer
 from evosearch.search.progress import Progress
 from evosearch.search.protocols import Executor, Job, Minibatches
 from evosearch.search.recorder import Recorder, job_id
+from evosearch.search.records import BaselineRecord, CandidateRecord, Proposal, RestartRecord, is_candidate
 from evosearch.search.replay import replay
 from evosearch.search.sampling import Sampling
 from evosearch.search.space.space import SearchSpace
@@ -93,7 +93,7 @@ class Controller:
             room = self.budget.room(optimizer.population, self._candidates)
             pending = self._candidates.ask(optimizer, room)
 
-    def _one_by_one(self, optimizer: Optimizer, pending: Sequence[Payload]) -> str:
+    def _one_by_one(self, optimizer: Optimizer, pending: Sequence[Proposal]) -> str:
         self._began = time.monotonic()
         return Asynchronous(
             self._candidates,
@@ -102,14 +102,14 @@ class Controller:
             pending,
             room=lambda wanted: self.budget.room(wanted, self._candidates),
             reason=lambda: self._reason_to_stop(optimizer),
-            progress=lambda left: self._progress(self.state.asked_count - left),
+            progress=lambda left: self._progress(self.state.proposed - left),
             settled=self._give_up_if_hopeless,
         ).run()
 
     def _score_baselines(self) -> None:
         new = [baseline for baseline in self.baselines if baseline.name not in self.state.baselines]
         if new:
-            self.recorder.record([("baseline", self._baseline_payload(baseline)) for baseline in new])
+            self.recorder.record([("baseline", self._record_of(baseline).to_payload()) for baseline in new])
         jobs = [
             Job(job_id(baseline.name, self.batch.split), baseline.recipe, self.batch)
             for baseline in self.baselines
@@ -118,23 +118,22 @@ class Controller:
         total = sum(baseline.recipe is not None for baseline in self.baselines)
         self.recorder.run(self.executor, jobs, lambda left: Progress("baselines", total - left, total))
         if total and not any(
-            baseline.name in self.state.baseline_kinds and self._standing(baseline.name) for baseline in self.baselines
+            baseline.name in self.state.baselines and self._standing(baseline.name) for baseline in self.baselines
         ):
             raise SearchError(f"not one baseline could be scored; {self._last_failure()}")
         for task in self.state.limits.keys() - self.state.references().keys():
             what = f"the guard of '{task}' has nothing to be held against: no base, parent or stage's winner was scored"
             raise SearchError(f"{what}; {self._last_failure()}")
 
-    def _baseline_payload(self, baseline: Baseline) -> dict[str, Any]:
-        payload: dict[str, Any] = {"candidate": baseline.name, "name": baseline.name, "kind": baseline.kind}
+    def _record_of(self, baseline: Baseline) -> BaselineRecord:
         if baseline.recipe is None:
-            return payload | {"skipped": baseline.skipped}
-        return payload | {"recipe": baseline.recipe.to_dict(), "recipe_id": self.identify(baseline.recipe)}
+            return BaselineRecord(baseline.name, baseline.kind, skipped=baseline.skipped)
+        return BaselineRecord(baseline.name, baseline.kind, baseline.recipe.to_dict(), self.identify(baseline.recipe))
 
-    def _restore(self) -> tuple[Optimizer, list[Payload]]:
+    def _restore(self) -> tuple[Optimizer, list[Proposal]]:
         """The optimizer where the record left it, and what it asked and was not told."""
-        restart, first = self.state.restarted, self.state.asked_before
-        start = dict(restart["start"]) if restart else self._start_genome()
+        restart, first = self.state.restarted, self.state.proposed_before
+        start = dict(restart.start) if restart else self._start_genome()
         optimizer = self._make(start, first)
         try:
             events = self.recorder.ledger.stream(self.recorder.search_id, after=self.state.restarted_at)
@@ -146,11 +145,12 @@ class Controller:
 
     def _restart(self, reason: ReplayError) -> Optimizer:
         """A fresh optimizer from the best candidate so far. What was asked and not scored is scored, for the record."""
-        self._score([self.state.payload(name) for name, asked in self.state.asked.items() if not self._is_done(asked)])
-        ranked = [(standing, name) for name in self.state.asked if (standing := self._standing(name)) is not None]
-        start = dict(self.state.payload(max(ranked)[1])["genome"]) if ranked else self._start_genome()
-        self.recorder.record([("restarted", {"start": start, "reason": str(reason)})])
-        return self._make(start, self.state.asked_count)
+        state = self.state
+        self._score([state.proposal(name) for name, one in state.candidates.items() if not self._is_done(one)])
+        ranked = [(standing, name) for name in state.candidates if (standing := self._standing(name)) is not None]
+        start = dict(state.proposal(max(ranked)[1]).genome) if ranked else self._start_genome()
+        self.recorder.record([("restarted", RestartRecord(start, str(reason)).to_payload())])
+        return self._make(start, self.state.proposed)
 
     def _make(self, start: Genome, first_ask: int) -> Optimizer:
         """A fresh optimizer, whose asks are counted from `first_ask`."""
@@ -173,21 +173,21 @@ class Controller:
             return self.space.initial()
         return self.space.with_weight(max(scored, key=lambda pair: pair[0])[1].weights)
 
-    def _finish(self, optimizer: Optimizer, payloads: Sequence[Payload]) -> None:
+    def _finish(self, optimizer: Optimizer, proposals: Sequence[Proposal]) -> None:
         """Score what is not scored yet, then tell, group by group, in the order asked."""
-        self._score(payloads)
-        for group in sorted({payload["group"] for payload in payloads}):
-            self._candidates.tell(optimizer, [(group, [p for p in payloads if p["group"] == group])])
+        self._score(proposals)
+        for group in sorted({proposal.group for proposal in proposals}):
+            self._candidates.tell(optimizer, [(group, [one for one in proposals if one.group == group])])
 
-    def _score(self, payloads: Sequence[Payload]) -> None:
+    def _score(self, proposals: Sequence[Proposal]) -> None:
         self._began = self._began or time.monotonic()
-        todo = [payload for payload in payloads if payload["duplicate_of"] is None and not self._is_done(payload)]
-        jobs = [self._candidates.job(payload) for payload in todo]
-        self.recorder.run(self.executor, jobs, lambda left: self._progress(self.state.asked_count - left))
+        todo = [one for one in proposals if one.duplicate_of is None and not self._is_done(one)]
+        jobs = [self._candidates.job(proposal) for proposal in todo]
+        self.recorder.run(self.executor, jobs, lambda left: self._progress(self.state.proposed - left))
         self._give_up_if_hopeless()
 
-    def _is_done(self, payload: Payload) -> bool:
-        return self._candidates.is_done(payload)
+    def _is_done(self, candidate: CandidateRecord) -> bool:
+        return self._candidates.is_done(candidate)
 
     def _standing(self, name: str) -> tuple[float, float] | None:
         """What is known of a baseline or candidate, for comparison: greater is better, breaking no guard comes first."""
@@ -197,7 +197,7 @@ class Controller:
     def _give_up_if_hopeless(self) -> None:
         if self.state.any_scored:
             return
-        failed = [failure for failure in self.state.failed if failure["candidate"].isdigit()]
+        failed = [failure for failure in self.state.failed if is_candidate(failure.candidate)]
         if len(failed) >= HOPELESS:
             raise SearchError(f"all {len(failed)} candidates failed; {self._last_failure()}")
 
@@ -205,7 +205,7 @@ class Controller:
         if not self.state.failed:
             return "none of those it would take is in this search"
         last = self.state.failed[-1]
-        return f"the last was {last['candidate']}: {last['stage']}: {last['reason']}"
+        return f"the last was {last.candidate}: {last.stage}: {last.reason}"
 
     def _reason_to_stop(self, optimizer: Optimizer) -> str | None:
         reason = self.budget.reason(self._candidates)

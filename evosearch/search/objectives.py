@@ -9,17 +9,31 @@
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from evosearch.evaluation.types import Estimate
 
 FITNESS, SCORE, HOPS = "fitness", "score", "hops"
 NAMES = (FITNESS, SCORE, HOPS)  # beside tasks
 
-Summary = Mapping[str, Any]  # of a score card, as it is recorded
+
+class Scored(Protocol):
+    """A score card or its recorded summary."""
+
+    @property
+    def score(self) -> float: ...
+
+    @property
+    def score_stderr(self) -> float: ...
+
+    @property
+    def fitness(self) -> Estimate: ...
+
+    @property
+    def task_fitness(self) -> Mapping[str, Estimate]: ...
 
 
-def measured(names: Sequence[str], card: Summary) -> tuple[Estimate, ...]:
+def measured(names: Sequence[str], card: Scored) -> tuple[Estimate, ...]:
     """What a card says of each objective, in their order; of `hops`, of which it knows nothing, 0."""
     return tuple(_measured(name, card) for name in names)
 
@@ -32,11 +46,11 @@ def with_hops(names: Sequence[str], found: Sequence[Estimate], recipe: Mapping[s
     )
 
 
-def _measured(name: str, card: Summary) -> Estimate:
+def _measured(name: str, card: Scored) -> Estimate:
     if name == FITNESS:
-        return Estimate(**card["fitness"])
+        return card.fitness
     if name == SCORE:
-        return Estimate(card["score"], card["score_stderr"], card["fitness"]["n"])
+        return Estimate(card.score, card.score_stderr, card.fitness.n)
     if name == HOPS:
-        return Estimate(0.0, 0.0, card["fitness"]["n"])
-    return Estimate(**card["task_fitness"][name])
+        return Estimate(0.0, 0.0, card.fitness.n)
+    return card.task_fitness[name]

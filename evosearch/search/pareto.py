@@ -5,7 +5,8 @@ candidate in the set may owe its place to luck, and the set is no claim about th
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+
+from evosearch.search.records import Reported
 
 Values = tuple[float, ...]  # one an objective, larger is better
 
@@ -32,24 +33,19 @@ class Front:
         return True, leaving
 
 
-def values_told(told: Mapping[str, Any]) -> Values | None:
-    """The objectives of one observation as it is recorded; None of a failure, or where a guard is broken."""
-    broken = any(amount > 0 for amount in told.get("violations", ()))
-    if told["state"] != "scored" or broken or "objectives" not in told:
+def reported_values(reported: Reported) -> Values | None:
+    """Return the reported objectives; None for a failure, a broken guard, or a search with one objective."""
+    if not reported.objectives or reported.violation > 0:
         return None
-    return tuple(float(one["value"]) for one in told["objectives"])
+    return tuple(one.value for one in reported.objectives)
 
 
-def pareto_set(told: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The candidates of the set, the best at the first objective first.
-
-    Args:
-        told: entries of `told` events, of one candidate each.
-    """
+def pareto_set(reported: Iterable[Reported]) -> list[str]:
+    """Return the candidates of the set, the best at the first objective first."""
     front = Front()
-    for one in told:
-        if (values := values_told(one)) is not None:
-            front.add(str(one["candidate"]), values)
+    for one in reported:
+        if (values := reported_values(one)) is not None:
+            front.add(one.candidate, values)
     return ordered(front.members)
 
 

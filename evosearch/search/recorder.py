@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from evosearch.evaluation.types import ScoreCard
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Progress, Silent, Watcher
 from evosearch.search.protocols import Executor, Failure, Job, Outcome, Tracker
+from evosearch.search.records import Payload
 from evosearch.search.state import SearchState
 
 WAIT_S = 5.0  # how long to wait for an outcome before looking at the clock again
@@ -26,7 +26,7 @@ class Recorder:
         ledger, search_id = self.ledger, self.search_id
         self.state = SearchState.from_events(ledger.stream(search_id), read=lambda seq: ledger.event(search_id, seq))
 
-    def record(self, entries: list[tuple[str, dict[str, Any]]]) -> None:
+    def record(self, entries: list[tuple[str, Payload]]) -> None:
         """Commit events in one transaction."""
         self._apply(entries, [])
 
@@ -48,14 +48,13 @@ class Recorder:
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """Commit what became of jobs, what arrived together in one transaction: retries, failures, items' scores."""
-        entries: list[tuple[str, dict[str, Any]]] = []
+        entries: list[tuple[str, Payload]] = []
         scores: list[tuple[str, ScoreCard]] = []
         for outcome in outcomes:
             job = outcome.job
             candidate = candidate_of(job)
-            base: dict[str, Any] = {"candidate": candidate, "split": job.batch.split, "worker": outcome.worker}
-            if job.minibatch is not None:
-                base["minibatch"] = job.minibatch
+            base: Payload = {"candidate": candidate, "split": job.batch.split, "minibatch": job.minibatch}
+            base["worker"] = outcome.worker
             entries += [("retried", base | _why(fault)) for fault in outcome.retries]
             if outcome.card is not None:
                 known = {"recipe_id": self.state.recipe_ids.get(candidate)}
@@ -70,7 +69,7 @@ class Recorder:
             if (failure := outcome.failure) is not None:
                 self.watcher.note(f"{outcome.job.id} failed: {failure.stage}: {failure.reason}")
 
-    def _apply(self, entries: list[tuple[str, dict[str, Any]]], scores: list[tuple[str, ScoreCard]]) -> None:
+    def _apply(self, entries: list[tuple[str, Payload]], scores: list[tuple[str, ScoreCard]]) -> None:
         for event in self.ledger.append(self.search_id, entries, scores):
             self.state.apply(event)
         for tracker in self.trackers:
@@ -86,5 +85,5 @@ def candidate_of(job: Job) -> str:
     return job.id.rsplit("@", 1)[0]
 
 
-def _why(failure: Failure) -> dict[str, Any]:
+def _why(failure: Failure) -> Payload:
     return {"stage": failure.stage, "reason": failure.reason, "traceback": failure.traceback}

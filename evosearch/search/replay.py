@@ -6,23 +6,20 @@ all that a search is.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from evosearch.errors import ReplayError
-from evosearch.evaluation.types import Estimate
 from evosearch.search.ledger.events import Event
 from evosearch.search.optimizers._pending import same_value
 from evosearch.search.optimizers.registry import Optimizer
-from evosearch.search.space.types import Genome, Observation
-
-Payload = dict[str, Any]
+from evosearch.search.records import Payload, Proposal, Reported
+from evosearch.search.space.types import Genome
 
 
 @dataclass(frozen=True)
 class Replayed:
     """Where a recorded search stands."""
 
-    pending: list[Payload]  # payloads of what was asked and not told, in ask order
+    pending: list[Proposal]  # proposed and not yet reported, in ask order
     told: int  # observations the optimizer was told
     next_index: int  # of the next candidate asked
     next_group: int
@@ -43,39 +40,24 @@ def replay(optimizer: Optimizer, events: Iterable[Event]) -> Replayed:
     return Replayed(list(run.pending.values()), run.told, len(run.asked), run.groups)
 
 
-def observed(told: Payload, genome: Genome) -> Observation:
-    """One observation of a `told` event, about the genome that was recorded."""
-    violations = tuple(map(float, told.get("violations", ())))  # none where the suite has no guards
-    if told["state"] != "scored":
-        return Observation(told["candidate"], genome, (), violations, "failed")
-    fitness = _estimate(told)
-    if "objectives" not in told:
-        return Observation(told["candidate"], genome, (fitness,), violations)
-    objectives = tuple(map(_estimate, told["objectives"]))
-    return Observation(told["candidate"], genome, objectives, violations, fitness=fitness)
-
-
-def _estimate(recorded: Payload) -> Estimate:
-    return Estimate(float(recorded["value"]), float(recorded["stderr"]), int(recorded["n"]))
-
-
 class _Replay:
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
         self.asked: set[str] = set()  # candidates, everything asked so far
-        self.pending: dict[str, Payload] = {}
+        self.pending: dict[str, Proposal] = {}
         self.told = 0
         self.groups = 0
-        self._group: list[Payload] = []  # recorded asks that are not yet asked again
+        self._group: list[Proposal] = []  # recorded asks that are not yet asked again
         self._versions: Mapping[str, str] = {}
 
     def apply(self, event: Event) -> None:
         if event.type == "started" and not self._versions:
             self._versions = event.payload.get("versions") or {}
         elif event.type == "asked":
-            if self._group and self._group[-1]["group"] != event.payload["group"]:
+            proposal = Proposal.from_payload(event.payload)
+            if self._group and self._group[-1].group != proposal.group:
                 self.ask_group()
-            self._group.append(event.payload)
+            self._group.append(proposal)
         elif event.type == "told":
             self.ask_group()
             self._tell(event.payload)
@@ -85,28 +67,27 @@ class _Replay:
         group, self._group = self._group, []
         if not group:
             return
-        for payload, genome in zip(group, self.optimizer.ask(len(group)), strict=True):
-            assert payload["candidate"] not in self.asked, "a candidate is asked once"
-            self._compare(payload, genome)
-            self.asked.add(payload["candidate"])
-            self.pending[payload["candidate"]] = payload
-            self.groups = max(self.groups, int(payload["group"]) + 1)
+        for proposal, genome in zip(group, self.optimizer.ask(len(group)), strict=True):
+            assert proposal.candidate not in self.asked, "a candidate is asked once"
+            self._compare(proposal, genome)
+            self.asked.add(proposal.candidate)
+            self.pending[proposal.candidate] = proposal
+            self.groups = max(self.groups, proposal.group + 1)
 
     def _tell(self, payload: Payload) -> None:
-        observations = [
-            observed(told, self.pending.pop(told["candidate"])["genome"]) for told in payload["observations"]
-        ]
+        reports = map(Reported.from_payload, payload["observations"])
+        observations = [one.observation(self.pending.pop(one.candidate).genome) for one in reports]
         self.optimizer.tell(observations)
         self.told += len(observations)
 
-    def _compare(self, payload: Payload, genome: Genome) -> None:
-        recorded = payload["genome"]
+    def _compare(self, proposal: Proposal, genome: Genome) -> None:
+        recorded = proposal.genome
         name = _first_difference(recorded, genome)
         if name is None:
             return
         versions = ", ".join(f"{package} {version}" for package, version in self._versions.items())
         raise ReplayError(
-            f"candidate {payload['candidate']} was asked with {name} = {recorded.get(name)!r}, and asking again gives "
+            f"candidate {proposal.candidate} was asked with {name} = {recorded.get(name)!r}, and asking again gives "
             f"{genome.get(name)!r}: the recorded search cannot be continued exactly. It was recorded with other "
             f"library versions or by another optimizer{f' ({versions})' if versions else ''}. "
             "To start a new optimizer from the best candidate so far, add --continue-from-best."

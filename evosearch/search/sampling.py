@@ -9,27 +9,18 @@ which makes generations comparable that were scored on different minibatches, an
 is corrected so, by itself. Guards compare points on the same minibatch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from evosearch.evaluation.types import Estimate, ItemBatch, ScoreCard
+from evosearch.evaluation.types import ItemBatch, ScoreCard
 from evosearch.search import guards
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.objectives import FITNESS, measured
 from evosearch.search.protocols import Minibatches
+from evosearch.search.records import Reported
 from evosearch.search.state import SearchState
 
 Minibatch = int | None  # None: all items
-
-
-@dataclass(frozen=True)
-class Told:
-    """What an optimizer is told of a scored candidate; `objectives` only where there are several."""
-
-    fitness: Estimate
-    violations: tuple[float, ...]
-    objectives: tuple[Estimate, ...] = ()
 
 
 @dataclass
@@ -63,27 +54,28 @@ class Sampling:
             return (candidate, self.whole.split) in self.state.done
         return (candidate, minibatch) in self.state.sampled
 
-    def told(self, candidate: str, minibatch: Minibatch) -> Told | None:
-        """Fitness, violations and objectives as the optimizer is told; None of a failure."""
+    def report(self, candidate: str, original: str, minibatch: Minibatch) -> Reported:
+        """Return what the optimizer is told of a candidate, from the score card of `original`."""
         state = self.state
         card = (
-            state.cards.get((candidate, self.whole.split))
+            state.cards.get((original, self.whole.split))
             if minibatch is None
-            else state.samples.get((candidate, minibatch))
+            else state.samples.get((original, minibatch))
         )
         if card is None:
-            return None
+            return Reported(candidate, None)
         named = (FITNESS, *self.objectives)
         found = measured(named, card)
         if minibatch is None:
-            return Told(found[0], tuple(state.violations(candidate, self.whole.split).values()), found[1:])
+            violations = tuple(state.violations(original, self.whole.split).values())
+            return Reported(candidate, found[0], violations, found[1:])
         shifts = self._shifts(named, minibatch)
         found = tuple(replace(one, value=one.value + shift) for one, shift in zip(found, shifts, strict=True))
-        return Told(found[0], self._violations(card, minibatch), found[1:])
+        return Reported(candidate, found[0], self._violations(card.guards, minibatch), found[1:])
 
-    def _violations(self, card: Mapping[str, Any], minibatch: int) -> tuple[float, ...]:
+    def _violations(self, points: guards.Points, minibatch: int) -> tuple[float, ...]:
         held = {task: self._card(name, minibatch).guards[task] for task, name in self.state.references().items()}
-        return tuple(guards.amounts(self.state.limits, held, card.get("guards", {})).values())
+        return tuple(guards.amounts(self.state.limits, held, points).values())
 
     def _shifts(self, named: Sequence[str], minibatch: int) -> list[float]:
         """By how much the baselines do better on all items than on the minibatch, on average, by each objective."""
@@ -91,9 +83,7 @@ class Sampling:
         lost = [
             [
                 whole.value - own.value
-                for whole, own in zip(
-                    measured(named, card), measured(named, self._card(name, minibatch).summary()), strict=True
-                )
+                for whole, own in zip(measured(named, card), measured(named, self._card(name, minibatch)), strict=True)
             ]
             for name, card in cards.items()
             if card
@@ -103,7 +93,7 @@ class Sampling:
     def _card(self, baseline: str, minibatch: int) -> ScoreCard:
         if (baseline, minibatch) not in self._cards:
             assert self.minibatches is not None
-            sets = self.state.cards[baseline, self.whole.split]["sets"]
+            sets = self.state.cards[baseline, self.whole.split].sets
             columns = self.ledger.columns(self.search_id, baseline, self.whole.split, sets)
             self._cards[baseline, minibatch] = self.minibatches.card(minibatch, columns)
         return self._cards[baseline, minibatch]

@@ -1,4 +1,4 @@
-"""What the events of a search add up to: the one reading of the ledger that everybody shares."""
+"""State of a search, folded from the events of its ledger."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -7,79 +7,96 @@ from typing import Any, Self
 
 from evosearch.evaluation.types import Estimate
 from evosearch.search import guards
-from evosearch.search.ledger.events import CIRCUMSTANCES, Event
-
-BULK = ("genome", "recipe")  # keys of `asked` as long as the genome: read back where that is possible
+from evosearch.search.ledger.events import Event
+from evosearch.search.records import (
+    BaselineRecord,
+    CandidateRecord,
+    CardSummary,
+    Circumstances,
+    FailureRecord,
+    FinalistRecord,
+    GateRecord,
+    OpeningRecord,
+    Payload,
+    PromotedRecord,
+    Proposal,
+    Reported,
+    RestartRecord,
+    WarmStart,
+    WinnerRecord,
+    is_candidate,
+)
 
 
 @dataclass
 class SearchState:
     """Folded events.
 
-    `cards` and `done` are of all items of a split, keyed by (candidate, split); `samples` and `sampled` of a minibatch of
-    the search split, keyed by (candidate, minibatch). `done` and `sampled` need no more work: scored, or failed for good.
+    `cards` and `done` refer to a full split, keyed by (candidate, split); `samples` and `sampled` to a minibatch of the
+    search split, keyed by (candidate, minibatch). `done` and `sampled` need no more work: scored, or failed for good.
 
-    What is asked for at every outcome takes the same time however long the search is. With `read`, genomes and recipes
-    of candidates stay in the ledger: a state then grows by what is known of candidates, not by what they are.
+    What is read at every outcome takes the same time however long the search is. With `read`, genomes and recipes of
+    candidates stay in the ledger, so that a state of many candidates stays small.
     """
 
     read: Callable[[int], Event] | None = None  # seq → that event
 
     name: str = ""
-    spec: dict[str, Any] = field(default_factory=dict)
-    circumstances: dict[str, Any] = field(default_factory=dict)  # what the search began with, see events
-    baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
-    baseline_kinds: dict[str, str] = field(default_factory=dict)
-    asked: dict[str, dict[str, Any]] = field(default_factory=dict)  # without `BULK` where there is `read`
-    recipe_ids: dict[str, str] = field(default_factory=dict)
-    # (recipe_id, minibatch that it is scored on) → the first asked candidate that had it
+    spec: dict[str, Any] = field(default_factory=dict)  # the spec's identity
+    circumstances: Circumstances = field(default_factory=Circumstances)
+    baselines: dict[str, BaselineRecord] = field(default_factory=dict)
+    candidates: dict[str, CandidateRecord] = field(default_factory=dict)  # in ask order
+    recipe_ids: dict[str, str] = field(default_factory=dict)  # candidate or baseline → recipe_id
+    # (recipe_id, minibatch that it is scored on) → the first candidate with it
     first_with: dict[tuple[str, int | None], str] = field(default_factory=dict)
-    cards: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    samples: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
-    told: dict[str, dict[str, Any]] = field(default_factory=dict)  # candidate → the observation
-    failed: list[dict[str, Any]] = field(default_factory=list)
+    cards: dict[tuple[str, str], CardSummary] = field(default_factory=dict)
+    samples: dict[tuple[str, int], CardSummary] = field(default_factory=dict)
+    reported: dict[str, Reported] = field(default_factory=dict)  # candidate → what the optimizer was told of it
+    failed: list[FailureRecord] = field(default_factory=list)
     done: set[tuple[str, str]] = field(default_factory=set)
     sampled: set[tuple[str, int]] = field(default_factory=set)
-    finished: set[str] = field(default_factory=set)  # asked, and done on the search split or a minibatch of it
-    any_scored: bool = False  # at least one asked candidate has a score
-    groups: int = 0  # that were asked
-    newly_asked: Counter[int | None] = field(default_factory=Counter)  # minibatch → candidates that were no duplicates
-    repeated: int = 0  # the last so many that were asked were duplicates
-    best_told: tuple[float, float] | None = None  # (violation, -fitness) of the best that an optimizer was told of
-    told_since_best: int = 0  # to the present optimizer
-    restarted: dict[str, Any] | None = None  # what the present optimizer began with, where it is not the first
+    finished: set[str] = field(default_factory=set)  # candidates done on the search split or a minibatch of it
+    any_scored: bool = False  # at least one candidate has a score
+    groups: int = 0  # proposed so far
+    distinct: Counter[int | None] = field(default_factory=Counter)  # minibatch → candidates that are not duplicates
+    repeated: int = 0  # the last so many candidates were duplicates
+    best_reported: tuple[float, float] | None = None  # least (violation, -fitness) that an optimizer was told
+    reported_since_best: int = 0  # to the present optimizer
+    restarted: RestartRecord | None = None  # start of the present optimizer, unless it is the first
     restarted_at: int = 0  # seq; the record of the present optimizer begins after it
-    asked_before: int = 0  # candidates, by earlier optimizers
+    proposed_before: int = 0  # candidates of earlier optimizers
     retried: int = 0
-    told_groups: int = 0
-    finalists: list[dict[str, Any]] = field(default_factory=list)
-    test_openings: list[dict[str, Any]] = field(default_factory=list)
-    gated: dict[str, Any] | None = None
-    gated_at: int = 0  # how many candidates had been asked when the gate last decided
-    promoted: dict[str, Any] | None = None
-    winner: dict[str, Any] | None = None  # of a stage
-    winner_at: int = 0  # how many candidates had been asked when it was chosen
-    warm_start: dict[str, Any] | None = None
+    reported_groups: int = 0
+    finalists: list[FinalistRecord] = field(default_factory=list)
+    test_openings: list[OpeningRecord] = field(default_factory=list)
+    gated: GateRecord | None = None
+    gated_at: int = 0  # number of candidates when the gate last decided
+    promoted: PromotedRecord | None = None
+    winner: WinnerRecord | None = None  # of a stage
+    winner_at: int = 0  # number of candidates when it was chosen
+    warm_start: WarmStart | None = None
     stopped: str | None = None
     sessions: int = 0
-    seconds_before: float = 0.0  # time that the recorded sessions took, idle time between them not counted
+    seconds_before: float = 0.0  # duration of the recorded sessions, without the time between them
     last_seq: int = 0
     last_time: float = 0.0
-    _asked_at: dict[str, int] = field(default_factory=dict)  # candidate → seq of its `asked`, where there is `read`
+    _proposed_at: dict[str, int] = field(default_factory=dict)  # candidate → seq of its `asked`, with `read`
+    _proposals: dict[str, Payload] = field(default_factory=dict)  # candidate → payload of its `asked`, without `read`
     _failed_names: set[str] = field(default_factory=set)
-    _leader: tuple[float, float] | None = None  # (violation, -fitness) of the best but for the two below
-    _news: dict[str, None] = field(default_factory=dict)  # candidates of whom more is known since the leader was found
+    _leader: tuple[float, float] | None = None  # (violation, -fitness) of the best, apart from the changes below
+    _news: dict[str, None] = field(default_factory=dict)  # candidates with new scores since the leader was found
     _recount: bool = False  # what candidates are compared by has changed
 
     @classmethod
     def from_events(cls, events: Iterable[Event], read: Callable[[int], Event] | None = None) -> Self:
+        """Fold the events of a search, in order."""
         state = cls(read=read)
         for event in events:
             state.apply(event)
         return state
 
     def apply(self, event: Event) -> None:
-        """Fold in one event; types this version does not know are ignored."""
+        """Fold in one event; types that the state does not depend on are ignored."""
         if event.type != "started" and self.last_time:
             self.seconds_before += max(0.0, event.time - self.last_time)
         self.last_seq, self.last_time = event.seq, event.time
@@ -90,86 +107,103 @@ class SearchState:
     @property
     def inputs(self) -> dict[str, str]:
         """Reference → content_sha256."""
-        return dict(self.circumstances.get("inputs", {}))
+        return dict(self.circumstances.inputs)
 
     @property
     def recipes(self) -> dict[str, dict[str, Any]]:
-        """Reference → recipe, of the models that are recipes and of those that they are made of."""
-        return dict(self.circumstances.get("recipes", {}))
+        """Reference → recipe, of the models that are recipes and of the models those are made of."""
+        return dict(self.circumstances.recipes)
 
     @property
-    def asked_count(self) -> int:
-        return len(self.asked)
+    def proposed(self) -> int:
+        """Number of candidates that optimizers have proposed."""
+        return len(self.candidates)
+
+    def kind(self, name: str) -> str:
+        """Return `candidate`, or the kind of a baseline."""
+        return self.baselines[name].kind if name in self.baselines else "candidate"
+
+    def original(self, name: str) -> str:
+        """Return the candidate or baseline whose score cards `name` has: the first with its recipe."""
+        return self.candidates[name].original if name in self.candidates else name
 
     def fitness(self, candidate: str, split: str = "search") -> Estimate | None:
+        """Return the fitness on a full split, None without a score card."""
         card = self.cards.get((candidate, split))
-        return Estimate(**card["fitness"]) if card else None
+        return card.fitness if card else None
 
     def score(self, candidate: str, split: str) -> float | None:
+        """Return the score on a full split, None without a score card."""
         card = self.cards.get((candidate, split))
-        return float(card["score"]) if card else None
+        return card.score if card else None
 
     def has_failed(self, candidate: str) -> bool:
+        """Return whether a candidate failed for good on any split."""
         return candidate in self._failed_names
 
     @property
     def limits(self) -> dict[str, float]:
-        """Guarded task → by how many points it may fall."""
-        return guards.limits(self.circumstances.get("suite", {}))
+        """Guarded task → allowed drop in points."""
+        return guards.limits(self.circumstances.suite)
 
     def references(self) -> dict[str, str]:
-        """Guarded task → the baseline it is held against, on every split; one is missing where none was scored."""
-        baselines = {name: self.cards.get((name, "search"), {}).get("guards", {}) for name in self.baselines}
-        found = {task: guards.reference(task, baselines, self.baseline_kinds) for task in self.limits}
+        """Return guarded task → the baseline it is compared with, on every split; without one if none was scored."""
+        points = {name: self._guards(name, "search") for name in self.baselines}
+        kinds = {name: baseline.kind for name, baseline in self.baselines.items()}
+        found = {task: guards.reference(task, points, kinds) for task in self.limits}
         return {task: name for task, name in found.items() if name is not None}
 
     def violations(self, candidate: str, split: str = "search") -> dict[str, float]:
-        """Guarded task → points lost beyond what its guard allows, on all items of a split, where that is known."""
-        return self._broken(candidate, split, self.limits, self._held(split))
+        """Return guarded task → points lost beyond the allowed drop on a full split, as far as known."""
+        return self._broken(candidate, split, self.limits, self._reference_points(split))
 
-    def _held(self, split: str) -> dict[str, float]:
-        """Guarded task → the points of its reference on all items of a split, where that was scored."""
+    def _guards(self, name: str, split: str) -> guards.Points:
+        card = self.cards.get((name, split))
+        return card.guards if card else {}
+
+    def _reference_points(self, split: str) -> dict[str, float]:
+        """Return guarded task → points of its reference on a full split, where that was scored."""
         return {
-            task: self.cards[name, split]["guards"][task]
+            task: self.cards[name, split].guards[task]
             for task, name in self.references().items()
             if (name, split) in self.cards
         }
 
-    def _broken(self, candidate: str, split: str, limits: guards.Points, held: guards.Points) -> dict[str, float]:
-        return guards.amounts(limits, held, self.cards.get((candidate, split), {}).get("guards", {}))
+    def _broken(self, candidate: str, split: str, limits: guards.Points, reference: guards.Points) -> dict[str, float]:
+        return guards.amounts(limits, reference, self._guards(candidate, split))
 
     def violation(self, candidate: str, split: str = "search") -> float:
-        """By how many points a candidate breaks guards, in all."""
+        """Return the points by which a candidate breaks guards, in total."""
         return sum(self.violations(candidate, split).values())
 
     def evidence(self, candidate: str) -> tuple[float, float] | None:
-        """(violation, fitness) on the search split: of all its items, else as the optimizer was told of a minibatch."""
-        return self._evidence(candidate, self.limits, self._held("search"))
+        """Return (violation, fitness) on the full search split, or else as the optimizer was told of a minibatch."""
+        return self._evidence(candidate, self.limits, self._reference_points("search"))
 
-    def _evidence(self, candidate: str, limits: guards.Points, held: guards.Points) -> tuple[float, float] | None:
+    def _evidence(self, candidate: str, limits: guards.Points, reference: guards.Points) -> tuple[float, float] | None:
         card = self.cards.get((candidate, "search"))
         if card is None:
-            return self.as_told(candidate)
-        violation = sum(self._broken(candidate, "search", limits, held).values()) if limits else 0.0
-        return violation, float(card["fitness"]["value"])
+            return self.as_reported(candidate)
+        violation = sum(self._broken(candidate, "search", limits, reference).values()) if limits else 0.0
+        return violation, card.fitness.value
 
-    def as_told(self, candidate: str) -> tuple[float, float] | None:
-        """(violation, fitness) as the optimizer was told; None of a failure, or before."""
-        told = self.told.get(candidate)
-        if told is None or told["state"] != "scored":
+    def as_reported(self, candidate: str) -> tuple[float, float] | None:
+        """Return (violation, fitness) as the optimizer was told; None for a failure, or before it was told."""
+        reported = self.reported.get(candidate)
+        if reported is None or reported.fitness is None:
             return None
-        return sum(max(0.0, amount) for amount in told.get("violations", ())), float(told["value"])
+        return reported.violation, reported.fitness.value
 
     def best(self) -> float | None:
-        """Fitness of the best asked candidate, None before the first; those that break no guard come first.
+        """Return the fitness of the best candidate, None before the first; candidates that break no guard come first.
 
-        Looks only at what became known since it was last asked, unless a baseline's score changed what guards are held
-        against.
+        Looks only at candidates with new scores since the last call, unless a baseline's score changed the reference
+        points of the guards.
         """
-        names = self.asked if self._recount else self._news
+        names = self.candidates if self._recount else self._news
         if names:
-            limits, held = self.limits, self._held("search")  # once, however many there are
-            known = [found for name in names if (found := self._evidence(name, limits, held)) is not None]
+            limits, reference = self.limits, self._reference_points("search")  # once, however many there are
+            known = [found for name in names if (found := self._evidence(name, limits, reference)) is not None]
             ranked = [(violation, -fitness) for violation, fitness in known]
             if self._leader is not None and not self._recount:
                 ranked.append(self._leader)
@@ -177,108 +211,114 @@ class SearchState:
             self._news, self._recount = {}, False
         return -self._leader[1] if self._leader else None
 
-    def payload(self, candidate: str) -> dict[str, Any]:
-        """All that was recorded when a candidate was asked."""
+    def proposal(self, candidate: str) -> Proposal:
+        """Return all that was recorded when a candidate was proposed."""
         if self.read is None:
-            return self.asked[candidate]
-        return self.read(self._asked_at[candidate]).payload
+            return Proposal.from_payload(self._proposals[candidate])
+        return Proposal.from_payload(self.read(self._proposed_at[candidate]).payload)
 
-    def recipe(self, candidate: str) -> dict[str, Any]:
-        """The recorded recipe of a baseline or an asked candidate, as plain data."""
-        payload = self.baselines.get(candidate) or self.payload(candidate)
-        recipe: dict[str, Any] = payload["recipe"]
+    def recipe(self, name: str) -> dict[str, Any]:
+        """Return the recorded recipe of a baseline or a candidate, as plain data."""
+        recipe = self.baselines[name].recipe if name in self.baselines else self.proposal(name).recipe
+        assert recipe is not None, f"{name} was skipped"
         return recipe
 
-    def _on_started(self, payload: dict[str, Any]) -> None:
+    def _on_started(self, payload: Payload) -> None:
         self.name, self.spec = payload["name"], payload["spec"]
-        self.circumstances |= {key: payload[key] for key in CIRCUMSTANCES if key in payload}
+        self.circumstances = Circumstances.from_payload(payload)
         self._recount = True  # the suite, and with it the guards
         self.sessions += 1
         self.stopped = None
 
-    def _on_baseline(self, payload: dict[str, Any]) -> None:
-        self.baselines[payload["candidate"]] = payload
-        self.baseline_kinds[payload["candidate"]] = payload["kind"]
-        if payload.get("recipe_id"):
-            self.recipe_ids[payload["candidate"]] = payload["recipe_id"]
+    def _on_baseline(self, payload: Payload) -> None:
+        baseline = BaselineRecord.from_payload(payload)
+        self.baselines[baseline.candidate] = baseline
+        if baseline.recipe_id is not None:
+            self.recipe_ids[baseline.candidate] = baseline.recipe_id
 
-    def _on_asked(self, payload: dict[str, Any]) -> None:
-        candidate, minibatch, first = payload["candidate"], payload.get("minibatch"), payload.get("duplicate_of")
-        if self.read is not None:
-            self._asked_at[candidate] = self.last_seq
-            payload = {key: value for key, value in payload.items() if key not in BULK}
-        self.asked[candidate] = payload
-        self.recipe_ids[candidate] = payload["recipe_id"]
-        self.first_with.setdefault((payload["recipe_id"], minibatch), candidate)
-        self.groups = max(self.groups, payload["group"] + 1)
-        self.newly_asked[minibatch] += first is None
-        self.repeated = self.repeated + 1 if first is not None else 0
-
-    def _on_scored(self, payload: dict[str, Any]) -> None:
-        candidate, split, minibatch = payload["candidate"], payload["split"], payload.get("minibatch")
-        if minibatch is None:
-            self.cards[candidate, split] = payload
+    def _on_asked(self, payload: Payload) -> None:
+        candidate = CandidateRecord.from_payload(payload)
+        name, minibatch = candidate.candidate, candidate.minibatch
+        if self.read is None:
+            self._proposals[name] = payload
         else:
-            self.samples[candidate, minibatch] = payload
-        self._settled(candidate, split, minibatch)
-        self.any_scored |= candidate.isdigit()
+            self._proposed_at[name] = self.last_seq
+        self.candidates[name] = candidate
+        self.recipe_ids[name] = candidate.recipe_id
+        self.first_with.setdefault((candidate.recipe_id, minibatch), name)
+        self.groups = max(self.groups, candidate.group + 1)
+        self.distinct[minibatch] += candidate.duplicate_of is None
+        self.repeated = 0 if candidate.duplicate_of is None else self.repeated + 1
+
+    def _on_scored(self, payload: Payload) -> None:
+        card = CardSummary.from_payload(payload)
+        name, split, minibatch = card.candidate, card.split, card.minibatch
+        if minibatch is None:
+            self.cards[name, split] = card
+        else:
+            self.samples[name, minibatch] = card
+        self._settled(name, split, minibatch)
+        self.any_scored |= is_candidate(name)
         if split == "search" and minibatch is None:
-            if candidate in self.asked and candidate not in self.told:
-                self._news[candidate] = None
-            else:  # a baseline, or more is known of a candidate than what was told, for better or worse
+            if name in self.candidates and name not in self.reported:
+                self._news[name] = None
+            else:  # a baseline, or a candidate whose score may differ from the reported one either way
                 self._recount = True
 
-    def _on_failed(self, payload: dict[str, Any]) -> None:
-        self.failed.append(payload)
-        self._failed_names.add(payload["candidate"])
-        self._settled(payload["candidate"], payload["split"], payload.get("minibatch"))
+    def _on_failed(self, payload: Payload) -> None:
+        failure = FailureRecord.from_payload(payload)
+        self.failed.append(failure)
+        self._failed_names.add(failure.candidate)
+        self._settled(failure.candidate, failure.split, failure.minibatch)
 
     def _settled(self, candidate: str, split: str, minibatch: int | None) -> None:
         if minibatch is None:
             self.done.add((candidate, split))
         else:
             self.sampled.add((candidate, minibatch))
-        if candidate.isdigit() and (minibatch is not None or split == "search"):
+        if is_candidate(candidate) and (minibatch is not None or split == "search"):
             self.finished.add(candidate)
 
-    def _on_retried(self, payload: dict[str, Any]) -> None:
+    def _on_retried(self, payload: Payload) -> None:
         self.retried += 1
 
-    def _on_told(self, payload: dict[str, Any]) -> None:
-        self.told_groups += 1
-        for told in payload["observations"]:
-            name = told["candidate"]
-            self.told[name], self._news[name] = told, None
-            found = self.as_told(name)
+    def _on_told(self, payload: Payload) -> None:
+        self.reported_groups += 1
+        for reported in map(Reported.from_payload, payload["observations"]):
+            name = reported.candidate
+            self.reported[name], self._news[name] = reported, None
+            found = self.as_reported(name)
             standing = (found[0], -found[1]) if found else None
-            if standing is not None and (self.best_told is None or standing < self.best_told):
-                self.best_told, self.told_since_best = standing, 0
+            if standing is not None and (self.best_reported is None or standing < self.best_reported):
+                self.best_reported, self.reported_since_best = standing, 0
             else:
-                self.told_since_best += 1
+                self.reported_since_best += 1
 
-    def _on_restarted(self, payload: dict[str, Any]) -> None:
-        self.restarted, self.restarted_at, self.asked_before = payload, self.last_seq, self.asked_count
-        self.told_since_best = 0
+    def _on_restarted(self, payload: Payload) -> None:
+        self.restarted = RestartRecord.from_payload(payload)
+        self.restarted_at, self.proposed_before = self.last_seq, self.proposed
+        self.reported_since_best = 0
 
-    def _on_finalist(self, payload: dict[str, Any]) -> None:
-        if payload["rank"] == 1:  # a new round: the budget was extended and there are new candidates
+    def _on_finalist(self, payload: Payload) -> None:
+        finalist = FinalistRecord.from_payload(payload)
+        if finalist.rank == 1:  # a new round: the budget was extended and there are new candidates
             self.finalists.clear()
-        self.finalists.append(payload)
+        self.finalists.append(finalist)
 
-    def _on_test_opened(self, payload: dict[str, Any]) -> None:
-        self.test_openings.append(payload)
+    def _on_test_opened(self, payload: Payload) -> None:
+        self.test_openings.append(OpeningRecord.from_payload(payload))
 
-    def _on_gated(self, payload: dict[str, Any]) -> None:
-        self.gated, self.gated_at = payload, self.asked_count
+    def _on_gated(self, payload: Payload) -> None:
+        self.gated, self.gated_at = GateRecord.from_payload(payload), self.proposed
 
-    def _on_promoted(self, payload: dict[str, Any]) -> None:
-        self.promoted = payload
+    def _on_promoted(self, payload: Payload) -> None:
+        self.promoted = PromotedRecord.from_payload(payload)
 
-    def _on_winner(self, payload: dict[str, Any]) -> None:
-        self.winner, self.winner_at = payload, self.asked_count
+    def _on_winner(self, payload: Payload) -> None:
+        self.winner, self.winner_at = WinnerRecord.from_payload(payload), self.proposed
 
-    def _on_warm_started(self, payload: dict[str, Any]) -> None:
-        self.warm_start = payload
+    def _on_warm_started(self, payload: Payload) -> None:
+        self.warm_start = WarmStart.from_payload(payload)
 
-    def _on_stopped(self, payload: dict[str, Any]) -> None:
+    def _on_stopped(self, payload: Payload) -> None:
         self.stopped = payload["reason"]

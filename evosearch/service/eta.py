@@ -3,6 +3,7 @@
 They are the trial that `check` makes of one candidate: the run is at work already, on the workers that it will have.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from evosearch.preflight.forecast import Done, of_pace, pace_of
@@ -40,12 +41,12 @@ class Foretelling:
         self._known |= set(new)
         self._left = max(0, self._left - len(new))
         if self._left == 0:
-            self._tell(state.cards[new[-1]]["seconds"])
+            self._tell(state.cards[new[-1]].seconds)
 
     def close(self, timeout_s: float) -> None:
         self._left = 0
 
-    def _tell(self, seconds: dict[str, float]) -> None:
+    def _tell(self, seconds: Mapping[str, float]) -> None:
         prepared, watcher = self.prepared, self.recorder.watcher
         count, _ = worker_count(prepared.spec.config.workers)
         pace = pace_of(prepared, seconds, count or self.executor.slots)

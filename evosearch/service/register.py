@@ -1,8 +1,8 @@
 """The champion of the name that a search registers under: met before the gate decides, and made after it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from evosearch import documents
 from evosearch.errors import RecipeError, TrackingError
@@ -15,6 +15,7 @@ from evosearch.recipe.schema import Recipe
 from evosearch.reporting.openings import times_opened
 from evosearch.search.progress import Watcher
 from evosearch.search.recorder import Recorder
+from evosearch.search.records import PromotedRecord
 from evosearch.search.state import SearchState
 from evosearch.setup.loading import contamination_acknowledged
 from evosearch.setup.prepare import Prepared
@@ -74,11 +75,11 @@ def _content(reference: str, load: Callable[[str], Recipe]) -> str:
 def never_met(state: SearchState, champion: Champion | None) -> bool:
     """Whether the gate promoted while the tracking store was away, and now there is a champion to be beaten first."""
     gated, promoted = state.gated, state.promoted
-    if champion is None or gated is None or gated["promoted"] is None:
+    if champion is None or gated is None or gated.promoted is None:
         return False
-    registered = promoted is not None and promoted.get("version") is not None
-    met = any(comparison["role"] == "champion" for comparison in gated["comparisons"])
-    return not (registered or met or champion.recipe_id == state.recipe_ids.get(gated["promoted"]))
+    registered = promoted is not None and promoted.version is not None
+    met = any(comparison["role"] == "champion" for comparison in gated.decision["comparisons"])
+    return not (registered or met or champion.recipe_id == state.recipe_ids.get(gated.promoted))
 
 
 def register(
@@ -111,9 +112,9 @@ def register(
             )
         except TrackingError as exc:
             watcher.note(f"not registered as '{name}': {exc}. The same command registers it later")
-    payload = {"candidate": candidate, "recipe_id": recipe_id, "registered_as": name, "version": version}
-    if earlier is None or any(earlier.get(key) != value for key, value in payload.items()):
-        recorder.record([("promoted", payload | {"exported": exported})])
+    promoted = PromotedRecord(candidate, recipe_id, name, version, exported)
+    if earlier is None or replace(earlier, exported=exported) != promoted:
+        recorder.record([("promoted", promoted.to_payload())])
 
 
 def _disclosed(recorder: Recorder) -> dict[str, str]:
@@ -122,9 +123,9 @@ def _disclosed(recorder: Recorder) -> dict[str, str]:
     return tags | ({CONTAMINATION: "true"} if contamination_acknowledged(recorder.state) else {})
 
 
-def _superseded(registry: Registry, name: str, search_id: str, earlier: dict[str, Any] | None) -> bool:
+def _superseded(registry: Registry, name: str, search_id: str, earlier: PromotedRecord | None) -> bool:
     """Whether this search registered its winner at an earlier run, and another search's is the champion since."""
-    if earlier is None or earlier.get("registered_as") != name or earlier.get("version") is None:
+    if earlier is None or earlier.registered_as != name or earlier.version is None:
         return False
     champion = registry.champion(name)
     return champion is not None and champion.search_id != search_id

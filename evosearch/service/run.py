@@ -28,6 +28,7 @@ from evosearch.search.optimizers.registry import create
 from evosearch.search.progress import Silent, Watcher
 from evosearch.search.protocols import Executor
 from evosearch.search.recorder import Recorder
+from evosearch.search.records import WarmStart
 from evosearch.service.eta import Foretelling
 from evosearch.service.register import never_met, present_champion, register
 from evosearch.service.shutdown import on_record
@@ -37,10 +38,10 @@ from evosearch.setup.prepare import Prepared
 from evosearch.setup.resume_check import circumstances, refuse_other_search
 from evosearch.setup.trackers import CATCH_UP_S, PATIENCE_S, mirroring, registry_of, shown
 from evosearch.setup.versions import versions
-from evosearch.setup.warm_start import WarmStart
-from evosearch.spec.diagnostics import Findings
-from evosearch.spec.recovery import Read, read
-from evosearch.spec.run_dir import Places, places_of, recorded_names, remember_ledger, stage_places
+from evosearch.spec.diagnostics import Diagnostics
+from evosearch.spec.recovery import Recovered, read
+from evosearch.spec.lookup import recorded_names
+from evosearch.spec.run_dir import RunDir, record_ledger
 from evosearch.spec.spec import SearchSpec
 from evosearch.spec.stages import StagedSpec
 from evosearch.tracking.mirror import UP_TO_DATE, Mirror
@@ -57,10 +58,10 @@ def run(path: Path, watcher: Watcher, continue_from_best: bool = False, allow_pi
         InputError: something the user can mend; nothing was scored.
         SearchError: the search cannot go on; the ledger has the reason.
     """
-    findings = Findings()
-    found = read(path, findings)
-    if findings.problems or found.spec is None:
-        _say_all(path, found, findings, watcher, allow_pickle)
+    diagnostics = Diagnostics()
+    found = read(path, diagnostics)
+    if diagnostics.problems or found.spec is None:
+        _say_all(path, found, diagnostics, watcher, allow_pickle)
     spec = found.spec
     assert spec is not None
     options = Options(continue_from_best, allow_pickle)
@@ -85,24 +86,24 @@ def _run_one(options: Options, spec: SearchSpec, watcher: Watcher, harness: Harn
         harness: of the spec's suite, where it is loaded already.
     """
     began = time.monotonic()
-    places = places_of(spec)
+    run_dir = spec.run_dir
     prepared, warm = _ready(options, spec, watcher, harness)
     for text in hardly_decided(prepared.suite, prepared.batches["test"]):
         watcher.note(text)
     with ExitStack() as stack:
-        ledger = stack.enter_context(Ledger.open(places.ledger, f"{spec.file}: ledger", notice=watcher.note))
+        ledger = stack.enter_context(Ledger.open(run_dir.ledger, f"{spec.file}: ledger", notice=watcher.note))
         refuse_other_search(ledger, prepared)
         prepared = _as_recorded(ledger, prepared)
         stack.enter_context(ledger.acquire(prepared.search_id))
-        remember_ledger(spec)
+        record_ledger(spec.run_dir)
         recorder = Recorder(ledger, prepared.search_id, watcher=watcher)
         already = len(recorder.state.finished)
-        exported, mirror = on_record(recorder, partial(_whole, options, prepared, warm, places, recorder, stack))
+        exported, mirror = on_record(recorder, partial(_whole, options, prepared, warm, run_dir, recorder, stack))
         mirror.close(CATCH_UP_S, PATIENCE_S)
-        note = None if mirror.state == UP_TO_DATE else f"{shown(places)} is {mirror.state}"
+        note = None if mirror.state == UP_TO_DATE else f"{shown(run_dir)} is {mirror.state}"
         stopped = recorder.state.stopped
         assert stopped is not None
-        return report(prepared, places, recorder, stopped, already, exported, note, time.monotonic() - began)
+        return report(prepared, run_dir, recorder, stopped, already, exported, note, time.monotonic() - began)
 
 
 def _as_recorded(ledger: Ledger, prepared: Prepared) -> Prepared:
@@ -112,15 +113,15 @@ def _as_recorded(ledger: Ledger, prepared: Prepared) -> Prepared:
 
 
 def _whole(
-    options: Options, prepared: Prepared, warm: WarmStart | None, places: Places, recorder: Recorder, stack: ExitStack
+    options: Options, prepared: Prepared, warm: WarmStart | None, run_dir: RunDir, recorder: Recorder, stack: ExitStack
 ) -> tuple[str, tuple[dict[str, str], Mirror]]:
     """All that is on record: why the search stopped; what was exported, and the mirror, which `stack` closes."""
     spec, ledger, watcher = prepared.spec, recorder.ledger, recorder.watcher
     last = spec.stage is None or spec.stage.last
     _begin(recorder, prepared, warm)
-    registry = registry_of(places) if last else None
+    registry = registry_of(run_dir) if last else None
     champion = present_champion(prepared, registry, watcher)  # first: two threads must not create one store
-    mirror = stack.enter_context(mirroring(places, prepared.search_id, watcher))
+    mirror = stack.enter_context(mirroring(run_dir, prepared.search_id, watcher))
     recorder.trackers = (mirror,)
     mirror.notify()
     executor = make_executor(spec.config.workers, prepared, watcher)
@@ -129,9 +130,9 @@ def _whole(
     record = stack.enter_context(openings(ledger, shared=spec.config.ledger is not None))
     stopped = _search(prepared, recorder, executor, options.continue_from_best)
     if not last:
-        return stopped, (_choose_winner(prepared, places, recorder, executor), mirror)
+        return stopped, (_choose_winner(prepared, run_dir, recorder, executor), mirror)
     decision = _promote(prepared, recorder, executor, champion, record)
-    exported = _export(prepared, places, recorder, decision)
+    exported = _export(prepared, run_dir, recorder, decision)
     mirror.catch_up(CATCH_UP_S, PATIENCE_S)  # the candidate's run must be there before it is registered
     register(prepared, recorder, registry, decision, exported, watcher)
     return stopped, (exported, mirror)
@@ -145,12 +146,12 @@ def _ready(
     Raises:
         InputError: something is wrong; `Problems` where several things are.
     """
-    findings = Findings()
-    ready = look(spec, findings, watcher, options.allow_pickle, lambda: harness or Harness(spec.suite))
-    if ready.first and not findings.problems:
-        findings.attempt(lambda: prove_store(spec))
-    findings.raise_all(str(spec.file))
-    for text in findings.warnings:
+    diagnostics = Diagnostics()
+    ready = look(spec, diagnostics, watcher, options.allow_pickle, lambda: harness or Harness(spec.suite))
+    if ready.first and not diagnostics.problems:
+        diagnostics.attempt(lambda: prove_store(spec))
+    diagnostics.raise_all(str(spec.file))
+    for text in diagnostics.warnings:
         watcher.note(text)
     assert ready.prepared is not None
     return ready.prepared, ready.warm
@@ -162,13 +163,13 @@ def _look_ahead(spec: StagedSpec, watcher: Watcher, allow_pickle: bool) -> None:
     Raises:
         InputError: something is wrong with one, which otherwise would be found when those before it are done.
     """
-    begun = recorded_names(stage_places(spec, 0).ledger)
+    begun = recorded_names(spec.run_dir(0).ledger)
     if any(spec.search_name(index) in begun for index in range(spec.count)):
         return
-    findings = Findings()
-    harness = findings.attempt(lambda: Harness(spec.suite))
-    check_stages(spec, findings, _OfPreparing(watcher), harness, trial=False, allow_pickle=allow_pickle)
-    findings.raise_all(str(spec.file))
+    diagnostics = Diagnostics()
+    harness = diagnostics.attempt(lambda: Harness(spec.suite))
+    check_stages(spec, diagnostics, _OfPreparing(watcher), harness, trial=False, allow_pickle=allow_pickle)
+    diagnostics.raise_all(str(spec.file))
 
 
 class _OfPreparing(Silent):
@@ -181,17 +182,17 @@ class _OfPreparing(Silent):
         self._inner.preparing(what, fraction)
 
 
-def _say_all(path: Path, found: Read, findings: Findings, watcher: Watcher, allow_pickle: bool) -> None:
+def _say_all(path: Path, found: Recovered, diagnostics: Diagnostics, watcher: Watcher, allow_pickle: bool) -> None:
     """Of a file that cannot be run as it stands, what else is wrong.
 
     Raises:
         InputError: always.
     """
     suite = found.suite
-    harness = findings.attempt(lambda: Harness(suite)) if suite is not None else None
+    harness = diagnostics.attempt(lambda: Harness(suite)) if suite is not None else None
     if isinstance(found.spec, SearchSpec):
-        look(found.spec, findings, watcher, allow_pickle, (lambda: harness) if harness is not None else None)
-    findings.raise_all(str(path))
+        look(found.spec, diagnostics, watcher, allow_pickle, (lambda: harness) if harness is not None else None)
+    diagnostics.raise_all(str(path))
 
 
 def _begin(recorder: Recorder, prepared: Prepared, warm: WarmStart | None) -> None:
@@ -205,14 +206,14 @@ def _begin(recorder: Recorder, prepared: Prepared, warm: WarmStart | None) -> No
         "budget": prepared.spec.config.budget.model_dump(mode="json", exclude_none=True),
         "resumed": recorder.state.sessions > 0,
     }
-    entries = [("started", payload | circumstances(prepared))]
+    entries = [("started", payload | circumstances(prepared).to_payload())]
     if warm is not None and recorder.state.sessions == 0:
-        entries.append(("warm_started", warm.to_dict()))
+        entries.append(("warm_started", warm.to_payload()))
     recorder.record(entries)
 
 
 def _search(prepared: Prepared, recorder: Recorder, executor: Executor, continue_from_best: bool) -> str:
-    config, warm = prepared.spec.config, WarmStart.recorded(recorder.state)
+    config, warm = prepared.spec.config, recorder.state.warm_start
     known = warm.observations if warm else ()
     objectives = config.objectives or ()
     controller = Controller(
@@ -241,8 +242,8 @@ def _promote(
 ) -> GateDecision:
     """Decide, unless this search has decided already and asked nothing since."""
     state = recorder.state
-    if state.gated is not None and state.gated_at == state.asked_count and not never_met(state, champion):
-        return GateDecision.from_dict(state.gated)
+    if state.gated is not None and state.gated_at == state.proposed and not never_met(state, champion):
+        return GateDecision.from_dict(state.gated.decision)
     return Promotion(
         recorder=recorder,
         executor=executor,
@@ -256,21 +257,21 @@ def _promote(
     ).run()
 
 
-def _choose_winner(prepared: Prepared, places: Places, recorder: Recorder, executor: Executor) -> dict[str, str]:
+def _choose_winner(prepared: Prepared, run_dir: RunDir, recorder: Recorder, executor: Executor) -> dict[str, str]:
     """A stage's winner, on record and as a recipe file; chosen anew only where something was asked since."""
     state = recorder.state
-    if state.winner is None or state.winner_at != state.asked_count:
+    if state.winner is None or state.winner_at != state.proposed:
         finalists = prepared.spec.config.promotion.finalists
         Validation(recorder=recorder, executor=executor, batches=prepared.batches, finalists=finalists).winner()
-    write_winner(recorder.ledger, recorder.search_id, state, places.winner)
-    return {"recipe": str(places.winner)}
+    write_winner(recorder.ledger, recorder.search_id, state, run_dir.winner_file)
+    return {"recipe": str(run_dir.winner_file)}
 
 
-def _export(prepared: Prepared, places: Places, recorder: Recorder, decision: GateDecision) -> dict[str, str]:
+def _export(prepared: Prepared, run_dir: RunDir, recorder: Recorder, decision: GateDecision) -> dict[str, str]:
     """The promoted winner's files, written anew at every run: they follow from the ledger."""
     name = decision.promoted
     if name is None:
         return {}
     ledger, search_id, state = recorder.ledger, recorder.search_id, recorder.state
     checkpoint = prepared.spec.config.promotion.checkpoint
-    return export_promoted(ledger, search_id, state, name, prepared.models, places.exported, checkpoint)
+    return export_promoted(ledger, search_id, state, name, prepared.models, run_dir.export_folder, checkpoint)

@@ -15,8 +15,10 @@ from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Progress, Watcher
 from evosearch.service.stages_lock import running
 from evosearch.setup.loading import read_search
-from evosearch.spec.run_dir import default_places, places_of, recorded_names, stage_places
-from evosearch.spec.spec import SearchSpec, Winner, check_same_search
+from evosearch.spec.lookup import recorded_names
+from evosearch.spec.run_dir import default_run_dir
+from evosearch.setup.resume_check import check_same_search
+from evosearch.spec.spec import SearchSpec, Winner
 from evosearch.spec.stages import StagedSpec
 
 
@@ -35,7 +37,7 @@ def run_stages(spec: StagedSpec, search: Search, watcher: Watcher) -> RunReport:
     Raises:
         InputError, SearchError: see `run`.
     """
-    with running(default_places(spec.name).folder, str(spec.file)):
+    with running(default_run_dir(spec.name).folder, str(spec.file)):
         return _run(spec, search, watcher)
 
 
@@ -55,21 +57,21 @@ def _run(spec: StagedSpec, search: Search, watcher: Watcher) -> RunReport:
 
 def _winner(stage: SearchSpec) -> Winner:
     """What a stage found, from its ledger."""
-    places = places_of(stage)
-    with Ledger.open(places.ledger, f"{stage.file}: ledger", read_only=True) as ledger:
-        _, state = read_search(ledger, places)
+    run_dir = stage.run_dir
+    with Ledger.open(run_dir.ledger, f"{stage.file}: ledger", read_only=True) as ledger:
+        _, state = read_search(ledger, run_dir)
     assert state.winner is not None
-    return Winner(state.winner["recipe"], state.winner["recipe_id"], state.recipes)
+    return Winner(state.winner.recipe, state.winner.recipe_id, state.recipes)
 
 
 def _as_begun(spec: StagedSpec, index: int, winners: Mapping[str, Winner]) -> Mapping[str, Winner]:
     """The winners by the names that a stage began with: an earlier version called them by their files."""
-    places = stage_places(spec, index)
-    if places.name not in recorded_names(places.ledger):
+    run_dir = spec.run_dir(index)
+    if run_dir.name not in recorded_names(run_dir.ledger):
         return winners
-    with Ledger.open(places.ledger, f"{spec.file}: ledger", read_only=True) as ledger:
-        began = read_search(ledger, places)[1].inputs
-    files = {config.name: stage_places(spec, i).winner for i, config in enumerate(spec.config.stages)}
+    with Ledger.open(run_dir.ledger, f"{spec.file}: ledger", read_only=True) as ledger:
+        began = read_search(ledger, run_dir)[1].inputs
+    files = {config.name: spec.run_dir(i).winner for i, config in enumerate(spec.config.stages)}
     named = {name for name in winners if any(f"{known}+".startswith(f"{files[name]}+") for known in began)}
     return {name: replace(winner, place=files[name]) if name in named else winner for name, winner in winners.items()}
 
@@ -93,16 +95,16 @@ def _settled(stage: SearchSpec, spec: StagedSpec, watcher: Watcher) -> dict[str,
         LedgerError: the spec's stage is not the one that is recorded.
     """
     assert stage.stage is not None
-    places = places_of(stage)
-    known = recorded_names(places.ledger)
+    run_dir = stage.run_dir
+    known = recorded_names(run_dir.ledger)
     later = [spec.search_name(index) for index in range(stage.stage.index + 1, spec.count)]
     begun = [name for name in later if name in known]
     if stage.name not in known or not begun:
         return None
-    with Ledger.open(places.ledger, f"{stage.file}: ledger", read_only=True) as ledger:
-        search_id, state = read_search(ledger, places)
+    with Ledger.open(run_dir.ledger, f"{stage.file}: ledger", read_only=True) as ledger:
+        search_id, state = read_search(ledger, run_dir)
         check_same_search(state.spec, stage, str(ledger.url))
-        write_winner(ledger, search_id, state, places.winner)
+        write_winner(ledger, search_id, state, run_dir.winner_file)
         budget = ledger.events(search_id, types=("started",))[-1].payload["budget"]
     if budget != stage.config.budget.model_dump(mode="json", exclude_none=True):
         text = f"its budget changed, and it is not opened again: '{begun[0]}' builds on what it found"
@@ -113,7 +115,7 @@ def _settled(stage: SearchSpec, spec: StagedSpec, watcher: Watcher) -> dict[str,
         "stopped": state.stopped,
         "candidates": candidates_of(state, len(state.finished)),
         "winner": winner_of(state),
-        "exported": {"recipe": str(places.winner)},
+        "exported": {"recipe": str(run_dir.winner_file)},
     }
 
 

@@ -6,33 +6,33 @@ from evosearch.evaluation.statistics.units import Groups
 from evosearch.evaluation.types import Column
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.state import SearchState
-from evosearch.spec.run_dir import Places
+from evosearch.spec.run_dir import RunDir
 
 
-def read_search(ledger: Ledger, places: Places) -> tuple[str, SearchState]:
+def read_search(ledger: Ledger, run_dir: RunDir) -> tuple[str, SearchState]:
     """The search of these places: its id and its folded events.
 
     Raises:
         LedgerError: the ledger has no search of that name.
     """
-    info = ledger.search_by_name(places.name)
+    info = ledger.search_by_name(run_dir.name)
     if info is None:
         known = ", ".join(entry.name for entry in ledger.searches()) or "none"
-        raise LedgerError(places.name, "no such search in its ledger", f"There: {known}", "Run it first")
+        raise LedgerError(run_dir.name, "no such search in its ledger", f"There: {known}", "Run it first")
     return info.search_id, SearchState.from_events(ledger.events(info.search_id))
 
 
 def metric_columns(ledger: Ledger, search_id: str, state: SearchState, candidate: str, split: str) -> dict[str, Column]:
     """Task → the suite's metric of each item, of a candidate that was scored on all of a split."""
     card = state.cards[candidate, split]
-    stored = ledger.columns(search_id, candidate, split, card["sets"])
-    return {task: stored[task][entry["metric"]] for task, entry in card["tasks"].items()}
+    stored = ledger.columns(search_id, candidate, split, card.sets)
+    return {task: stored[task][entry.metric] for task, entry in card.tasks.items()}
 
 
 def groups_of(ledger: Ledger, state: SearchState, candidate: str, split: str) -> Groups:
     """Task → the group of each item of those columns, of tasks that have groups."""
     card = state.cards[candidate, split]
-    found = {task: ledger.item_set(card["sets"][task]).groups for task in card["tasks"]}
+    found = {task: ledger.item_set(card.sets[task]).groups for task in card.tasks}
     return {task: names for task, names in found.items() if names}
 
 
@@ -46,4 +46,4 @@ def score_interval(ledger: Ledger, search_id: str, state: SearchState, candidate
 
 def contamination_acknowledged(state: SearchState) -> bool:
     """Whether the suite says that its search documents are of a public benchmark's test set."""
-    return bool(state.circumstances.get("suite", {}).get("acknowledge_contamination"))
+    return bool(state.circumstances.suite.get("acknowledge_contamination"))

@@ -10,55 +10,22 @@ would be worth the same here: the same recipe comes of its values (by recipe_id)
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from evosearch.errors import InputError, SpecError
 from evosearch.recipe.shapes import Scalar
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Watcher
-from evosearch.search.replay import observed
-from evosearch.search.space.types import Dimension, Genome, Observation
+from evosearch.search.records import KnownCandidate, WarmStart
+from evosearch.search.space.types import Dimension, Genome
 from evosearch.search.state import SearchState
 from evosearch.setup.loading import read_search
 from evosearch.setup.prepare import Prepared
-from evosearch.spec.run_dir import Places, find, places_of, recorded_names
+from evosearch.spec.lookup import find, recorded_names
+from evosearch.spec.run_dir import RunDir
 from evosearch.spec.spec import SearchSpec
-
-TOLD = ("candidate", "value", "stderr", "n", "state", "violations", "objectives")  # what is known of a candidate
-
-
-@dataclass(frozen=True)
-class WarmStart:
-    """What is taken over, as plain data.
-
-    Attributes:
-        known: best first; the entries of a `told` event, each with its genome in this search's dimensions.
-    """
-
-    search: str
-    search_id: str
-    start: Genome
-    known: tuple[Mapping[str, Any], ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The payload of a `warm_started` event."""
-        known = [dict(entry) for entry in self.known]
-        return {"search": self.search, "search_id": self.search_id, "start": dict(self.start), "known": known}
-
-    @classmethod
-    def recorded(cls, state: SearchState) -> Self | None:
-        """What a search recorded when it first started."""
-        found = state.warm_start
-        if found is None:
-            return None
-        return cls(found["search"], found["search_id"], dict(found["start"]), tuple(found["known"]))
-
-    @property
-    def observations(self) -> tuple[Observation, ...]:
-        """What is known, as an optimizer is told it."""
-        return tuple(observed(dict(entry), dict(entry["genome"])) for entry in self.known)
 
 
 def found_before(prepared: Prepared, watcher: Watcher) -> WarmStart | None:
@@ -67,7 +34,7 @@ def found_before(prepared: Prepared, watcher: Watcher) -> WarmStart | None:
     Raises:
         SpecError: see `look_up`.
     """
-    started = prepared.spec.name in recorded_names(places_of(prepared.spec).ledger)
+    started = prepared.spec.name in recorded_names(prepared.spec.run_dir.ledger)
     return None if started else look_up(prepared, watcher)
 
 
@@ -86,7 +53,7 @@ def look_up(prepared: Prepared, watcher: Watcher) -> WarmStart | None:
     ranked = _ranked(state)
     if not ranked:
         raise SpecError(where, f"got '{named}', and no candidate of it is scored yet", next="Run it first")
-    genome = state.payload(ranked[0])["genome"]
+    genome = state.proposal(ranked[0]).genome
     shared = _shared(prepared, genome)
     if not shared:
         ours = ", ".join(dimension.name for dimension in prepared.space.dimensions[:3])
@@ -105,23 +72,23 @@ def _read(prepared: Prepared, named: str, where: str) -> tuple[str, str, SearchS
     if named == spec.name:
         raise itself
     try:
-        places = _find(spec, named)
-        if (places.name, places.ledger) == (spec.name, places_of(spec).ledger):
+        run_dir = _find(spec, named)
+        if (run_dir.name, run_dir.ledger) == (spec.name, spec.run_dir.ledger):
             raise itself
-        with Ledger.open(places.ledger, named, read_only=True) as ledger:
-            search_id, state = read_search(ledger, places)
+        with Ledger.open(run_dir.ledger, named, read_only=True) as ledger:
+            search_id, state = read_search(ledger, run_dir)
     except InputError as error:
         if error is itself:
             raise
         _, _, key = error.where.partition(": ")
         what = f"{key}: {error.what}" if key else error.what
         raise SpecError(where, f"got '{named}': {what}", error.allowed, error.next) from None
-    return places.name, search_id, state
+    return run_dir.name, search_id, state
 
 
-def _find(spec: SearchSpec, named: str) -> Places:
+def _find(spec: SearchSpec, named: str) -> RunDir:
     """The other search: in the spec's own ledger, wherever that is, or else by its name, folder or spec file."""
-    own = places_of(spec)
+    own = spec.run_dir
     return replace(own, name=named) if named in recorded_names(own.ledger) else find(_from(spec.file, named))
 
 
@@ -134,7 +101,7 @@ def _from(file: Path, named: str) -> str:
 
 def _ranked(state: SearchState) -> list[str]:
     """Scored candidates, best first: those that break no guard, then by fitness, then as they were asked."""
-    found = {name: evidence for name in state.asked if (evidence := state.evidence(name)) is not None}
+    found = {name: evidence for name in state.candidates if (evidence := state.evidence(name)) is not None}
     return sorted(found, key=lambda name: (found[name][0], -found[name][1], int(name)))
 
 
@@ -154,10 +121,10 @@ def _of_kind(dimension: Dimension, value: Scalar) -> bool:
     return not isinstance(value, bool | str)
 
 
-def _known(prepared: Prepared, state: SearchState, ranked: list[str]) -> tuple[tuple[Mapping[str, Any], ...], str]:
+def _known(prepared: Prepared, state: SearchState, ranked: list[str]) -> tuple[tuple[KnownCandidate, ...], str]:
     """What candidates are worth here, best first, and why that is known of none."""
     theirs, ours = state.spec, prepared.spec.identity()
-    if _questions(theirs, state.circumstances.get("batches", {}).get("search")) != _questions(
+    if _questions(theirs, state.circumstances.batches.get("search")) != _questions(
         ours, prepared.batches["search"].digest
     ):
         return (), "it was scored on other questions, so what its candidates are worth is not taken over"
@@ -165,12 +132,12 @@ def _known(prepared: Prepared, state: SearchState, ranked: list[str]) -> tuple[t
         return (), "its search_minibatches are others, so what its candidates are worth is not taken over"
     if theirs.get("objectives") != ours.get("objectives") and "objectives" in ours:
         return (), "it has other objectives, so what its candidates are worth is not taken over"
-    keys = [key for key in TOLD if key != "objectives" or "objectives" in ours]
     found = []
     for name in ranked:
-        told, genome = state.told.get(name), _same_recipe(prepared, state, name)
-        if told is not None and told["state"] == "scored" and genome is not None:
-            found.append({key: told[key] for key in keys if key in told} | {"genome": genome})
+        reported, genome = state.reported.get(name), _same_recipe(prepared, state, name)
+        if reported is not None and reported.fitness is not None and genome is not None:
+            objectives = reported.objectives if "objectives" in ours else ()
+            found.append(KnownCandidate(replace(reported, objectives=objectives), genome))
     return tuple(found), "" if found else "its recipes are others, so what its candidates are worth is not taken over"
 
 
@@ -188,7 +155,7 @@ def _parts(identity: Mapping[str, Any]) -> tuple[int, int] | None:
 
 def _same_recipe(prepared: Prepared, state: SearchState, name: str) -> Genome | None:
     """A candidate's genome in this search's dimensions, where the same recipe comes of it."""
-    space, theirs = prepared.space, state.payload(name)["genome"]
+    space, theirs = prepared.space, state.proposal(name).genome
     genome = {d.name: theirs.get(d.name, d.init) for d in space.dimensions}
     if not all(d.contains(genome[d.name]) for d in space.dimensions):
         return None

@@ -18,7 +18,8 @@ from evosearch.recipe.bundle import bundle
 from evosearch.recipe.files import load_reference
 from evosearch.recipe.schema import Recipe
 from evosearch.search.ledger.events import Event
-from evosearch.search.pareto import Front, ordered, values_told
+from evosearch.search.pareto import Front, ordered, reported_values
+from evosearch.search.records import Reported
 from evosearch.tracking.pareto_page import pareto_page
 
 SEARCH = ""  # the key of the search's own run among the candidates'
@@ -169,7 +170,7 @@ class Translator:
         for told in payload["observations"]:
             kept = told["state"] == "scored" and not any(amount > 0 for amount in told.get("violations", ()))
             self._settle(told, float(told["value"]) if kept else None, plan, now)
-        several = [told for told in payload["observations"] if "objectives" in told]
+        several = [told for told in payload["observations"] if told.get("objectives")]
         if several:
             self._compare(several, plan, now)
 
@@ -177,7 +178,7 @@ class Translator:
         """The tag `pareto` of whoever is in the set or leaves it, and the values of every objective."""
         changed = False
         for told in observations:
-            candidate, values = str(told["candidate"]), values_told(told)
+            candidate, values = str(told["candidate"]), reported_values(Reported.from_payload(told))
             enters, leaving = self._front.add(candidate, values) if values is not None else (False, [])
             changed |= enters
             for name in leaving:
