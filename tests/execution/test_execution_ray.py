@@ -22,7 +22,7 @@ from evosearch.search.state import SearchState
 from evosearch.service.run import run
 from evosearch.setup.executors import worker_config
 from evosearch.setup.prepare import Prepared, prepare
-from evosearch.spec.run_dir import places_of
+
 from evosearch.spec.spec import load_spec
 
 pytestmark = pytest.mark.ray
@@ -137,16 +137,16 @@ def test_a_search_on_parts_is_told_the_same_by_workers_elsewhere(cluster: Any, w
         changes = {"optimizer": optimizer, "budget": {"candidates": 8}, "baselines": {"scales": [0.5]}}
         spec = world(kind, search_minibatches=2, workers=workers, **changes)
         run(spec, Silent())
-        places = places_of(load_spec(spec))
-        with Ledger.open(places.ledger, read_only=True) as ledger:
-            info = ledger.search_by_name(places.name)
+        run_dir = load_spec(spec).run_dir
+        with Ledger.open(run_dir.ledger, read_only=True) as ledger:
+            info = ledger.search_by_name(run_dir.name)
             assert info is not None
             state = SearchState.from_events(ledger.events(info.search_id))
             workers_seen = {e.payload["worker"] for e in ledger.events(info.search_id) if e.type == "scored"}
         here = f":{os.getpid()}"
         assert all(worker.endswith(here) == (kind == "local") for worker in workers_seen)
         assert sorted(part for _, part in state.samples) == [0] * 4 + [1] * 4
-        told[kind] = {name: found["value"] for name, found in state.told.items()}
+        told[kind] = {name: found.fitness for name, found in state.reported.items()}
     assert len(told["ray"]) == 8
     assert told["ray"] == pytest.approx(told["local"], rel=1e-6)
 

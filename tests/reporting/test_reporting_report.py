@@ -9,14 +9,14 @@ from evosearch.search.state import SearchState
 
 def state_of(asked: int, *outcomes: tuple[str, dict[str, Any]]) -> SearchState:
     payloads = [
-        {"candidate": str(index), "recipe_id": str(index), "group": 0, "duplicate_of": None} for index in range(asked)
+        {"candidate": str(index), "recipe_id": str(index), "group": 0} for index in range(asked)
     ]
     events = [*(("asked", payload) for payload in payloads), *outcomes]
     return SearchState.from_events(Event(seq, seq, kind, payload) for seq, (kind, payload) in enumerate(events, 1))
 
 
 def scored(name: str, split: str = "search", **more: Any) -> tuple[str, dict[str, Any]]:
-    return "scored", {"candidate": name, "split": split, "score": 1.0, "fitness": {"value": 1.0}} | more
+    return "scored", {"candidate": name, "split": split, "score": 1.0, "fitness": {"value": 1.0, "stderr": 0.0, "n": 4}} | more
 
 
 def failed(name: str, split: str = "search", **more: Any) -> tuple[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from evosearch.search.progress import Silent
 from evosearch.search.state import SearchState
 from evosearch.service.run import run
 from evosearch.setup.loading import groups_of, score_interval
-from evosearch.spec.run_dir import places_of
+
 from evosearch.spec.spec import load_spec
 
 
@@ -35,16 +35,16 @@ def test_finalists_and_what_no_split_chose_fall_from_split_to_split(world: Calla
     for row in [first, second, *report["unchosen"]]:
         cards = {split: state.cards[row["candidate"], split] for split in row["scores"]}
         for split, score in row["scores"].items():
-            assert score["value"] == pytest.approx(cards[split]["score"])
+            assert score["value"] == pytest.approx(cards[split].score)
             assert score["lower"] <= score["value"] <= score["upper"]
         assert [(fall["from"], fall["to"]) for fall in row["falls"]] == list(
             zip(list(cards)[:-1], list(cards)[1:], strict=True)
         )
         for fall in row["falls"]:
-            assert fall["value"] == pytest.approx(cards[fall["from"]]["score"] - cards[fall["to"]]["score"])
+            assert fall["value"] == pytest.approx(cards[fall["from"]].score - cards[fall["to"]].score)
             assert fall["lower"] <= fall["value"] <= fall["upper"]
 
-    found = board(places_of(load_spec(spec)))
+    found = board(load_spec(spec).run_dir)
     by_name = {row["candidate"]: row["falls"] for row in found.rows}
     assert by_name[first["candidate"]] == first["falls"]
     assert by_name["base"] == report["unchosen"][0]["falls"]

@@ -15,7 +15,7 @@ from evosearch.search.progress import Silent
 from evosearch.search.state import SearchState
 from evosearch.service.run import RunReport, run
 from evosearch.setup.prepare import prepare
-from evosearch.spec.run_dir import places_of
+
 from evosearch.spec.spec import load_spec
 
 World = Callable[..., Path]
@@ -45,8 +45,8 @@ def write(world: World, name: str, **changes: Any) -> Path:
 
 
 def opened(spec: Path) -> tuple[Ledger, str, SearchState]:
-    ledger = Ledger.open(places_of(load_spec(spec)).ledger, read_only=True)
-    info = ledger.search_by_name(places_of(load_spec(spec)).name)
+    ledger = Ledger.open(load_spec(spec).run_dir.ledger, read_only=True)
+    info = ledger.search_by_name(load_spec(spec).run_dir.name)
     assert info is not None
     return ledger, info.search_id, SearchState.from_events(ledger.events(info.search_id))
 
@@ -63,17 +63,17 @@ def searched(world: World, kept_run: dict[str, Any]) -> tuple[Path, RunReport, S
         spec = write(world, "guarded", search_minibatches=2, budget={"candidates": 8})
         report = run(spec, Silent())
         ledger, search_id, state = opened(spec)
-        names = [*state.baselines, *state.asked]
+        names = [*state.baselines, *state.candidates]
         stored = {
-            (name, split): ledger.columns(search_id, name, split, card["sets"])
+            (name, split): ledger.columns(search_id, name, split, card.sets)
             for (name, split), card in state.cards.items()
             if name in names
         }
         for (name, part), card in state.samples.items():
-            stored[name, f"search/{part}"] = ledger.columns(search_id, name, "search", card["sets"])
+            stored[name, f"search/{part}"] = ledger.columns(search_id, name, "search", card.sets)
         sets = {split: batch.sets for split, batch in prepare(load_spec(spec), Silent()).batches.items()}
         parts = prepare(load_spec(spec), Silent()).minibatches
-        rows = leaderboard(places_of(load_spec(spec)))
+        rows = leaderboard(load_spec(spec).run_dir)
         kept_run.update(spec=spec, report=report, state=state, rows=rows, stored=stored, sets=sets, parts=parts)
     return kept_run["spec"], kept_run["report"], kept_run["state"], kept_run["rows"]
 
@@ -90,8 +90,8 @@ def test_violations_are_told_against_the_base_on_the_same_part(searched: Any, ke
         rows = np.isin(kept_run["sets"]["search"][2].doc_ids, held.doc_ids)
         base = points(kept_run["stored"]["base", "search"]["kept"]["acc"][rows])
         own = points(kept_run["stored"][name, f"search/{part}"]["kept"]["acc"])
-        assert card["guards"]["kept"] == pytest.approx(own)
-        told = state.told[name]["violations"]
+        assert card.guards["kept"] == pytest.approx(own)
+        told = state.reported[name].violations
         assert told[0] == pytest.approx(max(0.0, base - own - 2.0))
         broken += told[0] > 0
     assert 0 < broken < len(state.samples), "the constructed world has candidates of both kinds"
@@ -103,13 +103,13 @@ def test_the_forgotten_task_scores_by_wrong_answers_and_is_told_smoothly(
     _, _, state, _ = searched
     for name in state.baselines:
         card, columns = state.cards[name, "search"], kept_run["stored"][name, "search"]
-        assert card["tasks"]["choice"]["metric"] == "1-acc"
+        assert card.tasks["choice"].metric == "1-acc"
         assert (columns["choice"]["1-acc"] == 1 - columns["choice"]["acc"]).all()
         wrong = float(columns["choice"]["1-acc"].mean())
         right = float(columns["generate"]["exact_match"].mean())
-        assert card["score"] == pytest.approx(50 * wrong + 50 * right)
+        assert card.score == pytest.approx(50 * wrong + 50 * right)
         unlikely = np.log1p(-np.exp(columns["choice"][GOLD])).mean()
-        assert card["fitness"]["value"] == pytest.approx(0.5 * unlikely + 0.5 * columns["generate"][GOLD].mean())
+        assert card.fitness.value == pytest.approx(0.5 * unlikely + 0.5 * columns["generate"][GOLD].mean())
 
 
 def test_finalists_and_leaderboard_put_first_what_breaks_no_guard(searched: Any) -> None:
@@ -122,7 +122,7 @@ def test_finalists_and_leaderboard_put_first_what_breaks_no_guard(searched: Any)
     for row in whole:
         assert row["violations"] == {t: v for t, v in state.violations(row["candidate"]).items() if v > 0}
     candidates = {row["candidate"]: sum(row["violations"].values()) for row in whole if row["kind"] == "candidate"}
-    chosen = [finalist["candidate"] for finalist in state.finalists]
+    chosen = [finalist.candidate for finalist in state.finalists]
     assert max(candidates[name] for name in chosen) <= min(
         (amount for name, amount in candidates.items() if name not in chosen), default=np.inf
     )
@@ -151,9 +151,11 @@ def test_a_search_with_violations_is_replayed_and_goes_on(world: World) -> None:
     straight = write(world, "straight", budget={"candidates": 8})
     run(straight, Silent())
     states = [opened(path)[2] for path in (spec, straight)]
-    assert all("violations" in told for told in states[0].told.values())
-    assert states[0].told == states[1].told
-    assert [p["genome"] for p in states[0].asked.values()] == [p["genome"] for p in states[1].asked.values()]
+    assert all(reported.violations for reported in states[0].reported.values() if reported.fitness)
+    assert states[0].reported == states[1].reported
+    assert [states[0].proposal(name).genome for name in states[0].candidates] == [
+        states[1].proposal(name).genome for name in states[1].candidates
+    ]
 
 
 def test_without_a_base_the_parent_best_at_the_task_is_the_reference(world: World) -> None:
@@ -161,8 +163,8 @@ def test_without_a_base_the_parent_best_at_the_task_is_the_reference(world: Worl
     report = run(spec, Silent())
     _, _, state = opened(spec)
     for task, reference in state.references().items():
-        best = max(state.cards[f"parent:{index}", "search"]["guards"][task] for index in (0, 1))
-        assert state.cards[reference, "search"]["guards"][task] == best
+        best = max(state.cards[f"parent:{index}", "search"].guards[task] for index in (0, 1))
+        assert state.cards[reference, "search"].guards[task] == best
     assert report.gate is not None
     assert [check["reference"] for check in report.gate["guards"]] == list(state.references().values())
 

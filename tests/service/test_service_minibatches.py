@@ -14,7 +14,7 @@ from evosearch.search.progress import Silent
 from evosearch.search.state import SearchState
 from evosearch.service.run import RunReport, run
 from evosearch.setup.prepare import prepare
-from evosearch.spec.run_dir import places_of
+
 from evosearch.spec.spec import load_spec
 
 World = Callable[..., Path]
@@ -34,17 +34,24 @@ class Killed(BaseException):
 
 
 def events_of(spec: Path) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
-    places = places_of(load_spec(spec))
-    with Ledger.open(places.ledger, read_only=True) as ledger:
-        info = ledger.search_by_name(places.name)
+    run_dir = load_spec(spec).run_dir
+    with Ledger.open(run_dir.ledger, read_only=True) as ledger:
+        info = ledger.search_by_name(run_dir.name)
         assert info is not None
         return info.search_id, [(event.type, event.payload) for event in ledger.events(info.search_id)]
 
 
+def fitness_of(state: SearchState, name: str) -> float:
+    """The fitness that the optimizer was told."""
+    fitness = state.reported[name].fitness
+    assert fitness is not None
+    return fitness.value
+
+
 def state_of(spec: Path) -> SearchState:
-    places = places_of(load_spec(spec))
-    with Ledger.open(places.ledger, read_only=True) as ledger:
-        info = ledger.search_by_name(places.name)
+    run_dir = load_spec(spec).run_dir
+    with Ledger.open(run_dir.ledger, read_only=True) as ledger:
+        info = ledger.search_by_name(run_dir.name)
         assert info is not None
         return SearchState.from_events(ledger.events(info.search_id))
 
@@ -71,7 +78,7 @@ def whole(world: World, kept: dict[str, Any]) -> list[tuple[str, dict[str, Any]]
         kept["record"], kept["state"], kept["rows"] = (
             record(spec),
             state_of(spec),
-            leaderboard(places_of(load_spec(spec))),
+            leaderboard(load_spec(spec).run_dir),
         )
     found: list[tuple[str, dict[str, Any]]] = kept["record"]
     return found
@@ -83,10 +90,10 @@ def test_generations_take_the_parts_in_rotation_and_baseline_all(world: World, u
     minibatches = [payload["minibatch"] for kind, payload in found if kind == "asked"]
     assert minibatches == [0] * 4 + [1] * 4 + [0] * 4
     assert {minibatch for _, minibatch in state.samples} == {0, 1}
-    assert {card["tasks"]["choice"]["n"] for card in state.samples.values()} == {4}
+    assert {card.tasks["choice"].n for card in state.samples.values()} == {4}
     for name in state.baselines:
-        assert state.cards[name, "search"]["tasks"]["choice"]["n"] == 8
-    sets = [{card["batch"] for (_, on), card in state.samples.items() if on == minibatch} for minibatch in (0, 1)]
+        assert state.cards[name, "search"].tasks["choice"].n == 8
+    sets = [{card.batch for (_, on), card in state.samples.items() if on == minibatch} for minibatch in (0, 1)]
     assert [len(own) for own in sets] == [1, 1]
     assert sets[0] != sets[1]
 
@@ -98,7 +105,7 @@ def test_what_is_told_is_corrected_by_how_the_baseline_do_on_the_part(
     state: SearchState = uninterrupted["state"]
     shifts: dict[int, set[float]] = {0: set(), 1: set()}
     for (name, minibatch), card in state.samples.items():
-        shifts[minibatch].add(round(state.told[name]["value"] - card["fitness"]["value"], 9))
+        shifts[minibatch].add(round(fitness_of(state, name) - card.fitness.value, 9))
     assert [len(own) for own in shifts.values()] == [1, 1]  # one shift a minibatch
     (one,), (other,) = shifts.values()
     assert one == pytest.approx(-other, abs=1e-9)  # of equal halves, one is as much harder as the other is easier
@@ -111,11 +118,11 @@ def test_the_best_as_told_are_scored_on_all_items_and_finalists_are_chosen_by_th
     whole(world, uninterrupted)
     state: SearchState = uninterrupted["state"]
     rescored = [name for name, split in state.cards if split == "search" and name.isdigit()]
-    by_told = sorted(state.told, key=lambda name: -state.told[name]["value"])
+    by_told = sorted(state.reported, key=lambda name: -fitness_of(state, name))
     assert rescored == by_told[:4]  # twice the two finalists
-    by_all = sorted(rescored, key=lambda name: -state.cards[name, "search"]["fitness"]["value"])
-    assert sorted(finalist["candidate"] for finalist in state.finalists) == sorted(by_all[:2])
-    assert all(state.cards[name, "search"]["tasks"]["choice"]["n"] == 8 for name in rescored)
+    by_all = sorted(rescored, key=lambda name: -state.cards[name, "search"].fitness.value)
+    assert sorted(finalist.candidate for finalist in state.finalists) == sorted(by_all[:2])
+    assert all(state.cards[name, "search"].tasks["choice"].n == 8 for name in rescored)
 
 
 def test_rescoring_decides(world: World, uninterrupted: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,8 +131,8 @@ def test_rescoring_decides(world: World, uninterrupted: dict[str, Any], monkeypa
     from evosearch.search.protocols import Job, Outcome
 
     whole(world, uninterrupted)
-    told = uninterrupted["state"].told
-    luckiest = max(told, key=lambda name: told[name]["value"])
+    told = uninterrupted["state"]
+    luckiest = max(told.reported, key=lambda name: fitness_of(told, name))
     score = Worker.run
 
     def unlucky(self: Worker, job: Job) -> Outcome:
@@ -141,9 +148,9 @@ def test_rescoring_decides(world: World, uninterrupted: dict[str, Any], monkeypa
     spec = world(name="unlucky", **CHANGES)
     run(spec, Silent())
     state = state_of(spec)
-    assert state.told.keys() == told.keys()
-    assert state.cards[luckiest, "search"]["fitness"]["value"] == -99.0
-    assert luckiest not in [finalist["candidate"] for finalist in state.finalists]
+    assert state.reported.keys() == told.reported.keys()
+    assert state.cards[luckiest, "search"].fitness.value == -99.0
+    assert luckiest not in [finalist.candidate for finalist in state.finalists]
     assert state.best() != -99.0
 
 
@@ -159,7 +166,7 @@ def test_the_leaderboard_says_what_stands_on_a_part(world: World, uninterrupted:
     assert report.candidates == {"asked": 12, "scored": 12, "failed": 0, "resumed": 0}
     for row in rows[9:]:
         card = uninterrupted["state"].samples[row["candidate"], int(row["candidate"]) // 4 % 2]
-        assert (row["score"], row["splits"]) == (card["score"], {})
+        assert (row["score"], row["splits"]) == (card.score, {})
 
 
 def is_sampled(kind: str, payload: dict[str, Any]) -> bool:

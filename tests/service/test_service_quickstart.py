@@ -82,7 +82,7 @@ def test_mlflow_holds_what_the_ledger_holds_and_the_champion(quickstart: tuple[P
     with Ledger.open(report["ledger"], read_only=True) as ledger:
         state = SearchState.from_events(ledger.events(report["search_id"]))
     card = state.cards[report["gate"]["promoted"], "search"]
-    assert run.data.metrics["search/score"] == pytest.approx(card["score"])
+    assert run.data.metrics["search/score"] == pytest.approx(card.score)
     recipe = client.list_artifacts(version.run_id)
     assert "recipe.yaml" in {artifact.path for artifact in recipe}
 
@@ -96,7 +96,7 @@ def test_lm_eval_as_a_program_agrees_on_the_exported_checkpoint(
     with Ledger.open(report["ledger"], read_only=True) as ledger:
         state = SearchState.from_events(ledger.events(report["search_id"]))
         card = state.cards[winner, "test"]
-        sets = {task: ledger.item_set(digest) for task, digest in card["sets"].items()}
+        sets = {task: ledger.item_set(digest) for task, digest in card.sets.items()}
     samples = {items.lm_eval_task: sorted(items.doc_ids) for items in sets.values()}
     command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf"]
     command += ["--model_args", f"pretrained={report['exported']['checkpoint']},dtype=float32"]

@@ -21,7 +21,8 @@ from evosearch.search.progress import Progress, Silent
 from evosearch.search.state import SearchState
 from evosearch.service.run import run
 from evosearch.setup.loading import read_search
-from evosearch.spec.run_dir import Places, find
+from evosearch.spec.lookup import find
+from evosearch.spec.run_dir import RunDir
 
 World = Callable[..., Path]
 WEIGHT = {"low": 0.0, "high": 1.2, "init": 0.4}
@@ -80,9 +81,9 @@ def staged(world: World, name: str = "hybrid", *stages: dict[str, Any], **change
 
 
 def state_of(name: str) -> SearchState:
-    places = find(name)
-    with Ledger.open(places.ledger, read_only=True) as ledger:
-        return read_search(ledger, places)[1]
+    run_dir = find(name)
+    with Ledger.open(run_dir.ledger, read_only=True) as ledger:
+        return read_search(ledger, run_dir)[1]
 
 
 def record(name: str) -> dict[str, dict[str, list[Any]]]:
@@ -122,7 +123,7 @@ def test_the_second_stage_is_made_of_the_first_ones_winner(ran: tuple[Path, RunR
     assert report.name == "hybrid.again"
     assert report.to_json()["stages"] == report.stages
     winner = Path(first["exported"]["recipe"])
-    assert winner == find("hybrid.parameters").winner
+    assert winner == find("hybrid.parameters").winner_file
     assert winner.parent.name == "parameters"
     recipe = files.load(winner)
     chosen = state_of("hybrid.parameters").recipe(first["winner"]["candidate"])
@@ -131,8 +132,8 @@ def test_the_second_stage_is_made_of_the_first_ones_winner(ran: tuple[Path, RunR
     assert state.inputs["stage:parameters"] == first["winner"]["recipe_id"]
     assert state.spec["builds_on"] == {"parameters": first["winner"]["recipe_id"]}
     assert state.recipes == {"stage:parameters": chosen}
-    assert all("stage:parameters" in json.dumps(payload["recipe"]) for payload in state.asked.values())
-    assert str(winner) not in json.dumps([*state.asked.values(), *state.baselines.values()])
+    assert all("stage:parameters" in json.dumps(state.recipe(name)) for name in state.candidates)
+    assert str(winner) not in json.dumps([state.recipe(name) for name in [*state.candidates, *state.baselines]])
     assert second["candidates"]["scored"] == 4
     assert {
         "parameters: baselines",
@@ -149,8 +150,8 @@ def test_the_winner_of_a_stage_is_the_best_on_validation_and_no_test_is_opened(
 ) -> None:
     _, report, _ = ran
     state = state_of("hybrid.parameters")
-    judged = {name: card["score"] for (name, split), card in state.cards.items() if split == "validation"}
-    finalists = [payload["candidate"] for payload in state.finalists]
+    judged = {name: card.score for (name, split), card in state.cards.items() if split == "validation"}
+    finalists = [finalist.candidate for finalist in state.finalists]
     baselines = [name for name in judged if name == "uniform" or name.startswith("scale:")]
     best = max(judged[name] for name in [*finalists, *baselines])
     found = report.stages[0]["winner"]
@@ -166,15 +167,15 @@ def test_the_winner_of_a_stage_is_the_best_on_validation_and_no_test_is_opened(
 def test_the_last_stage_is_held_against_what_the_first_was_made_of(ran: tuple[Path, RunReport, Notes]) -> None:
     spec, report, _ = ran
     state = state_of("hybrid.again")
-    made = {name: [entry["model"] for entry in c["recipe"]["models"]] for name, c in state.baselines.items()}
+    made = {name: [entry["model"] for entry in state.recipe(name)["models"]] for name in state.baselines}
     base, one, two = (str(spec.parent / name) for name in ("base", "expert1", "expert2"))
     assert made["base"] == [base]
     assert made["stage:parameters"] == ["stage:parameters"]
-    parents = [models for name, models in made.items() if state.baseline_kinds[name] == "parent"]
+    parents = [models for name, models in made.items() if state.kind(name) == "parent"]
     assert sorted(parents) == [[one], [two]]
     assert made["uniform"] == made["scale:0.30"] == made["scale:0.60"] == [one, two]
-    assert state.baselines["scale:0.30"]["recipe"]["base_model"] == base
-    opened = state.test_openings[0]["candidates"]
+    assert state.recipe("scale:0.30")["base_model"] == base
+    opened = state.test_openings[0].candidates
     assert {"base", "stage:parameters", "uniform"} < set(opened)
     labels = {row["label"].removesuffix(" (not promoted)").removesuffix(" (promoted)") for row in report.test}
     assert {"winner of stage parameters", "base base", "parent expert1", "parent expert2"} < labels
@@ -200,7 +201,7 @@ def test_a_finished_run_is_only_read_and_an_earlier_stage_is_not_opened_again(
 ) -> None:
     spec, report, _ = ran
     before = record("hybrid")
-    find("hybrid.parameters").winner.unlink()
+    find("hybrid.parameters").winner_file.unlink()
     text = spec.read_text()
     spec.write_text(text.replace("candidates: 8", "candidates: 12"))
     watcher = Notes()
@@ -284,7 +285,7 @@ def test_check_names_the_stage_of_a_problem(world: World) -> None:
     assert problem["where"].endswith("hybrid.yaml: stages[1].recipe.models[0].parameters.denisty")
 
 
-def find_or_none(name: str) -> Places | None:
+def find_or_none(name: str) -> RunDir | None:
     try:
         return find(name)
     except LedgerError:

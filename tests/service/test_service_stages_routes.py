@@ -16,7 +16,7 @@ from evosearch.search.progress import Silent
 from evosearch.service.merge import merge
 from evosearch.service.run import run
 from evosearch.setup.loading import read_search
-from evosearch.spec.run_dir import find
+from evosearch.spec.lookup import find
 
 World = Callable[..., Path]
 WEIGHT = {"low": 0.0, "high": 1.2, "init": 0.4}
@@ -79,22 +79,22 @@ def test_a_route_is_searched_from_the_winner_on_and_killed_between_goes_on(
     first, second = report.stages
     assert first["candidates"] == {"asked": 2, "scored": 2, "failed": 0, "resumed": 2}
     assert second["candidates"]["scored"] == 4
-    places = find("hybrid")
-    with Ledger.open(places.ledger, read_only=True) as ledger:
-        _, state = read_search(ledger, places)
+    run_dir = find("hybrid")
+    with Ledger.open(run_dir.ledger, read_only=True) as ledger:
+        _, state = read_search(ledger, run_dir)
     winner = "stage:parameters"
-    routes = [state.recipe(name)["routing"]["hops"] for name in state.asked]
+    routes = [state.recipe(name)["routing"]["hops"] for name in state.candidates]
     assert all(route[0]["model"] == winner and route[0]["layer"] == 0 for route in routes)
     # What the first stage was made of is what the route is held against
-    made = {name: baseline.get("recipe", {}).get("models") for name, baseline in state.baselines.items()}
+    made = {name: (baseline.recipe or {}).get("models") for name, baseline in state.baselines.items()}
     assert made["stage:parameters"] == [{"model": winner, "parameters": {"weight": 1.0}}]
     assert made["base"][0]["model"] == str(hybrid.parent / "base")
     assert [entry["model"] for entry in made["scale:0.50"]] == [str(hybrid.parent / f"expert{i}") for i in (1, 2)]
-    assert {"base", "stage:parameters", "uniform", "scale:0.50"} < set(state.test_openings[0]["candidates"])
+    assert {"base", "stage:parameters", "uniform", "scale:0.50"} < set(state.test_openings[0].candidates)
     # One file holds the route and the merge that it begins in
     out = tmp_path / "best.yaml"
     written = export("hybrid", "recipe", out, "0", False, Silent())
-    find("hybrid.parameters").winner.unlink()
+    find("hybrid.parameters").winner_file.unlink()
     inner, outer = yaml.safe_load_all(out.read_text())
     assert inner["name"] == "parameters"
     assert outer["routing"]["hops"][0] == {"model": "parameters", "layer": 0} | outer["routing"]["hops"][0]

@@ -18,7 +18,8 @@ from evosearch.service.run import run
 from evosearch.setup.loading import read_search
 from evosearch.setup.prepare import prepare
 from evosearch.setup.warm_start import look_up
-from evosearch.spec.run_dir import find, runs_folder
+from evosearch.spec.lookup import find
+from evosearch.spec.run_dir import runs_folder
 from evosearch.spec.spec import load_spec
 
 World = Callable[..., Path]
@@ -42,9 +43,9 @@ def recipe(high: float = 1.5, **more: Any) -> dict[str, Any]:
 
 
 def state_of(name: str) -> SearchState:
-    places = find(name)
-    with Ledger.open(places.ledger, read_only=True) as ledger:
-        return read_search(ledger, places)[1]
+    run_dir = find(name)
+    with Ledger.open(run_dir.ledger, read_only=True) as ledger:
+        return read_search(ledger, run_dir)[1]
 
 
 def warm(named: str, **more: Any) -> dict[str, Any]:
@@ -78,9 +79,8 @@ def old(world: World, shared: dict[str, Path]) -> Path:
 
 
 def best_of(state: SearchState) -> dict[str, Any]:
-    told = {name: payload["value"] for name, payload in state.told.items()}
-    genome: dict[str, Any] = state.payload(max(told, key=lambda name: told[name]))["genome"]
-    return genome
+    values = {name: reported.fitness.value for name, reported in state.reported.items() if reported.fitness}
+    return state.proposal(max(values, key=lambda name: values[name])).genome
 
 
 def test_the_best_is_where_it_starts_and_the_others_are_known_and_all_is_on_record(
@@ -98,16 +98,16 @@ def test_the_best_is_where_it_starts_and_the_others_are_known_and_all_is_on_reco
     run(spec, watcher)
     state = state_of("new")
     assert state.warm_start is not None
-    assert state.warm_start["search"] == "old"
-    assert state.warm_start["start"] == best_of(before) == state.payload("0")["genome"]
+    assert state.warm_start.search == "old"
+    assert state.warm_start.start == best_of(before) == state.proposal("0").genome
     assert [note for note in watcher.texts if "warm start" in note] == [
-        f"warm start from 'old': 2 of 2 values of its candidate {state.warm_start['known'][0]['candidate']}; "
+        f"warm start from 'old': 2 of 2 values of its candidate {state.warm_start.known[0].reported.candidate}; "
         "3 candidates are known"
     ]
     values = [observation.value for observation in told[0]]
-    assert values == sorted((entry["value"] for entry in before.told.values()), reverse=True)
+    assert values == sorted((one.fitness.value for one in before.reported.values() if one.fitness), reverse=True)
     assert told[0][0].genome == best_of(before)
-    assert told[0][0].objectives[0].n == before.told["0"]["n"]
+    assert told[0][0].objectives[0] in [one.fitness for one in before.reported.values()]
     # The other search is gone, and what it found is not
     shutil.rmtree(runs_folder() / "old")
     longer = QUICK | {"budget": {"candidates": 5}}
@@ -126,8 +126,8 @@ def test_it_is_named_by_its_spec_or_its_folder_and_values_are_brought_within_bou
         run(spec, watcher)
         state = state_of(f"new{index}")
         assert state.warm_start is not None
-        assert list(state.warm_start["start"].values()) == [top, top]
-        assert all(v <= top for entry in state.warm_start["known"] for v in entry["genome"].values())
+        assert list(state.warm_start.start.values()) == [top, top]
+        assert all(v <= top for entry in state.warm_start.known for v in entry.genome.values())
         assert any("its recipes are others" in note for note in watcher.texts)
 
 
@@ -138,8 +138,8 @@ def test_what_candidates_were_worth_is_known_only_of_the_same_recipes_and_questi
     run(world("method", recipe=ties, optimizer=warm("old"), **QUICK), watcher)
     found = state_of("method").warm_start
     assert found is not None
-    assert found["start"] == best_of(state_of("old"))
-    assert found["known"] == []
+    assert found.start == best_of(state_of("old"))
+    assert found.known == ()
     # A number that the other search had fixed where this one begins is no difference
     fixed = recipe()
     fixed["models"][1]["parameters"]["weight"] = 0.75
@@ -148,8 +148,8 @@ def test_what_candidates_were_worth_is_known_only_of_the_same_recipes_and_questi
     run(world("wider", recipe=recipe(), optimizer=warm("fixed"), **QUICK), watcher)
     found = state_of("wider").warm_start
     assert found is not None
-    assert {entry["genome"]["models[1].weight"] for entry in found["known"]} == {0.75}
-    assert len(found["known"]) == 3
+    assert {entry.genome["models[1].weight"] for entry in found.known} == {0.75}
+    assert len(found.known) == 3
     assert any("1 of 2 values of its candidate" in note for note in watcher.texts)
     # Other questions
     suite = old.parent / "suite.yaml"
@@ -160,7 +160,7 @@ def test_what_candidates_were_worth_is_known_only_of_the_same_recipes_and_questi
     run(world("questions", recipe=recipe(), optimizer=warm("old"), **QUICK), watcher)
     found = state_of("questions").warm_start
     assert found is not None
-    assert found["known"] == []
+    assert found.known == ()
     assert any("it was scored on other questions" in note for note in watcher.texts)
 
 
