@@ -154,7 +154,7 @@ def test_when_all_that_is_asked_is_known_a_budget_of_items_ends_too(tmp_path: Pa
     assert reason == "nothing new: 256 duplicates in a row"
     again, _ = search(tmp_path, world, workers(world, 4), config(), Budget(items=1000))
     assert again == reason
-    assert recorder.state.newly_asked == {None: 2}
+    assert recorder.state.distinct == {None: 2}
 
 
 @pytest.mark.parametrize("name", QUICK)

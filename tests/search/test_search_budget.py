@@ -13,7 +13,7 @@ from evosearch.errors import SpecError
 from evosearch.search.budget import Budget
 from evosearch.search.ledger import store
 from evosearch.search.state import SearchState
-from evosearch.spec.spec import BudgetConfig
+from evosearch.spec.config import BudgetConfig
 
 WORLD = World(models=2, per=None, items=10)  # 20 items a candidate
 GRID = World(models=2, per=None, densities=False, choices=(0.1, 0.4, 0.7), items=10)  # nine recipes
@@ -44,13 +44,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stoppe
 
 def values(state: SearchState) -> list[float | None]:
     """What the optimizer was told, in that order."""
-    return [one["value"] for one in state.told.values()]
+    return [one.fitness and one.fitness.value for one in state.reported.values()]
 
 
 @BOTH
 def test_candidates(run: Callable[..., Stopped], asynchronous: bool) -> None:
     reason, state = run(Budget(candidates=20), asynchronous)
-    assert (reason, state.asked_count, len(state.told)) == ("candidates", 20, 20)
+    assert (reason, state.proposed, len(state.reported)) == ("candidates", 20, 20)
     assert state.groups == (20 if asynchronous else 4)  # three generations of 6, and 2 of the fourth
 
 
@@ -59,23 +59,23 @@ def test_candidates(run: Callable[..., Stopped], asynchronous: bool) -> None:
 def test_items(run: Callable[..., Stopped], asynchronous: bool, items: int, candidates: int) -> None:
     """It never takes more than was given, and stops where another candidate would."""
     reason, state = run(Budget(items=items), asynchronous)
-    assert (reason, state.asked_count, len(state.told)) == ("items", candidates, candidates)
+    assert (reason, state.proposed, len(state.reported)) == ("items", candidates, candidates)
 
 
 @BOTH
 def test_duplicates_take_no_items(run: Callable[..., Stopped], asynchronous: bool) -> None:
     reason, state = run(Budget(items=20 * 8), asynchronous, GRID)
-    new = [name for name, asked in state.asked.items() if asked["duplicate_of"] is None]
+    new = [name for name, one in state.candidates.items() if one.duplicate_of is None]
     assert (reason, len(new)) == ("items", 8)
-    assert state.asked_count > 8
+    assert state.proposed > 8
 
 
 @BOTH
 def test_where_nothing_new_is_asked_items_alone_end_it_too(run: Callable[..., Stopped], asynchronous: bool) -> None:
     reason, state = run(Budget(items=20 * 10), asynchronous, GRID)
     assert reason == "nothing new: 256 duplicates in a row"
-    assert state.newly_asked == {None: 9}
-    counted, _ = run(Budget(items=20 * 10, candidates=state.asked_count + 10), asynchronous, GRID)
+    assert state.distinct == {None: 9}
+    counted, _ = run(Budget(items=20 * 10, candidates=state.proposed + 10), asynchronous, GRID)
     assert counted == "candidates", "who counts candidates is given as many"
 
 
@@ -86,9 +86,9 @@ def test_target(run: Callable[..., Stopped], asynchronous: bool) -> None:
     assert told[0] is not None
     aim = sorted(value for value in told if value is not None)[-1]
     reason, state = run(Budget(candidates=100, target=aim), asynchronous)
-    assert (reason, state.asked_count) == ("target", 18), "what is recorded has reached it already"
+    assert (reason, state.proposed) == ("target", 18), "what is recorded has reached it already"
     reason, state = run(Budget(candidates=40, target=aim + 100.0), asynchronous)
-    assert (reason, state.asked_count) == ("candidates", 40)
+    assert (reason, state.proposed) == ("candidates", 40)
 
 
 def test_a_target_is_reached_by_what_keeps_its_guards_alone() -> None:
@@ -111,7 +111,7 @@ def test_patience(run: Callable[..., Stopped], asynchronous: bool) -> None:
     assert reason == "patience"
     told = [value for value in values(state) if value is not None]
     since = len(told) - 1 - told.index(max(told))
-    assert state.told_since_best == since
+    assert state.reported_since_best == since
     most = 7 + 4 + 1 if asynchronous else 7 + 6 - 1  # what was asked is told: the running ones, or a generation
     assert 7 <= since <= most
 
@@ -125,15 +125,15 @@ def test_it_stops_there_again_unless_the_budget_changes(
     assert reason in ("patience", "target")
     again, same = run(budget, asynchronous)
     assert again == reason
-    assert (same.asked, same.told) == (state.asked, state.told)
-    more, longer = run(Budget(candidates=state.asked_count + 6), asynchronous)
-    assert (more, longer.asked_count) == ("candidates", state.asked_count + 6)
+    assert (same.candidates, same.reported) == (state.candidates, state.reported)
+    more, longer = run(Budget(candidates=state.proposed + 6), asynchronous)
+    assert (more, longer.proposed) == ("candidates", state.proposed + 6)
 
 
 def test_failures_and_duplicates_use_patience_up(run: Callable[..., Stopped]) -> None:
     reason, state = run(Budget(candidates=300, patience=30), True, GRID)
     assert reason == "patience"
-    assert state.asked_count < 9 + 60
+    assert state.proposed < 9 + 60
 
 
 def test_a_new_optimizer_has_its_own_patience() -> None:
@@ -144,9 +144,9 @@ def test_a_new_optimizer_has_its_own_patience() -> None:
         Event(index + 1, 0.0, "told", {"group": 0, "observations": [row | {"candidate": str(index)}]})
         for index in range(5)
     )
-    assert state.told_since_best == 5
+    assert state.reported_since_best == 5
     state.apply(Event(6, 0.0, "restarted", {"start": {}, "reason": ""}))
-    assert state.told_since_best == 0
+    assert state.reported_since_best == 0
 
 
 def test_hours_count_all_sessions(run: Callable[..., Stopped], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,11 +170,11 @@ def test_hours_count_all_sessions(run: Callable[..., Stopped], monkeypatch: pyte
     monkeypatch.setattr(budget, "time", Clock())
     reason, state = run(Budget(hours=0.25))
     assert reason == "hours"
-    assert 6 <= state.asked_count <= 18
+    assert 6 <= state.proposed <= 18
     now += 1e6  # a night in which nothing runs
     more, longer = run(Budget(hours=0.5))
     assert more == "hours"
-    assert longer.asked_count > state.asked_count
+    assert longer.proposed > state.proposed
 
 
 @pytest.mark.parametrize(

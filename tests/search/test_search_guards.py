@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
+from evosearch.evaluation.types import Estimate
 from evosearch.search import guards
 from evosearch.search.ledger.events import Event
+from evosearch.search.records import Reported
 from evosearch.search.state import SearchState
 
 GUARDS = [{"task": "a", "max_drop": 2.0}, {"task": "b", "max_drop": 0.0}]
@@ -32,7 +34,7 @@ def scored(name: str, value: float, split: str = "search", **more: Any) -> tuple
 
 def told(*observations: tuple[str, float | None, list[float]]) -> tuple[str, dict[str, Any]]:
     rows = [
-        {"candidate": name, "value": value, "violations": broken, "state": "failed" if value is None else "scored"}
+        Reported(name, None if value is None else Estimate(value, 0.1, 4), tuple(broken)).to_payload()
         for name, value, broken in observations
     ]
     return "told", {"group": 0, "observations": rows}
@@ -97,13 +99,13 @@ def test_the_references_are_sought_once_for_all_candidates(monkeypatch: pytest.M
 
 
 def test_a_part_counts_apart_from_all_items() -> None:
-    found = state(asked("0", part=1), asked("1", part=1), scored("0", 7.0, part=1, guards={"a": 1.0, "b": 1.0}))
+    found = state(asked("0", minibatch=1), asked("1", minibatch=1), scored("0", 7.0, minibatch=1, guards={"a": 1.0, "b": 1.0}))
     assert (found.done, found.sampled, found.cards) == (set(), {("0", 1)}, {})
     assert sorted(found.finished) == ["0"]
     assert found.any_scored
     assert found.best() is None  # nothing is told yet
-    reason = {"candidate": "1", "split": "search", "part": 1, "stage": "score", "reason": "not finite"}
-    events = [asked("0", part=1), asked("1", part=1), scored("0", 7.0, part=1), ("failed", reason)]
+    reason = {"candidate": "1", "split": "search", "minibatch": 1, "stage": "score", "reason": "not finite"}
+    events = [asked("0", minibatch=1), asked("1", minibatch=1), scored("0", 7.0, minibatch=1), ("failed", reason)]
     events.append(told(("0", 6.5, [0.0, 2.0]), ("1", None, [])))
     found = state(*PARENTS, *events)
     assert found.sampled == {("0", 1), ("1", 1)}
@@ -112,11 +114,11 @@ def test_a_part_counts_apart_from_all_items() -> None:
     assert found.evidence("1") is None
     found = state(*PARENTS, *events, scored("0", 6.0, guards={"a": 50.0, "b": 50.0}))
     assert found.evidence("0") == (0.0, 6.0)  # what all items say goes before what a part said
-    assert found.as_told("0") == (2.0, 6.5)
+    assert found.as_reported("0") == (2.0, 6.5)
 
 
 def test_a_recipe_asked_again_is_a_duplicate_on_the_same_part_alone() -> None:
     found = state(
-        asked("0", part=0, recipe_id="r"), asked("1", part=1, recipe_id="r"), asked("2", part=1, recipe_id="r")
+        asked("0", minibatch=0, recipe_id="r"), asked("1", minibatch=1, recipe_id="r"), asked("2", minibatch=1, recipe_id="r")
     )
     assert found.first_with == {("r", 0): "0", ("r", 1): "1"}

@@ -34,11 +34,11 @@ def whole(recorder: Recorder) -> SearchState:
 def test_genomes_and_recipes_stay_in_the_ledger(tmp_path: Path) -> None:
     recorder = run(tmp_path, WORLD, 30)
     slim, full = recorder.state, whole(recorder)
-    assert full.asked["7"]["genome"].keys() == {dimension.name for dimension in WORLD.space.dimensions}
-    assert slim.asked["7"] == {k: v for k, v in full.asked["7"].items() if k not in ("genome", "recipe")}
-    assert slim.payload("7") == full.payload("7") == full.asked["7"]
-    assert slim.recipe("7") == full.recipe("7") == full.asked["7"]["recipe"]
-    assert slim.asked_count == full.asked_count == 30
+    assert full.proposal("7").genome.keys() == {dimension.name for dimension in WORLD.space.dimensions}
+    assert slim.candidates["7"] == full.candidates["7"]
+    assert slim.proposal("7") == full.proposal("7")
+    assert slim.recipe("7") == full.recipe("7") == full.proposal("7").recipe
+    assert slim.proposed == full.proposed == 30
 
 
 def test_what_is_kept_up_is_what_counting_all_gives(tmp_path: Path) -> None:
@@ -46,16 +46,16 @@ def test_what_is_kept_up_is_what_counting_all_gives(tmp_path: Path) -> None:
     world = World(models=2, per=None, items=10, failing=5)
     recorder = run(tmp_path, world, 60)
     kept, full = recorder.state, whole(recorder)
-    failed = {(failure["candidate"], "search") for failure in full.failed}
+    failed = {(failure.candidate, "search") for failure in full.failed}
     assert failed
     assert kept.done == full.cards.keys() | failed
     assert kept.finished == {name for name, _ in kept.done}
     assert kept.groups == 60
-    assert kept.newly_asked[None] == sum(asked["duplicate_of"] is None for asked in full.asked.values())
-    values = [told["value"] for told in full.told.values() if told["state"] == "scored"]
+    assert kept.distinct[None] == sum(one.duplicate_of is None for one in full.candidates.values())
+    values = [one.fitness.value for one in full.reported.values() if one.fitness]
     assert kept.best() == full.best() == max(values)
-    assert kept.best_told == (0.0, -max(values))
-    assert all(kept.has_failed(name) == ((name, "search") in failed) for name in full.asked)
+    assert kept.best_reported == (0.0, -max(values))
+    assert all(kept.has_failed(name) == ((name, "search") in failed) for name in full.candidates)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["synchronous", "asynchronous"])

@@ -1,6 +1,6 @@
 """The Pareto set: against its definition, with ties, duplicates, failures and broken guards."""
 
-from typing import Any
+import json
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,17 +8,16 @@ from hypothesis import strategies as st
 from evosearch.evaluation.types import Estimate
 from evosearch.search.objectives import measured, with_hops
 from evosearch.search.pareto import Front, dominates, pareto_set
-from evosearch.search.replay import observed
+from evosearch.search.records import CardSummary, Reported
 from evosearch.search.space.types import Observation
 
 
-def told(name: int, *values: float, violation: float = 0.0) -> dict[str, Any]:
-    several = [{"value": value, "stderr": 0.1, "n": 4} for value in values]
-    one = {"candidate": str(name), "value": sum(values), "stderr": 0.2, "n": 8, "state": "scored"}
-    return one | {"violations": [0.0, violation], "objectives": several}
+def told(name: int, *values: float, violation: float = 0.0) -> Reported:
+    objectives = tuple(Estimate(value, 0.1, 4) for value in values)
+    return Reported(str(name), Estimate(sum(values), 0.2, 8), (0.0, violation), objectives)
 
 
-FAILED = {"candidate": "9", "value": None, "stderr": None, "n": 0, "state": "failed"}
+FAILED = Reported("9", None)
 
 
 def test_what_is_better_in_one_thing_and_worse_in_another_is_in_the_set() -> None:
@@ -52,12 +51,14 @@ def test_says_who_enters_and_who_leaves() -> None:
 
 
 def test_objectives_are_read_from_a_card_and_a_route() -> None:
-    card = {
-        "fitness": {"value": -1.5, "stderr": 0.1, "n": 20},
-        "score": 40.0,
-        "score_stderr": 3.0,
-        "task_fitness": {"sort": {"value": -1.0, "stderr": 0.2, "n": 10}},
-    }
+    card = CardSummary(
+        candidate="0",
+        split="search",
+        fitness=Estimate(-1.5, 0.1, 20),
+        score=40.0,
+        score_stderr=3.0,
+        task_fitness={"sort": Estimate(-1.0, 0.2, 10)},
+    )
     found = measured(("sort", "score", "hops", "fitness"), card)
     recipe = {"routing": {"hops": [{"model": "a", "layer": 0}] * 7}}
     assert with_hops(("sort", "score", "hops", "fitness"), found, recipe) == (
@@ -69,7 +70,8 @@ def test_objectives_are_read_from_a_card_and_a_route() -> None:
 
 
 def test_a_recorded_observation_is_told_again_as_it_was() -> None:
-    found = observed(told(3, 1.0, 2.0, violation=0.5), {"x": 1.0})
+    recorded = json.loads(json.dumps(told(3, 1.0, 2.0, violation=0.5).to_payload()))
+    found = Reported.from_payload(recorded).observation({"x": 1.0})
     objectives = (Estimate(1.0, 0.1, 4), Estimate(2.0, 0.1, 4))
     assert found == Observation("3", {"x": 1.0}, objectives, (0.0, 0.5), fitness=Estimate(3.0, 0.2, 8))
-    assert observed(FAILED, {"x": 1.0}) == Observation("9", {"x": 1.0}, (), (), "failed")
+    assert Reported.from_payload(FAILED.to_payload()).observation({"x": 1.0}) == Observation("9", {"x": 1.0}, (), (), "failed")

@@ -10,7 +10,8 @@ from evosearch.errors import ReplayError, SearchError
 from evosearch.search.ledger.events import Event
 from evosearch.search.optimizers import registry
 from evosearch.search.optimizers.registry import Optimizer, OptimizerConfig, create
-from evosearch.search.replay import observed, replay
+from evosearch.search.records import Proposal, Reported
+from evosearch.search.replay import replay
 from evosearch.search.space.types import Dimension, Observation
 
 NUMBERS = (
@@ -50,7 +51,7 @@ class Record:
 
 def ask(record: Record, optimizer: Optimizer, first: int, group: int) -> list[dict[str, Any]]:
     payloads = [
-        {"candidate": str(first + index), "group": group, "genome": genome, "recipe": {}}
+        {"candidate": str(first + index), "group": group, "genome": genome, "recipe": {}, "recipe_id": str(first + index)}
         for index, genome in enumerate(optimizer.ask(optimizer.population))
     ]
     for payload in payloads:
@@ -61,13 +62,20 @@ def ask(record: Record, optimizer: Optimizer, first: int, group: int) -> list[di
 def tell(record: Record, optimizer: Optimizer, payloads: list[dict[str, Any]]) -> None:
     told = [outcome(payload) for payload in payloads]
     record.add("told", {"group": payloads[0]["group"], "observations": told})
-    optimizer.tell([observed(one, payload["genome"]) for one, payload in zip(told, payloads, strict=True)])
+    optimizer.tell(observed(told, payloads))
+
+
+def observed(told: list[dict[str, Any]], payloads: list[dict[str, Any]]) -> list[Observation]:
+    """The observations that an optimizer is told, from their payloads."""
+    reports = map(Reported.from_payload, told)
+    return [one.observation(payload["genome"]) for one, payload in zip(reports, payloads, strict=True)]
 
 
 def search(record: Record, optimizer: Optimizer) -> Record:
     """Run, or run on, until so many groups are told."""
     restored = replay(optimizer, record.events)
-    pending, index, group = restored.pending, restored.next_index, restored.next_group
+    pending = [proposal.to_payload() for proposal in restored.pending]
+    index, group = restored.next_index, restored.next_group
     while True:
         if pending:
             tell(record, optimizer, pending)
@@ -87,8 +95,6 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def test_violations_are_told_again(name: str) -> None:
-    """What was recorded with violations is replayed with them; what was recorded before there were any has none."""
-    assert observed({"candidate": "0", "value": 1.0, "stderr": 0.1, "n": 3, "state": "scored"}, {}).violations == ()
     record, optimizer = Record(), fresh(name)
     for group in range(GROUPS):
         payloads = ask(record, optimizer, group * POPULATION, group)
@@ -97,7 +103,7 @@ def test_violations_are_told_again(name: str) -> None:
             if one["state"] == "scored":
                 one["violations"] = [0.0, max(0.0, float(payload["genome"]["weight"]) - 0.6)]  # the best are cut off
         record.add("told", {"group": group, "observations": told})
-        optimizer.tell([observed(one, payload["genome"]) for one, payload in zip(told, payloads, strict=True)])
+        optimizer.tell(observed(told, payloads))
     again, blind = fresh(name), fresh(name)
     replay(again, record.events)
     assert again.ask(POPULATION) == optimizer.ask(POPULATION)
@@ -136,7 +142,7 @@ def test_a_prefix_in_the_middle_of_a_group_replays_too(name: str) -> None:
         told = sum(len(event.payload["observations"]) for event in whole[:cut] if event.type == "told")
         assert restored.told == told
         assert restored.next_index == len(asked)
-        assert restored.pending == asked[told:]
+        assert restored.pending == [Proposal.from_payload(payload) for payload in asked[told:]]
 
 
 def test_other_events_are_ignored(name: str) -> None:
