@@ -1,4 +1,4 @@
-"""What every test stands on: no network, two threads at most, nothing written into the user's own folders."""
+"""Fixtures that every test uses: no network, one thread, and nothing written to the user's own folders."""
 
 import json
 import os
@@ -25,35 +25,68 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it once, when it is first imported
 
+OURS = ("EVOSEARCH_", "HF_", "MLFLOW_", "PG", "PYTHONPATH", "RAY_A", "AWS_", "HOME", "XDG_", "PATH")
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with long tests come first: one that is left for the end keeps one process busy and the other idle."""
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --nightly."""
+    parser.addoption("--nightly", action="store_true", help="also run the tests marked nightly (tests/README.md)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give hypothesis no deadlines: a busy machine is not a failure."""
+    from hypothesis import settings
+
+    settings.register_profile("evosearch", deadline=None)
+    settings.load_profile("evosearch")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out nightly tests, and order files by their longest tests.
+
+    A long file that is left for the end keeps one process busy and the other idle.
+    """
+    if not config.getoption("--nightly"):
+        items[:] = [item for item in items if item.get_closest_marker("nightly") is None]
     long = {mark: {item.path for item in items if item.get_closest_marker(mark)} for mark in ("slow", "ray")}
     items.sort(key=lambda item: [item.path not in files for files in long.values()])
 
 
 @pytest.fixture(autouse=True)
-def _own_data_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Test openings are counted in a folder of this test run, not in the user's."""
+def _environment_put_back() -> Iterator[None]:
+    """Fail a test that leaves one of our environment variables changed."""
+    before = {name: value for name, value in os.environ.items() if name.startswith(OURS)}
+    yield
+    after = {name: value for name, value in os.environ.items() if name.startswith(OURS)}
+    assert after == before, "the test changed the environment and did not put it back"
+
+
+@pytest.fixture(autouse=True)
+def _own_data_folder(
+    _environment_put_back: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Count test openings in a folder of this test run, not in the user's."""
     monkeypatch.setenv("EVOSEARCH_DATA", str(tmp_path_factory.getbasetemp() / "data"))
 
 
 @pytest.fixture
 def ray_knows_its_mode() -> None:
-    """Ray reads RAY_AUTH_MODE once, when it is first imported: so that is done before a test changes it."""
+    """Import Ray, which reads RAY_AUTH_MODE once, before a test changes that variable."""
     import ray  # noqa: F401
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _trusted_tasks(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Tasks that tests write, and those in evals/, are trusted wherever the suite lies that includes them."""
+def _trusted_tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Trust task files that tests write, and those in evals/, wherever the suite is that includes them."""
     trusted = (tmp_path_factory.getbasetemp().parent, Path(__file__).parents[1] / "evals")
-    os.environ["EVOSEARCH_TASKS"] = os.pathsep.join(map(str, trusted))
+    with pytest.MonkeyPatch.context() as session:
+        session.setenv("EVOSEARCH_TASKS", os.pathsep.join(map(str, trusted)))
+        yield
 
 
 @pytest.fixture(scope="session")
 def zoo_cache() -> Path:
-    """A cache folder in which the tiny zoo is trained: the user's own, since names there follow content."""
+    """The user's own cache folder, with the tiny zoo trained; names in it follow from content."""
     from evosearch.checkpoints.references import default_cache
     from evosearch.zoo.tiny_models import TINY, ensure
 
@@ -63,7 +96,7 @@ def zoo_cache() -> Path:
     return cache
 
 
-# --- a small world to search in: a random base, two models near it, two tasks, a spec; milliseconds a candidate ---
+# --- a small world to search in: a random base, two models near it, two tasks, a spec; milliseconds per candidate ---
 
 CHARACTERS = "abcdefghij=?.\n "
 MEAN = {"aggregation": "mean", "higher_is_better": True}
@@ -194,7 +227,7 @@ def _models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def world(_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """`world(name=..., **changes)` writes a spec beside the models and returns it; runs lie in this test's folder."""
+    """`world(name=..., **changes)` writes a spec next to the models and returns its path; runs go to this test's folder."""
     monkeypatch.setenv("EVOSEARCH_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("EVOSEARCH_CACHE", str(tmp_path / "cache"))
 
@@ -222,7 +255,7 @@ def evosearch(
         from evosearch.cli.main import main
 
         monkeypatch.setattr(sys, "argv", ["evosearch", *map(str, arguments)])
-        capfd.readouterr()  # what was said before is another's
+        capfd.readouterr()  # drop earlier output
         with pytest.raises(SystemExit) as stop:
             main()
         out, err = capfd.readouterr()
@@ -233,7 +266,7 @@ def evosearch(
 
 @pytest.fixture
 def no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A commit need not outlive the machine here: waiting for the disk is most of the time of tests of many commits."""
+    """Do not wait for the disk at each commit, which is most of the time in tests of many commits."""
     from evosearch.search.ledger import store
 
     configure = store._configure_sqlite
@@ -245,17 +278,17 @@ def no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "_configure_sqlite", quick)
 
 
-# --- a PostgreSQL server, where its programs are installed; started by the first test of a run that asks for it ---
+# --- a PostgreSQL server, if its programs are installed; started by the first test that needs it ---
 
 
 @pytest.fixture(scope="session")
 def postgres() -> "Iterator[Postgres]":
-    """A server (scripts/_cluster/postgres.py). PGPASSFILE is set from here on, for child processes too."""
+    """A PostgreSQL server; PGPASSFILE is set as long as it runs, for child processes too."""
     from evosearch.devcluster.postgres import Postgres, find_programs
 
     if find_programs() is None:
         pytest.skip("no PostgreSQL server is installed")
-    folder = Path(tempfile.mkdtemp(prefix="evosearch-postgres-"))  # pytest's own folders are closed to its user
+    folder = Path(tempfile.mkdtemp(prefix="evosearch-postgres-"))  # the server's own user cannot read pytest's folders
     server = Postgres(folder)
     with pytest.MonkeyPatch.context() as session:
         session.setenv("PGPASSFILE", str(server.passfile))
@@ -273,11 +306,11 @@ def postgres_url(postgres: "Postgres") -> Iterator[str]:
     name = f"test_{uuid.uuid4().hex[:12]}"
     postgres.create_database(name)
     yield postgres.url(name)
-    postgres.start(durable=False, die_with_parent=True)  # where a test ended it
+    postgres.start(durable=False, die_with_parent=True)  # if a test stopped it
     postgres.drop_database(name)
 
 
-# --- a random model of any family: one small config fits all, so that a new family is tested without an entry here ---
+# --- a random model of any family: one small config fits all, so a new family is tested without an entry here ---
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32,
@@ -300,9 +333,9 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`random_model("LlamaForCausalLM", seed=1, near=FOLDER, spread=0.1, shards="20KB", **config)`: saves one.
+    """`random_model("LlamaForCausalLM", seed=1, near=FOLDER, spread=0.1, shards="20KB", **config)` saves a model.
 
-    Every parameter is random, norms and biases too; `near` another model's where one is given, of the same config.
+    Every parameter is random, norms and biases included, and close to those of the model `near` if one is given.
     """
     import torch
     import transformers
