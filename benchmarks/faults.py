@@ -1,18 +1,16 @@
-#!/usr/bin/env python3
-"""What a night brings, on real processes: nobody lost, nobody recorded twice, the reason on record.
+"""Fault injection on real processes: no candidate is lost or recorded twice, and every retry has its reason.
 
-    scripts/bench/faults [--only NAME ...] [--seed 0] [--folder DIR]
+    .venv/bin/python -m benchmarks.faults [--only NAME ...] [--seed 0] [--folder DIR]
 
-Each scenario is a search of its own, in a folder and on Ray nodes of its own, with a real ledger, controller and pool
-and light workers, which make a score card of the recipe; `disk` is `evosearch run` on the embedded models. Something
-is done to it while it runs; in the end the ledger is read: every candidate that was asked has one result, its items'
-scores, and was told once; events are numbered without gaps; whoever was scored again has the reason on record.
-Prints one JSON document and a table. Exit code 1 where a scenario has not passed. What this machine does not have
-(memory to spare, PostgreSQL, a disk that may be mounted) is said, and left out.
+Each scenario is a search with its own folder and Ray nodes. Ledger, controller and pool are real; the workers are
+light (they compute a score card from the recipe). `disk` is `evosearch run` on the embedded models. A fault is
+injected while the search runs. Afterwards the ledger must hold exactly one result, the per-item scores and one report
+to the optimizer for each proposed candidate; event numbers must have no gaps; each retry must have its reason.
+Prints one JSON document and a table. Exit code 1 if a scenario fails. Scenarios that this machine cannot run (too
+little free memory, no PostgreSQL, no permission to mount a disk) are reported and skipped.
 """
 
 import argparse
-import json
 import random
 import shutil
 import sys
@@ -23,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._accidents import disk, machines, records, workers
-from benchmarks._accidents.stage import Finding, NotHere, Stage
+from benchmarks._accidents.stage import ScenarioResult, Stage, UnavailableError
+from benchmarks._report import publish
 
-SCENARIOS: dict[str, Callable[[Stage], Finding]] = {
+SCENARIOS: dict[str, Callable[[Stage], ScenarioResult]] = {
     "worker": workers.worker_killed,
     "poison": workers.poison,
     "hang": workers.hang,
@@ -39,44 +38,54 @@ SCENARIOS: dict[str, Callable[[Stage], Finding]] = {
 
 
 def play(name: str, folder: Path) -> dict[str, Any]:
-    """One scenario, as a row of the document; `passed` is None where this machine cannot play it."""
+    """Run one scenario; return its row, where `passed` is None if this machine cannot run it."""
     began, stage = time.monotonic(), Stage(folder / name)
     row: dict[str, Any] = {"passed": False, "problems": []}
     try:
         found = SCENARIOS[name](stage)
         record = found.record
         row |= {"happened": found.happened, "candidates": record.candidates, "again": len(record.retried)}
-        row |= {"lost": len(record.lost), "doubled": len(record.doubled), "reasons": found.reasons}
+        row |= {"lost": len(record.lost), "duplicated": len(record.duplicated), "reasons": found.reasons}
         row |= {"problems": found.problems, "passed": not found.problems}
-    except NotHere as exc:
-        row |= {"passed": None, "happened": f"not played: {exc}"}
-    except Exception as exc:  # one that breaks must not take the others with it
-        row |= {"problems": [f"{type(exc).__name__}: {exc}"], "happened": "it was not played to its end"}
+    except UnavailableError as exc:
+        row |= {"passed": None, "happened": f"skipped: {exc}"}
+    except Exception as exc:  # one broken scenario must not end the others
+        row |= {"problems": [f"{type(exc).__name__}: {exc}"], "happened": "the scenario did not finish"}
     finally:
         stage.end()
     return row | {"seconds": round(time.monotonic() - began, 1)}
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
-    lines = ["| scenario | what happened | lost | doubled | reason on record | passed |", "|---|---|---:|---:|---|---|"]
+    """Markdown table with one line for each scenario."""
+    lines = [
+        "| scenario | what happened | lost | duplicated | recorded reason | passed |",
+        "|---|---|---:|---:|---|---|",
+    ]
     for name, row in found.items():
         passed = {True: "yes", False: "NO", None: "–"}[row["passed"]]
         reasons = "; ".join(row.get("reasons", ())) or "–"
-        cells = [name, row["happened"], row.get("lost", "–"), row.get("doubled", "–"), reasons, passed]
+        cells = [name, row["happened"], row.get("lost", "–"), row.get("duplicated", "–"), reasons, passed]
         lines.append(f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |")
     return "\n".join(lines)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Run the scenarios; return 1 if one failed."""
+    parser = argparse.ArgumentParser("python -m benchmarks.faults", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, metavar="NAME", help=", ".join(SCENARIOS))
-    parser.add_argument("--seed", type=int, default=0, help="of when and whom it hits; what follows has its own time")
-    parser.add_argument("--folder", type=Path, help="keep ledgers and logs there")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="seed for the time and the target of each fault; what follows is not reproducible",
+    )
+    parser.add_argument("--folder", type=Path, help="keep ledgers and logs in this folder")
     options = parser.parse_args()
     random.seed(options.seed)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="evosearch-faults-"))
     folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o711)  # PostgreSQL's user has to pass it
+    folder.chmod(0o711)  # PostgreSQL's user must be able to traverse it
     found: dict[str, dict[str, Any]] = {}
     try:
         for name in options.only or SCENARIOS:
@@ -85,8 +94,7 @@ def main() -> int:
     finally:
         if options.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
-    print(json.dumps({"seed": options.seed, "scenarios": found}))
-    print(f"\n{table(found)}", file=sys.stderr)
+    publish({"seed": options.seed, "scenarios": found}, table(found))
     return int(any(row["passed"] is False for row in found.values()))
 
 

@@ -1,15 +1,14 @@
-#!/usr/bin/env python3
-"""How the loaders of recipes, search specs and suites stand accidents, as one JSON document and a table.
+"""Fuzz test of the loaders for recipes, search specs and suites.
 
-    scripts/bench/fuzz [DOCUMENTS] [--seed N]
+    .venv/bin/python -m benchmarks.fuzz [DOCUMENTS] [--seed N]
 
-DOCUMENTS (default 20000) real files are changed at random, a third of them for each loader: keys dropped, renamed and
-doubled, values replaced by odd ones, text cut and stained. Whatever is refused must be refused by an error of our own.
-Exit code 1 where anything else came out; each kind is then shown once, with the text that did it.
+Mutates real files at random (DOCUMENTS in all, default 20000, a third for each loader): keys are dropped, renamed and
+duplicated, values replaced, text truncated and corrupted. A loader may refuse a document only with one of the
+package's own errors. Prints one JSON document and a table. Exit code 1 if any other exception was raised; the JSON
+then holds one example of each, with the text that caused it.
 """
 
 import argparse
-import json
 import random
 import sys
 import tempfile
@@ -17,14 +16,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks._mutations.accidents import accident, bombs
 from benchmarks._mutations.loaders import Loader, loaders
+from benchmarks._mutations.mutate import bombs, mutate
+from benchmarks._report import publish
 
 
 def measure(loader: Loader, documents: int, seed: int) -> dict[str, Any]:
-    """Counts by outcome, seconds, and one example of every foreign exception."""
+    """Count outcomes, time them, and keep one example of every foreign exception."""
     draw = random.Random(f"{seed}:{loader.name}")
-    texts = bombs() + [accident(draw.choice(loader.seeds), draw) for _ in range(documents - len(bombs()))]
+    texts = bombs() + [mutate(draw.choice(loader.seeds), draw) for _ in range(documents - len(bombs()))]
     counts: Counter[str] = Counter()
     seconds, foreign = [], dict[str, str]()
     for text in texts:
@@ -39,6 +39,7 @@ def measure(loader: Loader, documents: int, seed: int) -> dict[str, Any]:
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
+    """Markdown table with one line for each loader."""
     lines = ["| loader | documents | refused | accepted | foreign | slowest, s |", "|---|---:|---:|---:|---:|---:|"]
     for name, row in found.items():
         cells = (row["documents"], row["refused"], row["accepted"], row["foreign"], f"{row['seconds']['slowest']:.2f}")
@@ -47,16 +48,16 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("documents", type=int, nargs="?", default=20_000)
+    """Fuzz all loaders; return 1 if one raised a foreign exception."""
+    parser = argparse.ArgumentParser("python -m benchmarks.fuzz", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("documents", type=int, nargs="?", default=20_000, help="documents in all, default %(default)s")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         listed = loaders(Path(folder))
         share = -(-options.documents // len(listed))
         found = {loader.name: measure(loader, max(share, len(bombs())), options.seed) for loader in listed}
-    print(json.dumps({"seed": options.seed, "loaders": found}))
-    print(table(found), file=sys.stderr)
+    publish({"seed": options.seed, "loaders": found}, table(found))
     return int(any(row["foreign"] for row in found.values()))
 
 

@@ -1,42 +1,50 @@
-#!/usr/bin/env python3
-"""How often the gate promotes wrongly, and how often it sees a true gain, as one JSON document and tables.
+"""False-promotion rate and power of the promotion gate, on simulated searches with known true accuracies.
 
-    scripts/bench/gate [--searches N] [--seed N] [--only null|power|coverage]
+    .venv/bin/python -m benchmarks.gate [--searches N] [--seed N] [--only null|power|coverage]
 
-Candidates answer items; the best on `search` and then on `validation` becomes the finalist, and
-`evosearch.promotion.gate.decide` judges it on `test`. In the first table (N searches a setting, 4000 by default) no
-candidate is better than the best parent, so every promotion is wrong. In the second (half as many) all are, by a known
-amount, and the baselines are not; only the finalist's promotion counts. The third (a quarter) is how often two-sided 95%
-intervals of the finalist's lead miss the truth, from above and from below. How many items two models answer differently
-is taken from recorded searches: of SmolLM2-135M merges, neighbours differ on 2 to 6% of the items, a merge and a parent
-on 6 to 45%. Exit code 1 where more than 5% of a setting's decisions are wrong.
+Simulated candidates answer items; the best on `search` and then on `validation` becomes the finalist, and
+`evosearch.promotion.gate.decide` judges it on `test`.
+
+null      no candidate is better than the best parent, so that every promotion is wrong (N searches per setting, 4000)
+power     every candidate is better by a known amount and the baselines are not; counts the finalist's promotions (N/2)
+coverage  how often two-sided 95% intervals of the finalist's lead miss the true lead, above and below (N/4)
+
+The share of items that two models answer differently follows recorded searches: among SmolLM2-135M merges, neighbours
+differ on 2 to 6% of the items, a merge and a parent on 6 to 45%. Prints one JSON document and tables. Exit code 1 if
+more than 5% of the decisions in a null setting are wrong.
 """
 
 import argparse
-import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from scipy.stats import binomtest
 
 from benchmarks._gate_worlds.searches import Setting, simulate
 from benchmarks._gate_worlds.settings import coverage_settings, null_settings, power_settings
+from benchmarks._report import publish
 from evosearch.evaluation.statistics.bootstrap import bootstrap_difference
 from evosearch.evaluation.statistics.intervals import paired_difference
+from evosearch.evaluation.statistics.sign_test import paired_test
 
-LIMIT = 0.05  # of wrong promotions
+Measure = Callable[[Setting, int, int], dict[str, Any]]
+Show = Callable[[list[dict[str, Any]]], list[str]]
+LIMIT = 0.05  # wrong promotions, at most
 
 
 def promotions(setting: Setting, searches: int, seed: int) -> dict[str, Any]:
-    """How many searches promoted, and how often the finalist passed the best parent by bound and by exact test."""
-    promoted = found = bound = exact = 0
+    """Count promotions, and how often the finalist beats the best parent by the bound and by the sign test."""
+    measure = setting.measure
+    promoted = found = bound = signs = 0
     for ended in simulate(setting, searches, seed):
         promoted += ended.decision.promoted is not None
         found += ended.decision.promoted == ended.finalist.candidate
         against = next(c for c in ended.decision.comparisons if c.role == "parent")
         bound += against.beats
-        exact += against.p_value <= 1 - setting.measure.confidence
+        both = (ended.finalist.columns, ended.best_parent.columns, measure.weights, measure.chances, measure.groups)
+        signs += paired_test(*both).p_value <= 1 - measure.confidence
     return {
         "setting": setting.name,
         "items": setting.items,
@@ -44,12 +52,12 @@ def promotions(setting: Setting, searches: int, seed: int) -> dict[str, Any]:
         "searches": searches,
         "promoted": rate(promoted, searches),
         "finalist_promoted": rate(found, searches),
-        "finalist_passes_parent": {"bound": rate(bound, searches), "exact_test": rate(exact, searches)},
+        "finalist_passes_parent": {"bound": rate(bound, searches), "sign_test": rate(signs, searches)},
     }
 
 
 def coverage(setting: Setting, searches: int, seed: int) -> dict[str, Any]:
-    """How often each interval of the finalist's lead lies wholly above the true lead, or below it; and its width."""
+    """Share of intervals of the finalist's lead that lie entirely above or below the true lead, and their width."""
     measure = setting.measure
     counts = {name: [0, 0, 0.0] for name in ("bootstrap", "bound")}
     for ended in simulate(setting, searches, seed):
@@ -67,22 +75,24 @@ def coverage(setting: Setting, searches: int, seed: int) -> dict[str, Any]:
 
 
 def rate(hits: int, of: int) -> dict[str, float]:
-    """A share with its exact (Clopper-Pearson) two-sided 95% interval."""
+    """A proportion with its Clopper-Pearson two-sided 95% interval."""
     within = binomtest(hits, of).proportion_ci(0.95, method="exact")
     return {"value": hits / of, "lower": float(within.low), "upper": float(within.high)}
 
 
 def null_table(rows: list[dict[str, Any]]) -> list[str]:
-    lines = ["| no candidate is better | test items | wrong promotions | bound passes | exact test passes |"]
+    """False promotions by setting."""
+    lines = ["| no candidate is better | test items | wrong promotions | bound passes | sign test passes |"]
     lines.append("|---|---:|---:|---:|---:|")
     for row in rows:
         passes = row["finalist_passes_parent"]
-        cells = [f"{row['items']:,}", shown(row["promoted"]), shown(passes["bound"]), shown(passes["exact_test"])]
+        cells = [f"{row['items']:,}", shown(row["promoted"]), shown(passes["bound"]), shown(passes["sign_test"])]
         lines.append(f"| {row['setting']} | {' | '.join(cells)} |")
     return lines
 
 
 def power_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Promotions of the finalist by true gain and number of test items."""
     sizes = sorted({row["items"] for row in rows})
     lines = [f"| true gain, points | {' | '.join(f'{size:,} items' for size in sizes)} |"]
     lines.append("|---|" + "---:|" * len(sizes))
@@ -93,6 +103,7 @@ def power_table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def coverage_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Misses and relative width of bootstrap and bound."""
     lines = ["| two-sided 95% intervals | test items | bootstrap misses | bound misses | width, bootstrap : bound |"]
     lines.append("|---|---:|---:|---:|---:|")
     for row in rows:
@@ -106,35 +117,36 @@ def coverage_table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def shown(share: dict[str, float], digits: int = 1) -> str:
+    """A proportion and its interval in percent."""
     value, lower, upper = (f"{100 * share[key]:.{digits}f}" for key in ("value", "lower", "upper"))
     return f"{value}% [{lower}, {upper}]"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--searches", type=int, default=4_000)
+    """Simulate the settings; return 1 if a null setting exceeds `LIMIT`."""
+    parser = argparse.ArgumentParser("python -m benchmarks.gate", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--searches", type=int, default=4_000, help="per null setting, default %(default)s")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=("null", "power", "coverage"))
     options = parser.parse_args()
     began = time.monotonic()
     found: dict[str, Any] = {"seed": options.seed, "searches": options.searches}
-    parts = (
+    tables_of: tuple[tuple[str, Measure, Show, list[Setting], int], ...] = (
         ("null", promotions, null_table, null_settings(), options.searches),
         ("power", promotions, power_table, power_settings(), max(1, options.searches // 2)),
         ("coverage", coverage, coverage_table, coverage_settings(), max(1, options.searches // 4)),
     )
     tables = []
-    for part, measured, table, settings, searches in parts:
-        if options.only not in (None, part):
+    for name, measure, show, settings, searches in tables_of:
+        if options.only not in (None, name):
             continue
-        found[part] = []
+        found[name] = []
         for index, setting in enumerate(settings):
-            found[part].append(measured(setting, searches, options.seed + 1000 * index))
-            print(f"{time.monotonic() - began:5.0f} s  {part}: {setting.name}", file=sys.stderr)
-        tables.append("\n".join(table(found[part])))
+            found[name].append(measure(setting, searches, options.seed + 1000 * index))
+            print(f"{time.monotonic() - began:5.0f} s  {name}: {setting.name}", file=sys.stderr)
+        tables.append("\n".join(show(found[name])))
     found["seconds"] = time.monotonic() - began
-    print(json.dumps(found))
-    print("\n\n".join(tables), file=sys.stderr)
+    publish(found, *tables)
     return int(any(row["promoted"]["value"] > LIMIT for row in found.get("null", ())))
 
 

@@ -1,26 +1,24 @@
-#!/usr/bin/env python3
-"""What only a GPU can show, on a machine that has one: as one JSON document, and a table on standard error.
+"""Checks that need a GPU: merges, scores, memory and workers against the CPU.
 
-    scripts/gpu_check [--only WORD]
+    .venv/bin/python -m benchmarks.gpu_check [--only NAME]
 
-Random models, nothing fetched. Each check says what it holds to:
+Uses random models and downloads nothing.
 
-masks        DARE's random masks are those of a CPU, bit for bit
-merges       every merge method gives the CPU's entries, but for one in 100,000
-parity       float32 within 0.001 nats of a CPU, bfloat16 within 0.03 on average and 0.25 at most
-attention    fused attention under tree masks against the plain one, and the ratio of their seconds
-budget       a worker measures what its card holds, and scores at that
-halving      memory runs out: less at once, the same candidate again, the scores of a small budget
-two_workers  two Ray workers on one card
-two_cards    one model spread over two cards; skipped where there is one
+masks        DARE's random masks equal the CPU's, bit for bit
+merges       every merge method gives the CPU's entries, except for one in 100,000
+parity       log-likelihoods: float32 within 0.001 nats of the CPU, bfloat16 within 0.03 on average and 0.25 at most
+attention    fused attention under tree masks against the unfused kernel, and the ratio of their times
+budget       a worker measures the tokens that fit its GPU, and scores with that budget
+halving      out of memory: the token budget is halved and the candidate retried, with the scores of a small budget
+two_workers  two Ray workers share one GPU
+two_cards    one model spread over two GPUs; skipped on a machine with one
 
-Exit code 0 where all that could be checked held, 1 where something did not, 2 where there is no GPU.
+Prints one JSON document and a table. Exit code 0 if every check that could run passed, 1 if one failed, 2 if there is
+no GPU.
 """
 
 import argparse
-import json
 import os
-import platform
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -33,14 +31,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from benchmarks._gpu.findings import FAILED, Finding, judged, table
+from benchmarks._gpu.results import FAILED, CheckResult, run_check, table
+from benchmarks._report import publish
 
-NO_GPU = "no GPU here: torch sees no CUDA device, so nothing was checked. Run this on a machine that has one."
-ELEMENTS = {"cpu": 1 << 12, "cuda": 1 << 22}  # of a mask
+NO_GPU = "no GPU found: torch sees no CUDA device, so nothing was checked. Run this on a machine with a GPU."
+ELEMENTS = {"cpu": 1 << 12, "cuda": 1 << 22}  # mask entries
 
 
 def checks(device: torch.device, folder: Path) -> dict[str, Callable[[], Mapping[str, Any]]]:
-    """Name → check; the models are made when the first one needs them."""
+    """Name → check; models are created when a check first needs them."""
     from benchmarks._gpu import merges, scoring, workers
     from benchmarks._gpu.world import ON_A_GPU, TINY, WIDE, World, make_world
 
@@ -53,7 +52,7 @@ def checks(device: torch.device, folder: Path) -> dict[str, Callable[[], Mapping
         return made[name]
 
     def harness(name: str = "world") -> Any:
-        key = f"{name}'s harness"
+        key = f"harness of {name}"
         if key not in made:
             made[key] = world(name).harness()
         return made[key]
@@ -71,23 +70,29 @@ def checks(device: torch.device, folder: Path) -> dict[str, Callable[[], Mapping
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Where this ran."""
-    cards = []
+    """Device, GPUs and versions of this run."""
+    cards: list[dict[str, Any]] = []
     for index in range(torch.cuda.device_count() if device.type == "cuda" else 0):
-        own = torch.cuda.get_device_properties(index)
-        cards.append({"name": own.name, "gib": own.total_memory / 2**30, "capability": [own.major, own.minor]})
+        properties = torch.cuda.get_device_properties(index)
+        cards.append(
+            {
+                "name": properties.name,
+                "gib": properties.total_memory / 2**30,
+                "capability": [properties.major, properties.minor],
+            }
+        )
     return {
         "device": device.type,
         "cards": cards,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "python": platform.python_version(),
     }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="the one check of this name")
+    """Run the checks; return the exit code."""
+    parser = argparse.ArgumentParser("python -m benchmarks.gpu_check", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", default="", help="run only the check of this name")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -95,19 +100,18 @@ def main() -> int:
         return 2
     device = torch.device(options.device, 0) if options.device == "cuda" else torch.device("cpu")
     if device.type == "cpu":
-        print("on a CPU: this shows that the checks themselves run, and nothing about a GPU", file=sys.stderr)
-    findings: list[Finding] = []
+        print("running on the CPU: this exercises the checks and says nothing about a GPU", file=sys.stderr)
+    results: list[CheckResult] = []
     with tempfile.TemporaryDirectory() as folder:
         known = checks(device, Path(folder))
         if options.only and options.only not in known:
-            parser.error(f"--only: got {options.only!r}; known are {', '.join(known)}")
+            parser.error(f"argument --only: unknown check {options.only!r} (choose from {', '.join(known)})")
         for name, check in known.items():
             if options.only in ("", name):
-                findings.append(judged(name, check))
-                print(f"{name}: {findings[-1].state} {findings[-1].reason}".rstrip(), file=sys.stderr)
-    print(json.dumps({**machine(device), "checks": [asdict(one) for one in findings]}))
-    print(table(findings), file=sys.stderr)
-    return int(any(one.state == FAILED for one in findings))
+                results.append(run_check(name, check))
+                print(f"{name}: {results[-1].state} {results[-1].reason}".rstrip(), file=sys.stderr)
+    publish({**machine(device), "checks": [asdict(result) for result in results]}, table(results))
+    return int(any(result.state == FAILED for result in results))
 
 
 if __name__ == "__main__":

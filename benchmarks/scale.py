@@ -1,14 +1,16 @@
-#!/usr/bin/env python3
-"""How a search grows with its workers: two against one, what a candidate costs beside its scoring, how soon it starts.
+"""Scaling of a search: two workers against one, overhead per candidate, and time from submit to the first score.
 
-    scripts/bench/scale [--only workers|overhead|submit] [--candidates N] [--repeats 2]
+    .venv/bin/python -m benchmarks.scale [--only workers|overhead|submit] [--candidates N] [--repeats 2]
 
-`workers`: the quickstart's search on the embedded models with one and with two CPU workers of one thread, in turns;
-candidates per second from the first asked to the last told.
-`overhead`: a cluster as `scripts/cluster` makes it, with 16 light workers, which take no time: what controller, ledger
-(PostgreSQL) and Ray take for a candidate, and the bytes that travel and that stay.
-`submit`: from `evosearch submit` to the first scored candidate on such a cluster, by stage.
-Prints one JSON document, tables, and from these what a thousand GPUs would ask of one controller.
+workers   the quickstart search on the embedded models with one and with two single-threaded CPU workers, alternating;
+          candidates per second from the first proposal to the last report
+overhead  a development cluster with 16 light workers that take no time: time of controller, ledger (PostgreSQL) and
+          Ray per candidate, bytes sent and bytes stored
+submit    seconds from `evosearch submit` to the first scored candidate on such a cluster, by stage
+
+Prints one JSON document and tables, with the load of a thousand GPUs on one controller computed from `overhead`. Exit
+code 1 if two workers are less than 1.5 times as fast as one. `overhead` and `submit` need `./scripts/setup server` and
+PostgreSQL.
 """
 
 import argparse
@@ -34,22 +36,22 @@ import yaml
 from benchmarks._cluster_proof import problem
 from benchmarks._cluster_proof.evidence import of_type, read
 from benchmarks._light_workers.driver import SEARCH, Settings
+from benchmarks._paths import EVALS, RECIPES, ROOT
+from benchmarks._report import publish
 from evosearch.devcluster.cluster import Cluster
-from evosearch.devcluster.environment import dashboard, kept, of_clients, of_nodes, tracking
+from evosearch.devcluster.process_environment import dashboard, kept, of_clients, of_nodes, tracking
 from evosearch.devcluster.processes import HOST
 from evosearch.environment import TELEMETRY_OFF
 from evosearch.evaluation.types import ItemBatch
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.protocols import Job, Outcome
 
-SCRIPTS = Path(__file__).resolve().parents[1]
-ROOT = SCRIPTS.parent
 ACTORS = 16
-GPUS, SECONDS_EACH, NIGHT_H = 1000, 60.0, 10.0  # of the arithmetic: workers, what a candidate takes one, a night
+GPUS, SECONDS_EACH, NIGHT_H = 1000, 60.0, 10.0  # of the extrapolation; seconds per candidate
 
 
 def workers(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Candidates per second with two workers over those with one."""
+    """Measure candidates per second with one and with two workers."""
     count = options.candidates or 32
     rates: dict[int, list[float]] = {1: [], 2: []}
     for turn in range(options.repeats):
@@ -60,12 +62,12 @@ def workers(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _rate(folder: Path, number: int, candidates: int) -> float:
-    """Of one search: candidates per second once its workers have started, which the baselines see to."""
+    """Run one search; return its candidates per second after the baselines, which warm up the workers."""
     folder.mkdir(parents=True)
-    spec = yaml.safe_load((ROOT / "recipes" / "quickstart.yaml").read_text())
+    spec = yaml.safe_load((RECIPES / "quickstart.yaml").read_text())
     spec |= {
         "name": "scale",
-        "suite": str(ROOT / "evals" / "quickstart.yaml"),
+        "suite": str(EVALS / "quickstart.yaml"),
         "budget": {"candidates": candidates},
         "workers": {"executor": "ray", "count": number, "threads": 1, "device": "cpu"},
         "tracking": {"uri": "jsonl:events.jsonl"},
@@ -82,33 +84,33 @@ def _rate(folder: Path, number: int, candidates: int) -> float:
     with Ledger.open(spec["ledger"], read_only=True) as ledger:
         (info,) = ledger.searches()
         events = ledger.events(info.search_id)
-    asked = [event.time for event in events if event.type == "asked"]
-    told = [event.time for event in events if event.type == "told"]
-    return candidates / (told[-1] - asked[0])
+    proposed = [event.time for event in events if event.type == "asked"]
+    reported = [event.time for event in events if event.type == "told"]
+    return candidates / (reported[-1] - proposed[0])
 
 
 def overhead(options: argparse.Namespace, cluster: Cluster, folder: Path) -> dict[str, Any]:
-    """What a candidate takes beside its scoring, with sixteen workers that take no time for it."""
+    """Measure the overhead per candidate with sixteen workers that take no time to score."""
     count = options.candidates or 2000
     state = cluster.state
     address = f"{HOST}:{state.ports['ray']}"
     settings = Settings(cluster.ledger(), None, address, str(folder), count, 0.0, ACTORS)
-    environment = of_nodes(cluster.places, state, cluster.postgres) | {"PYTHONPATH": str(SCRIPTS)}
+    environment = of_nodes(cluster.places, state, cluster.postgres) | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "benchmarks._light_workers.driver", json.dumps(settings.__dict__)]
-    half = count // 2
+    half, marks = count // 2, dict[int, tuple[int, float, float]]()  # candidates → scored, monotonic s, CPU s
     with open(folder / "driver.log", "wb") as log:
         driver = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        process, at = psutil.Process(driver.pid), {}
+        process = psutil.Process(driver.pid)
         while driver.poll() is None:
             scored = _count(cluster.ledger(), "type = 'told'")
-            if scored >= half and half not in at:
-                at[half] = (scored, time.monotonic(), _cpu_s(process))
+            if scored >= half and half not in marks:
+                marks[half] = (scored, time.monotonic(), _cpu_s(process))
             if scored > half:
-                at[count] = (scored, time.monotonic(), _cpu_s(process))
+                marks[count] = (scored, time.monotonic(), _cpu_s(process))
             time.sleep(0.1)
     if driver.returncode:
         raise SystemExit((folder / "driver.log").read_text()[-3000:])
-    (n0, t0, c0), (n1, t1, c1) = at[half], at[count]
+    (n0, t0, c0), (n1, t1, c1) = marks[half], marks[count]
     events = read(cluster.ledger(), SEARCH)
     used = {payload["worker"] for payload in of_type(events, "scored")}
     world = settings.world
@@ -123,7 +125,7 @@ def overhead(options: argparse.Namespace, cluster: Cluster, folder: Path) -> dic
         "ms_per_candidate": 1000.0 * (t1 - t0) / (n1 - n0),
         "controller_cpu_ms": 1000.0 * (c1 - c0) / (n1 - n0),
         "job_bytes": len(pickle.dumps(bare)),
-        "answer_bytes": len(pickle.dumps(replace(outcome, job=bare))),
+        "result_bytes": len(pickle.dumps(replace(outcome, job=bare))),
         "batch_bytes": len(pickle.dumps(world.batch)),
         "dimensions": len(world.space.dimensions),
         "items": len(world.batch),
@@ -148,7 +150,7 @@ def _count(url: str, where: str, table: str = "ledger_events") -> int:
 
 
 def submit(options: argparse.Namespace, cluster: Cluster, folder: Path) -> dict[str, Any]:
-    """Seconds from the command to the first scored baseline and candidate, by stage."""
+    """Measure the seconds from the command to the first scored baseline and candidate, by stage."""
     problem.prepare()
     spec = problem.write_spec(folder, cluster.ledger(), tracking(cluster.state))
     clients = of_clients(cluster.places, cluster.state, cluster.postgres)
@@ -168,13 +170,13 @@ def submit(options: argparse.Namespace, cluster: Cluster, folder: Path) -> dict[
     baseline = next(event.time for event in events if event.type == "scored")
     begins, ends, runs = check["start_time"] / 1000, check["end_time"] / 1000, run["start_time"] / 1000
     return {
-        "checked and packed here": begins - began,
+        "checked and packed locally": begins - began,
         "checked on the cluster, a candidate scored": ends - begins,
-        "queued, and its process started": runs - ends,
-        "prepared, and on record": started - runs,
+        "queued and started": runs - ends,
+        "prepared and recorded": started - runs,
         "workers started, first baseline scored": baseline - started,
         "other baselines, first candidate scored": first - baseline,
-        "in all": first - began,
+        "total": first - began,
         "`submit` returned after": returned - began,
     }
 
@@ -195,15 +197,15 @@ def _jobs(cluster: Cluster) -> list[dict[str, Any]]:
 
 
 def arithmetic(found: dict[str, Any]) -> dict[str, Any]:
-    """What a thousand workers would ask of one controller, where a candidate takes each a minute."""
+    """Load of a thousand workers on one controller if each takes a minute per candidate."""
     rate = GPUS / SECONDS_EACH
     night = rate * 3600.0 * NIGHT_H
     return {
         "workers": GPUS,
         "seconds_each": SECONDS_EACH,
         "candidates_per_second": rate,
-        "messages_per_second": 2.0 * rate,  # a job there, its answer back
-        "kb_per_second": rate * (found["job_bytes"] + found["answer_bytes"]) / 1e3,
+        "messages_per_second": 2.0 * rate,  # a job and its result
+        "kb_per_second": rate * (found["job_bytes"] + found["result_bytes"]) / 1e3,
         "controller_busy": rate * found["ms_per_candidate"] / 1e3,
         "hours": NIGHT_H,
         "candidates": night,
@@ -213,7 +215,7 @@ def arithmetic(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Every figure of a part, one a line."""
+    """Markdown table with one figure per line."""
     lines = ["| | |", "|---|---:|"]
     for name, value in found.items():
         shown = f"{value:,.2f}" if isinstance(value, float) else str(value)
@@ -234,15 +236,18 @@ def _cluster(folder: Path, cpus_per_node: int) -> Iterator[Cluster]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Run the measurements; return 1 if the second worker does not pay."""
+    parser = argparse.ArgumentParser("python -m benchmarks.scale", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", choices=("workers", "overhead", "submit"))
-    parser.add_argument("--candidates", type=int, help="default: 32 of each search of real models, 2000 light ones")
-    parser.add_argument("--repeats", type=int, default=2, help="of each number of real workers")
+    parser.add_argument("--candidates", type=int, help="default: 32 with real models, 2000 with light workers")
+    parser.add_argument(
+        "--repeats", type=int, default=2, help="searches per number of real workers, default %(default)s"
+    )
     options = parser.parse_args()
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="evosearch-scale-") as name:
         folder = Path(name)
-        folder.chmod(0o711)  # PostgreSQL's user has to pass it
+        folder.chmod(0o711)  # PostgreSQL's user must be able to traverse it
         if options.only in (None, "workers"):
             found["workers"] = workers(options, folder)
         if options.only in (None, "overhead"):
@@ -252,9 +257,7 @@ def main() -> int:
         if options.only in (None, "submit"):
             with _cluster(folder / "submit", 1) as cluster:
                 found["submit"] = submit(options, cluster, folder)
-    for part, figures in found.items():
-        print(f"\n{part}\n\n{table(figures)}", file=sys.stderr)
-    print(json.dumps(found))
+    publish(found, *(f"{name}\n\n{table(figures)}" for name, figures in found.items()))
     return int("workers" in found and found["workers"]["ratio"] < found["workers"]["least"])
 
 

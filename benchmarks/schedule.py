@@ -1,18 +1,17 @@
-#!/usr/bin/env python3
-"""How busy workers are kept, what a candidate costs the controller, what a long search grows by: JSON and tables.
+"""Worker utilization, controller time per candidate and memory growth of a search with simulated workers.
 
-    scripts/bench/schedule [--quick] [--only utilization|controller|memory] [--optimizer NAME] [--clock wall|cpu]
+    .venv/bin/python -m benchmarks.schedule [--quick] [--only utilization|controller|memory] [--optimizer NAME]
+                                            [--clock wall|cpu]
 
-The controller, its SQLite ledger, the space and the optimizers are real; the workers are simulated. An evaluation
-takes a lognormal time with a mean of 60 s and sigma 1 (a half takes less than 36 s, one in a hundred more than six
-minutes); the time that the controller takes between two calls is measured and added to the same clock. Utilization is
-busy worker seconds over all worker seconds from the first candidate that is handed over to the last. `--clock cpu`
-counts the controller's processor time instead, for a machine that is busy with other work; waiting for the disk is then
-left out. Everything runs on one thread. Exit code 1 where a claim is not met.
+The controller, its SQLite ledger, the search space and the optimizers are real; the workers are simulated. An
+evaluation takes a lognormal time with mean 60 s and sigma 1 (half take less than 36 s, one in a hundred more than six
+minutes). The controller's own time between two calls is measured and added to the same clock. Utilization is busy
+worker seconds over all worker seconds between the first and the last submitted candidate. `--clock cpu` counts the
+controller's processor time instead, for a machine under load; waiting for the disk is then excluded. Everything runs
+on one thread. Prints one JSON document and tables. Exit code 1 if a claim is not met.
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -21,22 +20,23 @@ from dataclasses import replace
 from multiprocessing import get_context
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before numpy is loaded, here and in the processes to come
+os.environ["OMP_NUM_THREADS"] = "1"  # before numpy is imported, here and in child processes
 
+from benchmarks._report import publish
 from benchmarks._simulated.measures import Setting, busy, memory
 
 WORKERS = (1, 8, 64, 512)
 LEAST = {1: 0.95, 8: 0.95, 64: 0.95, 512: 0.90}
 CANDIDATES = {1: 40, 8: 200, 64: 800, 512: 4096}
 DIAGONAL = (("diagonal", True),)
-GROWTH_KIB = 16.0  # a candidate, at most: what is known of it, not its genome and recipe
+GROWTH_KIB = 16.0  # per candidate, at most: its row of the search state, without genome and recipe
 
 
 def utilizations() -> list[Setting]:
-    """Asynchronous optimizers at 300 dimensions, tpe at 60, and those of generations as large as there are workers.
+    """Asynchronous optimizers at 300 dimensions, tpe at 60, and generational ones with a population of all workers.
 
-    gp and grid are for few dimensions and trials: 20 and 2 dimensions, at most 256 candidates. Of gp nothing is
-    claimed: an ask takes it up to seconds, which is what it is chosen for.
+    gp and grid are meant for few dimensions and trials: 20 and 2 dimensions, at most 256 candidates. Nothing is claimed
+    for gp, whose ask may take seconds by design.
     """
     found = []
     for count in WORKERS:
@@ -55,7 +55,7 @@ def utilizations() -> list[Setting]:
 
 
 def controllers() -> list[Setting]:
-    """What a candidate costs at 300 dimensions."""
+    """Controller time per candidate at 300 dimensions."""
     return [
         Setting("random", 8, 400),
         Setting("cma_es", 8, 400, options=DIAGONAL, most_ms=20.0),
@@ -66,34 +66,37 @@ def controllers() -> list[Setting]:
 
 
 def memories() -> list[Setting]:
+    """Memory growth over long searches."""
     return [Setting("cma_es", 8, 2000, options=DIAGONAL), Setting("lra_cma", 8, 2000)]
 
 
 def measured(measure: Callable[[Setting], dict[str, Any]], setting: Setting) -> dict[str, Any]:
-    """One measure in a process of its own, so that none leaves memory or warm caches to another."""
+    """Run one measurement in a new process, free of memory and caches of the others."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(measure, setting).result()
 
 
 def quick(setting: Setting) -> Setting:
-    """The same with few candidates: says nothing of the claims about 512 workers, but runs in minutes."""
+    """The same setting with few candidates: it runs in minutes and is no evidence for the claims about 512 workers."""
     least = 2 * setting.workers if setting.workers < 512 else setting.workers + 128
     return replace(setting, candidates=max(40, min(setting.candidates, least)), known=min(setting.known, 100))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| optimizer | way | workers | candidates | dimensions | utilization | controller, ms |"]
+    """Markdown table of utilization and controller time."""
+    lines = ["| optimizer | mode | workers | candidates | dimensions | utilization | controller, ms |"]
     lines.append("|---|---|---:|---:|---:|---:|---:|")
     for row in rows:
-        way = "asynchronous" if row["asynchronous"] else "generations"
+        mode = "asynchronous" if row["asynchronous"] else "generations"
         known = f" after {row['known']}" if row["known"] else ""
-        cells = [row["optimizer"], way, row["workers"], f"{row['candidates']}{known}", row["dimensions"]]
+        cells = [row["optimizer"], mode, row["workers"], f"{row['candidates']}{known}", row["dimensions"]]
         lines.append(f"| {' | '.join(map(str, cells))} | {row['utilization']:.1%} | {row['controller_ms']:.1f} |")
     return "\n".join(lines)
 
 
-def grown(rows: list[dict[str, Any]]) -> str:
-    lines = ["| optimizer | candidates | resident, MiB | growth, KiB a candidate | ledger, bytes a candidate |"]
+def growth_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown table of memory and ledger growth."""
+    lines = ["| optimizer | candidates | resident, MiB | growth, KiB per candidate | ledger, bytes per candidate |"]
     lines.append("|---|---:|---:|---:|---:|")
     for row in rows:
         counts, sizes = (" → ".join(f"{value:.0f}" for value in row[key]) for key in ("candidates", "resident_mib"))
@@ -103,7 +106,7 @@ def grown(rows: list[dict[str, Any]]) -> str:
 
 
 def missed(row: dict[str, Any]) -> bool:
-    """Whether a claim is not met."""
+    """Return whether a claim is not met."""
     if "growth_kib_per_candidate" in row:
         return bool(row["growth_kib_per_candidate"] > GROWTH_KIB)
     slow = row["most_ms"] is not None and row["controller_ms"] > row["most_ms"]
@@ -111,17 +114,18 @@ def missed(row: dict[str, Any]) -> bool:
 
 
 def main() -> int:
+    """Run the measurements; return 1 if a claim is not met."""
     parts: dict[str, tuple[Callable[[Setting], dict[str, Any]], list[Setting], Callable[[list[Any]], str]]] = {
         "controller": (busy, controllers(), table),
-        "memory": (memory, memories(), grown),
+        "memory": (memory, memories(), growth_table),
         "utilization": (busy, utilizations(), table),
     }
     known = sorted({setting.optimizer for _, settings, _ in parts.values() for setting in settings})
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few candidates: a look, no evidence")
+    parser = argparse.ArgumentParser("python -m benchmarks.schedule", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few candidates: shows that everything works, no evidence")
     parser.add_argument("--only", choices=("utilization", "controller", "memory"))
-    parser.add_argument("--optimizer", action="append", choices=known, help="only this one; may be given several times")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--optimizer", action="append", choices=known, help="measure only this optimizer; repeatable")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="what measures the controller")
     options = parser.parse_args()
     wanted = {
         part: (measure, [s for s in settings if options.optimizer is None or s.optimizer in options.optimizer], shown)
@@ -129,9 +133,9 @@ def main() -> int:
         if options.only in (None, part)
     }
     if not any(settings for _, settings, _ in wanted.values()):
-        parser.error(f"--only {options.only} measures none of: {', '.join(options.optimizer)}")
+        parser.error(f"argument --only: {options.only} has no measurement of {', '.join(options.optimizer)}")
     found: dict[str, Any] = {"clock": options.clock, "quick": options.quick}
-    failed = False
+    failed, tables = False, []
     for part, (measure, settings, shown) in wanted.items():
         rows = []
         for setting in settings:
@@ -140,8 +144,8 @@ def main() -> int:
             print(f"{part}: {rows[-1]}", file=sys.stderr)
         found[part] = rows
         failed |= any(map(missed, rows))
-        print(f"\n{shown(rows)}\n", file=sys.stderr)
-    print(json.dumps(found))
+        tables.append(shown(rows))
+    publish(found, *tables)
     return int(failed)
 
 

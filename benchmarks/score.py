@@ -1,18 +1,17 @@
-#!/usr/bin/env python3
-"""Scoring, side by side with lm-eval: the same frozen requests of the same model, as one JSON document and a table.
+"""Scoring speed against lm-eval on the same frozen requests and the same model.
 
-    scripts/bench/score [MODEL] [--threads N] [--only WORD] [--items N]
+    .venv/bin/python -m benchmarks.score [MODEL] [--threads N] [--only WORD] [--items N]
 
-MODEL (default models/smollm2/base, see scripts/prepare_smollm2) is a folder. For each setting, in one process:
-`evaluate` of lm-eval with its Hugging Face model at the faster of two batch sizes (for generation, both at the same
-one), between two runs of our scorer, on requests that were built and tokenized before any clock starts. Then
-`--items` zero-shot questions (1000 by default) by the scorer alone: how much of its time is outside the model.
-Seconds mean nothing across machines, the ratios do. Exit code 1 where a claim is not met or the two disagree.
+MODEL is a folder (default models/smollm2/base, which `python -m examples.smollm2.prepare` writes). For each setting,
+lm-eval's `evaluate` with its Hugging Face model runs between two runs of our scorer in one process, on requests that
+were built and tokenized before any clock starts. lm-eval uses the faster of two batch sizes (for generation, the same
+one as ours). Then the scorer alone runs `--items` zero-shot questions (default 1000) to measure the share of its time
+spent outside the model. Compare the ratios across machines, not the seconds. Prints one JSON document and a table.
+Exit code 1 if a claim is not met or the two programs disagree, 2 if there is no model.
 """
 
 import argparse
 import io
-import json
 import os
 import sys
 import tempfile
@@ -23,18 +22,24 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._made_up_suites.settings import SETTINGS, Setting, write_suite
+from benchmarks._paths import ROOT
+from benchmarks._report import publish
 
-ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "models" / "smollm2" / "base"
+NO_MODEL = """{}: no model in this folder. Name the folder of a Hugging Face model, or make the default one:
+    ./scripts/setup gguf
+    .venv/bin/python -m examples.smollm2.train_experts
+    .venv/bin/python -m examples.smollm2.prepare"""
 BATCH_SIZES = (1, 8)
 GENERATION_ROWS = 8
-PILOT = 3  # documents, to find the faster batch size
-OUTSIDE = 0.10  # of the seconds, at most
+PILOT = 3  # documents that decide the faster batch size
+OUTSIDE = 0.10  # share of the time outside the model, at most
 OVERHEAD = 1.05  # tokens run over distinct tokens, at most
 
 
 @dataclass(frozen=True)
 class Row:
-    """One setting's figures."""
+    """Figures of one setting."""
 
     setting: str
     documents: int
@@ -42,28 +47,29 @@ class Row:
     batch_size: int  # lm-eval's
     lm_eval_seconds: float
     seconds: float
-    times: float  # lm-eval's over ours
+    times: float  # lm-eval's seconds over ours
     claim: float
     requested: int
-    run: int  # tokens, padding included
+    run: int  # tokens forwarded, padding included
     distinct: int
-    largest_difference: float  # of a log-likelihood
-    differ: int  # requests whose answers differ: log-likelihoods by more than 1e-3 + 1e-6·|ll|, texts at all
-    way: str
+    largest_difference: float  # between log-likelihoods, nats
+    differ: int  # requests whose answers differ: log-likelihoods by more than 1e-3 + 1e-6·|ll|, texts in any character
+    mode: str
 
 
 class Bench:
-    """A model in both programs' hands."""
+    """One model, scored by lm-eval and by our scorer."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoModelForCausalLM
 
-        from evosearch.execution.worker import load_tokenizer
+        from evosearch.execution.loaders import load_tokenizer
 
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
         self.tokenizer = load_tokenizer(folder)
 
     def scorer(self, setting: Setting, documents: int, folder: Path) -> Any:
+        """Our scorer on a suite written into `folder`."""
         from evosearch.evaluation.engine.loglikelihood import ScoreOptions
         from evosearch.evaluation.harness.harness import max_length_of
         from evosearch.evaluation.harness.scorer import Scorer
@@ -74,22 +80,21 @@ class Bench:
         return Scorer(suite, self.tokenizer, length, ScoreOptions(generation_rows=GENERATION_ROWS))
 
     def lm_eval(self, frozen: Any, batch_size: int, documents: int) -> tuple[float, list[Any]]:
-        """Seconds of `evaluate` on the first documents' frozen requests, and its model's answers to them."""
+        """Run `evaluate` on the frozen requests of the first documents; return its seconds and the model's answers."""
+        from evosearch.evaluation.harness.quiet import quiet
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
-
-        from evosearch.evaluation.harness.quiet import quiet
 
         own = frozen.tasks[0]
         chosen = list(zip(frozen.batch.sets[0].doc_ids, own.documents, strict=True))[:documents]
         instances = [instance for _, document in chosen for instance in document.instances]
-        for number, (_, document) in enumerate(chosen):  # with `samples`, lm-eval counts documents as they come
+        for number, (_, document) in enumerate(chosen):  # with `samples`, lm-eval numbers documents by position
             for instance in document.instances:
                 instance.metadata = (instance.metadata[0], number, *instance.metadata[2:])
                 instance.doc_id = number
         task = own.task
         task._instances = instances
-        task.build_all_requests = lambda **_: None  # they are built
+        task.build_all_requests = lambda **_: None  # already built
         with quiet(), redirect_stderr(io.StringIO()):  # progress bars
             lm = HFLM(pretrained=self.model, tokenizer=self.tokenizer, batch_size=batch_size)
             started = time.perf_counter()
@@ -103,13 +108,13 @@ class Bench:
         return seconds, answers
 
     def ours(self, scorer: Any, batch: Any) -> tuple[float, Any]:
-        """Seconds of our scorer, and its card."""
+        """Run our scorer; return its seconds and its score card."""
         started = time.perf_counter()
         card = scorer.score(self.model, batch)
         return time.perf_counter() - started, card
 
     def compare(self, setting: Setting) -> Row:
-        """One setting: ours, lm-eval, ours."""
+        """Measure one setting: our scorer, lm-eval, our scorer."""
         import numpy as np
 
         from evosearch.evaluation.engine.generation import generate
@@ -122,10 +127,10 @@ class Bench:
             generates = setting.config["output_type"] == "generate_until"
             pilots = {size: self.lm_eval(frozen, size, PILOT)[0] for size in BATCH_SIZES if not generates}
             size = GENERATION_ROWS if generates else min(pilots, key=lambda size: pilots[size])
-            scorer.score(self.model, scorer.batch("search"))  # what is found out of a model once is not a candidate's
+            scorer.score(self.model, scorer.batch("search"))  # one-time work per model
             before, card = self.ours(scorer, batch)
             theirs, answers = self.lm_eval(frozen, size, setting.documents)
-            ours = (before + self.ours(scorer, batch)[0]) / 2  # around lm-eval's: other work on the machine hits both
+            ours = (before + self.ours(scorer, batch)[0]) / 2  # runs on both sides of lm-eval's even out other load
         if generates:
             texts = generate(self.model, scorer._lay_out(batch)[2])[0]
             difference, differ = 0.0, sum(ours != theirs for ours, theirs in zip(texts, answers, strict=True))
@@ -151,8 +156,8 @@ class Bench:
         )
 
     def outside(self, items: int) -> dict[str, float]:
-        """The share of a score's seconds in which no module of the model runs."""
-        spent = [0.0, 0.0]  # when the module that runs now began, seconds in modules
+        """Measure the share of the scoring time in which no module of the model runs."""
+        spent = [0.0, 0.0]  # start of the running module, total seconds in modules
 
         def begin(*_: Any) -> None:
             spent[0] = time.perf_counter()
@@ -178,31 +183,33 @@ class Bench:
 
 
 def table(rows: list[Row], outside: dict[str, float] | None) -> str:
+    """Markdown table with one line for each setting."""
     lines = [
-        "| requests | documents | lm-eval's batch | its seconds / ours | claimed | tokens asked | run | run / distinct "
-        "| largest difference | differ | way |",
+        "| requests | documents | lm-eval's batch | its seconds / ours | claimed | tokens requested "
+        "| run | run / distinct | largest difference | differ | mode |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for row in rows:
         cells: list[Any] = [row.setting, row.documents, row.batch_size, f"{row.times:.1f}", f"{row.claim:g}"]
         cells += [row.requested, row.run, f"{row.run / row.distinct:.3f}", f"{row.largest_difference:.1e}", row.differ]
-        cells += [row.way]
+        cells += [row.mode]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     if outside:
-        share = f"{100 * outside['share']:.1f}% of the seconds of {outside['items']:.0f} zero-shot items"
-        lines += ["", f"Outside the model's modules: {share}."]
+        share = f"{100 * outside['share']:.1f}% of the time"
+        lines += ["", f"Outside the model's modules: {share}, on {outside['items']:.0f} zero-shot items."]
     return "\n".join(lines)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", nargs="?", type=Path, default=ROOT / "models" / "smollm2" / "base")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", default="", help="settings whose name has this word; 'outside' for the last part")
-    parser.add_argument("--items", type=int, default=1000)
+    """Run the settings; return the exit code."""
+    parser = argparse.ArgumentParser("python -m benchmarks.score", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", nargs="?", type=Path, default=MODEL, help="folder of a model, default %(default)s")
+    parser.add_argument("--threads", type=int, default=2, help="default %(default)s")
+    parser.add_argument("--only", default="", help="settings whose name contains this word; 'outside' for the share")
+    parser.add_argument("--items", type=int, default=1000, help="zero-shot questions of the share, default %(default)s")
     options = parser.parse_args()
     if not (options.model / "config.json").is_file():
-        print(f"{options.model}: no model there; scripts/prepare_smollm2 writes one", file=sys.stderr)
+        print(NO_MODEL.format(options.model), file=sys.stderr)
         return 2
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
@@ -215,8 +222,8 @@ def main() -> int:
             rows.append(bench.compare(setting))
             print(f"{setting.name}: {rows[-1].times:.1f} times", file=sys.stderr)
     outside = bench.outside(options.items) if options.only in "outside" else None
-    print(json.dumps({"threads": options.threads, "settings": [asdict(row) for row in rows], "outside": outside}))
-    print(table(rows, outside), file=sys.stderr)
+    found = {"threads": options.threads, "settings": [asdict(row) for row in rows], "outside": outside}
+    publish(found, table(rows, outside))
     met = all(row.times >= row.claim and row.differ == 0 for row in rows)
     met = met and all(row.run <= OVERHEAD * row.distinct for row in rows)
     return int(not met or bool(outside and outside["share"] > OUTSIDE))

@@ -1,13 +1,13 @@
-#!/usr/bin/env python3
-"""A search of many cheap candidates while workers and nodes are killed: what is lost, what is doubled, what grows.
+"""Soak test: a search of many cheap candidates on a cluster whose workers and nodes are killed.
 
-    scripts/bench/soak [--candidates 2000] [--every 50] [--seconds 0.2] [--seed 0] [--folder DIR]
+    .venv/bin/python -m benchmarks.soak [--candidates 2000] [--every 50] [--seconds 0.2] [--seed 0] [--folder DIR]
 
-A cluster as `scripts/cluster` makes it: PostgreSQL for the ledger, an MLflow server with accounts, a Ray head and three
-nodes of two workers each. The controller, ledger, pool and mirror are real and the workers light: they sleep, and make
-a score card of the recipe. About every 50 scored candidates a worker gets SIGKILL, every eighth time a node, which
-comes back. In the end ledger and MLflow are held against each other, candidate by candidate, over REST. Prints one JSON
-document and a table; exit code 1 where something was lost, doubled, or differs, or the controller grew.
+Runs on a development cluster: PostgreSQL for the ledger, an MLflow server with accounts, a Ray head and three nodes of
+two workers each. Controller, ledger, pool and mirror are real; the workers are light (they sleep and compute a score
+card from the recipe). About every 50 scored candidates a worker gets SIGKILL; every eighth time it is a node, which is
+restarted. Afterwards ledger and MLflow are compared candidate by candidate over REST. Prints one JSON document and a
+table. Exit code 1 if a candidate was lost, duplicated or differs, or if the controller grew by more than 16 KiB per
+candidate. Needs `./scripts/setup server` and PostgreSQL.
 """
 
 import argparse
@@ -27,24 +27,25 @@ import psycopg
 
 from benchmarks._cluster_proof.evidence import check_mirror, of_type, read, unanswered
 from benchmarks._light_workers.driver import SEARCH
+from benchmarks._paths import ROOT
+from benchmarks._report import publish
 from evosearch.devcluster import mlflow_server
 from evosearch.devcluster.cluster import Cluster
-from evosearch.devcluster.environment import ACCOUNT, of_nodes, tracking
 from evosearch.devcluster.mlflow_rest import Rest
+from evosearch.devcluster.process_environment import ACCOUNT, of_nodes, tracking
 from evosearch.devcluster.processes import HOST
 from evosearch.devcluster.ray_nodes import worker
 from evosearch.errors import SearchError
 
-SCRIPTS = Path(__file__).resolve().parents[1]
-NODES, WORKERS = 3, 2  # nodes, and workers of each
-NODE_EVERY = 8  # kills, of which one is a node's
-AWAY_S = 5.0  # that a node is away before it is started again
-GROWTH_KIB = 16.0  # of the controller for each candidate, at most
+NODES, WORKERS = 3, 2  # nodes, workers per node
+NODE_EVERY = 8  # every eighth kill hits a node
+AWAY_S = 5.0  # before a killed node is restarted
+GROWTH_KIB = 16.0  # of the controller per candidate, at most
 MIB = 2**20
 
 
 class Soak:
-    """One run; `figures` is what it measured."""
+    """One soak test on a cluster of its own."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options, self.random = options, random.Random(options.seed)
@@ -52,15 +53,20 @@ class Soak:
         self.folder = folder
         self.kills = {"worker": 0, "node": 0}
         self.memory: dict[int, float] = {}  # candidates scored → MiB of the controller
-        self._down: dict[str, float] = {}  # node → when it was killed
+        self._down: dict[str, float] = {}  # node → monotonic time of its kill
 
     def run(self) -> dict[str, Any]:
+        """Run the search to its end; return the figures.
+
+        Raises:
+            SearchError: The search failed; the message is the end of its log.
+        """
         self.cluster.up(nodes=NODES, cpus_per_node=WORKERS)
         began = time.monotonic()
         with open(self.folder / "driver.log", "wb") as log:
             driver = self._drive(log)
             try:
-                self._kill_now_and_then(driver)
+                self._inject_faults(driver)
             finally:
                 driver.kill() if driver.poll() is None else None
         if driver.returncode:
@@ -77,12 +83,12 @@ class Soak:
             "candidates": self.options.candidates,
             "seconds": self.options.seconds,
         }
-        environment = of_nodes(self.cluster.places, state, self.cluster.postgres) | {"PYTHONPATH": str(SCRIPTS)}
+        environment = of_nodes(self.cluster.places, state, self.cluster.postgres) | {"PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "benchmarks._light_workers.driver", json.dumps(settings)]
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
-    def _kill_now_and_then(self, driver: "subprocess.Popen[bytes]") -> None:
-        """Until the driver ends: kill about every so many candidates, and read its memory on the way."""
+    def _inject_faults(self, driver: "subprocess.Popen[bytes]") -> None:
+        """Kill a worker or node about every `every` candidates until the driver ends, and sample its memory."""
         process, last = psutil.Process(driver.pid), self.options.candidates
         marks = [last // 10, last // 2, last]
         due = self._next(0)
@@ -125,8 +131,8 @@ class Soak:
 
     def _figures(self, seconds: float) -> dict[str, Any]:
         events = read(self.cluster.ledger(), SEARCH)
-        asked, scored = of_type(events, "asked"), of_type(events, "scored")
-        told = [one["candidate"] for payload in of_type(events, "told") for one in payload["observations"]]
+        proposed, scored = of_type(events, "asked"), of_type(events, "scored")
+        reported = [one["candidate"] for payload in of_type(events, "told") for one in payload["observations"]]
         names = [payload["candidate"] for payload in scored]
         account = (ACCOUNT, mlflow_server.account_password(self.cluster.places))
         try:
@@ -137,13 +143,13 @@ class Soak:
         grown = 1024.0 * (self.memory[last] - self.memory[first]) / (last - first)
         retried = of_type(events, "retried")
         return {
-            "candidates": len(asked),
+            "candidates": len(proposed),
             "kills": self.kills,
             "retried": len(retried),
             "reasons": sorted({payload["reason"].split(":")[0] for payload in retried}),
             "failed": len(of_type(events, "failed")),
-            "lost": len(unanswered(events)) + len({p["candidate"] for p in asked} - set(told)),
-            "doubled": len(names) - len(set(names)) + len(told) - len(set(told)),
+            "lost": len(unanswered(events)) + len({one["candidate"] for one in proposed} - set(reported)),
+            "duplicated": len(names) - len(set(names)) + len(reported) - len(set(reported)),
             "mirror": mirror,
             "agrees": agrees,
             "controller_mib": {str(count): round(value, 1) for count, value in sorted(self.memory.items())},
@@ -160,35 +166,42 @@ def _is_worker(process: psutil.Process) -> bool:
 
 
 def table(found: dict[str, Any]) -> str:
+    """Markdown table with one figure per line."""
     memory = " → ".join(f"{value:.0f}" for value in found["controller_mib"].values())
     rows = {
         "candidates": found["candidates"],
-        "killed: workers, nodes": f"{found['kills']['worker']}, {found['kills']['node']}",
-        "scored again elsewhere": found["retried"],
+        "workers killed, nodes killed": f"{found['kills']['worker']}, {found['kills']['node']}",
+        "retried on another worker": found["retried"],
         "lost": found["lost"],
-        "doubled": found["doubled"],
+        "duplicated": found["duplicated"],
         "failed": found["failed"],
         "ledger and MLflow": found["mirror"],
-        f"controller, MiB, after {', '.join(found['controller_mib'])} candidates": memory,
+        f"controller memory after {', '.join(found['controller_mib'])} candidates, MiB": memory,
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
 def say(text: str) -> None:
+    """Print a line of progress on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--candidates", type=int, default=2000)
-    parser.add_argument("--every", type=int, default=50, help="scored candidates between two kills, about")
-    parser.add_argument("--seconds", type=float, default=0.2, help="that a candidate takes a worker")
+    """Run the soak test; return 1 if it found a problem."""
+    parser = argparse.ArgumentParser("python -m benchmarks.soak", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--candidates", type=int, default=2000, help="default %(default)s")
+    parser.add_argument(
+        "--every", type=int, default=50, help="scored candidates between two kills on average, default %(default)s"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=0.2, help="that a worker takes per candidate, default %(default)s"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="keep everything there")
+    parser.add_argument("--folder", type=Path, help="keep logs and databases in this folder")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="evosearch-soak-"))
     folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o711)  # PostgreSQL's user has to pass it
+    folder.chmod(0o711)  # PostgreSQL's user must be able to traverse it
     soak = Soak(options, folder)
     os.environ["PGPASSFILE"] = str(soak.cluster.postgres.passfile)
     try:
@@ -198,9 +211,8 @@ def main() -> int:
             soak.cluster.down()
         if options.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
-    print(f"\n{table(found)}\n", file=sys.stderr)
-    print(json.dumps(found))
-    well = found["lost"] == found["doubled"] == found["failed"] == 0 and found["agrees"]
+    publish(found, table(found))
+    well = found["lost"] == found["duplicated"] == found["failed"] == 0 and found["agrees"]
     return int(not well or found["growth_kib_per_candidate"] > GROWTH_KIB)
 
 

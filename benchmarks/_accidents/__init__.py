@@ -1,1 +1,1 @@
-"""What `scripts/bench/faults` is made of: real processes that are ended, and what the ledger then says."""
+"""Fault injection for `benchmarks.faults`: real processes are killed, then the ledger is checked."""

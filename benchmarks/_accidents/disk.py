@@ -1,4 +1,4 @@
-"""The disk that a ledger is on is full: the search stops and says so, and goes on once there is room again."""
+"""Fault of the disk: it fills up under the ledger; the search stops with a clear error and resumes later."""
 
 import os
 import shutil
@@ -11,19 +11,19 @@ from pathlib import Path
 import yaml
 
 from benchmarks._accidents.record import altered, examine
-from benchmarks._accidents.stage import Finding, NotHere, Program, Stage, conclude
+from benchmarks._accidents.stage import Program, ScenarioResult, Stage, UnavailableError, conclude
 from benchmarks._cluster_proof import problem
-from evosearch.devcluster.environment import kept
+from evosearch.devcluster.process_environment import kept
 from evosearch.environment import TELEMETRY_OFF
 
-ROOMY, PAGE = "1g", 4096  # bytes of the disk; it takes memory only as it fills
+ROOMY, PAGE = "1g", 4096  # size of the tmpfs and of a page, bytes; memory is used only as it fills
 WRONG_INPUT = 2  # exit code
-SCORED = 14  # candidates and baselines, until the disk is full
-ENDED_WELL = (0, 3)  # promoted, or the gate said no
+SCORED = 14  # candidates and baselines before the disk is filled
+ENDED_WELL = (0, 3)  # promoted, or rejected by the gate
 
 
-def disk_full(stage: Stage) -> Finding:
-    """The disk of the ledger is full while `evosearch run` writes it; there is room again, and it goes on."""
+def disk_full(stage: Stage) -> ScenarioResult:
+    """Fill the ledger's disk during `evosearch run`, then make room and resume."""
     stage.search = problem.NAME
     with _disk(stage.folder / "disk") as disk:
         stage.ledger = f"sqlite:///{disk / 'ledger.db'}"
@@ -43,14 +43,14 @@ def disk_full(stage: Stage) -> Finding:
         record = examine(stage.ledger, problem.NAME, problem.CANDIDATES)
         more = altered(early, before) + altered(before, stage.events())
     if code != WRONG_INPUT or "disk" not in said or "Make room" not in said:
-        more.append(f"with the disk full it ended with {code}, and said: {said}")
+        more.append(f"on a full disk the exit code was {code}: {said}")
     if refused != WRONG_INPUT or "Make room" not in _error(again):
-        more.append(f"started while the disk was full it ended with {refused}, and said: {_error(again)}")
+        more.append(f"started on a full disk the exit code was {refused}: {_error(again)}")
     if ended not in ENDED_WELL:
-        more.append(f"after room was made it ended with {ended}: {_error(last)}")
+        more.append(f"after space was freed the exit code was {ended}: {_error(last)}")
     happened = (
-        f"the disk was full with {len(before)} events on record: exit code {code}; started again on it: {refused}; "
-        f"after room was made: {ended}"
+        f"disk full after {len(before)} recorded events: exit code {code}; restarted on the full disk: {refused}; "
+        f"after space was freed: {ended}"
     )
     reasons = [f"standard error: {one.replace(f'{stage.folder}/', '')}" for one in (said, _error(again))]
     return conclude(happened, record, more=more, reasons=reasons)
@@ -58,10 +58,14 @@ def disk_full(stage: Stage) -> Finding:
 
 @contextmanager
 def _disk(folder: Path) -> Iterator[Path]:
-    """A disk of its own, in memory."""
+    """Mount a tmpfs.
+
+    Raises:
+        UnavailableError: This process may not mount one.
+    """
     folder.mkdir()
     if os.geteuid() != 0:
-        raise NotHere("a disk of its own can be mounted by root alone")
+        raise UnavailableError("only root can mount a disk")
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={ROOMY}", "tmpfs", str(folder)],
         capture_output=True,
@@ -69,7 +73,7 @@ def _disk(folder: Path) -> Iterator[Path]:
         check=False,
     )
     if mounted.returncode:
-        raise NotHere(f"no disk of its own can be mounted: {mounted.stderr.strip()}")
+        raise UnavailableError(f"cannot mount a disk: {mounted.stderr.strip()}")
     try:
         yield folder
     finally:
@@ -85,7 +89,7 @@ def _write_spec(stage: Stage) -> Path:
     path = problem.write_spec(stage.folder, stage.ledger, "jsonl:events.jsonl")
     spec = yaml.safe_load(path.read_text())
     spec["workers"] = {"executor": "local", "threads": 1, "device": "cpu"}
-    del spec["promotion"]["register_as"]  # which takes a registry
+    del spec["promotion"]["register_as"]  # needs a registry
     path.write_text(yaml.safe_dump(spec, sort_keys=False))
     return path
 
@@ -99,5 +103,5 @@ def _run(stage: Stage, spec: Path, name: str) -> Program:
 
 
 def _error(program: Program) -> str:
-    """The message that it ended with: its last line."""
+    """Last line of its log."""
     return (program.said().splitlines() or ["nothing"])[-1].strip()

@@ -1,16 +1,16 @@
-"""Faults of nodes: one is lost with its jobs; one comes while the search runs."""
+"""Faults of nodes: one is lost with its jobs, one joins during the search."""
 
 from benchmarks._accidents.record import examine
-from benchmarks._accidents.stage import Finding, Stage, conclude
+from benchmarks._accidents.stage import ScenarioResult, Stage, conclude
 from benchmarks._cluster_proof.evidence import of_type
 from benchmarks._light_workers.driver import SEARCH
 
 
-def node_removed(stage: Stage) -> Finding:
-    """A node is gone at once, as when it loses power."""
+def node_removed(stage: Stage) -> ScenarioResult:
+    """Kill a node at once, as a power failure does."""
     nodes = stage.up(first=2, second=2)
     stage.drive(90, 0.2)
-    stage.until(lambda: len(_of(stage, nodes.pids("second"))) == 2, "both workers of the second node used")
+    stage.until(lambda: len(_of(stage, nodes.pids("second"))) == 2, "used by both workers of the second node")
     stage.until_scored(20)
     nodes.lose("second")
     stage.finish()
@@ -18,8 +18,8 @@ def node_removed(stage: Stage) -> Finding:
     return conclude("one node of two was lost, with the jobs of its 2 workers", record, "its node was lost: ", least=2)
 
 
-def node_added(stage: Stage) -> Finding:
-    """A search that takes what there is gets a second node, and uses it."""
+def node_added(stage: Stage) -> ScenarioResult:
+    """Add a node to the cluster of a search that uses all workers there are."""
     nodes = stage.up(first=2)
     stage.drive(80, 0.3)
     stage.until_scored(15)
@@ -30,18 +30,18 @@ def node_added(stage: Stage) -> Finding:
         seen.update(nodes.pids("second"))
         return len(_of(stage, seen)) == 2
 
-    with nodes.standing_still():
+    with nodes.suspended():
         nodes.add("second", 2)
-        stage.until(used, "both workers of the second node used")
+        stage.until(used, "used by both workers of the second node")
     stage.finish()
     record = examine(stage.ledger, SEARCH, stage.candidates)
-    there = [one for one in of_type(stage.events(), "scored") if _pid(one["worker"]) in seen]
-    happened = f"a second node came after {before} candidates; {len(there)} of the others were scored there"
-    return conclude(happened, record, reasons=["none to be told"])
+    moved = [one for one in of_type(stage.events(), "scored") if _pid(one["worker"]) in seen]
+    happened = f"a second node joined after {before} candidates; {len(moved)} of the others were scored on it"
+    return conclude(happened, record, reasons=["none expected"])
 
 
 def _of(stage: Stage, pids: set[int]) -> set[int]:
-    """Those of some processes that have scored candidates."""
+    """Those of some processes that have scored a candidate."""
     return {_pid(one["worker"]) for one in of_type(stage.events(), "scored")} & pids
 
 

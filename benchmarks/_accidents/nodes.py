@@ -1,4 +1,4 @@
-"""The Ray nodes of one scenario: each a process in a session of its own, on loopback, with a token."""
+"""Ray nodes of one scenario: a process group each, on loopback, with token authentication."""
 
 import json
 import os
@@ -13,58 +13,62 @@ from typing import Any
 
 import psutil
 
-from evosearch.devcluster.environment import kept
+from benchmarks._paths import ROOT
 from evosearch.devcluster.private import secret
+from evosearch.devcluster.process_environment import kept
 from evosearch.devcluster.processes import HOST, Process, free_port, last_lines, start
 from evosearch.environment import TELEMETRY_OFF
 from evosearch.errors import SearchError
 
-SCRIPTS = Path(__file__).resolve().parents[1]
 OBJECT_STORE = 80_000_000  # bytes
-UP_S = 120.0  # for a node to be up, on a busy machine
-TRIES = 3  # Ray itself gives a node 30 s, which are few there
+UP_S = 120.0  # for a node to start on a busy machine
+TRIES = 3  # Ray itself gives a node 30 s, which is too short there
 HEAD = "head"
-FROZEN_S = 1.0  # that who is about to be killed stands still: time enough for a job to be with it
+FROZEN_S = 1.0  # a process is suspended before it is killed, so that it holds a job
 
 
 class Nodes:
-    """A head, and nodes that join it."""
+    """A head node and nodes that join it."""
 
     def __init__(self, folder: Path) -> None:
-        """Args:
-        folder: of the scenario; logs and the token lie there.
+        """Prepare an empty cluster.
+
+        Args:
+            folder: Folder of the scenario, for logs and the token.
         """
         self._folder = folder
-        self._ray = Path(tempfile.mkdtemp(prefix="evofaults-"))  # short: paths of sockets are bounded
+        self._ray = Path(tempfile.mkdtemp(prefix="evofaults-"))  # short, because the length of socket paths is limited
         self._port = free_port()
         self._processes: dict[str, Process] = {}
         secret(self.token)
 
     @property
     def address(self) -> str:
+        """Address of the head, host:port."""
         return f"{HOST}:{self._port}"
 
     @property
     def token(self) -> Path:
+        """File of the token."""
         return self._folder / "ray-token"
 
     def environment(self) -> dict[str, str]:
-        """Of nodes, and of whoever joins them."""
+        """Environment of nodes and drivers."""
         ours = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # despite its name: else 127.0.0.1 is not taken for our address
-            "PYTHONPATH": str(SCRIPTS),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # despite its name: otherwise Ray replaces 127.0.0.1
+            "PYTHONPATH": str(ROOT),
             "PYTHONDONTWRITEBYTECODE": "1",
             "OMP_NUM_THREADS": "1",
         }
         return kept(os.environ) | TELEMETRY_OFF | ours
 
     def add(self, name: str, cpus: int = 0, **environment: str) -> None:
-        """Start a node, and wait until it is up; the head first.
+        """Start a node and wait until it is up; the head must be first.
 
         Raises:
-            SearchError: it does not come up.
+            SearchError: The node did not start.
         """
         for left in reversed(range(TRIES)):
             try:
@@ -95,17 +99,17 @@ class Nodes:
         process = start(command, self.environment() | environment, self._folder, log)
         self._processes[name] = process
         deadline = time.monotonic() + UP_S
-        while not (folder / "ray_current_cluster").exists():  # the last that a node does
+        while not (folder / "ray_current_cluster").exists():  # written last by a starting node
             if not process.running or time.monotonic() > deadline:
-                raise SearchError(f"node {name} does not come up:\n{last_lines(log)}")
+                raise SearchError(f"node {name} did not start:\n{last_lines(log)}")
             time.sleep(0.1)
 
     def pids(self, name: str) -> set[int]:
-        """Of all that runs on a node now."""
+        """Process ids of everything that runs on a node now."""
         return {process.pid for process in self._processes[name].members()}
 
     def workers(self) -> list[psutil.Process]:
-        """The workers of all nodes."""
+        """Worker processes of all nodes."""
         found = []
         for process in [one for node in self._processes.values() for one in node.members()]:
             with suppress(psutil.NoSuchProcess):
@@ -114,8 +118,8 @@ class Nodes:
         return found
 
     @contextmanager
-    def standing_still(self) -> Iterator[None]:
-        """The workers that are there now do nothing within it: the search lasts until a slow machine has come along."""
+    def suspended(self) -> Iterator[None]:
+        """Suspend the current workers within the context, so that the search does not end before a node has joined."""
         held = self.workers()
         for process in held:
             process.suspend()
@@ -127,7 +131,7 @@ class Nodes:
                     process.resume()
 
     def lose(self, name: str) -> None:
-        """A node stands still, its jobs with it; then it is gone, as when a machine loses power."""
+        """Suspend a node with its jobs, then kill it, as a power failure does."""
         for process in self._processes[name].members():
             with suppress(psutil.NoSuchProcess):
                 process.suspend()
@@ -135,18 +139,18 @@ class Nodes:
         self.kill(name)
 
     def kill(self, name: str) -> None:
-        """SIGKILL to a node and all that runs on it."""
+        """Send SIGKILL to a node and everything that runs on it."""
         self._processes[name].kill()
 
     def end(self) -> None:
-        """Nothing of it runs or lies about on return."""
+        """Kill all nodes and delete their files."""
         for name in reversed(self._processes):
             self.kill(name)
         shutil.rmtree(self._ray, ignore_errors=True)
 
 
 def lose_worker(worker: psutil.Process) -> None:
-    """A worker stands still, its job with it; then it is gone."""
+    """Suspend a worker with its job, then kill it."""
     worker.suspend()
     time.sleep(FROZEN_S)
     worker.kill()

@@ -1,4 +1,4 @@
-"""What a ledger says of a search that met a fault: who is lost, who is there twice, what reasons stand in it."""
+"""Integrity of a search's ledger after a fault: lost and duplicated candidates, and recorded reasons."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,27 +16,29 @@ from evosearch.search.ledger.ledger import Ledger
 
 @dataclass(frozen=True)
 class Record:
-    """One search, as its ledger has it.
+    """State of one search according to its ledger.
 
     Attributes:
-        lost: candidates asked that have no result, of which the optimizer was not told, or whose scores are not there.
-        doubled: results, tellings or asks that are there more than once.
-        broken: what else is not whole, one sentence each.
-        retried: candidate and reason of each time that one was scored again.
-        failed: candidate and reason.
+        candidates: Number of proposed candidates.
+        lost: Proposed candidates without a result, without a report to the optimizer, or without per-item scores.
+        duplicated: Proposals, results and reports that are recorded more than once.
+        broken: Other inconsistencies, one sentence each.
+        retried: Candidate and reason of each retry.
+        failed: Candidate and reason of each failure.
+        sessions: Number of times that the search was started.
     """
 
     candidates: int
     lost: tuple[str, ...]
-    doubled: tuple[str, ...]
+    duplicated: tuple[str, ...]
     broken: tuple[str, ...]
     retried: tuple[tuple[str, str], ...]
     failed: tuple[tuple[str, str], ...]
-    sessions: int  # how often it was started
+    sessions: int
 
 
 def events_of(url: str, search: str) -> list[Event]:
-    """All events of a search by its name; none where it has not started, or there is no ledger yet."""
+    """All events of the search of this name; empty if the search or its ledger does not exist yet."""
     try:
         with Ledger.open(url, read_only=True) as ledger:
             found = ledger.search_by_name(search)
@@ -46,10 +48,12 @@ def events_of(url: str, search: str) -> list[Event]:
 
 
 def examine(url: str, search: str, candidates: int) -> Record:
-    """Look at a search that has ended.
+    """Check a finished search.
 
     Args:
-        candidates: its budget.
+        url: URL of the ledger.
+        search: Name of the search.
+        candidates: Its budget.
     """
     with Ledger.open(url, read_only=True) as ledger:
         found = ledger.search_by_name(search)
@@ -59,26 +63,26 @@ def examine(url: str, search: str, candidates: int) -> Record:
 
 
 def judge(events: Sequence[Event], scores: Sequence[tuple[str, str, str]], candidates: int) -> Record:
-    """What `examine` says of these events and (candidate, split, item-set digest) of the scores beside them."""
-    asked = [payload["candidate"] for payload in of_type(events, "asked")]
-    told = [one["candidate"] for payload in of_type(events, "told") for one in payload["observations"]]
+    """Check events against the stored scores, given as (candidate, split, item-set digest)."""
+    proposed = [payload["candidate"] for payload in of_type(events, "asked")]
+    reported = [one["candidate"] for payload in of_type(events, "told") for one in payload["observations"]]
     answers = of_type(events, "scored", "failed")
     results = [(one["candidate"], one["split"], one.get("minibatch")) for one in answers]
     lacking = _without_scores(of_type(events, "scored"), scores)
-    doubled = {"asked": _twice(asked), "told": _twice(told), "recorded": _twice(results)}
+    duplicated = {"proposed": _twice(proposed), "reported": _twice(reported), "recorded": _twice(results)}
     broken = _gaps(events)
-    if len(set(asked)) != candidates:
-        broken.append(f"{len(set(asked))} candidates were asked, not {candidates}")
-    if strange := sorted(set(told) - set(asked)):
-        broken.append(f"told of {', '.join(strange)}, which nobody asked")
-    if ownless := sorted({f"{name}@{split}" for name, split, _ in scores} - {f"{k[0]}@{k[1]}" for k in results}):
-        broken.append(f"there are scores of {', '.join(ownless)}, and no result")
+    if len(set(proposed)) != candidates:
+        broken.append(f"{len(set(proposed))} candidates were proposed, not {candidates}")
+    if unknown := sorted(set(reported) - set(proposed)):
+        broken.append(f"{', '.join(unknown)}: reported to the optimizer but never proposed")
+    if orphans := sorted({f"{name}@{split}" for name, split, _ in scores} - {f"{k[0]}@{k[1]}" for k in results}):
+        broken.append(f"{', '.join(orphans)}: per-item scores without a result")
     if not events or events[-1].type != "stopped":
-        broken.append("it has not stopped")
+        broken.append("the last event is not 'stopped'")
     return Record(
-        candidates=len(set(asked)),
-        lost=tuple(sorted(unanswered(events) | (set(asked) - set(told)) | lacking)),
-        doubled=tuple(f"{name} {how} twice" for how, names in doubled.items() for name in names),
+        candidates=len(set(proposed)),
+        lost=tuple(sorted(unanswered(events) | (set(proposed) - set(reported)) | lacking)),
+        duplicated=tuple(f"{name} {how} twice" for how, names in duplicated.items() for name in names),
         broken=tuple(broken),
         retried=tuple((one["candidate"], one["reason"]) for one in of_type(events, "retried")),
         failed=tuple((one["candidate"], one["reason"]) for one in of_type(events, "failed")),
@@ -87,13 +91,13 @@ def judge(events: Sequence[Event], scores: Sequence[tuple[str, str, str]], candi
 
 
 def altered(before: Sequence[Event], after: Sequence[Event]) -> list[str]:
-    """What was on record and is not any more, or reads otherwise."""
+    """Recorded events that have since disappeared or changed."""
     now = {event.seq: event for event in after}
-    return [f"event {event.seq} ({event.type}) is not what it was" for event in before if now.get(event.seq) != event]
+    return [f"event {event.seq} ({event.type}) has changed" for event in before if now.get(event.seq) != event]
 
 
 def _scores(url: str, search_id: str) -> list[tuple[str, str, str]]:
-    """Candidate, split and item-set digest of the per-item scores, each digest once."""
+    """Distinct (candidate, split, item-set digest) of the stored per-item scores."""
     engine, at = sa.create_engine(url), store.scores.c
     query = sa.select(at.candidate, at.split, at.digest).where(at.search_id == search_id).distinct()
     try:
@@ -104,12 +108,12 @@ def _scores(url: str, search_id: str) -> list[tuple[str, str, str]]:
 
 
 def _without_scores(scored: Sequence[dict[str, Any]], scores: Sequence[tuple[str, str, str]]) -> set[str]:
-    """Candidates with a result whose per-item scores are not all there."""
-    there = set(scores)
+    """Candidates with a result but without all of their per-item scores."""
+    stored = set(scores)
     return {
         one["candidate"]
         for one in scored
-        if any((one["candidate"], one["split"], digest) not in there for digest in one["sets"].values())
+        if any((one["candidate"], one["split"], digest) not in stored for digest in one["sets"].values())
     }
 
 
@@ -123,4 +127,4 @@ def _gaps(events: Sequence[Event]) -> list[str]:
     if numbers == wanted:
         return []
     at = next(want for want, number in zip(wanted, numbers, strict=True) if want != number)
-    return [f"events are not numbered one after the other from {at} on"]
+    return [f"event numbers have a gap at {at}"]

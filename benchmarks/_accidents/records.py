@@ -1,4 +1,4 @@
-"""Faults of who writes the record: its server cuts it off and crashes, its own process is killed."""
+"""Faults of the ledger's writer: the server ends its connections and crashes, its process is killed."""
 
 import os
 import random
@@ -8,21 +8,21 @@ import time
 import psycopg
 
 from benchmarks._accidents.record import altered, examine
-from benchmarks._accidents.stage import Finding, NotHere, Stage, conclude
+from benchmarks._accidents.stage import ScenarioResult, Stage, UnavailableError, conclude
 from benchmarks._light_workers.driver import SEARCH
 from evosearch.devcluster.postgres import Postgres, find_programs
 
 DATABASE = "faults"
-DROPS = 12  # connections that are ended
-CAUGHT_S = 10.0  # within which a search that runs writes something
-AWAY_S = 3.0  # that the server is down
+DROPS = 12  # connections that are terminated
+CAUGHT_S = 10.0  # within which a running search writes something
+AWAY_S = 3.0  # downtime of the server
 KILLS = 3
 
 
-def connections(stage: Stage) -> Finding:
-    """The ledger's server ends the writer's connections in the middle of transactions, then crashes and comes back."""
+def connections(stage: Stage) -> ScenarioResult:
+    """Terminate the writer's connections inside transactions, then crash and restart the server."""
     if find_programs() is None:
-        raise NotHere("PostgreSQL's server programs are not installed")
+        raise UnavailableError("PostgreSQL is not installed")
     server = Postgres(stage.folder / "postgres")
     try:
         server.start()
@@ -34,11 +34,11 @@ def connections(stage: Stage) -> Finding:
         stage.until_scored(10)
         caught = sum(_cut_off(server) for _ in range(DROPS))
         before = stage.events()
-        stage.until(lambda: len(stage.events()) > len(before), "written on")
+        stage.until(lambda: len(stage.events()) > len(before), "resumed after lost connections")
         server.crash()
         time.sleep(AWAY_S)
         server.start()
-        stage.until(lambda: len(stage.events()) > len(before), "written on after the crash")
+        stage.until(lambda: len(stage.events()) > len(before), "resumed after the crash")
         caught += _cut_off(server)
         stage.finish()
         record = examine(stage.ledger, SEARCH, stage.candidates)
@@ -49,16 +49,16 @@ def connections(stage: Stage) -> Finding:
     lines = [line.partition(": ")[2] for line in stage.driver.said().splitlines() if line.startswith("postgresql:")]
     said = [line for line in lines if "Trying again for" in line]
     if caught < DROPS:
-        more.append(f"{caught} connections could be ended inside a transaction, not {DROPS}")
+        more.append(f"only {caught} of {DROPS} connections were terminated inside a transaction")
     if not said or len(said) != sum(line.startswith("is back after") for line in lines):
-        more.append(f"the search told of {len(said)} losses, and did not come back from all: {lines}")
-    happened = f"{caught} connections ended inside a writing transaction, then the server killed and started again"
+        more.append(f"the search logged {len(said)} lost connections and did not recover from all: {lines}")
+    happened = f"{caught} connections terminated inside a write transaction, then the server killed and restarted"
     reasons = [f"log: {reason}" for reason in dict.fromkeys(re.sub(r"(port|PID) \d+", r"\1 …", one) for one in said)]
     return conclude(happened, record, more=more, reasons=reasons)
 
 
 def _cut_off(server: Postgres) -> int:
-    """End the connection that writes, while it does: its insert waits for us. How many were ended so, 0 or 1."""
+    """Terminate the writing connection while its insert waits for our lock; return 1, or 0 if none wrote in time."""
     query = (
         "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         " AND wait_event_type = 'Lock' AND state = 'active' AND query LIKE 'INSERT%'"
@@ -68,7 +68,7 @@ def _cut_off(server: Postgres) -> int:
         server.connect(DATABASE) as watching,
         psycopg.connect(server.url(DATABASE), passfile=str(server.passfile)) as holding,
     ):
-        holding.execute("LOCK TABLE ledger_events IN SHARE MODE")  # until the end of this transaction
+        holding.execute("LOCK TABLE ledger_events IN SHARE MODE")  # held until the end of this transaction
         deadline = time.monotonic() + CAUGHT_S
         while time.monotonic() < deadline:
             if pids := [row[0] for row in watching.execute(query)]:
@@ -78,8 +78,8 @@ def _cut_off(server: Postgres) -> int:
     return 0
 
 
-def driver_killed(stage: Stage) -> Finding:
-    """The search's own process gets SIGKILL, and is started again; nothing that was scored is scored again."""
+def driver_killed(stage: Stage) -> ScenarioResult:
+    """Kill the search's own process and restart it; scored candidates must not be scored again."""
     stage.up(first=2)
     count = 120
     stage.drive(count, 0.2)
@@ -96,12 +96,12 @@ def driver_killed(stage: Stage) -> Finding:
         stage.until_scored(len(known) + 5)
         more += altered(before, stage.events())
         later = {job.partition("@")[0] for job, _ in stage.begun()[jobs:]}
-        more += [f"candidate {name} was scored and given to a worker again" for name in sorted(later & known)]
+        more += [f"candidate {name} was scored and then submitted again" for name in sorted(later & known)]
     stage.finish()
     record = examine(stage.ledger, SEARCH, count)
     if record.sessions != KILLS + 1:
-        more.append(f"{record.sessions} starts are on record, not {KILLS + 1}")
+        more.append(f"{record.sessions} starts are recorded, not {KILLS + 1}")
     resumed = [event.payload["resumed"] for event in stage.events() if event.type == "started"]
     reasons = [f"started {len(resumed)} times, {sum(resumed)} of them resumed"]
-    happened = f"the search's process got SIGKILL {KILLS} times, and was started again"
+    happened = f"the search's process got SIGKILL {KILLS} times and was restarted"
     return conclude(happened, record, more=more, reasons=reasons)

@@ -1,4 +1,4 @@
-"""Where one scenario plays: a folder, a ledger, Ray nodes, and the search's own process; and what came of it."""
+"""Environment of one scenario (folder, ledger, Ray nodes, search process) and its result."""
 
 import json
 import re
@@ -17,23 +17,24 @@ from evosearch.devcluster.processes import last_lines, launch
 from evosearch.errors import LedgerError, SearchError
 from evosearch.search.ledger.events import Event
 
-END_S = 240.0  # for a search to come to its end, or to where a fault is due
-LOOK_S = 0.1
-REASON = 160  # characters of one that are shown
+END_S = 240.0  # for a search to end, or to reach the point of the fault
+POLL_S = 0.1
+REASON = 160  # characters of a reason that are shown
 
 
-class NotHere(Exception):  # noqa: N818 (nothing is wrong)
-    """This machine does not have what a scenario takes; says what."""
+class UnavailableError(Exception):
+    """This machine lacks something that a scenario needs."""
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What a scenario came to.
+class ScenarioResult:
+    """Result of one scenario.
 
     Attributes:
-        happened: what was done to the search, with numbers.
-        reasons: as they are on record, and where.
-        problems: why it has not passed; none where it has.
+        happened: Fault that was injected, with numbers.
+        record: State of the ledger afterwards.
+        reasons: Recorded reasons of retries and failures.
+        problems: Why the scenario failed; empty if it passed.
     """
 
     happened: str
@@ -43,7 +44,7 @@ class Finding:
 
 
 class Program:
-    """A process in a session of its own; what it says is appended to a log."""
+    """Process in its own session whose output is appended to a log."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path) -> None:
         self.log = log
@@ -51,33 +52,35 @@ class Program:
 
     @property
     def running(self) -> bool:
+        """Whether it has not ended."""
         return self._popen.poll() is None
 
     def kill(self) -> None:
-        """SIGKILL to it and all that it started."""
+        """Send SIGKILL to it and everything that it started."""
         self._session.kill()
         self._popen.wait()
 
     def wait(self, within_s: float = END_S) -> int:
-        """Its exit code.
+        """Wait for its exit code.
 
         Raises:
-            SearchError: it does not end.
+            SearchError: It did not end in time.
         """
         try:
             return self._popen.wait(within_s)
         except subprocess.TimeoutExpired:
-            raise SearchError(f"it has not ended after {within_s:.0f} s:\n{last_lines(self.log)}") from None
+            raise SearchError(f"the process did not end within {within_s:.0f} s:\n{last_lines(self.log)}") from None
 
     def said(self) -> str:
+        """Its output so far."""
         return self.log.read_text(errors="replace")
 
 
 class Stage:
-    """One scenario's folder, and what runs in it. The search is `benchmarks._light_workers.driver`'s."""
+    """Folder of one scenario and the processes in it; the search is that of `benchmarks._light_workers.driver`."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(mode=0o711)  # PostgreSQL's user has to pass it
+        folder.mkdir(mode=0o711)  # PostgreSQL's user must be able to traverse it
         self.folder = folder
         self.ledger, self.search = f"sqlite:///{folder / 'ledger.db'}", SEARCH
         self.nodes: Nodes | None = None
@@ -86,7 +89,7 @@ class Stage:
         self._environment: dict[str, str] = {}
 
     def up(self, **cpus: int) -> Nodes:
-        """Start a head and nodes with so many CPUs, which is so many workers; the head has none unless it is named."""
+        """Start a head and nodes; `cpus` maps a node to its CPUs, which is its number of workers (0 for the head)."""
         self.nodes = Nodes(self.folder)
         self.nodes.add(HEAD, cpus.pop(HEAD, 0))
         for name, count in cpus.items():
@@ -94,7 +97,7 @@ class Stage:
         return self.nodes
 
     def drive(self, candidates: int, seconds: float, environment: Mapping[str, str] | None = None, **more: Any) -> None:
-        """Start the search; `more` as in `_soak.driver.Settings`."""
+        """Start the search; `more` are further fields of `driver.Settings`."""
         assert self.nodes is not None
         where = {"ledger": self.ledger, "tracking": None, "address": self.nodes.address, "folder": str(self.folder)}
         self._settings = where | {"candidates": candidates, "seconds": seconds} | more
@@ -102,7 +105,7 @@ class Stage:
         self.again()
 
     def again(self) -> None:
-        """Start the same search again: it goes on."""
+        """Start the same search again, which resumes it."""
         assert self.nodes is not None
         command = [sys.executable, "-m", "benchmarks._light_workers.driver", json.dumps(self._settings)]
         environment = self.nodes.environment() | self._environment
@@ -110,46 +113,60 @@ class Stage:
 
     @property
     def candidates(self) -> int:
+        """Budget of the search."""
         return int(self._settings["candidates"])
 
     def events(self) -> list[Event]:
+        """Events so far; empty while the ledger's server is down."""
         try:
             return events_of(self.ledger, self.search)
-        except LedgerError:  # its server is away
+        except LedgerError:
             return []
 
     def scored(self) -> int:
+        """Number of scored candidates so far."""
         return sum(event.type == "scored" for event in self.events())
 
     def begun(self) -> list[tuple[str, str]]:
-        """Job id and worker's process id of every job that was begun, in order."""
+        """Job id and worker's process id of every job that was started, in order."""
         lines = (self.folder / "begun").read_text().splitlines()
         return [(job, pid) for job, _, pid in (line.partition(" ") for line in lines)]
 
     def until(self, done: Callable[[], bool], what: str, within_s: float = END_S) -> None:
-        """Wait while the search runs.
+        """Wait for a condition while the search runs.
+
+        Args:
+            done: The condition.
+            what: What it waits for, a participle phrase for the error.
+            within_s: Time limit in seconds.
 
         Raises:
-            SearchError: it ended, or time ran out, before.
+            SearchError: The search ended or time ran out first.
         """
         assert self.driver is not None
         deadline = time.monotonic() + within_s
         while not done():
             if not self.driver.running or time.monotonic() > deadline:
-                why = "after so long" if self.driver.running else "and the search has ended"
-                raise SearchError(f"not {what}, {why}:\n{last_lines(self.driver.log)}")
-            time.sleep(LOOK_S)
+                why = f"within {within_s:.0f} s" if self.driver.running else "before the search ended"
+                raise SearchError(f"not {what} {why}:\n{last_lines(self.driver.log)}")
+            time.sleep(POLL_S)
 
     def until_scored(self, count: int) -> None:
-        self.until(lambda: self.scored() >= count, f"{count} candidates scored")
+        """Wait until so many candidates are scored."""
+        self.until(lambda: self.scored() >= count, f"at {count} scored candidates")
 
     def finish(self) -> None:
-        """Wait for the search to end well."""
+        """Wait for the search to end.
+
+        Raises:
+            SearchError: It failed or did not end in time.
+        """
         assert self.driver is not None
         if code := self.driver.wait():
-            raise SearchError(f"the search ended with {code}:\n{last_lines(self.driver.log)}")
+            raise SearchError(f"the search ended with exit code {code}:\n{last_lines(self.driver.log)}")
 
     def end(self) -> None:
+        """Kill everything that runs."""
         if self.driver is not None:
             self.driver.kill()
         if self.nodes is not None:
@@ -164,34 +181,36 @@ def conclude(
     more: Sequence[str] = (),
     reasons: Sequence[str] = (),
     least: int = 1,
-) -> Finding:
-    """Hold a record against what it must be.
+) -> ScenarioResult:
+    """Compare a record with what the scenario must leave.
 
     Args:
-        retried: a pattern that every reason of a candidate that was scored again begins with; None: none was.
-        least: candidates that were scored again, where some were.
-        failed: candidate → pattern of its reason, of those that fail, and nobody else does.
-        more: other problems.
-        reasons: other reasons, that are not in the ledger.
+        happened: Fault that was injected.
+        record: State of the ledger afterwards.
+        retried: Pattern that the reason of every retry must match; None if there must be no retry.
+        failed: Candidate → pattern of its reason, for all candidates that must fail.
+        more: Further problems.
+        reasons: Further reasons, from outside the ledger.
+        least: Least number of retries, if `retried` is given.
     """
-    problems = [f"lost: {name}" for name in record.lost] + list(record.doubled) + list(record.broken) + list(more)
-    problems += _other_reasons(record, retried, failed or {})
+    problems = [f"lost: {name}" for name in record.lost] + list(record.duplicated) + list(record.broken) + list(more)
+    problems += _unexpected_reasons(record, retried, failed or {})
     if retried is not None and len(record.retried) < least:
-        problems.append(f"on record is that {len(record.retried)} were scored again, not {least}")
+        problems.append(f"{len(record.retried)} retries are recorded, expected at least {least}")
     known = [*(reason for _, reason in record.retried), *(reason for _, reason in record.failed), *reasons]
     shown = tuple(dict.fromkeys(reason[:REASON] for reason in known))
-    return Finding(happened, record, shown, tuple(problems))
+    return ScenarioResult(happened, record, shown, tuple(problems))
 
 
-def _other_reasons(record: Record, retried: str | None, failed: Mapping[str, str]) -> list[str]:
+def _unexpected_reasons(record: Record, retried: str | None, failed: Mapping[str, str]) -> list[str]:
     problems = [
-        f"candidate {name} was scored again: {reason}"
+        f"candidate {name} was retried: {reason}"
         for name, reason in record.retried
         if retried is None or not re.match(retried, reason)
     ]
-    there = dict(record.failed)
-    problems += [f"candidate {name} has not failed" for name in failed.keys() - there.keys()]
-    for name, reason in there.items():
+    recorded = dict(record.failed)
+    problems += [f"candidate {name} did not fail" for name in failed.keys() - recorded.keys()]
+    for name, reason in recorded.items():
         if name not in failed or not re.match(failed[name], reason):
             problems.append(f"candidate {name} failed: {reason}")
     return problems

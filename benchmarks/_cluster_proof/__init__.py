@@ -1,1 +1,1 @@
-"""What `cluster` is made of: PostgreSQL, an MLflow server and Ray nodes on loopback, as separate processes."""
+"""A search on a cluster that loses a node, checked in the ledger and over MLflow's REST API."""

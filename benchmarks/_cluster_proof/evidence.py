@@ -1,6 +1,6 @@
-"""What a search left behind, held against each other: the ledger, MLflow's runs, its registry.
+"""Consistency checks of a finished search: the ledger, MLflow's runs and its model registry.
 
-Every check raises `SearchError` with what is wrong, by candidate.
+Every check raises `SearchError` that names what is wrong, by candidate.
 """
 
 from collections import Counter
@@ -15,60 +15,67 @@ from evosearch.search.ledger.ledger import Ledger
 
 
 def read(url: str, name: str) -> list[Event]:
-    """All events of a search; none where it has not started."""
+    """All events of a search; empty if it has not started."""
     with Ledger.open(url) as ledger:
         found = ledger.search_by_name(name)
         return ledger.events(found.search_id) if found else []
 
 
 def of_type(events: Sequence[Event], *types: str) -> list[dict[str, Any]]:
-    """The payloads of events of some types."""
+    """Payloads of the events of some types."""
     return [event.payload for event in events if event.type in types]
 
 
 def unanswered(events: Sequence[Event]) -> set[str]:
-    """Candidates and baselines of which nothing is recorded yet on `search`: they wait for a worker, or are with one."""
+    """Candidates and baselines without a result on `search` yet, queued or running."""
     begun = {payload["candidate"] for payload in of_type(events, "asked", "baseline") if not _needs_none(payload)}
     answers = of_type(events, "scored", "failed")
     return begun - {answer["candidate"] for answer in answers if answer["split"] == "search"}
 
 
 def check_ledger(events: Sequence[Event], candidates: int) -> str:
-    """None lost, none recorded twice, the search at its end; returns what there was."""
-    asked = of_type(events, "asked")
-    if len(asked) != candidates or len({payload["candidate"] for payload in asked}) != candidates:
-        raise SearchError(f"{len(asked)} candidates were asked, not {candidates}")
+    """Check that no candidate is lost or recorded twice and that the lost node's job was retried.
+
+    Returns:
+        A summary of the results.
+
+    Raises:
+        SearchError: A check failed.
+    """
+    proposed = of_type(events, "asked")
+    if len(proposed) != candidates or len({payload["candidate"] for payload in proposed}) != candidates:
+        raise SearchError(f"{len(proposed)} candidates were proposed, not {candidates}")
     if lost := unanswered(events):
-        raise SearchError(f"lost: nothing is recorded of {', '.join(sorted(lost))}")
+        raise SearchError(f"lost: {', '.join(sorted(lost))} have no result")
     answers = of_type(events, "scored", "failed")
     times = Counter((answer["candidate"], answer["split"], answer.get("minibatch")) for answer in answers)
     if twice := [key for key, count in times.items() if count > 1]:
         raise SearchError(f"recorded twice: {twice}")
     if failed := of_type(events, "failed"):
         raise SearchError(f"failed: {[(one['candidate'], one['reason']) for one in failed]}")
-    told = [one["candidate"] for payload in of_type(events, "told") for one in payload["observations"]]
-    if sorted(told) != sorted(payload["candidate"] for payload in asked):
-        raise SearchError(f"the optimizer was told of {sorted(told)}")
+    reported = [one["candidate"] for payload in of_type(events, "told") for one in payload["observations"]]
+    if sorted(reported) != sorted(payload["candidate"] for payload in proposed):
+        raise SearchError(f"reported to the optimizer: {sorted(reported)}, not the proposed candidates")
     retried = of_type(events, "retried")
     if not retried:
-        raise SearchError("no 'retried' event says what became of the candidate whose node was lost")
+        raise SearchError("no 'retried' event for the candidate whose node was lost")
     reasons = sorted({f"{one['candidate']}: {one['reason']}" for one in retried})
-    return f"{len(answers)} results, none lost, none twice; scored elsewhere: {'; '.join(reasons)}"
+    return f"{len(answers)} results, none lost, none duplicated; retried: {'; '.join(reasons)}"
 
 
 def check_mirror(rest: Rest, experiment: str, events: Sequence[Event]) -> str:
-    """MLflow has one run for each candidate, with the ledger's scores to the last bit."""
+    """Check that MLflow has one run per candidate, with exactly the ledger's scores."""
     runs: dict[str, list[dict[str, Any]]] = {}
     for run in rest.runs(experiment):
         tags = {tag["key"]: tag["value"] for tag in run["data"].get("tags", ())}
-        if "recipe_id" in tags:  # else it is the search's own run
+        if "recipe_id" in tags:  # otherwise it is the run of the search itself
             runs.setdefault(tags["candidate_id"], []).append(run)
     ours = {payload["candidate"] for payload in of_type(events, "asked", "baseline")}
     if runs.keys() != ours or any(len(found) > 1 for found in runs.values()):
-        lacking, strange = sorted(ours - runs.keys()), sorted(runs.keys() - ours)
+        missing, unknown = sorted(ours - runs.keys()), sorted(runs.keys() - ours)
         twice = sorted(name for name, found in runs.items() if len(found) > 1)
         counts = f"{len(runs)} candidates in MLflow, {len(ours)} in the ledger"
-        raise SearchError(f"{counts}; lacking {lacking[:9]}, not ours {strange[:9]}, twice {twice[:9]}")
+        raise SearchError(f"{counts}; missing {missing[:9]}, unknown {unknown[:9]}, duplicated {twice[:9]}")
     scored = of_type(events, "scored")
     for payload in scored:
         (run,) = runs[payload["candidate"]]
@@ -81,7 +88,7 @@ def check_mirror(rest: Rest, experiment: str, events: Sequence[Event]) -> str:
 
 
 def check_registry(rest: Rest, name: str, events: Sequence[Event]) -> str:
-    """The promoted candidate is the registered champion, and its recipe can be had."""
+    """Check that the promoted candidate is the registered champion and has a recipe artifact."""
     promoted = of_type(events, "promoted")
     if not promoted:
         raise SearchError(f"nothing was promoted: {of_type(events, 'gated', 'stopped')}")
@@ -93,14 +100,14 @@ def check_registry(rest: Rest, name: str, events: Sequence[Event]) -> str:
     version = rest.get("model-versions/get", name=name, version=champion)["model_version"]
     tags = {tag["key"]: tag["value"] for tag in version.get("tags", ())}
     if tags.get("candidate_id") != winner:
-        raise SearchError(f"the champion is {tags.get('candidate_id')}, and {winner} was promoted")
+        raise SearchError(f"the champion is candidate {tags.get('candidate_id')}, but {winner} was promoted")
     listed = rest.get("artifacts/list", run_id=version["run_id"], path="model")
     files = {Path(file["path"]).name for file in listed.get("files", ())}
     if "recipe.yaml" not in files:
-        raise SearchError(f"the champion's artifacts are {sorted(files)}, without its recipe")
+        raise SearchError(f"the champion has no recipe.yaml, only {sorted(files)}")
     return f"version {champion} of '{name}' is champion: candidate {winner}"
 
 
 def _needs_none(payload: dict[str, Any]) -> bool:
-    """Whether a candidate is the same as another, or a baseline does not apply: neither is scored."""
+    """Return whether it needs no result: a duplicate candidate or a skipped baseline."""
     return payload.get("duplicate_of") is not None or bool(payload.get("skipped"))

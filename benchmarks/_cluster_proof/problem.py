@@ -1,4 +1,4 @@
-"""The search that the trial submits: two experts of the embedded tiny models, on few documents."""
+"""The submitted search: two experts of the embedded tiny models on few documents."""
 
 import shutil
 from pathlib import Path
@@ -6,25 +6,25 @@ from typing import Any
 
 import yaml
 
+from benchmarks._paths import EVALS
 from evosearch.checkpoints.references import default_cache
 from evosearch.zoo.tiny_models import ensure
 
-NAME = "cluster-trial"
+NAME = "cluster-proof"
 EXPERTS = ("reverse", "sort")
 CANDIDATES, POPULATION = 24, 4
-DOCUMENTS = {"search": 24, "validation": 30, "test": 60}  # of each task
-EVALS = Path(__file__).resolve().parents[2] / "evals"
+DOCUMENTS = {"search": 24, "validation": 30, "test": 60}  # per task
 WEIGHT = {"low": 0.0, "high": 1.5, "per": "group", "groups": 2, "ends": "shared"}
 
 
 def prepare() -> None:
-    """Train the models that are not in the cache yet: a search would do it while its workers wait."""
+    """Train the models that are not in the cache yet, so that the search does not spend time on it."""
     for name in ("base", *EXPERTS):
         ensure(name, default_cache())
 
 
 def write_spec(folder: Path, ledger: str, tracking: str) -> Path:
-    """Write suite and spec; their merge is better than each expert, so that the gate promotes one."""
+    """Write suite and spec; merges beat each expert, so that the gate promotes a candidate."""
     tasks: list[dict[str, Any]] = [
         {"task": f"tiny_{name}", "name": name, "metric": "exact_match", "chance": 0.0} for name in EXPERTS
     ]
@@ -45,7 +45,7 @@ def write_spec(folder: Path, ledger: str, tracking: str) -> Path:
         "baselines": {"scales": [0.4, 0.7]},
         "promotion": {"register_as": NAME, "finalists": 2},
     }
-    # Beside the suite: from elsewhere, task code is not trusted (evosearch/evaluation/suite.py)
+    # Task code is trusted only in the folder of the suite (evosearch/evaluation/suites/suite.py)
     shutil.copytree(EVALS / "tiny", folder / "tiny", dirs_exist_ok=True)
     (folder / "suite.yaml").write_text(yaml.safe_dump(suite | {"fitness": "gold_logprob"}, sort_keys=False))
     path = folder / "spec.yaml"

@@ -1,1 +1,1 @@
-"""Simulated searches, whose truth is known, through the gate: for `scripts/bench/gate` and its short form in tests."""
+"""Simulated searches with known true accuracies, for `benchmarks.gate` and its short form in the tests."""

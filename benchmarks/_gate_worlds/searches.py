@@ -1,4 +1,4 @@
-"""Whole searches on simulated models: candidates, finalists, best baseline and gate, as `promotion/` has them."""
+"""Simulated searches through the real selection and gate: candidates, finalists, best baseline, decision."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,26 +10,26 @@ from benchmarks._gate_worlds.world import Task, answers
 from evosearch.promotion.finalists import BASELINE_KINDS, Standing, best, choose, kind_of
 from evosearch.promotion.gate import Contender, GateDecision, Measure, Role, decide
 
-SEARCH_ITEMS, VALIDATION_ITEMS = 60, 150  # of each task
+SEARCH_ITEMS, VALIDATION_ITEMS = 60, 150  # per task
 FINALISTS = 8
-BASE_BELOW = 20.0  # points of score between base and best parent: the base never stands in the way
-BASELINE_BELOW = 10.0  # the same for a baseline that is not equal to the best parent
-TOGETHER = 25  # searches drawn at once
+BASE_BELOW = 20.0  # points of score between base and best parent, so that the base never decides
+BASELINE_BELOW = 10.0  # the same for baselines that do not equal the best parent
+TOGETHER = 25  # searches per draw
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is simulated. With `gain` 0 every candidate equals the best parent, and every promotion is wrong."""
+    """Parameters of a simulation. With `gain` 0 every candidate equals the best parent, so every promotion is wrong."""
 
     name: str
     tasks: tuple[Task, ...]
-    gain: float = 0.0  # points of score that every candidate truly has over the best parent
-    baseline_equal: bool = True  # the baselines equal the best parent in truth, so that either may be promoted wrongly
+    gain: float = 0.0  # true lead of every candidate over the best parent, points of score
+    baseline_equal: bool = True  # baselines truly equal the best parent, so that they may be promoted wrongly too
     candidates: int = 40
 
     @property
     def measure(self) -> Measure:
-        """The gate's, without the intervals that decide nothing."""
+        """The gate's measure, without the bootstrap intervals that decide nothing."""
         named = {f"task{index}": task for index, task in enumerate(self.tasks)}
         groups = {name: task.group_names() for name, task in named.items() if task.groups}
         weights = {name: task.weight for name, task in named.items()}
@@ -37,10 +37,11 @@ class Setting:
 
     @property
     def items(self) -> int:
+        """Number of test items of all tasks."""
         return sum(task.items for task in self.tasks)
 
     def models(self) -> dict[str, float]:
-        """Name → points of score above the best parent, in truth."""
+        """Name → true lead over the best parent, points of score."""
         baseline = 0.0 if self.baseline_equal else -BASELINE_BELOW
         known = {"base": -BASE_BELOW, "parent:0": 0.0, "uniform": baseline, "scale:0.50": baseline}
         return known | {str(index): self.gain for index in range(self.candidates)}
@@ -48,7 +49,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Ended:
-    """One simulated search."""
+    """Outcome of one simulated search."""
 
     decision: GateDecision
     finalist: Contender
@@ -56,10 +57,10 @@ class Ended:
 
 
 def simulate(setting: Setting, searches: int, seed: int) -> Iterator[Ended]:
-    """Searches of a setting, each on its own items and models.
+    """Simulate searches of a setting, each with its own items and models.
 
-    A model's answers on one split say nothing of its answers on another but through its true accuracy, so validation
-    and test are drawn for those that get there only.
+    Given its true accuracy, a model's answers on one split are independent of those on another, so validation and test
+    answers are drawn only for the models that reach these splits.
     """
     rng = np.random.default_rng(seed)
     measure, above = setting.measure, setting.models()
@@ -78,17 +79,17 @@ def simulate(setting: Setting, searches: int, seed: int) -> Iterator[Ended]:
 def _split(
     setting: Setting, above: Sequence[float], searches: int, rng: np.random.Generator, items: int | None = None
 ) -> list[NDArray[np.float32]]:
-    """For each task, (searches, models, items): as many items as are asked for, or its test split's, in its groups."""
+    """Answers (searches, models, items) for each task: `items` of them, or the grouped test split if None."""
     drawn = []
     for task in setting.tasks:
-        # a point of score on every task is (1 - c) / 100 of accuracy
+        # one point of score is (1 - c) / 100 of accuracy
         accuracies = np.clip(task.accuracy + np.array(above) * (1 - task.chance) / 100, 1e-3, 1 - 1e-3)
         drawn.append(answers(task, accuracies, searches, items or task.items, rng, grouped=items is None))
     return drawn
 
 
 def _scores(setting: Setting, answered: list[NDArray[np.float32]]) -> NDArray[np.float64]:
-    """(searches, models) 100 · Σ w (m - c) / (1 - c)."""
+    """Scores 100 · Σ w (m - c) / (1 - c), (searches, models)."""
     return sum(
         100 * task.weight * (right.mean(axis=2, dtype=np.float64) - task.chance) / (1 - task.chance)
         for task, right in zip(setting.tasks, answered, strict=True)
@@ -96,11 +97,12 @@ def _scores(setting: Setting, answered: list[NDArray[np.float32]]) -> NDArray[np
 
 
 def _standings(names: list[str], search: NDArray[np.float64], validation: NDArray[np.float64]) -> list[Standing]:
-    """As `finalists.standings` reads them from a ledger: with a score on validation, those that went there.
+    """Standings of the models scored on validation, as `finalists.standings` reads them from a ledger.
 
     Args:
-        search: (models,) of all, in the order of `names`.
-        validation: of those that are no candidates, in their order, and then of the finalists.
+        names: Names of all models.
+        search: Scores of all models on search, (models,), in the order of `names`.
+        validation: Scores of the baselines in their order, then of the finalists.
     """
     entries = [
         Standing(name, f"id-{name}", kind_of(name), {"search": float(on)}, {"search": float(on)})
@@ -115,10 +117,12 @@ def _standings(names: list[str], search: NDArray[np.float64], validation: NDArra
 
 
 def _end(entries: list[Standing], test: Mapping[str, NDArray[np.float32]], measure: Measure) -> Ended:
-    """The gate's decision.
+    """Choose the finalist and let the gate decide.
 
     Args:
-        test: task → (4, items) answers of base, best parent, best baseline and finalist.
+        entries: Standings on search and validation.
+        test: Task → answers (4, items) of base, best parent, best baseline and finalist.
+        measure: The gate's measure.
     """
     finalist, baseline = best(entries, "validation", ("candidate",)), best(entries, "validation", BASELINE_KINDS)
     assert finalist is not None

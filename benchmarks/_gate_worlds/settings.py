@@ -1,4 +1,4 @@
-"""What is simulated: the least favourable nulls, true gains, and cases that are hard for an interval."""
+"""Settings of the simulations: least favourable nulls, true gains, and hard cases for intervals."""
 
 from dataclasses import replace
 
@@ -6,15 +6,19 @@ from benchmarks._gate_worlds.searches import Setting
 from benchmarks._gate_worlds.world import Task, uneven
 
 SIZES = (300, 1_000, 3_000)  # test items
-NEAR, FAR = 0.06, 0.25  # share of items answered differently: by neighbouring merges, by a merge and a parent
+NEAR, FAR = (
+    0.06,
+    0.25,
+)  # share of items that two models answer differently: two neighbouring merges, a merge and a parent
 
 
 def one(items: int, differ: float, accuracy: float = 0.6) -> tuple[Task, ...]:
+    """One task of ungrouped items."""
     return (Task(1.0, 0.0, accuracy, differ, items),)
 
 
 def three(items: int) -> tuple[Task, ...]:
-    """Three tasks of unlike weight, chance level, difficulty and size."""
+    """Three tasks of different weight, chance level, difficulty and size."""
     return (
         Task(0.5, 0.5, 0.85, 0.10, items // 2),
         Task(0.3, 0.25, 0.60, 0.25, items * 3 // 10),
@@ -23,12 +27,12 @@ def three(items: int) -> tuple[Task, ...]:
 
 
 def clustered(groups: tuple[int, ...], differ: float = FAR) -> tuple[Task, ...]:
-    """One task, in groups in which a model is lucky or unlucky together."""
+    """One task of grouped items, where a model's answers within a group are correlated."""
     return (Task(1.0, 0.0, 0.6, differ, sum(groups), groups, shared=0.3),)
 
 
 def null_settings() -> list[Setting]:
-    """Every candidate equals the best parent; so do the baselines, but where it is said."""
+    """Settings where every candidate equals the best parent, and so do the baselines unless the name says otherwise."""
     far, near = f"one task, {FAR:.0%} differ", f"one task, {NEAR:.0%} differ"
     found = [Setting(far, one(items, FAR)) for items in SIZES]
     found += [Setting(f"{far}, baselines worse", one(items, FAR), baseline_equal=False) for items in SIZES]
@@ -49,7 +53,7 @@ def null_settings() -> list[Setting]:
 
 
 def power_settings() -> list[Setting]:
-    """Every candidate is truly better than the best parent, which the baselines equal."""
+    """Settings where every candidate is truly better than the best parent and the baselines equal it."""
     return [
         Setting(f"{gain}, {differ:.0%} of items differ", one(items, differ), gain=float(gain))
         for differ in (NEAR, FAR)
@@ -59,7 +63,7 @@ def power_settings() -> list[Setting]:
 
 
 def coverage_settings() -> list[Setting]:
-    """Some of the nulls, and true gains."""
+    """A selection of the nulls, and one true gain."""
     nulls = {(setting.name, setting.items): setting for setting in null_settings()}
     chosen = [
         *((f"one task, {FAR:.0%} differ", items) for items in SIZES),

@@ -1,4 +1,4 @@
-"""Merging on a device against the CPU: the random masks of DARE bit for bit, every method's merges entry by entry."""
+"""Merges on a device against the CPU: DARE's random masks bit for bit, every method entry by entry."""
 
 import time
 from collections.abc import Mapping
@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from benchmarks._gpu.findings import hold
+from benchmarks._gpu.results import require
 from benchmarks._gpu.world import World
 from evosearch.materialize.in_memory import ResidentModel
 from evosearch.merging import philox
 from evosearch.merging.registry import specs
 
 DENSITIES = (0.01, 0.3, 0.5, 0.999, 1.0)
-STARTS = (0, 3, 12345, (1 << 32) + 5)  # of the first element: the middle of a block, beyond 32 bits
+STARTS = (0, 3, 12345, (1 << 32) + 5)  # index of the first element: within a block, beyond 32 bits
 METHODS: dict[str, dict[str, Any]] = {
     "linear": {"weight": 0.5},
     "slerp": {"t": 0.3},
@@ -23,31 +23,31 @@ METHODS: dict[str, dict[str, Any]] = {
     "dare_ties": {"weight": 0.6, "density": 0.5},
     "passthrough": {"scale": 0.9},
 }
-RELATIVE = 1e-5  # of the tensor's largest entry: an entry that is further away is another one
-OTHERS = 1e-5  # of all entries may be: where two signs weigh the same, or two magnitudes are one, rounding decides
+RELATIVE = 1e-5  # tolerance of an entry, relative to the tensor's largest
+OTHERS = 1e-5  # share of entries that may differ: rounding decides ties between signs or magnitudes
 
 
 def masks(device: torch.device, elements: int) -> Mapping[str, Any]:
-    """The same bits: by numpy on a CPU, by torch's integer arithmetic on the device."""
+    """Compare random bits and masks: numpy on the CPU, torch's integer arithmetic on the device."""
     compared = 0
     key = philox.key_of(7, "ab" * 32, "model.layers.0.mlp.up_proj.weight")
     for start in STARTS:
         block = start // philox.LANES
         there = philox.torch_lanes(key, block, elements // philox.LANES, device).cpu()
         here = philox.lanes(key, block * philox.LANES, len(there), "cpu")
-        hold(torch.equal(there, here), f"random bits from element {start} on are others than on a CPU")
+        require(torch.equal(there, here), f"random bits from element {start} on differ from the CPU's")
         for density in DENSITIES:
             there = philox.kept(key, density, start, elements, device).cpu()
             here = philox.kept(key, density, start, elements, "cpu")
             compared += elements
             differ = int((there != here).sum())
-            hold(differ == 0, f"{differ} of {elements} mask entries at density {density} differ", differ=differ)
+            require(differ == 0, f"{differ} of {elements} mask entries at density {density} differ", differ=differ)
     return {"entries": compared, "differ": 0}
 
 
 def merges(world: World, device: torch.device) -> Mapping[str, Any]:
-    """Every registered method, tensor by tensor, on both; and how much longer the CPU takes."""
-    hold(set(METHODS) == set(specs()), f"methods that are not checked: {sorted(set(specs()) ^ set(METHODS))}")
+    """Compare every registered method tensor by tensor, and time it."""
+    require(set(METHODS) == set(specs()), f"methods without a check: {sorted(set(specs()) ^ set(METHODS))}")
     checkpoints = world.checkpoints()
     example = world.recipe(weight=0.5)
     here = ResidentModel(checkpoints, str(world.models[0]), "cpu", torch.float32, example)
@@ -60,15 +60,15 @@ def merges(world: World, device: torch.device) -> Mapping[str, Any]:
         for (key, mine), theirs in zip(here.model.state_dict().items(), there.model.state_dict().values(), strict=True):
             away = (mine - theirs.cpu()).abs() > RELATIVE * mine.abs().max()
             entries, others = entries + away.numel(), others + int(away.sum())
-            hold(bool(theirs.isfinite().all()), f"{name}: {key} is not finite")
-        hold(others <= OTHERS * entries, f"{name}: {others} of {entries} entries differ", method=name, others=others)
+            require(bool(theirs.isfinite().all()), f"{name}: {key} is not finite")
+        require(others <= OTHERS * entries, f"{name}: {others} of {entries} entries differ", method=name, others=others)
         figures[f"{name}_cpu_seconds_over_device"] = seconds[0] / seconds[1]
         figures[f"{name}_others"] = others
     return figures
 
 
 def _seconds(model: ResidentModel, recipe: Any, device: torch.device) -> float:
-    """Of the second merge: the first one loads what is loaded late."""
+    """Seconds of the second merge; the first one includes lazy loading."""
     model.materialize(recipe)
     started = time.perf_counter()
     model.materialize(recipe)

@@ -1,4 +1,4 @@
-"""Scoring on a device: against float32 on a CPU, fused attention against plain, and when memory runs out."""
+"""Scores on a device: against float32 on the CPU, fused against unfused attention, and out of memory."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,24 +10,25 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks._gpu.findings import hold
+from benchmarks._gpu.results import require
 from benchmarks._gpu.world import World
 from evosearch.evaluation.engine.loglikelihood import ScoreOptions
 from evosearch.evaluation.harness.harness import Harness, max_length_of
 from evosearch.evaluation.harness.scorer import Scorer
 from evosearch.evaluation.types import LOGLIKELIHOODS
-from evosearch.execution.worker import Worker, load_tokenizer
+from evosearch.execution.loaders import load_tokenizer
+from evosearch.execution.worker import Worker
 from evosearch.materialize.in_memory import ResidentModel
 from evosearch.search.protocols import Job, Outcome
 
-EXACT = 1e-3  # nats of one continuation: float32 on both
-ROUGH_MEAN, ROUGH_MOST = 0.03, 0.25  # nats: bfloat16 keeps 8 bits, and every layer rounds to them
-LIMIT = 250 << 20  # bytes that are left for runs when memory is to run out
-TOKENS = 600  # that the stand-in for a full device refuses to run at once
+EXACT = 1e-3  # nats per continuation, float32 on both
+ROUGH_MEAN, ROUGH_MOST = 0.03, 0.25  # nats per continuation: every layer rounds to bfloat16's 8 bits
+LIMIT = 250 << 20  # bytes left for forward passes in the out-of-memory check
+TOKENS = 600  # in one batch, at which a CPU simulates out of memory
 
 
 def parity(world: World, harness: Harness, device: torch.device) -> Mapping[str, Any]:
-    """The same weights, rounded to bfloat16, run in float32 and in bfloat16: against float32 on the CPU."""
+    """Compare float32 and bfloat16 scores of bfloat16 weights with float32 on the CPU."""
     recipe, checkpoints = world.recipe(dtype="bfloat16", weight=0.5), world.checkpoints()
     found = {}
     for name, place, dtype in (
@@ -46,14 +47,22 @@ def parity(world: World, harness: Harness, device: torch.device) -> Mapping[str,
         "bfloat16_mean": float(rough.mean()),
         "bfloat16_most": float(rough.max()),
     }
-    hold(figures["float32_most"] <= EXACT, f"float32 is further than {EXACT} nats from the CPU's", **figures)
-    hold(figures["bfloat16_mean"] <= ROUGH_MEAN, f"bfloat16 is further than {ROUGH_MEAN} nats on average", **figures)
-    hold(figures["bfloat16_most"] <= ROUGH_MOST, f"bfloat16 is further than {ROUGH_MOST} nats somewhere", **figures)
+    require(figures["float32_most"] <= EXACT, f"float32 differs from the CPU by more than {EXACT} nats", **figures)
+    require(
+        figures["bfloat16_mean"] <= ROUGH_MEAN,
+        f"bfloat16 differs from the CPU by more than {ROUGH_MEAN} nats on average",
+        **figures,
+    )
+    require(
+        figures["bfloat16_most"] <= ROUGH_MOST,
+        f"bfloat16 differs from the CPU by more than {ROUGH_MOST} nats",
+        **figures,
+    )
     return figures
 
 
 def attention(world: World, harness: Harness, device: torch.device) -> Mapping[str, Any]:
-    """Torch's fused attention under our tree masks against its plain one, which writes every score to memory."""
+    """Compare torch's fused attention under tree masks with its unfused kernel, and time both."""
     recipe = world.recipe(weight=0.5)
     figures: dict[str, float] = {}
     for name, dtype, limit in (("float32", torch.float32, EXACT), ("bfloat16", torch.bfloat16, ROUGH_MOST)):
@@ -66,35 +75,41 @@ def attention(world: World, harness: Harness, device: torch.device) -> Mapping[s
 
         fused, fused_seconds = _timed(score, device)
         with sdpa_kernel(SDPBackend.MATH):
-            plain, plain_seconds = _timed(score, device)
-        figures[f"{name}_most"] = float(np.abs(fused - plain).max())
-        figures[f"{name}_plain_seconds_over_fused"] = plain_seconds / fused_seconds
-        hold(figures[f"{name}_most"] <= limit, f"fused attention is further than {limit} nats from plain", **figures)
+            unfused, unfused_seconds = _timed(score, device)
+        figures[f"{name}_most"] = float(np.abs(fused - unfused).max())
+        figures[f"{name}_unfused_seconds_over_fused"] = unfused_seconds / fused_seconds
+        require(
+            figures[f"{name}_most"] <= limit,
+            f"fused attention differs from unfused by more than {limit} nats",
+            **figures,
+        )
     return figures
 
 
 def budget(world: World, harness: Harness, device: torch.device) -> Mapping[str, Any]:
-    """What a worker finds that its device holds: scores at that are those of 2048 tokens at once."""
+    """Let a worker measure its token budget; its scores must equal those of 2048 tokens per batch."""
     worker = Worker(world.config(str(device)), harness=harness)
     job = Job("0@test", world.recipe(weight=0.5), harness.batch("test"))
     outcome, found = worker.run(job), worker.measured()
-    hold(found["measured"] == (device.type == "cuda"), "a GPU is measured, a CPU is not", **found)
-    hold(not outcome.retries, "what was measured did not fit", **found)
+    require(
+        found["measured"] == (device.type == "cuda"), "the budget must be measured on a GPU and not on a CPU", **found
+    )
+    require(not outcome.retries, "the measured budget ran out of memory", **found)
     plain = Worker(world.config(str(device), options=ScoreOptions(batch_tokens=2048)), harness=harness).run(job)
     return found | {"most": _most(outcome, plain, EXACT)}
 
 
 def halving(world: World, harness: Harness, device: torch.device) -> Mapping[str, Any]:
-    """Memory runs out at 8192 tokens a batch: less at once, the same job again, the scores of a small budget."""
+    """Run out of memory at 8192 tokens per batch; the budget is halved and the scores are those of a small budget."""
     job = Job("0@test", world.recipe(weight=0.5), harness.batch("test"))
     config = world.config(str(device), options=ScoreOptions(batch_tokens=8192))
     worker = Worker(config, harness=harness)
-    Worker(replace(config, options=ScoreOptions(batch_tokens=256)), harness=harness).run(job)  # loads what is late
+    Worker(replace(config, options=ScoreOptions(batch_tokens=256)), harness=harness).run(job)  # lazy loading
     with _little(worker, device):
         outcome = worker.run(job)
     reasons = [fault.reason for fault in outcome.retries]
-    hold(outcome.card is not None, f"no score: {outcome.failure and outcome.failure.reason}", reasons=reasons)
-    hold(bool(reasons), "memory did not run out: nothing was checked")
+    require(outcome.card is not None, f"the job failed: {outcome.failure and outcome.failure.reason}", reasons=reasons)
+    require(bool(reasons), "memory did not run out, so nothing was checked")
     small = Worker(replace(config, options=worker.options), harness=harness).run(job)
     most = _most(outcome, small, 0.0 if device.type == "cpu" else EXACT)
     return {"tokens": worker.options.batch_tokens, "halvings": len(reasons), "most": most, "reasons": reasons}
@@ -102,7 +117,7 @@ def halving(world: World, harness: Harness, device: torch.device) -> Mapping[str
 
 @contextmanager
 def _little(worker: Worker, device: torch.device) -> Iterator[None]:
-    """A device with little memory left; on a CPU a stand-in for one, which refuses to run many tokens at once."""
+    """Limit the device's memory; a CPU simulates it by refusing large batches."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         total = torch.cuda.get_device_properties(device).total_memory
@@ -115,7 +130,7 @@ def _little(worker: Worker, device: torch.device) -> Iterator[None]:
 
     def refuse(module: Any, args: Any, kwargs: Any) -> None:
         if kwargs["input_ids"].numel() > TOKENS:
-            raise torch.OutOfMemoryError("a stand-in for a device that is full")
+            raise torch.OutOfMemoryError("simulated")
 
     hook = worker.resident.model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
     try:
@@ -125,12 +140,12 @@ def _little(worker: Worker, device: torch.device) -> Iterator[None]:
 
 
 def _most(one: Outcome, other: Outcome, limit: float) -> float:
-    """How far two outcomes' log-likelihoods are apart."""
+    """Largest difference between two outcomes' log-likelihoods, which must not exceed the limit."""
     assert one.card is not None, one.failure
     assert other.card is not None, other.failure
     mine, theirs = (outcome.card.columns["g_choice"][LOGLIKELIHOODS] for outcome in (one, other))
     most = float(np.abs(mine - theirs).max())
-    hold(most <= limit, f"scores are further than {limit} nats from those of the smaller budget", most=most)
+    require(most <= limit, f"scores differ from those of the smaller budget by more than {limit} nats", most=most)
     return most
 
 
@@ -140,13 +155,13 @@ def _scorer(world: World, harness: Harness, model: Any) -> Scorer:
 
 
 def _lls(world: World, harness: Harness, model: Any) -> Any:
-    """Log-likelihoods (documents × choices, nats)."""
+    """Log-likelihoods in nats, (documents × choices)."""
     card = _scorer(world, harness, model).score(model, harness.batch("test"))
     return card.columns["g_choice"][LOGLIKELIHOODS]
 
 
 def _timed(score: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
-    """A score and its seconds, the second time it is made."""
+    """A score and its seconds, measured on the second run."""
     score()
     started = time.perf_counter()
     found = score()

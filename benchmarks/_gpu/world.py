@@ -1,4 +1,4 @@
-"""A random base, two models near it, and a suite of made-up questions: nothing is fetched."""
+"""Random models and a suite of generated questions for the GPU checks; nothing is downloaded."""
 
 import json
 import random
@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.suites.suite import Suite, load_suite
-from evosearch.execution.worker import WorkerConfig
+from evosearch.execution.worker_config import WorkerConfig
 from evosearch.recipe.schema import Recipe
 
 LETTERS = "abcdefghij"
@@ -23,7 +23,7 @@ _MEAN = {"aggregation": "mean", "higher_is_better": True}
 
 @dataclass(frozen=True)
 class Size:
-    """How large the models are, and how many documents the suite has."""
+    """Size of the models and of the suite."""
 
     hidden: int = 32
     inner: int = 48
@@ -33,28 +33,31 @@ class Size:
 
 TINY = Size()
 ON_A_GPU = Size(512, 1536, 8, 400)
-WIDE = Size(32, 8192, 1, 240)  # a run takes far more memory than the weights
+WIDE = Size(32, 8192, 1, 240)  # activations need far more memory than the weights
 
 
 @dataclass(frozen=True)
 class World:
-    """Where it lies, and what a worker is told of it."""
+    """Folder of a random base and two fine-tuned models, and their suite."""
 
     folder: Path
     suite: Suite
 
     @property
     def models(self) -> list[Path]:
+        """Folders of the base and the two models."""
         return [self.folder / name for name in ("base", "one", "two")]
 
     def checkpoints(self) -> dict[str, Checkpoint]:
+        """Folder → checkpoint of every model."""
         return {str(folder): Checkpoint.open(folder) for folder in self.models}
 
     def harness(self) -> Harness:
+        """Harness of the suite."""
         return Harness(self.suite)
 
     def recipe(self, method: str = "task_arithmetic", dtype: str = "float32", **parameters: Any) -> Recipe:
-        """A merge of the two models into the base, or of the two alone where the method takes no base."""
+        """Recipe that merges the two models, with the base if the method takes one."""
         base, *others = self.models
         listed = others[:1] if method == "passthrough" else others
         data = {
@@ -70,6 +73,7 @@ class World:
         return Recipe.model_validate(data)
 
     def config(self, device: str, **changes: Any) -> WorkerConfig:
+        """Configuration of a single-threaded worker; `changes` replace its fields."""
         recipe = self.recipe(weight=0.5)
         given = {"device": device, "threads": 1} | changes
         suite = self.suite.model_dump(mode="json")
@@ -77,6 +81,7 @@ class World:
 
 
 def make_world(folder: Path, size: Size) -> World:
+    """Create models and suite in a new folder."""
     folder.mkdir(parents=True)
     tokenizer = _tokenizer()
     config = LlamaConfig(

@@ -1,1 +1,1 @@
-"""What the benchmarks of a night on a cluster share: workers that weigh nothing."""
+"""Ray workers that compute score cards from recipes instead of running models."""

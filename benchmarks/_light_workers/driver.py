@@ -1,4 +1,4 @@
-"""The controller of a soak, as a process of its own: a real search, ledger, pool and mirror; light workers.
+"""Process of a search with light workers; search, ledger, pool and MLflow mirror are real.
 
 python -m benchmarks._light_workers.driver SETTINGS     (JSON, see `Settings`)
 """
@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks._light_workers.light import Light
-from benchmarks._simulated.searches import baseline
+from benchmarks._simulated.searches import run_search
 from benchmarks._simulated.world import World
-from evosearch.execution.deadlines import Patience
+from evosearch.execution.deadlines import Timeouts
 from evosearch.execution.ray_pool import RayExecutor, RayOptions
 from evosearch.search.budget import Budget
 from evosearch.search.ledger.ledger import Ledger
@@ -22,20 +22,25 @@ from evosearch.search.protocols import Executor, Tracker
 from evosearch.search.recorder import Recorder
 from evosearch.tracking.mlflow import MlflowMirror
 
-SEARCH = "soak"  # its id, its name, and the experiment
-CATCH_UP_S = 3600.0  # for the mirror, at the end: it lags where the machine is busy
+SEARCH = "soak"  # id and name of the search, and its MLflow experiment
+CATCH_UP_S = 3600.0  # for the mirror at the end, which lags on a busy machine
 OPTIMIZER = {"name": "cma_es", "seed": 1, "asynchronous": True, "diagonal": True, "population": 12, "start": "init"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One soak: where things are, how much is searched, what a candidate takes.
+    """Settings of one search with light workers.
 
     Attributes:
-        tracking: MLflow's URI; None: nothing is mirrored.
-        count: of workers; None: as many as the cluster gives.
-        acts: see `Light`.
-        patience: how long a job may take, see `Patience`.
+        ledger: URL of the ledger.
+        tracking: URI of MLflow; None for no mirror.
+        address: Address of the Ray head.
+        folder: Folder for the log of started jobs.
+        candidates: Budget.
+        seconds: Duration of a job.
+        count: Number of workers; None for as many as the cluster has.
+        acts: Misbehaviour by job, see `Light`.
+        timeouts: Fields of `Timeouts`.
     """
 
     ledger: str
@@ -46,29 +51,29 @@ class Settings:
     seconds: float
     count: int | None = None
     acts: Mapping[str, str] = field(default_factory=dict)
-    patience: Mapping[str, float] = field(default_factory=dict)
+    timeouts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def begun(self) -> Path:
-        """A line for each job that a worker began: id and pid."""
+        """Log with one line, id and pid, for each job that a worker started."""
         return Path(self.folder) / "begun"
 
     @property
     def world(self) -> World:
-        """24 dimensions, two tasks of 20 items."""
+        """The search problem: 24 dimensions, two tasks of 20 items."""
         return World(models=2, layers=4, items=20)
 
 
 def drive(settings: Settings) -> str:
-    """Run the search, or continue it; returns why it stopped."""
-    patience = Patience(**settings.patience)
+    """Run or resume the search; return the reason it stopped."""
+    timeouts = Timeouts(**settings.timeouts)
     fill = settings.count is None
-    options = RayOptions(settings.count, address=settings.address, fill=fill, patience=patience)
+    options = RayOptions(settings.count, address=settings.address, fill=fill, timeouts=timeouts)
     light = Light(Path(settings.folder), settings.world, settings.seconds, acts=settings.acts, log=settings.begun)
     with Ledger.open(settings.ledger, notice=say) as ledger, ledger.acquire(SEARCH):
         ledger.put_item_sets(settings.world.batch)
         mirrors = [_mirror(settings)] if settings.tracking else []
-        executor = RayExecutor(light, options, say)
+        executor = RayExecutor(Light.worker, light, options, say)
         try:
             return _search(settings, ledger, executor, mirrors)
         finally:
@@ -84,12 +89,13 @@ def _mirror(settings: Settings) -> MlflowMirror:
 
 def _search(settings: Settings, ledger: Ledger, executor: Executor, mirrors: list[Tracker]) -> str:
     recorder, config = Recorder(ledger, SEARCH, mirrors), OptimizerConfig.model_validate(OPTIMIZER)
-    reason = baseline(recorder, SEARCH, settings.world, executor, config, Budget(settings.candidates))
+    reason = run_search(recorder, SEARCH, settings.world, executor, config, Budget(settings.candidates))
     recorder.record([("stopped", {"reason": reason})])
     return reason
 
 
 def say(text: str) -> None:
+    """Print a line on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 

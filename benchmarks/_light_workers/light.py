@@ -1,7 +1,7 @@
-"""Workers that weigh nothing: score cards are computed from recipes, and what goes wrong is told in advance.
+"""Light workers: they compute score cards from recipes and misbehave on request.
 
-They run behind Ray as the real ones do, without torch and without models, so that a cluster on one machine can have
-many of them. `Light` takes the place of `WorkerConfig`.
+They run behind Ray like real workers, without torch and without models, so that a cluster on one machine can have many
+of them. `Light` replaces `WorkerConfig`.
 """
 
 import os
@@ -16,23 +16,26 @@ from benchmarks._simulated.world import World
 from evosearch.search.protocols import Failure, Job, Outcome
 
 FOREVER_S = 3600.0
-SWELL = "EVOSEARCH_LIGHT_SWELL"  # in a node's environment: a file that makes one worker there take memory, see `_swell`
+SWELL = (
+    "EVOSEARCH_LIGHT_SWELL"  # in a node's environment: a file that makes one of its workers take memory, see `_swell`
+)
 STEP_MIB = 64
-HELD_S = 20.0  # that memory is held, for somebody to see it
+HELD_S = 20.0  # time that the memory is held, for the monitor to notice
 
 
 @dataclass(frozen=True)
 class Light:
-    """Builds light workers.
+    """Configuration of light workers.
 
     Attributes:
-        cache: where a Ray of our own keeps its token.
-        world: what the recipes are of, and says what card each has.
-        seconds: that a job takes, by sleeping.
-        acts: job id → what it does to its worker: `die` (SIGKILL), `hang`, `raise`, `refuse` (a fault of the worker's);
-            with ` once` behind it, only the first time that the log sees it.
-        log: a file to which each worker writes a line for each job that it begins: id and pid.
-        weak: a folder; each file in it makes one worker die while it starts, and is taken away.
+        cache: Folder where a locally started Ray keeps its token.
+        world: Search problem, which computes the score cards.
+        seconds: Duration of a job, spent sleeping.
+        threads: Threads of a worker.
+        acts: Job id → misbehaviour of its worker: `die` (SIGKILL), `hang`, `raise` or `refuse` (fails with a fault of
+            the worker); followed by ` once`, it happens only the first time that the job is logged.
+        log: File to which a worker appends one line, id and pid, for each job that it starts.
+        weak: Folder; each file in it makes one worker die during startup and is then deleted.
     """
 
     cache: Path
@@ -44,27 +47,30 @@ class Light:
     weak: Path | None = None
 
     def with_gpus(self, gpus: float) -> "Light":
-        return self  # those of a cluster on one machine are none
+        """Ignore the GPU share: light workers use none."""
+        return self
 
     def worker(self) -> "LightWorker":
+        """Create the worker, or die if `weak` says so."""
         if self.weak is not None:
             for file in sorted(self.weak.iterdir()):
                 try:
                     file.unlink()
                 except FileNotFoundError:
-                    continue  # another worker was first
+                    continue  # taken by another worker
                 os.kill(os.getpid(), signal.SIGKILL)
         return LightWorker(self)
 
 
 class LightWorker:
-    """Scores a job by arithmetic on its recipe's numbers: the same card wherever it is made."""
+    """Worker that computes score cards from the numbers of a recipe, the same on every node."""
 
     def __init__(self, config: Light) -> None:
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self._config = config
 
     def run(self, job: Job) -> Outcome:
+        """Score a job, or misbehave as configured."""
         config = self._config
         act = self._act(job.id)
         if config.log is not None:
@@ -73,9 +79,9 @@ class LightWorker:
         if act == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if act == "raise":
-            raise RuntimeError("told to raise")
+            raise RuntimeError("configured to raise")
         if act == "refuse":
-            return Outcome(job, self.name, failure=Failure("score", "told to refuse", fault="worker"))
+            return Outcome(job, self.name, failure=Failure("score", "configured to refuse", fault="worker"))
         _swell()
         time.sleep(FOREVER_S if act == "hang" else config.seconds)
         return Outcome(job, self.name, card=config.world.card(job), seconds={"score": config.seconds})
@@ -89,7 +95,7 @@ class LightWorker:
 
 
 def _swell() -> None:
-    """Take the MiB that a file says, where the node's environment names one that nobody has taken yet; hold them."""
+    """Allocate and hold the MiB given in the file that the node's environment names, if no other worker took it."""
     try:
         file = Path(os.environ[SWELL])
         most = int(file.read_text())
@@ -99,5 +105,5 @@ def _swell() -> None:
     taken = []
     for _ in range(most // STEP_MIB):
         taken.append(b"\1" * (STEP_MIB * 2**20))
-        time.sleep(0.05)  # no faster than who watches can see
+        time.sleep(0.05)  # slow enough for the memory monitor
     time.sleep(HELD_S)

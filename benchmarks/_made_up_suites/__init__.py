@@ -1,0 +1,1 @@
+"""Suites of generated questions, for `benchmarks.score`."""

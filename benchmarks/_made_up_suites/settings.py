@@ -1,4 +1,4 @@
-"""Four suites of made-up questions: what they ask does not matter here, how their requests share tokens does."""
+"""Four suites of generated questions; what matters is how their requests share tokens, not their content."""
 
 import json
 import random
@@ -22,7 +22,7 @@ _MEAN = {"aggregation": "mean", "higher_is_better": True}
 
 @dataclass(frozen=True)
 class Setting:
-    """One side-by-side comparison: a task, how many documents of it, and what is claimed of it."""
+    """One comparison with lm-eval."""
 
     name: str
     documents: int
@@ -70,7 +70,7 @@ SETTINGS = {
                 "num_fewshot": SHOTS,
                 "fewshot_split": "fewshot",
                 "fewshot_config": {"sampler": "first_n"},
-                # A stop that does not come: every answer has the same length in both programs.
+                # A stop sequence that never occurs, so that all answers have the same length in both programs.
                 "generation_kwargs": {"until": ["\n\n\n\n"], "max_gen_toks": NEW_TOKENS, "do_sample": False},
                 "metric_list": [{"metric": "exact_match", **_MEAN}],
             },
@@ -81,7 +81,7 @@ SETTINGS = {
 
 
 def write_suite(folder: Path, setting: Setting, documents: int) -> Path:
-    """The suite's file, its task and their documents, in a new folder."""
+    """Write suite, task and documents into a new folder; return the suite's file."""
     tasks = folder / "tasks"
     tasks.mkdir(parents=True)
     for split, count, seed in (("fewshot", 3 * SHOTS, 1), ("test", documents + 2, 2)):

@@ -1,1 +1,1 @@
-"""Documents with accidents in them, and the loaders that have to stand them."""
+"""Mutated YAML documents and the loaders under test, for `benchmarks.fuzz` and the tests."""

@@ -1,4 +1,4 @@
-"""The loaders of recipes, search specs and suites: what they start from, and what is done with what they read."""
+"""Loaders of recipes, search specs and suites under test, with their seed documents."""
 
 import shutil
 import time
@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks._paths import EVALS, RECIPES, ROOT
 from evosearch import documents
 from evosearch.checkpoints.families.llama import FAMILY
 from evosearch.errors import InputError, RecipeError
@@ -17,22 +18,20 @@ from evosearch.merging.registry import specs
 from evosearch.recipe import checks, files
 from evosearch.recipe.schema import Recipe
 from evosearch.search.space.space import SearchSpace
-from evosearch.search.space.template import frame
 from evosearch.spec.spec import SearchSpec, Winner
 from evosearch.spec.stages import load
 
-ROOT = Path(__file__).resolve().parents[2]
 SHAPE = FAMILY.shape({"num_hidden_layers": 4})
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a loader made of one text.
+    """Outcome of loading one text.
 
     Attributes:
-        kind: `accepted`, `refused` (one of our own errors) or `foreign` (any other exception: a defect).
-        said: the error's message.
-        seconds: wall time.
+        kind: `accepted`, `refused` (by one of the package's errors) or `foreign` (any other exception: a defect).
+        said: Message of the error.
+        seconds: Wall time.
     """
 
     kind: str
@@ -42,13 +41,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Loader:
-    """A loader and where its files lie.
+    """A loader under test.
 
     Attributes:
         name: `recipe`, `spec` or `suite`.
-        file: what a text is written into.
-        seeds: the documents of real files.
-        load: reads the file, and uses what was read as a command would before it opens a model.
+        file: File that a text is written to.
+        seeds: Documents of real files.
+        load: Reads the file and uses the result as a command would before it opens a model.
     """
 
     name: str
@@ -57,7 +56,7 @@ class Loader:
     load: Callable[[Path], None]
 
     def try_text(self, text: str) -> Outcome:
-        """Write, load, and see what comes out."""
+        """Write a text, load it, and classify the outcome."""
         self.file.write_bytes(text.encode("utf-8", errors="surrogatepass"))
         started = time.perf_counter()
         try:
@@ -72,12 +71,12 @@ class Loader:
 
 
 def loaders(folder: Path) -> tuple[Loader, ...]:
-    """The three loaders, with the repository's own files copied into an empty folder to be read beside."""
-    shutil.copytree(ROOT / "evals", folder / "evals", ignore=shutil.ignore_patterns("data", "*.jsonl"))
+    """The three loaders, in an empty folder with copies of the repository's suites."""
+    shutil.copytree(EVALS, folder / "evals", ignore=shutil.ignore_patterns("data", "*.jsonl"))
     (folder / "recipes").mkdir()
     forms = sorted((ROOT / "tests" / "recipe").glob("*_forms/*.yaml"))
-    templates = sorted((ROOT / "recipes").glob("*.yaml"))
-    suites = sorted((ROOT / "evals").glob("*.yaml"))
+    templates = sorted(RECIPES.glob("*.yaml"))
+    suites = sorted(EVALS.glob("*.yaml"))
     return (
         Loader("recipe", folder / "recipes" / "recipe.yaml", _seeds(forms), _load_recipe),
         Loader("spec", folder / "recipes" / "spec.yaml", _seeds(templates) + _stacked(), _load_spec),
@@ -86,14 +85,14 @@ def loaders(folder: Path) -> tuple[Loader, ...]:
 
 
 def _seeds(paths: Iterable[Path]) -> tuple[tuple[dict[str, Any], ...], ...]:
-    """Each file's documents; those of a long file one by one."""
+    """Documents of each file; those of a long file separately."""
     found = [tuple(documents.read_all(path, RecipeError)) for path in paths]
-    return tuple(part for seed in found for part in ([seed] if len(seed) <= 3 else [(data,) for data in seed]))
+    return tuple(group for seed in found for group in ([seed] if len(seed) <= 3 else [(data,) for data in seed]))
 
 
 def _stacked() -> tuple[tuple[dict[str, Any], ...], ...]:
-    """A search over slices, and one with every kind of hole."""
-    (spec,) = documents.read_all(ROOT / "recipes" / "quickstart.yaml", RecipeError)
+    """Specs of a search over slices, and of one with every kind of hole."""
+    (spec,) = documents.read_all(RECIPES / "quickstart.yaml", RecipeError)
     hole = {"low": 0.0, "high": 1.5}
     sources = [
         {"model": "./a", "layer_range": [0, 4], "parameters": {"weight": hole}},
@@ -120,7 +119,7 @@ def _stacked() -> tuple[tuple[dict[str, Any], ...], ...]:
 
 
 def _long_suite() -> tuple[tuple[dict[str, Any], ...], ...]:
-    """A suite that says everything that can be said."""
+    """A suite that uses every field."""
     text = """
     name: long
     include: [tiny]
@@ -143,7 +142,7 @@ def _long_suite() -> tuple[tuple[dict[str, Any], ...], ...]:
 def _load_recipe(path: Path) -> None:
     recipe = files.load(path)
     again = documents.validate(Recipe, documents.parse(recipe.to_yaml(), "again", RecipeError), "again", RecipeError)
-    assert again == recipe, "what was written reads back to another recipe"
+    assert again == recipe, "a written recipe reads back differently"
     checks.check(recipe, specs(), f"{path}: ")
 
 
@@ -158,9 +157,9 @@ def _load_spec(path: Path) -> None:
 
 
 def _use(spec: SearchSpec) -> None:
-    """One search, as far as it goes without models."""
+    """Use a search spec as far as possible without models."""
     spec.search_id()
-    depths = dict.fromkeys(frame(spec.template, spec.where).references(), SHAPE.num_layers)
+    depths = dict.fromkeys(spec.frame.references(), SHAPE.num_layers)
     space = SearchSpace.from_template(spec.template, SHAPE, specs(), spec.where, depths)
     checks.check(space.fill(space.initial()), specs(), spec.where)
     space.with_weight(0.5)
@@ -169,5 +168,5 @@ def _use(spec: SearchSpec) -> None:
 def _load_suite(path: Path) -> None:
     suite = load_suite(path)
     suite.digest()
-    assert Suite.model_validate(suite.model_dump()) == suite, "a suite that travels is another"
+    assert Suite.model_validate(suite.model_dump()) == suite, "a serialized suite reads back differently"
     assert abs(sum(suite.weights().values()) - 1.0) < 1e-9

@@ -1,1 +1,1 @@
-"""What `bench/schedule` is made of: a world without models, and workers whose clock is simulated."""
+"""A search problem without models and workers on a simulated clock, for `benchmarks.schedule` and the tests."""

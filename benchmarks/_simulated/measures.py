@@ -1,4 +1,4 @@
-"""What `bench/schedule` measures, each in a process of its own."""
+"""Measurements of `benchmarks.schedule`, each run in a new process."""
 
 import gc
 import math
@@ -31,16 +31,16 @@ class Setting:
     """One search of the benchmark.
 
     Attributes:
-        least: the share of worker seconds that must be busy; None: nothing is claimed.
-        most_ms: what a candidate may cost the controller; None: nothing is claimed.
-        known: trials that the optimizer knows before it begins.
+        least: Claimed utilization, at least; None for no claim.
+        most_ms: Claimed controller time per candidate, at most; None for no claim.
+        known: Observations that the optimizer is warm-started with.
     """
 
     optimizer: str
     workers: int
     candidates: int
     asynchronous: bool = True
-    models: int = 5  # of 60 dimensions each, of two where these are not per layer
+    models: int = 5  # 60 dimensions each; two if not per layer
     per: str | None = "layer"
     options: tuple[tuple[str, Any], ...] = ()
     least: float | None = None
@@ -49,15 +49,16 @@ class Setting:
     clock: str = "wall"
 
     def config(self) -> dict[str, Any]:
+        """The optimizer section of a spec."""
         return {"name": self.optimizer, "seed": 1, "asynchronous": self.asynchronous, **dict(self.options)}
 
 
 def busy(setting: Setting) -> dict[str, Any]:
-    """How busy the workers of one search are, and what a candidate costs the controller."""
+    """Measure utilization and controller time per candidate of one search."""
     world = World(models=setting.models, per=setting.per)
     workers = SimulatedWorkers(setting.workers, heavy_tailed(), score(world), CLOCKS[setting.clock])
     with tempfile.TemporaryDirectory() as folder:
-        make = _knowing(setting.known) if setting.known else None
+        make = _warm_started(setting.known) if setting.known else None
         reason, recorder = search(Path(folder), world, workers, setting.config(), Budget(setting.candidates), make)
         recorder.ledger.close()
     assert reason == "candidates", reason
@@ -76,8 +77,8 @@ def busy(setting: Setting) -> dict[str, Any]:
     }
 
 
-class Watched(SimulatedWorkers):
-    """Workers beside whom memory is read after so many outcomes."""
+class MeasuredWorkers(SimulatedWorkers):
+    """Simulated workers that sample the process's memory after given numbers of outcomes."""
 
     def __init__(self, at: tuple[int, ...], *given: Any) -> None:
         super().__init__(*given)
@@ -85,6 +86,7 @@ class Watched(SimulatedWorkers):
         self.resident: dict[int, float] = {}  # outcomes → MiB
 
     def wait(self, timeout_s: float) -> list[Outcome]:
+        """Wait as usual, and sample the memory when a mark is passed."""
         found = super().wait(timeout_s)
         before, self._done = self._done, self._done + len(found)
         for count in self._at:
@@ -96,10 +98,10 @@ class Watched(SimulatedWorkers):
 
 
 def memory(setting: Setting) -> dict[str, Any]:
-    """What a long search grows by: the process after a tenth and after all of its candidates, and the ledger."""
+    """Measure memory after a tenth and after all candidates of a long search, and the size of its ledger."""
     world = World(models=setting.models, per=setting.per)
     at = (setting.candidates // 10, setting.candidates)
-    workers = Watched(at, setting.workers, heavy_tailed(), score(world), CLOCKS[setting.clock])
+    workers = MeasuredWorkers(at, setting.workers, heavy_tailed(), score(world), CLOCKS[setting.clock])
     with tempfile.TemporaryDirectory() as folder:
         _, recorder = search(Path(folder), world, workers, setting.config(), Budget(setting.candidates))
         recorder.ledger.close()
@@ -122,8 +124,8 @@ def memory(setting: Setting) -> dict[str, Any]:
     }
 
 
-def _knowing(count: int) -> Callable[[OptimizerConfig, World, Genome], Optimizer]:
-    """Makes an optimizer that has been told of so many random candidates."""
+def _warm_started(count: int) -> Callable[[OptimizerConfig, World, Genome], Optimizer]:
+    """Factory of an optimizer that is warm-started with `count` random candidates."""
 
     def make(config: OptimizerConfig, world: World, start: Genome) -> Optimizer:
         dimensions = world.space.dimensions

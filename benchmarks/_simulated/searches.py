@@ -1,4 +1,4 @@
-"""One search by the real controller, on a real ledger, with simulated workers."""
+"""Searches by the real controller on a real ledger, with any executor."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ MEAN_S, SIGMA = 60.0, 1.0  # of an evaluation, lognormal: one in a hundred takes
 
 
 def heavy_tailed(seed: int = 0, mean_s: float = MEAN_S, sigma: float = SIGMA) -> Callable[[Job], float]:
-    """Job → seconds, the same of a candidate whoever asks for it:  exp(ln mean - σ²/2 + σ z)."""
+    """Job → seconds, a function of seed and candidate:  exp(ln mean - σ²/2 + σ z)."""
 
     def duration(job: Job) -> float:
         candidate = job.id.split("@")[0]
@@ -40,19 +40,21 @@ def search(
     budget: Budget,
     make: Make | None = None,
 ) -> tuple[str, Recorder]:
-    """Run a search, or continue it; the reason it stopped, and its recorder with the ledger still open.
+    """Run or resume a search; return the reason it stopped, and its recorder with the ledger still open.
 
     Args:
-        config: of the optimizer.
-        make: builds the optimizer otherwise than the registry does.
+        config: The optimizer section of a spec.
+        make: Factory of the optimizer; default: the registry.
     """
     ledger = Ledger.open(f"sqlite:///{folder / 'ledger.db'}")
     ledger.put_item_sets(world.batch)
     recorder = Recorder(ledger, SEARCH)
-    return baseline(recorder, SEARCH, world, executor, OptimizerConfig(start="init", **config), budget, make), recorder
+    return run_search(
+        recorder, SEARCH, world, executor, OptimizerConfig(start="init", **config), budget, make
+    ), recorder
 
 
-def baseline(
+def run_search(
     recorder: Recorder,
     name: str,
     world: World,
@@ -61,7 +63,7 @@ def baseline(
     budget: Budget,
     make: Make | None = None,
 ) -> str:
-    """Record that a search starts, and run it by the real controller; the reason it stopped."""
+    """Record the start of a search and run it with the real controller; return the reason it stopped."""
     recorder.record([("started", {"name": name, "spec": {}, "resumed": recorder.state.sessions > 0})])
 
     def optimizer(start: Genome) -> Optimizer:
@@ -83,5 +85,5 @@ def baseline(
 
 
 def score(world: World) -> Callable[[Job], Any]:
-    """Job → its card, None where the candidate fails."""
+    """Job → score card, or None if the candidate fails."""
     return lambda job: None if world.fails(job.recipe) else world.card(job)

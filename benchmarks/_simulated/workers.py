@@ -1,7 +1,7 @@
-"""Workers that score nothing and take their time: an executor whose clock is simulated.
+"""Executor with simulated workers and a simulated clock.
 
-The time that an evaluation takes is drawn; the time that the search itself takes between two calls is measured and
-added to the same clock. As with `RayExecutor`, a worker that becomes free has its next job when the search looks.
+The duration of an evaluation is drawn; the search's own time between two calls is measured and added to the same
+clock. As with `RayExecutor`, a free worker gets its next job only when the search calls the executor.
 """
 
 import heapq
@@ -16,7 +16,7 @@ from evosearch.search.protocols import Failure, Job, Outcome
 
 @dataclass(frozen=True)
 class Span:
-    """One job under way, in seconds of the simulated clock."""
+    """Execution of one job, in seconds of the simulated clock."""
 
     job: str
     worker: int
@@ -25,12 +25,13 @@ class Span:
 
 
 class SimulatedWorkers:
-    """So many workers, each with one job at a time, jobs in the order they came.
+    """Workers that run one job each, in the order of submission.
 
     Args:
-        duration: job → seconds that it takes.
-        score: job → its card, or None: it fails.
-        clock: what the search's own time is measured by; one that stands still makes a run reproducible.
+        count: Number of workers.
+        duration: Job → its duration in seconds.
+        score: Job → its score card, or None if it fails.
+        clock: Measures the search's own time; a constant clock makes a run reproducible.
     """
 
     def __init__(
@@ -43,16 +44,17 @@ class SimulatedWorkers:
         self.slots = count
         self.now = 0.0
         self.spans: list[Span] = []
-        self.submitted: list[tuple[str, float]] = []  # job, when
-        self.own_s = 0.0  # that the search took for itself, from its first job on
+        self.submitted: list[tuple[str, float]] = []  # job, time
+        self.own_s = 0.0  # the search's own time since its first job
         self._duration, self._score, self._clock = duration, score, clock
         self._queue: deque[Job] = deque()
         self._idle = list(range(count))
         self._running: list[tuple[float, int, int, Job]] = []  # heap of (end, order, worker, job)
         self._order = 0
-        self._left: float | None = None  # when the search went on by itself; before its first job no time is counted
+        self._left: float | None = None  # clock when the last call returned; None before the first job
 
     def submit(self, job: Job) -> None:
+        """Queue a job, and start it if a worker is free."""
         self._elapse()
         self.submitted.append((job.id, self.now))
         self._queue.append(job)
@@ -60,6 +62,7 @@ class SimulatedWorkers:
         self._left = self._clock()
 
     def wait(self, timeout_s: float) -> list[Outcome]:
+        """Advance the clock to the next completed job, at most by `timeout_s`; return the completed jobs."""
         self._elapse()
         self._dispatch()
         if self._running and self._running[0][0] > self.now:
@@ -75,6 +78,7 @@ class SimulatedWorkers:
         return outcomes
 
     def close(self) -> None:
+        """Drop queued jobs."""
         self._queue.clear()
 
     def _elapse(self) -> None:
@@ -97,8 +101,8 @@ class SimulatedWorkers:
 
 
 def utilization(workers: SimulatedWorkers) -> float:
-    """Busy worker seconds over worker seconds, from the first candidate handed over to the last."""
-    handed = [when for job, when in workers.submitted if job[0].isdigit()]
-    begin, end = handed[0], handed[-1]
+    """Busy worker seconds over all worker seconds between the first and the last submitted candidate."""
+    times = [at for job, at in workers.submitted if job[0].isdigit()]
+    begin, end = times[0], times[-1]
     busy = sum(max(0.0, min(span.end, end) - max(span.start, begin)) for span in workers.spans)
     return busy / (workers.slots * (end - begin))

@@ -1,7 +1,7 @@
-"""A search with everything but models: a real space, real recipes and ids, and score cards computed from a recipe.
+"""Search problem without models: a real search space, real recipes and ids, and score cards computed from recipes.
 
-A card is a function of the recipe alone. Its fitness falls with the squared distance of the recipe's numbers from a
-hidden optimum, plus noise over items, so that optimizers have something to do.
+A card is a function of the recipe only. Its fitness decreases with the squared distance of the recipe's numbers from a
+hidden optimum, plus noise over items.
 """
 
 import hashlib
@@ -35,9 +35,9 @@ class World:
     """One search problem.
 
     Attributes:
-        items: of each of the two tasks.
-        failing: one in so many candidates has no score; 0: none.
-        coarse: round every weight to so many decimals, so that candidates repeat.
+        choices: Values that a weight may take, so that candidates repeat; empty for a range.
+        items: Items of each of the two tasks.
+        failing: One in `failing` candidates fails; 0 for none.
     """
 
     models: int = MODELS
@@ -45,12 +45,13 @@ class World:
     per: str | None = "layer"
     densities: bool = True
     methods: bool = False
-    choices: tuple[float, ...] = ()  # weights are one of these
+    choices: tuple[float, ...] = ()
     items: int = 250
     failing: int = 0
 
     @cached_property
     def space(self) -> SearchSpace:
+        """The search space of the template."""
         per = {"per": self.per} if self.per else {}
         weight = {"choices": list(self.choices)} if self.choices else WEIGHT
         parameters = {"weight": weight | per} | ({"density": DENSITY | per} if self.densities else {})
@@ -63,21 +64,25 @@ class World:
 
     @cached_property
     def batch(self) -> ItemBatch:
+        """The search split: two tasks."""
         return ItemBatch("search", tuple(_items(task, self.items) for task in ("first", "second")))
 
     @cached_property
     def inputs(self) -> dict[str, str]:
+        """Model → content digest."""
         names = ["org/base", *(f"org/{index}" for index in range(self.models))]
         return {name: hashlib.sha256(name.encode()).hexdigest() for name in names}
 
     def identify(self, recipe: Recipe) -> str:
+        """Id of a recipe."""
         return recipe_id(recipe, self.inputs)
 
     def fails(self, recipe: Recipe) -> bool:
+        """Whether scoring this recipe fails."""
         return bool(self.failing) and int(self.identify(recipe), 16) % self.failing == 0
 
     def card(self, job: Job) -> ScoreCard:
-        """What a worker would have found."""
+        """Score card of a job."""
         numbers = np.array([number for model in job.recipe.models for number in _numbers(model.parameters)])
         hidden = 0.3 + 0.4 * np.modf(np.arange(len(numbers)) * 0.618)[0]
         quality = -float(np.mean((numbers - hidden) ** 2))
@@ -114,7 +119,7 @@ def _numbers(node: Any) -> Iterator[float]:
             yield from _numbers(item)
     elif isinstance(node, int | float):
         yield float(node)
-    elif hasattr(node, "value"):  # a filter with its value
+    elif hasattr(node, "value"):  # a filtered parameter
         yield from _numbers(node.value)
 
 

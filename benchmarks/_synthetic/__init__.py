@@ -1,1 +1,1 @@
-"""Parts of `scripts/bench/optimizers` and `scripts/bench/spaces`."""
+"""Synthetic merge landscapes and optimizer comparisons, for `benchmarks.optimizers` and `benchmarks.spaces`."""

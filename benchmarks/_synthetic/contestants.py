@@ -1,16 +1,16 @@
-"""Who is compared: every registered optimizer, some of them in several settings, with the spec's other defaults."""
+"""Optimizers under comparison: every registered one, some in several settings."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from evosearch.search.optimizers.registry import OptimizerConfig, load, names
 
-# Settings of an optimizer that are compared, by label; what is not here runs as it is by default
+# Optimizer → label → options; optimizers without an entry run with their defaults
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "cma_es": {"cma_es": {}, "cma_es, diagonal": {"diagonal": True}, "cma_es, restarts": {"restarts": 3}},
 }
-# Slow ones go to fewer evaluations, unless all are asked for: an ask of theirs takes longer the more they were told
-PATIENCE = {"tpe": 200, "gp": 50}
+# Evaluations of optimizers whose ask slows down with the number of trials, unless all are requested
+LIMITS = {"tpe": 200, "gp": 50}
 
 
 @dataclass(frozen=True)
@@ -22,19 +22,21 @@ class Contestant:
     options: dict[str, Any] = field(default_factory=dict)
 
     def config(self, seed: int) -> OptimizerConfig:
+        """Its section of a spec, with this seed."""
         return OptimizerConfig.model_validate({"name": self.name, "seed": seed} | self.options)
 
     @property
     def categoricals(self) -> bool:
+        """Whether it supports categorical dimensions."""
         return load(self.name).categoricals
 
-    def most(self, evaluations: int, slow: bool) -> int:
-        """How many of so many evaluations this one gets."""
-        return evaluations if slow else min(evaluations, PATIENCE.get(self.name, evaluations))
+    def limit(self, evaluations: int, slow: bool) -> int:
+        """Number of evaluations that it gets out of `evaluations`; all of them if `slow`."""
+        return evaluations if slow else min(evaluations, LIMITS.get(self.name, evaluations))
 
 
 def contestants(chosen: list[str] | None = None) -> list[Contestant]:
-    """All, or those whose label is named; random search comes first."""
+    """All contestants, or those with the labels in `chosen`; random search comes first."""
     found = [
         Contestant(label, name, options)
         for name in sorted(names(), key=lambda name: (name != "random", name))

@@ -1,4 +1,4 @@
-"""Medians with their spread, and how tables show them."""
+"""Medians with quartiles, and Markdown tables."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,13 @@ Spread = dict[str, float]
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median and quartiles (linear between neighbours)."""
+    """Median and quartiles, with linear interpolation."""
     lower, median, upper = np.percentile(np.asarray(values, dtype=np.float64), (25, 50, 75))
     return {"median": float(median), "lower": float(lower), "upper": float(upper)}
 
 
 def shown(found: Spread | None, digits: int = 1) -> str:
+    """`median [lower, upper]`, or a dash."""
     if found is None:
         return "–"
     median, lower, upper = (f"{found[key]:.{digits}f}" for key in ("median", "lower", "upper"))
@@ -21,6 +22,6 @@ def shown(found: Spread | None, digits: int = 1) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; the first column is words, all others figures."""
+    """Markdown table: a first column of words, then columns of figures."""
     lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

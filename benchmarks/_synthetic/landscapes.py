@@ -1,11 +1,12 @@
-"""Synthetic merge landscapes: what a genome is worth, in truth and on the items of one search, and the best there is.
+"""Synthetic merge landscapes with a known optimum.
 
-A merge of K parents is K·G weights, G numbers for each parent, in [0, 1.5]. Each task has weights that are best for it
-(what is good for all tasks, and more of its own expert) and loses ability with the squared distance from there:
+A merge of K parents has K·G weights in [0, 1.5], G for each parent. Each task t has its own best weights w_t (a part
+shared by all tasks, plus more of its own expert) and loses ability with the squared distance from them:
 
-    a_t(w) = top - strength · (w - w_t)ᵀ H (w - w_t)        tr H = K·G
+    a_t(w) = top - strength · (w - w_t)ᵀ H (w - w_t) / (K·G)        tr H = K·G
 
-so that the best merge is a compromise. H is diagonal (separable) or not (rotated). `routes.py` has the data-flow kind.
+so that the best merge is a compromise. H is diagonal (separable) or dense (rotated). `routes.py` has the data-flow
+landscape.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from benchmarks._synthetic.world import Vector, World
 from evosearch.search.baselines import SCALES
 from evosearch.search.space.types import Dimension, Estimate, Genome
 
-PARENTS = 4  # and as many tasks
+PARENTS = 4  # also the number of tasks
 HIGH = 1.5  # weights are searched in [0, HIGH]
 ITEMS = 240  # of the search split, as in `evals/quickstart.yaml`
 METHODS = ("task_arithmetic", "ties", "dare_ties")
@@ -32,10 +33,10 @@ class Landscape:
     """One synthetic search.
 
     Attributes:
-        baselines: name → fitness on the search items, and accuracy in truth; scored before the search.
-        model: genome → abilities (T,) and place (D,).
-        optimum: accuracy of the best model there is, in %.
-        start: where the search starts: at the best baseline, where it can.
+        baselines: Name → fitness on the search items and true accuracy; scored before the search.
+        model: Genome → abilities (T,) and place (D,).
+        optimum: True accuracy of the best genome, in %.
+        start: Genome that the search starts from: the best baseline, where the encoding allows it.
     """
 
     name: str
@@ -47,16 +48,16 @@ class Landscape:
     start: Genome
 
     def fitness(self, genome: Genome) -> Estimate:
-        """On the items of the search: what an optimizer is told."""
+        """Fitness on the search items, as reported to an optimizer."""
         return self.world.fitness(*self.model(genome))
 
     def test(self, genome: Genome) -> float:
-        """Accuracy in truth, in %."""
+        """True accuracy, in %."""
         return self.world.accuracy(*self.model(genome))
 
     @property
     def baseline(self) -> str:
-        """The best baseline by fitness."""
+        """Name of the baseline with the best fitness."""
         return max(self.baselines, key=lambda name: self.baselines[name][0])
 
 
@@ -68,7 +69,7 @@ def landscape(
     world: World,
     optimum: float,
 ) -> Landscape:
-    """A landscape whose baselines are scored, and where a search starts from the best of them."""
+    """Score the baselines, and start the search from the best of them."""
     scored = {
         name: (world.fitness(*model(genome)).value, world.accuracy(*model(genome)))
         for name, genome in baselines.items()
@@ -79,33 +80,36 @@ def landscape(
 
 @dataclass(frozen=True)
 class Merges:
-    """How abilities follow from weights, w (N,) with N = K·G, a parent's numbers side by side."""
+    """Abilities as a function of the weights w (N,), N = K·G, in the order of the parents."""
 
-    best: Vector  # (T, N) the weights that are best for each task
+    best: Vector  # (T, N) best weights of each task
     curvature: Vector  # (N, N)
     top: float = 0.9
     strength: float = 5.0
 
     @classmethod
     def draw(cls, rng: np.random.Generator, groups: int, condition: float, rotated: bool) -> "Merges":
-        """Args:
-        condition: greatest curvature over least.
-        rotated: along directions that mix all weights; else along the weights themselves.
+        """Draw best weights and curvature.
+
+        Args:
+            condition: Ratio of the largest to the smallest curvature.
+            rotated: Whether the axes of curvature mix all weights instead of following them.
         """
         count = PARENTS * groups
         own = np.repeat(np.eye(PARENTS), groups, axis=1)  # (T, N)
-        shared = rng.uniform(0.1, 1.0, count)  # for every task: some of a parent's layers are of use, others are not
+        shared = rng.uniform(0.1, 1.0, count)  # all tasks: some of a parent's layers help, others do not
         best = (shared + 0.3 * (own - 1 / PARENTS) + rng.normal(0.0, 0.1, own.shape)).clip(0.0, HIGH)
         eigenvalues = np.exp(rng.permutation(np.linspace(0.0, np.log(condition), count)))
         axes = ortho_group.rvs(count, random_state=rng) if rotated else np.eye(count)
         return cls(best, axes @ np.diag(eigenvalues / eigenvalues.mean()) @ axes.T)
 
     def abilities(self, weights: Vector) -> Vector:
+        """Abilities (T,) at weights (N,)."""
         away = weights - self.best  # (T, N)
         return self.top - self.strength * ((away @ self.curvature) * away).sum(1) / weights.size
 
     def gradients(self, weights: Vector) -> Vector:
-        """(T, N) of the abilities."""
+        """Gradients (T, N) of the abilities."""
         return -2.0 * self.strength * (weights - self.best) @ self.curvature / weights.size
 
 
@@ -119,7 +123,7 @@ def weighted(
     rough: float = 0.0,
     items: int = ITEMS,
 ) -> Landscape:
-    """Weights alone, G = `groups` for each parent."""
+    """Landscape of weights only, `groups` for each parent."""
     merges = Merges.draw(np.random.default_rng([seed, 0]), groups, condition, rotated)
     count = PARENTS * groups
     world = World.draw(seed, PARENTS, items, count, smooth=smooth, rough=rough)
@@ -141,6 +145,7 @@ def weighted(
 
 
 def weights_of(groups: int) -> tuple[Dimension, ...]:
+    """Dimensions of all weights."""
     return tuple(
         Dimension(f"weight[{parent} {group}]", "float", 0.5, 0.0, HIGH, parameter="weight", scope=f"models[{parent}]")
         for parent in range(PARENTS)
@@ -149,10 +154,10 @@ def weights_of(groups: int) -> tuple[Dimension, ...]:
 
 
 def mixed(seed: int, groups: int = 2) -> Landscape:
-    """A method, weights, and densities that some methods take.
+    """Landscape of a merge method, weights, and densities that some methods take.
 
-    Each method wants its own weights, g times those of task arithmetic. One that drops small changes is better by a
-    bonus, less  loss · Σ (density - its best)²,  so that at first sight it may be the worse.
+    Each method has its own best weights, g times those of task arithmetic. A method with densities gains a bonus minus
+    2 Σ (density - best density)², so that it looks worse at first.
     """
     rng = np.random.default_rng([seed, 0])
     merges = Merges.draw(rng, groups, 30.0, rotated=True)
@@ -169,7 +174,7 @@ def mixed(seed: int, groups: int = 2) -> Landscape:
     world = World.draw(seed, PARENTS, ITEMS, count + PARENTS + len(METHODS))
 
     def of(name: str, values: Vector, shares: Vector) -> tuple[Vector, Vector]:
-        """Of a method, weights (N,) and densities (K,)."""
+        """Abilities and place of a method, weights (N,) and densities (K,)."""
         kept = shares if name in active[1] else np.full(PARENTS, 0.5)
         lost = 2.0 * float(((kept - wanted[name]) ** 2).sum()) if name in active[1] else 0.0
         which = np.array([float(name == one) for one in METHODS])
@@ -193,13 +198,13 @@ def mixed(seed: int, groups: int = 2) -> Landscape:
 
 
 def few(seed: int) -> Landscape:
-    """One weight a parent."""
+    """Landscape of one weight per parent."""
     return weighted("few", seed, groups=1)
 
 
 def few_shared(seed: int) -> Landscape:
-    """`few` with two holes, each the weight of two parents: what a grid can take."""
-    return seen_through(
+    """`few` with two holes, each the weight of two parents, as a grid needs few dimensions."""
+    return reencoded(
         few(seed),
         tuple(Dimension(name, "float", 0.5, 0.0, HIGH, parameter="weight") for name in ("first two", "last two")),
         lambda genome: [float(genome[name]) for name in ("first two", "first two", "last two", "last two")],
@@ -207,7 +212,7 @@ def few_shared(seed: int) -> Landscape:
 
 
 def few_averaged(seed: int) -> Landscape:
-    """`few` where each parent is in an average or not: what a soup can take."""
+    """`few` where each parent is in a uniform average or not, as greedy_soup needs on-off choices."""
     dimensions = tuple(
         Dimension(one.name, "categorical", 1, choices=(0, 1), parameter="weight", scope=one.scope)
         for one in few(seed).dimensions
@@ -217,26 +222,28 @@ def few_averaged(seed: int) -> Landscape:
         taken = [float(value) for value in genome.values()]
         return [one / max(1.0, sum(taken)) for one in taken]
 
-    return seen_through(few(seed), dimensions, weights)
+    return reencoded(few(seed), dimensions, weights)
 
 
-def seen_through(
-    whole: Landscape, dimensions: tuple[Dimension, ...], weights: Callable[[Genome], list[float]]
+def reencoded(
+    original: Landscape, dimensions: tuple[Dimension, ...], weights: Callable[[Genome], list[float]]
 ) -> Landscape:
-    """A part of a landscape, searched by other dimensions; its optimum and baselines are those of the whole.
+    """The same landscape under other dimensions that reach a subset of it; optimum and baselines stay.
 
     Args:
-        weights: genome → the value of each dimension of the whole.
+        weights: Genome of the new dimensions → value of each original dimension.
     """
 
     def model(genome: Genome) -> tuple[Vector, Vector]:
-        return whole.model({one.name: value for one, value in zip(whole.dimensions, weights(genome), strict=True)})
+        return original.model(
+            {one.name: value for one, value in zip(original.dimensions, weights(genome), strict=True)}
+        )
 
-    return replace(whole, dimensions=dimensions, model=model, start={one.name: one.init for one in dimensions})
+    return replace(original, dimensions=dimensions, model=model, start={one.name: one.init for one in dimensions})
 
 
 def route(seed: int, encoding: str = "categorical") -> Landscape:
-    """Which layers of two models, in which order, how strongly: see `routes.py`."""
+    """Data-flow landscape of two models, see `routes.py`."""
     flow = Flow.draw(np.random.default_rng([seed, 0]), encoding)
     world = items_of(seed, ITEMS)
     optimum = world.accuracy(*flow.model(flow.best()))
@@ -250,24 +257,24 @@ def best_of(
     bounds: list[tuple[float, float]],
     slope: Callable[[Vector], Vector] | None = None,
 ) -> float:
-    """The greatest accuracy within bounds, by quasi-Newton from every start; its slope is estimated where not given."""
+    """Maximize accuracy within bounds by L-BFGS-B from every start; the gradient is estimated if not given."""
     low, high = np.array(bounds).T
-    against = None if slope is None else (lambda x: -slope(x))
+    descent = None if slope is None else (lambda x: -slope(x))
     found = [
-        minimize(lambda x: -accuracy(x), start.clip(low, high), jac=against, method="L-BFGS-B", bounds=bounds)
+        minimize(lambda x: -accuracy(x), start.clip(low, high), jac=descent, method="L-BFGS-B", bounds=bounds)
         for start in starts
     ]
-    return max(-float(one.fun) for one in found)
+    return max(-float(result.fun) for result in found)
 
 
-# (landscape, optimizer) → how that optimizer searches it, and what it is called then; others take it as it is
+# (landscape, optimizer) → its own encoding of the landscape, and the encoding's label
 ENCODINGS: dict[tuple[str, str], tuple[Callable[[int], Landscape], str]] = {
     ("few", "grid"): (few_shared, "two holes"),
     ("few", "greedy_soup"): (few_averaged, "averages"),
 }
-THRESHOLDS = (partial(route, encoding="threshold"), "thresholds")  # of routes, without categories: as published
+THRESHOLDS = (partial(route, encoding="threshold"), "thresholds")  # for optimizers without categoricals
 
-# name → what is made of a seed; the note is printed with the table
+# name → (seed → landscape), note printed with the table
 LANDSCAPES: dict[str, tuple[Callable[[int], Landscape], str]] = {
     "separable": (
         partial(weighted, "separable", groups=6),
@@ -279,7 +286,7 @@ LANDSCAPES: dict[str, tuple[Callable[[int], Landscape], str]] = {
     ),
     "noisy": (
         partial(weighted, "noisy", groups=3, rotated=True, smooth=False, rough=0.15),
-        "12 weights, curvature 30 : 1 across them; fitness: right answers, some of which change with any change",
+        "12 weights, curvature 30 : 1 across them; fitness: right answers, some of which flip with any change",
     ),
     "wide": (
         partial(weighted, "wide", groups=24, condition=100.0),
@@ -287,5 +294,5 @@ LANDSCAPES: dict[str, tuple[Callable[[int], Landscape], str]] = {
     ),
     "mixed": (mixed, "3 methods, 8 weights, 4 densities that two of the methods take; fitness: log-probability"),
     "routing": (route, "two models of 8 layers, twice: 30 inclusions, 31 scales; fitness: log-probability"),
-    "few": (few, "4 weights, one a parent; fitness: log-probability"),
+    "few": (few, "4 weights, one per parent; fitness: log-probability"),
 }

@@ -1,12 +1,12 @@
-"""A synthetic data-flow landscape, on the search's own slots and routes (`evosearch.search.space.routes`).
+"""Synthetic data-flow landscape on the search's own slots and routes (`evosearch.search.space.routes`).
 
-The ability of a route is the sum of what its hops are worth, less what it costs to jump:
+The ability of a route is the sum of its hops' values minus the cost of its jumps:
 
     a = a₀ + Σ_k u(model, layer) - κ (ln s_k - m(model, layer))² - jump(hop k-1 → hop k)
 
-A hop to the next layer of the same model is free; each layer left out or gone back costs, and so does a change of
-models. So most changes of the first model's own pass hurt, and some help. As hops follow each other in the order of
-slots, the best route is found exactly, by dynamic programming over (slot, hops so far); scales are best at exp(m) each.
+A hop to the next layer of the same model is free; each layer skipped or gone back costs, and so does a change of
+models. Most changes to the first model's own pass therefore hurt, and some help. Hops follow the order of the slots,
+so dynamic programming over (slot, hops so far) finds the best route; the best scale of each hop is exp(m).
 """
 
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ from evosearch.search.space.types import Genome
 MODELS = ("first", "second")
 LAYERS, REPEATS, MAX_HOPS = 8, 2, 14
 SITES = tuple((model, layer) for model in MODELS for layer in range(LAYERS))
-# Every slot of a route in order, as (name in a genome, model, layer); the first and the last are always taken
+# Slots of a route in order, as (name in a genome, model, layer); the first and the last are always used
 SLOTS = (
     *((f"{repeat} {model}:{layer}", model, layer) for repeat in range(1, REPEATS + 1) for model, layer in SITES),
     (f"end {MODELS[0]}:{LAYERS - 1}", MODELS[0], LAYERS - 1),
 )
-OFFSETS = np.array([-0.5, 0.0, 0.5])  # how much easier each of three tasks is
+OFFSETS = np.array([-0.5, 0.0, 0.5])  # added to the ability on each of three tasks
 AT_START = -0.2  # ability of the first model alone
 KAPPA = 3.0
 Site = tuple[str, int]  # (model, layer)
@@ -36,7 +36,7 @@ Site = tuple[str, int]  # (model, layer)
 
 @dataclass(frozen=True)
 class Flow:
-    """What routes are worth, for one draw of u and m."""
+    """Values of routes, for one draw of u and m."""
 
     routes: Routes
     worth: dict[Site, float]  # u
@@ -44,6 +44,7 @@ class Flow:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, encoding: str) -> "Flow":
+        """Draw u and m; `encoding` is that of the routing hole."""
         hole = {"search": True, "models": list(MODELS), "repeats": REPEATS, "max_hops": MAX_HOPS, "encoding": encoding}
         routes = Routes.from_template({"routing": hole}, dict.fromkeys(MODELS, LAYERS), "routing landscape")
         worth = {site: float(rng.normal(0.0, 0.16)) for site in SITES}
@@ -51,11 +52,11 @@ class Flow:
 
     @cached_property
     def initial(self) -> Genome:
-        """The first model's own pass."""
+        """The first model's own forward pass."""
         return {dimension.name: dimension.init for dimension in self.routes.dimensions}
 
     def model(self, genome: Genome) -> tuple[Vector, Vector]:
-        """Abilities (T,), and place: ±1 for whether each layer is passed, and whether it is passed again."""
+        """Abilities (T,) and place: ±1 for whether each layer is used, and whether it is used twice."""
         hops = self.routes.fill(genome).hops
         place, seen = -np.ones(2 * len(SITES)), set[Site]()
         for hop in hops:
@@ -76,8 +77,8 @@ class Flow:
         return worth - jumps - KAPPA * sum((float(np.log(hop.scale)) - self.scale[site]) ** 2 for site, hop in later)
 
     def best(self) -> Genome:
-        """The best genome there is."""
-        # most[s][k]: the greatest sum of a route that ends at slot s with hop k, and the slot before s on it
+        """The optimal genome, by dynamic programming."""
+        # most[s][k]: best sum of a route that reaches slot s as hop k, and the slot before s on it
         most: list[dict[int, tuple[float, int]]] = [{1: (self.worth[SLOTS[0][1:]], -1)}]
         for at, (_, *site) in enumerate(SLOTS[1:], start=1):
             to = (site[0], site[1])
@@ -108,11 +109,11 @@ class Flow:
 
 
 def jump(before: Site, after: Site) -> float:
-    """What it costs to go from one layer to another."""
+    """Cost of going from one layer to another."""
     missed = abs(after[1] - before[1] - 1)
     return 0.1 * min(missed, 5) + 0.1 * (before[0] != after[0])
 
 
 def items_of(seed: int, items: int) -> World:
-    """The items that routes are tried on."""
+    """Search items for routes."""
     return World.draw(seed, len(OFFSETS), items, 2 * len(SITES))

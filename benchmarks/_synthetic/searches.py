@@ -100,7 +100,7 @@ class Found:
             "search": chosen.scores["search"],
             "validation": chosen.scores["validation"],
             "test": self.test(chosen.candidate).score,
-            "asked": state.proposed,
+            "proposed": state.proposed,
             "failed": sum(is_candidate(failure.candidate) for failure in state.failed),
             "item_evaluations": len(scored) * len(self.prepared.batches["search"]),
             "stopped": self.stopped,

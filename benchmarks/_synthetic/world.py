@@ -1,14 +1,14 @@
-"""Merged models whose true accuracy is known, answering items that each have a difficulty and a taste. Pure numpy.
+"""Item responses of merged models with known true accuracy (an item response model in numpy).
 
 A model is its abilities a_t, one for each of T tasks, and its place x in R^D (which merge it is). It answers item i of
-task t rightly where
+task t correctly if
 
     a_t - z_i - σ vᵢ·x / √D - η e_i(x) > 0
 
-z_i is the item's difficulty, the same for all models; vᵢ says which models the item suits, so that finitely many items
-favour some models that are no better (what a search can overfit to); e_i(x) is drawn anew for each place, the same at
-each return to it: the part of an answer that changes with any change of weights. All are standard normal, so that over
-all items there could be a model's accuracy on a task is exactly  Φ(a_t / √(1 + σ²|x|²/D + η²)).
+z_i is the item's difficulty, shared by all models. vᵢ is the item's preference for places, so that a finite set of
+items favours some models that are not better, which a search can overfit to. e_i(x) is noise that is fixed for each
+place: the part of an answer that flips with any change of weights. All are standard normal, so a model's accuracy over
+the population of items is  Φ(a_t / √(1 + σ²|x|²/D + η²)).
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from scipy.special import expit, ndtr
 from evosearch.search.space.types import Estimate
 
 Vector = NDArray[np.float64]
-SLOPE = 1.7  # a logistic of this slope is a normal distribution function, nearly
+SLOPE = 1.7  # a logistic function of this slope approximates Φ
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,13 @@ class World:
     """The items of one search.
 
     Attributes:
-        task: (n,) the task of each item.
-        difficulty: (n,)
-        taste: (n, D)
-        suits: σ, how differently items take to models.
-        rough: η, how much an answer owes to chance at each place.
-        smooth: fitness is the mean log-probability of the right answer; else the share of right answers in %.
+        task: Task of each item, (n,).
+        difficulty: z, (n,).
+        taste: v, (n, D).
+        suits: σ, the strength of the items' preferences.
+        rough: η, the strength of the noise at each place.
+        smooth: Whether fitness is the mean log-probability of the right answer instead of the share of right answers
+            in %.
     """
 
     task: NDArray[np.int64]
@@ -49,9 +50,11 @@ class World:
     def draw(
         cls, seed: int, tasks: int, items: int, places: int, suits: float = 0.5, rough: float = 0.0, smooth: bool = True
     ) -> "World":
-        """Args:
-        items: n, of all tasks together, dealt out evenly.
-        places: D.
+        """Draw the items.
+
+        Args:
+            items: Number of items n, divided evenly among the tasks.
+            places: Dimension D of a place.
         """
         rng = np.random.default_rng([seed, 1])
         task = np.arange(items) % tasks
@@ -59,10 +62,11 @@ class World:
 
     @property
     def items(self) -> int:
+        """Number of items."""
         return len(self.task)
 
     def fitness(self, abilities: Vector, place: Vector) -> Estimate:
-        """What a search is told of a model with these abilities (T,) at a place (D,)."""
+        """Fitness of a model with abilities (T,) at a place (D,), as reported to an optimizer."""
         margins = abilities[self.task] - self.difficulty - self.suits * (self.taste @ place) / np.sqrt(len(place))
         if self.rough:
             words = np.frombuffer(hashlib.sha256(place.tobytes()).digest(), dtype=np.uint32)
@@ -71,11 +75,11 @@ class World:
         return Estimate(float(scores.mean()), float(scores.std(ddof=1) / np.sqrt(self.items)), self.items)
 
     def accuracy(self, abilities: Vector, place: Vector) -> float:
-        """In % over all items there could be, the mean over tasks: what a test split estimates."""
+        """True accuracy in %, the mean over tasks, which a test split estimates."""
         return float(100.0 * ndtr(abilities / self._spread(place)).mean())
 
     def slope(self, abilities: Vector, place: Vector, gradients: Vector) -> Vector:
-        """Gradient (D,) of the accuracy by the place, given that of each ability, (T, D)."""
+        """Gradient (D,) of the accuracy with respect to the place, given those of the abilities, (T, D)."""
         spread = self._spread(place)
         density = np.exp(-0.5 * (abilities / spread) ** 2) / np.sqrt(2.0 * np.pi)  # φ(a/s)
         widening = self.suits**2 * place / len(place) / spread  # ∇s

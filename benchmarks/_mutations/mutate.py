@@ -1,6 +1,6 @@
-"""What happens to a YAML file by hand, by a program or on the way: some of it well-formed, some of it not.
+"""Mutations of YAML documents, as data and as text; the result may be malformed.
 
-Everything is drawn from one `random.Random`, so that a seed, or hypothesis, decides all of it.
+All choices come from one `random.Random`, so that a seed, or hypothesis, determines them.
 """
 
 import datetime
@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-Place = tuple[Any, Any]  # a mapping or a list, and a key or an index of it
+Place = tuple[Any, Any]  # a mapping or a list, and one of its keys or indices
 
 HOLES: tuple[Any, ...] = (
     {"low": 0.0, "high": 1.0},
@@ -147,8 +147,8 @@ TEXTS = (
 )
 
 
-def accident(seed: Sequence[dict[str, Any]], draw: random.Random) -> str:
-    """The text of a file whose documents are `seed`, after one to four accidents, most often one."""
+def mutate(seed: Sequence[dict[str, Any]], draw: random.Random) -> str:
+    """Serialize the documents `seed` after one to four mutations of the data or the text, most often one."""
     data = [deepcopy(document) for document in seed]
     count = draw.choice([1, 1, 1, 2, 3, 4])
     to_text = draw.randint(0, count) if draw.random() < 0.5 else 0
@@ -163,7 +163,7 @@ def accident(seed: Sequence[dict[str, Any]], draw: random.Random) -> str:
 
 
 def bombs() -> list[str]:
-    """Short texts that stand for very much, or for themselves."""
+    """Short texts that expand to huge or self-referential data."""
     levels = range(1, 40)
     lists = "a0: &a0 [1,2,3,4,5,6,7,8,9,0]\n" + "".join(
         f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in levels
@@ -234,7 +234,7 @@ def _copy_elsewhere(data: Any, draw: random.Random) -> None:
 
 
 def _share(data: Any, draw: random.Random) -> None:
-    """One value at two places: written as an anchor and an alias."""
+    """Put one value at two places, which is written as an anchor and an alias."""
     one, other = _some(data, draw), _some(data, draw)
     if one and other:
         shared = deepcopy(other[0][other[1]])
@@ -259,7 +259,7 @@ def _insert(text: str, draw: random.Random) -> str:
 
 
 def _put_before_value(text: str, draw: random.Random) -> str:
-    """A tag, an anchor or an alias where one may stand."""
+    """Insert a tag, an anchor or an alias before a value."""
     at = [index + 2 for index in range(len(text)) if text.startswith((": ", "- "), index)]
     if not at:
         return text

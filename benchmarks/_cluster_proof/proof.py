@@ -1,4 +1,4 @@
-"""A whole search on a cluster of its own, which loses a node in the middle, held against what is recorded of it."""
+"""A complete search on a cluster of its own that loses a node, checked against ledger, MLflow and registry."""
 
 import os
 import shutil
@@ -16,12 +16,12 @@ from typing import Any
 import psutil
 import requests
 
-from benchmarks._cluster_proof import doors, problem
+from benchmarks._cluster_proof import authentication, problem
 from benchmarks._cluster_proof.evidence import check_ledger, check_mirror, check_registry, of_type, read, unanswered
 from evosearch.devcluster import mlflow_server
 from evosearch.devcluster.cluster import Cluster
-from evosearch.devcluster.environment import ACCOUNT, dashboard, kept, of_clients, tracking
 from evosearch.devcluster.mlflow_rest import Rest
+from evosearch.devcluster.process_environment import ACCOUNT, dashboard, kept, of_clients, tracking
 from evosearch.devcluster.processes import HOST, LOG_LINES
 from evosearch.devcluster.ray_nodes import worker
 from evosearch.environment import TELEMETRY_OFF
@@ -29,63 +29,74 @@ from evosearch.errors import EvosearchError, SearchError
 from evosearch.search.ledger.events import Event
 
 LOST = worker(2)
-SUBMIT_S, FIRST_S, END_S = 400.0, 300.0, 600.0  # bounds, which only a machine that does much else comes near
-STILL_S = 3.0  # without an event: what is left for the other worker is done
-ENDED = ("FAILED", "STOPPED")  # and so will not do what is waited for
-BEHIND = ", catching up"  # what a search says that ends before its mirror is done
+SUBMIT_S, FIRST_S, END_S = 400.0, 300.0, 600.0  # time limits, generous for a busy machine
+STILL_S = 3.0  # without an event, after which the other worker has nothing left to do
+ENDED = ("FAILED", "STOPPED")  # states of a job that will make no more progress
+BEHIND = ", catching up"  # logged by a search that ends before its mirror has caught up
 LOOPBACK = (HOST, f"::ffff:{HOST}")
 
 
-def trial(keep: bool, say: Callable[[str], None]) -> bool:
-    """Run it; whether all was as it should be. Each stage is said with its seconds, and what was wrong."""
-    folder = Path(tempfile.mkdtemp(prefix="evosearch-trial-"))
-    folder.chmod(0o711)  # PostgreSQL's user has to pass it
-    run = _Trial(folder, say)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us early has the cluster ended, too
-    wrong = []
+def prove(keep: bool, say: Callable[[str], None]) -> bool:
+    """Run the proof; return whether it passed.
+
+    Args:
+        keep: Whether to keep the cluster's folder.
+        say: Receives a line for each stage with its seconds, and the problems.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="evosearch-proof-"))
+    folder.chmod(0o711)  # PostgreSQL's user must be able to traverse it
+    run = ClusterProof(folder, say)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM also shuts the cluster down
+    problems = []
     try:
-        for part in (run.stages, lambda: run.end(keep)):
+        for step in (run.stages, lambda: run.end(keep)):
             try:
-                part()
+                step()
             except (EvosearchError, requests.RequestException, subprocess.SubprocessError, OSError) as exc:
-                wrong.append(f"{exc}\n{run.log_of_the_job()}")
+                problems.append(f"{exc}\n{run.job_log()}")
     except BaseException:
-        run.end(keep)  # Ctrl-C, and mistakes of ours, leave nothing running either
+        run.end(keep)  # also after Ctrl-C and unexpected errors
         raise
-    say("\n".join(["FAILED:", *wrong]) if wrong else "passed")
-    return not wrong
+    say("\n".join(["FAILED:", *problems]) if problems else "passed")
+    return not problems
 
 
-class _Trial:
+class ClusterProof:
+    """The stages of one proof."""
+
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self.folder, self.say = folder, say
         self.cluster = Cluster(folder / "cluster")
 
     def stages(self) -> None:
+        """Run all stages.
+
+        Raises:
+            SearchError: A check failed.
+        """
         cluster = self.cluster
-        with self._stage("models made"):
+        with self._stage("models ready"):
             problem.prepare()
         with self._stage("cluster up"):
             cluster.up(nodes=2, cpus_per_node=1)
         os.environ["PGPASSFILE"] = str(cluster.postgres.passfile)  # for reading the ledger
-        with self._stage("doors shut"):
-            doors.check(cluster)
+        with self._stage("unauthenticated requests rejected"):
+            authentication.check(cluster)
         with self._stage("submitted"):
             spec = problem.write_spec(self.folder, cluster.ledger(), tracking(cluster.state))
             self._submit(spec)
         with self._stage("first candidate scored"):
             self._wait(self._candidate_scored, FIRST_S, "no candidate was scored")
-        with self._stage(f"{LOST} frozen"):
-            self._freeze_a_node()
+        with self._stage(f"{LOST} suspended"):
+            self._suspend_node()
         with self._stage("loopback only"):
             self._check_listening()
-        with self._stage(f"{LOST} lost at work"):
-            self._lose_a_node()
+        with self._stage(f"{LOST} lost during a job"):
+            self._lose_node()
         with self._stage("search ended"):
-            self._wait(lambda: self._job()["status"] == "SUCCEEDED", END_S, "the search did not end well")
-            # A slow server's mirror: the same spec goes on where it was, with nothing to score
-            if BEHIND in self._log():
-                self.say("  MLflow lags: submitted again")
+            self._wait(lambda: self._job()["status"] == "SUCCEEDED", END_S, "the search did not succeed")
+            if BEHIND in self._log():  # resuming the search only completes the mirror
+                self.say("  MLflow lags behind: submitted again")
                 self._submit(spec)
                 self._wait(lambda: self._job()["status"] == "SUCCEEDED", END_S, "MLflow did not catch up")
         self._check_records()
@@ -101,23 +112,23 @@ class _Trial:
         command = [sys.executable, "-m", "evosearch.cli.main", "submit", str(spec)]
         done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=SUBMIT_S, check=False)
         if done.returncode:
-            raise SearchError(f"`evosearch submit` ended with {done.returncode}: {done.stderr.strip()}")
+            raise SearchError(f"`evosearch submit` failed with exit code {done.returncode}: {done.stderr.strip()}")
 
-    def _freeze_a_node(self) -> None:
-        """Stop the clock of a node: a candidate is with its worker when it is lost, however fast workers are."""
+    def _suspend_node(self) -> None:
+        """Suspend a node, so that its worker holds a candidate when it is killed."""
         for process in self.cluster.state.processes[LOST].members():
             process.suspend()
 
     def _check_listening(self) -> None:
-        """Nothing of it listens beyond loopback, the search's own process and its workers among it."""
+        """Check that the cluster, the search's process and its workers listen on loopback only."""
         found = self.cluster.listening()
         if open := [entry for entry in found if entry[0] not in LOOPBACK]:
-            raise SearchError(f"these listen beyond loopback: {open}")
+            raise SearchError(f"listening on other addresses than loopback: {open}")
         names = Counter(name for _, _, name in found)
         self.say(f"  sockets: {', '.join(f'{count} of {name}' for name, count in sorted(names.items()))}")
 
-    def _lose_a_node(self) -> None:
-        """Kill the frozen node, when the other has done all else."""
+    def _lose_node(self) -> None:
+        """Kill the suspended node once the other one has nothing left to do."""
         seen, still_since = 0, time.monotonic()
 
         def waits_for_it() -> bool:
@@ -125,16 +136,16 @@ class _Trial:
             events = self._events()
             if len(events) != seen:
                 seen, still_since = len(events), time.monotonic()
-            if of_type(events, "retried"):  # somebody has missed the node before we are done with it
+            if of_type(events, "retried"):  # the node was given up before it was killed
                 return True
             return bool(unanswered(events)) and time.monotonic() - still_since > STILL_S
 
-        self._wait(waits_for_it, END_S, "no candidate waits for the node that is frozen")
-        self.say(f"  with it: candidate {', '.join(sorted(unanswered(self._events()))) or '(given up already)'}")
+        self._wait(waits_for_it, END_S, "no candidate waits for the suspended node")
+        self.say(f"  running on it: candidate {', '.join(sorted(unanswered(self._events()))) or '(given up already)'}")
         self.cluster.kill_node(LOST)
         lacking = [part.name for part in self.cluster.status() if part.lacks]
         if lacking != [LOST]:
-            raise SearchError(f"status says that these are not well: {lacking}")
+            raise SearchError(f"status reports problems of {lacking}, expected {LOST} only")
 
     def _check_records(self) -> None:
         cluster, events = self.cluster, self._events()
@@ -147,25 +158,25 @@ class _Trial:
             self.say(f"  {check_registry(rest, problem.NAME, events)}")
 
     def _check_up_again(self) -> None:
-        """`up` starts what died, and nothing else."""
+        """Check that `up` restarts the killed node and nothing else."""
         before = {part.name: part.pid for part in self.cluster.status()}
         self.cluster.up()
         after = {part.name: part.pid for part in self.cluster.status() if not part.lacks}
         if after.keys() != before.keys() or {name for name in after if after[name] != before[name]} != {LOST}:
-            raise SearchError(f"before `up` there ran {before}, after it {after}")
+            raise SearchError(f"processes before `up`: {before}, after it: {after}")
 
     def _check_secrets(self) -> None:
-        """No password and no token lies in a log, or with what a search leaves behind."""
-        with self._stage("no secret told"):
+        """Check that no password or token is in a log or in the files of the search."""
+        with self._stage("no secret leaked"):
             leaks = self.cluster.leaks()
             if leaks:
-                raise SearchError(f"secrets stand in {', '.join(leaks)}")
+                raise SearchError(f"secrets found in {', '.join(leaks)}")
 
     def end(self, keep: bool) -> None:
-        """Stop the cluster.
+        """Shut the cluster down and delete its folder unless `keep`.
 
         Raises:
-            SearchError: something of it still runs.
+            SearchError: A process of it is still running.
         """
         with self._stage("cluster down"):
             processes = list(self.cluster.processes())
@@ -177,9 +188,9 @@ class _Trial:
         else:
             shutil.rmtree(self.folder)
         if left:
-            raise SearchError(f"still there: {left}")
+            raise SearchError(f"still running: {left}")
 
-    # --- what they look at --------------------------------------------------------------------------------------
+    # --- observation --------------------------------------------------------------------------------------
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -203,25 +214,25 @@ class _Trial:
             time.sleep(0.25)
 
     def _jobs(self, path: str = "") -> Any:
-        """What Ray's dashboard knows of jobs."""
+        """Response of Ray's job API."""
         headers = {"Authorization": f"Bearer {self.cluster.places.token.read_text()}"}
         response = requests.get(f"{dashboard(self.cluster.state)}/api/jobs/{path}", headers=headers, timeout=30)
         response.raise_for_status()
         return response.json()
 
     def _job(self) -> dict[str, Any]:
-        """The search's own job, the latest submitted."""
+        """Job of the search, the latest submitted."""
         ours = [job for job in self._jobs() if (job.get("metadata") or {}).get("evosearch_name") == problem.NAME]
         runs = [job for job in ours if job["metadata"]["evosearch_kind"] == "run"]
         if not runs:
-            raise SearchError("there is no job of the search")
+            raise SearchError("the search has no job")
         return dict(max(runs, key=lambda job: job["start_time"]))
 
     def _log(self) -> str:
         return str(self._jobs(f"{self._job()['submission_id']}/logs")["logs"])
 
-    def log_of_the_job(self) -> str:
-        """The end of what the search said; empty where there is none."""
+    def job_log(self) -> str:
+        """Last lines of the search's log; empty if there is none."""
         try:
             lines = self._log().splitlines()
         except (EvosearchError, requests.RequestException, OSError, KeyError):

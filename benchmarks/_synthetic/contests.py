@@ -1,4 +1,4 @@
-"""One optimizer on one synthetic landscape, and what many of such searches come to."""
+"""Searches of the optimizers on synthetic landscapes, and their summary over seeds."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -15,15 +15,16 @@ from evosearch.search.space.types import Genome, Observation
 
 @dataclass(frozen=True)
 class Contest:
-    """All contestants on one landscape of one seed: a piece of work that needs no other."""
+    """All contestants on one landscape and seed, as an independent unit of work."""
 
     landscape: str
     seed: int
     checkpoints: tuple[int, ...]  # evaluations after which the best so far is tested
-    chosen: tuple[str, ...] | None = None  # contestants
+    chosen: tuple[str, ...] | None = None  # labels of contestants; None for all
     slow: bool = False
 
     def run(self) -> dict[str, Any]:
+        """Run every contestant that supports the landscape."""
         made = LANDSCAPES[self.landscape][0](self.seed)
         value, test = made.baselines[made.baseline]
         found: dict[str, Any] = {"landscape": self.landscape, "seed": self.seed, "optimum": made.optimum}
@@ -34,7 +35,7 @@ class Contest:
             make, how = self._encoding(one)
             own = make(self.seed) if make else made
             label = f"{one.label}, {how}" if how else one.label
-            upto = one.most(self.checkpoints[-1], self.slow)
+            upto = one.limit(self.checkpoints[-1], self.slow)
             try:
                 found["runs"][label] = search(own, one, self.seed, [n for n in self.checkpoints if n <= upto] or [upto])
             except SpecError as error:
@@ -42,58 +43,59 @@ class Contest:
         return found
 
     def _encoding(self, one: Contestant) -> tuple[Callable[[int], Landscape] | None, str]:
-        """How a contestant searches this landscape, where it does so otherwise than the rest."""
+        """A contestant's own encoding of this landscape and its label, if it needs one."""
         if self.landscape == "routing" and not one.categoricals:
             return THRESHOLDS
         return ENCODINGS.get((self.landscape, one.name), (None, ""))
 
 
 def search(landscape: Landscape, one: Contestant, seed: int, checkpoints: Sequence[int]) -> dict[str, Any]:
-    """One search: the test accuracy of the best on the search items, after so many evaluations.
+    """Run one search; report the test accuracy of the best candidate at each checkpoint.
 
     Raises:
-        SpecError: the optimizer does not take this landscape.
+        SpecError: The optimizer does not support this landscape.
     """
     began = time.process_time()
     optimizer = create(one.config(seed), landscape.dimensions, landscape.start)
-    asked: list[tuple[float, Genome]] = []
+    evaluated: list[tuple[float, Genome]] = []
     scoring, stopped = 0.0, None
-    while len(asked) < checkpoints[-1]:
+    while len(evaluated) < checkpoints[-1]:
         stopped = optimizer.stop_reason()
         if stopped:
             break
-        genomes = optimizer.ask(min(optimizer.population, checkpoints[-1] - len(asked)))
+        genomes = optimizer.ask(min(optimizer.population, checkpoints[-1] - len(evaluated)))
         at = time.process_time()
-        told = [landscape.fitness(genome) for genome in genomes]
+        estimates = [landscape.fitness(genome) for genome in genomes]
         scoring += time.process_time() - at
-        numbered = enumerate(zip(genomes, told, strict=True), start=len(asked))
-        asked += [(estimate.value, genome) for genome, estimate in zip(genomes, told, strict=True)]
+        numbered = enumerate(zip(genomes, estimates, strict=True), start=len(evaluated))
+        evaluated += [(estimate.value, genome) for genome, estimate in zip(genomes, estimates, strict=True)]
         optimizer.tell([Observation(str(index), genome, (estimate,)) for index, (genome, estimate) in numbered])
     seconds = time.process_time() - began - scoring
     return {
-        "after": {str(count): outcome(landscape, asked[:count]) for count in checkpoints},
-        "asked": len(asked),
-        "distinct": len({tuple(genome.items()) for _, genome in asked}),
+        "after": {str(count): outcome(landscape, evaluated[:count]) for count in checkpoints},
+        "proposed": len(evaluated),
+        "distinct": len({tuple(genome.items()) for _, genome in evaluated}),
         "stopped": stopped,
-        "ms_per_ask": 1e3 * seconds / max(1, len(asked)),
+        "ms_per_ask": 1e3 * seconds / max(1, len(evaluated)),
     }
 
 
-def outcome(landscape: Landscape, asked: Sequence[tuple[float, Genome]]) -> dict[str, float]:
-    """The best of what was asked by fitness: `search` is that, `test` its true accuracy in %."""
-    value, genome = max(asked, key=lambda pair: pair[0])
+def outcome(landscape: Landscape, evaluated: Sequence[tuple[float, Genome]]) -> dict[str, float]:
+    """Best fitness among the evaluated genomes, and that genome's true accuracy in %."""
+    value, genome = max(evaluated, key=lambda pair: pair[0])
     return {"search": value, "test": landscape.test(genome)}
 
 
 def leads(ours: Sequence[float], others: Sequence[float]) -> int:
-    """In how many seeds ours is better."""
+    """Number of seeds in which ours is better."""
     return sum(own > other for own, other in zip(ours, others, strict=True))
 
 
 def summary(contests: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of all contests on one landscape: each contestant's test scores, and how it stands to the optimum and the rest.
+    """Summarize all contests on one landscape: test scores, distance to the optimum, and leads.
 
-    `leads` are seeds in which a contestant's winner is better than random search's, or than the baseline, in truth.
+    `leads_*` count the seeds in which a contestant's winner has a higher true accuracy than the baseline or than the
+    winner of random search.
     """
     found: dict[str, Any] = {
         "seeds": [contest["seed"] for contest in contests],
@@ -117,11 +119,11 @@ def summary(contests: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 "below_optimum": spread([contest["optimum"] - test for contest, test in pairs]),
                 "leads_baseline": leads(tests, [contest["baseline"]["test"] for contest in contests]),
                 "leads_random": leads(tests, [found["test"] for found in randoms]) if all(randoms) else None,
-                "item_evaluations": min(int(count), max(run["asked"] for run in runs)) * contests[0]["items"],
+                "item_evaluations": min(int(count), max(run["proposed"] for run in runs)) * contests[0]["items"],
             }
         found["contestants"][label] = {
             "after": after,
-            "asked": spread([run["asked"] for run in runs]),
+            "proposed": spread([run["proposed"] for run in runs]),
             "distinct": spread([run["distinct"] for run in runs]),
             "stopped_early": sum(run["stopped"] is not None for run in runs),
             "ms_per_ask": spread([run["ms_per_ask"] for run in runs]),

@@ -1,4 +1,4 @@
-"""What a check found, and the table of all."""
+"""Results of checks, and their table."""
 
 import traceback
 from collections.abc import Callable, Mapping
@@ -9,8 +9,8 @@ PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One check: what became of it, why, and the figures that decided."""
+class CheckResult:
+    """Result of one check: its state, the reason, and the figures that decided."""
 
     check: str
     state: str
@@ -19,7 +19,7 @@ class Finding:
 
 
 class UnmetError(Exception):
-    """What a check holds to is not so."""
+    """A check failed."""
 
     def __init__(self, reason: str, **figures: Any) -> None:
         super().__init__(reason)
@@ -27,32 +27,35 @@ class UnmetError(Exception):
 
 
 class SkipError(Exception):
-    """A check that cannot be made here."""
+    """A check cannot run on this machine."""
 
 
-def judged(name: str, check: Callable[[], Mapping[str, Any]]) -> Finding:
-    """What comes of a check; whatever it raises is a failure of it alone."""
+def run_check(name: str, check: Callable[[], Mapping[str, Any]]) -> CheckResult:
+    """Run one check; any exception fails only this check."""
     try:
-        return Finding(name, PASSED, figures=check())
+        return CheckResult(name, PASSED, figures=check())
     except SkipError as skip:
-        return Finding(name, SKIPPED, str(skip))
+        return CheckResult(name, SKIPPED, str(skip))
     except UnmetError as unmet:
-        return Finding(name, FAILED, str(unmet), unmet.figures)
+        return CheckResult(name, FAILED, str(unmet), unmet.figures)
     except Exception as error:
-        return Finding(name, FAILED, f"{type(error).__name__}: {error}", {"traceback": traceback.format_exc()})
+        return CheckResult(name, FAILED, f"{type(error).__name__}: {error}", {"traceback": traceback.format_exc()})
 
 
-def hold(what: bool, reason: str, **figures: Any) -> None:
-    """Raises:
-    UnmetError: it is not so.
+def require(condition: bool, reason: str, **figures: Any) -> None:
+    """Fail the check unless the condition holds.
+
+    Raises:
+        UnmetError: It does not hold.
     """
-    if not what:
+    if not condition:
         raise UnmetError(reason, **figures)
 
 
-def table(findings: list[Finding]) -> str:
-    lines = ["| check | | figures |", "|---|---|---|"]
-    for one in findings:
+def table(results: list[CheckResult]) -> str:
+    """Markdown table with one line for each check."""
+    lines = ["| check | state | figures |", "|---|---|---|"]
+    for one in results:
         figures = {key: value for key, value in one.figures.items() if not isinstance(value, dict | list | str)}
         cells = ", ".join(f"{key} {_short(value)}" for key, value in figures.items())
         lines.append(f"| {one.check} | {one.state} | {one.reason or cells} |")
