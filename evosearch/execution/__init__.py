@@ -1,1 +1,1 @@
-"""Where candidates are scored: workers, in process or on Ray."""
+"""Executors: workers that score candidates, in this process or on a Ray cluster."""

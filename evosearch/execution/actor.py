@@ -1,7 +1,7 @@
-"""A worker behind Ray, and what travels between it and the pool: recipes and scores, never weights or documents.
+"""Ray actors around workers. Recipes and scores travel between pool and actor, never weights or documents.
 
-An item batch (thousands of document hashes) is the same for every candidate. It is put into Ray's object store once,
-fetched by each worker once, and left out of jobs and answers.
+An item batch (thousands of document hashes) is the same for every candidate: it is put into Ray's object store once,
+fetched by each worker once, and left out of jobs and outcomes.
 """
 
 import os
@@ -18,73 +18,77 @@ from evosearch.evaluation.types import ItemBatch
 from evosearch.execution.demand import Demand
 from evosearch.search.protocols import Job, Outcome
 
-BATCHES = 64  # kept by each worker, and in the store: the parts of a search, its splits
+BATCHES = 64  # kept by each worker and in the store: minibatches and splits of one search
 
 
-class Scores(Protocol):
-    """What a node runs: scores one job after another. `Worker` is the real one."""
+class JobRunner(Protocol):
+    """Scores jobs one after another inside an actor; see `Worker`."""
 
     name: str
 
-    def run(self, job: Job) -> Outcome: ...
+    def run(self, job: Job) -> Outcome:
+        """Score one job."""
 
 
 class Config(Protocol):
-    """Builds a worker on any node. It is pickled, so plain data. `WorkerConfig` is the real one.
-
-    `threads` are the CPU threads of one worker, `cache` the folder of files that are made once a machine. `with_gpus`
-    is told how many GPUs each worker is given, which may come out only once the cluster is known.
-    """
+    """Picklable configuration of a worker; see `WorkerConfig`."""
 
     @property
-    def threads(self) -> int: ...
+    def threads(self) -> int:
+        """CPU threads of one worker."""
 
     @property
-    def cache(self) -> Path: ...
+    def cache(self) -> Path:
+        """Folder of files that are prepared once per machine."""
 
-    def with_gpus(self, gpus: float) -> "Config": ...
+    def with_gpus(self, gpus: float) -> Any:
+        """Return the configuration of workers with so many GPUs each, which may depend on the cluster."""
 
-    def worker(self) -> Scores: ...
+
+Build = Callable[[Any], JobRunner]  # builds a worker from its configuration; picklable, so a class or a function
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a worker has come to be."""
+    """Location of a worker."""
 
-    node: str  # Ray's id of it
+    node: str  # Ray's node id
     name: str  # host:pid
 
 
 class Actor:
-    """Its constructor does nothing, so that what goes wrong in building the worker comes back as data."""
+    """Actor with one worker. It is built by `start`, not by the constructor, so that its errors come back as data."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._worker: Scores | None = None
+    def __init__(self, build: Build, config: Config) -> None:
+        self._build, self._config = build, config
+        self._worker: JobRunner | None = None
         self._batches: OrderedDict[str, ItemBatch] = OrderedDict()
 
     def place(self) -> Place:
+        """Return where this actor runs."""
         import ray
 
         node: str = ray.get_runtime_context().get_node_id()
         return Place(node, f"{socket.gethostname()}:{os.getpid()}")
 
     def start(self) -> InputError | None:
+        """Build the worker; return what prevents that."""
         try:
-            self._worker = self._config.worker()
+            self._worker = self._build(self._config)
         except InputError as exc:
-            return exc  # which travels by its fields, without cause and traceback
+            return exc  # pickled by its fields, without cause and traceback
         return None
 
     def ping(self) -> None:
-        """Answered where the process lives, and after what it was told before."""
+        """Return once the process is alive and has finished earlier calls."""
 
     def run(self, job: Job, digest: str, batch: list[Any]) -> Outcome:
         """Score a job whose batch is left out.
 
         Args:
-            digest: of the batch.
-            batch: a reference to it, in a list: so that Ray does not fetch it each time.
+            job: A job with an empty batch.
+            digest: Digest of its batch.
+            batch: One reference to the batch, in a list, so that Ray does not fetch it for every call.
         """
         assert self._worker is not None
         outcome = self._worker.run(replace(job, batch=self._batch(digest, batch[0])))
@@ -102,13 +106,13 @@ class Actor:
 
 
 class Batches:
-    """The pool's side: item batches in Ray's store, by digest."""
+    """Item batches in Ray's object store, by digest; the pool's side."""
 
     def __init__(self) -> None:
         self._references: OrderedDict[str, Any] = OrderedDict()
 
     def packed(self, job: Job) -> tuple[Job, str, list[Any]]:
-        """The arguments of `Actor.run`."""
+        """Return the arguments of `Actor.run`."""
         import ray
 
         digest = job.batch.digest
@@ -120,11 +124,11 @@ class Batches:
         return replace(job, batch=ItemBatch(job.batch.split, ())), digest, [self._references[digest]]
 
 
-def actor_maker(config: Config, demand: Demand) -> Callable[[], Any]:
-    """A function that asks Ray for one more actor.
+def actor_maker(build: Build, config: Config, demand: Demand) -> Callable[[], Any]:
+    """Return a function that requests one more actor from Ray.
 
-    Actors are spread: a node that is lost takes few workers with it, and each has the more of its node's memory
-    bandwidth, which is what scoring on a CPU waits for.
+    Actors are spread over nodes: a lost node then takes few workers with it, and each worker gets more of its node's
+    memory bandwidth, the bottleneck of scoring on CPUs.
     """
     import ray
 
@@ -137,13 +141,13 @@ def actor_maker(config: Config, demand: Demand) -> Callable[[], Any]:
         runtime_env={"env_vars": _environment(config, demand)},
     )(Actor)
     stored = ray.put(config.with_gpus(demand.gpus))
-    return lambda: remote.remote(stored)
+    return lambda: remote.remote(build, stored)
 
 
 def _environment(config: Config, demand: Demand) -> dict[str, str]:
-    """Of a worker's process. Two torch processes that each take all cores run many times slower than one."""
+    """Return the environment of a worker's process. Torch processes that compete for cores run many times slower."""
     threads = str(config.threads or demand.cpus)
     found = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", **TELEMETRY_OFF}
     if not demand.gpus:
-        found["CUDA_VISIBLE_DEVICES"] = ""  # it asked for none, so it does not crowd onto the node's first
+        found["CUDA_VISIBLE_DEVICES"] = ""  # otherwise it would use the node's first GPU, which is not its own
     return found

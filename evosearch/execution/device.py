@@ -1,4 +1,4 @@
-"""The device of a worker: which it is, over how many cards its model is spread, and when it is of no more use."""
+"""Devices of a worker: selection, spreading over several cards, and unrecoverable CUDA errors."""
 
 import socket
 from collections.abc import Iterator
@@ -9,31 +9,31 @@ from evosearch.errors import SpecError
 from evosearch.evaluation.engine.out_of_memory import out_of_memory
 from evosearch.materialize.spread import Spread
 
-SAID = "CUDA error"  # what torch says of the CUDA runtime, where it has no class for it
+CUDA_ERROR = "CUDA error"  # in the message of a plain RuntimeError, for errors without a class in torch
 
 
 def device_of(asked: str) -> torch.device:
-    """The device by its full name: tensors on a GPU say which one it is.
+    """Return the device with its index, as tensors on a GPU report it.
 
     Args:
         asked: `auto`, `cpu` or `cuda`.
 
     Raises:
-        SpecError: a GPU is asked for, and torch sees none here.
+        SpecError: `cuda` is asked for, and torch sees no GPU here.
     """
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked)
     if device.type == "cuda" and not torch.cuda.is_available():
-        what = f"a worker on {socket.gethostname()} has to score on a GPU, and torch sees none there"
-        next = "Look at `nvidia-smi`, CUDA_VISIBLE_DEVICES and torch's build on that node"
-        raise SpecError("workers.device", what, "cpu, where its CPU is to score", next)
+        what = f"this worker must score on a GPU, and torch sees none on {socket.gethostname()}"
+        next = "Check `nvidia-smi`, CUDA_VISIBLE_DEVICES and torch's build on that node"
+        raise SpecError("workers.device", what, "cpu, to score on its CPU", next)
     return torch.device("cuda", 0) if device == torch.device("cuda") else device
 
 
 def spread_of(device: torch.device, share: float) -> Spread | None:
-    """The cards that a worker's model is spread over; None where it is on one device.
+    """Return the cards that a worker's model is spread over, or None for a single device.
 
     Raises:
-        SpecError: there are fewer.
+        SpecError: This worker sees fewer cards than its share.
     """
     if device.type != "cuda" or share < 2:
         return None
@@ -44,21 +44,22 @@ def spread_of(device: torch.device, share: float) -> Spread | None:
     return Spread.over_cards(int(share))
 
 
-def lost(error: BaseException) -> str | None:
-    """One line on why this process can use its GPU no longer, where an error, or what it was raised amid, says so.
+def unrecoverable(error: BaseException) -> str | None:
+    """Return one line on why this process can no longer use its GPU, or None for any other error.
 
-    An illegal access, a failed assertion of a kernel or memory that broke leaves CUDA unusable until the process ends:
-    whatever it is asked next fails at once with the same error. Only memory that ran out leaves it as it was.
+    After an illegal access, a failed kernel assertion or a hardware memory error, every further CUDA call of the
+    process fails with the same error. Running out of memory is the one CUDA error that leaves the device usable. The
+    error's causes and contexts are searched too.
     """
     for one in _chain(error):
-        said = isinstance(one, RuntimeError) and SAID in str(one)
-        if (said or isinstance(one, torch.AcceleratorError)) and not out_of_memory(one):
+        plain = isinstance(one, RuntimeError) and CUDA_ERROR in str(one)
+        if (plain or isinstance(one, torch.AcceleratorError)) and not out_of_memory(one):
             return next(iter(str(one).splitlines()), type(one).__name__)
     return None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, what caused it, what caused that."""
+    """Yield an error and its chain of causes and contexts."""
     seen: set[int] = set()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:

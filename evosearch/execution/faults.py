@@ -1,9 +1,8 @@
-"""What became of a job whose worker was lost: whose fault it is, and when it is not tried again.
+"""Lost workers: classify Ray's errors, and decide whether a job is retried or quarantined.
 
-A candidate can kill workers (a kernel that crashes, memory that no limit holds), and so can a machine. Two different
-workers that died under one job are taken as the candidate's doing, and it is quarantined: a third would die, too. A
-node that goes (removed, drained, preempted, switched off) says nothing about the candidate; only its own, larger cap
-ends that.
+A candidate can kill workers (a crashing kernel, unbounded memory), and so can a machine. If two different workers died
+under one job, the candidate is taken to be the cause and is quarantined, since a third would die too. A node that goes
+away (removed, drained, preempted, switched off) says nothing about the candidate; a separate, larger cap applies.
 """
 
 import re
@@ -14,7 +13,7 @@ from evosearch.search.protocols import Failure, Job
 
 WORKERS = 2  # workers that may die under a job
 NODES = 5  # nodes that may be lost under a job
-TRIES = 2  # times a job is scored again after a worker that is alive said that it could not, by its own fault
+TRIES = 2  # times that a job is scored again after a live worker failed by its own fault
 
 
 @dataclass(frozen=True)
@@ -22,11 +21,11 @@ class WorkerLoss:
     """How a worker was lost.
 
     Attributes:
-        reason: one line.
-        detail: all that is known.
-        node: id of the node that it was on; empty where it is not known.
-        of_node: the whole node was lost, or contact with it.
-        unclear: contact was lost, and Ray does not say yet with whom.
+        reason: One line.
+        detail: The full error.
+        node: Id of the worker's node; empty if unknown.
+        of_node: Whether the node was lost, or contact with it, rather than the worker's process alone.
+        unclear: Contact was lost, and Ray does not report yet whether with the process or the node.
     """
 
     reason: str
@@ -36,63 +35,65 @@ class WorkerLoss:
     unclear: bool = False
 
     def failure(self) -> Failure:
+        """Return the loss as a failure that is the worker's fault."""
         return Failure("worker", self.reason, self.detail, "worker")
 
 
 @dataclass
 class JobHistory:
-    """One job on its way through the pool: what it met so far."""
+    """A job in the pool and its failed attempts so far."""
 
     job: Job
     attempts: list[WorkerLoss | Failure] = field(default_factory=list)
-    handed_back: int = 0  # times that a worker that is alive said that it could not
+    handed_back: int = 0  # times that a live worker failed by its own fault
 
     @property
-    def deaths(self) -> list[WorkerLoss]:
+    def losses(self) -> list[WorkerLoss]:
+        """Attempts that ended with the loss of a worker."""
         return [one for one in self.attempts if isinstance(one, WorkerLoss)]
 
     @property
     def retries(self) -> tuple[Failure, ...]:
+        """All attempts as failures."""
         return tuple(one.failure() if isinstance(one, WorkerLoss) else one for one in self.attempts)
 
     @property
     def bad_nodes(self) -> set[str]:
         """Nodes where a worker was lost under this job."""
-        return {death.node for death in self.deaths if death.node}
+        return {loss.node for loss in self.losses if loss.node}
 
-    def learn(self, lost: Mapping[str, str]) -> None:
-        """Take deaths as their nodes', where it came out later that these were lost.
+    def blame_nodes(self, lost: Mapping[str, str]) -> None:
+        """Attribute earlier losses to their nodes where these turned out to be lost.
 
         Args:
-            lost: node id → why it was lost.
+            lost: Node id → why it was lost.
         """
-        self.attempts = [reread(one, lost) if isinstance(one, WorkerLoss) else one for one in self.attempts]
+        self.attempts = [blame_node(one, lost) if isinstance(one, WorkerLoss) else one for one in self.attempts]
 
     def verdict(self) -> str | None:
-        """Why this job is not tried again, or None."""
-        deaths = self.deaths
-        of_node = [death for death in deaths if death.of_node]
-        own = [death for death in deaths if not death.of_node]
+        """Return why this job is not tried again, or None if it is."""
+        of_node = [loss for loss in self.losses if loss.of_node]
+        own = [loss for loss in self.losses if not loss.of_node]
         if len(own) >= WORKERS:
-            return f"quarantined: {len(own)} workers were lost under it; the last: {own[-1].reason}"
+            return f"quarantined: {len(own)} workers were lost while scoring it; the last: {own[-1].reason}"
         if len(of_node) >= NODES:
-            return f"given up: {len(of_node)} nodes were lost under it; the last: {of_node[-1].reason}"
+            return f"given up: {len(of_node)} nodes were lost while scoring it; the last: {of_node[-1].reason}"
         return None
 
 
-def reread(death: WorkerLoss, lost: Mapping[str, str]) -> WorkerLoss:
-    """A death as it looks once it is known which nodes were lost."""
-    if death.of_node or death.node not in lost:
-        return death
-    reason = f"its node was lost: {lost[death.node] or 'no reason given'}"
-    return replace(death, reason=reason, of_node=True, detail=f"{death.reason}\n{death.detail}")
+def blame_node(loss: WorkerLoss, lost: Mapping[str, str]) -> WorkerLoss:
+    """Return a loss attributed to its node if that is among the lost nodes (node id → reason)."""
+    if loss.of_node or loss.node not in lost:
+        return loss
+    reason = f"its node was lost: {lost[loss.node] or 'no reason given'}"
+    return replace(loss, reason=reason, of_node=True, detail=f"{loss.reason}\n{loss.detail}")
 
 
-def death_of(exc: Exception, node: str = "") -> WorkerLoss:
-    """What an error of Ray's says about the worker that it came from.
+def loss_of(exc: Exception, node: str = "") -> WorkerLoss:
+    """Classify an error of Ray's about a worker.
 
-    Ray tells most in its text alone: its classes (`ActorDiedError`, `NodeDiedError`, `OutOfMemoryError`, …) do not keep
-    whether a process or a node was lost.
+    Ray's classes (`ActorDiedError`, `NodeDiedError`, `OutOfMemoryError`, …) do not record whether a process or a node
+    was lost, so most of this is read from the error's text.
     """
     import ray
 
@@ -100,7 +101,7 @@ def death_of(exc: Exception, node: str = "") -> WorkerLoss:
     if isinstance(exc, ray.exceptions.RayTaskError):
         return WorkerLoss(f"the worker raised {_last_line(text)}", text, node)
     if getattr(exc, "actor_init_failed", False):
-        return WorkerLoss(f"the worker could not be made: {_last_line(text)}", text, node)
+        return WorkerLoss(f"the worker could not be created: {_last_line(text)}", text, node)
     if isinstance(exc, ray.exceptions.OutOfMemoryError) or "low on memory" in text:
         return WorkerLoss(f"the worker was killed: its node ran out of memory ({_usage(text)})", text, node)
     if getattr(exc, "preempted", False):
@@ -115,14 +116,14 @@ def death_of(exc: Exception, node: str = "") -> WorkerLoss:
 
 
 def quarantined(history: JobHistory, reason: str) -> tuple[Failure, tuple[Failure, ...]]:
-    """The failure that ends a job, with the last death's detail, and the retries before it."""
+    """Return the failure that ends a job, with the last attempt's detail, and the retries before it."""
     last = history.attempts[-1]
     detail = last.detail if isinstance(last, WorkerLoss) else last.traceback
     return Failure("worker", reason, detail, "candidate"), history.retries[:-1]
 
 
 def first_line(text: object) -> str:
-    """The first line that says something."""
+    """Return the first line that is not blank; the type's name if there is none."""
     lines = [line.strip() for line in str(text).splitlines() if line.strip()]
     return lines[0] if lines else type(text).__name__
 

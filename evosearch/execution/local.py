@@ -1,17 +1,19 @@
-"""The in-process executor: one worker in this process, jobs in the order they came."""
+"""In-process executor: one worker in this process, jobs in submission order."""
 
 from collections import deque
 
 from evosearch.evaluation.harness.harness import Harness
-from evosearch.execution.worker import Progress, Worker, WorkerConfig
+from evosearch.execution.worker import Progress, Worker
+from evosearch.execution.worker_config import WorkerConfig
 from evosearch.search.protocols import Job, Outcome
 
 
 class LocalExecutor:
-    """Scores one job at each `wait`. The worker is built at the first.
+    """Executor that scores one job per `wait`; the worker is built by the first.
 
     Args:
-        harness: see `Worker`.
+        progress: Called with what is being prepared and the fraction that is done.
+        harness: See `Worker`.
     """
 
     slots = 1
@@ -23,19 +25,23 @@ class LocalExecutor:
 
     @property
     def worker(self) -> Worker:
+        """The worker, built on first use."""
         if self._worker is None:
             self._worker = Worker(self._config, self._progress, self._harness)
         return self._worker
 
     def submit(self, job: Job) -> None:
+        """Queue a job."""
         self._queue.append(job)
 
     def wait(self, timeout_s: float) -> list[Outcome]:
+        """Score the next job, however long it takes."""
         if not self._queue:
             return []
         worker = self.worker
         return [worker.run(self._queue.popleft())]
 
     def close(self) -> None:
+        """Drop queued jobs and the worker."""
         self._queue.clear()
         self._worker = None

@@ -1,25 +1,27 @@
-"""Who is in the pool: actors with their places, jobs with their actors; and how it is heard what became of either."""
+"""Members of the pool: actors by state, and jobs with their actors."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from evosearch.execution.actor import Place
-from evosearch.execution.faults import JobHistory, WorkerLoss, death_of
+from evosearch.execution.faults import JobHistory, WorkerLoss, loss_of
 
 UNPLACED = Place("", "?")
 
 
 @dataclass(eq=False)
 class Member:
-    """One actor; where it is, once it has a place."""
+    """One actor, and its place once it has one."""
 
     actor: Any
     started: Any  # ref of its start
     place: Place = UNPLACED
-    since: float = field(default_factory=time.monotonic)  # when it came to its present state
+    since: float = field(default_factory=time.monotonic)  # when it entered its present state
 
     def kill(self) -> None:
+        """Kill the actor's process."""
         import ray
 
         ray.kill(self.actor)
@@ -27,31 +29,110 @@ class Member:
 
 @dataclass(eq=False)
 class Run:
-    """A job with a worker."""
+    """A job on a worker."""
 
     history: JobHistory
     member: Member
-    alive: Any = None  # ref of a ping before the job, where the worker may have died unseen
+    alive: Any = None  # ref of a ping before the job, if the worker may have died unnoticed
     since: float = field(default_factory=time.monotonic)  # when it began, or contact was lost
 
     @property
     def begun(self) -> bool:
-        """Whether the worker was still there when the job came to it."""
-        return self.alive is None or (has_come(self.alive) and answer(self.alive, "")[1] is None)
+        """Whether the worker was still alive when it received the job."""
+        return self.alive is None or (is_ready(self.alive) and answer(self.alive, "")[1] is None)
+
+
+@dataclass
+class Members:
+    """All actors of the pool, each in one state. Actors that wait for an answer are keyed by its reference."""
+
+    placing: dict[Any, Member] = field(default_factory=dict)  # ref of `place`: no node has room for it yet
+    starting: dict[Any, Member] = field(default_factory=dict)  # ref of `start`
+    idle: list[Member] = field(default_factory=list)
+    running: dict[Any, Run] = field(default_factory=dict)  # ref of `run`
+    unclear: dict[Any, Run] = field(default_factory=dict)  # ref of a ping: contact with the worker was lost
+    to_ping: list[Run] = field(default_factory=list)  # as `unclear`, before the next ping
+
+    @property
+    def alive(self) -> int:
+        """Workers that can score now: idle, or with a job."""
+        return len(self.idle) + len(self.running)
+
+    @property
+    def placed(self) -> int:
+        """Workers with a place on a node, including those that still start."""
+        return len(self.all()) - len(self.placing)
+
+    @property
+    def jobs(self) -> int:
+        """Jobs that are with a worker."""
+        return len(self.running) + len(self.unclear) + len(self.to_ping)
+
+    @property
+    def may_score(self) -> bool:
+        """Whether any worker scores or may yet; workers without a place do not count."""
+        return bool(self.alive or self.starting or self.unclear or self.to_ping)
+
+    def all(self) -> list[Member]:
+        """Return every actor."""
+        runs = [*self.running.values(), *self.unclear.values(), *self.to_ping]
+        return [*self.idle, *self.placing.values(), *self.starting.values(), *(run.member for run in runs)]
+
+    def ready(self, timeout_s: float) -> list[Any]:
+        """Wait for the first answer, and return all references that have one."""
+        import ray
+
+        pending = [*self.running, *self.unclear, *self.starting, *self.placing]
+        if not pending:
+            time.sleep(timeout_s)
+            return []
+        if not ray.wait(pending, num_returns=1, timeout=timeout_s)[0]:
+            return []
+        found: list[Any] = ray.wait(pending, num_returns=len(pending), timeout=0)[0]
+        return found
+
+    def free(self, member: Member) -> None:
+        """Make a worker idle."""
+        member.since = time.monotonic()
+        self.idle.append(member)
+
+    def pick(self, bad_nodes: Iterable[str]) -> Member:
+        """Remove and return an idle worker, preferably on a node where the job has lost no worker before."""
+        bad = set(bad_nodes)
+        for index in range(len(self.idle) - 1, -1, -1):
+            if self.idle[index].place.node not in bad:
+                return self.idle.pop(index)
+        return self.idle.pop()
+
+    def ping(self, run: Run) -> None:
+        """Ask a worker that contact was lost with whether it is alive."""
+        self.unclear[run.member.actor.ping.remote()] = run
+
+    def withdraw(self, count: int) -> None:
+        """Kill the latest actors that have no place."""
+        for ref in list(self.placing)[-count:]:
+            self.placing.pop(ref).kill()
+
+    def clear(self) -> None:
+        """Forget every actor."""
+        for known in (self.placing, self.starting, self.running, self.unclear):
+            known.clear()
+        self.idle.clear()
+        self.to_ping.clear()
 
 
 def answer(ref: Any, node: str) -> tuple[Any, WorkerLoss | None]:
-    """What a reference holds, or how the worker that owed it was lost."""
+    """Return a reference's value, or how the worker that should have produced it was lost."""
     import ray
 
     try:
         return ray.get(ref), None
     except ray.exceptions.RayError as exc:
-        return None, death_of(exc, node)
+        return None, loss_of(exc, node)
 
 
-def has_come(ref: Any) -> bool:
-    """Whether a reference holds something: an answer, or a loss."""
+def is_ready(ref: Any) -> bool:
+    """Return whether a reference has a value or an error."""
     import ray
 
     return bool(ray.wait([ref], timeout=0)[0])

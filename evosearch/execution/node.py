@@ -1,17 +1,17 @@
-"""The parents of a search, made ready once on each node: fetched, copied near, checked, adapters applied, to be mapped.
+"""Preparation of a search's parents, once per node: fetch, copy to local disk, verify, apply adapters.
 
-The first worker on a node does it under a lock while the others wait; they, and the next run, find it done. What takes
-room is held against the disk before it is written, and appears by rename: a preparation that is killed leaves nothing
-that is taken for whole.
+The first worker on a node does this under a lock while the others wait; they and later runs find it done. Disk space is
+checked before anything large is written, and results appear by rename, so that a killed preparation leaves nothing that
+looks complete.
 
 | in the cache | what |
 |---|---|
 | `merged/` | models of nested recipes, by recipe_id |
-| `copies/` | models that lie on a network file system |
+| `copies/` | models from network file systems |
 | `prepared/` | tensors that an adapter changes, by content_sha256 of model and adapter |
-| `hashes/` | which files have been hashed, and to what |
+| `hashes/` | hashes of files that have been hashed before |
 
-Models on local disks are mapped where they lie, and hub models from the hub's own cache.
+Models on local disks are mapped in place, and hub models from the hub's own cache.
 """
 
 import shutil
@@ -19,7 +19,6 @@ import socket
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from evosearch.checkpoints import references
 from evosearch.checkpoints.cache import applied_adapters, copies
@@ -30,30 +29,30 @@ from evosearch.checkpoints.overlay import Overlay
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.references import Progress
 from evosearch.errors import CheckpointError
+from evosearch.execution.worker_config import WorkerConfig
 from evosearch.materialize.inputs import Opener
 from evosearch.materialize.plan import donor_of
 from evosearch.recipe.files import is_recipe
 from evosearch.recipe.identity import TOKENIZER_OF
 from evosearch.recipe.schema import Recipe
 
-if TYPE_CHECKING:
-    from evosearch.execution.worker import WorkerConfig
 
-
-def prepare_node(config: "WorkerConfig", progress: Progress | None = None) -> dict[str, Checkpoint]:
-    """Make all models of a worker ready on this node, unless they are, and open them.
+def prepare_node(config: WorkerConfig, progress: Progress | None = None) -> dict[str, Checkpoint]:
+    """Prepare all models of a worker on this node, unless that is done already, and open them.
 
     Returns:
         As `Opener.inputs`: reference → checkpoint, the donor first, in the output's vocabulary.
 
     Raises:
-        CheckpointError: a model is missing, damaged, or another one than the search was started with; a disk has no
-            room; the cache cannot be written.
-        RecipeError: a nested recipe is wrong.
+        CheckpointError: A model is missing, damaged, or differs from the controller's; a disk is too full; the cache
+            cannot be written.
+        RecipeError: A nested recipe is invalid.
     """
     recipe = Recipe.model_validate(config.recipe)
-    preparing = _Preparing(config, progress or _nobody)
-    with locked(config.cache / LOCKS / "prepare", partial(preparing.tell, "waiting for another worker's models", 0.0)):
+    preparing = _Preparing(config, progress or _silent)
+    with locked(
+        config.cache / LOCKS / "prepare", partial(preparing.progress, "waiting for another worker's models", 0.0)
+    ):
         opener = preparing.opener(recipe)
         _check_contents(config, recipe, opener)
         preparing.apply(opener, recipe)
@@ -61,30 +60,31 @@ def prepare_node(config: "WorkerConfig", progress: Progress | None = None) -> di
 
 
 class _Preparing:
-    """The steps, one after the other; to be called under the lock."""
+    """The steps of a preparation, in order; call them under the lock."""
 
-    def __init__(self, config: "WorkerConfig", tell: Progress) -> None:
-        self._config, self.tell = config, tell
+    def __init__(self, config: WorkerConfig, progress: Progress) -> None:
+        self._config, self.progress = config, progress
 
     def opener(self, recipe: Recipe) -> Opener:
-        """Opens what lies near: all models fetched, or copied, and nested recipes merged."""
+        """Fetch or copy all models, merge nested recipes, and return an opener of the local results."""
         config = self._config
         _sweep(config.cache)
-        plain = Opener(config.cache, self.tell, config.allow_pickle, config.recipes)
+        plain = Opener(config.cache, self.progress, config.allow_pickle, config.recipes)
         named = (donor_of(recipe), *recipe.references(), *config.also, *filter(None, [recipe.tokenizer_model]))
         models, adapters = _leaves(plain, named)
         self._check_fetching(models, adapters)
-        near = {name: references.resolve(name, config.cache, self.tell, config.allow_pickle) for name in models}
+        near = {name: references.resolve(name, config.cache, self.progress, config.allow_pickle) for name in models}
         near |= {
-            name: references.resolve_adapter(name, config.cache, self.tell, config.allow_pickle) for name in adapters
+            name: references.resolve_adapter(name, config.cache, self.progress, config.allow_pickle)
+            for name in adapters
         }
         near |= self._copied({name: near[name] for name in models}, mounts())
-        found = Opener(config.cache, self.tell, config.allow_pickle, config.recipes, near)
+        found = Opener(config.cache, self.progress, config.allow_pickle, config.recipes, near)
         found.as_they_are(recipe, config.also)
         return found
 
     def apply(self, opener: Opener, recipe: Recipe) -> None:
-        """Write what adapters change, and have it mapped from there."""
+        """Write the tensors that adapters change, and make the opener map them from there."""
         opened = opener.as_they_are(recipe, self._config.also)
         adapted = {
             name: checkpoint
@@ -98,7 +98,7 @@ class _Preparing:
             check_room(self._config.cache, needed, f"{_count(len(distinct), 'model')} with adapters applied")
         for name, overlay in adapted.items():
             if applied_adapters.missing_bytes(overlay, folders[name]):
-                applied_adapters.keep(overlay, folders[name], partial(self.tell, f"applying the adapter of {name}"))
+                applied_adapters.keep(overlay, folders[name], partial(self.progress, f"applying the adapter of {name}"))
             opener.put(applied_adapters.kept(overlay, folders[name]))
 
     def _check_fetching(self, models: Iterable[str], adapters: Iterable[str]) -> None:
@@ -110,7 +110,7 @@ class _Preparing:
             check_room(references.hub_cache(), needed, f"{_count(fetched, 'model')} from the hub")
 
     def _copied(self, folders: dict[str, Path], mounted: list[Mount]) -> dict[str, Path]:
-        """Reference → copy, of models on network file systems; none where the cache itself lies on one."""
+        """Copy models from network file systems, unless the cache is on one too; return reference → copy."""
         cache = self._config.cache.resolve()
         if network_type(cache, mounted) is not None:
             return {}
@@ -125,13 +125,15 @@ class _Preparing:
         if needed:
             check_room(cache, needed, f"copies of {_count(len(distinct), 'model')} from network file systems")
         for name, checkpoint in far.items():
-            copies.copy(checkpoint, places[name], partial(self.tell, f"copying {name} to this node"))
+            copies.copy(checkpoint, places[name], partial(self.progress, f"copying {name} to this node"))
         return places
 
 
-def _check_contents(config: "WorkerConfig", recipe: Recipe, opener: Opener) -> None:
-    """Raises:
-    CheckpointError: a model is another one than the controller's, so that scores would not be of one search.
+def _check_contents(config: WorkerConfig, recipe: Recipe, opener: Opener) -> None:
+    """Compare the models on this node with the controller's.
+
+    Raises:
+        CheckpointError: A model differs, so that its scores would not belong to the search.
     """
     if config.inputs:
         for name, now in opener.contents(recipe, opener.as_they_are(recipe, config.also)).items():
@@ -144,29 +146,29 @@ def _check_contents(config: "WorkerConfig", recipe: Recipe, opener: Opener) -> N
                 _compare(file, name, then.get(file), files.get(file), config, opener)
 
 
-def _compare(part: str, name: str, then: str | None, now: str | None, config: "WorkerConfig", opener: Opener) -> None:
+def _compare(part: str, name: str, then: str | None, now: str | None, config: WorkerConfig, opener: Opener) -> None:
     if then != now:
-        other = f"another {part} lies under this name on {socket.gethostname()} ({_shown(now)})"
-        what = f"{other} than where the search was started ({_shown(then)})"
-        raise CheckpointError(name, what, next=_put_right(config, opener, name))
+        here = f"the {part} on {socket.gethostname()} ({_shown(now)})"
+        what = f"{here} differs from the one the search was started with ({_shown(then)})"
+        raise CheckpointError(name, what, next=_remedy(config, opener, name))
 
 
 def _shown(digest: str | None) -> str:
-    return "none" if digest is None else f"content {digest[:12]}"
+    return "missing" if digest is None else f"content {digest[:12]}"
 
 
-def _put_right(config: "WorkerConfig", opener: Opener, reference: str) -> str:
+def _remedy(config: WorkerConfig, opener: Opener, reference: str) -> str:
     model, adapter = references.split(reference, opener.recipes)
     place = opener.near.get(model)
     copied = place is not None and place.parent == config.cache.resolve() / copies.FOLDER
     if not copied:
         return "Put the same files on every node"
-    also = ", and its adapter" if adapter is not None else ""
-    return f"If the same files lie where it was copied from{also}, the copy is damaged: remove {place} on this node"
+    also = " and its adapter" if adapter is not None else ""
+    return f"If its source{also} has the same files, the copy is damaged: remove {place} on this node"
 
 
 def _leaves(opener: Opener, named: Iterable[str]) -> tuple[dict[str, None], dict[str, None]]:
-    """The models and the adapters that are no recipes, of these references and of all recipes among them."""
+    """Return the models and the adapters that these references, and recipes among them, lead to."""
     models: dict[str, None] = {}
     adapters: dict[str, None] = {}
     recipes: set[str] = set()
@@ -185,7 +187,7 @@ def _leaves(opener: Opener, named: Iterable[str]) -> tuple[dict[str, None], dict
 
 
 def _sweep(cache: Path) -> None:
-    """Remove what killed preparations left; only who holds the lock writes there."""
+    """Remove what killed preparations left; safe because only the holder of the lock writes there."""
     for pattern in (f"{applied_adapters.FOLDER}/*/.*.partial", f"{copies.FOLDER}/.*.partial"):
         for left in cache.glob(pattern):
             shutil.rmtree(left, ignore_errors=True)
@@ -195,5 +197,5 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' if number != 1 else ''}"
 
 
-def _nobody(what: str, part: float) -> None:
-    """Told of progress, and says nothing."""
+def _silent(what: str, part: float) -> None:
+    """Ignore progress."""

@@ -1,48 +1,47 @@
-"""The Ray executor: a pool of actors, one a worker, on this machine or on a cluster.
+"""The Ray executor: a pool of actors with one worker each, on this machine or on a cluster.
 
-Actors are made with `max_restarts=0, max_task_retries=0`: a restarted actor hides a death behind an "unavailable" error
-and has lost its state. Here a lost worker is replaced by a new one and its job goes to whoever is free; `faults` says
-when it is not tried again. An actor that no node has room for is pending: it is the demand that an autoscaler sees, and
-the one that moves in when a node comes. Nothing is asked of the cluster while its head node does not answer.
+Actors are created with `max_restarts=0, max_task_retries=0`: Ray would hide a death behind an "unavailable" error, and
+a restarted actor has lost its state. Instead, a lost worker is replaced by a new one and its job goes to the next free
+worker; `faults` says when it is not tried again. An actor that no node has room for stays pending: it is the demand
+that an autoscaler sees. Nothing is requested from the cluster while its head node does not answer.
 """
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from evosearch.errors import InputError, SearchError
-from evosearch.execution.actor import Batches, Config, Scores, actor_maker
-from evosearch.execution.cluster import address_of, connect, secure_environment, start_local
-from evosearch.execution.deadlines import Deadlines, Patience
-from evosearch.execution.demand import Demand, free, wanted
+from evosearch.execution.actor import Batches, Build, Config, actor_maker
+from evosearch.execution.deadlines import Deadlines, Timeouts
+from evosearch.execution.demand import Demand, capacity, wanted
 from evosearch.execution.faults import TRIES, JobHistory, WorkerLoss, quarantined
-from evosearch.execution.members import Member, Run, answer, has_come
-from evosearch.execution.placement import Outlook
+from evosearch.execution.members import Member, Members, Run, answer, is_ready
+from evosearch.execution.placement import Placement
+from evosearch.execution.ray_cluster import address_of, connect
 from evosearch.execution.starts import Starts
 from evosearch.search.protocols import Job, Outcome
 
-__all__ = ["Config", "RayExecutor", "RayOptions", "Scores", "secure_environment", "start_local"]
-
-TURN_S = 1.0  # how often deadlines, the number of workers and the head node are looked at
-UNCLEAR_S = 120.0  # until a worker that contact was lost with is given up; Ray decides on a node within a minute
-SPARE_S = 120.0  # until workers that have no place, and no job would go to, are not asked for any longer
-GONE_S = 90.0  # that the head node may be silent: one that restarts from its store is back by then
+TURN_S = 1.0  # between two looks at deadlines, the number of workers and the head node
+UNCLEAR_S = 120.0  # until a worker without contact is given up; Ray decides about a node within a minute
+SPARE_S = 120.0  # until requests for workers that no job needs are withdrawn
+GONE_S = 90.0  # for which the head node may be silent; one that restarts from its store is back by then
 
 
 @dataclass(frozen=True)
 class RayOptions:
-    """How the pool is laid out.
+    """Size of the pool.
 
     Attributes:
-        count: of workers; None: as many as the cluster gives, as its nodes come and go.
-        gpus_per_worker: fractions share a card, whole numbers from 2 on are for models larger than one; None: one where
-            any node has GPUs, else none.
-        address: of a cluster; None: that of `$RAY_ADDRESS`, else Ray is started on this machine, for this process only.
-        fill: with count None: take all the room there is, not just for the jobs submitted. For whoever submits as many
-            jobs as there are slots.
-        patience: how long a start and a job may take.
+        count: Number of workers; None for as many as the cluster gives, as its nodes come and go.
+        cpus_per_worker: CPU cores of each worker.
+        gpus_per_worker: A fraction shares a card; 2 and more are for models larger than one card; None means one if any
+            node has GPUs, else none.
+        address: Address of a cluster; None for `$RAY_ADDRESS`, or else a local Ray of this process.
+        fill: With count None, request as many workers as fit, not only as many as there are jobs. For callers that
+            submit as many jobs as there are slots.
+        timeouts: Time limits of starts and jobs.
     """
 
     count: int | None
@@ -50,107 +49,93 @@ class RayOptions:
     gpus_per_worker: float | None = 0.0
     address: str | None = None
     fill: bool = False
-    patience: Patience = field(default_factory=Patience)
+    timeouts: Timeouts = field(default_factory=Timeouts)
 
 
 class RayExecutor:
-    """Scores jobs on a pool of Ray actors.
+    """Executor that scores jobs on a pool of Ray actors.
+
+    Args:
+        build: Builds a worker from the configuration, in the actor's process.
+        config: The workers' configuration.
+        options: Size of the pool.
+        notice: Called with a sentence for the user.
 
     Raises (also from `submit` and `wait`):
-        SpecError: the cluster cannot be reached or does not let us in, or no node of it could ever hold a worker.
-        InputError: what is wrong with models or suite, where no worker could be built.
-        SearchError: workers die while they start, or the cluster is gone.
+        SpecError: The cluster cannot be reached or refuses us, or no node of it could ever hold a worker.
+        InputError: A problem with models or suite, if no worker could be built.
+        SearchError: Workers die during start, or the cluster is gone.
     """
 
-    def __init__(self, config: Config, options: RayOptions, notice: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(
+        self, build: Build, config: Config, options: RayOptions, notice: Callable[[str], None] = lambda text: None
+    ) -> None:
         self._options, self._notice = options, notice
         self._queue: deque[JobHistory] = deque()
-        self._placing: dict[Any, Member] = {}  # ref of `place` → no node has room for it yet, or it is on its way
-        self._starting: dict[Any, Member] = {}  # ref of `start`
-        self._idle: list[Member] = []
-        self._running: dict[Any, Run] = {}  # ref of `run`
-        self._unclear: dict[Any, Run] = {}  # ref of a ping → contact with its worker was lost
-        self._unasked: list[Run] = []  # the same, to be pinged again
-        self._done: list[Outcome] = []  # not handed out yet
-        self._trouble: Exception | None = None  # that ends the search, once what is done is handed out
+        self._members = Members()
+        self._done: list[Outcome] = []  # not returned yet
+        self._pending_error: Exception | None = None  # raised once everything scored has been returned
         self._starts = Starts(notice)
         self._spare_since: float | None = None
         self._turned = 0.0
-        self._deadlines = Deadlines(options.patience)
+        self._deadlines = Deadlines(options.timeouts)
         address = address_of(options.address)
         cpus = None if options.count is None else options.count * options.cpus_per_worker
         self._cluster = connect(config.cache / "ray_token", address, cpus)
-        self._demand = self._demanded()
-        self._outlook = Outlook(self._cluster, self._demand, notice, fixed=options.count is not None)
-        self._make_actor = actor_maker(config, self._demand)
+        self._demand = self._resolve_demand()
+        self._placement = Placement(self._cluster, self._demand, notice, fixed=options.count is not None)
+        self._make_actor = actor_maker(build, config, self._demand)
         self._batches = Batches()
         self._fill()
 
     @property
     def slots(self) -> int:
-        """Workers that are alive: idle, or with a job. One that starts is none yet, and may have to wait for a node."""
-        return len(self._idle) + len(self._running)
-
-    def room(self) -> int:
-        """How many workers the cluster's nodes hold, were they empty; 0 while its head node does not answer."""
-        return free(self._cluster.nodes(), self._demand) if self._cluster.silent_for() is None else 0
+        """Workers that can score now. One that is starting does not count, since it may have to wait for a node."""
+        return self._members.alive
 
     @property
     def placed(self) -> int:
-        """Workers that have a place on a node; those that still start, too."""
-        return len(self._members()) - len(self._placing)
+        """Workers that have a place on a node, including those that still start."""
+        return self._members.placed
+
+    def capacity(self) -> int:
+        """Return how many workers the cluster's nodes would hold if they were empty; 0 while the head is silent."""
+        return capacity(self._cluster.nodes(), self._demand) if self._cluster.silent_for() is None else 0
 
     def busy(self) -> bool:
-        """Whether nodes that could hold a worker are there, and others have taken all of them.
-
-        False while the head node does not answer.
-        """
-        return self.room() > 0 and not any(self._demand.fits(free) for free in self._cluster.free())
+        """Return whether nodes could hold a worker but are all in use; False while the head is silent."""
+        return self.capacity() > 0 and not any(self._demand.fits(free) for free in self._cluster.free())
 
     def submit(self, job: Job) -> None:
+        """Queue a job, and give it to a worker if one is idle."""
         self._queue.append(JobHistory(job))
-        if self._trouble is None:
+        if self._pending_error is None:
             self._dispatch()
             self._fill()
 
     def wait(self, timeout_s: float) -> list[Outcome]:
-        if self._trouble is not None:
-            raise self._trouble
+        """Return finished jobs; see `Executor.wait`."""
+        if self._pending_error is not None:
+            raise self._pending_error
         try:
             self._listen(timeout_s)
         except Exception as exc:
             if not self._done:
                 raise
-            self._trouble = exc  # of the next call: what is scored goes on record first
+            self._pending_error = exc  # raised by the next call, so that what is scored is recorded first
         done, self._done = self._done, []
         return done
 
-    def _listen(self, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not self._done and self._jobs:
-            left = max(0.0, deadline - time.monotonic())
-            ready = self._ready(min(left, TURN_S))
-            slots = len(self._idle)
-            for ref in ready:
-                self._take(ref)
-                self._dispatch()  # whoever is free works on while the rest is read, and recorded
-            self._turn()
-            if (len(self._idle) > slots and not self._queue) or (not ready and left <= 0):
-                break  # there is room that whoever waits may not know of: a worker has started
-
     def close(self) -> None:
+        """Drop queued jobs, kill the workers, and stop Ray if it was started here."""
         self._queue.clear()
-        reachable = self._cluster.silent_for() is None
-        for member in self._members():
-            if reachable:
+        if self._cluster.silent_for() is None:
+            for member in self._members.all():
                 member.kill()
-        for known in (self._placing, self._starting, self._running, self._unclear):
-            known.clear()
-        self._idle.clear()
-        self._unasked.clear()
+        self._members.clear()
         self._cluster.leave()
 
-    def _demanded(self) -> Demand:
+    def _resolve_demand(self) -> Demand:
         gpus = self._options.gpus_per_worker
         if gpus is None:
             has = [node["Resources"] for node in self._cluster.nodes() if node["Alive"]]
@@ -159,234 +144,217 @@ class RayExecutor:
 
     @property
     def _jobs(self) -> int:
-        """How many are not scored yet."""
-        return len(self._queue) + len(self._running) + len(self._unclear) + len(self._unasked)
+        """Number of jobs that are not scored yet."""
+        return len(self._queue) + self._members.jobs
 
-    @property
-    def _others(self) -> bool:
-        """Whether there are workers that score, or that may yet; those without a place are nobody's hope."""
-        return bool(self.slots or self._starting or self._unclear or self._unasked)
+    # --- answers ---
 
-    def _members(self) -> list[Member]:
-        runs = [*self._running.values(), *self._unclear.values(), *self._unasked]
-        return [*self._idle, *self._placing.values(), *self._starting.values(), *(run.member for run in runs)]
-
-    # --- what comes in ---
-
-    def _ready(self, timeout_s: float) -> list[Any]:
-        """References with an answer, after waiting for the first."""
-        import ray
-
-        pending = [*self._running, *self._unclear, *self._starting, *self._placing]
-        if not pending:
-            time.sleep(timeout_s)
-            return []
-        if not ray.wait(pending, num_returns=1, timeout=timeout_s)[0]:
-            return []
-        ready: list[Any] = ray.wait(pending, num_returns=len(pending), timeout=0)[0]
-        return ready
+    def _listen(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not self._done and self._jobs:
+            left = max(0.0, deadline - time.monotonic())
+            ready = self._members.ready(min(left, TURN_S))
+            idle = len(self._members.idle)
+            for ref in ready:
+                self._take(ref)
+                self._dispatch()  # so that idle workers go on while the rest is read and recorded
+            self._turn()
+            if (len(self._members.idle) > idle and not self._queue) or (not ready and left <= 0):
+                break  # a worker has started, and the caller may submit more
 
     def _take(self, ref: Any) -> None:
-        if ref in self._running:
+        if ref in self._members.running:
             self._finished(ref)
-        elif ref in self._unclear:
+        elif ref in self._members.unclear:
             self._cleared(ref)
-        elif ref in self._starting:
+        elif ref in self._members.starting:
             self._started(ref)
-        elif ref in self._placing:
+        elif ref in self._members.placing:
             self._placed(ref)
 
     def _placed(self, ref: Any) -> None:
-        member = self._placing.pop(ref)
-        place, death = answer(ref, "")
-        if death is not None:
-            self._died_at_start(member, death)
+        member = self._members.placing.pop(ref)
+        place, loss = answer(ref, "")
+        if loss is not None:
+            self._died_at_start(member, loss)
             return
         member.place, member.since = place, time.monotonic()
-        self._starting[member.started] = member
-        self._outlook.placed()
+        self._members.starting[member.started] = member
+        self._placement.placed()
 
     def _started(self, ref: Any) -> None:
-        member = self._starting.pop(ref)
-        problem, death = answer(ref, member.place.node)
-        if death is not None:
-            self._died_at_start(member, death)
+        member = self._members.starting.pop(ref)
+        problem, loss = answer(ref, member.place.node)
+        if loss is not None:
+            self._died_at_start(member, loss)
         elif problem is not None:
             self._unfit(member, problem)
         else:
             self._starts.succeeded()
-            self._free(member)
+            self._members.free(member)
 
     def _finished(self, ref: Any) -> None:
-        run = self._running.pop(ref)
-        outcome, death = answer(ref, run.member.place.node)
-        if death is not None:
-            self._lost(run, death)
+        run = self._members.running.pop(ref)
+        outcome, loss = answer(ref, run.member.place.node)
+        if loss is not None:
+            self._lost(run, loss)
             return
-        if outcome.card is not None:  # a failure within seconds would leave honest workers hardly any time
+        if outcome.card is not None:  # a failure within seconds would make the deadlines of good candidates too short
             self._deadlines.observe(len(run.history.job.batch), time.monotonic() - run.since)
-        self._free(run.member)
+        self._members.free(run.member)
         history, failure = run.history, outcome.failure
         history.attempts += outcome.retries
         if failure is not None and failure.fault == "worker" and history.handed_back < TRIES:
             history.handed_back += 1
             history.attempts.append(failure)
-            self._queue.append(history)  # last, so that most likely another worker has it next
+            self._queue.append(history)  # at the end, so that another worker is likely to take it
         else:
-            self._done.append(replace(outcome, job=history.job, retries=self._reread(history).retries))
+            self._done.append(replace(outcome, job=history.job, retries=self._updated(history).retries))
 
     def _cleared(self, ref: Any) -> None:
-        """It is known now what became of a worker that contact was lost with."""
-        run = self._unclear.pop(ref)
-        _, death = answer(ref, run.member.place.node)
-        if death is None:
-            self._notice(f"{run.history.job.id}: its answer was lost on the way; it is scored again")
-            run.history.attempts.append(
-                WorkerLoss("the answer was lost on the way", "", run.member.place.node, of_node=True)
-            )
-            self._free(run.member)
-            self._again(run)
-        elif death.unclear and time.monotonic() - run.since < UNCLEAR_S:
-            self._unasked.append(run)  # Ray has not decided yet
+        """Act on the answer to a ping of a worker that contact was lost with."""
+        run = self._members.unclear.pop(ref)
+        _, loss = answer(ref, run.member.place.node)
+        if loss is None:
+            self._notice(f"{run.history.job.id}: its answer was lost on the way; scoring it again")
+            lost_answer = WorkerLoss("the answer was lost on the way", "", run.member.place.node, of_node=True)
+            run.history.attempts.append(lost_answer)
+            self._members.free(run.member)
+            self._retry(run)
+        elif loss.unclear and time.monotonic() - run.since < UNCLEAR_S:
+            self._members.to_ping.append(run)  # Ray has not decided yet
         else:
-            self._bury(run, death)
+            self._bury(run, loss)
 
-    # --- what goes wrong ---
+    # --- losses ---
 
-    def _lost(self, run: Run, death: WorkerLoss) -> None:
-        """A worker was lost with a job, or contact with it."""
-        if not death.unclear:
-            self._bury(run, death)
+    def _lost(self, run: Run, loss: WorkerLoss) -> None:
+        """Handle the loss of a worker with a job, or of contact with it."""
+        if not loss.unclear:
+            self._bury(run, loss)
             return
         run.since = time.monotonic()
-        self._unclear[run.member.actor.ping.remote()] = run
+        self._members.ping(run)
 
-    def _bury(self, run: Run, death: WorkerLoss) -> None:
+    def _bury(self, run: Run, loss: WorkerLoss) -> None:
         run.member.kill()
-        run.history.attempts.append(
-            death if run.begun else death.failure()
-        )  # which counts for nothing: it was gone before
-        self._reread(run.history)
-        self._again(run)
+        # A worker that was dead before the job came says nothing about the job: a failure is not counted as a loss
+        run.history.attempts.append(loss if run.begun else loss.failure())
+        self._updated(run.history)
+        self._retry(run)
 
-    def _again(self, run: Run) -> None:
-        """What becomes of a job whose worker was lost: it is tried elsewhere, or quarantined."""
+    def _retry(self, run: Run) -> None:
+        """Try a job elsewhere after the loss of its worker, or quarantine it."""
         history = run.history
         self._fill()
         reason = history.verdict()
         if reason is None:
             last = history.attempts[-1]
-            self._notice(f"{history.job.id}: {last.reason}; a new worker takes its place, and it is scored again")
+            self._notice(f"{history.job.id}: {last.reason}; scoring it again on another worker")
             self._queue.appendleft(history)
             self._dispatch()
             return
         failure, retries = quarantined(history, reason)
         self._done.append(Outcome(history.job, run.member.place.name, failure=failure, retries=retries))
 
-    def _reread(self, history: JobHistory) -> JobHistory:
-        """With deaths taken as their nodes', where these are known to be lost by now."""
-        if history.deaths:
-            history.learn(self._cluster.lost_nodes())
+    def _updated(self, history: JobHistory) -> JobHistory:
+        """Attribute losses to nodes that are known to be lost by now."""
+        if history.losses:
+            history.blame_nodes(self._cluster.lost_nodes())
         return history
 
-    def _died_at_start(self, member: Member, death: WorkerLoss) -> None:
+    def _died_at_start(self, member: Member, loss: WorkerLoss) -> None:
         member.kill()
         lost = self._cluster.lost_nodes()
-        if death.of_node or member.place.node in lost:
-            self._notice(f"a worker that was starting is lost with its node: {death.reason}")
+        if loss.of_node or member.place.node in lost:
+            self._notice(f"a worker that was starting is lost with its node: {loss.reason}")
         else:
-            self._starts.died(death.reason, self._others)
+            self._starts.died(loss.reason, self._members.may_score)
         self._fill()
 
     def _unfit(self, member: Member, problem: InputError) -> None:
         member.kill()
-        self._starts.unfit(member.place.name, problem, self._others)
+        self._starts.unfit(member.place.name, problem, self._members.may_score)
 
-    # --- what goes out ---
-
-    def _free(self, member: Member) -> None:
-        member.since = time.monotonic()
-        self._idle.append(member)
+    # --- requests ---
 
     def _dispatch(self) -> None:
-        while self._queue and self._idle:
+        """Give queued jobs to idle workers."""
+        while self._queue and self._members.idle:
             history = self._queue.popleft()
-            member = self._pick(history.bad_nodes)
+            member = self._members.pick(history.bad_nodes)
             unseen = time.monotonic() - member.since > TURN_S
             run = Run(history, member, member.actor.ping.remote() if unseen else None)
-            self._running[member.actor.run.remote(*self._batches.packed(history.job))] = run
-
-    def _pick(self, bad_nodes: Iterable[str]) -> Member:
-        """Who is free, if possible where no worker was lost under this job."""
-        bad = set(bad_nodes)
-        for index in range(len(self._idle) - 1, -1, -1):
-            if self._idle[index].place.node not in bad:
-                return self._idle.pop(index)
-        return self._idle.pop()
+            self._members.running[member.actor.run.remote(*self._batches.packed(history.job))] = run
 
     def _fill(self) -> None:
-        """Ask for workers that are wanted and not there."""
-        options, now = self._options, time.monotonic()
-        there = len(self._members()) - len(self._placing)
-        more = wanted(self._jobs, there, options.count, options.fill) - there - len(self._placing)
-        if more < 0 and self._placing and not self._queue:
+        """Request missing workers, and withdraw requests that no job needs."""
+        options, now, members = self._options, time.monotonic(), self._members
+        placed, pending = members.placed, len(members.placing)
+        more = wanted(self._jobs, placed, options.count, options.fill) - placed - pending
+        if more < 0 and pending and not self._queue:
             self._spare_since = self._spare_since or now
             if now - self._spare_since > SPARE_S:
-                self._withdraw(-more)
+                members.withdraw(-more)
             return
         self._spare_since = None
         if not self._starts.may_go_on:
             return
         for _ in range(more):
             actor = self._make_actor()
-            self._placing[actor.place.remote()] = Member(actor, actor.start.remote())
+            members.placing[actor.place.remote()] = Member(actor, actor.start.remote())
 
-    def _withdraw(self, count: int) -> None:
-        for ref in list(self._placing)[-count:]:
-            self._placing.pop(ref).kill()
+    # --- the clock ---
 
     def _turn(self) -> None:
-        """Look at the clock: deadlines, the head node, workers that are wanted."""
-        now = time.monotonic()
+        """Check deadlines, the head node and the number of workers, once in TURN_S."""
+        now, members = time.monotonic(), self._members
         if now - self._turned < TURN_S:
             return
         self._turned = now
         silent = self._cluster.silent_for()
         if silent is not None and silent > GONE_S:
             what = f"the cluster is gone: its head node has not answered for {silent:.0f} s"
-            raise SearchError(f"{what}. The ledger has all that was scored; the same command goes on from there")
+            raise SearchError(f"{what}. Everything scored is in the ledger. Run the same command to resume")
         if silent is not None:
             return
         self._fill()
-        for run in self._unasked:
-            self._unclear[run.member.actor.ping.remote()] = run
-        self._unasked.clear()
-        self._outlook.look(len(self._placing), len(self._members()) - len(self._placing))
-        self._outlook.look_at_starts({one.place.name: one.since for one in self._starting.values()}, self.slots)
-        self._give_up_the_silent()
+        for run in members.to_ping:
+            members.ping(run)
+        members.to_ping.clear()
+        self._placement.check(len(members.placing), members.placed)
+        self._placement.check_starts({one.place.name: one.since for one in members.starting.values()}, self.slots)
+        self._give_up_running(now)
+        self._give_up_unclear(now)
+        self._give_up_starting(now)
 
-    def _give_up_the_silent(self) -> None:
-        """End workers that have owed an answer for too long: to a job, to whether they are there, to their start."""
-        now, start_s = time.monotonic(), self._options.patience.start
-        for ref, run in list(self._running.items()):
+    def _give_up_running(self, now: float) -> None:
+        """Kill workers whose job is past its deadline."""
+        for ref, run in list(self._members.running.items()):
             items, took = len(run.history.job.batch), now - run.since
-            if took > self._deadlines.limit(items) and not has_come(ref):
-                del self._running[ref]
+            if took > self._deadlines.limit(items) and not is_ready(ref):
+                del self._members.running[ref]
                 typical = self._deadlines.typical(items)
                 known = "" if typical is None else f" (typical: {typical:.3g} s)"
-                self._bury(run, _silence(run.member, f"no answer after {took:.0f} s{known}"))
-        for ref, run in list(self._unclear.items()):
+                self._bury(run, _timed_out(run.member, f"no answer after {took:.0f} s{known}"))
+
+    def _give_up_unclear(self, now: float) -> None:
+        """Kill workers that contact was lost with for too long."""
+        for ref, run in list(self._members.unclear.items()):
             took = now - run.since
-            if took > UNCLEAR_S and not has_come(ref):
-                del self._unclear[ref]
+            if took > UNCLEAR_S and not is_ready(ref):
+                del self._members.unclear[ref]
                 reason = f"contact with the worker was lost, and it has not answered for {took:.0f} s"
-                self._bury(run, replace(_silence(run.member, reason), of_node=True))
-        for ref, member in list(self._starting.items()):
+                self._bury(run, replace(_timed_out(run.member, reason), of_node=True))
+
+    def _give_up_starting(self, now: float) -> None:
+        """Kill workers whose start takes too long."""
+        for ref, member in list(self._members.starting.items()):
             took = now - member.since
-            if took > start_s and not has_come(ref):
-                del self._starting[ref]
-                self._died_at_start(member, _silence(member, f"{member.place.name} is not ready after {took:.0f} s"))
+            if took > self._options.timeouts.start and not is_ready(ref):
+                del self._members.starting[ref]
+                self._died_at_start(member, _timed_out(member, f"{member.place.name} is not ready after {took:.0f} s"))
 
 
-def _silence(member: Member, reason: str) -> WorkerLoss:
+def _timed_out(member: Member, reason: str) -> WorkerLoss:
     return WorkerLoss(reason, f"from {member.place.name}", member.place.node)

@@ -1,4 +1,4 @@
-"""What follows when workers fail while they start: another, after a longer and longer pause, or the end."""
+"""Failed starts of workers: start another, after growing pauses, or end the search."""
 
 import time
 from collections.abc import Callable
@@ -6,14 +6,15 @@ from collections.abc import Callable
 from evosearch.errors import InputError, SearchError
 
 START_DEATHS = 3  # in a row, with no other worker left, until the search stops
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 600.0  # before the next is started where workers keep failing
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 600.0  # before the next start while workers keep failing
 
 
 class Starts:
-    """Counts workers that fail while they start, one after the other.
+    """Counts workers that fail during start, one after another.
 
     Args:
-        notice: called with a sentence for whoever watches.
+        notice: Called with a sentence for the user.
+        clock: Seconds on a monotonic clock.
     """
 
     def __init__(self, notice: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
@@ -22,35 +23,37 @@ class Starts:
 
     @property
     def may_go_on(self) -> bool:
-        """Whether the next may be started now."""
+        """Whether the next worker may be started now."""
         return self._clock() >= self._not_before
 
     def succeeded(self) -> None:
+        """Reset the count: a worker has started."""
         self._failed = 0
 
     def died(self, reason: str, others: bool) -> None:
-        """A worker was lost while it started.
+        """Record that a worker was lost during its start.
 
         Args:
-            others: there are workers that score, or that may yet.
+            reason: One line.
+            others: Whether other workers score, or may yet.
 
         Raises:
-            SearchError: it is the last of several.
+            SearchError: It was the last of several in a row, and there are no others.
         """
         self._failed += 1
         if self._failed >= START_DEATHS and not others:
-            raise SearchError(f"workers die while they start: {reason}")
-        self._pause(f"a worker was lost while it started: {reason}")
+            raise SearchError(f"workers die during start: {reason}")
+        self._pause(f"a worker was lost during start: {reason}")
 
     def unfit(self, worker: str, problem: InputError, others: bool) -> None:
-        """A worker could not be built. Where others can, or may yet, the trouble is its node's.
+        """Record that a worker could not be built. If others can be, or may yet, the problem is its node's.
 
         Raises:
-            InputError: there are none.
+            InputError: The problem, if there are no others.
         """
         if not others:
             raise problem
-        self._failed = max(self._failed + 1, START_DEATHS)  # the same would come out at once
+        self._failed = max(self._failed + 1, START_DEATHS)  # starting another at once would fail alike
         self._pause(f"{worker} cannot score: {problem}")
 
     def _pause(self, what: str) -> None:
@@ -59,4 +62,4 @@ class Starts:
             return
         pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (self._failed - START_DEATHS))
         self._not_before = self._clock() + pause
-        self._notice(f"{what}; the next is started in {pause:.0f} s")
+        self._notice(f"{what}; starting the next in {pause:.0f} s")

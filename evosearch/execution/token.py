@@ -1,32 +1,32 @@
-"""The token that is shown to a Ray cluster, looked for where Ray itself looks."""
+"""The token for a Ray cluster, looked up where Ray itself looks."""
 
 import os
 from pathlib import Path
 
-PLACES = "RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token"
+SOURCES = "RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token"
 DEFAULT = Path("~/.ray/auth_token")
 
 
-def is_shown() -> bool:
-    """Whether a token is to be shown: RAY_AUTH_MODE=disabled says that the cluster has none."""
+def is_required() -> bool:
+    """Return whether a token is sent; RAY_AUTH_MODE=disabled says that the cluster has none."""
     return os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
 
 
 def find() -> str | None:
-    """The token; None where none is set anywhere.
+    """Return the token, or None if none is set.
 
     Raises:
-        OSError, ValueError: the file that RAY_AUTH_TOKEN_PATH names cannot be read, or is empty: another is not looked
-            for then, and Ray ends a process that finds none in it.
+        OSError, ValueError: The file that RAY_AUTH_TOKEN_PATH names is unreadable or empty. Ray exits a process in this
+            case instead of looking further, so this is not a missing token.
     """
     if given := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return given
     if named := os.environ.get("RAY_AUTH_TOKEN_PATH"):
         found = Path(named).read_text(encoding="utf-8").strip()
         if not found:
-            raise ValueError("it is empty")
+            raise ValueError("the file is empty")
         return found
     try:
         return DEFAULT.expanduser().read_text(encoding="utf-8").strip() or None
-    except (OSError, RuntimeError, ValueError):  # none, no home, or no text
+    except (OSError, RuntimeError, ValueError):  # no file, no home folder, or not text
         return None

@@ -1,4 +1,4 @@
-"""The device of a worker: the one that was asked for, and no other; and an end to the process where it is lost."""
+"""Devices of a worker: selection, and the end of the process after an unrecoverable CUDA error."""
 
 import pickle
 import socket
@@ -13,9 +13,9 @@ from evosearch.errors import CandidateError, CheckpointError, Problems, SearchEr
 from evosearch.execution import actor as actors
 from evosearch.execution.actor import Actor
 from evosearch.execution.demand import Demand
-from evosearch.execution.device import device_of, lost
+from evosearch.execution.device import device_of, unrecoverable
 from evosearch.execution.local import LocalExecutor
-from evosearch.execution.worker import WorkerConfig
+from evosearch.execution.worker_config import WorkerConfig
 from evosearch.search.progress import Silent
 from evosearch.search.protocols import Job, Outcome
 from evosearch.setup.executors import worker_config
@@ -35,11 +35,10 @@ def test_a_worker_that_is_given_a_gpu_does_not_score_on_the_cpu(monkeypatch: pyt
     with pytest.raises(SpecError) as caught:
         device_of(config("auto").with_gpus(0.5).device)
     assert caught.value.where == "workers.device"
-    assert f"a worker on {socket.gethostname()} has to score on a GPU, and torch sees none" in str(caught.value)
-    assert "Look at `nvidia-smi`" in str(caught.value)
-    assert device_of(config("cpu").with_gpus(1.0).device) == torch.device(
-        "cpu"
-    )  # of which the node has GPUs that are none
+    assert f"this worker must score on a GPU, and torch sees none on {socket.gethostname()}" in str(caught.value)
+    assert "Check `nvidia-smi`" in str(caught.value)
+    # A node may declare GPUs that it does not have
+    assert device_of(config("cpu").with_gpus(1.0).device) == torch.device("cpu")
     assert device_of(config("auto").with_gpus(0.0).device) == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert device_of("auto") == device_of("cuda") == torch.device("cuda", 0)
@@ -52,31 +51,24 @@ def test_the_pool_tells_its_workers_what_they_are_given(monkeypatch: pytest.Monk
     stored: list[Any] = []
     monkeypatch.setattr(ray, "put", stored.append)
     for gpus in (0.0, 1.0):
-        actors.actor_maker(config("auto"), Demand(1, gpus))
+        actors.actor_maker(print, config("auto"), Demand(1, gpus))
     assert [one.device for one in stored] == ["auto", "cuda"]
 
 
-class Broken:
-    """A config whose worker cannot be built, for several reasons that cannot travel with what they came from."""
-
-    threads, cache = 1, Path("cache")
-
-    def with_gpus(self, gpus: float) -> "Broken":
-        return self
-
-    def worker(self) -> Any:
-        found = [CheckpointError("a", "no room"), CheckpointError("b", "damaged", "safetensors", "Fetch it again")]
-        try:
-            raise RuntimeError("amid", lambda: None)
-        except RuntimeError as exc:
-            raise Problems("night.yaml", found) from exc
+def broken(config: WorkerConfig) -> Any:
+    """Fail to build a worker, with several problems whose cause cannot be pickled."""
+    found = [CheckpointError("a", "no room"), CheckpointError("b", "damaged", "safetensors", "Fetch it again")]
+    try:
+        raise RuntimeError("cause", lambda: None)
+    except RuntimeError as exc:
+        raise Problems("night.yaml", found) from exc
 
 
 def test_all_that_a_worker_found_wrong_reaches_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     from ray import cloudpickle
 
-    found = Actor(Broken()).start()
+    found = Actor(broken, config("cpu")).start()
     assert isinstance(found, Problems)
     for copy in (pickle.loads(pickle.dumps(found)), cloudpickle.loads(cloudpickle.dumps(found))):
         assert isinstance(copy, Problems)
@@ -85,12 +77,12 @@ def test_all_that_a_worker_found_wrong_reaches_the_pool(monkeypatch: pytest.Monk
 
 
 def test_what_says_that_a_gpu_is_lost() -> None:
-    assert lost(torch.AcceleratorError(ASSERTED)) == "CUDA error: device-side assert triggered"
-    assert lost(torch.AcceleratorError("uncorrectable ECC error")) == "uncorrectable ECC error"
-    assert lost(RuntimeError("CUDA error: an illegal memory access was encountered")) is not None
-    amid = CandidateError("score", "its scores are not finite")
-    amid.__cause__ = torch.AcceleratorError(ASSERTED)
-    assert lost(amid) == "CUDA error: device-side assert triggered"
+    assert unrecoverable(torch.AcceleratorError(ASSERTED)) == "CUDA error: device-side assert triggered"
+    assert unrecoverable(torch.AcceleratorError("uncorrectable ECC error")) == "uncorrectable ECC error"
+    assert unrecoverable(RuntimeError("CUDA error: an illegal memory access was encountered")) is not None
+    outer = CandidateError("score", "its scores are not finite")
+    outer.__cause__ = torch.AcceleratorError(ASSERTED)
+    assert unrecoverable(outer) == "CUDA error: device-side assert triggered"
     for harmless in (
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
         torch.AcceleratorError("CUDA error: out of memory"),
@@ -98,7 +90,7 @@ def test_what_says_that_a_gpu_is_lost() -> None:
         RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
         ValueError("CUDA error: as a candidate's text may say"),
     ):
-        assert lost(harmless) is None
+        assert unrecoverable(harmless) is None
 
 
 def test_a_lost_gpu_ends_its_worker_and_is_no_candidates_fault(
@@ -116,7 +108,7 @@ def test_a_lost_gpu_ends_its_worker_and_is_no_candidates_fault(
     executor.submit(job)
     with pytest.raises(SearchError) as caught:
         executor.wait(1.0)
-    said = f"{executor.worker.name}: its GPU is of no more use to it: CUDA error: device-side assert triggered"
+    said = f"{executor.worker.name}: unrecoverable CUDA error: device-side assert triggered"
     assert str(caught.value) == said
     monkeypatch.undo()
     outcome: Outcome = executor.worker.run(job)

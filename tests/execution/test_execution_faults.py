@@ -1,7 +1,7 @@
-"""What a night brings, on a real cluster of several nodes on this machine: none lost, none twice, the reason on record.
+"""The pool under faults, on a real Ray cluster of several nodes: each job has one outcome, with reasons recorded.
 
-Workers are light (`scripts/_soak/light.py`): what is tried is the pool, not what scores. The whole of it, with models
-and a ledger, is one search below.
+Workers are light (`benchmarks/_light_workers`), since the pool is tested here and not scoring. One search with models
+and a ledger is at the end.
 """
 
 import os
@@ -16,18 +16,17 @@ from typing import Any
 import pytest
 
 from evosearch.errors import SearchError, SpecError
-from evosearch.execution import cluster as joining
-from evosearch.execution import placement, ray_pool
-from evosearch.execution.deadlines import Patience
-from evosearch.execution.ray_pool import RayExecutor, RayOptions, secure_environment
+from evosearch.execution import placement, ray_pool, ray_settings
+from evosearch.execution.deadlines import Timeouts
+from evosearch.execution.ray_pool import RayExecutor, RayOptions
+from evosearch.execution.ray_settings import secure_environment
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Progress, Silent
 from evosearch.search.protocols import Job, Outcome
 from evosearch.service.run import run
-from evosearch.spec.run_dir import places_of
 from evosearch.spec.spec import load_spec
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.ray
 World = Callable[..., Path]
@@ -35,7 +34,7 @@ LOOPBACK = {"node_ip_address": "127.0.0.1", "num_cpus": 2, "num_gpus": 2, "objec
 
 
 class Nodes:
-    """A Ray head without resources, and nodes with two CPUs and two GPUs that are none."""
+    """A Ray head without resources, and nodes that declare two CPUs and two GPUs."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
@@ -52,13 +51,13 @@ class Nodes:
         return self.cluster.add_node(**LOOPBACK)
 
     def of(self, outcome_worker: str, executor: RayExecutor) -> Any:
-        """The node that a worker is on."""
-        member = next(one for one in executor._members() if one.place.name == outcome_worker)
+        """Return the node of a worker."""
+        member = next(one for one in executor._members.all() if one.place.name == outcome_worker)
         return next(node for node in self.cluster.worker_nodes if node.node_id == member.place.node)
 
 
 def patiently(get_node: Callable[..., Any]) -> Callable[..., Any]:
-    """Ray gives a node 30 s to come up, which is short where other tests keep the cores busy."""
+    """Extend the 30 s that Ray gives a node to start, which is too short on busy cores."""
 
     def get(*arguments: Any) -> Any:
         deadline = time.monotonic() + 400.0
@@ -75,30 +74,28 @@ def patiently(get_node: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    kept = {name: os.environ.get(name) for name in ("PYTHONPATH", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN")}
-    os.environ.pop("RAY_ADDRESS", None)
-    os.environ["PYTHONPATH"] = str(SCRIPTS)  # of the nodes, and so of their workers
-    secure_environment(tmp_path_factory.mktemp("ray") / "token")
-    joining._load()
-    import ray
-    from ray._private import services
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("PYTHONPATH", str(ROOT))  # so that the nodes' workers find `benchmarks`
+        for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+            patch.setenv(name, "")  # so that it is restored, though `secure_environment` sets it
+            patch.delenv(name)
+        secure_environment(tmp_path_factory.mktemp("ray") / "token")
+        ray_settings.load_ray()
+        import ray
+        from ray._private import services
 
-    with joining.on_loopback(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(services, "get_node", patiently(services.get_node))
-        nodes = Nodes()
-        yield nodes
-        ray.shutdown()
-        nodes.cluster.shutdown()
-    for name, value in kept.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+        with ray_settings.on_loopback():
+            nodes = Nodes()
+            yield nodes
+            ray.shutdown()
+            nodes.cluster.shutdown()
 
 
 @pytest.fixture
 def pool(nodes: Nodes, tmp_path: Path) -> Iterator[Callable[..., RayExecutor]]:
-    """`pool(RayOptions(…), seconds=…, acts=…)` → a pool of light workers on GPUs; closed at the end."""
+    """`pool(RayOptions(…), seconds=…, acts=…)` → a pool of light workers; closed at the end."""
     from benchmarks._light_workers.light import Light
     from benchmarks._simulated.world import World as Problem
 
@@ -106,7 +103,7 @@ def pool(nodes: Nodes, tmp_path: Path) -> Iterator[Callable[..., RayExecutor]]:
 
     def make(options: RayOptions, notes: list[str] | None = None, **light: Any) -> RayExecutor:
         config = Light(tmp_path, Problem(models=2, layers=4, items=20), log=tmp_path / "begun", **light)
-        made.append(RayExecutor(config, options, (notes if notes is not None else []).append))
+        made.append(RayExecutor(Light.worker, config, options, (notes if notes is not None else []).append))
         return made[-1]
 
     yield make
@@ -131,9 +128,9 @@ def until(executor: RayExecutor, count: int, seconds: float = 400.0) -> list[Out
 
 
 def each_once(outcomes: list[Outcome], work: list[Job]) -> dict[str, Outcome]:
-    """No job lost, none with two outcomes; by job id."""
+    """Check that every job has exactly one outcome; return them by job id."""
     assert sorted(outcome.job.id for outcome in outcomes) == sorted(job.id for job in work)
-    assert all(len(outcome.job.batch) == 40 for outcome in outcomes)  # jobs come back whole
+    assert all(len(outcome.job.batch) == 40 for outcome in outcomes)  # jobs come back with their batch
     assert all((outcome.card is None) != (outcome.failure is None) for outcome in outcomes)
     return {outcome.job.id: outcome for outcome in outcomes}
 
@@ -142,9 +139,9 @@ def test_a_candidate_that_kills_is_quarantined_and_one_that_hangs_is_scored_else
     pool: Callable[..., RayExecutor],
 ) -> None:
     notes: list[str] = []
-    patience = Patience(first=60.0, floor=20.0, factor=1.0)  # more than a busy machine's pauses
+    timeouts = Timeouts(first=60.0, floor=20.0, factor=1.0)  # longer than the pauses of a busy machine
     acts = {"2@search": "die", "5@search": "refuse", "7@search": "hang once", "9@search": "raise once"}
-    executor = pool(RayOptions(3, gpus_per_worker=1, patience=patience), notes, acts=acts)
+    executor = pool(RayOptions(3, gpus_per_worker=1, timeouts=timeouts), notes, acts=acts)
     work = jobs(24)
     for job in work:
         executor.submit(job)
@@ -153,19 +150,21 @@ def test_a_candidate_that_kills_is_quarantined_and_one_that_hangs_is_scored_else
     poison = found["2@search"]
     assert poison.failure is not None
     assert poison.failure.stage == "worker"
-    assert poison.failure.reason.startswith("quarantined: 2 workers were lost under it; the last: the worker died: ")
+    assert poison.failure.reason.startswith(
+        "quarantined: 2 workers were lost while scoring it; the last: the worker died: "
+    )
     assert [fault.reason.startswith("the worker died: ") for fault in poison.retries] == [True]
     refused = found["5@search"]
     assert refused.failure is not None
     assert (refused.failure.reason, [fault.reason for fault in refused.retries]) == (
-        "told to refuse",
-        2 * ["told to refuse"],
+        "configured to refuse",
+        2 * ["configured to refuse"],
     )
     (hung,) = found["7@search"].retries
     assert hung.reason.startswith("no answer after ")
     assert "(typical: " in hung.reason
     (raised,) = found["9@search"].retries
-    assert raised.reason == "the worker raised RuntimeError: told to raise"
+    assert raised.reason == "the worker raised RuntimeError: configured to raise"
     assert any("2@search: the worker died" in text for text in notes)
     assert executor._deadlines.limit(40) == 20.0
 
@@ -182,13 +181,13 @@ def test_workers_that_die_while_they_start_are_replaced_and_end_the_search_where
     for job in work:
         executor.submit(job)
     assert all(outcome.card and not outcome.retries for outcome in each_once(until(executor, 3), work).values())
-    assert any(text.startswith("a worker was lost while it started: the worker died: ") for text in notes)
+    assert any(text.startswith("a worker was lost during start: the worker died: ") for text in notes)
     executor.close()
     for index in range(3):
         (weak / f"{index}").touch()
     executor = pool(RayOptions(1, gpus_per_worker=1), weak=weak)
     executor.submit(work[0])
-    with pytest.raises(SearchError, match="workers die while they start: the worker died: "):
+    with pytest.raises(SearchError, match="workers die during start: the worker died: "):
         until(executor, 1)
 
 
@@ -196,19 +195,18 @@ def test_what_no_node_could_hold_is_refused_and_what_has_no_room_waits(
     pool: Callable[..., RayExecutor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(placement, "REFUSE_S", 2.0)
-    monkeypatch.setattr(placement, "TELL_S", 2.0)
+    monkeypatch.setattr(placement, "WARN_S", 2.0)
     executor = pool(RayOptions(1, gpus_per_worker=4))
     executor.submit(jobs(1)[0])
-    with pytest.raises(SpecError, match=r"workers\.gpus_per_worker: got 4: a worker takes 4 GPU, 1 CPU, and no node"):
+    with pytest.raises(SpecError, match=r"workers\.gpus_per_worker: got 4: a worker needs 4 GPU, 1 CPU, and no node"):
         until(executor, 1)
     executor.close()
     notes: list[str] = []
     executor = pool(RayOptions(3, gpus_per_worker=2), notes)  # two nodes hold one each
     executor.submit(jobs(1)[0])
     assert len(until(executor, 1)) == 1
-    waiting = (
-        "1 of the workers asked for wait for room: each takes 2 GPU, 1 CPU; the cluster has 4 GPU, 4 CPU, of which"
-    )
+    missing = "1 of the requested workers are waiting for free resources"
+    waiting = f"{missing}: each takes 2 GPU, 1 CPU; the cluster has 4 GPU, 4 CPU, of which"
     deadline = time.monotonic() + 400.0
     while not any(text.startswith(waiting) for text in notes) and time.monotonic() < deadline:
         executor.submit(jobs(1)[0])
@@ -222,17 +220,17 @@ def test_a_wrong_token_is_told_within_seconds(nodes: Nodes, tmp_path: Path) -> N
 import sys, time
 from pathlib import Path
 import ray
-from evosearch.execution import cluster
-cluster.REACH_S = 40.0  # a refusal comes at once, the machine's turn may not
+from evosearch.execution import ray_cluster
+ray_cluster.REACH_S = 40.0  # a refusal is immediate, but this process may have to wait for a core
 began = time.monotonic()
 try:
-    cluster.connect(Path("token"), sys.argv[1], None)
-except cluster.SpecError as exc:
+    ray_cluster.connect(Path("token"), sys.argv[1], None)
+except ray_cluster.SpecError as exc:
     print(exc if time.monotonic() - began < 60 else "too late")
 """
     environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN_PATH"}
     command = [sys.executable, "-c", code, nodes.cluster.address]
-    told = subprocess.run(
+    done = subprocess.run(
         command,
         capture_output=True,
         text=True,
@@ -240,7 +238,7 @@ except cluster.SpecError as exc:
         cwd=tmp_path,
         env=environment | {"RAY_AUTH_TOKEN": 64 * "b"},
     )
-    assert f"workers.address: {nodes.cluster.address}: the cluster refuses our token" in told.stdout, told.stderr
+    assert f"workers.address: {nodes.cluster.address}: the cluster refuses our token" in done.stdout, done.stderr
 
 
 def test_a_pool_on_auto_follows_nodes_as_they_come_and_go(nodes: Nodes, pool: Callable[..., RayExecutor]) -> None:
@@ -262,25 +260,25 @@ def test_a_pool_on_auto_follows_nodes_as_they_come_and_go(nodes: Nodes, pool: Ca
         return [fault.reason for outcome in done for fault in outcome.retries]
 
     work_until(lambda: executor.slots == 4)
-    assert len(executor._placing) <= 8  # the demand that an autoscaler sees is bounded
+    assert len(executor._members.placing) <= 8  # the demand that an autoscaler sees is bounded
     third = nodes.add()
     work_until(lambda: executor.slots == 6)
-    nodes.cluster.remove_node(third)  # it says goodbye
+    nodes.cluster.remove_node(third)  # an orderly removal
     work_until(lambda: bool(reasons()) and executor.slots == 4)
     said = len(reasons())
     second = nodes.of(done[-1].worker, executor)
-    nodes.cluster.remove_node(second, allow_graceful=False)  # as if it lost its power
+    nodes.cluster.remove_node(second, allow_graceful=False)  # as after a power cut
     work_until(lambda: len(reasons()) > said and executor.slots == 2)
     done += until(executor, len(work) - len(done))
     found = each_once(done, work)
     assert all(outcome.card is not None for outcome in found.values())
-    assert 2 <= len(reasons()) <= 4  # two workers went with each node
+    assert 2 <= len(reasons()) <= 4  # each node had two workers
     assert all(reason.startswith("its node was lost: ") for reason in reasons()), reasons()
     nodes.add()
 
 
 class Saboteur(Silent):
-    """Kills a worker once some candidates are scored."""
+    """Watcher that kills a worker once some candidates are scored."""
 
     def __init__(self, ledger: Path) -> None:
         self._ledger, self.killed = ledger, ""
@@ -300,13 +298,13 @@ def test_a_search_with_models_and_a_ledger_outlives_a_worker(nodes: Nodes, world
     workers = {"executor": "ray", "count": 2, "threads": 1, "gpus_per_worker": 0}
     optimizer = {"name": "cma_es", "population": 4, "sigma": 0.2, "seed": 1, "asynchronous": True}
     spec = world("night", workers=workers, optimizer=optimizer, budget={"candidates": 12})
-    places = places_of(load_spec(spec))
-    path = Path(str(places.ledger).removeprefix("sqlite:///"))
+    run_dir = load_spec(spec).run_dir
+    path = Path(str(run_dir.ledger).removeprefix("sqlite:///"))
     saboteur = Saboteur(path)
     report = run(spec, saboteur)
     assert report is not None
     assert saboteur.killed
-    with Ledger.open(places.ledger, read_only=True) as ledger:
+    with Ledger.open(run_dir.ledger, read_only=True) as ledger:
         info = ledger.search_by_name("night")
         assert info is not None
         events = list(ledger.events(info.search_id))
@@ -317,11 +315,11 @@ def test_a_search_with_models_and_a_ledger_outlives_a_worker(nodes: Nodes, world
     assert len(asked) == 12
     assert {payload["worker"] for payload in scored} > {saboteur.killed}
     retried = [event.payload for event in events if event.type == "retried"]
-    assert retried  # the one that was killed had a job
+    assert retried  # the killed worker had a job
     assert all(payload["reason"].startswith("the worker died: ") for payload in retried)
 
 
-def test_a_cluster_that_is_gone_ends_the_search_and_says_what_is_left(
+def test_a_cluster_that_is_gone_ends_the_search_and_says_how_to_resume(
     nodes: Nodes, pool: Callable[..., RayExecutor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_pool, "GONE_S", 3.0)
@@ -329,8 +327,8 @@ def test_a_cluster_that_is_gone_ends_the_search_and_says_what_is_left(
     for job in jobs(2):
         executor.submit(job)
     assert len(until(executor, 1)) == 1
-    nodes.cluster.head_node.kill_gcs_server()  # the last test of this file: there is no way back
+    nodes.cluster.head_node.kill_gcs_server()  # not recoverable, so this is the last test of this file
     with pytest.raises(SearchError) as caught:
         until(executor, 1, 90.0)
     assert "its head node has not answered for" in str(caught.value)
-    assert "The ledger has all that was scored; the same command goes on from there" in str(caught.value)
+    assert "Everything scored is in the ledger. Run the same command to resume" in str(caught.value)

@@ -1,4 +1,4 @@
-"""How much runs at once: the arithmetic from readings to a budget, and what readings of real runs look like."""
+"""Batch sizes from measured memory: the arithmetic, and measurements of real passes."""
 
 import gc
 import math
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from evosearch.evaluation.engine.out_of_memory import out_of_memory
 from evosearch.evaluation.engine.probe import logits_of, run_packed
 from evosearch.execution import memory
-from evosearch.execution.memory import CEILING, FLOOR, GIB, Growth, Reading
+from evosearch.execution.memory import CEILING, FLOOR, GIB, DeviceMemory, Growth
 
 COEFFICIENTS = st.tuples(st.integers(0, 2**30), st.integers(0, 2**22), st.integers(0, 64))
 
@@ -38,67 +38,67 @@ def test_what_rounding_makes_negative_is_nothing() -> None:
     assert Growth.of((1, 2, 4), (5.0, 4.0, 3.0)) == Growth(5.0, 0.0, 0.0)
 
 
-def climbed(rooms: list[float], *growths: Growth) -> tuple[int, list[int]]:
-    """What `climb` comes to, and the runs it made."""
+def searched(budgets: list[float], *growths: Growth) -> tuple[int, list[int]]:
+    """Return the result of `largest_pass`, and the passes it measured."""
     runs: list[int] = []
 
     def peaks(size: int) -> list[float]:
         runs.append(size)
         return [growth.at(size) for growth in growths]
 
-    return memory.climb(peaks, rooms)[0], runs
+    return memory.largest_pass(peaks, budgets)[0], runs
 
 
 def test_a_budget_is_the_largest_that_fits_and_nothing_larger_is_tried() -> None:
-    """8192 tokens take 0.1 + 12 + 0.375 GiB, twice as many 25.6."""
+    """8192 tokens take 0.1 + 12 + 0.375 GiB, twice as many 25.6 GiB."""
     growth = Growth(0.1 * GIB, 1.5 * 2**20, 6.0)
-    assert climbed([16.95 * GIB], growth) == (8192, [512, 1024, 2048, 4096, 8192])
-    assert climbed([12.4 * GIB], growth) == (4096, [512, 1024, 2048, 4096])
+    assert searched([16.95 * GIB], growth) == (8192, [512, 1024, 2048, 4096, 8192])
+    assert searched([12.4 * GIB], growth) == (4096, [512, 1024, 2048, 4096])
 
 
 @given(COEFFICIENTS, st.integers(0, 2**40))
 def test_budgets_are_powers_of_two_within_bounds_and_fit(numbers: tuple[int, int, int], own: int) -> None:
     growth = Growth(*map(float, numbers))
-    found, runs = climbed([float(own)], growth)
+    found, runs = searched([float(own)], growth)
     assert found.bit_count() == 1
     assert FLOOR <= found <= CEILING
     if found > FLOOR:
         assert growth.at(found) <= own
     if FLOOR < found < CEILING:
         assert growth.at(2 * found) > own * (1 - 1e-6)
-    assert max(runs) <= 2 * max(found, 1024), "only before three runs is one made that may not fit"
+    assert max(runs) <= 2 * max(found, 1024), "only the first three passes may exceed the budget"
 
 
-def test_what_takes_more_than_the_runs_before_foretold_is_not_taken() -> None:
+def test_what_takes_more_than_the_runs_before_predicted_is_not_taken() -> None:
     taken = {512: 1.0, 1024: 2.0, 2048: 4.0, 4096: 50.0}
-    assert memory.climb(lambda size: [taken[size]], [40.0])[0] == 2048
-    assert memory.climb(lambda size: [math.inf if size > 512 else 1.0], [40.0])[0] == 512
-    assert memory.climb(lambda size: [math.inf], [40.0]) == (FLOOR, ())
+    assert memory.largest_pass(lambda size: [taken[size]], [40.0])[0] == 2048
+    assert memory.largest_pass(lambda size: [math.inf if size > 512 else 1.0], [40.0])[0] == 512
+    assert memory.largest_pass(lambda size: [math.inf], [40.0]) == (FLOOR, ())
 
 
 def test_the_fullest_of_several_cards_decides() -> None:
     light, heavy = Growth(0, 1000, 0), Growth(0, 4000, 0)
-    assert climbed([1e7, 1e7], light, heavy)[0] == climbed([1e7], heavy)[0] == 2048
-    assert climbed([1e7, 1e9], light, heavy)[0] == climbed([1e7], light)[0] == 8192
+    assert searched([1e7, 1e7], light, heavy)[0] == searched([1e7], heavy)[0] == 2048
+    assert searched([1e7, 1e9], light, heavy)[0] == searched([1e7], light)[0] == 8192
 
 
-def reading(available: float, cached: float) -> Reading:
-    return Reading("cuda:0", int(80 * GIB), int(available * GIB), cached, int(GIB))
+def memory_of(available: float, cached: float) -> DeviceMemory:
+    return DeviceMemory("cuda:0", int(80 * GIB), int(available * GIB), cached, int(GIB))
 
 
 def test_keys_and_values_that_would_fill_the_card_are_cut() -> None:
-    """Half a MiB a token: 32768 of them are 16 GiB, and growing 20; half of 0.8 · 10 GiB holds 4 / 1.25 of them."""
-    tight, roomy = reading(10, 0.5 * 2**20), reading(70, 0.5 * 2**20)
+    """At 0.5 MiB a token, 32768 tokens take 16 GiB, and 20 GiB while growing; half of 0.8 · 10 GiB is 4 GiB."""
+    tight, roomy = memory_of(10, 0.5 * 2**20), memory_of(70, 0.5 * 2**20)
     assert memory.cacheable([roomy], 32768) == 32768
     assert memory.cacheable([roomy, tight], 32768) == 4096
     assert memory.cacheable([tight], 3000) == 3000
-    assert memory.cacheable([reading(0, 0.5 * 2**20)], 32768) == FLOOR
-    assert memory.cacheable([reading(0, 0.0)], 32768) == 32768, "a model without a cache"
+    assert memory.cacheable([memory_of(0, 0.5 * 2**20)], 32768) == FLOOR
+    assert memory.cacheable([memory_of(0, 0.0)], 32768) == 32768, "a model without a cache"
 
 
-def test_room_is_what_logits_and_caches_leave_of_the_share() -> None:
-    assert memory.room(reading(24, 32 * 1024.0), 32768) == pytest.approx((0.8 * 24 - 1 - 1.25) * GIB)
-    assert memory.room(reading(0, 1.0), 1) < 0
+def test_a_pass_may_take_what_logits_and_caches_leave_of_the_share() -> None:
+    assert memory.pass_budget(memory_of(24, 32 * 1024.0), 32768) == pytest.approx((0.8 * 24 - 1 - 1.25) * GIB)
+    assert memory.pass_budget(memory_of(0, 1.0), 1) < 0
 
 
 @pytest.mark.parametrize(
@@ -118,13 +118,13 @@ def test_halving(before: tuple[int, int], caching: bool, after: tuple[int, int] 
 
 
 def test_reasons_say_what_was_and_what_is() -> None:
-    assert memory.changed((8192, 1), (4096, 1)) == "out of memory at 8192 tokens a batch; 4096 from now on"
+    assert memory.changed((8192, 1), (4096, 1)) == "out of memory at 8192 tokens per batch; 4096 from now on"
     both = memory.changed((256, 2048), (256, 1024))
-    assert both == "out of memory at 256 tokens a batch; 256 from now on, and 1024 in place of 2048 cached"
+    assert both == "out of memory at 256 tokens per batch; 256 from now on, and 1024 cached tokens instead of 2048"
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.25, 0.1])
-def test_shares_of_a_card_leave_room_for_what_is_beside_torch(share: float) -> None:
+def test_shares_of_a_card_leave_memory_for_what_torch_does_not_count(share: float) -> None:
     for total in (8 * 2**30, 80 * 2**30):
         own = memory.allowed(total, share)
         assert share * total / 2 <= own <= share * total
@@ -143,7 +143,7 @@ def test_errors_of_memory_are_told_from_others() -> None:
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of tensors that are alive, and the most there were: what an allocator would have seen."""
+    """Counts the bytes of living tensors and their peak, as an allocator would."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ def peak(model: Any, tokens: int) -> int:
 
 
 @pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen2MoeForCausalLM"])
-def test_three_runs_foretell_what_the_next_takes(architecture: str, random_model: Callable[..., Path]) -> None:
+def test_three_runs_predict_what_the_next_takes(architecture: str, random_model: Callable[..., Path]) -> None:
     import transformers
 
     model = getattr(transformers, architecture).from_pretrained(random_model(architecture)).eval()

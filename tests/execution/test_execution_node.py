@@ -27,7 +27,8 @@ from evosearch.evaluation.suites.suite import load_suite
 from evosearch.execution import node
 from evosearch.execution import worker as workers
 from evosearch.execution.node import prepare_node
-from evosearch.execution.worker import Worker, WorkerConfig
+from evosearch.execution.worker import Worker
+from evosearch.execution.worker_config import WorkerConfig
 from evosearch.materialize.inputs import Opener
 from evosearch.recipe.schema import Recipe
 from evosearch.search.progress import Silent

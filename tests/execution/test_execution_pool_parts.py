@@ -1,4 +1,4 @@
-"""What the pool of workers decides by: deadlines, deaths, demand. No Ray is started."""
+"""Rules of the worker pool: deadlines, lost workers, demand. No Ray is started."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,11 +9,11 @@ import pytest
 from evosearch.errors import CheckpointError, SearchError, SpecError
 from evosearch.evaluation.types import ItemBatch
 from evosearch.execution import ray_pool
-from evosearch.execution.deadlines import Deadlines, Patience
-from evosearch.execution.demand import RAMP, Demand, free, refuse_what_never_fits, wanted
-from evosearch.execution.faults import NODES, JobHistory, WorkerLoss, death_of, quarantined
+from evosearch.execution.deadlines import Deadlines, Timeouts
+from evosearch.execution.demand import RAMP, Demand, capacity, refuse_what_never_fits, wanted
+from evosearch.execution.faults import NODES, JobHistory, WorkerLoss, loss_of, quarantined
 from evosearch.execution.members import Member, Run
-from evosearch.execution.placement import REFUSE_S, SLOW_AGAIN_S, SLOW_S, TELL_AGAIN_S, TELL_S, Outlook
+from evosearch.execution.placement import REFUSE_S, SLOW_AGAIN_S, SLOW_S, WARN_AGAIN_S, WARN_S, Placement
 from evosearch.execution.ray_pool import RayExecutor, RayOptions
 from evosearch.execution.starts import START_DEATHS, Starts
 from evosearch.search.protocols import Failure, Job, Outcome
@@ -24,14 +24,14 @@ def node(alive: bool = True, **resources: float) -> dict[str, Any]:
 
 
 def test_the_first_jobs_have_a_fixed_time_and_later_ones_a_multiple_of_the_slowest() -> None:
-    deadlines = Deadlines(Patience(first=100.0, floor=5.0, factor=10.0))
+    deadlines = Deadlines(Timeouts(first=100.0, floor=5.0, factor=10.0))
     assert (deadlines.limit(1), deadlines.limit(1000), deadlines.typical(10)) == (100.0, 100.0, None)
     deadlines.observe(100, 20.0)  # 0.2 s an item
     deadlines.observe(100, 60.0)  # 0.6 s an item
     assert deadlines.limit(50) == pytest.approx(10 * 0.6 * 50)
     assert deadlines.typical(50) == pytest.approx(0.4 * 50)
     assert deadlines.limit(0) == pytest.approx(6.0)
-    assert Deadlines(Patience(floor=500.0), 0.1, 1.0, 10).limit(2) == 500.0
+    assert Deadlines(Timeouts(floor=500.0), 0.1, 1.0, 10).limit(2) == 500.0
 
 
 def test_two_workers_may_die_under_a_job_and_five_nodes() -> None:
@@ -42,7 +42,7 @@ def test_two_workers_may_die_under_a_job_and_five_nodes() -> None:
     history.attempts.append(WorkerLoss("the worker died: no reason", node="a"))
     assert history.verdict() is None
     history.attempts.append(WorkerLoss("the worker died: again", node="b"))
-    assert history.verdict() == "quarantined: 2 workers were lost under it; the last: the worker died: again"
+    assert history.verdict() == "quarantined: 2 workers were lost while scoring it; the last: the worker died: again"
     assert history.bad_nodes == {"n0", "n1", "n2", "n3", "a", "b"}
     failure, retries = quarantined(history, "why")
     assert (failure.stage, failure.reason) == ("worker", "why")
@@ -56,13 +56,13 @@ def test_a_death_is_its_nodes_where_that_comes_out_later() -> None:
         WorkerLoss("the worker died: a signal", node="a"),
         WorkerLoss("the worker died: a signal", node="b"),
     ]
-    history.learn({"a": "received SIGTERM"})
-    assert [death.of_node for death in history.deaths] == [True, False]
+    history.blame_nodes({"a": "received SIGTERM"})
+    assert [loss.of_node for loss in history.losses] == [True, False]
     assert history.retries[0].reason == "its node was lost: received SIGTERM"
     assert history.verdict() is None
     for index in range(NODES - 1):
         history.attempts.append(WorkerLoss("its node was lost: power", node=f"n{index}", of_node=True))
-    assert (history.verdict() or "").startswith("given up: 5 nodes were lost under it")
+    assert (history.verdict() or "").startswith("given up: 5 nodes were lost while scoring it")
 
 
 def test_what_ray_says_of_a_lost_worker_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,37 +73,37 @@ def test_what_ray_says_of_a_lost_worker_is_told_apart(monkeypatch: pytest.Monkey
     memory = (
         "1 worker(s) were killed … Memory on the node (IP: h) was 5.23GB used / 23.54GB limit (0.22)\nOOM kill reason"
     )
-    death = death_of(errors.OutOfMemoryError(memory), "n")
-    assert death.reason == "the worker was killed: its node ran out of memory (5.23GB used / 23.54GB limit)"
-    assert not death.of_node
+    loss = loss_of(errors.OutOfMemoryError(memory), "n")
+    assert loss.reason == "the worker was killed: its node ran out of memory (5.23GB used / 23.54GB limit)"
+    assert not loss.of_node
     gone = errors.ActorDiedError()
     gone.error_msg = "The actor died.\nThe actor died because its node has died. Node Id: 1\n\tthe actor's node was "
     gone.error_msg += "terminated expectedly: received SIGTERM"
-    assert (death_of(gone).reason, death_of(gone).of_node) == ("its node was lost: received SIGTERM", True)
+    assert (loss_of(gone).reason, loss_of(gone).of_node) == ("its node was lost: received SIGTERM", True)
     gone._preempted = True
-    assert death_of(gone).reason == "its node was preempted"
-    lost = death_of(errors.ActorUnavailableError("socket closed", None))
+    assert loss_of(gone).reason == "its node was preempted"
+    lost = loss_of(errors.ActorUnavailableError("socket closed", None))
     assert (lost.of_node, lost.unclear) == (True, True)
     killed = errors.ActorDiedError()
     killed.error_msg = (
         "The actor is dead. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker exits unexpectedly. x"
     )
-    assert death_of(killed).reason == "the worker died: Worker exits unexpectedly."
-    raised = death_of(errors.RayTaskError("run", "traceback\nKeyError: 'x'", KeyError("x")))
+    assert loss_of(killed).reason == "the worker died: Worker exits unexpectedly."
+    raised = loss_of(errors.RayTaskError("run", "traceback\nKeyError: 'x'", KeyError("x")))
     assert raised.reason == "the worker raised KeyError: 'x'"
 
 
 def test_workers_follow_jobs_and_the_cluster_and_are_asked_for_by_and_by() -> None:
-    assert wanted(jobs=100, there=2, count=5, fill=False) == 5
-    assert wanted(jobs=100, there=0, count=None, fill=False) == RAMP
-    assert wanted(jobs=100, there=40, count=None, fill=False) == 80
-    assert wanted(jobs=6, there=40, count=None, fill=False) == 6
-    assert wanted(jobs=6, there=40, count=None, fill=True) == 80
+    assert wanted(jobs=100, placed=2, count=5, fill=False) == 5
+    assert wanted(jobs=100, placed=0, count=None, fill=False) == RAMP
+    assert wanted(jobs=100, placed=40, count=None, fill=False) == 80
+    assert wanted(jobs=6, placed=40, count=None, fill=False) == 6
+    assert wanted(jobs=6, placed=40, count=None, fill=True) == 80
 
 
-def test_room_is_counted_on_nodes_that_live() -> None:
+def test_capacity_is_counted_on_nodes_that_live() -> None:
     demand = Demand(1, 0.5)
-    assert free([node(CPU=8.0, GPU=2.0), node(CPU=1.0, GPU=4.0), node(False, CPU=8.0, GPU=8.0)], demand) == 5
+    assert capacity([node(CPU=8.0, GPU=2.0), node(CPU=1.0, GPU=4.0), node(False, CPU=8.0, GPU=8.0)], demand) == 5
     assert demand.fits({"CPU": 1.0, "GPU": 0.5})
     assert not Demand(1, 2.0).fits({"CPU": 64.0, "GPU": 1.0})
 
@@ -113,7 +113,7 @@ def test_what_no_node_could_hold_is_refused_by_name() -> None:
     with pytest.raises(SpecError) as caught:
         refuse_what_never_fits(Demand(1, 2.0), nodes, None)
     assert caught.value.where == "workers.gpus_per_worker"
-    assert "got 2: a worker takes 2 GPU, 1 CPU" in str(caught.value)
+    assert "got 2: a worker needs 2 GPU, 1 CPU" in str(caught.value)
     assert "Its nodes have: 1 GPU, 8 CPU." in str(caught.value)
     refuse_what_never_fits(Demand(1, 2.0), nodes, [{"CPU": 8.0, "GPU": 4.0}])  # the autoscaler could add one
     with pytest.raises(SpecError, match=r"workers\.threads: got 16"):
@@ -121,7 +121,7 @@ def test_what_no_node_could_hold_is_refused_by_name() -> None:
 
 
 class _Nodes:
-    """A cluster of one node, as far as a pool and its outlook ask."""
+    """A cluster of one node, as far as the pool uses it."""
 
     silent: float | None = None
 
@@ -144,41 +144,40 @@ class _Nodes:
 def test_a_pool_without_a_place_says_so_again_and_again() -> None:
     told: list[str] = []
     now = [0.0]
-    outlook = Outlook(_Nodes(), Demand(2, 0.0), told.append, clock=lambda: now[0])  # type: ignore[arg-type]
-    for second in range(0, int(TELL_S + TELL_AGAIN_S) + 20, 5):
+    placement = Placement(_Nodes(), Demand(2, 0.0), told.append, clock=lambda: now[0])  # type: ignore[arg-type]
+    for second in range(0, int(WARN_S + WARN_AGAIN_S) + 20, 5):
         now[0] = float(second)
-        outlook.look(pending=3, there=0)
-    assert told == 2 * [
-        "no worker has a place, 3 wait for one: each takes 2 CPU; the cluster has 4 CPU, of which no CPU free"
-    ]
-    outlook.look(pending=3, there=1)
+        placement.check(pending=3, placed=0)
+    missing = "no worker has a place yet, 3 are waiting for one"
+    assert told == 2 * [f"{missing}: each takes 2 CPU; the cluster has 4 CPU, of which no CPU free"]
+    placement.check(pending=3, placed=1)
     assert len(told) == 2
 
 
 def test_a_pool_whose_workers_only_start_says_so_again_and_again() -> None:
     told: list[str] = []
     now = [0.0]
-    outlook = Outlook(_Nodes(), Demand(1, 0.0), told.append, clock=lambda: now[0])  # type: ignore[arg-type]
+    placement = Placement(_Nodes(), Demand(1, 0.0), told.append, clock=lambda: now[0])  # type: ignore[arg-type]
     for second in range(0, int(SLOW_S + SLOW_AGAIN_S) + 40, 10):
         now[0] = float(second)
-        outlook.look_at_starts({"b:2": 5.0, "a:1": 0.0}, ready=0)
+        placement.check_starts({"b:2": 5.0, "a:1": 0.0}, ready=0)
     assert [text.split(". ")[0] for text in told] == [
-        "no worker can score yet: 2 start, a:1 for 5 min now",
-        "no worker can score yet: 2 start, a:1 for 35 min now",
+        "no worker can score yet: 2 are starting, a:1 for 5 min now",
+        "no worker can score yet: 2 are starting, a:1 for 35 min now",
     ]
-    outlook.look_at_starts({"a:1": 0.0}, ready=1)
-    outlook.look_at_starts({}, ready=0)
+    placement.check_starts({"a:1": 0.0}, ready=1)
+    placement.check_starts({}, ready=0)
     assert len(told) == 2
 
 
 def test_a_pool_that_no_node_could_hold_fails_within_the_first_minute() -> None:
     now = [0.0]
-    outlook = Outlook(_Nodes(), Demand(8, 0.0), print, clock=lambda: now[0])  # type: ignore[arg-type]
-    outlook.look(1, 0)
+    placement = Placement(_Nodes(), Demand(8, 0.0), print, clock=lambda: now[0])  # type: ignore[arg-type]
+    placement.check(1, 0)
     now[0] = REFUSE_S + 1
     assert now[0] < 60
-    with pytest.raises(SpecError, match=r"workers\.threads: got 8: a worker takes 8 CPU, and no node"):
-        outlook.look(1, 0)
+    with pytest.raises(SpecError, match=r"workers\.threads: got 8: a worker needs 8 CPU, and no node"):
+        placement.check(1, 0)
 
 
 def test_the_more_workers_fail_while_they_start_the_longer_until_the_next() -> None:
@@ -189,16 +188,16 @@ def test_the_more_workers_fail_while_they_start_the_longer_until_the_next() -> N
         starts.died("the worker died: a signal", others=False)
         assert starts.may_go_on
     starts.died("the worker died: a signal", others=True)
-    assert told[-1] == "a worker was lost while it started: the worker died: a signal; the next is started in 5 s"
+    assert told[-1] == "a worker was lost during start: the worker died: a signal; starting the next in 5 s"
     assert not starts.may_go_on
     starts.died("the worker died: a signal", others=True)
-    assert told[-1].endswith("; the next is started in 10 s")
+    assert told[-1].endswith("; starting the next in 10 s")
     now[0] = 10.0
     assert starts.may_go_on
     for _ in range(20):
         starts.died("the worker died: a signal", others=True)
-    assert told[-1].endswith("; the next is started in 600 s")
-    with pytest.raises(SearchError, match=r"workers die while they start: the worker died: a signal$"):
+    assert told[-1].endswith("; starting the next in 600 s")
+    with pytest.raises(SearchError, match=r"workers die during start: the worker died: a signal$"):
         starts.died("the worker died: a signal", others=False)
     starts.succeeded()
     starts.died("the worker died: a signal", others=False)
@@ -209,7 +208,7 @@ def test_a_worker_that_cannot_be_built_ends_the_search_only_where_there_is_no_ot
     told: list[str] = []
     starts = Starts(told.append, clock=lambda: 0.0)
     starts.unfit("host:1", CheckpointError("m", "no room"), others=True)
-    assert told == ["host:1 cannot score: m: no room.; the next is started in 5 s"]
+    assert told == ["host:1 cannot score: m: no room.; starting the next in 5 s"]
     assert not starts.may_go_on
     with pytest.raises(CheckpointError, match="m: no room"):
         starts.unfit("host:1", CheckpointError("m", "no room"), others=False)
@@ -217,32 +216,32 @@ def test_a_worker_that_cannot_be_built_ends_the_search_only_where_there_is_no_ot
 
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RayExecutor:
-    """Of no workers: it is told what became of jobs."""
+    """A pool without workers; tests inject the answers."""
     monkeypatch.setattr(ray_pool, "connect", lambda *given: _Nodes())
     monkeypatch.setattr(ray_pool, "actor_maker", lambda *given: None)
-    options = RayOptions(0, address="head:6379", patience=Patience(first=100.0, floor=5.0))
-    return RayExecutor(SimpleNamespace(cache=tmp_path), options)  # type: ignore[arg-type]
+    options = RayOptions(0, address="head:6379", timeouts=Timeouts(first=100.0, floor=5.0))
+    return RayExecutor(print, SimpleNamespace(cache=tmp_path), options)  # type: ignore[arg-type]
 
 
 def test_only_what_was_scored_says_how_long_a_job_takes(pool: RayExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A candidate that fails within seconds must not leave the next ones hardly any time."""
+    """A candidate that fails within seconds must not shorten the deadlines of the next ones."""
     job = Job("1@search", None, ItemBatch("search", ()))  # type: ignore[arg-type]
     failed = Outcome(job, "host:1", failure=Failure("materialize", "not finite"))
     scored = Outcome(job, "host:1", card=object())  # type: ignore[arg-type]
     answers = {"first": failed, "second": scored}
     monkeypatch.setattr(ray_pool, "answer", lambda ref, node: (answers[ref], None))
     for ref, limit in (("first", 100.0), ("second", 5.0)):
-        pool._running[ref] = Run(JobHistory(job), Member(None, None))
+        pool._members.running[ref] = Run(JobHistory(job), Member(None, None))
         pool._finished(ref)
         assert pool._deadlines.limit(1) == limit
     assert len(pool._done) == 2
 
 
-def test_a_cluster_whose_head_is_silent_is_not_asked_for_its_room(
+def test_a_cluster_whose_head_is_silent_is_not_asked_for_its_capacity(
     pool: RayExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert (pool.room(), pool.busy()) == (4, True)
+    assert (pool.capacity(), pool.busy()) == (4, True)
     monkeypatch.setattr(_Nodes, "silent", 0.0)
     for question in ("nodes", "free"):
-        monkeypatch.setattr(_Nodes, question, lambda self: pytest.fail("this waits for days"))
-    assert (pool.room(), pool.busy()) == (0, False)
+        monkeypatch.setattr(_Nodes, question, lambda self: pytest.fail("this would hang for days"))
+    assert (pool.capacity(), pool.busy()) == (0, False)

@@ -1,4 +1,4 @@
-"""The pool where contact is lost, workers hang or cannot be built: what Ray would answer is scripted, to the second."""
+"""The pool under lost contact, hanging workers and failed builds, with scripted answers in place of Ray."""
 
 import re
 import time
@@ -13,8 +13,8 @@ from evosearch.errors import CheckpointError, InputError, SearchError
 from evosearch.evaluation.types import ItemBatch
 from evosearch.execution import placement, ray_pool
 from evosearch.execution.actor import Place
-from evosearch.execution.cluster import Cluster
-from evosearch.execution.deadlines import Patience
+from evosearch.execution.deadlines import Timeouts
+from evosearch.execution.ray_cluster import Cluster
 from evosearch.execution.ray_pool import RayExecutor, RayOptions
 from evosearch.search.protocols import Failure, Job, Outcome
 
@@ -25,14 +25,14 @@ LONG_S = 120.0  # within which anything happens, on a machine that others use to
 
 
 class Ref:
-    """What a reference holds, if anything comes."""
+    """Reference to a scripted value."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
 
 class Worker:
-    """An actor that answers as it is told: with a value, an error, or `NEVER`."""
+    """Actor with scripted answers: a value, an error, or `NEVER`."""
 
     def __init__(self, start: Any = None, run: Any = FAILED, ping: Any = None, name: str = "host:1") -> None:
         self.killed = False
@@ -42,7 +42,7 @@ class Worker:
 
 
 class Quiet(Cluster):
-    """A cluster of which nothing is known; `silent` is for how long its head node has not answered."""
+    """Cluster without nodes; `silent` is how long its head node has not answered."""
 
     silent: float | None = None
 
@@ -72,8 +72,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Quiet:
             raise ref.value
         return ref.value
 
-    for name, stand_in in (("wait", wait), ("get", get), ("put", Ref)):
-        monkeypatch.setattr(ray, name, stand_in)
+    for name, fake in (("wait", wait), ("get", get), ("put", Ref)):
+        monkeypatch.setattr(ray, name, fake)
     monkeypatch.setattr(ray, "kill", lambda actor: setattr(actor, "killed", True))
     for name, seconds in (("TURN_S", 0.01), ("UNCLEAR_S", 0.2)):
         monkeypatch.setattr(ray_pool, name, seconds)
@@ -84,12 +84,12 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Quiet:
 
 @pytest.fixture
 def pool(cluster: Quiet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., RayExecutor]:
-    def make(workers: list[Worker], notes: list[str] | None = None, count: int = 1, **patience: float) -> RayExecutor:
+    def make(workers: list[Worker], notes: list[str] | None = None, count: int = 1, **timeouts: float) -> RayExecutor:
         waiting = iter(workers)
         monkeypatch.setattr(ray_pool, "actor_maker", lambda *given: lambda: next(waiting))
-        options = RayOptions(count, address="head:6379", patience=Patience(**patience))
+        options = RayOptions(count, address="head:6379", timeouts=Timeouts(**timeouts))
         notice = (notes if notes is not None else []).append
-        return RayExecutor(SimpleNamespace(cache=tmp_path), options, notice)  # type: ignore[arg-type]
+        return RayExecutor(print, SimpleNamespace(cache=tmp_path), options, notice)  # type: ignore[arg-type]
 
     return make
 
@@ -103,11 +103,11 @@ def outcomes(executor: RayExecutor, seconds: float = LONG_S) -> list[Outcome]:
 
 
 def wait_for(executor: RayExecutor, notes: list[str]) -> None:
-    """Let the pool turn until it has said something, and nothing is scored."""
+    """Run the pool until it gives a notice, while nothing is scored."""
     deadline = time.monotonic() + LONG_S
     while not notes:
         assert executor.wait(0.05) == []
-        assert time.monotonic() < deadline, "it says nothing"
+        assert time.monotonic() < deadline, "no notice came"
 
 
 def lost_contact() -> Any:
@@ -134,7 +134,7 @@ def test_a_worker_that_hangs_while_it_starts_is_replaced(pool: Callable[..., Ray
     executor.submit(JOB)
     assert len(outcomes(executor)) == 1
     assert hangs.killed
-    said = r"a worker was lost while it started: host:13 is not ready after \d+ s; starting another"
+    said = r"a worker was lost during start: host:13 is not ready after \d+ s; starting another"
     assert re.fullmatch(said, notes[0])
 
 
@@ -149,7 +149,7 @@ def test_workers_that_only_start_are_mentioned(
     for _ in range(5):
         assert executor.wait(0.05) == []
     (said,) = notes  # once
-    assert said.startswith("no worker can score yet: 1 start, host:13 for 0 min now.")
+    assert said.startswith("no worker can score yet: 1 are starting, host:13 for 0 min now.")
     assert "locks/prepare" in said
 
 
@@ -165,7 +165,7 @@ def test_a_node_that_cannot_score_ends_nothing_while_another_may(
     executor.submit(JOB)
     wait_for(executor, notes)
     assert outcomes(executor, 0.3) == []
-    assert notes == ["bad:1 cannot score: m: no room.; the next is started in 5 s"]
+    assert notes == ["bad:1 cannot score: m: no room.; starting the next in 5 s"]
     starting.value = last
     if last is None:
         assert len(outcomes(executor)) == 1
@@ -184,10 +184,10 @@ def test_a_worker_whose_contact_is_being_looked_for_counts_as_one(
     bad.start = SimpleNamespace(remote=lambda: starting)  # type: ignore[attr-defined]
     executor = pool([unclear, bad], count=2)
     executor.submit(JOB)
-    while not executor._unasked:
+    while not executor._members.to_ping:
         executor.wait(0.0)
     starting.value = CheckpointError("m", "no room")
-    executor._started(next(iter(executor._starting)))
+    executor._started(next(iter(executor._members.starting)))
     assert not executor.slots
     assert bad.killed
 
@@ -199,7 +199,7 @@ def test_what_is_scored_is_handed_out_before_the_search_ends(pool: Callable[...,
     executor = pool([worker])
     executor.submit(JOB)
     executor.submit(JOB)
-    while not executor._running:
+    while not executor._members.running:
         executor.wait(0.0)
     answer.value = FAILED
     cluster.silent, executor._turned = 100.0, 0.0
@@ -216,11 +216,11 @@ def test_a_head_node_that_has_just_fallen_silent_is_asked_nothing(
 ) -> None:
     executor = pool([Worker(run=NEVER)])
     executor.submit(JOB)
-    while not executor._running:
+    while not executor._members.running:
         executor.wait(0.0)
     cluster.silent = 0.0
     monkeypatch.setattr(cluster, "nodes", lambda: pytest.fail("this waits for minutes"))
-    worker = next(iter(executor._running.values())).member.actor
+    worker = next(iter(executor._members.running.values())).member.actor
     executor._turned = 0.0
     monkeypatch.setattr(executor, "_fill", lambda: pytest.fail("so does this"))
     executor._turn()

@@ -1,4 +1,4 @@
-"""The Ray executor on a real local cluster: parallel, secured, and not stopped by a dead worker."""
+"""The Ray executor on a real local Ray: parallel, secured, and robust to a killed worker."""
 
 import os
 import signal
@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from evosearch.errors import CheckpointError
-from evosearch.execution.ray_pool import RayExecutor, RayOptions, secure_environment
+from evosearch.execution.ray_pool import RayExecutor, RayOptions
+from evosearch.execution.ray_settings import secure_environment
+from evosearch.execution.worker import Worker
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Silent
 from evosearch.search.protocols import Job, Outcome
@@ -22,7 +24,6 @@ from evosearch.search.state import SearchState
 from evosearch.service.run import run
 from evosearch.setup.executors import worker_config
 from evosearch.setup.prepare import Prepared, prepare
-
 from evosearch.spec.spec import load_spec
 
 pytestmark = pytest.mark.ray
@@ -32,12 +33,12 @@ World = Callable[..., Path]
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One Ray for all tests of this file, started as the executor starts it."""
-    from evosearch.execution import ray_pool
+    from evosearch.execution.ray_cluster import start_local
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED"):  # which tests/conftest.py sets for all others
             patch.delenv(name, raising=False)
-        ray_pool.start_local(tmp_path_factory.mktemp("ray") / "token", cpus=2)
+        start_local(tmp_path_factory.mktemp("ray") / "token", cpus=2)
         import ray
 
         yield ray
@@ -51,7 +52,7 @@ def prepared(world: World) -> Prepared:
 
 def pool(prepared: Prepared, count: int, notes: list[str] | None = None) -> RayExecutor:
     config = worker_config(prepared.spec.config.workers, prepared.models, prepared.suite, "float32", 2)
-    return RayExecutor(config, RayOptions(count), (notes if notes is not None else []).append)
+    return RayExecutor(Worker, config, RayOptions(count), (notes if notes is not None else []).append)
 
 
 def jobs(prepared: Prepared, count: int) -> list[Job]:
@@ -60,7 +61,7 @@ def jobs(prepared: Prepared, count: int) -> list[Job]:
 
 
 def collect(executor: RayExecutor, count: int, seconds: float = 400.0) -> list[Outcome]:
-    """As many outcomes; the workers may have to start first, which takes minutes where the cores are busy."""
+    """Wait for a number of outcomes; workers may take minutes to start on a busy machine."""
     found: list[Outcome] = []
     deadline = time.monotonic() + seconds
     while len(found) < count and time.monotonic() < deadline:
@@ -74,7 +75,9 @@ def test_two_workers_score_every_job_once_and_as_in_process(cluster: Any, prepar
     executor = pool(prepared, 2)
     work: list[Job] = []
     outcomes: list[Outcome] = []
-    while len({outcome.worker for outcome in outcomes}) < 2 and len(work) < 2000:  # until the second has started, too
+    while (
+        len({outcome.worker for outcome in outcomes}) < 2 and len(work) < 2000
+    ):  # until the second worker has started too
         more = jobs(prepared, len(work) + 8)[len(work) :]
         work += more
         for job in more:
@@ -103,7 +106,7 @@ def test_a_killed_worker_is_replaced_and_its_job_retried(cluster: Any, prepared:
     executor.submit(first)
     (outcome,) = collect(executor, 1)
     pid = int(outcome.worker.rsplit(":", 1)[1])
-    os.kill(pid, signal.SIGSTOP)  # so that the next job is surely under way when the worker dies
+    os.kill(pid, signal.SIGSTOP)  # so that the worker has the next job when it dies
     executor.submit(second)
     executor.submit(third)
     time.sleep(0.5)
@@ -115,22 +118,22 @@ def test_a_killed_worker_is_replaced_and_its_job_retried(cluster: Any, prepared:
     retried = next(outcome for outcome in outcomes if outcome.job.id == second.id)
     assert [fault.fault for fault in retried.retries] == ["worker"]
     assert int(retried.worker.rsplit(":", 1)[1]) != pid
-    assert any("a new worker takes its place" in text for text in notes)
+    assert any("scoring it again on another worker" in text for text in notes)
 
 
 def test_what_is_wrong_with_the_input_comes_back_as_itself(cluster: Any, prepared: Prepared, tmp_path: Path) -> None:
     gone = {"merge_method": "linear", "models": [{"model": str(tmp_path / "gone")}]}
     config = worker_config(prepared.spec.config.workers, prepared.models, prepared.suite, "float32", 2)
     config = replace(config, recipe=gone)
-    executor = RayExecutor(config, RayOptions(1))
+    executor = RayExecutor(Worker, config, RayOptions(1))
     executor.submit(jobs(prepared, 1)[0])
     with pytest.raises(CheckpointError, match="gone"):
         collect(executor, 1)
     executor.close()
 
 
-def test_a_search_on_parts_is_told_the_same_by_workers_elsewhere(cluster: Any, world: World) -> None:
-    told = {}
+def test_a_search_on_minibatches_has_the_same_estimates_with_ray(cluster: Any, world: World) -> None:
+    estimates = {}
     optimizer = {"name": "cma_es", "population": 4, "sigma": 0.2, "seed": 1, "start": "best_baseline"}
     for kind in ("local", "ray"):
         workers = {"executor": kind, "count": 1, "threads": 1}
@@ -145,24 +148,24 @@ def test_a_search_on_parts_is_told_the_same_by_workers_elsewhere(cluster: Any, w
             workers_seen = {e.payload["worker"] for e in ledger.events(info.search_id) if e.type == "scored"}
         here = f":{os.getpid()}"
         assert all(worker.endswith(here) == (kind == "local") for worker in workers_seen)
-        assert sorted(part for _, part in state.samples) == [0] * 4 + [1] * 4
-        told[kind] = {name: found.fitness for name, found in state.reported.items()}
-    assert len(told["ray"]) == 8
-    assert told["ray"] == pytest.approx(told["local"], rel=1e-6)
+        assert sorted(minibatch for _, minibatch in state.samples) == [0] * 4 + [1] * 4
+        estimates[kind] = {name: found.fitness for name, found in state.reported.items()}
+    assert len(estimates["ray"]) == 8
+    assert estimates["ray"] == pytest.approx(estimates["local"], rel=1e-6)
 
 
 JOIN = """
 import os, sys
 from pathlib import Path
-from evosearch.execution import cluster
-cluster.REACH_S = 120.0  # a refusal comes at once, the interpreter's turn may not
+from evosearch.execution import ray_cluster
+ray_cluster.REACH_S = 120.0  # a refusal is immediate, but this process may have to wait for a core
 try:
-    cluster.connect(Path("token"), sys.argv[1], None)
-    print("let in")
-except cluster.SpecError as exc:
+    ray_cluster.connect(Path("token"), sys.argv[1], None)
+    print("connected")
+except ray_cluster.SpecError as exc:
     print(exc)
 sys.stdout.flush()
-os._exit(0)  # whoever was let in is not waited for
+os._exit(0)  # without waiting for Ray's threads
 """
 
 
@@ -170,16 +173,16 @@ def test_a_ray_of_our_own_lets_in_who_has_its_token_only_and_reports_nothing(clu
     address = cluster.get_runtime_context().gcs_address
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
-    def told(**token: str) -> str:
-        command, shown = [sys.executable, "-c", JOIN, address], kept | {"RAY_AUTH_MODE": "token"} | token
+    def join(**token: str) -> str:
+        command, environment = [sys.executable, "-c", JOIN, address], kept | {"RAY_AUTH_MODE": "token"} | token
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=400, check=False, cwd=tmp_path, env=shown
+            command, capture_output=True, text=True, timeout=400, check=False, cwd=tmp_path, env=environment
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert f"workers.address: {address}: the cluster refuses our token" in told(RAY_AUTH_TOKEN=64 * "b")
-    assert told(RAY_AUTH_TOKEN_PATH=os.environ["RAY_AUTH_TOKEN_PATH"]) == "let in\n"
+    assert f"workers.address: {address}: the cluster refuses our token" in join(RAY_AUTH_TOKEN=64 * "b")
+    assert join(RAY_AUTH_TOKEN_PATH=os.environ["RAY_AUTH_TOKEN_PATH"]) == "connected\n"
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
 
 

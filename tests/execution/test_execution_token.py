@@ -1,4 +1,4 @@
-"""The token of a cluster: one lookup for whoever joins it and for whoever sends it jobs, where Ray looks too."""
+"""Lookup of the cluster token, alike for joining and for submitting, and as Ray does it."""
 
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -9,13 +9,13 @@ import pytest
 
 from evosearch.errors import ClusterError
 from evosearch.execution import token
-from evosearch.execution.cluster import _has_token
-from evosearch.execution.jobs import Jobs
+from evosearch.execution.ray_jobs import Jobs
+from evosearch.execution.ray_settings import has_token
 
 
 @pytest.fixture(autouse=True)
 def _at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A home with a token, and nothing in the environment."""
+    """Home folder with a token, and none in the environment."""
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -43,15 +43,15 @@ def test_a_file_that_is_named_and_says_nothing_is_not_passed_over(
     if content is not None:
         (tmp_path / "named").write_text(content)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "named"))
-    with pytest.raises((OSError, ValueError), match=r"No such file|it is empty"):
+    with pytest.raises((OSError, ValueError), match=r"No such file|the file is empty"):
         token.find()
-    assert not _has_token()
-    with pytest.raises(ClusterError, match=rf"RAY_AUTH_TOKEN_PATH: {tmp_path}/named cannot be read: .*(No such|empty)"):
+    assert not has_token()
+    with pytest.raises(ClusterError, match=rf"RAY_AUTH_TOKEN_PATH: cannot read {tmp_path}/named: .*(No such|empty)"):
         Jobs("http://127.0.0.1:9")
 
 
 def test_none_is_shown_where_the_user_says_that_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though one is set, and though Ray, which reads the mode once, was loaded while it was another."""
+    """Even if one is set, and although Ray read another mode when it was imported."""
     shown: list[str | None] = []
 
     class Dashboard(BaseHTTPRequestHandler):

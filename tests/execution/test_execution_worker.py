@@ -1,4 +1,4 @@
-"""The worker: what is done once is not done again, and what goes wrong is an outcome."""
+"""The worker: setup is done once, and errors of candidates are outcomes."""
 
 import sys
 from collections import Counter
@@ -28,7 +28,9 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         _counting[-1][f"open {arguments[0]}"] += 1
 
 
-sys.addaudithook(_audit)  # sees every file that Python code opens, and cannot be removed: it counts only when asked
+sys.addaudithook(
+    _audit
+)  # sees every file that Python opens; cannot be removed, so it counts only while a counter is active
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def filled(prepared: Prepared, *weights: float) -> Recipe:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """Counts files opened, modules built, texts tokenized, lm-eval tasks and requests made, while it is active."""
+    """Counts opened files, built modules, tokenized texts, lm-eval tasks and requests while active."""
     import torch
     from lm_eval.api.task import ConfigurableTask, Task
     from lm_eval.tasks import TaskManager
@@ -84,7 +86,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
 def test_a_candidate_builds_opens_tokenizes_and_rebuilds_nothing(prepared: Prepared, counted: Counter[str]) -> None:
     batch = prepared.batches["search"]
-    # Building a worker does all of these things: the counters see them.
+    # Building a worker does all of these, so the counters work
     _counting.append(counted)
     worker = make_worker(prepared)
     first = worker.run(Job("0@search", filled(prepared, 0.3, 0.4), batch))
@@ -101,11 +103,11 @@ def test_a_candidate_builds_opens_tokenizes_and_rebuilds_nothing(prepared: Prepa
     assert dict(counted) == {}
     scores = [outcome.card.fitness.value for outcome in outcomes if outcome.card]
     assert first.card is not None
-    assert len({first.card.fitness.value, *scores}) == 4, "other recipes, other scores"
+    assert len({first.card.fitness.value, *scores}) == 4, "different recipes give different scores"
 
 
 def route(prepared: Prepared, *hops: tuple[int, int, float]) -> Recipe:
-    """A route by (index of a model, layer, scale)."""
+    """Return a route from (model index, layer, scale) triples."""
     names = list(prepared.models.checkpoints)
     listed = [{"model": names[index], "layer": layer, "scale": scale} for index, layer, scale in hops]
     return Recipe.model_validate({"routing": {"hops": listed}})
@@ -137,7 +139,7 @@ def test_a_candidate_route_builds_opens_tokenizes_and_rebuilds_nothing(
     assert [outcome.failure for outcome in outcomes] == [None] * 3
     scores = [outcome.card.fitness.value for outcome in outcomes if outcome.card]
     assert first.card is not None
-    assert len({first.card.fitness.value, *scores}) == 4, "other routes, other scores"
+    assert len({first.card.fitness.value, *scores}) == 4, "different routes give different scores"
 
 
 def test_same_recipe_same_card_whatever_came_between(prepared: Prepared) -> None:

@@ -1,4 +1,4 @@
-"""A worker that runs out of memory: half as much at once, the same job again, on record; and where that cannot help."""
+"""Workers that run out of memory: halved batches, recorded retries, and cases where smaller batches do not help."""
 
 import json
 import os
@@ -21,7 +21,8 @@ from evosearch.evaluation.engine.loglikelihood import ScoreOptions
 from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.suites.suite import load_suite
 from evosearch.execution.device import spread_of
-from evosearch.execution.worker import Worker, WorkerConfig
+from evosearch.execution.worker import Worker
+from evosearch.execution.worker_config import WorkerConfig
 from evosearch.recipe.schema import Recipe
 from evosearch.search.protocols import Job, Outcome
 
@@ -30,7 +31,7 @@ World = Callable[..., Path]
 
 @pytest.fixture
 def folder(world: World) -> Path:
-    """The world's models, and a suite with as many documents in `test` as there are."""
+    """The world's models, and a suite with 50 documents in `test`."""
     folder = world().parent
     suite = yaml.safe_load((folder / "suite.yaml").read_text())
     suite["documents"] = {"search": 4, "validation": 4, "test": 50}
@@ -66,7 +67,7 @@ def blend(folder: Path, weight: float) -> Recipe:
 
 @contextmanager
 def at_most(worker: Worker, tokens: int) -> Iterator[list[int]]:
-    """The model says that memory ran out wherever more tokens run at once; yields what was run."""
+    """Make the model run out of memory above a number of tokens; yield the sizes of its passes."""
     ran: list[int] = []
 
     def refuse(module: Any, args: Any, kwargs: Any) -> None:
@@ -82,7 +83,7 @@ def at_most(worker: Worker, tokens: int) -> Iterator[list[int]]:
 
 
 def same(one: Outcome, other: Outcome) -> bool:
-    """Whether every score and log-likelihood is the same, bit for bit."""
+    """Return whether every score and log-likelihood is bitwise equal."""
     assert one.card is not None, one.failure
     assert other.card is not None, other.failure
     pairs = [
@@ -95,15 +96,17 @@ def same(one: Outcome, other: Outcome) -> bool:
 
 
 def test_half_as_much_at_once_until_it_fits(config: WorkerConfig, folder: Path, harness: Harness) -> None:
-    """50 documents fit in one run, and are too many at once for this device."""
+    """50 documents fit in one pass of the default size, but not in this device."""
     worker, batch = Worker(config, harness=harness), harness.batch("test")
     untroubled = Worker(config, harness=harness).run(Job("0@test", blend(folder, 0.3), batch))
     with at_most(worker, 260) as ran:
         outcome = worker.run(Job("0@test", blend(folder, 0.3), batch))
-    assert max(ran) > 260, "otherwise nothing was too much"
+    assert max(ran) > 260, "otherwise memory never ran out"
     assert outcome.failure is None
     assert [(fault.stage, fault.fault) for fault in outcome.retries] == [("score", "worker")] * len(outcome.retries)
-    assert [fault.reason for fault in outcome.retries][:1] == ["out of memory at 2048 tokens a batch; 1024 from now on"]
+    assert [fault.reason for fault in outcome.retries][:1] == [
+        "out of memory at 2048 tokens per batch; 1024 from now on"
+    ]
     assert all("Traceback" in fault.traceback for fault in outcome.retries)
     assert "Tried to allocate" in outcome.retries[0].traceback
     assert worker.options.batch_tokens == 256
@@ -129,7 +132,7 @@ def test_later_candidates_keep_the_smaller_budget(config: WorkerConfig, folder: 
     assert all(outcome.card is not None and not outcome.retries for outcome in later)
 
 
-PAIRS = ((1, "test"), (2, "search"), (3, "validation"))  # batches that were laid out before the change, and others
+PAIRS = ((1, "test"), (2, "search"), (3, "validation"))  # one batch laid out before the change, two after
 
 
 def test_prompts_and_what_is_cached_of_them_are_halved_together(
@@ -155,7 +158,7 @@ def test_prompts_and_what_is_cached_of_them_are_halved_together(
     ]
     assert outcome.card is not None
     assert outcome.retries[1].reason == (
-        "out of memory at 1024 tokens a batch; 512 from now on, and 8192 in place of 16384 cached"
+        "out of memory at 1024 tokens per batch; 512 from now on, and 8192 cached tokens instead of 16384"
     )
 
 
@@ -167,10 +170,10 @@ def test_at_the_floor_the_worker_has_failed(config: WorkerConfig, folder: Path, 
     assert outcome.failure is not None
     assert (outcome.failure.stage, outcome.failure.fault) == ("score", "worker")
     assert outcome.failure.reason.startswith("out of memory: CUDA out of memory")
-    steps = [re.findall(r"at (\d+) tokens a batch; (\d+)", fault.reason)[0] for fault in outcome.retries]
+    steps = [re.findall(r"at (\d+) tokens per batch; (\d+)", fault.reason)[0] for fault in outcome.retries]
     assert steps == [("2048", "1024"), ("1024", "512"), ("512", "256")]
     again = worker.run(Job("1@search", blend(folder, 0.4), batch))
-    assert again.card is not None, "what failed for want of memory has no lasting effect"
+    assert again.card is not None, "running out of memory has no lasting effect"
 
 
 def test_a_merge_that_runs_out_is_not_helped_by_smaller_batches(
@@ -179,7 +182,7 @@ def test_a_merge_that_runs_out_is_not_helped_by_smaller_batches(
     worker, batch = Worker(config, harness=harness), harness.batch("search")
 
     def refuse(*_: Any) -> float:
-        torch.empty(2**60)  # the CPU's allocator says no
+        torch.empty(2**60)  # the CPU's allocator refuses
         return 0.0
 
     monkeypatch.setattr(worker.resident, "materialize", refuse)
@@ -192,7 +195,7 @@ def test_a_merge_that_runs_out_is_not_helped_by_smaller_batches(
 
 
 def test_nothing_is_held_on_to_when_the_job_is_run_again(config: WorkerConfig, folder: Path, harness: Harness) -> None:
-    """What the first try had made is gone before the second begins: no error refers to the frames that hold it."""
+    """Tensors of the first attempt are freed before the second: no traceback keeps their frames alive."""
     import gc
     import weakref
 
@@ -201,13 +204,13 @@ def test_nothing_is_held_on_to_when_the_job_is_run_again(config: WorkerConfig, f
 
     def refuse(module: Any, args: Any, output: Any) -> None:
         alive = [each for each in made if each() is not None]
-        assert not alive, "the try before is still in memory"
+        assert not alive, "the previous attempt is still in memory"
         made.append(weakref.ref(output.last_hidden_state))
         if len(made) < 3:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         hook.remove()
 
-    gc.disable()  # what only a collection would find is not given back in time, unless the worker collects
+    gc.disable()  # so that only an explicit collection by the worker frees cycles
     try:
         hook = worker.resident.model.base_model.register_forward_hook(refuse)
         outcome = worker.run(Job("0@search", blend(folder, 0.3), batch))
@@ -234,7 +237,7 @@ def test_fewer_gpus_than_asked_for_are_an_error() -> None:
         spread_of(torch.device("cuda", 0), 2.0)
     assert str(caught.value).startswith("workers.gpus_per_worker: got 2, and this worker sees 0 GPUs.")
     assert spread_of(torch.device("cuda", 0), 0.5) is None
-    assert spread_of(torch.device("cpu"), 2.0) is None, "a CPU is one device, however many GPUs a cluster pretends"
+    assert spread_of(torch.device("cpu"), 2.0) is None, "a CPU is one device, however many GPUs are declared"
 
 
 REAL = """
@@ -245,7 +248,8 @@ import torch
 from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.engine.loglikelihood import ScoreOptions
 from evosearch.evaluation.suites.suite import load_suite
-from evosearch.execution.worker import Worker, WorkerConfig
+from evosearch.execution.worker import Worker
+from evosearch.execution.worker_config import WorkerConfig
 from evosearch.recipe.schema import Recipe
 from evosearch.search.protocols import Job
 
@@ -272,7 +276,7 @@ def score(worker):
 
 
 small, large = (Worker(replace(config, options=ScoreOptions(batch_tokens=n)), harness=harness) for n in (256, 8192))
-score(small)  # everything that is loaded late is loaded
+score(small)  # so that everything lazy is loaded
 taken = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize"))
 found = {"free": score(Worker(config, harness=harness))}
 limit = taken * 1024 + int(sys.argv[2])
@@ -287,7 +291,7 @@ print(json.dumps(found))
 
 @pytest.fixture
 def wide(tmp_path: Path) -> Path:
-    """A model whose runs take far more than its weights, and 200 questions of 40 tokens."""
+    """A model whose passes take far more memory than its weights, and 200 questions of 40 tokens."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -339,7 +343,7 @@ def wide(tmp_path: Path) -> Path:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits address space as Linux does")
 def test_a_process_whose_memory_is_limited_scores_all_the_same(wide: Path) -> None:
-    """8,000 tokens at once take 260 MB for each of three activations of the MLP; 256 tokens a 32nd of that."""
+    """8,000 tokens take 260 MB for each of three MLP activations; 256 tokens take a 32nd of that."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(
         [sys.executable, "-c", REAL, str(wide), str(250 << 20)],
@@ -351,9 +355,9 @@ def test_a_process_whose_memory_is_limited_scores_all_the_same(wide: Path) -> No
     assert free["retries"] == small["retries"] == []
     assert limited["failure"] is None
     assert [each[:2] for each in limited["retries"]] == [["score", "worker"]] * len(limited["retries"])
-    assert limited["retries"][0][2] == "out of memory at 8192 tokens a batch; 4096 from now on"
+    assert limited["retries"][0][2] == "out of memory at 8192 tokens per batch; 4096 from now on"
     assert limited["tokens"] < 8192
-    assert limited["values"] == small["values"], "as a worker's that began with so little"
+    assert limited["values"] == small["values"], "as those of a worker that started with small batches"
     assert limited["values"].keys() == free["values"].keys()
     for name, values in limited["values"].items():
         np.testing.assert_allclose(values, free["values"][name], atol=1e-3)

@@ -8,7 +8,8 @@ import pytest
 
 from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.suites.suite import Suite, load_suite
-from evosearch.execution.worker import Worker, WorkerConfig
+from evosearch.execution.worker import Worker
+from evosearch.execution.worker_config import WorkerConfig
 from evosearch.materialize.in_memory import ResidentModel
 from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.materialize.routed import ResidentRoute

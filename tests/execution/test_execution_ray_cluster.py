@@ -1,4 +1,4 @@
-"""Joining a cluster: what is wrong is said within seconds, by name. No Ray is started."""
+"""Errors of joining a cluster, raised within seconds. No Ray is started."""
 
 import os
 import socket
@@ -12,10 +12,10 @@ import pytest
 from evosearch import documents
 from evosearch.environment import TELEMETRY_OFF
 from evosearch.errors import SpecError
-from evosearch.execution import cluster
-from evosearch.execution.cluster import Cluster, address_of, connect
+from evosearch.execution import ray_cluster, ray_settings
+from evosearch.execution.ray_cluster import Cluster, address_of, connect
 from evosearch.setup.executors import cluster_of, worker_count
-from evosearch.spec.spec import WorkersConfig
+from evosearch.spec.config import WorkersConfig
 
 ADDRESS_OF_NOBODY = "127.0.0.1:9"
 
@@ -24,6 +24,8 @@ ADDRESS_OF_NOBODY = "127.0.0.1:9"
 def _nobodys_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    for name in ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", *TELEMETRY_OFF):
+        monkeypatch.setenv(name, "1")  # so that monkeypatch restores them
     for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
 
@@ -35,15 +37,15 @@ def test_a_cluster_without_a_token_to_show_is_not_asked(tmp_path: Path, monkeypa
         with pytest.raises(SpecError) as caught:
             connect(tmp_path / "token", ADDRESS_OF_NOBODY, None)
         assert caught.value.where == f"workers.address: {ADDRESS_OF_NOBODY}"
-        assert "there is no token for it in RAY_AUTH_TOKEN" in str(caught.value)
-    assert not (tmp_path / "token").exists()  # one of our own making would open nothing
+        assert "no token for this cluster in RAY_AUTH_TOKEN" in str(caught.value)
+    assert not (tmp_path / "token").exists()  # a newly created one would be of no use
 
 
 def test_a_cluster_that_is_not_there_is_given_up_within_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", 64 * "a")
-    with pytest.raises(SpecError, match=r"workers\.address: 127\.0\.0\.1:9: nobody answers there within 10 s"):
+    with pytest.raises(SpecError, match=r"workers\.address: 127\.0\.0\.1:9: no answer within 10 s"):
         connect(tmp_path / "token", ADDRESS_OF_NOBODY, None)
     with pytest.raises(SpecError, match=r"not the address of a Ray cluster\. HOST:PORT of its head node"):
         connect(tmp_path / "token", "http://127.0.0.1:8265", None)
@@ -51,40 +53,38 @@ def test_a_cluster_that_is_not_there_is_given_up_within_seconds(
 
 def test_of_two_that_make_a_token_the_first_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     token = tmp_path / "ray" / "token"
-    fresh = cluster.secrets.token_hex
+    fresh = ray_settings.secrets.token_hex
 
     def slow(size: int) -> str:
-        token.write_text("the other's")  # which is in use already
+        token.write_text("the other's")  # in use already
         return fresh(size)
 
-    monkeypatch.setattr(cluster.secrets, "token_hex", slow)
-    for name in ("RAY_AUTH_TOKEN_PATH", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", *TELEMETRY_OFF):
-        monkeypatch.setenv(name, "1")  # so that they are as before once this test is done
+    monkeypatch.setattr(ray_settings.secrets, "token_hex", slow)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "1")  # so that monkeypatch restores it
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
-    cluster.secure_environment(token)
+    ray_settings.secure_environment(token)
     assert token.read_text() == "the other's"
     assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(token)
     token.unlink()
-    monkeypatch.setattr(cluster.secrets, "token_hex", fresh)
+    monkeypatch.setattr(ray_settings.secrets, "token_hex", fresh)
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
-    cluster.secure_environment(token)
+    ray_settings.secure_environment(token)
     assert len(token.read_text()) == 64
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
-    assert list(token.parent.iterdir()) == [token]  # nothing is left beside it
+    assert list(token.parent.iterdir()) == [token]  # no temporary file is left
 
 
 def test_a_second_ray_in_a_process_is_shown_its_own_token(
     ray_knows_its_mode: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray itself keeps the first: its own head refuses it then, after a long wait."""
+    """Ray itself keeps the first token, which its own second head refuses after a long wait."""
     from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
-    for name in ("RAY_AUTH_TOKEN_PATH", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", *TELEMETRY_OFF):
-        monkeypatch.setenv(name, "1")  # so that they are as before once this test is done
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "1")  # so that monkeypatch restores it
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     for name in ("first", "second"):
         monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
-        cluster.secure_environment(tmp_path / name)
+        ray_settings.secure_environment(tmp_path / name)
         shown = AuthenticationTokenLoader.instance().get_raw_token()
         assert shown == (tmp_path / name).read_text()
 
@@ -92,15 +92,15 @@ def test_a_second_ray_in_a_process_is_shown_its_own_token(
 JOIN = """
 import sys
 from pathlib import Path
-from evosearch.execution import cluster
-cluster.REACH_S = 3.0
+from evosearch.execution import ray_cluster
+ray_cluster.REACH_S = 3.0
 try:
-    cluster.connect(Path("token"), sys.argv[1], None)
-except cluster.SpecError as exc:
+    ray_cluster.connect(Path("token"), sys.argv[1], None)
+except ray_cluster.SpecError as exc:
     print(exc)
     sys.stdout.flush()
 import os
-os._exit(0)  # Ray's client still waits for an answer, in its thread
+os._exit(0)  # Ray's client thread still waits for an answer
 """
 
 
@@ -110,12 +110,12 @@ def test_something_that_is_no_cluster_is_told_from_one(tmp_path: Path) -> None:
         environment = os.environ | {"RAY_AUTH_TOKEN": 64 * "a"}
         command = [sys.executable, "-c", JOIN, address]
         done = subprocess.run(command, capture_output=True, text=True, timeout=50, env=environment, cwd=tmp_path)
-    assert f"workers.address: {address}: what answers there is no Ray cluster" in done.stdout, done.stderr
+    assert f"workers.address: {address}: not a Ray cluster" in done.stdout, done.stderr
 
 
 def test_a_head_node_that_falls_silent_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(cluster.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(ray_cluster.time, "monotonic", lambda: now[0])
     server = socket.create_server(("127.0.0.1", 0))
     server_address = server.getsockname()[:2]
     joined = Cluster(False, server.getsockname()[:2])
@@ -123,17 +123,17 @@ def test_a_head_node_that_falls_silent_is_noticed(monkeypatch: pytest.MonkeyPatc
     assert joined.silent_for() is None
     assert joined.lost_nodes() == {"n": ""}
     server.close()
-    monkeypatch.setattr(joined, "nodes", lambda: pytest.fail("this waits for minutes"))
-    assert joined.lost_nodes() == {}  # nothing is asked of it, though it answered a moment ago
+    monkeypatch.setattr(joined, "nodes", lambda: pytest.fail("this would hang for minutes"))
+    assert joined.lost_nodes() == {}  # not queried, although it answered a moment ago
     assert joined.silent_for() == 0.0
     now[0] = 110.0
     assert joined.silent_for() == 10.0
     with socket.create_server(server_address):
         now[0] = 110.5
-        assert joined.silent_for() == 10.5  # believed for a while
+        assert joined.silent_for() == 10.5  # cached for a while
         now[0] = 125.0
         assert joined.silent_for() is None
-    assert joined.silent_for() == 0.0  # counted anew
+    assert joined.silent_for() == 0.0  # counted from zero again
 
 
 def test_a_search_within_a_ray_job_joins_its_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def test_a_search_within_a_ray_job_joins_its_cluster(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("workers", "message"),
     [
-        ({"gpus_per_worker": 1.5}, r"gpus_per_worker: got 1\.5\. Up to 1: a part of a card\. From 2 on, whole cards"),
+        ({"gpus_per_worker": 1.5}, r"gpus_per_worker: got 1\.5\. A fraction up to 1"),
         ({"address": "http://head:8265"}, r"address: got 'http://head:8265'\. HOST:PORT of the head node, or auto"),
         ({"address": "ray://head:10001"}, r"evosearch submit SPEC --address http://HOST:8265"),
     ],

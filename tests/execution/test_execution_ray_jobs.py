@@ -1,4 +1,4 @@
-"""What is asked of a cluster's dashboard about its nodes and by which addresses, without a cluster."""
+"""Requests to a cluster's dashboard, against a fake one."""
 
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from evosearch.errors import ClusterError
-from evosearch.execution.jobs import QUEUE, Jobs
+from evosearch.execution.ray_jobs import QUEUE, Jobs
 
 VERSION = {"version": "4", "ray_version": "2.60.0", "ray_commit": "", "session_name": ""}
 LOST = [{"state": "DEAD", "resources_total": {QUEUE: 1.0}}] * 150
@@ -19,7 +19,7 @@ HEAD = {"state": "ALIVE", "resources_total": {QUEUE: 2.0}}
 
 
 class Dashboard(BaseHTTPRequestHandler):
-    """Of a cluster of many nodes, the head last; limits and filters as Ray has them."""
+    """Dashboard of a cluster with many nodes, the head last; limits and filters as in Ray."""
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
@@ -29,7 +29,7 @@ class Dashboard(BaseHTTPRequestHandler):
             assert asked["filter_predicates"] == "="
             found = [node for node in found if node[asked["filter_keys"]] == asked["filter_values"]]
         limit = int(asked.get("limit", 100))
-        assert limit <= 10_000  # a higher one is refused
+        assert limit <= 10_000  # Ray refuses a higher one
         body = dumps(VERSION if url.path == "/api/version" else {"data": {"result": {"result": found[:limit]}}})
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))

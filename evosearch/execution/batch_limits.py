@@ -1,0 +1,63 @@
+"""Batch size limits of a worker: measured on a GPU where the spec leaves them open, halved when memory runs out."""
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from evosearch.evaluation.engine.loglikelihood import ScoreOptions
+from evosearch.execution import memory
+
+
+class BatchLimits:
+    """How much a worker scores at once.
+
+    Args:
+        options: As configured; `batch_tokens=None` on a GPU means that it is measured.
+        devices: The devices of the worker's model.
+        share: Fraction of a card that belongs to this worker.
+    """
+
+    def __init__(self, options: ScoreOptions, devices: Sequence[torch.device], share: float) -> None:
+        self.options = options
+        self._configured, self._devices, self._share = options, tuple(devices), share
+        self._measuring = options.batch_tokens is None and self._devices[0].type == "cuda"
+        self._measured_for: weakref.ref[Any] | None = None  # the resident model that the measurement belongs to
+        self._found: memory.Measured | None = None
+
+    def measure(self, resident: Any, length: int) -> None:
+        """Set the options to what the cards hold next to a resident model; once for each resident model.
+
+        Args:
+            resident: Has the attribute `model`, with a candidate's weights.
+            length: Tokens of the longest sequence that the model takes.
+        """
+        known = self._measured_for and self._measured_for()
+        if not self._measuring or known is resident:
+            return
+        found = memory.measure(resident.model, self._devices, self._share, length, self._configured)
+        self._found, self._measured_for = found, weakref.ref(resident)
+        self.options = replace(self._configured, batch_tokens=found.tokens, cached_tokens=found.cached)
+
+    def halve(self, caching: bool) -> str | None:
+        """Halve the options after memory ran out.
+
+        Args:
+            caching: Whether keys and values of many rows were in memory at that moment.
+
+        Returns:
+            The reason to record, or None if the options are at their minimum already.
+        """
+        before = (self.options.budget(self._devices[0]).tokens, self.options.cached_tokens)
+        after = memory.halved(*before, caching)
+        if after is None:
+            return None
+        self._measuring = False  # the measurement was too optimistic
+        self.options = replace(self.options, batch_tokens=after[0], cached_tokens=after[1])
+        return memory.changed(before, after)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the options and the measurement behind them, see `memory.described`."""
+        return memory.described(self.options, self._devices[0], self._found)

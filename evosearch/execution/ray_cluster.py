@@ -1,0 +1,239 @@
+"""Connection to Ray: a local one started for this process, or a cluster to join. No call waits without a limit.
+
+The cluster is the one of `workers.address` or of `$RAY_ADDRESS`, which Ray sets inside a job.
+"""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from evosearch.errors import SpecError
+from evosearch.execution import token
+from evosearch.execution.faults import first_line
+from evosearch.execution.ray_settings import (
+    has_token,
+    load_ray,
+    on_loopback,
+    own_signals,
+    reload_token,
+    secure_environment,
+    set_defaults,
+)
+
+NAMESPACE = "evosearch"
+REACH_S = 10.0  # until a cluster has answered, or is unreachable
+PROBE_S = 2.0  # until the port of a known head node has answered
+
+
+def address_of(address: str | None) -> str | None:
+    """Return the cluster to join: the spec's, else that of the current Ray job; None for a local Ray."""
+    return address or os.environ.get("RAY_ADDRESS") or None
+
+
+class Cluster:
+    """The Ray that this process is connected to.
+
+    Args:
+        own: Whether it was started by this process; `leave` then stops it.
+        head: HOST, PORT of its head node, which is probed for signs of life; None to skip probing.
+    """
+
+    def __init__(self, own: bool, head: tuple[str, int] | None) -> None:
+        self._own, self._head = own, head
+        self._silent_since: float | None = None
+        self._probed_at = 0.0
+
+    def silent_for(self) -> float | None:
+        """Return the seconds since the head node was first found not to answer; None while it answers.
+
+        An answering head is probed on every call, so that a caller who goes on to use Ray does not hang. A failed probe
+        may take seconds, so its result is cached for as long.
+        """
+        if self._head is None:
+            return None
+        now = time.monotonic()
+        if self._silent_since is None or now - self._probed_at >= PROBE_S:
+            answers = _answers(self._head, PROBE_S)
+            self._silent_since = None if answers else now if self._silent_since is None else self._silent_since
+            self._probed_at = time.monotonic()
+        return None if self._silent_since is None else now - self._silent_since
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Return all nodes, past ones too, as `ray.nodes()` does. Call it only while the head node answers."""
+        import ray
+
+        found: list[dict[str, Any]] = ray.nodes()
+        return found
+
+    def resources(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Return total and free resources of the living nodes."""
+        import ray
+
+        return ray.cluster_resources(), ray.available_resources()
+
+    def free(self) -> list[dict[str, float]]:
+        """Return the free resources of each living node."""
+        from ray._private.state import available_resources_per_node
+
+        return list(available_resources_per_node().values())
+
+    def groups(self) -> Sequence[Mapping[str, float]] | None:
+        """Return the resources of one node of each kind that an autoscaler could add; None without an autoscaler."""
+        from ray._private.state import state
+
+        config = state.get_cluster_config()
+        if config is None or not config.node_group_configs:
+            return None
+        return [dict(group.resources) for group in config.node_group_configs if group.max_count != 0]
+
+    def lost_nodes(self) -> dict[str, str]:
+        """Return node id → why it was lost."""
+        if self.silent_for() is not None:
+            return {}
+        return {node["NodeID"]: node.get("DeathReasonMessage") or "" for node in self.nodes() if not node["Alive"]}
+
+    def leave(self) -> None:
+        """Stop Ray if this process started it."""
+        import ray
+
+        if self._own:
+            ray.shutdown()
+
+
+def start_local(token_file: Path, cpus: int | None = None) -> None:
+    """Start Ray on this machine for this process: token on, no dashboard, listening on loopback only."""
+    secure_environment(token_file)
+    import ray
+
+    with on_loopback():
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            namespace=NAMESPACE,
+            _node_ip_address="127.0.0.1",
+        )
+
+
+def connect(token_file: Path, address: str | None, cpus: int | None) -> Cluster:
+    """Join the cluster at an address, or start a local Ray without one.
+
+    Args:
+        token_file: Where the token of a local Ray is kept.
+        address: Address of a head node, or None.
+        cpus: CPUs of a local Ray; None for all.
+
+    Raises:
+        SpecError: There is no such cluster, it refuses our token, or Ray does not start. Raised within seconds.
+    """
+    set_defaults()
+    ray = load_ray()
+    if ray.is_initialized():
+        return Cluster(False, _endpoint(ray.get_runtime_context().gcs_address))
+    where = f"workers.address: {address}" if address else "workers"
+    try:
+        with own_signals():
+            if address is None:
+                start_local(token_file, cpus)
+            else:
+                _join(address, where)
+    except SpecError:
+        raise
+    except Exception as exc:  # Ray raises the plain class if its own node is slow to start
+        raise SpecError(where, f"Ray did not start: {first_line(exc)}", next="Check `ray status`") from exc
+    return Cluster(address is None, _endpoint(ray.get_runtime_context().gcs_address))
+
+
+def _join(address: str, where: str) -> None:
+    if not has_token():
+        what = f"no token for this cluster in {token.SOURCES}"
+        raise SpecError(where, what, next="Set one of them to the cluster's token")
+    reload_token()
+    head = _endpoint(address)
+    if head is None and address != "auto":
+        what = "not the address of a Ray cluster"
+        allowed = "HOST:PORT of its head node, as `ray start` prints it"
+        raise SpecError(where, what, allowed, "From a machine outside the cluster, use: evosearch submit")
+    if head is not None and not _answers(head, REACH_S):
+        what = f"no answer within {REACH_S:.0f} s"
+        raise SpecError(where, what, next="Is the head node up, and its port open to this machine? See `ray status`")
+    hidden = head is not None and _is_loopback(head[0]) and not _answers((_own_ip(), head[1]), PROBE_S)
+    with on_loopback() if hidden else nullcontext():  # otherwise Ray looks for it at this machine's other address
+        _enter(address, where, named=head is not None)
+
+
+def _enter(address: str, where: str, named: bool) -> None:
+    from ray import init
+    from ray._private import services
+
+    if named:
+        _check_access(services.canonicalize_bootstrap_address(address) or address, where)
+    if not services.find_node_ids():
+        what = "this machine is not a node of the cluster, and a search runs on one"
+        raise SpecError(where, what, next="Submit it instead: evosearch submit SPEC --address http://HOST:8265")
+    init(address=address, log_to_driver=False, logging_level="ERROR", namespace=NAMESPACE)
+
+
+def _check_access(address: str, where: str) -> None:
+    """Send one request, in a thread: Ray's own calls hang for minutes if something other than Ray answers.
+
+    Raises:
+        SpecError: The cluster does not answer, or refuses our token.
+    """
+    import ray
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    results: list[Exception | None] = []
+
+    def request() -> None:
+        try:
+            GcsClient(address=address).internal_kv_get(b"session_name", b"session", timeout=REACH_S)
+        except Exception as exc:
+            results.append(exc)
+        else:
+            results.append(None)
+
+    thread = threading.Thread(target=request, daemon=True)
+    thread.start()
+    thread.join(REACH_S)
+    if not results:
+        raise SpecError(where, "not a Ray cluster", "HOST:PORT of its head node (by default 6379)")
+    if isinstance(results[0], ray.exceptions.AuthenticationError):
+        next = "Set RAY_AUTH_TOKEN_PATH to a file with the cluster's token, or RAY_AUTH_TOKEN to the token"
+        raise SpecError(where, "the cluster refuses our token", next=next) from results[0]
+    if results[0] is not None:
+        raise SpecError(where, f"the cluster does not answer: {first_line(results[0])}", next="See `ray status`")
+
+
+def _endpoint(address: str) -> tuple[str, int] | None:
+    """Return HOST, PORT of an address; None for other kinds (`auto`, `ray://…`, `http://…`)."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in address or not port.isdigit():
+        return None
+    return host.strip("[]"), int(port)
+
+
+def _answers(head: tuple[str, int], timeout_s: float) -> bool:
+    try:
+        with socket.create_connection(head, timeout=timeout_s):
+            return True
+    except OSError:
+        return False
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _own_ip() -> str:
+    from ray._private import services
+
+    found: str = services.node_ip_address_from_perspective()
+    return found

@@ -1,0 +1,123 @@
+"""Ray's process-wide settings: token authentication, no telemetry, loopback only for a local Ray, our own signals."""
+
+import os
+import secrets
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from evosearch.environment import telemetry_off
+from evosearch.execution import token
+
+# "0": Ray knows this machine by its loopback address and listens only there
+LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+# How long Ray lets a driver live without its head node before it ends the process; see `Cluster.silent_for`
+RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
+FOREVER_S = "864000"
+
+
+def set_defaults() -> None:
+    """Set Ray's environment variables for this process, where they are not set."""
+    telemetry_off()
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+def secure_environment(token_file: Path) -> None:
+    """Turn on token authentication and turn off telemetry, for this process and everything that Ray starts from it.
+
+    Anyone who can reach a cluster without a token can run code on it. A token that the environment names is used;
+    otherwise one is created in `token_file`, readable by its owner only.
+    """
+    set_defaults()
+    if "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        if not token_file.exists():
+            _create_token(token_file)
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file)
+    reload_token()
+
+
+def _create_token(file: Path) -> None:
+    """Write a new token atomically. If another process is first, its token is kept, since it may be in use."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)  # mode 0600
+    try:
+        with os.fdopen(handle, "w") as opened:
+            opened.write(secrets.token_hex(32))
+        os.link(temporary, file)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        os.replace(temporary, file)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def has_token() -> bool:
+    """Return whether there is a token to send, if one is needed. Ray exits the process for a missing or empty file."""
+    try:
+        return not token.is_required() or token.find() is not None
+    except (OSError, ValueError):
+        return False
+
+
+def reload_token() -> None:
+    """Make Ray read the token again: it keeps the first one of a process, which another cluster would refuse."""
+    ray = sys.modules.get("ray")
+    if ray is not None and not ray.is_initialized():
+        from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+        AuthenticationTokenLoader.instance().reset_cache()
+
+
+def load_ray() -> Any:
+    """Import Ray so that a driver outlives a silent head node, and so that it prints nothing on standard output."""
+    given = RECONNECT in os.environ
+    os.environ.setdefault(RECONNECT, FOREVER_S)  # read once, at import
+    import ray
+    from ray._private import worker
+
+    if not given:
+        del os.environ[RECONNECT]  # processes of a local Ray must end with it
+    worker.print_to_stdstream = _print_nothing  # the pool reports the troubles of nodes that matter to a search
+    return ray
+
+
+def _print_nothing(*arguments: Any, **named: Any) -> None:
+    """Replace Ray's printing to standard output."""
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """Make Ray use 127.0.0.1 as this machine's address, so that everything it starts listens only there."""
+    from ray._private import ray_constants
+
+    before, known = os.environ.get(LOOPBACK_ONLY), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[LOOPBACK_ONLY] = "0"  # for the processes that Ray starts
+    ray_constants.ENABLE_RAY_CLUSTER = False  # for this process, where Ray may be imported already
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = known
+        os.environ.pop(LOOPBACK_ONLY)
+        if before is not None:
+            os.environ[LOOPBACK_ONLY] = before
+
+
+@contextmanager
+def own_signals() -> Iterator[None]:
+    """Restore our signal handlers afterwards: Ray's SIGTERM handler exits before a search can record its shutdown."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept: dict[signal.Signals, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)

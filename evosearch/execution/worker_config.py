@@ -1,0 +1,57 @@
+"""Configuration of a worker: names and plain data, so that it pickles small and imports no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evosearch.evaluation.engine.loglikelihood import ScoreOptions
+
+
+def _default_options() -> "ScoreOptions":
+    from evosearch.evaluation.engine.loglikelihood import ScoreOptions  # imports torch
+
+    return ScoreOptions()
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """Everything a worker needs to build itself on any node, except weights.
+
+    Attributes:
+        recipe: Any recipe of the search: it names the models and fixes how layers are stacked. Where candidates are
+            routes, it is one that names every model and need not be meaningful otherwise.
+        suite: The suite as plain data.
+        cache: Folder of files that are prepared once per machine.
+        out_dtype: Dtype that merged weights are rounded to.
+        device: `auto`, `cpu` or `cuda`.
+        threads: CPU threads of one worker; 0 for torch's own choice.
+        options: How much is scored at once.
+        gpu_share: Below 1 a fraction of one GPU; from 2 on the number of GPUs that the model is spread over.
+        allow_pickle: Read pickled weights of models that have no safetensors.
+        also: Further models, which only baselines name.
+        recipes: Reference → recipe, for models that are recipes themselves.
+        inputs: Reference → expected content_sha256; an empty mapping checks nothing.
+        files: Reference → file that accompanies the weights → expected sha256.
+        resolvers: Modules whose `register()` adds reference schemes.
+    """
+
+    recipe: dict[str, Any]
+    suite: dict[str, Any]
+    cache: Path
+    out_dtype: str = "float32"
+    device: str = "auto"
+    threads: int = 0
+    options: "ScoreOptions" = field(default_factory=_default_options)
+    gpu_share: float = 1.0
+    allow_pickle: bool = False
+    also: tuple[str, ...] = ()
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    resolvers: tuple[str, ...] = ("evosearch.zoo",)
+
+    def with_gpus(self, gpus: float) -> "WorkerConfig":
+        """Return the same for workers that are given GPUs: they never fall back to a CPU if torch sees no GPU."""
+        return replace(self, device="cuda") if gpus and self.device == "auto" else self
