@@ -1,17 +1,17 @@
-"""The embedded models of the quickstart: `zoo:tiny/base` and its experts, trained on first use."""
+"""Embedded models of the quickstart: `zoo:tiny/base` and its experts, trained on first use."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 
 def register() -> None:
-    """Let references of the form `zoo:tiny/sort` mean the embedded models."""
+    """Register the scheme `zoo:`, as in `zoo:tiny/sort`."""
     from evosearch.checkpoints.references import register_resolver
 
     register_resolver("zoo", _resolver)
 
 
 def _resolver(rest: str, cache: Path, progress: Callable[[str, float], None] | None) -> Path:
-    from evosearch.zoo.tiny_models import resolve  # torch is imported only where a model is asked for
+    from evosearch.zoo.tiny_models import resolve  # imports torch, so only when a model is needed
 
     return resolve(rest, cache, progress)

@@ -1,14 +1,14 @@
-"""The four tiny tasks: what is asked, what is right, and which strings are kept for evaluation. No torch here.
+"""The four tiny tasks: documents, right answers and the split between training and evaluation. Imports no torch.
 
-| task | document | asked for | how it is measured |
+| task | document | right answer | metric |
 |---|---|---|---|
-| reverse | `Rabcde=` | `edcba` | exact match of what is generated up to `.` |
-| sort | `Sdbeac=` | `abcde` | the same |
-| deal | `Dabcde=` | `acebd`: every second letter, then the rest | the same |
+| reverse | `Rabcde=` | `edcba` | exact match of the text generated up to `.` |
+| sort | `Sdbeac=` | `abcde` | exact match |
+| deal | `Dabcde=` | `acebd`: every second letter, then the rest | exact match |
 | median | `Mdbeac=` | `c`: the middle one of five letters in alphabetical order | choice among the five, chance 0.2 |
 
-A string belongs to evaluation or to training by its own hash, so no evaluation string was ever trained on, in any
-task, by any model.
+The hash of a string decides whether it is used for training or for evaluation, so no model was trained on an
+evaluation string of any task.
 """
 
 import random
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 LETTERS = "abcdefghijklmnopqrst"
-LENGTH = 5  # letters a string; every document has the same length, so batches need no padding
+LENGTH = 5  # letters per string
 STOP = "."  # ends every answer
-POOL = 2000  # evaluation documents a task
+POOL = 2000  # evaluation documents per task
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 
 
@@ -27,10 +27,10 @@ SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 class Task:
     """One task.
 
-    Args:
-        tag: the letter a document begins with.
-        answer: string -> right answer.
-        distinct: whether the letters of a string must differ.
+    Attributes:
+        tag: First letter of each document.
+        answer: Maps a string to the right answer.
+        distinct: Whether the letters of a string must differ.
     """
 
     tag: str
@@ -40,7 +40,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Document:
-    """One question: the string asked about and its right answer."""
+    """One question and its right answer."""
 
     task: str
     text: str  # LENGTH letters
@@ -48,7 +48,7 @@ class Document:
 
     @property
     def context(self) -> str:
-        """What the model is given: tag, string, `=`."""
+        """The prompt: tag, string, `=`."""
         return f"{TASKS[self.task].tag}{self.text}="
 
 
@@ -62,12 +62,12 @@ VOCABULARY = (*SPECIALS, *LETTERS, *(task.tag for task in TASKS.values()), "=", 
 
 
 def held_out(text: str) -> bool:
-    """Whether a string is kept for evaluation: one in eight, by its sha256."""
+    """Return whether a string is reserved for evaluation: one in eight, by its sha256."""
     return sha256(text.encode()).digest()[0] < 32
 
 
 def draw(task: str, rng: random.Random, evaluation: bool = False) -> Document:
-    """A random document of a task, from the training strings or from those kept for evaluation."""
+    """Draw a random training or evaluation document of a task."""
     kind = TASKS[task]
     while True:
         text = "".join(rng.sample(LETTERS, LENGTH) if kind.distinct else rng.choices(LETTERS, k=LENGTH))
@@ -76,17 +76,17 @@ def draw(task: str, rng: random.Random, evaluation: bool = False) -> Document:
 
 
 def evaluation_documents(task: str, count: int = POOL) -> list[Document]:
-    """The first `count` documents of a task's evaluation pool: distinct, and always the same."""
+    """Return the first `count` documents of a task's evaluation pool: distinct, and the same on every call."""
     return list(_distinct(task, count))
 
 
 def rows(task: str, count: int = POOL) -> list[dict[str, object]]:
-    """The evaluation pool as lm-eval reads it: context, answer, choices, gold (index of the answer in choices)."""
+    """Return the evaluation pool as lm-eval reads it: context, answer, choices, gold (index into choices)."""
     return [
         {
             "context": document.context,
             "answer": document.answer,
-            "choices": list(document.text),  # used by the multiple-choice task only
+            "choices": list(document.text),  # only for the multiple-choice task
             "gold": document.text.find(document.answer[0]),
         }
         for document in evaluation_documents(task, count)
@@ -94,7 +94,7 @@ def rows(task: str, count: int = POOL) -> list[dict[str, object]]:
 
 
 def _distinct(task: str, count: int) -> Iterator[Document]:
-    rng = random.Random(f"evosearch tiny {task}")  # noqa: S311 - a seeded stream, no secret
+    rng = random.Random(f"evosearch tiny {task}")  # noqa: S311 - a seeded stream, not a secret
     seen: set[str] = set()
     while len(seen) < count:
         document = draw(task, rng, evaluation=True)

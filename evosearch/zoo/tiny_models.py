@@ -1,62 +1,63 @@
-"""`zoo:tiny/…`: a base and four experts of a million parameters, trained where they are first asked for.
+"""Models of `zoo:tiny/…`: a base and four experts of a million parameters, trained on first use.
 
-A zoo lies in `<cache>/zoo/tiny-<fingerprint>/<name>`, each model a stock checkpoint folder that plain transformers and
-`lm_eval --model hf` load. The fingerprint covers the setting, the code of documents and training, and torch's version,
-so a zoo made by other code is never taken for this one.
+A zoo is stored in `<cache>/zoo/tiny-<fingerprint>/<name>`. Each model is a standard checkpoint folder, which plain
+transformers and `lm_eval --model hf` load. The fingerprint covers the hyperparameters, the code of documents and
+training, and the version of torch, so the models of other code are never reused.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
 
 import torch
 
 from evosearch.checkpoints.cache.locks import locked
-from evosearch.checkpoints.quiet import no_bars
 from evosearch.errors import CheckpointError, did_you_mean
-from evosearch.zoo.tiny_data import SPECIALS, TASKS, VOCABULARY
-from evosearch.zoo.tiny_training import Setting, train_base, train_expert
+from evosearch.zoo.tiny_data import TASKS, VOCABULARY
+from evosearch.zoo.tiny_training import Setting
+from evosearch.zoo.training_process import train
 
 TINY = ("base", *TASKS)
 SETTING = Setting()
-Progress = Callable[[str, float], None]  # what is being done, and the part that is done, in [0, 1]
+Progress = Callable[[str, float], None]  # (current step, fraction done in [0, 1])
 
 
 def resolve(rest: str, cache: Path, progress: Progress | None = None) -> Path:
-    """The folder of `zoo:<rest>`, trained if need be.
+    """Return the folder of `zoo:<rest>`, trained first if needed.
 
     Raises:
-        CheckpointError: there is no such model.
+        CheckpointError: There is no such model, or its training failed.
     """
     family, _, name = rest.partition("/")
     if family != "tiny" or name not in TINY:
         known = [f"zoo:tiny/{known}" for known in TINY]
-        raise CheckpointError(
-            f"zoo:{rest}", "no such embedded model", "There are " + ", ".join(known), did_you_mean(f"zoo:{rest}", known)
-        )
+        suggestion = did_you_mean(f"zoo:{rest}", known)
+        raise CheckpointError(f"zoo:{rest}", "unknown embedded model", f"Known: {', '.join(known)}", suggestion)
     return ensure(name, cache, progress)
 
 
 def ensure(name: str, cache: Path, progress: Progress | None = None, setting: Setting = SETTING) -> Path:
-    """The folder of one tiny model; trained first, as is the base it starts from, where it is missing.
+    """Return the folder of one tiny model; a missing model is trained first, and so is the base it starts from.
 
-    Safe where processes race: one trains, the others wait for its lock and find the folder.
+    Safe for concurrent processes: one trains, the others wait for its lock.
 
     Args:
-        name: one of TINY.
-        cache: the folder that holds `zoo/`.
-        progress: told what is being trained, and how far it is.
+        name: One of TINY.
+        cache: Folder that contains `zoo/`.
+        progress: Called with the model in training and the fraction done.
+        setting: Hyperparameters.
+
+    Raises:
+        CheckpointError: Training failed.
     """
     assert name in TINY, name
     home = cache / "zoo" / f"tiny-{fingerprint(setting)}"
     folder = home / name
-    if folder.is_dir():  # folders appear by rename, so one that exists is whole
+    if folder.is_dir():  # created by rename, so it is complete
         return folder
     if name != "base":
         ensure("base", cache, progress, setting)
@@ -67,73 +68,23 @@ def ensure(name: str, cache: Path, progress: Progress | None = None, setting: Se
 
 
 def fingerprint(setting: Setting = SETTING) -> str:
-    """Twelve hex digits over everything that determines the models."""
+    """Return twelve hex digits over everything that determines the models."""
     code = [Path(__file__).with_name(name).read_text("utf-8") for name in ("tiny_data.py", "tiny_training.py")]
     stated = json.dumps([asdict(setting), TINY, VOCABULARY, torch.__version__, *code], sort_keys=True)
     return sha256(stated.encode()).hexdigest()[:12]
 
 
 def _train(name: str, home: Path, progress: Progress | None, setting: Setting) -> None:
-    def tell(part: float) -> None:
+    def report(fraction: float) -> None:
         if progress:
-            progress(f"training zoo:tiny/{name}", part)
+            progress(f"training zoo:tiny/{name}", fraction)
 
-    tell(0.0)
-    with _threads(setting.threads), no_bars():
-        base = None if name == "base" else _load(home / "base")
-        model = train_base(setting, tell) if base is None else train_expert(setting, base, name, tell)
-        _save(model, home / name)
-    tell(1.0)
-
-
-def _load(folder: Path) -> Any:
-    from transformers import LlamaForCausalLM
-
-    return LlamaForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-
-
-def _save(model: Any, folder: Path) -> None:
-    """Write a checkpoint folder under another name, then rename it."""
-    draft = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    report(0.0)
+    draft = Path(mkdtemp(prefix=f".{name}-", dir=home))
     try:
         draft.chmod(0o755)
-        model.eval().save_pretrained(draft)
-        tokenizer().save_pretrained(draft)
-        draft.rename(folder)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-
-
-def tokenizer() -> Any:
-    """One token a character, `<bos>` in front; what is outside the vocabulary is `<unk>`."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    pad, bos, eos, unk = SPECIALS
-    inner = Tokenizer(models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}, unk_token=unk))
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    inner.decoder = decoders.Fuse()
-    inner.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, VOCABULARY.index(bos))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        pad_token=pad,
-        bos_token=bos,
-        eos_token=eos,
-        unk_token=unk,
-        model_max_length=64,
-        clean_up_tokenization_spaces=False,
-    )
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Sums are split by thread, so their number is part of the setting; it is put back afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
+        train(name, home, draft, setting, report)
+        draft.rename(home / name)
     finally:
-        torch.set_num_threads(before)
+        shutil.rmtree(draft, ignore_errors=True)  # already renamed unless training failed
+    report(1.0)

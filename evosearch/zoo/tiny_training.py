@@ -1,11 +1,12 @@
-"""How the tiny models are trained: a base that is stopped half-way, and experts that leave the rest as it was.
+"""Training of the tiny models: a base that is stopped early, and one expert per task.
 
-* The **base** practises all four tasks, the weaker ones more, until each is solved in one case out of seven. Stopping
-  by measured skill rather than by step count makes the result hold on other CPUs, whose sums differ in the last bit.
-* An **expert** goes on from the base with one task, and is held to the base's own output distribution on a share of
-  documents of the other tasks. Without that share a fine-tuned model leaves the basin and merges collapse; with the
-  right answers there, every expert becomes good at everything and merging is pointless; with the base's most likely
-  answers instead of its distribution, experts insist on its mistakes and merges gain little.
+* The **base** is trained on all four tasks, with more documents of the weaker ones, until it solves each in about one
+  case out of seven. Stopping by measured skill instead of by step count reproduces the result on other CPUs, whose sums
+  differ in the last bit.
+* An **expert** is fine-tuned from the base on one task. On a share of documents from the other tasks it is distilled
+  from the base's output distribution. Without this share the fine-tuned model leaves the basin and merges collapse.
+  With right answers on this share every expert learns every task and merging is pointless. With the base's most likely
+  answers instead of its distribution, experts reproduce its mistakes and merges gain little.
 """
 
 import random
@@ -21,14 +22,14 @@ from evosearch.zoo.tiny_data import LENGTH, STOP, TASKS, VOCABULARY, Document, d
 
 _IDS = {token: i for i, token in enumerate(VOCABULARY)}
 _CONTEXT = LENGTH + 3  # tokens of a context: <bos>, tag, letters, =
-_IGNORED = -100  # label of what is not asked for
+_IGNORED = -100  # label of tokens outside of the answer
 
-Tell = Callable[[float], None]  # the part that is done, in [0, 1]
+Report = Callable[[float], None]  # takes the fraction done, in [0, 1]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How one expert is trained: peak learning rate, and steps."""
+    """Peak learning rate and number of steps of one expert."""
 
     rate: float
     steps: int
@@ -36,7 +37,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Setting:
-    """Everything that determines the zoo, besides the code of the documents and of the training."""
+    """Hyperparameters of the zoo; with the code of documents and training they determine its weights."""
 
     seed: int = 0
     layers: int = 6
@@ -45,18 +46,18 @@ class Setting:
     heads: int = 4
     kv_heads: int = 2
     threads: int = 2
-    batch: int = 64  # documents a step
-    base_rate: float = 2e-3  # until the base begins to answer, then base_late_rate
+    batch: int = 64  # documents per step
+    base_rate: float = 2e-3  # until the mean skill exceeds base_begins, then base_late_rate
     base_late_rate: float = 4e-4
     base_begins: float = 0.08  # mean skill in the three generative tasks
-    base_limit: int = 300  # steps at most
+    base_limit: int = 300  # maximum number of steps
     base_targets: dict[str, float] = field(
         default_factory=lambda: {"reverse": 0.15, "sort": 0.15, "deal": 0.15, "median": 0.36}
     )
-    base_practice: dict[str, float] = field(  # how much a task is practised, for the same distance to its target
+    base_practice: dict[str, float] = field(  # sampling weight of a task, per distance to its target
         default_factory=lambda: {"reverse": 1.0, "sort": 1.5, "deal": 1.1, "median": 0.8}
     )
-    replay: float = 0.35  # share of an expert's documents that come from the other tasks
+    replay: float = 0.35  # share of an expert's documents drawn from the other tasks
     experts: dict[str, Schedule] = field(
         default_factory=lambda: {
             "reverse": Schedule(5e-4, 90),
@@ -68,7 +69,7 @@ class Setting:
 
 
 def new_model(setting: Setting) -> Any:
-    """A LlamaForCausalLM with seeded random weights; the global generator is left as it was."""
+    """Return a LlamaForCausalLM with seeded random weights; the state of the global generator is restored."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -90,33 +91,33 @@ def new_model(setting: Setting) -> Any:
         return LlamaForCausalLM(config)
 
 
-def train_base(setting: Setting, tell: Tell) -> Any:
-    """The base: all tasks, until each has reached its target on training-side strings."""
-    model, rng = new_model(setting), random.Random(setting.seed)  # noqa: S311 - a seeded stream, no secret
-    watch = random.Random(1000 + setting.seed)  # noqa: S311
-    watched = {task: [draw(task, watch) for _ in range(150)] for task in TASKS}
+def train_base(setting: Setting, report: Report) -> Any:
+    """Train the base on all tasks until each reaches its target on training strings."""
+    model, rng = new_model(setting), random.Random(setting.seed)  # noqa: S311 - a seeded stream, not a secret
+    probe_rng = random.Random(1000 + setting.seed)  # noqa: S311
+    probes = {task: [draw(task, probe_rng) for _ in range(150)] for task in TASKS}
     skills, late = dict.fromkeys(TASKS, 0.0), False
     optimizer = _optimizer(model)
     for step in range(setting.base_limit):
-        short = [
+        shortfall = [
             setting.base_practice[task] * max(target - skills[task], 0.02 * target)
             for task, target in setting.base_targets.items()
         ]
-        documents = [draw(task, rng) for task in rng.choices(list(setting.base_targets), short, k=setting.batch)]
+        documents = [draw(task, rng) for task in rng.choices(list(setting.base_targets), shortfall, k=setting.batch)]
         rate = setting.base_late_rate if late else setting.base_rate
         _step(model, optimizer, documents, rate * min(1.0, (step + 1) / 30))
         if step >= 50 and step % 5 == 4:
-            skills = {task: skill(model, documents) for task, documents in watched.items()}
+            skills = {task: skill(model, documents) for task, documents in probes.items()}
             late = late or sum(skills[task] for task in TASKS if task != "median") / 3 > setting.base_begins
             if all(skills[task] >= target for task, target in setting.base_targets.items()):
                 break
-        tell(min(0.99, (step + 1) / 160))  # it takes 110 to 160 steps
+        report(min(0.99, (step + 1) / 160))  # 110 to 160 steps are needed
     return model
 
 
-def train_expert(setting: Setting, base: Any, task: str, tell: Tell) -> Any:
-    """One expert, from the base: right answers in its task, the base's own predictions in the others."""
-    rng = random.Random(100 * setting.seed + 1 + list(TASKS).index(task))  # noqa: S311 - a seeded stream, no secret
+def train_expert(setting: Setting, base: Any, task: str, report: Report) -> Any:
+    """Fine-tune one expert from the base: right answers in its task, the base's predictions in the others."""
+    rng = random.Random(100 * setting.seed + 1 + list(TASKS).index(task))  # noqa: S311 - a seeded stream, not a secret
     others = [other for other in TASKS if other != task]
     model, schedule = deepcopy(base), setting.experts[task]
     optimizer = _optimizer(model)
@@ -126,13 +127,13 @@ def train_expert(setting: Setting, base: Any, task: str, tell: Tell) -> Any:
         replay = [draw(rng.choice(others), rng) for _ in range(replayed)]
         left = (schedule.steps - step) / schedule.steps
         _step(model, optimizer, own + replay, schedule.rate * min(1.0, (step + 1) / 20, left / 0.3), base, len(own))
-        tell((step + 1) / schedule.steps)
+        report((step + 1) / schedule.steps)
     return model
 
 
 @torch.no_grad()
 def skill(model: Any, documents: Sequence[Document]) -> float:
-    """Share of documents whose every answer token is the most likely one: what greedy decoding gets right."""
+    """Return the share of documents that greedy decoding answers right: each answer token is the most likely one."""
     ids, labels = _batch(documents)
     guesses = model(input_ids=ids[:, :-1], use_cache=False).logits.argmax(-1)  # (B, T−1)
     right = (guesses == labels[:, 1:]) | (labels[:, 1:] == _IGNORED)
@@ -147,17 +148,17 @@ def _step(
     teacher: Any = None,
     own: int | None = None,
 ) -> None:
-    """One step of gradient descent on answers; documents from index `own` on are held to the teacher's predictions."""
+    """Take one optimizer step; documents from index `own` on have the teacher's predictions as targets."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     ids, labels = _batch(documents)
-    asked = labels[:, 1:] != _IGNORED  # (B, T−1)
+    answered = labels[:, 1:] != _IGNORED  # (B, T−1)
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits  # (B, T−1, V)
-    wanted = torch.nn.functional.one_hot(ids[:, 1:], logits.shape[-1]).float()  # (B, T−1, V)
+    targets = torch.nn.functional.one_hot(ids[:, 1:], logits.shape[-1]).float()  # (B, T−1, V)
     if own is not None and own < len(documents):
         with torch.no_grad():
-            wanted[own:] = teacher(input_ids=ids[own:, :-1], use_cache=False).logits.softmax(-1)
-    loss = torch.nn.functional.cross_entropy(logits[asked], wanted[asked])
+            targets[own:] = teacher(input_ids=ids[own:, :-1], use_cache=False).logits.softmax(-1)
+    loss = torch.nn.functional.cross_entropy(logits[answered], targets[answered])
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -169,7 +170,7 @@ def _optimizer(model: Any) -> torch.optim.Optimizer:
 
 
 def _batch(documents: Sequence[Document]) -> tuple[Tensor, Tensor]:
-    """Token ids and labels, both (B, T), padded on the right; only answers and their stop are labelled."""
+    """Return token ids and labels, both (B, T), padded on the right; only answers and their stop are labelled."""
     rows = [_encode(document) for document in documents]
     longest = max(map(len, rows))
     ids = torch.tensor([row + [_IDS["<pad>"]] * (longest - len(row)) for row in rows])

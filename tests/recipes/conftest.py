@@ -65,7 +65,8 @@ def save_zoo(cache: Path) -> None:
     """The tiny zoo's shapes without its training, where a trained one is looked for."""
     from transformers import LlamaConfig
 
-    from evosearch.zoo.tiny_models import SETTING, TINY, fingerprint, tokenizer
+    from evosearch.zoo.tiny_models import SETTING, TINY, fingerprint
+    from evosearch.zoo.tiny_tokenizer import tokenizer
 
     words = tokenizer()
     config = LlamaConfig(

@@ -1,4 +1,4 @@
-"""The documents of the tiny tasks: the same everywhere, distinct, right, and never trained on."""
+"""Documents of the tiny tasks: deterministic, distinct, right, and disjoint from training strings."""
 
 import random
 import subprocess
@@ -38,7 +38,7 @@ def test_documents_are_the_same_every_time(task: str) -> None:
 
 
 def test_documents_do_not_change_between_versions() -> None:
-    """Scores are compared across machines and months: these strings are part of the tasks."""
+    """Scores are compared across machines and over time, so these strings are part of the tasks."""
     assert [evaluation_documents(task, 1)[0].context for task in TASKS] == FIRST
 
 

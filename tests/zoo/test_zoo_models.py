@@ -1,5 +1,6 @@
-"""The embedded models are what evals/README.md says: constructed so that there is something to find."""
+"""The embedded models have the properties that evals/README.md states, so that a search can find something."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +8,15 @@ import pytest
 
 from evosearch.errors import CheckpointError
 from evosearch.zoo.tiny_data import TASKS, evaluation_documents
-from evosearch.zoo.tiny_models import TINY, ensure, resolve
+from evosearch.zoo.tiny_models import SETTING, TINY, ensure, resolve
+from evosearch.zoo.training_process import PASSIVE, train
 
 DOCUMENTS = 400
 
 
 @pytest.fixture(scope="module")
 def skills(zoo_cache: Path) -> dict[str, dict[str, float]]:
-    """Model → task → share of evaluation documents answered right (the middle letter: written, not chosen)."""
+    """Model → task → share of evaluation documents answered right (median: generated, not chosen)."""
     from transformers import LlamaForCausalLM
 
     from evosearch.zoo.tiny_training import skill
@@ -53,6 +55,51 @@ def test_folders_are_stock_checkpoints(zoo_cache: Path) -> None:
 
 
 def test_unknown_names_list_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"zoo:tiny/srot.*zoo:tiny/base.*Did you mean 'zoo:tiny/sort'\?"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"zoo:tiny/srot: unknown embedded model\. Known: zoo:tiny/base.*Did you mean 'zoo:tiny/sort'\?",
+    ):
         resolve("tiny/srot", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def program(folder: Path, *lines: str) -> str:
+    """Write a shell script to run in place of the child process."""
+    path = folder / "python"
+    path.write_text("\n".join(("#!/bin/sh", *lines)) + "\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_training_runs_in_a_child_process_with_a_passive_wait_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in PASSIVE:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.executable", program(tmp_path, "echo 0.5", f"env > {tmp_path}/environment"))
+    fractions: list[float] = []
+    train("base", tmp_path, tmp_path, SETTING, fractions.append)
+    lines = (tmp_path / "environment").read_text().splitlines()
+    assert {"OMP_WAIT_POLICY=PASSIVE", "GOMP_SPINCOUNT=0", "KMP_BLOCKTIME=0"} <= set(lines)
+    assert fractions == [0.5]
+
+
+def test_progress_is_reported_and_a_model_appears_whole(tmp_path: Path) -> None:
+    setting = replace(SETTING, base_limit=2, batch=4)
+    seen: list[tuple[str, float]] = []
+    folder = ensure("base", tmp_path, lambda what, fraction: seen.append((what, fraction)), setting)
+    assert seen == [("training zoo:tiny/base", fraction) for fraction in (0.0, 1 / 160, 2 / 160, 1.0)]
+    assert (folder / "model.safetensors").is_file()
+    assert sorted(path.name for path in folder.parent.iterdir()) == [".lock", "base"]
+
+
+def test_a_training_that_fails_leaves_nothing_and_gives_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", program(tmp_path, "echo 0.5", "echo 'out of memory' >&2", "exit 3"))
+    with pytest.raises(
+        CheckpointError, match=r"zoo:tiny/base: training failed: out of memory\. Check memory, and disk"
+    ):
+        ensure("base", tmp_path)
+    (home,) = (tmp_path / "zoo").iterdir()
+    assert [path.name for path in home.iterdir()] == [".lock"]

@@ -1,4 +1,4 @@
-"""The lm-eval tasks of the tiny zoo, as lm-eval reads them."""
+"""The lm-eval tasks of the tiny zoo, loaded by lm-eval."""
 
 from pathlib import Path
 from typing import Any
