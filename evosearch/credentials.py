@@ -1,21 +1,21 @@
-"""How a URL is told in messages: without what may be a secret. Every room that names one uses this."""
+"""Redaction of URLs in messages; every message that contains a URL uses it."""
 
 import re
 
-# In a text a URL ends at a space; at a later one, where a colon that begins no port does begin a password.
+# In a text a URL ends at a space. A colon that is not followed by a port starts a password, which may contain spaces.
 _URL = re.compile(r"[\w+.-]*://(?:[^/\s@\[:]*:(?!\d)[^@\n]*@)?\S+")
-_BEFORE = re.compile(r"[\w+.-]*:?//")  # a scheme; that a colon is missing makes no URL, and hides no password
+_BEFORE = re.compile(r"[\w+.-]*:?//")  # a scheme; also without its colon, a mistake that must not expose a password
 _WEB = re.compile(r"https?:", re.IGNORECASE)
-_FILE = re.compile(r"sqlite(\+\w+)?:", re.IGNORECASE)  # its path and settings hold no secret
+_FILE = re.compile(r"sqlite(\+\w+)?:", re.IGNORECASE)  # path and settings contain no secret
 _NAME = re.compile(r"[\w.%-]+")
 HIDDEN = "***"
 
 
 def hidden(url: str) -> str:
-    """`postgresql://user:secret@host/db?key=secret` as `postgresql://***@host/db?***`.
+    """Redact a URL: `postgresql://user:secret@host/db?key=secret` becomes `postgresql://***@host/db?***`.
 
-    Whatever stands before the last `@` may be a password: programs differ in where they see one end. A database's user
-    is shown where nothing else stands there; that of a web address may be a token. A path of SQLite's is shown whole.
+    Everything before the last `@` may be a password, because programs disagree on where one ends. A database's user is
+    shown if nothing else precedes the `@`; the user of a web address may be a token. SQLite URLs are unchanged.
     """
     if _FILE.match(url):
         return url
@@ -28,10 +28,10 @@ def hidden(url: str) -> str:
 
 
 def hidden_in(text: str) -> str:
-    """A text with each URL in it told so; what ends a sentence or a bracket behind one is kept."""
-    return _URL.sub(_told, text)
+    """Return a text with each of its URLs redacted; punctuation after a URL is kept."""
+    return _URL.sub(_redacted, text)
 
 
-def _told(found: re.Match[str]) -> str:
+def _redacted(found: re.Match[str]) -> str:
     url = found[0].rstrip("'\"),.;:")
     return hidden(url) + found[0][len(url) :]

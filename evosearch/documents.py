@@ -1,7 +1,7 @@
-"""YAML documents: read safely, validated strictly, refused with the file and the key.
+"""Safe loading and strict validation of YAML documents.
 
-Recipes, search specs and suites are all read here, so they fail alike: one error, which names the key, what was got,
-what is allowed and the nearest known name.
+Recipes, search specs and suites are all read here and share one error format: file and key, the value given, the values
+allowed and the closest known name.
 """
 
 import re
@@ -16,15 +16,17 @@ from pydantic_core import ErrorDetails
 
 from evosearch.errors import InputError, did_you_mean
 
-MAX_BYTES = 16 * 2**20  # no hand or search writes a longer document; a mistaken path to a model file is longer
-MAX_DEPTH = 64  # levels of nesting; a recipe has ten
-MAX_REPEATED = 100_000  # values that aliases repeat: a few lines of them could stand for billions
+MAX_BYTES = 16 * 2**20  # longer than any real document; shorter than a model file given by mistake
+MAX_DEPTH = 64  # levels of nesting; a recipe needs ten
+MAX_REPEATED = 100_000  # values that aliases repeat; a few lines can expand to billions
 
 
 class Document(BaseModel):
-    """Base of all that is read from YAML: frozen; unknown keys are errors; `true` and `"1"` are no numbers."""
+    """Base class of YAML documents: frozen, rejects unknown keys, and does not accept `true` or `"1"` as numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, strict=False, use_attribute_docstrings=True
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -42,9 +44,9 @@ _TAG = "tag:yaml.org,2002:"
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML, and stricter: it holds text, numbers, true, false, null, lists and mappings, and nothing else.
+    """Strict safe YAML: only text, numbers, true, false, null, lists and mappings.
 
-    A key given twice is an error instead of the last one winning, 1e-3 is a number, and 2026-01-01 is text.
+    Duplicate keys are errors, 1e-3 is a number, and 2026-01-01 is text.
     """
 
     def get_node(self) -> yaml.Node | None:
@@ -55,8 +57,8 @@ class _Loader(yaml.SafeLoader):
 
 
 def _check_size(root: yaml.Node) -> None:
-    """Refuse what is nested too deeply, holds itself, or is repeated by aliases beyond measure."""
-    measured: dict[int, tuple[int, int] | None] = {}  # node → values it stands for, levels below it; None: not yet
+    """Reject documents that are nested too deeply, refer to themselves, or expand too far by aliases."""
+    measured: dict[int, tuple[int, int] | None] = {}  # node → (values, levels); None while in progress
 
     def measure(node: yaml.Node) -> tuple[int, int]:
         if id(node) not in measured:
@@ -64,15 +66,15 @@ def _check_size(root: yaml.Node) -> None:
             below = [measure(child) for child in _children(node)]
             values, levels = 1 + sum(size for size, _ in below), 1 + max((height for _, height in below), default=0)
             if levels > MAX_DEPTH:
-                raise _refusal(node, f"nested more than {MAX_DEPTH} deep")
+                raise _refusal(node, f"nested more than {MAX_DEPTH} levels deep")
             measured[id(node)] = values, levels
         found = measured[id(node)]
         if found is None:
-            raise _refusal(node, "an alias stands inside of what it repeats")
+            raise _refusal(node, "an alias refers to itself")
         return found
 
     if measure(root)[0] > len(measured) + MAX_REPEATED:
-        raise _refusal(root, f"aliases repeat more than {MAX_REPEATED} values")
+        raise _refusal(root, f"aliases expand to more than {MAX_REPEATED} values")
 
 
 def _children(node: yaml.Node) -> list[yaml.Node]:
@@ -92,9 +94,9 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
             continue
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
-            raise _refusal(key_node, f"key {key!r} is not text; put it in quotes if it is meant to be")
+            raise _refusal(key_node, f"key {key!r} is not text; put it in quotes to make it text")
         if key in seen:
-            raise _refusal(key_node, f"key '{key}' is given twice")
+            raise _refusal(key_node, f"duplicate key '{key}'")
         seen.add(key)
     loader.flatten_mapping(node)
     return dict(yaml.SafeLoader.construct_mapping(loader, node, deep=True))
@@ -103,7 +105,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 def _text(loader: _Loader, node: yaml.ScalarNode) -> str:
     value = str(loader.construct_scalar(node))
     if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value):
-        raise _refusal(node, "a character that no file name and no text has (\\0, or half of a surrogate pair)")
+        raise _refusal(node, "invalid character (\\0 or an unpaired surrogate)")
     return value
 
 
@@ -112,19 +114,19 @@ def _sequence(loader: _Loader, node: yaml.SequenceNode) -> list[Any]:
 
 
 def _scalar(construct: Callable[[_Loader, yaml.ScalarNode], Any]) -> Callable[[_Loader, yaml.ScalarNode], Any]:
-    """PyYAML's own reading of a scalar, whose errors over `!!int x` are of any kind."""
+    """Wrap PyYAML's constructor of a scalar, which raises errors of many types for values such as `!!int x`."""
 
     def checked(loader: _Loader, node: yaml.ScalarNode) -> Any:
         try:
             return construct(loader, node)
         except (ValueError, LookupError, TypeError, AttributeError):
-            raise _refusal(node, f"{_short(node.value)} is no {node.tag.removeprefix(_TAG)}") from None
+            raise _refusal(node, f"{_short(node.value)} is not a valid {node.tag.removeprefix(_TAG)}") from None
 
     return checked
 
 
 def _foreign(loader: _Loader, node: yaml.Node) -> Any:
-    raise _refusal(node, f"the tag {node.tag} is not known here")
+    raise _refusal(node, f"unknown tag {node.tag}")
 
 
 _FLOAT = (
@@ -148,52 +150,60 @@ _Loader.add_implicit_resolver(f"{_TAG}float", re.compile(_FLOAT), list("-+012345
 
 
 def parse(text: str, where: str, error: type[InputError]) -> dict[str, Any]:
-    """One YAML mapping from text.
+    """Parse one YAML mapping from text.
 
     Raises:
-        error: the text is not YAML, or not a mapping.
+        error: The text is not YAML, or not a single mapping.
     """
-    found = parse_all(text, where, error)
+    return single(parse_all(text, where, error), where, error)
+
+
+def single(found: list[dict[str, Any]], where: str, error: type[InputError]) -> dict[str, Any]:
+    """Return the only mapping of a file read with `read_all`.
+
+    Raises:
+        error: There are several.
+    """
     if len(found) > 1:
-        raise error(where, f"{len(found)} YAML documents", "One document is expected", "Split the file at '---'")
+        raise error(where, f"{len(found)} YAML documents", "Expected one document", "Split the file at '---'")
     return found[0]
 
 
 def parse_all(text: str, where: str, error: type[InputError]) -> list[dict[str, Any]]:
-    """Every YAML mapping of a text, at least one; documents without content are passed over.
+    """Parse every YAML mapping of a text; empty documents are skipped.
 
     Raises:
-        error: the text is not YAML, holds nothing, or a document is not a mapping.
+        error: The text is not YAML or empty, or a document is not a mapping.
     """
     try:
         found = list(yaml.load_all(text, Loader=_Loader))
     except yaml.YAMLError as exc:
-        raise error(where, f"not readable as YAML: {_yaml_reason(exc)}") from None
+        raise error(where, f"invalid YAML: {_yaml_reason(exc)}") from None
     except RecursionError:
-        raise error(where, f"not readable as YAML: nested more than {MAX_DEPTH} deep") from None
+        raise error(where, f"invalid YAML: nested more than {MAX_DEPTH} levels deep") from None
     except ValueError as exc:
-        raise error(where, f"not readable as YAML: {exc}") from None
+        raise error(where, f"invalid YAML: {exc}") from None
     found = [data for data in found if data is not None] or [None]
     for data in found:
         if not isinstance(data, dict):
-            raise error(where, f"got {_kind(data)}", "A mapping of keys to values is expected")
+            raise error(where, f"got {_kind(data)}", "Expected a mapping of keys to values")
     return found
 
 
 def read(path: Path, error: type[InputError]) -> dict[str, Any]:
-    """One YAML mapping from a file.
+    """Read one YAML mapping from a file.
 
     Raises:
-        error: the file is missing, unreadable, too long, not YAML, or not a mapping.
+        error: The file is missing, unreadable, too large, not YAML, or not a single mapping.
     """
     return parse(_contents(path, error), str(path), error)
 
 
 def read_all(path: Path, error: type[InputError]) -> list[dict[str, Any]]:
-    """Every YAML mapping of a file, at least one.
+    """Read every YAML mapping of a file.
 
     Raises:
-        error: the file is missing, unreadable, too long, not YAML, or a document is not a mapping.
+        error: The file is missing, unreadable, too large, not YAML or empty, or a document is not a mapping.
     """
     return parse_all(_contents(path, error), str(path), error)
 
@@ -201,16 +211,26 @@ def read_all(path: Path, error: type[InputError]) -> list[dict[str, Any]]:
 def _contents(path: Path, error: type[InputError]) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise error(str(path), f"larger than {MAX_BYTES >> 20} MiB", "A YAML file is expected")
+            raise error(str(path), f"larger than {MAX_BYTES >> 20} MiB", "Expected a YAML file")
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise error(str(path), "not UTF-8 text", "A YAML file is expected") from None
-    except (OSError, ValueError) as exc:  # a name that no file can have
+        raise error(str(path), "not UTF-8 text", "Expected a YAML file") from None
+    except (OSError, ValueError) as exc:  # an invalid file name
         raise error(str(path), getattr(exc, "strerror", None) or str(exc), next="Check the path") from None
 
 
 def validate(model: type[M], data: Any, where: str, error: type[InputError]) -> M:
-    """`data` as `model`; `where` is prefixed to the key in the error (`night.yaml: recipe`)."""
+    """Validate `data` as a `model`.
+
+    Args:
+        model: Class of the document.
+        data: Parsed YAML.
+        where: Prefix of the key in the error, such as `night.yaml: recipe`.
+        error: Class of the error to raise.
+
+    Raises:
+        error: `data` is not a valid `model`; unknown keys are reported first.
+    """
     try:
         return model.model_validate(data)
     except ValidationError as exc:
@@ -220,12 +240,12 @@ def validate(model: type[M], data: Any, where: str, error: type[InputError]) -> 
 def problems(
     model: type[BaseModel], data: Any, where: str, error: type[InputError]
 ) -> list[tuple[tuple[str | int, ...], InputError]]:
-    """Everything that keeps `data` from being a `model`: keys and error of each place. `validate` raises the first."""
+    """Return the keys and the error of every invalid place in `data`; `validate` raises the first of them."""
     try:
         model.model_validate(data)
     except ValidationError as exc:
         found: dict[tuple[str | int, ...], InputError] = {}
-        for item in _sorted(exc):  # each member of a union tells why it is not meant: the first is taken
+        for item in _sorted(exc):  # each member of a union reports an error: the first one is kept
             keys = tuple(_keys_in(data, item["loc"], item["type"] == "missing"))
             found.setdefault(keys, _translate(item, model, data, where, error))
         return list(found.items())
@@ -233,12 +253,12 @@ def problems(
 
 
 def _sorted(exc: ValidationError) -> list[ErrorDetails]:
-    """Unknown keys first: what is missing is often misspelled."""
+    """Sort unknown keys first, because a missing key is often a misspelled one."""
     return sorted(exc.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
 
 
 def join(where: str, *keys: str | int) -> str:
-    """`night.yaml: recipe.models[1].weight` from `night.yaml: recipe` and the keys below it."""
+    """Append keys to a place: `night.yaml: recipe` becomes `night.yaml: recipe.models[1].weight`."""
     out = where
     for key in keys:
         if isinstance(key, int):
@@ -251,7 +271,7 @@ def join(where: str, *keys: str | int) -> str:
 
 
 def dump(data: Mapping[str, Any]) -> str:
-    """YAML text that `parse` reads back equal; keys keep their order."""
+    """Serialize to YAML that `parse` reads back unchanged, in the order of the keys."""
     return yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
 
 
@@ -274,7 +294,7 @@ def _translate(
 
 
 def _keys_in(data: Any, location: tuple[str | int, ...], missing: bool) -> list[str | int]:
-    """The keys of the file in a location of pydantic's, which also names members of unions and validators."""
+    """Return the keys in a location of pydantic's, which also contains names of validators and union members."""
     keys: list[str | int] = []
     for index, key in enumerate(location):
         listed = isinstance(data, list | tuple) and isinstance(key, int) and key < len(data)
@@ -287,7 +307,7 @@ def _keys_in(data: Any, location: tuple[str | int, ...], missing: bool) -> list[
 
 
 def _fields_at(model: type[BaseModel], keys: list[str | int]) -> list[str]:
-    """The keys that are known where `keys` lead to; none where that is no mapping of ours."""
+    """Return the known keys of the mapping at `keys`; empty if it is not one of our documents."""
     found: list[Any] = [model]
     for key in keys:
         found = [below for annotation in found for below in _below(annotation, key)]
@@ -296,7 +316,7 @@ def _fields_at(model: type[BaseModel], keys: list[str | int]) -> list[str]:
 
 
 def _below(annotation: Any, key: str | int) -> list[Any]:
-    """What may stand under one key of a value of this type."""
+    """Return the types allowed under one key of a value of this type."""
     if _is_model(annotation):
         named = [field for name, field in annotation.model_fields.items() if key in (name, field.alias)]
         return [kind for field in named for kind in _members(field.annotation)]
@@ -307,7 +327,7 @@ def _below(annotation: Any, key: str | int) -> list[Any]:
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The types that a union or an annotated type allows."""
+    """Return the members of a union or of an annotated type."""
     if get_origin(annotation) is Annotated:
         return _members(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
@@ -316,7 +336,7 @@ def _members(annotation: Any) -> list[Any]:
 
 
 def _only_number(annotation: Any, value: bool | str) -> bool:
-    """Whether a field takes numbers, and neither this value's type nor this word."""
+    """Return whether a field accepts numbers but neither this value's type nor this literal."""
     members = _members(annotation)
     words = [word for member in members if get_origin(member) is Literal for word in get_args(member)]
     return bool({int, float} & set(members)) and type(value) not in members and value not in words

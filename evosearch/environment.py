@@ -1,8 +1,8 @@
-"""What every process of ours tells its libraries before it imports them: nobody is called home."""
+"""Environment variables that switch off the telemetry of libraries; set before they are imported."""
 
 import os
 
-# Read by huggingface_hub, datasets, MLflow, Ray, and whatever else honours the common switch
+# Read by huggingface_hub, datasets, MLflow and Ray; DO_NOT_TRACK by other libraries too
 TELEMETRY_OFF = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -13,6 +13,6 @@ TELEMETRY_OFF = {
 
 
 def telemetry_off() -> None:
-    """Set what is not set; a user who says otherwise is heard."""
+    """Set the variables that the user has not set."""
     for name, value in TELEMETRY_OFF.items():
         os.environ.setdefault(name, value)

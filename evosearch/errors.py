@@ -1,18 +1,18 @@
-"""Every error evosearch raises on purpose.
+"""Exceptions of evosearch.
 
 EvosearchError
-├── InputError            the user can mend it: exit code 2, one message, nothing half-written
-│   ├── RecipeError       a recipe file or a hole in one
-│   ├── SpecError         a search spec outside its recipe
-│   ├── CheckpointError   a model folder, an adapter, a reference
-│   ├── SuiteError        a suite, a task, a split
-│   ├── LedgerError       the ledger cannot be opened, is held by another, or belongs to another search
-│   ├── TrackingError     the tracking store refuses what was asked of it
-│   ├── ClusterError      a cluster cannot be reached, refuses who asks, or knows no such search
-│   └── Problems          several of these, which one look found
-├── CandidateError        one candidate could not be materialized or scored; the search goes on
-└── SearchError           a search cannot go on (every candidate fails, the cluster is gone)
-    └── ReplayError       what a recorded search asked comes out otherwise when it is asked again
+├── InputError            bad input: exit code 2, one message, no partial output
+│   ├── RecipeError       a recipe or one of its holes
+│   ├── SpecError         a search spec, apart from its recipe
+│   ├── CheckpointError   a model folder, an adapter or a reference
+│   ├── SuiteError        a suite, a task or a split
+│   ├── LedgerError       a ledger that cannot be opened, is locked, or belongs to another search
+│   ├── TrackingError     a request that the tracking store rejects
+│   ├── ClusterError      a cluster that is unreachable, denies access, or does not run the search
+│   └── Problems          several input errors, reported together
+├── CandidateError        one candidate could not be materialized or scored; the search continues
+└── SearchError           the search cannot continue (every candidate fails, the cluster is gone)
+    └── ReplayError       replaying the ledger proposes other candidates than it records
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,17 +21,17 @@ from typing import Any
 
 
 class EvosearchError(Exception):
-    """Root of the tree."""
+    """Base class of all errors of evosearch."""
 
 
 class InputError(EvosearchError, ValueError):
-    """What the user gave is wrong.
+    """Invalid user input.
 
     Args:
-        where: file and key, as `night.yaml: recipe.models[1].parameters.denisty`.
-        what: what was got.
-        allowed: what would have been accepted.
-        next: what to do now.
+        where: File and key, such as `night.yaml: recipe.models[1].parameters.denisty`.
+        what: What is wrong.
+        allowed: What is accepted instead.
+        next: What to do next.
     """
 
     def __init__(self, where: str, what: str, allowed: str | None = None, next: str | None = None) -> None:
@@ -41,52 +41,52 @@ class InputError(EvosearchError, ValueError):
 
     @property
     def problems(self) -> tuple["InputError", ...]:
-        """What is wrong, one by one: itself, unless it stands for several."""
+        """The individual errors: this one, unless it is a `Problems`."""
         return (self,)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as `--json` documents have it."""
+        """Return the fields as plain data for `--json`."""
         return {"where": self.where, "what": self.what, "allowed": self.allowed, "next": self.next}
 
     def __reduce__(self) -> tuple[type["InputError"], tuple[Any, ...]]:
-        """Errors travel between processes: pickle by the fields, since `args` holds only the message."""
+        """Pickle by the fields, because `args` contains only the message; errors are sent between processes."""
         return type(self), (self.where, self.what, self.allowed, self.next)
 
 
 class RecipeError(InputError):
-    """A recipe is not well-formed, or does not fit the models it names."""
+    """Invalid recipe, or a recipe that does not fit its models."""
 
 
 class SpecError(InputError):
-    """A search spec is not well-formed outside its recipe."""
+    """Invalid search spec, apart from its recipe."""
 
 
 class CheckpointError(InputError):
-    """A model folder is missing, damaged, of an unknown family, or does not fit the others."""
+    """A model that is missing, damaged, of an unsupported family, or incompatible with the others."""
 
 
 class SuiteError(InputError):
-    """A suite, one of its tasks or one of its splits cannot be used."""
+    """Unusable suite, task or split."""
 
 
 class LedgerError(InputError):
-    """A ledger cannot be opened or written, is held by another process, or records another search."""
+    """A ledger that cannot be read or written, is locked by another process, or records another search."""
 
 
 class TrackingError(InputError):
-    """The tracking store cannot do what was asked."""
+    """A request that the tracking store cannot fulfil."""
 
 
 class ClusterError(InputError):
-    """A cluster cannot be reached, does not let one in, or has no search of that name."""
+    """A cluster that is unreachable, denies access, or has no search of that name."""
 
 
-class Problems(InputError):  # noqa: N818 (what it is made of are the errors)
-    """Several things are wrong with what the user gave: all of them, numbered.
+class Problems(InputError):  # noqa: N818 - a collection of errors
+    """Several input errors, numbered in one message.
 
     Args:
-        where: the file they were found for.
-        found: at least two.
+        where: File that was checked.
+        found: At least two errors.
     """
 
     def __init__(self, where: str, found: Sequence[InputError]) -> None:
@@ -97,9 +97,11 @@ class Problems(InputError):  # noqa: N818 (what it is made of are the errors)
 
     @property
     def problems(self) -> tuple[InputError, ...]:
+        """The individual errors."""
         return self._found
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the fields, and those of each error, as plain data for `--json`."""
         return super().to_dict() | {"problems": [problem.to_dict() for problem in self._found]}
 
     def __reduce__(self) -> tuple[type[InputError], tuple[Any, ...]]:
@@ -107,17 +109,17 @@ class Problems(InputError):  # noqa: N818 (what it is made of are the errors)
 
 
 def in_one(where: str, found: Sequence[InputError]) -> InputError:
-    """One problem as it is, several as `Problems`; what two found alike is there once."""
+    """Combine errors: a single one is returned as it is, several as `Problems`, without duplicates."""
     each = list({str(problem): problem for error in found for problem in error.problems}.values())
     return each[0] if len(each) == 1 else Problems(where, each)
 
 
 class CandidateError(EvosearchError):
-    """One candidate failed.
+    """Failure of one candidate.
 
     Args:
         stage: `materialize` or `score`.
-        reason: one line, what was found.
+        reason: What went wrong, in one line.
     """
 
     def __init__(self, stage: str, reason: str) -> None:
@@ -129,15 +131,15 @@ class CandidateError(EvosearchError):
 
 
 class SearchError(EvosearchError):
-    """A search cannot go on."""
+    """A search that cannot continue."""
 
 
 class ReplayError(SearchError):
-    """A recorded search cannot be continued exactly."""
+    """A search that cannot be resumed exactly."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
-    """`Did you mean 'density'?`, or None when nothing known is near."""
+    """Return `Did you mean 'density'?` for the closest known name, or None if none is close."""
     close = get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"Did you mean '{close[0]}'?" if close else None
 

@@ -157,7 +157,7 @@ def test_what_is_wrong_with_the_suite_hides_nothing_else(world: World) -> None:
     assert len(found) == 2
     suite.write_text("name: [")
     found = told(spec)
-    one(found, "suite.yaml", "not readable as YAML")
+    one(found, "suite.yaml", "invalid YAML")
     one(found, "expert1", "config.json")
     assert len(found) == 2
 

@@ -1,10 +1,11 @@
-"""mergekit's YAML in and out, as text. That mergekit gives our weights is tested with the materializer."""
+"""Conversion to and from mergekit's YAML, as text. The materializer's tests compare the merged weights."""
 
 import pytest
 import yaml
 
 from evosearch.checkpoints.families.llama import FAMILY
 from evosearch.errors import RecipeError
+from evosearch.merging.registry import specs
 from evosearch.recipe.mergekit import from_mergekit, to_mergekit
 from evosearch.recipe.schema import Recipe
 
@@ -22,7 +23,7 @@ def recipe(**changes: object) -> Recipe:
 
 
 def exported(recipe: Recipe, **options: object) -> dict:
-    return yaml.safe_load(to_mergekit(recipe, options.pop("shape", SHAPE), **options))
+    return yaml.safe_load(to_mergekit(recipe, options.pop("shape", SHAPE), specs(), **options))
 
 
 def test_gradients_become_one_number_a_layer_behind_explicit_ends():
@@ -82,10 +83,10 @@ def test_an_unlisted_base_of_linear_is_written_with_no_weight():
 
 def test_references_stay_and_foreign_ones_are_named_or_replaced():
     zoo = recipe(base_model="zoo:tiny/base", models=[{"model": "/models/a", "parameters": {"weight": 1}}])
-    text = to_mergekit(zoo, SHAPE)
-    assert "# mergekit does not know these references, put a folder in their place: zoo:tiny/base\n" in text
-    text = to_mergekit(zoo, SHAPE, {"zoo:tiny/base": "/models/base"})
-    assert "does not know" not in text
+    text = to_mergekit(zoo, SHAPE, specs())
+    assert "# mergekit cannot resolve these references; replace them with folders: zoo:tiny/base\n" in text
+    text = to_mergekit(zoo, SHAPE, specs(), {"zoo:tiny/base": "/models/base"})
+    assert "cannot resolve" not in text
     assert yaml.safe_load(text)["base_model"] == "/models/base"
 
 
@@ -94,7 +95,7 @@ def test_references_stay_and_foreign_ones_are_named_or_replaced():
     [
         (
             {"merge_method": "fisher"},
-            r"mergekit has no method that equals 'fisher'.*Export the merged checkpoint instead",
+            r"mergekit has no equal of the method 'fisher'.*Export the merged checkpoint instead",
         ),
         ({"parameters": {"sign_method": "count"}}, r"mergekit's ties has no 'sign_method' other than 'magnitude'"),
         (
@@ -105,7 +106,7 @@ def test_references_stay_and_foreign_ones_are_named_or_replaced():
             {"merge_method": "passthrough", "models": [{"model": "org/a"}]},
             r"recipe\.base_model: mergekit's passthrough would merge it",
         ),
-        ({"base_model": "/models/a@b"}, "read a part of '/models/a@b' as an adapter or a revision"),
+        ({"base_model": "/models/a@b"}, "read part of '/models/a@b' as an adapter or a revision"),
         (
             {
                 "merge_method": None,
@@ -119,12 +120,12 @@ def test_references_stay_and_foreign_ones_are_named_or_replaced():
 )
 def test_what_mergekit_cannot_express_is_refused_by_name(changes, message):
     with pytest.raises(RecipeError, match=message):
-        to_mergekit(recipe(**changes), SHAPE)
+        to_mergekit(recipe(**changes), SHAPE, specs())
 
 
 def test_biases_that_mergekit_would_drop_are_refused():
     with pytest.raises(RecipeError, match="mergekit's Llama has no biases"):
-        to_mergekit(recipe(), FAMILY.shape({"num_hidden_layers": 3, "attention_bias": True}))
+        to_mergekit(recipe(), FAMILY.shape({"num_hidden_layers": 3, "attention_bias": True}), specs())
 
 
 def test_values_that_mergekit_implies_are_left_out():
@@ -144,7 +145,7 @@ def test_a_mergekit_file_is_read():
     parameters: {weight: 1e-1, int8_mask: true}
     dtype: bfloat16
     """
-    made = from_mergekit(text, "merge.yaml")
+    made = from_mergekit(text, "merge.yaml", specs())
     assert made.models[0].parameters["weight"] == [{"filter": "mlp", "value": 0.5}]
     assert made.parameters["weight"] == 0.1
     assert (made.dtype, made.output_dtype) == ("bfloat16", "bfloat16")
@@ -152,23 +153,22 @@ def test_a_mergekit_file_is_read():
 
 @pytest.mark.parametrize("changes", [{}, {"parameters": {"density": 0.4, "lambda": [0.5, 1.0]}}])
 def test_what_is_written_reads_back_to_the_same_values(changes):
-    once = to_mergekit(recipe(**changes), SHAPE)
-    again = to_mergekit(from_mergekit(once, "merge.yaml"), SHAPE)
+    once = to_mergekit(recipe(**changes), SHAPE, specs())
+    again = to_mergekit(from_mergekit(once, "merge.yaml", specs()), SHAPE, specs())
     assert yaml.safe_load(again) == yaml.safe_load(once)
 
 
 def test_a_base_that_mergekit_would_average_in_is_listed():
     text = "{merge_method: linear, base_model: b, models: [{model: a}], parameters: {weight: 1}}"
-    made = from_mergekit(text, "merge.yaml")
+    made = from_mergekit(text, "merge.yaml", specs())
     assert [entry.model for entry in made.models] == ["a", "b"]
     text = "{merge_method: linear, base_model: b, modules: {default: {models: [{model: a}], parameters: {weight: 1}}}}"
-    assert [entry.model for entry in from_mergekit(text, "merge.yaml").modules["default"].models] == ["a", "b"]
+    assert [entry.model for entry in from_mergekit(text, "merge.yaml", specs()).modules["default"].models] == ["a", "b"]
     sliced = "{merge_method: linear, base_model: b, slices: [{sources: [{model: a, layer_range: [0, 1]}]}]}"
-    assert from_mergekit(sliced, "merge.yaml").parents == ("a",)  # mergekit adds it to no slice
+    assert from_mergekit(sliced, "merge.yaml", specs()).parents == ("a",)  # mergekit adds it to no slice
+    text = "{merge_method: linear, base_model: b, models: [{model: a, parameters: {weight: 1}}]}"
     with pytest.raises(RecipeError, match="mergekit averages base_model in, and it has no weight"):
-        from_mergekit(
-            "{merge_method: linear, base_model: b, models: [{model: a, parameters: {weight: 1}}]}", "merge.yaml"
-        )
+        from_mergekit(text, "merge.yaml", specs())
 
 
 @pytest.mark.parametrize(
@@ -177,9 +177,9 @@ def test_a_base_that_mergekit_would_average_in_is_listed():
         ("{merge_method: ties, models: [{model: a}], density: 1}", r"merge\.yaml: density: unknown key"),
         ("{merge_method: ties, slices: []}", r"merge\.yaml: models is missing or empty"),
         ("{merge_method: ties, models: [{model: a, parameters: {weight: {vale: 1}}}]}", r"vale: unknown key"),
-        ("[", r"merge\.yaml: not readable as YAML"),
+        ("[", r"merge\.yaml: invalid YAML"),
     ],
 )
 def test_a_file_that_is_not_understood_is_refused(text, message):
     with pytest.raises(RecipeError, match=message):
-        from_mergekit(text, "merge.yaml")
+        from_mergekit(text, "merge.yaml", specs())

@@ -1,4 +1,4 @@
-"""What a stranger's file may not do: bring in code, leave its folder, or carry a secret that is then shown to all."""
+"""Untrusted files cannot run code, read outside of their folder, or expose secrets in messages."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from evosearch.evaluation.suites.suite import load_suite
 
 World = Callable[..., Path]
 Program = Callable[..., tuple[int, str, str]]
-SECRET = "hunter2-of-the-test"  # of nobody
+SECRET = "hunter2-of-the-test"  # not a real one
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_task_code_comes_from_named_folders_only(tmp_path: Path, monkeypatch: py
 
 
 def suite_beside(own: Path, task: str) -> Path:
-    """A suite in the folder `own`, and a task's file in a folder below it."""
+    """Write a suite into the folder `own`, and its task file into a folder below."""
     (own / "tasks").mkdir(parents=True, exist_ok=True)
     common = {"task": "t_own", "dataset_path": "json", "output_type": "generate_until", "doc_to_target": "a"}
     (own / "tasks" / "t.yaml").write_text(yaml.safe_dump(common) + task)
@@ -146,7 +146,7 @@ def test_what_a_task_file_may_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert load_suite(path).include == (str(own / "tasks"),)
     moved = tmp_path / "moved"
     (own / "tasks").rename(moved)
-    (own / "tasks").symlink_to(moved)  # whoever made this link has named the folder, but not what lies beside it
+    (own / "tasks").symlink_to(moved)  # the link permits its target folder, but not the target's siblings
     with pytest.raises(SuiteError, match=f"{moved}/t.yaml: include: got '../common.yaml': "):
         load_suite(path)
     (moved / "t.yaml").write_text((moved / "t.yaml").read_text().replace("../common.yaml", "common.yaml"))
@@ -183,7 +183,7 @@ def test_json_lines_stay_in_the_searchs_folder(world: World, evosearch: Program,
 @pytest.mark.parametrize("reference", ["zoo:../../etc", "zoo:tiny/../base", "org/../../etc", "a/..", "..@main"])
 def test_references_do_not_leave_their_roots(tmp_path: Path, reference: str) -> None:
     from evosearch.checkpoints.references import resolve
-    from evosearch.execution.worker import register_schemes
+    from evosearch.execution.loaders import register_schemes
 
     register_schemes()
     with pytest.raises(CheckpointError):
@@ -204,11 +204,11 @@ def test_an_index_names_files_of_its_own_folder(world: World, tmp_path: Path, sh
 
 
 def test_code_in_a_model_folder_is_never_run(world: World, tmp_path: Path, evosearch: Program) -> None:
-    """`auto_map` points transformers to python files beside the weights; without `trust_remote_code` they lie idle."""
+    """`auto_map` names Python files in the model folder; without `trust_remote_code` they are not run."""
     spec = world(budget={"candidates": 2}, promotion={"finalists": 1, "checkpoint": True})
     ran = tmp_path / "ran"
     names = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M", "AutoTokenizer": ["code.T", "code.T"]}
-    for model in ("base", "expert1", "expert2"):  # all alike: a config that differs from the others' is refused
+    for model in ("base", "expert1", "expert2"):  # all the same, because a differing config is rejected
         folder = tmp_path / "hostile" / model
         shutil.copytree(spec.parent / model, folder)
         (folder / "code.py").write_text(
@@ -220,7 +220,7 @@ def test_code_in_a_model_folder_is_never_run(world: World, tmp_path: Path, evose
             (folder / name).write_text(json.dumps(data | {"auto_map": names}))
     spec.write_text(spec.read_text().replace("./", f"{tmp_path}/hostile/"))
     code, out, err = evosearch("run", spec, "--json")
-    assert code in (0, 3), err  # the gate's word; a refusal would have loaded nothing
+    assert code in (0, 3), err  # decided by the gate; a rejected spec would have loaded nothing
     (row,) = json.loads(evosearch("status", "--json")[1])
     assert (row["finished"], row["failed"]) == (2, 0), out + err
     assert not ran.exists()
@@ -234,5 +234,5 @@ def test_yaml_makes_no_objects(tmp_path: Path, evosearch: Program, kind: str) ->
     path.write_text(f"name: x\n{key}: !!python/object/apply:os.mkdir [{str(ran)!r}]\n")
     code, out, err = evosearch("check", path)
     assert code == 2
-    assert "not readable as YAML" in out + err
+    assert "invalid YAML" in out + err
     assert not ran.exists()

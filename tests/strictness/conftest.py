@@ -1,4 +1,4 @@
-"""The accidents of `scripts/bench/fuzz` and its loaders, for the tests."""
+"""Loaders of recipes, specs and suites, shared with `benchmarks/fuzz.py`."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Whatever is put into a recipe, a spec or a suite: only our own errors come out, and soon."""
+"""Fuzzing of recipes, specs and suites: any content is accepted, or rejected by our own errors, quickly."""
 
 import random
 from collections import Counter
@@ -11,13 +11,13 @@ NAMES = tuple(DOCUMENTS)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_document_with_accidents_is_taken_or_refused_by_our_own_errors(name: str, loaders: dict[str, Any]) -> None:
-    from benchmarks._mutations.accidents import accident
+def test_a_mutated_document_is_accepted_or_refused_by_our_own_errors(name: str, loaders: dict[str, Any]) -> None:
+    from benchmarks._mutations.mutate import mutate
 
     loader, seen = loaders[name], Counter[str]()
-    draw = random.Random(name)  # the same documents each time; `scripts/bench/fuzz --seed` draws others
+    draw = random.Random(name)  # the same documents each time; `python -m benchmarks.fuzz --seed` draws others
     for _ in range(DOCUMENTS[name]):
-        text = accident(draw.choice(loader.seeds), draw)
+        text = mutate(draw.choice(loader.seeds), draw)
         outcome = loader.try_text(text)
         seen[outcome.kind] += 1
         assert outcome.kind != "foreign", f"{outcome.said}\n{text}"
@@ -28,7 +28,7 @@ def test_a_document_with_accidents_is_taken_or_refused_by_our_own_errors(name: s
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_files_that_accidents_happen_to_are_themselves_in_order(name: str, loaders: dict[str, Any]) -> None:
+def test_the_files_that_are_mutated_are_valid_themselves(name: str, loaders: dict[str, Any]) -> None:
     import yaml
 
     other_tools = ("genome", "experts", "text_decoder")

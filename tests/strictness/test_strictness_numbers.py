@@ -1,4 +1,4 @@
-"""A switch or a text where a number belongs is refused, wherever YAML is read."""
+"""Booleans and strings in place of numbers are rejected in every YAML document."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ import pytest
 
 from evosearch.documents import validate
 from evosearch.errors import SpecError, SuiteError
-from evosearch.evaluation.suites.suite import DocumentCounts, SuiteTask
+from evosearch.evaluation.suites.suite_task import DocumentCounts, SuiteTask
 from evosearch.search.optimizers.registry import OptimizerConfig
-from evosearch.spec.spec import BudgetConfig, PromotionConfig, WorkersConfig
+from evosearch.spec.config import BudgetConfig, PromotionConfig, WorkersConfig
 
 REFUSED = [
     (OptimizerConfig, {"name": "cma_es", "population": True}, "population: got True"),

@@ -1,4 +1,4 @@
-"""What would fail every candidate, or score another model than was meant, is said before a search begins."""
+"""Preflight reports problems that would fail every candidate, or score another model than intended, before a search."""
 
 import json
 import shutil
@@ -14,7 +14,8 @@ from evosearch.preflight.check import check
 from evosearch.search.progress import Silent
 from evosearch.search.space.space import SearchSpace
 from evosearch.setup.executors import worker_count
-from evosearch.spec.spec import WorkersConfig, load_spec
+from evosearch.spec.config import WorkersConfig
+from evosearch.spec.spec import load_spec
 
 World = Callable[..., Path]
 
@@ -24,7 +25,7 @@ def problems(spec: Path) -> str:
 
 
 def own_copy(spec: Path, name: str) -> Path:
-    """A model of the world as a folder of its own, to be damaged."""
+    """Replace a model of the world by a copy that the test can damage."""
     link = spec.parent / name
     source = link.resolve()
     link.unlink()

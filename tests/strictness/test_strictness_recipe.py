@@ -1,4 +1,4 @@
-"""Every mistake in a recipe is one error that names the file, the key, what is allowed and the nearest known name."""
+"""Each mistake in a recipe is one error that names the file, the key, what is allowed and the closest known name."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,14 +19,14 @@ Change = Callable[[dict[str, Any]], object]
 
 
 def whole() -> dict[str, Any]:
-    """Whole models."""
+    """Two whole models."""
     models = [{"model": "org/a", "parameters": {"weight": 0.5, "density": 0.5}}, {"model": "org/b"}]
     parameters = {"weight": [{"filter": "mlp", "value": 0.5}, {"value": [0.1, 0.2]}], "lambda": 1.0}
     return {"merge_method": "ties", "base_model": "org/base", "models": models, "parameters": parameters}
 
 
 def sliced() -> dict[str, Any]:
-    """A slice of two models, and one of one."""
+    """One slice of two models, then one slice of one model."""
     low = {"sources": [_source("org/a", 0, 2), _source("org/b", 0, 2)], "parameters": {"weight": 0.5}}
     high = {"sources": [_source("org/b", 1, 4) | {"parameters": {"weight": 0.5}}]}
     return {"merge_method": "ties", "base_model": "org/base", "slices": [low, high]}
@@ -51,7 +51,7 @@ def _source(model: str, first: int, end: int) -> dict[str, Any]:
 
 
 def read(data: dict[str, Any], folder: Path) -> list[str]:
-    """The notes of a recipe that was read from a file and checked."""
+    """Read a recipe from a file, check it, and return the notes."""
     path = folder / "night.yaml"
     path.write_text(yaml.safe_dump(data, sort_keys=False))
     return checks.check(files.load(path), specs(), f"{path}: ")
@@ -146,12 +146,12 @@ def test_a_density_outside_of_its_interval_is_refused(make, at, place, value, tm
         (10**400, "A finite number"),
         ([], "an empty list"),
         ([[1]], "got [1]"),
-        ([0.5, {"value": 1}], "got 0.5. Either only numbers"),
+        ([0.5, {"value": 1}], "got 0.5. Use either numbers only"),
         ({"filter": "mlp"}, "missing"),
-        ({"filter": 3, "value": 1}, "got 3. A part of a tensor name"),
+        ({"filter": 3, "value": 1}, "got 3. A substring of tensor names"),
         ({"filter": "mlp", "vale": 1, "value": 1}, "unknown key. Known keys here: filter, value"),
         ({"value": {"value": 1}}, "got {'value': 1}"),
-        ([0.5, True], "A gradient of one kind of value"),
+        ([0.5, True], "All values of a gradient must have one type"),
     ],
     ids=str,
 )
@@ -172,7 +172,7 @@ def test_what_only_tunes_mergekits_memory_is_noted_and_changes_nothing(make, at,
     assert read(plain, tmp_path) == []
     without = files.load(tmp_path / "night.yaml")
     assert read(tuned, tmp_path) == [
-        f"{tmp_path}/night.yaml: {place}.{name}: has no effect here (it only tunes mergekit's memory)"
+        f"{tmp_path}/night.yaml: {place}.{name}: has no effect (it only tunes mergekit's memory use)"
     ]
     contents = dict.fromkeys(without.references(), "00")
     assert canonical(without, contents) == canonical(files.load(tmp_path / "night.yaml"), contents)
@@ -184,7 +184,7 @@ def test_a_parameter_of_the_whole_merge_belongs_to_no_model(tmp_path):
             data = make()
             at(data)["lambda"] = 1.0
             with pytest.raises(
-                RecipeError, match=r"lambda: is one value for the whole merge\. Move it to the recipe's"
+                RecipeError, match=r"lambda: not a per-model parameter\. Move it to the recipe's"
             ):
                 read(data, tmp_path)
 
@@ -194,10 +194,10 @@ def test_a_parameter_of_the_whole_merge_belongs_to_no_model(tmp_path):
 VALUES: list[tuple[Callable[[], dict[str, Any]], Change, str]] = [
     (whole, lambda d: d.update(merge_method="tise"), r"merge_method: unknown method 'tise'\..*'ties'\?"),
     (whole, lambda d: d.pop("merge_method"), r"exactly one of merge_method and routing"),
-    (whole, lambda d: d.pop("base_model"), r"base_model: missing\. ties merges differences from a base"),
+    (whole, lambda d: d.pop("base_model"), r"base_model: missing\. ties works on differences from a base"),
     (whole, lambda d: d.pop("models"), r"models is missing or empty"),
-    (whole, lambda d: d.update(slices=sliced()["slices"]), r"slices: models are given, too\. Exactly one of"),
-    (whole, lambda d: d.update(modules=moduled()["modules"]), r"modules: models are given, too"),
+    (whole, lambda d: d.update(slices=sliced()["slices"]), r"slices: not allowed together with models\. Exactly one of"),
+    (whole, lambda d: d.update(modules=moduled()["modules"]), r"modules: not allowed together with models"),
     (whole, lambda d: d.update(dtype="float8"), r"dtype: .*'float32', 'bfloat16' or 'float16', got 'float8'"),
     (whole, lambda d: d.update(out_dtype="int8"), r"out_dtype: .*got 'int8'"),
     (whole, lambda d: d.update(seed=True), r"seed: got True. A whole number"),
@@ -207,11 +207,11 @@ VALUES: list[tuple[Callable[[], dict[str, Any]], Change, str]] = [
     (whole, lambda d: d.update(base_model=""), r"base_model: .*at least 1 character"),
     (whole, lambda d: d.update(chat_template=""), r"chat_template: .*at least 1 character"),
     (whole, lambda d: d.update(tokenizer_source=["union"]), r"tokenizer_source: .*valid string, got \['union'\]"),
-    (whole, lambda d: d["models"].append({"model": "org/a"}), r"models\[2\]\.model: 'org/a' is named twice\. Each"),
+    (whole, lambda d: d["models"].append({"model": "org/a"}), r"models\[2\]\.model: 'org/a' is listed twice\. Each"),
     (whole, lambda d: d["models"][1].pop("model"), r"models\[1\]\.model: missing\. Add this key"),
     (whole, lambda d: d.update(models={"model": "a"}), r"models: .*valid tuple"),
     (whole, lambda d: d.update(parameters=[0.5]), r"parameters: a mapping of parameter names to values is expected"),
-    (tokened, lambda d: d.update(tokenizer_source="base"), r"tokenizer_source: tokenizer is given, too"),
+    (tokened, lambda d: d.update(tokenizer_source="base"), r"tokenizer_source: not allowed together with tokenizer"),
     (tokened, lambda d: d["tokenizer"].update(pad_to_multiple_of=0), r"tokenizer\.pad_to_multiple_of: .*got 0"),
     (
         tokened,
@@ -227,17 +227,17 @@ VALUES: list[tuple[Callable[[], dict[str, Any]], Change, str]] = [
     (
         sliced,
         lambda d: d["slices"][0]["sources"][1].update(model="org/a"),
-        r"slices\[0\]\.sources\[1\]\.model: 'org/a' is named twice\. Each model once in a slice\. Merge its",
+        r"slices\[0\]\.sources\[1\]\.model: 'org/a' is listed twice\. Each model may be listed once per slice\. Use two slices",
     ),
     (
         sliced,
         lambda d: d["slices"][0]["sources"][1].update(layer_range=[0, 3]),
-        r"slices\[0\]\.sources\[1\]\.layer_range: 3 layers, where the first source has 2\. As many layers",
+        r"slices\[0\]\.sources\[1\]\.layer_range: 3 layers, but the first source has 2\. All sources",
     ),
     (
         sliced,
         lambda d: d["slices"][1]["sources"][0].update(layer_range=[2, 2]),
-        r"slices\[1\]\.sources\[0\]: layer_range \[2, 2\] holds no layer",
+        r"slices\[1\]\.sources\[0\]: layer_range \[2, 2\] is empty",
     ),
     (sliced, lambda d: d["slices"][1]["sources"][0].update(layer_range=[-1, 2]), r"layer_range\[0\]: .*to 0, got -1"),
     (sliced, lambda d: d["slices"][1]["sources"][0].update(layer_range=[0]), r"layer_range\[1\]: missing"),
@@ -249,22 +249,22 @@ VALUES: list[tuple[Callable[[], dict[str, Any]], Change, str]] = [
     (
         sliced,
         lambda d: d["slices"][0]["sources"][1].update(layer_range=[1, 3]),
-        r"slices\[0\]\.sources: which layers of the base 'org/base' are meant\? .*List the base with its layer_range",
+        r"slices\[0\]\.sources: the layers of the base 'org/base' are ambiguous: .*List the base with its layer_range",
     ),
     (moduled, lambda d: rename(d["modules"], "default", "text"), r"modules\.text: unknown module\. Only .*'default'"),
     (
         moduled,
         lambda d: d["modules"]["default"].update(slices=sliced()["slices"]),
-        r"modules\.default: exactly one of models and slices",
+        r"modules\.default: a module needs exactly one of models and slices",
     ),
-    (routed, lambda d: d.update(parameters={"weight": 1}), r"models and parameters go with merge_method"),
+    (routed, lambda d: d.update(parameters={"weight": 1}), r"models and parameters are only valid with merge_method"),
     (routed, lambda d: d.update(merge_method="ties"), r"exactly one of merge_method and routing"),
     (routed, lambda d: d["routing"]["hops"][0].update(scale=0), r"routing\.hops\[0\]\.scale: .*greater than 0, got 0"),
     (routed, lambda d: d["routing"]["hops"][0].update(layer=-1), r"routing\.hops\[0\]\.layer: .*got -1"),
     (routed, lambda d: d["routing"].update(max_gain=0.5), r"routing\.max_gain: .*greater than or equal to 1, got 0\.5"),
     (routed, lambda d: d["routing"]["hops"][0].update(scale=9.0), r"routing\.hops\[0\]\.scale: got 9, .*\[0\.125, 8\]"),
-    (routed, lambda d: d.update(base_model="org/b"), r"base_model: does not go with routing"),
-    (routed, lambda d: d.update(chat_template="chatml"), r"chat_template: does not go with routing"),
+    (routed, lambda d: d.update(base_model="org/b"), r"base_model: not allowed with routing"),
+    (routed, lambda d: d.update(chat_template="chatml"), r"chat_template: not allowed with routing"),
 ]  # fmt: skip
 
 
@@ -306,7 +306,7 @@ def test_models_of_another_depth_shape_or_vocabulary_are_refused(config, message
     path = tmp_path / "night.yaml"
     path.write_text(yaml.safe_dump(data))
     if form == "slices" and "num_hidden_layers" in config:
-        assert open_models(files.load(path), str(path), Silent()).shape.num_layers == 2  # layers there are in both
+        assert open_models(files.load(path), str(path), Silent()).shape.num_layers == 2  # layers that both models have
         return
     with pytest.raises(InputError, match=message) as caught:
         open_models(files.load(path), str(path), Silent())
@@ -369,4 +369,4 @@ def test_a_slices_weight_of_the_residual_is_noted(tmp_path):
             place = f"modules.default.{place}"
         holder = data["modules"]["default"] if "modules" in data else data
         holder["slices"][1]["residual_weight"] = 0.5
-        assert read(data, tmp_path) == [f"{tmp_path}/night.yaml: {place}: has no effect here (nor in mergekit)"]
+        assert read(data, tmp_path) == [f"{tmp_path}/night.yaml: {place}: has no effect (nor in mergekit)"]
