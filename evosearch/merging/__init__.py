@@ -1,1 +1,1 @@
-"""Tensors in, tensors out: the merge methods."""
+"""Merge methods: pure functions of tensors, and their registry."""

@@ -1,4 +1,4 @@
-"""Drop and rescale (DARE, Yu et al. 2024): most entries of a task vector left out at random, the others made larger."""
+"""Drop and rescale (DARE, Yu et al. 2024): drop entries of a task vector at random and scale up the rest."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 from evosearch.merging import philox
 from evosearch.merging.kernels import same, total
 from evosearch.merging.parameters import Parameters
-from evosearch.recipe.shapes import Param
+from evosearch.recipe.shapes import Param, Scalar
 
 PARAMETERS = {
     "weight": Param(0.0, 1.5, per_model=True),
@@ -18,17 +18,22 @@ PARAMETERS = {
     "rescale": Param(default=True, kind="choice", choices=(True, "l1", False)),
     "lambda": Param(0.0, 2.0, default=1.0),
 }
-NO_NORM = 1e-7  # a shorter vector is not rescaled to its norm: mergekit's limit
+# mergekit's `rescale: true` is our `l1`; it cannot rescale by the density.
+SPELLED: dict[str, dict[Scalar, Scalar]] = {"rescale": {"l1": True}}
+INEXACT: dict[str, tuple[Scalar, str]] = {
+    "rescale": (True, "kept entries are multiplied by 1/density in evosearch, and rescaled to the L1 norm in mergekit")
+}
+NO_NORM = 1e-7  # mergekit's limit: vectors with a smaller L1 norm are not rescaled
 
 
 @dataclass(frozen=True)
 class Drop:
-    """What is left out of one task vector.
+    """The random mask of one task vector.
 
     Attributes:
-        key: of the random stream.
-        density: the probability with which an entry stays.
-        factor: what makes up for those left out.
+        key: Key of the random stream.
+        density: Probability of keeping an entry.
+        factor: Factor that compensates for the dropped entries.
     """
 
     key: philox.Key
@@ -36,19 +41,20 @@ class Drop:
     factor: float = 1.0
 
     def apply(self, tau: Tensor, start: int) -> Tensor:
-        """A chunk that begins at index `start`, not rescaled; it is written over. NaN stays NaN."""
+        """Mask, without rescaling, a chunk that begins at index `start`. Works in place; NaN stays NaN."""
         if self.density >= 1:
             return tau
         return tau.mul_(philox.kept(self.key, self.density, start, tau.numel(), tau.device))
 
 
 def drops(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> list[Drop]:
-    """One a parent. The masks depend on the seed, the parent's content and the tensor's name, and on nothing else.
+    """Return one mask per parent.
 
-    `rescale: true` makes up by 1/density (eq. 3), `l1` by ‖τ‖₁ / ‖kept τ‖₁ as mergekit does, false not at all.
+    A mask depends only on the seed, the parent's content and the tensor's name. `rescale: true` multiplies the kept
+    entries by 1/density (Yu et al. 2024, eq. 3), `l1` by ‖τ‖₁ / ‖kept τ‖₁ as mergekit does, and `false` by 1.
     """
     assert len(p.parents) == len(parents)
-    assert all(origin.content_sha256 for origin in p.parents), "masks are keyed by contents"
+    assert all(origin.content_sha256 for origin in p.parents), "masks are keyed by the parents' contents"
     made = []
     for origin, theta, density in zip(p.parents, parents, p.each("density"), strict=True):
         drop = Drop(philox.key_of(p.seed, origin.content_sha256, origin.tensor), density)
@@ -60,7 +66,7 @@ def drops(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> list[Drop]:
 
 
 def _norms(base: Tensor, theta: Tensor, drop: Drop, dtype: torch.dtype) -> float:
-    """‖τ‖₁ / ‖kept τ‖₁, or 1 where either is next to nothing."""
-    whole = total(lambda _, ends: (ends[1] - ends[0]).abs_(), (base, theta), dtype)
+    """Return ‖τ‖₁ / ‖kept τ‖₁, or 1 if either norm is below `NO_NORM`."""
+    norm = total(lambda _, ends: (ends[1] - ends[0]).abs_(), (base, theta), dtype)
     kept = total(lambda start, ends: drop.apply(ends[1] - ends[0], start).abs_(), (base, theta), dtype)
-    return whole / kept if whole >= NO_NORM and kept >= NO_NORM else 1.0
+    return norm / kept if norm >= NO_NORM and kept >= NO_NORM else 1.0

@@ -1,4 +1,4 @@
-"""The sign election of TIES: task vectors that pull an entry both ways do not average each other out."""
+"""Sign election (TIES, Yadav et al. 2023): sum only the task vectors that agree on an entry's sign."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,27 +12,28 @@ from evosearch.merging.parameters import Parameters
 def elect_and_sum(
     deltas: Sequence[Tensor], weights: Sequence[float], *, count: bool = False, normalize: bool = False
 ) -> Tensor:
-    """The weighted task vectors wᵢτᵢ, summed entry by entry over those that have the elected sign.
+    """Sum the weighted task vectors wᵢτᵢ, entry by entry, over those with the elected sign.
 
-    The sign elected is that of Σ wᵢτᵢ, or with `count` of Σ sign(wᵢτᵢ); where the sum is zero it is plus
-    (Yadav et al. 2023, algorithm 1). A delta of zeros changes nothing.
+    The elected sign is that of Σ wᵢτᵢ, or of Σ sign(wᵢτᵢ) with `count`; a sum of zero elects plus (Yadav et al. 2023,
+    algorithm 1). A delta of zeros does not change the result.
 
     Args:
-        deltas: wᵢτᵢ, at least one, all of one shape; they are written over.
+        deltas: wᵢτᵢ, at least one, all of one shape. They are overwritten.
         weights: wᵢ.
-        normalize: divide by the sum of the weights of those that agree.
+        count: Count signs instead of summing values.
+        normalize: Divide each entry by the sum of the weights that agree on its sign.
     """
     vote = torch.zeros_like(deltas[0])
     for delta in deltas:
         vote.add_(delta.sign() if count else delta)
-    # Signs instead of comparisons and masks: those take several times as long on a CPU.
+    # Arithmetic on signs: comparisons and masks take several times as long on a CPU.
     sign = vote.sign_().add_(0.5).sign_()  # ±1, plus at zero
     merged, divisor = torch.zeros_like(sign), torch.zeros_like(sign)
     for delta, w in zip(deltas, weights, strict=True):
-        agreeing = delta.mul_(sign).clamp_(min=0)  # |wᵢτᵢ| where its sign was elected, else 0
+        agreeing = delta.mul_(sign).clamp_(min=0)  # |wᵢτᵢ| where it has the elected sign, else 0
         merged.add_(agreeing)
         if normalize:
-            divisor.add_(agreeing.sign_(), alpha=w)  # Σ wᵢ over those that agree
+            divisor.add_(agreeing.sign_(), alpha=w)  # Σ wᵢ over the agreeing
     if normalize:
         merged.div_(divisor.add_(divisor.sign().abs_().neg_().add_(1)))  # a divisor of 0 becomes 1
     return merged.mul_(sign)
@@ -46,19 +47,22 @@ def elect_deltas(
     *,
     count: bool = False,
 ) -> Tensor:
-    """θ₀ + λ · `elect_and_sum` of the changed and weighted task vectors, in chunks.
+    """Return θ₀ + λ · `elect_and_sum` of the changed and weighted task vectors, computed in chunks.
 
-    A parent whose tensor is the base's own is passed over: its τ is zero and changes nothing.
+    A parent that shares the base's tensor is skipped: its τ is zero and does not change the result.
 
     Args:
-        change: (parent, index of the chunk's first element, τ) → wᵢ times what is left of τ, a new tensor or τ itself;
-            zeros have to stay zeros.
-        p: its `weight`, `lambda` and `normalize` are used.
+        base: θ₀.
+        parents: θᵢ.
+        p: Parameters; `weight`, `lambda` and `normalize` are used.
+        change: (parent, index of the chunk's first element, τ) → the changed τ times wᵢ, in place or as a new tensor.
+            Zeros must stay zeros.
+        count: Count signs instead of summing values.
     """
     lam, normalize = p["lambda"], bool(p["normalize"])
     moved = [i for i, theta in enumerate(parents) if not same(base, theta)]
     if not moved:
-        return base.to(p.dtype) + 0.0 * lam  # not the base itself: -0 becomes 0, as below
+        return base.to(p.dtype) + 0.0 * lam  # a new tensor in which -0 becomes 0, as below
     weights = [p.each("weight")[i] for i in moved]
 
     def elect(start: int, chunks: list[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the methods are built of: arithmetic in chunks, and reductions that do not depend on threads."""
+"""Building blocks of merge methods: chunked arithmetic, and reductions independent of the number of threads."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -8,20 +8,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Elements worked on at once. A chunk and its scratch stay in a CPU's cache; a GPU wants enough to be busy.
+# Elements per chunk: a chunk and its scratch fit a CPU's cache; a GPU needs more to be busy.
 CHUNK = {"cpu": 1 << 16}
 CHUNK_ELSEWHERE = 1 << 25
-PART = 1 << 14  # a sum over more elements is split between threads, and then depends on how many there are
+BLOCK = 1 << 14  # torch splits longer sums between threads, which makes their rounding depend on the thread count
 
 
 def elementwise(
     function: Callable[[int, list[Tensor]], Tensor], tensors: Sequence[Tensor], dtype: torch.dtype
 ) -> Tensor:
-    """`function` over tensors of one shape, chunk by chunk, so that scratch memory does not grow with the tensor.
+    """Apply `function` chunk by chunk, so that scratch memory does not grow with the tensors.
 
     Args:
-        function: (index of the chunk's first element, the tensors' chunks in `dtype`) → the result's chunk. It may not
-            write to the chunks, which can be the tensors themselves.
+        function: (index of the chunk's first element, the tensors' chunks in `dtype`) → the result's chunk. It must not
+            write to the chunks, which may be views of the tensors.
+        tensors: Inputs of one shape.
+        dtype: Type of the arithmetic and of the result.
 
     Returns:
         A new tensor of the same shape, in `dtype`.
@@ -34,7 +36,7 @@ def elementwise(
 
 
 def chunks(tensors: Sequence[Tensor], dtype: torch.dtype) -> Iterator[tuple[int, list[Tensor]]]:
-    """(index of the chunk's first element, the tensors' chunks in `dtype`), in order; not to be written to."""
+    """Yield (index of the chunk's first element, the tensors' chunks in `dtype`), in order. Chunks are read-only."""
     flat = [tensor.reshape(-1) for tensor in tensors]
     step = CHUNK.get(flat[0].device.type, CHUNK_ELSEWHERE)
     for start in range(0, flat[0].numel(), step):
@@ -42,7 +44,7 @@ def chunks(tensors: Sequence[Tensor], dtype: torch.dtype) -> Iterator[tuple[int,
 
 
 def same(x: Tensor, y: Tensor) -> bool:
-    """Whether two tensors are one in memory, as an adapter's are where it leaves its base alone."""
+    """Return whether two tensors share memory, as an adapter's unchanged tensors do with its base's."""
     return (
         x.data_ptr() == y.data_ptr()
         and (x.device, x.dtype, x.shape, x.stride()) == (y.device, y.dtype, y.shape, y.stride())
@@ -51,30 +53,30 @@ def same(x: Tensor, y: Tensor) -> bool:
 
 
 def positions(values: Tensor, test: Callable[[Any], Any]) -> Tensor:
-    """The indices, ascending, at which flat `values` pass a test made of comparisons."""
-    if values.device.type == "cpu":  # by numpy: torch takes several times as long to compare, and to list few indices
+    """Return the ascending indices at which flat `values` pass an elementwise test."""
+    if values.device.type == "cpu":  # numpy: torch takes several times as long to compare and to list the indices
         return torch.from_numpy(np.flatnonzero(test(values.numpy())))
     found: Tensor = test(values)
     return found.nonzero().view(-1)
 
 
 def dot(x: Tensor, y: Tensor) -> float:
-    """Σ xᵢyᵢ, the same on any number of threads: products in float32, parts of fixed size, summed in float64."""
+    """Return Σ xᵢyᵢ: products in float32, summed in float64 over blocks of fixed size, on any number of threads."""
     return total(lambda _, pair: pair[0] * pair[1], (x, y), torch.float32)
 
 
 def total(function: Callable[[int, list[Tensor]], Tensor], tensors: Sequence[Tensor], dtype: torch.dtype) -> float:
-    """The sum of what `elementwise` would give, the same on any number of threads and in chunks of any size.
+    """Sum what `elementwise` would return, with a result independent of threads and of the chunk size.
 
     Returns:
-        The sum in float64, NaN where a term is not finite.
+        The sum in float64; NaN if a term is not finite.
     """
     sums: list[float] = []
     flat = [tensor.reshape(-1) for tensor in tensors]
-    step = 64 * PART
+    step = 64 * BLOCK
     for start in range(0, flat[0].numel(), step):
         terms = function(start, [tensor[start : start + step].to(dtype) for tensor in flat])
-        whole = terms.numel() - terms.numel() % PART
-        sums += terms[:whole].view(-1, PART).sum(dim=1, dtype=torch.float64).tolist()
-        sums.append(terms[whole:].sum(dtype=torch.float64).item())
+        end = terms.numel() - terms.numel() % BLOCK
+        sums += terms[:end].view(-1, BLOCK).sum(dim=1, dtype=torch.float64).tolist()
+        sums.append(terms[end:].sum(dtype=torch.float64).item())
     return math.fsum(sums) if all(map(math.isfinite, sums)) else math.nan

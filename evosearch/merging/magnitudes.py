@@ -1,9 +1,9 @@
-"""Which entries of task vectors are the largest: exact, streamed, over one tensor or over a whole model.
+"""Exact top-k selection by magnitude, streamed over one tensor or over a whole model.
 
-The bits of a non-negative float, read as a whole number, are in the order of the floats. The k-th largest of |τ| is
-found in two steps: how many entries begin with which 16 bits (exponent and seven bits of the mantissa), and then, of
-the one bin that holds it, the entries themselves. The counts depend on no density. Where there is a memory they are
-kept, with a byte an entry that says roughly how large it is: what is looked at again is then one entry in 200.
+The bits of non-negative floats, read as integers, sort like the floats. The k-th largest |τ| is therefore found in two
+steps: a histogram of the upper 16 bits (exponent and seven bits of the mantissa), then the entries of the one bin that
+contains it. The histogram does not depend on the density. With a `Memory` it is kept between candidates, along with one
+byte per entry for its approximate magnitude, so that a later search reads about one entry in 200.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,15 +16,15 @@ from torch.nn.functional import hardshrink
 from evosearch.merging.kernels import chunks, positions, same
 from evosearch.merging.parameters import Parameters
 
-BINS = 1 << 15  # upper halves of the bits of a float32 without sign
-LOW = 1 << 16  # lower halves
+BINS = 1 << 15  # values of the upper 16 bits of a non-negative float32
+LOW = 1 << 16  # values of the lower 16 bits
 
 
 @dataclass(frozen=True)
 class Trim:
-    """Which entries of a task vector stay: |τ| above `below`, and from index `end` on only those above `cut`.
+    """Threshold on a task vector: keep |τ| > `below` before index `end`, and |τ| > `cut` from there on.
 
-    `below` is the next smaller number to `cut`, so that entries equal to the cut stay up to `end`.
+    `below` is the next smaller float to `cut`, so entries equal to `cut` are kept before `end` only.
     """
 
     cut: float
@@ -32,7 +32,7 @@ class Trim:
     end: int
 
     def apply(self, tau: Tensor, start: int) -> Tensor:
-        """A chunk that begins at index `start`, what is trimmed set to zero. NaN stays, and shows in the result."""
+        """Zero the trimmed entries of a chunk that begins at index `start`. NaN stays and shows in the result."""
         before = min(max(self.end - start, 0), tau.numel())  # entries of this chunk before `end`
         if before == tau.numel():
             return hardshrink(tau, self.below)
@@ -43,13 +43,13 @@ class Trim:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How many entries of |τ| begin with which 16 bits; zeros are not counted.
+    """Counts of the nonzero entries of |τ| by the upper 16 bits of their float32 representation.
 
     Attributes:
-        bins: (m,) int64, those that occur, ascending.
-        counts: (m,) int64.
-        groups: (BINS,) uint8, bins gathered into at most 256 groups of consecutive bins, or None.
-        codes: (n,) uint8, every entry's group, or None.
+        bins: (m,) int64, the values that occur, ascending.
+        counts: (m,) int64, entries per bin.
+        groups: (BINS,) uint8, the group of each bin: at most 256 groups of consecutive bins; None without a memory.
+        codes: (n,) uint8, the group of each entry; None without a memory.
     """
 
     bins: Tensor
@@ -60,12 +60,13 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Delta:
-    """A task vector τ = θ − θ₀ that is computed when it is looked at.
+    """A task vector τ = θ − θ₀, computed on demand.
 
     Attributes:
-        base, theta: its two ends; every look calls them anew.
-        p: the parameters at this tensor: the type τ is computed in, and the memory.
-        parent: whose task vector it is, as an index of `p.parents`.
+        base: Loads θ₀; called on every pass.
+        theta: Loads θ; called on every pass.
+        p: Parameters at this tensor: the type τ is computed in, and the memory.
+        parent: Index of the task vector's model in `p.parents`.
     """
 
     base: Callable[[], Tensor]
@@ -74,13 +75,14 @@ class Delta:
     parent: int
 
     def histogram(self) -> Histogram:
+        """Count the entries by magnitude; remembered between candidates."""
         return self.p.recall_of(self.parent, "magnitudes", self._count)
 
     def members(self, bin: int, histogram: Histogram) -> tuple[Tensor, Tensor]:
-        """The entries of one bin, by index: their indices, int64, and the lower halves of their bits, int32."""
-        nowhere = torch.empty(0, dtype=torch.int64)
+        """Return the indices (int64) and the lower 16 bits (int32) of the entries of one bin, in order of index."""
+        none = torch.empty(0, dtype=torch.int64)
         if not (histogram.bins == bin).any():
-            return nowhere, nowhere.int()
+            return none, none.int()
         base, theta = self.base(), self.theta()
         if histogram.codes is not None and histogram.groups is not None:
             group = int(histogram.groups[bin])
@@ -105,10 +107,10 @@ class Delta:
                 counts[0] -= bits.numel() - bits.count_nonzero()
         counts = counts.cpu()
         bins = counts.nonzero().view(-1)
-        if not bins.numel() or not self.p.room_for(self.parent, base.numel()):
+        if not bins.numel() or not self.p.reserve(self.parent, base.numel()):
             return Histogram(bins, counts[bins])
-        before = counts.cumsum(0) - counts  # (BINS,) entries of lower bins
-        groups = (before * 256 // counts.sum()).clamp_(max=255).to(torch.uint8)  # uppermost bins may hold none
+        before = counts.cumsum(0) - counts  # (BINS,) entries in lower bins
+        groups = (before * 256 // counts.sum()).clamp_(max=255).to(torch.uint8)  # the top bins may be empty
         return Histogram(bins, counts[bins], groups, self._codes(groups.to(base.device)))
 
     def _codes(self, groups: Tensor) -> Tensor:
@@ -117,16 +119,18 @@ class Delta:
 
 
 def trims(deltas: Sequence[Delta], sizes: Sequence[int], density: float) -> list[Trim | None]:
-    """The trims that leave the top max(1, ⌊density·n⌋) entries of the task vectors laid end to end.
+    """Return the trims that keep the top max(1, ⌊density·n⌋) entries of the concatenated task vectors.
 
-    Of entries of equal magnitude those of lowest index stay, the vectors in the order given. NaN counts as largest.
+    Of entries of equal magnitude the ones with the lowest index are kept, in the order of `deltas`. NaN counts as the
+    largest.
 
     Args:
-        deltas: at least one, all of one dtype.
-        sizes: how many entries each has.
+        deltas: Task vectors, at least one, all of one dtype.
+        sizes: Number of entries of each task vector.
+        density: Fraction of the n entries to keep.
 
     Returns:
-        One a task vector, None where all of it stays or what would be trimmed is zero.
+        One trim per task vector; None if nothing is trimmed or all trimmed entries are zero.
     """
     k, n = max(1, int(density * sum(sizes))), sum(sizes)
     if k >= n:
@@ -153,24 +157,24 @@ def trims(deltas: Sequence[Delta], sizes: Sequence[int], density: float) -> list
 
 
 def _bin_of(histograms: Sequence[Histogram], k: int) -> tuple[int, int]:
-    """The bin of the k-th largest, and how many of the bin's entries are among the k largest."""
+    """Return the bin of the k-th largest entry, and how many of its entries are among the k largest."""
     counts = torch.zeros(BINS, dtype=torch.int64)
     for histogram in histograms:
         counts[histogram.bins] += histogram.counts
-    from_above = counts.flip(0).cumsum(0)  # (BINS,) entries in the uppermost 1, 2, 3... bins
+    from_above = counts.flip(0).cumsum(0)  # (BINS,) entries in the top 1, 2, 3... bins
     index = int(torch.searchsorted(from_above, k))
     bin = BINS - 1 - index
     return bin, k - int(from_above[index] - counts[bin])
 
 
 def _bits(theta_0: Tensor, theta_1: Tensor) -> Tensor:
-    """The bits of |τ| as float32, read as int32."""
+    """Return the bits of |τ| as float32, viewed as int32."""
     return (theta_1 - theta_0).abs_().float().view(torch.int32)
 
 
 def _in_bin(bits: Tensor, bin: int) -> tuple[Tensor, Tensor]:
-    """Where the bits, which are written over, are those of a bin: the indices, and the lower halves there."""
-    low = bits.bitwise_xor_(bin << 16)  # below 2¹⁶ exactly where the upper halves agree
+    """Return the indices of a bin's entries and their lower 16 bits. Overwrites `bits`."""
+    low = bits.bitwise_xor_(bin << 16)  # below 2¹⁶ exactly where the upper 16 bits match
     place = positions(low, lambda values: values < LOW)
     if bin == 0:
         place = place[low[place] > 0]  # zeros are not counted

@@ -1,4 +1,4 @@
-"""What a merge method is given besides tensors: its parameters as they are at one tensor."""
+"""Parameters of a merge method, evaluated at one tensor, and facts remembered between candidates."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,12 +12,12 @@ T = TypeVar("T")
 
 
 class Memory:
-    """What methods have found out about tensors that do not change between candidates.
+    """Cache of facts about input tensors, which do not change between candidates.
 
-    It belongs to whoever holds those tensors, and lives as long. A method must come to the same result without it.
+    The owner of the tensors owns the memory. A method must return the same result without one.
 
     Args:
-        limit_bytes: how much its large facts, those of a size that grows with the tensors, may take up.
+        limit_bytes: Total size of large facts, whose size grows with the tensors.
     """
 
     def __init__(self, limit_bytes: int = 2 << 30) -> None:
@@ -25,14 +25,14 @@ class Memory:
         self._left = limit_bytes
 
     def recall(self, key: Any, find: Callable[[], T]) -> T:
-        """The fact of that key, found the first time."""
+        """Return the fact of that key; call `find` the first time."""
         if key not in self._facts:
             self._facts[key] = find()
         found: T = self._facts[key]
         return found
 
     def reserve(self, size: int) -> bool:
-        """Take `size` bytes for a large fact; False where so many are not left."""
+        """Reserve `size` bytes for a large fact; return False if the limit does not allow it."""
         if size > self._left:
             return False
         self._left -= size
@@ -41,10 +41,15 @@ class Memory:
 
 @dataclass(frozen=True)
 class Origin:
-    """Which tensor of which model a parent's tensor is: what random masks and remembered facts are keyed by."""
+    """The model and the name of an input tensor: the key of random masks and remembered facts.
 
-    content_sha256: str  # of the model it comes from, "" where no method of the recipe asks
-    tensor: str  # its name there
+    Attributes:
+        content_sha256: Content hash of the model, or "" if the method does not need it.
+        tensor: The tensor's name in that model.
+    """
+
+    content_sha256: str
+    tensor: str
 
 
 @dataclass(frozen=True)
@@ -52,14 +57,14 @@ class Parameters:
     """A method's parameters at one tensor.
 
     Attributes:
-        shared: parameter → its value, for those that the whole merge has once.
-        own: parameter → one value a parent, in the parents' order.
-        dtype: the type the arithmetic is done in, and the result's.
-        seed: the recipe's.
-        base: where the base's tensor comes from, None without a base.
-        parents: where each parent's tensor comes from.
-        survey: what the method's `survey` made of the whole models for this tensor, None where it has none.
-        memory: None where nothing outlives this merge.
+        shared: Parameter → value, for parameters with one value for the whole merge.
+        own: Parameter → one value per parent, in the parents' order.
+        dtype: Type of the arithmetic and of the result.
+        seed: The recipe's seed.
+        base: Origin of the base's tensor, None without a base.
+        parents: Origin of each parent's tensor.
+        survey: This tensor's entry of the method's survey; None if the method has no survey.
+        memory: Cache that outlives this merge, or None.
     """
 
     shared: Mapping[str, Scalar]
@@ -72,34 +77,34 @@ class Parameters:
     memory: Memory | None = field(default=None, compare=False, repr=False)
 
     def __getitem__(self, name: str) -> float:
-        """A shared number, or a switch as 0 or 1."""
+        """Return a shared number; a boolean counts as 0 or 1."""
         value = self.shared[name]
-        assert not isinstance(value, str), f"'{name}' is no number"
+        assert not isinstance(value, str), f"'{name}' is not a number"
         return value
 
     def choice(self, name: str) -> str:
-        """A shared choice, by its name."""
+        """Return the name of a shared choice."""
         return str(self.shared[name])
 
     def each(self, name: str) -> list[float]:
-        """One number for every parent, in the parents' order."""
+        """Return one number per parent, in the parents' order."""
         return [float(value) for value in self.own[name]]
 
     def recall(self, key: Any, find: Callable[[], T]) -> T:
-        """A fact about the tensors that stays true for other parameters; see `Memory`."""
+        """Return a fact that does not depend on parameter values; see `Memory`."""
         return find() if self.memory is None else self.memory.recall(key, find)
 
     def recall_of(self, parent: int, what: str, find: Callable[[], T]) -> T:
-        """A fact about one parent's difference from the base at this tensor, in the arithmetic's type."""
+        """Return a fact about one parent's difference from the base at this tensor, in the arithmetic's type."""
         key = self._difference(parent)
         return find() if self.memory is None or key is None else self.memory.recall((what, *key), find)
 
-    def room_for(self, parent: int, size: int) -> bool:
-        """Whether a fact that `recall_of` is finding may take up `size` bytes; False where nothing is remembered."""
+    def reserve(self, parent: int, size: int) -> bool:
+        """Reserve `size` bytes for a fact that `recall_of` is finding; return False if it will not be kept."""
         return self.memory is not None and self._difference(parent) is not None and self.memory.reserve(size)
 
     def _difference(self, parent: int) -> tuple[Origin, Origin, torch.dtype] | None:
-        """What θ − θ₀ is known by, None where its ends are not: unnamed contents would be taken for one another."""
+        """Return the key of θ − θ₀, or None if a content hash is missing: unnamed models would share one key."""
         if self.base is None or not self.parents:
             return None
         base, theta = self.base, self.parents[parent]

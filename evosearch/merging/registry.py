@@ -1,10 +1,19 @@
-"""The merge methods by name. A method is one file in `methods/`; its decorator is the only line that registers it."""
+"""Registry of merge methods.
+
+A built-in method is one file in `methods/`; its `@merge_method` decorator is the only line that registers it. Other
+packages add methods with an entry point of the group `evosearch.merge_methods`, whose value is a decorated function or
+a module that contains some:
+
+    [project.entry-points."evosearch.merge_methods"]
+    my_method = "my_package.my_module"
+"""
 
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -12,30 +21,41 @@ from torch import Tensor
 from evosearch.errors import RecipeError, did_you_mean
 from evosearch.merging import methods
 from evosearch.merging.parameters import Parameters
-from evosearch.recipe.shapes import MethodSpec, Param
+from evosearch.plugins import load_entry_points
+from evosearch.recipe.shapes import MergekitForm, MethodSpec, Param
+
+ENTRY_POINTS = "evosearch.merge_methods"
 
 
 class Merge(Protocol):
-    """A merge method: a pure function of tensors of one shape.
+    """A merge method: a pure function of tensors of one shape."""
 
-    Args:
-        base: θ₀, or None where the recipe names none or the method takes none.
-        parents: θᵢ, at least one; any floating type, on one device.
-        p: the parameters at this tensor, and the arithmetic's type.
+    def __call__(self, base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
+        """Merge one tensor.
 
-    Returns:
-        A new tensor of the same shape, of type `p.dtype`; the inputs are left as they were.
+        Args:
+            base: θ₀; None if the recipe has no base or the method does not take one.
+            parents: θᵢ, at least one, of any floating type, all on one device.
+            p: Parameters at this tensor, and the type of the arithmetic.
 
-    Raises:
-        CandidateError: the parameters' values have no merge at this tensor.
-    """
+        Returns:
+            A new tensor of the same shape, of type `p.dtype`. The inputs are not changed.
 
-    def __call__(self, base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor: ...
+        Raises:
+            CandidateError: The merge is undefined for these parameter values.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Site:
-    """One tensor of a merge that is still to be done; its inputs are read when they are called for."""
+    """One tensor of a planned merge, with loaders for its inputs.
+
+    Attributes:
+        base: Loads θ₀; None without a base.
+        parents: Load θᵢ.
+        parameters: Parameters at this tensor.
+    """
 
     base: Callable[[], Tensor] | None
     parents: tuple[Callable[[], Tensor], ...]
@@ -43,21 +63,23 @@ class Site:
 
 
 class Survey(Protocol):
-    """A look at the whole models before the first tensor is merged, for methods that are not tensor by tensor.
+    """A pass over the whole models before the first tensor is merged, for methods that do not work tensor by tensor."""
 
-    Args:
-        sites: every tensor of the merge, in the output's order. Reading them all costs a pass over the models.
+    def __call__(self, sites: Sequence[Site]) -> Sequence[Any] | None:
+        """Survey the models.
 
-    Returns:
-        One fact a site, which `merge` finds in `p.survey`; None where these parameters need no survey.
-    """
+        Args:
+            sites: Every tensor of the merge, in the output's order. Loading all of them reads every model once.
 
-    def __call__(self, sites: Sequence[Site]) -> Sequence[Any] | None: ...
+        Returns:
+            One fact per site, which `merge` receives as `p.survey`; None if these parameters need no survey.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Method:
-    """A registered method: what a recipe must know of it, and what it does."""
+    """A registered method: its description and its functions."""
 
     spec: MethodSpec
     merge: Merge
@@ -71,35 +93,36 @@ def merge_method(
     name: str,
     *,
     paper: str,
+    summary: str,
     parameters: Mapping[str, Param],
     needs_base: bool = False,
     takes_base: bool = True,
     models: tuple[int, int | None] = (1, None),
     random: bool = False,
+    mergekit: MergekitForm | None = None,
     survey: Survey | None = None,
 ) -> Callable[[Merge], Merge]:
-    """Register the decorated function as the method `name`; the arguments are MethodSpec's, and its survey."""
+    """Register the decorated function as a merge method. The arguments are those of `MethodSpec`, and its survey.
+
+    Raises:
+        ValueError: A method of that name is already registered.
+    """
+    if name in _methods:
+        raise ValueError(f"a merge method named '{name}' is already registered")
+    spec = MethodSpec(name, paper, dict(parameters), needs_base, takes_base, models, random, summary, mergekit)
 
     def register(function: Merge) -> Merge:
-        assert name not in _methods, f"two methods are called '{name}'"
-        spec = MethodSpec(name, paper, dict(parameters), needs_base, takes_base, models, random)
         _methods[name] = Method(spec, function, survey)
         return function
 
     return register
 
 
-@cache
-def _load() -> None:
-    for module in pkgutil.iter_modules(methods.__path__, methods.__name__ + "."):
-        importlib.import_module(module.name)
-
-
 def method(name: str) -> Method:
-    """The method of that name.
+    """Return the method of that name.
 
     Raises:
-        RecipeError: there is none.
+        RecipeError: No such method is registered, or a third-party method cannot be loaded.
     """
     _load()
     if name not in _methods:
@@ -111,6 +134,27 @@ def method(name: str) -> Method:
 
 
 def specs() -> Mapping[str, MethodSpec]:
-    """Every method's spec by name: what `recipe.schema.check` takes."""
+    """Return the spec of every method, by name in alphabetical order.
+
+    Raises:
+        RecipeError: A third-party method cannot be loaded.
+    """
     _load()
     return {name: _methods[name].spec for name in sorted(_methods)}
+
+
+@cache
+def _load() -> None:
+    for module in pkgutil.iter_modules(methods.__path__, methods.__name__ + "."):
+        importlib.import_module(module.name)
+    for source, loaded in load_entry_points(ENTRY_POINTS, RecipeError):
+        if not any(_belongs(method.merge, loaded) for method in _methods.values()):
+            what = "registers no merge method"
+            raise RecipeError(source, what, next="Decorate a function of this module with @merge_method")
+
+
+def _belongs(merge: Merge, loaded: object) -> bool:
+    """Return whether a registered function is, or is from the module, that an entry point names."""
+    if isinstance(loaded, ModuleType):
+        return f"{merge.__module__}.".startswith(f"{loaded.__name__}.")
+    return merge is loaded

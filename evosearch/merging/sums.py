@@ -1,4 +1,4 @@
-"""Weighted sums of task vectors: what task_arithmetic and dare_linear have in common."""
+"""Weighted sums of task vectors, shared by task_arithmetic and dare_linear."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,14 +9,14 @@ from evosearch.errors import CandidateError
 from evosearch.merging.kernels import elementwise, same
 from evosearch.merging.parameters import Parameters
 
-Change = Callable[[int, int, Tensor], Tensor]  # (parent, index of the chunk's first element, τ) → what is added of it
+Change = Callable[[int, int, Tensor], Tensor]  # (parent, index of the chunk's first element, τ) → changed τ
 
 
 def scales(method: str, p: Parameters) -> list[float]:
-    """λwᵢ, or λwᵢ / Σw under `normalize`; all-zero weights stay zero, so that they leave the base as it is.
+    """Return λwᵢ, or λwᵢ / Σw with `normalize`. Weights that are all zero stay zero and leave the base unchanged.
 
     Raises:
-        CandidateError: weights that are not all zero sum to nothing under `normalize`.
+        CandidateError: With `normalize`, weights that are not all zero sum to zero.
     """
     weights, total = p.each("weight"), 1.0
     if p["normalize"] and any(weights):
@@ -30,10 +30,17 @@ def scales(method: str, p: Parameters) -> list[float]:
 def add_deltas(
     base: Tensor, parents: Sequence[Tensor], factors: Sequence[float], p: Parameters, change: Change | None = None
 ) -> Tensor:
-    """θ₀ + Σ fᵢ cᵢ(τᵢ) with τᵢ = θᵢ − θ₀, where `change` is c; it may write to τ. Zeros have to stay zeros.
+    """Return θ₀ + Σ fᵢ cᵢ(τᵢ) with τᵢ = θᵢ − θ₀, where c is `change`.
 
-    A parent whose tensor is the base's own is passed over. What its zeros would add is added at the end of the sum, so
-    that the sign of a zero does not depend on how a checkpoint is kept.
+    A parent that shares the base's tensor is skipped. Its zeros are added at the end of the sum, so that the sign of a
+    zero does not depend on how a checkpoint is stored.
+
+    Args:
+        base: θ₀.
+        parents: θᵢ.
+        factors: fᵢ, one per parent.
+        p: Parameters; only the arithmetic's type is used.
+        change: c, in place or as a new tensor; it must keep zeros. By default the identity.
     """
     moved = [i for i, theta in enumerate(parents) if not same(base, theta)]
     still = [math.copysign(0.0, factor) for i, factor in enumerate(factors) if i not in moved]

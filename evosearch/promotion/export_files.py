@@ -14,6 +14,7 @@ from typing import Literal
 from evosearch import documents
 from evosearch.errors import CheckpointError, InputError, RecipeError
 from evosearch.evaluation.statistics.intervals import Interval
+from evosearch.merging.registry import specs
 from evosearch.promotion.disclosure import CONTAMINATED, opened
 from evosearch.recipe import files
 from evosearch.recipe.bundle import bundle
@@ -95,7 +96,7 @@ def export(
         return out
     if fmt == "mergekit":
         assert shape is not None
-        text = header(provenance) + to_mergekit(recipe, shape, folders, adapted)
+        text = header(provenance) + to_mergekit(recipe, shape, specs(), folders, adapted)
     else:
         text = recipe_text(recipe, provenance, out.name, load)
     with _replacing(out) as temporary:

@@ -1,1 +1,1 @@
-"""What a merged model is: recipes as pure data, with no torch."""
+"""Recipes: declarative descriptions of merged models, as plain data without torch."""

@@ -1,6 +1,6 @@
-"""One form for every way of naming models: a recipe as blocks, each a run of the output's layers.
+"""Uniform view of a recipe as blocks, each a run of the output's layers.
 
-`models` is one block over all layers; `slices` is one block a slice; `modules.default` is either.
+`models` is one block over all layers, `slices` is one block per slice, and `modules.default` is either.
 """
 
 from collections.abc import Mapping
@@ -20,9 +20,10 @@ class Entry:
     """One model of a block.
 
     Attributes:
-        layers: first layer and the one after the last; None where all of the model's are meant.
-        own: its own parameters.
-        where: its key in the recipe, as `slices[0].sources[1]`.
+        model: Reference of the model.
+        layers: First layer and the one after the last; None for all layers of the model.
+        own: The entry's own parameters.
+        where: Key of the entry in the recipe, such as `slices[0].sources[1]`.
     """
 
     model: str
@@ -36,11 +37,11 @@ class Block:
     """A run of the output's layers.
 
     Attributes:
-        entries: the models, the base among them where the recipe lists it.
-        base: the base of this block.
-        shared: the scopes below an entry's own, narrowest first: the slice's, the module's, the recipe's.
-        keys: where each of them stands in the recipe.
-        where: the block's key in the recipe; "" for the recipe itself.
+        entries: The models, including the base if the recipe lists it.
+        base: The base of this block.
+        shared: Parameter scopes outside of the entries, narrowest first: the slice's, the module's, the recipe's.
+        keys: Key of each of these scopes in the recipe.
+        where: Key of the block in the recipe; "" for the recipe itself.
     """
 
     entries: tuple[Entry, ...]
@@ -51,37 +52,37 @@ class Block:
 
     @property
     def parents(self) -> tuple[Entry, ...]:
-        """The entries that are not the base."""
+        """Return the entries other than the base."""
         return tuple(entry for entry in self.entries if entry.model != self.base)
 
     def layers_of_base(self) -> tuple[int, int] | None:
-        """The base's layers: its own entry's, or else those that all sources share.
+        """Return the base's layers: those of its entry, or else those that all sources share.
 
         Raises:
-            RecipeError: it is not listed, and the sources' layers differ.
+            RecipeError: The base is not listed, and the sources take different layers.
         """
         for entry in self.entries:
             if entry.model == self.base:
                 return entry.layers
         ranges = {entry.layers for entry in self.entries}
         if len(ranges) > 1:
-            what = f"which layers of the base '{self.base}' are meant? The sources take different ones"
+            what = f"the layers of the base '{self.base}' are ambiguous: the sources take different layers"
             raise RecipeError(join(self.where, "sources"), what, next="List the base with its layer_range")
         return ranges.pop()
 
 
 def blocks(recipe: Recipe) -> tuple[Block, ...]:
-    """The recipe's blocks, in the order of the output's layers.
+    """Return the recipe's blocks, in the order of the output's layers.
 
     Raises:
-        RecipeError: it has modules that a language model has not.
+        RecipeError: The recipe has a module other than `default`.
     """
     top = (recipe.parameters,), ("parameters",)
     if not recipe.modules:
         return _blocks(recipe, recipe.models, recipe.slices, *top, "")
     for name in recipe.modules:
         if name != DEFAULT:
-            allowed = f"Only decoder-only language models are merged; their one module is '{DEFAULT}'"
+            allowed = f"Only decoder-only language models can be merged; their only module is '{DEFAULT}'"
             raise RecipeError(f"modules.{name}", "unknown module", allowed)
     module, where = recipe.modules[DEFAULT], f"modules.{DEFAULT}"
     shared = (module.parameters, *top[0]), (f"{where}.parameters", *top[1])
@@ -102,12 +103,12 @@ def _blocks(
         ]
         return (Block(tuple(entries), recipe.base_model, shared, keys, where),)
     found = []
-    for index, part in enumerate(slices):
+    for index, each in enumerate(slices):
         place = join(where, "slices", index)
         entries = [
             Entry(source.model, source.layer_range, source.parameters, join(place, "sources", i))
-            for i, source in enumerate(part.sources)
+            for i, source in enumerate(each.sources)
         ]
-        base = part.base_model or recipe.base_model
-        found.append(Block(tuple(entries), base, (part.parameters, *shared), (join(place, "parameters"), *keys), place))
+        base = each.base_model or recipe.base_model
+        found.append(Block(tuple(entries), base, (each.parameters, *shared), (join(place, "parameters"), *keys), place))
     return tuple(found)

@@ -1,6 +1,6 @@
-"""A recipe and the recipes it is made of as one file: nothing in it leads to another recipe file.
+"""Bundling of a recipe with its nested recipes into one self-contained file.
 
-The inner ones come first, each under a name of its own; the recipe itself has none and is what the file stands for.
+Nested recipes come first, each with a name. The recipe itself comes last, without one, and is what the file denotes.
 """
 
 import re
@@ -15,15 +15,16 @@ from evosearch.recipe.tokens import BASE, UNION
 
 
 def bundle(recipe: Recipe, load: Callable[[str], Recipe] = load_reference) -> RecipeFile:
-    """The file of a recipe, recipes inside recipes too.
+    """Bundle a recipe with its nested recipes, at any depth.
 
     Args:
-        load: reference → the recipe it names; by default from its file.
+        recipe: The recipe.
+        load: Loads the recipe that a reference names; by default from its file.
 
     Raises:
-        RecipeError: an inner recipe's file is missing or no recipe any more.
+        RecipeError: The file of a nested recipe is missing, or is not a recipe.
     """
-    recipes: dict[str, Recipe] = {}  # reference → recipe, what it is made of before it
+    recipes: dict[str, Recipe] = {}  # reference → recipe, after the recipes nested in it
 
     def collect(outer: Recipe) -> None:
         for reference in inner(outer):
@@ -45,7 +46,7 @@ def bundle(recipe: Recipe, load: Callable[[str], Recipe] = load_reference) -> Re
 
 
 def inner(recipe: Recipe) -> tuple[str, ...]:
-    """The references of a recipe that name recipes, without adapters."""
+    """Return the references of a recipe that name recipes, without their adapters."""
     models = (pieces(reference, exists)[0] for reference in _references(recipe))
     return tuple(dict.fromkeys(model for model in models if is_recipe(model)))
 
@@ -55,12 +56,12 @@ def _references(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _named(recipe: Recipe) -> set[str]:
-    """The models and adapters that a recipe names."""
+    """Return the models and adapters that a recipe names."""
     return {piece for reference in _references(recipe) for piece in pieces(reference, exists)}
 
 
 def _name(reference: str, taken: set[str]) -> str:
-    """A name in a file of recipes: the inner one's own, its stage's or its file's, made unique."""
+    """Return a unique name for a nested recipe, derived from its own name, its stage or its file."""
     path, _, own = reference.rpartition("#")
     stem = own if is_recipe(path) else Path(reference.removeprefix(STAGE)).stem
     plain = re.sub(r"[^A-Za-z0-9_-]", "-", stem) or "recipe"

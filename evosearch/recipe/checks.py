@@ -1,4 +1,4 @@
-"""Whether a recipe makes sense: methods, their parameters and bounds, how many models. Needs no model."""
+"""Semantic checks of a recipe that need no model: method, parameters, bounds, number of models."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,21 +11,23 @@ from evosearch.recipe.parameters import Setting, leaves
 from evosearch.recipe.schema import NO_EFFECT, Recipe
 from evosearch.recipe.shapes import MethodSpec, Param
 
-NOT_OF_ROUTES = ("base_model", "tokenizer_source", "tokenizer", "chat_template")
-ROUNDING = 1e-9  # a product of scales that is on its bound but for rounding is kept
+NOT_WITH_ROUTING = ("base_model", "tokenizer_source", "tokenizer", "chat_template")
+ROUNDING = 1e-9  # relative tolerance of a product of scales at its bound
 
 
 def check(recipe: Recipe, methods: Mapping[str, MethodSpec], where: str = "recipe") -> list[str]:
     """Check a recipe against the methods: names, required and known parameters, bounds, number of models.
 
     Args:
-        where: what to put before the key in an error, as `night.yaml: recipe`.
+        recipe: The recipe.
+        methods: The registered merge methods by name.
+        where: Prefix of keys in errors, such as `night.yaml: recipe`.
 
     Returns:
-        Notes for the user on keys that are accepted and have no effect.
+        Notes for the user on keys that are accepted but have no effect.
 
     Raises:
-        RecipeError: the first thing wrong.
+        RecipeError: The first problem found.
     """
     if recipe.routing is not None:
         return _check_route(recipe, recipe.routing, where)
@@ -38,7 +40,7 @@ def check(recipe: Recipe, methods: Mapping[str, MethodSpec], where: str = "recip
             f"Known methods: {', '.join(sorted(methods))}",
             did_you_mean(recipe.merge_method, methods),
         )
-    notes: dict[str, None] = {}  # each once, in order: scopes are shared between blocks
+    notes: dict[str, None] = {}  # in order, without duplicates: blocks share scopes
     for block in _located(recipe, where):
         _check_models(block, spec, where)
         for scope, key in zip(block.shared, block.keys, strict=True):
@@ -48,33 +50,35 @@ def check(recipe: Recipe, methods: Mapping[str, MethodSpec], where: str = "recip
             notes |= dict.fromkeys(_check_scope(entry.own, spec, place, own=True))
         for name, param in spec.parameters.items():
             _check_given(block, spec, name, param, where)
-    for key, part in recipe.named_slices():
-        if part.residual_weight is not None:
-            notes[f"{documents.join(where, key, 'residual_weight')}: has no effect here (nor in mergekit)"] = None
+    for key, each in recipe.named_slices():
+        if each.residual_weight is not None:
+            notes[f"{documents.join(where, key, 'residual_weight')}: has no effect (nor in mergekit)"] = None
     return list(notes)
 
 
-def refuse_beside_route(recipe: Recipe, where: str) -> None:
-    """Raises:
-    RecipeError: the recipe is a route, and says where config or tokenizer come from.
+def check_route_keys(recipe: Recipe, where: str) -> None:
+    """Check that a route has no keys about config or tokenizer.
+
+    Raises:
+        RecipeError: The recipe is a route and has such a key.
     """
-    for key in NOT_OF_ROUTES if recipe.routing is not None else ():
+    for key in NOT_WITH_ROUTING if recipe.routing is not None else ():
         if getattr(recipe, key) is not None:
-            allowed = "A route has config, embeddings, head and tokenizer of its first hop's model"
-            raise RecipeError(documents.join(where, key), "does not go with routing", allowed, "Leave it out")
+            allowed = "Config, embeddings, head and tokenizer of a route are those of its first hop's model"
+            raise RecipeError(documents.join(where, key), "not allowed with routing", allowed, "Remove it")
 
 
 def _check_route(recipe: Recipe, routing: Routing, where: str) -> list[str]:
-    refuse_beside_route(recipe, where)
+    check_route_keys(recipe, where)
     top = routing.max_gain
     for index, divisor in enumerate(routing.divisors()):
         if not 1.0 / top <= divisor * (1.0 + ROUNDING) or not divisor <= top * (1.0 + ROUNDING):
             place = documents.join(where, "routing", "hops", index, "scale")
-            what = f"got {routing.hops[index].scale:g}, and the product of the scales up to here is {divisor:g}"
-            allowed = f"A product in [{1.0 / top:g}, {top:g}], by routing.max_gain"
-            raise RecipeError(place, what, allowed, "Bring this scale or earlier ones nearer to 1")
+            what = f"got {routing.hops[index].scale:g}; the product of the scales up to this hop is {divisor:g}"
+            allowed = f"The product must be in [{1.0 / top:g}, {top:g}] (routing.max_gain)"
+            raise RecipeError(place, what, allowed, "Move this scale or earlier ones closer to 1")
     unused = documents.join(where, "seed")
-    return [f"{unused}: has no effect here: a route draws nothing at random"] if recipe.seed else []
+    return [f"{unused}: has no effect on a route, which draws no random numbers"] if recipe.seed else []
 
 
 def _located(recipe: Recipe, where: str) -> tuple[Block, ...]:
@@ -86,15 +90,17 @@ def _located(recipe: Recipe, where: str) -> tuple[Block, ...]:
 
 def _check_models(block: Block, spec: MethodSpec, where: str) -> None:
     if spec.needs_base and block.base is None:
-        raise RecipeError(documents.join(where, "base_model"), "missing", f"{spec.name} merges differences from a base")
+        raise RecipeError(
+            documents.join(where, "base_model"), "missing", f"{spec.name} works on differences from a base"
+        )
     names = [entry.model for entry in block.entries]
     for index, entry in enumerate(block.entries):
         if entry.model in names[:index]:
             raise RecipeError(
                 documents.join(where, entry.where, "model"),
-                f"'{entry.model}' is named twice",
-                "Each model once" + (" in a slice" if entry.layers else ""),
-                "Give it the sum of both weights" if not entry.layers else "Merge its layers in two slices",
+                f"'{entry.model}' is listed twice",
+                "Each model may be listed once" + (" per slice" if entry.layers else ""),
+                "Give it the sum of both weights" if not entry.layers else "Use two slices",
             )
     if spec.takes_base and block.base is not None:
         _check_base(block, where)
@@ -102,11 +108,12 @@ def _check_models(block: Block, spec: MethodSpec, where: str) -> None:
     count = len(block.parents) if spec.takes_base else len(block.entries)
     if count < least or (most is not None and count > most):
         allowed = f"{least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
+        models = "model" if (least, most) == (1, 1) else "models"
         besides = " besides the base" if block.base and spec.takes_base else ""
         raise RecipeError(
             documents.join(where, block.entries[0].where.rpartition("[")[0]),
-            f"{count} given",
-            f"{spec.name} takes {allowed} models{besides}",
+            f"got {count} models" if count != 1 else "got 1 model",
+            f"{spec.name} takes {allowed} {models}{besides}",
         )
 
 
@@ -122,14 +129,14 @@ def _check_scope(parameters: Mapping[str, Setting], spec: MethodSpec, where: str
     for name, setting in parameters.items():
         place = documents.join(where, name)
         if name in NO_EFFECT:
-            notes.append(f"{place}: has no effect here (it only tunes mergekit's memory)")
+            notes.append(f"{place}: has no effect (it only tunes mergekit's memory use)")
             continue
         param = spec.parameters.get(name)
         if param is None:
-            known = f"{spec.name} takes {_listed(spec.parameters)}"
+            known = f"{spec.name} takes {_listed(spec.parameters) or 'no parameters'}"
             raise RecipeError(place, "unknown parameter", known, did_you_mean(name, spec.parameters))
         if own and not param.per_model:
-            raise RecipeError(place, "is one value for the whole merge", next="Move it to the recipe's own parameters")
+            raise RecipeError(place, "not a per-model parameter", next="Move it to the recipe's own parameters")
         for value in leaves(setting):
             _check_value(value, param, place)
     return notes
@@ -157,12 +164,12 @@ def _inside(value: float, param: Param) -> bool:
 
 
 def word(choice: str | bool) -> str:
-    """A choice as YAML has it."""
+    """Return a choice as it is written in YAML."""
     return choice if isinstance(choice, str) else str(choice).lower()
 
 
 def interval(param: Param) -> str:
-    """`(0, 1]`, as an error message shows it."""
+    """Return a parameter's bounds for an error message, such as `(0, 1]`."""
     low = "-inf" if param.low is None else f"{param.low:g}"
     high = "inf" if param.high is None else f"{param.high:g}"
     return f"{'(' if param.open_low or param.low is None else '['}{low}, {high}{')' if param.high is None else ']'}"
@@ -172,11 +179,11 @@ def _check_given(block: Block, spec: MethodSpec, name: str, param: Param, where:
     if param.default is not None or any(name in scope for scope in block.shared):
         return
     if not param.per_model:
-        raise RecipeError(documents.join(where, "parameters", name), "missing", f"{spec.name} needs it")
+        raise RecipeError(documents.join(where, "parameters", name), "missing", f"{spec.name} requires it")
     for entry in block.entries:
         if _counted(entry, block, spec) and name not in entry.own:
             place = documents.join(where, entry.where, "parameters", name)
-            raise RecipeError(place, "missing", f"{spec.name} needs one for every model")
+            raise RecipeError(place, "missing", f"{spec.name} requires one per model")
 
 
 def _counted(entry: Entry, block: Block, spec: MethodSpec) -> bool:

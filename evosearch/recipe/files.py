@@ -1,12 +1,12 @@
-"""Recipe files: one recipe, or several of which later ones are made of earlier ones; and recipes as references.
+"""Recipe files, and references to recipes.
 
-| reference | stands for |
+| reference | meaning |
 |---|---|
 | `./night.yaml` | the recipe in that file; of several, the one without a name |
-| `./night.yaml#step` | the recipe named `step` in it |
-| `stage:NAME` | what an earlier stage of the same search found: known to that search alone, which passes it on |
+| `./night.yaml#step` | the recipe named `step` in that file |
+| `stage:NAME` | the winner of an earlier stage of the same search; only that search can resolve it |
 
-In a file of several documents each but one has a `name`, by which the others refer to it.
+In a file of several documents, all but one have a `name`, by which the others refer to them.
 """
 
 import os
@@ -22,32 +22,33 @@ from evosearch.recipe.schema import Recipe
 from evosearch.recipe.tokens import BASE, UNION
 
 SUFFIXES = (".yaml", ".yml")
-STAGE = "stage:"  # before the name of a stage: the reference to its winner
+STAGE = "stage:"  # prefix of a reference to the winner of a stage
 NAMES_A_MODEL = ("model", "base_model", "tokenizer_source", "source")
-LISTS_MODELS = "models"  # entries of a merge, or the names of those that a route is searched through
-NAMES_A_TOKENIZER = ("tokenizer_source", "source")  # where `base` and `union` are no models
+LISTS_MODELS = "models"  # entries of a merge, or the models that a route search may use
+NAMES_A_TOKENIZER = ("tokenizer_source", "source")  # here `base` and `union` are not models
 
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A file's documents as they are written, in order: name → recipe. Without a name: `None`."""
+    """The documents of a file in order: name → recipe. The name is None for a document without one."""
 
     recipes: Mapping[str | None, Recipe]
 
     def to_yaml(self) -> str:
-        """The same documents again."""
+        """Return the documents as YAML."""
         named = [({"name": name} if name else {}) | recipe.to_dict() for name, recipe in self.recipes.items()]
         return "---\n".join(documents.dump(data) for data in named)
 
 
 def load(path: Path, name: str | None = None) -> Recipe:
-    """A recipe from a YAML file; relative references in it are taken from the file's own folder.
+    """Load a recipe from a YAML file. Relative references are resolved against the file's folder.
 
     Args:
-        name: of the document, in a file of several; without it the one that has none, or else the last.
+        path: The file.
+        name: Name of the document; by default the document without a name, or else the last one.
 
     Raises:
-        RecipeError: the file is missing, or one of its documents is not a recipe; the message names the key.
+        RecipeError: The file is missing, or one of its documents is not a recipe. The message names the key.
     """
     found = _documents(path)
     wanted = name if name is not None or None in found else next(reversed(found))
@@ -64,10 +65,10 @@ def load(path: Path, name: str | None = None) -> Recipe:
 
 
 def load_file(path: Path) -> RecipeFile:
-    """Every document of a file, references as they are written.
+    """Load every document of a file, with references as written.
 
     Raises:
-        RecipeError: see `load`.
+        RecipeError: See `load`.
     """
     return RecipeFile(
         {name: documents.validate(Recipe, data, where, RecipeError) for name, (where, data) in _documents(path).items()}
@@ -75,35 +76,37 @@ def load_file(path: Path) -> RecipeFile:
 
 
 def is_recipe(reference: str) -> bool:
-    """Whether a reference names a recipe: in a file, or one that a stage found."""
+    """Return whether a reference names a recipe, in a file or of a stage."""
     return reference.startswith(STAGE) or _split(reference)[0].endswith(SUFFIXES)
 
 
 def load_reference(reference: str, known: Mapping[str, Mapping[str, Any]] | None = None) -> Recipe:
-    """The recipe that a reference names.
+    """Load the recipe that a reference names.
 
     Args:
-        known: reference → raw recipe, of those that are at hand; of others the file is read.
+        reference: The reference.
+        known: Reference → recipe as plain data; these are used instead of reading files.
 
     Raises:
-        RecipeError: see `load`; or it is the winner of a stage, and not at hand.
+        RecipeError: See `load`; or the reference is a stage's winner that is not in `known`.
     """
     if known is not None and reference in known:
         return documents.validate(Recipe, dict(known[reference]), reference, RecipeError)
     if reference.startswith(STAGE):
-        what = "names what a stage of a search found, and no such stage is known here"
-        raise RecipeError(reference, what, next="Export that winner, and name its file")
+        what = "unknown stage: a winner can be referred to only by later stages of its own search"
+        raise RecipeError(reference, what, next="Export the winner and refer to its file")
     path, name = _split(reference)
     return load(Path(os.path.expanduser(path)), name)
 
 
 def pieces(reference: str, exists: Callable[[str], bool]) -> tuple[str, ...]:
-    """What is joined by '+' in a reference: a model, and an adapter where there is one.
+    """Split a reference at '+' into a model and, if there is one, an adapter.
 
-    A path that exists is one piece though it has a '+' in it, the longest such path first.
+    An existing path that contains a '+' is kept in one piece; the longest such path wins.
 
     Args:
-        exists: whether there is a folder or a recipe of that name.
+        reference: The reference.
+        exists: Returns whether a folder or a recipe of that name exists.
     """
     parts = reference.split("+")
     for end in range(len(parts), 1, -1):
@@ -116,22 +119,22 @@ def pieces(reference: str, exists: Callable[[str], bool]) -> tuple[str, ...]:
 
 
 def exists(reference: str) -> bool:
-    """Whether a reference is the path of something that is there: a folder, or a file with the recipe."""
+    """Return whether a reference is an existing path: a folder, or the file of a recipe."""
     path, name = _split(reference)
     try:
         return not (name and "+" in name) and os.path.exists(os.path.expanduser(path))
-    except (OSError, RuntimeError, ValueError):  # longer than a path can be, or the home of nobody
+    except (OSError, RuntimeError, ValueError):  # too long for a path, or `~` of an unknown user
         return False
 
 
 def _split(reference: str) -> tuple[str, str | None]:
-    """A file and the name of a recipe in it. Folders may have a '#' in their names, recipes may not."""
+    """Split a reference into a file and the name of a recipe in it. Folder names may contain '#', recipe names not."""
     path, sign, name = reference.rpartition("#")
     return (path, name) if sign and path.endswith(SUFFIXES) else (reference, None)
 
 
 def _documents(path: Path) -> dict[str | None, tuple[str, dict[str, Any]]]:
-    """Name → where the document stands, and its data without the name."""
+    """Return name → (location for errors, data without the name) for every document."""
     found: dict[str | None, tuple[str, dict[str, Any]]] = {}
     listed = documents.read_all(path, RecipeError)
     for number, data in enumerate(listed, start=1):
@@ -139,11 +142,13 @@ def _documents(path: Path) -> dict[str | None, tuple[str, dict[str, Any]]]:
         refuse_other_formats(data, where, RecipeError)
         name = data.pop("name", None)
         if name is not None and not _is_name(name):
-            allowed = "A name for the other recipes of this file to use, without '#' and '+'"
+            allowed = "A text without '#' and '+', by which other recipes of this file refer to this one"
             raise RecipeError(documents.join(where, "name"), f"got {name!r}", allowed)
         if name in found:
-            what = f"'{name}' is the name of an earlier one" if name else "another document has no name, either"
-            raise RecipeError(documents.join(where, "name"), what, "Names are unique, and one document may have none")
+            what = (
+                f"'{name}' is already the name of an earlier document" if name else "a second document without a name"
+            )
+            raise RecipeError(documents.join(where, "name"), what, "Names must be unique; one document may have none")
         found[name] = (where, data)
     return found
 
@@ -153,25 +158,27 @@ def _is_name(name: Any) -> bool:
 
 
 def anchor(data: dict[str, Any], folder: Path, local: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The raw recipe with relative references made absolute, so that it means the same from anywhere.
+    """Make the relative references of a raw recipe absolute, so that it does not depend on the working directory.
 
     Args:
-        local: names that stand for other references.
+        data: The recipe as plain data.
+        folder: Folder that relative references start from.
+        local: Names that are replaced by references.
     """
     names = local or {}
 
-    def part(reference: str) -> str:
+    def absolute(reference: str) -> str:
         if reference in names:
             return names[reference]
         relative = reference.startswith(("./", "../")) or reference in (".", "..")
         if relative or (is_recipe(reference) and not reference.startswith(("/", "~", STAGE))):
-            return os.path.normpath(folder.absolute() / reference)  # links stay: what they lead to may change
+            return os.path.normpath(folder.absolute() / reference)  # links are kept: their targets may change
         if reference.startswith("~/"):
             return os.path.expanduser(reference)
         return reference
 
     def fix(reference: str) -> str:
-        return "+".join(part(piece) for piece in pieces(reference, lambda piece: exists(part(piece))))
+        return "+".join(absolute(piece) for piece in pieces(reference, lambda piece: exists(absolute(piece))))
 
     anchored: dict[str, Any] = _map_references(data, fix)
     return anchored

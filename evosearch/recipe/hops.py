@@ -1,4 +1,4 @@
-"""Routes: the steps a routed model takes through the layers of its sources."""
+"""Routes: sequences of hops through the layers of one or more models."""
 
 from itertools import accumulate
 from operator import mul
@@ -8,11 +8,11 @@ from pydantic import Field
 
 from evosearch.documents import Document
 
-MAX_GAIN = 1e6  # beyond it, half precision has no numbers for what is divided
+MAX_GAIN = 1e6  # divided weights would overflow half precision above it
 
 
 class Hop(Document):
-    """One step of a route: run `layer` of `model`, its input scaled by `scale`.
+    """One step of a route: run `layer` of `model` with its input scaled by `scale`.
 
     With C_k the product of the scales of hops 1..k, hop k computes h ← h + F_k(h) / C_k.
     """
@@ -25,13 +25,13 @@ class Hop(Document):
 class Routing(Document):
     """A route through the layers of one or more models of one width.
 
-    Embeddings, final norm, head, config and tokenizer are those of the first hop's model. `max_gain` bounds every C_k
-    to [1 / max_gain, max_gain].
+    Embeddings, final norm, head, config and tokenizer are those of the first hop's model. Every C_k must be in
+    [1 / max_gain, max_gain].
     """
 
     hops: Annotated[tuple[Hop, ...], Field(min_length=1)]
     max_gain: Annotated[float, Field(ge=1, le=MAX_GAIN, strict=True)] = 8.0
 
     def divisors(self) -> tuple[float, ...]:
-        """C_k for every hop: the product of the scales up to it."""
+        """Return C_k for every hop: the product of the scales up to it."""
         return tuple(accumulate((hop.scale for hop in self.hops), mul))

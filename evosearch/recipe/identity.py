@@ -1,4 +1,4 @@
-"""Names that follow content: the same recipe of the same weights has the same id wherever its files lie."""
+"""Content-based identity of recipes: equal recipes of equal weights have equal ids, wherever the files are."""
 
 import hashlib
 import json
@@ -8,16 +8,17 @@ from typing import Any
 from evosearch.recipe.schema import NO_EFFECT, Recipe, Slice
 from evosearch.recipe.tokens import Tokenizer
 
-TOKENIZER_OF = "tokenizer:"  # before a reference: what its tokenizer's files are
-VERSION = 1  # of the canonical form; a change makes other ids
+TOKENIZER_OF = "tokenizer:"  # prefix of a reference: the hash of its tokenizer's files
+VERSION = 1  # version of the canonical form; changing it changes every id
 
 
 def canonical(recipe: Recipe, inputs: Mapping[str, str]) -> str:
-    """The recipe as canonical JSON.
+    """Return the recipe as canonical JSON.
 
     Args:
-        inputs: reference → content_sha256, for every model the recipe names; where it makes a vocabulary or a chat
-            template of theirs, `tokenizer:` + reference → the hash of the tokenizer's files, too.
+        recipe: The recipe.
+        inputs: Reference → content_sha256, for every model that the recipe names. If the recipe sets a vocabulary or a
+            chat template, also `tokenizer:` + reference → hash of the tokenizer's files.
     """
     data: dict[str, Any] = {
         "version": VERSION,
@@ -29,14 +30,14 @@ def canonical(recipe: Recipe, inputs: Mapping[str, str]) -> str:
         "out_dtype": recipe.output_dtype,
         "seed": recipe.seed,
     }
-    # What a recipe does not use leaves no trace: the ids of recipes without slices or tokens stay as they were.
+    # Features that a recipe does not use are left out, so that new features do not change existing ids.
     if recipe.slices:
-        data["slices"] = [_slice(part, inputs) for part in recipe.slices]
+        data["slices"] = [_slice(each, inputs) for each in recipe.slices]
     if recipe.modules:
         data["modules"] = {
             name: {
                 "models": [{"model": inputs[m.model], "parameters": _plain(m.parameters)} for m in module.models],
-                "slices": [_slice(part, inputs) for part in module.slices],
+                "slices": [_slice(each, inputs) for each in module.slices],
                 "parameters": _plain(module.parameters),
             }
             for name, module in recipe.modules.items()
@@ -53,16 +54,16 @@ def canonical(recipe: Recipe, inputs: Mapping[str, str]) -> str:
 
 
 def recipe_id(recipe: Recipe, inputs: Mapping[str, str]) -> str:
-    """sha256 (hex) of the canonical form."""
+    """Return the sha256 (hex) of the canonical form."""
     return hashlib.sha256(canonical(recipe, inputs).encode()).hexdigest()
 
 
 def digest(data: Any) -> str:
-    """sha256 (hex) of any plain data, as sorted JSON."""
+    """Return the sha256 (hex) of plain data, serialized as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _slice(part: Slice, inputs: Mapping[str, str]) -> dict[str, Any]:
+def _slice(run: Slice, inputs: Mapping[str, str]) -> dict[str, Any]:
     return {
         "sources": [
             {
@@ -70,10 +71,10 @@ def _slice(part: Slice, inputs: Mapping[str, str]) -> dict[str, Any]:
                 "layers": list(source.layer_range),
                 "parameters": _plain(source.parameters),
             }
-            for source in part.sources
+            for source in run.sources
         ],
-        "base_model": inputs[part.base_model] if part.base_model else None,
-        "parameters": _plain(part.parameters),
+        "base_model": inputs[run.base_model] if run.base_model else None,
+        "parameters": _plain(run.parameters),
     }
 
 
@@ -90,7 +91,7 @@ def _tokens(tokenizer: Tokenizer, inputs: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _plain(node: Any) -> Any:
-    """Numbers as floats, so that `1` and `1.0` are one value; keys without effect dropped."""
+    """Convert numbers to floats, so that `1` and `1.0` are equal, and drop keys without effect."""
     if isinstance(node, Mapping):
         return {key: _plain(value) for key, value in node.items() if key not in NO_EFFECT}
     if isinstance(node, list | tuple):

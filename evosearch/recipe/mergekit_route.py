@@ -1,4 +1,4 @@
-"""A route for mergekit: slices of single runs of layers, passed through, what writes to the residual stream scaled."""
+"""Routes as mergekit passthrough recipes: slices of layer runs, with scaled residual writers."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,15 +9,16 @@ from evosearch.recipe.shapes import ModelShape
 
 
 def in_slices(routing: Routing, shape: ModelShape, names: Mapping[str, str], instead: str) -> dict[str, Any]:
-    """The route as a recipe of mergekit's `passthrough`: each weight that mergekit makes is ours but for its last bit.
+    """Return the route as a `passthrough` recipe of mergekit, whose weights equal ours up to the last bit.
 
     Args:
-        shape: the layout of the output.
-        names: reference → what to write for it.
-        instead: what to do where there is no such recipe.
+        routing: The route.
+        shape: Shape of the output.
+        names: Reference → name to write.
+        instead: Advice for routes that mergekit cannot express.
 
     Raises:
-        RecipeError: mergekit would make another model of it.
+        RecipeError: mergekit would build a different model.
     """
     _check(routing, shape, instead)
     slices = []
@@ -35,18 +36,18 @@ def _check(routing: Routing, shape: ModelShape, instead: str) -> None:
     first, last = routing.hops[0].model, routing.hops[-1].model
     if last != first:
         where = f"recipe.routing.hops[{len(routing.hops) - 1}].model"
-        what = f"mergekit would take final norm and head from '{last}', where a route has those of '{first}'"
+        what = f"mergekit would take final norm and head from '{last}'; a route takes them from '{first}'"
         raise RecipeError(where, what, next=instead)
     if shape.writer_offset and any(divisor != 1.0 for divisor in routing.divisors()):
         what = f"mergekit cannot scale the norms of {shape.architecture}, which multiply by 1 + weight"
-        raise RecipeError("recipe.routing.hops", what, "Hops without scales", instead)
+        raise RecipeError("recipe.routing.hops", what, "Only hops without scales are supported", instead)
     if shape.kinds:
-        what = f"mergekit would leave config.json as it is, in which {shape.architecture} has a kind for each layer"
+        what = f"mergekit would not update the layer kinds in config.json, which {shape.architecture} lists per layer"
         raise RecipeError("recipe.routing.hops", what, next=instead)
 
 
 def _runs(routing: Routing) -> Iterator[tuple[int, int]]:
-    """First hop and end of every run of consecutive layers of one model under one divisor."""
+    """Yield (first hop, end) of every run of consecutive layers of one model with one divisor."""
     hops, divisors, first = routing.hops, routing.divisors(), 0
     for k in range(1, len(hops) + 1):
         if (
@@ -59,7 +60,7 @@ def _runs(routing: Routing) -> Iterator[tuple[int, int]]:
 
 
 def _writers(shape: ModelShape, layers: range, instead: str) -> list[str]:
-    """What in a tensor's name says that it writes to the residual stream in these layers, as `self_attn.o_proj`."""
+    """Return the name parts that identify residual writers in these layers, such as `self_attn.o_proj`."""
     inside = [tensor for tensor in shape.tensors if tensor.layer in layers]
     found: dict[str, None] = {}
     for tensor in inside:
@@ -68,6 +69,8 @@ def _writers(shape: ModelShape, layers: range, instead: str) -> list[str]:
             found[name.rpartition(".")[0]] = None
     for tensor in inside:
         if not tensor.writes_residual and any(name in tensor.name for name in found):
-            what = f"no filter of mergekit's tells '{tensor.name}' from what writes to the residual stream"
+            what = (
+                f"mergekit's filters cannot distinguish '{tensor.name}' from tensors that write to the residual stream"
+            )
             raise RecipeError("recipe.routing.hops", what, next=instead)
     return list(found)

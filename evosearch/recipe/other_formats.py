@@ -1,4 +1,4 @@
-"""Documents that look like recipes and are for mergekit's other tools: known by their keys, refused by name."""
+"""Detection of documents for mergekit's other tools, which look like recipes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,24 +6,26 @@ from typing import Any
 from evosearch import documents
 from evosearch.errors import InputError
 
-# What the tool is, and what to do here instead, by a key that only its documents have.
+# A key that only the tool's documents have → (what the document is, what to do instead).
 OTHERS = {
     "experts": (
         "a mixture-of-experts document of mergekit-moe",
-        "Recipes merge models of one architecture into one of the same; make the mixture with that tool, and merge "
-        "mixtures as any other models",
+        "Recipes merge models of one architecture into the same architecture. Build the mixture with mergekit-moe; "
+        "mixtures can then be merged like any other models",
     ),
     "genome": (
         "a search of mergekit-evolve",
-        "Write it as a search spec: genome becomes recipe, with holes where its numbers were, and tasks become a suite",
+        "Write a search spec: genome becomes recipe, with holes in place of its numbers, and tasks become a suite",
     ),
 }
 
 
 def refuse_other_formats(data: Mapping[str, Any], where: str, error: type[InputError]) -> None:
-    """Raises:
-    error: the document is another tool's.
+    """Check that a document is not for another tool.
+
+    Raises:
+        error: It is; the message names the tool.
     """
     for key, (what, next) in OTHERS.items():
         if key in data and "merge_method" not in data:
-            raise error(documents.join(where, key), f"this is {what}, and no recipe", next=next)
+            raise error(documents.join(where, key), f"this is {what}, not a recipe", next=next)

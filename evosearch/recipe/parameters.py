@@ -1,8 +1,8 @@
-"""Parameter values: scalar, gradient over depth, or filters; and what they are at one tensor.
+"""Parameter settings (scalars, gradients over depth, filters) and their evaluation at one tensor.
 
-The semantics are mergekit's: a list of numbers is a gradient, linearly interpolated between the first layer (0) and the
-last (1); a list of `{filter, value}` is tried in order, the first filter that is a part of the tensor's name wins, and
-where none matches the next scope is asked.
+The semantics are mergekit's. A list of numbers is a gradient, interpolated linearly from the first layer (0) to the
+last (1). A list of `{filter, value}` entries is tried in order; the first filter that is a substring of the tensor's
+name wins. If none matches, the next scope is tried.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +17,10 @@ _KEYS = ("filter", "value")
 
 
 def parse_setting(raw: Any, name: str) -> Setting:
-    """A setting as read from YAML, checked for its form.
+    """Parse a setting as read from YAML.
 
     Raises:
-        RecipeError: it is none of the three forms; `where` is relative to the parameter.
+        RecipeError: The value has none of the three forms. The error's `where` is relative to the parameters.
     """
     if isinstance(raw, Mapping):
         return [_parse_conditional(raw, name)]
@@ -31,15 +31,15 @@ def parse_setting(raw: Any, name: str) -> Setting:
 
 def _parse_conditional(raw: Any, where: str) -> dict[str, Any]:
     if not isinstance(raw, Mapping):
-        raise RecipeError(where, f"got {raw!r}", "Either only numbers (a gradient) or only {filter, value} entries")
+        raise RecipeError(where, f"got {raw!r}", "Use either numbers only (a gradient) or {filter, value} entries only")
     for key in raw:
         if key not in _KEYS:
             raise RecipeError(f"{where}.{key}", "unknown key", "Known keys here: filter, value")
     if "value" not in raw:
-        raise RecipeError(f"{where}.value", "missing", next="Give the value that this filter selects")
+        raise RecipeError(f"{where}.value", "missing", next="Add the value for tensors that match the filter")
     pattern = raw.get("filter")
     if pattern is not None and not isinstance(pattern, str):
-        raise RecipeError(f"{where}.filter", f"got {pattern!r}", "A part of a tensor name, or '*'")
+        raise RecipeError(f"{where}.filter", f"got {pattern!r}", "A substring of tensor names, or '*'")
     return {"filter": pattern, "value": _parse_value(raw["value"], f"{where}.value")}
 
 
@@ -49,7 +49,7 @@ def _parse_value(raw: Any, where: str) -> Setting:
             raise RecipeError(where, "an empty list", "One number, or a list of at least one")
         values = [_parse_scalar(item, f"{where}[{index}]") for index, item in enumerate(raw)]
         if len({isinstance(value, str | bool) for value in values}) > 1:
-            raise RecipeError(where, f"got {raw!r}", "A gradient of one kind of value")
+            raise RecipeError(where, f"got {raw!r}", "All values of a gradient must have one type")
         return values
     return _parse_scalar(raw, where)
 
@@ -65,7 +65,7 @@ def _parse_scalar(raw: Any, where: str) -> Scalar:
 
 
 def leaves(setting: Setting) -> Iterator[Scalar]:
-    """Every scalar a setting holds."""
+    """Yield every scalar of a setting."""
     if isinstance(setting, Mapping):
         yield from leaves(setting["value"])
     elif isinstance(setting, list | tuple):
@@ -76,14 +76,15 @@ def leaves(setting: Setting) -> Iterator[Scalar]:
 
 
 def evaluate(setting: Setting, tensor: str, position: float) -> Scalar | None:
-    """The value of a setting at one tensor.
+    """Return the value of a setting at one tensor.
 
     Args:
-        tensor: its name on disk.
-        position: in [0, 1], from `ModelShape.position`.
+        setting: The setting.
+        tensor: Name of the tensor on disk.
+        position: Relative depth of the tensor in [0, 1], at which gradients are evaluated.
 
     Returns:
-        The scalar, or None where no filter matches.
+        The scalar, or None if no filter matches.
     """
     if not isinstance(setting, list | tuple):
         return setting  # type: ignore[no-any-return]
@@ -101,12 +102,12 @@ def _interpolate(values: Sequence[Any], position: float) -> Scalar:
         return values[int(at + 1e-9)]  # type: ignore[no-any-return]
     low = int(at)
     high = min(low + 1, len(values) - 1)
-    part = at - low
-    return (1.0 - part) * values[low] + part * values[high]  # type: ignore[no-any-return]
+    fraction = at - low
+    return (1.0 - fraction) * values[low] + fraction * values[high]  # type: ignore[no-any-return]
 
 
 def lookup(name: str, scopes: tuple[Mapping[str, Setting], ...], tensor: str, position: float) -> Scalar | None:
-    """The value of a parameter at one tensor: the first scope that has one, narrowest first."""
+    """Return the value of a parameter at one tensor, from the first scope that has one; narrowest scope first."""
     for scope in scopes:
         if name in scope:
             value = evaluate(scope[name], tensor, position)

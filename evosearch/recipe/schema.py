@@ -1,8 +1,8 @@
-"""The recipe: a declarative, complete description of one merged model.
+"""Recipe schema: a complete, declarative description of one merged model.
 
-It is mergekit's YAML, plus `seed` and `routing`. A recipe is checked twice: here for its form, which needs nothing but
-the file, and in `checks` for its sense, which needs the methods' specs. `blocks` brings its three ways of naming
-models (`models`, `slices`, `modules`) into one form.
+The format is mergekit's YAML, plus `seed` and `routing`. A recipe is checked twice: its form here, which needs only the
+file, and its meaning in `checks`, which needs the methods' specs. `blocks` unifies the three ways of naming models
+(`models`, `slices`, `modules`).
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from evosearch.recipe.hops import Routing
 from evosearch.recipe.parameters import Setting, parse_setting
 from evosearch.recipe.tokens import BASE, UNION, Tokenizer
 
-# What only tunes mergekit's memory, or nothing at all: read, reported as having no effect here, never hashed.
+# Parameters that only tune mergekit's memory use: accepted, reported as without effect, and never hashed.
 NO_EFFECT = frozenset({"int8_mask"})
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -29,7 +29,7 @@ def _parse_parameters(value: Any) -> Any:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise ValueError(f"a mapping of parameter names to values is expected, got {value!r}")
+        raise ValueError(f"expected a mapping of parameter names to values, got {value!r}")
     return {str(name): parse_setting(setting, str(name)) for name, setting in value.items()}
 
 
@@ -44,7 +44,7 @@ class Input(Document):
 
 
 class Source(Document):
-    """Some layers of one model, with their own parameters: layers first to last - 1."""
+    """A range of layers of one model, with its own parameters: from the first to the one before the last number."""
 
     model: Reference
     layer_range: tuple[Layer, Layer]
@@ -55,31 +55,33 @@ class Source(Document):
         first, end = self.layer_range
         if first >= end:
             raise ValueError(
-                f"layer_range [{first}, {end}] holds no layer: it runs from the first up to before the last"
+                f"layer_range [{first}, {end}] is empty: it starts at the first and ends before the second number"
             )
         return self
 
 
 class Slice(Document):
-    """A run of the output's layers, merged of as many layers of each source."""
+    """A run of the output's layers, merged from as many layers of each source."""
 
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
     base_model: Reference | None = None
     parameters: Parameters = Field(default_factory=dict)
-    residual_weight: float | None = None  # mergekit reads it and makes nothing of it; so do we, with a note
+    residual_weight: float | None = None  # accepted but unused, as in mergekit; `checks` adds a note
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         lengths = [source.layer_range[1] - source.layer_range[0] for source in self.sources]
         for index, length in enumerate(lengths):
             if length != lengths[0]:
-                what = f"{length} layers, where the first source has {lengths[0]}"
-                raise RecipeError(f"sources[{index}].layer_range", what, "As many layers from every source of a slice")
+                what = f"{length} layers, but the first source has {lengths[0]}"
+                raise RecipeError(
+                    f"sources[{index}].layer_range", what, "All sources of a slice must have the same number of layers"
+                )
         return self
 
 
 class Module(Document):
-    """The merge of one module. A language model has one, called `default`."""
+    """The merge of one module. Language models have a single module, `default`."""
 
     models: tuple[Input, ...] = ()
     slices: tuple[Slice, ...] = ()
@@ -88,16 +90,16 @@ class Module(Document):
     @model_validator(mode="after")
     def _one_form(self) -> Self:
         if bool(self.models) == bool(self.slices):
-            raise ValueError("exactly one of models and slices is expected in a module")
+            raise ValueError("a module needs exactly one of models and slices")
         return self
 
 
 class Recipe(Document):
     """One merged model.
 
-    Exactly one of `merge_method` (parameter space) and `routing` (data-flow space) is given, and for a merge exactly
-    one of `models`, `slices` and `modules`. `dtype` is the arithmetic's type and `out_dtype` the type the weights are
-    rounded to, before they are scored and when they are written; both default to float32.
+    A recipe has exactly one of `merge_method` (parameter space) and `routing` (data-flow space). A merge has exactly
+    one of `models`, `slices` and `modules`. `dtype` is the type of the arithmetic. Weights are rounded to `out_dtype`,
+    by default `dtype`, before they are scored or written.
     """
 
     merge_method: str | None = None
@@ -117,76 +119,82 @@ class Recipe(Document):
     @model_validator(mode="after")
     def _one_space(self) -> Self:
         if (self.merge_method is None) == (self.routing is None):
-            raise ValueError("exactly one of merge_method and routing is expected")
+            raise ValueError("exactly one of merge_method and routing is required")
         forms = [name for name in ("models", "slices", "modules") if getattr(self, name)]
         if self.routing is None and not forms:
-            raise ValueError("models is missing or empty: name at least one model to merge")
+            raise ValueError("models is missing or empty: list at least one model to merge")
         if self.routing is not None and (forms or self.parameters):
-            raise ValueError("models and parameters go with merge_method; a route names its models in its hops")
+            raise ValueError(
+                "models and parameters are only valid with merge_method; a route names its models in its hops"
+            )
         if len(forms) > 1:
-            raise RecipeError(forms[1], f"{forms[0]} are given, too", "Exactly one of models, slices and modules")
+            raise RecipeError(
+                forms[1], f"not allowed together with {forms[0]}", "Exactly one of models, slices and modules"
+            )
         if self.tokenizer_source is not None and self.tokenizer is not None:
             raise RecipeError(
-                "tokenizer_source", "tokenizer is given, too", "One of them", "Write it as tokenizer.source"
+                "tokenizer_source", "not allowed together with tokenizer", next="Write it as tokenizer.source"
             )
         return self
 
     @property
     def output_dtype(self) -> str:
+        """Return the type that weights are rounded to."""
         return self.out_dtype or self.dtype
 
     @property
     def vocabulary(self) -> Tokenizer | None:
-        """What the output's vocabulary is to be; None: the donor's as it is."""
+        """Return the output's vocabulary; None if the donor's is kept."""
         if self.tokenizer_source is not None:
             return Tokenizer(source=self.tokenizer_source)
         return self.tokenizer
 
     @property
     def tokenizer_model(self) -> str | None:
-        """The model that is named for its tokenizer, which need not be merged; None: none is."""
+        """Return the model named as source of the tokenizer, which need not be merged; None without one."""
         source = self.vocabulary.source if self.vocabulary is not None else BASE
         return None if source in (UNION, BASE) else source
 
     @property
     def parents(self) -> tuple[str, ...]:
-        """The models that are merged or passed through, each once, the base of the whole not counted."""
+        """Return the models that are merged or routed through, without duplicates and without the recipe's base."""
         named = [model for model in _models(self) if model != self.base_model]
         return tuple(dict.fromkeys(named))
 
     def references(self) -> tuple[str, ...]:
-        """Every model whose weights this recipe names, each once, the base first."""
+        """Return every model whose weights the recipe uses, without duplicates, the base first."""
         named = [self.base_model] if self.base_model else []
         named += _models(self)
-        named += [part.base_model for _, part in self.named_slices() if part.base_model]
+        named += [each.base_model for _, each in self.named_slices() if each.base_model]
         named += self.vocabulary.models() if self.vocabulary is not None else []
         return tuple(dict.fromkeys(named))
 
     def named_slices(self) -> list[tuple[str, Slice]]:
-        """Every slice and its key, as `modules.default.slices[0]`."""
-        named = [(f"slices[{index}]", part) for index, part in enumerate(self.slices)]
+        """Return every slice with its key, such as `modules.default.slices[0]`."""
+        named = [(f"slices[{index}]", each) for index, each in enumerate(self.slices)]
         for name, module in self.modules.items():
-            named += [(f"modules.{name}.slices[{index}]", part) for index, part in enumerate(module.slices)]
+            named += [(f"modules.{name}.slices[{index}]", each) for index, each in enumerate(module.slices)]
         return named
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as it is written: without what equals its default, in the order of a hand-written file."""
+        """Return the recipe as plain data without default values, in the order of a hand-written file."""
         written: dict[str, Any] = _tidy(self.model_dump(mode="json", exclude_defaults=True))
         return written
 
     def to_yaml(self) -> str:
+        """Return the recipe as YAML."""
         return documents.dump(self.to_dict())
 
 
 def _models(recipe: Recipe) -> list[str]:
     named = [entry.model for entry in recipe.models]
     named += [entry.model for module in recipe.modules.values() for entry in module.models]
-    named += [source.model for _, part in recipe.named_slices() for source in part.sources]
+    named += [source.model for _, each in recipe.named_slices() for source in each.sources]
     return named + [hop.model for hop in recipe.routing.hops] if recipe.routing else named
 
 
 def _tidy(node: Any) -> Any:
-    """Without empty `parameters` and with `{value: …}` for an entry that every tensor matches."""
+    """Drop empty `parameters`, and the filter of entries that match every tensor."""
     if isinstance(node, Mapping):
         kept = {key: _tidy(value) for key, value in node.items()}
         if kept.keys() == {"filter", "value"} and kept["filter"] is None:

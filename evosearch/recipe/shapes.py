@@ -1,7 +1,7 @@
-"""What a recipe must know of methods and of models, as plain data.
+"""Descriptions of merge methods and of models as plain data.
 
-The rooms above fill these in (`merging` its methods, `checkpoints` its models) and `service` passes them down, so
-that a recipe can be checked, and a search space laid out, without loading torch.
+The rooms above fill them in (`merging` describes methods, `checkpoints` describes models) and pass them down, so that
+recipes are checked and search spaces are built without loading torch.
 """
 
 from collections.abc import Mapping
@@ -16,8 +16,15 @@ Scalar = float | int | bool | str
 class Param:
     """One parameter of a merge method.
 
-    `low` and `high` bound what a recipe may say where `strict`, and are what `{search: true}` searches; `per_model`
-    says whether every parent has its own value. A parameter without a default must be given.
+    Attributes:
+        low: Lower bound of `{search: true}`, and of values in recipes if `strict`.
+        high: Upper bound, likewise.
+        default: Value of a parameter that a recipe leaves out; None: the recipe must give it.
+        kind: Type of the value.
+        choices: Allowed values of the kind `choice`.
+        per_model: Every parent has its own value.
+        strict: Values outside [low, high] are errors (as for a density), not only outside of the search bounds.
+        open_low: The lower bound itself is not allowed: (low, high].
     """
 
     low: float | None = None
@@ -26,25 +33,62 @@ class Param:
     kind: Literal["float", "int", "bool", "choice"] = "float"
     choices: tuple[str | bool, ...] = ()
     per_model: bool = False
-    strict: bool = False  # values outside [low, high] are errors (a density), not merely outside the search bounds
-    open_low: bool = False  # the lower bound itself is not allowed: (low, high]
+    strict: bool = False
+    open_low: bool = False
+
+
+@dataclass(frozen=True)
+class MergekitForm:
+    """What mergekit makes of a merge method, where it differs from evosearch.
+
+    mergekit has every parameter of the method, by the same name, unless `fixed` lists it.
+
+    Attributes:
+        name: The method's name in mergekit.
+        fixed: Parameter that mergekit lacks → the only value that mergekit computes.
+        spelled: Parameter → {our value: mergekit's value}, for values with another spelling there.
+        inexact: Parameter → (our value, difference in words), for a value that mergekit has no equal of. It is written
+            unchanged, with the difference in the header of the file.
+        leave_out: Parameters that give a listed model no influence; None if there are none. mergekit merges the base of
+            a method with `takes_base=False` as one more model, unless these parameters leave it out.
+    """
+
+    name: str
+    fixed: Mapping[str, Scalar] = field(default_factory=dict)
+    spelled: Mapping[str, Mapping[Scalar, Scalar]] = field(default_factory=dict)
+    inexact: Mapping[str, tuple[Scalar, str]] = field(default_factory=dict)
+    leave_out: Mapping[str, Scalar] | None = None
 
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """A merge method as its registry declares it."""
+    """A merge method as its registry declares it.
+
+    Attributes:
+        name: The value of `merge_method` in recipes.
+        paper: Identifier of the source, such as `arXiv:2306.01708`.
+        parameters: Parameter → its description.
+        needs_base: `base_model` is required: the method works on differences from it.
+        takes_base: `base_model` takes part in the merge; if false, it only provides config and tokenizer.
+        models: Least and greatest number of models, not counting the base; None: no limit.
+        random: The method draws masks, which are keyed by the contents of the models.
+        summary: When the method helps, in one sentence.
+        mergekit: The method in mergekit; None if mergekit has no equal.
+    """
 
     name: str
     paper: str
     parameters: Mapping[str, Param]
-    needs_base: bool = False  # `base_model` is required: the method works on deltas from it
-    takes_base: bool = True  # `base_model` is allowed
-    models: tuple[int, int | None] = (1, None)  # least and most entries of `models` (the base not counted)
-    random: bool = False  # it draws masks, which are keyed by the contents of the models
+    needs_base: bool = False
+    takes_base: bool = True
+    models: tuple[int, int | None] = (1, None)
+    random: bool = False
+    summary: str = ""
+    mergekit: MergekitForm | None = None
 
 
 class Place(str, Enum):
-    """Where in a model a tensor stands."""
+    """Position of a tensor in a model."""
 
     EMBEDDINGS = "embeddings"
     LAYER = "layer"
@@ -54,20 +98,34 @@ class Place(str, Enum):
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor of a checkpoint, under its name on disk."""
+    """One tensor of a checkpoint.
+
+    Attributes:
+        name: Its name on disk.
+        place: Its position in the model.
+        layer: Its layer, only if `place` is LAYER.
+        writes_residual: Its output is added to the residual stream; routing scales these tensors.
+    """
 
     name: str
     place: Place
-    layer: int | None = None  # only where place is LAYER
-    writes_residual: bool = False  # its output is added to the residual stream (routing scales these)
+    layer: int | None = None
+    writes_residual: bool = False
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The layout of a checkpoint: which tensors it has, and where each stands.
+    """The tensors of a checkpoint and their positions in the model.
 
-    `writer_offset` is what the model adds to a stored weight that writes to the residual stream before it multiplies by
-    it; `kinds` says whether the config tells of single layers which kind they are.
+    Attributes:
+        architecture: Class name in transformers.
+        num_layers: Number of layers.
+        tensors: All tensors, in the order of the model.
+        tied_embeddings: The output head shares the token embeddings.
+        writer_offset: What the model adds to a stored weight that writes to the residual stream before it multiplies
+            by it.
+        kinds: The config lists the kind of each layer. Not compared: one config may list what another one implies.
+        by_name: Name on disk → tensor.
     """
 
     architecture: str
@@ -75,16 +133,17 @@ class ModelShape:
     tensors: tuple[TensorSpec, ...]
     tied_embeddings: bool = False
     writer_offset: float = 0.0
-    kinds: bool = field(default=False, compare=False)  # written out in one config, implied in another
+    kinds: bool = field(default=False, compare=False)
     by_name: Mapping[str, TensorSpec] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_name", {tensor.name: tensor for tensor in self.tensors})
 
     def names(self, place: Place) -> tuple[str, ...]:
+        """Return the names of the tensors at a position."""
         return tuple(tensor.name for tensor in self.tensors if tensor.place is place)
 
     def at_layer(self, name: str, layer: int) -> str:
-        """The name that a layer's tensor has in another layer; other tensors keep theirs."""
+        """Return the name of a layer's tensor in another layer; other tensors keep their name."""
         own = self.by_name[name].layer
         return name if own is None else name.replace(f".{own}.", f".{layer}.", 1)

@@ -1,4 +1,4 @@
-"""What the vocabulary of a merged model is to be, and where the embeddings of single tokens come from."""
+"""Vocabulary of a merged model, and the sources of single tokens' embeddings."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeGuard
@@ -12,7 +12,7 @@ UNION, BASE = "union", "base"
 
 
 class FromModel(Document):
-    """The embedding of one token of one model, by its text or its id."""
+    """The embedding of one model's token, given by its text or its id."""
 
     kind: Literal["model_token"]
     model: Annotated[str, Field(min_length=1, max_length=4096)]
@@ -22,7 +22,7 @@ class FromModel(Document):
     @model_validator(mode="after")
     def _one_name(self) -> "FromModel":
         if (self.token is None) == (self.token_id is None):
-            raise ValueError("exactly one of token and token_id is expected")
+            raise ValueError("exactly one of token and token_id is required")
         return self
 
 
@@ -36,7 +36,7 @@ def _parse_source(raw: Any) -> Any:
     if raw is None or isinstance(raw, str | FromModel | Zero):
         return raw
     if not isinstance(raw, Mapping):
-        raise ValueError(f"a model, or a mapping with kind is expected, got {raw!r}")
+        raise ValueError(f"expected a model or a mapping with kind, got {raw!r}")
     kinds = {"model_token": FromModel, "zero": Zero}
     kind = kinds.get(str(raw.get("kind")))
     if kind is None:
@@ -49,21 +49,21 @@ def _none_is_empty(raw: Any) -> Any:
 
 
 class Token(Document):
-    """Where one token's embedding comes from. `force`: also in models that have the token themselves."""
+    """Source of one token's embedding. With `force`, it replaces the embedding in models that have the token."""
 
     source: Annotated[str | FromModel | Zero | None, BeforeValidator(_parse_source)] = None
     force: Annotated[bool, Field(strict=True)] = False
 
 
 class Tokenizer(Document):
-    """The output's vocabulary: `union`, `base`, or a model's; single tokens; rows padded to a multiple."""
+    """The output's vocabulary: `union`, `base` or a model's, with single tokens, and rows padded to a multiple."""
 
     source: Annotated[str, Field(min_length=1, max_length=4096)] = UNION
     tokens: Annotated[Mapping[str, Token], BeforeValidator(_none_is_empty)] = Field(default_factory=dict)
     pad_to_multiple_of: Annotated[int, Field(ge=1, le=1 << 16, strict=True)] | None = None
 
     def models(self) -> list[str]:
-        """The models that single tokens' embeddings are taken from."""
+        """Return the models that single tokens' embeddings are taken from."""
         sources = [token.source for token in self.tokens.values()]
         return [source.model if isinstance(source, FromModel) else source for source in sources if _is_model(source)]
 

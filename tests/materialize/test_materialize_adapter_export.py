@@ -41,10 +41,10 @@ def test_a_search_with_an_adapter_is_exported_as_one(world, evosearch, tmp_path)
     command = ("export", "world", "--candidate", "uniform", "-o", out)
     code, _, err = evosearch(*command, "--rank", 4)
     assert code == 2
-    assert "--rank: has no meaning for --format recipe" in err
+    assert "--rank: not valid with --format recipe" in err
     code, _, err = evosearch(*command, "--format", "adapter", "--rank", 0)
     assert code == 2
-    assert "--rank: got 0. A positive whole number" in err
+    assert "--rank: got 0. A positive integer" in err
     code, _, err = evosearch(*command, "--format", "adapter")
     assert code == 2
     assert "--format adapter: changes more than linear layers" in err

@@ -12,6 +12,7 @@ from evosearch.checkpoints.reader import Checkpoint
 from evosearch.materialize.in_memory import ResidentModel
 from evosearch.materialize.inputs import Opener
 from evosearch.materialize.on_disk import write_checkpoint
+from evosearch.merging.registry import specs
 from evosearch.recipe.mergekit import to_mergekit
 from evosearch.recipe.schema import Recipe
 
@@ -57,7 +58,9 @@ def by_us(recipe: Recipe, tmp_path: Path) -> dict[str, torch.Tensor]:
 
 def test_mergekit_gives_the_same_weights(recipe, untied, tmp_path):
     ours = by_us(recipe, tmp_path)
-    text = to_mergekit(recipe, next(iter(untied.values())).shape, adapted=[entry.model for entry in recipe.models])
+    text = to_mergekit(
+        recipe, next(iter(untied.values())).shape, specs(), adapted=[entry.model for entry in recipe.models]
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = MergeConfiguration.model_validate(yaml.safe_load(text))

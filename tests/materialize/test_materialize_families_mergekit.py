@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.materialize.on_disk import write_checkpoint
+from evosearch.merging.registry import specs
 from evosearch.recipe.mergekit import to_mergekit
 from evosearch.recipe.schema import Recipe
 
@@ -56,7 +57,7 @@ def test_tensor_by_tensor(architecture, tied, random_model, tmp_path):
         recipe = Recipe.model_validate(data)
         write_checkpoint(recipe, models, tmp_path / "ours" / method, str(folders[1 if method == "linear" else 0]))
         ours = load_file(tmp_path / "ours" / method / "model.safetensors")
-        theirs = by_mergekit(to_mergekit(recipe, shape), tmp_path / "theirs" / method)
+        theirs = by_mergekit(to_mergekit(recipe, shape, specs()), tmp_path / "theirs" / method)
         assert ours.keys() == theirs.keys()
         for name, tensor in ours.items():
             assert tensor.dtype == theirs[name].dtype == torch.float32

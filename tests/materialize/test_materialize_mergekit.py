@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.materialize.on_disk import write_checkpoint
+from evosearch.merging.registry import specs
 from evosearch.recipe.mergekit import to_mergekit
 from evosearch.recipe.schema import Recipe
 
@@ -45,7 +46,10 @@ def by_us(recipe: Recipe, family: dict[str, Checkpoint], out: Path) -> dict[str,
 
 def assert_same(recipe: Recipe, family: dict[str, Checkpoint], folder: Path) -> None:
     shape = next(iter(family.values())).shape
-    ours, theirs = by_us(recipe, family, folder / "ours"), by_mergekit(to_mergekit(recipe, shape), folder / "theirs")
+    ours, theirs = (
+        by_us(recipe, family, folder / "ours"),
+        by_mergekit(to_mergekit(recipe, shape, specs()), folder / "theirs"),
+    )
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert tensor.dtype == theirs[name].dtype
@@ -131,7 +135,10 @@ def test_switches_that_change_with_depth(tmp_path, untied):
 def test_rounding_to_bfloat16_is_the_same(method, tmp_path, untied):
     recipe = recipe_of(untied, method, out_dtype="bfloat16")
     shape = next(iter(untied.values())).shape
-    ours, theirs = by_us(recipe, untied, tmp_path / "a"), by_mergekit(to_mergekit(recipe, shape), tmp_path / "b")
+    ours, theirs = (
+        by_us(recipe, untied, tmp_path / "a"),
+        by_mergekit(to_mergekit(recipe, shape, specs()), tmp_path / "b"),
+    )
     for name, tensor in ours.items():
         assert tensor.dtype == theirs[name].dtype == torch.bfloat16
         torch.testing.assert_close(tensor.float(), theirs[name].float(), rtol=2**-7, atol=TOLERANCE)  # one unit

@@ -92,7 +92,7 @@ def test_gradients_put_final_norm_and_head_at_the_last_layer():
         ),
         (
             {"merge_method": "slerp", "models": [model("a"), model("b")], "parameters": {"t": 0.5}},
-            r"slerp takes 1 models",
+            r"got 2 models\. slerp takes 1 model besides the base",
         ),
     ],
 )

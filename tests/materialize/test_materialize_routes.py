@@ -120,7 +120,7 @@ def by_hooks(sources: dict[str, Any], hops: Hops) -> Any:
 
 
 def divided_by(gain: float) -> Callable[..., Any]:
-    """H ← h + F_k(h) / C_k"""
+    """Hook that computes h ← h + F_k(h) / C_k."""
 
     def hook(module: nn.Module, inputs: Any, out: Any) -> Any:
         return (out[0] / gain, *out[1:]) if isinstance(out, tuple) else out / gain

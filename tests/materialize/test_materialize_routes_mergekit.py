@@ -15,6 +15,7 @@ from evosearch.materialize.forward import differences
 from evosearch.materialize.layout import output
 from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.materialize.plan import donor_of
+from evosearch.merging.registry import specs
 from evosearch.recipe.mergekit import to_mergekit
 from evosearch.recipe.schema import Recipe
 
@@ -47,7 +48,7 @@ def route(models: Two, *hops: tuple[int, int, float], **extra: object) -> Recipe
 
 
 def exported(recipe: Recipe, models: Two) -> str:
-    return to_mergekit(recipe, output(recipe, models).shape)
+    return to_mergekit(recipe, output(recipe, models).shape, specs())
 
 
 def by_mergekit(text: str, out: Path) -> dict[str, torch.Tensor]:

@@ -133,7 +133,7 @@ def test_different_layers_of_the_sources_are_merged_where_the_base_says_which_ar
         deltas = [untied[a].load(UP.format(layer)) - zero, untied[b].load(UP.format(layer + 2)) - zero]
         same(written, UP.format(layer), zero + deltas[0] + 0.5 * deltas[1])
     hidden = sliced("task_arithmetic", sources, base_model=base)
-    with pytest.raises(RecipeError, match=r"slices\[0\]\.sources: which layers of the base .*List the base with its"):
+    with pytest.raises(RecipeError, match=r"slices\[0\]\.sources: the layers of the base .*List the base with its"):
         write_checkpoint(hidden, untied, tmp_path / "hidden", base)
 
 

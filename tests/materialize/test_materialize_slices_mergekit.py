@@ -118,12 +118,12 @@ def test_the_export_of_slices_gives_our_weights(kind, untied, deep, tmp_path):
     (base, a, b, _), (far, *_) = untied, deep
     recipe = Recipe.model_validate(exported(kind, base, a, b, far))
     checkpoints = {name: (untied | deep)[name] for name in (*recipe.references(), a)}
-    text = to_mergekit(recipe, output(recipe, checkpoints).shape)
+    text = to_mergekit(recipe, output(recipe, checkpoints).shape, specs())
     theirs = by_mergekit(text, tmp_path / "theirs")
     assert_same(by_us(recipe, checkpoints, tmp_path / "ours"), theirs)
     layers = Checkpoint.open(tmp_path / "ours").config["num_hidden_layers"]
     assert layers == yaml.safe_load((tmp_path / "theirs/config.json").read_text())["num_hidden_layers"]
-    again = from_mergekit(text, "export.yaml")
+    again = from_mergekit(text, "export.yaml", specs())
     assert_same(by_us(again, checkpoints, tmp_path / "again"), theirs)
 
 
@@ -160,7 +160,7 @@ def test_modules_mean_the_same_to_both(untied, tmp_path):
     recipe = Recipe.model_validate(data | {"parameters": {"weight": 9.0, "lambda": 0.5}})
     ours = by_us(recipe, {name: untied[name] for name in (base, a, b)}, tmp_path / "ours")
     shape = untied[base].shape
-    assert_same(ours, by_mergekit(to_mergekit(recipe, shape), tmp_path / "exported"))
+    assert_same(ours, by_mergekit(to_mergekit(recipe, shape, specs()), tmp_path / "exported"))
     # What mergekit 0.1.5 does with the file itself: module parameters are found, and precede the recipe's.
     assert_same(ours, by_mergekit(recipe.to_dict() | {"dtype": "float32"}, tmp_path / "theirs"))
 
@@ -195,8 +195,8 @@ def test_every_source_of_the_last_slice_counts(untied, tmp_path):
         whole = (untied[a].load(name) + untied[b].load(name) + 2 * untied[c].load(name)) / 4
         torch.testing.assert_close(ours[name], whole, rtol=0, atol=TOLERANCE)
         torch.testing.assert_close(theirs[name], untied[a].load(name), rtol=0, atol=TOLERANCE)
-    with pytest.raises(RecipeError, match=r"slices\[1\]\.sources: mergekit would take but 1 of them"):
-        to_mergekit(recipe, output(recipe, {name: untied[name] for name in (a, b, c)}).shape)
+    with pytest.raises(RecipeError, match=r"slices\[1\]\.sources: mergekit would use only the first 1 sources"):
+        to_mergekit(recipe, output(recipe, {name: untied[name] for name in (a, b, c)}).shape, specs())
 
 
 def test_a_last_slice_that_gets_an_unlisted_base_is_refused_where_it_grows(untied):
@@ -207,14 +207,14 @@ def test_a_last_slice_that_gets_an_unlisted_base_is_refused_where_it_grows(untie
     shape = untied[base].shape
     for slices in ([low, high], [high | {"sources": [source(a, 0, 2, weight=1.0)]}, one_slice(*low["sources"])]):
         recipe = Recipe.model_validate({"merge_method": "task_arithmetic", "base_model": base, "slices": slices})
-        assert len(yaml.safe_load(to_mergekit(recipe, shape))["slices"][1]["sources"]) == 2
+        assert len(yaml.safe_load(to_mergekit(recipe, shape, specs()))["slices"][1]["sources"]) == 2
     grown = [
         one_slice(*low["sources"]),
         one_slice(source(a, 2, 4, weight=1.0), source(list(untied)[2], 2, 4, weight=1.0)),
     ]
     recipe = Recipe.model_validate({"merge_method": "task_arithmetic", "base_model": base, "slices": grown})
-    with pytest.raises(RecipeError, match=r"slices\[1\]\.sources: mergekit would take but 2 of them"):
-        to_mergekit(recipe, shape)
+    with pytest.raises(RecipeError, match=r"slices\[1\]\.sources: mergekit would use only the first 2 sources"):
+        to_mergekit(recipe, shape, specs())
 
 
 def test_a_model_twice_in_a_slice_is_an_error(untied):
@@ -222,7 +222,8 @@ def test_a_model_twice_in_a_slice_is_an_error(untied):
     sources = [source(a, 0, 2, weight=1.0), source(a, 2, 4, weight=3.0)]
     recipe = Recipe.model_validate({"merge_method": "linear", "slices": [one_slice(*sources)]})
     with pytest.raises(
-        RecipeError, match=r"r: slices\[0\]\.sources\[1\]\.model: '.*' is named twice\. Each model once"
+        RecipeError,
+        match=r"r: slices\[0\]\.sources\[1\]\.model: '.*' is listed twice\. Each model may be listed once per slice",
     ):
         checks.check(recipe, specs(), "r: ")
 
@@ -233,10 +234,9 @@ def test_unknown_keys_are_errors_at_every_level(untied):
     data = {"merge_method": "linear", "slices": [one_slice(source(a, 0, 4, weight=1.0) | {"layerrange": 1}, bace=2)]}
     assert MergeConfiguration.model_validate(data | {"sead": 1}).slices[0].sources[0].layer_range == (0, 4)
     for key, where in (("sead", "sead"), ("bace", r"slices\[0\]\.bace"), ("layerrange", r"sources\[0\]\.layerrange")):
+        text = yaml.safe_dump(_without(data | {"sead": 1}, {"sead", "bace", "layerrange"} - {key}))
         with pytest.raises(RecipeError, match=f"{where}: unknown key"):
-            from_mergekit(
-                yaml.safe_dump(_without(data | {"sead": 1}, {"sead", "bace", "layerrange"} - {key})), "r.yaml"
-            )
+            from_mergekit(text, "r.yaml", specs())
 
 
 def _without(node: Any, keys: set[str]) -> Any:

@@ -1,4 +1,4 @@
-"""Drop and rescale: the masks depend on what they should and on nothing else; mergekit agrees where masks are equal."""
+"""DARE: what the masks depend on, their distribution, and agreement with mergekit under equal masks."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,7 +1,7 @@
-"""Laws that every registered merge method obeys. A new method is tested here the moment its file exists."""
+"""Laws of merge methods, for every registered method by name: built-in ones and those of installed packages."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import pytest
@@ -19,7 +19,7 @@ SHAPES = [(7,), (5, 3), (1,), (2, 3, 4), (300, 11)]
 
 
 def value(param: Param, at: float) -> Scalar:
-    """Some value a recipe may give this parameter: of a density one that leaves something out."""
+    """Return a valid value of a parameter; for a density, one below 1."""
     if param.open_low and param.strict:
         return at
     if param.default is not None:
@@ -53,7 +53,12 @@ def models(
     return (base if spec.takes_base else None), parents
 
 
-@pytest.fixture(params=sorted(specs()))
+def those(applies: Callable[[MethodSpec], bool]) -> list[str]:
+    """Return the names of the methods that a law applies to."""
+    return [name for name, spec in specs().items() if applies(spec)]
+
+
+@pytest.fixture(params=specs().keys())
 def spec(request: pytest.FixtureRequest) -> MethodSpec:
     return specs()[request.param]
 
@@ -114,11 +119,10 @@ def test_is_the_same_bit_for_bit_with_a_memory(spec, dtype):
         assert torch.equal(bits(remembered), bits(alone))
 
 
+@pytest.mark.parametrize("spec", those(lambda spec: spec.takes_base and spec.models[1] != 1), indirect=True)
 @pytest.mark.parametrize("still", [(0,), (1,), (0, 2), (0, 1, 2)])
 @pytest.mark.parametrize("weights", [(0.5, 0.7, 0.2), (-0.5, -0.1, -2.0), (-0.5, 0.7, -1.0)])
 def test_a_parent_that_shares_the_bases_tensor_is_one_that_equals_it(spec, still, weights):
-    if not spec.takes_base or spec.models[1] == 1:
-        pytest.skip("has no several parents beside a base")
     base, parents = models(spec, (50, 9))
     base.view(-1)[::3] = -0.0
     equal = torch.rand(base.shape, generator=torch.Generator().manual_seed(1)) < 0.3
@@ -151,9 +155,8 @@ def test_does_not_depend_on_the_order_of_models(spec):
     )
 
 
+@pytest.mark.parametrize("spec", those(lambda spec: spec.needs_base and "weight" in spec.parameters), indirect=True)
 def test_is_the_base_at_zero_weights(spec):
-    if not (spec.needs_base and "weight" in spec.parameters):
-        pytest.skip("has no weights on differences from a base")
     base, parents = models(spec, (40, 9))
     p = parameters(spec, len(parents))
     for normalize in (True, False):
@@ -181,6 +184,8 @@ def test_a_parent_that_is_not_finite_never_passes_unseen(spec):
 
 def test_declares_itself(spec):
     assert spec.paper
+    assert spec.summary.endswith(".")
+    assert "\n" not in spec.summary
     assert isinstance(spec.parameters, Mapping)
     for name, param in spec.parameters.items():
         if param.kind in ("float", "int"):
@@ -188,7 +193,19 @@ def test_declares_itself(spec):
             assert param.high is not None, f"{name} has no bounds to search"
 
 
+@pytest.mark.parametrize("spec", those(lambda spec: spec.mergekit is not None), indirect=True)
+def test_declares_only_parameters_that_it_has_to_mergekit(spec):
+    form = spec.mergekit
+    assert form.name
+    named = {*form.fixed, *form.spelled, *form.inexact, *(form.leave_out or {})}
+    assert named <= spec.parameters.keys()
+    for name, value in form.fixed.items():
+        assert spec.parameters[name].default == value, f"mergekit computes {name}: {value} only; make it the default"
+
+
 def test_an_unknown_method_is_refused_with_the_nearest_name():
-    known = "dare_linear, dare_ties, linear, passthrough, slerp, task_arithmetic, ties"
-    with pytest.raises(RecipeError, match=rf"unknown method 'tie'.*{known}.*Did you mean 'ties'"):
+    with pytest.raises(RecipeError, match=r"unknown method 'tie'.*Known methods: .*Did you mean 'ties'") as caught:
         method("tie")
+    builtin = {"dare_linear", "dare_ties", "linear", "passthrough", "slerp", "task_arithmetic", "ties"}
+    assert builtin <= set(specs())
+    assert all(name in str(caught.value) for name in specs())

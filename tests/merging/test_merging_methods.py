@@ -1,9 +1,10 @@
-"""The formulas, against hand-made numbers and the plainest possible code."""
+"""Formulas of the merge methods, against hand-computed numbers, plain reference code and mergekit."""
 
 import math
 
 import pytest
 import torch
+from mergekit.merge_methods.slerp import slerp as mergekit_slerp
 from torch import Tensor
 
 from evosearch.errors import CandidateError
@@ -16,7 +17,7 @@ torch.set_num_threads(1)
 
 
 def run(name: str, base: list[float] | Tensor | None, *parents: list[float] | Tensor, **given: object) -> Tensor:
-    """Lists are per parent, scalars shared, what is not given its default; `lam` stands for `lambda`."""
+    """Merge with parameters by name: lists are per parent, scalars shared, others default; `lam` is `lambda`."""
     if "lam" in given:
         given["lambda"] = given.pop("lam")
     spec = specs()[name]
@@ -69,6 +70,22 @@ def test_slerp_takes_the_chord_where_ends_are_nearly_parallel_or_opposite():
     assert run("slerp", [1.0, 0.0], [-1.0, 0.0], t=0.25).tolist() == pytest.approx([0.5, 0.0])
 
 
+@pytest.mark.parametrize("cosine", [0.9994, 0.9996, -0.9994, -0.9996])
+def test_slerp_switches_to_the_chord_where_mergekit_does(cosine):
+    generator = torch.Generator().manual_seed(4)
+    q = torch.linalg.qr(torch.randn(60, 2, generator=generator, dtype=torch.float64)).Q  # (60, 2) orthonormal
+    a, b = q[:, 0] * 2, 3 * (cosine * q[:, 0] + math.sqrt(1 - cosine**2) * q[:, 1])
+    theirs = mergekit_slerp(torch.tensor([0.25]), a.float()[None], b.float()[None])[0]
+    chord = 0.75 * a + 0.25 * b
+    angle = math.acos(cosine)
+    arc = math.sin(0.75 * angle) / math.sin(angle) * a + math.sin(0.25 * angle) / math.sin(angle) * b
+    expected, other = (chord, arc) if abs(cosine) > 0.9995 else (arc, chord)
+    out, atol = run("slerp", a.float(), b.float(), t=0.25), 4e-6 if cosine > 0 else 1e-3  # 1 / sinΩ is 29 near -1
+    torch.testing.assert_close(out, theirs, rtol=0, atol=atol)
+    torch.testing.assert_close(out, expected.float(), rtol=0, atol=atol)
+    assert (out - other).abs().max() > 5 * atol
+
+
 def test_slerp_matches_norms_when_asked():
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(50, generator=generator), 3 * torch.randn(50, generator=generator)
@@ -87,7 +104,7 @@ def test_slerp_of_zeros():
 def plain_ties(
     base: Tensor, parents: list[Tensor], weights: list[float], density: float, normalize: bool, count: bool
 ) -> Tensor:
-    """TIES as one would say it, an entry at a time."""
+    """Reference implementation of TIES, one entry at a time."""
     n, trimmed = base.numel(), []
     for parent, w in zip(parents, weights, strict=True):
         tau = (parent - base).tolist()

@@ -1,4 +1,4 @@
-"""The random stream behind masks: known answers, one stream on every device, and chance that is fair."""
+"""The random stream of masks: known answers, equality across devices, and statistics."""
 
 import math
 
@@ -26,7 +26,7 @@ def test_known_answers(block, key, words):
 
 
 def test_the_definition_is_frozen():
-    """Recipes that were exported come out the same only while these numbers do."""
+    """Exported recipes reproduce their weights only as long as these numbers hold."""
     key = key_of(7, CONTENT, "model.x")
     assert key == (10577822508360698830, 12962882924781923611)
     assert lanes(key, 3, 8).tolist() == [

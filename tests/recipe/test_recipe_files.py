@@ -65,8 +65,8 @@ def test_relative_parts_of_model_and_adapter_are_anchored() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (STEP + "---\n" + STEP, r"r\.yaml: document 2\.name: 'step' is the name of an earlier one"),
-        (LAST + "---\n" + LAST, r"r\.yaml: document 2\.name: another document has no name, either"),
+        (STEP + "---\n" + STEP, r"r\.yaml: document 2\.name: 'step' is already the name of an earlier document"),
+        (LAST + "---\n" + LAST, r"r\.yaml: document 2\.name: a second document without a name"),
         (STEP.replace("step", "a#b"), r"r\.yaml: name: got 'a#b'.*without '#' and '\+'"),
         (STEP.replace("step", "[]"), r"r\.yaml: name: got \[\]"),
         ("---\n---\n", r"r\.yaml: got an empty file"),

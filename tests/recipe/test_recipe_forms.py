@@ -119,8 +119,8 @@ def test_models_are_listed_once_wherever_they_are_named() -> None:
 @pytest.mark.parametrize(
     ("stem", "message"),
     [
-        ("mixture", r"mixture\.yaml: experts: this is a mixture-of-experts document of mergekit-moe, and no recipe"),
-        ("evolution", r"evolution\.yaml: genome: this is a search of mergekit-evolve, and no recipe.*a search spec"),
+        ("mixture", r"mixture\.yaml: experts: this is a mixture-of-experts document of mergekit-moe, not a recipe"),
+        ("evolution", r"evolution\.yaml: genome: this is a search of mergekit-evolve, not a recipe.*a search spec"),
     ],
 )
 def test_documents_of_other_tools_are_refused_by_name(stem: str, message: str) -> None:

@@ -1,10 +1,11 @@
-"""DARE and vocabularies in mergekit's YAML: what differs there is said, mapped, or refused."""
+"""DARE and vocabularies in mergekit's YAML: differences are mapped, reported or refused."""
 
 import pytest
 import yaml
 
 from evosearch.checkpoints.families.llama import FAMILY
 from evosearch.errors import RecipeError
+from evosearch.merging.registry import specs
 from evosearch.recipe.mergekit import from_mergekit, to_mergekit
 from evosearch.recipe.schema import Recipe
 
@@ -15,7 +16,7 @@ SLICES = [{"sources": [{"model": "org/a", "layer_range": [0, 3], "parameters": {
 
 
 def exported(**changes: object) -> str:
-    return to_mergekit(Recipe.model_validate(DARE | changes), SHAPE)
+    return to_mergekit(Recipe.model_validate(DARE | changes), SHAPE, specs())
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("l1", True), (False, False), (True, True)])
@@ -29,29 +30,29 @@ def test_rescaling_is_written_in_mergekits_values(ours: object, theirs: object) 
 def test_without_a_word_ours_divides_by_the_density_and_the_file_says_so() -> None:
     assert "1/density in evosearch" in exported()
     ties = {**DARE, "merge_method": "ties"}
-    assert "masks" not in to_mergekit(Recipe.model_validate(ties), SHAPE)
+    assert "masks" not in to_mergekit(Recipe.model_validate(ties), SHAPE, specs())
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [({}, "l1"), ({"rescale": True}, "l1"), ({"rescale": False}, False)])
 def test_mergekits_rescaling_is_read_as_what_it_is(theirs: dict[str, object], ours: object) -> None:
     data = DARE | ({"parameters": theirs} if theirs else {})
-    assert from_mergekit(yaml.safe_dump(data), "dare.yml").parameters["rescale"] == ours
+    assert from_mergekit(yaml.safe_dump(data), "dare.yml", specs()).parameters["rescale"] == ours
 
 
 def test_what_comes_from_mergekit_goes_back_as_it_was() -> None:
     data = DARE | {"parameters": {"rescale": True}}
-    back = yaml.safe_load(to_mergekit(from_mergekit(yaml.safe_dump(data), "dare.yml"), SHAPE))
+    back = yaml.safe_load(to_mergekit(from_mergekit(yaml.safe_dump(data), "dare.yml", specs()), SHAPE, specs()))
     assert back["parameters"] == {"rescale": True}
 
 
 def test_tokens_without_a_source_are_refused() -> None:
-    with pytest.raises(RecipeError, match=r"tokenizer\.tokens\.<new>\.source: mergekit needs one"):
+    with pytest.raises(RecipeError, match=r"tokenizer\.tokens\.<new>\.source: missing; mergekit requires it"):
         exported(tokenizer={"source": "union", "tokens": {"<new>": {"force": True}}})
     text = exported(tokenizer={"source": "union", "tokens": {"<new>": {"source": "org/a"}}})
     assert yaml.safe_load(text)["tokenizer"]["tokens"]["<new>"]["source"] == "org/a"
 
 
 def test_slices_with_a_vocabulary_are_refused() -> None:
-    with pytest.raises(RecipeError, match=r"slices: mergekit takes missing tokens from the models of one slice"):
+    with pytest.raises(RecipeError, match=r"slices: mergekit takes missing tokens only from the models of one slice"):
         exported(models=[], slices=SLICES, tokenizer_source="union")
     assert yaml.safe_load(exported(tokenizer_source="union"))["tokenizer_source"] == "union"

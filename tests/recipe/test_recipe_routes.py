@@ -61,9 +61,8 @@ def test_the_product_of_scales_is_bounded_at_every_hop(
         assert checks.check(recipe, specs(), "r.yaml: ") == []
         return
     index, product, allowed = refused
-    said = (
-        rf"^r\.yaml: routing\.hops\[{index}\]\.scale: got {scales[index]:g}, .* is {product:g}\. A product in {allowed}"
-    )
+    said = rf"^r\.yaml: routing\.hops\[{index}\]\.scale: got {scales[index]:g}; .* is {product:g}\. "
+    said += f"The product must be in {allowed}"
     with pytest.raises(RecipeError, match=said):
         checks.check(recipe, specs(), "r.yaml: ")
 
@@ -78,13 +77,13 @@ def test_the_product_of_scales_is_bounded_at_every_hop(
     ],
 )
 def test_what_a_route_has_of_its_first_model_is_refused_beside_it(key: str, value: Any) -> None:
-    with pytest.raises(RecipeError, match=rf"^r\.yaml: {key}: does not go with routing\. .*first hop's model"):
+    with pytest.raises(RecipeError, match=rf"^r\.yaml: {key}: not allowed with routing\. .*first hop's model"):
         checks.check(route(**{key: value}), specs(), "r.yaml: ")
 
 
 def test_a_seed_is_said_to_have_no_effect() -> None:
     (note,) = checks.check(route(seed=3), specs(), "r.yaml: ")
-    assert note.startswith("r.yaml: seed: has no effect here")
+    assert note.startswith("r.yaml: seed: has no effect on a route")
 
 
 @pytest.mark.parametrize("bad", [0.5, 1e7, math.inf])

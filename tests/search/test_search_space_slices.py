@@ -146,7 +146,7 @@ def test_holes_over_depth_are_refused_where_layers_are_stacked(per: dict[str, An
         ),
         (
             lambda t: t["slices"][1]["sources"][1].update(layer_range=[0, 9]),
-            r"slices\[1\]\.sources\[1\]\.layer_range: 9 layers, where the first source has 3",
+            r"slices\[1\]\.sources\[1\]\.layer_range: 9 layers, but the first source has 3",
         ),
         (lambda t: t["slices"][1].update(residual=1), r"slices\[1\]\.residual: unknown key.*'residual_weight'"),
     ],

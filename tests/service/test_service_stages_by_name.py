@@ -25,7 +25,7 @@ from evosearch.service.run import run
 from evosearch.setup.executors import worker_config
 from evosearch.setup.loading import read_search
 from evosearch.setup.prepare import prepare
-from evosearch.spec.run_dir import find, places_of
+from evosearch.spec.lookup import find
 from evosearch.spec.spec import SearchSpec, Winner, load_spec
 from evosearch.spec.stages import StagedSpec, load
 from evosearch.tracking.changes import Plan, Translator
@@ -64,9 +64,9 @@ def second(spec: Path, winner: Winner) -> SearchSpec:
 
 def asked(name: str) -> list[dict[str, Any]]:
     """The recipes that a search asked for, in order."""
-    places = find(name)
-    with Ledger.open(places.ledger, read_only=True) as ledger:
-        search_id, _ = read_search(ledger, places)
+    run_dir = find(name)
+    with Ledger.open(run_dir.ledger, read_only=True) as ledger:
+        search_id, _ = read_search(ledger, run_dir)
         return [event.payload["recipe"] for event in ledger.events(search_id, types=("asked",))]
 
 
@@ -114,13 +114,13 @@ def test_what_is_recorded_and_exported_needs_neither_the_winners_file_nor_a_nest
     spec: Path, tmp_path: Path
 ) -> None:
     run(spec, Silent())
-    places = find("hybrid")
-    with Ledger.open(places.ledger, read_only=True) as ledger:
-        _, state = read_search(ledger, places)
+    run_dir = find("hybrid")
+    with Ledger.open(run_dir.ledger, read_only=True) as ledger:
+        _, state = read_search(ledger, run_dir)
     inner = str(spec.parent / "inner.yaml")
     assert state.recipes.keys() == {"stage:one", inner}
     assert state.recipes["stage:one"]["models"][0]["model"] == inner
-    find("hybrid.one").winner.unlink()
+    find("hybrid.one").winner_file.unlink()
     Path(inner).unlink()
     written = export("hybrid", "recipe", tmp_path / "moved" / "best.yaml", "3", False, Silent())
     documents = list(yaml.safe_load_all((tmp_path / "moved" / "best.yaml").read_text()))
@@ -136,7 +136,7 @@ def test_stages_that_were_begun_by_their_winners_files_go_on_so(spec: Path, monk
 
     def by_file(stage: SearchSpec) -> Winner:
         found = winner_of(stage)
-        return Winner(found.recipe, found.recipe_id, place=places_of(stage).winner)
+        return Winner(found.recipe, found.recipe_id, place=stage.run_dir.winner)
 
     monkeypatch.setattr(stages, "_winner", by_file)
     append, met = Ledger.append, list[int]()
@@ -154,7 +154,7 @@ def test_stages_that_were_begun_by_their_winners_files_go_on_so(spec: Path, monk
         run(spec, Silent())
     monkeypatch.setattr(Ledger, "append", append)
     monkeypatch.setattr(stages, "_winner", winner_of)
-    begun, file = asked("hybrid.two"), str(find("hybrid.one").winner)
+    begun, file = asked("hybrid.two"), str(find("hybrid.one").winner_file)
     assert run(spec, Silent()).candidates["resumed"] > 0
     found = asked("hybrid.two")
     assert found[: len(begun)] == begun
@@ -181,7 +181,7 @@ def test_the_name_of_a_stage_means_nothing_elsewhere(tmp_path: Path) -> None:
     path.write_text("merge_method: linear\nmodels: [{model: stage:one, parameters: {weight: 1.0}}]\n")
     assert files.load(path).references() == ("stage:one",)
     with pytest.raises(
-        RecipeError, match=r"stage:one: names what a stage of a search found, and no such stage is known"
+        RecipeError, match=r"stage:one: unknown stage"
     ):
         merge(path, tmp_path / "out", Silent())
 

@@ -1,1 +1,1 @@
-"""Merge methods, one file each; a new file here is a new method."""
+"""The built-in merge methods, one file each. A new file here registers a new method."""

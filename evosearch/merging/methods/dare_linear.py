@@ -1,23 +1,33 @@
-"""dare_linear: add thinned task vectors to the base (Yu et al. 2024)."""
+"""dare_linear: add randomly thinned task vectors to the base (Yu et al. 2024)."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from evosearch.merging.dare import PARAMETERS, drops
+from evosearch.merging.dare import INEXACT, PARAMETERS, SPELLED, drops
 from evosearch.merging.parameters import Parameters
 from evosearch.merging.registry import merge_method
 from evosearch.merging.sums import add_deltas, scales
+from evosearch.recipe.shapes import MergekitForm
 
 
-@merge_method("dare_linear", paper="arXiv:2311.03099", needs_base=True, random=True, parameters=PARAMETERS)
+@merge_method(
+    "dare_linear",
+    paper="arXiv:2311.03099",
+    summary="Combines fine-tunes whose task vectors are redundant, by adding a random fraction of each.",
+    needs_base=True,
+    random=True,
+    parameters=PARAMETERS,
+    mergekit=MergekitForm("dare_linear", spelled=SPELLED, inexact=INEXACT),
+)
 def dare_linear(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
-    """θ₀ + λ Σ wᵢ rᵢ mᵢτᵢ with τᵢ = θᵢ − θ₀; `normalize` divides by Σ wᵢ.
+    """Return θ₀ + λ Σ wᵢ rᵢ mᵢτᵢ with τᵢ = θᵢ − θ₀; `normalize` divides by Σ wᵢ.
 
-    The mask mᵢ keeps each entry with probability density; rᵢ makes up for the others (`rescale`, see `dare.drops`).
+    The mask mᵢ keeps each entry with probability `density`; rᵢ compensates for the dropped ones (`rescale`, see
+    `dare.drops`).
 
     Raises:
-        CandidateError: weights that are not all zero sum to nothing under `normalize`.
+        CandidateError: With `normalize`, weights that are not all zero sum to zero.
     """
     assert base is not None
     thinned = drops(base, parents, p)

@@ -1,21 +1,30 @@
-"""dare_ties: thinned task vectors, merged by TIES' sign election (Yu et al. 2024)."""
+"""dare_ties: randomly thinned task vectors, merged with the sign election of TIES (Yu et al. 2024)."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from evosearch.merging.dare import PARAMETERS, drops
+from evosearch.merging.dare import INEXACT, PARAMETERS, SPELLED, drops
 from evosearch.merging.election import elect_deltas
 from evosearch.merging.parameters import Parameters
 from evosearch.merging.registry import merge_method
+from evosearch.recipe.shapes import MergekitForm
 
 
-@merge_method("dare_ties", paper="arXiv:2311.03099", needs_base=True, random=True, parameters=PARAMETERS)
+@merge_method(
+    "dare_ties",
+    paper="arXiv:2311.03099",
+    summary="Combines many fine-tunes with conflicting changes: thins each at random, then elects a sign per entry.",
+    needs_base=True,
+    random=True,
+    parameters=PARAMETERS,
+    mergekit=MergekitForm("dare_ties", spelled=SPELLED, inexact=INEXACT),
+)
 def dare_ties(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
-    """θ₀ + λ · the sum of those wᵢ rᵢ mᵢτᵢ that agree with the sign of their sum, entry by entry.
+    """Return θ₀ + λ · the sum of those wᵢ rᵢ mᵢτᵢ that agree with the sign of their sum, entry by entry.
 
-    The mask mᵢ keeps each entry with probability density; rᵢ makes up for the others (`rescale`, see `dare.drops`).
-    Nothing is trimmed by magnitude. `normalize` divides by the sum of the weights of those that agree.
+    The mask mᵢ keeps each entry with probability `density`; rᵢ compensates for the dropped ones (`rescale`, see
+    `dare.drops`). No entry is trimmed by magnitude. `normalize` divides by the sum of the weights that agree.
     """
     assert base is not None
     thinned = drops(base, parents, p)

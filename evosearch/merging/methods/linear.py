@@ -1,4 +1,4 @@
-"""linear: the weighted average of the models (model soups, Wortsman et al. 2022)."""
+"""linear: weighted average of the models (model soups, Wortsman et al. 2022)."""
 
 from collections.abc import Sequence
 
@@ -8,23 +8,25 @@ from evosearch.errors import CandidateError
 from evosearch.merging.kernels import elementwise
 from evosearch.merging.parameters import Parameters
 from evosearch.merging.registry import merge_method
-from evosearch.recipe.shapes import Param
+from evosearch.recipe.shapes import MergekitForm, Param
 
 
 @merge_method(
     "linear",
     paper="arXiv:2203.05482",
+    summary="Averages fine-tunes of one base that were trained on similar data; needs no base.",
     takes_base=False,
     parameters={
         "weight": Param(0.0, 1.5, per_model=True),
         "normalize": Param(default=True, kind="bool"),
     },
+    mergekit=MergekitForm("linear", leave_out={"weight": 0.0}),
 )
 def linear(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
-    """Σ wᵢθᵢ / Σ wᵢ, or Σ wᵢθᵢ without `normalize`.
+    """Return Σ wᵢθᵢ / Σ wᵢ, or Σ wᵢθᵢ without `normalize`.
 
     Raises:
-        CandidateError: the weights to be divided by sum to nothing.
+        CandidateError: With `normalize`, the weights sum to zero.
     """
     weights = p.each("weight")
     total = sum(weights) if p["normalize"] else 1.0

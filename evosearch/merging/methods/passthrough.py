@@ -1,4 +1,4 @@
-"""passthrough: one model as it is, times a scale."""
+"""passthrough: one model, with tensors scaled."""
 
 from collections.abc import Sequence
 
@@ -7,17 +7,19 @@ from torch import Tensor
 from evosearch.merging.kernels import elementwise
 from evosearch.merging.parameters import Parameters
 from evosearch.merging.registry import merge_method
-from evosearch.recipe.shapes import Param
+from evosearch.recipe.shapes import MergekitForm, Param
 
 
 @merge_method(
     "passthrough",
     paper="mergekit (arXiv:2403.13257)",
+    summary="Copies the layers of one model per slice, to stack or repeat layers without merging weights.",
     takes_base=False,
     models=(1, 1),
     parameters={"scale": Param(0.0, 2.0, default=1.0, per_model=True)},
+    mergekit=MergekitForm("passthrough"),
 )
 def passthrough(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
-    """Scale · θ, tensor by tensor: filters say which tensors are scaled."""
+    """Return scale · θ; filters select the tensors to scale."""
     (scale,) = p.each("scale")
     return elementwise(lambda _, chunks: chunks[0] * scale, parents, p.dtype)

@@ -1,4 +1,4 @@
-"""slerp: along the arc between two models (Shoemake 1985), the base at t = 0."""
+"""slerp: spherical interpolation between two models (Shoemake 1985)."""
 
 import math
 from collections.abc import Sequence
@@ -9,34 +9,39 @@ from evosearch.errors import CandidateError
 from evosearch.merging.kernels import dot, elementwise
 from evosearch.merging.parameters import Parameters
 from evosearch.merging.registry import merge_method
-from evosearch.recipe.shapes import Param
+from evosearch.recipe.shapes import MergekitForm, Param
 
-# From here on the arc is taken as its chord. Most fine-tunes of one base lie this close, so that slerp between them is
-# a linear merge in all but name.
+# Above this |cosine| slerp is replaced by linear interpolation, as in mergekit. Most fine-tunes of one base are this
+# similar, so that slerp between them is a linear merge.
 NEARLY_PARALLEL = 0.9995
-ZERO_NORM = 1e-8  # a shorter vector has no direction; it is not divided by its norm
+ZERO_NORM = 1e-8  # vectors with a smaller norm have no direction and are not normalized
 
 
 @merge_method(
     "slerp",
     paper="doi:10.1145/325165.325242",
+    summary="Interpolates between two models and preserves their norm; helps when the two differ much.",
     needs_base=True,
     models=(1, 1),
     parameters={
         "t": Param(0.0, 1.0, strict=True),
         "norm": Param(default="keep", kind="choice", choices=("keep", "match")),
     },
+    mergekit=MergekitForm("slerp", fixed={"norm": "keep"}),
 )
 def slerp(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
-    """sin((1−t)Ω)/sinΩ · a + sin(tΩ)/sinΩ · b, Ω the angle between a = θ₀ and b = θ₁ as flat vectors.
+    """Return sin((1−t)Ω)/sinΩ · a + sin(tΩ)/sinΩ · b, where Ω is the angle between a = θ₀ and b = θ₁ as flat vectors.
 
     `norm: match` rescales the result to the interpolated norm (1−t)‖a‖ + t‖b‖.
+
+    Raises:
+        CandidateError: An input tensor is not finite.
     """
     assert base is not None
     a, b, t = base, parents[0], p["t"]
     norm_a, norm_b = math.sqrt(dot(a, a)), math.sqrt(dot(b, b))
     if not (math.isfinite(norm_a) and math.isfinite(norm_b)):
-        raise CandidateError("materialize", "slerp: a model's tensor is not finite")
+        raise CandidateError("materialize", "slerp: an input tensor is not finite")
     cosine = dot(a, b) / ((norm_a if norm_a > ZERO_NORM else 1.0) * (norm_b if norm_b > ZERO_NORM else 1.0))
     from_a, from_b = _coefficients(t, max(-1.0, min(1.0, cosine)))
     if p.choice("norm") == "match":
@@ -51,7 +56,7 @@ def slerp(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tens
 
 
 def _coefficients(t: float, cosine: float) -> tuple[float, float]:
-    """How much of either end: along the arc, or along the chord where the ends are nearly (anti)parallel."""
+    """Return the coefficients of a and b: spherical, or linear if the two are nearly parallel or antiparallel."""
     if abs(cosine) > NEARLY_PARALLEL:
         return 1 - t, t
     angle = math.acos(cosine)  # Ω

@@ -7,24 +7,26 @@ from torch import Tensor
 from evosearch.merging.parameters import Parameters
 from evosearch.merging.registry import merge_method
 from evosearch.merging.sums import add_deltas, scales
-from evosearch.recipe.shapes import Param
+from evosearch.recipe.shapes import MergekitForm, Param
 
 
 @merge_method(
     "task_arithmetic",
     paper="arXiv:2212.04089",
+    summary="Adds skills of several fine-tunes, or removes one with a negative weight.",
     needs_base=True,
     parameters={
         "weight": Param(0.0, 1.5, per_model=True),
         "normalize": Param(default=False, kind="bool"),
         "lambda": Param(0.0, 2.0, default=1.0),
     },
+    mergekit=MergekitForm("task_arithmetic"),
 )
 def task_arithmetic(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
-    """θ₀ + λ Σ wᵢτᵢ with τᵢ = θᵢ − θ₀; `normalize` divides by Σ wᵢ. Weights may be negative.
+    """Return θ₀ + λ Σ wᵢτᵢ with τᵢ = θᵢ − θ₀; `normalize` divides by Σ wᵢ. Weights may be negative.
 
     Raises:
-        CandidateError: weights that are not all zero sum to nothing under `normalize`.
+        CandidateError: With `normalize`, weights that are not all zero sum to zero.
     """
     assert base is not None
     return add_deltas(base, parents, scales("task_arithmetic", p), p)  # θ₀ + λ Σ wᵢτᵢ

@@ -9,29 +9,29 @@ from evosearch.merging.election import elect_deltas
 from evosearch.merging.magnitudes import Delta, Trim, trims
 from evosearch.merging.parameters import Parameters
 from evosearch.merging.registry import Site, merge_method
-from evosearch.recipe.shapes import Param
+from evosearch.recipe.shapes import MergekitForm, Param
 
 
 def survey(sites: Sequence[Site]) -> list[list[Trim | None] | None] | None:
-    """Under `trim_scope: model`, one threshold a parent over all tensors that have this scope.
+    """Compute, for `trim_scope: model`, one threshold per parent over all tensors with this scope.
 
     Returns:
-        A site's trims, one a parent; None at tensors that are trimmed by themselves.
+        For each site one trim per parent; None for tensors that are trimmed on their own.
 
     Raises:
-        CandidateError: a parent's density differs between those tensors.
+        CandidateError: A parent's density differs between those tensors.
     """
-    whole = [site for site in sites if site.parameters.choice("trim_scope") == "model"]
-    if not whole:
+    jointly = [site for site in sites if site.parameters.choice("trim_scope") == "model"]
+    if not jointly:
         return None
     by_parent: list[list[Trim | None]] = []
-    for i in range(len(whole[0].parents)):
-        density = _one_density(whole, i)
+    for i in range(len(jointly[0].parents)):
+        density = _one_density(jointly, i)
         if density >= 1:
-            by_parent.append([None] * len(whole))
+            by_parent.append([None] * len(jointly))
             continue
         deltas, sizes = [], []
-        for site in whole:
+        for site in jointly:
             assert site.base is not None
             deltas.append(Delta(site.base, site.parents[i], site.parameters, i))
             sizes.append(site.base().numel())
@@ -43,6 +43,7 @@ def survey(sites: Sequence[Site]) -> list[list[Trim | None] | None] | None:
 @merge_method(
     "ties",
     paper="arXiv:2306.01708",
+    summary="Combines fine-tunes that interfere: keeps the largest changes of each and elects a sign per entry.",
     needs_base=True,
     parameters={
         "weight": Param(0.0, 1.5, per_model=True),
@@ -52,15 +53,16 @@ def survey(sites: Sequence[Site]) -> list[list[Trim | None] | None] | None:
         "sign_method": Param(default="magnitude", kind="choice", choices=("magnitude", "count")),
         "trim_scope": Param(default="tensor", kind="choice", choices=("tensor", "model")),
     },
+    mergekit=MergekitForm("ties", fixed={"sign_method": "magnitude", "trim_scope": "tensor"}),
     survey=survey,
 )
 def ties(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
-    """θ₀ + λ · the average of those trimmed task vectors that agree with the elected sign, entry by entry.
+    """Return θ₀ + λ · the average of the trimmed task vectors that agree with the elected sign, entry by entry.
 
-    Each τᵢ = θᵢ − θ₀ keeps its top max(1, ⌊density·n⌋) entries by magnitude, of equal ones those of lowest index; n is
-    the number of entries of the tensor, or under `trim_scope: model` of all tensors (see `survey`). The sign elected is
-    that of Σ wᵢτᵢ (`sign_method: magnitude`) or of Σ sign(wᵢτᵢ) (`count`); where the sum is zero it is plus. Agreeing
-    entries are summed, wᵢτᵢ, and under `normalize` divided by the sum of their weights.
+    Each τᵢ = θᵢ − θ₀ keeps its top max(1, ⌊density·n⌋) entries by magnitude; of equal entries, those with the lowest
+    index. n is the number of entries of the tensor, or of all tensors with `trim_scope: model` (see `survey`). The
+    elected sign is that of Σ wᵢτᵢ (`sign_method: magnitude`) or of Σ sign(wᵢτᵢ) (`count`); a sum of zero elects plus.
+    Agreeing entries wᵢτᵢ are summed and, with `normalize`, divided by the sum of their weights.
     """
     assert base is not None
     weights = p.each("weight")
@@ -75,18 +77,18 @@ def ties(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tenso
 
 def _trim(base: Tensor, theta: Tensor, p: Parameters, i: int) -> Trim | None:
     if p.choice("trim_scope") == "model":
-        assert p.survey is not None, "trim_scope: model goes with the survey"
+        assert p.survey is not None, "trim_scope: model needs the survey"
         trim: Trim | None = p.survey[i]
         return trim
     return trims([Delta(lambda: base, lambda: theta, p, i)], [base.numel()], p.each("density")[i])[0]
 
 
 def _one_density(sites: Sequence[Site], i: int) -> float:
-    """The density of parent `i`, which one threshold for all tensors cannot have more than one of."""
+    """Return the density of parent `i`, which must be the same at all sites that share one threshold."""
     density = sites[0].parameters.each("density")[i]
     for site in sites:
         other = site.parameters.each("density")[i]
         if other != density:
             reason = f"ties: model {i + 1} has density {density:g} at one tensor and {other:g} at another"
-            raise CandidateError("materialize", f"{reason}; trim_scope: model takes one density for the whole model")
+            raise CandidateError("materialize", f"{reason}; trim_scope: model needs one density for the whole model")
     return density

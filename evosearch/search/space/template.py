@@ -5,7 +5,7 @@ from typing import Any
 
 from evosearch.documents import join, validate
 from evosearch.errors import RecipeError
-from evosearch.recipe.checks import refuse_beside_route
+from evosearch.recipe.checks import check_route_keys
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import Place, TensorSpec
 from evosearch.search.space import holes, routes
@@ -44,7 +44,7 @@ def frame(template: Mapping[str, Any], where: str) -> Recipe:
     refuse_misplaced(template, where)
     if routes.is_route(template):
         recipe = validate(Recipe, routes.frame(template, where), where, RecipeError)
-        refuse_beside_route(recipe, where)
+        check_route_keys(recipe, where)
         return recipe
     bare = _without_parameters(template)
     if isinstance(bare.get(METHOD), Mapping):  # a hole: which method it is changes nothing here
