@@ -1,1 +1,1 @@
-"""Optimizers, one file each. `registry.create` makes one by name; nothing else is needed from outside."""
+"""Optimizers, one file each; `registry.create` builds one by name."""

@@ -1,7 +1,7 @@
-"""What the optimizers on the library `cmaes` share: its state is read and mended here.
+"""Access to the state of strategies of the library `cmaes`, shared by the optimizers that use it.
 
-The library has neither least nor greatest step sizes, nor a way to be told of points that are not its own, nor does it
-check its numbers. It keeps its state in attributes of fixed names; the pinned version has those that are used here.
+The library has no bounds on step sizes, cannot be told of points that are not its own, and does not check its numbers.
+It keeps its state in private attributes; the pinned version has those that are used here.
 """
 
 from collections.abc import Sequence
@@ -13,19 +13,20 @@ from numpy.typing import NDArray
 from evosearch.search.optimizers._generations import Point
 
 Strategy = Any  # cmaes.CMA or cmaes.CatCMAwM
-STATE = ("_mean", "_sigma", "_C", "_q", "_Delta")  # what every later draw depends on, where it is there
+STATE = ("_mean", "_sigma", "_C", "_q", "_Delta")  # attributes that later draws depend on
 
 
 def standard_deviations(strategy: Strategy) -> Point:
-    """σ √C_ii of each coordinate."""
+    """Return σ √C_ii of each coordinate."""
     return np.asarray(strategy._sigma * np.sqrt(np.diag(strategy._C)))
 
 
 def draw(strategy: Strategy, spread: Point | float = 1.0) -> Point:
-    """M + σ A B D z, z ~ N(0, I). The library's own `ask` multiplies B by D anew for every draw, in time N³.
+    """Draw m + σ A B D z, z ~ N(0, I). The library's own `ask` multiplies B by D for every draw, in O(N³).
 
     Args:
-        spread: A, what each coordinate's step is multiplied by.
+        strategy: The strategy to draw from.
+        spread: A, the factor of each coordinate's step.
     """
     axes, lengths = strategy._eigen_decomposition()
     step = axes @ (lengths * strategy._rng.standard_normal(len(lengths)))
@@ -33,26 +34,28 @@ def draw(strategy: Strategy, spread: Point | float = 1.0) -> Point:
 
 
 def scale(strategy: Strategy, factors: Point) -> None:
-    """Multiply each coordinate's standard deviation, whose correlations with others stay: C ← S C S."""
+    """Multiply each coordinate's standard deviation and keep correlations: C ← S C S."""
     if np.any(factors != 1.0):
         strategy._C = strategy._C * np.outer(factors, factors)
-        strategy._B = strategy._D = None  # to be decomposed anew
+        strategy._B = strategy._D = None  # decompose again
 
 
 def limit_steps(strategy: Strategy, least: Point, greatest: Point) -> None:
-    """Keep standard deviations within bounds, coordinate by coordinate."""
+    """Clip standard deviations, coordinate by coordinate."""
     steps = standard_deviations(strategy)
     scale(strategy, np.where(steps > 0, np.clip(steps, least, greatest) / np.where(steps > 0, steps, 1.0), 1.0))
 
 
 def brought_near(strategy: Strategy, point: Point, spread: Point | float = 1.0) -> Point:
-    """A point that another distribution drew, no further from the mean than a draw of the present one would be.
+    """Move a point of another distribution to within the distance of a draw of the present one.
 
-    Its Mahalanobis length is cut at √N + 2N / (N + 2), which bounds what it does to step sizes and covariances
+    Its Mahalanobis length is cut at √N + 2N / (N + 2), which bounds its effect on step sizes and covariances
     (Hansen 2011, arXiv:1110.4181; the cut is pycma's).
 
     Args:
-        spread: as in `draw`.
+        strategy: The present strategy.
+        point: (N,) the point.
+        spread: As in `draw`.
     """
     axes, lengths = strategy._eigen_decomposition()
     step = point - strategy._mean
@@ -64,12 +67,12 @@ def brought_near(strategy: Strategy, point: Point, spread: Point | float = 1.0) 
 def tell(strategy: Strategy, solutions: Sequence[Any], losses: Sequence[float]) -> bool:
     """Update the distribution.
 
-    Told are ranks: the library's other uses of values are a criterion to stop on flat fitness, and penalties for bounds
-    that we do not give it.
+    The library is told ranks: its other uses of values are a stopping criterion for flat fitness and penalties for
+    bounds, which are not set here.
 
     Returns:
-        False where this would leave numbers that are not finite, as when a covariance matrix is no longer positive:
-        then nothing has changed.
+        False if the update would leave numbers that are not finite or a covariance matrix that is not positive; the
+        strategy is then unchanged.
     """
     before = {
         name: value.copy() if isinstance(value, np.ndarray) else value

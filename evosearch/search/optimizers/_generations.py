@@ -1,10 +1,11 @@
-"""From single asks and tells to the updates of a distribution. Shared by the CMA kinds.
+"""Base class of the CMA optimizers, which turns single asks and tells into updates of a distribution.
 
-One of these optimizers draws from a distribution and learns from λ draws together. Synchronously these λ are a
-generation: drawn from one distribution, told in ask order when the last has come back. Asynchronously the next λ that
-come back are taken, whatever distribution they were drawn from, so that a straggler holds nobody.
+These optimizers draw from a distribution and learn from λ draws together. In synchronous mode the λ draws are a
+generation: drawn from one distribution, and learned from in ask order once the last has come back. In asynchronous mode
+they are the next λ that come back, whatever distribution they were drawn from, so that stragglers block no update.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,54 +15,63 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evosearch.search.optimizers._pending import Pending
+from evosearch.search.optimizers.registry import Option
 from evosearch.search.space.types import Dimension, Genome, Observation
 
-Point = NDArray[np.float64]  # (N,) of the unbounded space a normal distribution lives in
-S = TypeVar("S")  # what an optimizer draws
+Point = NDArray[np.float64]  # (N,) in the unbounded space of a normal distribution
+S = TypeVar("S")  # draw of an optimizer
 
-WIDEST = (
-    1 / 3
-)  # standard deviation, as a part of a dimension's range: beyond, reflection makes every step a uniform draw
+# Standard deviation as a fraction of a dimension's range; with larger ones, reflection makes every step a uniform draw
+WIDEST = 1 / 3
 # A step of at least a fifth of a whole number keeps integers moving (Hansen 2011, arXiv:1102.0883)
 LEAST_INTEGER_STEP = 0.2
+SIGMA = Option(float, 0.17, "First step size, as a fraction of each dimension's range.", gt=0, le=1)
+
+
+def default_population(dimensions: Sequence[Dimension]) -> int:
+    """λ = 4 + ⌊3 ln n⌋   (Hansen 2016, arXiv:1604.00772, eq. 48)."""
+    return 4 + math.floor(3 * math.log(max(len(dimensions), 1)))
 
 
 @dataclass(frozen=True)
 class _Asked(Generic[S]):
-    """One draw: its place in its generation, and how many updates and restarts came before it."""
+    """A pending draw."""
 
-    index: int
+    index: int  # place in its generation
     sample: S
-    update: int
-    run: int
+    update: int  # number of updates before it
+    run: int  # number of restarts before it
 
 
 class Generations(ABC, Generic[S]):
-    """The asking and telling of an optimizer that learns from λ draws together.
+    """Base class of optimizers that learn from λ draws together.
 
-    A subclass draws, says what genome a draw is, and learns. Learning may `_restart`: what was drawn before and comes
-    back later is no news to the new distribution.
+    A subclass draws, converts draws to genomes, and learns. Learning may `_restart`: draws of an earlier run that come
+    back later are ignored.
     """
 
     def __init__(self, size: int, asynchronous: bool) -> None:
-        self._size = size  # λ
+        """Start the first generation of `size` draws (λ)."""
+        self._size = size
         self._asynchronous = asynchronous
         self._pending: Pending[_Asked[S]] = Pending()
-        self._drawn: list[S] = []  # this generation, in ask order; empty where asynchronous
-        self._handed = 0  # how many of it were asked
-        self._told: dict[int, tuple[_Asked[S], Observation]] = {}  # place in the generation or of arrival → what came
+        self._drawn: list[S] = []  # this generation, in ask order; empty in asynchronous mode
+        self._handed = 0  # number of draws of this generation that were proposed
+        self._told: dict[int, tuple[_Asked[S], Observation]] = {}  # place in the generation, or of arrival → result
         self._updates = 0
         self._run = 0
 
     @property
     def population(self) -> int:
-        """λ; at a generation's second ask and later, what is left of it."""
+        """λ at the start of a generation, the rest of it later."""
         return self._size - self._handed
 
     def ask(self, n: int) -> list[Genome]:
+        """Propose the next `n` draws."""
         return [self._ask_one() for _ in range(n)]
 
     def tell(self, observations: Sequence[Observation]) -> None:
+        """Take in results, and learn whenever λ of them are there."""
         for observation in observations:
             asked = self._pending.take(observation.genome)
             if asked.run != self._run:
@@ -71,28 +81,29 @@ class Generations(ABC, Generic[S]):
                 self._update()
 
     @abstractmethod
-    def stop_reason(self) -> str | None: ...
+    def stop_reason(self) -> str | None:
+        """See `Optimizer.stop_reason`."""
 
     @abstractmethod
     def _draw(self, n: int) -> list[S]:
-        """`n` draws from the present distribution."""
+        """Draw `n` times from the present distribution."""
 
     @abstractmethod
     def _genome(self, sample: S) -> Genome:
-        """What is asked for: within bounds, inactive dimensions at their `init`."""
+        """Convert a draw to a genome, within bounds, with inactive dimensions at their `init`."""
 
     @abstractmethod
     def _learn(self, samples: Sequence[S], losses: Sequence[float], lags: Sequence[int]) -> None:
         """Update the distribution.
 
         Args:
-            samples: λ of them.
-            losses: smaller is better; only their order means anything.
-            lags: how many updates there were since each was drawn; 0 where synchronous.
+            samples: λ draws.
+            losses: Smaller is better; only their order matters.
+            lags: Number of updates since each was drawn; 0 in synchronous mode.
         """
 
     def _restart(self, size: int) -> None:
-        """From here on another distribution is drawn from, `size` at a time."""
+        """Start a new run with `size` draws per update; results of earlier runs are ignored."""
         self._size = size
         self._run += 1
 
@@ -102,7 +113,7 @@ class Generations(ABC, Generic[S]):
         else:
             if not self._drawn:
                 self._drawn = self._draw(self._size)
-            assert self._handed < self._size, "a generation is told before the next is asked"
+            assert self._handed < self._size, "a generation must be told before the next is asked"
             index, sample = self._handed, self._drawn[self._handed]
             self._handed += 1
         genome = self._genome(sample)
@@ -118,20 +129,20 @@ class Generations(ABC, Generic[S]):
 
 
 def mean_rate(lags: Sequence[int]) -> float:
-    """How much of a step the mean takes, given how many updates ago its λ points were drawn: 1 / (1 + mean lag).
+    """Learning rate of the mean for λ points that were drawn some updates ago: 1 / (1 + mean lag).
 
-    Learning rates in inverse proportion to staleness are those of Zhang et al. 2016 (arXiv:1511.05950). With a full
-    step, points that were drawn around W means of long ago would replace the mean by one of these: W searches that take
-    turns and share one step size.
+    Learning rates inversely proportional to staleness follow Zhang et al. 2016 (arXiv:1511.05950). With a full step,
+    points drawn around W old means would replace the mean by one of these, which makes W interleaved searches that
+    share one step size.
     """
     return 1.0 / (1.0 + sum(lags) / len(lags))
 
 
 def losses(observations: Sequence[Observation]) -> list[float]:
-    """What is minimized: the feasible by value, behind them the infeasible by violation, behind these the failures.
+    """Return values to minimize: feasible candidates by value, then infeasible ones by violation, then failures.
 
-    Only ranks count, so steps of one unit are as good as any distance, and tell violations apart that differ in their
-    last digits.
+    Only ranks count, so steps of one unit are as good as any other, and they separate violations that differ only in
+    their last digits.
     """
     kept = [-o.value for o in observations if o.value is not None and o.violation == 0]
     worst = max(kept, default=0.0)
@@ -149,29 +160,29 @@ def losses(observations: Sequence[Observation]) -> list[float]:
 
 
 def reflected(point: Point) -> Point:
-    """The mirror image of a point in [0, 1]: a triangle wave. Inside, that is the point itself, also on a bound."""
+    """Reflect a point into [0, 1] by a triangle wave; points inside, bounds included, stay where they are."""
     return 1.0 - np.abs(1.0 - np.mod(point, 2.0))
 
 
 def values(dimensions: Sequence[Dimension], point: Point) -> Genome:
-    """The genome at a point, of numbers each scaled to [0, 1]; coordinates beyond the dimensions idle."""
+    """Return the genome at a point whose coordinates are scaled to [0, 1]; surplus coordinates are ignored."""
     return {d.name: d.from_unit(float(unit)) for d, unit in zip(dimensions, reflected(point), strict=False)}
 
 
 def units(dimensions: Sequence[Dimension], genome: Genome) -> list[float]:
-    """Where numbers lie in [0, 1]."""
+    """Scale the numbers of a genome to [0, 1]."""
     return [dimension.to_unit(genome[dimension.name]) for dimension in dimensions]
 
 
 def least_steps(dimensions: Sequence[Dimension], mean: Point) -> list[float]:
-    """The least standard deviation of each dimension where the mean is, in [0, 1]; 0 for floats."""
+    """Return the least standard deviation of each dimension at the mean, in [0, 1]; 0 for floats."""
     return [_least_step(d, float(unit)) for d, unit in zip(dimensions, reflected(mean), strict=False)]
 
 
 def _least_step(dimension: Dimension, unit: float) -> float:
-    """A fifth of a whole number's share of [0, 1].
+    """Return a fifth of a whole number's share of [0, 1].
 
-    In the logarithm that of 1 is a hundred times that of 100: what moves the one would throw the other about.
+    On a logarithmic scale the share of 1 is a hundred times that of 100, so one step size cannot serve both.
     """
     if dimension.kind != "int":
         return 0.0

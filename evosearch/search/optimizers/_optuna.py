@@ -1,4 +1,4 @@
-"""What the optimizers on Optuna share: dimensions and observations in its words, studies in memory."""
+"""Conversion of dimensions and observations to Optuna's, shared by the optimizers that use it."""
 
 import math
 import warnings
@@ -15,16 +15,16 @@ from evosearch.recipe.shapes import Scalar
 from evosearch.search.optimizers.registry import Problem
 from evosearch.search.space.types import Dimension, Observation
 
-optuna.logging.set_verbosity(optuna.logging.ERROR)  # its studies are in memory, and their news nobody's business
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # it reports every study and trial
 
 
 def study(sampler: BaseSampler, objectives: int) -> Study:
-    """A study in memory of so many objectives, larger is better."""
+    """Create a study in memory; every objective is maximized."""
     return optuna.create_study(directions=["maximize"] * objectives, sampler=sampler)
 
 
 def suggest(trial: Trial, dimension: Dimension) -> Scalar:
-    """The sampler's value of one dimension."""
+    """Return the sampler's value of one dimension."""
     if dimension.kind == "categorical":
         return trial.suggest_categorical(dimension.name, dimension.choices)
     if dimension.kind == "int":
@@ -34,7 +34,7 @@ def suggest(trial: Trial, dimension: Dimension) -> Scalar:
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:
-    """A dimension as `suggest` describes it to Optuna."""
+    """Return the distribution that `suggest` uses for a dimension."""
     if dimension.kind == "categorical":
         return CategoricalDistribution(dimension.choices)
     if dimension.kind == "int":
@@ -43,34 +43,35 @@ def distribution(dimension: Dimension) -> BaseDistribution:
 
 
 def known(problem: Problem) -> list[Observation]:
-    """What is known from elsewhere and says something of these objectives: failures, and what has as many values."""
+    """Return the known observations that apply to these objectives: failures, and those with as many values."""
     return [one for one in problem.known if one.state == "failed" or len(one.objectives) == problem.objectives]
 
 
 def values(observation: Observation) -> list[float]:
-    """The objectives of a scored candidate."""
+    """Return the objectives of a scored candidate."""
     return [estimate.value for estimate in observation.objectives]
 
 
 def constraints(observation: Observation) -> dict[str, float]:
-    """Violations as Optuna ranks them (Deb 2000): none where all are kept, and a failure breaks more than anybody."""
+    """Return violations as Optuna ranks them (Deb 2000): none if all are kept, infinite for a failure."""
     if observation.state == "failed":
         return {"failed": math.inf}
     return {"violation": observation.violation} if observation.violation > 0 else {}
 
 
 def distributions(dimensions: Iterable[Dimension]) -> dict[str, BaseDistribution]:
+    """Return the distribution of each dimension, by name."""
     return {dimension.name: distribution(dimension) for dimension in dimensions}
 
 
 def actives(dimensions: Sequence[Dimension], genome: dict[str, Scalar]) -> list[Dimension]:
-    """The dimensions that have an effect in a genome."""
+    """Return the dimensions that have an effect in a genome."""
     return [dimension for dimension in dimensions if dimension.active(genome)]
 
 
 @contextmanager
 def experimental() -> Iterator[None]:
-    """Parts that Optuna calls experimental: its version is pinned, and our own law tests cover what they do."""
+    """Silence warnings about experimental features: Optuna's version is pinned, and the law tests cover them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield

@@ -1,15 +1,15 @@
-"""Optuna's Parzen estimator, with what takes long of many kernels in many dimensions done by arrays as a whole.
+"""Optuna's Parzen estimator, vectorized for many kernels in many dimensions.
 
-With the thousands of kernels that a long search on many workers has, the density of Gaussians is most of what an ask of
-`tpe` takes. With u a sample, m and s a kernel's centre and width in units of the dimension's range,
+A long search on many workers has thousands of kernels, and the density of Gaussians takes most of the time of an ask of
+`tpe`. With u a sample, m and s a kernel's centre and width in units of the dimension's range,
 
     Σ_d ((u_d - m_d) / s_d)²  =  u² · (1/s²) - 2 u · (m/s²) + Σ_d m²/s²
 
-is two products of (samples × dimensions) with (dimensions × kernels), where Optuna goes through an array of all three.
-Widths are at least a hundredth of the range, which bounds what the difference loses: log-densities agree to 1e-8.
+is two products of (samples × dimensions) with (dimensions × kernels), while Optuna loops over an array of all three.
+Widths are at least a hundredth of the range, which bounds the cancellation error: log-densities agree to 1e-8.
 
-Samples are the same to the bit. Drawing them takes the normal distribution's logarithm of thousands of numbers, for
-each of which Optuna calls Python.
+Samples are bit-identical. Drawing them takes the logarithm of the normal distribution at thousands of numbers, for each
+of which Optuna calls a Python function.
 """
 
 import math
@@ -25,10 +25,10 @@ LOG_ROOT_2_PI = 0.5 * float(np.log(2.0 * np.pi))
 
 
 class Parzen(_ParzenEstimator):
-    """The same mixture of kernels, one for each trial and a wide one, over all dimensions together."""
+    """Mixture of one kernel for each trial and a wide one, over all dimensions together."""
 
     def log_pdf(self, samples_dict: dict[str, np.ndarray]) -> np.ndarray:
-        """The log-density of each sample, shape (samples,)."""
+        """Return the log-density of each sample, (samples,)."""
         x = self._transform(samples_dict)
         mixture = self._mixture_distribution
         parts = np.log(mixture.weights)[np.newaxis].repeat(len(x), axis=0)  # (samples, kernels)
@@ -50,7 +50,7 @@ class Parzen(_ParzenEstimator):
 
 
 def _smooth(dimensions: list[tuple[np.ndarray, Any]]) -> np.ndarray:
-    """Log Π_d of truncated Gaussians: (samples, kernels)."""
+    """Return the log of Π_d of truncated Gaussians, (samples, kernels)."""
     low = np.array([kernels.adapted_low for _, kernels in dimensions])
     span = np.array([kernels.adapted_high for _, kernels in dimensions]) - low
     u = (np.array([column for column, _ in dimensions]).T - low) / span  # (samples, dimensions)
@@ -59,27 +59,27 @@ def _smooth(dimensions: list[tuple[np.ndarray, Any]]) -> np.ndarray:
     sharp = width**-2
     own = (mean**2 * sharp).sum(axis=1)
     squares = u**2 @ sharp.T - 2.0 * (u @ (mean * sharp).T) + own
-    # What is constant for a kernel: its norm, over the part of it that lies within the bounds
+    # Normalization of each kernel, over its mass within the bounds
     norm = _truncnorm._log_gauss_mass(-mean / width, (1.0 - mean) / width) + np.log(width * span) + LOG_ROOT_2_PI
     found: np.ndarray = -0.5 * squares - norm.sum(axis=1)
     return found
 
 
 def _on_a_grid(column: np.ndarray, kernels: Any) -> np.ndarray:
-    """Log of the mass around each sample, of one dimension with steps: (samples, kernels)."""
+    """Return the log of the mass around each sample of one dimension with steps, (samples, kernels)."""
     values, back = np.unique(column, return_inverse=True)
     edges = values[:, np.newaxis] + 0.5 * kernels.step * np.array([-1.0, 1.0])
     left, right = (np.log(edges) if kernels.is_log else edges).T[..., np.newaxis]
     at = _truncnorm._log_gauss_mass((left - kernels.mu) / kernels.sigma, (right - kernels.mu) / kernels.sigma)
-    whole = _truncnorm._log_gauss_mass(
+    total = _truncnorm._log_gauss_mass(
         (kernels.adapted_low - kernels.mu) / kernels.sigma, (kernels.adapted_high - kernels.mu) / kernels.sigma
     )
-    found: np.ndarray = (at - whole)[back]
+    found: np.ndarray = (at - total)[back]
     return found
 
 
 def _each(function: Callable[[float], float]) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of the C library, of each number of an array."""
+    """Apply a function of the C library to each number of an array."""
     called: Any = np.frompyfunc(function, 1, 1)
     return lambda values: np.asarray(called(values), dtype=float)
 
@@ -89,10 +89,10 @@ _optunas_log_ndtr = _truncnorm._log_ndtr
 
 
 def log_ndtr(a: np.ndarray) -> np.ndarray:
-    """Ln Φ(a), bit by bit as Optuna has it: the same functions of the C library, in the same order."""
+    """Return ln Φ(a), bit-identical to Optuna's: the same functions of the C library, in the same order."""
     a = np.asarray(a, dtype=float)
     x = a / 2**0.5
-    far, tail = ~(a > -20), a > 6  # far ones by a series, of few
+    far, tail = ~(a > -20), a > 6  # far ones by a series; they are few
     left, right = ~far & (x < -1 / 2**0.5), ~tail & (x >= 1 / 2**0.5)
     middle = ~(far | left | right | tail)
     phi = np.ones_like(a)

@@ -1,4 +1,4 @@
-"""CatCMA with margin: choices, whole numbers and floats together (Hamano et al. 2025, arXiv:2504.07884), by cmaes."""
+"""CatCMA with margin, for choices, whole numbers and floats (Hamano et al. 2025, arXiv:2504.07884), by cmaes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +9,21 @@ from numpy.typing import NDArray
 
 from evosearch.recipe.shapes import Scalar
 from evosearch.search.optimizers import _cmaes
-from evosearch.search.optimizers._generations import WIDEST, Generations, Point, mean_rate, reflected, units
-from evosearch.search.optimizers.registry import OptimizerConfig, Problem, optimizer
+from evosearch.search.optimizers._generations import (
+    SIGMA,
+    WIDEST,
+    Generations,
+    Point,
+    default_population,
+    mean_rate,
+    reflected,
+    units,
+)
+from evosearch.search.optimizers.registry import Problem, optimizer
 from evosearch.search.space.types import Dimension, Genome
 
-LONGEST = 1000  # whole numbers of more values than this are drawn as floats and rounded: a margin would mean nothing
-MARGIN = 1 - 0.73  # the chance that a draw differs somewhere from the most likely one never falls below this
+LONGEST = 1000  # whole numbers with more values are drawn as floats and rounded: a margin would have no effect
+MARGIN = 1 - 0.73  # least probability that a draw differs somewhere from the most likely one
 
 
 @dataclass(frozen=True)
@@ -22,8 +31,10 @@ class Drawn:
     """One draw.
 
     Attributes:
-        solution: the library's: `_v_raw` (N,) of the normal distribution, `c` (K, most choices) one-hot.
-        numbers, choices: which of these coordinates had an effect, (N,) and (K,) of bool.
+        solution: The library's: `_v_raw` (N,) of the normal distribution, `c` (K, most choices) one-hot.
+        genome: The genome of the draw.
+        numbers: (N,) whether each number had an effect.
+        choices: (K,) whether each choice had an effect.
     """
 
     solution: cmaes.CatCMAwM.Solution
@@ -32,64 +43,71 @@ class Drawn:
     choices: NDArray[np.bool_]
 
 
-@optimizer("cat_cma", options=("sigma",), categoricals=True, least_population=4, asynchronous=True)
+@optimizer(
+    "cat_cma",
+    population=default_population,
+    options={"sigma": SIGMA},
+    categoricals=True,
+    least_population=4,
+    asynchronous=True,
+)
 class CatCma(Generations[Drawn]):
-    """Every kind of dimension: a normal distribution over the numbers and one over each categorical's choices.
+    """CMA-ES over every kind of dimension: a normal distribution over numbers, a categorical one over choices.
 
     Numbers are scaled to [0, 1] and reflected there; a margin keeps every whole number and every choice within reach.
-    A categorical with `doubt` starts from the start's choice with probability 1 - doubt, another one from equal
-    chances.
+    A categorical with `doubt` starts with probability 1 - doubt for the start's choice, any other one with equal
+    probabilities.
 
-    What is inactive teaches nothing. An inactive choice is told as the present chances, an inactive number moves no
-    mean, and a number's standard deviation moves in proportion to how often it was active: a dimension that no draw of
-    a generation used has the same distribution after it. (To put the mean in place of an inactive number, which is
-    simpler, would shrink its variance, and the step size of all.)
+    Nothing is learned from inactive values. An inactive choice is told as the present probabilities, an inactive number
+    does not move the mean, and a number's standard deviation moves in proportion to how often it was active: a
+    dimension that no draw of a generation used keeps its distribution. (Replacing an inactive number by the mean, which
+    is simpler, would shrink its variance and the common step size.)
 
-    Asynchronously it is told of λ results of any age, as `cma_es` is.
+    In asynchronous mode it is told of λ results of any age, as `cma_es` is.
     """
 
-    def __init__(self, config: OptimizerConfig, problem: Problem) -> None:
+    def __init__(self, problem: Problem, *, sigma: float) -> None:
         self._dimensions = problem.dimensions
-        self._whole = [d for d in self._dimensions if _has_margin(d)]
+        self._integers = [d for d in self._dimensions if _has_margin(d)]
         self._floats = [d for d in self._dimensions if d.kind != "categorical" and not _has_margin(d)]
-        self._numbers = [*self._floats, *self._whole]  # the library's order
+        self._numbers = [*self._floats, *self._integers]  # the library's order
         self._categoricals = [d for d in self._dimensions if d.kind == "categorical"]
-        self._strategy = self._new(config, problem.start)
-        super().__init__(self._strategy.population_size, config.asynchronous)
+        self._strategy = self._new(problem, sigma)
+        super().__init__(problem.population, problem.asynchronous)
         self._exhausted = False
 
     def stop_reason(self) -> str | None:
-        """The library knows when the normal distribution has converged; the choices must be made, too."""
+        """Say when the normal distribution has converged and every choice is made, or when it diverged."""
         if self._exhausted:
-            return "cat_cma: its covariance matrix is at the end of what numbers can hold"
+            return "cat_cma diverged: its covariance matrix is numerically singular"
         if not self._updates or not self._numbers or not self._decided() or not self._strategy.should_stop():
             return None
         return f"cat_cma: converged, to steps of at most {_cmaes.standard_deviations(self._strategy).max():.1e}"
 
-    def _new(self, config: OptimizerConfig, start: Genome) -> cmaes.CatCMAwM:
-        numbers = len(self._numbers)
-        levels = [[d.to_unit(value) for value in range(int(d.low), int(d.high) + 1)] for d in self._whole]
+    def _new(self, problem: Problem, sigma: float) -> cmaes.CatCMAwM:
+        numbers, start = len(self._numbers), problem.start
+        levels = [[d.to_unit(value) for value in range(int(d.low), int(d.high) + 1)] for d in self._integers]
         strategy = cmaes.CatCMAwM(
             x_space=[[-np.inf, np.inf]] * len(self._floats) or None,  # bounds are kept by reflection
             z_space=levels or None,
             c_space=[len(d.choices) for d in self._categoricals] or None,
-            population_size=config.population,
+            population_size=problem.population,
             mean=np.array(units(self._numbers, start)) if numbers else None,
-            sigma=min(config.sigma, WIDEST),
+            sigma=min(sigma, WIDEST),
             cov=np.eye(numbers) if numbers else None,
-            cat_param=self._first_chances(start) if self._categoricals else None,
-            seed=config.seed,
+            cat_param=self._first_probabilities(start) if self._categoricals else None,
+            seed=problem.seed,
         )
         for row, level in enumerate(levels):
-            # The library fills short rows with their last value, and takes that for a border between two values:
-            # its margin then guards this one, and the last value is never left. The last true border must end the row.
+            # The library pads short rows with their last value and takes that for a border between two values: its
+            # margin then guards that border, and the last value is never left. The last true border must end the row.
             strategy._z_lim[row, len(level) - 1 :] = strategy._z_lim[row, len(level) - 2]
         return strategy
 
-    def _first_chances(self, start: Genome) -> NDArray[np.float64]:
-        """(K, most choices), each row summing to 1, padded with zeros; no choice below the margin's share."""
+    def _first_probabilities(self, start: Genome) -> NDArray[np.float64]:
+        """Return (K, most choices): rows sum to 1, padded with zeros; no choice is below the margin's share."""
         rows = np.zeros((len(self._categoricals), max(len(d.choices) for d in self._categoricals)))
-        margin = 1 - (1 - MARGIN) ** (1 / (len(self._whole) + len(self._categoricals)))
+        margin = 1 - (1 - MARGIN) ** (1 / (len(self._integers) + len(self._categoricals)))
         for row, dimension in zip(rows, self._categoricals, strict=True):
             others = len(dimension.choices) - 1
             even = others / len(dimension.choices)
@@ -108,7 +126,7 @@ class CatCma(Generations[Drawn]):
         if self._numbers:
             raw = _cmaes.draw(strategy, strategy._A)
             point = reflected(raw)
-            if self._whole:
+            if self._integers:
                 point[floats:] = strategy._discretization(raw[floats:])
             drawn |= {d.name: d.from_unit(unit) for d, unit in zip(self._numbers, point.tolist(), strict=True)}
         if self._categoricals:
@@ -126,7 +144,7 @@ class CatCma(Generations[Drawn]):
         )
 
     def _with_inactive(self, drawn: Genome) -> Genome:
-        """In the dimensions' order, those at their `init` that have no effect."""
+        """Return the values in the dimensions' order, inactive ones at their `init`."""
         found: dict[str, Scalar] = {}
         for dimension in sorted(self._dimensions, key=lambda d: d.active_if is not None):
             found[dimension.name] = drawn[dimension.name] if dimension.active(found) else dimension.init
@@ -138,7 +156,7 @@ class CatCma(Generations[Drawn]):
     def _learn(self, samples: Sequence[Drawn], losses: Sequence[float], lags: Sequence[int]) -> None:
         strategy = self._strategy
         strategy._cm = mean_rate(lags)
-        solutions = [self._told_as(sample, lag) for sample, lag in zip(samples, lags, strict=True)]
+        solutions = [self._adjusted(sample, lag) for sample, lag in zip(samples, lags, strict=True)]
         if not self._numbers:
             self._exhausted = not _cmaes.tell(strategy, solutions, losses)
             return
@@ -149,13 +167,13 @@ class CatCma(Generations[Drawn]):
         order = np.argsort(losses, kind="stable")
         active = np.stack([samples[index].numbers for index in order])  # (λ, N)
         if not active.all():
-            self._forget_inactive(before, active, np.stack([solutions[index]._v_raw for index in order]))
+            self._undo_inactive(before, active, np.stack([solutions[index]._v_raw for index in order]))
         floats = len(self._floats)
         greatest = np.where(np.arange(len(self._numbers)) < floats, WIDEST, np.inf)  # the margin widens whole numbers
         _cmaes.limit_steps(strategy, np.zeros(len(self._numbers)), greatest)
 
-    def _told_as(self, sample: Drawn, lag: int) -> cmaes.CatCMAwM.Solution:
-        """A draw as the library is told of it: brought near where it is an old one, without inactive choices."""
+    def _adjusted(self, sample: Drawn, lag: int) -> cmaes.CatCMAwM.Solution:
+        """Return a draw as the library is told of it: moved nearer if it is old, without inactive choices."""
         raw, chosen = sample.solution._v_raw, sample.solution.c
         if lag and self._numbers:
             raw = _cmaes.brought_near(self._strategy, raw, self._strategy._A)
@@ -163,11 +181,13 @@ class CatCma(Generations[Drawn]):
             chosen = np.where(sample.choices[:, np.newaxis], chosen, self._strategy._q)  # the gradient c - q is 0
         return cmaes.CatCMAwM.Solution(None, None, chosen, raw)
 
-    def _forget_inactive(self, before: "_Normal", active: NDArray[np.bool_], points: NDArray[np.float64]) -> None:
-        """Undo what inactive numbers did to the distribution.
+    def _undo_inactive(self, before: "_Normal", active: NDArray[np.bool_], points: NDArray[np.float64]) -> None:
+        """Undo the effect of inactive numbers on the distribution.
 
         Args:
-            active, points: (λ, N), best first.
+            before: The distribution before the update.
+            active: (λ, N) whether each number had an effect, best draw first.
+            points: (λ, N) the draws, best first.
         """
         strategy, floats = self._strategy, len(self._floats)
         best = strategy._mu
@@ -175,18 +195,18 @@ class CatCma(Generations[Drawn]):
         # Floats: m ← m - c_m Σ w_k (x_k - m) over the selected in which they were inactive
         steps = np.where(active[:best], 0.0, points[:best] - before.mean)[:, :floats]
         strategy._mean[:floats] -= strategy._cm * (weights * steps).sum(axis=0)
-        # Whole numbers, which the library centres before and corrects after it selects: by the weight of the active
+        # Whole numbers, which the library centres before selection and corrects after it: by the active draws' weight
         share = (weights * active[:best]).sum(axis=0)[floats:]
         strategy._mean[floats:] = before.mean[floats:] + share * (strategy._mean[floats:] - before.mean[floats:])
-        idle = np.asarray(~active.any(axis=0))
-        strategy._A[idle] = before.spread[idle]
-        if self._whole:
-            strategy._pmut[idle[floats:]] = before.mutation[idle[floats:]]
+        inert = np.asarray(~active.any(axis=0))
+        strategy._A[inert] = before.spread[inert]
+        if self._integers:
+            strategy._pmut[inert[floats:]] = before.mutation[inert[floats:]]
         ratio = before.steps / _cmaes.standard_deviations(strategy)
         _cmaes.scale(strategy, ratio ** (1.0 - active.mean(axis=0)))
 
     def _decided(self) -> bool:
-        """Whether every categorical has one choice that has all that the margin leaves of the chances."""
+        """Return whether every categorical has one choice with all the probability that the margin leaves."""
         if not self._categoricals:
             return True
         left = self._strategy._qmin * (self._strategy._K - 1)
@@ -194,7 +214,7 @@ class CatCma(Generations[Drawn]):
 
 
 class _Normal:
-    """What of a strategy's normal distribution is kept, to be put back."""
+    """The state of a strategy's normal distribution before an update."""
 
     def __init__(self, strategy: cmaes.CatCMAwM) -> None:
         self.mean: Point = strategy._mean.copy()
@@ -208,6 +228,6 @@ def _has_margin(dimension: Dimension) -> bool:
 
 
 def _complete(chosen: NDArray[np.bool_], counts: Sequence[int]) -> None:
-    """Choose the last where the library chose none: its chances may sum to a little less than 1."""
+    """Choose the last if the library chose none, since its probabilities may sum to a little less than 1."""
     for row in np.flatnonzero(~chosen.any(axis=1)).tolist():
         chosen[row, counts[row] - 1] = True

@@ -1,8 +1,10 @@
-"""Bayesian optimization with a Gaussian process, by Optuna: expected improvement in log space (Ament et al. 2023,
-arXiv:2310.20708), of batches where several are pending; expected hypervolume improvement for several objectives
-(Daulton et al. 2020, arXiv:2006.05078); constraints by the probability that they are kept (Gardner et al. 2014).
+"""Bayesian optimization with a Gaussian process, by Optuna.
 
-Optuna's sampler imports torch where it is made: a search by `gp` loads torch into its controller, and no other does.
+Acquisition is expected improvement in log space (Ament et al. 2023, arXiv:2310.20708), over batches if several are
+pending; expected hypervolume improvement for several objectives (Daulton et al. 2020, arXiv:2006.05078); constraints
+enter by the probability that they are kept (Gardner et al. 2014).
+
+Optuna's sampler imports torch when it is built, so that only a search by `gp` loads torch into its controller.
 """
 
 from collections.abc import Sequence
@@ -15,57 +17,69 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from evosearch.errors import SpecError
 from evosearch.search.optimizers import _optuna
 from evosearch.search.optimizers._pending import Pending
-from evosearch.search.optimizers.registry import OptimizerConfig, Problem, optimizer
-from evosearch.search.space.types import Genome, Observation
+from evosearch.search.optimizers.registry import Problem, optimizer
+from evosearch.search.space.types import Dimension, Genome, Observation
 
-DIMENSIONS = 20  # beyond, its lengthscales are not found in the trials that it can use
-TRIALS = 300  # a fit takes time in the cube of these, an ask seconds
-KNOWN = 100  # of another search's, the best
+DIMENSIONS = 20  # lengthscales of more dimensions cannot be estimated from TRIALS trials
+TRIALS = 300  # a fit takes time cubic in these, an ask seconds
+KNOWN = 100  # best candidates taken over from another search
 
 
-@optimizer("gp", categoricals=True, asynchronous=True, objectives=True)
+def _check(dimensions: Sequence[Dimension]) -> None:
+    """Check the number of dimensions.
+
+    Raises:
+        SpecError: There are too many.
+    """
+    if len(dimensions) > DIMENSIONS:
+        what = f"gp takes at most {DIMENSIONS} dimensions, but the recipe's holes have {len(dimensions)}"
+        next = "Give holes fewer numbers (`per: group`, or one `name` for several), or use cma_es or tpe"
+        raise SpecError("name", what, next=next)
+
+
+@optimizer("gp", population=4, categoricals=True, asynchronous=True, objectives=True, fits=_check)
 class Gp:
-    """At most 20 dimensions and 300 trials; ten random ones first, after the start.
+    """Gaussian process over at most 20 dimensions and 300 trials, the first ten of them random, after the start.
 
-    Every kind of dimension; an inactive one counts with its `init`. Whether constraints are kept is one more process,
-    fitted to -1 where all are kept, to 1 and the sum of violations in units of its mean where one is broken, and to
-    twice the greatest where a candidate failed. Pending candidates are taken into account, so that a batch is spread.
-    The study is made anew at each ask: what violations and failures count depends on all that is known by then.
+    Takes every kind of dimension; inactive ones count with their `init`. Whether constraints are kept is modelled by a
+    further process, fitted to -1 if all are kept, to 1 plus the sum of violations in units of its mean if one is
+    broken, and to twice the largest of these for a failed candidate. Pending candidates are taken into account, so that
+    a batch spreads out. The study is rebuilt at each ask, since the values for violations and failures depend on all
+    results so far.
     """
 
-    def __init__(self, config: OptimizerConfig, problem: Problem) -> None:
-        dimensions = problem.dimensions
-        if len(dimensions) > DIMENSIONS:
-            what = f"gp takes at most {DIMENSIONS} dimensions, and the recipe's holes have {len(dimensions)}"
-            next = "Give holes fewer numbers (`per: group`, or one `name` for several), or take cma_es or tpe"
-            raise SpecError("name", what, next=next)
-        self._size = config.population or 4
-        self._dimensions, self._objectives = dimensions, problem.objectives
-        self._sampler = GPSampler(seed=config.seed, warn_independent_sampling=False)
+    def __init__(self, problem: Problem) -> None:
+        self._size = problem.population
+        self._dimensions, self._objectives = problem.dimensions, problem.objectives
+        self._sampler = GPSampler(seed=problem.seed, warn_independent_sampling=False)
         self._pending: Pending[int] = Pending()
         self._asked = 0
-        self._waiting: dict[int, Genome] = {}  # what is pending, by its number among the asked
+        self._waiting: dict[int, Genome] = {}  # pending genomes by ask index
         self._told = _optuna.known(problem)[:KNOWN]
         self._known = len(self._told)
-        self._start: Genome | None = problem.start  # until it is asked
+        self._start: Genome | None = problem.start  # until it is proposed
 
     @property
     def population(self) -> int:
+        """How many to ask together next."""
         return max(1, min(self._size, TRIALS - len(self._told) - len(self._waiting)))
 
     def ask(self, n: int) -> list[Genome]:
+        """Propose `n` genomes."""
         return [self._ask_one() for _ in range(n)]
 
     def tell(self, observations: Sequence[Observation]) -> None:
+        """Keep the results for the next fit."""
         for observation in observations:
             del self._waiting[self._pending.take(observation.genome)]
             self._told.append(replace(observation, genome=dict(observation.genome)))
 
     def stop_reason(self) -> str | None:
+        """Say when there are too many trials to fit."""
         if len(self._told) + len(self._waiting) < TRIALS:
             return None
-        known = f", {self._known} of them of the search that it was warm-started from" if self._known else ""
-        return f"gp: {TRIALS} trials{known}; a Gaussian process of more takes too long"
+        known = f", {self._known} of them from the warm start" if self._known else ""
+        return f"gp: reached {TRIALS} trials{known}; fitting a Gaussian process to more takes too long"
 
     def _ask_one(self) -> Genome:
         genome, self._start = self._start or self._proposed(), None
@@ -79,13 +93,13 @@ class Gp:
         study.add_trials(
             [*self._finished(), *(self._trial(genome, TrialState.RUNNING) for genome in self._waiting.values())]
         )
-        with np.errstate(invalid="ignore"):  # Optuna divides 0 by 0 where one point is all there is to gain, rightly
+        with np.errstate(invalid="ignore"):  # Optuna divides 0 by 0 if only one point improves, which is handled
             trial = study.ask()
             genome = {dimension.name: _optuna.suggest(trial, dimension) for dimension in self._dimensions}
         return {d.name: genome[d.name] if d.active(genome) else d.init for d in self._dimensions}
 
     def _finished(self) -> list[FrozenTrial]:
-        """What was told. A failure has the worst of each objective; constraints are there where any was broken."""
+        """Return the told trials. Failures have the worst of each objective; constraints are set once any is broken."""
         scored = [_optuna.values(one) for one in self._told if one.state == "scored"]
         worst = [min(found) for found in zip(*scored, strict=True)] or [0.0] * self._objectives
         broken = [one.violation for one in self._told if one.violation > 0]

@@ -1,42 +1,56 @@
-"""Every combination of evenly spaced values, for one or two holes: a picture of what these do."""
+"""Grid search over every combination of evenly spaced values, to plot the effect of one or two holes."""
 
+import math
 from collections.abc import Sequence
 from itertools import product
 
 from evosearch.errors import SpecError
 from evosearch.recipe.shapes import Scalar
 from evosearch.search.optimizers._pending import Pending, same
-from evosearch.search.optimizers.registry import OptimizerConfig, Problem, optimizer
+from evosearch.search.optimizers.registry import Option, Problem, optimizer
 from evosearch.search.space.types import Dimension, Genome, Observation
 
-POINTS = 11  # of a number, where the spec says nothing
-MOST = 100_000  # combinations: beyond, nobody looks at them all
+MOST = 100_000  # combinations
 
 
-@optimizer("grid", options=("points",), categoricals=True, asynchronous=True, objectives=True)
+def _check(dimensions: Sequence[Dimension], points: int) -> None:
+    """Check the size of the grid.
+
+    Raises:
+        SpecError: There are more than two dimensions or too many combinations.
+    """
+    if len(dimensions) > 2:
+        names = ", ".join(dimension.name for dimension in dimensions[:3])
+        what = f"grid takes one or two dimensions, but the recipe's holes have {len(dimensions)} ({names}, ...)"
+        next = "Fix the others, give several holes one `name`, remove `per`, or use another optimizer"
+        raise SpecError("name", what, next=next)
+    count = math.prod(len(_axis(dimension, points)) for dimension in dimensions)
+    if count > MOST:
+        raise SpecError("points", f"makes {count:,} combinations", f"At most {MOST:,}", "Use fewer points")
+
+
+@optimizer(
+    "grid",
+    population=8,
+    options={"points": Option(int, 11, "Number of values of each numeric dimension.", ge=2, le=10_000)},
+    categoricals=True,
+    asynchronous=True,
+    objectives=True,
+    fits=_check,
+)
 class Grid:
-    """The start, then the grid from coarse to fine, then it stops.
+    """Proposes the start, then the grid from coarse to fine, then stops.
 
-    A number has `points` values from its lower to its upper bound, both included, spaced evenly (in the logarithm,
-    where its hole is `log`); a whole number no more than it has; a categorical its choices. From coarse to fine means:
-    ends first, then middles, then the middles between these, so that a budget that ends early leaves a coarser grid
-    and not a corner of a fine one.
+    A number has `points` values from its lower to its upper bound, both included, spaced evenly (in the logarithm if
+    its hole is `log`); a whole number has at most as many as there are; a categorical has its choices. From coarse to
+    fine means: ends first, then middles, then the middles between these, so that a budget that ends early leaves a
+    coarser grid instead of a corner of a fine one.
     """
 
-    def __init__(self, config: OptimizerConfig, problem: Problem) -> None:
+    def __init__(self, problem: Problem, *, points: int) -> None:
         dimensions = problem.dimensions
-        if len(dimensions) > 2:
-            names = ", ".join(dimension.name for dimension in dimensions[:3])
-            what = f"grid takes one or two dimensions, and the recipe's holes have {len(dimensions)} ({names}, ...)"
-            next = "Fix the others, give several holes one `name`, leave out `per`, or take another optimizer"
-            raise SpecError("name", what, next=next)
-        axes = [_axis(dimension, config.points or POINTS) for dimension in dimensions]
-        count = 1
-        for axis in axes:
-            count *= len(axis)
-        if count > MOST:
-            raise SpecError("points", f"makes {count:,} combinations", f"At most {MOST:,}", "Take fewer points")
-        self._size = config.population or 8
+        axes = [_axis(dimension, points) for dimension in dimensions]
+        self._size = problem.population
         self._left = _ordered(dimensions, axes, problem.start)
         self._left.reverse()  # the next is popped from the end
         self._count = len(self._left)
@@ -44,9 +58,11 @@ class Grid:
 
     @property
     def population(self) -> int:
+        """How many to ask together next."""
         return max(1, min(self._size, len(self._left)))
 
     def ask(self, n: int) -> list[Genome]:
+        """Propose the next `n` points."""
         assert n <= len(self._left), "nothing is left to ask"
         asked = [self._left.pop() for _ in range(n)]
         for genome in asked:
@@ -54,19 +70,20 @@ class Grid:
         return [dict(genome) for genome in asked]
 
     def tell(self, observations: Sequence[Observation]) -> None:
+        """Forget the pending genomes; results change nothing."""
         for observation in observations:
             self._pending.take(observation.genome)
 
     def stop_reason(self) -> str | None:
-        return None if self._left else f"grid: all {self._count} points are asked"
+        """Say when every point is proposed."""
+        return None if self._left else f"grid: all {self._count} points are proposed"
 
 
 def _axis(dimension: Dimension, points: int) -> list[tuple[int, Scalar]]:
-    """(level, value) of the values of one dimension in their order; level 0 is the coarsest."""
+    """Return (level, value) of the values of one dimension, in their order; level 0 is the coarsest."""
     if dimension.kind == "categorical":
         return [(0, choice) for choice in dimension.choices]
-    whole = dimension.kind == "int"
-    count = min(points, int(dimension.high - dimension.low) + 1) if whole else points
+    count = min(points, int(dimension.high - dimension.low) + 1) if dimension.kind == "int" else points
     values = list(dict.fromkeys(_value(dimension, index / (count - 1)) for index in range(count) if count > 1))
     if not values:
         return [(0, dimension.init)]
@@ -74,14 +91,14 @@ def _axis(dimension: Dimension, points: int) -> list[tuple[int, Scalar]]:
 
 
 def _value(dimension: Dimension, unit: float) -> Scalar:
-    """From bound to bound: whole numbers are not in bins here, so that 0 is the lower bound and 1 the upper."""
+    """Return the value at `unit`; unlike in `Dimension.from_unit`, 0 and 1 are the bounds of whole numbers too."""
     low, high = dimension.low, dimension.high
     number = low * (high / low) ** unit if dimension.log else low + unit * (high - low)
     return dimension.clip(number)
 
 
 def _levels(count: int) -> list[int]:
-    """Of each of `count` places in a row, in which halving it comes: 0 the ends, 1 the middle, 2 the quarters, ..."""
+    """Return the halving that each of `count` places belongs to: 0 the ends, 1 the middle, 2 the quarters, ..."""
     levels = [0] * count
     gaps, level = [(0, count - 1)], 0
     while gaps:
@@ -97,7 +114,7 @@ def _levels(count: int) -> list[int]:
 
 
 def _ordered(dimensions: Sequence[Dimension], axes: Sequence[list[tuple[int, Scalar]]], start: Genome) -> list[Genome]:
-    """The start and every combination, coarse ones first, none twice: of an inactive dimension only its init."""
+    """Return the start and every combination once, coarse ones first; an inactive dimension has only its init."""
     found: dict[tuple[Scalar, ...], tuple[int, Genome]] = {}
     for combination in product(*axes):
         genome = {d.name: value for d, (_, value) in zip(dimensions, combination, strict=True)}

@@ -1,4 +1,4 @@
-"""CMA-ES that adapts its learning rates to noise (Nomura, Akimoto & Ono 2023, arXiv:2304.03473), by cmaes."""
+"""CMA-ES with learning rates adapted to noise (Nomura, Akimoto & Ono 2023, arXiv:2304.03473), by cmaes."""
 
 from collections.abc import Sequence
 
@@ -7,46 +7,50 @@ import numpy as np
 
 from evosearch.search.optimizers import _cmaes
 from evosearch.search.optimizers._generations import (
+    SIGMA,
     WIDEST,
     Generations,
     Point,
+    default_population,
     least_steps,
     mean_rate,
     reflected,
     units,
     values,
 )
-from evosearch.search.optimizers.registry import OptimizerConfig, Problem, optimizer
+from evosearch.search.optimizers.registry import Problem, optimizer
 from evosearch.search.space.types import Genome
 
 
-@optimizer("lra_cma", options=("sigma",), least_population=4, asynchronous=True)
+@optimizer("lra_cma", population=default_population, options={"sigma": SIGMA}, least_population=4, asynchronous=True)
 class LraCma(Generations[Point]):
-    """Numbers only, each scaled to [0, 1]; bounds are kept by reflection, so the start is where it was said to be.
+    """CMA-ES with adaptive learning rates over numbers, each scaled to [0, 1]; bounds are kept by reflection.
 
-    Unlike `cma_es` this one is told of the mirror images, as draws of its own. Told of the draws, a mean beside a bound
-    sees the same landscape on both sides: no signal, so learning rates fall and steps grow until it never leaves.
+    Unlike `cma_es`, it is told of the mirror images as if it had drawn them. If it were told of the draws, a mean near
+    a bound would see the same landscape on both sides: without a signal, learning rates fall and steps grow until it
+    never leaves.
 
-    The learning rates of mean and covariance follow the signal-to-noise ratio of their updates, so that where fitness
-    is measured on few items a default population does what otherwise takes a larger one, at the price of more
-    generations where there is little noise: rates fall before there is evidence. The covariance matrix is full.
+    The learning rates of mean and covariance follow the signal-to-noise ratio of their updates. Where fitness is
+    measured on few items, a default population therefore does what otherwise takes a larger one, at the price of more
+    generations where there is little noise. The covariance matrix is full.
 
-    Asynchronously it is told of λ results of any age, as `cma_es` is.
+    In asynchronous mode it is told of λ results of any age, as `cma_es` is.
     """
 
-    def __init__(self, config: OptimizerConfig, problem: Problem) -> None:
+    def __init__(self, problem: Problem, *, sigma: float) -> None:
         self._dimensions = problem.dimensions
         start = np.array(units(self._dimensions, problem.start))
         self._strategy = cmaes.CMA(
-            start, min(config.sigma, WIDEST), seed=config.seed, population_size=config.population, lr_adapt=True
+            start, min(sigma, WIDEST), seed=problem.seed, population_size=problem.population, lr_adapt=True
         )
-        super().__init__(self._strategy.population_size, config.asynchronous)
+        super().__init__(problem.population, problem.asynchronous)
         self._greatest = np.full(len(start), WIDEST)
         self._exhausted = False
 
     def stop_reason(self) -> str | None:
+        """Say when the distribution has converged or diverged."""
         if self._exhausted:
-            return "lra_cma: its covariance matrix is at the end of what numbers can hold"
+            return "lra_cma diverged: its covariance matrix is numerically singular"
         if self._updates and self._strategy.should_stop():
             return f"lra_cma: converged, to steps of at most {_cmaes.standard_deviations(self._strategy).max():.1e}"
         return None

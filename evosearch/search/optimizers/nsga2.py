@@ -1,4 +1,4 @@
-"""NSGA-II (Deb et al. 2002, doi:10.1109/4235.996017), by Optuna: non-dominated sorting and crowding distance."""
+"""NSGA-II, non-dominated sorting with crowding distance (Deb et al. 2002, doi:10.1109/4235.996017), by Optuna."""
 
 from collections.abc import Sequence
 
@@ -8,25 +8,24 @@ from optuna.trial import Trial, create_trial
 
 from evosearch.search.optimizers import _optuna
 from evosearch.search.optimizers._pending import Pending
-from evosearch.search.optimizers.registry import OptimizerConfig, Problem, optimizer
+from evosearch.search.optimizers.registry import Problem, optimizer
 from evosearch.search.space.types import Genome, Observation
 
-POPULATION = 16  # parents of a generation, where the spec says nothing
-CROSSOVER_ETA = 2.0  # distribution index: low, so that budgets of hundreds of candidates get across the space
+CROSSOVER_ETA = 2.0  # distribution index: low, so that budgets of hundreds of candidates cross the space
 
 
-@optimizer("nsga2", categoricals=True, objectives=True, least_population=4)
+@optimizer("nsga2", population=16, categoricals=True, objectives=True, least_population=4)
 class Nsga2:
-    """Parents cross (simulated binary crossover; categoricals by exchange) and children mutate (polynomial mutation).
+    """Simulated binary crossover of parents (categoricals are exchanged) and polynomial mutation of children.
 
-    Constraints rank as in the paper: what keeps them dominates what breaks one. A dimension that is inactive in a
-    genome is still inherited, unseen, and comes into effect where a child activates it. Parents are chosen at the first
-    ask of a generation, and what is told later is never one: so it is told whole generations, and is not asynchronous.
-    What is known of another search is the first generation, or part of it.
+    Constraints rank as in the paper: candidates that keep them dominate those that break one. An inactive dimension is
+    inherited all the same, and takes effect if a child activates it. Parents are chosen at the first ask of a
+    generation, so results that come later are ignored: it is told full generations and does not support asynchronous
+    mode. The known candidates of another search are the first generation, or part of it.
     """
 
-    def __init__(self, config: OptimizerConfig, problem: Problem) -> None:
-        self._size = config.population or POPULATION
+    def __init__(self, problem: Problem) -> None:
+        self._size = problem.population
         self._asked = 0
         self._dimensions, self._objectives = problem.dimensions, problem.objectives
         self._pending: Pending[Trial] = Pending()
@@ -35,7 +34,7 @@ class Nsga2:
                 population_size=self._size,
                 crossover=SBXCrossover(eta=CROSSOVER_ETA),
                 mutation=PolynomialMutation(),
-                seed=config.seed,
+                seed=problem.seed,
             )
         self._study = _optuna.study(sampler, problem.objectives)
         for observation in _optuna.known(problem):
@@ -53,13 +52,15 @@ class Nsga2:
 
     @property
     def population(self) -> int:
-        """The size at the start of a generation, what is left of it later."""
+        """The size at the start of a generation, the rest of it later."""
         return self._size - self._asked % self._size
 
     def ask(self, n: int) -> list[Genome]:
+        """Propose `n` genomes."""
         return [self._ask_one() for _ in range(n)]
 
     def tell(self, observations: Sequence[Observation]) -> None:
+        """Finish the pending trials."""
         for observation in observations:
             trial = self._pending.take(observation.genome)
             for name, amount in _optuna.constraints(observation).items():
@@ -67,11 +68,12 @@ class Nsga2:
             self._study.tell(trial, self._values(observation))
 
     def stop_reason(self) -> str | None:
+        """Return None: NSGA-II never ends by itself."""
         return None
 
     def _ask_one(self) -> Genome:
         trial = self._study.ask()
-        if not self._asked:  # the start: what is not drawn has no generation until somebody asks for it
+        if not self._asked:  # Optuna assigns the enqueued start its generation only when asked for it
             self._sampler.get_trial_generation(self._study, self._study.trials[-1])
         genome = {dimension.name: _optuna.suggest(trial, dimension) for dimension in self._dimensions}
         genome = {d.name: genome[d.name] if d.active(genome) else d.init for d in self._dimensions}
@@ -80,7 +82,8 @@ class Nsga2:
         return dict(genome)
 
     def _values(self, observation: Observation) -> list[float]:
-        """Of a failure they decide nothing, since it breaks a constraint by more than anybody; but it fills its place
-        in the generation, which ends when so many are told.
+        """Return the objectives; of a failure zeros, which decide nothing but complete the generation.
+
+        A failure ranks last by its constraint.
         """
         return _optuna.values(observation) or [0.0] * self._objectives

@@ -1,4 +1,4 @@
-"""Uniform random search: the yardstick every other optimizer must beat."""
+"""Uniform random search, the reference that every other optimizer must beat."""
 
 from collections.abc import Sequence
 
@@ -6,36 +6,39 @@ import numpy as np
 
 from evosearch.recipe.shapes import Scalar
 from evosearch.search.optimizers._pending import Pending
-from evosearch.search.optimizers.registry import OptimizerConfig, Problem, optimizer
+from evosearch.search.optimizers.registry import Problem, optimizer
 from evosearch.search.space.types import Dimension, Genome, Observation
 
 
-@optimizer("random", categoricals=True, asynchronous=True, objectives=True)
+@optimizer("random", population=8, categoricals=True, asynchronous=True, objectives=True)
 class Random:
-    """Every value uniform over its dimension (log dimensions in the logarithm), after the start."""
+    """Draws every value uniformly over its dimension (log dimensions in the logarithm), after the start."""
 
-    def __init__(self, config: OptimizerConfig, problem: Problem) -> None:
-        self.population = config.population or 8
+    def __init__(self, problem: Problem) -> None:
+        self.population = problem.population
         self._dimensions = problem.dimensions
         self._first = [problem.start]
-        self._rng = np.random.default_rng(config.seed)
+        self._rng = np.random.default_rng(problem.seed)
         self._pending: Pending[None] = Pending()
 
     def ask(self, n: int) -> list[Genome]:
+        """Draw `n` genomes."""
         asked = [self._first.pop(0) if self._first else self._draw() for _ in range(n)]
         for genome in asked:
             self._pending.add(genome, None)
         return [dict(genome) for genome in asked]
 
     def tell(self, observations: Sequence[Observation]) -> None:
+        """Forget the pending genomes; results change nothing."""
         for observation in observations:
             self._pending.take(observation.genome)
 
     def stop_reason(self) -> str | None:
+        """Return None: random search never ends by itself."""
         return None
 
     def _draw(self) -> Genome:
-        """One draw a dimension whether it is active or not, so that draws do not depend on one another."""
+        """Draw every dimension, active or not, so that draws do not depend on one another."""
         drawn = {dimension.name: self._value(dimension) for dimension in self._dimensions}
         return {
             dimension.name: drawn[dimension.name] if dimension.active(drawn) else dimension.init

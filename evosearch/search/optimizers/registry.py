@@ -1,182 +1,333 @@
-"""The optimizers: found by file name, configured in the spec, created for a space.
+"""Registry of optimizers.
 
-A new optimizer is one new file beside this one, named as it is called in a spec, with one decorated class in it. Only
-the file of the chosen optimizer is imported, so that a search by one library does not wait for the others.
+A built-in optimizer is one file in this folder, named as it is called in a spec; its `@optimizer` decorator is the only
+line that registers it. Only the file of the chosen optimizer is imported, so that a search does not wait for the
+libraries of the others. Other packages add optimizers with an entry point of the group `evosearch.optimizers`, whose
+value is a decorated class or a module that contains some:
+
+    [project.entry-points."evosearch.optimizers"]
+    my_optimizer = "my_package.my_module"
 """
 
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Literal, Protocol, Self, TypeVar
+from types import ModuleType
+from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, GetJsonSchemaHandler, create_model, model_validator
+from pydantic_core import CoreSchema
 
 from evosearch.documents import Document, join
 from evosearch.errors import SpecError, did_you_mean
+from evosearch.plugins import load_entry_points
 from evosearch.search.space.types import Dimension, Genome, Observation
+
+ENTRY_POINTS = "evosearch.optimizers"
 
 
 class Optimizer(Protocol):
-    """Asks for genomes and is told what they were worth.
+    """Proposes genomes and is told how good they are.
 
-    Deterministic in (seed, history of asks and tells), with a random generator of its own. `ask(n)` gives what `n`
-    single asks would give, so that a search may be replayed in any portions. One that is registered as `asynchronous`
-    can, where its config says so, be asked at any time and be told of any pending genomes in any order.
+    Deterministic in (seed, history of asks and tells), with a random generator of its own. `ask(n)` returns what `n`
+    single asks would return, so that a search can be replayed in any portions. An optimizer in asynchronous mode can be
+    asked at any time and told of any pending genomes in any order.
     """
 
     @property
     def population(self) -> int:
-        """How many to ask together next: a generation, or what is left of one that a budget cut short."""
+        """How many to ask together next: a generation, or the rest of one that a budget cut short."""
 
     def ask(self, n: int) -> list[Genome]:
-        """The next `n` genomes, within bounds; they are pending until told."""
+        """Propose the next `n` genomes, within bounds; they are pending until told."""
 
     def tell(self, observations: Sequence[Observation]) -> None:
-        """What became of pending genomes, in ask order.
+        """Take in the results of pending genomes, in ask order.
 
-        Any that keeps its constraints (`Observation.violation` is 0) is better than any that breaks one; of those that
-        do, the less violated is better; a failure is worse than all (Deb 2000, doi:10.1016/S0045-7825(99)00389-8).
+        A genome that keeps its constraints (`Observation.violation` is 0) is better than any that breaks one; of those
+        that do, the less violated is better; a failure is worse than all (Deb 2000, doi:10.1016/S0045-7825(99)00389-8).
         """
 
     def stop_reason(self) -> str | None:
-        """Why asking on is of no use, or None."""
+        """Return why asking for more is useless, or None."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What an optimizer is built for.
+
+    Attributes:
+        dimensions: The search space.
+        start: Genome on which a distribution is centred, or which an optimizer without one asks first.
+        population: Number of candidates that are asked together.
+        seed: Seed of the optimizer's random generator.
+        asynchronous: The optimizer is asked and told at any time, instead of generation by generation.
+        objectives: Number of values of an observation.
+        known: Results of another search in this space's dimensions, best first, for optimizers that learn from single
+            trials. They were never asked here and are not counted.
+    """
+
+    dimensions: tuple[Dimension, ...]
+    start: Genome
+    population: int
+    seed: int = 0
+    asynchronous: bool = False
+    objectives: int = 1
+    known: tuple[Observation, ...] = ()
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of one optimizer: a key below the spec's `optimizer`."""
+
+    kind: type[bool] | type[int] | type[float]
+    default: bool | int | float
+    help: str  # one sentence, for the reference
+    gt: float | None = None
+    ge: float | None = None
+    le: float | None = None
+
+    @property
+    def values(self) -> str:
+        """The allowed values in words: `number above 0, at most 1`."""
+        if self.kind is bool:
+            return "true or false"
+        bounds = [("above", self.gt), ("at least", self.ge), ("at most", self.le)]
+        texts = [f"{word} {bound:g}" for word, bound in bounds if bound is not None]
+        return f"{'whole number' if self.kind is int else 'number'} {', '.join(texts)}".strip()
+
+
+Factory = Callable[..., Optimizer]  # (problem, **options) → optimizer
+T = TypeVar("T", bound=Factory)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An optimizer as its file declares it; see `optimizer`."""
+
+    name: str
+    factory: Factory
+    default_population: int | Callable[[Sequence[Dimension]], int]
+    options: Mapping[str, Option] = field(default_factory=dict)
+    categoricals: bool = False
+    least_population: int = 1
+    asynchronous: bool = False
+    objectives: bool = False
+    minibatches: bool = True
+    fits: Callable[..., None] | None = None
+
+    def population(self, config: "OptimizerConfig", dimensions: Sequence[Dimension]) -> int:
+        """Return how many candidates are asked together at first."""
+        default = self.default_population
+        return config.population or (default if isinstance(default, int) else default(dimensions))
+
+    def check(
+        self,
+        config: "OptimizerConfig",
+        dimensions: Sequence[Dimension],
+        objectives: int = 1,
+        where: str = "optimizer",
+    ) -> None:
+        """Check that the optimizer takes a search space, without building it.
+
+        Args:
+            config: Validated configuration.
+            dimensions: The search space.
+            objectives: Number of objectives.
+            where: Prefix of the key in an error, such as `night.yaml: optimizer`.
+
+        Raises:
+            SpecError: It does not take categorical dimensions or several objectives, or `fits` refuses the dimensions.
+        """
+        categorical = [dimension.name for dimension in dimensions if dimension.kind == "categorical"]
+        if categorical and not self.categoricals:
+            have = "have" if len(categorical) > 1 else "has"
+            what = f"{self.name} takes only numbers, but {_listed(categorical)} {have} choices"
+            raise SpecError(join(where, "name"), what, f"Use one of: {_with('categoricals')}")
+        if objectives > 1 and not self.objectives:
+            what = f"{self.name} takes one objective, but the spec has {objectives}"
+            raise SpecError(join(where, "name"), what, f"Use one of: {_with('objectives')}")
+        if self.fits is not None:
+            try:
+                self.fits(dimensions, **config.options)
+            except SpecError as error:
+                raise SpecError(join(where, error.where), error.what, error.allowed, error.next) from None
+
+    @cached_property
+    def document(self) -> type[Document]:
+        """Model of the options, for validation."""
+        fields: dict[str, Any] = {
+            key: (Annotated[one.kind, Field(gt=one.gt, ge=one.ge, le=one.le, description=one.help)], one.default)
+            for key, one in self.options.items()
+        }
+        return create_model(f"{self.name}_options", __base__=Document, **fields)
 
 
 class OptimizerConfig(Document):
-    """The spec's `optimizer`.
+    """The optimizer and its options. Options of the chosen optimizer are keys like the others."""
 
-    `start` says from where: `init` (the holes' own `init`), `best_baseline` or `parents` (the weights of the best
-    baseline, or of the best parent). `population` is how many candidates are asked together, `sigma` the first step
-    size as a part of each dimension's range. `warm_start` names another search (or its folder or spec): the best that
-    was found there is where this one starts, in place of `start`, and optimizers that learn from single trials are told
-    its candidates. `diagonal` keeps the covariance diagonal, `restarts` is how often a converged search begins again
-    with twice the population, `points` is how many values of a number a grid tries.
-    """
+    model_config = ConfigDict(extra="allow")
 
     name: str = "cma_es"
+    """Name of the optimizer."""
     population: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    sigma: Annotated[float, Field(gt=0, le=1)] = 0.17
+    """Number of candidates that are asked together; the default depends on the optimizer."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of the optimizer's random generator."""
     start: Literal["init", "best_baseline", "parents"] = "best_baseline"
+    """Starting point: the holes' own `init`, or the weights of the best baseline or of the best parent."""
     asynchronous: bool = False
+    """Propose a candidate whenever a worker is free, instead of generation by generation."""
     warm_start: Annotated[str, Field(min_length=1)] | None = None
-    diagonal: bool = False
-    restarts: Annotated[int, Field(ge=0, le=20)] = 0
-    points: Annotated[int, Field(ge=2, le=10_000)] | None = None
+    """Name, folder or spec of another search; its best candidate replaces `start`, and optimizers that learn from
+    single trials are told its candidates."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: Any) -> Any:
+        name = data.get("name", "cma_es") if isinstance(data, Mapping) else None
+        if not isinstance(name, str):
+            return data
+        if name not in names():
+            known = ", ".join(names())
+            raise SpecError("name", f"unknown optimizer '{name}'", f"Known: {known}", did_you_mean(name, names()))
+        known_keys = [*cls.model_fields, *load(name).options]
+        for key in data:
+            if key not in known_keys:
+                what, keys = f"{name} has no option '{key}'", f"Known keys here: {', '.join(known_keys)}"
+                raise SpecError(str(key), what, keys, did_you_mean(str(key), known_keys) or "Remove it")
+        return data
 
     @model_validator(mode="after")
-    def _known(self) -> Self:
-        if self.name not in names():
-            raise SpecError(
-                "name",
-                f"unknown optimizer '{self.name}'",
-                f"Known: {', '.join(names())}",
-                did_you_mean(self.name, names()),
-            )
-        entry = load(self.name)
+    def _fit_the_optimizer(self) -> Self:
+        entry, extra = load(self.name), self.__pydantic_extra__ or {}
+        given = entry.document.model_validate(extra).model_dump(exclude_defaults=True)
+        extra.clear()
+        extra.update(given)  # converted, and without defaults, which are not part of a search's identity
         if self.asynchronous and not entry.asynchronous:
-            others = ", ".join(name for name in names() if load(name).asynchronous)
-            what = f"{self.name} must know of all that it asked before it asks on"
-            raise SpecError("asynchronous", what, f"With: {others}", "Leave it out, or take one of these")
-        for key, what in OPTIONS.items():
-            if key in self.model_fields_set and key not in entry.options:
-                raise SpecError(key, f"{self.name} takes no {what}", next="Leave it out")
+            what = f"{self.name} is generational: it does not support asynchronous mode"
+            raise SpecError("asynchronous", what, f"Supported by: {_with('asynchronous')}", "Remove it, or use another")
         if self.warm_start is not None and "start" in self.model_fields_set:
-            what = f"got '{self.start}' with warm_start, and a search starts from one place"
-            raise SpecError("start", what, next="Leave out one of the two")
+            what = f"got '{self.start}' together with warm_start, which is a starting point too"
+            raise SpecError("start", what, next="Remove one of the two")
         least = entry.least_population
         if self.population is not None and self.population < least:
             raise SpecError("population", f"got {self.population}", f"{self.name} needs at least {least}")
         return self
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the chosen optimizer, defaults included."""
+        defaults = {key: option.default for key, option in load(self.name).options.items()}
+        return defaults | (self.__pydantic_extra__ or {})
 
-# Options of some optimizers → what they are in words
-OPTIONS = {
-    "sigma": "step size",
-    "diagonal": "covariance",
-    "restarts": "restarts",
-    "points": "grid",
-}
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What an optimizer is made for.
-
-    Attributes:
-        start: the genome a distribution is centred on, or that an optimizer without one asks first.
-        objectives: how many values an observation has.
-        known: what another search found out, in this space's dimensions, for optimizers that learn from single trials;
-            best first, none of them pending or to be counted.
-    """
-
-    dimensions: tuple[Dimension, ...]
-    start: Genome
-    objectives: int = 1
-    known: tuple[Observation, ...] = ()
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Add the options of every optimizer, so that editors complete them."""
+        schema = handler.resolve_ref_schema(handler(core))
+        for name in names():
+            for key, found in load(name).document.model_json_schema().get("properties", {}).items():
+                schema["properties"].setdefault(key, found)
+        return schema
 
 
-Factory = Callable[[OptimizerConfig, Problem], Optimizer]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """An optimizer as its file declares it."""
-
-    name: str
-    factory: Factory
-    options: frozenset[str]  # of OptimizerConfig, beyond those every optimizer takes
-    categoricals: bool  # takes dimensions with choices
-    least_population: int
-    asynchronous: bool = False  # may be asked before it is told
-    objectives: bool = False  # takes several
-    minibatches: bool = True  # candidates of different generations may be scored on different parts of the items
-
-
-T = TypeVar("T", bound=Factory)
 _entries: dict[str, Entry] = {}
 
 
 def optimizer(
     name: str,
     *,
-    options: Sequence[str] = (),
+    population: int | Callable[[Sequence[Dimension]], int],
+    options: Mapping[str, Option] | None = None,
     categoricals: bool = False,
     least_population: int = 1,
     asynchronous: bool = False,
     objectives: bool = False,
     minibatches: bool = True,
+    fits: Callable[..., None] | None = None,
 ) -> Callable[[T], T]:
-    """Register a class whose constructor takes (config, problem) under its file's name.
+    """Register a class whose constructor takes a `Problem`, and its options as keyword arguments.
 
-    The constructor raises a SpecError that names the key below `optimizer` where it is not made for the problem.
+    Args:
+        name: Name in a spec. That of a built-in optimizer is the name of its file.
+        population: Default number of candidates that are asked together, or a function of the dimensions.
+        options: Keys of the spec's `optimizer` that only this optimizer takes.
+        categoricals: It takes dimensions with choices.
+        least_population: Smallest population that it works with.
+        asynchronous: It can be asked before it is told, and told in any order.
+        objectives: It takes several objectives.
+        minibatches: Candidates of different generations may be scored on different minibatches.
+        fits: Function (dimensions, **options) that raises a SpecError for a search space it cannot handle; the error
+            names the key below `optimizer`.
+
+    Raises:
+        ValueError: An optimizer of that name is already registered.
     """
 
     def register(factory: T) -> T:
-        assert factory.__module__.rsplit(".", 1)[-1] == name, f"optimizer {name} belongs in {name}.py"
+        own = factory.__module__.startswith(f"{__package__}.")
+        assert not own or factory.__module__ == f"{__package__}.{name}", f"optimizer {name} belongs in {name}.py"
+        if name in _entries or (not own and name in _built_in()):
+            raise ValueError(f"an optimizer named '{name}' is already registered")
         _entries[name] = Entry(
-            name, factory, frozenset(options), categoricals, least_population, asynchronous, objectives, minibatches
+            name=name,
+            factory=factory,
+            default_population=population,
+            options=dict(options or {}),
+            categoricals=categoricals,
+            least_population=least_population,
+            asynchronous=asynchronous,
+            objectives=objectives,
+            minibatches=minibatches,
+            fits=fits,
         )
         return factory
 
     return register
 
 
-@cache
 def names() -> tuple[str, ...]:
-    """Every optimizer, by the files that lie here; nothing is imported."""
-    found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
-    return tuple(sorted(name for name in found if name != "registry" and not name.startswith("_")))
+    """Return the name of every optimizer in alphabetical order; the files of built-in ones are not imported.
+
+    Raises:
+        SpecError: A third-party optimizer cannot be loaded.
+    """
+    return tuple(sorted({*_built_in(), *_third_party()}))
 
 
 def load(name: str) -> Entry:
-    """The entry of a known optimizer, its file imported."""
+    """Return the entry of a known optimizer and import its file."""
     if name not in _entries:
         import_module(f"{__package__}.{name}")
     return _entries[name]
+
+
+@cache
+def _built_in() -> tuple[str, ...]:
+    found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    return tuple(name for name in found if name != "registry" and not name.startswith("_"))
+
+
+@cache
+def _third_party() -> tuple[str, ...]:
+    found: list[str] = []
+    for source, loaded in load_entry_points(ENTRY_POINTS, SpecError):
+        own = [name for name, entry in _entries.items() if _belongs(entry.factory, loaded)]
+        if not own:
+            what = "registers no optimizer"
+            raise SpecError(source, what, next="Decorate a class of this module with @optimizer")
+        found += own
+    return tuple(found)
+
+
+def _belongs(factory: Factory, loaded: object) -> bool:
+    """Return whether a registered class is, or is from the module, that an entry point names."""
+    if isinstance(loaded, ModuleType):
+        return f"{factory.__module__}.".startswith(f"{loaded.__name__}.")
+    return factory is loaded
 
 
 def create(
@@ -187,41 +338,45 @@ def create(
     objectives: int = 1,
     known: Sequence[Observation] = (),
 ) -> Optimizer:
-    """The configured optimizer over these dimensions.
+    """Build the configured optimizer.
 
     Args:
-        start, objectives, known: see `Problem`.
-        where: what to put before the key in an error, as `night.yaml: optimizer`.
+        config: Validated configuration.
+        dimensions: The search space.
+        start: See `Problem`.
+        where: Prefix of the key in an error, such as `night.yaml: optimizer`.
+        objectives: See `Problem`.
+        known: See `Problem`.
 
     Raises:
-        SpecError: the optimizer takes no categorical dimensions, or one objective, and there are some; or it has other
-            reasons not to be made for this space.
+        SpecError: See `Entry.check`.
     """
     entry = load(config.name)
-    categorical = [dimension.name for dimension in dimensions if dimension.kind == "categorical"]
-    if categorical and not entry.categoricals:
-        others = [name for name in names() if load(name).categoricals]
-        have = "have" if len(categorical) > 1 else "has"
-        what = f"{config.name} takes numbers only, and {_listed(categorical)} {have} choices"
-        raise SpecError(join(where, "name"), what, f"Use one of: {', '.join(others)}")
-    if objectives > 1 and not entry.objectives:
-        others = [name for name in names() if load(name).objectives]
-        what = f"{config.name} takes one objective, and there are {objectives}"
-        raise SpecError(join(where, "name"), what, f"Use one of: {', '.join(others)}")
+    entry.check(config, dimensions, objectives, where)
     assert_in(dimensions, start)
-    try:
-        return entry.factory(config, Problem(tuple(dimensions), start, objectives, tuple(known)))
-    except SpecError as error:
-        raise SpecError(join(where, error.where), error.what, error.allowed, error.next) from None
+    problem = Problem(
+        dimensions=tuple(dimensions),
+        start=start,
+        population=entry.population(config, dimensions),
+        seed=config.seed,
+        asynchronous=config.asynchronous,
+        objectives=objectives,
+        known=tuple(known),
+    )
+    return entry.factory(problem, **config.options)
 
 
 def assert_in(dimensions: Sequence[Dimension], genome: Mapping[str, object]) -> None:
-    """What we ask for or start from lies in the space."""
+    """Assert that a genome lies in the space."""
     assert list(genome) == [dimension.name for dimension in dimensions], "a genome is ordered as the dimensions"
     for dimension in dimensions:
         value = genome[dimension.name]
         assert isinstance(value, float | int | str), f"{dimension.name} = {value!r}"
         assert dimension.contains(value), f"{dimension.name} = {value!r}"
+
+
+def _with(ability: str) -> str:
+    return ", ".join(name for name in names() if getattr(load(name), ability))
 
 
 def _listed(found: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
-"""The tree-structured Parzen estimator (Bergstra et al. 2011), multivariate, by Optuna; for several objectives with
-the split of Ozaki et al. (2022, doi:10.1613/jair.1.13188).
+"""Multivariate tree-structured Parzen estimator (Bergstra et al. 2011), by Optuna.
+
+Several objectives are split as in Ozaki et al. (2022, doi:10.1613/jair.1.13188).
 """
 
 from collections.abc import Sequence
@@ -14,38 +15,38 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from evosearch.search.optimizers import _optuna
 from evosearch.search.optimizers._parzen import Parzen
 from evosearch.search.optimizers._pending import Pending
-from evosearch.search.optimizers.registry import OptimizerConfig, Problem, optimizer
+from evosearch.search.optimizers.registry import Problem, optimizer
 from evosearch.search.space.types import Genome, Observation
 
-RUNS, ENDED = 1, 2  # states in which a trial is read; 0: it was not
+RUNNING, FINISHED = 1, 2  # states in which a trial was read; 0: never read
 
 
-@optimizer("tpe", categoricals=True, asynchronous=True, objectives=True)
+@optimizer("tpe", population=8, categoricals=True, asynchronous=True, objectives=True)
 class Tpe:
     """Optuna's sampler over a study in memory: the ledger is the record, Optuna only proposes.
 
-    Takes every kind of dimension; one that is inactive is not suggested, so the estimator does not learn from values
-    that had no effect. Where several are pending at once, they count as bad, which keeps them apart. Candidates that
-    break a constraint come behind all that break none, by how much they break it. What is known of another search are
-    finished trials, before the first.
+    Takes every kind of dimension. Inactive dimensions are not suggested, so the estimator does not learn from values
+    without effect. Pending candidates count as bad, which keeps proposals apart. Candidates that break a constraint
+    rank behind all others, by the size of the violation. The known candidates of another search are finished trials.
     """
 
-    def __init__(self, config: OptimizerConfig, problem: Problem) -> None:
+    def __init__(self, problem: Problem) -> None:
         dimensions, start = problem.dimensions, problem.start
-        self.population = config.population or 8
+        self.population = problem.population
         self._categorical_first = sorted(dimensions, key=lambda dimension: dimension.active_if is not None)
         self._dimensions = dimensions
         self._pending: Pending[Trial] = Pending()
         conditional = any(dimension.active_if for dimension in dimensions)
-        together = self.population > 1 or config.asynchronous
+        together = self.population > 1 or problem.asynchronous
         with _optuna.experimental():  # `group` splits the space into parts that are active together
-            sampler = _Remembering(seed=config.seed, multivariate=True, group=conditional, constant_liar=together)
+            sampler = _Remembering(seed=problem.seed, multivariate=True, group=conditional, constant_liar=together)
         self._study = _optuna.study(sampler, problem.objectives)
         for observation in _optuna.known(problem):
             self._learn(observation)
         self._study.enqueue_trial({d.name: start[d.name] for d in _optuna.actives(dimensions, start)})
 
     def ask(self, n: int) -> list[Genome]:
+        """Propose `n` genomes."""
         asked = []
         for _ in range(n):
             trial = self._study.ask()
@@ -55,22 +56,24 @@ class Tpe:
         return asked
 
     def tell(self, observations: Sequence[Observation]) -> None:
+        """Finish the pending trials."""
         for observation in observations:
             trial = self._pending.take(observation.genome)
             for name, amount in _optuna.constraints(observation).items():
                 trial.set_constraint(name, amount)
             if observation.state == "failed":
-                # A trial that Optuna knows as failed would be forgotten, and its neighbourhood asked again; a pruned
-                # one without a constraint would rank before those that break theirs.
+                # Optuna ignores failed trials, and would propose their neighbourhood again; a pruned trial without a
+                # constraint would rank before those that break theirs
                 self._study.tell(trial, state=TrialState.PRUNED)
             else:
                 self._study.tell(trial, _optuna.values(observation))
 
     def stop_reason(self) -> str | None:
+        """Return None: the estimator never ends by itself."""
         return None
 
     def _learn(self, observation: Observation) -> None:
-        """A finished trial that was never asked."""
+        """Add a finished trial that was never asked."""
         scored = observation.state == "scored"
         active = _optuna.actives(self._dimensions, observation.genome)
         self._study.add_trial(
@@ -85,15 +88,15 @@ class Tpe:
 
     def _suggested(self, trial: Trial) -> Genome:
         values: Genome = {}
-        for dimension in self._categorical_first:  # what activates others is known before them
+        for dimension in self._categorical_first:  # activating dimensions come before those they activate
             values[dimension.name] = _optuna.suggest(trial, dimension) if dimension.active(values) else dimension.init
         return {dimension.name: values[dimension.name] for dimension in self._dimensions}
 
 
 class _Remembering(TPESampler):
-    """Optuna's sampler, which reads all trials of the past at every ask: here each is read once, and asks are the same.
+    """Optuna's sampler, reading each trial once instead of at every ask; proposals are the same.
 
-    With hundreds of workers on hundreds of dimensions that reading is most of what an ask takes.
+    With hundreds of workers and hundreds of dimensions, reading takes most of the time of an ask.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -103,7 +106,7 @@ class _Remembering(TPESampler):
         self._space: dict[str, BaseDistribution] = {}
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """What all trials have in common: where nothing is conditional every dimension, as soon as one is finished."""
+        """Return the dimensions that all trials share: without conditions, all, as soon as one trial is finished."""
         if self._group:
             return super().infer_relative_search_space(study, trial)
         if not self._space:
@@ -115,8 +118,8 @@ class _Remembering(TPESampler):
     ) -> dict[str, np.ndarray]:
         rows = self._read.setdefault(tuple(search_space), _Rows(len(search_space)))
         numbers = np.fromiter((trial.number for trial in trials), np.intp, len(trials))
-        # While it runs, a trial has values of dimensions that turn out inactive: it is read again when it is finished
-        states = np.fromiter(((RUNS, ENDED)[trial.state.is_finished()] for trial in trials), np.int8, len(trials))
+        # A running trial has values of dimensions that may turn out inactive, so it is read again when finished
+        states = np.fromiter(((RUNNING, FINISHED)[trial.state.is_finished()] for trial in trials), np.int8, len(trials))
         for index in rows.unread(numbers, states):
             row = self._row(trials[index], search_space, study)
             rows.put(int(numbers[index]), int(states[index]), row)
@@ -124,7 +127,7 @@ class _Remembering(TPESampler):
         return dict(zip(search_space, columns, strict=True))
 
     def _row(self, trial: FrozenTrial, search_space: dict[str, BaseDistribution], study: Study) -> list[float] | None:
-        """One trial's values as Optuna's estimators take them; None where it lacks some."""
+        """Return a trial's values as Optuna's estimators take them; None if some are missing."""
         values = self._get_params(trial, study)
         if not search_space.keys() <= values.keys():
             return None
@@ -132,27 +135,28 @@ class _Remembering(TPESampler):
 
 
 class _Rows:
-    """Values of trials, by number; of one set of dimensions."""
+    """Values of trials in one set of dimensions, by trial number."""
 
     def __init__(self, width: int) -> None:
         self._values = np.empty((64, width))
         self._states = np.zeros(64, dtype=np.int8)
-        self._whole = np.zeros(64, dtype=bool)
+        self._complete = np.zeros(64, dtype=bool)
 
     def unread(self, numbers: np.ndarray, states: np.ndarray) -> np.ndarray:
-        """Positions of the trials that were never read in their state."""
+        """Return the positions of the trials that were not read in their present state."""
         while len(numbers) and numbers.max() >= len(self._states):
             self._values = np.concatenate([self._values, np.empty_like(self._values)])
             self._states = np.concatenate([self._states, np.zeros_like(self._states)])
-            self._whole = np.concatenate([self._whole, np.zeros_like(self._whole)])
+            self._complete = np.concatenate([self._complete, np.zeros_like(self._complete)])
         found: np.ndarray = np.nonzero(self._states[numbers] != states)[0]
         return found
 
     def put(self, number: int, state: int, row: list[float] | None) -> None:
-        self._states[number], self._whole[number] = state, row is not None
+        """Store a trial's values."""
+        self._states[number], self._complete[number] = state, row is not None
         if row is not None:
             self._values[number] = row
 
     def of(self, numbers: np.ndarray) -> np.ndarray:
-        """(dimensions, trials), without the trials that lack a value."""
-        return np.ascontiguousarray(self._values[numbers[self._whole[numbers]]].T)
+        """Return values as (dimensions, trials), without the trials that lack a value."""
+        return np.ascontiguousarray(self._values[numbers[self._complete[numbers]]].T)
