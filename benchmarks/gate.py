@@ -17,6 +17,7 @@ more than 5% of the decisions in a null setting are wrong.
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,7 @@ from benchmarks._gate_worlds.settings import coverage_settings, null_settings, p
 from benchmarks._report import publish
 from evosearch.evaluation.statistics.bootstrap import bootstrap_difference
 from evosearch.evaluation.statistics.intervals import paired_difference
-from evosearch.evaluation.statistics.sign_test import paired_test
+from evosearch.evaluation.statistics.sign_test import paired_sign_test
 
 Measure = Callable[[Setting, int, int], dict[str, Any]]
 Show = Callable[[list[dict[str, Any]]], list[str]]
@@ -44,7 +45,7 @@ def promotions(setting: Setting, searches: int, seed: int) -> dict[str, Any]:
         against = next(c for c in ended.decision.comparisons if c.role == "parent")
         bound += against.beats
         both = (ended.finalist.columns, ended.best_parent.columns, measure.weights, measure.chances, measure.groups)
-        signs += paired_test(*both).p_value <= 1 - measure.confidence
+        signs += paired_sign_test(*both).p_value <= 1 - measure.confidence
     return {
         "setting": setting.name,
         "items": setting.items,
@@ -59,17 +60,17 @@ def promotions(setting: Setting, searches: int, seed: int) -> dict[str, Any]:
 def coverage(setting: Setting, searches: int, seed: int) -> dict[str, Any]:
     """Share of intervals of the finalist's lead that lie entirely above or below the true lead, and their width."""
     measure = setting.measure
-    counts = {name: [0, 0, 0.0] for name in ("bootstrap", "bound")}
+    above, below, width = Counter[str](), Counter[str](), dict.fromkeys(("bootstrap", "bound"), 0.0)
     for ended in simulate(setting, searches, seed):
         both = (ended.finalist.columns, ended.best_parent.columns, measure.weights, measure.chances, measure.groups)
         found = {"bootstrap": bootstrap_difference(*both, resamples=2_000), "bound": paired_difference(*both)}
         for name, within in found.items():
-            counts[name][0] += within.lower > setting.gain
-            counts[name][1] += within.upper < setting.gain
-            counts[name][2] += within.upper - within.lower
+            above[name] += within.lower > setting.gain
+            below[name] += within.upper < setting.gain
+            width[name] += (within.upper - within.lower) / searches
     shown = {
-        name: {"above": rate(above, searches), "below": rate(below, searches), "width": width / searches}
-        for name, (above, below, width) in counts.items()
+        name: {"above": rate(above[name], searches), "below": rate(below[name], searches), "width": width[name]}
+        for name in width
     }
     return {"setting": setting.name, "items": setting.items, "searches": searches, **shown}
 

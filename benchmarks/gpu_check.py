@@ -43,19 +43,19 @@ def checks(device: torch.device, folder: Path) -> dict[str, Callable[[], Mapping
     from benchmarks._gpu import merges, scoring, workers
     from benchmarks._gpu.world import ON_A_GPU, TINY, WIDE, World, make_world
 
-    made: dict[str, Any] = {}
+    worlds: dict[str, World] = {}
+    harnesses: dict[str, Any] = {}
 
     def world(name: str = "world") -> World:
         size = WIDE if name == "wide" else ON_A_GPU if device.type == "cuda" else TINY
-        if name not in made:
-            made[name] = make_world(folder / name, size)
-        return made[name]
+        if name not in worlds:
+            worlds[name] = make_world(folder / name, size)
+        return worlds[name]
 
     def harness(name: str = "world") -> Any:
-        key = f"harness of {name}"
-        if key not in made:
-            made[key] = world(name).harness()
-        return made[key]
+        if name not in harnesses:
+            harnesses[name] = world(name).harness()
+        return harnesses[name]
 
     return {
         "masks": lambda: merges.masks(device, ELEMENTS[device.type]),

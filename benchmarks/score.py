@@ -81,9 +81,10 @@ class Bench:
 
     def lm_eval(self, frozen: Any, batch_size: int, documents: int) -> tuple[float, list[Any]]:
         """Run `evaluate` on the frozen requests of the first documents; return its seconds and the model's answers."""
-        from evosearch.evaluation.harness.quiet import quiet
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
+
+        from evosearch.evaluation.suites.lm_eval_logs import quiet
 
         own = frozen.tasks[0]
         chosen = list(zip(frozen.batch.sets[0].doc_ids, own.documents, strict=True))[:documents]

@@ -13,6 +13,7 @@ times the test set has been opened so far, which includes other searches.
 
 import argparse
 import sys
+from dataclasses import asdict
 from typing import Any
 
 from benchmarks._report import publish
@@ -23,8 +24,8 @@ from evosearch.evaluation.statistics.intervals import interval
 from evosearch.evaluation.statistics.units import Groups
 from evosearch.evaluation.types import SPLITS, Column
 from evosearch.promotion.disclosure import CONTAMINATED, opened
+from evosearch.reporting.generalization import finalist_rows, unchosen_rows
 from evosearch.reporting.openings import times_opened
-from evosearch.reporting.shrinkage import finalist_rows, unchosen_rows
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.state import SearchState
 from evosearch.setup.loading import contamination_acknowledged, groups_of, metric_columns, read_search
@@ -54,7 +55,9 @@ def collect(search: str) -> dict[str, Any]:
         columns = {name: metrics(ledger, search_id, state, name) for name in names}
         groups = {split: groups_of(ledger, state, winner, split) for split in columns[winner]}
         together, reason = ensemble(ledger, search_id, state)
-        chosen, unchosen = (rows(ledger, search_id, state) for rows in (finalist_rows, unchosen_rows))
+        chosen, unchosen = (
+            [asdict(entry) for entry in rows_of(ledger, search_id, state)] for rows_of in (finalist_rows, unchosen_rows)
+        )
         openings = {"openings": times_opened(ledger, state), "contamination": contamination_acknowledged(state)}
     if together:
         columns[ENSEMBLE] = together
@@ -64,7 +67,13 @@ def collect(search: str) -> dict[str, Any]:
         entry["guards"] = cards[entry["model"]].guards if entry["model"] in cards else {}
     targets = [task for task, score in cards[winner].tasks.items() if score.metric.startswith("1-")]
     counts = {"proposed": state.proposed, "failed": len(state.failed), **openings}
-    found = {"search": run_dir.name, "promoted": state.gated.promoted, "winner": winner, **counts, "rows": rows}
+    found: dict[str, Any] = {
+        "search": run_dir.name,
+        "promoted": state.gated.promoted,
+        "winner": winner,
+        **counts,
+        "rows": rows,
+    }
     found |= {"finalists": chosen, "unchosen": unchosen, "unlearning_targets": targets}
     return found | ({"ensemble": f"none: {reason}"} if reason else {})
 
@@ -139,10 +148,10 @@ def show_gaps(data: dict[str, Any]) -> str:
     head = ["finalist", *(f"score on {split}" for split in SPLITS), "search to validation", "validation to test"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in [*data["finalists"], *data["unchosen"]]:
-        name = row["candidate"] + ("" if "rank" in row else " (not selected)")
-        falls = {f"{fall['from']} to {fall['to']}": fall for fall in row["falls"]}
+        name = row["candidate"] + (" (not selected)" if row["rank"] is None else "")
+        gaps = {f"{gap['from_split']} to {gap['to_split']}": gap for gap in row["gaps"]}
         scores = [cell(row["scores"].get(split)) for split in SPLITS]
-        lines.append(f"| {' | '.join([name, *scores, *(change(falls.get(step)) for step in head[4:])])} |")
+        lines.append(f"| {' | '.join([name, *scores, *(change(gaps.get(step)) for step in head[4:])])} |")
     return "\n".join(lines)
 
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Examples; `python -m examples.NAME.COMMAND` from the root of a checkout runs one."""

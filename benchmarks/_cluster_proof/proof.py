@@ -143,7 +143,7 @@ class ClusterProof:
         self._wait(waits_for_it, END_S, "no candidate waits for the suspended node")
         self.say(f"  running on it: candidate {', '.join(sorted(unanswered(self._events()))) or '(given up already)'}")
         self.cluster.kill_node(LOST)
-        lacking = [part.name for part in self.cluster.status() if part.lacks]
+        lacking = [part.name for part in self.cluster.status() if part.problem]
         if lacking != [LOST]:
             raise SearchError(f"status reports problems of {lacking}, expected {LOST} only")
 
@@ -161,7 +161,7 @@ class ClusterProof:
         """Check that `up` restarts the killed node and nothing else."""
         before = {part.name: part.pid for part in self.cluster.status()}
         self.cluster.up()
-        after = {part.name: part.pid for part in self.cluster.status() if not part.lacks}
+        after = {part.name: part.pid for part in self.cluster.status() if not part.problem}
         if after.keys() != before.keys() or {name for name in after if after[name] != before[name]} != {LOST}:
             raise SearchError(f"processes before `up`: {before}, after it: {after}")
 

@@ -90,10 +90,11 @@ def _split(
 
 def _scores(setting: Setting, answered: list[NDArray[np.float32]]) -> NDArray[np.float64]:
     """Scores 100 · Σ w (m - c) / (1 - c), (searches, models)."""
-    return sum(
+    points = [
         100 * task.weight * (right.mean(axis=2, dtype=np.float64) - task.chance) / (1 - task.chance)
         for task, right in zip(setting.tasks, answered, strict=True)
-    )
+    ]
+    return np.asarray(np.sum(points, axis=0, dtype=np.float64))
 
 
 def _standings(names: list[str], search: NDArray[np.float64], validation: NDArray[np.float64]) -> list[Standing]:

@@ -67,4 +67,5 @@ def answers(
     hard = rng.standard_normal((searches, 1, items), dtype=np.float32)
     likeness = task.likeness
     latent = np.float32(likeness**0.5) * hard + np.float32((1 - likeness) ** 0.5) * own
-    return (latent < ndtri(accuracies).astype(np.float32)[:, None]).astype(np.float32)
+    limits = np.asarray(ndtri(accuracies), dtype=np.float32)
+    return np.asarray(latent < limits[:, None], dtype=np.float32)

@@ -132,7 +132,8 @@ def _little(worker: Worker, device: torch.device) -> Iterator[None]:
         if kwargs["input_ids"].numel() > TOKENS:
             raise torch.OutOfMemoryError("simulated")
 
-    hook = worker.resident.model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
+    base: Any = worker.resident.model.base_model
+    hook = base.register_forward_pre_hook(refuse, with_kwargs=True)
     try:
         yield
     finally:
@@ -143,7 +144,7 @@ def _most(one: Outcome, other: Outcome, limit: float) -> float:
     """Largest difference between two outcomes' log-likelihoods, which must not exceed the limit."""
     assert one.card is not None, one.failure
     assert other.card is not None, other.failure
-    mine, theirs = (outcome.card.columns["g_choice"][LOGLIKELIHOODS] for outcome in (one, other))
+    mine, theirs = (card.columns["g_choice"][LOGLIKELIHOODS] for card in (one.card, other.card))
     most = float(np.abs(mine - theirs).max())
     require(most <= limit, f"scores differ from those of the smaller budget by more than {limit} nats", most=most)
     return most

@@ -75,7 +75,7 @@ class World:
     def config(self, device: str, **changes: Any) -> WorkerConfig:
         """Configuration of a single-threaded worker; `changes` replace its fields."""
         recipe = self.recipe(weight=0.5)
-        given = {"device": device, "threads": 1} | changes
+        given: dict[str, Any] = {"device": device, "threads": 1} | changes
         suite = self.suite.model_dump(mode="json")
         return WorkerConfig(recipe=recipe.to_dict(), suite=suite, cache=self.folder / "cache", **given)
 

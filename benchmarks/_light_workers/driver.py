@@ -5,7 +5,7 @@ python -m benchmarks._light_workers.driver SETTINGS     (JSON, see `Settings`)
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -72,7 +72,7 @@ def drive(settings: Settings) -> str:
     light = Light(Path(settings.folder), settings.world, settings.seconds, acts=settings.acts, log=settings.begun)
     with Ledger.open(settings.ledger, notice=say) as ledger, ledger.acquire(SEARCH):
         ledger.put_item_sets(settings.world.batch)
-        mirrors = [_mirror(settings)] if settings.tracking else []
+        mirrors = [_mirror(settings.ledger, settings.tracking)] if settings.tracking else []
         executor = RayExecutor(Light.worker, light, options, say)
         try:
             return _search(settings, ledger, executor, mirrors)
@@ -82,12 +82,12 @@ def drive(settings: Settings) -> str:
                 mirror.close(CATCH_UP_S, CATCH_UP_S)
 
 
-def _mirror(settings: Settings) -> MlflowMirror:
-    reader = partial(Ledger.open, settings.ledger, read_only=True)
-    return MlflowMirror(settings.tracking, SEARCH, reader, SEARCH, SEARCH, say)
+def _mirror(ledger: str, tracking: str) -> MlflowMirror:
+    reader = partial(Ledger.open, ledger, read_only=True)
+    return MlflowMirror(tracking, SEARCH, reader, SEARCH, SEARCH, say)
 
 
-def _search(settings: Settings, ledger: Ledger, executor: Executor, mirrors: list[Tracker]) -> str:
+def _search(settings: Settings, ledger: Ledger, executor: Executor, mirrors: Sequence[Tracker]) -> str:
     recorder, config = Recorder(ledger, SEARCH, mirrors), OptimizerConfig.model_validate(OPTIMIZER)
     reason = run_search(recorder, SEARCH, settings.world, executor, config, Budget(settings.candidates))
     recorder.record([("stopped", {"reason": reason})])

@@ -131,10 +131,14 @@ def _warm_started(count: int) -> Callable[[OptimizerConfig, World, Genome], Opti
         dimensions = world.space.dimensions
         drawn = create(OptimizerConfig(name="random", seed=2, start="init"), dimensions, start).ask(count)
         known = [
-            Observation(str(index), genome, (Estimate(-math.dist(genome.values(), start.values()), 0.0, 1),))
+            Observation(str(index), genome, (Estimate(-_distance(genome, start), 0.0, 1),))
             for index, genome in enumerate(drawn)
         ]
         known.sort(key=lambda one: -one.objectives[0].value)
         return create(config, dimensions, start, known=known)
 
     return make
+
+
+def _distance(one: Genome, other: Genome) -> float:
+    return math.dist([float(value) for value in one.values()], [float(value) for value in other.values()])

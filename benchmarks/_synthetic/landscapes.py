@@ -106,7 +106,8 @@ class Merges:
     def abilities(self, weights: Vector) -> Vector:
         """Abilities (T,) at weights (N,)."""
         away = weights - self.best  # (T, N)
-        return self.top - self.strength * ((away @ self.curvature) * away).sum(1) / weights.size
+        loss = ((away @ self.curvature) * away).sum(1) / weights.size  # (w - w_t)ᵀ H (w - w_t) / (K·G)
+        return np.asarray(self.top - self.strength * loss)
 
     def gradients(self, weights: Vector) -> Vector:
         """Gradients (T, N) of the abilities."""
@@ -140,7 +141,7 @@ def weighted(
         return world.slope(merges.abilities(weights), weights - 1 / PARENTS, merges.gradients(weights))
 
     starts, bounds = [merges.best.mean(0), *merges.best, np.full(count, 0.4)], [(0.0, HIGH)] * count
-    baselines = {f"scale:{scale:.2f}": {d.name: scale for d in dimensions} for scale in SCALES}
+    baselines: dict[str, Genome] = {f"scale:{scale:.2f}": {d.name: scale for d in dimensions} for scale in SCALES}
     return landscape(name, dimensions, baselines, model, world, best_of(accuracy, starts, bounds, slope))
 
 

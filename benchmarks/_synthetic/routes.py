@@ -24,7 +24,7 @@ MODELS = ("first", "second")
 LAYERS, REPEATS, MAX_HOPS = 8, 2, 14
 SITES = tuple((model, layer) for model in MODELS for layer in range(LAYERS))
 # Slots of a route in order, as (name in a genome, model, layer); the first and the last are always used
-SLOTS = (
+SLOTS: tuple[tuple[str, str, int], ...] = (
     *((f"{repeat} {model}:{layer}", model, layer) for repeat in range(1, REPEATS + 1) for model, layer in SITES),
     (f"end {MODELS[0]}:{LAYERS - 1}", MODELS[0], LAYERS - 1),
 )
@@ -80,8 +80,8 @@ class Flow:
         """The optimal genome, by dynamic programming."""
         # most[s][k]: best sum of a route that reaches slot s as hop k, and the slot before s on it
         most: list[dict[int, tuple[float, int]]] = [{1: (self.worth[SLOTS[0][1:]], -1)}]
-        for at, (_, *site) in enumerate(SLOTS[1:], start=1):
-            to = (site[0], site[1])
+        for at, (_, model, layer) in enumerate(SLOTS[1:], start=1):
+            to = (model, layer)
             found: dict[int, tuple[float, int]] = {}
             for before in range(at):
                 step = self.worth[to] - jump(SLOTS[before][1:], to)

@@ -297,7 +297,7 @@ def results(items: int, rows: list[dict[str, Any]], baselines: dict[str, Any]) -
     """
     labels = dict.fromkeys(row["label"] for row in rows)
     best = baselines.get(SWEEP)
-    summary = {}
+    summary: dict[str, dict[str, Any]] = {}
     for label in labels:
         own = [row for row in rows if row["label"] == label]
         summary[label] = {key: spread([row[key] for row in own]) for key in ("search", "validation", "test")}

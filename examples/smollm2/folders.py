@@ -1,4 +1,4 @@
-"""Folders that are written whole or not at all, and kept where they are complete already."""
+"""Folders that are written atomically and kept if they are already complete."""
 
 import fcntl
 import hashlib
@@ -14,41 +14,45 @@ from typing import Any
 
 from evosearch.errors import CheckpointError
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "models" / "smollm2"
-MARKER = "prepared.json"  # written last into a folder: what it was made from, and its files with their sizes
+MARKER = "prepared.json"  # written last: the sources of a folder, and its files with their sizes
 
 Sources = Mapping[str, str | int | float]
 
 
 def make_folder(target: Path, sources: Sources, write: Callable[[Path], None], force: bool = False) -> dict[str, Any]:
-    """`target`, made by `write` in a folder beside it and renamed when complete; kept where it is that already.
+    """Make `target` with `write` in a temporary folder, then rename it; keep it if it is already complete.
 
     Args:
-        sources: what the content follows from; a folder made from anything else is made again.
-        force: make it again in any case.
+        target: Folder to make.
+        sources: Everything that determines the content; a folder made from other sources is replaced.
+        write: Writes the files into the given folder.
+        force: Whether to replace a complete folder, too.
 
     Returns:
         `{path, bytes, seconds, kept}`.
 
     Raises:
-        CheckpointError: the folder exists and was not made by one of these scripts, so it is not replaced.
+        CheckpointError: The folder exists and was not made by this function, so it is not replaced.
     """
     if target.exists() and not (target / MARKER).is_file():
-        raise CheckpointError(str(target), "exists and was not written by this script", next="Move it, or give --out")
+        raise CheckpointError(
+            str(target), "exists and was not written by this command", next="Move it, or give another --out"
+        )
     if not force and is_complete(target, sources):
         progress(f"{target.name}: already there")
         return {"path": str(target), "bytes": _bytes(target), "seconds": 0.0, "kept": True}
     began = time.monotonic()
     partial, old = target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.old")
-    for stale in (partial, old):  # of a run that was killed; the lock says that no other is writing them
+    for stale in (partial, old):  # left by a killed run; the lock excludes concurrent ones
         shutil.rmtree(stale, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         write(partial)
         files = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
         (partial / MARKER).write_text(json.dumps({"sources": dict(sources), "files": files}, indent=1))
-        for name in files:  # safetensors writes for the owner alone; a shared folder is to be read by others too
+        for name in files:  # safetensors makes its files readable by the owner only
             (partial / name).chmod((partial / MARKER).stat().st_mode)
         if target.exists():
             target.rename(old)
@@ -62,12 +66,12 @@ def make_folder(target: Path, sources: Sources, write: Callable[[Path], None], f
 
 
 def is_complete(target: Path, sources: Sources) -> bool:
-    """Whether the folder holds what its marker lists, made from these sources."""
+    """Return whether the folder is complete and was made from these sources."""
     return sources_of(target) == dict(sources)
 
 
 def sources_of(target: Path) -> dict[str, Any] | None:
-    """What a complete folder was made from; None where it lacks a file, or its marker."""
+    """Sources of a complete folder; None if its marker or a file is missing."""
     try:
         marker = json.loads((target / MARKER).read_text(encoding="utf-8"))
         sizes = {name: (target / name).stat().st_size for name in marker["files"]}
@@ -78,7 +82,11 @@ def sources_of(target: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Only one process at a time writes into a folder; the lock ends with the process, however it ends."""
+    """Lock a folder for writing; the operating system releases the lock when the process ends.
+
+    Raises:
+        CheckpointError: The path is not a folder, or another process holds the lock.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -88,13 +96,15 @@ def locked(out: Path) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise CheckpointError(str(out), "another preparation is writing there", next="Wait for it to end") from None
+        raise CheckpointError(
+            str(out), "another process is writing to this folder", next="Wait until it ends"
+        ) from None
     finally:
         os.close(handle)
 
 
 def write_text(target: Path, text: str) -> None:
-    """A file, whole or not at all; one that holds this text already stays untouched."""
+    """Write a file atomically, unless it already has this content."""
     partial = target.with_name(f".{target.name}.partial")
     if target.is_file() and target.read_bytes() == text.encode():
         return
@@ -103,11 +113,13 @@ def write_text(target: Path, text: str) -> None:
 
 
 def file_sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def progress(line: str) -> None:
+    """Print a line of progress on standard error."""
     print(line, file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The three sets from the Hugging Face hub, cut into held-out, few-shot and training documents that share no text."""
+"""The three data sets from the Hugging Face hub, split into disjoint held-out, few-shot and training documents."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -14,17 +14,17 @@ SIZES = {"heldout": 1600, "fewshot": 64, "train": 3000}  # documents, drawn in t
 
 @dataclass(frozen=True)
 class HubSet:
-    """A data set that needs no loading script: all its splits are pooled, for their own sizes do not fit `SIZES`."""
+    """A data set; all its splits are pooled, because their own sizes do not fit `SIZES`."""
 
     path: str  # on the hub, or a local folder
     text: str  # column
     label: str  # column
-    names: Mapping[str, int]  # what stands in the label's column, in lower case → our label
+    names: Mapping[str, int]  # lower-case value of the label column → index of our label
 
 
 SETS = {
-    # Whole sentences (Socher et al. 2013). The set called sst2 of GLUE also holds their phrases, which would put
-    # pieces of held-out sentences into training.
+    # Complete sentences (Socher et al. 2013). GLUE's sst2 also has their phrases, which would leak parts of held-out
+    # sentences into training.
     "sst2": HubSet("SetFit/sst2", "text", "label_text", {"negative": 0, "positive": 1}),
     "subj": HubSet("SetFit/subj", "text", "label_text", {"subjective": 0, "objective": 1}),
     "trec": HubSet(
@@ -37,26 +37,26 @@ SETS = {
 
 
 def fetch(task: str, sizes: Mapping[str, int] = SIZES) -> dict[str, str]:
-    """The files of one task: `TASK_heldout.jsonl`, `TASK_fewshot.jsonl` and `TASK_train.jsonl` → their lines.
+    """Download one task; return `TASK_heldout.jsonl`, `TASK_fewshot.jsonl` and `TASK_train.jsonl` → content.
 
     Raises:
-        EvosearchError: the hub cannot be reached, or the set is not what it was.
+        EvosearchError: The hub cannot be reached, or the data set has changed.
     """
     progress(f"{task}: {SETS[task].path} from the Hugging Face hub")
     documents = distinct(_rows(SETS[task]))
     if len(documents) < sum(sizes.values()):
-        raise EvosearchError(_sentence(SETS[task], f"{len(documents)} different texts, {sum(sizes.values())} needed"))
+        raise EvosearchError(_sentence(SETS[task], f"{len(documents)} distinct texts, {sum(sizes.values())} needed"))
     files, at = {}, 0
-    for part, size in sizes.items():
-        files[f"{task}_{part}.jsonl"] = as_lines(documents[at : at + size])
+    for kind, size in sizes.items():
+        files[f"{task}_{kind}.jsonl"] = as_lines(documents[at : at + size])
         at += size
     return files
 
 
 def distinct(documents: Iterable[Document]) -> list[Document]:
-    """Each text once, in the order of its hash, whatever order the splits came in; a text of two labels is left out.
+    """Deduplicate texts, ignoring case and white space, and order them by hash.
 
-    Texts that differ in nothing but case and spaces are one.
+    The result is independent of the order of the rows. Texts with contradictory labels are dropped.
     """
     found: dict[str, Document | None] = {}
     for document in documents:
@@ -72,22 +72,22 @@ def _rows(source: HubSet) -> Iterable[Document]:
         try:
             name, text = row[source.label], row[source.text]
         except KeyError as error:
-            what = f"has no column {error}; there are {', '.join(map(repr, row))}"
+            what = f"column {error} not found; columns: {', '.join(map(repr, row))}"
             raise EvosearchError(_sentence(source, what)) from None
         label = source.names.get(str(name).casefold())
         if label is None or not isinstance(text, str):
-            what = f"row {number}: label {name!r}, where {', '.join(source.names)} are known"
+            what = f"row {number}: unknown label {name!r}; known labels: {', '.join(source.names)}"
             raise EvosearchError(_sentence(source, what))
         yield Document(text.strip(), label)
 
 
 def _download(source: HubSet) -> Iterable[dict[str, Any]]:
-    """The rows of all splits, one split after another in the order of their names."""
+    """Rows of all splits, in the order of the splits' names."""
     import datasets
 
     try:
         splits = datasets.load_dataset(source.path)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:  # no network is an OSError
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:  # OSError: no network
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise EvosearchError(_sentence(source, reason)) from None
     for name in sorted(splits):
@@ -95,4 +95,4 @@ def _download(source: HubSet) -> Iterable[dict[str, Any]]:
 
 
 def _sentence(source: HubSet, what: str) -> str:
-    return f"the set {source.path}: {what.rstrip('.')}. Give the sentences as files instead: --data DIR."
+    return f"data set {source.path}: {what.rstrip('.')}. To use local files instead, give --data DIR."

