@@ -121,7 +121,7 @@ def test_weights_per_layer(name: str, shipped: Path, edited: Callable[..., Path]
     found = prepared(shipped / "layerwise.yaml")
     names = [dimension.name for dimension in found.space.dimensions]
     assert sum("layer 3" in name for name in names) == 4
-    assert found.spec.config.optimizer.diagonal
+    assert found.spec.config.optimizer.options["diagonal"]
     other = prepared(edited("layerwise", ("name: cma_es", f"name: {name}"), ("  diagonal: true\n", "")))
     assert first_generation(other)
 
@@ -168,7 +168,7 @@ def test_the_japanese_merge_is_as_published(shipped: Path) -> None:
     assert {"weight", "density"} == {dimension.name.rsplit(".", 1)[-1] for dimension in found.space.dimensions}
     optimizer = found.spec.config.optimizer
     assert (optimizer.name, optimizer.start, optimizer.population) == ("cma_es", "init", None)
-    assert optimizer.sigma == pytest.approx(1 / 6)
+    assert optimizer.options["sigma"] == pytest.approx(1 / 6)
     assert len(first_generation(found)) == 4 + math.floor(3 * math.log(6))
 
 

@@ -101,7 +101,7 @@ def test_what_another_search_knows_is_where_it_begins() -> None:
 
 def test_more_than_twenty_dimensions_are_refused() -> None:
     many = [Dimension(f"w{i}", "float", 0.5) for i in range(21)]
-    said = r"night.yaml: optimizer.name: gp takes at most 20 dimensions, and the recipe's holes have 21.*`per: group`"
+    said = r"night.yaml: optimizer.name: gp takes at most 20 dimensions, but the recipe's holes have 21.*`per: group`"
     with pytest.raises(SpecError, match=said):
         create(OptimizerConfig(name="gp"), many, {d.name: d.init for d in many}, where="night.yaml: optimizer")
 

@@ -62,7 +62,7 @@ def test_an_inactive_value_is_not_varied() -> None:
 
 
 def test_three_dimensions_are_refused() -> None:
-    said = r"night.yaml: optimizer.name: grid takes one or two dimensions, and .* 3 \(scale, rate, count, ...\).*`per`"
+    said = r"night.yaml: optimizer.name: grid takes one or two dimensions, but .* 3 \(scale, rate, count, ...\).*`per`"
     with pytest.raises(SpecError, match=said):
         make(SCALE, RATE, COUNT)
 

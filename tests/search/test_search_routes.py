@@ -233,7 +233,7 @@ def test_optimizers_ask_for_routes(name: str, changes: dict[str, Any]) -> None:
 
 def test_cma_es_takes_no_categories() -> None:
     laid_out = space()
-    with pytest.raises(InputError, match=r"optimizer\.name: cma_es takes numbers only, and include\[1 a:1\]"):
+    with pytest.raises(InputError, match=r"optimizer\.name: cma_es takes only numbers, but include\[1 a:1\]"):
         create(OptimizerConfig(name="cma_es"), laid_out.dimensions, laid_out.initial())
 
 

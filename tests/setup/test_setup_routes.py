@@ -134,7 +134,7 @@ def test_a_route_cannot_start_from_weights(start: str, world: World) -> None:
 
 def test_an_optimizer_without_categories_names_another_encoding_s_dimension(world: World) -> None:
     spec = searched(encoding="categorical") | {"optimizer": {"name": "cma_es"}}
-    with pytest.raises(SpecError, match=r"optimizer\.name: cma_es takes numbers only, and include\[1 expert1:1\]"):
+    with pytest.raises(SpecError, match=r"optimizer\.name: cma_es takes only numbers, but include\[1 expert1:1\]"):
         prepared(world(**spec))
 
 

@@ -12,8 +12,10 @@ from evosearch.search.progress import Silent
 from evosearch.service.run import run
 from evosearch.setup.executors import worker_count
 from evosearch.setup.prepare import prepare
-from evosearch.spec.run_dir import find
-from evosearch.spec.spec import SearchSpec, WorkersConfig, check_same_search, load_spec
+from evosearch.spec.lookup import find
+from evosearch.setup.resume_check import check_same_search
+from evosearch.spec.config import WorkersConfig
+from evosearch.spec.spec import SearchSpec, load_spec
 
 World = Callable[..., Path]
 HOLE = {"low": 0.1, "high": 0.9}
@@ -33,10 +35,10 @@ LOCAL = {"executor": "local", "threads": 1}
         ({"tracking": {"uri": ""}}, "tracking.uri", ""),
         ({"ledger": ""}, "ledger", ""),
         ({"baselines": {"scales": [0.3, float("inf")]}}, "baselines.scales[1]", "finite"),
-        ({"optimizer": {"name": "random", "sigma": 0.2}}, "optimizer.sigma", "random takes no step size"),
-        ({"optimizer": {"name": "tpe", "sigma": 0.17}}, "optimizer.sigma", "tpe takes no step size"),
-        ({"optimizer": {"name": "nsga2", "asynchronous": True}}, "optimizer.asynchronous", "nsga2 must know of all"),
-        ({"optimizer": {"name": "tpe", "restarts": 1}}, "optimizer.restarts", "tpe takes no restarts"),
+        ({"optimizer": {"name": "random", "sigma": 0.2}}, "optimizer.sigma", "random has no option 'sigma'"),
+        ({"optimizer": {"name": "tpe", "sigma": 0.17}}, "optimizer.sigma", "tpe has no option 'sigma'"),
+        ({"optimizer": {"name": "nsga2", "asynchronous": True}}, "optimizer.asynchronous", "nsga2 is generational"),
+        ({"optimizer": {"name": "tpe", "restarts": 1}}, "optimizer.restarts", "tpe has no option 'restarts'"),
         ({"optimizer": {"start": "init", "warm_start": "old"}}, "optimizer.start", "got 'init' with warm_start"),
         ({"optimizer": {"start": "best_baseline", "warm_start": "old"}}, "optimizer.start", "starts from one place"),
         ({"budget": {}}, "budget", "a search has an end"),

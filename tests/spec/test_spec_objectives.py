@@ -17,7 +17,7 @@ from evosearch.search.pareto import dominates
 from evosearch.search.progress import Silent
 from evosearch.service.run import run
 from evosearch.setup.prepare import prepare
-from evosearch.spec.run_dir import places_of
+
 from evosearch.spec.spec import load_spec
 
 World = Callable[..., Path]
@@ -31,9 +31,9 @@ CHANGES: dict[str, Any] = {
 
 
 def events(spec: Path, kind: str) -> list[dict[str, Any]]:
-    places = places_of(load_spec(spec))
-    with Ledger.open(places.ledger, read_only=True) as ledger:
-        info = ledger.search_by_name(places.name)
+    run_dir = load_spec(spec).run_dir
+    with Ledger.open(run_dir.ledger, read_only=True) as ledger:
+        info = ledger.search_by_name(run_dir.name)
         assert info is not None
         return [event.payload for event in ledger.events(info.search_id) if event.type == kind]
 
@@ -51,7 +51,7 @@ def test_a_search_is_told_each_objective_and_ends_with_a_pareto_set(world: World
         # the fitness of this suite is the mean of the tasks' log-probabilities: what its parts add up to
         assert told["value"] == pytest.approx(sum(one["value"] for one in told["objectives"]) / 2)
         assert all(one["n"] == 8 and one["stderr"] > 0 for one in told["objectives"])
-    rows = leaderboard(places_of(load_spec(spec)))
+    rows = leaderboard(load_spec(spec).run_dir)
     values = {name: tuple(one["value"] for one in told["objectives"]) for name, told in seen.items()}
     undominated = {name for name, one in values.items() if not any(dominates(other, one) for other in values.values())}
     assert {row["candidate"] for row in rows if row["pareto"]} == undominated
@@ -92,13 +92,13 @@ def test_on_parts_each_objective_is_corrected_by_the_baseline(world: World) -> N
         ]
         assert shifts == pytest.approx([shifts[0]] * len(shifts))  # one correction for all of a generation
         assert shifts[0] != 0.0
-    assert any(row["pareto"] for row in leaderboard(places_of(load_spec(spec))))
+    assert any(row["pareto"] for row in leaderboard(load_spec(spec).run_dir))
 
 
 def test_the_set_is_shown_on_the_command_line_and_on_a_page(world: World, tmp_path: Path) -> None:
     spec, page = world(name="shown", **CHANGES), tmp_path / "pareto.html"
     run(spec, Silent())
-    found = board(places_of(load_spec(spec)))
+    found = board(load_spec(spec).run_dir)
     members = [one["candidate"] for one in pareto_rows(found.rows)]
     shown = CliRunner().invoke(app, ["leaderboard", str(spec), "--page", str(page)], env={"COLUMNS": "140"})
     assert shown.exit_code == 0, shown.output
@@ -119,7 +119,7 @@ def test_a_page_of_a_search_with_one_objective_is_refused(world: World, tmp_path
     shown = CliRunner().invoke(app, ["leaderboard", str(spec), "--page", str(tmp_path / "p.html")])
     assert isinstance(shown.exception, InputError)
     assert "--page: 'one' has no Pareto set: it has one objective" in str(shown.exception)
-    assert all(row["pareto"] is None for row in leaderboard(places_of(load_spec(spec))))
+    assert all(row["pareto"] is None for row in leaderboard(load_spec(spec).run_dir))
 
 
 def test_a_search_without_objectives_keeps_its_id(world: World) -> None:
@@ -153,6 +153,6 @@ def test_objectives_that_cannot_be_measured_are_refused(world: World, objectives
 def test_an_optimizer_of_one_objective_is_refused(world: World) -> None:
     spec = world(name="cma", **(CHANGES | {"optimizer": {"name": "cma_es"}}))
     with pytest.raises(
-        InputError, match=r"cma.yaml: optimizer.name: cma_es takes one objective, and there are 2.*nsga2"
+        InputError, match=r"cma.yaml: optimizer.name: cma_es takes one objective, but the spec has 2.*nsga2"
     ):
         prepare(load_spec(spec), Silent())
