@@ -1,4 +1,4 @@
-"""MLflow's REST API as anybody may call it: requests and an account."""
+"""Minimal client of MLflow's REST API: requests with an account."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,25 +11,47 @@ TIMEOUT_S = 30.0
 
 
 class Rest:
-    """One server, as one account; without one, as nobody."""
+    """One MLflow server, as one account or without one.
+
+    Args:
+        uri: URL of the server.
+        account: Name and password, or None.
+    """
 
     def __init__(self, uri: str, account: tuple[str, str] | None = None) -> None:
         self._uri, self._account = uri, account
 
     def call(self, method: str, path: str, /, **content: Any) -> requests.Response:
-        """What the server answers to `/api/2.0/mlflow/PATH`; a GET's content are its parameters."""
-        how = {"params": content} if method == "GET" else {"json": content}
-        url = f"{self._uri}/api/2.0/mlflow/{path}"
-        return requests.request(method, url, auth=self._account, timeout=TIMEOUT_S, allow_redirects=False, **how)
+        """Send a request to `/api/2.0/mlflow/PATH`; `content` is the query of a GET, else the JSON body."""
+        is_get = method == "GET"
+        return requests.request(
+            method,
+            f"{self._uri}/api/2.0/mlflow/{path}",
+            params=content if is_get else None,
+            json=None if is_get else content,
+            auth=self._account,
+            timeout=TIMEOUT_S,
+            allow_redirects=False,
+        )
 
     def get(self, path: str, /, **parameters: Any) -> dict[str, Any]:
+        """Return the JSON answer to a GET.
+
+        Raises:
+            SearchError: The server answers with an error.
+        """
         return _answer(self.call("GET", path, **parameters))
 
     def post(self, path: str, /, **content: Any) -> dict[str, Any]:
+        """Return the JSON answer to a POST.
+
+        Raises:
+            SearchError: The server answers with an error.
+        """
         return _answer(self.call("POST", path, **content))
 
     def runs(self, experiment: str) -> Iterator[dict[str, Any]]:
-        """All runs of an experiment, by its name."""
+        """Yield all runs of an experiment, given by name."""
         found = self.get("experiments/get-by-name", experiment_name=experiment)["experiment"]["experiment_id"]
         token = ""
         while True:

@@ -1,4 +1,4 @@
-"""The MLflow server of a cluster: accounts, one worker process, everything it knows in PostgreSQL and the folder."""
+"""The MLflow server of a cluster: with accounts, one worker process, and its data in PostgreSQL and the folder."""
 
 import os
 import sys
@@ -6,30 +6,34 @@ from importlib.util import find_spec
 
 import requests
 
-from evosearch.devcluster.environment import ACCOUNT, kept, tracking
 from evosearch.devcluster.mlflow_rest import Rest
 from evosearch.devcluster.places import Places, State
 from evosearch.devcluster.postgres import Postgres
 from evosearch.devcluster.private import secret, write_private
+from evosearch.devcluster.process_environment import ACCOUNT, kept, tracking
 from evosearch.devcluster.processes import HOST
 from evosearch.environment import TELEMETRY_OFF
 from evosearch.errors import InputError, SearchError
 
 ADMIN = "admin"
 STORE, ACCOUNTS = "mlflow", "mlflow_auth"  # databases
-OF_ACCOUNTS = "flask_wtf"  # what MLflow's accounts need beyond MLflow; a plain installation has the rest
+ACCOUNTS_MODULE = "flask_wtf"  # of the extra `server`; needed by MLflow's accounts
 
 
 def check_installed() -> None:
-    """Raises:
-    InputError: the server could not ask for accounts.
+    """Check that MLflow's accounts work in this Python.
+
+    Raises:
+        InputError: The extra `server` is not installed.
     """
-    if find_spec(OF_ACCOUNTS) is None:
-        what = f"{sys.executable} has no {OF_ACCOUNTS}, which MLflow's accounts need"
-        raise InputError("scripts/cluster", what, next="Run ./scripts/setup server first")
+    if find_spec(ACCOUNTS_MODULE) is None:
+        what = f"{sys.executable} has no {ACCOUNTS_MODULE}, which MLflow's accounts need"
+        next = "pip install 'evosearch[server]', or in a checkout: ./scripts/setup server"
+        raise InputError("evosearch cluster", what, next=next)
 
 
 def command(places: Places, state: State, postgres: Postgres) -> list[str]:
+    """Return the server's command line."""
     port = state.ports["mlflow"]
     return [
         *(sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth"),
@@ -42,14 +46,15 @@ def command(places: Places, state: State, postgres: Postgres) -> list[str]:
 
 
 def environment(places: Places, postgres: Postgres) -> dict[str, str]:
-    """Of its process; the file that this writes holds the administrator's password."""
+    """Return the server's environment, and write its config file, which contains the administrator's password."""
     config = places.secrets / "mlflow-auth.ini"
     settings = {
-        "default_permission": "READ",  # of what others made; who makes something manages it
+        "default_permission": "READ",  # for others' objects; an object's creator manages it
         "database_uri": _database(postgres, ACCOUNTS),
         "admin_username": ADMIN,
         "admin_password": admin_password(places),
-        "auth_cache_ttl_seconds": "60",  # else every request costs a slow hash; changes by the API take effect at once
+        # Without a cache every request costs a slow hash; changes by the API still take effect at once
+        "auth_cache_ttl_seconds": "60",
         "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
     }
     write_private(config, "[mlflow]\n" + "".join(f"{key} = {value}\n" for key, value in settings.items()))
@@ -65,39 +70,45 @@ def environment(places: Places, postgres: Postgres) -> dict[str, str]:
 
 
 def admin_password(places: Places) -> str:
+    """Return the password of the administrator, created on first use."""
     return secret(places.secrets / "mlflow-admin")
 
 
 def account_password(places: Places) -> str:
+    """Return the password of the searches' account, created on first use."""
     return secret(places.secrets / f"mlflow-{ACCOUNT}")
 
 
-def lacks(places: Places, state: State) -> str | None:
-    """What the server lacks; None once it answers the searches' account."""
+def problem(places: Places, state: State) -> str | None:
+    """Return why the server is not healthy; None once it answers the searches' account."""
     try:
         rest = Rest(tracking(state), (ACCOUNT, account_password(places)))
         response = rest.call("GET", "experiments/search", max_results=1)
     except requests.RequestException as exc:
         return type(exc).__name__
-    return None if response.ok else f"it answers {response.status_code} to account '{ACCOUNT}'"
+    return None if response.ok else f"answers {response.status_code} to account '{ACCOUNT}'"
 
 
-def answers(state: State) -> str | None:
-    """As `lacks`, before there are accounts: whether anything answers."""
+def startup_problem(state: State) -> str | None:
+    """Return why the server has not started; None once it answers at all, which needs no account."""
     try:
-        return None if requests.get(f"{tracking(state)}/health", timeout=5).ok else "/health is not well"
+        return None if requests.get(f"{tracking(state)}/health", timeout=5).ok else "/health answers with an error"
     except requests.RequestException as exc:
         return type(exc).__name__
 
 
-def make_account(places: Places, state: State) -> None:
-    """Make the account of the searches; the administrator's is for making accounts."""
+def create_account(places: Places, state: State) -> None:
+    """Create the searches' account, unless it exists.
+
+    Raises:
+        SearchError: The server refuses.
+    """
     admin = Rest(tracking(state), (ADMIN, admin_password(places)))
     if admin.call("GET", "users/get", username=ACCOUNT).ok:
         return
     made = admin.call("POST", "users/create", username=ACCOUNT, password=account_password(places))
     if not made.ok:
-        raise SearchError(f"MLflow does not make account '{ACCOUNT}': {made.status_code} {made.text}")
+        raise SearchError(f"MLflow cannot create account '{ACCOUNT}': {made.status_code} {made.text}")
 
 
 def _database(postgres: Postgres, name: str) -> str:

@@ -1,14 +1,14 @@
-"""Where everything of a cluster lies, in one folder, and what is recorded of its processes.
+"""Layout of a cluster's folder, and the record of its processes.
 
-FOLDER/state.json     ports, and of each part its process
-FOLDER/environment    0600, for a shell: what a client needs
+FOLDER/state.json     ports, and the process of each part
+FOLDER/environment    0600: environment variables of a client, for a shell
 FOLDER/secrets/       0700: Ray's token, the accounts' passwords
-FOLDER/logs/          what each part says
-FOLDER/postgres/      the databases          FOLDER/artifacts/   what MLflow keeps of runs and models
+FOLDER/logs/          a log for each part
+FOLDER/postgres/      databases              FOLDER/artifacts/   MLflow's artifacts
 FOLDER/runs/          folders of searches    FOLDER/ray/         Ray's sockets and logs, unless the path is too long
 FOLDER/lock           held by the command that starts or stops parts
 
-A folder is a cluster's where there is state.json, which is written first; nothing else is ever removed.
+A folder belongs to a cluster if it contains state.json, which is written first. Other files are never removed.
 """
 
 import fcntl
@@ -27,86 +27,90 @@ from evosearch.devcluster.processes import Process
 from evosearch.errors import InputError
 
 FILES, FOLDERS = ("environment", "state.json", "lock"), ("secrets", "logs", "artifacts", "runs", "postgres", "ray")
-LONGEST_RAY = 36  # characters of the folder of Ray's nodes: a socket's path in it has 65 more, and may have 107
+LONGEST_RAY = 36  # characters of Ray's folder: socket paths in it add 65, and 107 is the limit
 
 
 @dataclass(frozen=True)
 class Places:
-    """The folder of a cluster."""
+    """Paths in the folder of a cluster."""
 
     folder: Path
 
     @property
     def secrets(self) -> Path:
+        """Folder of passwords and tokens."""
         return self.folder / "secrets"
 
     @property
     def token(self) -> Path:
-        """Of Ray, in the form that RAY_AUTH_TOKEN_PATH names."""
+        """Ray's token, in the form of RAY_AUTH_TOKEN_PATH."""
         return self.secrets / "ray-token"
 
     @property
     def environment(self) -> Path:
+        """Environment variables of a client, for a shell."""
         return self.folder / "environment"
 
     @property
     def state(self) -> Path:
+        """Record of processes and ports."""
         return self.folder / "state.json"
 
     def log(self, part: str) -> Path:
+        """Return the log of a part."""
         return self.folder / "logs" / f"{part}.log"
 
     def make(self) -> None:
-        """Make the folders. Only root's is passable: another user, who runs PostgreSQL, has to get to its databases.
+        """Create the folders, private ones; root's can be traversed by PostgreSQL's unprivileged user.
 
         Raises:
-            InputError: the folder holds something else than a cluster.
+            InputError: The folder contains something other than a cluster.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._refuse_anothers()
+        self._refuse_foreign()
         with self._lock():
-            self._refuse_anothers()
+            self._refuse_foreign()
             if not self.state.is_file():
                 State().save(self)
-            State.load(self)  # or it is another program's file
+            State.load(self)  # raises if it is another program's file
             self.folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
             for name in ("secrets", "logs", "artifacts", "runs"):
                 (self.folder / name).mkdir(mode=0o700, exist_ok=True)
 
     def remove(self) -> list[str]:
-        """Delete what a cluster makes, and the folder where nothing else is in it; returns what else there is."""
+        """Delete everything a cluster creates, and the folder if it is then empty; return the names of other files."""
         for name in FOLDERS:
             entry = self.folder / name
             if entry.is_symlink():
-                entry.unlink()  # what it leads to was not made here
+                entry.unlink()  # its target was not created here
             elif entry.exists():
                 shutil.rmtree(entry)
         for name in FILES:
-            for file in (self.folder / name, *self.folder.glob(f"{name}.[0-9]*")):  # half-written ones, too
+            for file in (self.folder / name, *self.folder.glob(f"{name}.[0-9]*")):  # half-written ones too
                 file.unlink(missing_ok=True)
         left = sorted(entry.name for entry in self.folder.iterdir())
         if not left:
             self.folder.rmdir()
         return left
 
-    def _refuse_anothers(self) -> None:
+    def _refuse_foreign(self) -> None:
         names = [entry.name for entry in self.folder.iterdir()]
         others = sorted(name for name in names if name != "lock" and not name.startswith("state.json"))
         if others and not self.state.is_file():
-            what = f"there is no cluster in this folder, and it is not empty: {', '.join(others[:3])}"
-            allowed = "A new folder, an empty one or a cluster's"
+            what = f"this folder is not empty and contains no cluster: {', '.join(others[:3])}"
+            allowed = "A new or empty folder, or one with a cluster"
             raise InputError(str(self.folder), what, allowed, "Choose another")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One command at a time starts and stops parts; it waits for the other.
+        """Hold the lock under which parts are started and stopped; wait for another command that holds it.
 
         Raises:
-            InputError: there is no cluster in the folder.
+            InputError: There is no cluster in the folder.
         """
         if not self.state.is_file():
             what = "there is no cluster in this folder"
-            raise InputError(str(self.folder), what, next="scripts/cluster up")
+            raise InputError(str(self.folder), what, next="Start one: evosearch cluster up")
         with self._lock():
             yield
 
@@ -122,7 +126,7 @@ class Places:
 
 @dataclass
 class State:
-    """What is recorded: of each part its process, ports by name, the nodes wanted, and Ray's folder."""
+    """Record of a cluster: processes by part, ports by name, the requested nodes, and Ray's folder."""
 
     processes: dict[str, Process] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
@@ -133,10 +137,10 @@ class State:
 
     @classmethod
     def load(cls, places: Places) -> Self:
-        """As it was saved; empty where nothing was.
+        """Read the record; an empty one if there is no file.
 
         Raises:
-            InputError: the file is no cluster's, or one of another version.
+            InputError: The file is not the record of a cluster.
         """
         try:
             data: dict[str, Any] = json.loads(places.state.read_text())
@@ -144,16 +148,16 @@ class State:
         except FileNotFoundError:
             return cls()
         except (ValueError, TypeError, KeyError, AttributeError) as exc:
-            what = f"this version of scripts/cluster does not record a cluster so ({type(exc).__name__}: {exc})"
-            next = "Choose another folder; if a cluster of an earlier version runs from it, end its processes by hand"
-            raise InputError(str(places.state), what, next=next) from None
+            what = f"not the record of a cluster ({type(exc).__name__}: {exc})"
+            raise InputError(str(places.state), what, next="Choose another folder") from None
 
     def save(self, places: Places) -> None:
+        """Write the record."""
         processes = {name: vars(process) for name, process in self.processes.items()}
         write_private(places.state, json.dumps(vars(self) | {"processes": processes}, indent=1) + "\n")
 
     def ray_folder(self, places: Places) -> Path:
-        """Where Ray's nodes have their folders; made where it is not there."""
+        """Return the folder of Ray's nodes; create it if necessary."""
         own = places.folder / "ray"
         if not self.ray:
             short = len(str(own)) <= LONGEST_RAY

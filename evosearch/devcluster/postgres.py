@@ -1,9 +1,9 @@
-"""A PostgreSQL server of one's own: in one folder, on loopback only, with a password that nobody typed.
+"""A private PostgreSQL server: in one folder, on loopback only, with a random password.
 
-FOLDER/data       the databases; they belong to the unprivileged user where we are root
-FOLDER/passfile   0600: `PGPASSFILE=FOLDER/passfile` lets a client in
-FOLDER/port       the port it had last
-FOLDER/log        what the server says
+FOLDER/data       the databases, owned by an unprivileged user if we are root
+FOLDER/passfile   0600: the password, for clients with PGPASSFILE=FOLDER/passfile
+FOLDER/port       the latest port
+FOLDER/log        the server's log
 """
 
 import ctypes
@@ -23,16 +23,17 @@ import psutil
 import psycopg
 from psycopg import sql
 
+from evosearch.devcluster.private import write_private
 from evosearch.errors import InputError, SearchError
 
 USER = "evosearch"  # the server's one role, its superuser
 HOST = "127.0.0.1"
-DEADLINE_S = 60.0  # for the server to answer, or to end
-UNPRIVILEGED = ("postgres", "nobody")  # the server refuses to run as root: the first of these that exists runs it
+DEADLINE_S = 60.0  # for the server to start or to stop
+UNPRIVILEGED = ("postgres", "nobody")  # the server refuses to run as root; the first of these users that exists runs it
 
 
 def find_programs() -> Path | None:
-    """The folder of `initdb` and `postgres`, newest version first; None where they are not installed."""
+    """Return the folder of `initdb` and `postgres`, preferring PATH, then the newest version; None if not installed."""
     on_path = [Path(found).resolve().parent for name in ("initdb", "postgres") if (found := shutil.which(name))]
     debian = sorted(
         Path("/usr/lib/postgresql").glob("*/bin"), key=lambda entry: _number(entry.parent.name), reverse=True
@@ -41,55 +42,57 @@ def find_programs() -> Path | None:
 
 
 class Postgres:
-    """One server. Its folder outlives it: another `Postgres` of the same folder finds, starts or stops it."""
+    """One server. Another `Postgres` of the same folder finds, starts and stops the same server.
+
+    Args:
+        folder: Folder of the server; created by `start`.
+        port: Port to listen on; 0 for the previous one, or else any free one.
+    """
 
     def __init__(self, folder: Path, port: int = 0) -> None:
-        """Args:
-        folder: where everything of it lies; made where it is not there.
-        port: to listen on; 0 for the one it had last, or else any free one.
-        """
         self.folder = folder.resolve()
         self.data, self.passfile, self.log = (self.folder / name for name in ("data", "passfile", "log"))
         self._wanted = port
         self._process: subprocess.Popen[bytes] | None = None
 
-    # --- what a client needs ------------------------------------------------------------------------------------
+    # --- clients ------------------------------------------------------------------------------------
 
     @property
     def port(self) -> int:
-        """The port it listens on, or listened on last."""
+        """The current or latest port."""
         return int((self.folder / "port").read_text())
 
     def url(self, database: str) -> str:
-        """Of a database, for SQLAlchemy and libpq; the password is in `passfile`."""
+        """Return a database's URL for SQLAlchemy and libpq; the password is in `passfile`."""
         return f"postgresql://{USER}@{HOST}:{self.port}/{database}"
 
     def connect(self, database: str = "postgres") -> psycopg.Connection[Any]:
-        """A connection that commits each statement."""
+        """Open a connection that commits each statement."""
         url = self.url(database)
         return psycopg.connect(url, passfile=str(self.passfile), autocommit=True, connect_timeout=5)
 
-    # --- starting and ending ------------------------------------------------------------------------------------
+    # --- start and stop ------------------------------------------------------------------------------------
 
     @property
     def running(self) -> bool:
+        """Whether the server runs, whoever started it."""
         return self._postmaster() is not None
 
     @property
     def process(self) -> psutil.Process | None:
-        """The server's first process, whoever started it; None where it does not run."""
+        """The server's first process, or None."""
         return self._postmaster()
 
     def start(self, *, durable: bool = True, die_with_parent: bool = False) -> None:
-        """Start it, or do nothing where it runs; it answers on return. The first start makes the databases.
+        """Start the server unless it runs, and wait until it answers. The first start creates the databases.
 
         Args:
-            durable: False for tests alone: nothing waits for the disk, and a power cut loses everything.
-            die_with_parent: it stops when the thread that started it ends, however that ends.
+            durable: False only for tests: nothing waits for the disk, and a power cut loses everything.
+            die_with_parent: Stop the server when the thread that started it ends, however that ends.
 
         Raises:
-            InputError: not installed, the folder cannot be reached, or the port is taken.
-            SearchError: it does not start; the message ends with the last lines of its log.
+            InputError: PostgreSQL is not installed, its user cannot reach the folder, or the port is taken.
+            SearchError: It does not start; the message ends with the last lines of its log.
         """
         programs = find_programs()
         if programs is None:
@@ -108,11 +111,11 @@ class Postgres:
             settings |= {"fsync": "off", "full_page_writes": "off"}
         command = [str(programs / "postgres"), "-D", str(self.data)]
         command += [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
-        if self._process is not None:  # it ended without us
+        if self._process is not None:  # it ended by itself
             self._process.wait(DEADLINE_S)
-        self._disown_a_strangers_number()
+        self._neutralize_stale_pid()
         with open(self.log, "ab", opener=_private) as log:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603 (our own command)
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -124,11 +127,11 @@ class Postgres:
         self._await_answer()
 
     def stop(self) -> None:
-        """End it: clients are cut off, what was committed is kept. Does nothing where it does not run."""
+        """Stop the server if it runs: clients are disconnected, committed data is kept."""
         self._end(signal.SIGINT)  # "fast shutdown"
 
     def crash(self) -> None:
-        """SIGKILL to all of it, as when its machine loses power; `start` recovers what was committed."""
+        """Kill all its processes, as in a power cut; `start` recovers what was committed."""
         postmaster = self._postmaster()
         if postmaster is None:
             return
@@ -140,22 +143,22 @@ class Postgres:
     # --- databases ----------------------------------------------------------------------------------------------
 
     def create_database(self, name: str) -> None:
-        """Make a database; what is there already stays as it is."""
+        """Create a database unless it exists."""
         with self.connect() as connection, suppress(psycopg.errors.DuplicateDatabase):
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
 
     def drop_database(self, name: str) -> None:
-        """Remove a database, whoever uses it."""
+        """Remove a database, even if it is in use."""
         with self.connect() as connection:
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
     def drop_connections(self, database: str) -> int:
-        """Cut off everybody who uses a database; returns how many connections there were."""
+        """Close all connections to a database; return how many there were."""
         query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
         with self.connect() as connection:
             return len(connection.execute(query, (database,)).fetchall())
 
-    # --- inside -------------------------------------------------------------------------------------------------
+    # --- internals -------------------------------------------------------------------------------------------------
 
     def _make_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -163,28 +166,29 @@ class Postgres:
         if account is None:
             self.folder.chmod(0o700)
             return
-        self.folder.chmod(0o711)  # it must be passed through by the server's user; what lies in it has its own mode
+        self.folder.chmod(0o711)  # the server's user must traverse it; its contents have their own modes
         for entry in self.folder.parents:
             about = entry.stat()
             if not about.st_mode & 0o001 and about.st_uid != account.pw_uid:
-                what = (
-                    f"user {account.pw_name}, who runs the server, cannot pass {entry} (mode {about.st_mode & 0o777:o})"
-                )
+                mode = f"{about.st_mode & 0o777:o}"
+                what = f"the server's user, {account.pw_name}, cannot traverse {entry} (mode {mode})"
                 raise InputError(str(self.folder), what, next=f"Choose another folder, or: chmod o+x {entry}")
 
     def _make_databases(self, programs: Path) -> None:
-        shutil.rmtree(self.data, ignore_errors=True)  # of a first start that did not get to its end
+        shutil.rmtree(self.data, ignore_errors=True)  # left by a first start that was interrupted
         password = secrets.token_urlsafe(24)
         self.data.mkdir(mode=0o700)
         handed_over = self.data.with_name("password")
-        _write_private(handed_over, password)
+        write_private(handed_over, password)
         if (account := _account()) is not None:
             os.chown(self.data, account.pw_uid, account.pw_gid)
             os.chown(handed_over, account.pw_uid, account.pw_gid)
         command = [str(programs / "initdb"), "-D", str(self.data), "-U", USER, f"--pwfile={handed_over}"]
         command += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-instructions", "--no-sync"]
         try:
-            made = subprocess.run(command, capture_output=True, text=True, check=False, **self._as_user())
+            made = subprocess.run(  # noqa: S603 (our own command)
+                command, capture_output=True, text=True, check=False, **self._as_user()
+            )
             if made.returncode:
                 raise SearchError(f"initdb failed in {self.data}: {made.stderr.strip()}")
             self._write_passfile(password, port=self._wanted)
@@ -198,11 +202,11 @@ class Postgres:
         try:
             return self.passfile.read_text().rstrip("\n").rsplit(":", 1)[1]  # token_urlsafe: no colon, no backslash
         except (OSError, IndexError):
-            what = f"{self.passfile} is gone, and with it the password of the databases beside it"
-            raise InputError(str(self.folder), what, next="Put it back, or choose another folder") from None
+            what = f"{self.passfile} is missing, and with it the password of the databases in this folder"
+            raise InputError(str(self.folder), what, next="Restore it, or choose another folder") from None
 
     def _write_passfile(self, password: str, port: int | None = None) -> None:
-        _write_private(self.passfile, f"{HOST}:{self.port if port is None else port}:*:{USER}:{password}\n")
+        write_private(self.passfile, f"{HOST}:{self.port if port is None else port}:*:{USER}:{password}\n")
 
     def _choose_port(self) -> int:
         if self._wanted:
@@ -217,7 +221,7 @@ class Postgres:
             return int(probe.getsockname()[1])
 
     def _as_user(self) -> dict[str, Any]:
-        """How its programs are started: with nothing of our environment, and not as root."""
+        """Return the options with which its programs are started: with a minimal environment, and not as root."""
         kept = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "TZ") if key in os.environ}
         options: dict[str, Any] = {"cwd": self.folder, "env": kept | {"LC_ALL": "C"}}
         if (account := _account()) is not None:
@@ -236,12 +240,12 @@ class Postgres:
             ended = self._process.poll() is not None
             if ended or time.monotonic() > deadline:
                 self._end(signal.SIGQUIT)
-                said = "\n".join(self.log.read_text(errors="replace").splitlines()[-5:])
-                raise SearchError(f"PostgreSQL {'ended' if ended else f'does not answer: {why}'}. {self.log}:\n{said}")
+                lines = "\n".join(self.log.read_text(errors="replace").splitlines()[-5:])
+                raise SearchError(f"PostgreSQL {'ended' if ended else f'does not answer: {why}'}. {self.log}:\n{lines}")
             time.sleep(0.05)
 
     def _postmaster(self) -> psutil.Process | None:
-        """The server's first process, whoever started it."""
+        """Find the server's first process, whoever started it."""
         try:
             process = psutil.Process(int((self.data / "postmaster.pid").read_text().splitlines()[0]))
             alive = process.name() == "postgres" and process.status() != psutil.STATUS_ZOMBIE
@@ -249,21 +253,21 @@ class Postgres:
         except (OSError, ValueError, IndexError, psutil.NoSuchProcess):
             return None
 
-    def _disown_a_strangers_number(self) -> None:
-        """Where `postmaster.pid` is left of a crash: else the server refuses to start while anybody has that number.
+    def _neutralize_stale_pid(self) -> None:
+        """Put our own pid into a `postmaster.pid` that a crash has left.
 
-        It takes its parent's number for stale (CreateLockFile in its miscinit.c), and still sees by the file's other
-        lines whether a process of the old server has the data open.
+        Otherwise the server refuses to start while any process has the old pid. It treats its parent's pid as stale
+        (CreateLockFile in miscinit.c), and the file's other lines still tell it whether an old server uses the data.
         """
         stale = self.data / "postmaster.pid"
         with suppress(FileNotFoundError):
             lines = stale.read_text().splitlines(keepends=True)
-            stale.write_text("".join([f"{os.getpid()}\n", *lines[1:]]))  # in place: its owner stays
+            stale.write_text("".join([f"{os.getpid()}\n", *lines[1:]]))  # in place, so that its owner stays
 
     def _is_ours(self, process: psutil.Process) -> bool:
-        """Whether a server serves this folder: after a crash, its old number may be that of any other."""
+        """Return whether a server serves this folder: after a crash, its old pid may be that of another server."""
         with suppress(psutil.AccessDenied):
-            return Path(process.cwd()) == self.data  # where the server goes first
+            return Path(process.cwd()) == self.data  # the server's working directory
         return str(self.data) in process.cmdline()
 
     def _end(self, how: signal.Signals) -> None:
@@ -271,25 +275,25 @@ class Postgres:
         if postmaster is not None:
             with suppress(psutil.NoSuchProcess):
                 postmaster.send_signal(how)
-        if self._process is not None:  # ours: waited for, or it would stay a zombie
+        if self._process is not None:  # our child: reap it
             self._process.wait(DEADLINE_S)
             self._process = None
         deadline = time.monotonic() + DEADLINE_S
         while self.running:
             if time.monotonic() > deadline:
-                raise SearchError(f"PostgreSQL in {self.folder} does not end; see {self.log}")
+                raise SearchError(f"PostgreSQL in {self.folder} does not stop; see {self.log}")
             time.sleep(0.02)
 
 
 def _account() -> pwd.struct_passwd | None:
-    """Who runs the server; None for ourselves."""
+    """Return the user that runs the server if we are root; None for ourselves."""
     if os.geteuid() != 0:
         return None
     for name in UNPRIVILEGED:
         with suppress(KeyError):
             return pwd.getpwnam(name)
     raise InputError(
-        "postgres", f"there is no user {' or '.join(UNPRIVILEGED)} to run it", next="Do not run this as root"
+        "postgres", f"no user {' or '.join(UNPRIVILEGED)} to run the server as", next="Do not run this as root"
     )
 
 
@@ -297,17 +301,9 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner reads, and never half of it."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    with open(beside, "w", opener=_private) as file:
-        file.write(text)
-    beside.replace(path)
-
-
 def _free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: closed connections linger
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # like the server: closed connections linger
         try:
             probe.bind((HOST, port))
         except OSError:
@@ -327,5 +323,5 @@ def _number(version: str) -> float:
 
 
 def _die_with_parent() -> None:
-    """Runs in the child before the server does: PR_SET_PDEATHSIG (prctl(2)), "fast shutdown"."""
+    """Request SIGINT ("fast shutdown") on the parent's death, by PR_SET_PDEATHSIG of prctl(2); runs in the child."""
     ctypes.CDLL(None).prctl(1, signal.SIGINT)

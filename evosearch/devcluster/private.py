@@ -1,4 +1,4 @@
-"""What only its owner may read: random secrets, each made once and kept, and files that hold them."""
+"""Files that only their owner can read, and random secrets in such files."""
 
 import os
 import secrets
@@ -6,15 +6,15 @@ from pathlib import Path
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file of mode 0600, and never half of it."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+    """Write a file of mode 0600 atomically."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)
-    beside.replace(path)
+    temporary.replace(path)
 
 
 def secret(path: Path) -> str:
-    """The secret in a file: 256 random bits, written there the first time it is asked for."""
+    """Return the secret in a file; on first use write 256 random bits there."""
     if not path.is_file():
         write_private(path, secrets.token_hex(32))
     return path.read_text()

@@ -1,7 +1,7 @@
-"""Processes that outlive the command that starts them, each with all its descendants in a session of its own.
+"""Processes that outlive the command that starts them, each in its own session with all its descendants.
 
-One is known by its process id, the boot, and its start in ticks since then: an id that was given to somebody else since
-is not taken for it. A random mark in the environment tells what belongs to it once it is gone.
+A process is identified by its id, the machine's boot and its start in ticks since boot, so that a reused id is not
+mistaken for it. A random mark in the environment identifies its descendants after it has ended.
 """
 
 import os
@@ -23,27 +23,29 @@ from evosearch.errors import SearchError
 
 HOST = "127.0.0.1"
 PORTS = range(20_000, 32_000)  # below those that Linux hands out for outgoing connections
-MARK = "EVOSEARCH_STARTED_AS"  # in the environment of what is started here
+MARK = "EVOSEARCH_STARTED_AS"  # environment variable of every process that is started here
 STOP_S = 20.0  # between SIGTERM and SIGKILL
 LOG_LINES = 15
-_children: list[subprocess.Popen[bytes]] = []  # held: one that is let go while it runs is warned of
+_children: list[
+    subprocess.Popen[bytes]
+] = []  # keeps references: subprocess warns about a running child that is garbage-collected
 
 
 @dataclass(frozen=True)
 class Process:
-    """A session's first process, as recorded."""
+    """A session's first process."""
 
     pid: int
-    ticks: int  # of the clock between boot and its start: a date would change whenever the machine's clock is set
-    boot: str  # which boot of the machine
-    mark: str = ""  # in the environment of it and what it starts; empty: it was not started by `launch`
+    ticks: int  # clock ticks from boot to its start; a date would change whenever the clock is set
+    boot: str  # id of the machine's boot
+    mark: str = ""  # in its environment and that of its descendants; empty if `launch` did not start it
 
     @classmethod
     def of(cls, pid: int, mark: str = "") -> Self:
-        """The process that has an id now.
+        """Identify the process that has this id now.
 
         Raises:
-            psutil.NoSuchProcess: nobody has it.
+            psutil.NoSuchProcess: There is none.
         """
         found = _stat(pid)
         if found is None:
@@ -52,24 +54,28 @@ class Process:
 
     @property
     def started(self) -> float:
-        """When, in seconds since 1970, by the machine's clock as it is set now."""
+        """Start in seconds since 1970, by the machine's clock as it is set now."""
         return psutil.boot_time() + self.ticks / os.sysconf("SC_CLK_TCK")
 
     @property
     def running(self) -> bool:
+        """Whether this very process is alive."""
         found = _stat(self.pid)
         return self.boot == boot_id() and found is not None and found.ticks == self.ticks and found.alive
 
     def members(self, known: Container[psutil.Process] = ()) -> list[psutil.Process]:
-        """Everything alive that it started: its session, what has its mark elsewhere, and what descends from these.
+        """Return every living process of it: its session, marked processes elsewhere, and descendants of these.
 
-        A session's id is its first process's, and nobody else's while the session lasts. It is ours while that process
-        is; afterwards, if somebody in it has the mark or is `known` to be ours: whoever writes a title over its own
-        environment, as Ray's processes do, shows no mark.
+        A session has the id of its first process, which is not reused while the session lasts. The session is ours
+        while that process is; afterwards, if any process in it has the mark or is `known`. Ray's processes overwrite
+        their environment with a title, and the mark with it, so the mark alone is not enough.
+
+        Args:
+            known: Processes that are known to be its members.
         """
         if self.boot != boot_id():
             return []
-        alive = [process for process in psutil.process_iter() if (found := _stat(process.pid)) and found.alive]
+        alive = [process for process in psutil.process_iter() if (stat := _stat(process.pid)) and stat.alive]
         session = [process for process in alive if _session(process.pid) == self.pid]
         marked = [process for process in alive if self._has_mark(process.pid)]
         first = _stat(self.pid)
@@ -84,7 +90,7 @@ class Process:
         return list(found.values())
 
     def kill(self, known: Sequence[psutil.Process] = ()) -> None:
-        """SIGKILL to all of it at once, as when a machine is lost."""
+        """Kill the process and all its members at once, as when a machine is lost."""
         while members := self.members(known):
             for process in members:
                 with suppress(psutil.NoSuchProcess):
@@ -93,7 +99,7 @@ class Process:
             known = [*known, *members]
 
     def stop(self, within_s: float = STOP_S) -> None:
-        """SIGTERM to its first process, which ends the others; SIGKILL to whatever is left after a while."""
+        """Send SIGTERM to the process, which should end the others, and SIGKILL to what is left after a while."""
         known = self.members()
         if self.running:
             with suppress(ProcessLookupError):
@@ -108,12 +114,12 @@ class Process:
             return False
         try:
             return f"{MARK}={self.mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        except OSError:  # gone, or another user's
+        except OSError:  # it has ended, or belongs to another user
             return False
 
 
 def start(command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path) -> Process:
-    """Start a command in a session of its own; what it says is appended to a log."""
+    """Start a command in its own session; its output is appended to a log."""
     popen, process = launch(command, environment, folder, log)
     _children.append(popen)
     return process
@@ -122,10 +128,10 @@ def start(command: Sequence[str], environment: Mapping[str, str], folder: Path, 
 def launch(
     command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path
 ) -> tuple["subprocess.Popen[bytes]", Process]:
-    """As `start`, for whoever wants its exit code."""
+    """Start a command like `start`, and return its `Popen` too, for the exit code."""
     mark = secrets.token_hex(16)
     with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as out:
-        popen = subprocess.Popen(
+        popen = subprocess.Popen(  # noqa: S603 (our own command)
             list(command),
             env={**environment, MARK: mark},
             cwd=folder,
@@ -143,9 +149,9 @@ class _Stat(NamedTuple):
 
 
 def _stat(pid: int) -> _Stat | None:
-    """From /proc/PID/stat (proc_pid_stat(5)): fields 3, state, and 22, starttime; None where there is no process."""
+    """Read fields 3 (state) and 22 (starttime) of /proc/PID/stat, see proc_pid_stat(5); None without such a process."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # a name may hold spaces and ')'
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # a name may contain spaces and ')'
     except OSError:
         return None
     return _Stat(fields[0] not in "ZX", int(fields[19]))
@@ -159,35 +165,41 @@ def _session(pid: int) -> int | None:
 
 
 def boot_id() -> str:
+    """Return the id of the machine's current boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def wait_until(name: str, healthy: Callable[[], str | None], process: Process, log: Path, within_s: float) -> None:
-    """Wait for a part to be well.
+def wait_until(name: str, problem: Callable[[], str | None], process: Process, log: Path, within_s: float) -> None:
+    """Wait for a part to become healthy.
 
     Args:
-        healthy: what it lacks; None once it is well.
+        name: The part's name.
+        problem: Returns why it is not healthy, or None.
+        process: The part's process.
+        log: The part's log.
+        within_s: Time limit in seconds.
 
     Raises:
-        SearchError: it ended or took too long; the message ends with the last lines of its log.
+        SearchError: It ended or took too long; the message ends with the last lines of its log.
     """
     deadline = time.monotonic() + within_s
-    while (lacks := healthy()) is not None:
+    while (current := problem()) is not None:
         ended = not process.running
         if ended or time.monotonic() > deadline:
-            what = "ended" if ended else f"is not well after {within_s:.0f} s ({lacks})"
+            what = "ended" if ended else f"is not healthy after {within_s:.0f} s ({current})"
             raise SearchError(f"{name} {what}. The end of {log}:\n{last_lines(log)}")
         time.sleep(0.2)
 
 
 def last_lines(log: Path) -> str:
+    """Return the end of a log."""
     with suppress(OSError):
         return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
     return "(no log)"
 
 
 def free_port(wanted: int | None = None, taken: Sequence[int] = ()) -> int:
-    """A port on loopback that nobody listens on: the wanted one where it is free."""
+    """Return a free port on loopback: the wanted one if possible, and none of those taken."""
     candidates = random.sample(PORTS, 200)
     for port in [wanted, *candidates] if wanted else candidates:
         with socket.socket() as probe, suppress(OSError):
@@ -199,7 +211,7 @@ def free_port(wanted: int | None = None, taken: Sequence[int] = ()) -> int:
 
 
 def listening(processes: Iterable[psutil.Process]) -> list[tuple[str, int, str]]:
-    """The addresses that some processes listen on: (address, port, name of the process)."""
+    """Return the listening sockets of some processes as (address, port, process name)."""
     found: list[tuple[str, int, str]] = []
     for process in processes:
         with suppress(psutil.NoSuchProcess):

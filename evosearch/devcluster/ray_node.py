@@ -1,8 +1,8 @@
-"""One Ray node of a cluster, as a process: `python -m evosearch.devcluster.ray_node SETTINGS` runs until it is told to stop.
+"""One Ray node as a process that runs until SIGTERM: `python -m evosearch.devcluster.ray_node SETTINGS`.
 
-`ray start` will not do: it replaces 127.0.0.1 by the machine's own address, and its servers then listen on every
-interface. Made this way, as `ray.cluster_utils` makes the nodes of its tests, all of them listen on loopback only.
-SETTINGS is JSON, what `RayParams` takes; without `gcs_address` the node is the head.
+`ray start` is not used: it replaces 127.0.0.1 by the machine's own address, and its servers then listen on every
+interface. A node that is created like this, as in `ray.cluster_utils`, listens on loopback only. SETTINGS are the
+arguments of `RayParams` as JSON; without `gcs_address` the node is the head.
 """
 
 import json
@@ -20,16 +20,18 @@ POLL_S = 0.5
 
 
 def main() -> int:
+    """Run the node; return the exit code."""
     settings = json.loads(sys.argv[1])
     signal.signal(signal.SIGTERM, _end)
     ensure_token_if_auth_enabled(None, create_token_if_missing=False)
     node = Node(RayParams(**settings), head="gcs_address" not in settings, shutdown_at_exit=False, spawn_reaper=True)
-    # Where Ray looks for the address that it gives to jobs; without it, any cluster of this machine is taken
+    # Ray reads the address for jobs from this file; without it, it may take any cluster of this machine
     write_ray_address(node.gcs_address, node.get_temp_dir_path())
     try:
         while not (dead := node.dead_processes()):
             time.sleep(POLL_S)
-        print(f"ended: {', '.join(f'{kind} ({process.returncode})' for kind, process in dead)}", flush=True)
+        sys.stdout.write(f"ended: {', '.join(f'{kind} ({process.returncode})' for kind, process in dead)}\n")
+        sys.stdout.flush()
         return 1
     finally:
         node.kill_all_processes(check_alive=False, allow_graceful=True)

@@ -1,4 +1,4 @@
-"""The Ray nodes of a cluster: how each is started, and whether it is there."""
+"""Ray nodes of a cluster: command lines, GPUs and health."""
 
 import json
 import os
@@ -7,28 +7,30 @@ from typing import Any
 
 import requests
 
-from evosearch.devcluster.environment import dashboard
 from evosearch.devcluster.places import Places, State
+from evosearch.devcluster.process_environment import dashboard
 from evosearch.devcluster.processes import HOST
 from evosearch.errors import InputError
 
 HEAD = "head"
-OBJECT_STORE = 128 * 2**20  # bytes: recipes and score cards pass through it, never weights
-SEARCHES = {"evosearch_search": 1}  # of the head: how many searches run at once; the others wait
+OBJECT_STORE = 128 * 2**20  # bytes; recipes and score cards pass through it, never weights
+SEARCHES = {"evosearch_search": 1}  # resource of the head: how many searches run at once
 TIMEOUT_S = 5.0
 
 
 def worker(index: int) -> str:
-    """The name of a worker node, from 1."""
+    """Return the name of a worker node, from 1."""
     return f"node-{index}"
 
 
 def command(places: Places, state: State, name: str) -> list[str]:
-    """One process: the head, which runs the searches' own processes and no worker, or a node of workers."""
+    """Return the command line of the head, which runs searches but no workers, or of a worker node."""
     settings: dict[str, Any] = {
         "node_name": name,
         "node_ip_address": HOST,
-        "temp_dir": str(state.ray_folder(places) / name),  # its own: two raylets that start in one disturb each other
+        "temp_dir": str(
+            state.ray_folder(places) / name
+        ),  # one each: raylets that start in the same folder disturb each other
         "object_store_memory": OBJECT_STORE,
         "dashboard_agent_listen_port": 0,
         "min_worker_port": 0,
@@ -44,7 +46,7 @@ def command(places: Places, state: State, name: str) -> list[str]:
 
 
 def devices(name: str, each: int) -> dict[str, str]:
-    """The GPUs of a node, as its environment: no two nodes of workers share one, and the head has none."""
+    """Return the environment that assigns GPUs to a node: none to the head, and each card to one node."""
     if name == HEAD or each == 0:
         return {"CUDA_VISIBLE_DEVICES": ""}
     index = int(name.rpartition("-")[2]) - 1
@@ -52,7 +54,7 @@ def devices(name: str, each: int) -> dict[str, str]:
 
 
 def cards() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; unset, all."""
+    """Return the GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES; all if that is not set."""
     there = [str(index) for index in range(installed())]
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None or not there:
@@ -60,31 +62,33 @@ def cards() -> list[str]:
     found: list[str] = []
     for one in filter(None, map(str.strip, named.split(","))):
         if one not in there and not one.startswith(("GPU-", "MIG-")):
-            break  # as CUDA itself: what comes after one that is not there is not seen
+            break  # like CUDA, which ignores everything after an invalid entry
         found.append(one)
     return found
 
 
 def installed() -> int:
-    """How many GPUs the driver has."""
+    """Return the number of GPUs that the driver reports."""
     from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 
     return int(NvidiaGPUAcceleratorManager.get_current_node_num_accelerators())
 
 
 def check_cards(nodes: int, each: int) -> None:
-    """Raises:
-    InputError: nodes would have GPUs that are not there.
+    """Check that there are enough GPUs.
+
+    Raises:
+        InputError: There are fewer than the nodes need.
     """
     if each and nodes * each > len(found := cards()):
         named = os.environ.get("CUDA_VISIBLE_DEVICES")
         seen = "" if named is None else f" (CUDA_VISIBLE_DEVICES={named})"
         what = f"{nodes} nodes with {each} each need {nodes * each} GPUs, and there are {len(found)}{seen}"
-        raise InputError("--gpus-per-node", what, next="Fewer --nodes, fewer --gpus-per-node, or 0 for none")
+        raise InputError("--gpus-per-node", what, next="Use fewer --nodes, fewer --gpus-per-node, or 0 for none")
 
 
-def lacks(places: Places, state: State, name: str) -> str | None:
-    """What a node lacks; None once the head says that it is alive."""
+def problem(places: Places, state: State, name: str) -> str | None:
+    """Return why a node is not healthy; None once the head reports it as alive."""
     token = places.token.read_text().strip()
     try:
         url, headers = f"{dashboard(state)}/api/v0/nodes", {"Authorization": f"Bearer {token}"}
@@ -95,4 +99,4 @@ def lacks(places: Places, state: State, name: str) -> str | None:
         return f"dashboard: {response.status_code}"
     nodes = response.json()["data"]["result"]["result"]
     alive = [node["node_name"] for node in nodes if node["state"] == "ALIVE"]
-    return None if name in alive else f"alive are: {', '.join(alive) or 'none'}"
+    return None if name in alive else f"not among the living nodes: {', '.join(alive) or 'none'}"

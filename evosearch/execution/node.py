@@ -164,7 +164,7 @@ def _remedy(config: WorkerConfig, opener: Opener, reference: str) -> str:
     if not copied:
         return "Put the same files on every node"
     also = " and its adapter" if adapter is not None else ""
-    return f"If its source{also} has the same files, the copy is damaged: remove {place} on this node"
+    return f"If its source{also} did not change, the copy is damaged: remove {place} on this node"
 
 
 def _leaves(opener: Opener, named: Iterable[str]) -> tuple[dict[str, None], dict[str, None]]:

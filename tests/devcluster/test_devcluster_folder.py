@@ -1,4 +1,4 @@
-"""The folder of a cluster: nothing that somebody else put there is touched, and no other folder is taken for one."""
+"""The folder of a cluster: foreign files are kept, and other folders are refused."""
 
 import shutil
 import subprocess
@@ -16,17 +16,15 @@ from evosearch.devcluster.postgres import Postgres, find_programs
 from evosearch.devcluster.private import write_private
 from evosearch.errors import InputError
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "cluster"
-
 
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    script = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(script, capture_output=True, text=True, timeout=120, check=False)
+    program = [sys.executable, "-m", "evosearch.cli.main", "cluster", *map(str, arguments)]
+    return subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.fixture
 def anothers(tmp_path: Path) -> Path:
-    """A folder with somebody's work in it, some of it called as parts of a cluster are."""
+    """A folder with other work in it, partly under names that a cluster uses too."""
     folder = tmp_path / "work"
     (folder / "runs").mkdir(parents=True)
     (folder / "runs" / "thesis.txt").write_text("years")
@@ -42,30 +40,30 @@ def all_there(folder: Path) -> bool:
 def test_down_removes_nothing_where_there_is_no_cluster(anothers: Path) -> None:
     refused = command("down", "--remove", "--folder", anothers)
     assert refused.returncode == 2
-    assert f"{anothers}: there is no cluster in this folder. scripts/cluster up" in refused.stderr
+    assert f"{anothers}: there is no cluster in this folder. Start one: evosearch cluster up" in refused.stderr
     assert all_there(anothers)
 
 
-def test_up_takes_no_folder_that_holds_something_else(anothers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_up_takes_no_folder_that_contains_something_else(anothers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clusters, "find_programs", lambda: Path("/"))
-    wrong = r"there is no cluster in this folder, and it is not empty: notes, runs\. A new folder, an empty one or"
+    wrong = r"this folder is not empty and contains no cluster: notes, runs\. A new or empty folder"
     with pytest.raises(InputError, match=wrong):
         Cluster(anothers).up()
     assert all_there(anothers)
     assert anothers.stat().st_mode & 0o777 == 0o755
 
 
-EARLIER = '{"processes": {"mlflow": {"pid": 7, "started": 1.5}}}'
+OTHER = '{"processes": {"mlflow": {"pid": 7, "started": 1.5}}}'
 
 
-@pytest.mark.parametrize("content", ['{"terraform": 4}', "[]", "", EARLIER])
+@pytest.mark.parametrize("content", ['{"terraform": 4}', "[]", "", OTHER])
 def test_another_programs_state_is_none(anothers: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (anothers / "state.json").write_text(content)
     refused = command("down", "--remove", "--folder", anothers)
     assert refused.returncode == 2
-    assert f"{anothers}/state.json: this version of scripts/cluster does not record a cluster so" in refused.stderr
+    assert f"{anothers}/state.json: not the record of a cluster" in refused.stderr
     monkeypatch.setattr(clusters, "find_programs", lambda: Path("/"))
-    with pytest.raises(InputError, match=r"state\.json: this version .* Choose another folder"):
+    with pytest.raises(InputError, match=r"state\.json: not the record .* Choose another folder"):
         Cluster(anothers).up()
     assert (anothers / "state.json").read_text() == content
     (anothers / "state.json").unlink()
@@ -88,7 +86,7 @@ def test_what_was_put_into_a_clusters_folder_later_is_kept(tmp_path: Path) -> No
     said: list[str] = []
     Cluster(places.folder, said.append).down(remove=True)
     assert [entry.name for entry in places.folder.iterdir()] == ["thesis.txt"]
-    assert said == [f"{places.folder} is kept: it holds thesis.txt, which is no part of a cluster"]
+    assert said == [f"{places.folder} is kept: it contains thesis.txt, not part of the cluster"]
     assert (elsewhere / "kept").exists()
 
 
@@ -97,7 +95,7 @@ def test_a_clusters_folder_is_removed(tmp_path: Path) -> None:
     places.make()
     State(nodes=2).save(places)
     places.make()
-    assert State.load(places).nodes == 2, "what is recorded is kept"
+    assert State.load(places).nodes == 2, "the record is kept"
     assert command("down", "--folder", places.folder).returncode == 0
     assert (places.folder / "secrets").is_dir()
     assert command("down", "--remove", "--folder", places.folder).returncode == 0
@@ -113,7 +111,7 @@ def test_a_folder_that_a_first_up_left_halfway_is_taken(tmp_path: Path) -> None:
 
 @pytest.fixture
 def reachable() -> Iterator[Path]:
-    """A folder that PostgreSQL's user can reach."""
+    """A folder that PostgreSQL's user can traverse."""
     folder = Path(tempfile.mkdtemp(prefix="evosearch-cluster-"))
     folder.chmod(0o711)
     yield folder
@@ -121,7 +119,7 @@ def reachable() -> Iterator[Path]:
 
 
 @pytest.mark.skipif(find_programs() is None, reason="PostgreSQL is not installed: apt-get install postgresql")
-def test_what_the_database_says_is_told_in_one_line(reachable: Path) -> None:
+def test_an_error_of_the_database_is_one_message(reachable: Path) -> None:
     places = Places(reachable / "cluster")
     places.make()
     server = Postgres(places.folder / "postgres")
@@ -132,6 +130,6 @@ def test_what_the_database_says_is_told_in_one_line(reachable: Path) -> None:
     finally:
         server.stop()
     assert failed.returncode == 1
-    assert "cluster: failed: " in failed.stderr
+    assert "cluster: " in failed.stderr
     assert "password authentication failed" in failed.stderr
     assert "Traceback" not in failed.stderr

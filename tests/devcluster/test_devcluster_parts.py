@@ -1,4 +1,4 @@
-"""What a cluster is made of, without one: ports, secrets, state, GPUs, and what is refused."""
+"""Parts of a cluster without starting one: ports, secrets, state, GPUs and refused input."""
 
 import socket
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks._cluster_proof.evidence import check_ledger, unanswered
 from evosearch.devcluster import cluster as clusters
-from evosearch.devcluster import environment, mlflow_server, ray_nodes
+from evosearch.devcluster import mlflow_server, process_environment, ray_nodes
 from evosearch.devcluster.cluster import Cluster
 from evosearch.devcluster.places import LONGEST_RAY, Places, State
 from evosearch.devcluster.postgres import Postgres
@@ -19,8 +19,6 @@ from evosearch.devcluster.private import secret, write_private
 from evosearch.devcluster.processes import PORTS, Process, free_port, listening
 from evosearch.errors import InputError, SearchError
 from evosearch.search.ledger.events import Event
-
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "cluster"
 
 
 def test_a_port_is_free_and_the_wanted_one_where_it_can_be() -> None:
@@ -50,7 +48,7 @@ def test_state_is_kept(tmp_path: Path) -> None:
     places = Places(tmp_path / "cluster")
     places.make()
     assert State.load(places) == State()
-    assert places.state.is_file(), "first of all: it makes the folder a cluster's"
+    assert places.state.is_file(), "written first: it marks the folder as a cluster's"
     state = State({"mlflow": Process(17, 123_456, "of-a-boot", "a-mark")}, {"mlflow": 20_001}, nodes=3, cpus_per_node=2)
     state.save(places)
     assert State.load(places) == state
@@ -79,13 +77,13 @@ def made(tmp_path: Path) -> tuple[Places, State, Postgres]:
 def test_a_shell_reads_the_environment(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     places, state, postgres = made
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
-    environment.write(places, state, postgres)
+    process_environment.write(places, state, postgres)
     assert places.environment.stat().st_mode & 0o777 == 0o600
     command = f". {places.environment}; env"
     found = dict(
         line.partition("=")[::2] for line in subprocess.check_output(["sh", "-c", command], text=True).splitlines()
     )
-    assert found.items() >= environment.of_clients(*made).items()
+    assert found.items() >= process_environment.of_clients(*made).items()
     assert found["EVOSEARCH_ADDRESS"] == "http://127.0.0.1:20002"
     assert "RAY_ADDRESS" not in found
 
@@ -94,7 +92,7 @@ def test_a_node_has_nothing_of_another_cluster(made: Any, monkeypatch: pytest.Mo
     for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD"):
         monkeypatch.setenv(name, "of another")
     monkeypatch.setenv("CUDA_HOME", "/opt/cuda")
-    found = environment.of_nodes(*made)
+    found = process_environment.of_nodes(*made)
     assert "of another" not in found.values()
     assert found["RAY_AUTH_MODE"] == "token"
     assert found["RAY_AUTH_TOKEN_PATH"] == str(made[0].token)
@@ -144,7 +142,7 @@ def test_gpus_that_are_not_there_are_refused_before_anything_starts(
     with pytest.raises(InputError, match=wrong):
         Cluster(tmp_path / "cluster").up(nodes=2, gpus_per_node=1)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    with pytest.raises(InputError, match=r"3 nodes with 2 each need 6 GPUs, and there are 4\. Fewer --nodes"):
+    with pytest.raises(InputError, match=r"3 nodes with 2 each need 6 GPUs, and there are 4\. Use fewer --nodes"):
         Cluster(tmp_path / "cluster").up(nodes=3, gpus_per_node=2)
     assert not (tmp_path / "cluster" / "postgres").exists()
     ray_nodes.check_cards(2, 2)
@@ -181,8 +179,8 @@ def event(seq: int, type: str, **payload: Any) -> Event:
     return Event(seq, 0.0, type, payload)
 
 
-def whole() -> list[Event]:
-    """A search of two candidates, one of them the other again, of which a worker was lost."""
+def complete() -> list[Event]:
+    """A search with two candidates, the second a duplicate, and one lost worker."""
     return [
         event(1, "baseline", candidate="base", skipped=None),
         event(2, "scored", candidate="base", split="search"),
@@ -195,20 +193,26 @@ def whole() -> list[Event]:
     ]
 
 
-def test_a_whole_ledger_passes() -> None:
-    assert "scored elsewhere: 0: its node was lost" in check_ledger(whole(), 2)
-    assert unanswered(whole()[:5]) == {"0"}
+def test_a_complete_ledger_passes() -> None:
+    assert "retried: 0: its node was lost" in check_ledger(complete(), 2)
+    assert unanswered(complete()[:5]) == {"0"}
 
 
 @pytest.mark.parametrize(
     ("events", "wrong"),
     [
-        (whole()[:5] + whole()[6:], "lost: nothing is recorded of 0"),
-        ([*whole(), event(9, "scored", candidate="0", split="search")], r"recorded twice: \[\('0', 'search', None\)\]"),
-        (whole()[:6] + whole()[7:], "the optimizer was told of"),
-        (whole()[:4] + whole()[5:], "no 'retried' event"),
-        ([*whole(), event(9, "failed", candidate="1", split="validation", reason="no")], r"failed: \[\('1', 'no'\)\]"),
-        (whole()[:3] + whole()[4:], "1 candidates were asked, not 2"),
+        (complete()[:5] + complete()[6:], "lost: 0 have no result"),
+        (
+            [*complete(), event(9, "scored", candidate="0", split="search")],
+            r"recorded twice: \[\('0', 'search', None\)\]",
+        ),
+        (complete()[:6] + complete()[7:], "reported to the optimizer"),
+        (complete()[:4] + complete()[5:], "no 'retried' event"),
+        (
+            [*complete(), event(9, "failed", candidate="1", split="validation", reason="no")],
+            r"failed: \[\('1', 'no'\)\]",
+        ),
+        (complete()[:3] + complete()[4:], "1 candidates were proposed, not 2"),
     ],
 )
 def test_a_ledger_that_lacks_something_does_not(events: list[Event], wrong: str) -> None:
@@ -217,8 +221,8 @@ def test_a_ledger_that_lacks_something_does_not(events: list[Event], wrong: str)
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    script = [sys.executable, str(SCRIPT), *arguments]
-    return subprocess.run(script, capture_output=True, text=True, timeout=120, check=False)
+    program = [sys.executable, "-m", "evosearch.cli.main", "cluster", *arguments]
+    return subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_without_postgresql_up_says_what_to_install(
@@ -234,26 +238,28 @@ def test_where_no_cluster_is_there_is_none_to_stop(tmp_path: Path) -> None:
     nowhere = str(tmp_path / "nowhere")
     down = command("down", "--folder", nowhere)
     assert (down.returncode, down.stdout) == (2, "")
-    assert f"{nowhere}: there is no cluster in this folder. scripts/cluster up" in down.stderr
+    assert f"{nowhere}: there is no cluster in this folder. Start one: evosearch cluster up" in down.stderr
     status = command("status", "--folder", nowhere)
     assert status.returncode == 1
-    assert "does not run" in status.stdout
+    assert "not running" in status.stdout
     assert not Path(nowhere).exists()
 
 
 def test_nodes_are_one_or_more() -> None:
     refused = command("up", "--nodes", "0")
     assert refused.returncode == 2
-    assert "got 0; 1 or more" in refused.stderr
+    assert "Invalid value for '--nodes'" in refused.stderr
     refused = command("up", "--gpus-per-node", "-1")
     assert refused.returncode == 2
-    assert "got -1; 0 or more" in refused.stderr
+    assert "Invalid value for '--gpus-per-node'" in refused.stderr
 
 
 def test_without_what_accounts_need_up_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plain ./scripts/setup brings MLflow, and not what its accounts are made with."""
+    """A plain installation has MLflow, but not the packages that its accounts need."""
     monkeypatch.setattr(clusters, "find_programs", dict)
     monkeypatch.setattr(mlflow_server, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"has no flask_wtf, .* Run \./scripts/setup server first"):
+    with pytest.raises(
+        InputError, match=r"has no flask_wtf, .* pip install 'evosearch\[server\]', .*scripts/setup server"
+    ):
         Cluster(tmp_path / "cluster").up()
     assert not (tmp_path / "cluster").exists(), "nothing was started"

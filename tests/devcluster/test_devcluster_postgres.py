@@ -1,4 +1,4 @@
-"""`_cluster/postgres.py`: one folder, one server, a password in a file, and nothing lost by a crash."""
+"""The private PostgreSQL server: one folder, a password in a file, and no data lost in a crash."""
 
 import os
 import stat
@@ -16,7 +16,7 @@ from evosearch.errors import InputError, SearchError
 
 @pytest.fixture
 def server(postgres: Postgres) -> Iterator[Postgres]:
-    """A server of this test's own; `postgres` has seen to it that one can be had."""
+    """A server of this test's own; `postgres` skips where none can run."""
     folder = postgres.folder.with_name(f"{postgres.folder.name}-own")
     own = Postgres(folder)
     yield own
@@ -37,7 +37,7 @@ def test_a_server_outlives_its_object_its_stop_and_a_crash(server: Postgres) -> 
     again.crash()
     assert (server.running, again.running) == (False, False)
     server.start(die_with_parent=True)
-    assert server.url("night") == again.url("night"), "it takes the port it had"
+    assert server.url("night") == again.url("night"), "it keeps its port"
     with server.connect("night") as connection:
         assert connection.execute("SELECT n FROM kept").fetchall() == [(1,)]
     again.stop()
@@ -51,7 +51,7 @@ def test_nobody_gets_in_without_the_password(server: Postgres, monkeypatch: pyte
     assert stat.S_IMODE(server.passfile.stat().st_mode) == 0o600
     assert password not in url
     assert len(password) >= 24
-    assert not (server.folder / "password").exists(), "what initdb was handed is removed"
+    assert not (server.folder / "password").exists(), "initdb's password file is removed"
     monkeypatch.delenv("PGPASSFILE")
     monkeypatch.setenv("HOME", str(server.folder))
     with pytest.raises(psycopg.OperationalError, match="no password supplied"):
@@ -84,11 +84,11 @@ def test_what_it_says_when_it_cannot_start(server: Postgres, monkeypatch: pytest
     server.start(durable=False, die_with_parent=True)
     with pytest.raises(InputError, match=rf"port {server.port} is in use.*Choose another port"):
         Postgres(server.folder / "two", server.port).start()
-    assert not (server.folder / "two" / "data").exists(), "that is seen before anything is made"
+    assert not (server.folder / "two" / "data").exists(), "checked before anything is created"
     server.stop()
     kept = server.passfile.read_text()
     server.passfile.unlink()
-    with pytest.raises(InputError, match=r"passfile is gone.*Put it back"):
+    with pytest.raises(InputError, match=r"passfile is missing.*Restore it"):
         server.start()
     server.passfile.write_text(kept)
     configuration = server.data / "postgresql.conf"
@@ -103,7 +103,7 @@ def test_what_it_says_when_it_cannot_start(server: Postgres, monkeypatch: pytest
 def test_a_number_that_another_server_has_now_is_not_its_own(
     server: Postgres, postgres: Postgres, tmp_path: Path
 ) -> None:
-    """After a power cut, `postmaster.pid` is still there, and its number may be that of anybody's server."""
+    """After a power cut `postmaster.pid` remains, and its pid may belong to another server by then."""
     other = Postgres(tmp_path / "other")
     other.data.mkdir(parents=True)
     (other.data / "postmaster.pid").write_text((postgres.data / "postmaster.pid").read_text())
@@ -117,7 +117,7 @@ def test_a_number_that_another_server_has_now_is_not_its_own(
     lines = stale.read_text().splitlines()
     stale.write_text("\n".join([str(postgres.process.pid if postgres.process else 0), *lines[1:]]))
     assert not server.running
-    server.start(die_with_parent=True)  # the server itself sees that the number is of another folder's
+    server.start(die_with_parent=True)  # the server itself sees that the pid belongs to another folder
     assert server.running
     assert postgres.running
 
@@ -125,5 +125,5 @@ def test_a_number_that_another_server_has_now_is_not_its_own(
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root hands the server over to another user")
 def test_a_folder_that_its_user_cannot_reach(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o700)
-    with pytest.raises(InputError, match=r"user \w+, who runs the server, cannot pass .*mode 700.*chmod o\+x"):
+    with pytest.raises(InputError, match=r"the server's user, \w+, cannot traverse .*mode 700.*chmod o\+x"):
         Postgres(tmp_path / "closed" / "server").start()

@@ -1,4 +1,4 @@
-"""Processes of a cluster: all of one ends with it, and nobody else's does, whatever became of its number since."""
+"""Processes of a cluster: all descendants end, and unrelated processes with a reused id do not."""
 
 import os
 import subprocess
@@ -13,10 +13,10 @@ import pytest
 from evosearch.devcluster.processes import Process, last_lines, launch, start, wait_until
 from evosearch.errors import SearchError
 
-# A process with a child that left its group: they are of one session
+# A process with a child in another process group of the same session
 FAMILY = "import subprocess, time; subprocess.Popen(['sleep', '600'], process_group=0); print('up'); time.sleep(600)"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); time.sleep(600)"
-LONG_S = 120.0  # within which anything happens, on a machine that others use too
+LONG_S = 120.0  # limit on a busy machine
 
 
 def python(code: str, tmp_path: Path) -> tuple[Process, Path]:
@@ -25,7 +25,7 @@ def python(code: str, tmp_path: Path) -> tuple[Process, Path]:
 
 
 def said(log: Path) -> str | None:
-    return None if "up" in log.read_text() else "has not said it"
+    return None if "up" in log.read_text() else "not up"
 
 
 def gone(processes: list[psutil.Process]) -> bool:
@@ -53,11 +53,11 @@ def test_what_does_not_end_by_itself_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_stranger_with_the_same_id_is_left_alone(tmp_path: Path) -> None:
-    """After a reboot, or much later, the id is another's: of a login shell and what was started from it, say."""
+    """After a reboot, or much later, the id may belong to a login shell and its children, say."""
     process, log = python(FAMILY, tmp_path)
     wait_until("family", lambda: said(log), process, log, LONG_S)
     for recorded in (
-        replace(process, ticks=process.ticks - 6000, mark="another"),  # the record is older, the session newer
+        replace(process, ticks=process.ticks - 6000, mark="another"),  # recorded before the session began
         replace(process, ticks=process.ticks + 6000, mark="another"),
         replace(process, boot="another"),
     ):
@@ -93,12 +93,12 @@ def test_what_left_the_session_of_a_process_that_is_gone_is_found_by_the_mark(tm
 
 
 def test_what_writes_over_its_environment_belongs_to_the_session(tmp_path: Path) -> None:
-    """As Ray's processes do with their titles: of theirs, /proc shows no variables."""
+    """As Ray's processes do when they set their titles: /proc shows no variables of theirs."""
     process, log = python(FAMILY, tmp_path)
     wait_until("family", lambda: said(log), process, log, LONG_S)
     unmarked = replace(process, mark="unseen")
     members = unmarked.members()
-    assert len(members) == 2, "its first process is there, and the session its own"
+    assert len(members) == 2, "its first process is alive, so the session is its own"
     members[0].kill() if members[0].pid == process.pid else members[1].kill()
     assert gone([member for member in members if member.pid == process.pid])
     assert unmarked.members() == []
@@ -121,15 +121,15 @@ def test_the_machines_clock_may_be_set_meanwhile(tmp_path: Path, monkeypatch: py
     assert not process.running
 
 
-def test_a_part_that_ends_is_told_with_its_last_lines(tmp_path: Path) -> None:
+def test_a_part_that_ends_is_reported_with_its_last_lines(tmp_path: Path) -> None:
     process, log = python("print('the port is taken'); raise SystemExit(3)", tmp_path)
     with pytest.raises(SearchError, match=r"(?s)server ended\. The end of .*log:\nthe port is taken"):
         wait_until("server", lambda: "no answer", process, log, LONG_S)
 
 
-def test_a_part_that_takes_too_long_is_told_with_what_it_lacks(tmp_path: Path) -> None:
+def test_a_part_that_takes_too_long_is_reported_with_its_problem(tmp_path: Path) -> None:
     process, log = python("print('up'); import time; time.sleep(600)", tmp_path)
-    with pytest.raises(SearchError, match=r"server is not well after 1 s \(no answer\)"):
+    with pytest.raises(SearchError, match=r"server is not healthy after 1 s \(no answer\)"):
         wait_until("server", lambda: "no answer", process, log, 1.0)
     process.kill()
 

@@ -1,4 +1,4 @@
-"""Parents are made ready once on a node: by one worker of several, and for the next run, too."""
+"""Preparation of parents on a node: once for several workers, and for later runs."""
 
 import json
 import multiprocessing
@@ -37,7 +37,7 @@ from evosearch.setup.models import open_models
 
 World = Callable[..., Path]
 
-# A worker of another process: prepares, and writes what it hashed and wrote; or waits in the middle of the kind `stop`
+# A worker in another process: prepares, and writes what it hashed, wrote and copied; or waits in the middle of `stop`
 PREPARE = """
 import json, time
 import torch
@@ -78,14 +78,14 @@ out.with_suffix(".partly").rename(out)
 
 @pytest.fixture(autouse=True)
 def _coarse_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files of a test are younger than a margin that people do not notice."""
+    """Files of a test are younger than the margin of the hash cache."""
     monkeypatch.setattr(hashes, "TICK_NS", -1)
     monkeypatch.setattr(hashes, "COARSE_NS", -1)
 
 
 @pytest.fixture
 def models(world: World, tmp_path: Path) -> Path:
-    """The world's models as this test's own, with an adapter of each kind of tensor."""
+    """Copies of the world's models, and an adapter with each kind of tensor."""
     source, folder = world().parent, tmp_path / "far"
     folder.mkdir()
     for name in ("base", "expert1", "expert2"):
@@ -112,7 +112,7 @@ def linear(*named: str) -> dict[str, Any]:
 
 
 def config_of(models: Path, *named: str, **more: Any) -> WorkerConfig:
-    """A worker of models by their names in the folder."""
+    """Return the config of a worker with models of the folder, by name."""
     paths = ["+".join(str(models / part) if "." not in part and ":" not in part else part for part in n.split("+"))
              for n in named]  # fmt: skip
     cache = more.pop("cache", models.parent / "cache")
@@ -124,13 +124,13 @@ def nested(models: Path) -> dict[str, Any]:
 
 
 def opened_by_itself(config: WorkerConfig, cache: Path) -> dict[str, Checkpoint]:
-    """The same models as one process alone opens them: adapters are applied where they are loaded."""
+    """Open the same models in one process, applying adapters as tensors are loaded."""
     opener = Opener(cache, recipes=config.recipes)
     return opener.inputs(Recipe.model_validate(config.recipe), config.also)
 
 
 def forbidden(*_: object, **__: object) -> None:
-    raise AssertionError("done again")
+    raise AssertionError("repeated work")
 
 
 def nothing_is_read_or_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,12 +140,12 @@ def nothing_is_read_or_written(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Others:
-    """Workers of this node in processes of their own."""
+    """Workers on this node in separate processes."""
 
     def __init__(self, folder: Path, config: WorkerConfig, count: int, stop: str = "") -> None:
         folder.mkdir()
         self._outs, self._go = [folder / f"{index}.json" for index in range(count)], folder / "go"
-        start = multiprocessing.get_context("forkserver")  # which imports all once
+        start = multiprocessing.get_context("forkserver")  # which imports everything once
         start.set_forkserver_preload(["evosearch.execution.worker"])
         named = [{"config": config, "out": out, "stop": stop} for out in self._outs]
         self.processes = [start.Process(target=exec, args=(PREPARE, each), daemon=True) for each in named]
@@ -154,7 +154,7 @@ class Others:
         self._until(lambda: all(out.with_suffix(".ready").exists() for out in self._outs))
 
     def go(self) -> list[dict[str, Any]]:
-        """All at once; what each did."""
+        """Start all at once; return what each did."""
         self._go.touch()
         for process in self.processes:
             process.join(120)
@@ -166,7 +166,7 @@ class Others:
         self._until(lambda: all(out.exists() for out in self._outs))
 
     def die(self) -> None:
-        """As by SIGKILL."""
+        """Kill them."""
         for process in self.processes:
             process.kill()
             process.join(60)
@@ -187,20 +187,20 @@ def test_two_workers_at_once_prepare_once(models: Path, tmp_path: Path) -> None:
     both = Others(tmp_path / "both", config, 2).go()
     assert [found["contents"] for found in both] == [dict(config.inputs)] * 2
     hashed, written, copied = (sorted(found[key] for found in both) for key in ("hashed", "written", "copied"))
-    assert [hashed[0], written[0], copied[0]] == [[], [], []], "the other one did it all"
-    # Each byte is read once: base, both experts (their copies), and what the adapter's file holds
+    assert [hashed[0], written[0], copied[0]] == [[], [], []], "one worker did everything"
+    # Each byte is read once: base, both experts (their copies), and the adapter's file
     lora = load_file(models / "lora" / "adapter_model.safetensors")
     assert len(hashed[1]) == 3 * len(Checkpoint.open(models / "base").tensors) + len(lora)
     # The nested recipe's model, and the tensors that the adapter changes
-    whole = list(alone["stage:one"].tensors)
-    changed = [name for name in whole if name.split(".")[-2] in ("q_proj", "down_proj") or name == "lm_head.weight"]
-    assert sorted(written[1]) == sorted([*whole, *changed])
+    merged = list(alone["stage:one"].tensors)
+    changed = [name for name in merged if name.split(".")[-2] in ("q_proj", "down_proj") or name == "lm_head.weight"]
+    assert sorted(written[1]) == sorted([*merged, *changed])
     assert copied[1].count("model.safetensors") == 3
     assert not [*config.cache.rglob("*.partial")]
 
 
 def test_the_next_worker_reads_and_writes_nothing(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does the first, of what the controller on its node has hashed and merged."""
+    """Neither does the first, for what the controller on its node has hashed and merged."""
     config = config_of(models, "expert1", "stage:one", recipes=nested(models))
     monkeypatch.setenv("EVOSEARCH_CACHE", str(config.cache))
     recipe = Recipe.model_validate(config.recipe)
@@ -227,7 +227,7 @@ def test_a_node_with_another_model_refuses(models: Path, tmp_path: Path) -> None
     with pytest.raises(CheckpointError) as caught:
         prepare_node(config)
     text = str(caught.value)
-    assert text.startswith(f"{name}: another model lies under this name on {socket.gethostname()}")
+    assert text.startswith(f"{name}: the model on {socket.gethostname()} (content ")
     assert now[:12] in text
     assert config.inputs[name][:12] in text
     assert "Put the same files on every node" in text
@@ -247,13 +247,13 @@ def test_a_node_with_the_same_weights_under_another_config_or_tokenizer_refuses(
     with pytest.raises(CheckpointError) as caught:
         prepare_node(config)
     text = str(caught.value)
-    assert text.startswith(f"{name}: another {file} lies under this name on {socket.gethostname()} (content ")
+    assert text.startswith(f"{name}: the {file} on {socket.gethostname()} (content ")
     assert config.files[name][file][:12] in text
     assert "Put the same files on every node" in text
     path.unlink()
     if file != "config.json":
         with pytest.raises(
-            CheckpointError, match=rf"another {file} lies .* \(none\) than where the search was started"
+            CheckpointError, match=rf"the {file} on .* \(missing\) differs from the one the search was started with"
         ):
             prepare_node(config)
     path.write_text(before)
@@ -296,7 +296,7 @@ def test_an_adapter_is_applied_once_and_scores_as_where_it_is_loaded(
 @pytest.mark.parametrize("stop", ["hashed", "written", "copied"])
 def test_a_preparation_that_is_killed_is_begun_again(models: Path, tmp_path: Path, stop: str) -> None:
     config = config_of(models, "base+lora", "stage:one", recipes=nested(models))
-    if stop == "written":  # in the adapter's tensors: the nested model is there
+    if stop == "written":  # while writing the adapter's tensors
         config = config_of(models, "base+lora")
     others = Others(tmp_path / "killed", config, 1, stop)
     others.go_to_the_stop()
@@ -321,7 +321,7 @@ def test_a_killed_merge_of_a_nested_recipe_is_begun_again(models: Path, tmp_path
     assert not [*config.cache.rglob("*.partial")]
 
 
-def test_models_on_a_network_file_system_are_copied_once_and_others_mapped_where_they_lie(
+def test_models_on_a_network_file_system_are_copied_once_and_others_mapped_in_place(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     near = tmp_path / "near"
@@ -340,7 +340,7 @@ def test_models_on_a_network_file_system_are_copied_once_and_others_mapped_where
         assert (checkpoint.tokenizer_folder / "tokenizer.json").is_file()
     nothing_is_read_or_written(monkeypatch)
     assert prepare_node(config)[str(models / "base")].folder == found[str(models / "base")].folder
-    # A cache that lies there, too, is no nearer
+    # No copies if the cache is on a network file system too
     monkeypatch.setattr(node, "mounts", lambda: [("/", "nfs")])
     assert prepare_node(config)[str(models / "base")].folder == models / "base"
 
@@ -355,11 +355,11 @@ def test_a_damaged_copy_is_named_and_is_to_be_removed(models: Path, monkeypatch:
     del found
     weights = copied / "model.safetensors"
     content = bytearray(weights.read_bytes())
-    content[-1] ^= 1  # a flipped bit, of the last number
+    content[-1] ^= 1  # one flipped bit
     weights.write_bytes(content)
     with pytest.raises(CheckpointError) as caught:
         prepare_node(config)
-    assert str(caught.value).startswith(f"{name}: another model lies under this name on {socket.gethostname()}")
+    assert str(caught.value).startswith(f"{name}: the model on {socket.gethostname()} (content ")
     assert f"the copy is damaged: remove {copied} on this node" in str(caught.value)
     shutil.rmtree(copied)
     assert prepare_node(config)[name].folder == copied
@@ -393,7 +393,7 @@ def test_what_the_hub_would_bring_is_held_against_its_caches_disk(
     monkeypatch.setattr(references.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
     def listing(name: str, *, revision: str | None, allow_patterns: list[str], dry_run: bool = False) -> Any:
-        assert dry_run, "nothing is fetched"
+        assert dry_run, "a dry run fetches nothing"
         asked.append((name, revision))
         there = SimpleNamespace(filename="config.json", file_size=2**40, will_download=False)
         adapter = "adapter_model.safetensors" in allow_patterns
@@ -413,7 +413,7 @@ def test_what_the_hub_would_bring_is_held_against_its_caches_disk(
 
 
 def test_recipes_travel_as_text(models: Path, tmp_path: Path) -> None:
-    """Of one that a stage found, and of files that lie where the search was started, those in one another too."""
+    """Recipes of a stage, and recipe files of the submitting machine, nested ones too."""
     (tmp_path / "a+b").mkdir()
     inner, outer = tmp_path / "a+b" / "inner.yaml", tmp_path / "a+b" / "outer.yaml"
     inner.write_text(json.dumps(linear(str(models / "base"), str(models / "expert1"))))
@@ -436,7 +436,7 @@ def test_a_cache_that_cannot_be_written_is_named(models: Path, tmp_path: Path) -
         prepare_node(config_of(models, "base", cache=tmp_path / "file"))
 
 
-def test_a_held_lock_is_said_to_be_waited_for(models: Path, tmp_path: Path) -> None:
+def test_waiting_for_a_held_lock_is_reported(models: Path, tmp_path: Path) -> None:
     config, told = config_of(models, "base"), list[str]()
     holder = Others(tmp_path / "holder", config, 1, "copied")
     holder.go_to_the_stop()

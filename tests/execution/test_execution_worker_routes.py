@@ -1,4 +1,4 @@
-"""A worker of routes: scores are those of the exported checkpoints, baselines have a model of their own."""
+"""Workers of routes: scores equal those of the exported checkpoints, and baselines have a model of their own."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +53,7 @@ def make_worker(frame: Recipe, suite: Suite, harness: Harness, cache: Path, also
 
 
 def check_same(worker: Worker, recipe: Recipe, exported: Worker, folder: Path, harness: Harness) -> None:
-    """The same log-likelihoods and answers, request by request."""
+    """Check equal log-likelihoods and answers, request by request."""
     batch = harness.batch("search")
     ours = worker.run(Job("ours@search", recipe, batch))
     theirs = exported.run(Job("theirs@search", alone(folder), batch))
@@ -77,7 +77,7 @@ def test_a_routes_card_is_its_exports(folder, suite, harness, tmp_path):
 
 
 def test_controls_of_routes_are_merges_in_one_model_beside(folder, suite, harness, tmp_path):
-    """A parent alone scores what it scores elsewhere, a model that only baselines name too; then the routes go on."""
+    """Parents and models that only baselines name score as elsewhere, and routes can be scored afterwards."""
     also = (str(folder / "expert2"),)
     frame = route(folder, ("base", 0, 1.0), ("expert1", 0, 1.0))
     worker, batch = make_worker(frame, suite, harness, tmp_path, also), harness.batch("search")
