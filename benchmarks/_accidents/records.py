@@ -47,10 +47,10 @@ def connections(stage: Stage) -> ScenarioResult:
         server.stop()
     assert stage.driver is not None
     lines = [line.partition(": ")[2] for line in stage.driver.said().splitlines() if line.startswith("postgresql:")]
-    said = [line for line in lines if "Trying again for" in line]
+    said = [line for line in lines if "Retrying for" in line]
     if caught < DROPS:
         more.append(f"only {caught} of {DROPS} connections were terminated inside a transaction")
-    if not said or len(said) != sum(line.startswith("is back after") for line in lines):
+    if not said or len(said) != sum(line.startswith("back after") for line in lines):
         more.append(f"the search logged {len(said)} lost connections and did not recover from all: {lines}")
     happened = f"{caught} connections terminated inside a write transaction, then the server killed and restarted"
     reasons = [f"log: {reason}" for reason in dict.fromkeys(re.sub(r"(port|PID) \d+", r"\1 …", one) for one in said)]

@@ -80,14 +80,11 @@ class Promotion(Validation):
 
     def _open_test(self, contenders: list[str]) -> None:
         """Record the opening, here and in the count that all searches share, before anything is scored."""
-        recorder, test = self.recorder, self.batches["test"]
-        digest = test.digest
+        recorder, digest = self.recorder, self.batches["test"].documents_digest
         openings = recorder.state.test_openings
         if openings and openings[-1].candidates == contenders and openings[-1].digest == digest:
             return
-        count = self.openings.record_test_opening(
-            recorder.search_id, test.documents_digest, contenders, known_as=[digest]
-        )
+        count = self.openings.record_test_opening(recorder.search_id, digest, contenders)
         recorder.record([("test_opened", OpeningRecord(digest, contenders, count).to_payload())])
 
     def _recipe(self, name: str) -> Recipe:

@@ -135,7 +135,7 @@ def test_a_ledger_on_a_full_disk_keeps_what_was_committed_and_goes_on_with_room(
     )
     assert done.returncode == 0, done.stderr
     error, counts = done.stdout.splitlines()
-    assert error.startswith(f"night.yaml: ledger: {database} cannot be used: disk I/O error. Make room on its disk")
+    assert error.startswith(f"night.yaml: ledger: {database} cannot be used: disk I/O error. Free disk space")
     recorded, last = map(int, counts.split())
     assert 1 < recorded < 1000
     assert last == recorded + 1

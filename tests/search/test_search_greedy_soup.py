@@ -61,7 +61,7 @@ def test_every_model_alone_and_then_additions_in_the_order_of_their_scores() -> 
     scores = {"a": 3.0, "b": 9.0, "c": 5.0, "d": 4.0, "bc": 8.0, "bd": 9.0, "abd": 9.5}
     groups, reason = run(make(FOUR), table(scores))
     assert groups == names("a b c d", "bc", "bd", "abd")  # bc hurts, bd is as good, abd is better
-    assert reason == "greedy_soup: every model is tried, 3 of 4 kept (a, b, d)"
+    assert reason == "greedy_soup: tried every model, 3 of 4 kept (a, b, d)"
 
 
 def test_the_start_is_asked_first_and_is_no_part_of_the_soup() -> None:
@@ -129,13 +129,13 @@ def test_choices_and_whole_numbers_take_a_model_in_too() -> None:
     [
         (weight("a", low=0.1), r"a lies in \[0.1, 1\]"),
         (weight("a", low=-1.0), r"a lies in \[-1, 1\]"),
-        (weight("a", parameter="density"), "a is no weight"),
+        (weight("a", parameter="density"), "a is not a weight"),
         (weight("a", scope="models[b]"), r"models\[b\] has several numbers \(b, a\)"),
-        (weight("a", active_if=("merge_method", ("ties",))), "a has an effect under some choices of merge_method only"),
+        (weight("a", active_if=("merge_method", ("ties",))), "a has an effect only under some choices of merge_method"),
         (Dimension("a", "categorical", 0.0, choices=(0.0, 0.5, 1.0)), "a has the choices 0.0, 0.5, 1.0"),
         (Dimension("a", "categorical", "ties", choices=("ties", "linear")), "a has the choices ties, linear"),
     ],
 )
 def test_anything_but_a_weight_from_nought_is_refused(dimension: Dimension, said: str) -> None:
-    with pytest.raises(SpecError, match=rf"night.yaml: optimizer.name: greedy_soup .*, and {said}. Give each model"):
+    with pytest.raises(SpecError, match=rf"night.yaml: optimizer.name: greedy_soup .*, but {said}. Give each model"):
         make([weight("b"), dimension])

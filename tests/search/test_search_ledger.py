@@ -219,7 +219,7 @@ def test_a_lock_for_which_there_is_no_room_is_refused_and_leaves_no_file_behind(
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))  # nothing can be written to any file, as on a full disk
         try:
             with (
-                pytest.raises(LedgerError, match=r"\.lock cannot be written: .*\. Make room on its disk"),
+                pytest.raises(LedgerError, match=r"\.lock cannot be written: .*\. Free disk space"),
                 ledger.acquire("one"),
             ):
                 pass
@@ -321,14 +321,14 @@ def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE experiments (id INTEGER)")
     for read_only in (False, True):
-        with pytest.raises(LedgerError, match=r"holds no ledger but other tables: experiments"):
+        with pytest.raises(LedgerError, match=r"has no ledger, only other tables: experiments"):
             Ledger.open(f"sqlite:///{path}", read_only=read_only)
 
 
 def test_an_empty_file_is_no_ledger_to_read_and_may_become_one(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     path.touch()
-    with pytest.raises(LedgerError, match="holds no ledger"):
+    with pytest.raises(LedgerError, match="has no ledger"):
         Ledger.open(f"sqlite:///{path}", read_only=True)
     with Ledger.open(f"sqlite:///{path}") as ledger:
         assert ledger.searches() == []
@@ -336,9 +336,6 @@ def test_an_empty_file_is_no_ledger_to_read_and_may_become_one(tmp_path: Path) -
 
 def test_a_newer_ledger_is_refused(ledger: Ledger, url: str) -> None:
     ledger.append("one", [("started", {"name": "night"})])
-    alter(url, "UPDATE ledger_events SET version = 99")
-    with pytest.raises(LedgerError, match=r"event 1 of one has version 99.*Update evosearch"):
-        ledger.events("one")
     alter(url, "UPDATE ledger_meta SET value = '2'")
     for read_only in (False, True):
         with pytest.raises(LedgerError, match=r"written by a newer evosearch \(schema 2\).*reads schema 1"):
@@ -371,7 +368,7 @@ def test_a_stream_reads_page_by_page(ledger: Ledger) -> None:
         ("postgresql//me:secret@host/db", r"got 'postgresql//\*\*\*@host/db'"),
         ("postgresql://me:secret@host:many/db", r"got 'postgresql://\*\*\*@host:many/db'"),
         ("sqlite://", "in memory would be lost"),
-        ("sqlite:////proc/nowhere/ledger.db", "the folder /proc/nowhere cannot be made"),
+        ("sqlite:////proc/nowhere/ledger.db", "the folder /proc/nowhere cannot be created"),
         ("sqlite:////proc/ledger.db", "/proc/ledger.db cannot be used: unable to open"),
     ],
 )

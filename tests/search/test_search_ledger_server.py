@@ -99,7 +99,7 @@ def test_another_programs_database_is_left_alone(postgres: "Postgres", postgres_
 
 
 def test_an_empty_database_is_no_ledger_to_read_and_may_become_one(postgres: "Postgres", postgres_url: str) -> None:
-    with pytest.raises(NoLedgerError, match=r"holds no ledger\. Run a search first"):
+    with pytest.raises(NoLedgerError, match=r"has no ledger\. Run a search first"):
         Ledger.open(postgres_url, read_only=True)
     assert tables(postgres, postgres_url) == set()
     check_server(postgres_url, "night.yaml: ledger")
@@ -192,7 +192,7 @@ def test_a_full_disk_is_reported_as_that_of_a_file(postgres: "Postgres", postgre
                 " 'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$"
             )
             connection.execute("CREATE TRIGGER f BEFORE INSERT ON ledger_events EXECUTE FUNCTION full_disk()")
-        with pytest.raises(LedgerError, match=r"No space left on device\. Make room on its disk, then run the same"):
+        with pytest.raises(LedgerError, match=r"No space left on device\. Free disk space, then run the same"):
             ledger.append("one", [("asked", {})])
         with postgres.connect(database_of(postgres_url)) as connection:
             connection.execute("DROP TRIGGER f ON ledger_events")

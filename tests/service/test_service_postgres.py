@@ -17,7 +17,7 @@ from evosearch.reporting.status import of_ledger
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Progress, Silent
 from evosearch.service.run import run
-from evosearch.spec.run_dir import places_of, recorded_names
+from evosearch.spec.lookup import recorded_names
 from evosearch.spec.spec import load_spec
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ KINDS = ("baseline", "asked", "scored", "told", "finalist", "test_opened", "gate
 
 def record(spec: Path) -> dict[str, list[Any]]:
     """What a search asked, scored and told, in order, and every score of every item."""
-    places = places_of(load_spec(spec))
+    run_dir = load_spec(spec).run_dir
     found: dict[str, list[Any]] = {kind: [] for kind in KINDS}
-    with Ledger.open(places.ledger, read_only=True) as ledger:
-        info = ledger.search_by_name(places.name)
+    with Ledger.open(run_dir.ledger, read_only=True) as ledger:
+        info = ledger.search_by_name(run_dir.name)
         assert info is not None
         events = ledger.events(info.search_id)
         assert [event.seq for event in events] == list(range(1, len(events) + 1))
@@ -95,21 +95,21 @@ def test_stopped_continued_and_cut_off_it_is_the_same_search(
     with pytest.raises(KeyboardInterrupt):
         run(spec, Cutting(cut, stop_at=4))
     (row,) = of_ledger(postgres_url)
-    assert (row["state"], row["held_by"]) == ("stopped: interrupted", None)
+    assert (row.state, row.held_by) == ("stopped: interrupted", None)
     watcher = Cutting(cut, stop_at=None)
     report = run(spec, watcher)
-    assert report.candidates["asked"] == 12
+    assert report.candidates.proposed == 12
     assert record(spec) == expected
     assert recorded_names(postgres_url) == ["night"]
-    assert sum("is back after" in note for note in watcher.notes) >= 3, watcher.notes
-    places = places_of(load_spec(spec))
+    assert sum("back after" in note for note in watcher.notes) >= 3, watcher.notes
+    run_dir = load_spec(spec).run_dir
     with postgres.connect(postgres_url.rsplit("/", 1)[1]) as connection:
         openings = connection.execute("SELECT search_id FROM ledger_test_openings").fetchall()
     assert openings == [(report.search_id,)], "a database that searches share counts openings itself"
     code, shown, _ = evosearch("leaderboard", spec, "--json")
     assert code == 0
     assert len(json.loads(shown)) >= 12
-    written = places.folder / "third.yaml"
+    written = run_dir.folder / "third.yaml"
     code, _, err = evosearch("export", spec, "--candidate", "3", "--output", written)
     assert code == 0, err
     assert "merge_method: task_arithmetic" in written.read_text()
@@ -129,7 +129,7 @@ def test_killed_and_kept_from_being_run_twice(
         while time.monotonic() < deadline and first.poll() is None:
             try:
                 (row,) = of_ledger(postgres_url)
-                if row["finished"] >= 3:
+                if row.finished >= 3:
                     break
             except (LedgerError, ValueError):  # no ledger yet, no search yet
                 pass
@@ -137,14 +137,14 @@ def test_killed_and_kept_from_being_run_twice(
         os.kill(first.pid, signal.SIGSTOP)
         assert first.poll() is None, first.stderr.read()
         (row,) = of_ledger(postgres_url)
-        assert row["state"] == "running"
-        assert str(row["held_by"]).startswith(f"process {first.pid} on ")
+        assert row.state == "running"
+        assert str(row.held_by).startswith(f"process {first.pid} on ")
         with pytest.raises(LedgerError, match=rf"night.yaml: ledger: .* being run by process {first.pid} on"):
             run(spec, Silent())
     finally:
         first.kill()
         first.communicate()
     report = run(spec, Silent())
-    assert not list(places_of(load_spec(spec)).folder.glob("*.db*")), "nothing of the ledger lies in the folder of runs"
-    assert 3 <= report.candidates["resumed"] < 12
+    assert not list(load_spec(spec).run_dir.folder.glob("*.db*")), "nothing of the ledger lies in the folder of runs"
+    assert 3 <= report.candidates.resumed < 12
     assert record(spec) == expected

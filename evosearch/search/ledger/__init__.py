@@ -1,1 +1,1 @@
-"""TODO."""
+"""The ledger: the durable record of searches, in SQLite or PostgreSQL."""

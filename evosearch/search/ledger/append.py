@@ -1,4 +1,4 @@
-"""Events are numbered without gaps and recorded once, also where a server's answer is lost or another one writes."""
+"""Appending of events, numbered without gaps and recorded once, even if a server's answer is lost."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,21 +16,21 @@ Row = dict[str, Any]
 
 
 class Appender:
-    """Writes events under the numbers that follow.
+    """Writes events with consecutive numbers.
 
-    Of a search that is held on a server it knows the last number, and asks no more. Where an answer is lost the same
-    rows are sent again, under the same numbers; if those are taken, what stands there tells whether the rows had
-    arrived, or somebody else has written. That fences a writer off who lost his lock without noticing.
+    For a search that is locked on a server it remembers the last number instead of querying it. If an answer is lost,
+    the same rows are sent again with the same numbers; if those exist, their content shows whether the rows had arrived
+    or another process has written. This fences out a stale writer whose lock has expired.
     """
 
     def __init__(self, database: Transactions, url: sa.URL, where: str) -> None:
         self._database, self._url, self._where = database, url, where
-        self._last: dict[str, int] = {}  # of a search held on a server: the number that we wrote, or found, last
-        self._sent: dict[str, list[list[Row]]] = {}  # appends that ended without it being known how
+        self._last: dict[str, int] = {}  # locked search on a server → last number
+        self._sent: dict[str, list[list[Row]]] = {}  # appends whose outcome is unknown
 
     @contextmanager
     def fencing(self, search_id: str) -> Iterator[None]:
-        """From here on nobody else writes to this search: the caller holds its lock."""
+        """Remember the numbers of a search, whose lock the caller holds."""
         if store.sqlite_path(self._url) is None:
             self._last[search_id] = self._database.read(lambda connection: _last_seq(connection, search_id))
         try:
@@ -40,15 +40,20 @@ class Appender:
             self._sent.pop(search_id, None)
 
     def insert(self, search_id: str, rows: list[Row], columns: list[Row]) -> None:
-        """Write events, of one search, and scores, as a whole; gives each event its `seq`.
+        """Write events of one search and scores in one transaction, and set each event's `seq`.
+
+        Args:
+            search_id: The search.
+            rows: Rows of the events.
+            columns: Rows of the scores.
 
         Raises:
-            RecordedTwiceError: one of the scores is there already.
-            LedgerError: the database cannot be written, or another process has written to a search that we hold.
+            RecordedTwiceError: One of the scores exists already.
+            LedgerError: The database cannot be written, or another process has written to a locked search.
         """
         held = search_id in self._last
         last = self._last.get(search_id)
-        if held:  # before they are: an interrupt may come right after the commit
+        if held:  # before the write: an interrupt may come right after the commit
             self._sent.setdefault(search_id, []).append(rows)
 
         def insert(connection: Connection) -> None:
@@ -70,14 +75,14 @@ class Appender:
                 if self._are_there(rows):
                     break
                 if not self._are_numbers_taken(search_id, last):
-                    raise  # it is the scores
+                    raise  # the scores exist already
                 sent = [one for one in self._sent.get(search_id, []) if "seq" in one[-1]]
                 arrived = [one for one in sent if self._are_there(one)]
                 if arrived and arrived[0][-1]["seq"] > last:
                     last = arrived[0][-1]["seq"]
                 elif held:
                     what = f"another process has written to search {search_id[:12]} in {shown(self._url)}"
-                    next = "See which runs it: evosearch status. What it recorded is safe, and so is what we did"
+                    next = "Find it with evosearch status. Everything that both recorded is safe"
                     raise LedgerError(self._where, what, next=next) from None
                 else:
                     last = None
@@ -86,7 +91,7 @@ class Appender:
             self._sent.pop(search_id, None)
 
     def _are_there(self, rows: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether exactly these events are recorded. They are written together, so that one stands for all."""
+        """Return whether exactly these events are recorded, by the last one, since they are written together."""
         at, row = store.events.c, rows[-1]
         query = sa.select(at.time, at.type, at.payload).where(at.search_id == row["search_id"], at.seq == row["seq"])
         found = self._database.read(lambda connection: connection.execute(query).all())

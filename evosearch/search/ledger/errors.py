@@ -1,4 +1,4 @@
-"""What a database's errors mean: to the user, and to a writer who may try again."""
+"""Translation of database errors: messages for the user, and which errors are transient."""
 
 import re
 
@@ -7,15 +7,15 @@ import sqlalchemy as sa
 from evosearch.credentials import hidden
 from evosearch.errors import LedgerError
 
-# SQLSTATE (PostgreSQL, appendix A): what passes by itself. 08: connections; 57P0x: the server ends or starts.
+# Transient SQLSTATE codes (PostgreSQL, appendix A). 08: connections; 57P0x: the server stops or starts.
 _PASSING = {
-    "25006",  # read-only: what we write to has just become a standby
-    "25P03",  # our transaction was idle for too long: this process was suspended
+    "25006",  # read-only: the server has just become a standby
+    "25P03",  # the transaction was idle for too long: this process was suspended
     "40001",
     "40P01",  # a deadlock
     "53200",
     "53300",  # too many connections
-    "55P03",  # a lock was not to be had in time
+    "55P03",  # a lock was not available in time
     "57P01",
     "57P02",
     "57P03",
@@ -25,24 +25,24 @@ _NOT_ALLOWED = "42501"
 
 
 class NoLedgerError(LedgerError):
-    """There is no ledger yet: nothing to read."""
+    """There is no ledger to read yet."""
 
 
 def shown(url: sa.URL) -> str:
-    """A ledger as messages name it: without password and without settings, which may hold secrets too."""
+    """Return a ledger's URL for messages, without password and settings, which may be secret."""
     if url.get_backend_name() == "sqlite":
         return str(url.database)
     return hidden(url.render_as_string(hide_password=False))
 
 
 def unusable(url: sa.URL, where: str, exc: sa.exc.DBAPIError) -> LedgerError:
-    """What a database error means to the user."""
+    """Translate a database error for the user."""
     reason = reason_of(exc)
     if "not a database" in reason:
         return LedgerError(where, f"{shown(url)} is not an SQLite database", next="Choose another path")
-    next = "Check that it exists and may be written"
+    next = "Check that it exists and is writable"
     if "disk" in reason or _state(exc) == _DISK_FULL:  # "database or disk is full", "disk I/O error"
-        next = "Make room on its disk, then run the same command: what was recorded is safe"
+        next = "Free disk space, then run the same command to resume; everything recorded is safe"
     elif url.get_backend_name() == "postgresql":
         next = _next_at_a_server(url, exc, reason)
     return LedgerError(where, f"{shown(url)} cannot be used: {reason}", next=next)
@@ -53,20 +53,20 @@ def _next_at_a_server(url: sa.URL, exc: sa.exc.DBAPIError, reason: str) -> str:
     at = f"-h {host} -p {port}"
     if "password" in reason:
         line = f"{host}:{port}:{url.database or '*'}:{url.username or 'USER'}:PASSWORD"
-        return f"Put the line {line} into ~/.pgpass, or the file that $PGPASSFILE names, mode 0600"
+        return f"Add the line {line} to ~/.pgpass, or to the file that $PGPASSFILE names, mode 0600"
     if re.search(r'database ".*" does not exist', reason):
         return f"Create it: createdb {at} {url.database}"
     if "resolve" in reason or "translate host name" in reason:
-        return "Check the host's name"
+        return "Check the host name"
     if _state(exc) == _NOT_ALLOWED:
-        return f"Give the user a database of its own: createdb {at} -O {url.username or 'USER'} NAME"
-    if _state(exc) is None and isinstance(exc, sa.exc.OperationalError):  # no connection came about
-        return f"Check that the server runs and lets this host in: psql {at} -l"
+        return f"Create a database for this user: createdb {at} -O {url.username or 'USER'} NAME"
+    if _state(exc) is None and isinstance(exc, sa.exc.OperationalError):  # the connection failed
+        return f"Check that the server is running and accepts connections from this host: psql {at} -l"
     return "Check the URL, and the database"
 
 
 def reason_of(exc: sa.exc.DBAPIError) -> str:
-    """One line: the database's own words."""
+    """Return the database's message in one line."""
     text = str(exc.orig).strip()
     lines = [line.strip(" \t-") for line in text.splitlines() if line.strip()] or [type(exc.orig).__name__]
     tried = next((i for i, line in enumerate(lines) if line.startswith("Multiple connection attempts")), None)
@@ -75,8 +75,8 @@ def reason_of(exc: sa.exc.DBAPIError) -> str:
     return re.sub(r"\s+", " ", line.replace("FATAL:", "")).removesuffix(".")
 
 
-def passes(exc: sa.exc.DBAPIError) -> bool:
-    """Whether the same may go well later: the connection was lost or did not come about, or the server says so."""
+def is_transient(exc: sa.exc.DBAPIError) -> bool:
+    """Return whether a retry may succeed: the connection was lost or failed, or the server says so."""
     state = _state(exc)
     if state is not None:
         return state.startswith("08") or state in _PASSING
@@ -84,7 +84,7 @@ def passes(exc: sa.exc.DBAPIError) -> bool:
 
 
 def is_starting(exc: sa.exc.DBAPIError) -> bool:
-    """Whether a server is there and about to be ready; told by its words, as no code comes before a connection."""
+    """Return whether a server is about to be ready, by its message, since there is no code before a connection."""
     words = "the database system is|too many clients|remaining connection slots|closed the connection|terminating conn"
     return exc.connection_invalidated or bool(re.search(words, str(exc.orig)))
 

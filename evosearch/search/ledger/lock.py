@@ -1,6 +1,6 @@
-"""One writer a search: an operating-system lock beside an SQLite ledger, an advisory lock in PostgreSQL.
+"""Locks that allow one writer per search: a lock file next to an SQLite ledger, an advisory lock in PostgreSQL.
 
-Both are gone with the process that held them, however it ended, so a killed search is resumed without ado.
+Both disappear with the process that holds them, however it ends, so a killed search can be resumed at once.
 """
 
 import fcntl
@@ -18,9 +18,9 @@ import sqlalchemy as sa
 
 from evosearch.errors import LedgerError
 
-HOST_CHARS = 40  # of a host's name; PostgreSQL keeps 63 bytes of an application's, with process and `evosearch`
+HOST_CHARS = 40  # longest host name; PostgreSQL keeps 63 bytes of an application's name, with process and `evosearch`
 
-_held: set[str] = set()  # record locks do not exclude their own process: this does
+_held: set[str] = set()  # record locks do not exclude their own process, this does
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def file_lock(ledger: Path, search_id: str, where: str) -> Iterator[None]:
     """Hold the lock of one search in an SQLite ledger.
 
     Raises:
-        LedgerError: another process holds it, or this one already does, or its disk is full.
+        LedgerError: Another process or this one holds it already, or its disk is full.
     """
     path = _path(ledger, search_id)
     key = str(path)
@@ -42,17 +42,17 @@ def file_lock(ledger: Path, search_id: str, where: str) -> Iterator[None]:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(about).encode(), 0)
         except OSError as exc:
-            next = "Make room on its disk, then run the same command: what was recorded is safe"
+            next = "Free disk space, then run the same command to resume; everything recorded is safe"
             raise LedgerError(where, f"{path} cannot be written: {exc.strerror}", next=next) from None
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is still locked: nobody can have taken it meanwhile
+        path.unlink(missing_ok=True)  # while it is still locked, so that no other process can have taken it
         os.close(descriptor)
         _held.discard(key)
 
 
 def file_lock_holder(ledger: Path, search_id: str) -> str | None:
-    """Who writes to a search now, as far as this machine can tell: the lock is tried and given back at once."""
+    """Return the process that writes to a search, as far as this machine can tell, by trying the lock."""
     path = _path(ledger, search_id)
     if str(path) in _held:
         return this_process()
@@ -74,7 +74,7 @@ def _path(ledger: Path, search_id: str) -> Path:
 
 
 def _locked(path: Path, where: str) -> int:
-    """A descriptor of the lock file, locked. A record lock, as children of a fork do not inherit it."""
+    """Open and lock the lock file. Uses a record lock, which children of a fork do not inherit."""
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -88,7 +88,7 @@ def _locked(path: Path, where: str) -> int:
             raise taken(where, holder) from None
         if _is_at(path, descriptor):
             return descriptor
-        os.close(descriptor)  # its holder removed it between our opening and our locking: take the new one
+        os.close(descriptor)  # its holder removed it between open and lock: use the new file
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
@@ -111,25 +111,26 @@ def _holder(content: bytes) -> str:
 
 @dataclass(frozen=True)
 class Holder:
-    """A connection that holds an advisory lock: its process at the server, and what is known of it."""
+    """A connection that holds an advisory lock."""
 
-    backend: int
-    since: datetime | None  # when it began, by the server's clock; None where another user's, who is not shown
-    about: str
+    backend: int  # process id at the server
+    since: datetime | None  # start by the server's clock; None if it belongs to another user
+    about: str  # for messages
 
 
 def try_advisory(connection: sa.Connection, search_id: str) -> bool:
-    """Take the lock of one search for as long as the connection lives; False where another connection has it."""
+    """Take the lock of one search for as long as the connection lives; return False if another one has it."""
     return bool(connection.scalar(sa.select(sa.func.pg_try_advisory_lock(_key(search_id)))))
 
 
 def release_advisory(connection: sa.Connection, search_id: str) -> None:
+    """Release the lock of one search."""
     connection.execute(sa.select(sa.func.pg_advisory_unlock(_key(search_id))))
 
 
 def advisory_holder(connection: sa.Connection, search_id: str) -> Holder | None:
-    """Who holds the lock of a search. PostgreSQL lists a 64-bit key as two unsigned halves."""
-    key = _key(search_id)
+    """Return the connection that holds the lock of a search."""
+    key = _key(search_id)  # which PostgreSQL lists as two unsigned halves
     query = sa.text(
         "SELECT l.pid, a.application_name, a.backend_start FROM pg_catalog.pg_locks l"
         " LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid"
@@ -141,13 +142,13 @@ def advisory_holder(connection: sa.Connection, search_id: str) -> Holder | None:
     if row is None:
         return None
     about = (row.application_name or "another process").replace("evosearch", "process", 1)
-    if row.backend_start is not None:  # another user's is not shown
+    if row.backend_start is not None:  # None if it belongs to another user
         about += f", since {row.backend_start.astimezone().isoformat(timespec='seconds')}"
     return Holder(row.pid, row.backend_start, about)
 
 
-def who_is(connection: sa.Connection) -> tuple[int, datetime | None]:
-    """A connection as `Holder` names it: its process at the server, and when that began."""
+def identify(connection: sa.Connection) -> tuple[int, datetime | None]:
+    """Return the process at the server behind a connection, and its start, as in `Holder`."""
     row = connection.execute(
         sa.text("SELECT pid, backend_start FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()")
     ).one()
@@ -159,8 +160,9 @@ def _key(search_id: str) -> int:
 
 
 def this_host() -> str:
-    """This machine's name, in the room that a connection's name has at a server. A long one is not cut: pods differ at
-    the end.
+    """Return this machine's name, shortened for the name of a connection at a server.
+
+    Long names get a digest instead of being cut, because names of pods differ at the end.
     """
     name = socket.gethostname()
     if len(name) <= HOST_CHARS:
@@ -169,10 +171,12 @@ def this_host() -> str:
 
 
 def taken(where: str, holder: str) -> LedgerError:
+    """Return the error for a search that another process runs."""
     return LedgerError(where, f"this search is being run by {holder}", next="Wait for it, or stop it first")
 
 
 def this_process() -> str:
+    """Name this process in messages."""
     return f"this process ({os.getpid()})"
 
 

@@ -1,4 +1,4 @@
-"""The ledger's tables, and how its database is opened, created and refused."""
+"""Tables of the ledger, and opening, creation and checks of its database."""
 
 import os
 import sqlite3
@@ -15,14 +15,14 @@ from evosearch.errors import LedgerError
 from evosearch.search.ledger.errors import NoLedgerError, is_starting, shown, unusable
 from evosearch.search.ledger.lock import this_host
 
-SCHEMA = 1  # of the tables; a ledger with a greater one was written by a newer version
-BUSY_S = 30.0  # how long a connection waits for another's write to end
-STARTING_S = 30.0  # how long opening waits for a server that is starting
-# Advisory locks of a PostgreSQL database: whoever holds one creates the tables, or counts an opening of a test set
+SCHEMA = 1  # version of the tables; a ledger with a greater one was written by a newer version
+BUSY_S = 30.0  # wait for the write of another connection
+STARTING_S = 30.0  # wait for a server that is starting
+# Advisory locks of a PostgreSQL database, held while creating the tables or counting an opening of a test set
 CREATING, OPENING = 0x65766F5F6C656467, 0x65766F5F6F70656E
 
-# Of a connection to a server: how soon each end knows that the other is gone. Bounds how long a dead host holds a lock.
-NOTICE_DEATH: dict[str, Any] = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
+# How soon each end of a connection notices that the other is gone; bounds how long a dead host holds a lock
+KEEPALIVE: dict[str, Any] = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3}
 UNANSWERED_MS = 30_000
 
 metadata = sa.MetaData()
@@ -36,7 +36,6 @@ events = sa.Table(
     sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),  # from 1, without gaps
     sa.Column("time", sa.Double, nullable=False),  # seconds since the epoch
     sa.Column("type", sa.Text, nullable=False),
-    sa.Column("version", sa.Integer, nullable=False),  # of the payload's form
     sa.Column("payload", sa.Text, nullable=False),  # JSON
 )
 
@@ -73,8 +72,10 @@ test_openings = sa.Table(
 
 
 def parse_url(url: str, where: str) -> sa.URL:
-    """Raises:
-    LedgerError: it is no URL, or of a database we do not write to.
+    """Parse the URL of a ledger.
+
+    Raises:
+        LedgerError: It is not a URL, or not one of a supported database.
     """
     allowed = "sqlite:///PATH or postgresql://HOST/DATABASE"
     try:
@@ -91,15 +92,15 @@ def parse_url(url: str, where: str) -> sa.URL:
 
 
 def sqlite_path(url: sa.URL) -> Path | None:
-    """The file of an SQLite ledger, None for PostgreSQL."""
+    """Return the file of an SQLite ledger, None for PostgreSQL."""
     return Path(url.database or "") if url.get_backend_name() == "sqlite" else None
 
 
 def connect(url: sa.URL, where: str, read_only: bool) -> Engine:
-    """An engine for the ledger; an SQLite file's folder is created, unless it is only to be read.
+    """Return an engine for the ledger, and create the folder of an SQLite file that will be written.
 
     Raises:
-        LedgerError: no file to read, a folder that cannot be made, or no driver for PostgreSQL.
+        LedgerError: There is no file to read, the folder cannot be created, or PostgreSQL's driver is missing.
     """
     path = sqlite_path(url)
     if path is None:
@@ -111,8 +112,8 @@ def connect(url: sa.URL, where: str, read_only: bool) -> Engine:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        reason = f"the folder {path.parent} cannot be made: {exc.strerror}"
-        raise LedgerError(where, reason, next="Choose a folder you may write to") from None
+        reason = f"the folder {path.parent} cannot be created: {exc.strerror}"
+        raise LedgerError(where, reason, next="Choose a writable folder") from None
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_S})
     sa.event.listen(engine, "connect", _configure_sqlite)
     sa.event.listen(engine, "begin", _begin_sqlite)
@@ -120,17 +121,17 @@ def connect(url: sa.URL, where: str, read_only: bool) -> Engine:
 
 
 def _connect_postgres(url: sa.URL, where: str, read_only: bool) -> Engine:
-    wanted = NOTICE_DEATH | {"connect_timeout": 10, "tcp_user_timeout": UNANSWERED_MS}
+    wanted = KEEPALIVE | {"connect_timeout": 10, "tcp_user_timeout": UNANSWERED_MS}
     wanted = {key: value for key, value in wanted.items() if key not in url.query}
     try:
         engine = sa.create_engine(url, connect_args=wanted, use_native_hstore=False)
     except ModuleNotFoundError as exc:
         what = f"the PostgreSQL driver '{exc.name}' is not installed"
         raise LedgerError(where, what, next='Install it: pip install "psycopg[binary]"') from None
-    settings = {f"tcp_{key}": str(value) for key, value in NOTICE_DEATH.items()} | {
+    settings = {f"tcp_{key}": str(value) for key, value in KEEPALIVE.items()} | {
         "application_name": f"evosearch {os.getpid()} on {this_host()}",
         "tcp_user_timeout": str(UNANSWERED_MS),
-        "idle_in_transaction_session_timeout": "60s",  # of a process that is suspended: nobody waits for it forever
+        "idle_in_transaction_session_timeout": "60s",  # ends transactions of a suspended process
         "lock_timeout": "20s",
         "default_transaction_read_only": "on" if read_only else "off",
     }
@@ -142,7 +143,7 @@ def _connect_postgres(url: sa.URL, where: str, read_only: bool) -> Engine:
             connection.execute(f"SELECT {query}", [text for pair in settings.items() for text in pair])
             connection.autocommit = False
         except BaseException:
-            connection.close()  # SQLAlchemy has not taken it over yet
+            connection.close()  # SQLAlchemy does not own it yet
             raise
 
     sa.event.listen(engine, "connect", configure)
@@ -150,11 +151,11 @@ def _connect_postgres(url: sa.URL, where: str, read_only: bool) -> Engine:
 
 
 def _open_to_read(path: Path) -> sqlite3.Connection:
-    """Read without leaving a trace.
+    """Open a file for reading without creating others.
 
-    Opened `mode=ro`, SQLite makes the log's side files where there are none, and leaves them. There are none only when
-    no writer has the ledger open; then `immutable` reads the file as it lies. Connections are not kept, so a writer
-    that comes later is seen by the next read.
+    With `mode=ro` SQLite creates the log's side files if they are missing, and leaves them behind. They are missing
+    only while no writer has the ledger open; then `immutable` reads the file as it is. Connections are not kept, so the
+    next read sees a writer that comes later.
     """
     writer = os.path.exists(f"{path}-wal")
     uri = path.resolve().as_uri() + ("?mode=ro" if writer else "?mode=ro&immutable=1")
@@ -162,25 +163,25 @@ def _open_to_read(path: Path) -> sqlite3.Connection:
 
 
 def _configure_sqlite(connection: Any, _: Any) -> None:
-    connection.isolation_level = None  # we begin transactions ourselves: the driver would begin them late
+    connection.isolation_level = None  # `_begin_sqlite` begins transactions: the driver would begin them late
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")  # readers never wait for the writer
-    cursor.execute("PRAGMA synchronous=FULL")  # what is committed outlives a power cut
+    cursor.execute("PRAGMA synchronous=FULL")  # commits survive a power cut
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    """A transaction that will write takes the write lock at once: reading first and then upgrading can deadlock."""
+    """Begin a transaction; a writing one takes the write lock at once, because upgrading later can deadlock."""
     writes = connection.get_execution_options().get("evosearch_write", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def check_server(url: str, where: str) -> None:
-    """That a ledger on a server could be opened to write, tables created where there are none; nothing is kept of it.
+    """Check that a ledger on a server can be opened for writing and its tables created; changes are rolled back.
 
     Raises:
-        LedgerError: what `prepare` raises.
+        LedgerError: See `prepare`.
     """
     parsed = parse_url(url, where)
     assert sqlite_path(parsed) is None
@@ -192,13 +193,17 @@ def check_server(url: str, where: str) -> None:
 
 
 def prepare(engine: Engine, url: sa.URL, where: str, read_only: bool, keep: bool = True) -> None:
-    """Create the tables where there are none, and check whose they are. A server that is starting is waited for.
+    """Create missing tables and check their version; waits for a server that is starting.
 
     Args:
-        keep: False: roll back what was created.
+        engine: Engine of `connect`.
+        url: URL of the ledger.
+        where: Name of the ledger in errors.
+        read_only: Create nothing.
+        keep: Keep created tables; False rolls them back.
 
     Raises:
-        LedgerError: not a database, somebody else's, of a newer version, or not writable.
+        LedgerError: It is not a database, has other tables or those of a newer version, or is not writable.
     """
     deadline = time.monotonic() + STARTING_S
     while True:
@@ -217,12 +222,14 @@ def prepare(engine: Engine, url: sa.URL, where: str, read_only: bool, keep: bool
 
 
 def _prepare(engine: Engine, url: sa.URL, where: str, read_only: bool, keep: bool) -> str | None:
-    """The version of the tables, once they are there."""
+    """Return the version of the tables, created if necessary."""
     options = {"evosearch_write": not read_only}
     with engine.connect().execution_options(**options) as connection, connection.begin() as transaction:
         present = _tables(connection)
         if meta.name not in present and sqlite_path(url) is None and not read_only:
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(CREATING)))  # two may come to an empty database
+            connection.execute(
+                sa.select(sa.func.pg_advisory_xact_lock(CREATING))
+            )  # two processes may find an empty database
             present = _tables(connection)
         if meta.name not in present:
             _create(connection, present, url, where, read_only)
@@ -233,7 +240,7 @@ def _prepare(engine: Engine, url: sa.URL, where: str, read_only: bool, keep: boo
 
 
 def _tables(connection: sa.Connection) -> set[str]:
-    """The names of all tables; of a server's database those of other schemas too, as `schema.table`."""
+    """Return the names of all tables; on a server also those of other schemas, as `schema.table`."""
     if connection.dialect.name == "sqlite":
         return set(sa.inspect(connection).get_table_names())
     query = (
@@ -246,12 +253,12 @@ def _tables(connection: sa.Connection) -> set[str]:
 def _create(connection: sa.Connection, present: set[str], url: sa.URL, where: str, read_only: bool) -> None:
     server = sqlite_path(url) is None
     if present:
-        what = f"{shown(url)} holds no ledger but other tables: {', '.join(sorted(present)[:3])}"
+        what = f"{shown(url)} has no ledger, only other tables: {', '.join(sorted(present)[:3])}"
         next = "Create a database for it: createdb evosearch" if server else "Choose another path"
         raise LedgerError(where, what, next=next)
     if read_only:
         next = "Run a search first, or check the URL" if server else "Choose another path"
-        raise NoLedgerError(where, f"{shown(url)} holds no ledger", next=next)
+        raise NoLedgerError(where, f"{shown(url)} has no ledger", next=next)
     if server and (encoding := connection.scalar(sa.text("SHOW server_encoding"))) != "UTF8":
         next = f"Create another: createdb -E UTF8 -T template0 {url.database}"
         raise LedgerError(where, f"{shown(url)} has the encoding {encoding}", "UTF8", next)
