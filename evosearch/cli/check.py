@@ -1,4 +1,4 @@
-"""`evosearch check SPEC|RECIPE|SUITE`: everything that could stop a run, in one list, before it starts."""
+"""`evosearch check SPEC|RECIPE|SUITE`: list all problems of a file before a run."""
 
 from pathlib import Path
 
@@ -9,23 +9,23 @@ from evosearch.cli.console import ALLOW_PICKLE, JSON, console, print_json, watch
 
 def command(
     file: Path = typer.Argument(help="A search spec, a recipe or a suite (YAML)."),
-    trial: bool = typer.Option(True, help="Of a spec: materialize and score one candidate, for time and memory."),
+    dry_run: bool = typer.Option(True, help="For a spec: merge and score one candidate, to measure time and memory."),
     model: str | None = typer.Option(
-        None, help="Of a suite: count its tokens by the tokenizer and config of this model (folder, hub id, zoo:name)."
+        None, help="For a suite: count its tokens with the tokenizer of this model (folder, hub id, zoo:name)."
     ),
     weights: bool = typer.Option(
-        True, help="Of a spec: without them, only what it would cost, from its models' configs and tokenizers."
+        True, help="For a spec: --no-weights only estimates its cost, from configs and tokenizers."
     ),
     allow_pickle: bool = ALLOW_PICKLE,
     json: bool = JSON,
 ) -> int:
-    """Check a spec, a recipe or a suite: models, tasks, splits, tokens, ledger, and one candidate for time."""
-    from evosearch.cli.tables import show_check
+    """Check a spec, a recipe or a suite: models, tasks, splits, tokens, ledger; score one candidate to measure time."""
+    from evosearch.cli.check_report import show_check
     from evosearch.preflight.check import check
 
     watching = watcher(json)
     try:
-        result = check(file, trial, watching, allow_pickle, model, weights)
+        result = check(file, dry_run, watching, allow_pickle, model, weights)
     finally:
         watching.close()
     if json:

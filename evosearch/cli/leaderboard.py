@@ -8,31 +8,31 @@ from evosearch.cli.console import JSON, console, print_json
 
 
 def command(
-    search: str = typer.Argument(help="A search: its name (of a stage `name.stage`), folder or spec."),
-    top: int = typer.Option(20, min=1, help="How many rows to show (all of them with --json)."),
+    search: str = typer.Argument(help="A search: its name (`name.stage` for a stage), run directory or spec."),
+    top: int = typer.Option(20, min=1, help="Number of rows to show (--json prints all)."),
     page: Path | None = typer.Option(
-        None, help="Write the Pareto set of a search with several objectives to this HTML file, too."
+        None, help="Also write the Pareto set of a search with several objectives to this HTML file."
     ),
     json: bool = JSON,
 ) -> None:
-    """Show candidates and baselines by score on the search split, and what they scored elsewhere."""
-    from evosearch.cli.tables import leaderboard_table, show_pareto, show_shrinkage, show_test_set
-    from evosearch.reporting.leaderboard import board, pareto_rows, write_pareto_page
-    from evosearch.spec.run_dir import find
+    """Show candidates and baselines by score on the search split, with their scores on the other splits."""
+    from evosearch.cli.leaderboard_table import leaderboard_table, show_disclosure, show_finalists, show_pareto
+    from evosearch.reporting.leaderboard import leaderboard
+    from evosearch.reporting.pareto_table import pareto_rows, write_pareto_page
+    from evosearch.spec.lookup import find
 
-    places = find(search)
-    found = board(places, with_runs=json)
-    rows = found.rows
+    run_dir = find(search)
+    board = leaderboard(run_dir, with_runs=json)
     if page is not None:
-        write_pareto_page(places.name, rows, page)
+        write_pareto_page(run_dir.name, board.rows, page)
     if json:
-        print_json(rows)
-    else:
-        console.print(leaderboard_table(rows[:top]))
-        if len(rows) > top:
-            console.print(f"{len(rows) - top} more: --top {len(rows)}", style="dim")
-        show_pareto(console, pareto_rows(rows))
-        if page is not None:
-            console.print(f"written: {page}", highlight=False, soft_wrap=True)
-        show_shrinkage(console, found.finalists, found.unchosen)
-        show_test_set(console, found.test_openings, found.contamination_acknowledged)
+        print_json(board.rows)
+        return
+    console.print(leaderboard_table(board.rows[:top]))
+    if len(board.rows) > top:
+        console.print(f"{len(board.rows) - top} more: --top {len(board.rows)}", style="dim")
+    show_pareto(console, pareto_rows(board.rows))
+    if page is not None:
+        console.print(f"wrote {page}", highlight=False, soft_wrap=True)
+    show_finalists(console, board.finalists, board.unchosen)
+    show_disclosure(console, board.test_openings, board.contamination_acknowledged)

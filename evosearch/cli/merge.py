@@ -1,4 +1,4 @@
-"""`evosearch merge RECIPE OUT`: a recipe as a checkpoint on disk."""
+"""`evosearch merge RECIPE OUT`: write a merged checkpoint."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from evosearch.cli.console import ALLOW_PICKLE, JSON, console, print_json, watch
 
 def command(
     recipe: Path = typer.Argument(help="A recipe (YAML)."),
-    out: Path = typer.Argument(help="The folder to write; it must not exist yet, or be empty."),
+    out: Path = typer.Argument(help="The folder to write; it must be empty or not exist."),
     allow_pickle: bool = ALLOW_PICKLE,
     json: bool = JSON,
 ) -> None:
-    """Merge models as a recipe says, and write an ordinary checkpoint."""
+    """Merge the models of a recipe and write an ordinary checkpoint."""
     from evosearch.service.merge import merge
 
     watching = watcher(json)

@@ -1,4 +1,4 @@
-"""`evosearch run SPEC`: search, promote, export; continues by itself what was begun."""
+"""`evosearch run SPEC`: search, promote, export; resumes an interrupted run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,20 +12,20 @@ from evosearch.search.progress import line
 if TYPE_CHECKING:
     from evosearch.reporting.report import RunReport
 
-DONE, FAILED, WRONG_INPUT, GATE_SAID_NO, INTERRUPTED = 0, 1, 2, 3, 130  # as `main` exits
+DONE, FAILED, WRONG_INPUT, NOT_PROMOTED, INTERRUPTED = 0, 1, 2, 3, 130  # as `main` exits
 
 
 def command(
-    spec: Path = typer.Argument(help="A search spec (YAML), of one search or of stages."),
+    spec: Path = typer.Argument(help="A search spec (YAML), of one search or several stages."),
     continue_from_best: bool = CONTINUE_FROM_BEST,
     allow_pickle: bool = ALLOW_PICKLE,
     progress: ProgressAs = typer.Option(
-        ProgressAs.auto, help="On standard error: a bar or lines for a person, or JSON lines, the result last."
+        ProgressAs.auto, help="Progress on standard error: a bar or text lines, or JSON lines with the result last."
     ),
     json: bool = JSON,
 ) -> int:
-    """Run a search to its promoted, exported winner. The same command continues an interrupted one."""
-    from evosearch.cli.tables import show_run
+    """Run a search to its promoted, exported winner. The same command resumes an interrupted one."""
+    from evosearch.cli.run_report import show_run
     from evosearch.service.run import run
 
     watching = watcher(json, progress)
@@ -38,10 +38,10 @@ def command(
     finally:
         watching.close()
     if json:
-        print_json(report.to_json())
+        print_json(report)
     else:
         show_run(console, report)
-    code = DONE if report.promoted else GATE_SAID_NO
+    code = DONE if report.promoted else NOT_PROMOTED
     if progress is ProgressAs.json:
         note(line("result", {"exit": code} | _result(report)))
     return code
@@ -54,5 +54,5 @@ def _ended(exc: BaseException) -> dict[str, int | str]:
 
 
 def _result(report: "RunReport") -> dict[str, object]:
-    promoted = report.gate and report.gate["promoted"]
-    return {"stopped": report.stopped, "promoted": promoted} | report.candidates
+    promoted = report.gate.promoted if report.gate else None
+    return {"stopped": report.stopped, "promoted": promoted} | vars(report.candidates)

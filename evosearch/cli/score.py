@@ -1,4 +1,4 @@
-"""`evosearch score MODEL|RECIPE SUITE --split`: what a model or a recipe scores."""
+"""`evosearch score MODEL|RECIPE SUITE --split`: score a model or a recipe."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from evosearch.cli.console import ALLOW_PICKLE, JSON, console, print_json, watch
 def command(
     model: str = typer.Argument(help="A model (folder, hub id, zoo:name) or a recipe (YAML)."),
     suite: Path = typer.Argument(help="A suite (YAML)."),
-    split: str = typer.Option("search", help="search, validation or test. Reading test is recorded."),
-    items: Path | None = typer.Option(None, help="Write one JSON line an item to this file."),
+    split: str = typer.Option("search", help="search, validation or test. Scoring on test is recorded."),
+    items: Path | None = typer.Option(None, help="Write one JSON line per item to this file."),
     allow_pickle: bool = ALLOW_PICKLE,
     json: bool = JSON,
 ) -> None:
-    """Score a checkpoint or a recipe on one split of a suite."""
-    from evosearch.cli.tables import show_score
+    """Score a model or a recipe on one split of a suite."""
+    from evosearch.cli.score_table import show_score
     from evosearch.service.score import score
 
     watching = watcher(json)

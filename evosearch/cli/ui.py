@@ -14,7 +14,7 @@ def command(
     json: bool = JSON,
 ) -> None:
     """Open the leaderboard in MLflow's UI, on this machine only."""
-    from evosearch.spec.run_dir import find
+    from evosearch.spec.lookup import find
     from evosearch.tracking.mlflow import ui_command, ui_environment
 
     uri = find(search).tracking

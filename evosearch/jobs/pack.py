@@ -20,7 +20,7 @@ from evosearch.evaluation.suites.suite import Suite
 from evosearch.evaluation.suites.task_files import FUNCTION, code_named, files_named, is_inside
 from evosearch.recipe.files import LISTS_MODELS, NAMES_A_MODEL, NAMES_A_TOKENIZER, STAGE, exists, is_recipe, pieces
 from evosearch.recipe.tokens import BASE, UNION
-from evosearch.spec.diagnostics import Findings
+from evosearch.spec.diagnostics import Diagnostics
 from evosearch.spec.portable import TOP
 
 SUITE = "suite.yaml"
@@ -49,7 +49,7 @@ class Pack:
     digest: str
 
 
-def pack(path: Path, name: str, suite: Suite, folder: Path, findings: Findings) -> Pack:
+def pack(path: Path, name: str, suite: Suite, folder: Path, diagnostics: Diagnostics) -> Pack:
     """Lay out in `folder` what a spec needs elsewhere. What cannot travel is put on the list of problems.
 
     Args:
@@ -58,7 +58,7 @@ def pack(path: Path, name: str, suite: Suite, folder: Path, findings: Findings) 
         folder: an empty one.
     """
     data = documents.read(path, SpecError)
-    models = _references(data, str(path), findings)
+    models = _references(data, str(path), diagnostics)
     source = Path(suite.source)
     top = folder / TOP
     written = documents.read(source, SuiteError)
@@ -69,8 +69,8 @@ def pack(path: Path, name: str, suite: Suite, folder: Path, findings: Findings) 
         place = _place(Path(given), source.parent, index)
         where = documents.join(str(source), "include", index)
         included[place] = given
-        findings.attempt(lambda: _copy(Path(given), top / place, where, size))  # noqa: B023
-        findings.attempt(lambda: _look_into(Path(given), where, findings, notes))  # noqa: B023
+        diagnostics.attempt(lambda: _copy(Path(given), top / place, where, size))  # noqa: B023
+        diagnostics.attempt(lambda: _look_into(Path(given), where, diagnostics, notes))  # noqa: B023
     if included:
         written["include"] = list(included)
     top.mkdir(exist_ok=True)
@@ -92,7 +92,7 @@ def _place(folder: Path, beside: Path, index: int) -> str:
 # --- models ---------------------------------------------------------------------------------------------------------
 
 
-def _references(data: Mapping[str, Any], file: str, findings: Findings) -> tuple[str, ...]:
+def _references(data: Mapping[str, Any], file: str, diagnostics: Diagnostics) -> tuple[str, ...]:
     """The absolute paths that a spec names; what means something on this machine alone is a problem."""
     absolute: list[str] = []
     for where, reference in _named(data, f"{file}: "):
@@ -100,7 +100,7 @@ def _references(data: Mapping[str, Any], file: str, findings: Findings) -> tuple
             problem = _only_here(piece)
             if problem is not None:
                 what, next = problem
-                findings.add(SpecError(where, f"got '{reference}': {what}", ALLOWED, next))
+                diagnostics.add(SpecError(where, f"got '{reference}': {what}", ALLOWED, next))
             elif piece.startswith("/"):
                 absolute.append(piece)
     return tuple(dict.fromkeys(absolute))
@@ -190,7 +190,7 @@ def _left_out(name: str) -> bool:
     return name.startswith(".") or name in LEFT_OUT or name.endswith(".pyc")
 
 
-def _look_into(source: Path, where: str, findings: Findings, notes: list[str]) -> None:
+def _look_into(source: Path, where: str, diagnostics: Diagnostics, notes: list[str]) -> None:
     """Find what the task files of a folder name outside of it. What is nowhere is for lm-eval to say."""
     root = source.resolve()
     for path in sorted(root.rglob("*.yaml")):
@@ -201,14 +201,14 @@ def _look_into(source: Path, where: str, findings: Findings, notes: list[str]) -
             if key == FUNCTION and not is_inside(file, code):
                 what = f"{path} names {named} under {key}, which is in {file} and does not travel"
                 allowed = "Python files beside or below the task's, in the same included folder; or installed modules"
-                findings.add(SuiteError(where, what, allowed, "Move it there"))
+                diagnostics.add(SuiteError(where, what, allowed, "Move it there"))
         for key, named in files_named(path):
             if os.path.isabs(named):
                 notes.append(f"{path}: {key}: {named} does not travel: every node must have it")
             elif "://" not in named and (lies := _lies(named, path.parent, root, key)) is not None:
                 what = f"{path} names {named} under {key}, which is {lies} and does not travel"
                 allowed = "Files beside or below the task's, in the same included folder; or absolute paths"
-                findings.add(SuiteError(where, what, allowed, "Move it there"))
+                diagnostics.add(SuiteError(where, what, allowed, "Move it there"))
 
 
 def _lies(named: str, folder: Path, root: Path, key: str) -> str | None:

@@ -5,15 +5,17 @@ import re
 import signal
 import socket
 import time
+from dataclasses import asdict
 from typing import Any
 
 from evosearch.errors import LedgerError
-from evosearch.reporting.status import row_of
+from evosearch.reporting.status import LedgerRow, row_of
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.ledger.lock import this_host
 from evosearch.service.stages_lock import runner
 from evosearch.setup.loading import read_search
-from evosearch.spec.run_dir import Places, find
+from evosearch.spec.lookup import find
+from evosearch.spec.run_dir import RunDir
 
 STOP_S = 120.0  # a candidate that is being scored in the same process is not interrupted within a kernel
 POLL_S = 0.2
@@ -32,10 +34,10 @@ def stop_here(search: str) -> dict[str, Any]:
     Raises:
         LedgerError: no such search; or it runs on another machine, or goes on.
     """
-    places = find(search)
-    before = _row(places)
-    if (holder := before["held_by"] or runner(places.folder)) is None:
-        return before | {"was": before["state"], "clean": True}
+    run_dir = find(search)
+    before = _row(run_dir)
+    if (holder := before.held_by or runner(run_dir.folder)) is None:
+        return asdict(before) | {"was": before.state, "clean": True}
     pid = _process(holder, search)
     try:
         os.kill(pid, signal.SIGTERM)
@@ -44,17 +46,17 @@ def stop_here(search: str) -> dict[str, Any]:
     except PermissionError:
         raise LedgerError(search, f"process {pid} is another user's", next="Stop it as that user") from None
     deadline = time.monotonic() + STOP_S
-    while (now := _row(find(search)))["held_by"] or runner(places.folder):
+    while (now := _row(find(search))).held_by or runner(run_dir.folder):
         if time.monotonic() > deadline:
             what = f"process {pid} goes on {STOP_S:.0f} s after it was told to stop"
             raise LedgerError(search, what, next=f"Kill it: what is recorded is kept (kill -9 {pid})")
         time.sleep(POLL_S)
-    return now | {"was": "running", "clean": now["state"].startswith("stopped")}
+    return asdict(now) | {"was": "running", "clean": now.state.startswith("stopped")}
 
 
-def _row(places: Places) -> dict[str, Any]:
-    with Ledger.open(places.ledger, places.name, read_only=True) as ledger:
-        search_id, _ = read_search(ledger, places)
+def _row(run_dir: RunDir) -> LedgerRow:
+    with Ledger.open(run_dir.ledger, run_dir.name, read_only=True) as ledger:
+        search_id, _ = read_search(ledger, run_dir)
         return row_of(ledger, search_id, str(ledger.url))
 
 

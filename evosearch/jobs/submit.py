@@ -9,8 +9,9 @@ import json
 import re
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,14 +20,14 @@ from urllib.parse import urlsplit
 from evosearch.errors import ClusterError, InputError, SpecError
 from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.types import SPLITS
-from evosearch.execution.jobs import CHECK, QUEUE, RUN, SETTINGS, Job, Jobs
+from evosearch.execution.ray_jobs import CHECK, QUEUE, RUN, SETTINGS, Job, Jobs
 from evosearch.jobs.pack import Pack, pack, problem_here, renamed
 from evosearch.jobs.queue import position
 from evosearch.recipe.identity import digest
+from evosearch.recipe.schema import Recipe
 from evosearch.search.progress import Watcher
-from evosearch.search.space.template import frame
 from evosearch.setup.trackers import JSON_LINES
-from evosearch.spec.diagnostics import Findings
+from evosearch.spec.diagnostics import Diagnostics
 from evosearch.spec.recovery import read
 from evosearch.spec.spec import SearchSpec
 from evosearch.spec.stages import StagedSpec
@@ -88,14 +89,14 @@ def submit(path: Path, address: str, watcher: Watcher, options: Options) -> Subm
     """
     jobs = Jobs(address)
     jobs.refuse_open_cluster()
-    findings = Findings()
-    spec = _look(path, findings)
+    diagnostics = Diagnostics()
+    spec = _look(path, diagnostics)
     with TemporaryDirectory(prefix="evosearch-") as folder:
-        packed = pack(path, spec.name, spec.suite, Path(folder), findings)
-        findings.raise_all(str(path))
+        packed = pack(path, spec.name, spec.suite, Path(folder), diagnostics)
+        diagnostics.raise_all(str(path))
         for text in (*packed.notes, *_notes(spec, packed, jobs)):
-            findings.note(text)
-        submitted = Submitted(spec.name, search_id_of(spec), findings.notes)
+            diagnostics.note(text)
+        submitted = Submitted(spec.name, search_id_of(spec), diagnostics.notes)
         listed = _listed(jobs)
         if (known := _active(listed, submitted)) is not None:
             _same(submitted, listed, known, packed, options)
@@ -117,38 +118,39 @@ def search_id_of(spec: SearchSpec | StagedSpec) -> str:
 # --- here -----------------------------------------------------------------------------------------------------------
 
 
-def _look(path: Path, findings: Findings) -> SearchSpec | StagedSpec:
+def _look(path: Path, diagnostics: Diagnostics) -> SearchSpec | StagedSpec:
     """Raises:
     InputError: whatever keeps the spec from being packed, with all else that was found.
     """
-    found = read(path, findings)
+    found = read(path, diagnostics)
     if found.suite is not None:
-        harness = findings.attempt(lambda: Harness(found.suite))  # type: ignore[arg-type]
+        harness = diagnostics.attempt(lambda: Harness(found.suite))  # type: ignore[arg-type]
         for split in SPLITS if harness else ():
-            findings.attempt(lambda: harness.batch(split))  # type: ignore[union-attr] # noqa: B023
-    for template, where in _templates(found.spec) if found.spec else ():
-        findings.attempt(lambda: frame(template, where))  # noqa: B023
+            diagnostics.attempt(lambda: harness.batch(split))  # type: ignore[union-attr] # noqa: B023
+    for frame in _frames(found.spec) if found.spec else ():
+        diagnostics.attempt(frame)
     if found.spec is None or found.suite is None:
-        findings.raise_all(str(path))
+        diagnostics.raise_all(str(path))
     assert found.spec is not None
-    _check_places(found.spec, findings)
+    _check_places(found.spec, diagnostics)
     return found.spec
 
 
-def _templates(spec: SearchSpec | StagedSpec) -> list[tuple[dict[str, Any], str]]:
+def _frames(spec: SearchSpec | StagedSpec) -> list[Callable[[], Recipe]]:
+    """The recipe of each search without its parameters, which can only be had if it is well-formed."""
     if isinstance(spec, SearchSpec):
-        return [(spec.template, spec.where)]
-    return [(stage.recipe, f"{spec.file}: stages[{i}].recipe") for i, stage in enumerate(spec.config.stages)]
+        return [lambda: spec.frame]
+    return [partial(spec.frame, index) for index in range(spec.count)]
 
 
-def _check_places(spec: SearchSpec | StagedSpec, findings: Findings) -> None:
+def _check_places(spec: SearchSpec | StagedSpec, diagnostics: Diagnostics) -> None:
     """A relative database would lie in the folder of the job, which goes with it."""
     config = spec.config
     for key, url in (("ledger", config.ledger), ("tracking.uri", config.tracking.uri)):
         if url and not _outlives(url):
             what = f"got '{url}', which is in the job's own folder there, and lost with it"
             allowed = "A server's URL, sqlite:////ABSOLUTE/FILE, or nothing: then it lies in the head's folder of runs"
-            findings.add(SpecError(f"{spec.file}: {key}", what, allowed))
+            diagnostics.add(SpecError(f"{spec.file}: {key}", what, allowed))
 
 
 def _outlives(url: str) -> bool:

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Checks of a search before it starts, and estimates of its cost and duration."""

@@ -1,7 +1,7 @@
-"""One candidate, scored where a search's candidates would be, for how long that takes.
+"""Dry run: score one candidate where a search would score its candidates, to measure how long that takes.
 
-On a cluster a search that runs there may have all places; that is known within a minute or so, and nothing is tried
-then. A worker that has a place may have to fetch large models: it is waited for as long as a search would wait.
+On a cluster, other searches may occupy all places for workers. That shows within a minute or so, and the dry run is
+skipped then. A worker that has a place may have to fetch large models: it gets as long as in a search.
 """
 
 import time
@@ -10,45 +10,49 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from evosearch.errors import InputError, SearchError, SpecError
-from evosearch.execution.deadlines import Patience
+from evosearch.execution.deadlines import Timeouts
 from evosearch.execution.local import LocalExecutor
 from evosearch.search.progress import Watcher
 from evosearch.search.protocols import Executor, Job, Outcome
 from evosearch.setup.executors import cluster_of, make_executor, worker_config, worker_count
 from evosearch.setup.prepare import Prepared
-from evosearch.spec.spec import WorkersConfig
+from evosearch.spec.config import WorkersConfig
 
-PLACE_S = 75.0  # until a worker has a place on a cluster that has nodes for it
-NODE_S = 1800.0  # the same where a node has to start first
-LONGEST_S = Patience.first  # until a worker that has a place has scored a candidate
+PLACE_S = 75.0  # limit for placing a worker on a cluster that has nodes for it
+NODE_S = 1800.0  # the same if a node has to start first
+LONGEST_S = Timeouts.first  # limit for a placed worker to score its first candidate
 TURN_S = 5.0
 
 
 @runtime_checkable
 class Pool(Protocol):
-    """What is asked of an executor whose workers are on a cluster; see `RayExecutor`."""
+    """An executor whose workers are on a cluster; see `RayExecutor`."""
 
     @property
-    def placed(self) -> int: ...
+    def placed(self) -> int:
+        """Number of workers that have a place."""
 
-    def busy(self) -> bool: ...
+    def busy(self) -> bool:
+        """Whether other work occupies the cluster."""
 
-    def room(self) -> int: ...
+    def capacity(self) -> int:
+        """Number of workers that fit on the cluster's present nodes."""
 
 
 class NoPlaceError(Exception):
-    """No worker has a place now, which is nobody's mistake."""
+    """The cluster has no place for a worker at present."""
 
 
 @dataclass(frozen=True)
-class Trial:
-    """How it went. Times are seconds.
+class DryRun:
+    """Result of a dry run.
 
     Attributes:
-        start: until the first candidate is scored, less those of one.
-        seconds: of the second of two: the first also lays out what stays.
-        workers: that would score at once.
-        measured: how much one runs at once, where it is here to be asked.
+        start: Seconds until the first candidate was scored, less `seconds`.
+        seconds: Seconds for the second of two candidates; the first also includes one-time work.
+        outcome: The second candidate's outcome.
+        workers: Number of workers that would score at once.
+        measured: Batch sizes of the worker, if it runs in this process.
     """
 
     start: float
@@ -58,54 +62,63 @@ class Trial:
     measured: dict[str, Any] | None
 
 
-def attempt(prepared: Prepared, watcher: Watcher, note: Callable[[str], None]) -> Trial:
-    """Args:
-        note: told where fewer workers than are asked for would score.
+def dry_run(prepared: Prepared, watcher: Watcher, note: Callable[[str], None]) -> DryRun:
+    """Score the start of a search, twice.
+
+    Args:
+        prepared: The search.
+        watcher: Shows what is being prepared.
+        note: Receives a note if fewer workers fit than the spec has.
 
     Raises:
-        InputError: the candidate fails, or there is no answer in time.
-        NoPlaceError: no worker gets a place.
+        InputError: The candidate fails, or is not scored in time.
+        NoPlaceError: No worker gets a place.
     """
     spec = prepared.spec
     workers = spec.config.workers
     minibatches = prepared.minibatches.batches if prepared.minibatches else (prepared.batches["search"],)
-    jobs = [Job(f"trial@search.{number}", prepared.example, minibatches[0]) for number in range(2)]
+    jobs = [Job(f"dry-run@search.{number}", prepared.example, minibatches[0]) for number in range(2)]
     began = time.monotonic()
-    executor: Executor
-    if cluster_of(workers):
-        executor = make_executor(workers.model_copy(update={"count": 1}), prepared, watcher)
-    else:
-        count, _ = worker_count(workers)
-        dtype = prepared.example.output_dtype
-        config = worker_config(workers, prepared.models, prepared.suite, dtype, count or 1)
-        executor = LocalExecutor(config, watcher.preparing, prepared.harness)
+    executor = _executor(prepared, watcher)
     try:
         scored(executor, jobs[0], workers, spec.where)
         started = time.monotonic()
         outcome = scored(executor, jobs[1], workers, spec.where)
         seconds = time.monotonic() - started
-        working = at_once(workers, executor, note)
+        working = parallel_workers(workers, executor, note)
         measured = executor.worker.measured() if isinstance(executor, LocalExecutor) else None
     finally:
         executor.close()
-    return Trial(max(0.0, started - began - seconds), seconds, outcome, working, measured)
+    return DryRun(max(0.0, started - began - seconds), seconds, outcome, working, measured)
 
 
-def at_once(workers: WorkersConfig, executor: Executor, note: Callable[[str], None]) -> int:
-    """How many workers would score at once: as many as are asked for, and as the nodes that are there have room for."""
+def _executor(prepared: Prepared, watcher: Watcher) -> Executor:
+    workers = prepared.spec.config.workers
+    if cluster_of(workers):
+        return make_executor(workers.model_copy(update={"count": 1}), prepared, watcher)
+    count, _ = worker_count(workers)
+    dtype = prepared.example.output_dtype
+    config = worker_config(workers, prepared.models, prepared.suite, dtype, count or 1)
+    return LocalExecutor(config, watcher.preparing, prepared.harness)
+
+
+def parallel_workers(workers: WorkersConfig, executor: Executor, note: Callable[[str], None]) -> int:
+    """Number of workers that would score at once: the spec's, as far as they fit on the present nodes."""
     count, _ = worker_count(workers)
     if not isinstance(executor, Pool):
         return count or 1
-    room = max(1, executor.room())
-    if count is not None and count > room:
-        note(f"the cluster as it is has room for {room} of the {count} workers asked for: time is forecast for {room}")
-    return room if count is None else min(count, room)
+    fitting = max(1, executor.capacity())
+    if count is not None and count > fitting:
+        note(f"the cluster's present nodes have room for {fitting} of {count} workers: the forecast assumes {fitting}")
+    return fitting if count is None else min(count, fitting)
 
 
 def scored(executor: Executor, job: Job, workers: WorkersConfig, where: str) -> Outcome:
-    """Raises:
-    InputError: the candidate fails, or there is no answer in time.
-    NoPlaceError: no worker gets a place.
+    """Submit a job and wait for its outcome.
+
+    Raises:
+        InputError: The candidate fails, or is not scored in time.
+        NoPlaceError: No worker gets a place.
     """
     executor.submit(job)
     key = f"{where.partition(': ')[0]}: workers"
@@ -117,7 +130,7 @@ def scored(executor: Executor, job: Job, workers: WorkersConfig, where: str) -> 
             raise SpecError(key, f"no worker could start: {error}") from error
         for outcome in outcomes:
             if outcome.failure is not None:
-                raise InputError(where, f"a trial candidate fails: {outcome.failure.reason}")
+                raise InputError(where, f"the candidate of the dry run failed: {outcome.failure.reason}")
             return outcome
         now = time.monotonic()
         if isinstance(executor, Pool) and not executor.placed:
@@ -126,18 +139,17 @@ def scored(executor: Executor, job: Job, workers: WorkersConfig, where: str) -> 
         else:
             had_place = now
         if now - had_none > LONGEST_S:
-            what = f"no worker of {cluster_of(workers)} scored a trial candidate in {LONGEST_S / 60:.0f} minutes"
-            raise SpecError(key, what, next="See the logs of its nodes")
+            what = f"no worker of {cluster_of(workers)} scored a candidate in {LONGEST_S / 60:.0f} minutes"
+            raise SpecError(key, what, next="See the logs of the cluster's nodes")
 
 
-def _give_up(pool: Pool, waited: float) -> None:
-    """Args:
-        waited: for a place, in seconds.
+def _give_up(pool: Pool, waited_s: float) -> None:
+    """Stop waiting for a place.
 
     Raises:
-        NoPlaceError: others have all places, or no node came that has one.
+        NoPlaceError: Other work occupies all places, or no node with a place has started.
     """
-    if waited > PLACE_S and pool.busy():
+    if waited_s > PLACE_S and pool.busy():
         raise NoPlaceError("the cluster is busy")
-    if waited > NODE_S:
+    if waited_s > NODE_S:
         raise NoPlaceError(f"the cluster had no place for a worker in {NODE_S / 60:.0f} minutes")

@@ -1,4 +1,4 @@
-"""The models that a search is made of, by what their cards say: licences, and other bases than the recipe's."""
+"""Model cards of a search: licences, and whether the models name another base than the recipe."""
 
 import re
 from collections.abc import Mapping
@@ -12,8 +12,7 @@ from evosearch.errors import CheckpointError
 from evosearch.materialize.plan import donor_of
 from evosearch.recipe import files
 from evosearch.recipe.schema import Recipe
-from evosearch.search.space.template import frame
-from evosearch.spec.diagnostics import Findings
+from evosearch.spec.diagnostics import Diagnostics
 from evosearch.spec.spec import SearchSpec
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
@@ -22,12 +21,12 @@ NOT_STATED = "not stated"
 
 @dataclass(frozen=True)
 class Cards:
-    """The cards of all models and adapters that a search is made of, nested recipes' too.
+    """Cards of all models and adapters of a search, including those of nested recipes.
 
     Attributes:
-        found: reference of a model or an adapter → its card.
-        parents: the models of the recipe, without their adapters.
-        base: the recipe's base, where it has one.
+        found: Model or adapter → its card.
+        parents: Models of the recipe, without their adapters.
+        base: The recipe's base model, if any.
     """
 
     found: Mapping[str, Card]
@@ -36,58 +35,59 @@ class Cards:
 
     @property
     def licences(self) -> dict[str, str | None]:
-        """What `check --json` prints as `licences`."""
+        """Model or adapter → licence, as `check --json` prints it."""
         return {reference: card.licence for reference, card in self.found.items()}
 
     def notes(self) -> list[str]:
+        """Notes on licences, unreadable cards and other base models."""
         listed = ", ".join(f"{reference}: {licence or NOT_STATED}" for reference, licence in self.licences.items())
-        unread = [f"{card.note}; its licence is not known" for card in self.found.values() if card.note]
-        return [f"licences by the models' cards: {listed}", *unread, *self._other_bases()]
+        unread = [f"{card.note}; its licence is unknown" for card in self.found.values() if card.note]
+        return [f"licences according to the model cards: {listed}", *unread, *self._other_bases()]
 
     def _other_bases(self) -> list[str]:
-        """Models that say they were made of another base; only hub ids tell which one is meant."""
+        """Models whose card names another base model; only hub ids can be compared."""
         named = {model: card.bases for model in self.parents if (card := self.found.get(model)) and card.bases}
         base = (self.base or next((bases[0] for bases in named.values()), "")).partition("@")[0]
         if not _HUB_ID.fullmatch(base):
             return []
-        whose = "the recipe's base_model is" if self.base else "another's names"
+        other = "the recipe's base_model is" if self.base else "another card names"
         return [
-            f"{model}: its card names the base {', '.join(bases)}, and {whose} {base}"
+            f"{model}: its card names the base model {', '.join(bases)}, and {other} {base}"
             for model, bases in named.items()
             if base.lower() not in [one.lower() for one in bases] and model != self.base
         ]
 
 
 def cards_of(spec: SearchSpec) -> Cards:
-    """Read the cards of a spec's models. Fetches their configs, and no weights.
+    """Read the cards of a spec's models. Fetches their configs, but no weights.
 
     Raises:
-        InputError: a model cannot be had.
+        InputError: A model cannot be fetched.
     """
-    recipe, own = frame(spec.template, spec.where), spec.baselines
+    recipe, own = spec.frame, spec.baselines
     named = (donor_of(recipe), *recipe.references(), *filter(None, (own.base_model, *(own.models or ()))))
     found: dict[str, Card] = {}
     winners = spec.stage.winners.items() if spec.stage else ()
     recipes = {**spec.recipes, **{winner.reference(name): winner.recipe for name, winner in winners}}
     for reference in dict.fromkeys(named):
         _add(reference, found, recipes)
-    whole = {reference: _model(reference) for reference in recipe.references()}
-    base = whole[recipe.base_model] if recipe.base_model else None
-    return Cards(found, tuple(dict.fromkeys(whole.values())), base)
+    models = {reference: references.split(reference)[0] for reference in recipe.references()}  # without adapters
+    base = models[recipe.base_model] if recipe.base_model else None
+    return Cards(found, tuple(dict.fromkeys(models.values())), base)
 
 
-def check_licences(spec: SearchSpec, cards: Cards, findings: Findings) -> None:
-    """A problem for every model whose card does not name one of `promotion.licences`."""
+def check_licences(spec: SearchSpec, cards: Cards, diagnostics: Diagnostics) -> None:
+    """Record a problem for every model whose licence is not in `promotion.licences`."""
     accepted = spec.config.promotion.licences
     if accepted is None:
         return
     for reference, card in cards.found.items():
         if not card.allows(accepted):
-            states = f"'{card.licence}'" if card.licence else "none"
-            what = f"the card of '{reference}' states {states}"
+            states = f"'{card.licence}'" if card.licence else NOT_STATED
+            what = f"the licence of '{reference}' is {states}"
             allowed = f"Accepted here: {', '.join(accepted)}"
-            next_step = "Accept it in promotion.licences, or leave the model out"
-            findings.add(CheckpointError(spec.at("promotion.licences"), what, allowed, next_step))
+            next_step = "Add it to promotion.licences, or remove the model"
+            diagnostics.add(CheckpointError(spec.at("promotion.licences"), what, allowed, next_step))
 
 
 def _add(reference: str, found: dict[str, Card], recipes: Mapping[str, Mapping[str, Any]]) -> None:
@@ -100,8 +100,3 @@ def _add(reference: str, found: dict[str, Card], recipes: Mapping[str, Mapping[s
             _add(one, found, recipes)
     elif model not in found:
         found[model] = card_of(references.resolve_settings(model, default_cache()))
-
-
-def _model(reference: str) -> str:
-    """The model of a reference, without adapter."""
-    return references.split(reference)[0]

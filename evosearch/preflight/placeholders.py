@@ -1,6 +1,6 @@
-"""What stands in place of winners that stages are yet to find, for as long as a spec is checked.
+"""Placeholders for the winners of stages that have not run yet, while a spec is checked.
 
-Each is another model than any that the spec names, as the winner will be.
+Like a winner, a placeholder is a model of its own that the spec does not name.
 """
 
 import fcntl
@@ -18,23 +18,21 @@ from evosearch.materialize.plan import donor_of
 from evosearch.recipe.files import STAGE
 from evosearch.recipe.schema import Input, Recipe
 from evosearch.search.progress import Watcher
-from evosearch.search.space.routes import is_route
-from evosearch.search.space.template import frame
 from evosearch.setup.prepare import Prepared
 from evosearch.spec.spec import SearchSpec, Winner
 
-PREFIX = "check-"  # of folders in the cache
-LOCK = ".lock"  # in each, held for as long as it is used
+PREFIX = "check-"  # names of temporary folders in the cache start with it
+LOCK = ".lock"  # lock file in each, held while it is used
 
 
 @contextmanager
-def kept_for_now() -> Iterator[Path]:
-    """A folder in the cache, on the disk that winners will be merged to, and gone afterwards.
+def temporary_folder() -> Iterator[Path]:
+    """A temporary folder in the cache, on the disk that winners will be merged to.
 
-    One that was left behind, by a process that was killed, goes with it.
+    Folders that killed processes left behind are removed too.
 
     Raises:
-        CheckpointError: the cache cannot be written.
+        CheckpointError: The cache cannot be written.
     """
     cache = default_cache()
     try:
@@ -43,7 +41,7 @@ def kept_for_now() -> Iterator[Path]:
         folder, lock = _made(cache)
     except OSError as error:
         what = f"cannot be written: {error.strerror or error}"
-        raise CheckpointError(str(cache), what, next="Name another folder in EVOSEARCH_CACHE") from None
+        raise CheckpointError(str(cache), what, next="Choose another folder in EVOSEARCH_CACHE") from None
     try:
         yield folder
     finally:
@@ -52,10 +50,10 @@ def kept_for_now() -> Iterator[Path]:
 
 
 def _made(cache: Path) -> tuple[Path, int]:
-    """A new folder, and the lock in it that says that it is used."""
+    """Make a folder; return it and the descriptor of its lock."""
     while True:
         folder = Path(mkdtemp(dir=cache, prefix=PREFIX))
-        with suppress(FileNotFoundError):  # swept before it was locked
+        with suppress(FileNotFoundError):  # removed before it was locked
             lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(lock, fcntl.LOCK_EX)
             if (folder / LOCK).exists():
@@ -64,9 +62,9 @@ def _made(cache: Path) -> tuple[Path, int]:
 
 
 def _sweep(cache: Path) -> None:
-    """Remove folders that no process uses: the system gives a lock back however its process ends."""
+    """Remove folders that no process uses; a lock is released however its process ends."""
     for folder in cache.glob(f"{PREFIX}*"):
-        with suppress(OSError):  # it is used, or another's, or somebody else sweeps it
+        with suppress(OSError):  # in use, another user's, or being removed
             lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -75,12 +73,18 @@ def _sweep(cache: Path) -> None:
                 os.close(lock)
 
 
-def merged(name: str, prepared: Prepared, folder: Path, watcher: Watcher) -> Winner:
-    """What a stage starts from, merged as its winner will be.
+def merged_start(name: str, prepared: Prepared, folder: Path, watcher: Watcher) -> Winner:
+    """The start of a stage, merged as its winner will be.
+
+    Args:
+        name: Name of the stage.
+        prepared: Its search.
+        folder: Where to write the model.
+        watcher: Shows that it is being merged.
 
     Raises:
-        CheckpointError: there is no room for it.
-        RecipeError: there is no merge of it.
+        CheckpointError: The disk is full.
+        RecipeError: It cannot be merged.
     """
     recipe, doing = prepared.example, f"merging the start of {STAGE}{name}"
     models = {reference: prepared.models.checkpoints[reference] for reference in recipe.references()}
@@ -88,14 +92,14 @@ def merged(name: str, prepared: Prepared, folder: Path, watcher: Watcher) -> Win
     try:
         write_checkpoint(recipe, models, folder / name, donor_of(recipe))
     except CandidateError as error:
-        raise RecipeError(prepared.spec.where, error.reason, next="Start elsewhere: see init") from error
+        raise RecipeError(prepared.spec.where, error.reason, next="Choose another start with init") from error
     watcher.preparing(doing, 1.0)
     return Winner(recipe.to_dict(), prepared.models.identify(recipe), place=folder / name)
 
 
-def described(stage: SearchSpec) -> Winner:
-    """A recipe of the size of a stage's winner: of its frame, or of a search over routes the first model alone."""
-    recipe = frame(stage.template, stage.where)
-    if is_route(stage.template):
+def same_size(stage: SearchSpec) -> Winner:
+    """A recipe of the size of a stage's winner: its frame, or for routes the first model alone."""
+    recipe = stage.frame
+    if stage.is_route:
         recipe = Recipe(merge_method="linear", models=(Input(model=donor_of(recipe)),), dtype=recipe.output_dtype)
     return Winner(recipe.to_dict(), "", stage.recipes)

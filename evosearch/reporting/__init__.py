@@ -1,1 +1,1 @@
-"""TODO."""
+"""Reports on recorded searches: leaderboards, status, test table, exports."""

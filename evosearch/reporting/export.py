@@ -1,9 +1,9 @@
-"""Exports: the promoted winner at the end of a run, or any candidate on demand."""
+"""Exports of a search: the promoted winner at the end of a run, or any candidate on demand."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.references import default_cache, resolve_adapter, split
@@ -28,7 +28,40 @@ from evosearch.spec.lookup import find
 from evosearch.spec.run_dir import RunDir
 
 FILES: dict[Format, str] = {"recipe": "recipe.yaml", "mergekit": "mergekit.yaml", "checkpoint": "checkpoint"}
-RANK = 32  # of an exported adapter, where none is asked for
+RANK = 32  # default maximum rank of an exported adapter
+
+
+@dataclass(frozen=True)
+class TensorLoss:
+    """Approximation of one linear weight by an adapter."""
+
+    rank: int
+    error: float  # ‖ΔW − B·A‖ / ‖ΔW‖
+
+
+@dataclass(frozen=True)
+class AdapterSummary:
+    """What an exported adapter keeps of its merge, and what it loses."""
+
+    base: str  # reference of the model that it adapts
+    error: float  # over all linear weights together
+    bytes: int
+    tensors: Mapping[str, TensorLoss]
+    saved: tuple[str, ...]  # tensors stored in full
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was exported, and the statements that accompany its test figures."""
+
+    search: str
+    candidate: str
+    recipe_id: str
+    format: str
+    out: str
+    test_openings: int
+    contamination_acknowledged: bool
+    adapter: AdapterSummary | None = None
 
 
 def export(
@@ -41,16 +74,22 @@ def export(
     rank: int | None = None,
     save_modules: bool = False,
     allow_pickle: bool = False,
-) -> dict[str, Any]:
-    """Export one candidate of a search; what `evosearch export --json` prints.
+) -> ExportResult:
+    """Export one candidate of a search.
 
     Args:
-        rank: of an adapter, at most.
-        save_modules: store whole, beside an adapter's A and B, what changed and is not linear.
-        allow_pickle: read pickled weights where a model has no others.
+        search: Name, run directory or spec of the search.
+        fmt: Format to write.
+        out: File or folder to write.
+        candidate: Candidate or baseline; the promoted one, or a stage's winner, by default.
+        overwrite: Replace an existing `out`.
+        watcher: Shows progress.
+        rank: Maximum rank of an adapter.
+        save_modules: Store changed modules that are not linear in full, next to an adapter's A and B.
+        allow_pickle: Read pickled weights of models that have no others.
 
     Raises:
-        LedgerError: there is no such search or candidate, or nothing was promoted and no candidate is named.
+        LedgerError: There is no such search or candidate, or nothing was promoted and no candidate is named.
         InputError: `out` exists, or the models changed since the search.
     """
     _check_adapter_options(fmt, rank, save_modules)
@@ -69,40 +108,33 @@ def export(
         _check_unchanged(state, models)
         source = provenance(ledger, search_id, state, name)
         write_one(recipe, fmt, out, source, models, overwrite, adapter)
-    result: dict[str, Any] = {
-        "search": run_dir.name,
-        "candidate": name,
-        "recipe_id": state.recipe_ids[name],
-        "format": fmt,
-        "out": str(out),
-        "test_openings": source.test_openings,
-        "contamination_acknowledged": source.contaminated,
-    }
-    return result | ({"adapter": _described(reports[0])} if reports else {})
+    return ExportResult(
+        search=run_dir.name,
+        candidate=name,
+        recipe_id=state.recipe_ids[name],
+        format=fmt,
+        out=str(out),
+        test_openings=source.test_openings,
+        contamination_acknowledged=source.contaminated,
+        adapter=_summary(reports[0]) if reports else None,
+    )
 
 
-def _described(report: AdapterReport) -> dict[str, Any]:
-    """What an adapter keeps of its merge, and what it loses."""
-    tensors = {name: {"rank": report.ranks[name], "error": error} for name, error in report.errors.items()}
-    return {
-        "base": report.base,
-        "error": report.error,
-        "bytes": report.bytes,
-        "tensors": tensors,
-        "saved": list(report.saved),
-    }
+def _summary(report: AdapterReport) -> AdapterSummary:
+    tensors = {name: TensorLoss(report.ranks[name], error) for name, error in report.errors.items()}
+    return AdapterSummary(report.base, report.error, report.bytes, tensors, report.saved)
 
 
 def _check_adapter_options(fmt: Format, rank: int | None, save_modules: bool) -> None:
     for option, given in (("--rank", rank is not None), ("--save-modules", save_modules)):
         if given and fmt != "adapter":
-            raise InputError(option, f"has no meaning for --format {fmt}", "--format adapter", "Leave it out")
+            raise InputError(option, f"not valid with --format {fmt}", "--format adapter", "Remove the option")
     if rank is not None and rank < 1:
-        raise InputError("--rank", f"got {rank}", "A positive whole number")
+        raise InputError("--rank", f"got {rank}", "A positive integer")
 
 
 def write_winner(ledger: Ledger, search_id: str, state: SearchState, out: Path) -> None:
-    """The recipe of a stage's winner, for later stages to build on; it follows from the ledger."""
+    """Write the recipe of a stage's winner, which later stages build on."""
     assert state.winner is not None
     recipe = Recipe.model_validate(state.winner.recipe)
     source = provenance(ledger, search_id, state, state.winner.candidate)
@@ -112,7 +144,11 @@ def write_winner(ledger: Ledger, search_id: str, state: SearchState, out: Path) 
 def export_promoted(
     ledger: Ledger, search_id: str, state: SearchState, name: str, models: Models, folder: Path, checkpoint: bool
 ) -> dict[str, str]:
-    """The winner as recipe and as mergekit YAML, and as a checkpoint where asked; format → path."""
+    """Export the winner as a recipe and as mergekit YAML, and as a checkpoint if requested.
+
+    Returns:
+        Format → path. Mergekit YAML is left out if mergekit cannot express the recipe.
+    """
     recipe = Recipe.model_validate(state.recipe(name))
     source = provenance(ledger, search_id, state, name)
     written: dict[str, str] = {}
@@ -122,9 +158,9 @@ def export_promoted(
         try:
             write_one(recipe, fmt, path, source, models, overwrite=True)
         except RecipeError:
-            if fmt != "mergekit":  # which cannot express every recipe; what was promoted is not lost by that
+            if fmt != "mergekit":  # mergekit cannot express every recipe, which must not stop a promotion
                 raise
-            path.unlink(missing_ok=True)  # an earlier winner's
+            path.unlink(missing_ok=True)  # left from an earlier winner
             continue
         written[fmt] = str(path)
     return written
@@ -139,7 +175,7 @@ def write_one(
     overwrite: bool,
     adapter: Callable[[Recipe, Path], None] | None = None,
 ) -> None:
-    """One export of one recipe."""
+    """Write one recipe in one format."""
     folders = {name: _folders(name, checkpoint) for name, checkpoint in models.checkpoints.items() if _is_made(name)}
     adapted = {name for name in models.checkpoints if split(name)[1] is not None}
 
@@ -147,7 +183,7 @@ def write_one(
         used = {name: models.checkpoints[name] for name in merged.references()}
         return write_checkpoint(merged, used, path, donor_of(merged))
 
-    if fmt == "mergekit" and recipe.chat_template in BUILT_IN:  # mergekit's names are those of its own files
+    if fmt == "mergekit" and recipe.chat_template in BUILT_IN:  # mergekit names its own template files
         recipe = recipe.model_copy(update={"chat_template": BUILT_IN[recipe.chat_template]})
     write_export(
         *(recipe, fmt, out, source),
@@ -162,12 +198,12 @@ def write_one(
 
 
 def _is_made(reference: str) -> bool:
-    """Whether a reference means nothing to mergekit: it has a scheme, or is a recipe."""
+    """Whether mergekit cannot resolve a reference: it has a scheme, or is a recipe."""
     return ":" in reference or is_recipe(split(reference)[0])
 
 
 def _folders(reference: str, checkpoint: Checkpoint) -> str:
-    """A reference with folders in place of its schemes, and of recipes, which lie merged in the cache."""
+    """Replace schemes in a reference, and recipes, which are merged in the cache, by their folders."""
     model, adapter = split(reference)
     model = str(checkpoint.folder) if _is_made(model) else model
     if adapter is None:
@@ -176,39 +212,38 @@ def _folders(reference: str, checkpoint: Checkpoint) -> str:
 
 
 def provenance(ledger: Ledger, search_id: str, state: SearchState, name: str) -> Provenance:
-    """Where a candidate comes from and what it scored, from the ledger alone."""
+    """Return the origin and scores of a candidate, from the ledger alone."""
     original = state.original(name)
     splits = sorted(split for candidate, split in state.cards if candidate == original)
     scores = {split: score_interval(ledger, search_id, state, original, split) for split in splits}
-    told = (times_opened(ledger, state), contamination_acknowledged(state))
-    return Provenance(state.name, search_id, name, state.recipe_ids[name], state.inputs, scores, *told)
+    statements = (times_opened(ledger, state), contamination_acknowledged(state))
+    return Provenance(state.name, search_id, name, state.recipe_ids[name], state.inputs, scores, *statements)
 
 
-def _candidate(state: SearchState, asked: str | None, run_dir: RunDir) -> str:
-    if asked is None:
-        if state.promoted is None and state.winner is not None:  # a stage that others build on
+def _candidate(state: SearchState, name: str | None, run_dir: RunDir) -> str:
+    if name is None:
+        if state.promoted is None and state.winner is not None:  # a stage
             return state.winner.candidate
         if state.promoted is None:
-            allowed = "Name one with --candidate: `evosearch leaderboard` lists them"
-            raise LedgerError(run_dir.name, "nothing is promoted in this search", allowed)
+            allowed = "A candidate listed by `evosearch leaderboard`, with --candidate"
+            raise LedgerError(run_dir.name, "this search has not promoted a model", allowed)
         return state.promoted.candidate
-    if asked not in state.recipe_ids:
-        raise LedgerError(f"--candidate {asked}", "no such candidate or baseline", "`evosearch leaderboard` lists them")
-    return asked
+    if name not in state.recipe_ids:
+        raise LedgerError(f"--candidate {name}", "no such candidate or baseline", "`evosearch leaderboard` lists them")
+    return name
 
 
 def _check_unchanged(state: SearchState, models: Models) -> None:
     for reference, sha in models.inputs.items():
         if state.inputs.get(reference, sha) != sha:
-            what = (
-                f"its weights are not those of the search (content {sha[:12]}, recorded {state.inputs[reference][:12]})"
-            )
+            recorded = state.inputs[reference][:12]
+            what = f"weights have changed since the search (content_sha256 {sha[:12]}, recorded {recorded})"
             raise InputError(reference, what, next="Restore the model")
     if models.recipe.vocabulary is not None or models.recipe.chat_template is not None:
-        return  # a baseline's own vocabulary is of fewer models than the search's
+        return  # a baseline's vocabulary may cover fewer models than the search's
     began = state.circumstances.files
     for reference, checkpoint in models.checkpoints.items():
         now = files_of(checkpoint)
         for file, sha in began.get(reference, {}).items():
             if now.get(file) != sha:
-                raise InputError(reference, f"its {file} is not that of the search", next="Restore the file")
+                raise InputError(reference, f"{file} has changed since the search", next="Restore the file")

@@ -1,176 +1,161 @@
-"""Candidates and baselines by score, read from the ledger alone."""
+"""The leaderboard: candidates and baselines by score, read from the ledger alone.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+A new column is one field of `LeaderboardRow`, filled in `_row`, and one `Column` in `cli/leaderboard_table.py`.
+"""
 
-from evosearch.errors import SpecError
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from evosearch.evaluation.types import Estimate, TaskScore
+from evosearch.reporting.generalization import FinalistRow, Gap, finalist_rows, unchosen_rows
 from evosearch.reporting.openings import times_opened
-from evosearch.reporting.shrinkage import finalist_rows, unchosen_rows
 from evosearch.search.ledger.ledger import Ledger
-from evosearch.search.pareto import ordered, pareto_set
-from evosearch.search.records import CardSummary, Reported
+from evosearch.search.pareto import pareto_set
+from evosearch.search.records import CardSummary
 from evosearch.search.state import SearchState
 from evosearch.setup.loading import contamination_acknowledged, read_search
 from evosearch.spec.run_dir import RunDir
-from evosearch.tracking.pareto_page import pareto_page
 
 
 @dataclass(frozen=True)
-class Board:
-    """A leaderboard, and what a reader has to know before taking its figures for what they are."""
+class SplitScores:
+    """Scores on one full split; those on test come with the statements that accompany them."""
 
-    rows: list[dict[str, Any]]
-    finalists: list[dict[str, Any]]  # see `shrinkage`
-    unchosen: list[dict[str, Any]]
+    score: float
+    fitness: float
+    tasks: Mapping[str, TaskScore]
+    openings: int | None = None  # of the test set, by all searches
+    contamination_acknowledged: bool | None = None  # by the suite, for the test set
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaderboardRow:
+    """One candidate or baseline."""
+
+    rank: int = 0  # from 1
+    candidate: str
+    recipe_id: str
+    kind: str  # candidate | base | parent | stage | uniform | scale
+    state: str  # promoted | winner | scored | duplicate of … | failed | pending
+    score: float | None  # on the search split, or on a minibatch of it
+    fitness: float | None  # on the same items
+    sample: int | None  # items of the minibatch behind score and fitness; None for the full split
+    violations: Mapping[str, float]  # guarded task → points lost beyond the allowed drop
+    splits: Mapping[str, SplitScores]
+    objectives: Mapping[str, Estimate] = field(default_factory=dict)  # as reported, if there are several
+    pareto: bool | None = None  # in the Pareto set; None with one objective, or before the candidate was reported
+    gaps: tuple[Gap, ...] = ()  # generalization gaps, of finalists, base and parents
+    run_id: str | None = None  # of MLflow
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """All rows of a search, and the statements that accompany its figures."""
+
+    rows: tuple[LeaderboardRow, ...]
+    finalists: tuple[FinalistRow, ...]
+    unchosen: tuple[FinalistRow, ...]  # base and parents, for comparison with the finalists
     test_openings: int  # by all searches, up to now
     contamination_acknowledged: bool
 
 
-def leaderboard(run_dir: RunDir, with_runs: bool = False) -> list[dict[str, Any]]:
-    """The rows of `board`."""
-    return board(run_dir, with_runs).rows
+def leaderboard(run_dir: RunDir, with_runs: bool = False) -> Leaderboard:
+    """Rank candidates and baselines by score on the search split: those that break no guard first, failures last.
 
-
-def board(run_dir: RunDir, with_runs: bool = False) -> Board:
-    """Rows by score on the search split, best first: what breaks no guard, what breaks one, what failed.
-
-    Where candidates were scored on a minibatch of the split, those scored on all of it come before the others: `sample` is
-    None, else the number of items behind score and fitness. `violations` holds the points lost beyond each guard,
-    `falls` of a finalist how far its score fell from each split to the next. A test score says how often the test set
-    has been opened, and whether the suite acknowledges contamination. Of a search with several objectives, `objectives`
-    are what the optimizer was told, and `pareto` whether no other candidate is better in all of them; None elsewhere.
+    Models scored on the full split come before those scored only on a minibatch.
 
     Args:
-        with_runs: add each row's MLflow run id, where the tracking store answers.
+        run_dir: Run directory of the search.
+        with_runs: Add MLflow run ids, if the tracking store can be reached.
+
+    Raises:
+        LedgerError: There is no such search.
     """
     with Ledger.open(run_dir.ledger, read_only=True) as ledger:
         search_id, state = read_search(ledger, run_dir)
-        found = board_of(ledger, search_id, state)
-    runs = _run_ids(run_dir, search_id) if with_runs else {}
-    for row in found.rows:
-        row["run_id"] = runs.get(row["candidate"])
-    return found
+        found = leaderboard_of(ledger, search_id, state)
+    if not with_runs:
+        return found
+    runs = _run_ids(run_dir, search_id)
+    return replace(found, rows=tuple(replace(row, run_id=runs.get(row.candidate)) for row in found.rows))
 
 
-def board_of(ledger: Ledger, search_id: str, state: SearchState) -> Board:
-    """The leaderboard of one search's folded events, with what its ledger holds of every item."""
-    rows, finalists = leaderboard_rows(state), finalist_rows(ledger, search_id, state)
-    unchosen = unchosen_rows(ledger, search_id, state) if finalists else []
-    falls = {row["candidate"]: row["falls"] for row in [*finalists, *unchosen]}
+def leaderboard_of(ledger: Ledger, search_id: str, state: SearchState) -> Leaderboard:
+    """Build the leaderboard of a folded search; item scores are read from its ledger."""
+    finalists = finalist_rows(ledger, search_id, state)
+    unchosen = unchosen_rows(ledger, search_id, state) if finalists else ()
+    gaps = {row.candidate: row.gaps for row in (*finalists, *unchosen)}
     opened, acknowledged = times_opened(ledger, state), contamination_acknowledged(state)
-    for row in rows:
-        row["falls"] = falls.get(row["candidate"], [])
-        if "test" in row["splits"]:
-            row["splits"]["test"] |= {"openings": opened, "contamination_acknowledged": acknowledged}
-    return Board(rows, finalists, unchosen, opened, acknowledged)
+    rows = []
+    for row in leaderboard_rows(state):
+        splits = dict(row.splits)
+        if "test" in splits:
+            splits["test"] = replace(splits["test"], openings=opened, contamination_acknowledged=acknowledged)
+        rows.append(replace(row, gaps=gaps.get(row.candidate, ()), splits=splits))
+    return Leaderboard(tuple(rows), finalists, unchosen, opened, acknowledged)
 
 
-def leaderboard_rows(state: SearchState) -> list[dict[str, Any]]:
-    """The rows of one search's folded events."""
-    rows = [_row(state, name) for name in [*state.baselines, *state.candidates] if not _skipped(state, name)]
-    rows.sort(key=_rank)
-    named = objectives_of(state)
-    front = set(pareto_set(state.reported.values())) if named else set()
-    for row in rows:
-        told = state.reported.get(row["candidate"]) if named else None
-        row["objectives"] = _objectives(named, told) if told else {}
-        row["pareto"] = row["candidate"] in front if told else None
-    return [{"rank": rank, **row} for rank, row in enumerate(rows, start=1)]
+def leaderboard_rows(state: SearchState) -> tuple[LeaderboardRow, ...]:
+    """Rank the candidates and baselines of a folded search; skipped baselines are left out."""
+    baselines = [name for name, baseline in state.baselines.items() if baseline.recipe is not None]
+    names = tuple(state.spec.get("objectives") or ())  # empty for a search with one objective
+    front = set(pareto_set(state.reported.values())) if names else set()
+    rows = [_row(state, name, names, front) for name in (*baselines, *state.candidates)]
+    return tuple(replace(row, rank=rank) for rank, row in enumerate(sorted(rows, key=_order), start=1))
 
 
-def pareto_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The Pareto set, each recipe once, the best at the first objective first."""
-    found = [row for row in rows if row["pareto"] and not str(row["state"]).startswith("duplicate")]
-    members = {row["candidate"]: [one["value"] for one in row["objectives"].values()] for row in found}
-    by_name = {row["candidate"]: row for row in found}
-    kept = ("candidate", "recipe_id", "score", "fitness", "objectives")
-    return [{key: by_name[name][key] for key in kept} for name in ordered(members)]
+def _order(row: LeaderboardRow) -> tuple[bool, float, bool, float]:
+    return row.score is None, sum(row.violations.values()), row.sample is not None, -(row.score or 0.0)
 
 
-def write_pareto_page(name: str, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """The Pareto set of a search as one HTML file.
-
-    Raises:
-        SpecError: the search has one objective, or the file cannot be written.
-    """
-    told = [row for row in rows if row["pareto"] is not None and row["objectives"]]
-    if not told:
-        what = f"'{name}' has no Pareto set: it has one objective, or no candidate was told of yet"
-        raise SpecError("--page", what, next="Name several `objectives` in the spec")
-    shown = {row["candidate"] for row in pareto_rows(rows)}
-    first = [row for one in pareto_rows(rows) for row in told if row["candidate"] == one["candidate"]]
-    others = [row for row in told if row["candidate"] not in shown and not row["pareto"]]
-    try:
-        path.write_text(pareto_page(name, list(told[0]["objectives"]), [*first, *others]), encoding="utf-8")
-    except OSError as error:
-        raise SpecError("--page", f"cannot write {path}: {error.strerror}", next="Name another file") from None
-
-
-def objectives_of(state: SearchState) -> tuple[str, ...]:
-    """What the search's optimizer is told of, where there are several things."""
-    return tuple(state.spec.get("objectives") or ())
-
-
-def _objectives(named: Sequence[str], told: Reported) -> dict[str, dict[str, Any]]:
-    return dict(zip(named, map(asdict, told.objectives), strict=False))
-
-
-def _rank(row: Mapping[str, Any]) -> tuple[bool, float, bool, float]:
-    return row["score"] is None, sum(row["violations"].values()), row["sample"] is not None, -(row["score"] or 0.0)
-
-
-def _row(state: SearchState, name: str) -> dict[str, Any]:
+def _row(state: SearchState, name: str, objectives: tuple[str, ...], front: set[str]) -> LeaderboardRow:
     original = state.original(name)
     cards = {split: card for (candidate, split), card in state.cards.items() if candidate == original}
-    sample = None if "search" in cards else _sample(state, name, original)
+    sample = None if "search" in cards else _sample(state, name)
     search = sample or cards.get("search")
-    return {
-        "candidate": name,
-        "recipe_id": state.recipe_ids[name],
-        "kind": state.kind(name),
-        "score": search.score if search else None,
-        "fitness": search.fitness.value if search else None,
-        "sample": sample.items if sample else None,
-        "violations": _violations(state, name, original),
-        "splits": {split: _split(card) for split, card in sorted(cards.items())},
-        "run_id": None,
-        "state": _state(state, name, original, search is not None),
-    }
+    reported = state.reported.get(name) if objectives else None
+    return LeaderboardRow(
+        candidate=name,
+        recipe_id=state.recipe_ids[name],
+        kind=state.kind(name),
+        state=_state(state, name, search is not None),
+        score=search.score if search else None,
+        fitness=search.fitness.value if search else None,
+        sample=sample.items if sample else None,
+        violations=_violations(state, name),
+        splits={split: _scores(card) for split, card in sorted(cards.items())},
+        objectives=dict(zip(objectives, reported.objectives, strict=False)) if reported else {},  # a failure has none
+        pareto=name in front if reported else None,
+    )
 
 
-def _sample(state: SearchState, name: str, original: str) -> CardSummary | None:
+def _scores(card: CardSummary) -> SplitScores:
+    return SplitScores(card.score, card.fitness.value, card.tasks)
+
+
+def _sample(state: SearchState, name: str) -> CardSummary | None:
+    """Return the card on the minibatch that a candidate was scored on."""
     minibatch = state.candidates[name].minibatch if name in state.candidates else None
-    return None if minibatch is None else state.samples.get((original, minibatch))
+    return None if minibatch is None else state.samples.get((state.original(name), minibatch))
 
 
-def _violations(state: SearchState, name: str, original: str) -> dict[str, float]:
-    """Guarded task → points lost beyond what its guard allows; those that keep to it are left out."""
-    found = state.violations(original)
-    if not found:
-        reported = state.reported.get(name)  # on the minibatch that it was scored on
-        found = dict(zip(state.limits, reported.violations if reported else (), strict=False))
+def _violations(state: SearchState, name: str) -> dict[str, float]:
+    """Return guarded task → points lost beyond the allowed drop, where positive."""
+    found = state.violations(state.original(name))
+    if not found and name in state.reported:  # scored on a minibatch
+        found = dict(zip(state.limits, state.reported[name].violations, strict=False))
     return {task: amount for task, amount in found.items() if amount > 0}
 
 
-def _split(card: CardSummary) -> dict[str, Any]:
-    tasks = {name: asdict(task) for name, task in card.tasks.items()}
-    return {"score": card.score, "fitness": card.fitness.value, "tasks": tasks}
-
-
-def _state(state: SearchState, name: str, original: str, scored: bool) -> str:
+def _state(state: SearchState, name: str, scored: bool) -> str:
     if state.promoted is not None and state.promoted.candidate == name:
         return "promoted"
     if state.winner is not None and state.winner.candidate == name:
         return "winner"
+    original = state.original(name)
     if scored:
         return "scored" if name == original else f"duplicate of {original}"
-    return "failed" if state.has_failed(original) else "asked"
-
-
-def _skipped(state: SearchState, name: str) -> bool:
-    return name in state.baselines and state.baselines[name].recipe is None
+    return "failed" if state.has_failed(original) else "pending"
 
 
 def _run_ids(run_dir: RunDir, search_id: str) -> dict[str, str]:
@@ -179,5 +164,5 @@ def _run_ids(run_dir: RunDir, search_id: str) -> dict[str, str]:
 
     try:
         return run_ids(run_dir.tracking, search_id)
-    except TrackingError:  # the tracking store may be away; the ledger is the record
+    except TrackingError:  # the tracking store may be down; the ledger is the record
         return {}

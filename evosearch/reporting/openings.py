@@ -1,14 +1,13 @@
-"""How often a test set has been looked at: one record for all searches of a user, or of a shared database.
+"""Counts of test set openings: one record for all searches of a user, or of a shared database.
 
-Every search that opens a test set is one more try at passing it, and a reader of the result has to know how many there
-were. A test set is its documents: tasks that are renamed, or grouped otherwise, do not start the count again. Records
-of earlier versions are known by a digest of names and groups too, and count where that is the same.
+Every search that opens a test set is one more attempt to pass it, and readers of a result must know how many there
+were. A test set is identified by its documents, so renamed or regrouped tasks do not restart the count.
 
-A ledger that a spec names by URL keeps the record itself; searches with a ledger file of their own share one file in
-the user's data folder.
+A ledger that a spec names by URL keeps the record itself; searches with their own ledger file share one file in the
+user's data folder.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from evosearch.errors import LedgerError
@@ -19,37 +18,30 @@ from evosearch.spec.run_dir import data_folder
 
 
 def times_opened(ledger: Ledger, state: SearchState) -> int:
-    """How often searches have opened a search's test set so far, on any record that can be read here.
+    """Return how often the test set of a search has been opened, on all records that can be read here.
 
-    Other searches may have opened it since: a reader has to know of those, too.
+    Includes openings by other searches since this one ended.
     """
-    digest = state.circumstances.batches.get("test")
-    if state.test_openings:
-        digest = state.test_openings[-1].digest
-    counts = [opening.count for opening in state.test_openings if opening.digest == digest]
-    if digest is not None:
-        sets = state.circumstances.item_sets.get("test", {}).values()
-        batch = ItemBatch("test", tuple(ledger.item_set(one) for one in sets))
-        digests = [digest, batch.documents_digest] if sets else [digest]
-        counts.append(ledger.count_test_openings(*digests))
-        counts.append(_in_users_file(digests))
-    return max(counts, default=0)
+    sets = state.circumstances.item_sets.get("test", {}).values()
+    digest = ItemBatch("test", tuple(ledger.item_set(one) for one in sets)).documents_digest
+    recorded = [opening.count for opening in state.test_openings if opening.digest == digest]
+    return max(*recorded, ledger.count_test_openings(digest), _in_users_file(digest))
 
 
-def _in_users_file(digests: Sequence[str]) -> int:
+def _in_users_file(digest: str) -> int:
     path = data_folder() / "openings.db"
     if not path.is_file():
         return 0
     try:
         with Ledger.open(f"sqlite:///{path}", "test openings", read_only=True) as own:
-            return own.count_test_openings(*digests)
-    except LedgerError:  # somebody else's file, say: the search's own record still counts
+            return own.count_test_openings(digest)
+    except LedgerError:  # another user's file, for example: the search's own record still counts
         return 0
 
 
 @contextmanager
 def openings(ledger: Ledger | None = None, shared: bool = False) -> Iterator[Ledger]:
-    """Where openings are counted: the search's own ledger where that is shared, else the user's file."""
+    """Open the ledger that counts openings: the search's own if it is shared, otherwise the user's file."""
     if ledger is not None and shared:
         yield ledger
         return
@@ -58,11 +50,16 @@ def openings(ledger: Ledger | None = None, shared: bool = False) -> Iterator[Led
 
 
 def record_reread(batch: ItemBatch, what: str) -> int:
-    """Put on record that somebody looked at a test set outside a search.
+    """Record that a test set was read outside a search.
+
+    Args:
+        batch: The items that were read.
+        what: The command, for the record.
 
     Returns:
-        How often searches have opened it; a reading does not raise that number.
+        How often searches have opened the test set; a reread does not raise this number.
     """
+    digest = batch.documents_digest
     with openings() as record:
-        record.append(batch.digest, [("reread", {"digest": batch.digest, "what": what})])
-        return record.count_test_openings(batch.digest, batch.documents_digest)
+        record.append(digest, [("reread", {"digest": digest, "what": what})])
+        return record.count_test_openings(digest)

@@ -1,97 +1,101 @@
-"""What a run came to."""
+"""The result of a run, as `evosearch run` shows it and as `--json` prints it."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from evosearch.promotion.finalists import kind_of
-from evosearch.reporting.leaderboard import board_of, pareto_rows
-from evosearch.reporting.test_table import test_rows
+from evosearch.promotion.gate import GateDecision
+from evosearch.reporting.generalization import FinalistRow
+from evosearch.reporting.leaderboard import LeaderboardRow, leaderboard_of
+from evosearch.reporting.pareto_table import ParetoRow, pareto_rows
+from evosearch.reporting.test_table import TestRow, test_rows
 from evosearch.search.recorder import Recorder
 from evosearch.search.records import is_candidate
 from evosearch.search.state import SearchState
 from evosearch.setup.prepare import Prepared
 from evosearch.spec.run_dir import RunDir
+from evosearch.tracking.mirror import UP_TO_DATE
 
 
-@dataclass
-class RunReport:
-    """What a run came to; `to_json` is what `evosearch run --json` prints."""
+@dataclass(frozen=True)
+class CandidateCounts:
+    """Numbers of candidates of a search."""
+
+    proposed: int
+    scored: int
+    failed: int  # without a score on the search split
+    resumed: int  # finished before this run
+
+
+@dataclass(frozen=True)
+class BestCandidate:
+    """The best candidate by score on the search split."""
+
+    candidate: str
+    recipe_id: str
+    score: float | None
+    fitness: float | None
+
+
+@dataclass(frozen=True)
+class BaselineScore:
+    """A baseline's score on the search split."""
+
+    score: float | None
+
+
+@dataclass(frozen=True)
+class WinnerRow:
+    """The result of a stage, or the promoted model."""
+
+    candidate: str
+    recipe_id: str
+    score: float | None  # on validation
+    kind: str
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One stage of a multi-stage run."""
 
     name: str
     search_id: str
-    run_dir: RunDir
-    stopped: str
-    seconds: float
-    candidates: dict[str, int]
-    best: dict[str, Any] | None
-    baselines: dict[str, dict[str, Any]]
-    finalists: list[dict[str, Any]]  # with their scores on every split, and how far they fell
-    unchosen: list[dict[str, Any]]  # the same of base and parents
-    gate: dict[str, Any] | None
-    test: list[dict[str, Any]]
+    stopped: str | None
+    candidates: CandidateCounts
+    winner: WinnerRow | None
+    exported: Mapping[str, str]  # format → path
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReport:
+    """The result of a run; of a multi-stage run, the last stage's, with a row for every stage."""
+
+    name: str
+    search_id: str
+    ledger: str  # database URL
+    candidates: CandidateCounts
+    seconds: float  # duration of this run
+    stopped: str  # why the search ended
+    best: BestCandidate | None
+    baselines: Mapping[str, BaselineScore]
+    finalists: tuple[FinalistRow, ...]
+    unchosen: tuple[FinalistRow, ...]  # base and parents, for comparison with the finalists
+    pareto: tuple[ParetoRow, ...]
+    leaderboard: tuple[LeaderboardRow, ...]
+    gate: GateDecision | None
+    winner: WinnerRow | None
+    test: tuple[TestRow, ...]
     test_openings: int  # of this search's test set by all searches, up to now
     contamination_acknowledged: bool
-    exported: dict[str, str]
-    winner: dict[str, Any] | None = None  # of a stage that others build on
-    stages: list[dict[str, Any]] = field(default_factory=list)  # of a spec of stages, all of them
-    leaderboard: list[dict[str, Any]] = field(default_factory=list)
-    tracking_note: str | None = None
+    exported: Mapping[str, str]  # format → path
+    tracking_uri: str
+    tracking: str = UP_TO_DATE  # otherwise, how far the tracking store is behind
+    stages: tuple[StageRow, ...] = ()
 
     @property
     def promoted(self) -> bool:
-        return bool(self.gate and self.gate["promoted"])
-
-    def to_json(self) -> dict[str, Any]:
-        stages = {"stages": self.stages} if self.stages else {}
-        return stages | {
-            "name": self.name,
-            "search_id": self.search_id,
-            "ledger": self.run_dir.ledger,
-            "candidates": self.candidates,
-            "seconds": self.seconds,
-            "stopped": self.stopped,
-            "best": self.best,
-            "baselines": self.baselines,
-            "finalists": self.finalists,
-            "unchosen": self.unchosen,
-            "pareto": pareto_rows(self.leaderboard),
-            "gate": self.gate,
-            "test": self.test,
-            "test_openings": self.test_openings,
-            "contamination_acknowledged": self.contamination_acknowledged,
-            "exported": self.exported,
-            "tracking_uri": self.run_dir.tracking,
-            "tracking": self.tracking_note or "up to date",
-        }
-
-
-def winner_of(state: SearchState) -> dict[str, Any] | None:
-    """What a stage found, or the last one promoted; None where nothing was."""
-    if state.winner is not None:
-        found = {key: getattr(state.winner, key) for key in ("candidate", "recipe_id", "score")}
-    elif state.gated is not None and state.gated.promoted is not None:
-        name = state.gated.promoted
-        found = {"candidate": name, "recipe_id": state.recipe_ids[name], "score": state.score(name, "validation")}
-    else:
-        return None
-    return found | {"kind": kind_of(found["candidate"])}
-
-
-def candidates_of(state: SearchState, already: int) -> dict[str, int]:
-    """How many candidates there were, and how many of them before this run."""
-    failed = _failed(state)
-    counts = {"asked": state.proposed, "scored": len(state.finished) - len(failed), "failed": len(failed)}
-    return counts | {"resumed": already}
-
-
-def _failed(state: SearchState) -> set[str]:
-    """Candidates that have no score on the search split nor on a part of it. One that failed later was scored there."""
-    scored = {name for name, split in state.cards if split == "search"} | {name for name, _ in state.samples}
-    return {
-        failure.candidate
-        for failure in state.failed
-        if is_candidate(failure.candidate) and failure.split == "search" and failure.candidate not in scored
-    }
+        """Whether the gate promoted a model."""
+        return self.gate is not None and self.gate.promoted is not None
 
 
 def report(
@@ -99,32 +103,77 @@ def report(
     run_dir: RunDir,
     recorder: Recorder,
     stopped: str,
-    already: int,
-    exported: dict[str, str],
-    tracking_note: str | None,
+    resumed: int,
+    exported: Mapping[str, str],
+    tracking: str,
     seconds: float,
 ) -> RunReport:
+    """Summarize a finished run from its ledger.
+
+    Args:
+        prepared: The search as it was run.
+        run_dir: Its run directory.
+        recorder: Its recorder.
+        stopped: Why the search ended.
+        resumed: Candidates that were finished before this run.
+        exported: Format → path of the exported files.
+        tracking: State of the tracking store.
+        seconds: Duration of this run.
+    """
     state = recorder.state
-    board = board_of(recorder.ledger, recorder.search_id, state)
-    rows = board.rows
-    best = next((row for row in rows if row["kind"] == "candidate" and row["score"] is not None), None)
+    board = leaderboard_of(recorder.ledger, recorder.search_id, state)
+    best = next((row for row in board.rows if row.kind == "candidate" and row.score is not None), None)
     return RunReport(
         name=prepared.spec.name,
         search_id=prepared.search_id,
-        run_dir=run_dir,
-        stopped=stopped,
+        ledger=run_dir.ledger,
+        candidates=candidate_counts(state, resumed),
         seconds=seconds,
-        candidates=candidates_of(state, already),
-        best=best and {key: best[key] for key in ("candidate", "recipe_id", "score", "fitness")},
-        baselines={row["candidate"]: {"score": row["score"]} for row in rows if row["kind"] != "candidate"},
+        stopped=stopped,
+        best=BestCandidate(best.candidate, best.recipe_id, best.score, best.fitness) if best else None,
+        baselines={row.candidate: BaselineScore(row.score) for row in board.rows if row.kind != "candidate"},
         finalists=board.finalists,
         unchosen=board.unchosen,
-        gate=state.gated.decision if state.gated else None,
+        pareto=pareto_rows(board.rows),
+        leaderboard=board.rows,
+        gate=GateDecision.from_dict(state.gated.decision) if state.gated else None,
+        winner=winner_of(state),
         test=test_rows(recorder, prepared.suite, prepared.batches["test"], prepared.baselines),
         test_openings=board.test_openings,
         contamination_acknowledged=board.contamination_acknowledged,
         exported=exported,
-        winner=winner_of(state),
-        leaderboard=rows,
-        tracking_note=tracking_note,
+        tracking_uri=run_dir.tracking,
+        tracking=tracking,
     )
+
+
+def winner_of(state: SearchState) -> WinnerRow | None:
+    """Return a stage's winner or the promoted model, None if there is none."""
+    if state.winner is not None:
+        one = state.winner
+        return WinnerRow(one.candidate, one.recipe_id, one.score, kind_of(one.candidate))
+    if state.gated is None or state.gated.promoted is None:
+        return None
+    name = state.gated.promoted
+    return WinnerRow(name, state.recipe_ids[name], state.score(name, "validation"), kind_of(name))
+
+
+def candidate_counts(state: SearchState, resumed: int) -> CandidateCounts:
+    """Count the candidates of a search.
+
+    Args:
+        state: The folded search.
+        resumed: Candidates that were finished before this run.
+    """
+    failed = len(_failed(state))
+    return CandidateCounts(state.proposed, len(state.finished) - failed, failed, resumed)
+
+
+def _failed(state: SearchState) -> set[str]:
+    """Return the candidates that failed without a score on the search split or on a minibatch of it."""
+    scored = {name for name, split in state.cards if split == "search"} | {name for name, _ in state.samples}
+    return {
+        failure.candidate
+        for failure in state.failed
+        if is_candidate(failure.candidate) and failure.split == "search" and failure.candidate not in scored
+    }

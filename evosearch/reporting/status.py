@@ -1,6 +1,7 @@
-"""Every search in the folder of runs, or in one ledger, at a glance."""
+"""Status of all searches in the runs folder, or in one ledger."""
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from evosearch.credentials import hidden
@@ -8,123 +9,168 @@ from evosearch.errors import LedgerError
 from evosearch.reporting.openings import times_opened
 from evosearch.search.ledger.events import Event
 from evosearch.search.ledger.ledger import Ledger
-from evosearch.search.records import CardSummary
+from evosearch.search.records import CardSummary, is_candidate
 from evosearch.search.state import SearchState
 from evosearch.setup.loading import contamination_acknowledged
 from evosearch.spec.lookup import recorded_run_dirs
 from evosearch.spec.run_dir import RunDir
 
 
-def statuses() -> list[dict[str, Any]]:
-    """One row a search: name, state, progress, best, where. A ledger that cannot be read is a row that says so.
+@dataclass(frozen=True, kw_only=True)
+class SearchProgress:
+    """How far a search is and, while it runs, how fast."""
 
-    Of a ledger elsewhere, which may have searches of others too, those that have a folder here.
+    stage: str | None = None  # baselines | search | validation | test
+    done: int | None = None  # candidates
+    total: int | None = None  # candidates of the budget; None if only time limits it
+    per_minute: float | None = None  # candidates, in the present session
+    seconds_left: float | None = None
+    since: float | None = None  # start of the present or last session, in seconds since the epoch
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusRow(SearchProgress):
+    """One search as `evosearch status` lists it, wherever it runs."""
+
+    name: str
+    search_id: str | None = None
+    state: str
+    problem: str | None = None
+    failed: int | None = None  # candidates
+    best_fitness: float | None = None
+    promoted: str | None = None
+    winner: str | None = None  # of a stage
+    test_openings: int | None = None  # unknown for a search on a cluster
+    contamination_acknowledged: bool = False
+    updated: float | None = None  # in seconds since the epoch; None if the ledger cannot be read
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerRow(StatusRow):
+    """One search as recorded in a ledger."""
+
+    ledger: str  # URL
+    held_by: str | None = None  # the process that runs it
+    proposed: int | None = None  # candidates
+    finished: int | None = None
+    validated: int | None = None
+    hours: float | None = None  # duration of all sessions
+
+
+def statuses() -> list[LedgerRow]:
+    """List all searches in the runs folder; a ledger that cannot be read is a row with its problem.
+
+    A shared ledger may contain searches of other users: only those with a run directory here are listed.
 
     Raises:
-        LedgerError: the folder of runs cannot be read.
+        LedgerError: The runs folder cannot be read.
     """
     here: dict[str, list[RunDir]] = {}
     for run_dir in recorded_run_dirs():
-        here.setdefault(run_dir.ledger, []).append(run_dir)  # a server that is down is waited for once
-    rows: list[dict[str, Any]] = []
+        here.setdefault(run_dir.ledger, []).append(run_dir)  # wait for an unreachable server only once
+    rows: list[LedgerRow] = []
     for url, sharing in here.items():
         try:
-            rows += [row for row in of_ledger(url) if any(run_dir.owns(row["name"]) for run_dir in sharing)]
+            rows += [row for row in of_ledger(url) if any(run_dir.owns(row.name) for run_dir in sharing)]
         except LedgerError as exc:
-            problem = {"state": "unreadable", "ledger": hidden(url), "problem": str(exc)}
-            rows += [{"name": run_dir.name} | problem for run_dir in sharing]
+            rows += [
+                LedgerRow(name=run_dir.name, state="unreadable", ledger=hidden(url), problem=str(exc))
+                for run_dir in sharing
+            ]
     return rows
 
 
-def of_ledger(url: str) -> list[dict[str, Any]]:
-    """The searches of one ledger, the latest first.
+def of_ledger(url: str) -> list[LedgerRow]:
+    """List the searches of one ledger, latest first.
 
     Raises:
-        LedgerError: it cannot be read.
+        LedgerError: The ledger cannot be read.
     """
     with Ledger.open(url, "--ledger", read_only=True) as ledger:
         return [row_of(ledger, info.search_id, str(ledger.url)) for info in ledger.searches()]
 
 
-def row_of(ledger: Ledger, search_id: str, url: str) -> dict[str, Any]:
-    """One search as its ledger has it."""
+def row_of(ledger: Ledger, search_id: str, url: str) -> LedgerRow:
+    """Summarize one search of a ledger."""
     events = ledger.events(search_id)
-    state = SearchState.from_events(events)
-    holder = ledger.holder(search_id)
-    row = _row(search_id, state, url, holder)
-    return row | progress_of(events, state, time.time(), bool(holder)) | {"test_openings": times_opened(ledger, state)}
+    state, holder = SearchState.from_events(events), ledger.holder(search_id)
+    return LedgerRow(
+        name=state.name,
+        search_id=search_id,
+        state="running" if holder else f"stopped: {state.stopped}" if state.stopped else "interrupted",
+        held_by=holder,
+        proposed=state.proposed,
+        finished=len(state.finished),
+        failed=len(state.failed),
+        best_fitness=state.best(),
+        validated=sum(split == "validation" for _, split in state.cards),
+        promoted=state.promoted.candidate if state.promoted else None,
+        winner=state.winner.candidate if state.winner else None,
+        test_openings=times_opened(ledger, state),
+        contamination_acknowledged=contamination_acknowledged(state),
+        hours=state.seconds_before / 3600.0,
+        updated=state.last_time,
+        ledger=url,
+        **vars(progress_of(events, state, time.time(), bool(holder))),
+    )
 
 
-def _row(search_id: str, state: SearchState, url: str, holder: str | None) -> dict[str, Any]:
-    splits = [split for _, split in state.cards]
-    return {
-        "name": state.name,
-        "search_id": search_id,
-        "state": "running" if holder else f"stopped: {state.stopped}" if state.stopped else "interrupted",
-        "held_by": holder,
-        "asked": state.proposed,
-        "finished": len(state.finished),
-        "failed": len(state.failed),
-        "best_fitness": state.best(),
-        "validated": splits.count("validation"),
-        "promoted": state.promoted.candidate if state.promoted else None,
-        "winner": state.winner.candidate if state.winner else None,  # of a stage that others build on
-        "contamination_acknowledged": contamination_acknowledged(state),
-        "hours": state.seconds_before / 3600.0,
-        "updated": state.last_time,
-        "ledger": url,
-    }
+def progress_of(events: list[Event], state: SearchState, now: float, running: bool) -> SearchProgress:
+    """Measure how far a search is within its budget and, while it runs, its speed and time left.
 
-
-def progress_of(events: list[Event], state: SearchState, now: float, running: bool) -> dict[str, Any]:
-    """How far a search is of what its budget allows, and, while it runs, how fast in this session and how long yet.
-
-    Returns:
-        `stage`, `done` (candidates), `total` (None where only a clock ends it), `per_minute`, `seconds_left`, and
-        `since`, when the present or last session began, in seconds since the epoch.
+    Args:
+        events: All events of the search.
+        state: The same, folded.
+        now: Present time, in seconds since the epoch.
+        running: Whether a process runs the search.
     """
     first = max((index for index, event in enumerate(events) if event.type == "started"), default=0)
     session = events[first:]
     budget = session[0].payload.get("budget", {}) if session else {}
-    total = _total(budget, state)
-    found: dict[str, Any] = {"stage": _stage(session), "done": len(state.finished), "total": total}
-    found |= {"per_minute": None, "seconds_left": None, "since": session[0].time if session else None}
-    if running and found["stage"] == "search":
-        found["per_minute"] = _rate(session, now)
-        found["seconds_left"] = _seconds_left(budget, state, found["per_minute"], total, now)
-    return found
+    stage, total = _stage(session), _total(budget, state)
+    rate = left = None
+    if running and stage == "search":
+        rate = _rate(session, now)
+        left = _seconds_left(budget, state, rate, total, now)
+    return SearchProgress(
+        stage=stage,
+        done=len(state.finished),
+        total=total,
+        per_minute=rate,
+        seconds_left=left,
+        since=session[0].time if session else None,
+    )
 
 
 def _total(budget: dict[str, Any], state: SearchState) -> int | None:
-    """Candidates, as far as the budget tells; of a budget of items, of which duplicates take none, at least so many."""
+    """Return the candidates that the budget allows; for a budget of items a lower bound, as duplicates use none."""
     totals = [budget["candidates"]] if budget.get("candidates") else []
-    each = next((card.items for _, card in _scored(state)), 0)
+    each = next((card.items for card in _scored(state)), 0)
     if budget.get("items") and each:
         totals.append(budget["items"] // each)
     return min(totals, default=None)
 
 
-def _scored(state: SearchState) -> list[tuple[str, CardSummary]]:
-    """The cards of candidates, as the optimizer was told of them."""
-    parts = [(name, card) for (name, _), card in state.samples.items()]
-    whole = [(name, card) for (name, split), card in state.cards.items() if name.isdigit() and split == "search"]
-    return parts or whole
+def _scored(state: SearchState) -> list[CardSummary]:
+    """Return the cards behind the reported observations."""
+    full = [card for (name, split), card in state.cards.items() if is_candidate(name) and split == "search"]
+    return list(state.samples.values()) or full
 
 
 def _stage(session: list[Event]) -> str:
-    """What the last score was for: `baselines`, `search`, `validation` or `test`."""
+    """Return the stage of the last score: `baselines`, `search`, `validation` or `test`."""
     for event in reversed(session):
         if event.type == "asked":
             return "search"
         if event.type in ("scored", "failed"):
             split = str(event.payload["split"])
-            return "baselines" if split == "search" and not event.payload["candidate"].isdigit() else split
+            return "baselines" if split == "search" and not is_candidate(event.payload["candidate"]) else split
     return "baselines"
 
 
 def _rate(session: list[Event], now: float) -> float | None:
-    """Candidates a minute since this session's first was under way."""
-    done = [e for e in session if e.type in ("scored", "failed") and e.payload["candidate"].isdigit()]
+    """Return candidates per minute since the first proposal of this session."""
+    done = [e for e in session if e.type in ("scored", "failed") and is_candidate(e.payload["candidate"])]
     fresh = {event.payload["candidate"] for event in done if event.payload["split"] == "search"}
     began = next((event.time for event in session if event.type == "asked"), session[0].time)
     return 60.0 * len(fresh) / (now - began) if fresh and now > began else None

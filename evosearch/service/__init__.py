@@ -1,1 +1,1 @@
-"""Specs, and the wiring of the rooms."""
+"""The commands run, score and merge: the other packages wired together."""

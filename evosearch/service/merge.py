@@ -1,4 +1,4 @@
-"""A recipe as a checkpoint on disk."""
+"""`evosearch merge`: write a recipe's merge as a checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ from evosearch.setup.models import open_models
 
 
 def merge(path: Path, out: Path, watcher: Watcher, allow_pickle: bool = False) -> dict[str, Any]:
-    """Merge as the recipe in `path` says, into the folder `out`; what `evosearch merge --json` prints."""
+    """Merge the recipe in `path` into the folder `out`; the result is what `evosearch merge --json` prints."""
     recipe = files.load(path)
     for text in checks.check(recipe, specs(), str(path) + ": "):
         watcher.note(text)
     models = open_models(recipe, str(path), watcher, allow_pickle)
     models.plan(recipe, f"{path}: recipe")
-    recipe_id = models.identify(recipe)  # reads every weight: a damaged parent is named before anything is written
+    recipe_id = models.identify(recipe)  # reads every weight, and so finds damaged parents before anything is written
     report = write_checkpoint(recipe, models.checkpoints, out, models.donor)
     return {
         "out": str(report.out),

@@ -1,4 +1,4 @@
-"""The champion of the name that a search registers under: met before the gate decides, and made after it."""
+"""The champion of a registered model: read before the gate decides, and replaced after a promotion."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +24,7 @@ from evosearch.tracking.registry import Registry
 
 
 def present_champion(prepared: Prepared, registry: Registry | None, watcher: Watcher) -> Champion | None:
-    """The present champion of the name this search registers under, where it is made of the same models."""
+    """The present champion of the spec's `register_as`; None if it cannot be compared, which is noted."""
     name = prepared.spec.config.promotion.register_as
     if name is None or registry is None:
         return None
@@ -32,7 +32,7 @@ def present_champion(prepared: Prepared, registry: Registry | None, watcher: Wat
         found = registry.champion(name)
         text = registry.recipe(found) if found else None
     except TrackingError as exc:
-        watcher.note(f"the present champion of '{name}' is not known and is left out of the gate: {exc}")
+        watcher.note(f"the present champion of '{name}' cannot be read and is left out of the gate: {exc}")
         return None
     if found is None or text is None:
         return None
@@ -48,11 +48,11 @@ def present_champion(prepared: Prepared, registry: Registry | None, watcher: Wat
 
 
 def read_champion(text: str, name: str, prepared: Prepared) -> Recipe:
-    """A champion's recipe; a recipe in it that is one of this search's models goes by that model's reference."""
+    """A champion's recipe; nested recipes that equal a model of this search get that model's reference."""
     *within, outer = documents.parse_all(text, name, RecipeError)
     load = prepared.models.opener.recipe
     ours = {_content(one, load): one for one in prepared.models.references if is_recipe(one)}
-    found: dict[str, Recipe] = {}  # as references of a file that holds them, by which they name each other
+    found: dict[str, Recipe] = {}  # keys are references within the champion's file
     local: dict[str, str] = {}
     for data in within:
         own = str(data.pop("name"))
@@ -63,23 +63,24 @@ def read_champion(text: str, name: str, prepared: Prepared) -> Recipe:
 
 
 def _content(reference: str, load: Callable[[str], Recipe]) -> str:
-    """A digest of what a recipe says, and the recipes that it is made of, wherever they lie and whatever their names.
+    """Digest of a recipe and its nested recipes, independent of their paths and names.
 
     Args:
-        load: reference → the recipe it names.
+        reference: The recipe.
+        load: Reference → recipe.
     """
     recipe = load(reference)
     return digest(anchor(recipe.to_dict(), Path("/"), {one: _content(one, load) for one in inner(recipe)}))
 
 
-def never_met(state: SearchState, champion: Champion | None) -> bool:
-    """Whether the gate promoted while the tracking store was away, and now there is a champion to be beaten first."""
+def is_unopposed(state: SearchState, champion: Champion | None) -> bool:
+    """Whether the gate promoted without a comparison with the champion, because the tracking store was down."""
     gated, promoted = state.gated, state.promoted
     if champion is None or gated is None or gated.promoted is None:
         return False
     registered = promoted is not None and promoted.version is not None
-    met = any(comparison["role"] == "champion" for comparison in gated.decision["comparisons"])
-    return not (registered or met or champion.recipe_id == state.recipe_ids.get(gated.promoted))
+    compared = any(comparison["role"] == "champion" for comparison in gated.decision["comparisons"])
+    return not (registered or compared or champion.recipe_id == state.recipe_ids.get(gated.promoted))
 
 
 def register(
@@ -90,7 +91,7 @@ def register(
     exported: dict[str, str],
     watcher: Watcher,
 ) -> None:
-    """Register the winner and make it the champion; a tracking store that is away does not undo a promotion."""
+    """Register the winner and make it the champion; if the tracking store is down, the next run does so."""
     name, candidate = prepared.spec.config.promotion.register_as, decision.promoted
     if candidate is None:
         return
@@ -100,7 +101,7 @@ def register(
     if name is not None and registry is not None:
         try:
             if _superseded(registry, name, prepared.search_id, earlier):
-                watcher.note(f"the champion of '{name}' is a later search's by now, and stays")
+                watcher.note(f"the champion of '{name}' is from a later search and is kept")
                 return
             version = registry.register(
                 name,
@@ -111,20 +112,20 @@ def register(
                 tags=_disclosed(recorder),
             )
         except TrackingError as exc:
-            watcher.note(f"not registered as '{name}': {exc}. The same command registers it later")
+            watcher.note(f"not registered as '{name}': {exc}. Run the same command again to register it")
     promoted = PromotedRecord(candidate, recipe_id, name, version, exported)
     if earlier is None or replace(earlier, exported=exported) != promoted:
         recorder.record([("promoted", promoted.to_payload())])
 
 
 def _disclosed(recorder: Recorder) -> dict[str, str]:
-    """What a registered version says of its test figures, as tags."""
+    """Tags of a registered version that qualify its test scores."""
     tags = {OPENINGS: str(times_opened(recorder.ledger, recorder.state))}
     return tags | ({CONTAMINATION: "true"} if contamination_acknowledged(recorder.state) else {})
 
 
 def _superseded(registry: Registry, name: str, search_id: str, earlier: PromotedRecord | None) -> bool:
-    """Whether this search registered its winner at an earlier run, and another search's is the champion since."""
+    """Whether an earlier run of this search registered its winner, and another search replaced it since."""
     if earlier is None or earlier.registered_as != name or earlier.version is None:
         return False
     champion = registry.champion(name)

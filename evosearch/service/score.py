@@ -1,4 +1,4 @@
-"""What a checkpoint or a recipe scores on one split of a suite."""
+"""`evosearch score`: score a checkpoint or a recipe on one split of a suite."""
 
 import json
 import os
@@ -21,17 +21,25 @@ from evosearch.search.progress import Watcher
 from evosearch.search.protocols import Job
 from evosearch.setup.executors import worker_config
 from evosearch.setup.models import open_models
-from evosearch.spec.spec import WorkersConfig
+from evosearch.spec.config import WorkersConfig
 
 
 def score(
     model: str, suite_path: Path, split: str, items: Path | None, watcher: Watcher, allow_pickle: bool = False
 ) -> dict[str, Any]:
-    """Score in this process; what `evosearch score --json` prints.
+    """Score in this process; the result is what `evosearch score --json` prints.
+
+    Args:
+        model: Reference of a model, or path of a recipe.
+        suite_path: The suite file.
+        split: `search`, `validation` or `test`; scoring `test` is recorded.
+        items: File to write one JSON line per item to.
+        watcher: Shows progress and notes.
+        allow_pickle: Read pickled weights of models without safetensors.
 
     Raises:
-        InputError: model, recipe, suite or split is wrong.
-        EvosearchError: the model's scores are not finite.
+        InputError: The model, recipe, suite or split is wrong.
+        EvosearchError: The model cannot be scored.
     """
     if split not in SPLITS:
         raise SuiteError("--split", f"got '{split}'", f"One of {', '.join(SPLITS)}")
@@ -43,12 +51,12 @@ def score(
     batch = harness.batch(split)
     models = open_models(recipe, model, watcher, allow_pickle)
     worker = Worker(worker_config(WorkersConfig(), models, suite, recipe.output_dtype), harness=harness)
-    worker.scorer.prepare(batch)  # what is wrong with the suite is said as such, and before the test is opened
-    told: dict[str, Any] = {}
+    worker.scorer.prepare(batch)  # before the test split opens: may find problems of the suite
+    disclosed: dict[str, Any] = {}
     if split == "test":
         count = record_reread(batch, f"score {model}")
-        watcher.note(f"test split: this reading is on record (openings of this test set so far: {count})")
-        told = {"test_openings": count, "contamination_acknowledged": suite.acknowledge_contamination}
+        watcher.note(f"test split: this evaluation is recorded (openings of this test set so far: {count})")
+        disclosed = {"test_openings": count, "contamination_acknowledged": suite.acknowledge_contamination}
     outcome = worker.run(Job(f"score@{split}", recipe, batch))
     if outcome.card is None:
         assert outcome.failure is not None
@@ -70,11 +78,11 @@ def score(
         "modes": summary["modes"],
         "seconds": {"load": worker.load_seconds, **summary["seconds"]},
         "device": str(worker.device),
-    } | told
+    } | disclosed
 
 
 def _recipe(model: str, watcher: Watcher) -> Recipe:
-    """The recipe in a file, or the one that is a model as it stands."""
+    """The recipe in a file, or one that is just a model."""
     if not model.endswith((".yaml", ".yml")):
         return Recipe(merge_method="linear", models=(Input(model=model, parameters={"weight": 1.0}),))
     recipe = files.load(Path(model))
@@ -84,12 +92,12 @@ def _recipe(model: str, watcher: Watcher) -> Recipe:
 
 
 def _metrics(columns: Mapping[str, Column], index: int) -> dict[str, Any]:
-    """One item's metrics: numbers, null where there is none, lists where lm-eval aggregates over tuples."""
+    """One item's metrics: numbers, null for none, lists where lm-eval aggregates tuples."""
     found: dict[str, Any] = {}
     for column, values in columns.items():
         value = float(values[index]) if np.isfinite(values[index]) else None
         metric, brackets, _ = column.partition("[")
-        if brackets:  # `word_perplexity[1]`, and their columns stand in order
+        if brackets:  # `word_perplexity[1]`; these columns are in order
             found.setdefault(metric, []).append(value)
         else:
             found[column] = value
@@ -97,7 +105,7 @@ def _metrics(columns: Mapping[str, Column], index: int) -> dict[str, Any]:
 
 
 def _write_items(path: Path, batch: ItemBatch, card: ScoreCard) -> None:
-    """One JSON line an item: task, document, its log-likelihoods, its metrics. Written whole or not at all."""
+    """Write one JSON line per item, atomically: task, document, log-likelihoods, metrics."""
     lines = []
     for items in batch.sets:
         columns = dict(card.columns[items.task])
@@ -106,7 +114,7 @@ def _write_items(path: Path, batch: ItemBatch, card: ScoreCard) -> None:
         start = 0
         for index, (doc_id, doc_hash) in enumerate(zip(items.doc_ids, items.doc_hashes, strict=True)):
             row: dict[str, Any] = {"task": items.task, "doc_id": doc_id, "doc_hash": doc_hash}
-            if items.documents:  # what `doc_id` counts in, where that is not what lm-eval evaluates
+            if items.documents:  # the documents that `doc_id` indexes, if not those that lm-eval evaluates
                 row["documents"] = items.documents
             if values is not None and counts is not None:
                 stop = start + int(counts[index])

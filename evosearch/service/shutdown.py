@@ -1,7 +1,7 @@
-"""The end of a search on its ledger, whatever ends it: done, failed, or told to stop, also twice and at any moment.
+"""Shutdown: record why a search ended, whether it finished, failed or was interrupted.
 
-An interrupt (SIGINT, SIGTERM) is a KeyboardInterrupt that may be raised between any two steps. Once one has arrived
-where the end is recorded, later ones are ignored until that is done, which takes seconds.
+An interrupt (SIGINT, SIGTERM) raises KeyboardInterrupt between any two steps. Once one has reached the code that
+records the end, later ones are ignored until that is done, which takes seconds.
 """
 
 import math
@@ -17,54 +17,57 @@ from evosearch.search.recorder import Recorder
 
 Found = TypeVar("Found")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-AGAIN_S = 2.0  # an interrupt that did not arrive (Python drops those in a finaliser) is tried again no sooner
+AGAIN_S = 2.0  # minimum interval between interrupts; Python drops those raised in a finalizer, so one may be repeated
 
 
 class Interrupt:
-    """What a signal does meanwhile."""
+    """Signal handler while a search runs."""
 
     def __init__(self, hurry: Callable[[], None]) -> None:
         self._hurry = hurry
         self._not_before = 0.0
 
     def arrived(self) -> None:
-        """No more of them."""
+        """Ignore all further signals."""
         self._not_before = math.inf
         self._hurry()
 
     def __call__(self, signum: int, frame: Any) -> None:
+        """Interrupt the search, unless the last interrupt was just now."""
         if (now := time.monotonic()) >= self._not_before:
             self._not_before = now + AGAIN_S
             self._hurry()
             raise KeyboardInterrupt
 
 
-def on_record(recorder: Recorder, search: Callable[[], tuple[str, Found]]) -> Found:
-    """Do what `search` does, and record why it ended; nothing where it had not recorded that it started.
+def recorded_end(recorder: Recorder, search: Callable[[], tuple[str, Found]]) -> Found:
+    """Run `search` and record why it ended, provided that it had recorded its start.
 
-    Where an interrupt or a failure cannot be recorded, as the server is away, that is said; what happened is raised.
+    If an interrupt or a failure cannot be recorded because the server is down, that is noted and the original exception
+    is raised.
 
     Args:
-        search: records `started`; gives the reason why it stopped, and its result.
+        recorder: The search's recorder.
+        search: Records `started`; returns why it stopped, and its result.
 
     Raises:
-        KeyboardInterrupt: it was interrupted, also where somebody's handler made a SystemExit of it.
-        LedgerError: it ended by itself, and that cannot be recorded.
+        KeyboardInterrupt: The search was interrupted, possibly by a SystemExit of another signal handler.
+        LedgerError: The search ended normally, and that cannot be recorded.
     """
     before = recorder.state.last_seq
     with _interrupts(recorder.ledger.hurry) as interrupt:
         try:
             try:
-                return _ended_by_itself(recorder, before, search)
+                return _run_to_end(recorder, before, search)
             except (KeyboardInterrupt, SystemExit):
                 interrupt.arrived()
-        except KeyboardInterrupt:  # a second one, before that line; a third is not due yet
+        except KeyboardInterrupt:  # a second one, before that line; a third comes too early
             interrupt.arrived()
         _record(recorder, before, "interrupted")
         raise KeyboardInterrupt
 
 
-def _ended_by_itself(recorder: Recorder, before: int, search: Callable[[], tuple[str, Found]]) -> Found:
+def _run_to_end(recorder: Recorder, before: int, search: Callable[[], tuple[str, Found]]) -> Found:
     try:
         reason, found = search()
         recorder.record([("stopped", {"reason": reason})])
@@ -80,13 +83,13 @@ def _record(recorder: Recorder, before: int, reason: str) -> None:
         if _is_open(recorder, before):
             recorder.record([("stopped", {"reason": reason})])
     except EvosearchError as exc:
-        recorder.watcher.note(f"that it stopped ({reason}) is not on record: {exc}")
+        recorder.watcher.note(f"cannot record that the search stopped ({reason}): {exc}")
 
 
 def _is_open(recorder: Recorder, before: int) -> bool:
-    """Whether the search is on record as started, in this session, and not as ended.
+    """Whether the ledger has the start of this run, and not its end.
 
-    Read, as an interrupt may have come between a commit and what follows it.
+    The ledger is read again because an interrupt may have come right after a commit.
     """
     found = recorder.ledger.events(recorder.search_id, after=before, types=("started", "stopped"))
     return bool(found) and found[-1].type == "started"
@@ -99,7 +102,7 @@ def _interrupts(hurry: Callable[[], None]) -> Iterator[Interrupt]:
         yield interrupt
         return
     kept = {number: signal.getsignal(number) for number in SIGNALS}
-    # Whoever ignores one goes on ignoring it: a shell's background jobs do SIGINT
+    # Ignored signals stay ignored: a shell's background jobs ignore SIGINT
     taken = [number for number, handler in kept.items() if handler not in (signal.SIG_IGN, None)]
     try:
         for number in taken:

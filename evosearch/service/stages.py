@@ -1,41 +1,46 @@
-"""The searches of a spec of stages, one after the other: each builds on what earlier ones found.
+"""Multi-stage runs: the searches of a spec's stages, one after the other, each building on earlier winners.
 
-Where the run was killed is read from the ledger, so it goes on at the right stage. A stage whose successor has begun is
-not opened again: what it found is what the successor is made of.
+A run that was killed resumes at the right stage, which the ledger tells. A stage is not resumed once a later one has
+started, as that one is built on its winner.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from evosearch.evaluation.harness.harness import Harness
 from evosearch.reporting.export import write_winner
-from evosearch.reporting.report import RunReport, candidates_of, winner_of
+from evosearch.reporting.report import RunReport, StageRow, candidate_counts, winner_of
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Progress, Watcher
 from evosearch.service.stages_lock import running
 from evosearch.setup.loading import read_search
+from evosearch.setup.resume_check import check_same_search
 from evosearch.spec.lookup import recorded_names
 from evosearch.spec.run_dir import default_run_dir
-from evosearch.setup.resume_check import check_same_search
 from evosearch.spec.spec import SearchSpec, Winner
 from evosearch.spec.stages import StagedSpec
 
 
 class Search(Protocol):
-    """Runs one search; see `run`."""
+    """Function that runs one search; see `run`."""
 
-    def __call__(self, spec: SearchSpec, watcher: Watcher, harness: Harness) -> RunReport: ...
+    def __call__(self, spec: SearchSpec, watcher: Watcher, harness: Harness) -> RunReport:
+        """Run one search whose suite is loaded."""
 
 
 def run_stages(spec: StagedSpec, search: Search, watcher: Watcher) -> RunReport:
-    """Run or continue all stages.
+    """Run or resume all stages.
+
+    Args:
+        spec: The multi-stage spec.
+        search: Runs one stage.
+        watcher: Shows progress and notes.
 
     Returns:
         The last stage's report, with a row for every stage.
 
     Raises:
-        InputError, SearchError: see `run`.
+        InputError, SearchError: See `run`.
     """
     with running(default_run_dir(spec.name).folder, str(spec.file)):
         return _run(spec, search, watcher)
@@ -44,19 +49,19 @@ def run_stages(spec: StagedSpec, search: Search, watcher: Watcher) -> RunReport:
 def _run(spec: StagedSpec, search: Search, watcher: Watcher) -> RunReport:
     harness = Harness(spec.suite)
     winners: dict[str, Winner] = {}
-    rows: list[dict[str, Any]] = []
+    rows: list[StageRow] = []
     for index, config in enumerate(spec.config.stages[:-1]):
-        stage = spec.stage(index, _as_begun(spec, index, winners))
+        stage = spec.stage(index, winners)
         row = _settled(stage, spec, watcher)
-        rows.append(row or _row(config.name, search(stage, _Within(watcher, stage), harness)))
+        rows.append(row or _row(config.name, search(stage, _StageWatcher(watcher, stage), harness)))
         winners[config.name] = _winner(stage)
-    stage = spec.stage(spec.count - 1, _as_begun(spec, spec.count - 1, winners))
-    report = search(stage, _Within(watcher, stage), harness)
-    return replace(report, stages=[*rows, _row(spec.config.stages[-1].name, report)])
+    stage = spec.stage(spec.count - 1, winners)
+    report = search(stage, _StageWatcher(watcher, stage), harness)
+    return replace(report, stages=(*rows, _row(spec.config.stages[-1].name, report)))
 
 
 def _winner(stage: SearchSpec) -> Winner:
-    """What a stage found, from its ledger."""
+    """A stage's winner, from its ledger."""
     run_dir = stage.run_dir
     with Ledger.open(run_dir.ledger, f"{stage.file}: ledger", read_only=True) as ledger:
         _, state = read_search(ledger, run_dir)
@@ -64,42 +69,22 @@ def _winner(stage: SearchSpec) -> Winner:
     return Winner(state.winner.recipe, state.winner.recipe_id, state.recipes)
 
 
-def _as_begun(spec: StagedSpec, index: int, winners: Mapping[str, Winner]) -> Mapping[str, Winner]:
-    """The winners by the names that a stage began with: an earlier version called them by their files."""
-    run_dir = spec.run_dir(index)
-    if run_dir.name not in recorded_names(run_dir.ledger):
-        return winners
-    with Ledger.open(run_dir.ledger, f"{spec.file}: ledger", read_only=True) as ledger:
-        began = read_search(ledger, run_dir)[1].inputs
-    files = {config.name: spec.run_dir(i).winner for i, config in enumerate(spec.config.stages)}
-    named = {name for name in winners if any(f"{known}+".startswith(f"{files[name]}+") for known in began)}
-    return {name: replace(winner, place=files[name]) if name in named else winner for name, winner in winners.items()}
+def _row(name: str, report: RunReport) -> StageRow:
+    return StageRow(name, report.search_id, report.stopped, report.candidates, report.winner, report.exported)
 
 
-def _row(name: str, report: RunReport) -> dict[str, Any]:
-    """One stage as `evosearch run --json` lists it."""
-    return {
-        "name": name,
-        "search_id": report.search_id,
-        "stopped": report.stopped,
-        "candidates": report.candidates,
-        "winner": report.winner,
-        "exported": report.exported,
-    }
-
-
-def _settled(stage: SearchSpec, spec: StagedSpec, watcher: Watcher) -> dict[str, Any] | None:
-    """The row of a stage that a later one has begun to build on; None where it is still open.
+def _settled(stage: SearchSpec, spec: StagedSpec, watcher: Watcher) -> StageRow | None:
+    """The row of a stage whose successor has started; None if it may still be resumed.
 
     Raises:
-        LedgerError: the spec's stage is not the one that is recorded.
+        LedgerError: The spec's stage is not the recorded one.
     """
     assert stage.stage is not None
     run_dir = stage.run_dir
-    known = recorded_names(run_dir.ledger)
+    recorded = recorded_names(run_dir.ledger)
     later = [spec.search_name(index) for index in range(stage.stage.index + 1, spec.count)]
-    begun = [name for name in later if name in known]
-    if stage.name not in known or not begun:
+    started = [name for name in later if name in recorded]
+    if stage.name not in recorded or not started:
         return None
     with Ledger.open(run_dir.ledger, f"{stage.file}: ledger", read_only=True) as ledger:
         search_id, state = read_search(ledger, run_dir)
@@ -107,20 +92,14 @@ def _settled(stage: SearchSpec, spec: StagedSpec, watcher: Watcher) -> dict[str,
         write_winner(ledger, search_id, state, run_dir.winner_file)
         budget = ledger.events(search_id, types=("started",))[-1].payload["budget"]
     if budget != stage.config.budget.model_dump(mode="json", exclude_none=True):
-        text = f"its budget changed, and it is not opened again: '{begun[0]}' builds on what it found"
+        text = f"its budget changed, but the stage is not resumed: '{started[0]}' builds on its winner"
         watcher.note(f"{stage.at('budget')}: {text}")
-    return {
-        "name": stage.stage.name,
-        "search_id": search_id,
-        "stopped": state.stopped,
-        "candidates": candidates_of(state, len(state.finished)),
-        "winner": winner_of(state),
-        "exported": {"recipe": str(run_dir.winner_file)},
-    }
+    counts, exported = candidate_counts(state, len(state.finished)), {"recipe": str(run_dir.winner_file)}
+    return StageRow(stage.stage.name, search_id, state.stopped, counts, winner_of(state), exported)
 
 
-class _Within:
-    """A watcher who is told which stage it is."""
+class _StageWatcher:
+    """Watcher that adds the stage's name to progress."""
 
     def __init__(self, inner: Watcher, stage: SearchSpec) -> None:
         assert stage.stage is not None

@@ -1,4 +1,4 @@
-"""Who runs a spec of stages on this machine: told between two of its searches, too, where none of them is held."""
+"""Lock of a multi-stage run on this machine, held also between two of its stages."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,26 +7,26 @@ from pathlib import Path
 from evosearch.errors import LedgerError
 from evosearch.search.ledger.lock import file_lock, file_lock_holder
 
-STAGES = "stages"  # a lock file's name in the folder of the whole begins with it
+STAGES = "stages"  # the lock file's name in the run directory starts with it
 ALL = "all"
 
 
 @contextmanager
 def running(folder: Path, where: str) -> Iterator[None]:
-    """Be the one process that runs the stages whose folder this is.
+    """Hold the lock of the multi-stage run in this run directory.
 
     Raises:
-        LedgerError: another one does, or the folder cannot be written.
+        LedgerError: Another process holds it, or the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        what = f"the folder {folder} cannot be made: {exc.strerror}"
+        what = f"cannot make the folder {folder}: {exc.strerror}"
         raise LedgerError(where, what, next="Choose a folder you may write to") from None
     with file_lock(folder / STAGES, ALL, where):
         yield
 
 
 def runner(folder: Path) -> str | None:
-    """The process that does, by the folder of the whole or of one stage."""
+    """The process that holds the lock, given the run directory or a stage's folder in it."""
     return file_lock_holder(folder / STAGES, ALL) or file_lock_holder(folder.parent / STAGES, ALL)

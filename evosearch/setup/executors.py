@@ -1,4 +1,4 @@
-"""From the spec's `workers` to something that scores."""
+"""Executors and worker configs, built from a spec's `workers`."""
 
 import os
 from dataclasses import replace
@@ -7,21 +7,29 @@ from evosearch.checkpoints.references import default_cache
 from evosearch.errors import SpecError
 from evosearch.evaluation.engine.loglikelihood import ScoreOptions
 from evosearch.evaluation.suites.suite import Suite
-from evosearch.execution.cluster import address_of
 from evosearch.execution.local import LocalExecutor
-from evosearch.execution.worker import WorkerConfig
+from evosearch.execution.ray_cluster import address_of
+from evosearch.execution.worker_config import WorkerConfig
 from evosearch.search.progress import Watcher
 from evosearch.search.protocols import Executor
 from evosearch.setup.models import Models
 from evosearch.setup.prepare import Prepared
+from evosearch.spec.config import WorkersConfig
 from evosearch.spec.portable import portable
-from evosearch.spec.spec import WorkersConfig
 
-THREADS = 2  # of a worker on a cluster, and the cores it takes: of no use to a GPU, so that few nodes lack them
+THREADS = 2  # CPU threads of a cluster worker, and the cores it reserves; few, so that any GPU node has them
 
 
 def worker_config(workers: WorkersConfig, models: Models, suite: Suite, out_dtype: str, count: int = 1) -> WorkerConfig:
-    """What each worker is told: names and plain data."""
+    """The config of one worker: names and plain data.
+
+    Args:
+        workers: The spec's `workers`.
+        models: The models that candidates are made of.
+        suite: The suite that candidates are scored on.
+        out_dtype: The type that merged weights are rounded to.
+        count: Number of workers on this machine, which share its cores.
+    """
     cached = workers.cached_tokens or ScoreOptions.cached_tokens
     options = ScoreOptions(batch_tokens=workers.batch_tokens, cached_tokens=cached)
     return WorkerConfig(
@@ -41,10 +49,10 @@ def worker_config(workers: WorkersConfig, models: Models, suite: Suite, out_dtyp
 
 
 def make_executor(workers: WorkersConfig, prepared: Prepared, watcher: Watcher) -> Executor:
-    """The executor a spec asks for.
+    """Build the executor of a spec.
 
     Raises:
-        SpecError: the cluster cannot be reached, or more is asked for than this machine has.
+        SpecError: The cluster cannot be reached, or this machine has too few GPUs.
     """
     count, gpus = worker_count(workers)
     config = worker_config(workers, prepared.models, prepared.suite, prepared.example.output_dtype, count or 1)
@@ -52,28 +60,28 @@ def make_executor(workers: WorkersConfig, prepared: Prepared, watcher: Watcher) 
     if workers.executor == "local":
         return LocalExecutor(config, watcher.preparing, prepared.harness)
     from evosearch.execution.ray_pool import RayExecutor, RayOptions
+    from evosearch.execution.worker import Worker
 
     config = replace(config, suite=config.suite | {"include": portable(prepared.suite.include)})
-    if cluster_of(workers) and workers.threads is None:  # its nodes are not this machine
+    if cluster_of(workers) and workers.threads is None:  # its nodes may have other cores than this machine
         config = replace(config, threads=1 if gpus and gpus < 1.0 else THREADS)
     fill = prepared.spec.config.optimizer.asynchronous
     options = RayOptions(count, config.threads, gpus, cluster_of(workers), fill)
-    return RayExecutor(config, options, watcher.note)
+    return RayExecutor(Worker, config, options, watcher.note)
 
 
 def cluster_of(workers: WorkersConfig) -> str | None:
-    """The cluster that workers run on: the spec's, or that of the Ray job that this is; None: this machine alone."""
+    """Address of the cluster that workers run on: the spec's, or the one this Ray job runs on; None for no cluster."""
     return None if workers.executor == "local" else address_of(workers.address)
 
 
 def worker_count(workers: WorkersConfig) -> tuple[int | None, float | None]:
-    """How many workers, and how many GPUs each has.
+    """Number of workers, and GPUs of each.
 
-    On a cluster the first is None where it is as many as there is room for, the second where it is one if any of its
-    nodes has one.
+    On a cluster, None means as many workers as fit, and one GPU each if any node has GPUs.
 
     Raises:
-        SpecError: more is asked for than this machine has.
+        SpecError: This machine has too few GPUs.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""A recorded search, read back from its ledger."""
+"""Loading of recorded searches from their ledgers."""
 
 from evosearch.errors import LedgerError
 from evosearch.evaluation.statistics.intervals import Interval, interval
@@ -10,34 +10,34 @@ from evosearch.spec.run_dir import RunDir
 
 
 def read_search(ledger: Ledger, run_dir: RunDir) -> tuple[str, SearchState]:
-    """The search of these places: its id and its folded events.
+    """Id and state of the search of a run directory.
 
     Raises:
-        LedgerError: the ledger has no search of that name.
+        LedgerError: The ledger has no search of this name.
     """
     info = ledger.search_by_name(run_dir.name)
     if info is None:
         known = ", ".join(entry.name for entry in ledger.searches()) or "none"
-        raise LedgerError(run_dir.name, "no such search in its ledger", f"There: {known}", "Run it first")
+        raise LedgerError(run_dir.name, "no such search in its ledger", f"Searches there: {known}", "Run it first")
     return info.search_id, SearchState.from_events(ledger.events(info.search_id))
 
 
 def metric_columns(ledger: Ledger, search_id: str, state: SearchState, candidate: str, split: str) -> dict[str, Column]:
-    """Task → the suite's metric of each item, of a candidate that was scored on all of a split."""
+    """Task → the suite's metric of each item, of a candidate scored on a full split."""
     card = state.cards[candidate, split]
     stored = ledger.columns(search_id, candidate, split, card.sets)
     return {task: stored[task][entry.metric] for task, entry in card.tasks.items()}
 
 
 def groups_of(ledger: Ledger, state: SearchState, candidate: str, split: str) -> Groups:
-    """Task → the group of each item of those columns, of tasks that have groups."""
+    """Task → group of each item of `metric_columns`, for tasks with groups."""
     card = state.cards[candidate, split]
     found = {task: ledger.item_set(card.sets[task]).groups for task in card.tasks}
     return {task: names for task, names in found.items() if names}
 
 
 def score_interval(ledger: Ledger, search_id: str, state: SearchState, candidate: str, split: str) -> Interval:
-    """A candidate's score on all of a split, with its two-sided 95% interval."""
+    """A candidate's score on a full split, with its two-sided 95% interval."""
     measure = state.spec["suite"]
     columns = metric_columns(ledger, search_id, state, candidate, split)
     groups = groups_of(ledger, state, candidate, split)
@@ -45,5 +45,5 @@ def score_interval(ledger: Ledger, search_id: str, state: SearchState, candidate
 
 
 def contamination_acknowledged(state: SearchState) -> bool:
-    """Whether the suite says that its search documents are of a public benchmark's test set."""
+    """Whether the suite acknowledges that its search documents are from a public benchmark's test set."""
     return bool(state.circumstances.suite.get("acknowledge_contamination"))

@@ -1,4 +1,4 @@
-"""The models of a recipe, made ready: references resolved, checkpoints opened, fit for each other, hashed."""
+"""Models of a recipe, ready for merging: resolved, opened, checked against each other, hashed."""
 
 import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ from evosearch.checkpoints.reader import CONFIG, Checkpoint
 from evosearch.checkpoints.references import default_cache, split
 from evosearch.documents import join
 from evosearch.errors import InputError, RecipeError, in_one
-from evosearch.execution.worker import register_schemes
+from evosearch.execution.loaders import register_schemes
 from evosearch.materialize.compatibility import check_compatible
 from evosearch.materialize.fit import check_fit
 from evosearch.materialize.forward import differences
@@ -26,11 +26,13 @@ from evosearch.search.progress import Watcher
 
 @dataclass(frozen=True)
 class Models:
-    """Opened checkpoints by reference; the first gives config and tokenizer.
+    """Opened checkpoints by reference; the first is the donor of config and tokenizer.
 
     Attributes:
-        recipe: the one they were opened for, or its frame: which models are named, how their layers are stacked.
-        also: further models, which only baselines name.
+        checkpoints: Reference → checkpoint.
+        recipe: The recipe they were opened for, or its frame.
+        opener: Opened them, and has the nested recipes.
+        also: Further models, which only baselines use.
     """
 
     checkpoints: dict[str, Checkpoint]
@@ -40,29 +42,32 @@ class Models:
 
     @property
     def references(self) -> tuple[str, ...]:
+        """References of the opened models."""
         return tuple(self.checkpoints)
 
     @property
     def donor(self) -> str:
+        """The model that config and tokenizer are taken from."""
         return self.references[0]
 
     @property
     def shape(self) -> ModelShape:
+        """Shape of the merged model."""
         return self.output.shape
 
     @cached_property
     def output(self) -> Output:
-        """What merges of these models look like."""
+        """Layout of the merged model."""
         return output(self.recipe, self.checkpoints)
 
     @cached_property
     def inputs(self) -> dict[str, str]:
-        """Reference → content_sha256; reads every byte once."""
+        """Reference → content_sha256; the first access reads every byte."""
         return self.opener.contents(self.recipe, self.checkpoints)
 
     @cached_property
     def files(self) -> dict[str, dict[str, str]]:
-        """Reference → file → sha256, of config and tokenizer of every model as it came."""
+        """Reference → file → sha256, of each model's config and tokenizer."""
         return self.opener.files(self.recipe, self.also)
 
     @property
@@ -71,26 +76,26 @@ class Models:
         return {reference: checkpoint.shape.num_layers for reference, checkpoint in self.checkpoints.items()}
 
     def alike(self, references: Iterable[str]) -> bool:
-        """Whether these models have the same layers."""
+        """Whether these models have the same shape."""
         shapes = [self.checkpoints[reference].shape for reference in references]
         return all(shape == shapes[0] for shape in shapes)
 
     def needs_another(self, recipe: Recipe) -> bool:
-        """Whether a recipe of these models is scored in a model of its own: it has other layers, or another config."""
+        """Whether a recipe cannot be scored in the candidates' resident model: its layers or its config differ."""
         if (recipe.routing is None) != (self.recipe.routing is None):
             return True
         return not output(recipe, self.checkpoints).answers_as(self.output)
 
     def fits(self, recipe: Recipe) -> bool:
-        """Whether another recipe of these models can be scored beside this one: it reads the same tokens."""
+        """Whether scores of another recipe are comparable: it has the same vocabulary and chat template."""
         ours = self.recipe
         return (recipe.vocabulary, recipe.chat_template) == (ours.vocabulary, ours.chat_template)
 
     def plan(self, recipe: Recipe, where: str) -> None:
-        """Lay a recipe's merge out, for what only its tensors can tell; reads no disk.
+        """Plan a recipe's merge, to check it tensor by tensor; reads no weights.
 
         Raises:
-            RecipeError: a parameter has no value at some tensor, or layers are asked for that are not there.
+            RecipeError: A parameter has no value at some tensor, or a layer does not exist.
         """
         shapes = {reference: checkpoint.shape for reference, checkpoint in self.checkpoints.items()}
         try:
@@ -100,20 +105,20 @@ class Models:
             raise RecipeError(place, error.what, error.allowed, error.next) from None
 
     def check_beside(self, recipe: Recipe, where: str) -> None:
-        """Whether a baseline, of models that the recipe need not name, can be merged, and answers the same prompts.
+        """Check that a baseline of other models can be merged and scored on the same prompts.
 
         Raises:
-            CheckpointError: two models do not fit.
+            CheckpointError: Two models do not fit together.
         """
         check_fit(recipe, self.checkpoints, output(recipe, self.checkpoints), where)
         pair = [self.checkpoints[self.donor], self.checkpoints[recipe.references()[0]]]
         check_compatible(pair, where, same_depth=False, by_layer=False)
 
     def live_numbers(self, recipe: Recipe) -> int:
-        """How many numbers the resident model of a recipe holds.
+        """Number of parameters in the resident model of a recipe.
 
-        Layers of all models are live for routes, what they share once; what writes to the residual stream every hop has
-        for itself.
+        For routes, all models' layers are resident, shared tensors once; each hop has its own copy of the tensors that
+        write to the residual stream.
         """
         laid = output(recipe, self.checkpoints)
         own = [tensor for tensor in laid.shape.tensors if recipe.routing is None or _of_a_hop(tensor)]
@@ -129,13 +134,14 @@ class Models:
         return numbers + sum(stock.values())
 
     def _origin(self, reference: str, tensor: str) -> tuple[int, str]:
-        """The checkpoint that a tensor is taken from: an adapter's base has what the adapter does not change."""
+        """The checkpoint that stores a tensor: an adapter's base stores what the adapter does not change."""
         checkpoint = self.checkpoints[reference]
         while (under := checkpoint.shares(tensor)) is not None:
             checkpoint = under
         return id(checkpoint), tensor
 
     def identify(self, recipe: Recipe) -> str:
+        """Recipe id of a recipe of these models."""
         return recipe_id(recipe, self.inputs)
 
 
@@ -147,16 +153,20 @@ def open_models(
     also: Sequence[str] = (),
     recipes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Models:
-    """Resolve, fetch or train, open, and compare the models that a recipe names.
+    """Resolve, fetch or train, open, and compare the models of a recipe.
 
     Args:
-        also: further models, which only baselines name. How they fit is asked with `Models.check_beside`.
-        recipes: reference → recipe, of models that are recipes and need not be read from their files.
+        recipe: The recipe, or its frame.
+        where: File and key of the recipe, for errors.
+        watcher: Shows what is being prepared.
+        allow_pickle: Read pickled weights of models without safetensors.
+        also: Further models, which only baselines use; `Models.check_beside` checks whether they fit.
+        recipes: Reference → recipe, of nested recipes that are not read from files.
 
     Raises:
-        CheckpointError: one is missing, damaged, or does not fit the others.
-        RecipeError: a nested recipe is wrong, or layers are asked for that are not there.
-        Problems: several of them.
+        CheckpointError: A model is missing, damaged, or does not fit the others.
+        RecipeError: A nested recipe is invalid, or a layer does not exist.
+        Problems: Several of these.
     """
     register_schemes()
     opener = Opener(default_cache(), watcher.preparing, allow_pickle, recipes or {})
@@ -173,10 +183,10 @@ def open_models(
 
 
 def _open_each(opener: Opener, recipe: Recipe, further: Sequence[str], where: str) -> None:
-    """Open every model, so that all that cannot be had are named, and all that do not fit those that can.
+    """Open every model, so that all that fail are reported at once.
 
     Raises:
-        InputError: one cannot be opened; `Problems` where there is more to say.
+        InputError: A model cannot be opened; `Problems` if there are several problems.
     """
     opened: list[Checkpoint] = []
     found: list[InputError] = []
@@ -197,16 +207,16 @@ def _open_each(opener: Opener, recipe: Recipe, further: Sequence[str], where: st
 
 
 def _at_its_key(error: InputError, recipe: Recipe, reference: str, where: str, recipes: Container[str]) -> InputError:
-    """An error about a model as such, with the key that names it; one about a file of it names that already."""
+    """An error about a model, located at the recipe's key; errors about one of its files keep the file."""
     key = next(_keys(recipe.to_dict(), reference), None)
-    # Split last: of a reference that cannot be, `split` itself has raised the error
+    # `split` comes last: for an invalid reference it raised the error itself
     if key is None or (error.where != reference and error.where not in split(reference, recipes)):
         return error
     return type(error)(join(where, *key), f"{error.where}: {error.what}", error.allowed, error.next)
 
 
 def _keys(node: Any, reference: str) -> Iterator[tuple[str | int, ...]]:
-    """Where a recipe, as plain data, names a model."""
+    """Keys at which a recipe, as plain data, names a model."""
     entries = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     for key, value in entries:
         if key in ("model", "base_model") and value == reference:
@@ -215,19 +225,21 @@ def _keys(node: Any, reference: str) -> Iterator[tuple[str | int, ...]]:
 
 
 def _of_a_hop(tensor: TensorSpec) -> bool:
-    """Whether a route has a tensor for itself: of a layer what its scale divides, and all that is not of a layer."""
+    """Whether each route has its own copy of a tensor: those scaled per hop, and those outside of layers."""
     return tensor.layer is None or tensor.writes_residual
 
 
 def _other_settings(models: Models) -> list[str]:
-    """Which models have other configs than the donor: one of them alone is scored under its own, a merge under one."""
+    """Notes on models whose configs differ from the donor's, which the merge is scored with."""
     donor, found = models.checkpoints[models.donor].config, []
     for reference, checkpoint in models.checkpoints.items():
         differing = differences(checkpoint.config, donor, str(checkpoint.folder / CONFIG))
-        telling = {key: pair for key, pair in differing.items() if key not in checkpoint.family.of_layers}
-        if telling:
-            what = ", ".join(f"{key} {own!r} instead of {other!r}" for key, (own, other) in telling.items())
-            rule = "a merge is scored and written under the config of its base_model, or else of its first model"
-            rule = rule if models.recipe.routing is None else "a route is scored and written under its first model's"
-            found.append(f"{reference}: its config has {what} as {models.donor} has it; {rule}")
+        relevant = {key: pair for key, pair in differing.items() if key not in checkpoint.family.of_layers}
+        if relevant:
+            what = ", ".join(f"{key} {own!r} instead of {other!r}" for key, (own, other) in relevant.items())
+            rule = "a merge is scored and written with the config of its base_model, or else of its first model"
+            rule = (
+                rule if models.recipe.routing is None else "a route is scored and written with its first model's config"
+            )
+            found.append(f"{reference}: its config has {what} as in {models.donor}; {rule}")
     return found

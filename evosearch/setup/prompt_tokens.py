@@ -1,6 +1,6 @@
-"""What scoring one candidate takes in tokens, split by split, known before any model runs.
+"""Prompt tokens of one candidate on each split, counted before any model runs.
 
-The tokenizer, the suite and the context length decide it; weights do not, save for where generated answers end.
+They depend on the tokenizer, the suite and the context length; weights only decide where generated answers end.
 """
 
 from dataclasses import asdict, dataclass
@@ -8,27 +8,38 @@ from pathlib import Path
 
 from evosearch.checkpoints.reader import CONFIG, read_json
 from evosearch.checkpoints.references import default_cache, resolve_settings, split
-from evosearch.evaluation.engine.prefix_tree import depths, distinct_prefixes
+from evosearch.evaluation.engine.runs import depths, distinct_prefixes
 from evosearch.evaluation.harness.frozen import FrozenBatch
 from evosearch.evaluation.harness.harness import Harness, max_length_of
 from evosearch.evaluation.types import SPLITS
-from evosearch.execution.worker import load_tokenizer, register_schemes
+from evosearch.execution.loaders import load_tokenizer, register_schemes
 from evosearch.materialize.forward import settings
 from evosearch.search.progress import Watcher
 
 
 @dataclass(frozen=True)
 class SplitTokens:
-    """The work that one split asks of each candidate."""
+    """Tokens of one candidate on one split.
+
+    Attributes:
+        items: Number of items.
+        requested: Tokens of all requests: contexts with continuations, and prompts.
+        distinct: Nodes of their prefix trees, each distinct prefix counted once: the least that must be run.
+        generated_at_most: New tokens if every answer runs to its limit; equal prompts are continued once.
+        attended: Sum over the distinct tokens of the positions that each attends to.
+        attended_at_most: The same of the new tokens.
+        prompts: Number of distinct prompts to continue.
+        longest: Tokens of the longest prompt with its answer.
+    """
 
     items: int
-    requested: int  # tokens of all requests, one by one: contexts with continuations, and prompts
-    distinct: int  # nodes of their token tries: what is run at least, each distinct prefix once
-    generated_at_most: int  # new tokens, where no answer ends before its limit; equal prompts are continued once
-    attended: int  # positions that the distinct tokens see, each its own and those before it
-    attended_at_most: int  # and those that the new tokens see
-    prompts: int  # that are continued
-    longest: int  # tokens of the longest of them with its answer
+    requested: int
+    distinct: int
+    generated_at_most: int
+    attended: int
+    attended_at_most: int
+    prompts: int
+    longest: int
 
     def to_dict(self) -> dict[str, int]:
         """Plain data, as `check --json` prints it."""
@@ -36,7 +47,7 @@ class SplitTokens:
 
 
 def count(frozen: FrozenBatch) -> SplitTokens:
-    """The tokens of a frozen batch. Log-likelihoods and prompts make two tries, as they are run by two passes."""
+    """Tokens of a frozen batch. Log-likelihoods and prompts run in separate passes and have separate prefix trees."""
     inputs = [request.inputs for request in frozen.loglikelihoods]
     prompts = [request.prompt for request in frozen.generations]
     answers = [(len(request.prompt), request.max_new_tokens) for request in set(frozen.generations)]
@@ -53,14 +64,16 @@ def count(frozen: FrozenBatch) -> SplitTokens:
 
 
 def count_for(harness: Harness, model: str, watcher: Watcher) -> dict[str, SplitTokens]:
-    """Split → its tokens under the tokenizer and the context length of a model, whose weights are not read.
+    """Split → tokens with a model's tokenizer and context length; its weights are not read.
 
     Args:
-        model: a folder with config.json and tokenizer, or any other reference; what follows a '+' is left out.
+        harness: The suite.
+        model: A reference; an adapter (after '+') is ignored.
+        watcher: Shows what is being fetched.
 
     Raises:
-        CheckpointError: there is no such model, or it has no usable config or tokenizer.
-        SuiteError: a request cannot be run by a model of this context length, or needs a chat template it has not.
+        CheckpointError: There is no such model, or its config or tokenizer cannot be used.
+        SuiteError: A request does not fit the context, or needs a chat template that the tokenizer does not have.
     """
     register_schemes()
     folder = resolve_settings(split(model)[0], default_cache(), watcher.preparing)
@@ -68,7 +81,7 @@ def count_for(harness: Harness, model: str, watcher: Watcher) -> dict[str, Split
 
 
 def count_in(harness: Harness, folder: Path) -> dict[str, SplitTokens]:
-    """The same, of a folder with config.json and tokenizer."""
+    """Split → tokens with the config.json and the tokenizer in `folder`; see `count_for`."""
     tokenizer = load_tokenizer(folder)
     length = max_length_of(settings(read_json(folder / CONFIG), str(folder / CONFIG)), tokenizer)
     return {name: count(harness.freeze(harness.batch(name), tokenizer, length)) for name in SPLITS}

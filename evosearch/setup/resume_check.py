@@ -77,10 +77,11 @@ def check_same_search(recorded: Mapping[str, Any], spec: SearchSpec, where: str)
     old, new = _flat(recorded), _flat(spec.identity())
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
-            then, now = (repr(found[key]) if key in found else "its default" for found in (old, new))
+            then = f"with {old[key]!r}" if key in old else "without this key"
+            now = f"has {new[key]!r}" if key in new else "leaves it out"
             raise LedgerError(
                 spec.at(key),
-                f"this is another search: '{spec.name}' in {where} was started with {then}, the file has {now}",
+                f"this is another search: '{spec.name}' in {where} was started {then}, the file {now}",
                 "Budget, workers, tracking and ledger may change between runs",
                 "Undo the change, or give the new search another name",
             )

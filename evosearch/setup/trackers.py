@@ -1,4 +1,4 @@
-"""From the spec's `tracking` to a mirror of the ledger and a registry."""
+"""Trackers and model registry, built from a spec's `tracking`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,32 +9,32 @@ from evosearch.credentials import hidden
 from evosearch.errors import SpecError
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Watcher
-from evosearch.spec.run_dir import Places
+from evosearch.spec.run_dir import RunDir
 from evosearch.spec.spec import SearchSpec
 from evosearch.tracking.jsonl import JsonLinesTracker
 from evosearch.tracking.mirror import Mirror
 from evosearch.tracking.mlflow import MlflowMirror
 from evosearch.tracking.registry import Registry
 
-CATCH_UP_S = 120.0  # how long the end of a run waits for the mirror
-PATIENCE_S = 10.0  # how long it waits for a store that fails
-INTERRUPTED_S = 5.0  # how long one that was told to stop waits for either: it is killed if it takes its time
-JSON_LINES = "jsonl:"  # `jsonl:events.jsonl`: a file in the search's folder instead of an MLflow store
+CATCH_UP_S = 120.0  # how long a run waits for the mirror at its end
+PATIENCE_S = 10.0  # how long it waits for a failing store
+INTERRUPTED_S = 5.0  # limit of both for an interrupted run, which may be killed soon
+JSON_LINES = "jsonl:"  # `jsonl:events.jsonl`: a file in the run directory instead of an MLflow store
 
 
 @contextmanager
-def mirroring(places: Places, search_id: str, watcher: Watcher) -> Iterator[Mirror]:
-    """The mirror of one search; at the end it has some time to catch up, and what it misses the next run brings."""
+def mirroring(run_dir: RunDir, search_id: str, watcher: Watcher) -> Iterator[Mirror]:
+    """The mirror of a search, which may catch up for a while on exit; the next run writes what it missed."""
 
     def notice(text: str) -> None:
-        watcher.note(f"{shown(places)}: {text}")
+        watcher.note(f"{shown(run_dir)}: {text}")
 
-    reader = partial(Ledger.open, places.ledger, read_only=True)
+    reader = partial(Ledger.open, run_dir.ledger, read_only=True)
     mirror: Mirror
-    if places.tracking.startswith(JSON_LINES):
-        mirror = JsonLinesTracker(jsonl_file(places), reader, search_id, notice)
+    if run_dir.tracking.startswith(JSON_LINES):
+        mirror = JsonLinesTracker(jsonl_file(run_dir), reader, search_id, notice)
     else:
-        mirror = MlflowMirror(places.tracking, places.experiment, reader, search_id, places.name, notice)
+        mirror = MlflowMirror(run_dir.tracking, run_dir.experiment, reader, search_id, run_dir.name, notice)
     catch_up_s = CATCH_UP_S
     try:
         yield mirror
@@ -45,34 +45,35 @@ def mirroring(places: Places, search_id: str, watcher: Watcher) -> Iterator[Mirr
         mirror.close(catch_up_s, min(catch_up_s, PATIENCE_S))
 
 
-def jsonl_file(places: Places) -> Path:
-    return places.folder / places.tracking.removeprefix(JSON_LINES)
+def jsonl_file(run_dir: RunDir) -> Path:
+    """The JSON lines file of a run directory."""
+    return run_dir.folder / run_dir.tracking.removeprefix(JSON_LINES)
 
 
-def shown(places: Places) -> str:
-    """The tracking store as messages name it: `MLflow at http://host:5000`."""
-    if places.tracking.startswith(JSON_LINES):
-        return str(jsonl_file(places))
-    return f"MLflow at {hidden(places.tracking)}"
+def shown(run_dir: RunDir) -> str:
+    """The tracking store in messages: `MLflow at http://host:5000`."""
+    if run_dir.tracking.startswith(JSON_LINES):
+        return str(jsonl_file(run_dir))
+    return f"MLflow at {hidden(run_dir.tracking)}"
 
 
-def registry_of(places: Places) -> Registry | None:
-    """The registry of the tracking store; JSON lines have none."""
-    return None if places.tracking.startswith(JSON_LINES) else Registry(places.tracking)
+def registry_of(run_dir: RunDir) -> Registry | None:
+    """The registry of the tracking store; None for JSON lines."""
+    return None if run_dir.tracking.startswith(JSON_LINES) else Registry(run_dir.tracking)
 
 
 def check_tracking(spec: SearchSpec) -> None:
-    """`tracking` and `promotion` fit each other.
+    """Check that `tracking` and `promotion` are consistent.
 
     Raises:
-        SpecError: a name to register under, and nowhere to register.
+        SpecError: The JSON lines file is outside the run directory, or `register_as` is given without a registry.
     """
     uri = spec.config.tracking.uri or ""
     if not uri.startswith(JSON_LINES):
         return
     file = Path(uri.removeprefix(JSON_LINES))
     if not file.name or file.is_absolute() or ".." in file.parts:
-        raise SpecError(f"{spec.file}: tracking.uri", f"got '{uri}'", "jsonl:FILE, a file in the search's own folder")
+        raise SpecError(f"{spec.file}: tracking.uri", f"got '{uri}'", "jsonl:FILE, a file in the run directory")
     if spec.config.promotion.register_as:
         where = f"{spec.file}: promotion.register_as"
         raise SpecError(where, "JSON lines have no model registry", "An MLflow tracking.uri", "Remove one of the two")

@@ -1,4 +1,4 @@
-"""Which library builds a search ran with: recorded, since other builds may give other last bits."""
+"""Library versions, recorded with each search: other builds may change the last bits of a score."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +19,7 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Package → version, and the Python that runs them."""
+    """Package → version, with that of Python."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

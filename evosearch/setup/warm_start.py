@@ -1,11 +1,11 @@
-"""Starting from what another search found: its best candidate, and what is known of the others.
+"""Warm start: begin at the best candidate of another search, and tell the optimizer of its other candidates.
 
-Looked up once, when a search first starts, and recorded: the other search may change or vanish afterwards, and a resume
+The other search is read once, when a search first starts, and recorded: it may change or vanish later, and a resume
 reads the record.
 
-A value is taken over where a dimension of the same name has it. What a candidate was worth is taken over only where it
-would be worth the same here: the same recipe comes of its values (by recipe_id), scored on the same questions. With
-`search_minibatches` a candidate is asked a share of them: that says less than all of them, and one recipe may have several.
+Values are transferred by the names of dimensions. A fitness is transferred only if it would be the same here: the
+values give the same recipe (by recipe_id), and it was scored on the same questions. With `search_minibatches`, the
+minibatches must be the same too.
 """
 
 import os
@@ -17,6 +17,7 @@ from typing import Any
 from evosearch.errors import InputError, SpecError
 from evosearch.recipe.shapes import Scalar
 from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.optimizers.registry import OptimizerConfig
 from evosearch.search.progress import Watcher
 from evosearch.search.records import KnownCandidate, WarmStart
 from evosearch.search.space.types import Dimension, Genome
@@ -29,21 +30,21 @@ from evosearch.spec.spec import SearchSpec
 
 
 def found_before(prepared: Prepared, watcher: Watcher) -> WarmStart | None:
-    """What the spec's `warm_start` comes to, for a search that has not started yet; one that has, has it on record.
+    """The warm start of a search that has not started yet; None if it has, as it is recorded then.
 
     Raises:
-        SpecError: see `look_up`.
+        SpecError: See `look_up`.
     """
     started = prepared.spec.name in recorded_names(prepared.spec.run_dir.ledger)
     return None if started else look_up(prepared, watcher)
 
 
 def look_up(prepared: Prepared, watcher: Watcher) -> WarmStart | None:
-    """Read the other search; None where the spec names none.
+    """Read the search that the spec's `warm_start` names, if any.
 
     Raises:
-        SpecError: there is no such search, it is this one, it has scored no candidate, or it has no dimension of this
-            one's.
+        SpecError: There is no such search, it is this one, it has not scored a candidate, or it has no dimension in
+            common with this one.
     """
     spec = prepared.spec
     named, where = spec.config.optimizer.warm_start, spec.at("optimizer.warm_start")
@@ -52,22 +53,22 @@ def look_up(prepared: Prepared, watcher: Watcher) -> WarmStart | None:
     other, search_id, state = _read(prepared, named, where)
     ranked = _ranked(state)
     if not ranked:
-        raise SpecError(where, f"got '{named}', and no candidate of it is scored yet", next="Run it first")
+        raise SpecError(where, f"got '{named}', which has not scored a candidate yet", next="Run it first")
     genome = state.proposal(ranked[0]).genome
     shared = _shared(prepared, genome)
     if not shared:
         ours = ", ".join(dimension.name for dimension in prepared.space.dimensions[:3])
-        what = f"got '{named}', which has no dimension of this search's"
-        raise SpecError(where, what, f"A search with some of these: {ours}, …", "Name another, or leave it out")
+        what = f"got '{named}', which has no dimension in common with this search"
+        raise SpecError(where, what, f"A search with some of these: {ours}, …", "Name another, or remove it")
     known, why = _known(prepared, state, ranked)
     warm = WarmStart(other, search_id, prepared.space.clip(shared), known)
-    taken = f"{len(shared)} of {len(prepared.space.dimensions)} values of its candidate {ranked[0]}"
-    watcher.note(f"warm start from '{other}': {taken}; {why or f'{len(known)} candidates are known'}")
+    taken = f"{len(shared)} of {len(prepared.space.dimensions)} values from its candidate {ranked[0]}"
+    watcher.note(f"warm start from '{other}': {taken}; {why or f'{len(known)} known candidates'}")
     return warm
 
 
 def _read(prepared: Prepared, named: str, where: str) -> tuple[str, str, SearchState]:
-    """The other search: name, search_id and folded events."""
+    """Name, search_id and state of the other search."""
     spec, itself = prepared.spec, SpecError(where, f"got '{named}', which is this search itself", "Another search")
     if named == spec.name:
         raise itself
@@ -87,26 +88,26 @@ def _read(prepared: Prepared, named: str, where: str) -> tuple[str, str, SearchS
 
 
 def _find(spec: SearchSpec, named: str) -> RunDir:
-    """The other search: in the spec's own ledger, wherever that is, or else by its name, folder or spec file."""
+    """The other search: by name in the spec's own ledger, or by name, folder or spec file elsewhere."""
     own = spec.run_dir
     return replace(own, name=named) if named in recorded_names(own.ledger) else find(_from(spec.file, named))
 
 
 def _from(file: Path, named: str) -> str:
-    """A path relative to the spec's own folder; names as they are."""
+    """Resolve a path from the spec's own folder; leave names as they are."""
     path = os.path.expanduser(named)
     is_path = path.startswith(("./", "../")) or path.endswith((".yaml", ".yml"))
     return os.path.normpath(file.absolute().parent / path) if is_path else path
 
 
 def _ranked(state: SearchState) -> list[str]:
-    """Scored candidates, best first: those that break no guard, then by fitness, then as they were asked."""
+    """Scored candidates, best first: by guard violation, then by fitness, then in the order they were proposed."""
     found = {name: evidence for name in state.candidates if (evidence := state.evidence(name)) is not None}
     return sorted(found, key=lambda name: (found[name][0], -found[name][1], int(name)))
 
 
 def _shared(prepared: Prepared, genome: Mapping[str, Scalar]) -> Genome:
-    """The values of dimensions that this search has, too, within its bounds."""
+    """The values of the dimensions in common, clipped to this search's bounds."""
     found = {}
     for dimension in prepared.space.dimensions:
         if dimension.name in genome and _of_kind(dimension, genome[dimension.name]):
@@ -115,46 +116,46 @@ def _shared(prepared: Prepared, genome: Mapping[str, Scalar]) -> Genome:
 
 
 def _of_kind(dimension: Dimension, value: Scalar) -> bool:
-    """Whether a value means something in a dimension: one of its choices, or any number."""
+    """Whether a dimension can take a value: one of its choices, or any number."""
     if dimension.kind == "categorical":
         return dimension.contains(value)
     return not isinstance(value, bool | str)
 
 
 def _known(prepared: Prepared, state: SearchState, ranked: list[str]) -> tuple[tuple[KnownCandidate, ...], str]:
-    """What candidates are worth here, best first, and why that is known of none."""
+    """The candidates whose fitness holds here too, best first; if there are none, the reason."""
     theirs, ours = state.spec, prepared.spec.identity()
     if _questions(theirs, state.circumstances.batches.get("search")) != _questions(
         ours, prepared.batches["search"].digest
     ):
-        return (), "it was scored on other questions, so what its candidates are worth is not taken over"
-    if _parts(theirs) != _parts(ours):
-        return (), "its search_minibatches are others, so what its candidates are worth is not taken over"
+        return (), "it was scored on other questions, so fitness is not transferred"
+    if _minibatches(theirs) != _minibatches(ours):
+        return (), "its search_minibatches differ, so fitness is not transferred"
     if theirs.get("objectives") != ours.get("objectives") and "objectives" in ours:
-        return (), "it has other objectives, so what its candidates are worth is not taken over"
+        return (), "its objectives differ, so fitness is not transferred"
     found = []
     for name in ranked:
         reported, genome = state.reported.get(name), _same_recipe(prepared, state, name)
         if reported is not None and reported.fitness is not None and genome is not None:
             objectives = reported.objectives if "objectives" in ours else ()
             found.append(KnownCandidate(replace(reported, objectives=objectives), genome))
-    return tuple(found), "" if found else "its recipes are others, so what its candidates are worth is not taken over"
+    return tuple(found), "" if found else "its recipes differ, so fitness is not transferred"
 
 
 def _questions(identity: Mapping[str, Any], batch: str | None) -> tuple[Any, ...]:
-    """What a fitness is of."""
+    """What a fitness depends on besides the recipe."""
     suite = identity["suite"]
-    return suite["digest"], suite.get("weights"), suite.get("chances"), batch
+    return suite["digest"], suite["weights"], suite["chances"], batch
 
 
-def _parts(identity: Mapping[str, Any]) -> tuple[int, int] | None:
-    """What deals the questions out: how many parts, and the seed; None where every candidate is asked all of them."""
-    count = identity.get("search_minibatches")
-    return None if count is None else (count, identity["optimizer"]["seed"])
+def _minibatches(identity: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Number of minibatches and the seed that draws them; None for the full split."""
+    count, seed = identity.get("search_minibatches"), OptimizerConfig.model_fields["seed"].default
+    return None if count is None else (count, identity["optimizer"].get("seed", seed))
 
 
 def _same_recipe(prepared: Prepared, state: SearchState, name: str) -> Genome | None:
-    """A candidate's genome in this search's dimensions, where the same recipe comes of it."""
+    """A candidate's genome in this search's dimensions, if it gives the same recipe."""
     space, theirs = prepared.space, state.proposal(name).genome
     genome = {d.name: theirs.get(d.name, d.init) for d in space.dimensions}
     if not all(d.contains(genome[d.name]) for d in space.dimensions):

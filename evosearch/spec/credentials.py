@@ -1,4 +1,4 @@
-"""Passwords and tokens stay out of specs: these are shared, recorded and shown; the programs find secrets elsewhere."""
+"""Refusal of URLs with passwords or tokens: specs are shared, recorded and shown."""
 
 import re
 from typing import Annotated
@@ -10,46 +10,46 @@ from pydantic import AfterValidator, Field
 from evosearch.errors import SpecError
 
 SECRET_KEYS = ("password", "passwd", "pwd", "sslpassword", "token", "access_token", "secret")
-POSTGRES = "Leave it out: PostgreSQL's client takes it from ~/.pgpass, $PGPASSFILE or $PGPASSWORD"
-HTTP = "Leave it out: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+POSTGRES = "Remove it: the PostgreSQL client reads it from ~/.pgpass, $PGPASSFILE or $PGPASSWORD"
+HTTP = "Remove it: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 
 
 def without_credentials(url: str) -> str:
-    """A URL as it is, where it holds no secret.
+    """Return the URL if it contains no secret.
 
     Raises:
-        SpecError: it does; the message does not repeat it.
+        SpecError: It contains one; the message does not repeat it.
     """
     web = re.match(r"\s*https?:", url, re.IGNORECASE)
     found = _in_web_address(url) if web else _in_database_url(url)
     if found is None:
         return url
     allowed = "scheme://HOST:PORT" if web else "scheme://USER@HOST:PORT/DATABASE"
-    raise SpecError("", f"{found}, and a spec is no place for one", allowed, HTTP if web else POSTGRES)
+    raise SpecError("", f"{found}, which must not be in a spec", allowed, HTTP if web else POSTGRES)
 
 
 def _in_web_address(url: str) -> str | None:
-    """A name may be a token, and so may any setting: our servers know none, and others call them as they like."""
+    """What may be secret in a web address: a user name can be a token, and so can any query parameter."""
     account, at, _ = url.rpartition("@")
     if at:
-        return "holds a password" if ":" in account.partition("//")[2] else "holds a name"
+        return "contains a password" if ":" in account.partition("//")[2] else "contains a user name"
     query = url.partition("?")[2]
-    return _secret_under(query) or ("holds settings after '?', which may be secrets" if query else None)
+    return _secret_under(query) or ("contains query parameters, which may be secrets" if query else None)
 
 
 def _in_database_url(url: str) -> str | None:
-    """By SQLAlchemy's reading, which decides what is connected to; what that cannot read is taken at its worst."""
+    """What is secret in a database URL, as SQLAlchemy parses it; a URL it cannot parse is searched for a password."""
     try:
         parsed = sa.make_url(url)
         password, keys = parsed.password is not None, "&".join(parsed.query)
     except (sa.exc.ArgumentError, ValueError):
         password, keys = ":" in url.rpartition("@")[0].partition("//")[2], url.partition("?")[2]
-    return _secret_under(keys) or ("holds a password" if password else None)
+    return _secret_under(keys) or ("contains a password" if password else None)
 
 
 def _secret_under(query: str) -> str | None:
     keys = [key for key, _ in parse_qsl(query, keep_blank_values=True) if key.lower() in SECRET_KEYS]
-    return f"holds a secret under '{keys[0]}'" if keys else None
+    return f"contains a secret in '{keys[0]}'" if keys else None
 
 
 Url = Annotated[str, Field(min_length=1), AfterValidator(without_credentials)]

@@ -1,38 +1,41 @@
-"""Whether a spec's `objectives` are there to be measured."""
+"""Check of a spec's `objectives` against what a search measures."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from evosearch.errors import SpecError, did_you_mean
+from evosearch.evaluation.suites.suite import Suite
 from evosearch.search.objectives import FITNESS, HOPS, NAMES, SCORE
-from evosearch.search.space.routes import is_route
-
-if TYPE_CHECKING:
-    from evosearch.spec.spec import SearchSpec
 
 
-def check_objectives(spec: "SearchSpec") -> None:
-    """Raises:
-    SpecError: an objective is named twice, is not known, is reported only, or is `hops` of a merge that has none.
+def check_objectives(objectives: Sequence[str], suite: Suite, is_route: bool, where: str) -> None:
+    """Check that every objective is known, measured and named once.
+
+    Args:
+        objectives: Names, as the spec gives them.
+        suite: The suite whose tasks are measured.
+        is_route: Whether candidates are routes, which have `hops`.
+        where: File and key of the objectives, for errors.
+
+    Raises:
+        SpecError: An objective is unknown, named twice, or reported only; a task has the name of a built-in objective;
+            `hops` is an objective of a merge.
     """
-    named, suite = spec.config.objectives or (), spec.suite
+    tasks = [task.name for task in suite.tasks]
     measured = [task.name for task in suite.tasks if not task.report_only or task in suite.guarded]
-    routed = is_route(spec.template)
-    known = [FITNESS, SCORE, *measured, *([HOPS] if routed else [])]
-    for index, name in enumerate(named):
-        where = spec.at(f"objectives[{index}]")
-        if name in named[:index]:
-            raise SpecError(where, f"'{name}' is named twice", "Each objective once", "Leave it out")
-        if name in NAMES and any(task.name == name for task in suite.tasks):
-            what = f"'{name}' is a task of the suite, and means something else here"
-            raise SpecError(where, what, next="Give the task another `name` in the suite")
-        if name == HOPS and not routed:
-            raise SpecError(where, "'hops' is the length of a route, and the recipe has none", _listed(known))
-        if name not in known:
-            reported = any(task.name == name for task in suite.tasks)
-            what = f"'{name}' is reported only" if reported else f"unknown objective '{name}'"
-            next = "Guard it, or take `report_only` from it" if reported else did_you_mean(name, known)
-            raise SpecError(where, what, _listed(known), next)
-
-
-def _listed(known: list[str]) -> str:
-    return f"Known here: {', '.join(known)}"
+    known = [FITNESS, SCORE, *measured, *([HOPS] if is_route else [])]
+    allowed = f"Objectives of this search: {', '.join(known)}"
+    for index, name in enumerate(objectives):
+        key = f"{where}[{index}]"
+        if name in objectives[:index]:
+            raise SpecError(key, f"'{name}' is given twice", "Each objective once", "Remove it")
+        if name in NAMES and name in tasks:
+            what = f"'{name}' is both a task of the suite and a built-in objective"
+            raise SpecError(key, what, next="Give the task another `name` in the suite")
+        if name == HOPS and not is_route:
+            raise SpecError(key, "'hops' is the length of a route, and the recipe is a merge", allowed)
+        if name in known:
+            continue
+        if name in tasks:
+            next = "Add a guard for it, or remove its `report_only`"
+            raise SpecError(key, f"'{name}' is report_only", allowed, next)
+        raise SpecError(key, f"unknown objective '{name}'", allowed, did_you_mean(name, known))

@@ -1,6 +1,6 @@
-"""A spec read to its end: what is wrong in it is set aside, so that the rest can be judged as well."""
+"""Error recovery: set aside what is wrong in a spec, so that the rest can be checked too."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -10,12 +10,13 @@ from typing import Any
 from evosearch import documents
 from evosearch.errors import InputError, SpecError
 from evosearch.evaluation.suites.suite import Suite
-from evosearch.spec.diagnostics import Findings
-from evosearch.spec.spec import OF_A_STAGE, SearchSpec, SpecFile, load_suite_of, search_of, stage_references
-from evosearch.spec.stages import StagedSpec, StagesFile, load
+from evosearch.spec.config import SpecFile
+from evosearch.spec.diagnostics import Diagnostics
+from evosearch.spec.spec import STAGE_KEYS, SearchSpec, load_suite_of, search_of, stage_references
+from evosearch.spec.stages import StagedSpec, StagesFile, parse
 
-# In place of required keys that are wrong: they ask for nothing that could be wrong itself
-STAND_INS: dict[str, Any] = {
+# Values for required keys that are wrong; none of them can cause a problem of its own
+PLACEHOLDERS: dict[str, Any] = {
     "name": "unnamed",
     "optimizer": {"name": "random"},
     "budget": {"candidates": 1},
@@ -31,55 +32,57 @@ NO_SUITE = Suite.model_validate(
 
 
 @dataclass(frozen=True)
-class Read:
-    """What there is to be looked at.
+class Recovered:
+    """What can be checked of a spec.
 
     Attributes:
-        spec: None where the recipe, or the stages, cannot be made out.
-        suite: the spec's own; None where it cannot be loaded (`spec` then has `NO_SUITE`).
+        spec: The spec, without its wrong keys; None where its recipe or stages cannot be read.
+        suite: The spec's suite; None where it cannot be loaded (`spec.suite` is then `NO_SUITE`).
     """
 
     spec: SearchSpec | StagedSpec | None
     suite: Suite | None
 
 
-def read(path: Path, findings: Findings) -> Read:
-    """The spec of a file, with its problems on the list; a spec that has any is there for the look alone."""
+def read(path: Path, diagnostics: Diagnostics) -> Recovered:
+    """Read a spec file and recover from its problems; see `recover`."""
+    data = diagnostics.attempt(lambda: documents.read(path, SpecError))
+    return Recovered(None, None) if data is None else recover(path, data, diagnostics)
+
+
+def recover(path: Path, data: Mapping[str, Any], diagnostics: Diagnostics) -> Recovered:
+    """The spec in `data`; its problems are recorded. A spec with problems is good for further checks only."""
     try:
-        spec = load(path)
+        spec = parse(path, data)
     except InputError as error:
-        findings.add(error)
-        return _mended(path, findings)
-    return Read(spec, spec.suite)
+        diagnostics.add(error)
+        return _without_problems(path, data, diagnostics)
+    return Recovered(spec, spec.suite)
 
 
-def _mended(path: Path, findings: Findings) -> Read:
-    try:
-        data = documents.read(path, SpecError)
-    except InputError:  # which is on the list
-        return Read(None, None)
+def _without_problems(path: Path, data: Mapping[str, Any], diagnostics: Diagnostics) -> Recovered:
     named = data.get("suite")
-    suite = findings.attempt(lambda: load_suite_of(path, named)) if isinstance(named, str) else None
-    config = _valid(path, data, findings)
+    suite = diagnostics.attempt(lambda: load_suite_of(path, named)) if isinstance(named, str) else None
+    config = _valid_config(path, data, diagnostics)
     if isinstance(config, StagesFile):
-        return Read(StagedSpec(path, config, suite or NO_SUITE), suite)
+        return Recovered(StagedSpec(path, config, suite or NO_SUITE), suite)
     if config is None or any(True for _ in stage_references(config.recipe)):
-        return Read(None, suite)
-    bare = config.model_copy(update={"search_minibatches": None, "objectives": None})  # which are of a suite's tasks
+        return Recovered(None, suite)
+    bare = config.model_copy(update={"search_minibatches": None, "objectives": None})  # these depend on the suite
     for one in (config, bare) if suite is not None else (bare,):
-        spec = findings.attempt(partial(search_of, path, one, suite or NO_SUITE))
+        spec = diagnostics.attempt(partial(search_of, path, one, suite or NO_SUITE))
         if spec is not None:
-            return Read(spec, suite)
-    return Read(None, suite)
+            return Recovered(spec, suite)
+    return Recovered(None, suite)
 
 
-def _valid(path: Path, data: dict[str, Any], findings: Findings) -> SpecFile | StagesFile | None:
-    """The document without what is wrong in it; None where that is what a search is made of."""
+def _valid_config(path: Path, data: Mapping[str, Any], diagnostics: Diagnostics) -> SpecFile | StagesFile | None:
+    """The config without its wrong keys; None where the recipe or the stages are wrong."""
     model: type[SpecFile] | type[StagesFile] = StagesFile if "stages" in data else SpecFile
-    left = {key: value for key, value in deepcopy(data).items() if model is SpecFile or key not in OF_A_STAGE}
+    left = {key: deepcopy(value) for key, value in data.items() if model is SpecFile or key not in STAGE_KEYS}
     while found := documents.problems(model, left, str(path), SpecError):
         for _, error in found:
-            findings.add(error)
+            diagnostics.add(error)
         if not _set_aside(model, left, found):
             return None
     return model.model_validate(left)
@@ -90,18 +93,18 @@ def _set_aside(
     data: dict[str, Any],
     found: Sequence[tuple[tuple[str | int, ...], InputError]],
 ) -> bool:
-    """Take out of a document what is wrong in it; False where nothing can take its place."""
+    """Remove wrong keys from a document, or replace them; return False where neither is possible."""
     unknown = [keys for keys, error in found if error.what == "unknown key"]
     for keys in unknown:
         node: Any = data
         for key in keys[:-1]:
             node = node[key]
         del node[keys[-1]]
-    if unknown:  # the rest is found again
+    if unknown:  # the other problems are found again in the next round
         return True
     for top in {keys[0] if keys else None for keys, _ in found}:
-        if top in STAND_INS and data.get(top) != STAND_INS[top]:
-            data[top] = deepcopy(STAND_INS[top])
+        if top in PLACEHOLDERS and data.get(top) != PLACEHOLDERS[top]:
+            data[top] = deepcopy(PLACEHOLDERS[top])
         elif not isinstance(top, str) or top not in data or model.model_fields[top].is_required():
             return False
         else:

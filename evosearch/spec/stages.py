@@ -1,7 +1,7 @@
-"""A spec of stages: several searches in one file, each of which may build on what an earlier one found.
+"""Multi-stage specs: several searches in one file, each building on the winners of earlier ones.
 
-In a later stage's recipe `stage:NAME` stands for the winner of an earlier one. Every stage is a search of its own,
-`<name>.<stage>`, with its own recipe, optimizer and budget; suite, workers, tracking, ledger and promotion are of all.
+In the recipe of a later stage, `stage:NAME` stands for the winner of an earlier one. Every stage is a search
+`<name>.<stage>` with its own recipe, optimizer and budget; suite, workers, tracking, ledger and promotion are shared.
 """
 
 from collections.abc import Mapping
@@ -16,11 +16,23 @@ from evosearch.documents import Document
 from evosearch.errors import SpecError, did_you_mean
 from evosearch.evaluation.suites.suite import Suite
 from evosearch.recipe.files import STAGE
+from evosearch.recipe.schema import Recipe
 from evosearch.search.optimizers.registry import OptimizerConfig
 from evosearch.search.space.template import frame
-from evosearch.spec import spec as one
+from evosearch.spec import config as one
+from evosearch.spec.config import SpecFile
 from evosearch.spec.credentials import Url
-from evosearch.spec.spec import OF_A_STAGE, SearchSpec, SpecFile, Stage, Winner, stage_references
+from evosearch.spec.run_dir import RunDir, configured_run_dir
+from evosearch.spec.spec import (
+    STAGE_KEYS,
+    SearchSpec,
+    Stage,
+    Winner,
+    load_suite_of,
+    parse_search,
+    search_of,
+    stage_references,
+)
 
 LONGEST = 64  # characters of `<name>.<stage>`, as of any search's name
 
@@ -29,34 +41,48 @@ class StageConfig(Document):
     """One stage: what is searched, how, and for how long."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
+    """Name of the stage; its search is `<name>.<stage>`."""
     recipe: dict[str, Any]
+    """A recipe with search parameters; `stage:NAME` as a model is the winner of an earlier stage."""
     optimizer: OptimizerConfig
+    """The optimizer and its options."""
     budget: one.BudgetConfig
+    """When the stage stops."""
     search_minibatches: one.SearchMinibatches | None = None
+    """Number of disjoint minibatches of the search split; see the spec of one search."""
     objectives: one.Objectives | None = None
+    """Objectives of a multi-objective stage; see the spec of one search."""
 
 
 class StagesFile(Document):
-    """A spec of stages as it is written."""
+    """A search spec of several stages."""
 
     name: one.Name
+    """Name of the multi-stage run, of its run directory and of its MLflow experiment."""
     stages: Annotated[tuple[StageConfig, ...], Field(min_length=2)]
+    """The stages, in order. Every stage but the last must be used by a later one."""
     suite: str
+    """The evaluation suite, a YAML file; a relative path starts at the spec's own folder."""
     workers: one.WorkersConfig = one.WorkersConfig()
+    """The workers that score candidates."""
     tracking: one.TrackingConfig = one.TrackingConfig()
+    """Where the searches are mirrored for people to watch."""
     ledger: Url | None = None
+    """Database URL of the ledger, `sqlite:///FILE` or `postgresql://…`; default: a SQLite file in the run directory."""
     baselines: one.BaselinesConfig = one.BaselinesConfig()
+    """Models that the winners must beat. The last stage is also compared with the models of the first."""
     promotion: one.PromotionConfig = one.PromotionConfig()
+    """How winners are chosen, and how the last one is registered."""
 
     @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        """Names are unique, and a stage builds on earlier ones; what none builds on would be searched for nothing."""
+    def _connected(self) -> Self:
+        """Check that names are unique, that stages build on earlier ones, and that each is used."""
         earlier: list[str] = []
         used: set[str] = set()
         for index, stage in enumerate(self.stages):
             where = f"stages[{index}]"
             if stage.name in earlier:
-                raise SpecError(f"{where}.name", f"'{stage.name}' is the name of an earlier stage", "Names are unique")
+                raise SpecError(f"{where}.name", f"an earlier stage is named '{stage.name}' too", "Unique names")
             if len(f"{self.name}.{stage.name}") > LONGEST:
                 what = f"the search's name '{self.name}.{stage.name}' is longer than {LONGEST} characters"
                 raise SpecError(f"{where}.name", what, next="Choose a shorter name")
@@ -77,7 +103,7 @@ class StagesFile(Document):
 
 @dataclass(frozen=True)
 class StagedSpec:
-    """A spec of stages that was read, with its suite loaded."""
+    """A multi-stage spec with its suite loaded."""
 
     file: Path
     config: StagesFile
@@ -85,57 +111,77 @@ class StagedSpec:
 
     @property
     def name(self) -> str:
+        """Name of the multi-stage run."""
         return self.config.name
 
     @property
     def count(self) -> int:
+        """Number of stages."""
         return len(self.config.stages)
 
     def stage(self, index: int, winners: Mapping[str, Winner]) -> SearchSpec:
         """The search of one stage.
 
         Args:
-            winners: of all earlier stages; those that it does not name are left out.
+            index: Index of the stage.
+            winners: Winners of all earlier stages, by stage name.
 
         Raises:
-            SpecError, RecipeError: see `load_spec`.
+            SpecError, RecipeError: See `load`.
         """
         found = self.config.stages[index]
         named = dict.fromkeys(name for _, name in stage_references(found.recipe))
         last = index == self.count - 1
         stage = Stage(self.name, found.name, index, last, {name: winners[name] for name in named})
-        own = {key: getattr(found, key) for key in OF_A_STAGE if key in found.model_fields_set}
+        own = {key: getattr(found, key) for key in STAGE_KEYS if key in found.model_fields_set}
         shared = {key: getattr(self.config, key) for key in self.config.model_fields_set - {"name", "stages"}}
         if last:
-            shared["baselines"] = self._baselines()
+            shared["baselines"] = self._last_baselines()
         config = SpecFile(name=self.search_name(index), **own, **shared)
-        return one.search_of(self.file, config, self.suite, stage)
+        return search_of(self.file, config, self.suite, stage)
 
     def search_name(self, index: int) -> str:
+        """Name of a stage's search."""
         return f"{self.name}.{self.config.stages[index].name}"
 
-    def _baselines(self) -> one.BaselinesConfig:
-        """The last stage is held against what the first was made of, too, where the spec does not say against what."""
-        given, first = self.config.baselines, self.config.stages[0].recipe
-        origin = frame(first, f"{self.file}: stages[0].recipe")
-        if origin.vocabulary is not None:  # models in the vocabularies they came with do not fit beside its winner
+    def run_dir(self, index: int) -> RunDir:
+        """Run directory of a stage, whose winners to build on need not be known."""
+        config = self.config
+        return configured_run_dir(self.name, config.stages[index].name, config.ledger, config.tracking)
+
+    def frame(self, index: int) -> Recipe:
+        """The recipe of a stage without its parameters, its references as written.
+
+        Raises:
+            RecipeError: The recipe is not well-formed.
+        """
+        return frame(self.config.stages[index].recipe, f"{self.file}: stages[{index}].recipe")
+
+    def _last_baselines(self) -> one.BaselinesConfig:
+        """Baselines of the last stage: by default also the models of the first."""
+        given, origin = self.config.baselines, self.frame(0)
+        if origin.vocabulary is not None:  # these models' own vocabularies differ from the winner's
             return given
         own = {"base_model": given.base_model or origin.base_model, "models": given.models or origin.parents}
         return given.model_copy(update=own)
 
 
 def load(path: Path) -> SearchSpec | StagedSpec:
-    """A search spec from a YAML file, of one search or of stages; its suite is loaded too.
+    """Read a search spec of one search or of several stages, with its suite.
 
     Raises:
-        SpecError, RecipeError, SuiteError: the message names the file and the key.
+        SpecError, RecipeError, SuiteError: The message names the file and the key.
     """
-    data = documents.read(path, SpecError)
+    return parse(path, documents.read(path, SpecError))
+
+
+def parse(path: Path, data: Mapping[str, Any]) -> SearchSpec | StagedSpec:
+    """The search spec of a file whose YAML is `data`; see `load`."""
     if "stages" not in data:
-        return one.load_spec(path)
-    beside = next((key for key in OF_A_STAGE if key in data), None)
-    if beside is not None:
+        return parse_search(path, data)
+    misplaced = next((key for key in STAGE_KEYS if key in data), None)
+    if misplaced is not None:
         allowed = f"Each stage has its own {', '.join(StageConfig.model_fields)}"
-        raise SpecError(f"{path}: {beside}", "stands beside stages", allowed, "Move it into a stage, or drop stages")
+        raise SpecError(f"{path}: {misplaced}", "belongs into a stage", allowed, "Move it, or remove stages")
     config = documents.validate(StagesFile, data, str(path), SpecError)
-    return StagedSpec(path, config, one.load_suite_of(path, config.suite))
+    return StagedSpec(path, config, load_suite_of(path, config.suite))

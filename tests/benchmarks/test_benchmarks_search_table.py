@@ -7,7 +7,7 @@ import yaml
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Silent
 from evosearch.service.run import run
-from evosearch.spec.run_dir import places_of
+
 from evosearch.spec.spec import load_spec
 
 
@@ -41,8 +41,8 @@ def test_parents_ensemble_stands_beside_the_models_that_test_was_opened_for(scri
     assert together["lead"]["value"] == pytest.approx(winner["test"]["value"] - together["test"]["value"])
 
     # By the formula, from the ledger: Σ_m log p_m over the choices, the right one being the recorded gold one.
-    places = places_of(load_spec(choices_only))
-    with Ledger.open(places.ledger, read_only=True) as ledger:
+    run_dir = load_spec(choices_only).run_dir
+    with Ledger.open(run_dir.ledger, read_only=True) as ledger:
         search_id = ledger.searches()[0].search_id
         parents = [ledger.columns(search_id, name, "test")["choice"] for name in ("parent:0", "parent:1")]
     lls = [parent["loglikelihoods"].reshape(20, 3) for parent in parents]

@@ -25,7 +25,7 @@ def test_a_checkpoint_on_tuned_and_tested_documents(
 ) -> None:
     suite = smaller(name, generation_kwargs={"max_gen_toks": 24})  # a random model has nothing to say
     model = str(models / "one")
-    forecast = check(suite, trial=False, watcher=Silent(), model=model)
+    forecast = check(suite, dry_run=False, watcher=Silent(), model=model)
     assert forecast["problems"] == []
     for split, count in SPLITS.items():
         found = score(model, suite, split, None, Silent())
@@ -68,6 +68,6 @@ def test_what_is_missing_is_said(
     """Without a network, and without the data sets, the suite names the task that it cannot read."""
     suite = smaller(name)
     monkeypatch.chdir(tmp_path)
-    found: dict[str, Any] = check(suite, trial=False, watcher=Silent())
+    found: dict[str, Any] = check(suite, dry_run=False, watcher=Silent())
     assert not found["ok"]
     assert found["problems"][0]["where"] == f"{suite}: tasks[0].task"

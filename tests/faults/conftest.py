@@ -18,7 +18,6 @@ import yaml
 from evosearch.devcluster.processes import free_port
 from evosearch.search.ledger.events import Event
 from evosearch.search.ledger.ledger import Ledger
-from evosearch.spec.run_dir import places_of
 from evosearch.spec.spec import load_spec
 
 CHOICES = ["a", "b", "c", "d"]
@@ -35,9 +34,9 @@ def events() -> Callable[[Path], list[Event]]:
     """Spec → everything its ledger holds."""
 
     def read(spec: Path) -> list[Event]:
-        places = places_of(load_spec(spec))
-        with Ledger.open(places.ledger, read_only=True) as ledger:
-            info = ledger.search_by_name(places.name)
+        run_dir = load_spec(spec).run_dir
+        with Ledger.open(run_dir.ledger, read_only=True) as ledger:
+            info = ledger.search_by_name(run_dir.name)
             assert info is not None
             return ledger.events(info.search_id)
 

@@ -85,7 +85,7 @@ def weights(files: Path) -> str:
     save_file(tensors, path, metadata={"format": "pt"})
     sha = r"[0-9a-f]{12}"
     return (
-        rf"begun\.yaml: recipe: \S*expert2: its weights changed since this search began "
+        rf"begun\.yaml: recipe: \S*expert2: its weights changed since this search started "
         rf"\(content {sha} then, {sha} now\)\. Restore the model, or give the new search another name"
     )
 
@@ -113,14 +113,14 @@ def generation_config(files: Path) -> str:
 
 def weight_in_the_suite(files: Path) -> str:
     edit(files / "suite.yaml", "chance: 0.25", "chance: 0.25\n  weight: 2.0")
-    return r"suite\.yaml: tasks\[0\]\.weight: it changed since this search began \(1\.0 then, 2\.0 now\)\. Undo the"
+    return r"suite\.yaml: tasks\[0\]\.weight: it changed since this search started \(1\.0 then, 2\.0 now\)\. Undo the"
 
 
 def metric_in_the_suite(files: Path) -> str:
     another = "- {metric: acc_norm, aggregation: mean, higher_is_better: true}\n"
     edit(files / "tasks" / "p_choice.yaml", "- aggregation: mean", another + "- aggregation: mean")
     edit(files / "suite.yaml", "metric: acc", "metric: acc_norm")
-    return r"suite\.yaml: tasks\[0\]\.metric: it changed since this search began \('acc' then, 'acc_norm' now\)"
+    return r"suite\.yaml: tasks\[0\]\.metric: it changed since this search started \('acc' then, 'acc_norm' now\)"
 
 
 def document(files: Path) -> str:
@@ -134,14 +134,14 @@ def document(files: Path) -> str:
     lines[used] = json.dumps(json.loads(lines[used]) | {"question": "jjjjjj"})
     path.write_text("\n".join(lines) + "\n")
     return (
-        r"suite\.yaml: tasks\[0\]\.task: \d+ of the \d+ documents of 'p_choice' for the \w+ split changed since this "
-        r"search began.*document \d+, sha256 [0-9a-f]{12}.*Restore the data"
+        r"suite\.yaml: tasks\[0\]\.task: \d+ of the \d+ documents of 'p_choice' in the \w+ split changed since this "
+        r"search started.*document \d+, sha256 [0-9a-f]{12}.*Restore the data"
     )
 
 
 def prompt(files: Path) -> str:
     edit(files / "tasks" / "p_choice.yaml", "{{question}}?", "{{question}}=")
-    return r"suite\.yaml: tasks\[0\]\.task: doc_to_text of 'choice' changed since this search began.*Restore the task"
+    return r"suite\.yaml: tasks\[0\]\.task: doc_to_text of 'choice' changed since this search started.*Restore the task"
 
 
 @pytest.mark.parametrize(

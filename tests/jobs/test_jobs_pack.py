@@ -13,7 +13,7 @@ from evosearch.errors import SpecError
 from evosearch.jobs import pack as packing
 from evosearch.jobs.pack import Pack, pack, problem_here
 from evosearch.jobs.submit import search_id_of
-from evosearch.spec.diagnostics import Findings
+from evosearch.spec.diagnostics import Diagnostics
 from evosearch.spec.portable import TOP, portable
 from evosearch.spec.spec import load_spec
 from evosearch.spec.stages import load
@@ -41,10 +41,10 @@ def spec(world: World, tmp_path: Path) -> World:
 
 
 def packed(path: Path, folder: Path) -> tuple[Pack, list[str]]:
-    findings = Findings()
+    diagnostics = Diagnostics()
     folder.mkdir()
     found = load(path)
-    return pack(path, found.name, found.suite, folder, findings), [str(problem) for problem in findings.problems]
+    return pack(path, found.name, found.suite, folder, diagnostics), [str(problem) for problem in diagnostics.problems]
 
 
 def test_it_is_the_same_search_there(spec: World, tmp_path: Path) -> None:

@@ -16,23 +16,23 @@ from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.ledger.lock import this_host
 from evosearch.service import stages_lock
 from evosearch.service.stages import run_stages
-from evosearch.spec.run_dir import default_places
+from evosearch.spec.run_dir import default_run_dir
 
 # Runs the stages of `night`, of which one is done and the next is being made ready
 BETWEEN = """
 import signal, sys, time
 from evosearch.service import whole
-from evosearch.spec.run_dir import default_places
+from evosearch.spec.run_dir import default_run_dir
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
-with stages_lock.running(default_places("night").folder, "night.yaml"):
+with stages_lock.running(default_run_dir("night").folder, "night.yaml"):
     print("here", flush=True)
     time.sleep(600)
 """
 
 
 def recorded(name: str) -> None:
-    place = default_places(name.partition(".")[0]).ledger
+    place = default_run_dir(name.partition(".")[0]).ledger
     with Ledger.open(place) as ledger:
         ledger.append(name, [("started", {"name": name, "spec": {}, "resumed": False})])
         ledger.append(name, [("stopped", {"reason": "candidates"})])

@@ -28,7 +28,7 @@ class Listener(Silent):
 
 
 def checked(spec: Path) -> dict[str, Any]:
-    return check(spec, trial=False, watcher=Silent())
+    return check(spec, dry_run=False, watcher=Silent())
 
 
 def told(spec: Path) -> list[str]:
@@ -277,7 +277,7 @@ def test_json_lines_and_ledgers_are_written_where_that_can_be(world: World) -> N
     one(told(spec), "world.yaml: tracking.uri", "is a folder")
     other = spec.parent / "mlflow.db"
     other.write_text("this is no database")
-    one(told(world(tracking={"uri": f"sqlite:///{other}"})), "world.yaml: tracking.uri", "is no SQLite database")
+    one(told(world(tracking={"uri": f"sqlite:///{other}"})), "world.yaml: tracking.uri", "is not a SQLite database")
     one(told(world(ledger=f"sqlite:///{spec.parent}")), "world.yaml: ledger")
     one(told(world(tracking={"uri": f"sqlite:///{other}/mlflow.db"})), "tracking.uri", "is a file, not a folder")
     one(told(world(tracking={"uri": "ftp://host/store"})), "tracking.uri", "got 'ftp://host/store'")

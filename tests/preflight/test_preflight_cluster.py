@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from evosearch.execution.ray_pool import secure_environment
+from evosearch.execution.ray_settings import secure_environment
 from evosearch.preflight import dry_run
 from evosearch.preflight.check import check
 from evosearch.search.progress import Silent
@@ -21,7 +21,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A head without cores and one node that says it has two, on loopback."""
     kept = {name: os.environ.pop(name, None) for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN")}
     secure_environment(tmp_path_factory.mktemp("ray") / "token")
-    from evosearch.execution import cluster as joining
+    from evosearch.execution import ray_cluster as joining
 
     joining._load()
     with joining.on_loopback():
@@ -42,13 +42,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 def test_a_cluster_that_is_not_there_is_a_problem(world: World) -> None:
     """First: once connected, a process stays with its cluster."""
-    (problem,) = check(world(workers={"address": "127.0.0.1:1"}), trial=True, watcher=Silent())["problems"]
+    (problem,) = check(world(workers={"address": "127.0.0.1:1"}), dry_run=True, watcher=Silent())["problems"]
     assert "127.0.0.1:1" in problem["where"] + problem["what"]
 
 
 def test_a_trial_is_scored_on_the_cluster(world: World, cluster: Any) -> None:
     workers = {"address": cluster.address, "count": 9, "threads": 1, "device": "cpu", "price_per_hour": 0.5}
-    result = check(world(workers=workers), trial=True, watcher=Silent())
+    result = check(world(workers=workers), dry_run=True, watcher=Silent())
     assert result["problems"] == []
     forecast, memory = result["forecast"], result["memory"]
     assert forecast["workers"] == 2
@@ -74,7 +74,7 @@ def test_a_cluster_that_another_search_fills_keeps_nobody_from_being_checked(
     assert ray.get([other.there.remote() for other in others], timeout=120) == [True, True]
     workers = {"address": cluster.address, "threads": 1, "device": "cpu"}
     try:
-        result = check(world(workers=workers), trial=True, watcher=Silent())
+        result = check(world(workers=workers), dry_run=True, watcher=Silent())
     finally:
         for other in others:
             ray.kill(other)
@@ -85,6 +85,6 @@ def test_a_cluster_that_another_search_fills_keeps_nobody_from_being_checked(
 
 def test_what_no_node_holds_is_a_problem(world: World, cluster: Any) -> None:
     workers = {"address": cluster.address, "threads": 64, "device": "cpu"}
-    (problem,) = check(world(workers=workers), trial=True, watcher=Silent())["problems"]
+    (problem,) = check(world(workers=workers), dry_run=True, watcher=Silent())["problems"]
     assert "workers.threads" in problem["where"]
     assert "no node of the cluster has that" in problem["what"]

@@ -15,7 +15,7 @@ from evosearch.preflight.check import check
 from evosearch.recipe.schema import Input, Recipe
 from evosearch.search.progress import Silent
 from evosearch.search.protocols import Job, Outcome
-from evosearch.spec.spec import WorkersConfig
+from evosearch.spec.config import WorkersConfig
 
 World = Callable[..., Path]
 JOB = Job("trial@search.0", Recipe(merge_method="linear", models=(Input(model="m"),)), ItemBatch("search", ()))
@@ -41,7 +41,7 @@ class Shared:
     def busy(self) -> bool:
         return self.taken
 
-    def room(self) -> int:
+    def capacity(self) -> int:
         return self.holds
 
     def submit(self, job: Job) -> None:
@@ -94,7 +94,7 @@ def test_a_worker_that_prepares_is_given_the_time_that_a_search_gives(scored: Ca
 def test_no_more_workers_are_forecast_than_there_is_room_for(asked: Any, forecast: int, told: bool) -> None:
     notes: list[str] = []
     workers = WorkersConfig.model_validate({"address": "10.0.0.1:6379", "count": asked})
-    assert dry_run.at_once(workers, Shared(0.0, 0.0), notes.append) == forecast
+    assert dry_run.parallel_workers(workers, Shared(0.0, 0.0), notes.append) == forecast
     text = "the cluster as it is has room for 2 of the 9 workers asked for: time is forecast for 2"
     assert notes == ([text] if told else [])
 
@@ -102,11 +102,11 @@ def test_no_more_workers_are_forecast_than_there_is_room_for(asked: Any, forecas
 def test_without_a_place_a_check_passes_and_says_why_there_is_no_forecast(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def busy(*arguments: Any) -> dry_run.Trial:
+    def busy(*arguments: Any) -> dry_run.DryRun:
         raise dry_run.NoPlaceError("the cluster is busy")
 
-    monkeypatch.setattr(forecasts, "attempt", busy)
-    result = check(world(workers={"address": "127.0.0.1:1", "count": 1}), trial=True, watcher=Silent())
+    monkeypatch.setattr(forecasts, "dry_run", busy)
+    result = check(world(workers={"address": "127.0.0.1:1", "count": 1}), dry_run=True, watcher=Silent())
     assert result["ok"]
     assert "the cluster is busy: no candidate was tried, so time is not forecast" in result["notes"]
     assert result["forecast"]["tokens"]

@@ -9,12 +9,12 @@ import pytest
 
 from evosearch.checkpoints.references import default_cache
 from evosearch.errors import CheckpointError
-from evosearch.preflight.placeholders import kept_for_now
+from evosearch.preflight.placeholders import temporary_folder
 
 KILLED = """
 import os, signal
-from evosearch.preflight.placeholders import kept_for_now
-with kept_for_now() as folder:
+from evosearch.preflight.placeholders import temporary_folder
+with temporary_folder() as folder:
     (folder / "stage").mkdir()
     (folder / "stage" / "model.safetensors").write_bytes(bytes(1000))
     os.kill(os.getpid(), signal.SIGKILL)
@@ -33,10 +33,10 @@ def test_what_a_killed_check_left_is_swept_and_what_another_uses_is_not() -> Non
     assert (left / "stage" / "model.safetensors").is_file()
     other = default_cache() / "merged"
     other.mkdir()
-    with kept_for_now() as first:
+    with temporary_folder() as first:
         assert not left.exists()
         (first / "stage").mkdir()
-        with kept_for_now() as second:
+        with temporary_folder() as second:
             assert first != second
             assert (first / "stage").is_dir()
         assert not second.exists()
@@ -44,7 +44,7 @@ def test_what_a_killed_check_left_is_swept_and_what_another_uses_is_not() -> Non
 
 
 def test_it_goes_with_an_error_too() -> None:
-    with pytest.raises(ZeroDivisionError), kept_for_now():
+    with pytest.raises(ZeroDivisionError), temporary_folder():
         _ = 1 / 0
     assert list(default_cache().iterdir()) == []
 
@@ -52,4 +52,4 @@ def test_it_goes_with_an_error_too() -> None:
 def test_a_cache_that_is_a_file_is_named() -> None:
     default_cache().write_text("")
     with pytest.raises(CheckpointError, match=r"cannot be written.*Name another folder in EVOSEARCH_CACHE"):
-        kept_for_now().__enter__()
+        temporary_folder().__enter__()

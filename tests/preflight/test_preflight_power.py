@@ -11,7 +11,7 @@ import yaml
 from evosearch.evaluation.suites.suite import Suite
 from evosearch.evaluation.types import ItemBatch, ItemSet
 from evosearch.preflight.check import check
-from evosearch.preflight.power import hardly_decided
+from evosearch.preflight.power import power_warnings
 from evosearch.promotion.non_inferiority import GuardedTask, check_guard
 from evosearch.search.progress import Silent
 from evosearch.service.run import run
@@ -42,9 +42,9 @@ def holds(count: int, max_drop: float) -> bool:
 @pytest.mark.parametrize("max_drop", [0.5, 2.0, 7.0, 31.0])
 def test_a_guard_is_told_of_just_where_the_gate_could_not_pass_it_without_a_gain(max_drop: float) -> None:
     for count in (15, 60, 170, 250, 1019, 1021):
-        told = hardly_decided(suite_of(max_drop), batch_of(count))
+        told = power_warnings(suite_of(max_drop), batch_of(count))
         assert bool(told) != holds(count, max_drop), (count, told)
-    (text,) = hardly_decided(suite_of(max_drop), batch_of(6))
+    (text,) = power_warnings(suite_of(max_drop), batch_of(6))
     enough = int(text.split("at least ")[1].split()[0])
     assert holds(enough, max_drop)
     assert not holds(enough - 1, max_drop)
@@ -52,18 +52,18 @@ def test_a_guard_is_told_of_just_where_the_gate_could_not_pass_it_without_a_gain
 
 
 def test_what_is_said_of_a_guard() -> None:
-    assert hardly_decided(suite_of(0.5, 0.0), batch_of(15)) == [
+    assert power_warnings(suite_of(0.5, 0.0), batch_of(15)) == [
         "s.yaml: guards[0]: guard on 'sort': 15 right-or-wrong test items, even with no answer changed, cannot exclude "
         "a drop of 20.4 points, and max_drop is 0.5. Ask for at least 765 items or max_drop 20.4"
     ]
-    assert hardly_decided(suite_of(0.0, 0.0), batch_of(15))[0].endswith("and max_drop is 0. Ask for max_drop 20.4")
-    assert hardly_decided(suite_of(0.5), batch_of(15, groups=5)) == []
+    assert power_warnings(suite_of(0.0, 0.0), batch_of(15))[0].endswith("and max_drop is 0. Ask for max_drop 20.4")
+    assert power_warnings(suite_of(0.5), batch_of(15, groups=5)) == []
 
 
 def test_few_units_are_told_of() -> None:
-    assert hardly_decided(suite_of(100.0), batch_of(5)) == []
+    assert power_warnings(suite_of(100.0), batch_of(5)) == []
     for batch, units in ((batch_of(4), "4 items"), (batch_of(40, groups=3), "3 independent groups")):
-        (text,) = hardly_decided(suite_of(1000.0), batch)
+        (text,) = power_warnings(suite_of(1000.0), batch)
         assert text.startswith(f"s.yaml: tasks[0].documents.test: 'sort' has {units} on test, and what so few say")
 
 
@@ -74,7 +74,7 @@ def test_check_and_run_tell(world: World) -> None:
     suite["guards"] = [{"task": "choice", "max_drop": 2}]
     (folder / "suite_few.yaml").write_text(yaml.safe_dump(suite))
     spec = world(name="few", suite="suite_few.yaml", budget={"candidates": 2}, promotion={"finalists": 1})
-    found = [check(path, trial=False, watcher=Silent()) for path in (spec, folder / "suite_few.yaml")]
+    found = [check(path, dry_run=False, watcher=Silent()) for path in (spec, folder / "suite_few.yaml")]
     assert all(result["ok"] for result in found)
 
     heard: list[str] = []

@@ -35,9 +35,9 @@ def with_tasks(folder: Path, *names: str) -> Path:
 
 def test_a_spec_and_its_suite_say_the_same(world: World) -> None:
     spec = world()
-    of_spec = tokens(check(spec, trial=False, watcher=Silent()))
+    of_spec = tokens(check(spec, dry_run=False, watcher=Silent()))
     suite, model = spec.parent / "suite.yaml", str(spec.parent / "base")
-    assert tokens(check(suite, trial=False, watcher=Silent(), model=model)) == of_spec
+    assert tokens(check(suite, dry_run=False, watcher=Silent(), model=model)) == of_spec
     assert [of_spec[split]["items"] for split in SPLITS] == [16, 20, 40]
     assert of_spec["search"]["generated_at_most"] == 8 * 3  # eight prompts, max_gen_toks 3
 
@@ -45,7 +45,7 @@ def test_a_spec_and_its_suite_say_the_same(world: World) -> None:
 def test_log_likelihoods_take_what_was_forecast(world: World) -> None:
     folder = world().parent
     suite = with_tasks(folder, "choice")
-    forecast = tokens(check(suite, trial=False, watcher=Silent(), model=str(folder / "base")))
+    forecast = tokens(check(suite, dry_run=False, watcher=Silent(), model=str(folder / "base")))
     taken = score(str(folder / "base"), suite, "search", None, Silent())["tokens"]
     expected = forecast["search"]
     assert (taken["requested"], taken["distinct"]) == (expected["requested"], expected["distinct"])
@@ -58,7 +58,7 @@ def test_log_likelihoods_take_what_was_forecast(world: World) -> None:
 def test_generation_takes_no_more_than_was_forecast(world: World) -> None:
     folder = world().parent
     suite = with_tasks(folder, "generate")
-    forecast = tokens(check(suite, trial=False, watcher=Silent(), model=str(folder / "base")))["search"]
+    forecast = tokens(check(suite, dry_run=False, watcher=Silent(), model=str(folder / "base")))["search"]
     taken = score(str(folder / "base"), suite, "search", None, Silent())["tokens"]
     assert forecast["requested"] <= taken["requested"] <= forecast["requested"] + forecast["generated_at_most"]
     assert forecast["distinct"] <= taken["distinct"] <= forecast["distinct"] + forecast["generated_at_most"]
@@ -68,24 +68,24 @@ def test_generation_takes_no_more_than_was_forecast(world: World) -> None:
 def test_equal_prompts_are_continued_once(world: World) -> None:
     folder = world().parent
     path = with_tasks(folder, "generate")
-    once = tokens(check(path, trial=False, watcher=Silent(), model=str(folder / "base")))["search"]
+    once = tokens(check(path, dry_run=False, watcher=Silent(), model=str(folder / "base")))["search"]
     suite = yaml.safe_load(path.read_text())
     again = {"task": "w_generate", "name": "again", "report_only": True}
     path.write_text(yaml.safe_dump(suite | {"tasks": [*suite["tasks"], again]}))
-    twice = tokens(check(path, trial=False, watcher=Silent(), model=str(folder / "base")))["search"]
+    twice = tokens(check(path, dry_run=False, watcher=Silent(), model=str(folder / "base")))["search"]
     assert twice["requested"] == once["requested"] + 8 * 5
     assert (twice["distinct"], twice["generated_at_most"]) == (once["distinct"], once["generated_at_most"])
 
 
 def test_a_suite_alone_is_checked_without_a_model(world: World) -> None:
     suite = world().parent / "suite.yaml"
-    result = check(suite, trial=False, watcher=Silent())
+    result = check(suite, dry_run=False, watcher=Silent())
     assert tokens(result) == {"search": {"items": 16}, "validation": {"items": 20}, "test": {"items": 40}}
     assert any("--model" in note for note in result["notes"])
     data = yaml.safe_load(suite.read_text())
     broken = suite.with_name("broken.yaml")
     broken.write_text(yaml.safe_dump(data | {"documents": {"search": 60, "validation": 10, "test": 20}}))
-    found = check(broken, trial=False, watcher=Silent())
+    found = check(broken, dry_run=False, watcher=Silent())
     assert not found["ok"]
     assert found["problems"][0]["where"] == f"{broken}: tasks[0].documents.search"
 
@@ -98,23 +98,23 @@ def test_config_and_tokenizer_are_enough(world: World, tmp_path: Path) -> None:
         if file.suffix != ".safetensors":
             shutil.copyfile(file, bare / file.name)
     suite = folder / "suite.yaml"
-    full = tokens(check(suite, trial=False, watcher=Silent(), model=str(folder / "base")))
-    assert tokens(check(suite, trial=False, watcher=Silent(), model=str(bare))) == full
+    full = tokens(check(suite, dry_run=False, watcher=Silent(), model=str(folder / "base")))
+    assert tokens(check(suite, dry_run=False, watcher=Silent(), model=str(bare))) == full
     short = json.loads((bare / "config.json").read_text()) | {"max_position_embeddings": 6}
     (bare / "config.json").write_text(json.dumps(short))
-    found = check(suite, trial=False, watcher=Silent(), model=str(bare))
+    found = check(suite, dry_run=False, watcher=Silent(), model=str(bare))
     assert found["ok"]  # prompts of five tokens are cut on the left, as lm-eval cuts them
     assert tokens(found)["search"]["requested"] < full["search"]["requested"]
 
 
 @pytest.mark.parametrize("model", ["no/such/folder/here", "./nowhere"])
 def test_a_model_that_is_not_there(world: World, model: str) -> None:
-    found = check(world().parent / "suite.yaml", trial=False, watcher=Silent(), model=model)
+    found = check(world().parent / "suite.yaml", dry_run=False, watcher=Silent(), model=model)
     assert [problem["where"] for problem in found["problems"]] == [model]
 
 
 def test_a_model_goes_with_a_suite_only(world: World) -> None:
-    found = check(world(), trial=False, watcher=Silent(), model="zoo:tiny/base")
+    found = check(world(), dry_run=False, watcher=Silent(), model="zoo:tiny/base")
     assert [problem["where"] for problem in found["problems"]] == ["--model"]
     assert "it names its own models" in found["problems"][0]["what"]
 
@@ -136,7 +136,7 @@ def test_the_table_and_the_json_on_the_command_line(
     assert run(main, arguments[:2], monkeypatch) == 0
     assert "--model REFERENCE" in capsys.readouterr().out
     choice = with_tasks(folder, "choice")
-    forecast = tokens(check(choice, trial=False, watcher=Silent(), model=str(folder / "base")))["search"]
+    forecast = tokens(check(choice, dry_run=False, watcher=Silent(), model=str(folder / "base")))["search"]
     assert run(main, ["score", str(folder / "base"), str(choice)], monkeypatch) == 0
     said = f"{forecast['requested']} requested, {forecast['distinct']} distinct"
     assert said in capsys.readouterr().out

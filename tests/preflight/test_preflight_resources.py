@@ -12,22 +12,22 @@ import huggingface_hub
 import pytest
 import yaml
 
-from evosearch.preflight import resources
+from evosearch.preflight import disk_needs, memory_needs
 from evosearch.preflight.check import check
-from evosearch.preflight.cost import Counts
+from evosearch.preflight.counts import Counts
 from evosearch.preflight.forecast import Pace, end_of, hours_of
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Silent
 from evosearch.service.run import run
-from evosearch.spec.run_dir import places_of
-from evosearch.spec.spec import WorkersConfig, load_spec
+from evosearch.spec.config import WorkersConfig
+from evosearch.spec.spec import load_spec
 
 World = Callable[..., Path]
 WITHOUT_END = {"candidates": 10**13}
 
 
 def problems(spec: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = check(spec, trial=False, watcher=Silent())["problems"]
+    found: list[dict[str, Any]] = check(spec, dry_run=False, watcher=Silent())["problems"]
     return found
 
 
@@ -59,22 +59,22 @@ def test_what_a_search_writes_is_about_what_was_said(world: World) -> None:
 
     prepared = prepare(spec, Silent())
     items = (60 + 4) * len(prepared.batches["search"])
-    needs = resources.to_write(spec, 64, items, sizes_of(spec, Silent()), prepared.example)
+    needs = disk_needs.to_write(spec, 64, items, sizes_of(spec, Silent()), prepared.example)
     said = {need.what: need.size for need in needs}
-    places = places_of(spec)
-    with Ledger.open(places.ledger) as ledger:  # which folds its journal into the file
+    run_dir = spec.run_dir
+    with Ledger.open(run_dir.ledger) as ledger:  # which folds its journal into the file
         assert ledger.searches()
-    size = sum(path.stat().st_size for path in places.folder.glob("ledger.db*"))
+    size = sum(path.stat().st_size for path in run_dir.folder.glob("ledger.db*"))
     assert 0.5 < size / said["the ledger"] < 2
 
 
 def test_needs_of_one_disk_are_added_up(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     parts = [
-        resources.Need(name, tmp_path / name / "deep", 0.45 * free, name.upper()) for name in ("one", "two", "three")
+        disk_needs.Need(name, tmp_path / name / "deep", 0.45 * free, name.upper()) for name in ("one", "two", "three")
     ]
-    assert resources.lacking(parts[:1]) == []
-    (problem,) = resources.lacking(parts)
+    assert disk_needs.lacking(parts[:1]) == []
+    (problem,) = disk_needs.lacking(parts)
     assert "(one " in problem.what
     assert ", two " in problem.what
     assert ", three " in problem.what
@@ -132,7 +132,7 @@ def test_workers_that_this_machine_cannot_hold(world: World) -> None:
     assert problem["where"].endswith("world.yaml: workers.count")
     assert "10000000000 workers need " in problem["what"]
     assert "in all" in problem["what"]
-    memory = check(world(), trial=False, watcher=Silent())["memory"]
+    memory = check(world(), dry_run=False, watcher=Silent())["memory"]
     assert memory["workers"] == 1
     assert 0 < memory["available_gib"] <= memory["total_gib"] * 1.01
 
@@ -157,7 +157,7 @@ def test_a_card_against_what_a_worker_needs(
     device = {"name": "card", "gpus_per_worker": 0.5, "total_gib": 80.0, "share_gib": 39.5}
     device |= {"resident_gib": resident, "needed_gib": needed, "largest": {"name": "card", "share_gib": 39.5}}
     host = {"resident_gib": 1e9, "parents_gib": parents, "total_gib": 8.0, "available_gib": 4.0}
-    found, warnings = resources.judge_memory(load_spec(world()), host | {"device": device}, 2)
+    found, warnings = memory_needs.judge_memory(load_spec(world()), host | {"device": device}, 2)
     assert [one.what for one in found] == ([problem] if problem else [])
     assert [text.startswith(warning or "-") for text in warnings] == ([True] if warning else [])
 
@@ -188,12 +188,12 @@ def test_a_small_card_beside_large_ones_stops_no_search(
 ) -> None:
     sizes = {"card": 80.0, "display": 8.0, "another card": 80.0}
     found = [{"name": name, "total_gib": size, "free_gib": size} for name, size in sizes.items()]
-    monkeypatch.setattr(resources, "cards", lambda: found)
-    monkeypatch.setattr(resources, "allowed", lambda total, share: share * total)
+    monkeypatch.setattr(memory_needs, "cards", lambda: found)
+    monkeypatch.setattr(memory_needs, "allowed", lambda total, share: share * total)
     spec = load_spec(world(workers={"device": "auto"}))
-    device = resources.device_of(spec, gpus, {"resident": resident, "needed": resident + 3})
+    device = memory_needs.device_of(spec, gpus, {"resident": resident, "needed": resident + 3})
     assert device is not None
-    problems, warnings = resources.judge_memory(spec, {"device": device}, 1)
+    problems, warnings = memory_needs.judge_memory(spec, {"device": device}, 1)
     assert [one.what.replace("another ", "") for one in problems] == ([problem] if problem else [])
     assert [text[: len(warning or "")] for text in warnings] == ([warning] if warning else [])
 
@@ -230,32 +230,32 @@ def test_weights_are_here_where_all_of_that_revision_are(
         path = home / "snapshots" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"weight_map": {f"w{i}": shard for i, shard in enumerate(shards.split())}}))
-    assert resources._is_here(reference) is here
+    assert disk_needs._is_here(reference) is here
 
 
 def test_parents_are_mapped_so_that_too_little_memory_for_them_is_a_warning(world: World) -> None:
     host = {"resident_gib": 1.0, "parents_gib": 30.0, "total_gib": 8.0, "available_gib": 4.0}
-    found, (text,) = resources.judge_memory(load_spec(world()), host, 3)
+    found, (text,) = memory_needs.judge_memory(load_spec(world()), host, 3)
     assert found == []
     assert text == "3 workers need about 33.0 GiB and 4.0 GiB are free here"
-    assert resources.judge_memory(load_spec(world()), host | {"parents_gib": 0.5}, 3) == ([], [])
+    assert memory_needs.judge_memory(load_spec(world()), host | {"parents_gib": 0.5}, 3) == ([], [])
 
 
 # --- time and price -----------------------------------------------------------------------------------------------
 
 
 def test_workers_wait_for_the_last_of_a_generation() -> None:
-    pace = Pace(start=60.0, candidate=10.0, whole={"search": 10.0, "validation": 20.0, "test": 40.0}, workers=4)
+    pace = Pace(start=60.0, candidate=10.0, full={"search": 10.0, "validation": 20.0, "test": 40.0}, workers=4)
     assert pace.candidates(100) == 250.0
     assert pace.per_hour == 4 * 360
-    together = Pace(60.0, 10.0, pace.whole, 4, together=6)  # two rounds, of which the second has two idle workers
+    together = Pace(60.0, 10.0, pace.full, 4, population=6)  # two rounds, of which the second has two idle workers
     assert together.candidates(6) == together.candidates(7) - 10.0 == 20.0
     assert together.per_hour == 6 * 3600 / 20
     assert together.all_of("validation", 5) == 40.0
 
 
 def test_controls_finalists_and_the_test_take_their_time_too() -> None:
-    pace = Pace(60.0, 10.0, {"search": 10.0, "validation": 20.0, "test": 40.0}, workers=4, together=8)
+    pace = Pace(60.0, 10.0, {"search": 10.0, "validation": 20.0, "test": 40.0}, workers=4, population=8)
     counts = Counts(candidates=80, search=12 + 4, validation=9, test=5)
     search = 60 + 3 * 10 + 200
     rest = 1 * 10 + 3 * 20 + 2 * 40
@@ -275,7 +275,7 @@ def test_the_end_has_a_zone_and_a_price() -> None:
 def test_a_forecast_is_of_the_search_as_it_goes(world: World) -> None:
     """Where only the clock ends the search, it has as many candidates as fit; the price is of all workers."""
     workers = {"executor": "local", "threads": 1, "price_per_hour": 3.0}
-    forecast = check(world(budget={"hours": 2.0}, workers=workers), trial=True, watcher=Silent())["forecast"]
+    forecast = check(world(budget={"hours": 2.0}, workers=workers), dry_run=True, watcher=Silent())["forecast"]
     assert forecast["search_hours"] == pytest.approx(2.0, rel=0.001)
     assert 2.0 < forecast["total_hours"] < 2.1
     assert forecast["price"] == pytest.approx(3.0 * forecast["total_hours"])
@@ -290,4 +290,4 @@ def test_price_is_of_no_search(world: World) -> None:
 
 
 def test_the_whole_card_is_read_of_the_container_where_it_has_less() -> None:
-    assert resources.host_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 1.01
+    assert memory_needs.host_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 1.01

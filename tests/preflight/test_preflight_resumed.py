@@ -23,8 +23,8 @@ def begun(world: World) -> World:
     return world
 
 
-def looked(spec: Path, trial: bool = False) -> dict[str, Any]:
-    return check(spec, trial=trial, watcher=Silent())
+def looked(spec: Path, dry_run: bool = False) -> dict[str, Any]:
+    return check(spec, dry_run=dry_run, watcher=Silent())
 
 
 def test_another_search_under_an_old_name_fails_the_check_as_it_fails_the_run(begun: World) -> None:
@@ -44,7 +44,7 @@ def test_models_that_changed_since_fail_it_too(begun: World) -> None:
     expert.unlink()
     expert.symlink_to(other)
     (problem,) = looked(spec)["problems"]
-    assert "its weights changed since this search began" in problem["what"]
+    assert "its weights changed since this search started" in problem["what"]
 
 
 def test_time_and_price_are_of_what_is_left(begun: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,18 +56,18 @@ def test_time_and_price_are_of_what_is_left(begun: World, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(forecast, "hours_of", remembered)
     workers = {"executor": "local", "threads": 1, "price_per_hour": 3.0}
-    result = looked(begun(budget={"candidates": 1000}, workers=workers, **RANDOM), trial=True)
+    result = looked(begun(budget={"candidates": 1000}, workers=workers, **RANDOM), dry_run=True)
     assert result["problems"] == []
     assert "4 candidates are on record already: time and price are of what is left" in result["notes"]
     found = result["forecast"]
     each, start = found["seconds_per_candidate"] / 3600, paces[0].start / 3600
     assert 995.9 * each <= found["search_hours"] - start < 996.1 * each  # the baselines are on record, too
-    done = looked(begun(budget={"candidates": 4}, workers=workers, **RANDOM), trial=True)["forecast"]
+    done = looked(begun(budget={"candidates": 4}, workers=workers, **RANDOM), dry_run=True)["forecast"]
     assert done["search_hours"] - paces[1].start / 3600 < 0.1 * done["seconds_per_candidate"] / 3600
     assert done["price"] < found["price"] / 10
 
 
 def test_a_search_that_has_not_begun_is_forecast_whole(world: World) -> None:
-    result = looked(world(budget={"candidates": 1000}, **RANDOM), trial=True)
+    result = looked(world(budget={"candidates": 1000}, **RANDOM), dry_run=True)
     assert not [text for text in result["notes"] if "on record" in text]
     assert result["forecast"]["search_hours"] * 3600 >= 1003 * result["forecast"]["seconds_per_candidate"]

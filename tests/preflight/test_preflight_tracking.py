@@ -17,7 +17,7 @@ import requests
 
 from evosearch.errors import TrackingError
 from evosearch.preflight.check import check
-from evosearch.preflight.preflight import prove_store
+from evosearch.preflight.stores import prove_tracking_store
 from evosearch.search.progress import Silent
 from evosearch.service.run import run
 from evosearch.spec.spec import load_spec
@@ -96,7 +96,7 @@ def as_reader(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_an_account_it_is_a_problem(world: World, server: Server, tmp_path: Path) -> None:
     spec = world(tracking={"uri": server.uri})
-    (problem,) = check(spec, trial=False, watcher=Silent())["problems"]
+    (problem,) = check(spec, dry_run=False, watcher=Silent())["problems"]
     assert problem["where"] == f"{spec}: tracking.uri"
     assert "not authenticated" in problem["what"]
     assert "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in problem["next"]
@@ -107,24 +107,26 @@ def test_without_an_account_it_is_a_problem(world: World, server: Server, tmp_pa
 
 @pytest.mark.usefixtures("as_reader")
 def test_a_look_creates_nothing_and_says_how_much_it_proves(world: World, server: Server) -> None:
-    result = check(world(tracking={"uri": server.uri, "experiment": "mine"}), trial=False, watcher=Silent())
+    result = check(world(tracking={"uri": server.uri, "experiment": "mine"}), dry_run=False, watcher=Silent())
     assert result["ok"], result["problems"]
     (note,) = [text for text in result["notes"] if "MLflow at" in text]
-    assert "answers this account, and does not have yet the experiment 'mine'" in note
-    assert "that it may be written to is seen when the search starts" in note
+    assert "accepts this account (experiment 'mine' does not exist yet)" in note
+    assert "write access is checked when the search starts" in note
     assert server.experiment("mine") is None
 
 
 @pytest.mark.usefixtures("as_reader")
 def test_a_start_writes_first_what_the_search_would_write(world: World, server: Server, tmp_path: Path) -> None:
     promotion = {"finalists": 1, "register_as": "night"}
-    prove_store(load_spec(world("ours", tracking={"uri": server.uri, "experiment": "ours"}, promotion=promotion)))
+    prove_tracking_store(
+        load_spec(world("ours", tracking={"uri": server.uri, "experiment": "ours"}, promotion=promotion))
+    )
     found = server.experiment("ours")
     assert found is not None
     assert found["tags"] == [{"key": "evosearch.search", "value": "ours"}]
 
     spec = world("late", tracking={"uri": server.uri, "experiment": "theirs"})
-    assert check(spec, trial=False, watcher=Silent())["ok"]  # it may be read
+    assert check(spec, dry_run=False, watcher=Silent())["ok"]  # it may be read
     with pytest.raises(TrackingError, match=r"late\.yaml: tracking\.uri: .*(?i:permission denied)") as refused:
         run(spec, Silent())
     assert server.password not in str(refused.value)
@@ -137,7 +139,7 @@ def test_a_registered_model_of_somebody_else_is_a_problem(world: World, server: 
     promotion = {"finalists": 1, "register_as": "theirs"}
     spec = world("heir", tracking={"uri": server.uri, "experiment": "heir"}, promotion=promotion)
     with pytest.raises(TrackingError, match=r"heir\.yaml: tracking\.uri: .*(?i:permission denied)"):
-        prove_store(load_spec(spec))
+        prove_tracking_store(load_spec(spec))
 
 
 @pytest.mark.usefixtures("as_reader")
@@ -145,6 +147,6 @@ def test_an_experiment_that_was_deleted_is_a_problem(world: World, server: Serve
     made = server.call("experiments/create", name="gone").json()["experiment_id"]
     assert server.call("experiments/delete", experiment_id=made).ok
     spec = world(tracking={"uri": server.uri, "experiment": "gone"})
-    (problem,) = check(spec, trial=False, watcher=Silent())["problems"]
+    (problem,) = check(spec, dry_run=False, watcher=Silent())["problems"]
     assert problem["where"] == f"{spec}: tracking.experiment"
     assert f"mlflow experiments restore -x {made}" in problem["next"]

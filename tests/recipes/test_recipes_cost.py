@@ -14,11 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from evosearch.checkpoints.reader import Checkpoint
-from evosearch.evaluation.engine.prefix_tree import depths, distinct_prefixes
+from evosearch.evaluation.engine.runs import depths, distinct_prefixes
 from evosearch.evaluation.harness.harness import Harness
 from evosearch.preflight.check import check
-from evosearch.preflight.cost import GIB, counts_of, planned, reckoned
-from evosearch.preflight.sizes import ModelSize, size_of, sizes_of
+from evosearch.preflight.cost import GIB, estimate_cost
+from evosearch.preflight.counts import counts_of, planned_baselines
+from evosearch.preflight.model_size import ModelSize, size_of
+from evosearch.preflight.sizes import sizes_of
 from evosearch.search.progress import Silent
 from evosearch.spec.spec import load_spec
 
@@ -118,7 +120,7 @@ def test_an_adapter_is_small_on_disk_and_not_in_memory(shipped: Path) -> None:
 
 def test_the_quickstart_by_hand(shipped: Path) -> None:
     spec = load_spec(shipped / "quickstart.yaml")
-    result = check(shipped / "quickstart.yaml", trial=False, watcher=Silent())
+    result = check(shipped / "quickstart.yaml", dry_run=False, watcher=Silent())
     assert result["ok"]
     cost, tokens = result["forecast"]["cost"], result["forecast"]["tokens"]
     size = sizes_of(spec, Silent()).output
@@ -148,7 +150,7 @@ def test_parts_and_other_ends_of_a_search(shipped: Path) -> None:
 
     def evaluations(**changes: Any) -> dict[str, int] | None:
         path.write_text(yaml.safe_dump(data | changes))
-        found: dict[str, int] | None = reckoned(load_spec(path), harness, Silent())["cost"]["evaluations"]
+        found: dict[str, int] | None = estimate_cost(load_spec(path), harness, Silent())["cost"]["evaluations"]
         return found
 
     assert evaluations(budget={"hours": 2}) is None
@@ -225,7 +227,7 @@ def seven_b(shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 def test_the_japanese_merge_before_anything_is_fetched(seven_b: Path) -> None:
     """By configs and tokenizers: there are no weights in any of the folders."""
     assert not list(Path().rglob("*.safetensors"))
-    result = check(seven_b / "japanese_math.yaml", trial=True, watcher=Silent(), weights=False)
+    result = check(seven_b / "japanese_math.yaml", dry_run=True, watcher=Silent(), weights=False)
     assert result["problems"] == []
     assert result["memory"] == {}
     assert any("no weights were fetched" in note for note in result["notes"])
@@ -257,7 +259,7 @@ def test_eight_adapters_take_little_more_than_their_base(seven_b: Path) -> None:
         4096 + 4096 + 4096 + 1024
     )  # A and B in float32
     assert found.held[f"{BASE}+predibase/gsm8k"] == 4 * 32 * (4096 * 4096 + 4096 * 1024)
-    counts = counts_of(spec, planned(spec), 100)
+    counts = counts_of(spec, planned_baselines(spec), 100)
     assert counts is not None
     assert (counts.candidates, counts.search) == (360, 20 + 2 * 4)
 

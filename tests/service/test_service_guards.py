@@ -9,13 +9,12 @@ import pytest
 import yaml
 
 from evosearch.evaluation.types import GOLD
-from evosearch.reporting.leaderboard import leaderboard
+from evosearch.reporting.leaderboard import LeaderboardRow, leaderboard
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Silent
 from evosearch.search.state import SearchState
 from evosearch.service.run import RunReport, run
 from evosearch.setup.prepare import prepare
-
 from evosearch.spec.spec import load_spec
 
 World = Callable[..., Path]
@@ -33,7 +32,7 @@ def guarded_suite(folder: Path, chance: float = 0.33) -> str:
     choice, generate = suite["tasks"]
     del choice["chance"]
     kept = {"task": "w_choice", "name": "kept", "metric": "acc", "chance": chance, "report_only": True}
-    suite["tasks"] = [choice | {"forget": True}, generate, kept]
+    suite["tasks"] = [choice | {"unlearn": True}, generate, kept]
     suite["guards"] = [{"task": "kept", "max_drop": 2.0}, {"task": "generate", "max_drop": 30.0}]
     (folder / "suite_guarded.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
     return "suite_guarded.yaml"
@@ -57,7 +56,7 @@ def kept_run() -> dict[str, Any]:
 
 
 @pytest.fixture
-def searched(world: World, kept_run: dict[str, Any]) -> tuple[Path, RunReport, SearchState, list[dict[str, Any]]]:
+def searched(world: World, kept_run: dict[str, Any]) -> tuple[Path, RunReport, SearchState, tuple[LeaderboardRow, ...]]:
     """One search on two parts, with guards."""
     if not kept_run:
         spec = write(world, "guarded", search_minibatches=2, budget={"candidates": 8})
@@ -73,7 +72,7 @@ def searched(world: World, kept_run: dict[str, Any]) -> tuple[Path, RunReport, S
             stored[name, f"search/{part}"] = ledger.columns(search_id, name, "search", card.sets)
         sets = {split: batch.sets for split, batch in prepare(load_spec(spec), Silent()).batches.items()}
         parts = prepare(load_spec(spec), Silent()).minibatches
-        rows = leaderboard(load_spec(spec).run_dir)
+        rows = leaderboard(load_spec(spec).run_dir).rows
         kept_run.update(spec=spec, report=report, state=state, rows=rows, stored=stored, sets=sets, parts=parts)
     return kept_run["spec"], kept_run["report"], kept_run["state"], kept_run["rows"]
 
@@ -114,33 +113,33 @@ def test_the_forgotten_task_scores_by_wrong_answers_and_is_told_smoothly(
 
 def test_finalists_and_leaderboard_put_first_what_breaks_no_guard(searched: Any) -> None:
     _, report, state, rows = searched
-    whole = [row for row in rows if row["sample"] is None]
-    amounts = [sum(row["violations"].values()) for row in rows]
+    whole = [row for row in rows if row.sample is None]
+    amounts = [sum(row.violations.values()) for row in rows]
     assert amounts == sorted(amounts)
     assert 0.0 in amounts
     assert amounts[-1] > 0
     for row in whole:
-        assert row["violations"] == {t: v for t, v in state.violations(row["candidate"]).items() if v > 0}
-    candidates = {row["candidate"]: sum(row["violations"].values()) for row in whole if row["kind"] == "candidate"}
+        assert row.violations == {t: v for t, v in state.violations(row.candidate).items() if v > 0}
+    candidates = {row.candidate: sum(row.violations.values()) for row in whole if row.kind == "candidate"}
     chosen = [finalist.candidate for finalist in state.finalists]
     assert max(candidates[name] for name in chosen) <= min(
         (amount for name, amount in candidates.items() if name not in chosen), default=np.inf
     )
-    assert report.best["candidate"] == next(row["candidate"] for row in rows if row["kind"] == "candidate")
+    assert report.best.candidate == next(row.candidate for row in rows if row.kind == "candidate")
 
 
 def test_the_gate_holds_the_winner_to_each_guard(searched: Any, kept_run: dict[str, Any]) -> None:
     _, report, state, _ = searched
-    winner = report.gate["winner"]
-    checks = {check["task"]: check for check in report.gate["guards"]}
-    assert [(check["reference"], check["challenger"]) for check in checks.values()] == [("base", winner)] * 2
+    winner = report.gate.winner
+    checks = {check.task: check for check in report.gate.guards}
+    assert [(check.reference, check.challenger) for check in checks.values()] == [("base", winner)] * 2
     own, base = (kept_run["stored"][name, "test"] for name in (winner, "base"))
     difference = points(own["kept"]["acc"]) - points(base["kept"]["acc"])
-    assert checks["kept"]["difference"] == pytest.approx(difference)
-    assert checks["kept"]["holds"] == (checks["kept"]["lower"] >= -2.0)
-    assert checks["generate"]["n"] == 20
-    assert any(reason.startswith(f"{winner} is not shown to keep kept: ") for reason in report.gate["reasons"])
-    assert report.gate["promoted"] is None
+    assert checks["kept"].difference == pytest.approx(difference)
+    assert checks["kept"].holds == (checks["kept"].lower >= -2.0)
+    assert checks["generate"].n == 20
+    assert any(reason.startswith(f"{winner} is not shown to keep kept: ") for reason in report.gate.reasons)
+    assert report.gate.promoted is None
     assert state.gated is not None
 
 
@@ -166,11 +165,11 @@ def test_without_a_base_the_parent_best_at_the_task_is_the_reference(world: Worl
         best = max(state.cards[f"parent:{index}", "search"].guards[task] for index in (0, 1))
         assert state.cards[reference, "search"].guards[task] == best
     assert report.gate is not None
-    assert [check["reference"] for check in report.gate["guards"]] == list(state.references().values())
+    assert [check.reference for check in report.gate.guards] == list(state.references().values())
 
 
 def test_the_recipe_for_forgetting_reads_as_it_says() -> None:
     spec = load_spec(Path(__file__).parents[2] / "recipes/unlearn.yaml")
-    assert [task.name for task in spec.suite.scoring if task.forget] == ["sort"]
+    assert [task.name for task in spec.suite.scoring if task.unlearn] == ["sort"]
     assert [guard.task for guard in spec.suite.guards] == ["reverse", "deal", "median"]
     assert spec.template["models"][0]["parameters"]["weight"]["high"] <= 0

@@ -9,12 +9,12 @@ import pytest
 
 from evosearch.errors import SpecError
 from evosearch.reporting.leaderboard import leaderboard
+from evosearch.reporting.report import CandidateCounts
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Silent
 from evosearch.search.state import SearchState
 from evosearch.service.run import RunReport, run
 from evosearch.setup.prepare import prepare
-
 from evosearch.spec.spec import load_spec
 
 World = Callable[..., Path]
@@ -78,7 +78,7 @@ def whole(world: World, kept: dict[str, Any]) -> list[tuple[str, dict[str, Any]]
         kept["record"], kept["state"], kept["rows"] = (
             record(spec),
             state_of(spec),
-            leaderboard(load_spec(spec).run_dir),
+            leaderboard(load_spec(spec).run_dir).rows,
         )
     found: list[tuple[str, dict[str, Any]]] = kept["record"]
     return found
@@ -157,16 +157,16 @@ def test_rescoring_decides(world: World, uninterrupted: dict[str, Any], monkeypa
 def test_the_leaderboard_says_what_stands_on_a_part(world: World, uninterrupted: dict[str, Any]) -> None:
     whole(world, uninterrupted)
     rows: Sequence[dict[str, Any]] = uninterrupted["rows"]
-    samples = [row["sample"] for row in rows]
+    samples = [row.sample for row in rows]
     # On all items: 5 baselines, 4 candidates. The others on 4 items of each of 2 tasks.
     assert samples == [None] * (5 + 4) + [8] * 8
     report: RunReport = uninterrupted["report"]
     assert report.best is not None
-    assert report.best["candidate"] in [row["candidate"] for row in rows[:9]]
-    assert report.candidates == {"asked": 12, "scored": 12, "failed": 0, "resumed": 0}
+    assert report.best.candidate in [row.candidate for row in rows[:9]]
+    assert report.candidates == CandidateCounts(12, 12, 0, 0)
     for row in rows[9:]:
-        card = uninterrupted["state"].samples[row["candidate"], int(row["candidate"]) // 4 % 2]
-        assert (row["score"], row["splits"]) == (card.score, {})
+        card = uninterrupted["state"].samples[row.candidate, int(row.candidate) // 4 % 2]
+        assert (row.score, row.splits) == (card.score, {})
 
 
 def is_sampled(kind: str, payload: dict[str, Any]) -> bool:
@@ -247,7 +247,7 @@ def test_without_the_key_nothing_is_sampled_and_the_id_stays(world: World) -> No
         (1, "search_minibatches: Input should be greater than or equal to 2, got 1"),
         (
             9,
-            "search_minibatches: got 9, and 'choice' has 8 documents on search. A document of every task in each minibatch",
+            "search_minibatches: got 9, and 'choice' has 8 search documents. At most 8: each minibatch has documents of every",
         ),
         ("four", "search_minibatches: got 'four'. A whole number"),
     ],

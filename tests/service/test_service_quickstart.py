@@ -292,7 +292,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_continues(
         assert process.stdout is not None
         process.stdout.close()
     assert process.returncode == 130, output
-    assert "interrupted; the same command continues" in output
+    assert "Interrupted. Run the same command to resume." in output
     assert "Traceback" not in output
     with Ledger.open(f"sqlite:///{tmp_path / 'small' / 'ledger.db'}", read_only=True) as ledger:
         (info,) = ledger.searches()

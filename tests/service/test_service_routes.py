@@ -10,11 +10,11 @@ import pytest
 from evosearch.recipe import files
 from evosearch.recipe.schema import Recipe
 from evosearch.reporting.export import export
+from evosearch.reporting.report import CandidateCounts
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Silent
 from evosearch.service.run import run
 from evosearch.service.score import score
-from evosearch.spec.run_dir import places_of
 from evosearch.spec.spec import load_spec
 
 World = Callable[..., Path]
@@ -41,9 +41,9 @@ def searched(optimizer: str = "random", **changes: Any) -> dict[str, Any]:
 
 def events(spec: Path, *kinds: str) -> list[tuple[str, dict[str, Any]]]:
     """What a search recorded, in order, scores by name; times and workers left out."""
-    places = places_of(load_spec(spec))
-    with Ledger.open(places.ledger, read_only=True) as ledger:
-        info = ledger.search_by_name(places.name)
+    run_dir = load_spec(spec).run_dir
+    with Ledger.open(run_dir.ledger, read_only=True) as ledger:
+        info = ledger.search_by_name(run_dir.name)
         assert info is not None
         found = [
             (event.type, {key: value for key, value in event.payload.items() if key not in MAY_DIFFER})
@@ -62,18 +62,18 @@ KINDS = ("baseline", "asked", "scored", "told", "finalist", "test_opened", "gate
 def test_a_search_over_routes_runs_to_its_gate(optimizer: str, encoding: str, world: World) -> None:
     spec = world(name="routes", **searched(optimizer, encoding=encoding))
     report = run(spec, Silent())
-    assert report.candidates == {"asked": 12, "scored": 12, "failed": 0, "resumed": 0}
+    assert report.candidates == CandidateCounts(12, 12, 0, 0)
     assert set(report.baselines) == {"base", "parent:0", "parent:1", "uniform", "scale:0.30", "scale:0.60"}
-    assert all(baseline["score"] is not None for baseline in report.baselines.values())
+    assert all(baseline.score is not None for baseline in report.baselines.values())
     assert report.gate is not None
-    tested = {row["candidate"] for row in report.test}
+    tested = {row.candidate for row in report.test}
     assert {"base", "parent:0", "parent:1", "uniform"} < tested
-    labels = {row["candidate"]: row["label"] for row in report.test}
+    labels = {row.candidate: row.label for row in report.test}
     assert labels["parent:1"].startswith("parent expert2")
     asked = [payload for kind, payload in events(spec, "asked")]
     assert len({payload["recipe_id"] for payload in asked}) > 3
     if optimizer == "cat_cma":
-        _is_its_export(spec, report.best["candidate"])  # type: ignore[index]
+        _is_its_export(spec, report.best.candidate)  # type: ignore[index]
 
 
 def _is_its_export(spec: Path, candidate: str) -> None:
@@ -81,15 +81,15 @@ def _is_its_export(spec: Path, candidate: str) -> None:
     out = spec.parent / "out"
     exported = export("routes", "recipe", out / "route.yaml", candidate, False, Silent())
     export("routes", "checkpoint", out / "model", candidate, False, Silent())
-    places = places_of(load_spec(spec))
-    with Ledger.open(places.ledger, read_only=True) as ledger:
-        info = ledger.search_by_name(places.name)
+    run_dir = load_spec(spec).run_dir
+    with Ledger.open(run_dir.ledger, read_only=True) as ledger:
+        info = ledger.search_by_name(run_dir.name)
         assert info is not None
         every = ledger.events(info.search_id)
     asked = next(e.payload for e in every if e.type == "asked" and e.payload["candidate"] == candidate)
     scored = next(e.payload for e in every if e.type == "scored" and e.payload["candidate"] == candidate)
     assert files.load(out / "route.yaml") == Recipe.model_validate(asked["recipe"])
-    assert exported["recipe_id"] == asked["recipe_id"]
+    assert exported.recipe_id == asked["recipe_id"]
     depth = len(asked["recipe"]["routing"]["hops"])
     assert json.loads((out / "model" / "config.json").read_text())["num_hidden_layers"] == depth
     for made in ("route.yaml", "model"):
@@ -117,5 +117,5 @@ def test_a_stopped_search_over_routes_goes_on_as_if_it_had_not_been(
         run(spec, Silent())
     monkeypatch.setattr(Ledger, "append", append)
     report = run(spec, Silent())
-    assert 0 < report.candidates["resumed"] < 12
+    assert 0 < report.candidates.resumed < 12
     assert events(spec, *KINDS) == events(whole, *KINDS)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from evosearch.cli.console import console
-from evosearch.cli.tables import show_score
+from evosearch.cli.score_table import show_score
 from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.suites.suite import Suite
 from evosearch.preflight.check import check
@@ -40,7 +40,7 @@ def test_check_with_a_trial_loads_the_suite_once(
     loaded: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EVOSEARCH_RUNS", str(tmp_path / "runs"))
-    found = check(QUICKSTART, trial=True, watcher=Silent())
+    found = check(QUICKSTART, dry_run=True, watcher=Silent())
     assert found["problems"] == []
     assert found["forecast"]["seconds_per_candidate"] > 0
     assert loaded == ["quickstart"]
@@ -62,7 +62,7 @@ def test_a_suite_that_cannot_be_loaded_is_one_problem_of_a_check(world: World) -
     (spec.parent / "broken.yaml").write_text(
         yaml.safe_dump(suite | {"documents": {"search": 60, "validation": 1, "test": 1}})
     )
-    found = check(spec, trial=True, watcher=Silent())
+    found = check(spec, dry_run=True, watcher=Silent())
     assert [problem["where"] for problem in found["problems"]] == [
         f"{spec.parent / 'broken.yaml'}: tasks[0].documents.search"
     ]

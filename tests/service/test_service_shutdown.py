@@ -18,8 +18,7 @@ from evosearch.search.progress import Silent
 from evosearch.search.recorder import Recorder
 from evosearch.service import shutdown
 from evosearch.service.run import run
-from evosearch.service.shutdown import on_record
-from evosearch.spec.run_dir import places_of
+from evosearch.service.shutdown import recorded_end
 from evosearch.spec.spec import load_spec
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def kinds(url: str) -> list[str]:
 
 
 def ended(url: str, search: Callable[[Recorder], str], watcher: Noting | None = None) -> BaseException | None:
-    """What `on_record` raised for a search that does this."""
+    """What `recorded_end` raised for a search that does this."""
     with Ledger.open(url) as ledger, ledger.acquire("one"):
         recorder = Recorder(ledger, "one", watcher=watcher or Noting())
 
@@ -73,7 +72,7 @@ def ended(url: str, search: Callable[[Recorder], str], watcher: Noting | None = 
             return search(recorder), None
 
         try:
-            on_record(recorder, whole)
+            recorded_end(recorder, whole)
         except (Exception, KeyboardInterrupt) as exc:
             return exc
     return None
@@ -111,7 +110,7 @@ def test_an_interrupt_at_any_line_is_on_record(tmp_path: Path, no_power_cuts: No
 
             sys.settrace(trace)
             try:
-                on_record(recorder, whole)
+                recorded_end(recorder, whole)
             except KeyboardInterrupt:
                 pass
             finally:
@@ -195,7 +194,7 @@ def test_no_step_after_the_start_is_outside(world: World, monkeypatch: pytest.Mo
     spec = world()
     with pytest.raises(KeyboardInterrupt):
         run(spec, Silent())
-    with Ledger.open(places_of(load_spec(spec)).ledger, read_only=True) as ledger:
+    with Ledger.open(load_spec(spec).run_dir.ledger, read_only=True) as ledger:
         (info,) = ledger.searches()
         assert [event.type for event in ledger.events(info.search_id)] == ["started", "stopped"]
         assert info.stopped == "interrupted"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from evosearch.preflight.check import check
+from evosearch.reporting.report import CandidateCounts
 from evosearch.search.progress import Silent
 from evosearch.service.run import run
 from evosearch.spec.spec import load_spec
@@ -31,10 +32,10 @@ def test_a_stack_is_searched_beside_baseline_with_the_models_own_layers(world: W
     low = [source("./expert1", 0, 2, weight=HOLE), source("./expert2", 0, 2, weight=0.5)]
     high = [source("./expert2", 1, 3, weight=HOLE)]
     path = spec(world, "stack", recipe(low, high))
-    report = run(path, Silent()).to_json()
-    assert report["candidates"] == {"asked": 6, "scored": 6, "failed": 0, "resumed": 0}
-    assert all(baseline["score"] is not None for baseline in report["baselines"].values())
-    assert set(report["baselines"]) == {"base", "parent:0", "parent:1", "uniform", "scale:0.30"}
+    report = run(path, Silent())
+    assert report.candidates == CandidateCounts(6, 6, 0, 0)
+    assert all(baseline.score is not None for baseline in report.baselines.values())
+    assert set(report.baselines) == {"base", "parent:0", "parent:1", "uniform", "scale:0.30"}
     assert load_spec(path).search_id()
 
 
@@ -50,11 +51,9 @@ def test_models_of_different_depth_are_searched_and_only_their_own_baseline_appl
     path = spec(world, "depths", recipe(low, high))
     found = check(path, False, Silent())
     assert (found["ok"], found["problems"]) == (True, [])
-    report = run(path, Silent()).to_json()
-    assert report["candidates"] == {"asked": 6, "scored": 6, "failed": 0, "resumed": 0}
-    scored = {
-        name: baseline["score"] for name, baseline in report["baselines"].items() if baseline.get("score") is not None
-    }
+    report = run(path, Silent())
+    assert report.candidates == CandidateCounts(6, 6, 0, 0)
+    scored = {name: baseline.score for name, baseline in report.baselines.items() if baseline.score is not None}
     assert set(scored) == {"base", "parent:0"}
 
 
@@ -62,9 +61,9 @@ def test_slices_that_keep_every_layer_in_its_place_have_every_baseline(world: Wo
     parts = [[source(name, 0, 2, weight=HOLE) for name in ("./expert1", "./expert2")]]
     parts.append([source(name, 2, 3, weight=HOLE) for name in ("./expert1", "./expert2")])
     path = spec(world, "in_place", recipe(*parts))
-    report = run(path, Silent()).to_json()
-    assert report["candidates"]["scored"] == 6
-    assert all(baseline["score"] is not None for baseline in report["baselines"].values())
+    report = run(path, Silent())
+    assert report.candidates.scored == 6
+    assert all(baseline.score is not None for baseline in report.baselines.values())
 
 
 def test_a_file_of_several_recipes_is_checked_as_the_one_it_makes(world: World) -> None:

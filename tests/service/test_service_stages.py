@@ -119,18 +119,17 @@ def ran(world: World, shared: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -
 def test_the_second_stage_is_made_of_the_first_ones_winner(ran: tuple[Path, RunReport, Notes]) -> None:
     _, report, watcher = ran
     first, second = report.stages
-    assert [row["name"] for row in report.stages] == ["parameters", "again"]
+    assert [row.name for row in report.stages] == ["parameters", "again"]
     assert report.name == "hybrid.again"
-    assert report.to_json()["stages"] == report.stages
     winner = Path(first["exported"]["recipe"])
     assert winner == find("hybrid.parameters").winner_file
     assert winner.parent.name == "parameters"
     recipe = files.load(winner)
-    chosen = state_of("hybrid.parameters").recipe(first["winner"]["candidate"])
+    chosen = state_of("hybrid.parameters").recipe(first.winner.candidate)
     assert recipe.to_dict() == chosen
     state = state_of("hybrid.again")
-    assert state.inputs["stage:parameters"] == first["winner"]["recipe_id"]
-    assert state.spec["builds_on"] == {"parameters": first["winner"]["recipe_id"]}
+    assert state.inputs["stage:parameters"] == first.winner.recipe_id
+    assert state.spec["builds_on"] == {"parameters": first.winner.recipe_id}
     assert state.recipes == {"stage:parameters": chosen}
     assert all("stage:parameters" in json.dumps(state.recipe(name)) for name in state.candidates)
     assert str(winner) not in json.dumps([state.recipe(name) for name in [*state.candidates, *state.baselines]])
@@ -154,9 +153,9 @@ def test_the_winner_of_a_stage_is_the_best_on_validation_and_no_test_is_opened(
     finalists = [finalist.candidate for finalist in state.finalists]
     baselines = [name for name in judged if name == "uniform" or name.startswith("scale:")]
     best = max(judged[name] for name in [*finalists, *baselines])
-    found = report.stages[0]["winner"]
-    assert found["score"] == judged[found["candidate"]] == best
-    if not found["candidate"].isdigit():  # a baseline only where it is strictly better
+    found = report.stages[0].winner
+    assert found.score == judged[found.candidate] == best
+    if not found.candidate.isdigit():  # a baseline only where it is strictly better
         assert best > max(judged[name] for name in finalists)
     assert state.test_openings == []
     assert state.gated is None
@@ -177,7 +176,7 @@ def test_the_last_stage_is_held_against_what_the_first_was_made_of(ran: tuple[Pa
     assert state.recipe("scale:0.30")["base_model"] == base
     opened = state.test_openings[0].candidates
     assert {"base", "stage:parameters", "uniform"} < set(opened)
-    labels = {row["label"].removesuffix(" (not promoted)").removesuffix(" (promoted)") for row in report.test}
+    labels = {row.label.removesuffix(" (not promoted)").removesuffix(" (promoted)") for row in report.test}
     assert {"winner of stage parameters", "base base", "parent expert1", "parent expert2"} < labels
 
 
@@ -186,12 +185,12 @@ def test_a_name_means_the_last_stage_that_has_begun(ran: tuple[Path, RunReport, 
     assert find("hybrid").name == find(str(spec)).name == find("hybrid.again").name == "hybrid.again"
     assert find(str(find("hybrid").folder.parent)).name == "hybrid.again"
     assert find("hybrid.parameters").name == "hybrid.parameters"
-    rows = {row["candidate"]: row["state"] for row in leaderboard(find("hybrid.parameters"))}
-    assert rows[report.stages[0]["winner"]["candidate"]] == "winner"
-    assert {row["name"] for row in statuses()} == {"hybrid.parameters", "hybrid.again"}
+    rows = {row.candidate: row.state for row in leaderboard(find("hybrid.parameters")).rows}
+    assert rows[report.stages[0].winner.candidate] == "winner"
+    assert {row.name for row in statuses()} == {"hybrid.parameters", "hybrid.again"}
     out = tmp_path / "out.yaml"
     result = export("hybrid.parameters", "recipe", out, None, False, Silent())
-    assert result["candidate"] == report.stages[0]["winner"]["candidate"]
+    assert result.candidate == report.stages[0].winner.candidate
     with pytest.raises(LedgerError, match=r"hybrid\.other: no such search"):
         find("hybrid.other")
 
@@ -209,7 +208,7 @@ def test_a_finished_run_is_only_read_and_an_earlier_stage_is_not_opened_again(
     spec.write_text(text)
     assert record("hybrid") == before
     assert again.gate == report.gate
-    assert [row["winner"] for row in again.stages] == [row["winner"] for row in report.stages]
+    assert [row.winner for row in again.stages] == [row.winner for row in report.stages]
     (said,) = [note for note in watcher.texts if "budget" in note]
     assert "stages[0].budget: its budget changed, and it is not opened again: 'hybrid.again' builds on" in said
 

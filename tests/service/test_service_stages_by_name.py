@@ -19,7 +19,6 @@ from evosearch.search.ledger.events import Event
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Silent
 from evosearch.search.protocols import Job
-from evosearch.service import stages
 from evosearch.service.merge import merge
 from evosearch.service.run import run
 from evosearch.setup.executors import worker_config
@@ -127,39 +126,7 @@ def test_what_is_recorded_and_exported_needs_neither_the_winners_file_nor_a_nest
     assert [document.get("name") for document in documents] == ["inner", "one", None]
     assert documents[1]["models"][0]["model"] == "inner"
     assert documents[2]["models"][0]["model"] == "one"
-    assert merge(tmp_path / "moved" / "best.yaml", tmp_path / "m", Silent())["recipe_id"] == written["recipe_id"]
-
-
-def test_stages_that_were_begun_by_their_winners_files_go_on_so(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As ledgers of earlier versions have them."""
-    winner_of = stages._winner
-
-    def by_file(stage: SearchSpec) -> Winner:
-        found = winner_of(stage)
-        return Winner(found.recipe, found.recipe_id, place=stage.run_dir.winner)
-
-    monkeypatch.setattr(stages, "_winner", by_file)
-    append, met = Ledger.append, list[int]()
-
-    def dying(self: Ledger, search_id: str, entries: Any, scores: Any = ()) -> Any:
-        events = append(self, search_id, entries, scores)
-        if any(kind == "told" for kind, _ in entries):
-            met.append(1)
-            if len(met) == 2:  # in the second stage
-                raise KeyboardInterrupt
-        return events
-
-    monkeypatch.setattr(Ledger, "append", dying)
-    with pytest.raises(KeyboardInterrupt):
-        run(spec, Silent())
-    monkeypatch.setattr(Ledger, "append", append)
-    monkeypatch.setattr(stages, "_winner", winner_of)
-    begun, file = asked("hybrid.two"), str(find("hybrid.one").winner_file)
-    assert run(spec, Silent()).candidates["resumed"] > 0
-    found = asked("hybrid.two")
-    assert found[: len(begun)] == begun
-    assert len(found) > len(begun)
-    assert all(recipe["models"][0]["model"] == file for recipe in found)
+    assert merge(tmp_path / "moved" / "best.yaml", tmp_path / "m", Silent())["recipe_id"] == written.recipe_id
 
 
 def test_nested_recipe_files_change_no_id(world: World, spec: Path) -> None:
@@ -180,9 +147,7 @@ def test_the_name_of_a_stage_means_nothing_elsewhere(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("merge_method: linear\nmodels: [{model: stage:one, parameters: {weight: 1.0}}]\n")
     assert files.load(path).references() == ("stage:one",)
-    with pytest.raises(
-        RecipeError, match=r"stage:one: unknown stage"
-    ):
+    with pytest.raises(RecipeError, match=r"stage:one: unknown stage"):
         merge(path, tmp_path / "out", Silent())
 
 

@@ -10,7 +10,7 @@ import yaml
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Silent
 from evosearch.service.run import run
-from evosearch.spec.run_dir import find
+from evosearch.spec.lookup import find
 
 World = Callable[..., Path]
 WEIGHT = {"low": 0.0, "high": 1.2, "init": 0.4}
@@ -122,4 +122,4 @@ def test_killed_anywhere_goes_on_at_the_right_stage(
     report = run(spec, Silent())
     assert record("killed") == uninterrupted
     assert len(set(winners("killed"))) == 1
-    assert [row["candidates"]["asked"] for row in report.stages] == [4, 2]
+    assert [row.candidates.proposed for row in report.stages] == [4, 2]

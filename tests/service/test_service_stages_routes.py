@@ -11,6 +11,7 @@ import yaml
 from evosearch.preflight.check import check
 from evosearch.recipe import files
 from evosearch.reporting.export import export
+from evosearch.reporting.report import CandidateCounts
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Silent
 from evosearch.service.merge import merge
@@ -77,8 +78,8 @@ def test_a_route_is_searched_from_the_winner_on_and_killed_between_goes_on(
     monkeypatch.setattr(Ledger, "append", append)
     report = run(hybrid, Silent())
     first, second = report.stages
-    assert first["candidates"] == {"asked": 2, "scored": 2, "failed": 0, "resumed": 2}
-    assert second["candidates"]["scored"] == 4
+    assert first.candidates == CandidateCounts(2, 2, 0, 2)
+    assert second.candidates.scored == 4
     run_dir = find("hybrid")
     with Ledger.open(run_dir.ledger, read_only=True) as ledger:
         _, state = read_search(ledger, run_dir)
@@ -99,6 +100,6 @@ def test_a_route_is_searched_from_the_winner_on_and_killed_between_goes_on(
     assert inner["name"] == "parameters"
     assert outer["routing"]["hops"][0] == {"model": "parameters", "layer": 0} | outer["routing"]["hops"][0]
     assert files.load(out).routing is not None
-    assert merge(out, tmp_path / "merged", Silent())["recipe_id"] == written["recipe_id"]
+    assert merge(out, tmp_path / "merged", Silent())["recipe_id"] == written.recipe_id
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert config["num_hidden_layers"] == len(outer["routing"]["hops"])

@@ -49,7 +49,7 @@ def make_adapter(folder: Path, seed: int) -> None:
 
 def searched(spec: Path) -> RunReport:
     report = run(spec, Silent())
-    assert report.candidates["scored"] == report.candidates["asked"] == BUDGET["candidates"]
+    assert report.candidates.scored == report.candidates.proposed == BUDGET["candidates"]
     assert report.gate is not None
     return report
 
@@ -100,21 +100,21 @@ def test_stacked_layers_are_held_against_the_whole_models(world: World, tmp_path
     }
     spec = world("stack", recipe=stack, budget=BUDGET)
     report = searched(spec)
-    assert report.baselines["base"]["score"] is not None
-    assert report.baselines["parent:1"]["score"] is not None
-    assert {row["role"] for row in report.gate["comparisons"]} >= {"base", "parent"}  # type: ignore[index]
+    assert report.baselines["base"].score is not None
+    assert report.baselines["parent:1"].score is not None
+    assert {row.role for row in report.gate.comparisons} >= {"base", "parent"}  # type: ignore[index]
     export("stack", "checkpoint", tmp_path / "out", "3", False, Silent())
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"] == 4
     suite = spec.parent / "suite.yaml"
-    row = next(row for row in report.leaderboard if row["candidate"] == "3")
-    assert score(str(tmp_path / "out"), suite, "search", None, Silent())["score"] == pytest.approx(row["score"])
+    row = next(row for row in report.leaderboard if row.candidate == "3")
+    assert score(str(tmp_path / "out"), suite, "search", None, Silent())["score"] == pytest.approx(row.score)
 
 
 def test_one_vocabulary_for_all(world: World, tmp_path: Path) -> None:
     spec = world("union", recipe=recipe("./expert1", "./expert2", tokenizer_source="union"), budget=BUDGET)
     searched(spec)
     plain = world("plain", recipe=recipe("./expert1", "./expert2"), budget=BUDGET)
-    one, other = ({row["candidate"]: row["score"] for row in run(path, Silent()).leaderboard} for path in (spec, plain))
+    one, other = ({row.candidate: row.score for row in run(path, Silent()).leaderboard} for path in (spec, plain))
     assert one["base"] == other["base"]  # the vocabularies are one already: nothing but the ids of recipes differs
 
 
@@ -128,12 +128,12 @@ def test_pickles_only_where_they_are_allowed(world: World, tmp_path: Path) -> No
         if path.suffix != ".safetensors":
             (old / path.name).write_bytes(path.read_bytes())
     torch.save(load_file(source / "model.safetensors"), old / "pytorch_model.bin")
-    found = check(spec, trial=False, watcher=Silent())
+    found = check(spec, dry_run=False, watcher=Silent())
     assert [problem["where"] for problem in found["problems"]] == [f"{spec}: recipe.models[1].model"]
     assert "--allow-pickle" in found["problems"][0]["next"]
-    assert check(spec, trial=False, watcher=Silent(), allow_pickle=True)["ok"]
+    assert check(spec, dry_run=False, watcher=Silent(), allow_pickle=True)["ok"]
     report = run(spec, Silent(), allow_pickle=True)
-    assert report.candidates["scored"] == 6
+    assert report.candidates.scored == 6
     fixed = tmp_path / "fixed.yaml"
     fixed.write_text(
         yaml.safe_dump({"merge_method": "linear", "models": [{"model": str(old), "parameters": {"weight": 1}}]})
@@ -169,6 +169,6 @@ def test_what_was_scored_is_what_is_exported_config_included(world: World, tmp_p
     shutil.copytree(source, link)
     config = json.loads((link / "config.json").read_text())
     (link / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
-    with pytest.raises(InputError, match=r"base: its config\.json is not that of the search"):
+    with pytest.raises(InputError, match=r"base: config\.json has changed since the search"):
         export("config", "checkpoint", tmp_path / "out", "3", False, Silent())
     assert not (tmp_path / "out").exists()

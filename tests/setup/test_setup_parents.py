@@ -100,7 +100,7 @@ def test_a_run_scores_a_parent_as_the_score_command_does(world: World) -> None:
     spec = world("scored", budget={"candidates": 6})
     change(spec, "expert2", **ROPE)
     report = run(spec, Silent())
-    rows = {row["candidate"]: row["score"] for row in report.leaderboard}
+    rows = {row.candidate: row.score for row in report.leaderboard}
     for baseline, model in {"base": "base", "parent:0": "expert1", "parent:1": "expert2"}.items():
         alone = score(str(spec.parent / model), spec.parent / "suite.yaml", "search", None, Silent())
         assert rows[baseline] == pytest.approx(alone["score"]), baseline

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from evosearch.errors import LedgerError
+from evosearch.reporting.report import CandidateCounts
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Silent
 from evosearch.service.run import run
-from evosearch.spec.run_dir import places_of
 from evosearch.spec.spec import load_spec
 
 World = Callable[..., Path]
@@ -25,9 +25,9 @@ class Killed(BaseException):
 
 def record(spec: Path) -> dict[str, list[Any]]:
     """What a search asked, scored and told, in order, times and workers left out."""
-    places = places_of(load_spec(spec))
-    with Ledger.open(places.ledger, read_only=True) as ledger:
-        info = ledger.search_by_name(places.name)
+    run_dir = load_spec(spec).run_dir
+    with Ledger.open(run_dir.ledger, read_only=True) as ledger:
+        info = ledger.search_by_name(run_dir.name)
         assert info is not None
         events = ledger.events(info.search_id)
     kinds = ("baseline", "asked", "scored", "told", "finalist", "test_opened", "gated", "failed")
@@ -46,10 +46,10 @@ def uninterrupted() -> dict[str, Any]:
 
 def test_run_records_and_reports(world: World) -> None:
     spec = world()
-    report = run(spec, Silent()).to_json()
-    assert report["candidates"] == {"asked": 18, "scored": 18, "failed": 0, "resumed": 0}
-    assert report["stopped"] == "candidates"
-    assert set(report["baselines"]) == {"base", "parent:0", "parent:1", "uniform", "scale:0.30", "scale:0.60"}
+    report = run(spec, Silent())
+    assert report.candidates == CandidateCounts(18, 18, 0, 0)
+    assert report.stopped == "candidates"
+    assert set(report.baselines) == {"base", "parent:0", "parent:1", "uniform", "scale:0.30", "scale:0.60"}
     found = record(spec)
     assert len(found["asked"]) == 18
     assert [len(told["observations"]) for told in found["told"]] == [6, 6, 6]
@@ -58,7 +58,7 @@ def test_run_records_and_reports(world: World) -> None:
     assert len(opened) == 1
     assert {"base", "parent:0", "parent:1", "uniform"} <= set(opened[0]["candidates"])
     assert len({(payload["candidate"], payload["split"]) for payload in found["scored"]}) == len(found["scored"])
-    lines = (places_of(load_spec(spec)).folder / "events.jsonl").read_text().splitlines()
+    lines = (load_spec(spec).run_dir.folder / "events.jsonl").read_text().splitlines()
     assert [json.loads(line)["seq"] for line in lines] == list(range(1, len(lines) + 1))
 
 
@@ -103,7 +103,7 @@ def test_killed_at_any_commit_goes_on(
         run(spec, Silent())
     monkeypatch.setattr(Ledger, "append", append)
     report = run(spec, Silent())
-    assert report.candidates["asked"] == 18
+    assert report.candidates.proposed == 18
     assert record(spec) == uninterrupted
 
 
@@ -113,7 +113,7 @@ def test_finished_search_is_only_read(world: World) -> None:
     before = record(spec)
     again = run(spec, Silent())
     assert record(spec) == before
-    assert again.candidates["resumed"] == 18
+    assert again.candidates.resumed == 18
     assert again.gate == first.gate
 
 
@@ -121,9 +121,9 @@ def test_larger_budget_continues_the_same_search(world: World) -> None:
     whole = world(name="long", budget={"candidates": 24})
     run(whole, Silent())
     spec = world(name="short", budget={"candidates": 15})
-    assert run(spec, Silent()).candidates["asked"] == 15
+    assert run(spec, Silent()).candidates.proposed == 15
     spec = world(name="short", budget={"candidates": 24})
-    assert run(spec, Silent()).candidates["asked"] == 24
+    assert run(spec, Silent()).candidates.proposed == 24
     genomes = [[payload["genome"] for payload in record(path)["asked"]] for path in (whole, spec)]
     assert genomes[0] == genomes[1]
 
@@ -152,7 +152,7 @@ def test_changed_parent_stops_and_is_named(world: World, tmp_path: Path) -> None
     tensors = load_file(link / "model.safetensors")
     tensors["model.norm.weight"] += 1.0
     save_file(tensors, link / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(LedgerError, match="expert2: its weights changed since this search began"):
+    with pytest.raises(LedgerError, match="expert2: its weights changed since this search started"):
         run(spec, Silent())
 
 
@@ -161,7 +161,7 @@ def test_a_record_that_cannot_be_replayed_stops_or_goes_on_from_the_best(
 ) -> None:
     from evosearch.errors import ReplayError
     from evosearch.search.optimizers.registry import create
-    from evosearch.service import run as service
+    from evosearch.service import phases
 
     run(world(budget={"candidates": 12}), Silent())
     spec = world(budget={"candidates": 24})
@@ -170,12 +170,12 @@ def test_a_record_that_cannot_be_replayed_stops_or_goes_on_from_the_best(
         """Stands for another build of the optimizer's library, which asks otherwise from the same seed."""
         return create(config.model_copy(update={"seed": config.seed + 1}), *args, **kwargs)
 
-    monkeypatch.setattr(service, "create", drifting)
+    monkeypatch.setattr(phases, "create", drifting)
     with pytest.raises(ReplayError, match="--continue-from-best"):
         run(spec, Silent())
     assert len(record(spec)["asked"]) == 12
     report = run(spec, Silent(), continue_from_best=True)
-    assert report.candidates["asked"] == 24
+    assert report.candidates.proposed == 24
     found = record(spec)
     assert len({payload["candidate"] for payload in found["asked"]}) == 24
     assert len({(payload["candidate"], payload["split"]) for payload in found["scored"]}) == len(found["scored"])

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from evosearch.checkpoints.disk_space import GIB
 from evosearch.errors import CheckpointError, SpecError
 from evosearch.preflight.check import check
-from evosearch.preflight.resources import GIB
 from evosearch.recipe.schema import Recipe
 from evosearch.search.progress import Silent
 from evosearch.setup.executors import worker_config

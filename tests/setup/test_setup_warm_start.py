@@ -13,7 +13,7 @@ from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.optimizers.registry import create
 from evosearch.search.progress import Silent
 from evosearch.search.state import SearchState
-from evosearch.service import run as service
+from evosearch.service import phases
 from evosearch.service.run import run
 from evosearch.setup.loading import read_search
 from evosearch.setup.prepare import prepare
@@ -92,7 +92,7 @@ def test_the_best_is_where_it_starts_and_the_others_are_known_and_all_is_on_reco
         told.append(kwargs["known"])
         return create(*args, **kwargs)
 
-    monkeypatch.setattr(service, "create", watching)
+    monkeypatch.setattr(phases, "create", watching)
     before, watcher = state_of("old"), Notes()
     spec = world("new", recipe=recipe(), optimizer=warm("old"), **QUICK)
     run(spec, watcher)
@@ -101,8 +101,8 @@ def test_the_best_is_where_it_starts_and_the_others_are_known_and_all_is_on_reco
     assert state.warm_start.search == "old"
     assert state.warm_start.start == best_of(before) == state.proposal("0").genome
     assert [note for note in watcher.texts if "warm start" in note] == [
-        f"warm start from 'old': 2 of 2 values of its candidate {state.warm_start.known[0].reported.candidate}; "
-        "3 candidates are known"
+        f"warm start from 'old': 2 of 2 values from its candidate {state.warm_start.known[0].reported.candidate}; "
+        "3 known candidates"
     ]
     values = [observation.value for observation in told[0]]
     assert values == sorted((one.fitness.value for one in before.reported.values() if one.fitness), reverse=True)
@@ -112,7 +112,7 @@ def test_the_best_is_where_it_starts_and_the_others_are_known_and_all_is_on_reco
     shutil.rmtree(runs_folder() / "old")
     longer = QUICK | {"budget": {"candidates": 5}}
     report = run(world("new", recipe=recipe(), optimizer=warm("old"), **longer), Silent())
-    assert report.candidates["asked"] == 5
+    assert report.candidates.proposed == 5
     assert state_of("new").warm_start == state.warm_start
     assert told[-1] == told[0]
 
@@ -150,7 +150,7 @@ def test_what_candidates_were_worth_is_known_only_of_the_same_recipes_and_questi
     assert found is not None
     assert {entry.genome["models[1].weight"] for entry in found.known} == {0.75}
     assert len(found.known) == 3
-    assert any("1 of 2 values of its candidate" in note for note in watcher.texts)
+    assert any("1 of 2 values from its candidate" in note for note in watcher.texts)
     # Other questions
     suite = old.parent / "suite.yaml"
     text = suite.read_text()
@@ -174,7 +174,7 @@ def test_estimates_on_parts_are_known_only_where_the_parts_are_the_same(world: W
         assert said.endswith("its search_minibatches are others, so what its candidates are worth is not taken over")
     count, said = looked_up(world("new", recipe=recipe(), optimizer=warm("parted", seed=1), **parted))
     assert count == 3
-    assert said.endswith("3 candidates are known")
+    assert said.endswith("3 known candidates")
 
 
 def test_a_search_to_start_from_that_is_none_is_refused_before_anything_is_written(world: World, old: Path) -> None:

@@ -7,15 +7,12 @@ from typing import Any
 import pytest
 
 from evosearch.errors import LedgerError, SpecError
-from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Silent
-from evosearch.service.run import run
 from evosearch.setup.executors import worker_count
 from evosearch.setup.prepare import prepare
-from evosearch.spec.lookup import find
 from evosearch.setup.resume_check import check_same_search
 from evosearch.spec.config import WorkersConfig
-from evosearch.spec.spec import SearchSpec, load_spec
+from evosearch.spec.spec import load_spec
 
 World = Callable[..., Path]
 HOLE = {"low": 0.1, "high": 0.9}
@@ -110,38 +107,3 @@ def test_a_default_that_is_written_out_makes_no_other_search(world: World) -> No
             check_same_search(plain.identity(), other, "it")
     grid = load_spec(world("same", optimizer={"name": "grid", "points": 5}))
     assert grid.identity()["optimizer"]["points"] == 5
-
-
-def test_a_start_on_record_beside_a_warm_start_makes_no_other_search(world: World) -> None:
-    """It had no effect when it was still taken."""
-    spec = load_spec(world("same", optimizer={"name": "random", "warm_start": "old"}))
-    recorded = spec.identity()
-    recorded["optimizer"]["start"] = "init"
-    check_same_search(recorded, spec, "it")
-    plain = load_spec(world("same", optimizer={"name": "random"}))
-    recorded = plain.identity()
-    recorded["optimizer"]["start"] = "init"
-    with pytest.raises(LedgerError, match=r"optimizer\.start: this is another search: .* with 'init'"):
-        check_same_search(recorded, plain, "it")
-
-
-def test_a_search_that_an_earlier_version_recorded_with_defaults_goes_on(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    identity = SearchSpec.identity
-
-    def earlier(spec: SearchSpec) -> dict[str, Any]:
-        found = identity(spec)
-        return found | {"optimizer": found["optimizer"] | DEFAULTS}
-
-    quick: dict[str, Any] = {"baselines": {"scales": [0.5]}, "promotion": {"finalists": 1}}
-    monkeypatch.setattr(SearchSpec, "identity", earlier)
-    then = run(world("earlier", budget={"candidates": 6}, **quick), Silent())
-    monkeypatch.setattr(SearchSpec, "identity", identity)
-    spec = world("earlier", budget={"candidates": 12}, **quick)
-    assert load_spec(spec).search_id() != then.search_id
-    now = run(spec, Silent())
-    assert now.search_id == then.search_id
-    assert now.candidates == {"asked": 12, "scored": 12, "failed": 0, "resumed": 6}
-    with Ledger.open(find("earlier").ledger, read_only=True) as ledger:
-        assert [info.search_id for info in ledger.searches()] == [then.search_id]

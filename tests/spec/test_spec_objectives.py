@@ -11,13 +11,13 @@ from typer.testing import CliRunner
 
 from evosearch.cli.main import app
 from evosearch.errors import InputError
-from evosearch.reporting.leaderboard import board, leaderboard, pareto_rows
+from evosearch.reporting.leaderboard import leaderboard
+from evosearch.reporting.pareto_table import pareto_rows
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.pareto import dominates
 from evosearch.search.progress import Silent
 from evosearch.service.run import run
 from evosearch.setup.prepare import prepare
-
 from evosearch.spec.spec import load_spec
 
 World = Callable[..., Path]
@@ -51,18 +51,18 @@ def test_a_search_is_told_each_objective_and_ends_with_a_pareto_set(world: World
         # the fitness of this suite is the mean of the tasks' log-probabilities: what its parts add up to
         assert told["value"] == pytest.approx(sum(one["value"] for one in told["objectives"]) / 2)
         assert all(one["n"] == 8 and one["stderr"] > 0 for one in told["objectives"])
-    rows = leaderboard(load_spec(spec).run_dir)
+    rows = leaderboard(load_spec(spec).run_dir).rows
     values = {name: tuple(one["value"] for one in told["objectives"]) for name, told in seen.items()}
     undominated = {name for name, one in values.items() if not any(dominates(other, one) for other in values.values())}
-    assert {row["candidate"] for row in rows if row["pareto"]} == undominated
+    assert {row.candidate for row in rows if row.pareto} == undominated
     assert 1 <= len(undominated) < 12
-    assert all(row["pareto"] is None and row["objectives"] == {} for row in rows if row["kind"] != "candidate")
-    found = report.to_json()["pareto"]
-    assert {one["candidate"] for one in found} <= undominated
-    assert [one["objectives"]["choice"]["value"] for one in found] == sorted(
-        (one["objectives"]["choice"]["value"] for one in found), reverse=True
+    assert all(row.pareto is None and row.objectives == {} for row in rows if row.kind != "candidate")
+    found = report.pareto
+    assert {one.candidate for one in found} <= undominated
+    assert [one.objectives["choice"].value for one in found] == sorted(
+        (one.objectives["choice"].value for one in found), reverse=True
     )
-    assert report.finalists[0]["candidate"] in cards  # chosen by the fitness, as ever
+    assert report.finalists[0].candidate in cards  # chosen by the fitness, as ever
 
 
 def test_a_search_that_stopped_goes_on_as_if_it_had_not(world: World) -> None:
@@ -92,14 +92,14 @@ def test_on_parts_each_objective_is_corrected_by_the_baseline(world: World) -> N
         ]
         assert shifts == pytest.approx([shifts[0]] * len(shifts))  # one correction for all of a generation
         assert shifts[0] != 0.0
-    assert any(row["pareto"] for row in leaderboard(load_spec(spec).run_dir))
+    assert any(row.pareto for row in leaderboard(load_spec(spec).run_dir).rows)
 
 
 def test_the_set_is_shown_on_the_command_line_and_on_a_page(world: World, tmp_path: Path) -> None:
     spec, page = world(name="shown", **CHANGES), tmp_path / "pareto.html"
     run(spec, Silent())
-    found = board(load_spec(spec).run_dir)
-    members = [one["candidate"] for one in pareto_rows(found.rows)]
+    found = leaderboard(load_spec(spec).run_dir)
+    members = [one.candidate for one in pareto_rows(found.rows)]
     shown = CliRunner().invoke(app, ["leaderboard", str(spec), "--page", str(page)], env={"COLUMNS": "140"})
     assert shown.exit_code == 0, shown.output
     table = shown.output[shown.output.index("Pareto set") :].splitlines()
@@ -119,7 +119,7 @@ def test_a_page_of_a_search_with_one_objective_is_refused(world: World, tmp_path
     shown = CliRunner().invoke(app, ["leaderboard", str(spec), "--page", str(tmp_path / "p.html")])
     assert isinstance(shown.exception, InputError)
     assert "--page: 'one' has no Pareto set: it has one objective" in str(shown.exception)
-    assert all(row["pareto"] is None for row in leaderboard(load_spec(spec).run_dir))
+    assert all(row.pareto is None for row in leaderboard(load_spec(spec).run_dir).rows)
 
 
 def test_a_search_without_objectives_keeps_its_id(world: World) -> None:

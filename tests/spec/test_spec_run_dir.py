@@ -17,8 +17,10 @@ from evosearch.evaluation.suites.suite import Suite
 from evosearch.reporting.status import statuses
 from evosearch.search.ledger.errors import NoLedgerError
 from evosearch.search.ledger.ledger import Ledger
-from evosearch.spec.run_dir import ELSEWHERE, find, places_of, recorded_names, remember_ledger
-from evosearch.spec.spec import SearchSpec, SpecFile, Stage, TrackingConfig
+from evosearch.spec.config import SpecFile, TrackingConfig
+from evosearch.spec.lookup import find, recorded_names
+from evosearch.spec.run_dir import LEDGER_URL_FILE, record_ledger
+from evosearch.spec.spec import SearchSpec, Stage
 from evosearch.tracking.access import check_file
 
 World = Callable[..., Path]
@@ -42,14 +44,14 @@ def spec_of(name: str, ledger: str | None, stage: str | None = None) -> SearchSp
 def begin(name: str, ledger: str | None, stage: str | None = None) -> SearchSpec:
     """A search that has begun: its ledger knows it, and its folder where that lies."""
     spec = spec_of(name, ledger, stage)
-    with Ledger.open(places_of(spec).ledger) as opened, opened.acquire(spec.name):
-        remember_ledger(spec)
+    with Ledger.open(spec.run_dir.ledger) as opened, opened.acquire(spec.name):
+        record_ledger(spec.run_dir)
         opened.append(spec.name, [("started", {"name": spec.name, "spec": {}, "budget": {}, "resumed": False})])
     return spec
 
 
 def names() -> list[tuple[str, str]]:
-    return [(row["name"], row["state"]) for row in statuses()]
+    return [(row.name, row.state) for row in statuses()]
 
 
 def check_by_name(ledger: str) -> None:
@@ -66,10 +68,12 @@ def check_by_name(ledger: str) -> None:
         ("hybrid", "hybrid.two", "two"),
         ("hybrid.one", "hybrid.one", "one"),
     ):
-        places = find(name)
-        assert (places.name, places.ledger) == (found, ledger)
-        assert places.folder == Path(os.environ["EVOSEARCH_RUNS"]) / (name.partition(".")[0] if stage else name) / stage
-        assert recorded_names(places.ledger)[0] == "hybrid.v2"
+        run_dir = find(name)
+        assert (run_dir.name, run_dir.ledger) == (found, ledger)
+        assert (
+            run_dir.folder == Path(os.environ["EVOSEARCH_RUNS"]) / (name.partition(".")[0] if stage else name) / stage
+        )
+        assert recorded_names(run_dir.ledger)[0] == "hybrid.v2"
     with pytest.raises(LedgerError, match=r"hybrid\.v2: no such search\. Searches in .*: hybrid, night, night\.v2\."):
         find("hybrid.v2")
     listed = {name for name, _ in names()}
@@ -79,7 +83,7 @@ def check_by_name(ledger: str) -> None:
 
 def test_a_ledger_on_a_server_goes_by_the_searches_names(runs: Path, postgres_url: str) -> None:
     check_by_name(postgres_url)
-    assert (runs / "night" / ELSEWHERE).read_text() == f"{postgres_url}\n"
+    assert (runs / "night" / LEDGER_URL_FILE).read_text() == f"{postgres_url}\n"
 
 
 def test_a_file_elsewhere_does_so_too(runs: Path, tmp_path: Path) -> None:
@@ -99,7 +103,7 @@ def test_a_relative_ledger_is_found_from_other_folders(
 
 def test_a_ledger_in_its_own_folder_is_left_unsaid(runs: Path, tmp_path: Path) -> None:
     begin("night", f"sqlite:///{tmp_path}/ours.db")
-    assert (runs / "night" / ELSEWHERE).is_file()
+    assert (runs / "night" / LEDGER_URL_FILE).is_file()
     begin("night", None)  # its spec names no ledger any more
     assert sorted(entry.name for entry in (runs / "night").iterdir()) == ["ledger.db"]
     (runs / "night").rename(tmp_path / "moved")
@@ -113,19 +117,19 @@ def test_no_password_is_written(runs: Path, account: str) -> None:
     url = f"postgresql://{account}host/db" + ("" if account else "?password=open-sesame")
     spec = spec_of("night", url)
     if account == "me@":
-        remember_ledger(spec)
-        assert (runs / "night" / ELSEWHERE).read_text() == "postgresql://me@host/db\n"
+        record_ledger(spec.run_dir)
+        assert (runs / "night" / LEDGER_URL_FILE).read_text() == "postgresql://me@host/db\n"
         return
     with pytest.raises(SpecError) as caught:
-        remember_ledger(spec)
+        record_ledger(spec.run_dir)
     assert "open-sesame" not in str(caught.value)
-    assert not (runs / "night" / ELSEWHERE).exists()
+    assert not (runs / "night" / LEDGER_URL_FILE).exists()
 
 
 def test_what_cannot_be_read_names_the_file_that_says_so(runs: Path, tmp_path: Path) -> None:
     begin("night", f"sqlite:///{tmp_path}/ours.db")
     begin("day", None)
-    named = runs / "night" / ELSEWHERE
+    named = runs / "night" / LEDGER_URL_FILE
     named.write_bytes(b"\xffnothing\n")
     with pytest.raises(LedgerError, match=rf"{named}: got .*postgresql://HOST/DATABASE"):
         find("night")
@@ -188,7 +192,7 @@ from pathlib import Path
 import sqlalchemy.dialects.sqlite
 from evosearch.errors import InputError, LedgerError
 from evosearch.search.ledger.ledger import Ledger
-from evosearch.spec.run_dir import begun, find, recorded_names
+from evosearch.spec.lookup import find, recorded_names, recorded_run_dirs
 from evosearch.tracking.access import check_file, look_at
 
 def said(what, *arguments):
@@ -213,10 +217,10 @@ said(lambda: Ledger.open(f"sqlite:///{file}", read_only=True))
 said(find, str(closed / "night"))
 os.environ["EVOSEARCH_RUNS"] = str(closed / "runs")
 said(find, "night")
-said(begun)
+said(recorded_run_dirs)
 """
     file = closed / "x" / "l.db"
-    denied = "Permission denied. Change its folder's permissions, or name another place."
+    denied = "Permission denied. Change the permissions of its folder, or choose another path."
     lines = as_another(code, closed).splitlines()
     assert lines[:4] == [
         f"check_file LedgerError night.yaml: ledger: {file} cannot be used: {denied}",

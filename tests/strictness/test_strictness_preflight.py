@@ -21,7 +21,7 @@ World = Callable[..., Path]
 
 
 def problems(spec: Path) -> str:
-    return json.dumps(check(spec, trial=False, watcher=Silent())["problems"])
+    return json.dumps(check(spec, dry_run=False, watcher=Silent())["problems"])
 
 
 def own_copy(spec: Path, name: str) -> Path:
@@ -70,7 +70,7 @@ def test_a_parent_with_another_config_is_told_of(world: World) -> None:
     config = own_copy(spec, "expert2") / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"rms_norm_eps": 0.01}))
     listener = Listener()
-    check(spec, trial=False, watcher=listener)
+    check(spec, dry_run=False, watcher=listener)
     (told,) = [text for text in listener.notes if "its config has" in text]
     assert "expert2: its config has rms_norm_eps 0.01 instead of" in told
 

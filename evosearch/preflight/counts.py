@@ -1,0 +1,58 @@
+"""Numbers of evaluations that a search makes on each split."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from evosearch.promotion.validate import RESCORED, SCALES_TO_VALIDATE
+from evosearch.search.baselines import Baseline, baselines
+from evosearch.spec.spec import SearchSpec
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Upper bounds on the evaluations of a search.
+
+    Attributes:
+        candidates: Candidates, each scored on the search split or on a minibatch of it.
+        search: Baselines and rescored candidates on the full search split.
+        validation: Evaluations on the validation split.
+        test: Evaluations on the test split.
+    """
+
+    candidates: int
+    search: int
+    validation: int
+    test: int
+
+
+def counts_of(spec: SearchSpec, scored: Sequence[Baseline], items: int) -> Counts | None:
+    """Counts of a search whose candidates are limited by its budget; None if only hours limit it.
+
+    Args:
+        spec: The spec.
+        scored: The baselines; those without a recipe are not scored.
+        items: Items that one candidate is scored on.
+    """
+    budget = spec.config.budget
+    limits = [budget.candidates] if budget.candidates else []
+    limits += [budget.items // items] if budget.items else []
+    return counts_for(spec, scored, min(limits)) if limits else None
+
+
+def counts_for(spec: SearchSpec, scored: Sequence[Baseline], candidates: int) -> Counts:
+    """Counts of a search with this many candidates; the test split opens only at the gate."""
+    kinds = [baseline.kind for baseline in scored if baseline.recipe is not None]
+    scales, finalists = kinds.count("scale"), min(spec.config.promotion.finalists, candidates)
+    plain = len(kinds) - scales
+    return Counts(
+        candidates=candidates,
+        search=len(kinds) + (RESCORED * finalists if spec.config.search_minibatches else 0),
+        validation=finalists + plain + min(scales, SCALES_TO_VALIDATE),
+        test=1 + plain + min(scales, 1) if spec.ends_at_gate else 0,
+    )
+
+
+def planned_baselines(spec: SearchSpec) -> Sequence[Baseline]:
+    """The baselines of a spec, assuming that its models have the same layers."""
+    own = spec.baselines
+    return baselines(spec.frame, own.scales, True, own.base_model, own.models)

@@ -1,0 +1,144 @@
+"""Disk space that a search needs, against what is free.
+
+Sizes come from files, indices and configs; what is missing for certain is a problem.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants
+
+from evosearch.checkpoints import pickles, references
+from evosearch.checkpoints.disk_space import GIB
+from evosearch.checkpoints.files import INDEX, read_json
+from evosearch.checkpoints.references import default_cache
+from evosearch.errors import InputError, SpecError
+from evosearch.preflight.sizes import Sizes
+from evosearch.recipe import files
+from evosearch.recipe.schema import Recipe
+from evosearch.setup.trackers import JSON_LINES
+from evosearch.spec.run_dir import SQLITE
+from evosearch.spec.spec import SearchSpec
+
+# Measured on searches of 65 to 135 candidates, whose ledgers have 21 to 25 KB per candidate
+BYTES_PER_ITEM = 40
+BYTES_PER_CANDIDATE = 8192
+RECIPES_PER_CANDIDATE = 3  # copies of a recipe, and of the genome it is made from
+MIRRORED = 32 * 1024  # bytes per candidate in MLflow's database and artifacts
+MARGIN = 2.0**28  # bytes that stay free on every disk
+
+
+@dataclass(frozen=True)
+class Need:
+    """What will be written to a folder, which need not exist yet.
+
+    Attributes:
+        what: What is written.
+        folder: Where.
+        size: Bytes.
+        setting: The key or environment variable that names the folder.
+    """
+
+    what: str
+    folder: Path
+    size: float
+    setting: str
+
+
+def to_fetch(spec: SearchSpec, sizes: Sizes) -> list[Need]:
+    """What is fetched or merged before a search starts: weights of hub models, nested recipes.
+
+    The cache names a merged recipe by its models' content, which is not known yet: a merge of about the same size is
+    taken for it.
+    """
+    hub = Path(constants.HF_HUB_CACHE)
+    merged = [_bytes(folder) for folder in (default_cache() / "merged").glob("*")]
+    found = []
+    for reference, size in sizes.stored.items():
+        if files.is_recipe(reference):
+            if not any(abs(have - size) < 0.02 * size for have in merged):
+                found.append(Need(f"'{reference}' merged", default_cache() / "merged", size, "EVOSEARCH_CACHE"))
+        elif references.is_hub_id(reference) and not _is_here(reference):
+            found.append(Need(f"'{reference}'", hub, size, "HF_HUB_CACHE"))
+    return found
+
+
+def to_write(spec: SearchSpec, evaluations: int, items: int, sizes: Sizes, recipe: Recipe) -> list[Need]:
+    """What a search writes while it runs.
+
+    Args:
+        spec: The spec.
+        evaluations: Evaluations of candidates and baselines, at most.
+        items: Item evaluations of all of them.
+        sizes: Sizes of the models.
+        recipe: The recipe of a candidate.
+    """
+    run_dir, promotion = spec.run_dir, spec.config.promotion
+    each = BYTES_PER_CANDIDATE + RECIPES_PER_CANDIDATE * len(recipe.model_dump_json())
+    recorded = evaluations * each + items * BYTES_PER_ITEM
+    found = []
+    if run_dir.ledger.startswith(SQLITE):
+        folder = Path(run_dir.ledger.removeprefix(SQLITE)).parent
+        found.append(Need("the ledger", folder, recorded, "ledger"))
+    local = run_dir.tracking.startswith(SQLITE)
+    if local:
+        folder = Path(run_dir.tracking.removeprefix(SQLITE)).parent
+        found.append(Need("MLflow's records", folder, evaluations * MIRRORED, "tracking.uri"))
+    elif run_dir.tracking.startswith(JSON_LINES):
+        found.append(Need(run_dir.tracking.removeprefix(JSON_LINES), run_dir.folder, recorded, "EVOSEARCH_RUNS"))
+    if promotion.checkpoint:
+        size = float(sizes.output.parameters * getattr(torch, recipe.output_dtype).itemsize)
+        found.append(Need("the exported checkpoint", run_dir.export_folder, size, "EVOSEARCH_RUNS"))
+        if local and promotion.register_as:
+            found.append(Need("its copy in MLflow", folder, size, "tracking.uri"))
+    return found
+
+
+def lacking(needs: Sequence[Need]) -> list[InputError]:
+    """A problem for every disk with less free space than will be written to it."""
+    disks: dict[int, list[Need]] = {}
+    for need in needs:
+        disks.setdefault(_existing(need.folder).stat().st_dev, []).append(need)
+    problems: list[InputError] = []
+    for on_disk in disks.values():
+        largest = max(on_disk, key=lambda need: need.size)
+        total, free = sum(need.size for need in on_disk), shutil.disk_usage(_existing(largest.folder)).free
+        if total + MARGIN > free:
+            listed = ", ".join(f"{need.what} {need.size / GIB:.1f}" for need in on_disk)
+            what = f"about {total / GIB:.1f} GiB will be written to this disk ({listed}), and {free / GIB:.1f} are free"
+            next_step = f"Free some space, or choose another place ({largest.setting})"
+            problems.append(SpecError(str(largest.folder), what, next=next_step))
+    return problems
+
+
+def _is_here(reference: str) -> bool:
+    """Whether the hub cache has all weights of this revision of a model."""
+    model, _, revision = reference.partition("@")
+    home = references.hub_cache() / f"models--{model.replace('/', '--')}"
+    snapshot = home / "snapshots" / _commit(home, revision or constants.DEFAULT_REVISION)
+    for index in (INDEX, pickles.INDEX):
+        if (snapshot / index).is_file():
+            listed = read_json(snapshot / index).get("weight_map")
+            shards = set(map(str, listed.values())) if isinstance(listed, dict) else set()
+            return bool(shards) and all((snapshot / shard).is_file() for shard in shards)
+    patterns = ("*.safetensors", *pickles.PATTERNS)
+    return any(path.is_file() for pattern in patterns for path in snapshot.glob(pattern))
+
+
+def _commit(home: Path, revision: str) -> str:
+    """The commit of a branch or tag when it was last fetched; any other revision is a commit itself."""
+    named = home / "refs" / revision
+    return named.read_text(encoding="utf-8").strip() if named.is_file() else revision
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or its nearest parent that exists."""
+    return next(one for one in (folder, *folder.parents) if os.path.isdir(one))

@@ -1,0 +1,81 @@
+"""Checks of the ledger and the tracking store of a search."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from evosearch.errors import LedgerError, TrackingError
+from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.ledger.store import check_server
+from evosearch.setup.trackers import JSON_LINES, jsonl_file
+from evosearch.spec.diagnostics import Diagnostics
+from evosearch.spec.run_dir import LEDGER_URL_FILE, SQLITE
+from evosearch.spec.spec import SearchSpec
+from evosearch.tracking.access import check_file, look_at, write_to
+
+NO_ACCOUNT = "not authenticated"  # in MLflow's message if an account is missing or its password is wrong
+
+
+def check_ledger(spec: SearchSpec) -> None:
+    """Check that the ledger can be written, or can be made; nothing is created.
+
+    Raises:
+        LedgerError: Neither.
+    """
+    run_dir, where = spec.run_dir, f"{spec.file}: ledger"
+    url = run_dir.ledger
+    if run_dir.external_ledger is not None:
+        check_file(run_dir.folder / LEDGER_URL_FILE, "EVOSEARCH_RUNS", LedgerError)
+    if not url.startswith(SQLITE):
+        check_server(url, where)
+        return
+    database = Path(url.removeprefix(SQLITE))
+    if not database.name:
+        raise LedgerError(where, f"got '{url}'", "sqlite:///FILE, or the URL of a PostgreSQL database")
+    check_file(database, where, LedgerError)
+    if os.path.exists(database):
+        with Ledger.open(url, where, read_only=True):
+            pass
+
+
+def check_tracking_store(spec: SearchSpec, diagnostics: Diagnostics) -> None:
+    """Check that the tracking store can be used, as far as reading shows it.
+
+    Raises:
+        TrackingError: It cannot be reached, or refuses.
+    """
+    run_dir, name = spec.run_dir, spec.config.promotion.register_as
+    with _at_spec_key(spec):
+        if run_dir.tracking.startswith(JSON_LINES):
+            check_file(jsonl_file(run_dir), "tracking.uri")
+        elif text := look_at(run_dir.tracking, run_dir.experiment, name):
+            diagnostics.note(text)
+
+
+def prove_tracking_store(spec: SearchSpec) -> None:
+    """Write to the tracking server of a search that starts what its mirror writes first.
+
+    Local files are left to the mirror: reading has shown that they can be written.
+
+    Raises:
+        TrackingError: It cannot be reached, or refuses.
+    """
+    run_dir, name = spec.run_dir, spec.config.promotion.register_as
+    if not run_dir.tracking.startswith((JSON_LINES, SQLITE)):
+        with _at_spec_key(spec):
+            write_to(run_dir.tracking, run_dir.experiment, run_dir.name, name)
+
+
+@contextmanager
+def _at_spec_key(spec: SearchSpec) -> Iterator[None]:
+    """Locate errors of a tracking store at the spec's key."""
+    try:
+        yield
+    except TrackingError as error:
+        what = error.what if error.where.startswith("tracking.") else f"{error.where}: {error.what}"
+        key = error.where if error.where.startswith("tracking.") else "tracking.uri"
+        next_step = error.next if key == error.where else "Check the URI, and that the server is up"
+        if NO_ACCOUNT in what:
+            next_step = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        raise TrackingError(spec.at(key), what, error.allowed, next_step) from error

@@ -1,0 +1,75 @@
+"""Generalization gaps: how far scores drop from the split that selected a candidate to the next.
+
+The best of many candidates is partly the luckiest on the items that selected it. Every split has other items, so
+scores drop by that luck from `search` to `validation`, and by what remains of it from `validation` to `test`. Base and
+parents, which no split selected, show how much of a gap is due to the items: one split may be harder than another.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+from evosearch.evaluation.statistics.intervals import Interval, independent_difference
+from evosearch.evaluation.types import SPLITS
+from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.state import SearchState
+from evosearch.setup.loading import score_interval
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Drop of a score from one split to the next, in points, with a two-sided 95% interval; positive for a loss.
+
+    The interval reflects the sampled items alone, not the selection: that is what the gap shows.
+    """
+
+    from_split: str
+    to_split: str
+    value: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True)
+class FinalistRow:
+    """Scores and generalization gaps of a finalist, or of a model that no split selected."""
+
+    candidate: str
+    rank: int | None  # by validation, from 1; None for a model that was not selected
+    score: float | None  # on validation
+    scores: Mapping[str, Interval]  # split → score with its two-sided 95% interval
+    gaps: tuple[Gap, ...]
+
+
+def finalist_rows(ledger: Ledger, search_id: str, state: SearchState) -> tuple[FinalistRow, ...]:
+    """List the finalists by rank."""
+    return tuple(_row(ledger, search_id, state, one.candidate, one.rank) for one in state.finalists)
+
+
+def unchosen_rows(ledger: Ledger, search_id: str, state: SearchState) -> tuple[FinalistRow, ...]:
+    """List base and parents, which no split selected, if they were scored on two splits."""
+    names = [name for name, baseline in state.baselines.items() if baseline.kind in ("base", "parent")]
+    rows = (_row(ledger, search_id, state, name, None) for name in names)
+    return tuple(row for row in rows if row.gaps)
+
+
+def _row(ledger: Ledger, search_id: str, state: SearchState, candidate: str, rank: int | None) -> FinalistRow:
+    scores = {
+        split: score_interval(ledger, search_id, state, candidate, split)
+        for split in SPLITS
+        if (candidate, split) in state.cards
+    }
+    return FinalistRow(candidate, rank, state.score(candidate, "validation"), scores, gaps(scores))
+
+
+def gaps(scores: Mapping[str, Interval]) -> tuple[Gap, ...]:
+    """Return the gaps between successive splits.
+
+    Args:
+        scores: Split → score with its interval, in the order of the splits.
+    """
+    found = []
+    for (before, one), (after, other) in pairwise(scores.items()):
+        drop = independent_difference(one, other)
+        found.append(Gap(before, after, drop.value, drop.lower, drop.upper))
+    return tuple(found)

@@ -1,0 +1,166 @@
+"""Models of a search spec as it is written in YAML.
+
+The attribute docstrings are the fields' descriptions in the JSON Schema and in the spec reference.
+"""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from evosearch.documents import Document
+from evosearch.errors import SpecError
+from evosearch.search.baselines import SCALES
+from evosearch.search.optimizers.registry import OptimizerConfig
+from evosearch.spec.credentials import Url
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Text = Annotated[str, Field(min_length=1)]
+SearchMinibatches = Annotated[int, Field(ge=2, le=100_000)]
+Objectives = Annotated[tuple[Text, ...], Field(min_length=2, max_length=4)]
+ADDRESS = re.compile(r"auto|[^\s/:@]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")  # of a Ray cluster's head node
+
+
+class BudgetConfig(Document):
+    """When to stop proposing candidates: at the first of these limits. At least one of the first three is required."""
+
+    candidates: PositiveInt | None = None
+    """Number of candidates."""
+    hours: PositiveFloat | None = None
+    """Wall-clock hours, over all runs of the search."""
+    items: PositiveInt | None = None
+    """Number of item evaluations of candidates; baselines do not count."""
+    target: FiniteFloat | None = None
+    """Stop once a candidate that violates no guard reaches this fitness."""
+    patience: PositiveInt | None = None
+    """Stop after this many candidates in a row without an improvement."""
+
+    @model_validator(mode="after")
+    def _limited(self) -> Self:
+        if self.candidates is None and self.hours is None and self.items is None:
+            raise ValueError("give candidates, hours or items: target and patience alone may never end a search")
+        return self
+
+
+class WorkersConfig(Document):
+    """The workers that score candidates: on this machine or on a Ray cluster."""
+
+    executor: Literal["ray", "local"] = "ray"
+    """`ray` starts worker processes; `local` scores in the process of the search, one candidate at a time."""
+    count: PositiveInt | Literal["auto"] = "auto"
+    """Number of workers. `auto`: on this machine one per GPU, or one per two CPU cores; on a cluster as many as fit,
+    following its nodes as they come and go."""
+    threads: PositiveInt | None = None
+    """CPU threads of one worker, and the cores that it reserves."""
+    gpus_per_worker: NonNegativeFloat | None = None
+    """GPUs of one worker, 1 by default where there are any. Below 1, workers share a GPU; a whole number from 2 on
+    spreads a model that is larger than one GPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where models run."""
+    batch_tokens: PositiveInt | None = None
+    """Tokens of one forward pass. Default: 2048 on a CPU, measured on a GPU."""
+    cached_tokens: PositiveInt | None = None
+    """Tokens whose keys and values are kept while answers are generated. Default: 32768."""
+    address: Url | None = None
+    """A Ray cluster: HOST:PORT of its head node, or `auto` for the cluster that this machine is a node of."""
+    price_per_hour: NonNegativeFloat | None = None
+    """Price of one worker's hour in any currency, for the estimate of `evosearch check`."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """Refuse keys that the chosen executor or device would ignore."""
+        if self.executor == "local":
+            for key, given in (("address", self.address), ("gpus_per_worker", self.gpus_per_worker)):
+                if given is not None:
+                    raise SpecError(key, "is only valid with executor: ray", next="Remove it, or the executor line")
+            if self.count not in ("auto", 1):
+                raise SpecError("count", f"got {self.count}", "executor: local has one worker", "Use executor: ray")
+        if self.gpus_per_worker is not None and self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            allowed = "A fraction up to 1 (workers share a GPU), or a whole number (a model is spread over its GPUs)"
+            raise SpecError("gpus_per_worker", f"got {self.gpus_per_worker:g}", allowed)
+        if self.address is not None and not ADDRESS.fullmatch(self.address):
+            next = "From a machine outside the cluster, use: evosearch submit SPEC --address http://HOST:8265"
+            raise SpecError("address", f"got '{self.address}'", "HOST:PORT of the head node, or auto", next)
+        if self.device == "cpu" and self.gpus_per_worker:
+            raise SpecError("gpus_per_worker", f"got {self.gpus_per_worker:g} with device: cpu", "0", "Leave it out")
+        if self.device == "cuda" and self.gpus_per_worker == 0:
+            raise SpecError("gpus_per_worker", "got 0 with device: cuda", "More than 0", "Leave one of the two out")
+        return self
+
+
+class TrackingConfig(Document):
+    """Where the search is mirrored for people to watch."""
+
+    uri: Url | None = None
+    """MLflow tracking URI; default: a SQLite file in the runs folder. `jsonl:FILE` writes JSON lines to a file in the
+    run directory instead."""
+    experiment: Text | None = None
+    """MLflow experiment; default: the spec's name."""
+
+    @model_validator(mode="after")
+    def _one_store(self) -> Self:
+        if self.experiment is not None and (self.uri or "").startswith("jsonl:"):
+            raise SpecError("experiment", "JSON lines have no experiments", "An MLflow uri", "Remove one of the two")
+        return self
+
+
+class BaselinesConfig(Document):
+    """Models that the winner must beat, besides those that follow from the recipe."""
+
+    scales: tuple[FiniteFloat, ...] = SCALES
+    """Scales of the task-arithmetic scale sweep."""
+    base_model: Text | None = None
+    """Base of the baselines where the recipe has none."""
+    models: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
+    """Models of the uniform average and of the scale sweep; each is also a parent baseline of its own."""
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> Self:
+        named = [f"{scale:.2f}" for scale in self.scales]
+        if len(set(named)) < len(named):
+            raise ValueError(f"two scales round to the same two decimals, which name them: {list(self.scales)}")
+        return self
+
+
+class PromotionConfig(Document):
+    """How the winner is chosen and registered."""
+
+    register_as: Name | None = None
+    """Registered model name in MLflow; its version with the alias `champion` is the one to beat."""
+    finalists: PositiveInt = 8
+    """Number of candidates that are scored on the validation split."""
+    checkpoint: bool = False
+    """Also export the merged weights, and upload them with the registered version."""
+    licences: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
+    """Accepted licences, as hub ids (`apache-2.0`). A model whose card names another licence, or none, is refused."""
+
+
+class SpecFile(Document):
+    """A search spec of one search."""
+
+    name: Name
+    """Name of the search, of its run directory and of its MLflow experiment."""
+    recipe: dict[str, Any]
+    """A recipe in which search parameters stand in place of values, as `{low: 0.0, high: 1.0}`."""
+    optimizer: OptimizerConfig
+    """The optimizer and its options."""
+    suite: str
+    """The evaluation suite, a YAML file; a relative path starts at the spec's own folder."""
+    search_minibatches: SearchMinibatches | None = None
+    """Number of disjoint minibatches of the search split. Generations are scored on them in rotation; the best
+    candidates are rescored on the full split before finalists are chosen."""
+    objectives: Objectives | None = None
+    """Objectives of a multi-objective search in place of the fitness: `fitness`, `score`, `hops`, or task names.
+    Finalists are still chosen by fitness."""
+    budget: BudgetConfig
+    """When to stop."""
+    workers: WorkersConfig = WorkersConfig()
+    """The workers that score candidates."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Where the search is mirrored for people to watch."""
+    ledger: Url | None = None
+    """Database URL of the ledger, `sqlite:///FILE` or `postgresql://…`; default: a SQLite file in the run directory."""
+    baselines: BaselinesConfig = BaselinesConfig()
+    """Models that the winner must beat, besides those that follow from the recipe."""
+    promotion: PromotionConfig = PromotionConfig()
+    """How the winner is chosen and registered."""
