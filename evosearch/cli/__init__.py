@@ -1,1 +1,1 @@
-"""The command line: one file a command, heavy imports inside the command."""
+"""Command line interface: one file per command, with heavy imports inside the command."""

@@ -1,13 +1,14 @@
-"""What commands share: where text goes, and how a person watches.
+"""Console output shared by all commands: options, JSON, errors, notes and progress.
 
-With `--json` one document goes to standard output and nothing else; everything a person reads goes to standard error,
-except the tables that are a command's result.
+With `--json` exactly one document goes to standard output. Text for people goes to standard error, except the tables
+that are a command's result.
 """
 
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
 
@@ -20,67 +21,85 @@ from evosearch.search import progress
 from evosearch.search.progress import Progress as SearchProgress
 from evosearch.search.progress import Silent
 
-JSON = typer.Option(False, "--json", help="Print one JSON document on standard output, and nothing else there.")
+JSON = typer.Option(False, "--json", help="Print one JSON document to standard output, and nothing else there.")
 ALLOW_PICKLE = typer.Option(
-    False, "--allow-pickle", help="Read pickled weights (*.bin) of models that have no safetensors; weights only."
+    False, "--allow-pickle", help="Read pickled weights (*.bin) of models without safetensors; weights only."
 )
 CONTINUE_FROM_BEST = typer.Option(
     False,
     "--continue-from-best",
-    help="Where a recorded search cannot be replayed exactly, go on from its best candidate.",
+    help="If a recorded search cannot be replayed exactly, continue from its best candidate.",
 )
 ADDRESS = typer.Option(
     None,
     envvar="EVOSEARCH_ADDRESS",
     show_envvar=True,
-    help="A cluster, by the URL of its Ray dashboard: http://HOST:8265.",
+    help="URL of a cluster's Ray dashboard: http://HOST:8265.",
 )
 LINE_EVERY_S = 60.0
 JSON_LINE_EVERY_S = 5.0
 
 
 class ProgressAs(str, Enum):
-    """How progress is told on standard error."""
+    """Form of the progress on standard error."""
 
     auto = "auto"
     json = "json"
 
 
-# A log file has no width of its own: wide enough there that no table is cut.
+# A log file has no width: make it wide enough that no table is cut.
 console = Console() if Console().is_terminal else Console(width=110)
 stderr = Console(stderr=True)
 
 
 def json_wanted() -> bool:
-    """Whether `--json` stands on the command line (an error may come before options are parsed)."""
+    """Whether the command line contains `--json`; errors can occur before options are parsed."""
     return "--json" in sys.argv
 
 
 def print_json(data: Any) -> None:
-    sys.stdout.write(json.dumps(data, indent=2, allow_nan=False) + "\n")
+    """Print one JSON document to standard output; the keys of a dataclass are its field names."""
+    sys.stdout.write(json.dumps(data, indent=2, allow_nan=False, default=_jsonable) + "\n")
     sys.stdout.flush()
 
 
+def _jsonable(value: Any) -> dict[str, Any]:
+    if is_dataclass(value):
+        return {one.name: getattr(value, one.name) for one in fields(value)}
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
 def required_address(address: str | None) -> str:
-    """Raises:
-    ClusterError: no cluster is named.
+    """Return the address of the cluster.
+
+    Raises:
+        ClusterError: No cluster is given.
     """
     if not address:
         allowed = "The URL of its Ray dashboard: http://HOST:8265"
-        raise ClusterError("--address", "which cluster is not said", allowed, "Give it, or set EVOSEARCH_ADDRESS")
+        raise ClusterError("--address", "no cluster given", allowed, "Pass --address, or set EVOSEARCH_ADDRESS")
     return address
 
 
 def print_error(text: str) -> None:
+    """Print an error to standard error."""
     stderr.print(text, style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
 def note(text: str) -> None:
+    """Print a note to standard error."""
     stderr.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def watcher(quiet: bool, progress: ProgressAs = ProgressAs.auto) -> "Silent | BarWatcher | LineWatcher":
-    """A bar on a terminal, a line a minute in a file, nothing with `--json`; JSON lines where they are asked for."""
+    """Return a watcher that shows a bar on a terminal and one line a minute in a log file.
+
+    Args:
+        quiet: Show nothing, as with `--json`.
+        progress: `json` writes JSON lines, whatever `quiet` says.
+    """
     if progress is ProgressAs.json:
         return LineWatcher(JSON_LINE_EVERY_S, json_line)
     if quiet:
@@ -89,7 +108,7 @@ def watcher(quiet: bool, progress: ProgressAs = ProgressAs.auto) -> "Silent | Ba
 
 
 def describe(progress: SearchProgress) -> str:
-    """`best 0.812 · 31.5 cand./min · 2 failed · 1 min 40 s left`, leaving out what is not known yet."""
+    """Format `best fitness 0.8120 · 31.5 cand./min · 2 failed · 1 min 40 s left`, without what is not known yet."""
     parts = []
     if progress.best is not None:
         parts.append(f"best fitness {progress.best:.4f}")
@@ -103,7 +122,7 @@ def describe(progress: SearchProgress) -> str:
 
 
 class BarWatcher:
-    """A live bar: stage, how far, best fitness, candidates per minute, time left."""
+    """Live bar with stage, progress, best fitness, candidates per minute and time left."""
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.fields[stage]:<10}"), BarColumn(bar_width=16))
@@ -113,6 +132,7 @@ class BarWatcher:
         self._stage = ""
 
     def update(self, progress: SearchProgress) -> None:
+        """Show the progress."""
         of = "?" if progress.total is None else str(progress.total)
         if self._task is None or progress.stage != self._stage:
             self._begin(progress.stage)
@@ -127,12 +147,15 @@ class BarWatcher:
         )
 
     def note(self, text: str) -> None:
+        """Print a note above the bar."""
         note(text)
 
     def preparing(self, what: str, fraction: float) -> None:
+        """Show how much of a preparation is done, in percent."""
         self.update(SearchProgress(what, round(fraction * 100), 100))
 
     def close(self) -> None:
+        """Remove the bar."""
         self._bar.stop()
 
     def _begin(self, stage: str) -> None:
@@ -143,29 +166,31 @@ class BarWatcher:
         self._task, self._stage = self._bar.add_task("", stage=stage, of="?"), stage
 
 
-def told(progress: SearchProgress) -> str:
-    """`search: 12/18 · best fitness 0.8120 · 31.5 cand./min`."""
+def progress_text(progress: SearchProgress) -> str:
+    """Format `search: 12/18 · best fitness 0.8120 · 31.5 cand./min`."""
     of = f"/{progress.total}" if progress.total is not None else ""
     more = describe(progress)
     return f"{progress.stage}: {progress.done}{of}{' · ' + more if more else ''}"
 
 
 def json_line(content: SearchProgress | str) -> str:
+    """Format progress or a note as a line of JSON."""
     if isinstance(content, str):
         return progress.line("note", {"text": content})
     return progress.progress_line(content)
 
 
 def text_line(content: SearchProgress | str) -> str:
-    return content if isinstance(content, str) else told(content)
+    """Format progress or a note as a line of text."""
+    return content if isinstance(content, str) else progress_text(content)
 
 
 class LineWatcher:
-    """One line a minute, and one at the start of each stage: what a log file should hold.
+    """Watcher for log files: one line at the start of each stage, and then one a minute.
 
     Args:
-        every_s: seconds between two lines of one stage.
-        form: what a line of progress, or a note, is written as.
+        every_s: Seconds between two lines of one stage.
+        form: Formats a line from progress or from a note.
     """
 
     def __init__(self, every_s: float = LINE_EVERY_S, form: Callable[[SearchProgress | str], str] = text_line) -> None:
@@ -173,6 +198,7 @@ class LineWatcher:
         self._last, self._stage = 0.0, ""
 
     def update(self, progress: SearchProgress) -> None:
+        """Print the progress, if a line is due."""
         now = time.monotonic()
         finished = progress.total is not None and progress.done >= progress.total
         if progress.stage == self._stage and now - self._last < self._every_s and not finished:
@@ -181,16 +207,19 @@ class LineWatcher:
         note(self._form(progress))
 
     def note(self, text: str) -> None:
+        """Print a note."""
         note(self._form(text))
 
     def preparing(self, what: str, fraction: float) -> None:
+        """Print how much of a preparation is done, in percent."""
         self.update(SearchProgress(what, round(fraction * 100), 100))
 
     def close(self) -> None:
-        return None
+        """Do nothing: lines leave nothing to clean up."""
 
 
 def duration(seconds: float) -> str:
+    """Format `2 h 5 min`, `1 min 40 s` or `9 s`."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

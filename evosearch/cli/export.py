@@ -1,16 +1,19 @@
-"""`evosearch export NAME --format ... -o PATH`: a candidate's recipe, for anyone to rebuild."""
+"""`evosearch export NAME --format ... -o PATH`: a candidate as a recipe, a checkpoint or an adapter."""
 
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from evosearch.cli.console import ALLOW_PICKLE, JSON, console, print_json, watcher
 
+if TYPE_CHECKING:
+    from evosearch.reporting.export import AdapterSummary
+
 
 class Format(str, Enum):
-    """What `export` writes."""
+    """Formats of `evosearch export`."""
 
     RECIPE = "recipe"
     MERGEKIT = "mergekit"
@@ -19,22 +22,22 @@ class Format(str, Enum):
 
 
 def command(
-    search: str = typer.Argument(help="A search: its name (of a stage `name.stage`), folder or spec."),
+    search: str = typer.Argument(help="A search: its name (`name.stage` for a stage), run directory or spec."),
     format: Format = typer.Option(Format.RECIPE, "--format", help="recipe, mergekit, checkpoint or adapter."),
-    out: Path = typer.Option(..., "--output", "-o", help="The file (for weights, the folder) to write."),
-    candidate: str | None = typer.Option(None, help="Any candidate or baseline; the promoted one by default."),
+    out: Path = typer.Option(..., "--output", "-o", help="File (folder for a checkpoint or an adapter) to write."),
+    candidate: str | None = typer.Option(None, help="Candidate or baseline to export; the promoted one by default."),
     overwrite: bool = typer.Option(False, help="Replace an existing file."),
-    rank: int | None = typer.Option(None, help="Of an adapter, at most; 32 by default."),
+    rank: int | None = typer.Option(None, help="Maximum rank of an adapter; 32 by default."),
     save_modules: bool = typer.Option(
         False,
         "--save-modules",
-        help="With an adapter, store whole what a LoRA does not reach: norms, embeddings, biases.",
+        help="Store weights that a LoRA cannot change (norms, embeddings, biases) in full, next to the adapter.",
     ),
     allow_pickle: bool = ALLOW_PICKLE,
     json: bool = JSON,
 ) -> None:
-    """Export the promoted candidate, or any other, as a recipe, as mergekit YAML, as a checkpoint, or as a LoRA."""
-    from evosearch.cli.tables import show_test_set
+    """Export the promoted or any other candidate as a recipe, mergekit YAML, a checkpoint or a LoRA adapter."""
+    from evosearch.cli.leaderboard_table import show_disclosure
     from evosearch.reporting.export import export
 
     watching = watcher(json)
@@ -45,17 +48,17 @@ def command(
     if json:
         print_json(result)
     else:
-        console.print(f"{result['candidate']} as {result['format']}: {result['out']}", highlight=False)
-        show_test_set(console, result["test_openings"], result["contamination_acknowledged"])
-        if "adapter" in result:
-            console.print(_lost(result["adapter"]), highlight=False)
+        console.print(f"{result.candidate} as {result.format}: {result.out}", highlight=False)
+        show_disclosure(console, result.test_openings, result.contamination_acknowledged)
+        if result.adapter:
+            console.print(_loss(result.adapter), highlight=False)
 
 
-def _lost(adapter: dict[str, Any]) -> str:
-    """How far the adapter is from the merge, and where most."""
-    saved = f"; {len(adapter['saved'])} tensors stored whole" if adapter["saved"] else ""
-    if not adapter["tensors"]:
-        return f"an adapter of {adapter['base']}{saved}"
-    worst, entry = max(adapter["tensors"].items(), key=lambda item: float(item[1]["error"]))
-    lost = f"it misses {adapter['error']:.2%} of the change, at most {entry['error']:.2%} ({worst})"
-    return f"an adapter of {adapter['base']}: {lost}{saved}"
+def _loss(adapter: "AdapterSummary") -> str:
+    """Describe how far the adapter is from the merge, in total and for the worst tensor."""
+    saved = f"; {len(adapter.saved)} tensors stored in full" if adapter.saved else ""
+    if not adapter.tensors:
+        return f"an adapter of {adapter.base}{saved}"
+    worst, loss = max(adapter.tensors.items(), key=lambda item: item[1].error)
+    lost = f"it misses {adapter.error:.2%} of the change, at most {loss.error:.2%} ({worst})"
+    return f"an adapter of {adapter.base}: {lost}{saved}"

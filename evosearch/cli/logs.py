@@ -1,4 +1,4 @@
-"""`evosearch logs NAME --address URL`: what a search on a cluster says."""
+"""`evosearch logs NAME --address URL`: the log of a search on a cluster."""
 
 import sys
 import time
@@ -6,20 +6,22 @@ from typing import Any
 
 import typer
 
-from evosearch.cli.console import ADDRESS, LINE_EVERY_S, console, note, print_error, required_address, told
+from evosearch.cli.console import ADDRESS, LINE_EVERY_S, console, note, print_error, progress_text, required_address
 from evosearch.search.progress import progress_of, read_line
 
-WITHDRAWN = "{} is withdrawn, and will not start"
+WITHDRAWN = "{} was withdrawn and will not start"
 
 
 def command(
     search: str = typer.Argument(help="A search by its name, or a job by its id."),
-    follow: bool = typer.Option(False, "--follow", "-f", help="Go on until it ends, and exit as it did."),
+    follow: bool = typer.Option(
+        False, "--follow", "-f", help="Follow the log until the search ends, and exit with its exit code."
+    ),
     address: str | None = ADDRESS,
-    json: bool = typer.Option(False, "--json", help="Print the lines as the cluster has them."),
+    json: bool = typer.Option(False, "--json", help="Print the raw lines."),
 ) -> int:
-    """Print what a search on a cluster said, as a person reads it."""
-    from evosearch.execution.jobs import Jobs
+    """Print the log of a search on a cluster, with at most one line of progress a minute."""
+    from evosearch.execution.ray_jobs import Jobs
     from evosearch.jobs.queue import exit_code, find_job, lines_of
 
     jobs = Jobs(required_address(address))
@@ -37,30 +39,34 @@ def command(
         if job.state == "withdrawn":
             note(WITHDRAWN.format(job.name))
         if job.state == "pending" and not json:
-            console.print("it waits for its turn", highlight=False)
+            console.print("waiting for its turn", highlight=False)
         return 0
     ended = find_job(jobs, job.id)
-    if ended.active:  # the stream ended before the cluster knew
+    if ended.active:  # the log ended before the cluster updated the state
         time.sleep(2.0)
         ended = find_job(jobs, job.id)
     code = exit_code(ended, result)
     if ended.state == "withdrawn":
         note(WITHDRAWN.format(ended.name))
-        sys.exit(code)  # returned, it would be taken for an interrupt of this command, which the same continues
+        sys.exit(code)  # a returned code would be reported as an interrupt of this command
     if code is None:
-        print_error("the log ended, and the job has not; the same command goes on")
+        print_error("the log ended before the job. Run the same command to continue.")
         return 1
     return code
 
 
 class Reader:
-    """Makes lines of a log readable: of a stage's progress at most one in so many seconds, and its last."""
+    """Renders log lines for people, and thins out progress.
+
+    Args:
+        every_s: Minimum seconds between two lines of progress in a stage; the last one is always shown.
+    """
 
     def __init__(self, every_s: float) -> None:
         self._every_s, self._stage, self._last = every_s, "", 0.0
 
     def read(self, line: str) -> str | None:
-        """What to show of a line; None of one that is passed over."""
+        """Return the text to show for a line, or None to skip it."""
         found = read_line(line)
         if found is None:
             return line
@@ -71,7 +77,7 @@ class Reader:
             if progress.stage == self._stage and found["time"] - self._last < self._every_s and not finished:
                 return None
             self._stage, self._last = progress.stage, found["time"]
-            return f"{at} {told(progress)}"
+            return f"{at} {progress_text(progress)}"
         if found["evosearch"] == "note":
             return f"{at} {found.get('text', '')}"
         return f"{at} ended: {found.get('stopped', 'done')}{_promoted(found)}"
@@ -80,4 +86,4 @@ class Reader:
 def _promoted(result: dict[str, Any]) -> str:
     if "promoted" not in result:
         return ""
-    return f"; promoted: {result['promoted']}" if result["promoted"] else "; the gate said no"
+    return f"; promoted: {result['promoted']}" if result["promoted"] else "; not promoted"

@@ -1,6 +1,6 @@
-"""`evosearch`: the commands put together, and errors turned into one message and an exit code.
+"""The `evosearch` program: its commands, and errors as one message and an exit code.
 
-0 done · 1 failed · 2 the input is wrong · 3 the gate said no · 130 interrupted, and resumable
+0 done · 1 failed · 2 bad input · 3 not promoted by the gate · 130 interrupted, can be resumed
 """
 
 import os
@@ -12,12 +12,12 @@ from typing import Any
 import typer
 
 from evosearch import __version__
-from evosearch.cli import check, export, leaderboard, logs, merge, run, score, status, stop, submit, ui
+from evosearch.cli import check, cluster, export, leaderboard, logs, merge, run, score, status, stop, submit, ui
 from evosearch.cli.console import json_wanted, print_error, print_json
 from evosearch.environment import telemetry_off
 from evosearch.errors import EvosearchError, InputError
 
-FAILED, WRONG_INPUT, GATE_SAID_NO, INTERRUPTED = 1, 2, 3, 130
+FAILED, WRONG_INPUT, NOT_PROMOTED, INTERRUPTED = 1, 2, 3, 130
 
 app = typer.Typer(
     name="evosearch",
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 for command in (check, run, submit, status, logs, stop, leaderboard, merge, score, export, ui):
     app.command(name=command.__name__.rsplit(".", 1)[-1])(command.command)
+app.add_typer(cluster.app, name="cluster")
 
 
 @app.callback(invoke_without_command=True)
@@ -54,8 +55,8 @@ def main() -> None:
         code = INTERRUPTED
     except Exception as exc:
         sys.exit(_usage_or_bug(exc))
-    if code == INTERRUPTED:  # which is also what typer makes of an interrupt inside a command
-        print_error("interrupted; the same command continues")
+    if code == INTERRUPTED:  # typer also returns it for an interrupt inside a command
+        print_error("Interrupted. Run the same command to resume.")
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -70,7 +71,7 @@ def _report(exc: Exception, error: dict[str, Any]) -> None:
 
 
 def _usage_or_bug(exc: Exception) -> int:
-    """Wrong usage of the command line has its own message; anything else is ours, and shows where."""
+    """Show wrong usage of the command line by its own message; anything else is a bug and prints its traceback."""
     show, code = getattr(exc, "show", None), getattr(exc, "exit_code", None)
     if callable(show) and isinstance(code, int):
         show()

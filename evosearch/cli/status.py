@@ -1,4 +1,4 @@
-"""`evosearch status`: every search in the folder of runs, and on a cluster."""
+"""`evosearch status`: all searches in the runs folder, in a ledger, and on a cluster."""
 
 import typer
 
@@ -8,12 +8,12 @@ from evosearch.cli.console import ADDRESS, JSON, console, print_json
 def command(
     address: str | None = ADDRESS,
     ledger: str | None = typer.Option(
-        None, help="List the searches of this ledger (postgresql://…, sqlite:///FILE) instead of the folder of runs."
+        None, help="List the searches of this ledger (postgresql://…, sqlite:///FILE) instead of the runs folder."
     ),
     json: bool = JSON,
 ) -> None:
-    """List all searches: how far they are, what they found, who runs them."""
-    from evosearch.cli.tables import status_table
+    """List all searches with their progress, best fitness and promoted model."""
+    from evosearch.cli.status_table import status_table
     from evosearch.credentials import hidden
     from evosearch.jobs.queue import rows
     from evosearch.reporting.status import of_ledger, statuses

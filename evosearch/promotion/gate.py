@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from evosearch.errors import SuiteError
 from evosearch.evaluation.statistics.bootstrap import bootstrap
 from evosearch.evaluation.statistics.intervals import CONFIDENCE, difference
-from evosearch.evaluation.statistics.sign_test import sign_flip
+from evosearch.evaluation.statistics.sign_test import sign_test
 from evosearch.evaluation.statistics.units import Groups, paired_units, scales
 from evosearch.evaluation.types import Column
 from evosearch.promotion import non_inferiority
@@ -198,7 +198,7 @@ def compare(challenger: Contender, comparator: Contender, measure: Measure) -> C
     scale = scales(measure.weights, measure.chances)
     score = difference(found, scale, measure.confidence)
     raw = difference(found, scales(measure.weights, dict.fromkeys(measure.weights, 0.0)), measure.confidence)
-    test = sign_flip(found, scale) if measure.cross_checks else None
+    test = sign_test(found, scale) if measure.cross_checks else None
     within = bootstrap(found, scale) if measure.cross_checks else None
     return Comparison(
         challenger=challenger.candidate,

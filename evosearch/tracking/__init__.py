@@ -1,1 +1,1 @@
-"""The mirror of the ledger in MLflow."""
+"""Tracking: a mirror of the ledger in MLflow, or in a file of JSON lines."""

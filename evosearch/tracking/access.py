@@ -1,6 +1,6 @@
-"""Whether a tracking store can be used, before a search relies on it.
+"""Access checks of a tracking store, before a search relies on it.
 
-Looking creates nothing and changes nothing, and so proves less than writing does: what it says tells how much.
+The read-only check creates and changes nothing, and so proves less than a write; its result says how much.
 """
 
 import os
@@ -10,26 +10,28 @@ from urllib.parse import quote
 
 from evosearch.credentials import hidden
 from evosearch.errors import InputError, TrackingError
-from evosearch.tracking.client import check_scheme, connect, sqlite_file, told_as_errors
+from evosearch.tracking.client import as_tracking_errors, check_scheme, connect, sqlite_file
 from evosearch.tracking.mlflow import deleted, ensure_experiment
 
-CHECKED = "evosearch.search"  # tag of an experiment, or a registered model: the search that was started last
-SERVERS = ("http", "https", "databricks")  # which make their tables themselves: asking makes nothing
+CHECKED = "evosearch.search"  # tag of an experiment or a registered model: the last search that was started
+SERVERS = ("http", "https", "databricks")  # they create their own tables, so a request creates none
 HEADER = b"SQLite format 3\0"
 
 
 def look_at(uri: str, experiment: str, registered: str | None) -> str | None:
-    """Read what a search would read first.
+    """Read what a search reads first, without writing.
 
     Args:
-        registered: the name that its winner would be registered under.
+        uri: Tracking URI.
+        experiment: Name of the experiment.
+        registered: Name under which the winner would be registered.
 
     Returns:
-        What is known now, a sentence; None where that is all there is to know.
+        A sentence on what remains unknown until the search starts; None if nothing does.
 
     Raises:
-        TrackingError: the store cannot be reached or does not accept this account, the experiment was deleted, or a
-            file or its folder cannot be written.
+        TrackingError: The store cannot be reached or rejects this account, the experiment was deleted, or a file or its
+            folder cannot be written.
     """
     check_scheme(uri)
     file = sqlite_file(uri)
@@ -39,8 +41,8 @@ def look_at(uri: str, experiment: str, registered: str | None) -> str | None:
         return None
     place = f"MLflow at {hidden(uri)}"
     if uri.partition(":")[0] not in SERVERS:
-        return f"{place} is not opened before the search starts, since its tables would be made"
-    with told_as_errors(uri):
+        return f"{place} is not opened before the search starts, because that would create its tables"
+    with as_tracking_errors(uri):
         client = connect(uri)
         client.search_experiments(max_results=1)
         found = client.get_experiment_by_name(experiment)
@@ -48,21 +50,20 @@ def look_at(uri: str, experiment: str, registered: str | None) -> str | None:
             client.search_registered_models(max_results=1)
     if found is not None and found.lifecycle_stage != "active":
         raise deleted(experiment, found.experiment_id)
-    has = "has" if found is not None else "does not have yet"
-    later = "that it may be written to is seen when the search starts"
-    return f"{place} answers this account, and {has} the experiment '{experiment}'; {later}"
+    exists = f"experiment '{experiment}' {'exists' if found is not None else 'does not exist yet'}"
+    return f"{place} accepts this account ({exists}); write access is checked when the search starts"
 
 
 def write_to(uri: str, experiment: str, search: str, registered: str | None) -> None:
-    """Write what a search would write first: its experiment, and in it the name of the search.
+    """Write what a search writes first: its experiment, tagged with the name of the search.
 
-    A registered model that is there is marked alike, which asks for the same permission as a new version of it does.
-    One that is not is left to be made: any account may.
+    An existing registered model is tagged too, which needs the same permission as a new version. A missing one is not
+    created: any account may do that later.
 
     Raises:
-        TrackingError: the store cannot be reached, or refuses.
+        TrackingError: The store cannot be reached, or refuses the request.
     """
-    with told_as_errors(uri):
+    with as_tracking_errors(uri):
         client = connect(uri)
         client.set_experiment_tag(ensure_experiment(client, uri, experiment), CHECKED, search)
         if registered is not None and client.search_registered_models(f"name = '{registered}'", max_results=1):
@@ -70,34 +71,43 @@ def write_to(uri: str, experiment: str, search: str, registered: str | None) -> 
 
 
 def check_file(file: Path, where: str, error: type[InputError] = TrackingError) -> None:
-    """Raises:
-    error: a file cannot be written, or made in its folder; nothing is made.
+    """Check that a file can be written, or created in its folder; creates nothing.
+
+    Args:
+        file: File to check.
+        where: Setting that errors name.
+        error: Class of the error.
+
+    Raises:
+        InputError: It cannot; of the class `error`.
     """
     try:
         os.stat(file)
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except (OSError, ValueError) as exc:  # in a folder that is closed to us; longer than a path can be
+    except (OSError, ValueError) as exc:  # an inaccessible folder, or a path that is too long
         what = f"{file} cannot be used: {getattr(exc, 'strerror', None) or exc}"
-        raise error(where, what, next="Change its folder's permissions, or name another place") from None
+        raise error(where, what, next="Change the permissions of its folder, or choose another path") from None
     nearest = next(one for one in (file, *file.parents) if os.path.exists(one))
     if nearest == file and not os.path.isfile(file):
-        raise error(where, f"{file} is a folder", "A file", "Name another place")
+        raise error(where, f"{file} is a folder", "A file", "Choose another path")
     if nearest != file and not os.path.isdir(nearest):
-        raise error(where, f"{nearest} is a file, not a folder", next="Name another place")
+        raise error(where, f"{nearest} is a file, not a folder", next="Choose another path")
     if not os.access(nearest, os.W_OK):
-        raise error(where, f"{nearest} cannot be written", next="Change its permissions, or name another place")
+        raise error(where, f"{nearest} cannot be written", next="Change its permissions, or choose another path")
 
 
 def _check_database(file: Path) -> None:
-    """Raises:
-    TrackingError: there is a file, and it is no database.
+    """Check that an existing file is a SQLite database.
+
+    Raises:
+        TrackingError: It is not.
     """
     if not os.path.isfile(file) or file.stat().st_size == 0:
         return
     with file.open("rb") as opened:
         if opened.read(len(HEADER)) != HEADER:
-            raise TrackingError("tracking.uri", f"{file} is no SQLite database", next="Name another file")
+            raise TrackingError("tracking.uri", f"{file} is not a SQLite database", next="Choose another file")
     try:
         database = sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)
         try:
@@ -105,4 +115,4 @@ def _check_database(file: Path) -> None:
         finally:
             database.close()
     except sqlite3.Error as error:
-        raise TrackingError("tracking.uri", f"{file} cannot be read: {error}", next="Name another file") from None
+        raise TrackingError("tracking.uri", f"{file} cannot be read: {error}", next="Choose another file") from None

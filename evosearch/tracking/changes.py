@@ -1,14 +1,14 @@
-"""Events as changes to runs: what a person sees of a search in MLflow. Pure: events in, changes out.
+"""Translation of events into changes of MLflow runs. Pure: events in, changes out.
 
-One run stands for the search, one for every candidate and baseline. A change says what a run holds in the end (tags,
-metrics with their own step and time, files, a status), never what to add to it, so applying one twice changes nothing.
+The search has one run, and so does every candidate and baseline. Changes state the final content of a run (tags,
+metrics with their own step and time, files, a status) and never an increment, so applying one twice changes nothing.
 """
 
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,19 +19,19 @@ from evosearch.recipe.files import load_reference
 from evosearch.recipe.schema import Recipe
 from evosearch.search.ledger.events import Event
 from evosearch.search.pareto import Front, ordered, reported_values
-from evosearch.search.records import Reported
-from evosearch.tracking.pareto_page import pareto_page
+from evosearch.search.records import Reported, is_candidate
+from evosearch.tracking.pareto_page import ParetoPoint, pareto_page
 
-SEARCH = ""  # the key of the search's own run among the candidates'
+SEARCH = ""  # key of the search's own run, next to the candidates'
 MAX_PARAMS = 100  # genome dimensions shown as parameters; all are in recipe.yaml
-MAX_NAME = 250  # characters MLflow takes in a name
-OPENINGS, CONTAMINATION = "test_openings", "contamination_acknowledged"  # tags of whatever has a test score
+MAX_NAME = 250  # characters, MLflow's limit
+OPENINGS, CONTAMINATION = "test_openings", "contamination_acknowledged"  # tags of runs with a test score
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 
 
 @dataclass(frozen=True)
 class Point:
-    """One value of a metric. Name, step and time make it the same point when it is written again."""
+    """One value of a metric; writing the same name, step and time again has no effect."""
 
     name: str
     value: float
@@ -41,13 +41,13 @@ class Point:
 
 @dataclass
 class Changes:
-    """What becomes of one run."""
+    """Changes of one run."""
 
     started_ms: int
     tags: dict[str, str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
-    files: dict[str, str] = field(default_factory=dict)  # path among the run's artifacts → text
+    files: dict[str, str] = field(default_factory=dict)  # artifact path → text
     status: str | None = None
     status_ms: int = 0
 
@@ -56,28 +56,28 @@ Plan = dict[str, Changes]  # candidate, or SEARCH → its changes
 
 
 class Translator:
-    """Turns a search's events, all of them and in order, into changes.
+    """Translates all events of a search, in order, into changes.
 
-    It remembers what a later event needs of earlier ones, so events that are mirrored already are translated too, and
-    their changes thrown away.
+    Later events depend on earlier ones, so events that are already mirrored are translated too and their changes
+    discarded.
     """
 
     def __init__(self, search_id: str, name: str) -> None:
         self._identity = {"search_id": search_id, "evosearch.name": name}
-        self._runs: dict[str, tuple[int, dict[str, str]]] = {}  # candidate → when it began, the tags that name it
-        self._settled: dict[int, float | None] = {}  # ask index → fitness, None without one
-        self._next = 0  # the first ask index that is not settled
+        self._runs: dict[str, tuple[int, dict[str, str]]] = {}  # candidate → its start, its identifying tags
+        self._settled: dict[int, float | None] = {}  # ask index → fitness, None for a failure
+        self._next = 0  # first ask index that is not settled
         self._best: float | None = None
         self._counts: dict[str, int] = {}
-        self._disclosed: dict[str, str] = {}  # what must stand beside every figure of the test set
+        self._disclosed: dict[str, str] = {}  # tags that accompany every test score
         self._name = name
-        self._objectives: tuple[str, ...] = ()  # where there are several
+        self._objectives: tuple[str, ...] = ()  # if there are several
         self._front = Front()
-        self._told: dict[str, dict[str, Any]] = {}  # candidate → its row of the Pareto page
+        self._points: dict[str, ParetoPoint] = {}  # candidate → its point on the Pareto page
         self._recipes: Mapping[str, Mapping[str, Any]] = {}  # reference → recipe, of models that are recipes
 
     def translate(self, event: Event, plan: Plan) -> None:
-        """Add what an event changes to a plan. Types this version does not know change nothing."""
+        """Add the changes of an event to a plan; event types without a handler change nothing."""
         handler = getattr(self, f"_on_{event.type}", None)
         if handler is not None:
             handler(event.payload, plan, round(event.time * 1000))
@@ -89,11 +89,11 @@ class Translator:
         run.status, run.status_ms = RUNNING, now
         run.tags |= {"sessions": self._count("sessions"), "stopped": ""}
         run.tags |= {f"version/{name}": str(version) for name, version in payload.get("versions", {}).items()}
-        spec = payload.get("spec", {})
-        run.files["spec.yaml"] = spec if isinstance(spec, str) else dump(spec)
+        spec = payload["spec"]
+        run.files["spec.yaml"] = dump(spec)
         run.files["inputs.json"] = _json(payload.get("inputs", {}))
         self._recipes = payload.get("recipes", {})
-        self._objectives = tuple(spec.get("objectives") or ()) if isinstance(spec, Mapping) else ()
+        self._objectives = tuple(spec.get("objectives") or ())
         if payload.get("suite", {}).get("acknowledge_contamination"):
             self._disclosed[CONTAMINATION] = "true"
             run.tags[CONTAMINATION] = "true"
@@ -119,8 +119,8 @@ class Translator:
         run = self._search(plan, now)
         reason = str(payload["reason"])
         run.tags["stopped"] = reason
-        if self._told:
-            self._show_front(plan, now)  # with those that changed nothing since
+        if self._points:
+            self._show_front(plan, now)  # including candidates that left the set unchanged
         run.status, run.status_ms = _status_of(reason), now
 
     # --- candidates ------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ class Translator:
         run.files["recipe.yaml"] = self._recipe_file(payload["recipe"])
 
     def _recipe_file(self, recipe: Mapping[str, Any]) -> str:
-        """A recipe as YAML; the recipes that it is made of stand in the same file."""
+        """Return a recipe as YAML that includes the recipes it is made of."""
         if not self._recipes:
             return dump(recipe)
         return bundle(Recipe.model_validate(recipe), partial(load_reference, known=self._recipes)).to_yaml()
@@ -147,7 +147,7 @@ class Translator:
         if payload.get("duplicate_of") is not None:
             run.tags["duplicate_of"] = str(payload["duplicate_of"])
             run.status, run.status_ms = FINISHED, now
-            self._settle(payload, None, plan, now)
+            self._settle(str(payload["candidate"]), None, plan, now)
 
     def _on_scored(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         run = self._candidate(payload, plan, now)
@@ -161,47 +161,48 @@ class Translator:
         if split == SPLITS[-1]:
             run.tags |= self._disclosed
         run.status, run.status_ms = FINISHED, now
-        # Of a part, or where there are guards, what the optimizer is told of the candidate decides.
+        # With minibatches or guards, the fitness counts as it is reported to the optimizer.
         if split == SPLITS[0] and payload.get("minibatch") is None and not payload.get("guards"):
-            self._settle(payload, float(payload["fitness"]["value"]), plan, now)
+            self._settle(str(payload["candidate"]), float(payload["fitness"]["value"]), plan, now)
 
     def _on_told(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
-        """Candidates that are settled already stay so; one that breaks a guard is never the best."""
-        for told in payload["observations"]:
-            kept = told["state"] == "scored" and not any(amount > 0 for amount in told.get("violations", ()))
-            self._settle(told, float(told["value"]) if kept else None, plan, now)
-        several = [told for told in payload["observations"] if told.get("objectives")]
+        """Settle the reported candidates; one that breaks a guard is never the best."""
+        observations = [Reported.from_payload(one) for one in payload["observations"]]
+        for one in observations:
+            fitness = one.fitness.value if one.fitness is not None and one.violation == 0 else None
+            self._settle(one.candidate, fitness, plan, now)
+        several = [one for one in observations if one.objectives]
         if several:
             self._compare(several, plan, now)
 
-    def _compare(self, observations: Sequence[Mapping[str, Any]], plan: Plan, now: int) -> None:
-        """The tag `pareto` of whoever is in the set or leaves it, and the values of every objective."""
+    def _compare(self, observations: Sequence[Reported], plan: Plan, now: int) -> None:
+        """Tag the candidates that enter or leave the Pareto set, and write the values of every objective."""
         changed = False
-        for told in observations:
-            candidate, values = str(told["candidate"]), reported_values(Reported.from_payload(told))
+        for one in observations:
+            candidate, values = one.candidate, reported_values(one)
             enters, leaving = self._front.add(candidate, values) if values is not None else (False, [])
             changed |= enters
             for name in leaving:
                 self._candidate({"candidate": name}, plan, now).tags["pareto"] = "false"
-            run = self._candidate(told, plan, now)
+            run = self._candidate({"candidate": candidate}, plan, now)
             run.tags["pareto"] = str(enters).lower()
-            objectives = dict(zip(self._objectives, told["objectives"], strict=True))
+            objectives = dict(zip(self._objectives, one.objectives, strict=True))
             run.points += [
-                Point(safe_name(f"search/objective/{name}"), float(one["value"]), 0, now)
-                for name, one in objectives.items()
+                Point(safe_name(f"search/objective/{name}"), estimate.value, 0, now)
+                for name, estimate in objectives.items()
             ]
             recipe_id = self._runs[candidate][1]["recipe_id"]
-            self._told[candidate] = {"candidate": candidate, "recipe_id": recipe_id, "objectives": objectives}
+            self._points[candidate] = ParetoPoint(candidate, recipe_id, enters, objectives)
         if changed:
             self._show_front(plan, now)
 
     def _show_front(self, plan: Plan, now: int) -> None:
         members = ordered(self._front.members)
-        rest = [name for name in self._told if name not in self._front.members]
-        rows = [self._told[name] | {"pareto": name in self._front.members} for name in (*members, *rest)]
+        others = [name for name in self._points if name not in self._front.members]
+        points = [replace(self._points[name], pareto=name in self._front.members) for name in (*members, *others)]
         run = self._search(plan, now)
         run.tags["pareto"] = ", ".join(members)
-        run.files["pareto.html"] = pareto_page(self._name, self._objectives, rows)
+        run.files["pareto.html"] = pareto_page(self._name, self._objectives, points)
 
     def _on_failed(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         run = self._candidate(payload, plan, now)
@@ -211,7 +212,7 @@ class Translator:
             run.files["traceback.txt"] = str(payload["traceback"])
         run.status, run.status_ms = FAILED, now
         if payload.get("split", SPLITS[0]) == SPLITS[0]:
-            self._settle(payload, None, plan, now)
+            self._settle(str(payload["candidate"]), None, plan, now)
 
     def _on_retried(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         run = self._candidate(payload, plan, now)
@@ -227,28 +228,27 @@ class Translator:
         return plan.setdefault(SEARCH, Changes(now))
 
     def _begin(self, payload: Mapping[str, Any], plan: Plan, now: int) -> Changes:
-        """A candidate's first event: what it is from now on."""
+        """Start a candidate's run with its identifying tags."""
         candidate = str(payload["candidate"])
-        kind = payload.get("kind") or ("candidate" if candidate.isdigit() else candidate.partition(":")[0])
+        kind = payload.get("kind") or ("candidate" if is_candidate(candidate) else candidate.partition(":")[0])
         tags = {"candidate_id": candidate, "recipe_id": str(payload.get("recipe_id") or ""), "kind": str(kind)}
         self._runs.setdefault(candidate, (now, self._identity | tags))
         return self._candidate(payload, plan, now)
 
     def _candidate(self, payload: Mapping[str, Any], plan: Plan, now: int) -> Changes:
-        """A candidate's run. The champion of another search is scored here without having been asked."""
+        """Return a candidate's run; the champion of another search is scored without a proposal."""
         candidate = str(payload["candidate"])
         if candidate not in self._runs:
             return self._begin(payload, plan, now)
         began, tags = self._runs[candidate]
         return plan.setdefault(candidate, Changes(began, dict(tags)))
 
-    def _settle(self, payload: Mapping[str, Any], fitness: float | None, plan: Plan, now: int) -> None:
-        """Best fitness so far, over candidates in the order they were asked, however they come back.
+    def _settle(self, candidate: str, fitness: float | None, plan: Plan, now: int) -> None:
+        """Write the best fitness so far in ask order, whatever order candidates finish in.
 
-        A point is written once every candidate up to it is settled: then it never changes again.
+        A point is written once all candidates up to it are settled, so it never changes afterwards.
         """
-        candidate = str(payload["candidate"])
-        if not candidate.isdigit() or int(candidate) < self._next:
+        if not is_candidate(candidate) or int(candidate) < self._next:
             return
         self._settled[int(candidate)] = fitness
         while self._next in self._settled:
@@ -265,13 +265,13 @@ class Translator:
 
 
 def safe_name(name: str) -> str:
-    """A name as MLflow takes it: `acc,none` is `acc`, other characters it refuses are underscores."""
+    """Make a name acceptable to MLflow: `acc,none` becomes `acc`, other forbidden characters become underscores."""
     parts = [re.sub(r"[^\w.\- ]", "_", part.removesuffix(",none")) for part in name.split("/")]
     return "/".join(part if part.strip(".") else "_" for part in parts)[:MAX_NAME]
 
 
 def _metrics(card: Mapping[str, Any]) -> dict[str, float]:
-    """Every number of a score card's summary, under the name it is shown by."""
+    """Return all numbers of a score card's summary by metric name."""
     split = card["split"]
     out = {
         f"{split}/score": float(card["score"]),
@@ -281,7 +281,7 @@ def _metrics(card: Mapping[str, Any]) -> dict[str, float]:
     for task, result in card["tasks"].items():
         name = f"{split}/{task}/{result['metric'].removesuffix(',none')}"
         out |= {name: float(result["value"]), f"{name}_stderr": float(result["stderr"])}
-    for task, metrics in card.get("reported", {}).items():  # beside the score; what overflowed has no value
+    for task, metrics in card.get("reported", {}).items():  # None if not finite
         named = {f"{split}/{task}/{metric.removesuffix(',none')}": value for metric, value in metrics.items()}
         out |= {name: float(value) for name, value in named.items() if value is not None and name not in out}
     out |= {f"{split}/{task}/points": float(points) for task, points in card.get("guards", {}).items()}
@@ -290,7 +290,7 @@ def _metrics(card: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _step(split: str) -> int:
-    """Seconds and tokens are one series over the splits a candidate was scored on."""
+    """Return the step of a split: seconds and tokens are one series over the splits."""
     return SPLITS.index(split) if split in SPLITS else len(SPLITS)
 
 

@@ -1,4 +1,4 @@
-"""The way to an MLflow store: the one import of mlflow, its environment, its errors as ours, its URIs."""
+"""Access to an MLflow store: the import of mlflow, its environment, its errors and its URIs."""
 
 import os
 import threading
@@ -15,11 +15,11 @@ from evosearch.credentials import hidden
 from evosearch.errors import TrackingError
 from evosearch.tracking.mirror import describe
 
-ARTIFACTS = "mlartifacts"  # folder beside a SQLite store
+ARTIFACTS = "mlartifacts"  # folder next to a SQLite store
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
-# Set before mlflow is imported, where the user has not. Without retries of its own every failed request is seen here,
-# and a run created by a request whose answer got lost is found by its tags before another is created.
+# Defaults, set before mlflow is imported. With mlflow's retries off, every failed request is seen here, and a run
+# created by a request whose response was lost is found by its tags before another one is created.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -34,24 +34,24 @@ _importing = threading.Lock()
 
 
 def load_mlflow() -> None:
-    """Import mlflow, whole, by one thread at a time.
+    """Import mlflow completely, one thread at a time.
 
-    Two threads that import it at once each see the other's half: its generated protobuf modules then fail with
-    "Couldn't build proto file into descriptor pool".
+    Concurrent imports see each other's partial modules: the generated protobuf modules then fail with "Couldn't build
+    proto file into descriptor pool".
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # mlflow 3.17 declares its tables with a loader that SQLAlchemy 2.1 has deprecated.
+    # mlflow 3.17 declares its tables with a loader deprecated in SQLAlchemy 2.1.
     warnings.filterwarnings("ignore", message="The ``noload`` loader strategy", category=SADeprecationWarning)
     with _importing:
-        import mlflow.artifacts  # noqa: F401 (what registered models are read with)
+        import mlflow.artifacts  # noqa: F401 (needed to read registered models)
 
 
 def connect(uri: str) -> Any:
-    """A client of the store at `uri`, for runs and for registered models; a SQLite store is created.
+    """Return a client of the store at `uri`, for runs and registered models; creates a SQLite store.
 
     Raises:
-        TrackingError: the URI is not one MLflow can use; a folder, its retired file store, is none.
+        TrackingError: MLflow cannot use the URI; its former file stores, which are folders, are not supported.
     """
     database = sqlite_file(uri)
     check_scheme(uri)
@@ -64,8 +64,10 @@ def connect(uri: str) -> Any:
 
 
 def check_scheme(uri: str) -> None:
-    """Raises:
-    TrackingError: the URI is not one MLflow can use.
+    """Check that MLflow can use a URI.
+
+    Raises:
+        TrackingError: It cannot.
     """
     if uri.partition(":")[0].partition("+")[0] not in SCHEMES:
         allowed = "sqlite:///FOLDER/mlflow.db, postgresql://HOST/NAME or http://HOST:PORT"
@@ -73,8 +75,8 @@ def check_scheme(uri: str) -> None:
 
 
 @contextmanager
-def told_as_errors(uri: str) -> Iterator[None]:
-    """Whatever the store or the way to it raises, as one `TrackingError`."""
+def as_tracking_errors(uri: str) -> Iterator[None]:
+    """Convert all errors of the store, or of the connection to it, to `TrackingError`."""
     load_mlflow()
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
@@ -83,12 +85,12 @@ def told_as_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as exc:
-        check = "Check tracking.uri, and that the server is up; the ledger holds everything meanwhile"
+        check = "Check tracking.uri and that the server is up; no data is lost, as the ledger has everything"
         raise TrackingError(hidden(uri), describe(exc), next=check) from exc
 
 
 def pages(ask: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
-    """Everything a paged query of the client finds."""
+    """Yield all results of a paged query of the client."""
     token = None
     while True:
         page = ask(*arguments, page_token=token)
@@ -99,20 +101,20 @@ def pages(ask: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
 
 
 def find_runs(client: Any, experiment_ids: list[str], query: str) -> list[Any]:
-    """All runs of some experiments that match."""
+    """Return all matching runs of some experiments."""
     return list(pages(client.search_runs, experiment_ids, query)) if experiment_ids else []
 
 
 def run_ids(uri: str, search_id: str) -> dict[str, str]:
-    """Candidate → MLflow run id, read from the store; empty where nothing was mirrored yet.
+    """Return candidate → MLflow run id from the store; empty if nothing was mirrored yet.
 
     Raises:
-        TrackingError: the store cannot be read.
+        TrackingError: The store cannot be read.
     """
     database = sqlite_file(uri)
     if database is not None and not database.exists():
         return {}  # opening it would create it
-    with told_as_errors(uri):
+    with as_tracking_errors(uri):
         client = connect(uri)
         everywhere = [found.experiment_id for found in pages(client.search_experiments)]
         runs = find_runs(client, everywhere, f"tags.search_id = '{search_id}'")
@@ -120,12 +122,16 @@ def run_ids(uri: str, search_id: str) -> dict[str, str]:
 
 
 def default_uri(folder: Path) -> str:
-    """The store of a search that names none: `mlflow.db` in its folder."""
+    """Return the default store of a search: `mlflow.db` in its folder."""
     return f"sqlite:///{(folder / 'mlflow.db').resolve()}"
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of a SQLite store; None for any other kind of URI."""
+    """Return the file of a SQLite store, None for other kinds of URIs.
+
+    Raises:
+        TrackingError: The URI names no file.
+    """
     if not uri.startswith("sqlite:"):
         return None
     try:
@@ -133,5 +139,5 @@ def sqlite_file(uri: str) -> Path | None:
     except ArgumentError:
         name = None
     if not name:
-        raise TrackingError("tracking.uri", f"got '{uri}'", "A file, as in sqlite:///FOLDER/mlflow.db")
+        raise TrackingError("tracking.uri", f"got '{uri}'", "A file: sqlite:///FOLDER/mlflow.db")
     return Path(name).resolve()

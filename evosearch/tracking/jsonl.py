@@ -1,4 +1,4 @@
-"""The ledger as JSON lines: for a person with `tail -f`, and the tracker to use where no server is wanted."""
+"""Mirror of the ledger in a file of JSON lines: tracking without a server, readable with `tail -f`."""
 
 import json
 import os
@@ -10,9 +10,9 @@ from evosearch.tracking.mirror import EventReader, Mirror
 
 
 class JsonLinesTracker(Mirror):
-    """Mirrors a search to a file, one event a line: `{"search_id", "seq", "time", "type", "payload"}`.
+    """Mirrors one search to a file, one event per line: `{"search_id", "seq", "time", "type", "payload"}`.
 
-    A file that exists is continued after its last whole line, so no event is in it twice. It belongs to one search.
+    An existing file is continued after its last complete line, so it contains no event twice.
     """
 
     def __init__(
@@ -31,23 +31,23 @@ class _File:
 
     def open(self) -> int:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        whole = 0  # bytes up to the end of the last whole line
+        complete = 0  # bytes up to the end of the last complete line
         last: dict[str, object] = {}
         if self._path.exists():
             with self._path.open("rb") as file:
                 for line in file:
                     if line.endswith(b"\n"):
-                        whole, last = whole + len(line), json.loads(line)
-            # A process killed while writing leaves a part of a line; its event is written again, whole.
-            os.truncate(self._path, whole)
+                        complete, last = complete + len(line), json.loads(line)
+            # A process killed while writing leaves a partial line; its event is written again.
+            os.truncate(self._path, complete)
         if last and last["search_id"] != self._search_id:
-            raise ValueError(f"{self._path} holds the events of another search")
+            raise ValueError(f"{self._path} contains the events of another search")
         seq = last.get("seq", 0)
         assert isinstance(seq, int)
         return seq
 
     def recall(self, events: Sequence[Event]) -> None:
-        """Lines need nothing of those before them."""
+        """Do nothing: a line does not depend on earlier ones."""
 
     def write(self, events: Sequence[Event]) -> None:
         lines = [json.dumps({"search_id": self._search_id} | vars(event)) + "\n" for event in events]

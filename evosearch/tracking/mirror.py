@@ -1,8 +1,8 @@
-"""A thread that copies the ledger's events to a store, and never lets the store's troubles reach the search.
+"""Mirror: a thread that copies the ledger's events to a store, isolating the search from failures of the store.
 
-The mirror reads the ledger by itself, so the search only says that there is something new. When the store fails, the
-mirror drops all it believed about it, waits, opens it anew and goes on after the last event that the store itself
-says it holds. A sink's `write` may therefore see events again, and must come to the same result.
+The mirror reads the ledger itself; the search only notifies it of new events. When the store fails, the mirror discards
+its view of it, waits, opens it again and continues after the last event that the store itself reports. A sink's `write`
+may therefore receive events again, and must produce the same result.
 """
 
 import math
@@ -14,42 +14,47 @@ from typing import Protocol
 from evosearch.credentials import hidden_in
 from evosearch.search.ledger.events import Event
 
-CHUNK = 64  # events written between two marks of how far the mirror is
+CHUNK = 64  # events written between two updates of the cursor
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between attempts while the store fails
-HURRIED_PAUSE_S = 1.0  # the same while somebody waits
-POLL_S = 30.0  # how long to sleep without being told of anything new
+HURRIED_PAUSE_S = 1.0  # the same while a caller waits
+POLL_S = 30.0  # longest sleep without a notification
 UP_TO_DATE = "up to date"
 
 
 class EventReader(Protocol):
-    """The part of a ledger that a mirror needs."""
+    """Read access to a ledger, as a mirror needs it."""
 
-    def events(self, search_id: str, after: int = 0, *, limit: int | None = None) -> list[Event]: ...
+    def events(self, search_id: str, after: int = 0, *, limit: int | None = None) -> list[Event]:
+        """Return the events after a `seq`, at most `limit` of them."""
 
-    def count_events(self, search_id: str, after: int = 0) -> int: ...
+    def count_events(self, search_id: str, after: int = 0) -> int:
+        """Count the events after a `seq`."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the connection."""
 
 
 class Sink(Protocol):
-    """Where events are copied to. Any method may raise; the next call is then `open`."""
+    """Destination of a mirror. Any method may raise; the next call is then `open`."""
 
     def open(self) -> int:
-        """Connect, reconcile with what is there, and tell the `seq` of the last event it holds (0: none)."""
+        """Connect, reconcile with the existing content, and return the `seq` of the last event in it (0: none)."""
 
     def recall(self, events: Sequence[Event]) -> None:
-        """Events it holds already, some at a time, from the first: what it needs to know to write the next ones."""
+        """Receive the events already in the sink, in chunks from the first, before the next ones are written."""
 
     def write(self, events: Sequence[Event]) -> None:
-        """Copy events, in order, then mark how far it is. Writing an event twice equals writing it once."""
+        """Copy events in order, then update the cursor. Writing an event twice equals writing it once."""
 
 
 class Mirror:
-    """A `Tracker`: copies one search's events to a sink from a thread of its own.
+    """A `Tracker` that copies one search's events to a sink, in its own thread.
 
     Args:
-        open_reader: opens the ledger for the mirror alone, in its thread; the mirror closes it.
-        notice: told once when the store begins to fail, and once when all is mirrored again; called in the thread.
+        sink: Destination of the events.
+        open_reader: Opens the ledger for the mirror, in its thread; the mirror closes it.
+        search_id: The search to mirror.
+        notice: Called in the thread, once when the store starts to fail and once when all is mirrored again.
     """
 
     def __init__(
@@ -65,57 +70,66 @@ class Mirror:
         self._opened = False
         self._behind, self._reason = 0, ""
         self._wake, self._closing = threading.Event(), threading.Event()
-        self._hurry = threading.Event()  # somebody waits: no long pauses
+        self._hurry = threading.Event()  # a caller waits: no long pauses
         self._deadline = float("inf")
-        self._failing, self._noticed = False, False  # since the last write that went well; whether it was told
+        self._failing, self._noticed = False, False  # since the last successful write; whether `notice` was called
         self._failures = 0
-        self._patience_ends = float("inf")  # when those who wait give a failing store up; starts with the first wait
-        self._told, self._done = 0, 0  # how often something was new, and up to which of these all is mirrored
+        self._patience_ends = float("inf")  # when waiting callers give up a failing store; set by the first wait
+        self._notified, self._done = 0, 0  # notifications, and those up to which everything is mirrored
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
 
     @property
     def state(self) -> str:
-        """`up to date`, or `behind: 12 events, connection refused`."""
-        if self._done == self._told and not self._reason:
+        """State of the mirror: `up to date`, or `behind: 12 events, connection refused`."""
+        if self._done == self._notified and not self._reason:
             return UP_TO_DATE
         return f"behind: {self._behind} event{'' if self._behind == 1 else 's'}, {self._reason or 'catching up'}"
 
     def notify(self) -> None:
+        """Announce new events in the ledger; returns at once."""
         with self._changed:
-            self._told += 1
+            self._notified += 1
         self._wake.set()
         if not self._closing.is_set():
             self._ensure_running()
 
     def catch_up(self, timeout_s: float, patience_s: float = math.inf) -> bool:
-        """Wait until everything now in the ledger is mirrored; False where that takes longer. The mirror goes on.
+        """Wait until everything now in the ledger is mirrored; the mirror continues afterwards.
 
         Args:
-            patience_s: how long to wait at most while the store fails; of all waits together, until it is well again.
+            timeout_s: Longest wait.
+            patience_s: Longest wait while the store fails, for all waits together until the store works again.
+
+        Returns:
+            False if it was not mirrored in time.
         """
         self.notify()
-        told, deadline = self._told, time.monotonic() + timeout_s
+        notified, deadline = self._notified, time.monotonic() + timeout_s
         failures = self._start_hurrying(patience_s)
         with self._changed:
-            while self._done < told:
+            while self._done < notified:
                 left_s = self._given_up_at(deadline, failures) - time.monotonic()
                 if left_s <= 0:
                     break
-                self._changed.wait(min(left_s, 0.2))  # short: the end moves when the store fails or is well again
-            return self._done >= told
+                self._changed.wait(min(left_s, 0.2))  # short: the end moves when the store fails or recovers
+            return self._done >= notified
 
     def close(self, timeout_s: float, patience_s: float = math.inf) -> None:
-        """Catch up as far as the time allows, then stop. What is left is written by the next mirror.
+        """Catch up as far as time allows, then stop; the next mirror writes the rest.
 
-        Closing again catches up with what was recorded since. For `patience_s` see `catch_up`.
+        Closing again catches up with events recorded since.
+
+        Args:
+            timeout_s: Longest wait.
+            patience_s: As for `catch_up`.
         """
         self._deadline = time.monotonic() + timeout_s
-        self.notify()  # before the flag: a thread that sees the flag sees that there may be something new, too
+        self.notify()  # before the flag: a thread that sees the flag also sees the notification
         self._closing.set()
         self._wake.set()
         failures = self._start_hurrying(patience_s)
-        while self._done < self._told:
+        while self._done < self._notified:
             left_s = self._given_up_at(self._deadline, failures) - time.monotonic()
             if left_s <= 0:
                 break
@@ -128,7 +142,7 @@ class Mirror:
         return self._failures
 
     def _given_up_at(self, deadline: float, failures: int) -> float:
-        """When waiting ends: at the deadline, or earlier where the store fails and has failed since the wait began."""
+        """Return when waiting ends: at the deadline, or earlier if the store has failed since the wait began."""
         return min(deadline, self._patience_ends) if self._failing and self._failures > failures else deadline
 
     def _ensure_running(self) -> threading.Thread:
@@ -149,17 +163,17 @@ class Mirror:
         while True:
             try:
                 self._wake.clear()
-                told = self._told
+                notified = self._notified
                 if self._write_all():
-                    self._mark(told)
+                    self._mark(notified)
                     self._recovered()
                 pause = FIRST_PAUSE_S
-                if self._closing.is_set() and (self._done == self._told or time.monotonic() > self._deadline):
+                if self._closing.is_set() and (self._done == self._notified or time.monotonic() > self._deadline):
                     return
                 self._wake.wait(POLL_S)
-            except Exception as exc:  # whatever a store, a driver or a network can raise: the search goes on
+            except Exception as exc:  # any error of a store, a driver or a network: the search continues
                 self._opened = False
-                self._count_behind()  # before the reason: whoever reads of it reads how much is missing
+                self._count_behind()  # before the reason, so that readers of the reason see how much is missing
                 self._reason = describe(exc)
                 self._failed()
                 if not self._pause(pause):
@@ -170,30 +184,30 @@ class Mirror:
         self._failing, self._failures = True, self._failures + 1
         if not self._noticed:
             self._noticed = True
-            self._notice(f"{self._reason}. The search goes on; what is missing there is written once it is back")
+            self._notice(f"{self._reason}. The search continues; missing events are written once the store is back")
 
     def _recovered(self) -> None:
         if self._noticed:
             self._noticed = False
-            self._notice("is back, and up to date again")
+            self._notice("is available again and up to date")
 
     def _well(self) -> None:
         self._failing, self._patience_ends = False, math.inf
 
-    def _mark(self, told: int) -> None:
+    def _mark(self, notified: int) -> None:
         with self._changed:
-            self._done = told
+            self._done = notified
             self._changed.notify_all()
 
     def _write_all(self) -> bool:
-        """Write everything the ledger holds; False where there was no time for all of it."""
+        """Write everything in the ledger; return False if there was not enough time."""
         if self._reader is None:
             self._reader = self._open_reader()
         if not self._opened:
             self._cursor = self._sink.open()
             self._recall(self._reader)
             self._opened = True
-        # A chunk at a time: a store that was away for a night is behind by more than memory should hold
+        # In chunks: after a night without the store, more events are missing than should be held in memory
         while chunk := self._reader.events(self._search_id, after=self._cursor, limit=CHUNK):
             behind = self._reader.count_events(self._search_id, after=self._cursor)
             self._behind, self._reason = behind, "catching up"
@@ -207,7 +221,7 @@ class Mirror:
         return True
 
     def _recall(self, reader: EventReader) -> None:
-        """Tell the sink what it holds."""
+        """Pass the sink the events that it already contains."""
         seq = 0
         while seq < self._cursor and (chunk := reader.events(self._search_id, after=seq, limit=CHUNK)):
             self._sink.recall([event for event in chunk if event.seq <= self._cursor])
@@ -217,7 +231,7 @@ class Mirror:
         try:
             self._reader = self._reader or self._open_reader()
             self._behind = self._reader.count_events(self._search_id, after=self._cursor)
-        except Exception:  # the ledger itself fails: keep the last number, and open it again next time
+        except Exception:  # the ledger itself fails: keep the last number and open it again next time
             self._close_reader()
 
     def _close_reader(self) -> None:
@@ -226,9 +240,9 @@ class Mirror:
             reader.close()
 
     def _pause(self, pause_s: float) -> bool:
-        """Wait before the next attempt; False when there is no time left for one.
+        """Wait before the next attempt; return False if no time is left for one.
 
-        Where somebody waits the pause is cut short, and stays short.
+        While a caller waits, the pause is cut short and stays short.
         """
         if not self._closing.is_set() and not self._hurry.wait(pause_s):
             return True
@@ -240,10 +254,10 @@ class Mirror:
 
 
 def describe(exc: BaseException) -> str:
-    """One line on an error, without the credentials a URL may hold.
+    """Describe an error in one line, without the credentials that a URL may contain.
 
-    Where the system said no (connection refused, disk full), its own words are taken: the libraries between wrap them
-    in hundreds of characters.
+    For errors of the operating system (connection refused, disk full) its own message is used: libraries wrap it in
+    hundreds of characters.
     """
     chain: list[BaseException] = []
     cause: BaseException | None = exc
@@ -253,4 +267,4 @@ def describe(exc: BaseException) -> str:
     root = next((link for link in reversed(chain) if isinstance(link, OSError)), exc)
     lines = str(root).strip().splitlines()
     text = f"{type(root).__name__}: {lines[0]}" if lines else type(root).__name__
-    return hidden_in(text)[:300]  # in this order: half a URL does not show where its password ends
+    return hidden_in(text)[:300]  # before truncating: a truncated URL hides where its password ends

@@ -1,7 +1,7 @@
-"""The search in MLflow: one run for the search, one below it for every candidate and baseline.
+"""Mirror of a search in MLflow: one run for the search, with a nested run for every candidate and baseline.
 
-Run ids cannot be chosen, so runs are found by their tags. How far the mirror is stands in a tag of the search's own
-run, written after what it claims; what was written beyond it is written again and changes nothing.
+Run ids cannot be chosen, so runs are found by their tags. The cursor of the mirror is a tag of the search's own run,
+written after the events that it covers; events written beyond it are written again and change nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,21 +18,22 @@ from evosearch.tracking.ui import ui_command, ui_environment, ui_line
 
 __all__ = ["Champion", "MlflowMirror", "MlflowStore", "Registry", "run_ids", "ui_command", "ui_environment", "ui_line"]
 
-CURSOR = "evosearch.mirrored_seq"  # tag of the search's run: every event up to it is mirrored
+CURSOR = "evosearch.mirrored_seq"  # tag of the search's run: all events up to it are mirrored
 SEARCH_TAG = "evosearch.search_id"  # tag of the search's run; candidates have `search_id`
 PARENT_TAG = "mlflow.parentRunId"
-TAG_CHARACTERS, BATCH_TAGS, BATCH_METRICS = 8000, 100, 900  # MLflow's limits on one value and on one request
+TAG_CHARACTERS, BATCH_TAGS, BATCH_METRICS = 8000, 100, 900  # MLflow's limits for a value and for a request
 
 
 class MlflowMirror(Mirror):
-    """Mirrors a search to MLflow from a thread of its own; a `Tracker`.
+    """A `Tracker` that mirrors a search to MLflow, in its own thread.
 
     Args:
-        uri: of the tracking store: `sqlite:///…/mlflow.db`, `http://host:5000`.
-        experiment: created where it does not exist.
-        ledger: its URL, or what opens it for reading; called in the mirror's thread.
-        name: of the search, shown as its run's name.
-        notice: see `Mirror`.
+        uri: Tracking URI: `sqlite:///…/mlflow.db`, `http://host:5000`.
+        experiment: Name of the experiment; created if it does not exist.
+        ledger: URL of the ledger, or a function that opens it for reading in the mirror's thread.
+        search_id: The search to mirror.
+        name: Name of the search and of its run.
+        notice: As for `Mirror`.
     """
 
     def __init__(
@@ -44,18 +45,18 @@ class MlflowMirror(Mirror):
         name: str,
         notice: Callable[[str], None] = lambda text: None,
     ) -> None:
-        load_mlflow()  # here, and not in the mirror's thread while this one imports other large libraries
+        load_mlflow()  # not in the mirror's thread while this one imports other large libraries
         self._store = MlflowStore(uri, experiment, search_id, name)
         opened = (lambda: Ledger.open(ledger, read_only=True)) if isinstance(ledger, str) else ledger
         super().__init__(self._store, opened, search_id, notice)
 
     def run_ids(self) -> dict[str, str]:
-        """Candidate → MLflow run id, as far as it is mirrored."""
+        """Return candidate → MLflow run id, as far as mirrored."""
         return {candidate: run_id for candidate, run_id in self._store.runs.copy().items() if candidate != SEARCH}
 
 
 class MlflowStore:
-    """One search's runs in one experiment: the sink of `MlflowMirror`."""
+    """Sink of `MlflowMirror`: the runs of one search in one experiment."""
 
     def __init__(self, uri: str, experiment: str, search_id: str, name: str) -> None:
         self._uri, self._experiment, self._search_id, self._name = uri, experiment, search_id, name
@@ -65,6 +66,7 @@ class MlflowStore:
         self.runs: dict[str, str] = {}  # candidate, or SEARCH → run id
 
     def open(self) -> int:
+        """Find the runs of the search and return its cursor."""
         self._client = connect(self._uri)
         self._experiment_id = ensure_experiment(self._client, self._uri, self._experiment)
         self._translator = Translator(self._search_id, self._name)
@@ -82,15 +84,17 @@ class MlflowStore:
         return cursor
 
     def recall(self, events: Sequence[Event]) -> None:
+        """Translate mirrored events, on which later ones depend."""
         already: Plan = {}
         for event in events:
             self._translator.translate(event, already)
 
     def write(self, events: Sequence[Event]) -> None:
+        """Apply the changes of some events, then update the cursor."""
         plan: Plan = {}
         for event in events:
             self._translator.translate(event, plan)
-        # The search's run comes first, because the others name it.
+        # The search's run comes first: the others are nested under it.
         self._apply(SEARCH, plan.pop(SEARCH, Changes(round(events[0].time * 1000))))
         for candidate, changes in plan.items():
             self._apply(candidate, changes)
@@ -122,19 +126,19 @@ class MlflowStore:
         metrics = [Metric(point.name, point.value, point.time_ms, point.step) for point in changes.points]
         params = [Param(name, value) for name, value in changes.params.items()]
         all_tags = [RunTag(name, value) for name, value in tags.items()]
-        # A request takes 100 parameters and tags; of more than one kind it takes 1000 together.
-        requests = [{"metrics": part} for part in _parts(metrics, BATCH_METRICS)]
+        # A request accepts 100 parameters, 100 tags and 1000 entries in total.
+        requests = [{"metrics": chunk} for chunk in _chunks(metrics, BATCH_METRICS)]
         for kind, entries in (("params", params), ("tags", all_tags)):
-            for index, part in enumerate(_parts(entries, BATCH_TAGS)):
+            for index, chunk in enumerate(_chunks(entries, BATCH_TAGS)):
                 if index < len(requests) and len(requests[index].get("metrics", ())) + 2 * BATCH_TAGS <= 1000:
-                    requests[index][kind] = part
+                    requests[index][kind] = chunk
                 else:
-                    requests.append({kind: part})
+                    requests.append({kind: chunk})
         for request in requests:
             self._client.log_batch(run_id, **request)
 
     def _keep_one(self, twins: list[Any]) -> Any:
-        """The run that stands for a candidate. Two mirrors at work at once can have made twins: the fuller stays."""
+        """Keep the fullest of several runs of a candidate, which concurrent mirrors can create; delete the others."""
         kept, *others = sorted(twins, key=lambda run: (-len(run.data.metrics), run.info.start_time, run.info.run_id))
         for run in others:
             self._client.delete_run(run.info.run_id)
@@ -142,15 +146,15 @@ class MlflowStore:
 
 
 def ensure_experiment(client: Any, uri: str, name: str) -> str:
-    """The id of an experiment, which is made where there is none.
+    """Return the id of an experiment; create it if it does not exist.
 
     Raises:
-        TrackingError: it was deleted.
+        TrackingError: It was deleted.
     """
     found = client.get_experiment_by_name(name)
     if found is None:
         database = sqlite_file(uri)
-        # Without a location MLflow would take ./mlruns, wherever the process happens to have been started.
+        # Without a location MLflow would use ./mlruns in the working directory of the process.
         location = (database.parent / ARTIFACTS).as_uri() if database is not None else None
         return str(client.create_experiment(name, artifact_location=location))
     if found.lifecycle_stage != "active":
@@ -159,10 +163,10 @@ def ensure_experiment(client: Any, uri: str, name: str) -> str:
 
 
 def deleted(name: str, experiment_id: str) -> TrackingError:
-    """The error over an experiment that was deleted, which MLflow does not let anybody make again."""
-    how = f"Restore it (mlflow experiments restore -x {experiment_id}) or name another"
+    """Return the error for a deleted experiment, which MLflow does not allow to create again."""
+    how = f"Restore it (mlflow experiments restore -x {experiment_id}) or choose another name"
     return TrackingError("tracking.experiment", f"'{name}' was deleted in MLflow", next=how)
 
 
-def _parts(entries: Sequence[Any], size: int) -> list[Sequence[Any]]:
+def _chunks(entries: Sequence[Any], size: int) -> list[Sequence[Any]]:
     return [entries[start : start + size] for start in range(0, len(entries), size)]

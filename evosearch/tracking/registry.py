@@ -1,4 +1,4 @@
-"""Registered models in MLflow: what was promoted, and which of it is the champion."""
+"""Registered models in MLflow: promoted versions and the alias of the champion."""
 
 import tempfile
 from collections.abc import Mapping
@@ -8,11 +8,11 @@ from typing import Any
 
 from evosearch.credentials import hidden
 from evosearch.errors import TrackingError
-from evosearch.tracking.client import connect, pages, run_ids, told_as_errors
+from evosearch.tracking.client import as_tracking_errors, connect, pages, run_ids
 
 ALIAS = "champion"
-RECIPE_FILE = "recipe.yaml"  # among what was uploaded with a version
-FOLDER = "model"  # among the artifacts of the candidate's run
+RECIPE_FILE = "recipe.yaml"  # in the uploaded folder of a version
+FOLDER = "model"  # artifact folder of the candidate's run
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Champion:
 class Registry:
     """The registered models of a tracking store.
 
-    Every method raises `TrackingError` where the store cannot be reached or refuses.
+    All methods raise `TrackingError` if the store cannot be reached or refuses the request.
     """
 
     def __init__(self, uri: str) -> None:
@@ -46,9 +46,18 @@ class Registry:
         artifact_dir: Path,
         tags: Mapping[str, str] | None = None,
     ) -> str:
-        """Upload a folder (a recipe, or a checkpoint with it), register it as a version, and make it the champion.
+        """Upload a folder, register it as a version of a model, and make it the champion.
 
-        A candidate that is registered under this name with this recipe is not uploaded again: the alias moves to it.
+        A candidate that is already registered under this name with this recipe is not uploaded again: only the alias
+        moves to it.
+
+        Args:
+            name: Name of the registered model.
+            search_id: Search of the candidate.
+            candidate: The promoted candidate; its run must be mirrored.
+            recipe_id: Its recipe.
+            artifact_dir: Folder with the recipe, and optionally the checkpoint.
+            tags: Further tags of the version.
 
         Returns:
             The version, a number as a string.
@@ -56,7 +65,7 @@ class Registry:
         if not artifact_dir.is_dir():
             raise TrackingError(str(artifact_dir), "not a folder", "The folder of the artifacts to register")
         own = {"search_id": search_id, "candidate_id": candidate, "recipe_id": recipe_id}
-        with told_as_errors(self._uri):
+        with as_tracking_errors(self._uri):
             client = connect(self._uri)
             _ensure_model(client, name)
             version = _registered(client, name, own)
@@ -66,8 +75,8 @@ class Registry:
         return version
 
     def champion(self, name: str) -> Champion | None:
-        """The present champion of a registered model; None where there is no such model or no alias."""
-        with told_as_errors(self._uri):
+        """Return the champion of a registered model, None if there is no such model or no alias."""
+        with as_tracking_errors(self._uri):
             client = connect(self._uri)
             if not client.search_registered_models(f"name = '{_quoted(name)}'"):
                 return None
@@ -86,12 +95,12 @@ class Registry:
         )
 
     def recipe(self, champion: Champion) -> str:
-        """The text of the champion's recipe file, from its artifacts.
+        """Return the text of the champion's recipe file, from its artifacts.
 
         Raises:
-            TrackingError: it was registered without one, or the artifacts cannot be read.
+            TrackingError: It was registered without one, or the artifacts cannot be read.
         """
-        with told_as_errors(self._uri):
+        with as_tracking_errors(self._uri):
             client = connect(self._uri)
             from mlflow.artifacts import download_artifacts
 
@@ -104,8 +113,8 @@ class Registry:
         run_id = run_ids(self._uri, tags["search_id"]).get(tags["candidate_id"])
         if run_id is None:
             what = f"candidate {tags['candidate_id']} has no run yet"
-            raise TrackingError(hidden(self._uri), what, next="Let the mirror catch up, then promote again")
-        # The version comes last: an upload that was cut off is done again, and never stands as a version.
+            raise TrackingError(hidden(self._uri), what, next="Wait until the mirror has caught up, then promote again")
+        # The version is created last: an interrupted upload never becomes a version and is repeated.
         client.log_artifacts(run_id, str(folder), FOLDER)
         source = f"{client.get_run(run_id).info.artifact_uri}/{FOLDER}"
         return str(client.create_model_version(name, source, run_id, tags=tags, await_creation_for=0).version)
@@ -119,7 +128,7 @@ def _ensure_model(client: Any, name: str) -> None:
     try:
         client.create_registered_model(name)
     except MlflowException as exc:
-        if exc.error_code != "RESOURCE_ALREADY_EXISTS":  # another search was faster
+        if exc.error_code != "RESOURCE_ALREADY_EXISTS":  # created concurrently by another search
             raise
 
 

@@ -1,4 +1,4 @@
-"""MLflow's own UI on the store of a search."""
+"""Commands that start MLflow's UI on the store of a search."""
 
 import shlex
 import sys
@@ -9,16 +9,16 @@ from evosearch.tracking.client import ARTIFACTS, sqlite_file
 
 
 def ui_command(uri: str, port: int = 5000) -> list[str]:
-    """The command that starts MLflow's own server on a store, on this machine only.
+    """Return the command that starts MLflow's server on a store, on this machine only.
 
-    It needs `ui_environment` too. A database's URI with a password goes there, where `ps` does not show it.
+    It also needs `ui_environment`: a database URI with a password is passed there, where `ps` does not show it.
 
     Raises:
-        TrackingError: the store is itself a server.
+        TrackingError: The store is itself a server.
     """
     if uri.startswith(("http://", "https://")):
         where = hidden(uri)
-        raise TrackingError("tracking.uri", f"{where} is a server already", next=f"Open {where} in a browser")
+        raise TrackingError("tracking.uri", f"{where} is already a server", next=f"Open {where} in a browser")
     store = [] if hidden(uri) != uri else ["--backend-store-uri", uri]
     database = sqlite_file(uri)
     artifacts = ["--default-artifact-root", (database.parent / ARTIFACTS).as_uri()] if database else []
@@ -27,12 +27,12 @@ def ui_command(uri: str, port: int = 5000) -> list[str]:
 
 
 def ui_environment(uri: str = "") -> dict[str, str]:
-    """What `ui_command` needs in its environment besides the present one."""
-    apart = {} if hidden(uri) == uri else {"MLFLOW_BACKEND_STORE_URI": uri}
-    return {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"} | apart
+    """Return the environment variables that `ui_command` needs in addition to the present ones."""
+    store = {} if hidden(uri) == uri else {"MLFLOW_BACKEND_STORE_URI": uri}
+    return {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"} | store
 
 
 def ui_line(uri: str, port: int = 5000) -> str:
-    """The same as one line for a shell, with any password left out."""
+    """Return command and environment as one shell line, without passwords."""
     environment = [f"{name}={shlex.quote(hidden(value))}" for name, value in ui_environment(uri).items()]
     return " ".join([*environment, shlex.join(ui_command(uri, port))])

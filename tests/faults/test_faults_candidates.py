@@ -4,10 +4,12 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from evosearch.reporting.report import CandidateCounts
 from evosearch.search.ledger.events import Event
 from evosearch.search.progress import Progress, Silent
 from evosearch.service.run import run
@@ -32,9 +34,9 @@ def test_answers_that_are_not_finite_are_failures_told_as_the_worst(world: World
     recorded = events(spec)
     failed = {event.payload["candidate"]: event.payload for event in recorded if event.type == "failed"}
     scored = [event.payload for event in recorded if event.type == "scored"]
-    assert report.candidates["asked"] == 24
-    assert report.candidates["failed"] == len(failed) >= 3
-    assert report.candidates["scored"] == 24 - len(failed) >= 3
+    assert report.candidates.proposed == 24
+    assert report.candidates.failed == len(failed) >= 3
+    assert report.candidates.scored == 24 - len(failed) >= 3
     assert {payload["stage"] for payload in failed.values()} == {"score"}
     assert all("not finite" in payload["reason"] for payload in failed.values())
     assert all("CandidateError" in payload["traceback"] for payload in failed.values())
@@ -44,8 +46,8 @@ def test_answers_that_are_not_finite_are_failures_told_as_the_worst(world: World
     for entry in told:
         assert (entry["candidate"] in failed) == (entry["state"] == "failed") == (entry["value"] is None)
     assert report.best is not None
-    assert report.best["candidate"] not in failed
-    assert run(spec, Silent()).candidates == report.candidates | {"resumed": 24}, "a failure is not tried again"
+    assert report.best.candidate not in failed
+    assert run(spec, Silent()).candidates == replace(report.candidates, resumed=24), "a failure is not tried again"
     assert events(spec)[-1].type == "stopped"
 
 
@@ -91,7 +93,7 @@ def test_a_worker_killed_while_it_scores_costs_nothing(world: World, events: Eve
     (retried,) = [event.payload for event in recorded if event.type == "retried"]
     assert retried["stage"] == "worker"
     assert "died" in retried["reason"]
-    assert report.candidates == {"asked": 18, "scored": 18, "failed": 0, "resumed": 0}
+    assert report.candidates == CandidateCounts(18, 18, 0, 0)
     cards = [event.payload for event in recorded if event.type == "scored"]
     once = {(card["candidate"], card["split"]): card for card in cards}
     assert len(once) == len(cards)
@@ -104,4 +106,4 @@ def test_a_worker_killed_while_it_scores_costs_nothing(world: World, events: Eve
         name: card["fitness"]["value"] for (name, split), card in once.items() if name.isdigit() and split == "search"
     }
     local = world("killed", budget={"candidates": 18})
-    assert run(local, Silent()).candidates == report.candidates | {"resumed": 18}, "and it is replayed exactly"
+    assert run(local, Silent()).candidates == replace(report.candidates, resumed=18), "and it is replayed exactly"

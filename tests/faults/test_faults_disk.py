@@ -23,7 +23,7 @@ from evosearch.errors import CheckpointError
 Evosearch = Callable[..., tuple[int, str, str]]
 World = Callable[..., Path]
 LIMIT = 40_000  # bytes a file may grow to; the models here have 98 kB of weights
-SIZES = r"it takes \d+\.\d [KM]iB, and [\d.]+ [KMGT]iB are free there"
+SIZES = r"\d+\.\d [KM]iB needed, [\d.]+ [KMGT]iB free"
 
 
 def on_a_full_disk(*arguments: object) -> tuple[int, str]:
@@ -88,10 +88,8 @@ def test_a_disk_that_is_too_small_is_found_out_before_anything_is_written(tmp_pa
     with pytest.raises(CheckpointError) as caught:
         CheckpointWriter(tmp_path / "new" / "out", layout, torch.float32)
     assert caught.value.where == str(tmp_path / "new" / "out")
-    assert re.fullmatch(
-        r"cannot be written: it takes 4096\.0 TiB, and [\d.]+ [KMGT]iB are free there", caught.value.what
-    )
-    assert caught.value.next == "Make room, or name a folder on another disk"
+    assert re.fullmatch(r"cannot be written: 4096\.0 TiB needed, [\d.]+ [KMGT]iB free", caught.value.what)
+    assert caught.value.next == "Free some space, or choose a folder on another disk"
     assert list((tmp_path / "new").iterdir()) == []
 
 

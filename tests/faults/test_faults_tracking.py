@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from evosearch.reporting.report import CandidateCounts
 from evosearch.search.ledger.events import Event
 from evosearch.search.progress import Progress, Silent
 from evosearch.service import run as run_room
@@ -14,6 +15,7 @@ from evosearch.service.run import run
 from evosearch.setup import trackers
 from evosearch.tracking import mirror as mirror_room
 from evosearch.tracking.client import connect, find_runs
+from evosearch.tracking.mirror import UP_TO_DATE
 from evosearch.tracking.mlflow import MlflowMirror
 
 World = Callable[..., Path]
@@ -119,11 +121,10 @@ def test_away_from_the_first_moment_the_next_run_brings_it_all(
     assert report.promoted
     place = f"MLflow at {server.uri}"
     (said,) = [note for note in assassin.notes if note.startswith(f"{place}: ")]
-    assert "The search goes on; what is missing there is written once it is back" in said
+    assert "The search continues; missing events are written once the store is back" in said
     assert any("not registered as 'absent'" in note for note in assassin.notes)
     recorded = events(spec)
-    assert report.tracking_note is not None
-    assert report.tracking_note.startswith(f"{place} is behind: ")
+    assert report.tracking.startswith(f"{place} is behind: ")
     assert recorded[-1].type == "stopped"
     assert [event.payload["version"] for event in recorded if event.type == "promoted"] == [None]
 
@@ -175,19 +176,19 @@ def test_killed_in_the_middle_and_back_later_it_catches_up_while_the_search_goes
         server.kill()
 
     def restart() -> None:
-        until(lambda: any("The search goes on" in note for note in saboteur.notes), 400.0)
+        until(lambda: any("The search continues" in note for note in saboteur.notes), 400.0)
         count["before"] = mirrored_so_far()
         server.start()
 
     def wait_for_the_mirror() -> None:
-        until(lambda: any("is back, and up to date again" in note for note in saboteur.notes), 400.0)
+        until(lambda: any("is available again and up to date" in note for note in saboteur.notes), 400.0)
         count["after"] = mirrored_so_far()
 
     saboteur = Saboteur({3: kill, 6: restart, 9: wait_for_the_mirror})
     report = run(spec, saboteur)
     assert saboteur.acts == {}
-    assert report.candidates == {"asked": 12, "scored": 12, "failed": 0, "resumed": 0}
-    assert report.tracking_note is None
+    assert report.candidates == CandidateCounts(12, 12, 0, 0)
+    assert report.tracking == UP_TO_DATE
     assert len([note for note in saboteur.notes if server.uri in note]) == 2, "once gone, once back"
     assert count["before"] < count["after"]
     check_whole_and_once(server, spec, events(spec), tmp_path)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
+from evosearch.reporting.report import CandidateCounts
 from evosearch.search.ledger.events import Event
 from evosearch.search.progress import Progress, Silent
 from evosearch.service.run import run
@@ -49,7 +50,7 @@ def test_the_second_is_told_who_has_it_and_the_first_goes_on(planted: World, eve
     assert found, second.said.stderr
     assert 0 <= (datetime.now().astimezone() - datetime.fromisoformat(found[1])).total_seconds() < 600
     assert "Traceback" not in second.said.stderr
-    assert report.candidates == {"asked": 6, "scored": 6, "failed": 0, "resumed": 0}
+    assert report.candidates == CandidateCounts(6, 6, 0, 0)
     recorded = events(spec)
     assert sum(event.type == "started" for event in recorded) == 1
     assert sum(event.type == "asked" for event in recorded) == 6

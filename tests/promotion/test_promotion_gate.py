@@ -10,7 +10,7 @@ from scipy.stats import t
 
 from evosearch.errors import SuiteError
 from evosearch.evaluation.statistics.bootstrap import bootstrap_difference
-from evosearch.evaluation.statistics.sign_test import paired_test
+from evosearch.evaluation.statistics.sign_test import paired_sign_test
 from evosearch.promotion.gate import Contender, GateDecision, Measure, Role, decide
 
 N = 200
@@ -132,7 +132,7 @@ def test_comparisons_include_the_sign_test_and_a_bootstrap_interval() -> None:
     decision = decide(challenger, others, MEASURE)
     for comparison, other in zip(decision.comparisons, others, strict=True):
         both = (challenger.columns, other.columns, MEASURE.weights, MEASURE.chances)
-        test, within = paired_test(*both), bootstrap_difference(*both)
+        test, within = paired_sign_test(*both), bootstrap_difference(*both)
         assert (comparison.p_value, comparison.p_exact) == (test.p_value, True)
         assert (comparison.interval_lower, comparison.interval_upper) == (within.lower, within.upper)
         assert within.lower < comparison.difference < within.upper

@@ -1,4 +1,4 @@
-"""The count of openings is of documents: other names and groups of the tasks go on with it, older records count."""
+"""The count of openings is of documents: tasks that are renamed or grouped otherwise continue it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +22,7 @@ def _own_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVOSEARCH_DATA", str(tmp_path / "data"))
 
 
-def test_a_renamed_task_goes_on_with_the_count(world: World) -> None:
+def test_a_renamed_task_continues_the_count(world: World) -> None:
     budget = {"candidates": 2}
     spec = world(name="first", budget=budget)
     assert run(spec, Silent()).test_openings == 1
@@ -48,14 +48,11 @@ def test_the_documents_digest_is_of_documents_alone() -> None:
     assert ItemBatch("test", (more,)).documents_digest != one.documents_digest
 
 
-def test_records_of_earlier_versions_count_and_none_twice() -> None:
+def test_a_reread_does_not_count_and_knows_the_documents_under_any_name() -> None:
     one, other = batches()
     with openings() as record:
-        assert record.record_test_opening("old", one.digest, ["base", "1"]) == 1  # as it was recorded before
-        known = {"known_as": [one.digest]}
-        assert record.record_test_opening("old", one.documents_digest, ["1", "base"], **known) == 1, "the same one"
-        assert record.record_test_opening("new", one.documents_digest, ["1", "base"], **known) == 2
-    assert record_reread(one, "score x") == 2
-    assert record_reread(other, "score x") == 1, "the old record is not known to be of these documents"
+        assert record.record_test_opening("first", one.documents_digest, ["base", "1"]) == 1
+        assert record.record_test_opening("second", one.documents_digest, ["1", "base"]) == 2
+    assert record_reread(one, "score x") == record_reread(other, "score x") == 2
     with Ledger.open(f"sqlite:///{data_folder() / 'openings.db'}", read_only=True) as own:
-        assert own.count_test_openings(one.documents_digest) == 1
+        assert own.count_test_openings(one.documents_digest) == 2

@@ -1,4 +1,4 @@
-"""What `status` says of searches on this machine, and `stop` of one that runs here."""
+"""Status of searches on this machine, and `stop` of one that runs here."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from evosearch.reporting.status import progress_of, statuses
+from evosearch.reporting.status import SearchProgress, StatusRow, progress_of, statuses
 from evosearch.search.ledger.events import Event
 from evosearch.search.state import SearchState
 from evosearch.spec.run_dir import runs_folder
@@ -35,12 +35,15 @@ def asked(at: float, name: str) -> tuple[str, float, dict[str, Any]]:
     return "asked", at, payload
 
 
+TASKS = {name: {"metric": "acc", "value": 0.5, "stderr": 0.1, "n": n} for name, n in (("a", 6), ("b", 4))}
+
+
 def scored(at: float, name: str, split: str = "search") -> tuple[str, float, dict[str, Any]]:
-    card = {"fitness": {"value": 0.5, "stderr": 0.1}, "score": 50.0, "tasks": {"a": {"n": 6}, "b": {"n": 4}}}
+    card = {"fitness": {"value": 0.5, "stderr": 0.1, "n": 10}, "score": 50.0, "tasks": TASKS}
     return "scored", at, {"candidate": name, "split": split, "worker": "w", "recipe_id": name} | card
 
 
-def told(*entries: tuple[str, float, dict[str, Any]], now: float, running: bool = True) -> dict[str, Any]:
+def progress(*entries: tuple[str, float, dict[str, Any]], now: float, running: bool = True) -> SearchProgress:
     found = events(*entries)
     return progress_of(found, SearchState.from_events(found), now, running)
 
@@ -48,41 +51,35 @@ def told(*entries: tuple[str, float, dict[str, Any]], now: float, running: bool 
 def test_progress_is_of_the_budget_and_speed_of_this_session() -> None:
     before = [started(0, candidates=10), asked(5, "0"), asked(5, "1"), scored(6, "0")]
     session = [started(1000, candidates=10), scored(1060, "1"), asked(1060, "2"), asked(1060, "3"), scored(1090, "2")]
-    found = told(*before, *session, now=1120.0)
-    # Two since the first ask of this session, a minute ago; seven to go
-    assert found == {
-        "stage": "search",
-        "done": 3,
-        "total": 10,
-        "per_minute": pytest.approx(2.0),
-        "seconds_left": pytest.approx(7 * 30.0),
-        "since": 1000,
-    }
-    stopped = told(*before, *session, now=1120.0, running=False)
-    assert (stopped["done"], stopped["per_minute"], stopped["seconds_left"]) == (3, None, None)
+    found = progress(*before, *session, now=1120.0)
+    # Two since the first proposal of this session, a minute ago; seven left
+    assert (found.stage, found.done, found.total, found.since) == ("search", 3, 10, 1000)
+    assert (found.per_minute, found.seconds_left) == (pytest.approx(2.0), pytest.approx(7 * 30.0))
+    stopped = progress(*before, *session, now=1120.0, running=False)
+    assert (stopped.done, stopped.per_minute, stopped.seconds_left) == (3, None, None)
 
 
 def test_a_clock_ends_a_search_before_its_candidates_do() -> None:
     entries = [started(100, candidates=1000, hours=0.1), asked(110, "0"), scored(140, "0")]
-    found = told(*entries, now=170.0)
-    assert (found["total"], found["seconds_left"]) == (1000, pytest.approx(360.0 - 70.0))
-    only_clock = told(started(100, hours=0.1), asked(110, "0"), scored(140, "0"), now=170.0)
-    assert (only_clock["total"], only_clock["seconds_left"]) == (None, pytest.approx(290.0))
+    found = progress(*entries, now=170.0)
+    assert (found.total, found.seconds_left) == (1000, pytest.approx(360.0 - 70.0))
+    only_clock = progress(started(100, hours=0.1), asked(110, "0"), scored(140, "0"), now=170.0)
+    assert (only_clock.total, only_clock.seconds_left) == (None, pytest.approx(290.0))
 
 
-def test_a_budget_of_items_is_told_in_candidates() -> None:
+def test_a_budget_of_items_is_converted_to_candidates() -> None:
     entries = [started(0, items=105), asked(10, "0"), scored(70, "0"), asked(70, "1")]
-    found = told(*entries, now=70.0)
-    assert (found["total"], found["per_minute"], found["seconds_left"]) == (10, 1.0, 9 * 60.0)
+    found = progress(*entries, now=70.0)
+    assert (found.total, found.per_minute, found.seconds_left) == (10, 1.0, 9 * 60.0)
 
 
 def test_the_stage_is_what_was_scored_last() -> None:
     first = [started(0, candidates=1), scored(1, "base")]
-    assert told(*first, now=2)["stage"] == "baselines"
+    assert progress(*first, now=2).stage == "baselines"
     search = [*first, asked(2, "0"), scored(3, "0")]
-    assert told(*search, now=4)["stage"] == "search"
-    validated = told(*search, scored(5, "base", "validation"), now=6)
-    assert (validated["stage"], validated["seconds_left"]) == ("validation", None)
+    assert progress(*search, now=4).stage == "search"
+    validated = progress(*search, scored(5, "base", "validation"), now=6)
+    assert (validated.stage, validated.seconds_left) == ("validation", None)
 
 
 def test_a_search_here_is_shown_while_it_runs_and_stopped_on_record(world: World, evosearch: Evosearch) -> None:
@@ -90,16 +87,16 @@ def test_a_search_here_is_shown_while_it_runs_and_stopped_on_record(world: World
     command = [sys.executable, "-m", "evosearch.cli.main", "run", str(spec), "--progress", "json"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=dict(os.environ)) as process:
         try:
-            row: dict[str, Any] = {}
+            row: StatusRow | None = None
             deadline = time.monotonic() + LONG_S
-            while not row.get("seconds_left"):
+            while row is None or not row.seconds_left:
                 assert process.poll() is None, process.stderr and process.stderr.read()
                 assert time.monotonic() < deadline
                 time.sleep(0.3)
-                row = next(iter(statuses()), {})
-            assert (row["state"], row["stage"], row["total"]) == ("running", "search", 100_000)
-            assert row["per_minute"] > 0
-            assert f"process {process.pid} on" in row["held_by"]
+                row = next(iter(statuses()), None)
+            assert (row.state, row.stage, row.total) == ("running", "search", 100_000)
+            assert row.per_minute > 0
+            assert f"process {process.pid} on" in str(row.held_by)
             table = evosearch("status")[1]
             assert "a minute" in table
             assert "/100000" in table
@@ -117,6 +114,6 @@ def test_a_search_here_is_shown_while_it_runs_and_stopped_on_record(world: World
     assert (said[-1]["evosearch"], said[-1]["exit"], said[-1]["stopped"]) == ("result", 130, "interrupted")
     assert "a minute" not in evosearch("status")[1]
     code, out, _ = evosearch("stop", "long")
-    assert (code, out) == (0, "long does not run: stopped: interrupted\n")
+    assert (code, out) == (0, "long is not running: stopped: interrupted\n")
     code, _, err = evosearch("stop", "lang")
     assert (code, f"lang: no such search. Searches in {runs_folder()}: long" in err) == (2, True)

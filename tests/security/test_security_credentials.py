@@ -109,7 +109,7 @@ def test_stores_that_are_servers_are_asked(monkeypatch: pytest.MonkeyPatch, tmp_
         look_at("databricks", "night", None)
     text = look_at(f"mysql://me:a/{SECRET}@host/db", "night", None)
     assert (
-        text == "MLflow at mysql://***@host/db is not opened before the search starts, since its tables would be made"
+        text == "MLflow at mysql://***@host/db is not opened before the search starts, because that would create its tables"
     )
 
 

@@ -4,7 +4,6 @@ import gc
 import json
 import shutil
 import weakref
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ from transformers import AutoModelForCausalLM
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.errors import CheckpointError, SuiteError
 from evosearch.evaluation.types import ScoreCard
-from evosearch.execution import worker as worker_module
 from evosearch.execution.worker import Worker
-from evosearch.materialize import in_memory
+from evosearch.materialize import layout
 from evosearch.materialize.forward import differences, end_tokens
 from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.materialize.plan import donor_of
@@ -125,7 +123,7 @@ def test_one_other_model_at_most_and_none_for_candidates(world: World) -> None:
     assert models[-1]() is None
 
 
-def test_a_recipe_is_laid_out_once_a_candidate(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipes_of_one_structure_are_laid_out_once_a_worker(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def source(model: str, first: int, end: int, weight: Any) -> dict[str, Any]:
         return {"model": model, "layer_range": [first, end], "parameters": {"weight": weight}}
 
@@ -133,18 +131,19 @@ def test_a_recipe_is_laid_out_once_a_candidate(world: World, monkeypatch: pytest
     stack = [{"sources": [source("./expert1", 0, 2, hole)]}, {"sources": [source("./expert2", 1, 3, 1.0)]}]
     spec = world("stack", recipe={"merge_method": "linear", "slices": stack})
     prepared = prepare(load_spec(spec), Silent())
-    worker, laid = make_worker(prepared), Counter[str]()
-    for module in (worker_module, in_memory):
-        original = module.output
+    laid_out: list[Recipe] = []
+    original = layout.output
 
-        def counting(*args: Any, original: Any = original) -> Any:
-            laid["output"] += 1
-            return original(*args)
+    def counting(recipe: Recipe, checkpoints: Any) -> Any:
+        laid_out.append(recipe)
+        return original(recipe, checkpoints)
 
-        monkeypatch.setattr(module, "output", counting)
-    for count in (1, 2):
-        card_of(worker, prepared.example, prepared)
-        assert laid["output"] == count
+    monkeypatch.setattr(layout, "output", counting)
+    worker = make_worker(prepared)
+    other = prepared.example.model_copy(update={"parameters": {"normalize": False}})
+    for recipe in (prepared.example, other, prepared.example):
+        card_of(worker, recipe, prepared)
+    assert laid_out == [prepared.example]
 
 
 def test_prompts_are_cut_to_the_context_of_the_model_that_is_scored(world: World) -> None:

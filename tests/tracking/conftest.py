@@ -1,4 +1,4 @@
-"""A recorded search to mirror, in a real ledger, and an MLflow store that need not be built for every test."""
+"""A recorded search to mirror, in a real ledger, and an MLflow store that is built only once."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ def card(fitness: float, split: str = "search") -> ScoreCard:
 
 
 class Story:
-    """A ledger with the events of a search, written a part at a time."""
+    """A ledger with the events of a search, written step by step."""
 
     search_id = SEARCH_ID
     recipe = staticmethod(recipe)
@@ -80,7 +80,7 @@ class Story:
     def first_group(self) -> None:
         for index in range(3):
             self.asked(index)
-        self.scored("2", 4.0)  # they come back in another order than asked
+        self.scored("2", 4.0)  # they finish in another order than proposed
         fault = {"candidate": "1", "split": "search", "traceback": "Traceback: lost"}
         self.add("retried", stage="worker", reason="worker 3 died", **fault)
         self.scored("0", 2.0)
@@ -101,7 +101,7 @@ class Story:
         self.add("promoted", candidate="2", registered_as="night", version="1")
         self.add("stopped", reason="candidates")
 
-    def whole(self) -> None:
+    def all(self) -> None:
         self.begin()
         self.first_group()
         self.second_group()

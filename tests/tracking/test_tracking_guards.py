@@ -1,4 +1,4 @@
-"""What a person sees of guards and of candidates scored on parts: points, and the best that breaks none."""
+"""Guards and minibatches in MLflow: points of guarded tasks, and the best fitness without broken guards."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from evosearch.tracking.changes import SEARCH, Plan, Translator
 
 
 def asked(name: str) -> tuple[str, dict[str, Any]]:
-    return "asked", {"candidate": name, "group": 0, "genome": {}, "recipe": {}, "recipe_id": f"r{name}", "part": 1}
+    return "asked", {"candidate": name, "group": 0, "genome": {}, "recipe": {}, "recipe_id": f"r{name}", "minibatch": 1}
 
 
 def scored(name: str, value: float, **more: Any) -> tuple[str, dict[str, Any]]:
@@ -17,7 +17,7 @@ def scored(name: str, value: float, **more: Any) -> tuple[str, dict[str, Any]]:
 
 
 def told(name: str, value: float, violation: float) -> dict[str, Any]:
-    return {"candidate": name, "value": value, "state": "scored", "violations": [violation]}
+    return {"candidate": name, "value": value, "stderr": 0.1, "n": 4, "state": "scored", "violations": [violation]}
 
 
 def translated(*written: tuple[str, dict[str, Any]]) -> Plan:
@@ -28,18 +28,18 @@ def translated(*written: tuple[str, dict[str, Any]]) -> Plan:
     return plan
 
 
-def test_the_best_fitness_is_of_what_was_told_and_breaks_no_guard() -> None:
+def test_the_best_fitness_is_reported_and_breaks_no_guard() -> None:
     plan = translated(
         *(asked(name) for name in "012"),
-        *(scored(name, 50.0 + int(name), part=1) for name in "012"),
+        *(scored(name, 50.0 + int(name), minibatch=1) for name in "012"),
         ("told", {"group": 0, "observations": [told("0", 3.0, 0.0), told("1", 9.0, 0.5), told("2", 4.0, 0.0)]}),
-        scored("2", 1.0),  # on all items, before finalists are chosen
+        scored("2", 1.0),  # on the full split, before finalists are chosen
     )
     best = [(point.step, point.value) for point in plan[SEARCH].points if point.name == "best_fitness"]
     assert best == [(0, 3.0), (1, 3.0), (2, 4.0)]
-    assert plan["0"].tags["sample"] == "part 1 of search"
+    assert plan["0"].tags["sample"] == "minibatch 1 of search"
 
 
 def test_points_of_guarded_tasks_are_shown() -> None:
-    plan = translated(asked("0"), scored("0", 1.0, part=1))
+    plan = translated(asked("0"), scored("0", 1.0, minibatch=1))
     assert {point.name: point.value for point in plan["0"].points}["search/kept/points"] == 41.0

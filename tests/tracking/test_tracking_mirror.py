@@ -1,4 +1,4 @@
-"""The mirror's own promises, and the JSON-lines tracker: nothing lost, doubled, or raised into the search."""
+"""The mirror and the JSON-lines tracker: no event is lost or doubled, and no error reaches the search."""
 
 import json
 import threading
@@ -17,12 +17,12 @@ from evosearch.tracking.jsonl import JsonLinesTracker
 from evosearch.tracking.mirror import Mirror, describe
 
 Story = Any  # conftest.Story
-LONG_S = 120.0  # within which anything happens, on a machine that others use too
-SOON_S = 20.0  # nobody was waited for, though a busy machine may have taken its time
+LONG_S = 120.0  # generous for a shared machine
+SOON_S = 20.0  # no wait for the store, on a busy machine
 
 
 class Store:
-    """A sink that can be down, and can die after half of what it was given."""
+    """A sink that can be down, and can fail in the middle of a write."""
 
     def __init__(self) -> None:
         self.down = False
@@ -94,7 +94,7 @@ def test_a_store_that_is_down_never_reaches_the_search(story: Story) -> None:
 def test_a_write_cut_short_is_done_again_from_the_mark(story: Story) -> None:
     store = Store()
     store.fails_after = 2
-    story.whole()
+    story.all()
     made = mirror(store, story)
     made.close(LONG_S)
     assert made.state == "up to date"
@@ -120,7 +120,7 @@ def test_a_long_backlog_is_read_and_recalled_some_events_at_a_time(story: Story)
             read.append(len(found))
             return found
 
-    story.whole()
+    story.all()
     everything = [event.seq for event in story.ledger.events(story.search_id)]
     store = Store()
     store.marked = 6
@@ -144,8 +144,8 @@ def test_catching_up_waits_for_what_is_recorded_now_and_closing_can_be_repeated(
     made.close(LONG_S)
     assert len(store.held) == 5
     story.asked(1)
-    _until(lambda: made._thread is not None and not made._thread.is_alive())  # else it may still write one more
-    made.notify()  # after closing: told, and mirrored at the next close
+    _until(lambda: made._thread is not None and not made._thread.is_alive())  # otherwise it may still write one more
+    made.notify()  # after closing: mirrored at the next close
     assert made.state.startswith("behind: ")
     made.close(LONG_S)
     assert made.state == "up to date"
@@ -164,7 +164,7 @@ def test_closing_gives_up_in_time(story: Story) -> None:
     _until(lambda: not any(thread.name == "tracking" for thread in threading.enumerate()))
 
 
-def test_a_store_that_fails_is_told_of_once_and_again_when_it_is_back(story: Story) -> None:
+def test_a_failing_store_is_reported_once_and_again_when_it_recovers(story: Story) -> None:
     store, said = Store(), list[str]()
     store.down = True
     made = Mirror(store, lambda: Ledger.open(story.url, read_only=True), story.search_id, said.append)
@@ -176,12 +176,12 @@ def test_a_store_that_fails_is_told_of_once_and_again_when_it_is_back(story: Sto
     store.down = False
     _until(lambda: made.state == "up to date")
     assert len(said) == 2
-    assert said[0].startswith("ConnectionError: no route to http://***@host:5000. The search goes on")
-    assert said[1] == "is back, and up to date again"
+    assert said[0].startswith("ConnectionError: no route to http://***@host:5000. The search continues")
+    assert said[1] == "is available again and up to date"
     made.close(LONG_S)
 
 
-def test_all_who_wait_for_a_failing_store_share_their_patience(story: Story) -> None:
+def test_all_waits_for_a_failing_store_share_their_patience(story: Story) -> None:
     store = Store()
     store.down = True
     story.begin()
@@ -190,7 +190,7 @@ def test_all_who_wait_for_a_failing_store_share_their_patience(story: Story) -> 
     assert not made.catch_up(LONG_S, patience_s=0.4)
     assert 0.4 <= time.monotonic() - began < SOON_S
     began = time.monotonic()
-    made.close(LONG_S, patience_s=2.0 * SOON_S)  # which is over: it began with the first wait
+    made.close(LONG_S, patience_s=2.0 * SOON_S)  # already used up: it began with the first wait
     made.close(LONG_S, patience_s=2.0 * SOON_S)
     assert time.monotonic() - began < SOON_S
     store.down = False
@@ -198,7 +198,7 @@ def test_all_who_wait_for_a_failing_store_share_their_patience(story: Story) -> 
     assert made.state == "up to date"
 
 
-def test_a_ledger_that_cannot_be_read_is_told_not_raised(tmp_path: Path) -> None:
+def test_a_ledger_that_cannot_be_read_is_reported_not_raised(tmp_path: Path) -> None:
     made = Mirror(Store(), lambda: Ledger.open(f"sqlite:///{tmp_path}/none/ledger.db", read_only=True), "id")
     made.notify()
     _until(lambda: "LedgerError" in made.state)
@@ -235,7 +235,7 @@ def test_json_lines_of_another_search_are_left_alone(story: Story, tmp_path: Pat
     story.begin()
     made = JsonLinesTracker(path, lambda: Ledger.open(story.url, read_only=True), story.search_id)
     made.notify()
-    _until(lambda: "holds the events of another search" in made.state)
+    _until(lambda: "contains the events of another search" in made.state)
     made.close(0.1)
     assert path.read_text() == text
 
@@ -250,7 +250,7 @@ def test_json_lines_of_another_search_are_left_alone(story: Story, tmp_path: Pat
         ("x" * 300, "x" * 250),
     ],
 )
-def test_metric_names_are_such_that_mlflow_takes_them(name: str, safe: str) -> None:
+def test_metric_names_are_accepted_by_mlflow(name: str, safe: str) -> None:
     assert safe_name(name) == safe
 
 
@@ -268,11 +268,11 @@ def test_errors_are_one_line_without_credentials() -> None:
 def _until(condition: Callable[[], bool], timeout_s: float = LONG_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, "did not come about in time"
+        assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.01)
 
 
-def test_reported_metrics_stand_beside_the_score_and_do_not_take_its_place() -> None:
+def test_reported_metrics_are_added_and_do_not_replace_the_score() -> None:
     card = {
         "split": "search",
         "score": 50.0,

@@ -1,4 +1,4 @@
-"""The mirror against a real MLflow on SQLite: what the ledger says is what MLflow shows, whatever happened between."""
+"""The mirror with a real MLflow on SQLite: MLflow shows what the ledger says, whatever failures occurred."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ from evosearch.tracking.mlflow import MlflowMirror, MlflowStore, Registry, ui_co
 
 NewStore = Callable[[str], str]
 Story = Any  # conftest.Story
-LONG_S = 400.0  # within which anything happens: MLflow is slow to import, and others use the machine too
+LONG_S = 400.0  # MLflow is slow to import, and the machine is shared
 
 
 def mirror(uri: str, story: Story) -> MlflowMirror:
@@ -30,7 +30,10 @@ def mirror(uri: str, story: Story) -> MlflowMirror:
 
 
 def shown(uri: str) -> dict[str, dict[str, Any]]:
-    """Everything MLflow holds of the search, by candidate ("" is the search itself), without run ids and the cursor."""
+    """All MLflow data of the search by candidate ("" is the search itself), without run ids and the cursor.
+
+    Asserts that the runs of candidates and baselines are nested under the search's run.
+    """
     client = connect(uri)
     experiment = client.get_experiment_by_name("nights").experiment_id
     runs = find_runs(client, [experiment], "")
@@ -38,7 +41,7 @@ def shown(uri: str) -> dict[str, dict[str, Any]]:
     out: dict[str, dict[str, Any]] = {}
     for run in runs:
         run_id, tags = run.info.run_id, dict(run.data.tags)
-        assert tags.pop("mlflow.parentRunId", parent) == parent
+        assert tags.pop("mlflow.parentRunId", None) == (None if run_id == parent else parent)
         tags.pop("evosearch.mirrored_seq", None)
         key = tags.get("candidate_id", "")
         assert key not in out, f"{key!r} has two runs"
@@ -62,7 +65,7 @@ def values(points: list[tuple[int, float, int]]) -> list[tuple[int, float]]:
 
 
 def test_the_mirror_equals_the_ledger(story: Story, new_store: NewStore) -> None:
-    story.whole()
+    story.all()
     uri = new_store("store")
     made = mirror(uri, story)
     assert made.state == "up to date"
@@ -90,7 +93,7 @@ def test_the_mirror_equals_the_ledger(story: Story, new_store: NewStore) -> None
 
 
 def test_failures_duplicates_and_the_search_itself(story: Story, new_store: NewStore) -> None:
-    story.whole()
+    story.all()
     uri = new_store("store")
     mirror(uri, story)
     runs = shown(uri)
@@ -106,7 +109,7 @@ def test_failures_duplicates_and_the_search_itself(story: Story, new_store: NewS
     assert runs["base"]["tags"]["kind"] == "base"
 
     search = runs[""]
-    # Candidate 2 came first; yet the series is in the order asked, and 1 and 3 have no fitness of their own.
+    # Candidate 2 finished first, but the series is in ask order, and 1 and 3 have no fitness of their own.
     assert values(search["metrics"]["best_fitness"]) == [(0, 2.0), (1, 2.0), (2, 4.0), (3, 4.0), (4, 4.0)]
     assert search["status"][0] == "FINISHED"
     assert search["tags"]["skipped/uniform"] == "there is only one parent"
@@ -116,24 +119,24 @@ def test_failures_duplicates_and_the_search_itself(story: Story, new_store: NewS
 
 
 def test_mirroring_again_changes_nothing(story: Story, new_store: NewStore) -> None:
-    story.whole()
+    story.all()
     uri = new_store("store")
     mirror(uri, story)
     before = shown(uri)
     client = connect(uri)
     experiment = client.get_experiment_by_name("nights").experiment_id
     parent = find_runs(client, [experiment], "tags.kind = 'search'")[0].info.run_id
-    client.set_tag(parent, "evosearch.mirrored_seq", "0")  # as if nothing had been marked
+    client.set_tag(parent, "evosearch.mirrored_seq", "0")  # as if nothing was mirrored
     mirror(uri, story)
     assert shown(uri) == before
 
 
 class KilledError(Exception):
-    """The process dies here."""
+    """Stands for the death of the process."""
 
 
 class Dying:
-    """An MLflow client that dies at its n-th writing call, before it or (the answer is lost) after it."""
+    """An MLflow client that dies at its n-th writing call, before it or after it (the response is lost)."""
 
     WRITES = ("create_run", "log_text", "log_batch", "set_terminated", "update_run", "set_tag", "create_experiment")
 
@@ -167,7 +170,7 @@ def test_killed_at_any_moment_the_result_is_the_same(
     mirror(undisturbed, story)
     uri = new_store("killed")
     deaths = 0
-    for lives in (1, 2, 3, 4, 5, 7, 9, 11, 14, 17, 200):  # every death leaves its half-done work to the next attempt
+    for lives in (1, 2, 3, 4, 5, 7, 9, 11, 14, 17, 200):  # each attempt continues the partial work of the one before
         monkeypatch.setattr(mlflow_room, "connect", lambda uri, n=lives: Dying(connect(uri), n, after))
         store = MlflowStore(uri, "nights", story.search_id, "night")
         try:
@@ -182,7 +185,7 @@ def test_killed_at_any_moment_the_result_is_the_same(
     assert shown(uri) == shown(undisturbed)
 
 
-def test_a_second_mirror_goes_on_where_the_first_stopped(story: Story, new_store: NewStore) -> None:
+def test_a_second_mirror_continues_where_the_first_stopped(story: Story, new_store: NewStore) -> None:
     uri = new_store("store")
     story.begin()
     first = mirror(uri, story)
@@ -211,7 +214,7 @@ def test_twin_runs_are_reconciled_to_one(story: Story, new_store: NewStore) -> N
 
 def test_the_registry_moves_the_alias(story: Story, new_store: NewStore, tmp_path: Path) -> None:
     uri = new_store("store")
-    story.whole()
+    story.all()
     mirror(uri, story)
     folder = tmp_path / "artifacts"
     folder.mkdir()
@@ -238,7 +241,7 @@ def test_the_registry_moves_the_alias(story: Story, new_store: NewStore, tmp_pat
     assert champion.tags["score"] == "30"
     assert registry.recipe(champion) == "merge_method: linear\n"
     assert (Path(champion.source.removeprefix("file://")) / "model.safetensors").read_bytes() == b"weights"
-    assert register("2") == "1"  # known: no third version, only the alias moves
+    assert register("2") == "1"  # already registered: only the alias moves
     back = registry.champion("night")
     assert back is not None
     assert back.candidate == "2"
@@ -277,7 +280,7 @@ def test_the_ui_command_is_local_and_hides_passwords() -> None:
     secret = "postgresql://me:hunter2@db/mlflow"
     assert "hunter2" not in " ".join(ui_command(secret)) + ui_line(secret)
     assert ui_environment(secret)["MLFLOW_BACKEND_STORE_URI"] == secret
-    with pytest.raises(TrackingError, match="is a server already"):
+    with pytest.raises(TrackingError, match="is already a server"):
         ui_command("http://mlflow:5000")
 
 
@@ -287,14 +290,14 @@ def test_a_server_that_comes_up_late_catches_up(
 ) -> None:
     monkeypatch.setattr(mirror_room, "FIRST_PAUSE_S", 0.2)
     monkeypatch.setattr(mirror_room, "LONGEST_PAUSE_S", 1.0)
-    port = free_port()  # none that an outgoing connection may be given before the server is up
+    port = free_port()  # not a port that an outgoing connection may get before the server is up
     uri = f"http://127.0.0.1:{port}"
     store = new_store("store")
     made = MlflowMirror(uri, "nights", story.url, story.search_id, "night")
-    story.whole()
+    story.all()
     began = time.monotonic()
     made.notify()
-    assert time.monotonic() - began < 10.0  # it goes on as if nothing was amiss
+    assert time.monotonic() - began < 10.0  # the failing server does not block the search
     _until(lambda: made.state.startswith("behind: ") and "refused" in made.state, LONG_S)
     assert f"{len(story.ledger.events(story.search_id))} events" in made.state
 
@@ -329,5 +332,5 @@ def _until(condition: Callable[[], bool], timeout_s: float) -> None:
     for _ in count():
         if condition():
             return
-        assert time.monotonic() < deadline, "did not come about in time"
+        assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.05)

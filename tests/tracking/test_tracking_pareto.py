@@ -1,10 +1,11 @@
-"""What a person sees of several objectives: who is in the Pareto set as it changes, and a page of it."""
+"""The Pareto set in MLflow: tags that follow its changes, and the HTML page."""
 
 from typing import Any
 
+from evosearch.evaluation.types import Estimate
 from evosearch.search.ledger.events import Event
 from evosearch.tracking.changes import SEARCH, Plan, Translator
-from evosearch.tracking.pareto_page import pareto_page
+from evosearch.tracking.pareto_page import ParetoPoint, pareto_page
 
 
 def asked(name: str) -> tuple[str, dict[str, Any]]:
@@ -16,6 +17,8 @@ def told(*observed: tuple[str, float, float]) -> tuple[str, dict[str, Any]]:
         {
             "candidate": name,
             "value": one + other,
+            "stderr": 0.1,
+            "n": 4,
             "state": "scored",
             "objectives": [{"value": value, "stderr": 0.1, "n": 4} for value in (one, other)],
         }
@@ -28,7 +31,7 @@ STARTED = ("started", {"name": "s", "spec": {"objectives": ["sort, fast", "hops"
 
 
 def written(plans: list[list[tuple[str, dict[str, Any]]]]) -> list[Plan]:
-    """The changes of each portion; one translator sees them all."""
+    """Translate portions of events by one translator; return the changes of each portion."""
     translator, out, seq = Translator("id", "s"), [], 0
     for entries in plans:
         out.append({})
@@ -54,15 +57,15 @@ def test_the_tag_follows_the_set() -> None:
     }
 
 
-def test_who_changes_nothing_is_on_the_page_in_the_end() -> None:
-    started, told_later, stopped = written(
+def test_candidates_that_leave_the_set_unchanged_are_on_the_final_page() -> None:
+    started, reported_later, stopped = written(
         [
             [STARTED, asked("0"), asked("1"), told(("0", 1.0, 1.0))],
             [told(("1", 0.0, 0.0))],
             [("stopped", {"reason": "candidates"})],
         ]
     )
-    assert SEARCH not in told_later or "pareto.html" not in told_later[SEARCH].files
+    assert SEARCH not in reported_later or "pareto.html" not in reported_later[SEARCH].files
     assert started[SEARCH].files["pareto.html"].count("<circle") == 1
     assert stopped[SEARCH].files["pareto.html"].count("<circle") == 2
 
@@ -78,22 +81,16 @@ def test_failures_and_broken_guards_are_in_no_set() -> None:
 
 
 def test_a_search_with_one_objective_has_no_such_thing() -> None:
-    observations = [{"candidate": "0", "value": 1.0, "state": "scored"}]
+    observations = [{"candidate": "0", "value": 1.0, "stderr": 0.1, "n": 4, "state": "scored"}]
     (plan,) = written([[("started", {"name": "s", "spec": {}}), asked("0"), ("told", {"observations": observations})]])
     assert "pareto" not in plan[SEARCH].tags
     assert "pareto.html" not in plan[SEARCH].files
 
 
 def test_the_page_stands_alone_and_escapes_what_it_is_given() -> None:
-    rows = [
-        {
-            "candidate": "<b>7</b>",
-            "recipe_id": "a" * 64,
-            "pareto": True,
-            "objectives": {"<i>": {"value": 1.5, "stderr": 0.1}, "b&c": {"value": 2.0, "stderr": 0.0}},
-        }
-    ]
-    text = pareto_page("night <script>", ["<i>", "b&c"], rows)
+    objectives = {"<i>": Estimate(1.5, 0.1, 4), "b&c": Estimate(2.0, 0.0, 4)}
+    points = [ParetoPoint("<b>7</b>", "a" * 64, True, objectives)]
+    text = pareto_page("night <script>", ["<i>", "b&c"], points)
     for forbidden in ("<script", "<b>", "<i>", "b&c", "http", "src="):
         assert forbidden not in text
     assert "1.5 ± 0.1" in text

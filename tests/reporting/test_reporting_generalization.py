@@ -1,60 +1,58 @@
-"""What finalists lost from split to split, on a whole small search and on recorded groups."""
+"""Generalization gaps of finalists, on a small search and with recorded groups."""
 
 from collections.abc import Callable
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from evosearch.cli.tables import shrinkage_table
+from evosearch.cli.leaderboard_table import finalists_table
 from evosearch.evaluation.statistics.intervals import interval
 from evosearch.evaluation.types import Estimate, ItemBatch, ItemSet, ScoreCard, TaskScore
-from evosearch.reporting.leaderboard import board
-from evosearch.reporting.shrinkage import finalist_rows, unchosen_rows
+from evosearch.reporting.generalization import finalist_rows, unchosen_rows
+from evosearch.reporting.leaderboard import leaderboard
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Silent
 from evosearch.search.state import SearchState
 from evosearch.service.run import run
 from evosearch.setup.loading import groups_of, score_interval
-
 from evosearch.spec.spec import load_spec
 
 
-def test_finalists_and_what_no_split_chose_fall_from_split_to_split(world: Callable[..., Path]) -> None:
+def test_finalists_base_and_parents_have_gaps_between_splits(world: Callable[..., Path]) -> None:
     spec = world()
-    report = run(spec, Silent()).to_json()
-    with Ledger.open(report["ledger"], read_only=True) as ledger:
-        state = SearchState.from_events(ledger.events(report["search_id"]))
-    assert [row["rank"] for row in report["finalists"]] == [1, 2]
-    assert {row["candidate"] for row in report["unchosen"]} == {"base", "parent:0", "parent:1"}
-    first, second = report["finalists"]
-    assert list(first["scores"]) == ["search", "validation", "test"]
-    assert list(second["scores"]) == ["search", "validation"], "the test opens for the best of them only"
-    for row in [first, second, *report["unchosen"]]:
-        cards = {split: state.cards[row["candidate"], split] for split in row["scores"]}
-        for split, score in row["scores"].items():
-            assert score["value"] == pytest.approx(cards[split].score)
-            assert score["lower"] <= score["value"] <= score["upper"]
-        assert [(fall["from"], fall["to"]) for fall in row["falls"]] == list(
-            zip(list(cards)[:-1], list(cards)[1:], strict=True)
-        )
-        for fall in row["falls"]:
-            assert fall["value"] == pytest.approx(cards[fall["from"]].score - cards[fall["to"]].score)
-            assert fall["lower"] <= fall["value"] <= fall["upper"]
+    report = run(spec, Silent())
+    with Ledger.open(report.ledger, read_only=True) as ledger:
+        state = SearchState.from_events(ledger.events(report.search_id))
+    assert [row.rank for row in report.finalists] == [1, 2]
+    assert {row.candidate for row in report.unchosen} == {"base", "parent:0", "parent:1"}
+    first, second = report.finalists
+    assert list(first.scores) == ["search", "validation", "test"]
+    assert list(second.scores) == ["search", "validation"], "the test opens for the best of them only"
+    for row in [first, second, *report.unchosen]:
+        cards = {split: state.cards[row.candidate, split] for split in row.scores}
+        for split, score in row.scores.items():
+            assert score.value == pytest.approx(cards[split].score)
+            assert score.lower <= score.value <= score.upper
+        assert [(gap.from_split, gap.to_split) for gap in row.gaps] == list(pairwise(cards))
+        for gap in row.gaps:
+            assert gap.value == pytest.approx(cards[gap.from_split].score - cards[gap.to_split].score)
+            assert gap.lower <= gap.value <= gap.upper
 
-    found = board(load_spec(spec).run_dir)
-    by_name = {row["candidate"]: row["falls"] for row in found.rows}
-    assert by_name[first["candidate"]] == first["falls"]
-    assert by_name["base"] == report["unchosen"][0]["falls"]
-    assert sum(bool(falls) for falls in by_name.values()) == 5
+    found = leaderboard(load_spec(spec).run_dir)
+    by_name = {row.candidate: row.gaps for row in found.rows}
+    assert by_name[first.candidate] == first.gaps
+    assert by_name["base"] == report.unchosen[0].gaps
+    assert sum(bool(gaps) for gaps in by_name.values()) == 5
     console = Console(width=120, record=True, file=StringIO())
-    console.print(shrinkage_table(found.finalists, found.unchosen))
+    console.print(finalists_table(found.finalists, found.unchosen))
     text = console.export_text()
-    assert "base (not chosen)" in text
-    fall = first["falls"][0]
-    assert f"{-fall['value']:+.1f} [{-fall['upper']:+.1f}, {-fall['lower']:+.1f}]" in text
+    assert "base (not selected)" in text
+    gap = first.gaps[0]
+    assert f"{-gap.value:+.1f} [{-gap.upper:+.1f}, {-gap.lower:+.1f}]" in text
 
 
 def test_recorded_groups_count_as_units(tmp_path: Path) -> None:
@@ -84,6 +82,6 @@ def test_recorded_groups_count_as_units(tmp_path: Path) -> None:
         alone = interval({"t": right["search"]}, {"t": 1.0}, {"t": 0.25})
         assert found.upper - found.lower > 1.3 * (alone.upper - alone.lower)
         (row,) = finalist_rows(ledger, "s", state)
-        assert row["falls"][0]["value"] == pytest.approx(100 * 0.2 / 0.75)
-        assert row["falls"][0]["lower"] < 0.0, "five passages are not twenty questions"
-        assert unchosen_rows(ledger, "s", state) == []
+        assert row.gaps[0].value == pytest.approx(100 * 0.2 / 0.75)
+        assert row.gaps[0].lower < 0.0, "five passages are not twenty questions"
+        assert unchosen_rows(ledger, "s", state) == ()

@@ -1,0 +1,85 @@
+"""Output of `evosearch run`: leaderboard, test table, the gate's decision and the exported files."""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from evosearch.cli.leaderboard_table import leaderboard_table, show_disclosure, show_finalists, show_pareto
+from evosearch.cli.tables import Column, make_table, number, task_heading, with_interval
+from evosearch.reporting.report import RunReport, StageRow
+from evosearch.reporting.test_table import TestRow
+from evosearch.tracking.mirror import UP_TO_DATE
+
+TOP = 12  # rows of the leaderboard
+
+
+def show_run(console: Console, report: RunReport) -> None:
+    """Print the result of a run."""
+    if report.stages:
+        console.print(stages_table(report.stages))
+    console.print(leaderboard_table(report.leaderboard[:TOP]))
+    show_pareto(console, report.pareto)
+    show_finalists(console, report.finalists, report.unchosen)
+    if report.test:
+        console.print(test_table(report.test))
+    if report.gate:
+        for reason in report.gate.reasons:
+            console.print(reason, highlight=False)
+        show_disclosure(console, report.test_openings, report.contamination_acknowledged)
+    for fmt, path in report.exported.items():
+        console.print(f"exported {fmt}: {path}", highlight=False, soft_wrap=True)
+    counts = report.candidates
+    console.print(
+        f"{counts.scored} candidates scored in {report.seconds:.0f} s ({counts.failed} failed, "
+        f"{counts.resumed} from an earlier session); stopped by: {report.stopped}",
+        highlight=False,
+    )
+    if report.tracking != UP_TO_DATE:
+        console.print(report.tracking, style="yellow")
+    console.print(f"See it in MLflow:  {_program()} ui {report.name}", style="bold", highlight=False)
+
+
+def stages_table(stages: Sequence[StageRow]) -> Table:
+    """Show every stage with its winner; the last stage's winner is promoted."""
+    columns = [
+        Column[StageRow]("stage", lambda row: row.name, left=True),
+        Column("scored", lambda row: f"{row.candidates.scored}/{row.candidates.proposed}"),
+        Column("stopped by", lambda row: row.stopped or "-", left=True),
+        Column("winner", lambda row: row.winner.candidate if row.winner else "-", left=True),
+        Column("valid.", lambda row: number(row.winner.score if row.winner else None, 1)),
+    ]
+    return make_table("Stages (winners by the validation split)", columns, stages)
+
+
+def test_table(rows: Sequence[TestRow]) -> Table:
+    """Show the winner and the models it was compared with on the test split."""
+    columns = [
+        Column[TestRow]("model", lambda row: row.label, left=True),
+        *(_task_column(task, task_heading(task, score)) for task, score in rows[0].tasks.items()),
+        Column("mean", lambda row: with_interval(row.mean, row.mean_low, row.mean_high)),
+        Column("score", lambda row: f"{row.score:.1f}"),
+        Column("winner leads by", _lead),
+    ]
+    title = "Test split: metrics in %; mean, and the winner's lead in points of score, with 95% intervals"
+    return make_table(title, columns, rows)
+
+
+def _task_column(task: str, heading: str) -> Column[TestRow]:
+    return Column(heading, lambda row: number(100 * row.tasks[task].value, 1))
+
+
+def _lead(row: TestRow) -> str:
+    return with_interval(row.lead.value, row.lead.lower, row.lead.upper, sign="+") if row.lead else ""
+
+
+def _program() -> str:
+    """Return how this program was called, so that the printed command can be copied."""
+    called = Path(sys.argv[0])
+    if shutil.which("evosearch") or not called.is_file():
+        return "evosearch"
+    here = Path.cwd()
+    return str(called.relative_to(here)) if called.is_relative_to(here) else str(called)

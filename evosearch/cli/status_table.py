@@ -1,0 +1,79 @@
+"""Table of `evosearch status`: searches of this machine, of a ledger or of a cluster."""
+
+import time
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from evosearch.cli.console import duration
+from evosearch.cli.tables import Column, make_table, number
+from evosearch.promotion.disclosure import CONTAMINATED
+from evosearch.reporting.status import StatusRow
+
+STATE_CHARACTERS = 40
+
+
+def status_table(rows: Sequence[StatusRow], title: str = "Searches") -> Table:
+    """Show searches with their progress; speed and time left only if one of them runs."""
+    runs = any(row.per_minute is not None or row.seconds_left is not None for row in rows)
+    columns = [
+        Column[StatusRow]("name", lambda row: row.name, left=True),
+        Column("state", _state, left=True),
+        Column("done", _done),
+        Column("failed", lambda row: "" if row.failed is None else str(row.failed)),
+        Column("best fitness", _best_fitness),
+        *(_SPEED if runs else ()),
+        Column("promoted", _promoted, left=True),
+        Column("opened", _opened),
+        Column("updated", _updated),
+    ]
+    table = make_table(title, columns, rows)
+    if any(row.contamination_acknowledged for row in rows):
+        table.caption, table.caption_justify = f"* {CONTAMINATED}", "left"
+    return table
+
+
+_SPEED = (
+    Column[StatusRow]("a minute", lambda row: "" if row.per_minute is None else f"{row.per_minute:.1f}"),
+    Column[StatusRow]("left", lambda row: "" if row.seconds_left is None else duration(row.seconds_left)),
+)
+
+
+def _unreadable(row: StatusRow) -> bool:
+    """Whether the row stands for a ledger that cannot be read; its problem is shown in full, in the last column."""
+    return row.updated is None
+
+
+def _state(row: StatusRow) -> str:
+    state = f"{row.state}: {row.problem}" if row.problem and not _unreadable(row) else row.state
+    return state if len(state) <= STATE_CHARACTERS else f"{state[: STATE_CHARACTERS - 1]}…"
+
+
+def _done(row: StatusRow) -> str:
+    """Format the candidates done: `12/18` of a budget, or with the stage while a search runs another one."""
+    if row.done is None:
+        return ""
+    done = str(row.done) if row.total is None else f"{row.done}/{row.total}"
+    stage = row.stage or "search"
+    return done if row.state != "running" or stage.endswith("search") else f"{stage} {done}"
+
+
+def _best_fitness(row: StatusRow) -> str:
+    return "" if _unreadable(row) else number(row.best_fitness, 4)
+
+
+def _promoted(row: StatusRow) -> str:
+    """Format the promoted model, or the winner of a stage."""
+    found = row.promoted or (f"{row.winner} (of its stage)" if row.winner else "-")
+    return "" if _unreadable(row) else found
+
+
+def _opened(row: StatusRow) -> str:
+    times = "" if row.test_openings is None else f"{row.test_openings}x"
+    return times + (" *" if row.contamination_acknowledged else "")
+
+
+def _updated(row: StatusRow) -> str:
+    if row.updated is None:
+        return row.problem or ""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(row.updated))
