@@ -1,4 +1,4 @@
-"""`evosearch stop NAME`: end a search so that it can go on later, here or on a cluster."""
+"""`evosearch stop NAME`: stop a search, here or on a cluster, so that it can be resumed."""
 
 import typer
 
@@ -6,11 +6,11 @@ from evosearch.cli.console import ADDRESS, JSON, console, print_json
 
 
 def command(
-    search: str = typer.Argument(help="A search by its name; on a cluster also a job by its id."),
+    search: str = typer.Argument(help="A search by name; on a cluster also a job by id."),
     address: str | None = ADDRESS,
     json: bool = JSON,
 ) -> None:
-    """Stop a search: what it recorded stays, and the same run, or submit, continues it."""
+    """Stop a search. Its records are kept, and the same run or submit resumes it."""
     if address:
         from evosearch.jobs.queue import stop
 
@@ -24,13 +24,11 @@ def command(
         return
     progress = f" after {row['done']} of {row['total'] or '?'} candidates" if row.get("done") is not None else ""
     if row["was"] == row["state"]:
-        told = f"{row['name']} does not run: {row['state']}"
+        text = f"{row['name']} is not running: {row['state']}"
     elif row["state"] == "withdrawn":
-        told = f"{row['name']} is withdrawn, and will not start"
+        text = f"{row['name']} was withdrawn and will not start"
     else:
-        told = f"{row['name']}: {row['state']}{progress}"
-    console.print(told, highlight=False, soft_wrap=True)
+        text = f"{row['name']}: {row['state']}{progress}"
+    console.print(text, highlight=False, soft_wrap=True)
     if not row["clean"]:
-        console.print(
-            "it was killed before it could say so itself; what it recorded is kept all the same", style="yellow"
-        )
+        console.print("it was killed before it could record its end; earlier records are kept", style="yellow")

@@ -1,4 +1,4 @@
-"""`evosearch submit SPEC --address URL`: a search onto a cluster, checked first."""
+"""`evosearch submit SPEC --address URL`: check a search and queue it on a cluster."""
 
 from pathlib import Path
 
@@ -24,9 +24,10 @@ def command(
     allow_pickle: bool = ALLOW_PICKLE,
     json: bool = JSON,
 ) -> int:
-    """Check a spec here and on a cluster, and queue it there. The same spec continues what was stopped or lost."""
-    from evosearch.cli.tables import show_problem
-    from evosearch.jobs.submit import Options, submit
+    """Check a spec here and on a cluster, and queue it there. Submitting it again resumes a search that has ended."""
+    from evosearch.cli.check_report import show_problem
+    from evosearch.jobs.commands import Options
+    from evosearch.jobs.submit import submit
 
     url = required_address(address)
     watching = watcher(json)
@@ -43,12 +44,12 @@ def command(
         note(text)
     if found.problems:
         return 2
-    console.print(_told(found.name, found.job, found.state, found.position, found.already), highlight=False)
+    console.print(_summary(found.name, found.job, found.state, found.position, found.already), highlight=False)
     console.print(f"evosearch logs {found.name} -f --address {url}", style="bold", highlight=False, soft_wrap=True)
     return 0
 
 
-def _told(name: str, job: str | None, state: str | None, position: int | None, already: bool) -> str:
+def _summary(name: str, job: str | None, state: str | None, position: int | None, already: bool) -> str:
     """`night is queued: next in line (job night-0123456789ab-1)`."""
     where = f": {'next in line' if position == 1 else f'number {position} in line'}" if position else ""
     how = "was submitted before, and is" if already else "is"

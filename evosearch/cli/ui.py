@@ -1,4 +1,4 @@
-"""`evosearch ui NAME|SPEC`: MLflow's own UI on the store of a search."""
+"""`evosearch ui NAME|SPEC`: MLflow's web UI for a search."""
 
 import os
 
@@ -10,16 +10,16 @@ from evosearch.errors import TrackingError
 
 def command(
     search: str = typer.Argument(help="A search: its name (of a stage `name.stage`), folder or spec."),
-    port: int = typer.Option(5000, min=1, max=65535, help="Port on this machine (127.0.0.1)."),
+    port: int = typer.Option(5000, min=1, max=65535, help="Port on 127.0.0.1."),
     json: bool = JSON,
 ) -> None:
-    """Open the leaderboard in MLflow's UI, on this machine only."""
+    """Serve the leaderboard in MLflow's web UI, on this machine only."""
     from evosearch.spec.lookup import find
     from evosearch.tracking.mlflow import ui_command, ui_environment
 
     uri = find(search).tracking
     if uri.startswith("jsonl:"):
-        raise TrackingError("tracking.uri", f"{uri} is a file of JSON lines, and MLflow shows its own stores only")
+        raise TrackingError("tracking.uri", f"{uri} is a file of JSON lines, which MLflow cannot show")
     address = uri if uri.startswith("http") else f"http://127.0.0.1:{port}"
     if json:
         print_json(
@@ -31,7 +31,7 @@ def command(
         )
         return
     if uri.startswith("http"):
-        note(f"This search is tracked by a server: open {uri}")
+        note(f"This search is tracked on a server: open {uri}")
         return
     arguments = ui_command(uri, port)
     note(f"MLflow on {address} (Ctrl-C stops it)")

@@ -1,7 +1,8 @@
-"""A spec as it travels to a cluster: with its suite, and the folders of task files that the suite includes.
+"""Pack a spec for upload to a cluster, with its suite and the folders of task files that the suite includes.
 
-What travels has the same search_id there as here. Models do not travel: a folder that the spec names must be one that
-every node sees, by an absolute path. Of the folders included, regular files travel; what lies outside of them does not.
+The packed spec has the same search_id as the original. Models are not uploaded: the spec must name them by absolute
+paths that exist on every node, or by references. Of included folders, regular files are uploaded; files outside of
+them are not.
 """
 
 import glob
@@ -24,20 +25,22 @@ from evosearch.spec.diagnostics import Diagnostics
 from evosearch.spec.portable import TOP
 
 SUITE = "suite.yaml"
-FILE_MIB, TOTAL_MIB, FILES = 32, 64, 5000  # a package goes through the memory of the cluster's head
-LEFT_OUT = ("__pycache__",)  # and all that begins with a dot
-ALLOWED = "An absolute path that every node has, a hub id as org/name@revision, zoo:NAME"
+FILE_MIB, TOTAL_MIB, FILES = 32, 64, 5000  # limits: the package is held in memory by the cluster's head
+LEFT_OUT = ("__pycache__",)  # and names that begin with a dot
+ALLOWED = "An absolute path on every node, a hub id such as org/name@revision, zoo:NAME"
 MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Pack:
-    """A folder to be sent, and what is to be known of it.
+    """A folder to upload.
 
     Attributes:
-        spec: path of the spec, within the folder.
-        shown: path within the folder → what the user calls that file.
-        models: absolute paths of models that the nodes must have.
+        folder: The folder.
+        spec: Path of the spec within the folder.
+        shown: Path within the folder → the user's name of that file.
+        models: Absolute paths of models that every node must have.
+        notes: Notes for the user.
         digest: sha256 (hex) of all files and their names.
     """
 
@@ -50,12 +53,14 @@ class Pack:
 
 
 def pack(path: Path, name: str, suite: Suite, folder: Path, diagnostics: Diagnostics) -> Pack:
-    """Lay out in `folder` what a spec needs elsewhere. What cannot travel is put on the list of problems.
+    """Copy everything that a spec needs into a folder.
 
     Args:
-        name: of the spec.
-        suite: the spec's, as it was loaded from its file.
-        folder: an empty one.
+        path: The spec.
+        name: The spec's name.
+        suite: The spec's suite, as loaded from its file.
+        folder: An empty folder.
+        diagnostics: Receives a problem for everything that cannot be uploaded.
     """
     data = documents.read(path, SpecError)
     models = _references(data, str(path), diagnostics)
@@ -70,7 +75,7 @@ def pack(path: Path, name: str, suite: Suite, folder: Path, diagnostics: Diagnos
         where = documents.join(str(source), "include", index)
         included[place] = given
         diagnostics.attempt(lambda: _copy(Path(given), top / place, where, size))  # noqa: B023
-        diagnostics.attempt(lambda: _look_into(Path(given), where, diagnostics, notes))  # noqa: B023
+        diagnostics.attempt(lambda: _check_task_files(Path(given), where, diagnostics, notes))  # noqa: B023
     if included:
         written["include"] = list(included)
     top.mkdir(exist_ok=True)
@@ -81,9 +86,9 @@ def pack(path: Path, name: str, suite: Suite, folder: Path, diagnostics: Diagnos
     return Pack(folder, f"{TOP}/{name}.yaml", shown, models, tuple(dict.fromkeys(notes)), _digest(folder))
 
 
-def _place(folder: Path, beside: Path, index: int) -> str:
-    """Where an included folder lies in the pack: below the suite's file as it does here, where it does."""
-    own = os.path.relpath(folder, os.path.abspath(beside))
+def _place(folder: Path, suite_folder: Path, index: int) -> str:
+    """Return an included folder's path in the pack: relative to the suite's file if it is below that here."""
+    own = os.path.relpath(folder, os.path.abspath(suite_folder))
     if own == ".":
         return "beside"
     return f"below/{own}" if not own.startswith("..") else f"elsewhere/{index}"
@@ -93,11 +98,11 @@ def _place(folder: Path, beside: Path, index: int) -> str:
 
 
 def _references(data: Mapping[str, Any], file: str, diagnostics: Diagnostics) -> tuple[str, ...]:
-    """The absolute paths that a spec names; what means something on this machine alone is a problem."""
+    """Return the absolute paths that a spec names; record references that are valid on this machine only."""
     absolute: list[str] = []
     for where, reference in _named(data, f"{file}: "):
         for piece in pieces(reference, exists):
-            problem = _only_here(piece)
+            problem = _local_only(piece)
             if problem is not None:
                 what, next = problem
                 diagnostics.add(SpecError(where, f"got '{reference}': {what}", ALLOWED, next))
@@ -106,23 +111,23 @@ def _references(data: Mapping[str, Any], file: str, diagnostics: Diagnostics) ->
     return tuple(dict.fromkeys(absolute))
 
 
-def _only_here(reference: str) -> tuple[str, str] | None:
-    """Why a reference means nothing elsewhere, and what to do; None where it does."""
+def _local_only(reference: str) -> tuple[str, str] | None:
+    """Return why a reference is valid on this machine only, and what to do; None if it is valid elsewhere."""
     if reference.startswith(("/", STAGE)):
         return None
     if is_recipe(reference):
-        return "recipe files do not travel", "Write that merge to a folder every node sees, or make it a stage"
+        return "recipe files are not uploaded", "Export that merge to a folder on every node, or make it a stage"
     if reference.startswith("~"):
-        return "the home folder is another one there", "Give the path in full"
+        return "the home folder differs on the cluster", "Give the full path"
     if reference in (".", "..") or reference.startswith(("./", "../")):
-        return "models do not travel", "Put it where every node sees it, and give the path in full"
+        return "models are not uploaded", "Copy it to every node or a shared folder, and give the full path"
     if ":" not in reference and os.path.isdir(reference):
-        return "a folder of this name is here, which does not travel", "Give its path in full, or run from elsewhere"
+        return "this is also a local folder, which is not uploaded", "Give its full path, or submit from another folder"
     return None
 
 
 def _named(node: Any, where: str) -> Iterator[tuple[str, str]]:
-    """Where each reference to a model stands in a spec, and the reference."""
+    """Yield the place of each reference to a model in a spec, and the reference."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             place = documents.join(where, str(key))
@@ -146,29 +151,33 @@ def _named(node: Any, where: str) -> Iterator[tuple[str, str]]:
 
 
 class _Size:
-    """How much is packed so far."""
+    """Size of the pack so far."""
 
     def __init__(self, where: str) -> None:
         self._where, self._bytes, self._files = where, 0, 0
 
     def add(self, path: Path) -> None:
-        """Raises:
-        SuiteError: that is too much for a package.
+        """Count a file.
+
+        Raises:
+            SuiteError: The pack is too large.
         """
         size = path.stat().st_size
         self._bytes, self._files = self._bytes + size, self._files + 1
         if size > FILE_MIB * MIB:
-            what, allowed = f"{path} has {size / MIB:.0f} MiB", f"Files of up to {FILE_MIB} MiB travel"
-            next = "Put it where every node sees it, and name it in the task's YAML by its absolute path"
+            what, allowed = f"{path} has {size / MIB:.0f} MiB", f"Files of up to {FILE_MIB} MiB"
+            next = "Copy it to every node or a shared folder, and name it in the task's YAML by its absolute path"
             raise SuiteError(self._where, what, allowed, next)
         if self._bytes > TOTAL_MIB * MIB or self._files > FILES:
-            what = f"its folders hold more than {TOTAL_MIB} MiB, or more than {FILES} files"
-            raise SuiteError(self._where, what, next="Include folders that hold task files and their data, and no more")
+            what = f"its folders contain more than {TOTAL_MIB} MiB, or more than {FILES} files"
+            raise SuiteError(self._where, what, next="Include folders with task files and their data only")
 
 
 def _copy(source: Path, target: Path, where: str, size: _Size) -> None:
-    """Raises:
-    SuiteError: a link leads out of the folder, or there is too much in it.
+    """Copy an included folder.
+
+    Raises:
+        SuiteError: A link leads out of the folder, or the pack becomes too large.
     """
     root = source.resolve()
     for folder, folders, files in os.walk(root):
@@ -180,8 +189,8 @@ def _copy(source: Path, target: Path, where: str, size: _Size) -> None:
             if _left_out(name) or not (path.is_symlink() or path.is_file()):
                 continue
             if path.is_symlink() and not (path.is_file() and path.resolve().is_relative_to(root)):
-                what = f"{path} is a link to {os.readlink(path)}, which does not travel with it"
-                raise SuiteError(where, what, "Regular files, and links to files in the same folder", "Copy it there")
+                what = f"{path} is a link to {os.readlink(path)}, which is not uploaded"
+                raise SuiteError(where, what, "Regular files, and links within the same folder", "Copy the file there")
             size.add(path)
             shutil.copyfile(path, here / name)
 
@@ -190,8 +199,8 @@ def _left_out(name: str) -> bool:
     return name.startswith(".") or name in LEFT_OUT or name.endswith(".pyc")
 
 
-def _look_into(source: Path, where: str, diagnostics: Diagnostics, notes: list[str]) -> None:
-    """Find what the task files of a folder name outside of it. What is nowhere is for lm-eval to say."""
+def _check_task_files(source: Path, where: str, diagnostics: Diagnostics, notes: list[str]) -> None:
+    """Find files outside of a folder that its task files name. Missing files are left to lm-eval to report."""
     root = source.resolve()
     for path in sorted(root.rglob("*.yaml")):
         if any(_left_out(part) for part in path.relative_to(root).parts) or not path.is_file():
@@ -199,23 +208,23 @@ def _look_into(source: Path, where: str, diagnostics: Diagnostics, notes: list[s
         code = {str(root), os.path.realpath(library_folder())}
         for key, named, file in code_named(path):
             if key == FUNCTION and not is_inside(file, code):
-                what = f"{path} names {named} under {key}, which is in {file} and does not travel"
-                allowed = "Python files beside or below the task's, in the same included folder; or installed modules"
+                what = f"{path} names {named} under {key}, which is in {file} and is not uploaded"
+                allowed = "Python files next to or below the task's, in the same included folder; or installed modules"
                 diagnostics.add(SuiteError(where, what, allowed, "Move it there"))
         for key, named in files_named(path):
             if os.path.isabs(named):
-                notes.append(f"{path}: {key}: {named} does not travel: every node must have it")
-            elif "://" not in named and (lies := _lies(named, path.parent, root, key)) is not None:
-                what = f"{path} names {named} under {key}, which is {lies} and does not travel"
-                allowed = "Files beside or below the task's, in the same included folder; or absolute paths"
+                notes.append(f"{path}: {key}: {named} is not uploaded: every node must have it")
+            elif "://" not in named and (outside := _outside(named, path.parent, root, key)) is not None:
+                what = f"{path} names {named} under {key}, which is {outside} and is not uploaded"
+                allowed = "Files next to or below the task's, in the same included folder; or absolute paths"
                 diagnostics.add(SuiteError(where, what, allowed, "Move it there"))
 
 
-def _lies(named: str, folder: Path, root: Path, key: str) -> str | None:
-    """Where the file of a relative name is, if that is outside of the included folder; None of what is not."""
-    beside = folder / named
-    if key != "dataset_path" and beside.exists():
-        return None if beside.resolve().is_relative_to(root) else str(beside.resolve())
+def _outside(named: str, folder: Path, root: Path, key: str) -> str | None:
+    """Return the path of a relative name if it is outside of the included folder, else None."""
+    file = folder / named
+    if key != "dataset_path" and file.exists():
+        return None if file.resolve().is_relative_to(root) else str(file.resolve())
     return str(Path(named).resolve()) if key != "include" and glob.glob(named) else None
 
 
@@ -227,15 +236,17 @@ def _digest(folder: Path) -> str:
     return found.hexdigest()
 
 
-def renamed(text: str, shown: Mapping[str, str]) -> str:
-    """A message of the cluster's in the names of the files here."""
+def local_names(text: str, shown: Mapping[str, str]) -> str:
+    """Replace names of packed files in a message of the cluster by the user's names."""
     for packed in sorted(shown, key=len, reverse=True):
         text = text.replace(packed, shown[packed])
     return text
 
 
-def problem_here(problem: Mapping[str, Any], shown: Mapping[str, str]) -> InputError:
-    """A problem as `check --json` prints it there, as an error about the files here."""
-    told = (problem.get(key) and renamed(str(problem[key]), shown) for key in ("where", "what", "allowed", "next"))
-    where, what, allowed, next = told
+def local_problem(problem: Mapping[str, Any], shown: Mapping[str, str]) -> InputError:
+    """Turn a problem of `check --json` on the cluster into an error about the user's files."""
+    fields = (
+        problem.get(key) and local_names(str(problem[key]), shown) for key in ("where", "what", "allowed", "next")
+    )
+    where, what, allowed, next = fields
     return InputError(where or "", what or "", allowed, next)

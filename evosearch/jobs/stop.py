@@ -1,4 +1,4 @@
-"""A search on this machine, stopped as from its own terminal."""
+"""Stop a search on this machine, as with Ctrl-C in its terminal."""
 
 import os
 import re
@@ -17,22 +17,22 @@ from evosearch.setup.loading import read_search
 from evosearch.spec.lookup import find
 from evosearch.spec.run_dir import RunDir
 
-STOP_S = 120.0  # a candidate that is being scored in the same process is not interrupted within a kernel
+STOP_S = 120.0  # a candidate that is scored in the same process is not interrupted inside a kernel
 POLL_S = 0.2
 HOLDER = re.compile(r"process (?P<pid>\d+) on (?P<host>\S+),")
 
 
 def stop_here(search: str) -> dict[str, Any]:
-    """Tell the process that runs a search to stop, and wait until the ledger has it.
+    """Stop the process that runs a search, and wait until it has ended.
 
     Args:
-        search: its name, folder or spec.
+        search: Its name, folder or spec.
 
     Returns:
-        The search's row as `status` has it; `was` is the state before, `clean` whether the end is on record.
+        Its row as in `status`, with `was`, the state before, and `clean`, whether it recorded its own end.
 
     Raises:
-        LedgerError: no such search; or it runs on another machine, or goes on.
+        LedgerError: There is no such search, it runs on another machine, or it has not ended in time.
     """
     run_dir = find(search)
     before = _row(run_dir)
@@ -41,15 +41,15 @@ def stop_here(search: str) -> dict[str, Any]:
     pid = _process(holder, search)
     try:
         os.kill(pid, signal.SIGTERM)
-    except ProcessLookupError:  # ended meanwhile
+    except ProcessLookupError:  # it has just ended
         pass
     except PermissionError:
-        raise LedgerError(search, f"process {pid} is another user's", next="Stop it as that user") from None
+        raise LedgerError(search, f"process {pid} belongs to another user", next="Stop it as that user") from None
     deadline = time.monotonic() + STOP_S
     while (now := _row(find(search))).held_by or runner(run_dir.folder):
         if time.monotonic() > deadline:
-            what = f"process {pid} goes on {STOP_S:.0f} s after it was told to stop"
-            raise LedgerError(search, what, next=f"Kill it: what is recorded is kept (kill -9 {pid})")
+            what = f"process {pid} has not ended {STOP_S:.0f} s after it was stopped"
+            raise LedgerError(search, what, next=f"Kill it; its records are kept: kill -9 {pid}")
         time.sleep(POLL_S)
     return asdict(now) | {"was": "running", "clean": now.state.startswith("stopped")}
 
@@ -61,10 +61,12 @@ def _row(run_dir: RunDir) -> LedgerRow:
 
 
 def _process(holder: str, search: str) -> int:
-    """Raises:
-    LedgerError: it is none of this machine.
+    """Return the pid of a ledger's holder.
+
+    Raises:
+        LedgerError: It runs on another machine.
     """
     found = HOLDER.search(holder)
     if found is None or found["host"] not in (socket.gethostname(), this_host()):
-        raise LedgerError(search, f"it is run by {holder}", "A search of this machine", "Stop it there")
+        raise LedgerError(search, f"it is run by {holder}", "A search on this machine", "Stop it there")
     return int(found["pid"])

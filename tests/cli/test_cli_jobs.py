@@ -1,4 +1,4 @@
-"""Searches as jobs on a real Ray head with a token: submit, status, logs, stop, and what goes wrong on the way."""
+"""Searches as jobs on a real Ray head with a token: submit, status, logs, stop, and their errors."""
 
 import json
 import os
@@ -16,18 +16,17 @@ import pytest
 
 from evosearch.devcluster.processes import HOST, Process, free_port, start
 from evosearch.errors import ClusterError, LedgerError
-from evosearch.execution import jobs as jobs_room
-from evosearch.execution.jobs import RUN, Job, Jobs
+from evosearch.execution import ray_jobs
+from evosearch.execution.ray_jobs import RUN, Job, Jobs
 from evosearch.jobs.queue import find_job, position, state_of
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.state import SearchState
 from evosearch.spec.spec import load_spec
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 pytestmark = pytest.mark.ray
 World = Callable[..., Path]
 Evosearch = Callable[..., tuple[int, str, str]]
-LONG_S = 240.0  # within which anything happens, on a machine that others use too
+LONG_S = 240.0  # limit on a busy machine
 
 
 class Head:
@@ -43,7 +42,6 @@ class Head:
 
     def start(self) -> None:
         own = {
-            "PYTHONPATH": str(SCRIPTS),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -89,7 +87,7 @@ class Head:
             return False
 
     def kill(self) -> None:
-        """As when the machine is lost."""
+        """Kill everything, as when the machine is lost."""
         if self.process is not None:
             self.process.kill()
         shutil.rmtree(self.folder / "ray", ignore_errors=True)
@@ -97,15 +95,15 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    folder = Path(tempfile.mkdtemp(prefix="ev-"))  # short: sockets lie below
+    folder = Path(tempfile.mkdtemp(prefix="ev-"))  # short, because of the sockets in it
     found = Head(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(found.token))
         for name in ("RAY_AUTH_TOKEN", "EVOSEARCH_ADDRESS"):
             patch.delenv(name, raising=False)
-        patch.setenv("RAY_ADDRESS", "http://192.0.2.1:1")  # of another cluster: what --address says goes first
-        patch.setattr(jobs_room, "READY_S", LONG_S)  # a head that was just started takes no job for so long
+        patch.setenv("RAY_ADDRESS", "http://192.0.2.1:1")  # another cluster: --address takes precedence
+        patch.setattr(ray_jobs, "READY_S", LONG_S)  # a head that was just started accepts no jobs for a while
         try:
             found.start()
             yield found
@@ -116,7 +114,7 @@ def head() -> Iterator[Head]:
 
 @pytest.fixture
 def spec(world: World, tmp_path: Path) -> World:
-    """A spec whose models are named by absolute paths."""
+    """A spec with absolute paths of models."""
 
     def write(name: str, **changes: Any) -> Path:
         hole = {"low": 0.0, "high": 1.5, "per": "group", "groups": 2, "ends": "shared"}
@@ -152,10 +150,8 @@ def test_a_search_is_checked_then_queued_and_runs_to_its_end(head: Head, spec: W
     assert (first["ok"], first["already"], first["job"]) == (True, False, f"night-{search_id[:12]}-1")
     assert first["search_id"] == search_id
     assert first["forecast"]["seconds_per_candidate"] > 0  # one candidate was scored there
-    assert any(
-        f"{path}: ledger: it lies in the folder of runs of the cluster's head" in text for text in first["notes"]
-    )
-    assert "checked here; the cluster checks it now" in err or err == ""  # nothing of it is on standard output
+    assert any(f"{path}: ledger: it is in the runs folder of the cluster's head" in text for text in first["notes"])
+    assert "checked here; now checking on the cluster" in err or err == ""  # not on standard output
 
     again = said(evosearch, "submit", path, "--address", head.url)
     assert (again["already"], again["job"]) == (True, first["job"])
@@ -169,7 +165,7 @@ def test_a_search_is_checked_then_queued_and_runs_to_its_end(head: Head, spec: W
     raw = evosearch("logs", first["job"], "--address", head.url, "--json")[1]
     assert json.loads(raw.splitlines()[-1])["exit"] == code
     (row,) = said(evosearch, "status", "--address", head.url)
-    assert row["state"] == ("finished" if code == 0 else "finished: the gate said no")
+    assert row["state"] == ("finished" if code == 0 else "finished: not promoted")
     assert (row["name"], row["search_id"], row["done"], row["total"], row["failed"]) == ("night", search_id, 18, 18, 0)
     with Ledger.open(f"sqlite:///{head.runs}/night/ledger.db", read_only=True) as ledger:
         (info,) = ledger.searches()
@@ -180,7 +176,7 @@ def test_a_search_is_checked_then_queued_and_runs_to_its_end(head: Head, spec: W
 
     code, _, err = evosearch("logs", "nigth", "--address", head.url)
     assert code == 2
-    assert f"nigth: no such search on {head.url}. There: night. Did you mean 'night'?" in err
+    assert f"nigth: no such search on {head.url}. Known searches: night. Did you mean 'night'?" in err
 
 
 def test_what_only_the_cluster_can_see_keeps_a_search_out_of_the_queue(
@@ -191,9 +187,9 @@ def test_what_only_the_cluster_can_see_keeps_a_search_out_of_the_queue(
     path = spec("absent", recipe={"merge_method": "linear", "models": models, "parameters": hole})
     code, out, _ = evosearch("submit", path, "--address", head.url)
     assert code == 2
-    told = " ".join(out.split())
-    assert "/nowhere/expert1: no such folder" in told
-    assert "/nowhere/expert2: no such folder" in told
+    text = " ".join(out.split())
+    assert "/nowhere/expert1: no such folder" in text
+    assert "/nowhere/expert2: no such folder" in text
     assert not [job for job in Jobs(head.url).all() if job.kind == RUN and job.name == "absent"]
 
 
@@ -202,11 +198,11 @@ def test_searches_wait_for_their_turn_in_the_order_they_came(head: Head, tmp_pat
     wait = f"while [ ! -e {go} ]; do sleep 0.1; done"
     assert jobs.places() == 1.0
     for name in "abcd":
-        # Should the one that is taken back begin, it must not end by itself before it is told to
+        # If the withdrawn job starts, it must not end by itself before it is stopped
         entrypoint = f"echo {name} >> {order}; {'exec sleep 3600' if name == 'c' else wait}"
         about = {"name": f"queued-{name}", "search_id": name * 64, "spec": ""}
         assert jobs.submit(f"queued-{name}-1", RUN, entrypoint, None, about, queue=True)
-    assert not jobs.submit("queued-a-1", RUN, "true", None, {"name": "queued-a"}, queue=True)  # there is one
+    assert not jobs.submit("queued-a-1", RUN, "true", None, {"name": "queued-a"}, queue=True)  # the id exists
 
     def job(name: str) -> Job:
         return find_job(jobs, f"queued-{name}")
@@ -220,39 +216,37 @@ def test_searches_wait_for_their_turn_in_the_order_they_came(head: Head, tmp_pat
     assert position(job("d"), listed) in (1, 2)
     go.touch()
     until(lambda: not job("d").active)
-    assert order.read_text().split() in (["a", "b", "d"], ["a", "b", "c", "d"])  # c may begin, and is ended at once
+    assert order.read_text().split() in (["a", "b", "d"], ["a", "b", "c", "d"])  # c may start, and is then stopped
     assert [job(name).state for name in "abd"] == ["succeeded"] * 3
     until(lambda: job("c").state == "stopped")
 
 
-def test_a_wrong_token_no_token_and_no_cluster_are_said_at_once(
+def test_a_wrong_token_no_token_and_no_cluster_are_errors_at_once(
     head: Head, evosearch: Evosearch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 64)
     code, _, err = evosearch("status", "--address", head.url)
     assert code == 2
-    assert f"--address: the cluster at {head.url} refuses the token. The cluster's own, from RAY_AUTH_TOKEN" in err
+    assert f"--address: the cluster at {head.url} refuses the token. Its own token, in RAY_AUTH_TOKEN" in err
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     code, _, err = evosearch("status", "--address", head.url)
-    assert (code, "the cluster asks for a token" in err) == (2, True)
+    assert (code, "requires a token" in err) == (2, True)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    began = time.monotonic()
     code, _, err = evosearch("logs", "night", "--address", f"http://{HOST}:{free_port()}")
     assert (code, "--address: no cluster answers at http://127.0.0.1" in err) == (2, True)
-    assert time.monotonic() - began < 20
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "gone"))
     code, _, err = evosearch("stop", "night", "--address", head.url)
-    assert (code, f"RAY_AUTH_TOKEN_PATH: {tmp_path}/gone cannot be read" in err) == (2, True)
+    assert (code, f"RAY_AUTH_TOKEN_PATH: cannot read {tmp_path}/gone" in err) == (2, True)
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
     monkeypatch.setenv("HOME", str(tmp_path))
     code, _, err = evosearch("status", "--address", head.url)
-    assert (code, "no token is set to show to the cluster" in err) == (2, True)
+    assert (code, "no token is set for the cluster" in err) == (2, True)
     code, _, err = evosearch("logs", "night")
-    assert (code, "--address: which cluster is not said" in err) == (2, True)
+    assert (code, "--address: no cluster given" in err) == (2, True)
 
 
-def test_a_cluster_that_lets_anybody_in_is_refused(head: Head, spec: World, evosearch: Evosearch) -> None:
+def test_a_cluster_without_a_token_is_refused(head: Head, spec: World, evosearch: Evosearch) -> None:
     class Open(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = b'{"ray_version": "2.60.0"}' if self.path == "/api/version" else b"[]"
@@ -269,7 +263,7 @@ def test_a_cluster_that_lets_anybody_in_is_refused(head: Head, spec: World, evos
         code, _, err = evosearch("submit", spec("open"), "--address", url)
         server.shutdown()
     assert code == 2
-    assert f"the cluster at {url} asks for no token: whoever reaches it can run anything on it" in err
+    assert f"the cluster at {url} requires no token: anyone who can reach it can run code on it" in err
 
 
 def test_a_search_outlives_the_head_and_a_stop(head: Head, spec: World, evosearch: Evosearch, tmp_path: Path) -> None:
@@ -285,7 +279,7 @@ def test_a_search_outlives_the_head_and_a_stop(head: Head, spec: World, evosearc
         try:
             with Ledger.open(ledger, read_only=True) as opened:
                 return bool(opened.searches())
-        except LedgerError:  # it is not there, or being made
+        except LedgerError:  # it does not exist yet, or is being created
             return False
 
     def finished(more_than: int) -> bool:
@@ -319,4 +313,4 @@ def test_a_search_outlives_the_head_and_a_stop(head: Head, spec: World, evosearc
     assert third["job"] == f"{first['job'][:-1]}2"
     code, out, _ = evosearch("stop", "long", "--address", head.url)
     assert code == 0
-    assert "long is withdrawn" in out or "long: stopped" in out
+    assert "long was withdrawn" in out or "long: stopped" in out

@@ -1,4 +1,4 @@
-"""Progress as JSON lines, and as a person reads them again."""
+"""Progress as JSON lines, and rendered for people."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -8,8 +8,8 @@ import pytest
 
 from evosearch.cli.console import LineWatcher, ProgressAs, watcher
 from evosearch.cli.logs import Reader
-from evosearch.execution import jobs
-from evosearch.jobs.submit import START_TIMEOUT_S, _document, _of_head
+from evosearch.execution import ray_jobs
+from evosearch.jobs.remote_check import START_TIMEOUT_S, head_notes, json_answer
 from evosearch.search.progress import Progress, line, progress_line, progress_of, read_line
 
 World = Callable[..., Path]
@@ -38,7 +38,7 @@ def test_json_lines_come_at_each_stage_and_at_most_every_few_seconds(capfd: pyte
     kinds = [(one["evosearch"], one.get("stage"), one.get("done")) for one in lines]
     assert kinds == [
         ("progress", "search", 0),
-        ("progress", "search", 3),  # the first and the last of a stage; what is between comes too soon
+        ("progress", "search", 3),  # the first and the last of a stage; those between come too soon
         ("note", None, None),
         ("progress", "validation", 0),
         ("progress", "fetching org/model", 50),
@@ -46,18 +46,18 @@ def test_json_lines_come_at_each_stage_and_at_most_every_few_seconds(capfd: pyte
     assert lines[2]["text"] == "7@search failed: score: [not] a tag " + "x" * 300
 
 
-def test_a_whole_night_is_read_in_a_line_a_minute() -> None:
+def test_a_long_log_is_shown_as_a_line_a_minute() -> None:
     def at(second: int, done: int) -> str:
         return json.dumps({"evosearch": "progress", "time": second, "stage": "search", "done": done, "total": 100})
 
     reader = Reader(60.0)
     shown = [text for second in range(0, 300, 5) if (text := reader.read(at(second, second // 5))) is not None]
     assert [text.split(" ", 1)[1] for text in shown] == [f"search: {done}/100" for done in (0, 12, 24, 36, 48)]
-    assert (reader.read(at(301, 100)) or "").endswith("search: 100/100")  # the last, however soon
+    assert (reader.read(at(301, 100)) or "").endswith("search: 100/100")  # the last is always shown
     assert reader.read("Traceback (most recent call last):") == "Traceback (most recent call last):"
     assert (reader.read(line("note", {"text": "a worker died"})) or "").endswith(" a worker died")
     done = line("result", {"exit": 3, "stopped": "candidates", "promoted": None})
-    assert (reader.read(done) or "").endswith(" ended: candidates; the gate said no")
+    assert (reader.read(done) or "").endswith(" ended: candidates; not promoted")
     stopped = line("result", {"exit": 130, "stopped": "interrupted"})
     assert (reader.read(stopped) or "").endswith(" ended: interrupted")
 
@@ -72,30 +72,32 @@ def test_the_last_line_of_a_run_says_how_it_ended(world: World, evosearch: Evose
     assert "no such folder" in result["stopped"]
 
 
-def test_what_the_cluster_says_of_itself_is_found_among_other_lines() -> None:
-    said = 'Running entrypoint\nA=1\nwarning: {\n{\n  "ok": true,\n  "problems": []\n}\nafterwards'
-    assert _document(said) == {"ok": True, "problems": []}
-    assert _document("Traceback\n{\nno JSON") is None
+def test_the_answer_of_a_check_and_the_heads_settings_are_found_among_other_lines() -> None:
+    log = 'Running entrypoint\nA=1\nwarning: {\n{\n  "ok": true,\n  "problems": []\n}\nafterwards'
+    assert json_answer(log) == {"ok": True, "problems": []}
+    assert json_answer("Traceback\n{\nno JSON") is None
     head = "RAY_JOB_START_TIMEOUT_SECONDS={} RAY_JOB_STOP_WAIT_TIME_S={}\n"
-    assert _of_head(head.format(604800, 60)) == []
-    (note,) = _of_head(head.format("", 60))
-    assert f"longer than {START_TIMEOUT_S // 60} min is dropped by this cluster: start its head with RAY_JOB_" in note
-    for told, wait_s in (("", 3), ("7.5", 3), ("10", 10)):
-        (note,) = _of_head(head.format(604800, told))
-        assert f"is killed by this cluster {wait_s} s later, on record or not: start its head with RAY_JOB_STOP" in note
+    assert head_notes(head.format(604800, 60)) == []
+    (note,) = head_notes(head.format("", 60))
+    assert f"waits for its turn longer than {START_TIMEOUT_S // 60} min: start its head with RAY_JOB_" in note
+    for value, wait_s in (("", 3), ("7.5", 3), ("10", 10)):
+        (note,) = head_notes(head.format(604800, value))
+        assert f"kills a stopped job after {wait_s} s, possibly before it has checkpointed: start its head" in note
 
 
 @pytest.mark.parametrize(("options", "exits"), [(("-f",), 130), (("-f", "--json"), 130), ((), 0)])
-def test_a_search_that_was_withdrawn_is_said_not_to_start(
+def test_logs_of_a_withdrawn_search_say_that_it_will_not_start(
     evosearch: Evosearch, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], exits: int
 ) -> None:
     class Withdrawn:
-        """A cluster whose one job waited, and was withdrawn."""
+        """A cluster with one job, withdrawn while it waited."""
 
         def __init__(self, address: str) -> None: ...
 
-        def all(self) -> list[jobs.Job]:
-            return [jobs.Job("night-1", "night", "0" * 64, jobs.RUN, "", "withdrawn", 1.0, None, None, "", True)]
+        def all(self) -> list[ray_jobs.Job]:
+            return [
+                ray_jobs.Job("night-1", "night", "0" * 64, ray_jobs.RUN, "", "withdrawn", 1.0, None, None, "", True)
+            ]
 
         def follow(self, id: str) -> Iterator[str]:
             return iter(())
@@ -103,6 +105,6 @@ def test_a_search_that_was_withdrawn_is_said_not_to_start(
         def log(self, id: str) -> str:
             return ""
 
-    monkeypatch.setattr(jobs, "Jobs", Withdrawn)
+    monkeypatch.setattr(ray_jobs, "Jobs", Withdrawn)
     code, out, err = evosearch("logs", "night", *options, "--address", "http://head:8265")
-    assert (code, out, err) == (exits, "", "night is withdrawn, and will not start\n")
+    assert (code, out, err) == (exits, "", "night was withdrawn and will not start\n")

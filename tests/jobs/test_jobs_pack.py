@@ -1,4 +1,4 @@
-"""What travels to a cluster: the same search wherever it is read, and nothing that means something here alone."""
+"""Packs for a cluster: the same search as here, without references that are valid on this machine only."""
 
 import shutil
 from collections.abc import Callable
@@ -11,8 +11,8 @@ import yaml
 from evosearch import documents
 from evosearch.errors import SpecError
 from evosearch.jobs import pack as packing
-from evosearch.jobs.pack import Pack, pack, problem_here
-from evosearch.jobs.submit import search_id_of
+from evosearch.jobs.pack import Pack, local_problem, pack
+from evosearch.jobs.submission import search_id_of
 from evosearch.spec.diagnostics import Diagnostics
 from evosearch.spec.portable import TOP, portable
 from evosearch.spec.spec import load_spec
@@ -23,7 +23,7 @@ World = Callable[..., Path]
 
 @pytest.fixture
 def spec(world: World, tmp_path: Path) -> World:
-    """A spec whose models are named by absolute paths, its suite and tasks files of this test's own."""
+    """A spec with absolute paths of models, and copies of the suite and task files."""
 
     def write(name: str = "night", **changes: Any) -> Path:
         path = world(name, **changes)
@@ -74,7 +74,7 @@ def test_it_is_the_same_search_there(spec: World, tmp_path: Path) -> None:
 
 
 def test_stages_are_one_submission_whatever_their_budgets(spec: World, tmp_path: Path) -> None:
-    path = spec("whole")
+    path = spec("staged")
     data = documents.read(path, SpecError)
     own = {key: data.pop(key) for key in ("recipe", "optimizer", "budget")}
     parameters = {"weight": {"low": 0.0, "high": 1.0}}
@@ -96,25 +96,27 @@ def test_stages_are_one_submission_whatever_their_budgets(spec: World, tmp_path:
 @pytest.mark.parametrize(
     ("reference", "what"),
     [
-        ("./expert1", "models do not travel"),
-        ("../models/expert1", "models do not travel"),
-        ("~/expert1", "the home folder is another one there"),
-        ("./step.yaml", "recipe files do not travel"),
-        ("org/model+./adapter", "models do not travel"),
+        ("./expert1", "models are not uploaded"),
+        ("../models/expert1", "models are not uploaded"),
+        ("~/expert1", "the home folder differs on the cluster"),
+        ("./step.yaml", "recipe files are not uploaded"),
+        ("org/model+./adapter", "models are not uploaded"),
     ],
 )
-def test_what_means_something_here_alone_is_refused(spec: World, tmp_path: Path, reference: str, what: str) -> None:
+def test_references_that_are_valid_here_only_are_refused(
+    spec: World, tmp_path: Path, reference: str, what: str
+) -> None:
     path = spec("night")
     data = documents.read(path, SpecError)
     data["recipe"]["models"][1]["model"] = reference
     data["baselines"]["base_model"] = reference
     path.write_text(yaml.safe_dump(data, sort_keys=False))
     _, (recipe, baseline) = packed(path, tmp_path / "there")
-    assert recipe.startswith(f"{path}: recipe.models[1].model: got '{reference}': {what}. An absolute path that every")
+    assert recipe.startswith(f"{path}: recipe.models[1].model: got '{reference}': {what}. An absolute path on every")
     assert baseline.startswith(f"{path}: baselines.base_model: got '{reference}'")
 
 
-def test_names_of_the_hub_and_of_schemes_travel(spec: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_the_hub_and_of_schemes_are_kept(spec: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = spec("night")
     data = documents.read(path, SpecError)
     data["recipe"]["models"][0]["model"] = "org/model@main+org/adapter"
@@ -125,23 +127,23 @@ def test_names_of_the_hub_and_of_schemes_travel(spec: World, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "model@main").mkdir(parents=True)
     _, problems = packed(path, tmp_path / "elsewhere")
-    assert "a folder of this name is here, which does not travel" in problems[0]
+    assert "this is also a local folder, which is not uploaded" in problems[0]
 
 
-def test_data_of_tasks_travels_from_the_included_folder_alone(spec: World, tmp_path: Path) -> None:
+def test_data_of_tasks_is_uploaded_from_the_included_folder_alone(spec: World, tmp_path: Path) -> None:
     path = spec("night")
     tasks = path.parent / "tasks"
-    (path.parent / "beside.jsonl").write_text('{"question": "a", "answer": "a"}\n')
-    task = {"task": "w_own", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "../beside.jsonl"}}}
+    (path.parent / "outside.jsonl").write_text('{"question": "a", "answer": "a"}\n')
+    task = {"task": "w_own", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "../outside.jsonl"}}}
     (tasks / "own.yaml").write_text("process_docs: !function own.process\n" + yaml.safe_dump(task))
     (tasks / "far.yaml").write_text("task: far\ndataset_kwargs: {data_files: [/far/away.jsonl]}\n")
     found, (problem,) = packed(path, tmp_path / "there")
-    where = f"{path.parent}/suite.yaml: include[0]: {tasks}/own.yaml names ../beside.jsonl under data_files, which is "
-    assert problem.startswith(f"{where}{path.parent}/beside.jsonl and does not travel.")
-    assert found.notes == (f"{tasks}/far.yaml: data_files: /far/away.jsonl does not travel: every node must have it",)
+    where = f"{path.parent}/suite.yaml: include[0]: {tasks}/own.yaml names ../outside.jsonl under data_files, which is "
+    assert problem.startswith(f"{where}{path.parent}/outside.jsonl and is not uploaded.")
+    assert found.notes == (f"{tasks}/far.yaml: data_files: /far/away.jsonl is not uploaded: every node must have it",)
 
 
-def test_code_of_tasks_travels_from_the_included_folder_alone(spec: World, tmp_path: Path) -> None:
+def test_code_of_tasks_is_uploaded_from_the_included_folder_alone(spec: World, tmp_path: Path) -> None:
     path = spec("night")
     tasks = path.parent / "tasks"
     (tmp_path / "far").mkdir()
@@ -152,7 +154,7 @@ def test_code_of_tasks_travels_from_the_included_folder_alone(spec: World, tmp_p
     _, (problem,) = packed(path, tmp_path / "there")
     named = f"{tasks}/own.yaml names {tmp_path}/far/code.process under !function"
     where = f"{path.parent}/suite.yaml: include[0]: {named}"
-    assert problem.startswith(f"{where}, which is in {tmp_path}/far/code.py and does not travel. Python files beside")
+    assert problem.startswith(f"{where}, which is in {tmp_path}/far/code.py and is not uploaded. Python files next")
 
 
 def test_links_out_of_a_folder_and_what_is_too_large_are_refused(
@@ -167,23 +169,28 @@ def test_links_out_of_a_folder_and_what_is_too_large_are_refused(
     assert (copied.is_symlink(), copied.read_text()) == (False, (tasks / "w_choice.jsonl").read_text())
     (tasks / "secret").symlink_to("/etc/hostname")
     _, (problem,) = packed(path, tmp_path / "linked")
-    assert f"include[0]: {tasks}/secret is a link to /etc/hostname, which does not travel" in problem
+    assert f"include[0]: {tasks}/secret is a link to /etc/hostname, which is not uploaded" in problem
     (tasks / "secret").unlink()
     (tasks / "weights.bin").write_bytes(b"\0" * 2**20)
     monkeypatch.setattr(packing, "FILE_MIB", 0.5)
     _, (problem,) = packed(path, tmp_path / "large")
-    assert f"{tasks}/weights.bin has 1 MiB. Files of up to 0.5 MiB travel" in problem
+    assert f"{tasks}/weights.bin has 1 MiB. Files of up to 0.5 MiB." in problem
     monkeypatch.setattr(packing, "FILE_MIB", 32)
     monkeypatch.setattr(packing, "FILES", 3)
     _, (problem,) = packed(path, tmp_path / "many")
-    assert "hold more than 64 MiB, or more than 3 files" in problem
+    assert "contain more than 64 MiB, or more than 3 files" in problem
 
 
-def test_problems_found_there_are_told_in_the_names_of_the_files_here(spec: World, tmp_path: Path) -> None:
+def test_problems_found_there_use_the_names_of_the_files_here(spec: World, tmp_path: Path) -> None:
     path = spec("night")
     found, _ = packed(path, tmp_path / "there")
-    told = {"where": f"{found.spec}: recipe.models[0]", "what": f"see {TOP}/suite.yaml", "allowed": None, "next": None}
-    assert str(problem_here(told, found.shown)) == f"{path}: recipe.models[0]: see {path.parent}/suite.yaml."
+    problem = {
+        "where": f"{found.spec}: recipe.models[0]",
+        "what": f"see {TOP}/suite.yaml",
+        "allowed": None,
+        "next": None,
+    }
+    assert str(local_problem(problem, found.shown)) == f"{path}: recipe.models[0]: see {path.parent}/suite.yaml."
 
 
 def test_workers_look_for_packed_tasks_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""`evosearch stop` on this machine: between two stages, and of a host with a long name."""
+"""`evosearch stop` on this machine: between two stages, and on a host with a long name."""
 
 import os
 import socket
@@ -18,10 +18,10 @@ from evosearch.service import stages_lock
 from evosearch.service.stages import run_stages
 from evosearch.spec.run_dir import default_run_dir
 
-# Runs the stages of `night`, of which one is done and the next is being made ready
+# Runs the stages of `night`: one is done, and the next is being prepared
 BETWEEN = """
 import signal, sys, time
-from evosearch.service import whole
+from evosearch.service import stages_lock
 from evosearch.spec.run_dir import default_run_dir
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
@@ -74,7 +74,7 @@ def test_stages_are_run_by_one_process_that_can_be_found(tmp_path: Path, monkeyp
         name, file = "night", Path("night.yaml")
 
         @property
-        def suite(self) -> None:  # the first that is asked for
+        def suite(self) -> None:  # the first attribute that is used
             seen.append(stages_lock.runner(tmp_path / "night" / "one"))
             raise KeyboardInterrupt
 
@@ -84,7 +84,7 @@ def test_stages_are_run_by_one_process_that_can_be_found(tmp_path: Path, monkeyp
     assert stages_lock.runner(tmp_path / "night") is None
 
 
-@pytest.mark.parametrize("shown", [socket.gethostname, this_host], ids=["whole", "short"])
+@pytest.mark.parametrize("shown", [socket.gethostname, this_host], ids=["full", "short"])
 def test_the_right_host_is_known_by_either_name(shown: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
     name = "evosearch-night-of-the-long-experiments-7f9c6d5b8-abcde"
     monkeypatch.setattr(socket, "gethostname", lambda: name)

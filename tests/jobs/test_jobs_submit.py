@@ -1,4 +1,4 @@
-"""What is submitted to a cluster keeps what it finds, and what was withdrawn there is over."""
+"""Checks of a submission's storage, and withdrawn jobs."""
 
 import threading
 from collections.abc import Iterator
@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
-from evosearch.execution.jobs import RUN, Jobs
+from evosearch.execution.ray_jobs import RUN, Jobs
 from evosearch.jobs import submit
-from evosearch.jobs.submit import Submitted, _active, _check_runs_folder, _listed, _outlives
+from evosearch.jobs.local_check import outlives_job
+from evosearch.jobs.remote_check import check_runs_folder
+from evosearch.jobs.submission import Submitted
+from evosearch.jobs.submit import active_job, settled_jobs
 
 
 @pytest.mark.parametrize(
@@ -33,7 +36,7 @@ from evosearch.jobs.submit import Submitted, _active, _check_runs_folder, _liste
     ],
 )
 def test_what_outlives_the_job(url: str) -> None:
-    assert _outlives(url)
+    assert outlives_job(url)
 
 
 @pytest.mark.parametrize(
@@ -50,30 +53,30 @@ def test_what_outlives_the_job(url: str) -> None:
     ],
 )
 def test_what_is_lost_with_the_job(url: str) -> None:
-    assert not _outlives(url)
+    assert not outlives_job(url)
 
 
 @pytest.mark.parametrize("ledger", [None, "postgresql://evosearch@host/night"])
-def test_a_head_without_a_folder_of_runs_is_said(ledger: str | None) -> None:
+def test_a_head_without_a_runs_folder_is_reported(ledger: str | None) -> None:
     spec: Any = SimpleNamespace(file=Path("night.yaml"), config=SimpleNamespace(ledger=ledger))
 
-    def told(said: str) -> tuple[list[str], list[str]]:
+    def check(log: str) -> tuple[list[str], list[str]]:
         submitted = Submitted("night", "0" * 64, [])
-        _check_runs_folder(submitted, spec, said)
+        check_runs_folder(submitted, spec, log)
         return [str(problem) for problem in submitted.problems], submitted.notes
 
-    assert told("A=1 B=2\nEVOSEARCH_RUNS=/data/all runs\n{}") == ([], [])
-    for said, what in (("", "has no EVOSEARCH_RUNS"), ("runs", "has EVOSEARCH_RUNS=runs")):
-        problems, notes = told(f"A=1 B=2\nEVOSEARCH_RUNS={said}\n{{}}")
+    assert check("A=1 B=2\nEVOSEARCH_RUNS=/data/all runs\n{}") == ([], [])
+    for value, what in (("", "has no EVOSEARCH_RUNS"), ("runs", "has EVOSEARCH_RUNS=runs")):
+        problems, notes = check(f"A=1 B=2\nEVOSEARCH_RUNS={value}\n{{}}")
         (text,) = problems or notes
-        assert f"the cluster's head {what}: what is put into the folder of runs is lost with the job" in text
+        assert f"the cluster's head {what}: files in the runs folder are lost with the job" in text
         assert "Start its head with EVOSEARCH_RUNS=/FOLDER in its environment" in text
         assert bool(problems) == (ledger is None)
         assert not problems or text.startswith("night.yaml: ledger: ")
 
 
 class Cluster:
-    """A dashboard that has one job, of which a withdrawal says that it is not wanted any more."""
+    """A dashboard with one withdrawn job."""
 
     def __init__(self) -> None:
         self.status = "PENDING"
@@ -136,10 +139,10 @@ def test_a_withdrawn_job_is_over_before_its_turn_comes(cluster: Cluster) -> None
 
 
 def test_a_withdrawn_job_whose_turn_has_come_is_waited_for(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither taken for the search that is submitted now, nor run beside it."""
+    """It is neither taken for the search that is submitted now, nor run at the same time."""
     monkeypatch.setattr(submit, "POLL_S", 0.01)
     cluster.status = "RUNNING"
     jobs = Jobs(cluster.url)
-    assert _active(_listed(jobs), Submitted("night", "0" * 64, [])) is None
+    assert active_job(settled_jobs(jobs), Submitted("night", "0" * 64, [])) is None
     assert cluster.status == "STOPPED"
     assert cluster.asked >= 3

@@ -1,4 +1,4 @@
-"""Two who submit the same at the same time, on a cluster that is a list in memory."""
+"""Simultaneous identical submissions, with an in-memory cluster."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 
 from evosearch.errors import ClusterError
-from evosearch.execution.jobs import CHECK, RUN, Job
-from evosearch.jobs import submit
+from evosearch.execution.ray_jobs import CHECK, RUN, Job
+from evosearch.jobs import remote_check, submit
+from evosearch.jobs.commands import Options
 from evosearch.jobs.pack import Pack
-from evosearch.jobs.submit import Options, Submitted, _checked, _queue
+from evosearch.jobs.remote_check import RemoteCheck
+from evosearch.jobs.submission import Submitted
+from evosearch.jobs.submit import enqueue
 from evosearch.search.progress import Silent
 
 ID = "0" * 64
@@ -21,7 +24,7 @@ PICKLES, BOTH = Options(allow_pickle=True), Options(True, True)
 
 
 class Cluster:
-    """Its jobs, and how they are asked for; `meanwhile`: what another does, once, before a call is answered."""
+    """Jobs in memory; `meanwhile` maps a call to what another user does, once, just before it is answered."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, Job] = {}
@@ -63,7 +66,7 @@ class Cluster:
 
 
 class Watcher(Silent):
-    """Does something whenever it is told of a check: with the job's id."""
+    """Watcher that acts on the job id of every note about a check."""
 
     def __init__(self, act: Callable[[str], None]) -> None:
         self.act = act
@@ -74,22 +77,23 @@ class Watcher(Silent):
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(remote_check, "POLL_S", 0.001)
     monkeypatch.setattr(submit, "POLL_S", 0.001)
     return Cluster()
 
 
 def queued(cluster: Any, options: Options = PICKLES, search_id: str = ID) -> Submitted:
     submitted = Submitted("night", search_id, [])
-    _queue(submitted, PACKED, cluster, options)
+    enqueue(submitted, PACKED, cluster, options)
     return submitted
 
 
 def checked(cluster: Any, act: Callable[[str], None], options: Options = PICKLES) -> tuple[Job, str]:
-    return _checked(Submitted("night", ID, []), PACKED, cluster, Watcher(act), options)
+    return RemoteCheck(Submitted("night", ID, []), PACKED, cluster, options).run(Watcher(act))
 
 
 @pytest.mark.parametrize("call", ["places", "all", "submit"])
-def test_of_two_who_submit_the_same_at_once_one_is_told_of_the_others_job(cluster: Any, call: str) -> None:
+def test_of_two_identical_submissions_at_once_one_gets_the_others_job(cluster: Any, call: str) -> None:
     others: list[Submitted] = []
     cluster.meanwhile[call] = lambda: others.append(queued(cluster))
     mine = queued(cluster)
@@ -107,12 +111,12 @@ def test_where_the_others_job_has_ended_by_then_the_search_is_continued(cluster:
 
 def test_another_search_of_this_name_may_have_come_during_the_check(cluster: Any) -> None:
     cluster.meanwhile["places"] = lambda: queued(cluster, search_id="1" * 64)
-    with pytest.raises(ClusterError, match="night: another search of this name waits there"):
+    with pytest.raises(ClusterError, match="night: another search of this name is waiting there"):
         queued(cluster)
     assert len(cluster.jobs) == 1
 
 
-def test_an_id_that_is_nobodys_search_ends_the_submit(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_id_without_a_job_ends_the_submit(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "submit", lambda *given, **named: False)
     with pytest.raises(ClusterError, match=f"the cluster lost job {STEM}-1"):
         queued(cluster)
@@ -130,7 +134,7 @@ def test_options_go_to_the_commands_there_and_make_no_other_search_of_it(cluster
     again = queued(cluster, Options())
     assert (again.job, again.already) == (f"{STEM}-1", True)
     (note,) = again.notes
-    assert note.startswith("it was submitted with --continue-from-best --allow-pickle, not with no options, and that")
+    assert note.startswith("it was submitted with --continue-from-best --allow-pickle, not with no options; the job")
     assert queued(cluster, BOTH).notes == []
 
 
@@ -146,18 +150,18 @@ def interrupt(id: str) -> None:
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_who_interrupts_ends_a_check_of_their_own_alone(cluster: Any, own: bool) -> None:
+def test_an_interrupt_ends_only_ones_own_check(cluster: Any, own: bool) -> None:
     if not own:
         with pytest.raises(KeyboardInterrupt):
             checked(cluster, interrupt)
-        cluster.stopped.clear()  # that one is still ending
+        cluster.stopped.clear()  # the stopped job is still active
     with pytest.raises(KeyboardInterrupt):
         checked(cluster, interrupt)
     assert list(cluster.jobs) == [f"{STEM}-{CHECK}-1"]
     assert cluster.stopped == ([f"{STEM}-{CHECK}-1"] if own else [])
 
 
-def test_a_check_that_another_ended_is_begun_anew(cluster: Any) -> None:
+def test_a_shared_check_that_was_stopped_is_started_again(cluster: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         checked(cluster, interrupt)
     waited: list[str] = []
@@ -177,7 +181,7 @@ def test_a_check_with_other_options_is_another(cluster: Any) -> None:
     job, _ = checked(cluster, lambda job: cluster.end(job, "succeeded"), Options())
     assert job.id == f"{STEM}-{CHECK}-2"
     with pytest.raises(KeyboardInterrupt):
-        checked(cluster, interrupt, BOTH)  # of what a check is not told, it does not depend
+        checked(cluster, interrupt, BOTH)  # options that a check does not take make no difference
     assert len(cluster.jobs) == 2
 
 
@@ -194,11 +198,11 @@ def test_two_whose_checks_begin_at_once_share_one(cluster: Any) -> None:
 def test_the_command_line_has_the_options(evosearch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Options] = []
 
-    def stand_in(path: Path, address: str, watcher: Any, options: Options) -> Submitted:
+    def fake(path: Path, address: str, watcher: Any, options: Options) -> Submitted:
         given.append(options)
         return Submitted("night", ID, [], job=f"{STEM}-1", state="pending")
 
-    monkeypatch.setattr(submit, "submit", stand_in)
+    monkeypatch.setattr(submit, "submit", fake)
     for options in ((), ("--allow-pickle",), ("--continue-from-best",)):
         assert evosearch("submit", "night.yaml", "--address", "http://head:8265", *options)[0] == 0
     assert given == [Options(), Options(allow_pickle=True), Options(continue_from_best=True)]
