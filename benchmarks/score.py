@@ -124,7 +124,7 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder:
             scorer = self.scorer(setting, setting.documents, Path(folder))
             batch = scorer.batch("test")
-            frozen = scorer._lay_out(batch)[0]
+            frozen = scorer.plans(batch)[0]
             generates = setting.config["output_type"] == "generate_until"
             pilots = {size: self.lm_eval(frozen, size, PILOT)[0] for size in BATCH_SIZES if not generates}
             size = GENERATION_ROWS if generates else min(pilots, key=lambda size: pilots[size])
@@ -133,7 +133,7 @@ class Bench:
             theirs, answers = self.lm_eval(frozen, size, setting.documents)
             ours = (before + self.ours(scorer, batch)[0]) / 2  # runs on both sides of lm-eval's even out other load
         if generates:
-            texts = generate(self.model, scorer._lay_out(batch)[2])[0]
+            texts = generate(self.model, scorer.plans(batch)[2])[0]
             difference, differ = 0.0, sum(ours != theirs for ours, theirs in zip(texts, answers, strict=True))
         else:
             lls = np.array([answer[0] for answer in answers])

@@ -1,6 +1,6 @@
-"""The documents of the sentence tasks, read from the JSON lines that `scripts/prepare_smollm2` puts into `data/`.
+"""Documents of the sentence tasks, read from the JSON lines in `data/` that `examples.smollm2.prepare` writes.
 
-lm-eval imports this file by its path, so it depends on nothing but `datasets` and works from any working directory.
+lm-eval imports this file by its path, so it depends only on `datasets` and works from any working directory.
 """
 
 import json
@@ -11,7 +11,7 @@ from datasets import Dataset
 
 DATA = Path(__file__).resolve().parent / "data"
 SPLITS = {"test": "heldout", "fewshot": "fewshot"}  # lm-eval's split → the file's
-NEXT = "Write the data files with `scripts/prepare_smollm2` (recipes/README.md says how)."
+NEXT = "Write the data files with `python -m examples.smollm2.prepare`, see examples/README.md."
 
 
 def load(sentence_set: str, **_metadata: Any) -> dict[str, Dataset]:

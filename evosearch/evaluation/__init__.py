@@ -1,1 +1,1 @@
-"""What a model is worth: suites, splits, scoring, statistics."""
+"""Evaluation of models: suites, splits, scoring and statistics."""

@@ -1,4 +1,4 @@
-"""What the other rooms may know of an evaluation: items, batches of items, score cards. No torch."""
+"""Data types of an evaluation: item sets, batches and score cards. Imports no torch."""
 
 import hashlib
 import json
@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 SPLITS = ("search", "validation", "test")
 
-# Columns that are no metric of lm-eval's. A metric's column has the metric's name, as `acc`.
+# Columns other than lm-eval's metrics, whose columns have the metric's name, such as `acc`.
 LOGLIKELIHOODS = "loglikelihoods"  # (requests,) summed log-likelihood of each request, in request order
-REQUESTS = "requests"  # (items,) how many requests each item has: how to cut LOGLIKELIHOODS into items
-GOLD = "gold_logprob"  # (items,) log-probability of the right answer, see scores.py
-IN_LANGUAGE = "in_language"  # (items,) 1 where what was generated is in the language that the task asks for
+REQUESTS = "requests"  # (items,) number of requests of each item: how to split LOGLIKELIHOODS into items
+GOLD = "gold_logprob"  # (items,) log-probability of the right answer, see gold.py
+IN_LANGUAGE = "in_language"  # (items,) 1 if the generated text is in the task's language, else 0
 
 
-def part(metric: str, index: int) -> str:
-    """Column of one part of a metric that has a tuple for each item: `word_perplexity[1]`."""
+def component(metric: str, index: int) -> str:
+    """Return the column of one component of a metric with a tuple per item: `word_perplexity[1]`."""
     return f"{metric}[{index}]"
 
 
@@ -29,9 +29,9 @@ def part(metric: str, index: int) -> str:
 class ItemSet:
     """Documents of one task that are scored together, in a fixed order.
 
-    `doc_ids` are positions, sorted, in the lm-eval task's evaluation documents (what `lm_eval --samples` takes), or in
-    those of its dataset split that `documents` names; `doc_hashes` are sha256 of the documents' canonical JSON;
-    `groups` ties documents that are not independent.
+    `doc_ids` are sorted positions in the lm-eval task's evaluation documents (as in `lm_eval --samples`), or in those
+    of the dataset split `documents`; `doc_hashes` are the sha256 of the documents' canonical JSON; documents of one
+    group in `groups` are not independent.
     """
 
     task: str  # the task's name in the suite
@@ -39,13 +39,14 @@ class ItemSet:
     doc_ids: tuple[int, ...]
     doc_hashes: tuple[str, ...]
     groups: tuple[str, ...] = ()
-    documents: str = ""  # train, validation or test, where that is not what lm-eval evaluates
+    documents: str = ""  # dataset split (train, validation or test); empty for the one that lm-eval evaluates
 
     @cached_property
     def digest(self) -> str:
-        """sha256 (hex) over task and documents."""
-        parts = [self.task, self.lm_eval_task, self.doc_ids, self.doc_hashes, self.groups]
-        return _digest([*parts, self.documents] if self.documents else parts)
+        """The sha256 (hex) over task and documents."""
+        return _digest(
+            [self.task, self.lm_eval_task, self.documents, self.doc_ids, self.doc_hashes, self.groups],
+        )
 
     def __len__(self) -> int:
         return len(self.doc_ids)
@@ -53,18 +54,19 @@ class ItemSet:
 
 @dataclass(frozen=True)
 class ItemBatch:
-    """The items of one split, or a part of them, scored in one go."""
+    """The items of one split, or of a minibatch of it, scored together."""
 
     split: str
     sets: tuple[ItemSet, ...]
 
     @cached_property
     def digest(self) -> str:
+        """The sha256 (hex) over split and item sets."""
         return _digest([self.split, [items.digest for items in self.sets]])
 
     @cached_property
     def documents_digest(self) -> str:
-        """sha256 (hex) of which documents these are, whatever the tasks are called and however they are grouped."""
+        """The sha256 (hex) of the set of documents alone, independent of task names and groups."""
         return _digest(sorted({doc_hash for items in self.sets for doc_hash in items.doc_hashes}))
 
     def __len__(self) -> int:
@@ -96,7 +98,7 @@ class Tokens:
 
     forwarded: int = 0  # run through the model, padding not counted
     padded: int = 0  # padding run through the model
-    distinct: int = 0  # distinct prefixes among the requests: what must be run at least
+    distinct: int = 0  # distinct prefixes among the requests: the minimum to run
     requested: int = 0  # sum of the requests' lengths
 
     def __add__(self, other: "Tokens") -> "Tokens":
@@ -113,7 +115,7 @@ Column = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ScoreCard:
-    """Per-item scores of one candidate on one split, and the aggregates made from them."""
+    """Per-item scores of one candidate on one batch, and their aggregates."""
 
     split: str
     batch_digest: str
@@ -121,21 +123,19 @@ class ScoreCard:
     set_digests: Mapping[str, str]  # task → ItemSet.digest
     tasks: Mapping[str, TaskScore]
     score: float  # 100 · Σ w (m − c) / (1 − c)
-    fitness: Estimate  # what an optimizer is told
+    fitness: Estimate  # what the optimizer maximizes
     tokens: Tokens = field(default_factory=Tokens)
     seconds: Mapping[str, float] = field(default_factory=dict)  # load, materialize, score
     reported: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # task → metric → lm-eval's aggregate
-    modes: Mapping[str, str] = field(default_factory=dict)  # loglikelihood, generation → how the model was run
-    guards: Mapping[str, float] = field(default_factory=dict)  # guarded task → its own points, 100 (m − c) / (1 − c)
+    modes: Mapping[str, str] = field(default_factory=dict)  # loglikelihood, generation → execution mode
+    guards: Mapping[str, float] = field(default_factory=dict)  # guarded task → points, 100 (m − c) / (1 − c)
     score_stderr: float = 0.0
-    task_fitness: Mapping[str, Estimate] = field(
-        default_factory=dict
-    )  # task -> its share of the fitness, else its points
+    # Task → mean gold log-probability of a scoring task with `fitness: gold_logprob`, otherwise points.
+    task_fitness: Mapping[str, Estimate] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
-        """The aggregates as plain JSON data: what an event holds. A reported value that is not finite is None."""
-        guards = {"guards": dict(self.guards)} if self.guards else {}
-        return guards | {
+        """Return the aggregates as plain JSON data, as events store them; non-finite reported values become None."""
+        return {
             "split": self.split,
             "batch": self.batch_digest,
             "sets": dict(self.set_digests),
@@ -147,6 +147,7 @@ class ScoreCard:
             "tokens": vars(self.tokens).copy(),
             "seconds": dict(self.seconds),
             "modes": dict(self.modes),
+            "guards": dict(self.guards),
             "reported": {
                 task: {name: value if math.isfinite(value) else None for name, value in metrics.items()}
                 for task, metrics in self.reported.items()

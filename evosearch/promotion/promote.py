@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from evosearch.errors import SearchError
 from evosearch.evaluation.types import Column
-from evosearch.promotion.finalists import BASELINE_KINDS, best, kind_of
+from evosearch.promotion.finalists import BASELINE_KINDS, best, kind_of, standings
 from evosearch.promotion.gate import Contender, GateDecision, Measure, Role, decide
 from evosearch.promotion.non_inferiority import GuardedTask
 from evosearch.promotion.validate import PLAIN, Validation
@@ -64,7 +64,7 @@ class Promotion(Validation):
         return decision
 
     def _best_baseline(self) -> str | None:
-        baseline = best(self._standings(), "validation", BASELINE_KINDS)
+        baseline = best(standings(self.recorder.state), "validation", BASELINE_KINDS)
         return baseline.candidate if baseline else None
 
     def _test_list(self, finalist: str) -> list[str]:
@@ -72,7 +72,7 @@ class Promotion(Validation):
 
         The best baseline is a stage's winner, the uniform average or the best scale.
         """
-        entries = self._standings()
+        entries = standings(self.recorder.state)
         names = [finalist, *(entry.candidate for entry in entries if entry.kind in PLAIN)]
         scale = best(entries, "validation", ("scale",))
         names += [scale.candidate] if scale else []
@@ -112,7 +112,11 @@ class Promotion(Validation):
         ]
 
     def _roles(self) -> dict[str, Role]:
-        entries = [entry for entry in self._standings() if "test" in entry.scores or entry.kind in ("base", "parent")]
+        entries = [
+            entry
+            for entry in standings(self.recorder.state)
+            if "test" in entry.scores or entry.kind in ("base", "parent")
+        ]
         roles: dict[str, Role] = {
             entry.candidate: ROLES[entry.kind] for entry in entries if entry.kind in ("base", "parent")
         }

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evosearch.evaluation.harness.frozen import Answers, FrozenBatch, FrozenDocument, FrozenTask, Judged
+from evosearch.evaluation.harness.frozen import Answers, FrozenBatch, FrozenDocument, FrozenTask, TaskResult
 from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.suites.suite import load_suite
 
@@ -39,8 +39,8 @@ def answers(frozen: FrozenBatch, write: Write, right: bool) -> Answers:
     texts = [""] * len(frozen.generations)
     for task in frozen.tasks:
         for document in task.documents:
-            if document.asks[0].generates:
-                texts[document.asks[0].requests[0]] = write(document.document)
+            if document.queries[0].generates:
+                texts[document.queries[0].requests[0]] = write(document.document)
             else:
                 lls[_choices(task, document, right)] = -1e-6  # a sum of zero would be beaten by no length
     return Answers(lls, np.zeros(len(lls), dtype=np.bool_), texts)
@@ -50,14 +50,14 @@ def _choices(task: FrozenTask, document: FrozenDocument, right: bool) -> int:
     assert document.gold is not None
     assert document.gold.choice is not None
     chosen = document.gold.choice if right else (document.gold.choice + 1) % document.gold.among
-    return document.asks[chosen].requests[0]
+    return document.queries[chosen].requests[0]
 
 
 @pytest.fixture
-def judge(hub: Path, smaller: Callable[..., Path], tokenizer: Any) -> Callable[..., dict[str, Judged]]:
+def judge(hub: Path, smaller: Callable[..., Path], tokenizer: Any) -> Callable[..., dict[str, TaskResult]]:
     """`judge("reasoning", "search", write, right)` → suite task → what the answers are worth."""
 
-    def call(name: str, split: str, write: Write, right: bool = True) -> dict[str, Judged]:
+    def call(name: str, split: str, write: Write, right: bool = True) -> dict[str, TaskResult]:
         harness = Harness(load_suite(smaller(name)))
         frozen = harness.freeze(harness.batch(split), tokenizer, 2048)
         return harness.collect(frozen, answers(frozen, write, right))
@@ -65,12 +65,12 @@ def judge(hub: Path, smaller: Callable[..., Path], tokenizer: Any) -> Callable[.
     return call
 
 
-def values(judged: dict[str, Judged], task: str, metric: str) -> set[float]:
+def values(judged: dict[str, TaskResult], task: str, metric: str) -> set[float]:
     return {float(value) for value in judged[task].columns[metric]}
 
 
 @pytest.mark.parametrize("split", ["search", "validation", "test"])
-def test_reasoning_right_answers_score_one(judge: Callable[..., dict[str, Judged]], split: str) -> None:
+def test_reasoning_right_answers_score_one(judge: Callable[..., dict[str, TaskResult]], split: str) -> None:
     judged = judge("reasoning", split, worked)
     assert values(judged, "gsm8k", "exact_match") == {1.0}
     assert judged["gsm8k_flexible"].reported["exact_match"] == 1.0
@@ -78,7 +78,7 @@ def test_reasoning_right_answers_score_one(judge: Callable[..., dict[str, Judged
         assert values(judged, task, "acc_norm") == {1.0}
 
 
-def test_reasoning_wrong_answers_score_nothing(judge: Callable[..., dict[str, Judged]]) -> None:
+def test_reasoning_wrong_answers_score_nothing(judge: Callable[..., dict[str, TaskResult]]) -> None:
     judged = judge("reasoning", "search", astray, right=False)
     assert values(judged, "gsm8k", "exact_match") == {0.0}
     assert judged["gsm8k_flexible"].reported["exact_match"] == 0.0
@@ -86,7 +86,7 @@ def test_reasoning_wrong_answers_score_nothing(judge: Callable[..., dict[str, Ju
         assert values(judged, task, "acc_norm") == {0.0}
 
 
-def test_the_filters_differ_where_only_the_form_is_missing(judge: Callable[..., dict[str, Judged]]) -> None:
+def test_the_filters_differ_where_only_the_form_is_missing(judge: Callable[..., dict[str, TaskResult]]) -> None:
     judged = judge("reasoning", "test", told)
     assert values(judged, "gsm8k", "exact_match") == {0.0}  # no `####`
     assert judged["gsm8k_flexible"].reported["exact_match"] == 1.0
@@ -110,7 +110,7 @@ def test_the_filters_differ_where_only_the_form_is_missing(judge: Callable[..., 
 )
 @pytest.mark.parametrize("split", ["search", "test"])
 def test_the_last_number_counts_if_it_is_told_in_japanese(
-    judge: Callable[..., dict[str, Judged]], split: str, form: str, worth: float
+    judge: Callable[..., dict[str, TaskResult]], split: str, form: str, worth: float
 ) -> None:
     def write(document: dict[str, Any]) -> str:
         plain = str(document["answer_number"])

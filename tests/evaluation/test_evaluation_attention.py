@@ -13,9 +13,10 @@ import transformers
 
 from evosearch.checkpoints.families.registry import all_families
 from evosearch.errors import CandidateError
-from evosearch.evaluation.engine.attention import MODES, Mode
-from evosearch.evaluation.engine.generation import Decoder, GenerationRequest, generate, lay_out_generations
+from evosearch.evaluation.engine.generation import generate
+from evosearch.evaluation.engine.generation_plan import Decoder, GenerationRequest, lay_out_generations
 from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out, score_loglikelihoods
+from evosearch.evaluation.engine.modes import MODES, Mode
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32,

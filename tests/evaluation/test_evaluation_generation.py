@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from evosearch.evaluation.engine.generation import Decoder, GenerationRequest, Stop, generate, lay_out_generations
+from evosearch.evaluation.engine.generation import generate
+from evosearch.evaluation.engine.generation_plan import Decoder, GenerationRequest, Stop, lay_out_generations
 from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out
-from evosearch.evaluation.engine.prefix_tree import distinct_prefixes
+from evosearch.evaluation.engine.runs import distinct_prefixes
 
 Prompts = list[tuple[int, ...]]
 

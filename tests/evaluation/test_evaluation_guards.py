@@ -19,7 +19,7 @@ from evosearch.evaluation.types import GOLD, ItemBatch, ItemSet, Tokens
 Data = dict[str, Any]
 COUNTS = {"search": 1, "validation": 1, "test": 1}
 LEARNT: Data = {"task": "x", "name": "learnt", "metric": "acc", "chance": 0.2}
-FORGOTTEN: Data = {"task": "y", "name": "gone", "metric": "acc", "forget": True, "weight": 3.0}
+FORGOTTEN: Data = {"task": "y", "name": "gone", "metric": "acc", "unlearn": True, "weight": 3.0}
 BESIDE: Data = {"task": "z", "name": "beside", "metric": "acc", "report_only": True, "chance": 0.5}
 COLUMNS = {
     "learnt": {"acc": np.array([1.0, 0.0, 1.0, 1.0]), GOLD: np.array([-1.0, -2.0, -3.0, -2.0])},
@@ -90,7 +90,7 @@ def test_a_guard_needs_an_item_mean(column: Data, said: str) -> None:
 
 def test_an_unset_key_changes_no_digest() -> None:
     plain = suite([LEARNT])
-    assert suite([LEARNT | {"forget": False}], guards=[]).digest() == plain.digest()
+    assert suite([LEARNT | {"unlearn": False}], guards=[]).digest() == plain.digest()
     changed = [suite([FORGOTTEN]).digest(), suite([LEARNT], guards=[{"task": "learnt", "max_drop": 2}]).digest()]
     assert len({plain.digest(), *changed}) == 3
 
@@ -113,10 +113,10 @@ WRONG: list[tuple[Data, str]] = [
     ({"tasks": [LEARNT, BESIDE]}, "tasks[1].chance: got 0.5 for a task that is only reported. Remove chance"),
     ({"tasks": [FORGOTTEN | {"chance": 0.2}]}, "tasks[0].chance: got 0.2 for a task that is to be forgotten. 0: such"),
     (
-        {"tasks": [LEARNT, {"task": "z", "report_only": True, "forget": True}]},
+        {"tasks": [LEARNT, {"task": "z", "report_only": True, "unlearn": True}]},
         "tasks[1].forget: true for a task that is",
     ),
-    ({"tasks": [FORGOTTEN | {"forget": [1]}]}, "tasks[0].forget: "),
+    ({"tasks": [FORGOTTEN | {"unlearn": [1]}]}, "tasks[0].forget: "),
 ]
 
 

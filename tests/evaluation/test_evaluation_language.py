@@ -110,7 +110,7 @@ WRONG: list[tuple[Data, str]] = [
         {"task": "t_choice", "metric": "acc", "chance": 0.3, "language": "ja"},
         "language: 't_choice' generates nothing: its output type is multiple_choice. Remove this key.",
     ),
-    ({**WRITE, "language": "ja", "forget": True}, "language: got 'ja' for a task that is to be forgotten"),
+    ({**WRITE, "language": "ja", "unlearn": True}, "language: got 'ja' for a task that is to be forgotten"),
 ]
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from evosearch.errors import SuiteError
 from evosearch.evaluation.harness.harness import Harness
-from evosearch.evaluation.suites.linked_documents import Kinship, scopes
+from evosearch.evaluation.suites.linked_documents import LinkedDocuments, scopes
 from evosearch.evaluation.suites.splits import Selection
 from evosearch.evaluation.suites.suite import Suite, load_suite
 from evosearch.evaluation.types import SPLITS, ItemBatch, ItemSet
@@ -47,7 +47,7 @@ def write_task(folder: Path, name: str, documents: list[Data], **config: Any) ->
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`plain`: 40 texts. `twins`: as plain, and a changed copy of each. `passages`: 12 passages of five questions."""
-    made = tmp_path_factory.mktemp("kin")
+    made = tmp_path_factory.mktemp("linked")
     tasks = made / "tasks"
     tasks.mkdir()
     write_task(tasks, "plain", [{"text": text(i)} for i in range(40)])
@@ -186,11 +186,13 @@ def test_groups_hold_between_tasks_of_the_same_documents(folder: Path) -> None:
 
 
 def test_groups_and_clusters_that_overlap_are_one_group() -> None:
-    kin = Kinship({"a": "a", "b": "a", "x": "x", "y": "x"}, {"t": {"a": "p", "b": "q", "c": "q", "d": "r"}}, {"t": "l"})
-    assert kin.item_groups("t", Selection((0, 1, 2, 3), tuple("abcd"))) == ("p", "p", "p", "r")
-    assert kin.item_groups("t", Selection((0, 3), tuple("ad"))) == ("p", "r")
-    assert kin.item_groups("other", Selection((0, 1, 2), tuple("abz"))) == ("a", "a", "z")
-    assert kin.item_groups("other", Selection((0, 1), tuple("az"))) == ()
+    linked = LinkedDocuments(
+        {"a": "a", "b": "a", "x": "x", "y": "x"}, {"t": {"a": "p", "b": "q", "c": "q", "d": "r"}}, {"t": "l"}
+    )
+    assert linked.item_groups("t", Selection((0, 1, 2, 3), tuple("abcd"))) == ("p", "p", "p", "r")
+    assert linked.item_groups("t", Selection((0, 3), tuple("ad"))) == ("p", "r")
+    assert linked.item_groups("other", Selection((0, 1, 2), tuple("abz"))) == ("a", "a", "z")
+    assert linked.item_groups("other", Selection((0, 1), tuple("az"))) == ()
 
 
 def test_the_digest_of_an_item_set_counts_groups_and_sources_where_there_are_any() -> None:
@@ -207,7 +209,7 @@ def test_a_ledger_gives_back_groups_and_sources(tmp_path: Path) -> None:
         assert ledger.item_set(items.digest) == items
     regrouped = replace(items, groups=("g", "h"))
     assert _difference(items, regrouped, "test") == (
-        "the documents of 'l' for the test split are grouped otherwise than when this search began"
+        "the groups of the documents of 'l' in the test split changed since this search started"
     )
 
 

@@ -10,9 +10,10 @@ import pytest
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
-from evosearch.evaluation.engine.generation import Decoder, generate, lay_out_generations
+from evosearch.evaluation.engine.generation import generate
+from evosearch.evaluation.engine.generation_plan import Decoder, lay_out_generations
 from evosearch.evaluation.engine.loglikelihood import ScoreOptions, lay_out, score_loglikelihoods
-from evosearch.evaluation.engine.prefix_tree import distinct_prefixes
+from evosearch.evaluation.engine.runs import distinct_prefixes
 from evosearch.evaluation.harness.freezing import Freezer
 from evosearch.evaluation.harness.harness import max_length_of
 from evosearch.evaluation.harness.lm_adapter import RequestRecorder
@@ -95,7 +96,7 @@ def test_documents_are_lm_evals(scorer: Scorer, samples: Any) -> None:
 
 
 def test_generated_texts_are_lm_evals(scorer: Scorer, model: Any, samples: Any) -> None:
-    frozen, _, plan = scorer._lay_out(scorer.batch("test"))
+    frozen, _, plan = scorer.plans(scorer.batch("test"))
     texts, tokens = generate(model, plan)
     expected = [sample["resps"][0][0] for sample in samples["t_generate"]]
     assert texts == expected

@@ -12,7 +12,7 @@ from evosearch.evaluation.types import GOLD, LOGLIKELIHOODS, Column, ItemBatch, 
 
 TASKS = [
     {"task": "x", "name": "a", "metric": "acc", "chance": 0.25},
-    {"task": "y", "name": "b", "metric": "acc", "forget": True, "weight": 2.0},
+    {"task": "y", "name": "b", "metric": "acc", "unlearn": True, "weight": 2.0},
     {"task": "z", "name": "c", "metric": "acc", "report_only": True},
 ]
 GUARDS = [{"task": "a", "max_drop": 1.0}, {"task": "c", "max_drop": 1.0}]

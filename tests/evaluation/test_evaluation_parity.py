@@ -221,7 +221,7 @@ def test_scores_are_lm_evals(family: str, variant: str, world: World, theirs: di
 
 def _check_requests(scorer: Scorer, model: Any, columns: Any, out: dict[str, Any]) -> None:
     """Log-likelihoods of every request, and whether greedy decoding gives its continuation."""
-    frozen, plan, _ = scorer._lay_out(scorer.batch("test"))
+    frozen, plan, _ = scorer.plans(scorer.batch("test"))
     _, greedy, _ = score_loglikelihoods(model, plan)
     margins = [_margin(model, request) for request in plan.requests]
     flags = 0
@@ -238,7 +238,7 @@ def _check_requests(scorer: Scorer, model: Any, columns: Any, out: dict[str, Any
         assert np.ptp(lls) > 1
         assert columns[name][REQUESTS].tolist() == [len(sample["resps"]) for sample in samples]
         if name != "p_text":
-            asked = [ask.requests[0] for document in task.documents for ask in document.asks]
+            asked = [query.requests[0] for document in task.documents for query in document.queries]
             sure = [margins[request] > 1e-4 for request in asked]
             assert [greedy[request] for request in asked if margins[request] > 1e-4] == [
                 answer[1] for answer, known in zip(answers, sure, strict=True) if known
@@ -264,7 +264,7 @@ def test_examples_drawn_for_each_document(family: str, tmp_path: Path, tasks_wri
     path.write_text(yaml.safe_dump({**SUITE, "tasks": SUITE["tasks"][:2], "num_fewshot": 5}))
     model, scorer = make(family, len(tokenizer)), Scorer(load_suite(path), tokenizer, LENGTH)
     batch = scorer.batch("test")
-    card, frozen = scorer.score(model, batch), scorer._lay_out(batch)[0]
+    card, frozen = scorer.score(model, batch), scorer.plans(batch)[0]
     prefixes = {request.inputs[:20] for request in frozen.loglikelihoods}
     assert len(prefixes) > DOCUMENTS  # nothing that all share
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)
@@ -277,8 +277,8 @@ def test_examples_drawn_for_each_document(family: str, tmp_path: Path, tasks_wri
 
 def test_rolling_texts_span_several_windows(world: World, tokenizer: Any) -> None:
     scorer = world.scorer("plain", with_chat(tokenizer, False), False)
-    frozen, _, _ = scorer._lay_out(scorer.batch("test"))
-    windows = [len(document.asks[0].requests) for document in frozen.tasks[3].documents]
+    frozen, _, _ = scorer.plans(scorer.batch("test"))
+    windows = [len(document.queries[0].requests) for document in frozen.tasks[3].documents]
     assert min(windows) == 1
     assert max(windows) > 3
 
@@ -288,7 +288,7 @@ def test_options_change_what_is_asked(world: World, tokenizer: Any) -> None:
     made = {}
     for variant in VARIANTS:
         scorer = world.scorer(variant, tokenizer, False)
-        frozen, _, _ = scorer._lay_out(scorer.batch("test"))
+        frozen, _, _ = scorer.plans(scorer.batch("test"))
         made[variant] = (frozen.loglikelihoods, frozen.generations)
         texts = [tokenizer.decode(request.prompt) for request in frozen.generations]
         assert all(

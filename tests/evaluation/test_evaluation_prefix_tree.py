@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from evosearch.evaluation.engine.prefix_tree import Layout, Run, Tokens, as_rows, as_tree, by_length, distinct_prefixes
+from evosearch.evaluation.engine.prefix_tree import as_tree
+from evosearch.evaluation.engine.runs import Layout, Run, Tokens, as_rows, by_length, distinct_prefixes
 
 CACHED = 60
 

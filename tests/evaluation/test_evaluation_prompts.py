@@ -33,7 +33,7 @@ def suite_of(suite_file: Path, tmp_path: Path) -> Any:
 def prompts(suite: Suite, tokenizer: Any, model: Any) -> list[str]:
     """What the first request of each task begins with, choices and answers left off."""
     scorer = Scorer(suite, tokenizer, max_length_of(model.config, tokenizer))
-    frozen, _, _ = scorer._lay_out(scorer.batch("search"))
+    frozen, _, _ = scorer.plans(scorer.batch("search"))
     return [task.documents[0].instances[0].args[0] for task in frozen.tasks]
 
 

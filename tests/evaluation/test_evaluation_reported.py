@@ -126,7 +126,7 @@ def test_weights_that_are_not_finite_are_found_in_every_request(
     batch = scorer.batch("search")
     alone = ItemBatch("search", tuple(items for items in batch.sets if items.task == task))
     if task == "t_generate":  # its right answers are log-likelihoods, which fail first: here it is alone
-        plan = scorer._lay_out(alone)[2]
+        plan = scorer.plans(alone)[2]
         from evosearch.evaluation.engine.generation import generate as run
 
         with pytest.raises(CandidateError, match="score: logits are not finite while generating"):

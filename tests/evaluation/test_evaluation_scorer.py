@@ -14,7 +14,7 @@ import yaml
 
 from evosearch.errors import CandidateError, SuiteError
 from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out
-from evosearch.evaluation.engine.prefix_tree import distinct_prefixes
+from evosearch.evaluation.engine.runs import distinct_prefixes
 from evosearch.evaluation.harness.harness import max_length_of
 from evosearch.evaluation.harness.scorer import Scorer
 from evosearch.evaluation.suites.suite import load_suite
@@ -111,8 +111,8 @@ def test_random_shots_depend_on_the_document_alone(
     scorer = scorer_of(suite_data, tmp_path, tokenizer, model)
     whole = scorer.batch("test")
     part = ItemBatch("test", (some(whole.sets[0], slice(4, 9)),))
-    every = scorer._lay_out(whole)[0].loglikelihoods
-    assert scorer._lay_out(part)[0].loglikelihoods == every[12:]
+    every = scorer.plans(whole)[0].loglikelihoods
+    assert scorer.plans(part)[0].loglikelihoods == every[12:]
     openings = {request.inputs[:8] for request in every}
     assert len(openings) > 1  # they are drawn, not the same for all
 
@@ -146,7 +146,7 @@ def test_weights_that_are_not_finite_are_the_candidates_fault(scorer: Scorer, mo
     with pytest.raises(CandidateError, match=r"score: \d+ of \d+ log-likelihoods are not finite"):
         scorer.score(broken, scorer.batch("search"))
     generations = ItemBatch("search", scorer.batch("search").sets[3:])
-    frozen, _, laid = scorer._lay_out(generations)
+    frozen, _, laid = scorer.plans(generations)
     from evosearch.evaluation.engine.generation import generate
 
     with pytest.raises(CandidateError, match="not finite while generating"):

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from evosearch.checkpoints.reader import Checkpoint
-from evosearch.evaluation.engine import attention
+from evosearch.evaluation.engine import modes
 from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out, score_loglikelihoods
 from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.materialize.routed import ResidentRoute
@@ -50,13 +50,13 @@ def by_forward(model: Any, request: LoglikelihoodRequest) -> float:
 def tried(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The models that ways were tried on."""
     found: list[Any] = []
-    first_right = attention._first_right
+    first_correct = modes._first_correct
 
     def counted(model: Any, probes: Any) -> Any:
         found.append(model)
-        return first_right(model, probes)
+        return first_correct(model, probes)
 
-    monkeypatch.setattr(attention, "_first_right", counted)
+    monkeypatch.setattr(modes, "_first_correct", counted)
     return found
 
 
@@ -85,5 +85,5 @@ def test_windows_follow_the_layers_of_each_route(
         exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32).eval()
         expected = [by_forward(exported, request) for request in requests()]
         np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-3)
-        assert attention.mode_of(resident.model, (1, 2, 3), 3 * WINDOW) == "tree"
+        assert modes.mode_of(resident.model, (1, 2, 3), 3 * WINDOW) == "tree"
     assert tried == [resident.model] * 3  # once for each set of kinds, not once a route

@@ -23,7 +23,8 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from evosearch.checkpoints.families.registry import all_families
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.errors import CheckpointError
-from evosearch.evaluation.engine.generation import Decoder, GenerationRequest, generate, lay_out_generations
+from evosearch.evaluation.engine.generation import generate
+from evosearch.evaluation.engine.generation_plan import Decoder, GenerationRequest, lay_out_generations
 from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out, score_loglikelihoods
 from evosearch.materialize.in_memory import ResidentModel
 from evosearch.materialize.routed import ResidentRoute

@@ -153,7 +153,7 @@ def test_only_the_chosen_method_s_parameters_count(shipped: Path, edited: Callab
 def test_unlearning_subtracts_one_expert_and_guards_the_others(shipped: Path) -> None:
     found = prepared(shipped / "unlearn.yaml")
     assert {guard.task for guard in found.suite.guards} == {"reverse", "deal", "median"}
-    assert [task.name for task in found.suite.tasks if task.forget] == ["sort"]
+    assert [task.name for task in found.suite.tasks if task.unlearn] == ["sort"]
     sort, *others = found.space.dimensions
     assert (sort.low, sort.high) == (-1.5, 0.0)
     assert all(dimension.low == 0.0 for dimension in others)

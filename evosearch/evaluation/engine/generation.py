@@ -1,15 +1,12 @@
 """Greedy generation with a key-value cache, stopping where lm-eval's Hugging Face model stops.
 
-Prompts are read as a trie, each distinct prefix once; then every prompt takes its own keys and values from there, and
-all that ended in one run are continued together, a row that is done leaving the batch. Rows differ in length, and masks
-keep them from seeing their padding, which is never run. Models that take no such mask (`attention.py`) get batches of
-prompts of one length. Either way a row is computed as it would be alone, but for float rounding: what lm-eval gets at
-batch size 1 is what we get at any.
+Prompts are run as a trie, each distinct prefix once. Then every prompt gets a copy of its own keys and values, and all
+prompts that end in one run are continued together; finished rows leave the batch. Rows differ in length: masks hide
+their padding, which is never run. Models that accept no such mask (`modes.py`) get batches of prompts of one length.
+Either way, each row is computed as if it were alone, up to float rounding: the results equal lm-eval's at batch size 1.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,26 +14,15 @@ import torch
 from torch import Tensor
 
 from evosearch.errors import CandidateError
-from evosearch.evaluation.engine.attention import (
-    KVStack,
-    Mode,
-    Placed,
-    forward,
-    limit_of,
-    masks,
-    mode_of,
-    new_cache,
-    reread_at,
-)
+from evosearch.evaluation.engine.attention import KVStack, forward, masks, new_cache
+from evosearch.evaluation.engine.generation_plan import Decoder, GenerationPlan, GenerationRequest, PromptBatch
 from evosearch.evaluation.engine.head import body, check_head, head_logits
-from evosearch.evaluation.engine.loglikelihood import ScoreOptions
+from evosearch.evaluation.engine.modes import limit_of, recompute_at
 from evosearch.evaluation.engine.out_of_memory import out_of_memory
-from evosearch.evaluation.engine.prefix_tree import as_tree, distinct_prefixes
+from evosearch.evaluation.engine.runs import distinct_prefixes
 from evosearch.evaluation.types import Tokens
 
-_PROMPT_TOKENS = 8192  # of one run of prompts, unless told: the more of them, the more rows are continued together
-
-# What a checkpoint's generation_config may hold without changing greedy decoding as it is written here.
+# Values of a checkpoint's generation_config that do not change greedy decoding.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "repetition_penalty": (None, 1, 1.0),
     "encoder_repetition_penalty": (None, 1, 1.0),
@@ -57,176 +43,58 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Stop:
-    """A stop string; lm-eval looks for it in the text of the last few tokens."""
-
-    text: str
-    lookback: int  # tokens decoded to look for it: its own length in tokens plus two
-
-
-@dataclass(frozen=True)
-class GenerationRequest:
-    """One prompt to be continued greedily."""
-
-    prompt: tuple[int, ...]
-    stops: tuple[Stop, ...]  # in lm-eval's order: the text is cut at each in turn
-    max_new_tokens: int
-
-
-class Decoder:
-    """Tokens → text, as the tokenizer does; short look-backs are remembered, since they recur all the time."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._decode = tokenizer.decode
-        self.tail: Callable[[tuple[int, ...]], str] = lru_cache(maxsize=1 << 16)(
-            lambda ids: str(self._decode(list(ids)))
-        )
-
-    def text(self, tokens: Sequence[int]) -> str:
-        """The whole continuation, special tokens left out."""
-        return str(self._decode(list(tokens), skip_special_tokens=True))
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A request's row: which one, and where its prompt's last tokens are in the run's nodes."""
-
-    request: int
-    places: Tensor  # (length of the prompt - kept tokens,)
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """One run of prompts, and the rows that are continued from it; none where it is only read by later runs."""
-
-    placed: Placed | None  # None: `prompts` are plain rows
-    prompts: Tensor  # (B, L) of plain rows
-    rows: tuple[_Row, ...]
-
-
-@dataclass
-class GenerationPlan:
-    """Distinct requests laid out in batches, in the mode that a model is run in; reused for every candidate."""
-
-    requests: tuple[GenerationRequest, ...]
-    first: tuple[int, ...]  # request → the first one equal to it, which is the one that runs
-    decoder: Decoder
-    options: ScoreOptions
-    _laid: dict[tuple[Mode, torch.device], tuple[_Batch, ...]] = field(default_factory=dict)
-
-    def mode(self, model: Any) -> Mode:
-        """The mode this model is run in: prompts as tries, or in rows of one length."""
-        return "tree" if mode_of(model, *self._longest, self.options.modes) == "tree" else "rows"
-
-    @cached_property
-    def _longest(self) -> tuple[tuple[int, ...], int]:
-        """The longest prompt, and the most tokens that any prompt and its continuation come to."""
-        prompt = max((request.prompt for request in self.requests), key=len)
-        return prompt, max(len(request.prompt) + request.max_new_tokens for request in self.requests)
-
-    def batches(self, mode: Mode, device: torch.device) -> tuple[_Batch, ...]:
-        """What is run in a mode on a device, laid out once."""
-        if (mode, device) not in self._laid:
-            lay_out = self._trees if mode == "tree" else self._plain
-            self._laid[mode, device] = tuple(lay_out(device))
-        return self._laid[mode, device]
-
-    def _trees(self, device: torch.device) -> Iterator[_Batch]:
-        """Requests of equal room to grow make a tree: they are likely one task's, and stop at about the same time."""
-        by_room: dict[int, list[int]] = {}
-        for index in dict.fromkeys(self.first):
-            by_room.setdefault(self.requests[index].max_new_tokens, []).append(index)
-        tokens = self._prompt_tokens(device)
-        for room, indices in by_room.items():
-            longest = max(len(self.requests[index].prompt) for index in indices) + room
-            rows = max(min(self.options.generation_rows, self.options.cached_tokens // longest), 1)
-            # One row, however wide, before several runs: a run is what is continued together.
-            layout = as_tree([self.requests[index].prompt for index in indices], tokens, rows, wide=tokens)
-            ending: list[list[_Row]] = [[] for _ in layout.runs]
-            for index in indices:
-                last = layout.stretches[self.requests[index].prompt][-1]
-                ending[last.run].append(_Row(index, torch.from_numpy(last.places).to(device)))
-            for run, own in zip(layout.runs, ending, strict=True):
-                placed = Placed.on(device, run)
-                yield _Batch(placed, placed.ids, tuple(own))
-
-    def _prompt_tokens(self, device: torch.device) -> int:
-        return self.options.batch_tokens or max(self.options.budget(device).tokens, _PROMPT_TOKENS)
-
-    def _plain(self, device: torch.device) -> Iterator[_Batch]:
-        """Batches of prompts of one length, under the budget when grown to their full length."""
-        nowhere = torch.zeros(0, dtype=torch.long)
-        by_length: dict[int, list[int]] = {}
-        for index in dict.fromkeys(self.first):
-            by_length.setdefault(len(self.requests[index].prompt), []).append(index)
-        for length, indices in sorted(by_length.items(), reverse=True):
-            longest = length + max(self.requests[index].max_new_tokens for index in indices)
-            rows = min(self.options.generation_rows, self.options.cached_tokens // longest)
-            rows = max(min(rows, self._prompt_tokens(device) // length), 1)
-            for start in range(0, len(indices), rows):
-                own = indices[start : start + rows]
-                prompts = torch.tensor([self.requests[index].prompt for index in own], device=device)
-                yield _Batch(None, prompts, tuple(_Row(index, nowhere) for index in own))
-
-
-def lay_out_generations(
-    requests: Sequence[GenerationRequest], decoder: Decoder, options: ScoreOptions
-) -> GenerationPlan:
-    """A plan for requests; equal ones run once."""
-    seen: dict[GenerationRequest, int] = {}
-    first = tuple(seen.setdefault(request, index) for index, request in enumerate(requests))
-    return GenerationPlan(tuple(requests), first, decoder, options)
-
-
 @torch.inference_mode()
 def generate(model: Any, plan: GenerationPlan) -> tuple[list[str], Tokens]:
-    """The text that each request's prompt is continued with, cut at its stop strings, and the work done.
+    """Continue each request's prompt greedily.
 
     Args:
-        model: a causal transformers model, in evaluation mode.
+        model: A causal transformers model in evaluation mode.
+        plan: The requests, laid out.
+
+    Returns:
+        The generated text of each request, cut at its stop strings, and the work done.
 
     Raises:
-        CandidateError: logits are not finite, or the checkpoint's generation_config asks for more than greedy decoding.
+        CandidateError: Logits are not finite, or the checkpoint's generation_config is not plain greedy decoding.
     """
     if not plan.requests:
         return [], Tokens()
     end = _end_tokens(model)
     made: dict[int, list[int]] = {}
     forwarded = padded = 0
-    path = KVStack()
+    prefixes = KVStack()
     for batch in plan.batches(plan.mode(model), model.device):
         check_head(model, batch.prompts)
-        start = _plain_start(model, batch) if batch.placed is None else _tree_start(model, batch, path)
-        forwarded += batch.prompts.numel() if batch.placed is None else batch.placed.run.tokens
-        padded += 0 if batch.placed is None else batch.placed.run.padding
+        start = _plain_start(model, batch) if batch.on_device is None else _tree_start(model, batch, prefixes)
+        forwarded += batch.prompts.numel() if batch.on_device is None else batch.on_device.run.tokens
+        padded += 0 if batch.on_device is None else batch.on_device.run.padding
         if start is not None:
             rows, run = _continue(model, start, batch, plan, end)
             made.update(zip((row.request for row in batch.rows), rows, strict=True))
             forwarded += run
     texts = {index: _cut(plan.decoder.text(tokens), plan.requests[index]) for index, tokens in made.items()}
     lengths = [len(plan.requests[i].prompt) + len(made[i]) - 1 for i in plan.first]
-    # The last token made is never run, so a request needs its prompt and all but one of its tokens.
+    # The last generated token is never run, so a request needs its prompt and all generated tokens but one.
     distinct = distinct_prefixes([(*plan.requests[i].prompt, *tokens[:-1]) for i, tokens in made.items()])
     return [texts[i] for i in plan.first], Tokens(forwarded, padded, distinct, sum(lengths))
 
 
 @dataclass
 class _Rows:
-    """Rows that are being continued: their cache, and what their next tokens see of it.
+    """Rows being continued: their cache, and what their next tokens see of it.
 
-    `positions` and `seen` are None for rows of one length, which see everything; `ids` are the tokens of such rows.
+    `positions` and `seen` are None for rows of equal length, which see everything; `ids` are the tokens of such rows.
     """
 
     hidden: Tensor  # (B, hidden size) of the last token
-    cache: Any  # keys and values (B, heads, K, head size), or whatever the model keeps; None: it is read anew each time
+    cache: Any  # keys and values (B, heads, K, head size) or another state; None: rows are recomputed at every step
     lengths: Tensor  # (B,) tokens so far
     positions: Tensor | None = None  # (B, K)
     seen: Tensor | None = None  # (B, K)
     ids: Tensor | None = None  # (B, K)
 
     def keep(self, rows: Tensor) -> None:
-        """Drop all other rows."""
+        """Keep the rows with these indices."""
         if self.cache is not None:
             for layer in self.cache.layers:  # each on the device of its layer
                 layer.batch_select_indices(rows.to(getattr(layer, "device", rows.device)))
@@ -236,13 +104,13 @@ class _Rows:
         )
 
     def step(self, model: Any, ids: Tensor) -> int:
-        """Run one more token of each row, ids (B,); returns how many tokens that took."""
+        """Run one more token of each row, ids (B,), and return the number of tokens run."""
         mask = None
         if self.ids is not None:
             self.ids = torch.cat([self.ids, ids[:, None]], dim=1)
-            if self.cache is None or self.ids.shape[1] == reread_at(model):
-                anew = _read_rows(model, self.ids, self.cache is not None)
-                self.hidden, self.cache, self.lengths = anew.hidden, anew.cache, anew.lengths
+            if self.cache is None or self.ids.shape[1] == recompute_at(model):
+                fresh = _run_rows(model, self.ids, self.cache is not None)
+                self.hidden, self.cache, self.lengths = fresh.hidden, fresh.cache, fresh.lengths
                 return self.ids.numel()
         elif self.positions is not None and self.seen is not None:
             self.positions = torch.cat([self.positions, self.lengths[:, None]], dim=1)
@@ -259,63 +127,63 @@ class _Rows:
         return len(ids)
 
 
-def _read_rows(model: Any, ids: Tensor, cached: bool) -> _Rows:
-    """Rows of one length, ids (B, L), to be continued with a cache or without one."""
+def _run_rows(model: Any, ids: Tensor, cached: bool) -> _Rows:
+    """Run rows of equal length, ids (B, L), to be continued with or without a cache."""
     cache, (count, length) = new_cache(model, by_mask=False) if cached else None, ids.shape
     out = body(model)(input_ids=ids, past_key_values=cache, use_cache=cached)
     lengths = torch.full((count,), length, device=ids.device)
     return _Rows(out.last_hidden_state[:, -1], cache, lengths, ids=ids)
 
 
-_caching: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+_cache_works: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
-def _continues(model: Any, ids: Tensor) -> bool:
-    """Whether rows can be continued from their cache, tried once for each model on the first tokens of ids (B, L).
+def _supports_cache(model: Any, ids: Tensor) -> bool:
+    """Whether rows can be continued from their cache, tested once per model on the first tokens of ids (B, L).
 
-    Some models keep a state of another kind, and ignore a cache or take it wrongly.
+    Some models keep another kind of state, and ignore a cache or use it incorrectly.
     """
-    if model not in _caching:
+    if model not in _cache_works:
         few = ids[:1, :4].repeat(2, 2)  # (2, up to 8)
         few[1] = few[1].flip(0)
-        expected = _read_rows(model, few, False).hidden
+        expected = _run_rows(model, few, False).hidden
         if not bool(torch.isfinite(expected).all()):
-            return True  # broken weights: the first logits will say so
+            return True  # broken weights, reported with the first logits
         try:
-            rows = _read_rows(model, few[:, :1], True)
+            rows = _run_rows(model, few[:, :1], True)
             for column in few[:, 1:-1].unbind(1):
                 rows.step(model, column)
             rows.keep(torch.tensor([1], device=ids.device))
             rows.step(model, few[1:, -1])
-            _caching[model] = bool((rows.hidden - expected[1:]).abs().max() <= limit_of(model, expected))
+            _cache_works[model] = bool((rows.hidden - expected[1:]).abs().max() <= limit_of(model, expected))
         except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
             if out_of_memory(error):
-                raise  # says nothing of the cache
-            _caching[model] = False
-    return _caching[model]
+                raise  # unrelated to the cache
+            _cache_works[model] = False
+    return _cache_works[model]
 
 
-def _plain_start(model: Any, batch: _Batch) -> _Rows:
-    """Rows of one length, from their prompts."""
-    return _read_rows(model, batch.prompts, _continues(model, batch.prompts))
+def _plain_start(model: Any, batch: PromptBatch) -> _Rows:
+    """Rows of equal length, from their prompts."""
+    return _run_rows(model, batch.prompts, _supports_cache(model, batch.prompts))
 
 
-def _tree_start(model: Any, batch: _Batch, path: KVStack) -> _Rows | None:
-    """Rows from a run of their prompts' trie: each takes the keys and values of its own path, padded behind."""
+def _tree_start(model: Any, batch: PromptBatch, prefixes: KVStack) -> _Rows | None:
+    """Rows from a run of their prompts' trie: each copies the keys and values of its own path, padded on the right."""
     from transformers import DynamicCache
 
-    assert batch.placed is not None
-    hidden, cache = forward(model, batch.placed, path, cached=True)
+    assert batch.on_device is not None
+    hidden, cache = forward(model, batch.on_device, prefixes, cached=True)
     if not batch.rows:
         return None
     assert cache is not None
-    keep, width, device = batch.placed.run.keep, batch.placed.ids.shape[1], hidden.device
+    keep, width, device = batch.on_device.run.keep, batch.on_device.ids.shape[1], hidden.device
     sizes = torch.tensor([len(row.places) for row in batch.rows], device=device)
     index = torch.zeros(len(batch.rows), keep + int(sizes.max()), dtype=torch.long, device=device)  # (B, K)
     index[:, :keep] = torch.arange(keep, device=device)
     for number, row in enumerate(batch.rows):
         index[number, keep : keep + len(row.places)] = keep + row.places % width
-    source = torch.stack([row.places[-1] // width for row in batch.rows])[:, None]  # (B, 1) which row of the run
+    source = torch.stack([row.places[-1] // width for row in batch.rows])[:, None]  # (B, 1) row of the run
     own = DynamicCache()
     for number, layer in enumerate(cache.layers):  # (rows, heads, keep + T, head size) → (B, heads, K, head size)
         picked = (source.to(layer.keys.device), slice(None), index.to(layer.keys.device))
@@ -326,17 +194,17 @@ def _tree_start(model: Any, batch: _Batch, path: KVStack) -> _Rows | None:
 
 
 def _continue(
-    model: Any, rows: _Rows, batch: _Batch, plan: GenerationPlan, end: frozenset[int]
+    model: Any, rows: _Rows, batch: PromptBatch, plan: GenerationPlan, end: frozenset[int]
 ) -> tuple[list[list[int]], int]:
-    """The tokens that each row is continued with, and how many were run for it."""
+    """Continue all rows to their end; return the tokens of each row, and the number of tokens run."""
     requests = [plan.requests[row.request] for row in batch.rows]
     active = list(range(len(requests)))
     made: list[list[int]] = [[] for _ in active]
     forwarded = 0
     while True:
         best, tokens = head_logits(model, rows.hidden).max(dim=-1)  # (B,) each
-        if not bool(torch.isfinite(best).all()):  # max passes NaN on
-            raise CandidateError("score", "logits are not finite while generating: the weights blew up")
+        if not bool(torch.isfinite(best).all()):  # max propagates NaN
+            raise CandidateError("score", "logits are not finite during generation: the weights overflow")
         for row, token in zip(active, tokens.tolist(), strict=True):
             made[row].append(token)
         keep = [i for i, row in enumerate(active) if not _done(made[row], requests[row], plan.decoder, end)]
@@ -363,13 +231,12 @@ def _cut(text: str, request: GenerationRequest) -> str:
 
 
 def _end_tokens(model: Any) -> frozenset[int]:
-    """The model's own end-of-sequence tokens, which end a row as the stop strings do."""
+    """The model's own end-of-sequence tokens, which end a row like stop strings."""
     config = model.generation_config
     for name, allowed in _NEUTRAL.items():
         value = getattr(config, name, None)
         if value not in allowed:
-            raise CandidateError(
-                "score", f"generation_config.{name} is {value!r}: only plain greedy decoding is scored"
-            )
+            what = f"generation_config.{name} is {value!r}: only plain greedy decoding is supported"
+            raise CandidateError("score", what)
     end = config.eos_token_id
     return frozenset(() if end is None else [end] if isinstance(end, int) else end)

@@ -1,9 +1,9 @@
-"""Log-likelihoods of continuations: each distinct token prefix once, the head only where it is read.
+"""Log-likelihoods of continuations: each distinct token prefix runs once, and logits are computed only where needed.
 
     ll(request) = Σ_j log p(continuation_j | context, continuation_<j)        summed over the continuation's tokens
 
-Laying out (which runs, which positions) is done once for a frozen batch and a mode of running models (`attention.py`);
-scoring a candidate is then forward passes and gathers.
+The layout (runs and positions) is made once for a frozen batch and an execution mode (`modes.py`); scoring a candidate
+then takes only forward passes and gathers.
 """
 
 from bisect import bisect_left
@@ -18,31 +18,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evosearch.errors import CandidateError
-from evosearch.evaluation.engine.attention import MODES, Budget, KVStack, Mode, Placed, forward, mode_of
-from evosearch.evaluation.engine.attention import lay_out as lay_out_runs
+from evosearch.evaluation.engine.attention import DeviceRun, KVStack, forward
 from evosearch.evaluation.engine.head import check_head, head_logits
-from evosearch.evaluation.engine.prefix_tree import Layout, distinct_prefixes
+from evosearch.evaluation.engine.modes import MODES, Budget, Mode, mode_of
+from evosearch.evaluation.engine.modes import lay_out as lay_out_runs
+from evosearch.evaluation.engine.runs import Layout, distinct_prefixes
 from evosearch.evaluation.types import Tokens
 
-# Tokens of one forward pass. A CPU gains nothing beyond, and has no memory of its own to fill: what it takes is taken
-# from everything else on the machine. A GPU is busy with a small model only at more; a worker measures how much it
-# holds (execution/memory.py), and this is what a model takes that is scored without one.
+# Tokens of one forward pass. A CPU gains nothing from more, and shares its memory with everything else. A GPU needs
+# more to be busy with a small model; workers measure what fits (execution/memory.py), this is the default without one.
 _BATCH_TOKENS = {"cpu": 2048}
 _BATCH_TOKENS_ELSEWHERE = 8192
 
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """How much is run at once, and in which modes. None of it changes a result beyond float rounding."""
+    """Batch sizes and allowed execution modes. None of them changes a result beyond float rounding."""
 
-    batch_tokens: int | None = None  # in one forward pass; None: by the kind of device
-    batch_reads: int = 2048  # positions whose logits are held at once: memory is reads × vocabulary × 4 bytes
+    batch_tokens: int | None = None  # tokens of one forward pass; None: by the kind of device
+    batch_reads: int = 2048  # positions whose logits are in memory at once, each vocabulary × 4 bytes
     cached_tokens: int = 32768  # keys and values of a batch of rows, in tokens: rows × length
-    generation_rows: int = 512  # prompts that are continued together, at most
-    modes: tuple[Mode, ...] = MODES  # how models may be run, see `attention.py`
+    generation_rows: int = 512  # maximum number of prompts that are continued together
+    modes: tuple[Mode, ...] = MODES  # allowed execution modes, see `modes.py`
 
     def budget(self, device: torch.device) -> Budget:
-        """What a device runs at once."""
+        """Return the budget of one run on a device."""
         tokens = self.batch_tokens or _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)
         return Budget(tokens, self.cached_tokens)
 
@@ -51,49 +51,49 @@ class ScoreOptions:
 class LoglikelihoodRequest:
     """One continuation to be scored, as tokens."""
 
-    inputs: tuple[int, ...]  # context and continuation, less the last token: what the model runs on
-    targets: tuple[int, ...]  # the continuation; read at the last len(targets) positions of inputs
+    inputs: tuple[int, ...]  # the model's input: context and continuation without the last token
+    targets: tuple[int, ...]  # the continuation, predicted at the last len(targets) positions of inputs
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Positions whose logits are held at once, and the picks from them."""
+class _Chunk:
+    """Positions whose logits are in memory at once, and the picks from them."""
 
-    reads: slice  # of the pass's reads
-    picks: slice  # of its picks
+    reads: slice  # into the pass's reads
+    picks: slice  # into the pass's picks
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """One run and what is read from it: R positions, P (request, token) picks ordered by position."""
+    """One run, and the log-probabilities to read from it: R positions, P (request, token) picks by position."""
 
-    placed: Placed
+    run: DeviceRun
     reads: Tensor  # (R,) positions in the flattened (B · T)
     pick_read: Tensor  # (P,) index into reads
-    pick_token: Tensor  # (P,) the token whose log-probability is wanted
-    parts: tuple[_Part, ...]  # covering reads and picks: a long row has more reads than fit in memory
+    pick_token: Tensor  # (P,) the token whose log-probability is picked
+    chunks: tuple[_Chunk, ...]  # cover reads and picks; a long row has more reads than fit into memory
 
 
 @dataclass(frozen=True)
 class Passes:
-    """A batch of requests, laid out in one mode for one device."""
+    """All passes of a batch of requests, in one mode and on one device."""
 
     mode: Mode
     passes: tuple[_Pass, ...]
-    pick_request: NDArray[np.int64]  # (ΣP,) the request that each pick belongs to, over all passes
+    pick_request: NDArray[np.int64]  # (ΣP,) request of each pick, over all passes
     tokens: Tokens
 
 
 @dataclass
 class LoglikelihoodPlan:
-    """Requests, laid out on first use in the mode that a model is run in; reused for every candidate."""
+    """Requests, laid out on first use in the model's execution mode; reused for every candidate."""
 
     requests: tuple[LoglikelihoodRequest, ...]
     options: ScoreOptions
     _laid: dict[tuple[Mode, torch.device], Passes] = field(default_factory=dict)
 
     def mode(self, model: Any) -> Mode:
-        """The mode this model is run in."""
+        """Return this model's execution mode."""
         return mode_of(model, self._longest, len(self._longest), self.options.modes)
 
     @cached_property
@@ -101,50 +101,53 @@ class LoglikelihoodPlan:
         return max((request.inputs for request in self.requests), key=len)
 
     def passes(self, mode: Mode, device: torch.device) -> Passes:
-        """What is run in a mode on a device, laid out once."""
+        """Return the passes for a mode and a device, laid out once."""
         if (mode, device) not in self._laid:
             self._laid[mode, device] = _passes(self.requests, mode, device, self.options)
         return self._laid[mode, device]
 
 
 def lay_out(requests: Sequence[LoglikelihoodRequest], options: ScoreOptions) -> LoglikelihoodPlan:
-    """A plan for requests."""
+    """Make a plan for requests."""
     return LoglikelihoodPlan(tuple(requests), options)
 
 
 @torch.inference_mode()
 def score_loglikelihoods(model: Any, plan: LoglikelihoodPlan) -> tuple[NDArray[np.float64], NDArray[np.bool_], Tokens]:
-    """Log-likelihood of each request, whether greedy decoding would give its continuation, and the work done.
+    """Compute the log-likelihood of each request.
 
     Args:
-        model: a causal transformers model, in evaluation mode.
-        plan: from `lay_out`.
+        model: A causal transformers model in evaluation mode.
+        plan: A plan from `lay_out`.
+
+    Returns:
+        (requests,) log-likelihoods, (requests,) whether greedy decoding gives the continuation, and the work done.
 
     Raises:
-        CandidateError: a log-likelihood is not finite, or the family changes its logits after the head.
+        CandidateError: A log-likelihood is not finite, or the family changes its logits after the head.
     """
     count = len(plan.requests)
     if not count:
         return np.zeros(0), np.zeros(0, dtype=np.bool_), Tokens()
     laid = plan.passes(plan.mode(model), model.device)
     values, hits = [], []
-    path = KVStack()
+    prefixes = KVStack()
     for one in laid.passes:
-        check_head(model, one.placed.ids)
-        hidden = forward(model, one.placed, path)[0][one.reads]  # (R, hidden size)
-        for part in one.parts:
-            logits = head_logits(model, hidden[part.reads])  # (R, V) float32
-            read, token = one.pick_read[part.picks] - part.reads.start, one.pick_token[part.picks]  # (P,)
+        check_head(model, one.run.ids)
+        hidden = forward(model, one.run, prefixes)[0][one.reads]  # (R, hidden size)
+        for chunk in one.chunks:
+            logits = head_logits(model, hidden[chunk.reads])  # (R, V) float32
+            read, token = one.pick_read[chunk.picks] - chunk.reads.start, one.pick_token[chunk.picks]  # (P,)
             picked = logits[read, token] - logits.logsumexp(dim=-1)[read]
             values.append(picked.double())
             hits.append(logits.argmax(dim=-1)[read] == token)
-    # One transfer for all passes: on a GPU each one waits for everything that is queued.
+    # A single transfer for all passes, since on a GPU each transfer waits for all queued work.
     logprobs, hit = torch.cat(values).cpu().numpy(), torch.cat(hits).cpu().numpy()
     lls = np.bincount(laid.pick_request, weights=logprobs, minlength=count).astype(np.float64)
     misses = np.bincount(laid.pick_request[~hit], minlength=count)
     if not np.isfinite(lls).all():
         bad = int((~np.isfinite(lls)).sum())
-        raise CandidateError("score", f"{bad} of {len(lls)} log-likelihoods are not finite: the weights blew up")
+        raise CandidateError("score", f"{bad} of {len(lls)} log-likelihoods are not finite: the weights overflow")
     return lls, misses == 0, laid.tokens
 
 
@@ -159,7 +162,7 @@ def _passes(
     made, pick_request = [], []
     for run, own in zip(layout.runs, picks, strict=True):
         own.sort()
-        made.append(_pass(Placed.on(device, run), own, options.batch_reads))
+        made.append(_pass(DeviceRun.on(device, run), own, options.batch_reads))
         pick_request += [request for _, _, request in own]
     tokens = Tokens(
         forwarded=sum(run.tokens for run in layout.runs),
@@ -173,7 +176,7 @@ def _passes(
 def _add_picks(
     picks: list[list[tuple[int, int, int]]], layout: Layout, request: LoglikelihoodRequest, index: int
 ) -> None:
-    """What is read for one request, in whichever runs its last positions are."""
+    """Add the picks of one request to the runs with its last positions."""
     first = len(request.inputs) - len(request.targets)  # where the first target is predicted
     for stretch in layout.stretches[request.inputs]:
         skipped = max(first - stretch.first, 0)
@@ -184,21 +187,21 @@ def _add_picks(
         )
 
 
-def _pass(placed: Placed, picks: list[tuple[int, int, int]], batch_reads: int) -> _Pass:
-    device = placed.ids.device
+def _pass(run: DeviceRun, picks: list[tuple[int, int, int]], batch_reads: int) -> _Pass:
+    device = run.ids.device
     positions = sorted({position for position, _, _ in picks})
     index_of = {position: index for index, position in enumerate(positions)}
     pick_read = [index_of[position] for position, _, _ in picks]
     return _Pass(
-        placed,
+        run,
         torch.tensor(positions, dtype=torch.long, device=device),
         torch.tensor(pick_read, dtype=torch.long, device=device),
         torch.tensor([token for _, token, _ in picks], dtype=torch.long, device=device),
-        tuple(_parts(len(positions), pick_read, batch_reads)),
+        tuple(_chunks(len(positions), pick_read, batch_reads)),
     )
 
 
-def _parts(reads: int, pick_read: list[int], batch_reads: int) -> Iterator[_Part]:
+def _chunks(reads: int, pick_read: list[int], batch_reads: int) -> Iterator[_Chunk]:
     for start in range(0, reads, batch_reads):
         stop = min(start + batch_reads, reads)
-        yield _Part(slice(start, stop), slice(bisect_left(pick_read, start), bisect_left(pick_read, stop)))
+        yield _Chunk(slice(start, stop), slice(bisect_left(pick_read, start), bisect_left(pick_read, stop)))

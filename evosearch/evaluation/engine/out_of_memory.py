@@ -1,9 +1,9 @@
-"""Which errors say that memory ran out, whatever device it was."""
+"""Recognition of out-of-memory errors on any device."""
 
 import torch
 
-# What torch says where it has no class for it: its allocator of host memory, CUDA's libraries, the CUDA runtime itself.
-_SAID = (
+# Messages without an exception class of their own: host allocator, CUDA libraries, CUDA runtime.
+_MESSAGES = (
     "can't allocate memory",
     "not enough memory: you tried to allocate",
     "std::bad_alloc",
@@ -15,7 +15,7 @@ _SAID = (
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that an allocation failed: of nothing else can be said that less at once would help."""
+    """Return whether an error is a failed allocation, so that a smaller batch may help."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID)
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)

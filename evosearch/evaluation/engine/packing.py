@@ -1,48 +1,55 @@
-"""How pieces of different lengths are put beside each other: in rows of about one length, with little padding. Pure."""
+"""Packing of pieces of different lengths into rows of similar length, with little padding. Pure."""
 
 from collections.abc import Iterator, Sequence
 from heapq import heapreplace
 
-_WASTE = 0.25  # of a batch of plain rows may be padding
-_SMALL = 16  # a batch below a 16th of the budget takes any row: a run of its own costs more than padding does
-_PADDING = 0.034  # of a run of the trie; with what is run twice, a twentieth at most
-_REPEATED = 2  # rows repeat what is kept: up to this many times the run's own tokens, so that memory stays bounded
+_WASTE = 0.25  # share of padding allowed in a batch of plain rows
+_SMALL = 16  # a batch below 1/16 of the budget takes any row, since another run costs more than the padding
+_PADDING = 0.034  # share of padding allowed in a run of the trie; with repeated nodes, at most 1/20
+_REPEATED = 2  # a cached prefix repeated for every row may be this many times the run's own tokens; bounds memory
 
 
 def arrange(sizes: Sequence[int], kept: int, wide: int) -> list[list[list[int]]]:
-    """Pieces to rows to runs: few runs of short rows, as far as padding and the repeated cache allow.
+    """Arrange pieces in rows, and rows in runs: few runs of short rows, within limits on padding and repeated cache.
 
-    One run where its rows can be made equal: for a number of rows, the longest piece left goes to the shortest row
-    (Graham 1969). Else pieces of about one size stand beside each other, one in a row; or they follow each other in
-    runs of a single row.
+    All pieces form one run if its rows can be balanced, by giving the longest remaining piece to the shortest row
+    (Graham 1969). Otherwise pieces of similar size form runs with one piece per row, or runs of a single row.
+
+    Args:
+        sizes: Length of each piece.
+        kept: Length of the cached prefix that is repeated for every row.
+        wide: Maximum width of a row of several pieces.
+
+    Returns:
+        Runs, each a list of rows, each a list of indices of pieces.
     """
     total, order = sum(sizes), sorted(range(len(sizes)), key=lambda index: -sizes[index])
     for count in range(len(sizes), 0, -1):
         rows = _level(sizes, order, count)
         width = max(sum(sizes[index] for index in row) for row in rows)
         if width > max(wide, sizes[order[0]]):
-            break  # fewer rows are wider still
+            break  # fewer rows would be even wider
         padding = count * width - total
         if count == 1 or (padding <= _PADDING * total and count * kept <= _REPEATED * total):
             return [rows]
     runs: list[list[list[int]]] = [[]]
-    held = 0  # tokens of the run that is being filled
+    filled = 0  # tokens of the current run
     for index in order:
         size, run = sizes[index], runs[-1]
-        beside = (len(run) + 1) * sizes[run[0][0]] - held - size if run and len(run[0]) == 1 else total
-        if run and beside <= _PADDING * (held + size) and (len(run) + 1) * kept <= _REPEATED * (held + size):
+        beside = (len(run) + 1) * sizes[run[0][0]] - filled - size if run and len(run[0]) == 1 else total
+        if run and beside <= _PADDING * (filled + size) and (len(run) + 1) * kept <= _REPEATED * (filled + size):
             run.append([index])
-        elif len(run) == 1 and held + size <= wide:
+        elif len(run) == 1 and filled + size <= wide:
             run[0].append(index)
         else:
-            held = 0
+            filled = 0
             runs.append([[index]])
-        held += size
+        filled += size
     return [run for run in runs if run]
 
 
 def _level(sizes: Sequence[int], order: Sequence[int], count: int) -> list[list[int]]:
-    """Pieces, longest first, in rows of about one length."""
+    """Pieces, longest first, in `count` rows of similar length."""
     rows: list[list[int]] = [[] for _ in range(count)]
     loads = [(0, number) for number in range(count)]
     for index in order:
@@ -53,7 +60,14 @@ def _level(sizes: Sequence[int], order: Sequence[int], count: int) -> list[list[
 
 
 def batches(rows: Sequence[tuple[int, ...]], budget: int, cached: int, keep: int) -> Iterator[list[tuple[int, ...]]]:
-    """Rows, longest first, cut where the next one would exceed a budget or be mostly padding."""
+    """Yield batches of rows, longest first, split where the next row would exceed a budget or be mostly padding.
+
+    Args:
+        rows: Token rows, longest first.
+        budget: Maximum of rows × length.
+        cached: Maximum of rows × (keep + length).
+        keep: Length of the cached prefix that is repeated for every row.
+    """
     batch: list[tuple[int, ...]] = []
     for row in rows:
         if batch:

@@ -1,28 +1,31 @@
-"""Runs of a model that show how much memory runs take: rows as full as they are ever packed, of meaningless tokens."""
+"""Test runs that measure a model's memory use: rows of arbitrary tokens, packed as full as any real run."""
 
 from typing import Any
 
 import numpy as np
 import torch
 
-from evosearch.evaluation.engine.attention import KVStack, Placed, forward, mode_of
+from evosearch.evaluation.engine.attention import DeviceRun, KVStack, forward
 from evosearch.evaluation.engine.head import head_logits
-from evosearch.evaluation.engine.prefix_tree import Run
+from evosearch.evaluation.engine.modes import mode_of
+from evosearch.evaluation.engine.runs import Run
 
 _PIECE = 128  # tokens of one sequence
 
 
 @torch.inference_mode()
 def run_packed(model: Any, tokens: int, longest: int) -> dict[torch.device, int]:
-    """Run so many tokens at once, in the way that the model is run in: one row of a tree, or plain rows.
+    """Run a number of tokens at once, in the model's execution mode: one row of a tree, or plain rows.
 
-    A tree's widest run is one row, in which each token has a mask entry for every other: prompts are read like that.
+    The widest run of a tree is a single row, in which each token has a mask entry for every other one, as with prompts.
 
     Args:
-        longest: tokens of the longest sequence that the model takes.
+        model: A causal transformers model in evaluation mode.
+        tokens: Number of tokens to run.
+        longest: The model's context length in tokens.
 
     Returns:
-        Bytes of the keys and values that the run left, by device.
+        Bytes of the keys and values that the run left in the cache, by device.
     """
     piece = max(min(longest, _PIECE), 1)
     rows, vocabulary = tokens // piece, int(model.get_input_embeddings().num_embeddings)
@@ -33,18 +36,18 @@ def run_packed(model: Any, tokens: int, longest: int) -> dict[torch.device, int]
         run = Run(ids.reshape(1, -1), positions.reshape(1, -1), ends, 0, False, ids.size)
     else:
         run = Run(ids, positions, None, 0, False, ids.size)
-    hidden, cache = forward(model, Placed.on(model.device, run), KVStack(), cached=True)
+    hidden, cache = forward(model, DeviceRun.on(model.device, run), KVStack(), cached=True)
     del hidden
-    held: dict[torch.device, int] = {}
+    used: dict[torch.device, int] = {}
     for layer in getattr(cache, "layers", ()):
-        for part in (layer.keys, layer.values):
-            held[part.device] = held.get(part.device, 0) + part.nbytes
-    return held
+        for tensor in (layer.keys, layer.values):
+            used[tensor.device] = used.get(tensor.device, 0) + tensor.nbytes
+    return used
 
 
 @torch.inference_mode()
 def logits_of(model: Any, reads: int) -> None:
-    """Make the logits of so many positions at once, and read them as log-likelihoods are read."""
+    """Compute the logits of `reads` positions at once, and reduce them as for log-likelihoods."""
     width = model.get_output_embeddings().in_features
     hidden = torch.zeros(reads, width, dtype=model.dtype, device=model.device)
     logits = head_logits(model, hidden)  # (reads, V) float32

@@ -1,15 +1,15 @@
-"""Few-shot examples that do not give the answer away, where documents come from the split that examples come from.
+"""Few-shot seeds, and exclusion of few-shot examples that would leak answers.
 
-lm-eval leaves a document out of its own examples where both come from its test split by name, and nowhere else. Here
-two kinds of examples are kept from a document: itself, with its copies, near-duplicates and group; and the documents
-(with what is tied to them) that the suite's other splits drew, or answers of the test would stand in what is searched
-by. Where examples come from another dataset split than the documents, validation and test prompts may show what was
-searched on, as lm-eval's own do.
+lm-eval only excludes a document from its own examples if both come from the test split. Here, the prompt of a document
+never shows: the document itself, its copies, near-duplicates or group; nor documents (or linked ones) of the suite's
+other splits, since search prompts would then contain answers of the test. If examples and documents come from different
+dataset splits, validation and test prompts may show searched documents, as lm-eval's own do.
 
-Examples of a data file of their own are known by their hashes. They are compared for near-duplicates only beside
-`documents_from`, where they and the documents are of one origin; elsewhere they are what `lm_eval` shows.
+Examples from a separate data file are identified by their hashes. They are compared for near-duplicates only if the
+task sets `documents_from`, so that examples and documents have the same origin; otherwise they are exactly lm-eval's.
 """
 
+import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,89 +21,104 @@ from evosearch.evaluation.suites.splits import document_hash
 
 
 def example_pool(where: str, name: str, task: Any, source: str) -> list[Any]:
-    """What a task draws its examples from; empty where it shows none.
+    """Return the pool that a task draws its few-shot examples from; empty if it shows none.
 
     Args:
-        source: the dataset split of the documents, empty for those that lm-eval evaluates.
+        where: The task's key in the suite, for errors.
+        name: Name of the lm-eval task, for errors.
+        task: The lm-eval task.
+        source: Dataset split of the documents; empty for the one that lm-eval evaluates.
 
     Raises:
-        SuiteError: the task draws them by code of its own, which nothing can be kept from, and `source` is not empty.
+        SuiteError: `source` is set, but the task draws examples with its own code, from which none can be excluded.
     """
     if not task.config.num_fewshot:
         return []
     if not hasattr(getattr(task, "sampler", None), "df"):
         if not source:
             return []
-        what = f"'{name}' draws its few-shot examples by code of its own: a document could be its own example"
+        what = f"'{name}' draws few-shot examples with its own code: a document could be its own example"
         raise SuiteError(join(where, "documents_from"), what, next="Set `num_fewshot: 0`, or remove documents_from")
     return list(task.sampler.df)
 
 
-class Kept:
-    """Which examples are a document, a copy of it, or tied to it.
+class ExampleIndex:
+    """Index of a pool of few-shot examples by the documents that they equal or are linked to.
 
-    Where examples are processed otherwise than documents, their hashes differ: a document is then known by its place.
+    If examples are processed differently from documents, their hashes differ, and a document is found by its position.
 
     Args:
-        source: the dataset split of the documents, empty for those that lm-eval evaluates.
-        hashes: of the documents, by doc id.
-        pool: see `example_pool`.
-        ties: document hash → keys that it shares with its near-duplicates and its group.
+        task: The lm-eval task.
+        source: Dataset split of the documents; empty for the one that lm-eval evaluates.
+        hashes: Hashes of the documents, by doc id.
+        pool: The examples, see `example_pool`.
+        links: Document hash → keys that it shares with its near-duplicates and its group.
+
+    Attributes:
+        separate: Whether examples come from another dataset split than the documents, or are literals in the YAML.
     """
 
     def __init__(
-        self, task: Any, source: str, hashes: Sequence[str], pool: Sequence[Any], ties: Mapping[str, Sequence[str]]
+        self, task: Any, source: str, hashes: Sequence[str], pool: Sequence[Any], links: Mapping[str, Sequence[str]]
     ) -> None:
-        self._ties = ties
+        self._links = links
         self._at: dict[str, set[int]] = {}  # document or key → positions of the examples
         if not pool:
-            self.apart = True
+            self.separate = True
             return
-        # Examples come from another dataset split, or are written out in the YAML.
-        self.apart = _example_split(task) != dataset_split(task, source or evaluated_split(task))
+        self.separate = _example_split(task) != dataset_split(task, source or evaluated_split(task))
         examples = list(map(document_hash, pool))
-        if len(pool) == len(hashes) and not self.apart:
+        if len(pool) == len(hashes) and not self.separate:
             examples += hashes
         for index, example in enumerate(examples):
-            for key in (example, *ties.get(example, ())):
+            for key in (example, *links.get(example, ())):
                 self._at.setdefault(key, set()).add(index % len(pool))
 
-    def of(self, documents: Iterable[str]) -> frozenset[int]:
-        """Positions in the pool of the examples that are these documents or tied to them."""
-        keys = {key for doc_hash in documents for key in (doc_hash, *self._ties.get(doc_hash, ()))}
+    def positions(self, documents: Iterable[str]) -> frozenset[int]:
+        """Return the positions in the pool of all examples that equal these documents or are linked to them."""
+        keys = {key for doc_hash in documents for key in (doc_hash, *self._links.get(doc_hash, ()))}
         return frozenset[int]().union(*(self._at.get(key, ()) for key in keys))
 
 
-def check_enough(where: str, name: str, task: Any, split: str, size: int, left_out: int) -> None:
-    """Refuse a task that has fewer examples left than it shows.
+def check_enough(where: str, name: str, task: Any, split: str, size: int, excluded: int) -> None:
+    """Check that enough examples are left after exclusion.
 
     Args:
-        where: the task's key in the suite.
-        name: the lm-eval task's.
-        size: of its pool of examples.
-        left_out: how many of them a document of `split` must not be shown.
+        where: The task's key in the suite, for errors.
+        name: Name of the lm-eval task, for errors.
+        task: The lm-eval task.
+        split: Split of the document.
+        size: Number of examples in the pool.
+        excluded: Number of examples that the document must not see.
 
     Raises:
-        SuiteError: too few are left.
+        SuiteError: Fewer examples are left than the task shows.
     """
     shown = task.config.num_fewshot
     drawn = shown + (task.fewshot_cfg.split == task.config.test_split)  # lm-eval draws one more, to drop the document
-    if left_out and size - left_out < drawn:
-        what = f"'{name}' shows {shown} examples, and {size - left_out} of {size} are left for a document of {split}: "
-        what += "neither it nor documents of the other splits are shown"
-        next_step = "Set `fewshot_split` in the task's YAML to other documents, or ask for fewer `documents`"
+    if excluded and size - excluded < drawn:
+        what = (
+            f"'{name}' shows {shown} few-shot examples, but only {size - excluded} of {size} are left for a document "
+        )
+        what += f"of the {split} split: the document itself and documents of other splits are excluded"
+        next_step = "Set `fewshot_split` in the task's YAML to other documents, or request fewer `documents`"
         raise SuiteError(join(where, "task"), what, next=next_step)
+
+
+def seed_of(doc_hash: str) -> int:
+    """Return the seed of a document's few-shot draw, so that its examples do not depend on what else is scored."""
+    return int(hashlib.sha256(doc_hash.encode()).hexdigest()[:8], 16)
 
 
 @contextmanager
 def without(task: Any, positions: Collection[int]) -> Iterator[None]:
-    """While this lasts, examples at these positions are not drawn."""
+    """Exclude the examples at these positions from drawing inside the block."""
     if not positions:
         yield
         return
     pool = task.sampler.df
-    left_out = frozenset(positions)
-    task.sampler.df = [example for position, example in enumerate(pool) if position not in left_out]
+    excluded = frozenset(positions)
+    task.sampler.df = [example for position, example in enumerate(pool) if position not in excluded]
     try:
         yield
     finally:
@@ -111,7 +126,7 @@ def without(task: Any, positions: Collection[int]) -> Iterator[None]:
 
 
 def _example_split(task: Any) -> str | None:
-    """The dataset split that examples come from, by lm-eval's rule; None where they are written out in the YAML."""
+    """Dataset split that examples come from, by lm-eval's rule; None if they are literals in the YAML."""
     config = task.fewshot_cfg
     if config.split is not None or config.samples is not None:
         return None if config.split is None else str(config.split)

@@ -1,9 +1,9 @@
-"""What an lm-eval task is, in short digests: so that an edit between the start of a search and its resume is noticed.
+"""Fingerprints of lm-eval tasks, to detect edits between the start of a search and its resume.
 
-Values are taken as lm-eval resolved them, so comments, the order of keys and `include:` change nothing. A function
-counts by its code: its syntax tree without docstrings, and with it every function, class and constant of its own folder
-that it names, however deep. Places on this machine do not count: a data file is its name (what it holds is in the
-digests of the item sets), an object without a value of its own is its type.
+Values are digested as resolved by lm-eval, so comments, key order and `include:` make no difference. A function is
+digested by its syntax tree without docstrings, together with every function, class and constant of its own folder that
+it refers to, recursively. Local paths do not count: a data file is represented by its name (its content is covered by
+the digests of the item sets), an opaque object by its type.
 """
 
 import ast
@@ -19,17 +19,17 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-# Keys of a task's configuration that change no score.
+# Configuration keys that cannot change a score.
 _NO_EFFECT = {"task_alias", "tag", "should_decontaminate", "doc_to_decontamination_query"}
-_PLACES = {"cache_dir"}  # keys of dataset_kwargs that only say where copies are kept
-_FILES = {"data_files", "data_dir"}  # and those that name files
+_PLACES = {"cache_dir"}  # keys of dataset_kwargs that only set where copies are stored
+_FILES = {"data_files", "data_dir"}  # keys of dataset_kwargs with file names
 _LENGTH = 16  # hex digits of a digest
 
 
 def fingerprint(task: Any) -> dict[str, str]:
-    """Key of the task's resolved configuration → digest; keys that are unset are left out.
+    """Return configuration key → digest of its resolved value, without unset keys.
 
-    A task that is a Python class has its code under `class`.
+    The key `class` has the code of a task that is a Python class.
     """
     found = {}
     for field in fields(task.config):
@@ -57,7 +57,7 @@ def _digest(data: Any) -> str:
 
 
 def _without_folders(data: Any, paths: bool = False) -> Any:
-    """Absolute paths as file names; relative ones too where all that stands there is paths."""
+    """Replace absolute paths by file names, and relative ones too if all values are paths."""
     if isinstance(data, dict):
         return {key: _without_folders(value, paths) for key, value in data.items()}
     if isinstance(data, list):
@@ -66,7 +66,7 @@ def _without_folders(data: Any, paths: bool = False) -> Any:
 
 
 def _plain(value: Any, above: tuple[Any, ...]) -> Any:
-    """A value as JSON data; code by its syntax. `above` is the code that is being described, which may name itself."""
+    """A value as JSON data, code by its syntax. `above` is the enclosing code, to stop at recursion."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping) and not is_dataclass(value):
@@ -93,13 +93,13 @@ def _code(value: Any, above: tuple[Any, ...]) -> Any:
     function = getattr(value, "__func__", value)
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError):  # built in, made at run time, or a lambda within an expression
+    except (OSError, TypeError, SyntaxError):  # built in, created at run time, or a lambda inside an expression
         return ["code", name, _bytecode(function)]
     return ["code", _dump(tree), _names(function, (*above, value))]
 
 
 def _dump(tree: ast.Module) -> str:
-    """A syntax tree as text, docstrings left out; comments and layout are not in it."""
+    """A syntax tree as source text without docstrings, comments and layout."""
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef) and body and _is_text(body[0]):
@@ -112,7 +112,7 @@ def _is_text(node: ast.stmt) -> bool:
 
 
 def _names(value: Any, above: tuple[Any, ...]) -> dict[str, Any]:
-    """What the code names of its module, where that is written in the same folder."""
+    """Everything of the same folder that the code refers to, by name."""
     codes = [value] if isinstance(value, FunctionType) else _methods(value)
     found: dict[str, Any] = {}
     for function in codes:

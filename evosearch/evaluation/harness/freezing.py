@@ -1,54 +1,39 @@
-"""From documents to frozen requests: lm-eval builds and tokenizes them, once; what cannot be run is refused by name."""
+"""Freezing of requests: lm-eval builds and tokenizes them once per suite and tokenizer; unsupported ones are errors."""
 
-import hashlib
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 from evosearch.documents import join
 from evosearch.errors import CheckpointError, SuiteError, did_you_mean
-from evosearch.evaluation.engine.generation import Decoder, GenerationRequest, Stop
+from evosearch.evaluation.engine.generation_plan import Decoder, GenerationRequest, Stop
 from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest
-from evosearch.evaluation.harness.fewshot import without
-from evosearch.evaluation.harness.frozen import Ask, FrozenBatch, FrozenDocument, FrozenTask, Gold
+from evosearch.evaluation.harness.fewshot import seed_of, without
+from evosearch.evaluation.harness.frozen import FrozenBatch, FrozenDocument, FrozenTask, Gold, Query
 from evosearch.evaluation.harness.gold import gold_choice, gold_text
-from evosearch.evaluation.suites.suite import PromptOptions, SuiteTask
+from evosearch.evaluation.suites.loaded_task import LoadedTask
 from evosearch.evaluation.types import ItemBatch, ItemSet
 
-# Generation arguments that change nothing where nothing is sampled, with the values that are greedy.
+# Generation arguments with the values that mean greedy decoding.
 _GREEDY: dict[str, tuple[Any, ...]] = {
     "do_sample": (False,),
     "temperature": (0, 0.0),
     "num_beams": (1,),
     "num_return_sequences": (1,),
 }
+# Generation arguments without effect in greedy decoding.
 _SAMPLING = {"top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}
 
 
-@dataclass(frozen=True)
-class LoadedTask:
-    """An lm-eval task as the suite uses it."""
-
-    spec: SuiteTask
-    options: PromptOptions  # the suite's and the task's
-    where: str  # `quickstart.yaml: tasks[1]`
-    name: str  # lm-eval's name
-    task: Any  # lm_eval.api.task.Task
-    documents: tuple[Any, ...]  # by doc id
-    hashes: tuple[str, ...]
-    ensemble: Any  # lm_eval.api.filter.FilterEnsemble
-    source: str = ""  # the dataset split of the documents, where it is not what lm-eval evaluates
-    # Document hash → positions of the examples that it must not be shown, in sets that documents share.
-    left_out: Mapping[str, Collection[frozenset[int]]] = field(default_factory=dict)
-
-
 class Freezer:
-    """Collects the requests of item sets.
+    """Builder of frozen batches.
 
     Args:
-        recorder: an `lm_adapter.RequestRecorder`.
-        gold_required: refuse documents that name no right answer, instead of giving them NaN; without it, what is
-            generated has none.
+        recorder: An `lm_adapter.RequestRecorder`.
+        gold_required: Reject documents without a right answer. If false, their gold log-probability is NaN, and
+            documents of generative tasks get no gold request at all.
+
+    Raises:
+        CheckpointError: The tokenizer has no end-of-sequence token.
     """
 
     def __init__(self, recorder: Any, gold_required: bool) -> None:
@@ -69,24 +54,24 @@ class Freezer:
         self._tasks.append(FrozenTask(loaded.spec, loaded.where, loaded.task, loaded.ensemble, tuple(documents)))
 
     def freeze(self, batch: ItemBatch) -> FrozenBatch:
-        """All that was added."""
+        """Return everything added so far as a frozen batch."""
         decoder = Decoder(self._recorder.tokenizer)
         return FrozenBatch(batch, tuple(self._lls), tuple(self._generations), decoder, tuple(self._tasks))
 
     def _chat(self, loaded: LoadedTask) -> Callable[..., str] | None:
-        """What puts a task's messages in the tokenizer's chat template, None where none is applied."""
-        asked, known = loaded.options.apply_chat_template, self._recorder.templates()
-        if not asked or loaded.task.OUTPUT_TYPE == "loglikelihood_rolling":  # which has no prompt
+        """Renderer of a task's messages with the tokenizer's chat template; None if no template is applied."""
+        requested, known = loaded.options.apply_chat_template, self._recorder.templates()
+        if not requested or loaded.task.OUTPUT_TYPE == "loglikelihood_rolling":  # which has no prompt
             return None
         where = f"{loaded.where}.apply_chat_template"
         if not known:
-            next_step = "Set it to false, or take models whose tokenizer has one"
+            next_step = "Set it to false, or use models whose tokenizer has one"
             raise SuiteError(where, "the tokenizer has no chat template", next=next_step)
-        name = asked if isinstance(asked, str) else "default"
+        name = requested if isinstance(requested, str) else "default"
         if name not in known:
             what = f"the tokenizer has no chat template '{name}'"
             raise SuiteError(where, what, f"Its templates: {', '.join(sorted(known))}", did_you_mean(name, known))
-        chat: Callable[..., str] = self._recorder.chat(asked)
+        chat: Callable[..., str] = self._recorder.chat(requested)
         return chat
 
     def _document(
@@ -95,37 +80,37 @@ class Freezer:
         task, document = loaded.task, loaded.documents[doc_id]
         where = f"{join(loaded.where, 'task')}: document {doc_id} of '{loaded.name}'"
         try:
-            with without(task, frozenset[int]().union(*loaded.left_out.get(doc_hash, ()))):
+            with without(task, frozenset[int]().union(*loaded.excluded.get(doc_hash, ()))):
                 context, instances = _build(loaded, chat, document, doc_id, doc_hash)
-            asks = tuple(self._ask(where, instance) for instance in instances)
+            queries = tuple(self._query(where, instance) for instance in instances)
             gold = None
             if not loaded.spec.report_only:
-                gold = self._gold(where, task, document, context, asks, chat is not None)
+                gold = self._gold(where, task, document, context, queries, chat is not None)
         except SuiteError:
             raise
         except Exception as exc:  # a template, the task's own code, or an assertion of lm-eval
             raise SuiteError(where, f"lm-eval cannot build its requests: {type(exc).__name__}: {exc}") from exc
         if gold is None and self._gold_required and not loaded.spec.report_only:
-            raise SuiteError(where, "it names no right answer", next="Set `fitness: score`, or mend the task")
-        return FrozenDocument(document, tuple(instances), asks, gold)
+            raise SuiteError(where, "has no right answer", next="Set `fitness: score`, or fix the task")
+        return FrozenDocument(document, tuple(instances), queries, gold)
 
-    def _ask(self, where: str, instance: Any) -> Ask:
-        """The requests of one of lm-eval's instances."""
+    def _query(self, where: str, instance: Any) -> Query:
+        """Freeze the requests of one lm-eval instance."""
         kind, args = instance.request_type, instance.args
         if kind == "generate_until":
-            return Ask(kind, (self._generation(where, args[0], args[1]),))
+            return Query(kind, (self._generation(where, args[0], args[1]),))
         if kind == "loglikelihood":
-            return Ask(kind, (self._loglikelihood(where, args[0], args[1]),))
+            return Query(kind, (self._loglikelihood(where, args[0], args[1]),))
         if kind == "loglikelihood_rolling":
-            return Ask(kind, tuple(self._put(*window) for window in self._recorder.windows(args[0])))
-        raise SuiteError(where, f"it makes a request of the unknown kind '{kind}'")
+            return Query(kind, tuple(self._append(*window) for window in self._recorder.windows(args[0])))
+        raise SuiteError(where, f"makes a request of the unsupported type '{kind}'")
 
     def _gold(
-        self, where: str, task: Any, document: Any, context: Any, asks: tuple[Ask, ...], chat: bool
+        self, where: str, task: Any, document: Any, context: Any, queries: tuple[Query, ...], chat: bool
     ) -> Gold | None:
         if task.OUTPUT_TYPE == "generate_until":
             if not self._gold_required:
-                return None  # it would be a request of its own, that nothing asks for
+                return None  # it would be an extra request that nothing uses
             text = gold_text(task, document, chat)
             if text is None:
                 return None
@@ -134,28 +119,29 @@ class Freezer:
         if task.OUTPUT_TYPE == "multiple_choice":
             choice = gold_choice(task, document)
             return None if choice is None else Gold(choice=choice, among=len(task.doc_to_choice(document)))
-        if len(asks) != 1:
-            return None  # a Python task with requests of its own: which is right, only its process_results knows
-        (index,) = asks[0].requests
+        if len(queries) != 1:
+            return None  # a Python task with its own requests: only its process_results knows which is right
+        (index,) = queries[0].requests
         return Gold(request=index, tokens=len(self._lls[index].targets))
 
     def _loglikelihood(self, where: str, context: str, continuation: str) -> int:
-        """Index of the tokenized request.
+        """Tokenize a request and return its index.
 
-        A model of context length M sees the last M tokens of context and continuation less the last one.
+        A model of context length M sees the last M tokens of context and continuation without its last token.
         """
         if continuation == "":
-            raise SuiteError(where, "a continuation is empty: there is nothing to score")
+            raise SuiteError(where, "the continuation is empty, so there is nothing to score")
         before, after = self._recorder.pair(context, continuation)
         limit = self._recorder.max_length
         if not before or not after:
-            part = "context" if after else "continuation"
-            raise SuiteError(where, f"the {part} {context if after else continuation!r} has no tokens")
+            empty = "context" if after else "continuation"
+            raise SuiteError(where, f"the {empty} {context if after else continuation!r} has no tokens")
         if len(after) > limit:
-            raise SuiteError(where, f"a continuation has {len(after)} tokens; the model's context holds {limit}")
-        return self._put(before, after)
+            what = f"the continuation has {len(after)} tokens, but the model's context length is {limit}"
+            raise SuiteError(where, what)
+        return self._append(before, after)
 
-    def _put(self, before: tuple[int, ...], after: tuple[int, ...]) -> int:
+    def _append(self, before: tuple[int, ...], after: tuple[int, ...]) -> int:
         inputs = (before + after)[-(self._recorder.max_length + 1) :][:-1]
         self._lls.append(LoglikelihoodRequest(inputs, after))
         return len(self._lls) - 1
@@ -164,12 +150,12 @@ class Freezer:
         prompt = self._recorder.prompt(context, gen_kwargs)
         for name, value in prompt.kwargs.items():
             if name not in _SAMPLING and value not in _GREEDY.get(name, ()):
-                what = f"generation_kwargs.{name} is {value!r}: only greedy decoding is scored"
+                what = f"generation_kwargs.{name} is {value!r}: only greedy decoding is supported"
                 raise SuiteError(where, what, "do_sample: false, until, max_gen_toks")
         new = prompt.max_length - len(prompt.tokens)
         if new < 1 or not prompt.tokens:
-            what = f"a prompt of {len(prompt.tokens)} tokens leaves room for {new}"
-            raise SuiteError(where, what, next="Set max_gen_toks, and no max_length, in generation_kwargs")
+            what = f"the prompt of {len(prompt.tokens)} tokens leaves {new} tokens for generation"
+            raise SuiteError(where, what, next="Set max_gen_toks, not max_length, in generation_kwargs")
         stops = tuple(Stop(text, self._recorder.token_count(text) + 2) for text in prompt.stops)
         self._generations.append(GenerationRequest(prompt.tokens, stops, new))
         return len(self._generations) - 1
@@ -178,12 +164,9 @@ class Freezer:
 def _build(
     loaded: LoadedTask, chat: Callable[..., str] | None, document: Any, doc_id: int, doc_hash: str
 ) -> tuple[Any, list[Any]]:
-    """A document's context and lm-eval's instances, as `Task.build_all_requests` makes them.
-
-    The few-shot draw has a seed of the document's own: what is scored beside it changes no examples.
-    """
+    """Build a document's context and lm-eval instances, as `Task.build_all_requests` does."""
     task, options = loaded.task, loaded.options
-    task.set_fewshot_seed(int(hashlib.sha256(doc_hash.encode()).hexdigest()[:8], 16))
+    task.set_fewshot_seed(seed_of(doc_hash))
     context = task.fewshot_context(
         document,
         num_fewshot=task.config.num_fewshot,

@@ -1,13 +1,13 @@
-"""What the right answer of a document is: what the gold log-probability (column GOLD) is read from.
+"""Right answers of documents, from which the gold log-probability (column GOLD) is computed.
 
 | output type | gold log-probability of a document |
 |---|---|
 | multiple_choice | log softmax over the choices' log-likelihoods, at the right choice |
-| loglikelihood | log-likelihood of the continuation / its tokens |
-| generate_until | teacher-forced log-likelihood of the first target / its tokens |
-| loglikelihood_rolling | none: such a task is only reported |
+| loglikelihood | log-likelihood of the continuation / number of its tokens |
+| generate_until | teacher-forced log-likelihood of the first target / number of its tokens |
+| loglikelihood_rolling | none: such a task is report-only |
 
-All are at most zero, larger is better, and move smoothly with the weights where accuracy jumps.
+All are at most zero, larger is better, and they change smoothly with the weights while accuracy jumps.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ import numpy as np
 
 
 def gold_choice(task: Any, document: Any) -> int | None:
-    """Index of the right choice (of several right ones the first), None where the document names none."""
+    """Return the index of the (first) right choice, or None if the document has none."""
     choices = task.doc_to_choice(document)
     gold = task.doc_to_text(document) if getattr(task, "multiple_input", 0) else task.doc_to_target(document)
     if isinstance(gold, list):
@@ -28,11 +28,11 @@ def gold_choice(task: Any, document: Any) -> int | None:
 
 
 def gold_text(task: Any, document: Any, chat: bool = False) -> str | None:
-    """The right answer of a generative task as it follows its context, None where the document has none.
+    """Return the right answer of a generative task as it continues the context, or None if the document has none.
 
-    It is the target alone, which is how a turn of a chat begins. Where a plain text shows examples, it is led in as
-    lm-eval leads in theirs, since that is what the model is being taught to write: by a space after the task's
-    `gen_prefix` that has none, or else by its `target_delimiter`.
+    In a chat or without examples it is the target alone. After few-shot examples in plain text it is delimited like
+    the examples' targets, since the examples teach the model that form: by a space after a `gen_prefix` without
+    trailing space, or otherwise by `target_delimiter`.
     """
     gold = task.doc_to_target(document)
     if isinstance(gold, list):
@@ -51,7 +51,7 @@ def gold_text(task: Any, document: Any, chat: bool = False) -> str | None:
 
 
 def choice_logprob(lls: Sequence[float], gold: int) -> float:
-    """Log softmax(lls)[gold], in float64."""
+    """Return log softmax(lls)[gold], in float64."""
     values = np.asarray(lls, dtype=np.float64)
     top = values.max()
     return float(values[gold] - top - np.log(np.exp(values - top).sum()))

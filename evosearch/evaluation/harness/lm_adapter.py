@@ -1,7 +1,7 @@
-"""lm-eval's Hugging Face model without a model: everything it does to text, none of what it does to tensors.
+"""Text handling of lm-eval's Hugging Face model, without a model.
 
-The tokenization of requests is not rewritten here but recorded: lm-eval's own code runs up to the point where it would
-call the model, and what it hands over is kept. Import this inside a function: lm-eval takes seconds.
+Tokenization is not reimplemented but recorded: lm-eval's own code runs up to the point where it would call the model,
+and its arguments are kept. Import this module inside a function, since lm-eval takes seconds to import.
 """
 
 import copy
@@ -18,19 +18,24 @@ from lm_eval.models.utils import configure_pad_token
 
 @dataclass(frozen=True)
 class Prompt:
-    """What lm-eval would pass to `model.generate` for one request."""
+    """Arguments that lm-eval would pass to `model.generate` for one request."""
 
     tokens: tuple[int, ...]
     stops: tuple[str, ...]
     max_length: int  # prompt and new tokens together
-    kwargs: dict[str, Any]  # whatever else the task's generation_kwargs hold
+    kwargs: dict[str, Any]  # the remaining generation_kwargs of the task
 
 
 class RequestRecorder(HFLM):
-    """Records the tokens of requests. `max_length` is the model's context length in tokens."""
+    """Recorder of tokenized requests.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        max_length: The model's context length in tokens.
+    """
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
-        # Not HFLM.__init__, which loads a model; the attributes below are what its text handling reads.
+        # Not HFLM.__init__, which loads a model; its text handling reads the attributes below.
         LM.__init__(self)
         self.tokenizer = configure_pad_token(copy.deepcopy(tokenizer))
         self._max_length = max_length
@@ -44,31 +49,31 @@ class RequestRecorder(HFLM):
         self._recorded: list[Any] = []
 
     def chat(self, template: bool | str) -> Callable[..., str]:
-        """What renders messages as text: the tokenizer's default chat template, or its template of a name."""
+        """Return the renderer of messages, with the tokenizer's default chat template or a named one."""
         several = isinstance(self.tokenizer.chat_template, dict)
         self.chat_template_args = {"chat_template": template} if several and isinstance(template, str) else {}
         return self.apply_chat_template
 
     def templates(self) -> tuple[str, ...]:
-        """Names of the tokenizer's chat templates; a single one is called `default`, as transformers calls it."""
+        """Return the names of the tokenizer's chat templates; a single one is `default`, as in transformers."""
         own = self.tokenizer.chat_template
         return tuple(own) if isinstance(own, dict) else ("default",) if own else ()
 
     def pair(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Tokens of context and continuation, before truncation."""
+        """Tokenize context and continuation, without truncation."""
         self._recorded = []
         self.loglikelihood([SimpleNamespace(args=(context, continuation), task_name=None)], disable_tqdm=True)
         ((_, context_tokens, continuation_tokens),) = self._recorded
         return tuple(context_tokens), tuple(continuation_tokens)
 
     def windows(self, text: str) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-        """The (context, continuation) windows by which a whole text is scored; none where it has no tokens."""
+        """Return the (context, continuation) windows that score a complete text; none if it has no tokens."""
         self._recorded = []
         self.loglikelihood_rolling([SimpleNamespace(args=(text,), task_name=None)], disable_tqdm=True)
         return [(tuple(context), tuple(continuation)) for _, context, continuation in self._recorded]
 
     def prompt(self, context: str, gen_kwargs: dict[str, Any]) -> Prompt:
-        """Tokens of a prompt, truncated on the left as lm-eval does, and how generation is to stop."""
+        """Tokenize a prompt, truncated on the left as lm-eval does, with its stopping rules."""
         request = SimpleNamespace(args=(context, copy.deepcopy(gen_kwargs)))
         self._recorded = []
         self.generate_until([request], disable_tqdm=True)
@@ -76,7 +81,7 @@ class RequestRecorder(HFLM):
         return recorded
 
     def token_count(self, text: str) -> int:
-        """How many tokens a stop string takes."""
+        """Return the number of tokens of a stop string."""
         return len(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _loglikelihood_tokens(
@@ -86,6 +91,6 @@ class RequestRecorder(HFLM):
         return [(0.0, False)] * len(requests)
 
     def _model_generate(self, context: Any, max_length: int, stop: list[str], **generation_kwargs: Any) -> Any:
-        generation_kwargs.pop("attention_mask")  # one prompt: nothing is padded
+        generation_kwargs.pop("attention_mask")  # a single prompt has no padding
         self._recorded.append(Prompt(tuple(context[0].tolist()), tuple(stop), max_length, generation_kwargs))
         return context

@@ -1,9 +1,9 @@
-"""Scores models on the items of a suite: everything that does not depend on the weights is done once.
+"""Scoring of models on a suite; all work that does not depend on the weights is done once.
 
     scorer = Scorer(suite, tokenizer, max_length_of(model.config, tokenizer))
     card = scorer.score(model, scorer.batch("search"))
 
-From the second score of a batch on, nothing is tokenized, opened or rebuilt.
+After the first score of a batch, nothing is tokenized, read or built again.
 """
 
 import time
@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from evosearch.evaluation.engine.generation import GenerationPlan, generate, lay_out_generations
+from evosearch.evaluation.engine.generation import generate
+from evosearch.evaluation.engine.generation_plan import GenerationPlan, lay_out_generations
 from evosearch.evaluation.engine.loglikelihood import LoglikelihoodPlan, ScoreOptions, lay_out, score_loglikelihoods
 from evosearch.evaluation.harness.frozen import Answers, FrozenBatch
 from evosearch.evaluation.harness.harness import Harness
@@ -19,21 +20,24 @@ from evosearch.evaluation.statistics.scores import make_card
 from evosearch.evaluation.suites.suite import Suite
 from evosearch.evaluation.types import ItemBatch, ScoreCard
 
-_Laid = tuple[FrozenBatch, LoglikelihoodPlan, GenerationPlan]
+Plans = tuple[FrozenBatch, LoglikelihoodPlan, GenerationPlan]
 
 
 class Scorer:
     """The items of a suite, frozen for one tokenizer.
 
     Args:
-        suite: what is measured.
-        tokenizer: the transformers tokenizer that the candidates share.
-        max_length: their context length in tokens (`harness.max_length_of`).
-        options: how much is run at once.
-        harness: of the suite, where it is loaded already.
+        suite: What is measured.
+        tokenizer: The transformers tokenizer of the candidates.
+        max_length: Their context length in tokens (`harness.max_length_of`).
+        options: Batch sizes and execution modes.
+        harness: The suite's harness, if it is loaded already.
+
+    Attributes:
+        caching: Whether the current or last run holds keys and values of many rows.
 
     Raises:
-        SuiteError: see `Harness`.
+        SuiteError: See `Harness`.
     """
 
     def __init__(
@@ -48,59 +52,65 @@ class Scorer:
         self._tokenizer, self._max_length = tokenizer, max_length
         self.harness = harness or Harness(suite)
         assert self.harness.suite == suite, "a harness of another suite"
-        self._laid: dict[str, _Laid] = {}
-        self.caching = False  # whether what is run now, or was run last, holds keys and values of many rows
+        self._plans: dict[str, Plans] = {}
+        self.caching = False
 
     def use(self, options: ScoreOptions) -> None:
-        """Run other amounts at once from now on: what is frozen stays, and is laid out anew when it is scored."""
+        """Change the options; frozen requests are kept, and are laid out again when they are scored."""
         self.options = options
-        for digest, (frozen, _, _) in self._laid.items():
-            self._laid[digest] = self._planned(frozen)
+        for digest, (frozen, _, _) in self._plans.items():
+            self._plans[digest] = self._plan(frozen)
 
     def batch(self, split: str) -> ItemBatch:
-        """All items of a split."""
+        """Return all items of a split."""
         return self.harness.batch(split)
 
     def prepare(self, batch: ItemBatch) -> None:
-        """Freeze and lay out a batch ahead of its first score.
+        """Freeze and lay out a batch before its first score.
 
         Raises:
-            SuiteError: see `Harness.freeze`.
+            SuiteError: See `Harness.freeze`.
         """
-        self._lay_out(batch)
+        self.plans(batch)
 
     def score(self, model: Any, batch: ItemBatch, seconds: Mapping[str, float] | None = None) -> ScoreCard:
-        """The score card of a model on a batch of items, a split's or any part of it.
+        """Score a model on a batch: a split, or any subset of one.
 
         Args:
-            model: a causal transformers model in evaluation mode, on the device it is to run on.
-            seconds: timings of the steps before (`load`, `materialize`), kept on the card.
+            model: A causal transformers model in evaluation mode, on the device to run on.
+            batch: The items to score.
+            seconds: Timings of earlier steps (`load`, `materialize`) to keep on the card.
 
         Raises:
-            CandidateError: the model's answers are not finite, or its configuration asks for more than is scored.
-            SuiteError: the batch cannot be frozen, or a metric is not in [0, 1].
+            CandidateError: The model's outputs are not finite, or its configuration is not supported.
+            SuiteError: The batch cannot be frozen, or a metric is not in [0, 1].
         """
         assert not model.training, "dropout would be scored"
-        frozen, plan, generations = self._lay_out(batch)
+        frozen, plan, generations = self.plans(batch)
         started = time.perf_counter()
         self.caching = bool(plan.requests) and plan.mode(model) == "prefix"
         lls, greedy, tokens = score_loglikelihoods(model, plan)
         self.caching = bool(generations.requests)
         texts, generated = generate(model, generations)
-        judged = self.harness.collect(frozen, Answers(lls, greedy, texts))
+        results = self.harness.collect(frozen, Answers(lls, greedy, texts))
         spent = {**(seconds or {}), "score": time.perf_counter() - started}
-        columns = {task: found.columns for task, found in judged.items()}
-        reported = {task: found.reported for task, found in judged.items()}
+        columns = {task: result.columns for task, result in results.items()}
+        reported = {task: result.reported for task, result in results.items()}
         card = make_card(self.suite, batch, columns, tokens + generated, spent, reported)
         modes: dict[str, LoglikelihoodPlan | GenerationPlan] = {"loglikelihood": plan, "generation": generations}
         return replace(card, modes={kind: plan.mode(model) for kind, plan in modes.items() if plan.requests})
 
-    def _lay_out(self, batch: ItemBatch) -> _Laid:
-        if batch.digest not in self._laid:
-            frozen = self.harness.freeze(batch, self._tokenizer, self._max_length)
-            self._laid[batch.digest] = self._planned(frozen)
-        return self._laid[batch.digest]
+    def plans(self, batch: ItemBatch) -> Plans:
+        """Return the frozen batch and the plans of its two kinds of requests, made on first use.
 
-    def _planned(self, frozen: FrozenBatch) -> _Laid:
+        Raises:
+            SuiteError: See `Harness.freeze`.
+        """
+        if batch.digest not in self._plans:
+            frozen = self.harness.freeze(batch, self._tokenizer, self._max_length)
+            self._plans[batch.digest] = self._plan(frozen)
+        return self._plans[batch.digest]
+
+    def _plan(self, frozen: FrozenBatch) -> Plans:
         generations = lay_out_generations(frozen.generations, frozen.decoder, self.options)
         return frozen, lay_out(frozen.loglikelihoods, self.options), generations

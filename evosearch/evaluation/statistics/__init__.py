@@ -1,1 +1,1 @@
-"""TODO."""
+"""Statistics of per-item scores: score cards, intervals, tests and minibatches."""

@@ -1,14 +1,13 @@
-"""The paired bootstrap: a two-sided interval for the difference of two scores over the same items. Pure numpy.
+"""Paired bootstrap: a two-sided interval for the difference of two scores over the same items. Pure numpy.
 
-Units (items, or groups of items) are drawn again with replacement, each task by itself, and both candidates' scores go
-with their unit. Of percentile, BCa and bootstrap-t intervals, the percentile one with two amendments is used, because
-it alone stayed near 2.5% of misses on either side in every kind of test set that was simulated (`scripts/bench/gate`
-finds 3.1% at most):
+Units (items, or groups of items) are resampled with replacement, separately for each task, together with both
+candidates' scores. Among percentile, BCa and bootstrap-t intervals, only the percentile interval with two amendments
+stayed near 2.5% of misses on either side in every kind of simulated test set (at most 3.1% in `benchmarks/gate.py`):
 
 - its tails are widened to Student's t (Hesterberg 2015, "What teachers should know about the bootstrap", expanded
   percentile interval): with 10 groups the plain one missed 5.9%, BCa 5.5%;
-- as in `inference.paired_difference`, one win and one loss more than were met are among what is drawn from: where 2%
-  of 300 items differ, bootstrap-t missed 6% on a side and BCa 4%, and where none differ there was nothing to draw.
+- as in `intervals.paired_difference`, one win and one loss are added to those observed: with 2% of 300 items differing,
+  bootstrap-t missed 6% on one side and BCa 4%, and with none differing there was nothing to resample.
 """
 
 from collections.abc import Mapping
@@ -21,9 +20,9 @@ from evosearch.evaluation.statistics.intervals import Interval, degrees_of_freed
 from evosearch.evaluation.statistics.units import Groups, Units, Vector, paired_units, scales
 
 LEVEL = 0.95  # two-sided
-RESAMPLES = 10_000  # a bound's own error is then below 2% of the interval's width
-CHUNK = 2**22  # numbers held at once, of each array
-FEW = 64  # kinds of units up to which their numbers are drawn at once
+RESAMPLES = 10_000  # keeps the Monte Carlo error of a bound below 2% of the interval's width
+CHUNK = 2**22  # elements of an array held in memory at once
+FEW = 64  # up to this many kinds of units, counts per kind are drawn from a multinomial
 
 
 def bootstrap_difference(
@@ -36,15 +35,20 @@ def bootstrap_difference(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """How much more `a` scores than `b` on the same items, with a two-sided interval.
+    """Estimate how much more `a` scores than `b` on the same items, with a two-sided interval.
 
     Args:
-        a, b, weights, chances, groups: as for `inference.paired_difference`.
-        level: of the interval, both sides together.
-        seed: the same scores and seed give the same interval.
+        a: Task → (items,) metric values in [0, 1].
+        b: As `a`, for the same items in the same order.
+        weights: Task → weight in the score, summing to one.
+        chances: Task → chance level c in [0, 1).
+        groups: Task → group of each item, for tasks whose items are not independent.
+        level: Two-sided confidence level.
+        resamples: Number of bootstrap resamples.
+        seed: Random seed; the same scores and seed give the same interval.
 
     Raises:
-        SuiteError: the two do not have the same tasks and numbers of items, or a value is not finite.
+        SuiteError: `a` and `b` differ in tasks or numbers of items, or a value is not finite.
     """
     return bootstrap(paired_units(a, b, weights, groups), scales(weights, chances), level, resamples, seed)
 
@@ -56,7 +60,7 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """`bootstrap_difference` of units already cut, as for `inference.difference`."""
+    """Run `bootstrap_difference` on units of paired differences, with arguments as in `intervals.difference`."""
     rng = np.random.default_rng(seed)
     value = sum(scale[task] * entry.mean for task, entry in found.items())
     unseen = max(scale[task] * entry.typical for task, entry in found.items())
@@ -72,13 +76,13 @@ def bootstrap(
 
 
 def _means(units: Units, resamples: int, rng: np.random.Generator) -> Vector:
-    """(resamples,) the mean of one task, its units drawn with replacement.
+    """(resamples,) means of one task over units drawn with replacement.
 
-    Units that are alike are drawn as one kind: right-or-wrong items have three, however many there are.
+    Equal units are drawn as one kind: differences of right-or-wrong items have only three kinds.
     """
     kinds, counts = np.unique(np.stack([units.sums, units.sizes]), axis=1, return_counts=True)
     total = units.sums.size
-    chunk = max(1, CHUNK // (counts.size if counts.size <= FEW else total))  # a unit is drawn, or a kind's number
+    chunk = max(1, CHUNK // (counts.size if counts.size <= FEW else total))  # elements per resample
     means = []
     for start in range(0, resamples, chunk):
         rows = min(chunk, resamples - start)
@@ -94,7 +98,7 @@ def _means(units: Units, resamples: int, rng: np.random.Generator) -> Vector:
 
 
 def _tails(parts: list[tuple[float, int]], level: float) -> tuple[float, float]:
-    """What to take for the quantiles (1 ± level) / 2, so that normal tails become Student's (Hesterberg 2015, §5.3)."""
+    """Quantiles to use for (1 ± level) / 2, so that normal tails become Student's (Hesterberg 2015, §5.3)."""
     df = degrees_of_freedom(parts)
     tail = float(ndtr(stdtrit(df, (1.0 - level) / 2.0) * ((df + 1.0) / df) ** 0.5))
     return tail, 1.0 - tail

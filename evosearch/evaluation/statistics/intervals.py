@@ -1,8 +1,8 @@
-"""How sure a score is, and how sure a difference of two scores over the same items is. Pure numpy and scipy.
+"""Confidence intervals of scores and of paired differences of scores. Pure numpy and scipy.
 
-A score is a sum over tasks, Σ kₜ (mₜ - cₜ) with kₜ = 100 wₜ / (1 - cₜ), so tasks are strata: their variances add and
-each brings its own degrees of freedom. Where items have groups (questions about one passage), a group is the unit that
-was drawn, and an item's deviations are summed within it before they are squared.
+A score is a sum over tasks, Σ kₜ (mₜ - cₜ) with kₜ = 100 wₜ / (1 - cₜ), so tasks are strata: their variances add, and
+each contributes its own degrees of freedom. If items have groups (questions about one passage), the group is the
+sampling unit, and deviations are summed within a group before they are squared.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ CONFIDENCE = 0.975  # one-sided; two bounds of it enclose 95%
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate; `lower` and `upper` are each a one-sided bound at the confidence asked for."""
+    """An estimate; `lower` and `upper` are one-sided bounds, each at the requested confidence."""
 
     value: float
     stderr: float
@@ -30,11 +30,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference(Interval):
-    """A difference of two candidates in score points; positive where the first is better."""
+    """A difference of two candidates in score points; positive if the first is better."""
 
     @property
     def beats(self) -> bool:
-        """The first is better, at the confidence of the bound."""
+        """Whether the first is better, at the bound's confidence."""
         return self.lower > 0.0
 
 
@@ -46,33 +46,35 @@ def paired_difference(
     groups: Groups | None = None,
     confidence: float = CONFIDENCE,
 ) -> Difference:
-    """How much more `a` scores than `b` on the same items.
+    """Estimate how much more `a` scores than `b` on the same items.
 
-    Bounds are Student's t with Welch-Satterthwaite degrees of freedom over the tasks. The variance holds one pair of
-    units more than were seen: a win and a loss as large as those met, in root mean square (for right-or-wrong items
-    that is Bonett & Price 2012). It vanishes like 1/n², and keeps two wins out of two from counting as certain; where
-    few of many right-or-wrong items differ, the bound then passes zero where the exact sign test does (6 : 0, 8 : 1),
-    and plain t too early (4 : 0, 7 : 1). `scripts/bench/gate` measures what it keeps to.
+    Bounds are Student's t with Welch-Satterthwaite degrees of freedom over the tasks. The variance includes one more
+    pair of units than observed: a win and a loss with the root mean square of those observed (for right-or-wrong items,
+    this is Bonett & Price 2012). This term vanishes like 1/n² and keeps two wins out of two from counting as certain.
+    If few of many right-or-wrong items differ, the bound crosses zero where the exact sign test does (6 : 0, 8 : 1),
+    while plain t crosses too early (4 : 0, 7 : 1). `benchmarks/gate.py` measures its coverage.
 
     Args:
-        a, b: task → (items,) metric values in [0, 1], the same items in the same order.
-        weights: task → weight in the score, summing to one; these tasks are compared.
-        chances: task → chance level c in [0, 1).
-        groups: task → group of each item, where items are not independent.
-        confidence: of each one-sided bound.
+        a: Task → (items,) metric values in [0, 1].
+        b: As `a`, for the same items in the same order.
+        weights: Task → weight in the score, summing to one; these tasks are compared.
+        chances: Task → chance level c in [0, 1).
+        groups: Task → group of each item, for tasks whose items are not independent.
+        confidence: Confidence of each one-sided bound.
 
     Raises:
-        SuiteError: the two do not have the same tasks and numbers of items, or a value is not finite.
+        SuiteError: `a` and `b` differ in tasks or numbers of items, or a value is not finite.
     """
     return difference(paired_units(a, b, weights, groups), scales(weights, chances), confidence)
 
 
 def difference(found: Mapping[str, Units], scale: Mapping[str, float], confidence: float = CONFIDENCE) -> Difference:
-    """`paired_difference` of units already cut.
+    """Run `paired_difference` on units.
 
     Args:
-        found: task → units of the paired differences.
-        scale: task → points of score that a mean of one is worth.
+        found: Task → units of the paired differences.
+        scale: Task → score points per unit of the mean, see `units.scales`.
+        confidence: Confidence of each one-sided bound.
     """
     value = sum(scale[task] * entry.mean for task, entry in found.items())
     parts = [(scale[task] ** 2 * entry.variance, entry.sums.size - 1) for task, entry in found.items()]
@@ -91,13 +93,20 @@ def interval(
     groups: Groups | None = None,
     confidence: float = CONFIDENCE,
 ) -> Interval:
-    """One candidate's score; without `chances` the weighted mean of its raw metrics, in points of 0 to 100.
+    """Estimate one candidate's score; without `chances`, the weighted mean of its raw metrics, from 0 to 100.
 
-    Each task's own bounds (`mean_interval`) are combined by the square root of their summed squared distances (MOVER,
-    Zou & Donner 2008), which for one task are that task's bounds.
+    The tasks' bounds (`mean_interval`) are combined by the root of their summed squared distances (MOVER, Zou & Donner
+    2008); for a single task they are that task's bounds.
+
+    Args:
+        columns: Task → (items,) metric values in [0, 1].
+        weights: Task → weight in the score, summing to one.
+        chances: Task → chance level c in [0, 1).
+        groups: Task → group of each item, for tasks whose items are not independent.
+        confidence: Confidence of each one-sided bound.
 
     Raises:
-        SuiteError: a task is missing, empty, of another length than its groups, or holds a value that is not finite.
+        SuiteError: A task is missing or empty, its groups have another length, or a value is not finite.
     """
     values = checked(columns, weights, groups)
     value = variance = below = above = 0.0
@@ -114,9 +123,10 @@ def interval(
 
 
 def independent_difference(one: Interval, other: Interval) -> Interval:
-    """How much larger one estimate is than another from other items, with the bounds that the two have together.
+    """Estimate how much larger one estimate is than another one from different items.
 
-    MOVER (Zou & Donner 2008): each bound lies as far off as both estimates' own bounds on that side do, in squares.
+    Bounds by MOVER (Zou & Donner 2008): the distance of each bound is the root of the summed squared distances of the
+    two estimates' own bounds on that side.
     """
     value = one.value - other.value
     below = ((one.value - one.lower) ** 2 + (other.upper - other.value) ** 2) ** 0.5
@@ -125,22 +135,23 @@ def independent_difference(one: Interval, other: Interval) -> Interval:
 
 
 def mean_interval(values: ArrayLike, groups: Sequence[str] | None = None, confidence: float = CONFIDENCE) -> Interval:
-    """A mean of item metrics in [0, 1]: Wilson's interval for right-or-wrong items, Student's t for others.
+    """Estimate the mean of item metrics in [0, 1]: Wilson's interval for right-or-wrong items, otherwise Student's t.
 
     Args:
-        values: (items,)
-        groups: the group of each item; Wilson's interval then takes the number of independent items that would have
-            the variance found.
+        values: (items,) metric values.
+        groups: Group of each item; Wilson's interval then uses the effective number of independent items, the number
+            that gives the observed variance.
+        confidence: Confidence of each one-sided bound.
     """
     array = np.asarray(values, dtype=np.float64)
     part = units(array, groups)
     mean, variance, count = part.mean, part.variance, part.sums.size
     stderr = variance**0.5
     if np.isin(array, (0.0, 1.0)).all():
-        spread = variance * (count - 1) / count  # p (1 - p) / n where every item is its own unit
+        spread = variance * (count - 1) / count  # p (1 - p) / n if every item is its own unit
         effective = min(float(part.n), mean * (1.0 - mean) / spread) if spread > 0.0 else float(count)
         lower, upper = _wilson(mean, effective, confidence)
-    elif count == 1:  # one item, or one group of items, says nothing of the spread
+    elif count == 1:  # a single unit gives no estimate of the variance
         lower, upper = 0.0, 1.0
     else:
         margin = float(stdtrit(count - 1, confidence)) * stderr
@@ -149,22 +160,34 @@ def mean_interval(values: ArrayLike, groups: Sequence[str] | None = None, confid
 
 
 def proportion_difference(gained: int, lost: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """One-sided bounds of a difference of two right-or-wrong proportions over the same items, which stand alone.
+    """Return one-sided bounds of a paired difference of two proportions over independent items.
 
     Tango 1998 (Statist. Med. 17:891-908): the differences δ that the score test does not reject. With b gained, c lost,
 
-        z(δ) = (b - c - nδ) / √(n (2q + δ(1 - δ)))      q the likelihood's best P(lost) where P(gained) - P(lost) is δ
+        z(δ) = (b - c - nδ) / √(n (2q + δ(1 - δ)))      q maximum likelihood P(lost) given P(gained) - P(lost) = δ
 
-    whose variance is that of the hypothesis, not of the data: where none of n items changed, the lower bound is
-    -z² / (n + z²), for a loss as rare as that is not excluded by not meeting it.
+    The variance is that of the hypothesis, not of the data: if none of n items changed, the lower bound is
+    -z² / (n + z²), since such a rare loss is compatible with observing none.
+
+    Args:
+        gained: Items that only the first candidate got right.
+        lost: Items that only the second candidate got right.
+        n: All items.
+        confidence: Confidence of each one-sided bound.
+
+    Returns:
+        Lower and upper bound.
     """
     return _lowest(gained, lost, n, confidence), -_lowest(lost, gained, n, confidence)
 
 
 def degrees_of_freedom(parts: Sequence[tuple[float, int]]) -> float:
-    """Welch-Satterthwaite's, of a sum of independent estimates given as (variance, degrees of freedom).
+    """Return the Welch-Satterthwaite degrees of freedom of a sum of independent estimates.
 
-    df = (Σ v)² / Σ (v² / df). A task of one unit counts with one degree of freedom, the widest.
+    df = (Σ v)² / Σ (v² / df). A task with a single unit counts as one degree of freedom, the widest case.
+
+    Args:
+        parts: (variance, degrees of freedom) of each estimate.
     """
     total = sum(variance for variance, _ in parts)
     if total <= 0.0:
@@ -179,7 +202,7 @@ def _student(parts: Sequence[tuple[float, int]], confidence: float) -> tuple[flo
 
 
 def _lowest(b: int, c: int, n: int, confidence: float) -> float:
-    """Where Tango's z(δ), which falls as δ grows, comes down to the quantile: by bisection."""
+    """The δ at which Tango's z(δ), decreasing in δ, reaches the quantile, by bisection."""
     quantile = float(ndtri(confidence))
     low, high = -1.0, (b - c) / n
     for _ in range(60):
@@ -192,7 +215,7 @@ def _lowest(b: int, c: int, n: int, confidence: float) -> float:
 
 
 def _wilson(p: float, n: float, confidence: float) -> tuple[float, float]:
-    """Wilson 1927: the proportions that a score test at this confidence does not reject."""
+    """Wilson 1927: bounds of the proportions that a score test at this confidence does not reject."""
     z = float(ndtri(confidence))
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5

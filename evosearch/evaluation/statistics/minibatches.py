@@ -1,8 +1,8 @@
-"""One split's items in minibatches of equal size, for searches that score each generation on one of them. Pure.
+"""Minibatches: equal parts of a split, for searches that score each generation on one of them. Pure.
 
-The documents of each task are ordered by sha256(seed, document hash) and dealt out in turn, so minibatches are disjoint, hold
-the whole split together, and follow from nothing but the seed and the documents. As minibatches are fixed, each is frozen and
-tokenized once, like any batch.
+The documents of each task are ordered by sha256(seed, document hash) and dealt out in turn, so minibatches are
+disjoint, cover the split, and depend only on the seed and the documents. Since they are fixed, each is frozen and
+tokenized once.
 """
 
 import hashlib
@@ -16,33 +16,34 @@ from evosearch.evaluation.types import GOLD, Column, ItemBatch, ItemSet, ScoreCa
 
 @dataclass(frozen=True)
 class Minibatches:
-    """The items of a split, whole and in minibatches."""
+    """A split and its minibatches."""
 
     suite: Suite
-    whole: ItemBatch
-    batches: tuple[ItemBatch, ...]
+    full: ItemBatch  # the full split
+    batches: tuple[ItemBatch, ...]  # the minibatches
 
     def card(self, minibatch: int, columns: Mapping[str, Mapping[str, Column]]) -> ScoreCard:
-        """What a minibatch alone says of somebody who was scored on the whole split.
+        """Return the score card on one minibatch of a candidate that was scored on the full split.
 
         Args:
-            columns: task → column → values, on the whole split.
+            minibatch: Index of the minibatch.
+            columns: Task → column → values, on the full split.
         """
         needed = {task.name: (task.metric, GOLD) for task in (*self.suite.scoring, *self.suite.guarded)}
         taken: dict[str, dict[str, Column]] = {}
-        for whole, own in zip(self.whole.sets, self.batches[minibatch].sets, strict=True):
-            places = {doc_id: index for index, doc_id in enumerate(whole.doc_ids)}
-            rows = [places[doc_id] for doc_id in own.doc_ids]
-            known = columns.get(whole.task, {})
-            taken[whole.task] = {name: known[name][rows] for name in needed.get(whole.task, ()) if name in known}
+        for full, own in zip(self.full.sets, self.batches[minibatch].sets, strict=True):
+            index_of = {doc_id: index for index, doc_id in enumerate(full.doc_ids)}
+            rows = [index_of[doc_id] for doc_id in own.doc_ids]
+            known = columns.get(full.task, {})
+            taken[full.task] = {name: known[name][rows] for name in needed.get(full.task, ()) if name in known}
         return make_card(self.suite, self.batches[minibatch], taken, Tokens(), {})
 
 
-def partition(suite: Suite, whole: ItemBatch, count: int, seed: int) -> Minibatches:
-    """A split in `count` minibatches, whose numbers of documents of any one task differ by one at most."""
-    assert all(len(items) >= count for items in whole.sets), "every minibatch has a document of every task"
-    dealt = [_deal(items, count, seed) for items in whole.sets]  # (tasks, minibatches)
-    return Minibatches(suite, whole, tuple(ItemBatch(whole.split, sets) for sets in zip(*dealt, strict=True)))
+def partition(suite: Suite, full: ItemBatch, count: int, seed: int) -> Minibatches:
+    """Partition a split into `count` minibatches, whose numbers of documents per task differ by at most one."""
+    assert all(len(items) >= count for items in full.sets), "every minibatch has a document of every task"
+    dealt = [_deal(items, count, seed) for items in full.sets]  # (tasks, minibatches)
+    return Minibatches(suite, full, tuple(ItemBatch(full.split, sets) for sets in zip(*dealt, strict=True)))
 
 
 def _deal(items: ItemSet, count: int, seed: int) -> list[ItemSet]:

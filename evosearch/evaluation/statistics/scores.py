@@ -1,14 +1,14 @@
-"""From per-item columns to the numbers that are ranked, compared and told. Pure.
+"""Score cards: score, fitness and their standard errors from per-item columns. Pure.
 
     score   = 100 · Σ_t w_t (m_t − c_t) / (1 − c_t)      m_t item mean of the metric, c_t chance level, Σ w_t = 1
     fitness = Σ_t w_t g_t                                g_t item mean of the gold log-probability (or the score)
 
-A task that is to be forgotten has 1 − m in place of m, as a column of its own (`1-acc`), and log(1 − p) in place of the
-gold log-probability log p; the column of gold log-probabilities keeps log p. Guarded tasks have points of their own,
-100 (m − c) / (1 − c), whether they are part of the score or only reported.
+An unlearning target has 1 − m instead of m, in a separate column (`1-acc`), and log(1 − p) instead of the gold
+log-probability log p; the column of gold log-probabilities keeps log p. Guarded tasks have their own points,
+100 (m − c) / (1 − c), whether or not they are part of the score.
 
-Standard errors: where documents are independent, se(mean) = s / √n with s of n − 1 degrees of freedom; where an item
-set has groups, a group is what was drawn, and the error is that of leaving out one group at a time (see units).
+Standard errors: for independent documents, se(mean) = s / √n where s has n − 1 degrees of freedom; if an item set has
+groups, the group is the sampling unit, and the error is the delete-one-group jackknife's (see units).
 """
 
 import math
@@ -18,7 +18,8 @@ import numpy as np
 
 from evosearch.errors import SuiteError
 from evosearch.evaluation.statistics.units import units
-from evosearch.evaluation.suites.suite import Suite, SuiteTask
+from evosearch.evaluation.suites.suite import Suite
+from evosearch.evaluation.suites.suite_task import SuiteTask
 from evosearch.evaluation.types import GOLD, Column, Estimate, ItemBatch, ScoreCard, TaskScore, Tokens
 
 
@@ -30,28 +31,31 @@ def make_card(
     seconds: Mapping[str, float],
     reported: Mapping[str, Mapping[str, float]] | None = None,
 ) -> ScoreCard:
-    """The score card of one candidate on one batch.
+    """Make the score card of one candidate on one batch.
 
-    A batch without items of some task is scored by the tasks it has, their weights scaled to sum one again. Tasks that
-    are only reported have columns and item sets, and no part in score, fitness or their numbers of items.
+    If a batch has no items of some task, the weights of the others are normalized again. Report-only tasks have columns
+    and item sets, but do not contribute to score, fitness or their numbers of items.
 
     Args:
-        columns: task → column → values, in the order of the batch's items.
-        seconds: what took how long.
-        reported: task → metric → value, for people to read.
+        suite: The suite that defines the score.
+        batch: The items that were scored.
+        columns: Task → column → values, in the order of the batch's items.
+        tokens: Work done.
+        seconds: Step → time in seconds.
+        reported: Task → metric → lm-eval's aggregate.
 
     Raises:
-        SuiteError: the batch has no item of a task that scores.
+        SuiteError: The batch has no item of a scoring task, or a guarded task's metric is not in [0, 1].
     """
     sizes = {items.task: len(items) for items in batch.sets if len(items)}
     present = [task for task in suite.scoring if task.name in sizes]
     if not present:
-        raise SuiteError(suite.where("tasks"), f"no item of the {batch.split} batch is of a task that scores")
+        raise SuiteError(suite.where("tasks"), f"the {batch.split} batch has no item of a scoring task")
     n = sum(sizes[task.name] for task in present)
     total = sum(task.weight for task in present)
     weights = {task.name: task.weight / total for task in present}
-    forgotten = {task.name: _with_forgotten(columns[task.name], task.metric) for task in present if task.forget}
-    columns = {**columns, **forgotten}
+    unlearned = {task.name: _with_complement(columns[task.name], task.metric) for task in present if task.unlearn}
+    columns = {**columns, **unlearned}
     groups = {items.task: items.groups for items in batch.sets}
     tasks = {
         task.name: _task_score(task.column, columns[task.name][task.column], groups[task.name]) for task in present
@@ -91,9 +95,9 @@ def make_card(
 
 
 def log_unlikely(logprob: Column) -> Column:
-    """log(1 − p) of log p, at most 0. Where 1 − p is lost in float32, which the log p come from, it is taken as 2⁻²³.
+    """Return log(1 − p) from log p, at most 0; 1 − p is at least 2⁻²³, the resolution of the float32 log p.
 
-    Mächler 2012 (Accurately computing log(1 − exp(−|a|))): each of the two forms is exact on its side of log 2.
+    Mächler 2012 (Accurately computing log(1 − exp(−|a|))): each of the two forms is accurate on its side of log 2.
     """
     a = np.maximum(-np.asarray(logprob, dtype=np.float64), 2.0**-23)
     near = np.log(-np.expm1(-np.minimum(a, math.log(2.0))))
@@ -101,20 +105,20 @@ def log_unlikely(logprob: Column) -> Column:
 
 
 def _gold(task: SuiteTask, columns: Mapping[str, Column]) -> Column:
-    return log_unlikely(columns[GOLD]) if task.forget else columns[GOLD]
+    return log_unlikely(columns[GOLD]) if task.unlearn else columns[GOLD]
 
 
-def _with_forgotten(columns: Mapping[str, Column], metric: str) -> dict[str, Column]:
+def _with_complement(columns: Mapping[str, Column], metric: str) -> dict[str, Column]:
     return {**columns, f"1-{metric}": 1.0 - columns[metric]}
 
 
 def _points(suite: Suite, task: SuiteTask, columns: Mapping[str, Column]) -> float:
-    """A guarded task's own score: 100 (m − c) / (1 − c)."""
+    """A guarded task's points: 100 (m − c) / (1 − c)."""
     values = columns.get(task.column)
     if values is None or not ((values >= 0) & (values <= 1)).all():
-        got = "is not one number for every document" if values is None else "is not in [0, 1]"
+        got = "is not one number per document" if values is None else "is not in [0, 1]"
         where = suite.where("tasks", suite.tasks.index(task), "metric")
-        raise SuiteError(where, f"'{task.metric}' {got}, and '{task.name}' is guarded", "An item mean in [0, 1]")
+        raise SuiteError(where, f"'{task.metric}' {got}, but '{task.name}' is guarded", "An item mean in [0, 1]")
     return 100 * (float(np.mean(values)) - task.chance) / (1 - task.chance)
 
 
@@ -126,7 +130,7 @@ def _in_points(task: SuiteTask, score: TaskScore) -> Estimate:
 
 def _task_score(metric: str, values: Column, groups: Sequence[str] = ()) -> TaskScore:
     n = len(values)
-    stderr = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else 0.0  # one item says nothing of its spread
+    stderr = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else 0.0  # unknown for a single item
     if groups:
         stderr = math.sqrt(units(np.asarray(values, dtype=np.float64), groups).variance)
     return TaskScore(metric, float(np.mean(values)), stderr, n)

@@ -1,8 +1,9 @@
-"""The exact paired test: is the first candidate better than the second on items that both answered? Pure numpy.
+"""Paired sign-flip test: is the first candidate better than the second on the same items? Pure numpy.
 
-Were the two equal, each independent unit (item, or group of items) would as likely have shown its difference the other
-way round (Fisher 1935, §21). So the score's difference T = Σ ± xᵤ has a known distribution, over all 2^U signs, that
-asks for no normal approximation and no spread. For one task of right-or-wrong items it is the exact McNemar test.
+Under the null hypothesis, the difference of each independent unit (item, or group of items) is equally likely to have
+the opposite sign (Fisher 1935, §21). The score's difference T = Σ ± xᵤ then has a known distribution over all 2^U
+signs, without a normal approximation or a variance estimate. For one task of right-or-wrong items it is the exact
+McNemar test.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,22 +16,22 @@ from scipy.special import gammaln
 
 from evosearch.evaluation.statistics.units import Groups, Units, Vector, paired_units, scales
 
-SUPPORT = 2**17  # points kept of a distribution; two are laid against each other, so 34 unlike units are enumerated
-DRAWS = 9_999  # of signs, where there are too many sums to list
-CHUNK = 2**22  # signs held at once
-ROUNDING = 1e-9  # sums are taken for equal within this part of the largest: in favour of no difference
+SUPPORT = 2**17  # largest number of points of a distribution; two are combined, so 34 distinct units are enumerated
+DRAWS = 9_999  # random sign vectors, if there are too many sums to enumerate
+CHUNK = 2**22  # signs in memory at once
+ROUNDING = 1e-9  # relative tolerance for equal sums; ties count as at least as large as the observed sum
 
 
 @dataclass(frozen=True)
-class PairedTest:
-    """How often chance alone does as well as the first candidate did."""
+class SignTest:
+    """Result of a one-sided sign-flip test."""
 
-    p_value: float  # one-sided: P(T at least as seen) where neither is better
-    exact: bool  # all signs were counted; otherwise some were drawn, and p is (r + 1) / (draws + 1)
-    units: int  # that differ
+    p_value: float  # P(T at least as large as observed) under the null hypothesis
+    exact: bool  # whether all signs were enumerated; otherwise p is (r + 1) / (draws + 1)
+    units: int  # number of units that differ
 
 
-def paired_test(
+def paired_sign_test(
     a: Mapping[str, ArrayLike],
     b: Mapping[str, ArrayLike],
     weights: Mapping[str, float],
@@ -38,40 +39,44 @@ def paired_test(
     groups: Groups | None = None,
     draws: int = DRAWS,
     seed: int = 0,
-) -> PairedTest:
-    """The one-sided sign-flip test of "`a` scores more than `b`".
+) -> SignTest:
+    """Test whether `a` scores more than `b`, one-sided.
 
     Args:
-        a, b, weights, chances, groups: as for `inference.paired_difference`.
-        draws: of signs, where the exact distribution is too large to list.
-        seed: of those draws, so that the same scores give the same p.
+        a: Task → (items,) metric values in [0, 1].
+        b: As `a`, for the same items in the same order.
+        weights: Task → weight in the score, summing to one.
+        chances: Task → chance level c in [0, 1).
+        groups: Task → group of each item, for tasks whose items are not independent.
+        draws: Number of random sign vectors if the exact distribution is too large to enumerate.
+        seed: Random seed of those draws; the same scores and seed give the same p.
 
     Raises:
-        SuiteError: the two do not have the same tasks and numbers of items, or a value is not finite.
+        SuiteError: `a` and `b` differ in tasks or numbers of items, or a value is not finite.
     """
-    return sign_flip(paired_units(a, b, weights, groups), scales(weights, chances), draws, seed)
+    return sign_test(paired_units(a, b, weights, groups), scales(weights, chances), draws, seed)
 
 
-def sign_flip(found: Mapping[str, Units], scale: Mapping[str, float], draws: int = DRAWS, seed: int = 0) -> PairedTest:
-    """`paired_test` of units already cut, as for `inference.difference`."""
-    sizes = {task: _sizes(entry, scale[task]) for task, entry in found.items()}  # task → (|xᵤ|, how many have it)
+def sign_test(found: Mapping[str, Units], scale: Mapping[str, float], draws: int = DRAWS, seed: int = 0) -> SignTest:
+    """Run `paired_sign_test` on units of paired differences, with arguments as in `intervals.difference`."""
+    sizes = {task: _sizes(entry, scale[task]) for task, entry in found.items()}  # task → (distinct |xᵤ|, their counts)
     total = sum(scale[task] * entry.mean for task, entry in found.items())
-    reach = sum(float(values @ counts) for values, counts in sizes.values())  # the largest that T can be
+    reach = sum(float(values @ counts) for values, counts in sizes.values())  # maximum of T
     differ = sum(int(counts.sum()) for _, counts in sizes.values())
     at_least = total - ROUNDING * reach
     halves = _halves([_fold(values, counts, reach) for values, counts in sizes.values()], reach)
     if halves is not None:
-        return PairedTest(_tail(*halves, at_least), True, differ)
+        return SignTest(_tail(*halves, at_least), True, differ)
     rng = np.random.default_rng(seed)
     hits = sum(int((drawn >= at_least).sum()) for drawn in _draw(list(sizes.values()), draws, rng))
-    return PairedTest((hits + 1) / (draws + 1), False, differ)  # Phipson & Smyth 2010: never zero
+    return SignTest((hits + 1) / (draws + 1), False, differ)  # Phipson & Smyth 2010: never zero
 
 
 @dataclass(frozen=True)
 class _Law:
-    """A distribution on finitely many points, ascending."""
+    """A discrete distribution."""
 
-    points: Vector
+    points: Vector  # ascending
     chances: Vector
 
 
@@ -79,16 +84,17 @@ POINT = _Law(np.zeros(1), np.ones(1))
 
 
 def _sizes(units: Units, scale: float) -> tuple[Vector, Vector]:
-    """The distinct sizes, in points of score, of the differences that are not zero, and how many units have each."""
-    # rounded, 0.3 - 0.2 and 0.2 - 0.1 are one size, and 0.3 - 0.2 - 0.1 is zero
+    """Distinct absolute differences in score points, without zero, and the number of units with each."""
+    # Rounding makes 0.3 - 0.2 equal to 0.2 - 0.1, and 0.3 - 0.2 - 0.1 equal to zero.
     sums: Vector = np.abs(units.sums).round(12)
     values, counts = np.unique(sums[sums > 0.0], return_counts=True)
     return scale / units.n * values, counts.astype(np.float64)
 
 
 def _fold(values: Vector, counts: Vector, reach: float) -> list[_Law]:
-    """One task's T as a sum of few independent laws: one, where its sums fall on a lattice. More than two are not all
-    of them: it has too many sums to list.
+    """One task's T as a sum of independent distributions, a single one if its sums lie on a lattice.
+
+    Stops after the third, since the task then has too many sums to enumerate.
     """
     laws: list[_Law] = []
     for value, count in zip(values, counts, strict=True):
@@ -106,7 +112,7 @@ def _fold(values: Vector, counts: Vector, reach: float) -> list[_Law]:
 
 
 def _add(one: _Law, other: _Law, reach: float) -> _Law:
-    """The law of a sum of two independent terms; equal sums are one point."""
+    """Distribution of the sum of two independent terms; equal sums are merged."""
     sums = np.add.outer(one.points, other.points).ravel()
     chances = np.multiply.outer(one.chances, other.chances).ravel()
     keys, first, where = np.unique(np.rint(sums / (ROUNDING / 100 * reach)), return_index=True, return_inverse=True)
@@ -114,7 +120,7 @@ def _add(one: _Law, other: _Law, reach: float) -> _Law:
 
 
 def _halves(laws: Sequence[list[_Law]], reach: float) -> tuple[_Law, _Law] | None:
-    """All terms in two laws; None where they have too many points."""
+    """Combine all terms into two distributions; None if they have too many points."""
     if any(len(own) > 2 for own in laws):
         return None
     one, other = POINT, POINT
@@ -128,13 +134,13 @@ def _halves(laws: Sequence[list[_Law]], reach: float) -> tuple[_Law, _Law] | Non
 
 
 def _tail(one: _Law, other: _Law, at_least: float) -> float:
-    """P(X + Y at least so much)."""
-    beyond = np.append(np.cumsum(other.chances[::-1])[::-1], 0.0)  # P(Y at least its k-th point)
+    """P(X + Y ≥ at_least)."""
+    beyond = np.append(np.cumsum(other.chances[::-1])[::-1], 0.0)  # P(Y ≥ its k-th point)
     return min(1.0, float(one.chances @ beyond[np.searchsorted(other.points, at_least - one.points)]))
 
 
 def _draw(sizes: Sequence[tuple[Vector, Vector]], draws: int, rng: np.random.Generator) -> list[Vector]:
-    """T under random signs, in parts."""
+    """Samples of T under random signs, in chunks."""
     values = np.concatenate([entry[0] for entry in sizes])  # (kinds,)
     counts = np.concatenate([entry[1] for entry in sizes]).astype(np.int64)
     rows = max(1, CHUNK // max(1, values.size))

@@ -1,7 +1,7 @@
-"""Items cut into what was drawn independently: the units that every test and interval counts. Pure numpy.
+"""Independent sampling units of items, on which all tests and intervals are based. Pure numpy.
 
-Where items have groups (questions about one passage, problems of one subject), a group is one unit; elsewhere an item
-is. A task's mean is a ratio, Σ sums / Σ sizes over its units, because groups differ in size.
+If items have groups (questions about one passage, problems of one subject), a unit is a group, otherwise an item. A
+task's mean is the ratio Σ sums / Σ sizes over its units, because groups differ in size.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,36 +13,36 @@ from numpy.typing import ArrayLike, NDArray
 
 from evosearch.errors import SuiteError
 
-Groups = Mapping[str, Sequence[str]]  # task → the group of each item; a task may be left out
+Groups = Mapping[str, Sequence[str]]  # task → the group of each item; tasks with independent items may be omitted
 Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Units:
-    """One task's values, added up within each independent unit."""
+    """One task's values, summed within each independent unit."""
 
     sums: Vector  # (units,) sum of the unit's values
-    sizes: Vector  # (units,) its items
-    n: int  # items
+    sizes: Vector  # (units,) number of the unit's items
+    n: int  # number of items
 
     @cached_property
     def mean(self) -> float:
-        """Of the items."""
+        """Mean over the items."""
         return float(self.sums.sum()) / self.n
 
     @cached_property
     def typical(self) -> float:
-        """How far one unit that is not zero moves the mean from zero, in root mean square."""
+        """Root mean square contribution of a nonzero unit to the mean."""
         moved = self.sums[self.sums != 0.0]
         return float(np.sqrt(np.mean(moved**2))) / self.n if moved.size else 0.0
 
     @cached_property
     def variance(self) -> float:
-        """Of the mean, by leaving out one unit at a time; s² / n where every item is a unit, 0 for a single unit.
+        """Variance of the mean by the delete-one-unit jackknife; s² / n if every item is a unit, 0 for a single unit.
 
-        (U - 1) / U · Σ_u (mean without u - mean)². Where groups differ in size this holds where the usual sandwich is
-        too small (MacKinnon, Nielsen & Webb 2023, CV3): one group of 200 items and 50 of 10 cost the sandwich's
-        one-sided 2.5% bound 5.1%.
+        (U - 1) / U · Σ_u (mean without u - mean)². It stays valid for groups of different sizes, where the usual
+        sandwich estimator is too small (MacKinnon, Nielsen & Webb 2023, CV3): with one group of 200 items and 50 groups
+        of 10, the sandwich's one-sided 2.5% bound misses 5.1%.
         """
         count = self.sums.size
         if count == 1:
@@ -52,11 +52,11 @@ class Units:
 
 
 def units(values: Vector, groups: Sequence[str] | None) -> Units:
-    """The units of one task.
+    """Sum values within the units of one task.
 
     Args:
-        values: (items,)
-        groups: the group of each item; none where every item stands alone.
+        values: (items,) values.
+        groups: Group of each item; None or empty if items are independent.
     """
     if not groups:
         return Units(values, np.ones(values.size), values.size)
@@ -68,10 +68,10 @@ def units(values: Vector, groups: Sequence[str] | None) -> Units:
 def paired_units(
     a: Mapping[str, ArrayLike], b: Mapping[str, ArrayLike], tasks: Mapping[str, float], groups: Groups | None
 ) -> dict[str, Units]:
-    """Task → the units of a - b.
+    """Return task → units of a - b.
 
     Raises:
-        SuiteError: the two do not have the same tasks and numbers of items, or a value is not finite.
+        SuiteError: `a` and `b` differ in tasks or numbers of items, or a value is not finite.
     """
     one, other = checked(a, tasks, groups), checked(b, tasks, groups)
     for task in tasks:
@@ -82,34 +82,34 @@ def paired_units(
 
 
 def scales(weights: Mapping[str, float], chances: Mapping[str, float]) -> dict[str, float]:
-    """Task → k = 100 w / (1 - c), the points of score that a mean of one is worth."""
+    """Return task → k = 100 w / (1 - c), the score points per unit of the task's mean."""
     return {task: 100.0 * weight / (1.0 - chances[task]) for task, weight in weights.items()}
 
 
 def checked(columns: Mapping[str, ArrayLike], tasks: Mapping[str, float], groups: Groups | None) -> dict[str, Vector]:
-    """Task → (items,) its values.
+    """Return task → (items,) values, after validation.
 
     Raises:
-        SuiteError: a task is missing, empty, of another length than its groups, or holds a value that is not finite.
+        SuiteError: A task is missing or empty, its groups have another length, or a value is not finite.
     """
     out = {}
     for task in tasks:
         where = f"task '{task}'"
         if task not in columns:
-            raise SuiteError(where, "has no scores", f"Scores of {', '.join(tasks)}")
+            raise SuiteError(where, "has no scores", f"Tasks: {', '.join(tasks)}")
         array = np.asarray(columns[task], dtype=np.float64)
         if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
             raise SuiteError(where, f"scores of shape {array.shape}", "At least one item, every value finite")
         names = (groups or {}).get(task)
         if names and len(names) != array.size:
-            raise SuiteError(where, f"{array.size} items with {len(names)} groups", "One group an item")
+            raise SuiteError(where, f"{array.size} items with {len(names)} groups", "One group per item")
         out[task] = array
     return out
 
 
-@lru_cache(maxsize=32)  # one suite's groups are cut for every contender and every interval
+@lru_cache(maxsize=32)  # a suite's groups are the same for every contender and interval
 def _codes(groups: tuple[str, ...]) -> NDArray[np.intp]:
-    """(items,) the number of each item's group."""
+    """(items,) index of each item's group."""
     _, codes = np.unique(np.asarray(groups), return_inverse=True)
     codes.setflags(write=False)
     return codes

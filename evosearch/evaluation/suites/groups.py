@@ -1,7 +1,8 @@
-"""Groups and tags of lm-eval in a suite, expanded to the leaf tasks that they stand for.
+"""Expansion of lm-eval groups and tags into the leaf tasks that a suite scores.
 
-A group's weight is shared out as lm-eval's aggregation of the group's metric shares it: by the number of evaluation
-documents where it says `weight_by_size`, which needs the tasks' data, and equally otherwise. Tags have no aggregation.
+A group's weight is divided among its leaf tasks as lm-eval aggregates the group's metric: by the number of evaluation
+documents if the aggregation says `weight_by_size` (the tasks' data are then loaded), otherwise equally. Tags have no
+aggregation and divide equally.
 """
 
 from collections.abc import Sequence
@@ -10,31 +11,31 @@ from typing import Any
 
 from evosearch.documents import join
 from evosearch.errors import SuiteError, did_you_mean
-from evosearch.evaluation.harness.quiet import quiet
-from evosearch.evaluation.suites.tasks import TaskLibrary, refusing
+from evosearch.evaluation.suites.lm_eval_logs import quiet
+from evosearch.evaluation.suites.tasks import TaskLibrary, wrap_errors
 
 
 def expand(entry: dict[str, Any], folders: Sequence[Path], where: str) -> list[dict[str, Any]]:
-    """One entry of a suite for each leaf task of the group that `entry` names, called `name/leaf`.
+    """Return one suite entry for each leaf task of the group that `entry` names, called `name/leaf`.
 
     Args:
-        entry: the group's entry, as data; its `chance` is for all leaf tasks, or a mapping that names each.
-        folders: with task YAMLs.
-        where: the entry's key, for errors.
+        entry: The group's entry, as data; its `chance` is one number for all leaf tasks or a mapping by leaf task.
+        folders: Folders with task YAMLs.
+        where: The entry's key, for errors.
 
     Raises:
-        SuiteError: the group is empty, names what is unknown, or `chance` does not name its leaf tasks.
+        SuiteError: The group is empty, refers to an unknown task, or `chance` does not match its leaf tasks.
     """
     group, name = entry["task"], entry["name"]
     with quiet():
         library = TaskLibrary(folders)
         leaves = library.leaves(join(where, "task"), group)
         if not leaves:
-            raise SuiteError(join(where, "task"), f"the group '{group}' has no tasks", next="Mend the group's YAML")
+            raise SuiteError(join(where, "task"), f"the group '{group}' has no tasks", next="Fix the group's YAML")
         chances = _chances(entry["chance"], leaves, where)
         shares = dict.fromkeys(leaves, 1.0 / len(leaves))
         if not entry["report_only"] and library.weights_by_size(join(where, "task"), group, entry["metric"]):
-            with refusing(join(where, "task"), f"the documents of '{group}' cannot be counted"):
+            with wrap_errors(join(where, "task"), f"cannot count the documents of '{group}'"):
                 sizes = {leaf: len(task.eval_docs) for leaf, task in library.members(where, group).items()}
             shares = {leaf: sizes[leaf] / sum(sizes.values()) for leaf in leaves}
     return [
@@ -50,15 +51,15 @@ def expand(entry: dict[str, Any], folders: Sequence[Path], where: str) -> list[d
     ]
 
 
-def _chances(asked: float | dict[str, float], leaves: Sequence[str], where: str) -> dict[str, float]:
-    if not isinstance(asked, dict):
-        return dict.fromkeys(leaves, asked)
-    for leaf in asked:
+def _chances(given: float | dict[str, float], leaves: Sequence[str], where: str) -> dict[str, float]:
+    if not isinstance(given, dict):
+        return dict.fromkeys(leaves, given)
+    for leaf in given:
         if leaf not in leaves:
-            what = "no leaf task of this group"
+            what = "not a leaf task of this group"
             allowed = f"Leaf tasks: {', '.join(leaves[:20])}"
             raise SuiteError(join(where, "chance", leaf), what, allowed, did_you_mean(leaf, leaves))
     for leaf in leaves:
-        if leaf not in asked:
-            raise SuiteError(join(where, "chance", leaf), "missing", next="Name every leaf task, or give one number")
-    return asked
+        if leaf not in given:
+            raise SuiteError(join(where, "chance", leaf), "missing", next="List every leaf task, or give one number")
+    return given

@@ -1,7 +1,7 @@
-"""Where lm-eval's tasks, groups and tags lie, without lm-eval's index of them.
+"""Lookup of lm-eval's tasks, groups and tags without building lm-eval's full index.
 
-Indexing the whole library takes lm-eval 14 to 25 seconds. A suite names a handful of tasks: a scan of the YAML files
-for the names (a second) finds their folders, and only those are indexed.
+Indexing the whole library takes lm-eval 14 to 25 seconds. A suite uses a handful of tasks: scanning the YAML files for
+their names takes a second and finds their folders, and only those folders are indexed.
 """
 
 import importlib.util
@@ -25,7 +25,7 @@ def library_files() -> Mapping[str, Path]:
 
 @cache
 def library_tags() -> Mapping[str, tuple[Path, ...]]:
-    """Tag of lm-eval's library → the folders in which some task has it."""
+    """Tag of lm-eval's library → the folders that contain tasks with this tag."""
     return {tag: tuple(dict.fromkeys(path.parent for path in paths)) for tag, paths in _library()[1].items()}
 
 
@@ -33,13 +33,13 @@ Found = tuple[dict[tuple[str, str], Path], dict[str, list[Path]]]  # (kind, name
 
 
 class Names:
-    """Which names are groups or tags, in some folders or else in lm-eval's library; each is scanned at most once."""
+    """Group and tag names of some folders and of lm-eval's library; each place is scanned at most once."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self._own = [_scan(folder, "**/*.yaml") for folder in folders]
 
     def is_group(self, name: str) -> bool:
-        """A task goes before a group of its name; a name that is found nowhere is no group."""
+        """Return whether a name is a group or tag. A task takes precedence over a group of its name."""
         for found in self._own:
             if (kind := _kind(name, found)) is not None:
                 return kind == "group"
@@ -55,7 +55,7 @@ def _kind(name: str, found: Found) -> str | None:
 
 @cache
 def library_folder() -> Path:
-    """The folder of lm-eval's library."""
+    """Return the folder of lm-eval's task library."""
     spec = importlib.util.find_spec("lm_eval")
     assert spec is not None, "lm-eval is a dependency"
     assert spec.submodule_search_locations
@@ -68,13 +68,13 @@ def _library() -> Found:
 
 
 def _scan(root: Path, pattern: str) -> Found:
-    """The names that YAML files define, as written at the start of a line."""
+    """Names and tags that YAML files define at the start of a line."""
     names: dict[tuple[str, str], Path] = {}
     tags: dict[str, list[Path]] = {}
     for path in sorted(root.glob(pattern)):
         text = path.read_bytes()
         for match in _NAME.finditer(text):
-            if path.suffix == ".yaml":  # a template for others is no task
+            if path.suffix == ".yaml":  # other suffixes are templates, not tasks
                 names.setdefault((_text(match[1]), _text(match[2])), path)
         for tag in _tags(text):
             tags.setdefault(tag, []).append(path)

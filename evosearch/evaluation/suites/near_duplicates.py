@@ -1,10 +1,10 @@
-"""Which documents say nearly the same: an exact set-similarity join over their shingles. Pure.
+"""Near-duplicate documents, by an exact set-similarity join over their shingles. Pure.
 
     J(A, B) = |A ∩ B| / |A ∪ B| ≥ threshold          A, B multisets of shingles (Jaccard similarity), see shingles.py
 
-Pairs are found by prefix filtering, not by sampled hashes: with the shingles of every document ordered by how rare they
-are, two documents of similarity t share one among the first n − ⌈t·n⌉ + 1 of each (Chaudhuri et al. 2006; Bayardo et
-al. 2007). So no pair is missed, and the same documents always give the same pairs.
+Pairs are found by prefix filtering instead of sampled hashes: if the shingles of every document are ordered by rarity,
+two documents of similarity t share one among the first n − ⌈t·n⌉ + 1 of each (Chaudhuri et al. 2006; Bayardo et al.
+2007). No pair is missed, and the same documents always give the same pairs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,20 +17,20 @@ from scipy.sparse.csgraph import connected_components
 
 from evosearch.evaluation.suites.shingles import Ids, contents, shingles
 
-_PRODUCT = 4_000_000  # pairs of prefix shingles that are matched at once, which bounds memory
-_PAIRS = 50_000  # pairs of documents that are compared at once
-_BITS = 512  # of a document's bitmap
+_PRODUCT = 4_000_000  # pairs of prefix shingles matched at once; bounds memory
+_PAIRS = 50_000  # pairs of documents compared at once
+_BITS = 512  # size of a document's bitmap
 
 
 def near_duplicates(pools: Sequence[Mapping[str, Any]], threshold: float) -> dict[str, str]:
-    """Document hash → name of its cluster, of the documents that have near-duplicates.
+    """Return document hash → name of its cluster, for documents that have near-duplicates.
 
-    A cluster holds whatever is joined by pairs that are similar enough, within a pool or across pools, and is called
-    by the least hash in it: adding other documents changes no name.
+    A cluster is a connected component of sufficiently similar pairs, within a pool or across pools. Its name is the
+    smallest hash in it, so adding unrelated documents renames nothing.
 
     Args:
-        pools: for each pool, document hash → document; the fields of a pool's documents are alike.
-        threshold: the least similarity, in (0, 1]; 1 is for texts that are equal once normalized.
+        pools: For each pool, document hash → document; documents of one pool have the same fields.
+        threshold: Minimum similarity, in (0, 1]; 1 requires texts that are equal after normalization.
     """
     hashes: list[str] = []
     texts: list[list[str]] = []
@@ -54,7 +54,7 @@ def near_duplicates(pools: Sequence[Mapping[str, Any]], threshold: float) -> dic
 
 
 def _clusters(owners: Ids, found: Ids, threshold: float) -> dict[int, int]:
-    """Owner → label of its cluster, of every document that has shingles."""
+    """Owner → label of its cluster, for every document that has shingles."""
     if not len(owners):
         return {}
     present, starts, sizes = np.unique(owners, return_index=True, return_counts=True)
@@ -62,7 +62,7 @@ def _clusters(owners: Ids, found: Ids, threshold: float) -> dict[int, int]:
     rarity = np.empty(len(counts), dtype=np.int64)
     rarity[np.argsort(counts, kind="stable")] = np.arange(len(counts))  # 0 is the rarest shingle
     ranks = np.sort(owners * len(counts) + rarity[found]) % len(counts)
-    same: dict[bytes, int] = {}  # equal texts are one row: a copy costs no comparison
+    same: dict[bytes, int] = {}  # equal texts share a row, so copies cost no comparison
     row_of = [
         same.setdefault(ranks[start : start + size].tobytes(), len(same))
         for start, size in zip(starts, sizes, strict=True)
@@ -73,36 +73,36 @@ def _clusters(owners: Ids, found: Ids, threshold: float) -> dict[int, int]:
 
 
 def _joined(ranks: Ids, starts: Ids, sizes: Ids, threshold: float) -> Ids:
-    """(rows,) label of the cluster of each row; a row's shingles are `ranks[start : start + size]`, rarest first."""
+    """(rows,) cluster label of each row; a row's shingles are `ranks[start : start + size]`, rarest first."""
     prefixes = sizes - np.ceil(threshold * sizes - 1e-9).astype(np.int64) + 1
-    whole, prefix = _matrix(ranks, starts, sizes), _matrix(ranks, starts, prefixes)
+    full, prefix = _matrix(ranks, starts, sizes), _matrix(ranks, starts, prefixes)
     shared = np.asarray(prefix.sum(axis=0)).ravel()
     prefix.data[shared[prefix.indices] < 2] = 0
     prefix.eliminate_zeros()
-    turned = prefix.T.tocsr()
+    transposed = prefix.T.tocsr()
     costs = np.asarray(prefix @ shared).ravel()
-    similar = _Similar(whole, sizes, threshold)
+    similar = _SimilarPairs(full, sizes, threshold)
     labels = np.arange(len(sizes))
     rows = np.arange(len(sizes))
-    skipped: int | None = None  # a row of the cluster whose rows are passed over
+    skipped: int | None = None  # a row of the giant cluster, whose other rows are skipped
     while len(rows):
         count = max(1, int(np.searchsorted(np.cumsum(costs[rows]), _PRODUCT)))
         block, rows = rows[:count], rows[count:]
-        found = (prefix[block] @ turned).tocoo()
+        found = (prefix[block] @ transposed).tocoo()
         a, b = block[found.row], found.col.astype(np.int64)
         keep = (labels[a] != labels[b]) & (a < b if skipped is None else True)
-        labels = _union(labels, *similar.among(a[keep], b[keep]))
+        labels = _union(labels, *similar.filter(a[keep], b[keep]))
         if skipped is None:
             label = np.bincount(labels).argmax()
             if 2 * np.count_nonzero(labels[rows] == label) > len(rows):
                 skipped = int(np.flatnonzero(labels == label)[0])
-        if skipped is not None:  # the rows of one great cluster: all others are compared with them, which is enough
+        if skipped is not None:  # skip the giant cluster: comparing all other rows with it is enough
             rows = rows[labels[rows] != labels[skipped]]
     return labels
 
 
 def _matrix(ranks: Ids, starts: Ids, lengths: Ids) -> Any:
-    """(rows, shingles) with a one for each of a row's first `lengths` shingles."""
+    """(rows, shingles) indicator matrix of each row's first `lengths` shingles."""
     ends = np.concatenate(([0], np.cumsum(lengths)))
     columns = ranks[np.arange(ends[-1]) + np.repeat(starts - ends[:-1], lengths)]
     return sparse.csr_matrix(
@@ -110,17 +110,17 @@ def _matrix(ranks: Ids, starts: Ids, lengths: Ids) -> Any:
     )
 
 
-class _Similar:
-    """Tells which pairs of rows are similar enough: by a bound from bitmaps first, then by counting."""
+class _SimilarPairs:
+    """Filter of pairs of rows by similarity: first by an upper bound from bitmaps, then by counting."""
 
-    def __init__(self, whole: Any, sizes: Ids, threshold: float) -> None:
-        self._whole, self._sizes, self._threshold = whole, sizes, threshold
+    def __init__(self, full: Any, sizes: Ids, threshold: float) -> None:
+        self._full, self._sizes, self._threshold = full, sizes, threshold
         bits = np.zeros((len(sizes), _BITS), dtype=bool)
-        bits[np.repeat(np.arange(len(sizes)), sizes), whole.indices % _BITS] = True
+        bits[np.repeat(np.arange(len(sizes)), sizes), full.indices % _BITS] = True
         self._bits = np.packbits(bits, axis=1).view(np.uint64)  # (rows, _BITS / 64)
 
-    def among(self, a: Ids, b: Ids) -> tuple[Ids, Ids]:
-        """Of the pairs given, those whose similarity is at least the threshold."""
+    def filter(self, a: Ids, b: Ids) -> tuple[Ids, Ids]:
+        """Keep the pairs (a, b) whose similarity is at least the threshold."""
         passed = [self._passed(a[at : at + _PAIRS], b[at : at + _PAIRS]) for at in range(0, len(a), _PAIRS)]
         kept = np.concatenate([np.zeros(0, dtype=bool), *passed])
         return a[kept], b[kept]
@@ -129,14 +129,14 @@ class _Similar:
         both = self._sizes[a] + self._sizes[b]
         least = self._threshold / (1 + self._threshold) * both - 1e-9  # J ≥ t  ⇔  |A ∩ B| ≥ t / (1 + t) · (|A| + |B|)
         one, other = self._bits[a], self._bits[b]
-        # |A ∩ B| = |A| − |A \ B|, and each bit of A alone is a shingle of A alone.
+        # |A ∩ B| = |A| − |A \ B|, and each bit set only in A is a shingle found only in A.
         most = np.minimum(
             self._sizes[a] - np.bitwise_count(one & ~other).sum(axis=1, dtype=np.int64),
             self._sizes[b] - np.bitwise_count(other & ~one).sum(axis=1, dtype=np.int64),
         )
         passed = most >= least
         i, j = a[passed], b[passed]
-        common = np.asarray(self._whole[i].multiply(self._whole[j]).sum(axis=1)).ravel()
+        common = np.asarray(self._full[i].multiply(self._full[j]).sum(axis=1)).ravel()
         passed[passed] = common >= least[passed]
         return passed
 

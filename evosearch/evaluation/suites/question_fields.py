@@ -1,15 +1,15 @@
-"""Which fields of a task's documents ask its question: what makes two of them near-duplicates.
+"""Fields of a task's documents that make up the question; near-duplicates are judged by these fields only.
 
-These are the fields that the task's prompt and choices are made of. Others may differ between two documents that ask
-the same (a worked solution, an identifier, where it was found), or be alike where they do not (a subject).
+They are the fields used by the task's prompt and choices. Other fields may differ between two documents with the same
+question (a worked solution, an identifier, a source) or be equal for different questions (a subject).
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def asked(task: Any, documents: Sequence[Any]) -> list[Any]:
-    """The documents with the fields alone that ask the question; whole, where code rather than templates makes it."""
+def keep_question_fields(task: Any, documents: Sequence[Any]) -> list[Any]:
+    """Return the documents with their question fields only; unchanged if code instead of templates builds prompts."""
     if not documents or not isinstance(documents[0], Mapping):
         return list(documents)
     fields = _fields(task, documents[0])
@@ -19,7 +19,7 @@ def asked(task: Any, documents: Sequence[Any]) -> list[Any]:
 
 
 def _fields(task: Any, document: Mapping[str, Any]) -> set[str]:
-    """The fields that prompt and choices name; of a task without a prompt (a perplexity), those of its target."""
+    """Fields used by prompt and choices; for a task without a prompt (perplexity), those of its target."""
     config = task.config
     for templates in ((config.doc_to_text, config.doc_to_choice), (config.doc_to_target,)):
         if any(callable(template) for template in templates) or not hasattr(task, "fewshot_cfg"):
@@ -34,7 +34,7 @@ def _named(template: Any, document: Mapping[str, Any]) -> set[str]:
     from jinja2 import meta
     from lm_eval.utils import env
 
-    if isinstance(template, list | Mapping):  # choices that are written out, some perhaps as templates
+    if isinstance(template, list | Mapping):  # literal choices, some of which may be templates
         values = template.values() if isinstance(template, Mapping) else template
         return set().union(*(_named(value, document) for value in values))
     if not isinstance(template, str):

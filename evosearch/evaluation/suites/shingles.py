@@ -1,12 +1,11 @@
-"""A document's text as shingles, runs of a few words: what near-duplicates are told by. Pure.
+"""Shingles of a document's text: runs of a few words, used to find near-duplicates. Pure.
 
-The text is what stands in its fields (those that ask the question: asked.py), strings and numbers, each field (a list
-is one field) cut into runs of three words, or of more where few words are distinct, as in strings of spaced letters.
-Words are compared after NFKC and casefolding; punctuation of sentences is left out, other signs are words; scripts
-without spaces count each character as a word. Digits are kept: numbers decide answers, and with numbers masked a set of
-sums would be one document. A field of a few words is one shingle: short texts must be equal. Not compared are
-identifiers (by name: `id`, `question_id`, `url`) and fields without content: one value for every document, or a few
-short ones (labels).
+The text consists of the strings and numbers in the document's question fields (question_fields.py). Each field (a list
+counts as one) is cut into runs of three words, or longer runs if few words are distinct, as in strings of spaced
+letters. Words are compared after NFKC and casefolding; sentence punctuation is dropped, other symbols are words, and in
+scripts without spaces each character is a word. Digits are kept, because numbers decide answers: with numbers masked, a
+set of sums would be a single document. A field of a few words is one shingle, so short texts must be equal. Identifiers
+(by name: `id`, `question_id`, `url`) and fields without content (constants and labels) are ignored.
 """
 
 import hashlib
@@ -19,27 +18,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-WORDS = 3  # a shingle's
+WORDS = 3  # words in a shingle
 
 _NO_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD = re.compile(rf"[{_NO_SPACES}]|[^\W{_NO_SPACES}]+|[^\w\s]")
 _MARKS = str.maketrans(dict.fromkeys(".,;:!?…\"'`´“”„‘’«»、。・「」", " "))
 _IDENTIFIER = re.compile(r"(^|_)(id|ids|idx|uid|guid|uuid|qid|url)$", re.IGNORECASE)
-_LABEL_SHARE = 0.1  # a field with fewer distinct values than this share of the documents, all short, is a label
+_LABEL_SHARE = 0.1  # a field is a label if its values are short and their number is below this share of documents
 _LABEL_WORDS = 3
-_CHANCE = 20  # distinct words to the power of a shingle's width: at least so many times the words of the text
+_CHANCE = 20  # (distinct words) ** width must be at least this many times the number of words
 Ids = NDArray[np.int64]
 _Hashes = NDArray[np.uint64]
 
 
 def words(text: str) -> list[str]:
-    """A text's words as they are compared."""
+    """Return a text's normalized words."""
     text = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
     return _WORD.findall(text.translate(_MARKS)) or _WORD.findall(text)
 
 
 def contents(documents: Iterable[Any]) -> list[list[str]]:
-    """The texts of each document's fields, without identifiers and labels."""
+    """Return the texts of each document's fields, without identifiers and labels."""
     fields = [_fields(document) for document in documents]
     values: dict[str, dict[str, int]] = {}
     for own in fields:
@@ -58,7 +57,7 @@ def _is_label(counts: Mapping[str, int]) -> bool:
 
 
 def _fields(document: Any) -> dict[str, str]:
-    """Path of a field → its text. The items of a list, with what lies below them, are one text a path."""
+    """Path of a field → its text. The items of a list, nested values included, form one text per path."""
     parts: dict[str, list[str]] = {}
     for path, text in _leaves(document, ""):
         parts.setdefault(path, []).append(text)
@@ -82,7 +81,7 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def shingles(texts: Sequence[Sequence[str]]) -> tuple[Ids, Ids]:
-    """(owner, shingle) of every shingle of every document, by owner; equal ones of a document are told apart."""
+    """Return owners and shingle ids of all documents, sorted by owner; repeats in a document get ids of their own."""
     known = _WordHashes()
     widths: dict[int, _Fields] = {}
     for owner, own in enumerate(texts):
@@ -91,7 +90,7 @@ def shingles(texts: Sequence[Sequence[str]]) -> tuple[Ids, Ids]:
                 width = _width(found)
                 fields = widths.setdefault(width, _Fields())
                 fields.words.extend(map(known.__getitem__, found))
-                fields.words.extend([0] * (width - len(found)))  # a short field is filled up
+                fields.words.extend([0] * (width - len(found)))  # pad a short field
                 fields.lengths.append(max(width, len(found)))
                 fields.owners.append(owner)
     if not widths:
@@ -111,15 +110,15 @@ def shingles(texts: Sequence[Sequence[str]]) -> tuple[Ids, Ids]:
 
 @dataclass
 class _Fields:
-    """Fields whose shingles have one width."""
+    """Fields whose shingles have the same width."""
 
-    words: list[int] = field(default_factory=list)  # the hashes of all their words, one field after another
+    words: list[int] = field(default_factory=list)  # hashes of all words, one field after another
     lengths: list[int] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
 
 
 def _width(found: Sequence[str]) -> int:
-    """Words in a shingle: three, and more where so few words differ that three would recur by chance."""
+    """Words in a shingle: three, or more if so few words are distinct that runs of three recur by chance."""
     distinct, width = len(set(found)), WORDS
     while distinct**width < _CHANCE * len(found) and width < len(found):
         width += 1
@@ -127,9 +126,9 @@ def _width(found: Sequence[str]) -> int:
 
 
 def _windows(fields: _Fields, width: int) -> tuple[Ids, _Hashes]:
-    """(owner, hash) of every run of `width` words that lies within one field."""
+    """(owner, hash) of every run of `width` words within one field."""
     hashes, lengths = np.array(fields.words, dtype=np.uint64), np.array(fields.lengths)
-    left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(hashes))  # words of the field from here on
+    left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(hashes))  # words left in the field
     begins = np.flatnonzero(left >= width)
     mixed = np.zeros(len(begins), dtype=np.uint64)
     for k in range(width):

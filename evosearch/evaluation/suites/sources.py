@@ -1,8 +1,8 @@
-"""Which of an lm-eval task's own documents a split takes, and which of them may be tuned on.
+"""Dataset splits of an lm-eval task that a suite's splits draw from, and the check against benchmark contamination.
 
-The documents that lm-eval evaluates a public benchmark on are what others will measure a model by: its test set, or
-its validation set where the answers of the test set are not public, as with HellaSwag. What was searched on them, or
-chosen among finalists by them, is not measured by them any more: that is refused, unless the suite says that it knows.
+lm-eval evaluates a public benchmark on its test set, or on its validation set if the test answers are not public (as
+with HellaSwag). A model that was searched or selected on those documents is no longer measured by them, so tuning on
+them is an error unless the suite sets `acknowledge_contamination`.
 """
 
 from collections.abc import Sequence
@@ -11,45 +11,48 @@ from typing import Any
 
 from evosearch.documents import join
 from evosearch.errors import SuiteError
-from evosearch.evaluation.suites.suite import SuiteTask
+from evosearch.evaluation.suites.suite_task import SuiteTask
 
-_ACCESSORS = {"train": "training", "validation": "validation", "test": "test"}  # → lm-eval's word for it
-_LOADERS = ("json", "csv", "text", "parquet", "arrow", "pandas")  # of `datasets`, for files
+_ACCESSORS = {"train": "training", "validation": "validation", "test": "test"}  # → lm-eval's name
+_LOADERS = ("json", "csv", "text", "parquet", "arrow", "pandas")  # file loaders of `datasets`
 
 
 def source_of(where: str, spec: SuiteTask, split: str, name: str, task: Any) -> str:
-    """The dataset split that a suite's split takes documents from, empty for those that lm-eval evaluates.
+    """Return the dataset split that a suite's split draws from, or "" for the one that lm-eval evaluates.
 
     Args:
-        where: the task's key in the suite.
-        name: the lm-eval task's, for errors.
+        where: The task's key in the suite, for errors.
+        spec: The task's entry in the suite.
+        split: Split of the suite.
+        name: Name of the lm-eval task, for errors.
+        task: The lm-eval task.
 
     Raises:
-        SuiteError: the task has no such documents.
+        SuiteError: The task has no documents in the requested dataset split.
     """
-    asked = getattr(spec.documents_from, split)
-    if asked is None or asked == evaluated_split(task):
+    wanted = getattr(spec.documents_from, split)
+    if wanted is None or wanted == evaluated_split(task):
         return ""
-    have = [source for source in _ACCESSORS if _has(task, source)]
-    if asked not in have:
-        what = f"'{name}' has no {_ACCESSORS[asked]} documents"
-        raise SuiteError(join(where, "documents_from", split), what, f"It has: {', '.join(have)}")
-    return str(asked)
+    available = [source for source in _ACCESSORS if _has(task, source)]
+    if wanted not in available:
+        what = f"'{name}' has no {_ACCESSORS[wanted]} documents"
+        raise SuiteError(join(where, "documents_from", split), what, f"Available: {', '.join(available)}")
+    return str(wanted)
 
 
 def documents_of(task: Any, source: str) -> Sequence[Any]:
-    """The documents of a dataset split as lm-eval processes them; of an empty one, those that it evaluates."""
+    """Return the documents of a dataset split as lm-eval processes them; "" is the split that it evaluates."""
     documents: Sequence[Any] = getattr(task, f"{_ACCESSORS[source]}_docs")() if source else task.eval_docs
     return documents
 
 
 def dataset_split(task: Any, source: str) -> str:
-    """What the task's configuration calls a dataset split: `validation_split: dev` is dev."""
+    """Return the task's own name of a dataset split, e.g. dev for `validation_split: dev`."""
     return str(getattr(task.config, f"{_ACCESSORS[source]}_split", None) or source)
 
 
 def hub_dataset(task: Any) -> str:
-    """The name of the set that a task takes from the hub, which is public; empty where its data are files or code."""
+    """Return the name of a task's dataset on the hub (which is public), or "" if its data are files or code."""
     path = getattr(task, "DATASET_PATH", None)
     if not path or path in _LOADERS or callable(task.config.custom_dataset) or Path(path).exists():
         return ""
@@ -57,10 +60,10 @@ def hub_dataset(task: Any) -> str:
 
 
 def check_clean(where: str, spec: SuiteTask, split: str, name: str, task: Any) -> None:
-    """Refuse to tune on the documents that lm-eval evaluates a public task on.
+    """Reject tuning on the documents that lm-eval evaluates a public task on.
 
     Raises:
-        SuiteError: `split` is search or validation, and would take them.
+        SuiteError: `split` is search or validation and would draw from these documents.
     """
     evaluated = evaluated_split(task)
     benchmark = dataset_split(task, evaluated)
@@ -68,19 +71,20 @@ def check_clean(where: str, spec: SuiteTask, split: str, name: str, task: Any) -
     if split == "test" or dataset_split(task, source) != benchmark:
         return
     key = join(where, "documents_from", split) if getattr(spec.documents_from, split) else join(where, "task")
-    taken = "test documents" if evaluated == "test" else "the validation documents, which lm-eval evaluates,"
+    taken = "the test documents" if evaluated == "test" else "the validation documents, which lm-eval evaluates,"
     what = (
-        f"{split} would take {taken} of '{name}', a public benchmark{_of_hub(task)}, and tune on what it is tested by"
+        f"the {split} split would draw from {taken} of '{name}', a public benchmark{_of_hub(task)}: "
+        "the search would tune on the benchmark's evaluation data"
     )
     others = [each for each in ("train", "validation") if _has(task, each) and dataset_split(task, each) != benchmark]
-    ways = [f"`documents_from: {{search: {others[0]}, validation: {others[-1]}}}`"] if others else []
-    ways.append("another task for each split as `task: {search: …, validation: …, test: …}`")
-    next_step = f"Set {', or '.join(ways)}, or, to do it all the same and say so, `acknowledge_contamination: true`"
+    options = [f"`documents_from: {{search: {others[0]}, validation: {others[-1]}}}`"] if others else []
+    options.append("a separate task for each split with `task: {search: …, validation: …, test: …}`")
+    next_step = f"Set {', or '.join(options)}, or `acknowledge_contamination: true` to proceed and report it"
     raise SuiteError(key, what, next=next_step)
 
 
 def evaluated_split(task: Any) -> str:
-    """The dataset split whose documents lm-eval evaluates the task on."""
+    """Return the dataset split that lm-eval evaluates the task on."""
     return "test" if task.has_test_docs() else "validation"
 
 

@@ -1,12 +1,12 @@
-"""Which documents belong to which split: decided by document hashes alone. Pure.
+"""Assignment of documents to splits, by document hashes alone. Pure.
 
 Documents are ordered by sha256(split seed, document hash). `test` takes the first ones, then `validation`, then
 `search`: growing `search` moves no document of the other two, and adding documents to a data file moves few. Documents
-of one hash are one document: the first is used, so no split can hold a copy of another's.
+with equal hashes are one document, so no split contains a copy of another split's document.
 
-Documents may be tied together, as near-duplicates or by a group: a split then passes over what is tied to a document of
-a split before it. Documents without ties keep their places in the order. Where a task names groups, groups are ordered
-by their names: a split takes one after the other, of the last one perhaps a part, whose rest is used nowhere.
+Documents may be linked, as near-duplicates or by a group: a split skips documents that are linked to an earlier split.
+Unlinked documents keep their positions in the order. If a task has groups, they are ordered by the hash of their names:
+a split takes whole groups one after the other, and what it leaves of the last one is not used.
 """
 
 import datetime
@@ -19,30 +19,30 @@ from typing import Any
 from evosearch.errors import SuiteError
 
 ORDER = ("test", "validation", "search")
-_TIED = "; `near_duplicates` sets what counts as one, or is `false`"
+_LINKED_HINT = "; `near_duplicates` sets the similarity threshold, or `false` turns it off"
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What one split takes of one pool of documents."""
+    """Number of documents that a split takes from a pool."""
 
-    pool: str  # name of the pool: the lm-eval task
+    pool: str  # see `harness.pool_name`
     count: int
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Documents drawn for one split, by rising id."""
+    """Documents drawn for one split, in ascending order of id."""
 
     doc_ids: tuple[int, ...]
     doc_hashes: tuple[str, ...]
 
 
 def document_hash(document: Any) -> str:
-    """sha256 (hex) of a document's canonical JSON: every field, keys sorted.
+    """Return the sha256 (hex) of a document's canonical JSON: every field, keys sorted.
 
     Raises:
-        TypeError: the document holds something that is no plain data (an image, say).
+        TypeError: The document contains a value that is not plain data, such as an image.
     """
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -53,27 +53,30 @@ def split_documents(
     tasks: Mapping[str, Mapping[str, Draw]],
     seed: int,
     where: Mapping[str, str],
-    ties: Mapping[str, Sequence[str]] | None = None,
+    links: Mapping[str, Sequence[str]] | None = None,
     groups: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, dict[str, Selection]]:
-    """Task → split → the documents it takes.
+    """Draw the documents of each task and split.
 
-    No document (by hash), and no two that are tied, are in two splits, of one task or of two; within a split, tasks may
-    share documents.
+    Different splits never contain the same document (by hash) or linked documents, even of different tasks; within a
+    split, tasks may share documents.
 
     Args:
-        pools: pool → document hashes, a document's id being its position.
-        tasks: task → split → what it takes.
-        seed: the suite's `split_seed`.
-        where: task → the key of its counts, for errors: `quickstart.yaml: tasks[1].documents`.
-        ties: document → keys; documents that share a key are tied. Most have none.
-        groups: task → document → group, of tasks that name groups.
+        pools: Pool → document hashes; a document's id is its position.
+        tasks: Task → split → its pool and number of documents.
+        seed: The suite's `split_seed`.
+        where: Task → the key of its counts, for errors: `quickstart.yaml: tasks[1].documents`.
+        links: Document hash → keys; documents that share a key are linked. Most documents have none.
+        groups: Task → document hash → group, for tasks with `group_by`.
+
+    Returns:
+        Task → split → the documents drawn.
 
     Raises:
-        SuiteError: a split asks for more documents than are left.
+        SuiteError: A split requests more documents than are left.
     """
-    ties, groups = ties or {}, groups or {}
-    taken: set[str] = set()  # documents and keys, by the splits before
+    links, groups = links or {}, groups or {}
+    taken: set[str] = set()  # documents and keys of earlier splits
     chosen: dict[str, dict[str, Selection]] = {task: {} for task in tasks}
     for split in ORDER:
         drawing = {task: draws for task, draws in tasks.items() if split in draws}
@@ -81,18 +84,18 @@ def split_documents(
             pool, count = pools[draws[split].pool], draws[split].count
             unique = _first_ids(pool)
             free = unique.keys() - taken
-            left = [doc_hash for doc_hash in free if taken.isdisjoint(ties.get(doc_hash, ()))]
+            left = [doc_hash for doc_hash in free if taken.isdisjoint(links.get(doc_hash, ()))]
             left.sort(key=_order(seed, groups.get(task)))
             if count > len(left):
-                tied = len(free) - len(left)
-                what = f"{count} asked, {_left(len(left), draws, chosen[task], len(pool), len(unique), tied)}"
-                next_step = "Ask for fewer, or add documents to the task"
-                raise SuiteError(f"{where[task]}.{split}", what, next=next_step + (_TIED if tied else ""))
+                linked = len(free) - len(left)
+                what = f"{count} requested, {_left(len(left), draws, chosen[task], len(pool), len(unique), linked)}"
+                next_step = "Request fewer, or add documents to the task"
+                raise SuiteError(f"{where[task]}.{split}", what, next=next_step + (_LINKED_HINT if linked else ""))
             picked = sorted((unique[doc_hash], doc_hash) for doc_hash in left[:count])
             chosen[task][split] = Selection(tuple(i for i, _ in picked), tuple(doc_hash for _, doc_hash in picked))
         for task in drawing:
             for doc_hash in chosen[task][split].doc_hashes:
-                taken.update((doc_hash, *ties.get(doc_hash, ())))
+                taken.update((doc_hash, *links.get(doc_hash, ())))
     return chosen
 
 
@@ -104,7 +107,7 @@ def _first_ids(hashes: Sequence[str]) -> dict[str, int]:
 
 
 def _order(seed: int, groups: Mapping[str, str] | None) -> Callable[[str], tuple[bytes, ...]]:
-    """The sort key of document hashes."""
+    """Sort key of document hashes."""
 
     def digest(name: str) -> bytes:
         return hashlib.sha256(f"{seed}:{name}".encode("utf-8", "surrogatepass")).digest()
@@ -114,21 +117,21 @@ def _order(seed: int, groups: Mapping[str, str] | None) -> Callable[[str], tuple
     return lambda doc_hash: (digest(groups[doc_hash]), digest(doc_hash))
 
 
-def _left(left: int, draws: Mapping[str, Draw], before: Iterable[str], total: int, unique: int, tied: int) -> str:
+def _left(left: int, draws: Mapping[str, Draw], before: Iterable[str], total: int, unique: int, linked: int) -> str:
     text = f"{left} left"
     if before:
         text += " after " + " and ".join(f"{draws[split].count} for {split}" for split in before)
     text += f" of {total} documents"
     text += f" ({unique} distinct)" if unique < total else ""
-    return text + (f", {tied} being near-duplicates of those, or of their groups" if tied else "")
+    return text + (f"; {linked} are near-duplicates of documents already taken, or in their groups" if linked else "")
 
 
 def _plain(value: Any) -> Any:
-    """Values that datasets hand out beside JSON's own."""
+    """Convert values of datasets that JSON cannot represent."""
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, bytes):
         return {"bytes": value.hex()}
     if hasattr(value, "tolist"):  # a numpy scalar or array
         return value.tolist()
-    raise TypeError(f"{type(value).__name__} is no plain data")
+    raise TypeError(f"{type(value).__name__} is not plain data")

@@ -1,8 +1,8 @@
-"""What task files name beside themselves: data, other task files, and code; and which code a suite may bring along.
+"""Files that task YAMLs refer to (data, other YAMLs, code), and the check that their code comes from trusted folders.
 
-lm-eval runs what a `!function` names, in a task's file or in one that it includes. A suite trusts its own folder, the
-folders that whoever runs it names in $EVOSEARCH_TASKS, and lm-eval's own library. A `!function` that is no file beside
-its YAML is for Python to import: whoever installed a module has trusted it.
+lm-eval executes every `!function` of a task's file and of the files that it includes. Code is trusted in the suite's
+own folder, in the folders listed in $EVOSEARCH_TASKS, and in lm-eval's library. A `!function` without a file next to
+its YAML is imported by Python from installed modules, which are trusted.
 """
 
 import os
@@ -15,35 +15,42 @@ import yaml
 from evosearch.errors import SuiteError
 from evosearch.evaluation.suites.library import library_folder
 
-TASKS = "EVOSEARCH_TASKS"  # folders that task code may come from, beside a suite's own
+TASKS = "EVOSEARCH_TASKS"  # environment variable: more folders that task code may come from
 FUNCTION, INCLUDE = "!function", "include"
 _Loader: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.FullLoader  # what lm-eval reads with
 
 
 def task_roots(source: Path) -> list[str]:
-    """The folders that task code may come from, of a suite in the file `source`; lm-eval's library not among them."""
+    """Return the folders that task code of a suite file may come from, apart from lm-eval's library."""
     named = [os.path.expanduser(root) for root in os.environ.get(TASKS, "").split(os.pathsep) if root]
     return [os.path.abspath(root) for root in (str(source.parent), *named)]
 
 
 def check_folder(folder: str, roots: Sequence[str], where: str) -> None:
-    """Raises:
-    SuiteError: the folder lies outside of those that task code may come from. Links are not followed: whoever put
-        one into such a folder has named what it leads to.
+    """Check that a folder is inside the trusted folders.
+
+    Symbolic links are not followed: a link inside a trusted folder makes its target trusted.
+
+    Raises:
+        SuiteError: The folder is outside of the trusted folders.
     """
     if not any(Path(folder).is_relative_to(root) for root in roots):
-        what = f"{folder} lies outside of the suite's own folder, and task files are code"
-        next = f"To trust it, name it: {TASKS}={folder}"
+        what = f"{folder} is outside of the suite's folder, and task files are code"
+        next = f"To trust it, set {TASKS}={folder}"
         raise SuiteError(where, what, f"Folders below {', or '.join(roots)}", next)
 
 
 def check_code(folder: str, roots: Sequence[str]) -> None:
-    """Args:
-        folder: of task files, one that `check_folder` takes.
+    """Check that the task files of a folder, and the files that they include, only use trusted code.
+
+    Missing files are left for lm-eval to report.
+
+    Args:
+        folder: Folder with task YAMLs that `check_folder` accepts.
+        roots: Trusted folders.
 
     Raises:
-        SuiteError: a task file in it, or one that such a file includes, names a file outside of `roots` that lm-eval
-            would run, or include. What is nowhere is for lm-eval to say.
+        SuiteError: A task file would run or include a file outside of `roots`.
     """
     library = os.path.realpath(library_folder())
     trusted = {place for root in (*roots, folder) for place in (root, os.path.realpath(root))} | {library}
@@ -55,24 +62,25 @@ def check_code(folder: str, roots: Sequence[str]) -> None:
         seen.add(path)
         for key, named, file in code_named(path):
             if not is_inside(file, trusted):
-                what = f"got '{named}': {file} lies outside of the suite's own folder, and task files are code"
-                next = f"To trust it, name its folder: {TASKS}={file.parent}"
-                allowed = f"Files below {', or '.join(roots)}, or of lm-eval's library"
+                what = f"got '{named}': {file} is outside of the suite's folder, and task files are code"
+                next = f"To trust its folder, set {TASKS}={file.parent}"
+                allowed = f"Files below {', or '.join(roots)}, or in lm-eval's library"
                 raise SuiteError(f"{path}: {key}", what, allowed, next)
             if key == INCLUDE:
                 waiting.append(file)
 
 
 def is_inside(file: Path, folders: set[str]) -> bool:
-    """Whether a file lies in one of some folders. A link in one of them counts as what it leads to, `..` does not."""
+    """Return whether a file is in one of the folders; a link inside a folder is accepted, a path with `..` is not."""
     places = [file.resolve()] if ".." in file.parts else [file, file.resolve()]
     return any(place.is_relative_to(folder) for place in places for folder in folders)
 
 
 def code_named(path: Path) -> Iterator[tuple[str, str, Path]]:
-    """(key, text, file) of each YAML that a task's file includes, and of each Python file that its functions are in.
+    """Yield (key, text, file) of each YAML that a task file includes and of each Python file of its functions.
 
-    Found as lm-eval finds them, by the same loader. Where it fails, lm-eval has run what stands before: that counts.
+    The file is parsed by lm-eval's own loader. If parsing fails, everything before the error is reported, since lm-eval
+    would have executed it.
     """
     functions: list[str] = []
 
@@ -82,12 +90,12 @@ def code_named(path: Path) -> Iterator[tuple[str, str, Path]]:
     Loader.add_constructor(FUNCTION, lambda loader, node: functions.append(loader.construct_scalar(node)))
     try:
         data = yaml.load(path.read_bytes(), Loader)  # noqa: S506 - lm-eval's own loader, which makes plain data
-    except Exception:  # whatever it is, lm-eval says it, if the suite uses this file
+    except Exception:  # lm-eval reports the error if the suite uses this file
         data = None
     for named in functions:
         module = str(named).rpartition(".")[0]
         file = path.parent / f"{module.replace('.', '/')}.py"
-        if module and os.path.exists(file):  # else Python imports it
+        if module and os.path.exists(file):  # otherwise Python imports it
             yield FUNCTION, named, file
     included = data.get(INCLUDE) if isinstance(data, dict) else None
     for text in included if isinstance(included, list) else [included]:
@@ -96,10 +104,10 @@ def code_named(path: Path) -> Iterator[tuple[str, str, Path]]:
 
 
 def files_named(path: Path) -> Iterator[tuple[str, str]]:
-    """(key, text) of whatever a task's YAML names data and YAML files by. Only the syntax is looked at."""
+    """Yield (key, text) of every data or YAML file that a task's YAML mentions. Only the syntax is examined."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, ValueError, OSError):  # which lm-eval will say, if the suite uses it
+    except (yaml.YAMLError, ValueError, OSError):  # lm-eval reports it if the suite uses this file
         return
     yield from _texts(root, None)
 

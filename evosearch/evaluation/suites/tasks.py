@@ -1,8 +1,8 @@
-"""lm-eval's tasks by name: from the folders a suite includes, or from lm-eval's own library.
+"""lm-eval tasks by name, from a suite's include folders or from lm-eval's library.
 
-The index is lm-eval's, of the folders alone; what is named and not found there is looked up in the library and its
-folder added. So a name means what it means to `lm_eval --include_path`, without the 14 to 25 seconds of the whole
-index. lm-eval itself is imported inside.
+lm-eval indexes the include folders only; a name that is missing there is looked up in the library, and its folder is
+added to the index. Names thus resolve as with `lm_eval --include_path`, without the 14 to 25 seconds that indexing the
+full library takes. lm-eval is imported lazily.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ class TaskLibrary:
     """Tasks, groups and tags by name.
 
     Args:
-        folders: with task YAMLs; a name in one of them goes before the library's.
+        folders: Folders with task YAMLs; their names take precedence over the library's.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
@@ -27,38 +27,39 @@ class TaskLibrary:
         self._added: set[Path] = set()
 
     def load(self, where: str, name: str, group: str = "") -> Any:
-        """The lm-eval task object of a name, new at every call.
+        """Return a new lm-eval task object.
 
         Args:
-            where: the key that named it, for errors.
-            group: the group or tag by which it was named: what that says of its members holds for it.
+            where: The suite's key, for errors.
+            name: Name of a leaf task.
+            group: Group or tag that the task was selected by; its overrides apply to the task.
 
         Raises:
-            SuiteError: unknown, a group, or lm-eval cannot load it.
+            SuiteError: The name is unknown or a group, or lm-eval cannot load the task.
         """
         entry = self._find(where, group or name)
         if not group and self._is_group(entry):
-            members = "Name a group as the `task` itself, at the start of a line in its YAML"
+            members = "Use the group as `task: NAME`, and define it at the start of a line in its YAML"
             raise SuiteError(where, f"'{name}' is a group or tag of lm-eval, not a task", next=members)
         return self.members(where, group)[name] if group else self._load(where, name)[name]
 
     def is_public(self, name: str) -> bool:
-        """Whether a leaf task is of lm-eval's library, and not of the folders: a public benchmark."""
+        """Return whether a leaf task comes from lm-eval's library, that is, is a public benchmark."""
         return name.split("::")[0] not in self._own
 
     def members(self, where: str, group: str) -> dict[str, Any]:
-        """Leaf task → task object of a group or tag, with what the group says of them."""
+        """Return leaf task → task object of a group or tag, with the group's overrides applied."""
         for name in self.leaves(where, group):
             if name in self._manager.task_index:
                 self._place(where, name)
         return self._load(where, group)
 
     def leaves(self, where: str, group: str) -> list[str]:
-        """The names of the leaf tasks of a group or tag, in lm-eval's order; reads no data."""
+        """Return the leaf tasks of a group or tag, in lm-eval's order, without reading data."""
         return list(dict.fromkeys(self._leaves(where, self._find(where, group), ())))
 
     def weights_by_size(self, where: str, group: str, metric: str) -> bool:
-        """Whether the group weighs its tasks by their documents when it aggregates `metric`."""
+        """Return whether the group's aggregation of `metric` weights tasks by their number of documents."""
         rules = (self._find(where, group).cfg or {}).get("aggregate_metric_list") or []
         for rule in [rules] if isinstance(rules, dict) else rules:
             if rule.get("metric") == metric:
@@ -68,11 +69,11 @@ class TaskLibrary:
     def _load(self, where: str, name: str) -> dict[str, Any]:
         if name in self._manager.task_index:
             self._place(where, name)
-        with refusing(where, f"lm-eval cannot load '{name}'"):
+        with wrap_errors(where, f"lm-eval cannot load '{name}'"):
             return dict(self._manager.load([name])["tasks"])
 
     def _find(self, where: str, name: str) -> Any:
-        """The index entry of a name, its folder indexed where it is the library's."""
+        """Index entry of a name; a library folder is indexed on demand."""
         if not self._indexed(name):
             known = sorted(self._own)
             allowed = f"Tasks of the include folders: {', '.join(known[:20]) or 'none'}"
@@ -89,7 +90,7 @@ class TaskLibrary:
         return name in index
 
     def _add(self, folder: Path) -> None:
-        """Index a folder of the library; names that are there already stay as they are."""
+        """Index a folder of the library; existing names are kept."""
         if folder in self._added:
             return
         self._added.add(folder)
@@ -102,7 +103,7 @@ class TaskLibrary:
 
     def _leaves(self, where: str, entry: Any, above: tuple[str, ...]) -> Iterator[str]:
         if entry.name in above:
-            raise SuiteError(where, f"the group '{entry.name}' contains itself", next="Mend the group's YAML")
+            raise SuiteError(where, f"the group '{entry.name}' contains itself", next="Fix the group's YAML")
         if self._is_tag(entry):
             yield from sorted(entry.tags)
         elif self._is_group(entry):
@@ -111,7 +112,7 @@ class TaskLibrary:
             yield entry.name
 
     def _members(self, where: str, group: str, config: Mapping[str, Any], above: tuple[str, ...]) -> Iterator[str]:
-        """The leaves below a group's config, named as lm-eval names them: what is defined inline gets a prefix."""
+        """Leaf tasks of a group's config, named as in lm-eval: tasks defined inline get a prefix."""
         named = config.get("task")
         for item in named if isinstance(named, list) else []:
             name = item if isinstance(item, str) else item.get("group") or item.get("task")
@@ -122,13 +123,13 @@ class TaskLibrary:
             elif isinstance(item, dict):
                 yield f"{group}::{name}"
             else:
-                what = f"the group '{group}' names the unknown task '{name}'"
-                raise SuiteError(where, what, next="Mend the group's YAML")
+                what = f"the group '{group}' refers to the unknown task '{name}'"
+                raise SuiteError(where, what, next="Fix the group's YAML")
 
     def _place(self, where: str, name: str) -> None:
-        """Give an entry's relative data files their full paths, where they lie beside its YAML.
+        """Resolve an entry's relative data files against the folder of its YAML.
 
-        lm-eval takes them from the working directory, which differs between a person's shell and a worker.
+        lm-eval resolves them against the working directory, which differs between a shell and a worker.
         """
         from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -137,7 +138,7 @@ class TaskLibrary:
             return
         folder = entry.yaml_path.parent
         if _with_data_files(where, name, entry.cfg or {}, folder) != (entry.cfg or {}):
-            with refusing(where, f"lm-eval cannot load '{name}'"):
+            with wrap_errors(where, f"lm-eval cannot load '{name}'"):
                 full: dict[str, Any] = load_yaml(entry.yaml_path, resolve_func=True)
             entry.cfg, entry.yaml_path = _with_data_files(where, name, full, folder), None
 
@@ -151,8 +152,8 @@ class TaskLibrary:
 
 
 @contextmanager
-def refusing(where: str, what: str) -> Iterator[None]:
-    """Whatever lm-eval or a task's own code raises, as a SuiteError that names the key."""
+def wrap_errors(where: str, what: str) -> Iterator[None]:
+    """Convert any exception of lm-eval or of a task's code into a SuiteError at the suite's key."""
     try:
         yield
     except SuiteError:
@@ -169,7 +170,7 @@ def _manager(folders: Sequence[Path]) -> Any:
 
 
 def _with_data_files(where: str, name: str, config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A task's or a group's config with full paths; a group's members may be defined inside it."""
+    """A task's or group's config with full paths of data files, including members defined inline."""
     placed = dict(config)
     kwargs = config.get("dataset_kwargs")
     named = kwargs.get("data_files") if isinstance(kwargs, dict) else None
@@ -192,9 +193,9 @@ def _placed(where: str, name: str, named: Any, folder: Path) -> Any:
 
 def _data_file(where: str, name: str, file: str, folder: Path) -> str:
     if "://" in file or any(sign in file for sign in "*?["):
-        return file  # a remote file or a pattern: for datasets to resolve
+        return file  # a remote file or a pattern, resolved by datasets
     if Path(file).exists():
         return file
     if (folder / file).exists():
         return str(folder / file)
-    raise SuiteError(where, f"the data file {file} of '{name}' is missing", f"Looked here and in {folder}")
+    raise SuiteError(where, f"data file {file} of '{name}' not found", f"Searched . and {folder}")

@@ -1,4 +1,4 @@
-"""lm-eval and datasets without their logs and bars."""
+"""Suppression of the logs and progress bars of lm-eval and datasets."""
 
 import logging
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ _LOGGERS = ("lm_eval", "datasets", "transformers")
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """lm-eval and datasets log at length and draw bars; what matters of it is raised."""
+    """Silence lm-eval, datasets and transformers inside the block; errors are still raised."""
     import datasets
 
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
