@@ -18,8 +18,11 @@ class Hop(Document):
     """
 
     model: Annotated[str, Field(min_length=1, max_length=4096)]
+    """The model."""
     layer: Annotated[int, Field(ge=0, le=1_000_000, strict=True)]
+    """Index of the layer."""
     scale: Annotated[float, Field(gt=0, strict=True)] = 1.0
+    """Factor of the input."""
 
 
 class Routing(Document):
@@ -30,7 +33,9 @@ class Routing(Document):
     """
 
     hops: Annotated[tuple[Hop, ...], Field(min_length=1)]
+    """The hops, in order."""
     max_gain: Annotated[float, Field(ge=1, le=MAX_GAIN, strict=True)] = 8.0
+    """Bound of every C_k and of its inverse."""
 
     def divisors(self) -> tuple[float, ...]:
         """Return C_k for every hop: the product of the scales up to it."""

@@ -40,15 +40,20 @@ class Input(Document):
     """One parent of a merge, with its own parameters."""
 
     model: Reference
+    """The model: a folder, a hub id, `zoo:name`, or a recipe file."""
     parameters: Parameters = Field(default_factory=dict)
+    """Parameters of the merge method for this model."""
 
 
 class Source(Document):
     """A range of layers of one model, with its own parameters: from the first to the one before the last number."""
 
     model: Reference
+    """The model: a folder, a hub id, `zoo:name`, or a recipe file."""
     layer_range: tuple[Layer, Layer]
+    """First layer, and the layer after the last."""
     parameters: Parameters = Field(default_factory=dict)
+    """Parameters of the merge method for this source."""
 
     @model_validator(mode="after")
     def _some_layers(self) -> Self:
@@ -64,9 +69,13 @@ class Slice(Document):
     """A run of the output's layers, merged from as many layers of each source."""
 
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    """Layers of one or more models, as many of each."""
     base_model: Reference | None = None
+    """Base of this slice, in place of the recipe's."""
     parameters: Parameters = Field(default_factory=dict)
-    residual_weight: float | None = None  # accepted but unused, as in mergekit; `checks` adds a note
+    """Parameters of the merge method for this slice."""
+    residual_weight: float | None = None
+    """Accepted but unused, as in mergekit; `check` adds a note."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -84,8 +93,11 @@ class Module(Document):
     """The merge of one module. Language models have a single module, `default`."""
 
     models: tuple[Input, ...] = ()
+    """The models to merge."""
     slices: tuple[Slice, ...] = ()
+    """The slices to stack."""
     parameters: Parameters = Field(default_factory=dict)
+    """Parameters of the merge method for this module."""
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -103,18 +115,31 @@ class Recipe(Document):
     """
 
     merge_method: str | None = None
+    """Name of the merge method."""
     base_model: Reference | None = None
+    """Base model, from which methods compute task vectors."""
     models: tuple[Input, ...] = ()
+    """The models to merge."""
     slices: tuple[Slice, ...] = ()
+    """Slices to stack: each is a run of layers, merged from several models."""
     modules: Mapping[str, Module] = Field(default_factory=dict)
+    """The module `default`, as another place for `models` or `slices`."""
     parameters: Parameters = Field(default_factory=dict)
+    """Parameters of the merge method: numbers, gradients over depth, or `{filter, value}` entries."""
     routing: Routing | None = None
+    """A route through the layers of one or more models."""
     dtype: Dtype = "float32"
+    """Type of the arithmetic."""
     out_dtype: Dtype | None = None
+    """Type that the weights are rounded to; default: `dtype`."""
     tokenizer_source: Reference | None = None
+    """Short form of `tokenizer.source`."""
     tokenizer: Tokenizer | None = None
+    """Vocabulary of the output; default: that of the model whose config it has."""
     chat_template: Annotated[str, Field(min_length=1)] | None = None
+    """Chat template of the output: `auto`, a named template, or the template's text."""
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
+    """Seed of methods that sample."""
 
     @model_validator(mode="after")
     def _one_space(self) -> Self:

@@ -15,9 +15,13 @@ class FromModel(Document):
     """The embedding of one model's token, given by its text or its id."""
 
     kind: Literal["model_token"]
+    """Always `model_token`."""
     model: Annotated[str, Field(min_length=1, max_length=4096)]
+    """The model."""
     token: str | None = None
+    """Text of the token."""
     token_id: Annotated[int, Field(ge=0, lt=2**31, strict=True)] | None = None
+    """Id of the token."""
 
     @model_validator(mode="after")
     def _one_name(self) -> "FromModel":
@@ -30,6 +34,7 @@ class Zero(Document):
     """An embedding of zeros."""
 
     kind: Literal["zero"]
+    """Always `zero`."""
 
 
 def _parse_source(raw: Any) -> Any:
@@ -52,15 +57,20 @@ class Token(Document):
     """Source of one token's embedding. With `force`, it replaces the embedding in models that have the token."""
 
     source: Annotated[str | FromModel | Zero | None, BeforeValidator(_parse_source)] = None
+    """A model, whose embedding of this token is taken, another model's token, or zeros; default: a row of zeros."""
     force: Annotated[bool, Field(strict=True)] = False
+    """Replace the embedding in models that have the token."""
 
 
 class Tokenizer(Document):
     """The output's vocabulary: `union`, `base` or a model's, with single tokens, and rows padded to a multiple."""
 
     source: Annotated[str, Field(min_length=1, max_length=4096)] = UNION
+    """`union`, `base` or a model."""
     tokens: Annotated[Mapping[str, Token], BeforeValidator(_none_is_empty)] = Field(default_factory=dict)
+    """Token → source of its embedding."""
     pad_to_multiple_of: Annotated[int, Field(ge=1, le=1 << 16, strict=True)] | None = None
+    """The number of rows is padded to a multiple of this."""
 
     def models(self) -> list[str]:
         """Return the models that single tokens' embeddings are taken from."""
