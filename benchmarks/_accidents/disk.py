@@ -18,6 +18,7 @@ from evosearch.environment import TELEMETRY_OFF
 
 ROOMY, PAGE = "1g", 4096  # size of the tmpfs and of a page, bytes; memory is used only as it fills
 WRONG_INPUT = 2  # exit code
+ADVICE = "Free disk space"  # in the error message
 SCORED = 14  # candidates and baselines before the disk is filled
 ENDED_WELL = (0, 3)  # promoted, or rejected by the gate
 
@@ -42,9 +43,9 @@ def disk_full(stage: Stage) -> ScenarioResult:
         ended = last.wait()
         record = examine(stage.ledger, problem.NAME, problem.CANDIDATES)
         more = altered(early, before) + altered(before, stage.events())
-    if code != WRONG_INPUT or "disk" not in said or "Make room" not in said:
+    if code != WRONG_INPUT or ADVICE not in said:
         more.append(f"on a full disk the exit code was {code}: {said}")
-    if refused != WRONG_INPUT or "Make room" not in _error(again):
+    if refused != WRONG_INPUT or ADVICE not in _error(again):
         more.append(f"started on a full disk the exit code was {refused}: {_error(again)}")
     if ended not in ENDED_WELL:
         more.append(f"after space was freed the exit code was {ended}: {_error(last)}")

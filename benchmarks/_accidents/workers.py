@@ -37,7 +37,7 @@ def poison(stage: Stage) -> ScenarioResult:
     stage.drive(50, 0.1, acts={"20@search": "die"})
     stage.finish()
     record = examine(stage.ledger, SEARCH, stage.candidates)
-    quarantined = {"20": "quarantined: 2 workers were lost under it; the last: the worker died: "}
+    quarantined = {"20": "quarantined: 2 workers were lost while scoring it; the last: the worker died: "}
     return conclude("candidate 20 kills its worker every time", record, "the worker died: ", quarantined)
 
 

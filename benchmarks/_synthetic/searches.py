@@ -130,7 +130,7 @@ class Found:
         return outcome.card
 
     def _standings(self) -> list[Standing]:
-        return standings(self.recorder.ledger.events(self.recorder.search_id))
+        return standings(self.recorder.state)
 
 
 class Bench:

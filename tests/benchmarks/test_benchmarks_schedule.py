@@ -1,8 +1,6 @@
-"""The parts of `bench/schedule`: simulated workers keep time as real ones would, and every measure runs."""
+"""`benchmarks.schedule`: the clock of simulated workers, and every measurement."""
 
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,6 @@ from benchmarks._simulated.workers import SimulatedWorkers, Span, utilization
 from benchmarks._simulated.world import World
 from evosearch.search.protocols import Job
 
-SCHEDULE = Path(__file__).resolve().parents[2] / "scripts" / "bench" / "schedule"
 TINY = World(models=1, per=None, items=5)
 
 
@@ -30,13 +27,13 @@ class Clock:
         return self.now
 
 
-def test_the_clock_is_that_of_the_workers_and_of_the_search() -> None:
+def test_the_clock_counts_the_workers_and_the_search() -> None:
     clock = Clock()
     workers = SimulatedWorkers(2, lambda job: 10.0 * (1 + int(job.id[0])), score(TINY), clock)
-    clock.now += 50.0  # whatever goes before the first job is not counted
+    clock.now += 50.0  # time before the first job is not counted
     for index in range(3):
         workers.submit(job(index))
-    clock.now += 1.0  # the search thinks
+    clock.now += 1.0  # the search computes
     assert [outcome.job.id for outcome in workers.wait(5.0)] == []
     assert workers.now == 6.0
     assert [outcome.job.id for outcome in workers.wait(60.0)] == ["0@search"]
@@ -53,7 +50,7 @@ def test_the_clock_is_that_of_the_workers_and_of_the_search() -> None:
     assert utilization(workers) == pytest.approx((10 + 20 + 12) / (2 * 22))
 
 
-def test_an_evaluation_takes_what_is_said_on_average_and_some_take_long() -> None:
+def test_durations_have_the_documented_mean_and_tail() -> None:
     seconds = np.array([heavy_tailed()(job(index)) for index in range(4000)])
     assert seconds.mean() == pytest.approx(MEAN_S, rel=0.1)
     assert np.median(seconds) == pytest.approx(36.4, rel=0.1)
@@ -77,7 +74,7 @@ def test_a_measure_runs(asynchronous: bool) -> None:
     assert found["dimensions"] == 60
 
 
-def test_memory_is_read_twice() -> None:
+def test_memory_is_sampled_twice() -> None:
     found: dict[str, Any] = memory(Setting("random", 4, 40, models=1))
     assert found["candidates"] == [4, 40]
     assert all(size > 10 for size in found["resident_mib"])
@@ -85,7 +82,7 @@ def test_memory_is_read_twice() -> None:
     assert 5_000 < parts < found["ledger_bytes_per_candidate"]
 
 
-def test_an_optimizer_may_know_trials_before_it_begins() -> None:
+def test_an_optimizer_may_be_warm_started() -> None:
     assert busy(Setting("tpe", 2, 4, models=1, known=30))["known"] == 30
 
 
@@ -93,11 +90,17 @@ def test_an_optimizer_may_know_trials_before_it_begins() -> None:
     ("arguments", "said"),
     [
         (["--optimizer", "cmaes"], "argument --optimizer: invalid choice: 'cmaes' (choose from 'cat_cma', "),
-        (["--only", "memory", "--optimizer", "gp"], "--only memory measures none of: gp"),
+        (["--only", "memory", "--optimizer", "gp"], "argument --only: memory has no measurement of gp"),
     ],
 )
-def test_what_leaves_nothing_to_measure_is_refused(arguments: list[str], said: str) -> None:
-    command = [sys.executable, str(SCHEDULE), "--quick", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert said in done.stderr
+def test_a_selection_without_measurements_is_refused(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # set by the import
+    from benchmarks import schedule
+
+    monkeypatch.setattr(sys, "argv", ["schedule", "--quick", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        schedule.main()
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err

@@ -1,19 +1,16 @@
-"""`scripts/bench/search_table` on a whole tiny search: its rows, and the ensemble of the parents among them."""
+"""`benchmarks.search_table` on a complete tiny search: its rows, among them the ensemble of the parents."""
+
+import sys
 
 import numpy as np
 import pytest
 import yaml
 
+from benchmarks import search_table
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Silent
 from evosearch.service.run import run
-
 from evosearch.spec.spec import load_spec
-
-
-@pytest.fixture(scope="module")
-def script(load_script):
-    return load_script("bench/search_table")
 
 
 @pytest.fixture
@@ -27,12 +24,12 @@ def choices_only(world):
     return spec
 
 
-def test_parents_ensemble_stands_beside_the_models_that_test_was_opened_for(script, choices_only):
-    found = script.table(str(choices_only))
+def test_the_table_has_the_models_scored_on_test_and_the_parents_ensemble(choices_only):
+    found = search_table.collect(str(choices_only))
     rows = {row["model"]: row for row in found["rows"]}
-    assert {"base", "parent:0", "parent:1", "uniform", script.ENSEMBLE} < set(rows)
+    assert {"base", "parent:0", "parent:1", "uniform", search_table.ENSEMBLE} < set(rows)
     assert "ensemble" not in found
-    together = rows[script.ENSEMBLE]
+    together = rows[search_table.ENSEMBLE]
     for split, items in (("search", 8), ("validation", 10), ("test", 20)):
         assert together[split]["n"] == items
         assert together[split]["lower"] <= together[split]["value"] <= together[split]["upper"]
@@ -40,7 +37,7 @@ def test_parents_ensemble_stands_beside_the_models_that_test_was_opened_for(scri
     winner = rows[found["winner"]]
     assert together["lead"]["value"] == pytest.approx(winner["test"]["value"] - together["test"]["value"])
 
-    # By the formula, from the ledger: Σ_m log p_m over the choices, the right one being the recorded gold one.
+    # The formula applied to the ledger: argmax over choices of Σ_m log p_m, against the recorded gold choice
     run_dir = load_spec(choices_only).run_dir
     with Ledger.open(run_dir.ledger, read_only=True) as ledger:
         search_id = ledger.searches()[0].search_id
@@ -54,25 +51,34 @@ def test_parents_ensemble_stands_beside_the_models_that_test_was_opened_for(scri
 
     assert [row["candidate"] for row in found["unchosen"]] == ["base", "parent:0", "parent:1"]
     best = found["finalists"][0]
-    falls = [fall["value"] for fall in best["falls"]]
+    gaps = [gap["value"] for gap in best["gaps"]]
     scores = [best["scores"][split]["value"] for split in ("search", "validation", "test")]
-    assert falls == pytest.approx([scores[0] - scores[1], scores[1] - scores[2]])
-    lost = script.show_falls(found).splitlines()
-    assert len(lost) == 2 + len(found["finalists"]) + 3
-    assert f"| {-falls[0]:+.1f} [" in lost[2]
+    assert gaps == pytest.approx([scores[0] - scores[1], scores[1] - scores[2]])
+    shown = search_table.show_gaps(found).splitlines()
+    assert len(shown) == 2 + len(found["finalists"]) + 3
+    assert f"| {-gaps[0]:+.1f} [" in shown[2]
     assert found["openings"] >= 1
     assert found["contamination"] is False
 
-    shown = script.show(found).splitlines()
+    shown = search_table.show(found).splitlines()
     assert shown[0].count("|") == 7
-    assert sum(line.startswith(f"| {script.ENSEMBLE} | ") for line in shown) == 1
+    assert sum(line.startswith(f"| {search_table.ENSEMBLE} | ") for line in shown) == 1
     assert f"**{found['winner']}** (winner)" in shown[2]
 
 
-def test_a_generated_answer_has_no_choices_to_average(script, world):
+def test_a_generated_answer_has_no_choices_to_average(world):
     spec = world("mixed", budget={"candidates": 6})
     run(spec, Silent())
-    found = script.table(str(spec))
-    assert script.ENSEMBLE not in {row["model"] for row in found["rows"]}
-    assert found["ensemble"] == "none: generate is measured by exact_match, an ensemble by acc"
+    found = search_table.collect(str(spec))
+    assert search_table.ENSEMBLE not in {row["model"] for row in found["rows"]}
+    assert found["ensemble"] == "none: generate is measured by exact_match, the ensemble only by acc"
     assert all(set(row["tasks"]) == {"choice", "generate"} for row in found["rows"])
+
+
+def test_a_search_that_does_not_exist_is_refused(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("EVOSEARCH_RUNS", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["search_table", "nothing"])
+    assert search_table.main() == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "nothing" in err

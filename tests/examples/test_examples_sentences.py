@@ -1,4 +1,4 @@
-"""The sentence tasks as lm-eval reads them: the experts' own prompts and labels, and what a missing file is called."""
+"""Sentence tasks in lm-eval: prompts and labels as in the experts' training, and errors of missing files."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def suite_folder(tmp_path):
-    """The committed task files beside synthetic documents."""
+    """Copy of the committed task files, without documents."""
     source = ROOT / "evals" / "sentences"
     folder = tmp_path / "evals" / "sentences"
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("data", "__pycache__"))
@@ -27,7 +27,7 @@ def load_tasks(folder, names):
     return manager.load([f"sentences_{name}" for name in names])["tasks"]
 
 
-def test_tasks_put_prompts_and_labels_as_the_experts_are_trained(suite_folder, write_data, tmp_path, monkeypatch):
+def test_tasks_word_prompts_and_labels_as_the_experts_are_trained(suite_folder, write_data, tmp_path, monkeypatch):
     write_data(suite_folder / "data", documents=7)
     monkeypatch.chdir(tmp_path)
     tasks = load_tasks(suite_folder, TASKS)
@@ -46,15 +46,15 @@ def test_tasks_put_prompts_and_labels_as_the_experts_are_trained(suite_folder, w
             assert task.process_results(requests[0].doc, results)["acc"] == 1.0
 
 
-def test_a_task_without_its_data_names_the_script(suite_folder):
-    with pytest.raises(FileNotFoundError, match=r"data/sst2_heldout.jsonl: missing. .*scripts/prepare_smollm2"):
+def test_a_task_without_its_data_names_the_command(suite_folder):
+    with pytest.raises(FileNotFoundError, match=r"data/sst2_heldout.jsonl: .*examples.smollm2.prepare"):
         load_tasks(suite_folder, ["sst2"])
 
 
 def test_a_damaged_data_file_is_named_with_its_line(suite_folder, write_data):
     path = write_data(suite_folder / "data") / "trec_heldout.jsonl"
     path.write_text('{"text": "Who ?", "label": 3}\n{"text": "Wha', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"trec_heldout.jsonl: line 2: not .*scripts/prepare_smollm2"):
+    with pytest.raises(ValueError, match=r"trec_heldout.jsonl: line 2: not .*examples.smollm2.prepare"):
         load_tasks(suite_folder, ["trec"])
 
 

@@ -1,4 +1,4 @@
-"""`scripts/train_experts` on a tiny random Llama: what it writes and keeps, that training learns, what it refuses."""
+"""`examples.smollm2.train_experts` on a tiny random Llama: what it writes, keeps, learns and refuses."""
 
 import itertools
 import json
@@ -7,27 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
-from torch.nn.functional import cross_entropy
 
 from evosearch.errors import CheckpointError, SuiteError
-from examples.smollm2 import adapters, base, training
+from examples.smollm2 import adapters, base, train_experts, training
 from examples.smollm2.documents import TASKS, Document
 from examples.smollm2.training import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "scripts" / "train_experts"
 NAMES = list(TASKS)
 QUICK = Settings(steps=2, batch=4)
 PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 # peft 0.21 reads an attribute that transformers 5.23 has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-
-
-@pytest.fixture(scope="module")
-def script(load_script):
-    return load_script("train_experts")
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +28,22 @@ def tiny(tmp_path_factory, write_base):
 
 @pytest.fixture
 def data(write_data, tmp_path):
-    return write_data(tmp_path / "data", documents=12, parts=("train", "heldout"))
+    return write_data(tmp_path / "data", documents=12, kinds=("train", "heldout"))
 
 
-def train_all(script, data, tiny, out, names=NAMES, settings=QUICK, force=False):
-    return script.train_experts(names, data, out, tiny, None, settings, force)
+def train_all(data, tiny, out, names=NAMES, settings=QUICK, force=False):
+    return train_experts.train_experts(names, data, out, tiny, None, settings, force)
 
 
 # ---- what is written, and kept
 
 
-def test_three_adapters_are_written_that_fit_the_base_and_are_then_kept(script, data, tiny, tmp_path, capsys):
+def test_three_adapters_are_written_that_fit_the_base_and_are_then_kept(data, tiny, tmp_path, capsys):
+    import torch
+    from safetensors.torch import load_file
+
     out = tmp_path / "out"
-    first = train_all(script, data, tiny, out)
+    first = train_all(data, tiny, out)
     assert list(first["experts"]) == NAMES
     assert sorted(path.name for path in out.iterdir()) == NAMES
     for name, made in first["experts"].items():
@@ -57,7 +51,7 @@ def test_three_adapters_are_written_that_fit_the_base_and_are_then_kept(script, 
         assert files == {"adapter_config.json", "adapter_model.safetensors", "accuracy.json", "prepared.json"}
         assert not made["kept"]
         assert made["accuracy"]["n"] == 12
-        adapters.attached(base.load_base(tiny)[0], out / name)  # raises where a tensor has no place
+        adapters.attached(base.load_base(tiny)[0], out / name)  # raises if a tensor has no target
         tensors = load_file(out / name / "adapter_model.safetensors")
         assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
         assert any(tensor.abs().max() > 0 for key, tensor in tensors.items() if "lora_B" in key), "B is trained"
@@ -70,76 +64,80 @@ def test_three_adapters_are_written_that_fit_the_base_and_are_then_kept(script, 
     assert "trec: accuracy on 12 held-out documents: base 0." in shown
 
     written = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
-    second = train_all(script, data, tiny, out)
+    second = train_all(data, tiny, out)
     assert all(made["kept"] for made in second["experts"].values())
     assert [made["accuracy"] for made in second["experts"].values()] == [
         made["accuracy"] for made in first["experts"].values()
     ]
     assert {path: path.stat().st_mtime_ns for path in written} == written
 
-    forced = train_all(script, data, tiny, out, names=["subj"], force=True)
+    forced = train_all(data, tiny, out, names=["subj"], force=True)
     assert not forced["experts"]["subj"]["kept"]
     assert (out / "subj" / "adapter_model.safetensors").stat().st_mtime_ns > written[
         out / "subj" / "adapter_model.safetensors"
     ]
 
 
-def test_training_is_the_same_twice(script, data, tiny, tmp_path):
+def test_training_is_the_same_twice(data, tiny, tmp_path):
+    import torch
+
     weights = []
     for out in (tmp_path / "one", tmp_path / "two"):
-        torch.rand(3)  # the global generator stands elsewhere each time
-        train_all(script, data, tiny, out, names=["trec"])
+        torch.rand(3)  # advances the global generator
+        train_all(data, tiny, out, names=["trec"])
         weights.append((out / "trec" / "adapter_model.safetensors").read_bytes())
     assert weights[0] == weights[1]
 
 
-def test_an_interrupted_run_keeps_what_is_finished_and_goes_on(script, write_data, tiny, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_keeps_what_is_finished_and_goes_on(write_data, tiny, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    real = script.train
+    real = train_experts.train
 
     def interrupted(model, tokenizer, task, documents, settings, name, say):
         if name == "subj":
             raise KeyboardInterrupt
         return real(model, tokenizer, task, documents, settings, name, say)
 
-    monkeypatch.setattr(script, "train", interrupted)
-    data = write_data(tmp_path / "more", documents=20, parts=("train",))
+    monkeypatch.setattr(train_experts, "train", interrupted)
+    data = write_data(tmp_path / "more", documents=20, kinds=("train",))
     arguments = ["--data", str(data), "--base", str(tiny), "--out", str(out), "--steps", "2", "--json"]
-    assert script.main(arguments) == 130
+    assert train_experts.main(arguments) == 130
     assert [path.name for path in out.iterdir()] == ["sst2"]
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert "interrupted; the same command continues" in shown.err
+    assert "train_experts: Interrupted. Run the same command to resume." in shown.err
 
-    monkeypatch.setattr(script, "train", real)
-    assert script.main(arguments) == 0
+    monkeypatch.setattr(train_experts, "train", real)
+    assert train_experts.main(arguments) == 0
     found = json.loads(capsys.readouterr().out)["experts"]
     assert {name: made["kept"] for name, made in found.items()} == {"sst2": True, "subj": False, "trec": False}
 
 
-def test_without_held_out_documents_nothing_is_measured(script, data, tiny, tmp_path):
+def test_without_held_out_documents_nothing_is_measured(data, tiny, tmp_path):
     (data / "sst2_heldout.jsonl").unlink()
-    found = train_all(script, data, tiny, tmp_path / "out", names=["sst2"])
+    found = train_all(data, tiny, tmp_path / "out", names=["sst2"])
     assert found["experts"]["sst2"]["accuracy"] is None
     assert not (tmp_path / "out" / "sst2" / "accuracy.json").exists()
 
 
-def test_the_command_trains_only_what_is_asked(script, write_data, tiny, tmp_path, capsys):
-    data = write_data(tmp_path / "data", documents=20, parts=("train",))
+def test_the_command_trains_only_the_given_tasks(write_data, tiny, tmp_path, capsys):
+    data = write_data(tmp_path / "data", documents=20, kinds=("train",))
     out = tmp_path / "out"
     options = ["--only", "trec", "--data", data, "--base", tiny, "--out", out, "--steps", "2", "--json"]
-    assert script.main([str(option) for option in options]) == 0
+    assert train_experts.main([str(option) for option in options]) == 0
     shown = capsys.readouterr()
     assert list(json.loads(shown.out)["experts"]) == ["trec"]
     assert [path.name for path in out.iterdir()] == ["trec"]
     assert "trec: step 2/2" in shown.err
 
 
-# ---- that it trains
+# ---- training
 
 
 def test_an_expert_learns_its_task_and_what_is_on_disk_has_learned_it(tiny, tmp_path):
-    """The text says the label; the random base does not know that, the expert does after sixty steps."""
+    """The text gives the label away; the random base does not know that, the expert does after sixty steps."""
+    import torch
+
     task = TASKS["sst2"]
     documents = [Document(f"w{index % 30 + 10} w{index % 2 + 1}", index % 2) for index in range(120)]
     model, tokenizer = base.load_base(tiny)
@@ -159,14 +157,17 @@ def test_an_expert_learns_its_task_and_what_is_on_disk_has_learned_it(tiny, tmp_
 
 
 def test_the_loss_is_that_of_the_label_alone_whatever_stands_beside_it_in_the_batch(tiny):
+    import torch
+    from torch.nn.functional import cross_entropy
+
     model, _ = base.load_base(tiny)
     examples = [([5, 6, 7, 8, 9], [10]), ([11], [12, 13]), ([14, 15, 16], [17])]
     logits, targets = training.label_logits(model, examples)
     assert targets.tolist() == [10, 12, 13, 17]
     alone = []
     for prompt, label in examples:
-        whole = model(torch.tensor([prompt + label])).logits[0]  # (tokens, vocabulary)
-        alone.append(whole[len(prompt) - 1 : -1])
+        every = model(torch.tensor([prompt + label])).logits[0]  # (tokens, vocabulary)
+        alone.append(every[len(prompt) - 1 : -1])
     torch.testing.assert_close(logits, torch.cat(alone), rtol=0, atol=1e-5)
     assert cross_entropy(logits, targets).item() == pytest.approx(
         cross_entropy(torch.cat(alone), targets).item(), abs=1e-5
@@ -174,9 +175,11 @@ def test_the_loss_is_that_of_the_label_alone_whatever_stands_beside_it_in_the_ba
 
 
 def test_accuracy_ranks_the_labels_first_tokens(tiny):
+    import torch
+
     task = TASKS["trec"]
     model, tokenizer = base.load_base(tiny)
-    with torch.no_grad():  # small random weights answer everything alike
+    with torch.no_grad():  # with small random weights, all answers are the same
         for parameter in model.parameters():
             parameter.mul_(10)
     documents = [
@@ -194,9 +197,9 @@ def test_accuracy_ranks_the_labels_first_tokens(tiny):
     assert training.accuracy(model, tokenizer, task, [*right, *wrong[:3]], batch=4) == pytest.approx(9 / 12)
 
 
-def test_a_round_of_batches_takes_every_document_once():
+def test_an_epoch_takes_every_document_once():
     lengths = [(7 * index) % 23 for index in range(150)]
-    settings = Settings(batch=8)  # 18 batches a round, 6 documents left over
+    settings = Settings(batch=8)  # 18 batches per epoch, 6 documents left over
 
     def first(count, settings=settings):
         return list(itertools.islice(training.batches(lengths, settings), count))
@@ -208,12 +211,12 @@ def test_a_round_of_batches_takes_every_document_once():
         assert len(set(taken)) == len(taken) == 144
     assert found == first(36)
     assert found != first(36, Settings(batch=8, seed=1))
-    # Of like length together: half the spread that chance would leave (22 is the whole range).
+    # Similar lengths together: half the spread of random batches (the full range is 22).
     spread = [max(lengths[index] for index in batch) - min(lengths[index] for index in batch) for batch in found]
     assert sum(spread) / len(spread) < 10
 
 
-def test_labels_are_cut_where_the_prompt_ends(tiny):
+def test_labels_start_where_the_prompt_ends(tiny):
     _, tokenizer = base.load_base(tiny)
     for task in TASKS.values():
         for label in task.labels:
@@ -225,64 +228,67 @@ def test_labels_are_cut_where_the_prompt_ends(tiny):
 # ---- what is refused
 
 
-def run_script(*arguments):
-    command = [sys.executable, "-B", str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-
-
-def test_missing_folders_are_named_and_end_with_2(tiny, write_data, tmp_path):
-    data = write_data(tmp_path / "data", documents=20, parts=("train",))
+def test_the_command_as_documented_names_a_missing_folder_and_ends_with_2(tmp_path):
     absent, out = tmp_path / "absent", tmp_path / "out"
-    for arguments in (("--data", absent, "--base", tiny), ("--data", data, "--base", absent)):
-        done = run_script(*arguments, "--out", out)
-        assert done.returncode == 2
-        assert str(absent) in done.stderr
-        assert "Traceback" not in done.stderr
-    unknown = run_script("--only", "mnli", "--data", data)
-    assert unknown.returncode == 2
-    assert "invalid choice: 'mnli'" in unknown.stderr
+    command = [sys.executable, "-B", "-m", "examples.smollm2.train_experts", "--data", str(absent), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"train_experts: --data {absent}: folder not found" in done.stderr
+    assert "Traceback" not in done.stderr
     assert not out.exists()
 
 
-def test_a_missing_file_a_damaged_line_or_a_wrong_label_stops_before_anything_is_trained(script, data, tiny, tmp_path):
+def test_a_missing_base_or_an_unknown_task_ends_with_2(write_data, tmp_path, capsys):
+    data = write_data(tmp_path / "data", documents=20, kinds=("train",))
+    absent, out = tmp_path / "absent", tmp_path / "out"
+    assert train_experts.main(list(map(str, ("--data", data, "--base", absent, "--out", out)))) == 2
+    assert f"--base {absent}: no config.json in this folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        train_experts.main(["--only", "mnli", "--data", str(data)])
+    assert stop.value.code == 2
+    assert "invalid choice: 'mnli'" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_missing_file_a_damaged_line_or_a_wrong_label_stops_before_anything_is_trained(data, tiny, tmp_path):
     path = data / "trec_train.jsonl"
     good = path.read_text(encoding="utf-8")
     path.write_text(good + '{"text": "Who', encoding="utf-8")
-    with pytest.raises(SuiteError, match=r"trec_train.jsonl: line 13: no document\. .*0 to 5"):
-        train_all(script, data, tiny, tmp_path / "out")
+    with pytest.raises(SuiteError, match=r"trec_train.jsonl: line 13: not a document\. .*0 to 5"):
+        train_all(data, tiny, tmp_path / "out")
     path.write_text(good + '{"text": "Who ?", "label": 6}\n', encoding="utf-8")
     with pytest.raises(SuiteError, match=r"trec_train.jsonl: line 13: label 6\. .*0 to 5"):
-        train_all(script, data, tiny, tmp_path / "out")
+        train_all(data, tiny, tmp_path / "out")
     path.write_text('{"text": "Who ?", "label": 3}\n', encoding="utf-8")
     with pytest.raises(SuiteError, match=r"trec_train.jsonl: 1 documents\. At least 4"):
-        train_all(script, data, tiny, tmp_path / "out")
+        train_all(data, tiny, tmp_path / "out")
     path.unlink()
-    with pytest.raises(SuiteError, match=r"trec_train.jsonl: missing"):
-        train_all(script, data, tiny, tmp_path / "out")
+    with pytest.raises(SuiteError, match=r"trec_train.jsonl: file not found"):
+        train_all(data, tiny, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    train_all(script, data, tiny, tmp_path / "out", names=["sst2"])  # trec's file is not asked for
+    train_all(data, tiny, tmp_path / "out", names=["sst2"])  # trec's file is not needed
 
 
-def test_an_expert_trained_otherwise_is_not_taken_for_this_one(script, data, tiny, tmp_path):
+def test_an_expert_trained_differently_is_not_replaced(data, tiny, tmp_path):
     out = tmp_path / "out"
-    train_all(script, data, tiny, out, names=["subj"])
+    train_all(data, tiny, out, names=["subj"])
     before = (out / "subj" / "adapter_model.safetensors").read_bytes()
     with pytest.raises(CheckpointError, match=r"subj: was trained with steps 2, not 3\. .*--force"):
-        train_all(script, data, tiny, out, names=["sst2", "subj"], settings=Settings(steps=3, batch=4))
+        train_all(data, tiny, out, names=["sst2", "subj"], settings=Settings(steps=3, batch=4))
     assert not (out / "sst2").exists(), "refused before the first is trained"
     with (data / "subj_train.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"text": "one more", "label": 1}\n')
     with pytest.raises(CheckpointError, match=r"subj: was trained with train_sha256 "):
-        train_all(script, data, tiny, out, names=["subj"])
+        train_all(data, tiny, out, names=["subj"])
     assert (out / "subj" / "adapter_model.safetensors").read_bytes() == before
 
 
-def test_a_damaged_base_is_refused(script, data, write_base, tmp_path):
+def test_a_damaged_base_is_refused(data, write_base, tmp_path):
     damaged = write_base(tmp_path / "damaged")
     (damaged / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"damaged: no model can be read there: "):
-        train_all(script, data, damaged, tmp_path / "out", names=["sst2"])
+    with pytest.raises(CheckpointError, match=r"damaged: cannot load a model: "):
+        train_all(data, damaged, tmp_path / "out", names=["sst2"])
     assert list((tmp_path / "out").iterdir()) == []
     (damaged / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"model.safetensors: missing"):
-        train_all(script, data, damaged, tmp_path / "out", names=["sst2"])
+    with pytest.raises(CheckpointError, match=r"model.safetensors: file not found"):
+        train_all(data, damaged, tmp_path / "out", names=["sst2"])

@@ -1,4 +1,4 @@
-"""`scripts/prepare_smollm2` on tiny random models: what it refuses, what it writes, and that the recipes name it."""
+"""`examples.smollm2.prepare` on tiny random models: what it writes, what it refuses, and that recipes use it."""
 
 import json
 import shutil
@@ -9,21 +9,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from safetensors.torch import load_file, save_file
 
 from evosearch.errors import CheckpointError, SuiteError
-from examples.smollm2 import adapters, base, documents, folders
+from examples.smollm2 import adapters, base, documents, folders, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "scripts" / "prepare_smollm2"
 NAMES = list(documents.TASKS)
 # peft 0.21 reads an attribute that transformers 5.23 has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-
-
-@pytest.fixture(scope="module")
-def script(load_script):
-    return load_script("prepare_smollm2")
 
 
 @pytest.fixture
@@ -33,7 +26,7 @@ def copied_experts(experts, tmp_path):
 
 @pytest.fixture
 def tiny_base(monkeypatch, write_base):
-    """A random base in the place of the downloaded one; returns how often it was made."""
+    """Replace the downloaded base by a random one; return the list of wheels it was made from."""
     made = []
 
     def write(wheel, folder):
@@ -44,13 +37,13 @@ def tiny_base(monkeypatch, write_base):
     return made
 
 
-# ---- the whole preparation
+# ---- preparation
 
 
-def test_base_adapters_and_documents_are_written_and_then_kept(script, experts, tiny_base, write_data, tmp_path):
+def test_base_adapters_and_documents_are_written_and_then_kept(experts, tiny_base, write_data, tmp_path):
     data = write_data(tmp_path / "data")
     arguments = (experts, data, tmp_path / "out", None, tmp_path / "suite")
-    first = script.prepare(*arguments)
+    first = prepare.prepare(*arguments)
     assert list(first["adapters"]) == NAMES
     assert not any(made["kept"] for made in (first["base"], *first["adapters"].values()))
     assert first["data"]["documents"] == {path.name: 5 for path in data.iterdir()}
@@ -67,14 +60,14 @@ def test_base_adapters_and_documents_are_written_and_then_kept(script, experts, 
 
     weights = tmp_path / "out" / "adapters" / "sst2" / "adapter_model.safetensors"
     written = weights.stat().st_mtime_ns
-    second = script.prepare(*arguments)
+    second = prepare.prepare(*arguments)
     assert all(made["kept"] for made in (second["base"], *second["adapters"].values()))
     assert weights.stat().st_mtime_ns == written
     assert len(tiny_base) == 1
 
 
-def test_an_adapter_is_copied_byte_for_byte_and_nothing_else(script, experts, tiny_base, write_data, tmp_path):
-    script.prepare(experts, write_data(tmp_path / "data"), tmp_path / "out", None, tmp_path / "suite")
+def test_an_adapter_is_copied_byte_for_byte_and_nothing_else(experts, tiny_base, write_data, tmp_path):
+    prepare.prepare(experts, write_data(tmp_path / "data"), tmp_path / "out", None, tmp_path / "suite")
     for name in NAMES:
         copied = tmp_path / "out" / "adapters" / name
         assert {path.name for path in copied.iterdir()} == {adapters.CONFIG, adapters.WEIGHTS, folders.MARKER}
@@ -83,14 +76,14 @@ def test_an_adapter_is_copied_byte_for_byte_and_nothing_else(script, experts, ti
 
 
 def test_a_changed_adapter_or_a_damaged_copy_is_made_again(
-    script, copied_experts, tiny_base, write_data, write_adapter, tmp_path
+    copied_experts, tiny_base, write_data, write_adapter, tmp_path
 ):
     arguments = (copied_experts, write_data(tmp_path / "data"), tmp_path / "out", None, tmp_path / "suite")
-    script.prepare(*arguments)
+    prepare.prepare(*arguments)
     write_adapter(copied_experts / "subj", seed=9)
     (tmp_path / "out" / "adapters" / "trec" / "adapter_model.safetensors").unlink()
     (tmp_path / "out" / "adapters" / ".sst2.partial").mkdir()
-    again = script.prepare(*arguments)
+    again = prepare.prepare(*arguments)
     assert again["base"]["kept"]
     assert {name: made["kept"] for name, made in again["adapters"].items()} == {
         "sst2": True,
@@ -102,12 +95,12 @@ def test_a_changed_adapter_or_a_damaged_copy_is_made_again(
     assert (tmp_path / "out" / "adapters" / "trec" / "adapter_model.safetensors").is_file()
 
 
-def test_a_foreign_folder_is_never_replaced(script, experts, tiny_base, write_data, tmp_path):
+def test_a_foreign_folder_is_never_replaced(experts, tiny_base, write_data, tmp_path):
     mine = tmp_path / "out" / "adapters" / "sst2" / "notes.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
-    with pytest.raises(CheckpointError, match=r"sst2: exists and was not written by this script"):
-        script.prepare(experts, write_data(tmp_path / "data"), tmp_path / "out", None, tmp_path / "suite")
+    with pytest.raises(CheckpointError, match=r"sst2: exists and was not written by this command"):
+        prepare.prepare(experts, write_data(tmp_path / "data"), tmp_path / "out", None, tmp_path / "suite")
     assert mine.read_text() == "mine"
 
 
@@ -124,7 +117,7 @@ def test_a_failure_leaves_no_half_written_folder(tmp_path):
 def test_two_preparations_do_not_write_into_one_folder(tmp_path):
     with (
         folders.locked(tmp_path),
-        pytest.raises(CheckpointError, match="another preparation is writing there"),
+        pytest.raises(CheckpointError, match="another process is writing to this folder"),
         folders.locked(tmp_path),
     ):
         pytest.fail("locked twice")
@@ -135,33 +128,29 @@ def test_two_preparations_do_not_write_into_one_folder(tmp_path):
 # ---- what is refused
 
 
-def run_script(*arguments):
-    command = [sys.executable, "-B", str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-
-
-def test_a_missing_folder_is_named_and_ends_with_2(experts, write_data, tmp_path):
-    data = write_data(tmp_path / "data")
-    out = tmp_path / "out"
-    absent = tmp_path / "absent"
-    for arguments in (("--experts", absent, "--data", data), ("--experts", experts, "--data", absent)):
-        done = run_script(*arguments, "--out", out)
-        assert done.returncode == 2
-        assert str(absent) in done.stderr
-        assert "Traceback" not in done.stderr
-        assert done.stdout == ""
-    beside = run_script("--experts", experts, "--out", out)
-    assert beside.returncode == 2
-    assert f"--data {experts / 'data'}: no such folder" in beside.stderr
+def test_the_command_as_documented_names_a_missing_folder_and_ends_with_2(tmp_path):
+    absent, out = tmp_path / "absent", tmp_path / "out"
+    command = [sys.executable, "-B", "-m", "examples.smollm2.prepare", "--experts", str(absent), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"prepare: --experts: {absent / 'sst2'}: folder not found" in done.stderr
+    assert "Traceback" not in done.stderr
     assert not out.exists()
 
 
-def test_json_summary_stands_alone_on_standard_output(
-    script, experts, tiny_base, write_data, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(script, "SUITE_DATA", tmp_path / "suite")
+def test_a_missing_data_folder_is_named_and_ends_with_2(experts, tmp_path, capsys):
+    out = tmp_path / "out"
+    for data in ((), ("--data", tmp_path / "absent")):
+        assert prepare.main(list(map(str, ("--experts", experts, *data, "--out", out)))) == 2
+        expected = data[1] if data else experts / "data"
+        assert f"--data {expected}: folder not found" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_json_summary_stands_alone_on_standard_output(experts, tiny_base, write_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(prepare, "SUITE_DATA", tmp_path / "suite")
     data = write_data(tmp_path / "data")
-    code = script.main(["--experts", str(experts), "--data", str(data), "--out", str(tmp_path / "out"), "--json"])
+    code = prepare.main(["--experts", str(experts), "--data", str(data), "--out", str(tmp_path / "out"), "--json"])
     shown = capsys.readouterr()
     assert code == 0
     assert json.loads(shown.out)["adapters"]["subj"]["bytes"] > 0
@@ -169,16 +158,16 @@ def test_json_summary_stands_alone_on_standard_output(
 
 
 @pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
-def test_an_incomplete_adapter_is_refused_before_anything_is_written(file, script, copied_experts, tmp_path):
+def test_an_incomplete_adapter_is_refused_before_anything_is_written(file, copied_experts, tmp_path):
     (copied_experts / "trec" / file).unlink()
-    with pytest.raises(CheckpointError, match=rf"trec/{file}: missing\. .*scripts/train_experts"):
-        script.prepare(copied_experts, tmp_path, tmp_path / "out", None, tmp_path / "suite")
+    with pytest.raises(CheckpointError, match=rf"trec/{file}: file not found\. .*examples.smollm2.train_experts"):
+        prepare.prepare(copied_experts, tmp_path, tmp_path / "out", None, tmp_path / "suite")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_wheel_is_refused(script, experts, write_data, tmp_path):
-    with pytest.raises(CheckpointError, match=r"--wheel .*absent.whl: no such file"):
-        script.prepare(
+def test_a_missing_wheel_is_refused(experts, write_data, tmp_path):
+    with pytest.raises(CheckpointError, match=r"--wheel .*absent.whl: file not found"):
+        prepare.prepare(
             experts, write_data(tmp_path / "data"), tmp_path / "out", tmp_path / "absent.whl", tmp_path / "suite"
         )
 
@@ -190,6 +179,8 @@ def test_an_adapter_of_another_kind_is_refused(copied_experts):
 
 
 def test_an_adapter_that_does_not_fit_the_base_is_refused(write_base, write_adapter, tmp_path):
+    from safetensors.torch import load_file, save_file
+
     folder = write_base(tmp_path / "base")
     target = tmp_path / "target"
     target.mkdir()
@@ -204,7 +195,7 @@ def test_an_adapter_that_does_not_fit_the_base_is_refused(write_base, write_adap
         tensors | {"base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight": moved},
         partly / "adapter_model.safetensors",
     )
-    with pytest.raises(CheckpointError, match=r"partly: .*1 tensors the base has no place for, 1 lacking"):
+    with pytest.raises(CheckpointError, match=r"partly: .*1 tensors without a target, 1 missing"):
         adapters.copy_adapter(folder, partly, target)
 
     (partly / "adapter_model.safetensors").write_bytes(b"truncated")
@@ -216,15 +207,15 @@ def test_an_adapter_that_does_not_fit_the_base_is_refused(write_base, write_adap
 @pytest.mark.parametrize(
     ("line", "what"),
     [
-        ("{", "no document"),
-        ('["text", "label"]', "no document"),
-        ('{"label": 0}', "no document"),
+        ("{", "not a document"),
+        ('["text", "label"]', "not a document"),
+        ('{"label": 0}', "not a document"),
         ('{"text": "a film", "label": 2}', "label 2"),
         ('{"text": "a film", "label": true}', "label True"),
-        ("", "no document"),
+        ("", "not a document"),
     ],
 )
-def test_a_line_that_is_no_document_is_named(line, what, write_data, tmp_path):
+def test_a_line_that_is_not_a_document_is_named(line, what, write_data, tmp_path):
     path = write_data(tmp_path) / "sst2_fewshot.jsonl"
     path.write_text('{"text": "a film", "label": 1}\n' + line + "\n", encoding="utf-8")
     with pytest.raises(SuiteError, match=rf"sst2_fewshot.jsonl: line 2: {what}\. .*0 to 1"):
@@ -233,7 +224,7 @@ def test_a_line_that_is_no_document_is_named(line, what, write_data, tmp_path):
 
 def test_a_missing_data_file_is_named(write_data, tmp_path):
     (write_data(tmp_path) / "subj_heldout.jsonl").unlink()
-    with pytest.raises(SuiteError, match=r"subj_heldout.jsonl: missing"):
+    with pytest.raises(SuiteError, match=r"subj_heldout.jsonl: file not found"):
         documents.read_documents(tmp_path)
 
 
@@ -241,7 +232,7 @@ def test_a_missing_data_file_is_named(write_data, tmp_path):
 
 
 @pytest.mark.parametrize(("file", "method"), [("smollm2.yaml", "task_arithmetic"), ("smollm2_ties.yaml", "ties")])
-def test_recipes_name_what_the_script_writes(file, method):
+def test_recipes_name_what_the_command_writes(file, method):
     spec = yaml.safe_load((ROOT / "recipes" / file).read_text(encoding="utf-8"))
     folder = ROOT / "models" / "smollm2"
     assert folder == folders.MODELS

@@ -1,27 +1,27 @@
-"""What the tests of the scripts stand on: the scripts themselves, and a tiny base, adapters and documents for them."""
+"""A tiny base, LoRA adapters and documents for the SmolLM2 commands."""
 
 import json
-import sys
-from collections.abc import Callable
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+from examples.smollm2.documents import TASKS
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
 RANK, ALPHA = 2, 6  # scale alpha / rank = 3
 
 
 @pytest.fixture(autouse=True)
-def _quietly(monkeypatch: pytest.MonkeyPatch):
+def _quiet_and_offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    import torch
+
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.setenv("HF_XET_HIGH_PERFORMANCE", "1")  # set by the first import of lm-eval
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -29,25 +29,10 @@ def _quietly(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture(scope="session")
-def load_script() -> Callable[[str], ModuleType]:
-    """A script without ending, as a module."""
+def tiny_model() -> "Callable[..., LlamaForCausalLM]":
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    def load(name: str) -> ModuleType:
-        loader = SourceFileLoader(name, str(SCRIPTS / name))
-        module = module_from_spec(spec_from_loader(name, loader))
-        writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # else a cache file lands in scripts/
-        sys.modules[name] = module  # where a dataclass of the script looks for its own module
-        try:
-            loader.exec_module(module)
-        finally:
-            sys.dont_write_bytecode = writes_bytecode
-        return module
-
-    return load
-
-
-@pytest.fixture(scope="session")
-def tiny_model() -> Callable[..., LlamaForCausalLM]:
     def make(seed: int = 0, width: int = 32) -> LlamaForCausalLM:
         torch.manual_seed(seed)
         config = LlamaConfig(
@@ -65,12 +50,12 @@ def tiny_model() -> Callable[..., LlamaForCausalLM]:
 
 
 @pytest.fixture(scope="session")
-def write_base(tiny_model) -> Callable[[Path], Path]:
-    """A tiny Llama and a tokenizer of whole words that knows the labels of every task."""
+def write_base(tiny_model: Callable[..., Any]) -> Callable[[Path], Path]:
+    """A tiny Llama and a word-level tokenizer that knows the labels of every task."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
 
     def write(folder: Path) -> Path:
-        from examples.smollm2.documents import TASKS
-
         tiny_model().save_pretrained(folder)
         words = [label.strip() for task in TASKS.values() for label in task.labels]
         words = ["<unk>", *dict.fromkeys(words)]
@@ -84,8 +69,10 @@ def write_base(tiny_model) -> Callable[[Path], Path]:
 
 
 @pytest.fixture(scope="session")
-def write_adapter(tiny_model) -> Callable[..., Path]:
-    """A LoRA of random A and B (peft starts B at zero) on an attention and an MLP projection."""
+def write_adapter(tiny_model: Callable[..., Any]) -> Callable[..., Path]:
+    """A LoRA with random A and B (peft initializes B to zero) on an attention and an MLP projection."""
+    import torch
+    from peft import LoraConfig, get_peft_model
 
     def write(folder: Path, seed: int, width: int = 32) -> Path:
         settings = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
@@ -103,29 +90,26 @@ def write_adapter(tiny_model) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def write_data() -> Callable[..., Path]:
-    """`TASK_PART.jsonl` of every task, some documents each."""
+    """`TASK_KIND.jsonl` of every task, with a few documents each."""
 
-    def write(folder: Path, documents: int = 5, parts: tuple[str, ...] = ("heldout", "fewshot")) -> Path:
-        from examples.smollm2.documents import TASKS
-
+    def write(folder: Path, documents: int = 5, kinds: tuple[str, ...] = ("heldout", "fewshot")) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         for name, task in TASKS.items():
-            for part in parts:
+            for kind in kinds:
                 lines = [
-                    {"text": f"{part} {index} of {name} , naïve", "label": index % len(task.labels)}
+                    {"text": f"{kind} {index} of {name} , naïve", "label": index % len(task.labels)}
                     for index in range(documents)
                 ]
                 text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-                (folder / f"{name}_{part}.jsonl").write_text(text, encoding="utf-8")
+                (folder / f"{name}_{kind}.jsonl").write_text(text, encoding="utf-8")
         return folder
 
     return write
 
 
 @pytest.fixture(scope="module")
-def experts(tmp_path_factory: pytest.TempPathFactory, write_adapter) -> Path:
-    from examples.smollm2.documents import TASKS
-
+def experts(tmp_path_factory: pytest.TempPathFactory, write_adapter: Callable[..., Path]) -> Path:
+    """A folder with one adapter for each task."""
     folder = tmp_path_factory.mktemp("experts")
     for seed, name in enumerate(TASKS, start=1):
         write_adapter(folder / name, seed)

