@@ -1,6 +1,6 @@
--- Run once by the PostgreSQL image, on an empty volume: two owners, three databases, nobody in another's.
--- The passwords are read from the secrets' files by psql: they stand in no argument and no variable, and, with the next
--- two lines, in no log, not even that of a failure.
+-- Run once by the PostgreSQL image, on an empty volume: two owners and three databases, without access to each other's.
+-- psql reads the passwords from the secrets' files, so they appear in no argument or environment variable; with the next
+-- two lines they appear in no log either, not even after a failure.
 SET log_statement = 'none';
 SET log_min_error_statement = 'panic';
 

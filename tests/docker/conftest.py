@@ -1,4 +1,4 @@
-"""The files of docker/, read once: the Dockerfile's stages, the Compose files as Compose sees them, the manifests."""
+"""Parsed files of docker/: the Dockerfile's stages, the Compose files as Compose reads them, the manifests."""
 
 import os
 import re
@@ -20,7 +20,7 @@ Manifest = dict[str, Any]
 
 @pytest.fixture(scope="session")
 def stages() -> dict[str, list[Step]]:
-    """The Dockerfile's stages in order: name → steps, each stage's FROM first."""
+    """The Dockerfile's stages in order: name → steps, starting with FROM."""
     text = re.sub(r"^#.*\n", "", (DOCKER / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
     found: dict[str, list[Step]] = {}
     for line in filter(None, map(str.strip, text.splitlines())):
@@ -34,7 +34,7 @@ def stages() -> dict[str, list[Step]]:
 
 @pytest.fixture(scope="session")
 def secrets_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A `.env` as make-env writes it."""
+    """A `.env` file from make-env."""
     file = tmp_path_factory.mktemp("compose") / ".env"
     subprocess.run([DOCKER / "make-env", file], check=True, capture_output=True)
     return file
@@ -42,14 +42,14 @@ def secrets_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def env(secrets_file: Path) -> dict[str, str]:
-    """What stands in that file."""
+    """The variables in that file."""
     lines = [line for line in secrets_file.read_text().splitlines() if line and not line.startswith("#")]
     return dict(line.split("=", 1) for line in lines)
 
 
 @pytest.fixture(scope="session")
 def compose(env: dict[str, str]) -> Callable[..., Manifest]:
-    """compose("compose.yaml", "compose.s3.yaml", X="1"): the files, merged, filled in from make-env's file and X."""
+    """Load Compose files, merged and with variables filled in: `compose("compose.yaml", "compose.s3.yaml", X="1")`."""
 
     def load(*names: str, unset: tuple[str, ...] = (), **more: str) -> Manifest:
         values = {key: value for key, value in (env | more).items() if key not in unset}
@@ -63,7 +63,7 @@ def compose(env: dict[str, str]) -> Callable[..., Manifest]:
 
 @pytest.fixture(scope="session")
 def manifests() -> list[Manifest]:
-    """Every object of docker/k8s, in the files' order."""
+    """Every object of docker/k8s, in file order."""
     files = sorted((DOCKER / "k8s").glob("*.yaml"))
     documents = [document for file in files for document in yaml.safe_load_all(file.read_text())]
     return [document for document in documents if "kind" in document]
@@ -71,7 +71,7 @@ def manifests() -> list[Manifest]:
 
 @pytest.fixture(scope="session")
 def one(manifests: list[Manifest]) -> Callable[[str, str], Manifest]:
-    """one(kind, name): the object that is called so."""
+    """Find the one object of a kind and name: `one(kind, name)`."""
 
     def find(kind: str, name: str) -> Manifest:
         (found,) = [m for m in manifests if m["kind"] == kind and m["metadata"].get("name") == name]
@@ -82,7 +82,7 @@ def one(manifests: list[Manifest]) -> Callable[[str, str], Manifest]:
 
 @pytest.fixture(scope="session")
 def flags() -> Callable[..., set[str]]:
-    """flags("ray", "start"): the options that a program of this environment has, by its own --help; asked once each."""
+    """Read a program's options from its --help, cached: `flags("ray", "start")`."""
     known: dict[tuple[str, ...], set[str]] = {}
 
     def ask(*command: str) -> set[str]:
@@ -99,10 +99,10 @@ def flags() -> Callable[..., set[str]]:
 
 
 def _fill(value: Any, values: dict[str, str]) -> Any:
-    """As Compose fills in ${NAME}, ${NAME:-default} and ${NAME:?message}.
+    """Fill in ${NAME}, ${NAME:-default} and ${NAME:?message} as Compose does.
 
     Raises:
-        LookupError: a variable is not set and has no default; the message names it.
+        LookupError: A variable is not set and has no default; the message names it.
     """
 
     def one(found: re.Match[str]) -> str:
@@ -121,7 +121,7 @@ def _fill(value: Any, values: dict[str, str]) -> Any:
 
 
 def _merge(below: Any, above: Any) -> Any:
-    """As Compose merges files: mappings by key, commands replaced, other lists one after the other."""
+    """Merge files as Compose does: mappings by key, commands replaced, other lists concatenated."""
     if isinstance(below, dict) and isinstance(above, dict):
         return below | {
             key: value if key == "command" else _merge(below[key], value) if key in below else value
@@ -132,5 +132,5 @@ def _merge(below: Any, above: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here speaks to a cluster, whatever the machine is set up for."""
+    """Keep kubectl from using a cluster of this machine."""
     monkeypatch.setenv("KUBECONFIG", os.devnull)

@@ -1,4 +1,4 @@
-"""The Compose files: by the schema of Compose files, and by what must hold whatever the schema says."""
+"""The Compose files: their schema, and the rules of this project."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from evosearch.execution.jobs import QUEUE, SETTINGS
+from evosearch.execution.ray_jobs import QUEUE, SETTINGS
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -32,7 +32,7 @@ def schema_says(*files: Path) -> str:
 
 
 def options(command: list[str]) -> dict[str, str]:
-    """--name=value → {"--name": "value"}"""
+    """Return {"--name": "value"} for the options --name=value of a command."""
     return {part.partition("=")[0]: part.partition("=")[2] for part in command if part.startswith("--")}
 
 
@@ -69,12 +69,12 @@ def test_all_variables_come_from_make_env_or_have_a_default(compose: Compose) ->
 
 def test_the_readme_lists_what_can_be_set_and_its_default() -> None:
     rows = [row.split("|")[1:3] for row in (DOCKER / "README.md").read_text().splitlines() if row.startswith("| `")]
-    told = {}
+    listed = {}
     for names, defaults in rows:
         pairs = zip(re.findall(r"`([A-Z][A-Z_]+)`", names), re.split(r", ", defaults.strip()), strict=False)
-        told |= dict(pairs)
+        listed |= dict(pairs)
     found = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", (DOCKER / "compose.yaml").read_text()))
-    assert told == found
+    assert listed == found
 
 
 @pytest.mark.parametrize("name", S3)
@@ -156,7 +156,7 @@ def test_hardening(compose: Compose, service: str) -> None:
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_each_says_whether_it_is_well(compose: Compose, service: str, flags: Callable[..., set[str]]) -> None:
+def test_each_has_a_health_check(compose: Compose, service: str, flags: Callable[..., set[str]]) -> None:
     given = compose()["services"][service]
     how, program, *rest = given["healthcheck"]["test"]
     assert how == "CMD"
@@ -258,7 +258,7 @@ def test_every_node_has_what_jobs_rely_on(compose: Compose, stages: dict[str, An
         given = services[name]["environment"]
         assert {key: given[key] for key in everywhere} == {key: baked[key] for key in everywhere}
         assert f"cache:{given['EVOSEARCH_CACHE']}" in services[name]["volumes"]
-        assert Path(given["HF_HOME"]).is_relative_to(given["EVOSEARCH_CACHE"]), "in that volume"
+        assert Path(given["HF_HOME"]).is_relative_to(given["EVOSEARCH_CACHE"]), "in the shared volume"
     head = services["head"]["environment"]
     assert {name: int(head[name]) >= 60 for name in SETTINGS} == dict.fromkeys(SETTINGS, True)
     assert head["PGPASSFILE"] == "/run/secrets/evosearch_pgpass"
@@ -268,7 +268,7 @@ def test_every_node_has_what_jobs_rely_on(compose: Compose, stages: dict[str, An
 
 
 def test_mlflow_has_accounts_named_hosts_and_one_process(compose: Compose) -> None:
-    given = compose()["services"]["mlflow"]  # test_docker_native.py starts it with these very options
+    given = compose()["services"]["mlflow"]  # test_docker_native.py starts it with these options
     assert given["command"][:3] == ["mlflow-accounts", "mlflow", "server"]
     own = options(given["command"])
     assert own["--app-name"] == "basic-auth"
@@ -278,8 +278,8 @@ def test_mlflow_has_accounts_named_hosts_and_one_process(compose: Compose) -> No
     assert own["--artifacts-destination"] in [volume.split(":")[1] for volume in given["volumes"]]
 
 
-def test_mlflow_has_the_options_that_scripts_cluster_gives_it(compose: Compose) -> None:
-    natively = (ROOT / "scripts" / "_cluster" / "mlflow_server.py").read_text()
+def test_mlflow_has_the_options_of_evosearch_cluster(compose: Compose) -> None:
+    natively = (ROOT / "evosearch" / "devcluster" / "mlflow_server.py").read_text()
     assert set(options(compose()["services"]["mlflow"]["command"])) == set(re.findall(r'"(--[a-z-]+)"', natively))
 
 

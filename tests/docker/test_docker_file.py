@@ -1,4 +1,4 @@
-"""The Dockerfile, as far as it can be checked without an engine: what is installed, who runs it, what is sent to it."""
+"""The Dockerfile, parsed without an engine: installed packages, user, files sent to the builder."""
 
 import json
 import os
@@ -19,7 +19,7 @@ Stages = dict[str, list[tuple[str, str]]]
 
 
 def steps(stages: Stages, target: str) -> list[tuple[str, str]]:
-    """All steps that make a target, its base's first."""
+    """Return all steps of a target, its base's first."""
     return stages["base"] + stages[target]
 
 
@@ -28,7 +28,7 @@ def variables(stages: Stages) -> dict[str, str]:
 
 
 def ignored(path: str) -> bool:
-    """Whether docker/Dockerfile.dockerignore keeps a path from the builder: the last pattern that fits decides."""
+    """Return whether docker/Dockerfile.dockerignore excludes a path: the last matching pattern decides."""
     out = False
     lines = (ROOT / "docker" / "Dockerfile.dockerignore").read_text().splitlines()
     for line in (line for line in lines if line and not line.startswith("#")):
@@ -41,20 +41,20 @@ def ignored(path: str) -> bool:
 
 
 def _fits(path: str, pattern: str) -> bool:
-    """`*` stays within one folder, as in Go's filepath.Match."""
+    """Match like Go's filepath.Match, where `*` stays within one folder."""
     parts, wanted = path.split("/"), pattern.split("/")
     return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 
 
 def test_two_targets_on_one_base_and_the_cpu_one_is_the_default(stages: Stages) -> None:
-    assert list(stages) == ["base", *TARGETS], "the last stage is what `docker build` makes where none is named"
+    assert list(stages) == ["base", *TARGETS], "`docker build` makes the last stage by default"
     assert [stages[target][0] for target in TARGETS] == [("FROM", f"base AS {target}") for target in TARGETS]
     assert stages["base"][0] == ("FROM", "python:3.11-slim-bookworm AS base")
     known = {"FROM", "ARG", "ENV", "WORKDIR", "COPY", "RUN", "USER", "ENTRYPOINT", "CMD"}
     assert {step for name in stages for step, _ in stages[name]} <= known
 
 
-def test_the_targets_differ_in_torch_alone(stages: Stages) -> None:
+def test_the_targets_differ_in_torch_only(stages: Stages) -> None:
     def rest(target: str) -> list[tuple[str, str]]:
         return [s for s in stages[target][1:] if s[0] != "ARG" and not s[1].endswith("torch==2.13.0")]
 
@@ -113,7 +113,7 @@ def test_the_server_extra_is_one_that_the_project_has() -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_it_runs_as_an_unprivileged_user_by_number(stages: Stages, target: str) -> None:
-    assert stages[target][-1] == ("USER", "10001:10001"), "last: what is installed stays root's"
+    assert stages[target][-1] == ("USER", "10001:10001"), "last, so that installed files belong to root"
     assert [step for step, _ in steps(stages, target)].count("USER") == 1
     made = next(rest for step, rest in stages["base"] if "useradd" in rest)
     assert "--uid 10001" in made
@@ -157,7 +157,7 @@ def test_the_environment_is_the_packages_own(stages: Stages) -> None:
     source = "".join(file.read_text() for file in (ROOT / "evosearch").rglob("*.py"))
     named = {name for name in found if name.startswith("EVOSEARCH_")}
     assert {"EVOSEARCH_RUNS", "EVOSEARCH_CACHE", "EVOSEARCH_DATA"} < named
-    assert {name for name in named if name not in source} == set(), "read nowhere"
+    assert {name for name in named if name not in source} == set(), "not read by the package"
 
 
 def test_no_secret_is_in_a_layer(stages: Stages) -> None:

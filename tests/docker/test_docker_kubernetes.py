@@ -1,4 +1,4 @@
-"""The manifests: core objects by Kubernetes' own schemas, Ray's by KubeRay's field names, all by what must hold."""
+"""The manifests: Kubernetes' schemas for core objects, KubeRay's field names, and the rules of this project."""
 
 import json
 import re
@@ -14,11 +14,11 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
-OLDEST, NEWEST = "1.30", "1.37"  # the schemas against which core objects are held
+OLDEST, NEWEST = "1.30", "1.37"  # versions of the schemas
 CORE = ("Namespace", "Service", "StatefulSet", "Deployment", "PersistentVolumeClaim", "NetworkPolicy")
 Manifest = dict[str, Any]
 
-# Fields of ray.io/v1, KubeRay 1.6 and newer, each with the type that it must have.
+# Fields of ray.io/v1, KubeRay 1.6 and newer, with their types.
 CLUSTER = {
     "rayVersion": str,
     "authOptions": dict,
@@ -48,7 +48,7 @@ JOB = {
 
 
 def templates(manifests: list[Manifest]) -> dict[str, Manifest]:
-    """All pod templates, by a name for each."""
+    """Return all pod templates by name."""
     found = {}
     for manifest in manifests:
         spec, name = manifest.get("spec", {}), manifest["metadata"].get("name", manifest["kind"])
@@ -68,7 +68,7 @@ def environment(template: Manifest) -> dict[str, Any]:
 
 
 def labels(name: str, template: Manifest) -> dict[str, str]:
-    """A pod's labels; KubeRay adds these to its own."""
+    """Return a pod's labels, including those that KubeRay adds."""
     own = template.get("metadata", {}).get("labels", {})
     if name in ("head", "cpu", "gpu"):
         own = own | {"ray.io/cluster": "evosearch", "ray.io/node-type": "head" if name == "head" else "worker"}
@@ -76,13 +76,13 @@ def labels(name: str, template: Manifest) -> dict[str, str]:
 
 
 def references(value: Any) -> Iterator[tuple[str, str]]:
-    """(secret, key) of every secret that is named anywhere below and must be there."""
+    """Yield (secret, key) of every required secret that is referenced in a value."""
     if isinstance(value, dict):
         if "secretKeyRef" in value and not value["secretKeyRef"].get("optional"):
             yield value["secretKeyRef"]["name"], value["secretKeyRef"]["key"]
         if "secretName" in value and "items" in value:
             yield from ((value["secretName"], item["key"]) for item in value["items"])
-        elif "secretName" in value:  # of authOptions
+        elif "secretName" in value:  # in authOptions
             yield value["secretName"], "auth_token"
         for entry in value.values():
             yield from references(entry)
@@ -91,7 +91,7 @@ def references(value: Any) -> Iterator[tuple[str, str]]:
             yield from references(entry)
 
 
-# --- form ---
+# --- schemas ---
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
@@ -109,7 +109,7 @@ def test_rays_pod_templates_fit_kubernetes_schemas(manifests: list[Manifest], ve
         kubernetes_validate.validate(pod | {"spec": template["spec"]}, version, strict=True)
 
 
-def test_the_schemas_see_a_field_that_is_none(one: Callable[[str, str], Manifest]) -> None:
+def test_the_schemas_reject_an_unknown_field(one: Callable[[str, str], Manifest]) -> None:
     pod = one("RayCluster", "evosearch")["spec"]["headGroupSpec"]["template"]["spec"]
     spoiled = {
         "apiVersion": "v1",
@@ -203,7 +203,7 @@ def test_no_secret_is_in_a_file(manifests: list[Manifest]) -> None:
 
 def test_only_the_head_gets_into_database_and_mlflow(manifests: list[Manifest]) -> None:
     given = {name: set(references(template)) for name, template in templates(manifests).items()}
-    assert given["cpu"] == given["gpu"] == set(), "the token is the operator's to give"
+    assert given["cpu"] == given["gpu"] == set(), "the operator sets the token"
     assert given["head"] == {("evosearch-postgres", "evosearch_password"), ("evosearch-mlflow", "tracking_password")}
     assert given["submitter"] == {("evosearch-ray", "auth_token")}
     assert ("evosearch-postgres", "postgres_password") not in given["mlflow"]
@@ -214,8 +214,8 @@ def test_a_token_of_the_hub_reaches_all_nodes_where_there_is_one(manifests: list
     hub = {"secretKeyRef": {"name": "evosearch-hub", "key": "token", "optional": True}}
     given = {name: environment(template).get("HF_TOKEN") for name, template in found.items()}
     assert given == dict.fromkeys(found) | dict.fromkeys(("head", "cpu", "gpu"), hub)
-    told = "create secret generic evosearch-hub --from-file=token=FILE"
-    assert told in (DOCKER / "README.md").read_text()
+    command = "create secret generic evosearch-hub --from-file=token=FILE"
+    assert command in (DOCKER / "README.md").read_text()
 
 
 def test_what_comes_from_the_hub_is_in_a_volume(manifests: list[Manifest]) -> None:
@@ -233,7 +233,7 @@ def test_ray_asks_for_a_token(manifests: list[Manifest], one: Callable[[str, str
         assert environment(templates(manifests)[name])["RAY_AUTH_MODE"] == "token"
 
 
-# --- rights ---
+# --- permissions ---
 
 
 def test_all_pods_keep_to_the_restricted_standard(manifests: list[Manifest]) -> None:
@@ -261,7 +261,7 @@ def test_only_the_head_has_an_accounts_token_for_the_autoscaler(manifests: list[
     assert rights == found["head"]["spec"]["containers"][0]["securityContext"]
 
 
-def test_all_containers_say_what_they_need_and_how_they_are(manifests: list[Manifest]) -> None:
+def test_all_containers_have_resources_and_probes(manifests: list[Manifest]) -> None:
     for name, template in templates(manifests).items():
         for container in template["spec"]["containers"]:
             assert {"cpu", "memory"} <= set(container["resources"]["requests"]), name
@@ -274,7 +274,7 @@ def test_all_containers_say_what_they_need_and_how_they_are(manifests: list[Mani
             assert sorted(mounted) == sorted(there), name
 
 
-# --- what fits what ---
+# --- consistency ---
 
 
 def test_services_find_pods_and_ports(manifests: list[Manifest]) -> None:
@@ -290,10 +290,10 @@ def test_services_find_pods_and_ports(manifests: list[Manifest]) -> None:
         assert service["spec"].get("type", "ClusterIP") == "ClusterIP"
 
 
-def test_who_may_speak_to_whom(manifests: list[Manifest]) -> None:
+def test_allowed_connections(manifests: list[Manifest]) -> None:
     pods = {name: labels(name, template) for name, template in templates(manifests).items()}
     policies = [manifest["spec"] for manifest in manifests if manifest["kind"] == "NetworkPolicy"]
-    assert policies[0] == {"podSelector": {}, "policyTypes": ["Ingress"]}, "nobody, but for what follows"
+    assert policies[0] == {"podSelector": {}, "policyTypes": ["Ingress"]}, "default: deny"
 
     def chosen(selector: Manifest) -> set[str]:
         return {name for name, own in pods.items() if selector.get("matchLabels", {}).items() <= own.items()}
@@ -333,7 +333,7 @@ def test_the_cluster_grows_from_few_to_many(one: Callable[[str, str], Manifest])
     assert gpus == {"cpu": None, "gpu": "1"}
     start = spec["headGroupSpec"]["rayStartParams"]
     assert start["num-cpus"] == "0"
-    assert json.loads(json.loads(start["resources"])) == {"evosearch_search": 1}, "KubeRay wants it quoted twice"
+    assert json.loads(json.loads(start["resources"])) == {"evosearch_search": 1}, "KubeRay requires double quoting"
 
 
 def test_ray_is_the_one_that_the_image_has(one: Callable[[str, str], Manifest]) -> None:

@@ -1,6 +1,6 @@
-"""The databases and the MLflow server of compose.yaml, started natively by their own files, options and scripts.
+"""The databases and the MLflow server of compose.yaml, started natively with its files, options and scripts.
 
-Only addresses, paths and ports are others. Ray's processes are started so by scripts/cluster.
+Only addresses, paths and ports differ.
 """
 
 import configparser
@@ -25,13 +25,13 @@ from evosearch.environment import TELEMETRY_OFF
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 MADE = ("evosearch", "mlflow", "mlflow_auth")
-DEADLINE_S = 400.0  # for MLflow to start: seconds of imports, minutes where everything else runs beside it
+DEADLINE_S = 400.0  # for MLflow to start: minutes on a busy machine
 EXPERIMENTS = "/api/2.0/mlflow/experiments"
 
 
 @dataclass
 class Databases:
-    """The server, and a folder with the secrets as files, as a container has them in /run/secrets."""
+    """The server, and a folder with the secrets as in a container's /run/secrets."""
 
     port: int
     secrets: Path
@@ -48,13 +48,13 @@ class Databases:
 
 @pytest.fixture(scope="module")
 def databases(env: dict[str, str], compose: Callable[..., dict[str, Any]]) -> Iterator[Databases]:
-    """A PostgreSQL server on which databases.sql was run as the image runs it: by psql, as the superuser `postgres`."""
+    """A PostgreSQL server after databases.sql, run like in the image: by psql, as superuser `postgres`."""
     from evosearch.devcluster import postgres as module
 
     if module.find_programs() is None or shutil.which("psql") is None:
         pytest.skip("no PostgreSQL server is installed")
-    folder = Path(tempfile.mkdtemp(prefix="evosearch-docker-"))  # pytest's own folders are closed to its user
-    folder.chmod(0o711)  # passable: the server runs as another user where we are root
+    folder = Path(tempfile.mkdtemp(prefix="evosearch-docker-"))  # the server's user cannot read pytest's folders
+    folder.chmod(0o711)  # traversable: the server runs as another user if we are root
     secrets = folder / "secrets"
     secrets.mkdir(mode=0o700)
     with pytest.MonkeyPatch.context() as patch:
@@ -117,7 +117,7 @@ def test_another_password_is_refused_and_none_is_in_the_log(databases: Databases
 
 @dataclass
 class Server:
-    """MLflow's: where it answers, and the script before it, with the same environment."""
+    """The MLflow server, and mlflow-accounts with the same environment."""
 
     port: int
     accounts: Callable[[], str]
@@ -129,8 +129,8 @@ class Server:
 
 @pytest.fixture(scope="module")
 def mlflow(databases: Databases, compose: Callable[..., dict[str, Any]]) -> Iterator[Server]:
-    """compose.yaml's command and environment, with other places: see `there`."""
-    from evosearch.devcluster.processes import free_port  # scripts/ is where `databases` put it
+    """The server with compose.yaml's command and environment; `there` replaces addresses and paths."""
+    from evosearch.devcluster.processes import free_port
 
     service = compose()["services"]["mlflow"]
     folder = databases.secrets.parent
@@ -179,7 +179,7 @@ def _await(server: Server, process: "subprocess.Popen[bytes]") -> None:
         try:
             if server.get("/health").ok:
                 return
-        except requests.RequestException:  # not there yet, or too busy to answer
+        except requests.RequestException:  # not started yet, or too busy to answer
             time.sleep(0.3)
     raise AssertionError(server.log.read_text()[-2000:])
 
@@ -191,7 +191,7 @@ def test_the_mlflow_server_lets_in_who_has_an_account_from_where_it_is_allowed(
     account = ("evosearch", databases.secret("mlflow_tracking_password"))
     admin = ("admin", databases.secret("mlflow_admin_password"))
     search = f"{EXPERIMENTS}/search?max_results=1"
-    assert mlflow.get("/health", host="10.0.0.7:5000").ok, "a probe needs neither account nor name"
+    assert mlflow.get("/health", host="10.0.0.7:5000").ok, "a probe needs neither account nor host name"
     assert mlflow.get(search).status_code == 401
     assert mlflow.get(search, ("evosearch", "guessed")).status_code == 401
     assert mlflow.get(search, ("admin", account[1])).status_code == 401
@@ -207,25 +207,25 @@ def test_the_mlflow_server_lets_in_who_has_an_account_from_where_it_is_allowed(
     )
     assert made.ok, made.text
     found = mlflow.get(f"{EXPERIMENTS}/get-by-name?experiment_name=night", account).json()["experiment"]
-    assert found["artifact_location"].startswith("mlflow-artifacts:/"), "through the server, whose store it is"
+    assert found["artifact_location"].startswith("mlflow-artifacts:/"), "through the server"
 
-    # A new secret, and the script that runs at a restart: the old password is no good any more.
+    # A new secret, and the script that runs at a restart: the old password becomes invalid.
     fresh = "f" * 48
     (databases.secrets / "mlflow_tracking_password").chmod(0o600)
     (databases.secrets / "mlflow_tracking_password").write_text(fresh)
     assert mlflow.accounts().endswith("mlflow-accounts: changed the password of account 'evosearch'\n")
     assert mlflow.get(search, ("evosearch", fresh)).status_code == 200
-    deadline = time.monotonic() + 90  # a server that is not restarted takes a password that was right for a minute
+    deadline = time.monotonic() + 90  # without a restart the server caches the old password for a minute
     while mlflow.get(search, account).status_code != 401:
-        assert time.monotonic() < deadline, "the old password is still taken"
+        assert time.monotonic() < deadline, "the old password is still accepted"
         time.sleep(2)
     log = mlflow.log.read_text()
-    assert "made account 'evosearch'" in log
+    assert "created account 'evosearch'" in log
     for secret in (fresh, account[1], admin[1], databases.secret("mlflow_secret_key")):
         assert secret not in log
 
 
-def test_the_accounts_file_says_what_scripts_cluster_says(tmp_path: Path) -> None:
+def test_the_accounts_file_equals_that_of_evosearch_cluster(tmp_path: Path) -> None:
     from evosearch.devcluster import mlflow_server
     from evosearch.devcluster.places import Places
     from evosearch.devcluster.postgres import Postgres
@@ -238,13 +238,17 @@ def test_the_accounts_file_says_what_scripts_cluster_says(tmp_path: Path) -> Non
     natively, here = configparser.ConfigParser(), configparser.ConfigParser()
     natively.read(written)
     here.read(DOCKER / "config" / "mlflow_auth.ini")
-    own = {"database_uri", "admin_username", "admin_password"}  # of each; in containers the environment has accounts
+    own = {
+        "database_uri",
+        "admin_username",
+        "admin_password",
+    }  # these differ; in containers the environment has the accounts
     assert {key: value for key, value in natively["mlflow"].items() if key not in own} == {
         key: value for key, value in here["mlflow"].items() if key not in own
     }
 
 
-def test_the_accounts_file_holds_no_password() -> None:
+def test_the_accounts_file_contains_no_password() -> None:
     config = configparser.ConfigParser()
     config.read(DOCKER / "config" / "mlflow_auth.ini")
     keys = {"default_permission", "database_uri", "authorization_function", "auth_cache_ttl_seconds"}

@@ -1,4 +1,4 @@
-"""The scripts of docker/: secrets are random, nobody else's to read, and never written over."""
+"""The scripts of docker/: secrets are random, private and never overwritten."""
 
 import os
 import stat
@@ -41,7 +41,7 @@ def test_make_env_writes_a_file_for_its_owner_alone(tmp_path: Path) -> None:
     assert not any(value in made.stderr for value in values(tmp_path / ".env").values() if len(value) > 8)
 
 
-def test_make_env_makes_other_values_each_time(tmp_path: Path) -> None:
+def test_make_env_creates_new_values_each_time(tmp_path: Path) -> None:
     for name in ("one", "two"):
         run(DOCKER / "make-env", tmp_path / name)
     one, two = values(tmp_path / "one"), values(tmp_path / "two")
@@ -49,10 +49,10 @@ def test_make_env_makes_other_values_each_time(tmp_path: Path) -> None:
     assert [name for name in one if one[name] == two[name]] == ["MLFLOW_AUTH_ADMIN_USERNAME"]
     secrets = [value.rsplit(":", 1)[-1] for name, value in one.items() if name != "MLFLOW_AUTH_ADMIN_USERNAME"]
     assert all(len(value) == 48 and int(value, 16) for value in secrets)
-    assert len(set(secrets)) == len(secrets) - 2, "two passwords stand there a second time, for libpq"
+    assert len(set(secrets)) == len(secrets) - 2, "two passwords appear twice, the second time for libpq"
 
 
-def test_make_env_keeps_what_is_there(tmp_path: Path) -> None:
+def test_make_env_keeps_an_existing_file(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("RAY_AUTH_TOKEN=old\n")
     again = run(DOCKER / "make-env", tmp_path / ".env")
     assert again.returncode == 2
@@ -72,7 +72,7 @@ def test_the_file_is_a_shells_too(tmp_path: Path) -> None:
     assert read.stdout == values(tmp_path / ".env")["MLFLOW_PGPASS"]
 
 
-def test_the_file_is_not_under_version_baseline(tmp_path: Path) -> None:
+def test_the_file_is_not_under_version_control(tmp_path: Path) -> None:
     run("git", "-C", tmp_path, "init", "--quiet")
     (tmp_path / "docker").mkdir()
     (tmp_path / "docker" / ".gitignore").write_text((DOCKER / ".gitignore").read_text())
@@ -128,7 +128,7 @@ def test_mlflow_accounts_names_what_is_not_set() -> None:
 
 @pytest.fixture
 def kubectl(tmp_path: Path) -> Path:
-    """A program of that name which keeps what it is told: no cluster is there to be told."""
+    """A fake kubectl that records its arguments and input."""
     program = tmp_path / "bin" / "kubectl"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/arguments\nexec cat >{tmp_path}/input\n')
@@ -139,7 +139,7 @@ def kubectl(tmp_path: Path) -> Path:
 def test_make_secrets_gives_values_to_kubectls_input_alone(kubectl: Path) -> None:
     made = run(DOCKER / "k8s" / "make-secrets", "night", PATH=f"{kubectl}/bin:{os.environ['PATH']}")
     assert (made.returncode, made.stdout, made.stderr) == (0, "", "")
-    assert (kubectl / "arguments").read_text() == "create --namespace night -f -\n", "create: what exists is kept"
+    assert (kubectl / "arguments").read_text() == "create --namespace night -f -\n", "create keeps existing secrets"
     found = list(yaml.safe_load_all((kubectl / "input").read_text()))
     assert {secret["metadata"]["name"] for secret in found} == {
         "evosearch-postgres",
