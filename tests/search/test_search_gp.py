@@ -120,4 +120,4 @@ def test_ends_at_three_hundred_trials_known_ones_included() -> None:
         assert optimizer.population == min(8, 200 - index)
         optimizer.ask(optimizer.population)
         optimizer.tell(told[index : index + 8])
-    assert str(optimizer.stop_reason()).startswith("gp: 300 trials, 100 of them of the search that it was warm-started")
+    assert str(optimizer.stop_reason()).startswith("gp: reached 300 trials, 100 of them from the warm start")

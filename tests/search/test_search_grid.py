@@ -35,7 +35,7 @@ def test_one_number_from_bound_to_bound_coarse_first() -> None:
 def test_eleven_points_unless_it_is_said_and_the_start_is_not_asked_twice() -> None:
     optimizer = make(SCALE, start={"scale": 0.5})
     assert sorted(genome["scale"] for genome in everything(optimizer)) == pytest.approx([i / 10 for i in range(11)])
-    assert optimizer.stop_reason() == "grid: all 11 points are asked"
+    assert optimizer.stop_reason() == "grid: all 11 points are proposed"
 
 
 def test_logarithms_are_spaced_evenly() -> None:

@@ -41,7 +41,7 @@ def source(model: str, weight: Any) -> dict[str, Any]:
     return {"model": f"org/{model}", "layer_range": [0, LAYERS], "parameters": {"weight": weight}}
 
 
-EVERY = "every model has a weight of its own. Leave it out here, or leave out the models' own"
+EVERY = "every model has its own weight. Remove it here, or remove the models' own"
 SHARED = {"weight": HOLE}
 FILTERED = [{"filter": "attn", "value": 0.3}, {"value": 0.5}]
 SLICES = [{"sources": [source("a", 0.4), source("b", HOLE)], "parameters": SHARED}]
@@ -50,17 +50,17 @@ SLICES = [{"sources": [source("a", 0.4), source("b", HOLE)], "parameters": SHARE
 @pytest.mark.parametrize(
     ("template", "where", "message"),
     [
-        (recipe(0.5, HOLE, parameters=SHARED), "parameters.weight", f"'weight' decides nothing: {EVERY}"),
-        (recipe(0.5, FILTERED, parameters=SHARED), "parameters.weight", f"'weight' decides nothing: {EVERY}"),
+        (recipe(0.5, HOLE, parameters=SHARED), "parameters.weight", f"'weight' has no effect: {EVERY}"),
+        (recipe(0.5, FILTERED, parameters=SHARED), "parameters.weight", f"'weight' has no effect: {EVERY}"),
         (
             recipe(0.5, 0.2, parameters={"weight": HOLE | {"per": "layer"}}),
             "parameters.weight",
-            rf"'weight\[embeddings\]' decides nothing: {EVERY}",
+            rf"'weight\[embeddings\]' has no effect: {EVERY}",
         ),
         (
             recipe(HOLE, base=HOLE, method="ties"),
             "models[0].parameters.weight",
-            r"'models\[0\]\.weight' decides nothing: 'org/base' is the base, from which ties takes differences",
+            r"'models\[0\]\.weight' has no effect: 'org/base' is the base, from which ties takes differences",
         ),
         (
             recipe(HOLE, base=HOLE, method={"choices": ["ties", "task_arithmetic"]}),
@@ -70,7 +70,7 @@ SLICES = [{"sources": [source("a", 0.4), source("b", HOLE)], "parameters": SHARE
         (
             {"merge_method": "task_arithmetic", "base_model": "org/base", "slices": SLICES},
             "slices[0].parameters.weight",
-            f"decides nothing: {EVERY}",
+            f"has no effect: {EVERY}",
         ),
         (
             {
@@ -79,17 +79,17 @@ SLICES = [{"sources": [source("a", 0.4), source("b", HOLE)], "parameters": SHARE
                 "parameters": SHARED,
             },
             "parameters.weight",
-            f"decides nothing: {EVERY}",
+            f"has no effect: {EVERY}",
         ),
         (
             recipe([{"filter": "*", "value": 0.2}, {"filter": "attn", "value": HOLE}]),
             "models[0].parameters.weight[1].value",
-            "this hole decides no tensor: filters before it take them all",
+            "this hole has no effect: earlier filters match all tensors",
         ),
         (
             recipe([{"filter": "lm_head", "value": HOLE | {"per": "layer"}}, {"value": 0.5}]),
             "models[0].parameters.weight[0].value.per",
-            "'layer' counts layers, and what this hole decides stands outside of them",
+            "'layer' counts layers, but this hole affects only tensors outside of layers",
         ),
         (
             recipe(
@@ -97,7 +97,7 @@ SLICES = [{"sources": [source("a", 0.4), source("b", HOLE)], "parameters": SHARE
                 parameters={"weight": HOLE | {"per": "layer", "ends": "shared"}},
             ),
             "parameters.weight",
-            r"'weight\[layer 2\]' decides nothing",
+            r"'weight\[layer 2\]' has no effect",
         ),
     ],
 )

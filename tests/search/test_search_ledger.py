@@ -117,7 +117,7 @@ def test_scores_come_back_bit_for_bit(ledger: Ledger) -> None:
     assert ledger.columns("one", "0", "search", {"sums": SETS[0].digest}).keys() == {"sums"}
     assert ledger.columns("one", "1", "search") == {}
     assert ledger.item_set(SETS[0].digest) == SETS[0]
-    with pytest.raises(LedgerError, match="no item set"):
+    with pytest.raises(LedgerError, match="item set feed is not recorded"):
         ledger.item_set("feed")
 
 
@@ -153,7 +153,7 @@ from evosearch.search.ledger.ledger import Ledger
 ledger = Ledger.open(sys.argv[1])
 ledger.append("one", [("started", {"name": "night"})])
 def killed(connection):
-    connection.exec_driver_sql("INSERT INTO ledger_events VALUES ('one', 2, 0.0, 'asked', 1, '{}')")
+    connection.exec_driver_sql("INSERT INTO ledger_events VALUES ('one', 2, 0.0, 'asked', '{}')")
     os.kill(os.getpid(), signal.SIGKILL)
 ledger._database.write(killed)
 """

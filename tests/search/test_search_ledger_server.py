@@ -52,7 +52,7 @@ def test_what_is_said_when_it_cannot_be_opened(postgres_url: str, guest: str) ->
         cases = {
             f"postgresql://evosearch:open-sesame@{at}/{database}": (
                 r"password authentication failed for user \"evosearch\"",
-                rf"Put the line 127\.0\.0\.1:{port}:{database}:evosearch:PASSWORD into ~/\.pgpass, .*mode 0600",
+                rf"Add the line 127\.0\.0\.1:{port}:{database}:evosearch:PASSWORD to ~/\.pgpass, .*mode 0600",
             ),
             f"postgresql://guest@{at}/{database}": ("no password supplied", r"\$PGPASSFILE names"),
             f"postgresql://{guest}@{at}/nowhere": (
@@ -61,9 +61,9 @@ def test_what_is_said_when_it_cannot_be_opened(postgres_url: str, guest: str) ->
             ),
             f"postgresql://{guest}@{at}/{database}": (
                 "permission denied for schema public",
-                "Give the user a database of its own: createdb .* -O guest NAME",
+                "Create a database for this user: createdb .* -O guest NAME",
             ),
-            f"postgresql://{guest}@nowhere.invalid/{database}": ("nowhere.invalid", "Check the host's name"),
+            f"postgresql://{guest}@nowhere.invalid/{database}": ("nowhere.invalid", "Check the host name"),
             f"postgresql://{guest}@127.0.0.1:{nobody}/{database}": (
                 f"port {nobody} failed: Connection refused",
                 "Check that the server runs and lets this host in: psql",
@@ -93,7 +93,7 @@ def test_another_programs_database_is_left_alone(postgres: "Postgres", postgres_
         connection.execute(f"CREATE TABLE {schema}.experiments (id int)")
     shown = "experiments" if schema == "public" else r"theirs\.experiments"
     for read_only in (False, True):
-        with pytest.raises(LedgerError, match=rf"no ledger but other tables: {shown}\. .*: createdb evosearch\."):
+        with pytest.raises(LedgerError, match=rf"no ledger, only other tables: {shown}\. .*: createdb evosearch\."):
             Ledger.open(postgres_url, read_only=read_only)
     assert tables(postgres, postgres_url) <= {"experiments"}
 
@@ -160,7 +160,7 @@ def test_a_reader_cannot_write(postgres_url: str) -> None:
         ledger.append("one", [("started", {"name": "night"})])
     with Ledger.open(postgres_url, read_only=True) as reader:
         assert [info.name for info in reader.searches()] == ["night"]
-        with pytest.raises(AssertionError, match="opened to be read"):
+        with pytest.raises(AssertionError, match="opened read-only"):
             reader.append("one", [("asked", {})])
         setting = sa.text("SHOW default_transaction_read_only")
         assert reader._database.read(lambda connection: connection.scalar(setting)) == "on"
@@ -176,7 +176,7 @@ def test_a_user_who_may_only_read_is_let_in(postgres: "Postgres", postgres_url: 
             assert len(reader.events("one")) == 1
             assert f"process {os.getpid()} on" in str(reader.holder("one")), "others' connections are seen in part"
         writer = Ledger.open(url)
-        with pytest.raises(LedgerError, match=r"permission denied.*Give the user a database of its own"):
+        with pytest.raises(LedgerError, match=r"permission denied.*Create a database for this user"):
             writer.append("two", [("started", {})])
         writer.close()
     with postgres.connect(database_of(postgres_url)) as connection:

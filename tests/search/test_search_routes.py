@@ -249,7 +249,7 @@ def test_the_frame_names_every_model_once_the_first_one_first() -> None:
     [
         ({"models": None}, r"models: missing"),
         ({"models": []}, r"models: .*at least 1"),
-        ({"models": [A, A]}, rf"models\[1\]: '{A}' is named twice\. Each model once"),
+        ({"models": [A, A]}, rf"models\[1\]: '{A}' is named twice\. Name each model once"),
         ({"models": [A, {"choices": [A, B]}]}, r"models\[1\]: .*string"),
         ({"mdoels": [A]}, r"mdoels: unknown key\. .*Did you mean 'models'"),
         ({"search": False}, r"search: .*True, got False"),
@@ -257,13 +257,13 @@ def test_the_frame_names_every_model_once_the_first_one_first() -> None:
         ({"hops": [{"model": A, "layer": 0}]}, r"hops: unknown key\. Known keys here: search, models"),
         ({"repeats": 0}, r"repeats: .*greater than or equal to 1, got 0"),
         ({"repeats": 1.5}, r"repeats: .*integer.*1\.5"),
-        ({"repeats": 10**12}, r"repeats: got 1000000000000: 7 layers so often .*At most 10000 slots"),
+        ({"repeats": 10**12}, r"repeats: got 1000000000000, which makes too many slots of 7 layers.*At most 10000 slots"),
         ({"keep_first": 0}, r"keep_first: .*got 0"),
         ({"keep_first": 5}, rf"keep_first: .*6 layers together, and '{A}' has 4"),
         ({"keep_last": 4}, rf"keep_last: .*5 layers together, and '{A}' has 4"),
         ({"keep_last": -1}, r"keep_last: .*got -1"),
         ({"max_hops": 3}, rf"max_hops: got 3\. At least 4, the layers of '{A}'"),
-        ({"max_hops": 4, "keep_last": 3}, r"max_hops: got 4, which the kept layers take up.*At least 5"),
+        ({"max_hops": 4, "keep_last": 3}, r"max_hops: got 4, which the kept layers use up.*At least 5"),
         ({"max_hops": True}, r"max_hops: got True\. A whole number"),
         ({"max_gain": 0.9}, r"max_gain: .*got 0\.9"),
         ({"max_gain": math.inf}, r"max_gain: .*got inf"),
@@ -292,12 +292,12 @@ def test_what_leaves_nothing_to_search_is_refused() -> None:
 @pytest.mark.parametrize(
     ("beside", "said"),
     [
-        ({"merge_method": "linear"}, r"merge_method: does not go with a search over routes"),
-        ({"models": [{"model": A}]}, r"models: does not go with a search over routes"),
-        ({"parameters": {"weight": {"low": 0, "high": 1}}}, r"parameters: does not go with a search over routes"),
+        ({"merge_method": "linear"}, r"merge_method: not valid in a search over routes"),
+        ({"models": [{"model": A}]}, r"models: not valid in a search over routes"),
+        ({"parameters": {"weight": {"low": 0, "high": 1}}}, r"parameters: not valid in a search over routes"),
         ({"base_model": A}, r"base_model: not allowed with routing"),
         ({"chat_template": "chatml"}, r"chat_template: not allowed with routing"),
-        ({"seed": {"low": 0, "high": 9}}, r"seed: a hole cannot stand here"),
+        ({"seed": {"low": 0, "high": 9}}, r"seed: a hole is not allowed here"),
         ({"out_dtype": "float8"}, r"out_dtype: "),
     ],
 )
@@ -309,7 +309,7 @@ def test_what_does_not_go_with_a_route_is_refused_by_name(beside: dict[str, Any]
 
 def test_a_hole_inside_of_hops_is_refused() -> None:
     hop = {"model": A, "layer": 0, "scale": {"low": 0.5, "high": 2.0}}
-    said = r"^night\.yaml: recipe\.routing\.hops\[0\]\.scale: a hole cannot stand here\. .* and routing as a whole"
+    said = r"^night\.yaml: recipe\.routing\.hops\[0\]\.scale: a hole is not allowed here\. .* and as routing"
     with pytest.raises(RecipeError, match=said):
         SearchSpace.from_template({"routing": {"hops": [hop]}}, SHAPE, {}, WHERE)
 

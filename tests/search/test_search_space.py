@@ -375,22 +375,22 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "broken whole": ({"low": 0.5, "high": 2, "integer": True}, rf"{WEIGHT_AT}\.low: got 0\.5\. A whole number"),
     "too many groups": (OK | {"per": "group", "groups": 7}, rf"{WEIGHT_AT}\.groups: got 7\. At most 6"),
     "no groups": (OK | {"per": "group"}, rf"{WEIGHT_AT}\.groups: missing"),
-    "groups alone": (OK | {"groups": 2}, rf"{WEIGHT_AT}\.groups: given without per: group"),
+    "groups alone": (OK | {"groups": 2}, rf"{WEIGHT_AT}\.groups: only valid with per: group"),
     "too many points": (OK | {"per": "gradient", "points": 7}, rf"{WEIGHT_AT}\.points: got 7"),
-    "ends alone": (OK | {"ends": "shared"}, rf"{WEIGHT_AT}\.ends: given without"),
+    "ends alone": (OK | {"ends": "shared"}, rf"{WEIGHT_AT}\.ends: only valid with"),
     "unknown per": (OK | {"per": "head"}, rf"{WEIGHT_AT}\.per: .*'layer', 'group' or 'gradient'"),
-    "search and low": ({"search": True, "low": 0}, rf"{WEIGHT_AT}\.low: given beside search"),
+    "search and low": ({"search": True, "low": 0}, rf"{WEIGHT_AT}\.low: not valid with search"),
     "search false": ({"search": False}, rf"{WEIGHT_AT}\.search: got false"),
-    "choices and low": ({"choices": [1, 2], "low": 0}, rf"{WEIGHT_AT}\.low: does not go with choices"),
+    "choices and low": ({"choices": [1, 2], "low": 0}, rf"{WEIGHT_AT}\.low: not valid with choices"),
     "one choice": ({"choices": [1]}, rf"{WEIGHT_AT}\.choices: 1 given"),
     "double choice": ({"choices": [1, 1.0]}, rf"{WEIGHT_AT}\.choices\[1\]: 1\.0 is given twice"),
     "init no choice": ({"choices": [1, 2], "init": 3}, rf"{WEIGHT_AT}\.init: got 3"),
     "word for a number": ({"choices": [1, "many"]}, rf"{WEIGHT_AT}: got 'many'\. A number"),
-    "hole in a list": ([0.5, OK], rf"{WEIGHT_AT}\[1\]: a hole cannot stand inside a list"),
-    "hole in a value's list": ({"value": [0.5, OK]}, rf"{WEIGHT_AT}\.value: a hole cannot stand inside a list"),
+    "hole in a list": ([0.5, OK], rf"{WEIGHT_AT}\[1\]: a hole is not allowed inside a list"),
+    "hole in a value's list": ({"value": [0.5, OK]}, rf"{WEIGHT_AT}\.value: a hole is not allowed inside a list"),
     "misspelled entry": ({"filtre": "mlp", "value": OK}, rf"{WEIGHT_AT}\.filtre: unknown key.*Did you mean 'filter'"),
     "no such tensor": ({"filter": "self_atn", "value": OK}, rf"{WEIGHT_AT}\.value: no tensor .* 'self_atn'"),
-    "shadowed": ([{"value": 1.0}, {"filter": "mlp", "value": OK}], rf"{WEIGHT_AT}\[1\]\.value: .*filters before it"),
+    "shadowed": ([{"value": 1.0}, {"filter": "mlp", "value": OK}], rf"{WEIGHT_AT}\[1\]\.value: .*earlier filters"),
     "bad name": (OK | {"name": "a[0]"}, rf"{WEIGHT_AT}\.name: "),
     "no hole": (1.0, r"night\.yaml: recipe: nothing to search"),
 }  # fmt: skip
@@ -411,11 +411,11 @@ def test_a_mistake_in_a_hole_names_the_key(case: str) -> None:
         ({"denisty": {"low": 0.1, "high": 1.0}}, r"denisty: unknown parameter\. ties takes .*Did you mean 'density'"),
         (
             {"normalize": {"low": 0, "high": 1}},
-            r"normalize\.low: this parameter is no number\. choices: true and false",
+            r"normalize\.low: this parameter is not a number\. choices: true and false",
         ),
         ({"sign_method": {"choices": ["sum", "cuont"]}}, r"sign_method: got 'cuont'.*Did you mean 'count'"),
-        ({"free": {"search": True}}, r"free\.search: this parameter has no bounds of its own"),
-        ({"rounds": {"low": 1, "high": 5, "per": "gradient", "points": 2}}, r"rounds\.per: a gradient interpolates"),
+        ({"free": {"search": True}}, r"free\.search: this parameter has no default bounds"),
+        ({"rounds": {"low": 1, "high": 5, "per": "gradient", "points": 2}}, r"rounds\.per: a gradient cannot interpolate"),
         ({"t": 0.5}, r"t: unknown parameter"),
     ],
 )
@@ -432,24 +432,24 @@ def test_bounds_of_every_choosable_method_are_kept() -> None:
     with pytest.raises(RecipeError, match=r"parameters\.eta: unknown parameter\. task_arithmetic, ties take density"):
         space(template | {"parameters": {"eta": 1.0}})
     template = recipe(1.0) | {"merge_method": {"choices": ["ties", "slerp"]}}
-    with pytest.raises(RecipeError, match=r"recipe\.models: 2 given\. slerp takes 1"):
+    with pytest.raises(RecipeError, match=r"recipe\.models: got 2 models\. slerp takes 1"):
         space(template)
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"seed": {"low": 0, "high": 9}}, r"recipe\.seed: a hole cannot stand here"),
-        ({"base_model": {"choices": ["a", "b"]}}, r"recipe\.base_model: a hole cannot stand here"),
+        ({"seed": {"low": 0, "high": 9}}, r"recipe\.seed: a hole is not allowed here"),
+        ({"base_model": {"choices": ["a", "b"]}}, r"recipe\.base_model: a hole is not allowed here"),
         ({"merge_method": {"search": True}}, r"recipe\.merge_method: got search"),
         ({"merge_method": {"choices": ["ties", "tie"]}}, r"merge_method\.choices\[1\]: unknown method 'tie'"),
         ({"merge_method": "tise"}, r"merge_method: unknown method 'tise'.*Did you mean 'ties'"),
         ({"merge_method": None}, r"merge_method: missing"),
-        ({"routing": {"search": True}}, r"recipe\.merge_method: does not go with a search over routes"),
+        ({"routing": {"search": True}}, r"recipe\.merge_method: not valid in a search over routes"),
         ({"base_model": None}, r"recipe\.base_model: missing"),
         ({"mdoels": []}, r"recipe\.mdoels: unknown key.*Did you mean 'models'"),
         ({"models": []}, r"models is missing or empty"),
-        ({"models": [{"model": {"choices": ["a", "b"]}}]}, r"recipe\.models\[0\]\.model: a hole cannot stand here"),
+        ({"models": [{"model": {"choices": ["a", "b"]}}]}, r"recipe\.models\[0\]\.model: a hole is not allowed here"),
         ({"parameters": [OK]}, r"parameters"),
         ({"models": 3}, r"recipe\.models"),
     ],
@@ -466,7 +466,7 @@ def test_names_shared_by_what_differs() -> None:
     with pytest.raises(RecipeError, match=said):
         space(template)
     template = recipe({"low": 0.0, "high": 1.0, "name": "lambda"}, parameters={"lambda": OK})
-    with pytest.raises(RecipeError, match=r"weight\.name: 'lambda' names another dimension"):
+    with pytest.raises(RecipeError, match=r"weight\.name: 'lambda' is already the name of the hole at"):
         space(template)
 
 
@@ -475,7 +475,7 @@ def test_names_shared_by_what_differs() -> None:
     [
         ({}, r"models\[0\]\.weight: missing"),
         ({"models[0].weight": 1.5}, r"models\[0\]\.weight: got 1\.5\. In \[0, 1\]"),
-        ({"models[0].weight": 0.5, "models[1].weight": 0.5}, "no dimension of this search"),
+        ({"models[0].weight": 0.5, "models[1].weight": 0.5}, "not a dimension of this search"),
         ({"models[0].weight": True}, "got True"),
     ],
 )

@@ -123,7 +123,7 @@ def test_holes_over_depth_are_refused_where_layers_are_stacked(per: dict[str, An
         "recipe": r"parameters\.lambda",
         "module": r"modules\.default\.parameters\.lambda",
     }
-    message = rf"recipe\.{places[where]}\.per: '{per['per']}' counts the layers of a whole model"
+    message = rf"recipe\.{places[where]}\.per: '{per['per']}' counts the layers of a complete model"
     with pytest.raises(RecipeError, match=message):
         space(template)
 
@@ -133,13 +133,13 @@ def test_holes_over_depth_are_refused_where_layers_are_stacked(per: dict[str, An
     [
         (
             lambda t: t["slices"][0].update(base_model=HOLE),
-            r"recipe\.slices\[0\]\.base_model: a hole cannot stand here",
+            r"recipe\.slices\[0\]\.base_model: a hole is not allowed here",
         ),
         (
             lambda t: t["slices"][1]["sources"][0].update(layer_range=[HOLE, 4]),
-            r"slices\[1\]\.sources\[0\]\.layer_range\[0\]: a hole cannot stand here",
+            r"slices\[1\]\.sources\[0\]\.layer_range\[0\]: a hole is not allowed here",
         ),
-        (lambda t: t["slices"][1]["sources"][0].update(model=HOLE), r"sources\[0\]\.model: a hole cannot stand here"),
+        (lambda t: t["slices"][1]["sources"][0].update(model=HOLE), r"sources\[0\]\.model: a hole is not allowed here"),
         (
             lambda t: t["slices"][1].update(parameters={"wieght": HOLE}),
             r"wieght: unknown parameter.*Did you mean 'weight'",

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The search space: recipes with holes, their dimensions, and the recipes of genomes."""

@@ -1,4 +1,4 @@
-"""A hole over depth: which numbers it has, and the setting that gives each tensor exactly its own."""
+"""Holes over depth: the numbers of a hole for layers, groups or gradients, and the resulting settings."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from typing import Any
 from evosearch.recipe.shapes import ModelShape, Place, Scalar, TensorSpec
 from evosearch.search.space.holes import Hole
 
-EMBEDDINGS, HEAD = "embeddings", "head"  # the two numbers beside those of the layers
+EMBEDDINGS, HEAD = "embeddings", "head"  # keys of the numbers outside the layers
 
 
 def reached(shape: ModelShape, pattern: str | None, earlier: Sequence[str | None]) -> tuple[TensorSpec, ...]:
-    """The tensors an entry of a filter list decides: those it matches and no entry before it does."""
+    """Return the tensors that an entry of a filter list affects: those it matches and earlier entries do not."""
     return tuple(
         tensor
         for tensor in shape.tensors
@@ -21,17 +21,17 @@ def reached(shape: ModelShape, pattern: str | None, earlier: Sequence[str | None
 
 
 def matches(pattern: str | None, name: str) -> bool:
-    """Whether a filter takes a tensor."""
+    """Return whether a filter matches a tensor."""
     return pattern is None or pattern == "*" or pattern in name
 
 
 @dataclass(frozen=True)
-class Layout:
-    """One hole where it stands: behind `pattern`, deciding `tensors`.
+class Depth:
+    """The numbers of one hole, which affects the `tensors` selected by the filter `pattern`.
 
-    `keys` names its numbers: `""` for a single one, `layer 3`, `group 1`, `point 0`, and `embeddings` and `head` where
-    the hole decides such tensors and its ends are separate. With tied embeddings there is no head number: the final
-    norm takes the last layer's. A layer, or a group, without a tensor that the hole decides has no number.
+    Numbers have keys: `""` for a single one, `layer 3`, `group 1`, `point 0`, and `embeddings` and `head` if the hole
+    affects such tensors and its ends are separate. With tied embeddings there is no `head`: the final norm has the last
+    layer's number. A layer or group without an affected tensor has no number.
     """
 
     hole: Hole
@@ -41,6 +41,7 @@ class Layout:
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
+        """Keys of the numbers."""
         hole = self.hole
         if hole.per is None:
             return ("",)
@@ -48,13 +49,13 @@ class Layout:
             return tuple(f"point {index}" for index in range(hole.points or 0))
         inner = dict.fromkeys(self._inner(layer) for layer in self._layers)
         ends = hole.ends != "shared"
-        first = [EMBEDDINGS] if ends and self._decides(Place.EMBEDDINGS) else []
+        first = [EMBEDDINGS] if ends and self._affects(Place.EMBEDDINGS) else []
         untied = ends and not self.shape.tied_embeddings
-        last = [HEAD] if untied and self._decides(Place.FINAL_NORM, Place.HEAD) else []
+        last = [HEAD] if untied and self._affects(Place.FINAL_NORM, Place.HEAD) else []
         return (*first, *inner, *last)
 
     def keys_at(self, tensor: TensorSpec) -> tuple[str, ...]:
-        """The numbers that one of the tensors is made with."""
+        """Return the keys of the numbers that affect a tensor."""
         count, keys = self.shape.num_layers, self.keys
         if self.hole.per is None:
             return keys
@@ -68,7 +69,11 @@ class Layout:
         return (self._inner(tensor.layer if tensor.layer is not None else edge),)
 
     def entries(self, values: Mapping[str, Scalar]) -> list[dict[str, Any]]:
-        """This hole filled, as entries of a filter list. `values` are keyed as `keys`."""
+        """Return entries of a filter list with the hole filled.
+
+        Args:
+            values: Key of a number → its value.
+        """
         pattern = "*" if self.pattern is None else self.pattern
         if self.hole.per is None:
             return [{"filter": pattern, "value": values[""]}]
@@ -83,16 +88,16 @@ class Layout:
 
     @cached_property
     def _by_layer(self) -> tuple[str, ...]:
-        """The number of every layer of the model; where there is no tensor, any will do."""
+        """Key of the number of every layer of the model; for layers without a number, the nearest one."""
         nearest = (min(self._layers, key=lambda other: abs(other - layer)) for layer in range(self.shape.num_layers))
         return tuple(self._inner(layer) for layer in nearest)
 
     @cached_property
     def _named(self) -> tuple[tuple[str, TensorSpec | None], ...]:
-        """Tensors with a filter of their own: those outside the layers, and those (None) that these would catch.
+        """Tensors with their own filter: those outside the layers, and those (None) that these filters would match.
 
-        mergekit takes the first filter that is a part of a tensor's name, so an end such as `norm.weight` would also
-        take `layers.0.input_norm.weight`. Longer names come first: a name is never a part of a shorter one.
+        mergekit uses the first filter that is part of a tensor's name, so that `norm.weight` would also match
+        `layers.0.input_norm.weight`. Longer names come first, since a name is never part of a shorter one.
         """
         ends: dict[str, TensorSpec | None] = {tensor.name: tensor for tensor in self._ends()}
         inner = [t.name for t in self.tensors if t.layer is not None and any(end in t.name for end in ends)]
@@ -101,7 +106,7 @@ class Layout:
         return tuple((name, named[name]) for name in ordered)
 
     def _inner(self, layer: int) -> str:
-        """The number of a layer."""
+        """Return the key of a layer's number."""
         if self.hole.per == "layer":
             return f"layer {layer}"
         group = layer * (self.hole.groups or 1) // self.shape.num_layers  # runs of equal length, up to one layer
@@ -109,7 +114,7 @@ class Layout:
 
     @cached_property
     def _layers(self) -> list[int]:
-        """The layers with a number: those with tensors that are decided, and the ones at an end that shares theirs."""
+        """Layers with a number: those with affected tensors, and outer ones that share theirs with an end."""
         found = {tensor.layer for tensor in self.tensors if tensor.layer is not None}
         ends = self.hole.ends != "shared"
         last = self.shape.num_layers - 1
@@ -121,25 +126,25 @@ class Layout:
         return sorted(found)
 
     def _end(self, tensor: TensorSpec, values: Mapping[str, Scalar], layers: Sequence[Scalar]) -> Scalar:
-        """The number of a tensor outside the layers."""
+        """Return the number of a tensor outside the layers."""
         if self._with_embeddings(tensor):
             return values.get(EMBEDDINGS, layers[0])
         return values.get(HEAD, layers[-1])
 
     def _with_embeddings(self, tensor: TensorSpec) -> bool:
-        """Whether a tensor outside the layers goes with the embeddings: a tied head is their own tensor."""
+        """Return whether a tensor outside the layers belongs to the embeddings, as a tied head does."""
         tied_head = tensor.place is Place.HEAD and self.shape.tied_embeddings
         return tensor.place is Place.EMBEDDINGS or tied_head
 
     def _ends(self) -> tuple[TensorSpec, ...]:
         return tuple(tensor for tensor in self.tensors if tensor.layer is None)
 
-    def _decides(self, *places: Place) -> bool:
+    def _affects(self, *places: Place) -> bool:
         return any(tensor.place in places for tensor in self.tensors)
 
 
 def _position(tensor: TensorSpec, layers: int) -> float:
-    """Where on a gradient a tensor of a whole model stands, in [0, 1]."""
+    """Return the position of a tensor on a gradient, in [0, 1]."""
     if tensor.layer is None:
         return 0.0 if tensor.place is Place.EMBEDDINGS else 1.0
     return tensor.layer / (layers - 1) if layers > 1 else 1.0
@@ -147,30 +152,32 @@ def _position(tensor: TensorSpec, layers: int) -> float:
 
 @dataclass(frozen=True)
 class Piece:
-    """One entry of a setting: as it was written, or a hole and the dimension of each of its numbers."""
+    """One entry of a setting: a fixed one, or a hole with the dimension of each of its numbers."""
 
     fixed: Mapping[str, Any] | None = None
-    layout: Layout | None = None
-    names: Mapping[str, str] | None = None  # key of the layout → dimension
+    depth: Depth | None = None
+    names: Mapping[str, str] | None = None  # key of a number → dimension
 
     @property
     def pattern(self) -> str | None:
-        return self.layout.pattern if self.layout is not None else (self.fixed or {}).get("filter")
+        """Filter of the entry."""
+        return self.depth.pattern if self.depth is not None else (self.fixed or {}).get("filter")
 
     def entries(self, genome: Mapping[str, Scalar]) -> list[dict[str, Any]]:
-        if self.layout is None or self.names is None:
+        """Return the entries of a filter list, filled with a genome."""
+        if self.depth is None or self.names is None:
             return [dict(self.fixed or {})]
-        return self.layout.entries({key: genome[name] for key, name in self.names.items()})
+        return self.depth.entries({key: genome[name] for key, name in self.names.items()})
 
     def deciding(self, tensor: TensorSpec) -> tuple[str, ...]:
-        """The dimensions that one of its tensors is made with."""
-        if self.layout is None or self.names is None:
+        """Return the dimensions that affect a tensor."""
+        if self.depth is None or self.names is None:
             return ()
-        return tuple(self.names[key] for key in self.layout.keys_at(tensor))
+        return tuple(self.names[key] for key in self.depth.keys_at(tensor))
 
 
 def flatten(pieces: Iterable[list[dict[str, Any]]]) -> Any:
-    """Entries as the shortest setting that says the same: a lone entry for everything is its value."""
+    """Return entries as the shortest equivalent setting: a single entry that matches everything is its value."""
     entries = [entry for piece in pieces for entry in piece]
     if len(entries) == 1 and entries[0]["filter"] in (None, "*"):
         return entries[0]["value"]

@@ -1,8 +1,8 @@
-"""Holes: how a recipe says that a value is searched, and what it may say.
+"""Holes, the search parameters of a recipe.
 
 {low, high}      a number; optional: log, integer, init, name, per (layer | group | gradient), groups, points, ends
 {choices: [..]}  one of a list; optional: init, name
-{search: true}   the method's own bounds or choices; optional: what either of the above takes, without the bounds
+{search: true}   the method's own bounds or choices; optional: the other keys of either form above, without bounds
 """
 
 import math
@@ -16,12 +16,12 @@ from evosearch.errors import RecipeError
 from evosearch.recipe.checks import interval, word
 from evosearch.recipe.shapes import Param, Scalar
 
-MARKS = frozenset({"low", "high", "choices", "search"})  # a mapping with one of these keys is meant as a hole
+MARKS = frozenset({"low", "high", "choices", "search"})  # a mapping with one of these keys is a hole
 Number = Annotated[float, Field(strict=True)]
 
 
 class Hole(Document):
-    """One hole as written. `{search: true}` has become bounds or choices by the time a space is laid out."""
+    """One hole as written; `parse` replaces `{search: true}` by bounds or choices."""
 
     low: Number | None = None
     high: Number | None = None
@@ -38,16 +38,17 @@ class Hole(Document):
 
     @property
     def start(self) -> Scalar:
-        """The value a search starts from."""
+        """Starting value of the search."""
         return self.init  # type: ignore[no-any-return]
 
 
 def is_hole(node: Any) -> bool:
+    """Return whether a value looks like a hole."""
     return isinstance(node, Mapping) and bool(MARKS & node.keys())
 
 
 def find(node: Any, where: str) -> Iterator[str]:
-    """The keys of everything that looks like a hole."""
+    """Yield the keys of everything that looks like a hole."""
     if is_hole(node):
         yield where
     elif isinstance(node, Mapping):
@@ -59,30 +60,32 @@ def find(node: Any, where: str) -> Iterator[str]:
 
 
 def parse(raw: Mapping[str, Any], params: Sequence[Param], layers: int, where: str) -> Hole:
-    """A hole, checked and completed: with bounds or choices, and with `init`.
+    """Return a checked hole with bounds or choices, and with `init`.
 
     Args:
-        params: what the methods that may be chosen say of this parameter; every one of them must be kept.
-        layers: how many the model has.
+        raw: The hole as written.
+        params: Descriptions of this parameter by the methods that may be chosen; the hole must satisfy all of them.
+        layers: Number of layers of the model.
+        where: Prefix of the key in an error.
 
     Raises:
-        RecipeError: naming the key.
+        RecipeError: The hole is malformed; the message names the key.
     """
     hole = validate(Hole, dict(raw), where, RecipeError)
     if hole.search:
         hole = _from_method(hole, params, where)
     elif "search" in hole.model_fields_set:
-        raise RecipeError(join(where, "search"), "got false", "true", "Give the value itself where nothing is searched")
+        raise RecipeError(join(where, "search"), "got false", "true", "Give a fixed value instead")
     if hole.choices is not None:
         return _check_choices(hole, params, where)
     return _check_range(hole, params, layers, where)
 
 
 def _from_method(hole: Hole, params: Sequence[Param], where: str) -> Hole:
-    """`{search: true}`: the bounds that all of the methods share, or their choices."""
+    """Replace `{search: true}` by the bounds or choices that all methods share."""
     for key in ("low", "high", "choices", "integer"):
         if key in hole.model_fields_set:
-            raise RecipeError(join(where, key), "given beside search: true", next="Leave one of the two out")
+            raise RecipeError(join(where, key), "not valid with search: true", next="Remove one of the two")
     kinds = {param.kind for param in params}
     if kinds == {"bool"}:
         return hole.model_copy(update={"choices": (False, True), "search": False})
@@ -92,13 +95,13 @@ def _from_method(hole: Hole, params: Sequence[Param], where: str) -> Hole:
     lows = [_searched_low(param) for param in params if param.low is not None]
     highs = [param.high for param in params if param.high is not None]
     if not lows or not highs:
-        raise RecipeError(join(where, "search"), "this parameter has no bounds of its own", next="Give low and high")
+        raise RecipeError(join(where, "search"), "this parameter has no default bounds", next="Give low and high")
     bounds = {"low": max(lows), "high": min(highs), "integer": kinds == {"int"}, "search": False}
     return hole.model_copy(update=bounds)
 
 
 def _searched_low(param: Param) -> float:
-    """The least value searched: of an open interval (low, high], a hundredth of its width above the excluded bound."""
+    """Return the least searched value: 1% of the width above the bound of an open interval (low, high]."""
     assert param.low is not None
     if param.open_low and param.strict and param.high is not None:
         return param.low + (param.high - param.low) / 100.0
@@ -109,21 +112,21 @@ def _check_choices(hole: Hole, params: Sequence[Param], where: str) -> Hole:
     assert hole.choices is not None
     for key in ("low", "high", "log", "integer", "per", "groups", "points", "ends"):
         if key in hole.model_fields_set:
-            raise RecipeError(join(where, key), "does not go with choices", "Known keys here: choices, init, name")
+            raise RecipeError(join(where, key), "not valid with choices", "Known keys here: choices, init, name")
     choices = tuple(float(c) if isinstance(c, int) and not isinstance(c, bool) else c for c in hole.choices)
     for index, choice in enumerate(choices):
         place = join(where, "choices", index)
         if not isinstance(choice, float | bool | str) or (isinstance(choice, float) and not math.isfinite(choice)):
             raise RecipeError(place, f"got {choice!r}", "A number, true, false or a word")
         if any(choice == other for other in choices[:index]):
-            raise RecipeError(place, f"{hole.choices[index]!r} is given twice", "Each choice once")
+            raise RecipeError(place, f"{hole.choices[index]!r} is given twice", "Give each choice once")
     if len(choices) < 2:
-        raise RecipeError(join(where, "choices"), f"{len(choices)} given", "At least two", "Or give the value itself")
+        raise RecipeError(join(where, "choices"), f"{len(choices)} given", "At least two", "Give a fixed value instead")
     return hole.model_copy(update={"choices": hole.choices, "init": _first_choice(hole, params, where)})
 
 
 def _first_choice(hole: Hole, params: Sequence[Param], where: str) -> Scalar:
-    """`init`, or the method's default where it is a choice, or the first."""
+    """Return `init`, else the method's default if it is a choice, else the first choice."""
     assert hole.choices is not None
     if hole.init is not None:
         found = [choice for choice in hole.choices if choice == hole.init and type(choice) is type(hole.init)]
@@ -139,7 +142,7 @@ def _first_choice(hole: Hole, params: Sequence[Param], where: str) -> Scalar:
 def _check_range(hole: Hole, params: Sequence[Param], layers: int, where: str) -> Hole:
     for key in ("low", "high"):
         if getattr(hole, key) is None:
-            raise RecipeError(join(where, key), "missing", "A hole has low and high, or choices, or search: true")
+            raise RecipeError(join(where, key), "missing", "A hole has low and high, choices, or search: true")
     low, high = hole.low, hole.high
     assert low is not None
     assert high is not None
@@ -147,7 +150,7 @@ def _check_range(hole: Hole, params: Sequence[Param], layers: int, where: str) -
         raise RecipeError(join(where, "low"), f"got {low:g}", f"Less than high, which is {high:g}")
     hole = hole.model_copy(update={"integer": hole.integer or any(param.kind == "int" for param in params)})
     if hole.integer:
-        _check_whole(hole, where)
+        _check_integer(hole, where)
     if hole.log and low <= 0:
         raise RecipeError(join(where, "low"), f"got {low:g} with log: true", "Greater than 0")
     for param in params:
@@ -156,18 +159,18 @@ def _check_range(hole: Hole, params: Sequence[Param], layers: int, where: str) -
     return hole.model_copy(update={"init": _first_number(hole, params, where)})
 
 
-def _check_whole(hole: Hole, where: str) -> None:
+def _check_integer(hole: Hole, where: str) -> None:
     for key in ("low", "high"):
         if getattr(hole, key) != int(getattr(hole, key)):
             raise RecipeError(join(where, key), f"got {getattr(hole, key):g}", "A whole number")
     if hole.per == "gradient":
-        raise RecipeError(join(where, "per"), "a gradient interpolates whole numbers", "per: layer or per: group")
+        raise RecipeError(join(where, "per"), "a gradient cannot interpolate whole numbers", "per: layer or per: group")
 
 
 def _check_bounds(low: float, high: float, param: Param, where: str) -> None:
     if param.kind in ("bool", "choice"):
         allowed = "true and false" if param.kind == "bool" else ", ".join(map(word, param.choices))
-        raise RecipeError(join(where, "low"), "this parameter is no number", f"choices: {allowed}")
+        raise RecipeError(join(where, "low"), "this parameter is not a number", f"choices: {allowed}")
     if not param.strict:
         return
     below = param.low is not None and (low < param.low or (param.open_low and low == param.low))
@@ -181,17 +184,17 @@ def _check_per(hole: Hole, layers: int, where: str) -> None:
     for key, per in (("groups", "group"), ("points", "gradient")):
         count = getattr(hole, key)
         if hole.per == per and count is None:
-            raise RecipeError(join(where, key), "missing", f"per: {per} needs it")
+            raise RecipeError(join(where, key), "missing", f"Required by per: {per}")
         if hole.per != per and count is not None:
-            raise RecipeError(join(where, key), f"given without per: {per}", next=f"Add per: {per}, or leave it out")
+            raise RecipeError(join(where, key), f"only valid with per: {per}", next=f"Add per: {per}, or remove it")
         if count is not None and count > layers:
             raise RecipeError(join(where, key), f"got {count}", f"At most {layers}, the number of layers")
     if hole.ends is not None and hole.per not in ("layer", "group"):
-        raise RecipeError(join(where, "ends"), "given without per: layer or per: group", next="Leave it out")
+        raise RecipeError(join(where, "ends"), "only valid with per: layer or per: group", next="Remove it")
 
 
 def _first_number(hole: Hole, params: Sequence[Param], where: str) -> Scalar:
-    """`init`, or the method's default where it lies within the bounds, or the middle (of the logarithms with log)."""
+    """Return `init`, else the method's default if it is within the bounds, else the (geometric, if log) middle."""
     low, high, init = hole.low, hole.high, hole.init
     assert low is not None
     assert high is not None

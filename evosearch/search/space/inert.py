@@ -1,7 +1,7 @@
-"""Numbers that decide nothing: searched, they would cost candidates and teach an optimizer noise.
+"""Detection of inert holes, whose numbers affect no tensor and would only add noise to a search.
 
-A value is looked up as `plan` does it: in a model's own scope, then in the wider ones; the base has none of its own in
-methods that merge differences from it. What no lookup of any tensor comes to is idle.
+Values are looked up as in `plan`: in a model's own scope, then in wider ones; the base has no scope of its own in
+methods that merge differences from it. A number that no lookup of any tensor reaches is inert.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,30 +19,31 @@ Sites = Mapping[tuple[str, str], tuple[Piece, ...]]  # (key of a scope, paramete
 Scopes = Sequence[tuple[str, Mapping[str, Setting]]]  # (key, scope), narrowest first
 
 
-def deciding(
+def effective(
     recipe: Recipe, spec: MethodSpec, shape: ModelShape, sites: Mapping[Target, tuple[Piece, ...]]
 ) -> set[str]:
-    """The dimensions that decide at least one tensor of a recipe of this method.
+    """Return the dimensions that affect at least one tensor of a recipe.
 
     Args:
-        recipe: the template, filled anyhow.
-        shape: the output's layout.
-        sites: every setting with holes.
+        recipe: The template, filled with any genome of this method.
+        spec: The recipe's method.
+        shape: Tensors of the output.
+        sites: Every setting with holes.
     """
     found: set[str] = set()
     named = {(join("", *path, "parameters"), parameter): pieces for (path, parameter), pieces in sites.items()}
-    for block, tensors in _parts(blocks(recipe), shape):
+    for block, tensors in _with_tensors(blocks(recipe), shape):
         for name, param in spec.parameters.items():
             for scopes in _lookups(block, spec, param.per_model):
-                asked = [(key, scope) for key, scope in scopes if name in scope]
-                if any((key, name) in named for key, _ in asked):
+                given = [(key, scope) for key, scope in scopes if name in scope]
+                if any((key, name) in named for key, _ in given):
                     for tensor in tensors:
-                        found.update(_reached(name, asked, named, tensor))
+                        found.update(_reached(name, given, named, tensor))
     return found
 
 
 def reason(template: Mapping[str, Any], target: Target, methods: Sequence[MethodSpec]) -> tuple[str, str]:
-    """Why a number of this setting decides nothing, and what to do, in words."""
+    """Return why a number of this setting is inert, and what to do about it."""
     path, parameter = target
     node: Any = template
     bases = {node.get("base_model")}
@@ -51,15 +52,15 @@ def reason(template: Mapping[str, Any], target: Target, methods: Sequence[Method
         bases |= {node.get("base_model")} if isinstance(node, Mapping) else set()
     model = node.get("model")
     if model is None:
-        return f"every model has a {parameter} of its own", "Leave it out here, or leave out the models' own"
+        return f"every model has its own {parameter}", "Remove it here, or remove the models' own"
     if model in bases and all(spec.takes_base for spec in methods):
         named = " and ".join(spec.name for spec in methods)
-        return f"'{model}' is the base, from which {named} takes differences", "Leave it out"
-    return "every tensor that it could decide has another value", "Leave it out"
+        return f"'{model}' is the base, from which {named} takes differences", "Remove it"
+    return "every tensor that it could affect has another value", "Remove it"
 
 
 def _lookups(block: Block, spec: MethodSpec, per_model: bool) -> Iterator[Scopes]:
-    """Where a parameter is looked up: once, or once for every model that has one."""
+    """Yield the scopes in which a parameter is looked up: once, or once for every model."""
     shared = tuple(zip(block.keys, block.shared, strict=True))
     if not per_model:
         yield shared
@@ -69,7 +70,7 @@ def _lookups(block: Block, spec: MethodSpec, per_model: bool) -> Iterator[Scopes
 
 
 def _reached(name: str, scopes: Scopes, sites: Sites, tensor: TensorSpec) -> tuple[str, ...]:
-    """The dimensions that a parameter has at one tensor; none where its value there is fixed."""
+    """Return the dimensions that affect a parameter at one tensor; none if its value there is fixed."""
     for key, scope in scopes:
         pieces = sites.get((key, name))
         if pieces is None:
@@ -82,13 +83,13 @@ def _reached(name: str, scopes: Scopes, sites: Sites, tensor: TensorSpec) -> tup
     return ()
 
 
-def _parts(parts: Sequence[Block], shape: ModelShape) -> Iterator[tuple[Block, list[TensorSpec]]]:
-    """Every block and the output's tensors that it gives: embeddings the first, final norm and head the last."""
+def _with_tensors(found: Sequence[Block], shape: ModelShape) -> Iterator[tuple[Block, list[TensorSpec]]]:
+    """Yield every block with its tensors of the output: the first has embeddings, the last final norm and head."""
     start = 0
-    for block in parts:
+    for block in found:
         first, end = block.entries[0].layers or (0, shape.num_layers)
         own = range(start, start + end - first)
         start = own.stop
-        outside = {Place.EMBEDDINGS} if block is parts[0] else set[Place]()
-        outside |= {Place.FINAL_NORM, Place.HEAD} if block is parts[-1] else set()
+        outside = {Place.EMBEDDINGS} if block is found[0] else set[Place]()
+        outside |= {Place.FINAL_NORM, Place.HEAD} if block is found[-1] else set()
         yield block, [tensor for tensor in shape.tensors if tensor.layer in own or tensor.place in outside]

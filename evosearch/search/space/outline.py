@@ -1,6 +1,6 @@
-"""The holes of a recipe: found, held against what may be searched there, and named.
+"""Discovery of a recipe's holes: they are checked against the methods' parameters and named.
 
-What a hole may say is in `holes`, how one is spread over depth in `layout`.
+`holes` defines the form of a hole, `depth` its numbers over the layers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,14 @@ from evosearch.errors import RecipeError, did_you_mean
 from evosearch.recipe.schema import NO_EFFECT
 from evosearch.recipe.shapes import MethodSpec, ModelShape, Param, TensorSpec
 from evosearch.search.space import holes
-from evosearch.search.space.depth import Layout, Piece, reached
+from evosearch.search.space.depth import Depth, Piece, reached
 from evosearch.search.space.holes import Hole
 from evosearch.search.space.template import METHOD, Path, Target, belongs, is_stacked, refuse_misplaced, scopes
 from evosearch.search.space.types import Dimension
 
 
 class Outline:
-    """Walks a template once. Parameters are visited by name, so that the order of keys in a file means nothing."""
+    """Walks a template once, with parameters sorted by name, so that the order of keys in a file does not matter."""
 
     def __init__(
         self, template: dict[str, Any], shape: ModelShape, methods: Mapping[str, MethodSpec], where: str
@@ -28,12 +28,17 @@ class Outline:
         self.dimensions: dict[str, Dimension] = {}
         self.sites: dict[Target, tuple[Piece, ...]] = {}
         self.targets: dict[str, list[Target]] = {}
-        self.places: dict[str, str] = {}  # dimension → where its first hole stands
-        self._written: dict[str, tuple[Hole, str]] = {}  # first dimension of a hole's name → the hole, and where
+        self.places: dict[str, str] = {}  # dimension → place of its first hole
+        self._written: dict[str, tuple[Hole, str]] = {}  # name of a hole → its first occurrence and place
         self.chosen: tuple[str, ...] = ()
         self._stacked = is_stacked(template)
 
     def build(self) -> None:
+        """Find all holes.
+
+        Raises:
+            RecipeError: A hole is malformed or misplaced, or a parameter or method is unknown.
+        """
         refuse_misplaced(self.template, self.where)
         self.chosen = self._merge_methods()
         for path, parameters in scopes(self.template):
@@ -41,7 +46,7 @@ class Outline:
                 self._site((path, name), parameters[name], join(self.where, *path, "parameters", name))
 
     def _merge_methods(self) -> tuple[str, ...]:
-        """The methods that may be chosen; where that is a hole, its dimension is the first."""
+        """Return the methods that may be chosen, and declare their dimension first if they are a hole."""
         raw, place = self.template.get(METHOD), join(self.where, METHOD)
         if raw is None and "routing" not in self.template:
             raise RecipeError(place, "missing", f"One of: {', '.join(sorted(self.methods))}")
@@ -53,7 +58,7 @@ class Outline:
         if "choices" not in raw:
             key = next((key for key in raw if key in holes.MARKS), None)
             what = f"got {key}" if key else f"got {dict(raw)!r}"
-            raise RecipeError(place, what, "{choices: [...]} with the methods to choose from")
+            raise RecipeError(place, what, "{choices: [...]} with names of methods")
         hole = holes.parse(raw, (), self.shape.num_layers, place)
         chosen = tuple(hole.choices or ())
         for index, name in enumerate(chosen):
@@ -68,7 +73,7 @@ class Outline:
             raise RecipeError(place, f"unknown method '{name}'", known, did_you_mean(str(name), self.methods))
 
     def _params(self, name: str, place: str) -> dict[str, Param]:
-        """What each of the methods says of a parameter; methods that do not take it are left out."""
+        """Return the description of a parameter by each method that takes it."""
         taking = {method: self.methods[method].parameters for method in self.chosen}
         found = {method: parameters[name] for method, parameters in taking.items() if name in parameters}
         if not found and name not in NO_EFFECT and self.chosen:
@@ -82,9 +87,9 @@ class Outline:
         params = self._params(target[1], place)
         written = _entries(raw, place)
         if not any(isinstance(value, Mapping) for _, value, _ in written):
-            return  # nothing searched: it stays as it was written
+            return  # nothing is searched here
         if not params:
-            raise RecipeError(place, "has no effect here, so there is nothing to search", "A fixed value")
+            raise RecipeError(place, "has no effect here, so it cannot be searched", "A fixed value")
         pieces, earlier = [], list[str | None]()
         for pattern, value, where in written:
             if isinstance(value, Mapping):
@@ -105,32 +110,32 @@ class Outline:
     ) -> Piece:
         hole = holes.parse(raw, list(params.values()), self.shape.num_layers, where)
         if hole.per is not None and self._stacked:
-            allowed = "One number here; a slice's own layers differ where they have slices of their own"
-            raise RecipeError(join(where, "per"), f"'{hole.per}' counts the layers of a whole model", allowed)
+            allowed = "One number per slice; split a slice to give its layers different numbers"
+            raise RecipeError(join(where, "per"), f"'{hole.per}' counts the layers of a complete model", allowed)
         tensors = self._reached(target[0], pattern, earlier)
         if not tensors:
-            what = "this hole decides no tensor: filters before it take them all"
+            what = "this hole has no effect: earlier filters match all tensors"
             if pattern not in (None, "*") and not self._reached(target[0], pattern, ()):
                 of = "this slice" if self._reached((), pattern, ()) else "the models"
                 what = f"no tensor of {of} has '{pattern}' in its name"
-            raise RecipeError(where, what, f"Tensor names, as {self.shape.tensors[-1].name}")
+            raise RecipeError(where, what, f"Tensor names such as {self.shape.tensors[-1].name}")
         if hole.per is not None and all(tensor.layer is None for tensor in tensors):
-            what = f"'{hole.per}' counts layers, and what this hole decides stands outside of them"
-            raise RecipeError(join(where, "per"), what, next="Leave it out: one number")
-        layout = Layout(hole, self.shape, pattern, tensors)
+            what = f"'{hole.per}' counts layers, but this hole affects only tensors outside of layers"
+            raise RecipeError(join(where, "per"), what, next="Remove it to search one number")
+        depth = Depth(hole, self.shape, pattern, tensors)
         path = join("", *target[0], target[1])
         stem = hole.name or (path if pattern in (None, "*") else f"{path}[{pattern}]")
         methods = tuple(params)
-        names = {key: self._declare(stem, hole, key, target, methods, where) for key in layout.keys}
-        return Piece(layout=layout, names=names)
+        names = {key: self._declare(stem, hole, key, target, methods, where) for key in depth.keys}
+        return Piece(depth=depth, names=names)
 
     def _reached(self, path: Path, pattern: str | None, earlier: Sequence[str | None]) -> tuple[TensorSpec, ...]:
-        """The tensors that an entry at `path` decides."""
+        """Return the tensors that an entry at `path` affects."""
         found = reached(self.shape, pattern, earlier)
         return tuple(tensor for tensor in found if belongs(self.template, path, tensor))
 
     def _declare(self, stem: str, hole: Hole, key: str, target: Target, methods: tuple[str, ...], where: str) -> str:
-        """Name one number of a hole, and enter it among the dimensions unless another hole of that name has."""
+        """Name one number of a hole and add its dimension, or merge it into that of another hole of the same name."""
         name = f"{stem}[{key}]" if key else stem
         self._check_shared(stem, hole, where)
         self.targets.setdefault(name, []).append(target)
@@ -163,17 +168,17 @@ class Outline:
             return
         if hole.name is None or first.name is None:
             raise RecipeError(
-                join(where, "name"), f"'{stem}' names another dimension, at {place}", next="Choose another"
+                join(where, "name"), f"'{stem}' is already the name of the hole at {place}", next="Use another name"
             )
         for key in ("low", "high", "choices", "log", "integer", "per", "groups", "points", "ends", "init"):
             one, other = getattr(first, key), getattr(hole, key)
             if one != other:
                 what = f"{other!r} here and {one!r} at {place}"
-                raise RecipeError(join(where, key), what, f"Holes named '{stem}' share one value, so they are alike")
+                raise RecipeError(join(where, key), what, f"Holes named '{stem}' share one value and must be equal")
 
 
 def _entries(raw: Any, place: str) -> list[tuple[str | None, Any, str]]:
-    """A setting as (filter, value, where) entries; a value that is a mapping is a hole."""
+    """Return a setting as (filter, value, where) entries; a value that is a mapping is a hole."""
     if isinstance(raw, Mapping):
         return [_conditional(raw, place)] if _is_conditional(raw) else [(None, raw, place)]
     if not isinstance(raw, list | tuple) or not any(isinstance(item, Mapping) for item in raw):
@@ -181,7 +186,7 @@ def _entries(raw: Any, place: str) -> list[tuple[str | None, Any, str]]:
     inside = next((index for index, item in enumerate(raw) if holes.is_hole(item)), None)
     if inside is not None:
         next_step = "Write one hole with per: gradient and points, or {filter, value} entries"
-        raise RecipeError(join(place, inside), "a hole cannot stand inside a list", next=next_step)
+        raise RecipeError(join(place, inside), "a hole is not allowed inside a list", next=next_step)
     entries = []
     for index, item in enumerate(raw):
         where = join(place, index)
@@ -203,10 +208,10 @@ def _conditional(raw: Mapping[str, Any], where: str) -> tuple[str | None, Any, s
             raise RecipeError(join(where, key), "unknown key", "Known keys here: filter, value", next_step)
     value, pattern = raw.get("value"), raw.get("filter")
     if value is None:
-        raise RecipeError(join(where, "value"), "missing", next="Give the value that this filter selects")
+        raise RecipeError(join(where, "value"), "missing", next="Add the value for this filter")
     if pattern is not None and not isinstance(pattern, str):
         raise RecipeError(join(where, "filter"), f"got {pattern!r}", "A part of a tensor name, or '*'")
     if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
         next_step = "Write one hole with per: gradient and points"
-        raise RecipeError(join(where, "value"), "a hole cannot stand inside a list", next=next_step)
+        raise RecipeError(join(where, "value"), "a hole is not allowed inside a list", next=next_step)
     return pattern, value, join(where, "value")

@@ -1,6 +1,6 @@
-"""The search space: a recipe with holes. The winner is the same recipe with the holes filled.
+"""The search space of a recipe with holes, which fills the holes with a genome.
 
-What is searched in a recipe is found by `outline`, or by `routes` where its route is searched; here it is filled.
+`outline` finds the holes of a recipe, `routes` those of a search over routes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from evosearch.recipe.checks import check
 from evosearch.recipe.schema import NO_EFFECT, Recipe
 from evosearch.recipe.shapes import MethodSpec, ModelShape, Scalar
 from evosearch.search.space.depth import Piece, flatten
-from evosearch.search.space.inert import deciding, reason
+from evosearch.search.space.inert import effective, reason
 from evosearch.search.space.outline import Outline
 from evosearch.search.space.routes import ROUTING, Routes, is_route, parse
 from evosearch.search.space.template import METHOD, Target, at, refuse_misplaced, scopes
@@ -23,7 +23,7 @@ from evosearch.search.space.types import Dimension, Genome
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Genome ⇄ recipe. Made by `from_template`."""
+    """Conversion of genomes to recipes, built by `from_template`."""
 
     dimensions: tuple[Dimension, ...]
     _template: Mapping[str, Any]
@@ -31,7 +31,7 @@ class SearchSpace:
     _targets: Mapping[str, tuple[Target, ...]]  # dimension → every setting it fills
     _methods: Mapping[str, MethodSpec]
     _where: str
-    _routes: Routes | None = None  # what is searched in place of holes in parameters
+    _routes: Routes | None = None  # of a search over routes, instead of holes in parameters
 
     @classmethod
     def from_template(
@@ -42,18 +42,17 @@ class SearchSpace:
         where: str = "recipe",
         depths: Mapping[str, int] | None = None,
     ) -> Self:
-        """Lay out the space of a recipe with holes.
+        """Build the space of a recipe with holes.
 
         Args:
-            template: the recipe as read from YAML, holes and all.
-            shape: the layout that the recipe's models share.
-            methods: every known merge method.
-            where: what to put before a key in an error, as `night.yaml: recipe`.
-            depths: reference → number of layers, for a search over routes; of what is not in it, as many as in `shape`.
+            template: The recipe as read from YAML, with holes.
+            shape: Tensors that the recipe's models share.
+            methods: Every known merge method.
+            where: Prefix of the key in an error, such as `night.yaml: recipe`.
+            depths: Reference → number of layers, for a search over routes; default: that of `shape`.
 
         Raises:
-            RecipeError: a hole is not well-formed, stands where nothing can be searched, or there is none; or the
-                recipe is wrong with its holes filled.
+            RecipeError: A hole is malformed, misplaced or inert; there is no hole; or the filled recipe is invalid.
         """
         if is_route(template):
             refuse_misplaced(template, where)
@@ -70,11 +69,14 @@ class SearchSpace:
         )
         if not space.dimensions:
             raise RecipeError(
-                where, "nothing to search: no value is a hole", "A hole, as weight: {low: 0.0, high: 1.0}", "Add one"
+                where,
+                "nothing to search: the recipe has no hole",
+                "A hole, such as weight: {low: 0.0, high: 1.0}",
+                "Add one",
             )
         for genome in space.corners():
             check(space.fill(genome), methods, where)
-        return replace(space, dimensions=space._not_idle(shape, outline.chosen, outline.places))
+        return replace(space, dimensions=space._without_inert(shape, outline.chosen, outline.places))
 
     @classmethod
     def _of_routes(
@@ -93,15 +95,16 @@ class SearchSpace:
         return space
 
     def initial(self) -> Genome:
-        """Every dimension at its `init`."""
+        """Return the genome with every dimension at its `init`."""
         return {dimension.name: dimension.init for dimension in self.dimensions}
 
     def with_weight(self, per_model: Sequence[float] | float) -> Genome:
-        """The initial genome with every number of a parameter named `weight` set, within its bounds; a route has none.
+        """Return the initial genome with every parameter named `weight` set, clipped to its bounds.
 
         Args:
-            per_model: one weight for every parent (`Recipe.parents`: the models that are not the base), or one for
-                all. A number that several parents share takes their mean. No weights leave everything as it is.
+            per_model: One weight for every parent (`Recipe.parents`: the models that are not the base), or one for all.
+                A number that several parents share takes their mean. Empty weights change nothing, and routes have no
+                weights.
         """
         if self._routes is not None or per_model == ():
             return self.initial()
@@ -121,23 +124,25 @@ class SearchSpace:
 
     @property
     def has_weights(self) -> bool:
-        """Whether `with_weight` changes anything: a parent's weight is searched."""
+        """Whether `with_weight` changes anything, because a parent's weight is searched."""
         return self.with_weight(-1e30) != self.initial() or self.with_weight(1e30) != self.initial()
 
     def clip(self, genome: Mapping[str, Scalar]) -> Genome:
-        """The nearest genome of the space, inactive dimensions at their `init`."""
+        """Return the nearest genome of the space, with inactive dimensions at their `init`."""
         clipped = {d.name: d.clip(genome.get(d.name, d.init)) for d in self.dimensions}
         return {d.name: clipped[d.name] if d.active(clipped) else d.init for d in self.dimensions}
 
     def validate(self, genome: Mapping[str, Scalar]) -> None:
-        """Raises:
-        RecipeError: the genome lacks a dimension, has one too many, or a value lies outside.
+        """Check a genome.
+
+        Raises:
+            RecipeError: A dimension is missing or unknown, or a value is out of bounds.
         """
         known = {dimension.name for dimension in self.dimensions}
         for name in genome:
             if name not in known:
                 near = did_you_mean(name, sorted(known))
-                raise RecipeError(f"genome: {name}", "no dimension of this search", next=near)
+                raise RecipeError(f"genome: {name}", "not a dimension of this search", next=near)
         for dimension in self.dimensions:
             if dimension.name not in genome:
                 raise RecipeError(f"genome: {dimension.name}", "missing")
@@ -146,10 +151,10 @@ class SearchSpace:
                 raise RecipeError(f"genome: {dimension.name}", f"got {genome[dimension.name]!r}", f"In {allowed}")
 
     def fill(self, genome: Mapping[str, Scalar]) -> Recipe:
-        """The recipe of one genome. Parameters that the genome's merge method does not take are left out.
+        """Return the recipe of a genome, without parameters that the genome's merge method does not take.
 
         Raises:
-            RecipeError: the genome is not of this space, or the recipe is not well-formed.
+            RecipeError: The genome is not in this space, or the recipe is malformed.
         """
         self.validate(genome)
         if self._routes is not None:
@@ -165,17 +170,19 @@ class SearchSpace:
             _drop_foreign(data, self._methods[data[METHOD]])
         return validate(Recipe, data, self._where, RecipeError)
 
-    def _not_idle(self, shape: ModelShape, chosen: Sequence[str], places: Mapping[str, str]) -> tuple[Dimension, ...]:
-        """The dimensions, each active under those of the chosen methods where it decides something.
+    def _without_inert(
+        self, shape: ModelShape, chosen: Sequence[str], places: Mapping[str, str]
+    ) -> tuple[Dimension, ...]:
+        """Return the dimensions, active only under the methods for which they have an effect.
 
         Raises:
-            RecipeError: one decides nothing.
+            RecipeError: A dimension is inert under all of them.
         """
         method, start, found = self._dimension_of(((), METHOD)), self.initial(), []
         used: dict[str, set[str]] = {}
         for name in chosen:
             recipe = self.fill(start | {method.name: name} if method else start)
-            used[name] = deciding(recipe, self._methods[name], shape, self._sites)
+            used[name] = effective(recipe, self._methods[name], shape, self._sites)
         for dimension in self.dimensions:
             active = dimension.active_if[1] if dimension.active_if else chosen
             kept = tuple(name for name in active if dimension.name in used[str(name)])
@@ -185,7 +192,7 @@ class SearchSpace:
             if not kept:
                 specs = [self._methods[str(name)] for name in active]
                 why, next_step = reason(self._template, self._targets[dimension.name][0], specs)
-                raise RecipeError(places[dimension.name], f"'{dimension.name}' decides nothing: {why}", next=next_step)
+                raise RecipeError(places[dimension.name], f"'{dimension.name}' has no effect: {why}", next=next_step)
             assert method is not None
             found.append(replace(dimension, active_if=(method.name, kept)))
         return tuple(found)
@@ -197,7 +204,7 @@ class SearchSpace:
         return self.fill(self.initial()).parents
 
     def corners(self) -> Iterator[Genome]:
-        """Genomes that together hold every choice. (Bounds are checked where a hole is read.)"""
+        """Yield genomes that together contain every choice; bounds are checked when a hole is parsed."""
         if self._routes is not None:
             yield from self._routes.corners()
             return
@@ -212,7 +219,7 @@ class SearchSpace:
 
 
 def _drop_foreign(data: dict[str, Any], method: MethodSpec) -> None:
-    """Leave out the parameters that the chosen method does not take: another choice's."""
+    """Remove the parameters that the chosen method does not take."""
     for path, parameters in list(scopes(data)):
         kept = {name: v for name, v in parameters.items() if name in method.parameters or name in NO_EFFECT}
         at(data, path)["parameters"] = kept

@@ -1,4 +1,4 @@
-"""A recipe with holes as raw data: where its parameters stand, and what it is without them."""
+"""Access to a template: a recipe with holes as raw data."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,34 +12,36 @@ from evosearch.search.space import holes, routes
 
 METHOD = "merge_method"
 OF_MERGES = (METHOD, "models", "slices", "modules", "parameters")
-Path = tuple[str | int, ...]  # the keys of a scope in the recipe: () for its own parameters, ("models", 1)
+Path = tuple[str | int, ...]  # keys of a scope in the recipe: () for its own parameters, ("models", 1)
 Target = tuple[Path, str]  # scope, parameter
 
 
 def refuse_misplaced(template: Mapping[str, Any], where: str) -> None:
-    """Raises:
-    RecipeError: a hole stands elsewhere than as a parameter's value, the merge method, or the route.
+    """Check that holes are only values of parameters, the merge method, or the route.
+
+    Raises:
+        RecipeError: A hole is somewhere else.
     """
     for key, value in template.items():
         place = join(where, key)
         if key in OF_MERGES and routes.is_route(template):
-            what, next_step = "does not go with a search over routes", "Leave it out, or leave out routing"
-            raise RecipeError(place, what, "A recipe is a merge or a route", next_step)
+            what, next_step = "not valid in a search over routes", "Remove it, or remove routing"
+            raise RecipeError(place, what, "A recipe is either a merge or a route", next_step)
         if key in (METHOD, "parameters") or (key == routes.ROUTING and routes.is_route(template)):
             continue
         for found in holes.find(value, place):
             if key not in ("models", "slices", "modules") or ".parameters." not in found.removeprefix(place):
-                allowed = "Holes are values of parameters, merge_method, and routing as a whole"
-                raise RecipeError(found, "a hole cannot stand here", allowed)
+                allowed = "Holes are allowed as values of parameters, as merge_method, and as routing"
+                raise RecipeError(found, "a hole is not allowed here", allowed)
 
 
 def frame(template: Mapping[str, Any], where: str) -> Recipe:
-    """The recipe of a template without its parameters: which models it names, and how it stacks their layers.
+    """Return the recipe without parameters: its models, and how their layers are stacked.
 
-    Of a template that searches for a route it is one with a hop for each of the models, their first layers in order.
+    For a search over routes this is a route with one hop per model, through their first layers in order.
 
     Raises:
-        RecipeError: a hole stands where none can, or the template is not well-formed.
+        RecipeError: A hole is misplaced, or the template is malformed.
     """
     refuse_misplaced(template, where)
     if routes.is_route(template):
@@ -47,22 +49,22 @@ def frame(template: Mapping[str, Any], where: str) -> Recipe:
         check_route_keys(recipe, where)
         return recipe
     bare = _without_parameters(template)
-    if isinstance(bare.get(METHOD), Mapping):  # a hole: which method it is changes nothing here
+    if isinstance(bare.get(METHOD), Mapping):  # a hole: any method will do
         bare[METHOD] = "linear"
     return validate(Recipe, bare, where, RecipeError)
 
 
 def is_stacked(template: Mapping[str, Any]) -> bool:
-    """Whether the recipe is one of slices."""
+    """Return whether the recipe has slices."""
     modules = template.get("modules")
     inner = modules.values() if isinstance(modules, Mapping) else ()
     return any(isinstance(node, Mapping) and "slices" in node for node in (template, *inner))
 
 
 def belongs(template: Mapping[str, Any], path: Path, tensor: TensorSpec) -> bool:
-    """Whether a parameter in the scope at `path` decides a tensor of the output: a slice's decides its layers alone.
+    """Return whether a parameter in the scope at `path` affects a tensor of the output.
 
-    Embeddings are the first slice's, final norm and head the last's.
+    A slice's parameter affects only its layers; embeddings belong to the first slice, final norm and head to the last.
     """
     if "slices" not in path:
         return True
@@ -83,7 +85,7 @@ def _without_parameters(node: Any) -> Any:
 
 
 def scopes(node: Any, path: Path = ()) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """Every mapping of parameters, outer ones first. What is none is left to the recipe's own schema to refuse."""
+    """Yield every mapping of parameters, outer ones first; malformed ones are left to the recipe's schema."""
     if isinstance(node, Mapping):
         if isinstance(node.get("parameters"), Mapping):
             yield path, node["parameters"]
@@ -96,7 +98,7 @@ def scopes(node: Any, path: Path = ()) -> Iterator[tuple[Path, Mapping[str, Any]
 
 
 def at(data: Any, path: Path) -> Any:
-    """What stands under the keys of a path."""
+    """Return the value at a path."""
     for key in path:
         data = data[key]
     return data

@@ -1,4 +1,4 @@
-"""What flows between a search space and an optimizer: dimensions, genomes, observations. Plain data."""
+"""Dimensions, genomes and observations, the plain data between a search space and an optimizer."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from evosearch.recipe.shapes import Scalar
 
 __all__ = ["Dimension", "Estimate", "Genome", "Observation"]
 
-# Dimension name → value, in the order of the dimensions. Every dimension is there: an inactive one holds its `init`.
+# Dimension name → value, in the order of the dimensions. An inactive dimension has its `init`.
 Genome = dict[str, Scalar]
 
 
@@ -18,10 +18,19 @@ Genome = dict[str, Scalar]
 class Dimension:
     """One searched value.
 
-    `low` and `high` bound a number, both included; `choices` are a categorical's values. `parameter` and `scope`
-    (where in the recipe, as `models[1]`) say what the value sets, where that is one thing. `active_if` names the
-    categorical dimension this one depends on and the choices under which it has an effect. `doubt` is the share of
-    first draws of a categorical that are to take another choice than `init`; None: all choices are as likely.
+    Attributes:
+        name: Unique name.
+        kind: Kind of the values.
+        init: Starting value.
+        low: Least number.
+        high: Greatest number.
+        log: Scale numbers logarithmically.
+        choices: Values of a categorical.
+        active_if: The categorical dimension that this one depends on, and its choices under which it has an effect.
+        parameter: The parameter that the value sets, if it is only one.
+        scope: Where in the recipe it is set, such as `models[1]`, if it is only one place.
+        doubt: Share of first draws of a categorical that take another choice than `init`; None: all choices are equally
+            likely.
     """
 
     name: str
@@ -37,11 +46,11 @@ class Dimension:
     doubt: float | None = None
 
     def active(self, genome: Mapping[str, Scalar]) -> bool:
-        """Whether this dimension has an effect, given the genome's categorical values."""
+        """Return whether this dimension has an effect, given the genome's categorical values."""
         return self.active_if is None or genome[self.active_if[0]] in self.active_if[1]
 
     def contains(self, value: Scalar) -> bool:
-        """Whether `value` is one of this dimension's."""
+        """Return whether `value` is a value of this dimension."""
         if self.kind == "categorical":
             return any(value == choice and type(value) is type(choice) for choice in self.choices)
         if isinstance(value, bool | str) or (self.kind == "int" and value != int(value)):
@@ -49,14 +58,14 @@ class Dimension:
         return self.low <= value <= self.high
 
     def clip(self, value: Scalar) -> Scalar:
-        """The nearest value of this dimension; a categorical value is returned as it is."""
+        """Return the nearest value of this dimension; categorical values are unchanged."""
         if self.kind == "categorical":
             return value
         number = min(max(float(value), self.low), self.high)
         return round(number) if self.kind == "int" else number
 
     def from_unit(self, unit: float) -> Scalar:
-        """The value at `unit` in [0, 1]: linear, or linear in the logarithm; integers have bins of equal width."""
+        """Return the value at `unit` in [0, 1], on a linear or log scale; integers have bins of equal width."""
         assert self.kind != "categorical"
         low, high = self._edges()
         if self.log:
@@ -66,7 +75,7 @@ class Dimension:
         return self.clip(round(value) if self.kind == "int" else value)
 
     def to_unit(self, value: Scalar) -> float:
-        """Where in [0, 1] a value lies: the inverse of `from_unit` (for integers, the middle of their bin)."""
+        """Return the position of a value in [0, 1], the inverse of `from_unit`; integers are the middle of a bin."""
         assert self.kind != "categorical"
         low, high = self._edges()
         number = float(value)
@@ -75,7 +84,7 @@ class Dimension:
         return (number - low) / (high - low)
 
     def _edges(self) -> tuple[float, float]:
-        """Bounds of the continuous scale: half a step beyond the outer integers, so that each has the same share."""
+        """Return the bounds of the continuous scale: for integers half a step wider, so that all have equal shares."""
         return (self.low - 0.5, self.high + 0.5) if self.kind == "int" else (self.low, self.high)
 
 
@@ -83,9 +92,13 @@ class Dimension:
 class Observation:
     """What an optimizer is told of one asked genome; larger objectives are better.
 
-    `objectives` holds one estimate of a scored candidate, or one of each objective where there are several, and none of
-    a failed one; `violations` are amounts by which constraints are broken (0 or less is kept). `fitness` is what the
-    record and people compare candidates by, where it is not the one objective.
+    Attributes:
+        ask_id: Name of the candidate.
+        genome: The asked genome.
+        objectives: One estimate per objective of a scored candidate, none of a failed one.
+        violations: Amounts by which constraints are broken; 0 or less means kept.
+        state: Whether the candidate was scored.
+        fitness: The fitness that candidates are compared by, if it is not the only objective.
     """
 
     ask_id: str
@@ -96,18 +109,19 @@ class Observation:
     fitness: Estimate | None = None
 
     def __post_init__(self) -> None:
-        assert (self.state == "failed") == (not self.objectives), "a scored candidate has objectives, a failed one none"
-        assert all(math.isfinite(estimate.value) for estimate in self.objectives), "a fitness that is not finite"
-
+        assert (self.state == "failed") == (not self.objectives), (
+            "scored candidates have objectives, failed ones do not"
+        )
+        assert all(math.isfinite(estimate.value) for estimate in self.objectives), "an objective that is not finite"
         assert all(math.isfinite(violation) for violation in self.violations), "a violation that is not finite"
 
     @property
     def value(self) -> float | None:
-        """The one objective, or None for a failure: for optimizers that know no other."""
+        """The only objective, None for a failure; for optimizers of one objective."""
         assert len(self.objectives) <= 1, "several objectives"
         return self.objectives[0].value if self.objectives else None
 
     @property
     def violation(self) -> float:
-        """By how much constraints are broken in all; 0 where every one is kept."""
+        """Total amount by which constraints are broken; 0 if all are kept."""
         return sum(max(0.0, violation) for violation in self.violations)
