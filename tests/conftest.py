@@ -25,7 +25,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it once, when it is first imported
 
-OURS = ("EVOSEARCH_", "HF_", "MLFLOW_", "PG", "PYTHONPATH", "RAY_A", "AWS_", "HOME", "XDG_", "PATH")
+# Variables that a test may set and must put back; what libraries set for themselves is theirs
+OURS = (
+    "EVOSEARCH_",
+    "HF_ENDPOINT",
+    "HF_HOME",
+    "HF_TOKEN",
+    "MLFLOW_TRACKING",
+    "PG",
+    "PYTHONPATH",
+    "RAY_A",
+    "AWS_",
+    "PATH",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
