@@ -1,4 +1,4 @@
-"""Everything that could stop a run stands on one list before anything is written."""
+"""All problems that could stop a run are reported at once, before anything is written."""
 
 import json
 import shutil
@@ -72,7 +72,7 @@ def six_mistakes(world: World) -> Path:
 def test_six_mistakes_are_six_problems(world: World) -> None:
     spec = six_mistakes(world)
     found = told(spec)
-    one(found, f"{spec}: optimizer.sigam", "unknown key")
+    one(found, f"{spec}: optimizer.sigam", "has no option 'sigam'")
     one(found, f"{spec}: recipe.models[0].parameters.wieght", "unknown parameter")
     one(found, f"{spec}: recipe.models[2].model: {spec.parent}/nowhere: no such folder")
     one(found, f"{spec}: ledger", "blocked is a file, not a folder")
@@ -129,7 +129,7 @@ def test_every_model_that_cannot_be_had_is_named_and_every_one_that_does_not_fit
 
 
 @pytest.mark.parametrize(
-    ("reference", "what"), [("org/base+org/one+org/two", "names 2 adapters"), ("org/base+", "no adapter after the '+'")]
+    ("reference", "what"), [("org/base+org/one+org/two", "got 2 adapters"), ("org/base+", "no adapter after the '+'")]
 )
 def test_a_reference_that_is_none_is_named_by_its_key_and_hides_no_other(
     world: World, reference: str, what: str
@@ -198,16 +198,16 @@ def test_licences_are_listed_and_asked_for(world: World) -> None:
     assert found["ok"]
     named = {Path(reference).name: licence for reference, licence in found["licences"].items()}
     assert named == {"base": "apache-2.0", "expert1": "llama3", "expert2": None}
-    (note,) = [text for text in found["notes"] if text.startswith("licences by the models' cards")]
+    (note,) = [text for text in found["notes"] if text.startswith("licences according to the model cards")]
     assert "expert2: not stated" in note
 
     own = yaml.safe_load(spec.read_text())["promotion"]
     spec = world(promotion={**own, "licences": ["Apache-2.0", "mit"]})
     found = told(spec)
-    one(found, "world.yaml: promotion.licences", "expert1' states 'llama3'")
-    one(found, "world.yaml: promotion.licences", "expert2' states none")
+    one(found, "world.yaml: promotion.licences", "expert1' is 'llama3'")
+    one(found, "world.yaml: promotion.licences", "expert2' is not stated")
     assert len(found) == 2
-    with pytest.raises(Problems, match="expert1' states 'llama3'"):
+    with pytest.raises(Problems, match="expert1' is 'llama3'"):
         run(spec, Silent())
     spec = world(promotion={**own, "licences": ["apache-2.0", "mit", "llama3"]})
     with_card(spec, "expert2", license=["mit", "apache-2.0"])
@@ -216,7 +216,7 @@ def test_licences_are_listed_and_asked_for(world: World) -> None:
 
 def test_licences_are_of_the_identity_only_where_they_are_asked_for(world: World) -> None:
     plain, asked = load_spec(world()), load_spec(world(promotion={"finalists": 2, "licences": ["mit"]}))
-    assert "licences" not in plain.identity()["promotion"]
+    assert "licences" not in plain.identity().get("promotion", {})
     assert asked.search_id() != plain.search_id()
 
 
@@ -233,7 +233,7 @@ def test_licences_of_models_within_models(world: World) -> None:
         with_card(spec, name, license="mit")
     with_card(spec, "expert2", license="cc-by-nc-4.0")
     (problem,) = told(spec)
-    assert "expert2' states 'cc-by-nc-4.0'" in problem
+    assert "expert2' is 'cc-by-nc-4.0'" in problem
 
 
 @pytest.mark.parametrize(
@@ -266,10 +266,10 @@ def test_a_card_that_names_another_base_is_told_of(world: World, monkeypatch: py
         (spec.parent / "org" / name / "README.md").write_text(f"---\n{yaml.safe_dump({'base_model': base})}---\n")
     spec.write_text(spec.read_text().replace("./", "org/"))
     notes = [text for text in checked(spec)["notes"] if "its card names" in text]
-    assert notes == ["org/expert2: its card names the base other/model, and the recipe's base_model is org/base"]
+    assert notes == ["org/expert2: its card names the base model other/model, and the recipe's base_model is org/base"]
 
 
-# --- places -------------------------------------------------------------------------------------------------------
+# --- ledgers and tracking stores -------------------------------------------------------------------------------------------------------
 
 
 def test_json_lines_and_ledgers_are_written_where_that_can_be(world: World) -> None:
@@ -314,7 +314,7 @@ def test_what_stands_beside_stages_is_one_problem(world: World, evosearch: Evose
     later = {**stage, "recipe": {**stage["recipe"], "base_model": "stage:a"}}
     spec.write_text(yaml.safe_dump({**data, "stages": [{"name": "a", **stage}, {"name": "b", **later}]}))
     (problem,) = told(spec)
-    assert problem == f"{spec}: optimizer: stands beside stages"
+    assert problem == f"{spec}: optimizer: belongs into a stage"
     code, out, _ = evosearch("run", spec, "--json")
     assert (code, json.loads(out)["error"]["where"]) == (2, f"{spec}: optimizer")
 

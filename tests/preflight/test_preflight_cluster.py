@@ -1,4 +1,4 @@
-"""A trial on a cluster: scored where the search would be, and forecast for the workers that it has room for."""
+"""Dry runs on a cluster: scored where the search would be, and forecast for the workers that fit."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -21,10 +21,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A head without cores and one node that says it has two, on loopback."""
     kept = {name: os.environ.pop(name, None) for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN")}
     secure_environment(tmp_path_factory.mktemp("ray") / "token")
-    from evosearch.execution import ray_cluster as joining
+    from evosearch.execution import ray_settings
 
-    joining._load()
-    with joining.on_loopback():
+    ray_settings.load_ray()
+    with ray_settings.on_loopback():
         import ray
         from ray.cluster_utils import Cluster
 
@@ -40,19 +40,20 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             os.environ[name] = value
 
 
-def test_a_cluster_that_is_not_there_is_a_problem(world: World) -> None:
+def test_a_cluster_that_is_not_there_is_a_problem(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """First: once connected, a process stays with its cluster."""
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # which connecting sets too
     (problem,) = check(world(workers={"address": "127.0.0.1:1"}), dry_run=True, watcher=Silent())["problems"]
     assert "127.0.0.1:1" in problem["where"] + problem["what"]
 
 
-def test_a_trial_is_scored_on_the_cluster(world: World, cluster: Any) -> None:
+def test_a_dry_run_is_scored_on_the_cluster(world: World, cluster: Any) -> None:
     workers = {"address": cluster.address, "count": 9, "threads": 1, "device": "cpu", "price_per_hour": 0.5}
     result = check(world(workers=workers), dry_run=True, watcher=Silent())
     assert result["problems"] == []
     forecast, memory = result["forecast"], result["memory"]
     assert forecast["workers"] == 2
-    assert any("has room for 2 of the 9 workers asked for" in note for note in result["notes"])
+    assert any("have room for 2 of 9 workers" in note for note in result["notes"])
     assert forecast["seconds_per_candidate"] > 0
     assert forecast["price"] == pytest.approx(2 * 0.5 * forecast["total_hours"])
     assert "worker" not in memory  # nobody here to be asked
@@ -79,7 +80,7 @@ def test_a_cluster_that_another_search_fills_keeps_nobody_from_being_checked(
         for other in others:
             ray.kill(other)
     assert result["problems"] == []
-    assert "the cluster is busy: no candidate was tried, so time is not forecast" in result["notes"]
+    assert "the cluster is busy: no dry run, and so no forecast of time" in result["notes"]
     assert "total_hours" not in result["forecast"]
 
 

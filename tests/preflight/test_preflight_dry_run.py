@@ -1,4 +1,4 @@
-"""A trial on a cluster that others use: who waits for a place, how long, and for how many workers time is forecast."""
+"""Dry runs on a shared cluster: how long they wait for a place, and for how many workers time is forecast."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from evosearch.search.protocols import Job, Outcome
 from evosearch.spec.config import WorkersConfig
 
 World = Callable[..., Path]
-JOB = Job("trial@search.0", Recipe(merge_method="linear", models=(Input(model="m"),)), ItemBatch("search", ()))
+JOB = Job("dry-run@search.0", Recipe(merge_method="linear", models=(Input(model="m"),)), ItemBatch("search", ()))
 WORKERS = WorkersConfig.model_validate({"address": "10.0.0.1:6379"})
 
 
@@ -95,7 +95,7 @@ def test_no_more_workers_are_forecast_than_there_is_room_for(asked: Any, forecas
     notes: list[str] = []
     workers = WorkersConfig.model_validate({"address": "10.0.0.1:6379", "count": asked})
     assert dry_run.parallel_workers(workers, Shared(0.0, 0.0), notes.append) == forecast
-    text = "the cluster as it is has room for 2 of the 9 workers asked for: time is forecast for 2"
+    text = "the cluster's present nodes have room for 2 of 9 workers: the forecast assumes 2"
     assert notes == ([text] if told else [])
 
 
@@ -108,6 +108,6 @@ def test_without_a_place_a_check_passes_and_says_why_there_is_no_forecast(
     monkeypatch.setattr(forecasts, "dry_run", busy)
     result = check(world(workers={"address": "127.0.0.1:1", "count": 1}), dry_run=True, watcher=Silent())
     assert result["ok"]
-    assert "the cluster is busy: no candidate was tried, so time is not forecast" in result["notes"]
+    assert "the cluster is busy: no dry run, and so no forecast of time" in result["notes"]
     assert result["forecast"]["tokens"]
     assert "total_hours" not in result["forecast"]

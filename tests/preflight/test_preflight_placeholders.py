@@ -51,5 +51,5 @@ def test_it_goes_with_an_error_too() -> None:
 
 def test_a_cache_that_is_a_file_is_named() -> None:
     default_cache().write_text("")
-    with pytest.raises(CheckpointError, match=r"cannot be written.*Name another folder in EVOSEARCH_CACHE"):
+    with pytest.raises(CheckpointError, match=r"cannot be written.*Choose another folder in EVOSEARCH_CACHE"):
         temporary_folder().__enter__()

@@ -1,4 +1,4 @@
-"""Test splits that can show next to nothing are told of before the search, by the bounds that the gate takes."""
+"""Warnings about test splits that are too small, by the bounds that the gate uses."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -53,10 +53,10 @@ def test_a_guard_is_told_of_just_where_the_gate_could_not_pass_it_without_a_gain
 
 def test_what_is_said_of_a_guard() -> None:
     assert power_warnings(suite_of(0.5, 0.0), batch_of(15)) == [
-        "s.yaml: guards[0]: guard on 'sort': 15 right-or-wrong test items, even with no answer changed, cannot exclude "
-        "a drop of 20.4 points, and max_drop is 0.5. Ask for at least 765 items or max_drop 20.4"
+        "s.yaml: guards[0]: guard on 'sort': even if no answer changed, 15 right-or-wrong test items could not exclude "
+        "a drop of 20.4 points, and max_drop is 0.5. Use at least 765 items or max_drop 20.4"
     ]
-    assert power_warnings(suite_of(0.0, 0.0), batch_of(15))[0].endswith("and max_drop is 0. Ask for max_drop 20.4")
+    assert power_warnings(suite_of(0.0, 0.0), batch_of(15))[0].endswith("and max_drop is 0. Use max_drop 20.4")
     assert power_warnings(suite_of(0.5), batch_of(15, groups=5)) == []
 
 
@@ -64,7 +64,7 @@ def test_few_units_are_told_of() -> None:
     assert power_warnings(suite_of(100.0), batch_of(5)) == []
     for batch, units in ((batch_of(4), "4 items"), (batch_of(40, groups=3), "3 independent groups")):
         (text,) = power_warnings(suite_of(1000.0), batch)
-        assert text.startswith(f"s.yaml: tasks[0].documents.test: 'sort' has {units} on test, and what so few say")
+        assert text.startswith(f"s.yaml: tasks[0].documents.test: 'sort' has {units} on test, too few for any gain")
 
 
 def test_check_and_run_tell(world: World) -> None:
@@ -86,4 +86,4 @@ def test_check_and_run_tell(world: World) -> None:
     run(spec, Listening())
     for said in (*(result["notes"] for result in found), heard):
         assert sum("has 4 items on test" in text for text in said) == 2
-        assert sum("guards[0]: guard on 'choice': 4 right-or-wrong" in text for text in said) == 1
+        assert sum("guards[0]: guard on 'choice'" in text for text in said) == 1

@@ -116,7 +116,7 @@ def test_a_model_that_is_not_there(world: World, model: str) -> None:
 def test_a_model_goes_with_a_suite_only(world: World) -> None:
     found = check(world(), dry_run=False, watcher=Silent(), model="zoo:tiny/base")
     assert [problem["where"] for problem in found["problems"]] == ["--model"]
-    assert "it names its own models" in found["problems"][0]["what"]
+    assert "is only valid with a suite" in found["problems"][0]["what"]
 
 
 def test_the_table_and_the_json_on_the_command_line(

@@ -1,4 +1,4 @@
-"""Room on disks, in memory and on GPUs; how long a search takes, when it ends and what that costs."""
+"""Disk space, host and GPU memory that a search needs; its duration, end and price."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def test_a_ledger_that_no_disk_holds_is_a_problem(world: World, tmp_path: Path) 
     assert "will be written to this disk (the ledger " in problem["what"]
     assert "events.jsonl " in problem["what"]
     assert problem["what"].endswith("are free")
-    assert problem["next"].startswith("Make room, or name another place")
+    assert problem["next"].startswith("Free some space, or choose another place")
     assert not (tmp_path / "runs").exists()
 
 
@@ -131,7 +131,7 @@ def test_workers_that_this_machine_cannot_hold(world: World) -> None:
     (problem,) = problems(world(workers=workers))
     assert problem["where"].endswith("world.yaml: workers.count")
     assert "10000000000 workers need " in problem["what"]
-    assert "in all" in problem["what"]
+    assert "and this machine has " in problem["what"]
     memory = check(world(), dry_run=False, watcher=Silent())["memory"]
     assert memory["workers"] == 1
     assert 0 < memory["available_gib"] <= memory["total_gib"] * 1.01
@@ -146,8 +146,8 @@ def test_on_a_cluster_this_machines_memory_says_nothing(world: World, monkeypatc
     ("resident", "needed", "parents", "problem", "warning"),
     [
         (30.0, 35.0, 100.0, None, None),
-        (30.0, 45.0, 100.0, None, "a worker would take 45.0 GiB of its GPU, which has 39.5"),
-        (41.0, 45.0, 0.0, "a candidate takes 41.0 GiB, and a worker has 39.5: 0.5 of a card", None),
+        (30.0, 45.0, 100.0, None, "a worker could use 45.0 GiB of GPU memory, and has 39.5"),
+        (41.0, 45.0, 0.0, "a candidate needs 41.0 GiB, and a worker has 39.5: 0.5 of a card", None),
     ],
 )
 def test_a_card_against_what_a_worker_needs(
@@ -169,13 +169,13 @@ def test_a_card_against_what_a_worker_needs(
             1.0,
             30.0,
             None,
-            "a candidate takes 30.0 GiB, and a worker with 1 of a display has 8.0: it would score nothing",
+            "a candidate needs 30.0 GiB, and a worker with 1 of a display has 8.0: it could not score any",
         ),
-        (1.0, 81.0, "a candidate takes 81.0 GiB, and a worker has 80.0: 1 of a card", None),
-        (0.5, 30.0, None, "a candidate takes 30.0 GiB, and a worker with 0.5 of a display has 4.0"),
+        (1.0, 81.0, "a candidate needs 81.0 GiB, and a worker has 80.0: 1 of a card", None),
+        (0.5, 30.0, None, "a candidate needs 30.0 GiB, and a worker with 0.5 of a display has 4.0"),
         (2.0, 80.0, None, None),
-        (2.0, 170.0, "a candidate takes 170.0 GiB, and a worker has 160.0: 2 of a card", None),
-        (1.0, 6.0, None, "a worker would take 9.0 GiB of its GPU, which has 8.0 (1 of a display)"),
+        (2.0, 170.0, "a candidate needs 170.0 GiB, and a worker has 160.0: 2 of a card", None),
+        (1.0, 6.0, None, "a worker could use 9.0 GiB of GPU memory, and has 8.0 (1 of a display)"),
     ],
 )
 def test_a_small_card_beside_large_ones_stops_no_search(
@@ -237,7 +237,7 @@ def test_parents_are_mapped_so_that_too_little_memory_for_them_is_a_warning(worl
     host = {"resident_gib": 1.0, "parents_gib": 30.0, "total_gib": 8.0, "available_gib": 4.0}
     found, (text,) = memory_needs.judge_memory(load_spec(world()), host, 3)
     assert found == []
-    assert text == "3 workers need about 33.0 GiB and 4.0 GiB are free here"
+    assert text == "3 workers need about 33.0 GiB of memory, and 4.0 GiB are available here"
     assert memory_needs.judge_memory(load_spec(world()), host | {"parents_gib": 0.5}, 3) == ([], [])
 
 
@@ -248,10 +248,10 @@ def test_workers_wait_for_the_last_of_a_generation() -> None:
     pace = Pace(start=60.0, candidate=10.0, full={"search": 10.0, "validation": 20.0, "test": 40.0}, workers=4)
     assert pace.candidates(100) == 250.0
     assert pace.per_hour == 4 * 360
-    together = Pace(60.0, 10.0, pace.full, 4, population=6)  # two rounds, of which the second has two idle workers
+    together = Pace(60.0, 10.0, pace.full, 4, population=6)  # two rounds; in the second, two workers wait
     assert together.candidates(6) == together.candidates(7) - 10.0 == 20.0
     assert together.per_hour == 6 * 3600 / 20
-    assert together.all_of("validation", 5) == 40.0
+    assert together.on_full("validation", 5) == 40.0
 
 
 def test_controls_finalists_and_the_test_take_their_time_too() -> None:

@@ -1,4 +1,4 @@
-"""A check of a search that has begun: what has changed since is a problem, and only what is left is forecast."""
+"""A check of a search that has started: changes are problems, and only the rest is forecast."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_time_and_price_are_of_what_is_left(begun: World, monkeypatch: pytest.Mo
     workers = {"executor": "local", "threads": 1, "price_per_hour": 3.0}
     result = looked(begun(budget={"candidates": 1000}, workers=workers, **RANDOM), dry_run=True)
     assert result["problems"] == []
-    assert "4 candidates are on record already: time and price are of what is left" in result["notes"]
+    assert "4 candidates are on record already: time and price are those of the rest" in result["notes"]
     found = result["forecast"]
     each, start = found["seconds_per_candidate"] / 3600, paces[0].start / 3600
     assert 995.9 * each <= found["search_hours"] - start < 996.1 * each  # the baselines are on record, too

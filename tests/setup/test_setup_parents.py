@@ -187,7 +187,7 @@ def test_a_difference_is_told_and_its_memory_counted(world: World) -> None:
     assert note.startswith(
         f"{spec.parent}/expert2: its config has rope_parameters.rope_theta 50.0 instead of 10000.0 as"
     )
-    assert note.endswith("a merge is scored and written under the config of its base_model, or else of its first model")
+    assert note.endswith("a merge is scored and written with the config of its base_model, or else of its first model")
     assert found["memory"]["resident_gib"] == 2 * plain["memory"]["resident_gib"]
 
 

@@ -128,7 +128,7 @@ def test_it_is_named_by_its_spec_or_its_folder_and_values_are_brought_within_bou
         assert state.warm_start is not None
         assert list(state.warm_start.start.values()) == [top, top]
         assert all(v <= top for entry in state.warm_start.known for v in entry.genome.values())
-        assert any("its recipes are others" in note for note in watcher.texts)
+        assert any("its recipes differ" in note for note in watcher.texts)
 
 
 def test_what_candidates_were_worth_is_known_only_of_the_same_recipes_and_questions(world: World, old: Path) -> None:
@@ -171,7 +171,7 @@ def test_estimates_on_parts_are_known_only_where_the_parts_are_the_same(world: W
     for named, changes, seed in (("parted", QUICK, 1), ("old", parted, 1), ("parted", parted, 7)):
         count, said = looked_up(world("new", recipe=recipe(), optimizer=warm(named, seed=seed), **changes))
         assert count == 0
-        assert said.endswith("its search_minibatches are others, so what its candidates are worth is not taken over")
+        assert said.endswith("its search_minibatches differ, so fitness is not transferred")
     count, said = looked_up(world("new", recipe=recipe(), optimizer=warm("parted", seed=1), **parted))
     assert count == 3
     assert said.endswith("3 known candidates")
@@ -186,7 +186,7 @@ def test_a_search_to_start_from_that_is_none_is_refused_before_anything_is_writt
         ("./nowhere.yaml", recipe(), r"got '\./nowhere\.yaml': No such file"),
         ("new", recipe(), r"got 'new', which is this search itself"),
         ("new.yaml", recipe(), r"got 'new\.yaml', which is this search itself"),
-        ("old", named, r"got 'old', which has no dimension of this search's\. .*own1, own2"),
+        ("old", named, r"got 'old', which has no dimension in common with this search\. .*own1, own2"),
     ]
     for wanted, template, said in cases:
         spec = world("new", recipe=template, optimizer=warm(wanted), **QUICK)
@@ -209,5 +209,5 @@ def test_a_search_without_scores_is_no_start(world: World, monkeypatch: pytest.M
     with pytest.raises(KeyboardInterrupt):
         run(world("old", recipe=recipe(), optimizer=OPTIMIZER, **QUICK), Silent())
     monkeypatch.setattr(Ledger, "append", append)
-    with pytest.raises(SpecError, match=r"got 'old', and no candidate of it is scored yet\. Run it first"):
+    with pytest.raises(SpecError, match=r"got 'old', which has not scored a candidate yet\. Run it first"):
         run(world("new", recipe=recipe(), optimizer=warm("old"), **QUICK), Silent())

@@ -1,4 +1,4 @@
-"""No key of a spec is read and then ignored: what has no meaning beside another key is refused by name."""
+"""Keys of a spec that would have no effect are refused, and defaults do not change the identity."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +22,9 @@ LOCAL = {"executor": "local", "threads": 1}
 @pytest.mark.parametrize(
     ("changes", "key", "what"),
     [
-        ({"workers": LOCAL | {"gpus_per_worker": 1}}, "workers.gpus_per_worker", "goes with executor: ray"),
-        ({"workers": LOCAL | {"address": "ray://head:10001"}}, "workers.address", "goes with executor: ray"),
-        ({"workers": LOCAL | {"count": 2}}, "workers.count", "executor: local is one worker"),
+        ({"workers": LOCAL | {"gpus_per_worker": 1}}, "workers.gpus_per_worker", "is only valid with executor: ray"),
+        ({"workers": LOCAL | {"address": "ray://head:10001"}}, "workers.address", "is only valid with executor: ray"),
+        ({"workers": LOCAL | {"count": 2}}, "workers.count", "executor: local has one worker"),
         ({"workers": {"device": "cpu", "gpus_per_worker": 0.5}}, "workers.gpus_per_worker", "0.5 with device: cpu"),
         ({"workers": {"device": "cuda", "gpus_per_worker": 0}}, "workers.gpus_per_worker", "0 with device: cuda"),
         ({"workers": LOCAL | {"address": ""}}, "workers.address", ""),
@@ -36,9 +36,17 @@ LOCAL = {"executor": "local", "threads": 1}
         ({"optimizer": {"name": "tpe", "sigma": 0.17}}, "optimizer.sigma", "tpe has no option 'sigma'"),
         ({"optimizer": {"name": "nsga2", "asynchronous": True}}, "optimizer.asynchronous", "nsga2 is generational"),
         ({"optimizer": {"name": "tpe", "restarts": 1}}, "optimizer.restarts", "tpe has no option 'restarts'"),
-        ({"optimizer": {"start": "init", "warm_start": "old"}}, "optimizer.start", "got 'init' with warm_start"),
-        ({"optimizer": {"start": "best_baseline", "warm_start": "old"}}, "optimizer.start", "starts from one place"),
-        ({"budget": {}}, "budget", "a search has an end"),
+        (
+            {"optimizer": {"start": "init", "warm_start": "old"}},
+            "optimizer.start",
+            "got 'init' together with warm_start",
+        ),
+        (
+            {"optimizer": {"start": "best_baseline", "warm_start": "old"}},
+            "optimizer.start",
+            "which is a starting point too",
+        ),
+        ({"budget": {}}, "budget", "target and patience alone may never end a search"),
     ],
 )
 def test_a_key_without_meaning_is_refused_where_it_stands(
@@ -74,7 +82,7 @@ def alone(model: str) -> dict[str, Any]:
     [
         (
             {"recipe": slerp(), "optimizer": {"start": "parents"}},
-            "got 'parents', which sets weights of parents, and none",
+            "got 'parents', which sets weights of parents, and no weight is searched",
         ),
         (
             {"recipe": alone("./expert1"), "optimizer": {"start": "best_baseline"}},
@@ -88,7 +96,7 @@ def test_a_start_that_there_is_not_is_refused(changes: dict[str, Any], what: str
         prepare(load_spec(spec), Silent())
     assert caught.value.where == f"{spec}: optimizer.start"
     assert what in str(caught.value)
-    assert caught.value.next == "Leave it out: holes start at their own init"
+    assert caught.value.next == "Remove it: search parameters then start at their own init"
     assert prepare(load_spec(world("start", **(changes | {"optimizer": {"name": "random"}}))), Silent()).baselines
 
 

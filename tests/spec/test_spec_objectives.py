@@ -88,7 +88,8 @@ def test_on_parts_each_objective_is_corrected_by_the_baseline(world: World) -> N
     first = events(spec, "told")[0]["observations"]
     for index, task in enumerate(("choice", "generate")):
         shifts = [
-            told["objectives"][index]["value"] - parts[told["candidate"]]["parts"][task]["value"] for told in first
+            told["objectives"][index]["value"] - parts[told["candidate"]]["task_fitness"][task]["value"]
+            for told in first
         ]
         assert shifts == pytest.approx([shifts[0]] * len(shifts))  # one correction for all of a generation
         assert shifts[0] != 0.0
@@ -132,13 +133,13 @@ def test_a_search_without_objectives_keeps_its_id(world: World) -> None:
     [
         (["choice"], r"objectives: .*at least 2"),
         (["choice", "generate", "score", "fitness", "choice"], r"objectives: .*at most 4"),
-        (["choice", "choice"], r"objectives\[1\]: 'choice' is named twice"),
+        (["choice", "choice"], r"objectives\[1\]: 'choice' is given twice"),
         (
             ["choice", "genrate"],
             r"objectives\[1\]: unknown objective 'genrate'.*choice, generate.*Did you mean 'generate'",
         ),
-        (["choice", "hops"], r"objectives\[1\]: 'hops' is the length of a route, and the recipe has none"),
-        (["choice", "beside"], r"objectives\[1\]: 'beside' is reported only.*Guard it"),
+        (["choice", "hops"], r"objectives\[1\]: 'hops' is the length of a route, and the recipe is a merge"),
+        (["choice", "beside"], r"objectives\[1\]: 'beside' is report_only.*Add a guard"),
     ],
 )
 def test_objectives_that_cannot_be_measured_are_refused(world: World, objectives: list[str], said: str) -> None:

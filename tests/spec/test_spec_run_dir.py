@@ -1,4 +1,4 @@
-"""Every search goes by its name, wherever its ledger lies; a place that cannot be used is an error in the input."""
+"""Searches are found by name wherever their ledger is; a folder that cannot be used is an input error."""
 
 import json
 import os
@@ -35,14 +35,14 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def spec_of(name: str, ledger: str | None, stage: str | None = None) -> SearchSpec:
-    """As much of a spec as its places need."""
+    """As much of a spec as its run directory needs."""
     whole = f"{name}.{stage}" if stage else name
     config = SpecFile.model_construct(name=whole, ledger=ledger, tracking=TrackingConfig())
     return SearchSpec(Path(f"{name}.yaml"), config, {}, cast(Suite, None), Stage(name, stage, 0) if stage else None)
 
 
 def begin(name: str, ledger: str | None, stage: str | None = None) -> SearchSpec:
-    """A search that has begun: its ledger knows it, and its folder where that lies."""
+    """A search that has started: it is in its ledger, and its run directory says where that is."""
     spec = spec_of(name, ledger, stage)
     with Ledger.open(spec.run_dir.ledger) as opened, opened.acquire(spec.name):
         record_ledger(spec.run_dir)
@@ -55,7 +55,7 @@ def names() -> list[tuple[str, str]]:
 
 
 def check_by_name(ledger: str) -> None:
-    """Of a ledger that several share: each search by its own name, stages by that of the whole."""
+    """A ledger that several searches share: each is found by its name, stages by the name of their spec."""
     begin("night", ledger)
     begin("hybrid", ledger, "one")
     begin("night.v2", ledger)  # no stage of `night`
@@ -229,8 +229,8 @@ said(recorded_run_dirs)
         f"<lambda> NoLedgerError ledger: no ledger at {file}. Run a search first, or check the path.",
     ]
     assert lines[4].startswith(f"find LedgerError {closed / 'night'}: no such search. Searches in {closed.parent}")
-    cannot = f"LedgerError EVOSEARCH_RUNS: the folder {closed / 'runs'} cannot be read: Permission denied."
-    for line, what in zip(lines[5:], ("find", "begun"), strict=True):
+    cannot = f"LedgerError EVOSEARCH_RUNS: cannot read the folder {closed / 'runs'}: Permission denied."
+    for line, what in zip(lines[5:], ("find", "recorded_run_dirs"), strict=True):
         assert line.startswith(f"{what} {cannot}")
 
 

@@ -100,7 +100,7 @@ def test_workers_that_cannot_be_had(workers: dict[str, Any], message: str, monke
 
 
 def test_scales_that_would_share_a_name(world: World) -> None:
-    with pytest.raises(InputError, match=r"baselines: two scales are alike to two decimals"):
+    with pytest.raises(InputError, match=r"baselines: two scales round to the same two decimals"):
         load_spec(world(baselines={"scales": [0.12, 0.125]}))
 
 
