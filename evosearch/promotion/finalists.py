@@ -3,9 +3,10 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from evosearch.search.ledger.events import Event
+from evosearch.search.records import CardSummary, is_candidate
+from evosearch.search.state import SearchState
 
 BASELINE_KINDS = ("stage", "uniform", "scale")  # eligible as the best baseline
 
@@ -24,32 +25,31 @@ class Standing:
 
 def kind_of(candidate: str) -> str:
     """Return `candidate`, or which kind of baseline it is."""
-    return "candidate" if candidate.isdigit() else candidate.partition(":")[0]
+    return "candidate" if is_candidate(candidate) else candidate.partition(":")[0]
 
 
-def standings(events: Iterable[Event]) -> list[Standing]:
-    """List all models scored on a full split, in recorded order.
+def standings(state: SearchState) -> list[Standing]:
+    """List all models scored on a full split: baselines first, then candidates in ask order.
 
-    Duplicates of a recipe, failures, and candidates scored only on a minibatch are left out.
+    The order does not depend on the order in which workers finished. Duplicates of a recipe, failures, and candidates
+    scored only on a minibatch are left out.
     """
-    cards: dict[str, dict[str, Any]] = {}
-    recipe_ids: dict[str, str] = {}
-    for event in events:
-        payload = event.payload
-        if event.type in ("asked", "baseline") and payload.get("recipe_id"):
-            recipe_ids[payload["candidate"]] = payload["recipe_id"]
-        elif event.type == "scored" and payload.get("minibatch") is None:
-            cards.setdefault(payload["candidate"], {})[payload["split"]] = payload
-    return [
+    cards: dict[str, dict[str, CardSummary]] = {}
+    for (name, split), card in state.cards.items():
+        cards.setdefault(name, {})[split] = card
+    found = [
         Standing(
-            candidate,
-            recipe_ids.get(candidate, ""),
-            kind_of(candidate),
-            {split: float(card["score"]) for split, card in by_split.items()},
-            {split: float(card["fitness"]["value"]) for split, card in by_split.items()},
+            candidate=name,
+            recipe_id=state.recipe_ids.get(name, ""),
+            kind=kind_of(name),
+            scores={split: card.score for split, card in own.items()},
+            fitness={split: card.fitness.value for split, card in own.items()},
+            broken={split: state.violation(name, split) for split in own},
         )
-        for candidate, by_split in cards.items()
+        for name, own in cards.items()
     ]
+    order = {name: index for index, name in enumerate((*state.baselines, *state.candidates))}
+    return sorted(found, key=lambda entry: order.get(entry.candidate, len(order)))  # the champion comes last
 
 
 def choose(
@@ -97,4 +97,4 @@ def _ranked(entries: Iterable[Standing], split: str, by: str) -> list[Standing]:
 
 
 def _ask_index(candidate: str) -> int:
-    return int(candidate) if candidate.isdigit() else 0
+    return int(candidate) if is_candidate(candidate) else 0

@@ -102,21 +102,17 @@ class Promotion(Validation):
         state = self.recorder.state
         return [
             GuardedTask(
-                task,
-                state.limits[task],
-                self.chances[task],
-                name,
-                self._contender(name, ROLES[kind_of(name)]).columns[task],
+                task=task,
+                max_drop=state.limits[task],
+                chance=self.chances[task],
+                reference=name,
+                column=self._contender(name, ROLES[kind_of(name)]).columns[task],
             )
             for task, name in state.references().items()
         ]
 
     def _roles(self) -> dict[str, Role]:
-        entries = [
-            entry
-            for entry in standings(self.recorder.state)
-            if "test" in entry.scores or entry.kind in ("base", "parent")
-        ]
+        entries = standings(self.recorder.state)
         roles: dict[str, Role] = {
             entry.candidate: ROLES[entry.kind] for entry in entries if entry.kind in ("base", "parent")
         }

@@ -7,7 +7,7 @@ All choices are made on `validation`. Recorded steps are not repeated, so an int
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from evosearch.errors import SearchError
 from evosearch.evaluation.types import ItemBatch
@@ -16,7 +16,7 @@ from evosearch.recipe.schema import Recipe
 from evosearch.search.progress import Progress
 from evosearch.search.protocols import Executor, Job
 from evosearch.search.recorder import Recorder, job_id
-from evosearch.search.records import FinalistRecord, WinnerRecord
+from evosearch.search.records import FinalistRecord, WinnerRecord, is_candidate
 
 SCALES_TO_VALIDATE = 3  # best scales of the baseline sweep, by score on `search`
 RESCORED = 2  # candidates per finalist to score on the full search split after a search on minibatches
@@ -48,8 +48,8 @@ class Validation:
             SearchError: No candidate was scored, or no finalist could be validated.
         """
         finalist = self.finalist()
-        baseline = best(self._standings(), "validation", BASELINE_KINDS)
-        found = next(entry for entry in self._standings() if entry.candidate == finalist)
+        baseline = best(standings(self.recorder.state), "validation", BASELINE_KINDS)
+        found = next(entry for entry in standings(self.recorder.state) if entry.candidate == finalist)
         if baseline is not None and _rank(baseline) < _rank(found):
             found = baseline
         self.recorder.record([("winner", self._winner_record(found).to_payload())])
@@ -69,17 +69,6 @@ class Validation:
         self._score("validation", self._to_validate())
         return self._choose_finalist()
 
-    def _standings(self) -> list[Standing]:
-        """List baselines in their own order, then candidates in ask order, whatever order workers finished in."""
-        state = self.recorder.state
-        order = {name: index for index, name in enumerate([*state.baselines, *state.candidates])}
-        found = standings(self.recorder.ledger.events(self.recorder.search_id))
-        found = [
-            replace(entry, broken={split: state.violation(entry.candidate, split) for split in entry.scores})
-            for entry in found
-        ]
-        return sorted(found, key=lambda entry: order.get(entry.candidate, len(order)))
-
     def _to_rescore(self) -> list[str]:
         """List the best candidates with distinct recipes after a search on minibatches.
 
@@ -88,19 +77,19 @@ class Validation:
         state = self.recorder.state
         if not state.samples:
             return []
-        told = {name: found for name in state.reported if (found := state.as_reported(name)) is not None}
+        reported = {name: found for name in state.reported if (found := state.as_reported(name)) is not None}
         first: dict[str, str] = {}  # recipe_id → the first candidate that had it
         for name in state.candidates:
             first.setdefault(state.recipe_ids[name], name)
-        ranked = sorted(told, key=lambda name: (told[name][0], -told[name][1], int(name)))
+        ranked = sorted(reported, key=lambda name: (reported[name][0], -reported[name][1], int(name)))
         chosen = dict.fromkeys(first[state.recipe_ids[name]] for name in ranked)
         return list(chosen)[: RESCORED * self.finalists]
 
     def _to_validate(self) -> list[str]:
         """List finalists, base, parents, earlier stages' winners, uniform average, and the sweep's best scales."""
-        entries = self._standings()
+        entries = standings(self.recorder.state)
         chosen = [entry.candidate for entry in choose(entries, self.finalists)]
-        if not any(name.isdigit() for name in chosen):
+        if not any(is_candidate(name) for name in chosen):
             raise SearchError("no candidate could be scored, so there is no finalist")
         plain = [entry.candidate for entry in entries if entry.kind in PLAIN]
         scales = sorted(
@@ -111,7 +100,7 @@ class Validation:
 
     def _choose_finalist(self) -> str:
         """Record all finalists by rank on validation and return the first: broken guards, then score."""
-        entries = self._standings()
+        entries = standings(self.recorder.state)
         chosen = {entry.candidate for entry in choose(entries, self.finalists)}
         ranked = sorted(
             (e for e in entries if e.candidate in chosen and e.kind == "candidate" and "validation" in e.scores),

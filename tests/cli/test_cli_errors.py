@@ -1,4 +1,4 @@
-"""What a user can get wrong: one message that names file and key, exit code 2, and nothing written."""
+"""User mistakes: one message that names file and key, exit code 2, and nothing written."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def change(spec: Path, *path: object, to: Any) -> None:
 
 
 def own_copy(spec: Path, name: str) -> Path:
-    """A folder of the shared world as a real copy, to be damaged."""
+    """Replace a folder of the shared world by a real copy that may be damaged."""
     link = spec.parent / name
     source = link.resolve()
     link.unlink()
@@ -133,7 +133,7 @@ def unwritable_ledger(spec: Path) -> str:
 
 def not_a_ledger(spec: Path) -> str:
     other = spec.parent / "other.db"
-    other.write_text("this is no database, and it has to stay as it is")
+    other.write_text("not a database, and it has to stay as it is")
     change(spec, "ledger", to=f"sqlite:///{other}")
     return r"ledger: .*other\.db"
 
@@ -229,7 +229,7 @@ def test_check_of_a_sound_spec_forecasts(world: World, evosearch: Callable[..., 
     assert result["ok"]
     forecast = result["forecast"]
     assert forecast["seconds_per_candidate"] > 0
-    # Three plain baselines and two scales of the sweep on every split but test, which one scale sees; two finalists
+    # Three plain baselines and two scales, of which one is scored on test; two finalists
     counted = {"candidates": 18, "search": 6, "validation": 2 + 4 + 2, "test": 1 + 4 + 1}
     assert forecast["cost"]["evaluations"] == counted
     assert forecast["search_hours"] >= (18 + 6) / forecast["candidates_per_hour"]

@@ -1,4 +1,4 @@
-"""A spec of stages at the command line: run, status, leaderboard, export, and what is wrong with one."""
+"""Multi-stage runs at the command line: run, status, leaderboard, export, and errors."""
 
 import json
 from collections.abc import Callable
@@ -60,7 +60,7 @@ def test_three_stages_are_run_listed_and_exported(
     assert code == 0, err
     named = [entry["model"] for entry in yaml.safe_load((tmp_path / "m.yaml").read_text())["models"]]
     assert all((Path(model) / "config.json").is_file() for model in named)
-    # What is exported holds all it is made of: the winners of both earlier stages
+    # The exported file includes the winners of both earlier stages
     file = tmp_path / "moved" / "best.yaml"
     code, out, err = evosearch("export", "hybrid", "--candidate", "0", "-o", file, "--json")
     assert code == 0, err
@@ -74,7 +74,7 @@ def test_three_stages_are_run_listed_and_exported(
     assert json.loads(out)["recipe_id"] == written["recipe_id"]
 
 
-def test_what_is_wrong_is_one_message(spec: Path, evosearch: Callable[..., tuple[int, str, str]]) -> None:
+def test_an_error_in_a_stage_is_one_message(spec: Path, evosearch: Callable[..., tuple[int, str, str]]) -> None:
     spec.write_text(spec.read_text().replace("stage:one", "stage:on"))
     for command in (("run", spec), ("leaderboard", spec), ("check", spec)):
         code, out, err = evosearch(*command)

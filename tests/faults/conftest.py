@@ -1,4 +1,4 @@
-"""Accidents befall real searches: what they stand on, and what they must leave behind."""
+"""Fixtures for failures of real searches: planted models, an MLflow server that can be killed."""
 
 import json
 import os
@@ -25,13 +25,13 @@ CHOICES = ["a", "b", "c", "d"]
 
 @pytest.fixture
 def models_folder(_models: Path) -> Path:
-    """Where `base`, `expert1` and `expert2` of the small world lie: not to be written to."""
+    """Folder with `base`, `expert1` and `expert2` of the small world; read-only."""
     return _models
 
 
 @pytest.fixture
 def events() -> Callable[[Path], list[Event]]:
-    """Spec → everything its ledger holds."""
+    """Spec → all events in its ledger."""
 
     def read(spec: Path) -> list[Event]:
         run_dir = load_spec(spec).run_dir
@@ -45,10 +45,9 @@ def events() -> Callable[[Path], list[Event]]:
 
 @pytest.fixture(scope="session")
 def _planted(_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models whose average is right about every question, so that a search ends with a promotion.
+    """Models whose average answers every question correctly, so that a search ends with a promotion.
 
-    A target is put near the base, and a question's right answer is what the target says. The experts lie on opposite
-    sides of it.
+    A question's correct answer is that of a target near the base. The experts are on opposite sides of the target.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -105,7 +104,7 @@ def _planted(_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def planted(_planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """`planted(name, **changes)` writes a spec of a search that promotes; runs lie in this test's folder."""
+    """`planted(name, **changes)` writes a spec of a search that promotes, with runs in this test's folder."""
     monkeypatch.setenv("EVOSEARCH_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("EVOSEARCH_CACHE", str(tmp_path / "cache"))
 
@@ -137,21 +136,21 @@ def planted(_planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class MlflowServer:
-    """A real MLflow server on loopback, on a store of its own, that can be killed and started again."""
+    """A real MLflow server on loopback with its own store, which can be killed and restarted."""
 
     def __init__(self, folder: Path) -> None:
         from evosearch.tracking.client import connect, default_uri
 
         self.store = default_uri(folder)
-        connect(self.store)  # makes the tables, which takes seconds
+        connect(self.store)  # creates the tables, which takes seconds
         self._empty = shutil.copy(folder / "mlflow.db", folder / "empty.db")
-        self.port = free_port()  # none that an outgoing connection may be given while the server is down
+        self.port = free_port()  # not a port that an outgoing connection may get while the server is down
         self.uri = f"http://127.0.0.1:{self.port}"
         self._log = folder / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it where it is not running, and wait until it answers."""
+        """Start the server unless it is running, and wait until it answers."""
         from evosearch.tracking.mlflow import ui_command, ui_environment
 
         if self._process is None:
@@ -172,7 +171,7 @@ class MlflowServer:
         return f"sqlite:///{folder / 'mlflow.db'}"
 
     def kill(self) -> None:
-        """SIGKILL to it and all it has started."""
+        """Send SIGKILL to the server and its children."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait(120)
@@ -191,17 +190,17 @@ class MlflowServer:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """Not started: who needs it does that, and kills it at the end."""
+    """The server, not started: tests that need it start it and kill it at the end."""
     made = MlflowServer(tmp_path_factory.mktemp("server"))
     yield made
     made.kill()
 
 
 def until(condition: Callable[[], bool], timeout_s: float, problem: Callable[[], str] = str) -> None:
-    """Wait for something that another process or thread brings about."""
+    """Wait for a condition that another process or thread fulfils."""
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, f"did not come about in {timeout_s:g} s. {problem()}"
+        assert time.monotonic() < deadline, f"did not happen within {timeout_s:g} s. {problem()}"
         time.sleep(0.05)
 
 

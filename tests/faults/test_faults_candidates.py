@@ -1,4 +1,4 @@
-"""Candidates whose answers are no numbers, and a worker that is killed while it scores: the search goes on."""
+"""Candidates with non-finite answers, and a worker killed while it scores: the search continues."""
 
 import os
 import signal
@@ -18,10 +18,10 @@ World = Callable[..., Path]
 Events = Callable[[Path], list[Event]]
 
 
-def test_answers_that_are_not_finite_are_failures_told_as_the_worst(world: World, events: Events) -> None:
-    """Weights of 1e12 are finite themselves; what the model makes of them is not.
+def test_answers_that_are_not_finite_are_failures(world: World, events: Events) -> None:
+    """Weights of 1e12 are finite, but the model's outputs are not.
 
-    That a failure ranks below every score, `tests/search/test_search_optimizers.py` shows of each optimizer.
+    `tests/search/test_search_optimizers.py` shows for each optimizer that a failure ranks below every score.
     """
     hole = {"low": 0.1, "high": 1e25, "log": True, "per": "group", "groups": 2, "ends": "shared"}
     recipe = {
@@ -41,9 +41,9 @@ def test_answers_that_are_not_finite_are_failures_told_as_the_worst(world: World
     assert all("not finite" in payload["reason"] for payload in failed.values())
     assert all("CandidateError" in payload["traceback"] for payload in failed.values())
     assert not failed.keys() & {payload["candidate"] for payload in scored}, "never a score"
-    told = [entry for event in recorded if event.type == "told" for entry in event.payload["observations"]]
-    assert len(told) == 24
-    for entry in told:
+    reported = [entry for event in recorded if event.type == "told" for entry in event.payload["observations"]]
+    assert len(reported) == 24
+    for entry in reported:
         assert (entry["candidate"] in failed) == (entry["state"] == "failed") == (entry["value"] is None)
     assert report.best is not None
     assert report.best.candidate not in failed
@@ -60,7 +60,7 @@ def _no_ray_left() -> Iterator[None]:
 
 
 class Killer(Silent):
-    """Kills the one worker with a job in its hands, once."""
+    """Kills the only worker once, while it works on a job."""
 
     def __init__(self, events: Callable[[], list[Event]]) -> None:
         self._events = events
@@ -72,7 +72,7 @@ class Killer(Silent):
             return
         worker = next(e.payload["worker"] for e in reversed(self._events()) if e.type == "scored")
         self.killed = int(worker.rsplit(":", 1)[1])
-        os.kill(self.killed, signal.SIGSTOP)  # it was given its next job a moment ago
+        os.kill(self.killed, signal.SIGSTOP)  # it has just received its next job
         time.sleep(0.3)
         os.kill(self.killed, signal.SIGKILL)
 
@@ -83,13 +83,13 @@ class Killer(Silent):
 @pytest.mark.ray
 @pytest.mark.usefixtures("_no_ray_left")
 def test_a_worker_killed_while_it_scores_costs_nothing(world: World, events: Events) -> None:
-    """`tests/execution/test_execution_ray.py` has the executor's part; this is what the ledger says of it."""
+    """`tests/execution/test_execution_ray.py` tests the executor; this tests the record in the ledger."""
     spec = world("killed", workers={"executor": "ray", "count": 1, "threads": 1, "gpus_per_worker": 0})
     killer = Killer(lambda: events(spec))
     report = run(spec, killer)
     recorded = events(spec)
     assert killer.killed is not None
-    assert sum("a new worker takes its place" in note for note in killer.notes) == 1
+    assert sum("scoring it again on another worker" in note for note in killer.notes) == 1
     (retried,) = [event.payload for event in recorded if event.type == "retried"]
     assert retried["stage"] == "worker"
     assert "died" in retried["reason"]

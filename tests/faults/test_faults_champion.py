@@ -1,4 +1,4 @@
-"""A registered champion is displaced by who has beaten it, not by whoever ran while the tracking store was away."""
+"""Only a model that beats the registered champion replaces it, even if the tracking store was down meanwhile."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Notes:
-    """A watcher that keeps what it is told."""
+    """A watcher that keeps all notes."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -41,14 +41,14 @@ class Notes:
 
 
 class Impatient(Notes):
-    """A watcher that interrupts a search as soon as it searches."""
+    """A watcher that interrupts a search once the search stage begins."""
 
     def update(self, progress: Any) -> None:
         if progress.stage == "search":
             raise KeyboardInterrupt
 
 
-def test_the_champion_is_met_late_or_stays(planted: World, events: Events, server: Any, tmp_path: Path) -> None:
+def test_the_champion_is_compared_later_or_stays(planted: World, events: Events, server: Any, tmp_path: Path) -> None:
     uri = server.another_store(tmp_path / "store")
     first = planted("first", tracking={"uri": uri}, promotion=PROMOTION)
     assert run(first, Notes()).promoted
@@ -56,7 +56,7 @@ def test_the_champion_is_met_late_or_stays(planted: World, events: Events, serve
     champion = registry.champion("night")
     assert champion is not None
 
-    # A weaker champion, of a search that nobody here knows: the base model alone.
+    # A weaker champion, of an unknown search: the base model alone.
     artifacts = tmp_path / "weak"
     artifacts.mkdir()
     recipe = next(
@@ -66,8 +66,8 @@ def test_the_champion_is_met_late_or_stays(planted: World, events: Events, serve
     own = {"search_id": champion.search_id, "recipe_id": "weak", "artifact_dir": artifacts}
     assert registry.register("night", candidate="base", **own) == "2"
 
-    # While the store is away nobody knows of a champion, so nobody is compared with it, and nobody takes its place.
-    with pytest.raises(KeyboardInterrupt):  # so that it has begun: a search does not start without its store
+    # While the store is down the champion is unknown: it is neither compared nor replaced.
+    with pytest.raises(KeyboardInterrupt):  # a search does not start without its store, so it must have begun
         run(planted("second", tracking={"uri": uri}, promotion=PROMOTION), Impatient())
     away = {"uri": "http://127.0.0.1:9"}
     notes = Notes()
@@ -77,7 +77,7 @@ def test_the_champion_is_met_late_or_stays(planted: World, events: Events, serve
     gates = [event.payload for event in events(second) if event.type == "gated"]
     assert [c["role"] for gate in gates for c in gate["comparisons"] if c["role"] == "champion"] == []
 
-    # It is back: the gate decides anew, with the champion, on record as another opening of the test.
+    # The store is back: the gate decides again, with the champion, which is recorded as another test opening.
     second = planted("second", tracking={"uri": uri}, promotion=PROMOTION)
     assert run(second, Notes()).promoted
     recorded = events(second)
@@ -92,7 +92,7 @@ def test_the_champion_is_met_late_or_stays(planted: World, events: Events, serve
     assert now is not None
     assert now.version == "3"
 
-    # To run the first again changes nothing: its own version stands, and the champion is the second's.
+    # Running the first search again changes nothing: the champion is the second search's.
     notes = Notes()
     assert run(first, notes).promoted
     assert any("the champion of 'night' is a later search's by now, and stays" in note for note in notes.said)

@@ -1,8 +1,7 @@
-"""The disk fills up while a checkpoint is written: said with path and sizes; nothing half-written, nothing lost.
+"""A disk that fills up during a write: an error with path and sizes, no partial files, and no loss of data.
 
-A limit on the size of a file stands for a full disk where it must befall a write half-way: any process may set it, and
-the system refuses the bytes beyond it in the same place. That a disk is too small before the first byte is read off the
-file system itself.
+A limit on the file size stands in for a disk that fills up during a write: any process can set it, and the system
+refuses further bytes at the same point. Space that is missing from the start is read from the file system itself.
 """
 
 import os
@@ -27,13 +26,13 @@ SIZES = r"\d+\.\d [KM]iB needed, [\d.]+ [KMGT]iB free"
 
 
 def on_a_full_disk(*arguments: object) -> tuple[int, str]:
-    """A command that may write files of `LIMIT` bytes at most: exit code, standard error."""
+    """Run a command that may write files of at most `LIMIT` bytes; return exit code and standard error."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
 
     command = [sys.executable, "-m", "evosearch.cli.main", *map(str, arguments)]
-    done = subprocess.run(  # standard streams are pipes, which have no size
+    done = subprocess.run(  # standard streams are pipes, which the limit does not affect
         command,
         env=dict(os.environ),
         preexec_fn=limit,
@@ -78,12 +77,12 @@ def test_an_export_stops_and_leaves_what_was_there(
     code, err = on_a_full_disk(*arguments)
     assert code == 2, err
     assert re.search(rf"exports/winner: cannot be written: File too large \({SIZES}\)", err), err
-    assert contents(out.parent) == before, "the export that was there is untouched, and nothing lies beside it"
-    assert evosearch(*arguments)[0] == 0, "and with room the same command does it"
+    assert contents(out.parent) == before, "the earlier export is untouched, and no other file was added"
+    assert evosearch(*arguments)[0] == 0, "with enough space the same command succeeds"
     assert contents(out.parent)["winner/model.safetensors"] != before["winner/model.safetensors"]
 
 
-def test_a_disk_that_is_too_small_is_found_out_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_disk_that_is_too_small_is_detected_before_anything_is_written(tmp_path: Path) -> None:
     layout = [("a", (2**30, 2**20)), ("b", (2**30,))]  # 4 PiB and 4 GiB
     with pytest.raises(CheckpointError) as caught:
         CheckpointWriter(tmp_path / "new" / "out", layout, torch.float32)
@@ -93,15 +92,15 @@ def test_a_disk_that_is_too_small_is_found_out_before_anything_is_written(tmp_pa
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_what_is_copied_along_counts_too(models_folder: Path, tmp_path: Path) -> None:
+def test_copied_files_count_too(models_folder: Path, tmp_path: Path) -> None:
     """Tokenizers can be larger than the last free megabytes."""
     plain = CheckpointWriter(tmp_path / "plain", [("a", (4,))], torch.float32)
-    whole = CheckpointWriter(tmp_path / "whole", [("a", (4,))], torch.float32, models_folder / "base")
-    for writer in (plain, whole):
+    complete = CheckpointWriter(tmp_path / "complete", [("a", (4,))], torch.float32, models_folder / "base")
+    for writer in (plain, complete):
         with pytest.raises(RuntimeError), writer:
             raise RuntimeError
-    beside = sum((models_folder / "base" / name).stat().st_size for name in ("tokenizer.json", "tokenizer_config.json"))
-    assert whole._needed - plain._needed >= beside > 0
+    copied = sum((models_folder / "base" / name).stat().st_size for name in ("tokenizer.json", "tokenizer_config.json"))
+    assert complete._needed - plain._needed >= copied > 0
 
 
 FILL_THE_LEDGER = """
@@ -126,7 +125,7 @@ with Ledger.open(sys.argv[1], "night.yaml: ledger") as ledger:
 """
 
 
-def test_a_ledger_on_a_full_disk_keeps_what_was_committed_and_goes_on_with_room(tmp_path: Path) -> None:
+def test_a_ledger_on_a_full_disk_keeps_what_was_committed_and_continues_with_space(tmp_path: Path) -> None:
     database = tmp_path / "ledger.db"
     done = subprocess.run(
         [sys.executable, "-c", FILL_THE_LEDGER, f"sqlite:///{database}"], capture_output=True, text=True, check=False

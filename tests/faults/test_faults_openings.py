@@ -1,4 +1,4 @@
-"""A test set that somebody opened before, or that models were tuned on, is told of wherever its figures stand."""
+"""All reports state how often the test set was opened, and whether it is contaminated."""
 
 import json
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def _own_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def acknowledging(_planted: Path, tmp_path: Path) -> Path:
-    """The planted suite, of the same documents, as a suite that acknowledges contamination."""
+    """The planted suite, with the same documents, acknowledging contamination."""
     suite = yaml.safe_load((_planted / "suite.yaml").read_text())
     suite |= {"include": [str(_planted / "tasks")], "acknowledge_contamination": True}
     path = tmp_path / "acknowledging.yaml"
@@ -31,7 +31,7 @@ def acknowledging(_planted: Path, tmp_path: Path) -> Path:
 
 
 def words(text: str) -> str:
-    """Without the breaks that a narrow console puts in."""
+    """Remove the line breaks of a narrow console."""
     return " ".join(text.split())
 
 
@@ -52,7 +52,7 @@ def test_every_report_says_how_often_the_test_was_opened_and_what_it_was_tuned_o
     assert f"# {opened(1)}\n# {CONTAMINATED}\n" in header
     assert f"# {opened(1)}\n" in Path(report["exported"]["mergekit"]).read_text()
 
-    # Another search opens the same test set: from now on there were two tries, of either search.
+    # Another search opens the same test set: both searches now report two openings.
     second = planted("second")
     code, out, _ = evosearch("run", second)
     assert code == 0
@@ -87,7 +87,7 @@ def test_every_report_says_how_often_the_test_was_opened_and_what_it_was_tuned_o
     assert CONTAMINATED not in words(out)
 
     found = said("score", path, acknowledging, "--split", "test")
-    assert (found["test_openings"], found["contamination_acknowledged"]) == (2, True), "a reading does not raise it"
+    assert (found["test_openings"], found["contamination_acknowledged"]) == (2, True), "a reread does not count"
     assert "test_openings" not in said("score", path, acknowledging, "--split", "search")
     _, out, _ = evosearch("score", path, acknowledging, "--split", "test")
     assert opened(2) in words(out)
@@ -103,10 +103,10 @@ def test_every_report_says_how_often_the_test_was_opened_and_what_it_was_tuned_o
     assert (tags["test_openings"], tags["contamination_acknowledged"]) == ("1", "true")
     (experiment,) = client.search_experiments(filter_string="name = 'first'")
     runs = [run.data.tags for run in client.search_runs([experiment.experiment_id])]
-    assert sum("test_openings" in tags for tags in runs) == len(tested) + 1, "every tested model's, and the search's"
+    assert sum("test_openings" in tags for tags in runs) == len(tested) + 1, "all tested models and the search itself"
 
 
-def test_a_search_that_opened_nothing_knows_of_who_did(planted: World, evosearch: Evosearch) -> None:
+def test_a_search_that_opened_nothing_reports_openings_by_others(planted: World, evosearch: Evosearch) -> None:
     assert evosearch("run", planted("first"))[0] == 0
     code, _, err = evosearch("run", planted("second", budget={"candidates": 6, "hours": 1e-9}))
     assert code != 0, err

@@ -1,4 +1,4 @@
-"""The MLflow server is away: from the start, or from the middle on and back later. Nothing is lost, nothing twice."""
+"""An MLflow server that is down from the start, or fails during the search: no event is lost or doubled."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ def _killed_at_the_end(server: Server) -> Iterator[None]:
 
 
 def mirrored(uri: str, experiment: str) -> dict[str, dict[str, Any]]:
-    """Everything MLflow holds of a search, by candidate ("" is the search itself), but ids and the mirror's mark."""
+    """All MLflow data of a search by candidate ("" is the search itself), without ids and the cursor."""
     client = connect(uri)
     found = client.get_experiment_by_name(experiment)
     out: dict[str, dict[str, Any]] = {}
@@ -60,8 +60,8 @@ def mirrored(uri: str, experiment: str) -> dict[str, dict[str, Any]]:
     return out
 
 
-def check_whole_and_once(server: Server, spec: Path, events: list[Event], tmp_path: Path) -> None:
-    """One run a candidate, every metric of every card once, and all as an undisturbed mirror would have it."""
+def check_complete_and_once(server: Server, spec: Path, events: list[Event], tmp_path: Path) -> None:
+    """Assert one run per candidate, each metric of each card once, and equality to an undisturbed mirror."""
     shown = mirrored(server.store, spec.stem)
     candidates = {e.payload["candidate"] for e in events if e.type in ("asked", "baseline") and e.payload.get("recipe")}
     assert shown.keys() == candidates | {""}
@@ -81,7 +81,7 @@ def check_whole_and_once(server: Server, spec: Path, events: list[Event], tmp_pa
     assert shown == mirrored(uri, spec.stem)
 
 
-def test_away_when_a_search_would_start_nothing_begins(
+def test_a_search_does_not_start_while_its_server_is_down(
     planted: World, server: Server, evosearch: Evosearch, tmp_path: Path
 ) -> None:
     server.kill()
@@ -96,7 +96,7 @@ def test_away_when_a_search_would_start_nothing_begins(
 
 
 class Assassin(Silent):
-    """Does something to the world in the moment in which the search begins."""
+    """Performs an act when the search begins."""
 
     def __init__(self, act: Callable[[], None]) -> None:
         self.act, self.done, self.notes = act, False, list[str]()
@@ -110,7 +110,7 @@ class Assassin(Silent):
         self.notes.append(text)
 
 
-def test_away_from_the_first_moment_the_next_run_brings_it_all(
+def test_after_an_outage_from_the_start_the_next_run_mirrors_everything(
     planted: World, server: Server, evosearch: Evosearch, events: Events, tmp_path: Path
 ) -> None:
     promotion = {"finalists": 1, "register_as": "absent"}
@@ -129,7 +129,7 @@ def test_away_from_the_first_moment_the_next_run_brings_it_all(
     assert [event.payload["version"] for event in recorded if event.type == "promoted"] == [None]
 
     server.start()
-    for _ in range(2):  # the second time there is nothing left to do
+    for _ in range(2):  # the second run has nothing left to do
         code, out, err = evosearch("run", spec, "--json")
         assert code == 0, err
         assert json.loads(out)["tracking"] == "up to date"
@@ -138,14 +138,14 @@ def test_away_from_the_first_moment_the_next_run_brings_it_all(
     assert len({(e.payload["candidate"], e.payload["split"]) for e in recorded if e.type == "scored"}) == sum(
         event.type == "scored" for event in recorded
     )
-    check_whole_and_once(server, spec, recorded, tmp_path)
+    check_complete_and_once(server, spec, recorded, tmp_path)
     client = connect(server.uri)
     assert len(client.search_model_versions("name = 'absent'")) == 1
     assert client.get_model_version_by_alias("absent", "champion").version == "1"
 
 
 class Saboteur(Silent):
-    """Does something to the world each time the search has come so far, while the search stands still."""
+    """Performs acts at given numbers of candidates, while the search waits."""
 
     def __init__(self, acts: dict[int, Callable[[], None]]) -> None:
         self.acts, self.notes = dict(acts), list[str]()
@@ -159,7 +159,7 @@ class Saboteur(Silent):
         self.notes.append(text)
 
 
-def test_killed_in_the_middle_and_back_later_it_catches_up_while_the_search_goes_on(
+def test_after_an_outage_in_the_middle_the_mirror_catches_up_during_the_search(
     planted: World, server: Server, events: Events, until: Callable[..., None], tmp_path: Path
 ) -> None:
     spec = planted("outage", tracking={"uri": server.uri}, budget={"candidates": 12})
@@ -189,6 +189,6 @@ def test_killed_in_the_middle_and_back_later_it_catches_up_while_the_search_goes
     assert saboteur.acts == {}
     assert report.candidates == CandidateCounts(12, 12, 0, 0)
     assert report.tracking == UP_TO_DATE
-    assert len([note for note in saboteur.notes if server.uri in note]) == 2, "once gone, once back"
+    assert len([note for note in saboteur.notes if server.uri in note]) == 2, "one outage, one recovery"
     assert count["before"] < count["after"]
-    check_whole_and_once(server, spec, events(spec), tmp_path)
+    check_complete_and_once(server, spec, events(spec), tmp_path)

@@ -1,4 +1,4 @@
-"""Two processes on one search: the second is told who has it, and the first notices nothing."""
+"""Two processes on one search: the second is refused with the holder's id, and the first is not affected."""
 
 import os
 import re
@@ -19,7 +19,7 @@ Events = Callable[[Path], list[Event]]
 
 
 class Second(Silent):
-    """Starts the same command in another process while the search is under way, and waits for what it says."""
+    """Starts the same command in another process during the search, and waits for its output."""
 
     def __init__(self, spec: Path, events: Events) -> None:
         self.spec, self.events = spec, events
@@ -35,7 +35,7 @@ class Second(Silent):
             assert self.events(self.spec) == before
 
 
-def test_the_second_is_told_who_has_it_and_the_first_goes_on(planted: World, events: Events) -> None:
+def test_the_second_process_is_refused_and_the_first_continues(planted: World, events: Events) -> None:
     spec = planted("shared")
     second = Second(spec, events)
     report = run(spec, second)

@@ -2,6 +2,7 @@
 
 from evosearch.promotion.finalists import Standing, best, choose, standings
 from evosearch.search.ledger.events import Event
+from evosearch.search.state import SearchState
 
 
 def standing(name: str, recipe_id: str, kind: str, **search: float) -> Standing:
@@ -48,22 +49,31 @@ def test_the_best_by_score_and_ties() -> None:
     assert best(FIELD, "validation") is None
 
 
-def test_standings_are_read_from_events() -> None:
+def test_standings_follow_from_the_state() -> None:
+    def fitness(score: float) -> dict[str, float]:
+        return {"value": score / 100, "stderr": 0.1, "n": 4}
+
     def scored(candidate: str, split: str, score: float) -> tuple[str, dict[str, object]]:
-        return "scored", {"candidate": candidate, "split": split, "score": score, "fitness": {"value": score / 100}}
+        return "scored", {"candidate": candidate, "split": split, "score": score, "fitness": fitness(score)}
 
     written: list[tuple[str, dict[str, object]]] = [
-        ("baseline", {"candidate": "base", "recipe_id": "b"}),
-        ("baseline", {"candidate": "uniform", "skipped": "there is only one parent"}),
-        ("asked", {"candidate": "0", "recipe_id": "r0"}),
-        ("asked", {"candidate": "1", "recipe_id": "r1"}),
-        scored("base", "search", 10.0),
+        ("baseline", {"candidate": "base", "kind": "base", "recipe": {}, "recipe_id": "b"}),
+        ("baseline", {"candidate": "uniform", "kind": "uniform", "skipped": "there is only one parent"}),
+        ("asked", {"candidate": "0", "group": 0, "recipe_id": "r0"}),
+        ("asked", {"candidate": "1", "group": 0, "recipe_id": "r1"}),
         scored("0", "search", 20.0),
+        scored("base", "search", 10.0),
         ("failed", {"candidate": "1", "split": "search", "stage": "score", "reason": "not finite"}),
         scored("0", "validation", 25.0),
     ]
     events = [Event(seq, 0.0, kind, payload) for seq, (kind, payload) in enumerate(written, start=1)]
-    assert standings(events) == [
-        Standing("base", "b", "base", {"search": 10.0}, {"search": 0.1}),
-        Standing("0", "r0", "candidate", {"search": 20.0, "validation": 25.0}, {"search": 0.2, "validation": 0.25}),
+    no_guards = {"search": 0.0, "validation": 0.0}
+    assert standings(SearchState.from_events(events)) == [
+        Standing("base", "b", "base", {"search": 10.0}, {"search": 0.1}, {"search": 0.0}),
+        Standing(
+            *("0", "r0", "candidate"),
+            {"search": 20.0, "validation": 25.0},
+            {"search": 0.2, "validation": 0.25},
+            no_guards,
+        ),
     ]

@@ -1,4 +1,4 @@
-"""A URL is told without its secrets, wherever the programs that read it see its password end."""
+"""URLs are shown without their secrets, wherever their readers see the password end."""
 
 import socket
 from collections.abc import Callable
@@ -27,7 +27,7 @@ HIDDEN = [
     (f"HTTPS://me:a/{SECRET}@host", "HTTPS://***@host"),
     (f"https://host:5000?api_key={SECRET}", "https://host:5000?***"),
 ]
-WHOLE = [
+WITHOUT_SECRETS = [
     "postgresql://me@host:5432/db",
     "http://[::1]:5000",
     "sqlite:////home/me@work/runs/mlflow.db?mode=ro",
@@ -37,21 +37,21 @@ WHOLE = [
 ]
 
 
-@pytest.mark.parametrize(("url", "told"), HIDDEN)
-def test_secrets_are_left_out(url: str, told: str) -> None:
-    assert hidden(url) == told
+@pytest.mark.parametrize(("url", "redacted"), HIDDEN)
+def test_secrets_are_left_out(url: str, redacted: str) -> None:
+    assert hidden(url) == redacted
     assert hidden_in(f"no way to '{url}', says the server (see {url}).") == (
-        f"no way to '{hidden(url)}', says the server (see {told})."
+        f"no way to '{hidden(url)}', says the server (see {redacted})."
     )
 
 
-@pytest.mark.parametrize("url", WHOLE)
-def test_what_holds_no_secret_is_told_whole(url: str) -> None:
+@pytest.mark.parametrize("url", WITHOUT_SECRETS)
+def test_urls_without_secrets_are_shown_unchanged(url: str) -> None:
     assert hidden(url) == url
     assert hidden_in(f"({url}): no such place, ask me@work.") == f"({url}): no such place, ask me@work."
 
 
-def test_what_is_no_url_is_taken_at_its_worst() -> None:
+def test_text_that_is_not_a_url_is_redacted_too() -> None:
     assert hidden(f"postgresql//me:{SECRET}@host/db") == "postgresql//***@host/db"
     assert hidden(f"me:{SECRET}@host") == "***@host"
 
@@ -72,7 +72,7 @@ def test_whatever_sqlalchemy_takes_for_a_password_is_hidden(text: str) -> None:
 
 def test_no_command_repeats_a_ledgers_password(evosearch: Program, tmp_path: Path) -> None:
     with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))  # and does not listen: whoever comes is refused at once
+        bound.bind(("127.0.0.1", 0))  # it does not listen, so connections are refused at once
         port = bound.getsockname()[1]
         for url in (f"postgresql://me:{SECRET}@127.0.0.1:{port}/db", f"postgresql://me:a/{SECRET}@127.0.0.1:{port}/db"):
             code, out, err = evosearch("status", "--ledger", url)
@@ -98,8 +98,8 @@ def test_the_title_of_a_ledgers_searches_names_no_password(evosearch: Program, p
     assert SECRET not in out + err
 
 
-def test_stores_that_are_servers_are_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Databricks is one: looking makes no tables there, and tells whether this account may come in."""
+def test_stores_that_are_servers_are_queried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Databricks is a server: a read creates no tables there, and shows whether the account is accepted."""
     from evosearch.tracking.access import look_at
 
     for name in ("DATABRICKS_HOST", "DATABRICKS_TOKEN", "DATABRICKS_CONFIG_PROFILE"):
@@ -108,9 +108,8 @@ def test_stores_that_are_servers_are_asked(monkeypatch: pytest.MonkeyPatch, tmp_
     with pytest.raises(TrackingError, match="databricks: MlflowException: Reading Databricks credential"):
         look_at("databricks", "night", None)
     text = look_at(f"mysql://me:a/{SECRET}@host/db", "night", None)
-    assert (
-        text == "MLflow at mysql://***@host/db is not opened before the search starts, because that would create its tables"
-    )
+    place = "MLflow at mysql://***@host/db"
+    assert text == f"{place} is not opened before the search starts, because that would create its tables"
 
 
 def test_a_malformed_ledger_is_refused_without_its_password() -> None:

@@ -1,4 +1,4 @@
-"""What is written down holds no secret and nothing that runs: ledger, tracking store, exports, logs."""
+"""Records contain no secrets and no executable code: ledger, tracking store, exports, logs."""
 
 import base64
 import os
@@ -27,7 +27,7 @@ INERT = {".yaml", ".yml", ".json", ".jsonl", ".safetensors", ".md", ".jinja", ".
 
 
 class Refusing(ThreadingHTTPServer):
-    """Refuses every account, as MLflow's own server does."""
+    """A server that refuses every account, as MLflow's server does."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Refuse)
@@ -45,10 +45,10 @@ class _Refuse(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    do_POST = do_GET  # noqa: N815 - the name that the library calls
+    do_POST = do_GET  # noqa: N815 (named by the library)
 
     def log_message(self, *arguments: object) -> None:
-        """Standard error is what the test reads."""
+        """Print nothing: the test reads standard error."""
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def refusing() -> Iterator[Refusing]:
 
 
 @pytest.mark.slow
-def test_a_whole_search_leaves_no_secret_and_nothing_that_runs(world: World, tmp_path: Path) -> None:
+def test_a_search_leaves_no_secret_and_nothing_that_runs(world: World, tmp_path: Path) -> None:
     spec = world(
         budget={"candidates": 6},
         tracking={"uri": f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"},
@@ -81,7 +81,7 @@ def test_a_whole_search_leaves_no_secret_and_nothing_that_runs(world: World, tmp
     found["the ledger, unpacked"] = _unpacked(tmp_path / "runs" / "world" / "ledger.db")
     for where, content in found.items():
         for name, secret in SECRETS.items():
-            assert secret.encode() not in content, f"{name} stands in {where}"
+            assert secret.encode() not in content, f"{name} is in {where}"
 
     for path in files:
         assert path.suffix in INERT, path
@@ -110,8 +110,8 @@ def test_a_server_that_refuses_an_account_leaves_none(
     spec = world(tracking={"uri": f"http://127.0.0.1:{refusing.server_port}"})
     printed = _evosearch(spec, "run", str(spec), refused="You are not authenticated")
     encoded = base64.b64encode(account.encode()).decode()
-    told = SECRETS["MLFLOW_TRACKING_TOKEN"] if kind == "Bearer" else encoded
-    assert set(refusing.given) == {f"{kind} {told}"}, "the server was asked, with the secret"
+    sent = SECRETS["MLFLOW_TRACKING_TOKEN"] if kind == "Bearer" else encoded
+    assert set(refusing.given) == {f"{kind} {sent}"}, "the server was queried with the secret"
     assert encoded.encode() not in printed
     _holds_no_secret(printed, tmp_path)
 
@@ -120,19 +120,19 @@ def _holds_no_secret(printed: bytes, folder: Path) -> None:
     found = {str(path): path.read_bytes() for path in (folder / "runs").rglob("*") if path.is_file()}
     for where, content in {**found, "what was printed": printed}.items():
         for name, secret in SECRETS.items():
-            assert secret.encode() not in content, f"{name} stands in {where}"
+            assert secret.encode() not in content, f"{name} is in {where}"
 
 
 def _evosearch(spec: Path, *arguments: str, refused: str = "") -> bytes:
-    """Everything a command prints. The gate may say no: that is not what is tried here.
+    """Run a command, whatever the gate decides; return everything it prints.
 
     Args:
-        refused: what is said where the command is to be refused.
+        refused: Expected message if the command must be refused.
     """
     command = [sys.executable, "-m", "evosearch.cli.main", *arguments]
     environment = {**os.environ, **SECRETS, "OMP_NUM_THREADS": "1"}
     if refused:
-        environment.pop("PGPASSFILE", None)  # its file would let this run in
+        environment.pop("PGPASSFILE", None)  # its file would grant access
     done = subprocess.run(command, env=environment, capture_output=True, timeout=300, check=False)
     assert done.returncode in ((2,) if refused else (0, 3)), done.stderr.decode()
     assert refused in done.stderr.decode()
@@ -140,7 +140,7 @@ def _evosearch(spec: Path, *arguments: str, refused: str = "") -> bytes:
 
 
 def _unpacked(ledger: Path) -> bytes:
-    """The blobs of the ledger, which are compressed, as they were written."""
+    """Return the blobs of the ledger, decompressed, and its events."""
     with sqlite3.connect(ledger) as connection:
         rows = connection.execute(
             "SELECT data FROM ledger_item_sets UNION ALL SELECT data FROM ledger_scores"
@@ -152,6 +152,6 @@ def _unpacked(ledger: Path) -> bytes:
 
 
 def _is_pickle(path: Path) -> bool:
-    """A pickle of protocol 2 or later, alone or in a zip archive as torch writes it."""
+    """Detect a pickle of protocol 2 or later, alone or in a zip archive as torch writes it."""
     head = path.read_bytes()[:4]
     return (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")) or head == b"PK\x03\x04"
