@@ -103,7 +103,7 @@ class Places:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock under which parts are started and stopped; wait for another command that holds it.
+        """Take the lock under which parts are started and stopped; wait for another command that holds it.
 
         Raises:
             InputError: There is no cluster in the folder.

@@ -75,7 +75,7 @@ class Postgres:
 
     @property
     def running(self) -> bool:
-        """Whether the server runs, whoever started it."""
+        """Whether the server runs, also if another process started it."""
         return self._postmaster() is not None
 
     @property
@@ -245,7 +245,7 @@ class Postgres:
             time.sleep(0.05)
 
     def _postmaster(self) -> psutil.Process | None:
-        """Find the server's first process, whoever started it."""
+        """Find the server's first process, also if another process started it."""
         try:
             process = psutil.Process(int((self.data / "postmaster.pid").read_text().splitlines()[0]))
             alive = process.name() == "postgres" and process.status() != psutil.STATUS_ZOMBIE

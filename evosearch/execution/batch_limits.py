@@ -28,7 +28,7 @@ class BatchLimits:
         self._found: memory.Measured | None = None
 
     def measure(self, resident: Any, length: int) -> None:
-        """Set the options to what the cards hold next to a resident model; once for each resident model.
+        """Set the options to what fits on the cards next to a resident model; once for each resident model.
 
         Args:
             resident: Has the attribute `model`, with a candidate's weights.

@@ -12,16 +12,16 @@ from evosearch.materialize.spread import Spread
 CUDA_ERROR = "CUDA error"  # in the message of a plain RuntimeError, for errors without a class in torch
 
 
-def device_of(asked: str) -> torch.device:
+def device_of(name: str) -> torch.device:
     """Return the device with its index, as tensors on a GPU report it.
 
     Args:
-        asked: `auto`, `cpu` or `cuda`.
+        name: `auto`, `cpu` or `cuda`.
 
     Raises:
         SpecError: `cuda` is asked for, and torch sees no GPU here.
     """
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked)
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
     if device.type == "cuda" and not torch.cuda.is_available():
         what = f"this worker must score on a GPU, and torch sees none on {socket.gethostname()}"
         next = "Check `nvidia-smi`, CUDA_VISIBLE_DEVICES and torch's build on that node"

@@ -24,7 +24,7 @@ from evosearch.checkpoints import references
 from evosearch.checkpoints.cache import applied_adapters, copies
 from evosearch.checkpoints.cache.locks import LOCKS, locked
 from evosearch.checkpoints.cache.mounts import Mount, mounts, network_type
-from evosearch.checkpoints.disk_space import check_room
+from evosearch.checkpoints.disk_space import check_disk_space
 from evosearch.checkpoints.overlay import Overlay
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.references import Progress
@@ -95,7 +95,7 @@ class _Preparing:
         distinct = {folders[name]: overlay for name, overlay in adapted.items()}
         needed = sum(applied_adapters.missing_bytes(overlay, folder) for folder, overlay in distinct.items())
         if needed:
-            check_room(self._config.cache, needed, f"{_count(len(distinct), 'model')} with adapters applied")
+            check_disk_space(self._config.cache, needed, f"{_count(len(distinct), 'model')} with adapters applied")
         for name, overlay in adapted.items():
             if applied_adapters.missing_bytes(overlay, folders[name]):
                 applied_adapters.keep(overlay, folders[name], partial(self.progress, f"applying the adapter of {name}"))
@@ -107,7 +107,7 @@ class _Preparing:
         sizes += [references.bytes_to_fetch(name, adapter=True, allow_pickle=allow) for name in adapters]
         if needed := sum(sizes):
             fetched = sum(size > 0 for size in sizes)
-            check_room(references.hub_cache(), needed, f"{_count(fetched, 'model')} from the hub")
+            check_disk_space(references.hub_cache(), needed, f"{_count(fetched, 'model')} from the hub")
 
     def _copied(self, folders: dict[str, Path], mounted: list[Mount]) -> dict[str, Path]:
         """Copy models from network file systems, unless the cache is on one too; return reference → copy."""
@@ -123,7 +123,7 @@ class _Preparing:
         distinct = {places[name]: checkpoint for name, checkpoint in far.items()}
         needed = sum(copies.missing_bytes(checkpoint, place) for place, checkpoint in distinct.items())
         if needed:
-            check_room(cache, needed, f"copies of {_count(len(distinct), 'model')} from network file systems")
+            check_disk_space(cache, needed, f"copies of {_count(len(distinct), 'model')} from network file systems")
         for name, checkpoint in far.items():
             copies.copy(checkpoint, places[name], partial(self.progress, f"copying {name} to this node"))
         return places

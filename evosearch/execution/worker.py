@@ -28,7 +28,6 @@ from evosearch.execution.loaders import load_tokenizer, register_schemes
 from evosearch.execution.node import prepare_node
 from evosearch.execution.worker_config import WorkerConfig
 from evosearch.materialize.in_memory import ResidentModel
-from evosearch.materialize.layout import Output, output
 from evosearch.materialize.plan import donor_of
 from evosearch.materialize.routed import ResidentRoute
 from evosearch.recipe.schema import Recipe
@@ -116,8 +115,8 @@ class Worker:
         """
         stage = "materialize"
         try:
-            resident, laid = self._resident(job.recipe)
-            seconds = {"materialize": resident.materialize(job.recipe, laid)}
+            resident = self._resident(job.recipe)
+            seconds = {"materialize": resident.materialize(job.recipe)}
             stage = "score"
             self._limits.measure(resident, max_length_of(resident.model.config, self._tokenizer))
             self._apply_limits()
@@ -143,28 +142,27 @@ class Worker:
             for scorer in self._scorers.values():
                 scorer.use(self._limits.options)
 
-    def _resident(self, recipe: Recipe) -> tuple[Resident, Output | None]:
-        """Return the resident model with the layers and config of a recipe's export, and the output's layout.
+    def _resident(self, recipe: Recipe) -> Resident:
+        """Return the resident model with the layers and config of a recipe's export.
 
         This is the candidates' model, or a second one built for baselines such as this. There is at most one second
         model, and it is dropped when a candidate is scored again.
         """
         if not set(recipe.references()) <= self.checkpoints.keys():
-            return self.resident, None  # materializing it raises an error that names the missing model
-        laid = output(recipe, self.checkpoints)
-        if _takes(self.resident, recipe, laid):
+            return self.resident  # materializing it raises an error that names the missing model
+        if self.resident.takes(recipe):
             self._other = None
-            return self.resident, laid
-        if self._other is None or not _takes(self._other, recipe, laid):
+            return self.resident
+        if self._other is None or not self._other.takes(recipe):
             self._other = None  # first, because the next one needs its memory
-            self._other = self._built(recipe, beside=self.resident)
-        return self._other, laid
+            self._other = self._built(recipe, share_with=self.resident)
+        return self._other
 
-    def _built(self, example: Recipe, beside: Resident | None = None) -> Resident:
+    def _built(self, example: Recipe, share_with: Resident | None = None) -> Resident:
         """Build the resident model for recipes like the example: routes share layers, merges overwrite weights."""
         if example.routing is not None:
             return ResidentRoute(self.checkpoints, example, self.device, self._compute_type, self._over)
-        parents = beside if isinstance(beside, ResidentModel) else None
+        parents = share_with if isinstance(share_with, ResidentModel) else None
         return ResidentModel(
             self.checkpoints, donor_of(example), self.device, self._compute_type, example, parents, self._over
         )
@@ -180,11 +178,6 @@ class Worker:
     def _compute_dtype(self, out_dtype: str) -> torch.dtype:
         """Weights are always rounded to `out_dtype`; a CPU then computes in float32, where bfloat16 is slow."""
         return torch.float32 if self.device.type == "cpu" else getattr(torch, out_dtype)
-
-
-def _takes(resident: Resident, recipe: Recipe, laid: Output) -> bool:
-    """Return whether a resident model has the layers and config of a recipe's export."""
-    return isinstance(resident, ResidentRoute) == (recipe.routing is not None) and resident.holds(laid)
 
 
 def _failure(exc: Exception, stage: str) -> Failure:

@@ -90,7 +90,7 @@ def _place(folder: Path, suite_folder: Path, index: int) -> str:
     """Return an included folder's path in the pack: relative to the suite's file if it is below that here."""
     own = os.path.relpath(folder, os.path.abspath(suite_folder))
     if own == ".":
-        return "beside"
+        return "same"
     return f"below/{own}" if not own.startswith("..") else f"elsewhere/{index}"
 
 

@@ -1,6 +1,6 @@
 """Submit a spec to a cluster: check it here, check it there, and only then queue it.
 
-The same spec submitted twice is one job while that job waits or runs, whoever submitted it. After it has ended,
+The same spec submitted twice is one job while that job waits or runs, also for different users. After it has ended,
 submitting it again resumes the search from its ledger.
 """
 

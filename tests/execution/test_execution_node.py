@@ -372,14 +372,15 @@ def test_a_disk_without_room_is_named_before_anything_is_written(models: Path, m
         prepare_node(config_of(models, "base+lora"))
     adapted = 4 * 3 * (32 * 32 + 32 * 48) + 8 * 32 * len(Checkpoint.open(models / "base").load("lm_head.weight"))
     said = (
-        f"{cache}: has no room for 1 model with adapters applied: that takes {adapted / 1024:.1f} KiB, and 1000 bytes"
+        f"{cache}: not enough disk space for 1 model with adapters applied: {adapted / 1024:.1f} KiB needed, "
+        "1000 bytes free"
     )
     assert said in str(caught.value)
-    assert "Make room, or name a folder on another disk" in str(caught.value)
+    assert "Free some space, or choose a folder on another disk" in str(caught.value)
     assert not (cache / "prepared").exists()
     monkeypatch.setattr(node, "mounts", lambda: [("/", "ext4"), (str(models), "nfs4")])
     with pytest.raises(
-        CheckpointError, match=rf"{cache}: has no room for copies of 2 models from network file systems"
+        CheckpointError, match=rf"{cache}: not enough disk space for copies of 2 models from network file systems"
     ):
         prepare_node(config_of(models, "base", "expert1"))
     assert not (cache / "copies").exists()
@@ -407,7 +408,7 @@ def test_what_the_hub_would_bring_is_held_against_its_caches_disk(
     named = [str(models / "expert1"), "org/a.b@v1", "org/b.c+org/lora.d"]
     with pytest.raises(CheckpointError) as caught:
         prepare_node(replace(config, recipe=linear(*named)))
-    said = f"{tmp_path / 'hub'}: has no room for 3 models from the hub: that takes 7.0 GiB, and 5.0 GiB are free there"
+    said = f"{tmp_path / 'hub'}: not enough disk space for 3 models from the hub: 7.0 GiB needed, 5.0 GiB free"
     assert said in str(caught.value)
     assert asked == [("org/a.b", "v1"), ("org/b.c", None), ("org/lora.d", None)]
 

@@ -149,7 +149,7 @@ def test_a_search_on_minibatches_has_the_same_estimates_with_ray(cluster: Any, w
         here = f":{os.getpid()}"
         assert all(worker.endswith(here) == (kind == "local") for worker in workers_seen)
         assert sorted(minibatch for _, minibatch in state.samples) == [0] * 4 + [1] * 4
-        estimates[kind] = {name: found.fitness for name, found in state.reported.items()}
+        estimates[kind] = {name: found.fitness.value for name, found in state.reported.items()}
     assert len(estimates["ray"]) == 8
     assert estimates["ray"] == pytest.approx(estimates["local"], rel=1e-6)
 

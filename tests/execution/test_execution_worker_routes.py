@@ -111,7 +111,7 @@ def test_a_route_that_begins_elsewhere_has_its_own_embeddings(folder, suite, har
     ("hop", "where", "what"),
     [
         (("base", 7, 1.0), "recipe.routing.hops[1].layer: got 7", "has layers 0 to 2"),
-        (("expert2", 1, 1.0), "recipe.routing.hops[1].model", "is not among the loaded models"),
+        (("expert2", 1, 1.0), "recipe.routing.hops[1].model", "is not loaded"),
         (("base", 1, 9.0), "recipe.routing.hops[1].scale: got 9", "[0.125, 8]"),
     ],
 )

@@ -53,10 +53,13 @@ def test_answers_that_are_not_finite_are_failures(world: World, events: Events) 
 
 @pytest.fixture
 def _no_ray_left() -> Iterator[None]:
+    before = dict(os.environ)
     yield
     import ray
 
     ray.shutdown()
+    for name in os.environ.keys() - before.keys():  # set by the Ray executor
+        del os.environ[name]
 
 
 class Killer(Silent):
@@ -99,10 +102,10 @@ def test_a_worker_killed_while_it_scores_costs_nothing(world: World, events: Eve
     assert len(once) == len(cards)
     again = once[retried["candidate"], "search"]
     assert int(again["worker"].rsplit(":", 1)[1]) != killer.killed
-    told = {
+    reported = {
         entry["candidate"]: entry["value"] for e in recorded if e.type == "told" for entry in e.payload["observations"]
     }
-    assert told == {
+    assert reported == {
         name: card["fitness"]["value"] for (name, split), card in once.items() if name.isdigit() and split == "search"
     }
     local = world("killed", budget={"candidates": 18})
