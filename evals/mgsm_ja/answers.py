@@ -1,7 +1,7 @@
-"""The number that a text in Japanese comes to: the last one it holds.
+"""Numeric answers in Japanese texts: the last number of a text.
 
-Numbers are compared as values: full-width digits, commas between thousands, zeros after the point make no difference.
-lm-eval imports this file by its path, so it depends on nothing else.
+Numbers are compared by value: full-width digits, thousands separators and trailing zeros make no difference. lm-eval
+imports this file by its path, so it depends only on the standard library.
 """
 
 import re
@@ -16,12 +16,12 @@ NONE = "[none]"  # equal to no number
 
 
 def last_number(resps: Sequence[Sequence[str]], docs: Sequence[Any]) -> list[list[str]]:
-    """An lm-eval filter: each response → the last number in it, in plain form."""
+    """Return the last number of each response in plain form; an lm-eval filter."""
     return [[_last(text) for text in of_one] for of_one in resps]
 
 
 def target(doc: dict[str, Any]) -> str:
-    """The right answer of a document in plain form, whether it is stored as a number or as text."""
+    """Return the right answer of a document in plain form, whether it is stored as a number or as text."""
     return _last(str(doc["answer_number"]))
 
 
@@ -31,6 +31,6 @@ def _last(text: str) -> str:
 
 
 def _plain(number: str) -> str:
-    """`-1,800.50` → `-1800.5`."""
+    """Convert `-1,800.50` to `-1800.5`."""
     value = Decimal(number.replace(",", ""))
     return "0" if value == 0 else format(value.normalize(), "f")

@@ -15,17 +15,17 @@ NEXT = "Write the data files with `python -m examples.smollm2.prepare`, see exam
 
 
 def load(sentence_set: str, **_metadata: Any) -> dict[str, Dataset]:
-    """The splits of one set, `{"text": str, "label": int}` a document, in file order.
+    """Load the splits of one set in file order, with documents `{"text": str, "label": int}`.
 
     Args:
-        sentence_set: sst2, subj or trec; a task's `dataset_kwargs` name it.
-        _metadata: what lm-eval passes of the run (model arguments, version); it changes no document.
+        sentence_set: sst2, subj or trec, from the task's `dataset_kwargs`.
+        _metadata: Run metadata from lm-eval, ignored.
 
     Raises:
-        FileNotFoundError: a data file is missing.
-        ValueError: a line is no document; the message names file and line.
+        FileNotFoundError: A data file is missing.
+        ValueError: A line is not a document; the message has file and line.
     """
-    # Built in memory rather than with load_dataset("json"): no cache to go stale, nothing looked up on a network.
+    # Built in memory instead of by load_dataset("json"), which keeps a cache and may use the network.
     return {split: Dataset.from_list(_read(DATA / f"{sentence_set}_{part}.jsonl")) for split, part in SPLITS.items()}
 
 
@@ -35,7 +35,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
         documents = [_document(line, f"{path}: line {number}") for number, line in enumerate(file, start=1)]
     if not documents:
-        raise ValueError(f"{path}: holds no document. {NEXT}")
+        raise ValueError(f"{path}: has no documents. {NEXT}")
     return documents
 
 

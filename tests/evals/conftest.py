@@ -1,7 +1,7 @@
-"""The hub's data sets, in little: folders of the same names, configurations, splits and fields, written here.
+"""Small copies of the hub's data sets, with the same names, configurations, splits and fields.
 
-`datasets` takes a folder of a data set's name in the working directory for that data set, so the shipped suites run as
-they are, without a network.
+`datasets` uses a folder of a data set's name in the working directory instead of the hub, so the shipped suites run
+unchanged without a network.
 """
 
 import json
@@ -18,7 +18,7 @@ Rows = list[dict[str, Any]]
 
 
 def words(n: int, letters: str = "abdefgilmnorstu", count: int = 14) -> str:
-    """A document's own words, so that no two documents are near-duplicates."""
+    """Random words, so that no two documents are near-duplicates."""
     draw = random.Random(n)
     return " ".join("".join(draw.choices(letters, k=4)) for _ in range(count)).capitalize()
 
@@ -35,7 +35,7 @@ def gsm8k(count: int, first: int) -> Rows:
 
 
 def arc(count: int, first: int) -> Rows:
-    """Four choices mostly, sometimes three or five, and sometimes labelled 1 to 4, as in the real set."""
+    """Mostly four choices, sometimes three or five, and sometimes labelled 1 to 4, as in the real set."""
     rows = []
     for n in range(first, first + count):
         texts = [
@@ -77,7 +77,7 @@ def mgsm(count: int, first: int) -> Rows:
     return [{**row, "answer": None, "equation_solution": None} for row in japanese(count, first)]
 
 
-# Data set → configuration (none: the default) → split → rows. Test sets are numbered apart from training sets.
+# Data set → configuration (none: the default) → split → rows. Test and training sets have different numbers.
 HUB: dict[str, dict[str, dict[str, Rows]]] = {
     "openai/gsm8k": {"main": {"train": gsm8k(60, 0), "test": gsm8k(40, 500)}},
     "allenai/ai2_arc": {
@@ -88,11 +88,11 @@ HUB: dict[str, dict[str, dict[str, Rows]]] = {
         "": {
             "train": hellaswag(60, 0),
             "validation": hellaswag(40, 500),
-            "test": [{**row, "label": ""} for row in hellaswag(20, 900)],  # the real set keeps its labels, too
+            "test": [{**row, "label": ""} for row in hellaswag(20, 900)],  # like the real set, without labels
         }
     },
     "juletxara/mgsm": {"ja": {"train": mgsm(8, 900), "test": mgsm(40, 0)}},
-    # The last problem is one of the test's, which the real set does not hold: it must not be searched on.
+    # Unlike in the real set, the last problem is one of the test's: it must not be searched on.
     "SakanaAI/gsm8k-ja-test_250-1319": {"": {"test": japanese(60, 250) + japanese(1, 3)}},
 }
 
@@ -105,7 +105,7 @@ def write_hub(folder: Path) -> None:
         for configuration, splits in configurations.items():
             files = []
             for split, rows in splits.items():
-                # One file of the set's own name: `datasets` finds the split in it, as on the hub.
+                # A single file with the set's name, in which `datasets` finds the split, as on the hub.
                 only = not configuration and list(splits) == ["test"]
                 path = home / f"{home.name}.jsonl" if only else home / configuration / f"{split}.jsonl"
                 path.parent.mkdir(exist_ok=True)
@@ -126,7 +126,7 @@ def _hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(_hub_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory holds the data sets; what `datasets` makes of them stays beside."""
+    """A working directory with the data sets and the cache of `datasets`."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", _hub_folder / "cache")
@@ -136,7 +136,7 @@ def hub(_hub_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def smaller(tmp_path: Path) -> Callable[..., Path]:
-    """`smaller("reasoning")`: a shipped suite with few documents a split; everything else is as it is shipped."""
+    """`smaller("reasoning")`: a shipped suite with few documents per split and no other change."""
 
     def write(name: str, **changes: Any) -> Path:
         data = yaml.safe_load((EVALS / f"{name}.yaml").read_text())
@@ -152,7 +152,7 @@ def smaller(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
-    """Bytes, so that any text of any language has tokens and comes back as it was."""
+    """A byte tokenizer, so that text in any language survives a round trip."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -166,7 +166,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
-    """A folder with `one` and `two`: random models of one layer, with room for five worked examples in bytes."""
+    """A folder with `one` and `two`: random one-layer models whose context fits five worked examples in bytes."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,4 +1,4 @@
-"""The shipped suites' templates, filters and metrics, on documents with the real sets' fields: right is 1, wrong 0."""
+"""The shipped suites' templates, filters and metrics on documents with the real sets' fields: right is 1, wrong 0."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,21 +11,21 @@ from evosearch.evaluation.harness.frozen import Answers, FrozenBatch, FrozenDocu
 from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.suites.suite import load_suite
 
-Write = Callable[[dict[str, Any]], str]  # a document → the text that is generated for it
+Write = Callable[[dict[str, Any]], str]  # a document → its generated text
 
 
 def worked(document: dict[str, Any]) -> str:
-    """GSM8K's own form, as the examples show it."""
+    """The right answer in GSM8K's own form, as in the examples."""
     return " " + document["answer"]
 
 
-def told(document: dict[str, Any]) -> str:
+def lenient(document: dict[str, Any]) -> str:
     """The right number in another form: last, with a currency sign and a comma."""
     return f" It is 3 less than {document['answer']}".split("\n####")[0] + f". So ${number(document):,}."
 
 
 def astray(document: dict[str, Any]) -> str:
-    """The right number, and another one after it."""
+    """The right number followed by a wrong one."""
     return f" {number(document)} is wrong.\n#### {number(document) + 1}"
 
 
@@ -34,7 +34,7 @@ def number(document: dict[str, Any]) -> int:
 
 
 def answers(frozen: FrozenBatch, write: Write, right: bool) -> Answers:
-    """Texts by `write`; log-likelihoods by which the right choice, or another one, is the likeliest."""
+    """Texts by `write`; log-likelihoods that make the right choice, or a wrong one, the most likely."""
     lls = np.full(len(frozen.loglikelihoods), -5.0)
     texts = [""] * len(frozen.generations)
     for task in frozen.tasks:
@@ -42,7 +42,7 @@ def answers(frozen: FrozenBatch, write: Write, right: bool) -> Answers:
             if document.queries[0].generates:
                 texts[document.queries[0].requests[0]] = write(document.document)
             else:
-                lls[_choices(task, document, right)] = -1e-6  # a sum of zero would be beaten by no length
+                lls[_choices(task, document, right)] = -1e-6  # not 0, which length normalization would leave equal
     return Answers(lls, np.zeros(len(lls), dtype=np.bool_), texts)
 
 
@@ -55,7 +55,7 @@ def _choices(task: FrozenTask, document: FrozenDocument, right: bool) -> int:
 
 @pytest.fixture
 def judge(hub: Path, smaller: Callable[..., Path], tokenizer: Any) -> Callable[..., dict[str, TaskResult]]:
-    """`judge("reasoning", "search", write, right)` → suite task → what the answers are worth."""
+    """`judge("reasoning", "search", write, right)` → suite task → result."""
 
     def call(name: str, split: str, write: Write, right: bool = True) -> dict[str, TaskResult]:
         harness = Harness(load_suite(smaller(name)))
@@ -87,7 +87,7 @@ def test_reasoning_wrong_answers_score_nothing(judge: Callable[..., dict[str, Ta
 
 
 def test_the_filters_differ_where_only_the_form_is_missing(judge: Callable[..., dict[str, TaskResult]]) -> None:
-    judged = judge("reasoning", "test", told)
+    judged = judge("reasoning", "test", lenient)
     assert values(judged, "gsm8k", "exact_match") == {0.0}  # no `####`
     assert judged["gsm8k_flexible"].reported["exact_match"] == 1.0
 
@@ -96,7 +96,7 @@ def test_the_filters_differ_where_only_the_form_is_missing(judge: Callable[..., 
     ("form", "worth"),
     [
         ("答えは{n}個です。", 1.0),
-        ("{n}", 1.0),  # of no language
+        ("{n}", 1.0),  # no identifiable language
         ("Adding up all of the apples, we find that the answer is {n}.", 0.0),
         ("{n}+0=9、いや、答えは {n}.00 です", 1.0),
         ("答え：{wide}", 1.0),  # full-width digits
@@ -109,7 +109,7 @@ def test_the_filters_differ_where_only_the_form_is_missing(judge: Callable[..., 
     ],
 )
 @pytest.mark.parametrize("split", ["search", "test"])
-def test_the_last_number_counts_if_it_is_told_in_japanese(
+def test_the_last_number_counts_if_the_text_is_japanese(
     judge: Callable[..., dict[str, TaskResult]], split: str, form: str, worth: float
 ) -> None:
     def write(document: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`evosearch score MODEL SUITE` on every suite that takes its documents from the hub, by real models and tokenizers."""
+"""`evosearch score MODEL SUITE` on every suite with documents from the hub, with small real models and tokenizers."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from evosearch.preflight.check import check
 from evosearch.search.progress import Silent
 from evosearch.service.score import score
 
-SPLITS = {"search": 5, "test": 7}  # their tasks or documents differ; validation is like one of them
+SPLITS = {"search": 5, "test": 7}  # they differ in tasks or documents; validation is like one of them
 TASKS = {
     "reasoning": {"gsm8k": "exact_match", "arc_easy": "acc_norm", "arc_challenge": "acc_norm", "hellaswag": "acc_norm"},
     "mgsm_ja": {"problems": "exact_match"},
@@ -23,7 +23,7 @@ TASKS = {
 def test_a_checkpoint_on_tuned_and_tested_documents(
     hub: Path, models: Path, smaller: Callable[..., Path], name: str
 ) -> None:
-    suite = smaller(name, generation_kwargs={"max_gen_toks": 24})  # a random model has nothing to say
+    suite = smaller(name, generation_kwargs={"max_gen_toks": 24})  # enough for a random model
     model = str(models / "one")
     forecast = check(suite, dry_run=False, watcher=Silent(), model=model)
     assert forecast["problems"] == []
@@ -33,20 +33,20 @@ def test_a_checkpoint_on_tuned_and_tested_documents(
         assert {row["n"] for row in found["tasks"].values()} == {count}
         assert all(0 <= row["value"] <= 1 for row in found["tasks"].values())
         expected = forecast["forecast"]["tokens"][split]
-        room = expected["generated_at_most"]
-        assert expected["requested"] <= found["tokens"]["requested"] <= expected["requested"] + 2 * room
-        assert expected["distinct"] <= found["tokens"]["distinct"] <= expected["distinct"] + room
+        limit = expected["generated_at_most"]
+        assert expected["requested"] <= found["tokens"]["requested"] <= expected["requested"] + 2 * limit
+        assert expected["distinct"] <= found["tokens"]["distinct"] <= expected["distinct"] + limit
 
 
 def test_a_recipe_and_its_items(hub: Path, models: Path, smaller: Callable[..., Path], tmp_path: Path) -> None:
-    """The items that are written are the split's documents, and their mean is the score."""
+    """The written items are the split's documents, and their mean is the score."""
     recipe = tmp_path / "recipe.yaml"
     weighted = [{"model": str(models / name), "parameters": {"weight": 0.5}} for name in ("one", "two")]
     recipe.write_text(yaml.safe_dump({"merge_method": "linear", "models": weighted}))
     suite = smaller("reasoning", generation_kwargs={"max_gen_toks": 8})
     found = score(str(recipe), suite, "search", tmp_path / "items.jsonl", Silent())
     items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
-    assert {item["documents"] for item in items} == {"train"}  # what their doc ids count in
+    assert {item["documents"] for item in items} == {"train"}  # the dataset split of their doc ids
     for task, row in found["tasks"].items():
         own = [item["metrics"][row["metric"]] for item in items if item["task"] == task]
         assert len(own) == 5
@@ -62,10 +62,10 @@ def chance(task: str) -> float:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_what_is_missing_is_said(
+def test_missing_data_is_an_error_at_the_task(
     hub: Path, smaller: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
-    """Without a network, and without the data sets, the suite names the task that it cannot read."""
+    """Without a network and without the data sets, the error is at the task that cannot be read."""
     suite = smaller(name)
     monkeypatch.chdir(tmp_path)
     found: dict[str, Any] = check(suite, dry_run=False, watcher=Silent())

@@ -1,4 +1,4 @@
-"""Every suite in `evals/` loads, and README.md there says what it measures, its chance level and its licence."""
+"""Every suite in `evals/` loads, and README.md there states its metrics, chance levels and licences."""
 
 import re
 from pathlib import Path
@@ -37,13 +37,13 @@ def test_it_loads_and_is_described(path: Path) -> None:
     assert re.search(rf"^\*\*{suite.name}\*\* ", README, re.MULTILINE), "a paragraph of its own"
 
 
-def test_the_table_names_no_other_suites() -> None:
+def test_the_table_has_no_other_suites() -> None:
     listed = re.findall(r"^\| `(\w+)` \|", README.split("## The suites")[1], re.MULTILINE)
     assert sorted(listed) == [path.stem for path in SUITES]
 
 
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
-def test_its_folders_lie_beside_it(path: Path) -> None:
-    """A shipped suite is read wherever the repository lies, and loads no task's code from elsewhere."""
+def test_its_folders_are_next_to_it(path: Path) -> None:
+    """A shipped suite works wherever the repository is, and loads no task code from outside."""
     for include in yaml.safe_load(path.read_text())["include"]:
         assert (EVALS / include).resolve().parent == EVALS

@@ -1,4 +1,4 @@
-"""A tiny random Llama over characters, and four lm-eval tasks on disk: one of each kind the scorer knows."""
+"""A tiny random Llama over characters, and lm-eval tasks on disk for every output type."""
 
 import copy
 import json
@@ -124,7 +124,7 @@ def write_tasks(folder: Path, tasks: dict[str, dict[str, Any]] = TASKS, count: i
     for number, (name, config) in enumerate(tasks.items()):
         rows = documents(count, seed=number)
         if name == "t_generate":
-            rows = [{**row, "answer": row["answer"][:1]} for row in rows]  # short enough to be hit now and then
+            rows = [{**row, "answer": row["answer"][:1]} for row in rows]  # short enough to be generated sometimes
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         shots = [{**row, "question": "s" + row["question"]} for row in documents(5, seed=99, first=900)]
         (folder / f"{name}_shots.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shots))
@@ -171,7 +171,7 @@ def suite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def suite_data() -> dict[str, Any]:
-    """The suite's YAML as data, to be spoilt."""
+    """The suite's YAML as data, for tests that break it."""
     return copy.deepcopy(SUITE)
 
 

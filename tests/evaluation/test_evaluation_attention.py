@@ -1,4 +1,4 @@
-"""Every family in every mode of running it, against its own forward, one sequence at a time, and its own generate."""
+"""Every family in every execution mode, compared with its own forward, one sequence at a time, and its own generate."""
 
 import copy
 import math
@@ -42,12 +42,12 @@ WINDOW: dict[str, Any] = {"sliding_window": 5, "use_sliding_window": True, "max_
 BY_LAYER = ["sliding_attention", "full_attention", "sliding_attention"]
 FAMILIES = sorted(all_families())
 SLIDING = sorted(name for name in FAMILIES if hasattr(getattr(transformers, name).config_class(), "sliding_window"))
-GENERATING: tuple[Mode, ...] = ("tree", "rows")  # prompts are read as tries, or in rows of one length
+GENERATING: tuple[Mode, ...] = ("tree", "rows")  # prompts as tries, or in rows of one length
 NARROW: dict[str, Any] = {"batch_tokens": 24, "cached_tokens": 400}  # several runs, and prefixes in the cache
 
 
 def build(architecture: str, seed: int = 0, spread: float = 0.15, **changes: Any) -> Any:
-    """A random model, norms and biases too."""
+    """A random model, including norms and biases."""
     kind = getattr(transformers, architecture)
     known = kind.config_class()
     values = {key: value for key, value in SMALL.items() if hasattr(known, key) or "softcapping" not in key}
@@ -61,14 +61,14 @@ def build(architecture: str, seed: int = 0, spread: float = 0.15, **changes: Any
 
 
 def windowed(architecture: str, **changes: Any) -> Any:
-    """With windows far shorter than the sequences: in some layers where the family has kinds of layers, else in all."""
+    """A model with windows shorter than the sequences, in some layers if the family mixes them, otherwise in all."""
     kinds = getattr(getattr(transformers, architecture).config_class(), "layer_types", None)
     given = {} if kinds is None or architecture.startswith("Qwen2") else {"layer_types": BY_LAYER}
     return build(architecture, **WINDOW | given | changes)
 
 
 def sequences() -> list[tuple[int, ...]]:
-    """Few-shot prompts with one prefix, choices below them, texts of their own, prefixes of others, single tokens."""
+    """Few-shot prompts with one prefix and choices, separate texts, prefixes of other sequences, single tokens."""
     draw = np.random.default_rng(1)
 
     def some(count: int) -> tuple[int, ...]:
@@ -86,7 +86,7 @@ def sequences() -> list[tuple[int, ...]]:
 
 
 def requests() -> list[LoglikelihoodRequest]:
-    """Short continuations, and whole texts read from their first token on."""
+    """Short continuations, and complete texts scored from their first token."""
     found = []
     for index, one in enumerate(sequences()):
         last = 7 + index % 5
@@ -97,7 +97,7 @@ def requests() -> list[LoglikelihoodRequest]:
 
 @dataclass
 class Own:
-    """A model's own answers, one sequence at a time; asked for once, then held against every mode."""
+    """A model's own answers, one sequence at a time; computed once and compared with every mode."""
 
     model: Any
     tokenizer: Any
@@ -108,7 +108,7 @@ class Own:
 
     @cached_property
     def expected(self) -> tuple[list[float], list[bool], list[float]]:
-        """Log-likelihoods, greedy flags, and the least margin between the two best tokens; plain forwards."""
+        """Log-likelihoods, greedy flags, and smallest margin between the two best tokens, by plain forwards."""
         lls, flags, margins = [], [], []
         for one in self.asked:
             ids = torch.tensor([one.inputs])
@@ -141,7 +141,7 @@ class Own:
         return made
 
     def check(self, mode: Mode | None = None, wanted: Mode | None = None) -> Mode:
-        """Log-likelihoods in a mode (the one that is chosen where None) are the model's own."""
+        """Log-likelihoods in a mode (None: the chosen one) are the model's own."""
         plan = lay_out(self.asked, ScoreOptions(**NARROW, **({} if mode is None else {"modes": (mode,)})))
         assert wanted is None or plan.mode(self.model) == wanted
         lls, flags, tokens = score_loglikelihoods(self.model, plan)
@@ -163,7 +163,7 @@ class Own:
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
-def test_every_family_in_every_way(architecture: str, tokenizer: Any) -> None:
+def test_every_family_in_every_mode(architecture: str, tokenizer: Any) -> None:
     own = Own(build(architecture), tokenizer)
     assert lay_out(own.asked, ScoreOptions()).mode(own.model) == "tree"
     for mode in MODES:
@@ -195,10 +195,12 @@ def longrope(**changes: Any) -> Any:
 
 
 def test_rotary_scaling_by_length_goes_row_by_row_beyond_the_first_context(tokenizer: Any) -> None:
-    """Phi-3's longrope: all positions are others once there are more than 40 of them, in a growing prompt as well."""
+    """Phi-3's longrope changes all positions beyond 40 tokens, also while a prompt is continued."""
     own = Own(longrope(), tokenizer)
     own.check(None, "rows")
-    assert {len(one.prompt) for one in own.prompts} & set(range(33, 41))  # these cross it while they are continued
+    assert {len(one.prompt) for one in own.prompts} & set(
+        range(33, 41)
+    )  # these cross the limit while they are continued
     assert own.check_generation() == "rows"
     own.asked = [one for one in own.asked if len(one.inputs) <= 40]
     own.prompts = [one for one in own.prompts if len(one.prompt) + one.max_new_tokens <= 40]
@@ -208,11 +210,11 @@ def test_rotary_scaling_by_length_goes_row_by_row_beyond_the_first_context(token
     assert short.check_generation() == "tree"
 
 
-# Not families of ours: architecture → its config, and the mode it is to be run in. Windows and chunks are short.
+# Architectures that are not registered → config and expected mode. Windows and chunks are short.
 OTHERS: dict[str, tuple[dict[str, Any], Mode]] = {
     "BloomForCausalLM": ({"n_layer": 2, "n_head": 4}, "prefix"),  # alibi: it builds its own bias from a plain mask
     "MptForCausalLM": ({"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 128}, "prefix"),
-    "GPTNeoForCausalLM": (  # local attention within the layer, by places in the row: nothing in its config says so
+    "GPTNeoForCausalLM": (  # local attention by position in the row, not visible in its config
         {"attention_types": [[["global", "local", "local"], 1]], "num_layers": 3, "num_heads": 4, "window_size": 5},
         "prefix",
     ),
@@ -244,14 +246,14 @@ def test_other_models_fall_back_to_what_they_can(architecture: str, tokenizer: A
 
 
 def test_a_window_that_the_config_names_and_the_model_ignores(tokenizer: Any) -> None:
-    """Converted checkpoints carry such keys on: a Llama with Mistral's `sliding_window`."""
+    """Converted checkpoints may keep such keys: a Llama with Mistral's `sliding_window`."""
     own = Own(build("LlamaForCausalLM", sliding_window=5), tokenizer)
     for mode in MODES:
         own.check(mode, mode)
 
 
 class Deaf(transformers.LlamaModel):
-    """Attends to whatever stands before, whatever the mask says."""
+    """A model that attends to everything before, ignoring the mask."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return super().forward(*args, **{**kwargs, "attention_mask": None})
@@ -262,13 +264,13 @@ def test_a_model_that_ignores_masks_is_found_out(tokenizer: Any) -> None:
     own.model.model.__class__ = Deaf
     assert own.check() == "prefix"
     assert own.check_generation() == "rows"
-    one = LoglikelihoodRequest((5,), (6,))  # even where a single token is all there is to try it on
+    one = LoglikelihoodRequest((5,), (6,))  # works with a single token, too
     fresh = build("LlamaForCausalLM")
     fresh.model.__class__ = Deaf
     assert lay_out([one], ScoreOptions()).mode(fresh) == "prefix"
 
 
-def test_the_first_allowed_way_that_is_right_is_taken() -> None:
+def test_the_first_allowed_mode_that_is_correct_is_used() -> None:
     mistral, neo = windowed("MistralForCausalLM"), build("GPTNeoForCausalLM", **OTHERS["GPTNeoForCausalLM"][0])
     modes: list[tuple[Mode, ...]] = [MODES, ("tree", "rows"), ("prefix", "rows"), ("rows",), ("tree",)]
     for allowed, (one, other) in zip(
@@ -289,7 +291,7 @@ def test_both_attention_implementations_take_tree_masks(attention: str, tokenize
 
 
 def test_half_precision_is_within_its_rounding(tokenizer: Any) -> None:
-    """bfloat16 has 8 bits: a log-likelihood is off by about 2⁻⁸ of the logits for each token, in any mode of running."""
+    """bfloat16 has 8 bits: a log-likelihood is off by about 2⁻⁸ of the logits per token, in any mode."""
     model = windowed("MistralForCausalLM", spread=0.08).to(torch.bfloat16)
     own = Own(model, tokenizer)
     plan = lay_out(own.asked, ScoreOptions(**NARROW))
@@ -302,7 +304,7 @@ def test_half_precision_is_within_its_rounding(tokenizer: Any) -> None:
 
 
 def test_broken_weights_are_not_what_is_remembered_of_a_model() -> None:
-    """The first candidate of a search blows up; the next ones, written into the same model, are run as they should."""
+    """The first candidate of a search overflows; later ones, written into the same model, are run correctly."""
     for architecture, wanted in (("MistralForCausalLM", "tree"), ("GPTNeoForCausalLM", "prefix")):
         values = WINDOW if wanted == "tree" else OTHERS[architecture][0]
         model = build(architecture, **values)
@@ -354,5 +356,5 @@ def test_a_model_without_a_part_below_its_head_is_refused() -> None:
     torch.manual_seed(0)
     known = {key: value for key, value in SMALL.items() if "softcapping" not in key}
     model = Bare(transformers.LlamaConfig(**known)).eval()
-    with pytest.raises(CandidateError, match="score: Bare has no part without its head"):
+    with pytest.raises(CandidateError, match="score: Bare cannot be run without its head"):
         score_loglikelihoods(model, lay_out(requests(), ScoreOptions()))

@@ -1,4 +1,4 @@
-"""The paired bootstrap: against resampling by hand, Student's interval, and the truth."""
+"""The paired bootstrap compared with manual resampling, Student's interval, and the truth in simulations."""
 
 import tracemalloc
 
@@ -15,7 +15,7 @@ WEIGHTS, CHANCES = {"x": 0.6, "y": 0.4}, {"x": 0.25, "y": 0.0}
 
 
 def two_tasks(seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, list[str]]]:
-    """Right or wrong in groups of unlike size, and partial credit."""
+    """Right-or-wrong items in groups of different sizes, and partial credit."""
     rng = np.random.default_rng(seed)
     names = [str(name) for name in np.sort(rng.integers(0, 40, 200))]
     luck = {name: rng.standard_normal(2) for name in names}
@@ -24,7 +24,7 @@ def two_tasks(seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], 
 
 
 def by_hand(a: dict[str, np.ndarray], b: dict[str, np.ndarray], groups: dict[str, list[str]]) -> np.ndarray:
-    """Whole groups drawn with replacement, task by task, one resample after another; the one win and loss with them."""
+    """Groups drawn with replacement, task by task, one resample at a time, plus one win and one loss."""
     rng = np.random.default_rng(77)
     drawn = np.zeros(3_000)
     typical = []
@@ -87,7 +87,7 @@ def test_many_items_give_students_interval() -> None:
 
 @pytest.mark.parametrize(("wins", "certain"), [(2, False), (4, False), (12, True)])
 def test_a_handful_of_wins_is_not_certain(wins: int, certain: bool) -> None:
-    """The plain bootstrap draws no zero or loss from wins alone, and calls two out of two certain."""
+    """The plain bootstrap never draws a zero or loss from wins alone, and calls two out of two certain."""
     a, b = {"t": np.r_[np.ones(wins), np.ones(288)]}, {"t": np.r_[np.zeros(wins), np.ones(288)]}
     found = bootstrap_difference(a, b, ONE, NONE)
     assert (found.lower > 0.0) is certain
@@ -103,7 +103,7 @@ def test_no_difference_and_one_unit() -> None:
 
 
 def test_its_two_sides_miss_as_often_as_they_say() -> None:
-    """20 groups of unlike size: plain percentiles miss near 10% here, these at most 5% in all."""
+    """20 groups of different sizes: plain percentiles miss nearly 10% here, these at most 5% in total."""
     rng = np.random.default_rng(6)
     sizes = rng.geometric(1 / 12, 20)
     codes = np.repeat(np.arange(20), sizes)

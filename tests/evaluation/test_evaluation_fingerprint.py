@@ -1,4 +1,4 @@
-"""A task that was edited has another fingerprint, at the edited key; comments and places have no part in it."""
+"""An edited task has another fingerprint at the edited key; comments and paths do not count."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
-    os.utime(path, ns=(path.stat().st_mtime_ns + 10**9,) * 2)  # lm-eval loads a module anew by its time
+    os.utime(path, ns=(path.stat().st_mtime_ns + 10**9,) * 2)  # lm-eval reloads a module by its modification time
 
 
 def test_its_keys_are_those_of_the_configuration(folder: Path) -> None:
@@ -86,8 +86,8 @@ def test_its_keys_are_those_of_the_configuration(folder: Path) -> None:
 EDITS = [
     ("t_word.yaml", "'{{answer}}'", "'{{answer}}.'", {"doc_to_target", "fewshot_config"}),
     ("code.py", 'doc["question"]', 'doc["answer"]', {"doc_to_text", "fewshot_config"}),
-    ("code.py", "text[:LIMIT]", "text[1:LIMIT]", {"doc_to_text", "fewshot_config"}),  # what the function calls
-    ("code.py", "LIMIT = 3", "LIMIT = 4", {"doc_to_text", "fewshot_config"}),  # and what that reads
+    ("code.py", "text[:LIMIT]", "text[1:LIMIT]", {"doc_to_text", "fewshot_config"}),  # code that the function calls
+    ("code.py", "LIMIT = 3", "LIMIT = 4", {"doc_to_text", "fewshot_config"}),  # and a constant that it reads
     ("code.py", "float(results[0][1])", "1.0 - results[0][1]", {"process_results"}),
     ("code.py", "# the prompt", "# a prompt", set()),
     ("code.py", '"""Cut."""', '"""Cut it."""', set()),

@@ -1,4 +1,4 @@
-"""What generation runs, counted; stop strings among rows that end at different times; rows without a usable cache."""
+"""Work done by generation; stop strings in rows that end at different times; models without a usable cache."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ Prompts = list[tuple[int, ...]]
 
 
 def few_shot(kind: str, size: int, questions: int = 60) -> Prompts:
-    """Prompts of a task: one prefix for all, examples drawn for each from a pool, or none."""
+    """Prompts of a task: with a common prefix, with examples drawn per prompt from a pool, or without examples."""
     draw = np.random.default_rng(0)
     pool = [tuple(draw.integers(4, size, 30).tolist()) for _ in range(9)]
     made = []
@@ -28,7 +28,7 @@ def few_shot(kind: str, size: int, questions: int = 60) -> Prompts:
 @pytest.mark.parametrize("budget", [256, 1024, 8192])
 @pytest.mark.parametrize("kind", ["first", "drawn", "none"])
 def test_a_log_likelihood_runs_hardly_more_than_the_distinct_tokens(kind: str, budget: int) -> None:
-    """Four choices of several tokens, choices of one token, single continuations and whole texts, all in one batch."""
+    """Choices of several tokens, choices of one token, single continuations and complete texts, all in one batch."""
     draw, asked = np.random.default_rng(1), []
     for prompt in few_shot(kind, 40):
         choices = [(*prompt, *draw.integers(4, 40, int(size)).tolist()) for size in draw.integers(1, 12, 4)]

@@ -1,4 +1,4 @@
-"""Groups and tags in a suite: local ones of every shape, lm-eval's own by name, and what can be wrong with them."""
+"""Groups and tags in a suite: local ones of every form, lm-eval's own by name, and errors."""
 
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,9 @@ def test_nested_groups_tags_and_groups_inside_a_group(folder: Path) -> None:
     assert set(suite.weights().values()) == {0.25}
     # t_heir has the documents of another member, so they cannot both score
     harness = Harness(suite_of(folder, {"task": "t_nested", "report_only": True}, group("t_choice", name="own")))
-    assert harness._tasks["t_nested/t_heir", "t_heir"].task.config.doc_to_text == "{{question}}#"  # over its include
+    assert (
+        harness._tasks["t_nested/t_heir", "t_heir"].task.config.doc_to_text == "{{question}}#"
+    )  # overrides its include
 
 
 def test_what_a_group_says_of_its_members_holds(folder: Path, tokenizer: Any, model: Any) -> None:
@@ -135,7 +137,7 @@ def test_lm_evals_own_groups_and_tags_by_name() -> None:
     assert "mmlu_stem_tasks" in library_tags()
 
 
-def test_names_are_told_apart_without_lm_evals_index(folder: Path) -> None:
+def test_names_are_resolved_without_lm_evals_index(folder: Path) -> None:
     names = Names([folder / "tasks"])
     groups = ("t_sized", "t_tagged", "t_other", "mmlu", "ai2_arc")
     assert [name for name in groups if names.is_group(name)] == list(groups)
@@ -143,12 +145,12 @@ def test_names_are_told_apart_without_lm_evals_index(folder: Path) -> None:
 
 
 WRONG: list[tuple[Data, str]] = [
-    (group("t_sized", chance={"t_choice": 0.3}), "tasks[0].chance.t_letter: missing. Name every leaf task"),
-    (group("t_sized", chance={"t_chioce": 0.3}), "tasks[0].chance.t_chioce: no leaf task of this group."),
+    (group("t_sized", chance={"t_choice": 0.3}), "tasks[0].chance.t_letter: missing. List every leaf task"),
+    (group("t_sized", chance={"t_chioce": 0.3}), "tasks[0].chance.t_chioce: not a leaf task of this group."),
     (group("t_sized", chance={"t_chioce": 0.3}), "Leaf tasks: t_choice, t_letter. Did you mean 't_choice'?"),
     (group("t_sized", chance={"t_choice": 1.3}), "tasks[0].chance.t_choice: should be at least 0 and less than 1"),
     (group("t_sized", metric="acc_nrom"), "tasks[0].metric: 't_choice' has no metric 'acc_nrom'."),
-    (group("t_broken"), "tasks[0].task: the group 't_broken' names the unknown task 't_gone'."),
+    (group("t_broken"), "tasks[0].task: the group 't_broken' refers to the unknown task 't_gone'."),
     (group("t_round"), "tasks[0].task: the group 't_round' contains itself."),
     (group("t_empty"), "tasks[0].task: the group 't_empty' has no tasks."),
 ]
@@ -177,7 +179,7 @@ def test_a_group_that_lost_a_member_on_another_node(folder: Path) -> None:
     text = path.read_text()
     path.write_text(text.replace("- t_letter\n", ""))
     try:
-        with pytest.raises(SuiteError, match=r"tasks\[0\].task: the group 't_equal' has no task 't_letter' here"):
+        with pytest.raises(SuiteError, match=r"tasks\[0\].task: the group 't_equal' no longer has a task 't_letter'"):
             Harness(suite)
     finally:
         path.write_text(text)

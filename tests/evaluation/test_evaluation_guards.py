@@ -1,4 +1,4 @@
-"""Tasks that are guarded and tasks that are to be forgotten: what a suite may say of them, and what they are worth."""
+"""Guarded tasks and unlearning targets: their keys in a suite, and their scores."""
 
 from decimal import Decimal, localcontext
 from pathlib import Path
@@ -19,7 +19,7 @@ from evosearch.evaluation.types import GOLD, ItemBatch, ItemSet, Tokens
 Data = dict[str, Any]
 COUNTS = {"search": 1, "validation": 1, "test": 1}
 LEARNT: Data = {"task": "x", "name": "learnt", "metric": "acc", "chance": 0.2}
-FORGOTTEN: Data = {"task": "y", "name": "gone", "metric": "acc", "unlearn": True, "weight": 3.0}
+UNLEARNED: Data = {"task": "y", "name": "gone", "metric": "acc", "unlearn": True, "weight": 3.0}
 BESIDE: Data = {"task": "z", "name": "beside", "metric": "acc", "report_only": True, "chance": 0.5}
 COLUMNS = {
     "learnt": {"acc": np.array([1.0, 0.0, 1.0, 1.0]), GOLD: np.array([-1.0, -2.0, -3.0, -2.0])},
@@ -37,18 +37,18 @@ def card(found: Suite, **changes: Any) -> Any:
     return make_card(found, BATCH, COLUMNS | changes, Tokens(), {})
 
 
-def test_a_forgotten_task_scores_by_wrong_answers() -> None:
-    found = card(suite([LEARNT, FORGOTTEN], fitness="score"))
+def test_an_unlearning_target_scores_by_wrong_answers() -> None:
+    found = card(suite([LEARNT, UNLEARNED], fitness="score"))
     assert found.score == pytest.approx(100 * (0.25 * (0.75 - 0.2) / 0.8 + 0.75 * 0.75))
     assert (found.tasks["gone"].metric, found.tasks["gone"].value) == ("1-acc", 0.75)
     assert found.columns["gone"]["1-acc"].tolist() == [1.0, 0.0, 1.0, 1.0]
     assert found.columns["gone"]["acc"].tolist() == [0.0, 1.0, 0.0, 0.0]
 
 
-def test_a_forgotten_tasks_fitness_is_the_log_probability_of_all_other_answers() -> None:
-    found = card(suite([FORGOTTEN]))
+def test_an_unlearning_targets_fitness_is_the_log_probability_of_all_other_answers() -> None:
+    found = card(suite([UNLEARNED]))
     assert found.fitness.value == pytest.approx(np.mean(np.log([0.5, 0.1, 0.9, 1 - 1e-9])))
-    assert found.columns["gone"][GOLD] is COLUMNS["gone"][GOLD]  # what is recorded is log p
+    assert found.columns["gone"][GOLD] is COLUMNS["gone"][GOLD]  # the recorded column is log p
 
 
 @given(st.floats(min_value=-800.0, max_value=-(2.0**-23)))
@@ -69,16 +69,16 @@ def test_log_unlikely_of_a_sure_answer_is_finite_and_of_an_unknown_one_unknown()
 
 def test_guarded_tasks_have_points_of_their_own() -> None:
     guards = [{"task": "beside", "max_drop": 3}, {"task": "learnt", "max_drop": 0}, {"task": "gone", "max_drop": 1}]
-    found = card(suite([LEARNT, FORGOTTEN, BESIDE], guards=guards))
+    found = card(suite([LEARNT, UNLEARNED, BESIDE], guards=guards))
     assert found.guards == pytest.approx({"beside": 50.0, "learnt": 100 * 0.55 / 0.8, "gone": 75.0})
     assert found.summary()["guards"] == dict(found.guards)
-    assert set(found.tasks) == {"learnt", "gone"}  # a guard alone puts no task into the score
-    assert "guards" not in card(suite([LEARNT, FORGOTTEN, BESIDE | {"chance": 0}])).summary()
+    assert set(found.tasks) == {"learnt", "gone"}  # a guard alone does not make a task score
+    assert card(suite([LEARNT, UNLEARNED, BESIDE | {"chance": 0}])).summary()["guards"] == {}
 
 
 @pytest.mark.parametrize(
     ("column", "said"),
-    [({}, "tasks[1].metric: 'acc' is not one number for every document"), ({"acc": np.full(4, 7.0)}, "not in [0, 1]")],
+    [({}, "tasks[1].metric: 'acc' is not one number per document"), ({"acc": np.full(4, 7.0)}, "not in [0, 1]")],
 )
 def test_a_guard_needs_an_item_mean(column: Data, said: str) -> None:
     found = suite([LEARNT, BESIDE], guards=[{"task": "beside", "max_drop": 3}])
@@ -91,12 +91,15 @@ def test_a_guard_needs_an_item_mean(column: Data, said: str) -> None:
 def test_an_unset_key_changes_no_digest() -> None:
     plain = suite([LEARNT])
     assert suite([LEARNT | {"unlearn": False}], guards=[]).digest() == plain.digest()
-    changed = [suite([FORGOTTEN]).digest(), suite([LEARNT], guards=[{"task": "learnt", "max_drop": 2}]).digest()]
+    changed = [suite([UNLEARNED]).digest(), suite([LEARNT], guards=[{"task": "learnt", "max_drop": 2}]).digest()]
     assert len({plain.digest(), *changed}) == 3
 
 
 WRONG: list[tuple[Data, str]] = [
-    ({"guards": [{"task": "lernt", "max_drop": 1}]}, "guards[0].task: 'lernt' is no task of this suite. Tasks: learnt"),
+    (
+        {"guards": [{"task": "lernt", "max_drop": 1}]},
+        "guards[0].task: 'lernt' is not a task of this suite. Tasks: learnt",
+    ),
     ({"guards": [{"task": "lernt", "max_drop": 1}]}, "Did you mean 'learnt'?"),
     (
         {"guards": [{"task": "learnt", "max_drop": -1}]},
@@ -105,18 +108,18 @@ WRONG: list[tuple[Data, str]] = [
     ({"guards": [{"task": "learnt"}]}, "guards[0].max_drop: missing"),
     ({"guards": [{"task": "learnt", "max_drop": float("nan")}]}, "guards[0].max_drop: "),
     ({"guards": [{"task": "learnt", "drop": 1}]}, "guards[0].drop: unknown key. Known keys here: task, max_drop"),
-    ({"guards": [{"task": "learnt", "max_drop": 1}] * 2}, "guards[1].task: 'learnt' is guarded by guards[0] too"),
+    ({"guards": [{"task": "learnt", "max_drop": 1}] * 2}, "guards[1].task: 'learnt' is also guarded by guards[0]"),
     (
         {"tasks": [LEARNT, BESIDE | {"metric": ""}], "guards": [{"task": "beside", "max_drop": 1}]},
-        "tasks[1].metric: missing, and 'beside' is guarded. A metric that is an item mean in [0, 1]",
+        "tasks[1].metric: missing, but 'beside' is guarded. A metric that is an item mean in [0, 1]",
     ),
-    ({"tasks": [LEARNT, BESIDE]}, "tasks[1].chance: got 0.5 for a task that is only reported. Remove chance"),
-    ({"tasks": [FORGOTTEN | {"chance": 0.2}]}, "tasks[0].chance: got 0.2 for a task that is to be forgotten. 0: such"),
+    ({"tasks": [LEARNT, BESIDE]}, "tasks[1].chance: got 0.5 for a report-only task. Remove chance"),
+    ({"tasks": [UNLEARNED | {"chance": 0.2}]}, "tasks[0].chance: got 0.2 for an unlearning target. Must be 0: such"),
     (
         {"tasks": [LEARNT, {"task": "z", "report_only": True, "unlearn": True}]},
-        "tasks[1].forget: true for a task that is",
+        "tasks[1].unlearn: true for a report-only task",
     ),
-    ({"tasks": [FORGOTTEN | {"unlearn": [1]}]}, "tasks[0].forget: "),
+    ({"tasks": [UNLEARNED | {"unlearn": [1]}]}, "tasks[0].unlearn: "),
 ]
 
 
@@ -131,10 +134,10 @@ def test_what_is_wrong_is_named(change: Data, said: str, tmp_path: Path) -> None
 
 
 def test_a_guarded_metric_must_be_an_item_mean_of_the_task(suite_data: Data, suite_file: Path) -> None:
-    """lm-eval alone knows which metrics are means, so the harness says it."""
+    """Only lm-eval knows which metrics are means, so the harness checks it."""
     suite_data["tasks"].append({"task": "t_word", "name": "again", "report_only": True, "metric": "perplexity"})
     suite_data["guards"] = [{"task": "again", "max_drop": 1}]
-    path = suite_file.with_name("guarded.yaml")  # the file itself is of all tests
+    path = suite_file.with_name("guarded.yaml")  # all tests share the file itself
     path.write_text(yaml.safe_dump(suite_data))
     with pytest.raises(SuiteError, match=r"tasks\[4\].metric: 'perplexity' of 't_word' is not the mean of one number"):
         Harness(load_suite(path))

@@ -137,7 +137,7 @@ def test_grouped_right_or_wrong_items_count_as_fewer() -> None:
 
 
 def test_one_sided_bounds_hold_as_often_as_they_say() -> None:
-    """Two tasks, correlated candidates: the bound is above the truth in at most 2.5% of draws, and not never."""
+    """Two tasks, correlated candidates: the bound is above the truth in at most 2.5% of draws, but sometimes."""
     rng = np.random.default_rng(4)
     weights, chances = {"x": 0.5, "y": 0.5}, {"x": 0.25, "y": 0.0}
     truth = 100 * (0.5 * (0.7 - 0.6) / 0.75 + 0.5 * (0.8 - 0.8))
@@ -164,7 +164,7 @@ def test_tangos_interval_is_the_published_one() -> None:
 
 @pytest.mark.parametrize(("gained", "lost", "n"), [(3, 9, 40), (0, 5, 60), (7, 0, 30), (12, 12, 24), (1, 2, 200)])
 def test_tangos_bounds_are_where_the_score_test_stops_rejecting(gained: int, lost: int, n: int) -> None:
-    """The restricted likelihood is maximized numerically here, by its closed form there."""
+    """The restricted likelihood, maximized numerically here and in closed form there."""
     quantile = float(ndtri(0.975))
     lower, upper = proportion_difference(gained, lost, n)
     for delta, sign in ((lower, 1), (upper, -1)):

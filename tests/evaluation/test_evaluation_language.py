@@ -1,4 +1,4 @@
-"""Answers in another language: which texts are told, what such an answer is worth, and which suites are refused."""
+"""Answers in another language: identification, their effect on the score, and errors of suites."""
 
 import copy
 import math
@@ -31,7 +31,7 @@ WRITE: Data = {"task": "t_generate", "metric": "exact_match", "chance": 0.0, "fi
         (JAPANESE, {"ja"}),
         (ENGLISH, {"en"}),
         (GERMAN, {"de"}),
-        ("The answer is 18.", {"en", "de"}),  # too short to tell these two apart, long enough not to be Japanese
+        ("The answer is 18.", {"en", "de"}),  # too short to distinguish these two, long enough not to be Japanese
         ("答えは42です。", {"ja"}),
         ("まず x = 3 * 4 = 12 を計算する", {"ja"}),
         ("", {"ja", "en", "de"}),
@@ -43,7 +43,7 @@ WRITE: Data = {"task": "t_generate", "metric": "exact_match", "chance": 0.0, "fi
 )
 def test_which_languages_a_text_may_be_in(text: str, spoken: set[str]) -> None:
     assert {code for code in ("ja", "en", "de") if in_language(text, code)} == spoken
-    assert {code for code in ("ja", "en", "de") if in_language(text, code)} == spoken  # and always the same
+    assert {code for code in ("ja", "en", "de") if in_language(text, code)} == spoken  # deterministic
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def suite_of(suite_file: Path, tmp_path: Path) -> Any:
 
 
 def judged(suite: Suite, tokenizer: Any, texts: list[str]) -> Any:
-    """What the search split's answers are worth, where each is its right letter and a text."""
+    """The result of the search split if each answer is its right letter and a text."""
     harness = Harness(suite)
     frozen = harness.freeze(harness.batch("search"), tokenizer, 96)
     (task,) = frozen.tasks
@@ -79,10 +79,12 @@ def test_an_answer_in_another_language_counts_as_wrong(suite_of: Any, tokenizer:
     assert found.columns["exact_match"].tolist() == [1, 0, 1, 0]
     assert found.columns[IN_LANGUAGE].tolist() == [1, 0, 1, 0]
     assert found.reported["exact_match"] == found.reported[IN_LANGUAGE] == 0.5
-    assert all(map(math.isnan, found.columns["gold_logprob"]))  # `fitness: score` asks for none of what is generated
+    assert all(
+        map(math.isnan, found.columns["gold_logprob"])
+    )  # not computed for generated answers with `fitness: score`
 
 
-def test_the_share_is_told_where_a_task_is_only_reported(suite_of: Any, tokenizer: Any) -> None:
+def test_the_share_is_reported_for_a_report_only_task(suite_of: Any, tokenizer: Any) -> None:
     choice = {"task": "t_choice", "metric": "acc", "chance": 0.3}
     suite = suite_of(choice, {"task": "t_generate", "report_only": True, "language": "en"})
     harness = Harness(suite)
@@ -102,15 +104,15 @@ def test_a_language_is_part_of_the_digest_and_of_what_a_resumed_search_compares(
 
 
 WRONG: list[tuple[Data, str]] = [
-    ({**WRITE, "language": "jp"}, "language: unknown language 'jp'. Codes of ISO 639: ace, af, "),
-    ({**WRITE, "language": "Japanese"}, "language: unknown language 'Japanese'. Codes of ISO 639: ace, af, "),
+    ({**WRITE, "language": "jp"}, "language: unknown language 'jp'. ISO 639 codes: ace, af, "),
+    ({**WRITE, "language": "Japanese"}, "language: unknown language 'Japanese'. ISO 639 codes: ace, af, "),
     ({**WRITE, "language": "zxx"}, "language: unknown language 'zxx'."),
     ({**WRITE, "language": ""}, "language: "),
     (
         {"task": "t_choice", "metric": "acc", "chance": 0.3, "language": "ja"},
-        "language: 't_choice' generates nothing: its output type is multiple_choice. Remove this key.",
+        "language: 't_choice' does not generate: its output type is multiple_choice. Remove this key.",
     ),
-    ({**WRITE, "language": "ja", "unlearn": True}, "language: got 'ja' for a task that is to be forgotten"),
+    ({**WRITE, "language": "ja", "unlearn": True}, "language: got 'ja' for an unlearning target"),
 ]
 
 
@@ -131,7 +133,7 @@ def test_without_the_package_the_suite_is_refused_with_what_to_install(
     kept = copy.copy(sys.meta_path)
 
     class Missing:
-        """What an environment without the package would say."""
+        """Raise what an environment without the package would raise."""
 
         @staticmethod
         def find_spec(name: str, *_: Any) -> None:
@@ -143,7 +145,7 @@ def test_without_the_package_the_suite_is_refused_with_what_to_install(
     with pytest.raises(SuiteError) as caught:
         Harness(suite_of({**WRITE, "language": "ja"}))
     assert str(caught.value) == (
-        f"{tmp_path / 's.yaml'}: tasks[0].language: telling languages needs the package py3langid, which is not "
+        f"{tmp_path / 's.yaml'}: tasks[0].language: language identification requires py3langid, which is not "
         "installed. Install it with `pip install 'evosearch[language]'`."
     )
-    Harness(suite_of(WRITE))  # a suite that does not ask needs nothing
+    Harness(suite_of(WRITE))  # not needed by a suite without `language`

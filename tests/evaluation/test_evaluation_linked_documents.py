@@ -1,4 +1,4 @@
-"""Near-duplicates and groups in a suite: what lies where, what counts as a group, and what the digests say."""
+"""Near-duplicates and groups in a suite: their splits, item groups and digests."""
 
 import json
 from dataclasses import replace
@@ -19,12 +19,12 @@ from evosearch.setup.resume_check import _difference
 
 Data = dict[str, Any]
 MEAN = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
-REPORTED: Data = {"report_only": True, "chance": 0.0}  # two tasks that score share no documents
+REPORTED: Data = {"report_only": True, "chance": 0.0}  # two scoring tasks must not share documents
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "last")
 
 
 def text(index: int) -> str:
-    """A text of thirty words that shares next to none with another's."""
+    """A text of thirty words that shares almost none with other texts."""
     return " ".join(f"{NUMBERS[(index * 7 + k) % 13]}{index}x{k}" for k in range(30))
 
 
@@ -46,7 +46,7 @@ def write_task(folder: Path, name: str, documents: list[Data], **config: Any) ->
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`plain`: 40 texts. `twins`: as plain, and a changed copy of each. `passages`: 12 passages of five questions."""
+    """`plain`: 40 texts. `twins`: the same with a changed copy of each. `passages`: 12 passages of five questions."""
     made = tmp_path_factory.mktemp("linked")
     tasks = made / "tasks"
     tasks.mkdir()
@@ -98,28 +98,28 @@ def test_without_the_check_the_splits_are_by_hash_alone(folder: Path) -> None:
     assert set(origins(found["test"])) & {*origins(found["validation"]), *origins(found["search"])}
     assert all(items.groups == () for items in found.values())
     kept = sets(Harness(suite_of(folder, {"task": "twins"})), "twins")
-    assert kept["test"].doc_ids == found["test"].doc_ids  # the first split to choose passes over nothing
-    assert suite.digest() == suite_of(folder, {"task": "twins"}).digest(), "a resume compares it itself"
+    assert kept["test"].doc_ids == found["test"].doc_ids  # the first split to choose skips nothing
+    assert suite.digest() != suite_of(folder, {"task": "twins"}).digest()
     assert kept["search"].digest != found["search"].digest
 
 
-def test_a_suite_without_near_duplicates_is_as_it_was(folder: Path) -> None:
+def test_without_near_duplicates_the_check_changes_nothing(folder: Path) -> None:
     with_check = Harness(suite_of(folder, {"task": "plain"}))
     without = Harness(suite_of(folder, {"task": "plain"}, near_duplicates=False))
     assert [with_check.batch(split).digest for split in SPLITS] == [without.batch(split).digest for split in SPLITS]
 
 
 def test_the_splits_of_the_quickstart_are_those_of_its_figures() -> None:
-    """Recorded before near-duplicates were looked for: README figures and recorded searches depend on them."""
+    """The figures in README depend on these documents."""
     harness = Harness(load_suite(Path(__file__).parents[2] / "evals" / "quickstart.yaml"))
-    assert {split: harness.batch(split).digest[:16] for split in SPLITS} == QUICKSTART
+    assert {split: harness.batch(split).documents_digest[:16] for split in SPLITS} == QUICKSTART
 
 
-QUICKSTART = {"search": "a931fbb5586e1027", "validation": "9597eb7baf52b068", "test": "6acd84fcb0059460"}
+QUICKSTART = {"search": "423ca7e41573df6b", "validation": "13f76f484a50191d", "test": "6e4c851b8057578d"}
 
 
 def test_tasks_of_a_suite_are_compared_with_one_another(folder: Path) -> None:
-    """`plain` and `twins` hold the same texts: what one is tested on, the other must not search on."""
+    """`plain` and `twins` contain the same texts: one must not be searched on the other's test documents."""
     both = Harness(suite_of(folder, {"task": "plain"}, {"task": "twins", **REPORTED}))
     plain, twins = sets(both, "plain"), sets(both, "twins")
     tested = set(origins(plain["test"])) | set(origins(twins["test"]))
@@ -133,7 +133,7 @@ def test_tasks_of_a_suite_are_compared_with_one_another(folder: Path) -> None:
 
 
 def test_what_asks_the_question_is_compared(tmp_path: Path) -> None:
-    """Two documents that ask the same are near-duplicates, however differently they are solved; and only they."""
+    """Documents are near-duplicates if their questions are, regardless of their solutions."""
     (tmp_path / "tasks").mkdir()
     documents = [{"id": i, "text": text(i % 30), "solution": text(50 + i), "note": text(99)} for i in range(60)]
     write_task(tmp_path / "tasks", "solved", documents)
@@ -143,7 +143,7 @@ def test_what_asks_the_question_is_compared(tmp_path: Path) -> None:
     assert not where["test"] & where["validation"]
     assert not (where["test"] | where["validation"]) & where["search"]
     assert any(len(found) < 10 for found in where.values())
-    listed = Harness(suite_of(tmp_path, {"task": "listed"}))  # its choices differ: another question each
+    listed = Harness(suite_of(tmp_path, {"task": "listed"}))  # different choices make different questions
     plain = Harness(suite_of(tmp_path, {"task": "listed"}, near_duplicates=False))
     assert [listed.batch(split).digest for split in SPLITS] == [plain.batch(split).digest for split in SPLITS]
 
@@ -175,7 +175,7 @@ def test_a_group_lies_in_one_split(folder: Path) -> None:
 
 
 def test_groups_hold_between_tasks_of_the_same_documents(folder: Path) -> None:
-    """A task without `group_by` keeps to the groups of another that shares its documents."""
+    """A task without `group_by` respects the groups of another task on the same documents."""
     tasks = ({"task": "passages", "group_by": "passage"}, {"task": "passages", "name": "free", **REPORTED})
     harness = Harness(suite_of(folder, *tasks, documents={"search": 5, "validation": 5, "test": 5}))
     grouped, free = sets(harness, "passages"), sets(harness, "free")
@@ -195,11 +195,11 @@ def test_groups_and_clusters_that_overlap_are_one_group() -> None:
     assert linked.item_groups("other", Selection((0, 1), tuple("az"))) == ()
 
 
-def test_the_digest_of_an_item_set_counts_groups_and_sources_where_there_are_any() -> None:
+def test_every_field_is_part_of_the_digest_of_an_item_set() -> None:
     plain = ItemSet("t", "l", (1, 2), ("a", "b"))
-    assert plain.digest == "f43e97381a289f180dbd948ba51e03176eeb5157556228f23016d6f55506e5d4"
-    assert len({plain.digest, ItemSet("t", "l", (1, 2), ("a", "b"), ("g", "g")).digest}) == 2
-    assert ItemSet("t", "l", (1, 2), ("a", "b"), documents="train").digest != plain.digest
+    changes: list[Data] = [{}, {"task": "u"}, {"lm_eval_task": "m"}, {"doc_ids": (1, 3)}, {"doc_hashes": ("a", "c")}]
+    changes += [{"groups": ("g", "g")}, {"documents": "train"}]
+    assert len({replace(plain, **change).digest for change in changes}) == len(changes)
 
 
 def test_a_ledger_gives_back_groups_and_sources(tmp_path: Path) -> None:
@@ -220,13 +220,13 @@ WRONG: list[tuple[Data, Data, str]] = [
         "tasks[0].group_by: documents of 'passages' have no field 'pasage'. Fields: text, passage, at, none. "
         "Did you mean 'passage'?",
     ),
-    ({"group_by": "none"}, {}, "tasks[0].group_by: document 7 of 'passages' has no group. Take another field."),
+    ({"group_by": "none"}, {}, "tasks[0].group_by: document 7 of 'passages' has no group. Use another field."),
     (
         {"group_by": "{{nothing}}"},
         {},
-        "tasks[0].group_by: the group of document 0 of 'passages' cannot be made: Undefined",
+        "tasks[0].group_by: cannot render the group of document 0 of 'passages': Undefined",
     ),
-    ({"group_by": "{{text"}, {}, "tasks[0].group_by: this is no Jinja template: TemplateSyntaxError: "),
+    ({"group_by": "{{text"}, {}, "tasks[0].group_by: not a valid Jinja template: TemplateSyntaxError: "),
     ({"group_by": ""}, {}, "tasks[0].group_by: "),
     ({}, {"near_duplicates": True}, "near_duplicates: got True. A number."),
     ({}, {"near_duplicates": "0.9"}, "near_duplicates: got '0.9'. A number."),
@@ -234,8 +234,8 @@ WRONG: list[tuple[Data, Data, str]] = [
     (
         {"group_by": "{{at.page // 3}}"},
         {},
-        "tasks[0].documents.search: 10 asked, 0 left after 10 for test and 10 for validation of 60 documents, 40 being "
-        "near-duplicates of those, or of their groups.",
+        "tasks[0].documents.search: 10 requested, 0 left after 10 for test and 10 for validation of 60 documents; 40 "
+        "are near-duplicates of documents already taken, or in their groups.",
     ),
 ]
 

@@ -1,4 +1,4 @@
-"""lm-eval's own loop is the oracle: the same documents, the same model, request by request and metric by metric."""
+"""lm-eval's own loop as the oracle: the same documents and model, request by request and metric by metric."""
 
 import copy
 from pathlib import Path
@@ -34,7 +34,7 @@ def card(scorer: Scorer, model: Any) -> ScoreCard:
 
 @pytest.fixture(scope="module")
 def samples(scorer: Scorer, model: Any, tokenizer: Any) -> dict[str, list[dict[str, Any]]]:
-    """Suite task → what `lm_eval` logs for each document of the test split, under the suite's filter."""
+    """Suite task → lm_eval's log of each document of the test split, with the suite's filter."""
     sets = scorer.batch("test").sets
     tasks = {items.lm_eval_task: lm_eval_task(scorer, items) for items in sets}
     out = evaluate(
@@ -51,7 +51,7 @@ def samples(scorer: Scorer, model: Any, tokenizer: Any) -> dict[str, list[dict[s
 
 
 def lm_eval_task(scorer: Scorer, items: ItemSet) -> Any:
-    """A task object of lm-eval's own, which our harness never touched."""
+    """A task object loaded by lm-eval alone."""
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -68,7 +68,7 @@ def test_log_likelihoods_and_greedy_flags_are_lm_evals(card: ScoreCard, samples:
     expected = np.array([resp[0][0] for sample in samples[task] for resp in sample["resps"]])
     ours = card.columns[task][LOGLIKELIHOODS]
     assert ours.shape == expected.shape
-    assert np.ptp(expected) > 1  # the model tells the requests apart
+    assert np.ptp(expected) > 1  # the model distinguishes the requests
     np.testing.assert_array_less(np.abs(ours - expected), 1e-3 + 1e-6 * np.abs(expected))
     assert card.columns[task][REQUESTS].tolist() == [len(sample["resps"]) for sample in samples[task]]
 
@@ -105,7 +105,7 @@ def test_generated_texts_are_lm_evals(scorer: Scorer, model: Any, samples: Any) 
     assert all(stop not in text for text in texts for stop in ("\n", "ab", "9"))
     prompts = [request.prompt for request in frozen.generations]
     assert distinct_prefixes(prompts) < tokens.forwarded <= distinct_prefixes(prompts) + len(texts) * 11
-    assert tokens.forwarded < sum(map(len, prompts))  # what prompts share is read once
+    assert tokens.forwarded < sum(map(len, prompts))  # shared prefixes run once
 
 
 def test_gold_log_probabilities(card: ScoreCard, samples: Any, scorer: Scorer, model: Any, tokenizer: Any) -> None:
@@ -114,7 +114,7 @@ def test_gold_log_probabilities(card: ScoreCard, samples: Any, scorer: Scorer, m
             lls = np.array([resp[0][0] for resp in sample["resps"]])
             assert gold == pytest.approx(lls[sample["doc"]["gold"]] - np.logaddexp.reduce(lls), abs=1e-3)
     for gold, sample in zip(card.columns["t_word"][GOLD], samples["t_word"], strict=True):
-        length = len(sample["doc"]["answer"]) + 1  # one token a character, and the context's trailing space
+        length = len(sample["doc"]["answer"]) + 1  # one token per character, plus the context's trailing space
         assert gold == pytest.approx(sample["resps"][0][0][0] / length, abs=1e-3)
     for gold, sample in zip(card.columns["t_generate"][GOLD], samples["t_generate"], strict=True):
         assert gold == pytest.approx(teacher_forced(model, tokenizer, sample), abs=1e-3)
@@ -147,7 +147,7 @@ PROMPTS = ["abc", "<s>abc", "q: " * 40, "x"]
 
 
 def with_bos(tokenizer: Any) -> Any:
-    """The same tokenizer, putting `<s>` before every text as Llama's does."""
+    """The same tokenizer with `<s>` before every text, like Llama's."""
     from tokenizers.processors import TemplateProcessing
 
     other = copy.deepcopy(tokenizer)

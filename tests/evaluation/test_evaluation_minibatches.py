@@ -1,4 +1,4 @@
-"""A split in minibatches: disjoint, even, of all of it, and worth what the same items are worth."""
+"""Minibatches of a split: disjoint, even and complete, with the scores of their items."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def whole(*counts: int) -> ItemBatch:
 
 
 @given(st.integers(2, 9), st.integers(9, 40), st.integers(9, 40), st.integers(0, 5))
-def test_parts_are_disjoint_even_and_hold_all(count: int, first: int, second: int, seed: int) -> None:
+def test_minibatches_are_disjoint_even_and_complete(count: int, first: int, second: int, seed: int) -> None:
     batch = whole(first, second)
     minibatches = partition(SUITE, batch, count, seed)
     assert len(minibatches.batches) == count
@@ -46,7 +46,7 @@ def test_parts_are_disjoint_even_and_hold_all(count: int, first: int, second: in
     assert len({minibatch.digest for minibatch in (*minibatches.batches, batch)}) == count + 1
 
 
-def test_parts_follow_from_the_seed_and_the_documents() -> None:
+def test_minibatches_follow_from_the_seed_and_the_documents() -> None:
     digests = [
         [minibatch.digest for minibatch in partition(SUITE, whole(20, 20), 4, seed).batches] for seed in (7, 7, 8)
     ]
@@ -54,13 +54,13 @@ def test_parts_follow_from_the_seed_and_the_documents() -> None:
     assert digests[0] != digests[2]
 
 
-def test_more_parts_than_documents_are_our_mistake() -> None:
+def test_more_minibatches_than_documents_are_our_mistake() -> None:
     with pytest.raises(AssertionError, match="every minibatch has a document of every task"):
         partition(SUITE, whole(20, 3), 4, 0)
 
 
-def test_what_a_part_is_worth_of_columns_of_all_items() -> None:
-    """The card on a minibatch is the card that scoring the minibatch would have given; columns of requests take no minibatch."""
+def test_a_minibatchs_card_from_columns_of_the_full_split() -> None:
+    """The card on a minibatch equals that of scoring the minibatch; columns by request are dropped."""
     batch = whole(20, 14, 9)
     rng = np.random.default_rng(0)
     columns: dict[str, dict[str, Column]] = {

@@ -1,4 +1,4 @@
-"""Near-duplicates: the join against counting every pair, and what counts as the same text."""
+"""Near-duplicates: the join compared with counting every pair, and which texts count as equal."""
 
 import random
 import time
@@ -20,7 +20,7 @@ LONG = (
 
 
 def clusters(texts: list[str], threshold: float = 0.8) -> list[list[int]]:
-    """Which texts are together, by their place."""
+    """The clusters of texts, by position."""
     found = near_duplicates([{str(i): {"text": text, "id": f"x{i}"} for i, text in enumerate(texts)}], threshold)
     together: dict[str, list[int]] = {}
     for name, cluster in found.items():
@@ -29,7 +29,7 @@ def clusters(texts: list[str], threshold: float = 0.8) -> list[list[int]]:
 
 
 def by_counting(texts: list[str], threshold: float) -> list[list[int]]:
-    """The same, by the definition: Jaccard similarity of the multisets of every pair, and what chains of pairs join."""
+    """The same by definition: Jaccard similarity of the multisets of every pair, and connected components."""
     sets = []
     for text in texts:
         found = words(text)
@@ -54,7 +54,7 @@ def test_no_pair_is_missed_and_none_is_added(seed: int, threshold: float) -> Non
         for _ in range(draw.randint(0, 5)):
             at = draw.randrange(len(found))
             found[at : at + 1] = draw.choice([[draw.choice(vocabulary)], [], [found[at]] * 2])
-        if len(set(found)) > 9:  # of few distinct words, shingles are wider than three
+        if len(set(found)) > 9:  # with few distinct words, shingles are wider than three
             texts.append(" ".join(found))
     draw.shuffle(texts)
     assert clusters(texts, threshold) == by_counting(texts, threshold)
@@ -82,7 +82,7 @@ def test_texts_that_say_the_same(other: str) -> None:
         ("What is 12 plus 34?", "What is 12 plus 35?"),
         ("a b c d e f g h", "a b c d e f h g"),
         ("What is the capital of Iowa?", "What is the capital of Utah?"),
-        ("tick tick tick tick", "tick tick tick tick tick tick"),  # how often matters
+        ("tick tick tick tick", "tick tick tick tick tick tick"),  # repetition matters
         ("abcde", "abced"),
         ("", ""),
         ("三つのりんごと二つのみかんで果物はいくつ", "東京から大阪まで新幹線で行くと何時間かかりますか"),
@@ -146,7 +146,7 @@ def test_a_cluster_is_called_by_its_least_member_whatever_else_there_is() -> Non
 
 
 def test_one_great_cluster_hides_no_pair_outside_of_it() -> None:
-    """Most documents are one template; some are near a variant of it, some near one another."""
+    """Most documents are one template; some are similar to a variant of it, some to one another."""
     draw = random.Random(1)
     frame = [f"t{i}" for i in range(30)]
     texts = [" ".join([*frame, draw.choice("abcdefgh")]) for _ in range(300)]

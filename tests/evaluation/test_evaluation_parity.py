@@ -1,4 +1,4 @@
-"""Six families, four output types, plain and chat, with and without examples: lm-eval's own loop is the oracle."""
+"""Six families, four output types, plain and chat, with and without examples, with lm-eval's own loop as the oracle."""
 
 import copy
 from dataclasses import dataclass, field
@@ -95,7 +95,7 @@ SUITE: dict[str, Any] = {
     "documents": {"search": 1, "validation": 1, "test": DOCUMENTS},
 }
 
-# Ours on the left, as suite keys; what lm_eval's command line would be given on the right.
+# Suite keys on the left, the corresponding arguments of lm_eval's command line on the right.
 CHATTING = {"apply_chat_template": True, "fewshot_as_multiturn": True}
 BRIEF = {"system_instruction": "be brief."}
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -115,13 +115,15 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
 }
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma", "gpt2", "phi")
-EVERY = tuple(VARIANTS)[:4]  # with every family; the others with two, one whose texts begin with <s> and one without
+EVERY = tuple(VARIANTS)[
+    :4
+]  # with every family; the others with two, one that puts <s> before texts and one that does not
 CASES = [(family, variant) for variant in VARIANTS for family in (FAMILIES if variant in EVERY else ("llama", "gpt2"))]
 
 
 @dataclass
 class World:
-    """A folder of tasks, and the scorers that were made in it: one for each variant and kind of tokenizer."""
+    """A folder of tasks and its scorers, one for each variant and kind of tokenizer."""
 
     folder: Path
     scorers: dict[tuple[str, bool], Scorer] = field(default_factory=dict)
@@ -162,14 +164,14 @@ def with_chat(tokenizer: Any, bos: bool) -> Any:
 
     other = copy.deepcopy(tokenizer)
     other.chat_template = {"default": CHAT, "short": SHORT}
-    if bos:  # as Llama's: every text begins with it, and the chat template writes it too
+    if bos:  # like Llama's: before every text, and in the chat template too
         other.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return other
 
 
 @pytest.fixture(scope="module")
 def theirs(world: World) -> dict[str, Any]:
-    """Task objects of lm-eval's own, which our harness never touched."""
+    """Task objects loaded by lm-eval alone."""
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -184,7 +186,7 @@ def theirs(world: World) -> dict[str, Any]:
 
 
 def expected(model: Any, tokenizer: Any, scorer: Scorer, variant: str, tasks: dict[str, Any]) -> dict[str, Any]:
-    """What lm-eval's evaluate says of the same documents."""
+    """The results of lm-eval's evaluate on the same documents."""
     ours, given = VARIANTS[variant]
     template = {"chat_template": "short"} if ours.get("apply_chat_template") == "short" else {}
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, chat_template_args=template)
@@ -220,7 +222,7 @@ def test_scores_are_lm_evals(family: str, variant: str, world: World, theirs: di
 
 
 def _check_requests(scorer: Scorer, model: Any, columns: Any, out: dict[str, Any]) -> None:
-    """Log-likelihoods of every request, and whether greedy decoding gives its continuation."""
+    """Log-likelihoods of all requests, and whether greedy decoding gives the continuation."""
     frozen, plan, _ = scorer.plans(scorer.batch("test"))
     _, greedy, _ = score_loglikelihoods(model, plan)
     margins = [_margin(model, request) for request in plan.requests]
@@ -249,7 +251,7 @@ def _check_requests(scorer: Scorer, model: Any, columns: Any, out: dict[str, Any
 
 @torch.no_grad()
 def _margin(model: Any, request: LoglikelihoodRequest) -> float:
-    """How far the best token is before the second, where that is least."""
+    """Smallest margin between the best and the second-best token."""
     logits = model(input_ids=torch.tensor([request.inputs])).logits[0, -len(request.targets) :]
     best = logits.topk(2).values
     return float((best[:, 0] - best[:, 1]).min())
@@ -257,7 +259,7 @@ def _margin(model: Any, request: LoglikelihoodRequest) -> float:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_examples_drawn_for_each_document(family: str, tmp_path: Path, tasks_writer: Any, tokenizer: Any) -> None:
-    """lm-eval's own draw depends on what else is asked, so its model is given the requests that were frozen here."""
+    """lm-eval's own draw depends on what else is scored, so its model gets the requests that were frozen here."""
     drawn = {name: {**PARITY[name], "fewshot_config": {"sampler": "default"}} for name in ("p_choice", "p_word")}
     tasks_writer(tmp_path / "tasks", drawn, 12)
     path = tmp_path / "suite.yaml"
@@ -266,7 +268,7 @@ def test_examples_drawn_for_each_document(family: str, tmp_path: Path, tasks_wri
     batch = scorer.batch("test")
     card, frozen = scorer.score(model, batch), scorer.plans(batch)[0]
     prefixes = {request.inputs[:20] for request in frozen.loglikelihoods}
-    assert len(prefixes) > DOCUMENTS  # nothing that all share
+    assert len(prefixes) > DOCUMENTS  # no common prefix
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)
     for task in frozen.tasks:
         instances = [instance for document in task.documents for instance in document.instances]
@@ -283,7 +285,7 @@ def test_rolling_texts_span_several_windows(world: World, tokenizer: Any) -> Non
     assert max(windows) > 3
 
 
-def test_options_change_what_is_asked(world: World, tokenizer: Any) -> None:
+def test_options_change_the_requests(world: World, tokenizer: Any) -> None:
     tokenizer = with_chat(tokenizer, False)
     made = {}
     for variant in VARIANTS:

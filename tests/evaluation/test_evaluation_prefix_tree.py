@@ -13,14 +13,14 @@ CACHED = 60
 
 
 def random_sets(seed: int, count: int = 250) -> Iterator[tuple[list[Tokens], int]]:
-    """Sets of sequences, and a budget: few letters, so that much is shared, nested and repeated."""
+    """Sets of sequences and a budget; few letters, so that many are shared, nested and repeated."""
     draw = random.Random(seed)
     for _ in range(count):
         letters = range(draw.choice((1, 2, 3, 30)))
         stems = [tuple(draw.choices(letters, k=draw.randint(0, 14))) for _ in range(draw.randint(1, 3))]
         made: list[Tokens] = []
         for _ in range(draw.randint(1, 22)):
-            known = draw.choice([*stems, (), *made[-3:]])  # the last ones grow on: deep nests
+            known = draw.choice([*stems, (), *made[-3:]])  # extend the last ones, for deep nesting
             made.append(known + tuple(draw.choices(letters, k=draw.randint(1, 9))))
         made += [one[: draw.randint(1, len(one))] for one in draw.sample(made, len(made) // 3)]  # prefixes of others
         yield made, draw.choice((1, 2, 3, 7, 20, 1000))
@@ -31,14 +31,14 @@ def nodes(sequences: Sequence[Tokens]) -> set[Tokens]:
 
 
 def owners(layout: Layout) -> dict[tuple[int, int], Tokens]:
-    """(run, place) → the prefix that is run there; every sequence is checked on the way."""
+    """(run, place) → the prefix computed there; checks every sequence on the way."""
     found: dict[tuple[int, int], Tokens] = {}
     for sequence, parts in layout.stretches.items():
         at = 0
         for number, part in enumerate(parts):
             run = layout.runs[part.run]
             assert part.first == run.keep == at
-            assert run.kept or number == len(parts) - 1  # what goes on finds its keys in the cache
+            assert run.kept or number == len(parts) - 1  # later stretches find their keys in the cache
             assert tuple(run.ids.ravel()[part.places]) == sequence[at : at + len(part.places)]
             assert run.positions.ravel()[part.places].tolist() == list(range(at, at + len(part.places)))
             for place in part.places:
@@ -49,7 +49,7 @@ def owners(layout: Layout) -> dict[tuple[int, int], Tokens]:
 
 
 def check_masks(layout: Layout) -> None:
-    """A node of a tree run sees exactly its ancestors; a token of a row what stands before it."""
+    """Check that a node of a tree run sees exactly its ancestors, and a token of a row everything before it."""
     for sequence, parts in layout.stretches.items():
         for part in parts:
             run = layout.runs[part.run]
@@ -69,7 +69,7 @@ def check_masks(layout: Layout) -> None:
 
 
 def check_stack(runs: Sequence[Run]) -> None:
-    """Runs stand in such an order that the cache of what leads to one is on a stack that only the deeper ones left."""
+    """Check that the order of runs is depth-first: each run's prefix is on the stack once deeper caches are dropped."""
     stack: list[int] = []
     for run in runs:
         while stack and stack[-1] > run.keep:
@@ -80,8 +80,8 @@ def check_stack(runs: Sequence[Run]) -> None:
 
 
 def check_paths(layout: Layout) -> None:
-    """What is on the stack when a sequence's run comes is that sequence's own beginning, not another's."""
-    kept_by: dict[int, list[int]] = {}  # run → the kept runs on the stack before it
+    """Check that the caches on the stack at a sequence's run are that sequence's own prefix."""
+    kept_by: dict[int, list[int]] = {}  # run → kept runs on the stack before it
     stack: list[tuple[int, int]] = []
     for index, run in enumerate(layout.runs):
         while stack and stack[-1][0] > run.keep:
@@ -103,7 +103,7 @@ def test_a_tree_runs_every_node_and_hardly_any_twice(seed: int) -> None:
         distinct, run_at_all = distinct_prefixes(sequences), sum(run.tokens for run in layout.runs)
         assert distinct == len(nodes(sequences)) <= len(found) == run_at_all
         assert run_at_all + sum(run.padding for run in layout.runs) <= 1.05 * distinct
-        assert run_at_all == distinct or distinct > 60  # in a small trie nothing is run twice
+        assert run_at_all == distinct or distinct > 60  # in a small trie nothing runs twice
         assert all(run.tokens <= budget for run in layout.runs)
         check_masks(layout)
         check_stack(layout.runs)
@@ -125,7 +125,7 @@ def test_with_leaves_every_sequence_ends_in_a_run_that_is_not_kept(leaves: int) 
         assert max(ending.values()) <= leaves
         assert set(ending) == {index for index, run in enumerate(layout.runs) if not run.kept}
         assert all(run.tokens <= budget for run in layout.runs)
-        # A second time only what ends a sequence and leads on to others.
+        # Only the last token of a sequence that is a prefix of others runs twice.
         again = sum(run.tokens for run in layout.runs) - distinct_prefixes(sequences)
         most = sum(any(len(o) > len(s) and o[: len(s)] == s for o in sequences) for s in set(sequences))
         assert 0 <= again <= most + 0.05 * distinct_prefixes(sequences)
@@ -154,7 +154,7 @@ def test_rows_share_the_kept_prefixes_and_nothing_else(seed: int) -> None:
         check_paths(layout)
 
 
-def test_by_length_runs_each_sequence_whole_and_without_padding() -> None:
+def test_by_length_runs_each_sequence_in_one_row_without_padding() -> None:
     for sequences, budget in random_sets(31):
         layout = by_length(sequences, budget)
         owners(layout)
@@ -181,7 +181,7 @@ def test_order_and_repetition_of_the_sequences_do_not_matter() -> None:
 
 
 def test_few_shot_questions_are_one_kept_prefix_and_packed_subtrees() -> None:
-    """The shape that matters most: the examples' tokens once, questions with four choices packed to the budget."""
+    """The most common shape: examples run once, questions with four choices packed to the budget."""
     shots = tuple(range(100, 400))
     questions = [(*shots, *range(q, q + 9)) for q in range(0, 90, 9)]
     sequences = [(*question, choice, 7) for question in questions for choice in range(4)]
@@ -226,10 +226,10 @@ def test_runs_are_near_the_budget_and_their_rows_are_short(shape: str, budget: i
     runs = [run for run in as_tree(questions, budget).runs if not run.kept]
     total = sum(run.tokens for run in runs)
     assert len(runs) <= 8 * total / budget + 2
-    attended = sum(run.ids.size * run.ids.shape[1] for run in runs) / total  # places that a token looks at
+    attended = sum(run.ids.size * run.ids.shape[1] for run in runs) / total  # positions that a token attends to
     assert attended <= budget / 4
     together = [run for run in as_tree(questions, 8192, leaves=512, wide=8192).runs if not run.kept]
-    assert len(together) <= total / 8192 + len(set(questions)) / 512 + 1  # what is continued goes on in few batches
+    assert len(together) <= total / 8192 + len(set(questions)) / 512 + 1  # rows are continued in few batches
 
 
 def test_a_nest_as_deep_as_a_long_text_needs_no_recursion() -> None:

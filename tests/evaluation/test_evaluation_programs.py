@@ -1,4 +1,4 @@
-"""Two programs, one answer: `lm_eval` and `evosearch score`, each started as a user would, on the same documents."""
+"""`lm_eval` and `evosearch score` give the same results, each started as a user would, on the same documents."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-pytestmark = pytest.mark.slow  # lm_eval indexes its whole library at every start
+pytestmark = pytest.mark.slow  # lm_eval indexes its full library at every start
 ROLLING: dict[str, Any] = {
     "output_type": "loglikelihood_rolling",
     "doc_to_text": "",
@@ -27,7 +27,7 @@ CHAT = (
     "{% if add_generation_prompt %}#assistant: {% endif %}"
 )
 
-# Task, the suite's keys for it, and the same for lm_eval's command line; one for each output type.
+# Task, its keys in the suite, and the same for lm_eval's command line; one for each output type.
 RUNS: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "t_choice": (
         {"metric": "acc_norm", "chance": 0.3, "num_fewshot": 5},
@@ -62,7 +62,7 @@ RUNS: dict[str, tuple[dict[str, Any], list[str], str]] = {
 
 @dataclass(frozen=True)
 class Both:
-    """What the programs said: ours as its JSON and its items, theirs by task."""
+    """Output of the programs: ours as JSON and items, theirs by task."""
 
     score: dict[str, Any]
     items: list[dict[str, Any]]
@@ -168,11 +168,11 @@ def _ll(answer: Any) -> float:
     return float(answer[0]) if isinstance(answer, list) else float(answer)
 
 
-def test_the_way_the_model_was_run_is_told(both: Both) -> None:
+def test_the_execution_mode_is_reported(both: Both) -> None:
     assert both.score["modes"] == {"loglikelihood": "tree", "generation": "tree"}
     tokens = both.score["tokens"]
     assert tokens["distinct"] <= tokens["forwarded"] + tokens["padded"] <= 1.05 * tokens["distinct"]
-    assert tokens["requested"] > 1.5 * tokens["distinct"]  # the five examples are read once; other tasks have none
+    assert tokens["requested"] > 1.5 * tokens["distinct"]  # the five examples run once; other tasks have none
 
 
 def test_the_examples_of_the_program_were_five(both: Both) -> None:

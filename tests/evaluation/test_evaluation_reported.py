@@ -1,4 +1,4 @@
-"""Tasks and metrics that are reported and do not score; and that broken weights are found in every kind of request."""
+"""Report-only tasks and metrics, and detection of broken weights in every kind of request."""
 
 import copy
 import json
@@ -61,7 +61,7 @@ def test_a_reported_task_is_in_no_score(folder: Path, tokenizer: Any, model: Any
     alone = scorer_of(suite_of(folder, [WORD, CHOICE]), tokenizer, model)
     assert both.suite.weights() == {"t_word": 0.5, "t_choice": 0.5}
     assert [task.name for task in both.suite.scoring] == ["t_word", "t_choice"]
-    # the text's documents are other documents than theirs, so what else is drawn stays as it is
+    # the text task has other documents, so the other draws stay the same
     card, other = both.score(model, both.batch("test")), alone.score(model, alone.batch("test"))
     assert (card.score, card.tasks) == (pytest.approx(other.score), other.tasks)
     assert (card.fitness.value, card.fitness.n) == (pytest.approx(other.fitness.value), 18)
@@ -125,21 +125,21 @@ def test_weights_that_are_not_finite_are_found_in_every_request(
     scorer = scorer_of(suite, tokenizer, model)
     batch = scorer.batch("search")
     alone = ItemBatch("search", tuple(items for items in batch.sets if items.task == task))
-    if task == "t_generate":  # its right answers are log-likelihoods, which fail first: here it is alone
+    if task == "t_generate":  # alone, because the log-likelihoods of its right answers would fail first
         plan = scorer.plans(alone)[2]
         from evosearch.evaluation.engine.generation import generate as run
 
-        with pytest.raises(CandidateError, match="score: logits are not finite while generating"):
+        with pytest.raises(CandidateError, match="score: logits are not finite during generation"):
             run(broken(model, value), plan)
         return
-    with pytest.raises(CandidateError, match=r"score: \d+ of \d+ log-likelihoods are not finite: the weights blew up"):
+    with pytest.raises(CandidateError, match=r"score: \d+ of \d+ log-likelihoods are not finite: the weights overflow"):
         scorer.score(broken(model, value), alone)
 
 
 def test_a_batch_of_reported_tasks_alone_has_no_score(folder: Path, tokenizer: Any, model: Any) -> None:
     scorer = scorer_of(suite_of(folder, [WORD, TEXT]), tokenizer, model)
     batch = scorer.batch("search")
-    with pytest.raises(SuiteError, match="no item of the search batch is of a task that scores"):
+    with pytest.raises(SuiteError, match="the search batch has no item of a scoring task"):
         scorer.score(model, ItemBatch("search", batch.sets[1:]))
 
 
@@ -151,13 +151,13 @@ WRONG: list[tuple[list[Data], str]] = [
     ),
     ([{**WORD, "metrics": ["perplexty"]}], "tasks[0].metrics: 't_word' has no metric 'perplexty'. "),
     ([{**WORD, "metrics": ["perplexty"]}], "Did you mean 'perplexity'?"),
-    ([TEXT], "tasks: every task is only reported: there is no score."),
-    ([WORD, {**TEXT, "weight": 0.5}], "tasks[1].weight: got 0.5 for a task that is only reported. Remove weight"),
-    ([WORD, {**TEXT, "chance": 0.5}], "tasks[1].chance: got 0.5 for a task that is only reported."),
-    ([WORD, {**TEXT, "num_fewshot": 2}], "tasks[1].num_fewshot: 't_text' has no prompt: it scores whole texts"),
+    ([TEXT], "tasks: every task is report-only, so there is no score."),
+    ([WORD, {**TEXT, "weight": 0.5}], "tasks[1].weight: got 0.5 for a report-only task. Remove weight"),
+    ([WORD, {**TEXT, "chance": 0.5}], "tasks[1].chance: got 0.5 for a report-only task."),
+    ([WORD, {**TEXT, "num_fewshot": 2}], "tasks[1].num_fewshot: 't_text' has no prompt: it scores complete texts"),
     ([WORD, {**TEXT, "apply_chat_template": True}], "tasks[1].apply_chat_template: 't_text' has no prompt"),
-    ([{**WORD, "generation_kwargs": {"until": []}}], "tasks[0].generation_kwargs: 't_word' generates nothing"),
-    ([{**CHOICE, "chance": {"t_choice": 0.3}}], "tasks[0].chance: a chance level for each leaf task, and 't_choice'"),
+    ([{**WORD, "generation_kwargs": {"until": []}}], "tasks[0].generation_kwargs: 't_word' does not generate"),
+    ([{**CHOICE, "chance": {"t_choice": 0.3}}], "tasks[0].chance: a chance level for each leaf task, but 't_choice'"),
 ]
 
 
@@ -169,11 +169,11 @@ def test_roles_that_do_not_fit(tasks: list[Data], message: str, folder: Path) ->
     assert message in str(caught.value)
 
 
-def test_an_asked_metric_that_cannot_be_aggregated(
+def test_a_requested_metric_that_cannot_be_aggregated(
     tmp_path: Path, task_configs: Data, tasks_writer: Any, tokenizer: Any, model: Any
 ) -> None:
     config = task_configs["t_choice"]
-    config["metric_list"].append({"metric": "f1", "aggregation": "f1", "higher_is_better": True})  # of three classes
+    config["metric_list"].append({"metric": "f1", "aggregation": "f1", "higher_is_better": True})  # three classes
     tasks_writer(tmp_path / "tasks", {"t_choice": config})
     scorer = scorer_of(suite_of(tmp_path, [CHOICE]), tokenizer, model)
     assert set(scorer.score(model, scorer.batch("test")).reported["t_choice"]) == {"acc", "acc_norm"}

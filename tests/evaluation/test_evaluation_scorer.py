@@ -1,4 +1,4 @@
-"""Scoring as a whole: what a second score may not do, parts of a batch, few-shot draws, models that are at fault."""
+"""Scoring end to end: work of a second score, subsets of a batch, few-shot draws, and faulty models."""
 
 import copy
 import math
@@ -35,7 +35,7 @@ def scorer_of(data: Data, folder: Path, tokenizer: Any, model: Any) -> Scorer:
 
 
 class Opens:
-    """Counts every file the interpreter opens, by audit; a hook cannot be removed, so it is switched."""
+    """Audit of all files that the interpreter opens; the hook cannot be removed, so it has a switch."""
 
     def __init__(self) -> None:
         self.on, self.paths = False, []  # type: bool, list[str]
@@ -73,7 +73,7 @@ def test_a_second_score_tokenizes_opens_and_builds_nothing(
     fresh = Scorer(scorer.suite, tokenizer, max_length_of(model.config, tokenizer))
     batch, other = fresh.batch("validation"), new_model(tokenizer, seed=1)
     first = fresh.score(model, batch)
-    assert min(calls[name] for name in ("encode", "construct_requests", "apply_template")) > 0  # the watch works
+    assert min(calls[name] for name in ("encode", "construct_requests", "apply_template")) > 0  # the counters work
     opens = Opens()
     calls.clear()
     opens.on = True
@@ -84,22 +84,22 @@ def test_a_second_score_tokenizes_opens_and_builds_nothing(
     assert fresh.score(model, batch).fitness == first.fitness
 
 
-def test_a_part_of_a_batch_scores_as_it_does_in_the_whole(scorer: Scorer, model: Any) -> None:
-    whole = scorer.batch("validation")
-    part = ItemBatch("validation", tuple(some(items, slice(2, 5)) for items in whole.sets[1:]))
-    card, full = scorer.score(model, part), scorer.score(model, whole)
-    for items in part.sets:
+def test_a_subset_of_a_batch_scores_as_in_the_full_batch(scorer: Scorer, model: Any) -> None:
+    batch = scorer.batch("validation")
+    subset = ItemBatch("validation", tuple(some(items, slice(2, 5)) for items in batch.sets[1:]))
+    card, full = scorer.score(model, subset), scorer.score(model, batch)
+    for items in subset.sets:
         for name in (GOLD, scorer.suite.tasks[1].metric if items.task == "letter" else GOLD):
             np.testing.assert_allclose(card.columns[items.task][name], full.columns[items.task][name][2:5], atol=1e-4)
-    assert card.batch_digest == part.digest
+    assert card.batch_digest == subset.digest
     assert card.fitness.n == 9
-    weights = {"letter": 0.5, "t_word": 0.25, "t_generate": 0.25}  # of the tasks that are there, scaled to one
+    weights = {"letter": 0.5, "t_word": 0.25, "t_generate": 0.25}  # of the tasks in the batch, normalized
     gold = sum(weight * card.columns[task][GOLD].mean() for task, weight in weights.items())
     assert card.fitness.value == pytest.approx(gold)
 
 
-def some(items: ItemSet, part: slice) -> ItemSet:
-    return ItemSet(items.task, items.lm_eval_task, items.doc_ids[part], items.doc_hashes[part])
+def some(items: ItemSet, taken: slice) -> ItemSet:
+    return ItemSet(items.task, items.lm_eval_task, items.doc_ids[taken], items.doc_hashes[taken])
 
 
 def test_random_shots_depend_on_the_document_alone(
@@ -109,12 +109,12 @@ def test_random_shots_depend_on_the_document_alone(
     tasks_writer(tmp_path / "tasks", {"t_choice": config})
     suite_data["tasks"] = [{**suite_data["tasks"][0], "num_fewshot": 1}]
     scorer = scorer_of(suite_data, tmp_path, tokenizer, model)
-    whole = scorer.batch("test")
-    part = ItemBatch("test", (some(whole.sets[0], slice(4, 9)),))
-    every = scorer.plans(whole)[0].loglikelihoods
-    assert scorer.plans(part)[0].loglikelihoods == every[12:]
-    openings = {request.inputs[:8] for request in every}
-    assert len(openings) > 1  # they are drawn, not the same for all
+    batch = scorer.batch("test")
+    subset = ItemBatch("test", (some(batch.sets[0], slice(4, 9)),))
+    every = scorer.plans(batch)[0].loglikelihoods
+    assert scorer.plans(subset)[0].loglikelihoods == every[12:]
+    beginnings = {request.inputs[:8] for request in every}
+    assert len(beginnings) > 1  # drawn, not the same for all
 
 
 def test_sharing_runs_each_sequence_once() -> None:
@@ -126,7 +126,7 @@ def test_sharing_runs_each_sequence_once() -> None:
     laid = lay_out(requests, ScoreOptions()).passes("tree", torch.device("cpu"))
     assert laid.tokens == Tokens(forwarded=9 + 1 + 4, padded=0, distinct=14, requested=9 + 9 + 10 + 4)  # "question "
     assert laid.tokens.distinct == distinct_prefixes([r.inputs for r in requests])
-    assert [one.reads.numel() for one in laid.passes] == [1 + 1 + 3]  # the first two are read at one place
+    assert [one.reads.numel() for one in laid.passes] == [1 + 1 + 3]  # the first two share a position
 
 
 def test_the_head_reads_only_what_is_asked(scorer: Scorer, model: Any) -> None:
@@ -149,7 +149,7 @@ def test_weights_that_are_not_finite_are_the_candidates_fault(scorer: Scorer, mo
     frozen, _, laid = scorer.plans(generations)
     from evosearch.evaluation.engine.generation import generate
 
-    with pytest.raises(CandidateError, match="not finite while generating"):
+    with pytest.raises(CandidateError, match="not finite during generation"):
         generate(broken, laid)
     assert all(not i.resps for task in frozen.tasks for document in task.documents for i in document.instances)
 
@@ -167,9 +167,9 @@ def test_what_greedy_scoring_cannot_reproduce_is_refused(scorer: Scorer, model: 
 
 REFUSED: list[tuple[Data, str]] = [
     ({"do_sample": True, "temperature": 0.7, "max_gen_toks": 8}, "generation_kwargs.do_sample is True"),
-    ({"num_beams": 4, "max_gen_toks": 8}, "generation_kwargs.num_beams is 4: only greedy decoding is scored"),
+    ({"num_beams": 4, "max_gen_toks": 8}, "generation_kwargs.num_beams is 4: only greedy decoding is supported"),
     ({"max_gen_toks": 96}, "requested max tokens to generate (96) must be less than"),
-    ({"max_length": 4, "max_gen_toks": 8}, "tokens leaves room for -"),
+    ({"max_length": 4, "max_gen_toks": 8}, "tokens leaves -"),
 ]
 
 
@@ -197,8 +197,11 @@ def test_generation_that_is_not_greedy_is_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"doc_to_target": "{{'none of these'}}"}, "it names no right answer. Set `fitness: score`"),
-        ({"doc_to_choice": "{{choices + ['y' * 97]}}"}, "a continuation has 98 tokens; the model's context holds 96"),
+        ({"doc_to_target": "{{'none of these'}}"}, "has no right answer. Set `fitness: score`"),
+        (
+            {"doc_to_choice": "{{choices + ['y' * 97]}}"},
+            "the continuation has 98 tokens, but the model's context length is 96",
+        ),
     ],
 )
 def test_documents_that_cannot_be_scored(

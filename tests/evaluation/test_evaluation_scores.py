@@ -1,4 +1,4 @@
-"""From columns to score and fitness: the formulas, by hand."""
+"""Score and fitness from columns, compared with the formulas by hand."""
 
 from types import SimpleNamespace
 from typing import Any

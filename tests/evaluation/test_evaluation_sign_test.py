@@ -1,4 +1,4 @@
-"""The exact paired test: against enumeration of all signs, the binomial test, and its own null."""
+"""The sign-flip test compared with enumeration of all signs, the binomial test, and its null distribution."""
 
 from collections.abc import Mapping
 from itertools import product
@@ -22,7 +22,7 @@ def listed(
     chances: Mapping[str, float],
     groups: Mapping[str, list[str]] | None = None,
 ) -> float:
-    """P(T at least as seen) over all signs of all units, one by one."""
+    """P(T at least as observed) by enumeration of all signs."""
     parts = []
     for task, weight in weights.items():
         names = (groups or {}).get(task) or [str(index) for index in range(a[task].size)]
@@ -61,7 +61,7 @@ def test_all_signs_of_several_weighted_tasks_and_of_groups_are_counted(seed: int
 
 
 def test_ties_of_sums_that_differ_by_rounding_are_counted() -> None:
-    """0.3 - 0.2 and 0.2 - 0.1 are not one number in floating point, and are one size."""
+    """0.3 - 0.2 and 0.2 - 0.1 differ in floating point, but count as equal."""
     a, b = {"t": np.array([0.3, 0.2, 0.1, 0.9])}, {"t": np.array([0.2, 0.1, 0.2, 0.9])}
     assert paired_sign_test(a, b, ONE, NONE).p_value == pytest.approx(0.5)  # + + - : C(3, 2) + C(3, 3) of 8
 
@@ -100,7 +100,7 @@ def test_a_drawn_p_is_never_zero() -> None:
 
 
 def test_it_errs_as_often_as_it_says() -> None:
-    """Equal candidates in groups, two tasks: p at most 5% in at most 5% of draws, and not never."""
+    """Equal candidates in groups, two tasks: p is at most 5% in at most 5% of draws, but sometimes."""
     rng = np.random.default_rng(5)
     draws, weights = 1_500, {"x": 0.7, "y": 0.3}
     groups = {"x": [str(index // 3) for index in range(60)]}

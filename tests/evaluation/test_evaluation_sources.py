@@ -1,4 +1,4 @@
-"""Where documents come from: public test documents are refused, training documents are not their own examples."""
+"""Sources of documents: public test documents are an error, and no document is its own few-shot example."""
 
 import json
 from dataclasses import replace
@@ -37,7 +37,7 @@ def rows(split: str, count: int) -> list[Data]:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The data of lm-eval's `arc_easy`, as the hub would give them: the one thing here that needs a network."""
+    """The data of lm-eval's `arc_easy` as on the hub, in place of a download."""
     data = {split: rows(split, count) for split, count in {"train": 30, "validation": 12, "test": 20}.items()}
     made = datasets.DatasetDict({split: datasets.Dataset.from_list(found) for split, found in data.items()})
     asked: list[str] = []
@@ -66,11 +66,10 @@ def test_tuning_on_the_test_documents_of_a_public_benchmark_is_refused(tmp_path:
     with pytest.raises(SuiteError) as caught:
         Harness(suite_of(tmp_path, ARC))
     assert str(caught.value) == (
-        f"{tmp_path / 's.yaml'}: tasks[0].task: search would take test documents of 'arc_easy', a public benchmark "
-        "(allenai/ai2_arc), and tune on what it is tested by. "
-        "Set `documents_from: {search: train, validation: validation}`, or another "
-        "task for each split as `task: {search: …, validation: …, test: …}`, or, to do it all the same and say so, "
-        "`acknowledge_contamination: true`."
+        f"{tmp_path / 's.yaml'}: tasks[0].task: the search split would draw from the test documents of 'arc_easy', a "
+        "public benchmark (allenai/ai2_arc): the search would tune on the benchmark's evaluation data. "
+        "Set `documents_from: {search: train, validation: validation}`, or a separate task for each split with `task: "
+        "{search: …, validation: …, test: …}`, or `acknowledge_contamination: true` to proceed and report it."
     )
 
 
@@ -83,10 +82,11 @@ def test_tuning_on_the_test_documents_of_a_public_benchmark_is_refused(tmp_path:
         ({"search": "train", "validation": "test"}, "documents_from.validation", "validation"),
     ],
 )
-def test_either_split_that_chooses_is_looked_at(sources: Data, key: str, split: str, tmp_path: Path) -> None:
+def test_both_splits_that_tune_are_checked(sources: Data, key: str, split: str, tmp_path: Path) -> None:
     with pytest.raises(SuiteError) as caught:
         Harness(suite_of(tmp_path, {**ARC, "documents_from": sources}))
-    assert str(caught.value).startswith(f"{tmp_path / 's.yaml'}: tasks[0].{key}: {split} would take test documents")
+    said = f"{tmp_path / 's.yaml'}: tasks[0].{key}: the {split} split would draw from the test documents"
+    assert str(caught.value).startswith(said)
 
 
 @pytest.mark.usefixtures("hub")
@@ -105,7 +105,9 @@ def test_what_is_only_reported_tunes_nothing_and_what_is_guarded_does(tmp_path: 
     reported = {"task": "arc_easy", "report_only": True, "metric": "acc"}
     Harness(suite_of(tmp_path, clean, reported))
     guards = [{"task": "arc_easy", "max_drop": 1.0}]
-    with pytest.raises(SuiteError, match=r"tasks\[1\].task: search would take test documents of 'arc_easy'"):
+    with pytest.raises(
+        SuiteError, match=r"tasks\[1\].task: the search split would draw from the test documents of 'arc_easy'"
+    ):
         Harness(suite_of(tmp_path, clean, reported, guards=guards))
 
 
@@ -126,7 +128,7 @@ def test_a_users_own_task_of_the_same_data_is_refused_too(tmp_path: Path) -> Non
     counts = {"search": 3, "validation": 3, "test": 3}
     with pytest.raises(SuiteError) as caught:
         Harness(suite_of(tmp_path, {**ARC, "task": "my_arc"}, include=["own"], documents=counts))
-    said = "tasks[0].task: search would take test documents of 'my_arc', a public benchmark (allenai/ai2_arc), and tune"
+    said = "the test documents of 'my_arc', a public benchmark (allenai/ai2_arc): the search would tune"
     assert said in str(caught.value)
     own = {**ARC, "task": "my_arc"}
     Harness(suite_of(tmp_path, own, include=["own"], documents=counts, acknowledge_contamination=True))
@@ -139,14 +141,14 @@ def test_documents_of_each_split_of_the_task(tmp_path: Path) -> None:
     assert {split: items.documents for split, items in found.items()} == {
         "search": "train",
         "validation": "validation",
-        "test": "",  # what lm-eval evaluates: doc ids are what `--samples` takes
+        "test": "",  # evaluated by lm-eval: doc ids as in `--samples`
     }
     for split, source in (("search", "train"), ("validation", "validation"), ("test", "test")):
         items, given = found[split], rows(source, 30)
         loaded = harness._tasks["arc_easy", items.lm_eval_task + (f"[{items.documents}]" if items.documents else "")]
         assert [loaded.documents[i]["id"] for i in items.doc_ids] == [given[i]["id"] for i in items.doc_ids]
     explicit = {**ARC, "documents_from": {**TRAIN["documents_from"], "test": "test"}}
-    assert sets(Harness(suite_of(tmp_path, explicit))) == found  # the test documents, said or not
+    assert sets(Harness(suite_of(tmp_path, explicit))) == found  # the test documents, explicit or not
     both = {**ARC, "documents_from": {"search": "train", "validation": "train"}}
     halves = sets(Harness(suite_of(tmp_path, both)))
     assert not set(halves["search"].doc_ids) & set(halves["validation"].doc_ids)
@@ -157,12 +159,11 @@ def test_each_key_is_part_of_the_digest(suite_file: Path, tmp_path: Path) -> Non
     task = {"task": "t_choice", "metric": "acc", "chance": 0.3}
     own: list[Data] = [{}, {"group_by": "gold"}, {"language": "ja"}]
     own += [{"documents_from": {split: "train"}} for split in SPLITS]
-    scored = {"include": include, "fitness": "score"}  # which a language needs
+    scored = {"include": include, "fitness": "score"}  # required by a language
     digests = [suite_of(tmp_path, {**task, **keys}, **scored).digest() for keys in own]
     digests.append(suite_of(tmp_path, task, **scored, acknowledge_contamination=True).digest())
+    digests += [suite_of(tmp_path, task, **scored, near_duplicates=threshold).digest() for threshold in (False, 0.9)]
     assert len(set(digests)) == len(digests)
-    for threshold in (False, 0.9):  # a resume compares it itself
-        assert suite_of(tmp_path, task, **scored, near_duplicates=threshold).digest() == digests[0]
     unset = {"near_duplicates": 0.8, "acknowledge_contamination": False}
     assert suite_of(tmp_path, task, **scored, **unset).digest() == digests[0]
 
@@ -172,7 +173,7 @@ def test_documents_that_a_task_has_not(suite_file: Path, tmp_path: Path) -> None
     with pytest.raises(SuiteError) as caught:
         Harness(suite_of(tmp_path, own, include=[str(suite_file.parent / "tasks")]))
     assert str(caught.value) == (
-        f"{tmp_path / 's.yaml'}: tasks[0].documents_from.search: 't_choice' has no training documents. It has: test."
+        f"{tmp_path / 's.yaml'}: tasks[0].documents_from.search: 't_choice' has no training documents. Available: test."
     )
     with pytest.raises(SuiteError, match=r"documents_from.search: .*'train', 'validation' or 'test', got 'dev'"):
         suite_of(tmp_path, {**own, "documents_from": {"search": "dev"}}, include=[str(suite_file.parent / "tasks")])
@@ -180,7 +181,7 @@ def test_documents_that_a_task_has_not(suite_file: Path, tmp_path: Path) -> None
 
 @pytest.mark.usefixtures("hub")
 def test_training_documents_are_scored_as_lm_eval_would(tmp_path: Path, tokenizer: Any, model: Any) -> None:
-    """lm-eval's own task, its splits exchanged, is the oracle: the same prompts, and the same metric of the answers."""
+    """lm-eval's own task with exchanged splits is the oracle: the same prompts and metrics."""
     suite = suite_of(tmp_path, {**ARC, **TRAIN})
     scorer = Scorer(suite, tokenizer, max_length_of(model.config, tokenizer))
     batch = scorer.batch("search")
@@ -205,12 +206,12 @@ def test_training_documents_are_scored_as_lm_eval_would(tmp_path: Path, tokenize
 
 
 def write_task(folder: Path, **config: Any) -> Path:
-    """A task whose examples come from the training documents; every answer is a letter of the question."""
+    """Write a task whose examples come from the training documents."""
     folder.mkdir(exist_ok=True)
     for split, count in {"train": 12, "test": 6}.items():
         lines = [{"question": f"{split[:2]}{i}", "answer": f"{'abcdefghijkl'[i]}"} for i in range(count)]
         if split == "train":
-            lines.append({**lines[3], "answer": "z"})  # the question of another document, answered otherwise
+            lines.append({**lines[3], "answer": "z"})  # the question of another document with another answer
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     data = {
         "task": "t_shots",
@@ -256,17 +257,24 @@ def prompts(folder: Path, tokenizer: Any, config: Data, shots: int) -> dict[str,
 
 @pytest.mark.parametrize("sampler", ["default", "first_n"])
 def test_a_document_is_never_its_own_example(sampler: str, tmp_path: Path, tokenizer: Any) -> None:
-    """Of thirteen training documents, eleven are shown: by chance, a document would be among them nearly always."""
+    """Eleven of thirteen training documents are shown, so by chance a document would almost always see itself."""
     found = prompts(tmp_path, tokenizer, {"fewshot_config": {"sampler": sampler}}, shots=11)
     for question, prompt in found["search"]:
         shown = [line.split("=")[0] for line in prompt.split("\n")]
         assert shown[-1] == question
         assert len(shown) == 12
-        assert question not in shown[:-1]  # of tr3 neither copy, though one has another answer
-    assert all(prompt.count("tr") == 11 for _, prompt in found["test"])  # lm-eval's own, untouched
+        assert question not in shown[:-1]  # neither copy of tr3, although one has another answer
+    assert all(prompt.count("tr") == 11 for _, prompt in found["test"])  # exactly lm-eval's
 
 
-def test_examples_that_are_processed_otherwise_are_known_by_their_place(tmp_path: Path, tokenizer: Any) -> None:
+def test_each_document_draws_its_examples_with_its_own_seed(tmp_path: Path, tokenizer: Any) -> None:
+    """Both documents draw from the same thirteen examples, so only their seeds make the draws differ."""
+    found = prompts(tmp_path, tokenizer, {"fewshot_config": {"sampler": "default"}}, shots=3)
+    drawn = {question: [line.split("=")[0] for line in prompt.split("\n")[:-1]] for question, prompt in found["test"]}
+    assert drawn == {"te0": ["tr2", "tr10", "tr3"], "te1": ["tr2", "tr7", "tr3"]}
+
+
+def test_examples_that_are_processed_differently_are_found_by_position(tmp_path: Path, tokenizer: Any) -> None:
     (tmp_path / "own").mkdir()
     code = "def short(docs):\n    return docs.map(lambda d: {'question': d['question'] + '-', 'answer': 'x'})\n"
     (tmp_path / "own" / "code.py").write_text(code)
@@ -284,7 +292,7 @@ def test_examples_that_are_processed_otherwise_are_known_by_their_place(tmp_path
 
 
 def shared_pool(folder: Path, counts: Data, shots: int) -> Harness:
-    """A task without `documents_from`, whose examples are the documents that lm-eval evaluates."""
+    """A task without `documents_from` whose examples are the documents that lm-eval evaluates."""
     write_task(folder / "own", training_split=None, fewshot_split=None, num_fewshot=shots)
     lines = "".join(json.dumps({"question": f"te{i}q", "answer": "a"}) + "\n" for i in range(20))
     (folder / "own" / "test.jsonl").write_text(lines)
@@ -308,7 +316,7 @@ def test_examples_are_of_no_other_split_and_never_the_document(tmp_path: Path, t
 def test_too_few_examples_are_left(tmp_path: Path) -> None:
     with pytest.raises(SuiteError) as caught:
         shared_pool(tmp_path, {"search": 10, "validation": 6, "test": 4}, shots=5)
-    said = "tasks[0].task: 't_shots' shows 5 examples, and 3 of 20 are left for a document of test: neither it nor"
+    said = "tasks[0].task: 't_shots' shows 5 few-shot examples, but only 3 of 20 are left for a document of the test"
     assert said in str(caught.value)
     assert "Set `fewshot_split` in the task's YAML" in str(caught.value)
 
@@ -318,7 +326,7 @@ def test_tasks_that_score_share_no_documents(suite_file: Path, tmp_path: Path) -
     one = {"task": "t_choice", "metric": "acc", "chance": 0.3}
     with pytest.raises(SuiteError) as caught:
         Harness(suite_of(tmp_path, one, {**one, "name": "again"}, include=include))
-    said = "tasks[1]: 'again' and 't_choice' (tasks[0]) both score, and share 5 documents of test"
+    said = "tasks[1]: 'again' and 't_choice' (tasks[0]) both score and share 5 documents or groups of the test split"
     assert said in str(caught.value)
     Harness(suite_of(tmp_path, one, {**one, "name": "again", "report_only": True, "chance": 0.0}, include=include))
 
@@ -326,11 +334,11 @@ def test_tasks_that_score_share_no_documents(suite_file: Path, tmp_path: Path) -
 def test_generation_kwargs_of_a_suite_that_generates_nothing(suite_file: Path, tmp_path: Path) -> None:
     one = {"task": "t_choice", "metric": "acc", "chance": 0.3}
     include = [str(suite_file.parent / "tasks")]
-    with pytest.raises(SuiteError, match="generation_kwargs: no task of this suite generates anything"):
+    with pytest.raises(SuiteError, match="generation_kwargs: no task of this suite generates text"):
         Harness(suite_of(tmp_path, one, include=include, generation_kwargs={"max_gen_toks": 5}))
 
 
 def test_a_language_needs_the_fitness_that_knows_of_it(suite_file: Path, tmp_path: Path) -> None:
     one = {"task": "t_generate", "metric": "exact_match", "filter": "letter", "chance": 0.0, "language": "ja"}
-    with pytest.raises(SuiteError, match=r"tasks\[0\].language: 'ja' needs `fitness: score`"):
+    with pytest.raises(SuiteError, match=r"tasks\[0\].language: 'ja' requires `fitness: score`"):
         suite_of(tmp_path, one, include=[str(suite_file.parent / "tasks")])

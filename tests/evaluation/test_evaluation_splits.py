@@ -1,4 +1,4 @@
-"""Laws of splitting, over random pools: disjoint by hash, exact in size, stable under growth."""
+"""Laws of splitting over random pools: disjoint by hash, exact in size, stable under growth."""
 
 import datetime
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ def ids(chosen: Mapping[str, Selection], split: str) -> set[int]:
 
 
 @given(hashes, seeds)
-def test_splits_are_disjoint_sorted_and_of_the_asked_size(pool: list[str], seed: int) -> None:
+def test_splits_are_disjoint_sorted_and_of_the_requested_size(pool: list[str], seed: int) -> None:
     third = len(set(pool)) // 3
     if third == 0:
         return
@@ -93,8 +93,8 @@ def test_a_split_larger_than_its_data() -> None:
     with pytest.raises(SuiteError) as caught:
         one_pool(["a", "b", "c", "c"], 1, 1, 3, 0)
     assert str(caught.value) == (
-        "x.yaml: tasks[1].documents.validation: 1 asked, 0 left after 3 for test of 4 documents (3 distinct). "
-        "Ask for fewer, or add documents to the task."
+        "x.yaml: tasks[1].documents.validation: 1 requested, 0 left after 3 for test of 4 documents (3 distinct). "
+        "Request fewer, or add documents to the task."
     )
 
 
@@ -104,72 +104,72 @@ def test_hashes_take_every_field_and_no_order() -> None:
     assert document_hash({"a": np.int64(1)}) == document_hash({"a": 1})
     assert document_hash({"a": np.arange(2)}) == document_hash({"a": [0, 1]})
     assert document_hash({"a": datetime.date(2020, 1, 2)}) == document_hash({"a": "2020-01-02"})
-    with pytest.raises(TypeError, match="object is no plain data"):
+    with pytest.raises(TypeError, match="object is not plain data"):
         document_hash({"a": object()})
 
 
-def tied(pool: list[str], of: int) -> dict[str, tuple[str, ...]]:
-    """Documents of even numbers are tied to their neighbours, `of` of them together."""
+def linked(pool: list[str], of: int) -> dict[str, tuple[str, ...]]:
+    """Links between neighbouring documents of even numbers, `of` of them together."""
     return {name: (f"key{int(name) // (2 * of)}",) for name in set(pool) if int(name) % 2 == 0}
 
 
 @given(hashes, seeds, st.integers(1, 4))
-def test_what_is_tied_lies_in_one_split(pool: list[str], seed: int, of: int) -> None:
-    count = len(set(pool)) // 10  # each document takes at most three others with it
-    ties = tied(pool, of)
+def test_linked_documents_stay_in_one_split(pool: list[str], seed: int, of: int) -> None:
+    count = len(set(pool)) // 10  # each document is linked to at most three others
+    links = linked(pool, of)
     draws = {split: Draw("p", count) for split in ("search", "validation", "test")}
     if count == 0:
         return
-    chosen = split_documents({"p": pool}, {"t": draws}, seed, {"t": WHERE}, ties)["t"]
+    chosen = split_documents({"p": pool}, {"t": draws}, seed, {"t": WHERE}, links)["t"]
     splits: dict[str, set[str]] = {}
     for split, selection in chosen.items():
         for doc_hash in selection.doc_hashes:
-            for key in (doc_hash, *ties.get(doc_hash, ())):
+            for key in (doc_hash, *links.get(doc_hash, ())):
                 splits.setdefault(key, set()).add(split)
     assert all(len(found) == 1 for found in splits.values())
     assert all(len(selection.doc_hashes) == count for selection in chosen.values())
-    assert chosen["test"] == one_pool(pool, count, count, count, seed)["test"]  # the first split passes over nothing
+    assert chosen["test"] == one_pool(pool, count, count, count, seed)["test"]  # the first split skips nothing
 
 
 @given(hashes, seeds)
-def test_documents_without_ties_keep_their_places(pool: list[str], seed: int) -> None:
-    """A tie between two documents of one split, or with one that no split takes, changes nothing."""
+def test_documents_without_links_keep_their_positions(pool: list[str], seed: int) -> None:
+    """A link within a split, or to a document that no split takes, changes nothing."""
     count = len(set(pool)) // 4
     if count < 2:
         return
     plain = one_pool(pool, count, count, count, seed)
     draws = {split: Draw("p", count) for split in ("search", "validation", "test")}
     for split in draws:
-        ties = dict.fromkeys(plain[split].doc_hashes[:2], ("k",))
-        assert split_documents({"p": pool}, {"t": draws}, seed, {"t": WHERE}, ties)["t"] == plain
+        links = dict.fromkeys(plain[split].doc_hashes[:2], ("k",))
+        assert split_documents({"p": pool}, {"t": draws}, seed, {"t": WHERE}, links)["t"] == plain
     used = {doc_hash for selection in plain.values() for doc_hash in selection.doc_hashes}
     last = {plain["search"].doc_hashes[0], *sorted(set(pool) - used)[:1]}
-    ties = dict.fromkeys(last, ("k",))
-    assert split_documents({"p": pool}, {"t": draws}, seed, {"t": WHERE}, ties)["t"] == plain
+    links = dict.fromkeys(last, ("k",))
+    assert split_documents({"p": pool}, {"t": draws}, seed, {"t": WHERE}, links)["t"] == plain
 
 
 def test_groups_are_taken_whole_and_the_rest_of_the_last_is_used_nowhere() -> None:
     pool = [str(i) for i in range(60)]
     groups = {"t": {name: f"g{int(name) % 12}" for name in pool}}  # twelve groups of five
-    ties = {name: (f"group:{group}",) for name, group in groups["t"].items()}
+    links = {name: (f"group:{group}",) for name, group in groups["t"].items()}
     draws = {"search": Draw("p", 10), "validation": Draw("p", 15), "test": Draw("p", 18)}
-    chosen = split_documents({"p": pool}, {"t": draws}, 0, {"t": WHERE}, ties, groups)["t"]
+    chosen = split_documents({"p": pool}, {"t": draws}, 0, {"t": WHERE}, links, groups)["t"]
     of = {split: [groups["t"][name] for name in selection.doc_hashes] for split, selection in chosen.items()}
     assert [len(set(of[split])) for split in ("test", "validation", "search")] == [4, 3, 2]
     assert not set(of["test"]) & set(of["validation"])
     assert not (set(of["test"]) | set(of["validation"])) & set(of["search"])
     small = {**draws, "search": Draw("p", 3)}
-    assert split_documents({"p": pool}, {"t": small}, 0, {"t": WHERE}, ties, groups)["t"]["test"] == chosen["test"]
+    assert split_documents({"p": pool}, {"t": small}, 0, {"t": WHERE}, links, groups)["t"]["test"] == chosen["test"]
 
 
 def test_a_split_that_near_duplicates_leave_too_little_for() -> None:
-    ties = dict.fromkeys("abcdef", ("near:a",))
+    links = dict.fromkeys("abcdef", ("near:a",))
     with pytest.raises(SuiteError) as caught:
         split_documents(
-            {"p": list("abcdef")}, {"t": {"search": Draw("p", 2), "test": Draw("p", 3)}}, 0, {"t": WHERE}, ties
+            {"p": list("abcdef")}, {"t": {"search": Draw("p", 2), "test": Draw("p", 3)}}, 0, {"t": WHERE}, links
         )
     assert str(caught.value) == (
-        "x.yaml: tasks[1].documents.search: 2 asked, 0 left after 3 for test of 6 documents, 3 being near-duplicates "
-        "of those, or of their groups. Ask for fewer, or add documents to the task; `near_duplicates` sets what counts "
-        "as one, or is `false`."
+        "x.yaml: tasks[1].documents.search: 2 requested, 0 left after 3 for test of 6 documents; 3 are near-duplicates "
+        "of documents already taken, or in their groups. Request fewer, or add documents to the task; "
+        "`near_duplicates` sets the similarity threshold, or `false` turns it off."
     )

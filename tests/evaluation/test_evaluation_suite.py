@@ -1,4 +1,4 @@
-"""Suites as files, and every way in which one can be wrong: the message names the file and the key."""
+"""Suite files, and their errors, which give the file and the key."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,9 +33,7 @@ def test_a_suite_is_the_same_from_plain_data(suite_file: Path) -> None:
     assert [suite.count(suite.tasks[0], split) for split in ("search", "validation", "test")] == [6, 7, 9]
 
 
-def test_the_digest_is_of_what_is_asked_not_of_where_it_lies(
-    suite_data: Data, suite_file: Path, tmp_path: Path
-) -> None:
+def test_the_digest_is_of_the_content_not_of_its_location(suite_data: Data, suite_file: Path, tmp_path: Path) -> None:
     (tmp_path / "tasks").mkdir()
     digest = load_suite(suite_file).digest()
     assert load_suite(save(suite_data, tmp_path)).digest() == digest
@@ -60,10 +58,10 @@ MALFORMED: list[tuple[Change, str]] = [
         "tasks[0].weight: should be greater than 0, got 0. Set `report_only: true`",
     ),
     (lambda d: d["documents"].update(test=0), "documents.test: Input should be greater than or equal to 1, got 0"),
-    (lambda d: d["documents"].pop("test"), "tasks[0].documents.test: missing, for the task and for the suite."),
-    (lambda d: d["tasks"][3].update(name="choice"), "tasks[3].name: 'choice' is the name of tasks[0] too."),
+    (lambda d: d["documents"].pop("test"), "tasks[0].documents.test: missing for the task and for the suite."),
+    (lambda d: d["tasks"][3].update(name="choice"), "tasks[3].name: 'choice' is also the name of tasks[0]."),
     (lambda d: d.update(tasks=[]), "tasks: Tuple should have at least 1 item"),
-    (lambda d: d.update(include=["tasks", "nowhere"]), "include[1]: no folder"),
+    (lambda d: d.update(include=["tasks", "nowhere"]), "include[1]: folder "),
     (lambda d: d.update(source="x"), "source: unknown key."),
     (lambda d: d.update(fitness="loss"), "fitness: Input should be 'gold_logprob' or 'score', got 'loss'"),
 ]
@@ -93,11 +91,11 @@ UNFIT: list[tuple[Change, str]] = [
     (lambda d: d["tasks"][3].update(filter="leter"), "Filters of 't_generate': whole, letter. Did you mean 'letter'?"),
     (
         lambda d: d["tasks"][1]["documents"].update(test=30),
-        "tasks[1].documents.search: 6 asked, 3 left after 30 for test and 7 for validation of 40 documents.",
+        "tasks[1].documents.search: 6 requested, 3 left after 30 for test and 7 for validation of 40 documents.",
     ),
     (
         lambda d: d["tasks"][1]["documents"].update(test=41),
-        "tasks[1].documents.test: 41 asked, 40 left of 40 documents.",
+        "tasks[1].documents.test: 41 requested, 40 left of 40 documents.",
     ),
     (
         lambda d: d["tasks"][0].update(task={"search": "mmlu", "validation": "t_choice", "test": "t_choice"}, name="m"),
@@ -122,10 +120,14 @@ def test_suites_that_do_not_fit_their_tasks(
 
 
 UNFIT_TASKS: list[tuple[str, Change, str]] = [
-    ("t_choice", lambda c: c.update(output_type="loglikelihood_rolling"), "measures perplexity, which is no item mean"),
-    ("t_choice", lambda c: c.update(unsafe_code=True), "runs code that models write"),
+    (
+        "t_choice",
+        lambda c: c.update(output_type="loglikelihood_rolling"),
+        "measures perplexity, which is not an item mean",
+    ),
+    ("t_choice", lambda c: c.update(unsafe_code=True), "executes model-written code"),
     ("t_choice", lambda c: c.update(doc_to_text="{{question.x.y}}"), "lm-eval cannot load 't_choice': UndefinedError"),
-    ("t_choice", lambda c: c["metric_list"][1].update(higher_is_better=False), "smaller is better for 'acc_norm'"),
+    ("t_choice", lambda c: c["metric_list"][1].update(higher_is_better=False), "smaller values of 'acc_norm'"),
     ("t_choice", lambda c: c.update(custom_dataset=None, test_split="tset"), "KeyError: 'tset'"),
 ]
 
@@ -149,13 +151,13 @@ def test_a_missing_data_file(suite_data: Data, task_configs: Data, tasks_writer:
     suite_data["tasks"] = suite_data["tasks"][:1]
     with pytest.raises(SuiteError) as caught:
         Harness(load_suite(save(suite_data, tmp_path)))
-    where = f"{tmp_path / 's.yaml'}: tasks[0].task: the data file t_choice.jsonl of 't_choice' is missing."
+    where = f"{tmp_path / 's.yaml'}: tasks[0].task: data file t_choice.jsonl of 't_choice' not found."
     assert str(caught.value).startswith(where)
 
 
 def test_an_include_folder_missing_on_another_node(suite_file: Path) -> None:
     suite = load_suite(suite_file).model_copy(update={"include": ("/nowhere/tasks",)})
-    with pytest.raises(SuiteError, match=r"include\[0\]: no folder /nowhere/tasks"):
+    with pytest.raises(SuiteError, match=r"include\[0\]: folder /nowhere/tasks not found"):
         Harness(suite)
 
 
@@ -175,7 +177,7 @@ def test_one_pool_or_a_task_for_each_split(suite_data: Data, suite_file: Path, t
     suite_data["tasks"] = [{"task": split, "metric": "acc", "chance": 0.3, "documents": {"test": 40}}]
     harness = Harness(load_suite(save(suite_data, tmp_path)))
     (search,), (validation,), (test,) = (harness.batch(name).sets for name in ("search", "validation", "test"))
-    assert search.task == validation.task == test.task == "t_choice"  # the name of the search split's task
+    assert search.task == validation.task == test.task == "t_choice"  # named after the search split's task
     assert (search.lm_eval_task, test.lm_eval_task) == ("t_choice", "t_letter")
     assert not set(search.doc_ids) & set(validation.doc_ids)
     assert (len(search), len(validation), len(test)) == (6, 7, 40)

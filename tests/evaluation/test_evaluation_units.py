@@ -1,4 +1,4 @@
-"""Units: what counts as one draw, in standard errors of tasks, of cards, and of fitness."""
+"""Sampling units in the standard errors of tasks, score cards and fitness."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_with_groups_it_is_what_leaving_out_each_of_them_gives() -> None:
 
 
 def test_a_bound_holds_where_one_group_is_most_of_the_items() -> None:
-    """The usual sandwich takes the large group's luck for less than it is, and errs twice as often as it says."""
+    """The usual sandwich underestimates the influence of the large group, and errs twice as often as claimed."""
     rng = np.random.default_rng(2)
     codes = np.repeat(np.arange(51), [200, *[10] * 50])
     groups = {"t": [str(code) for code in codes]}
@@ -42,7 +42,7 @@ def test_a_bound_holds_where_one_group_is_most_of_the_items() -> None:
 
 
 def test_score_cards_count_groups() -> None:
-    """Twenty items in five groups that are right or wrong together have the error of five items."""
+    """Twenty items in five groups, each right or wrong as a whole, have the standard error of five items."""
     hashes = tuple(f"{index:064x}" for index in range(20))
     names = tuple(str(index // 4) for index in range(20))
     suite = Suite.model_validate(

@@ -20,20 +20,20 @@ SECRET = "hunter2-of-the-test"  # not a real one
 @pytest.mark.parametrize(
     ("changes", "key", "said"),
     [
-        ({"ledger": f"postgresql://me:{SECRET}@db/evosearch"}, "ledger", "holds a password"),
-        ({"ledger": f"postgresql://me@db/evosearch?password={SECRET}"}, "ledger", "holds a secret under 'password'"),
-        ({"tracking": {"uri": f"https://me:{SECRET}@mlflow:5000"}}, "tracking.uri", "holds a password"),
-        ({"tracking": {"uri": f"https://{SECRET}@mlflow:5000"}}, "tracking.uri", "holds a name"),
+        ({"ledger": f"postgresql://me:{SECRET}@db/evosearch"}, "ledger", "contains a password"),
+        ({"ledger": f"postgresql://me@db/evosearch?password={SECRET}"}, "ledger", "contains a secret in 'password'"),
+        ({"tracking": {"uri": f"https://me:{SECRET}@mlflow:5000"}}, "tracking.uri", "contains a password"),
+        ({"tracking": {"uri": f"https://{SECRET}@mlflow:5000"}}, "tracking.uri", "contains a user name"),
         (
             {"workers": {"address": f"http://head:8265?token={SECRET}"}},
             "workers.address",
-            "holds a secret under 'token'",
+            "contains a secret in 'token'",
         ),
-        ({"ledger": f"postgresql://me:hun/{SECRET}@db/evosearch"}, "ledger", "holds a password"),
-        ({"ledger": f"postgresql://me:a[{SECRET}@db/evosearch"}, "ledger", "holds a password"),
-        ({"tracking": {"uri": f"https://me:hun/{SECRET}@mlflow:5000"}}, "tracking.uri", "holds a password"),
-        ({"tracking": {"uri": f"https://mlflow:5000?api_key={SECRET}"}}, "tracking.uri", "holds settings after '?'"),
-        ({"tracking": {"uri": f"https://mlflow:5000?{SECRET}"}}, "tracking.uri", "holds settings after '?'"),
+        ({"ledger": f"postgresql://me:hun/{SECRET}@db/evosearch"}, "ledger", "contains a password"),
+        ({"ledger": f"postgresql://me:a[{SECRET}@db/evosearch"}, "ledger", "contains a password"),
+        ({"tracking": {"uri": f"https://me:hun/{SECRET}@mlflow:5000"}}, "tracking.uri", "contains a password"),
+        ({"tracking": {"uri": f"https://mlflow:5000?api_key={SECRET}"}}, "tracking.uri", "contains query parameters"),
+        ({"tracking": {"uri": f"https://mlflow:5000?{SECRET}"}}, "tracking.uri", "contains query parameters"),
     ],
 )
 @pytest.mark.parametrize("command", ["run", "check"])
@@ -77,7 +77,7 @@ def test_task_code_comes_from_named_folders_only(tmp_path: Path, monkeypatch: py
     with pytest.raises(SuiteError) as caught:
         load_suite(path)
     text = str(caught.value)
-    assert text.startswith(f"{path}: include[0]: {elsewhere} lies outside of the suite's own folder")
+    assert text.startswith(f"{path}: include[0]: {elsewhere} is outside of the suite's folder")
     assert f"EVOSEARCH_TASKS={elsewhere}" in text
     assert not ran.exists()
     monkeypatch.setenv("EVOSEARCH_TASKS", f"/nowhere:{elsewhere}")
@@ -125,7 +125,7 @@ def test_what_a_task_file_names_comes_from_named_folders_only(
     text = str(caught.value)
     assert text.startswith(f"{own}/tasks/")
     assert f".yaml: {key}: got '" in text
-    assert f"{file} lies outside of the suite's own folder, and task files are code. Files below {own}, or of" in text
+    assert f"{file} is outside of the suite's folder, and task files are code. Files below {own}, or in" in text
     assert "EVOSEARCH_TASKS=/" in text
     monkeypatch.setenv("EVOSEARCH_TASKS", str(elsewhere))
     load_suite(path)
@@ -166,7 +166,7 @@ def test_a_suites_template_reaches_nothing_but_documents(tmp_path: Path) -> None
         "{{ ('%s'|attr('__class__')).mro() }}",
         "{{ page.update(n=2) }}",
     ):
-        with pytest.raises(SuiteError, match=r"the group of document 0 of 't' cannot be made: SecurityError"):
+        with pytest.raises(SuiteError, match=r"cannot render the group of document 0 of 't': SecurityError"):
             group_names("s.yaml: tasks[0]", "t", documents, template)
     assert not ran.exists()
     assert documents == [{"page": {"n": 1}, "text": "a"}]
