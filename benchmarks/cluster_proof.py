@@ -6,7 +6,7 @@ Starts a cluster of its own (PostgreSQL, MLflow with accounts, a Ray head and tw
 service rejects requests without credentials, submits a search of the embedded models, kills a node that holds a job,
 and compares the ledger with MLflow's runs and model registry over REST. Prints each stage with its seconds. Exit code 0
 if it passed, 1 if not, 2 if something is missing, 130 if interrupted. Needs `./scripts/setup server` and PostgreSQL;
-takes three to five minutes on two cores.
+takes a few minutes on two cores.
 """
 
 import argparse

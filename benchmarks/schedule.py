@@ -141,7 +141,7 @@ def main() -> int:
         for setting in settings:
             chosen = replace(quick(setting) if options.quick else setting, clock=options.clock)
             rows.append(measured(measure, chosen))
-            print(f"{part}: {rows[-1]}", file=sys.stderr)
+            print(f"{part}: {setting.optimizer}, {setting.workers} workers", file=sys.stderr)
         found[part] = rows
         failed |= any(map(missed, rows))
         tables.append(shown(rows))
