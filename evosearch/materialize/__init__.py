@@ -1,1 +1,1 @@
-"""Recipe and checkpoints in, weights out."""
+"""Materialization of recipes: from checkpoints to merged weights, in memory and on disk."""

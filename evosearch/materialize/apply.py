@@ -1,4 +1,4 @@
-"""A plan carried out: the same code in memory and on disk, so that both give the same bits."""
+"""Execution of merge plans; the same code in memory and on disk, so that both produce the same bits."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -24,17 +24,22 @@ def operations(
     content_of: ContentOf,
     memory: Memory | None = None,
 ) -> tuple[TensorOp, ...]:
-    """Every operation of a recipe, merges surveyed where its method looks at whole models first.
+    """Return every operation of a recipe, after the survey if its method has one.
 
     Args:
-        content_of: asked only where masks are drawn, since it may read every byte.
+        recipe: The recipe.
+        shapes: Shape of every model that the recipe names.
+        out: Shape of the output.
+        tensor_of: Loads an input tensor.
+        content_of: Returns a model's content_sha256. Called only for methods that draw masks: it may read every byte.
+        memory: Cache of facts about the inputs, shared between candidates.
 
     Raises:
-        RecipeError: see `plan`.
-        CandidateError: the survey finds that these parameters have no merge.
+        RecipeError: See `plan`.
+        CandidateError: The survey rejects the parameter values.
     """
     spec = specs().get(recipe.merge_method or "")
-    name_of = content_of if spec is not None and spec.random else str  # hashing reads every byte: only for masks
+    name_of = content_of if spec is not None and spec.random else str
     ops = plan(recipe, shapes, out, specs(), {reference: name_of(reference) for reference in recipe.references()})
     if recipe.routing is not None:
         return ops
@@ -46,10 +51,10 @@ def operations(
 
 
 def apply(op: TensorOp, tensor_of: TensorOf, out_dtype: torch.dtype) -> torch.Tensor:
-    """The merged, or the routed, tensor, rounded to `out_dtype`.
+    """Compute the tensor of one operation, rounded to `out_dtype`.
 
     Raises:
-        CandidateError: its parameters have no merge.
+        CandidateError: The merge is undefined for the parameter values.
     """
     if op.fold is not None:
         return op.fold(tensor_of(op.parents[0])).to(out_dtype)
@@ -59,16 +64,20 @@ def apply(op: TensorOp, tensor_of: TensorOf, out_dtype: torch.dtype) -> torch.Te
 
 
 def extremes(tensor: torch.Tensor) -> torch.Tensor:
-    """(2,) least and largest value, on the tensor's device: finite exactly when every value is."""
+    """Return the least and the greatest value (2,) on the tensor's device; both are finite exactly if all are."""
     return torch.stack(torch.aminmax(tensor)).float()
 
 
-def refuse_infinite(ops: Sequence[TensorOp], found: Sequence[torch.Tensor], recipe_dtype: str) -> None:
-    """Args:
-        found: the `extremes` of what each operation made; asked for at once, so that a device is waited for once.
+def check_finite(ops: Sequence[TensorOp], found: Sequence[torch.Tensor], recipe_dtype: str) -> None:
+    """Check that all results are finite, with a single synchronization of the device.
+
+    Args:
+        ops: The operations.
+        found: The `extremes` of each operation's result.
+        recipe_dtype: Name of the output type, for the error.
 
     Raises:
-        CandidateError: one is not finite.
+        CandidateError: A result is not finite.
     """
     for op, finite in zip(ops, torch.stack(list(found)).isfinite().all(dim=1).tolist(), strict=True):
         if not finite:
@@ -76,7 +85,7 @@ def refuse_infinite(ops: Sequence[TensorOp], found: Sequence[torch.Tensor], reci
 
 
 def not_finite(name: str, recipe_dtype: str) -> str:
-    """The reason to give for a merged tensor with an infinite or undefined value."""
+    """Return the failure reason for a merged tensor with infinite or undefined values."""
     return f"tensor '{name}' is not finite in {recipe_dtype}: the weights are too large, or a parent is damaged"
 
 

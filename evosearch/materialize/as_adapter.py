@@ -1,7 +1,7 @@
-"""A recipe written out as a LoRA adapter of its base: ΔW = θ_merged − θ_base ≈ B·A for every linear weight.
+"""Export of a recipe as a LoRA adapter of its base: ΔW = θ_merged − θ_base ≈ B·A for every linear weight.
 
-The result is a stock peft folder. What a LoRA does not reach (norms, biases, embeddings) is stored whole where that is
-asked for, and refused by name where it changed and is not.
+The result is a standard peft folder. Changed tensors that LoRA does not cover (norms, biases, embeddings) are stored in
+full with `save_modules`, and are an error without it.
 """
 
 import json
@@ -27,16 +27,16 @@ from evosearch.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class AdapterReport:
-    """What was written, and what of the merge it lost.
+    """Result of an adapter export and its approximation error.
 
     Attributes:
-        out: the folder.
-        base: the reference of the model it belongs to.
-        ranks: linear weight (its name on disk) → the rank it took, at most the one asked for.
-        errors: linear weight → ‖ΔW − B·A‖ / ‖ΔW‖.
-        error: the same over all of them together.
-        saved: tensors stored whole.
-        bytes: of adapter_model.safetensors.
+        out: The folder.
+        base: Reference of the base model.
+        ranks: Linear weight (name on disk) → rank, at most the requested one.
+        errors: Linear weight → ‖ΔW − B·A‖ / ‖ΔW‖.
+        error: The same, over all linear weights together.
+        saved: Tensors stored in full.
+        bytes: Size of adapter_model.safetensors.
     """
 
     out: Path
@@ -52,24 +52,26 @@ class AdapterReport:
 def write_adapter(
     recipe: Recipe, checkpoints: Mapping[str, Checkpoint], out: Path, rank: int, save_modules: bool = False
 ) -> AdapterReport:
-    """Write a recipe's model to `out` as an adapter of its base, or of its first model where it has no base.
+    """Write a recipe's model as an adapter of its base, or of its first model if it has no base.
 
-    ΔW is taken before the result is rounded to the recipe's `out_dtype`: rounding errors have full rank.
+    ΔW is computed before rounding to the recipe's `out_dtype`, because rounding errors have full rank.
 
     Args:
-        checkpoints: reference → checkpoint, for every model the recipe names.
-        rank: of the adapter, at most.
-        save_modules: store modules whole that changed and are not linear (`modules_to_save`).
+        recipe: The recipe.
+        checkpoints: Reference → checkpoint, for every model that the recipe names.
+        out: The folder to create.
+        rank: Maximum rank of the adapter.
+        save_modules: Store changed modules that are not linear in full (`modules_to_save`).
 
     Raises:
-        RecipeError: the recipe does not fit its method, has other layers than its base, or changes what a LoRA does
-            not reach.
-        CheckpointError: the checkpoints do not fit each other, or `out` is not empty or cannot be written.
-        CandidateError: parameters that have no merge, or a merged tensor that is not finite.
+        RecipeError: The recipe is a route, does not fit its method, has other layers than its base, or changes
+            tensors that LoRA does not cover.
+        CheckpointError: The checkpoints are incompatible, or `out` is not empty or cannot be written.
+        CandidateError: The merge is undefined for the parameter values, or a merged tensor is not finite.
     """
     if recipe.routing is not None:
-        what = "an adapter changes the weights of its base's layers, and cannot run them in another order"
-        raise RecipeError("recipe.routing", what, "A recipe with merge_method", "Export a checkpoint")
+        what = "an adapter cannot change the order of its base's layers"
+        raise RecipeError("recipe.routing", what, "Only recipes with merge_method have adapters", "Export a checkpoint")
     reference = donor_of(recipe)
     base = checkpoints[reference]
     _check_base(recipe, checkpoints, reference)
@@ -79,43 +81,45 @@ def write_adapter(
     made.save_others(save_modules)
     made.factorize(rank)
     size = _write(out, made.tensors, made.config(_name(reference)))
-    lost, whole = (sum(getattr(found, what) ** 2 for found in made.factors.values()) for what in ("lost", "size"))
+    lost, full = (sum(getattr(found, what) ** 2 for found in made.factors.values()) for what in ("lost", "size"))
     return AdapterReport(
         out,
         reference,
         {name: found.rank for name, found in made.factors.items()},
         {name: found.error for name, found in made.factors.items()},
-        (lost / whole) ** 0.5 if whole else 0.0,
+        (lost / full) ** 0.5 if full else 0.0,
         tuple(made.saved),
         size,
     )
 
 
 def _check_base(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], reference: str) -> None:
-    """An adapter fits one model as it lies on disk, layer by layer."""
+    """Check that the base is an unchanged checkpoint with the recipe's layers in their order."""
     base = checkpoints[reference]
     if isinstance(base, Overlay):
-        what = f"its base would be '{reference}', which is no checkpoint as it lies on disk"
+        what = f"its base would be '{reference}', which is not an unmodified checkpoint"
         next = "Export a checkpoint, or name a plain model as base_model"
-        raise RecipeError(WHERE, what, "A base without adapter, recipe or change of vocabulary", next)
+        raise RecipeError(WHERE, what, "The base must have no adapter, no recipe and no changed vocabulary", next)
     if output(recipe, checkpoints).shape is not base.shape:
-        what = "the recipe stacks layers otherwise than its base"
-        raise RecipeError(WHERE, what, "The base's layers in their order", "Export a checkpoint")
+        what = "the recipe's layers differ from its base's"
+        raise RecipeError(WHERE, what, "All layers of the base, in their order", "Export a checkpoint")
 
 
 def _check_out(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(str(out), "exists and is not an empty folder", next="Name another folder, or remove it")
+        raise CheckpointError(
+            str(out), "exists and is not an empty folder", next="Choose another folder, or remove this one"
+        )
 
 
 def _name(reference: str) -> str:
-    """What the adapter calls its base: hub ids and schemes as they are, of a path only its last part."""
+    """Return the base's name in the adapter: hub ids and schemes unchanged, only the last component of a path."""
     named = reference.startswith(("/", "./", "../", "~")) or Path(reference).is_dir()
     return Path(reference).name if named else reference
 
 
 def _write(out: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> int:
-    """Write weights, then the config, without which the folder is no adapter; the bytes of the weights."""
+    """Write the weights, then the config, which makes the folder an adapter; return the weights' size in bytes."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         save_file(

@@ -1,4 +1,4 @@
-"""The preflight: can these checkpoints be merged tensor by tensor?"""
+"""Compatibility of checkpoints: tensor by tensor for merges, by size for routes."""
 
 from collections.abc import Sequence
 
@@ -11,16 +11,18 @@ from evosearch.recipe.shapes import Place
 def check_compatible(
     checkpoints: Sequence[Checkpoint], where: str = "recipe", same_depth: bool = True, by_layer: bool = True
 ) -> None:
-    """Check that all checkpoints have the same layout as the first, commonest difference first.
+    """Check that all checkpoints have the same tensors as the first. The most frequent mismatches are checked first.
 
     Args:
-        same_depth: whether they must have as many layers; a recipe of slices takes layers of models of any depth.
-        by_layer: whether their layers must agree one by one; a route runs each by itself, of whatever kind it is.
+        checkpoints: The checkpoints.
+        where: Key of the models, for errors.
+        same_depth: Require the same number of layers. Slices may take layers from models of different depths.
+        by_layer: Require that layers match one by one. A route runs each layer on its own, of whatever kind it is.
 
     Raises:
-        CheckpointError: two differ in depth, architecture, tied embeddings, vocabulary size, tensor shapes or tokens;
-            the message names both.
-        Problems: several differ from the first.
+        CheckpointError: One checkpoint differs from the first in depth, architecture, tied embeddings, vocabulary size,
+            tensor shapes or tokens. The message names both.
+        Problems: Several checkpoints differ from the first.
     """
     problems: list[InputError] = []
     for other in checkpoints[1:]:
@@ -28,16 +30,17 @@ def check_compatible(
         if found:
             pair = f"'{checkpoints[0].reference}' and '{other.reference}'"
             if by_layer:
-                what, allowed = f"{pair} cannot be merged: {found}", "Models fine-tuned from one base"
+                what, allowed = f"{pair} cannot be merged: {found}", "Use models fine-tuned from one base"
             else:
-                what, allowed = f"{pair} cannot be in one route: {found}", "Models of one family, width and vocabulary"
+                what = f"{pair} cannot be in one route: {found}"
+                allowed = "Use models of one family, width and vocabulary"
             problems.append(CheckpointError(where, what, allowed))
     if problems:
         raise in_one(where.partition(": ")[0], problems)
 
 
 def _difference(one: Checkpoint, other: Checkpoint, same_depth: bool, by_layer: bool) -> str | None:
-    """How the second differs from the first, in words; None where they fit."""
+    """Describe how the second checkpoint differs from the first; None if they match."""
     if same_depth and one.shape.num_layers != other.shape.num_layers:
         return f"{one.shape.num_layers} and {other.shape.num_layers} layers"
     if one.shape.architecture != other.shape.architecture:
@@ -65,7 +68,7 @@ def _shape_difference(one: Checkpoint, other: Checkpoint, by_layer: bool) -> str
 
 
 def _size_difference(one: Checkpoint, other: Checkpoint) -> str | None:
-    """What has another size in some layer of the one than in some layer of the other, under the same name there."""
+    """Describe a layer tensor whose size is not the same in all layers of both checkpoints; None without one."""
     sizes: dict[str, tuple[str, tuple[int, ...]]] = {}
     for checkpoint in (one, other):
         for name, info in checkpoint.tensors.items():
@@ -77,7 +80,7 @@ def _size_difference(one: Checkpoint, other: Checkpoint) -> str | None:
 
 
 def _beyond(name: str, depth: int, *checkpoints: Checkpoint) -> bool:
-    """Whether a tensor belongs to a layer that the shallower model does not have."""
+    """Return whether a tensor belongs to a layer that the shallower model lacks."""
     found = [checkpoint.shape.by_name[name] for checkpoint in checkpoints if name in checkpoint.shape.by_name]
     return any(tensor.layer is not None and tensor.layer >= depth for tensor in found)
 

@@ -1,4 +1,4 @@
-"""Whether the models of a recipe fit each other: tensor by tensor in a merge, layer by layer in a route."""
+"""Compatibility checks of a recipe's models."""
 
 from collections.abc import Mapping
 
@@ -10,22 +10,23 @@ from evosearch.materialize.plan import donor_of
 from evosearch.recipe.schema import Recipe
 
 
-def check_fit(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], laid: Output, where: str = "recipe") -> None:
-    """The preflight of a recipe's models, beside what its layout has found out.
+def check_fit(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], out: Output, where: str = "recipe") -> None:
+    """Check that a recipe's models are compatible: tensor by tensor for a merge, layer by layer for a route.
 
     Args:
-        checkpoints: reference → checkpoint, for every model the recipe names.
-        laid: the recipe's output.
-        where: what to put before the key in an error.
+        recipe: The recipe.
+        checkpoints: Reference → checkpoint, for every model that the recipe names.
+        out: The recipe's output.
+        where: Prefix of keys in errors.
 
     Raises:
-        CheckpointError: two do not fit; the message names both, and of a route the hop that asks for the second.
-        Problems: several do not fit the first.
+        CheckpointError: A model does not match the first one. The message names both, and for a route the hop.
+        Problems: Several models do not match the first one.
     """
     donor = checkpoints[donor_of(recipe)]
     if recipe.routing is None:
         merged = [checkpoints[reference] for reference in recipe.references()]
-        check_compatible(merged, where, same_depth=laid.shape is donor.shape)
+        check_compatible(merged, where, same_depth=out.shape is donor.shape)
         return
     hops = [hop.model for hop in recipe.routing.hops]
     problems: list[InputError] = []

@@ -1,4 +1,4 @@
-"""The resident model: built once, then overwritten by one candidate after another."""
+"""Resident model for merges: built once, then overwritten by one candidate after another."""
 
 import time
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ import torch
 
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.errors import RecipeError, did_you_mean
-from evosearch.materialize.apply import apply, extremes, operations, refuse_infinite
+from evosearch.materialize.apply import apply, check_finite, extremes, operations
 from evosearch.materialize.compatibility import check_compatible
 from evosearch.materialize.fit import check_fit
 from evosearch.materialize.forward import differences, end_tokens
-from evosearch.materialize.layout import Output, output, unchanged
+from evosearch.materialize.layout import Layouts, Output, unchanged
 from evosearch.materialize.parents import Tensors, hold
 from evosearch.materialize.plan import Input, donor_of, output_dtype
 from evosearch.materialize.skeleton import build, generation_folder, path_of_layers, targets
@@ -25,23 +25,23 @@ from evosearch.recipe.schema import Recipe
 class ResidentModel:
     """A live transformers model whose weights a recipe is written into.
 
-    After construction nothing is built and no file is opened: a candidate costs the merge alone.
+    After construction no module is built and no file is opened: a candidate costs only the merge.
 
     Args:
-        checkpoints: reference → checkpoint, for every model that recipes may name.
-        donor: the reference whose config the model is built from (`plan.donor_of`).
-        device: where the model lives. The parents are kept there too where they fit, else in mapped host memory.
-        compute_dtype: the type the model runs in. Weights are rounded to the recipe's output type first.
-        example: any recipe of those to come, where they stack layers otherwise than the donor does.
-        beside: a resident model of the same checkpoints and device, whose tensors of the parents are used here too.
-        over: devices that the model is spread over, `device` the first of them. The parents are then in host memory.
+        checkpoints: Reference → checkpoint, for every model that recipes may name.
+        donor: Reference of the model whose config is used (`plan.donor_of`).
+        device: Device of the model. The parents are kept there too if they fit, else in mapped host memory.
+        compute_dtype: Type that the model runs in. Weights are rounded to the recipe's output type first.
+        example: Any of the recipes to come; needed if their layers differ from the donor's.
+        share_with: A resident model of the same checkpoints and device, whose parents' tensors are shared.
+        over: Devices to spread the model over, starting with `device`. The parents are then in host memory.
 
     Attributes:
-        model: the transformers model, in eval mode, with sdpa attention.
+        model: The transformers model, in eval mode, with sdpa attention.
 
     Raises:
-        CheckpointError: the checkpoints do not fit each other, or transformers cannot build the donor's model.
-        RecipeError: the example asks for layers that are not there.
+        CheckpointError: The checkpoints are incompatible, or transformers cannot build the donor's model.
+        RecipeError: The example names layers that a model does not have.
     """
 
     def __init__(
@@ -51,11 +51,12 @@ class ResidentModel:
         device: torch.device | str = "cpu",
         compute_dtype: torch.dtype = torch.float32,
         example: Recipe | None = None,
-        beside: "ResidentModel | None" = None,
+        share_with: "ResidentModel | None" = None,
         over: Spread | None = None,
     ) -> None:
         first = checkpoints[donor]
-        self.output = unchanged(donor, first) if example is None else output(example, checkpoints)
+        self._layouts: Layouts = share_with._layouts if share_with is not None else Layouts(checkpoints)
+        self.output: Output = unchanged(donor, first) if example is None else self._layouts.of(example)
         if example is None:
             check_compatible(list(checkpoints.values()))
         else:
@@ -63,7 +64,7 @@ class ResidentModel:
         self.device, self.shape = torch.device(device), self.output.shape
         self._shapes = {reference: checkpoint.shape for reference, checkpoint in checkpoints.items()}
         self._checkpoints = dict(checkpoints)
-        self._memory: Memory = beside._memory if beside is not None else Memory()
+        self._memory: Memory = share_with._memory if share_with is not None else Memory()
         origins = self.output.origins
         self.model = build(
             generation_folder(first),
@@ -81,32 +82,32 @@ class ResidentModel:
         self._ends = {name: own if name == donor else end_tokens(found) for name, found in checkpoints.items()}
         self._targets = targets(self.model, self.output.config, first.family, origins)
         home = self.device if over is None else torch.device("cpu")
-        self._tensors: Tensors = beside._tensors if beside is not None else hold(checkpoints, home)
+        self._tensors: Tensors = share_with._tensors if share_with is not None else hold(checkpoints, home)
 
-    def holds(self, laid: Output) -> bool:
-        """Whether an output (`layout.output`) has this model's layers, and a config under which it answers alike."""
-        return laid.answers_as(self.output)
-
-    @torch.no_grad()
-    def materialize(self, recipe: Recipe, laid: Output | None = None) -> float:
-        """Overwrite the model with a recipe's weights.
-
-        Args:
-            laid: the recipe's output, where it is known that this model holds it.
-
-        Returns:
-            Seconds it took.
+    def takes(self, recipe: Recipe) -> bool:
+        """Return whether a recipe has this model's layers, and a config with which the model answers alike.
 
         Raises:
-            CandidateError: parameters that have no merge, or a merged tensor that is not finite. The model then holds
-                no candidate, and the next one overwrites it.
-            RecipeError: the recipe does not fit its method, names a model that is not loaded, stacks other layers,
-                or has another config.
+            RecipeError: The recipe names layers that a model does not have.
+        """
+        return recipe.routing is None and self._layouts.of(recipe).answers_as(self.output)
+
+    @torch.no_grad()
+    def materialize(self, recipe: Recipe) -> float:
+        """Overwrite the model with a recipe's weights.
+
+        Returns:
+            Duration in seconds.
+
+        Raises:
+            CandidateError: The merge is undefined for the parameter values, or a merged tensor is not finite. The model
+                is then left in an undefined state, which the next candidate overwrites.
+            RecipeError: The recipe does not fit its method, names a model that is not loaded, or has other layers or
+                another config.
         """
         started = time.perf_counter()
         self._check_loaded(recipe)
-        if laid is None:
-            self._check_held(output(recipe, self._checkpoints))
+        self._check_layout(self._layouts.of(recipe))
         ops = operations(recipe, self._shapes, self.shape, self._tensor, self._content, self._memory)
         out_dtype, found = output_dtype(recipe), []
         for op in ops:
@@ -114,9 +115,9 @@ class ResidentModel:
             merged = apply(op, partial(self._tensor, device=target.device), out_dtype)
             found.append(extremes(merged).to(self.device, non_blocking=True))
             target.copy_(merged)
-        refuse_infinite(ops, found, recipe.output_dtype)
+        check_finite(ops, found, recipe.output_dtype)
         generation: Any = self.model.generation_config
-        generation.eos_token_id = self._ends[donor_of(recipe)]  # what ends a text is the export's, too
+        generation.eos_token_id = self._ends[donor_of(recipe)]  # those of the export
         return time.perf_counter() - started
 
     def _tensor(self, source: Input, device: torch.device | None = None) -> torch.Tensor:
@@ -130,11 +131,13 @@ class ResidentModel:
             if reference not in self._tensors:
                 known = ", ".join(self._tensors)
                 near = did_you_mean(reference, self._tensors)
-                raise RecipeError("recipe.models", f"'{reference}' is not among the loaded models", known, near)
+                raise RecipeError("recipe.models", f"'{reference}' is not loaded", f"Loaded models: {known}", near)
 
-    def _check_held(self, laid: Output) -> None:
-        if laid.shape != self.shape:
-            what = f"its layers are not those of the loaded model, which has {self.shape.num_layers}"
+    def _check_layout(self, out: Output) -> None:
+        if out.answers_as(self.output):
+            return
+        if out.shape != self.shape:
+            what = f"its layers differ from those of the loaded model, which has {self.shape.num_layers}"
             raise RecipeError("recipe.slices", what)
-        for key, (wanted, got) in differences(laid.config, self.output.config).items():
-            raise RecipeError("recipe", f"its config has {key} {wanted!r}, that of the loaded model {got!r}")
+        for key, (wanted, got) in differences(out.config, self.output.config).items():
+            raise RecipeError("recipe", f"its config has {key} {wanted!r}, but the loaded model has {got!r}")

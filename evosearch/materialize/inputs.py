@@ -1,6 +1,6 @@
-"""The models of a recipe, made ready to merge: fetched, adapters applied, nested recipes merged, one vocabulary.
+"""Preparation of a recipe's models: fetch, apply adapters, merge nested recipes, convert to one vocabulary.
 
-A nested recipe is merged once, into the cache, under its recipe_id: what it is made of and how decides its name.
+A nested recipe is merged once, into the cache. The folder's name is derived from its recipe_id.
 """
 
 import hashlib
@@ -30,19 +30,19 @@ from evosearch.recipe.checks import check
 from evosearch.recipe.identity import TOKENIZER_OF, recipe_id
 from evosearch.recipe.schema import Recipe
 
-MAX_NESTED = 32  # recipes in one another
+MAX_NESTED = 32  # depth of nested recipes
 
 
 @dataclass(frozen=True)
 class Opener:
-    """How references become checkpoints.
+    """Resolver of references to checkpoints.
 
     Attributes:
-        cache: where fetched, trained and merged models are kept.
-        progress: told what is being done.
-        allow_pickle: read pickled weights where a model has no others.
-        recipes: reference → recipe as plain data, of models that are recipes: the file of none of these is read.
-        near: reference → folder, of models and adapters that lie ready on this node.
+        cache: Folder for fetched, trained and merged models.
+        progress: Called with a description and the completed fraction of each step.
+        allow_pickle: Read pickled weights of models that have no others.
+        recipes: Reference → recipe as plain data, for nested recipes whose files are not to be read.
+        near: Reference → folder, for models and adapters with a copy on this node.
     """
 
     cache: Path
@@ -50,48 +50,52 @@ class Opener:
     allow_pickle: bool = False
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     near: Mapping[str, Path] = field(default_factory=dict)
-    _within: tuple[str, ...] = field(default=(), repr=False)  # the recipes that are being opened, outermost first
+    _within: tuple[str, ...] = field(default=(), repr=False)  # recipes being opened, outermost first
     _opened: dict[str, Checkpoint] = field(default_factory=dict, repr=False, compare=False)
-    _read: dict[str, Recipe] = field(default_factory=dict, repr=False, compare=False)  # by the references to them
+    _read: dict[str, Recipe] = field(default_factory=dict, repr=False, compare=False)  # nested recipes by reference
 
     def inputs(self, recipe: Recipe, also: Sequence[str] = ()) -> dict[str, Checkpoint]:
-        """Reference → checkpoint for every model of a recipe, the donor first, all in the output's vocabulary.
+        """Open every model of a recipe, converted to the output's vocabulary.
 
         Args:
-            also: further models, which the recipe does not name.
+            recipe: The recipe.
+            also: Further models that the recipe does not name.
+
+        Returns:
+            Reference → checkpoint, the donor first.
 
         Raises:
-            CheckpointError: a model is missing, damaged, or has no place in the vocabulary.
-            RecipeError: a nested recipe is wrong, or is made of itself.
+            CheckpointError: A model is missing, damaged, or cannot be converted to the vocabulary.
+            RecipeError: A nested recipe is invalid, or contains itself.
         """
         return in_one_vocabulary(recipe, self.as_they_are(recipe, also), self.cache, self.folder)
 
     def as_they_are(self, recipe: Recipe, also: Sequence[str] = ()) -> dict[str, Checkpoint]:
-        """As `inputs`, each in the vocabulary that it came with; a recipe among them is merged."""
+        """Open every model like `inputs`, each in its own vocabulary; nested recipes are merged."""
         named = dict.fromkeys((donor_of(recipe), *recipe.references(), *also))
         return {reference: self.open(reference) for reference in named}
 
     def put(self, checkpoint: Checkpoint) -> None:
-        """Use this checkpoint for its reference from now on: the same model, read from another place."""
+        """Use this checkpoint for its reference from now on: the same model in another place."""
         self._opened[checkpoint.reference] = checkpoint
 
     def open(self, reference: str) -> Checkpoint:
-        """One model: a checkpoint, `model+adapter`, or a recipe. Opened once: what several share, they share."""
+        """Open one model (a checkpoint, `model+adapter`, or a recipe), or return it if it is already open."""
         if reference not in self._opened:
             self._opened[reference] = self._open(reference)
         return self._opened[reference]
 
     def recipe(self, reference: str) -> Recipe:
-        """The recipe that a reference names, of what was opened as it was then.
+        """Return the recipe that a reference names, as it was when it was opened.
 
         Raises:
-            RecipeError: see `files.load_reference`.
+            RecipeError: See `files.load_reference`.
         """
         return self._read.get(reference) or files.load_reference(reference, self.recipes)
 
     @property
     def nested(self) -> dict[str, dict[str, Any]]:
-        """Reference → recipe as plain data, of all recipes that were opened: `recipes` for an opener elsewhere."""
+        """Return all nested recipes that were opened, as plain data by reference: the `recipes` of another opener."""
         return {reference: recipe.to_dict() for reference, recipe in self._read.items()}
 
     def _open(self, reference: str) -> Checkpoint:
@@ -110,20 +114,20 @@ class Opener:
         return self.near.get(model) or references.resolve(model, self.cache, self.progress, self.allow_pickle)
 
     def folder(self, reference: str) -> Path:
-        """The folder of a model that is named for its tokenizer alone."""
+        """Return the folder of a model that is only used for its tokenizer."""
         model, _ = references.split(reference, self.recipes)
         if files.is_recipe(model):
             return self._open_recipe(model).tokenizer_folder
         return self._folder(model)
 
     def identify(self, recipe: Recipe, inputs: Mapping[str, Checkpoint]) -> str:
-        """The recipe_id; reads every byte of the inputs once."""
+        """Return the recipe_id. Reads every byte of the inputs once."""
         return recipe_id(recipe, self.contents(recipe, inputs))
 
     def contents(self, recipe: Recipe, inputs: Mapping[str, Checkpoint]) -> dict[str, str]:
-        """Reference → content_sha256, for all that a recipe names; with `tokenizer:` before it, of its tokenizer.
+        """Return reference → content_sha256 of every model, and `tokenizer:` + reference → hash of its tokenizer.
 
-        Tokenizers are in it where the recipe makes a new one of them: they then decide which row goes where.
+        Tokenizers are included if the recipe sets a vocabulary or chat template, since they then affect the weights.
         """
         found = {reference: checkpoint.content_sha256() for reference, checkpoint in inputs.items()}
         if recipe.vocabulary is not None or recipe.chat_template is not None:
@@ -134,15 +138,17 @@ class Opener:
         return found
 
     def files(self, recipe: Recipe, also: Sequence[str] = ()) -> dict[str, dict[str, str]]:
-        """Reference → file → sha256, of config and tokenizer of every model as it came."""
+        """Return reference → file → sha256 of every model's original config and tokenizer files."""
         return {reference: files_of(checkpoint) for reference, checkpoint in self.as_they_are(recipe, also).items()}
 
     def _open_recipe(self, reference: str) -> Checkpoint:
         if reference in self._within:
             chain = " → ".join((*self._within[self._within.index(reference) :], reference))
-            raise RecipeError(reference, f"the recipe is made of itself: {chain}", next="Break the circle")
+            raise RecipeError(reference, f"the recipe contains itself: {chain}", next="Break the cycle")
         if len(self._within) == MAX_NESTED:
-            raise RecipeError(reference, f"more than {MAX_NESTED} recipes in one another", next="Merge some beforehand")
+            raise RecipeError(
+                reference, f"recipes are nested more than {MAX_NESTED} deep", next="Merge some of them first"
+            )
         within = replace(self, _within=(*self._within, reference))
         recipe = self.recipe(reference)
         check(recipe, specs(), f"{reference}: ")
@@ -151,33 +157,33 @@ class Opener:
         folder = self.cache / "merged" / _folder_name(name, inputs[donor_of(recipe)])
         if not (folder / CONFIG).is_file():
             lock = self.cache / LOCKS / f"merge-{folder.name}"
-            with locked(lock, lambda: self._tell(f"waiting for another process to merge {reference}", 0.0)):
+            with locked(lock, lambda: self._report(f"waiting for another process to merge {reference}", 0.0)):
                 self._merge(recipe, reference, inputs, folder)
         self._read[reference] = recipe
         return Overlay(Checkpoint.open(folder, reference), reference, lambda: name, {})
 
     def _merge(self, recipe: Recipe, reference: str, inputs: Mapping[str, Checkpoint], folder: Path) -> None:
-        """Write a nested recipe's model, unless another process has while this one waited."""
+        """Write a nested recipe's model, unless another process wrote it in the meantime."""
         if (folder / CONFIG).is_file():
             return
-        for left in folder.parent.glob(f".{folder.name}.*.partial"):  # of a process that was killed: we hold the lock
+        for left in folder.parent.glob(f".{folder.name}.*.partial"):  # of killed processes: this one has the lock
             shutil.rmtree(left, ignore_errors=True)
-        self._tell(f"merging {reference}", 0.0)
+        self._report(f"merging {reference}", 0.0)
         try:
             write_checkpoint(recipe, inputs, folder, donor_of(recipe))
         except RecipeError as error:
             raise RecipeError(f"{reference}: {error.where}", error.what, error.allowed, error.next) from None
         except CandidateError as error:
-            raise RecipeError(reference, error.reason, next="Mend this recipe") from error
-        self._tell(f"merging {reference}", 1.0)
+            raise RecipeError(reference, error.reason, next="Fix this recipe") from error
+        self._report(f"merging {reference}", 1.0)
 
-    def _tell(self, what: str, part: float) -> None:
+    def _report(self, what: str, fraction: float) -> None:
         if self.progress:
-            self.progress(what, part)
+            self.progress(what, fraction)
 
 
 def tokenizer_sha256(folder: Path) -> str:
-    """sha256 (hex) over a folder's tokenizer and chat template files, by name."""
+    """Return the sha256 (hex) over a folder's tokenizer and chat template files, sorted by name."""
     digest = hashlib.sha256()
     named = [folder / name for name in TOKENIZER_FILES]
     for path in sorted(file for entry in named for file in (entry, *entry.rglob("*")) if file.is_file()):
@@ -186,7 +192,7 @@ def tokenizer_sha256(folder: Path) -> str:
 
 
 def _folder_name(recipe_id: str, donor: Checkpoint) -> str:
-    """The recipe_id is of the weights; config and tokenizer, which the folder holds as well, are the donor's."""
+    """Hash the recipe_id, which covers the weights, together with the donor's config and tokenizer."""
     settings = {
         key: value for key, value in donor.config.items() if key not in ("_name_or_path", "transformers_version")
     }

@@ -1,4 +1,4 @@
-"""What a merge changes in its base, as the tensors and the configuration of a LoRA adapter."""
+"""LoRA adapter of a merge: its tensors and its configuration."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -16,17 +16,17 @@ from evosearch.materialize.low_rank import EPS, LowRank, factorize
 from evosearch.materialize.plan import Input, TensorOp
 from evosearch.recipe.schema import Recipe
 
-SEED = 0  # of the random projections; the same recipe gives the same adapter
+SEED = 0  # of the random projections: equal recipes give equal adapters
 WHERE = "--format adapter"
 
 
 class Lora:
-    """The adapter while it is made.
+    """An adapter under construction.
 
     Attributes:
-        tensors: name in adapter_model.safetensors → tensor.
-        factors: linear weight, by its name on disk → its factors.
-        saved: names on disk of what is stored whole.
+        tensors: Name in adapter_model.safetensors → tensor.
+        factors: Linear weight (name on disk) → its factors.
+        saved: Names on disk of the tensors stored in full.
     """
 
     def __init__(self, recipe: Recipe, checkpoints: Mapping[str, Checkpoint], base: Checkpoint) -> None:
@@ -47,28 +47,33 @@ class Lora:
         self.factors: dict[str, LowRank] = {}
         self.saved: list[str] = []
         self.modules_to_save: list[str] = []
-        self.bias, self.tied = "none", False  # whether biases, and embeddings that are the head's too, are stored
+        self.bias, self.tied = "none", False  # whether biases, and tied embeddings, are stored
 
     def save_others(self, allowed: bool) -> None:
-        """Store what changed and is no linear weight; known before the long part begins.
+        """Store changed tensors other than linear weights. This comes first, because factorization takes long.
+
+        Args:
+            allowed: Whether such tensors may be stored in full.
 
         Raises:
-            RecipeError: something did and may not be stored (`allowed` is false), or cannot.
+            RecipeError: There are such tensors, and they may not or cannot be stored.
         """
-        changed = {op.tensor: merged for op in self.ops if (merged := self._changed_whole(op)) is not None}
+        changed = {op.tensor: merged for op in self.ops if (merged := self._changed_in_full(op)) is not None}
         stacked = [name for name in changed if self._module(name) is None]
         if stacked:
-            next = "Leave them as they are in the base (weight 0 by a filter), or export a checkpoint"
-            what = f"changes parts of tensors that the model stacks, which is not supported: {_sizes(stacked, changed)}"
+            next = "Keep the base's values (weight 0 with a filter), or export a checkpoint"
+            what = (
+                f"changes tensors that the model stacks with others, which is not supported: {_sizes(stacked, changed)}"
+            )
             raise RecipeError(WHERE, what, next=next)
         if changed and not allowed:
-            what = f"changes more than linear layers, which a LoRA does not reach: {_sizes(list(changed), changed)}"
-            next = "Store them whole with --save-modules, or leave them as they are in the base (weight 0 by a filter)"
+            what = f"changes tensors that LoRA does not cover: {_sizes(list(changed), changed)}"
+            next = "Store them in full with --save-modules, or keep the base's values (weight 0 with a filter)"
             raise RecipeError(WHERE, what, next=next)
         for name, merged in changed.items():
             path = self._module(name)
             assert path is not None
-            if isinstance(self.modules[path], torch.nn.Linear | Conv1D):  # a bias: peft keeps it beside A and B
+            if isinstance(self.modules[path], torch.nn.Linear | Conv1D):  # a bias, which peft stores separately
                 self.tensors[f"{PREFIX}{path}.base_layer.bias"] = merged
                 self.bias = "lora_only"
                 self.saved.append(name)
@@ -76,10 +81,13 @@ class Lora:
                 self._save_module(path, changed)
 
     def factorize(self, rank: int) -> None:
-        """A and B for every linear weight that changed, or whose bias did.
+        """Compute A and B of every linear weight that changed itself or in its bias.
+
+        Args:
+            rank: Maximum rank.
 
         Raises:
-            RecipeError: nothing changed at all.
+            RecipeError: No tensor changed.
         """
         generator = torch.Generator().manual_seed(SEED)
         biased = {name.removeprefix(PREFIX).removesuffix(".base_layer.bias") for name in self.tensors}
@@ -91,12 +99,12 @@ class Lora:
                 elif self.linear[op.tensor] in biased:
                     self._add_nothing(op.tensor, generator)
         if not self.tensors:
-            raise RecipeError(WHERE, "the merged model is its base: there is nothing to store")
-        if not self.factors:  # peft takes no adapter without a LoRA in it
+            raise RecipeError(WHERE, "the merged model equals its base; there is no change to store")
+        if not self.factors:  # peft requires at least one LoRA
             self._add_nothing(next(iter(self.linear)), generator)
 
     def config(self, name: str) -> dict[str, Any]:
-        """adapter_config.json: the commonest rank, and patterns for the others. α = r everywhere: B·A is ΔW."""
+        """Return adapter_config.json: the most common rank, and patterns for the others. α = r, so that B·A is ΔW."""
         ranks = {self.linear[name]: found.rank for name, found in self.factors.items()}
         common = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
         others = {path: rank for path, rank in ranks.items() if rank != common}
@@ -132,19 +140,19 @@ class Lora:
         self._add(name, torch.zeros(self.base.tensors[name].shape), 1, 0.0, generator)
 
     def _targets(self, paths: list[str]) -> list[str]:
-        """Modules by the last part of their names where that means no others, else by the whole path."""
+        """Return modules by the last component of their path if that is unambiguous, else by the full path."""
         leaves = {path.rpartition(".")[2] for path in paths}
         meant = {leaf: {path for path in self.modules if path.rpartition(".")[2] == leaf} for leaf in leaves}
         short = {leaf for leaf in leaves if meant[leaf] <= set(paths)}
         return sorted({leaf if (leaf := path.rpartition(".")[2]) in short else path for path in paths})
 
     def _module(self, tensor: str) -> str | None:
-        """The live module whose parameter a tensor is; None where it is only a part of one."""
+        """Return the live module that has a tensor as parameter; None if the tensor is only a part of a parameter."""
         place = self.places[tensor]
         return None if place.index else place.parameter.rpartition(".")[0]
 
     def _save_module(self, path: str, changed: Mapping[str, torch.Tensor]) -> None:
-        """A module with all of its own parameters, as peft expects it; tied embeddings with the head that is theirs."""
+        """Store a module with all of its parameters, as peft expects; for tied embeddings, also the head."""
         self.modules_to_save.append(path)
         heads = [copy for copy in self.base.family.tied if self.base.shape.tied_embeddings]
         for kind, _ in self.modules[path].named_parameters(recurse=False):
@@ -158,19 +166,19 @@ class Lora:
                     self.tensors[f"{PREFIX}{live}"] = tensor.clone()
                     self.tied = True
 
-    def _changed_whole(self, op: TensorOp) -> torch.Tensor | None:
-        """(*shape) float32: a merged tensor that no LoRA reaches, where it differs from the base's."""
+    def _changed_in_full(self, op: TensorOp) -> torch.Tensor | None:
+        """Return a changed tensor (*shape) float32 that LoRA does not cover; None if covered or unchanged."""
         if op.tensor in self.linear:
             return None
         delta, _ = self._delta(op)
         return None if delta is None else self.base.load(op.tensor).float() + delta
 
     def _delta(self, op: TensorOp) -> tuple[torch.Tensor | None, float]:
-        """(*shape) float32: merged − base, or None within rounding errors; and how large those are."""
+        """Return merged − base (*shape) float32, or None if within rounding errors; and the size of those errors."""
         merged, theta = apply(op, self._load, torch.float32), self.base.load(op.tensor).float()
         if not extremes(merged).isfinite().all():
             raise CandidateError("materialize", not_finite(op.tensor, "float32"))
-        noise = EPS / 2 * float(theta.square().mean().sqrt())  # of a sum or two, each rounded to float32
+        noise = EPS / 2 * float(theta.square().mean().sqrt())  # one or two sums, each rounded to float32
         delta = merged - theta
         return (None if torch.allclose(merged, theta, rtol=4 * EPS, atol=8 * noise) else delta), noise
 
@@ -179,7 +187,7 @@ class Lora:
 
 
 def _live_model(base: Checkpoint) -> torch.nn.Module:
-    """The modules of the base without their weights: which of them are linear, and how those store theirs."""
+    """Build the base's modules without weights, to see which are linear and how those store their weight."""
     kind = getattr(transformers, base.shape.architecture)
     with torch.device("meta"):
         model: torch.nn.Module = kind(kind.config_class.from_dict(dict(base.config)))
@@ -187,11 +195,11 @@ def _live_model(base: Checkpoint) -> torch.nn.Module:
 
 
 def _sizes(names: list[str], tensors: Mapping[str, torch.Tensor]) -> str:
-    """The first names with their sizes in float32, and the sum."""
+    """List the first names with their sizes in float32, and the total."""
     sizes = {name: tensors[name].numel() * 4 for name in names}
     shown = ", ".join(f"{name} ({_bytes(size)})" for name, size in list(sizes.items())[:8])
     more = f" and {len(sizes) - 8} more" if len(sizes) > 8 else ""
-    return f"{shown}{more}, {_bytes(sum(sizes.values()))} in all"
+    return f"{shown}{more}, {_bytes(sum(sizes.values()))} in total"
 
 
 def _bytes(size: int) -> str:

@@ -1,24 +1,24 @@
-"""A matrix as the product of two thin ones: the best of a given rank, or fewer where it has fewer."""
+"""Low-rank factorization of a matrix by truncated SVD."""
 
 from dataclasses import dataclass
 
 import torch
 
-EXACT_UP_TO = 512  # the smaller side of a matrix whose full SVD takes a fraction of a second
-OVERSAMPLING = 16  # columns beyond the rank that the random projection keeps
-PASSES = 4  # over the matrix, each sharpening the subspace
+EXACT_UP_TO = 512  # smaller side of matrices whose full SVD takes a fraction of a second
+OVERSAMPLING = 16  # extra columns of the random projection, beyond the rank
+PASSES = 4  # power iterations; each sharpens the subspace
 EPS = torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """delta ≈ b @ a.
+    """Factors of a matrix: delta ≈ b @ a.
 
     Attributes:
-        a: (r, in), float32.
-        b: (out, r), float32; its columns are as long as a's rows.
-        lost: ‖delta − b @ a‖, measured.
-        size: ‖delta‖. Both are Frobenius norms.
+        a: (r, in) float32.
+        b: (out, r) float32; its columns have the same norms as the rows of `a`.
+        lost: ‖delta − b @ a‖, a Frobenius norm.
+        size: ‖delta‖, a Frobenius norm.
     """
 
     a: torch.Tensor
@@ -28,22 +28,23 @@ class LowRank:
 
     @property
     def rank(self) -> int:
+        """Return r."""
         return self.a.shape[0]
 
     @property
     def error(self) -> float:
-        """‖delta − b @ a‖ / ‖delta‖, 0 for a matrix of zeros."""
+        """Return ‖delta − b @ a‖ / ‖delta‖; 0 for a zero matrix."""
         return self.lost / self.size if self.size else 0.0
 
 
 def factorize(delta: torch.Tensor, rank: int, noise: float, generator: torch.Generator) -> LowRank:
-    """The truncated SVD of a matrix (Eckart and Young 1936), its singular values shared between both factors.
+    """Compute the truncated SVD of a matrix (Eckart and Young 1936), with singular values split between both factors.
 
     Args:
-        delta: (out, in), float32.
-        rank: at most; directions with a singular value within the noise are left out, but one always remains.
-        noise: standard deviation of the rounding errors in delta's entries.
-        generator: draws the random projection that large matrices are first reduced by.
+        delta: (out, in) float32.
+        rank: Maximum rank. Directions with a singular value below the noise are dropped, except for one.
+        noise: Standard deviation of the rounding errors in delta's entries.
+        generator: Draws the random projection by which large matrices are reduced.
     """
     out, inner = delta.shape
     u, s, vh = _svd(delta, rank, generator)
@@ -57,7 +58,7 @@ def factorize(delta: torch.Tensor, rank: int, noise: float, generator: torch.Gen
 
 
 def _svd(delta: torch.Tensor, rank: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """U (out, k), s (k,), vh (k, in): all of it for small matrices, the leading part for large ones."""
+    """Return U (out, k), s (k,), vh (k, in): complete for small matrices, the leading part for large ones."""
     smaller, width = min(delta.shape), rank + OVERSAMPLING
     if smaller <= EXACT_UP_TO or 4 * width >= smaller:
         u, s, vh = torch.linalg.svd(delta, full_matrices=False)

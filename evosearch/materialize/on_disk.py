@@ -1,4 +1,4 @@
-"""A recipe written out as a checkpoint, tensor by tensor: memory holds one tensor of each model, not the models."""
+"""Export of a recipe as a checkpoint, one tensor at a time, so that memory does not grow with the models."""
 
 import resource
 import time
@@ -22,15 +22,15 @@ PAGE = 4096  # bytes
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What was written and what it took.
+    """Result of a checkpoint export and its cost.
 
     Attributes:
-        out: the folder.
-        tensors: how many.
-        bytes: of weights.
-        seconds: read (pages from disk), merge, write (hashing and files), total.
-        peak_rss_gib: the process's largest resident memory so far, mapped pages of the inputs included.
-        weights_sha256: the result's `content_sha256`.
+        out: The folder.
+        tensors: Number of tensors.
+        bytes: Size of the weights.
+        seconds: Durations: read (pages from disk), merge, write (hashing and files), total.
+        peak_rss_gib: Peak resident memory of the process so far, including mapped pages of the inputs.
+        weights_sha256: The result's `content_sha256`.
     """
 
     out: Path
@@ -49,32 +49,35 @@ def write_checkpoint(
     donor: str,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> MergeReport:
-    """Write a recipe's model to `out`; there is all of it or nothing.
+    """Write a recipe's model to a folder, which appears complete or not at all.
 
     Args:
-        checkpoints: reference → checkpoint, for every model the recipe names.
-        donor: the reference that config, tokenizer and chat template are copied from (`plan.donor_of`).
+        recipe: The recipe.
+        checkpoints: Reference → checkpoint, for every model that the recipe names.
+        out: The folder to create.
+        donor: Reference of the model that config, tokenizer and chat template come from (`plan.donor_of`).
+        max_shard_bytes: Maximum size of a weights file.
 
     Raises:
-        CheckpointError: the checkpoints do not fit each other, or `out` is not empty or cannot be written.
-        RecipeError: the recipe does not fit its method.
-        CandidateError: parameters that have no merge, or a merged tensor that is not finite.
+        CheckpointError: The checkpoints are incompatible, or `out` is not empty or cannot be written.
+        RecipeError: The recipe does not fit its method.
+        CandidateError: The merge is undefined for the parameter values, or a merged tensor is not finite.
     """
     clock, model = _Clock(), checkpoints[donor]
-    laid = output(recipe, checkpoints)
-    check_fit(recipe, checkpoints, laid)
+    result = output(recipe, checkpoints)
+    check_fit(recipe, checkpoints, result)
     shapes = {reference: checkpoint.shape for reference, checkpoint in checkpoints.items()}
     ops = operations(
         recipe,
         shapes,
-        laid.shape,
+        result.shape,
         lambda source: checkpoints[source.reference].load(source.tensor),
         lambda reference: checkpoints[reference].content_sha256(),
     )
     dtype = output_dtype(recipe)
-    layout = [(op.tensor, laid.sizes[op.tensor]) for op in ops]
+    layout = [(op.tensor, result.sizes[op.tensor]) for op in ops]
     with CheckpointWriter(
-        out, layout, dtype, model.folder, laid.config, max_shard_bytes, tokenizer=model.tokenizer_folder
+        out, layout, dtype, model.folder, result.config, max_shard_bytes, tokenizer=model.tokenizer_folder
     ) as writer:
         for op in ops:
             inputs = {source: checkpoints[source.reference].load(source.tensor) for source in op.sources}
@@ -93,12 +96,12 @@ def write_checkpoint(
 
 
 def _touch(tensor: torch.Tensor) -> None:
-    """Bring a mapped tensor's pages in, so that reading is not timed as merging."""
+    """Load a mapped tensor's pages, so that reading is not timed as merging."""
     tensor.reshape(-1).view(torch.uint8)[::PAGE].sum()
 
 
 class _Clock:
-    """Wall seconds, added up by what they went into."""
+    """Wall time in seconds, summed by activity."""
 
     def __init__(self) -> None:
         self._started = self._last = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The parents' tensors, held once for all candidates: mapped from files, or on the device where there is room."""
+"""The parents' tensors, loaded once for all candidates: mapped from files, or on the device if they fit."""
 
 from collections.abc import Callable, Mapping
 
@@ -6,7 +6,7 @@ import torch
 
 from evosearch.checkpoints.reader import Checkpoint
 
-HEADROOM = 2.0  # device memory left over, as a multiple of the parents', before they are kept there
+HEADROOM = 2.0  # free device memory required to keep the parents there, as a multiple of their size
 Tensors = dict[str, dict[str, torch.Tensor]]  # reference → name → tensor
 
 
@@ -15,10 +15,12 @@ def hold(
     device: torch.device,
     needed: Callable[[str, str], bool] = lambda reference, name: True,
 ) -> Tensors:
-    """The tensors of all checkpoints; what one takes from another (an adapter's base) is held once.
+    """Load the tensors of all checkpoints. Tensors that checkpoints share (an adapter and its base) are loaded once.
 
     Args:
-        needed: (reference, name) → whether candidates are made of this tensor.
+        checkpoints: Reference → checkpoint.
+        device: Device to keep the tensors on if they fit.
+        needed: (reference, name) → whether candidates use this tensor.
     """
     held: dict[tuple[int, str], torch.Tensor] = {}
 
@@ -44,7 +46,7 @@ def hold(
 
 
 def _free(device: torch.device) -> float:
-    """Bytes of a card that this process may still take: what is free, within its share of the card."""
+    """Return the bytes of GPU memory that this process may still allocate, within its share of the GPU."""
     free, total = torch.cuda.mem_get_info(device)
     share = torch.cuda.get_per_process_memory_fraction(device)
     return min(float(free), share * total - torch.cuda.memory_allocated(device))

@@ -1,4 +1,4 @@
-"""The plan of a merge: one operation a tensor, with every parameter as it is there. Reads no disk."""
+"""Merge plans: one operation per tensor, with its parameters evaluated. Does not read the disk."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,12 +16,12 @@ from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import MethodSpec, ModelShape, Param, Place, Scalar
 from evosearch.routing.fold import Fold
 
-ROUTE = "routing"  # in place of a method
+ROUTE = "routing"  # name in place of a merge method
 
 
 @dataclass(frozen=True)
 class Input:
-    """One tensor of one model, by its name there."""
+    """One tensor of one model, by its name in that model."""
 
     reference: str
     tensor: str
@@ -29,15 +29,15 @@ class Input:
 
 @dataclass(frozen=True)
 class TensorOp:
-    """How one tensor of the output is made.
+    """The operation that computes one tensor of the output.
 
     Attributes:
-        tensor: its name on disk in the output.
-        method: the merge method.
-        base: the base's tensor, or None.
-        parents: the parents' tensors, in the recipe's order.
-        parameters: evaluated at this tensor.
-        fold: of a route, which has one parent and no method: what becomes of its tensor.
+        tensor: Name on disk in the output.
+        method: Name of the merge method.
+        base: The base's tensor, or None.
+        parents: The parents' tensors, in the recipe's order.
+        parameters: Parameters at this tensor.
+        fold: For routes, which have one parent and no method: the change of its tensor.
     """
 
     tensor: str
@@ -49,17 +49,17 @@ class TensorOp:
 
     @property
     def sources(self) -> tuple[Input, ...]:
-        """Every tensor that is read."""
+        """Return every input tensor."""
         return (self.base, *self.parents) if self.base is not None else self.parents
 
 
 def donor_of(recipe: Recipe) -> str:
-    """The model that config, tokenizer and chat template come from: the base, or else the first model."""
+    """Return the model that config, tokenizer and chat template come from: the base, or else the first model."""
     return recipe.references()[0]
 
 
 def output_dtype(recipe: Recipe) -> torch.dtype:
-    """The type the merged weights are rounded to."""
+    """Return the type that merged weights are rounded to."""
     dtype: torch.dtype = getattr(torch, recipe.output_dtype)
     return dtype
 
@@ -71,19 +71,21 @@ def plan(
     methods: Mapping[str, MethodSpec],
     contents: Mapping[str, str] | None = None,
 ) -> tuple[TensorOp, ...]:
-    """Every operation of a merge, in the order of the output's tensors.
+    """Plan a merge or a route: one operation per tensor, in the order of the output.
 
-    A parameter is looked up in the model's own `parameters`, then in the slice's, the module's and the recipe's, then
-    is the method's default; where no filter of a scope matches, the next scope is asked. A gradient spans the layers
-    of its slice; embeddings stand at its start, final norm and head at its end.
+    A parameter is looked up in the model's own `parameters`, then in the slice's, the module's and the recipe's; then
+    it has the method's default. If no filter of a scope matches, the next scope is tried. A gradient spans the layers
+    of its slice; embeddings are at its start, final norm and head at its end.
 
     Args:
-        shapes: the layout of every model the recipe names.
-        out: the layout of the output, from `layout.output`.
-        contents: reference → content_sha256, for methods that draw masks, and for what is remembered.
+        recipe: The recipe.
+        shapes: Shape of every model that the recipe names.
+        out: Shape of the output, from `layout.output`.
+        methods: The registered merge methods by name.
+        contents: Reference → content_sha256, for random masks and remembered facts.
 
     Raises:
-        RecipeError: the recipe does not fit its method, or a parameter without default has no value at some tensor.
+        RecipeError: The recipe does not fit its method, or a parameter without default has no value at some tensor.
     """
     check(recipe, methods)
     if recipe.routing is not None:
@@ -107,9 +109,9 @@ def plan(
 
 
 def _route(routing: Routing, out: ModelShape) -> tuple[TensorOp, ...]:
-    """Every tensor from its hop's layer; what stands around the layers from the first hop's model."""
+    """Plan a route: layer tensors come from their hop's layer, all others from the first hop's model."""
     hops, divisors = routing.hops, routing.divisors()
-    as_it_is = Parameters({}, {}, torch.float32, 0, None, (Origin("", ""),))
+    no_parameters = Parameters({}, {}, torch.float32, 0, None, (Origin("", ""),))
     ops = []
     for tensor in out.tensors:
         if tensor.layer is None:
@@ -118,18 +120,20 @@ def _route(routing: Routing, out: ModelShape) -> tuple[TensorOp, ...]:
             hop = hops[tensor.layer]
             source = Input(hop.model, out.at_layer(tensor.name, hop.layer))
             fold = Fold(divisors[tensor.layer], out.writer_offset) if tensor.writes_residual else Fold()
-        ops.append(TensorOp(tensor.name, ROUTE, None, (source,), as_it_is, fold))
+        ops.append(TensorOp(tensor.name, ROUTE, None, (source,), no_parameters, fold))
     return tuple(ops)
 
 
 def length_of(block: Block, shapes: Mapping[str, ModelShape], takes_base: bool = False) -> int:
-    """How many of the output's layers a block gives.
+    """Return the number of the output's layers that a block makes.
 
     Args:
-        takes_base: the method works on the base's layers, too, listed or not.
+        block: The block.
+        shapes: Shape of every model that the block names.
+        takes_base: Whether the method uses the base's layers, even if the base is not listed.
 
     Raises:
-        RecipeError: a source, or the base, has fewer layers than are asked of it.
+        RecipeError: A source or the base does not have the layers that the block names.
     """
     for entry in block.entries:
         depth = shapes[entry.model].num_layers
@@ -138,8 +142,8 @@ def length_of(block: Block, shapes: Mapping[str, ModelShape], takes_base: bool =
             raise RecipeError(where, f"got {list(entry.layers)}", f"'{entry.model}' has layers 0 to {depth - 1}")
     base = block.layers_of_base() if takes_base and block.base is not None else None
     if base is not None and block.base is not None and base[1] > (depth := shapes[block.base].num_layers):
-        what = f"layers {base[0]} to {base[1] - 1} of the base '{block.base}' are meant, which has 0 to {depth - 1}"
-        next = "List the base with a layer_range of its own"
+        what = f"needs layers {base[0]} to {base[1] - 1} of the base '{block.base}', which has 0 to {depth - 1}"
+        next = "List the base with its own layer_range"
         raise RecipeError(documents.join("recipe", block.where, "sources"), what, next=next)
     entry = block.entries[0]
     first, end = entry.layers or (0, shapes[entry.model].num_layers)
@@ -155,7 +159,7 @@ def _starts(runs: tuple["_Run", ...]) -> list[int]:
 
 
 class _Run:
-    """One block of a recipe, over its layers of the output."""
+    """The operations of one block of a recipe."""
 
     def __init__(
         self,
@@ -173,9 +177,12 @@ class _Run:
         self.base_entry = Entry(self.base, layers, {}, "base_model") if self.base is not None else None
 
     def refuse_hidden_base(self) -> None:
-        """Mergekit averages an unlisted base in, with the recipe's weight. Whoever wants that can say so.
+        """Reject a base that is neither listed nor clearly left out: mergekit averages it in, with the recipe's weight.
 
-        (Not into slices: there it takes the sources as they are.)
+        In slices mergekit does not add the base.
+
+        Raises:
+            RecipeError: The base is ambiguous in this way.
         """
         listed = [entry.model for entry in self.block.entries]
         sliced = self.block.entries[0].layers is not None
@@ -186,13 +193,13 @@ class _Run:
                 if param.per_model and name in scope:
                     raise RecipeError(
                         documents.join("recipe", key, name),
-                        f"is it meant for base_model, too? {self.spec.name} has no base apart from its models",
-                        "List the base in models with a weight of its own (0 to leave it out), "
-                        "or give every model its own",
+                        "may or may not apply to base_model, which is not listed in models",
+                        "List the base in models with its own weight (0 to leave it out), "
+                        "or give every model its own weight",
                     )
 
     def op(self, tensor: str, offset: int | None, out: ModelShape, position: float) -> TensorOp:
-        """The operation that makes `tensor`, at layer `offset` of the block."""
+        """Return the operation for a tensor at layer `offset` of the block; None outside of the layers."""
         base = self._input(self.base_entry, tensor, offset, out) if self.base_entry is not None else None
         parents = tuple(self._input(entry, tensor, offset, out) for entry in self.parents)
         at = _At(self.block, tensor, position)
@@ -245,13 +252,13 @@ class _At:
         if value is None:
             value = param.default
         if value is None:
-            next = "Add a last entry without a filter, for all other tensors"
+            next = "Add a last entry without a filter for all other tensors"
             raise RecipeError(where, f"no filter matches tensor '{self.tensor}'", next=next)
         return value
 
 
 def with_survey(ops: tuple[TensorOp, ...], facts: Iterator[object]) -> tuple[TensorOp, ...]:
-    """The operations with what a survey found for each."""
+    """Return the operations, each with its fact from the survey."""
     return tuple(
         replace(op, parameters=replace(op.parameters, survey=fact)) for op, fact in zip(ops, facts, strict=True)
     )

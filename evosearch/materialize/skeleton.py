@@ -1,4 +1,4 @@
-"""The live transformers model that candidates are written into, and where each tensor on disk stands in it."""
+"""Construction of live transformers models, and the mapping from tensors on disk to their parameters."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -17,9 +17,9 @@ from evosearch.materialize.layout import Output
 
 
 def generation_folder(checkpoint: Checkpoint) -> Path:
-    """Where the generation config of a checkpoint lies: beside its tokenizer, whose ids it then has, or its weights."""
-    beside = checkpoint.tokenizer_folder
-    return beside if (beside / GENERATION).is_file() else checkpoint.folder
+    """Return the folder of a checkpoint's generation config: its tokenizer's if it has one, else its weights'."""
+    first = checkpoint.tokenizer_folder
+    return first if (first / GENERATION).is_file() else checkpoint.folder
 
 
 def build(
@@ -29,18 +29,19 @@ def build(
     load: Callable[[str], torch.Tensor],
     compute_dtype: torch.dtype,
 ) -> torch.nn.Module:
-    """The transformers model of a checkpoint, its weights copied: it is written to, the mapped files must not be.
+    """Build a transformers model from a copy of the weights, since candidates overwrite it and files are mapped.
 
     Args:
-        folder: where generation_config.json lies.
-        config: config.json of the model to build.
-        names: every tensor of it, as the family names them on disk.
-        load: name → tensor.
+        folder: Folder of generation_config.json.
+        config: Contents of config.json.
+        names: Every tensor of the model, by its name on disk.
+        load: Loads a tensor by its name on disk.
+        compute_dtype: Type of the model.
 
     Raises:
-        CheckpointError: transformers cannot build it.
+        CheckpointError: transformers cannot build the model.
     """
-    # Under the names on disk: transformers makes of them what it would make of the exported files, stacked experts too.
+    # Names on disk: transformers then converts them (such as stacked experts) as it would for exported files.
     weights = {name: load(name).to(compute_dtype, copy=True) for name in names}
     kind = getattr(transformers, config["architectures"][0])
     attention = "sdpa" if kind._supports_sdpa else "eager"  # Gemma 2 caps its attention scores, which sdpa cannot
@@ -50,7 +51,7 @@ def build(
             model = kind.from_pretrained(
                 None, config=made, state_dict=weights, dtype=compute_dtype, attn_implementation=attention
             )
-        if (folder / GENERATION).is_file():  # what the export will carry, as its end tokens
+        if (folder / GENERATION).is_file():  # the export carries it, too
             model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     except (RuntimeError, ValueError, KeyError, TypeError, OSError, StrictDataclassError) as error:
         reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
@@ -62,9 +63,9 @@ def build(
 def targets(
     model: torch.nn.Module, config: Mapping[str, Any], family: Family, names: Iterable[str]
 ) -> dict[str, torch.Tensor]:
-    """Name on disk → the live parameter, or the part of one, that it is written into.
+    """Map every name on disk to the live tensor that it is written into: a parameter or a part of one.
 
-    Tied embeddings are one parameter, written once.
+    Tied embeddings are one parameter and are written once.
     """
     live = dict(model.named_parameters())
     found: dict[str, torch.Tensor] = {}
@@ -77,7 +78,7 @@ def targets(
     return found
 
 
-def path_of_layers(laid: Output, family: Family) -> str:
-    """Where the live model has its list of layers, as `model.layers`."""
-    name = next(tensor.name for tensor in laid.shape.tensors if tensor.layer == 0)
-    return family.placement(name, laid.config).parameter.partition(".0.")[0]
+def path_of_layers(out: Output, family: Family) -> str:
+    """Return the path of the live model's list of layers, such as `model.layers`."""
+    name = next(tensor.name for tensor in out.shape.tensors if tensor.layer == 0)
+    return family.placement(name, out.config).parameter.partition(".0.")[0]

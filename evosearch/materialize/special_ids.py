@@ -1,4 +1,4 @@
-"""Ids of tokens in configs: what config.json and generation_config.json say of them, in another vocabulary."""
+"""Conversion of the token ids in config.json and generation_config.json to another vocabulary."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,13 +9,16 @@ ONE, SEVERAL = "_token_id", ("suppress_tokens", "begin_suppress_tokens")
 
 
 def in_vocabulary(settings: Mapping[str, Any], old: Vocabulary, new: Vocabulary, size: int) -> dict[str, Any]:
-    """A config whose ids stand for the same tokens in another vocabulary.
+    """Convert a config's token ids to another vocabulary.
 
-    Where the new tokenizer gives a role (`bos`, `eos`, `pad`) to another token than the old one did, that token has it
-    in the config, too. An id of a token that is not in the new vocabulary becomes null, or leaves its list.
+    If the new tokenizer assigns a role (`bos`, `eos`, `pad`) to another token than the old one, the config follows. Ids
+    of tokens that the new vocabulary lacks become null, or are removed from their list.
 
     Args:
-        size: rows of the new embeddings; ids without a token are kept below it.
+        settings: Contents of the config.
+        old: Vocabulary that the ids are from.
+        new: Vocabulary to convert to.
+        size: Rows of the new embeddings. Ids without a token are kept if they are below it.
     """
     changed = dict(settings)
     for key, value in settings.items():
@@ -39,7 +42,7 @@ def _renamed(value: Any, old: Vocabulary, new: Vocabulary, size: int, role: str 
 
 def _id(value: Any, old: Vocabulary, new: Vocabulary, size: int) -> Any:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        return value  # none, or one that means none
+        return value  # no id, or a placeholder such as -1
     token = old.tokens.get(value)
     if token is not None:
         return new.ids.get(token)

@@ -1,9 +1,9 @@
-"""A live model spread over several devices: runs of layers on each, and all that is around the layers on the first.
+"""Live models spread over several devices: a run of layers on each, and everything else on the first.
 
-Embeddings, final norm and head stand on one device, so that who feeds the model and reads its logits sees a model on
-one device. Between two runs of layers, and from the last one to the final norm, hidden states, masks and rotary
-positions are moved by forward pre-hooks; keys and values stay where their layer is. The hooks are torch's own: a layer
-that is copied with them (routes) is fed as the original is, which a replaced `forward` (accelerate) would not do.
+Embeddings, final norm and head are on one device, so that inputs and logits are those of a model on a single device.
+Between two runs of layers, and from the last one to the final norm, forward pre-hooks move hidden states, masks and
+rotary positions; keys and values stay on the device of their layer. They are torch's own hooks, which copies of a layer
+(for routes) keep; a replaced `forward`, as in accelerate, would be lost.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,42 +17,47 @@ from torch import Tensor, nn
 from evosearch.checkpoints.disk_space import GIB
 from evosearch.errors import CheckpointError
 
-ROOM = 0.8  # of a device's free memory may be weights: the rest is for activations, merges, keys and values
-_HALVINGS = 60  # of the interval that the fullest device's share lies in: to the last bit of a float
+WEIGHTS_SHARE = 0.8  # of a device's free memory; the rest is for activations, merges, keys and values
+_BISECTIONS = 60  # of the fullest device's share: to the last bit of a float
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Devices of one worker, and the bytes of each that weights may take."""
+    """The devices of one worker.
+
+    Attributes:
+        devices: The devices; the first also has everything outside of the layers.
+        capacity: Bytes of weights that each device may have.
+    """
 
     devices: tuple[torch.device, ...]
-    room: tuple[int, ...]
+    capacity: tuple[int, ...]
 
     @classmethod
     def over_cards(cls, count: int) -> "Spread":
-        """The first cards that this process sees, with what is free on them."""
+        """Return the first GPUs that this process sees, with capacities from their free memory."""
         devices = tuple(torch.device("cuda", index) for index in range(count))
-        return cls(devices, tuple(int(ROOM * torch.cuda.mem_get_info(device)[0]) for device in devices))
+        return cls(devices, tuple(int(WEIGHTS_SHARE * torch.cuda.mem_get_info(device)[0]) for device in devices))
 
 
-def share_out(layers: Sequence[int], ends: int, room: Sequence[int]) -> tuple[int, ...] | None:
-    """The device of each layer: in order, one run of layers a device, the fullest device as little full as can be.
+def share_out(layers: Sequence[int], ends: int, capacity: Sequence[int]) -> tuple[int, ...] | None:
+    """Assign layers to devices, one run of layers per device, such that the fullest device is as empty as possible.
 
     Args:
-        layers: bytes of each layer, in order.
-        ends: bytes of all else, which is on the first device.
-        room: bytes that each device has for weights.
+        layers: Bytes of each layer, in order.
+        ends: Bytes of everything else, which is on the first device.
+        capacity: Bytes of weights that each device may have.
 
     Returns:
-        One index into `room` a layer, never falling; None where they do not fit.
+        The index of each layer's device, in ascending order; None if the layers do not fit.
     """
     low, high = 0.0, 1.0
-    best = _filled(layers, ends, room, high)
+    best = _filled(layers, ends, capacity, high)
     if best is None:
         return None
-    for _ in range(_HALVINGS):
+    for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        found = _filled(layers, ends, room, middle)
+        found = _filled(layers, ends, capacity, middle)
         if found is None:
             low = middle
         else:
@@ -60,15 +65,15 @@ def share_out(layers: Sequence[int], ends: int, room: Sequence[int]) -> tuple[in
     return best
 
 
-def _filled(layers: Sequence[int], ends: int, room: Sequence[int], share: float) -> tuple[int, ...] | None:
-    """Devices filled one after the other to a share of their room; None where some layers are left over."""
+def _filled(layers: Sequence[int], ends: int, capacity: Sequence[int], share: float) -> tuple[int, ...] | None:
+    """Fill devices one by one up to a share of their capacity; return None if some layers are left over."""
     device, used, found = 0, float(ends), list[int]()
-    if used > share * room[0]:
+    if used > share * capacity[0]:
         return None
     for size in layers:
-        while used + size > share * room[device]:
+        while used + size > share * capacity[device]:
             device, used = device + 1, 0.0
-            if device == len(room):
+            if device == len(capacity):
                 return None
         used += size
         found.append(device)
@@ -82,15 +87,17 @@ def spread(
     also: Mapping[int, int] | None = None,
     order: Sequence[int] | None = None,
 ) -> None:
-    """Put each layer of a model on its device, what is around them on the first, and have inputs follow.
+    """Move each layer of a model to its device and everything else to the first, and hook inputs to follow.
 
     Args:
-        path: where the model has its list of layers, as `model.layers`.
-        also: layer → bytes to be counted with it beside its own.
-        order: the layers in the order in which they are shared out; their own where none is given.
+        model: The model.
+        path: Path of the model's list of layers, such as `model.layers`.
+        over: The devices.
+        also: Layer → bytes to count in addition to its own.
+        order: Order in which layers are assigned to devices; by default that of the model.
 
     Raises:
-        CheckpointError: the model does not fit on them.
+        CheckpointError: The model does not fit.
     """
     parent = model.get_submodule(path.rpartition(".")[0])
     layers = list(model.get_submodule(path).children())
@@ -98,13 +105,13 @@ def spread(
     sizes = [_bytes(layers[index]) + (also or {}).get(index, 0) for index in order]
     inside = {id(part) for layer in layers for part in _tensors(layer)}
     ends = sum(part.nbytes for part in _tensors(model) if id(part) not in inside)
-    found = share_out(sizes, ends, over.room)
+    found = share_out(sizes, ends, over.capacity)
     if found is None:
-        needed, there = (sum(sizes) + ends) / GIB, [size / GIB for size in over.room]
-        what = f"the model has {needed:.1f} GiB, and its worker's {len(there)} devices room for "
+        needed, there = (sum(sizes) + ends) / GIB, [size / GIB for size in over.capacity]
+        what = f"the model has {needed:.1f} GiB, but the {len(there)} devices of a worker have room for "
         what += " + ".join(f"{size:.1f}" for size in there)
-        raise CheckpointError("workers.gpus_per_worker", what, next="Give each worker more of them")
-    moved: dict[tuple[int, torch.device], Tensor] = {}  # (a tensor's id, device) → it there: tied ones stay one
+        raise CheckpointError("workers.gpus_per_worker", what, next="Give each worker more GPUs")
+    moved: dict[tuple[int, torch.device], Tensor] = {}  # (id of a tensor, device) → moved tensor: ties are kept
     for index, device in zip(order, found, strict=True):
         for module in layers[index].modules():
             _move(module, over.devices[device], moved)
@@ -119,7 +126,7 @@ def spread(
 
 
 def _move(module: nn.Module, device: torch.device, moved: dict[tuple[int, torch.device], Tensor]) -> None:
-    """A module's own parameters and buffers on a device; not those of its parts."""
+    """Move a module's own parameters and buffers to a device, without those of its children."""
     for name, parameter in module._parameters.items():
         if parameter is not None:
             key = (id(parameter), device)
@@ -148,7 +155,7 @@ def _bring(device: torch.device, module: nn.Module, args: Any, kwargs: Any) -> t
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    """Tensors on a device, in whatever plain thing; caches are left alone, since they have a place for each layer."""
+    """Move the tensors of nested containers to a device. Caches are skipped: they manage the device of each layer."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if type(value) in (tuple, list):

@@ -1,7 +1,7 @@
-"""The layers of several models, live once, in one transformers model: what routes through them are made of.
+"""Stock of layers for routes: all layers of several models, in memory once, in one transformers model.
 
-The model is built with every layer of every model, one after the other, as if that were a route. Where each tensor on
-disk stands in it follows from its family, as for any other checkpoint.
+The model is built from the route that runs every layer of every model in order. The family maps tensors on disk to
+parameters, as for any other checkpoint.
 """
 
 from collections.abc import Mapping
@@ -22,20 +22,21 @@ from evosearch.routing.routed_model import RoutedModel
 
 
 class Stock:
-    """All layers of some models, around them what the first one has.
+    """All layers of some models, with the embeddings, final norm and head of the first one.
 
     Args:
-        checkpoints: reference → checkpoint, that of the model which routes begin in first.
-        device, compute_dtype: where the weights live, and in which type.
-        out_dtype: the type they are rounded to before.
-        over: devices that the layers are spread over, `device` the first of them; layers of one depth go together.
+        checkpoints: Reference → checkpoint; the first is the model that routes start in.
+        device: Device of the weights.
+        compute_dtype: Type of the weights.
+        out_dtype: Type that weights are rounded to first.
+        over: Devices to spread the layers over, starting with `device`; layers of equal depth share a device.
 
     Attributes:
-        routed: the live model, whose layers are taken from the stock.
+        routed: The live model, whose layers are taken from the stock.
         places: (model, layer) → index in the stock.
-        owned: a tensor of a model → its place in the slots' own parameters: the name within the layer, and the part.
-        shared: every other tensor of the models' layers, and the first one's around them → where it stands.
-        damaged: those of `shared` that hold a value which is no finite number in `out_dtype`.
+        owned: Input tensor that every slot has its own copy of → (parameter within the layer, index into it).
+        shared: Every other tensor of the layers, and those of the first model around them → live tensor.
+        damaged: Tensors in `shared` that are not finite in `out_dtype`.
     """
 
     def __init__(
@@ -51,24 +52,24 @@ class Stock:
         layers = [(name, layer) for name, model in checkpoints.items() for layer in range(model.shape.num_layers)]
         self.places = {layer: index for index, layer in enumerate(layers)}
         through = Recipe(routing=Routing(hops=tuple(Hop(model=name, layer=layer) for name, layer in layers)))
-        laid = output(through, checkpoints)
-        check_fit(through, checkpoints, laid)
-        origins = laid.origins
+        out = output(through, checkpoints)
+        check_fit(through, checkpoints, out)
+        origins = out.origins
         model = build(
-            generation_folder(first), laid.config, origins, lambda name: self._rounded(origins[name]), compute_dtype
+            generation_folder(first), out.config, origins, lambda name: self._rounded(origins[name]), compute_dtype
         )
-        targets(model, laid.config, first.family, origins)  # every parameter has its tensors on disk
-        places = {name: first.family.placement(name, laid.config) for name in laid.origins}
-        owned = _owned(laid, places)
-        path = path_of_layers(laid, first.family)
+        targets(model, out.config, first.family, origins)  # asserts that every parameter has a tensor on disk
+        places = {name: first.family.placement(name, out.config) for name in origins}
+        owned = _owned(out, places)
+        path = path_of_layers(out, first.family)
         within = {name: places[name].parameter.removeprefix(f"{path}.").partition(".")[2] for name in owned}
-        self.routed = RoutedModel(model, path, _by_layer(laid, within))
+        self.routed = RoutedModel(model, path, _by_layer(out, within))
         shared = {name: place for name, place in places.items() if name not in owned}
         if over is not None:
             by_depth = sorted(self.places.values(), key=lambda index: layers[index][1])
             slots = {index: compute_dtype.itemsize * numbers for index, numbers in enumerate(self.routed.owned_numbers)}
             spread(model, path, over, slots, by_depth)
-        self._hold_once(model, {place.parameter: origins[name] for name, place in shared.items() if not place.index})
+        self._share(model, {place.parameter: origins[name] for name, place in shared.items() if not place.index})
         if over is None:
             model.to(device)
         live = dict(model.named_parameters(remove_duplicate=False))
@@ -80,7 +81,7 @@ class Stock:
         self.damaged = self._damaged()
 
     def round_to(self, out_dtype: torch.dtype) -> None:
-        """Have the shared weights as an export of this type has them."""
+        """Round the shared weights to another output type."""
         if out_dtype == self.out_dtype:
             return
         self.out_dtype = out_dtype
@@ -91,11 +92,12 @@ class Stock:
     def _rounded(self, source: Input) -> torch.Tensor:
         return self._checkpoints[source.reference].load(source.tensor).to(self.out_dtype)
 
-    def _hold_once(self, model: torch.nn.Module, sources: Mapping[str, Input]) -> None:
-        """One parameter on a device for what a model takes from another, as an adapted one does from its base.
+    def _share(self, model: torch.nn.Module, sources: Mapping[str, Input]) -> None:
+        """Use one parameter per device for tensors that models share, such as a base and its adapted models.
 
         Args:
-            sources: live parameter → the tensor that it is.
+            model: The live model.
+            sources: Live parameter → its tensor.
         """
         live, held = dict(model.named_parameters()), dict[tuple[int, str, torch.device], torch.nn.Parameter]()
         for name, source in sources.items():
@@ -116,17 +118,17 @@ class Stock:
         return frozenset(source for source, finite in zip(self.shared, bounds, strict=True) if not finite)
 
 
-def _owned(laid: Output, places: Mapping[str, Placement]) -> frozenset[str]:
-    """The tensors of live parameters that write to the residual stream, or a part of which does."""
-    writing = {places[tensor.name].parameter for tensor in laid.shape.tensors if tensor.writes_residual}
+def _owned(out: Output, places: Mapping[str, Placement]) -> frozenset[str]:
+    """Return the tensors of parameters that write to the residual stream, in full or in part."""
+    writing = {places[tensor.name].parameter for tensor in out.shape.tensors if tensor.writes_residual}
     return frozenset(name for name, place in places.items() if place.parameter in writing)
 
 
-def _by_layer(laid: Output, within: Mapping[str, str]) -> list[frozenset[str]]:
-    """For each layer of the stock, the parameters in `within`."""
-    found: list[set[str]] = [set() for _ in range(laid.shape.num_layers)]
+def _by_layer(out: Output, within: Mapping[str, str]) -> list[frozenset[str]]:
+    """Return the parameters in `within` for each layer of the stock."""
+    found: list[set[str]] = [set() for _ in range(out.shape.num_layers)]
     for name, parameter in within.items():
-        layer = laid.shape.by_name[name].layer
+        layer = out.shape.by_name[name].layer
         assert layer is not None
         found[layer].add(parameter)
     return [frozenset(names) for names in found]

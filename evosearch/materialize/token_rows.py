@@ -1,4 +1,4 @@
-"""Rows of embeddings and heads laid out for another vocabulary: each model's own where it has the token."""
+"""Rows of embeddings and heads in another vocabulary: a model's own rows, and rows borrowed from others."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,32 +15,33 @@ WHERE = "recipe.tokenizer.tokens"
 
 @dataclass(frozen=True)
 class Holding:
-    """What one model has.
+    """The vocabulary of one model.
 
     Attributes:
-        ids: token → row, its whole vocabulary; what lies beyond `rows` has no embedding.
-        rows: how many rows its embeddings have.
+        ids: Token → row, for all tokens; rows from `rows` on have no embedding.
+        rows: Number of rows of its embeddings.
     """
 
     ids: Mapping[str, int]
     rows: int
 
     def row(self, token: str) -> int | None:
+        """Return the row of a token, or None if it has no embedding."""
         id = self.ids.get(token)
         return id if id is not None and id < self.rows else None
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where every row of the output comes from.
+    """The source of every row of the output.
 
     Attributes:
-        size: the output's rows, N, with what they are padded by.
-        tokens: (N,) whether a row is a token's; the others are the mean of those that are.
-        own: model → (N,) its row, or -1 where it takes what the others lend.
-        lent: model → (k,) rows of the output and (k,) its rows that they are made of.
-        lenders: (N,) how many rows a borrowed row is the mean of; 0: it is zeros.
-        unknown: the tokens that no model has, and that the recipe says nothing of.
+        size: Rows of the output, N, including padding.
+        tokens: (N,) bool, whether a row is a token's; the others are the mean of the tokens' rows.
+        own: Model → (N,) its own row, or -1 where it borrows.
+        lent: Model → (k,) rows of the output, and (k,) its rows that they are made of.
+        lenders: (N,) number of rows whose mean a borrowed row is; 0 for a row of zeros.
+        unknown: Tokens that no model has and that the recipe does not define.
     """
 
     size: int
@@ -51,15 +52,16 @@ class Layout:
     unknown: tuple[str, ...]
 
     def unchanged(self, model: str, rows: int) -> bool:
-        """Whether a model's rows stay what they are."""
+        """Return whether a model's rows do not change."""
         return rows == self.size and torch.equal(self.own[model], torch.arange(self.size))
 
     def make(self, model: str, loads: Mapping[str, Load], dtype: torch.dtype) -> torch.Tensor:
-        """A model's tensor in the output's vocabulary.
+        """Convert a model's tensor to the output's vocabulary.
 
         Args:
-            loads: model → its tensor, (rows, *width).
-            dtype: what to make it in; means are taken in float32 at least.
+            model: Reference of the model.
+            loads: Model → loader of its tensor, (rows, *width).
+            dtype: Type of the result; means are computed in float32 at least.
 
         Returns:
             (N, *width).
@@ -72,12 +74,12 @@ class Layout:
             out[lacking] = self._borrowed(lacking, loads, out)
         if not self.tokens.all():
             exact = torch.promote_types(dtype, torch.float32)
-            out[~self.tokens] = (out.sum(dim=0, dtype=exact) / self.tokens.sum()).to(dtype)  # all others are zeros yet
+            out[~self.tokens] = (out.sum(dim=0, dtype=exact) / self.tokens.sum()).to(dtype)  # these rows are still zero
         return out
 
     def _borrowed(self, lacking: torch.Tensor, loads: Mapping[str, Load], out: torch.Tensor) -> torch.Tensor:
-        """(lacking.sum(), *width): mean over the lenders of each row that a model lacks."""
-        place = torch.cumsum(lacking, 0) - 1  # (N,) row of the output → row of what is borrowed
+        """Return the mean over the lenders of each row that a model lacks: (lacking.sum(), *width)."""
+        place = torch.cumsum(lacking, 0) - 1  # (N,) row of the output → row of the result
         exact = torch.promote_types(out.dtype, torch.float32)
         total = torch.zeros((int(lacking.sum()), *out.shape[1:]), dtype=exact)
         for lender, (targets, rows) in self.lent.items():
@@ -95,20 +97,20 @@ def lay_out(
     tokens: Mapping[str, Token],
     multiple: int | None = None,
 ) -> Layout:
-    """Lay the rows out.
+    """Determine the source of every row.
 
-    A model keeps its own row of a token unless that is forced away. What it lacks is taken from where the recipe says;
-    else from the base; else it is the mean over the models that have it.
+    A model keeps its own row of a token unless the recipe forces another. A row that it lacks comes from the recipe's
+    source, else from the base, else it is the mean over the models that have the token.
 
     Args:
-        vocabulary: the output's, id → token in order of ids.
-        models: those that are merged.
-        base: which of them is the base.
-        tokens: what the recipe says of single tokens.
-        multiple: pad the rows to a multiple of it.
+        vocabulary: Id → token of the output, in order of ids.
+        models: The merged models.
+        base: The base among them.
+        tokens: The recipe's sources of single tokens.
+        multiple: Pad the number of rows to a multiple of this.
 
     Raises:
-        RecipeError: a token is to be taken from a model that is not merged, or does not have it.
+        RecipeError: The source of a token is a model that is not merged, or that lacks the token.
     """
     given = {token: _given(token, entry, models) for token, entry in tokens.items() if entry.source is not None}
     forced = {token for token, entry in tokens.items() if entry.force}
@@ -139,12 +141,12 @@ def lay_out(
 
 
 def _usual(rows: Mapping[str, int], base: str | None) -> tuple[Row, ...]:
-    """The base's row where it has one, else those of all that have one."""
+    """Return the base's row if it has one, else those of all models that have one."""
     return ((base, rows[base]),) if base is not None and base in rows else tuple(rows.items())
 
 
 def _given(token: str, entry: Token, models: Mapping[str, Holding]) -> tuple[Row, ...]:
-    """The row that a recipe names for a token; none: zeros."""
+    """Return the row that a recipe names for a token; empty for zeros."""
     source, where = entry.source, f"{WHERE}[{token!r}].source"
     if source is None or isinstance(source, Zero):
         return ()
@@ -163,8 +165,8 @@ def _given(token: str, entry: Token, models: Mapping[str, Holding]) -> tuple[Row
 
 def _merged(model: str, models: Mapping[str, Holding], where: str) -> Holding:
     if model not in models:
-        what = f"'{model}' is not among the merged models"
-        raise RecipeError(where, what, f"One of: {', '.join(models)}", did_you_mean(model, models))
+        what = f"'{model}' is not merged"
+        raise RecipeError(where, what, f"Merged models: {', '.join(models)}", did_you_mean(model, models))
     return models[model]
 
 
@@ -174,6 +176,6 @@ def _row(token: str, model: str, holding: Holding, where: str) -> int:
         return row
     what = f"'{model}' has no token {token!r}"
     if token in holding.ids:
-        what = f"token {token!r} of '{model}' has id {holding.ids[token]}, but there are {holding.rows} embeddings"
-    next = f"Name another token of it: {{kind: model_token, model: {model}, token: ...}}"
-    raise RecipeError(where, what, "A token that the model has an embedding of", next)
+        what = f"token {token!r} of '{model}' has id {holding.ids[token]}, but the model has {holding.rows} embeddings"
+    next = f"Name another token: {{kind: model_token, model: {model}, token: ...}}"
+    raise RecipeError(where, what, "The model must have an embedding of the token", next)

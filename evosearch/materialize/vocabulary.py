@@ -1,4 +1,4 @@
-"""One vocabulary for models that have several: rows of embeddings and heads permuted before any method runs."""
+"""Conversion of models to one vocabulary, by rearranging rows of embeddings and heads before the merge."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -24,36 +24,37 @@ from evosearch.recipe.tokens import BASE, UNION, Tokenizer
 
 GENERATION = "generation_config.json"
 FOLDER = "tokenizers"  # in the cache
-SHOWN = 5  # tokens that a note names
+SHOWN = 5  # tokens listed in a note
 
 
 def in_one_vocabulary(
     recipe: Recipe, checkpoints: Mapping[str, Checkpoint], cache: Path, folder_of: Callable[[str], Path]
 ) -> dict[str, Checkpoint]:
-    """The checkpoints in the output's vocabulary, as overlays; those of a recipe that asks for none as they are.
+    """Convert checkpoints to the recipe's vocabulary, as overlays. Without a vocabulary they are returned unchanged.
 
     Args:
-        checkpoints: reference → checkpoint, the donor first.
-        cache: where built tokenizers are kept.
-        folder_of: reference → folder, for a model that is named for its tokenizer alone.
+        recipe: The recipe.
+        checkpoints: Reference → checkpoint, the donor first.
+        cache: Folder for new tokenizers.
+        folder_of: Reference → folder, for a model that is only used for its tokenizer.
 
     Raises:
-        CheckpointError: a model has no tokenizer.json where one is needed, or its embeddings are laid out otherwise.
-        RecipeError: a token is to be taken from where it is not, or the chat template is none.
+        CheckpointError: A model has no tokenizer.json, or its embeddings have another form than those of the others.
+        RecipeError: The source of a token does not have it, or the chat template is unknown.
     """
-    asked = recipe.vocabulary
-    if asked is None and recipe.chat_template is None:
+    wanted = recipe.vocabulary
+    if wanted is None and recipe.chat_template is None:
         return dict(checkpoints)
     merged = _merged(recipe, checkpoints)
     template, (donor, under) = _template(recipe, merged), next(iter(merged.items()))
-    if asked is None:
+    if wanted is None:
         files = tokenizer_files.read(under.tokenizer_folder)
         folder = _keep(files, template, {CONFIG: under.config}, cache)
         return dict(checkpoints) | {donor: Overlay(under, donor, under.content_sha256, {}, tokenizer=folder)}
     vocabularies = {name: Vocabulary.read(model.tokenizer_folder, name) for name, model in merged.items()}
     held = {name: Holding(vocabularies[name].ids, rows) for name, rows in _row_counts(merged).items()}
-    output, files = _output(asked, merged, vocabularies, folder_of)
-    layout = lay_out(output.tokens, held, recipe.base_model, asked.tokens, asked.pad_to_multiple_of)
+    output, files = _output(wanted, merged, vocabularies, folder_of)
+    layout = lay_out(output.tokens, held, recipe.base_model, wanted.tokens, wanted.pad_to_multiple_of)
     changed = partial(in_vocabulary, old=vocabularies[donor], new=output, size=layout.size)
     configs = {CONFIG: changed(under.config) | {"vocab_size": layout.size}}
     if (under.folder / GENERATION).is_file():
@@ -68,25 +69,25 @@ def in_one_vocabulary(
 
 
 def token_tensors(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The tensors with a row a token: the token embeddings, and the head's where it has its own.
+    """Return the tensors with one row per token: the token embeddings, and the head if it is not tied.
 
-    Every family lists its token embeddings first; what it has beside them is by position.
+    Every family lists its token embeddings first; other embeddings have rows by position.
     """
     shape = checkpoint.shape
     return (shape.names(Place.EMBEDDINGS)[0], *shape.names(Place.HEAD))
 
 
 def _merged(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> dict[str, Checkpoint]:
-    """The models that are merged, the donor first: not those that tokens alone are taken from."""
+    """Return the merged models, the donor first, without those that only single tokens are taken from."""
     plain = recipe.model_copy(update={"tokenizer": None, "tokenizer_source": None})
     return {name: checkpoints[name] for name in plain.references()}
 
 
 def _row_counts(merged: Mapping[str, Checkpoint]) -> dict[str, int]:
-    """Model → how many rows its embeddings have.
+    """Return model → rows of its embeddings.
 
     Raises:
-        CheckpointError: the token tensors of one model, or of two, differ in more than the number of rows.
+        CheckpointError: The token tensors of two models differ in width, or those of one model in rows.
     """
     first, *others = merged.values()
     for other in others:
@@ -100,7 +101,7 @@ def _row_counts(merged: Mapping[str, Checkpoint]) -> dict[str, int]:
             if widths[0] != widths[1]:
                 pair = f"'{first.reference}' and '{other.reference}' cannot be merged"
                 what = f"{pair}: a row of '{name}' has {widths[0][0]} numbers in one and {widths[1][0]} in the other"
-                raise CheckpointError("recipe", what, "Models of one width")
+                raise CheckpointError("recipe", what, "Use models of one width")
     rows = {}
     for name, model in merged.items():
         counts = {tensor: model.tensors[tensor].shape[0] for tensor in token_tensors(model)}
@@ -112,19 +113,19 @@ def _row_counts(merged: Mapping[str, Checkpoint]) -> dict[str, int]:
 
 
 def _output(
-    asked: Tokenizer,
+    wanted: Tokenizer,
     merged: Mapping[str, Checkpoint],
     vocabularies: Mapping[str, Vocabulary],
     folder_of: Callable[[str], Path],
 ) -> tuple[Vocabulary, tokenizer_files.Files]:
-    """The output's tokenizer, and its files: one model's, with the tokens that the others have and the recipe names."""
-    source = next(iter(merged)) if asked.source in (UNION, BASE) else asked.source
+    """Return the output's vocabulary and tokenizer files: a model's, extended by tokens of others and of the recipe."""
+    source = next(iter(merged)) if wanted.source in (UNION, BASE) else wanted.source
     folder = merged[source].tokenizer_folder if source in merged else folder_of(source)
     start = vocabularies[source] if source in merged else Vocabulary.read(folder, source)
-    more = _others(start, vocabularies) if asked.source == UNION else {}
-    for token in sorted(asked.tokens):  # a mapping has no order: the same ids whatever order it is written in
+    more = _others(start, vocabularies) if wanted.source == UNION else {}
+    for token in sorted(wanted.tokens):  # sorted, so that ids do not depend on the order in the file
         if not token:
-            raise RecipeError(f"{WHERE}['']", "an empty token", "The text of a token")
+            raise RecipeError(f"{WHERE}['']", "an empty token", "Keys are the texts of tokens")
         if token not in start.ids and token not in more:
             more[token] = _flagged(token, vocabularies)
     files = tokenizer_files.with_tokens(tokenizer_files.read(folder), start, list(more.values()), source)
@@ -134,9 +135,9 @@ def _output(
 
 
 def _others(start: Vocabulary, vocabularies: Mapping[str, Vocabulary]) -> dict[str, AddedToken]:
-    """What a union adds: every further token, in order of models and of their ids.
+    """Return the tokens that a union adds, in order of models and of their ids.
 
-    A token that is whole in one model and made of pieces in `start` is whole in the output: it was trained so.
+    An added token of one model is added to the output even if `start` splits its text: that model was trained with it.
     """
     more: dict[str, AddedToken] = {}
     for vocabulary in vocabularies.values():
@@ -149,7 +150,7 @@ def _others(start: Vocabulary, vocabularies: Mapping[str, Vocabulary]) -> dict[s
 
 
 def _flagged(token: str, vocabularies: Mapping[str, Vocabulary]) -> AddedToken:
-    """A token as the first model has it that adds it to its own; matched as it is written where none does."""
+    """Return a token with the flags of the first model that has added it; without one, it is matched literally."""
     return next(
         (vocabulary.added[token] for vocabulary in vocabularies.values() if token in vocabulary.added),
         AddedToken(token, normalized=False),
@@ -157,7 +158,7 @@ def _flagged(token: str, vocabularies: Mapping[str, Vocabulary]) -> AddedToken:
 
 
 def _template(recipe: Recipe, merged: Mapping[str, Checkpoint]) -> str | None:
-    """The chat template that the recipe asks for; None: the tokenizer's own is kept."""
+    """Return the recipe's chat template; None to keep the tokenizer's."""
     if recipe.chat_template is None:
         return None
     return chat_template.chosen(recipe.chat_template, {name: model.tokenizer_folder for name, model in merged.items()})
@@ -166,14 +167,14 @@ def _template(recipe: Recipe, merged: Mapping[str, Checkpoint]) -> str | None:
 def _keep(
     files: tokenizer_files.Files, template: str | None, configs: Mapping[str, Mapping[str, Any]], cache: Path
 ) -> Path:
-    """The folder of the output's tokenizer, with configs beside it: transformers reads config.json to load one."""
+    """Write the output's tokenizer and configs to a folder; transformers needs config.json to load a tokenizer."""
     found = dict(files if template is None else tokenizer_files.with_template(files, template))
     found |= {name: json.dumps(config, indent=2).encode() for name, config in configs.items()}
     return tokenizer_files.keep(found, cache / FOLDER)
 
 
 def _rows(name: str, merged: Mapping[str, Checkpoint], layout: Layout) -> dict[str, Made]:
-    """Tensor → what it is in the output's vocabulary, for one model; none where its rows stay as they are."""
+    """Return one model's tensors in the output's vocabulary, without those whose rows do not change."""
     model = merged[name]
     made: dict[str, Made] = {}
     for tensor in token_tensors(model):
@@ -181,7 +182,7 @@ def _rows(name: str, merged: Mapping[str, Checkpoint], layout: Layout) -> dict[s
         if layout.unchanged(name, info.shape[0]):
             continue
         dtype = DTYPES[info.dtype]
-        for other in merged.values():  # rows of others must lose nothing
+        for other in merged.values():  # borrowed rows must not lose precision
             dtype = torch.promote_types(dtype, DTYPES[other.tensors[tensor].dtype])
         loads = {other: partial(under.load, tensor) for other, under in merged.items()}
         found = TensorInfo(DTYPE_NAMES[dtype], (layout.size, *info.shape[1:]))
@@ -194,4 +195,4 @@ def _notes(layout: Layout) -> tuple[str, ...]:
         return ()
     named = ", ".join(repr(token) for token in layout.unknown[:SHOWN])
     more = f" and {len(layout.unknown) - SHOWN} more" if layout.unknown[SHOWN:] else ""
-    return (f"no model has an embedding of the tokens {named}{more}: theirs are zeros",)
+    return (f"no model has an embedding of the tokens {named}{more}: they get zeros",)

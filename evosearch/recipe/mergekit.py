@@ -199,8 +199,8 @@ def _expressible(recipe: Recipe, methods: Mapping[str, MethodSpec]) -> _Method:
 
 
 def _check_biases(shape: ModelShape) -> None:
-    if shape.architecture == "LlamaForCausalLM" and any(name.endswith(".bias") for name in shape.by_name):
-        what = "mergekit's Llama has no biases and would drop those of these models"
+    if not shape.mergekit_biases and any(name.endswith(".bias") for name in shape.by_name):
+        what = f"mergekit drops the biases of {shape.architecture}"
         raise RecipeError("recipe.models", what, next=INSTEAD)
 
 

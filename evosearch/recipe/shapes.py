@@ -125,6 +125,7 @@ class ModelShape:
         writer_offset: What the model adds to a stored weight that writes to the residual stream before it multiplies
             by it.
         kinds: The config lists the kind of each layer. Not compared: one config may list what another one implies.
+        mergekit_biases: mergekit's definition of the architecture includes its biases.
         by_name: Name on disk → tensor.
     """
 
@@ -134,6 +135,7 @@ class ModelShape:
     tied_embeddings: bool = False
     writer_offset: float = 0.0
     kinds: bool = field(default=False, compare=False)
+    mergekit_biases: bool = True
     by_name: Mapping[str, TensorSpec] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

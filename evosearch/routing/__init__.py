@@ -1,1 +1,1 @@
-"""Routes: models that run the layers of others in another order, each any number of times."""
+"""Routes: models that run the layers of other models in any order and number."""

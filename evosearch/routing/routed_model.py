@@ -1,8 +1,8 @@
-"""A live model that follows hops: its layers are taken, in any order and any number of times, from a stock of layers.
+"""Live model that follows routes: its layers are copies of stock layers, in any order and number.
 
-A slot holds a copy of a stock layer, made of new module objects around the stock's own parameters: a layer that runs
-twice keeps its keys and values twice, under its slots' numbers. What writes to the residual stream, and so depends on
-the hop's scale, every slot has for itself.
+A slot is a copy of a stock layer: new module objects that share the stock's parameters. A layer that runs twice thus
+has two sets of keys and values, under the numbers of its slots. Parameters that write to the residual stream depend on
+the hop's scale, and every slot has its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,20 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SLIDING = "sliding_attention"
-
 
 class RoutedModel:
-    """A transformers model and the stock that its layers are taken from.
+    """A transformers model and the stock of its layers.
 
     Args:
-        model: built with every layer of the stock, in the stock's order.
-        layers: where its list of layers stands, as `model.layers`.
-        owned: for each stock layer, the names within it of the parameters that every slot has for itself. Their
-            memory in the stock is given back.
+        model: A model with every layer of the stock, in the stock's order.
+        layers: Path of its list of layers, such as `model.layers`.
+        owned: For each stock layer, the names of the parameters that every slot has its own copy of. Their memory in
+            the stock is released.
 
     Attributes:
-        model: the model, with the layers of the last route that was followed.
+        model: The model, with the layers of the last route.
     """
 
     def __init__(self, model: nn.Module, layers: str, owned: Sequence[frozenset[str]]) -> None:
@@ -40,17 +38,20 @@ class RoutedModel:
 
     @property
     def owned_numbers(self) -> tuple[int, ...]:
-        """How many numbers a slot has for itself, for each layer of the stock."""
+        """Return how many numbers a slot owns, for each layer of the stock."""
         return tuple(sum(size.numel() for size in sizes.values()) for sizes in self._sizes)
 
-    def follow(self, picked: Sequence[int], settings: Mapping[str, Any]) -> list[dict[str, Tensor]]:
+    def follow(
+        self, picked: Sequence[int], settings: Mapping[str, Any], attributes: Mapping[str, Any] | None = None
+    ) -> list[dict[str, Tensor]]:
         """Make layer k of the model a copy of stock layer `picked[k]`.
 
         Args:
-            settings: what the model's config says of these layers, key → value, their number first of all.
+            settings: What the model's config says of these layers: their number, and per-layer keys.
+            attributes: Attributes of the layers' parent module that depend on the route (`Family.layer_attributes`).
 
         Returns:
-            For each slot, name within the layer → the slot's own parameter, yet to be written.
+            For each slot, name within the layer → the slot's own parameter, still to be written.
         """
         del self._slots[len(picked) :]
         self._slots += ({} for _ in range(len(picked) - len(self._slots)))
@@ -65,12 +66,12 @@ class RoutedModel:
         setattr(self._parent, self._name, nn.ModuleList(layers))
         for key, value in settings.items():
             setattr(self.model.config, key, value)
-        if hasattr(self._parent, "has_sliding_layers"):  # Qwen asks its config once, when it is built
-            setattr(self._parent, "has_sliding_layers", SLIDING in settings.get("layer_types", ()))  # noqa: B010
+        for key, value in (attributes or {}).items():
+            setattr(self._parent, key, value)
         return [{name: parameter.data for name, parameter in own.items()} for own in self._slots]
 
     def _own(self, index: int, before: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-        """A slot's own parameters: those it had for the layer before, where their sizes are this one's."""
+        """Return a slot's own parameters; those of its previous layer are reused if their sizes match."""
         some = next(self._stock[index].parameters())  # on the layer's device, which may be one of several
         found: dict[str, nn.Parameter] = {}
         for name, size in self._sizes[index].items():
@@ -86,13 +87,13 @@ class RoutedModel:
 
 
 def _copy(module: nn.Module, slot: int) -> nn.Module:
-    """A module of the same parameters and buffers, its parts copied alike, which calls itself layer `slot`."""
+    """Copy a module and its children with shared parameters and buffers, as layer number `slot`."""
     copied = object.__new__(type(module))
     copied.__dict__.update(module.__dict__)
-    for held in ("_parameters", "_buffers"):
-        copied.__dict__[held] = dict(module.__dict__[held])
-    parts = {name: None if part is None else _copy(part, slot) for name, part in module._modules.items()}
-    copied.__dict__["_modules"] = parts
+    for name in ("_parameters", "_buffers"):
+        copied.__dict__[name] = dict(module.__dict__[name])
+    children = {name: None if child is None else _copy(child, slot) for name, child in module._modules.items()}
+    copied.__dict__["_modules"] = children
     if hasattr(copied, "layer_idx"):
         copied.__dict__["layer_idx"] = slot
     return copied

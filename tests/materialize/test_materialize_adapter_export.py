@@ -47,8 +47,8 @@ def test_a_search_with_an_adapter_is_exported_as_one(world, evosearch, tmp_path)
     assert "--rank: got 0. A positive integer" in err
     code, _, err = evosearch(*command, "--format", "adapter")
     assert code == 2
-    assert "--format adapter: changes more than linear layers" in err
-    assert "Store them whole with --save-modules" in err
+    assert "--format adapter: changes tensors that LoRA does not cover" in err
+    assert "Store them in full with --save-modules" in err
     assert not out.exists()
 
     code, text, err = evosearch(*command, "--format", "adapter", "--rank", 4, "--save-modules", "--json")
@@ -73,4 +73,4 @@ def test_a_search_with_an_adapter_is_exported_as_one(world, evosearch, tmp_path)
     code, text, err = evosearch(*command, "--format", "adapter", "--save-modules", "--overwrite")
     assert code == 0, err
     assert "of the change, at most" in " ".join(text.split())
-    assert "tensors stored whole" in " ".join(text.split())
+    assert "tensors stored in full" in " ".join(text.split())

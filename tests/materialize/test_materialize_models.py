@@ -150,7 +150,7 @@ def test_parameters_without_a_merge_fail_the_candidate(untied):
 
 def test_a_model_that_is_not_loaded_is_named(untied):
     models = [{"model": "org/other", "parameters": {"weight": 1}}]
-    with pytest.raises(RecipeError, match="'org/other' is not among the loaded models"):
+    with pytest.raises(RecipeError, match="'org/other' is not loaded"):
         ResidentModel(untied, next(iter(untied))).materialize(
             Recipe.model_validate({"merge_method": "linear", "models": models})
         )

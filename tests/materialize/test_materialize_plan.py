@@ -88,7 +88,7 @@ def test_gradients_put_final_norm_and_head_at_the_last_layer():
         ({"models": [model("a", weight=1)], "parameters": {"trim_scope": "modle"}}, r"trim_scope: got 'modle'"),
         (
             {"merge_method": "linear", "models": [model("a")], "parameters": {"weight": 1}},
-            r"recipe\.parameters\.weight: is it meant for base_model, too\?",
+            r"recipe\.parameters\.weight: may or may not apply to base_model",
         ),
         (
             {"merge_method": "slerp", "models": [model("a"), model("b")], "parameters": {"t": 0.5}},

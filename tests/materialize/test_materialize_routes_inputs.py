@@ -145,7 +145,7 @@ def test_models_of_other_families(random_model, tmp_path):
     folders = [random_model(name) for name in ("LlamaForCausalLM", "GPT2LMHeadModel")]
     models = {str(folder): Checkpoint.open(folder, str(folder)) for folder in folders}
     one, other = models
-    with pytest.raises(RecipeError, match=r"hops\[1\]\.model: .*is a GPT2LMHeadModel, .* begins in a LlamaForCausalLM"):
+    with pytest.raises(RecipeError, match=r"hops\[1\]\.model: .*is a GPT2LMHeadModel, .* starts in a LlamaForCausalLM"):
         written(route((one, 0), (other, 1)), models, tmp_path / "out")
 
 
@@ -168,10 +168,10 @@ def test_a_window_that_the_first_model_does_not_have(random_model, tmp_path):
     mixed = route((folders[0], 0), (folders[1], 0), (folders[1], 2), (folders[0], 2))
     inputs = Opener(tmp_path / "cache").inputs(mixed)
     with pytest.raises(
-        RecipeError, match=r"hops\[2\]\.layer: layer 2 of .* sliding window, and the config of"
+        RecipeError, match=r"hops\[2\]\.layer: layer 2 of .* sliding window, but the config of"
     ) as error:
         written(mixed, inputs, tmp_path / "out")
-    assert "Begin the route with" in str(error.value)
+    assert "Start the route with" in str(error.value)
     written(route((folders[1], 0), (folders[0], 1), (folders[1], 2)), inputs, tmp_path / "other")
 
 
@@ -184,7 +184,9 @@ def test_a_gain_beyond_the_bound(untied, tmp_path):
 
 def test_a_route_is_no_adapter(untied, tmp_path):
     base = next(iter(untied))
-    with pytest.raises(RecipeError, match=r"recipe\.routing: an adapter .* in another order.*Export a checkpoint"):
+    with pytest.raises(
+        RecipeError, match=r"recipe\.routing: an adapter cannot change the order of .*Export a checkpoint"
+    ):
         write_adapter(route((base, 0), (base, 1)), untied, tmp_path / "out", rank=4)
 
 

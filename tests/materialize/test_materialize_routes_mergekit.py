@@ -93,8 +93,8 @@ def test_layers_in_a_row_are_one_slice(two):
     [
         ("LlamaForCausalLM", {}, HOPS[:3], "recipe.routing.hops[2].model", "final norm and head"),
         ("Gemma2ForCausalLM", {}, HOPS, "recipe.routing.hops", "multiply by 1 + weight"),
-        ("Qwen2ForCausalLM", {}, HOPS, "recipe.routing.hops", "a kind for each layer"),
-        ("LlamaForCausalLM", {"attention_bias": True}, HOPS, "recipe.models", "has no biases"),
+        ("Qwen2ForCausalLM", {}, HOPS, "recipe.routing.hops", "lists per layer"),
+        ("LlamaForCausalLM", {"attention_bias": True}, HOPS, "recipe.models", "drops the biases"),
     ],
 )
 def test_what_mergekit_cannot_make_is_refused_by_name(architecture, changes, hops, where, what, two):

@@ -218,7 +218,7 @@ def test_one_resident_model_takes_every_recipe_of_its_layers_and_no_other(untied
         one, other = (untied[name].load(UP.format(1)) for name in (a, b))
         expected = (one + weight * other) / (1 + weight)
         torch.testing.assert_close(resident.model.state_dict()[UP.format(2)], expected, rtol=0, atol=1e-6)
-    with pytest.raises(RecipeError, match=r"its layers are not those of the loaded model, which has 5"):
+    with pytest.raises(RecipeError, match=r"its layers differ from those of the loaded model, which has 5"):
         resident.materialize(both(0.5, end=3))
 
 
@@ -252,7 +252,7 @@ def test_layers_that_an_unlisted_base_has_not_are_refused(untied, deep):
     checkpoints = {base: untied[base], far: deep[far]}
     recipe = sliced("task_arithmetic", [source(far, 3, 6, weight=1.0)], base_model=base)
     with pytest.raises(
-        RecipeError, match=r"slices\[0\]\.sources: layers 3 to 5 of the base .* has 0 to 3\. List the base"
+        RecipeError, match=r"slices\[0\]\.sources: needs layers 3 to 5 of the base .* has 0 to 3\. List the base"
     ):
         output(recipe, checkpoints)
     listed = sliced("task_arithmetic", [source(base, 1, 4), source(far, 3, 6, weight=1.0)], base_model=base)

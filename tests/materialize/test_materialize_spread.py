@@ -313,7 +313,7 @@ def test_a_model_that_does_not_fit_is_refused(random_model: Callable[..., Path])
     with pytest.raises(CheckpointError) as caught:
         ResidentModel(opened(folder), str(folder), over=Spread((cpu, cpu), (1000, 2000)))
     assert re.match(
-        r"workers.gpus_per_worker: the model has \d+\.\d GiB, and its worker's 2 devices room for 0\.0 \+ 0\.0",
+        r"workers.gpus_per_worker: the model has \d+\.\d GiB, but the 2 devices of a worker have room for 0\.0 \+ 0\.0",
         str(caught.value),
     )
-    assert "Give each worker more of them" in str(caught.value)
+    assert "Give each worker more GPUs" in str(caught.value)

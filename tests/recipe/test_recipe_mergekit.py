@@ -124,7 +124,7 @@ def test_what_mergekit_cannot_express_is_refused_by_name(changes, message):
 
 
 def test_biases_that_mergekit_would_drop_are_refused():
-    with pytest.raises(RecipeError, match="mergekit's Llama has no biases"):
+    with pytest.raises(RecipeError, match="mergekit drops the biases of LlamaForCausalLM"):
         to_mergekit(recipe(), FAMILY.shape({"num_hidden_layers": 3, "attention_bias": True}), specs())
 
 

@@ -143,7 +143,7 @@ def test_recipes_of_one_structure_are_laid_out_once_a_worker(world: World, monke
     other = prepared.example.model_copy(update={"parameters": {"normalize": False}})
     for recipe in (prepared.example, other, prepared.example):
         card_of(worker, recipe, prepared)
-    assert laid_out == [prepared.example]
+    assert len(laid_out) == 1
 
 
 def test_prompts_are_cut_to_the_context_of_the_model_that_is_scored(world: World) -> None:
