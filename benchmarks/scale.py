@@ -183,8 +183,8 @@ def submit(options: argparse.Namespace, cluster: Cluster, folder: Path) -> dict[
 
 def _first_scored(cluster: Cluster) -> float | None:
     events = read(cluster.ledger(), problem.NAME)
-    asked = {event.payload["candidate"] for event in events if event.type == "asked"}
-    found = (event.time for event in events if event.type == "scored" and event.payload["candidate"] in asked)
+    proposed = {event.payload["candidate"] for event in events if event.type == "asked"}
+    found = (event.time for event in events if event.type == "scored" and event.payload["candidate"] in proposed)
     return next(found, None)
 
 

@@ -1,4 +1,4 @@
-"""What is in the repository, as git has it."""
+"""Contents of the repository according to git."""
 
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ LINK = "120000"  # git's mode of a symbolic link
 
 
 def links_in(repository: Path) -> list[str]:
-    """The tracked files that are symbolic links."""
+    """Tracked files that are symbolic links."""
     command = ["git", "-c", "safe.directory=*", "-C", str(repository), "ls-files", "--stage", "-z"]
     listed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     entries = [entry.partition("\t") for entry in listed.split("\0") if entry]  # MODE HASH STAGE, path
@@ -22,7 +22,7 @@ def links_in(repository: Path) -> list[str]:
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
 def test_no_tracked_file_is_a_symbolic_link() -> None:
-    """One that leads to somebody's own folder leads nowhere in every other checkout."""
+    """A link to a local folder is broken in every other checkout."""
     assert links_in(ROOT) == []
 
 

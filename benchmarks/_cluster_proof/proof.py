@@ -203,8 +203,8 @@ class ClusterProof:
 
     def _candidate_scored(self) -> bool:
         events = self._events()
-        asked = {payload["candidate"] for payload in of_type(events, "asked")}
-        return any(payload["candidate"] in asked for payload in of_type(events, "scored"))
+        proposed = {payload["candidate"] for payload in of_type(events, "asked")}
+        return any(payload["candidate"] in proposed for payload in of_type(events, "scored"))
 
     def _wait(self, done: Callable[[], bool], within_s: float, otherwise: str) -> None:
         deadline = time.monotonic() + within_s
