@@ -1,1 +1,1 @@
-"""Models on disk: reading, writing, families, references, preflight."""
+"""Models on disk: families, reading and writing, adapters, tokenizers, references and caches."""

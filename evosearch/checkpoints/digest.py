@@ -1,6 +1,7 @@
-"""content_sha256: one hash for a model's weights, whatever files they are cut into.
+"""Hash of a model's weights, `content_sha256`, independent of how they are split into files.
 
-sha256 over one line a tensor, in order of names: `name dtype d0,d1,… sha256(bytes)`.
+It is the sha256 over one JSON line per tensor, sorted by name: `["name", "dtype", [d0, d1, …], "sha256 of the bytes"]`,
+each followed by a newline.
 """
 
 import hashlib
@@ -11,27 +12,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-# torch's types under the names that safetensors files use. Merging is defined on these.
+# Names of safetensors files → torch types. Merging is defined on these.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-Line = tuple[str, str, tuple[int, ...], str]  # name, dtype as in DTYPES, shape, sha256 of the bytes
+Line = tuple[str, str, tuple[int, ...], str]  # (name, dtype as in DTYPES, shape, sha256 of the bytes)
 
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a tensor as a safetensors file holds them, row-major; no copy where it is contiguous on the CPU."""
+    """Return the row-major bytes of a tensor, as in a safetensors file; without a copy if contiguous on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     array: NDArray[np.uint8] = flat.view(torch.uint8).numpy()
     return array.data
 
 
 def tensor_line(name: str, tensor: torch.Tensor) -> Line:
-    """The line of one tensor."""
+    """Return the line of one tensor."""
     return name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), hashlib.sha256(raw_bytes(tensor)).hexdigest()
 
 
 def combine(lines: Iterable[Line]) -> str:
-    """The hash of a model from the lines of its tensors, given in any order."""
+    """Return the hash of a model from the lines of its tensors, in any order."""
     digest = hashlib.sha256()
     for line in sorted(lines):
         digest.update(json.dumps(line).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""Room on disks: what is needed is held against what is free before anything is written."""
+"""Checks of free disk space before anything is written."""
 
 import shutil
 from pathlib import Path
@@ -6,29 +6,29 @@ from pathlib import Path
 from evosearch.errors import CheckpointError
 
 GIB = 2.0**30
-ROOM = "Make room, or name a folder on another disk"
+FREE_SPACE = "Free some space, or choose a folder on another disk"
 
 
-def check_room(folder: Path, needed: int, what: str) -> None:
-    """Say beforehand that a disk is too small: a night's work should not find it out at its end.
+def check_disk_space(folder: Path, needed: int, what: str) -> None:
+    """Check that a disk has enough free space.
 
     Args:
-        folder: where it will be written; need not exist yet.
-        needed: bytes.
-        what: will be written there, for the message.
+        folder: Folder to write to; need not exist yet.
+        needed: Bytes to write.
+        what: What will be written, for the message.
 
     Raises:
-        CheckpointError: fewer bytes are free.
+        CheckpointError: Fewer bytes are free.
     """
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(there).free
     if free < needed:
-        text = f"has no room for {what}: that takes {size(needed)}, and {size(free)} are free there"
-        raise CheckpointError(str(folder), text, next=ROOM)
+        text = f"not enough disk space for {what}: {size(needed)} needed, {size(free)} free"
+        raise CheckpointError(str(folder), text, next=FREE_SPACE)
 
 
 def size(count: int) -> str:
-    """Bytes for a person: `3.4 GiB`, `812 bytes`."""
+    """Format a number of bytes: `3.4 GiB`, `812 bytes`."""
     value, unit = float(count), "bytes"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if value < 1024:

@@ -1,4 +1,4 @@
-"""The files that hold tensors: safetensors, or pickles where they are allowed, each open and mapped."""
+"""Memory-mapped tensor files: safetensors, or pickles if allowed."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -20,7 +20,7 @@ INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a file's header says of one tensor; `dtype` is safetensors' name (`F32`, `BF16`)."""
+    """Header of one tensor; `dtype` is the name in safetensors files (`F32`, `BF16`)."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -31,75 +31,88 @@ class TensorFile(Protocol):
 
     path: Path
 
-    def names(self) -> Iterable[str]: ...
+    def names(self) -> Iterable[str]:
+        """Return the names of all tensors."""
+        ...
 
-    def info(self, name: str) -> TensorInfo: ...
+    def info(self, name: str) -> TensorInfo:
+        """Return the header of a tensor."""
+        ...
 
     def load(self, name: str) -> torch.Tensor:
-        """The tensor on the CPU, mapped: do not write to it."""
+        """Return a tensor on the CPU, memory-mapped: do not write to it."""
+        ...
 
 
 class Safetensors:
     """A safetensors file.
 
     Raises:
-        CheckpointError: it is missing or damaged.
+        CheckpointError: The file is missing or damaged.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_file():
-            raise CheckpointError(str(path), "no such file", next="A shard is missing: fetch or copy the model again")
+            raise CheckpointError(
+                str(path), "no such file", next="A shard is missing. Download or copy the model again"
+            )
         try:
             self._handle: Any = safe_open(path, framework="pt", device="cpu")
         except (SafetensorError, OSError) as error:
             what = f"not a complete safetensors file ({error})"
-            raise CheckpointError(str(path), what, next="Fetch or copy the file again") from None
+            raise CheckpointError(str(path), what, next="Download or copy the file again") from None
 
     def names(self) -> Iterable[str]:
+        """Return the names of all tensors."""
         names: Iterable[str] = self._handle.keys()
         return names
 
     def info(self, name: str) -> TensorInfo:
-        part = self._handle.get_slice(name)
-        return TensorInfo(part.get_dtype(), tuple(part.get_shape()))
+        """Return the header of a tensor."""
+        header = self._handle.get_slice(name)
+        return TensorInfo(header.get_dtype(), tuple(header.get_shape()))
 
     def load(self, name: str) -> torch.Tensor:
+        """Return a tensor on the CPU, memory-mapped: do not write to it."""
         tensor: torch.Tensor = self._handle.get_tensor(name)
         return tensor
 
 
 class Pickled:
-    """A pickled file; open one only where the user allows pickles.
+    """A pickled file, to be opened only if the user allows pickles.
 
     Raises:
-        CheckpointError: see `pickles.load`.
+        CheckpointError: See `pickles.load`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self._tensors = path, pickles.load(path)
 
     def names(self) -> Iterable[str]:
+        """Return the names of all tensors."""
         return self._tensors.keys()
 
     def info(self, name: str) -> TensorInfo:
+        """Return the header of a tensor."""
         tensor = self._tensors[name]
-        # Other types are refused by name later; safetensors' own name for them does not matter.
+        # Types without a name in DTYPE_NAMES are rejected later, so any name will do for them
         return TensorInfo(DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
 
     def load(self, name: str) -> torch.Tensor:
+        """Return a tensor on the CPU, memory-mapped: do not write to it."""
         return self._tensors[name].detach()
 
 
 class ModelFiles:
-    """All files of a model folder.
+    """The tensor files of a model folder.
 
     Attributes:
-        listing: the file that lists the tensors.
-        where: name as it is stored → the file it lies in.
+        listing: The file that lists the tensors.
+        where: Stored name → file of the tensor.
 
     Raises:
-        CheckpointError: a file is missing or damaged, there are no weights, or only pickles and they are not allowed.
+        CheckpointError: A file is missing or damaged, there are no weights, or only pickles although not allowed.
     """
 
     def __init__(self, folder: Path, allow_pickle: bool = False) -> None:
@@ -110,21 +123,21 @@ class ModelFiles:
         stored = {path: set(file.names()) for path, file in opened.items()}
         for name, path in places.items():
             if name not in stored[path]:
-                next = f"{self.listing.name} places it here"
+                next = f"{self.listing.name} lists it in this file"
                 raise CheckpointError(str(path), f"tensor '{name}' is missing", next=next)
         self.where: Mapping[str, TensorFile] = {name: opened[path] for name, path in places.items()}
 
 
 def open_file(path: Path) -> TensorFile:
-    """One file of tensors, by its ending; a pickle only after it was found to be allowed."""
+    """Open a tensor file by its suffix; callers check first whether pickles are allowed."""
     return Safetensors(path) if path.suffix == ".safetensors" else Pickled(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
-        CheckpointError: the file is missing or holds no JSON object.
+        CheckpointError: The file is missing or not a JSON object.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -133,14 +146,14 @@ def read_json(path: Path) -> dict[str, Any]:
             str(path), error.strerror or str(error), "A folder with config.json and *.safetensors"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(str(path), f"not readable as JSON: {error}") from None
+        raise CheckpointError(str(path), f"invalid JSON: {error}") from None
     if not isinstance(data, dict):
-        raise CheckpointError(str(path), f"holds a {type(data).__name__}", "A JSON object")
+        raise CheckpointError(str(path), f"got a {type(data).__name__}", "A JSON object")
     return data
 
 
 def _weight_files(folder: Path, allow_pickle: bool) -> tuple[Path, dict[str, Path]]:
-    """The file that lists the tensors, and for a sharded checkpoint where each tensor lies."""
+    """Return the file that lists the tensors, and for a sharded checkpoint name → file of each tensor."""
     names = ((SINGLE, INDEX, ".safetensors"), *(((pickles.SINGLE, pickles.INDEX, ".bin"),) if allow_pickle else ()))
     for single, index, suffix in names:
         if (folder / single).is_file():
@@ -152,19 +165,19 @@ def _weight_files(folder: Path, allow_pickle: bool) -> tuple[Path, dict[str, Pat
     if any(path for pattern in pickles.PATTERNS for path in folder.glob(pattern)):
         if not allow_pickle:
             raise pickles.refused(folder, expected)
-        raise CheckpointError(str(folder), "no weights under a known name", ", ".join(expected), "Rename the file")
+        raise CheckpointError(str(folder), "no weights under a supported name", ", ".join(expected), "Rename the file")
     if (folder / "adapter_config.json").is_file():
-        next = "Name the model it belongs to as well: model+adapter"
-        raise CheckpointError(str(folder), "holds an adapter, not a model", next=next)
+        next = "Write it together with its model: model+adapter"
+        raise CheckpointError(str(folder), "this is an adapter, not a model", next=next)
     raise CheckpointError(str(folder), "no weights", ", ".join(expected))
 
 
 def _read_index(path: Path, suffix: str) -> dict[str, Path]:
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{path}: weight_map", "missing or empty", "Tensor names and the file each lies in")
+        raise CheckpointError(f"{path}: weight_map", "missing or empty", "A mapping of tensor names to files")
     for name, file in weight_map.items():
-        # A safetensors index that names a pickle must not open one.
+        # A safetensors index must not open a pickle
         if not isinstance(file, str) or Path(file).name != file or Path(file).suffix != suffix:
             allowed = f"The name of a {suffix} file in the same folder"
             raise CheckpointError(f"{path}: weight_map.{name}", f"got {file!r}", allowed)

@@ -1,6 +1,6 @@
-"""What a model's card says of its licence and of what it was made of: the YAML before the text of README.md.
+"""Licence and base models from a model card: the YAML front matter of README.md.
 
-A card is written by whoever uploaded the model: what is read here decides messages, and `promotion.licences`.
+Cards are written by the model's uploader. They affect only messages, and the check of `promotion.licences`.
 """
 
 from collections.abc import Collection
@@ -12,19 +12,19 @@ from evosearch import documents
 from evosearch.errors import CheckpointError
 
 CARD = "README.md"
-MAX_BYTES = 2**20  # of a card that is read; its front matter is a few hundred
+MAX_BYTES = 2**20  # read from a card at most; front matter takes a few hundred
 FENCE = "---"
-OTHER = "other"  # the hub's word for a licence that it has no name for: `license_name` says which
+OTHER = "other"  # the hub's name for unlisted licences, which `license_name` names
 
 
 @dataclass(frozen=True)
 class Card:
-    """A card's front matter, as far as it is of use here.
+    """The fields of a model card that evosearch uses.
 
     Attributes:
-        licences: by the hub's names (`apache-2.0`), lower case; of `other` what `license_name` says. Empty: not stated.
-        bases: hub ids of the models that it was made of.
-        note: why the card could not be read, where there is one.
+        licences: Names on the hub (`apache-2.0`) in lower case, or `license_name` for `other`. Empty: not stated.
+        bases: Hub ids of the models it was made from.
+        note: Why the card could not be parsed, if so.
     """
 
     licences: tuple[str, ...] = ()
@@ -33,17 +33,17 @@ class Card:
 
     @property
     def licence(self) -> str | None:
-        """The licences as one text; None: not stated."""
+        """The licences as one string; None if not stated."""
         return ", ".join(self.licences) or None
 
     def allows(self, accepted: Collection[str]) -> bool:
-        """Whether it names a licence, and none beside the accepted ones."""
+        """Return whether the card states a licence and all of its licences are accepted."""
         known = {name.lower() for name in accepted}
         return bool(self.licences) and set(self.licences) <= known
 
 
 def card_of(folder: Path) -> Card:
-    """The card of a model's or an adapter's folder; an empty one where there is none, or none that can be read."""
+    """Return the card of a model's or adapter's folder; empty if it is missing or invalid."""
     path = folder / CARD
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
@@ -64,7 +64,7 @@ def card_of(folder: Path) -> Card:
 
 
 def _front(text: str) -> str | None:
-    """What stands between the fences at the beginning; None where there are none."""
+    """Return the front matter between the fences at the beginning; None if there is none."""
     lines = text.removeprefix("\ufeff").splitlines()
     if not lines or lines[0].strip() != FENCE:
         return None
@@ -73,6 +73,6 @@ def _front(text: str) -> str | None:
 
 
 def _texts(value: Any) -> list[str]:
-    """One text or a list of them, without what is neither."""
+    """Return a string or a list of strings as a list; other values are dropped."""
     given = value if isinstance(value, list) else [value]
     return [text.strip() for text in given if isinstance(text, str) and text.strip()]

@@ -1,4 +1,4 @@
-"""A checkpoint some of whose tensors are made when they are loaded: an adapter applied, a vocabulary changed."""
+"""Checkpoint that computes some tensors on load: an applied adapter, a changed vocabulary."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -10,19 +10,19 @@ import torch
 from evosearch.checkpoints.reader import Checkpoint, TensorInfo
 from evosearch.recipe.shapes import ModelShape
 
-Made = tuple[TensorInfo, Callable[[], torch.Tensor]]  # what the tensor is, and how it is made
+Made = tuple[TensorInfo, Callable[[], torch.Tensor]]  # (header, function that computes the tensor)
 
 
 class Overlay(Checkpoint):
-    """Another checkpoint's tensors, with some replaced. Folder, tokenizer and family are the other one's.
+    """Another checkpoint with some tensors replaced; folder and family are the other checkpoint's.
 
     Args:
-        under: the checkpoint that is changed.
-        reference: the name it was asked for by.
-        content: what stands for its content_sha256; it must follow from the contents of all that went into it.
-        replaced: tensor → what it is and how it is made, for those that differ. What is made is not kept.
-        config: config.json, where it differs.
-        tokenizer: where tokenizer and chat template lie, where that differs.
+        under: The checkpoint that is changed.
+        reference: Reference used in recipes.
+        content: Returns its content_sha256, which must be a function of the contents of all its inputs.
+        replaced: Tensor → header and function, for the tensors that differ. Computed tensors are not cached.
+        config: config.json, if it differs.
+        tokenizer: Folder of tokenizer and chat template, if it differs.
     """
 
     def __init__(
@@ -44,29 +44,31 @@ class Overlay(Checkpoint):
 
     @property
     def tokenizer_folder(self) -> Path:
+        """Folder of tokenizer and chat template."""
         return self._tokenizer
 
     @property
     def made(self) -> Mapping[str, Made]:
-        """The tensors that differ from the checkpoint below: what each is, and how it is made."""
+        """The replaced tensors: header and function of each."""
         return self._replaced
 
     def with_made(self, made: Mapping[str, Made]) -> "Overlay":
-        """The same checkpoint, its own tensors made in another way that gives the same bytes."""
+        """Return the same checkpoint with other functions, which must compute the same tensors."""
         assert {name: info for name, (info, _) in made.items()} == {name: self.tensors[name] for name in self._replaced}
         other = copy.copy(self)
         other._replaced = made
         return other
 
     def load(self, name: str) -> torch.Tensor:
-        """One tensor on the CPU: made, or mapped from a file of the checkpoint below. Do not write to it."""
+        """Return a tensor on the CPU, computed or memory-mapped: do not write to it."""
         if name in self._replaced:
             return self._replaced[name][1]()
         return self._under.load(name)
 
     def shares(self, name: str) -> Checkpoint | None:
-        """The checkpoint whose tensor of that name this one's is, or None where it has its own."""
+        """Return the checkpoint that this one has the tensor from; None if it is replaced."""
         return None if name in self._replaced else (self._under.shares(name) or self._under)
 
     def content_sha256(self) -> str:
+        """Return the hash that stands for the weights; computing it may read all inputs."""
         return self._content()

@@ -1,4 +1,4 @@
-"""transformers draws progress bars of its own for files it reads and writes; ours say what is being done."""
+"""Suppression of transformers' own progress bars."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_bars() -> Iterator[None]:
-    """No bars of transformers' own inside; the user's setting is put back."""
+    """Disable transformers' progress bars; the previous setting is restored."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""Checkpoints on disk, read lazily: opening maps the files, and a tensor's pages are read when it is used."""
+"""Checkpoints on disk: opening one maps its files, and a tensor's pages are read on first use."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -18,20 +18,20 @@ from evosearch.recipe.shapes import ModelShape
 
 __all__ = ["CONFIG", "INDEX", "SINGLE", "Checkpoint", "TensorInfo", "read_json"]
 
-HASH_THREADS = 4  # hashing leaves the interpreter lock; more threads than this wait for the disk
+HASH_THREADS = 4  # hashing releases the interpreter lock; more threads would wait for the disk
 
 
 class Checkpoint:
-    """One model folder. Made by `Checkpoint.open`.
+    """A model folder, opened by `Checkpoint.open`.
 
     Attributes:
-        reference: the name it was asked for by; messages use it.
-        folder: where it lies.
-        config: config.json.
-        family: how its architecture is laid out.
-        shape: the tensors it has.
-        tensors: name in `shape` → type and shape, for the tensors of `shape` alone.
-        notes: what a user should know of it though nothing is wrong, a sentence each.
+        reference: Reference used in recipes and messages.
+        folder: Its path.
+        config: Content of config.json.
+        family: Family of its architecture.
+        shape: Its tensors.
+        tensors: Name in `shape` → dtype and shape.
+        notes: Remarks for the user that are not errors, one sentence each.
     """
 
     notes: tuple[str, ...] = ()
@@ -64,14 +64,16 @@ class Checkpoint:
         allow_pickle: bool = False,
         hashes: Hashes | None = None,
     ) -> "Checkpoint":
-        """Open a model folder; reads its config and the headers of its safetensors files.
+        """Open a model folder; reads its config and the headers of its tensor files.
 
         Args:
-            allow_pickle: read pickled weights (`pytorch_model.bin`) where there are no others; see `pickles`.
-            hashes: where hashes are looked up, and kept.
+            folder: Path of the model.
+            reference: Reference used in messages; default: the path.
+            allow_pickle: Read pickled weights (`pytorch_model.bin`) if there are no others; see `pickles`.
+            hashes: Cache of hashes.
 
         Raises:
-            CheckpointError: the folder, the config or a weights file is missing, damaged, unsupported or incomplete.
+            CheckpointError: The folder, the config or a tensor file is missing, damaged, unsupported or incomplete.
         """
         config = read_json(folder / CONFIG)
         family = family_of(config, str(folder / CONFIG))
@@ -84,34 +86,34 @@ class Checkpoint:
 
     @property
     def tokenizer_folder(self) -> Path:
-        """Where tokenizer and chat template lie."""
+        """Folder of tokenizer and chat template."""
         return self.folder
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What says which weights there are and holds them: config, the list of shards where there is one, weights."""
+        """The config, the index of shards if there is one, and the files of the weights."""
         weights = dict.fromkeys(file.path for file in self._files.where.values())
         return tuple(dict.fromkeys((self.folder / CONFIG, self._files.listing, *weights)))
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that most tensors are stored in."""
+        """The most common dtype among the tensors."""
         return DTYPES[Counter(info.dtype for info in self.tensors.values()).most_common(1)[0][0]]
 
     def load(self, name: str) -> torch.Tensor:
-        """One tensor on the CPU, mapped from its file: do not write to it."""
+        """Return a tensor on the CPU, memory-mapped: do not write to it."""
         stored = self._stored[name]
         return self._files.where[stored].load(stored)
 
     def shares(self, name: str) -> "Checkpoint | None":
-        """The checkpoint whose tensor of that name this one's is; None: it has its own. See `overlay`."""
+        """Return the checkpoint that this one has the tensor from; None if it is its own. See `overlay`."""
         return None
 
     def content_sha256(self) -> str:
-        """The hash of the weights, whatever files they are cut into (see `digest`). Reads them all unless it is known.
+        """Return the hash of the weights (see `digest`); reads all of them unless the hash is cached.
 
         Raises:
-            CheckpointError: a weight is NaN or infinite.
+            CheckpointError: A weight is NaN or infinite.
         """
         return self._content_sha256
 
@@ -124,12 +126,12 @@ class Checkpoint:
             return combine(pool.map(lambda name: tensor_line(name, self._finite(name)), self.tensors))
 
     def _finite(self, name: str) -> torch.Tensor:
-        """A tensor without NaN and infinity: one of them in a parent fails every candidate that is made of it."""
+        """Load a tensor and reject NaN and infinity, which would make every candidate of this parent fail."""
         tensor = self.load(name)
         if tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
             bad = int((~tensor.isfinite()).sum())
             what = f"'{name}' of {self.reference} is damaged: {bad} of its {tensor.numel()} values are NaN or infinite"
-            raise CheckpointError(self._file(name), what, "Weights that are numbers", "Fetch or save the model again")
+            raise CheckpointError(self._file(name), what, "Finite weights", "Download or save the model again")
         return tensor
 
     def _info(self, name: str) -> TensorInfo:
@@ -140,7 +142,7 @@ class Checkpoint:
         return str(self._files.where[self._stored[name]].path)
 
     def _stored_names(self) -> dict[str, str]:
-        """Name in the family's shape → name in the files."""
+        """Return name in the family's shape → name in the files."""
         stored: dict[str, str] = {}
         for name in self._files.where:
             canonical = self.family.canonical(name)
@@ -148,7 +150,7 @@ class Checkpoint:
                 continue
             if canonical in stored:
                 what = f"'{stored[canonical]}' and '{name}' are both '{canonical}'"
-                raise CheckpointError(str(self._files.where[name].path), what, "One of the two", "Remove one")
+                raise CheckpointError(str(self._files.where[name].path), what, "Only one of the two", "Remove one")
             stored[canonical] = name
         return stored
 
@@ -157,16 +159,18 @@ class Checkpoint:
         missing = [name for name in expected if name not in self._stored]
         if missing:
             what = f"tensor '{missing[0]}' is missing" + (f" (and {len(missing) - 1} more)" if missing[1:] else "")
-            raise CheckpointError(str(self._files.listing), what, next=f"{CONFIG} promises it: is the folder complete?")
+            raise CheckpointError(
+                str(self._files.listing), what, next=f"{CONFIG} requires it. Check that the folder is complete"
+            )
         for name, stored in self._stored.items():
             if name in expected:
                 continue
             original = self.family.tied.get(name) if self.shape.tied_embeddings else None
             if original is None:
                 allowed = f"The tensors of {self.shape.architecture} with {self.shape.num_layers} layers"
-                next = f"Does {CONFIG} belong to these weights?"
+                next = f"Check that {CONFIG} belongs to these weights"
                 raise CheckpointError(self._file(name), f"unexpected tensor '{stored}'", allowed, next)
-            # A copy that differs makes transformers untie the two; merging only one of them would change the model.
+            # transformers unties the two if they differ; merging only one of them would change the model
             if not torch.equal(self.load(name), self.load(original)):
                 what = f"'{name}' differs from '{original}' though tie_word_embeddings is true"
                 raise CheckpointError(self._file(name), what, next=f"Set tie_word_embeddings to false in {CONFIG}")

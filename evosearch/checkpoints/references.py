@@ -1,12 +1,12 @@
-"""References: what a recipe calls a model or an adapter, and the folder it stands for.
+"""References to models and adapters in recipes, and their resolution to folders.
 
-| reference | stands for |
+| reference | meaning |
 |---|---|
-| `/abs`, `./rel`, `../rel`, `~/home` | that folder |
-| `scheme:rest` | whatever the scheme's resolver makes of it (`zoo:tiny/base`) |
-| `name`, where a folder of that name exists | that folder |
-| `org/name`, `org/name@revision` | a model of the Hugging Face hub, fetched into the hub's own cache |
-| `model+adapter` | a model with an adapter applied to it, each one of the above (see `split`, `adapters`) |
+| `/abs`, `./rel`, `../rel`, `~/home` | a folder |
+| `scheme:rest` | the result of the scheme's resolver (`zoo:tiny/base`) |
+| `name`, if a folder of that name exists | that folder |
+| `org/name`, `org/name@revision` | a model on the Hugging Face hub, downloaded into the hub's own cache |
+| `model+adapter` | a model with an adapter applied, each one of the above (see `split` and `adapters`) |
 """
 
 import os
@@ -31,13 +31,13 @@ from evosearch.checkpoints.reader import CONFIG, INDEX, SINGLE
 from evosearch.errors import CheckpointError, did_you_mean
 from evosearch.recipe.files import exists, pieces
 
-Progress = Callable[[str, float], None]  # what is being done, and the part that is done, in [0, 1]
-Resolver = Callable[[str, Path, Progress | None], Path]  # (rest of the reference, cache, progress) -> folder
+Progress = Callable[[str, float], None]  # (current step, fraction done in [0, 1])
+Resolver = Callable[[str, Path, Progress | None], Path]  # (rest of the reference, cache, progress) → folder
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
-# Weights and what goes with them; pickles, which can run code when read, only where they are allowed and alone.
+# Files to download. Pickles can run code when loaded: they are downloaded only if allowed and if there is nothing else.
 HUB_SETTINGS = ("*.json", "tokenizer.model", "merges.txt", "chat_template.jinja", "additional_chat_templates/*", CARD)
 HUB_FILES = ("*.safetensors", *HUB_SETTINGS)
 HUB_PICKLES = ("pytorch_model*.bin",)
@@ -49,33 +49,34 @@ _resolvers: dict[str, Resolver] = {}
 
 
 def default_cache() -> Path:
-    """Where fetched and made models are kept: $EVOSEARCH_CACHE, or ~/.cache/evosearch."""
+    """Return the folder of cached models: $EVOSEARCH_CACHE, or ~/.cache/evosearch."""
     named = os.environ.get("EVOSEARCH_CACHE")
     return Path(named).expanduser() if named else Path.home() / ".cache" / "evosearch"
 
 
 def register_resolver(scheme: str, resolver: Resolver) -> None:
-    """Let references of the form `scheme:rest` mean what `resolver` makes of `rest`."""
-    assert _SCHEME.fullmatch(f"{scheme}:"), f"'{scheme}' is no scheme"
+    """Register the resolver of references `scheme:rest`."""
+    assert _SCHEME.fullmatch(f"{scheme}:"), f"'{scheme}' is not a valid scheme"
     _resolvers[scheme] = resolver
 
 
 def split(reference: str, known: Container[str] = ()) -> tuple[str, str | None]:
-    """The model and the adapter of a reference; None where it names a model alone.
+    """Split a reference into model and adapter; the adapter is None if there is none.
 
-    A folder or recipe that exists is meant as it is, though its path may hold a '+'.
+    The path of an existing folder or recipe may contain a '+'.
 
     Args:
-        known: further recipes, whose files need not exist here.
+        reference: Reference of a recipe.
+        known: Recipes whose files need not exist on this machine.
 
     Raises:
-        CheckpointError: it names more than one adapter, or one of the two is empty.
+        CheckpointError: There is more than one adapter, or model or adapter is empty.
     """
     model, *adapters = pieces(reference, lambda piece: piece in known or exists(piece))
     allowed = "One model and one adapter, as model+adapter"
     if len(adapters) > 1:
-        next = f"Merge all but one of them into the model first: {', '.join(adapters[:-1])}"
-        raise CheckpointError(reference, f"names {len(adapters)} adapters", allowed, next)
+        next = f"Merge all but the last into the model first: {', '.join(adapters[:-1])}"
+        raise CheckpointError(reference, f"got {len(adapters)} adapters", allowed, next)
     adapter = adapters[0] if adapters else None
     if adapter is not None and not (model and adapter):
         raise CheckpointError(reference, f"no {'model before' if adapter else 'adapter after'} the '+'", allowed)
@@ -83,48 +84,49 @@ def split(reference: str, known: Container[str] = ()) -> tuple[str, str | None]:
 
 
 def is_hub_id(reference: str) -> bool:
-    """Whether a reference is looked for on the hub: it has the form of an id, and no folder has its name."""
+    """Return whether a reference is looked up on the hub: it is a valid id, and there is no folder of that name."""
     return bool(_HUB_ID.fullmatch(reference)) and not reference.startswith(("./", "../")) and not _is_folder(reference)
 
 
 def resolve(reference: str, cache: Path, progress: Progress | None = None, allow_pickle: bool = False) -> Path:
-    """The folder a model's reference stands for, fetched or made if need be.
+    """Return the folder of a model, downloaded or created first if needed.
 
     Args:
-        cache: where resolvers keep what they make; hub models go to the hub's own cache, which other tools share.
-        progress: told how fetching or making goes.
-        allow_pickle: fetch pickled weights where a hub model has no others.
+        reference: Reference without adapter.
+        cache: Folder for the results of resolvers. Hub models go to the hub's own cache, which other tools share.
+        progress: Called while the model is downloaded or created.
+        allow_pickle: Download pickled weights if a hub model has no others.
 
     Raises:
-        CheckpointError: no model of that name can be had.
+        CheckpointError: The model is not available.
     """
     kind = _Kind("model", CONFIG, (SINGLE, INDEX), HUB_FILES, HUB_PICKLES if allow_pickle else ())
     return _find(reference, kind, cache, progress)
 
 
 def resolve_settings(reference: str, cache: Path, progress: Progress | None = None) -> Path:
-    """As `resolve`, for config and tokenizer alone: the weights of a hub model are not fetched.
+    """Return the folder of a model like `resolve`, but without downloading the weights of a hub model.
 
     Raises:
-        CheckpointError: no model of that name can be had.
+        CheckpointError: The model is not available.
     """
     return _find(reference, _Kind("model", CONFIG, (), HUB_SETTINGS, ()), cache, progress)
 
 
 def resolve_adapter_settings(reference: str, cache: Path, progress: Progress | None = None) -> Path:
-    """As `resolve_adapter`, for its config alone.
+    """Return the folder of an adapter like `resolve_adapter`, but without downloading its weights.
 
     Raises:
-        CheckpointError: no adapter of that name can be had.
+        CheckpointError: The adapter is not available.
     """
     return _find(reference, _Kind("adapter", ADAPTER_CONFIG, (), (ADAPTER_CONFIG, CARD), ()), cache, progress)
 
 
 def resolve_adapter(reference: str, cache: Path, progress: Progress | None = None, allow_pickle: bool = False) -> Path:
-    """The folder an adapter's reference stands for: as `resolve`, for what follows the '+'.
+    """Return the folder of an adapter: like `resolve`, for the part of a reference after the '+'.
 
     Raises:
-        CheckpointError: no adapter of that name can be had.
+        CheckpointError: The adapter is not available.
     """
     pickles = HUB_ADAPTER_PICKLES if allow_pickle else ()
     kind = _Kind("adapter", ADAPTER_CONFIG, (ADAPTER_WEIGHTS,), HUB_ADAPTER_FILES, pickles)
@@ -132,16 +134,17 @@ def resolve_adapter(reference: str, cache: Path, progress: Progress | None = Non
 
 
 def hub_cache() -> Path:
-    """Where what is fetched from the hub is kept; see `HF_HOME`."""
+    """Return the folder of the hub's cache; see `HF_HOME`."""
     return Path(constants.HF_HUB_CACHE)
 
 
 def bytes_to_fetch(reference: str, adapter: bool = False, allow_pickle: bool = False) -> int:
-    """What resolving a reference would bring from the hub and is not there yet; 0 where it cannot be known.
+    """Return the bytes that resolving a reference would download; 0 if this cannot be determined.
 
     Args:
-        adapter: it names an adapter.
-        allow_pickle: as for `resolve`.
+        reference: Reference of a model or an adapter.
+        adapter: Whether it is an adapter.
+        allow_pickle: See `resolve`.
     """
     if not is_hub_id(reference):
         return 0
@@ -157,20 +160,20 @@ def bytes_to_fetch(reference: str, adapter: bool = False, allow_pickle: bool = F
         files = listed(wanted)
         if pickled and not any(file.filename in weights for file in files):
             files = listed((*wanted, *pickled))
-    except Exception:  # resolving it says what is wrong, or finds it in the hub's cache
+    except Exception:  # resolving reports the error, or finds the model in the hub's cache
         return 0
     return sum(file.file_size for file in files if file.will_download)
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a reference is to stand for."""
+    """Whether a reference is a model or an adapter, and its files."""
 
     name: str  # `model` or `adapter`
-    config: str  # the file that every such folder has
-    weights: tuple[str, ...]  # the files of which one holds or lists the weights
-    hub_files: tuple[str, ...]  # what is fetched from the hub
-    hub_pickles: tuple[str, ...]  # what is fetched as well where that brought no weights
+    config: str  # file that every such folder has
+    weights: tuple[str, ...]  # files that contain or list the weights; one of them is required
+    hub_files: tuple[str, ...]  # patterns of files to download
+    hub_pickles: tuple[str, ...]  # patterns of further files if there are no weights among these
 
     @property
     def allowed(self) -> str:
@@ -191,16 +194,16 @@ def _find(reference: str, kind: _Kind, cache: Path, progress: Progress | None) -
         return folder
     what = f"no {kind.config} in this folder"
     if kind.name == "model" and (folder / ADAPTER_CONFIG).is_file():
-        raise CheckpointError(reference, what, kind.allowed, f"It holds an adapter: write model+{reference}")
+        raise CheckpointError(reference, what, kind.allowed, f"This is an adapter. Write model+{reference}")
     if kind.name == "adapter" and (folder / CONFIG).is_file():
-        raise CheckpointError(reference, what, kind.allowed, "It holds a model: list it as one of the recipe's models")
+        raise CheckpointError(reference, what, kind.allowed, "This is a model. List it among the recipe's models")
     raise CheckpointError(reference, what, kind.allowed)
 
 
 def _is_folder(reference: str) -> bool:
     try:
         return os.path.isdir(os.path.expanduser(reference))
-    except (OSError, RuntimeError):  # longer than a path can be, or the home of nobody
+    except (OSError, RuntimeError):  # path too long, or unknown user in ~user
         return False
 
 
@@ -224,37 +227,39 @@ def _by_scheme(reference: str, scheme: str, rest: str, cache: Path, progress: Pr
 def _from_hub(reference: str, kind: _Kind, progress: Progress | None) -> Path:
     if not _HUB_ID.fullmatch(reference):
         allowed = f"A folder with {kind.config}, or a hub id as org/name@revision"
-        raise CheckpointError(reference, "no such folder, and no hub id", allowed)
+        raise CheckpointError(reference, "no such folder, and not a valid hub id", allowed)
     name, _, revision = reference.partition("@")
     if progress:
-        progress(f"fetching {reference}", 0.0)
+        progress(f"downloading {reference}", 0.0)
 
     def fetch(patterns: tuple[str, ...]) -> Path:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))
 
-    try:  # HF_HUB_OFFLINE=1 is honoured inside
+    try:  # respects HF_HUB_OFFLINE=1
         folder = fetch(kind.hub_files)
         if kind.hub_pickles and not any((folder / file).is_file() for file in kind.weights):
             folder = fetch(kind.hub_files + kind.hub_pickles)
     except Exception as error:
         raise _hub_error(reference, error) from error
     if progress:
-        progress(f"fetching {reference}", 1.0)
+        progress(f"downloading {reference}", 1.0)
     return folder
 
 
 def _hub_error(reference: str, error: Exception) -> Exception:
-    """What the hub's client raised, in our words; what is no failure of the hub stays as it is."""
+    """Translate an exception of the hub's client; other exceptions are returned unchanged."""
     if isinstance(error, GatedRepoError):
-        return CheckpointError(reference, "the hub asks for permission", next="Accept its terms and set HF_TOKEN")
+        return CheckpointError(
+            reference, "access is restricted", next="Accept the model's terms on the hub and set HF_TOKEN"
+        )
     if isinstance(error, RevisionNotFoundError):
         return CheckpointError(reference, "the hub has no such revision", "A branch, tag or commit after '@'")
     if isinstance(error, RepositoryNotFoundError):
         next = "Check the name; for a private model set HF_TOKEN"
         return CheckpointError(reference, "no such folder, and no such model on the hub", next=next)
     if isinstance(error, LocalEntryNotFoundError):
-        what = "not in the hub's cache, and the hub cannot be reached"
-        return CheckpointError(reference, what, next="Fetch it once with a connection and without HF_HUB_OFFLINE")
+        what = "not in the hub's cache, and the hub is unreachable"
+        return CheckpointError(reference, what, next="Download it once while online and without HF_HUB_OFFLINE")
     if isinstance(error, HfHubHTTPError | HFValidationError | OSError):
-        return CheckpointError(reference, f"the hub could not deliver it: {error}".splitlines()[0], next="Try again")
+        return CheckpointError(reference, f"download failed: {error}".splitlines()[0], next="Try again")
     return error

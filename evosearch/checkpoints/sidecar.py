@@ -1,7 +1,6 @@
-"""What lies beside a model's weights and decides its answers all the same, by digest: its config and its tokenizer.
+"""Digests of the config and tokenizer files that accompany a model's weights.
 
-`content_sha256` is of the weights alone, and the same weights under another rotary base or another tokenizer are
-another model.
+`content_sha256` covers only the weights, but the same weights with another rotary base or tokenizer are another model.
 """
 
 import hashlib
@@ -10,11 +9,11 @@ import json
 from evosearch.checkpoints.reader import CONFIG, Checkpoint
 from evosearch.checkpoints.writer import COMPANIONS, TOKENIZER_FILES
 
-NO_EFFECT = ("_name_or_path", "transformers_version")  # keys of config.json that say who wrote it, not what it is
+NO_EFFECT = ("_name_or_path", "transformers_version")  # keys of config.json about its origin
 
 
 def files_of(checkpoint: Checkpoint) -> dict[str, str]:
-    """File → sha256 (hex), of a model's config and its tokenizer's files."""
+    """Return file name → sha256 (hex) of a model's config and tokenizer files."""
     config = {key: value for key, value in checkpoint.config.items() if key not in NO_EFFECT}
     found = {CONFIG: hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()}
     for folder, names in ((checkpoint.folder, COMPANIONS), (checkpoint.tokenizer_folder, TOKENIZER_FILES)):

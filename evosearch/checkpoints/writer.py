@@ -1,7 +1,7 @@
-"""Writing a checkpoint: streamed tensor by tensor, and there is either all of it or nothing.
+"""Atomic, streaming writer of checkpoints.
 
-Everything goes to a hidden folder beside the target; the index and the config come last, and one rename makes the
-whole appear. What a crash leaves is a hidden folder that nothing loads.
+Tensors are written one by one into a hidden folder next to the target, the index and the config last. A rename then
+publishes the folder. A crash leaves only a hidden folder, which nothing loads.
 """
 
 import errno
@@ -17,12 +17,12 @@ from typing import Any, BinaryIO, Self
 import torch
 
 from evosearch.checkpoints.digest import DTYPE_NAMES, Line, combine, raw_bytes, tensor_line
-from evosearch.checkpoints.disk_space import ROOM, size
+from evosearch.checkpoints.disk_space import FREE_SPACE, size
 from evosearch.checkpoints.reader import CONFIG, INDEX, SINGLE, read_json
 from evosearch.errors import CheckpointError
 
 MAX_SHARD_BYTES = 5 * 10**9
-# What makes a folder of weights usable as a model; copied as it is from the donor, and from where the tokenizer lies.
+# Copied unchanged from the donor and from the tokenizer's folder
 COMPANIONS = ("generation_config.json",)
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -37,30 +37,30 @@ TOKENIZER_FILES = (
     "additional_chat_templates",
 )
 
-FULL = {  # what can be full, and what to do then
-    errno.ENOSPC: ROOM,
-    errno.EDQUOT: "Make room in your quota, or name a folder on another disk",
-    errno.EFBIG: "Raise the limit on the size of a file (ulimit -f), or name a folder on another disk",
+FULL = {  # errno → what to do
+    errno.ENOSPC: FREE_SPACE,
+    errno.EDQUOT: "Free some of your quota, or choose a folder on another disk",
+    errno.EFBIG: "Raise the limit on file size (ulimit -f), or choose a folder on another disk",
 }
 
-Layout = Sequence[tuple[str, tuple[int, ...]]]  # names and shapes, in the order they will be added
+Layout = Sequence[tuple[str, tuple[int, ...]]]  # names and shapes, in the order of `add`
 
 
 class CheckpointWriter:
-    """Writes one checkpoint. Use as a context manager: leaving it without an error makes the folder appear.
+    """Writer of one checkpoint, a context manager that publishes the folder on success.
 
     Args:
-        out: the folder to make; it may exist if it is empty.
-        layout: every tensor that will be added, in that order. A safetensors file starts with the offsets of all its
-            tensors, so knowing them beforehand is what lets tensors be streamed instead of gathered.
-        dtype: the type of all tensors.
-        donor: a model folder to copy config, generation config, tokenizer and chat template from.
-        config: what to put into config.json in place of the donor's.
-        max_shard_bytes: a file grows no larger than this, unless a single tensor is.
-        tokenizer: the folder to copy tokenizer and chat template from, where it is not the donor.
+        out: Folder to create; may exist if it is empty.
+        layout: All tensors, in the order in which they will be added. A safetensors file starts with the offsets of
+            its tensors, so they must be known before the first tensor is written.
+        dtype: Type of all tensors.
+        donor: Model folder to copy config, generation config, tokenizer and chat template from.
+        config: Content of config.json; default: the donor's.
+        max_shard_bytes: Maximum size of a file that contains more than one tensor.
+        tokenizer: Folder to copy tokenizer and chat template from; default: the donor.
 
     Raises:
-        CheckpointError: `out` is not empty, cannot be written, or its disk has no room for all of it.
+        CheckpointError: `out` is not empty or cannot be written, or there is not enough disk space.
     """
 
     def __init__(
@@ -80,12 +80,12 @@ class CheckpointWriter:
         self._lines: list[Line] = []
         self._file: BinaryIO | None = None
         self._open_shard = -1
-        self._needed = _needed(self._shards, dtype, self._beside())
+        self._needed = _needed(self._shards, dtype, self._companions())
         self._folder = _hidden_folder(out)
-        self._check_room()
+        self._check_disk_space()
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Write the next tensor of the layout; its type must be the writer's, its shape the layout's."""
+        """Write the next tensor of the layout; dtype and shape must match."""
         shard, expected, shape = self._pending.pop()
         assert (name, tuple(tensor.shape), tensor.dtype) == (expected, shape, self.dtype), f"'{expected}' was next"
         try:
@@ -99,7 +99,7 @@ class CheckpointWriter:
 
     @property
     def weights_sha256(self) -> str:
-        """The hash of all that was added; equals the result's `content_sha256`."""
+        """Hash of the tensors added so far; at the end, the `content_sha256` of the checkpoint."""
         return combine(self._lines)
 
     @property
@@ -121,24 +121,24 @@ class CheckpointWriter:
                 assert not self._pending, f"'{self._pending[-1][1]}' was never added"
                 self._finish()
         except OSError as problem:
-            if error is None:  # what went wrong first is what to tell
+            if error is None:  # the first error is the one to report
                 raise self._unwritable(problem) from None
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)  # renamed away already where all went well
+            shutil.rmtree(self._folder, ignore_errors=True)  # already renamed on success
 
-    def _check_room(self) -> None:
-        """Say beforehand that a disk is too small: a merge of an hour should not find it out at its end."""
+    def _check_disk_space(self) -> None:
+        """Fail before an hour of merging if the disk is too small."""
         free = shutil.disk_usage(self._folder).free
         if free < self._needed:
             self._folder.rmdir()
-            what = f"cannot be written: it takes {size(self._needed)}, and {size(free)} are free there"
-            raise CheckpointError(str(self.out), what, next=ROOM)
+            what = f"cannot be written: {size(self._needed)} needed, {size(free)} free"
+            raise CheckpointError(str(self.out), what, next=FREE_SPACE)
 
     def _unwritable(self, error: OSError) -> CheckpointError:
         if error.errno not in FULL:
             return _unwritable(self.out, error)
-        free = shutil.disk_usage(self.out.parent).free + _occupied(self._folder)  # ours is removed
-        what = f"cannot be written: {error.strerror} (it takes {size(self._needed)}, and {size(free)} are free there)"
+        free = shutil.disk_usage(self.out.parent).free + _occupied(self._folder)  # the hidden folder will be removed
+        what = f"cannot be written: {error.strerror} ({size(self._needed)} needed, {size(free)} free)"
         return CheckpointError(str(self.out), what, next=FULL[error.errno])
 
     def _start(self, shard: int) -> None:
@@ -154,9 +154,9 @@ class CheckpointWriter:
                 file.flush()
                 os.fsync(file.fileno())
 
-    def _beside(self) -> list[Path]:
-        """The files and folders that are copied as they are."""
-        # A generation config beside the tokenizer has its ids, and takes the place of the donor's.
+    def _companions(self) -> list[Path]:
+        """Return the files and folders to copy unchanged."""
+        # A generation config in the tokenizer's folder has its token ids and overrides the donor's
         places = [(self._donor, COMPANIONS), (self._tokenizer, (*COMPANIONS, *TOKENIZER_FILES))]
         paths = [folder / name for folder, names in places if folder for name in names if (folder / name).exists()]
         return list({path.name: path for path in paths}.values())
@@ -166,7 +166,7 @@ class CheckpointWriter:
         return SINGLE if count == 1 else f"model-{shard + 1:05d}-of-{count:05d}.safetensors"
 
     def _finish(self) -> None:
-        for path in self._beside():
+        for path in self._companions():
             _copy(path, self._folder / path.name)
         if len(self._shards) > 1:
             places = {name: self._name(shard) for shard, part in enumerate(self._shards) for name, _ in part}
@@ -174,25 +174,25 @@ class CheckpointWriter:
         config = self._config if self._config is not None else read_json(self._donor / CONFIG) if self._donor else None
         if config is not None:
             _write_json(self._folder / CONFIG, _with_dtype(config, self.dtype))
-        self._folder.rename(self.out)  # an empty folder there is replaced; a full one makes this fail
+        self._folder.rename(self.out)  # replaces an empty folder, fails on any other
 
 
-def _needed(shards: Sequence[Layout], dtype: torch.dtype, beside: Sequence[Path]) -> int:
-    """Bytes of all that will be written but config.json, which is small."""
+def _needed(shards: Sequence[Layout], dtype: torch.dtype, companions: Sequence[Path]) -> int:
+    """Return the bytes of everything that will be written, except the small config.json."""
     weights = sum(_count(shape) * dtype.itemsize for part in shards for _, shape in part)
     headers = sum(len(_header(part, dtype)) for part in shards)
-    index = headers if len(shards) > 1 else 0  # names and files: no more than names, shapes and offsets
-    return weights + headers + index + sum(map(_occupied, beside))
+    index = headers if len(shards) > 1 else 0  # upper bound: an index has only names and files
+    return weights + headers + index + sum(map(_occupied, companions))
 
 
 def _occupied(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; 0 where there is neither."""
+    """Return the bytes of a file or of all files in a folder; 0 if there is neither."""
     files = [path] if path.is_file() else path.rglob("*")
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _cut(layout: Layout, itemsize: int, limit: int) -> list[list[tuple[str, tuple[int, ...]]]]:
-    """The layout in files of at most `limit` bytes, one tensor at least."""
+    """Split the layout into files of at most `limit` bytes, but at least one tensor."""
     shards: list[list[tuple[str, tuple[int, ...]]]] = [[]]
     size = 0
     for name, shape in layout:
@@ -206,7 +206,7 @@ def _cut(layout: Layout, itemsize: int, limit: int) -> list[list[tuple[str, tupl
 
 
 def _header(part: Layout, dtype: torch.dtype) -> bytes:
-    """A safetensors header: its length in 8 bytes, then JSON padded with blanks so that the data starts aligned."""
+    """Return a safetensors header: its length in 8 bytes, then JSON padded with spaces to align the data."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in part:
@@ -223,11 +223,9 @@ def _count(shape: tuple[int, ...]) -> int:
 
 
 def _with_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """The config for weights of `dtype`: under both keys, as older libraries read `torch_dtype`, newer ones `dtype`."""
+    """Set the dtype in a config, also as `torch_dtype` for older libraries, and drop the path of its origin."""
     name = str(dtype).removeprefix("torch.")
-    kept = {
-        key: value for key, value in config.items() if key != "_name_or_path"
-    }  # a path on the machine that saved it
+    kept = {key: value for key, value in config.items() if key != "_name_or_path"}  # a path on another machine
     return kept | {"dtype": name, "torch_dtype": name}
 
 
@@ -246,11 +244,11 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def _hidden_folder(out: Path) -> Path:
-    """A new folder beside `out`, on the same file system so that one rename puts it in place."""
+    """Create a folder next to `out`, on the same file system so that it can be renamed."""
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise CheckpointError(
-                str(out), "exists and is not an empty folder", next="Name another folder, or remove it"
+                str(out), "exists and is not an empty folder", next="Choose another folder, or remove it"
             )
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))

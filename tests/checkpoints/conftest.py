@@ -12,7 +12,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Callable[..., Path]:
-    """Makes a checkpoint folder: `tiny("name", seed=0, tie_word_embeddings=True, max_shard_size="20KB")`."""
+    """Make a checkpoint folder: `tiny("name", seed=0, tie_word_embeddings=True, max_shard_size="20KB")`."""
 
     def make(name: str, seed: int = 0, max_shard_size: str = "5GB", **config: object) -> Path:
         settings: dict[str, object] = {

@@ -1,4 +1,4 @@
-"""Adapters applied by us and by peft give the same weights; what we cannot apply is refused by name."""
+"""Applying an adapter gives peft's weights; unsupported settings are rejected by name."""
 
 import json
 import warnings
@@ -29,10 +29,10 @@ def make_gpt2(folder: Path) -> Path:
 
 
 def make_adapter(base: Path, out: Path, **settings: Any) -> Path:
-    """An adapter as peft saves one, every trained tensor far from its start."""
+    """Save an adapter with peft, with every trained tensor far from its initial value."""
     model = AutoModelForCausalLM.from_pretrained(base)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what peft guesses about layers and embeddings
+        warnings.simplefilter("ignore")  # peft's guesses about layers and embeddings
         adapted = get_peft_model(model, LoraConfig(**({"r": 4, "lora_alpha": 6, "target_modules": LINEAR} | settings)))
         generator = torch.Generator().manual_seed(1)
         for name, parameter in adapted.named_parameters():
@@ -123,7 +123,7 @@ def check_equal(base: Path, adapter: Path) -> None:
 def test_a_flag_that_contradicts_the_layers_is_overruled_as_peft_does(tmp_path):
     base = make_gpt2(tmp_path / "base")
     adapter = make_adapter(base, tmp_path / "lora", target_modules=["attn.c_proj"], fan_in_fan_out=True)
-    edit(adapter, fan_in_fan_out=False)  # a square weight: its shape does not tell
+    edit(adapter, fan_in_fan_out=False)  # the shape of a square weight does not show it
     check_equal(base, adapter)
 
 
@@ -168,7 +168,7 @@ def test_narrow_weights_are_added_in_float32(pair, tmp_path):
     assert (result.tensors[name].dtype, result.load(name).dtype) == ("F32", torch.float32)
     torch.testing.assert_close(result.load(name) - theta, 1.5 * b @ a, rtol=1e-3, atol=1e-8)
     kept = result.load(name).bfloat16().float() != theta
-    assert kept.float().mean() < 0.05  # rounded to the base's type, most of the adapter would be gone
+    assert kept.float().mean() < 0.05  # rounding to the base's dtype would lose most of the adapter
     assert result.tensors["model.norm.weight"].dtype == "BF16"
 
 
@@ -259,18 +259,18 @@ def test_experts_saved_whole_are_cut_out_of_the_live_models_stacks(tmp_path):
     [
         ({"peft_type": "LOHA"}, "peft_type: 'LOHA' is not supported. LORA"),
         ({"peft_type": None}, "peft_type: 'None' is not supported"),
-        ({"lora_bias": True}, "lora_bias: a bias beside lora_B is not supported"),
+        ({"lora_bias": True}, "lora_bias: biases of lora_B are not supported"),
         ({"layer_replication": [[0, 1], [0, 2]]}, "layer_replication: repeated layers are not supported"),
         ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters: LoRA on parameters"),
-        ({"trainable_token_indices": [3]}, "trainable_token_indices: embeddings trained for single tokens"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices: training of single token embeddings"),
         ({"alora_invocation_tokens": [3]}, "alora_invocation_tokens: an activated LoRA"),
-        ({"kasa_config": {"beta": 1}}, "kasa_config: got .*not known here"),
-        ({"use_new_trick": True}, "use_new_trick: got True, and what it does is not known here"),
+        ({"kasa_config": {"beta": 1}}, "kasa_config: got .*not supported"),
+        ({"use_new_trick": True}, "use_new_trick: got True, which is not supported"),
         ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights: 'pissa_niter_16' changed the base"),
         ({"r": 0}, "r: got 0. A positive whole number"),
         ({"lora_alpha": "16"}, "lora_alpha: got '16'. A number"),
         ({"rank_pattern": {"q_proj": 2.5}}, r"rank_pattern\.q_proj: got 2\.5"),
-        ({"alpha_pattern": {"(": 2}}, "alpha_pattern: '\\(' is no regular expression"),
+        ({"alpha_pattern": {"(": 2}}, "alpha_pattern: '\\(' is not a valid regular expression"),
         ({"modules_to_save": "lm_head"}, "modules_to_save: got 'lm_head'. A list"),
         ({"bias": "some"}, "bias: got 'some'. none, all or lora_only"),
     ],
@@ -288,24 +288,24 @@ BROKEN: list[tuple[Callable[[dict[str, torch.Tensor]], object], str]] = [
     (lambda t: t.pop(f"{Q}.lora_B.weight"), rf"tensor '{Q}\.lora_B\.weight' is missing"),
     (
         lambda t: [t.pop(f"{Q}.lora_{part}.weight") for part in "AB"],
-        rf"tensor '{Q}\.lora_A\.weight' is missing.*promises it",
+        rf"tensor '{Q}\.lora_A\.weight' is missing.*requires it",
     ),
     (lambda t: t.clear(), r"tensor '.*lora_A\.weight' is missing \(and 13 more\)"),
     (
         lambda t: t.update({f"{Q}.lora_A.weight": torch.ones(3, 32)}),
         rf"'{Q}\.lora_A\.weight' is 3×32\. Rank 4, as adapter_config\.json says",
     ),
-    (lambda t: t.update({f"{Q}.lora_B.weight": torch.ones(31, 4)}), "makes 31×32 where .*base has 32×32"),
+    (lambda t: t.update({f"{Q}.lora_B.weight": torch.ones(31, 4)}), "gives 31×32, but .*base has 32×32"),
     (
         lambda t: t.update({Q.replace("layers.1", "layers.7") + ".lora_A.weight": torch.ones(4, 32)}),
         r"is for 'model\.layers\.7\.self_attn\.q_proj\.weight', which .*base does not have.*It was trained on",
     ),
     (lambda t: t.update({"foreign": torch.ones(2)}), "tensor 'foreign' is for 'foreign', which"),
     (lambda t: t.update({f"{Q}.lora_A.weight": torch.ones(4, 32).int()}), "is stored as I32. One of F64"),
-    (lambda t: t.update({f"{Q}.lora_diag": torch.ones(4)}), r"lora_diag' belongs to no LoRA known here\. M\.lora_A"),
+    (lambda t: t.update({f"{Q}.lora_diag": torch.ones(4)}), r"lora_diag' is not part of a supported LoRA\. M\.lora_A"),
     (
         lambda t: t.update({"base_model.model.model.embed_tokens.weight": torch.ones(108, 32)}),
-        "makes 108×32 where .*base has 100×32. An adapter that changed the vocabulary cannot be applied",
+        "gives 108×32, but .*base has 100×32. An adapter that changed the vocabulary cannot be applied",
     ),
 ]
 

@@ -1,4 +1,4 @@
-"""The preflight: one error that names both models and what differs."""
+"""Incompatible models give one error that names both models and the difference."""
 
 import json
 from pathlib import Path
@@ -45,10 +45,10 @@ def test_what_differs_is_named(tiny, change, message):
 def test_tokenizers_are_compared_by_id(tiny):
     a, b = tiny("a"), tiny("b")
     tokenizer(a, {"x": 0, "y": 1}, ((2, "<s>"),))
-    check(a, b)  # one has none: nothing to compare
+    check(a, b)  # one has no tokenizer
     tokenizer(b, {"y": 1, "x": 0}, ((2, "<s>"),))
     check(a, b)
-    tokenizer(b, [["x", -1.0], ["y", -2.0]], ((2, "<s>"),))  # a Unigram model lists its tokens
+    tokenizer(b, [["x", -1.0], ["y", -2.0]], ((2, "<s>"),))  # a Unigram model has a list of tokens
     check(a, b)
     tokenizer(b, {"x": 1, "y": 0}, ((2, "<s>"),))
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Copies of models from network file systems: whole or not at all, and again where the model changed."""
+"""Copies of models from network file systems: atomic, and renewed when the model changes."""
 
 import shutil
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def test_a_copy_is_the_model_with_all_that_goes_with_it(tiny: Tiny, tmp_path: Pa
     (far / "additional_chat_templates").mkdir()
     (far / "additional_chat_templates" / "tool.jinja").write_text("x")
     (far / "optimizer.pt").write_text("training leaves such")
-    linked = tmp_path / "linked"  # as the hub's cache holds its files
+    linked = tmp_path / "linked"  # like the files in the hub's cache
     linked.mkdir()
     for entry in far.iterdir():
         (linked / entry.name).symlink_to(entry)

@@ -1,4 +1,4 @@
-"""Laws of the family files, over all of them: transformers itself says which tensors there are and what each does."""
+"""Laws of all families, tested against transformers' own models."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +23,7 @@ SUPPORTED = {
     *("Gemma2ForCausalLM", "Gemma3ForCausalLM", "Olmo2ForCausalLM", "PhiForCausalLM", "Phi3ForCausalLM"),
     *("GPT2LMHeadModel", "GPTNeoXForCausalLM", "MixtralForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM"),
 }
-VARIANTS: dict[str, dict[str, Any]] = {  # a family that does not know a key has the same tensors with and without it
+VARIANTS: dict[str, dict[str, Any]] = {  # a family that does not use a key has the same tensors with and without it
     "default": {},
     "tied": {"tie_word_embeddings": True},
     "untied": {"tie_word_embeddings": False},
@@ -61,7 +61,7 @@ def layers_of(model: Any, shape: ModelShape) -> list[Any]:
 
 
 def calls(model: Any, layers: list[Any]) -> list[tuple[tuple[Any, ...], dict[str, Any], torch.Tensor]]:
-    """Arguments and output of every layer, as the model runs on TOKENS."""
+    """Run the model on TOKENS; return the arguments and the output of every layer."""
     seen: list[Any] = [None] * len(layers)
 
     def hook(index: int) -> Callable[..., None]:
@@ -78,8 +78,26 @@ def calls(model: Any, layers: list[Any]) -> list[tuple[tuple[Any, ...], dict[str
     return seen
 
 
-def test_the_families_there_are():
-    assert set(ARCHITECTURES) == SUPPORTED
+def test_the_supported_families_are_registered():
+    assert set(ARCHITECTURES) >= SUPPORTED
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_attributes_that_a_model_derives_from_its_layers_are_the_familys(architecture, random_model):
+    """Attributes of the body that differ between models with and without sliding windows."""
+
+    def derived(kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        checkpoint = Checkpoint.open(random_model(architecture, **WINDOWS, layer_types=[kind] * 3))
+        model, _ = live(checkpoint)
+        plain = {key: value for key, value in vars(model.base_model).items() if isinstance(value, bool | int | str)}
+        layers = {"layer_types": getattr(model.config, "layer_types", None)}
+        return plain, dict(checkpoint.family.layer_attributes(layers))
+
+    (full, stated_full), (sliding, stated_sliding) = derived("full_attention"), derived("sliding_attention")
+    differing = {key for key in full if full[key] != sliding.get(key)}
+    assert differing == stated_full.keys() == stated_sliding.keys()
+    assert {key: full[key] for key in differing} == stated_full
+    assert {key: sliding[key] for key in differing} == stated_sliding
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -133,7 +151,7 @@ def test_every_tensor_stands_where_the_family_says(architecture, variant, random
 @pytest.mark.parametrize("variant", ["default", "other"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_a_layer_adds_is_linear_in_the_tensors_that_write(architecture, variant, random_model):
-    """Without its writers a layer changes nothing; half of those of one half of a layer give half of what it adds."""
+    """Without its writers a layer adds nothing; halving those of attention or MLP halves what that half adds."""
     checkpoint = Checkpoint.open(random_model(architecture, **VARIANTS[variant]))
     model, found = live(checkpoint)
     offset = checkpoint.family.writer_offset
@@ -240,7 +258,7 @@ def test_a_family_without_a_file_is_refused_and_told_what_a_file_holds(name):
     text = str(caught.value)
     assert text.startswith(f"m/config.json: architectures: '{name}ForCausalLM' is not supported")
     assert all(architecture in text for architecture in ARCHITECTURES)
-    assert "A family is one file in evosearch/checkpoints/families with a FAMILY" in text
+    assert "write a file in evosearch/checkpoints/families or an entry point of the group evosearch.families" in text
     assert "writes to the residual stream" in text
 
 
@@ -258,7 +276,7 @@ def test_a_family_without_a_file_is_refused_and_told_what_a_file_holds(name):
 )
 def test_what_is_no_decoder_only_language_model_is_refused_as_that(kind, architecture):
     config = getattr(transformers, kind)().to_dict() | {"architectures": [architecture]}
-    with pytest.raises(CheckpointError, match=f"'{architecture}' is no decoder-only language model") as caught:
+    with pytest.raises(CheckpointError, match=f"'{architecture}' is not a decoder-only language model") as caught:
         family_of(config, "m/config.json")
     assert "Only decoder-only language models can be merged: GPT2LMHeadModel" in str(caught.value)
     assert "no encoder, vision or audio part" in str(caught.value)

@@ -1,4 +1,4 @@
-"""Hashes that are known already: what did not change is not read again, and what did is."""
+"""The cache of hashes: only files that changed are read again."""
 
 import json
 import os
@@ -21,13 +21,13 @@ Counted = tuple[Callable[[], str], list[str]]
 
 @pytest.fixture(autouse=True)
 def _coarse_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files of a test are younger than a margin that people do not notice."""
+    """Shorten the margin, because the files of a test are younger than it."""
     monkeypatch.setattr(hashes, "TICK_NS", -1)
     monkeypatch.setattr(hashes, "COARSE_NS", -1)
 
 
 def reading(path: Path) -> Counted:
-    """What stands for hashing a file, and a list of how often it was."""
+    """Return a placeholder for hashing a file, and the list of its calls."""
     read: list[str] = []
 
     def compute() -> str:
@@ -41,12 +41,12 @@ def test_a_file_is_read_again_only_where_it_changed(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_text("one")
     compute, read = reading(path)
-    for _ in range(3):  # as other processes, too
+    for _ in range(3):  # also in other processes
         assert Hashes(tmp_path / "cache").of([path], compute) == "sha of one"
     assert read == ["one"]
     before = path.stat()
     path.write_text("two")
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as large, and as old, as what it replaces
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # same size and mtime as the file it replaces
     assert Hashes(tmp_path / "cache").of([path], compute) == "sha of two"
     (tmp_path / "new").write_text("six")
     os.utime(tmp_path / "new", ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -80,7 +80,7 @@ def test_what_is_written_while_it_is_read_or_right_before_is_not_known(
     compute, read = reading(path)
     assert Hashes(tmp_path).of([path], compute) == "sha of longer"
     path.write_text("again")
-    monkeypatch.setattr(hashes, "TICK_NS", 10**12)  # as if no tick of the clock had passed since
+    monkeypatch.setattr(hashes, "TICK_NS", 10**12)  # as if within one tick of the clock
     monkeypatch.setattr(hashes, "COARSE_NS", 10**12)
     for _ in range(2):
         assert Hashes(tmp_path).of([path], compute) == "sha of again"
@@ -123,7 +123,7 @@ def test_a_checkpoint_is_hashed_once_and_under_another_config_again(
         assert Checkpoint.open(folder, hashes=Hashes(tmp_path)).content_sha256() == expected
     assert len(hashed) == len(set(hashed)) == len(Checkpoint.open(folder).tensors)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"rope_theta": 5.0}))  # it says which tensors there are
+    (folder / "config.json").write_text(json.dumps(config | {"rope_theta": 5.0}))  # the config determines the tensors
     assert Checkpoint.open(folder, hashes=Hashes(tmp_path)).content_sha256() == expected
     assert len(hashed) == 2 * len(set(hashed))
 
@@ -154,4 +154,4 @@ def test_a_file_that_goes_while_it_is_hashed_is_named(tmp_path: Path, when: str)
     with pytest.raises(CheckpointError) as caught:
         Hashes(tmp_path / "cache").of([path], compute)
     assert str(caught.value).startswith(f"{path}: cannot be read: No such file or directory")
-    assert "Was the model removed or replaced while it was read?" in str(caught.value)
+    assert "If the model was removed or replaced meanwhile" in str(caught.value)

@@ -1,4 +1,4 @@
-"""The lock of a cache: one process at a time, and whoever waits can see for whom."""
+"""The lock of a cache: one owner at a time, named in the file."""
 
 import os
 import socket

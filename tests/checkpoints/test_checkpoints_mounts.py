@@ -1,4 +1,4 @@
-"""Which paths lie on other machines, by mount tables as machines have them."""
+"""Detection of network file systems, on mount tables of real machines."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ CLUSTER = [
         ("/models/base", None),
         ("/home/me/models", "nfs4"),
         ("/home", "nfs4"),
-        ("/homely/models", None),  # begins alike, and lies elsewhere
+        ("/homely/models", None),  # same prefix, another folder
         ("/home/me/local/models", None),
         ("/home/me/locally", "nfs4"),
         ("/scratch/a/b/c", "lustre"),

@@ -15,7 +15,7 @@ from evosearch.errors import CheckpointError
 
 @pytest.fixture
 def offline_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty hub cache, and no network."""
+    """Use an empty hub cache and no network."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub._snapshot_download.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -96,7 +96,7 @@ def test_folders_with_a_plus_in_their_name_win(tmp_path):
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("org/base+org/one+org/two", r"names 2 adapters\. One model and one adapter.*Merge all but one.*org/one"),
+        ("org/base+org/one+org/two", r"got 2 adapters\. One model and one adapter.*Merge all but the last.*org/one"),
         ("+org/lora", r"no model before the '\+'"),
         ("org/base+", r"no adapter after the '\+'"),
     ],
@@ -111,9 +111,9 @@ def test_adapters_and_models_are_told_apart(tiny, tmp_path):
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
     assert resolve_adapter(str(adapter), tmp_path) == adapter
-    with pytest.raises(CheckpointError, match=r"no config\.json in this folder.*holds an adapter: write model\+/"):
+    with pytest.raises(CheckpointError, match=r"no config\.json in this folder.*This is an adapter\. Write model\+/"):
         resolve(str(adapter), tmp_path)
-    with pytest.raises(CheckpointError, match=r"no adapter_config\.json in this folder.*It holds a model: list it"):
+    with pytest.raises(CheckpointError, match=r"no adapter_config\.json in this folder.*This is a model\. List it"):
         resolve_adapter(str(model), tmp_path)
     with pytest.raises(CheckpointError, match=r"absent: no such folder\. A folder with adapter_config\.json"):
         resolve_adapter(str(tmp_path / "absent"), tmp_path)
@@ -121,7 +121,7 @@ def test_adapters_and_models_are_told_apart(tiny, tmp_path):
 
 @pytest.mark.parametrize("reference", ["single", "a/b/c", "org/na me"])
 def test_what_can_be_no_hub_id_never_reaches_the_hub(reference, tmp_path):
-    with pytest.raises(CheckpointError, match="no such folder, and no hub id"):
+    with pytest.raises(CheckpointError, match="no such folder, and not a valid hub id"):
         resolve(reference, tmp_path)
 
 
@@ -137,7 +137,7 @@ def test_a_hub_model_is_taken_from_the_hubs_cache(tiny, tmp_path, offline_hub):
 
 
 def test_an_unreachable_hub_is_one_error(tmp_path, offline_hub):
-    with pytest.raises(CheckpointError, match=r"org/name: not in the hub's cache, and the hub cannot be reached"):
+    with pytest.raises(CheckpointError, match=r"org/name: not in the hub's cache, and the hub is unreachable"):
         resolve("org/name", tmp_path)
 
 
@@ -164,10 +164,10 @@ def test_what_the_hub_answers_is_told_in_our_words(tmp_path, monkeypatch):
 
     response = httpx2.Response(404, request=httpx2.Request("GET", "https://hub"))
     cases = {
-        GatedRepoError: "asks for permission",
+        GatedRepoError: "access is restricted",
         RepositoryNotFoundError: "no such model on the hub",
         RevisionNotFoundError: "no such revision",
-        HfHubHTTPError: "could not deliver",
+        HfHubHTTPError: "download failed",
     }
     for kind, message in cases.items():
 
@@ -180,7 +180,7 @@ def test_what_the_hub_answers_is_told_in_our_words(tmp_path, monkeypatch):
 
 
 class Hub:
-    """Stands for the hub's client: delivers those of a repository's files that are asked for."""
+    """Fake of the hub's client, which creates the files that match the patterns."""
 
     def __init__(self, folder: Path, *files: str) -> None:
         self.folder, self.files, self.asked = folder, files, []

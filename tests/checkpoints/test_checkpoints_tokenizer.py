@@ -1,4 +1,4 @@
-"""Tokenizers as files: what transformers makes of them, before and after tokens and templates are added."""
+"""Tokenizer files, compared with transformers before and after tokens and templates are added."""
 
 import json
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def byte_level(special: list[str]) -> Tokenizer:
 
 
 def metaspace(special: list[str]) -> Tokenizer:
-    """As Llama's: spaces become ▁, which is put before the text, too."""
+    """Return a tokenizer like Llama's: spaces become ▁, which is also prepended to the text."""
     inner = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
     inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
@@ -70,7 +70,7 @@ SPECIAL = ["<unk>", "<s>", "</s>", "<|endoftext|>"]
 
 @pytest.fixture
 def save(tmp_path: Path) -> Callable[..., Path]:
-    """`save("gpt2", **changes of tokenizer_config.json)`: a tokenizer's folder, as it lies on the hub."""
+    """Return `save("gpt2", **changes of tokenizer_config.json)`, to make a tokenizer folder as on the hub."""
 
     def made(kind: str = "byte level", **changes: Any) -> Path:
         build, name = KINDS[kind]
@@ -89,7 +89,7 @@ def loaded(folder: Path) -> Any:
 
 
 def decoder_of(folder: Path) -> dict[str, Any]:
-    """The added tokens of tokenizer.json as older versions list them in tokenizer_config.json, too."""
+    """Return the added tokens of tokenizer.json in the form of older versions of tokenizer_config.json."""
     entries = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
     return {str(entry.pop("id")): entry for entry in entries}
 
@@ -121,7 +121,7 @@ def test_transformers_finds_added_tokens_under_our_ids_and_reads_text_as_before(
 
 
 def test_tokens_that_only_the_settings_name_are_counted_and_written_out(save, tmp_path):
-    """Transformers adds them when it loads the tokenizer; what is added here comes after them."""
+    """Transformers adds these tokens when it loads the tokenizer; tokens that we add follow them."""
     folder = save(pad_token="<pad>", extra_special_tokens=["<tool>"])
     before, known = loaded(folder), Vocabulary.read(folder, "model")
     assert before.get_vocab() == known.ids
@@ -160,7 +160,7 @@ def test_a_folder_is_named_by_its_files_and_written_once(save, tmp_path):
     assert tokenizer_files.keep(tokenizer_files.with_template(files, "{{ 1 }}"), tmp_path / "cache") != folder
     assert len(list((tmp_path / "cache").iterdir())) == 2
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"file.*: cannot be written: .*Check space and permissions"):
+    with pytest.raises(CheckpointError, match=r"file.*: cannot be written: .*Check disk space and permissions"):
         tokenizer_files.keep(files, tmp_path / "file")
 
 
@@ -188,18 +188,18 @@ def test_where_a_template_lies(save):
     (folder / "chat_template.jinja").write_text("of the jinja")
     assert chat_template.of_folder(folder) == "of the jinja" == loaded(folder).chat_template
     (folder / "chat_template.jinja").write_bytes(b"\xff")
-    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: not readable as text"):
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: invalid text"):
         chat_template.of_folder(folder)
 
 
 def test_templates_of_transformers_are_templates_here(save):
-    """Loop baselines, and the mark of the assistant's part, are transformers' own additions to Jinja."""
+    """Loop controls and the generation tag are transformers' additions to Jinja."""
     text = (
         "{%- for m in messages %}{%- if m.role == 'system' %}{%- continue %}{%- endif %}"
         "{%- generation %}{{ m.content | tojson }}{%- endgeneration %}{%- endfor %}"
     )
     assert chat_template.chosen(text, {}) == text
-    with pytest.raises(RecipeError, match=r"^here: not a Jinja template: line 1: .*endgeneration"):
+    with pytest.raises(RecipeError, match=r"^here: invalid Jinja template: line 1: .*endgeneration"):
         chat_template.chosen("{% generation %}{{ 1 }}", {}, "here")
 
 
@@ -210,10 +210,10 @@ def test_a_model_without_a_fast_tokenizer(files, tmp_path):
     with pytest.raises(CheckpointError) as caught:
         Vocabulary.read(tmp_path, "org/model")
     assert str(caught.value) == (
-        f"{tmp_path / 'tokenizer.json'}: no such file: "
-        "'org/model' has no tokenizer that a vocabulary could be built of. "
-        "A tokenizer.json, which fast tokenizers have. "
-        "Load its tokenizer with transformers' AutoTokenizer and save it into the folder, which writes one."
+        f"{tmp_path / 'tokenizer.json'}: "
+        "no such file, so the vocabulary of 'org/model' cannot be read. "
+        "A tokenizer.json, as fast tokenizers have. "
+        "Load its tokenizer with transformers' AutoTokenizer and save it into the folder."
     )
 
 
@@ -226,18 +226,18 @@ def test_damaged_files(save):
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: not an added token: \{'text': '<a>'\}"):
         Vocabulary.read(folder, "model")
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a tokenizer: no model\.vocab in it"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a tokenizer: model\.vocab is missing or invalid"):
         Vocabulary.read(folder, "model")
     known = Vocabulary({}, {}, {})
-    with pytest.raises(CheckpointError, match=r"recipe\.tokenizer: the tokenizer of 'm' takes no more tokens: "):
+    with pytest.raises(CheckpointError, match=r"recipe\.tokenizer: cannot add tokens to the tokenizer of 'm': "):
         tokenizer_files.with_tokens({"tokenizer.json": b"{}"}, known, NEW, "m")
 
 
-def test_ids_with_holes_take_no_tokens(tmp_path):
+def test_ids_with_gaps_take_no_tokens(tmp_path):
     inner = Tokenizer(models.WordLevel({"a": 0, "b": 4, "<unk>": 2}, unk_token="<unk>"))
     inner.save(str(tmp_path / "tokenizer.json"))
     known = Vocabulary.read(tmp_path, "org/model")
     with pytest.raises(
-        CheckpointError, match=r"token '<\|call\|>' cannot be added to the tokenizer of 'org/model' as 5"
+        CheckpointError, match=r"token '<\|call\|>' cannot be added to the tokenizer of 'org/model' with id 5"
     ):
         tokenizer_files.with_tokens(tokenizer_files.read(tmp_path), known, NEW, "org/model")

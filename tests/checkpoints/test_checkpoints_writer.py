@@ -1,4 +1,4 @@
-"""Writing checkpoints: all or nothing."""
+"""Writing checkpoints atomically."""
 
 import json
 from pathlib import Path

@@ -231,7 +231,7 @@ OTHERS: dict[str, tuple[dict[str, Any], Mode]] = {
         "rows",
     ),
     "Lfm2ForCausalLM": ({"layer_types": ["conv", "full_attention", "conv"], "conv_L_cache": 3}, "rows"),
-    "Cohere2ForCausalLM": ({**WINDOW, "layer_types": BY_LAYER}, "tree"),
+    "Cohere2ForCausalLM": ({**WINDOW, "layer_types": BY_LAYER, "logit_scale": 1.0}, "tree"),
     "GptOssForCausalLM": ({**WINDOW, "layer_types": BY_LAYER, "rope_parameters": {"rope_type": "default"}}, "tree"),
 }
 
@@ -346,7 +346,7 @@ def test_nothing_is_kept_for_gradients() -> None:
     assert torch.is_grad_enabled()
 
 
-def test_a_model_without_a_part_below_its_head_is_refused() -> None:
+def test_a_model_that_cannot_run_without_its_head_is_refused() -> None:
     class Bare(transformers.LlamaForCausalLM):
         base_model_prefix = "nothing"
 

@@ -1,5 +1,7 @@
-"""Families that rescale their logits: what the scorer reads is what the family's own forward gives, or it refuses."""
+"""Families that rescale their logits: the scorer computes the model's own logits, or rejects the model."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,9 +9,12 @@ import pytest
 import torch
 import transformers
 
+from evosearch.checkpoints.families import llama, registry
+from evosearch.checkpoints.families.registry import LogitRescaling, all_families
 from evosearch.errors import CandidateError
-from evosearch.evaluation.engine.generation import Decoder, GenerationRequest, generate, lay_out_generations
-from evosearch.evaluation.engine.head import RESCALED, head_logits
+from evosearch.evaluation.engine.generation import generate
+from evosearch.evaluation.engine.generation_plan import Decoder, GenerationRequest, lay_out_generations
+from evosearch.evaluation.engine.head import head_logits
 from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out, score_loglikelihoods
 
 SIZE: dict[str, Any] = {
@@ -26,26 +31,28 @@ SIZE: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-LOW_RANK = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4, "v_head_dim": 8}
-EXPERTS = {"num_local_experts": 3, "num_experts_per_tok": 2}
-
-# model_type → class, its config, and a value that changes the logits a good deal
+# model_type → class, its config, and a value that changes the logits considerably
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", {"final_logit_softcapping": 2.0}),
     "gemma3_text": ("Gemma3ForCausalLM", "Gemma3TextConfig", {"final_logit_softcapping": 2.0}),
-    "vaultgemma": ("VaultGemmaForCausalLM", "VaultGemmaConfig", {"final_logit_softcapping": 2.0}),
     "cohere": ("CohereForCausalLM", "CohereConfig", {"logit_scale": 0.0625}),
-    "cohere2": ("Cohere2ForCausalLM", "Cohere2Config", {"logit_scale": 0.25}),
-    "hyperclovax": ("HyperCLOVAXForCausalLM", "HyperCLOVAXConfig", {"logits_scaling": 0.125}),
     "granite": ("GraniteForCausalLM", "GraniteConfig", {"logits_scaling": 8.0}),
-    "granitemoe": ("GraniteMoeForCausalLM", "GraniteMoeConfig", {"logits_scaling": 6.0, **EXPERTS}),
-    "granitemoeshared": (
-        "GraniteMoeSharedForCausalLM",
-        "GraniteMoeSharedConfig",
-        {"logits_scaling": 6.0, "shared_intermediate_size": 16, **EXPERTS},
-    ),
-    "minicpm3": ("MiniCPM3ForCausalLM", "MiniCPM3Config", {"dim_model_base": 8, **LOW_RANK}),
 }
+# Registered below, as another distribution could
+OTHERS = {
+    "CohereForCausalLM": LogitRescaling("logit_scale", lambda logits, scale: logits * scale),
+    "GraniteForCausalLM": LogitRescaling("logits_scaling", lambda logits, scale: logits / scale),
+}
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Register families that rescale in other ways than those of evosearch."""
+    others = {name: replace(llama.FAMILY, architectures=(name,), logits=logits) for name, logits in OTHERS.items()}
+    found = dict(all_families()) | others
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "all_families", lambda: found)
+        yield
 
 
 def make(kind: str, **changes: Any) -> Any:
@@ -62,8 +69,9 @@ def requests() -> list[LoglikelihoodRequest]:
     return [LoglikelihoodRequest(row[:-1], row[-2:]) for row in rows]
 
 
-def test_every_family_of_the_table_has_a_case() -> None:
-    assert CASES.keys() == RESCALED.keys()
+def test_every_family_that_rescales_has_a_case() -> None:
+    rescaling = {name for name, family in all_families().items() if family.logits is not None}
+    assert rescaling <= {architecture for architecture, _, _ in CASES.values()}
 
 
 @pytest.mark.parametrize("kind", CASES)
@@ -123,7 +131,7 @@ def test_many_reads_are_held_a_part_at_a_time() -> None:
 def test_a_rescaling_that_is_not_the_familys_is_refused_by_name(key: str, value: float) -> None:
     model = make("granite")
     setattr(model.config, key, value)
-    with pytest.raises(CandidateError, match=f"score: granite sets {key}: not supported"):
+    with pytest.raises(CandidateError, match=f"score: granite sets {key}, which is not supported"):
         score_loglikelihoods(model, lay_out(requests(), ScoreOptions()))
 
 
@@ -137,7 +145,7 @@ def test_a_family_that_does_more_to_its_logits_is_refused_by_name(tokenizer: Any
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**SIZE)
     model = Louder(config).eval()
-    message = "score: llama changes its logits after the head in a way that the scorer does not know"
+    message = "score: llama changes its logits after the head in an unsupported way"
     with pytest.raises(CandidateError, match=message):
         score_loglikelihoods(model, lay_out(requests(), ScoreOptions()))
     plan = lay_out_generations([GenerationRequest((5, 6, 7), (), 2)], Decoder(tokenizer), ScoreOptions())

@@ -101,9 +101,7 @@ def test_the_stock_holds_nothing_of_what_slots_own():
     assert sizes == {"attn.q.weight": 16, "attn.q.bias": 4, "attn.o.weight": 0, "attn.o.bias": 0}
 
 
-def test_what_a_model_asked_of_its_config_when_it_was_built_follows_the_route(routed):
+def test_attributes_of_a_family_follow_the_route(routed):
     routed.model.has_sliding_layers = True
-    routed.follow([0], {"layer_types": ["full_attention"]})
+    routed.follow([0], {}, {"has_sliding_layers": False})
     assert routed.model.has_sliding_layers is False
-    routed.follow([1, 0], {"layer_types": ["full_attention", "sliding_attention"]})
-    assert routed.model.has_sliding_layers is True

@@ -1,1 +1,1 @@
-"""TODO."""
+"""LoRA adapters, applied to their base model."""

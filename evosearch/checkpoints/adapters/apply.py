@@ -1,15 +1,15 @@
 """LoRA adapters applied to their base: θ + ΔW, ΔW = scale · B·A  (Hu et al. 2021, eq. 3).
 
-| stored | the tensor of the result |
+| stored | resulting tensor |
 |---|---|
-| `M.lora_A.weight`, `M.lora_B.weight` | θ + scale · B·A, transposed where the layer stores (in, out) |
+| `M.lora_A.weight`, `M.lora_B.weight` | θ + scale · B·A, transposed if the layer stores (in, out) |
 | `M.lora_embedding_A`, `M.lora_embedding_B` | θ + scale · (B·A)ᵀ |
-| and `M.lora_magnitude_vector` (DoRA) | m · (θ + ΔW) / ‖θ + ΔW‖, norms over each output's weights |
-| `M.weight`, `M.bias` (`modules_to_save`, trained biases) | itself |
+| also `M.lora_magnitude_vector` (DoRA) | m · (θ + ΔW) / ‖θ + ΔW‖, norms over the weights of each output |
+| `M.weight`, `M.bias` (`modules_to_save`, trained biases) | the stored tensor |
 
-M is a module's path in the live transformers model. Results are float32 however narrow base and adapter are: between
-neighbouring bfloat16 numbers lie 2⁻⁸ of a weight, and most of a fine-tuning's ΔW is smaller than that, so rounding the
-sum as peft does for a bfloat16 base would throw the task vector away before it is merged.
+M is the path of a module in the live transformers model. Results are float32 even if base and adapter are narrower.
+Neighbouring bfloat16 numbers differ by 2⁻⁸ of a weight, and most of a fine-tuning's ΔW is smaller, so rounding the sum,
+as peft does for a bfloat16 base, would discard the task vector before it is merged.
 """
 
 import hashlib
@@ -33,15 +33,17 @@ from evosearch.errors import CheckpointError
 def apply_adapter(
     base: Checkpoint, folder: Path, reference: str, allow_pickle: bool = False, hashes: Hashes | None = None
 ) -> Overlay:
-    """A model with a LoRA adapter applied. Reads headers; tensors are made when they are loaded.
+    """Return a model with a LoRA adapter applied; reads headers, and computes tensors when they are loaded.
 
     Args:
-        folder: with adapter_config.json and adapter_model.safetensors (.bin where pickles are allowed).
-        reference: what the result is called.
-        hashes: where hashes are looked up, and kept.
+        base: The base model.
+        folder: Folder with adapter_config.json and adapter_model.safetensors (or .bin if pickles are allowed).
+        reference: Reference of the result.
+        allow_pickle: Read pickled weights if there are no others.
+        hashes: Cache of hashes.
 
     Raises:
-        CheckpointError: the adapter is damaged, incomplete, not supported, or does not fit the base.
+        CheckpointError: The adapter is damaged, incomplete, not supported, or does not fit the base.
     """
     config, file = read_config(folder), _open(folder, allow_pickle)
     changes = AdapterTensors(base, config, file).changes()
@@ -60,11 +62,11 @@ def _open(folder: Path, allow_pickle: bool) -> TensorFile:
         if not allow_pickle:
             raise pickles.refused(folder, [ADAPTER_WEIGHTS])
         return Pickled(folder / pickles.ADAPTER)
-    raise CheckpointError(str(folder), "no weights", ADAPTER_WEIGHTS, "Fetch or copy the adapter again")
+    raise CheckpointError(str(folder), "no weights", ADAPTER_WEIGHTS, "Download or copy the adapter again")
 
 
 def _content(base: Checkpoint, file: TensorFile, changes: Mapping[str, Change], hashes: Hashes | None) -> str:
-    """What stands for the pair's content: base, stored tensors, and what the configuration makes of them."""
+    """Return a hash of the pair's content: the base, the stored tensors, and how the config applies them."""
 
     def hashed() -> str:
         return combine(tensor_line(name, file.load(name)) for name in file.names())
@@ -76,7 +78,7 @@ def _content(base: Checkpoint, file: TensorFile, changes: Mapping[str, Change], 
 
 
 def _other_base(base: Checkpoint, config: AdapterConfig) -> tuple[str, ...]:
-    """A note where the adapter names another model than the one it is put on; copies and paths are named freely."""
+    """Return a note if the adapter names another base model, by the last part of the name."""
     names = [Path(name.partition("@")[0]).name.lower() for name in (base.reference, config.base_name)]
     if not names[1] or names[0] == names[1]:
         return ()

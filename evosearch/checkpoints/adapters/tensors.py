@@ -1,4 +1,4 @@
-"""The tensors of a LoRA adapter: which tensor of the base each changes, and how. `adapters` states the formulas."""
+"""Tensors of a LoRA adapter, and the changes they make to tensors of the base. The formulas are in `apply`."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from evosearch.errors import CheckpointError
 from evosearch.recipe.shapes import Place
 
 PREFIX = "base_model.model."
-# How a stored name ends → what it is of its module.
+# Suffix of a stored name → role in its module
 _PARTS = {
     ".lora_A.weight": "a",
     ".lora_B.weight": "b",
@@ -26,24 +26,26 @@ _PARTS = {
 
 @dataclass(frozen=True)
 class Change:
-    """How one tensor of the base is changed."""
+    """Change of one tensor of the base."""
 
     base: Checkpoint
     file: TensorFile
-    name: str  # of the tensor
-    index: tuple[int | slice, ...]  # the part of the live parameter that the tensor is
+    name: str  # of the tensor in the base
+    index: tuple[int | slice, ...]  # slice of the live parameter that is this tensor
     dtype: torch.dtype
-    whole: str | None  # stored name of what takes the base tensor's place
+    replacement: str | None  # stored name of the tensor that replaces the base's
     a: str | None
     b: str | None
     magnitude: str | None
     scale: float
-    transposed: bool  # the weight is (in, out), as Conv1D's and an embedding's: B·A is transposed, norms are columns'
+    transposed: bool  # the weight is (in, out), as in Conv1D and embeddings: transpose B·A, take norms of columns
 
     def make(self) -> torch.Tensor:
-        """The changed tensor, in `dtype`."""
+        """Compute the changed tensor, in `dtype`."""
         with torch.no_grad():
-            theta = self.base.load(self.name) if self.whole is None else self.file.load(self.whole)[self.index]
+            theta = (
+                self.base.load(self.name) if self.replacement is None else self.file.load(self.replacement)[self.index]
+            )
             theta = theta.to(self.dtype)
             if self.a is None or self.b is None:
                 return theta
@@ -59,41 +61,45 @@ class Change:
             return changed * factor.unsqueeze(dim)  # m · (θ + ΔW) / ‖θ + ΔW‖   (Liu et al. 2024, eq. 5)
 
     def described(self) -> list[object]:
-        """What of the configuration its values depend on."""
+        """Return the settings of the config that its values depend on."""
         return [self.name, self.scale if self.a else None, self.magnitude is not None]
 
 
 class AdapterTensors:
-    """The tensors of an adapter, sorted by what they change; `changes` is what it is for."""
+    """The tensors of an adapter, grouped by the tensors they change."""
 
     def __init__(self, base: Checkpoint, config: AdapterConfig, file: TensorFile) -> None:
         self.base, self.config, self.file = base, config, file
         places = {name: base.family.placement(name, base.config) for name in base.tensors}
-        self.live: dict[str, list[tuple[str, Placement]]] = {}  # live parameter → the tensors it is made of
+        self.live: dict[str, list[tuple[str, Placement]]] = {}  # live parameter → stored tensors it consists of
         for name, place in places.items():
             self.live.setdefault(place.parameter, []).append((name, place))
-        for name in base.tensors:  # adapters of older transformers name modules as the files do
+        for name in base.tensors:  # adapters of older transformers use the names on disk
             self.live.setdefault(name, [(name, Placement(name))])
         copies = base.family.tied if base.shape.tied_embeddings else {}
         self.tied = {base.family.placement(copy, base.config).parameter: name for copy, name in copies.items()}
-        self.parts: dict[str, dict[str, str]] = {}  # module → part → stored name
-        self.whole: dict[str, str] = {}  # live parameter → stored name
+        self.parts: dict[str, dict[str, str]] = {}  # module → role → stored name
+        self.replacements: dict[str, str] = {}  # live parameter → stored name
         for stored in file.names():
             self._sort(stored)
 
     def changes(self) -> dict[str, Change]:
-        """Tensor of the base → how it is changed."""
+        """Return tensor of the base → its change.
+
+        Raises:
+            CheckpointError: Tensors are missing, unexpected, or do not fit the base.
+        """
         self._check_complete()
         self._check_tied()
         changes: dict[str, Change] = {}
         targets = {f"{module}.weight": module for module in self.parts}
-        for parameter in dict.fromkeys((*self.whole, *targets)):
+        for parameter in dict.fromkeys((*self.replacements, *targets)):
             if parameter in self.tied:
-                continue  # an equal copy of the embeddings: see `_check_tied`
+                continue  # equals the embeddings, see `_check_tied`
             for name, place in self.live[parameter]:
                 changes[name] = self._change(name, place, parameter, targets.get(parameter))
         if not changes:
-            raise self._error("holds no tensors", next="Fetch or copy the adapter again")
+            raise self._error("no tensors", next="Download or copy the adapter again")
         return changes
 
     def _sort(self, stored: str) -> None:
@@ -101,11 +107,11 @@ class AdapterTensors:
         if info.dtype not in DTYPES:
             raise self._error(f"tensor '{stored}' is stored as {info.dtype}", f"One of {', '.join(DTYPES)}")
         if any(inner in stored for inner in (".modules_to_save.", ".original_module.")):
-            return  # with `bias: all`, peft stores its wrappers' tensors once more, and passes these over itself
+            return  # with `bias: all`, peft stores the tensors of its wrappers twice and ignores these itself
         end = next((end for end in _PARTS if path.endswith(end)), None)
         if end is None and ".lora_" in path:
-            raise self._error(f"tensor '{stored}' belongs to no LoRA known here", f"M{', M'.join(_PARTS)}")
-        # `base_layer`: a targeted embedding or a trained bias, saved beside its A and B.
+            raise self._error(f"tensor '{stored}' is not part of a supported LoRA", f"M{', M'.join(_PARTS)}")
+        # `base_layer`: a targeted embedding or a trained bias, saved together with its A and B
         parameter = f"{path.removesuffix(end)}.weight" if end else path.replace(".base_layer.", ".")
         if parameter not in self.live and parameter not in self.tied:
             what = f"tensor '{stored}' is for '{parameter}', which {self.base.reference} does not have"
@@ -114,21 +120,21 @@ class AdapterTensors:
         if end:
             self.parts.setdefault(path.removesuffix(end), {})[_PARTS[end]] = stored
         else:
-            self.whole[parameter] = stored
+            self.replacements[parameter] = stored
 
     def _change(self, name: str, place: Placement, parameter: str, module: str | None) -> Change:
         parts = self.parts.get(module, {}) if module else {}
         embedding = "embedding_a" in parts
         a, b = (parts.get(f"embedding_{part}" if embedding else part) for part in ("a", "b"))
-        # peft goes by the layer's type, too, whatever `fan_in_fan_out` says.
+        # like peft, use the type of the layer and ignore `fan_in_fan_out`
         conv = self.base.family.transposed and self.base.shape.by_name[name].place is Place.LAYER
-        whole = self.whole.get(parameter)
-        used = [self.base.tensors[name].dtype] if whole is None else []
-        used += [self.file.info(key).dtype for key in (whole, a, b) if key]
+        replacement = self.replacements.get(parameter)
+        used = [self.base.tensors[name].dtype] if replacement is None else []
+        used += [self.file.info(key).dtype for key in (replacement, a, b) if key]
         dtype = torch.float64 if "F64" in used else torch.float32
         scale = self.config.scale_of(module) if module else 1.0
         change = Change(
-            *(self.base, self.file, name, place.index, dtype, whole, a, b, parts.get("magnitude"), scale),
+            *(self.base, self.file, name, place.index, dtype, replacement, a, b, parts.get("magnitude"), scale),
             transposed=conv or embedding,
         )
         self._check_shapes(change, module)
@@ -136,23 +142,23 @@ class AdapterTensors:
 
     def _check_shapes(self, change: Change, module: str | None) -> None:
         expected = self.base.tensors[change.name].shape
-        if change.whole is not None:
-            self._check_fits(change.whole, self.file.info(change.whole).shape, change.index, expected)
+        if change.replacement is not None:
+            self._check_fits(change.replacement, self.file.info(change.replacement).shape, change.index, expected)
         if module is None or change.a is None or change.b is None:
             return
         rank, a, b = self.config.rank_of(module), self.file.info(change.a).shape, self.file.info(change.b).shape
         for key, shape, dim in ((change.a, a, 0), (change.b, b, 1)):
             if len(shape) != 2 or shape[dim] != rank:
                 allowed = f"Rank {rank}, as {self.config.where.name} says for '{module}'"
-                raise self._error(f"'{key}' is {_by(shape)}", allowed, "Do the two files belong together?")
+                raise self._error(f"'{key}' is {_by(shape)}", allowed, "Check that the two files belong together")
         delta = (a[1], b[0]) if change.transposed else (b[0], a[1])
         self._check_fits(change.b, delta, change.index, expected)
         if change.magnitude is not None:
             shape = self.file.info(change.magnitude).shape
             if change.index:
-                raise self._error(f"DoRA on '{change.name}', which is a part of a layer's weight, is not supported")
+                raise self._error(f"DoRA on '{change.name}', a slice of a layer's weight, is not supported")
             if torch.Size(shape).numel() != b[0]:
-                raise self._error(f"'{change.magnitude}' is {_by(shape)}", f"One number an output: {b[0]}")
+                raise self._error(f"'{change.magnitude}' is {_by(shape)}", f"One number per output: {b[0]}")
 
     def _check_fits(
         self, key: str, shape: tuple[int, ...], index: tuple[int | slice, ...], expected: tuple[int, ...]
@@ -162,7 +168,7 @@ class AdapterTensors:
         except IndexError:
             found = shape
         if found != expected:
-            what = f"'{key}' makes {_by(found)} where {self.base.reference} has {_by(expected)}"
+            what = f"'{key}' gives {_by(found)}, but {self.base.reference} has {_by(expected)}"
             next = "An adapter that changed the vocabulary cannot be applied" if found[1:] == expected[1:] else None
             raise self._error(what, next=next)
 
@@ -184,12 +190,12 @@ class AdapterTensors:
             if lost:
                 raise self._missing([f"{PREFIX}{module}.lora_A.weight" for module in lost])
         for saved in self.config.saved:
-            paths = (parameter.rpartition(".")[0] for parameter in self.whole)
+            paths = (parameter.rpartition(".")[0] for parameter in self.replacements)
             if not any(path == saved or path.endswith(f".{saved}") for path in paths):
                 raise self._missing([f"{PREFIX}….{saved}.weight"])
 
     def _linear(self, parameter: str, found: list[tuple[str, Placement]]) -> bool:
-        """Whether a live parameter is a linear layer's weight in a layer (heads and embeddings may be left out)."""
+        """Return whether a live parameter is the weight of a linear module in a layer, not in head or embeddings."""
         name, place = found[0]
         return (
             parameter.endswith(".weight")
@@ -199,7 +205,7 @@ class AdapterTensors:
         )
 
     def _check_tied(self) -> None:
-        """What trained embeddings and head apart cannot be applied to a model that has one tensor for both."""
+        """Reject separate changes of embeddings and head if the base has one tensor for both."""
         advice = "Untie them in the base first (peft: merge_and_unload, save_pretrained)"
         for head, embeddings in self.tied.items():
             original = self.base.family.placement(embeddings, self.base.config).parameter
@@ -209,17 +215,17 @@ class AdapterTensors:
                         "embeddings" if parameter == head else "output head"
                     )
                     raise self._error(what, "LoRA on layers, where tie_word_embeddings is true", advice)
-            stored = [self.whole.get(parameter) for parameter in (original, head)]
+            stored = [self.replacements.get(parameter) for parameter in (original, head)]
             if stored == [None, None]:
                 continue
             pair = [self.file.load(key) for key in stored if key]
             if len(pair) < 2 or pair[0].shape != pair[1].shape or not torch.equal(*pair):
-                what = f"'{original}' and '{head}' are not stored alike, and the base has one tensor for both"
-                raise self._error(what, "Both, with equal values", advice)
+                what = f"'{original}' and '{head}' differ, but the base has one tensor for both"
+                raise self._error(what, "Both tensors, with equal values", advice)
 
     def _missing(self, names: list[str]) -> CheckpointError:
         more = f" (and {len(names) - 1} more)" if names[1:] else ""
-        next = f"{self.config.where.name} promises it: fetch or copy the adapter again"
+        next = f"{self.config.where.name} requires it. Download or copy the adapter again"
         return self._error(f"tensor '{names[0]}' is missing{more}", next=next)
 
     def _error(self, what: str, allowed: str | None = None, next: str | None = None) -> CheckpointError:

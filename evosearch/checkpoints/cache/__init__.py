@@ -1,1 +1,1 @@
-"""TODO."""
+"""Caches on a node: locks, hashes of files, copies of models, applied adapters."""

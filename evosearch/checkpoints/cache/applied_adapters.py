@@ -1,7 +1,7 @@
-"""Adapters applied once: the tensors that an overlay makes are kept as files, which processes map and share.
+"""Cache of applied adapters: the computed tensors of an overlay as files, which processes map and share.
 
-They lie in `<cache>/prepared/<content_sha256>/<dtype>/`, as safetensors files alone, a folder for each type that they
-have. What the adapter does not change is mapped from the base, wherever that lies.
+They are stored as safetensors files in `<cache>/prepared/<content_sha256>/<dtype>/`, one folder per dtype. Unchanged
+tensors are mapped from the base.
 """
 
 import math
@@ -16,16 +16,16 @@ from evosearch.checkpoints.writer import CheckpointWriter
 
 FOLDER = "prepared"  # in the cache
 
-Own = dict[str, dict[str, TensorInfo]]  # dtype → tensor → what it is
+Own = dict[str, dict[str, TensorInfo]]  # dtype → tensor → header
 
 
 def folder_of(overlay: Overlay, cache: Path) -> Path:
-    """Where its tensors are kept; its content, base and adapter, names the place."""
+    """Return the folder of its tensors, named by the content of base and adapter."""
     return cache / FOLDER / overlay.content_sha256()
 
 
 def missing_bytes(overlay: Overlay, folder: Path) -> int:
-    """Bytes of the tensors that are not kept there yet."""
+    """Return the bytes of the tensors that are not cached yet."""
     return sum(
         math.prod(info.shape) * DTYPES[dtype].itemsize
         for dtype, tensors in _own(overlay).items()
@@ -35,17 +35,19 @@ def missing_bytes(overlay: Overlay, folder: Path) -> int:
 
 
 def keep(overlay: Overlay, folder: Path, done: Callable[[float], None] | None = None) -> None:
-    """Write what is not there yet; each type's folder appears whole or not at all.
+    """Write the missing tensors; the folder of each dtype is created atomically.
 
     Args:
-        done: told the part that is written, in [0, 1].
+        overlay: A model with an adapter applied.
+        folder: See `folder_of`.
+        done: Called with the fraction written, in [0, 1].
 
     Raises:
-        CheckpointError: it cannot be written.
+        CheckpointError: The folder cannot be written.
     """
-    whole, written = missing_bytes(overlay, folder), 0
+    total, written = missing_bytes(overlay, folder), 0
     for dtype, tensors in _own(overlay).items():
-        if (folder / dtype).is_dir():  # appeared by rename, so it is whole
+        if (folder / dtype).is_dir():  # created by rename, so it is complete
             continue
         layout = [(name, info.shape) for name, info in tensors.items()]
         with CheckpointWriter(folder / dtype, layout, DTYPES[dtype]) as writer:
@@ -54,14 +56,14 @@ def keep(overlay: Overlay, folder: Path, done: Callable[[float], None] | None = 
                 writer.add(name, tensor)
                 written += tensor.nbytes
                 if done:
-                    done(written / whole)
+                    done(written / total)
 
 
 def kept(overlay: Overlay, folder: Path) -> Overlay:
-    """The same checkpoint, with what it made mapped from where it is kept.
+    """Return the same checkpoint with its computed tensors mapped from the cache.
 
     Raises:
-        CheckpointError: a file is damaged.
+        CheckpointError: A file is damaged.
     """
     mapped: dict[str, Made] = {}
     for dtype, tensors in _own(overlay).items():

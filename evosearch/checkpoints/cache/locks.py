@@ -1,6 +1,6 @@
-"""One process at a time: a lock of the operating system, which ends with its process however that ends.
+"""Lock files, by a lock of the operating system that is released when its process ends in any way.
 
-The file says who has it, or had it last, as host:pid: for whoever wonders what others wait for.
+The file names the current or last owner as host:pid, for debugging.
 """
 
 import fcntl
@@ -17,14 +17,14 @@ LOCKS = "locks"  # in the cache
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Held by one process at a time; the file stays.
+    """Hold a lock, of which only one process at a time is the owner; the file remains afterwards.
 
     Args:
-        path: of the lock; the folders above it are made.
-        waiting: called once where another process holds it.
+        path: Lock file; its parent folders are created.
+        waiting: Called once if another process owns the lock.
 
     Raises:
-        CheckpointError: the file cannot be written, or its file system has no locks.
+        CheckpointError: The file cannot be written, or its file system does not support locks.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[No
         _acquire(handle, path, waiting)
         yield
     finally:
-        os.close(handle)  # gives the lock back
+        os.close(handle)  # releases the lock
 
 
 def _acquire(handle: int, path: Path, waiting: Callable[[], None] | None) -> None:
@@ -48,11 +48,11 @@ def _acquire(handle: int, path: Path, waiting: Callable[[], None] | None) -> Non
             fcntl.flock(handle, fcntl.LOCK_EX)
     except OSError as error:
         raise _unusable(path, error) from None
-    with suppress(OSError):  # a full disk has locks all the same
+    with suppress(OSError):  # locks also work on a full disk
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{socket.gethostname()}:{os.getpid()}\n".encode(), 0)
 
 
 def _unusable(path: Path, error: OSError) -> CheckpointError:
     what = f"cannot be written and locked: {error.strerror or error}"
-    return CheckpointError(str(path), what, next="Name a local folder in EVOSEARCH_CACHE")
+    return CheckpointError(str(path), what, next="Set EVOSEARCH_CACHE to a local folder")

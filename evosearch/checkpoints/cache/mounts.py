@@ -1,4 +1,4 @@
-"""Which folders lie on other machines: models are copied from there once, and mapped here."""
+"""Detection of network file systems, from which models are copied before they are mapped."""
 
 import os
 from collections.abc import Sequence
@@ -9,22 +9,22 @@ import psutil
 NETWORK = frozenset(
     ("9p", "afs", "beegfs", "ceph", "cifs", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "pvfs2", "smb3", "smbfs")
 )
-FUSE = "fuse."  # object stores, sshfs, glusterfs and kin; disks of this machine are `fuseblk`
+FUSE = "fuse."  # object stores, sshfs, glusterfs and similar; local disks are `fuseblk`
 
-Mount = tuple[str, str]  # where it is mounted, and its type
+Mount = tuple[str, str]  # (mount point, file system type)
 
 
 def mounts() -> list[Mount]:
-    """What is mounted on this machine, in order."""
+    """Return the mounts of this machine, in the order of the mount table."""
     return [(part.mountpoint, part.fstype) for part in psutil.disk_partitions(all=True)]
 
 
 def network_type(path: Path, mounted: Sequence[Mount]) -> str | None:
-    """The type of the network file system that a path lies on; None: it lies on this machine.
+    """Return the type of the network file system that contains a path; None if the path is local.
 
     Args:
-        path: absolute, links followed.
-        mounted: in the order of the mount table: of two at one place the later one covers the earlier.
+        path: Absolute path without links.
+        mounted: Mounts in the order of the mount table; of two mounts at the same place the later one counts.
     """
     longest, found = -1, ""
     for point, kind in mounted:

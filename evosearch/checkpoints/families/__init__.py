@@ -1,1 +1,1 @@
-"""Model families, one file each; a new file with a FAMILY is a new family. They share `parts` and `moe`."""
+"""Model families, one file each with a `FAMILY`; `parts` and `moe` are shared building blocks."""

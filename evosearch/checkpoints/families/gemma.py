@@ -1,4 +1,4 @@
-"""Gemma: Llama's tensors, tied by default; embeddings are scaled by √hidden, and norms multiply by 1 + weight."""
+"""Gemma: Llama's tensors, tied by default. Embeddings are scaled by √hidden, and norms multiply by 1 + weight."""
 
 from evosearch.checkpoints.families.parts import Frame, Part, family, llama_layer, option
 from evosearch.checkpoints.families.registry import Config

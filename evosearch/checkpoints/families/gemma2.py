@@ -1,12 +1,13 @@
-"""Gemma 2: norms before and after attention and MLP, tied by default, every second layer with a sliding window.
+"""Gemma 2: norms before and after attention and MLP, tied by default, sliding windows in every second layer.
 
-Norms multiply by 1 + weight: what a layer adds is h ← h + norm(o_proj(…)) · (1 + w).
+Norms multiply by 1 + weight: a layer computes h ← h + norm(o_proj(…)) · (1 + w). Logits are soft-capped.
 """
 
 from evosearch.checkpoints.families.parts import (
     BEFORE_NORMS,
     FULL,
     SLIDING,
+    SOFT_CAP,
     Frame,
     Part,
     family,
@@ -26,5 +27,10 @@ def _attention(config: Config, layer: int) -> str:
 
 
 FAMILY = family(
-    "Gemma2ForCausalLM", _layer, Frame(tied=True), with_layers=with_attention_of(_attention), writer_offset=1.0
+    "Gemma2ForCausalLM",
+    _layer,
+    Frame(tied=True),
+    with_layers=with_attention_of(_attention),
+    writer_offset=1.0,
+    logits=SOFT_CAP,
 )

@@ -1,6 +1,6 @@
-"""Gemma 3, the text models: Gemma 2's norms, and norms on each head's queries and keys; every sixth attends fully.
+"""Gemma 3 text models: Gemma 2's norms, norms of each head's queries and keys, full attention in every sixth layer.
 
-Norms multiply by 1 + weight: what a layer adds is h ← h + norm(o_proj(…)) · (1 + w).
+Norms multiply by 1 + weight: a layer computes h ← h + norm(o_proj(…)) · (1 + w). Logits can be soft-capped.
 """
 
 from evosearch.checkpoints.families.parts import (
@@ -8,6 +8,7 @@ from evosearch.checkpoints.families.parts import (
     FULL,
     QK_NORMS,
     SLIDING,
+    SOFT_CAP,
     Frame,
     Part,
     family,
@@ -30,5 +31,10 @@ def _attention(config: Config, layer: int) -> str:
 
 
 FAMILY = family(
-    "Gemma3ForCausalLM", _layer, Frame(tied=True), with_layers=with_attention_of(_attention), writer_offset=1.0
+    "Gemma3ForCausalLM",
+    _layer,
+    Frame(tied=True),
+    with_layers=with_attention_of(_attention),
+    writer_offset=1.0,
+    logits=SOFT_CAP,
 )

@@ -1,6 +1,6 @@
-"""GPT-2: LayerNorm, learned positions, biases everywhere, tied by default; weights are stored (in, out).
+"""GPT-2: LayerNorm, learned positions, biases everywhere, tied by default. Linear weights are stored as (in, out).
 
-Files of the base model, as the first ones on the hub, leave out `transformer.` and hold each layer's causal mask.
+Files of the base model, such as the first ones on the hub, leave out `transformer.` and contain the causal masks.
 """
 
 import re
@@ -20,11 +20,15 @@ FRAME = Frame(
 )
 BARE = re.compile(r"(wte|wpe|h|ln_f)\.")
 SCALED = "scale_attn_by_inverse_layer_idx"
+SUMMARY = (  # settings of a classification head
+    *("summary_type", "summary_use_proj", "summary_activation"),
+    *("summary_proj_to_labels", "summary_first_dropout"),
+)
 
 
 def _layer(config: Config, index: int) -> list[Part]:
     if option(config, "add_cross_attention", False):
-        raise CheckpointError("config.json: add_cross_attention", "got true", "false: a language model by itself")
+        raise CheckpointError("config.json: add_cross_attention", "got true", "false: a decoder-only language model")
     return [
         *tensors("ln_1", "attn.c_attn", bias=True),
         *tensors("attn.c_proj", bias=True, writes=True),
@@ -34,23 +38,23 @@ def _layer(config: Config, index: int) -> list[Part]:
 
 
 def canonical(name: str) -> str:
-    """The name with the prefix that a file of the base model leaves out."""
+    """Return the name with the prefix that files of the base model leave out."""
     return f"transformer.{name}" if BARE.match(name) else name
 
 
 def masks(name: str) -> bool:
-    """The causal masks, which older exports stored beside the weights."""
+    """Return whether a tensor is a causal mask, which older exports store."""
     return name.endswith((".attn.bias", ".attn.masked_bias"))
 
 
 def with_layers(config: Config, layers: Sequence[int], sources: Sequence[Config] | None = None) -> dict[str, Any]:
-    """The config with these layers.
+    """Return the config of a model with these layers.
 
     Raises:
-        CheckpointError: attention is scaled by a layer's position, and a layer would change its own.
+        CheckpointError: Attention is scaled by the position of a layer, and a layer would change its position.
     """
     if option(config, SCALED, False) and list(layers) != list(range(len(layers))):
-        raise CheckpointError(f"config.json: {SCALED}", "got true: its layers cannot change places", "false")
+        raise CheckpointError(f"config.json: {SCALED}", "got true, so its layers cannot change places", "false")
     return dict(config) | {"n_layer": len(layers)}
 
 
@@ -63,4 +67,5 @@ FAMILY = family(
     with_layers=with_layers,
     of_layers=("n_layer",),
     transposed=True,
+    irrelevant_keys=SUMMARY,
 )

@@ -1,6 +1,6 @@
-"""GPT-NeoX and Pythia: LayerNorm, partial rotary positions, attention and MLP in parallel or in turn, biases.
+"""GPT-NeoX and Pythia: LayerNorm, partial rotary positions, biases, attention and MLP in parallel or in sequence.
 
-The head is `embed_out` in every file, `lm_head` in the live model.
+The head is stored as `embed_out` and is `lm_head` in the live model.
 """
 
 from evosearch.checkpoints.families.parts import Frame, Part, family, option, rotary_tables, tensors
@@ -27,17 +27,17 @@ def _layer(config: Config, index: int) -> list[Part]:
 
 
 def canonical(name: str) -> str:
-    """Some exports give the head its live name."""
+    """Return the stored name; some exports give the head its live name."""
     return FRAME.head if name == LIVE_HEAD else name
 
 
 def tables(name: str) -> bool:
-    """Causal masks and rotary frequencies, which older exports stored beside the weights."""
+    """Return whether a tensor is a causal mask or a rotary table, which older exports store."""
     return rotary_tables(name) or name.endswith((".attention.bias", ".attention.masked_bias"))
 
 
 def placement(name: str, config: Config) -> Placement:
-    """Where the live model has a tensor."""
+    """Return the position of a tensor in the live model."""
     return Placement(LIVE_HEAD if name == FRAME.head else name)
 
 

@@ -1,4 +1,4 @@
-"""Llama: pre-norm decoder, RMSNorm, rotary positions, gated MLP; grouped queries, biases, tied embeddings optional."""
+"""Llama: pre-norm decoder with RMSNorm, rotary positions and a gated MLP; optional biases and tied embeddings."""
 
 from evosearch.checkpoints.families.parts import Part, family, gated_mlp, llama_layer, option
 from evosearch.checkpoints.families.registry import Config
@@ -9,4 +9,4 @@ def _layer(config: Config, index: int) -> list[Part]:
     return llama_layer(qkv_bias=bias, o_bias=bias, mlp=gated_mlp(bias=option(config, "mlp_bias", False)))
 
 
-FAMILY = family("LlamaForCausalLM", _layer)
+FAMILY = family("LlamaForCausalLM", _layer, mergekit_biases=False)

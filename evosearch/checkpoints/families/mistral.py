@@ -1,4 +1,4 @@
-"""Mistral: Llama's tensors without biases; a sliding window, where there is one, is the same in every layer."""
+"""Mistral: Llama's tensors without biases; a sliding window, if any, is the same in every layer."""
 
 from evosearch.checkpoints.families.parts import Part, family, llama_layer
 from evosearch.checkpoints.families.registry import Config

@@ -1,6 +1,6 @@
-"""Mixtral: Mistral's attention, and in every layer a router over gated MLPs (w1 gate, w3 up, w2 down)."""
+"""Mixtral: Mistral's attention, and a router over gated MLPs (w1 gate, w3 up, w2 down) in every layer."""
 
-from evosearch.checkpoints.families.moe import expert_count, experts, stacked
+from evosearch.checkpoints.families.moe import ROUTER_TRAINING, expert_count, experts, stacked
 from evosearch.checkpoints.families.parts import Part, family, llama_layer, tensors
 from evosearch.checkpoints.families.registry import Config, Placement, positive
 
@@ -14,8 +14,10 @@ def _layer(config: Config, index: int) -> list[Part]:
 
 
 def placement(name: str, config: Config) -> Placement:
-    """Where the live model has a tensor."""
+    """Return the position of a tensor in the live model."""
     return stacked(name.replace(f".{MOE}.", ".mlp."), positive(config, "intermediate_size"), PROJECTIONS)
 
 
-FAMILY = family("MixtralForCausalLM", _layer, placement=placement)
+FAMILY = family(
+    "MixtralForCausalLM", _layer, placement=placement, irrelevant_keys=(*ROUTER_TRAINING, "router_jitter_noise")
+)

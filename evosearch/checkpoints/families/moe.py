@@ -1,4 +1,4 @@
-"""Mixtures of experts: each expert's tensors by themselves on disk, a layer's experts stacked in the live model."""
+"""Building blocks of mixtures of experts: separate experts on disk, stacked experts in the live model."""
 
 import re
 from collections.abc import Sequence
@@ -11,10 +11,11 @@ from evosearch.errors import CheckpointError
 EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)\.weight")
 OF_LAYERS = ("num_hidden_layers", "layer_types", "mlp_only_layers", "decoder_sparse_step")
 QWEN = ("gate_proj", "up_proj", "down_proj")
+ROUTER_TRAINING = ("output_router_logits", "router_aux_loss_coef")  # config keys that only training uses
 
 
 def experts(module: str, count: int, projections: tuple[str, str, str] = QWEN) -> list[Part]:
-    """The tensors of `count` experts: gate and up (size, hidden), and down (hidden, size), which writes."""
+    """Return the tensors of `count` experts: gate and up (size, hidden), and down (hidden, size), which writes."""
     gate, up, down = projections
     found: list[Part] = []
     for expert in (f"{module}.experts.{index}" for index in range(count)):
@@ -24,20 +25,21 @@ def experts(module: str, count: int, projections: tuple[str, str, str] = QWEN) -
 
 
 def expert_count(config: Config) -> int:
-    """How many experts a sparse layer has; transformers writes the one key for the other in some families.
+    """Return the number of experts of a sparse layer; transformers renames the key in some families.
 
     Raises:
-        CheckpointError: it is missing or absurd.
+        CheckpointError: The key is missing or not a positive whole number.
     """
     return positive(config, "num_experts" if "num_experts" in config else "num_local_experts")
 
 
 def stacked(name: str, size: int, projections: tuple[str, str, str] = QWEN) -> Placement:
-    """An expert's part of the stacked parameters: gate_up_proj (E, 2 · size, hidden) and down_proj (E, hidden, size).
+    """Return the slice of an expert in the stacked gate_up_proj (E, 2 · size, hidden) or down_proj (E, hidden, size).
 
     Args:
-        name: a tensor on disk; one that is no expert's stands in the live model under its own name.
-        size: rows of an expert's gate.
+        name: Name of a tensor on disk; tensors outside of experts have the same name in the live model.
+        size: Number of rows of an expert's gate.
+        projections: Names of gate, up and down on disk.
     """
     found = EXPERT.fullmatch(name)
     if found is None:
@@ -49,15 +51,15 @@ def stacked(name: str, size: int, projections: tuple[str, str, str] = QWEN) -> P
 
 
 def qwen_place(name: str, config: Config) -> Placement:
-    """Where Qwen2-MoE and Qwen3-MoE have a tensor."""
+    """Return the position of a tensor in the live model of Qwen2-MoE or Qwen3-MoE."""
     return stacked(name, positive(config, "moe_intermediate_size"))
 
 
 def sparse(config: Config, layer: int) -> bool:
-    """Whether a layer of Qwen2-MoE or Qwen3-MoE has experts; the others have one MLP.
+    """Return whether a layer of Qwen2-MoE or Qwen3-MoE has experts instead of a single MLP.
 
     Raises:
-        CheckpointError: `mlp_only_layers` is no list of layers.
+        CheckpointError: `mlp_only_layers` is not a list of layer indices, or `decoder_sparse_step` is invalid.
     """
     dense = config.get("mlp_only_layers") or []
     if not isinstance(dense, list) or not all(type(index) is int for index in dense):
@@ -67,7 +69,7 @@ def sparse(config: Config, layer: int) -> bool:
 
 
 def with_sparse(changed: WithLayers) -> WithLayers:
-    """`with_layers` that keeps each layer's experts with it: which layers are dense is written out by position."""
+    """Extend a `with_layers` to write out which layers are dense, so that each layer keeps its experts or its MLP."""
 
     def with_layers(config: Config, layers: Sequence[int], sources: Sequence[Config] | None = None) -> dict[str, Any]:
         pairs = zip(sources or [config] * len(layers), layers, strict=True)

@@ -1,20 +1,29 @@
-"""What families have in common: the names of a decoder's tensors, the two usual layers, kinds of attention.
+"""Building blocks of family files: names of a decoder's tensors, the two common layers, kinds of attention.
 
-No family by itself. A family file says what its layers hold, by `llama_layer`, `normed_after_layer` or from `tensors`,
-and `family` puts the rest around them.
+A family file lists the tensors of a layer, by `llama_layer`, `normed_after_layer` or `tensors`. `family` adds the rest.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from evosearch.checkpoints.families.registry import Config, Family, WithLayers, positive, with_layers
+from evosearch.checkpoints.families.registry import (
+    Config,
+    Family,
+    LogitRescaling,
+    WithLayers,
+    positive,
+    with_layers,
+)
 from evosearch.errors import CheckpointError
 from evosearch.recipe.shapes import ModelShape, Place, TensorSpec
 
-Part = tuple[str, bool]  # a tensor's name within its layer, and whether it writes to the residual stream
-Layer = Callable[[Config, int], Iterable[Part]]  # (config, index) → that layer's tensors
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Part = tuple[str, bool]  # (name of a tensor within its layer, whether it writes to the residual stream)
+Layer = Callable[[Config, int], Iterable[Part]]  # (config, index) → tensors of that layer
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 O_PROJ = "self_attn.o_proj"
@@ -22,22 +31,25 @@ QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 DOWN_PROJ = "mlp.down_proj"
 PRE_NORMS = ("input_layernorm", "post_attention_layernorm")  # before attention, before the MLP
-BEFORE_NORMS = ("input_layernorm", "pre_feedforward_layernorm")  # the same, where there are norms after them, too
+BEFORE_NORMS = ("input_layernorm", "pre_feedforward_layernorm")  # the same, in layers that also have norms after both
 AFTER_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")  # after attention, after the MLP
 
-OF_KINDS = ("layer_types", "mlp_only_layers")  # keys of config.json that tell single layers apart
+OF_KINDS = ("layer_types", "mlp_only_layers")  # keys of config.json that list kinds of layers
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What stands around the layers, by name on disk.
+    """Tensors outside of the layers, by name on disk.
 
     Attributes:
-        layers: what the layers' names start with, before the index.
-        tied: whether the head repeats the embeddings where config.json does not say.
-        head_bias: stays the head's own where the weight is tied.
-        depth: the key of config.json with the number of layers.
+        layers: Prefix of the layers' names, before the index.
+        embeddings: Embedding tensors; a tied head repeats the first one.
+        final_norm: Tensors of the final norm.
+        head: Weight of the output head.
+        head_bias: Bias of the output head, which is stored even if the weight is tied.
+        tied: Whether the head repeats the embeddings by default.
+        depth: Key of config.json with the number of layers.
     """
 
     layers: str = "model.layers"
@@ -53,13 +65,13 @@ FRAME = Frame()
 
 
 def tensors(*modules: str, bias: bool = False, writes: bool = False) -> list[Part]:
-    """The weight of each module, and its bias."""
+    """Return the weight of each module, and its bias if `bias`."""
     kinds = ("weight", "bias") if bias else ("weight",)
     return [(f"{module}.{kind}", writes) for module in modules for kind in kinds]
 
 
 def gated_mlp(gate_up: Sequence[str] = GATE_UP, bias: bool = False) -> list[Part]:
-    """H ← h + down_proj(act(gate) · up)"""
+    """Return the tensors of a gated MLP: h ← h + down_proj(act(gate) · up)."""
     return [*tensors(*gate_up, bias=bias), *tensors(DOWN_PROJ, bias=bias, writes=True)]
 
 
@@ -70,11 +82,14 @@ def llama_layer(
     qk_norms: Sequence[str] = (),
     mlp: Sequence[Part] | None = None,
 ) -> list[Part]:
-    """Llama's layer: a norm before attention and one before the MLP.
+    """Return the tensors of Llama's layer: one norm before attention and one before the MLP.
 
     Args:
-        qk_norms: norms on queries and keys.
-        mlp: what stands in place of a gated MLP without biases.
+        qkv: Modules of queries, keys and values.
+        qkv_bias: Whether these have biases.
+        o_bias: Whether the output projection has a bias.
+        qk_norms: Norms of queries and keys.
+        mlp: Tensors of the MLP; default: a gated MLP without biases.
     """
     return [
         *tensors(*PRE_NORMS),
@@ -86,13 +101,14 @@ def llama_layer(
 
 
 def normed_after_layer(before: Sequence[str] = (), bias: bool = False, qk_norms: Sequence[str] = ()) -> list[Part]:
-    """A layer with a norm after attention and one after the MLP: h ← h + norm(o_proj(…)) · g.
+    """Return the tensors of a layer with a norm after attention and one after the MLP: h ← h + norm(o_proj(…)) · g.
 
-    The gain g scales what is added to the residual stream; o_proj, whose scale the norm takes out again, does not.
+    The gain g scales what is added to the residual stream. The scale of o_proj does not, because the norm removes it.
 
     Args:
-        before: norms before the two.
-        qk_norms: norms on queries and keys.
+        before: Norms before attention and MLP.
+        bias: Whether the projections of attention have biases.
+        qk_norms: Norms of queries and keys.
     """
     return [
         *tensors(*before),
@@ -103,23 +119,26 @@ def normed_after_layer(before: Sequence[str] = (), bias: bool = False, qk_norms:
     ]
 
 
-def family(architecture: str, layer: Layer, frame: Frame = FRAME, writer_offset: float = 0.0, **more: Any) -> Family:
-    """The family of an architecture: the layers as `layer` has them, the rest as `frame` has it.
+def family(architecture: str, layer: Layer, frame: Frame = FRAME, **more: Any) -> Family:
+    """Return the family of an architecture.
 
     Args:
-        writer_offset: see `Family`.
-        more: what else is not as in most families, by `Family`'s names.
+        architecture: Name in `config.json: architectures`.
+        layer: Tensors of a layer.
+        frame: Tensors outside of the layers.
+        more: Further fields of `Family`.
     """
     usual: dict[str, Any] = {"tied": {frame.head: frame.embeddings[0]}, "skipped": rotary_tables}
-    shape = partial(_shape, architecture, layer, frame, writer_offset)
-    return Family((architecture,), shape, writer_offset=writer_offset, **(usual | more))
+    offset, biases = more.get("writer_offset", 0.0), more.get("mergekit_biases", True)
+    shape = partial(_shape, architecture, layer, frame, writer_offset=offset, mergekit_biases=biases)
+    return Family((architecture,), shape, **(usual | more))
 
 
-def _shape(architecture: str, layer: Layer, frame: Frame, writer_offset: float, config: Config) -> ModelShape:
-    """Every tensor of a checkpoint.
+def _shape(architecture: str, layer: Layer, frame: Frame, config: Config, **of_family: Any) -> ModelShape:
+    """Return every tensor of a checkpoint.
 
     Raises:
-        CheckpointError: a count of the config is missing or absurd, or a switch is none.
+        CheckpointError: A key of the config is missing or has an invalid value.
     """
     depth, tied = positive(config, frame.depth), option(config, "tie_word_embeddings", frame.tied)
     found = [TensorSpec(name, Place.EMBEDDINGS) for name in frame.embeddings]
@@ -130,14 +149,14 @@ def _shape(architecture: str, layer: Layer, frame: Frame, writer_offset: float, 
     head = frame.head_bias if tied else (frame.head, *frame.head_bias)
     found += [TensorSpec(name, Place.HEAD) for name in head]
     kinds = any(isinstance(config.get(key), list) for key in OF_KINDS)
-    return ModelShape(architecture, depth, tuple(found), tied, writer_offset, kinds)
+    return ModelShape(architecture, depth, tuple(found), tied, kinds=kinds, **of_family)
 
 
 def option(config: Config, key: str, default: bool) -> bool:
-    """A switch of a config; `default` is what transformers takes where the key is missing, while null is no.
+    """Return a boolean of a config; `default` is transformers' value for a missing key, and null is false.
 
     Raises:
-        CheckpointError: it is neither true, false nor null.
+        CheckpointError: The value is not true, false or null.
     """
     value = config.get(key, default)
     if value is not None and not isinstance(value, bool):
@@ -146,14 +165,17 @@ def option(config: Config, key: str, default: bool) -> bool:
 
 
 def rotary_tables(name: str) -> bool:
-    """Rotary frequencies, which older exports stored beside the weights: they follow from the config."""
+    """Return whether a tensor is a rotary table, which older exports store although the config determines it."""
     return name.endswith("rotary_emb.inv_freq")
 
 
 def with_attention_of(kind: Callable[[Config, int], str]) -> WithLayers:
-    """`with_layers` for a family whose layers differ in attention by position where config.json has no `layer_types`.
+    """Return `with_layers` for a family whose kind of attention depends on the position of a layer.
 
-    The kinds are written out, as they would otherwise follow the layers' new positions.
+    The kinds are written out as `layer_types`, because they would otherwise follow the new positions.
+
+    Args:
+        kind: (config, layer) → kind of attention, for configs without `layer_types`.
     """
 
     def of_one(config: Config, layer: int) -> str:
@@ -168,6 +190,18 @@ def with_attention_of(kind: Callable[[Config, int], str]) -> WithLayers:
 
 
 def after_max_window_layers(config: Config, layer: int) -> str:
-    """Qwen2 and Qwen3: a sliding window, where one is used, in the layers from `max_window_layers` on."""
+    """Return the kind of attention in Qwen2 and Qwen3: sliding windows, if used, from `max_window_layers` on."""
     slides = config.get("use_sliding_window") and config.get("sliding_window", 4096) is not None
     return SLIDING if slides and layer >= config.get("max_window_layers", 28) else FULL
+
+
+def sliding_flag(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `has_sliding_layers`, which Qwen2 and Qwen3 derive from `layer_types` when they are built."""
+    return {"has_sliding_layers": SLIDING in (settings.get("layer_types") or ())}
+
+
+def _capped(logits: "Tensor", cap: float) -> "Tensor":
+    return (logits / cap).tanh() * cap  # cap · tanh(logits / cap)   (Gemma 2, arXiv:2408.00118, section 2)
+
+
+SOFT_CAP = LogitRescaling("final_logit_softcapping", _capped)

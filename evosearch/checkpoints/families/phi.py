@@ -1,4 +1,4 @@
-"""Phi-1, 1.5 and 2: attention and MLP in parallel behind one LayerNorm, biases everywhere, on the head too."""
+"""Phi-1, 1.5 and 2: attention and MLP in parallel after one LayerNorm, and biases everywhere, also on the head."""
 
 from evosearch.checkpoints.families.parts import QKV, Frame, Part, family, option, tensors
 from evosearch.checkpoints.families.registry import Config

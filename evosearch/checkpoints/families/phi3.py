@@ -1,4 +1,4 @@
-"""Phi-3, Phi-3.5 and Phi-4: Llama's layers with queries, keys and values in one tensor, gate and up in another."""
+"""Phi-3, Phi-3.5 and Phi-4: Llama's layers with fused queries, keys and values, and with fused gate and up."""
 
 from evosearch.checkpoints.families.parts import Part, family, gated_mlp, llama_layer
 from evosearch.checkpoints.families.registry import Config
@@ -8,4 +8,4 @@ def _layer(config: Config, index: int) -> list[Part]:
     return llama_layer(qkv=("self_attn.qkv_proj",), mlp=gated_mlp(gate_up=("mlp.gate_up_proj",)))
 
 
-FAMILY = family("Phi3ForCausalLM", _layer)
+FAMILY = family("Phi3ForCausalLM", _layer, recomputes_cache=True)

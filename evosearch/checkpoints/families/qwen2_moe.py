@@ -1,6 +1,14 @@
-"""Qwen2-MoE and Qwen1.5-MoE: Qwen2's attention; routed experts and a shared, gated one, or in some layers an MLP."""
+"""Qwen2-MoE and Qwen1.5-MoE: Qwen2's attention; routed experts with a shared, gated one, or an MLP in some layers."""
 
-from evosearch.checkpoints.families.moe import OF_LAYERS, expert_count, experts, qwen_place, sparse, with_sparse
+from evosearch.checkpoints.families.moe import (
+    OF_LAYERS,
+    ROUTER_TRAINING,
+    expert_count,
+    experts,
+    qwen_place,
+    sparse,
+    with_sparse,
+)
 from evosearch.checkpoints.families.parts import (
     FULL,
     SLIDING,
@@ -24,7 +32,7 @@ def _layer(config: Config, index: int) -> list[Part]:
 
 def _experts(config: Config) -> list[Part]:
     return [
-        *tensors("mlp.gate", "mlp.shared_expert_gate"),  # the router (experts, hidden), and how much of the shared one
+        *tensors("mlp.gate", "mlp.shared_expert_gate"),  # router (experts, hidden), and gate of the shared expert
         *experts("mlp", expert_count(config)),
         *tensors(f"{SHARED}.gate_proj", f"{SHARED}.up_proj"),
         *tensors(f"{SHARED}.down_proj", writes=True),
@@ -42,4 +50,5 @@ FAMILY = family(
     placement=qwen_place,
     with_layers=with_sparse(with_attention_of(_attention)),
     of_layers=OF_LAYERS,
+    irrelevant_keys=ROUTER_TRAINING,
 )

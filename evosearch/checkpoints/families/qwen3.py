@@ -1,4 +1,4 @@
-"""Qwen3: Llama's tensors, with a norm on each head's queries and keys."""
+"""Qwen3: Llama's tensors, with norms of each head's queries and keys."""
 
 from evosearch.checkpoints.families.parts import (
     QK_NORMS,
@@ -7,6 +7,7 @@ from evosearch.checkpoints.families.parts import (
     family,
     llama_layer,
     option,
+    sliding_flag,
     with_attention_of,
 )
 from evosearch.checkpoints.families.registry import Config
@@ -17,4 +18,9 @@ def _layer(config: Config, index: int) -> list[Part]:
     return llama_layer(qkv_bias=bias, o_bias=bias, qk_norms=QK_NORMS)
 
 
-FAMILY = family("Qwen3ForCausalLM", _layer, with_layers=with_attention_of(after_max_window_layers))
+FAMILY = family(
+    "Qwen3ForCausalLM",
+    _layer,
+    with_layers=with_attention_of(after_max_window_layers),
+    layer_attributes=sliding_flag,
+)

@@ -1,6 +1,14 @@
-"""Qwen3-MoE: Qwen3's attention; routed experts without a shared one, or in some layers an MLP."""
+"""Qwen3-MoE: Qwen3's attention; routed experts without a shared one, or an MLP in some layers."""
 
-from evosearch.checkpoints.families.moe import OF_LAYERS, expert_count, experts, qwen_place, sparse, with_sparse
+from evosearch.checkpoints.families.moe import (
+    OF_LAYERS,
+    ROUTER_TRAINING,
+    expert_count,
+    experts,
+    qwen_place,
+    sparse,
+    with_sparse,
+)
 from evosearch.checkpoints.families.parts import QK_NORMS, Part, family, gated_mlp, llama_layer, option, tensors
 from evosearch.checkpoints.families.registry import Config, with_layers
 
@@ -12,5 +20,10 @@ def _layer(config: Config, index: int) -> list[Part]:
 
 
 FAMILY = family(
-    "Qwen3MoeForCausalLM", _layer, placement=qwen_place, with_layers=with_sparse(with_layers), of_layers=OF_LAYERS
+    "Qwen3MoeForCausalLM",
+    _layer,
+    placement=qwen_place,
+    with_layers=with_sparse(with_layers),
+    of_layers=OF_LAYERS,
+    irrelevant_keys=ROUTER_TRAINING,
 )

@@ -1,6 +1,7 @@
-"""The families: which tensors a checkpoint of an architecture has, and where in the model each stands.
+"""Registry of model families: the tensors of an architecture and how transformers runs it.
 
-A family is one file in this folder with a module-level `FAMILY`. The file exists, the family exists.
+A family is one file in this folder with a module-level `FAMILY`, or the object of an entry point of the group
+`evosearch.families`.
 """
 
 import importlib
@@ -8,40 +9,73 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from evosearch.checkpoints import families
 from evosearch.errors import CheckpointError
+from evosearch.plugins import load_entry_points
 from evosearch.recipe.shapes import ModelShape
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Config = Mapping[str, Any]
 
-OTHER_INPUTS = ("vision_config", "audio_config", "encoder", "speech_config")  # keys of models that see or hear
+GROUP = "evosearch.families"  # of entry points
+OTHER_INPUTS = ("vision_config", "audio_config", "encoder", "speech_config")  # config keys of multimodal models
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a tensor on disk stands in the live transformers model: a parameter, or a part of one.
+    """Position of a stored tensor in the live transformers model: a parameter, or a slice of one.
 
-    `index` picks the part, as `(3, slice(0, 64))` the upper half of the fourth expert in a stacked parameter.
+    `index` selects the slice: `(3, slice(0, 64))` is the upper half of the fourth expert in a stacked parameter.
     """
 
     parameter: str
     index: tuple[int | slice, ...] = ()
 
 
+@dataclass(frozen=True)
+class LogitRescaling:
+    """What a model does to its logits after the output head.
+
+    Attributes:
+        key: Key of config.json with the factor or cap; null means no rescaling.
+        apply: (logits, value of the key) → the rescaled logits.
+    """
+
+    key: str
+    apply: "Callable[[Tensor, float], Tensor]"
+
+
+class WithLayers(Protocol):
+    """Signature of `with_layers`."""
+
+    def __call__(
+        self, config: Config, layers: Sequence[int], sources: Sequence[Config] | None = None
+    ) -> dict[str, Any]:
+        """Return the config of a model with other layers."""
+        ...
+
+
+def no_extras(name: str) -> bool:
+    """Accept no tensors beyond those of the shape."""
+    return False
+
+
 def same_name(name: str) -> str:
-    """Tensors are stored under the names of the family's shape."""
+    """Return the stored name unchanged."""
     return name
 
 
 def same_place(name: str, config: Config) -> Placement:
-    """The names on disk are the live model's, and so are the tensors."""
+    """Return the parameter of the same name."""
     return Placement(name)
 
 
 def with_layers(config: Config, layers: Sequence[int], sources: Sequence[Config] | None = None) -> dict[str, Any]:
-    """The config of a model whose layer k is layer `layers[k]` of `sources[k]`, and without sources of this one."""
+    """Return the config of a model whose layer k is layer `layers[k]` of `sources[k]`; default source: `config`."""
     changed = dict(config) | {"num_hidden_layers": len(layers)}
     kinds = [source.get("layer_types") for source in sources or [config] * len(layers)]
     if all(isinstance(known, list) for known in kinds):
@@ -51,36 +85,36 @@ def with_layers(config: Config, layers: Sequence[int], sources: Sequence[Config]
     return changed
 
 
-class WithLayers(Protocol):
-    def __call__(
-        self, config: Config, layers: Sequence[int], sources: Sequence[Config] | None = None
-    ) -> dict[str, Any]: ...
-
-
-def no_extras(name: str) -> bool:
-    """No tensor beyond the shape's is tolerated."""
-    return False
+def no_attributes(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return no attributes: the model derives none from per-layer settings."""
+    return {}
 
 
 @dataclass(frozen=True)
 class Family:
-    """What the other rooms must know of one model family.
+    """Everything that evosearch knows of a model family.
 
     Attributes:
-        architectures: the names it answers to in `config.json: architectures`.
-        shape: config.json as a mapping → every tensor of a checkpoint, under its name on disk. Tensors that only some
-            configurations have (biases, an untied head) are in it exactly when this configuration has them.
-        tied: disk name → the tensor it repeats, for copies that some tools write of tied weights. A copy is read past
-            when its bytes are the original's.
-        skipped: says whether a tensor carries no weights of its own (a stored rotary table) and is read past.
-        canonical: name as it is stored → name in `shape`, where older files leave out or add a prefix.
-        placement: (name in `shape`, config) → where the live transformers model has it.
-        with_layers: (config, layers, sources) → the config of a model with these layers of it, in this order; with
-            sources: each layer of its own config, of which nothing but what speaks of single layers is taken.
-        of_layers: the keys of config.json that `with_layers` sets: what speaks of single layers, or counts them.
-        writer_offset: what the model adds to a stored weight that writes to the residual stream before it multiplies
-            by it: 1 where those are gains of norms that multiply by 1 + weight.
-        transposed: whether its layers' linear weights are stored (in, out), as transformers' Conv1D has them.
+        architectures: Names in `config.json: architectures`.
+        shape: config.json → every tensor of a checkpoint, under its name on disk. Optional tensors (biases, an untied
+            head) are listed exactly when this config has them.
+        tied: Name on disk → the tensor it repeats, for copies of tied weights that some tools write. A copy is ignored
+            if its bytes equal the original's.
+        skipped: Whether a stored tensor is not a weight (such as a rotary table) and is ignored.
+        canonical: Stored name → name in `shape`, for older files that leave out or add a prefix.
+        placement: (name in `shape`, config) → its position in the live transformers model.
+        with_layers: (config, layers, sources) → the config of a model with these layers, in this order. `sources` has
+            the config of each layer's own model, from which only per-layer settings are taken.
+        of_layers: Per-layer keys of config.json, which `with_layers` sets, and the key of the number of layers.
+        layer_attributes: Per-layer settings → attributes that transformers derives from them when it builds the model.
+        writer_offset: What the model adds to a stored weight that writes to the residual stream before it multiplies
+            by it: 1 for norms that multiply by 1 + weight.
+        transposed: Whether linear weights of layers are stored as (in, out), as by transformers' Conv1D.
+        logits: Rescaling of the logits; None if the output of the head is final.
+        recomputes_cache: Whether transformers' `generate` recomputes keys and values when a sequence outgrows
+            `original_max_position_embeddings`, because rotary positions change there.
+        irrelevant_keys: Keys of config.json that do not affect a forward pass, beyond those of all families.
+        mergekit_biases: Whether mergekit's definition of the family includes its biases.
     """
 
     architectures: tuple[str, ...]
@@ -91,29 +125,47 @@ class Family:
     placement: Callable[[str, Config], Placement] = same_place
     with_layers: WithLayers = with_layers
     of_layers: tuple[str, ...] = ("num_hidden_layers", "layer_types")
+    layer_attributes: Callable[[Mapping[str, Any]], Mapping[str, Any]] = no_attributes
     writer_offset: float = 0.0
     transposed: bool = False
+    logits: LogitRescaling | None = None
+    recomputes_cache: bool = False
+    irrelevant_keys: tuple[str, ...] = ()
+    mergekit_biases: bool = True
 
 
 @cache
 def all_families() -> Mapping[str, Family]:
-    """Architecture name → family, for every file of this folder."""
+    """Return architecture name → family, for every file of this folder and every entry point.
+
+    Raises:
+        CheckpointError: An entry point cannot be imported, is not a Family, or names an architecture that is taken.
+    """
     found: dict[str, Family] = {}
     for module in pkgutil.iter_modules(families.__path__, families.__name__ + "."):
         family = getattr(importlib.import_module(module.name), "FAMILY", None)
         if family is not None:
             found |= dict.fromkeys(family.architectures, family)
+    sources = dict.fromkeys(found, "evosearch")
+    for source, family in load_entry_points(GROUP, CheckpointError):
+        if not isinstance(family, Family):
+            raise CheckpointError(source, f"got a {type(family).__name__}", "A Family of evosearch.checkpoints")
+        for name in family.architectures:
+            if name in found:
+                raise CheckpointError(source, f"{name} is already registered by {sources[name]}", next="Uninstall one")
+            found[name], sources[name] = family, source
     return found
 
 
 def family_of(config: Config, where: str) -> Family:
-    """The family of a config.json.
+    """Return the family of a config.json.
 
     Args:
-        where: the file the config was read from, for the error.
+        config: Content of config.json.
+        where: Path of the file, for the error.
 
     Raises:
-        CheckpointError: it names no architecture, more than one, or one without a family file.
+        CheckpointError: The config has no or several architectures, or one that is not registered.
     """
     names = config.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
@@ -122,7 +174,7 @@ def family_of(config: Config, where: str) -> Family:
     if family is None and not _decoder_only(config, names[0]):
         raise CheckpointError(
             f"{where}: architectures",
-            f"'{names[0]}' is no decoder-only language model",
+            f"'{names[0]}' is not a decoder-only language model",
             f"Only decoder-only language models can be merged: {', '.join(sorted(all_families()))}",
             "Their names end in ForCausalLM or LMHeadModel, and they have no encoder, vision or audio part",
         )
@@ -131,23 +183,30 @@ def family_of(config: Config, where: str) -> Family:
             f"{where}: architectures",
             f"'{names[0]}' is not supported",
             f"Supported: {', '.join(sorted(all_families()))}",
-            "A family is one file in evosearch/checkpoints/families with a FAMILY: its architecture names, its tensors "
-            "(name, place, layer, whether it writes to the residual stream), and which copies of tied weights it knows",
+            f"To add it, write a file in evosearch/checkpoints/families or an entry point of the group {GROUP}: a "
+            "Family with its architecture names, its tensors (name, place, layer, whether it writes to the residual "
+            "stream) and its copies of tied weights",
         )
     return family
 
 
+def family_of_model(model: object) -> Family | None:
+    """Return the family of a live transformers model; None for an unregistered class or one of other code."""
+    kind = type(model)
+    return all_families().get(kind.__name__) if kind.__module__.startswith("transformers.") else None
+
+
 def _decoder_only(config: Config, architecture: str) -> bool:
-    """Whether a model without a family file could have one: it continues text, and has no other input."""
+    """Return whether an unregistered model could be a family: it generates text and has no other inputs."""
     other = config.get("is_encoder_decoder") or any(key in config for key in OTHER_INPUTS)
     return not other and architecture.endswith(("ForCausalLM", "LMHeadModel"))
 
 
 def positive(config: Config, key: str) -> int:
-    """A count from a config.
+    """Return a count from a config.
 
     Raises:
-        CheckpointError: it is missing or no positive whole number.
+        CheckpointError: The key is missing, or not a positive whole number.
     """
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Vocabularies, tokenizer files and chat templates."""

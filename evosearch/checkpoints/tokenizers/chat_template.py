@@ -1,4 +1,4 @@
-"""Chat templates: where a model folder keeps one, which one a recipe asks for, and whether it is one at all."""
+"""Chat templates: those of model folders, and the choice and validation of a recipe's."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -28,10 +28,10 @@ BUILT_IN = {"chatml": CHATML}
 
 
 def of_folder(folder: Path) -> str | None:
-    """The chat template of a model folder, the default one where it has several; None: it has none.
+    """Return the chat template of a model folder, the default one if it has several; None if it has none.
 
     Raises:
-        CheckpointError: a file that holds one is damaged.
+        CheckpointError: A file with a template is damaged.
     """
     if (folder / FILE).is_file():
         return _text(folder / FILE)
@@ -44,44 +44,45 @@ def of_folder(folder: Path) -> str | None:
     return found if isinstance(found, str) and found.strip() else None
 
 
-def chosen(asked: str, folders: Mapping[str, Path], where: str = "recipe.chat_template") -> str:
-    """The template that a recipe asks for.
+def chosen(setting: str, folders: Mapping[str, Path], where: str = "recipe.chat_template") -> str:
+    """Return the template that a recipe specifies.
 
     Args:
-        asked: `auto` for the commonest among the models, of equally common ones the first model's that has one of
-            them; a name of `BUILT_IN`; or the template itself.
-        folders: model → where its tokenizer and chat template lie, the donor first.
-        where: what to name in an error.
+        setting: `auto` for the most common one among the models (of equally common ones, the first); a name in
+            `BUILT_IN`; or the template itself.
+        folders: Model → folder of its tokenizer and chat template, the donor first.
+        where: Key, for errors.
 
     Raises:
-        RecipeError: it is neither, or no template; or no model has one.
-        CheckpointError: a model's file is damaged.
+        RecipeError: The setting is invalid, or it is `auto` and no model has a template.
+        CheckpointError: The file of a model is damaged.
     """
-    if asked == AUTO:
+    if setting == AUTO:
         found = [text.strip() for text in map(of_folder, folders.values()) if text is not None]
         if not found:
             what = "got auto, but none of the recipe's models has a chat template"
             raise RecipeError(where, what, f"A Jinja template, or one of: {', '.join(BUILT_IN)}")
-        return Counter(found).most_common(1)[0][0]  # of equals the one seen first
-    if "{" not in asked:
-        if asked not in BUILT_IN:
+        return Counter(found).most_common(1)[0][0]  # the first of equally common ones
+    if "{" not in setting:
+        if setting not in BUILT_IN:
             allowed = f"A Jinja template (it has a '{{'), or one of: {', '.join((AUTO, *BUILT_IN))}"
-            raise RecipeError(where, f"got {asked!r}", allowed, did_you_mean(asked, (AUTO, *BUILT_IN)))
-        return BUILT_IN[asked]
+            raise RecipeError(where, f"got {setting!r}", allowed, did_you_mean(setting, (AUTO, *BUILT_IN)))
+        return BUILT_IN[setting]
     try:
-        ImmutableSandboxedEnvironment(extensions=[loopcontrols, _Generation]).compile(asked)
+        ImmutableSandboxedEnvironment(extensions=[loopcontrols, _Generation]).compile(setting)
     except TemplateSyntaxError as error:
-        what = f"not a Jinja template: line {error.lineno}: {error.message}"
-        raise RecipeError(where, what, next="Try it with apply_chat_template of the model's tokenizer") from None
-    return asked
+        what = f"invalid Jinja template: line {error.lineno}: {error.message}"
+        raise RecipeError(where, what, next="Test it with apply_chat_template of the model's tokenizer") from None
+    return setting
 
 
 class _Generation(Extension):
-    """`{% generation %}`, with which templates mark the assistant's part for training: read, so that it is no error."""
+    """The tag `{% generation %}`, which marks the assistant's text for training; accepted and without effect."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
 
     def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
+        """Return the content of the tag."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
@@ -90,4 +91,4 @@ def _text(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8").strip() or None
     except (OSError, ValueError) as error:
-        raise CheckpointError(str(path), f"not readable as text: {error}") from None
+        raise CheckpointError(str(path), f"invalid text: {error}") from None

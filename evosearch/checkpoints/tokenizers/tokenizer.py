@@ -1,4 +1,4 @@
-"""Tokenizers as merging must know them: which id means which token."""
+"""Vocabularies of model folders: ids, added tokens and special tokens."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -24,13 +24,13 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a model, as transformers sees them once it has loaded the tokenizer.
+    """The tokens of a model, as transformers has them after loading the tokenizer.
 
     Attributes:
-        ids: token → id.
-        added: the tokens that are found in a text before the tokenizer's model sees it, with how they are matched.
-        roles: `bos`, `eos`, … → the token that has the role.
-        beyond: those of `ids` that tokenizer.json itself lacks, in order of ids.
+        ids: Token → id.
+        added: Added tokens, which are matched in a text before the tokenizer's model runs, with their flags.
+        roles: `bos`, `eos`, … → token.
+        beyond: Tokens that transformers adds to those of tokenizer.json, in the order of their ids.
     """
 
     ids: Mapping[str, int]
@@ -40,27 +40,28 @@ class Vocabulary:
 
     @cached_property
     def tokens(self) -> Mapping[int, str]:
-        """Id → token, in order of ids."""
+        """Id → token, in the order of ids."""
         return {id: token for token, id in sorted(self.ids.items(), key=lambda item: (item[1], item[0]))}
 
     @classmethod
     def read(cls, folder: Path, reference: str) -> "Vocabulary":
-        """The vocabulary of a model folder.
+        """Read the vocabulary of a model folder.
 
         Args:
-            reference: the name the model was asked for by.
+            folder: Folder of the tokenizer.
+            reference: Reference of the model, for errors.
 
         Raises:
-            CheckpointError: there is no tokenizer.json, or a tokenizer file is damaged.
+            CheckpointError: There is no tokenizer.json, or a tokenizer file is damaged.
         """
         path = folder / TOKENIZER
         if not path.is_file():
-            what = f"no such file: '{reference}' has no tokenizer that a vocabulary could be built of"
-            next = "Load its tokenizer with transformers' AutoTokenizer and save it into the folder, which writes one"
-            raise CheckpointError(str(path), what, f"A {TOKENIZER}, which fast tokenizers have", next)
+            what = f"no such file, so the vocabulary of '{reference}' cannot be read"
+            next = "Load its tokenizer with transformers' AutoTokenizer and save it into the folder"
+            raise CheckpointError(str(path), what, f"A {TOKENIZER}, as fast tokenizers have", next)
         data = read_json(path)
         listed = sorted(_vocabulary(path, data).items(), reverse=True)
-        ids = {token: id for id, token in listed}  # the lowest, where a token has several
+        ids = {token: id for id, token in listed}  # the lowest id of a token with several
         known = [_token(path, entry) for entry in data.get("added_tokens") or ()]
         added, beyond = {token.content: token for token in known}, []
         for token, id in _further(folder):
@@ -72,13 +73,13 @@ class Vocabulary:
 
 
 def difference(one: Path, other: Path) -> str | None:
-    """How the vocabularies of two model folders differ, in words; None where they agree or cannot be compared.
+    """Describe how the vocabularies of two model folders differ; None if they agree or cannot be compared.
 
-    Compared through tokenizer.json where both folders have one, else through the added tokens of
-    tokenizer_config.json, else tokenizer.model.
+    Compares tokenizer.json if both folders have one, else the added tokens of tokenizer_config.json, else
+    tokenizer.model.
 
     Raises:
-        CheckpointError: a tokenizer file is damaged.
+        CheckpointError: A tokenizer file is damaged.
     """
     for name, tokens in ((TOKENIZER, _vocabulary), (SETTINGS, _added)):
         if (one / name).is_file() and (other / name).is_file():
@@ -98,20 +99,20 @@ def difference(one: Path, other: Path) -> str | None:
 
 
 def _vocabulary(path: Path, data: Mapping[str, Any]) -> dict[int, str]:
-    """Id → token, of a tokenizer.json: its model's vocabulary and its added tokens."""
+    """Return id → token of a tokenizer.json: the vocabulary of its model and its added tokens."""
     try:
         listed = data["model"]["vocab"]
-        # A mapping token → id, or for Unigram models a list of [token, score] in order of ids.
+        # A mapping token → id, or for Unigram models a list of [token, score] in the order of ids
         pairs = [(token, id) for id, (token, _) in enumerate(listed)] if isinstance(listed, list) else listed.items()
         return {id: token for token, id in pairs} | {
             entry["id"]: entry["content"] for entry in data.get("added_tokens", ())
         }
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise CheckpointError(str(path), "not a tokenizer: no model.vocab in it") from None
+        raise CheckpointError(str(path), "not a tokenizer: model.vocab is missing or invalid") from None
 
 
 def _token(path: Path, entry: Any) -> AddedToken:
-    """An added token of its text alone, or of a mapping with its flags."""
+    """Return an added token from its text, or from a mapping with its flags."""
     if isinstance(entry, str):
         return AddedToken(entry, special=True, normalized=False)
     if isinstance(entry, Mapping) and isinstance(entry.get("content"), str):
@@ -120,9 +121,9 @@ def _token(path: Path, entry: Any) -> AddedToken:
 
 
 def _further(folder: Path) -> Iterator[tuple[AddedToken, int | None]]:
-    """Tokens that transformers adds when it loads the tokenizer, and the id where one is named.
+    """Yield the tokens that transformers adds when it loads the tokenizer, with their id if one is given.
 
-    In the order in which it does: tokens with ids, then those that have a role.
+    The order is that of transformers: tokens with ids, then tokens with a role.
     """
     path, settings = folder / SETTINGS, _read(folder / SETTINGS)
     decoder = settings.get("added_tokens_decoder") or {}
@@ -142,7 +143,7 @@ def _further(folder: Path) -> Iterator[tuple[AddedToken, int | None]]:
 
 
 def _roles(folder: Path) -> dict[str, str]:
-    """Role → token, of tokenizer_config.json, or of special_tokens_map.json where that says nothing of it."""
+    """Return role → token from tokenizer_config.json, or from special_tokens_map.json if not given there."""
     found = {}
     settings, older = _read(folder / SETTINGS), _read(folder / SPECIAL)
     for role in ROLES:
@@ -158,7 +159,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _added(path: Path, data: Mapping[str, Any]) -> dict[int, str]:
-    """Id → token, for the added tokens of a tokenizer_config.json."""
+    """Return id → token for the added tokens of a tokenizer_config.json."""
     try:
         return {int(id): entry["content"] for id, entry in data.get("added_tokens_decoder", {}).items()}
     except (KeyError, TypeError, ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""A model's tokenizer as files: read whole, given more tokens or another chat template, kept under what is in them."""
+"""Tokenizer files of a model: reading, adding tokens, changing the chat template, and a cache by content."""
 
 import hashlib
 import json
@@ -15,30 +15,33 @@ from evosearch.checkpoints.tokenizers.tokenizer import ADDED, FLAGS, SETTINGS, T
 from evosearch.checkpoints.writer import TOKENIZER_FILES
 from evosearch.errors import CheckpointError
 
-Files = Mapping[str, bytes]  # path within the folder → contents
+Files = Mapping[str, bytes]  # path within the folder → content
 
 
 def read(folder: Path) -> Files:
-    """The tokenizer and chat template files of a model folder.
+    """Read the tokenizer and chat template files of a model folder.
 
     Raises:
-        CheckpointError: there are none, or one cannot be read.
+        CheckpointError: There are none, or one cannot be read.
     """
     try:
         listed = [path for name in TOKENIZER_FILES for path in _files(folder / name)]
         found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in listed}
     except OSError as error:
-        raise CheckpointError(str(folder), f"its tokenizer cannot be read: {error.strerror or error}") from None
+        raise CheckpointError(str(folder), f"cannot read its tokenizer: {error.strerror or error}") from None
     if not found:
-        what = "holds no tokenizer"
+        what = "no tokenizer files"
         raise CheckpointError(
-            str(folder), what, f"One of {', '.join(TOKENIZER_FILES[:3])}", "Copy the model's own there"
+            str(folder),
+            what,
+            f"One of {', '.join(TOKENIZER_FILES[:3])}",
+            "Copy the model's tokenizer files into the folder",
         )
     return found
 
 
 def digest(files: Files) -> str:
-    """sha256 (hex) over the files, by name."""
+    """Return the sha256 (hex) over names and contents of the files."""
     total = hashlib.sha256()
     for name, data in sorted(files.items()):
         total.update(f"{name}\n{hashlib.sha256(data).hexdigest()}\n".encode())
@@ -46,10 +49,10 @@ def digest(files: Files) -> str:
 
 
 def keep(files: Files, cache: Path) -> Path:
-    """The folder under `cache` that holds exactly these files; it appears whole, whoever else writes it meanwhile.
+    """Return the folder under `cache` with exactly these files, created atomically; safe for concurrent processes.
 
     Raises:
-        CheckpointError: it cannot be written.
+        CheckpointError: The folder cannot be written.
     """
     folder = cache / digest(files)
     if folder.is_dir():
@@ -64,23 +67,26 @@ def keep(files: Files, cache: Path) -> Path:
                 (made / name).write_bytes(data)
             _rename(made, folder)
         finally:
-            shutil.rmtree(made, ignore_errors=True)  # renamed away already, or another process was faster
+            shutil.rmtree(made, ignore_errors=True)  # already renamed, or another process was faster
     except OSError as error:
         what = f"cannot be written: {error.strerror or error}"
-        raise CheckpointError(str(folder), what, next="Check space and permissions, or name another cache") from None
+        raise CheckpointError(
+            str(folder), what, next="Check disk space and permissions, or choose another cache"
+        ) from None
     return folder
 
 
 def with_tokens(files: Files, vocabulary: Vocabulary, tokens: Sequence[AddedToken], reference: str) -> Files:
-    """The files of a tokenizer that knows these tokens, too: what it knew keeps its id, the others follow in order.
+    """Return the files of a tokenizer with further added tokens; existing ids stay, new tokens follow in order.
 
     Args:
-        vocabulary: of `files`.
-        tokens: a token that is known is from now on found in a text before the tokenizer's model sees it.
-        reference: the model that the files are of, for errors.
+        files: Files of a tokenizer.
+        vocabulary: Vocabulary of `files`.
+        tokens: Tokens to add. An existing token becomes an added token, matched before the tokenizer's model runs.
+        reference: Model of the files, for errors.
 
     Raises:
-        CheckpointError: the tokenizers library cannot add to this tokenizer.
+        CheckpointError: The tokenizers library cannot add tokens to this tokenizer.
     """
     new = [*(vocabulary.added[token] for token in vocabulary.beyond), *tokens]
     if not new:
@@ -88,13 +94,13 @@ def with_tokens(files: Files, vocabulary: Vocabulary, tokens: Sequence[AddedToke
     try:
         tokenizer = Tokenizer.from_str(files[TOKENIZER].decode())
         tokenizer.add_tokens(new)
-    except Exception as error:  # the library raises nothing narrower
-        what = f"the tokenizer of '{reference}' takes no more tokens: {error}"
-        raise CheckpointError("recipe.tokenizer", what, next="Name another model as its source") from None
+    except Exception as error:  # the library raises plain Exception
+        what = f"cannot add tokens to the tokenizer of '{reference}': {error}"
+        raise CheckpointError("recipe.tokenizer", what, next="Choose another model as its source") from None
     _check_ids(tokenizer, vocabulary, tokens, reference)
     text = tokenizer.to_str(pretty=True)
     changed = dict(files) | {TOKENIZER: text.encode()}
-    changed.pop(ADDED, None)  # tokenizer.json has them all; a list of some would be taken for the whole
+    changed.pop(ADDED, None)  # tokenizer.json has all of them; this file would be read as a complete list
     settings = json.loads(files.get(SETTINGS, b"{}"))
     if settings.get("added_tokens_decoder"):
         entries = json.loads(text)["added_tokens"]
@@ -104,7 +110,7 @@ def with_tokens(files: Files, vocabulary: Vocabulary, tokens: Sequence[AddedToke
 
 
 def with_template(files: Files, template: str) -> Files:
-    """The files with this chat template as the only one."""
+    """Return the files with this as the only chat template."""
     others = (chat_template.OLDER, chat_template.NAMED)
     changed = {name: data for name, data in files.items() if name.split("/")[0] not in others}
     if SETTINGS in files:
@@ -115,20 +121,20 @@ def with_template(files: Files, template: str) -> Files:
 
 
 def _check_ids(tokenizer: Tokenizer, vocabulary: Vocabulary, tokens: Sequence[AddedToken], reference: str) -> None:
-    """The library numbers by count: where ids have holes, a new token would get an id that is taken."""
+    """Check the ids of added tokens: the library counts tokens, which gives taken ids if ids have gaps."""
     last = max(vocabulary.ids.values(), default=-1)
     names = [token.content for token in tokens if token.content not in vocabulary.ids]
     expected = {token: vocabulary.ids[token] for token in vocabulary.beyond}
     expected |= {token: last + 1 + index for index, token in enumerate(names)}
     for token, id in expected.items():
         if tokenizer.token_to_id(token) != id:
-            what = f"token {token!r} cannot be added to the tokenizer of '{reference}' as {id}"
-            next = "Name another model as recipe.tokenizer.source"
-            raise CheckpointError("recipe.tokenizer", what, "A tokenizer whose ids have no holes", next)
+            what = f"token {token!r} cannot be added to the tokenizer of '{reference}' with id {id}"
+            next = "Choose another model as recipe.tokenizer.source"
+            raise CheckpointError("recipe.tokenizer", what, "A tokenizer whose ids have no gaps", next)
 
 
 def _files(path: Path) -> list[Path]:
-    """A file, or the files in a folder; none where there is neither."""
+    """Return a file, or the files in a folder; empty if there is neither."""
     return sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
 
 
@@ -136,7 +142,7 @@ def _rename(made: Path, folder: Path) -> None:
     try:
         made.rename(folder)
     except OSError:
-        if not folder.is_dir():  # another process may have been faster
+        if not folder.is_dir():  # created by another process
             raise
 
 

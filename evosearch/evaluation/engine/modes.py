@@ -126,7 +126,7 @@ def _first_correct(model: Any, probes: list[Tokens]) -> Mode | None:
     if not bool(torch.isfinite(expected).all()):
         return None
     limit = limit_of(model, expected)
-    tree = as_tree(probes, nodes - 1, beside=nodes)  # a cached prefix, and two rows behind it with two branches each
+    tree = as_tree(probes, nodes - 1, off_path=nodes)  # a cached prefix, and two rows behind it with two branches each
     for mode in MODES[:-1]:
         if mode == "tree" and not _takes_masks(model):
             continue
