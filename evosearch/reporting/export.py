@@ -11,7 +11,6 @@ from evosearch.checkpoints.sidecar import files_of
 from evosearch.checkpoints.tokenizers.chat_template import BUILT_IN
 from evosearch.errors import InputError, LedgerError, RecipeError
 from evosearch.materialize.as_adapter import AdapterReport, write_adapter
-from evosearch.materialize.layout import output
 from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.materialize.plan import donor_of
 from evosearch.promotion.export_files import Format, Provenance
@@ -187,7 +186,7 @@ def write_one(
         recipe = recipe.model_copy(update={"chat_template": BUILT_IN[recipe.chat_template]})
     write_export(
         *(recipe, fmt, out, source),
-        shape=output(recipe, models.checkpoints).shape,
+        shape=models.layout(recipe).shape,
         folders=folders,
         adapted=adapted,
         write_checkpoint=checkpoint,

@@ -12,7 +12,6 @@ from evosearch.evaluation.types import ItemBatch
 from evosearch.execution.loaders import load_tokenizer
 from evosearch.materialize.forward import settings
 from evosearch.materialize.inputs import Opener
-from evosearch.materialize.layout import output
 from evosearch.materialize.plan import donor_of
 from evosearch.merging.registry import specs
 from evosearch.search.baselines import Baseline
@@ -115,7 +114,7 @@ def check_prompts(
     tokenizer = load_tokenizer(models.checkpoints[models.donor].tokenizer_folder)
     lengths: dict[int, str] = {}  # context length in tokens → the first donor that has it
     recipes = [baseline.recipe for baseline in baselines if baseline.recipe is not None]
-    outputs = [(donor_of(recipe), output(recipe, models.checkpoints)) for recipe in recipes]
+    outputs = [(donor_of(recipe), models.layout(recipe)) for recipe in recipes]
     for donor, laid in [(models.donor, models.output), *outputs]:
         config = settings(laid.config, f"{models.checkpoints[donor].folder}/{CONFIG}")
         lengths.setdefault(max_length_of(config, tokenizer), donor)

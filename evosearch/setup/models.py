@@ -15,7 +15,7 @@ from evosearch.materialize.compatibility import check_compatible
 from evosearch.materialize.fit import check_fit
 from evosearch.materialize.forward import differences
 from evosearch.materialize.inputs import Opener
-from evosearch.materialize.layout import Output, output
+from evosearch.materialize.layout import Layouts, Output
 from evosearch.materialize.plan import donor_of, plan
 from evosearch.merging.registry import specs
 from evosearch.recipe.identity import recipe_id
@@ -55,10 +55,22 @@ class Models:
         """Shape of the merged model."""
         return self.output.shape
 
-    @cached_property
+    @property
     def output(self) -> Output:
         """Layout of the merged model."""
-        return output(self.recipe, self.checkpoints)
+        return self.layout(self.recipe)
+
+    def layout(self, recipe: Recipe) -> Output:
+        """Layout of a recipe of these models.
+
+        Raises:
+            RecipeError: The recipe names layers that a model does not have.
+        """
+        return self._layouts.of(recipe)
+
+    @cached_property
+    def _layouts(self) -> Layouts:
+        return Layouts(self.checkpoints)
 
     @cached_property
     def inputs(self) -> dict[str, str]:
@@ -84,7 +96,7 @@ class Models:
         """Whether a recipe cannot be scored in the candidates' resident model: its layers or its config differ."""
         if (recipe.routing is None) != (self.recipe.routing is None):
             return True
-        return not output(recipe, self.checkpoints).answers_as(self.output)
+        return not self.layout(recipe).answers_as(self.output)
 
     def fits(self, recipe: Recipe) -> bool:
         """Whether scores of another recipe are comparable: it has the same vocabulary and chat template."""
@@ -99,7 +111,7 @@ class Models:
         """
         shapes = {reference: checkpoint.shape for reference, checkpoint in self.checkpoints.items()}
         try:
-            plan(recipe, shapes, output(recipe, self.checkpoints).shape, specs())
+            plan(recipe, shapes, self.layout(recipe).shape, specs())
         except RecipeError as error:
             place = f"{where}{error.where.removeprefix('recipe')}" if error.where.startswith("recipe") else error.where
             raise RecipeError(place, error.what, error.allowed, error.next) from None
@@ -110,7 +122,7 @@ class Models:
         Raises:
             CheckpointError: Two models do not fit together.
         """
-        check_fit(recipe, self.checkpoints, output(recipe, self.checkpoints), where)
+        check_fit(recipe, self.checkpoints, self.layout(recipe), where)
         pair = [self.checkpoints[self.donor], self.checkpoints[recipe.references()[0]]]
         check_compatible(pair, where, same_depth=False, by_layer=False)
 
@@ -120,7 +132,7 @@ class Models:
         For routes, all models' layers are resident, shared tensors once; each hop has its own copy of the tensors that
         write to the residual stream.
         """
-        laid = output(recipe, self.checkpoints)
+        laid = self.layout(recipe)
         own = [tensor for tensor in laid.shape.tensors if recipe.routing is None or _of_a_hop(tensor)]
         numbers = sum(math.prod(laid.sizes[tensor.name]) for tensor in own)
         if recipe.routing is None:
