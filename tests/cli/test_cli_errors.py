@@ -34,7 +34,7 @@ def own_copy(spec: Path, name: str) -> Path:
 
 def misspelled_key(spec: Path) -> str:
     change(spec, "optimizer", "sigam", to=0.3)
-    return r"optimizer\.sigam: unknown key.*Did you mean 'sigma'\?"
+    return r"optimizer\.sigam: cma_es has no option 'sigam'.*Did you mean 'sigma'\?"
 
 
 def misspelled_parameter(spec: Path) -> str:
@@ -151,7 +151,7 @@ def no_hole(spec: Path) -> str:
 
 def route(spec: Path) -> str:
     change(spec, "recipe", to={"routing": {"hops": [{"model": "./base", "layer": 0}]}})
-    return r"recipe: nothing to search: no value is a hole"
+    return r"recipe: nothing to search: the recipe has no hole"
 
 
 def own_suite(spec: Path) -> Path:

@@ -7,8 +7,8 @@ from evosearch.search.ledger.events import Event
 from evosearch.search.state import SearchState
 
 
-def state_of(asked: int, *outcomes: tuple[str, dict[str, Any]]) -> SearchState:
-    payloads = [{"candidate": str(index), "recipe_id": str(index), "group": 0} for index in range(asked)]
+def state_of(proposed: int, *outcomes: tuple[str, dict[str, Any]]) -> SearchState:
+    payloads = [{"candidate": str(index), "recipe_id": str(index), "group": 0} for index in range(proposed)]
     events = [*(("asked", payload) for payload in payloads), *outcomes]
     return SearchState.from_events(Event(seq, seq, kind, payload) for seq, (kind, payload) in enumerate(events, 1))
 
