@@ -1,1 +1,1 @@
-"""The search itself: space, optimizers, ledger, controller. No torch."""
+"""The search: optimizers, search space, ledger, and the loop that connects them."""

@@ -1,7 +1,7 @@
-"""Baselines: what every search is measured against, scored before the first ask.
+"""Baselines, which are scored before the first candidate.
 
-The base, each parent, their uniform average, and a sweep of one task-arithmetic scale. A search that cannot beat the
-better of the last two has found nothing that one line of YAML would not have given.
+The base, each parent, their uniform average, and a sweep of one task-arithmetic scale. A search that does not beat the
+better of the last two has found nothing that one line of YAML would not give.
 """
 
 from collections.abc import Mapping
@@ -12,26 +12,26 @@ from evosearch.recipe.schema import Input, Recipe
 # One scale for the sum of all task vectors; 1/K would be the uniform average of K parents.
 SCALES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
 NO_BASE = "the recipe has no base_model"
-NO_BASE_OF_A_ROUTE = "a route has no base_model, and baselines.base_model names none"
+NO_BASE_OF_A_ROUTE = "a route has no base_model, and baselines.base_model is not set"
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """One baseline. Without a recipe it does not apply to this search, and `skipped` says why.
+    """One baseline; without a recipe it does not apply to the search, and `skipped` says why.
 
-    `weights` is what the baseline means to each parent of the recipe as a task-arithmetic weight: where a search may
-    start. One that is made of other models has none.
+    `weights` are the task-arithmetic weights of the recipe's parents that correspond to the baseline, for the start of
+    a search; empty if it is made of other models.
     """
 
     name: str
-    kind: str  # base | parent | uniform | scale
+    kind: str  # base | parent | stage | uniform | scale
     recipe: Recipe | None
     weights: tuple[float, ...] = ()
     skipped: str | None = None
 
 
 def averaged(example: Recipe, base: str | None = None, models: tuple[str, ...] | None = None) -> tuple[str, ...]:
-    """What the uniform average is made of; the base is not counted. The arguments are those of `baselines`."""
+    """Return the models of the uniform average, without the base; see `baselines` for the arguments."""
     return tuple(model for model in models or example.parents if model != (base or example.base_model))
 
 
@@ -42,14 +42,15 @@ def baselines(
     base: str | None = None,
     models: tuple[str, ...] | None = None,
 ) -> list[Baseline]:
-    """The baselines of a search.
+    """Return the baselines of a search.
 
     Args:
-        example: the recipe's frame, or any filled recipe that names all its models; its base, models, vocabulary and
-            dtypes are used. A route has no base, and its models are the parents.
-        alike: base and averaged models have the same layers, so that they can be merged whole.
-        base: in place of the recipe's, which then is a parent where it is another.
-        models: what uniform average and sweep are made of in place of the recipe's models. Each is a parent, too.
+        example: The recipe's frame, or any filled recipe with all models; its base, models, vocabulary and dtypes are
+            used. A route has no base, and its models are the parents.
+        scales: Scales of the sweep.
+        alike: Base and averaged models have the same layers, so that they can be merged.
+        base: Replaces the recipe's base, which becomes a parent if it is different.
+        models: Models of the uniform average and the sweep, instead of the recipe's. Each is a parent, too.
     """
     base, own = base or example.base_model, example.parents
     parents, mixed = list(averaged(example, base)), list(averaged(example, base, models))
@@ -57,13 +58,13 @@ def baselines(
     parents += [model for model in dict.fromkeys(further) if model not in (base, *parents)]
 
     def weights(each: Mapping[str, float]) -> tuple[float, ...]:
-        """As weights of the recipe's own parents, where no other model has one."""
+        """Return weights of the recipe's own parents; none if another model has one."""
         return tuple(each.get(model, 0.0) for model in own) if each.keys() <= set(own) else ()
 
     def merge(method: str, models: list[str], weight: float) -> Recipe:
         return Recipe(
             merge_method=method,
-            # A vocabulary may be the base's, or have its tokens first.
+            # A vocabulary may be the base's, or start with its tokens
             base_model=base if method == "task_arithmetic" or example.vocabulary is not None else None,
             models=tuple(Input(model=name, parameters={"weight": weight}) for name in models),
             dtype=example.dtype,
@@ -93,3 +94,9 @@ def baselines(
         else:
             out.append(Baseline(name, "scale", None, skipped=apart or "task arithmetic needs a base_model"))
     return out
+
+
+def single(model: str, dtype: str = "float32") -> Recipe:
+    """Return the recipe of one unchanged model."""
+    data = {"merge_method": "linear", "models": [{"model": model, "parameters": {"weight": 1.0}}], "dtype": dtype}
+    return Recipe.model_validate(data)

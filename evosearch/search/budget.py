@@ -1,4 +1,4 @@
-"""When a search stops asking. Everything here follows from the ledger and the clock, so a resume stops the same."""
+"""Budgets. They depend only on the ledger and the clock, so that a resumed search stops for the same reason."""
 
 import time
 from dataclasses import dataclass
@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from evosearch.search.candidates import Candidates
 from evosearch.search.state import SearchState
 
-NOTHING_NEW = 256  # duplicates in a row, after which a search whose budget does not count candidates ends
+NOTHING_NEW = 256  # consecutive duplicates that end a search whose budget does not count candidates
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Reasons to stop asking, whichever comes first; what was asked is scored and told in any case.
+    """Limits, of which the first that is reached ends asking; pending candidates are still scored and told.
 
     Attributes:
-        candidates: asked, duplicates too.
-        hours: over all sessions of the search, the time between them not counted.
-        items: item evaluations of asked candidates: duplicates take none, baselines are not counted.
-        target: a fitness that the optimizer was told of a candidate that breaks no guard.
-        patience: candidates told since the best was.
+        candidates: Number of candidates, duplicates included.
+        hours: Duration of all sessions, without the time between them.
+        items: Item evaluations of candidates; duplicates take none, baselines are not counted.
+        target: Reported fitness of a candidate that breaks no guard.
+        patience: Candidates reported since the best one.
     """
 
     candidates: int | None = None
@@ -27,16 +27,16 @@ class Budget:
     target: float | None = None
     patience: int | None = None
 
-    def reason(self, asked: Candidates) -> str | None:
-        """Why to stop asking now, in a word; None to go on."""
-        state = asked.state
+    def reason(self, candidates: Candidates) -> str | None:
+        """Return why to stop asking now, None to continue."""
+        state = candidates.state
         if self.target is not None and state.best_reported is not None:
             violation, loss = state.best_reported
             if violation == 0 and -loss >= self.target:
                 return "target"
         if self.candidates is not None and state.proposed >= self.candidates:
             return "candidates"
-        if self.items is not None and self.items - asked.items_taken() < asked.items_of(state.proposed):
+        if self.items is not None and self.items - candidates.items_taken() < candidates.items_of(state.proposed):
             return "items"
         if self.hours is not None and hours(state) >= self.hours:
             return "hours"
@@ -46,28 +46,29 @@ class Budget:
             return f"nothing new: {NOTHING_NEW} duplicates in a row"
         return None
 
-    def room(self, wanted: int, asked: Candidates) -> int:
-        """How many of the `wanted` next candidates the budget allows."""
-        first = asked.state.proposed
+    def allowed(self, wanted: int, candidates: Candidates) -> int:
+        """Return how many of the `wanted` next candidates the budget allows."""
+        first = candidates.state.proposed
         if self.candidates is not None:
             wanted = min(wanted, self.candidates - first)
         if self.items is not None:
-            left = self.items - asked.items_taken()
+            left = self.items - candidates.items_taken()
             for index in range(wanted):
-                left -= asked.items_of(first + index)
+                left -= candidates.items_of(first + index)
                 if left < 0:
                     return index
         return wanted
 
-    def total(self, asked: Candidates) -> int | None:
-        """How many candidates there will be, as far as the budget tells; None where only the clock does."""
+    def total(self, candidates: Candidates) -> int | None:
+        """Return the final number of candidates, as far as the budget determines it; None if only time does."""
         totals = [self.candidates] if self.candidates is not None else []
         if self.items is not None:
-            left = max(0, self.items - asked.items_taken())
-            totals.append(asked.state.proposed + left // asked.items_of(asked.state.proposed))
+            left = max(0, self.items - candidates.items_taken())
+            proposed = candidates.state.proposed
+            totals.append(proposed + left // candidates.items_of(proposed))
         return min(totals, default=None)
 
 
 def hours(state: SearchState) -> float:
-    """Of all sessions up to now, in hours."""
+    """Return the duration of all sessions up to now, in hours."""
     return (state.seconds_before + max(0.0, time.time() - state.last_time)) / 3600.0

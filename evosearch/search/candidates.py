@@ -1,4 +1,4 @@
-"""One candidate's way through a search: asked, recorded, made a job, observed, told. Both loops are made of it."""
+"""Steps of a candidate through a search, used by both loops: ask, record, score, report, tell."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,19 +15,15 @@ from evosearch.search.space.space import SearchSpace
 
 @dataclass
 class Candidates:
-    """What an optimizer asks, from its genome to what it is told of it.
-
-    Args:
-        identify: recipe → recipe_id, with this search's inputs.
-    """
+    """The candidates of a search, from an optimizer's genome to its result."""
 
     recorder: Recorder
     space: SearchSpace
     items: Sampling
-    identify: Callable[[Recipe], str]
-    generation: int = 1  # how many the present optimizer asks together
-    first_ask: int = 0  # of the present optimizer: not 0 after a restart
-    _made: dict[str, Recipe] = field(default_factory=dict)  # asked just now, not yet a job
+    identify: Callable[[Recipe], str]  # recipe → recipe_id, with this search's inputs
+    generation: int = 1  # number of candidates that the present optimizer asks together
+    first_ask: int = 0  # ask index at which the present optimizer started
+    _made: dict[str, Recipe] = field(default_factory=dict)  # recipes of new candidates, until they become jobs
 
     def __post_init__(self) -> None:
         self.state = self.recorder.state
@@ -36,7 +32,9 @@ class Candidates:
         """Ask for candidates and record them, before anything is scored.
 
         Args:
-            together: they are one group, which is told together; otherwise each is a group of its own.
+            optimizer: The present optimizer.
+            count: Number of candidates.
+            together: They are one group, which is told together; otherwise each is its own group.
         """
         first, group = self.state.proposed, self.state.groups
         found: list[Proposal] = []
@@ -59,15 +57,15 @@ class Candidates:
         return found
 
     def minibatch(self, index: int) -> Minibatch:
-        """What the candidate of an ask index is scored on."""
+        """Return the minibatch that the candidate of an ask index is scored on."""
         return self.items.minibatch(index - self.first_ask, self.generation)
 
     def items_of(self, index: int) -> int:
-        """How many items that is."""
+        """Return the number of items that the candidate of an ask index is scored on."""
         return len(self.items.batch(self.minibatch(index)))
 
     def items_taken(self) -> int:
-        """How many items were to be scored of all that was asked."""
+        """Return the number of item evaluations of all candidates; duplicates take none."""
         return sum(count * len(self.items.batch(minibatch)) for minibatch, count in self.state.distinct.items())
 
     def is_done(self, candidate: CandidateRecord) -> bool:

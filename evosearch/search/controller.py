@@ -1,8 +1,8 @@
-"""The loop: ask, score, record, tell. A generation at a time here; one by one in `asynchronous`.
+"""The search loop: ask, score, record, tell. By generations here, by single candidates in `asynchronous`.
 
-The controller's only state is the ledger. Every event is committed before anything acts on it, so a search that is
-killed at any moment goes on from what is recorded: the optimizer is rebuilt by replay, what was scored is not scored
-again, what was asked and not scored is scored now.
+The ledger is the controller's only state. Every event is committed before anything acts on it, so that a search that is
+killed at any moment can be resumed: the optimizer is rebuilt by replay, scored candidates are not scored again, and
+pending ones are scored now.
 """
 
 import time
@@ -26,8 +26,8 @@ from evosearch.search.sampling import Sampling
 from evosearch.search.space.space import SearchSpace
 from evosearch.search.space.types import Genome
 
-HOPELESS = 8  # candidates that fail, before any succeeds, until the search gives up
-# Option → kinds of baselines
+HOPELESS = 8  # failed candidates, without a success, after which the search gives up
+# Value of `optimizer.start` → kinds of baselines
 START_FROM = {"init": (), "best_baseline": ("stage", "uniform", "scale"), "parents": ("stage", "parent")}
 
 
@@ -36,14 +36,20 @@ class Controller:
     """One search, from its ledger to its last candidate.
 
     Args:
-        identify: recipe → recipe_id, with this search's inputs.
-        make_optimizer: start genome → a fresh optimizer.
-        minibatches: of `batch`, where each generation is scored on one of them.
-        objectives: what the optimizer is told of, where that is not the fitness alone (see `objectives`).
+        recorder: Access to the ledger and its folded state.
+        executor: Scores candidates.
+        space: The search space.
+        batch: The search split.
+        baselines: Baselines to score first.
+        identify: Recipe → recipe_id, with this search's inputs.
+        make_optimizer: Start genome → a fresh optimizer.
+        minibatches: Disjoint subsets of `batch`; each generation is scored on one of them.
+        objectives: Objectives of the optimizer, if there are several (see `objectives`).
         start: `init`, `best_baseline` or `parents`: where the optimizer starts.
-        warm_start: where it starts instead, by what another search found.
-        asynchronous: ask whenever there is room and tell as scores come; otherwise generation by generation.
-        continue_from_best: where the record cannot be replayed, go on with a new optimizer from the best candidate.
+        warm_start: Start genome found by another search, instead of `start`.
+        budget: When to stop.
+        asynchronous: Ask whenever a slot is free and tell as scores arrive, instead of generation by generation.
+        continue_from_best: If the record cannot be replayed, continue with a new optimizer from the best candidate.
     """
 
     recorder: Recorder
@@ -68,17 +74,17 @@ class Controller:
             self.batch, self.minibatches, recorder.ledger, recorder.search_id, self.state, self.objectives
         )
         self._candidates = Candidates(recorder, self.space, self._items, self.identify)
-        self._began: float | None = None  # when this session's first candidate was submitted
+        self._began: float | None = None  # time at which this session's first candidate was submitted
         self._finished_before = len(self.state.finished)
 
     def run(self) -> str:
-        """Search until something says stop.
+        """Search until there is a reason to stop.
 
         Returns:
-            The reason: the budget's (see `Budget`), or the optimizer's own.
+            The reason of the budget (see `Budget`) or of the optimizer.
 
         Raises:
-            SearchError: every candidate fails, or the recorded search cannot be replayed.
+            SearchError: Every candidate fails, or the recorded search cannot be replayed.
         """
         self._score_baselines()
         optimizer, pending = self._restore()
@@ -90,8 +96,8 @@ class Controller:
             reason = self._reason_to_stop(optimizer)
             if reason:
                 return reason
-            room = self.budget.room(optimizer.population, self._candidates)
-            pending = self._candidates.ask(optimizer, room)
+            count = self.budget.allowed(optimizer.population, self._candidates)
+            pending = self._candidates.ask(optimizer, count)
 
     def _one_by_one(self, optimizer: Optimizer, pending: Sequence[Proposal]) -> str:
         self._began = time.monotonic()
@@ -100,7 +106,7 @@ class Controller:
             self.executor,
             optimizer,
             pending,
-            room=lambda wanted: self.budget.room(wanted, self._candidates),
+            allowed=lambda wanted: self.budget.allowed(wanted, self._candidates),
             reason=lambda: self._reason_to_stop(optimizer),
             progress=lambda left: self._progress(self.state.proposed - left),
             settled=self._give_up_if_hopeless,
@@ -120,9 +126,9 @@ class Controller:
         if total and not any(
             baseline.name in self.state.baselines and self._standing(baseline.name) for baseline in self.baselines
         ):
-            raise SearchError(f"not one baseline could be scored; {self._last_failure()}")
+            raise SearchError(f"no baseline could be scored; {self._last_failure()}")
         for task in self.state.limits.keys() - self.state.references().keys():
-            what = f"the guard of '{task}' has nothing to be held against: no base, parent or stage's winner was scored"
+            what = f"the guard of '{task}' has no reference: no base, parent or stage winner could be scored"
             raise SearchError(f"{what}; {self._last_failure()}")
 
     def _record_of(self, baseline: Baseline) -> BaselineRecord:
@@ -131,7 +137,7 @@ class Controller:
         return BaselineRecord(baseline.name, baseline.kind, baseline.recipe.to_dict(), self.identify(baseline.recipe))
 
     def _restore(self) -> tuple[Optimizer, list[Proposal]]:
-        """The optimizer where the record left it, and what it asked and was not told."""
+        """Return the optimizer as the record left it, and its pending candidates."""
         restart, first = self.state.restarted, self.state.proposed_before
         start = dict(restart.start) if restart else self._start_genome()
         optimizer = self._make(start, first)
@@ -144,7 +150,7 @@ class Controller:
             return self._restart(exc), []
 
     def _restart(self, reason: ReplayError) -> Optimizer:
-        """A fresh optimizer from the best candidate so far. What was asked and not scored is scored, for the record."""
+        """Score pending candidates for the record, and return a fresh optimizer that starts from the best candidate."""
         state = self.state
         self._score([state.proposal(name) for name, one in state.candidates.items() if not self._is_done(one)])
         ranked = [(standing, name) for name in state.candidates if (standing := self._standing(name)) is not None]
@@ -153,13 +159,13 @@ class Controller:
         return self._make(start, self.state.proposed)
 
     def _make(self, start: Genome, first_ask: int) -> Optimizer:
-        """A fresh optimizer, whose asks are counted from `first_ask`."""
+        """Return a fresh optimizer, whose asks are counted from `first_ask`."""
         optimizer = self.make_optimizer(start)
         self._candidates.generation, self._candidates.first_ask = optimizer.population, first_ask
         return optimizer
 
     def _start_genome(self) -> Genome:
-        """Where the optimizer starts: it follows from recorded scores, so it is the same at every resume."""
+        """Return the start of the optimizer, which depends only on recorded scores and is the same at every resume."""
         if self.warm_start is not None:
             return dict(self.warm_start)
         scored = [
@@ -174,7 +180,7 @@ class Controller:
         return self.space.with_weight(max(scored, key=lambda pair: pair[0])[1].weights)
 
     def _finish(self, optimizer: Optimizer, proposals: Sequence[Proposal]) -> None:
-        """Score what is not scored yet, then tell, group by group, in the order asked."""
+        """Score what is not scored yet, then tell group by group in ask order."""
         self._score(proposals)
         for group in sorted({proposal.group for proposal in proposals}):
             self._candidates.tell(optimizer, [(group, [one for one in proposals if one.group == group])])
@@ -190,7 +196,7 @@ class Controller:
         return self._candidates.is_done(candidate)
 
     def _standing(self, name: str) -> tuple[float, float] | None:
-        """What is known of a baseline or candidate, for comparison: greater is better, breaking no guard comes first."""
+        """Return (-violation, fitness) of a baseline or candidate, where greater is better; None if it has no score."""
         evidence = self.state.evidence(name)
         return None if evidence is None else (-evidence[0], evidence[1])
 
@@ -203,9 +209,9 @@ class Controller:
 
     def _last_failure(self) -> str:
         if not self.state.failed:
-            return "none of those it would take is in this search"
+            return "this search has none that could serve as one"
         last = self.state.failed[-1]
-        return f"the last was {last.candidate}: {last.stage}: {last.reason}"
+        return f"the last failure was {last.candidate}: {last.stage}: {last.reason}"
 
     def _reason_to_stop(self, optimizer: Optimizer) -> str | None:
         reason = self.budget.reason(self._candidates)

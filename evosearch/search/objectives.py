@@ -1,11 +1,11 @@
-"""What a candidate is told of where there are several things to be good at. Pure, on recorded data; larger is better.
+"""Objectives of a search that has several. Pure, on recorded data; larger is better.
 
-| objective | what it is |
+| objective | value |
 |---|---|
 | fitness | the suite's fitness |
 | score | the suite's score, in points |
-| a task | its part of the fitness (the item mean of log-probabilities, or points); points of one that is only guarded |
-| hops | minus the hops of a route |
+| a task | its share of the fitness (item mean of log-probabilities, or points); a guarded-only task has its points |
+| hops | minus the number of hops of a route |
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,32 +14,36 @@ from typing import Any, Protocol
 from evosearch.evaluation.types import Estimate
 
 FITNESS, SCORE, HOPS = "fitness", "score", "hops"
-NAMES = (FITNESS, SCORE, HOPS)  # beside tasks
+NAMES = (FITNESS, SCORE, HOPS)  # in addition to tasks
 
 
 class Scored(Protocol):
     """A score card or its recorded summary."""
 
     @property
-    def score(self) -> float: ...
+    def score(self) -> float:
+        """Score in points."""
 
     @property
-    def score_stderr(self) -> float: ...
+    def score_stderr(self) -> float:
+        """Standard error of the score."""
 
     @property
-    def fitness(self) -> Estimate: ...
+    def fitness(self) -> Estimate:
+        """The suite's fitness."""
 
     @property
-    def task_fitness(self) -> Mapping[str, Estimate]: ...
+    def task_fitness(self) -> Mapping[str, Estimate]:
+        """Task → its share of the fitness, or its points."""
 
 
 def measured(names: Sequence[str], card: Scored) -> tuple[Estimate, ...]:
-    """What a card says of each objective, in their order; of `hops`, of which it knows nothing, 0."""
+    """Return the value of each objective on a card, in order; 0 for `hops`, which a card does not know."""
     return tuple(_measured(name, card) for name in names)
 
 
 def with_hops(names: Sequence[str], found: Sequence[Estimate], recipe: Mapping[str, Any]) -> tuple[Estimate, ...]:
-    """The same, with the length of the route that was scored."""
+    """Fill in `hops` with the length of the scored route."""
     hops = len((recipe.get("routing") or {}).get("hops", ()))
     return tuple(
         Estimate(-float(hops), 0.0, one.n) if name == HOPS else one for name, one in zip(names, found, strict=True)

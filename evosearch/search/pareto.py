@@ -1,29 +1,29 @@
-"""The Pareto set of a search with several objectives: candidates that none is better than in all of them. Pure.
+"""Pareto set of a search with several objectives: the candidates that no other one dominates. Pure.
 
-Candidates that break no guard are compared; where all break one, nothing is in the set. Told values are estimates: a
-candidate in the set may owe its place to luck, and the set is no claim about the test split.
+Only candidates that break no guard are in the set. Reported values are estimates: a candidate may be in the set by
+luck, and the set makes no claim about the test split.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 
 from evosearch.search.records import Reported
 
-Values = tuple[float, ...]  # one an objective, larger is better
+Values = tuple[float, ...]  # one per objective, larger is better
 
 
 def dominates(one: Values, other: Values) -> bool:
-    """Whether `one` is nowhere worse than `other` and somewhere better: equal ones do not dominate each other."""
+    """Return whether `one` is nowhere worse than `other` and somewhere better."""
     return one != other and all(mine >= theirs for mine, theirs in zip(one, other, strict=True))
 
 
 class Front:
-    """The set as candidates become known, one after the other: O(candidates × set)."""
+    """Incremental Pareto set, in O(candidates × set)."""
 
     def __init__(self) -> None:
-        self.members: dict[str, Values] = {}  # candidate → its values, as they became known
+        self.members: dict[str, Values] = {}  # candidate → values, in insertion order
 
     def add(self, candidate: str, values: Values) -> tuple[bool, list[str]]:
-        """Whether it is in the set, and who leaves it."""
+        """Insert a candidate; return whether it is non-dominated and which members it displaces."""
         if any(dominates(member, values) for member in self.members.values()):
             return False, []
         leaving = [name for name, member in self.members.items() if dominates(values, member)]
@@ -50,5 +50,5 @@ def pareto_set(reported: Iterable[Reported]) -> list[str]:
 
 
 def ordered(members: Mapping[str, Sequence[float]]) -> list[str]:
-    """By the first objective, best first, then by the others; equal ones as they were asked."""
+    """Sort by the first objective, best first, then by the others; ties by ask index."""
     return sorted(members, key=lambda name: ([-value for value in members[name]], int(name)))

@@ -1,4 +1,4 @@
-"""Who watches a search, and what they are shown; and how a search that runs elsewhere tells it, line by line.
+"""Progress of a search for people, and its form as log lines of a search that runs elsewhere.
 
 ```
 {"evosearch": "progress", "time": 1795408334.8, "stage": "search", "done": 12, "total": 18, "best": 0.81, …}
@@ -6,7 +6,7 @@
 {"evosearch": "result", "time": 1795408390.2, "exit": 0, "stopped": "candidates", "promoted": "11", …}
 ```
 
-Times are seconds since the epoch. Whatever else a log holds is not ours.
+Times are seconds since the epoch. Other lines of a log are ignored.
 """
 
 import json
@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-MARK = "evosearch"  # the first key of every line; its value says what the line is
+MARK = "evosearch"  # first key of every line; its value is the kind of the line
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a person watching wants to know."""
+    """Progress of one stage of a search."""
 
     stage: str  # baselines | search | rescoring | validation | test
     done: int
@@ -32,52 +32,59 @@ class Progress:
 
 
 class Watcher(Protocol):
-    """Somebody watching: a progress bar, a log file, nobody."""
+    """Shows progress: a progress bar or a log file."""
 
-    def update(self, progress: Progress) -> None: ...
+    def update(self, progress: Progress) -> None:
+        """Show progress."""
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        """Show a message."""
 
     def preparing(self, what: str, fraction: float) -> None:
-        """`what` is being made ready (a model trained or fetched); `part` of it, in [0, 1], is done."""
+        """Show that `fraction`, in [0, 1], of `what` (a model to train or fetch) is ready."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Stop showing anything."""
 
 
 class Silent:
-    """Nobody is watching."""
+    """Watcher that shows nothing."""
 
-    def update(self, progress: Progress) -> None: ...
+    def update(self, progress: Progress) -> None:
+        """Ignore progress."""
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        """Ignore a message."""
 
-    def preparing(self, what: str, fraction: float) -> None: ...
+    def preparing(self, what: str, fraction: float) -> None:
+        """Ignore progress of a preparation."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Do nothing."""
 
 
 def line(kind: str, content: Mapping[str, Any]) -> str:
-    """One line, without its end."""
+    """Return one line without its line break."""
     return json.dumps({MARK: kind, "time": round(time.time(), 3), **content})
 
 
 def progress_line(progress: Progress) -> str:
-    """What is not known is left out."""
+    """Return the line of a progress; unknown values are left out."""
     return line("progress", {key: value for key, value in asdict(progress).items() if value is not None})
 
 
 def read_line(text: str) -> dict[str, Any] | None:
-    """The content of a line of ours; None of anybody else's."""
+    """Return the content of a line, None for a line of another program."""
     if not text.startswith(f'{{"{MARK}": '):
         return None
     try:
         found = json.loads(text)
-    except ValueError:  # cut off
+    except ValueError:  # truncated
         return None
     return found if isinstance(found, dict) else None
 
 
 def progress_of(content: Mapping[str, Any]) -> Progress:
-    """What a line of progress tells."""
+    """Return the progress of a line's content."""
     known: dict[str, Any] = {key: content[key] for key in Progress.__dataclass_fields__ if key in content}
     return Progress(**{"stage": "", "done": 0, "total": None, **known})

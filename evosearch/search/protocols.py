@@ -1,4 +1,4 @@
-"""What the search needs of the world, as protocols: what scores recipes, knows their items, and mirrors the ledger."""
+"""Protocols of the search loop's collaborators: executor, minibatches and tracker."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,75 +10,77 @@ from evosearch.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class Job:
-    """One recipe to be scored on one batch of items. Jobs are equal work wherever they run."""
+    """One recipe to score on one batch of items."""
 
-    id: str  # unique in a search: candidate, split, and part of it
+    id: str  # unique in a search: candidate, split and minibatch
     recipe: Recipe
     batch: ItemBatch
-    minibatch: int | None = None  # index of the minibatch that the batch is; None: the full split
+    minibatch: int | None = None  # index of the minibatch; None: the full split
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job has no score card.
-
-    `fault` says whose: the candidate's own (never retried) or the worker's (retried elsewhere, up to a cap).
-    """
+    """Why a job has no score card."""
 
     stage: str  # materialize | score | worker
     reason: str
     traceback: str = ""
-    fault: str = "candidate"  # candidate | worker
+    fault: str = "candidate"  # candidate (never retried) | worker (retried elsewhere, up to a cap)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: a card or a failure, and how it went."""
+    """Outcome of a job: a score card or a failure."""
 
     job: Job
     worker: str
     card: ScoreCard | None = None
     failure: Failure | None = None
-    retries: tuple[Failure, ...] = ()  # worker faults met on the way
+    retries: tuple[Failure, ...] = ()  # worker faults before this outcome
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 class Executor(Protocol):
-    """Scores jobs, one or many at a time. `LocalExecutor` and `RayExecutor` are the two that ship."""
+    """Scores jobs; see `LocalExecutor` and `RayExecutor`."""
 
     @property
     def slots(self) -> int:
-        """How many jobs can run at once now. It changes as workers start and die; 0 where none has started yet."""
+        """Number of jobs that can run at once now; changes as workers start and die, 0 before the first starts."""
 
     def submit(self, job: Job) -> None:
-        """Queue a job; returns at once or, in process, after scoring it at the next `wait`."""
+        """Queue a job; returns at once."""
 
     def wait(self, timeout_s: float) -> list[Outcome]:
-        """Outcomes that are ready, at least one unless the time runs out, nothing is queued, or slots were added.
+        """Return outcomes: at least one unless the time runs out, nothing is queued, or slots were added.
 
-        What is queued has gone to whoever became free before this returns, so that nobody waits for the caller.
+        Queued jobs are assigned to free workers before this returns, so that workers do not wait for the caller.
         """
 
     def close(self) -> None:
-        """Give the workers back; queued jobs are dropped."""
+        """Release the workers; queued jobs are dropped."""
 
 
 class Minibatches(Protocol):
-    """The search split divided into minibatches; see `evaluation.statistics.minibatches`."""
+    """Minibatches of the search split; see `evaluation.statistics.minibatches`."""
 
     @property
     def batches(self) -> tuple[ItemBatch, ...]:
-        """Disjoint, each with documents of every task, all of the split together."""
+        """Disjoint batches, each with documents of every task, that together are the split."""
 
     def card(self, minibatch: int, columns: Mapping[str, Mapping[str, Column]]) -> ScoreCard:
-        """What a part alone says of somebody who was scored on all items: task → column → values of these."""
+        """Return the score card on a minibatch of a candidate that was scored on the full split.
+
+        Args:
+            minibatch: Index of the minibatch.
+            columns: Task → column → values on the full split.
+        """
 
 
 class Tracker(Protocol):
-    """Mirrors the ledger to people's eyes. May lag and may be down; never stops a search."""
+    """Mirrors the ledger for people. It may lag or be down, and never stops a search."""
 
     def notify(self) -> None:
-        """New events are in the ledger."""
+        """Take note of new events in the ledger."""
 
     def close(self, timeout_s: float) -> None:
-        """Catch up as far as the time allows, then stop."""
+        """Catch up within the time allowed, then stop."""

@@ -1,4 +1,4 @@
-"""Commit first, act after: the one place where a search writes its ledger while it runs."""
+"""The only writer of a running search's ledger: events are committed before anything acts on them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,12 +10,12 @@ from evosearch.search.protocols import Executor, Failure, Job, Outcome, Tracker
 from evosearch.search.records import Payload
 from evosearch.search.state import SearchState
 
-WAIT_S = 5.0  # how long to wait for an outcome before looking at the clock again
+WAIT_S = 5.0  # longest wait for an outcome before the budget is checked again
 
 
 @dataclass
 class Recorder:
-    """Appends events, keeps the folded state in step with them, and tells the trackers."""
+    """Appends events, keeps the folded state up to date, and notifies the trackers."""
 
     ledger: Ledger
     search_id: str
@@ -34,7 +34,9 @@ class Recorder:
         """Keep the executor busy until every job has an outcome, committing each as it comes.
 
         Args:
-            progress: number of jobs left → what to show.
+            executor: Scores the jobs.
+            jobs: Jobs to score.
+            progress: Number of jobs left → progress to show.
         """
         left = {job.id for job in jobs}
         self.watcher.update(progress(len(left)))
@@ -47,7 +49,7 @@ class Recorder:
             self.watcher.update(progress(len(left)))
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
-        """Commit what became of jobs, what arrived together in one transaction: retries, failures, items' scores."""
+        """Commit the outcomes of jobs in one transaction: retries, failures and scores."""
         entries: list[tuple[str, Payload]] = []
         scores: list[tuple[str, ScoreCard]] = []
         for outcome in outcomes:
@@ -77,11 +79,12 @@ class Recorder:
 
 
 def job_id(candidate: str, split: str, minibatch: int | None = None) -> str:
-    """A job is named by candidate, split and minibatch of the split: what a search scores once."""
+    """Name a job by candidate, split and minibatch; a search scores each of these once."""
     return f"{candidate}@{split}" if minibatch is None else f"{candidate}@{split}/{minibatch}"
 
 
 def candidate_of(job: Job) -> str:
+    """Return the candidate or baseline that a job scores."""
     return job.id.rsplit("@", 1)[0]
 
 

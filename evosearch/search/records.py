@@ -44,9 +44,7 @@ class Circumstances(Record):
     tasks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # task → config key → digest
     batches: Mapping[str, str] = field(default_factory=dict)  # split → ItemBatch.digest
     item_sets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # split → task → ItemSet.digest
-    recipes: Mapping[str, dict[str, Any]] = field(
-        default_factory=dict
-    )  # reference → recipe, of models that are recipes
+    recipes: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # reference → recipe
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ class Reported:
     candidate: str
     fitness: Estimate | None
     violations: tuple[float, ...] = ()  # points beyond each guard, in the suite's order
-    objectives: tuple[Estimate, ...] = ()  # only where there are several
+    objectives: tuple[Estimate, ...] = ()  # only if there are several
 
     @property
     def violation(self) -> float:
@@ -194,7 +192,7 @@ class FinalistRecord(Record):
 class OpeningRecord(Record):
     """One opening of a test set."""
 
-    digest: str  # ItemBatch.digest
+    digest: str  # ItemBatch.documents_digest
     candidates: list[str]
     count: int  # openings by all searches, this one included
 

@@ -1,7 +1,7 @@
-"""Replay: an optimizer brought to where a recorded search stands, by asking and telling it the same again.
+"""Replay: an optimizer is restored by repeating the recorded asks and tells.
 
-No optimizer is ever stored. One built with the same seed asks the same, so the record of what was asked and told is
-all that a search is.
+Optimizers are never stored. One built with the same seed asks the same, so the recorded asks and tells are the complete
+state of a search.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,29 +9,33 @@ from dataclasses import dataclass
 
 from evosearch.errors import ReplayError
 from evosearch.search.ledger.events import Event
-from evosearch.search.optimizers._pending import same_value
 from evosearch.search.optimizers.registry import Optimizer
+from evosearch.search.pending import same_value
 from evosearch.search.records import Payload, Proposal, Reported
 from evosearch.search.space.types import Genome
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """Where a recorded search stands."""
+    """Position of a recorded search."""
 
     pending: list[Proposal]  # proposed and not yet reported, in ask order
-    told: int  # observations the optimizer was told
-    next_index: int  # of the next candidate asked
+    told: int  # number of observations that the optimizer was told
+    next_index: int  # ask index of the next candidate
     next_group: int
 
 
 def replay(optimizer: Optimizer, events: Iterable[Event]) -> Replayed:
-    """Ask and tell `optimizer`, fresh from its seed, what `events` record.
+    """Ask and tell a fresh optimizer as recorded.
 
-    What is recorded counts: an ask that comes out otherwise by rounding is told as it was recorded.
+    An ask that differs from the record by rounding is told as it was recorded.
+
+    Args:
+        optimizer: A new optimizer with the recorded seed.
+        events: Events of the search, from the last `restarted` on.
 
     Raises:
-        ReplayError: an ask comes out otherwise by more than a relative 1e-9.
+        ReplayError: An ask differs from the record by more than a relative 1e-9.
     """
     run = _Replay(optimizer)
     for event in events:
@@ -43,11 +47,11 @@ def replay(optimizer: Optimizer, events: Iterable[Event]) -> Replayed:
 class _Replay:
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
-        self.asked: set[str] = set()  # candidates, everything asked so far
+        self.asked: set[str] = set()  # all candidates so far
         self.pending: dict[str, Proposal] = {}
         self.told = 0
         self.groups = 0
-        self._group: list[Proposal] = []  # recorded asks that are not yet asked again
+        self._group: list[Proposal] = []  # recorded asks that are not repeated yet
         self._versions: Mapping[str, str] = {}
 
     def apply(self, event: Event) -> None:
@@ -63,7 +67,7 @@ class _Replay:
             self._tell(event.payload)
 
     def ask_group(self) -> None:
-        """Ask again for the group that has been read, and hold the answers against the record."""
+        """Ask for the group that has been read, and compare the answers with the record."""
         group, self._group = self._group, []
         if not group:
             return
@@ -87,10 +91,10 @@ class _Replay:
             return
         versions = ", ".join(f"{package} {version}" for package, version in self._versions.items())
         raise ReplayError(
-            f"candidate {proposal.candidate} was asked with {name} = {recorded.get(name)!r}, and asking again gives "
-            f"{genome.get(name)!r}: the recorded search cannot be continued exactly. It was recorded with other "
-            f"library versions or by another optimizer{f' ({versions})' if versions else ''}. "
-            "To start a new optimizer from the best candidate so far, add --continue-from-best."
+            f"candidate {proposal.candidate} was asked with {name} = {recorded.get(name)!r}, but replay gives "
+            f"{genome.get(name)!r}: the search cannot be resumed exactly. It was recorded with other library versions "
+            f"or another optimizer{f' ({versions})' if versions else ''}. "
+            "To continue with a new optimizer from the best candidate so far, add --continue-from-best."
         )
 
 

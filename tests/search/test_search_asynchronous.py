@@ -168,7 +168,9 @@ def test_failures_are_told(name: str, tmp_path: Path) -> None:
 
 def test_when_all_fail_it_gives_up(tmp_path: Path) -> None:
     world = World(models=2, per=None, items=10, failing=1)
-    with pytest.raises(SearchError, match=r"all 8 candidates failed; the last was \d+: score: a result is not finite"):
+    with pytest.raises(
+        SearchError, match=r"all 8 candidates failed; the last failure was \d+: score: a result is not finite"
+    ):
         run(tmp_path, world, workers(world, 3))
 
 

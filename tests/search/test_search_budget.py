@@ -180,8 +180,8 @@ def test_hours_count_all_sessions(run: Callable[..., Stopped], monkeypatch: pyte
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({}, "give candidates, hours or items: a search has an end"),
-        ({"target": 1.0, "patience": 5}, "give candidates, hours or items: a search has an end"),
+        ({}, "give candidates, hours or items: target and patience alone"),
+        ({"target": 1.0, "patience": 5}, "give candidates, hours or items: target and patience alone"),
         ({"items": 0}, "items: Input should be greater than 0, got 0"),
         ({"candidates": 4, "patience": 0}, "patience: Input should be greater than 0, got 0"),
         ({"candidates": 4, "target": float("nan")}, "target: Input should be a finite number, got nan"),

@@ -99,7 +99,9 @@ def test_the_references_are_sought_once_for_all_candidates(monkeypatch: pytest.M
 
 
 def test_a_part_counts_apart_from_all_items() -> None:
-    found = state(asked("0", minibatch=1), asked("1", minibatch=1), scored("0", 7.0, minibatch=1, guards={"a": 1.0, "b": 1.0}))
+    found = state(
+        asked("0", minibatch=1), asked("1", minibatch=1), scored("0", 7.0, minibatch=1, guards={"a": 1.0, "b": 1.0})
+    )
     assert (found.done, found.sampled, found.cards) == (set(), {("0", 1)}, {})
     assert sorted(found.finished) == ["0"]
     assert found.any_scored
@@ -119,6 +121,8 @@ def test_a_part_counts_apart_from_all_items() -> None:
 
 def test_a_recipe_asked_again_is_a_duplicate_on_the_same_part_alone() -> None:
     found = state(
-        asked("0", minibatch=0, recipe_id="r"), asked("1", minibatch=1, recipe_id="r"), asked("2", minibatch=1, recipe_id="r")
+        asked("0", minibatch=0, recipe_id="r"),
+        asked("1", minibatch=1, recipe_id="r"),
+        asked("2", minibatch=1, recipe_id="r"),
     )
     assert found.first_with == {("r", 0): "0", ("r", 1): "1"}

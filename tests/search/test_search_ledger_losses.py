@@ -245,7 +245,8 @@ def test_a_server_that_stays_away_ends_the_run_and_loses_nothing(
         with pytest.raises(
             LedgerError,
             match=r"^night.yaml: ledger: postgresql://evosearch@127.0.0.1:\d+/test_\w+ cannot be reached for \d s: "
-            r".*Connection refused\. Everything recorded is safe\. Once the server is back, run the same command to resume\.$",
+            r".*Connection refused\. Everything recorded is safe\. "
+            r"Once the server is back, run the same command to resume\.$",
         ):
             ledger.append("one", [("asked", {"index": 1})])
         began = time.monotonic()

@@ -66,7 +66,7 @@ def test_what_is_said_when_it_cannot_be_opened(postgres_url: str, guest: str) ->
             f"postgresql://{guest}@nowhere.invalid/{database}": ("nowhere.invalid", "Check the host name"),
             f"postgresql://{guest}@127.0.0.1:{nobody}/{database}": (
                 f"port {nobody} failed: Connection refused",
-                "Check that the server runs and lets this host in: psql",
+                "Check that the server is running and accepts connections from this host: psql",
             ),
             f"postgresql://{guest}@localhost:{nobody}/{database}": (
                 f"port {nobody} failed: Connection refused",

@@ -74,4 +74,6 @@ def test_a_recorded_observation_is_told_again_as_it_was() -> None:
     found = Reported.from_payload(recorded).observation({"x": 1.0})
     objectives = (Estimate(1.0, 0.1, 4), Estimate(2.0, 0.1, 4))
     assert found == Observation("3", {"x": 1.0}, objectives, (0.0, 0.5), fitness=Estimate(3.0, 0.2, 8))
-    assert Reported.from_payload(FAILED.to_payload()).observation({"x": 1.0}) == Observation("9", {"x": 1.0}, (), (), "failed")
+    assert Reported.from_payload(FAILED.to_payload()).observation({"x": 1.0}) == Observation(
+        "9", {"x": 1.0}, (), (), "failed"
+    )

@@ -51,7 +51,13 @@ class Record:
 
 def ask(record: Record, optimizer: Optimizer, first: int, group: int) -> list[dict[str, Any]]:
     payloads = [
-        {"candidate": str(first + index), "group": group, "genome": genome, "recipe": {}, "recipe_id": str(first + index)}
+        {
+            "candidate": str(first + index),
+            "group": group,
+            "genome": genome,
+            "recipe": {},
+            "recipe_id": str(first + index),
+        }
         for index, genome in enumerate(optimizer.ask(optimizer.population))
     ]
     for payload in payloads:
@@ -194,9 +200,17 @@ def test_rounding_is_overlooked_and_the_record_is_told(name: str) -> None:
     assert listening.told[2].genome == recorded
 
 
+def test_only_a_difference_beyond_the_tolerance_is_refused(name: str) -> None:
+    """Replay accepts a relative 1e-10 and refuses 1e-8: the tolerance is 1e-9."""
+    events = search(Record(), fresh(name)).events
+    assert replay(fresh(name), shifted(events, "7", 1 + 1e-10)).told == GROUPS * POPULATION
+    with pytest.raises(ReplayError, match="candidate 7 was asked with weight"):
+        replay(fresh(name), shifted(events, "7", 1 + 1e-8))
+
+
 def test_another_history_is_refused_with_the_way_out(name: str) -> None:
     whole = [Event(0, 0.0, "started", {"versions": {"cma": "4.4.0"}}), *search(Record(), fresh(name)).events]
     with pytest.raises(SearchError, match=r"candidate 7 was asked with weight = .*cma 4\.4\.0.*--continue-from-best"):
         replay(fresh(name), shifted(whole, "7", 1 + 1e-6))
-    with pytest.raises(SearchError, match="cannot be continued exactly"):
+    with pytest.raises(SearchError, match="cannot be resumed exactly"):
         replay(create(OptimizerConfig(name=name, population=POPULATION), NUMBERS[:1], {"weight": 0.5}), whole)

@@ -14,8 +14,8 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from evosearch.search.optimizers._pending import Pending
 from evosearch.search.optimizers.registry import Option
+from evosearch.search.pending import Pending
 from evosearch.search.space.types import Dimension, Genome, Observation
 
 Point = NDArray[np.float64]  # (N,) in the unbounded space of a normal distribution

@@ -16,8 +16,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from evosearch.errors import SpecError
 from evosearch.search.optimizers import _optuna
-from evosearch.search.optimizers._pending import Pending
 from evosearch.search.optimizers.registry import Problem, optimizer
+from evosearch.search.pending import Pending
 from evosearch.search.space.types import Dimension, Genome, Observation
 
 DIMENSIONS = 20  # lengthscales of more dimensions cannot be estimated from TRIALS trials

@@ -6,8 +6,8 @@ from itertools import product
 
 from evosearch.errors import SpecError
 from evosearch.recipe.shapes import Scalar
-from evosearch.search.optimizers._pending import Pending, same
 from evosearch.search.optimizers.registry import Option, Problem, optimizer
+from evosearch.search.pending import Pending, same
 from evosearch.search.space.types import Dimension, Genome, Observation
 
 MOST = 100_000  # combinations

@@ -7,8 +7,8 @@ from optuna.samplers.nsgaii import PolynomialMutation, SBXCrossover
 from optuna.trial import Trial, create_trial
 
 from evosearch.search.optimizers import _optuna
-from evosearch.search.optimizers._pending import Pending
 from evosearch.search.optimizers.registry import Problem, optimizer
+from evosearch.search.pending import Pending
 from evosearch.search.space.types import Genome, Observation
 
 CROSSOVER_ETA = 2.0  # distribution index: low, so that budgets of hundreds of candidates cross the space

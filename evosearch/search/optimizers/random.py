@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from evosearch.recipe.shapes import Scalar
-from evosearch.search.optimizers._pending import Pending
 from evosearch.search.optimizers.registry import Problem, optimizer
+from evosearch.search.pending import Pending
 from evosearch.search.space.types import Dimension, Genome, Observation
 
 
