@@ -96,7 +96,7 @@ def test_the_share_is_reported_for_a_report_only_task(suite_of: Any, tokenizer: 
     assert set(found.reported) == {"exact_match", IN_LANGUAGE}
 
 
-def test_a_language_is_part_of_the_digest_and_of_what_a_resumed_search_compares(suite_of: Any) -> None:
+def test_a_language_is_part_of_the_digest_and_of_the_fingerprint(suite_of: Any) -> None:
     plain, asked = suite_of(WRITE), suite_of({**WRITE, "language": "ja"})
     assert plain.digest() != asked.digest() != suite_of({**WRITE, "language": "en"}).digest()
     assert Harness(asked).fingerprint()["t_generate"]["language"] == "py3langid 0.4.0"

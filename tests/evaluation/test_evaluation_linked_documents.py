@@ -78,7 +78,7 @@ def origins(items: ItemSet) -> list[int]:
     return [doc_id % 40 for doc_id in items.doc_ids]
 
 
-def test_near_duplicates_lie_in_one_split_and_are_groups_there(folder: Path) -> None:
+def test_near_duplicates_stay_in_one_split_and_are_groups_there(folder: Path) -> None:
     found = sets(Harness(suite_of(folder, {"task": "twins"})), "twins")
     where = {split: set(origins(items)) for split, items in found.items()}
     assert not where["test"] & where["validation"]
@@ -161,7 +161,7 @@ def test_prompts_made_by_code_are_compared_by_every_field(tmp_path: Path) -> Non
     assert [coded.batch(split).digest for split in SPLITS] == [plain.batch(split).digest for split in SPLITS]
 
 
-def test_a_group_lies_in_one_split(folder: Path) -> None:
+def test_a_group_stays_in_one_split(folder: Path) -> None:
     found = sets(Harness(suite_of(folder, {"task": "passages", "group_by": "passage"})), "passages")
     groups = {split: set(items.groups) for split, items in found.items()}
     assert {split: len(names) for split, names in groups.items()} == {"search": 2, "validation": 2, "test": 2}

@@ -129,7 +129,7 @@ def test_sharing_runs_each_sequence_once() -> None:
     assert [one.reads.numel() for one in laid.passes] == [1 + 1 + 3]  # the first two share a position
 
 
-def test_the_head_reads_only_what_is_asked(scorer: Scorer, model: Any) -> None:
+def test_the_head_runs_only_where_it_is_needed(scorer: Scorer, model: Any) -> None:
     rows: list[int] = []
     hook = model.lm_head.register_forward_hook(lambda module, args, out: rows.append(args[0].shape[0]))
     try:

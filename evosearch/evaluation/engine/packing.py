@@ -36,8 +36,8 @@ def arrange(sizes: Sequence[int], kept: int, wide: int) -> list[list[list[int]]]
     filled = 0  # tokens of the current run
     for index in order:
         size, run = sizes[index], runs[-1]
-        beside = (len(run) + 1) * sizes[run[0][0]] - filled - size if run and len(run[0]) == 1 else total
-        if run and beside <= _PADDING * (filled + size) and (len(run) + 1) * kept <= _REPEATED * (filled + size):
+        padding = (len(run) + 1) * sizes[run[0][0]] - filled - size if run and len(run[0]) == 1 else total
+        if run and padding <= _PADDING * (filled + size) and (len(run) + 1) * kept <= _REPEATED * (filled + size):
             run.append([index])
         elif len(run) == 1 and filled + size <= wide:
             run[0].append(index)

@@ -19,7 +19,7 @@ from evosearch.evaluation.engine.packing import arrange
 from evosearch.evaluation.engine.runs import Ints, Layout, Run, Stretch, Tokens, sort_sequences
 
 _TWICE = 0.015  # share of a subtree's nodes that may run twice in order to cut it into pieces
-_BESIDE = 128  # nodes of a subtree outside its longest path; attention between branches is wasted
+_OFF_PATH = 128  # nodes of a subtree outside its longest path; attention between branches is wasted
 _WIDE, _NARROWER = 512, 4  # a row of several pieces has at most 512 nodes, or a quarter of the budget
 
 
@@ -27,7 +27,7 @@ def as_tree(
     sequences: Iterable[Tokens],
     budget: int,
     leaves: int | None = None,
-    beside: int | None = None,
+    off_path: int | None = None,
     wide: int | None = None,
 ) -> Layout:
     """Lay out sequences so that each node of their trie runs once.
@@ -40,11 +40,11 @@ def as_tree(
         budget: Maximum tokens of a run, padding not counted.
         leaves: Maximum number of sequences that end in one run. If set, every sequence ends in a run that is not
             kept; if its last token is part of a shared prefix, that token is run a second time.
-        beside: Maximum number of nodes outside the longest path of a subtree in its row; None for the default.
+        off_path: Maximum number of nodes outside the longest path of a subtree in its row; None for the default.
         wide: Maximum number of nodes of a row of several subtrees; wider ones become several runs. None for the
             default.
     """
-    return _Grower(sequences, budget, leaves, beside, wide).grow()
+    return _Grower(sequences, budget, leaves, off_path, wide).grow()
 
 
 class _Grower:
@@ -55,12 +55,12 @@ class _Grower:
         sequences: Iterable[Tokens],
         budget: int,
         leaves: int | None = None,
-        beside: int | None = None,
+        off_path: int | None = None,
         wide: int | None = None,
     ) -> None:
         assert budget > 0
         self.wide = max(_WIDE, budget // _NARROWER) if wide is None else wide
-        self.beside = _BESIDE if beside is None else beside
+        self.off_path = _OFF_PATH if off_path is None else off_path
         self.budget, self.leaves = budget, leaves
         self.ordered, self.shared = sort_sequences(sequences)
         self.lengths = np.array([len(sequence) for sequence in self.ordered], dtype=np.int64)
@@ -93,8 +93,8 @@ class _Grower:
         They must fit into a run and consist mostly of one path, since attention between branches is wasted.
         """
         nodes = self._nodes(low, high, depth)
-        beside = nodes - (int(self.lengths[low:high].max()) - depth)
-        return self._fits(nodes, high - low) and beside <= self.beside
+        off_path = nodes - (int(self.lengths[low:high].max()) - depth)
+        return self._fits(nodes, high - low) and off_path <= self.off_path
 
     def _fits(self, nodes: int, leaves: int) -> bool:
         return nodes <= self.budget and (self.leaves is None or leaves <= self.leaves)

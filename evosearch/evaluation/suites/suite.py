@@ -35,7 +35,7 @@ generation_kwargs: {max_gen_toks: 64}   # merged over the task's own; greedy dec
 
 A task's YAML is code (`!function`, templates that run). It is loaded from lm-eval's library and from the folders under
 `include`, which must be next to or below the suite's file, or below a folder listed in $EVOSEARCH_TASKS (separated by
-':'). The same holds for the YAMLs that it includes and the Python files of its functions, so a suite cannot bring in
+':'). The same applies to the YAMLs that it includes and the Python files of its functions, so a suite cannot bring in
 code from elsewhere. `group_by` is part of the suite itself and is rendered in a sandbox.
 
 A guarded task has points of its own, 100 (m - c) / (1 - c). They are compared with those of the baseline `base` or, if
