@@ -1,16 +1,17 @@
 """Reference pages and JSON Schemas, generated from the models, the registries and the command line.
 
-    python docs/generate.py            # write docs/reference/*.md and evosearch/schemas/*.json
-    python docs/generate.py --check    # exit 1 and name the files that are not current
+python docs/generate.py            # write docs/reference/*.md and evosearch/schemas/*.json
+python docs/generate.py --check    # exit 1 and name the files that are not current
 """
 
 import argparse
+import ast
 import importlib
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,11 @@ def pages() -> Iterator[tuple[Path, str]]:
     yield REFERENCE / "methods.md", NOTE + methods_page()
     yield REFERENCE / "optimizers.md", NOTE + optimizers_page()
     yield REFERENCE / "families.md", NOTE + families_page()
-    from evosearch.spec.json_schema import schemas
+    yield REFERENCE / "modules.md", NOTE + modules_page()
+    from evosearch.spec.json_schema import schema_text, schemas
 
     for name, schema in schemas().items():
-        yield ROOT / "evosearch" / "schemas" / f"{name}.schema.json", json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+        yield ROOT / "evosearch" / "schemas" / f"{name}.schema.json", schema_text(schema)
 
 
 def command_line() -> str:
@@ -69,7 +71,7 @@ def command_line() -> str:
 
 def spec_page() -> str:
     """Keys of a search spec."""
-    models = importlib.import_module("evosearch.spec.spec")
+    models = importlib.import_module("evosearch.spec.config")
     stages = importlib.import_module("evosearch.spec.stages")
     optimizers = importlib.import_module("evosearch.search.optimizers.registry")
     head = (
@@ -85,7 +87,7 @@ def spec_page() -> str:
         ("`tracking`", models.TrackingConfig),
         ("`baselines`", models.BaselinesConfig),
         ("`promotion`", models.PromotionConfig),
-        ("A file with `stages`", stages.StagedFile),
+        ("A file with `stages`", stages.StagesFile),
         ("`stages[i]`", stages.StageConfig),
     ]
     return head + "".join(section(title, model) for title, model in parts)
@@ -117,14 +119,18 @@ def recipe_page() -> str:
 def suite_page() -> str:
     """Keys of a suite."""
     suite = importlib.import_module("evosearch.evaluation.suites.suite")
-    head = "# Suite\n\nA suite states what is measured: lm-eval tasks, how each scores, and how many documents each split takes.\n"
+    task = importlib.import_module("evosearch.evaluation.suites.suite_task")
+    head = (
+        "# Suite\n\nA suite states what is measured: lm-eval tasks, how each scores, and how many documents each split "
+        "takes.\n"
+    )
     parts = [
         ("The file", suite.SuiteFile),
-        ("`tasks[i]`", suite.TaskEntry),
+        ("`tasks[i]`", task.TaskEntry),
         ("`guards[i]`", suite.Guard),
-        ("`documents`", suite.DocumentCounts),
-        ("`documents_from`", suite.DocumentSources),
-        ("`task` with a task for each split", suite.SplitTasks),
+        ("`documents`", task.DocumentCounts),
+        ("`documents_from`", task.DocumentSources),
+        ("`task` with a task for each split", task.SplitTasks),
     ]
     return head + "".join(section(title, model) for title, model in parts)
 
@@ -216,7 +222,10 @@ def methods_page() -> str:
     for name, spec in specs().items():
         lines += [f"\n## {name}\n", f"{spec.summary[:1].upper()}{spec.summary[1:].rstrip('.')}. {paper(spec.paper)}\n"]
         if spec.parameters:
-            lines += ["| parameter | values | default | set for each model | searched within |", "|---|---|---|---|---|"]
+            lines += [
+                "| parameter | values | default | set for each model | searched within |",
+                "|---|---|---|---|---|",
+            ]
         for key, param in spec.parameters.items():
             default = "required" if param.default is None else f"`{json.dumps(param.default)}`"
             kind = ", ".join(f"`{one}`" for one in param.choices) if param.choices else param.kind
@@ -227,12 +236,13 @@ def methods_page() -> str:
 
 def paper(reference: str) -> str:
     """A reference as a link where it is an arXiv id or a DOI."""
+
     def link(match: re.Match[str]) -> str:
         kind, value = match.group(1).lower(), match.group(2)
         host = "https://arxiv.org/abs/" if kind == "arxiv" else "https://doi.org/"
         return f"[{match.group(0)}]({host}{value})"
 
-    return re.sub(r"\b(arXiv|doi):([\w./()\-]+[\w)])", link, reference)
+    return re.sub(r"\b(arXiv|doi):([\w./\-]+(?:\([\w\-]+\)[\w./\-]*)?\w)", link, reference)
 
 
 def optimizers_page() -> str:
@@ -292,9 +302,26 @@ def family_name(family: Any) -> str:
     return str(family.shape.__module__.rsplit(".", 1)[-1]) if hasattr(family.shape, "__module__") else "other"
 
 
-def names_of(values: Sequence[str]) -> str:
-    """A list of names as code."""
-    return ", ".join(f"`{value}`" for value in values)
+def modules_page() -> str:
+    """Every module of the package, by room, with the first line of its docstring."""
+    lines = [
+        "# Modules\n",
+        "The first line of every module, by room. Everything outside of `import evosearch` is private.",
+    ]
+    package = ROOT / "evosearch"
+    for room in sorted({file.parent for file in package.rglob("*.py")}):
+        name = "/".join(room.relative_to(ROOT).parts)
+        lines += [f"\n## {name}/\n", first_line(room / "__init__.py") + "\n", "| module | |", "|---|---|"]
+        for file in sorted(room.glob("*.py")):
+            if file.name != "__init__.py":
+                lines.append(f"| `{file.name}` | {first_line(file)} |")
+    return "\n".join(lines) + "\n"
+
+
+def first_line(file: Path) -> str:
+    """The first line of a module's docstring."""
+    text = ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""
+    return text.split("\n", 1)[0].replace("|", "\\|")
 
 
 if __name__ == "__main__":

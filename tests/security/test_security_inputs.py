@@ -177,7 +177,7 @@ def test_json_lines_stay_in_the_searchs_folder(world: World, evosearch: Program,
     code, _, err = evosearch("run", world(tracking={"uri": uri}))
     assert code == 2
     assert f"tracking.uri: got '{uri}'" in err
-    assert "a file in the search's own folder" in err
+    assert "a file in the run directory" in err
 
 
 @pytest.mark.parametrize("reference", ["zoo:../../etc", "zoo:tiny/../base", "org/../../etc", "a/..", "..@main"])

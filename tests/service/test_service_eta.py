@@ -33,11 +33,11 @@ def test_a_run_tells_once_when_it_will_end_and_for_how_much(world: World, parts:
     heard = Heard()
     began = datetime.now().astimezone()
     run(spec, heard)
-    told = [(stage, text) for stage, text in heard.notes if "candidates an hour" in text]
+    told = [(stage, text) for stage, text in heard.notes if "candidates per hour" in text]
     assert len(told) == 1
     stage, text = told[0]
     assert stage == "baselines"
-    found = re.fullmatch(r"about ([\d,]+) candidates an hour with 1 workers: (.+) hours, until (\S+), for (.+)", text)
+    found = re.fullmatch(r"about ([\d,]+) candidates per hour with 1 workers: (.+) hours, until (\S+), for (.+)", text)
     assert found
     rate, price = float(found[1].replace(",", "")), float(found[4])
     assert rate > 0
@@ -52,4 +52,4 @@ def test_a_run_that_has_all_its_scores_foretells_nothing(world: World) -> None:
     run(spec, Silent())
     heard = Heard()
     run(spec, heard)
-    assert not [text for _, text in heard.notes if "candidates an hour" in text]
+    assert not [text for _, text in heard.notes if "candidates per hour" in text]

@@ -62,7 +62,7 @@ def record(spec: Path) -> list[tuple[str, dict[str, Any]]]:
     kept = [(kind, {k: v for k, v in payload.items() if k not in MAY_DIFFER}) for kind, payload in events]
     kept = [entry for entry in kept if entry[0] not in ("started", "stopped", "promoted")]
     scored = [entry for entry in kept if entry[0] == "scored"]
-    scored.sort(key=lambda entry: (entry[1]["split"], entry[1]["candidate"], entry[1].get("minibatch", -1)))
+    scored.sort(key=lambda entry: (entry[1]["split"], entry[1]["candidate"], str(entry[1].get("minibatch"))))
     return [entry for entry in kept if entry[0] != "scored"] + scored
 
 
@@ -170,13 +170,13 @@ def test_the_leaderboard_says_what_stands_on_a_part(world: World, uninterrupted:
 
 
 def is_sampled(kind: str, payload: dict[str, Any]) -> bool:
-    return kind == "scored" and "minibatch" in payload
+    return kind == "scored" and payload["minibatch"] is not None
 
 
 def is_rescored(kind: str, payload: dict[str, Any]) -> bool:
     return (
         kind == "scored"
-        and "minibatch" not in payload
+        and payload["minibatch"] is None
         and payload["split"] == "search"
         and payload["candidate"].isdigit()
     )
@@ -263,7 +263,7 @@ def test_bad_values_are_refused(world: World, given: object, said: str) -> None:
 @pytest.mark.parametrize(
     ("optimizer", "said"),
     [
-        ({"name": "greedy_soup"}, "search_minibatches: greedy_soup compares candidates one by one"),
+        ({"name": "greedy_soup"}, "search_minibatches: greedy_soup compares single candidates"),
         ({"name": "cma_es", "restarts": 2}, "optimizer.restarts: got 2 with search_minibatches"),
     ],
 )

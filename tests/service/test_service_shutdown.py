@@ -212,7 +212,7 @@ def test_with_the_server_away_it_ends_in_seconds(postgres: "Postgres", postgres_
     began = time.monotonic()
     assert isinstance(ended(postgres_url, search, watcher), KeyboardInterrupt)
     assert time.monotonic() - began < SOON_S
-    assert watcher.notes[-1].startswith("that it stopped (interrupted) is not on record: ")
+    assert watcher.notes[-1].startswith("cannot record that the search stopped (interrupted): ")
     assert "cannot be reached" in watcher.notes[-1]
 
 
@@ -251,5 +251,5 @@ def test_a_server_that_does_not_answer_is_cut_off(postgres: "Postgres", postgres
         began = time.monotonic()
         assert isinstance(ended(postgres_url, search, watcher), KeyboardInterrupt)
         assert time.monotonic() - began < SOON_S
-        assert "that it stopped (interrupted) is not on record: " in watcher.notes[-1]
+        assert "cannot record that the search stopped (interrupted): " in watcher.notes[-1]
         other.execute("ROLLBACK")

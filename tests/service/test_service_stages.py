@@ -121,7 +121,7 @@ def test_the_second_stage_is_made_of_the_first_ones_winner(ran: tuple[Path, RunR
     first, second = report.stages
     assert [row.name for row in report.stages] == ["parameters", "again"]
     assert report.name == "hybrid.again"
-    winner = Path(first["exported"]["recipe"])
+    winner = Path(first.exported["recipe"])
     assert winner == find("hybrid.parameters").winner_file
     assert winner.parent.name == "parameters"
     recipe = files.load(winner)
@@ -133,7 +133,7 @@ def test_the_second_stage_is_made_of_the_first_ones_winner(ran: tuple[Path, RunR
     assert state.recipes == {"stage:parameters": chosen}
     assert all("stage:parameters" in json.dumps(state.recipe(name)) for name in state.candidates)
     assert str(winner) not in json.dumps([state.recipe(name) for name in [*state.candidates, *state.baselines]])
-    assert second["candidates"]["scored"] == 4
+    assert second.candidates.scored == 4
     assert {
         "parameters: baselines",
         "parameters: search",
@@ -210,7 +210,7 @@ def test_a_finished_run_is_only_read_and_an_earlier_stage_is_not_opened_again(
     assert again.gate == report.gate
     assert [row.winner for row in again.stages] == [row.winner for row in report.stages]
     (said,) = [note for note in watcher.texts if "budget" in note]
-    assert "stages[0].budget: its budget changed, and it is not opened again: 'hybrid.again' builds on" in said
+    assert "stages[0].budget: its budget changed, but the stage is not resumed: 'hybrid.again' builds on" in said
 
 
 def test_a_changed_stage_stops_and_is_named(ran: tuple[Path, RunReport, Notes]) -> None:

@@ -105,8 +105,8 @@ def test_a_winner_that_is_another_model_by_now_stops_the_next_stage(spec: Path) 
     with pytest.raises(SpecError) as caught:
         prepare(second(spec, Winner(found, "0" * 64)), Silent())
     text = str(caught.value)
-    assert "hybrid.yaml: stages[1].recipe: 'stage:one' is another model now (recipe_id 000000000000 then" in text
-    assert "A model that it is made of changed since: restore it" in text
+    assert "hybrid.yaml: stages[1].recipe: 'stage:one' is now another model (recipe_id 000000000000 then" in text
+    assert "One of the models it is made of changed: restore it" in text
 
 
 def test_what_is_recorded_and_exported_needs_neither_the_winners_file_nor_a_nested_one(

@@ -179,4 +179,4 @@ def test_a_record_that_cannot_be_replayed_stops_or_goes_on_from_the_best(
     found = record(spec)
     assert len({payload["candidate"] for payload in found["asked"]}) == 24
     assert len({(payload["candidate"], payload["split"]) for payload in found["scored"]}) == len(found["scored"])
-    assert run(spec, Silent()).candidates["resumed"] == 24  # the restart itself is replayed
+    assert run(spec, Silent()).candidates.resumed == 24  # the restart itself is replayed
