@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from evosearch.environment import TELEMETRY_OFF
 from evosearch.errors import CheckpointError
 from evosearch.execution.ray_pool import RayExecutor, RayOptions
 from evosearch.execution.ray_settings import secure_environment
@@ -36,8 +37,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from evosearch.execution.ray_cluster import start_local
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED"):  # which tests/conftest.py sets for all others
-            patch.delenv(name, raising=False)
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", *TELEMETRY_OFF):
+            patch.setenv(name, "")  # so that it is restored, though `start_local` sets it
+            patch.delenv(name)
         start_local(tmp_path_factory.mktemp("ray") / "token", cpus=2)
         import ray
 
@@ -188,7 +190,8 @@ def test_a_ray_of_our_own_lets_in_who_has_its_token_only_and_reports_nothing(clu
 
 def test_the_token_is_made_once_and_for_its_owner_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that it is restored, though `secure_environment` sets it
+        monkeypatch.delenv(name)
     file = tmp_path / "folder" / "token"
     secure_environment(file)
     token = file.read_text()
