@@ -1,4 +1,4 @@
-"""Candidates scored on minibatches of the search split: exact at resume, and decided on all of it."""
+"""Candidates scored on minibatches of the search split: exact at resume, and decided on the full split."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -42,7 +42,7 @@ def events_of(spec: Path) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
 
 
 def fitness_of(state: SearchState, name: str) -> float:
-    """The fitness that the optimizer was told."""
+    """The fitness that was reported to the optimizer."""
     fitness = state.reported[name].fitness
     assert fitness is not None
     return fitness.value
@@ -57,7 +57,7 @@ def state_of(spec: Path) -> SearchState:
 
 
 def record(spec: Path) -> list[tuple[str, dict[str, Any]]]:
-    """What a search asked, scored, told and decided; scores in a fixed order, since workers settle theirs."""
+    """Proposals, scores, reports and decisions of a search; scores sorted, as workers finish in any order."""
     _, events = events_of(spec)
     kept = [(kind, {k: v for k, v in payload.items() if k not in MAY_DIFFER}) for kind, payload in events]
     kept = [entry for entry in kept if entry[0] not in ("started", "stopped", "promoted")]
@@ -84,7 +84,9 @@ def whole(world: World, kept: dict[str, Any]) -> list[tuple[str, dict[str, Any]]
     return found
 
 
-def test_generations_take_the_parts_in_rotation_and_baseline_all(world: World, uninterrupted: dict[str, Any]) -> None:
+def test_generations_take_minibatches_in_rotation_and_baselines_the_full_split(
+    world: World, uninterrupted: dict[str, Any]
+) -> None:
     found = whole(world, uninterrupted)
     state: SearchState = uninterrupted["state"]
     minibatches = [payload["minibatch"] for kind, payload in found if kind == "asked"]
@@ -98,7 +100,7 @@ def test_generations_take_the_parts_in_rotation_and_baseline_all(world: World, u
     assert sets[0] != sets[1]
 
 
-def test_what_is_told_is_corrected_by_how_the_baseline_do_on_the_part(
+def test_reported_fitness_is_corrected_by_the_baselines_on_the_minibatch(
     world: World, uninterrupted: dict[str, Any]
 ) -> None:
     whole(world, uninterrupted)
@@ -112,7 +114,7 @@ def test_what_is_told_is_corrected_by_how_the_baseline_do_on_the_part(
     assert one != 0.0
 
 
-def test_the_best_as_told_are_scored_on_all_items_and_finalists_are_chosen_by_that(
+def test_the_best_by_reported_fitness_are_rescored_on_the_full_split_for_the_finalists(
     world: World, uninterrupted: dict[str, Any]
 ) -> None:
     whole(world, uninterrupted)
@@ -154,7 +156,7 @@ def test_rescoring_decides(world: World, uninterrupted: dict[str, Any], monkeypa
     assert state.best() != -99.0
 
 
-def test_the_leaderboard_says_what_stands_on_a_part(world: World, uninterrupted: dict[str, Any]) -> None:
+def test_the_leaderboard_marks_scores_on_a_minibatch(world: World, uninterrupted: dict[str, Any]) -> None:
     whole(world, uninterrupted)
     rows: Sequence[dict[str, Any]] = uninterrupted["rows"]
     samples = [row.sample for row in rows]
@@ -223,8 +225,8 @@ def test_killed_again_and_again_it_goes_on_exactly(
     assert record(spec) == expected
 
 
-def test_a_cut_generation_is_completed_on_its_part(world: World, uninterrupted: dict[str, Any]) -> None:
-    """A budget of 6 ends in the middle of the second generation. With 12, the search asks what it would have asked."""
+def test_a_cut_generation_is_completed_on_its_minibatch(world: World, uninterrupted: dict[str, Any]) -> None:
+    """A budget of 6 ends in the middle of the second generation. With 12, the search proposes the same as without it."""
     expected = [entry[1]["genome"] for entry in whole(world, uninterrupted) if entry[0] == "asked"]
     run(world(name="short", **CHANGES | {"budget": {"candidates": 6}}), Silent())
     spec = world(name="short", **CHANGES)
@@ -247,7 +249,7 @@ def test_without_the_key_nothing_is_sampled_and_the_id_stays(world: World) -> No
         (1, "search_minibatches: Input should be greater than or equal to 2, got 1"),
         (
             9,
-            "search_minibatches: got 9, and 'choice' has 8 search documents. At most 8: each minibatch has documents of every",
+            "search_minibatches: got 9, and 'choice' has 8 search documents. At most 8",
         ),
         ("four", "search_minibatches: got 'four'. A whole number"),
     ],

@@ -1,4 +1,4 @@
-"""A spec of stages: later ones are made of what earlier ones found, and every one is a search of its own."""
+"""Multi-stage runs: later stages build on the winners of earlier ones, and each is a search of its own."""
 
 import json
 from collections.abc import Callable
@@ -57,7 +57,7 @@ MAY_DIFFER = ("seconds", "worker", "count", "recipe")  # as in the tests of resu
 
 
 class Notes(Silent):
-    """Somebody who reads what is said, and which stage it is."""
+    """Watcher that keeps notes and stages."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -87,7 +87,7 @@ def state_of(name: str) -> SearchState:
 
 
 def record(name: str) -> dict[str, dict[str, list[Any]]]:
-    """What every stage of a run asked, scored, told and chose, in order."""
+    """Proposals, scores, reports and choices of every stage of a run, in order."""
     found: dict[str, dict[str, list[Any]]] = {}
     with Ledger.open(find(name).ledger, read_only=True) as ledger:
         for info in ledger.searches():
@@ -106,7 +106,7 @@ def shared() -> dict[str, Any]:
 
 @pytest.fixture
 def ran(world: World, shared: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[Path, RunReport, Notes]:
-    """One whole run, made by the first test that asks; its runs lie where they were made."""
+    """One complete run, made by the first test that needs it."""
     if not shared:
         spec, watcher = staged(world), Notes()
         shared["ran"] = spec, run(spec, watcher), watcher

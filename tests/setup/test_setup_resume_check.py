@@ -1,4 +1,4 @@
-"""A killed search goes on as if it had not been killed."""
+"""A killed search resumes as if it had not been killed."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class Killed(BaseException):
 
 
 def record(spec: Path) -> dict[str, list[Any]]:
-    """What a search asked, scored and told, in order, times and workers left out."""
+    """Proposals, scores and reports of a search in order, without times and workers."""
     run_dir = load_spec(spec).run_dir
     with Ledger.open(run_dir.ledger, read_only=True) as ledger:
         info = ledger.search_by_name(run_dir.name)
