@@ -118,6 +118,7 @@ def _theirs(folder: Path, task: str, ids: list[int]) -> tuple[dict[str, Any], li
 
 def _run(folder: Path, command: list[str]) -> str:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment["EVOSEARCH_DATA"] = str(folder / "data")  # not the user's count of test openings
     done = subprocess.run(
         [sys.executable, *command],
         cwd=folder,
