@@ -137,9 +137,7 @@ def test_options_that_make_no_sense(options: Data, own: Data, message: str, suit
 
 
 @pytest.mark.parametrize("kwargs", [{"do_sample": True}, {"num_beams": 2}, {"repetition_penalty": 1.2}])
-def test_sampling_in_a_suite_is_refused_by_name(
-    kwargs: Data, suite_of: Any, tokenizer: Any, model: Any
-) -> None:
+def test_sampling_in_a_suite_is_refused_by_name(kwargs: Data, suite_of: Any, tokenizer: Any, model: Any) -> None:
     ((name, value),) = kwargs.items()
     message = rf"generation_kwargs.{name} is {value!r}: only greedy decoding is supported"
     with pytest.raises(SuiteError, match=message):
