@@ -39,12 +39,12 @@ def with_methods(_own_methods: None, installed: None, monkeypatch: pytest.Monkey
 
 
 @pytest.fixture
-def with_optimizers(installed: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Load entry points again, with those of the package, and unregister its optimizers afterwards."""
+def with_optimizers(with_methods: None) -> Iterator[None]:
+    """The same for its optimizers; a search loads the methods, too."""
     from evosearch.search.optimizers import registry
 
-    entries = {name: entry for name, entry in registry._entries.items() if name in registry._built_in()}
-    monkeypatch.setattr(registry, "_entries", entries)
     registry._third_party.cache_clear()
     yield
     registry._third_party.cache_clear()
+    for name in registry._entries.keys() - set(registry._built_in()):
+        del registry._entries[name]
