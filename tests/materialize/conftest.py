@@ -1,4 +1,4 @@
-"""A base and three fine-tunes of it: tiny random Llama checkpoints."""
+"""Tiny random Llama checkpoints: a base and three fine-tunes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ Family = dict[str, Checkpoint]
 
 @pytest.fixture(scope="session")
 def make_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Family]:
-    """Makes base, a, b and c, by their folders' paths; `spread` is how far the fine-tunes are from the base."""
+    """Make base, a, b and c, by their paths; `spread` is the distance of the fine-tunes from the base."""
 
     def make(spread: float = 0.02, dtype: torch.dtype = torch.float32, **config: object) -> Family:
         folder = tmp_path_factory.mktemp("models")

@@ -1,4 +1,4 @@
-"""Merges written as LoRA adapters: stock peft loads them, and they lose what the report says."""
+"""Export of merges as LoRA adapters, which peft loads with the reported error."""
 
 import json
 import math
@@ -31,16 +31,16 @@ def make_recipe(models: Mapping[str, Checkpoint], weight: Any = 0.6, **changes: 
 
 
 def by_peft(base: str, adapter: Path) -> dict[str, torch.Tensor]:
-    """The base with the adapter merged in, loaded as anyone would; peft warns, and fails here, of what it misses."""
+    """Load the base and merge the adapter with peft, whose warnings about missing tensors fail the test."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft calls transformers so
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # raised inside of peft
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
         assert isinstance(model, PeftModel)
         return dict(model.merge_and_unload().state_dict())
 
 
 def check(report: AdapterReport, recipe: Recipe, models: Mapping[str, Checkpoint], tmp_path: Path) -> None:
-    """Peft's merge and ours of what was written, against the merge itself: as far off as the report says."""
+    """Compare peft's merge and ours of the written adapter with the recipe's merge and the reported error."""
     base = recipe.references()[0]
     write_checkpoint(recipe, models, tmp_path / "merged", base)
     merged, peft = Checkpoint.open(tmp_path / "merged"), by_peft(base, report.out)
@@ -75,7 +75,7 @@ def test_linear_layers_lose_what_the_report_says(rank, untied, tmp_path):
     )
     assert config["base_model_name_or_path"] == "base"
     assert config["rank_pattern"] == config["alpha_pattern"]
-    assert bool(config["rank_pattern"]) == (rank == 64)  # only there do some weights have fewer rows
+    assert bool(config["rank_pattern"]) == (rank == 64)  # only then do some weights have fewer rows
     assert config["modules_to_save"] is None
 
 
@@ -116,7 +116,7 @@ def make_lora(folder: Path, base: Checkpoint, rank: int, modules: list[str], see
     return folder
 
 
-def test_single_layers_are_named_by_their_whole_path(untied, tmp_path):
+def test_single_layers_are_named_by_their_full_path(untied, tmp_path):
     weight = [{"filter": "layers.2.mlp.up_proj", "value": 1}, {"value": 0}]
     recipe = make_recipe(untied, weight)
     report = write_adapter(recipe, untied, tmp_path / "out", 4)
@@ -126,7 +126,7 @@ def test_single_layers_are_named_by_their_whole_path(untied, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["tied", "untied"])
-def test_everything_else_is_stored_whole_where_asked(kind, request, tmp_path):
+def test_everything_else_is_stored_in_full_if_requested(kind, request, tmp_path):
     models = request.getfixturevalue(kind)
     recipe = make_recipe(models)
     with pytest.raises(
@@ -169,7 +169,7 @@ def test_layers_that_store_their_weights_the_other_way_round_and_biases(tmp_path
     )
 
 
-def test_routers_are_stored_whole_and_experts_refused(tmp_path):
+def test_routers_are_stored_in_full_and_experts_refused(tmp_path):
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "vocab_size": 50}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 2}
@@ -190,7 +190,7 @@ def test_routers_are_stored_whole_and_experts_refused(tmp_path):
 def test_norms_alone_are_an_adapter_too(untied, tmp_path):
     recipe = make_recipe(untied, [{"filter": "layernorm", "value": 1}, {"value": 0}])
     report = write_adapter(recipe, untied, tmp_path / "out", 4, save_modules=True)
-    assert list(report.ranks.values()) == [1]  # of zeros: peft takes no adapter without a LoRA in it
+    assert list(report.ranks.values()) == [1]  # zeros: peft requires at least one LoRA
     assert (report.error, len(report.saved)) == (0.0, 8)
     check(report, recipe, untied, tmp_path)
 
@@ -231,7 +231,7 @@ def test_large_matrices_are_factored_as_well_by_projection():
     u, v = (torch.linalg.qr(torch.randn((size, 60), generator=generator)).Q for size in (1500, 1100))
     delta = (u * spectrum) @ v.T
     found = factorize(delta, 20, 0.0, torch.Generator().manual_seed(1))
-    best = float((spectrum[20:] ** 2).sum() ** 0.5)  # Eckart and Young: no matrix of rank 20 is nearer
+    best = float((spectrum[20:] ** 2).sum() ** 0.5)  # Eckart and Young: no matrix of rank 20 is closer
     assert found.rank == 20
     assert best * 0.9999 < found.lost < best * 1.001
     assert found.size == pytest.approx(float(delta.norm()), rel=1e-5)

@@ -1,4 +1,4 @@
-"""Adapters in and out of a real search: a parent that is `model+adapter`, a candidate exported as an adapter."""
+"""Adapters in a real search: as part of a parent, `model+adapter`, and as an export of a candidate."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_a_search_with_an_adapter_is_exported_as_one(world, evosearch, tmp_path)
     assert isinstance(load(out / "recipe.yaml"), Recipe)
     assert str(tmp_path) not in (out / "adapter_config.json").read_text()
     base = Checkpoint.open(spec.parent / "base")
-    apply_adapter(base, out, "x")  # it reads back
+    apply_adapter(base, out, "x")  # the export can be read
     assert base.tensors.keys() == adapter["tensors"].keys() | set(adapter["saved"])
 
     code, _, err = evosearch(*command, "--format", "adapter", "--save-modules")

@@ -1,4 +1,4 @@
-"""Recipes that name `model+adapter`: merged in memory, on disk and by mergekit alike."""
+"""Recipes with `model+adapter`: equal results in memory, on disk and with mergekit."""
 
 import json
 import warnings
@@ -83,7 +83,7 @@ def test_in_memory_and_on_disk_are_the_same_bits(recipe, tmp_path):
     inputs = Opener(tmp_path).inputs(recipe)
     resident = ResidentModel(inputs, recipe.references()[0])
     ours = by_us(recipe, tmp_path)
-    for _ in range(2):  # the second time from what the first one kept
+    for _ in range(2):  # the second time from the cache
         resident.materialize(recipe)
         live = dict(resident.model.named_parameters())
         assert live.keys() == ours.keys()

@@ -1,4 +1,4 @@
-"""Merges of every family, against transformers: what is exported loads there, and is the merge done by hand."""
+"""Merges in every family: transformers loads the export, which equals a merge by hand."""
 
 import json
 from collections.abc import Callable
@@ -32,7 +32,7 @@ Three = dict[str, Checkpoint]
 
 @pytest.fixture(scope="session")
 def three(random_model: Callable[..., Path]) -> Callable[..., Three]:
-    """Base, a and b of a family, by their folders' paths; made once for the same arguments."""
+    """Make base, a and b of a family, by the paths of their folders; cached by the arguments."""
 
     @cache
     def make(architecture: str, **changes: Any) -> Three:
@@ -87,7 +87,7 @@ def test_a_merge_is_the_same_by_hand_on_disk_and_live(architecture, tied, three,
             for name, parameter in manual.named_parameters():
                 parameter.copy_(by_hand(method, *(source.get_parameter(name) for source in sources)))
         expected = logits(manual)
-        assert (expected - logits(sources[0])).abs().max() > 1e-2  # the merge is another model than the base
+        assert (expected - logits(sources[0])).abs().max() > 1e-2  # the merge differs from the base
         torch.testing.assert_close(logits(exported), expected, rtol=1e-5, atol=1e-5)
         assert torch.equal(logits(resident.model), logits(exported))
         assert Checkpoint.open(tmp_path / method).tensors.keys() == models[base].tensors.keys()
@@ -95,7 +95,7 @@ def test_a_merge_is_the_same_by_hand_on_disk_and_live(architecture, tied, three,
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_scores_are_those_of_transformers_own_logits(architecture, three, tmp_path):
-    """Softcapped logits, biased heads, stacked experts: whatever the family does on its way from tokens to logits."""
+    """Including what families do differently: softcapped logits, biased heads, stacked experts."""
     models = three(architecture, tie_word_embeddings=False)
     resident, wanted = ResidentModel(models, next(iter(models))), recipe(models, "task_arithmetic")
     resident.materialize(wanted)
@@ -116,7 +116,7 @@ def test_scores_are_those_of_transformers_own_logits(architecture, three, tmp_pa
 
 @pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Gemma2ForCausalLM", "MixtralForCausalLM"])
 def test_a_sharded_checkpoint_of_mixed_types_merges_as_its_float32_values(architecture, three, random_model, tmp_path):
-    models = dict(three(architecture, vocab_size=41))  # folders of its own: they are rewritten
+    models = dict(three(architecture, vocab_size=41))  # own folders, which are overwritten
     base, a, b = models
     types = (torch.bfloat16, torch.float16, torch.float32)
     for reference in models:
@@ -147,7 +147,7 @@ def test_a_sharded_checkpoint_of_mixed_types_merges_as_its_float32_values(archit
 @pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen2ForCausalLM", "GPTNeoXForCausalLM"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_padded_vocabularies_stay_as_they_are(architecture, tied, three, tmp_path):
-    """Embeddings with more rows than the tokenizer has tokens, as these families pad theirs to round numbers."""
+    """Embeddings with more rows than tokens: these families pad them to round numbers."""
     from tokenizers import Tokenizer
     from tokenizers import models as tokenizer_models
 
@@ -183,7 +183,7 @@ def test_exported_names_are_those_of_the_hub(architecture, three, tmp_path):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_slices_put_every_layer_where_they_say(architecture, three, tmp_path):
-    """The layers 2 | 0 1 | 1 2 of a and b, merged: dense or sparse, sliding or not, each keeps what it is."""
+    """Layers 2 | 0 1 | 1 2 of a and b, merged; each keeps its kind (dense or sparse, sliding or full)."""
     models, picked = three(architecture, tie_word_embeddings=True), [2, 0, 1, 1, 2]
     base, *parents = models
     slices = [
@@ -214,7 +214,7 @@ def test_slices_put_every_layer_where_they_say(architecture, three, tmp_path):
 
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LONG = {"type": "longrope", "short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [2.0, 3.0, 4.0, 5.0]}
-HUB = {  # keys as config.json has them on the hub, from before transformers 5 named them otherwise
+HUB = {  # keys of config.json files on the hub, from before transformers 5 renamed them
     "LlamaForCausalLM": {"rope_theta": 500.0, "rope_scaling": LLAMA3 | {"original_max_position_embeddings": 8}},
     "MistralForCausalLM": {"rope_theta": 100.0, "sliding_window": 3},
     "Qwen2ForCausalLM": {"rope_theta": 100.0, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
@@ -244,7 +244,7 @@ def test_the_live_model_reads_a_config_of_the_hub_as_transformers_does(architect
     (folder / "config.json").write_text(json.dumps(config | HUB[architecture]))
     checkpoint = Checkpoint.open(folder, "model")
     resident = ResidentModel({"model": checkpoint}, "model")
-    assert checkpoint.config == json.loads((folder / "config.json").read_text())  # not written into
+    assert checkpoint.config == json.loads((folder / "config.json").read_text())  # not modified
     model = load(folder)
     expected = logits(model)
     assert (expected - before).abs().max() > 1e-3  # the keys are read

@@ -1,7 +1,7 @@
-"""Merges equal mergekit's, tensor by tensor, in the families it reads: grouped queries, biases, norms, tied heads.
+"""Comparison with mergekit, tensor by tensor, in the families that it supports.
 
-Left out is what mergekit 0.1.5 does not do: it wants the masks of old GPT-NeoX files, looks for stacked experts on
-disk, and knows no head apart from the embeddings for Gemma, and no other for Phi and Phi-3.
+mergekit 0.1.5 requires the masks of old GPT-NeoX files and stacked experts on disk; it supports only tied heads for
+Gemma, and only untied ones for Phi and Phi-3.
 """
 
 import warnings

@@ -1,4 +1,4 @@
-"""Exported YAML, merged by mergekit itself, gives our weights tensor by tensor."""
+"""Comparison with mergekit: it merges exported YAML to the same weights, tensor by tensor."""
 
 import warnings
 from pathlib import Path
@@ -111,7 +111,7 @@ def test_linear_with_its_base_among_the_models(tmp_path, untied):
 @pytest.mark.parametrize("listed", [True, False])
 @pytest.mark.parametrize("spread", [0.02, 0.0001])
 def test_slerp_on_the_arc_and_on_the_chord(listed, spread, tmp_path, make_family):
-    """Fine-tunes near their base are merged along the chord; the others along the arc."""
+    """Fine-tunes near their base are merged along the chord, others along the arc."""
     family = make_family(spread=spread)
     base, a, *_ = family
     models = [{"model": a}, {"model": base}] if listed else [{"model": a}]
@@ -145,7 +145,7 @@ def test_rounding_to_bfloat16_is_the_same(method, tmp_path, untied):
 
 
 def test_mergekits_gradient_would_put_final_norm_and_head_elsewhere(tmp_path, untied):
-    """Why the export is explicit: mergekit takes the first value of a gradient there, we take the last."""
+    """The reason for explicit entries: mergekit uses the first value of a gradient there, evosearch the last."""
     base, a, *_ = untied
     recipe = Recipe.model_validate(
         {"merge_method": "slerp", "base_model": base, "models": [{"model": a}], "parameters": {"t": [0.0, 1.0]}}

@@ -1,4 +1,4 @@
-"""Weights in memory and on disk: the same bits, the same logits, nothing built or opened per candidate."""
+"""Models in memory and on disk: equal bits and logits, and no file opened or module built per candidate."""
 
 import builtins
 import os
@@ -88,7 +88,7 @@ def test_candidates_leave_no_trace_in_one_another_or_in_the_parents(untied):
 
 def test_a_candidate_builds_no_model_and_opens_no_file(untied, monkeypatch):
     resident = ResidentModel(untied, next(iter(untied)))
-    resident.materialize(recipe(untied, "dare_ties"))  # the first to draw masks asks once for the models' hashes
+    resident.materialize(recipe(untied, "dare_ties"))  # the first recipe with masks hashes the models once
 
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("a candidate did this")

@@ -1,4 +1,4 @@
-"""Recipes made of recipes: merged once, named by their content, refused where they are made of themselves."""
+"""Nested recipes: merged once, identified by content, rejected if they contain themselves."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -94,7 +94,7 @@ def test_the_id_follows_what_is_merged_and_not_what_it_is_called(untied, write, 
     assert identity(write(halves(a, b).replace("merge", "name: step\nmerge", 1) + "---\n" + linear("step", c))) == known
     write(halves(a, b, t=0.25), "renamed.yaml")
     assert identity(write(linear("./renamed.yaml", c))) != known
-    assert len(merged(tmp_path)) == 2  # one for each weight, whatever it is called
+    assert len(merged(tmp_path)) == 2  # one per weight, independent of names
 
 
 def test_a_nested_recipe_is_base_donor_and_tokenizer_alike(untied, write, opener, tmp_path):
@@ -105,7 +105,7 @@ def test_a_nested_recipe_is_base_donor_and_tokenizer_alike(untied, write, opener
     assert next(iter(inputs)) == donor_of(recipe) == f"{tmp_path}/inner.yaml"
     write_checkpoint(recipe, inputs, tmp_path / "out", donor_of(recipe))
     written, inner = Checkpoint.open(tmp_path / "out"), inputs[f"{tmp_path}/inner.yaml"]
-    assert inner.dtype is torch.bfloat16  # rounded as it says itself, before the outer merge reads it
+    assert inner.dtype is torch.bfloat16  # rounded to its own out_dtype before the outer merge
     name = "model.layers.1.mlp.up_proj.weight"
     torch.testing.assert_close(written.load(name), inner.load(name).float(), rtol=0, atol=1e-6)
 

@@ -1,4 +1,4 @@
-"""Plans: parameters evaluated at every tensor, without a disk."""
+"""Merge plans: parameters evaluated at every tensor."""
 
 import pytest
 import torch
@@ -67,7 +67,7 @@ def test_narrow_scope_first_and_fall_through_where_no_filter_matches():
 
 
 def test_gradients_put_final_norm_and_head_at_the_last_layer():
-    """Mergekit puts them at the first; see the module docstring of recipe/mergekit.py."""
+    """Unlike mergekit, which puts them at the first; see recipe/mergekit.py."""
     made = ops(merge_method="slerp", base_model="base", models=[model("a")], parameters={"t": [0.0, 0.5, 1.0]})
     at = {name: op.parameters["t"] for name, op in made.items()}
     assert [at[Q.format(layer)] for layer in range(5)] == [0.0, 0.25, 0.5, 0.75, 1.0]

@@ -1,7 +1,7 @@
-"""Routes in every family: what is exported loads in transformers, computes h ← h + F_k(h) / C_k, and is what is live.
+"""Routes in every family: the export loads in transformers, computes h ← h + F_k(h) / C_k, and equals the live model.
 
-What a route is to compute is done here by forward hooks: the layers of stock, unfolded models stand in the route's
-order, and what each adds to the residual stream is divided by C_k on its way there.
+The reference uses forward hooks: it runs the layers of the original models in the route's order, and divides what each
+of them adds to the residual stream by C_k.
 """
 
 import copy
@@ -29,12 +29,12 @@ torch.set_num_threads(1)
 ARCHITECTURES = sorted(all_families())
 TOKENS = torch.tensor([[5, 11, 2, 17, 39, 8, 30, 4, 22, 13], [7, 7, 1, 0, 33, 12, 28, 19, 3, 36]])
 FULL, SLIDING = "full_attention", "sliding_attention"
-# In the two models of a family the layers differ in kind at the same position, wherever the family has kinds.
+# In families with kinds of layers, the two models have different kinds at the same position.
 KINDS: tuple[dict[str, Any], ...] = (
     {"layer_types": [SLIDING, FULL, SLIDING], "mlp_only_layers": [1]},
     {"layer_types": [FULL, SLIDING, SLIDING, FULL], "mlp_only_layers": [0, 2], "num_hidden_layers": 4},
 )
-# What adds to the residual stream, where that is not `self_attn.o_proj` and `mlp`.
+# Modules that add to the residual stream, if they are not `self_attn.o_proj` and `mlp`.
 NORMED_AFTER = ("post_attention_layernorm", "post_feedforward_layernorm")
 WRITERS = {
     "GPT2LMHeadModel": ("attn", "mlp"),
@@ -50,7 +50,7 @@ Hops = list[tuple[str, int, float]]  # model, layer, scale
 
 @pytest.fixture(scope="session")
 def two(random_model: Callable[..., Path]) -> Callable[..., Two]:
-    """Two models of a family, by their folders' paths, three and four layers deep."""
+    """Make two models of a family, with three and four layers, by the paths of their folders."""
 
     @cache
     def make(architecture: str, **changes: Any) -> Two:
@@ -58,7 +58,7 @@ def two(random_model: Callable[..., Path]) -> Callable[..., Two]:
         folders = []
         for seed, kinds in enumerate(KINDS):
             wanted = kinds | {"sliding_window": 4, "use_sliding_window": True}
-            own = {key: value for key, value in wanted.items() if hasattr(known, key)}  # a cache reads foreign keys
+            own = {key: value for key, value in wanted.items() if hasattr(known, key)}  # caches read unknown keys
             folders.append(random_model(architecture, seed=seed, **own | changes))
         return {str(folder): Checkpoint.open(folder, str(folder)) for folder in folders}
 
@@ -71,7 +71,7 @@ def route(hops: Hops, max_gain: float = 64.0, **extra: object) -> Recipe:
 
 
 def random_hops(models: Two, seed: int, count: int = 7) -> Hops:
-    """From the first model on: a layer of the second twice, a layer skipped, and then layers of both at random."""
+    """Start in the first model; run a layer of the second twice, skip a layer, then random layers of both."""
     draw, depths = random.Random(seed), {name: checkpoint.shape.num_layers for name, checkpoint in models.items()}
     first, second = models
     picked = [(first, 0), (second, 1), (second, 1), (first, 2)]
@@ -88,7 +88,7 @@ def load(folder: Path | str) -> Any:
 
 
 def layers_of(model: Any) -> tuple[nn.Module, str, nn.ModuleList]:
-    """The module that holds a model's layers, their name there, and they."""
+    """Return the parent of a model's layers, their name in it, and the layers."""
     depth = model.config.num_hidden_layers
     for path, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
@@ -98,7 +98,7 @@ def layers_of(model: Any) -> tuple[nn.Module, str, nn.ModuleList]:
 
 
 def by_hooks(sources: dict[str, Any], hops: Hops) -> Any:
-    """The route over stock layers, by its definition."""
+    """Run the route over a plain model's layers, by its definition."""
     model = copy.deepcopy(sources[hops[0][0]])
     parent, name, _ = layers_of(model)
     stacked, gain = nn.ModuleList(), 1.0
@@ -135,7 +135,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def continued(model: Any, cached: bool = True) -> list[list[int]]:
-    """Six greedy tokens behind each of two prompts: windows slide past the first tokens."""
+    """Generate six greedy tokens for each of two prompts, so that windows slide past the first tokens."""
     settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "use_cache": cached}
     found: list[list[int]] = model.generate(TOKENS, attention_mask=torch.ones_like(TOKENS), **settings).tolist()
     return found
@@ -151,7 +151,7 @@ def loglikelihoods(model: Any) -> np.ndarray:
 
 
 def check_live_is_exported(live: Any, exported: Any) -> None:
-    """Weights bit for bit, logits, log-likelihoods through our tries, and what is generated with a cache."""
+    """Equal weights (bit for bit), logits, log-likelihoods with shared prefixes, and cached generation."""
     weights = dict(live.named_parameters(remove_duplicate=False))
     for name, parameter in exported.named_parameters(remove_duplicate=False):
         assert torch.equal(weights.pop(name), parameter), name
@@ -184,7 +184,7 @@ def test_routes_by_their_definition_on_disk_and_live(architecture, two, tmp_path
 
 @pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen2ForCausalLM", "MistralForCausalLM"])
 def test_the_definition_written_out(architecture, two, tmp_path):
-    """Attention and MLP called one by one on the residual stream, for families of Llama's form."""
+    """Attention and MLP applied one by one to the residual stream, for families like Llama."""
     models = two(architecture)
     sources, hops = {name: load(name) for name in models}, random_hops(models, seed=5, count=9)
     first, length = sources[hops[0][0]], TOKENS.shape[1]
@@ -233,7 +233,7 @@ def test_embeddings_and_head_are_the_first_hops_models(architecture, tied, two, 
 @pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Gemma2ForCausalLM"])
 @pytest.mark.parametrize("end", [8.0, 1 / 8])
 def test_the_largest_gain(architecture, end, two, tmp_path):
-    """|log C_k| at its bound of log 8, reached in one hop and kept; before the first scale nothing is divided."""
+    """|log C_k| at its bound, log 8, from the first scaled hop on; hops before it are not divided."""
     models = two(architecture)
     first, second = models
     hops = [(first, 0, 1.0), (second, 1, end), (first, 1, 1.0), (second, 2, 1.0)]

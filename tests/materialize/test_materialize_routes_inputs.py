@@ -1,4 +1,4 @@
-"""What routes are made of: merged and adapted models, each opened and held once; and what cannot be routed, by name."""
+"""Inputs of routes: merged and adapted models, loaded once; models that cannot be routed are rejected by name."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def written(recipe: Recipe, inputs: dict[str, Checkpoint], out: Path) -> Checkpo
 
 
 def check_live(recipe: Recipe, inputs: dict[str, Checkpoint], exported: Checkpoint) -> ResidentRoute:
-    """The live model has the exported weights (in a family whose names on disk are the live ones)."""
+    """Check that the live model has the exported weights, for families with equal names on disk."""
     resident = ResidentRoute(inputs, recipe)
     resident.materialize(recipe)
     weights = dict(resident.model.named_parameters(remove_duplicate=False))
@@ -44,7 +44,7 @@ def check_live(recipe: Recipe, inputs: dict[str, Checkpoint], exported: Checkpoi
 
 
 def lora(folder: Path, base: Checkpoint, module: str, seed: int) -> Path:
-    """A random LoRA of rank 2 on one kind of module in every layer."""
+    """Write a random LoRA of rank 2 on one kind of module in every layer."""
     generator, tensors = torch.Generator().manual_seed(seed), {}
     for name, info in base.tensors.items():
         if name.split(".")[-2] == module:
@@ -91,7 +91,7 @@ def test_a_route_is_a_model_that_recipes_may_name(untied, tmp_path):
 
 
 def test_adapted_models_share_what_their_adapters_leave(untied, tmp_path):
-    """Two adapters of one base: in a route's live model the layers' other weights are there once."""
+    """Two adapters of one base: the live model has their shared weights once."""
     base = next(iter(untied))
     one = lora(tmp_path / "one", untied[base], "down_proj", 1)
     two = lora(tmp_path / "two", untied[base], "q_proj", 2)
@@ -156,7 +156,7 @@ def test_attention_scaled_by_position_cannot_be_routed(random_model, tmp_path):
     match = r"recipe\.routing\.hops\[1\]\.layer: .*cannot be routed: .*scale_attn_by_inverse_layer_idx"
     with pytest.raises(RecipeError, match=match):
         written(route((name, 0), (name, 2)), models, tmp_path / "out")
-    kept = written(route((name, 0), (name, 1, 1.5), (name, 2)), models, tmp_path / "kept")  # every layer in its place
+    kept = written(route((name, 0), (name, 1, 1.5), (name, 2)), models, tmp_path / "kept")  # all layers in place
     stem = "transformer.h.1.mlp.c_proj"
     for kind in ("weight", "bias"):
         assert torch.equal(kept.load(f"{stem}.{kind}"), models[name].load(f"{stem}.{kind}") / 1.5)
@@ -192,13 +192,13 @@ def test_a_route_is_no_adapter(untied, tmp_path):
 
 @pytest.fixture
 def huge(untied, tmp_path) -> Callable[[str], dict[str, Checkpoint]]:
-    """The base, and a model one of whose weights float16 has no number for."""
+    """Write the base, and a model with a weight that float16 cannot represent."""
 
     def make(tensor: str) -> dict[str, Checkpoint]:
         base, source = (Path(name) for name in list(untied)[:2])
         shutil.copytree(source, tmp_path / "huge")
         tensors = load_file(tmp_path / "huge" / "model.safetensors")
-        tensors[tensor][0, 0] = 5e4 if tensor.endswith(DOWN) else 1e5  # float16 ends at 65,504
+        tensors[tensor][0, 0] = 5e4 if tensor.endswith(DOWN) else 1e5  # the largest float16 is 65,504
         save_file(tensors, tmp_path / "huge" / "model.safetensors", {"format": "pt"})
         return {str(folder): Checkpoint.open(folder, str(folder)) for folder in (base, tmp_path / "huge")}
 
@@ -207,7 +207,7 @@ def huge(untied, tmp_path) -> Callable[[str], dict[str, Checkpoint]]:
 
 @pytest.mark.parametrize("inner", [DOWN, UP])
 def test_weights_that_are_not_finite_once_rounded(inner, huge, tmp_path):
-    """What is divided by less than one overflows, and what is not divided at all; the next route is well."""
+    """Weights overflow when divided by less than one, or undivided; the next route is not affected."""
     models = huge(f"model.layers.2.{inner}")
     base, bad = models
     recipe = route((base, 0), (base, 1), (bad, 2, 0.5), out_dtype="float16")
@@ -237,7 +237,7 @@ def test_another_output_type_is_rounded_anew(untied, tmp_path):
 
 
 def test_computed_in_the_type_that_is_exported(untied, tmp_path):
-    """As on a GPU: divided in float32, and rounded once."""
+    """As on a GPU: divide in float32, then round once."""
     base, a, *_ = untied
     recipe = route((base, 0, 0.9), (a, 1, 0.9), (a, 1, 1.7), out_dtype="bfloat16")
     resident = ResidentRoute(untied, route((base, 0), (a, 0), out_dtype="bfloat16"), compute_dtype=torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Routes as mergekit's slices: real mergekit makes our weights of them, or the export is refused by name."""
+"""Routes as mergekit slices: mergekit computes the same weights, or the export is rejected."""
 
 import re
 import warnings

@@ -1,4 +1,4 @@
-"""A live model whose layers change between candidates is scored as each export is, and tried once a kind of layers."""
+"""Scores of a live model whose layers change between candidates equal those of exports; probes run once per kind."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ from evosearch.recipe.schema import Recipe
 torch.set_num_threads(1)
 FULL, SLIDING, WINDOW = "full_attention", "sliding_attention", 4
 KINDS = [SLIDING, FULL, SLIDING, FULL]
-ROUTES = {  # layers of the two models by turns
+ROUTES = {  # layers of the two models, alternating
     "both": (0, 1, 2, 3, 1),
     "sliding": (0, 2, 0, 2),
     "full": (1, 3, 3),
@@ -29,7 +29,7 @@ ROUTES = {  # layers of the two models by turns
 
 
 def requests() -> list[LoglikelihoodRequest]:
-    """Continuations of prompts that share a stem, which reaches beyond the window."""
+    """Continuations of prompts with a shared prefix, which is longer than the window."""
     draw = np.random.default_rng(7)
     stem, found = draw.integers(0, 40, 3 * WINDOW).tolist(), []
     for shared, own in ((0, 3), (5, 2), (12, 4), (12, 9), (8, 6), (12, 1)):
@@ -39,7 +39,7 @@ def requests() -> list[LoglikelihoodRequest]:
 
 
 def by_forward(model: Any, request: LoglikelihoodRequest) -> float:
-    """Σ log p of a continuation, from the model's own logits of the sequence by itself."""
+    """Σ log p of a continuation, from the model's logits of the single sequence."""
     continuation = list(request.targets)
     with torch.no_grad():
         logits = model(torch.tensor([request.inputs]), use_cache=False).logits[0, -len(continuation) :]
@@ -48,7 +48,7 @@ def by_forward(model: Any, request: LoglikelihoodRequest) -> float:
 
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The models that ways were tried on."""
+    """The models that execution modes were probed on."""
     found: list[Any] = []
     first_correct = modes._first_correct
 
@@ -86,4 +86,4 @@ def test_windows_follow_the_layers_of_each_route(
         expected = [by_forward(exported, request) for request in requests()]
         np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-3)
         assert modes.mode_of(resident.model, (1, 2, 3), 3 * WINDOW) == "tree"
-    assert tried == [resident.model] * 3  # once for each set of kinds, not once a route
+    assert tried == [resident.model] * 3  # once per set of kinds, not per route

@@ -1,4 +1,4 @@
-"""Slices: layers of several models stacked and merged, on disk and live, tensor by tensor."""
+"""Slices: layers of several models, stacked and merged, on disk and in memory."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ EMBEDDINGS, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_h
 
 @pytest.fixture(scope="session")
 def deep(make_family: Callable[..., Family]) -> Family:
-    """Six layers, where `untied` has four."""
+    """Models with six layers; `untied` has four."""
     return make_family(num_hidden_layers=6)
 
 
@@ -37,7 +37,7 @@ def sliced(method: str, *slices: list[dict[str, Any]] | dict[str, Any], **more: 
 
 
 def made(recipe: Recipe, checkpoints: Family, folder: Path) -> Checkpoint:
-    """Written, loaded by transformers, and live: the same bits and the same logits."""
+    """Compare the export, loaded by transformers, with the live model: equal bits and logits."""
     write_checkpoint(recipe, checkpoints, folder / "out", donor_of(recipe))
     written = Checkpoint.open(folder / "out")
     loaded = transformers.AutoModelForCausalLM.from_pretrained(folder / "out")
@@ -156,7 +156,7 @@ def test_models_of_different_depth_give_layers_to_one(method, tmp_path, untied, 
     recipe = sliced(method, low, high, base_model=base, parameters=parameters)
     checkpoints = {base: untied[base], far: deep[far]}
     written = made(recipe, checkpoints, tmp_path)
-    assert written.shape.num_layers == 4  # as many as the base's, and yet no plain merge of the two
+    assert written.shape.num_layers == 4  # as many as the base, but not a plain merge of the two
     assert output(recipe, checkpoints).shape is not untied[base].shape
     if method == "linear":
         same(written, UP.format(3), (untied[base].load(UP.format(3)) + deep[far].load(UP.format(5))) / 2)
@@ -189,7 +189,7 @@ def test_slices_that_keep_every_layer_in_its_place_are_the_plain_merge(tmp_path,
     assert output(stacked, untied).shape is untied[base].shape
 
 
-def test_a_module_is_the_whole_of_a_language_model(tmp_path, untied):
+def test_a_language_model_has_one_module(tmp_path, untied):
     base, a, *_ = untied
     slices = [{"sources": [source(a, 0, 2)], "parameters": {"weight": 0.25}}, {"sources": [source(a, 2, 4)]}]
     module = {"slices": slices, "parameters": {"weight": 0.5}}
@@ -259,7 +259,7 @@ def test_layers_that_an_unlisted_base_has_not_are_refused(untied, deep):
     assert output(listed, checkpoints).shape.num_layers == 3
 
 
-def test_whole_models_of_different_depth_are_refused_whichever_is_the_donor(untied, deep, tmp_path):
+def test_complete_models_of_different_depth_are_refused_whichever_is_the_donor(untied, deep, tmp_path):
     (a, *_), (far, *_) = untied, deep
     for base, other in ((a, far), (far, a)):
         models = [{"model": other, "parameters": {"weight": 1.0}}]

@@ -1,4 +1,4 @@
-"""Slices by mergekit itself: the same weights from our export, and what we do otherwise on purpose."""
+"""Slices compared with mergekit: equal weights from exports, and intended differences."""
 
 import subprocess
 import sys
@@ -70,7 +70,7 @@ FILTERS = [{"filter": "self_attn", "value": [0.1, 0.8]}, {"filter": "lm_head", "
 
 
 def exported(kind: str, base: str, a: str, b: str, far: str) -> dict[str, Any]:
-    """Recipes whose export mergekit merges; gradients reach the ends in most of them."""
+    """Recipes that mergekit can express; most have gradients that affect embeddings, norm or head."""
     if kind == "stack":
         return {"merge_method": "passthrough", "slices": [one_slice(source(a, 0, 3)), one_slice(source(b, 1, 4))]}
     if kind == "scaled":
@@ -165,10 +165,10 @@ def test_modules_mean_the_same_to_both(untied, tmp_path):
     assert_same(ours, by_mergekit(recipe.to_dict() | {"dtype": "float32"}, tmp_path / "theirs"))
 
 
-# --- what the oracle does and we do not ----------------------------------------------------------------------------
+# --- intended differences from mergekit ----------------------------------------------------------------------------
 
 
-def test_final_norm_and_head_stand_at_the_end_of_the_last_slice(untied, tmp_path):
+def test_final_norm_and_head_are_at_the_end_of_the_last_slice(untied, tmp_path):
     """Mergekit 0.1.5 evaluates them at the start of its gradient."""
     base, a, b, _ = untied
     slices = [one_slice(source(base, 0, 2), source(a, 0, 2)), one_slice(source(base, 2, 4), source(b, 2, 4))]
@@ -184,7 +184,7 @@ def test_final_norm_and_head_stand_at_the_end_of_the_last_slice(untied, tmp_path
 
 
 def test_every_source_of_the_last_slice_counts(untied, tmp_path):
-    """Mergekit 0.1.5 gives final norm and head as many sources as the first slice has."""
+    """In mergekit 0.1.5, final norm and head have as many sources as the first slice."""
     _, a, b, c = untied
     last = one_slice(source(a, 2, 4, weight=1.0), source(b, 2, 4, weight=1.0), source(c, 2, 4, weight=2.0))
     data = {"merge_method": "linear", "slices": [one_slice(source(a, 0, 2, weight=1.0)), last]}
@@ -200,7 +200,7 @@ def test_every_source_of_the_last_slice_counts(untied, tmp_path):
 
 
 def test_a_last_slice_that_gets_an_unlisted_base_is_refused_where_it_grows(untied):
-    """The export lists the base; that counts."""
+    """The export lists the base, which counts as a source."""
     base, a, *_ = untied
     low = one_slice(source(base, 0, 2), source(a, 0, 2, weight=1.0))
     high = one_slice(source(a, 2, 4, weight=1.0))
@@ -229,7 +229,7 @@ def test_a_model_twice_in_a_slice_is_an_error(untied):
 
 
 def test_unknown_keys_are_errors_at_every_level(untied):
-    """Mergekit 0.1.5 reads past them, outside of `parameters`."""
+    """Unlike in mergekit 0.1.5, which ignores them outside of `parameters`."""
     a = list(untied)[1]
     data = {"merge_method": "linear", "slices": [one_slice(source(a, 0, 4, weight=1.0) | {"layerrange": 1}, bace=2)]}
     assert MergeConfiguration.model_validate(data | {"sead": 1}).slices[0].sources[0].layer_range == (0, 4)
@@ -255,7 +255,7 @@ print(donor_of(Recipe.model_validate({"merge_method": "linear", "slices": [{"sou
 
 
 def test_the_config_comes_from_the_first_model_whatever_the_hash_seed():
-    """Mergekit 0.1.5 without a base takes whichever model a set of them yields first."""
+    """Unlike in mergekit 0.1.5, which without a base takes the first model of a set."""
     found = {
         subprocess.run(
             [sys.executable, "-c", DONOR, "org/x", "org/y", "org/z"],

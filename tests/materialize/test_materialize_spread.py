@@ -1,8 +1,8 @@
-"""A model spread over devices: which layer goes where, and that all it computes with follows it there.
+"""Models spread over devices: the assignment of layers, and the movement of inputs between devices.
 
-A machine without GPUs has two devices here all the same: tensors that say they are elsewhere, and refuse to meet those
-that are not. Numbers are computed on the CPU; what is checked is where they are said to be. As on a GPU, an operation
-takes tensors of one device, or numbers, or indices from the host; only copies go from one device to another.
+The tests simulate two devices without GPUs: tensor subclasses that claim a device and raise an error when they meet
+tensors of another one. Values are computed on the CPU; the tests check the claimed devices. As on a GPU, an operation
+takes tensors of one device, scalars, or indices from the host; only copies move between devices.
 """
 
 import re
@@ -39,7 +39,7 @@ _INDEXED = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torc
 
 
 class Elsewhere(torch.Tensor):
-    """A tensor on one of the two devices."""
+    """A tensor on one of two simulated devices."""
 
     inner: torch.Tensor
     index: int
@@ -71,7 +71,7 @@ class _Mode(TorchDispatchMode):
 
 
 class _Nothing:
-    """What `torch.pair` is: there is none of these, for all who ask torch what they may run on."""
+    """The module `torch.pair`, which reports no devices to code that looks for some."""
 
     def is_available(self) -> bool:
         return False
@@ -105,10 +105,10 @@ class _Absent(torch._C._acc.PrivateUse1Hooks):
 
 @contextmanager
 def two_devices() -> Iterator[tuple[torch.device, torch.device]]:
-    """The two devices, while the context lasts."""
+    """Provide the two devices within the context."""
     if torch._C._get_privateuse1_backend_name() != NAME:
         _setup_privateuseone_for_python_backend(NAME, _Nothing(), _Absent())
-    torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(…, device=…)` makes it here, and then copies
+    torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(…, device=…)` creates it here and then copies
     try:
         with _Mode():
             yield torch.device(NAME, 0), torch.device(NAME, 1)
@@ -177,7 +177,7 @@ def test_layers_that_fit_only_just() -> None:
     st.lists(st.integers(1, 200), min_size=1, max_size=4),
 )
 def test_no_other_way_to_share_out_is_less_full(layers: list[int], ends: int, room: list[int]) -> None:
-    """Against every way there is: cuts between the devices, anywhere."""
+    """Compare with exhaustive search over all cuts between devices."""
     from itertools import combinations_with_replacement, pairwise
 
     def fullest(cuts: tuple[int, ...]) -> float:
@@ -204,7 +204,7 @@ def opened(*folders: Path) -> dict[str, Any]:
 
 
 def scores(model: Any) -> tuple[Any, list[str]]:
-    """Log-likelihoods and answers, through shared prefixes, packed rows, caches, and rows that end before others."""
+    """Score log-likelihoods and answers with shared prefixes, packed rows, caches, and rows of different length."""
     draw = np.random.default_rng(1)
     asked = [tuple(map(int, [5, 6, 7, 8, *draw.integers(2, 40, 2 + index % 5)])) for index in range(7)]
     options = ScoreOptions(batch_tokens=24, cached_tokens=120)
@@ -214,7 +214,7 @@ def scores(model: Any) -> tuple[Any, list[str]]:
 
 
 class Letters:
-    """A tokenizer as far as answers need one."""
+    """The part of a tokenizer that generation needs."""
 
     def decode(self, ids: list[int], **_: Any) -> str:
         return " ".join(map(str, ids))
@@ -225,14 +225,14 @@ def blend(folders: list[Path], weight: float) -> Recipe:
     return Recipe.model_validate({"merge_method": "linear", "models": models})
 
 
-# Experts split and sort tensors in ways that the stand-ins for devices do not carry, and a mask of Gemma 2's begins
-# as a number without dimensions, which they cannot expand.
+# The simulated devices do not support the splitting and sorting of tensors in experts, nor the expansion of a scalar
+# in the mask of Gemma 2.
 ON_ONE_DEVICE = {"MixtralForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM", "Gemma2ForCausalLM"}
 
 
 @pytest.mark.parametrize("architecture", sorted(ON_ONE_DEVICE))
 def test_hooks_change_nothing_on_one_device(architecture: str, random_model: Callable[..., Path]) -> None:
-    """On one real device, said to be two."""
+    """On one real device that is listed twice."""
     folder, cpu = random_model(architecture), torch.device("cpu")
     plain = ResidentModel(opened(folder), str(folder))
     hooked = ResidentModel(opened(folder), str(folder), over=Spread((cpu, cpu), PLENTY))
@@ -264,7 +264,7 @@ def test_a_spread_model_scores_as_it_does_on_one_device(architecture: str, rando
 
 
 def test_without_hooks_the_two_devices_would_not_meet(random_model: Callable[..., Path]) -> None:
-    """What these tests stand on: a model whose inputs do not follow it is found out."""
+    """Check of the simulated devices: inputs that are not moved raise an error."""
     folder = random_model("LlamaForCausalLM")
     with two_devices() as pair:
         there = ResidentModel(opened(folder), str(folder), device=pair[0], over=Spread(pair, PLENTY))
@@ -276,7 +276,7 @@ def test_without_hooks_the_two_devices_would_not_meet(random_model: Callable[...
 
 
 def test_routes_go_over_several_devices(random_model: Callable[..., Path]) -> None:
-    """Hops jump between the devices; slots that change their layer change their device."""
+    """Hops change between devices, and slots change their device with their layer."""
     first = random_model("LlamaForCausalLM")
     folders = [first, random_model("LlamaForCausalLM", seed=2, near=first)]
 

@@ -1,4 +1,4 @@
-"""Models of different vocabularies brought into one: every token keeps its rows, in memory, on disk and in a chat."""
+"""Conversion to one vocabulary: tokens keep their rows, in memory, on disk and in chats."""
 
 import json
 import multiprocessing
@@ -31,7 +31,7 @@ Make = Callable[..., str]
 
 
 def write_tokenizer(folder: Path, tokens: Sequence[str], added: Sequence[AddedToken] = (), **settings: Any) -> None:
-    """A tokenizer of single characters, saved by transformers."""
+    """Save a tokenizer of single characters."""
     inner = Tokenizer(models.WordLevel({token: id for id, token in enumerate(tokens)}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     inner.decoder = decoders.Fuse()
@@ -84,7 +84,7 @@ def ids_of(checkpoint: Checkpoint) -> Mapping[str, int]:
 
 
 def row(checkpoint: Checkpoint, token: str, kind: int = 0) -> torch.Tensor:
-    """The row of a token: of the embeddings (0), or of the head (1)."""
+    """Return the row of a token in the embeddings (0) or the head (1)."""
     return checkpoint.load(token_tensors(checkpoint)[kind])[ids_of(checkpoint)[token]]
 
 
@@ -169,7 +169,7 @@ def test_single_tokens_are_taken_from_where_the_recipe_says(pair, tmp_path):
     wanted = recipe(pair, base=base, tokenizer={"source": "union", "tokens": tokens})
     found, before = opened(wanted, tmp_path), {name: Checkpoint.open(Path(name)) for name in pair}
     assert torch.equal(row(found[base], "x"), torch.zeros(32))
-    assert torch.equal(row(found[other], "x"), row(before[other], "x"))  # its own: nothing forces it away
+    assert torch.equal(row(found[other], "x"), row(before[other], "x"))  # its own row, which is not forced away
     assert torch.equal(row(found[base], "y"), row(before[base], "c"))
     for name in pair:
         assert torch.equal(row(found[name], "a"), row(before[other], "a"))
@@ -179,7 +179,7 @@ def test_single_tokens_are_taken_from_where_the_recipe_says(pair, tmp_path):
 
 
 def test_the_base_and_a_model_give_their_vocabulary(pair, make, tmp_path):
-    apart = make((*SPECIAL, *"yxz"), seed=5)  # not merged: its tokenizer alone is taken
+    apart = make((*SPECIAL, *"yxz"), seed=5)  # not merged, only source of the tokenizer
     before = {name: Checkpoint.open(Path(name)) for name in pair}
     for source, tokens in (
         ("base", BASE_TOKENS),
@@ -199,7 +199,7 @@ def test_the_base_and_a_model_give_their_vocabulary(pair, make, tmp_path):
 
 
 def test_rows_without_a_token_are_cut_and_tokens_without_a_row_count_as_lacking(make, tmp_path):
-    """A padded model, and one whose tokenizer knows more than its embeddings do."""
+    """A padded model, and one whose tokenizer has more tokens than its embeddings have rows."""
     padded, short = make(rows=20, seed=1), make((*SPECIAL, *"abcdef"), rows=7, seed=2)
     found = opened(recipe([padded, short], tokenizer_source="union"), tmp_path)
     before = Checkpoint.open(Path(padded))
@@ -376,7 +376,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("keys", "message"), WRONG, ids=[message[-30:] for _, message in WRONG])
-def test_what_a_recipe_may_not_ask_for(keys, message, pair, tmp_path):
+def test_invalid_vocabularies_are_refused(keys, message, pair, tmp_path):
     other = pair[1]
     wanted = recipe(pair, **json.loads(json.dumps(keys).replace("OTHER", other)))
     given = {name: Checkpoint.open(Path(name)) for name in pair}
@@ -408,7 +408,7 @@ def test_what_models_may_not_be(make, random_model, tmp_path):
 
 
 def test_stacked_layers_of_models_with_different_vocabularies(make, tmp_path):
-    """Embeddings are the first slice's model's, head the last one's; each lacks tokens that the other has."""
+    """Embeddings come from the first slice's model, the head from the last one's; each lacks tokens of the other."""
     base, other = make(seed=1), make(OTHER_TOKENS, [CHAT], seed=2, num_hidden_layers=4)
     slices = [
         {"sources": [{"model": base, "layer_range": [0, 2]}]},
@@ -427,7 +427,7 @@ def test_stacked_layers_of_models_with_different_vocabularies(make, tmp_path):
 
 
 def test_transformers_loads_the_built_tokenizer_as_it_does_the_models(make, tmp_path):
-    """It takes the class from config.json for some architectures, whatever tokenizer_config.json says."""
+    """For some architectures the class comes from config.json, not from tokenizer_config.json."""
     pair = make(seed=1, kind="Qwen2ForCausalLM"), make(OTHER_TOKENS, seed=2, kind="Qwen2ForCausalLM")
     found = opened(recipe(pair, tokenizer_source="union"), tmp_path)
     one, other = (

@@ -1,4 +1,4 @@
-"""Vocabularies merged by mergekit itself: the same tensors as ours, rows compared by their tokens."""
+"""Vocabularies compared with mergekit: equal tensors, with rows compared by token."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ KINDS = {
 
 @pytest.fixture(params=KINDS)
 def three(request: pytest.FixtureRequest, random_model: Callable[..., Path]) -> tuple[str, str, str]:
-    """A base and two models; each has tokens that the others lack, and the same ones under other ids."""
+    """A base and two models; each has tokens that the others lack, and shared tokens under other ids."""
     config = dict(KINDS[request.param])
     kind = config.pop("kind", "LlamaForCausalLM")
     made = []
@@ -69,7 +69,7 @@ def recipe(three: Sequence[str], method: str, **keys: Any) -> Recipe:
 
 
 def assert_same(wanted: Recipe, folder: Path) -> tuple[Path, Path]:
-    """Merged by both: the same tensors, those of tokens row by row. Returns the two folders, ours first."""
+    """Merge with both, compare all tensors (rows by token), and return the two folders, ours first."""
     inputs = Opener(folder / "cache").inputs(wanted)
     ours, theirs = folder / "ours", folder / "theirs"
     write_checkpoint(wanted, inputs, ours, next(iter(inputs)))
@@ -129,7 +129,7 @@ def test_the_commonest_chat_template(three, tmp_path):
 
 @pytest.mark.parametrize("three", ["llama"], indirect=True)
 def test_a_token_by_itself_is_refused_by_mergekit_and_has_the_usual_rows_here(three, tmp_path):
-    """`tokens: {x: {}}` says nothing of x: mergekit stops there, we do as for any other token."""
+    """`tokens: {x: {}}` gives no source: an error in mergekit, the default for any token here."""
     wanted = recipe(three, "linear", tokenizer={"source": "union", "tokens": {"x": {}}})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Rows of tokens: laid out as a plain reading of the rules would, and only where a family has rows of tokens."""
+"""Sources of token rows, compared with a plain implementation of the rules."""
 
 from collections.abc import Mapping
 
@@ -23,7 +23,7 @@ WIDTH = 3
 def cases(
     draw: st.DrawFn,
 ) -> tuple[Mapping[int, str], Mapping[str, Holding], str | None, Mapping[str, Token], int | None]:
-    """An output vocabulary that may have holes, up to three models, and what is said of some tokens."""
+    """An output vocabulary with possible gaps, up to three models, and the sources of some tokens."""
     ids = draw(st.lists(st.integers(0, 9), unique=True, min_size=1, max_size=7))
     vocabulary = dict(zip(sorted(ids), draw(st.permutations(LETTERS)), strict=False))
     models = {}
@@ -87,7 +87,7 @@ def test_means_are_taken_in_float32():
     half = {name: tensor.bfloat16() for name, tensor in tensors.items()}
     layout = lay_out({0: "a", 1: "b"}, models, None, {})
     made = layout.make("C", {name: lambda name=name: half[name] for name in half}, torch.float32)
-    assert made[0].item() == 1.0 + 2**-8  # bfloat16 has no number there
+    assert made[0].item() == 1.0 + 2**-8  # not representable in bfloat16
 
 
 @pytest.mark.parametrize("architecture", sorted(all_families()))

@@ -1,4 +1,4 @@
-"""Exact selection by magnitude, against sorting everything: within a tensor and over a whole model."""
+"""Exact top-k selection by magnitude, compared with sorting: within a tensor and over a model."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ BASE, PARENT = Origin("0" * 64, "t"), Origin("1" * 64, "t")
 
 
 def values(kind: str, n: int, seed: int) -> Tensor:
-    """Task vectors that are easy to get wrong."""
+    """Return task vectors with difficult values."""
     generator = torch.Generator().manual_seed(seed)
     normal = torch.randn(n, generator=generator)
     return {
@@ -37,7 +37,7 @@ def values(kind: str, n: int, seed: int) -> Tensor:
 
 
 def brute(taus: Sequence[Tensor], density: float) -> list[Tensor]:
-    """What stays, by sorting everything: largest first, of equals the first."""
+    """Return the kept entries by sorting: largest first, equal ones by index."""
     flat = torch.cat(list(taus))
     size, k = flat.abs().tolist(), max(1, int(density * flat.numel()))
     stay = sorted(range(len(size)), key=lambda i: (-size[i], i))[:k]
@@ -100,8 +100,8 @@ def test_a_memory_looks_at_a_tensor_once_and_has_its_limit():
     counted = replace(delta(tau, memory), theta=look)
     assert counted.histogram() is counted.histogram()
     assert counted.histogram().codes is not None
-    assert len(looks) == 2  # to count and to code
-    assert delta(values("normal", 1000, 1), memory, tensor="other").histogram().codes is None  # no room is left
+    assert len(looks) == 2  # to count, and to assign codes
+    assert delta(values("normal", 1000, 1), memory, tensor="other").histogram().codes is None  # the limit is reached
 
 
 def test_contents_without_a_name_are_not_remembered():
@@ -112,11 +112,11 @@ def test_contents_without_a_name_are_not_remembered():
         assert torch.equal(kept(tau, trim), brute([tau], 0.3)[0])
 
 
-# --- ties over a whole model ---
+# --- ties over a model ---
 
 
 def whole_model(memory: Memory | None, density: Any = 0.3, scope: Any = "model") -> tuple[list[Site], list[Any]]:
-    """Three tensors of two parents: (sites, (base, parents) of each)."""
+    """Make three tensors of two parents: (sites, (base, parents) of each)."""
     generator = torch.Generator().manual_seed(4)
     sites, tensors = [], []
     for index, shape in enumerate([(30, 4), (7,), (50, 3)]):
@@ -146,7 +146,7 @@ def surveyed(sites: list[Site], tensors: list[Any]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("memory", [None, Memory()])
-def test_ties_with_one_threshold_is_ties_of_the_whole_task_vector(memory):
+def test_ties_with_one_threshold_is_ties_of_the_concatenated_task_vector(memory):
     sites, tensors = whole_model(memory)
     shared = {**sites[0].parameters.shared, "trim_scope": "tensor"}
     p = Parameters(shared, sites[0].parameters.own)

@@ -86,7 +86,7 @@ def test_slerp_switches_to_the_chord_where_mergekit_does(cosine):
     assert (out - other).abs().max() > 5 * atol
 
 
-def test_slerp_matches_norms_when_asked():
+def test_slerp_matches_norms_on_request():
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(50, generator=generator), 3 * torch.randn(50, generator=generator)
     for t in (0.0, 0.3, 1.0):

@@ -1,4 +1,4 @@
-"""A recipe made of recipe files becomes one file, which means the same wherever it lies."""
+"""Bundling of nested recipe files into one file that can be moved."""
 
 from pathlib import Path
 
@@ -22,11 +22,11 @@ def write(path: Path, text: str) -> Path:
 
 
 def leaves(recipe: Recipe) -> list[object]:
-    """A recipe as the tree of models it comes to."""
+    """Return a recipe as a tree of models."""
     return [leaves(files.load_reference(m.model)) if files.is_recipe(m.model) else m.model for m in recipe.models]
 
 
-def test_what_a_recipe_is_made_of_stands_in_its_file(tmp_path: Path) -> None:
+def test_nested_recipes_are_in_the_file(tmp_path: Path) -> None:
     write(tmp_path / "inner" / "winner.yaml", linear("org/a", "org/b"))
     write(tmp_path / "other" / "winner.yaml", linear("../inner/winner.yaml", "org/c"))
     write(tmp_path / "parts.yaml", linear("org/d", "org/e", name="base") + "---\n" + linear("base"))
@@ -34,7 +34,7 @@ def test_what_a_recipe_is_made_of_stands_in_its_file(tmp_path: Path) -> None:
         write(tmp_path / "o.yaml", linear("./inner/winner.yaml", "./other/winner.yaml", "./parts.yaml#base", "org/x"))
     )
     found = bundle(outer)
-    assert list(found.recipes) == ["winner", "winner-2", "base-2", None]  # `base` means something as a tokenizer
+    assert list(found.recipes) == ["winner", "winner-2", "base-2", None]  # `base` is reserved as a tokenizer source
     moved = write(tmp_path / "elsewhere" / "one.yaml", found.to_yaml())
     before = leaves(outer)
     for name in ("inner/winner.yaml", "other/winner.yaml", "parts.yaml"):
@@ -47,7 +47,7 @@ def test_what_a_recipe_is_made_of_stands_in_its_file(tmp_path: Path) -> None:
 
 
 def test_a_name_in_the_file_is_no_models(tmp_path: Path) -> None:
-    """Whichever recipe of the file names that model: here `gpt2` is one of the hub, and `lora` an adapter."""
+    """Names in the file avoid all models and adapters that its recipes name, here `gpt2` and `lora`."""
     write(tmp_path / "gpt2.yaml", linear("org/a", "org/b"))
     write(tmp_path / "lora.yaml", linear("org/c", "org/d"))
     write(tmp_path / "deep.yaml", linear("./lora.yaml", "gpt2+lora"))

@@ -110,7 +110,7 @@ def test_a_path_that_exists_is_one_piece_though_it_has_a_plus(tmp_path: Path) ->
         "./m+./a+b+adapter": f"{tmp_path}/m+{tmp_path}/a+b+adapter",
         "org/m+./a+b": f"org/m+{tmp_path}/a+b",
         "./deep+er/a+b+./a+b": f"{tmp_path}/deep+er/a+b+{tmp_path}/a+b",
-        "./c+d": f"{tmp_path}/c+d",  # no such folder: a model and an adapter of the hub, say
+        "./c+d": f"{tmp_path}/c+d",  # no such folder: it could be a model and an adapter
     }
     for reference, absolute in given.items():
         assert anchor({"model": reference}, tmp_path) == {"model": absolute}, reference

@@ -1,4 +1,4 @@
-"""Every form of mergekit's YAML is read and written back equal; what is another tool's is refused by name."""
+"""Every form of mergekit's YAML can be read and written; documents of other tools are rejected."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from evosearch.recipe.files import RecipeFile
 
 FORMS = sorted((Path(__file__).parent / "mergekit_forms").glob("*.yaml"))
 OTHERS = Path(__file__).parent / "other_forms"
-# Files that say at length what a recipe says in short: a null, a lone entry without its list, a default.
+# Files with redundant content: a null, a single entry without its list, a default.
 REDUNDANT = {"empty_parameters", "single_conditions", "tokenizer_defaults"}
 
 
@@ -27,7 +27,7 @@ def raw(path: Path) -> list[dict[str, Any]]:
 
 
 def yaml_documents(path: Path) -> list[dict[str, Any]]:
-    """The file as PyYAML reads it, but for `1e-5`, which it takes for text."""
+    """Load a file with PyYAML, but read `1e-5` as a number instead of text."""
     return [_numbers(data) for data in yaml.safe_load_all(path.read_text())]
 
 
@@ -150,4 +150,4 @@ def test_a_recipe_file_is_a_value() -> None:
     once = files.load_file(path)
     assert isinstance(once, RecipeFile)
     assert list(once.recipes) == ["blend", "turned", None]
-    assert once.recipes["turned"].base_model == "blend"  # as it is written; `load` makes it a reference
+    assert once.recipes["turned"].base_model == "blend"  # as written; `load` turns it into a reference

@@ -77,7 +77,7 @@ def test_an_unlisted_base_of_linear_is_written_with_no_weight():
         "parameters": {"weight": 0.0},
     }
     data = exported(recipe(merge_method="linear", models=models, base_model=None))
-    assert data["base_model"] == "org/a"  # otherwise mergekit picks any
+    assert data["base_model"] == "org/a"  # otherwise mergekit picks an arbitrary one
     assert [entry["model"] for entry in data["models"]] == ["org/a"]
 
 
@@ -165,7 +165,7 @@ def test_a_base_that_mergekit_would_average_in_is_listed():
     text = "{merge_method: linear, base_model: b, modules: {default: {models: [{model: a}], parameters: {weight: 1}}}}"
     assert [entry.model for entry in from_mergekit(text, "merge.yaml", specs()).modules["default"].models] == ["a", "b"]
     sliced = "{merge_method: linear, base_model: b, slices: [{sources: [{model: a, layer_range: [0, 1]}]}]}"
-    assert from_mergekit(sliced, "merge.yaml", specs()).parents == ("a",)  # mergekit adds it to no slice
+    assert from_mergekit(sliced, "merge.yaml", specs()).parents == ("a",)  # mergekit does not add it to slices
     text = "{merge_method: linear, base_model: b, models: [{model: a, parameters: {weight: 1}}]}"
     with pytest.raises(RecipeError, match="mergekit averages base_model in, and it has no weight"):
         from_mergekit(text, "merge.yaml", specs())

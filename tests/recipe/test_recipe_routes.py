@@ -1,4 +1,4 @@
-"""Routes written by hand: what they may say, whose folders they mean, and what names them."""
+"""Routes in recipes: validation, resolution of references, and identity."""
 
 import math
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_a_route_is_in_order_and_names_its_models_in_order() -> None:
         ((0.5, 0.5, 0.4), 10.0, None),
         ((1.0, 1.5), 1.2, (1, 1.5, r"\[0\.833333, 1\.2\]")),
         ((1e-300, 1e-300), None, (0, 1e-300, r"\[0\.125, 8\]")),
-        (tuple([8.0 ** (1 / 7)] * 7), None, None),  # 8 but for rounding
+        (tuple([8.0 ** (1 / 7)] * 7), None, None),  # 8 up to rounding
         (tuple([8.0 ** (-1 / 7)] * 7), None, None),
     ],
 )
@@ -76,7 +76,7 @@ def test_the_product_of_scales_is_bounded_at_every_hop(
         ("chat_template", "chatml"),
     ],
 )
-def test_what_a_route_has_of_its_first_model_is_refused_beside_it(key: str, value: Any) -> None:
+def test_what_a_route_has_of_its_first_model_cannot_be_given(key: str, value: Any) -> None:
     with pytest.raises(RecipeError, match=rf"^r\.yaml: {key}: not allowed with routing\. .*first hop's model"):
         checks.check(route(**{key: value}), specs(), "r.yaml: ")
 

@@ -1,4 +1,4 @@
-"""Recipes: what is read, what is refused, what has the same identity."""
+"""Recipes: parsing, validation and identity."""
 
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ def test_identity_follows_content_not_names() -> None:
 
 
 def test_identity_is_frozen() -> None:
-    """Ids are written into ledgers and exports: a change of the canonical form needs another VERSION."""
+    """Ids are stored in ledgers and exports; changing the canonical form requires a new VERSION."""
     recipe = read(TIES)
     inputs = {"org/base@main": "aa", "org/math": "bb", "org/chat": "cc"}
     assert recipe_id(recipe, inputs) == "994fec2e55f2ee45803be6e1cc6cbe12cce5bd4157da22229d2a73c147179b8d"

@@ -1,7 +1,7 @@
-"""The shipped specs where nothing needs a network or training: models of the right kind, small and random.
+"""The shipped specs with small random models, so that they need no network and no training.
 
-The folders `recipes` and `evals` as they are shipped; `zoo:` from a cache that holds the zoo's own shapes untrained; a
-hub id from the folder of that name in the working directory; SmolLM2 and its adapters beside the recipes.
+The folders `recipes` and `evals` are those of the repository. `zoo:` resolves to untrained models in a cache, a hub id
+to a folder of that name in the working directory, and SmolLM2 and its adapters to folders next to the recipes.
 """
 
 import shutil
@@ -17,11 +17,11 @@ ROOT = Path(__file__).parents[2]
 TASKS = ("gsm8k", "hellaswag_processed", "glue_mnli", "glue_qnli", "glue_mrpc", "glue_cola", "dbpedia", "magicoder")
 MISTRAL = "mistralai/Mistral-7B-v0.1"
 MERGED = ("augmxnt/shisa-gamma-7b-v1", "WizardLMTeam/WizardMath-7B-V1.1", "GAIR/Abel-7B-002")
-ABEL_HAS_MORE = 32  # tokens, which the base has not
+ABEL_HAS_MORE = 32  # tokens that the base lacks
 
 
 def byte_tokenizer(more: Sequence[str] = ()) -> Any:
-    """Any text of any language in bytes; `more` added tokens."""
+    """Make a byte-level tokenizer with `more` added tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -35,7 +35,7 @@ def byte_tokenizer(more: Sequence[str] = ()) -> Any:
 
 
 def save_model(folder: Path, config: Any, tokenizer: Any, seed: int) -> None:
-    """A random model of a transformers config, with its tokenizer."""
+    """Save a random model of a transformers config, with its tokenizer."""
     import torch
     import transformers
 
@@ -46,7 +46,7 @@ def save_model(folder: Path, config: Any, tokenizer: Any, seed: int) -> None:
 
 
 def save_adapter(folder: Path, base: Path, seed: int) -> None:
-    """A LoRA adapter of a saved model, on queries and values, as peft saves it."""
+    """Save a LoRA adapter of a saved model, on queries and values, with peft."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -56,13 +56,13 @@ def save_adapter(folder: Path, base: Path, seed: int) -> None:
         model = AutoModelForCausalLM.from_pretrained(base)
         lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # peft asks transformers by a name that is going out of use
+            warnings.simplefilter("ignore")  # peft uses a deprecated name of transformers
             adapted = get_peft_model(model, lora)
         adapted.save_pretrained(folder)
 
 
 def save_zoo(cache: Path) -> None:
-    """The tiny zoo's shapes without its training, where a trained one is looked for."""
+    """Save untrained models of the tiny zoo in the place of the trained ones."""
     from transformers import LlamaConfig
 
     from evosearch.zoo.tiny_models import SETTING, TINY, fingerprint
@@ -87,7 +87,7 @@ def save_zoo(cache: Path) -> None:
 
 
 def save_mistrals(hub: Path) -> None:
-    """A base, three models near it of which one has more tokens, and eight adapters, under their names on the hub."""
+    """Save a base, three fine-tunes (one with more tokens) and eight adapters under their names on the hub."""
     from transformers import MistralConfig
 
     for seed, name in enumerate((MISTRAL, *MERGED)):
@@ -113,7 +113,7 @@ def save_mistrals(hub: Path) -> None:
 
 
 def save_smollm2(models: Path) -> None:
-    """A base with tied embeddings, and three adapters on it."""
+    """Save a base with tied embeddings and three adapters."""
     from transformers import LlamaConfig
 
     words = byte_tokenizer()
@@ -136,7 +136,7 @@ def save_smollm2(models: Path) -> None:
 
 
 def save_evals(folder: Path) -> None:
-    """The shipped suites with few documents a split: all prompts of a suite are made anew for every spec."""
+    """Copy the suites with few documents per split: every spec builds all prompts of its suite."""
     folder.mkdir()
     for entry in (ROOT / "evals").iterdir():
         if entry.is_dir():
@@ -158,7 +158,7 @@ def _shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shipped(_shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the shipped specs, to be read from; what a search writes goes to this test's folder."""
+    """A read-only folder of the shipped specs; searches write to the test's folder."""
     import datasets
 
     monkeypatch.setenv("EVOSEARCH_RUNS", str(tmp_path / "runs"))
@@ -173,7 +173,7 @@ def shipped(_shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def edited(shipped: Path) -> Callable[..., Path]:
-    """`edited("ties", ("old", "new"), …)`: a shipped spec with pieces of its text replaced, each of which it has."""
+    """`edited("ties", ("old", "new"), …)`: a shipped spec with replaced text, which it must contain."""
 
     def edit(name: str, *changes: tuple[str, str]) -> Path:
         path = shipped / f"{name}.yaml"

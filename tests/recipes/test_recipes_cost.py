@@ -1,4 +1,4 @@
-"""What a search takes, known from configs, tokenizers and documents: against counts by hand, by torch, and of files."""
+"""Cost estimates from configs, tokenizers and documents, compared with manual counts, torch and file sizes."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ from evosearch.spec.spec import load_spec
 ROOT = Path(__file__).parents[2]
 BASE = "mistralai/Mistral-7B-v0.1"
 ABEL = "GAIR/Abel-7B-002"
-# config.json of all four models of `japanese_math.yaml`, Abel's vocabulary and type apart
+# config.json of the four models of `japanese_math.yaml`, except for Abel's vocabulary and type
 MISTRAL: dict[str, Any] = {
     "architectures": ["MistralForCausalLM"],
     "bos_token_id": 1,
@@ -92,14 +92,14 @@ def test_of_experts_a_token_meets_some(random_model: Callable[..., Path]) -> Non
 
 
 def test_torch_counts_the_same_arithmetic(shipped: Path) -> None:
-    """Its counter sees every matrix product of a forward pass; attention there is over all positions."""
+    """PyTorch counts every matrix product of a forward pass; its attention covers all positions."""
     folder, length = Path(BASE), 7
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), attn_implementation="eager")
         with FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, length, dtype=torch.long))
     size = size_of(folder)
-    norms = 2 * size.layers * 16 + 16  # gains, no matrix products
+    norms = 2 * size.layers * 16 + 16  # not in matrix products
     assert counter.get_total_flops() == flops(size, length, length * length) - 2 * norms * length
 
 
@@ -109,13 +109,13 @@ def test_an_adapter_is_small_on_disk_and_not_in_memory(shipped: Path) -> None:
     assert len(adapters) == 8
     for name in adapters:
         assert found.stored[name] == (Path(name) / "adapter_model.safetensors").stat().st_size
-        # Queries 16 × 16 and values 16 → 8, of four layers, made in float32
+        # Queries 16 × 16 and values 16 → 8 of four layers, in float32
         assert found.held[f"{BASE}+{name}"] == 4 * 4 * (16 * 16 + 16 * 8)
     assert len(found.held) == 9  # the base once
-    assert found.read == 9 * found.held[BASE]  # float32 already, so an adapter makes nothing wider
+    assert found.read == 9 * found.held[BASE]  # already float32, so adapters do not widen it
 
 
-# --- a whole search -----------------------------------------------------------------------------------------------
+# --- searches -----------------------------------------------------------------------------------------------
 
 
 def test_the_quickstart_by_hand(shipped: Path) -> None:
@@ -124,7 +124,7 @@ def test_the_quickstart_by_hand(shipped: Path) -> None:
     assert result["ok"]
     cost, tokens = result["forecast"]["cost"], result["forecast"]["tokens"]
     size = sizes_of(spec, Silent()).output
-    # Base, four parents, uniform and ten scales; with six finalists three scales; with the last one scale
+    # Base, four parents, uniform and ten scales; three scales with six finalists; one scale at the end
     expected = {"candidates": 96, "search": 16, "validation": 6 + 6 + 3, "test": 1 + 6 + 1}
     assert cost["evaluations"] == expected
 
@@ -156,8 +156,8 @@ def test_parts_and_other_ends_of_a_search(shipped: Path) -> None:
     assert evaluations(budget={"hours": 2}) is None
     items = evaluations(budget={"items": 100})  # six documents of each of four tasks
     assert items is not None
-    assert items["candidates"] == 4  # whole ones
-    assert items["validation"] == 4 + 6 + 3  # no more finalists than candidates
+    assert items["candidates"] == 4  # complete ones
+    assert items["validation"] == 4 + 6 + 3  # at most as many finalists as candidates
     parts = evaluations(search_minibatches=3)
     assert parts is not None
     assert parts["search"] == 16 + 2 * 6
@@ -181,7 +181,7 @@ def test_stages_are_added_up(shipped: Path) -> None:
 
 
 def test_a_winner_is_a_model_of_its_own(shipped: Path) -> None:
-    """Beside it a route may name what the winner is as large as; and the winner is merged to disk as well."""
+    """A route may also name models as large as the winner, and the winner is merged to disk, too."""
     path = shipped / "hybrid.yaml"
     data = yaml.safe_load(path.read_text())
     route = data["stages"][1]["recipe"]["routing"]
@@ -200,7 +200,7 @@ def test_a_winner_is_a_model_of_its_own(shipped: Path) -> None:
 
 @pytest.fixture
 def seven_b(shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of specs; the working directory has 7B configs, tokenizers and documents, and no weights."""
+    """The folder of specs; the working directory has 7B configs, tokenizers and documents, but no weights."""
     hub = tmp_path / "hub"
     for name in (BASE, "augmxnt/shisa-gamma-7b-v1", "WizardLMTeam/WizardMath-7B-V1.1", ABEL):
         shutil.copytree(name, hub / name, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -211,7 +211,7 @@ def seven_b(shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
         home.mkdir(parents=True)
         config = json.loads((task / "adapter_config.json").read_text()) | {"r": 8}
         (home / "adapter_config.json").write_text(json.dumps(config))
-    words = ["".join(letters) for letters in combinations("あいうえおかきくけこ", 4)]  # 210 of them, no two alike
+    words = ["".join(letters) for letters in combinations("あいうえおかきくけこ", 4)]  # 210 distinct words
     questions = [f"{' '.join(words[n : n + 12])}。りんごが{n}個あります。" for n in range(0, 192, 3)]
     rows = [json.dumps({"question": text, "answer_number": n, "answer": None}) for n, text in enumerate(questions)]
     for name, own in (("SakanaAI/gsm8k-ja-test_250-1319", rows[:40]), ("juletxara/mgsm", rows[40:])):
@@ -225,7 +225,7 @@ def seven_b(shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def test_the_japanese_merge_before_anything_is_fetched(seven_b: Path) -> None:
-    """By configs and tokenizers: there are no weights in any of the folders."""
+    """From configs and tokenizers: the folders contain no weights."""
     assert not list(Path().rglob("*.safetensors"))
     result = check(seven_b / "japanese_math.yaml", dry_run=True, watcher=Silent(), weights=False)
     assert result["problems"] == []
@@ -242,7 +242,7 @@ def test_the_japanese_merge_before_anything_is_fetched(seven_b: Path) -> None:
     assert memory["logits"] == 2048 * 32000 * 4
     assert cost["evaluations"] == {"candidates": 1000, "search": 15, "validation": 16, "test": 7}
     assert tokens["search"]["generated_at_most"] == 6 * 512
-    # Writing reads all weights at each of 512 steps: that, at half the bandwidth, is most of a candidate
+    # Generation reads all weights in each of 512 steps, at half the bandwidth: most of a candidate's time
     multiplied = 2 * (SEVEN_B - EMBEDDINGS)
     for device, bandwidth, link in (("A100 80GB", 2.04e12, 32e9), ("H100 80GB", 3.35e12, 64e9)):
         writing, merging = 512 * multiplied / (0.5 * bandwidth), cost["read_gib_per_candidate"] * GIB / link
@@ -287,7 +287,7 @@ def test_a_model_that_is_not_there_is_one_problem(shipped: Path) -> None:
 
 
 def test_a_recipe_as_a_model_and_stacked_layers(shipped: Path) -> None:
-    """A nested recipe is merged into the cache in its own type; slices say how deep the output is."""
+    """A nested recipe is merged into the cache in its own type; slices determine the output's depth."""
     slices = [{"sources": [{"model": "zoo:tiny/sort", "layer_range": [0, end]}]} for end in (6, 3)]
     inner = {"merge_method": "passthrough", "slices": slices, "out_dtype": "bfloat16"}
     (shipped / "inner.yaml").write_text(yaml.safe_dump(inner))

@@ -1,4 +1,4 @@
-"""Every spec in `recipes/` loads, fits the models it names, and has its optimizer's first generation merge."""
+"""Every spec in `recipes/` loads, matches its models, and merges the optimizer's first generation."""
 
 import math
 import re
@@ -21,7 +21,7 @@ from evosearch.spec.stages import StagedSpec, load
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
-ELSEWHERE = ("reasoning", "sentences", "mgsm_ja")  # suites whose documents are not here: another takes their place
+ELSEWHERE = ("reasoning", "sentences", "mgsm_ja")  # suites whose documents need the network; another one replaces them
 
 # Spec → dimensions, population, candidates
 EXPECTED = {
@@ -46,7 +46,7 @@ def harness(suite: Path) -> Harness:
 
 
 def prepared(path: Path) -> Prepared:
-    """A spec made ready by the service, on the documents that can be had here."""
+    """Prepare a spec, with documents that need no network."""
     spec = load_spec(path)
     if spec.suite.name in ELSEWHERE:
         assert f"../evals/{spec.suite.name}.yaml" in path.read_text()
@@ -78,7 +78,7 @@ def test_its_head_says_what_it_is_and_how_it_is_run(name: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_it_loads(name: str) -> None:
-    """As it is shipped, with its suite."""
+    """As shipped, with its suite."""
     path = ROOT / "recipes" / f"{name}.yaml"
     spec = load(path)
     suite = yaml.safe_load(path.read_text())["suite"]
@@ -92,8 +92,8 @@ def test_the_readme_lists_every_file_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_a_generation_is_asked_filled_and_planned(shipped: Path, name: str) -> None:
-    """By the service's own way in: models opened and compared, space laid out, baselines, prompts counted."""
+def test_a_generation_is_proposed_filled_and_planned(shipped: Path, name: str) -> None:
+    """Including opened and compared models, the search space, baselines, and counted prompts."""
     found = prepared(shipped / f"{name}.yaml")
     dimensions, population, candidates = EXPECTED[name]
     assert len(found.space.dimensions) == dimensions
@@ -117,7 +117,7 @@ def first_generation(found: Prepared) -> list[dict[str, float | int | bool | str
 
 @pytest.mark.parametrize("name", ["cat_cma", "lra_cma"])
 def test_weights_per_layer(name: str, shipped: Path, edited: Callable[..., Path]) -> None:
-    """A number for each layer of each expert, for the diagonal optimizer or the others that are named."""
+    """One number per layer of each expert, for the diagonal optimizer or the alternatives in the comments."""
     found = prepared(shipped / "layerwise.yaml")
     names = [dimension.name for dimension in found.space.dimensions]
     assert sum("layer 3" in name for name in names) == 4
@@ -173,7 +173,7 @@ def test_the_japanese_merge_is_as_published(shipped: Path) -> None:
 
 
 def test_abel_s_further_tokens_are_left_out(shipped: Path) -> None:
-    """All parents come in the base's vocabulary, whose rows the output has."""
+    """All parents are converted to the base's vocabulary, whose rows the output has."""
     models = prepared(shipped / "japanese_math.yaml").models
     rows = {name: model.tensors["lm_head.weight"].shape[0] for name, model in models.checkpoints.items()}
     assert len(set(rows.values())) == 1
@@ -181,7 +181,7 @@ def test_abel_s_further_tokens_are_left_out(shipped: Path) -> None:
 
 
 def test_adapters_share_their_base(shipped: Path) -> None:
-    """Eight adapters, of which each has its own queries and values, and all the rest from one base."""
+    """Eight adapters have their own queries and values, and share all other tensors of one base."""
     models = prepared(shipped / "lora_library.yaml").models
     base, *adapted = models.checkpoints.values()
     assert len(adapted) == 8
@@ -199,7 +199,7 @@ def test_pareto_names_tasks_of_its_suite() -> None:
 
 
 def test_the_hybrid_searches_a_route_through_its_first_stage_s_winner(shipped: Path) -> None:
-    """Both stages are made ready; a model of the zoo stands for the winner, whose shape it has."""
+    """Both stages are prepared; a model of the zoo with the same shape replaces the winner."""
     staged = load(shipped / "hybrid.yaml")
     assert isinstance(staged, StagedSpec)
     quickstart = load_spec(shipped / "quickstart.yaml")

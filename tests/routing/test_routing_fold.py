@@ -1,4 +1,4 @@
-"""What a scale makes of a weight, and what a slot shares with the layer that it is a copy of."""
+"""Folding of scales into weights, and sharing between slots and stock layers."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def test_a_writing_weight_is_divided_in_float32():
     weight = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
     folded = Fold(1.7)(weight)
     assert folded.dtype == torch.float32
-    assert torch.equal(folded, weight.float() / 1.7)  # not rounded on the way: the output's type is applied last
+    assert torch.equal(folded, weight.float() / 1.7)  # not rounded here; the output type is applied last
 
 
 def test_a_gain_that_counts_from_one_keeps_its_sum():
@@ -43,7 +43,7 @@ class Attention(nn.Module):
 
 
 class Body(nn.Module):
-    """As much of a transformers model as a route needs: a list of layers, and a config."""
+    """The part of a transformers model that a route needs: a list of layers, and a config."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,12 +85,12 @@ def test_another_route_leaves_no_trace_of_the_one_before(routed):
     before = layer(routed, 0).o.weight
     routed.follow([1, 2], {"num_hidden_layers": 2})
     assert len(routed.model.get_submodule("layers")) == 2
-    assert layer(routed, 0).o.weight is before  # the slot's own memory, for whichever layer
+    assert layer(routed, 0).o.weight is before  # the slot's own memory, for any layer
     assert {name for name, _ in routed.model.named_parameters()} == {
         f"layers.{slot}.attn.{name}.{kind}" for slot in (0, 1) for name in "qo" for kind in ("weight", "bias")
     }
     held = sum(parameter.numel() for parameter in routed.model.parameters())
-    assert held == 2 * 2 * (16 + 4)  # two layers' queries, and what two slots own
+    assert held == 2 * 2 * (16 + 4)  # two layers' queries, and the slots' own parameters
 
 
 def test_the_stock_holds_nothing_of_what_slots_own():
