@@ -1,4 +1,4 @@
-"""The loop that never idles: who waits for whom, what is recorded, and that any kill loses nothing."""
+"""The asynchronous loop: scheduling, what is recorded, and that kills lose nothing."""
 
 import itertools
 import random
@@ -25,11 +25,11 @@ from evosearch.search.replay import replay
 pytestmark = pytest.mark.usefixtures("no_power_cuts")
 SMALL = World(models=2, per=None, densities=True, items=10)
 ASYNCHRONOUS = [name for name in registry.names() if registry.load(name).asynchronous]
-QUICK = [name for name in ASYNCHRONOUS if name not in ("gp", "grid", "greedy_soup")]  # for many candidates
+QUICK = [name for name in ASYNCHRONOUS if name not in ("gp", "grid", "greedy_soup")]  # fast enough for many candidates
 
 
 def still() -> float:
-    """A clock for runs that do not depend on how busy the machine is."""
+    """A fake clock, so that runs do not depend on the machine's load."""
     return 0.0
 
 
@@ -42,7 +42,7 @@ def config(name: str = "random", **more: Any) -> dict[str, Any]:
 
 
 def run(folder: Path, world: World, executor: Any, budget: int = 60, **options: Any) -> list[Event]:
-    """A search to its end; what its ledger holds."""
+    """Run a search to its end and return its events."""
     reason, recorder = search(folder, world, executor, config(**options), Budget(candidates=budget))
     assert reason == "candidates"
     events = recorder.ledger.events(SEARCH)
@@ -59,7 +59,7 @@ def told(events: Sequence[Event]) -> list[dict[str, Any]]:
 
 
 def complete(events: Sequence[Event], count: int) -> None:
-    """Every candidate is asked once and told once, after its score, and nothing is scored twice."""
+    """Check that every candidate is asked and told once, told after its score, and never scored twice."""
     names = [payload["candidate"] for payload in payloads(events, "asked")]
     assert names == [str(index) for index in range(count)]
     assert Counter(one["candidate"] for one in told(events)) == Counter(names)
@@ -84,10 +84,10 @@ def complete(events: Sequence[Event], count: int) -> None:
 
 
 def replayed(events: Sequence[Event], world: World, **options: Any) -> int:
-    """Replay a record, exactly, with a fresh optimizer; how many are pending."""
+    """Replay a record with a fresh optimizer and return the number of pending candidates."""
     start = world.space.initial()
     optimizer = create(OptimizerConfig(start="init", **config(**options)), world.space.dimensions, start)
-    return len(replay(optimizer, events).pending)  # raises where an ask comes out otherwise
+    return len(replay(optimizer, events).pending)  # raises if an ask differs
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -102,7 +102,7 @@ def test_whatever_order_they_come_in_the_record_is_complete_and_replays(name: st
 
 
 def test_nobody_waits_for_a_straggler(tmp_path: Path) -> None:
-    """One candidate takes as long as all others together: they are told before it, and it is told when it comes."""
+    """One candidate takes as long as all others together: they are told before it, and it is told at last."""
     long = SimulatedWorkers(4, lambda job: 1e4 if job.id.startswith("2@") else 10.0, score(SMALL), still)
     events = run(tmp_path, SMALL, long)
     complete(events, 60)
@@ -137,7 +137,7 @@ def test_slots_that_come_later_are_filled(tmp_path: Path) -> None:
 
 
 def test_duplicates_are_answered_from_the_ledger_when_the_first_is_done(tmp_path: Path) -> None:
-    """Nine recipes and sixteen workers: most of what is asked is under way already, or done."""
+    """Nine recipes and sixteen workers: most candidates duplicate running or finished ones."""
     world = World(models=2, per=None, densities=False, choices=(0.1, 0.4, 0.7), items=10)
     executor = workers(world, 16)
     events = run(tmp_path, world, executor, budget=80)
@@ -178,11 +178,11 @@ def test_when_all_fail_it_gives_up(tmp_path: Path) -> None:
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the program catches it."""
+    """Simulates SIGKILL: the program does not catch it."""
 
 
 def dying(append: Callable[..., Any], commit: int, before: bool) -> Callable[..., Any]:
-    """`Ledger.append` that kills at its n-th commit, before or after it."""
+    """`Ledger.append` that raises at its n-th commit, before or after it."""
     count = itertools.count(1)
 
     def appending(self: Ledger, *args: Any, **kwargs: Any) -> Any:
@@ -201,14 +201,14 @@ def dying(append: Callable[..., Any], commit: int, before: bool) -> Callable[...
 def test_killed_at_random_moments_nothing_is_lost_and_nothing_scored_twice(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One search, killed until it is done. After every kill the record replays, and what was recorded stays."""
+    """Run a search with kills until it is done; after each the record replays, and earlier events stay."""
     world = World(models=2, per=None, items=10, failing=9)
     draw, append = random.Random(7), Ledger.append
     kept: list[Event] = []
     kills = 0
     while True:
         monkeypatch.setattr(Ledger, "append", dying(append, draw.randint(3, 20), draw.random() < 0.5))
-        try:  # workers die with it: what they had is scored again, in another order
+        try:  # workers die too: their candidates are scored again, in another order
             events = run(tmp_path, world, workers(world, 6, seed=kills), budget=40, name=name)
             break
         except Killed:
@@ -226,7 +226,7 @@ def test_killed_at_random_moments_nothing_is_lost_and_nothing_scored_twice(
 
 
 class Recorded:
-    """Workers whose outcomes come in a random order, several at a time: no clock, any interleaving."""
+    """Workers with outcomes in random order, several at a time, without a clock."""
 
     def __init__(self, world: World, slots: int, seed: int) -> None:
         self.slots, self._score, self._draw = slots, score(world), random.Random(seed)

@@ -1,4 +1,4 @@
-"""When a search stops, which reason it gives, and that it stops there again."""
+"""Budgets: when a search stops, the reason it gives, and that a resume stops there again."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from evosearch.search.ledger import store
 from evosearch.search.state import SearchState
 from evosearch.spec.config import BudgetConfig
 
-WORLD = World(models=2, per=None, items=10)  # 20 items a candidate
+WORLD = World(models=2, per=None, items=10)  # 20 items per candidate
 GRID = World(models=2, per=None, densities=False, choices=(0.1, 0.4, 0.7), items=10)  # nine recipes
 BOTH = pytest.mark.parametrize("asynchronous", [False, True], ids=["synchronous", "asynchronous"])
 Stopped = tuple[str, SearchState]
@@ -23,12 +23,12 @@ Stopped = tuple[str, SearchState]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stopped]:
-    """`run(budget, asynchronous, world, **optimizer)`: start the search of this test, or continue it."""
+    """`run(budget, asynchronous, world, **optimizer)` starts or resumes the search of this test."""
     configure = store._configure_sqlite
 
     def quick(connection: Any, record: Any) -> None:
         configure(connection, record)
-        connection.execute("PRAGMA synchronous=OFF")  # no power cut is tested here
+        connection.execute("PRAGMA synchronous=OFF")  # power cuts are not tested here
 
     monkeypatch.setattr(store, "_configure_sqlite", quick)
 
@@ -43,7 +43,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stoppe
 
 
 def values(state: SearchState) -> list[float | None]:
-    """What the optimizer was told, in that order."""
+    """The reported fitness of each candidate, in report order."""
     return [one.fitness and one.fitness.value for one in state.reported.values()]
 
 
@@ -57,7 +57,7 @@ def test_candidates(run: Callable[..., Stopped], asynchronous: bool) -> None:
 @BOTH
 @pytest.mark.parametrize(("items", "candidates"), [(20 * 15, 15), (20 * 15 + 19, 15)])
 def test_items(run: Callable[..., Stopped], asynchronous: bool, items: int, candidates: int) -> None:
-    """It never takes more than was given, and stops where another candidate would."""
+    """It never exceeds the budget, and stops when the next candidate would."""
     reason, state = run(Budget(items=items), asynchronous)
     assert (reason, state.proposed, len(state.reported)) == ("items", candidates, candidates)
 
@@ -112,7 +112,9 @@ def test_patience(run: Callable[..., Stopped], asynchronous: bool) -> None:
     told = [value for value in values(state) if value is not None]
     since = len(told) - 1 - told.index(max(told))
     assert state.reported_since_best == since
-    most = 7 + 4 + 1 if asynchronous else 7 + 6 - 1  # what was asked is told: the running ones, or a generation
+    most = (
+        7 + 4 + 1 if asynchronous else 7 + 6 - 1
+    )  # pending candidates are still told: the running ones, or a generation
     assert 7 <= since <= most
 
 
@@ -163,7 +165,7 @@ def test_hours_count_all_sessions(run: Callable[..., Stopped], monkeypatch: pyte
 
         def time(self) -> float:
             nonlocal now
-            now += 30.0  # between any two looks at the clock
+            now += 30.0  # between any two readings of the clock
             return now
 
     monkeypatch.setattr(ledger, "time", Clock())
@@ -171,7 +173,7 @@ def test_hours_count_all_sessions(run: Callable[..., Stopped], monkeypatch: pyte
     reason, state = run(Budget(hours=0.25))
     assert reason == "hours"
     assert 6 <= state.proposed <= 18
-    now += 1e6  # a night in which nothing runs
+    now += 1e6  # a night without a session
     more, longer = run(Budget(hours=0.5))
     assert more == "hours"
     assert longer.proposed > state.proposed

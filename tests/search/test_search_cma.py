@@ -1,4 +1,4 @@
-"""The CMA kinds beyond the laws: convergence, noise, large spaces, restarts, whole numbers."""
+"""CMA optimizers beyond the laws: convergence, noise, large spaces, restarts, whole numbers."""
 
 import math
 import tracemalloc
@@ -63,7 +63,7 @@ def test_converges_on_ellipsoids(kind: str, landscape: Callable[[int, float], Fi
 
 
 def test_the_learning_rates_of_lra_cma_hold_out_against_noise() -> None:
-    """Where noise drowns the last tenth of the range, it comes nearer to the optimum than plain CMA-ES."""
+    """If noise hides the last tenth of the range, it gets nearer to the optimum than plain CMA-ES."""
     errors: dict[str, list[float]] = {"cma_es": [], "lra_cma": []}
     for seed in range(3):
         for kind, found in errors.items():
@@ -102,7 +102,7 @@ def test_asks_and_learns_in_300_dimensions_with_flat_memory(
         search(optimizer, fitness, 21)
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert after - before < 2_000_000  # bytes: two (300, 300) matrices, not one a candidate
+    assert after - before < 2_000_000  # bytes: two (300, 300) matrices, not one per candidate
     assert optimizer.stop_reason() is None
 
 
@@ -114,7 +114,7 @@ def test_diagonal_learns_scales_sooner_where_axes_matter_one_by_one() -> None:
 
 
 def test_restarts_double_the_population_and_end_with_a_reason() -> None:
-    """IPOP: each time the criterion stops, a fresh start with twice the population, as often as was said."""
+    """IPOP: when the criterion stops, restart with twice the population, as often as configured."""
     fitness = lambda genome: -sum((float(x) - 0.3) ** 2 for x in genome.values())  # noqa: E731
     optimizer, again = (make("cma_es", floats(2), seed=3, restarts=2, population=4) for _ in range(2))
     sizes: list[int] = []

@@ -1,4 +1,4 @@
-"""The CMA kinds, told in any order and portions."""
+"""CMA optimizers in asynchronous mode, told in any order and portions."""
 
 from collections.abc import Callable
 
@@ -28,11 +28,11 @@ def observed(ask: int, genome: Genome, value: float | None) -> Observation:
     return Observation(str(ask), genome, (Estimate(value, 0.1, 10),))
 
 
-Log = list[tuple[str, list[Observation]]]  # asks and tells in the order they were made
+Log = list[tuple[str, list[Observation]]]  # asks and tells in order
 
 
 def scattered(optimizer: Optimizer, fitness: Fitness, candidates: int, workers: int, seed: int = 0) -> Log:
-    """`workers` at work all the time; they end in an order that has nothing to do with how they began."""
+    """Run `workers` that are always busy and finish in random order."""
     rng = np.random.default_rng(seed)
     log: Log = []
     running: list[Observation] = []
@@ -95,7 +95,7 @@ def test_stragglers_hold_nothing_and_their_late_results_do_no_harm(kind: str) ->
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_several_updates_at_one_tell(kind: str) -> None:
-    """A budget ends, and all that is pending comes back without another ask."""
+    """A budget ends, and all pending results come back without another ask."""
     optimizer = make(kind, seed=1)
     asked = optimizer.ask(5 * optimizer.population + 1)
     optimizer.tell([observed(0, genome, sphere(genome)) for genome in reversed(asked)])
@@ -114,7 +114,7 @@ def test_goes_on_without_any_signal(kind: str, value: float | None) -> None:
 
 
 def test_what_was_drawn_before_a_restart_teaches_nothing_after_it() -> None:
-    """Two searches that differ in what old draws were worth, told after the restart, ask the same."""
+    """Two searches whose old draws score differently, told after the restart, ask the same."""
     one, two = (make("cma_es", seed=1, restarts=1, population=4) for _ in range(2))
     for optimizer in (one, two):
         stragglers = optimizer.ask(3)

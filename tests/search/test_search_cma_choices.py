@@ -1,4 +1,4 @@
-"""CatCMA beyond the laws: subsets under noise, doubt, numbers that choices hide, spaces of one kind."""
+"""CatCMA beyond the laws: subsets under noise, doubt, conditional numbers, spaces of one kind."""
 
 from collections.abc import Callable, Sequence
 
@@ -42,7 +42,7 @@ def search(optimizer: Optimizer, fitness: Fitness, candidates: int) -> list[Obse
 
 
 def test_cat_cma_finds_a_subset_under_noise() -> None:
-    """60 inclusions, 20 of them right, fitness ± three of them."""
+    """60 inclusions, 20 of them right; the noise of the fitness is as large as three of them."""
     right = set(range(0, 60, 3))
     rng = np.random.default_rng(0)
     count = lambda genome: sum(genome[f"b{i}"] == (i in right) for i in range(60))  # noqa: E731
@@ -68,7 +68,7 @@ def test_doubt_is_about_the_start_and_shared_by_the_other_choices() -> None:
 
 
 def hidden(slots: int) -> tuple[Dimension, ...]:
-    """Slots with a scale and a number of repeats that only count where the slot is taken, and two free numbers."""
+    """Slots whose scale and number of repeats only count if the slot is included, and two free numbers."""
     found: list[Dimension] = []
     for i in range(slots):
         taken = (f"include{i}", (True,))
@@ -91,7 +91,7 @@ def test_a_number_that_no_draw_used_keeps_its_distribution() -> None:
         for genome in asked:
             for i in range(20):
                 assert genome[f"include{i}"] or (genome[f"scale{i}"], genome[f"times{i}"]) == (1.0, 3)
-        # Rewards the free numbers and, where it has an effect, a large scale
+        # Rewards the free numbers and, if it has an effect, a large scale
         optimizer.tell([observed(g, float(g["x0"]) - abs(float(g["x1"])) + float(g["scale0"])) for g in asked])
         for index, name in enumerate(names):
             slot = name.lstrip("scaletim")
@@ -135,12 +135,12 @@ def test_a_choice_that_no_draw_used_keeps_its_chances() -> None:
 
 
 def test_the_last_value_of_a_short_range_is_left_again_beside_a_longer_one() -> None:
-    """The margin keeps neighbours within reach, also where a mean lies past a range that the library fills up."""
+    """The margin keeps neighbours within reach, even if a mean is beyond a range that the library pads."""
     short = Dimension("short", "int", 3, low=1, high=3)
     dimensions = (short, Dimension("long", "int", 20, low=1, high=40))
     optimizer = make("cat_cma", dimensions, seed=1, population=10, asynchronous=True)
     assert isinstance(optimizer, CatCma)
-    optimizer._strategy._mean[0], optimizer._strategy._A[0] = 1.2, 0.01  # of a range of 1: all draws lie beyond it
+    optimizer._strategy._mean[0], optimizer._strategy._A[0] = 1.2, 0.01  # of a range of 1: all draws are beyond it
     first = optimizer.ask(10)
     assert {genome["short"] for genome in first} == {3}
     optimizer.tell([observed(genome, 0.0) for genome in first])
@@ -149,7 +149,7 @@ def test_the_last_value_of_a_short_range_is_left_again_beside_a_longer_one() -> 
 
 
 def test_a_scale_is_learned_from_the_draws_that_include_it() -> None:
-    """Half of the draws take a slot; of these the fitness says where its scale is best."""
+    """Half of the draws include a slot; for these the fitness depends on its scale."""
     flag = Dimension("include", "categorical", True, choices=(False, True))
     scale = Dimension("scale", "float", 0.5, active_if=("include", (True,)))
     optimizer = make("cat_cma", (flag, scale, *floats(1)), seed=1)

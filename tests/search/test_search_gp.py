@@ -1,4 +1,4 @@
-"""The Gaussian process: what it learns from few candidates, and where it ends."""
+"""The Gaussian process: learning from few candidates, and its limits."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -45,7 +45,7 @@ def search(
 
 def test_finds_an_optimum_in_twenty_candidates() -> None:
     told = search(lambda genome: scored(genome, sphere(genome)))
-    assert max(o.objectives[0].value for o in told[:11]) < -0.005  # ten at random, after the start
+    assert max(o.objectives[0].value for o in told[:11]) < -0.005  # ten random ones after the start
     assert max(o.objectives[0].value for o in told) > -0.0005
 
 
@@ -72,7 +72,7 @@ def test_where_nothing_keeps_a_constraint_the_least_violated_is_sought_and_failu
         return failed(genome) if float(genome["x0"]) > 0 else scored(genome, 5.0, violation=violation)
 
     late = search(outcome, 18)[-6:]
-    first = late[::2] if late[0].state == "scored" else late[1::2]  # the other of a pair goes where less is known
+    first = late[::2] if late[0].state == "scored" else late[1::2]  # the other of a pair explores
     assert all(o.state == "scored" for o in first)
     assert np.mean([float(o.genome["x1"]) for o in first]) < -0.9
 
@@ -93,7 +93,7 @@ def test_what_another_search_knows_is_where_it_begins() -> None:
     known = [scored(genome, sphere(genome)) for genome in genomes]
     told = search(lambda genome: scored(genome, sphere(genome)), 6, known=known)
     assert told[0].genome == START
-    assert max(o.objectives[0].value for o in told[1:]) > -0.001  # no random ones first
+    assert max(o.objectives[0].value for o in told[1:]) > -0.001  # without random ones
     strange = [replace(one, objectives=one.objectives * 2) for one in known]
     cold = search(lambda genome: scored(genome, sphere(genome)), 6, known=strange)
     assert max(o.objectives[0].value for o in cold[1:]) < -0.01
@@ -110,7 +110,7 @@ def test_ends_at_three_hundred_trials_known_ones_included() -> None:
     genomes = [{"x0": -1 + 2 * i / 300, "x1": 0.0} for i in range(300)]
     known = [scored(genome, sphere(genome)) for genome in genomes]
     optimizer = create(OptimizerConfig(name="gp", population=8), TWO, START, known=known)
-    assert optimizer.stop_reason() is None  # of the known, the best hundred count
+    assert optimizer.stop_reason() is None  # only the best hundred known ones count
     told = [failed(dict(START)), *(failed(genome) for genome in genomes[:199])]
     asked = iter([dict(START), *genomes])
     optimizer._proposed = lambda: next(asked)  # type: ignore[attr-defined]  # 200 fits would take minutes

@@ -1,4 +1,4 @@
-"""The greedy soup: what is asked when, what is kept, and what is refused, against the published loop."""
+"""The greedy soup: order of candidates, kept models and refused spaces, against the published loop."""
 
 import itertools
 import random
@@ -27,7 +27,7 @@ def make(dimensions: Sequence[Dimension], **options: object) -> Optimizer:
 def run(
     optimizer: Optimizer, fitness: Fitness, violation: Callable[[frozenset[str]], float] = lambda _: 0.0
 ) -> tuple[list[list[frozenset[str]]], str]:
-    """What was asked together, as the models that are in; and why it stopped. The start is left out."""
+    """Return the groups of candidates as sets of included models, without the start, and why it stopped."""
     groups: list[list[frozenset[str]]] = []
     while (reason := optimizer.stop_reason()) is None:
         genomes = optimizer.ask(optimizer.population)
@@ -64,20 +64,20 @@ def test_every_model_alone_and_then_additions_in_the_order_of_their_scores() -> 
     assert reason == "greedy_soup: tried every model, 3 of 4 kept (a, b, d)"
 
 
-def test_the_start_is_asked_first_and_is_no_part_of_the_soup() -> None:
+def test_the_start_is_asked_first_and_is_not_in_the_soup() -> None:
     optimizer = make(FOUR)
     assert optimizer.population == 5
     assert optimizer.ask(1) == [{"a": 0.5, "b": 0.5, "c": 0.5, "d": 0.5}]
     one = [weight("a", low=0.0, high=0.5), weight("b", low=0.0, high=0.5)]
     start = {"a": 0.5, "b": 0.0}
     same = create(OptimizerConfig(name="greedy_soup"), one, start)
-    assert same.population == 2  # the start is the first model alone: it is not asked twice
+    assert same.population == 2  # the start is the first model alone, and is not asked twice
     assert same.ask(2) == [start, {"a": 0.0, "b": 0.5}]
 
 
 def test_population_limits_what_is_asked_together() -> None:
     groups, _ = run(make(FOUR, population=2), table({}))
-    assert [len(group) for group in groups] == [1, 2, 1, 1, 1, 1]  # the start, left out, is in the first
+    assert [len(group) for group in groups] == [1, 2, 1, 1, 1, 1]  # the omitted start is in the first
 
 
 def test_a_failure_is_not_kept_and_what_fails_alone_is_not_tried() -> None:
@@ -92,7 +92,7 @@ def test_keeping_a_constraint_comes_before_the_score() -> None:
     broken = {"b": 5.0, "ac": 0.5, "c": 0.0, "ab": 0.0}
     fitness, dimensions = table(scores), FOUR[:3]
     groups, reason = run(make(dimensions), fitness, lambda taken: broken.get("".join(sorted(taken)), 0.0))
-    assert groups == names("a b c", "ac", "ab")  # b breaks a guard: it is tried last; ac breaks one, so it is not kept
+    assert groups == names("a b c", "ac", "ab")  # b breaks a guard and is tried last; ac breaks one and is not kept
     assert "1 of 3 kept (a)" in reason
 
 

@@ -1,4 +1,4 @@
-"""The grid: which points, in which order, and what it refuses."""
+"""The grid: its points, their order, and refused spaces."""
 
 import pytest
 

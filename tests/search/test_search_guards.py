@@ -1,4 +1,4 @@
-"""Guards and parts in the folded events: what a guard is held against, what breaks it, what is done."""
+"""Guards and minibatches in the folded state: references, violations, finished candidates."""
 
 from typing import Any
 
@@ -98,14 +98,14 @@ def test_the_references_are_sought_once_for_all_candidates(monkeypatch: pytest.M
     assert min(found.evidence(str(i)) or (9.0, 0.0) for i in (12, 13)) == (0.0, 12.0)
 
 
-def test_a_part_counts_apart_from_all_items() -> None:
+def test_a_minibatch_counts_apart_from_the_full_split() -> None:
     found = state(
         asked("0", minibatch=1), asked("1", minibatch=1), scored("0", 7.0, minibatch=1, guards={"a": 1.0, "b": 1.0})
     )
     assert (found.done, found.sampled, found.cards) == (set(), {("0", 1)}, {})
     assert sorted(found.finished) == ["0"]
     assert found.any_scored
-    assert found.best() is None  # nothing is told yet
+    assert found.best() is None  # nothing is reported yet
     reason = {"candidate": "1", "split": "search", "minibatch": 1, "stage": "score", "reason": "not finite"}
     events = [asked("0", minibatch=1), asked("1", minibatch=1), scored("0", 7.0, minibatch=1), ("failed", reason)]
     events.append(told(("0", 6.5, [0.0, 2.0]), ("1", None, [])))
@@ -115,11 +115,11 @@ def test_a_part_counts_apart_from_all_items() -> None:
     assert found.evidence("0") == (2.0, 6.5)
     assert found.evidence("1") is None
     found = state(*PARENTS, *events, scored("0", 6.0, guards={"a": 50.0, "b": 50.0}))
-    assert found.evidence("0") == (0.0, 6.0)  # what all items say goes before what a part said
+    assert found.evidence("0") == (0.0, 6.0)  # the full split takes precedence over a minibatch
     assert found.as_reported("0") == (2.0, 6.5)
 
 
-def test_a_recipe_asked_again_is_a_duplicate_on_the_same_part_alone() -> None:
+def test_a_recipe_asked_again_is_a_duplicate_only_on_the_same_minibatch() -> None:
     found = state(
         asked("0", minibatch=0, recipe_id="r"),
         asked("1", minibatch=1, recipe_id="r"),

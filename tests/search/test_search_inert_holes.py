@@ -1,4 +1,4 @@
-"""Searched numbers that decide nothing are refused by name, and left out where only some layers have none."""
+"""Inert holes are refused by name, and skipped if only some layers have no tensor."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +26,7 @@ def shape(dense: tuple[int, ...] = ()) -> ModelShape:
 
 
 def recipe(*weights: Any, base: Any = None, method: Any = "task_arithmetic", **more: Any) -> dict[str, Any]:
-    """Models a, b, … with these weights (None: no own), the base listed where it has one."""
+    """Models a, b, … with these weights (None: no weight of its own), and the base if it has one."""
     listed = [] if base is None else [("base", base)]
     listed += list(zip("abcdef", weights, strict=False))
     models = [{"model": f"org/{n}"} | ({} if w is None else {"parameters": {"weight": w}}) for n, w in listed]
@@ -111,9 +111,9 @@ def test_a_number_that_decides_nothing_is_refused(template: dict[str, Any], wher
 @pytest.mark.parametrize(
     "template",
     [
-        recipe(0.5, None, parameters=SHARED),  # one model has none of its own
-        recipe(0.5, [{"filter": "attn", "value": 0.3}], parameters=SHARED),  # nor everywhere
-        recipe(HOLE | {"name": "w"}, 0.5, base=HOLE | {"name": "w"}),  # shared with one that decides
+        recipe(0.5, None, parameters=SHARED),  # one model has no weight of its own
+        recipe(0.5, [{"filter": "attn", "value": 0.3}], parameters=SHARED),  # nor for every tensor
+        recipe(HOLE | {"name": "w"}, 0.5, base=HOLE | {"name": "w"}),  # shared with an effective one
         recipe(HOLE, base=HOLE, method="linear"),
         recipe(0.5, parameters={"lambda": HOLE}),
         recipe(HOLE | {"per": "gradient", "points": LAYERS}),

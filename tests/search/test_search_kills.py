@@ -1,4 +1,4 @@
-"""A synchronous search that is killed at random moments is, once continued, the search that was never killed."""
+"""A synchronous search killed at random moments and resumed is the search that was never killed."""
 
 import random
 from pathlib import Path
@@ -14,17 +14,17 @@ from evosearch.search.ledger.ledger import Ledger
 
 pytestmark = pytest.mark.usefixtures("no_power_cuts")
 WORLD = World(models=2, per=None, items=10, failing=6)
-COMMITS = 35  # of the search below: its start, four asks, four tells, and what became of 24 candidates, three at once
+COMMITS = 35  # commits of the search below: start, four asks, four tells, and outcomes of 24 candidates, three at once
 DRAW = random.Random(2031)
 MOMENTS = sorted((DRAW.randint(2, COMMITS - 1), DRAW.random() < 0.5) for _ in range(20))
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the program catches it."""
+    """Simulates SIGKILL: the program does not catch it."""
 
 
 def run(folder: Path, seed: int = 0) -> None:
-    """The search, or the rest of it. `seed` decides in which order workers finish."""
+    """Run the search or the rest of it; `seed` decides the order in which workers finish."""
     workers = SimulatedWorkers(3, heavy_tailed(seed), score(WORLD), lambda: 0.0)
     options = {"name": "cma_es", "population": 6, "seed": 1}
     reason, recorder = search(folder, WORLD, workers, options, Budget(candidates=24))
@@ -33,7 +33,7 @@ def run(folder: Path, seed: int = 0) -> None:
 
 
 def record(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """What was asked, what it scored, what was told: without times and workers, scores not in the order they came."""
+    """Asks, sorted scores and tells of a search, without times and workers."""
     with Ledger.open(f"sqlite:///{folder / 'ledger.db'}", read_only=True) as ledger:
         events = ledger.events(SEARCH)
         columns = {

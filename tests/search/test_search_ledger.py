@@ -1,4 +1,4 @@
-"""The ledger, in a file and on a server: all or nothing, once and only once, one writer, nothing touched by reading."""
+"""The ledger, in a file and on a server: atomic appends, unique records, one writer, reads without traces."""
 
 import contextlib
 import os
@@ -45,7 +45,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, path: Path) -> str:
-    """Of a ledger that is not there yet."""
+    """URL of a ledger that does not exist yet."""
     return f"sqlite:///{path}" if request.param == "sqlite" else str(request.getfixturevalue("postgres_url"))
 
 
@@ -56,7 +56,7 @@ def ledger(url: str) -> Iterator[Ledger]:
 
 
 def alter(url: str, statement: str) -> None:
-    """Change a ledger behind its back."""
+    """Change a ledger's tables directly."""
     engine = sa.create_engine(url)
     with engine.begin() as connection:
         connection.exec_driver_sql(statement)
@@ -81,7 +81,7 @@ def test_numbers_survive_to_the_last_bit(ledger: Ledger) -> None:
     assert ledger.events("one")[0].payload["genome"] == values
 
 
-def test_a_payload_that_is_not_finite_is_refused_whole(ledger: Ledger) -> None:
+def test_a_payload_that_is_not_finite_is_refused_entirely(ledger: Ledger) -> None:
     with pytest.raises(ValueError, match="JSON"):
         ledger.append("one", [("asked", {}), ("told", {"value": float("nan")})])
     assert ledger.events("one") == []
@@ -196,7 +196,7 @@ def test_one_process_writes_to_a_search(ledger: Ledger, url: str) -> None:
         other.wait()
     with ledger.acquire("search-one-of-many"):
         assert str(os.getpid()) in str(ledger.holder("search-one-of-many"))
-        for _ in range(2):  # a refusal does not take the lock away
+        for _ in range(2):  # a refusal does not release the lock
             with (
                 pytest.raises(LedgerError, match=f"this process \\({os.getpid()}\\)"),
                 ledger.acquire("search-one-of-many"),
@@ -216,7 +216,7 @@ def test_a_lock_leaves_no_file_behind(path: Path) -> None:
 def test_a_lock_for_which_there_is_no_room_is_refused_and_leaves_no_file_behind(path: Path) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Ledger.open(f"sqlite:///{path}") as ledger:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))  # nothing can be written to any file, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))  # no file can be written, as on a full disk
         try:
             with (
                 pytest.raises(LedgerError, match=r"\.lock cannot be written: .*\. Free disk space"),
@@ -281,7 +281,7 @@ def test_a_reader_sees_what_a_living_writer_commits(ledger: Ledger, url: str) ->
 
 
 def test_a_thread_reads_while_another_writes(ledger: Ledger) -> None:
-    """Every read sees a prefix of whole transactions."""
+    """Every read sees a prefix of complete transactions."""
     torn: list[int] = []
     done = threading.Event()
 
@@ -346,7 +346,7 @@ def test_a_newer_ledger_is_refused(ledger: Ledger, url: str) -> None:
 
 
 def test_half_a_character_in_a_reason_is_recorded(ledger: Ledger) -> None:
-    """A file's name that is no UTF-8 is read as half a surrogate pair, and comes with the traceback."""
+    """A file name that is not UTF-8 contains an unpaired surrogate, and is part of a traceback."""
     ledger.append("one", [("failed", {"reason": "no file \udcff", "traceback": "λ \x00"})])
     assert ledger.events("one")[0].payload == {"reason": "no file \udcff", "traceback": "λ \x00"}
 

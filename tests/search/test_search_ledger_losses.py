@@ -1,4 +1,4 @@
-"""A ledger on PostgreSQL whose connections break: nothing lost, nothing twice, no two writers.
+"""A ledger on PostgreSQL with broken connections: no lost or duplicate events, never two writers.
 
 A proxy between ledger and server breaks connections at chosen points; servers and their connections are real.
 """
@@ -36,7 +36,7 @@ def card(index: int = 0) -> ScoreCard:
 
 
 class Proxy:
-    """Passes bytes between clients and a server, until it is told otherwise."""
+    """Passes bytes between clients and a server until configured to fail."""
 
     def __init__(self, port: int) -> None:
         self._server_port = port
@@ -44,9 +44,9 @@ class Proxy:
         self.port = self._listener.getsockname()[1]
         self._ends: list[tuple[socket.socket, socket.socket]] = []
         self.lose_answer_to: bytes | None = None  # the client loses its connection before the answer to this
-        self.keep_at_server = False  # and the server does not notice
-        self.starting = 0  # so many clients are told that the server is starting
-        self.trips = 0  # times that a client spoke and was answered
+        self.keep_at_server = False  # without the server noticing
+        self.starting = 0  # number of clients that are told that the server is starting
+        self.trips = 0  # number of requests that were answered
         self._asked = False
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -98,7 +98,7 @@ def _shut(end: socket.socket) -> None:
 
 
 def _say_starting(client: socket.socket) -> None:
-    """What PostgreSQL answers while it recovers (protocol 3.0, ErrorResponse)."""
+    """PostgreSQL's answer during recovery (protocol 3.0, ErrorResponse)."""
     while True:
         (length,) = struct.unpack("!I", client.recv(4))
         code = struct.unpack("!I", client.recv(length - 4)[:4])[0]
@@ -123,18 +123,18 @@ def proxy(postgres: "Postgres", tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def through(proxy: Proxy, postgres: "Postgres", postgres_url: str) -> str:
-    """The URL of a new database by way of the proxy."""
+    """URL of a new database through the proxy."""
     return postgres_url.replace(f":{postgres.port}/", f":{proxy.port}/")
 
 
 @pytest.fixture
 def cut(postgres: "Postgres", postgres_url: str) -> Callable[[], int]:
-    """Cuts all connections to the database."""
+    """Cut all connections to the database."""
     return lambda: postgres.drop_connections(postgres_url.rsplit("/", 1)[1])
 
 
 def numbers(ledger: Ledger, search_id: str = "one") -> list[int]:
-    """What `index` each event carries, having seen that they are numbered without gaps."""
+    """Check that events are numbered without gaps, and return the `index` of each."""
     events = ledger.events(search_id)
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
     return [event.payload["index"] for event in events]
@@ -187,7 +187,7 @@ def test_a_commit_whose_answer_is_lost_is_recognised(proxy: Proxy, through: str)
 def test_our_own_connection_that_the_server_still_has_is_ended(
     proxy: Proxy, through: str, point: bytes, keep_at_server: bool
 ) -> None:
-    """It holds the lock of the search, and perhaps half a transaction that holds rows."""
+    """It has the lock of the search, and possibly an open transaction with row locks."""
     proxy.keep_at_server = keep_at_server
     with Ledger.open(through) as ledger:
         ledger.put_item_sets(BATCH)
@@ -203,7 +203,7 @@ def test_our_own_connection_that_the_server_still_has_is_ended(
 def test_an_append_that_ended_unknown_is_known_to_the_next(
     proxy: Proxy, through: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reason why a search stopped is recorded after what was recorded last, whether we know of it or not."""
+    """The reason to stop is recorded after the last event, even if its commit was not confirmed."""
     monkeypatch.setattr(transactions, "PATIENCE_S", -1.0)
     with Ledger.open(through) as ledger, ledger.acquire("one"):
         ledger.append("one", [("asked", {"index": 0})])
@@ -330,7 +330,7 @@ def test_nothing_is_lost_or_doubled_while_connections_are_cut_at_random(
 def test_a_lock_that_is_taken_again_twice_is_our_own_each_time(
     proxy: Proxy, through: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The connection that took it the second time is lost before it was known to have all of them."""
+    """The connection that took the locks again is lost before all of them were confirmed."""
     proxy.keep_at_server = True
     take, lost = transactions.ServerTransactions._take, []
 
@@ -343,7 +343,7 @@ def test_a_lock_that_is_taken_again_twice_is_our_own_each_time(
 
     with Ledger.open(through) as ledger:
         monkeypatch.setattr(transactions.ServerTransactions, "_take", taking)
-        with ledger.acquire("one"):  # here first: it is not held yet
+        with ledger.acquire("one"):  # here first: the lock is free
             assert lost == ["one", "one"]
             lost.clear()
             proxy.lose_answer_to = b"INSERT INTO ledger_events"

@@ -1,4 +1,4 @@
-"""A ledger on PostgreSQL: what a user is told when it cannot be opened, and whose database it is."""
+"""A ledger on PostgreSQL: messages when it cannot be opened, and databases of other programs."""
 
 import os
 import socket
@@ -34,7 +34,7 @@ def tables(postgres: "Postgres", url: str) -> set[str]:
 
 @pytest.fixture
 def guest(postgres: "Postgres") -> Iterator[str]:
-    """A user who may connect, and nothing else; its name and password."""
+    """Name and password of a user who may only connect."""
     with postgres.connect() as connection:
         connection.execute("CREATE ROLE guest LOGIN PASSWORD 'open-sesame'")
     yield "guest:open-sesame"
@@ -47,7 +47,7 @@ def test_what_is_said_when_it_cannot_be_opened(postgres_url: str, guest: str) ->
     at = server.rsplit("@", 1)[1]
     port = int(at.rsplit(":", 1)[1])
     with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))  # bound and not listening: nobody answers there
+        unused.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         nobody = unused.getsockname()[1]
         cases = {
             f"postgresql://evosearch:open-sesame@{at}/{database}": (
@@ -110,7 +110,7 @@ def test_an_empty_database_is_no_ledger_to_read_and_may_become_one(postgres: "Po
     check_server(postgres_url, "night.yaml: ledger")
     with postgres.connect(database_of(postgres_url)) as connection:
         connection.execute("CREATE TABLE experiments (id int)")
-    Ledger.open(postgres_url).close()  # a ledger stays one, whatever is put beside it
+    Ledger.open(postgres_url).close()  # a ledger stays one, whatever tables are added
 
 
 def test_a_database_that_cannot_hold_every_character(postgres: "Postgres") -> None:
@@ -200,7 +200,7 @@ def test_a_full_disk_is_reported_as_that_of_a_file(postgres: "Postgres", postgre
 
 
 def test_a_dead_host_is_noticed_by_the_server_and_by_us(postgres: "Postgres", postgres_url: str) -> None:
-    """Both ends of the connection that holds the lock probe each other: a lock outlives its host by half a minute."""
+    """Both ends of the locking connection probe each other: a lock outlives its host by half a minute."""
     with Ledger.open(postgres_url) as ledger, ledger.acquire("one"):
         probes = {"tcp_keepalives_idle": "15", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"}
         for name, value in (probes | {"tcp_user_timeout": "30000"}).items():

@@ -1,4 +1,4 @@
-"""A long search does not slow down and hardly grows: what each outcome costs does not depend on how many there were."""
+"""A long search does not slow down and hardly grows: the cost of an outcome is constant."""
 
 import tracemalloc
 from pathlib import Path
@@ -27,7 +27,7 @@ def run(folder: Path, world: World, candidates: int, asynchronous: bool = True) 
 
 
 def whole(recorder: Recorder) -> SearchState:
-    """The state with everything in it, as readers of a finished search have it."""
+    """The complete state, as readers of a finished search have it."""
     return SearchState.from_events(recorder.ledger.events(SEARCH))
 
 
@@ -42,7 +42,7 @@ def test_genomes_and_recipes_stay_in_the_ledger(tmp_path: Path) -> None:
 
 
 def test_what_is_kept_up_is_what_counting_all_gives(tmp_path: Path) -> None:
-    """The sums that are kept, against the same from all events at once."""
+    """Compare the running sums with sums over all events."""
     world = World(models=2, per=None, items=10, failing=5)
     recorder = run(tmp_path, world, 60)
     kept, full = recorder.state, whole(recorder)
@@ -62,7 +62,7 @@ def test_what_is_kept_up_is_what_counting_all_gives(tmp_path: Path) -> None:
 def test_an_outcome_costs_the_same_at_any_length(
     asynchronous: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of how many candidates it is asked how good they are, in all: a few looks at each, not one at every outcome."""
+    """Count how often candidates are evaluated: a few times each, not once per outcome."""
     looks = 0
     evidence = SearchState._evidence
 
@@ -77,11 +77,11 @@ def test_an_outcome_costs_the_same_at_any_length(
 
 
 def test_a_candidate_of_300_dimensions_leaves_a_few_kilobytes(tmp_path: Path) -> None:
-    """Its genome and recipe alone are more than 50: what is kept is what is known of it."""
+    """Its genome and recipe alone are more than 50 kB; only its results are kept."""
     tracemalloc.start()
     try:
         sizes = []
-        for candidates in (20, 60):  # the second goes on where the first ended, on a fresh state
+        for candidates in (20, 60):  # the second resumes the first with a fresh state
             recorder = run(tmp_path, LARGE, candidates)
             before = tracemalloc.get_traced_memory()[0]
             state = recorder.state

@@ -1,4 +1,4 @@
-"""Laws every registered optimizer keeps."""
+"""Laws of every registered optimizer, third-party ones included."""
 
 import math
 import random
@@ -31,9 +31,9 @@ CHOICES = (
     Dimension("weight", "float", 0.5, low=0.0, high=1.0),
     Dimension("flag", "categorical", True, choices=(True, False), active_if=("merge_method", ("ties", "linear"))),
 )
-ENDS = ("greedy_soup", "grid")  # say when all is asked, and draw nothing
-UNTAUGHT = (*ENDS, "random")  # ask the same whatever they are told, or nearly so: their own tests say what they ask
-FEWEST = {"gp": 14}  # candidates in a law, where an ask takes long: ten are random, the others asked of what was told
+ENDS = ("greedy_soup", "grid")  # stop by themselves, without random draws
+UNTAUGHT = (*ENDS, "random")  # hardly depend on results; see their own tests
+FEWEST = {"gp": 14}  # candidates per law if an ask takes long; ten of them are random
 
 
 @pytest.fixture(params=registry.names())
@@ -43,12 +43,12 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=[name for name in registry.names() if name not in (*UNTAUGHT, *FEWEST)])
 def learner(request: pytest.FixtureRequest) -> str:
-    """Those that get better with many candidates; what a slow one learns of few is in its own tests."""
+    """Optimizers that improve with many candidates; slow ones have their own tests."""
     return str(request.param)
 
 
 def fitting(name: str, dimensions: Sequence[Dimension]) -> tuple[Dimension, ...]:
-    """The nearest space that an optimizer is made for: two dimensions for a grid, weights from nought for a soup."""
+    """Adapt a space to an optimizer: two dimensions for a grid, weights from 0 for a soup."""
     if name == "grid":
         return tuple(dimensions[:2])
     if name == "greedy_soup":
@@ -91,7 +91,7 @@ def search(
 
 
 def generations(name: str, wanted: int, population: int | None = None) -> int:
-    """`wanted`, or as many as make up the fewest candidates that show what the optimizer does."""
+    """`wanted`, or fewer for slow optimizers."""
     size = population or make(name).population
     return min(wanted, -(-FEWEST[name] // size)) if name in FEWEST else wanted
 
@@ -192,7 +192,7 @@ def test_draws_nothing_from_the_global_generators_and_survives_their_reseeding(n
 
 
 def test_what_it_hands_out_and_is_told_is_not_its_own(name: str) -> None:
-    """Neither changes what it gave or was given, nor minds that others do."""
+    """It does not change genomes that it returned or was told, and copies its own."""
     plain, handled = make(name, MIXED), make(name, MIXED)
     for _ in range(generations(name, 4)):
         if plain.stop_reason():
@@ -234,7 +234,7 @@ def test_flat_fitness_stops_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("offset", [-1000.0, 1000.0])
 def test_failures_repel(learner: str, offset: float) -> None:
-    """Half of the space fails, whatever the sign of the fitness elsewhere: a failure is worse than any score."""
+    """Half of the space fails, for either sign of the fitness elsewhere: a failure is worse than any score."""
     optimizer = make(learner, seed=2, population=8)
     fitness = lambda genome: None if float(genome["x0"]) > 0 else offset + float(genome["x1"])  # noqa: E731
     told = search(optimizer, fitness, 25)
@@ -243,7 +243,7 @@ def test_failures_repel(learner: str, offset: float) -> None:
 
 
 def excess(genome: Genome) -> float:
-    """By how much the values' sum exceeds nought: this cuts off the sphere's optimum."""
+    """Excess of the sum of values over 0, which cuts off the sphere's optimum."""
     return max(0.0, sum(float(value) for value in genome.values()))
 
 
@@ -300,7 +300,7 @@ def test_learns_from_violations_and_not_from_constraints_that_are_kept(name: str
 
 
 def test_failures_are_worse_than_any_violation(learner: str) -> None:
-    """Half of the space fails, all of the rest breaks a constraint: the search stays where it breaks it least."""
+    """Half of the space fails, the rest breaks a constraint: the search stays where the violation is least."""
     optimizer = make(learner, seed=2, population=8)
     late: list[Observation] = []
     for generation in range(25):
@@ -438,15 +438,15 @@ def test_the_least_step_of_a_whole_number_is_a_fifth_of_its_own_bin() -> None:
     for value in (1, 10, 100):
         mean = np.array([dimension.to_unit(value if dimension is steps else dimension.init) for dimension in MIXED])
         least = 0.2 * math.log((value + 0.5) / (value - 0.5)) / edges
-        for beyond in (mean, -mean, 2.0 - mean):  # a mean may lie outside, and is reflected
+        for beyond in (mean, -mean, 2.0 - mean):  # a mean may be outside, and is reflected
             assert least_steps(MIXED, beyond) == [0.0, 0.2 / 9, pytest.approx(least), 0.0]
-    assert least_steps((count,), np.array([0.0, 0.5])) == [0.2 / 9]  # a coordinate that idles
+    assert least_steps((count,), np.array([0.0, 0.5])) == [0.2 / 9]  # a surplus coordinate
 
 
 @pytest.mark.parametrize("name", ["cma_es", "lra_cma"])
 @pytest.mark.parametrize(("value", "others"), [(1, range(2, 6)), (100, range(94, 100))])
 def test_a_whole_number_on_a_logarithmic_scale_neither_freezes_nor_jumps(name: str, value: int, others: range) -> None:
-    """Small steps around the best value there is: its neighbours are tried now and then, and nothing far from it."""
+    """With small steps around the best value, neighbours are tried now and then, and nothing far away."""
     dimensions = tuple(replace(d, init=value) if d.name == "steps" else d for d in MIXED)
     optimizer = make(name, dimensions, seed=3, population=20, sigma=0.002)
     told = search(optimizer, lambda genome: -abs(math.log(genome["steps"] / value)), 15)
@@ -461,9 +461,16 @@ def test_default_population_of_cma_es(dimensions: int, population: int) -> None:
     assert make("cma_es", many).population == population == 4 + math.floor(3 * math.log(dimensions))
 
 
+def test_the_registry_knows_the_population_of_an_optimizer_that_is_not_built(name: str) -> None:
+    for dimensions, population in ((FLOATS, None), (FLOATS, 6), (FLOATS[:1], None)):
+        config, found = OptimizerConfig(name=name, population=population), fitting(name, dimensions)
+        known, built = registry.load(name).population(config, found), made(config, found).population
+        assert built < known if name == "greedy_soup" and population == 6 and len(found) == 3 else built == known
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_asynchronous_ones_are_asked_and_told_at_any_time(name: str, seed: int) -> None:
-    """Any subset of what is pending is told in any order, and more is asked than a generation has."""
+    """Any subset of pending candidates is told in any order, and more are asked than a generation has."""
     if not registry.load(name).asynchronous:
         with pytest.raises(SpecError, match=f"asynchronous: {name} is generational: it .*Supported by: .*tpe"):
             validate(OptimizerConfig, {"name": name, "asynchronous": True}, "night.yaml: optimizer", SpecError)
@@ -500,7 +507,7 @@ TARGETS = (-0.4, 0.6)
 
 
 def two(genome: Genome) -> tuple[float, float]:
-    """Two spheres: the best trade-offs lie on the line between their centres."""
+    """Two spheres; the best trade-offs are on the line between their centres."""
     first, second = (-sum((float(value) - target) ** 2 for value in genome.values()) for target in TARGETS)
     return first, second
 
@@ -544,7 +551,7 @@ def test_several_objectives_are_taken_or_refused_by_name(name: str) -> None:
 
 
 def test_what_is_known_of_another_search_is_used_or_ignored(name: str) -> None:
-    """Finished trials around the optimum draw those that learn from single trials there at once."""
+    """Known trials near the optimum attract optimizers that learn from single trials."""
     dimensions = fitting(name, FLOATS)
     draw = np.random.default_rng(7)
     near = [{d.name: float(draw.uniform(0.25, 0.35)) for d in dimensions} for _ in range(15)]
@@ -558,13 +565,13 @@ def test_what_is_known_of_another_search_is_used_or_ignored(name: str) -> None:
         assert warm == cold
         return
     assert warm[0] == cold[0]  # the start
-    if name == "gp":  # which spreads a batch
+    if name == "gp":  # whose batches spread out
         assert max(map(sphere, warm[1:])) > max(map(sphere, cold[1:]))
     else:
         assert np.mean([*map(sphere, warm[1:])]) > 0.5 * np.mean([*map(sphere, cold[1:])])
         assert min(map(sphere, warm[1:])) > min(map(sphere, cold[1:]))
     assert made(config, known=known).ask(count) == warm
-    assert made(config, known=known, objectives=2).ask(2)  # other objectives: nothing is known of them
+    assert made(config, known=known, objectives=2).ask(2)  # known trials of other objectives are ignored
 
 
 @pytest.mark.parametrize(

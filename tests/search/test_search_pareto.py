@@ -1,4 +1,4 @@
-"""The Pareto set: against its definition, with ties, duplicates, failures and broken guards."""
+"""The Pareto set against its definition, with ties, duplicates, failures and broken guards."""
 
 import json
 

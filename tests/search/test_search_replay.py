@@ -1,4 +1,4 @@
-"""A search that is cut anywhere and replayed is the search that was never cut."""
+"""Replay: a search that is cut anywhere and resumed is the search that was never cut."""
 
 import json
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def fresh(name: str) -> Optimizer:
 
 
 def outcome(payload: dict[str, Any]) -> dict[str, Any]:
-    """What a worker would have found: deterministic, noisy-looking, and a failure now and then."""
+    """Result of a worker: deterministic, noisy-looking, with occasional failures."""
     index, weight = int(payload["candidate"]), float(payload["genome"]["weight"])
     if index % 7 == 3:
         return {"candidate": payload["candidate"], "value": None, "stderr": 0.0, "n": 0, "state": "failed"}
@@ -40,7 +40,7 @@ def outcome(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 class Record:
-    """The events a controller would have recorded, as they come back from JSON."""
+    """Events as recorded by a controller and read back from JSON."""
 
     def __init__(self, events: Sequence[Event] = ()) -> None:
         self.events = list(events)
@@ -78,7 +78,7 @@ def observed(told: list[dict[str, Any]], payloads: list[dict[str, Any]]) -> list
 
 
 def search(record: Record, optimizer: Optimizer) -> Record:
-    """Run, or run on, until so many groups are told."""
+    """Run or resume a search until all groups are told."""
     restored = replay(optimizer, record.events)
     pending = [proposal.to_payload() for proposal in restored.pending]
     index, group = restored.next_index, restored.next_group
@@ -91,7 +91,7 @@ def search(record: Record, optimizer: Optimizer) -> Record:
         index, group = index + len(pending), group + 1
 
 
-# Of these the law tests ask the same twice: an ask of one takes long, the other ends after a few
+# Covered by the law tests: one has slow asks, the other ends after a few
 OTHERS = ("gp", "greedy_soup")
 
 
@@ -107,7 +107,10 @@ def test_violations_are_told_again(name: str) -> None:
         told = [outcome(payload) for payload in payloads]
         for one, payload in zip(told, payloads, strict=True):
             if one["state"] == "scored":
-                one["violations"] = [0.0, max(0.0, float(payload["genome"]["weight"]) - 0.6)]  # the best are cut off
+                one["violations"] = [
+                    0.0,
+                    max(0.0, float(payload["genome"]["weight"]) - 0.6),
+                ]  # the best break the constraint
         record.add("told", {"group": group, "observations": told})
         optimizer.tell(observed(told, payloads))
     again, blind = fresh(name), fresh(name)
@@ -123,7 +126,7 @@ def test_violations_are_told_again(name: str) -> None:
 
 
 def committed(events: Sequence[Event]) -> list[int]:
-    """Every moment between two transactions: a group's asks are one, and so is each `told`."""
+    """Every cut between two transactions: a group's asks are one transaction, and so is each `told`."""
     cuts = [0]
     for index, event in enumerate(events):
         after = events[index + 1] if index + 1 < len(events) else None
@@ -140,7 +143,7 @@ def test_every_prefix_continues_as_if_never_cut(name: str) -> None:
 
 
 def test_a_prefix_in_the_middle_of_a_group_replays_too(name: str) -> None:
-    """Asks recorded one by one (an asynchronous search, another writer) are asked one by one."""
+    """Asks that were recorded one by one, as in asynchronous mode, are replayed one by one."""
     whole = search(Record(), fresh(name)).events
     for cut in range(len(whole)):
         restored = replay(fresh(name), whole[:cut])
@@ -170,7 +173,7 @@ def shifted(events: Sequence[Event], candidate: str, factor: float) -> list[Even
 
 
 class Listening:
-    """An optimizer that remembers what it was told."""
+    """Optimizer that remembers what it was told."""
 
     def __init__(self, inner: Optimizer) -> None:
         self.inner, self.told = inner, list[Observation]()

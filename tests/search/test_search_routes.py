@@ -1,4 +1,4 @@
-"""The space of routes: every slot has its layer, the start is the first model's own pass, every route is in bounds."""
+"""The space of routes: slots and layers, the start at the first model's own pass, bounded routes."""
 
 import math
 import random
@@ -46,7 +46,7 @@ def scales(recipe: Recipe) -> list[float]:
 
 
 def taking(laid_out: SearchSpace, *keys: str) -> Genome:
-    """No slot but these and the kept ones; every scale 1."""
+    """Genome of only these and the kept slots, with every scale 1."""
     genome = {d.name: d.init for d in laid_out.dimensions}
     for dimension in laid_out.dimensions:
         if dimension.name.startswith("include["):
@@ -191,7 +191,7 @@ def test_every_genome_is_a_route_in_bounds(
     assert again == recipe
 
 
-def test_the_recipe_keeps_what_stands_beside_its_route() -> None:
+def test_the_recipe_keeps_the_other_keys_of_a_route() -> None:
     laid_out = space(beside={"out_dtype": "bfloat16", "seed": 4})
     recipe = laid_out.fill(laid_out.initial())
     assert (recipe.output_dtype, recipe.seed) == ("bfloat16", 4)
@@ -328,7 +328,7 @@ FRAME = frame(template(), WHERE)
 
 
 def listed(**arguments: Any) -> dict[str, tuple[list[str] | None, str | None]]:
-    """Baseline → the models it is made of, the base not counted; and why it was left out."""
+    """Baseline → its models without the base, and why it was skipped."""
     return {
         baseline.name: (
             [entry.model for entry in baseline.recipe.models] if baseline.recipe else None,
@@ -338,7 +338,7 @@ def listed(**arguments: Any) -> dict[str, tuple[list[str] | None, str | None]]:
     }
 
 
-def test_controls_of_a_route_are_its_models_and_their_average() -> None:
+def test_baselines_of_a_route_are_its_models_and_their_average() -> None:
     assert listed() == {
         "base": (None, "a route has no base_model, and baselines.base_model is not set"),
         "parent:0": ([A], None),
@@ -358,7 +358,7 @@ def test_a_base_for_baseline_adds_it_and_the_sweep() -> None:
     sweep = next(baseline.recipe for baseline in baselines(FRAME, (0.3,), base="base") if baseline.kind == "scale")
     assert sweep is not None
     assert (sweep.merge_method, sweep.base_model) == ("task_arithmetic", "base")
-    found = listed(base=A)  # a model of the route is no parent where it is the base
+    found = listed(base=A)  # a model of the route is not a parent if it is the base
     assert "parent:1" not in found
     assert (found["parent:0"], found["uniform"][1], found["scale:0.30"]) == (
         ([B], None),
@@ -379,7 +379,7 @@ def test_other_models_for_baseline_are_averaged_and_parents_too() -> None:
     }
 
 
-def test_controls_of_a_merge_mean_weights_only_where_they_are_made_of_its_parents() -> None:
+def test_baselines_of_a_merge_mean_weights_only_where_they_are_made_of_its_parents() -> None:
     models = [{"model": name, "parameters": {"weight": 1.0}} for name in ("x", "y")]
     merge = Recipe.model_validate({"merge_method": "task_arithmetic", "base_model": "base", "models": models})
     found = {baseline.name: baseline.weights for baseline in baselines(merge, (0.3,), models=("y", "z"))}

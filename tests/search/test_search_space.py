@@ -1,4 +1,4 @@
-"""The search space: every tensor gets the number its hole says, and every mistake is named."""
+"""The search space: every tensor gets the number of its hole, and errors name every mistake."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -40,7 +40,7 @@ METHODS = {
 
 
 def llama(layers: int = 6, tied: bool = False, prefix: str = "model.") -> ModelShape:
-    """Tensor names of a Llama-like checkpoint; without the prefix `norm.weight` is a part of layers' names too."""
+    """Tensor names of a Llama-like checkpoint; without the prefix, `norm.weight` is part of layers' names too."""
     tensors = [TensorSpec(f"{prefix}embed_tokens.weight", Place.EMBEDDINGS)]
     inside = ["self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj", "input_norm", "post_attention_layernorm"]
     for layer in range(layers):
@@ -52,7 +52,7 @@ def llama(layers: int = 6, tied: bool = False, prefix: str = "model.") -> ModelS
 
 
 def position(shape: ModelShape, tensor: TensorSpec) -> float:
-    """Where a tensor stands on a gradient: embeddings at its start, final norm and head at its end."""
+    """Position of a tensor on a gradient: embeddings at its start, final norm and head at its end."""
     if tensor.layer is None:
         return 0.0 if tensor.place is Place.EMBEDDINGS else 1.0
     return tensor.layer / (shape.num_layers - 1) if shape.num_layers > 1 else 1.0
@@ -74,7 +74,7 @@ def names(template: Mapping[str, Any], shape: ModelShape | None = None) -> list[
 
 
 def numbered(laid_out: SearchSpace) -> Genome:
-    """A genome that tells every dimension apart."""
+    """A genome with a distinct value for every dimension."""
     count = len(laid_out.dimensions)
     return {d.name: d.low + (d.high - d.low) * (i + 1) / (count + 1) for i, d in enumerate(laid_out.dimensions)}
 
@@ -108,7 +108,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def expected_key(hole: Mapping[str, Any], tensor: TensorSpec, shape: ModelShape) -> str:
-    """Which number of a hole a tensor takes, said once more and independently of the code."""
+    """Number of a hole that a tensor takes, implemented independently of the code."""
     per, layers = hole.get("per"), shape.num_layers
     if per is None:
         return ""
@@ -488,7 +488,7 @@ def test_a_foreign_genome_is_refused(genome: Genome, said: str) -> None:
 
 
 def test_an_overnight_space_is_laid_out_and_filled_quickly() -> None:
-    """The design's own example, on a deep model."""
+    """A deep model with holes for every layer."""
     template = {
         "merge_method": "ties",
         "base_model": "org/base@rev",

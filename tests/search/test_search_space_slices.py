@@ -1,4 +1,4 @@
-"""Searching over slices: holes in their parameters, what cannot stand there, and what baselines say."""
+"""Search over slices: holes in their parameters, misplaced holes, and baselines."""
 
 from typing import Any
 
@@ -171,10 +171,10 @@ def test_parents_of_slices_are_named_once() -> None:
     filled = space(stacked()).fill(space(stacked()).initial())
     assert filled.parents == ("org/a", "org/b")
     started = space(stacked()).with_weight([0.2, 0.8])
-    assert started == {"slices[0].sources[0].weight": 0.2, "slices[1].weight": 0.5}  # shared by both: their mean
+    assert started == {"slices[0].sources[0].weight": 0.2, "slices[1].weight": 0.5}  # shared by both: the mean
 
 
-def test_controls_of_models_of_other_depths_are_those_that_merge_nothing() -> None:
+def test_baselines_of_models_of_other_depths_are_those_that_merge_nothing() -> None:
     example = space(stacked()).fill(space(stacked()).initial())
     found = baselines(example, (0.3, 0.6), alike=False)
     assert [(baseline.name, baseline.skipped) for baseline in found] == [
@@ -185,7 +185,7 @@ def test_controls_of_models_of_other_depths_are_those_that_merge_nothing() -> No
     ]
 
 
-def test_controls_of_slices_are_plain_merges_of_their_models() -> None:
+def test_baselines_of_slices_are_plain_merges_of_their_models() -> None:
     slices = [{"sources": [source("org/a", 0, 2, weight=0.3)]}, {"sources": [source("org/b", 2, 4, weight=0.3)]}]
     example = Recipe.model_validate({"merge_method": "ties", "base_model": "org/base", "slices": slices})
     found = {baseline.name: baseline.recipe for baseline in baselines(example, (0.3,))}
@@ -201,7 +201,7 @@ def test_a_hole_of_a_slice_that_decides_nothing_there_is_refused() -> None:
         space(stacked(high=elsewhere))
     with pytest.raises(RecipeError, match=r"no tensor of this slice has 'layers\.3\.'"):
         space(stacked(low=[{"filter": "layers.3.", "value": HOLE}, {"value": 0.5}]))
-    assert space(stacked(low=elsewhere)).dimensions  # embeddings are the first slice's
+    assert space(stacked(low=elsewhere)).dimensions  # embeddings belong to the first slice
     assert space(
         stacked(high=[{"filter": "norm", "value": HOLE}, {"value": 0.5}])
-    ).dimensions  # the head's are the last's
+    ).dimensions  # the head belongs to the last

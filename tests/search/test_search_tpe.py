@@ -1,4 +1,4 @@
-"""tpe's densities by matrix products are Optuna's own."""
+"""tpe's densities by matrix products agree with Optuna's."""
 
 from collections.abc import Mapping
 
@@ -26,7 +26,7 @@ WHOLE: Space = {name: EVERY[name] for name in ("count", "large", "kind")}
 
 
 def drawn(space: Space, count: int, seed: int) -> dict[str, np.ndarray]:
-    """Values as the estimator takes them: spread over the range, at both of its ends, and some of them twice."""
+    """Values of the estimator: spread over the range, at both ends, and some of them twice."""
     draw, found = np.random.default_rng(seed), {}
     for name, distribution in space.items():
         if isinstance(distribution, CategoricalDistribution):
