@@ -58,7 +58,7 @@ def test_a_tokenizer_that_is_damaged(world: World) -> None:
     assert "no usable tokenizer" in problems(spec)
 
 
-def test_a_parent_with_another_config_is_told_of(world: World) -> None:
+def test_a_parent_with_another_config_is_noted(world: World) -> None:
     class Listener(Silent):
         def __init__(self) -> None:
             self.notes: list[str] = []

@@ -210,7 +210,7 @@ VALUES: list[tuple[Callable[[], dict[str, Any]], Change, str]] = [
     (whole, lambda d: d["models"].append({"model": "org/a"}), r"models\[2\]\.model: 'org/a' is listed twice\. Each"),
     (whole, lambda d: d["models"][1].pop("model"), r"models\[1\]\.model: missing\. Add this key"),
     (whole, lambda d: d.update(models={"model": "a"}), r"models: .*valid tuple"),
-    (whole, lambda d: d.update(parameters=[0.5]), r"parameters: a mapping of parameter names to values is expected"),
+    (whole, lambda d: d.update(parameters=[0.5]), r"parameters: expected a mapping of parameter names to values"),
     (tokened, lambda d: d.update(tokenizer_source="base"), r"tokenizer_source: not allowed together with tokenizer"),
     (tokened, lambda d: d["tokenizer"].update(pad_to_multiple_of=0), r"tokenizer\.pad_to_multiple_of: .*got 0"),
     (
@@ -262,7 +262,7 @@ VALUES: list[tuple[Callable[[], dict[str, Any]], Change, str]] = [
     (routed, lambda d: d["routing"]["hops"][0].update(scale=0), r"routing\.hops\[0\]\.scale: .*greater than 0, got 0"),
     (routed, lambda d: d["routing"]["hops"][0].update(layer=-1), r"routing\.hops\[0\]\.layer: .*got -1"),
     (routed, lambda d: d["routing"].update(max_gain=0.5), r"routing\.max_gain: .*greater than or equal to 1, got 0\.5"),
-    (routed, lambda d: d["routing"]["hops"][0].update(scale=9.0), r"routing\.hops\[0\]\.scale: got 9, .*\[0\.125, 8\]"),
+    (routed, lambda d: d["routing"]["hops"][0].update(scale=9.0), r"routing\.hops\[0\]\.scale: got 9; .*\[0\.125, 8\]"),
     (routed, lambda d: d.update(base_model="org/b"), r"base_model: not allowed with routing"),
     (routed, lambda d: d.update(chat_template="chatml"), r"chat_template: not allowed with routing"),
 ]  # fmt: skip
@@ -284,7 +284,7 @@ def test_what_the_mistakes_are_made_in_is_itself_in_order(make, tmp_path):
 # --- models that do not fit each other --------------------------------------------------------------------------------
 
 MISFITS = [
-    ({"num_hidden_layers": 4}, r"cannot be merged: 3 and 4 layers\. Models fine-tuned from one base"),
+    ({"num_hidden_layers": 4}, r"cannot be merged: 3 and 4 layers\. Use models fine-tuned from one base"),
     (
         {"intermediate_size": 32},
         r"cannot be merged: '[\w.]+mlp\.\w+\.weight' is \d+×\d+ in one and \d+×\d+ in the other",
