@@ -190,7 +190,7 @@ def test_stages_with_a_mistake_in_what_they_share(world: World) -> None:
 # --- licences and declared bases ----------------------------------------------------------------------------------
 
 
-def test_licences_are_listed_and_asked_for(world: World) -> None:
+def test_licences_are_listed_and_required(world: World) -> None:
     spec = world()
     with_card(spec, "base", license="apache-2.0")
     with_card(spec, "expert1", license="other", license_name="Llama3")
@@ -214,7 +214,7 @@ def test_licences_are_listed_and_asked_for(world: World) -> None:
     assert told(spec) == []
 
 
-def test_licences_are_of_the_identity_only_where_they_are_asked_for(world: World) -> None:
+def test_licences_are_part_of_the_identity_only_where_required(world: World) -> None:
     plain, asked = load_spec(world()), load_spec(world(promotion={"finalists": 2, "licences": ["mit"]}))
     assert "licences" not in plain.identity().get("promotion", {})
     assert asked.search_id() != plain.search_id()
@@ -256,7 +256,7 @@ def test_cards_of_all_kinds(tmp_path: Path, card: str, licence: str | None) -> N
     assert card_of(tmp_path / "absent").licence is None
 
 
-def test_a_card_that_names_another_base_is_told_of(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_card_that_names_another_base_is_noted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only ids of the hub tell which model is meant."""
     spec = world()
     for name in ("base", "expert1", "expert2"):
@@ -269,7 +269,7 @@ def test_a_card_that_names_another_base_is_told_of(world: World, monkeypatch: py
     assert notes == ["org/expert2: its card names the base model other/model, and the recipe's base_model is org/base"]
 
 
-# --- ledgers and tracking stores -------------------------------------------------------------------------------------------------------
+# --- ledgers and tracking stores ----------------------------------------------------------------------------------
 
 
 def test_json_lines_and_ledgers_are_written_where_that_can_be(world: World) -> None:

@@ -56,7 +56,7 @@ def test_a_dry_run_is_scored_on_the_cluster(world: World, cluster: Any) -> None:
     assert any("have room for 2 of 9 workers" in note for note in result["notes"])
     assert forecast["seconds_per_candidate"] > 0
     assert forecast["price"] == pytest.approx(2 * 0.5 * forecast["total_hours"])
-    assert "worker" not in memory  # nobody here to be asked
+    assert "worker" not in memory  # it does not run in this process
     assert "workers" not in memory
 
 

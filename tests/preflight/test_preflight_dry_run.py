@@ -82,7 +82,7 @@ def test_a_node_that_has_to_start_is_waited_for_and_its_lack_is_no_mistake(score
 
 
 def test_a_worker_that_prepares_is_given_the_time_that_a_search_gives(scored: Callable[[Shared], Outcome]) -> None:
-    """Large models are fetched for longer than half an hour, and those who have taken all places do not matter then."""
+    """Fetching large models takes longer than half an hour; a busy cluster does not matter then."""
     assert scored(Shared(place_at=10.0, answer_at=3.9 * HOUR)).job.id == JOB.id
     with pytest.raises(SpecError, match=r"night\.yaml: workers: no worker of 10\.0\.0\.1:6379 scored .* 240 minutes"):
         scored(Shared(place_at=10.0, answer_at=9 * HOUR))
@@ -91,7 +91,7 @@ def test_a_worker_that_prepares_is_given_the_time_that_a_search_gives(scored: Ca
 @pytest.mark.parametrize(
     ("asked", "forecast", "told"), [("auto", 2, False), (2, 2, False), (1, 1, False), (9, 2, True)]
 )
-def test_no_more_workers_are_forecast_than_there_is_room_for(asked: Any, forecast: int, told: bool) -> None:
+def test_no_more_workers_are_forecast_than_fit(asked: Any, forecast: int, told: bool) -> None:
     notes: list[str] = []
     workers = WorkersConfig.model_validate({"address": "10.0.0.1:6379", "count": asked})
     assert dry_run.parallel_workers(workers, Shared(0.0, 0.0), notes.append) == forecast

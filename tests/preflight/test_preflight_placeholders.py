@@ -1,4 +1,4 @@
-"""The folder that a check merges into: gone afterwards, and swept by the next check where its process was killed."""
+"""The temporary folder of a check is removed, or swept by the next check if its process was killed."""
 
 import signal
 import subprocess

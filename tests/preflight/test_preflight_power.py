@@ -40,7 +40,7 @@ def holds(count: int, max_drop: float) -> bool:
 
 
 @pytest.mark.parametrize("max_drop", [0.5, 2.0, 7.0, 31.0])
-def test_a_guard_is_told_of_just_where_the_gate_could_not_pass_it_without_a_gain(max_drop: float) -> None:
+def test_a_guard_is_warned_of_just_where_the_gate_could_not_pass_it_without_a_gain(max_drop: float) -> None:
     for count in (15, 60, 170, 250, 1019, 1021):
         told = power_warnings(suite_of(max_drop), batch_of(count))
         assert bool(told) != holds(count, max_drop), (count, told)
@@ -60,7 +60,7 @@ def test_what_is_said_of_a_guard() -> None:
     assert power_warnings(suite_of(0.5), batch_of(15, groups=5)) == []
 
 
-def test_few_units_are_told_of() -> None:
+def test_few_units_are_warned_of() -> None:
     assert power_warnings(suite_of(100.0), batch_of(5)) == []
     for batch, units in ((batch_of(4), "4 items"), (batch_of(40, groups=3), "3 independent groups")):
         (text,) = power_warnings(suite_of(1000.0), batch)

@@ -1,4 +1,4 @@
-"""`check` says how many tokens a candidate takes before any model runs; `score` then takes as many."""
+"""`check` counts the tokens of a candidate before any model runs; `score` then takes as many."""
 
 import json
 import shutil

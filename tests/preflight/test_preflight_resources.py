@@ -44,7 +44,7 @@ def test_a_ledger_that_no_disk_holds_is_a_problem(world: World, tmp_path: Path) 
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_search_that_has_begun_is_told_and_goes_on(world: World) -> None:
+def test_a_search_that_has_started_is_warned_and_continues(world: World) -> None:
     run(world(budget={"candidates": 2}, optimizer={"name": "random"}, baselines={"scales": []}), Silent())
     result = check(world(budget=WITHOUT_END, optimizer={"name": "random"}, baselines={"scales": []}), False, Silent())
     assert result["problems"] == []
@@ -96,10 +96,10 @@ GIANT = {
 }
 
 
-def test_weights_that_the_hubs_cache_has_no_room_for_are_not_fetched(
+def test_weights_that_do_not_fit_into_the_hub_cache_are_not_fetched(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By their config: 26 million numbers a token of a vocabulary make terabytes. The hub is not asked for weights."""
+    """Their config alone says that they take terabytes: no weights are requested from the hub."""
     hub = tmp_path / "hub"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
@@ -254,7 +254,7 @@ def test_workers_wait_for_the_last_of_a_generation() -> None:
     assert together.on_full("validation", 5) == 40.0
 
 
-def test_controls_finalists_and_the_test_take_their_time_too() -> None:
+def test_baselines_finalists_and_the_test_take_their_time_too() -> None:
     pace = Pace(60.0, 10.0, {"search": 10.0, "validation": 20.0, "test": 40.0}, workers=4, population=8)
     counts = Counts(candidates=80, search=12 + 4, validation=9, test=5)
     search = 60 + 3 * 10 + 200
@@ -289,5 +289,5 @@ def test_price_is_of_no_search(world: World) -> None:
     assert priced.search_id() == plain.search_id()
 
 
-def test_the_whole_card_is_read_of_the_container_where_it_has_less() -> None:
+def test_the_containers_memory_limit_counts_if_it_is_lower() -> None:
     assert memory_needs.host_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 1.01

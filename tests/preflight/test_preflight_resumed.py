@@ -67,7 +67,7 @@ def test_time_and_price_are_of_what_is_left(begun: World, monkeypatch: pytest.Mo
     assert done["price"] < found["price"] / 10
 
 
-def test_a_search_that_has_not_begun_is_forecast_whole(world: World) -> None:
+def test_a_search_that_has_not_started_is_forecast_in_full(world: World) -> None:
     result = looked(world(budget={"candidates": 1000}, **RANDOM), dry_run=True)
     assert not [text for text in result["notes"] if "on record" in text]
     assert result["forecast"]["search_hours"] * 3600 >= 1003 * result["forecast"]["seconds_per_candidate"]

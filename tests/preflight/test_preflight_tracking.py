@@ -1,4 +1,4 @@
-"""A search does not start where its tracking store would refuse it: asked of a real MLflow server with accounts."""
+"""A search does not start if its tracking store would refuse it; with a real MLflow server with accounts."""
 
 import os
 import secrets

@@ -1,4 +1,4 @@
-"""What a run says of its own end, once its first baselines are scored."""
+"""The ETA that a run prints once its first baselines are scored."""
 
 import re
 from collections.abc import Callable
@@ -14,7 +14,7 @@ World = Callable[..., Path]
 
 
 class Heard(Silent):
-    """A watcher who remembers notes, and the stage at which they came."""
+    """Watcher that keeps notes, with the stage of progress at the time."""
 
     def __init__(self) -> None:
         self.stage, self.notes = "", list[tuple[str, str]]()
@@ -27,7 +27,7 @@ class Heard(Silent):
 
 
 @pytest.mark.parametrize("parts", [None, 2])
-def test_a_run_tells_once_when_it_will_end_and_for_how_much(world: World, parts: int | None) -> None:
+def test_a_run_prints_its_eta_and_price_once(world: World, parts: int | None) -> None:
     workers = {"executor": "local", "threads": 1, "price_per_hour": 3600.0}
     spec = world(workers=workers, **({"search_minibatches": parts} if parts else {}))
     heard = Heard()
@@ -47,7 +47,7 @@ def test_a_run_tells_once_when_it_will_end_and_for_how_much(world: World, parts:
     ).total_seconds() >= price - 1.0  # an hour costs as many as it has seconds
 
 
-def test_a_run_that_has_all_its_scores_foretells_nothing(world: World) -> None:
+def test_a_run_that_has_all_its_scores_prints_no_eta(world: World) -> None:
     spec = world()
     run(spec, Silent())
     heard = Heard()

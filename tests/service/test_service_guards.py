@@ -1,4 +1,4 @@
-"""Guards and a task to be forgotten, through a whole search: told, ranked, judged, shown, and exact at resume."""
+"""Guards and an unlearning target through a complete search: reported, ranked, judged, shown, exact at resume."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +57,7 @@ def kept_run() -> dict[str, Any]:
 
 @pytest.fixture
 def searched(world: World, kept_run: dict[str, Any]) -> tuple[Path, RunReport, SearchState, tuple[LeaderboardRow, ...]]:
-    """One search on two parts, with guards."""
+    """One search on two minibatches, with guards."""
     if not kept_run:
         spec = write(world, "guarded", search_minibatches=2, budget={"candidates": 8})
         report = run(spec, Silent())
@@ -81,7 +81,7 @@ def points(column: Any) -> float:
     return 100 * (float(np.mean(column)) - 0.33) / 0.67
 
 
-def test_violations_are_told_against_the_base_on_the_same_part(searched: Any, kept_run: dict[str, Any]) -> None:
+def test_violations_are_relative_to_the_base_on_the_same_minibatch(searched: Any, kept_run: dict[str, Any]) -> None:
     _, _, state, _ = searched
     broken = 0
     for (name, part), card in state.samples.items():
@@ -96,7 +96,7 @@ def test_violations_are_told_against_the_base_on_the_same_part(searched: Any, ke
     assert 0 < broken < len(state.samples), "the constructed world has candidates of both kinds"
 
 
-def test_the_forgotten_task_scores_by_wrong_answers_and_is_told_smoothly(
+def test_the_unlearning_target_scores_by_wrong_answers_and_has_a_smooth_fitness(
     searched: Any, kept_run: dict[str, Any]
 ) -> None:
     _, _, state, _ = searched
@@ -146,7 +146,7 @@ def test_the_gate_holds_the_winner_to_each_guard(searched: Any, kept_run: dict[s
 def test_a_search_with_violations_is_replayed_and_goes_on(world: World) -> None:
     run(write(world, "cut", budget={"candidates": 4}), Silent())
     spec = write(world, "cut", budget={"candidates": 8})
-    run(spec, Silent())  # replays what was told, violations too: another ask would stop it
+    run(spec, Silent())  # replays reports with violations: a deviating ask would stop it
     straight = write(world, "straight", budget={"candidates": 8})
     run(straight, Silent())
     states = [opened(path)[2] for path in (spec, straight)]

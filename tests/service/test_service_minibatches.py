@@ -226,7 +226,7 @@ def test_killed_again_and_again_it_goes_on_exactly(
 
 
 def test_a_cut_generation_is_completed_on_its_minibatch(world: World, uninterrupted: dict[str, Any]) -> None:
-    """A budget of 6 ends in the middle of the second generation. With 12, the search proposes the same as without it."""
+    """A budget of 6 ends in the middle of the second generation. With 12, the search proposes the same as before."""
     expected = [entry[1]["genome"] for entry in whole(world, uninterrupted) if entry[0] == "asked"]
     run(world(name="short", **CHANGES | {"budget": {"candidates": 6}}), Silent())
     spec = world(name="short", **CHANGES)

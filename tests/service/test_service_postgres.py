@@ -1,4 +1,4 @@
-"""A search whose ledger is on PostgreSQL is the search whose ledger is a file, also when it is killed and cut off."""
+"""A search with its ledger on PostgreSQL equals one with a SQLite ledger, also after kills and lost connections."""
 
 import json
 import os
@@ -31,7 +31,7 @@ KINDS = ("baseline", "asked", "scored", "told", "finalist", "test_opened", "gate
 
 
 def record(spec: Path) -> dict[str, list[Any]]:
-    """What a search asked, scored and told, in order, and every score of every item."""
+    """Proposals, scores and reports of a search in order, and every score of every item."""
     run_dir = load_spec(spec).run_dir
     found: dict[str, list[Any]] = {kind: [] for kind in KINDS}
     with Ledger.open(run_dir.ledger, read_only=True) as ledger:

@@ -26,8 +26,8 @@ def quickstart(zoo_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run
     """The runs folder of one complete quickstart, run as a program, and its report."""
     runs = tmp_path_factory.mktemp("runs")
     command = [sys.executable, "-m", "evosearch.cli.main", "run", str(ROOT / "recipes" / "quickstart.yaml"), "--json"]
-    data = {"EVOSEARCH_RUNS": str(runs), "EVOSEARCH_DATA": str(tmp_path_factory.getbasetemp() / "data")}
-    done = subprocess.run(command, env=os.environ | data, capture_output=True, text=True, timeout=LONG_S, check=False)
+    environment = os.environ | {"EVOSEARCH_RUNS": str(runs)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LONG_S, check=False)
     assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-2000:]
     return runs, json.loads(done.stdout)
 

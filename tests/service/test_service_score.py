@@ -1,4 +1,4 @@
-"""One loading of a suite serves a whole command; and what `score` says of items and of languages."""
+"""A suite is loaded once per command; the items and languages in the output of `score`."""
 
 import json
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.usefixtures("zoo_cache")
-def test_check_with_a_trial_loads_the_suite_once(
+def test_check_with_a_dry_run_loads_the_suite_once(
     loaded: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EVOSEARCH_RUNS", str(tmp_path / "runs"))

@@ -1,4 +1,4 @@
-"""Told to stop at any moment, also twice and with its server away, a search leaves `stopped` on its ledger, at once."""
+"""A search interrupted at any moment, even twice or with its server down, records `stopped` at once."""
 
 import os
 import signal
@@ -79,7 +79,7 @@ def ended(url: str, search: Callable[[Recorder], str], watcher: Noting | None = 
 
 
 def test_an_interrupt_at_any_line_is_on_record(tmp_path: Path, no_power_cuts: None) -> None:
-    """The signal is sent at every line of our code that a whole run passes, one run after the other."""
+    """The signal is sent at every line of our code that a complete run executes, one run per line."""
     ours = (
         shutdown.__file__,
         sys.modules[Recorder.__module__].__file__,
@@ -236,7 +236,7 @@ def test_with_a_server_that_is_back_soon_it_is_on_record(
 
 
 def test_a_server_that_does_not_answer_is_cut_off(postgres: "Postgres", postgres_url: str) -> None:
-    """It keeps the connection, and takes for ever: a lock of somebody else's on the table."""
+    """It keeps the connection and never answers: another client has locked the table."""
     database = postgres_url.rsplit("/", 1)[1]
     with postgres.connect(database) as other:
 

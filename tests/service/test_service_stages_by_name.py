@@ -1,4 +1,4 @@
-"""A stage's winner goes by the stage's name: what that means is data, which goes wherever it is needed."""
+"""A stage's winner is known by the stage's name, and travels as data wherever it is needed."""
 
 import json
 import shutil
@@ -62,7 +62,7 @@ def second(spec: Path, winner: Winner) -> SearchSpec:
 
 
 def asked(name: str) -> list[dict[str, Any]]:
-    """The recipes that a search asked for, in order."""
+    """The recipes that a search proposed, in order."""
     run_dir = find(name)
     with Ledger.open(run_dir.ledger, read_only=True) as ledger:
         search_id, _ = read_search(ledger, run_dir)
@@ -130,7 +130,7 @@ def test_what_is_recorded_and_exported_needs_neither_the_winners_file_nor_a_nest
 
 
 def test_nested_recipe_files_change_no_id(world: World, spec: Path) -> None:
-    """A recipe that was read is the file's, whoever reads it."""
+    """A nested recipe has the id of its file, however it is read."""
     inner = spec.parent / "inner.yaml"
     plain = load_spec(world("plain", recipe=stage("x", "./inner.yaml", "./expert2")["recipe"]))
     prepared = prepare(plain, Silent())

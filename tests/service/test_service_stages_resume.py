@@ -1,4 +1,4 @@
-"""A run of stages that is killed goes on at the right stage, as if it had not been killed."""
+"""A multi-stage run that is killed resumes at the right stage, as if it had not been killed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +56,7 @@ def staged(world: World, name: str) -> Path:
 
 
 def record(name: str) -> dict[str, list[tuple[str, Any]]]:
-    """What every stage asked, was told, chose and scored, in order; times, workers and folders left out."""
+    """Proposals, reports, choices and scores of every stage in order, without times, workers and folders."""
     found = {}
     with Ledger.open(find(name).ledger, read_only=True) as ledger:
         for info in ledger.searches():

@@ -1,4 +1,4 @@
-"""A hybrid: weights first, then a route that begins in the model they came to."""
+"""A hybrid: merge weights first, then a route that starts in the merged model."""
 
 import json
 from collections.abc import Callable
@@ -92,7 +92,7 @@ def test_a_route_is_searched_from_the_winner_on_and_killed_between_goes_on(
     assert made["base"][0]["model"] == str(hybrid.parent / "base")
     assert [entry["model"] for entry in made["scale:0.50"]] == [str(hybrid.parent / f"expert{i}") for i in (1, 2)]
     assert {"base", "stage:parameters", "uniform", "scale:0.50"} < set(state.test_openings[0].candidates)
-    # One file holds the route and the merge that it begins in
+    # One file has the route and the merge that it starts in
     out = tmp_path / "best.yaml"
     written = export("hybrid", "recipe", out, "0", False, Silent())
     find("hybrid.parameters").winner_file.unlink()

@@ -1,4 +1,4 @@
-"""Searches over what people bring: adapters, recipes as models, stacked layers, models of several vocabularies."""
+"""Searches over adapters, recipes as models, stacked layers, and models with several vocabularies."""
 
 import json
 import shutil
@@ -83,7 +83,7 @@ def test_a_recipe_is_a_parent_like_any_other_and_its_change_is_noticed(world: Wo
         run(spec, Silent())
 
 
-def test_stacked_layers_are_held_against_the_whole_models(world: World, tmp_path: Path) -> None:
+def test_stacked_layers_are_compared_with_the_full_models(world: World, tmp_path: Path) -> None:
     hole = {"low": 0.5, "high": 1.5}
     stack = {
         "merge_method": "linear",

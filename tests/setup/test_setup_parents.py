@@ -175,7 +175,7 @@ def test_texts_end_where_the_export_of_a_parent_ends_them(world: World, tmp_path
     assert end_tokens(exported) == [2, 7]
 
 
-def test_a_difference_is_told_and_its_memory_counted(world: World) -> None:
+def test_a_different_config_is_noted_and_its_memory_counted(world: World) -> None:
     spec, told = world("told"), Told()
     plain = check(spec, False, Silent())
     change(

@@ -1,4 +1,4 @@
-"""What is found out about a search over routes before it starts: models, baselines, start, memory."""
+"""Preparation of a search over routes: models, baselines, start, memory."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def prepared(spec: Path) -> Prepared:
 
 
 def other_model(spec: Path, name: str, **changes: Any) -> None:
-    """A random model beside the spec, like the others but for its config; `layers: n` and the like."""
+    """A random model next to the spec, with changes to the others' config."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -79,7 +79,7 @@ def test_without_a_base_only_what_needs_none_is_a_baseline(world: World) -> None
     assert found.models.also == ()
 
 
-def test_models_of_baseline_leave_the_identity_of_other_searches_as_it_was(world: World) -> None:
+def test_models_of_baselines_change_only_the_identity_of_searches_that_name_them(world: World) -> None:
     assert set(load_spec(world(baselines={"scales": [0.3]})).identity()["baselines"]) == {"scales"}
     one, other = (
         load_spec(world(f"n{i}", **searched(baselines=c))) for i, c in enumerate(({}, {"base_model": "./base"}))
@@ -114,7 +114,7 @@ def test_models_of_other_width_or_vocabulary_are_refused(changes: dict[str, Any]
         prepared(spec)
 
 
-def test_a_base_for_baseline_that_does_not_fit_is_refused(world: World) -> None:
+def test_a_base_for_baselines_that_does_not_fit_is_refused(world: World) -> None:
     spec = world(**searched(baselines={"base_model": "./wide"}))
     other_model(spec, "wide", hidden_size=64)
     with pytest.raises(CheckpointError, match=rf"^{spec}: baselines: .*wide.* cannot be "):
@@ -144,13 +144,13 @@ def test_memory_grows_by_what_a_hop_has_for_itself(world: World) -> None:
     for hops in (3, 5):
         found = check(world(f"hops{hops}", **searched(max_hops=hops, baselines={})), False, Silent())
         assert found["problems"] == []
-        needed.append(found["memory"]["resident_gib"] * GIB / 2)  # beside it, at times, a baseline's
+        needed.append(found["memory"]["resident_gib"] * GIB / 2)  # a baseline needs a second resident model
     o_proj, down_proj = 32 * 32, 32 * 48
     assert needed[1] - needed[0] == pytest.approx(2 * 4 * (o_proj + down_proj))
     base = prepared(world("hops3", **searched(max_hops=3, baselines={})))
-    whole = base.models.live_numbers(base.baselines[1].recipe)  # type: ignore[arg-type]
+    merged = base.models.live_numbers(base.baselines[1].recipe)  # type: ignore[arg-type]
     layers = sum(2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32 for _ in range(3))
-    assert needed[0] == pytest.approx(4 * (whole + layers - 3 * (o_proj + down_proj)))
+    assert needed[0] == pytest.approx(4 * (merged + layers - 3 * (o_proj + down_proj)))
 
 
 def test_a_written_route_is_checked_where_its_models_are_known(world: World, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A search that starts from what another found: looked up once, recorded, and no longer needed afterwards."""
+"""Warm starts: read once, recorded, and independent of the other search afterwards."""
 
 import shutil
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class Notes(Silent):
 
 
 def recipe(high: float = 1.5, **more: Any) -> dict[str, Any]:
-    """Two weights, and a further one where asked."""
+    """A recipe with two searched weights."""
     hole = {"low": 0.0, "high": high}
     models = [{"model": f"./expert{index}", "parameters": {"weight": hole}} for index in (1, 2)]
     return {"merge_method": "task_arithmetic", "base_model": "./base", "models": models} | more
@@ -53,7 +53,7 @@ def warm(named: str, **more: Any) -> dict[str, Any]:
 
 
 def looked_up(spec: Path) -> tuple[int, str]:
-    """How many candidates a search would know before it begins, and what is said of that."""
+    """Number of candidates that a new search would know, and the note about it."""
     watcher = Notes()
     found = look_up(prepare(load_spec(spec), Silent()), watcher)
     assert found is not None
@@ -140,7 +140,7 @@ def test_what_candidates_were_worth_is_known_only_of_the_same_recipes_and_questi
     assert found is not None
     assert found.start == best_of(state_of("old"))
     assert found.known == ()
-    # A number that the other search had fixed where this one begins is no difference
+    # A value that the other search had fixed at this one's start is no difference
     fixed = recipe()
     fixed["models"][1]["parameters"]["weight"] = 0.75
     run(world("fixed", recipe=fixed, optimizer=OPTIMIZER, **QUICK), Silent())
@@ -164,10 +164,10 @@ def test_what_candidates_were_worth_is_known_only_of_the_same_recipes_and_questi
     assert any("it was scored on other questions" in note for note in watcher.texts)
 
 
-def test_estimates_on_parts_are_known_only_where_the_parts_are_the_same(world: World, old: Path) -> None:
+def test_estimates_on_minibatches_are_transferred_only_between_equal_minibatches(world: World, old: Path) -> None:
     parted = QUICK | {"search_minibatches": 2}
     run(world("parted", recipe=recipe(), optimizer=OPTIMIZER, **parted), Silent())
-    # Halves told to a search on all, all told to one on halves, and halves of another seed's dealing
+    # From minibatches to the full split, from the full split to minibatches, and between minibatches of other seeds
     for named, changes, seed in (("parted", QUICK, 1), ("old", parted, 1), ("parted", parted, 7)):
         count, said = looked_up(world("new", recipe=recipe(), optimizer=warm(named, seed=seed), **changes))
         assert count == 0

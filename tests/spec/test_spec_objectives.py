@@ -1,4 +1,4 @@
-"""A search with two objectives, end to end: told, replayed, shown; and what a spec may name."""
+"""A search with two objectives, end to end: reported, replayed, shown; and the objectives that a spec may name."""
 
 import json
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def events(spec: Path, kind: str) -> list[dict[str, Any]]:
         return [event.payload for event in ledger.events(info.search_id) if event.type == kind]
 
 
-def test_a_search_is_told_each_objective_and_ends_with_a_pareto_set(world: World) -> None:
+def test_the_optimizer_gets_each_objective_and_the_search_ends_with_a_pareto_set(world: World) -> None:
     spec = world(name="two", **CHANGES)
     report = run(spec, Silent())
     cards = {payload["candidate"]: payload for payload in events(spec, "scored") if payload["split"] == "search"}
@@ -48,7 +48,7 @@ def test_a_search_is_told_each_objective_and_ends_with_a_pareto_set(world: World
         original = next(p["duplicate_of"] for p in events(spec, "asked") if p["candidate"] == name) or name
         card = cards[original]
         assert told["objectives"] == [card["task_fitness"]["choice"], card["task_fitness"]["generate"]]
-        # the fitness of this suite is the mean of the tasks' log-probabilities: what its parts add up to
+        # the fitness of this suite is the mean of the tasks' log-probabilities
         assert told["value"] == pytest.approx(sum(one["value"] for one in told["objectives"]) / 2)
         assert all(one["n"] == 8 and one["stderr"] > 0 for one in told["objectives"])
     rows = leaderboard(load_spec(spec).run_dir).rows
@@ -79,7 +79,7 @@ def test_a_search_that_stopped_goes_on_as_if_it_had_not(world: World) -> None:
     assert told[0] == told[1]
 
 
-def test_on_parts_each_objective_is_corrected_by_the_baseline(world: World) -> None:
+def test_on_minibatches_each_objective_is_corrected_by_the_baselines(world: World) -> None:
     spec = world(name="parts", search_minibatches=2, **CHANGES)
     run(spec, Silent())
     parts = {

@@ -60,7 +60,7 @@ def check_by_name(ledger: str) -> None:
     begin("hybrid", ledger, "one")
     begin("night.v2", ledger)  # no stage of `night`
     begin("hybrid", ledger, "two")
-    with Ledger.open(ledger) as opened:  # of somebody else, whose folders are elsewhere
+    with Ledger.open(ledger) as opened:  # of another user, whose run directories are elsewhere
         opened.append("theirs", [("started", {"name": "hybrid.v2", "spec": {}, "budget": {}, "resumed": False})])
     for name, found, stage in (
         ("night", "night", ""),
