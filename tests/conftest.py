@@ -64,21 +64,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: [item.path not in files for files in long.values()])
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Count test openings in a folder of this test run, not in the user's, also for programs that fixtures start."""
+    with pytest.MonkeyPatch.context() as session:
+        session.setenv("EVOSEARCH_DATA", str(tmp_path_factory.getbasetemp() / "data"))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _environment_put_back() -> Iterator[None]:
     """Fail a test that leaves one of our environment variables changed."""
-    before = {name: value for name, value in os.environ.items() if name.startswith(OURS)}
+
+    def ours() -> dict[str, str]:
+        return {name: value for name, value in os.environ.items() if name.startswith(OURS) and name != "PGPASSFILE"}
+
+    before = ours()  # without PGPASSFILE, which the `postgres` fixture sets for the rest of the session
     yield
-    after = {name: value for name, value in os.environ.items() if name.startswith(OURS)}
-    assert after == before, "the test changed the environment and did not put it back"
-
-
-@pytest.fixture(autouse=True)
-def _own_data_folder(
-    _environment_put_back: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Count test openings in a folder of this test run, not in the user's."""
-    monkeypatch.setenv("EVOSEARCH_DATA", str(tmp_path_factory.getbasetemp() / "data"))
+    assert ours() == before, "the test changed the environment and did not put it back"
 
 
 @pytest.fixture
