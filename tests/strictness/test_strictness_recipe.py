@@ -183,9 +183,7 @@ def test_a_parameter_of_the_whole_merge_belongs_to_no_model(tmp_path):
         if "models[" in place or "sources[" in place:
             data = make()
             at(data)["lambda"] = 1.0
-            with pytest.raises(
-                RecipeError, match=r"lambda: not a per-model parameter\. Move it to the recipe's"
-            ):
+            with pytest.raises(RecipeError, match=r"lambda: not a per-model parameter\. Move it to the recipe's"):
                 read(data, tmp_path)
 
 
@@ -196,7 +194,7 @@ VALUES: list[tuple[Callable[[], dict[str, Any]], Change, str]] = [
     (whole, lambda d: d.pop("merge_method"), r"exactly one of merge_method and routing"),
     (whole, lambda d: d.pop("base_model"), r"base_model: missing\. ties works on differences from a base"),
     (whole, lambda d: d.pop("models"), r"models is missing or empty"),
-    (whole, lambda d: d.update(slices=sliced()["slices"]), r"slices: not allowed together with models\. Exactly one of"),
+    (whole, lambda d: d.update(slices=sliced()["slices"]), r"slices: not allowed together with models\. Exactly"),
     (whole, lambda d: d.update(modules=moduled()["modules"]), r"modules: not allowed together with models"),
     (whole, lambda d: d.update(dtype="float8"), r"dtype: .*'float32', 'bfloat16' or 'float16', got 'float8'"),
     (whole, lambda d: d.update(out_dtype="int8"), r"out_dtype: .*got 'int8'"),
@@ -227,7 +225,7 @@ VALUES: list[tuple[Callable[[], dict[str, Any]], Change, str]] = [
     (
         sliced,
         lambda d: d["slices"][0]["sources"][1].update(model="org/a"),
-        r"slices\[0\]\.sources\[1\]\.model: 'org/a' is listed twice\. Each model may be listed once per slice\. Use two slices",
+        r"slices\[0\]\.sources\[1\]\.model: 'org/a' is listed twice\. Each model may be listed once per slice",
     ),
     (
         sliced,
