@@ -209,7 +209,7 @@ class Controller:
 
     def _last_failure(self) -> str:
         if not self.state.failed:
-            return "this search has none that could serve as one"
+            return "this search has none of these"
         last = self.state.failed[-1]
         return f"the last failure was {last.candidate}: {last.stage}: {last.reason}"
 

@@ -1,4 +1,4 @@
-"""Genomes that were asked and not yet told, shared by the optimizers."""
+"""Pending genomes of an optimizer, and comparison of genomes up to rounding."""
 
 import math
 from collections.abc import Mapping

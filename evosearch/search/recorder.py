@@ -7,7 +7,7 @@ from evosearch.evaluation.types import ScoreCard
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Progress, Silent, Watcher
 from evosearch.search.protocols import Executor, Failure, Job, Outcome, Tracker
-from evosearch.search.records import Payload
+from evosearch.search.records import FailureRecord, Payload
 from evosearch.search.state import SearchState
 
 WAIT_S = 5.0  # longest wait for an outcome before the budget is checked again
@@ -55,16 +55,15 @@ class Recorder:
         for outcome in outcomes:
             job = outcome.job
             candidate = candidate_of(job)
-            base: Payload = {"candidate": candidate, "split": job.batch.split, "minibatch": job.minibatch}
-            base["worker"] = outcome.worker
-            entries += [("retried", base | _why(fault)) for fault in outcome.retries]
+            entries += [("retried", _record_of(fault, outcome).to_payload()) for fault in outcome.retries]
             if outcome.card is not None:
-                known = {"recipe_id": self.state.recipe_ids.get(candidate)}
-                entries.append(("scored", base | known | outcome.card.summary()))
+                about = {"candidate": candidate, "minibatch": job.minibatch, "worker": outcome.worker}
+                about["recipe_id"] = self.state.recipe_ids.get(candidate)
+                entries.append(("scored", about | outcome.card.summary()))
                 scores.append((candidate, outcome.card))
             else:
                 assert outcome.failure is not None
-                entries.append(("failed", base | _why(outcome.failure)))
+                entries.append(("failed", _record_of(outcome.failure, outcome).to_payload()))
         if entries:
             self._apply(entries, scores)
         for outcome in outcomes:
@@ -88,5 +87,14 @@ def candidate_of(job: Job) -> str:
     return job.id.rsplit("@", 1)[0]
 
 
-def _why(failure: Failure) -> Payload:
-    return {"stage": failure.stage, "reason": failure.reason, "traceback": failure.traceback}
+def _record_of(failure: Failure, outcome: Outcome) -> FailureRecord:
+    job = outcome.job
+    return FailureRecord(
+        candidate=candidate_of(job),
+        split=job.batch.split,
+        stage=failure.stage,
+        reason=failure.reason,
+        traceback=failure.traceback,
+        worker=outcome.worker,
+        minibatch=job.minibatch,
+    )

@@ -20,7 +20,7 @@ class Replayed:
     """Position of a recorded search."""
 
     pending: list[Proposal]  # proposed and not yet reported, in ask order
-    told: int  # number of observations that the optimizer was told
+    reported: int  # number of observations that the optimizer was told
     next_index: int  # ask index of the next candidate
     next_group: int
 
@@ -41,15 +41,15 @@ def replay(optimizer: Optimizer, events: Iterable[Event]) -> Replayed:
     for event in events:
         run.apply(event)
     run.ask_group()
-    return Replayed(list(run.pending.values()), run.told, len(run.asked), run.groups)
+    return Replayed(list(run.pending.values()), run.reported, len(run.seen), run.groups)
 
 
 class _Replay:
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
-        self.asked: set[str] = set()  # all candidates so far
+        self.seen: set[str] = set()  # all candidates so far
         self.pending: dict[str, Proposal] = {}
-        self.told = 0
+        self.reported = 0
         self.groups = 0
         self._group: list[Proposal] = []  # recorded asks that are not repeated yet
         self._versions: Mapping[str, str] = {}
@@ -72,9 +72,9 @@ class _Replay:
         if not group:
             return
         for proposal, genome in zip(group, self.optimizer.ask(len(group)), strict=True):
-            assert proposal.candidate not in self.asked, "a candidate is asked once"
+            assert proposal.candidate not in self.seen, "a candidate is asked once"
             self._compare(proposal, genome)
-            self.asked.add(proposal.candidate)
+            self.seen.add(proposal.candidate)
             self.pending[proposal.candidate] = proposal
             self.groups = max(self.groups, proposal.group + 1)
 
@@ -82,7 +82,7 @@ class _Replay:
         reports = map(Reported.from_payload, payload["observations"])
         observations = [one.observation(self.pending.pop(one.candidate).genome) for one in reports]
         self.optimizer.tell(observations)
-        self.told += len(observations)
+        self.reported += len(observations)
 
     def _compare(self, proposal: Proposal, genome: Genome) -> None:
         recorded = proposal.genome

@@ -35,8 +35,8 @@ class SearchState:
     `cards` and `done` refer to a full split, keyed by (candidate, split); `samples` and `sampled` to a minibatch of the
     search split, keyed by (candidate, minibatch). `done` and `sampled` need no more work: scored, or failed for good.
 
-    What is read at every outcome takes the same time however long the search is. With `read`, genomes and recipes of
-    candidates stay in the ledger, so that a state of many candidates stays small.
+    Queries at every outcome take constant time, however long the search is. With `read`, genomes and recipes of
+    candidates stay in the ledger, so that the state of a long search stays small.
     """
 
     read: Callable[[int], Event] | None = None  # seq → that event
@@ -57,9 +57,9 @@ class SearchState:
     sampled: set[tuple[str, int]] = field(default_factory=set)
     finished: set[str] = field(default_factory=set)  # candidates done on the search split or a minibatch of it
     any_scored: bool = False  # at least one candidate has a score
-    groups: int = 0  # proposed so far
+    groups: int = 0  # number of groups so far
     distinct: Counter[int | None] = field(default_factory=Counter)  # minibatch → candidates that are not duplicates
-    repeated: int = 0  # the last so many candidates were duplicates
+    repeated: int = 0  # number of duplicates since the last candidate that was not one
     best_reported: tuple[float, float] | None = None  # least (violation, -fitness) that an optimizer was told
     reported_since_best: int = 0  # to the present optimizer
     restarted: RestartRecord | None = None  # start of the present optimizer, unless it is the first

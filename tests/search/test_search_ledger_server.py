@@ -70,7 +70,7 @@ def test_what_is_said_when_it_cannot_be_opened(postgres_url: str, guest: str) ->
             ),
             f"postgresql://{guest}@localhost:{nobody}/{database}": (
                 f"port {nobody} failed: Connection refused",
-                "Check that the server runs",
+                "Check that the server is running",
             ),
             f"postgresql://{guest}@{at}/{database}?sslcert=open-sesame&nonsense=1": (
                 'invalid connection option "nonsense"',

@@ -149,7 +149,7 @@ def test_a_prefix_in_the_middle_of_a_group_replays_too(name: str) -> None:
         restored = replay(fresh(name), whole[:cut])
         asked = [event.payload for event in whole[:cut] if event.type == "asked"]
         told = sum(len(event.payload["observations"]) for event in whole[:cut] if event.type == "told")
-        assert restored.told == told
+        assert restored.reported == told
         assert restored.next_index == len(asked)
         assert restored.pending == [Proposal.from_payload(payload) for payload in asked[told:]]
 
@@ -198,7 +198,7 @@ def test_rounding_is_overlooked_and_the_record_is_told(name: str) -> None:
     events = shifted(whole, "2", 1 + 1e-12)
     listening = Listening(fresh(name))
     restored = replay(listening, events)
-    assert restored.told == GROUPS * POPULATION
+    assert restored.reported == GROUPS * POPULATION
     recorded = next(e.payload["genome"] for e in events if e.type == "asked" and e.payload["candidate"] == "2")
     assert listening.told[2].genome == recorded
 
@@ -206,7 +206,7 @@ def test_rounding_is_overlooked_and_the_record_is_told(name: str) -> None:
 def test_only_a_difference_beyond_the_tolerance_is_refused(name: str) -> None:
     """Replay accepts a relative 1e-10 and refuses 1e-8: the tolerance is 1e-9."""
     events = search(Record(), fresh(name)).events
-    assert replay(fresh(name), shifted(events, "7", 1 + 1e-10)).told == GROUPS * POPULATION
+    assert replay(fresh(name), shifted(events, "7", 1 + 1e-10)).reported == GROUPS * POPULATION
     with pytest.raises(ReplayError, match="candidate 7 was asked with weight"):
         replay(fresh(name), shifted(events, "7", 1 + 1e-8))
 
