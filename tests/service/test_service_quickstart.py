@@ -38,6 +38,9 @@ def command(
 ) -> Callable[..., Any]:
     """`command("leaderboard", "quickstart")` → the JSON that the command prints, run in this process."""
     monkeypatch.setenv("EVOSEARCH_RUNS", str(quickstart[0]))
+    for name in ("RAY_AUTH_TOKEN_PATH", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):  # set by a run: put back afterwards
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
 
     def call(*arguments: object) -> Any:
         code, out, err = evosearch(*arguments, "--json")
@@ -109,9 +112,9 @@ def test_lm_eval_as_a_program_agrees_on_the_exported_checkpoint(quickstart: Run,
     results = json.loads(file.read_text())["results"]
     for task, items in sets.items():
         measured = results[items.lm_eval_task]
-        metric = card["tasks"][task]["metric"]
+        metric = card.tasks[task].metric
         (value,) = [number for key, number in measured.items() if key.split(",")[0] == metric]
-        assert value == pytest.approx(card["tasks"][task]["value"], abs=1e-9), task
+        assert value == pytest.approx(card.tasks[task].value, abs=1e-9), task
 
 
 def test_the_exported_mergekit_file_gives_the_exported_weights(quickstart: Run, tmp_path: Path) -> None:
