@@ -16,7 +16,7 @@ from evosearch.errors import CandidateError, CheckpointError, RecipeError
 from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.materialize.plan import donor_of
 from evosearch.recipe.files import STAGE
-from evosearch.recipe.schema import Input, Recipe
+from evosearch.search.baselines import single
 from evosearch.search.progress import Watcher
 from evosearch.setup.prepare import Prepared
 from evosearch.spec.spec import SearchSpec, Winner
@@ -101,5 +101,5 @@ def same_size(stage: SearchSpec) -> Winner:
     """A recipe of the size of a stage's winner: its frame, or for routes the first model alone."""
     recipe = stage.frame
     if stage.is_route:
-        recipe = Recipe(merge_method="linear", models=(Input(model=donor_of(recipe)),), dtype=recipe.output_dtype)
+        recipe = single(donor_of(recipe), recipe.output_dtype)
     return Winner(recipe.to_dict(), "", stage.recipes)

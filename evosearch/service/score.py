@@ -15,8 +15,9 @@ from evosearch.evaluation.types import LOGLIKELIHOODS, REQUESTS, SPLITS, Column,
 from evosearch.execution.worker import Worker
 from evosearch.merging.registry import specs
 from evosearch.recipe import checks, files
-from evosearch.recipe.schema import Input, Recipe
+from evosearch.recipe.schema import Recipe
 from evosearch.reporting.openings import record_reread
+from evosearch.search.baselines import single
 from evosearch.search.progress import Watcher
 from evosearch.search.protocols import Job
 from evosearch.setup.executors import worker_config
@@ -84,7 +85,7 @@ def score(
 def _recipe(model: str, watcher: Watcher) -> Recipe:
     """The recipe in a file, or one that is just a model."""
     if not model.endswith((".yaml", ".yml")):
-        return Recipe(merge_method="linear", models=(Input(model=model, parameters={"weight": 1.0}),))
+        return single(model)
     recipe = files.load(Path(model))
     for text in checks.check(recipe, specs(), f"{model}: "):
         watcher.note(text)

@@ -17,18 +17,16 @@ from evosearch.recipe.schema import Recipe
 
 
 def recipe(family: dict[str, Checkpoint], method: str, scale: float = 1.0, **extra: object) -> Recipe:
-    base, *parents = family
-    models = [
-        {"model": name, "parameters": {"weight": [scale * (index + 1) / 3, scale * (3 - index) / 3]}}
-        for index, name in enumerate(parents)
-    ]
-    data: dict[str, object] = {"merge_method": method, "base_model": base, "models": models}
-    if method == "slerp":
-        data |= {"models": [{"model": parents[0]}], "parameters": {"t": [0.2, 0.9]}}
-    if method == "linear":
-        data["base_model"] = None
-    if method == "passthrough":
-        data |= {"base_model": None, "models": [{"model": parents[0], "parameters": {"scale": [0.2, 0.9]}}]}
+    """Make a recipe of any registered method, with gradients for its weights and for parameters without a default."""
+    spec, (base, *parents) = specs()[method], family
+    per_model = [name for name, p in spec.parameters.items() if p.per_model and not p.strict]
+    shared = [name for name, p in spec.parameters.items() if not p.per_model and p.default is None]
+    models = []
+    for index, name in enumerate(parents[: spec.models[1]]):
+        gradient = [scale * (index + 1) / 3, scale * (3 - index) / 3]
+        models.append({"model": name, "parameters": {parameter: list(gradient) for parameter in per_model}})
+    data: dict[str, object] = {"merge_method": method, "base_model": base if spec.takes_base else None}
+    data |= {"models": models, "parameters": {parameter: [0.2, 0.9] for parameter in shared}}
     return Recipe.model_validate(data | extra)
 
 
