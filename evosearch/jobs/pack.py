@@ -18,7 +18,7 @@ from evosearch import documents
 from evosearch.errors import InputError, SpecError, SuiteError
 from evosearch.evaluation.suites.library import library_folder
 from evosearch.evaluation.suites.suite import Suite
-from evosearch.evaluation.suites.task_files import FUNCTION, code_named, files_named, is_inside
+from evosearch.evaluation.suites.task_files import FUNCTION, is_inside, referenced_code, referenced_files
 from evosearch.recipe.files import LISTS_MODELS, NAMES_A_MODEL, NAMES_A_TOKENIZER, STAGE, exists, is_recipe, pieces
 from evosearch.recipe.tokens import BASE, UNION
 from evosearch.spec.diagnostics import Diagnostics
@@ -206,12 +206,12 @@ def _check_task_files(source: Path, where: str, diagnostics: Diagnostics, notes:
         if any(_left_out(part) for part in path.relative_to(root).parts) or not path.is_file():
             continue
         code = {str(root), os.path.realpath(library_folder())}
-        for key, named, file in code_named(path):
+        for key, named, file in referenced_code(path):
             if key == FUNCTION and not is_inside(file, code):
                 what = f"{path} names {named} under {key}, which is in {file} and is not uploaded"
                 allowed = "Python files next to or below the task's, in the same included folder; or installed modules"
                 diagnostics.add(SuiteError(where, what, allowed, "Move it there"))
-        for key, named in files_named(path):
+        for key, named in referenced_files(path):
             if os.path.isabs(named):
                 notes.append(f"{path}: {key}: {named} is not uploaded: every node must have it")
             elif "://" not in named and (outside := _outside(named, path.parent, root, key)) is not None:

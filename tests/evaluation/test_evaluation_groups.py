@@ -9,7 +9,7 @@ import yaml
 from evosearch.errors import SuiteError
 from evosearch.evaluation.harness.harness import Harness, max_length_of
 from evosearch.evaluation.harness.scorer import Scorer
-from evosearch.evaluation.suites.library import Names, library_tags
+from evosearch.evaluation.suites.library import TaskNames, library_tags
 from evosearch.evaluation.suites.suite import Suite, load_suite
 from evosearch.evaluation.suites.tasks import TaskLibrary
 
@@ -138,7 +138,7 @@ def test_lm_evals_own_groups_and_tags_by_name() -> None:
 
 
 def test_names_are_resolved_without_lm_evals_index(folder: Path) -> None:
-    names = Names([folder / "tasks"])
+    names = TaskNames([folder / "tasks"])
     groups = ("t_sized", "t_tagged", "t_other", "mmlu", "ai2_arc")
     assert [name for name in groups if names.is_group(name)] == list(groups)
     assert not any(map(names.is_group, ("t_choice", "t_heir", "mmlu_anatomy", "arc_easy", "nope")))

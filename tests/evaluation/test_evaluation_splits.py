@@ -171,5 +171,5 @@ def test_a_split_that_near_duplicates_leave_too_little_for() -> None:
     assert str(caught.value) == (
         "x.yaml: tasks[1].documents.search: 2 requested, 0 left after 3 for test of 6 documents; 3 are near-duplicates "
         "of documents already taken, or in their groups. Request fewer, or add documents to the task; "
-        "`near_duplicates` sets the similarity threshold, or `false` turns it off."
+        "or raise the similarity threshold `near_duplicates` (`false` disables it)."
     )

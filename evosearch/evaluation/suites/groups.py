@@ -1,8 +1,8 @@
 """Expansion of lm-eval groups and tags into the leaf tasks that a suite scores.
 
-A group's weight is divided among its leaf tasks as lm-eval aggregates the group's metric: by the number of evaluation
-documents if the aggregation says `weight_by_size` (the tasks' data are then loaded), otherwise equally. Tags have no
-aggregation and divide equally.
+A group's weight is divided among its leaf tasks as lm-eval aggregates the group's metric: in proportion to the number
+of evaluation documents if the aggregation sets `weight_by_size` (which requires loading the data), otherwise equally. A
+tag has no aggregation, so its weight is divided equally.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from evosearch.evaluation.suites.tasks import TaskLibrary, wrap_errors
 
 
 def expand(entry: dict[str, Any], folders: Sequence[Path], where: str) -> list[dict[str, Any]]:
-    """Return one suite entry for each leaf task of the group that `entry` names, called `name/leaf`.
+    """Return one suite entry, named `name/leaf`, for each leaf task of an entry's group.
 
     Args:
-        entry: The group's entry, as data; its `chance` is one number for all leaf tasks or a mapping by leaf task.
+        entry: The group's entry as plain data; `chance` is one number for all leaf tasks, or a mapping by leaf task.
         folders: Folders with task YAMLs.
         where: The entry's key, for errors.
 

@@ -1,8 +1,8 @@
 """Check that scoring tasks share almost no documents within a split. Pure.
 
-The score's standard error adds the variances of the tasks. Two tasks on the same documents are correlated; that would
-drop their covariance, and a one-sided 2.5% bound would err in 8 to 9% of cases. A few shared sentences, or
-near-duplicates across tasks, change almost nothing and are accepted.
+The score's standard error adds the variances of the tasks. Two tasks on the same documents are correlated, and ignoring
+their covariance would raise the error rate of a one-sided 2.5% bound to 8-9%. A few shared sentences, or
+near-duplicates across tasks, have a negligible effect and are accepted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,17 +12,17 @@ from evosearch.errors import SuiteError
 from evosearch.evaluation.suites.splits import ORDER, Selection
 from evosearch.evaluation.suites.suite import Suite
 
-_MAX_SHARED = 0.05  # share of a task's documents; up to here the variance of two tasks is at most 1/20 too small
+_MAX_SHARED = 0.05  # fraction of a task's documents; the variance of two tasks is then underestimated by at most 1/20
 
 
 def check_independent(
     suite: Suite, chosen: Mapping[str, Mapping[str, Selection]], links: Mapping[str, Sequence[str]]
 ) -> None:
-    """Reject scoring tasks that share more than a few documents, or groups of `group_by`, within a split.
+    """Reject scoring tasks that share more than a few documents or `group_by` groups within a split.
 
     Args:
         suite: The suite.
-        chosen: Task → split → its documents.
+        chosen: Task → split → selected documents.
         links: Document hash → keys of its group (`group:…`) and of its near-duplicates.
 
     Raises:

@@ -32,14 +32,14 @@ def library_tags() -> Mapping[str, tuple[Path, ...]]:
 Found = tuple[dict[tuple[str, str], Path], dict[str, list[Path]]]  # (kind, name) → file; tag → files
 
 
-class Names:
-    """Group and tag names of some folders and of lm-eval's library; each place is scanned at most once."""
+class TaskNames:
+    """Names of tasks, groups and tags in the given folders and in lm-eval's library; each is scanned at most once."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self._own = [_scan(folder, "**/*.yaml") for folder in folders]
 
     def is_group(self, name: str) -> bool:
-        """Return whether a name is a group or tag. A task takes precedence over a group of its name."""
+        """Return whether a name is a group or tag. A task takes precedence over a group of the same name."""
         for found in self._own:
             if (kind := _kind(name, found)) is not None:
                 return kind == "group"

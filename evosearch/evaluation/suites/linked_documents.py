@@ -29,7 +29,7 @@ class LinkedDocuments:
     scopes: Mapping[str, str] = field(default_factory=dict)  # task → namespace of its group names
 
     def links(self) -> dict[str, tuple[str, ...]]:
-        """Document → keys of its clusters and groups; documents that share a key stay in one split."""
+        """Return document → keys of its clusters and groups; documents that share a key stay in one split."""
         found: dict[str, tuple[str, ...]] = {doc_hash: (f"near:{name}",) for doc_hash, name in self.clusters.items()}
         for task, names in self.groups.items():
             for doc_hash, name in names.items():
@@ -39,7 +39,7 @@ class LinkedDocuments:
         return found
 
     def item_groups(self, task: str, chosen: Selection) -> tuple[str, ...]:
-        """The group of each item of a split; empty if no two are linked and the task defines no groups.
+        """Return the group of each item of a split; empty if no two are linked and the task defines no groups.
 
         Overlapping groups and clusters are merged. A merged group is named after the smallest of its `group_by` values
         or, without them, after the smallest document hash in it.
@@ -71,7 +71,7 @@ def link_documents(
     Args:
         tasks: One loaded task for each pool of documents; pools of one suite task share their group names.
         examples: Few-shot examples to compare with the documents, each with its task.
-        threshold: Similarity threshold of `near_duplicates`; zero (or false) compares nothing.
+        threshold: Similarity threshold of `near_duplicates`; zero (or false) disables the comparison.
 
     Raises:
         SuiteError: A document of a task with `group_by` has no group.
@@ -96,7 +96,7 @@ def link_documents(
 
 
 def scopes(pools: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Task → namespace of its group names, which it shares with the tasks on the same documents.
+    """Return task → namespace of its group names, shared by all tasks on the same documents.
 
     Args:
         pools: Task → the lm-eval tasks that it draws from.
@@ -124,7 +124,7 @@ class _DisjointSets:
 
 
 def group_names(where: str, name: str, documents: Sequence[Any], group_by: str) -> list[str]:
-    """The group of each document: the value of a field, or the output of a sandboxed Jinja template.
+    """Return the group of each document: the value of a field, or the output of a sandboxed Jinja template.
 
     Args:
         where: The task's key in the suite, for errors.

@@ -3,8 +3,8 @@
     J(A, B) = |A ∩ B| / |A ∪ B| ≥ threshold          A, B multisets of shingles (Jaccard similarity), see shingles.py
 
 Pairs are found by prefix filtering instead of sampled hashes: if the shingles of every document are ordered by rarity,
-two documents of similarity t share one among the first n − ⌈t·n⌉ + 1 of each (Chaudhuri et al. 2006; Bayardo et al.
-2007). No pair is missed, and the same documents always give the same pairs.
+two documents of similarity t or more share at least one of their first n − ⌈t·n⌉ + 1 shingles (Chaudhuri et al. 2006;
+Bayardo et al. 2007). No pair is missed, and the same documents always give the same pairs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ def near_duplicates(pools: Sequence[Mapping[str, Any]], threshold: float) -> dic
     """Return document hash → name of its cluster, for documents that have near-duplicates.
 
     A cluster is a connected component of sufficiently similar pairs, within a pool or across pools. Its name is the
-    smallest hash in it, so adding unrelated documents renames nothing.
+    smallest hash in it, so adding unrelated documents does not rename it.
 
     Args:
         pools: For each pool, document hash → document; documents of one pool have the same fields.
@@ -111,7 +111,7 @@ def _matrix(ranks: Ids, starts: Ids, lengths: Ids) -> Any:
 
 
 class _SimilarPairs:
-    """Filter of pairs of rows by similarity: first by an upper bound from bitmaps, then by counting."""
+    """Filter of row pairs by similarity: first by an upper bound from bitmaps, then by exact counts."""
 
     def __init__(self, full: Any, sizes: Ids, threshold: float) -> None:
         self._full, self._sizes, self._threshold = full, sizes, threshold
@@ -127,17 +127,17 @@ class _SimilarPairs:
 
     def _passed(self, a: Ids, b: Ids) -> NDArray[np.bool_]:
         both = self._sizes[a] + self._sizes[b]
-        least = self._threshold / (1 + self._threshold) * both - 1e-9  # J ≥ t  ⇔  |A ∩ B| ≥ t / (1 + t) · (|A| + |B|)
+        needed = self._threshold / (1 + self._threshold) * both - 1e-9  # J ≥ t  ⇔  |A ∩ B| ≥ t / (1 + t) · (|A| + |B|)
         one, other = self._bits[a], self._bits[b]
         # |A ∩ B| = |A| − |A \ B|, and each bit set only in A is a shingle found only in A.
-        most = np.minimum(
+        bound = np.minimum(
             self._sizes[a] - np.bitwise_count(one & ~other).sum(axis=1, dtype=np.int64),
             self._sizes[b] - np.bitwise_count(other & ~one).sum(axis=1, dtype=np.int64),
         )
-        passed = most >= least
+        passed = bound >= needed
         i, j = a[passed], b[passed]
         common = np.asarray(self._full[i].multiply(self._full[j]).sum(axis=1)).ravel()
-        passed[passed] = common >= least[passed]
+        passed[passed] = common >= needed[passed]
         return passed
 
 

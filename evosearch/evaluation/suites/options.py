@@ -30,7 +30,7 @@ def check_kind(where: str, name: str, task: Any) -> None:
 
 
 def check_role(where: str, name: str, task: Any, spec: SuiteTask, guarded: bool) -> None:
-    """Check that the task has the suite's metrics; a scored or guarded one must be an item mean, larger is better.
+    """Check that the task has the suite's metrics, and that a scored or guarded metric is an item mean to maximize.
 
     Raises:
         SuiteError: A metric is unknown or unsuitable.

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def keep_question_fields(task: Any, documents: Sequence[Any]) -> list[Any]:
-    """Return the documents with their question fields only; unchanged if code instead of templates builds prompts."""
+    """Return the documents with their question fields only; unchanged if code rather than a template builds prompts."""
     if not documents or not isinstance(documents[0], Mapping):
         return list(documents)
     fields = _fields(task, documents[0])

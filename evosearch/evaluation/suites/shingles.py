@@ -3,9 +3,10 @@
 The text consists of the strings and numbers in the document's question fields (question_fields.py). Each field (a list
 counts as one) is cut into runs of three words, or longer runs if few words are distinct, as in strings of spaced
 letters. Words are compared after NFKC and casefolding; sentence punctuation is dropped, other symbols are words, and in
-scripts without spaces each character is a word. Digits are kept, because numbers decide answers: with numbers masked, a
-set of sums would be a single document. A field of a few words is one shingle, so short texts must be equal. Identifiers
-(by name: `id`, `question_id`, `url`) and fields without content (constants and labels) are ignored.
+scripts without spaces each character is a word. Digits are kept, because answers depend on numbers: if they were
+masked, all addition problems would be near-duplicates. A field shorter than a shingle is one shingle, so short texts
+match only if they are equal. Identifiers (by name: `id`, `question_id`, `url`) and fields without content (constants
+and labels) are ignored.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ _NO_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\
 _WORD = re.compile(rf"[{_NO_SPACES}]|[^\W{_NO_SPACES}]+|[^\w\s]")
 _MARKS = str.maketrans(dict.fromkeys(".,;:!?…\"'`´“”„‘’«»、。・「」", " "))
 _IDENTIFIER = re.compile(r"(^|_)(id|ids|idx|uid|guid|uuid|qid|url)$", re.IGNORECASE)
-_LABEL_SHARE = 0.1  # a field is a label if its values are short and their number is below this share of documents
+_LABEL_SHARE = 0.1  # a field is a label if its values are short and at most this fraction of the documents' number
 _LABEL_WORDS = 3
 _CHANCE = 20  # (distinct words) ** width must be at least this many times the number of words
 Ids = NDArray[np.int64]
@@ -81,7 +82,7 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def shingles(texts: Sequence[Sequence[str]]) -> tuple[Ids, Ids]:
-    """Return owners and shingle ids of all documents, sorted by owner; repeats in a document get ids of their own."""
+    """Return (owner, shingle id) of all documents, sorted by owner; repeats in a document get distinct ids."""
     known = _WordHashes()
     widths: dict[int, _Fields] = {}
     for owner, own in enumerate(texts):

@@ -1,7 +1,7 @@
 """Dataset splits of an lm-eval task that a suite's splits draw from, and the check against benchmark contamination.
 
 lm-eval evaluates a public benchmark on its test set, or on its validation set if the test answers are not public (as
-with HellaSwag). A model that was searched or selected on those documents is no longer measured by them, so tuning on
+with HellaSwag). Scores on those documents are biased for a model that was searched or selected on them, so tuning on
 them is an error unless the suite sets `acknowledge_contamination`.
 """
 
@@ -47,12 +47,12 @@ def documents_of(task: Any, source: str) -> Sequence[Any]:
 
 
 def dataset_split(task: Any, source: str) -> str:
-    """Return the task's own name of a dataset split, e.g. dev for `validation_split: dev`."""
+    """Return the task's own name for a dataset split, e.g. dev for `validation_split: dev`."""
     return str(getattr(task.config, f"{_ACCESSORS[source]}_split", None) or source)
 
 
 def hub_dataset(task: Any) -> str:
-    """Return the name of a task's dataset on the hub (which is public), or "" if its data are files or code."""
+    """Return the name of a task's (public) dataset on the Hugging Face Hub, or "" if its data are files or code."""
     path = getattr(task, "DATASET_PATH", None)
     if not path or path in _LOADERS or callable(task.config.custom_dataset) or Path(path).exists():
         return ""

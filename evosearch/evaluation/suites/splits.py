@@ -1,12 +1,12 @@
 """Assignment of documents to splits, by document hashes alone. Pure.
 
 Documents are ordered by sha256(split seed, document hash). `test` takes the first ones, then `validation`, then
-`search`: growing `search` moves no document of the other two, and adding documents to a data file moves few. Documents
-with equal hashes are one document, so no split contains a copy of another split's document.
+`search`: a larger `search` leaves the other two unchanged, and adding documents to a data file moves few. Documents
+with equal hashes count as one, so no split contains a copy of another split's document.
 
 Documents may be linked, as near-duplicates or by a group: a split skips documents that are linked to an earlier split.
-Unlinked documents keep their positions in the order. If a task has groups, they are ordered by the hash of their names:
-a split takes whole groups one after the other, and what it leaves of the last one is not used.
+Unlinked documents keep their positions in the order. If a task has groups, they are ordered by the hash of their names,
+and a split takes complete groups in this order; the surplus documents of its last group are not used.
 """
 
 import datetime
@@ -19,7 +19,7 @@ from typing import Any
 from evosearch.errors import SuiteError
 
 ORDER = ("test", "validation", "search")
-_LINKED_HINT = "; `near_duplicates` sets the similarity threshold, or `false` turns it off"
+_LINKED_HINT = "; or raise the similarity threshold `near_duplicates` (`false` disables it)"
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,19 @@ tasks:
   - task: tiny_reverse       # an lm-eval task, group or tag, or {search: a, validation: b, test: c} (three tasks)
     name: reverse            # default: the lm-eval name (of the search split)
     metric: exact_match      # a metric of that task: an item mean in [0, 1]
-    metrics: [bleu]          # reported too, with lm-eval's own aggregation; default: every metric of the task
+    metrics: [bleu]          # also reported, with lm-eval's own aggregation; default: every metric of the task
     filter: none             # default: the task's first
     chance: 0.0              # chance level, c in [0, 1); for a group also {leaf task: c}
     weight: 1.0              # normalized over the tasks; a group's weight is divided among its leaf tasks
     documents: {test: 300}   # default: the suite's
     documents_from: {search: train}   # dataset split of each split: train, validation, test; default: lm-eval's
-    group_by: passage        # a field or a Jinja template: documents of a group stay in one split, and are clustered
+    group_by: passage        # a field or a Jinja template; a group stays in one split and clusters standard errors
     language: ja             # generated text in another language counts as wrong; requires `fitness: score`
-    num_fewshot: 0           # this key and the next four: default the suite's
+    num_fewshot: 0           # a task may set this and the last four keys below; default: the suite's
   - {task: secrets, metric: acc, unlearn: true}   # scores 1 - acc, with fitness log(1 - p); its chance level is 0
   - task: wikitext
     report_only: true        # not part of score or fitness: no chance, no weight; `metric` is optional
-guards:                      # tasks whose own score may drop by at most so many points below the base's
+guards:                      # tasks whose points may drop at most this far below the base's
   - {task: reverse, max_drop: 2.0}
 documents: {search: 60, validation: 100, test: 300}
 fitness: gold_logprob        # or: score
@@ -28,7 +28,7 @@ near_duplicates: 0.8         # documents this similar never end up in different 
 acknowledge_contamination: true   # allow tuning on a public benchmark's test documents; default: false
 num_fewshot: 5               # default: the task's own; a task that fixes 0 keeps it, as with `lm_eval --num_fewshot`
 apply_chat_template: true    # or the name of one of the tokenizer's templates; default: false
-fewshot_as_multiturn: true   # examples as turns of the chat; default: true if the template is applied
+fewshot_as_multiturn: true   # examples as chat turns; default: true if the template is applied
 system_instruction: Be brief.
 generation_kwargs: {max_gen_toks: 64}   # merged over the task's own; greedy decoding only
 ```
@@ -38,10 +38,10 @@ A task's YAML is code (`!function`, templates that run). It is loaded from lm-ev
 ':'). The same applies to the YAMLs that it includes and the Python files of its functions, so a suite cannot bring in
 code from elsewhere. `group_by` is part of the suite itself and is rendered in a sandbox.
 
-A guarded task has points of its own, 100 (m - c) / (1 - c). They are compared with those of the baseline `base` or, if
-the recipe has no base, of the parent that is best at the task. Any task of the suite can be guarded, by its name in the
-suite (for a group: its leaf tasks). A report-only task then needs a `metric` that is an item mean in [0, 1], and may
-have a `chance`. The gate's bound must exclude a larger drop, so `max_drop: 0` requires a significant gain.
+A guarded task's points are 100 (m - c) / (1 - c). They are compared with those of the baseline `base` or, if the recipe
+has no base, of the parent that is best at the task. Any task of the suite can be guarded, by its name in the suite (for
+a group: its leaf tasks). A report-only task then needs a `metric` that is an item mean in [0, 1], and may have a
+`chance`. The gate's confidence bound must exclude a larger drop, so `max_drop: 0` requires a significant gain.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from evosearch.documents import Document, join, read, validate
 from evosearch.errors import SuiteError, did_you_mean
-from evosearch.evaluation.suites.library import Names
+from evosearch.evaluation.suites.library import TaskNames
 from evosearch.evaluation.suites.suite_task import DocumentCounts, Name, PromptOptions, SuiteTask, TaskEntry
 from evosearch.evaluation.suites.task_files import check_code, check_folder, task_roots
 from evosearch.evaluation.types import SPLITS
@@ -82,30 +82,30 @@ class _SuiteKeys(PromptOptions):
     name: Name
     """Name of the suite."""
     include: tuple[str, ...] = ()
-    """Folders with YAML files of lm-eval tasks; relative paths start at the suite's folder."""
+    """Folders with YAML files of lm-eval tasks, relative to the suite's folder."""
     documents: DocumentCounts = DocumentCounts()
-    """Number of documents that each split takes of every task."""
+    """Number of documents that each split takes from every task."""
     guards: tuple[Guard, ...] = ()
-    """Tasks whose own score may drop by at most so many points."""
+    """Tasks whose points may not drop by more than a margin."""
     fitness: Literal["gold_logprob", "score"] = "gold_logprob"
     """What the optimizer maximizes: the log-probability of gold answers, or the score itself."""
     split_seed: int = 0
     """Seed of the splits."""
     near_duplicates: Annotated[float | Literal[False], AfterValidator(_threshold)] = 0.8
-    """Similarity above which documents stay in one split, at least 0.5; false compares nothing."""
+    """Similarity at which documents must stay in one split, at least 0.5; false disables the check."""
     acknowledge_contamination: bool = False
-    """Allow a search on the test documents of a public benchmark."""
+    """Allow a search on the evaluation documents of a public benchmark."""
 
 
 class SuiteFile(_SuiteKeys):
-    """A suite as written in a file, groups not expanded."""
+    """A suite as written in a file, before groups are expanded."""
 
     tasks: Annotated[tuple[TaskEntry, ...], Field(min_length=1)]
     """The tasks."""
 
 
 class Suite(_SuiteKeys):
-    """What a search measures: `Suite.model_validate(suite.model_dump())` is the same suite on any node."""
+    """A suite with groups expanded; `Suite.model_validate(suite.model_dump())` is the same suite on any node."""
 
     tasks: Annotated[tuple[SuiteTask, ...], Field(min_length=1)]
     source: str = ""  # the file it was loaded from, for errors; not a key of the file
@@ -170,7 +170,7 @@ class Suite(_SuiteKeys):
 
     @property
     def scoring(self) -> tuple[SuiteTask, ...]:
-        """The tasks that make up the score: all that are not report-only."""
+        """The tasks that make up the score: all except report-only ones."""
         return tuple(task for task in self.tasks if not task.report_only)
 
     @property
@@ -189,9 +189,9 @@ class Suite(_SuiteKeys):
         return PromptOptions.model_construct(**found)
 
     def count(self, task: SuiteTask, split: str) -> int:
-        """Return the number of documents that the split takes of `task`."""
+        """Return the number of documents that the split takes from `task`."""
         found = self._count(task, split)
-        assert found is not None, "validated when the suite was made"
+        assert found is not None, "validated when the suite was created"
         return found
 
     def weights(self) -> dict[str, float]:
@@ -244,7 +244,7 @@ def load_suite(path: Path) -> Suite:
             check_code(folder, roots)
     written = validate(SuiteFile, data, str(path), SuiteError)
     folders = [Path(folder) for folder in written.include]
-    names = Names(folders)
+    names = TaskNames(folders)
     tasks: list[dict[str, Any]] = []
     for place, task in enumerate(written.tasks):
         tasks += _leaves(task, place, names, folders, str(path))
@@ -252,8 +252,10 @@ def load_suite(path: Path) -> Suite:
     return suite.model_copy(update={"source": str(path)})
 
 
-def _leaves(task: TaskEntry, place: int, names: Names, folders: Sequence[Path], source: str) -> list[dict[str, Any]]:
-    """Return the tasks of one entry of a file, as data: the entry itself, or the leaf tasks of its group."""
+def _leaves(
+    task: TaskEntry, place: int, names: TaskNames, folders: Sequence[Path], source: str
+) -> list[dict[str, Any]]:
+    """Return the tasks of one entry of a file as plain data: the entry itself, or the leaf tasks of its group."""
     entry = {**task.model_dump(), "place": place}
     if isinstance(task.task, str) and names.is_group(task.task):
         from evosearch.evaluation.suites.groups import expand  # loads lm-eval, which takes seconds

@@ -14,7 +14,7 @@ Source = Literal["train", "validation", "test"]
 
 
 class SplitTasks(Document):
-    """The lm-eval task of each split; splits with the same task share its documents, disjointly."""
+    """The lm-eval task of each split; splits with the same task draw disjoint documents from it."""
 
     search: str
     """Task of the search split."""
@@ -25,7 +25,7 @@ class SplitTasks(Document):
 
 
 class DocumentCounts(Document):
-    """Number of documents that each split takes of a task; None means the suite's own `documents`."""
+    """Number of documents that each split takes from a task; None falls back to the suite's `documents`."""
 
     search: Count | None = None
     """Number of documents of the search split."""
@@ -36,7 +36,7 @@ class DocumentCounts(Document):
 
 
 class DocumentSources(Document):
-    """Dataset split of an lm-eval task that each split draws from; None means the one that lm-eval evaluates."""
+    """Dataset split of an lm-eval task that each split draws from; default: the one that lm-eval evaluates."""
 
     search: Source | None = None
     """Dataset split that the search split draws from."""
@@ -52,9 +52,9 @@ class PromptOptions(Document):
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     """Number of examples in the prompt; a task that fixes 0 keeps it, as with `lm_eval --num_fewshot`."""
     apply_chat_template: bool | Annotated[str, Field(min_length=1)] | None = None
-    """Apply the tokenizer's chat template; or the name of one of its templates."""
+    """Apply the tokenizer's chat template: true for the default one, or a template's name."""
     fewshot_as_multiturn: bool | None = None
-    """Give examples as turns of the chat; default: true if the template is applied."""
+    """Format examples as chat turns; default: true if the template is applied."""
     system_instruction: str | None = None
     """System message of the chat, or text before the prompt."""
     generation_kwargs: dict[str, Any] | None = None
@@ -71,7 +71,7 @@ class _TaskKeys(PromptOptions):
     metric: str = ""
     """The metric that is scored: an item mean in [0, 1]."""
     metrics: tuple[str, ...] | None = None
-    """Metrics that are reported too, with lm-eval's aggregation; default: every metric of the task."""
+    """Metrics that are also reported, with lm-eval's aggregation; default: every metric of the task."""
     filter: str | None = None
     """Filter of lm-eval whose output is scored; default: the task's first."""
     weight: Annotated[float, Field(ge=0)] = 1.0
@@ -85,7 +85,7 @@ class _TaskKeys(PromptOptions):
     documents_from: DocumentSources = DocumentSources()
     """Dataset split that each split draws from; default: the one that lm-eval evaluates."""
     group_by: Annotated[str, Field(min_length=1)] | None = None
-    """A field or a Jinja template; documents of one group stay in one split, and count as one unit."""
+    """A field or a Jinja template; documents of one group stay in one split and are one sampling unit."""
     language: Annotated[str, Field(min_length=1)] | None = None
     """Language code; generated text in another language counts as wrong. Requires `fitness: score`."""
 
@@ -133,12 +133,12 @@ class SuiteTask(_TaskKeys):
     """One task of a suite: a leaf task of lm-eval, or one for each split."""
 
     chance: Chance
-    group: str = ""  # the lm-eval group or tag that it was expanded from; not a key of the file
+    group: str = ""  # the lm-eval group or tag it was expanded from; not a key of the file
     place: int = -1  # index of its entry in the file's `tasks`; not a key of the file
 
     @property
     def column(self) -> str:
-        """The per-item column that scores: the metric's own, or one minus it for an unlearning target."""
+        """Name of the per-item column that is scored: the metric, or `1-metric` for an unlearning target."""
         return f"1-{self.metric}" if self.unlearn else self.metric
 
     def lm_eval_task(self, split: str) -> str:

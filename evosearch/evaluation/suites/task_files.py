@@ -15,13 +15,13 @@ import yaml
 from evosearch.errors import SuiteError
 from evosearch.evaluation.suites.library import library_folder
 
-TASKS = "EVOSEARCH_TASKS"  # environment variable: more folders that task code may come from
+TASKS = "EVOSEARCH_TASKS"  # environment variable: additional trusted folders
 FUNCTION, INCLUDE = "!function", "include"
-_Loader: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.FullLoader  # what lm-eval reads with
+_Loader: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.FullLoader  # the loader that lm-eval uses
 
 
 def task_roots(source: Path) -> list[str]:
-    """Return the folders that task code of a suite file may come from, apart from lm-eval's library."""
+    """Return the trusted folders of a suite file's task code, apart from lm-eval's library."""
     named = [os.path.expanduser(root) for root in os.environ.get(TASKS, "").split(os.pathsep) if root]
     return [os.path.abspath(root) for root in (str(source.parent), *named)]
 
@@ -60,7 +60,7 @@ def check_code(folder: str, roots: Sequence[str]) -> None:
         if path in seen or path.is_relative_to(library):
             continue
         seen.add(path)
-        for key, named, file in code_named(path):
+        for key, named, file in referenced_code(path):
             if not is_inside(file, trusted):
                 what = f"got '{named}': {file} is outside of the suite's folder, and task files are code"
                 next = f"To trust its folder, set {TASKS}={file.parent}"
@@ -76,7 +76,7 @@ def is_inside(file: Path, folders: set[str]) -> bool:
     return any(place.is_relative_to(folder) for place in places for folder in folders)
 
 
-def code_named(path: Path) -> Iterator[tuple[str, str, Path]]:
+def referenced_code(path: Path) -> Iterator[tuple[str, str, Path]]:
     """Yield (key, text, file) of each YAML that a task file includes and of each Python file of its functions.
 
     The file is parsed by lm-eval's own loader. If parsing fails, everything before the error is reported, since lm-eval
@@ -89,7 +89,7 @@ def code_named(path: Path) -> Iterator[tuple[str, str, Path]]:
 
     Loader.add_constructor(FUNCTION, lambda loader, node: functions.append(loader.construct_scalar(node)))
     try:
-        data = yaml.load(path.read_bytes(), Loader)  # noqa: S506 - lm-eval's own loader, which makes plain data
+        data = yaml.load(path.read_bytes(), Loader)  # noqa: S506 - lm-eval's own loader, which returns plain data
     except Exception:  # lm-eval reports the error if the suite uses this file
         data = None
     for named in functions:
@@ -103,7 +103,7 @@ def code_named(path: Path) -> Iterator[tuple[str, str, Path]]:
             yield INCLUDE, text, path.parent / text
 
 
-def files_named(path: Path) -> Iterator[tuple[str, str]]:
+def referenced_files(path: Path) -> Iterator[tuple[str, str]]:
     """Yield (key, text) of every data or YAML file that a task's YAML mentions. Only the syntax is examined."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)

@@ -39,19 +39,19 @@ class TaskLibrary:
         """
         entry = self._find(where, group or name)
         if not group and self._is_group(entry):
-            members = "Use the group as `task: NAME`, and define it at the start of a line in its YAML"
-            raise SuiteError(where, f"'{name}' is a group or tag of lm-eval, not a task", next=members)
+            hint = "Use the group as `task: NAME`, and write its `group:` key at the start of a line in its YAML"
+            raise SuiteError(where, f"'{name}' is a group or tag of lm-eval, not a task", next=hint)
         return self.members(where, group)[name] if group else self._load(where, name)[name]
 
     def is_public(self, name: str) -> bool:
-        """Return whether a leaf task comes from lm-eval's library, that is, is a public benchmark."""
+        """Return whether a leaf task comes from lm-eval's library and thus is a public benchmark."""
         return name.split("::")[0] not in self._own
 
     def members(self, where: str, group: str) -> dict[str, Any]:
         """Return leaf task → task object of a group or tag, with the group's overrides applied."""
         for name in self.leaves(where, group):
             if name in self._manager.task_index:
-                self._place(where, name)
+                self._resolve_data_files(where, name)
         return self._load(where, group)
 
     def leaves(self, where: str, group: str) -> list[str]:
@@ -68,12 +68,12 @@ class TaskLibrary:
 
     def _load(self, where: str, name: str) -> dict[str, Any]:
         if name in self._manager.task_index:
-            self._place(where, name)
+            self._resolve_data_files(where, name)
         with wrap_errors(where, f"lm-eval cannot load '{name}'"):
             return dict(self._manager.load([name])["tasks"])
 
     def _find(self, where: str, name: str) -> Any:
-        """Index entry of a name; a library folder is indexed on demand."""
+        """Index entry of a name; indexes its library folder on demand."""
         if not self._indexed(name):
             known = sorted(self._own)
             allowed = f"Tasks of the include folders: {', '.join(known[:20]) or 'none'}"
@@ -126,7 +126,7 @@ class TaskLibrary:
                 what = f"the group '{group}' refers to the unknown task '{name}'"
                 raise SuiteError(where, what, next="Fix the group's YAML")
 
-    def _place(self, where: str, name: str) -> None:
+    def _resolve_data_files(self, where: str, name: str) -> None:
         """Resolve an entry's relative data files against the folder of its YAML.
 
         lm-eval resolves them against the working directory, which differs between a shell and a worker.
