@@ -14,8 +14,8 @@ def command(
 ) -> None:
     """List all searches with their progress, best fitness and promoted model."""
     from evosearch.cli.status_table import status_table
-    from evosearch.credentials import hidden
     from evosearch.jobs.queue import rows
+    from evosearch.redaction import hidden
     from evosearch.reporting.status import of_ledger, statuses
 
     here = of_ledger(ledger) if ledger else statuses()

@@ -4,8 +4,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from evosearch.credentials import hidden
 from evosearch.errors import LedgerError
+from evosearch.redaction import hidden
 from evosearch.reporting.openings import times_opened
 from evosearch.search.ledger.events import Event
 from evosearch.search.ledger.ledger import Ledger

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from evosearch.credentials import hidden
 from evosearch.errors import SpecError
+from evosearch.redaction import hidden
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Watcher
 from evosearch.spec.run_dir import RunDir

@@ -8,8 +8,8 @@ import sqlite3
 from pathlib import Path
 from urllib.parse import quote
 
-from evosearch.credentials import hidden
 from evosearch.errors import InputError, TrackingError
+from evosearch.redaction import hidden
 from evosearch.tracking.client import as_tracking_errors, check_scheme, connect, sqlite_file
 from evosearch.tracking.mlflow import deleted, ensure_experiment
 

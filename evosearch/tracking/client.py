@@ -11,8 +11,8 @@ from typing import Any
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SADeprecationWarning
 
-from evosearch.credentials import hidden
 from evosearch.errors import TrackingError
+from evosearch.redaction import hidden
 from evosearch.tracking.mirror import describe
 
 ARTIFACTS = "mlartifacts"  # folder next to a SQLite store

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from evosearch.credentials import hidden_in
+from evosearch.redaction import hidden_in
 from evosearch.search.ledger.events import Event
 
 CHUNK = 64  # events written between two updates of the cursor

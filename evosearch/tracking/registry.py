@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evosearch.credentials import hidden
 from evosearch.errors import TrackingError
+from evosearch.redaction import hidden
 from evosearch.tracking.client import as_tracking_errors, connect, pages, run_ids
 
 ALIAS = "champion"

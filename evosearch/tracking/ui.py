@@ -3,8 +3,8 @@
 import shlex
 import sys
 
-from evosearch.credentials import hidden
 from evosearch.errors import TrackingError
+from evosearch.redaction import hidden
 from evosearch.tracking.client import ARTIFACTS, sqlite_file
 
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evosearch.credentials import hidden, hidden_in
+from evosearch.redaction import hidden, hidden_in
 from evosearch.errors import LedgerError, TrackingError
 from evosearch.search.ledger.errors import shown
 from evosearch.search.ledger.ledger import Ledger

@@ -4,8 +4,8 @@ import re
 
 import sqlalchemy as sa
 
-from evosearch.credentials import hidden
 from evosearch.errors import LedgerError
+from evosearch.redaction import hidden
 
 # Transient SQLSTATE codes (PostgreSQL, appendix A). 08: connections; 57P0x: the server stops or starts.
 _PASSING = {

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import NullPool
 
-from evosearch.credentials import hidden
 from evosearch.errors import LedgerError
+from evosearch.redaction import hidden
 from evosearch.search.ledger.errors import NoLedgerError, is_starting, shown, unusable
 from evosearch.search.ledger.lock import this_host
 
