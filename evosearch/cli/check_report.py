@@ -6,7 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from evosearch.cli.tables import Column, make_table
+from evosearch.cli.tables import make_table
+from evosearch.reporting.columns import Column
 
 Result = dict[str, Any]  # of `preflight.check`
 

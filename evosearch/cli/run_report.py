@@ -9,12 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from evosearch.cli.leaderboard_table import leaderboard_table, show_disclosure, show_finalists, show_pareto
-from evosearch.cli.tables import Column, make_table, number, task_heading, with_interval
-from evosearch.reporting.report import RunReport, StageRow
-from evosearch.reporting.test_table import TestRow
+from evosearch.cli.tables import make_table
+from evosearch.reporting.report import STAGES_TITLE, TOP, RunReport, StageRow, stage_columns
+from evosearch.reporting.test_table import TEST_TITLE, TestRow, test_columns
 from evosearch.tracking.mirror import UP_TO_DATE
-
-TOP = 12  # rows of the leaderboard
 
 
 def show_run(console: Console, report: RunReport) -> None:
@@ -45,35 +43,12 @@ def show_run(console: Console, report: RunReport) -> None:
 
 def stages_table(stages: Sequence[StageRow]) -> Table:
     """Show every stage with its winner; the last stage's winner is promoted."""
-    columns = [
-        Column[StageRow]("stage", lambda row: row.name, left=True),
-        Column("scored", lambda row: f"{row.candidates.scored}/{row.candidates.proposed}"),
-        Column("stopped by", lambda row: row.stopped or "-", left=True),
-        Column("winner", lambda row: row.winner.candidate if row.winner else "-", left=True),
-        Column("valid.", lambda row: number(row.winner.score if row.winner else None, 1)),
-    ]
-    return make_table("Stages (winners by the validation split)", columns, stages)
+    return make_table(STAGES_TITLE, stage_columns(), stages)
 
 
 def test_table(rows: Sequence[TestRow]) -> Table:
     """Show the winner and the models it was compared with on the test split."""
-    columns = [
-        Column[TestRow]("model", lambda row: row.label, left=True),
-        *(_task_column(task, task_heading(task, score)) for task, score in rows[0].tasks.items()),
-        Column("mean", lambda row: with_interval(row.mean, row.mean_low, row.mean_high)),
-        Column("score", lambda row: f"{row.score:.1f}"),
-        Column("winner leads by", _lead),
-    ]
-    title = "Test split: metrics in %; mean, and the winner's lead in points of score, with 95% intervals"
-    return make_table(title, columns, rows)
-
-
-def _task_column(task: str, heading: str) -> Column[TestRow]:
-    return Column(heading, lambda row: number(100 * row.tasks[task].value, 1))
-
-
-def _lead(row: TestRow) -> str:
-    return with_interval(row.lead.value, row.lead.lower, row.lead.upper, sign="+") if row.lead else ""
+    return make_table(TEST_TITLE, test_columns(rows), rows)
 
 
 def _program() -> str:

@@ -6,8 +6,9 @@ from rich.console import Console
 from rich.table import Table
 
 from evosearch.cli.leaderboard_table import show_disclosure
-from evosearch.cli.tables import Column, make_table, number
+from evosearch.cli.tables import make_table
 from evosearch.evaluation.types import IN_LANGUAGE
+from evosearch.reporting.columns import Column, number
 
 Result = dict[str, Any]  # of `service.score`
 

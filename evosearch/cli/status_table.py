@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from evosearch.cli.console import duration
-from evosearch.cli.tables import Column, make_table, number
+from evosearch.cli.tables import make_table
 from evosearch.promotion.disclosure import CONTAMINATED
+from evosearch.reporting.columns import Column, number
 from evosearch.reporting.status import StatusRow
 
 STATE_CHARACTERS = 40

@@ -1,23 +1,13 @@
-"""Plain tables for terminals and log files: a column is a heading and a function of a row."""
+"""Plain tables for terminals and log files."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import Sequence
+from typing import TypeVar
 
 from rich.table import Table
 
-from evosearch.evaluation.types import TaskScore
+from evosearch.reporting.columns import Column
 
 Row = TypeVar("Row")
-
-
-@dataclass(frozen=True)
-class Column(Generic[Row]):
-    """One column of a table."""
-
-    heading: str
-    cell: Callable[[Row], str]
-    left: bool = False  # aligned left and never wrapped, for names and states
 
 
 def make_table(title: str, columns: Sequence[Column[Row]], rows: Sequence[Row]) -> Table:
@@ -28,18 +18,3 @@ def make_table(title: str, columns: Sequence[Column[Row]], rows: Sequence[Row]) 
     for row in rows:
         table.add_row(*(column.cell(row) for column in columns))
     return table
-
-
-def number(value: float | None, digits: int) -> str:
-    """Format a number; `-` for None."""
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def with_interval(value: float, lower: float, upper: float, sign: str = "") -> str:
-    """Format an estimate with its interval: `81.2 [79.2, 83.1]`, or `+5.0 [+1.2, +8.8]` with the sign `+`."""
-    return f"{value:{sign}.1f} [{lower:{sign}.1f}, {upper:{sign}.1f}]"
-
-
-def task_heading(task: str, score: TaskScore) -> str:
-    """Return a task's heading; for an unlearning target the table shows the share of wrong answers."""
-    return f"not {task}" if score.metric.startswith("1-") else task

@@ -11,9 +11,12 @@ from itertools import pairwise
 
 from evosearch.evaluation.statistics.intervals import Interval, independent_difference
 from evosearch.evaluation.types import SPLITS
+from evosearch.reporting.columns import Column, number, with_interval
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.state import SearchState
 from evosearch.setup.loading import score_interval
+
+FINALISTS_TITLE = "Finalists: scores, and their change from split to split (95% intervals)"
 
 
 @dataclass(frozen=True)
@@ -73,3 +76,26 @@ def gaps(scores: Mapping[str, Interval]) -> tuple[Gap, ...]:
         drop = independent_difference(one, other)
         found.append(Gap(before, after, drop.value, drop.lower, drop.upper))
     return tuple(found)
+
+
+def finalist_columns() -> list[Column[FinalistRow]]:
+    """Return the columns of the finalists: scores by split, and their changes between splits."""
+    return [
+        Column("model", lambda row: row.candidate + ("" if row.rank else " (not selected)"), left=True),
+        *(_score_column(split) for split in SPLITS),
+        *(_gap_column(before, after) for before, after in pairwise(SPLITS)),
+    ]
+
+
+def _score_column(split: str) -> Column[FinalistRow]:
+    return Column(split, lambda row: number(row.scores[split].value if split in row.scores else None, 1))
+
+
+def _gap_column(before: str, after: str) -> Column[FinalistRow]:
+    """Show a gap as the change of the score: `-5.2 [-9.0, -1.4]` for a loss of 5.2 points."""
+
+    def cell(row: FinalistRow) -> str:
+        gap = next((one for one in row.gaps if (one.from_split, one.to_split) == (before, after)), None)
+        return with_interval(-gap.value, -gap.upper, -gap.lower, sign="+") if gap else ""
+
+    return Column(f"{before} to {after}", cell)

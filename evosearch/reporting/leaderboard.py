@@ -1,13 +1,18 @@
-"""The leaderboard: candidates and baselines by score, read from the ledger alone.
+"""The leaderboard: candidates and baselines by score, read from the ledger alone."""
 
-A new column is one field of `LeaderboardRow`, filled in `_row`, and one `Column` in `cli/leaderboard_table.py`.
-"""
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-
-from evosearch.evaluation.types import Estimate, TaskScore
-from evosearch.reporting.generalization import FinalistRow, Gap, finalist_rows, unchosen_rows
+from evosearch.promotion.disclosure import CONTAMINATED, opened
+from evosearch.reporting.generalization import FinalistRow, finalist_rows, unchosen_rows
+from evosearch.reporting.leaderboard_row import (
+    LEADERBOARD_TITLE,
+    LeaderboardRow,
+    SplitScores,
+    leaderboard_columns,
+    records_of,
+)
+from evosearch.reporting.notebook import html_paragraph, html_table
 from evosearch.reporting.openings import times_opened
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.pareto import pareto_set
@@ -16,47 +21,43 @@ from evosearch.search.state import SearchState
 from evosearch.setup.loading import contamination_acknowledged, read_search
 from evosearch.spec.run_dir import RunDir
 
-
-@dataclass(frozen=True)
-class SplitScores:
-    """Scores on one full split; those on test come with the statements that accompany them."""
-
-    score: float
-    fitness: float
-    tasks: Mapping[str, TaskScore]
-    openings: int | None = None  # of the test set, by all searches
-    contamination_acknowledged: bool | None = None  # by the suite, for the test set
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-@dataclass(frozen=True, kw_only=True)
-class LeaderboardRow:
-    """One candidate or baseline."""
-
-    rank: int = 0  # from 1
-    candidate: str
-    recipe_id: str
-    kind: str  # candidate | base | parent | stage | uniform | scale
-    state: str  # promoted | winner | scored | duplicate of … | failed | pending
-    score: float | None  # on the search split, or on a minibatch of it
-    fitness: float | None  # on the same items
-    sample: int | None  # items of the minibatch behind score and fitness; None for the full split
-    violations: Mapping[str, float]  # guarded task → points lost beyond the allowed drop
-    splits: Mapping[str, SplitScores]
-    objectives: Mapping[str, Estimate] = field(default_factory=dict)  # as reported, if there are several
-    pareto: bool | None = None  # in the Pareto set; None with one objective, or before the candidate was reported
-    gaps: tuple[Gap, ...] = ()  # generalization gaps, of finalists, base and parents
-    run_id: str | None = None  # of MLflow
+SHOWN = 50  # rows that a notebook shows
 
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All rows of a search, and the statements that accompany its figures."""
+    """All rows of a search, and the statements that accompany its figures.
+
+    A notebook shows it as a table; `to_frame` returns it as a pandas DataFrame.
+    """
 
     rows: tuple[LeaderboardRow, ...]
     finalists: tuple[FinalistRow, ...]
     unchosen: tuple[FinalistRow, ...]  # base and parents, for comparison with the finalists
     test_openings: int  # by all searches, up to now
     contamination_acknowledged: bool
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one row for each candidate and baseline, in order of rank.
+
+        Columns are the plain fields of `LeaderboardRow`, then `score.SPLIT`, `task.TASK.SPLIT`, `objective.NAME`,
+        `violation.TASK` and `genome.DIMENSION`. Values that a row lacks are missing.
+        """
+        import pandas as pd
+
+        columns, records = records_of(self.rows)
+        return pd.DataFrame(records, columns=columns)
+
+    def _repr_html_(self) -> str:
+        texts = [opened(self.test_openings)] + ([CONTAMINATED] if self.contamination_acknowledged else [])
+        if len(self.rows) > SHOWN:
+            texts.insert(0, f"{len(self.rows) - SHOWN} more rows: see to_frame()")
+        table = html_table(LEADERBOARD_TITLE, leaderboard_columns(self.rows), self.rows[:SHOWN])
+        return table + "".join(map(html_paragraph, texts))
 
 
 def leaderboard(run_dir: RunDir, with_runs: bool = False) -> Leaderboard:
@@ -126,6 +127,7 @@ def _row(state: SearchState, name: str, objectives: tuple[str, ...], front: set[
         splits={split: _scores(card) for split, card in sorted(cards.items())},
         objectives=dict(zip(objectives, reported.objectives, strict=False)) if reported else {},  # a failure has none
         pareto=name in front if reported else None,
+        genome=state.proposal(name).genome if name in state.candidates else {},
     )
 
 

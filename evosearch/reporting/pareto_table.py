@@ -6,9 +6,12 @@ from pathlib import Path
 
 from evosearch.errors import SpecError
 from evosearch.evaluation.types import Estimate
-from evosearch.reporting.leaderboard import LeaderboardRow
+from evosearch.reporting.columns import Column, number
+from evosearch.reporting.leaderboard_row import LeaderboardRow
 from evosearch.search.pareto import ordered
 from evosearch.tracking.pareto_page import ParetoPoint, pareto_page
+
+PARETO_TITLE = "Pareto set (objectives as reported to the optimizer)"
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,20 @@ def pareto_rows(rows: Sequence[LeaderboardRow]) -> tuple[ParetoRow, ...]:
     members = {name: [one.value for one in row.objectives.values()] for name, row in found.items()}
     chosen = [found[name] for name in ordered(members)]
     return tuple(ParetoRow(row.candidate, row.recipe_id, row.score, row.fitness, row.objectives) for row in chosen)
+
+
+def pareto_columns(rows: Sequence[ParetoRow]) -> list[Column[ParetoRow]]:
+    """Return the columns of the Pareto set; objectives with their standard errors."""
+    return [
+        Column("candidate", lambda row: row.candidate, left=True),
+        *(_objective_column(name) for name in (rows[0].objectives if rows else ())),
+        Column("score", lambda row: number(row.score, 1)),
+        Column("fitness", lambda row: number(row.fitness, 4)),
+    ]
+
+
+def _objective_column(name: str) -> Column[ParetoRow]:
+    return Column(name, lambda row: f"{row.objectives[name].value:.4g} ± {row.objectives[name].stderr:.2g}")
 
 
 def write_pareto_page(name: str, rows: Sequence[LeaderboardRow], path: Path) -> None:

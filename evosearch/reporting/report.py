@@ -3,18 +3,25 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from evosearch.promotion.disclosure import CONTAMINATED, opened
 from evosearch.promotion.finalists import kind_of
 from evosearch.promotion.gate import GateDecision
-from evosearch.reporting.generalization import FinalistRow
-from evosearch.reporting.leaderboard import LeaderboardRow, leaderboard_of
-from evosearch.reporting.pareto_table import ParetoRow, pareto_rows
-from evosearch.reporting.test_table import TestRow, test_rows
+from evosearch.reporting.columns import Column, number
+from evosearch.reporting.generalization import FINALISTS_TITLE, FinalistRow, finalist_columns
+from evosearch.reporting.leaderboard import leaderboard_of
+from evosearch.reporting.leaderboard_row import LEADERBOARD_TITLE, LeaderboardRow, leaderboard_columns
+from evosearch.reporting.notebook import html_list, html_paragraph, html_table
+from evosearch.reporting.pareto_table import PARETO_TITLE, ParetoRow, pareto_columns, pareto_rows
+from evosearch.reporting.test_table import TEST_TITLE, TestRow, test_columns, test_rows
 from evosearch.search.recorder import Recorder
 from evosearch.search.records import is_candidate
 from evosearch.search.state import SearchState
 from evosearch.setup.prepare import Prepared
 from evosearch.spec.run_dir import RunDir
 from evosearch.tracking.mirror import UP_TO_DATE
+
+TOP = 12  # rows of the leaderboard that are shown
+STAGES_TITLE = "Stages (winners by the validation split)"
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,17 @@ class StageRow:
     exported: Mapping[str, str]  # format → path
 
 
+def stage_columns() -> list[Column[StageRow]]:
+    """Return the columns of the stages of a multi-stage run."""
+    return [
+        Column("stage", lambda row: row.name, left=True),
+        Column("scored", lambda row: f"{row.candidates.scored}/{row.candidates.proposed}"),
+        Column("stopped by", lambda row: row.stopped or "-", left=True),
+        Column("winner", lambda row: row.winner.candidate if row.winner else "-", left=True),
+        Column("valid.", lambda row: number(row.winner.score if row.winner else None, 1)),
+    ]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunReport:
     """The result of a run; of a multi-stage run, the last stage's, with a row for every stage."""
@@ -96,6 +114,23 @@ class RunReport:
     def promoted(self) -> bool:
         """Whether the gate promoted a model."""
         return self.gate is not None and self.gate.promoted is not None
+
+    def _repr_html_(self) -> str:
+        counts = self.candidates
+        parts = [html_table(STAGES_TITLE, stage_columns(), self.stages)] if self.stages else []
+        parts.append(html_table(LEADERBOARD_TITLE, leaderboard_columns(self.leaderboard), self.leaderboard[:TOP]))
+        if self.pareto:
+            parts.append(html_table(PARETO_TITLE, pareto_columns(self.pareto), self.pareto))
+        if self.finalists:
+            parts.append(html_table(FINALISTS_TITLE, finalist_columns(), (*self.finalists, *self.unchosen)))
+        if self.test:
+            parts.append(html_table(TEST_TITLE, test_columns(self.test), self.test))
+        if self.gate:
+            contaminated = [CONTAMINATED] if self.contamination_acknowledged else []
+            parts.append(html_list([*self.gate.reasons, opened(self.test_openings), *contaminated]))
+        parts.append(html_list(f"exported {fmt}: {path}" for fmt, path in self.exported.items()))
+        done = f"{self.name}: {counts.scored} candidates scored in {self.seconds:.0f} s, {counts.failed} failed"
+        return "".join(parts) + html_paragraph(f"{done}; stopped by: {self.stopped}")
 
 
 def report(

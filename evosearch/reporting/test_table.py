@@ -9,9 +9,12 @@ from evosearch.evaluation.suites.suite import Suite
 from evosearch.evaluation.types import ItemBatch, TaskScore
 from evosearch.promotion.finalists import kind_of
 from evosearch.promotion.gate import Measure
+from evosearch.reporting.columns import Column, number, task_heading, with_interval
 from evosearch.search.baselines import Baseline
 from evosearch.search.recorder import Recorder
 from evosearch.setup.loading import metric_columns
+
+TEST_TITLE = "Test split: metrics in %; mean, and the winner's lead in points of score, with 95% intervals"
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,26 @@ def test_rows(recorder: Recorder, suite: Suite, batch: ItemBatch, baselines: Seq
         card, shown = state.cards[name, "test"], label(name, baselines, winner, promoted)
         rows.append(TestRow(name, shown, card.tasks, card.score, mean.value, mean.lower, mean.upper, lead, raw_lead))
     return tuple(rows)
+
+
+def test_columns(rows: Sequence[TestRow]) -> list[Column[TestRow]]:
+    """Return the columns of the test table: each task's metric, their mean, the score and the winner's lead."""
+    tasks = rows[0].tasks if rows else {}
+    return [
+        Column("model", lambda row: row.label, left=True),
+        *(_task_column(task, task_heading(task, score)) for task, score in tasks.items()),
+        Column("mean", lambda row: with_interval(row.mean, row.mean_low, row.mean_high)),
+        Column("score", lambda row: f"{row.score:.1f}"),
+        Column("winner leads by", _lead),
+    ]
+
+
+def _task_column(task: str, heading: str) -> Column[TestRow]:
+    return Column(heading, lambda row: number(100 * row.tasks[task].value, 1))
+
+
+def _lead(row: TestRow) -> str:
+    return with_interval(row.lead.value, row.lead.lower, row.lead.upper, sign="+") if row.lead else ""
 
 
 def label(name: str, baselines: Sequence[Baseline], winner: str = "", promoted: bool = False) -> str:

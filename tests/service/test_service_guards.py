@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from evosearch.evaluation.types import GOLD
-from evosearch.reporting.leaderboard import LeaderboardRow, leaderboard
+from evosearch.reporting.leaderboard import leaderboard
+from evosearch.reporting.leaderboard_row import LeaderboardRow
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Silent
 from evosearch.search.state import SearchState

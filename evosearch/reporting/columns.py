@@ -1,0 +1,33 @@
+"""Columns of the tables that people see: a heading and a function of a row. Every table is a list of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from evosearch.evaluation.types import TaskScore
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Column(Generic[Row]):
+    """One column of a table."""
+
+    heading: str
+    cell: Callable[[Row], str]
+    left: bool = False  # aligned left and never wrapped, for names and states
+
+
+def number(value: float | None, digits: int) -> str:
+    """Format a number; `-` for None."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def with_interval(value: float, lower: float, upper: float, sign: str = "") -> str:
+    """Format an estimate with its interval: `81.2 [79.2, 83.1]`, or `+5.0 [+1.2, +8.8]` with the sign `+`."""
+    return f"{value:{sign}.1f} [{lower:{sign}.1f}, {upper:{sign}.1f}]"
+
+
+def task_heading(task: str, score: TaskScore) -> str:
+    """Return a task's heading; for an unlearning target the table shows the share of wrong answers."""
+    return f"not {task}" if score.metric.startswith("1-") else task

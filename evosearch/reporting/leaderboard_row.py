@@ -1,0 +1,109 @@
+"""One row of the leaderboard: its fields, and the columns that show it.
+
+A new column is one field of `LeaderboardRow`, filled in `_row` of `leaderboard.py`, and one `Column` here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+
+from evosearch.evaluation.types import Estimate, TaskScore
+from evosearch.recipe.shapes import Scalar
+from evosearch.reporting.columns import Column, number, task_heading
+from evosearch.reporting.generalization import Gap
+
+LEADERBOARD_TITLE = "Leaderboard (score on the search split)"
+FRAME_GROUPS = ("score", "task", "objective", "violation", "genome")  # of columns of a data frame, in order
+
+
+@dataclass(frozen=True)
+class SplitScores:
+    """Scores on one full split; those on test come with the statements that accompany them."""
+
+    score: float
+    fitness: float
+    tasks: Mapping[str, TaskScore]
+    openings: int | None = None  # of the test set, by all searches
+    contamination_acknowledged: bool | None = None  # by the suite, for the test set
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaderboardRow:
+    """One candidate or baseline."""
+
+    rank: int = 0  # from 1
+    candidate: str
+    recipe_id: str
+    kind: str  # candidate | base | parent | stage | uniform | scale
+    state: str  # promoted | winner | scored | duplicate of … | failed | pending
+    score: float | None  # on the search split, or on a minibatch of it
+    fitness: float | None  # on the same items
+    sample: int | None  # items of the minibatch behind score and fitness; None for the full split
+    violations: Mapping[str, float]  # guarded task → points lost beyond the allowed drop
+    splits: Mapping[str, SplitScores]
+    objectives: Mapping[str, Estimate] = field(default_factory=dict)  # as reported, if there are several
+    pareto: bool | None = None  # in the Pareto set; None with one objective, or before the candidate was reported
+    genome: Mapping[str, Scalar] = field(default_factory=dict)  # dimension → value; empty for a baseline
+    gaps: tuple[Gap, ...] = ()  # generalization gaps, of finalists, base and parents
+    run_id: str | None = None  # of MLflow
+
+    def to_record(self) -> dict[str, Scalar | None]:
+        """Return the row as flat data; see `Leaderboard.to_frame`."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        found = {name: value for name, value in values.items() if not isinstance(value, Mapping | tuple)}
+        for split, scores in self.splits.items():
+            found[f"score.{split}"] = scores.score
+            found |= {f"task.{task}.{split}": score.value for task, score in scores.tasks.items()}
+        found |= {f"objective.{name}": estimate.value for name, estimate in self.objectives.items()}
+        found |= {f"violation.{task}": points for task, points in self.violations.items()}
+        return found | {f"genome.{name}": value for name, value in self.genome.items()}
+
+
+def records_of(rows: Sequence[LeaderboardRow]) -> tuple[list[str], list[dict[str, Scalar | None]]]:
+    """Return the columns of a data frame, plain fields first, and its records."""
+    records = [row.to_record() for row in rows]
+    columns = dict.fromkeys(name for record in records for name in record)
+    return sorted(columns, key=_frame_group), records
+
+
+def _frame_group(column: str) -> int:
+    group, dot, _ = column.partition(".")
+    return FRAME_GROUPS.index(group) if dot else -1
+
+
+def leaderboard_columns(rows: Sequence[LeaderboardRow]) -> list[Column[LeaderboardRow]]:
+    """Return the columns of the leaderboard: scores by split, and each task's metric on the search split."""
+    return [
+        Column("rank", lambda row: str(row.rank)),
+        Column("candidate", lambda row: row.candidate, left=True),
+        Column("score", lambda row: number(row.score, 1)),
+        Column("fitness", lambda row: number(row.fitness, 4)),
+        *_task_columns(rows),
+        Column("valid.", lambda row: _split_score(row, "validation")),
+        Column("test", lambda row: _split_score(row, "test")),
+        Column("state", _state, left=True),
+    ]
+
+
+def _task_columns(rows: Sequence[LeaderboardRow]) -> list[Column[LeaderboardRow]]:
+    scored = [row.splits["search"].tasks for row in rows if "search" in row.splits]
+    headings = {task: task_heading(task, score) for tasks in scored for task, score in tasks.items()}
+    return [_task_column(task, headings[task]) for task in sorted(headings)]
+
+
+def _task_column(task: str, heading: str) -> Column[LeaderboardRow]:
+    def cell(row: LeaderboardRow) -> str:
+        score = row.splits["search"].tasks.get(task) if "search" in row.splits else None
+        return number(score.value if score else None, 3)
+
+    return Column(heading, cell)
+
+
+def _split_score(row: LeaderboardRow, split: str) -> str:
+    return number(row.splits[split].score if split in row.splits else None, 1)
+
+
+def _state(row: LeaderboardRow) -> str:
+    """Format the state with the sample and the broken guards: `scored on 45 items; breaks sort by 3.2`."""
+    state = row.state + (f" on {row.sample} items" if row.sample else "")
+    broken = [f"{task} by {points:.1f}" for task, points in row.violations.items()]
+    return f"{state}; breaks {', '.join(broken)}" if broken else state
