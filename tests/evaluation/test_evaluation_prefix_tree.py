@@ -37,8 +37,8 @@ def owners(layout: Layout) -> dict[tuple[int, int], Tokens]:
         at = 0
         for number, part in enumerate(parts):
             run = layout.runs[part.run]
-            assert part.first == run.keep == at
-            assert run.kept or number == len(parts) - 1  # later stretches find their keys in the cache
+            assert part.first == run.prefix_tokens == at
+            assert run.is_prefix or number == len(parts) - 1  # later stretches find their keys in the cache
             assert tuple(run.ids.ravel()[part.places]) == sequence[at : at + len(part.places)]
             assert run.positions.ravel()[part.places].tolist() == list(range(at, at + len(part.places)))
             for place in part.places:
@@ -57,7 +57,7 @@ def check_masks(layout: Layout) -> None:
                 starts = part.places // run.ids.shape[1]
                 assert len(set(starts.tolist())) == 1
                 assert (np.diff(part.places) == 1).all()
-                assert run.kept or part.places[0] == starts[0] * run.ids.shape[1], sequence
+                assert run.is_prefix or part.places[0] == starts[0] * run.ids.shape[1], sequence
                 continue
             width = run.ids.shape[1]
             order, row = np.arange(width), part.places[0] // width
@@ -72,11 +72,11 @@ def check_stack(runs: Sequence[Run]) -> None:
     """Check that the order of runs is depth-first: each run's prefix is on the stack once deeper caches are dropped."""
     stack: list[int] = []
     for run in runs:
-        while stack and stack[-1] > run.keep:
+        while stack and stack[-1] > run.prefix_tokens:
             stack.pop()
-        assert run.keep == (stack[-1] if stack else 0)
-        if run.kept:
-            stack.append(run.keep + run.ids.shape[1])
+        assert run.prefix_tokens == (stack[-1] if stack else 0)
+        if run.is_prefix:
+            stack.append(run.prefix_tokens + run.ids.shape[1])
 
 
 def check_paths(layout: Layout) -> None:
@@ -84,11 +84,11 @@ def check_paths(layout: Layout) -> None:
     kept_by: dict[int, list[int]] = {}  # run → kept runs on the stack before it
     stack: list[tuple[int, int]] = []
     for index, run in enumerate(layout.runs):
-        while stack and stack[-1][0] > run.keep:
+        while stack and stack[-1][0] > run.prefix_tokens:
             stack.pop()
         kept_by[index] = [number for _, number in stack]
-        if run.kept:
-            stack.append((run.keep + run.ids.shape[1], index))
+        if run.is_prefix:
+            stack.append((run.prefix_tokens + run.ids.shape[1], index))
     for parts in layout.stretches.values():
         assert kept_by[parts[-1].run] == [part.run for part in parts[:-1]]
 
@@ -120,10 +120,10 @@ def test_with_leaves_every_sequence_ends_in_a_run_that_is_not_kept(leaves: int) 
         for parts in layout.stretches.values():
             last = parts[-1]
             assert len(last.places) > 0
-            assert not layout.runs[last.run].kept
+            assert not layout.runs[last.run].is_prefix
             ending[last.run] = ending.get(last.run, 0) + 1
         assert max(ending.values()) <= leaves
-        assert set(ending) == {index for index, run in enumerate(layout.runs) if not run.kept}
+        assert set(ending) == {index for index, run in enumerate(layout.runs) if not run.is_prefix}
         assert all(run.tokens <= budget for run in layout.runs)
         # Only the last token of a sequence that is a prefix of others runs twice.
         again = sum(run.tokens for run in layout.runs) - distinct_prefixes(sequences)
@@ -142,12 +142,12 @@ def test_rows_share_the_kept_prefixes_and_nothing_else(seed: int) -> None:
         assert layout.stretches.keys() == set(sequences)
         assert set(owners(layout).values()) == nodes(sequences)
         assert all(run.ends is None for run in layout.runs)
-        assert [run.ids.tolist() for run in layout.runs if run.kept] == [
-            run.ids.tolist() for run in tree.runs if run.kept
+        assert [run.ids.tolist() for run in layout.runs if run.is_prefix] == [
+            run.ids.tolist() for run in tree.runs if run.is_prefix
         ]
         for run in layout.runs:
             rows, width = run.ids.shape
-            assert rows == 1 or (run.ids.size <= budget and rows * (run.keep + width) <= CACHED)
+            assert rows == 1 or (run.ids.size <= budget and rows * (run.prefix_tokens + width) <= CACHED)
             assert run.padding <= max(run.ids.size / 4, budget / 16)
         check_masks(layout)
         check_stack(layout.runs)
@@ -161,7 +161,7 @@ def test_by_length_runs_each_sequence_in_one_row_without_padding() -> None:
         check_masks(layout)
         assert sum(run.tokens for run in layout.runs) == sum(map(len, set(sequences)))
         for run in layout.runs:
-            assert (run.padding, run.keep, run.kept, run.ends) == (0, 0, False, None)
+            assert (run.padding, run.prefix_tokens, run.is_prefix, run.ends) == (0, 0, False, None)
             assert run.ids.shape[0] == 1 or run.ids.size <= budget
         assert all(len(parts) == 1 for parts in layout.stretches.values())
 
@@ -186,13 +186,13 @@ def test_few_shot_questions_are_one_kept_prefix_and_packed_subtrees() -> None:
     questions = [(*shots, *range(q, q + 9)) for q in range(0, 90, 9)]
     sequences = [(*question, choice, 7) for question in questions for choice in range(4)]
     layout = as_tree(sequences, 64)
-    kept = [run for run in layout.runs if run.kept]
+    kept = [run for run in layout.runs if run.is_prefix]
     assert [run.tokens for run in kept] == [64, 64, 64, 64, 44]
-    assert [run.keep for run in kept] == [0, 64, 128, 192, 256]
-    packed = [run for run in layout.runs if not run.kept]
+    assert [run.prefix_tokens for run in kept] == [0, 64, 128, 192, 256]
+    packed = [run for run in layout.runs if not run.is_prefix]
     assert sum(run.tokens for run in packed) == 10 * (9 + 4 * 2)
     assert len(packed) == 4  # three questions of 17 nodes in a run
-    assert {run.keep for run in packed} == {300}
+    assert {run.prefix_tokens for run in packed} == {300}
 
 
 def test_thousands_of_long_sequences_are_laid_out_in_a_moment() -> None:
@@ -223,12 +223,12 @@ def test_runs_are_near_the_budget_and_their_rows_are_short(shape: str, budget: i
         start = {"zero-shot": (1, 2, 3), "one prefix": shots, "drawn": (1, 2, 3, *words(130, 180))}[shape]
         question = start + words(12, 40)
         questions += [question + words(1, 5) for _ in range(4)]
-    runs = [run for run in as_tree(questions, budget).runs if not run.kept]
+    runs = [run for run in as_tree(questions, budget).runs if not run.is_prefix]
     total = sum(run.tokens for run in runs)
     assert len(runs) <= 8 * total / budget + 2
     attended = sum(run.ids.size * run.ids.shape[1] for run in runs) / total  # positions that a token attends to
     assert attended <= budget / 4
-    together = [run for run in as_tree(questions, 8192, leaves=512, wide=8192).runs if not run.kept]
+    together = [run for run in as_tree(questions, 8192, leaves=512, wide=8192).runs if not run.is_prefix]
     assert len(together) <= total / 8192 + len(set(questions)) / 512 + 1  # rows are continued in few batches
 
 

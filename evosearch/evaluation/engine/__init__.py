@@ -1,1 +1,1 @@
-"""Inference engine: log-likelihoods and greedy generation with shared prefixes. Knows no suites and no lm-eval."""
+"""Inference engine: log-likelihoods and greedy generation with shared prefixes. Independent of suites and lm-eval."""

@@ -16,7 +16,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as in 
 
 @dataclass
 class DeviceRun:
-    """A run's tensors on a device, made once."""
+    """A run's tensors on a device, created once."""
 
     run: Run
     ids: Tensor  # (B, T)
@@ -37,7 +37,7 @@ class KVStack:
     stack: list[tuple[int, Any]] = field(default_factory=list)  # (tokens, cache)
 
     def at(self, tokens: int) -> Any | None:
-        """Drop deeper caches and return the one of a prefix of `tokens` tokens; None for the empty prefix."""
+        """Drop deeper caches and return the cache of the prefix of length `tokens`; None for the empty prefix."""
         while self.stack and self.stack[-1][0] > tokens:
             self.stack.pop()
         assert tokens == (self.stack[-1][0] if self.stack else 0), "runs are not in depth-first order"
@@ -51,24 +51,24 @@ def forward(model: Any, on_device: DeviceRun, prefixes: KVStack, cached: bool = 
         model: A causal transformers model in evaluation mode.
         on_device: The run, on the model's device.
         prefixes: Caches of earlier runs; this run's cache is added if later runs need it.
-        cached: Always return a cache; otherwise it is None if the run has no prefix and is not kept.
+        cached: Always return a cache; otherwise it is None if the run neither has a prefix nor is one.
 
     Returns:
         Final hidden states (B · T, hidden size), and the cache of the run and its prefix.
     """
     run = on_device.run
-    prefix = prefixes.at(run.keep)
+    prefix = prefixes.at(run.prefix_tokens)
     cache = None
     if prefix is not None:
         cache = fork(prefix)
         if on_device.ids.shape[0] > 1:
             cache.batch_repeat_interleave(on_device.ids.shape[0])
-    elif run.kept or cached:
+    elif run.is_prefix or cached:
         cache = new_cache(model, by_mask=run.ends is not None)
     mask = None
     if run.ends is not None:
         assert on_device.ends is not None
-        mask = _tree_mask(model, on_device.ends, on_device.positions, run.keep, int(run.positions.max()))
+        mask = _tree_mask(model, on_device.ends, on_device.positions, run.prefix_tokens, int(run.positions.max()))
     out = body(model)(
         input_ids=on_device.ids,
         attention_mask=mask,
@@ -76,8 +76,8 @@ def forward(model: Any, on_device: DeviceRun, prefixes: KVStack, cached: bool = 
         past_key_values=cache,
         use_cache=cache is not None,
     )
-    if run.kept:
-        prefixes.stack.append((run.keep + on_device.ids.shape[1], cache))
+    if run.is_prefix:
+        prefixes.stack.append((run.prefix_tokens + on_device.ids.shape[1], cache))
     hidden: Tensor = out.last_hidden_state  # (B, T, hidden size)
     return hidden.flatten(0, 1), cache
 
@@ -95,7 +95,7 @@ def new_cache(model: Any, by_mask: bool) -> Any:
 
 
 def fork(cache: Any) -> Any:
-    """Return an independent copy of a cache, sharing its tensors if updates replace instead of modify them."""
+    """Return an independent copy of a cache, sharing its tensors if updates replace rather than modify them."""
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
     if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
@@ -105,13 +105,14 @@ def fork(cache: Any) -> Any:
     return other
 
 
-def _tree_mask(model: Any, ends: Tensor, positions: Tensor, keep: int, deepest: int) -> Tensor | dict[str, Tensor]:
-    """Masks (B, 1, T, keep + T) of subtrees behind a prefix of `keep` tokens: the prefix and each node's own path."""
+def _tree_mask(model: Any, ends: Tensor, positions: Tensor, prefix: int, deepest: int) -> Tensor | dict[str, Tensor]:
+    """Masks (B, 1, T, prefix + T) of subtrees: each node sees the `prefix` cached tokens and its own path."""
     rows, width = ends.shape
     order = torch.arange(width, device=ends.device)
     path = (order[None, :] <= order[:, None]) & (order[:, None] < ends[:, None, :])  # (B, T, T)
-    seen = torch.cat([path.new_ones(rows, width, keep), path], dim=2)
-    keys = torch.cat([torch.arange(keep, device=ends.device).expand(rows, keep), positions], dim=1)  # (B, keep + T)
+    seen = torch.cat([path.new_ones(rows, width, prefix), path], dim=2)
+    before = torch.arange(prefix, device=ends.device).expand(rows, prefix)
+    keys = torch.cat([before, positions], dim=1)  # (B, prefix + T)
     return masks(model, seen, positions, keys, deepest)
 
 
@@ -120,10 +121,10 @@ def masks(model: Any, seen: Tensor, queries: Tensor, keys: Tensor, deepest: int)
 
     Args:
         model: The model to be run.
-        seen: (B, Q, K) keys that each query sees with full attention.
+        seen: (B, Q, K) keys that each query attends to with full attention.
         queries: (B, Q) positions of the queries.
-        keys: (B, K) positions of the keys; a layer with a window of w sees keys at distance below w.
-        deepest: Largest position of a query; sliding windows that are longer have no effect.
+        keys: (B, K) positions of the keys; a layer with a window of w attends to keys at distance below w.
+        deepest: Largest position of a query; longer sliding windows have no effect.
     """
     config = text_config(model)
     kinds, window = layer_kinds(config), window_of(config)
@@ -138,7 +139,7 @@ def masks(model: Any, seen: Tensor, queries: Tensor, keys: Tensor, deepest: int)
 
 
 def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """Boolean (B, Q, K) → (B, 1, Q, K) to add to attention scores: 0, or the smallest number of the dtype."""
+    """Boolean (B, Q, K) → (B, 1, Q, K) to add to attention scores: 0, or the dtype's most negative number."""
     mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
     return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 
@@ -149,12 +150,12 @@ def text_config(model: Any) -> Any:
 
 
 def _own(config: Any, name: str) -> Any:
-    """A key that this class of config defines; checkpoints may contain others, which their models ignore."""
+    """A key that this config class defines; checkpoints may contain other keys, which their models ignore."""
     return getattr(config, name, None) if hasattr(type(config), name) else None
 
 
 def window_of(config: Any) -> int | None:
-    """Return the window in tokens of layers with local attention; None if all layers see everything."""
+    """Return the window in tokens of layers with local attention; None if every layer has full attention."""
     found = [_own(config, name) for name in ("sliding_window", "attention_chunk_size")]
     return min((size for size in found if size), default=None)
 

@@ -1,9 +1,10 @@
 """Greedy generation with a key-value cache, stopping where lm-eval's Hugging Face model stops.
 
-Prompts are run as a trie, each distinct prefix once. Then every prompt gets a copy of its own keys and values, and all
-prompts that end in one run are continued together; finished rows leave the batch. Rows differ in length: masks hide
-their padding, which is never run. Models that accept no such mask (`modes.py`) get batches of prompts of one length.
-Either way, each row is computed as if it were alone, up to float rounding: the results equal lm-eval's at batch size 1.
+Prefill runs the prompts as a trie, each distinct prefix once. Every prompt then gets a copy of its keys and values, and
+all prompts that end in the same run are decoded together; finished rows leave the batch. Rows differ in length: masks
+hide the padding of their caches, which is never run. Models that do not accept such masks (`modes.py`) get batches of
+equally long prompts. In both cases, each row is computed as if it were alone, up to float rounding: the results equal
+lm-eval's at batch size 1.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from evosearch.errors import CandidateError
 from evosearch.evaluation.engine.attention import KVStack, forward, masks, new_cache
 from evosearch.evaluation.engine.generation_plan import Decoder, GenerationPlan, GenerationRequest, PromptBatch
 from evosearch.evaluation.engine.head import body, check_head, head_logits
-from evosearch.evaluation.engine.modes import limit_of, recompute_at
+from evosearch.evaluation.engine.modes import recompute_at, tolerance_of
 from evosearch.evaluation.engine.out_of_memory import out_of_memory
 from evosearch.evaluation.engine.runs import distinct_prefixes
 from evosearch.evaluation.types import Tokens
@@ -52,7 +53,7 @@ def generate(model: Any, plan: GenerationPlan) -> tuple[list[str], Tokens]:
         plan: The requests, laid out.
 
     Returns:
-        The generated text of each request, cut at its stop strings, and the work done.
+        The generated text of each request, cut at its stop strings, and token counts.
 
     Raises:
         CandidateError: Logits are not finite, or the checkpoint's generation_config is not plain greedy decoding.
@@ -60,34 +61,34 @@ def generate(model: Any, plan: GenerationPlan) -> tuple[list[str], Tokens]:
     if not plan.requests:
         return [], Tokens()
     end = _end_tokens(model)
-    made: dict[int, list[int]] = {}
+    generated: dict[int, list[int]] = {}
     forwarded = padded = 0
     prefixes = KVStack()
     for batch in plan.batches(plan.mode(model), model.device):
         check_head(model, batch.prompts)
-        start = _plain_start(model, batch) if batch.on_device is None else _tree_start(model, batch, prefixes)
+        start = _prefill_rows(model, batch) if batch.on_device is None else _prefill_tree(model, batch, prefixes)
         forwarded += batch.prompts.numel() if batch.on_device is None else batch.on_device.run.tokens
         padded += 0 if batch.on_device is None else batch.on_device.run.padding
         if start is not None:
-            rows, run = _continue(model, start, batch, plan, end)
-            made.update(zip((row.request for row in batch.rows), rows, strict=True))
+            rows, run = _decode(model, start, batch, plan, end)
+            generated.update(zip((row.request for row in batch.rows), rows, strict=True))
             forwarded += run
-    texts = {index: _cut(plan.decoder.text(tokens), plan.requests[index]) for index, tokens in made.items()}
-    lengths = [len(plan.requests[i].prompt) + len(made[i]) - 1 for i in plan.first]
+    texts = {index: _cut(plan.decoder.text(tokens), plan.requests[index]) for index, tokens in generated.items()}
+    lengths = [len(plan.requests[i].prompt) + len(generated[i]) - 1 for i in plan.first]
     # The last generated token is never run, so a request needs its prompt and all generated tokens but one.
-    distinct = distinct_prefixes([(*plan.requests[i].prompt, *tokens[:-1]) for i, tokens in made.items()])
+    distinct = distinct_prefixes([(*plan.requests[i].prompt, *tokens[:-1]) for i, tokens in generated.items()])
     return [texts[i] for i in plan.first], Tokens(forwarded, padded, distinct, sum(lengths))
 
 
 @dataclass
 class _Rows:
-    """Rows being continued: their cache, and what their next tokens see of it.
+    """Rows being decoded: their cache, and the keys in it that the next token of each row attends to.
 
-    `positions` and `seen` are None for rows of equal length, which see everything; `ids` are the tokens of such rows.
+    For rows of equal length, `positions` and `seen` are None (they attend to everything), and `ids` has their tokens.
     """
 
     hidden: Tensor  # (B, hidden size) of the last token
-    cache: Any  # keys and values (B, heads, K, head size) or another state; None: rows are recomputed at every step
+    cache: Any  # keys and values (B, heads, K, head size) or another state; None: recompute the rows at every step
     lengths: Tensor  # (B,) tokens so far
     positions: Tensor | None = None  # (B, K)
     seen: Tensor | None = None  # (B, K)
@@ -128,7 +129,7 @@ class _Rows:
 
 
 def _run_rows(model: Any, ids: Tensor, cached: bool) -> _Rows:
-    """Run rows of equal length, ids (B, L), to be continued with or without a cache."""
+    """Run rows of equal length, ids (B, L), to be decoded with or without a cache."""
     cache, (count, length) = new_cache(model, by_mask=False) if cached else None, ids.shape
     out = body(model)(input_ids=ids, past_key_values=cache, use_cache=cached)
     lengths = torch.full((count,), length, device=ids.device)
@@ -139,7 +140,7 @@ _cache_works: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 def _supports_cache(model: Any, ids: Tensor) -> bool:
-    """Whether rows can be continued from their cache, tested once per model on the first tokens of ids (B, L).
+    """Whether a model decodes correctly from its cache, tested once per model on the first tokens of ids (B, L).
 
     Some models keep another kind of state, and ignore a cache or use it incorrectly.
     """
@@ -155,7 +156,7 @@ def _supports_cache(model: Any, ids: Tensor) -> bool:
                 rows.step(model, column)
             rows.keep(torch.tensor([1], device=ids.device))
             rows.step(model, few[1:, -1])
-            _cache_works[model] = bool((rows.hidden - expected[1:]).abs().max() <= limit_of(model, expected))
+            _cache_works[model] = bool((rows.hidden - expected[1:]).abs().max() <= tolerance_of(model, expected))
         except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
             if out_of_memory(error):
                 raise  # unrelated to the cache
@@ -163,13 +164,13 @@ def _supports_cache(model: Any, ids: Tensor) -> bool:
     return _cache_works[model]
 
 
-def _plain_start(model: Any, batch: PromptBatch) -> _Rows:
-    """Rows of equal length, from their prompts."""
+def _prefill_rows(model: Any, batch: PromptBatch) -> _Rows:
+    """Prefill prompts of equal length."""
     return _run_rows(model, batch.prompts, _supports_cache(model, batch.prompts))
 
 
-def _tree_start(model: Any, batch: PromptBatch, prefixes: KVStack) -> _Rows | None:
-    """Rows from a run of their prompts' trie: each copies the keys and values of its own path, padded on the right."""
+def _prefill_tree(model: Any, batch: PromptBatch, prefixes: KVStack) -> _Rows | None:
+    """Prefill a run of the prompts' trie; each row copies the keys and values of its own path, padded on the right."""
     from transformers import DynamicCache
 
     assert batch.on_device is not None
@@ -177,7 +178,7 @@ def _tree_start(model: Any, batch: PromptBatch, prefixes: KVStack) -> _Rows | No
     if not batch.rows:
         return None
     assert cache is not None
-    keep, width, device = batch.on_device.run.keep, batch.on_device.ids.shape[1], hidden.device
+    keep, width, device = batch.on_device.run.prefix_tokens, batch.on_device.ids.shape[1], hidden.device
     sizes = torch.tensor([len(row.places) for row in batch.rows], device=device)
     index = torch.zeros(len(batch.rows), keep + int(sizes.max()), dtype=torch.long, device=device)  # (B, K)
     index[:, :keep] = torch.arange(keep, device=device)
@@ -193,23 +194,23 @@ def _tree_start(model: Any, batch: PromptBatch, prefixes: KVStack) -> _Rows | No
     return _Rows(hidden[last], own, keep + sizes, positions, positions < (keep + sizes)[:, None])
 
 
-def _continue(
+def _decode(
     model: Any, rows: _Rows, batch: PromptBatch, plan: GenerationPlan, end: frozenset[int]
 ) -> tuple[list[list[int]], int]:
-    """Continue all rows to their end; return the tokens of each row, and the number of tokens run."""
+    """Decode all rows to their end; return the generated tokens of each row, and the number of tokens run."""
     requests = [plan.requests[row.request] for row in batch.rows]
     active = list(range(len(requests)))
-    made: list[list[int]] = [[] for _ in active]
+    generated: list[list[int]] = [[] for _ in active]
     forwarded = 0
     while True:
         best, tokens = head_logits(model, rows.hidden).max(dim=-1)  # (B,) each
         if not bool(torch.isfinite(best).all()):  # max propagates NaN
             raise CandidateError("score", "logits are not finite during generation: the weights overflow")
         for row, token in zip(active, tokens.tolist(), strict=True):
-            made[row].append(token)
-        keep = [i for i, row in enumerate(active) if not _done(made[row], requests[row], plan.decoder, end)]
+            generated[row].append(token)
+        keep = [i for i, row in enumerate(active) if not _done(generated[row], requests[row], plan.decoder, end)]
         if not keep:
-            return made, forwarded
+            return generated, forwarded
         if len(keep) < len(active):
             kept = torch.tensor(keep, dtype=torch.long, device=tokens.device)
             active, tokens = [active[i] for i in keep], tokens[kept]
@@ -231,7 +232,7 @@ def _cut(text: str, request: GenerationRequest) -> str:
 
 
 def _end_tokens(model: Any) -> frozenset[int]:
-    """The model's own end-of-sequence tokens, which end a row like stop strings."""
+    """The end-of-sequence tokens of the model's generation_config, which end a row like stop strings."""
     config = model.generation_config
     for name, allowed in _NEUTRAL.items():
         value = getattr(config, name, None)

@@ -1,4 +1,4 @@
-"""Requests for greedy generation, laid out in batches that are continued together."""
+"""Plan of greedy generation: requests, laid out in batches that are decoded together."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,15 +13,15 @@ from evosearch.evaluation.engine.loglikelihood import ScoreOptions
 from evosearch.evaluation.engine.modes import Mode, mode_of
 from evosearch.evaluation.engine.prefix_tree import as_tree
 
-_PROMPT_TOKENS = 8192  # minimum tokens of a run of prompts; larger runs continue more rows together
+_PROMPT_TOKENS = 8192  # minimum tokens of a run of prompts; larger runs decode more rows together
 
 
 @dataclass(frozen=True)
 class Stop:
-    """A stop string; lm-eval looks for it in the text of the last few tokens."""
+    """A stop string; lm-eval searches the text of the last few tokens for it."""
 
     text: str
-    lookback: int  # number of last tokens to decode: its own length in tokens plus two
+    lookback: int  # number of last tokens to search: the stop string's length in tokens plus two
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class GenerationRequest:
 
 
 class Decoder:
-    """Decoding by the tokenizer; `tail` caches the text of the last few tokens, which recurs often."""
+    """Detokenizer; `tail` caches the text of the last few tokens, which recurs often."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._decode = tokenizer.decode
@@ -57,7 +57,7 @@ class PromptRow:
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """One run of prompts, and the rows that are continued from it; none if it is only a prefix of later runs."""
+    """One run of prompts, and the rows decoded from it; no rows if it is only a prefix of later runs."""
 
     on_device: DeviceRun | None  # None if `prompts` are plain rows
     prompts: Tensor  # (B, L) token ids
@@ -69,13 +69,13 @@ class GenerationPlan:
     """Distinct requests laid out in batches, in the model's execution mode; reused for every candidate."""
 
     requests: tuple[GenerationRequest, ...]
-    first: tuple[int, ...]  # request → the first equal one, which is the one that runs
+    first: tuple[int, ...]  # request → the first equal request; only that one runs
     decoder: Decoder
     options: ScoreOptions
     _laid: dict[tuple[Mode, torch.device], tuple[PromptBatch, ...]] = field(default_factory=dict)
 
     def mode(self, model: Any) -> Mode:
-        """Return this model's mode: prompts as tries, or in rows of one length."""
+        """Return this model's mode: prompts as tries, or as rows of equal length."""
         return "tree" if mode_of(model, *self._longest, self.options.modes) == "tree" else "rows"
 
     @cached_property
@@ -92,7 +92,7 @@ class GenerationPlan:
         return self._laid[mode, device]
 
     def _trees(self, device: torch.device) -> Iterator[PromptBatch]:
-        """One tree for each `max_new_tokens`: these requests likely belong to one task and stop at a similar length."""
+        """One tree for each `max_new_tokens`: such requests likely belong to one task and stop at a similar length."""
         by_limit: dict[int, list[int]] = {}
         for index in dict.fromkeys(self.first):
             by_limit.setdefault(self.requests[index].max_new_tokens, []).append(index)
@@ -100,7 +100,7 @@ class GenerationPlan:
         for limit, indices in by_limit.items():
             longest = max(len(self.requests[index].prompt) for index in indices) + limit
             rows = max(min(self.options.generation_rows, self.options.cached_tokens // longest), 1)
-            # Prefer one wide row to several runs, since the rows of a run are continued together.
+            # Prefer one wide row to several runs, since the rows of a run are decoded together.
             layout = as_tree([self.requests[index].prompt for index in indices], tokens, rows, wide=tokens)
             rows_of: list[list[PromptRow]] = [[] for _ in layout.runs]
             for index in indices:
@@ -114,7 +114,7 @@ class GenerationPlan:
         return self.options.batch_tokens or max(self.options.budget(device).tokens, _PROMPT_TOKENS)
 
     def _plain(self, device: torch.device) -> Iterator[PromptBatch]:
-        """Batches of prompts of one length, within the budget even at their full length."""
+        """Batches of equally long prompts, within the budget even at their maximum length."""
         no_places = torch.zeros(0, dtype=torch.long)
         by_length: dict[int, list[int]] = {}
         for index in dict.fromkeys(self.first):
@@ -132,7 +132,7 @@ class GenerationPlan:
 def lay_out_generations(
     requests: Sequence[GenerationRequest], decoder: Decoder, options: ScoreOptions
 ) -> GenerationPlan:
-    """Make a plan for requests; equal ones run once."""
+    """Plan generation requests; equal requests run once."""
     seen: dict[GenerationRequest, int] = {}
     first = tuple(seen.setdefault(request, index) for index, request in enumerate(requests))
     return GenerationPlan(tuple(requests), first, decoder, options)

@@ -1,8 +1,8 @@
 """Logits from final hidden states, as each family's own forward computes them.
 
 The scorer runs a model without its head and applies the head only at the positions it needs. A family that rescales its
-logits states how (`Family.logits`). That a model does nothing else to its logits is tested: its first tokens are
-compared with its own forward.
+logits declares how (`Family.logits`). `check_head` compares a few tokens with the model's own forward, to detect any
+other change of the logits.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from evosearch.checkpoints.families.registry import family_of_model
 from evosearch.errors import CandidateError
 
-# Config keys by which transformers' models rescale logits; one that the family does not handle is an error
+# Config keys with which transformers' models rescale logits; a key that the family does not declare is an error.
 _RESCALING = ("final_logit_softcapping", "logits_soft_cap", "logit_scale", "logits_scaling", "lm_head_multiplier")
 _NEUTRAL = (None, 1, 1.0)
 _CHECK_TOKENS = 8

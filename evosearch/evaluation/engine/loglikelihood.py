@@ -2,8 +2,8 @@
 
     ll(request) = Σ_j log p(continuation_j | context, continuation_<j)        summed over the continuation's tokens
 
-The layout (runs and positions) is made once for a frozen batch and an execution mode (`modes.py`); scoring a candidate
-then takes only forward passes and gathers.
+The layout (runs and positions) is computed once for a frozen batch and an execution mode (`modes.py`); scoring a
+candidate then takes only forward passes and gathers.
 """
 
 from bisect import bisect_left
@@ -25,20 +25,20 @@ from evosearch.evaluation.engine.modes import lay_out as lay_out_runs
 from evosearch.evaluation.engine.runs import Layout, distinct_prefixes
 from evosearch.evaluation.types import Tokens
 
-# Tokens of one forward pass. A CPU gains nothing from more, and shares its memory with everything else. A GPU needs
-# more to be busy with a small model; workers measure what fits (execution/memory.py), this is the default without one.
+# Default tokens per forward pass. A CPU is not faster with more, and its memory is shared. A small model needs more to
+# saturate a GPU; workers measure how many fit (execution/memory.py) and do not use this default.
 _BATCH_TOKENS = {"cpu": 2048}
 _BATCH_TOKENS_ELSEWHERE = 8192
 
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """Batch sizes and allowed execution modes. None of them changes a result beyond float rounding."""
+    """Batch sizes and allowed execution modes. They do not change results beyond float rounding."""
 
-    batch_tokens: int | None = None  # tokens of one forward pass; None: by the kind of device
+    batch_tokens: int | None = None  # tokens of one forward pass; None: the device's default
     batch_reads: int = 2048  # positions whose logits are in memory at once, each vocabulary × 4 bytes
     cached_tokens: int = 32768  # keys and values of a batch of rows, in tokens: rows × length
-    generation_rows: int = 512  # maximum number of prompts that are continued together
+    generation_rows: int = 512  # maximum number of prompts that are decoded together
     modes: tuple[Mode, ...] = MODES  # allowed execution modes, see `modes.py`
 
     def budget(self, device: torch.device) -> Budget:
@@ -49,7 +49,7 @@ class ScoreOptions:
 
 @dataclass(frozen=True)
 class LoglikelihoodRequest:
-    """One continuation to be scored, as tokens."""
+    """One continuation to score, as tokens."""
 
     inputs: tuple[int, ...]  # the model's input: context and continuation without the last token
     targets: tuple[int, ...]  # the continuation, predicted at the last len(targets) positions of inputs
@@ -65,7 +65,7 @@ class _Chunk:
 
 @dataclass(frozen=True)
 class _Pass:
-    """One run, and the log-probabilities to read from it: R positions, P (request, token) picks by position."""
+    """One run, and the log-probabilities to read from it: R positions, and P (request, token) picks at them."""
 
     run: DeviceRun
     reads: Tensor  # (R,) positions in the flattened (B · T)
@@ -86,7 +86,7 @@ class Passes:
 
 @dataclass
 class LoglikelihoodPlan:
-    """Requests, laid out on first use in the model's execution mode; reused for every candidate."""
+    """Requests and their layouts by execution mode and device, computed on first use and reused for every candidate."""
 
     requests: tuple[LoglikelihoodRequest, ...]
     options: ScoreOptions
@@ -108,7 +108,7 @@ class LoglikelihoodPlan:
 
 
 def lay_out(requests: Sequence[LoglikelihoodRequest], options: ScoreOptions) -> LoglikelihoodPlan:
-    """Make a plan for requests."""
+    """Plan log-likelihood requests."""
     return LoglikelihoodPlan(tuple(requests), options)
 
 
@@ -121,7 +121,7 @@ def score_loglikelihoods(model: Any, plan: LoglikelihoodPlan) -> tuple[NDArray[n
         plan: A plan from `lay_out`.
 
     Returns:
-        (requests,) log-likelihoods, (requests,) whether greedy decoding gives the continuation, and the work done.
+        (requests,) log-likelihoods, (requests,) whether greedy decoding gives the continuation, and token counts.
 
     Raises:
         CandidateError: A log-likelihood is not finite, or the family changes its logits after the head.

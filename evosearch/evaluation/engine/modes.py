@@ -4,8 +4,8 @@ tree     every distinct prefix once, packed with tree masks: for models that acc
          sliding windows, or a mix by layer
 prefix   shared prefixes once, as a key-value cache, and the rest as plain rows: for models with another kind of cache,
          or without custom masks
-rows     every distinct sequence by itself: for models that depend on the length of their input (rotary scaling by
-         length, beyond their original context)
+rows     every distinct sequence by itself: for models whose output depends on the length of their input (rotary
+         scaling by length, beyond the original context)
 
 Each mode is tested on every model: if its hidden states differ from those of the model's own forward, the next simpler
 mode is used.
@@ -78,21 +78,21 @@ def mode_of(model: Any, tokens: Tokens, length: int, allowed: Sequence[Mode] = M
         model: A causal transformers model in evaluation mode.
         tokens: Any sequence that will be run, used to test the modes.
         length: Length of the longest sequence that will be run.
-        allowed: Modes to choose from, most efficient first; if none of them is correct, the correct one is returned.
+        allowed: Modes to choose from, most efficient first; ignored if none of them is correct.
     """
     found = "rows" if _depends_on_length(text_config(model), length) else _correct(model, tokens, length)
     return next((mode for mode in allowed if MODES.index(mode) >= MODES.index(found)), found)
 
 
 def _correct(model: Any, tokens: Tokens, length: int) -> Mode:
-    """The most efficient correct mode, remembered for other weights of the same model object."""
+    """The most efficient correct mode, cached for other weights of the same model object."""
     config = text_config(model)
     key = (config._attn_implementation, model.dtype, tuple(sorted(layer_kinds(config))), window_of(config))
     size = _probe_length(model, length)
     known = _tested.setdefault(model, {})
     if key not in known or known[key].tokens < size:
         found = _first_correct(model, _probes(tokens, size))
-        if found is None:  # broken weights allow no test, and are reported with the first log-likelihood
+        if found is None:  # broken weights cannot be tested; they are reported with the first log-likelihood
             return "rows"
         known[key] = _Tested(found, size)
     return known[key].mode
@@ -120,12 +120,12 @@ def _probes(tokens: Tokens, size: int) -> list[Tokens]:
 
 @torch.inference_mode()
 def _first_correct(model: Any, probes: list[Tokens]) -> Mode | None:
-    """The first mode that reproduces the model's own forward; None if that is not finite."""
+    """The first mode that reproduces the model's own forward; None if the forward's output is not finite."""
     size, nodes = len(probes[0]), distinct_prefixes(probes)
     expected = _states(model, by_length(probes, size), probes)
     if not bool(torch.isfinite(expected).all()):
         return None
-    limit = limit_of(model, expected)
+    limit = tolerance_of(model, expected)
     tree = as_tree(probes, nodes - 1, off_path=nodes)  # a cached prefix, and two rows behind it with two branches each
     for mode in MODES[:-1]:
         if mode == "tree" and not _takes_masks(model):
@@ -141,8 +141,8 @@ def _first_correct(model: Any, probes: list[Tokens]) -> Mode | None:
     return "rows"
 
 
-def limit_of(model: Any, expected: Tensor) -> float:
-    """Return the maximum deviation of hidden states that counts as rounding."""
+def tolerance_of(model: Any, expected: Tensor) -> float:
+    """Return the maximum deviation of hidden states that is attributed to rounding."""
     return _TOLERANCE.get(model.dtype, _TOLERANCE_HALF) * float(expected.abs().max())
 
 
@@ -160,9 +160,9 @@ def _takes_masks(model: Any) -> bool:
 
 
 def _depends_on_length(config: Any, length: int) -> bool:
-    """Whether the rotary positions of an input of this length depend on the length.
+    """Whether the rotary frequencies of an input of this length depend on the length.
 
-    transformers recomputes the frequencies of the complete input from its largest position.
+    If so, transformers computes the frequencies of all positions from the largest one.
     """
     named = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     if not isinstance(named, dict):
@@ -178,9 +178,9 @@ def _depends_on_length(config: Any, length: int) -> bool:
 
 
 def recompute_at(model: Any) -> int | None:
-    """Return the length at which cached keys and values become invalid because rotary positions change; None if never.
+    """Return the length at which the cache becomes invalid because rotary frequencies change; None if never.
 
-    As in these families' `generate`: their `prepare_inputs_for_generation` drops the cache at this length, once.
+    This reproduces `generate` of these families: `prepare_inputs_for_generation` drops the cache once, at this length.
     """
     config, family = text_config(model), family_of_model(model)
     first = getattr(config, "original_max_position_embeddings", None)

@@ -18,9 +18,9 @@ import numpy as np
 from evosearch.evaluation.engine.packing import arrange
 from evosearch.evaluation.engine.runs import Ints, Layout, Run, Stretch, Tokens, sort_sequences
 
-_TWICE = 0.015  # share of a subtree's nodes that may run twice in order to cut it into pieces
-_OFF_PATH = 128  # nodes of a subtree outside its longest path; attention between branches is wasted
-_WIDE, _NARROWER = 512, 4  # a row of several pieces has at most 512 nodes, or a quarter of the budget
+_TWICE = 0.015  # fraction of a subtree's nodes that may run twice in order to cut it into pieces
+_OFF_PATH = 128  # maximum nodes of a subtree outside its longest path, as attention between branches is wasted
+_WIDE, _NARROWER = 512, 4  # a row of several pieces has at most 512 nodes or a quarter of the budget, if that is more
 
 
 def as_tree(
@@ -38,17 +38,17 @@ def as_tree(
     Args:
         sequences: The sequences; equal ones are laid out once.
         budget: Maximum tokens of a run, padding not counted.
-        leaves: Maximum number of sequences that end in one run. If set, every sequence ends in a run that is not
-            kept; if its last token is part of a shared prefix, that token is run a second time.
+        leaves: Maximum number of sequences that end in one run. If set, no sequence ends in a prefix run: if its last
+            token is part of a shared prefix, that token runs a second time.
         off_path: Maximum number of nodes outside the longest path of a subtree in its row; None for the default.
         wide: Maximum number of nodes of a row of several subtrees; wider ones become several runs. None for the
             default.
     """
-    return _Grower(sequences, budget, leaves, off_path, wide).grow()
+    return _LayoutBuilder(sequences, budget, leaves, off_path, wide).build()
 
 
-class _Grower:
-    """Cutting of a trie into runs. Sequences are sorted, so a subtree is a range of them."""
+class _LayoutBuilder:
+    """Cuts a trie into runs. Sequences are sorted, so a subtree is a range of them."""
 
     def __init__(
         self,
@@ -70,13 +70,13 @@ class _Grower:
         self.runs: list[Run] = []
         self.stretches: list[list[Stretch]] = [[] for _ in self.ordered]
 
-    def grow(self) -> Layout:
+    def build(self) -> Layout:
         """Return the layout."""
         pending = [(0, len(self.ordered), 0)] if self.ordered else []
         while pending:
             low, high, depth = pending.pop()
             if self.leaves is not None and len(self.ordered[low]) == depth + 1:
-                self._pack([(low, low + 1)], depth)  # a prefix of all others, which must end in a run that is not kept
+                self._pack([(low, low + 1)], depth)  # a prefix of all others, which must not end in a prefix run
                 low += 1
             if low == high:
                 continue
@@ -104,7 +104,7 @@ class _Grower:
         return len(self.ordered[low]) - depth + int(self.nodes_before[high] - self.nodes_before[low + 1])
 
     def _chain(self, low: int, high: int, depth: int) -> int:
-        """Add runs, to be kept, of the prefix that the range shares; return its depth."""
+        """Add prefix runs for the tokens that the whole range shares; return their depth."""
         end = min(int(self.shared[low + 1 : high].min(initial=len(self.ordered[low]))), len(self.ordered[low]))
         if self.leaves is not None:
             end = min(end, len(self.ordered[low]) - 1)  # the shortest sequence must end below
@@ -161,7 +161,7 @@ class _Grower:
         return [*pieces, (first, high)]
 
     def _best_cut(self, first: int, last: int, depth: int) -> int:
-        """Where to cut a range that is one sequence too long, weighing repeated nodes against unused space."""
+        """Best cut of a range that is one sequence too long, weighing repeated nodes against unused space."""
         full = self._nodes(first, last - 1, depth)
         best, cost = last - 1, int(self.shared[last - 1]) - depth
         for cut in range(last - 2, first, -1):

@@ -1,4 +1,4 @@
-"""Test runs that measure a model's memory use: rows of arbitrary tokens, packed as full as any real run."""
+"""Probe runs that measure a model's memory use: arbitrary tokens, packed as densely as in any real run."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ _PIECE = 128  # tokens of one sequence
 
 @torch.inference_mode()
 def run_packed(model: Any, tokens: int, longest: int) -> dict[torch.device, int]:
-    """Run a number of tokens at once, in the model's execution mode: one row of a tree, or plain rows.
+    """Run a number of tokens in one forward pass, in the model's execution mode: one row of a tree, or plain rows.
 
     The widest run of a tree is a single row, in which each token has a mask entry for every other one, as with prompts.
 

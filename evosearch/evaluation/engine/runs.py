@@ -1,6 +1,6 @@
-"""Runs of a model and their layout: where each token of many sequences is computed. Pure numpy.
+"""Runs of a model and their layout, which maps each token of many sequences to a run. Pure numpy.
 
-Two layouts of plain causal rows are made here; `prefix_tree.py` makes the one with tree masks.
+This module has two layouts of plain causal rows; `prefix_tree.py` has the one with tree masks.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,8 +22,8 @@ class Run:
     ids: Ints  # (B, T), 0 where padded
     positions: Ints  # (B, T) positions in the sequence
     ends: Ints | None  # (B, T) ends of subtrees, see `prefix_tree.py`; None for plain causal rows
-    keep: int  # length of the cached prefix that precedes every row
-    kept: bool  # whether later runs need this run's keys and values
+    prefix_tokens: int  # length of the cached prefix that precedes every row
+    is_prefix: bool  # whether later runs continue this run, and need its keys and values
     tokens: int  # number of tokens without padding
 
     @property
@@ -34,7 +34,7 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Stretch:
-    """Where a stretch of a sequence is computed: in which run, and where in its flattened rows."""
+    """Location of a contiguous stretch of a sequence: its run, and its places in the run's flattened rows."""
 
     run: int  # index of the run
     first: int  # position of the stretch's first token in the sequence
@@ -63,7 +63,7 @@ def depths(sequences: Iterable[Tokens]) -> int:
 
 
 def as_rows(tree: Layout, budget: int, cached: int) -> Layout:
-    """Lay out a tree's shared prefixes as they are, and the rest as plain rows behind them.
+    """Keep a tree's shared prefixes, and lay out the rest as plain rows behind them.
 
     Args:
         tree: A layout from `prefix_tree.as_tree`.
@@ -77,17 +77,18 @@ def as_rows(tree: Layout, budget: int, cached: int) -> Layout:
             members.setdefault(part.run, []).append((sequence, part))
     runs: list[Run] = []
     for index, run in enumerate(tree.runs):
-        if run.kept:
-            plain = Run(run.ids, run.positions, None, run.keep, True, run.tokens)
+        if run.is_prefix:
+            plain = Run(run.ids, run.positions, None, run.prefix_tokens, True, run.tokens)
             for sequence, part in members[index]:
                 stretches[sequence].append(Stretch(len(runs), part.first, part.places))
             runs.append(plain)
             continue
-        row_of = _begun({sequence[part.first :] for sequence, part in members[index]})
+        row_of = _extensions({sequence[part.first :] for sequence, part in members[index]})
         at: dict[Tokens, tuple[int, int]] = {}  # row → its run and its start in the flattened rows
-        for batch in batches(sorted(set(row_of.values()), key=lambda row: (-len(row), row)), budget, cached, run.keep):
+        longest_first = sorted(set(row_of.values()), key=lambda row: (-len(row), row))
+        for batch in batches(longest_first, budget, cached, run.prefix_tokens):
             at.update((row, (len(runs), number * len(batch[0]))) for number, row in enumerate(batch))
-            runs.append(_rows(batch, run.keep))
+            runs.append(_rows(batch, run.prefix_tokens))
         for sequence, part in members[index]:
             rest = sequence[part.first :]
             own, start = at[row_of[rest]]
@@ -125,8 +126,8 @@ def sort_sequences(sequences: Iterable[Tokens]) -> tuple[list[Tokens], Ints]:
     return ordered, shared
 
 
-def _begun(sequences: Iterable[Tokens]) -> dict[Tokens, Tokens]:
-    """Each sequence → the longest one it is a prefix of; with causal attention, that row contains its states too."""
+def _extensions(sequences: Iterable[Tokens]) -> dict[Tokens, Tokens]:
+    """Each sequence → the longest one it is a prefix of; with causal attention, that row includes its states."""
     row_of: dict[Tokens, Tokens] = {}
     after: Tokens = ()
     for sequence in sorted(sequences, reverse=True):  # a sequence follows those that it is a prefix of
@@ -135,10 +136,10 @@ def _begun(sequences: Iterable[Tokens]) -> dict[Tokens, Tokens]:
     return row_of
 
 
-def _rows(batch: Sequence[Tokens], keep: int) -> Run:
+def _rows(batch: Sequence[Tokens], prefix: int) -> Run:
     width = len(batch[0])
     ids = np.zeros((len(batch), width), dtype=np.int64)
     for row, sequence in enumerate(batch):
         ids[row, : len(sequence)] = sequence
-    positions = np.broadcast_to(keep + np.arange(width), ids.shape)
-    return Run(ids, positions, None, keep, False, sum(map(len, batch)))
+    positions = np.broadcast_to(prefix + np.arange(width), ids.shape)
+    return Run(ids, positions, None, prefix, False, sum(map(len, batch)))

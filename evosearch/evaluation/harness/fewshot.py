@@ -1,9 +1,9 @@
 """Few-shot seeds, and exclusion of few-shot examples that would leak answers.
 
-lm-eval only excludes a document from its own examples if both come from the test split. Here, the prompt of a document
-never shows: the document itself, its copies, near-duplicates or group; nor documents (or linked ones) of the suite's
-other splits, since search prompts would then contain answers of the test. If examples and documents come from different
-dataset splits, validation and test prompts may show searched documents, as lm-eval's own do.
+lm-eval only excludes a document from its own examples if both come from the test split. Here, a document's prompt never
+shows the document itself, its copies, its near-duplicates or its group, nor documents of the suite's other splits or
+documents linked to those: search prompts would otherwise contain test answers. If examples and documents come from
+different dataset splits, validation and test prompts may show documents of the search split, as lm-eval's own do.
 
 Examples from a separate data file are identified by their hashes. They are compared for near-duplicates only if the
 task sets `documents_from`, so that examples and documents have the same origin; otherwise they are exactly lm-eval's.
@@ -21,7 +21,7 @@ from evosearch.evaluation.suites.splits import document_hash
 
 
 def example_pool(where: str, name: str, task: Any, source: str) -> list[Any]:
-    """Return the pool that a task draws its few-shot examples from; empty if it shows none.
+    """Return the pool that a task draws its few-shot examples from; empty for a zero-shot task.
 
     Args:
         where: The task's key in the suite, for errors.
@@ -89,13 +89,13 @@ def check_enough(where: str, name: str, task: Any, split: str, size: int, exclud
         task: The lm-eval task.
         split: Split of the document.
         size: Number of examples in the pool.
-        excluded: Number of examples that the document must not see.
+        excluded: Number of examples that the document's prompt must not show.
 
     Raises:
         SuiteError: Fewer examples are left than the task shows.
     """
     shown = task.config.num_fewshot
-    drawn = shown + (task.fewshot_cfg.split == task.config.test_split)  # lm-eval draws one more, to drop the document
+    drawn = shown + (task.fewshot_cfg.split == task.config.test_split)  # lm-eval draws a spare one, in case of itself
     if excluded and size - excluded < drawn:
         what = (
             f"'{name}' shows {shown} few-shot examples, but only {size - excluded} of {size} are left for a document "
@@ -106,13 +106,13 @@ def check_enough(where: str, name: str, task: Any, split: str, size: int, exclud
 
 
 def seed_of(doc_hash: str) -> int:
-    """Return the seed of a document's few-shot draw, so that its examples do not depend on what else is scored."""
+    """Return the seed of a document's few-shot draw; its examples thus do not depend on the rest of the batch."""
     return int(hashlib.sha256(doc_hash.encode()).hexdigest()[:8], 16)
 
 
 @contextmanager
 def without(task: Any, positions: Collection[int]) -> Iterator[None]:
-    """Exclude the examples at these positions from drawing inside the block."""
+    """Exclude the examples at these positions inside the block."""
     if not positions:
         yield
         return

@@ -2,7 +2,7 @@
 
 Values are digested as resolved by lm-eval, so comments, key order and `include:` make no difference. A function is
 digested by its syntax tree without docstrings, together with every function, class and constant of its own folder that
-it refers to, recursively. Local paths do not count: a data file is represented by its name (its content is covered by
+it refers to, recursively. Local paths are ignored: a data file is represented by its name (its content is covered by
 the digests of the item sets), an opaque object by its type.
 """
 
@@ -29,7 +29,7 @@ _LENGTH = 16  # hex digits of a digest
 def fingerprint(task: Any) -> dict[str, str]:
     """Return configuration key → digest of its resolved value, without unset keys.
 
-    The key `class` has the code of a task that is a Python class.
+    For a task that is a Python class, the key `class` covers its code.
     """
     found = {}
     for field in fields(task.config):
@@ -66,7 +66,7 @@ def _without_folders(data: Any, paths: bool = False) -> Any:
 
 
 def _plain(value: Any, above: tuple[Any, ...]) -> Any:
-    """A value as JSON data, code by its syntax. `above` is the enclosing code, to stop at recursion."""
+    """A value as JSON data, code by its syntax tree. `above` is the enclosing code, to stop recursion."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping) and not is_dataclass(value):
@@ -112,7 +112,7 @@ def _is_text(node: ast.stmt) -> bool:
 
 
 def _names(value: Any, above: tuple[Any, ...]) -> dict[str, Any]:
-    """Everything of the same folder that the code refers to, by name."""
+    """Everything in the same folder that the code refers to, by name."""
     codes = [value] if isinstance(value, FunctionType) else _methods(value)
     found: dict[str, Any] = {}
     for function in codes:

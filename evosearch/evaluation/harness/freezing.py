@@ -1,4 +1,4 @@
-"""Freezing of requests: lm-eval builds and tokenizes them once per suite and tokenizer; unsupported ones are errors."""
+"""Freezing of requests: lm-eval builds and tokenizes them once per suite and tokenizer. Rejects unsupported ones."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +30,7 @@ class Freezer:
     Args:
         recorder: An `lm_adapter.RequestRecorder`.
         gold_required: Reject documents without a right answer. If false, their gold log-probability is NaN, and
-            documents of generative tasks get no gold request at all.
+            generative tasks get no gold requests.
 
     Raises:
         CheckpointError: The tokenizer has no end-of-sequence token.
@@ -38,7 +38,7 @@ class Freezer:
 
     def __init__(self, recorder: Any, gold_required: bool) -> None:
         if recorder.tokenizer.eos_token_id is None:
-            raise CheckpointError("tokenizer", "it has no end-of-sequence token", next="Set its eos_token")
+            raise CheckpointError("tokenizer", "has no end-of-sequence token", next="Set its eos_token")
         self._recorder, self._gold_required = recorder, gold_required
         self._lls: list[LoglikelihoodRequest] = []
         self._generations: list[GenerationRequest] = []
@@ -61,7 +61,7 @@ class Freezer:
     def _chat(self, loaded: LoadedTask) -> Callable[..., str] | None:
         """Renderer of a task's messages with the tokenizer's chat template; None if no template is applied."""
         requested, known = loaded.options.apply_chat_template, self._recorder.templates()
-        if not requested or loaded.task.OUTPUT_TYPE == "loglikelihood_rolling":  # which has no prompt
+        if not requested or loaded.task.OUTPUT_TYPE == "loglikelihood_rolling":  # rolling requests have no prompt
             return None
         where = f"{loaded.where}.apply_chat_template"
         if not known:
@@ -120,14 +120,14 @@ class Freezer:
             choice = gold_choice(task, document)
             return None if choice is None else Gold(choice=choice, among=len(task.doc_to_choice(document)))
         if len(queries) != 1:
-            return None  # a Python task with its own requests: only its process_results knows which is right
+            return None  # a Python task with its own requests: only its process_results knows the right answer
         (index,) = queries[0].requests
         return Gold(request=index, tokens=len(self._lls[index].targets))
 
     def _loglikelihood(self, where: str, context: str, continuation: str) -> int:
         """Tokenize a request and return its index.
 
-        A model of context length M sees the last M tokens of context and continuation without its last token.
+        With context length M, the model's input is the last M tokens of (context + continuation)[:-1].
         """
         if continuation == "":
             raise SuiteError(where, "the continuation is empty, so there is nothing to score")

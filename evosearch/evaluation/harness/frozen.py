@@ -1,6 +1,6 @@
-"""Frozen batches: tokenized requests of a batch, and the conversion of a model's answers into lm-eval's metrics.
+"""Frozen batches: the tokenized requests of a batch, and the conversion of a model's answers into lm-eval's metrics.
 
-The metrics are lm-eval's: its filters, `process_results` and aggregations run for every candidate on our answers.
+The metrics are lm-eval's: its filters, `process_results` and aggregations run on each candidate's answers.
 """
 
 import math
@@ -61,7 +61,7 @@ class Query:
         return self.kind == "generate_until"
 
     def answer(self, answers: Answers) -> Any:
-        """Return what lm-eval's model would return for the instance."""
+        """Return the response of lm-eval's model to the instance."""
         if self.generates:
             return answers.texts[self.requests[0]]
         if self.kind == "loglikelihood_rolling":
@@ -124,11 +124,11 @@ class FrozenTask:
         return all(in_language(text, self.spec.language) for text in texts)
 
     def _wrong(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A document's metrics, with the suite's own metric set to 0."""
+        """A document's metrics, with the scored metric set to 0."""
         return {**row, self.spec.metric: 0.0} if self.spec.metric in row else row
 
     def _process(self, answers: Answers) -> list[Mapping[str, Any]]:
-        """Each document's metrics by lm-eval; the instances are emptied again afterwards."""
+        """Each document's metrics, computed by lm-eval; the instances are reset afterwards."""
         instances = [instance for document in self.documents for instance in document.instances]
         try:
             for document in self.documents:
@@ -147,7 +147,7 @@ class FrozenTask:
     def _aggregate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """The task's metrics as `lm_eval` reports them: its functions, over the documents that have the metric.
 
-        If the suite lists no `metrics`, those that lm-eval cannot aggregate (such as a binary F1 of three classes) are
+        If the suite lists no `metrics`, those that lm-eval cannot aggregate (such as a binary F1 on three classes) are
         skipped.
         """
         from lm_eval.api.metrics import mean
@@ -179,7 +179,7 @@ class FrozenTask:
         if values is None:
             known = ", ".join(columns) or "none"
             what = f"'{metric}' is not one number per document"
-            raise SuiteError(f"{self.where}.metric", what, f"Such metrics of this task: {known}")
+            raise SuiteError(f"{self.where}.metric", what, f"Metrics with one number per document: {known}")
         if not ((values >= 0) & (values <= 1)).all():
             what = f"'{metric}' is not in [0, 1]: got {values.min():g} to {values.max():g}"
             raise SuiteError(f"{self.where}.metric", what, "A score needs an item mean in [0, 1]")
@@ -197,7 +197,7 @@ class FrozenTask:
 
 @dataclass(frozen=True)
 class FrozenBatch:
-    """A batch ready to be run by any model with this tokenizer."""
+    """A batch that any model with this tokenizer can run."""
 
     batch: ItemBatch
     loglikelihoods: tuple[LoglikelihoodRequest, ...]

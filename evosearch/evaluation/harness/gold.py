@@ -7,7 +7,7 @@
 | generate_until | teacher-forced log-likelihood of the first target / number of its tokens |
 | loglikelihood_rolling | none: such a task is report-only |
 
-All are at most zero, larger is better, and they change smoothly with the weights while accuracy jumps.
+All are at most zero, larger is better, and they change smoothly with the weights, whereas accuracy changes in steps.
 """
 
 from collections.abc import Sequence
@@ -28,11 +28,11 @@ def gold_choice(task: Any, document: Any) -> int | None:
 
 
 def gold_text(task: Any, document: Any, chat: bool = False) -> str | None:
-    """Return the right answer of a generative task as it continues the context, or None if the document has none.
+    """Return a generative task's right answer as a continuation of the context, or None if the document has none.
 
     In a chat or without examples it is the target alone. After few-shot examples in plain text it is delimited like
-    the examples' targets, since the examples teach the model that form: by a space after a `gen_prefix` without
-    trailing space, or otherwise by `target_delimiter`.
+    the examples' targets, since the examples teach the model that format: by a space after a `gen_prefix` without
+    trailing space, otherwise by `target_delimiter`.
     """
     gold = task.doc_to_target(document)
     if isinstance(gold, list):

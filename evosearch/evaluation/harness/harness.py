@@ -1,7 +1,7 @@
-"""The tasks of a suite, loaded by lm-eval: documents are split and requests are frozen here.
+"""Loading of a suite's tasks by lm-eval, assignment of their documents to splits, and freezing of requests.
 
-Loading a harness checks everything that requires lm-eval: that the tasks exist, that they have the suite's metrics and
-filters, and that they have enough documents. lm-eval takes seconds to import, so it is imported lazily.
+Constructing a `Harness` checks everything that requires lm-eval: the tasks exist, have the suite's metrics and filters,
+and have enough documents. lm-eval takes seconds to import, so it is imported lazily.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -34,7 +34,7 @@ class Harness:
     """The loaded tasks of one suite, with their documents assigned to splits.
 
     Raises:
-        SuiteError: A task, metric, filter or data file is missing, or a split requests more documents than there are.
+        SuiteError: A task, metric, filter or data file is missing, or a split requests more documents than exist.
     """
 
     def __init__(self, suite: Suite) -> None:
@@ -62,7 +62,7 @@ class Harness:
             self._batches = self._split()
 
     def batch(self, split: str) -> ItemBatch:
-        """Return all items of a split, tasks in the suite's order."""
+        """Return all items of a split, with tasks in the suite's order."""
         return self._batches[split]
 
     def freeze(self, batch: ItemBatch, tokenizer: Any, max_length: int) -> FrozenBatch:
@@ -74,8 +74,8 @@ class Harness:
             max_length: The models' context length in tokens, see `max_length_of`.
 
         Raises:
-            SuiteError: A request cannot be run (empty, too long, or with sampling), or the documents on this machine
-                are not those of the batch.
+            SuiteError: A request is unsupported (empty, too long, or with sampling), or the documents on this machine
+                differ from the batch's.
         """
         from evosearch.evaluation.harness.lm_adapter import RequestRecorder
 
@@ -131,7 +131,7 @@ class Harness:
             check_language(where, spec.language, name, task)
 
     def _draw(self, index: int, spec: SuiteTask, split: str, tasks: Mapping[str, Any], public: Collection[str]) -> Draw:
-        """Load the documents that a split draws from, and return the draw."""
+        """Load the documents that a split draws from; return its pool and number of documents."""
         where, name = self.suite.where("tasks", index), spec.lm_eval_task(split)
         tuned = not spec.report_only or spec in self.suite.guarded
         if name in public and tuned and not self.suite.acknowledge_contamination:
@@ -179,7 +179,7 @@ class Harness:
         chosen: Mapping[str, Mapping[str, Selection]],
         links: Mapping[str, Sequence[str]],
     ) -> None:
-        """Set which examples each document must not see: those linked to it or to documents of other splits."""
+        """Exclude from each document's prompt the examples linked to it or to documents of other splits."""
         drawn = {split: {h for own in chosen.values() for h in own[split].doc_hashes} for split in SPLITS}
         for (task, pool), shown in examples.items():
             loaded = self._tasks[task, pool]
@@ -197,17 +197,17 @@ class Harness:
     def _check_documents(self, items: ItemSet, loaded: LoadedTask) -> None:
         for doc_id, doc_hash in zip(items.doc_ids, items.doc_hashes, strict=True):
             if doc_id >= len(loaded.hashes) or loaded.hashes[doc_id] != doc_hash:
-                what = f"document {doc_id} of '{loaded.name}' is not the one of the batch: the data have changed"
+                what = f"document {doc_id} of '{loaded.name}' differs from the batch's: the data have changed"
                 raise SuiteError(join(loaded.where, "task"), what, next="Restore the data, or start another search")
 
 
 def pool_name(lm_eval_task: str, source: str) -> str:
-    """Return the name of a task's documents of one dataset split; the split that lm-eval evaluates has no suffix."""
+    """Return the name of a pool: a task's documents of one dataset split. The evaluated split has no suffix."""
     return f"{lm_eval_task}[{source}]" if source else lm_eval_task
 
 
 def max_length_of(config: Any, tokenizer: Any) -> int:
-    """Return the context length in tokens that lm-eval assumes for a model of this transformers config."""
+    """Return the context length in tokens that lm-eval assumes for a model with this transformers config."""
     from lm_eval.models.utils import resolve_max_length
 
     return int(resolve_max_length(config, tokenizer))

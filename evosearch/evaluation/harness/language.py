@@ -1,13 +1,13 @@
 """Language identification of generated answers, for tasks whose `language` key makes other languages wrong.
 
-The first work on evolved merges scored Japanese mathematics this way: a right number with reasoning in English did not
-count (Akiba et al. 2024, arXiv:2403.13187). The identifier is py3langid, a naive Bayes model over byte n-grams that is
-part of the package: it needs no network and is deterministic.
+The first paper on evolved merges scored Japanese mathematics this way: a correct number with reasoning in English did
+not count (Akiba et al. 2024, arXiv:2403.13187). The identifier is py3langid, a deterministic naive Bayes model over
+byte n-grams that ships with the package, so it needs no network.
 
 An answer is in another language if the identifier considers that language at least twenty times as likely. A text that
 is too short to identify (`42`, `x = 5`, the empty text) therefore counts as the required language and is scored by its
-metric alone; `The answer is 18.` is long enough not to be Japanese. The complete generated text is examined, before
-filters. Closely related languages (such as Danish and Norwegian) may be confused.
+metric alone; `The answer is 18.` is long enough to be recognized as not Japanese. The complete generated text is
+examined, before filters. Closely related languages (such as Danish and Norwegian) may be confused.
 """
 
 from functools import cache
@@ -22,7 +22,7 @@ _NONE = "zxx"  # the identifier's label for numbers, markup and the like
 
 
 def in_language(text: str, language: str) -> bool:
-    """Return whether a text may be in a language, given by its ISO 639 code."""
+    """Return whether a text is plausibly in a language, given by its ISO 639 code."""
     likely = _probabilities(text)
     best = max(likely, key=lambda code: likely[code])
     return best == _NONE or likely[best] < ODDS * likely[language]

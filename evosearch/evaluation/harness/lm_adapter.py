@@ -1,7 +1,7 @@
 """Text handling of lm-eval's Hugging Face model, without a model.
 
 Tokenization is not reimplemented but recorded: lm-eval's own code runs up to the point where it would call the model,
-and its arguments are kept. Import this module inside a function, since lm-eval takes seconds to import.
+and the arguments of that call are kept. Import this module inside a function, since lm-eval takes seconds to import.
 """
 
 import copy

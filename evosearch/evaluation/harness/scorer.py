@@ -1,9 +1,9 @@
-"""Scoring of models on a suite; all work that does not depend on the weights is done once.
+"""Scoring of models on a suite. All work that does not depend on the weights is done once.
 
     scorer = Scorer(suite, tokenizer, max_length_of(model.config, tokenizer))
     card = scorer.score(model, scorer.batch("search"))
 
-After the first score of a batch, nothing is tokenized, read or built again.
+After the first score of a batch, later candidates only cost forward passes and lm-eval's metrics.
 """
 
 import time
@@ -24,17 +24,17 @@ Plans = tuple[FrozenBatch, LoglikelihoodPlan, GenerationPlan]
 
 
 class Scorer:
-    """The items of a suite, frozen for one tokenizer.
+    """Scorer of one suite for models with one tokenizer.
 
     Args:
-        suite: What is measured.
-        tokenizer: The transformers tokenizer of the candidates.
-        max_length: Their context length in tokens (`harness.max_length_of`).
+        suite: The suite to score on.
+        tokenizer: The candidates' transformers tokenizer.
+        max_length: The candidates' context length in tokens (`harness.max_length_of`).
         options: Batch sizes and execution modes.
-        harness: The suite's harness, if it is loaded already.
+        harness: The suite's harness, if already loaded.
 
     Attributes:
-        caching: Whether the current or last run holds keys and values of many rows.
+        caching: Whether the current or last run keeps keys and values of many rows in memory.
 
     Raises:
         SuiteError: See `Harness`.
@@ -101,7 +101,7 @@ class Scorer:
         return replace(card, modes={kind: plan.mode(model) for kind, plan in modes.items() if plan.requests})
 
     def plans(self, batch: ItemBatch) -> Plans:
-        """Return the frozen batch and the plans of its two kinds of requests, made on first use.
+        """Return the frozen batch and the plans of its two kinds of requests, created on first use.
 
         Raises:
             SuiteError: See `Harness.freeze`.

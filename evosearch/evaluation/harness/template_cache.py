@@ -1,4 +1,4 @@
-"""Cache of what a task's templates render for each document.
+"""Cache of a task's rendered templates, by document.
 
 lm-eval compiles a Jinja template at every use (a millisecond), and `process_results` uses two or three per document,
 which takes longer than scoring a small model. Documents never change, so their rendered fields do not either.
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def cache_templates(task: Any, documents: tuple[Any, ...]) -> None:
-    """Make a task remember the prompt, target and choices of these documents, which must be kept alive."""
+    """Cache the prompt, target and choices of these documents, which must be kept alive."""
     known = {id(document) for document in documents}
     for name in ("doc_to_text", "doc_to_target", "doc_to_choice"):
         if hasattr(task, name):
