@@ -1,8 +1,8 @@
-"""Accuracy of the ensemble of all parents: a reference for merges that costs a run of every parent. Pure numpy.
+"""Accuracy of the ensemble of all parents, a reference for merges; to serve it, every parent must run. Pure numpy.
 
-The ensemble answers with the choice of the highest log-probability averaged over its members:
+The ensemble answers with the choice whose log-probability, averaged over the members, is highest:
 argmax_j 1/M Σ_m log p_m(j), where p_m is the softmax of member m's log-likelihoods over the choices. It is computed
-from the recorded scores of each member; no model is run. Only multiple choice tasks have choices to average over.
+from each member's recorded scores without running a model. Only multiple-choice tasks have choices to average over.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ import numpy as np
 from evosearch.errors import SuiteError
 from evosearch.evaluation.types import GOLD, LOGLIKELIHOODS, REQUESTS, Column
 
-TOLERANCE = 1e-6  # nats: largest difference between a recorded gold log-probability and its choice
+TOLERANCE = 1e-6  # nats: largest difference between a recorded gold log-probability and that of its choice
 
 
 def ensemble_accuracy(task: str, members: Sequence[Mapping[str, Column]]) -> Column:
@@ -23,7 +23,7 @@ def ensemble_accuracy(task: str, members: Sequence[Mapping[str, Column]]) -> Col
         members: Recorded columns of each member, on the same items in the same order.
 
     Raises:
-        SuiteError: The task is not multiple choice, or the members were scored on different requests.
+        SuiteError: The task is not multiple-choice, or the members were scored on different requests.
     """
     assert members
     choices = [_choices(task, columns) for columns in members]
@@ -49,7 +49,7 @@ def _choices(task: str, columns: Mapping[str, Column]) -> list[Column]:
 def _gold(task: str, item: int, logprobs: Column, golds: Column) -> int:
     """Index of the right choice: the one whose log-probability equals every member's gold log-probability.
 
-    The ledger does not record the index. If two choices match, they are equal for every member, hence for the ensemble.
+    The ledger does not record the index. If two choices match, they tie for every member, hence for the ensemble.
     """
     away = np.abs(logprobs - golds[:, None]).max(axis=0)  # (choices,)
     nearest = int(away.argmin())

@@ -46,13 +46,13 @@ def paired_difference(
     groups: Groups | None = None,
     confidence: float = CONFIDENCE,
 ) -> Difference:
-    """Estimate how much more `a` scores than `b` on the same items.
+    """Estimate how much higher `a` scores than `b` on the same items.
 
     Bounds are Student's t with Welch-Satterthwaite degrees of freedom over the tasks. The variance includes one more
-    pair of units than observed: a win and a loss with the root mean square of those observed (for right-or-wrong items,
-    this is Bonett & Price 2012). This term vanishes like 1/n² and keeps two wins out of two from counting as certain.
-    If few of many right-or-wrong items differ, the bound crosses zero where the exact sign test does (6 : 0, 8 : 1),
-    while plain t crosses too early (4 : 0, 7 : 1). `benchmarks/gate.py` measures its coverage.
+    pair of units than observed: a win and a loss of the observed root mean square (for right-or-wrong items, this is
+    Bonett & Price 2012). This term vanishes like 1/n², and without it two wins out of two would have zero variance. If
+    few of many right-or-wrong items differ, the bound crosses zero where the exact sign test does (6 : 0, 8 : 1), while
+    plain t crosses too early (4 : 0, 7 : 1). `benchmarks/gate.py` measures its coverage.
 
     Args:
         a: Task → (items,) metric values in [0, 1].
@@ -123,7 +123,7 @@ def interval(
 
 
 def independent_difference(one: Interval, other: Interval) -> Interval:
-    """Estimate how much larger one estimate is than another one from different items.
+    """Estimate how much larger one estimate is than another from different items.
 
     Bounds by MOVER (Zou & Donner 2008): the distance of each bound is the root of the summed squared distances of the
     two estimates' own bounds on that side.
@@ -166,8 +166,8 @@ def proportion_difference(gained: int, lost: int, n: int, confidence: float = CO
 
         z(δ) = (b - c - nδ) / √(n (2q + δ(1 - δ)))      q maximum likelihood P(lost) given P(gained) - P(lost) = δ
 
-    The variance is that of the hypothesis, not of the data: if none of n items changed, the lower bound is
-    -z² / (n + z²), since such a rare loss is compatible with observing none.
+    The variance is computed under the hypothesis, not from the data: if none of n items changed, the lower bound is
+    -z² / (n + z²), since losses that rare are compatible with observing none.
 
     Args:
         gained: Items that only the first candidate got right.
@@ -184,7 +184,7 @@ def proportion_difference(gained: int, lost: int, n: int, confidence: float = CO
 def degrees_of_freedom(parts: Sequence[tuple[float, int]]) -> float:
     """Return the Welch-Satterthwaite degrees of freedom of a sum of independent estimates.
 
-    df = (Σ v)² / Σ (v² / df). A task with a single unit counts as one degree of freedom, the widest case.
+    df = (Σ v)² / Σ (v² / df). A task with a single unit has one degree of freedom, which gives the widest interval.
 
     Args:
         parts: (variance, degrees of freedom) of each estimate.

@@ -1,8 +1,7 @@
-"""Minibatches: equal parts of a split, for searches that score each generation on one of them. Pure.
+"""Minibatches: equal subsets of a split, for searches that score each generation on one of them. Pure.
 
-The documents of each task are ordered by sha256(seed, document hash) and dealt out in turn, so minibatches are
-disjoint, cover the split, and depend only on the seed and the documents. Since they are fixed, each is frozen and
-tokenized once.
+The documents of each task are ordered by sha256(seed, document hash) and assigned in turn, so minibatches are disjoint,
+cover the split, and depend only on the seed and the documents. Since they are fixed, each is frozen and tokenized once.
 """
 
 import hashlib
@@ -23,7 +22,7 @@ class Minibatches:
     batches: tuple[ItemBatch, ...]  # the minibatches
 
     def card(self, minibatch: int, columns: Mapping[str, Mapping[str, Column]]) -> ScoreCard:
-        """Return the score card on one minibatch of a candidate that was scored on the full split.
+        """Return a candidate's score card on one minibatch, from its scores on the full split.
 
         Args:
             minibatch: Index of the minibatch.
@@ -41,7 +40,7 @@ class Minibatches:
 
 def partition(suite: Suite, full: ItemBatch, count: int, seed: int) -> Minibatches:
     """Partition a split into `count` minibatches, whose numbers of documents per task differ by at most one."""
-    assert all(len(items) >= count for items in full.sets), "every minibatch has a document of every task"
+    assert all(len(items) >= count for items in full.sets), "every minibatch needs a document of every task"
     dealt = [_deal(items, count, seed) for items in full.sets]  # (tasks, minibatches)
     return Minibatches(suite, full, tuple(ItemBatch(full.split, sets) for sets in zip(*dealt, strict=True)))
 

@@ -3,12 +3,12 @@
     score   = 100 · Σ_t w_t (m_t − c_t) / (1 − c_t)      m_t item mean of the metric, c_t chance level, Σ w_t = 1
     fitness = Σ_t w_t g_t                                g_t item mean of the gold log-probability (or the score)
 
-An unlearning target has 1 − m instead of m, in a separate column (`1-acc`), and log(1 − p) instead of the gold
-log-probability log p; the column of gold log-probabilities keeps log p. Guarded tasks have their own points,
-100 (m − c) / (1 − c), whether or not they are part of the score.
+An unlearning target uses 1 − m instead of m, in a separate column (`1-acc`), and log(1 − p) instead of the gold
+log-probability log p; the column of gold log-probabilities keeps log p. A guarded task's points are
+100 (m − c) / (1 − c), whether or not it is part of the score.
 
 Standard errors: for independent documents, se(mean) = s / √n where s has n − 1 degrees of freedom; if an item set has
-groups, the group is the sampling unit, and the error is the delete-one-group jackknife's (see units).
+groups, the group is the sampling unit, and the error is the delete-one-group jackknife's (see `units.py`).
 """
 
 import math
@@ -31,16 +31,16 @@ def make_card(
     seconds: Mapping[str, float],
     reported: Mapping[str, Mapping[str, float]] | None = None,
 ) -> ScoreCard:
-    """Make the score card of one candidate on one batch.
+    """Build the score card of one candidate on one batch.
 
-    If a batch has no items of some task, the weights of the others are normalized again. Report-only tasks have columns
-    and item sets, but do not contribute to score, fitness or their numbers of items.
+    If a batch has no items of some task, the weights of the others are renormalized. Report-only tasks have columns and
+    item sets, but do not contribute to score, fitness or their numbers of items.
 
     Args:
         suite: The suite that defines the score.
         batch: The items that were scored.
         columns: Task → column → values, in the order of the batch's items.
-        tokens: Work done.
+        tokens: Token counts of the work done.
         seconds: Step → time in seconds.
         reported: Task → metric → lm-eval's aggregate.
 
@@ -97,7 +97,7 @@ def make_card(
 def log_unlikely(logprob: Column) -> Column:
     """Return log(1 − p) from log p, at most 0; 1 − p is at least 2⁻²³, the resolution of the float32 log p.
 
-    Mächler 2012 (Accurately computing log(1 − exp(−|a|))): each of the two forms is accurate on its side of log 2.
+    Mächler 2012 (Accurately computing log(1 − exp(−|a|))): each of the two formulas is accurate on its side of log 2.
     """
     a = np.maximum(-np.asarray(logprob, dtype=np.float64), 2.0**-23)
     near = np.log(-np.expm1(-np.minimum(a, math.log(2.0))))

@@ -1,8 +1,8 @@
-"""Paired sign-flip test: is the first candidate better than the second on the same items? Pure numpy.
+"""Paired sign-flip test that the first candidate is better than the second on the same items. Pure numpy.
 
 Under the null hypothesis, the difference of each independent unit (item, or group of items) is equally likely to have
 the opposite sign (Fisher 1935, §21). The score's difference T = Σ ± xᵤ then has a known distribution over all 2^U
-signs, without a normal approximation or a variance estimate. For one task of right-or-wrong items it is the exact
+signs, without a normal approximation or a variance estimate. For one task of right-or-wrong items this is the exact
 McNemar test.
 """
 
@@ -19,7 +19,7 @@ from evosearch.evaluation.statistics.units import Groups, Units, Vector, paired_
 SUPPORT = 2**17  # largest number of points of a distribution; two are combined, so 34 distinct units are enumerated
 DRAWS = 9_999  # random sign vectors, if there are too many sums to enumerate
 CHUNK = 2**22  # signs in memory at once
-ROUNDING = 1e-9  # relative tolerance for equal sums; ties count as at least as large as the observed sum
+ROUNDING = 1e-9  # relative tolerance for equal sums, which count as "at least as large as observed"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def paired_sign_test(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> SignTest:
-    """Test whether `a` scores more than `b`, one-sided.
+    """Test whether `a` scores higher than `b`, one-sided.
 
     Args:
         a: Task → (items,) metric values in [0, 1].
@@ -73,14 +73,14 @@ def sign_test(found: Mapping[str, Units], scale: Mapping[str, float], draws: int
 
 
 @dataclass(frozen=True)
-class _Law:
+class _Distribution:
     """A discrete distribution."""
 
     points: Vector  # ascending
-    chances: Vector
+    probabilities: Vector
 
 
-POINT = _Law(np.zeros(1), np.ones(1))
+ZERO = _Distribution(np.zeros(1), np.ones(1))
 
 
 def _sizes(units: Units, scale: float) -> tuple[Vector, Vector]:
@@ -91,52 +91,52 @@ def _sizes(units: Units, scale: float) -> tuple[Vector, Vector]:
     return scale / units.n * values, counts.astype(np.float64)
 
 
-def _fold(values: Vector, counts: Vector, reach: float) -> list[_Law]:
+def _fold(values: Vector, counts: Vector, reach: float) -> list[_Distribution]:
     """One task's T as a sum of independent distributions, a single one if its sums lie on a lattice.
 
     Stops after the third, since the task then has too many sums to enumerate.
     """
-    laws: list[_Law] = []
+    terms: list[_Distribution] = []
     for value, count in zip(values, counts, strict=True):
         flips = np.arange(count + 1.0)
         log_binomial = gammaln(count + 1) - gammaln(flips + 1) - gammaln(count - flips + 1)
         # c units of one size: (2 K - c) x, K of Binomial(c, 1/2)
-        law = _Law((2.0 * flips - count) * value, np.exp(log_binomial - count * np.log(2.0)))
-        if laws and laws[-1].points.size * law.points.size <= SUPPORT:
-            laws[-1] = _add(laws[-1], law, reach)
+        term = _Distribution((2.0 * flips - count) * value, np.exp(log_binomial - count * np.log(2.0)))
+        if terms and terms[-1].points.size * term.points.size <= SUPPORT:
+            terms[-1] = _add(terms[-1], term, reach)
         else:
-            laws.append(law)
-        if len(laws) > 2:
+            terms.append(term)
+        if len(terms) > 2:
             break
-    return laws
+    return terms
 
 
-def _add(one: _Law, other: _Law, reach: float) -> _Law:
+def _add(one: _Distribution, other: _Distribution, reach: float) -> _Distribution:
     """Distribution of the sum of two independent terms; equal sums are merged."""
     sums = np.add.outer(one.points, other.points).ravel()
-    chances = np.multiply.outer(one.chances, other.chances).ravel()
+    probabilities = np.multiply.outer(one.probabilities, other.probabilities).ravel()
     keys, first, where = np.unique(np.rint(sums / (ROUNDING / 100 * reach)), return_index=True, return_inverse=True)
-    return _Law(sums[first], np.bincount(where, chances, keys.size).astype(np.float64))
+    return _Distribution(sums[first], np.bincount(where, probabilities, keys.size).astype(np.float64))
 
 
-def _halves(laws: Sequence[list[_Law]], reach: float) -> tuple[_Law, _Law] | None:
+def _halves(terms: Sequence[list[_Distribution]], reach: float) -> tuple[_Distribution, _Distribution] | None:
     """Combine all terms into two distributions; None if they have too many points."""
-    if any(len(own) > 2 for own in laws):
+    if any(len(own) > 2 for own in terms):
         return None
-    one, other = POINT, POINT
-    for law in sorted(chain.from_iterable(laws), key=lambda entry: entry.points.size):
+    one, other = ZERO, ZERO
+    for term in sorted(chain.from_iterable(terms), key=lambda entry: entry.points.size):
         if one.points.size > other.points.size:
             one, other = other, one
-        if one.points.size * law.points.size > SUPPORT:
+        if one.points.size * term.points.size > SUPPORT:
             return None
-        one = _add(one, law, reach)
+        one = _add(one, term, reach)
     return one, other
 
 
-def _tail(one: _Law, other: _Law, at_least: float) -> float:
+def _tail(one: _Distribution, other: _Distribution, at_least: float) -> float:
     """P(X + Y ≥ at_least)."""
-    beyond = np.append(np.cumsum(other.chances[::-1])[::-1], 0.0)  # P(Y ≥ its k-th point)
-    return min(1.0, float(one.chances @ beyond[np.searchsorted(other.points, at_least - one.points)]))
+    beyond = np.append(np.cumsum(other.probabilities[::-1])[::-1], 0.0)  # P(Y ≥ its k-th point)
+    return min(1.0, float(one.probabilities @ beyond[np.searchsorted(other.points, at_least - one.points)]))
 
 
 def _draw(sizes: Sequence[tuple[Vector, Vector]], draws: int, rng: np.random.Generator) -> list[Vector]:

@@ -1,4 +1,4 @@
-"""Independent sampling units of items, on which all tests and intervals are based. Pure numpy.
+"""Independent sampling units, on which all tests and intervals are based. Pure numpy.
 
 If items have groups (questions about one passage, problems of one subject), a unit is a group, otherwise an item. A
 task's mean is the ratio Σ sums / Σ sizes over its units, because groups differ in size.
@@ -87,7 +87,7 @@ def scales(weights: Mapping[str, float], chances: Mapping[str, float]) -> dict[s
 
 
 def checked(columns: Mapping[str, ArrayLike], tasks: Mapping[str, float], groups: Groups | None) -> dict[str, Vector]:
-    """Return task → (items,) values, after validation.
+    """Return task → (items,) validated values.
 
     Raises:
         SuiteError: A task is missing or empty, its groups have another length, or a value is not finite.
