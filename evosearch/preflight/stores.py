@@ -12,7 +12,7 @@ from evosearch.setup.trackers import JSON_LINES, jsonl_file
 from evosearch.spec.diagnostics import Diagnostics
 from evosearch.spec.run_dir import LEDGER_URL_FILE, SQLITE
 from evosearch.spec.spec import SearchSpec
-from evosearch.tracking.access import check_file, look_at, write_to
+from evosearch.tracking.access import check_file, check_read_access, check_write_access
 
 NO_ACCOUNT = "not authenticated"  # in MLflow's message if an account is missing or its password is wrong
 
@@ -49,7 +49,7 @@ def check_tracking_store(spec: SearchSpec, diagnostics: Diagnostics) -> None:
     with _at_spec_key(spec):
         if run_dir.tracking.startswith(JSON_LINES):
             check_file(jsonl_file(run_dir), "tracking.uri")
-        elif text := look_at(run_dir.tracking, run_dir.experiment, name):
+        elif text := check_read_access(run_dir.tracking, run_dir.experiment, name):
             diagnostics.note(text)
 
 
@@ -64,7 +64,7 @@ def prove_tracking_store(spec: SearchSpec) -> None:
     run_dir, name = spec.run_dir, spec.config.promotion.register_as
     if not run_dir.tracking.startswith((JSON_LINES, SQLITE)):
         with _at_spec_key(spec):
-            write_to(run_dir.tracking, run_dir.experiment, run_dir.name, name)
+            check_write_access(run_dir.tracking, run_dir.experiment, run_dir.name, name)
 
 
 @contextmanager

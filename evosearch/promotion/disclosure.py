@@ -1,8 +1,8 @@
-"""Statements that accompany every figure of a test set. Pure."""
+"""Statements that accompany every reported test score. Pure."""
 
 CONTAMINATED = (
     "The suite acknowledges contamination: models were searched or chosen on test documents of a public benchmark, so "
-    "its figures are not comparable to those of other models on that benchmark."
+    "their scores are not comparable to those of other models on that benchmark."
 )
 
 

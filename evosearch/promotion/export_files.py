@@ -23,10 +23,10 @@ from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import ModelShape
 
 Format = Literal["recipe", "mergekit", "checkpoint", "adapter"]
-FOLDERS: Mapping[Format, str] = {
+FOLDERS: Mapping[Format, str] = {  # format that is a folder → a file that it always contains
     "checkpoint": "config.json",
     "adapter": "adapter_config.json",
-}  # a file that each contains
+}
 RECIPE_FILE = "recipe.yaml"  # in the folder of exported weights
 
 
@@ -40,7 +40,7 @@ class Provenance:
     recipe_id: str
     inputs: Mapping[str, str]  # reference → content_sha256
     scores: Mapping[str, Interval] = field(default_factory=dict)  # split → score with its interval
-    test_openings: int = 0  # of the test set, by all searches; stated with a test score
+    test_openings: int = 0  # of the test set, by all searches; disclosed with a test score
     contaminated: bool = False  # the suite acknowledges contamination
 
 
@@ -63,10 +63,10 @@ def export(
     Args:
         recipe: The recipe to export.
         fmt: Format to write.
-        out: File (folder for a checkpoint or an adapter) to write; missing parent folders are created.
+        out: File to write (a folder for a checkpoint or an adapter); missing parent folders are created.
         provenance: Written as comments into the recipe.
         shape: Tensors of the models; required for `mergekit`.
-        folders: Reference → folder, of references that mergekit cannot resolve.
+        folders: Reference → folder, for references that mergekit cannot resolve.
         adapted: References that combine a model and an adapter.
         write_checkpoint: Writes the merged model to a new folder; required for `checkpoint`.
         write_adapter: Writes the adapter to a new folder; required for `adapter`.
@@ -107,7 +107,7 @@ def export(
 def recipe_text(
     recipe: Recipe, provenance: Provenance, file: str, load: Callable[[str], Recipe] = files.load_reference
 ) -> str:
-    """Return a recipe file that includes the recipes it is made of, with its provenance as comments.
+    """Return a recipe file that includes the recipes it refers to, with its provenance as comments.
 
     Raises:
         RecipeError: One of the included recipes is missing or no longer a recipe.
@@ -143,19 +143,19 @@ def _one_line(text: str) -> str:
 
 
 def _shown(reference: str) -> str:
-    """Shorten the paths in a reference to their last component, so that no machine's folders are exported.
+    """Shorten the paths in a reference to their last component, so that local folder names are not exported.
 
-    Splits the reference as the model loader does: the path of an existing folder may contain a '+'.
+    The reference is split as in the model loader: the path of an existing folder may contain a '+'.
     """
     parts = files.pieces(reference, files.exists)
     return "+".join(Path(part).name if part.startswith(("/", "~", "./", "../")) else part for part in parts)
 
 
 def _refuse_existing(out: Path, fmt: Format, overwrite: bool) -> None:
-    """Refuse an `out` that exists, unless it is an earlier export and may be replaced.
+    """Refuse an existing `out`, unless it is an earlier export that may be replaced.
 
     Raises:
-        InputError: `out` is something else (a folder without the format's file), or `overwrite` is not set.
+        InputError: `out` is not an export of this format, or `overwrite` is not set.
     """
     if not out.exists() or (fmt in FOLDERS and out.is_dir() and not any(out.iterdir())):
         return
@@ -185,7 +185,7 @@ def _replacing(out: Path) -> Iterator[Path]:
 
 
 def _swap(temporary: Path, out: Path) -> None:
-    """Replace a folder, which cannot be done in one step: move the old one away, then delete it last."""
+    """Replace a folder, which cannot be atomic: move the old one aside, and delete it last."""
     old = out.with_name(f".{out.name}.{os.getpid()}.old")
     if out.exists():
         os.replace(out, old)

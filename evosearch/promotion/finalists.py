@@ -20,7 +20,7 @@ class Standing:
     kind: str  # candidate | base | parent | stage | uniform | scale
     scores: Mapping[str, float] = field(default_factory=dict)  # split → score
     fitness: Mapping[str, float] = field(default_factory=dict)  # split → fitness
-    broken: Mapping[str, float] = field(default_factory=dict)  # split → total points by which guards are broken
+    violation: Mapping[str, float] = field(default_factory=dict)  # split → total points by which guards are exceeded
 
 
 def kind_of(candidate: str) -> str:
@@ -44,7 +44,7 @@ def standings(state: SearchState) -> list[Standing]:
             kind=kind_of(name),
             scores={split: card.score for split, card in own.items()},
             fitness={split: card.fitness.value for split, card in own.items()},
-            broken={split: state.violation(name, split) for split in own},
+            violation={split: state.violation(name, split) for split in own},
         )
         for name, own in cards.items()
     ]
@@ -57,8 +57,8 @@ def choose(
 ) -> list[Standing]:
     """Choose the `count` best candidates with distinct recipes, and add the best baseline of `split`.
 
-    A candidate whose recipe equals the best baseline's is that baseline and does not count. Candidates that break no
-    guard come first, the others follow by how much they break. Ties go to the candidate that was proposed first.
+    A candidate with the same recipe as the best baseline does not count. Candidates are ranked by how far they exceed
+    their guards, then by `by`; ties go to the candidate that was proposed first.
     """
     assert count > 0
     baseline = best(entries, split, BASELINE_KINDS)
@@ -75,10 +75,10 @@ def choose(
 
 
 def best(entries: Iterable[Standing], split: str, kinds: Sequence[str] = ()) -> Standing | None:
-    """Return the best by score on `split` among the given kinds (default: all), or None if none was scored there.
+    """Return the best model on `split` among the given kinds (default: all), or None if none was scored on it.
 
-    Models that break no guard come first. Ties go to a baseline, being the simpler recipe, and then to the candidate
-    that was proposed first.
+    Models are ranked by how far they exceed their guards, then by score. Ties go to a baseline, which is the simpler
+    recipe, then to the candidate that was proposed first.
     """
     ranked = _ranked([entry for entry in entries if not kinds or entry.kind in kinds], split, "score")
     return ranked[0] if ranked else None
@@ -91,7 +91,7 @@ def _ranked(entries: Iterable[Standing], split: str, by: str) -> list[Standing]:
     known = [entry for entry in entries if not math.isnan(value(entry))]
 
     def rank(entry: Standing) -> tuple[float, float, bool, int]:
-        return entry.broken.get(split, 0.0), -value(entry), entry.kind == "candidate", _ask_index(entry.candidate)
+        return entry.violation.get(split, 0.0), -value(entry), entry.kind == "candidate", _ask_index(entry.candidate)
 
     return sorted(known, key=rank)
 

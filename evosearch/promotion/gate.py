@@ -1,9 +1,9 @@
 """The gate: decides on the test split whether a model is promoted. Pure: scores in, decision out.
 
 The finalist must beat base, every parent, the best baseline and the champion, each by a one-sided paired bound above
-zero. All comparisons must hold, so no bound is corrected for their number. If the finalist does not beat the best
-baseline, that baseline, being the simpler recipe, takes its place and must beat the others by the same bounds. The
-model judged last must also pass the suite's guards (see `non_inferiority`).
+zero. Every comparison must succeed, so the bounds are not corrected for multiple comparisons. If the finalist does not
+beat the best baseline, that baseline, which is the simpler recipe, replaces it and must beat the others by the same
+bounds. The model judged last must also pass the suite's guards (see `non_inferiority`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ ORDER: tuple[Role, ...] = ("base", "parent", "baseline", "champion")
 class Contender:
     """One model with its scores on the test split.
 
-    `set_digests` names the items of each task (`ScoreCard.set_digests`); the digests of two contenders must agree.
+    `set_digests` identifies the items of each task (`ScoreCard.set_digests`); it must be equal for all contenders.
     """
 
     candidate: str
@@ -45,7 +45,7 @@ class Measure:
     chances: Mapping[str, float]  # task → c
     groups: Groups | None = None  # task → group of each item
     confidence: float = CONFIDENCE  # of each one-sided bound
-    cross_checks: bool = True  # add the sign test and the bootstrap interval, which never decide
+    cross_checks: bool = True  # report the sign test and the bootstrap interval, which do not affect the decision
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,12 @@ class GateDecision:
     """Outcome of the gate; also the payload of a `gated` event."""
 
     finalist: str
-    winner: str  # judged last: the finalist, or the baseline that took its place
+    winner: str  # the model judged last: the finalist, or the baseline that replaced it
     promoted: str | None  # the winner if it passed, otherwise None
     reasons: tuple[str, ...]
     comparisons: tuple[Comparison, ...]
     guards: tuple[GuardCheck, ...] = ()  # of the winner
-    notes: tuple[str, ...] = ()  # conditions of the run that a reader must know, such as a skipped champion
+    notes: tuple[str, ...] = ()  # caveats of the run, such as a skipped champion
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -108,13 +108,13 @@ class GateDecision:
 def decide(
     finalist: Contender, comparators: Sequence[Contender], measure: Measure, guards: Sequence[GuardedTask] = ()
 ) -> GateDecision:
-    """Judge the finalist, or the best baseline in its place if the finalist does not beat that baseline.
+    """Judge the finalist, or the best baseline instead if the finalist does not beat that baseline.
 
     Args:
         finalist: The candidate chosen on the validation split; it may itself be the best baseline.
         comparators: At most one base, one baseline and one champion, and any number of parents. A missing base or
             baseline is mentioned in the reasons.
-        guards: Guarded tasks that the winner must be shown to keep.
+        guards: Guarded tasks, each of which the winner must pass.
 
     Raises:
         SuiteError: There are no comparators, a role is given twice, or contenders were scored on different items.
@@ -126,19 +126,19 @@ def decide(
         reasons.append(f"The finalist {finalist.candidate} is the best baseline.")
         baseline = None
     broken = {other.candidate: broken_guards(other.columns, guards) for other in comparators}
-    comparisons, texts = _face(finalist, comparators, measure, broken)
+    comparisons, texts = _compare_all(finalist, comparators, measure, broken)
     reasons += texts
     winner = finalist
     against = next((c for c in comparisons if baseline is not None and c.role == "baseline"), None)
     if baseline is not None and against is not None and not against.beats:
         others = [entry for entry in comparators if entry.role != "baseline"]
-        reasons.append(f"{baseline.candidate}, the simpler recipe, takes the place of {finalist.candidate}.")
+        reasons.append(f"{baseline.candidate}, the simpler recipe, replaces {finalist.candidate}.")
         winner = baseline
-        own, texts = _face(baseline, others, measure, broken)
+        own, texts = _compare_all(baseline, others, measure, broken)
         comparisons += own
         reasons += texts
     beaten = all(c.beats for c in comparisons if c.challenger == winner.candidate)
-    checks, texts = _keep(winner, guards, measure)
+    checks, texts = _check_guards(winner, guards, measure)
     kept = all(check.holds for check in checks)
     reasons += [*texts, _verdict(winner.candidate, beaten, kept, bool(checks))]
     promoted = winner.candidate if beaten and kept else None
@@ -152,7 +152,9 @@ def decide(
     )
 
 
-def _keep(winner: Contender, guards: Sequence[GuardedTask], measure: Measure) -> tuple[list[GuardCheck], list[str]]:
+def _check_guards(
+    winner: Contender, guards: Sequence[GuardedTask], measure: Measure
+) -> tuple[list[GuardCheck], list[str]]:
     """Check the winner on each guarded task against the task's reference."""
     checks = [
         check_guard(winner.candidate, winner.columns[guard.task], guard, measure.groups, measure.confidence)
@@ -162,19 +164,20 @@ def _keep(winner: Contender, guards: Sequence[GuardedTask], measure: Measure) ->
 
 
 def _verdict(name: str, beaten: bool, kept: bool, guarded: bool) -> str:
-    found = [f"{name} beats all it must beat" if beaten else f"{name} does not beat all it must beat"]
+    text = f"{name} beats every comparator" if beaten else f"{name} does not beat every comparator"
     if guarded:
-        found.append("keeps all it must keep" if kept else "is not shown to keep all it must keep")
-    return f"{' and '.join(found)}{'.' if beaten and kept else ': nothing is promoted.'}"
+        text += " and " if beaten == kept else " but "
+        text += "passes every guard" if kept else "does not pass every guard"
+    return f"{text}{'.' if beaten and kept else ': nothing is promoted.'}"
 
 
-def _face(
+def _compare_all(
     challenger: Contender, others: Iterable[Contender], measure: Measure, broken: Mapping[str, str]
 ) -> tuple[list[Comparison], list[str]]:
     """Compare the challenger with each of the others, in the order base, parents, baseline, champion.
 
     Args:
-        broken: Comparator → note on the guards that it breaks itself; it must be beaten all the same.
+        broken: Comparator → note on the guards that it breaks itself; it must be beaten nevertheless.
     """
     comparisons, texts = [], []
     for other in sorted(others, key=lambda entry: ORDER.index(entry.role)):
@@ -183,9 +186,9 @@ def _face(
             comparisons.append(comparison)
             texts.append(sentence(comparison, measure.confidence, broken[other.candidate]))
         elif other.role == "champion":
-            texts.append(f"{challenger.candidate} is the present champion and need not beat itself.")
+            texts.append(f"{challenger.candidate} is the current champion and need not beat itself.")
         elif other.role != "baseline":
-            # A finalist equal to a parent or the base found nothing new: it is compared, and ties.
+            # A finalist equal to the base or a parent is nothing new: the comparison is a tie, so it is not promoted.
             comparison = compare(challenger, other, measure)
             comparisons.append(comparison)
             texts.append(f"{challenger.candidate} is the same model as the {other.role} {other.candidate}.")

@@ -1,7 +1,7 @@
 """Guards at the gate: non-inferiority tests that bound the winner's drop on a guarded task. Pure.
 
-The lower one-sided bound of (winner - reference), in points of that task alone, must not lie below -max_drop. Like
-every condition of the gate it must hold together with all others, so it is not corrected for multiple comparisons.
+The lower one-sided bound of (winner - reference), in points of that task alone, must be at least -max_drop. All
+conditions of the gate must be met, so the bound is not corrected for multiple comparisons.
 
 For independent right-or-wrong items the bound is Tango's score bound, which uses the variance under the hypothesis of a
 drop of max_drop (see `intervals.proportion_difference`); for other metrics, and for grouped items, it is Student's t.
@@ -48,11 +48,11 @@ class GuardCheck:
 def check_guard(
     challenger: str, column: Column, guarded: GuardedTask, groups: Groups | None, confidence: float = CONFIDENCE
 ) -> GuardCheck:
-    """Test whether the challenger's drop on a guarded task is shown to be within its limit.
+    """Test whether the confidence bound of the challenger's drop on a guarded task is within its limit.
 
     Args:
-        column: (items,) The challenger's metric on the items of the reference.
-        groups: Task → group of each item; tasks of independent items may be missing.
+        column: (items,) the challenger's metric on the items of the reference.
+        groups: Task → group of each item; tasks with independent items may be omitted.
         confidence: Confidence of each one-sided bound.
 
     Raises:
@@ -83,18 +83,19 @@ def check_guard(
 def sentence(check: GuardCheck, confidence: float = CONFIDENCE) -> str:
     """Describe a guard's result in one sentence.
 
-    `17 keeps sort: -1.20 points against base (lower bound -3.10 at 97.5% confidence, -5 allowed, 400 items).`
+    `17 passes the guard on sort: -1.20 points against base (lower bound -3.10 at 97.5% confidence, -5 allowed, 400
+    items).`
     """
-    verb = "keeps" if check.holds else "is not shown to keep"
+    verb = "passes" if check.holds else "does not pass"
     bound = f"lower bound {check.lower:+.2f} at {100 * confidence:g}% confidence, {-check.max_drop:g} allowed"
     return (
-        f"{check.challenger} {verb} {check.task}: {check.difference:+.2f} points against {check.reference} "
-        f"({bound}, {check.n} items)."
+        f"{check.challenger} {verb} the guard on {check.task}: {check.difference:+.2f} points against "
+        f"{check.reference} ({bound}, {check.n} items)."
     )
 
 
 def broken_guards(columns: Mapping[str, Column], guards: Sequence[GuardedTask]) -> str:
-    """` (breaks the guard on sort)` if the observed drop on a guarded task exceeds its limit; otherwise empty.
+    """Return ` (breaks the guard on sort)` if the observed drop on a guarded task exceeds its limit, otherwise "".
 
     Args:
         columns: Task → (items,) metric of one model on the items of the references.

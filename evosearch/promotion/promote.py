@@ -37,7 +37,7 @@ class Promotion(Validation):
         openings: Ledger that counts how often each test set was opened, by all searches.
         metrics: Task → column of the suite's metric, including guarded tasks.
         measure: Score definition and bounds of the gate.
-        champion: The current champion, if there is one that can be compared.
+        champion: The current champion; None if there is none or it cannot be compared.
         chances: Guarded task → its chance level.
         notes: Conditions to record with the decision.
     """
@@ -50,7 +50,7 @@ class Promotion(Validation):
     notes: list[str] = field(default_factory=list)
 
     def run(self) -> GateDecision:
-        """Validate, open the test, decide, and record the decision.
+        """Validate, open the test split, decide, and record the decision.
 
         Raises:
             SearchError: No candidate was scored, or a contender failed on a split.
@@ -79,7 +79,7 @@ class Promotion(Validation):
         return [*names, CHAMPION] if self.champion else names
 
     def _open_test(self, contenders: list[str]) -> None:
-        """Record the opening, here and in the count that all searches share, before anything is scored."""
+        """Record the opening, in this search and in the count that all searches share, before anything is scored."""
         recorder, digest = self.recorder, self.batches["test"].documents_digest
         openings = recorder.state.test_openings
         if openings and openings[-1].candidates == contenders and openings[-1].digest == digest:

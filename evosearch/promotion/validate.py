@@ -1,7 +1,7 @@
 """Validation of a search's best candidates: rescoring after minibatches, then ranking on `validation`.
 
 If the search scored candidates on minibatches, the best of them are first scored on the full search split, and the
-finalists are chosen by that: the best of many scores on few items is mostly luck.
+finalists are chosen by these scores: the best of many scores on few items is mostly luck.
 
 All choices are made on `validation`. Recorded steps are not repeated, so an interrupted validation resumes.
 """
@@ -20,7 +20,7 @@ from evosearch.search.records import FinalistRecord, WinnerRecord, is_candidate
 
 SCALES_TO_VALIDATE = 3  # best scales of the baseline sweep, by score on `search`
 RESCORED = 2  # candidates per finalist to score on the full search split after a search on minibatches
-PLAIN = ("base", "parent", "stage", "uniform")  # baselines that are scored wherever finalists are
+PLAIN = ("base", "parent", "stage", "uniform")  # baselines that are scored on the same splits as finalists
 
 
 @dataclass(kw_only=True)
@@ -94,7 +94,7 @@ class Validation:
         plain = [entry.candidate for entry in entries if entry.kind in PLAIN]
         scales = sorted(
             (entry for entry in entries if entry.kind == "scale"),
-            key=lambda entry: (entry.broken.get("search", 0.0), -entry.scores.get("search", 0.0)),
+            key=lambda entry: (entry.violation.get("search", 0.0), -entry.scores.get("search", 0.0)),
         )
         return list(dict.fromkeys([*chosen, *plain, *(entry.candidate for entry in scales[:SCALES_TO_VALIDATE])]))
 
@@ -104,7 +104,7 @@ class Validation:
         chosen = {entry.candidate for entry in choose(entries, self.finalists)}
         ranked = sorted(
             (e for e in entries if e.candidate in chosen and e.kind == "candidate" and "validation" in e.scores),
-            key=lambda entry: (entry.broken["validation"], -entry.scores["validation"], int(entry.candidate)),
+            key=lambda entry: (entry.violation["validation"], -entry.scores["validation"], int(entry.candidate)),
         )
         if not ranked:
             raise SearchError("no finalist could be scored on validation")
@@ -133,4 +133,4 @@ class Validation:
 
 
 def _rank(entry: Standing) -> tuple[float, float]:
-    return entry.broken["validation"], -entry.scores["validation"]
+    return entry.violation["validation"], -entry.scores["validation"]

@@ -24,7 +24,7 @@ from evosearch.tracking.registry import Registry
 
 
 def present_champion(prepared: Prepared, registry: Registry | None, watcher: Watcher) -> Champion | None:
-    """The present champion of the spec's `register_as`; None if it cannot be compared, which is noted."""
+    """Return the current champion of the spec's `register_as`; None, with a note, if it cannot be compared."""
     name = prepared.spec.config.promotion.register_as
     if name is None or registry is None:
         return None
@@ -32,7 +32,7 @@ def present_champion(prepared: Prepared, registry: Registry | None, watcher: Wat
         found = registry.champion(name)
         text = registry.recipe(found) if found else None
     except TrackingError as exc:
-        watcher.note(f"the present champion of '{name}' cannot be read and is left out of the gate: {exc}")
+        watcher.note(f"the current champion of '{name}' cannot be read and is left out of the gate: {exc}")
         return None
     if found is None or text is None:
         return None

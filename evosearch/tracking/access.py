@@ -1,6 +1,6 @@
 """Access checks of a tracking store, before a search relies on it.
 
-The read-only check creates and changes nothing, and so proves less than a write; its result says how much.
+The read-only check creates and changes nothing, so it cannot prove write access; it returns what remains unchecked.
 """
 
 import os
@@ -18,8 +18,8 @@ SERVERS = ("http", "https", "databricks")  # they create their own tables, so a 
 HEADER = b"SQLite format 3\0"
 
 
-def look_at(uri: str, experiment: str, registered: str | None) -> str | None:
-    """Read what a search reads first, without writing.
+def check_read_access(uri: str, experiment: str, registered: str | None) -> str | None:
+    """Check that a search can read the store, without writing to it.
 
     Args:
         uri: Tracking URI.
@@ -27,7 +27,7 @@ def look_at(uri: str, experiment: str, registered: str | None) -> str | None:
         registered: Name under which the winner would be registered.
 
     Returns:
-        A sentence on what remains unknown until the search starts; None if nothing does.
+        A sentence on what is only checked when the search starts; None if everything was checked.
 
     Raises:
         TrackingError: The store cannot be reached or rejects this account, the experiment was deleted, or a file or its
@@ -54,11 +54,11 @@ def look_at(uri: str, experiment: str, registered: str | None) -> str | None:
     return f"{place} accepts this account ({exists}); write access is checked when the search starts"
 
 
-def write_to(uri: str, experiment: str, search: str, registered: str | None) -> None:
-    """Write what a search writes first: its experiment, tagged with the name of the search.
+def check_write_access(uri: str, experiment: str, search: str, registered: str | None) -> None:
+    """Check write access by creating the experiment and tagging it with the name of the search.
 
-    An existing registered model is tagged too, which needs the same permission as a new version. A missing one is not
-    created: any account may do that later.
+    An existing registered model is also tagged, which requires the same permission as a new version. A missing one is
+    not created: any account may do that later.
 
     Raises:
         TrackingError: The store cannot be reached, or refuses the request.
@@ -75,11 +75,11 @@ def check_file(file: Path, where: str, error: type[InputError] = TrackingError) 
 
     Args:
         file: File to check.
-        where: Setting that errors name.
+        where: Setting to name in errors.
         error: Class of the error.
 
     Raises:
-        InputError: It cannot; of the class `error`.
+        InputError: The file cannot be written; raised as `error`.
     """
     try:
         os.stat(file)
@@ -101,7 +101,7 @@ def _check_database(file: Path) -> None:
     """Check that an existing file is a SQLite database.
 
     Raises:
-        TrackingError: It is not.
+        TrackingError: The file is not a SQLite database, or cannot be read.
     """
     if not os.path.isfile(file) or file.stat().st_size == 0:
         return

@@ -1,7 +1,7 @@
 """Translation of events into changes of MLflow runs. Pure: events in, changes out.
 
-The search has one run, and so does every candidate and baseline. Changes state the final content of a run (tags,
-metrics with their own step and time, files, a status) and never an increment, so applying one twice changes nothing.
+The search, every candidate and every baseline have one run each. A change states the final content of a run (tags,
+metrics with their own step and time, files, a status), not an increment, so applying it twice has no further effect.
 """
 
 import json
@@ -22,7 +22,7 @@ from evosearch.search.pareto import Front, ordered, reported_values
 from evosearch.search.records import Reported, is_candidate
 from evosearch.tracking.pareto_page import ParetoPoint, pareto_page
 
-SEARCH = ""  # key of the search's own run, next to the candidates'
+SEARCH = ""  # key of the search's own run; other keys are candidates
 MAX_PARAMS = 100  # genome dimensions shown as parameters; all are in recipe.yaml
 MAX_NAME = 250  # characters, MLflow's limit
 OPENINGS, CONTAMINATION = "test_openings", "contamination_acknowledged"  # tags of runs with a test score
@@ -58,13 +58,13 @@ Plan = dict[str, Changes]  # candidate, or SEARCH → its changes
 class Translator:
     """Translates all events of a search, in order, into changes.
 
-    Later events depend on earlier ones, so events that are already mirrored are translated too and their changes
-    discarded.
+    The translation of an event depends on earlier ones, so mirrored events are translated again after a restart, and
+    their changes discarded.
     """
 
     def __init__(self, search_id: str, name: str) -> None:
         self._identity = {"search_id": search_id, "evosearch.name": name}
-        self._runs: dict[str, tuple[int, dict[str, str]]] = {}  # candidate → its start, its identifying tags
+        self._runs: dict[str, tuple[int, dict[str, str]]] = {}  # candidate → start time in ms, identifying tags
         self._settled: dict[int, float | None] = {}  # ask index → fitness, None for a failure
         self._next = 0  # first ask index that is not settled
         self._best: float | None = None
@@ -133,7 +133,7 @@ class Translator:
         run.files["recipe.yaml"] = self._recipe_file(payload["recipe"])
 
     def _recipe_file(self, recipe: Mapping[str, Any]) -> str:
-        """Return a recipe as YAML that includes the recipes it is made of."""
+        """Return a recipe as YAML that includes the recipes it refers to."""
         if not self._recipes:
             return dump(recipe)
         return bundle(Recipe.model_validate(recipe), partial(load_reference, known=self._recipes)).to_yaml()
@@ -153,7 +153,7 @@ class Translator:
         run = self._candidate(payload, plan, now)
         split = payload["split"]
         for name, value in _metrics(payload).items():
-            if math.isfinite(value):  # MLflow sorts infinity before every number
+            if math.isfinite(value):  # MLflow would sort infinity before every number
                 run.points.append(Point(safe_name(name), value, _step(split), now))
         run.tags[f"items/{split}"] = str(payload.get("batch", ""))
         if payload.get("minibatch") is not None:
@@ -244,9 +244,9 @@ class Translator:
         return plan.setdefault(candidate, Changes(began, dict(tags)))
 
     def _settle(self, candidate: str, fitness: float | None, plan: Plan, now: int) -> None:
-        """Write the best fitness so far in ask order, whatever order candidates finish in.
+        """Write the best fitness so far, in ask order rather than in the order in which candidates finish.
 
-        A point is written once all candidates up to it are settled, so it never changes afterwards.
+        A point is written once all candidates up to it are settled, so it never changes.
         """
         if not is_candidate(candidate) or int(candidate) < self._next:
             return
@@ -290,7 +290,7 @@ def _metrics(card: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _step(split: str) -> int:
-    """Return the step of a split: seconds and tokens are one series over the splits."""
+    """Return the metric step of a split, by which `seconds` and `tokens` are series over the splits."""
     return SPLITS.index(split) if split in SPLITS else len(SPLITS)
 
 

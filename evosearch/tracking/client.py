@@ -18,8 +18,8 @@ from evosearch.tracking.mirror import describe
 ARTIFACTS = "mlartifacts"  # folder next to a SQLite store
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
-# Defaults, set before mlflow is imported. With mlflow's retries off, every failed request is seen here, and a run
-# created by a request whose response was lost is found by its tags before another one is created.
+# Defaults, set before mlflow is imported. mlflow's retries are off because a request whose response was lost may have
+# created a run: the mirror searches for it by its tags before creating another one.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -48,10 +48,10 @@ def load_mlflow() -> None:
 
 
 def connect(uri: str) -> Any:
-    """Return a client of the store at `uri`, for runs and registered models; creates a SQLite store.
+    """Return a client of the store at `uri`, for runs and registered models; creates a missing SQLite store.
 
     Raises:
-        TrackingError: MLflow cannot use the URI; its former file stores, which are folders, are not supported.
+        TrackingError: The URI is not supported, such as that of a folder (MLflow's former file store).
     """
     database = sqlite_file(uri)
     check_scheme(uri)
@@ -64,10 +64,10 @@ def connect(uri: str) -> Any:
 
 
 def check_scheme(uri: str) -> None:
-    """Check that MLflow can use a URI.
+    """Check the scheme of a tracking URI.
 
     Raises:
-        TrackingError: It cannot.
+        TrackingError: MLflow does not support the scheme.
     """
     if uri.partition(":")[0].partition("+")[0] not in SCHEMES:
         allowed = "sqlite:///FOLDER/mlflow.db, postgresql://HOST/NAME or http://HOST:PORT"
@@ -89,11 +89,11 @@ def as_tracking_errors(uri: str) -> Iterator[None]:
         raise TrackingError(hidden(uri), describe(exc), next=check) from exc
 
 
-def pages(ask: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
-    """Yield all results of a paged query of the client."""
+def pages(query: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
+    """Yield all results of a paginated query of the client."""
     token = None
     while True:
-        page = ask(*arguments, page_token=token)
+        page = query(*arguments, page_token=token)
         yield from page
         token = page.token
         if not token:
@@ -113,11 +113,11 @@ def run_ids(uri: str, search_id: str) -> dict[str, str]:
     """
     database = sqlite_file(uri)
     if database is not None and not database.exists():
-        return {}  # opening it would create it
+        return {}  # connecting would create it
     with as_tracking_errors(uri):
         client = connect(uri)
-        everywhere = [found.experiment_id for found in pages(client.search_experiments)]
-        runs = find_runs(client, everywhere, f"tags.search_id = '{search_id}'")
+        experiments = [found.experiment_id for found in pages(client.search_experiments)]
+        runs = find_runs(client, experiments, f"tags.search_id = '{search_id}'")
     return {run.data.tags["candidate_id"]: run.info.run_id for run in runs}
 
 
@@ -127,10 +127,10 @@ def default_uri(folder: Path) -> str:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """Return the file of a SQLite store, None for other kinds of URIs.
+    """Return the file of a SQLite store, or None for other kinds of URIs.
 
     Raises:
-        TrackingError: The URI names no file.
+        TrackingError: The SQLite URI does not name a file.
     """
     if not uri.startswith("sqlite:"):
         return None

@@ -47,7 +47,7 @@ class _File:
         return seq
 
     def recall(self, events: Sequence[Event]) -> None:
-        """Do nothing: a line does not depend on earlier ones."""
+        """Do nothing: lines do not depend on earlier events."""
 
     def write(self, events: Sequence[Event]) -> None:
         lines = [json.dumps({"search_id": self._search_id} | vars(event)) + "\n" for event in events]

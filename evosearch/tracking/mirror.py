@@ -1,8 +1,8 @@
 """Mirror: a thread that copies the ledger's events to a store, isolating the search from failures of the store.
 
-The mirror reads the ledger itself; the search only notifies it of new events. When the store fails, the mirror discards
-its view of it, waits, opens it again and continues after the last event that the store itself reports. A sink's `write`
-may therefore receive events again, and must produce the same result.
+The mirror reads the ledger itself; the search only notifies it of new events. When the store fails, the mirror waits,
+opens the store again, and continues after the last event that the store itself reports. A sink's `write` may therefore
+receive events twice, and must be idempotent.
 """
 
 import math
@@ -16,13 +16,13 @@ from evosearch.search.ledger.events import Event
 
 CHUNK = 64  # events written between two updates of the cursor
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between attempts while the store fails
-HURRIED_PAUSE_S = 1.0  # the same while a caller waits
+HURRIED_PAUSE_S = 1.0  # longest pause while a caller waits
 POLL_S = 30.0  # longest sleep without a notification
 UP_TO_DATE = "up to date"
 
 
 class EventReader(Protocol):
-    """Read access to a ledger, as a mirror needs it."""
+    """The read access to a ledger that a mirror needs."""
 
     def events(self, search_id: str, after: int = 0, *, limit: int | None = None) -> list[Event]:
         """Return the events after a `seq`, at most `limit` of them."""
@@ -41,10 +41,10 @@ class Sink(Protocol):
         """Connect, reconcile with the existing content, and return the `seq` of the last event in it (0: none)."""
 
     def recall(self, events: Sequence[Event]) -> None:
-        """Receive the events already in the sink, in chunks from the first, before the next ones are written."""
+        """Restore state from events already in the sink; called after `open`, in chunks from the first event on."""
 
     def write(self, events: Sequence[Event]) -> None:
-        """Copy events in order, then update the cursor. Writing an event twice equals writing it once."""
+        """Copy events in order, then update the cursor. Must be idempotent."""
 
 
 class Mirror:
@@ -54,7 +54,7 @@ class Mirror:
         sink: Destination of the events.
         open_reader: Opens the ledger for the mirror, in its thread; the mirror closes it.
         search_id: The search to mirror.
-        notice: Called in the thread, once when the store starts to fail and once when all is mirrored again.
+        notice: Called in the thread, once when the store starts to fail and once when the mirror is up to date again.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class Mirror:
         self._opened = False
         self._behind, self._reason = 0, ""
         self._wake, self._closing = threading.Event(), threading.Event()
-        self._hurry = threading.Event()  # a caller waits: no long pauses
+        self._hurry = threading.Event()  # a caller waits, so pauses are short
         self._deadline = float("inf")
         self._failing, self._noticed = False, False  # since the last successful write; whether `notice` was called
         self._failures = 0
-        self._patience_ends = float("inf")  # when waiting callers give up a failing store; set by the first wait
+        self._patience_ends = float("inf")  # when waiting callers give up on a failing store; set by the first wait
         self._notified, self._done = 0, 0  # notifications, and those up to which everything is mirrored
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
@@ -102,7 +102,7 @@ class Mirror:
             patience_s: Longest wait while the store fails, for all waits together until the store works again.
 
         Returns:
-            False if it was not mirrored in time.
+            Whether everything was mirrored in time.
         """
         self.notify()
         notified, deadline = self._notified, time.monotonic() + timeout_s
@@ -116,9 +116,9 @@ class Mirror:
             return self._done >= notified
 
     def close(self, timeout_s: float, patience_s: float = math.inf) -> None:
-        """Catch up as far as time allows, then stop; the next mirror writes the rest.
+        """Catch up as far as time allows, then stop; a later mirror of the search writes the rest.
 
-        Closing again catches up with events recorded since.
+        A second `close` catches up with events recorded since the first.
 
         Args:
             timeout_s: Longest wait.
@@ -142,7 +142,7 @@ class Mirror:
         return self._failures
 
     def _given_up_at(self, deadline: float, failures: int) -> float:
-        """Return when waiting ends: at the deadline, or earlier if the store has failed since the wait began."""
+        """Return when the wait ends: at the deadline, or earlier if the store has failed since the wait began."""
         return min(deadline, self._patience_ends) if self._failing and self._failures > failures else deadline
 
     def _ensure_running(self) -> threading.Thread:
@@ -173,7 +173,7 @@ class Mirror:
                 self._wake.wait(POLL_S)
             except Exception as exc:  # any error of a store, a driver or a network: the search continues
                 self._opened = False
-                self._count_behind()  # before the reason, so that readers of the reason see how much is missing
+                self._count_behind()  # before `_reason`, so that `state` never shows a reason without its count
                 self._reason = describe(exc)
                 self._failed()
                 if not self._pause(pause):
@@ -191,7 +191,7 @@ class Mirror:
             self._noticed = False
             self._notice("is available again and up to date")
 
-    def _well(self) -> None:
+    def _reset_patience(self) -> None:
         self._failing, self._patience_ends = False, math.inf
 
     def _mark(self, notified: int) -> None:
@@ -207,7 +207,7 @@ class Mirror:
             self._cursor = self._sink.open()
             self._recall(self._reader)
             self._opened = True
-        # In chunks: after a night without the store, more events are missing than should be held in memory
+        # In chunks: after a long outage, the missing events may not fit in memory.
         while chunk := self._reader.events(self._search_id, after=self._cursor, limit=CHUNK):
             behind = self._reader.count_events(self._search_id, after=self._cursor)
             self._behind, self._reason = behind, "catching up"
@@ -215,13 +215,13 @@ class Mirror:
                 return False
             self._sink.write(chunk)
             self._cursor = chunk[-1].seq
-            self._well()
+            self._reset_patience()
         self._behind, self._reason = 0, ""
-        self._well()
+        self._reset_patience()
         return True
 
     def _recall(self, reader: EventReader) -> None:
-        """Pass the sink the events that it already contains."""
+        """Pass the events that the sink already contains to `Sink.recall`."""
         seq = 0
         while seq < self._cursor and (chunk := reader.events(self._search_id, after=seq, limit=CHUNK)):
             self._sink.recall([event for event in chunk if event.seq <= self._cursor])
@@ -231,7 +231,7 @@ class Mirror:
         try:
             self._reader = self._reader or self._open_reader()
             self._behind = self._reader.count_events(self._search_id, after=self._cursor)
-        except Exception:  # the ledger itself fails: keep the last number and open it again next time
+        except Exception:  # the ledger itself fails: keep the last count, and reopen the ledger next time
             self._close_reader()
 
     def _close_reader(self) -> None:
@@ -256,8 +256,8 @@ class Mirror:
 def describe(exc: BaseException) -> str:
     """Describe an error in one line, without the credentials that a URL may contain.
 
-    For errors of the operating system (connection refused, disk full) its own message is used: libraries wrap it in
-    hundreds of characters.
+    For operating system errors (connection refused, disk full), the system's own message is used, because libraries
+    wrap it in hundreds of characters.
     """
     chain: list[BaseException] = []
     cause: BaseException | None = exc

@@ -1,7 +1,7 @@
 """Mirror of a search in MLflow: one run for the search, with a nested run for every candidate and baseline.
 
-Run ids cannot be chosen, so runs are found by their tags. The cursor of the mirror is a tag of the search's own run,
-written after the events that it covers; events written beyond it are written again and change nothing.
+MLflow assigns run ids, so runs are found by their tags. The mirror's cursor is a tag of the search's own run, written
+after the events that it covers; after an interruption, events beyond the cursor are written again without effect.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ class MlflowMirror(Mirror):
         name: str,
         notice: Callable[[str], None] = lambda text: None,
     ) -> None:
-        load_mlflow()  # not in the mirror's thread while this one imports other large libraries
+        load_mlflow()  # here, since importing it in the mirror's thread can collide with this thread's imports
         self._store = MlflowStore(uri, experiment, search_id, name)
         opened = (lambda: Ledger.open(ledger, read_only=True)) if isinstance(ledger, str) else ledger
         super().__init__(self._store, opened, search_id, notice)
@@ -84,7 +84,7 @@ class MlflowStore:
         return cursor
 
     def recall(self, events: Sequence[Event]) -> None:
-        """Translate mirrored events, on which later ones depend."""
+        """Translate mirrored events, since the translation of later events depends on them."""
         already: Plan = {}
         for event in events:
             self._translator.translate(event, already)
@@ -94,7 +94,7 @@ class MlflowStore:
         plan: Plan = {}
         for event in events:
             self._translator.translate(event, plan)
-        # The search's run comes first: the others are nested under it.
+        # The search's run comes first because the others are nested under it.
         self._apply(SEARCH, plan.pop(SEARCH, Changes(round(events[0].time * 1000))))
         for candidate, changes in plan.items():
             self._apply(candidate, changes)
@@ -138,7 +138,7 @@ class MlflowStore:
             self._client.log_batch(run_id, **request)
 
     def _keep_one(self, twins: list[Any]) -> Any:
-        """Keep the fullest of several runs of a candidate, which concurrent mirrors can create; delete the others."""
+        """Keep the most complete of a candidate's runs (concurrent mirrors can create several); delete the others."""
         kept, *others = sorted(twins, key=lambda run: (-len(run.data.metrics), run.info.start_time, run.info.run_id))
         for run in others:
             self._client.delete_run(run.info.run_id)
@@ -149,7 +149,7 @@ def ensure_experiment(client: Any, uri: str, name: str) -> str:
     """Return the id of an experiment; create it if it does not exist.
 
     Raises:
-        TrackingError: It was deleted.
+        TrackingError: The experiment was deleted.
     """
     found = client.get_experiment_by_name(name)
     if found is None:
@@ -163,7 +163,7 @@ def ensure_experiment(client: Any, uri: str, name: str) -> str:
 
 
 def deleted(name: str, experiment_id: str) -> TrackingError:
-    """Return the error for a deleted experiment, which MLflow does not allow to create again."""
+    """Return the error for a deleted experiment, whose name MLflow does not allow to reuse."""
     how = f"Restore it (mlflow experiments restore -x {experiment_id}) or choose another name"
     return TrackingError("tracking.experiment", f"'{name}' was deleted in MLflow", next=how)
 

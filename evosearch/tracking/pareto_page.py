@@ -31,13 +31,14 @@ def pareto_page(name: str, objectives: Sequence[str], points: Sequence[ParetoPoi
     Args:
         name: Name of the search.
         objectives: Names of the objectives; the figure shows the first two.
-        points: All reported candidates; those of the set appear in the table in this order.
+        points: All reported candidates; the table lists those in the set in this order.
     """
     found = [point for point in points if point.pareto]
     title = escape(f"{name}: {len(found)} of {len(points)} candidates are in the Pareto set")
     note = (
-        "No other candidate is better in every objective. Values are as reported to the optimizer, on the search "
-        "split, with standard errors; candidates that break a guard are left out of the set."
+        "A candidate is in the set if no other one is at least as good in every objective and better in one. Values "
+        "are those reported to the optimizer, on the search split, with standard errors; candidates that break a guard "
+        "are not in the set."
     )
     figure = _figure(objectives, points) if points else ""
     head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
@@ -56,7 +57,7 @@ def _table(objectives: Sequence[str], points: Sequence[ParetoPoint]) -> str:
 
 
 def _figure(objectives: Sequence[str], points: Sequence[ParetoPoint]) -> str:
-    """Plot the first two objectives of all candidates; better is to the right and up."""
+    """Plot the first two objectives of all candidates; up and to the right is better."""
     across, up = objectives[0], objectives[1]
     placed = [(point.objectives[across].value, point.objectives[up].value, point) for point in points]
     xs, ys = _scale([x for x, _, _ in placed], MARGIN, WIDTH - 20), _scale([y for _, y, _ in placed], HEIGHT - 40, 20)

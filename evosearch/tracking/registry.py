@@ -48,16 +48,16 @@ class Registry:
     ) -> str:
         """Upload a folder, register it as a version of a model, and make it the champion.
 
-        A candidate that is already registered under this name with this recipe is not uploaded again: only the alias
-        moves to it.
+        A candidate that is already registered under this name with this recipe is not uploaded again; only the alias is
+        moved to it.
 
         Args:
             name: Name of the registered model.
             search_id: Search of the candidate.
             candidate: The promoted candidate; its run must be mirrored.
-            recipe_id: Its recipe.
+            recipe_id: Id of its recipe.
             artifact_dir: Folder with the recipe, and optionally the checkpoint.
-            tags: Further tags of the version.
+            tags: Additional tags of the version.
 
         Returns:
             The version, a number as a string.
@@ -75,7 +75,7 @@ class Registry:
         return version
 
     def champion(self, name: str) -> Champion | None:
-        """Return the champion of a registered model, None if there is no such model or no alias."""
+        """Return the champion of a registered model, or None if the model or its alias does not exist."""
         with as_tracking_errors(self._uri):
             client = connect(self._uri)
             if not client.search_registered_models(f"name = '{_quoted(name)}'"):
@@ -98,7 +98,7 @@ class Registry:
         """Return the text of the champion's recipe file, from its artifacts.
 
         Raises:
-            TrackingError: It was registered without one, or the artifacts cannot be read.
+            TrackingError: The version has no recipe file, or its artifacts cannot be read.
         """
         with as_tracking_errors(self._uri):
             client = connect(self._uri)

@@ -9,9 +9,9 @@ from evosearch.tracking.client import ARTIFACTS, sqlite_file
 
 
 def ui_command(uri: str, port: int = 5000) -> list[str]:
-    """Return the command that starts MLflow's server on a store, on this machine only.
+    """Return the command that starts MLflow's server on a store, reachable from this machine only.
 
-    It also needs `ui_environment`: a database URI with a password is passed there, where `ps` does not show it.
+    It also needs `ui_environment`, which passes a database URI with a password, so that `ps` does not show it.
 
     Raises:
         TrackingError: The store is itself a server.
@@ -27,7 +27,7 @@ def ui_command(uri: str, port: int = 5000) -> list[str]:
 
 
 def ui_environment(uri: str = "") -> dict[str, str]:
-    """Return the environment variables that `ui_command` needs in addition to the present ones."""
+    """Return the environment variables that `ui_command` needs in addition to the current ones."""
     store = {} if hidden(uri) == uri else {"MLFLOW_BACKEND_STORE_URI": uri}
     return {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"} | store
 

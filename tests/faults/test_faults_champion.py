@@ -73,7 +73,7 @@ def test_the_champion_is_compared_later_or_stays(planted: World, events: Events,
     notes = Notes()
     second = planted("second", tracking=away, promotion=PROMOTION)
     assert run(second, notes).promoted
-    assert any("the present champion of 'night' cannot be read" in note for note in notes.said)
+    assert any("the current champion of 'night' cannot be read" in note for note in notes.said)
     gates = [event.payload for event in events(second) if event.type == "gated"]
     assert [c["role"] for gate in gates for c in gate["comparisons"] if c["role"] == "champion"] == []
 

@@ -39,12 +39,12 @@ def route(world: World, tmp_path: Path) -> Path:
 
 def test_an_exported_route_needs_no_other_recipe_file(route: Path, tmp_path: Path) -> None:
     before = merge(route, tmp_path / "before", Silent())
-    provenance = Provenance("night", "5e" * 32, "17", before["recipe_id"], {})
+    provenance = Provenance("night", "5e" * 32, "17", before.recipe_id, {})
     out = export(files.load(route), "recipe", tmp_path / "elsewhere" / "winner.yaml", provenance)
     for name in ("inner.yaml", "outer.yaml", "route.yaml"):
         (route.parent / name).unlink()
     after = merge(out, tmp_path / "after", Silent())
-    assert after["recipe_id"] == before["recipe_id"]
-    assert after["weights_sha256"] == before["weights_sha256"]
-    assert after["tensors"] == len(Checkpoint.open(tmp_path / "after").tensors)
+    assert after.recipe_id == before.recipe_id
+    assert after.weights_sha256 == before.weights_sha256
+    assert after.tensors == len(Checkpoint.open(tmp_path / "after").tensors)
     assert Checkpoint.open(tmp_path / "after").shape.num_layers == 4

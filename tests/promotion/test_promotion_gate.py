@@ -39,7 +39,7 @@ def test_a_finalist_that_beats_all_is_promoted() -> None:
     assert baseline.raw == pytest.approx(15.0)
     assert 0 < baseline.raw_lower < 15.0 < baseline.raw_upper
     assert baseline.n == 2 * N
-    assert decision.reasons[-1] == "17 beats all it must beat."
+    assert decision.reasons[-1] == "17 beats every comparator."
 
 
 def test_the_baseline_takes_the_place_of_a_finalist_no_better() -> None:
@@ -51,14 +51,14 @@ def test_the_baseline_takes_the_place_of_a_finalist_no_better() -> None:
         ("scale:0.40", "parent"),
     ]
     assert any("17 does not beat the baseline scale:0.40" in reason for reason in decision.reasons)
-    assert "scale:0.40, the simpler recipe, takes the place of 17." in decision.reasons
+    assert "scale:0.40, the simpler recipe, replaces 17." in decision.reasons
 
 
 def test_the_baseline_must_beat_the_others_too() -> None:
     decision = decide(contender("17", "finalist", 121), field(parents=(90, 119)), MEASURE)
     assert decision.promoted is None
     assert decision.winner == "scale:0.40"
-    assert "does not beat all it must beat" in decision.reasons[-1]
+    assert "does not beat every comparator" in decision.reasons[-1]
 
 
 def test_one_parent_that_is_not_beaten_blocks() -> None:
@@ -81,7 +81,7 @@ def test_the_champion_need_not_beat_itself() -> None:
     champion = contender("champion", "champion", 150, recipe_id="id-17")
     decision = decide(contender("17", "finalist", 150), [*field(), champion], MEASURE)
     assert decision.promoted == "17"
-    assert "17 is the present champion and need not beat itself." in decision.reasons
+    assert "17 is the current champion and need not beat itself." in decision.reasons
 
 
 def test_a_finalist_that_is_the_best_baseline_meets_the_others() -> None:

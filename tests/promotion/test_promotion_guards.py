@@ -37,7 +37,7 @@ def test_a_winner_that_keeps_what_is_guarded_is_promoted() -> None:
     decision = decide(contender("17", "finalist", 250, 200), field(), MEASURE, [guarded(5.0)])
     assert decision.promoted == "17"
     assert [(check.task, check.holds, check.reference) for check in decision.guards] == [("kept", True, "base")]
-    assert decision.reasons[-1] == "17 beats all it must beat and keeps all it must keep."
+    assert decision.reasons[-1] == "17 beats every comparator and passes every guard."
 
 
 def test_a_drop_within_the_limit_that_is_not_shown_to_be_blocks() -> None:
@@ -48,11 +48,10 @@ def test_a_drop_within_the_limit_that_is_not_shown_to_be_blocks() -> None:
     assert check.lower < -5.0
     assert (decision.promoted, decision.winner) == (None, "17")
     assert all(comparison.beats for comparison in decision.comparisons)
-    said = (
-        f"17 is not shown to keep kept: -4.00 points against base (lower bound {check.lower:+.2f} at 97.5% confidence"
-    )
+    said = "17 does not pass the guard on kept: -4.00 points against base "
+    said += f"(lower bound {check.lower:+.2f} at 97.5% confidence"
     assert any(reason.startswith(said) for reason in decision.reasons)
-    last = "17 beats all it must beat and is not shown to keep all it must keep: nothing is promoted."
+    last = "17 beats every comparator but does not pass every guard: nothing is promoted."
     assert decision.reasons[-1] == last
     assert decide(contender("17", "finalist", 250, 184), field(), MEASURE, [guarded(8.0)]).promoted == "17"
 

@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evosearch.redaction import hidden, hidden_in
 from evosearch.errors import LedgerError, TrackingError
+from evosearch.redaction import hidden, hidden_in
 from evosearch.search.ledger.errors import shown
 from evosearch.search.ledger.ledger import Ledger
 
@@ -100,14 +100,14 @@ def test_the_title_of_a_ledgers_searches_names_no_password(evosearch: Program, p
 
 def test_stores_that_are_servers_are_queried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Databricks is a server: a read creates no tables there, and shows whether the account is accepted."""
-    from evosearch.tracking.access import look_at
+    from evosearch.tracking.access import check_read_access
 
     for name in ("DATABRICKS_HOST", "DATABRICKS_TOKEN", "DATABRICKS_CONFIG_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(tmp_path / "none"))
     with pytest.raises(TrackingError, match="databricks: MlflowException: Reading Databricks credential"):
-        look_at("databricks", "night", None)
-    text = look_at(f"mysql://me:a/{SECRET}@host/db", "night", None)
+        check_read_access("databricks", "night", None)
+    text = check_read_access(f"mysql://me:a/{SECRET}@host/db", "night", None)
     place = "MLflow at mysql://***@host/db"
     assert text == f"{place} is not opened before the search starts, because that would create its tables"
 

@@ -139,7 +139,7 @@ def test_the_gate_holds_the_winner_to_each_guard(searched: Any, kept_run: dict[s
     assert checks["kept"].difference == pytest.approx(difference)
     assert checks["kept"].holds == (checks["kept"].lower >= -2.0)
     assert checks["generate"].n == 20
-    assert any(reason.startswith(f"{winner} is not shown to keep kept: ") for reason in report.gate.reasons)
+    assert any(reason.startswith(f"{winner} does not pass the guard on kept: ") for reason in report.gate.reasons)
     assert report.gate.promoted is None
     assert state.gated is not None
 

@@ -193,7 +193,7 @@ import sqlalchemy.dialects.sqlite
 from evosearch.errors import InputError, LedgerError
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.spec.lookup import find, recorded_names, recorded_run_dirs
-from evosearch.tracking.access import check_file, look_at
+from evosearch.tracking.access import check_file, check_read_access
 
 def said(what, *arguments):
     try:
@@ -211,7 +211,7 @@ closed = Path(sys.argv[1])
 os.environ["EVOSEARCH_RUNS"] = str(closed.parent / "runs")
 file = closed / "x" / "l.db"
 said(check_file, file, "night.yaml: ledger", LedgerError)
-said(look_at, f"sqlite:///{file}", "night", None)
+said(check_read_access, f"sqlite:///{file}", "night", None)
 said(recorded_names, f"sqlite:///{file}")
 said(lambda: Ledger.open(f"sqlite:///{file}", read_only=True))
 said(find, str(closed / "night"))
@@ -224,7 +224,7 @@ said(recorded_run_dirs)
     lines = as_another(code, closed).splitlines()
     assert lines[:4] == [
         f"check_file LedgerError night.yaml: ledger: {file} cannot be used: {denied}",
-        f"look_at TrackingError tracking.uri: {file} cannot be used: {denied}",
+        f"check_read_access TrackingError tracking.uri: {file} cannot be used: {denied}",
         "recorded_names []",
         f"<lambda> NoLedgerError ledger: no ledger at {file}. Run a search first, or check the path.",
     ]
