@@ -80,7 +80,7 @@ class Safetensors:
 
 
 class Pickled:
-    """A pickled file, to be opened only if the user allows pickles.
+    """A pickled file; open one only if the user allows pickles.
 
     Raises:
         CheckpointError: See `pickles.load`.
@@ -96,7 +96,7 @@ class Pickled:
     def info(self, name: str) -> TensorInfo:
         """Return the header of a tensor."""
         tensor = self._tensors[name]
-        # Types without a name in DTYPE_NAMES are rejected later, so any name will do for them
+        # Types that are not in DTYPE_NAMES are rejected later, so their name does not matter
         return TensorInfo(DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
 
     def load(self, name: str) -> torch.Tensor:
@@ -112,7 +112,7 @@ class ModelFiles:
         where: Stored name → file of the tensor.
 
     Raises:
-        CheckpointError: A file is missing or damaged, there are no weights, or only pickles although not allowed.
+        CheckpointError: A file is missing or damaged, or there are no weights, or only pickles, which are not allowed.
     """
 
     def __init__(self, folder: Path, allow_pickle: bool = False) -> None:
@@ -129,7 +129,7 @@ class ModelFiles:
 
 
 def open_file(path: Path) -> TensorFile:
-    """Open a tensor file by its suffix; callers check first whether pickles are allowed."""
+    """Open a tensor file by its suffix; the caller checks whether pickles are allowed."""
     return Safetensors(path) if path.suffix == ".safetensors" else Pickled(path)
 
 

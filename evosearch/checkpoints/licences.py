@@ -1,6 +1,6 @@
 """Licence and base models from a model card: the YAML front matter of README.md.
 
-Cards are written by the model's uploader. They affect only messages, and the check of `promotion.licences`.
+Cards are written by the model's uploader, so they affect only messages and the check of `promotion.licences`.
 """
 
 from collections.abc import Collection
@@ -12,9 +12,9 @@ from evosearch import documents
 from evosearch.errors import CheckpointError
 
 CARD = "README.md"
-MAX_BYTES = 2**20  # read from a card at most; front matter takes a few hundred
+MAX_BYTES = 2**20  # maximum read from a card; front matter takes a few hundred
 FENCE = "---"
-OTHER = "other"  # the hub's name for unlisted licences, which `license_name` names
+OTHER = "other"  # the hub's value for unlisted licences; `license_name` then has the name
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Card:
     """The fields of a model card that evosearch uses.
 
     Attributes:
-        licences: Names on the hub (`apache-2.0`) in lower case, or `license_name` for `other`. Empty: not stated.
-        bases: Hub ids of the models it was made from.
-        note: Why the card could not be parsed, if so.
+        licences: The hub's names (`apache-2.0`) in lower case, or `license_name` for `other`; empty if not stated.
+        bases: Hub ids of its base models.
+        note: Reason why the card could not be parsed; empty if it could.
     """
 
     licences: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Checkpoint that computes some tensors on load: an applied adapter, a changed vocabulary."""
+"""Checkpoint that computes some of its tensors on load, for applied adapters and changed vocabularies."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -10,19 +10,19 @@ import torch
 from evosearch.checkpoints.reader import Checkpoint, TensorInfo
 from evosearch.recipe.shapes import ModelShape
 
-Made = tuple[TensorInfo, Callable[[], torch.Tensor]]  # (header, function that computes the tensor)
+Computed = tuple[TensorInfo, Callable[[], torch.Tensor]]  # (header, function that computes the tensor)
 
 
 class Overlay(Checkpoint):
-    """Another checkpoint with some tensors replaced; folder and family are the other checkpoint's.
+    """View of a checkpoint with some tensors replaced; folder and family stay the same.
 
     Args:
-        under: The checkpoint that is changed.
+        under: The underlying checkpoint.
         reference: Reference used in recipes.
-        content: Returns its content_sha256, which must be a function of the contents of all its inputs.
-        replaced: Tensor → header and function, for the tensors that differ. Computed tensors are not cached.
-        config: config.json, if it differs.
-        tokenizer: Folder of tokenizer and chat template, if it differs.
+        content: Returns content_sha256, which must be a function of the contents of all inputs.
+        replaced: Tensor → header and function, for the replaced tensors. Results are not cached.
+        config: config.json; default: that of `under`.
+        tokenizer: Folder of tokenizer and chat template; default: that of `under`.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Overlay(Checkpoint):
         under: Checkpoint,
         reference: str,
         content: Callable[[], str],
-        replaced: Mapping[str, Made],
+        replaced: Mapping[str, Computed],
         config: Mapping[str, Any] | None = None,
         tokenizer: Path | None = None,
     ) -> None:
@@ -48,15 +48,16 @@ class Overlay(Checkpoint):
         return self._tokenizer
 
     @property
-    def made(self) -> Mapping[str, Made]:
-        """The replaced tensors: header and function of each."""
+    def computed(self) -> Mapping[str, Computed]:
+        """Replaced tensor → its header and function."""
         return self._replaced
 
-    def with_made(self, made: Mapping[str, Made]) -> "Overlay":
-        """Return the same checkpoint with other functions, which must compute the same tensors."""
-        assert {name: info for name, (info, _) in made.items()} == {name: self.tensors[name] for name in self._replaced}
+    def with_computed(self, computed: Mapping[str, Computed]) -> "Overlay":
+        """Return the same checkpoint with other functions, which must return the same tensors."""
+        headers = {name: info for name, (info, _) in computed.items()}
+        assert headers == {name: self.tensors[name] for name in self._replaced}
         other = copy.copy(self)
-        other._replaced = made
+        other._replaced = computed
         return other
 
     def load(self, name: str) -> torch.Tensor:
@@ -66,9 +67,9 @@ class Overlay(Checkpoint):
         return self._under.load(name)
 
     def shares(self, name: str) -> Checkpoint | None:
-        """Return the checkpoint that this one has the tensor from; None if it is replaced."""
+        """Return the checkpoint that a tensor is taken from; None if it is replaced."""
         return None if name in self._replaced else (self._under.shares(name) or self._under)
 
     def content_sha256(self) -> str:
-        """Return the hash that stands for the weights; computing it may read all inputs."""
+        """Return a hash that identifies the weights; computing it may read all inputs."""
         return self._content()

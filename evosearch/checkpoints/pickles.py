@@ -62,5 +62,5 @@ def load(path: Path) -> Mapping[str, torch.Tensor]:
 def _reason(error: Exception) -> str:
     """Return the line of torch's long explanation that names the offending object."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "GLOBAL" in line or "Unsupported" in line]
-    return (telling or lines or [type(error).__name__])[0].removeprefix("WeightsUnpickler error: ")[:200].rstrip(". ")
+    specific = [line for line in lines if "GLOBAL" in line or "Unsupported" in line]
+    return (specific or lines or [type(error).__name__])[0].removeprefix("WeightsUnpickler error: ")[:200].rstrip(". ")

@@ -1,4 +1,4 @@
-"""Suppression of transformers' own progress bars."""
+"""Suppression of transformers' progress bars."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

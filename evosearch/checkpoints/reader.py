@@ -1,4 +1,4 @@
-"""Checkpoints on disk: opening one maps its files, and a tensor's pages are read on first use."""
+"""Memory-mapped checkpoints: opening one reads only headers; the pages of a tensor are read on first use."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from evosearch.recipe.shapes import ModelShape
 
 __all__ = ["CONFIG", "INDEX", "SINGLE", "Checkpoint", "TensorInfo", "read_json"]
 
-HASH_THREADS = 4  # hashing releases the interpreter lock; more threads would wait for the disk
+HASH_THREADS = 4  # hashing releases the GIL; more threads would wait for the disk
 
 
 class Checkpoint:
@@ -31,7 +31,7 @@ class Checkpoint:
         family: Family of its architecture.
         shape: Its tensors.
         tensors: Name in `shape` → dtype and shape.
-        notes: Remarks for the user that are not errors, one sentence each.
+        notes: Warnings for the user, one sentence each.
     """
 
     notes: tuple[str, ...] = ()
@@ -106,7 +106,7 @@ class Checkpoint:
         return self._files.where[stored].load(stored)
 
     def shares(self, name: str) -> "Checkpoint | None":
-        """Return the checkpoint that this one has the tensor from; None if it is its own. See `overlay`."""
+        """Return the checkpoint that a tensor is taken from; None for one of its own. See `overlay`."""
         return None
 
     def content_sha256(self) -> str:
@@ -126,7 +126,7 @@ class Checkpoint:
             return combine(pool.map(lambda name: tensor_line(name, self._finite(name)), self.tensors))
 
     def _finite(self, name: str) -> torch.Tensor:
-        """Load a tensor and reject NaN and infinity, which would make every candidate of this parent fail."""
+        """Load a tensor; reject NaN and infinity, with which every candidate of this parent would fail."""
         tensor = self.load(name)
         if tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
             bad = int((~tensor.isfinite()).sum())

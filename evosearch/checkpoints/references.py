@@ -37,7 +37,7 @@ Resolver = Callable[[str, Path, Progress | None], Path]  # (rest of the referenc
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
-# Files to download. Pickles can run code when loaded: they are downloaded only if allowed and if there is nothing else.
+# Files to download. Pickles can run code when loaded, so they are downloaded only if allowed and without safetensors.
 HUB_SETTINGS = ("*.json", "tokenizer.model", "merges.txt", "chat_template.jinja", "additional_chat_templates/*", CARD)
 HUB_FILES = ("*.safetensors", *HUB_SETTINGS)
 HUB_PICKLES = ("pytorch_model*.bin",)
@@ -49,7 +49,7 @@ _resolvers: dict[str, Resolver] = {}
 
 
 def default_cache() -> Path:
-    """Return the folder of cached models: $EVOSEARCH_CACHE, or ~/.cache/evosearch."""
+    """Return the cache folder: $EVOSEARCH_CACHE, or ~/.cache/evosearch."""
     named = os.environ.get("EVOSEARCH_CACHE")
     return Path(named).expanduser() if named else Path.home() / ".cache" / "evosearch"
 
@@ -63,11 +63,11 @@ def register_resolver(scheme: str, resolver: Resolver) -> None:
 def split(reference: str, known: Container[str] = ()) -> tuple[str, str | None]:
     """Split a reference into model and adapter; the adapter is None if there is none.
 
-    The path of an existing folder or recipe may contain a '+'.
+    A '+' in the path of an existing folder or recipe does not separate.
 
     Args:
         reference: Reference of a recipe.
-        known: Recipes whose files need not exist on this machine.
+        known: References of recipes, whose files need not exist on this machine.
 
     Raises:
         CheckpointError: There is more than one adapter, or model or adapter is empty.
@@ -84,7 +84,7 @@ def split(reference: str, known: Container[str] = ()) -> tuple[str, str | None]:
 
 
 def is_hub_id(reference: str) -> bool:
-    """Return whether a reference is looked up on the hub: it is a valid id, and there is no folder of that name."""
+    """Return whether a reference is looked up on the hub: a valid id, and no folder has this name."""
     return bool(_HUB_ID.fullmatch(reference)) and not reference.startswith(("./", "../")) and not _is_folder(reference)
 
 
@@ -134,7 +134,7 @@ def resolve_adapter(reference: str, cache: Path, progress: Progress | None = Non
 
 
 def hub_cache() -> Path:
-    """Return the folder of the hub's cache; see `HF_HOME`."""
+    """Return the folder of the hub's cache, see `HF_HOME`."""
     return Path(constants.HF_HUB_CACHE)
 
 
@@ -167,13 +167,13 @@ def bytes_to_fetch(reference: str, adapter: bool = False, allow_pickle: bool = F
 
 @dataclass(frozen=True)
 class _Kind:
-    """Whether a reference is a model or an adapter, and its files."""
+    """Kind of a reference (model or adapter), and its files."""
 
     name: str  # `model` or `adapter`
     config: str  # file that every such folder has
     weights: tuple[str, ...]  # files that contain or list the weights; one of them is required
     hub_files: tuple[str, ...]  # patterns of files to download
-    hub_pickles: tuple[str, ...]  # patterns of further files if there are no weights among these
+    hub_pickles: tuple[str, ...]  # patterns to download too if none of `weights` is on the hub
 
     @property
     def allowed(self) -> str:

@@ -1,6 +1,6 @@
 """Digests of the config and tokenizer files that accompany a model's weights.
 
-`content_sha256` covers only the weights, but the same weights with another rotary base or tokenizer are another model.
+`content_sha256` covers only the weights, but with another rotary base or tokenizer the same weights are another model.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import json
 from evosearch.checkpoints.reader import CONFIG, Checkpoint
 from evosearch.checkpoints.writer import COMPANIONS, TOKENIZER_FILES
 
-NO_EFFECT = ("_name_or_path", "transformers_version")  # keys of config.json about its origin
+NO_EFFECT = ("_name_or_path", "transformers_version")  # keys of config.json about the model's origin
 
 
 def files_of(checkpoint: Checkpoint) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Atomic, streaming writer of checkpoints.
 
-Tensors are written one by one into a hidden folder next to the target, the index and the config last. A rename then
-publishes the folder. A crash leaves only a hidden folder, which nothing loads.
+Tensors are written one by one into a hidden folder next to the target, index and config last. A rename then publishes
+the folder. A crash leaves only the hidden folder, which is never loaded.
 """
 
 import errno
@@ -47,12 +47,12 @@ Layout = Sequence[tuple[str, tuple[int, ...]]]  # names and shapes, in the order
 
 
 class CheckpointWriter:
-    """Writer of one checkpoint, a context manager that publishes the folder on success.
+    """Writer of one checkpoint; as a context manager, it publishes the folder on success.
 
     Args:
         out: Folder to create; may exist if it is empty.
-        layout: All tensors, in the order in which they will be added. A safetensors file starts with the offsets of
-            its tensors, so they must be known before the first tensor is written.
+        layout: All tensors, in the order in which they will be added. They must be known in advance, because a
+            safetensors file starts with the offsets of its tensors.
         dtype: Type of all tensors.
         donor: Model folder to copy config, generation config, tokenizer and chat template from.
         config: Content of config.json; default: the donor's.
@@ -178,7 +178,7 @@ class CheckpointWriter:
 
 
 def _needed(shards: Sequence[Layout], dtype: torch.dtype, companions: Sequence[Path]) -> int:
-    """Return the bytes of everything that will be written, except the small config.json."""
+    """Return the number of bytes to write, except for the small config.json."""
     weights = sum(_count(shape) * dtype.itemsize for part in shards for _, shape in part)
     headers = sum(len(_header(part, dtype)) for part in shards)
     index = headers if len(shards) > 1 else 0  # upper bound: an index has only names and files
@@ -192,7 +192,7 @@ def _occupied(path: Path) -> int:
 
 
 def _cut(layout: Layout, itemsize: int, limit: int) -> list[list[tuple[str, tuple[int, ...]]]]:
-    """Split the layout into files of at most `limit` bytes, but at least one tensor."""
+    """Split the layout into files of at most `limit` bytes, each with at least one tensor."""
     shards: list[list[tuple[str, tuple[int, ...]]]] = [[]]
     size = 0
     for name, shape in layout:
@@ -223,7 +223,7 @@ def _count(shape: tuple[int, ...]) -> int:
 
 
 def _with_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """Set the dtype in a config, also as `torch_dtype` for older libraries, and drop the path of its origin."""
+    """Return a config with this dtype (also as `torch_dtype` for older libraries) and without its original path."""
     name = str(dtype).removeprefix("torch.")
     kept = {key: value for key, value in config.items() if key != "_name_or_path"}  # a path on another machine
     return kept | {"dtype": name, "torch_dtype": name}

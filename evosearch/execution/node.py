@@ -98,8 +98,9 @@ class _Preparing:
             check_disk_space(self._config.cache, needed, f"{_count(len(distinct), 'model')} with adapters applied")
         for name, overlay in adapted.items():
             if applied_adapters.missing_bytes(overlay, folders[name]):
-                applied_adapters.keep(overlay, folders[name], partial(self.progress, f"applying the adapter of {name}"))
-            opener.put(applied_adapters.kept(overlay, folders[name]))
+                note = partial(self.progress, f"applying the adapter of {name}")
+                applied_adapters.store(overlay, folders[name], note)
+            opener.put(applied_adapters.load(overlay, folders[name]))
 
     def _check_fetching(self, models: Iterable[str], adapters: Iterable[str]) -> None:
         allow = self._config.allow_pickle

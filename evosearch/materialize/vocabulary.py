@@ -10,7 +10,7 @@ import torch
 from tokenizers import AddedToken
 
 from evosearch.checkpoints.digest import DTYPE_NAMES, DTYPES
-from evosearch.checkpoints.overlay import Made, Overlay
+from evosearch.checkpoints.overlay import Computed, Overlay
 from evosearch.checkpoints.reader import CONFIG, Checkpoint, TensorInfo, read_json
 from evosearch.checkpoints.tokenizers import chat_template, tokenizer_files
 from evosearch.checkpoints.tokenizers.tokenizer import Vocabulary
@@ -170,13 +170,13 @@ def _keep(
     """Write the output's tokenizer and configs to a folder; transformers needs config.json to load a tokenizer."""
     found = dict(files if template is None else tokenizer_files.with_template(files, template))
     found |= {name: json.dumps(config, indent=2).encode() for name, config in configs.items()}
-    return tokenizer_files.keep(found, cache / FOLDER)
+    return tokenizer_files.store(found, cache / FOLDER)
 
 
-def _rows(name: str, merged: Mapping[str, Checkpoint], layout: Layout) -> dict[str, Made]:
+def _rows(name: str, merged: Mapping[str, Checkpoint], layout: Layout) -> dict[str, Computed]:
     """Return one model's tensors in the output's vocabulary, without those whose rows do not change."""
     model = merged[name]
-    made: dict[str, Made] = {}
+    made: dict[str, Computed] = {}
     for tensor in token_tensors(model):
         info = model.tensors[tensor]
         if layout.unchanged(name, info.shape[0]):

@@ -1,4 +1,4 @@
-"""Applying an adapter gives peft's weights; unsupported settings are rejected by name."""
+"""Applied adapters give peft's weights; unsupported settings are rejected by name."""
 
 import json
 import warnings
@@ -103,7 +103,7 @@ def test_layers_equal_peft(kind, settings, tiny, tmp_path):
     ],
     ids=["lora", "dora", "saved", "saved-dora", "regex", "some-layers", "saved-with-bias"],
 )
-def test_embeddings_head_and_whole_modules_equal_peft(settings, tiny, tmp_path):
+def test_embeddings_head_and_saved_modules_equal_peft(settings, tiny, tmp_path):
     base = tiny("base", attention_bias="bias" in settings)
     check_equal(base, make_adapter(base, tmp_path / "lora", **settings))
 
@@ -120,14 +120,14 @@ def check_equal(base: Path, adapter: Path) -> None:
     assert changed >= 1
 
 
-def test_a_flag_that_contradicts_the_layers_is_overruled_as_peft_does(tmp_path):
+def test_fan_in_fan_out_is_overridden_by_the_layer_type_as_in_peft(tmp_path):
     base = make_gpt2(tmp_path / "base")
     adapter = make_adapter(base, tmp_path / "lora", target_modules=["attn.c_proj"], fan_in_fan_out=True)
     edit(adapter, fan_in_fan_out=False)  # the shape of a square weight does not show it
     check_equal(base, adapter)
 
 
-def test_a_tied_head_follows_equal_copies_and_refuses_what_would_untie_it(tiny, tmp_path):
+def test_a_tied_head_accepts_equal_copies_and_rejects_separate_changes(tiny, tmp_path):
     base = tiny("base", tie_word_embeddings=True)
     saved = make_adapter(base, tmp_path / "saved", modules_to_save=["embed_tokens"])
 
@@ -149,7 +149,7 @@ def test_a_tied_head_follows_equal_copies_and_refuses_what_would_untie_it(tiny, 
             apply_adapter(Checkpoint.open(base), adapter, "x")
 
 
-def test_narrow_weights_are_added_in_float32(pair, tmp_path):
+def test_bfloat16_adapters_are_applied_in_float32(pair, tmp_path):
     base, adapter = pair
     narrow = tmp_path / "narrow"
     AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(narrow)
@@ -172,7 +172,7 @@ def test_narrow_weights_are_added_in_float32(pair, tmp_path):
     assert result.tensors["model.norm.weight"].dtype == "BF16"
 
 
-def test_content_follows_base_tensors_and_the_scale_but_not_other_settings(pair, tiny):
+def test_the_content_hash_covers_base_tensors_and_scale_only(pair, tiny):
     base, adapter = pair
 
     def content(folder: Path = base) -> str:
@@ -189,7 +189,7 @@ def test_content_follows_base_tensors_and_the_scale_but_not_other_settings(pair,
     assert content() != first
 
 
-def test_another_base_than_it_was_trained_on_is_a_note(pair):
+def test_a_base_other_than_the_adapters_own_gives_a_note(pair):
     base, adapter = pair
     assert apply_adapter(Checkpoint.open(base), adapter, "x").notes == ()
     assert apply_adapter(Checkpoint.open(base, "org/BASE@v2"), adapter, "x").notes == ()
@@ -200,7 +200,7 @@ def test_another_base_than_it_was_trained_on_is_a_note(pair):
     assert Overlay(model, "y", lambda: "", {}).notes == model.notes
 
 
-def test_pickled_adapters_are_read_only_where_allowed(pair):
+def test_pickled_adapters_are_read_only_if_allowed(pair):
     base, adapter = pair
     expected = apply_adapter(Checkpoint.open(base), adapter, "x")
     torch.save(load_file(adapter / WEIGHTS), adapter / "adapter_model.bin")
@@ -214,7 +214,7 @@ def test_pickled_adapters_are_read_only_where_allowed(pair):
         apply_adapter(Checkpoint.open(base), adapter, "x")
 
 
-def test_experts_named_as_older_transformers_named_them(tmp_path):
+def test_expert_names_of_older_transformers_are_accepted(tmp_path):
     from transformers import MixtralConfig, MixtralForCausalLM
 
     torch.manual_seed(0)
@@ -234,7 +234,7 @@ def test_experts_named_as_older_transformers_named_them(tmp_path):
     assert [tensor for tensor in base.tensors if result.shares(tensor) is None] == [f"{name}.weight"]
 
 
-def test_experts_saved_whole_are_cut_out_of_the_live_models_stacks(tmp_path):
+def test_fully_saved_experts_are_sliced_from_the_live_models_stacks(tmp_path):
     from transformers import MixtralConfig, MixtralForCausalLM
 
     torch.manual_seed(0)
@@ -262,7 +262,7 @@ def test_experts_saved_whole_are_cut_out_of_the_live_models_stacks(tmp_path):
         ({"lora_bias": True}, "lora_bias: biases of lora_B are not supported"),
         ({"layer_replication": [[0, 1], [0, 2]]}, "layer_replication: repeated layers are not supported"),
         ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters: LoRA on parameters"),
-        ({"trainable_token_indices": [3]}, "trainable_token_indices: training of single token embeddings"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices: training of individual token embeddings"),
         ({"alora_invocation_tokens": [3]}, "alora_invocation_tokens: an activated LoRA"),
         ({"kasa_config": {"beta": 1}}, "kasa_config: got .*not supported"),
         ({"use_new_trick": True}, "use_new_trick: got True, which is not supported"),
@@ -276,7 +276,7 @@ def test_experts_saved_whole_are_cut_out_of_the_live_models_stacks(tmp_path):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_settings_that_cannot_be_applied_are_refused_by_name(pair, changes, message):
+def test_unsupported_settings_are_rejected_by_name(pair, changes, message):
     base, adapter = pair
     edit(adapter, **changes)
     with pytest.raises(CheckpointError, match=rf"lora/adapter_config\.json: {message}"):
@@ -311,14 +311,14 @@ BROKEN: list[tuple[Callable[[dict[str, torch.Tensor]], object], str]] = [
 
 
 @pytest.mark.parametrize(("damage", "message"), BROKEN)
-def test_damaged_tensors_are_one_error_that_names_the_file(pair, damage, message):
+def test_damaged_adapter_tensors_give_one_error_that_names_the_file(pair, damage, message):
     base, adapter = pair
     edit_tensors(adapter, damage)
     with pytest.raises(CheckpointError, match=rf"lora/adapter_model\.safetensors: {message}|lora/.*{message}"):
         apply_adapter(Checkpoint.open(base), adapter, "x")
 
 
-def test_damage_that_the_settings_reveal(pair):
+def test_tensors_that_contradict_the_config_are_rejected(pair):
     base, adapter = pair
     edit(adapter, use_dora=True)
     with pytest.raises(CheckpointError, match=r"tensor '.*lora_magnitude_vector' is missing"):

@@ -19,7 +19,7 @@ def tokenizer(folder: Path, vocab: object, added: tuple[tuple[int, str], ...] = 
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab}, "added_tokens": entries}))
 
 
-def test_fine_tunes_of_one_base_pass(tiny):
+def test_fine_tunes_of_one_base_are_compatible(tiny):
     check(tiny("a", seed=1), tiny("b", seed=2), tiny("c", seed=3))
 
 
@@ -37,7 +37,7 @@ def test_fine_tunes_of_one_base_pass(tiny):
         ({"attention_bias": True}, r"only one of them has the tensor 'model\.layers\.0\.self_attn\.k_proj\.bias'"),
     ],
 )
-def test_what_differs_is_named(tiny, change, message):
+def test_the_incompatible_property_is_named(tiny, change, message):
     with pytest.raises(CheckpointError, match=rf"night\.yaml: recipe: 'a' and 'c' cannot be merged: {message}"):
         check(tiny("a"), tiny("b", seed=1), tiny("c", **change))
 
@@ -60,7 +60,7 @@ def test_tokenizers_are_compared_by_id(tiny):
         check(a, b)
 
 
-def test_added_tokens_and_models_are_compared_where_there_is_no_tokenizer_json(tiny):
+def test_without_tokenizer_json_added_tokens_and_sentencepiece_models_are_compared(tiny):
     a, b = tiny("a"), tiny("b")
     for folder, token in ((a, "<s>"), (b, "<t>")):
         decoder = {"added_tokens_decoder": {"0": {"content": token}}}

@@ -13,7 +13,7 @@ from evosearch.errors import CheckpointError
 Tiny = Callable[..., Path]
 
 
-def test_a_copy_is_the_model_with_all_that_goes_with_it(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_copy_includes_weights_config_and_tokenizer(tiny: Tiny, tmp_path: Path) -> None:
     far = tiny("model", max_shard_size="20KB")
     (far / "tokenizer.json").write_text("{}")
     (far / "additional_chat_templates").mkdir()
@@ -41,7 +41,7 @@ def test_a_copy_is_the_model_with_all_that_goes_with_it(tiny: Tiny, tmp_path: Pa
     assert copies.missing_bytes(model, folder) == 0
 
 
-def test_a_model_that_changed_has_another_copy(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_changed_model_is_copied_to_another_folder(tiny: Tiny, tmp_path: Path) -> None:
     model = Checkpoint.open(tiny("model"))
     folder = copies.folder_of(model, tmp_path)
     assert folder == copies.folder_of(Checkpoint.open(model.folder), tmp_path)
@@ -50,7 +50,7 @@ def test_a_model_that_changed_has_another_copy(tiny: Tiny, tmp_path: Path) -> No
     assert copies.folder_of(changed, tmp_path) != folder
 
 
-def test_what_breaks_off_leaves_nothing(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_copy_leaves_no_files(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, copyfile = Checkpoint.open(tiny("model", max_shard_size="20KB")), shutil.copyfile
 
     def full(source: Path, target: Path) -> None:

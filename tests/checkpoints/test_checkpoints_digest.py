@@ -77,12 +77,12 @@ def sha256_of(folder: Path) -> str:
     return Checkpoint.open(folder).content_sha256()
 
 
-def test_the_digest_is_pinned(tmp_path: Path) -> None:
+def test_the_digest_has_a_fixed_value(tmp_path: Path) -> None:
     assert by_hand() == PINNED
     assert sha256_of(write(tmp_path / "model", contents())) == PINNED
 
 
-def test_what_is_written_has_the_same_digest(tmp_path: Path) -> None:
+def test_a_written_checkpoint_has_the_same_digest(tmp_path: Path) -> None:
     source = Checkpoint.open(write(tmp_path / "model", contents()))
     with CheckpointWriter(tmp_path / "out", list(SHAPES.items()), torch.float32, source.folder) as writer:
         for name in SHAPES:
@@ -101,14 +101,14 @@ def test_tensors_that_swap_names_change_the_digest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_the_same_bytes_of_another_type_change_the_digest(name: str, tmp_path: Path) -> None:
+def test_the_same_bytes_with_another_dtype_change_the_digest(name: str, tmp_path: Path) -> None:
     found = {dtype: sha256_of(write(tmp_path / dtype, contents(), {name: dtype})) for dtype in ("F16", "BF16")}
     assert found == {dtype: by_hand({name: dtype}) for dtype in found}
     assert len({PINNED, *found.values()}) == 3
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_every_tensor_counts(name: str, tmp_path: Path) -> None:
+def test_every_tensor_changes_the_digest(name: str, tmp_path: Path) -> None:
     data = contents()
     changed = bytes([data[name][0] ^ 1]) + data[name][1:]
     assert sha256_of(write(tmp_path / "model", data | {name: changed})) != PINNED

@@ -26,7 +26,7 @@ def _coarse_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hashes, "COARSE_NS", -1)
 
 
-def reading(path: Path) -> Counted:
+def counted_hash(path: Path) -> Counted:
     """Return a placeholder for hashing a file, and the list of its calls."""
     read: list[str] = []
 
@@ -37,10 +37,10 @@ def reading(path: Path) -> Counted:
     return compute, read
 
 
-def test_a_file_is_read_again_only_where_it_changed(tmp_path: Path) -> None:
+def test_only_changed_files_are_hashed_again(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_text("one")
-    compute, read = reading(path)
+    compute, read = counted_hash(path)
     for _ in range(3):  # also in other processes
         assert Hashes(tmp_path / "cache").of([path], compute) == "sha of one"
     assert read == ["one"]
@@ -55,18 +55,18 @@ def test_a_file_is_read_again_only_where_it_changed(tmp_path: Path) -> None:
     assert read == ["one", "two", "six"]
 
 
-def test_a_link_is_known_by_what_it_leads_to(tmp_path: Path) -> None:
+def test_a_link_has_the_cached_hash_of_its_target(tmp_path: Path) -> None:
     path, link = tmp_path / "weights", tmp_path / "link"
     path.write_text("one")
     link.symlink_to(path)
-    compute, read = reading(path)
+    compute, read = counted_hash(path)
     assert {Hashes(tmp_path).of([name], compute) for name in (path, link)} == {"sha of one"}
     assert read == ["one"]
     (marker,) = (tmp_path / "hashes").iterdir()
     assert list(json.loads(marker.read_text())["files"]) == [str(path.resolve())]
 
 
-def test_what_is_written_while_it_is_read_or_right_before_is_not_known(
+def test_files_written_during_or_just_before_hashing_are_not_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "weights"
@@ -77,7 +77,7 @@ def test_what_is_written_while_it_is_read_or_right_before_is_not_known(
         return "of neither"
 
     assert Hashes(tmp_path).of([path], while_written) == "of neither"
-    compute, read = reading(path)
+    compute, read = counted_hash(path)
     assert Hashes(tmp_path).of([path], compute) == "sha of longer"
     path.write_text("again")
     monkeypatch.setattr(hashes, "TICK_NS", 10**12)  # as if within one tick of the clock
@@ -88,10 +88,10 @@ def test_what_is_written_while_it_is_read_or_right_before_is_not_known(
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1, "files": {}, "sha256": "no"}', '{"sha256": 3}'])
-def test_a_damaged_marker_is_none(tmp_path: Path, text: str) -> None:
+def test_a_damaged_marker_is_ignored(tmp_path: Path, text: str) -> None:
     path = tmp_path / "weights"
     path.write_text("one")
-    compute, read = reading(path)
+    compute, read = counted_hash(path)
     Hashes(tmp_path).of([path], compute)
     (marker,) = (tmp_path / "hashes").iterdir()
     marker.write_text(text)
@@ -99,16 +99,16 @@ def test_a_damaged_marker_is_none(tmp_path: Path, text: str) -> None:
     assert read == ["one", "one"]
 
 
-def test_without_a_cache_to_write_to_files_are_read_each_time(tmp_path: Path) -> None:
+def test_with_a_read_only_cache_files_are_hashed_each_time(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_text("one")
-    compute, read = reading(path)
+    compute, read = counted_hash(path)
     for _ in range(2):
         assert Hashes(path).of([path], compute) == "sha of one"
     assert read == ["one", "one"]
 
 
-def test_a_checkpoint_is_hashed_once_and_under_another_config_again(
+def test_a_checkpoint_is_hashed_once_for_each_config(
     tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, hashed = tiny("model"), list[str]()
@@ -128,7 +128,7 @@ def test_a_checkpoint_is_hashed_once_and_under_another_config_again(
     assert len(hashed) == 2 * len(set(hashed))
 
 
-def test_a_damaged_model_is_named_each_time(tiny: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_damaged_model_is_reported_each_time(tiny: Callable[..., Path], tmp_path: Path) -> None:
     folder = tiny("model")
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"][3] = torch.nan
@@ -141,7 +141,7 @@ def test_a_damaged_model_is_named_each_time(tiny: Callable[..., Path], tmp_path:
 
 
 @pytest.mark.parametrize("when", ["before it was read", "after"])
-def test_a_file_that_goes_while_it_is_hashed_is_named(tmp_path: Path, when: str) -> None:
+def test_a_file_removed_while_it_is_hashed_is_named(tmp_path: Path, when: str) -> None:
     path = tmp_path / "model.safetensors"
     path.write_text("one")
 
@@ -154,4 +154,4 @@ def test_a_file_that_goes_while_it_is_hashed_is_named(tmp_path: Path, when: str)
     with pytest.raises(CheckpointError) as caught:
         Hashes(tmp_path / "cache").of([path], compute)
     assert str(caught.value).startswith(f"{path}: cannot be read: No such file or directory")
-    assert "If the model was removed or replaced meanwhile" in str(caught.value)
+    assert "If the model was removed or replaced in the meantime" in str(caught.value)

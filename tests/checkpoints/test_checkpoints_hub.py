@@ -35,7 +35,7 @@ def commit_of(revision: str) -> str:
 
 @contextmanager
 def hub(revisions: Revisions) -> Iterator[tuple[str, list[str]]]:
-    """Serve the revisions of `MODEL`; yields the endpoint and a growing list of the files that were downloaded."""
+    """Serve the revisions of `MODEL`; yields the endpoint and a growing list of downloaded files."""
     downloads: list[str] = []
     by_commit = {commit_of(name): files for name, files in revisions.items()}
 
@@ -136,7 +136,7 @@ FILES = ("config.json", "model.safetensors")
     ("reference", "revision"),
     [(MODEL, "main"), (f"{MODEL}@main", "main"), (f"{MODEL}@v1", "v1"), (f"{MODEL}@{commit_of('v1')}", "v1")],
 )
-def test_bytes_to_fetch_are_those_of_the_revision(local_hub, reference, revision, tmp_path):
+def test_bytes_to_fetch_depend_on_the_revision(local_hub, reference, revision, tmp_path):
     expected = size(revision, *FILES)
     assert bytes_to_fetch(reference) == expected
     assert local_hub.downloads == []
@@ -164,7 +164,7 @@ def test_settings_are_downloaded_without_weights(local_hub, tmp_path):
     assert bytes_to_fetch(f"{MODEL}@v1") == size("v1", "model.safetensors")
 
 
-def test_pickles_count_only_if_allowed_and_without_other_weights(local_hub, tmp_path):
+def test_pickles_are_counted_only_if_allowed_and_without_other_weights(local_hub, tmp_path):
     assert bytes_to_fetch(f"{MODEL}@pickled") == size("pickled", "config.json")
     assert bytes_to_fetch(f"{MODEL}@pickled", allow_pickle=True) == size("pickled", "config.json", "pytorch_model.bin")
     assert bytes_to_fetch(MODEL, allow_pickle=True) == size("main", *FILES)
@@ -180,7 +180,7 @@ def test_an_adapter_of_a_revision(local_hub, tmp_path):
     assert bytes_to_fetch(f"{MODEL}@lora", adapter=True) == 0
 
 
-def test_a_revision_and_a_model_that_do_not_exist(local_hub, tmp_path):
+def test_a_missing_revision_and_a_missing_model_are_named(local_hub, tmp_path):
     assert bytes_to_fetch(f"{MODEL}@v9") == 0
     with pytest.raises(CheckpointError, match=r"org/name@v9: the hub has no such revision"):
         resolve(f"{MODEL}@v9", tmp_path)

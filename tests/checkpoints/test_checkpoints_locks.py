@@ -18,7 +18,7 @@ with locked(Path(sys.argv[1])):
 """
 
 
-def test_a_lock_is_waited_for_and_names_who_has_it(tmp_path: Path) -> None:
+def test_a_second_process_waits_and_the_file_names_the_owner(tmp_path: Path) -> None:
     path = tmp_path / "locks" / "prepare"
     path.parent.mkdir()
     path.write_text("the name of a host that is longer than any other:1234567890\n")

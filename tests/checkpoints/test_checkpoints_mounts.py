@@ -47,16 +47,16 @@ def test_the_nearest_mount_above_a_path_decides(path: str, expected: str | None)
 @pytest.mark.parametrize(
     "kind", ["nfs", "nfs4", "cifs", "smb3", "lustre", "beegfs", "ceph", "glusterfs", "fuse.juicefs"]
 )
-def test_every_kind_of_network_file_system_is_one(kind: str) -> None:
+def test_every_listed_type_is_a_network_file_system(kind: str) -> None:
     assert network_type(Path("/m/x"), [("/", "ext4"), ("/m", kind)]) == kind
 
 
-def test_of_two_at_one_place_the_later_covers_the_earlier() -> None:
+def test_a_later_mount_hides_an_earlier_one_at_the_same_mount_point() -> None:
     assert network_type(Path("/m/x"), [("/", "ext4"), ("/m", "nfs"), ("/m", "xfs")]) is None
     assert network_type(Path("/m/x"), [("/", "ext4"), ("/m", "xfs"), ("/m", "nfs")]) == "nfs"
 
 
-def test_a_root_on_the_network_and_an_empty_table() -> None:
+def test_a_network_root_and_an_empty_mount_table() -> None:
     assert network_type(Path("/m/x"), [("/", "nfs")]) == "nfs"
     assert network_type(Path("/m/x"), []) is None
 

@@ -35,7 +35,7 @@ def to_pickle(folder: Path, legacy: bool = False) -> Path:
 @pytest.mark.parametrize("limit", ["5GB", "20KB"])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("legacy", [True, False])
-def test_pickles_hold_what_the_safetensors_held(tiny, limit, tied, legacy):
+def test_pickles_give_the_same_weights_as_safetensors(tiny, limit, tied, legacy):
     expected = Checkpoint.open(tiny("safe", max_shard_size=limit, tie_word_embeddings=tied))
     folder = to_pickle(tiny("pickled", max_shard_size=limit, tie_word_embeddings=tied), legacy)
     with pytest.raises(CheckpointError, match=r"pickled: only pickled weights.*can run code.*--allow-pickle"):
@@ -45,7 +45,7 @@ def test_pickles_hold_what_the_safetensors_held(tiny, limit, tied, legacy):
     assert checkpoint.tensors == expected.tensors
 
 
-def test_safetensors_are_preferred_where_both_are_there(tiny):
+def test_safetensors_are_preferred_to_pickles(tiny):
     folder = tiny("model")
     (folder / "pytorch_model.bin").write_bytes(b"never read")
     assert Checkpoint.open(folder, allow_pickle=True).content_sha256() == Checkpoint.open(folder).content_sha256()
@@ -61,7 +61,7 @@ class Program:
         return Path.touch, (self.mark,)
 
 
-def test_a_pickle_that_needs_more_than_tensors_is_refused_and_does_not_run(tiny, tmp_path):
+def test_a_pickle_with_code_is_rejected_without_running_it(tiny, tmp_path):
     folder = to_pickle(tiny("model"))
     torch.save({"model.norm.weight": Program(tmp_path / "ran")}, folder / "pytorch_model.bin")
     with pytest.raises(
@@ -84,7 +84,7 @@ def test_a_pickle_that_needs_more_than_tensors_is_refused_and_does_not_run(tiny,
         ({"model.norm.weight": torch.ones(32)}, "is missing"),
     ],
 )
-def test_pickles_of_something_else(tiny, content, message):
+def test_pickles_without_named_tensors_are_rejected(tiny, content, message):
     folder = to_pickle(tiny("model"))
     torch.save(content, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=rf"pytorch_model\.bin: .*{message}"):
@@ -92,7 +92,7 @@ def test_pickles_of_something_else(tiny, content, message):
 
 
 @pytest.mark.parametrize("keep", [0, 5, 1000, -100])
-def test_a_damaged_pickle_is_one_error_that_names_the_file(tiny, keep):
+def test_a_damaged_pickle_gives_one_error_that_names_the_file(tiny, keep):
     folder = to_pickle(tiny("model"))
     path = folder / "pytorch_model.bin"
     path.write_bytes(path.read_bytes()[:keep])
@@ -100,7 +100,7 @@ def test_a_damaged_pickle_is_one_error_that_names_the_file(tiny, keep):
         Checkpoint.open(folder, allow_pickle=True)
 
 
-def test_weights_under_an_unknown_name_and_missing_shards(tiny):
+def test_unsupported_file_names_and_missing_shards_are_named(tiny):
     folder = to_pickle(tiny("model"))
     (folder / "pytorch_model.bin").rename(folder / "consolidated.pt")
     with pytest.raises(
@@ -113,7 +113,7 @@ def test_weights_under_an_unknown_name_and_missing_shards(tiny):
         Checkpoint.open(cut, allow_pickle=True)
 
 
-def test_types_that_merging_does_not_know_are_refused(tiny):
+def test_unsupported_dtypes_are_rejected(tiny):
     folder = tiny("model")
     tensors = load_file(folder / "model.safetensors")
     to_pickle(folder)

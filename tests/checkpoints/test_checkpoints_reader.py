@@ -48,19 +48,19 @@ def test_llama_places_and_residual_writers():
     assert writers == {"self_attn.o_proj.weight", "self_attn.o_proj.bias", "mlp.down_proj.weight"}
 
 
-def test_families_are_found_by_their_files():
+def test_families_are_discovered_by_file():
     assert "LlamaForCausalLM" in all_families()
 
 
-def test_content_hash_follows_the_weights_not_the_files(tiny):
-    whole = Checkpoint.open(tiny("whole", seed=1))
+def test_content_hash_is_independent_of_sharding(tiny):
+    single = Checkpoint.open(tiny("single", seed=1))
     cut = tiny("cut", seed=1, max_shard_size="20KB")
     assert len(shards(cut)) > 2
-    assert Checkpoint.open(cut).content_sha256() == whole.content_sha256()
-    assert Checkpoint.open(tiny("other", seed=2)).content_sha256() != whole.content_sha256()
+    assert Checkpoint.open(cut).content_sha256() == single.content_sha256()
+    assert Checkpoint.open(tiny("other", seed=2)).content_sha256() != single.content_sha256()
 
 
-def test_content_hash_sees_type_and_name(tiny):
+def test_content_hash_covers_dtype_and_name(tiny):
     folder = tiny("model")
     before = Checkpoint.open(folder).content_sha256()
     tensors = load_file(folder / "model.safetensors")
@@ -69,7 +69,7 @@ def test_content_hash_sees_type_and_name(tiny):
     assert Checkpoint.open(folder).content_sha256() != before
 
 
-def test_rotary_tables_and_the_copy_of_a_tied_head_are_read_past(tiny):
+def test_rotary_tables_and_the_copy_of_a_tied_head_are_ignored(tiny):
     folder = tiny("model", tie_word_embeddings=True)
     before = Checkpoint.open(folder)
     tensors = load_file(folder / "model.safetensors")
@@ -81,7 +81,7 @@ def test_rotary_tables_and_the_copy_of_a_tied_head_are_read_past(tiny):
     assert after.content_sha256() == before.content_sha256()
 
 
-def test_a_tied_head_that_differs_is_refused(tiny):
+def test_a_tied_head_that_differs_is_rejected(tiny):
     folder = tiny("model", tie_word_embeddings=True)
     tensors = load_file(folder / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
@@ -142,7 +142,7 @@ def integer_tensor(folder: Path) -> None:
         (lambda folder: edit_config(folder, quantization_config={"bits": 4}), r"the weights are quantized"),
     ],
 )
-def test_damage_is_one_error_that_names_the_file(tiny, damage, message):
+def test_damage_gives_one_error_that_names_the_file(tiny, damage, message):
     folder = tiny("model")
     damage(folder)
     with pytest.raises(CheckpointError, match=message):
@@ -157,7 +157,7 @@ def test_a_missing_shard_is_named(tiny):
         Checkpoint.open(folder)
 
 
-def test_a_shard_without_the_tensor_that_the_index_places_there_is_named(tiny):
+def test_a_shard_that_lacks_an_indexed_tensor_is_named(tiny):
     folder = tiny("model", max_shard_size="20KB")
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     name, place = next(iter(index["weight_map"].items()))
@@ -176,7 +176,7 @@ def test_an_index_may_not_point_outside_its_folder(tiny):
         Checkpoint.open(folder)
 
 
-def test_an_index_of_safetensors_opens_no_pickle(tiny):
+def test_a_safetensors_index_never_opens_a_pickle(tiny):
     folder = tiny("model", max_shard_size="20KB")
     index = {"weight_map": {"model.norm.weight": "pytorch_model.bin"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -184,7 +184,7 @@ def test_an_index_of_safetensors_opens_no_pickle(tiny):
         Checkpoint.open(folder, allow_pickle=True)
 
 
-def test_shards_of_different_types_keep_theirs(tiny):
+def test_shards_keep_their_own_dtypes(tiny):
     folder = tiny("model", max_shard_size="20KB")
     expected = {}
     for path, dtype in zip(shards(folder), (torch.bfloat16, torch.float16, torch.float32, torch.float64), strict=False):
@@ -207,7 +207,7 @@ def make_gpt2(folder: Path) -> Path:
     return folder
 
 
-def test_names_without_the_prefix_are_read_under_the_familys(tmp_path):
+def test_names_without_the_prefix_are_mapped_to_the_familys(tmp_path):
     folder = make_gpt2(tmp_path / "gpt2")
     before = Checkpoint.open(folder)
     tensors = load_file(folder / "model.safetensors")
@@ -220,7 +220,7 @@ def test_names_without_the_prefix_are_read_under_the_familys(tmp_path):
     assert after.content_sha256() == before.content_sha256()
 
 
-def test_two_stored_names_of_one_tensor_are_named(tmp_path):
+def test_duplicate_names_of_one_tensor_are_rejected(tmp_path):
     folder = make_gpt2(tmp_path / "gpt2")
     tensors = load_file(folder / "model.safetensors")
     save_file(tensors | {"ln_f.bias": torch.zeros(16)}, folder / "model.safetensors")

@@ -22,7 +22,7 @@ def offline_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub"
 
 
-def test_the_cache_is_where_the_environment_says(monkeypatch):
+def test_the_cache_folder_comes_from_the_environment(monkeypatch):
     monkeypatch.setenv("EVOSEARCH_CACHE", "/somewhere")
     assert default_cache() == Path("/somewhere")
     monkeypatch.delenv("EVOSEARCH_CACHE")
@@ -37,7 +37,7 @@ def test_paths_and_plain_folder_names(tiny, tmp_path, monkeypatch):
         assert resolve(reference, tmp_path / "cache") == folder
 
 
-def test_folders_that_are_no_models(tmp_path):
+def test_folders_without_a_model_are_rejected(tmp_path):
     with pytest.raises(CheckpointError, match=r"/absent: no such folder"):
         resolve(str(tmp_path / "absent"), tmp_path)
     with pytest.raises(CheckpointError, match=r"no config\.json in this folder"):
@@ -47,9 +47,9 @@ def test_folders_that_are_no_models(tmp_path):
             resolve(reference, tmp_path)
 
 
-def test_a_registered_scheme_is_asked_and_an_unknown_one_lists_them(tiny, tmp_path, monkeypatch):
+def test_schemes_are_resolved_and_an_unknown_one_lists_the_known(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(references, "_resolvers", {})
-    folder, told = tiny("model"), []
+    folder, reported = tiny("model"), []
 
     def make(rest: str, cache: Path, progress: references.Progress | None) -> Path:
         assert progress is not None
@@ -57,14 +57,14 @@ def test_a_registered_scheme_is_asked_and_an_unknown_one_lists_them(tiny, tmp_pa
         return folder
 
     register_resolver("garden", make)
-    assert resolve("garden:a/b", tmp_path, lambda what, part: told.append((what, part))) == folder
-    assert told == [("making a/b", 1.0)]
+    assert resolve("garden:a/b", tmp_path, lambda step, fraction: reported.append((step, fraction))) == folder
+    assert reported == [("making a/b", 1.0)]
     with pytest.raises(CheckpointError, match=r"unknown scheme 'gardn:'\. Known: garden:\. Did you mean 'garden'\?"):
         resolve("gardn:a/b", tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("reference", "parts"),
+    ("reference", "pair"),
     [
         ("org/base", ("org/base", None)),
         ("org/base@v1+org/lora@v2", ("org/base@v1", "org/lora@v2")),
@@ -72,25 +72,25 @@ def test_a_registered_scheme_is_asked_and_an_unknown_one_lists_them(tiny, tmp_pa
         ("zoo:tiny+./lora", ("zoo:tiny", "./lora")),
     ],
 )
-def test_references_are_split_at_the_plus(reference, parts):
-    assert split(reference) == parts
+def test_references_are_split_at_the_plus(reference, pair):
+    assert split(reference) == pair
 
 
-def test_folders_with_a_plus_in_their_name_win(tmp_path):
-    whole, model, adapter = tmp_path / "a+b", tmp_path / "m+1", tmp_path / "l+1"
-    for folder in (whole, model, adapter):
+def test_existing_folders_with_a_plus_are_not_split(tmp_path):
+    plus, model, adapter = tmp_path / "a+b", tmp_path / "m+1", tmp_path / "l+1"
+    for folder in (plus, model, adapter):
         folder.mkdir()
-    assert split(str(whole)) == (str(whole), None)
+    assert split(str(plus)) == (str(plus), None)
     assert split(f"{model}+{adapter}") == (str(model), str(adapter))
     assert split(f"org/m+{adapter}") == ("org/m", str(adapter))
     longer = tmp_path / "a+b+adapter"
-    assert split(str(longer)) == (str(whole), "adapter")
+    assert split(str(longer)) == (str(plus), "adapter")
     longer.mkdir()
     assert split(str(longer)) == (str(longer), None)
     assert split(f"{longer}+{adapter}") == (str(longer), str(adapter))
-    (whole / "r.yaml").touch()
-    assert split(f"{whole}/r.yaml#step") == (f"{whole}/r.yaml#step", None)
-    assert split(f"{whole}/r.yaml+org/lora") == (f"{whole}/r.yaml", "org/lora")
+    (plus / "r.yaml").touch()
+    assert split(f"{plus}/r.yaml#step") == (f"{plus}/r.yaml#step", None)
+    assert split(f"{plus}/r.yaml+org/lora") == (f"{plus}/r.yaml", "org/lora")
 
 
 @pytest.mark.parametrize(
@@ -101,12 +101,12 @@ def test_folders_with_a_plus_in_their_name_win(tmp_path):
         ("org/base+", r"no adapter after the '\+'"),
     ],
 )
-def test_references_that_are_no_pair_are_refused(reference, message):
+def test_invalid_model_adapter_pairs_are_rejected(reference, message):
     with pytest.raises(CheckpointError, match=message):
         split(reference)
 
 
-def test_adapters_and_models_are_told_apart(tiny, tmp_path):
+def test_adapters_and_models_are_distinguished(tiny, tmp_path):
     model, adapter = tiny("model"), tmp_path / "lora"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
@@ -120,12 +120,12 @@ def test_adapters_and_models_are_told_apart(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("reference", ["single", "a/b/c", "org/na me"])
-def test_what_can_be_no_hub_id_never_reaches_the_hub(reference, tmp_path):
+def test_invalid_hub_ids_are_rejected_without_a_request(reference, tmp_path):
     with pytest.raises(CheckpointError, match="no such folder, and not a valid hub id"):
         resolve(reference, tmp_path)
 
 
-def test_a_hub_model_is_taken_from_the_hubs_cache(tiny, tmp_path, offline_hub):
+def test_a_cached_hub_model_is_used(tiny, tmp_path, offline_hub):
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = offline_hub / "models--org--name"
     shutil.copytree(tiny("model"), repository / "snapshots" / commit)
@@ -136,29 +136,29 @@ def test_a_hub_model_is_taken_from_the_hubs_cache(tiny, tmp_path, offline_hub):
         assert resolve(reference, tmp_path) == repository / "snapshots" / commit
 
 
-def test_an_unreachable_hub_is_one_error(tmp_path, offline_hub):
+def test_an_unreachable_hub_gives_one_error(tmp_path, offline_hub):
     with pytest.raises(CheckpointError, match=r"org/name: not in the hub's cache, and the hub is unreachable"):
         resolve("org/name", tmp_path)
 
 
-def test_downloads_ask_for_no_pickles_and_pass_the_revision_on(tiny, tmp_path, monkeypatch):
-    folder, asked = tiny("model"), {}
+def test_downloads_exclude_pickles_and_pass_the_revision(tiny, tmp_path, monkeypatch):
+    folder, requested = tiny("model"), {}
 
     def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.update(name=name, revision=revision, patterns=allow_patterns)
+        requested.update(name=name, revision=revision, patterns=allow_patterns)
         return str(folder)
 
     monkeypatch.setattr(references, "snapshot_download", download)
-    told: list[float] = []
-    assert resolve("org/name@abc", tmp_path, lambda _, part: told.append(part)) == folder
-    assert (asked["name"], asked["revision"], told) == ("org/name", "abc", [0.0, 1.0])
+    fractions: list[float] = []
+    assert resolve("org/name@abc", tmp_path, lambda _, fraction: fractions.append(fraction)) == folder
+    assert (requested["name"], requested["revision"], fractions) == ("org/name", "abc", [0.0, 1.0])
     assert not any(
         "bin" in pattern or (pattern.endswith(("*", ".pt", ".py")) and "/" not in pattern)
-        for pattern in asked["patterns"]
+        for pattern in requested["patterns"]
     )
 
 
-def test_what_the_hub_answers_is_told_in_our_words(tmp_path, monkeypatch):
+def test_hub_errors_are_translated(tmp_path, monkeypatch):
     import httpx2
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -183,14 +183,14 @@ class Hub:
     """Fake of the hub's client, which creates the files that match the patterns."""
 
     def __init__(self, folder: Path, *files: str) -> None:
-        self.folder, self.files, self.asked = folder, files, []
+        self.folder, self.files, self.requested = folder, files, []
 
     def download(self, name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
         self.folder.mkdir(exist_ok=True)
         for file in self.files:
             if any(fnmatch(file, pattern) for pattern in allow_patterns):
                 (self.folder / file).write_text("{}")
-                self.asked.append(file)
+                self.requested.append(file)
         return str(self.folder)
 
 
@@ -201,12 +201,14 @@ class Hub:
         (resolve_adapter, "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"),
     ],
 )
-def test_pickles_are_fetched_only_where_allowed_and_alone(find, config, safe, pickled, tmp_path, monkeypatch):
+def test_pickles_are_downloaded_only_if_allowed_and_without_safetensors(
+    find, config, safe, pickled, tmp_path, monkeypatch
+):
     def fetched(files: tuple[str, ...], allow: bool) -> set[str]:
         hub = Hub(tmp_path / f"{len(files)}{allow}", *files)
         monkeypatch.setattr(references, "snapshot_download", hub.download)
         assert find("org/name", tmp_path, allow_pickle=allow) == hub.folder
-        return set(hub.asked)
+        return set(hub.requested)
 
     assert fetched((config, safe, pickled, "code.py"), True) == {config, safe}
     assert fetched((config, pickled), False) == {config}

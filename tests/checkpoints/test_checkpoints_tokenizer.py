@@ -96,7 +96,7 @@ def decoder_of(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("listed", [False, True], ids=["tokenizer.json alone", "listed twice"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_transformers_finds_added_tokens_under_our_ids_and_reads_text_as_before(kind, listed, save, tmp_path):
+def test_transformers_loads_added_tokens_with_our_ids_and_tokenizes_as_before(kind, listed, save, tmp_path):
     folder = save(kind)
     if listed:
         settings = json.loads((folder / "tokenizer_config.json").read_text())
@@ -107,7 +107,7 @@ def test_transformers_finds_added_tokens_under_our_ids_and_reads_text_as_before(
     assert before.get_vocab() == known.ids
     assert (known.roles, known.beyond) == ({"unk": "<unk>", "bos": "<s>", "eos": "</s>"}, ())
     files = tokenizer_files.with_tokens(tokenizer_files.read(folder), known, NEW, "model")
-    after = loaded(tokenizer_files.keep(files, tmp_path / "cache"))
+    after = loaded(tokenizer_files.store(files, tmp_path / "cache"))
     count = len(known.ids)
     expected = {**known.ids, **{token.content: count + index for index, token in enumerate(NEW)}}
     assert after.get_vocab() == expected == Vocabulary.read(tmp_path / "cache" / tokenizer_files.digest(files), "").ids
@@ -120,51 +120,51 @@ def test_transformers_finds_added_tokens_under_our_ids_and_reads_text_as_before(
     assert after.decode([count, count + 1], skip_special_tokens=True) == "qqq"
 
 
-def test_tokens_that_only_the_settings_name_are_counted_and_written_out(save, tmp_path):
+def test_tokens_listed_only_in_the_settings_are_counted_and_written(save, tmp_path):
     """Transformers adds these tokens when it loads the tokenizer; tokens that we add follow them."""
     folder = save(pad_token="<pad>", extra_special_tokens=["<tool>"])
     before, known = loaded(folder), Vocabulary.read(folder, "model")
     assert before.get_vocab() == known.ids
     assert (known.roles["pad"], known.beyond) == ("<pad>", ("<pad>", "<tool>"))
     files = tokenizer_files.with_tokens(tokenizer_files.read(folder), known, NEW[:1], "model")
-    after = loaded(tokenizer_files.keep(files, tmp_path / "cache"))
+    after = loaded(tokenizer_files.store(files, tmp_path / "cache"))
     assert after.get_vocab() == {**known.ids, "<|call|>": len(known.ids)}
     assert after.pad_token_id == before.pad_token_id
 
 
-def test_an_ordinary_token_is_found_whole_once_it_is_added(save, tmp_path):
+def test_an_ordinary_token_is_matched_as_one_once_it_is_added(save, tmp_path):
     folder = save("word piece")
     known = Vocabulary.read(folder, "model")
     assert "##x" in known.ids
     files = tokenizer_files.with_tokens(tokenizer_files.read(folder), known, [AddedToken("##x", normalized=False)], "m")
-    after = loaded(tokenizer_files.keep(files, tmp_path / "cache"))
+    after = loaded(tokenizer_files.store(files, tmp_path / "cache"))
     assert after.get_vocab() == known.ids
     assert known.ids["##x"] in after("a ##x").input_ids
     assert known.ids["##x"] not in loaded(folder)("a ##x").input_ids
 
 
-def test_nothing_added_is_nothing_changed(save):
+def test_adding_no_tokens_changes_no_files(save):
     folder = save()
     files = tokenizer_files.read(folder)
     assert tokenizer_files.with_tokens(files, Vocabulary.read(folder, "model"), [], "model") == files
     assert files.keys() == {"tokenizer.json", "tokenizer_config.json"}
 
 
-def test_a_folder_is_named_by_its_files_and_written_once(save, tmp_path):
+def test_a_stored_folder_is_named_by_content_and_written_once(save, tmp_path):
     files = tokenizer_files.read(save())
-    folder = tokenizer_files.keep(files, tmp_path / "cache")
+    folder = tokenizer_files.store(files, tmp_path / "cache")
     stamp = (folder / "tokenizer.json").stat().st_mtime_ns
-    assert tokenizer_files.keep(dict(reversed(files.items())), tmp_path / "cache") == folder
+    assert tokenizer_files.store(dict(reversed(files.items())), tmp_path / "cache") == folder
     assert (folder / "tokenizer.json").stat().st_mtime_ns == stamp
     assert tokenizer_files.read(folder) == files
-    assert tokenizer_files.keep(tokenizer_files.with_template(files, "{{ 1 }}"), tmp_path / "cache") != folder
+    assert tokenizer_files.store(tokenizer_files.with_template(files, "{{ 1 }}"), tmp_path / "cache") != folder
     assert len(list((tmp_path / "cache").iterdir())) == 2
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"file.*: cannot be written: .*Check disk space and permissions"):
-        tokenizer_files.keep(files, tmp_path / "file")
+        tokenizer_files.store(files, tmp_path / "file")
 
 
-def test_a_template_replaces_every_other(save):
+def test_a_new_template_replaces_all_others(save):
     folder = save(chat_template=[{"name": "default", "template": "old{{ 1 }}"}, {"name": "tool", "template": "t"}])
     assert chat_template.of_folder(folder) == "old{{ 1 }}"
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": "older"}))
@@ -172,12 +172,12 @@ def test_a_template_replaces_every_other(save):
     (folder / "additional_chat_templates" / "rag.jinja").write_text("rag")
     files = tokenizer_files.with_template(tokenizer_files.read(folder), "new{{ messages[0].content }}")
     assert files.keys() == {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
-    kept = loaded(tokenizer_files.keep(files, folder.parent / "cache"))
+    kept = loaded(tokenizer_files.store(files, folder.parent / "cache"))
     assert kept.chat_template == "new{{ messages[0].content }}"
     assert kept.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False) == "newx"
 
 
-def test_where_a_template_lies(save):
+def test_templates_are_read_from_every_location(save):
     folder = save()
     assert chat_template.of_folder(folder) is None
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": "of the json"}))
@@ -192,7 +192,7 @@ def test_where_a_template_lies(save):
         chat_template.of_folder(folder)
 
 
-def test_templates_of_transformers_are_templates_here(save):
+def test_transformers_template_extensions_are_accepted(save):
     """Loop controls and the generation tag are transformers' additions to Jinja."""
     text = (
         "{%- for m in messages %}{%- if m.role == 'system' %}{%- continue %}{%- endif %}"
@@ -204,7 +204,7 @@ def test_templates_of_transformers_are_templates_here(save):
 
 
 @pytest.mark.parametrize("files", [{}, {"tokenizer.model": "x"}], ids=["nothing", "a slow one"])
-def test_a_model_without_a_fast_tokenizer(files, tmp_path):
+def test_a_model_without_a_fast_tokenizer_is_rejected(files, tmp_path):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(CheckpointError) as caught:
@@ -233,7 +233,7 @@ def test_damaged_files(save):
         tokenizer_files.with_tokens({"tokenizer.json": b"{}"}, known, NEW, "m")
 
 
-def test_ids_with_gaps_take_no_tokens(tmp_path):
+def test_tokens_cannot_be_added_if_ids_have_gaps(tmp_path):
     inner = Tokenizer(models.WordLevel({"a": 0, "b": 4, "<unk>": 2}, unk_token="<unk>"))
     inner.save(str(tmp_path / "tokenizer.json"))
     known = Vocabulary.read(tmp_path, "org/model")

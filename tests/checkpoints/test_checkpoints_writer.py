@@ -20,7 +20,7 @@ def copy(source: Checkpoint, out: Path, dtype: torch.dtype = torch.float32, **op
     return writer
 
 
-def test_what_is_written_is_read_back_with_the_hash_that_was_told(tiny, tmp_path):
+def test_a_written_checkpoint_is_read_back_with_the_reported_hash(tiny, tmp_path):
     source = Checkpoint.open(tiny("model"))
     writer = copy(source, tmp_path / "out")
     result = Checkpoint.open(tmp_path / "out")
@@ -32,7 +32,7 @@ def test_what_is_written_is_read_back_with_the_hash_that_was_told(tiny, tmp_path
 
 
 @pytest.mark.parametrize("limit", [1, 20_000])
-def test_shards_hold_what_the_index_says(tiny, tmp_path, limit):
+def test_shards_match_the_index(tiny, tmp_path, limit):
     source = Checkpoint.open(tiny("model"))
     writer = copy(source, tmp_path / "out", max_shard_bytes=limit)
     files = sorted((tmp_path / "out").glob("model-*"))
@@ -44,7 +44,7 @@ def test_shards_hold_what_the_index_says(tiny, tmp_path, limit):
     assert LlamaForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.float32
 
 
-def test_config_tells_the_new_type_and_companions_come_along(tiny, tmp_path):
+def test_config_has_the_new_dtype_and_companion_files_are_copied(tiny, tmp_path):
     folder = tiny("model")
     (folder / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
     (folder / "chat_template.jinja").write_text("{{ messages }}")
@@ -64,7 +64,7 @@ def test_config_tells_the_new_type_and_companions_come_along(tiny, tmp_path):
     }
 
 
-def test_a_folder_with_something_in_it_is_refused_and_left_alone(tiny, tmp_path):
+def test_a_non_empty_folder_is_rejected_and_unchanged(tiny, tmp_path):
     source = Checkpoint.open(tiny("model"))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
@@ -74,13 +74,13 @@ def test_a_folder_with_something_in_it_is_refused_and_left_alone(tiny, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
 
-def test_an_empty_folder_is_filled(tiny, tmp_path):
+def test_an_empty_folder_is_accepted(tiny, tmp_path):
     (tmp_path / "out").mkdir()
     copy(Checkpoint.open(tiny("model")), tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
-def test_nothing_remains_of_a_write_that_failed(tmp_path):
+def test_a_failed_write_leaves_no_files(tmp_path):
     def fail_midway() -> None:
         with CheckpointWriter(tmp_path / "out", [("a", (2,)), ("b", (2,))], torch.float32) as writer:
             writer.add("a", torch.ones(2))
@@ -91,7 +91,7 @@ def test_nothing_remains_of_a_write_that_failed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_made_is_one_error(tmp_path):
+def test_a_folder_that_cannot_be_created_gives_one_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot be written"):
         CheckpointWriter(tmp_path / "file" / "out", [("a", (2,))], torch.float32)

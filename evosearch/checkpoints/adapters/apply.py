@@ -8,8 +8,8 @@
 | `M.weight`, `M.bias` (`modules_to_save`, trained biases) | the stored tensor |
 
 M is the path of a module in the live transformers model. Results are float32 even if base and adapter are narrower.
-Neighbouring bfloat16 numbers differ by 2⁻⁸ of a weight, and most of a fine-tuning's ΔW is smaller, so rounding the sum,
-as peft does for a bfloat16 base, would discard the task vector before it is merged.
+Neighbouring bfloat16 numbers differ by 2⁻⁸ of a weight, and fine-tuning mostly changes weights by less. Rounding the
+sum, as peft does for a bfloat16 base, would therefore discard the task vector before it is merged.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from evosearch.checkpoints.adapters.tensors import AdapterTensors, Change
 from evosearch.checkpoints.cache.hashes import Hashes
 from evosearch.checkpoints.digest import DTYPE_NAMES, combine, tensor_line
 from evosearch.checkpoints.files import Pickled, Safetensors, TensorFile, TensorInfo
-from evosearch.checkpoints.overlay import Made, Overlay
+from evosearch.checkpoints.overlay import Computed, Overlay
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.references import ADAPTER_WEIGHTS
 from evosearch.errors import CheckpointError
@@ -33,7 +33,7 @@ from evosearch.errors import CheckpointError
 def apply_adapter(
     base: Checkpoint, folder: Path, reference: str, allow_pickle: bool = False, hashes: Hashes | None = None
 ) -> Overlay:
-    """Return a model with a LoRA adapter applied; reads headers, and computes tensors when they are loaded.
+    """Return a model with a LoRA adapter applied. Only headers are read; tensors are computed when they are loaded.
 
     Args:
         base: The base model.
@@ -47,7 +47,7 @@ def apply_adapter(
     """
     config, file = read_config(folder), _open(folder, allow_pickle)
     changes = AdapterTensors(base, config, file).changes()
-    replaced: dict[str, Made] = {}
+    replaced: dict[str, Computed] = {}
     for name, change in changes.items():
         replaced[name] = (TensorInfo(DTYPE_NAMES[change.dtype], base.tensors[name].shape), change.make)
     overlay = Overlay(base, reference, cache(lambda: _content(base, file, changes, hashes)), replaced)
@@ -66,7 +66,7 @@ def _open(folder: Path, allow_pickle: bool) -> TensorFile:
 
 
 def _content(base: Checkpoint, file: TensorFile, changes: Mapping[str, Change], hashes: Hashes | None) -> str:
-    """Return a hash of the pair's content: the base, the stored tensors, and how the config applies them."""
+    """Return a hash of base and adapter: the base's content, the stored tensors, and how the config applies them."""
 
     def hashed() -> str:
         return combine(tensor_line(name, file.load(name)) for name in file.names())
@@ -78,7 +78,7 @@ def _content(base: Checkpoint, file: TensorFile, changes: Mapping[str, Change], 
 
 
 def _other_base(base: Checkpoint, config: AdapterConfig) -> tuple[str, ...]:
-    """Return a note if the adapter names another base model, by the last part of the name."""
+    """Return a note if the adapter names another base model; only the last component of the names is compared."""
     names = [Path(name.partition("@")[0]).name.lower() for name in (base.reference, config.base_name)]
     if not names[1] or names[0] == names[1]:
         return ()

@@ -1,4 +1,4 @@
-"""Reading of adapter_config.json, as peft writes it; settings that cannot be applied are rejected."""
+"""Reader of peft's adapter_config.json; settings that cannot be applied are rejected."""
 
 import math
 import re
@@ -13,12 +13,12 @@ from evosearch.errors import CheckpointError
 
 _HANDLED = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "bias"}
 _HANDLED |= {"target_modules", "modules_to_save", "init_lora_weights", "base_model_name_or_path"}
-# Settings of training, initialization and inference, and choices of modules that the stored tensors show
+# Settings for training, initialization or inference only, and module selections, which the stored tensors imply
 _WITHOUT_EFFECT = {
     *("task_type", "auto_mapping", "peft_version", "revision", "inference_mode", "lora_dropout", "exclude_modules"),
     *("layers_to_transform", "layers_pattern", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
     *("megatron_core", "runtime_config", "qalora_group_size", "ensure_weight_tying"),
-    # The type of a layer determines how its weight is stored, and peft corrects this key accordingly
+    # The layer's type determines how its weight is stored; peft overrides this key accordingly
     "fan_in_fan_out",
 }
 # Settings with a specific error message
@@ -26,9 +26,9 @@ _UNSUPPORTED = {
     "lora_bias": "biases of lora_B are not supported",
     "layer_replication": "repeated layers are not supported",
     "target_parameters": "LoRA on parameters outside of linear layers (mixtures of experts) is not supported",
-    "trainable_token_indices": "training of single token embeddings is not supported",
+    "trainable_token_indices": "training of individual token embeddings is not supported",
     "alora_invocation_tokens": "an activated LoRA changes only some positions and cannot be merged",
-    "megatron_config": "parallel layers of Megatron are not supported",
+    "megatron_config": "Megatron's parallel layers are not supported",
     "use_qalora": "QALoRA is not supported",
     "arrow_config": "routing between adapters cannot be merged",
 }
@@ -42,14 +42,14 @@ class AdapterConfig:
 
     Attributes:
         where: Path of the file.
-        base_name: Model it was trained on, according to the file.
+        base_name: Base model according to the file.
         rank: Default rank r.
         alpha: Default α.
-        ranks: Module pattern → rank, where it is not `rank`.
-        alphas: Module pattern → α, where it is not `alpha`.
+        ranks: Module pattern → rank, for modules with another rank.
+        alphas: Module pattern → α, for modules with another α.
         rslora: The scale is α/√r (arXiv:2312.03732) instead of α/r.
         dora: ΔW is applied with a magnitude per row (arXiv:2402.09353).
-        targets: Names of the modules it was trained on, if listed.
+        targets: Names of the adapted modules, if listed.
         complete: Whether every module that matches `targets` must be stored.
         saved: Modules that are stored in full.
     """
@@ -76,12 +76,12 @@ class AdapterConfig:
         return float(self._at(module, self.alphas, self.alpha)) / (math.sqrt(rank) if self.rslora else rank)
 
     def matches(self, module: str) -> bool:
-        """Return whether `targets` contain a module, by its full path or the end of it."""
+        """Return whether `targets` contains the full path of a module or a suffix of it."""
         return any(module == target or module.endswith(f".{target}") for target in self.targets)
 
     @staticmethod
     def _at(module: str, patterns: Mapping[str, Any], default: Any) -> Any:
-        """Return the value of the first pattern that matches a path or the end of it, as in peft."""
+        """Return the value of the first pattern that matches a path or a suffix of it, as in peft."""
         found = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module))
         return next(found, default)
 
@@ -103,9 +103,9 @@ def read_config(folder: Path) -> AdapterConfig:
     return AdapterConfig(
         where,
         str(data.get("base_model_name_or_path") or ""),
-        _number(data.get("r"), f"{where}: r", whole=True),
+        _number(data.get("r"), f"{where}: r", integer=True),
         _number(data.get("lora_alpha"), f"{where}: lora_alpha"),
-        _patterns(data, "rank_pattern", where, whole=True),
+        _patterns(data, "rank_pattern", where, integer=True),
         _patterns(data, "alpha_pattern", where),
         bool(data.get("use_rslora")),
         bool(data.get("use_dora")),
@@ -136,7 +136,7 @@ def _check(data: Mapping[str, Any], where: Path) -> None:
         raise CheckpointError(f"{where}: bias", f"got {data['bias']!r}", "none, all or lora_only")
 
 
-def _patterns(data: Mapping[str, Any], key: str, where: Path, whole: bool = False) -> dict[str, Any]:
+def _patterns(data: Mapping[str, Any], key: str, where: Path, integer: bool = False) -> dict[str, Any]:
     patterns = data.get(key) or {}
     if not isinstance(patterns, dict):
         raise CheckpointError(f"{where}: {key}", f"got {patterns!r}", "A mapping of module patterns to numbers")
@@ -147,11 +147,11 @@ def _patterns(data: Mapping[str, Any], key: str, where: Path, whole: bool = Fals
             raise CheckpointError(
                 f"{where}: {key}", f"{pattern!r} is not a valid regular expression: {error}"
             ) from None
-    return {pattern: _number(value, f"{where}: {key}.{pattern}", whole) for pattern, value in patterns.items()}
+    return {pattern: _number(value, f"{where}: {key}.{pattern}", integer) for pattern, value in patterns.items()}
 
 
-def _number(value: Any, where: str, whole: bool = False) -> Any:
-    kinds = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value) or (whole and value < 1):
-        raise CheckpointError(where, f"got {value!r}", "A positive whole number" if whole else "A number")
+def _number(value: Any, where: str, integer: bool = False) -> Any:
+    kinds = int if integer else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value) or (integer and value < 1):
+        raise CheckpointError(where, f"got {value!r}", "A positive whole number" if integer else "A number")
     return value

@@ -1,4 +1,4 @@
-"""Tensors of a LoRA adapter, and the changes they make to tensors of the base. The formulas are in `apply`."""
+"""Tensors of a LoRA adapter, and how they change tensors of the base. The formulas are in `apply`."""
 
 from dataclasses import dataclass
 
@@ -61,7 +61,7 @@ class Change:
             return changed * factor.unsqueeze(dim)  # m · (θ + ΔW) / ‖θ + ΔW‖   (Liu et al. 2024, eq. 5)
 
     def described(self) -> list[object]:
-        """Return the settings of the config that its values depend on."""
+        """Return the config settings that determine the changed values."""
         return [self.name, self.scale if self.a else None, self.magnitude is not None]
 
 
@@ -186,16 +186,16 @@ class AdapterTensors:
                 )
         if self.config.complete:
             modules = (name.removesuffix(".weight") for name, found in self.live.items() if self._linear(name, found))
-            lost = [module for module in modules if self.config.matches(module) and module not in self.parts]
-            if lost:
-                raise self._missing([f"{PREFIX}{module}.lora_A.weight" for module in lost])
+            missing = [module for module in modules if self.config.matches(module) and module not in self.parts]
+            if missing:
+                raise self._missing([f"{PREFIX}{module}.lora_A.weight" for module in missing])
         for saved in self.config.saved:
             paths = (parameter.rpartition(".")[0] for parameter in self.replacements)
             if not any(path == saved or path.endswith(f".{saved}") for path in paths):
                 raise self._missing([f"{PREFIX}….{saved}.weight"])
 
     def _linear(self, parameter: str, found: list[tuple[str, Placement]]) -> bool:
-        """Return whether a live parameter is the weight of a linear module in a layer, not in head or embeddings."""
+        """Return whether a live parameter is the weight of a linear module in a layer (not of head or embeddings)."""
         name, place = found[0]
         return (
             parameter.endswith(".weight")

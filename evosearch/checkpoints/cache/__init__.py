@@ -1,1 +1,1 @@
-"""Caches on a node: locks, hashes of files, copies of models, applied adapters."""
+"""Caches of a node: file hashes, model copies and applied adapters, with their locks."""

@@ -1,7 +1,7 @@
-"""Cache of applied adapters: the computed tensors of an overlay as files, which processes map and share.
+"""Cache of applied adapters: the computed tensors of an overlay, as files that all processes of a node map.
 
-They are stored as safetensors files in `<cache>/prepared/<content_sha256>/<dtype>/`, one folder per dtype. Unchanged
-tensors are mapped from the base.
+They are safetensors files in `<cache>/prepared/<content_sha256>/<dtype>/`, one folder per dtype. Unchanged tensors are
+mapped from the base.
 """
 
 import math
@@ -11,16 +11,16 @@ from pathlib import Path
 
 from evosearch.checkpoints.digest import DTYPES
 from evosearch.checkpoints.files import ModelFiles, TensorInfo
-from evosearch.checkpoints.overlay import Made, Overlay
+from evosearch.checkpoints.overlay import Computed, Overlay
 from evosearch.checkpoints.writer import CheckpointWriter
 
 FOLDER = "prepared"  # in the cache
 
-Own = dict[str, dict[str, TensorInfo]]  # dtype → tensor → header
+ByDtype = dict[str, dict[str, TensorInfo]]  # dtype → tensor → header
 
 
 def folder_of(overlay: Overlay, cache: Path) -> Path:
-    """Return the folder of its tensors, named by the content of base and adapter."""
+    """Return the cache folder of an overlay's tensors, named by the content of base and adapter."""
     return cache / FOLDER / overlay.content_sha256()
 
 
@@ -28,13 +28,13 @@ def missing_bytes(overlay: Overlay, folder: Path) -> int:
     """Return the bytes of the tensors that are not cached yet."""
     return sum(
         math.prod(info.shape) * DTYPES[dtype].itemsize
-        for dtype, tensors in _own(overlay).items()
+        for dtype, tensors in _by_dtype(overlay).items()
         if not (folder / dtype).is_dir()
         for info in tensors.values()
     )
 
 
-def keep(overlay: Overlay, folder: Path, done: Callable[[float], None] | None = None) -> None:
+def store(overlay: Overlay, folder: Path, done: Callable[[float], None] | None = None) -> None:
     """Write the missing tensors; the folder of each dtype is created atomically.
 
     Args:
@@ -46,7 +46,7 @@ def keep(overlay: Overlay, folder: Path, done: Callable[[float], None] | None = 
         CheckpointError: The folder cannot be written.
     """
     total, written = missing_bytes(overlay, folder), 0
-    for dtype, tensors in _own(overlay).items():
+    for dtype, tensors in _by_dtype(overlay).items():
         if (folder / dtype).is_dir():  # created by rename, so it is complete
             continue
         layout = [(name, info.shape) for name, info in tensors.items()]
@@ -59,22 +59,22 @@ def keep(overlay: Overlay, folder: Path, done: Callable[[float], None] | None = 
                     done(written / total)
 
 
-def kept(overlay: Overlay, folder: Path) -> Overlay:
+def load(overlay: Overlay, folder: Path) -> Overlay:
     """Return the same checkpoint with its computed tensors mapped from the cache.
 
     Raises:
         CheckpointError: A file is damaged.
     """
-    mapped: dict[str, Made] = {}
-    for dtype, tensors in _own(overlay).items():
+    mapped: dict[str, Computed] = {}
+    for dtype, tensors in _by_dtype(overlay).items():
         files = ModelFiles(folder / dtype).where
         for name, info in tensors.items():
             mapped[name] = info, partial(files[name].load, name)
-    return overlay.with_made(mapped)
+    return overlay.with_computed(mapped)
 
 
-def _own(overlay: Overlay) -> Own:
-    found: Own = {}
-    for name, (info, _) in sorted(overlay.made.items()):
+def _by_dtype(overlay: Overlay) -> ByDtype:
+    found: ByDtype = {}
+    for name, (info, _) in sorted(overlay.computed.items()):
         found.setdefault(info.dtype, {})[name] = info
     return found

@@ -19,14 +19,14 @@ FOLDER = "copies"  # in the cache
 
 
 def files_to_copy(checkpoint: Checkpoint) -> dict[str, Path]:
-    """Return name in the folder → file, for all files that are read from a model."""
+    """Return path within the folder → file, for every file that is read from a model."""
     named = [checkpoint.folder / name for name in (*COMPANIONS, *TOKENIZER_FILES)]
     companions = [file for entry in named for file in (entry, *sorted(entry.rglob("*"))) if file.is_file()]
     return {str(file.relative_to(checkpoint.folder)): file for file in (*checkpoint.files, *companions)}
 
 
 def folder_of(checkpoint: Checkpoint, cache: Path) -> Path:
-    """Return the folder of its copy, which need not exist yet."""
+    """Return the folder of a model's copy, which need not exist yet."""
     files = {str(path): path.stat() for path in files_to_copy(checkpoint).values()}
     stamps = {path: [stat.st_size, stat.st_mtime_ns] for path, stat in files.items()}
     return cache / FOLDER / hashlib.sha256(json.dumps(stamps, sort_keys=True).encode()).hexdigest()
@@ -38,7 +38,7 @@ def missing_bytes(checkpoint: Checkpoint, folder: Path) -> int:
 
 
 def copy(checkpoint: Checkpoint, folder: Path, done: Callable[[float], None] | None = None) -> None:
-    """Copy a model, following links; the folder is created atomically. The caller holds a lock.
+    """Copy a model, following links; the folder is created atomically. The caller must hold a lock.
 
     Args:
         checkpoint: The model.

@@ -4,8 +4,8 @@ A marker is a JSON file in the cache, for a set of files that are hashed togethe
 
     {"version": 1, "files": {path: [size in bytes, mtime_ns, ctime_ns, inode]}, "sha256": "…"}
 
-It is valid while none of these values changes. Only the system sets ctime, so replacing a file by one with an old mtime
-(`cp -p`, `rsync -t`) is noticed, and nodes that share a cache do not confuse their files.
+It is valid as long as none of these values changes. Programs cannot set ctime, so replacing a file by one with an old
+mtime (`cp -p`, `rsync -t`) is detected, and nodes that share a cache do not confuse their files.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ Stamp = dict[str, list[int]]  # path → [size, mtime_ns, ctime_ns, inode]
 
 
 class Hashes:
-    """The hashes of one cache; if it cannot be written, files are hashed each time."""
+    """Hashes of one cache; if it cannot be written, files are hashed each time."""
 
     def __init__(self, cache: Path) -> None:
         self._folder = cache / FOLDER
@@ -43,31 +43,31 @@ class Hashes:
             compute: Returns the hash.
 
         Raises:
-            CheckpointError: A file cannot be read, or was removed in the meantime.
+            CheckpointError: A file cannot be read, or was removed while it was hashed.
         """
         paths = sorted({os.path.realpath(path) for path in files})
         marker = self._folder / f"{hashlib.sha256(json.dumps(paths).encode()).hexdigest()}.json"
         try:
             stamp, began = _stamp(paths), time.time_ns()
         except OSError:  # reported when they are read
-            return _reading(compute, paths)
+            return _checked(compute, paths)
         known = _read(marker)
         if known is not None and (known.get("version"), known.get("files")) == (VERSION, stamp):
             return str(known["sha256"])
-        found = _reading(compute, paths)
-        after = _reading(partial(_stamp, paths), paths)
-        if _settled(stamp, began) and after == stamp:  # not written while or shortly before it was read
+        found = _checked(compute, paths)
+        after = _checked(partial(_stamp, paths), paths)
+        if _settled(stamp, began) and after == stamp:  # no file was written during the read or shortly before
             _write(marker, {"version": VERSION, "files": stamp, "sha256": found})
         return found
 
 
-def _reading(read: Callable[[], Found], paths: Sequence[str]) -> Found:
-    """Return the result of `read`; an OSError becomes a CheckpointError that names the file."""
+def _checked(read: Callable[[], Found], paths: Sequence[str]) -> Found:
+    """Return the result of `read`; convert an OSError to a CheckpointError that names the file."""
     try:
         return read()
     except OSError as exc:
         what = f"cannot be read: {exc.strerror or exc}"
-        next = "If the model was removed or replaced meanwhile, restore it and start again"
+        next = "If the model was removed or replaced in the meantime, restore it and start again"
         raise CheckpointError(str(exc.filename or paths[0]), what, next=next) from exc
 
 
@@ -77,7 +77,7 @@ def _stamp(paths: Sequence[str]) -> Stamp:
 
 
 def _settled(stamp: Stamp, began: int) -> bool:
-    """Return whether a later change would be noticed; two changes within a tick of the clock have the same time."""
+    """Return whether a later change would be detected: two changes within one clock tick have the same time."""
     latest = max(max(times) for _, *times, _ in stamp.values())
     return began - latest > (COARSE_NS if latest % 10**9 == 0 else TICK_NS)
 

@@ -1,6 +1,6 @@
-"""Lock files, by a lock of the operating system that is released when its process ends in any way.
+"""File locks, which the operating system releases when the owner exits, even by SIGKILL.
 
-The file names the current or last owner as host:pid, for debugging.
+The file contains the current or last owner as host:pid, for debugging.
 """
 
 import fcntl
@@ -17,7 +17,7 @@ LOCKS = "locks"  # in the cache
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold a lock, of which only one process at a time is the owner; the file remains afterwards.
+    """Hold an exclusive lock between processes; the file is not removed afterwards.
 
     Args:
         path: Lock file; its parent folders are created.

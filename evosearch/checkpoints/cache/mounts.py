@@ -1,4 +1,4 @@
-"""Detection of network file systems, from which models are copied before they are mapped."""
+"""Detection of network file systems; models on them are copied to local disk before they are mapped."""
 
 import os
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def network_type(path: Path, mounted: Sequence[Mount]) -> str | None:
 
     Args:
         path: Absolute path without links.
-        mounted: Mounts in the order of the mount table; of two mounts at the same place the later one counts.
+        mounted: Mounts in the order of the mount table; a later mount hides an earlier one at the same mount point.
     """
     longest, found = -1, ""
     for point, kind in mounted:

@@ -1,4 +1,4 @@
-"""Gemma 2: norms before and after attention and MLP, tied by default, sliding windows in every second layer.
+"""Gemma 2: norms before and after attention and MLP, tied by default, sliding-window attention in every second layer.
 
 Norms multiply by 1 + weight: a layer computes h ← h + norm(o_proj(…)) · (1 + w). Logits are soft-capped.
 """

@@ -1,4 +1,4 @@
-"""Gemma 3 text models: Gemma 2's norms, norms of each head's queries and keys, full attention in every sixth layer.
+"""Gemma 3 text models: Gemma 2's norms, per-head QK norms, full attention in every sixth layer.
 
 Norms multiply by 1 + weight: a layer computes h ← h + norm(o_proj(…)) · (1 + w). Logits can be soft-capped.
 """

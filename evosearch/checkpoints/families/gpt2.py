@@ -1,6 +1,7 @@
 """GPT-2: LayerNorm, learned positions, biases everywhere, tied by default. Linear weights are stored as (in, out).
 
-Files of the base model, such as the first ones on the hub, leave out `transformer.` and contain the causal masks.
+Checkpoints of the bare GPT2Model, such as the original ones on the hub, omit the prefix `transformer.` and include the
+causal masks.
 """
 
 import re
@@ -38,11 +39,11 @@ def _layer(config: Config, index: int) -> list[Part]:
 
 
 def canonical(name: str) -> str:
-    """Return the name with the prefix that files of the base model leave out."""
+    """Return the name with the prefix that checkpoints of the bare model omit."""
     return f"transformer.{name}" if BARE.match(name) else name
 
 
-def masks(name: str) -> bool:
+def is_mask(name: str) -> bool:
     """Return whether a tensor is a causal mask, which older exports store."""
     return name.endswith((".attn.bias", ".attn.masked_bias"))
 
@@ -51,7 +52,7 @@ def with_layers(config: Config, layers: Sequence[int], sources: Sequence[Config]
     """Return the config of a model with these layers.
 
     Raises:
-        CheckpointError: Attention is scaled by the position of a layer, and a layer would change its position.
+        CheckpointError: Attention is scaled by layer index, and the index of a layer would change.
     """
     if option(config, SCALED, False) and list(layers) != list(range(len(layers))):
         raise CheckpointError(f"config.json: {SCALED}", "got true, so its layers cannot change places", "false")
@@ -62,7 +63,7 @@ FAMILY = family(
     "GPT2LMHeadModel",
     _layer,
     FRAME,
-    skipped=masks,
+    skipped=is_mask,
     canonical=canonical,
     with_layers=with_layers,
     of_layers=("n_layer",),

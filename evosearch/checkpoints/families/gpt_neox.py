@@ -1,6 +1,6 @@
 """GPT-NeoX and Pythia: LayerNorm, partial rotary positions, biases, attention and MLP in parallel or in sequence.
 
-The head is stored as `embed_out` and is `lm_head` in the live model.
+The head is `embed_out` on disk and `lm_head` in the live model.
 """
 
 from evosearch.checkpoints.families.parts import Frame, Part, family, option, rotary_tables, tensors
@@ -27,11 +27,11 @@ def _layer(config: Config, index: int) -> list[Part]:
 
 
 def canonical(name: str) -> str:
-    """Return the stored name; some exports give the head its live name."""
+    """Return the name on disk; some exports store the head under its live name."""
     return FRAME.head if name == LIVE_HEAD else name
 
 
-def tables(name: str) -> bool:
+def is_mask_or_table(name: str) -> bool:
     """Return whether a tensor is a causal mask or a rotary table, which older exports store."""
     return rotary_tables(name) or name.endswith((".attention.bias", ".attention.masked_bias"))
 
@@ -41,4 +41,4 @@ def placement(name: str, config: Config) -> Placement:
     return Placement(LIVE_HEAD if name == FRAME.head else name)
 
 
-FAMILY = family("GPTNeoXForCausalLM", _layer, FRAME, skipped=tables, canonical=canonical, placement=placement)
+FAMILY = family("GPTNeoXForCausalLM", _layer, FRAME, skipped=is_mask_or_table, canonical=canonical, placement=placement)

@@ -15,7 +15,7 @@ ROUTER_TRAINING = ("output_router_logits", "router_aux_loss_coef")  # config key
 
 
 def experts(module: str, count: int, projections: tuple[str, str, str] = QWEN) -> list[Part]:
-    """Return the tensors of `count` experts: gate and up (size, hidden), and down (hidden, size), which writes."""
+    """Return the tensors of `count` experts: gate and up (size, hidden), down (hidden, size) to the residual stream."""
     gate, up, down = projections
     found: list[Part] = []
     for expert in (f"{module}.experts.{index}" for index in range(count)):
@@ -25,7 +25,7 @@ def experts(module: str, count: int, projections: tuple[str, str, str] = QWEN) -
 
 
 def expert_count(config: Config) -> int:
-    """Return the number of experts of a sparse layer; transformers renames the key in some families.
+    """Return the number of experts of a sparse layer; the key differs between families.
 
     Raises:
         CheckpointError: The key is missing or not a positive whole number.
@@ -37,7 +37,7 @@ def stacked(name: str, size: int, projections: tuple[str, str, str] = QWEN) -> P
     """Return the slice of an expert in the stacked gate_up_proj (E, 2 · size, hidden) or down_proj (E, hidden, size).
 
     Args:
-        name: Name of a tensor on disk; tensors outside of experts have the same name in the live model.
+        name: Name of a tensor on disk; a tensor that is not an expert's has the same name in the live model.
         size: Number of rows of an expert's gate.
         projections: Names of gate, up and down on disk.
     """
@@ -68,12 +68,12 @@ def sparse(config: Config, layer: int) -> bool:
     return layer not in dense and (layer + 1) % step == 0
 
 
-def with_sparse(changed: WithLayers) -> WithLayers:
-    """Extend a `with_layers` to write out which layers are dense, so that each layer keeps its experts or its MLP."""
+def with_sparse(inner: WithLayers) -> WithLayers:
+    """Wrap a `with_layers` so that it also lists the dense layers: each layer then keeps its experts or its MLP."""
 
     def with_layers(config: Config, layers: Sequence[int], sources: Sequence[Config] | None = None) -> dict[str, Any]:
         pairs = zip(sources or [config] * len(layers), layers, strict=True)
         dense = [index for index, pair in enumerate(pairs) if not sparse(*pair)]
-        return changed(config, layers, sources) | {"mlp_only_layers": dense, "decoder_sparse_step": 1}
+        return inner(config, layers, sources) | {"mlp_only_layers": dense, "decoder_sparse_step": 1}
 
     return with_layers

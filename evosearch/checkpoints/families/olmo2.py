@@ -1,4 +1,4 @@
-"""OLMo 2: norms after attention and MLP but not before them, and norms of all queries and keys."""
+"""OLMo 2: norms after attention and MLP instead of before them, and QK norms over all heads together."""
 
 from evosearch.checkpoints.families.parts import QK_NORMS, Part, family, normed_after_layer, option
 from evosearch.checkpoints.families.registry import Config

@@ -1,6 +1,7 @@
-"""Building blocks of family files: names of a decoder's tensors, the two common layers, kinds of attention.
+"""Building blocks of family files: tensor names of decoders, the two common layers, attention types.
 
-A family file lists the tensors of a layer, by `llama_layer`, `normed_after_layer` or `tensors`. `family` adds the rest.
+A family file lists the tensors of one layer with `llama_layer`, `normed_after_layer` or `tensors`; `family` adds the
+rest.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,22 +35,22 @@ PRE_NORMS = ("input_layernorm", "post_attention_layernorm")  # before attention,
 BEFORE_NORMS = ("input_layernorm", "pre_feedforward_layernorm")  # the same, in layers that also have norms after both
 AFTER_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")  # after attention, after the MLP
 
-OF_KINDS = ("layer_types", "mlp_only_layers")  # keys of config.json that list kinds of layers
+OF_KINDS = ("layer_types", "mlp_only_layers")  # keys of config.json that list layer types
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Tensors outside of the layers, by name on disk.
+    """Names on disk of the tensors outside of the layers.
 
     Attributes:
-        layers: Prefix of the layers' names, before the index.
+        layers: Prefix of the layers' tensors, before the layer index.
         embeddings: Embedding tensors; a tied head repeats the first one.
         final_norm: Tensors of the final norm.
         head: Weight of the output head.
         head_bias: Bias of the output head, which is stored even if the weight is tied.
         tied: Whether the head repeats the embeddings by default.
-        depth: Key of config.json with the number of layers.
+        depth: Key of the number of layers in config.json.
     """
 
     layers: str = "model.layers"
@@ -103,7 +104,7 @@ def llama_layer(
 def normed_after_layer(before: Sequence[str] = (), bias: bool = False, qk_norms: Sequence[str] = ()) -> list[Part]:
     """Return the tensors of a layer with a norm after attention and one after the MLP: h ← h + norm(o_proj(…)) · g.
 
-    The gain g scales what is added to the residual stream. The scale of o_proj does not, because the norm removes it.
+    Only the gain g scales the residual update; the norm removes the scale of o_proj.
 
     Args:
         before: Norms before attention and MLP.
@@ -165,17 +166,17 @@ def option(config: Config, key: str, default: bool) -> bool:
 
 
 def rotary_tables(name: str) -> bool:
-    """Return whether a tensor is a rotary table, which older exports store although the config determines it."""
+    """Return whether a tensor is a rotary table, which older exports store; the config determines it."""
     return name.endswith("rotary_emb.inv_freq")
 
 
 def with_attention_of(kind: Callable[[Config, int], str]) -> WithLayers:
-    """Return `with_layers` for a family whose kind of attention depends on the position of a layer.
+    """Return `with_layers` for a family whose attention type depends on the layer index.
 
-    The kinds are written out as `layer_types`, because they would otherwise follow the new positions.
+    The types are written to `layer_types`; otherwise they would follow the new layer indices.
 
     Args:
-        kind: (config, layer) → kind of attention, for configs without `layer_types`.
+        kind: (config, layer) → attention type, for configs without `layer_types`.
     """
 
     def of_one(config: Config, layer: int) -> str:
@@ -190,13 +191,13 @@ def with_attention_of(kind: Callable[[Config, int], str]) -> WithLayers:
 
 
 def after_max_window_layers(config: Config, layer: int) -> str:
-    """Return the kind of attention in Qwen2 and Qwen3: sliding windows, if used, from `max_window_layers` on."""
+    """Return the attention type in Qwen2 and Qwen3: sliding windows, if used, from layer `max_window_layers` on."""
     slides = config.get("use_sliding_window") and config.get("sliding_window", 4096) is not None
     return SLIDING if slides and layer >= config.get("max_window_layers", 28) else FULL
 
 
 def sliding_flag(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `has_sliding_layers`, which Qwen2 and Qwen3 derive from `layer_types` when they are built."""
+    """Return `has_sliding_layers`, which Qwen2 and Qwen3 derive from `layer_types` at construction."""
     return {"has_sliding_layers": SLIDING in (settings.get("layer_types") or ())}
 
 

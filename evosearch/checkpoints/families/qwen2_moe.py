@@ -1,4 +1,4 @@
-"""Qwen2-MoE and Qwen1.5-MoE: Qwen2's attention; routed experts with a shared, gated one, or an MLP in some layers."""
+"""Qwen2-MoE and Qwen1.5-MoE: Qwen2's attention; routed and gated shared experts, or a dense MLP in some layers."""
 
 from evosearch.checkpoints.families.moe import (
     OF_LAYERS,

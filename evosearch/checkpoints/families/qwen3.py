@@ -1,4 +1,4 @@
-"""Qwen3: Llama's tensors, with norms of each head's queries and keys."""
+"""Qwen3: Llama's tensors, with per-head QK norms."""
 
 from evosearch.checkpoints.families.parts import (
     QK_NORMS,

@@ -1,4 +1,4 @@
-"""Qwen3-MoE: Qwen3's attention; routed experts without a shared one, or an MLP in some layers."""
+"""Qwen3-MoE: Qwen3's attention; routed experts without a shared expert, a dense MLP in some layers."""
 
 from evosearch.checkpoints.families.moe import (
     OF_LAYERS,

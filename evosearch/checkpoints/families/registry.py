@@ -1,7 +1,6 @@
 """Registry of model families: the tensors of an architecture and how transformers runs it.
 
-A family is one file in this folder with a module-level `FAMILY`, or the object of an entry point of the group
-`evosearch.families`.
+A family is a file in this folder with a module-level `FAMILY`, or an entry point of the group `evosearch.families`.
 """
 
 import importlib
@@ -38,7 +37,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class LogitRescaling:
-    """What a model does to its logits after the output head.
+    """Rescaling of a model's logits after the output head.
 
     Attributes:
         key: Key of config.json with the factor or cap; null means no rescaling.
@@ -86,34 +85,34 @@ def with_layers(config: Config, layers: Sequence[int], sources: Sequence[Config]
 
 
 def no_attributes(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return no attributes: the model derives none from per-layer settings."""
+    """Return an empty mapping: the model derives no attributes from per-layer settings."""
     return {}
 
 
 @dataclass(frozen=True)
 class Family:
-    """Everything that evosearch knows of a model family.
+    """Everything that evosearch knows about a model family.
 
     Attributes:
         architectures: Names in `config.json: architectures`.
         shape: config.json → every tensor of a checkpoint, under its name on disk. Optional tensors (biases, an untied
             head) are listed exactly when this config has them.
-        tied: Name on disk → the tensor it repeats, for copies of tied weights that some tools write. A copy is ignored
-            if its bytes equal the original's.
+        tied: Name on disk → original, for copies of tied weights that some tools write. A copy is ignored if it equals
+            the original.
         skipped: Whether a stored tensor is not a weight (such as a rotary table) and is ignored.
-        canonical: Stored name → name in `shape`, for older files that leave out or add a prefix.
+        canonical: Stored name → name in `shape`, for older files that omit or add a prefix.
         placement: (name in `shape`, config) → its position in the live transformers model.
         with_layers: (config, layers, sources) → the config of a model with these layers, in this order. `sources` has
             the config of each layer's own model, from which only per-layer settings are taken.
         of_layers: Per-layer keys of config.json, which `with_layers` sets, and the key of the number of layers.
         layer_attributes: Per-layer settings → attributes that transformers derives from them when it builds the model.
-        writer_offset: What the model adds to a stored weight that writes to the residual stream before it multiplies
-            by it: 1 for norms that multiply by 1 + weight.
+        writer_offset: Constant that the model adds to a stored weight that writes to the residual stream before
+            multiplying by it: 1 for norms that multiply by 1 + weight.
         transposed: Whether linear weights of layers are stored as (in, out), as by transformers' Conv1D.
         logits: Rescaling of the logits; None if the output of the head is final.
-        recomputes_cache: Whether transformers' `generate` recomputes keys and values when a sequence outgrows
-            `original_max_position_embeddings`, because rotary positions change there.
-        irrelevant_keys: Keys of config.json that do not affect a forward pass, beyond those of all families.
+        recomputes_cache: Whether transformers' `generate` recomputes keys and values once a sequence exceeds
+            `original_max_position_embeddings`, where rotary positions change.
+        irrelevant_keys: Keys of config.json that do not affect a forward pass, in addition to those of all families.
         mergekit_biases: Whether mergekit's definition of the family includes its biases.
     """
 
@@ -165,7 +164,7 @@ def family_of(config: Config, where: str) -> Family:
         where: Path of the file, for the error.
 
     Raises:
-        CheckpointError: The config has no or several architectures, or one that is not registered.
+        CheckpointError: The config does not have exactly one architecture, or it is not registered.
     """
     names = config.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
@@ -191,19 +190,19 @@ def family_of(config: Config, where: str) -> Family:
 
 
 def family_of_model(model: object) -> Family | None:
-    """Return the family of a live transformers model; None for an unregistered class or one of other code."""
+    """Return the family of a live transformers model; None for an unregistered class or one outside of transformers."""
     kind = type(model)
     return all_families().get(kind.__name__) if kind.__module__.startswith("transformers.") else None
 
 
 def _decoder_only(config: Config, architecture: str) -> bool:
-    """Return whether an unregistered model could be a family: it generates text and has no other inputs."""
+    """Return whether an unregistered architecture could be added: it generates text, and its only input is text."""
     other = config.get("is_encoder_decoder") or any(key in config for key in OTHER_INPUTS)
     return not other and architecture.endswith(("ForCausalLM", "LMHeadModel"))
 
 
 def positive(config: Config, key: str) -> int:
-    """Return a count from a config.
+    """Return a positive integer from a config.
 
     Raises:
         CheckpointError: The key is missing, or not a positive whole number.

@@ -1,4 +1,4 @@
-"""Chat templates: those of model folders, and the choice and validation of a recipe's."""
+"""Chat templates: reading them from model folders, and selecting and validating the template of a recipe."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ BUILT_IN = {"chatml": CHATML}
 
 
 def of_folder(folder: Path) -> str | None:
-    """Return the chat template of a model folder, the default one if it has several; None if it has none.
+    """Return the chat template of a model folder (the default one of several); None if it has none.
 
     Raises:
         CheckpointError: A file with a template is damaged.
@@ -48,8 +48,8 @@ def chosen(setting: str, folders: Mapping[str, Path], where: str = "recipe.chat_
     """Return the template that a recipe specifies.
 
     Args:
-        setting: `auto` for the most common one among the models (of equally common ones, the first); a name in
-            `BUILT_IN`; or the template itself.
+        setting: `auto` for the most common template among the models (the first one in a tie); a name in `BUILT_IN`;
+            or the template itself.
         folders: Model → folder of its tokenizer and chat template, the donor first.
         where: Key, for errors.
 
@@ -62,7 +62,7 @@ def chosen(setting: str, folders: Mapping[str, Path], where: str = "recipe.chat_
         if not found:
             what = "got auto, but none of the recipe's models has a chat template"
             raise RecipeError(where, what, f"A Jinja template, or one of: {', '.join(BUILT_IN)}")
-        return Counter(found).most_common(1)[0][0]  # the first of equally common ones
+        return Counter(found).most_common(1)[0][0]  # the first one in a tie
     if "{" not in setting:
         if setting not in BUILT_IN:
             allowed = f"A Jinja template (it has a '{{'), or one of: {', '.join((AUTO, *BUILT_IN))}"
@@ -77,7 +77,7 @@ def chosen(setting: str, folders: Mapping[str, Path], where: str = "recipe.chat_
 
 
 class _Generation(Extension):
-    """The tag `{% generation %}`, which marks the assistant's text for training; accepted and without effect."""
+    """The tag `{% generation %}`, which marks the assistant's text for training; accepted but without effect."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
 

@@ -24,11 +24,11 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a model, as transformers has them after loading the tokenizer.
+    """The tokens of a model as in transformers after loading the tokenizer.
 
     Attributes:
         ids: Token → id.
-        added: Added tokens, which are matched in a text before the tokenizer's model runs, with their flags.
+        added: Added tokens with their flags; they are matched in a text before the tokenizer's model runs.
         roles: `bos`, `eos`, … → token.
         beyond: Tokens that transformers adds to those of tokenizer.json, in the order of their ids.
     """
@@ -61,7 +61,7 @@ class Vocabulary:
             raise CheckpointError(str(path), what, f"A {TOKENIZER}, as fast tokenizers have", next)
         data = read_json(path)
         listed = sorted(_vocabulary(path, data).items(), reverse=True)
-        ids = {token: id for id, token in listed}  # the lowest id of a token with several
+        ids = {token: id for id, token in listed}  # of several ids, a token keeps the lowest
         known = [_token(path, entry) for entry in data.get("added_tokens") or ()]
         added, beyond = {token.content: token for token in known}, []
         for token, id in _further(folder):
@@ -112,7 +112,7 @@ def _vocabulary(path: Path, data: Mapping[str, Any]) -> dict[int, str]:
 
 
 def _token(path: Path, entry: Any) -> AddedToken:
-    """Return an added token from its text, or from a mapping with its flags."""
+    """Return the added token of an entry: a text, or a mapping with flags."""
     if isinstance(entry, str):
         return AddedToken(entry, special=True, normalized=False)
     if isinstance(entry, Mapping) and isinstance(entry.get("content"), str):
@@ -121,9 +121,9 @@ def _token(path: Path, entry: Any) -> AddedToken:
 
 
 def _further(folder: Path) -> Iterator[tuple[AddedToken, int | None]]:
-    """Yield the tokens that transformers adds when it loads the tokenizer, with their id if one is given.
+    """Yield the tokens that transformers adds when it loads the tokenizer, with their ids where given.
 
-    The order is that of transformers: tokens with ids, then tokens with a role.
+    The order is that of transformers: tokens with ids, then tokens with roles.
     """
     path, settings = folder / SETTINGS, _read(folder / SETTINGS)
     decoder = settings.get("added_tokens_decoder") or {}

@@ -1,4 +1,4 @@
-"""Tokenizer files of a model: reading, adding tokens, changing the chat template, and a cache by content."""
+"""Tokenizer files of a model: read them, add tokens, set the chat template, and store them in a cache by content."""
 
 import hashlib
 import json
@@ -48,8 +48,8 @@ def digest(files: Files) -> str:
     return total.hexdigest()
 
 
-def keep(files: Files, cache: Path) -> Path:
-    """Return the folder under `cache` with exactly these files, created atomically; safe for concurrent processes.
+def store(files: Files, cache: Path) -> Path:
+    """Return a folder in `cache` with exactly these files, created atomically; safe for concurrent processes.
 
     Raises:
         CheckpointError: The folder cannot be written.
@@ -77,13 +77,13 @@ def keep(files: Files, cache: Path) -> Path:
 
 
 def with_tokens(files: Files, vocabulary: Vocabulary, tokens: Sequence[AddedToken], reference: str) -> Files:
-    """Return the files of a tokenizer with further added tokens; existing ids stay, new tokens follow in order.
+    """Return the files of a tokenizer with more added tokens; existing ids stay, new tokens follow in order.
 
     Args:
         files: Files of a tokenizer.
         vocabulary: Vocabulary of `files`.
         tokens: Tokens to add. An existing token becomes an added token, matched before the tokenizer's model runs.
-        reference: Model of the files, for errors.
+        reference: Reference of the model, for errors.
 
     Raises:
         CheckpointError: The tokenizers library cannot add tokens to this tokenizer.
@@ -110,7 +110,7 @@ def with_tokens(files: Files, vocabulary: Vocabulary, tokens: Sequence[AddedToke
 
 
 def with_template(files: Files, template: str) -> Files:
-    """Return the files with this as the only chat template."""
+    """Return the files with `template` as the only chat template."""
     others = (chat_template.OLDER, chat_template.NAMED)
     changed = {name: data for name, data in files.items() if name.split("/")[0] not in others}
     if SETTINGS in files:
@@ -121,7 +121,7 @@ def with_template(files: Files, template: str) -> Files:
 
 
 def _check_ids(tokenizer: Tokenizer, vocabulary: Vocabulary, tokens: Sequence[AddedToken], reference: str) -> None:
-    """Check the ids of added tokens: the library counts tokens, which gives taken ids if ids have gaps."""
+    """Check the ids of added tokens: the library counts tokens, which reuses ids if the existing ids have gaps."""
     last = max(vocabulary.ids.values(), default=-1)
     names = [token.content for token in tokens if token.content not in vocabulary.ids]
     expected = {token: vocabulary.ids[token] for token in vocabulary.beyond}
