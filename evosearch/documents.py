@@ -1,7 +1,7 @@
 """Safe loading and strict validation of YAML documents.
 
-Recipes, search specs and suites are all read here and share one error format: file and key, the value given, the values
-allowed and the closest known name.
+Recipes, search specs and suites are read by this module and share one error format: file and key, the given value, the
+allowed values and the closest known name.
 """
 
 import re
@@ -16,9 +16,9 @@ from pydantic_core import ErrorDetails
 
 from evosearch.errors import InputError, did_you_mean
 
-MAX_BYTES = 16 * 2**20  # longer than any real document; shorter than a model file given by mistake
+MAX_BYTES = 16 * 2**20  # larger than any real document, smaller than a model file given by mistake
 MAX_DEPTH = 64  # levels of nesting; a recipe needs ten
-MAX_REPEATED = 100_000  # values that aliases repeat; a few lines can expand to billions
+MAX_REPEATED = 100_000  # values repeated by aliases; a few lines can expand to billions
 
 
 class Document(BaseModel):
@@ -57,7 +57,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _check_size(root: yaml.Node) -> None:
-    """Reject documents that are nested too deeply, refer to themselves, or expand too far by aliases."""
+    """Reject documents that are nested too deeply, refer to themselves, or expand too much by aliases."""
     measured: dict[int, tuple[int, int] | None] = {}  # node → (values, levels); None while in progress
 
     def measure(node: yaml.Node) -> tuple[int, int]:
@@ -114,7 +114,7 @@ def _sequence(loader: _Loader, node: yaml.SequenceNode) -> list[Any]:
 
 
 def _scalar(construct: Callable[[_Loader, yaml.ScalarNode], Any]) -> Callable[[_Loader, yaml.ScalarNode], Any]:
-    """Wrap PyYAML's constructor of a scalar, which raises errors of many types for values such as `!!int x`."""
+    """Wrap a scalar constructor of PyYAML, which raises various exceptions for values such as `!!int x`."""
 
     def checked(loader: _Loader, node: yaml.ScalarNode) -> Any:
         try:
@@ -240,12 +240,12 @@ def validate(model: type[M], data: Any, where: str, error: type[InputError]) -> 
 def problems(
     model: type[BaseModel], data: Any, where: str, error: type[InputError]
 ) -> list[tuple[tuple[str | int, ...], InputError]]:
-    """Return the keys and the error of every invalid place in `data`; `validate` raises the first of them."""
+    """Return location (a tuple of keys) and error of every invalid value in `data`; `validate` raises the first."""
     try:
         model.model_validate(data)
     except ValidationError as exc:
         found: dict[tuple[str | int, ...], InputError] = {}
-        for item in _sorted(exc):  # each member of a union reports an error: the first one is kept
+        for item in _sorted(exc):  # every member of a union reports an error; only the first is kept
             keys = tuple(_keys_in(data, item["loc"], item["type"] == "missing"))
             found.setdefault(keys, _translate(item, model, data, where, error))
         return list(found.items())
@@ -258,7 +258,7 @@ def _sorted(exc: ValidationError) -> list[ErrorDetails]:
 
 
 def join(where: str, *keys: str | int) -> str:
-    """Append keys to a place: `night.yaml: recipe` becomes `night.yaml: recipe.models[1].weight`."""
+    """Append keys to a location: `night.yaml: recipe` becomes `night.yaml: recipe.models[1].weight`."""
     out = where
     for key in keys:
         if isinstance(key, int):
@@ -271,7 +271,7 @@ def join(where: str, *keys: str | int) -> str:
 
 
 def dump(data: Mapping[str, Any]) -> str:
-    """Serialize to YAML that `parse` reads back unchanged, in the order of the keys."""
+    """Serialize to YAML that `parse` reads back unchanged; the order of keys is kept."""
     return yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
 
 
@@ -294,7 +294,7 @@ def _translate(
 
 
 def _keys_in(data: Any, location: tuple[str | int, ...], missing: bool) -> list[str | int]:
-    """Return the keys in a location of pydantic's, which also contains names of validators and union members."""
+    """Return the keys of `data` in a pydantic location, which also contains names of validators and union members."""
     keys: list[str | int] = []
     for index, key in enumerate(location):
         listed = isinstance(data, list | tuple) and isinstance(key, int) and key < len(data)
@@ -307,7 +307,7 @@ def _keys_in(data: Any, location: tuple[str | int, ...], missing: bool) -> list[
 
 
 def _fields_at(model: type[BaseModel], keys: list[str | int]) -> list[str]:
-    """Return the known keys of the mapping at `keys`; empty if it is not one of our documents."""
+    """Return the known keys of the mapping at `keys`; empty if no model describes it."""
     found: list[Any] = [model]
     for key in keys:
         found = [below for annotation in found for below in _below(annotation, key)]
@@ -316,7 +316,7 @@ def _fields_at(model: type[BaseModel], keys: list[str | int]) -> list[str]:
 
 
 def _below(annotation: Any, key: str | int) -> list[Any]:
-    """Return the types allowed under one key of a value of this type."""
+    """Return the types that a value of this type allows under a key."""
     if _is_model(annotation):
         named = [field for name, field in annotation.model_fields.items() if key in (name, field.alias)]
         return [kind for field in named for kind in _members(field.annotation)]

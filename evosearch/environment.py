@@ -1,8 +1,8 @@
-"""Environment variables that switch off the telemetry of libraries; set before they are imported."""
+"""Environment variables that disable the telemetry of libraries; set them before the imports."""
 
 import os
 
-# Read by huggingface_hub, datasets, MLflow and Ray; DO_NOT_TRACK by other libraries too
+# Read by huggingface_hub, datasets, MLflow and Ray; DO_NOT_TRACK also by other libraries
 TELEMETRY_OFF = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -3,7 +3,7 @@
 EvosearchError
 ├── InputError            bad input: exit code 2, one message, no partial output
 │   ├── RecipeError       a recipe or one of its holes
-│   ├── SpecError         a search spec, apart from its recipe
+│   ├── SpecError         a search spec outside of its recipe
 │   ├── CheckpointError   a model folder, an adapter or a reference
 │   ├── SuiteError        a suite, a task or a split
 │   ├── LedgerError       a ledger that cannot be opened, is locked, or belongs to another search
@@ -49,7 +49,7 @@ class InputError(EvosearchError, ValueError):
         return {"where": self.where, "what": self.what, "allowed": self.allowed, "next": self.next}
 
     def __reduce__(self) -> tuple[type["InputError"], tuple[Any, ...]]:
-        """Pickle by the fields, because `args` contains only the message; errors are sent between processes."""
+        """Pickle the fields, because `args` contains only the message; errors are sent between processes."""
         return type(self), (self.where, self.what, self.allowed, self.next)
 
 
@@ -58,7 +58,7 @@ class RecipeError(InputError):
 
 
 class SpecError(InputError):
-    """Invalid search spec, apart from its recipe."""
+    """Invalid search spec outside of its recipe."""
 
 
 class CheckpointError(InputError):
@@ -85,7 +85,7 @@ class Problems(InputError):  # noqa: N818 - a collection of errors
     """Several input errors, numbered in one message.
 
     Args:
-        where: File that was checked.
+        where: The file with the errors.
         found: At least two errors.
     """
 

@@ -1,4 +1,4 @@
-"""Third-party registrations by entry point."""
+"""Loader of third-party plugins, which are registered as entry points."""
 
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
@@ -14,8 +14,8 @@ def load_entry_points(group: str, error: type[InputError] = InputError) -> Itera
         error: Class of the error to raise.
 
     Yields:
-        Source and object of each entry point. The source names the entry point and its distribution, ready to be the
-        `where` of an error about the object.
+        Source and object of each entry point. The source names the entry point and its distribution, for use as the
+        `where` of errors about the object.
 
     Raises:
         error: An entry point cannot be imported.
@@ -25,7 +25,7 @@ def load_entry_points(group: str, error: type[InputError] = InputError) -> Itera
         source = f"entry point '{point.name}' of {group} (from {_distribution(point)})"
         try:
             loaded = point.load()
-        except Exception as exc:  # importing foreign code can raise anything
+        except Exception as exc:  # importing third-party code can raise anything
             what = f"cannot load '{point.value}': {type(exc).__name__}: {exc}"
             raise error(source, what, next=f"Fix or uninstall {_distribution(point)}") from exc
         yield source, loaded

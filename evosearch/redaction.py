@@ -1,12 +1,12 @@
-"""Redaction of URLs in messages; every message that contains a URL uses it."""
+"""Redaction of secrets in URLs, for every message that contains a URL."""
 
 import re
 
-# In a text a URL ends at a space. A colon that is not followed by a port starts a password, which may contain spaces.
+# A URL ends at a space. A colon that is not followed by a port starts a password, which may contain spaces.
 _URL = re.compile(r"[\w+.-]*://(?:[^/\s@\[:]*:(?!\d)[^@\n]*@)?\S+")
-_BEFORE = re.compile(r"[\w+.-]*:?//")  # a scheme; also without its colon, a mistake that must not expose a password
+_SCHEME = re.compile(r"[\w+.-]*:?//")  # the colon is optional: without it the password must still be redacted
 _WEB = re.compile(r"https?:", re.IGNORECASE)
-_FILE = re.compile(r"sqlite(\+\w+)?:", re.IGNORECASE)  # path and settings contain no secret
+_FILE = re.compile(r"sqlite(\+\w+)?:", re.IGNORECASE)  # neither path nor settings contain secrets
 _NAME = re.compile(r"[\w.%-]+")
 HIDDEN = "***"
 
@@ -14,13 +14,13 @@ HIDDEN = "***"
 def hidden(url: str) -> str:
     """Redact a URL: `postgresql://user:secret@host/db?key=secret` becomes `postgresql://***@host/db?***`.
 
-    Everything before the last `@` may be a password, because programs disagree on where one ends. A database's user is
+    Everything before the last `@` may be a password, because programs disagree on where it ends. A database user is
     shown if nothing else precedes the `@`; the user of a web address may be a token. SQLite URLs are unchanged.
     """
     if _FILE.match(url):
         return url
-    before = _BEFORE.match(url)
-    scheme = before[0] if before else ""
+    matched = _SCHEME.match(url)
+    scheme = matched[0] if matched else ""
     account, at, place = url[len(scheme) :].rpartition("@")
     place, mark, _ = place.partition("?")
     shown = account if _NAME.fullmatch(account) and scheme and not _WEB.match(scheme) else HIDDEN
@@ -28,7 +28,7 @@ def hidden(url: str) -> str:
 
 
 def hidden_in(text: str) -> str:
-    """Return a text with each of its URLs redacted; punctuation after a URL is kept."""
+    """Redact every URL in a text; punctuation after a URL is kept."""
     return _URL.sub(_redacted, text)
 
 

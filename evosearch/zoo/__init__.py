@@ -1,4 +1,4 @@
-"""Embedded models of the quickstart: `zoo:tiny/base` and its experts, trained on first use."""
+"""Built-in models of the quickstart: `zoo:tiny/base` and its experts, trained on first use."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +12,6 @@ def register() -> None:
 
 
 def _resolver(rest: str, cache: Path, progress: Callable[[str, float], None] | None) -> Path:
-    from evosearch.zoo.tiny_models import resolve  # imports torch, so only when a model is needed
+    from evosearch.zoo.tiny_models import resolve  # imports torch
 
     return resolve(rest, cache, progress)

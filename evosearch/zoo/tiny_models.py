@@ -1,8 +1,8 @@
-"""Models of `zoo:tiny/…`: a base and four experts of a million parameters, trained on first use.
+"""Models of `zoo:tiny/…`: a base and four experts with a million parameters each, trained on first use.
 
-A zoo is stored in `<cache>/zoo/tiny-<fingerprint>/<name>`. Each model is a standard checkpoint folder, which plain
-transformers and `lm_eval --model hf` load. The fingerprint covers the hyperparameters, the code of documents and
-training, and the version of torch, so the models of other code are never reused.
+They are stored in `<cache>/zoo/tiny-<fingerprint>/<name>`, as standard checkpoint folders that transformers and
+`lm_eval --model hf` can load. The fingerprint covers the hyperparameters, the code of documents and training, and the
+version of torch, so models that were trained by other code are never reused.
 """
 
 import json
@@ -36,19 +36,19 @@ def resolve(rest: str, cache: Path, progress: Progress | None = None) -> Path:
     if family != "tiny" or name not in TINY:
         known = [f"zoo:tiny/{known}" for known in TINY]
         suggestion = did_you_mean(f"zoo:{rest}", known)
-        raise CheckpointError(f"zoo:{rest}", "unknown embedded model", f"Known: {', '.join(known)}", suggestion)
+        raise CheckpointError(f"zoo:{rest}", "unknown built-in model", f"Known: {', '.join(known)}", suggestion)
     return ensure(name, cache, progress)
 
 
 def ensure(name: str, cache: Path, progress: Progress | None = None, setting: Setting = SETTING) -> Path:
-    """Return the folder of one tiny model; a missing model is trained first, and so is the base it starts from.
+    """Return the folder of a tiny model. If it is missing, it is trained, and so is the base that it starts from.
 
-    Safe for concurrent processes: one trains, the others wait for its lock.
+    Safe for concurrent processes: one trains, the others wait for the lock.
 
     Args:
         name: One of TINY.
         cache: Folder that contains `zoo/`.
-        progress: Called with the model in training and the fraction done.
+        progress: Called with the model being trained and the fraction done.
         setting: Hyperparameters.
 
     Raises:
@@ -68,10 +68,10 @@ def ensure(name: str, cache: Path, progress: Progress | None = None, setting: Se
 
 
 def fingerprint(setting: Setting = SETTING) -> str:
-    """Return twelve hex digits over everything that determines the models."""
+    """Return twelve hex digits that identify everything the models depend on."""
     code = [Path(__file__).with_name(name).read_text("utf-8") for name in ("tiny_data.py", "tiny_training.py")]
-    stated = json.dumps([asdict(setting), TINY, VOCABULARY, torch.__version__, *code], sort_keys=True)
-    return sha256(stated.encode()).hexdigest()[:12]
+    hashed = json.dumps([asdict(setting), TINY, VOCABULARY, torch.__version__, *code], sort_keys=True)
+    return sha256(hashed.encode()).hexdigest()[:12]
 
 
 def _train(name: str, home: Path, progress: Progress | None, setting: Setting) -> None:

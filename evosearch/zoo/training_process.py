@@ -1,7 +1,7 @@
-"""Training of one tiny model in a child process whose OpenMP threads sleep while they wait.
+"""Training of one tiny model in a child process with OpenMP's passive wait policy.
 
-By default OpenMP threads spin while they wait for each other, which costs a multiple of the time when other processes
-share the cores. The policy is read when torch is loaded, so it can only be set for a new process.
+By default OpenMP threads spin while they wait for each other, which makes training several times slower when other
+processes share the cores. The policy is read when torch is loaded, so it can only be set for a new process.
 """
 
 import json
@@ -41,7 +41,7 @@ def train(name: str, home: Path, out: Path, setting: "Setting", report: Callable
     command = [sys.executable, "-P", "-m", __name__, name, str(home), str(out), json.dumps(asdict(setting))]
     paths = os.pathsep.join(filter(None, (PACKAGES, os.environ.get("PYTHONPATH"))))
     environment = PASSIVE | os.environ | {"PYTHONPATH": paths}
-    # In a session of its own, so that Ctrl-C reaches only this process.
+    # In its own session, so that Ctrl-C reaches only this process
     with (
         TemporaryFile("w+", encoding="utf-8") as log,
         Popen(command, stdout=PIPE, stderr=log, text=True, env=environment, start_new_session=True) as child,  # noqa: S603
@@ -81,7 +81,7 @@ def _train(name: str, home: Path, out: Path, data: dict[str, Any], report: Calla
 
     experts = {task: Schedule(**schedule) for task, schedule in data.pop("experts").items()}
     setting = Setting(**data, experts=experts)
-    torch.set_num_threads(setting.threads)  # sums are split by thread, so their number is part of the setting
+    torch.set_num_threads(setting.threads)  # sums are split by thread, so weights depend on the number of threads
     if name == "base":
         model = train_base(setting, report)
     else:

@@ -10,7 +10,7 @@ from evosearch.zoo.tiny_data import LENGTH, POOL, TASKS, VOCABULARY, draw, evalu
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_pool_is_distinct_and_kept_from_training(task: str) -> None:
+def test_the_evaluation_pool_is_distinct_and_held_out_from_training(task: str) -> None:
     texts = [document.text for document in evaluation_documents(task)]
     assert len(texts) == len(set(texts)) == POOL >= 1500
     assert all(held_out(text) and len(text) == LENGTH for text in texts)
@@ -24,7 +24,7 @@ def test_pool_is_distinct_and_kept_from_training(task: str) -> None:
     ("task", "text", "answer"),
     [("reverse", "abcde", "edcba"), ("sort", "dbeac", "abcde"), ("deal", "abcde", "acebd"), ("median", "dbeac", "c")],
 )
-def test_answers(task: str, text: str, answer: str) -> None:
+def test_answers_are_right(task: str, text: str, answer: str) -> None:
     assert TASKS[task].answer(text) == answer
 
 
@@ -45,7 +45,7 @@ def test_documents_do_not_change_between_versions() -> None:
 FIRST = ["Rgqrth=", "Slpelf=", "Dfscnm=", "Mtgdac="]
 
 
-def test_rows_offer_each_letter_once_and_hold_the_answer() -> None:
+def test_rows_have_each_letter_once_and_the_answer() -> None:
     for row in rows("median", 100):
         choices = row["choices"]
         assert isinstance(choices, list)
@@ -58,6 +58,6 @@ def test_every_character_has_a_token() -> None:
         assert all(set(str(row["context"]) + str(row["answer"])) <= set(VOCABULARY) for row in rows(task, 200))
 
 
-def test_importing_the_room_loads_no_torch() -> None:
+def test_importing_the_package_does_not_import_torch() -> None:
     code = "import sys, evosearch.zoo, evosearch.zoo.tiny_data; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

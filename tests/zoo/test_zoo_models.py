@@ -1,4 +1,4 @@
-"""The embedded models have the properties that evals/README.md states, so that a search can find something."""
+"""The built-in models have the properties that evals/README.md states, so that a search can improve on them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,12 +29,12 @@ def skills(zoo_cache: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def test_the_base_knows_something_of_everything(skills: dict[str, dict[str, float]]) -> None:
+def test_the_base_has_some_skill_at_every_task(skills: dict[str, dict[str, float]]) -> None:
     assert all(0.15 <= value <= 0.6 for value in skills["base"].values()), skills["base"]
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_an_expert_is_good_at_its_own_task_and_at_no_other(task: str, skills: dict[str, dict[str, float]]) -> None:
+def test_an_expert_is_good_only_at_its_own_task(task: str, skills: dict[str, dict[str, float]]) -> None:
     assert skills[task][task] >= 0.9
     others = [other for other in TASKS if other != task]
     assert all(skills[task][other] <= skills["base"][other] + 0.05 for other in others), skills[task]
@@ -42,22 +42,22 @@ def test_an_expert_is_good_at_its_own_task_and_at_no_other(task: str, skills: di
     assert mean < 0.0, "an expert loses elsewhere"
 
 
-def test_folders_are_stock_checkpoints(zoo_cache: Path) -> None:
+def test_folders_are_standard_checkpoints(zoo_cache: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = ensure("base", zoo_cache)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert 0.9e6 < sum(parameter.numel() for parameter in model.parameters()) < 1.5e6
-    context, whole = tokenizer("Sdbeac=")["input_ids"], tokenizer("Sdbeac=abcde")["input_ids"]
-    assert whole[: len(context)] == context
-    assert tokenizer.decode(whole, skip_special_tokens=True) == "Sdbeac=abcde"
+    context, answered = tokenizer("Sdbeac=")["input_ids"], tokenizer("Sdbeac=abcde")["input_ids"]
+    assert answered[: len(context)] == context
+    assert tokenizer.decode(answered, skip_special_tokens=True) == "Sdbeac=abcde"
 
 
-def test_unknown_names_list_what_there_is(tmp_path: Path) -> None:
+def test_an_unknown_name_lists_the_known_models(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError,
-        match=r"zoo:tiny/srot: unknown embedded model\. Known: zoo:tiny/base.*Did you mean 'zoo:tiny/sort'\?",
+        match=r"zoo:tiny/srot: unknown built-in model\. Known: zoo:tiny/base.*Did you mean 'zoo:tiny/sort'\?",
     ):
         resolve("tiny/srot", tmp_path)
     assert not list(tmp_path.iterdir())
@@ -84,7 +84,7 @@ def test_training_runs_in_a_child_process_with_a_passive_wait_policy(
     assert fractions == [0.5]
 
 
-def test_progress_is_reported_and_a_model_appears_whole(tmp_path: Path) -> None:
+def test_progress_is_reported_and_a_model_appears_atomically(tmp_path: Path) -> None:
     setting = replace(SETTING, base_limit=2, batch=4)
     seen: list[tuple[str, float]] = []
     folder = ensure("base", tmp_path, lambda what, fraction: seen.append((what, fraction)), setting)
@@ -93,7 +93,7 @@ def test_progress_is_reported_and_a_model_appears_whole(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.parent.iterdir()) == [".lock", "base"]
 
 
-def test_a_training_that_fails_leaves_nothing_and_gives_the_reason(
+def test_a_failed_training_leaves_no_files_and_gives_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.executable", program(tmp_path, "echo 0.5", "echo 'out of memory' >&2", "exit 3"))

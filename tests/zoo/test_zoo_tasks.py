@@ -18,7 +18,7 @@ def tasks() -> dict[str, Any]:
     return manager.load([f"tiny_{task}" for task in TASKS])["tasks"]
 
 
-def test_tasks_hold_the_pool(tasks: dict[str, Any]) -> None:
+def test_tasks_contain_the_evaluation_pool(tasks: dict[str, Any]) -> None:
     for name in TASKS:
         task = tasks[f"tiny_{name}"]
         documents = list(task.test_docs())
@@ -31,7 +31,7 @@ def test_tasks_hold_the_pool(tasks: dict[str, Any]) -> None:
                 assert task.doc_to_target(row) == document.answer
 
 
-def test_kinds_and_metrics(tasks: dict[str, Any]) -> None:
+def test_output_types_and_metrics(tasks: dict[str, Any]) -> None:
     kinds = {
         name: (task.config.output_type, [m["metric"] for m in task.config.metric_list]) for name, task in tasks.items()
     }
