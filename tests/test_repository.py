@@ -1,5 +1,6 @@
 """Contents of the repository according to git."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,6 +9,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = "120000"  # git's mode of a symbolic link
+ROOMS = ("evosearch", "benchmarks", "examples", "docs", "evals", "scripts", "tests")
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("*/*/README.md")])
+
+
+def python_files() -> list[Path]:
+    """Python files of this repository."""
+    return [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
 
 
 def links_in(repository: Path) -> list[str]:
@@ -33,3 +41,29 @@ def test_a_tracked_link_is_found(tmp_path: Path) -> None:
     for arguments in (["init", "--quiet"], ["add", "models", "file"]):
         subprocess.run(["git", "-C", str(tmp_path), *arguments], timeout=120, check=True)
     assert links_in(tmp_path) == ["models"]
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= 8192
+
+
+def test_no_module_changes_the_import_path() -> None:
+    found = [path for path in python_files() if f"sys.path.{'insert'}" in path.read_text("utf-8")]
+    assert found == []
+
+
+def test_every_example_names_its_schema() -> None:
+    for folder, kind in (("recipes", "spec"), ("evals", "suite")):
+        for path in sorted((ROOT / folder).glob("*.yaml")):
+            first = path.read_text("utf-8").splitlines()[0]
+            assert first == f"# yaml-language-server: $schema=../evosearch/schemas/{kind}.schema.json", path
+    assert all((ROOT / "evosearch" / "schemas" / f"{kind}.schema.json").is_file() for kind in ("spec", "suite"))
+
+
+@pytest.mark.parametrize("page", [path.relative_to(ROOT).as_posix() for path in PAGES])
+def test_relative_links_lead_somewhere(page: str) -> None:
+    """mkdocs checks the pages in docs/; these are the others."""
+    path = ROOT / page
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text("utf-8"))
+    missing = [one for one in targets if "://" not in one and not (path.parent / one).exists()]
+    assert missing == []
