@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LINK = "120000"  # git's mode of a symbolic link
 ROOMS = ("evosearch", "benchmarks", "examples", "docs", "evals", "scripts", "tests")
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("*/*/README.md")])
+ROOM_PAGES = [page for room in ROOMS for page in (ROOT / room).rglob("README.md")]
+PAGES = sorted([*ROOT.glob("*.md"), ROOT / "docker" / "README.md", ROOT / "recipes" / "README.md", *ROOM_PAGES])
 
 
 def python_files() -> list[Path]:
@@ -62,7 +63,7 @@ def test_every_example_names_its_schema() -> None:
 
 @pytest.mark.parametrize("page", [path.relative_to(ROOT).as_posix() for path in PAGES])
 def test_relative_links_lead_somewhere(page: str) -> None:
-    """mkdocs checks the pages in docs/; these are the others."""
+    """Links of pages outside of docs/, which mkdocs checks."""
     path = ROOT / page
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text("utf-8"))
     missing = [one for one in targets if "://" not in one and not (path.parent / one).exists()]
