@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from evosearch.devcluster.cluster import PartStatus
 
 FOLDER = typer.Option(
-    Path("runs/cluster"), "--folder", metavar="DIR", help="Where the cluster keeps everything, secrets included."
+    Path("runs/cluster"), "--folder", metavar="DIR", help="Folder of the cluster's data, including its secrets."
 )
 
 app = typer.Typer(no_args_is_help=True)
@@ -30,13 +30,17 @@ def _group() -> None:
 
 @app.command()
 def up(
-    nodes: int | None = typer.Option(None, min=1, help="Number of worker nodes. Default: as before, or 2."),
-    cpus_per_node: int | None = typer.Option(None, min=1, help="Default: as before, or an even share of the CPUs."),
-    gpus_per_node: int | None = typer.Option(None, min=0, help="GPUs of each node alone. Default: as before, or none."),
+    nodes: int | None = typer.Option(None, min=1, help="Number of worker nodes. Default: unchanged; 2 at first."),
+    cpus_per_node: int | None = typer.Option(
+        None, min=1, help="CPUs of each node. Default: unchanged; an equal share at first."
+    ),
+    gpus_per_node: int | None = typer.Option(
+        None, min=0, help="GPUs reserved for each node. Default: unchanged; none at first."
+    ),
     folder: Path = FOLDER,
     json: bool = JSON,
 ) -> None:
-    """Start what does not run, and print how to use the cluster."""
+    """Start the processes that are not running, and print how to use the cluster."""
     from evosearch.devcluster.cluster import Cluster
     from evosearch.devcluster.process_environment import tracking
 
@@ -64,7 +68,7 @@ def up(
 
 @app.command()
 def status(folder: Path = FOLDER, json: bool = JSON) -> int:
-    """Show every part with its address, start and problem. Exit code 1 if any is not healthy."""
+    """Show each process with its address, start time and problem. Exit code 1 if any is unhealthy."""
     from evosearch.devcluster.cluster import Cluster
 
     with _errors():

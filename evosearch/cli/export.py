@@ -24,7 +24,7 @@ class Format(str, Enum):
 def command(
     search: str = typer.Argument(help="A search: its name (`name.stage` for a stage), run directory or spec."),
     format: Format = typer.Option(Format.RECIPE, "--format", help="recipe, mergekit, checkpoint or adapter."),
-    out: Path = typer.Option(..., "--output", "-o", help="File (folder for a checkpoint or an adapter) to write."),
+    out: Path = typer.Option(..., "--output", "-o", help="File to write (a folder for a checkpoint or an adapter)."),
     candidate: str | None = typer.Option(None, help="Candidate or baseline to export; the promoted one by default."),
     overwrite: bool = typer.Option(False, help="Replace an existing file."),
     rank: int | None = typer.Option(None, help="Maximum rank of an adapter; 32 by default."),
@@ -55,10 +55,10 @@ def command(
 
 
 def _loss(adapter: "AdapterSummary") -> str:
-    """Describe how far the adapter is from the merge, in total and for the worst tensor."""
+    """Describe the adapter's relative error, over all tensors and for the worst one."""
     saved = f"; {len(adapter.saved)} tensors stored in full" if adapter.saved else ""
     if not adapter.tensors:
         return f"an adapter of {adapter.base}{saved}"
     worst, loss = max(adapter.tensors.items(), key=lambda item: item[1].error)
-    lost = f"it misses {adapter.error:.2%} of the change, at most {loss.error:.2%} ({worst})"
+    lost = f"relative error {adapter.error:.2%} of the weight changes, at most {loss.error:.2%} ({worst})"
     return f"an adapter of {adapter.base}: {lost}{saved}"

@@ -18,12 +18,12 @@ def leaderboard_table(rows: Sequence[LeaderboardRow]) -> Table:
 
 
 def pareto_table(rows: Sequence[ParetoRow]) -> Table:
-    """Show the Pareto set, best at the first objective first; values with standard errors."""
+    """Show the Pareto set, ordered by the first objective; values with standard errors."""
     return make_table(PARETO_TITLE, pareto_columns(rows), rows)
 
 
 def finalists_table(finalists: Sequence[FinalistRow], unchosen: Sequence[FinalistRow] = ()) -> Table:
-    """Show the finalists' scores and their changes between splits; base and parents for comparison."""
+    """Show the scores of finalists, base and parents, and their changes between splits."""
     return make_table(FINALISTS_TITLE, finalist_columns(), [*finalists, *unchosen])
 
 
@@ -40,7 +40,7 @@ def show_finalists(console: Console, finalists: Sequence[FinalistRow], unchosen:
 
 
 def show_disclosure(console: Console, openings: int, contaminated: bool) -> None:
-    """Print what must accompany test figures: openings of the test set, and acknowledged contamination."""
+    """Print the disclosures of test scores: openings of the test set, and acknowledged contamination."""
     console.print(opened(openings), style="dim")
     if contaminated:
         console.print(CONTAMINATED, style="yellow")

@@ -20,7 +20,7 @@ def command(
     address: str | None = ADDRESS,
     json: bool = typer.Option(False, "--json", help="Print the raw lines."),
 ) -> int:
-    """Print the log of a search on a cluster, with at most one line of progress a minute."""
+    """Print the log of a search on a cluster, with at most one progress line per minute unless followed."""
     from evosearch.execution.ray_jobs import Jobs
     from evosearch.jobs.queue import exit_code, find_job, lines_of
 
@@ -39,7 +39,7 @@ def command(
         if job.state == "withdrawn":
             note(WITHDRAWN.format(job.name))
         if job.state == "pending" and not json:
-            console.print("waiting for its turn", highlight=False)
+            console.print("queued, not started yet", highlight=False)
         return 0
     ended = find_job(jobs, job.id)
     if ended.active:  # the log ended before the cluster updated the state
@@ -56,10 +56,10 @@ def command(
 
 
 class Reader:
-    """Renders log lines for people, and thins out progress.
+    """Formats log lines as text, and drops progress lines that follow each other too quickly.
 
     Args:
-        every_s: Minimum seconds between two lines of progress in a stage; the last one is always shown.
+        every_s: Minimum seconds between two progress lines of a stage; the last one is always shown.
     """
 
     def __init__(self, every_s: float) -> None:

@@ -1,4 +1,4 @@
-"""The `evosearch` program: its commands, and errors as one message and an exit code.
+"""The `evosearch` program: its commands, and the conversion of errors to a message and an exit code.
 
 0 done · 1 failed · 2 bad input · 3 not promoted by the gate · 130 interrupted, can be resumed
 """
@@ -71,7 +71,7 @@ def _report(exc: Exception, error: dict[str, Any]) -> None:
 
 
 def _usage_or_bug(exc: Exception) -> int:
-    """Show wrong usage of the command line by its own message; anything else is a bug and prints its traceback."""
+    """Print a usage error, or the traceback of any other exception, which is a bug; return the exit code."""
     show, code = getattr(exc, "show", None), getattr(exc, "exit_code", None)
     if callable(show) and isinstance(code, int):
         show()

@@ -12,19 +12,19 @@ from evosearch.search.progress import line
 if TYPE_CHECKING:
     from evosearch.reporting.report import RunReport
 
-DONE, FAILED, WRONG_INPUT, NOT_PROMOTED, INTERRUPTED = 0, 1, 2, 3, 130  # as `main` exits
+DONE, FAILED, WRONG_INPUT, NOT_PROMOTED, INTERRUPTED = 0, 1, 2, 3, 130  # exit codes, as in `main.py`
 
 
 def command(
-    spec: Path = typer.Argument(help="A search spec (YAML), of one search or several stages."),
+    spec: Path = typer.Argument(help="A search spec (YAML), with one or several stages."),
     continue_from_best: bool = CONTINUE_FROM_BEST,
     allow_pickle: bool = ALLOW_PICKLE,
     progress: ProgressAs = typer.Option(
-        ProgressAs.auto, help="Progress on standard error: a bar or text lines, or JSON lines with the result last."
+        ProgressAs.auto, help="Progress on standard error: auto (a bar or text lines), or JSON lines, result last."
     ),
     json: bool = JSON,
 ) -> int:
-    """Run a search to its promoted, exported winner. The same command resumes an interrupted one."""
+    """Run a search, promote its winner and export it. The same command resumes an interrupted run."""
     from evosearch.cli.run_report import show_run
     from evosearch.service.run import run
 

@@ -35,13 +35,13 @@ def status_table(rows: Sequence[StatusRow], title: str = "Searches") -> Table:
 
 
 _SPEED = (
-    Column[StatusRow]("a minute", lambda row: "" if row.per_minute is None else f"{row.per_minute:.1f}"),
+    Column[StatusRow]("per minute", lambda row: "" if row.per_minute is None else f"{row.per_minute:.1f}"),
     Column[StatusRow]("left", lambda row: "" if row.seconds_left is None else duration(row.seconds_left)),
 )
 
 
 def _unreadable(row: StatusRow) -> bool:
-    """Whether the row stands for a ledger that cannot be read; its problem is shown in full, in the last column."""
+    """Whether the row represents an unreadable ledger, whose problem the last column shows in full."""
     return row.updated is None
 
 
@@ -51,7 +51,7 @@ def _state(row: StatusRow) -> str:
 
 
 def _done(row: StatusRow) -> str:
-    """Format the candidates done: `12/18` of a budget, or with the stage while a search runs another one."""
+    """Format the finished candidates: `12/18` of a budget, after the stage if one other than the search is running."""
     if row.done is None:
         return ""
     done = str(row.done) if row.total is None else f"{row.done}/{row.total}"

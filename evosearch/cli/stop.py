@@ -6,7 +6,7 @@ from evosearch.cli.console import ADDRESS, JSON, console, print_json
 
 
 def command(
-    search: str = typer.Argument(help="A search by name; on a cluster also a job by id."),
+    search: str = typer.Argument(help="Name of a search; on a cluster also the id of a job."),
     address: str | None = ADDRESS,
     json: bool = JSON,
 ) -> None:

@@ -9,7 +9,7 @@ from evosearch.errors import TrackingError
 
 
 def command(
-    search: str = typer.Argument(help="A search: its name (of a stage `name.stage`), folder or spec."),
+    search: str = typer.Argument(help="A search: its name (`name.stage` for a stage), run directory or spec."),
     port: int = typer.Option(5000, min=1, max=65535, help="Port on 127.0.0.1."),
     json: bool = JSON,
 ) -> None:

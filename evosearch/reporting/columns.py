@@ -1,4 +1,4 @@
-"""Columns of the tables that people see: a heading and a function of a row. Every table is a list of them."""
+"""Columns of tables on terminals and in notebooks: a heading, and a function from a row to a cell."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,5 +29,5 @@ def with_interval(value: float, lower: float, upper: float, sign: str = "") -> s
 
 
 def task_heading(task: str, score: TaskScore) -> str:
-    """Return a task's heading; for an unlearning target the table shows the share of wrong answers."""
+    """Return a task's heading; for an unlearning target the table shows the fraction of wrong answers."""
     return f"not {task}" if score.metric.startswith("1-") else task

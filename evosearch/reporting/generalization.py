@@ -1,8 +1,8 @@
 """Generalization gaps: how far scores drop from the split that selected a candidate to the next.
 
-The best of many candidates is partly the luckiest on the items that selected it. Every split has other items, so
-scores drop by that luck from `search` to `validation`, and by what remains of it from `validation` to `test`. Base and
-parents, which no split selected, show how much of a gap is due to the items: one split may be harder than another.
+The best of many candidates is partly the luckiest on the items that selected it. Every split has different items, so
+scores drop by that luck from `search` to `validation`, and by what remains of it from `validation` to `test`. The gaps
+of base and parents, which no split selected, are due to the items alone: one split may be harder than another.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ FINALISTS_TITLE = "Finalists: scores, and their change from split to split (95% 
 class Gap:
     """Drop of a score from one split to the next, in points, with a two-sided 95% interval; positive for a loss.
 
-    The interval reflects the sampled items alone, not the selection: that is what the gap shows.
+    The interval reflects the sampling of items alone; the effect of selection is the gap itself.
     """
 
     from_split: str

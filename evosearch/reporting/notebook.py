@@ -1,4 +1,4 @@
-"""HTML for notebooks: what the command line prints as tables, notes and lists. All text is escaped."""
+"""HTML tables, paragraphs and lists for notebooks. All text is escaped."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -29,6 +29,6 @@ def html_paragraph(text: str) -> str:
 
 
 def html_list(texts: Iterable[str]) -> str:
-    """Return a bullet list; empty text without entries."""
+    """Return a bullet list, or an empty string without entries."""
     entries = "".join(f"<li>{escape(text)}</li>" for text in texts)
     return f"<ul>{entries}</ul>" if entries else ""

@@ -1,7 +1,7 @@
 """Counts of test set openings: one record for all searches of a user, or of a shared database.
 
-Every search that opens a test set is one more attempt to pass it, and readers of a result must know how many there
-were. A test set is identified by its documents, so renamed or regrouped tasks do not restart the count.
+Every search that opens a test set is one more attempt to pass it, so the number of openings is disclosed with every
+test score. A test set is identified by its documents, so renamed or regrouped tasks do not restart the count.
 
 A ledger that a spec names by URL keeps the record itself; searches with their own ledger file share one file in the
 user's data folder.
@@ -18,24 +18,24 @@ from evosearch.spec.run_dir import data_folder
 
 
 def times_opened(ledger: Ledger, state: SearchState) -> int:
-    """Return how often the test set of a search has been opened, on all records that can be read here.
+    """Return how often the test set of a search has been opened, according to all records readable on this machine.
 
-    Includes openings by other searches since this one ended.
+    This includes openings by other searches since this one ended.
     """
     sets = state.circumstances.item_sets.get("test", {}).values()
     digest = ItemBatch("test", tuple(ledger.item_set(one) for one in sets)).documents_digest
     recorded = [opening.count for opening in state.test_openings if opening.digest == digest]
-    return max(*recorded, ledger.count_test_openings(digest), _in_users_file(digest))
+    return max(*recorded, ledger.count_test_openings(digest), _count_in_user_file(digest))
 
 
-def _in_users_file(digest: str) -> int:
+def _count_in_user_file(digest: str) -> int:
     path = data_folder() / "openings.db"
     if not path.is_file():
         return 0
     try:
         with Ledger.open(f"sqlite:///{path}", "test openings", read_only=True) as own:
             return own.count_test_openings(digest)
-    except LedgerError:  # another user's file, for example: the search's own record still counts
+    except LedgerError:  # such as a file of another user; the search's own record still counts
         return 0
 
 
@@ -54,10 +54,10 @@ def record_reread(batch: ItemBatch, what: str) -> int:
 
     Args:
         batch: The items that were read.
-        what: The command, for the record.
+        what: The command to record.
 
     Returns:
-        How often searches have opened the test set; a reread does not raise this number.
+        How often searches have opened the test set, without rereads.
     """
     digest = batch.documents_digest
     with openings() as record:

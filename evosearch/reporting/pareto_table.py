@@ -26,7 +26,7 @@ class ParetoRow:
 
 
 def pareto_rows(rows: Sequence[LeaderboardRow]) -> tuple[ParetoRow, ...]:
-    """List the Pareto set, each recipe once, best at the first objective first."""
+    """List the Pareto set, each recipe once, ordered by the first objective."""
     found = {row.candidate: row for row in rows if row.pareto and not row.state.startswith("duplicate")}
     members = {name: [one.value for one in row.objectives.values()] for name, row in found.items()}
     chosen = [found[name] for name in ordered(members)]

@@ -18,14 +18,14 @@ from evosearch.spec.run_dir import RunDir
 
 @dataclass(frozen=True, kw_only=True)
 class SearchProgress:
-    """How far a search is and, while it runs, how fast."""
+    """Progress of a search and, while it runs, its speed."""
 
     stage: str | None = None  # baselines | search | validation | test
     done: int | None = None  # candidates
     total: int | None = None  # candidates of the budget; None if only time limits it
-    per_minute: float | None = None  # candidates, in the present session
+    per_minute: float | None = None  # candidates, in the current session
     seconds_left: float | None = None
-    since: float | None = None  # start of the present or last session, in seconds since the epoch
+    since: float | None = None  # start of the current or last session, in seconds since the epoch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class LedgerRow(StatusRow):
 
 
 def statuses() -> list[LedgerRow]:
-    """List all searches in the runs folder; a ledger that cannot be read is a row with its problem.
+    """List all searches in the runs folder; an unreadable ledger becomes a row with its problem.
 
     A shared ledger may contain searches of other users: only those with a run directory here are listed.
 
@@ -116,12 +116,12 @@ def row_of(ledger: Ledger, search_id: str, url: str) -> LedgerRow:
 
 
 def progress_of(events: list[Event], state: SearchState, now: float, running: bool) -> SearchProgress:
-    """Measure how far a search is within its budget and, while it runs, its speed and time left.
+    """Measure the progress of a search within its budget and, while it runs, its speed and the time left.
 
     Args:
         events: All events of the search.
-        state: The same, folded.
-        now: Present time, in seconds since the epoch.
+        state: The same events, folded.
+        now: Current time, in seconds since the epoch.
         running: Whether a process runs the search.
     """
     first = max((index for index, event in enumerate(events) if event.type == "started"), default=0)
@@ -143,7 +143,7 @@ def progress_of(events: list[Event], state: SearchState, now: float, running: bo
 
 
 def _total(budget: dict[str, Any], state: SearchState) -> int | None:
-    """Return the candidates that the budget allows; for a budget of items a lower bound, as duplicates use none."""
+    """Return how many candidates the budget allows; for a budget of items a lower bound, as duplicates use no items."""
     totals = [budget["candidates"]] if budget.get("candidates") else []
     each = next((card.items for card in _scored(state)), 0)
     if budget.get("items") and each:

@@ -19,7 +19,7 @@ TEST_TITLE = "Test split: metrics in %; mean, and the winner's lead in points of
 
 @dataclass(frozen=True)
 class TestRow:
-    """One contender on the test split; intervals are two-sided, at 95%."""
+    """One contender on the test split, with two-sided 95% intervals."""
 
     candidate: str
     label: str
@@ -39,7 +39,7 @@ def measure_of(suite: Suite, batch: ItemBatch) -> Measure:
 
 
 def test_rows(recorder: Recorder, suite: Suite, batch: ItemBatch, baselines: Sequence[Baseline]) -> tuple[TestRow, ...]:
-    """List the contenders of the last test opening, the winner first; empty before the gate decided."""
+    """List the contenders of the last test opening, winner first; empty before the gate's decision."""
     state = recorder.state
     if state.gated is None or not state.test_openings:
         return ()
@@ -87,7 +87,7 @@ def label(name: str, baselines: Sequence[Baseline], winner: str = "", promoted: 
         "stage": f"winner of stage {rest}",
         "uniform": "uniform average",
         "scale": f"best scale {rest}",
-        "champion": "champion so far",
+        "champion": "current champion",
     }
     if kind in ("base", "parent"):
         text = f"{kind} {_short(_model(name, baselines))}"

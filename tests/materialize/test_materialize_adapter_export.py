@@ -72,5 +72,5 @@ def test_a_search_with_an_adapter_is_exported_as_one(world, evosearch, tmp_path)
     assert "already exists" in err
     code, text, err = evosearch(*command, "--format", "adapter", "--save-modules", "--overwrite")
     assert code == 0, err
-    assert "of the change, at most" in " ".join(text.split())
+    assert "of the weight changes, at most" in " ".join(text.split())
     assert "tensors stored in full" in " ".join(text.split())
