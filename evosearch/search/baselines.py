@@ -48,7 +48,7 @@ def baselines(
         example: The recipe's frame, or any filled recipe with all models; its base, models, vocabulary and dtypes are
             used. A route has no base, and its models are the parents.
         scales: Scales of the sweep.
-        alike: Base and averaged models have the same layers, so that they can be merged.
+        alike: Whether base and averaged models have the same layers, so that they can be merged.
         base: Replaces the recipe's base, which becomes a parent if it is different.
         models: Models of the uniform average and the sweep, instead of the recipe's. Each is a parent, too.
     """
@@ -58,13 +58,13 @@ def baselines(
     parents += [model for model in dict.fromkeys(further) if model not in (base, *parents)]
 
     def weights(each: Mapping[str, float]) -> tuple[float, ...]:
-        """Return weights of the recipe's own parents; none if another model has one."""
+        """Return the weights of the recipe's own parents; empty if another model has a weight."""
         return tuple(each.get(model, 0.0) for model in own) if each.keys() <= set(own) else ()
 
     def merge(method: str, models: list[str], weight: float) -> Recipe:
         return Recipe(
             merge_method=method,
-            # A vocabulary may be the base's, or start with its tokens
+            # The vocabulary may be the base's, or extend it
             base_model=base if method == "task_arithmetic" or example.vocabulary is not None else None,
             models=tuple(Input(model=name, parameters={"weight": weight}) for name in models),
             dtype=example.dtype,
@@ -80,19 +80,19 @@ def baselines(
     ]
     for index, parent in enumerate(parents):
         out.append(Baseline(f"parent:{index}", "parent", merge("linear", [parent], 1.0), weights({parent: 1.0})))
-    apart = None if alike else "the models have different layers"
-    if len(mixed) < 2 or apart:
-        out.append(Baseline("uniform", "uniform", None, skipped=apart or "there is only one parent"))
+    mismatch = None if alike else "the models have different layers"
+    if len(mixed) < 2 or mismatch:
+        out.append(Baseline("uniform", "uniform", None, skipped=mismatch or "there is only one parent"))
     else:
         equal = weights(dict.fromkeys(mixed, 1.0 / len(mixed)))
         out.append(Baseline("uniform", "uniform", merge("linear", mixed, 1.0), equal))
     for scale in scales:
         name = f"scale:{scale:.2f}"
-        if base and mixed and not apart:
+        if base and mixed and not mismatch:
             recipe = merge("task_arithmetic", mixed, scale)
             out.append(Baseline(name, "scale", recipe, weights(dict.fromkeys(mixed, scale))))
         else:
-            out.append(Baseline(name, "scale", None, skipped=apart or "task arithmetic needs a base_model"))
+            out.append(Baseline(name, "scale", None, skipped=mismatch or "task arithmetic needs a base_model"))
     return out
 
 

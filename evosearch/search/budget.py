@@ -1,4 +1,4 @@
-"""Budgets. They depend only on the ledger and the clock, so that a resumed search stops for the same reason."""
+"""Budgets, which depend only on the ledger and the clock, so that a resumed search stops for the same reason."""
 
 import time
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ NOTHING_NEW = 256  # consecutive duplicates that end a search whose budget does 
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits, of which the first that is reached ends asking; pending candidates are still scored and told.
+    """Limits of a search. When the first is reached, no more candidates are proposed; pending ones are still scored.
 
     Attributes:
         candidates: Number of candidates, duplicates included.
         hours: Duration of all sessions, without the time between them.
         items: Item evaluations of candidates; duplicates take none, baselines are not counted.
         target: Reported fitness of a candidate that breaks no guard.
-        patience: Candidates reported since the best one.
+        patience: Number of candidates reported since the best one.
     """
 
     candidates: int | None = None

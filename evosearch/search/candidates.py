@@ -21,8 +21,8 @@ class Candidates:
     space: SearchSpace
     items: Sampling
     identify: Callable[[Recipe], str]  # recipe → recipe_id, with this search's inputs
-    generation: int = 1  # number of candidates that the present optimizer asks together
-    first_ask: int = 0  # ask index at which the present optimizer started
+    generation: int = 1  # number of candidates that the current optimizer proposes together
+    first_ask: int = 0  # ask index of the current optimizer's first candidate
     _made: dict[str, Recipe] = field(default_factory=dict)  # recipes of new candidates, until they become jobs
 
     def __post_init__(self) -> None:
@@ -32,9 +32,9 @@ class Candidates:
         """Ask for candidates and record them, before anything is scored.
 
         Args:
-            optimizer: The present optimizer.
+            optimizer: The current optimizer.
             count: Number of candidates.
-            together: They are one group, which is told together; otherwise each is its own group.
+            together: Whether they form one group, which is reported together; otherwise each is its own group.
         """
         first, group = self.state.proposed, self.state.groups
         found: list[Proposal] = []
@@ -57,11 +57,11 @@ class Candidates:
         return found
 
     def minibatch(self, index: int) -> Minibatch:
-        """Return the minibatch that the candidate of an ask index is scored on."""
+        """Return the minibatch on which the candidate with an ask index is scored."""
         return self.items.minibatch(index - self.first_ask, self.generation)
 
     def items_of(self, index: int) -> int:
-        """Return the number of items that the candidate of an ask index is scored on."""
+        """Return the number of items on which the candidate with an ask index is scored."""
         return len(self.items.batch(self.minibatch(index)))
 
     def items_taken(self) -> int:
@@ -79,7 +79,7 @@ class Candidates:
         return Job(job_id(proposal.candidate, batch.split, proposal.minibatch), recipe, batch, proposal.minibatch)
 
     def report(self, proposal: Proposal) -> Reported:
-        """Return what the optimizer is told of a candidate; a duplicate has the first one's score card."""
+        """Return the result to tell the optimizer for a candidate; a duplicate has the first one's score card."""
         self._made.pop(proposal.candidate, None)
         found = self.items.report(proposal.candidate, proposal.original, proposal.minibatch)
         if not found.objectives:
@@ -87,7 +87,7 @@ class Candidates:
         return replace(found, objectives=with_hops(self.items.objectives, found.objectives, proposal.recipe))
 
     def tell(self, optimizer: Optimizer, groups: Sequence[tuple[int, Sequence[Proposal]]]) -> None:
-        """Record what the optimizer is told, group by group in this order, then tell it."""
+        """Record the groups' results in this order, then tell them to the optimizer."""
         reports = [
             (group, [(proposal, self.report(proposal)) for proposal in proposals]) for group, proposals in groups
         ]

@@ -1,4 +1,4 @@
-"""The search loop: ask, score, record, tell. By generations here, by single candidates in `asynchronous`.
+"""The search loop: ask, score, record, tell. This module searches by generations, `asynchronous` by single candidates.
 
 The ledger is the controller's only state. Every event is committed before anything acts on it, so that a search that is
 killed at any moment can be resumed: the optimizer is rebuilt by replay, scored candidates are not scored again, and
@@ -26,14 +26,14 @@ from evosearch.search.sampling import Sampling
 from evosearch.search.space.space import SearchSpace
 from evosearch.search.space.types import Genome
 
-HOPELESS = 8  # failed candidates, without a success, after which the search gives up
+MAX_FAILURES = 8  # failures after which a search without any scored candidate gives up
 # Value of `optimizer.start` → kinds of baselines
 START_FROM = {"init": (), "best_baseline": ("stage", "uniform", "scale"), "parents": ("stage", "parent")}
 
 
 @dataclass
 class Controller:
-    """One search, from its ledger to its last candidate.
+    """The loop of one search, resumed from its ledger.
 
     Args:
         recorder: Access to the ledger and its folded state.
@@ -45,7 +45,7 @@ class Controller:
         make_optimizer: Start genome → a fresh optimizer.
         minibatches: Disjoint subsets of `batch`; each generation is scored on one of them.
         objectives: Objectives of the optimizer, if there are several (see `objectives`).
-        start: `init`, `best_baseline` or `parents`: where the optimizer starts.
+        start: Where the optimizer starts: `init`, `best_baseline` or `parents`.
         warm_start: Start genome found by another search, instead of `start`.
         budget: When to stop.
         asynchronous: Ask whenever a slot is free and tell as scores arrive, instead of generation by generation.
@@ -204,12 +204,12 @@ class Controller:
         if self.state.any_scored:
             return
         failed = [failure for failure in self.state.failed if is_candidate(failure.candidate)]
-        if len(failed) >= HOPELESS:
+        if len(failed) >= MAX_FAILURES:
             raise SearchError(f"all {len(failed)} candidates failed; {self._last_failure()}")
 
     def _last_failure(self) -> str:
         if not self.state.failed:
-            return "this search has none of these"
+            return "this search has no such baseline"
         last = self.state.failed[-1]
         return f"the last failure was {last.candidate}: {last.stage}: {last.reason}"
 

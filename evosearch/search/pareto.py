@@ -12,7 +12,7 @@ Values = tuple[float, ...]  # one per objective, larger is better
 
 
 def dominates(one: Values, other: Values) -> bool:
-    """Return whether `one` is nowhere worse than `other` and somewhere better."""
+    """Return whether `one` is at least as good as `other` in every objective and better in one."""
     return one != other and all(mine >= theirs for mine, theirs in zip(one, other, strict=True))
 
 
@@ -41,7 +41,7 @@ def reported_values(reported: Reported) -> Values | None:
 
 
 def pareto_set(reported: Iterable[Reported]) -> list[str]:
-    """Return the candidates of the set, the best at the first objective first."""
+    """Return the candidates of the set, sorted as in `ordered`."""
     front = Front()
     for one in reported:
         if (values := reported_values(one)) is not None:

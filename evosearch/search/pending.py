@@ -39,9 +39,9 @@ class Pending(Generic[T]):
 
     def take(self, genome: Genome) -> T:
         """Remove the earliest pending ask of `genome` and return what was kept about it."""
-        for alike in (dict.__eq__, same):  # exact equality, which holds unless replayed, is many times faster
+        for alike in (dict.__eq__, same):  # exact equality, which suffices except in replay, is many times faster
             for index, (asked, kept) in enumerate(self._asked):
                 if alike(asked, genome):
                     del self._asked[index]
                     return kept
-        raise AssertionError("told of a genome that was not asked, or told twice of one")
+        raise AssertionError("tell: this genome is not pending; it was never asked, or was told before")

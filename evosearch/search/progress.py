@@ -1,4 +1,4 @@
-"""Progress of a search for people, and its form as log lines of a search that runs elsewhere.
+"""Progress of a search, and its encoding as log lines when the search runs as a job.
 
 ```
 {"evosearch": "progress", "time": 1795408334.8, "stage": "search", "done": 12, "total": 18, "best": 0.81, …}
@@ -69,7 +69,7 @@ def line(kind: str, content: Mapping[str, Any]) -> str:
 
 
 def progress_line(progress: Progress) -> str:
-    """Return the line of a progress; unknown values are left out."""
+    """Encode progress as a line; unknown values are left out."""
     return line("progress", {key: value for key, value in asdict(progress).items() if value is not None})
 
 
@@ -85,6 +85,6 @@ def read_line(text: str) -> dict[str, Any] | None:
 
 
 def progress_of(content: Mapping[str, Any]) -> Progress:
-    """Return the progress of a line's content."""
+    """Return the progress that a line's content encodes."""
     known: dict[str, Any] = {key: content[key] for key in Progress.__dataclass_fields__ if key in content}
     return Progress(**{"stage": "", "done": 0, "total": None, **known})

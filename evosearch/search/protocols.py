@@ -77,10 +77,10 @@ class Minibatches(Protocol):
 
 
 class Tracker(Protocol):
-    """Mirrors the ledger for people. It may lag or be down, and never stops a search."""
+    """Mirrors the ledger to a tracking store. It may lag or be down, and never stops a search."""
 
     def notify(self) -> None:
-        """Take note of new events in the ledger."""
+        """Receive notice that the ledger has new events."""
 
     def close(self, timeout_s: float) -> None:
-        """Catch up within the time allowed, then stop."""
+        """Catch up for at most `timeout_s`, then stop."""

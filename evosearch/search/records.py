@@ -1,6 +1,6 @@
-"""Typed records of a search: what the payloads of its events say.
+"""Typed records of the payloads of a search's events.
 
-Events enter and leave the ledger as plain JSON data; everything else handles these records. Each record writes its own
+Events enter and leave the ledger as plain JSON data; all other code uses these records. Each record writes its own
 payload (`to_payload`) and reads it back (`from_payload`).
 """
 
@@ -60,7 +60,7 @@ class BaselineRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateRecord(Record):
-    """A proposed candidate without its genome and recipe, which are as long as the search space is large."""
+    """A proposed candidate without its genome and recipe, whose size grows with the search space."""
 
     candidate: str  # the ask index
     group: int  # candidates of one group are reported together
@@ -76,7 +76,7 @@ class CandidateRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal(CandidateRecord):
-    """A proposed candidate with all that was recorded of it."""
+    """A proposed candidate with its genome and recipe."""
 
     genome: Genome
     recipe: dict[str, Any]
@@ -84,7 +84,7 @@ class Proposal(CandidateRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class CardSummary(Record):
-    """The aggregates of a score card: all of it but the scores of single items."""
+    """The aggregates of a score card, without the scores of single items."""
 
     candidate: str
     split: str
@@ -122,7 +122,7 @@ class CardSummary(Record):
 
 @dataclass(frozen=True)
 class Reported:
-    """What the optimizer is told of a candidate; without a fitness the candidate failed."""
+    """The result that the optimizer is told for a candidate; without a fitness the candidate failed."""
 
     candidate: str
     fitness: Estimate | None
@@ -203,7 +203,7 @@ class GateRecord:
 
     winner: str  # judged last: the finalist, or the baseline that took its place
     promoted: str | None  # the winner if it passed
-    decision: Payload  # all of it; `promotion.gate.GateDecision.from_dict` reads it
+    decision: Payload  # the complete payload; `promotion.gate.GateDecision.from_dict` reads it
 
     @classmethod
     def from_payload(cls, payload: Payload) -> Self:
@@ -242,7 +242,7 @@ class RestartRecord(Record):
 
 @dataclass(frozen=True)
 class KnownCandidate:
-    """A candidate of another search that is worth the same here."""
+    """A candidate of another search whose result is also valid in this one."""
 
     reported: Reported
     genome: Genome  # in this search's dimensions
@@ -250,7 +250,7 @@ class KnownCandidate:
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What is taken over from another search."""
+    """The start and the known candidates taken from another search."""
 
     search: str
     search_id: str
@@ -259,7 +259,7 @@ class WarmStart:
 
     @property
     def observations(self) -> tuple[Observation, ...]:
-        """The known candidates, as an optimizer is told of them."""
+        """The known candidates as observations for an optimizer."""
         return tuple(one.reported.observation(one.genome) for one in self.known)
 
     @classmethod

@@ -1,7 +1,7 @@
-"""Replay: an optimizer is restored by repeating the recorded asks and tells.
+"""Replay: restores an optimizer by repeating the recorded asks and tells.
 
-Optimizers are never stored. One built with the same seed asks the same, so the recorded asks and tells are the complete
-state of a search.
+Optimizers are never stored. An optimizer built with the same seed proposes the same genomes, so the recorded asks and
+tells are the complete state of a search.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ from evosearch.search.space.types import Genome
 
 @dataclass(frozen=True)
 class Replayed:
-    """Position of a recorded search."""
+    """Result of a replay."""
 
     pending: list[Proposal]  # proposed and not yet reported, in ask order
     reported: int  # number of observations that the optimizer was told
@@ -28,7 +28,7 @@ class Replayed:
 def replay(optimizer: Optimizer, events: Iterable[Event]) -> Replayed:
     """Ask and tell a fresh optimizer as recorded.
 
-    An ask that differs from the record by rounding is told as it was recorded.
+    If a genome differs from the record by rounding, the optimizer is told the recorded one.
 
     Args:
         optimizer: A new optimizer with the recorded seed.
@@ -91,7 +91,7 @@ class _Replay:
             return
         versions = ", ".join(f"{package} {version}" for package, version in self._versions.items())
         raise ReplayError(
-            f"candidate {proposal.candidate} was asked with {name} = {recorded.get(name)!r}, but replay gives "
+            f"candidate {proposal.candidate} was proposed with {name} = {recorded.get(name)!r}, but replay gives "
             f"{genome.get(name)!r}: the search cannot be resumed exactly. It was recorded with other library versions "
             f"or another optimizer{f' ({versions})' if versions else ''}. "
             "To continue with a new optimizer from the best candidate so far, add --continue-from-best."

@@ -40,8 +40,8 @@ class Sampling:
 
         Args:
             index: Ask index, counted from the optimizer's first.
-            generation: Number of candidates that the optimizer asks together. A generation that a budget cut short and
-                a later session completes stays on its minibatch.
+            generation: Number of candidates that the optimizer proposes together. A generation that a budget cut short
+                and a later session completes stays on its minibatch.
         """
         return None if self.minibatches is None else index // generation % len(self.minibatches.batches)
 
@@ -56,7 +56,7 @@ class Sampling:
         return (candidate, minibatch) in self.state.sampled
 
     def report(self, candidate: str, original: str, minibatch: Minibatch) -> Reported:
-        """Return what the optimizer is told of a candidate, from the score card of `original`."""
+        """Return the result to tell the optimizer for a candidate, from the score card of `original`."""
         state = self.state
         card = (
             state.cards.get((original, self.full.split))

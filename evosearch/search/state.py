@@ -33,7 +33,7 @@ class SearchState:
     """Folded events.
 
     `cards` and `done` refer to a full split, keyed by (candidate, split); `samples` and `sampled` to a minibatch of the
-    search split, keyed by (candidate, minibatch). `done` and `sampled` need no more work: scored, or failed for good.
+    search split, keyed by (candidate, minibatch). Entries of `done` and `sampled` are scored, or failed for good.
 
     Queries at every outcome take constant time, however long the search is. With `read`, genomes and recipes of
     candidates stay in the ledger, so that the state of a long search stays small.
@@ -51,7 +51,7 @@ class SearchState:
     first_with: dict[tuple[str, int | None], str] = field(default_factory=dict)
     cards: dict[tuple[str, str], CardSummary] = field(default_factory=dict)
     samples: dict[tuple[str, int], CardSummary] = field(default_factory=dict)
-    reported: dict[str, Reported] = field(default_factory=dict)  # candidate → what the optimizer was told of it
+    reported: dict[str, Reported] = field(default_factory=dict)  # candidate → result that the optimizer was told
     failed: list[FailureRecord] = field(default_factory=list)
     done: set[tuple[str, str]] = field(default_factory=set)
     sampled: set[tuple[str, int]] = field(default_factory=set)
@@ -59,11 +59,11 @@ class SearchState:
     any_scored: bool = False  # at least one candidate has a score
     groups: int = 0  # number of groups so far
     distinct: Counter[int | None] = field(default_factory=Counter)  # minibatch → candidates that are not duplicates
-    repeated: int = 0  # number of duplicates since the last candidate that was not one
+    repeated: int = 0  # number of consecutive duplicates up to the last candidate
     best_reported: tuple[float, float] | None = None  # least (violation, -fitness) that an optimizer was told
-    reported_since_best: int = 0  # to the present optimizer
-    restarted: RestartRecord | None = None  # start of the present optimizer, unless it is the first
-    restarted_at: int = 0  # seq; the record of the present optimizer begins after it
+    reported_since_best: int = 0  # to the current optimizer
+    restarted: RestartRecord | None = None  # start of the current optimizer, unless it is the first
+    restarted_at: int = 0  # seq; the record of the current optimizer begins after it
     proposed_before: int = 0  # candidates of earlier optimizers
     retried: int = 0
     reported_groups: int = 0
@@ -83,9 +83,9 @@ class SearchState:
     _proposed_at: dict[str, int] = field(default_factory=dict)  # candidate → seq of its `asked`, with `read`
     _proposals: dict[str, Payload] = field(default_factory=dict)  # candidate → payload of its `asked`, without `read`
     _failed_names: set[str] = field(default_factory=set)
-    _leader: tuple[float, float] | None = None  # (violation, -fitness) of the best, apart from the changes below
+    _leader: tuple[float, float] | None = None  # (violation, -fitness) of the best candidate not in `_news`
     _news: dict[str, None] = field(default_factory=dict)  # candidates with new scores since the leader was found
-    _recount: bool = False  # what candidates are compared by has changed
+    _recount: bool = False  # guards or their reference points changed: compare all candidates again
 
     @classmethod
     def from_events(cls, events: Iterable[Event], read: Callable[[int], Event] | None = None) -> Self:
@@ -147,7 +147,7 @@ class SearchState:
         return guards.limits(self.circumstances.suite)
 
     def references(self) -> dict[str, str]:
-        """Return guarded task → the baseline it is compared with, on every split; without one if none was scored."""
+        """Return guarded task → the baseline it is compared with on every split, for tasks that have a scored one."""
         points = {name: self._guards(name, "search") for name in self.baselines}
         kinds = {name: baseline.kind for name, baseline in self.baselines.items()}
         found = {task: guards.reference(task, points, kinds) for task in self.limits}
@@ -177,7 +177,7 @@ class SearchState:
         return sum(self.violations(candidate, split).values())
 
     def evidence(self, candidate: str) -> tuple[float, float] | None:
-        """Return (violation, fitness) on the full search split, or else as the optimizer was told of a minibatch."""
+        """Return (violation, fitness) on the full search split, or else as reported on a minibatch."""
         return self._evidence(candidate, self.limits, self._reference_points("search"))
 
     def _evidence(self, candidate: str, limits: guards.Points, reference: guards.Points) -> tuple[float, float] | None:
@@ -188,7 +188,7 @@ class SearchState:
         return violation, card.fitness.value
 
     def as_reported(self, candidate: str) -> tuple[float, float] | None:
-        """Return (violation, fitness) as the optimizer was told; None for a failure, or before it was told."""
+        """Return (violation, fitness) as reported to the optimizer; None for a failure or an unreported candidate."""
         reported = self.reported.get(candidate)
         if reported is None or reported.fitness is None:
             return None
@@ -202,7 +202,7 @@ class SearchState:
         """
         names = self.candidates if self._recount else self._news
         if names:
-            limits, reference = self.limits, self._reference_points("search")  # once, however many there are
+            limits, reference = self.limits, self._reference_points("search")  # computed once for all candidates
             known = [found for name in names if (found := self._evidence(name, limits, reference)) is not None]
             ranked = [(violation, -fitness) for violation, fitness in known]
             if self._leader is not None and not self._recount:
@@ -212,7 +212,7 @@ class SearchState:
         return -self._leader[1] if self._leader else None
 
     def proposal(self, candidate: str) -> Proposal:
-        """Return all that was recorded when a candidate was proposed."""
+        """Return the record of a candidate's proposal."""
         if self.read is None:
             return Proposal.from_payload(self._proposals[candidate])
         return Proposal.from_payload(self.read(self._proposed_at[candidate]).payload)

@@ -59,7 +59,7 @@ def told(events: Sequence[Event]) -> list[dict[str, Any]]:
 
 
 def complete(events: Sequence[Event], count: int) -> None:
-    """Check that every candidate is asked and told once, told after its score, and never scored twice."""
+    """Check that every candidate is proposed and reported once, reported after its score, and never scored twice."""
     names = [payload["candidate"] for payload in payloads(events, "asked")]
     assert names == [str(index) for index in range(count)]
     assert Counter(one["candidate"] for one in told(events)) == Counter(names)
@@ -78,7 +78,7 @@ def complete(events: Sequence[Event], count: int) -> None:
         elif event.type == "told":
             (one,) = event.payload["observations"]
             at["told"][one["candidate"]] = event.seq
-            assert one["value"] == values[first[one["candidate"]]], "what is told is what was scored"
+            assert one["value"] == values[first[one["candidate"]]], "reported values are the scored ones"
     for name in names:
         assert at["asked"][first[name]] < at["outcome"][first[name]] < at["told"][name]
 
@@ -91,18 +91,18 @@ def replayed(events: Sequence[Event], world: World, **options: Any) -> int:
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_whatever_order_they_come_in_the_record_is_complete_and_replays(name: str, tmp_path: Path) -> None:
+def test_the_record_is_complete_and_replays_for_any_order_of_results(name: str, tmp_path: Path) -> None:
     events = run(tmp_path, SMALL, workers(SMALL, 8), name=name)
     complete(events, 60)
     assert replayed(events, SMALL, name=name) == 0
     order = [int(one["candidate"]) for one in told(events)]
-    assert order != sorted(order), "stragglers hold up nobody"
+    assert order != sorted(order), "stragglers do not block others"
     asked = [event.payload["group"] for event in events if event.type == "asked"]
     assert asked == list(range(60)), "each is a group of its own"
 
 
-def test_nobody_waits_for_a_straggler(tmp_path: Path) -> None:
-    """One candidate takes as long as all others together: they are told before it, and it is told at last."""
+def test_a_straggler_does_not_block_others(tmp_path: Path) -> None:
+    """One candidate takes as long as all others together: it is reported last."""
     long = SimulatedWorkers(4, lambda job: 1e4 if job.id.startswith("2@") else 10.0, score(SMALL), still)
     events = run(tmp_path, SMALL, long)
     complete(events, 60)
@@ -110,7 +110,7 @@ def test_nobody_waits_for_a_straggler(tmp_path: Path) -> None:
     assert utilization(long) == pytest.approx(1.0)
 
 
-def test_jobs_are_ready_before_a_worker_is_free_and_no_more_than_a_few(tmp_path: Path) -> None:
+def test_a_few_jobs_are_queued_before_a_worker_is_free(tmp_path: Path) -> None:
     executor, most = workers(SMALL, 16), 0
     submit = executor.submit
 
@@ -148,7 +148,7 @@ def test_duplicates_are_answered_from_the_ledger_when_the_first_is_done(tmp_path
     assert sum(payload["duplicate_of"] is not None for payload in asked) == 71
 
 
-def test_when_all_that_is_asked_is_known_a_budget_of_items_ends_too(tmp_path: Path) -> None:
+def test_a_budget_of_items_ends_if_all_candidates_are_duplicates(tmp_path: Path) -> None:
     world = World(models=1, per=None, densities=False, choices=(0.1, 0.4), items=10)
     reason, recorder = search(tmp_path, world, workers(world, 4), config(), Budget(items=1000))
     assert reason == "nothing new: 256 duplicates in a row"
@@ -158,7 +158,7 @@ def test_when_all_that_is_asked_is_known_a_budget_of_items_ends_too(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_failures_are_told(name: str, tmp_path: Path) -> None:
+def test_failures_are_reported(name: str, tmp_path: Path) -> None:
     world = World(models=2, per=None, items=10, failing=4)
     events = run(tmp_path, world, workers(world, 5), name=name)
     complete(events, 60)
@@ -166,7 +166,7 @@ def test_failures_are_told(name: str, tmp_path: Path) -> None:
     assert replayed(events, world, name=name) == 0
 
 
-def test_when_all_fail_it_gives_up(tmp_path: Path) -> None:
+def test_it_gives_up_if_all_candidates_fail(tmp_path: Path) -> None:
     world = World(models=2, per=None, items=10, failing=1)
     with pytest.raises(
         SearchError, match=r"all 8 candidates failed; the last failure was \d+: score: a result is not finite"

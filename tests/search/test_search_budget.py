@@ -71,7 +71,7 @@ def test_duplicates_take_no_items(run: Callable[..., Stopped], asynchronous: boo
 
 
 @BOTH
-def test_where_nothing_new_is_asked_items_alone_end_it_too(run: Callable[..., Stopped], asynchronous: bool) -> None:
+def test_a_budget_of_items_ends_when_nothing_new_is_proposed(run: Callable[..., Stopped], asynchronous: bool) -> None:
     reason, state = run(Budget(items=20 * 10), asynchronous, GRID)
     assert reason == "nothing new: 256 duplicates in a row"
     assert state.distinct == {None: 9}
@@ -91,7 +91,7 @@ def test_target(run: Callable[..., Stopped], asynchronous: bool) -> None:
     assert (reason, state.proposed) == ("candidates", 40)
 
 
-def test_a_target_is_reached_by_what_keeps_its_guards_alone() -> None:
+def test_only_candidates_without_violations_reach_the_target() -> None:
     from evosearch.search.ledger.events import Event
 
     def told(name: str, value: float, violations: list[float]) -> Event:
@@ -132,7 +132,7 @@ def test_it_stops_there_again_unless_the_budget_changes(
     assert (more, longer.proposed) == ("candidates", state.proposed + 6)
 
 
-def test_failures_and_duplicates_use_patience_up(run: Callable[..., Stopped]) -> None:
+def test_failures_and_duplicates_count_toward_patience(run: Callable[..., Stopped]) -> None:
     reason, state = run(Budget(candidates=300, patience=30), True, GRID)
     assert reason == "patience"
     assert state.proposed < 9 + 60

@@ -62,7 +62,7 @@ def test_converges_on_ellipsoids(kind: str, landscape: Callable[[int, float], Fi
     assert min(float(value) for o in told for value in o.genome.values()) >= -1.0
 
 
-def test_the_learning_rates_of_lra_cma_hold_out_against_noise() -> None:
+def test_lra_cma_is_robust_to_noise() -> None:
     """If noise hides the last tenth of the range, it gets nearer to the optimum than plain CMA-ES."""
     errors: dict[str, list[float]] = {"cma_es": [], "lra_cma": []}
     for seed in range(3):
@@ -77,7 +77,7 @@ def test_the_learning_rates_of_lra_cma_hold_out_against_noise() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_stays_finite_and_goes_on_where_it_has_converged(kind: str) -> None:
+def test_stays_finite_after_convergence(kind: str) -> None:
     optimizer = make(kind, floats(2), seed=1)
     for _ in range(700):
         asked = optimizer.ask(optimizer.population)
@@ -144,7 +144,7 @@ def test_without_restarts_nothing_is_drawn_for_them() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_whole_numbers_of_any_range_reach_both_ends_and_leave_them(kind: str) -> None:
+def test_whole_numbers_reach_and_leave_both_ends(kind: str) -> None:
     dimensions = (
         Dimension("short", "int", 2, low=1, high=3),
         Dimension("long", "int", 5, low=1, high=40),

@@ -1,4 +1,4 @@
-"""CMA optimizers in asynchronous mode, told in any order and portions."""
+"""CMA optimizers in asynchronous mode, with results in any order and batch size."""
 
 from collections.abc import Callable
 
@@ -55,7 +55,7 @@ def asks(log: Log) -> list[Observation]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("workers", [5, 40])
-def test_converges_however_results_come_in(kind: str, workers: int) -> None:
+def test_converges_with_results_in_any_order(kind: str, workers: int) -> None:
     late = asks(scattered(make(kind, seed=1), sphere, 1200, workers))[-60:]
     assert np.median([-o.objectives[0].value for o in late]) < 0.01  # 1.0 at the start
 
@@ -73,7 +73,7 @@ def test_replays_bit_for_bit(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_asks_beyond_a_generation_and_by_any_portions_the_same(kind: str) -> None:
+def test_asks_beyond_a_generation_do_not_depend_on_batch_sizes(kind: str) -> None:
     one, two = make(kind), make(kind)
     size = one.population
     together = one.ask(3 * size)
@@ -83,7 +83,7 @@ def test_asks_beyond_a_generation_and_by_any_portions_the_same(kind: str) -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_stragglers_hold_nothing_and_their_late_results_do_no_harm(kind: str) -> None:
+def test_stragglers_block_nothing_and_late_results_are_harmless(kind: str) -> None:
     optimizer = make(kind, seed=3)
     stragglers = optimizer.ask(optimizer.population - 1)
     log = scattered(optimizer, sphere, 1000, 6)
@@ -94,7 +94,7 @@ def test_stragglers_hold_nothing_and_their_late_results_do_no_harm(kind: str) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_several_updates_at_one_tell(kind: str) -> None:
+def test_several_updates_in_one_tell(kind: str) -> None:
     """A budget ends, and all pending results come back without another ask."""
     optimizer = make(kind, seed=1)
     asked = optimizer.ask(5 * optimizer.population + 1)
@@ -106,15 +106,15 @@ def test_several_updates_at_one_tell(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [None, 0.25], ids=["all fail", "flat"])
-def test_goes_on_without_any_signal(kind: str, value: float | None) -> None:
+def test_continues_without_any_signal(kind: str, value: float | None) -> None:
     optimizer = make(kind, seed=1)
     log = scattered(optimizer, lambda genome: value, 400, 9)
     assert optimizer.stop_reason() is None
     assert all(-1.0 <= float(x) <= 1.0 for o in asks(log) for x in o.genome.values())
 
 
-def test_what_was_drawn_before_a_restart_teaches_nothing_after_it() -> None:
-    """Two searches whose old draws score differently, told after the restart, ask the same."""
+def test_draws_from_before_a_restart_are_ignored() -> None:
+    """Two searches whose old draws score differently propose the same after the restart."""
     one, two = (make("cma_es", seed=1, restarts=1, population=4) for _ in range(2))
     for optimizer in (one, two):
         stragglers = optimizer.ask(3)

@@ -78,7 +78,7 @@ def hidden(slots: int) -> tuple[Dimension, ...]:
     return (*found, *floats(2))
 
 
-def test_a_number_that_no_draw_used_keeps_its_distribution() -> None:
+def test_an_unused_number_keeps_its_distribution() -> None:
     dimensions = hidden(20)
     optimizer = make("cat_cma", dimensions, seed=1)
     assert isinstance(optimizer, CatCma)
@@ -111,7 +111,7 @@ def test_a_number_that_no_draw_used_keeps_its_distribution() -> None:
     assert moved == 50
 
 
-def test_a_choice_that_no_draw_used_keeps_its_chances() -> None:
+def test_an_unused_choice_keeps_its_probabilities() -> None:
     parents = binary(20, 0.05)
     children = tuple(
         Dimension(f"c{i}", "categorical", "a", choices=("a", "b", "c"), active_if=(f"b{i}", (True,))) for i in range(20)
@@ -134,7 +134,7 @@ def test_a_choice_that_no_draw_used_keeps_its_chances() -> None:
     assert used_seen > 20
 
 
-def test_the_last_value_of_a_short_range_is_left_again_beside_a_longer_one() -> None:
+def test_a_short_range_next_to_a_longer_one_leaves_its_last_value() -> None:
     """The margin keeps neighbours within reach, even if a mean is beyond a range that the library pads."""
     short = Dimension("short", "int", 3, low=1, high=3)
     dimensions = (short, Dimension("long", "int", 20, low=1, high=40))
@@ -165,7 +165,7 @@ def test_a_scale_is_learned_from_the_draws_that_include_it() -> None:
     ids=["choices", "one choice", "whole", "float", "both"],
 )
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_cat_cma_needs_no_kind_in_particular(dimensions: tuple[Dimension, ...], asynchronous: bool) -> None:
+def test_cat_cma_works_with_any_kinds_of_dimensions(dimensions: tuple[Dimension, ...], asynchronous: bool) -> None:
     optimizer = make("cat_cma", dimensions, seed=1, asynchronous=asynchronous, population=6)
     told = search(optimizer, lambda genome: sum(float(value) for value in genome.values()), 240)
     best = {d.name: True if d.kind == "categorical" else d.high for d in dimensions}

@@ -49,14 +49,14 @@ def test_finds_an_optimum_in_twenty_candidates() -> None:
     assert max(o.objectives[0].value for o in told) > -0.0005
 
 
-def test_failures_repel_though_they_have_no_value() -> None:
+def test_failures_repel_without_a_value() -> None:
     told = search(lambda genome: failed(genome) if float(genome["x0"]) > 0 else scored(genome, float(genome["x1"])), 22)
     assert sum(o.state == "failed" for o in told[:11]) >= 1
     assert sum(o.state == "failed" for o in told[-8:]) <= 1
     assert max(o.objectives[0].value for o in told if o.objectives) > 0.95
 
 
-def test_a_constraint_that_cuts_the_optimum_off_is_kept() -> None:
+def test_a_constraint_that_excludes_the_optimum_is_kept() -> None:
     def outcome(genome: Genome) -> Observation:
         return scored(genome, sphere(genome), violation=max(0.0, 10 * sum(float(value) for value in genome.values())))
 
@@ -66,7 +66,7 @@ def test_a_constraint_that_cuts_the_optimum_off_is_kept() -> None:
     assert max(kept) > max(o.objectives[0].value for o in told[:11] if o.violation == 0)
 
 
-def test_where_nothing_keeps_a_constraint_the_least_violated_is_sought_and_failures_are_not() -> None:
+def test_without_feasible_candidates_the_least_violation_is_searched() -> None:
     def outcome(genome: Genome) -> Observation:
         violation = 50 + 10 * (1 + float(genome["x1"]))
         return failed(genome) if float(genome["x0"]) > 0 else scored(genome, 5.0, violation=violation)
@@ -87,7 +87,7 @@ def test_two_objectives_are_traded_off() -> None:
     assert len({round(float(o.genome["x0"]), 2) for o in told[-5:]}) > 2
 
 
-def test_what_another_search_knows_is_where_it_begins() -> None:
+def test_known_candidates_of_another_search_are_the_start() -> None:
     draw = np.random.default_rng(0)
     genomes: list[Genome] = [{name: float(draw.uniform(-1, 1)) for name in START} for _ in range(12)]
     known = [scored(genome, sphere(genome)) for genome in genomes]

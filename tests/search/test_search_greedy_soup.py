@@ -113,7 +113,7 @@ def test_is_the_published_loop(seed: int) -> None:
     assert sum(map(len, groups)) == 2 * count - 1
 
 
-def test_choices_and_whole_numbers_take_a_model_in_too() -> None:
+def test_choices_and_whole_numbers_can_include_a_model() -> None:
     dimensions = [
         Dimension("a", "categorical", True, choices=(True, False)),
         Dimension("b", "categorical", 0.0, choices=(0.0, 0.7)),
@@ -127,8 +127,8 @@ def test_choices_and_whole_numbers_take_a_model_in_too() -> None:
 @pytest.mark.parametrize(
     ("dimension", "said"),
     [
-        (weight("a", low=0.1), r"a lies in \[0.1, 1\]"),
-        (weight("a", low=-1.0), r"a lies in \[-1, 1\]"),
+        (weight("a", low=0.1), r"a is bounded to \[0.1, 1\]"),
+        (weight("a", low=-1.0), r"a is bounded to \[-1, 1\]"),
         (weight("a", parameter="density"), "a is not a weight"),
         (weight("a", scope="models[b]"), r"models\[b\] has several numbers \(b, a\)"),
         (weight("a", active_if=("merge_method", ("ties",))), "a has an effect only under some choices of merge_method"),
@@ -136,6 +136,6 @@ def test_choices_and_whole_numbers_take_a_model_in_too() -> None:
         (Dimension("a", "categorical", "ties", choices=("ties", "linear")), "a has the choices ties, linear"),
     ],
 )
-def test_anything_but_a_weight_from_nought_is_refused(dimension: Dimension, said: str) -> None:
+def test_dimensions_that_are_not_weights_from_zero_are_refused(dimension: Dimension, said: str) -> None:
     with pytest.raises(SpecError, match=rf"night.yaml: optimizer.name: greedy_soup .*, but {said}. Give each model"):
         make([weight("b"), dimension])

@@ -32,7 +32,7 @@ def test_one_number_from_bound_to_bound_coarse_first() -> None:
     assert asked == [0.3, 0.0, 1.0, 0.5, 0.25, 0.75, 0.125, 0.375, 0.625, 0.875]
 
 
-def test_eleven_points_unless_it_is_said_and_the_start_is_not_asked_twice() -> None:
+def test_eleven_points_by_default_and_the_start_only_once() -> None:
     optimizer = make(SCALE, start={"scale": 0.5})
     assert sorted(genome["scale"] for genome in everything(optimizer)) == pytest.approx([i / 10 for i in range(11)])
     assert optimizer.stop_reason() == "grid: all 11 points are proposed"
@@ -43,7 +43,7 @@ def test_logarithms_are_spaced_evenly() -> None:
     assert asked == pytest.approx([0.01, 0.01 * 10**0.5, 0.1, 10**-0.5, 1.0], rel=1e-12)
 
 
-def test_whole_numbers_have_no_more_points_than_there_are() -> None:
+def test_whole_numbers_have_at_most_one_point_each() -> None:
     assert sorted(genome["count"] for genome in everything(make(COUNT, points=50))) == [1, 2, 3, 4]
     many = Dimension("many", "int", 1, low=1, high=1000)
     assert sorted(genome["many"] for genome in everything(make(many, points=3))) == [1, 500, 1000]
@@ -67,6 +67,6 @@ def test_three_dimensions_are_refused() -> None:
         make(SCALE, RATE, COUNT)
 
 
-def test_more_combinations_than_anybody_looks_at_are_refused() -> None:
+def test_too_many_combinations_are_refused() -> None:
     with pytest.raises(SpecError, match=r"night.yaml: optimizer.points: makes 1,000,000 combinations. At most 100,000"):
         make(SCALE, RATE, points=1000)

@@ -60,7 +60,7 @@ def test_the_reference_is_the_base_else_the_best_parent_of_each_task() -> None:
     assert state(*PARENTS, *stage).references() == {"a": "parent:0", "b": "parent:1"}
 
 
-def test_a_violation_is_what_is_lost_beyond_the_limit() -> None:
+def test_a_violation_is_the_drop_beyond_the_limit() -> None:
     limits = guards.limits({"guards": GUARDS})
     assert guards.amounts(limits, {"a": 50.0, "b": 20.0}, {"a": 47.0, "b": 20.5}) == {"a": 1.0, "b": 0.0}
     assert guards.amounts(limits, {"a": 50.0}, {"a": 48.0, "b": 0.0}) == {"a": 0.0}
@@ -69,19 +69,19 @@ def test_a_violation_is_what_is_lost_beyond_the_limit() -> None:
     assert found.violation("0") == pytest.approx(4.0)
 
 
-def test_a_record_without_guards_breaks_none() -> None:
+def test_a_record_without_guards_has_no_violations() -> None:
     found = state(*PARENTS, asked("0"), scored("0", 3.0), suite={})
     assert (found.limits, found.violations("0"), found.best()) == ({}, {}, 3.0)
 
 
-def test_the_best_breaks_no_guard_if_any_keeps_all() -> None:
+def test_the_best_breaks_no_guard_if_possible() -> None:
     kept, near, far = {"a": 60.0, "b": 60.0}, {"a": 47.0, "b": 60.0}, {"a": 30.0, "b": 60.0}
     written = [*PARENTS, asked("0"), asked("1"), scored("0", 9.0, guards=far), scored("1", 5.0, guards=near)]
     assert state(*written).best() == 5.0
     assert state(*written, asked("2"), scored("2", 1.0, guards=kept)).best() == 1.0
 
 
-def test_the_references_are_sought_once_for_all_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_references_are_computed_once_for_all_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     written = [asked(str(i)) for i in range(50)]
     written += [scored(str(i), float(i), guards={"a": 60.0 - i, "b": 60.0}) for i in range(50)]
     found, calls = state(*PARENTS, *written), 0
@@ -98,7 +98,7 @@ def test_the_references_are_sought_once_for_all_candidates(monkeypatch: pytest.M
     assert min(found.evidence(str(i)) or (9.0, 0.0) for i in (12, 13)) == (0.0, 12.0)
 
 
-def test_a_minibatch_counts_apart_from_the_full_split() -> None:
+def test_minibatch_scores_are_separate_from_the_full_split() -> None:
     found = state(
         asked("0", minibatch=1), asked("1", minibatch=1), scored("0", 7.0, minibatch=1, guards={"a": 1.0, "b": 1.0})
     )
@@ -119,7 +119,7 @@ def test_a_minibatch_counts_apart_from_the_full_split() -> None:
     assert found.as_reported("0") == (2.0, 6.5)
 
 
-def test_a_recipe_asked_again_is_a_duplicate_only_on_the_same_minibatch() -> None:
+def test_an_equal_recipe_is_a_duplicate_only_on_the_same_minibatch() -> None:
     found = state(
         asked("0", minibatch=0, recipe_id="r"),
         asked("1", minibatch=1, recipe_id="r"),

@@ -101,7 +101,7 @@ SLICES = [{"sources": [source("a", 0.4), source("b", HOLE)], "parameters": SHARE
         ),
     ],
 )
-def test_a_number_that_decides_nothing_is_refused(template: dict[str, Any], where: str, message: str) -> None:
+def test_an_inert_number_is_refused(template: dict[str, Any], where: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message) as caught:
         space(template)
     assert caught.value.where == f"night.yaml: recipe.{where}"
@@ -120,11 +120,11 @@ def test_a_number_that_decides_nothing_is_refused(template: dict[str, Any], wher
         recipe(HOLE | {"per": "layer"}, HOLE | {"per": "group", "groups": 3}),
     ],
 )
-def test_a_number_that_decides_something_is_searched(template: dict[str, Any]) -> None:
+def test_an_effective_number_is_searched(template: dict[str, Any]) -> None:
     assert space(template).dimensions
 
 
-def test_a_number_is_searched_under_the_methods_where_it_decides() -> None:
+def test_a_number_is_active_under_the_methods_that_use_it() -> None:
     laid_out = space(recipe(HOLE, base=HOLE, method={"choices": ["linear", "task_arithmetic"]}))
     active = {dimension.name: dimension.active_if for dimension in laid_out.dimensions}
     assert active == {
@@ -135,7 +135,7 @@ def test_a_number_is_searched_under_the_methods_where_it_decides() -> None:
 
 
 @pytest.mark.parametrize("per", [{"per": "layer"}, {"per": "group", "groups": LAYERS}])
-def test_layers_without_the_tensors_have_no_number(per: dict[str, Any]) -> None:
+def test_layers_without_affected_tensors_have_no_number(per: dict[str, Any]) -> None:
     experts = [{"filter": "experts", "value": HOLE | per}, {"value": 0.5}]
     laid_out = space(recipe(experts), dense=(0, 2))
     assert [d.name for d in laid_out.dimensions] == [f"models[0].weight[experts][{per['per']} {i}]" for i in (1, 3)]

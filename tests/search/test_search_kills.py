@@ -64,7 +64,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[di
 
 
 @pytest.mark.parametrize(("commit", "before"), MOMENTS)
-def test_killed_at_a_random_moment_it_goes_on_exactly(
+def test_killed_at_a_random_moment_it_resumes_exactly(
     commit: int,
     before: bool,
     uninterrupted: dict[str, list[dict[str, Any]]],

@@ -121,7 +121,7 @@ def test_scores_come_back_bit_for_bit(ledger: Ledger) -> None:
         ledger.item_set("feed")
 
 
-def test_scored_once_is_kept_by_the_database(ledger: Ledger) -> None:
+def test_the_database_refuses_a_second_score(ledger: Ledger) -> None:
     ledger.put_item_sets(BATCH)
     ledger.append("one", [("scored", {})], scores=[("0", card())])
     with pytest.raises(RecordedTwiceError):
@@ -206,14 +206,14 @@ def test_one_process_writes_to_a_search(ledger: Ledger, url: str) -> None:
     assert ledger.holder("search-one-of-many") is None
 
 
-def test_a_lock_leaves_no_file_behind(path: Path) -> None:
+def test_a_lock_leaves_no_file(path: Path) -> None:
     with Ledger.open(f"sqlite:///{path}") as ledger:
         with ledger.acquire("search-one-of-many"):
             assert len(list(path.parent.glob("*.lock"))) == 1
         assert list(path.parent.glob("*.lock")) == []
 
 
-def test_a_lock_for_which_there_is_no_room_is_refused_and_leaves_no_file_behind(path: Path) -> None:
+def test_a_lock_on_a_full_disk_is_refused_and_leaves_no_file(path: Path) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Ledger.open(f"sqlite:///{path}") as ledger:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))  # no file can be written, as on a full disk
@@ -272,7 +272,7 @@ def test_reading_creates_and_changes_nothing(path: Path) -> None:
     assert {entry.name: entry.read_bytes() for entry in path.parent.iterdir()} == before
 
 
-def test_a_reader_sees_what_a_living_writer_commits(ledger: Ledger, url: str) -> None:
+def test_a_reader_sees_the_commits_of_a_running_writer(ledger: Ledger, url: str) -> None:
     ledger.append("one", [("started", {"name": "night"})])
     with Ledger.open(url, read_only=True) as reader:
         assert len(reader.events("one")) == 1
@@ -306,7 +306,7 @@ def test_a_thread_reads_while_another_writes(ledger: Ledger) -> None:
     assert torn == []
 
 
-def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("these are notes, not a database; " * 40)
     for read_only in (False, True):
@@ -325,7 +325,7 @@ def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
             Ledger.open(f"sqlite:///{path}", read_only=read_only)
 
 
-def test_an_empty_file_is_no_ledger_to_read_and_may_become_one(tmp_path: Path) -> None:
+def test_an_empty_file_is_not_a_ledger_and_may_become_one(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     path.touch()
     with pytest.raises(LedgerError, match="has no ledger"):

@@ -140,7 +140,7 @@ def numbers(ledger: Ledger, search_id: str = "one") -> list[int]:
     return [event.payload["index"] for event in events]
 
 
-def test_a_cut_connection_is_made_again_and_that_is_said(postgres_url: str, cut: Callable[[], int]) -> None:
+def test_a_cut_connection_is_reopened_with_a_notice(postgres_url: str, cut: Callable[[], int]) -> None:
     notes: list[str] = []
     with Ledger.open(postgres_url, notice=notes.append) as ledger, ledger.acquire("one"):
         ledger.append("one", [("asked", {"index": 0})])
@@ -184,9 +184,7 @@ def test_a_commit_whose_answer_is_lost_is_recognised(proxy: Proxy, through: str)
 
 @pytest.mark.parametrize("point", [b"BEGIN", b"INSERT INTO ledger_events", b"INSERT INTO ledger_scores", b"COMMIT"])
 @pytest.mark.parametrize("keep_at_server", [False, True])
-def test_our_own_connection_that_the_server_still_has_is_ended(
-    proxy: Proxy, through: str, point: bytes, keep_at_server: bool
-) -> None:
+def test_our_own_stale_connection_is_terminated(proxy: Proxy, through: str, point: bytes, keep_at_server: bool) -> None:
     """It has the lock of the search, and possibly an open transaction with row locks."""
     proxy.keep_at_server = keep_at_server
     with Ledger.open(through) as ledger:
@@ -200,7 +198,7 @@ def test_our_own_connection_that_the_server_still_has_is_ended(
         assert ledger.holder("one") is None
 
 
-def test_an_append_that_ended_unknown_is_known_to_the_next(
+def test_the_next_append_resolves_one_with_unknown_outcome(
     proxy: Proxy, through: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reason to stop is recorded after the last event, even if its commit was not confirmed."""
@@ -259,7 +257,7 @@ def test_a_server_that_stays_away_ends_the_run_and_loses_nothing(
         assert numbers(ledger) == [0, 1]
 
 
-def test_who_lost_the_lock_writes_no_more(postgres_url: str, cut: Callable[[], int]) -> None:
+def test_a_writer_that_lost_its_lock_cannot_write(postgres_url: str, cut: Callable[[], int]) -> None:
     with Ledger.open(postgres_url) as first, Ledger.open(postgres_url) as second, first.acquire("one"):
         first.append("one", [("asked", {"index": 0})])
         first._database._mutex.acquire()  # type: ignore[attr-defined]
@@ -327,9 +325,7 @@ def test_nothing_is_lost_or_doubled_while_connections_are_cut_at_random(
         assert found == list(range(index))
 
 
-def test_a_lock_that_is_taken_again_twice_is_our_own_each_time(
-    proxy: Proxy, through: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_can_be_retaken_twice(proxy: Proxy, through: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection that took the locks again is lost before all of them were confirmed."""
     proxy.keep_at_server = True
     take, lost = transactions.ServerTransactions._take, []
@@ -352,7 +348,7 @@ def test_a_lock_that_is_taken_again_twice_is_our_own_each_time(
             assert numbers(ledger) == [0]
 
 
-def test_a_search_that_is_taken_costs_no_other_its_lock(postgres_url: str) -> None:
+def test_a_refused_lock_leaves_other_locks_alone(postgres_url: str) -> None:
     with Ledger.open(postgres_url) as first, Ledger.open(postgres_url) as second:
         stack = ExitStack()
         stack.enter_context(first.acquire("one"))
@@ -368,7 +364,7 @@ def test_a_search_that_is_taken_costs_no_other_its_lock(postgres_url: str) -> No
             assert numbers(second, "two") == [0]
 
 
-def test_a_long_host_name_is_told_from_others_by_its_end(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_host_names_with_different_ends_stay_distinct(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"evosearch-night-of-the-long-experiments-7f9c6d5b8-{end}" for end in ("abcde", "fghij")]
     shown = []
     for name in names:

@@ -34,7 +34,7 @@ def tables(postgres: "Postgres", url: str) -> set[str]:
 
 @pytest.fixture
 def guest(postgres: "Postgres") -> Iterator[str]:
-    """Name and password of a user who may only connect."""
+    """Name and password of a user with permission only to connect."""
     with postgres.connect() as connection:
         connection.execute("CREATE ROLE guest LOGIN PASSWORD 'open-sesame'")
     yield "guest:open-sesame"
@@ -42,7 +42,7 @@ def guest(postgres: "Postgres") -> Iterator[str]:
         connection.execute("DROP ROLE guest")
 
 
-def test_what_is_said_when_it_cannot_be_opened(postgres_url: str, guest: str) -> None:
+def test_errors_of_a_server_that_cannot_be_opened(postgres_url: str, guest: str) -> None:
     server, database = postgres_url.rsplit("/", 1)
     at = server.rsplit("@", 1)[1]
     port = int(at.rsplit(":", 1)[1])
@@ -98,7 +98,7 @@ def test_another_programs_database_is_left_alone(postgres: "Postgres", postgres_
     assert tables(postgres, postgres_url) <= {"experiments"}
 
 
-def test_an_empty_database_is_no_ledger_to_read_and_may_become_one(postgres: "Postgres", postgres_url: str) -> None:
+def test_an_empty_database_is_not_a_ledger_and_may_become_one(postgres: "Postgres", postgres_url: str) -> None:
     with pytest.raises(NoLedgerError, match=r"has no ledger\. Run a search first"):
         Ledger.open(postgres_url, read_only=True)
     assert tables(postgres, postgres_url) == set()
@@ -110,7 +110,7 @@ def test_an_empty_database_is_no_ledger_to_read_and_may_become_one(postgres: "Po
     check_server(postgres_url, "night.yaml: ledger")
     with postgres.connect(database_of(postgres_url)) as connection:
         connection.execute("CREATE TABLE experiments (id int)")
-    Ledger.open(postgres_url).close()  # a ledger stays one, whatever tables are added
+    Ledger.open(postgres_url).close()  # other tables do not matter once there is a ledger
 
 
 def test_a_database_that_cannot_hold_every_character(postgres: "Postgres") -> None:
@@ -125,7 +125,7 @@ def test_a_database_that_cannot_hold_every_character(postgres: "Postgres") -> No
         postgres.drop_database("latin")
 
 
-def test_many_come_to_an_empty_database(postgres: "Postgres", postgres_url: str) -> None:
+def test_many_processes_create_the_tables_of_an_empty_database(postgres: "Postgres", postgres_url: str) -> None:
     together = threading.Barrier(8)
 
     def come(_: int) -> list[Any]:
@@ -166,7 +166,7 @@ def test_a_reader_cannot_write(postgres_url: str) -> None:
         assert reader._database.read(lambda connection: connection.scalar(setting)) == "on"
 
 
-def test_a_user_who_may_only_read_is_let_in(postgres: "Postgres", postgres_url: str, guest: str) -> None:
+def test_a_read_only_user_may_read(postgres: "Postgres", postgres_url: str, guest: str) -> None:
     with Ledger.open(postgres_url) as ledger, ledger.acquire("one"):
         ledger.append("one", [("started", {"name": "night"})])
         with postgres.connect(database_of(postgres_url)) as connection:

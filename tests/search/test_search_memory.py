@@ -26,14 +26,14 @@ def run(folder: Path, world: World, candidates: int, asynchronous: bool = True) 
     return search(folder, world, workers, options, Budget(candidates=candidates))[1]
 
 
-def whole(recorder: Recorder) -> SearchState:
+def complete_state(recorder: Recorder) -> SearchState:
     """The complete state, as readers of a finished search have it."""
     return SearchState.from_events(recorder.ledger.events(SEARCH))
 
 
 def test_genomes_and_recipes_stay_in_the_ledger(tmp_path: Path) -> None:
     recorder = run(tmp_path, WORLD, 30)
-    slim, full = recorder.state, whole(recorder)
+    slim, full = recorder.state, complete_state(recorder)
     assert full.proposal("7").genome.keys() == {dimension.name for dimension in WORLD.space.dimensions}
     assert slim.candidates["7"] == full.candidates["7"]
     assert slim.proposal("7") == full.proposal("7")
@@ -41,11 +41,11 @@ def test_genomes_and_recipes_stay_in_the_ledger(tmp_path: Path) -> None:
     assert slim.proposed == full.proposed == 30
 
 
-def test_what_is_kept_up_is_what_counting_all_gives(tmp_path: Path) -> None:
+def test_running_counts_equal_counts_over_all_events(tmp_path: Path) -> None:
     """Compare the running sums with sums over all events."""
     world = World(models=2, per=None, items=10, failing=5)
     recorder = run(tmp_path, world, 60)
-    kept, full = recorder.state, whole(recorder)
+    kept, full = recorder.state, complete_state(recorder)
     failed = {(failure.candidate, "search") for failure in full.failed}
     assert failed
     assert kept.done == full.cards.keys() | failed
@@ -59,9 +59,7 @@ def test_what_is_kept_up_is_what_counting_all_gives(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["synchronous", "asynchronous"])
-def test_an_outcome_costs_the_same_at_any_length(
-    asynchronous: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_outcome_takes_constant_time(asynchronous: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Count how often candidates are evaluated: a few times each, not once per outcome."""
     looks = 0
     evidence = SearchState._evidence

@@ -20,11 +20,11 @@ def told(name: int, *values: float, violation: float = 0.0) -> Reported:
 FAILED = Reported("9", None)
 
 
-def test_what_is_better_in_one_thing_and_worse_in_another_is_in_the_set() -> None:
+def test_trade_offs_are_in_the_set() -> None:
     assert pareto_set([told(0, 1, 1), told(1, 3, 0), told(2, 0, 3), told(3, 0, 0), told(4, 2, 2)]) == ["1", "4", "2"]
 
 
-def test_equal_ones_are_all_in_the_set_and_failures_and_broken_guards_are_not() -> None:
+def test_ties_are_all_in_the_set_and_failures_and_violations_are_not() -> None:
     assert pareto_set([told(0, 1, 1), told(1, 1, 1), told(2, 9, 9, violation=0.1), FAILED]) == ["0", "1"]
     assert pareto_set([told(0, 1, 1, violation=2.0), FAILED]) == []
 
@@ -33,7 +33,7 @@ values = st.lists(st.tuples(*[st.integers(0, 3).map(float)] * 3), max_size=12)
 
 
 @given(values)
-def test_is_everything_that_nothing_dominates_in_whatever_order_it_becomes_known(
+def test_is_the_non_dominated_set_in_any_order_of_insertion(
     drawn: list[tuple[float, ...]],
 ) -> None:
     expected = {str(i) for i, one in enumerate(drawn) if not any(dominates(other, one) for other in drawn)}
@@ -41,7 +41,7 @@ def test_is_everything_that_nothing_dominates_in_whatever_order_it_becomes_known
         assert set(pareto_set([told(i, *drawn[i]) for i in order])) == expected
 
 
-def test_says_who_enters_and_who_leaves() -> None:
+def test_add_returns_whether_it_enters_and_what_it_displaces() -> None:
     front = Front()
     assert front.add("0", (1.0, 1.0)) == (True, [])
     assert front.add("1", (0.0, 2.0)) == (True, [])
@@ -69,7 +69,7 @@ def test_objectives_are_read_from_a_card_and_a_route() -> None:
     )
 
 
-def test_a_recorded_observation_is_told_again_as_it_was() -> None:
+def test_a_recorded_observation_is_replayed_unchanged() -> None:
     recorded = json.loads(json.dumps(told(3, 1.0, 2.0, violation=0.5).to_payload()))
     found = Reported.from_payload(recorded).observation({"x": 1.0})
     objectives = (Estimate(1.0, 0.1, 4), Estimate(2.0, 0.1, 4))

@@ -78,7 +78,7 @@ def observed(told: list[dict[str, Any]], payloads: list[dict[str, Any]]) -> list
 
 
 def search(record: Record, optimizer: Optimizer) -> Record:
-    """Run or resume a search until all groups are told."""
+    """Run or resume a search until all groups are reported."""
     restored = replay(optimizer, record.events)
     pending = [proposal.to_payload() for proposal in restored.pending]
     index, group = restored.next_index, restored.next_group
@@ -100,7 +100,7 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_violations_are_told_again(name: str) -> None:
+def test_violations_are_replayed(name: str) -> None:
     record, optimizer = Record(), fresh(name)
     for group in range(GROUPS):
         payloads = ask(record, optimizer, group * POPULATION, group)
@@ -172,8 +172,8 @@ def shifted(events: Sequence[Event], candidate: str, factor: float) -> list[Even
     return [Event(*parts) for parts in out]
 
 
-class Listening:
-    """Optimizer that remembers what it was told."""
+class RecordingOptimizer:
+    """Optimizer that records the observations it is told."""
 
     def __init__(self, inner: Optimizer) -> None:
         self.inner, self.told = inner, list[Observation]()
@@ -193,10 +193,10 @@ class Listening:
         return self.inner.stop_reason()
 
 
-def test_rounding_is_overlooked_and_the_record_is_told(name: str) -> None:
+def test_rounding_is_ignored_and_the_recorded_genome_is_told(name: str) -> None:
     whole = search(Record(), fresh(name)).events
     events = shifted(whole, "2", 1 + 1e-12)
-    listening = Listening(fresh(name))
+    listening = RecordingOptimizer(fresh(name))
     restored = replay(listening, events)
     assert restored.reported == GROUPS * POPULATION
     recorded = next(e.payload["genome"] for e in events if e.type == "asked" and e.payload["candidate"] == "2")
@@ -207,13 +207,15 @@ def test_only_a_difference_beyond_the_tolerance_is_refused(name: str) -> None:
     """Replay accepts a relative 1e-10 and refuses 1e-8: the tolerance is 1e-9."""
     events = search(Record(), fresh(name)).events
     assert replay(fresh(name), shifted(events, "7", 1 + 1e-10)).reported == GROUPS * POPULATION
-    with pytest.raises(ReplayError, match="candidate 7 was asked with weight"):
+    with pytest.raises(ReplayError, match="candidate 7 was proposed with weight"):
         replay(fresh(name), shifted(events, "7", 1 + 1e-8))
 
 
-def test_another_history_is_refused_with_the_way_out(name: str) -> None:
+def test_a_different_history_is_refused_with_a_hint(name: str) -> None:
     whole = [Event(0, 0.0, "started", {"versions": {"cma": "4.4.0"}}), *search(Record(), fresh(name)).events]
-    with pytest.raises(SearchError, match=r"candidate 7 was asked with weight = .*cma 4\.4\.0.*--continue-from-best"):
+    with pytest.raises(
+        SearchError, match=r"candidate 7 was proposed with weight = .*cma 4\.4\.0.*--continue-from-best"
+    ):
         replay(fresh(name), shifted(whole, "7", 1 + 1e-6))
     with pytest.raises(SearchError, match="cannot be resumed exactly"):
         replay(create(OptimizerConfig(name=name, population=POPULATION), NUMBERS[:1], {"weight": 0.5}), whole)

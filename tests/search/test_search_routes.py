@@ -97,14 +97,14 @@ def test_each_dimension_moves_its_own_slot() -> None:
         assert scales(laid_out.fill(whole | {dimension.name: 1.25})) == wanted
 
 
-def test_kept_layers_have_a_scale_of_their_own_and_the_first_hop_has_none() -> None:
+def test_kept_layers_have_a_scale_except_the_first_hop() -> None:
     laid_out = space(keep_first=2, keep_last=2)
     kept = [d.name for d in laid_out.dimensions if d.parameter == "scale" and d.active_if is None]
     assert kept == ["scale[1 a:1]", "scale[end a:2]", "scale[end a:3]"]
     assert "scale[1 a:0]" not in {d.name for d in laid_out.dimensions}
 
 
-def test_a_scale_counts_only_where_its_slot_is_taken() -> None:
+def test_a_scale_is_active_only_if_its_slot_is_included() -> None:
     laid_out = space()
     free = [d for d in laid_out.dimensions if d.parameter == "scale" and d.active_if is not None]
     assert [d.active_if for d in free] == [(d.name.replace("scale", "include"), (True,)) for d in free]
@@ -122,7 +122,7 @@ def test_a_number_as_scale_is_not_searched() -> None:
 
 
 @pytest.mark.parametrize(("repeats", "free"), [(1, 6), (2, 13), (10, 69)])
-def test_about_two_slots_are_other_in_a_first_draw(repeats: int, free: int) -> None:
+def test_a_first_draw_differs_in_about_two_slots(repeats: int, free: int) -> None:
     inclusions = [d for d in space(repeats=repeats).dimensions if d.parameter == "include"]
     assert len(inclusions) == free
     assert {d.doubt for d in inclusions} == {min(0.5, 2 / free)}
@@ -134,7 +134,7 @@ def test_about_two_slots_are_other_in_a_first_draw(repeats: int, free: int) -> N
     assert sum(flips) / 2000 == pytest.approx(min(2.0, free / 4), abs=0.15)
 
 
-def test_what_is_too_long_loses_its_last_free_slots_and_keeps_its_end() -> None:
+def test_a_route_that_is_too_long_loses_its_last_free_slots_and_keeps_its_end() -> None:
     laid_out = space()  # at most 8 hops: twice the first model's depth
     whole = {d.name: True if d.choices else 1.0 for d in laid_out.dimensions}
     assert hops(laid_out.fill(whole)) == [*EVERY_SLOT[:7], (A, 3)]
@@ -145,7 +145,7 @@ def test_what_is_too_long_loses_its_last_free_slots_and_keeps_its_end() -> None:
     assert hops(laid_out.fill(genome)) == [(A, 0), (A, 1), (A, 0), (A, 1), (A, 2), (A, 3)]
 
 
-def test_scales_stop_at_the_bound_and_go_on_from_there() -> None:
+def test_scales_are_clipped_at_the_bound() -> None:
     laid_out = space(max_gain=3.0)
     genome = laid_out.initial() | {"scale[1 a:1]": 2.0, "scale[1 a:2]": 2.0, "scale[end a:3]": 0.5}
     recipe = laid_out.fill(genome)
@@ -223,7 +223,7 @@ def test_a_route_sets_no_weights() -> None:
 @pytest.mark.parametrize(
     ("name", "changes"), [("random", {}), ("random", {"encoding": "threshold"}), ("cma_es", {"encoding": "threshold"})]
 )
-def test_optimizers_ask_for_routes(name: str, changes: dict[str, Any]) -> None:
+def test_optimizers_propose_routes(name: str, changes: dict[str, Any]) -> None:
     laid_out = space(**changes)
     asked = create(OptimizerConfig(name=name), laid_out.dimensions, laid_out.initial()).ask(12)
     routes = {tuple(hops(laid_out.fill(genome))) for genome in asked}
@@ -231,7 +231,7 @@ def test_optimizers_ask_for_routes(name: str, changes: dict[str, Any]) -> None:
     assert all(route[0] == (A, 0) and route[-1] == (A, 3) for route in routes)
 
 
-def test_cma_es_takes_no_categories() -> None:
+def test_cma_es_does_not_support_categoricals() -> None:
     laid_out = space()
     with pytest.raises(InputError, match=r"optimizer\.name: cma_es takes only numbers, but include\[1 a:1\]"):
         create(OptimizerConfig(name="cma_es"), laid_out.dimensions, laid_out.initial())
@@ -259,7 +259,7 @@ def test_the_frame_names_every_model_once_the_first_one_first() -> None:
         ({"repeats": 1.5}, r"repeats: .*integer.*1\.5"),
         (
             {"repeats": 10**12},
-            r"repeats: got 1000000000000, .*too many slots of 7 layers.*At most 10000 slots",
+            r"repeats: got 1000000000000, .*too many slots with 7 layers.*At most 10000 slots",
         ),
         ({"keep_first": 0}, r"keep_first: .*got 0"),
         ({"keep_first": 5}, rf"keep_first: .*6 layers, but '{A}' has 4"),
@@ -287,7 +287,7 @@ def test_a_mistake_is_refused_with_file_and_key(changes: dict[str, Any], said: s
         space(**changes)
 
 
-def test_what_leaves_nothing_to_search_is_refused() -> None:
+def test_a_route_with_nothing_to_search_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"^night\.yaml: recipe\.routing: nothing to search: all layers are kept"):
         space(models=[A], repeats=1, keep_first=4, keep_last=0, scale=1.0)
 
@@ -304,7 +304,7 @@ def test_what_leaves_nothing_to_search_is_refused() -> None:
         ({"out_dtype": "float8"}, r"out_dtype: "),
     ],
 )
-def test_what_does_not_go_with_a_route_is_refused_by_name(beside: dict[str, Any], said: str) -> None:
+def test_keys_that_are_not_valid_with_a_route_are_refused_by_name(beside: dict[str, Any], said: str) -> None:
     for lay_out in (lambda: space(beside=beside), lambda: frame(template() | beside, WHERE)):
         with pytest.raises(RecipeError, match=rf"^night\.yaml: recipe\.{said}"):
             lay_out()
@@ -379,7 +379,7 @@ def test_other_models_for_baseline_are_averaged_and_parents_too() -> None:
     }
 
 
-def test_baselines_of_a_merge_mean_weights_only_where_they_are_made_of_its_parents() -> None:
+def test_baselines_have_weights_only_if_made_of_the_recipes_parents() -> None:
     models = [{"model": name, "parameters": {"weight": 1.0}} for name in ("x", "y")]
     merge = Recipe.model_validate({"merge_method": "task_arithmetic", "base_model": "base", "models": models})
     found = {baseline.name: baseline.weights for baseline in baselines(merge, (0.3,), models=("y", "z"))}

@@ -252,7 +252,7 @@ def test_holes_of_one_name_share_one_value() -> None:
     assert evaluate(filled.models[1].parameters["weight"], layer.name, 1.0) == pytest.approx(0.6)
 
 
-def test_a_choice_of_method_leaves_out_what_it_does_not_take() -> None:
+def test_a_chosen_method_leaves_out_foreign_parameters() -> None:
     template = recipe(
         {"low": 0.0, "high": 1.0},
         parameters={"lambda": {"low": 0.5, "high": 1.5}, "normalize": False, "int8_mask": True},
@@ -293,7 +293,7 @@ def test_with_weight_sets_weights_and_nothing_else() -> None:
     assert laid_out.with_weight(9.0)["models[2].weight"] == 2.0
 
 
-def test_with_weight_takes_the_mean_where_parents_share() -> None:
+def test_with_weight_uses_the_mean_for_shared_numbers() -> None:
     hole = {"low": 0.0, "high": 1.0, "name": "w"}
     template = recipe(hole)
     template["models"][1]["parameters"]["weight"] = hole
@@ -462,7 +462,7 @@ def test_a_mistake_elsewhere_names_the_key(change: dict[str, Any], said: str) ->
         space({**recipe(OK, parameters={"lambda": OK}), **change})
 
 
-def test_names_shared_by_what_differs() -> None:
+def test_holes_of_one_name_must_be_identical() -> None:
     template = recipe({"low": 0.0, "high": 1.0, "name": "w"})
     template["models"][1]["parameters"]["weight"] = {"low": 0.0, "high": 1.5, "name": "w"}
     said = r"models\[1\]\.parameters\.weight\.high: 1\.5 here and 1\.0 at night\.yaml: recipe\.models\[0\]"

@@ -73,7 +73,7 @@ def test_holes_of_one_name_share_one_value_across_slices() -> None:
     assert filled.slices[0].sources[0].parameters["weight"] == filled.slices[1].parameters["weight"] == 0.75
 
 
-def test_a_module_may_hold_the_slices() -> None:
+def test_a_module_may_contain_the_slices() -> None:
     inner = stacked()
     module = {"slices": inner.pop("slices"), "parameters": {"lambda": HOLE}}
     laid_out = space(inner | {"modules": {"default": module}})
@@ -158,7 +158,7 @@ def test_a_mistake_in_a_slice_names_the_key(change: Any, message: str) -> None:
         space(template)
 
 
-def test_the_frame_says_how_layers_are_stacked_without_a_parameter() -> None:
+def test_the_frame_has_the_stacked_layers_without_parameters() -> None:
     template = stacked(merge_method={"choices": ["ties", "linear"]})
     bare = frame(template, "recipe")
     assert is_stacked(template)
@@ -174,7 +174,7 @@ def test_parents_of_slices_are_named_once() -> None:
     assert started == {"slices[0].sources[0].weight": 0.2, "slices[1].weight": 0.5}  # shared by both: the mean
 
 
-def test_baselines_of_models_of_other_depths_are_those_that_merge_nothing() -> None:
+def test_models_of_different_depth_have_only_baselines_without_a_merge() -> None:
     example = space(stacked()).fill(space(stacked()).initial())
     found = baselines(example, (0.3, 0.6), alike=False)
     assert [(baseline.name, baseline.skipped) for baseline in found] == [
@@ -195,7 +195,7 @@ def test_baselines_of_slices_are_plain_merges_of_their_models() -> None:
     assert (found["scale:0.30"].merge_method, found["scale:0.30"].base_model) == ("task_arithmetic", "org/base")
 
 
-def test_a_hole_of_a_slice_that_decides_nothing_there_is_refused() -> None:
+def test_an_inert_hole_of_a_slice_is_refused() -> None:
     elsewhere = [{"filter": "embed_tokens", "value": HOLE}, {"value": 0.5}]
     with pytest.raises(RecipeError, match=r"slices\[1\].*weight.*no tensor of this slice has 'embed_tokens'"):
         space(stacked(high=elsewhere))

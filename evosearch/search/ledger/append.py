@@ -1,4 +1,4 @@
-"""Appending of events, numbered without gaps and recorded once, even if a server's answer is lost."""
+"""Appends events, numbered without gaps and recorded once, even if a server's answer is lost."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -82,7 +82,7 @@ class Appender:
                     last = arrived[0][-1]["seq"]
                 elif held:
                     what = f"another process has written to search {search_id[:12]} in {shown(self._url)}"
-                    next = "Find it with evosearch status. Everything that both recorded is safe"
+                    next = "Find it with evosearch status. Everything recorded by either is safe"
                     raise LedgerError(self._where, what, next=next) from None
                 else:
                     last = None
@@ -91,7 +91,7 @@ class Appender:
             self._sent.pop(search_id, None)
 
     def _are_there(self, rows: Sequence[Mapping[str, Any]]) -> bool:
-        """Return whether exactly these events are recorded, by the last one, since they are written together."""
+        """Return whether exactly these events are recorded. They are written together, so the last one decides."""
         at, row = store.events.c, rows[-1]
         query = sa.select(at.time, at.type, at.payload).where(at.search_id == row["search_id"], at.seq == row["seq"])
         found = self._database.read(lambda connection: connection.execute(query).all())

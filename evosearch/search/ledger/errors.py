@@ -8,7 +8,7 @@ from evosearch.errors import LedgerError
 from evosearch.redaction import hidden
 
 # Transient SQLSTATE codes (PostgreSQL, appendix A). 08: connections; 57P0x: the server stops or starts.
-_PASSING = {
+_TRANSIENT = {
     "25006",  # read-only: the server has just become a standby
     "25P03",  # the transaction was idle for too long: this process was suspended
     "40001",
@@ -79,7 +79,7 @@ def is_transient(exc: sa.exc.DBAPIError) -> bool:
     """Return whether a retry may succeed: the connection was lost or failed, or the server says so."""
     state = _state(exc)
     if state is not None:
-        return state.startswith("08") or state in _PASSING
+        return state.startswith("08") or state in _TRANSIENT
     return exc.connection_invalidated or isinstance(exc, sa.exc.OperationalError)
 
 

@@ -1,7 +1,7 @@
 """Events of a search: the content of the ledger, from which everything else is rebuilt.
 
 An event has a type, a time and a payload of plain JSON data. Replay reads `asked` and `told`, from the last `restarted`
-on; everything else is for people and for the tracking mirror. Types without a handler are ignored.
+on; all other events are for reports and for the tracking mirror. Types without a handler are ignored.
 
 | type | payload |
 |---|---|

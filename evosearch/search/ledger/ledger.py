@@ -93,7 +93,7 @@ class Ledger:
 
     @contextmanager
     def acquire(self, search_id: str) -> Iterator[None]:
-        """Hold the lock of a search's only writer.
+        """Hold the writer's lock of a search.
 
         Raises:
             LedgerError: Another process holds it; the message names it.
@@ -144,7 +144,7 @@ class Ledger:
             search_id: The search.
             after: Only events with a greater `seq`.
             types: Only events of these types.
-            limit: Only the first so many.
+            limit: Maximum number of events.
         """
         at = store.events.c
         query = sa.select(at.seq, at.time, at.type, at.payload)
@@ -205,7 +205,7 @@ class Ledger:
         def put(connection: Connection) -> None:
             at = store.item_sets.c.digest
             new = rows.keys() - set(connection.scalars(sa.select(at).where(at.in_(list(rows)))))
-            if new:  # in one order: another search may insert the same rows, and each would wait for the other
+            if new:  # in a fixed order: two searches that insert the same rows could otherwise deadlock
                 insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
                 missing = insert(store.item_sets).on_conflict_do_nothing()
                 connection.execute(missing, [rows[digest] for digest in sorted(new)])
@@ -256,7 +256,7 @@ class Ledger:
     # --- test openings ------------------------------------------------------------------------------------------
 
     def record_test_opening(self, search_id: str, digest: str, candidates: Sequence[str]) -> int:
-        """Record that a test set was opened for these candidates; the same opening again, after a crash, is one.
+        """Record that a test set was opened for these candidates. Repeated after a crash, it is counted once.
 
         Args:
             search_id: The search that opens it.
@@ -264,7 +264,7 @@ class Ledger:
             candidates: The candidates that are scored on it.
 
         Returns:
-            How often this test set has been opened, by all searches of this database.
+            Number of openings of this test set by all searches of this database.
         """
         at = store.test_openings.c
         row = {"search_id": search_id, "digest": digest, "candidates": _dump(sorted(candidates))}
@@ -280,7 +280,7 @@ class Ledger:
         return self._database.write(count)
 
     def count_test_openings(self, digest: str) -> int:
-        """Return how often a test set has been opened by all searches of this database."""
+        """Return the number of openings of a test set by all searches of this database."""
         return self._database.read(lambda connection: _count_openings(connection, digest))
 
 

@@ -18,9 +18,11 @@ import sqlalchemy as sa
 
 from evosearch.errors import LedgerError
 
-HOST_CHARS = 40  # longest host name; PostgreSQL keeps 63 bytes of an application's name, with process and `evosearch`
+HOST_CHARS = (
+    40  # longest host name: application_name, which also has `evosearch` and the process id, is cut at 63 bytes
+)
 
-_held: set[str] = set()  # record locks do not exclude their own process, this does
+_held: set[str] = set()  # searches locked by this process: record locks do not exclude their own process
 
 
 @contextmanager

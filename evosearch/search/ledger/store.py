@@ -15,7 +15,7 @@ from evosearch.redaction import hidden
 from evosearch.search.ledger.errors import NoLedgerError, is_starting, shown, unusable
 from evosearch.search.ledger.lock import this_host
 
-SCHEMA = 1  # version of the tables; a ledger with a greater one was written by a newer version
+SCHEMA = 1  # version of the tables; a ledger with a higher one was written by a newer version
 BUSY_S = 30.0  # wait for the write of another connection
 STARTING_S = 30.0  # wait for a server that is starting
 # Advisory locks of a PostgreSQL database, held while creating the tables or counting an opening of a test set
@@ -151,11 +151,11 @@ def _connect_postgres(url: sa.URL, where: str, read_only: bool) -> Engine:
 
 
 def _open_to_read(path: Path) -> sqlite3.Connection:
-    """Open a file for reading without creating others.
+    """Open a file for reading without creating side files.
 
-    With `mode=ro` SQLite creates the log's side files if they are missing, and leaves them behind. They are missing
-    only while no writer has the ledger open; then `immutable` reads the file as it is. Connections are not kept, so the
-    next read sees a writer that comes later.
+    With `mode=ro` SQLite creates the side files of the write-ahead log if they are missing, and leaves them behind.
+    They are missing only while no writer has the ledger open; then `immutable` reads the file as it is. Connections are
+    not kept, so the next read sees a later writer.
     """
     writer = os.path.exists(f"{path}-wal")
     uri = path.resolve().as_uri() + ("?mode=ro" if writer else "?mode=ro&immutable=1")

@@ -1,7 +1,7 @@
 """Transactions on a ledger's database: immediate on a file, with retries on a server.
 
-Servers restart and networks break. A transaction that fails for such a reason is repeated on a new connection, for some
-minutes. Writers must therefore be able to tell whether an attempt whose answer was lost took effect.
+Servers restart and networks break. A transaction that fails for such a reason is retried on a new connection for
+several minutes. Writers must therefore be able to tell whether an attempt whose answer was lost took effect.
 
 On a server, the locks of searches belong to the single connection that writes. If it is lost, they are taken again
 before anything else is written.
@@ -48,7 +48,7 @@ WATCH_S = 0.5  # interval of checks for overdue answers
 
 
 class RecordedTwiceError(AssertionError):
-    """A unique record would be written twice: a bug, never a mistake of the user."""
+    """A unique record would be written twice: a bug, not a user error."""
 
 
 class Transactions:
@@ -73,7 +73,7 @@ class Transactions:
         """Run `work`, which writes, in one transaction. On a server it may be called several times.
 
         Raises:
-            RecordedTwiceError: It breaks a uniqueness, or refers to a row that does not exist.
+            RecordedTwiceError: It violates a uniqueness constraint, or refers to a row that does not exist.
             LedgerError: The database cannot be written.
         """
         assert not self._read_only, "the ledger is opened read-only"
@@ -114,13 +114,13 @@ class ServerTransactions(Transactions):
         super().__init__(engine, url, where, read_only)
         self._patience_s = READERS_PATIENCE_S if read_only else PATIENCE_S
         self._notice = notice
-        self._given_up = False  # after a wait in vain, do not wait again until the server answers
+        self._given_up = False  # after a timeout, fail at once until the server answers again
         self._mutex = threading.RLock()
         self._writer: Connection | None = None
         self._driver: Any = None  # the driver's connection below it
         self._ours: set[tuple[int, Any]] = set()  # backends of our writers, past and present; see `identify`
         self._held: set[str] = set()  # searches
-        self._asked: dict[Any, float] = {}  # driver's connection → start of the wait for its answer
+        self._waiting: dict[Any, float] = {}  # driver's connection → start of the wait for its answer
         self._hurried: float | None = None  # time of the call of `hurry`
         sa.event.listen(engine, "do_connect", self._before_connecting)
         _servers.add(self)
@@ -137,13 +137,13 @@ class ServerTransactions(Transactions):
 
     def read(self, work: Callable[[Connection], Result]) -> Result:
         """Run `work` on one snapshot of the database, with retries."""
-        return self._patiently(partial(self._read, work))
+        return self._with_retries(partial(self._read, work))
 
     def write(self, work: Callable[[Connection], Result]) -> Result:
         """Run `work` in one transaction, with retries."""
         assert not self._read_only, "the ledger is opened read-only"
         with self._mutex:
-            return self._patiently(partial(self._write, work))
+            return self._with_retries(partial(self._write, work))
 
     def hurry(self) -> None:
         """Wait only seconds for the server from now on."""
@@ -176,8 +176,8 @@ class ServerTransactions(Transactions):
 
     # --- attempts -----------------------------------------------------------------------------------------------
 
-    def _patiently(self, attempt: Callable[[], Result]) -> Result:
-        """Repeat an attempt until it succeeds, and return its result."""
+    def _with_retries(self, attempt: Callable[[], Result]) -> Result:
+        """Retry an attempt until it succeeds, and return its result."""
         began, pause = time.monotonic(), FIRST_PAUSE_S
         failed = False
         while True:
@@ -191,11 +191,11 @@ class ServerTransactions(Transactions):
                 waited = time.monotonic() - began
                 if self._given_up or waited > self._patience_s:
                     self._given_up = True
-                    raise self._away(exc, waited) from exc
+                    raise self._unreachable(exc, waited) from exc
                 if not failed:
                     self._notice(f"{shown(self._url)}: {reason_of(exc)}. Retrying for {self._patience_s:.0f} s")
                 failed = True
-                time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 not all clients at once
+                time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 jitter, so that clients do not retry together
                 pause = min(2.0 * pause, LONGEST_PAUSE_S)
             else:
                 self._given_up = False
@@ -203,7 +203,7 @@ class ServerTransactions(Transactions):
                     self._notice(f"{shown(self._url)}: back after {time.monotonic() - began:.0f} s; nothing was lost")
                 return result
 
-    def _away(self, exc: sa.exc.DBAPIError, waited_s: float) -> LedgerError:
+    def _unreachable(self, exc: sa.exc.DBAPIError, waited_s: float) -> LedgerError:
         waited = f" for {waited_s:.0f} s" if waited_s > 1.0 else ""
         what = f"{shown(self._url)} cannot be reached{waited}: {reason_of(exc)}"
         next = "Everything recorded is safe. Once the server is back, run the same command to resume"
@@ -261,7 +261,7 @@ class ServerTransactions(Transactions):
             time.sleep(0.05)
 
     def _is_ours(self, found: Holder) -> bool:
-        """Return whether it is a connection that we lost; the start time tells reused process ids apart."""
+        """Return whether a holder is a lost connection of ours; the start time distinguishes reused process ids."""
         return (found.backend, found.since) in self._ours
 
     def _release(self, search_id: str) -> None:
@@ -281,18 +281,18 @@ class ServerTransactions(Transactions):
 
     @contextmanager
     def _watched(self, driver: Any) -> Iterator[None]:
-        self._asked[driver] = time.monotonic()
+        self._waiting[driver] = time.monotonic()
         try:
             yield
         finally:
-            self._asked.pop(driver, None)
+            self._waiting.pop(driver, None)
 
     def _watch(self, done: threading.Event) -> None:
         """Cut off a server that does not answer during shutdown; no client setting bounds that wait."""
         while not done.wait(WATCH_S):
             if self._hurried is None:
                 continue
-            for driver, since in list(self._asked.items()):
+            for driver, since in list(self._waiting.items()):
                 if time.monotonic() - max(since, self._hurried) > LAST_S:
                     _cut_off(driver)
 

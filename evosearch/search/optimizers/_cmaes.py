@@ -1,6 +1,6 @@
 """Access to the state of strategies of the library `cmaes`, shared by the optimizers that use it.
 
-The library has no bounds on step sizes, cannot be told of points that are not its own, and does not check its numbers.
+The library has no bounds on step sizes, accepts only points of its own distribution, and does not check its numbers.
 It keeps its state in private attributes; the pinned version has those that are used here.
 """
 
@@ -47,13 +47,13 @@ def limit_steps(strategy: Strategy, least: Point, greatest: Point) -> None:
 
 
 def brought_near(strategy: Strategy, point: Point, spread: Point | float = 1.0) -> Point:
-    """Move a point of another distribution to within the distance of a draw of the present one.
+    """Move a point drawn from another distribution to within the distance of a draw from the current one.
 
     Its Mahalanobis length is cut at √N + 2N / (N + 2), which bounds its effect on step sizes and covariances
     (Hansen 2011, arXiv:1110.4181; the cut is pycma's).
 
     Args:
-        strategy: The present strategy.
+        strategy: The current strategy.
         point: (N,) the point.
         spread: As in `draw`.
     """

@@ -1,8 +1,8 @@
 """Base class of the CMA optimizers, which turns single asks and tells into updates of a distribution.
 
 These optimizers draw from a distribution and learn from λ draws together. In synchronous mode the λ draws are a
-generation: drawn from one distribution, and learned from in ask order once the last has come back. In asynchronous mode
-they are the next λ that come back, whatever distribution they were drawn from, so that stragglers block no update.
+generation: drawn from one distribution, and learned from in ask order once all results are known. In asynchronous mode
+an update uses the next λ results, from whichever distributions they were drawn, so that stragglers do not block it.
 """
 
 import math
@@ -46,8 +46,8 @@ class _Asked(Generic[S]):
 class Generations(ABC, Generic[S]):
     """Base class of optimizers that learn from λ draws together.
 
-    A subclass draws, converts draws to genomes, and learns. Learning may `_restart`: draws of an earlier run that come
-    back later are ignored.
+    A subclass draws, converts draws to genomes, and learns. Learning may `_restart`: results of draws of an earlier run
+    are then ignored.
     """
 
     def __init__(self, size: int, asynchronous: bool) -> None:
@@ -57,13 +57,15 @@ class Generations(ABC, Generic[S]):
         self._pending: Pending[_Asked[S]] = Pending()
         self._drawn: list[S] = []  # this generation, in ask order; empty in asynchronous mode
         self._handed = 0  # number of draws of this generation that were proposed
-        self._told: dict[int, tuple[_Asked[S], Observation]] = {}  # place in the generation, or of arrival → result
+        self._told: dict[
+            int, tuple[_Asked[S], Observation]
+        ] = {}  # place in the generation, or in order of arrival → result
         self._updates = 0
         self._run = 0
 
     @property
     def population(self) -> int:
-        """λ at the start of a generation, the rest of it later."""
+        """λ at the start of a generation, later the number of draws that are left."""
         return self._size - self._handed
 
     def ask(self, n: int) -> list[Genome]:
@@ -71,7 +73,7 @@ class Generations(ABC, Generic[S]):
         return [self._ask_one() for _ in range(n)]
 
     def tell(self, observations: Sequence[Observation]) -> None:
-        """Take in results, and learn whenever λ of them are there."""
+        """Collect results, and learn from every λ of them."""
         for observation in observations:
             asked = self._pending.take(observation.genome)
             if asked.run != self._run:
@@ -86,7 +88,7 @@ class Generations(ABC, Generic[S]):
 
     @abstractmethod
     def _draw(self, n: int) -> list[S]:
-        """Draw `n` times from the present distribution."""
+        """Draw `n` times from the current distribution."""
 
     @abstractmethod
     def _genome(self, sample: S) -> Genome:
@@ -132,8 +134,7 @@ def mean_rate(lags: Sequence[int]) -> float:
     """Learning rate of the mean for λ points that were drawn some updates ago: 1 / (1 + mean lag).
 
     Learning rates inversely proportional to staleness follow Zhang et al. 2016 (arXiv:1511.05950). With a full step,
-    points drawn around W old means would replace the mean by one of these, which makes W interleaved searches that
-    share one step size.
+    points drawn around W old means would move the mean to one of these: W interleaved searches with one step size.
     """
     return 1.0 / (1.0 + sum(lags) / len(lags))
 

@@ -58,12 +58,12 @@ class CatCma(Generations[Drawn]):
     A categorical with `doubt` starts with probability 1 - doubt for the start's choice, any other one with equal
     probabilities.
 
-    Nothing is learned from inactive values. An inactive choice is told as the present probabilities, an inactive number
-    does not move the mean, and a number's standard deviation moves in proportion to how often it was active: a
+    Nothing is learned from inactive values. An inactive choice is replaced by the current probabilities, an inactive
+    number does not move the mean, and a number's standard deviation moves in proportion to how often it was active: a
     dimension that no draw of a generation used keeps its distribution. (Replacing an inactive number by the mean, which
     is simpler, would shrink its variance and the common step size.)
 
-    In asynchronous mode it is told of λ results of any age, as `cma_es` is.
+    In asynchronous mode it learns from λ results of any age, as `cma_es` does.
     """
 
     def __init__(self, problem: Problem, *, sigma: float) -> None:
@@ -77,7 +77,7 @@ class CatCma(Generations[Drawn]):
         self._exhausted = False
 
     def stop_reason(self) -> str | None:
-        """Say when the normal distribution has converged and every choice is made, or when it diverged."""
+        """Return a reason if the normal distribution has converged and every choice is made, or if it diverged."""
         if self._exhausted:
             return "cat_cma diverged: its covariance matrix is numerically singular"
         if not self._updates or not self._numbers or not self._decided() or not self._strategy.should_stop():
@@ -173,7 +173,7 @@ class CatCma(Generations[Drawn]):
         _cmaes.limit_steps(strategy, np.zeros(len(self._numbers)), greatest)
 
     def _adjusted(self, sample: Drawn, lag: int) -> cmaes.CatCMAwM.Solution:
-        """Return a draw as the library is told of it: moved nearer if it is old, without inactive choices."""
+        """Prepare a draw for the library's `tell`: moved nearer if it is old, without inactive choices."""
         raw, chosen = sample.solution._v_raw, sample.solution.c
         if lag and self._numbers:
             raw = _cmaes.brought_near(self._strategy, raw, self._strategy._A)

@@ -43,7 +43,7 @@ class CmaEs(Generations[Point]):
     starts again, when pycma's own criteria would stop, with twice the population from a uniformly drawn point (IPOP,
     Auger & Hansen 2005, doi:10.1109/CEC.2005.1554902).
 
-    In asynchronous mode pycma is told of λ results of any age. It treats every point as injected: one that is further
+    In asynchronous mode pycma learns from λ results of any age. It treats every point as injected: one that is further
     from the mean than a draw would be is moved nearer along its direction (Hansen 2011, arXiv:1110.4181), and the mean
     moves by `mean_rate`. Step sizes then always come from the evolution path: two-point adaptation, pycma's default
     from 300 dimensions on, must know which two points of a generation are its own.
@@ -58,7 +58,7 @@ class CmaEs(Generations[Point]):
         self._strategy = self._new(np.array(start if len(start) > 1 else [*start, 0.5]))
 
     def stop_reason(self) -> str | None:
-        """Name pycma's termination criteria that are met."""
+        """Return pycma's termination criteria that are met."""
         reasons = self._strategy.stop()
         return f"cma_es: {', '.join(sorted(reasons))}" if reasons else None
 
@@ -106,5 +106,5 @@ class CmaEs(Generations[Point]):
         if self._diagonal:
             options["CMA_diagonal"] = True
         if self._asynchronous:
-            options |= {"AdaptSigma": CMAAdaptSigmaCSA, "CMA_mirrors": 0}  # both need points that are their own
+            options |= {"AdaptSigma": CMAAdaptSigmaCSA, "CMA_mirrors": 0}  # both need points that they drew themselves
         return cma.CMAEvolutionStrategy(start, self._sigma, options)

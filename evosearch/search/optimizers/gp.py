@@ -61,7 +61,7 @@ class Gp:
 
     @property
     def population(self) -> int:
-        """How many to ask together next."""
+        """Number of candidates to propose together next."""
         return max(1, min(self._size, TRIALS - len(self._told) - len(self._waiting)))
 
     def ask(self, n: int) -> list[Genome]:
@@ -75,7 +75,7 @@ class Gp:
             self._told.append(replace(observation, genome=dict(observation.genome)))
 
     def stop_reason(self) -> str | None:
-        """Say when there are too many trials to fit."""
+        """Return a reason if there are too many trials to fit."""
         if len(self._told) + len(self._waiting) < TRIALS:
             return None
         known = f", {self._known} of them from the warm start" if self._known else ""
@@ -99,7 +99,7 @@ class Gp:
         return {d.name: genome[d.name] if d.active(genome) else d.init for d in self._dimensions}
 
     def _finished(self) -> list[FrozenTrial]:
-        """Return the told trials. Failures have the worst of each objective; constraints are set once any is broken."""
+        """Return the finished trials. Failures get the worst of each objective; constraints are set once broken."""
         scored = [_optuna.values(one) for one in self._told if one.state == "scored"]
         worst = [min(found) for found in zip(*scored, strict=True)] or [0.0] * self._objectives
         broken = [one.violation for one in self._told if one.violation > 0]

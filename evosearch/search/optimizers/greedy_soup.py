@@ -56,7 +56,7 @@ def _model(dimension: Dimension) -> _Model:
         raise _refused(f"{name} has an effect only under some choices of {dimension.active_if[0]}")
     if dimension.kind != "categorical":
         if dimension.low != 0 or dimension.high <= 0:
-            raise _refused(f"{name} lies in [{dimension.low:g}, {dimension.high:g}]")
+            raise _refused(f"{name} is bounded to [{dimension.low:g}, {dimension.high:g}]")
         return _Model(name, dimension.clip(0), dimension.clip(dimension.high))
     absent = [choice for choice in dimension.choices if not isinstance(choice, str) and choice == 0]
     present = [choice for choice in dimension.choices if choice not in absent]
@@ -81,7 +81,8 @@ class GreedySoup:
 
     The soup is built from the single models; the start is only a reference. An addition that is at least as good is
     kept, one that failed is not, and a model that failed alone is not added. With n models it proposes at most 2n
-    candidates, the start included, and then stops. `population` limits how many are asked together; nothing is random.
+    candidates, the start included, and then stops. `population` limits how many are proposed together; nothing is
+    random.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -100,7 +101,7 @@ class GreedySoup:
 
     @property
     def population(self) -> int:
-        """How many to ask together next: single models, then one addition at a time."""
+        """Number of candidates to propose together next: single models, then one addition at a time."""
         return max(1, min(self._size, len(self._single) - self._asked))
 
     def ask(self, n: int) -> list[Genome]:
@@ -117,7 +118,7 @@ class GreedySoup:
                 self._told_added(model, observation)
 
     def stop_reason(self) -> str | None:
-        """Say when every model was tried, and which are kept."""
+        """Return a reason if every model was tried; it names those that are kept."""
         if self._told < len(self._single) or self._left or len(self._pending):
             return None
         if not self._soup:

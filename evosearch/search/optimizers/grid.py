@@ -58,7 +58,7 @@ class Grid:
 
     @property
     def population(self) -> int:
-        """How many to ask together next."""
+        """Number of candidates to propose together next."""
         return max(1, min(self._size, len(self._left)))
 
     def ask(self, n: int) -> list[Genome]:
@@ -70,12 +70,12 @@ class Grid:
         return [dict(genome) for genome in asked]
 
     def tell(self, observations: Sequence[Observation]) -> None:
-        """Forget the pending genomes; results change nothing."""
+        """Drop the pending genomes; results change nothing."""
         for observation in observations:
             self._pending.take(observation.genome)
 
     def stop_reason(self) -> str | None:
-        """Say when every point is proposed."""
+        """Return a reason if every point is proposed."""
         return None if self._left else f"grid: all {self._count} points are proposed"
 
 

@@ -26,15 +26,15 @@ from evosearch.search.space.types import Genome
 class LraCma(Generations[Point]):
     """CMA-ES with adaptive learning rates over numbers, each scaled to [0, 1]; bounds are kept by reflection.
 
-    Unlike `cma_es`, it is told of the mirror images as if it had drawn them. If it were told of the draws, a mean near
-    a bound would see the same landscape on both sides: without a signal, learning rates fall and steps grow until it
-    never leaves.
+    Unlike `cma_es`, the strategy is told the reflected points as if it had drawn them. If it were told the draws, a
+    mean near a bound would see the same landscape on both sides: without a signal, learning rates would drop and steps
+    grow, and the mean would stay at the bound.
 
     The learning rates of mean and covariance follow the signal-to-noise ratio of their updates. Where fitness is
-    measured on few items, a default population therefore does what otherwise takes a larger one, at the price of more
-    generations where there is little noise. The covariance matrix is full.
+    measured on few items, the default population is therefore as good as a larger one of `cma_es`; with little noise,
+    it needs more generations. The covariance matrix is full.
 
-    In asynchronous mode it is told of λ results of any age, as `cma_es` is.
+    In asynchronous mode it learns from λ results of any age, as `cma_es` does.
     """
 
     def __init__(self, problem: Problem, *, sigma: float) -> None:
@@ -48,7 +48,7 @@ class LraCma(Generations[Point]):
         self._exhausted = False
 
     def stop_reason(self) -> str | None:
-        """Say when the distribution has converged or diverged."""
+        """Return a reason if the distribution has converged or diverged."""
         if self._exhausted:
             return "lra_cma diverged: its covariance matrix is numerically singular"
         if self._updates and self._strategy.should_stop():

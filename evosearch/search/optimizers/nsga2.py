@@ -18,10 +18,10 @@ CROSSOVER_ETA = 2.0  # distribution index: low, so that budgets of hundreds of c
 class Nsga2:
     """Simulated binary crossover of parents (categoricals are exchanged) and polynomial mutation of children.
 
-    Constraints rank as in the paper: candidates that keep them dominate those that break one. An inactive dimension is
-    inherited all the same, and takes effect if a child activates it. Parents are chosen at the first ask of a
-    generation, so results that come later are ignored: it is told full generations and does not support asynchronous
-    mode. The known candidates of another search are the first generation, or part of it.
+    Constraints rank as in the paper: candidates that keep them dominate those that break one. Inactive dimensions are
+    inherited too, and take effect if a child activates them. Parents are chosen at the first ask of a generation, and
+    later results are ignored: it needs complete generations and does not support asynchronous mode. The known
+    candidates of another search are the first generation, or part of it.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -52,7 +52,7 @@ class Nsga2:
 
     @property
     def population(self) -> int:
-        """The size at the start of a generation, the rest of it later."""
+        """The size at the start of a generation, later the number of candidates that are left."""
         return self._size - self._asked % self._size
 
     def ask(self, n: int) -> list[Genome]:
@@ -82,7 +82,7 @@ class Nsga2:
         return dict(genome)
 
     def _values(self, observation: Observation) -> list[float]:
-        """Return the objectives; of a failure zeros, which decide nothing but complete the generation.
+        """Return the objectives; zeros for a failure, which only complete the generation.
 
         A failure ranks last by its constraint.
         """

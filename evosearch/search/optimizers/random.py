@@ -29,7 +29,7 @@ class Random:
         return [dict(genome) for genome in asked]
 
     def tell(self, observations: Sequence[Observation]) -> None:
-        """Forget the pending genomes; results change nothing."""
+        """Drop the pending genomes; results change nothing."""
         for observation in observations:
             self._pending.take(observation.genome)
 

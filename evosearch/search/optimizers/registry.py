@@ -30,7 +30,7 @@ ENTRY_POINTS = "evosearch.optimizers"
 
 
 class Optimizer(Protocol):
-    """Proposes genomes and is told how good they are.
+    """Proposes genomes and learns from their results.
 
     Deterministic in (seed, history of asks and tells), with a random generator of its own. `ask(n)` returns what `n`
     single asks would return, so that a search can be replayed in any portions. An optimizer in asynchronous mode can be
@@ -39,35 +39,36 @@ class Optimizer(Protocol):
 
     @property
     def population(self) -> int:
-        """How many to ask together next: a generation, or the rest of one that a budget cut short."""
+        """Number of candidates to propose together next: a generation, or the rest of one that a budget cut short."""
 
     def ask(self, n: int) -> list[Genome]:
         """Propose the next `n` genomes, within bounds; they are pending until told."""
 
     def tell(self, observations: Sequence[Observation]) -> None:
-        """Take in the results of pending genomes, in ask order.
+        """Learn from the results of pending genomes, in ask order.
 
-        A genome that keeps its constraints (`Observation.violation` is 0) is better than any that breaks one; of those
-        that do, the less violated is better; a failure is worse than all (Deb 2000, doi:10.1016/S0045-7825(99)00389-8).
+        A genome that keeps its constraints (`Observation.violation` is 0) is better than any that breaks one; of two
+        that break some, the one with the smaller violation is better; a failure is worse than all others (Deb 2000,
+        doi:10.1016/S0045-7825(99)00389-8).
         """
 
     def stop_reason(self) -> str | None:
-        """Return why asking for more is useless, or None."""
+        """Return why more candidates would be useless, or None."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What an optimizer is built for.
+    """The problem that an optimizer is built for.
 
     Attributes:
         dimensions: The search space.
-        start: Genome on which a distribution is centred, or which an optimizer without one asks first.
-        population: Number of candidates that are asked together.
+        start: Genome on which a distribution is centred, or which an optimizer without one proposes first.
+        population: Number of candidates that are proposed together.
         seed: Seed of the optimizer's random generator.
         asynchronous: The optimizer is asked and told at any time, instead of generation by generation.
         objectives: Number of values of an observation.
         known: Results of another search in this space's dimensions, best first, for optimizers that learn from single
-            trials. They were never asked here and are not counted.
+            trials. They were never proposed here and are not counted.
     """
 
     dimensions: tuple[Dimension, ...]
@@ -120,7 +121,7 @@ class Entry:
     fits: Callable[..., None] | None = None
 
     def population(self, config: "OptimizerConfig", dimensions: Sequence[Dimension]) -> int:
-        """Return how many candidates are asked together at first."""
+        """Return the number of candidates that are proposed together at first."""
         default = self.default_population
         return config.population or (default if isinstance(default, int) else default(dimensions))
 
@@ -140,7 +141,8 @@ class Entry:
             where: Prefix of the key in an error, such as `night.yaml: optimizer`.
 
         Raises:
-            SpecError: It does not take categorical dimensions or several objectives, or `fits` refuses the dimensions.
+            SpecError: It does not support categorical dimensions or several objectives, or `fits` rejects the
+                dimensions.
         """
         categorical = [dimension.name for dimension in dimensions if dimension.kind == "categorical"]
         if categorical and not self.categoricals:
@@ -174,7 +176,7 @@ class OptimizerConfig(Document):
     name: str = "cma_es"
     """Name of the optimizer."""
     population: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    """Number of candidates that are asked together; the default depends on the optimizer."""
+    """Number of candidates that are proposed together; the default depends on the optimizer."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the optimizer's random generator."""
     start: Literal["init", "best_baseline", "parents"] = "best_baseline"
@@ -183,7 +185,7 @@ class OptimizerConfig(Document):
     """Propose a candidate whenever a worker is free, instead of generation by generation."""
     warm_start: Annotated[str, Field(min_length=1)] | None = None
     """Name, folder or spec of another search; its best candidate replaces `start`, and optimizers that learn from
-    single trials are told its candidates."""
+    single trials also learn from its candidates."""
 
     @model_validator(mode="before")
     @classmethod
@@ -253,12 +255,12 @@ def optimizer(
 
     Args:
         name: Name in a spec. That of a built-in optimizer is the name of its file.
-        population: Default number of candidates that are asked together, or a function of the dimensions.
+        population: Default number of candidates that are proposed together, or a function of the dimensions.
         options: Keys of the spec's `optimizer` that only this optimizer takes.
-        categoricals: It takes dimensions with choices.
+        categoricals: It supports dimensions with choices.
         least_population: Smallest population that it works with.
-        asynchronous: It can be asked before it is told, and told in any order.
-        objectives: It takes several objectives.
+        asynchronous: It supports `ask` while results are pending, and `tell` in any order.
+        objectives: It supports several objectives.
         minibatches: Candidates of different generations may be scored on different minibatches.
         fits: Function (dimensions, **options) that raises a SpecError for a search space it cannot handle; the error
             names the key below `optimizer`.
@@ -367,7 +369,7 @@ def create(
 
 
 def assert_in(dimensions: Sequence[Dimension], genome: Mapping[str, object]) -> None:
-    """Assert that a genome lies in the space."""
+    """Assert that a genome is in the space."""
     assert list(genome) == [dimension.name for dimension in dimensions], "a genome is ordered as the dimensions"
     for dimension in dimensions:
         value = genome[dimension.name]

@@ -38,8 +38,8 @@ class Tpe:
         self._pending: Pending[Trial] = Pending()
         conditional = any(dimension.active_if for dimension in dimensions)
         together = self.population > 1 or problem.asynchronous
-        with _optuna.experimental():  # `group` splits the space into parts that are active together
-            sampler = _Remembering(seed=problem.seed, multivariate=True, group=conditional, constant_liar=together)
+        with _optuna.experimental():  # `group` splits the space into subspaces that are active together
+            sampler = _CachingSampler(seed=problem.seed, multivariate=True, group=conditional, constant_liar=together)
         self._study = _optuna.study(sampler, problem.objectives)
         for observation in _optuna.known(problem):
             self._learn(observation)
@@ -73,7 +73,7 @@ class Tpe:
         return None
 
     def _learn(self, observation: Observation) -> None:
-        """Add a finished trial that was never asked."""
+        """Add a finished trial that was never proposed here."""
         scored = observation.state == "scored"
         active = _optuna.actives(self._dimensions, observation.genome)
         self._study.add_trial(
@@ -93,7 +93,7 @@ class Tpe:
         return {dimension.name: values[dimension.name] for dimension in self._dimensions}
 
 
-class _Remembering(TPESampler):
+class _CachingSampler(TPESampler):
     """Optuna's sampler, reading each trial once instead of at every ask; proposals are the same.
 
     With hundreds of workers and hundreds of dimensions, reading takes most of the time of an ask.
@@ -106,7 +106,7 @@ class _Remembering(TPESampler):
         self._space: dict[str, BaseDistribution] = {}
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Return the dimensions that all trials share: without conditions, all, as soon as one trial is finished."""
+        """Return the dimensions that all trials share; without conditions, these are all once a trial is finished."""
         if self._group:
             return super().infer_relative_search_space(study, trial)
         if not self._space:
@@ -143,7 +143,7 @@ class _Rows:
         self._complete = np.zeros(64, dtype=bool)
 
     def unread(self, numbers: np.ndarray, states: np.ndarray) -> np.ndarray:
-        """Return the positions of the trials that were not read in their present state."""
+        """Return the positions of the trials that were not read in their current state."""
         while len(numbers) and numbers.max() >= len(self._states):
             self._values = np.concatenate([self._values, np.empty_like(self._values)])
             self._states = np.concatenate([self._states, np.zeros_like(self._states)])

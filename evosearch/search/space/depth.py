@@ -1,4 +1,4 @@
-"""Holes over depth: the numbers of a hole for layers, groups or gradients, and the resulting settings."""
+"""Holes that vary over depth: their numbers by layer, group or gradient point, and the resulting settings."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -109,12 +109,14 @@ class Depth:
         """Return the key of a layer's number."""
         if self.hole.per == "layer":
             return f"layer {layer}"
-        group = layer * (self.hole.groups or 1) // self.shape.num_layers  # runs of equal length, up to one layer
+        group = (
+            layer * (self.hole.groups or 1) // self.shape.num_layers
+        )  # runs of layers whose lengths differ by at most one
         return f"group {group}"
 
     @cached_property
     def _layers(self) -> list[int]:
-        """Layers with a number: those with affected tensors, and outer ones that share theirs with an end."""
+        """Layers with a number: those with affected tensors, and outer ones whose number an end shares."""
         found = {tensor.layer for tensor in self.tensors if tensor.layer is not None}
         ends = self.hole.ends != "shared"
         last = self.shape.num_layers - 1
@@ -169,7 +171,7 @@ class Piece:
             return [dict(self.fixed or {})]
         return self.depth.entries({key: genome[name] for key, name in self.names.items()})
 
-    def deciding(self, tensor: TensorSpec) -> tuple[str, ...]:
+    def dimensions_at(self, tensor: TensorSpec) -> tuple[str, ...]:
         """Return the dimensions that affect a tensor."""
         if self.depth is None or self.names is None:
             return ()

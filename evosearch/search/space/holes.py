@@ -2,7 +2,7 @@
 
 {low, high}      a number; optional: log, integer, init, name, per (layer | group | gradient), groups, points, ends
 {choices: [..]}  one of a list; optional: init, name
-{search: true}   the method's own bounds or choices; optional: the other keys of either form above, without bounds
+{search: true}   the method's own bounds or choices; optional: the optional keys of the corresponding form above
 """
 
 import math
@@ -101,7 +101,7 @@ def _from_method(hole: Hole, params: Sequence[Param], where: str) -> Hole:
 
 
 def _searched_low(param: Param) -> float:
-    """Return the least searched value: 1% of the width above the bound of an open interval (low, high]."""
+    """Return the lower bound of the search; in an open interval (low, high], 1% of its width above `low`."""
     assert param.low is not None
     if param.open_low and param.strict and param.high is not None:
         return param.low + (param.high - param.low) / 100.0

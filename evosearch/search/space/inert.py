@@ -56,7 +56,7 @@ def reason(template: Mapping[str, Any], target: Target, methods: Sequence[Method
     if model in bases and all(spec.takes_base for spec in methods):
         named = " and ".join(spec.name for spec in methods)
         return f"'{model}' is the base, from which {named} takes differences", "Remove it"
-    return "every tensor that it could affect has another value", "Remove it"
+    return "another setting takes precedence at every tensor that it could affect", "Remove it"
 
 
 def _lookups(block: Block, spec: MethodSpec, per_model: bool) -> Iterator[Scopes]:
@@ -79,7 +79,7 @@ def _reached(name: str, scopes: Scopes, sites: Sites, tensor: TensorSpec) -> tup
             continue
         for piece in pieces:
             if matches(piece.pattern, tensor.name):
-                return piece.deciding(tensor)
+                return piece.dimensions_at(tensor)
     return ()
 
 

@@ -1,4 +1,4 @@
-"""Discovery of a recipe's holes: they are checked against the methods' parameters and named.
+"""Finds the holes of a recipe, checks them against the methods' parameters, and names their dimensions.
 
 `holes` defines the form of a hole, `depth` its numbers over the layers.
 """
@@ -87,7 +87,7 @@ class Outline:
         params = self._params(target[1], place)
         written = _entries(raw, place)
         if not any(isinstance(value, Mapping) for _, value, _ in written):
-            return  # nothing is searched here
+            return  # there is no hole
         if not params:
             raise RecipeError(place, "has no effect here, so it cannot be searched", "A fixed value")
         pieces, earlier = [], list[str | None]()
@@ -174,7 +174,7 @@ class Outline:
             one, other = getattr(first, key), getattr(hole, key)
             if one != other:
                 what = f"{other!r} here and {one!r} at {place}"
-                raise RecipeError(join(where, key), what, f"Holes named '{stem}' share one value and must be equal")
+                raise RecipeError(join(where, key), what, f"Holes named '{stem}' share one value and must be identical")
 
 
 def _entries(raw: Any, place: str) -> list[tuple[str | None, Any, str]]:

@@ -142,7 +142,7 @@ class Routes:
             raise RecipeError(join(self.where, key), what, "Different layers of the first model", "Keep fewer")
         if len(self._all) > MAX_SLOTS:
             what = (
-                f"got {hole.repeats}, which makes too many slots of {sum(self.depths[m] for m in hole.models)} layers"
+                f"got {hole.repeats}, which gives too many slots with {sum(self.depths[m] for m in hole.models)} layers"
             )
             raise RecipeError(join(self.where, "repeats"), what, f"At most {MAX_SLOTS} slots in total")
         if self.max_hops < depth:
@@ -216,8 +216,8 @@ class Routes:
     def fill(self, genome: Mapping[str, Scalar]) -> Routing:
         """Return the route of a genome, within `max_hops` and `max_gain`.
 
-        A route that is too long loses its last free slots; the kept last layers stay. A scale that would move the
-        product of all scales so far beyond a bound is reduced to end on the bound.
+        A route that is too long loses its last free slots, and keeps the last layers. A scale that would move the
+        product of all scales up to it beyond a bound is changed so that the product equals the bound.
         """
         included = [slot for slot in self._all if slot.place != "last" and self._includes(slot, genome)]
         last = [slot for slot in self._all if slot.place == "last"]

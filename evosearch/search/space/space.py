@@ -1,4 +1,4 @@
-"""The search space of a recipe with holes, which fills the holes with a genome.
+"""The search space of a recipe with holes: dimensions, and the recipe of each genome.
 
 `outline` finds the holes of a recipe, `routes` those of a search over routes.
 """
@@ -103,8 +103,8 @@ class SearchSpace:
 
         Args:
             per_model: One weight for every parent (`Recipe.parents`: the models that are not the base), or one for all.
-                A number that several parents share takes their mean. Empty weights change nothing, and routes have no
-                weights.
+                A number that several parents share is set to the mean of their weights. Empty weights change nothing,
+                and routes have no weights.
         """
         if self._routes is not None or per_model == ():
             return self.initial()

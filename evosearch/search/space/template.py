@@ -69,10 +69,10 @@ def belongs(template: Mapping[str, Any], path: Path, tensor: TensorSpec) -> bool
     if "slices" not in path:
         return True
     index = path.index("slices") + 1
-    parts, chosen = at(template, path[:index]), path[index]
-    lengths = [part["sources"][0]["layer_range"][1] - part["sources"][0]["layer_range"][0] for part in parts]
+    slices, chosen = at(template, path[:index]), path[index]
+    lengths = [one["sources"][0]["layer_range"][1] - one["sources"][0]["layer_range"][0] for one in slices]
     if tensor.layer is None:
-        return bool(chosen == (0 if tensor.place is Place.EMBEDDINGS else len(parts) - 1))
+        return bool(chosen == (0 if tensor.place is Place.EMBEDDINGS else len(slices) - 1))
     assert isinstance(chosen, int)
     first = sum(lengths[:chosen])
     return bool(first <= tensor.layer < first + lengths[chosen])

@@ -22,15 +22,14 @@ class Dimension:
         name: Unique name.
         kind: Kind of the values.
         init: Starting value.
-        low: Least number.
-        high: Greatest number.
+        low: Lower bound of numbers.
+        high: Upper bound of numbers.
         log: Scale numbers logarithmically.
         choices: Values of a categorical.
         active_if: The categorical dimension that this one depends on, and its choices under which it has an effect.
         parameter: The parameter that the value sets, if it is only one.
         scope: Where in the recipe it is set, such as `models[1]`, if it is only one place.
-        doubt: Share of first draws of a categorical that take another choice than `init`; None: all choices are equally
-            likely.
+        doubt: Probability that a first draw of a categorical differs from `init`; None: all choices are equally likely.
     """
 
     name: str
@@ -90,15 +89,15 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Observation:
-    """What an optimizer is told of one asked genome; larger objectives are better.
+    """Result of one proposed genome, which the optimizer is told; larger objectives are better.
 
     Attributes:
         ask_id: Name of the candidate.
-        genome: The asked genome.
+        genome: The proposed genome.
         objectives: One estimate per objective of a scored candidate, none of a failed one.
         violations: Amounts by which constraints are broken; 0 or less means kept.
         state: Whether the candidate was scored.
-        fitness: The fitness that candidates are compared by, if it is not the only objective.
+        fitness: The fitness by which candidates are ranked, if it is not the only objective.
     """
 
     ask_id: str
