@@ -1,10 +1,10 @@
 """Cost estimate of a search: GPU time, memory and disk, from configs, tokenizers and documents alone.
 
-| part of one evaluation | estimate |
+| phase of one evaluation | estimate |
 |---|---|
 | arithmetic | 2 FLOPs per multiplied parameter and token, and 4 · width per attended position and layer |
 | reading prompts and choices | that arithmetic at a fraction of the device's peak |
-| generating answers | the same, or reading weights and KV cache once per step if that is slower; no early ends |
+| generating answers | the same, or reading weights and KV cache once per step if that is slower; no early stopping |
 | merging | reading every model and writing the result, in device memory or over the link to the host |
 
 Python overhead, kernel launches and data transfers in between are left out: a dry run measures them.
@@ -95,7 +95,7 @@ def estimate_cost(spec: SearchSpec | StagedSpec, harness: Harness, watcher: Watc
 
 
 def total_cost(stages: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Cost of several stages: amounts that are used up are summed, amounts that are held are the largest."""
+    """Cost of several stages: the sum of compute and tokens, the maximum of disk and memory."""
     total = dict(list(stages.values())[-1])
     for key in ("parameters", "disk_gib"):
         total[key] = max(stage[key] for stage in stages.values())
@@ -124,7 +124,7 @@ def cost(
         tokens: Split → tokens of one evaluation.
         scored: The baselines.
     """
-    use = _Use(sizes, getattr(torch, spec.frame.output_dtype).itemsize, _options(spec))
+    use = _Usage(sizes, getattr(torch, spec.frame.output_dtype).itemsize, _options(spec))
     minibatch = minibatch_tokens(tokens["search"], spec.config.search_minibatches or 1)
     counts = counts_of(spec, scored, minibatch.items)
     found = {
@@ -158,13 +158,13 @@ def _options(spec: SearchSpec) -> ScoreOptions:
 
 
 def minibatch_tokens(tokens: SplitTokens, minibatches: int) -> SplitTokens:
-    """Tokens of one of this many equal minibatches; prefixes shared between them are neglected."""
+    """Tokens of one of `minibatches` equal minibatches; prefixes shared between them are ignored."""
     shares = {key: math.ceil(value / minibatches) for key, value in asdict(tokens).items() if key != "longest"}
     return SplitTokens(longest=tokens.longest, **shares)
 
 
 @dataclass(frozen=True)
-class _Use:
+class _Usage:
     """Device time and memory of one evaluation.
 
     Attributes:
@@ -189,7 +189,7 @@ class _Use:
         return reading + self._generating(tokens, device) + self._merging(device)
 
     def memory(self) -> dict[str, float]:
-        """Bytes on the device: the necessary ones by kind, and the parents, which stay there if there is space."""
+        """Bytes on the device: required ones by kind, and those of the parents, which stay there if they fit."""
         resident = self.sizes.live * self.itemsize
         cache = self.options.cached_tokens * self.model.cached * self.itemsize
         logits = self.options.batch_reads * self.model.vocabulary * FLOAT32

@@ -1,6 +1,6 @@
-"""Disk space that a search needs, against what is free.
+"""Disk space that a search needs, compared with the free space.
 
-Sizes come from files, indices and configs; what is missing for certain is a problem.
+Sizes come from files, indices and configs. A shortage is a problem.
 """
 
 import os
@@ -34,11 +34,11 @@ MARGIN = 2.0**28  # bytes that stay free on every disk
 
 @dataclass(frozen=True)
 class Need:
-    """What will be written to a folder, which need not exist yet.
+    """Data that will be written to a folder, which need not exist yet.
 
     Attributes:
-        what: What is written.
-        folder: Where.
+        what: The data, in words.
+        folder: The folder.
         size: Bytes.
         setting: The key or environment variable that names the folder.
     """
@@ -50,10 +50,10 @@ class Need:
 
 
 def to_fetch(spec: SearchSpec, sizes: Sizes) -> list[Need]:
-    """What is fetched or merged before a search starts: weights of hub models, nested recipes.
+    """Data that is fetched or merged before a search starts: weights of hub models, nested recipes.
 
-    The cache names a merged recipe by its models' content, which is not known yet: a merge of about the same size is
-    taken for it.
+    The cache names a merged recipe by its models' content, which is not known yet: a cached merge of about the same
+    size is assumed to be this one.
     """
     hub = Path(constants.HF_HUB_CACHE)
     merged = [_bytes(folder) for folder in (default_cache() / "merged").glob("*")]
@@ -68,7 +68,7 @@ def to_fetch(spec: SearchSpec, sizes: Sizes) -> list[Need]:
 
 
 def to_write(spec: SearchSpec, evaluations: int, items: int, sizes: Sizes, recipe: Recipe) -> list[Need]:
-    """What a search writes while it runs.
+    """Data that a search writes while it runs.
 
     Args:
         spec: The spec.
@@ -99,7 +99,7 @@ def to_write(spec: SearchSpec, evaluations: int, items: int, sizes: Sizes, recip
 
 
 def lacking(needs: Sequence[Need]) -> list[InputError]:
-    """A problem for every disk with less free space than will be written to it."""
+    """One problem for each disk that has less free space than will be written to it."""
     disks: dict[int, list[Need]] = {}
     for need in needs:
         disks.setdefault(_existing(need.folder).stat().st_dev, []).append(need)

@@ -1,7 +1,7 @@
 """Dry run: score one candidate where a search would score its candidates, to measure how long that takes.
 
-On a cluster, other searches may occupy all places for workers. That shows within a minute or so, and the dry run is
-skipped then. A worker that has a place may have to fetch large models: it gets as long as in a search.
+On a cluster, other searches may occupy all places for workers. This shows within about a minute, and the dry run is
+then skipped. A placed worker may have to fetch large models, so it has the same time limit as in a search.
 """
 
 import time
@@ -21,7 +21,7 @@ from evosearch.spec.config import WorkersConfig
 PLACE_S = 75.0  # limit for placing a worker on a cluster that has nodes for it
 NODE_S = 1800.0  # the same if a node has to start first
 LONGEST_S = Timeouts.first  # limit for a placed worker to score its first candidate
-TURN_S = 5.0
+TURN_S = 5.0  # between checks for a result
 
 
 @runtime_checkable
@@ -30,17 +30,17 @@ class Pool(Protocol):
 
     @property
     def placed(self) -> int:
-        """Number of workers that have a place."""
+        """Number of workers that are placed."""
 
     def busy(self) -> bool:
-        """Whether other work occupies the cluster."""
+        """Whether other jobs occupy the cluster."""
 
     def capacity(self) -> int:
-        """Number of workers that fit on the cluster's present nodes."""
+        """Number of workers that fit on the cluster's current nodes."""
 
 
 class NoPlaceError(Exception):
-    """The cluster has no place for a worker at present."""
+    """The cluster currently has no place for a worker."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,13 @@ def _executor(prepared: Prepared, watcher: Watcher) -> Executor:
 
 
 def parallel_workers(workers: WorkersConfig, executor: Executor, note: Callable[[str], None]) -> int:
-    """Number of workers that would score at once: the spec's, as far as they fit on the present nodes."""
+    """Number of workers that would score at once: the spec's, as far as they fit on the current nodes."""
     count, _ = worker_count(workers)
     if not isinstance(executor, Pool):
         return count or 1
     fitting = max(1, executor.capacity())
     if count is not None and count > fitting:
-        note(f"the cluster's present nodes have room for {fitting} of {count} workers: the forecast assumes {fitting}")
+        note(f"{fitting} of {count} workers fit on the cluster's current nodes: the forecast assumes {fitting}")
     return fitting if count is None else min(count, fitting)
 
 
@@ -147,7 +147,7 @@ def _give_up(pool: Pool, waited_s: float) -> None:
     """Stop waiting for a place.
 
     Raises:
-        NoPlaceError: Other work occupies all places, or no node with a place has started.
+        NoPlaceError: Other jobs occupy all places, or no node with a place has started.
     """
     if waited_s > PLACE_S and pool.busy():
         raise NoPlaceError("the cluster is busy")

@@ -19,13 +19,13 @@ from evosearch.spec.config import WorkersConfig
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast evaluations go.
+    """Speed of evaluations.
 
     Attributes:
         start: Seconds until the first evaluation starts.
         candidate: Seconds per candidate, on the items of the search.
         full: Split → seconds per recipe on the full split.
-        workers: Number of workers that score at once.
+        workers: Number of workers that score in parallel.
         population: Candidates per generation; None in asynchronous mode.
     """
 
@@ -37,7 +37,7 @@ class Pace:
 
     @property
     def per_hour(self) -> float:
-        """Candidates per hour. At the end of a generation, some workers may have nothing to do."""
+        """Candidates per hour, including the time that workers wait for the end of a generation."""
         if self.population is None:
             return 3600.0 / self.candidate * self.workers
         return 3600.0 / self.candidate * self.population / math.ceil(self.population / self.workers)
@@ -57,7 +57,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Done:
-    """Work that a search has on record.
+    """Recorded work of a search.
 
     Attributes:
         candidates: Number of candidates that were scored or failed.
@@ -71,13 +71,13 @@ class Done:
 
     @classmethod
     def of(cls, state: SearchState) -> "Done":
-        """Work on record in a search's state."""
+        """Recorded work in a search's state."""
         baselines = sum((name, "search") in state.done for name in state.baselines)
         return cls(len(state.finished), baselines, state.seconds_before / 3600.0)
 
     @property
     def any(self) -> bool:
-        """Whether there is any."""
+        """Whether any work is recorded."""
         return self.candidates + self.baselines > 0
 
 
@@ -85,7 +85,7 @@ def hours_of(pace: Pace, counts: Counts, baselines: int, limit: float | None = N
     """Longest duration of a search.
 
     Args:
-        pace: How fast evaluations go.
+        pace: Speed of evaluations.
         counts: Numbers of evaluations.
         baselines: How many of `counts.search` are baselines, which come first; the others come after the search.
         limit: The budget's hours, at which baselines and candidates stop; what follows does not.
@@ -110,10 +110,10 @@ def forecast(
         prepared: The search.
         watcher: Shows what is being prepared.
         note: Receives notes on the forecast's assumptions, or why there is none.
-        done: Work that is on record.
+        done: Recorded work.
 
     Returns:
-        The forecast; empty if no worker has a place at present.
+        The forecast; empty if no worker can be placed.
 
     Raises:
         InputError: The dry run fails, or its candidate is not scored in time.
@@ -193,7 +193,7 @@ def _on_full_splits(prepared: Prepared, seconds: float, scoring: float | None, m
     Args:
         prepared: The search.
         seconds: Seconds of one candidate on one minibatch.
-        scoring: The part of them that scoring took; None if unknown.
+        scoring: Seconds of these that were spent scoring; None if unknown.
         minibatches: Number of minibatches.
     """
     scored = minibatch_tokens(prepared.tokens["search"], minibatches)

@@ -1,4 +1,4 @@
-"""Model cards of a search: licences, and whether the models name another base than the recipe."""
+"""Model cards of a search: licences, and base models that differ from the recipe's."""
 
 import re
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
-"""Host and GPU memory that a search needs, against what this machine has.
+"""Host and GPU memory that a search needs, compared with this machine's.
 
-Only what is missing for certain is a problem; estimates are notes, as they must not stop a search that could run.
+Only a certain shortage is a problem. A possible one is a note, because it must not stop a search that could run.
 """
 
 import math
@@ -52,9 +52,9 @@ def host_memory() -> float:
 
 
 def device_of(spec: SearchSpec, gpus: float, needed: dict[str, float]) -> dict[str, Any] | None:
-    """Memory of a worker's GPUs on this machine and what it needs there, in GiB; None if it has no GPU.
+    """GPU memory of a worker on this machine, available and needed, in GiB; None if it has no GPU.
 
-    Where GPUs differ, the figures are those of the smallest; `largest` is the best case.
+    If GPUs differ, the figures are those of the smallest; `largest` is the best case.
 
     Args:
         spec: The spec.
@@ -85,7 +85,7 @@ def _share(found: Sequence[Mapping[str, Any]], gpus: float) -> float:
 
 
 def judge_memory(spec: SearchSpec, memory: dict[str, Any], count: int) -> tuple[list[InputError], list[str]]:
-    """Problems and notes on the memory of this machine's workers.
+    """Problems and notes about the memory of this machine's workers.
 
     Parents are memory-mapped: without enough memory they are read from disk again, which is slow but works. The
     resident models must fit.

@@ -1,6 +1,6 @@
 """Placeholders for the winners of stages that have not run yet, while a spec is checked.
 
-Like a winner, a placeholder is a model of its own that the spec does not name.
+Like a winner, a placeholder is a separate model that the spec does not name.
 """
 
 import fcntl
@@ -29,7 +29,7 @@ LOCK = ".lock"  # lock file in each, held while it is used
 def temporary_folder() -> Iterator[Path]:
     """A temporary folder in the cache, on the disk that winners will be merged to.
 
-    Folders that killed processes left behind are removed too.
+    It also removes folders that killed processes left behind.
 
     Raises:
         CheckpointError: The cache cannot be written.

@@ -9,7 +9,7 @@ from evosearch.evaluation.statistics.intervals import CONFIDENCE, proportion_dif
 from evosearch.evaluation.suites.suite import Suite
 from evosearch.evaluation.types import ItemBatch, ItemSet
 
-FEWEST = 5  # independent units of a task; with fewer, not even a win on all of them is significant
+MIN_UNITS = 5  # independent units of a task; with fewer, not even a win on all of them is significant
 
 
 def power_warnings(suite: Suite, test: ItemBatch) -> list[str]:
@@ -22,13 +22,13 @@ def _few_units(suite: Suite, sets: dict[str, ItemSet]) -> Iterator[str]:
     for index, task in enumerate(suite.tasks):
         items = sets[task.name]
         count = len(set(items.groups)) if items.groups else len(items)
-        if task.report_only or count >= FEWEST:
+        if task.report_only or count >= MIN_UNITS:
             continue
         units = "independent groups" if items.groups else "items"
         where = suite.where("tasks", index, "documents", "test")
         yield (
             f"{where}: '{task.name}' has {count} {units} on test, too few for any gain to be significant. "
-            f"Use documents that give at least {FEWEST}, better 100"
+            f"Use documents that give at least {MIN_UNITS}, better 100"
         )
 
 

@@ -47,8 +47,8 @@ class Ready:
     Attributes:
         prepared: The prepared search; None if there are problems.
         warm: The warm start, for a search that has not started.
-        first: Whether nothing of the spec has started yet.
-        done: Work on record; None if the search has not started.
+        first: Whether no search of the spec has started yet.
+        done: Recorded work; None if the search has not started.
         memory: As `check --json` prints it.
         cost: As `check --json` prints it.
         licences: As `check --json` prints it.
@@ -72,8 +72,8 @@ def preflight(
 ) -> Ready:
     """Check everything that could stop a search.
 
-    A full disk or a failing tracking store is a problem for a search that has not started. One that has started
-    continues without its tracking store, and has written most of its records: there they are warnings.
+    A full disk or a failing tracking store is a problem for a search that has not started. For one that has, it is a
+    warning: the search continues without its tracking store, and has written most of its records.
 
     Args:
         spec: The spec.
@@ -109,7 +109,7 @@ def preflight(
 
 
 def _is_first(spec: SearchSpec) -> bool:
-    """Whether nothing of the spec, including any stage, is on record yet."""
+    """Whether no search of the spec, or of its stages, is on record yet."""
     recorded = recorded_names(spec.run_dir.ledger)
     if spec.stage is None:
         return spec.name not in recorded
@@ -117,7 +117,7 @@ def _is_first(spec: SearchSpec) -> bool:
 
 
 def _sizes(spec: SearchSpec, watcher: Watcher) -> Sizes | None:
-    """Sizes of the models; None if their configs cannot be used, which opening the models reports better."""
+    """Sizes of the models; None if a config cannot be used, which opening the models reports in more detail."""
     with suppress(InputError):
         return sizes_of(spec, watcher)
     return None
@@ -161,7 +161,7 @@ def _check_memory(
 
 
 def _written(prepared: Prepared, sizes: Sizes) -> list[Need]:
-    """What a search writes; if only hours limit it, what it writes at its end."""
+    """Data that a search writes; if only hours limit it, the data that it writes at its end."""
     spec, batches = prepared.spec, prepared.batches
     per_candidate = len(prepared.minibatches.batches[0] if prepared.minibatches else batches["search"])
     counts = counts_of(spec, prepared.baselines, per_candidate)
@@ -182,7 +182,7 @@ def _warm_start(prepared: Prepared, watcher: Watcher) -> WarmStart | None:
 
 
 def _done(prepared: Prepared) -> Done | None:
-    """Work that the ledger has of this search.
+    """Work of this search that its ledger records.
 
     Raises:
         LedgerError: See `refuse_other_search`.

@@ -18,10 +18,10 @@ NO_ACCOUNT = "not authenticated"  # in MLflow's message if an account is missing
 
 
 def check_ledger(spec: SearchSpec) -> None:
-    """Check that the ledger can be written, or can be made; nothing is created.
+    """Check that the ledger can be written, or created; nothing is created here.
 
     Raises:
-        LedgerError: Neither.
+        LedgerError: It cannot.
     """
     run_dir, where = spec.run_dir, f"{spec.file}: ledger"
     url = run_dir.ledger

@@ -9,7 +9,7 @@ from evosearch.search.recorder import Recorder
 from evosearch.setup.executors import worker_count
 from evosearch.setup.prepare import Prepared
 
-SCORED = 2  # baselines to wait for: the first also includes one-time work
+WAIT_FOR = 2  # baselines to be scored first: the first one also includes one-time work
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Eta:
     prepared: Prepared
     recorder: Recorder
     executor: Executor
-    _left: int = field(default=SCORED, init=False)
+    _left: int = field(default=WAIT_FOR, init=False)
     _known: set[tuple[str, str]] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from evosearch.setup.versions import versions
 
 
 def start(recorder: Recorder, prepared: Prepared, warm: WarmStart | None) -> None:
-    """Record that a run of the search starts, with everything that a resume will compare."""
+    """Record the start of a run, with everything that a resume compares."""
     minibatches = prepared.minibatches.batches if prepared.minibatches else ()
     for batch in (*prepared.batches.values(), *minibatches):
         recorder.ledger.put_item_sets(batch)
@@ -65,7 +65,7 @@ def search(prepared: Prepared, recorder: Recorder, executor: Executor, continue_
 def promote(
     prepared: Prepared, recorder: Recorder, executor: Executor, champion: Champion | None, openings: Ledger
 ) -> GateDecision:
-    """Decide at the gate, unless it has decided already and no candidate was proposed since."""
+    """Run the gate, unless it has decided and no candidate was proposed since."""
     state = recorder.state
     if state.gated is not None and state.gated_at == state.proposed and not is_unopposed(state, champion):
         return GateDecision.from_dict(state.gated.decision)

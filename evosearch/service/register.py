@@ -125,7 +125,7 @@ def _disclosed(recorder: Recorder) -> dict[str, str]:
 
 
 def _superseded(registry: Registry, name: str, search_id: str, earlier: PromotedRecord | None) -> bool:
-    """Whether an earlier run of this search registered its winner, and another search replaced it since."""
+    """Whether an earlier run of this search registered its winner, and another search has replaced it since."""
     if earlier is None or earlier.registered_as != name or earlier.version is None:
         return False
     champion = registry.champion(name)

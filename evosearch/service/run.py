@@ -106,7 +106,9 @@ def _run_recorded(
     spec, ledger, watcher = prepared.spec, recorder.ledger, recorder.watcher
     phases.start(recorder, prepared, warm)
     registry = registry_of(spec.run_dir) if spec.ends_at_gate else None
-    champion = present_champion(prepared, registry, watcher)  # first: two threads must not create one store
+    champion = present_champion(
+        prepared, registry, watcher
+    )  # before the mirror, so that only one thread creates the store
     mirror = stack.enter_context(mirroring(spec.run_dir, prepared.search_id, watcher))
     recorder.trackers = (mirror,)
     mirror.notify()
@@ -119,7 +121,7 @@ def _run_recorded(
         return stopped, (phases.choose_winner(prepared, recorder, executor), mirror)
     decision = phases.promote(prepared, recorder, executor, champion, record)
     exported = phases.export(prepared, recorder, decision)
-    mirror.catch_up(CATCH_UP_S, PATIENCE_S)  # the candidate's run must exist before it is registered
+    mirror.catch_up(CATCH_UP_S, PATIENCE_S)  # the candidate's MLflow run must exist before it is registered
     register(prepared, recorder, registry, decision, exported, watcher)
     return stopped, (exported, mirror)
 
@@ -147,7 +149,7 @@ def _check_ahead(spec: StagedSpec, watcher: Watcher, allow_pickle: bool) -> None
     """Check all stages of a multi-stage run that has not started, with placeholders for winners.
 
     Raises:
-        InputError: A problem that would otherwise show only when the stages before it are done.
+        InputError: A problem that would otherwise be found only after the earlier stages.
     """
     recorded = recorded_names(spec.run_dir(0).ledger)
     if any(spec.search_name(index) in recorded for index in range(spec.count)):
@@ -159,7 +161,7 @@ def _check_ahead(spec: StagedSpec, watcher: Watcher, allow_pickle: bool) -> None
 
 
 class _OnlyPreparing(Silent):
-    """Watcher that passes on only what is being prepared: all notes will be repeated by each stage."""
+    """Watcher that passes on only preparations: each stage will repeat its notes."""
 
     def __init__(self, inner: Watcher) -> None:
         self._inner = inner

@@ -61,7 +61,7 @@ def recorded_end(recorder: Recorder, search: Callable[[], tuple[str, Found]]) ->
                 return _run_to_end(recorder, before, search)
             except (KeyboardInterrupt, SystemExit):
                 interrupt.arrived()
-        except KeyboardInterrupt:  # a second one, before that line; a third comes too early
+        except KeyboardInterrupt:  # a second one, before that line; `Interrupt` ignores an immediate third
             interrupt.arrived()
         _record(recorder, before, "interrupted")
         raise KeyboardInterrupt

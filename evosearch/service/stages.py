@@ -1,7 +1,7 @@
 """Multi-stage runs: the searches of a spec's stages, one after the other, each building on earlier winners.
 
-A run that was killed resumes at the right stage, which the ledger tells. A stage is not resumed once a later one has
-started, as that one is built on its winner.
+A killed run resumes at the stage that the ledger shows. A stage is not resumed once a later one has started, because
+that one builds on its winner.
 """
 
 from dataclasses import replace

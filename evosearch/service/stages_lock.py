@@ -21,7 +21,7 @@ def running(folder: Path, where: str) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        what = f"cannot make the folder {folder}: {exc.strerror}"
+        what = f"cannot create the folder {folder}: {exc.strerror}"
         raise LedgerError(where, what, next="Choose a folder you may write to") from None
     with file_lock(folder / STAGES, ALL, where):
         yield

@@ -23,7 +23,7 @@ from evosearch.spec.spec import SearchSpec
 
 
 def check_holes(spec: SearchSpec, allow_pickle: bool) -> None:
-    """Check the search parameters of a merge with the shape of any model that can be opened, if some cannot.
+    """Check the search parameters of a merge if some models cannot be opened, with the shape of one that can.
 
     Raises:
         RecipeError: A search parameter is invalid.
@@ -49,7 +49,7 @@ def check_items(spec: SearchSpec, batch: ItemBatch) -> None:
         batch: The search split.
 
     Raises:
-        SpecError: It does not.
+        SpecError: The budget is too small.
     """
     items, minibatches = spec.config.budget.items, spec.config.search_minibatches
     if items is None:

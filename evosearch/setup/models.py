@@ -31,8 +31,8 @@ class Models:
     Attributes:
         checkpoints: Reference → checkpoint.
         recipe: The recipe they were opened for, or its frame.
-        opener: Opened them, and has the nested recipes.
-        also: Further models, which only baselines use.
+        opener: The opener of the checkpoints, which has the nested recipes.
+        also: Additional models, which only baselines use.
     """
 
     checkpoints: dict[str, Checkpoint]
@@ -93,7 +93,7 @@ class Models:
         return all(shape == shapes[0] for shape in shapes)
 
     def needs_another(self, recipe: Recipe) -> bool:
-        """Whether a recipe cannot be scored in the candidates' resident model: its layers or its config differ."""
+        """Whether a recipe needs its own resident model, because its layers or its config differ from a candidate's."""
         if (recipe.routing is None) != (self.recipe.routing is None):
             return True
         return not self.layout(recipe).answers_as(self.output)
@@ -116,7 +116,7 @@ class Models:
             place = f"{where}{error.where.removeprefix('recipe')}" if error.where.startswith("recipe") else error.where
             raise RecipeError(place, error.what, error.allowed, error.next) from None
 
-    def check_beside(self, recipe: Recipe, where: str) -> None:
+    def check_baseline(self, recipe: Recipe, where: str) -> None:
         """Check that a baseline of other models can be merged and scored on the same prompts.
 
         Raises:
@@ -172,7 +172,7 @@ def open_models(
         where: File and key of the recipe, for errors.
         watcher: Shows what is being prepared.
         allow_pickle: Read pickled weights of models without safetensors.
-        also: Further models, which only baselines use; `Models.check_beside` checks whether they fit.
+        also: Additional models, which only baselines use; `Models.check_baseline` checks whether they fit.
         recipes: Reference → recipe, of nested recipes that are not read from files.
 
     Raises:

@@ -190,7 +190,7 @@ def _baselines(spec: SearchSpec, models: Models) -> list[Baseline]:
     found = [_of_stage(baseline, spec) for baseline in made]
     for baseline in found:
         if baseline.recipe is not None and set(baseline.recipe.references()) & set(models.also):
-            models.check_beside(baseline.recipe, spec.at("baselines"))
+            models.check_baseline(baseline.recipe, spec.at("baselines"))
     return found
 
 

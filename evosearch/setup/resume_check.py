@@ -1,7 +1,7 @@
 """Resume check: the inputs of a recorded search must be what they were when it started.
 
-Scores of one search are compared with each other, so all of them must come from the same models and questions. Whatever
-determines a score and is outside the spec is recorded as a digest when a search starts, and compared at every resume.
+Scores of one search are compared with each other, so all of them must come from the same models and questions. Digests
+of everything outside the spec that determines a score are recorded when a search starts, and compared at every resume.
 """
 
 import re
@@ -19,7 +19,7 @@ from evosearch.setup.prepare import Prepared
 from evosearch.spec.spec import SearchSpec
 
 DIGEST = re.compile("[0-9a-f]{16,}")
-RESTORE = "or give the new search another name"
+OR_RENAME = "or give the new search another name"
 
 
 def circumstances(prepared: Prepared) -> Circumstances:
@@ -67,7 +67,7 @@ def check_same_search(recorded: Mapping[str, Any], spec: SearchSpec, where: str)
     """Check that a recorded identity is the spec's.
 
     Args:
-        recorded: Identity that the ledger has under the spec's name.
+        recorded: Identity of the search of this name in the ledger.
         spec: The spec as it is now.
         where: The ledger, for errors.
 
@@ -91,7 +91,7 @@ def _check_suite(recorded: Mapping[str, Any], now: Mapping[str, Any], prepared: 
     """Name the key of the suite that changed; the suite's digest in the spec's identity only shows that one did."""
     old, new = _flat(recorded), _flat(now)
     for key in [*old, *(key for key in new if key not in old)]:
-        if old.get(key) != new.get(key) and key.rpartition(".")[2] != "place":  # an index, which no score depends on
+        if old.get(key) != new.get(key) and key.rpartition(".")[2] != "place":  # affects no score
             raise _changed(f"{prepared.suite.source}: {key}", "it", old.get(key), new.get(key), "Undo the change")
 
 
@@ -104,7 +104,7 @@ def _check_inputs(recorded: Mapping[str, str], prepared: Prepared) -> None:
         if now != sha:
             changed = "tokenizer" if reference.startswith(TOKENIZER_OF) else "weights"
             what = f"its {changed} changed since this search started (content {sha[:12]} then, {now[:12]} now)"
-            raise LedgerError(where, what, next=f"Restore the model, {RESTORE}")
+            raise LedgerError(where, what, next=f"Restore the model, {OR_RENAME}")
 
 
 def _check_files(
@@ -135,7 +135,7 @@ def _check_documents(recorded: Mapping[str, Mapping[str, str]], ledger: Ledger, 
             if digest != items.digest:
                 where = prepared.suite.where("tasks", index[items.task], "task")
                 what = _difference(ledger.item_set(digest), items, split)
-                raise LedgerError(where, what, next=f"Restore the data, {RESTORE}")
+                raise LedgerError(where, what, next=f"Restore the data, {OR_RENAME}")
 
 
 def _difference(then: ItemSet, now: ItemSet, split: str) -> str:
@@ -156,7 +156,7 @@ def _difference(then: ItemSet, now: ItemSet, split: str) -> str:
 
 def _changed(where: str, what: str, old: Any, new: Any, undo: str) -> LedgerError:
     text = f"{what} changed since this search started ({_shown(old)} then, {_shown(new)} now)"
-    return LedgerError(where, text, next=f"{undo}, {RESTORE}")
+    return LedgerError(where, text, next=f"{undo}, {OR_RENAME}")
 
 
 def _shown(value: Any) -> str:

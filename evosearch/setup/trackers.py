@@ -16,15 +16,15 @@ from evosearch.tracking.mirror import Mirror
 from evosearch.tracking.mlflow import MlflowMirror
 from evosearch.tracking.registry import Registry
 
-CATCH_UP_S = 120.0  # how long a run waits for the mirror at its end
-PATIENCE_S = 10.0  # how long it waits for a failing store
+CATCH_UP_S = 120.0  # wait for the mirror at the end of a run
+PATIENCE_S = 10.0  # wait for a failing store
 INTERRUPTED_S = 5.0  # limit of both for an interrupted run, which may be killed soon
 JSON_LINES = "jsonl:"  # `jsonl:events.jsonl`: a file in the run directory instead of an MLflow store
 
 
 @contextmanager
 def mirroring(run_dir: RunDir, search_id: str, watcher: Watcher) -> Iterator[Mirror]:
-    """The mirror of a search, which may catch up for a while on exit; the next run writes what it missed."""
+    """The mirror of a search. On exit it gets some time to catch up; the next run writes the rest."""
 
     def notice(text: str) -> None:
         watcher.note(f"{shown(run_dir)}: {text}")

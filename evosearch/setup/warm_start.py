@@ -1,4 +1,4 @@
-"""Warm start: begin at the best candidate of another search, and tell the optimizer of its other candidates.
+"""Warm start: begin at the best candidate of another search, and tell the optimizer its other candidates.
 
 The other search is read once, when a search first starts, and recorded: it may change or vanish later, and a resume
 reads the record.
@@ -123,7 +123,7 @@ def _of_kind(dimension: Dimension, value: Scalar) -> bool:
 
 
 def _known(prepared: Prepared, state: SearchState, ranked: list[str]) -> tuple[tuple[KnownCandidate, ...], str]:
-    """The candidates whose fitness holds here too, best first; if there are none, the reason."""
+    """The candidates whose fitness is valid here too, best first; if there are none, the reason."""
     theirs, ours = state.spec, prepared.spec.identity()
     if _questions(theirs, state.circumstances.batches.get("search")) != _questions(
         ours, prepared.batches["search"].digest
@@ -143,7 +143,7 @@ def _known(prepared: Prepared, state: SearchState, ranked: list[str]) -> tuple[t
 
 
 def _questions(identity: Mapping[str, Any], batch: str | None) -> tuple[Any, ...]:
-    """What a fitness depends on besides the recipe."""
+    """Everything that a fitness depends on, except the recipe."""
     suite = identity["suite"]
     return suite["digest"], suite["weights"], suite["chances"], batch
 

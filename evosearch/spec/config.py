@@ -89,7 +89,7 @@ class WorkersConfig(Document):
 
 
 class TrackingConfig(Document):
-    """Where the search is mirrored for people to watch."""
+    """Tracking store that mirrors the search."""
 
     uri: Url | None = None
     """MLflow tracking URI; default: a SQLite file in the runs folder. `jsonl:FILE` writes JSON lines to a file in the
@@ -105,14 +105,14 @@ class TrackingConfig(Document):
 
 
 class BaselinesConfig(Document):
-    """Models that the winner must beat, besides those that follow from the recipe."""
+    """Models that the winner must beat, in addition to those that follow from the recipe."""
 
     scales: tuple[FiniteFloat, ...] = SCALES
     """Scales of the task-arithmetic scale sweep."""
     base_model: Text | None = None
     """Base of the baselines where the recipe has none."""
     models: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
-    """Models of the uniform average and of the scale sweep; each is also a parent baseline of its own."""
+    """Models of the uniform average and of the scale sweep; each is also a parent baseline."""
 
     @model_validator(mode="after")
     def _distinct_names(self) -> Self:
@@ -141,7 +141,7 @@ class SpecFile(Document):
     name: Name
     """Name of the search, of its run directory and of its MLflow experiment."""
     recipe: dict[str, Any]
-    """A recipe in which search parameters stand in place of values, as `{low: 0.0, high: 1.0}`."""
+    """A recipe in which search parameters replace values, such as `{low: 0.0, high: 1.0}`."""
     optimizer: OptimizerConfig
     """The optimizer and its options."""
     suite: str
@@ -157,10 +157,10 @@ class SpecFile(Document):
     workers: WorkersConfig = WorkersConfig()
     """The workers that score candidates."""
     tracking: TrackingConfig = TrackingConfig()
-    """Where the search is mirrored for people to watch."""
+    """Tracking store that mirrors the search."""
     ledger: Url | None = None
     """Database URL of the ledger, `sqlite:///FILE` or `postgresql://…`; default: a SQLite file in the run directory."""
     baselines: BaselinesConfig = BaselinesConfig()
-    """Models that the winner must beat, besides those that follow from the recipe."""
+    """Models that the winner must beat, in addition to those that follow from the recipe."""
     promotion: PromotionConfig = PromotionConfig()
     """How the winner is chosen and registered."""

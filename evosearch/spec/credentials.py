@@ -29,7 +29,7 @@ def without_credentials(url: str) -> str:
 
 
 def _in_web_address(url: str) -> str | None:
-    """What may be secret in a web address: a user name can be a token, and so can any query parameter."""
+    """Return the possible secret in a web address: a user name may be a token, and so may any query parameter."""
     account, at, _ = url.rpartition("@")
     if at:
         return "contains a password" if ":" in account.partition("//")[2] else "contains a user name"
@@ -38,7 +38,7 @@ def _in_web_address(url: str) -> str | None:
 
 
 def _in_database_url(url: str) -> str | None:
-    """What is secret in a database URL, as SQLAlchemy parses it; a URL it cannot parse is searched for a password."""
+    """Return the secret in a database URL, as SQLAlchemy parses it; other URLs are searched for a password."""
     try:
         parsed = sa.make_url(url)
         password, keys = parsed.password is not None, "&".join(parsed.query)

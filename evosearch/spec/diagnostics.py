@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 @dataclass
 class Diagnostics:
-    """What checks found, each text once, in order.
+    """Problems, warnings and notes, each text once, in the order in which checks found them.
 
     A check whose input failed an earlier check is skipped: it could only repeat the same problem.
 

@@ -56,7 +56,7 @@ def recorded_names(ledger: str, where: str = "ledger") -> list[str]:
 
     Args:
         ledger: Database URL.
-        where: What errors name.
+        where: Name of the ledger in errors.
 
     Raises:
         LedgerError: The ledger cannot be read.

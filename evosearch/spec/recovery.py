@@ -1,4 +1,4 @@
-"""Error recovery: set aside what is wrong in a spec, so that the rest can be checked too."""
+"""Error recovery: sets aside the invalid keys of a spec, so that the rest can be checked too."""
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -15,7 +15,7 @@ from evosearch.spec.diagnostics import Diagnostics
 from evosearch.spec.spec import STAGE_KEYS, SearchSpec, load_suite_of, search_of, stage_references
 from evosearch.spec.stages import StagedSpec, StagesFile, parse
 
-# Values for required keys that are wrong; none of them can cause a problem of its own
+# Values that replace those of invalid required keys, and cause no further problems
 PLACEHOLDERS: dict[str, Any] = {
     "name": "unnamed",
     "optimizer": {"name": "random"},
@@ -33,11 +33,11 @@ NO_SUITE = Suite.model_validate(
 
 @dataclass(frozen=True)
 class Recovered:
-    """What can be checked of a spec.
+    """A spec without its invalid keys.
 
     Attributes:
-        spec: The spec, without its wrong keys; None where its recipe or stages cannot be read.
-        suite: The spec's suite; None where it cannot be loaded (`spec.suite` is then `NO_SUITE`).
+        spec: The spec; None if its recipe or stages cannot be read.
+        suite: The spec's suite; None if it cannot be loaded (`spec.suite` is then `NO_SUITE`).
     """
 
     spec: SearchSpec | StagedSpec | None
@@ -51,7 +51,7 @@ def read(path: Path, diagnostics: Diagnostics) -> Recovered:
 
 
 def recover(path: Path, data: Mapping[str, Any], diagnostics: Diagnostics) -> Recovered:
-    """The spec in `data`; its problems are recorded. A spec with problems is good for further checks only."""
+    """The spec in `data`; its problems are recorded. A spec with problems must not be run, only checked further."""
     try:
         spec = parse(path, data)
     except InputError as error:
@@ -77,7 +77,7 @@ def _without_problems(path: Path, data: Mapping[str, Any], diagnostics: Diagnost
 
 
 def _valid_config(path: Path, data: Mapping[str, Any], diagnostics: Diagnostics) -> SpecFile | StagesFile | None:
-    """The config without its wrong keys; None where the recipe or the stages are wrong."""
+    """The config without its invalid keys; None if the recipe or the stages are invalid."""
     model: type[SpecFile] | type[StagesFile] = StagesFile if "stages" in data else SpecFile
     left = {key: deepcopy(value) for key, value in data.items() if model is SpecFile or key not in STAGE_KEYS}
     while found := documents.problems(model, left, str(path), SpecError):
@@ -93,7 +93,7 @@ def _set_aside(
     data: dict[str, Any],
     found: Sequence[tuple[tuple[str | int, ...], InputError]],
 ) -> bool:
-    """Remove wrong keys from a document, or replace them; return False where neither is possible."""
+    """Remove invalid keys from a document, or replace them; return False if neither is possible."""
     unknown = [keys for keys, error in found if error.what == "unknown key"]
     for keys in unknown:
         node: Any = data

@@ -14,7 +14,7 @@ from evosearch.spec.credentials import without_credentials
 
 SQLITE = "sqlite:///"
 LEDGER_FILE = "ledger.db"  # in the run directory, unless the spec names another ledger
-LEDGER_URL_FILE = "ledger.url"  # there in place of it: one line, the URL of the ledger without a password
+LEDGER_URL_FILE = "ledger.url"  # in the run directory if the ledger is not: its URL without a password
 
 
 def runs_folder() -> Path:
@@ -62,7 +62,7 @@ class RunDir:
 
     @property
     def external_ledger(self) -> str | None:
-        """The ledger's URL where it is outside the run directory; SQLite files by their absolute path."""
+        """The ledger's URL if it is outside the run directory; SQLite files by their absolute path."""
         url = self.ledger
         if url.startswith(SQLITE):
             url = f"{SQLITE}{os.path.abspath(url.removeprefix(SQLITE))}"
@@ -71,7 +71,7 @@ class RunDir:
     def owns(self, search: str) -> bool:
         """Whether a search in the ledger belongs to this run directory.
 
-        A shared ledger may have `night.v2` next to `night`: a stage of `night` has a subfolder from its start.
+        In a shared ledger, `night.v2` may be a stage of `night` or a search of its own. A stage has a subfolder.
         """
         if self.external_ledger is None or search == self.name:
             return True

@@ -46,7 +46,7 @@ class Winner:
     place: Path | None = None
 
     def reference(self, stage: str) -> str:
-        """How recipes of later stages refer to it."""
+        """Reference by which recipes of later stages name it."""
         return f"{STAGE}{stage}" if self.place is None else str(self.place)
 
 
@@ -109,7 +109,7 @@ class SearchSpec:
 
     @property
     def recipes(self) -> Mapping[str, Mapping[str, Any]]:
-        """Reference → recipe, of those known by name only; see `Stage.recipes`."""
+        """Reference → recipe, of those that are not read from files; see `Stage.recipes`."""
         return self.stage.recipes if self.stage else {}
 
     @property
@@ -119,7 +119,7 @@ class SearchSpec:
 
     @property
     def objective_count(self) -> int:
-        """Number of values that the optimizer is told of each candidate."""
+        """Number of values that the optimizer is told for each candidate."""
         return len(self.objectives) or 1
 
     @cached_property
@@ -156,7 +156,7 @@ class SearchSpec:
         return f"{self.file}: {f'stages[{self.stage.index}].' if own and self.stage else ''}{key}"
 
     def identity(self) -> dict[str, Any]:
-        """What makes this search this search, as plain data; recorded, and compared on resume.
+        """The identity of the search as plain data: recorded at its start, and compared on resume.
 
         Keys at their defaults are left out, so that a new key with a default changes no identity.
         """

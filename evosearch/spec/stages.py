@@ -38,7 +38,7 @@ LONGEST = 64  # characters of `<name>.<stage>`, as of any search's name
 
 
 class StageConfig(Document):
-    """One stage: what is searched, how, and for how long."""
+    """One stage: a recipe, an optimizer and a budget."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
     """Name of the stage; its search is `<name>.<stage>`."""
@@ -60,13 +60,13 @@ class StagesFile(Document):
     name: one.Name
     """Name of the multi-stage run, of its run directory and of its MLflow experiment."""
     stages: Annotated[tuple[StageConfig, ...], Field(min_length=2)]
-    """The stages, in order. Every stage but the last must be used by a later one."""
+    """The stages, in order. Each must be used by a later one, except the last."""
     suite: str
     """The evaluation suite, a YAML file; a relative path starts at the spec's own folder."""
     workers: one.WorkersConfig = one.WorkersConfig()
     """The workers that score candidates."""
     tracking: one.TrackingConfig = one.TrackingConfig()
-    """Where the searches are mirrored for people to watch."""
+    """Tracking store that mirrors the searches."""
     ledger: Url | None = None
     """Database URL of the ledger, `sqlite:///FILE` or `postgresql://…`; default: a SQLite file in the run directory."""
     baselines: one.BaselinesConfig = one.BaselinesConfig()
@@ -97,7 +97,8 @@ class StagesFile(Document):
         for index, name in enumerate(earlier[:-1]):
             if name not in used:
                 what = f"no later stage builds on '{name}'"
-                raise SpecError(f"stages[{index}].name", what, f"'{STAGE}{name}' as a model of one", "Or remove it")
+                allowed = f"'{STAGE}{name}' as a model of a later stage"
+                raise SpecError(f"stages[{index}].name", what, allowed, "Or remove it")
         return self
 
 
@@ -145,7 +146,7 @@ class StagedSpec:
         return f"{self.name}.{self.config.stages[index].name}"
 
     def run_dir(self, index: int) -> RunDir:
-        """Run directory of a stage, whose winners to build on need not be known."""
+        """Run directory of a stage; its search need not be ready to run."""
         config = self.config
         return configured_run_dir(self.name, config.stages[index].name, config.ledger, config.tracking)
 
@@ -182,6 +183,6 @@ def parse(path: Path, data: Mapping[str, Any]) -> SearchSpec | StagedSpec:
     misplaced = next((key for key in STAGE_KEYS if key in data), None)
     if misplaced is not None:
         allowed = f"Each stage has its own {', '.join(StageConfig.model_fields)}"
-        raise SpecError(f"{path}: {misplaced}", "belongs into a stage", allowed, "Move it, or remove stages")
+        raise SpecError(f"{path}: {misplaced}", "belongs in a stage", allowed, "Move it, or remove stages")
     config = documents.validate(StagesFile, data, str(path), SpecError)
     return StagedSpec(path, config, load_suite_of(path, config.suite))

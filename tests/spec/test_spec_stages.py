@@ -63,9 +63,9 @@ def changed(stages: Stages, *keys: Any, to: Any) -> Stages:
         (
             two(),
             {"recipe": merge("./expert1")},
-            r"hybrid\.yaml: recipe: belongs into a stage\. Each stage has its own name, recipe",
+            r"hybrid\.yaml: recipe: belongs in a stage\. Each stage has its own name, recipe",
         ),
-        (two(), {"budget": {"candidates": 3}}, r"hybrid\.yaml: budget: belongs into a stage"),
+        (two(), {"budget": {"candidates": 3}}, r"hybrid\.yaml: budget: belongs in a stage"),
         (two()[:1], {}, r"hybrid\.yaml: stages: .*at least 2"),
         (changed(two(), 1, "name", to="one"), {}, r"stages\[1\]\.name: an earlier stage is named 'one' too"),
         (changed(two(), 1, "name", to="a.b"), {}, r"stages\[1\]\.name: .*pattern"),
@@ -101,7 +101,7 @@ def changed(stages: Stages, *keys: Any, to: Any) -> Stages:
         (two(), {"name": "n" * 61}, r"stages\[0\]\.name: the search's name .* is longer than 64"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named_where_it_stands(world: World, stages: Stages, more: dict[str, Any], said: str) -> None:
+def test_problems_name_the_key(world: World, stages: Stages, more: dict[str, Any], said: str) -> None:
     path = write(world, copy.deepcopy(stages), **more)
     with pytest.raises(SpecError, match=said):
         every_stage(path)
@@ -114,7 +114,7 @@ def every_stage(path: Path) -> None:
         spec.stage(index, {"one": Winner({}, "0" * 64)})
 
 
-def test_a_plain_spec_has_no_stages_to_name(world: World) -> None:
+def test_a_plain_spec_cannot_refer_to_stages(world: World) -> None:
     path = world(recipe=merge("stage:one", "./expert1"))
     with pytest.raises(SpecError, match=r"recipe\.models\[0\]\.model: got 'stage:one', and this spec has no stages"):
         load(path)
@@ -135,7 +135,7 @@ def test_a_stage_reference_may_be_a_routes_and_a_bases(world: World) -> None:
     assert found.name == "hybrid.routes"
 
 
-def test_the_search_id_of_a_later_stage_follows_what_it_builds_on_and_not_where_it_lies(world: World) -> None:
+def test_the_search_id_of_a_later_stage_depends_on_content_and_not_on_paths(world: World) -> None:
     spec = load(write(world, two()))
     assert isinstance(spec, StagedSpec)
     ids = [
@@ -173,14 +173,14 @@ def test_baselines_of_the_last_stage_may_be_the_specs_own(world: World) -> None:
     ],
 )
 def test_specs_of_one_search_keep_their_search_id(name: str, expected: str) -> None:
-    """A new key leaves no trace where it is not set: ledgers written before it go on."""
+    """A new key that is not set does not change ids, so that older ledgers can be resumed."""
     spec = load(ROOT / "recipes" / f"{name}.yaml")
     assert isinstance(spec, SearchSpec)
     assert spec.search_id() == load_spec(spec.file).search_id() == expected
 
 
-def test_a_champion_that_holds_a_winner_is_known_by_that_winner(tmp_path: Path) -> None:
-    """Its file names the inner recipe; a search that has the same recipe among its models can be held against it."""
+def test_a_champion_made_of_a_winner_is_recognized_by_its_content(tmp_path: Path) -> None:
+    """A search that has the inner recipe among its models can be compared with the champion."""
     inner = tmp_path / "winner.yaml"
     inner.write_text(yaml.safe_dump({"merge_method": "linear", "models": [{"model": "org/a"}, {"model": "org/b"}]}))
     recipe = Recipe(merge_method="linear", models=(Input(model=str(inner)), Input(model="org/c")))
@@ -190,8 +190,8 @@ def test_a_champion_that_holds_a_winner_is_known_by_that_winner(tmp_path: Path) 
         assert read_champion(text, "merged", cast("Prepared", prepared)).references() == expected
 
 
-def test_a_champion_of_a_winner_of_a_winner_is_known_whatever_its_file_calls_them(tmp_path: Path) -> None:
-    """The middle one's own file calls its inner recipe `winner`; in the champion's another one is called so."""
+def test_a_champion_with_doubly_nested_winners_is_recognized_under_any_names(tmp_path: Path) -> None:
+    """The middle recipe's file names its inner recipe `winner`; the champion's file gives that name to another."""
 
     def linear(*models: str) -> Recipe:
         return Recipe(merge_method="linear", models=tuple(Input(model=model) for model in models))
