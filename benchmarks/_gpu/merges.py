@@ -10,19 +10,12 @@ from benchmarks._gpu.results import require
 from benchmarks._gpu.world import World
 from evosearch.materialize.in_memory import ResidentModel
 from evosearch.merging import philox
-from evosearch.merging.registry import method, specs
+from evosearch.merging.registry import specs
+from evosearch.recipe.shapes import MethodSpec
 
 DENSITIES = (0.01, 0.3, 0.5, 0.999, 1.0)
 STARTS = (0, 3, 12345, (1 << 32) + 5)  # index of the first element: within a block, beyond 32 bits
-METHODS: dict[str, dict[str, Any]] = {
-    "linear": {"weight": 0.5},
-    "slerp": {"t": 0.3},
-    "task_arithmetic": {"weight": 0.6},
-    "ties": {"weight": 0.7, "density": 0.4},
-    "dare_linear": {"weight": 0.6, "density": 0.5},
-    "dare_ties": {"weight": 0.6, "density": 0.5},
-    "passthrough": {"scale": 0.9},
-}
+WITHIN = 0.4  # of a parameter's bounds: the value of the checks
 RELATIVE = 1e-5  # tolerance of an entry, relative to the tensor's largest
 OTHERS = 1e-5  # share of entries that may differ: rounding decides ties between signs or magnitudes
 
@@ -46,16 +39,14 @@ def masks(device: torch.device, elements: int) -> Mapping[str, Any]:
 
 
 def merges(world: World, device: torch.device) -> Mapping[str, Any]:
-    """Compare every built-in method tensor by tensor, and time it."""
-    own = {name for name in specs() if method(name).merge.__module__.startswith("evosearch.")}
-    require(set(METHODS) == own, f"methods without a check: {sorted(own ^ set(METHODS))}")
+    """Compare every method tensor by tensor, and time it."""
     checkpoints = world.checkpoints()
     example = world.recipe(weight=0.5)
     here = ResidentModel(checkpoints, str(world.models[0]), "cpu", torch.float32, example)
     there = ResidentModel(checkpoints, str(world.models[0]), device, torch.float32, example)
     figures: dict[str, Any] = {}
-    for name, parameters in METHODS.items():
-        recipe = world.recipe(name, **parameters)
+    for name, spec in specs().items():
+        recipe = world.recipe(name, **_settings(spec))
         seconds = [_seconds(model, recipe, device) for model in (here, there)]
         entries = others = 0
         for (key, mine), theirs in zip(here.model.state_dict().items(), there.model.state_dict().values(), strict=True):
@@ -66,6 +57,16 @@ def merges(world: World, device: torch.device) -> Mapping[str, Any]:
         figures[f"{name}_cpu_seconds_over_device"] = seconds[0] / seconds[1]
         figures[f"{name}_others"] = others
     return figures
+
+
+def _settings(spec: MethodSpec) -> dict[str, float]:
+    """Return a value for every number of a method, inside its bounds."""
+    numbers = {name: param for name, param in spec.parameters.items() if param.kind == "float"}
+    return {
+        name: param.low + WITHIN * (param.high - param.low)
+        for name, param in numbers.items()
+        if param.low is not None and param.high is not None
+    }
 
 
 def _seconds(model: ResidentModel, recipe: Any, device: torch.device) -> float:

@@ -15,6 +15,7 @@ from evosearch.checkpoints.reader import Checkpoint
 from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.suites.suite import Suite, load_suite
 from evosearch.execution.worker_config import WorkerConfig
+from evosearch.merging.registry import specs
 from evosearch.recipe.schema import Recipe
 
 LETTERS = "abcdefghij"
@@ -57,18 +58,17 @@ class World:
         return Harness(self.suite)
 
     def recipe(self, method: str = "task_arithmetic", dtype: str = "float32", **parameters: Any) -> Recipe:
-        """Recipe that merges the two models, with the base if the method takes one."""
+        """Recipe that merges the two models, or the first of them, with the base if the method takes one."""
         base, *others = self.models
-        listed = others[:1] if method == "passthrough" else others
+        spec = specs()[method]
+        listed = others[: spec.models[1]]
         data = {
             "merge_method": method,
             "models": [{"model": str(model)} for model in listed],
             "parameters": parameters,
             "dtype": dtype,
         }
-        if method in ("slerp",):
-            data |= {"base_model": str(others[0])}
-        elif method not in ("linear", "passthrough"):
+        if spec.takes_base:
             data |= {"base_model": str(base)}
         return Recipe.model_validate(data)
 

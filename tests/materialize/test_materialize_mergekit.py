@@ -12,6 +12,7 @@ from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.merging.registry import specs
 from evosearch.recipe.mergekit import to_mergekit
 from evosearch.recipe.schema import Recipe
+from evosearch.recipe.shapes import Param
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "numpy.core is deprecated", DeprecationWarning)  # mergekit.io.lazy_unpickle
@@ -75,6 +76,27 @@ def recipe_of(family: dict[str, Checkpoint], method: str, **extra: object) -> Re
     if method == "ties":
         data["parameters"] |= {"density": [{"filter": "mlp", "value": [0.3, 0.8]}, {"value": 0.6}]}
     return Recipe.model_validate(data | extra)
+
+
+def within(param: Param, share: float) -> float:
+    assert param.low is not None
+    assert param.high is not None
+    return param.low + share * (param.high - param.low)
+
+
+@pytest.mark.parametrize("method", [name for name, spec in specs().items() if spec.mergekit and not spec.random])
+def test_every_method_with_a_form_gives_mergekits_weights(method, tmp_path, untied):
+    """Every number inside its bounds and different per model; those with random masks have tests of their own."""
+    spec, (base, *parents) = specs()[method], untied
+    numbers = {name: param for name, param in spec.parameters.items() if param.kind == "float"}
+    models = []
+    for index, parent in enumerate(parents[: spec.models[1]]):
+        own = {name: within(param, 0.3 + 0.2 * index) for name, param in numbers.items() if param.per_model}
+        models.append({"model": parent, "parameters": own})
+    shared = {name: within(param, 0.4) for name, param in numbers.items() if not param.per_model}
+    data = {"merge_method": method, "models": models, "parameters": shared}
+    recipe = Recipe.model_validate(data | ({"base_model": base} if spec.takes_base else {}))
+    assert_same(recipe, untied, tmp_path)
 
 
 @pytest.mark.parametrize("method", ["linear", "slerp", "task_arithmetic", "ties"])
@@ -158,7 +180,7 @@ def test_mergekits_gradient_would_put_final_norm_and_head_elsewhere(tmp_path, un
     torch.testing.assert_close(ours[same], theirs[same], rtol=0, atol=TOLERANCE)
 
 
-def test_the_config_comes_from_the_base_and_says_the_output_type(tmp_path, untied):
+def test_the_config_is_the_bases_with_the_output_type(tmp_path, untied):
     base = next(iter(untied))
     recipe = recipe_of(untied, "ties", out_dtype="bfloat16")
     write_checkpoint(recipe, untied, tmp_path / "out", base)
