@@ -32,4 +32,4 @@ def command(
         print_json(result)
     else:
         show_check(console, result)
-    return 0 if result["ok"] else 2
+    return 0 if result.ok else 2

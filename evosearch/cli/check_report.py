@@ -1,37 +1,31 @@
-"""Output of `evosearch check`: problems first, then what a run costs."""
+"""Output of `evosearch check`: problems, notes, and the forecast of a run's cost."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from evosearch.cli.console import show_problem
 from evosearch.cli.tables import make_table
-from evosearch.reporting.columns import Column
+from evosearch.preflight.check import TOKENS_TITLE, CheckReport, TokenCounts, token_columns
 
-Result = dict[str, Any]  # of `preflight.check`
+Forecast = Mapping[str, Any]  # of a `CheckReport`
 
 
-def show_check(console: Console, result: Result) -> None:
+def show_check(console: Console, report: CheckReport) -> None:
     """Print the problems, the notes and the forecast of a check."""
-    for problem in result["problems"]:
+    for problem in report.problems:
         show_problem(console, problem)
-    for text in result["notes"]:
+    for text in report.notes:
         console.print(text, markup=False, soft_wrap=True)
-    show_forecast(console, result["forecast"])
-    if result["ok"]:
+    show_forecast(console, report.forecast)
+    if report.ok:
         console.print("no problems found", style="green")
 
 
-def show_problem(console: Console, problem: Result) -> None:
-    """Print one problem, with what is allowed and what to do next."""
-    console.print(f"{problem['where']}: {problem['what']}", style="red", markup=False, soft_wrap=True)
-    for key in ("allowed", "next"):
-        if problem.get(key):
-            console.print(f"  {problem[key]}", markup=False, soft_wrap=True)
-
-
-def show_forecast(console: Console, forecast: Result) -> None:
+def show_forecast(console: Console, forecast: Forecast) -> None:
     """Print tokens, memory, and time per candidate and in total, as far as they were forecast."""
     if forecast.get("tokens"):
         console.print(tokens_table(forecast["tokens"]))
@@ -41,38 +35,28 @@ def show_forecast(console: Console, forecast: Result) -> None:
         if one.get("seconds_per_candidate"):
             console.print(
                 f"{f'stage {name}: ' if name else ''}one candidate takes {one['seconds_per_candidate']:.2f} s on one "
-                f"worker; {one['candidates_per_hour']:,.0f} an hour with {one['workers']} worker(s)",
+                f"worker; {one['candidates_per_hour']:,.0f} per hour with {one['workers']} worker(s)",
                 highlight=False,
             )
     if forecast.get("total_hours") is not None:
         console.print(_total(forecast), highlight=False)
 
 
-def _total(forecast: Result) -> str:
+def _total(forecast: Forecast) -> str:
     ends, price = datetime.fromisoformat(forecast["ends"]).strftime("%A %Y-%m-%d %H:%M %Z"), forecast.get("price")
     cost = "" if price is None else f" and costs about {price:,.2f} (workers.price_per_hour)"
     hours = f"about {forecast['total_hours']:.2f} hours{cost}"
     return f"the run, including baselines, finalists and test, takes {hours}; started now, it ends by {ends}"
 
 
-def tokens_table(tokens: dict[str, dict[str, int]]) -> Table:
+def tokens_table(tokens: Mapping[str, TokenCounts]) -> Table:
     """Show the tokens of one candidate by split; without a tokenizer only its items."""
-    headings = {"requested": "requested", "distinct": "distinct", "generated_at_most": "generated at most"}
     counted = any("requested" in row for row in tokens.values())
-    columns = [
-        Column[tuple[str, dict[str, int]]]("split", lambda row: row[0], left=True),
-        _count_column("items", "items"),
-        *(_count_column(key, heading) for key, heading in headings.items() if counted),
-    ]
-    return make_table("Tokens of one candidate" if counted else "Items", columns, list(tokens.items()))
+    return make_table(TOKENS_TITLE if counted else "Items", token_columns(tokens), list(tokens.items()))
 
 
-def _count_column(key: str, heading: str) -> Column[tuple[str, dict[str, int]]]:
-    return Column(heading, lambda row: f"{row[1][key]:,}")
-
-
-def show_cost(console: Console, cost: Result) -> None:
-    """Print the GPU hours, memory and disk space of a search; nothing for one that hardly needs a GPU."""
+def show_cost(console: Console, cost: Forecast) -> None:
+    """Print the GPU hours, memory and disk space of a search, unless its GPU time is negligible."""
     hours = cost["gpu_hours"] or {name: seconds / 3600 for name, seconds in cost["seconds_per_candidate"].items()}
     if cost["gpu_hours"] and max(hours.values()) < 0.1:
         return

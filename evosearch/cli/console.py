@@ -1,7 +1,7 @@
 """Console output shared by all commands: options, JSON, errors, notes and progress.
 
-With `--json` exactly one document goes to standard output. Text for people goes to standard error, except the tables
-that are a command's result.
+With `--json`, standard output is exactly one JSON document. Otherwise it has a command's result; notes, errors and
+progress always go to standard error.
 """
 
 import json
@@ -16,14 +16,16 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from evosearch.errors import ClusterError
+from evosearch.errors import ClusterError, InputError
 from evosearch.search import progress
 from evosearch.search.progress import Progress as SearchProgress
 from evosearch.search.progress import Silent
 
-JSON = typer.Option(False, "--json", help="Print one JSON document to standard output, and nothing else there.")
+JSON = typer.Option(False, "--json", help="Print exactly one JSON document to standard output.")
 ALLOW_PICKLE = typer.Option(
-    False, "--allow-pickle", help="Read pickled weights (*.bin) of models without safetensors; weights only."
+    False,
+    "--allow-pickle",
+    help="Read pickled weights (*.bin) of models without safetensors, loaded with weights_only.",
 )
 CONTINUE_FROM_BEST = typer.Option(
     False,
@@ -41,13 +43,13 @@ JSON_LINE_EVERY_S = 5.0
 
 
 class ProgressAs(str, Enum):
-    """Form of the progress on standard error."""
+    """Format of the progress on standard error."""
 
     auto = "auto"
     json = "json"
 
 
-# A log file has no width: make it wide enough that no table is cut.
+# A log file has no width; make it wide enough that no table is truncated.
 console = Console() if Console().is_terminal else Console(width=110)
 stderr = Console(stderr=True)
 
@@ -64,6 +66,8 @@ def print_json(data: Any) -> None:
 
 
 def _jsonable(value: Any) -> dict[str, Any]:
+    if isinstance(value, InputError):
+        return value.to_dict()
     if is_dataclass(value):
         return {one.name: getattr(value, one.name) for one in fields(value)}
     if isinstance(value, Mapping):
@@ -88,17 +92,25 @@ def print_error(text: str) -> None:
     stderr.print(text, style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
+def show_problem(console: Console, problem: InputError) -> None:
+    """Print one problem, with what is allowed and what to do next."""
+    console.print(f"{problem.where}: {problem.what}", style="red", markup=False, soft_wrap=True)
+    for text in (problem.allowed, problem.next):
+        if text:
+            console.print(f"  {text}", markup=False, soft_wrap=True)
+
+
 def note(text: str) -> None:
     """Print a note to standard error."""
     stderr.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def watcher(quiet: bool, progress: ProgressAs = ProgressAs.auto) -> "Silent | BarWatcher | LineWatcher":
-    """Return a watcher that shows a bar on a terminal and one line a minute in a log file.
+    """Return a watcher that shows a bar on a terminal, or one line per minute in a log file.
 
     Args:
         quiet: Show nothing, as with `--json`.
-        progress: `json` writes JSON lines, whatever `quiet` says.
+        progress: `json` writes JSON lines, even if `quiet` is set.
     """
     if progress is ProgressAs.json:
         return LineWatcher(JSON_LINE_EVERY_S, json_line)
@@ -108,7 +120,7 @@ def watcher(quiet: bool, progress: ProgressAs = ProgressAs.auto) -> "Silent | Ba
 
 
 def describe(progress: SearchProgress) -> str:
-    """Format `best fitness 0.8120 · 31.5 cand./min · 2 failed · 1 min 40 s left`, without what is not known yet."""
+    """Format `best fitness 0.8120 · 31.5 cand./min · 2 failed · 1 min 40 s left`, omitting unknown values."""
     parts = []
     if progress.best is not None:
         parts.append(f"best fitness {progress.best:.4f}")
@@ -186,7 +198,7 @@ def text_line(content: SearchProgress | str) -> str:
 
 
 class LineWatcher:
-    """Watcher for log files: one line at the start of each stage, and then one a minute.
+    """Watcher for log files: one line at the start and the end of each stage, and one per minute in between.
 
     Args:
         every_s: Seconds between two lines of one stage.
@@ -215,7 +227,7 @@ class LineWatcher:
         self.update(SearchProgress(what, round(fraction * 100), 100))
 
     def close(self) -> None:
-        """Do nothing: lines leave nothing to clean up."""
+        """Do nothing: there is nothing to clean up."""
 
 
 def duration(seconds: float) -> str:

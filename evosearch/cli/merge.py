@@ -9,7 +9,7 @@ from evosearch.cli.console import ALLOW_PICKLE, JSON, console, print_json, watch
 
 def command(
     recipe: Path = typer.Argument(help="A recipe (YAML)."),
-    out: Path = typer.Argument(help="The folder to write; it must be empty or not exist."),
+    out: Path = typer.Argument(help="Folder to write; it must not exist, or be empty."),
     allow_pickle: bool = ALLOW_PICKLE,
     json: bool = JSON,
 ) -> None:
@@ -18,15 +18,15 @@ def command(
 
     watching = watcher(json)
     try:
-        result = merge(recipe, out, watching, allow_pickle)
+        report = merge(recipe, out, watching, allow_pickle)
     finally:
         watching.close()
     if json:
-        print_json(result)
+        print_json(report)
     else:
         console.print(
-            f"{result['out']}: {result['tensors']} tensors, {result['bytes'] / 2**20:,.0f} MiB "
-            f"in {result['seconds']['total']:.1f} s, recipe {result['recipe_id'][:12]}, "
-            f"weights {result['weights_sha256'][:12]}",
+            f"{report.out}: {report.tensors} tensors, {report.bytes / 2**20:,.0f} MiB "
+            f"in {report.seconds['total']:.1f} s, recipe {report.recipe_id[:12]}, "
+            f"weights {report.weights_sha256[:12]}",
             highlight=False,
         )

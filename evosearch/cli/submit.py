@@ -13,19 +13,19 @@ from evosearch.cli.console import (
     note,
     print_json,
     required_address,
+    show_problem,
     watcher,
 )
 
 
 def command(
-    spec: Path = typer.Argument(help="A search spec (YAML), of one search or of stages."),
+    spec: Path = typer.Argument(help="A search spec (YAML), with one or several stages."),
     address: str | None = ADDRESS,
     continue_from_best: bool = CONTINUE_FROM_BEST,
     allow_pickle: bool = ALLOW_PICKLE,
     json: bool = JSON,
 ) -> int:
-    """Check a spec here and on a cluster, and queue it there. Submitting it again resumes a search that has ended."""
-    from evosearch.cli.check_report import show_problem
+    """Check a spec here and on a cluster, and queue it there. Submitting it again resumes a stopped search."""
     from evosearch.jobs.commands import Options
     from evosearch.jobs.submit import submit
 
@@ -39,7 +39,7 @@ def command(
         print_json(found.to_json())
         return 2 if found.problems else 0
     for problem in found.problems:
-        show_problem(console, problem.to_dict())
+        show_problem(console, problem)
     for text in found.notes:
         note(text)
     if found.problems:

@@ -21,7 +21,7 @@ PAGE = 4096  # bytes
 
 
 @dataclass(frozen=True)
-class MergeReport:
+class CheckpointReport:
     """Result of a checkpoint export and its cost.
 
     Attributes:
@@ -48,7 +48,7 @@ def write_checkpoint(
     out: Path,
     donor: str,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> MergeReport:
+) -> CheckpointReport:
     """Write a recipe's model to a folder, which appears complete or not at all.
 
     Args:
@@ -92,7 +92,7 @@ def write_checkpoint(
             clock.lap("write")
     clock.lap("write")  # companions, index, rename
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
-    return MergeReport(out, len(ops), writer.bytes_written, clock.seconds(), peak_gib, writer.weights_sha256)
+    return CheckpointReport(out, len(ops), writer.bytes_written, clock.seconds(), peak_gib, writer.weights_sha256)
 
 
 def _touch(tensor: torch.Tensor) -> None:

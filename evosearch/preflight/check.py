@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evosearch import documents
-from evosearch.errors import SpecError
+from evosearch.errors import InputError, SpecError
 from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.suites.suite import load_suite
 from evosearch.evaluation.types import SPLITS
@@ -20,6 +20,8 @@ from evosearch.preflight.power import power_warnings
 from evosearch.preflight.preflight import preflight
 from evosearch.recipe import checks, files
 from evosearch.recipe.files import STAGE
+from evosearch.reporting.columns import Column
+from evosearch.reporting.notebook import html_list, html_paragraph, html_table
 from evosearch.search.progress import Watcher
 from evosearch.setup.models import open_models
 from evosearch.setup.prepare import Prepared
@@ -30,6 +32,51 @@ from evosearch.spec.recovery import Recovered, recover
 from evosearch.spec.spec import SearchSpec, Winner
 from evosearch.spec.stages import StagedSpec
 
+TOKENS_TITLE = "Tokens of one candidate"
+
+TokenCounts = Mapping[str, int]  # of one split: items, requested, …
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """What a check found, as `evosearch check --json` prints it.
+
+    Attributes:
+        ok: There are no problems.
+        problems: Errors that would stop a run.
+        notes: Warnings and further information.
+        memory: Host memory in GiB by purpose; `device` is a GPU's, `worker` was measured.
+        licences: Model → licence; None if it states none.
+        forecast: Tokens, cost, duration and price, as far as they are known.
+    """
+
+    ok: bool
+    problems: tuple[InputError, ...]
+    notes: tuple[str, ...]
+    memory: Mapping[str, Any]
+    licences: Mapping[str, str | None]
+    forecast: Mapping[str, Any]
+
+    def _repr_html_(self) -> str:
+        found = "No problems found" if self.ok else f"{len(self.problems)} problem(s)"
+        parts = [html_paragraph(found), html_list(map(str, self.problems)), html_list(self.notes)]
+        if tokens := self.forecast.get("tokens"):
+            parts.append(html_table(TOKENS_TITLE, token_columns(tokens), list(tokens.items())))
+        if total := self.forecast.get("total_hours"):
+            parts.append(html_paragraph(f"The run takes about {total:.2f} hours"))
+        return "".join(parts)
+
+
+def token_columns(tokens: Mapping[str, TokenCounts]) -> list[Column[tuple[str, TokenCounts]]]:
+    """Return the columns of the tokens of one candidate by split; without a tokenizer only its items."""
+    counted = any("requested" in row for row in tokens.values())
+    keys = ("items", *(("requested", "distinct", "generated_at_most") if counted else ()))
+    return [Column("split", lambda row: row[0], left=True), *map(_count_column, keys)]
+
+
+def _count_column(key: str) -> Column[tuple[str, TokenCounts]]:
+    return Column(key.replace("_", " "), lambda row: f"{row[1][key]:,}")
+
 
 def check(
     path: Path,
@@ -38,8 +85,8 @@ def check(
     allow_pickle: bool = False,
     model: str | None = None,
     weights: bool = True,
-) -> dict[str, Any]:
-    """Check a spec, a recipe or a suite; the result is what `evosearch check --json` prints.
+) -> CheckReport:
+    """Check a spec, a recipe or a suite.
 
     Args:
         path: The YAML file.
@@ -52,7 +99,7 @@ def check(
     diagnostics = Diagnostics()
     found = diagnostics.attempt(lambda: documents.read_all(path, SpecError))
     if found is None:
-        return _result(diagnostics)
+        return _report(diagnostics)
     kind = kind_of(found)
     if kind is Kind.SUITE:
         return _check_suite(path, model, watcher, diagnostics)
@@ -68,74 +115,74 @@ def check(
     return _check_spec(recovered, dry_run, watcher, diagnostics, allow_pickle)
 
 
-def _result(
+def _report(
     diagnostics: Diagnostics,
     memory: Mapping[str, Any] | None = None,
     forecast: Mapping[str, Any] | None = None,
     licences: Mapping[str, str | None] | None = None,
-) -> dict[str, Any]:
-    return {
-        "ok": not diagnostics.problems,
-        "problems": [problem.to_dict() for problem in diagnostics.problems],
-        "notes": [*diagnostics.warnings, *diagnostics.notes],
-        "memory": dict(memory or {}),
-        "licences": dict(licences or {}),
-        "forecast": dict(forecast or {}),
-    }
+) -> CheckReport:
+    return CheckReport(
+        ok=not diagnostics.problems,
+        problems=tuple(diagnostics.problems),
+        notes=(*diagnostics.warnings, *diagnostics.notes),
+        memory=memory or {},
+        licences=licences or {},
+        forecast=forecast or {},
+    )
 
 
-def _check_suite(path: Path, model: str | None, watcher: Watcher, diagnostics: Diagnostics) -> dict[str, Any]:
+def _check_suite(path: Path, model: str | None, watcher: Watcher, diagnostics: Diagnostics) -> CheckReport:
     """Check tasks, metrics and splits; with a model also its prompts, and count the tokens of a candidate."""
     suite = diagnostics.attempt(lambda: load_suite(path))
     harness = diagnostics.attempt(lambda: Harness(suite)) if suite is not None else None
     if harness is None:
-        return _result(diagnostics)
+        return _report(diagnostics)
     items = {split: len(harness.batch(split)) for split in SPLITS}
     diagnostics.notes += power_warnings(harness.suite, harness.batch("test"))
     if model is None:
         diagnostics.note("the number of tokens depends on the tokenizer: count them with --model REFERENCE")
-        return _result(diagnostics, None, {"tokens": {split: {"items": count} for split, count in items.items()}})
+        return _report(diagnostics, None, {"tokens": {split: {"items": count} for split, count in items.items()}})
     tokens = diagnostics.attempt(lambda: count_for(harness, model, watcher))
-    return _result(diagnostics, None, {"tokens": {split: found.to_dict() for split, found in (tokens or {}).items()}})
+    return _report(diagnostics, None, {"tokens": {split: found.to_dict() for split, found in (tokens or {}).items()}})
 
 
-def _check_recipe(path: Path, watcher: Watcher, diagnostics: Diagnostics, allow_pickle: bool) -> dict[str, Any]:
+def _check_recipe(path: Path, watcher: Watcher, diagnostics: Diagnostics, allow_pickle: bool) -> CheckReport:
     recipe = diagnostics.attempt(lambda: files.load(path))
     if recipe is None:
-        return _result(diagnostics)
+        return _report(diagnostics)
     notes = diagnostics.attempt(lambda: checks.check(recipe, specs(), f"{path}: "))
     diagnostics.notes += notes or []
     models = diagnostics.attempt(lambda: open_models(recipe, str(path), watcher, allow_pickle))
     if models is None:
-        return _result(diagnostics)
+        return _report(diagnostics)
     if notes is not None:  # otherwise the plan would repeat the same problem
         diagnostics.attempt(lambda: models.plan(recipe, f"{path}: recipe"))
     diagnostics.attempt(lambda: models.inputs)  # reads every weight, and so finds damaged files
-    return _result(diagnostics, memory_of(models))
+    return _report(diagnostics, memory_of(models))
 
 
-def _check_cost(found: Recovered, watcher: Watcher, diagnostics: Diagnostics) -> dict[str, Any]:
+def _check_cost(found: Recovered, watcher: Watcher, diagnostics: Diagnostics) -> CheckReport:
     """Estimate the cost of a spec without fetching anything large."""
     spec, suite = found.spec, found.suite
     harness = diagnostics.attempt(lambda: Harness(suite)) if suite is not None else None
     if spec is None or harness is None or diagnostics.problems:
-        return _result(diagnostics)
+        return _report(diagnostics)
     estimate = diagnostics.attempt(lambda: estimate_cost(spec, harness, watcher))
     diagnostics.note("no weights were fetched or read, so it was not checked whether the models can be merged")
-    return _result(diagnostics, None, estimate)
+    return _report(diagnostics, None, estimate)
 
 
 def _check_spec(
     found: Recovered, dry_run: bool, watcher: Watcher, diagnostics: Diagnostics, allow_pickle: bool
-) -> dict[str, Any]:
+) -> CheckReport:
     spec, suite = found.spec, found.suite
     harness = diagnostics.attempt(lambda: Harness(suite)) if suite is not None else None
     if spec is None:
-        return _result(diagnostics)
+        return _report(diagnostics)
     if isinstance(spec, StagedSpec):
         return check_stages(spec, diagnostics, watcher, harness, dry_run, allow_pickle)
     one = _check_one(spec, diagnostics, watcher, harness, dry_run, allow_pickle)
-    return _result(diagnostics, one.memory, one.forecast, one.licences)
+    return _report(diagnostics, one.memory, one.forecast, one.licences)
 
 
 @dataclass
@@ -181,7 +228,7 @@ def check_stages(
     harness: Harness | None,
     dry_run: bool,
     allow_pickle: bool = False,
-) -> dict[str, Any]:
+) -> CheckReport:
     """Check every stage, with the merged start of each earlier stage in place of its winner.
 
     Returns:
@@ -207,7 +254,7 @@ def check_stages(
     licences = {name: licence for one in checked.values() for name, licence in one.licences.items()}
     forecasts = {name: one.forecast for name, one in checked.items() if one.prepared is not None}
     total = _total(spec, forecasts) if len(forecasts) == spec.count else {}
-    return _result(diagnostics, memory, total, licences)
+    return _report(diagnostics, memory, total, licences)
 
 
 def _total(spec: StagedSpec, forecasts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """`evosearch merge`: write a recipe's merge as a checkpoint."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.merging.registry import specs
@@ -10,8 +11,41 @@ from evosearch.search.progress import Watcher
 from evosearch.setup.models import open_models
 
 
-def merge(path: Path, out: Path, watcher: Watcher, allow_pickle: bool = False) -> dict[str, Any]:
-    """Merge the recipe in `path` into the folder `out`; the result is what `evosearch merge --json` prints."""
+@dataclass(frozen=True)
+class MergeReport:
+    """A merged checkpoint, as `evosearch merge --json` prints it.
+
+    Attributes:
+        out: The folder.
+        tensors: Number of tensors.
+        bytes: Size of the weights.
+        seconds: Phase → duration; `total` is that of all phases.
+        peak_rss_gib: Peak resident memory of this process so far, in GiB.
+        recipe_id: Id of the recipe with its models' weights.
+        weights_sha256: Digest of the merged weights; it does not depend on how they are split into files.
+    """
+
+    out: str
+    tensors: int
+    bytes: int
+    seconds: Mapping[str, float]
+    peak_rss_gib: float
+    recipe_id: str
+    weights_sha256: str
+
+
+def merge(path: Path, out: Path, watcher: Watcher, allow_pickle: bool = False) -> MergeReport:
+    """Merge the recipe in a file and write the result as a checkpoint.
+
+    Args:
+        path: The recipe file.
+        out: Folder to write; it must be empty or not exist.
+        watcher: Shows progress and notes.
+        allow_pickle: Read pickled weights of models without safetensors.
+
+    Raises:
+        InputError: The recipe is wrong, its models cannot be merged, or `out` is not empty.
+    """
     recipe = files.load(path)
     for text in checks.check(recipe, specs(), str(path) + ": "):
         watcher.note(text)
@@ -19,12 +53,12 @@ def merge(path: Path, out: Path, watcher: Watcher, allow_pickle: bool = False) -
     models.plan(recipe, f"{path}: recipe")
     recipe_id = models.identify(recipe)  # reads every weight, and so finds damaged parents before anything is written
     report = write_checkpoint(recipe, models.checkpoints, out, models.donor)
-    return {
-        "out": str(report.out),
-        "tensors": report.tensors,
-        "bytes": report.bytes,
-        "seconds": dict(report.seconds),
-        "peak_rss_gib": report.peak_rss_gib,
-        "recipe_id": recipe_id,
-        "weights_sha256": report.weights_sha256,
-    }
+    return MergeReport(
+        out=str(report.out),
+        tensors=report.tensors,
+        bytes=report.bytes,
+        seconds=report.seconds,
+        peak_rss_gib=report.peak_rss_gib,
+        recipe_id=recipe_id,
+        weights_sha256=report.weights_sha256,
+    )

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,25 @@ import numpy as np
 from evosearch.errors import EvosearchError, SuiteError
 from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.suites.suite import load_suite
-from evosearch.evaluation.types import LOGLIKELIHOODS, REQUESTS, SPLITS, Column, ItemBatch, ScoreCard
+from evosearch.evaluation.types import (
+    IN_LANGUAGE,
+    LOGLIKELIHOODS,
+    REQUESTS,
+    SPLITS,
+    Estimate,
+    ItemBatch,
+    ScoreCard,
+    TaskScore,
+    Tokens,
+)
+from evosearch.evaluation.types import Column as ItemValues
 from evosearch.execution.worker import Worker
 from evosearch.merging.registry import specs
+from evosearch.promotion.disclosure import CONTAMINATED, opened
 from evosearch.recipe import checks, files
 from evosearch.recipe.schema import Recipe
+from evosearch.reporting.columns import Column, number
+from evosearch.reporting.notebook import html_paragraph, html_table
 from evosearch.reporting.openings import record_reread
 from evosearch.search.baselines import single
 from evosearch.search.progress import Watcher
@@ -25,10 +40,73 @@ from evosearch.setup.models import open_models
 from evosearch.spec.config import WorkersConfig
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoreReport:
+    """Scores of a model on one split, as `evosearch score --json` prints them.
+
+    Attributes:
+        suite: Name of the suite.
+        split: The split.
+        model: The model, as it was given.
+        recipe_id: Id of the recipe with its models' weights.
+        tasks: Task → the suite's metric.
+        score: Weighted mean over tasks, in points: 0 at chance level, 100 at best.
+        fitness: What a search would maximize.
+        reported: Task → metric → figure that lm-eval reports; None if it is not finite.
+        tokens: Numbers of tokens that were run.
+        modes: `loglikelihood`, `generation` → execution mode.
+        seconds: Phase → duration.
+        device: The device.
+        test_openings: Openings of this test set by all searches, up to now; None on other splits.
+        contamination_acknowledged: The suite acknowledges contamination; None on other splits.
+    """
+
+    suite: str
+    split: str
+    model: str
+    recipe_id: str
+    tasks: Mapping[str, TaskScore]
+    score: float
+    fitness: Estimate
+    reported: Mapping[str, Mapping[str, float | None]]
+    tokens: Tokens
+    modes: Mapping[str, str]
+    seconds: Mapping[str, float]
+    device: str
+    test_openings: int | None = None
+    contamination_acknowledged: bool | None = None
+
+    @property
+    def title(self) -> str:
+        """What was scored, and the score."""
+        return f"{self.suite}, {self.split}: score {self.score:.2f}"
+
+    def _repr_html_(self) -> str:
+        texts = [] if self.test_openings is None else [opened(self.test_openings)]
+        texts += [CONTAMINATED] if self.contamination_acknowledged else []
+        table = html_table(self.title, score_columns(self), list(self.tasks.items()))
+        return html_paragraph(self.model) + table + "".join(map(html_paragraph, texts))
+
+
+def score_columns(report: ScoreReport) -> list[Column[tuple[str, TaskScore]]]:
+    """Return the columns of a score: each task's metric and, with a required language, the share of answers in it."""
+    spoken = {task: metrics[IN_LANGUAGE] for task, metrics in report.reported.items() if IN_LANGUAGE in metrics}
+    columns: list[Column[tuple[str, TaskScore]]] = [
+        Column("task", lambda row: row[0], left=True),
+        Column("metric", lambda row: row[1].metric, left=True),
+        Column("value", lambda row: number(row[1].value, 4)),
+        Column("stderr", lambda row: number(row[1].stderr, 4)),
+        Column("items", lambda row: str(row[1].n)),
+    ]
+    if any(task in spoken for task in report.tasks):
+        columns.append(Column("in language", lambda row: number(spoken.get(row[0]), 4)))
+    return columns
+
+
 def score(
     model: str, suite_path: Path, split: str, items: Path | None, watcher: Watcher, allow_pickle: bool = False
-) -> dict[str, Any]:
-    """Score in this process; the result is what `evosearch score --json` prints.
+) -> ScoreReport:
+    """Score a model or a recipe in this process.
 
     Args:
         model: Reference of a model, or path of a recipe.
@@ -53,11 +131,10 @@ def score(
     models = open_models(recipe, model, watcher, allow_pickle)
     worker = Worker(worker_config(WorkersConfig(), models, suite, recipe.output_dtype), harness=harness)
     worker.scorer.prepare(batch)  # before the test split opens: may find problems of the suite
-    disclosed: dict[str, Any] = {}
+    openings = None
     if split == "test":
-        count = record_reread(batch, f"score {model}")
-        watcher.note(f"test split: this evaluation is recorded (openings of this test set so far: {count})")
-        disclosed = {"test_openings": count, "contamination_acknowledged": suite.acknowledge_contamination}
+        openings = record_reread(batch, f"score {model}")
+        watcher.note(f"test split: this evaluation is recorded (openings of this test set so far: {openings})")
     outcome = worker.run(Job(f"score@{split}", recipe, batch))
     if outcome.card is None:
         assert outcome.failure is not None
@@ -65,21 +142,22 @@ def score(
     card = outcome.card
     if items is not None:
         _write_items(items, batch, card)
-    summary = card.summary()
-    return {
-        "suite": suite.name,
-        "split": split,
-        "model": model,
-        "recipe_id": models.identify(recipe),
-        "tasks": summary["tasks"],
-        "score": summary["score"],
-        "fitness": summary["fitness"],
-        "reported": summary["reported"],
-        "tokens": summary["tokens"],
-        "modes": summary["modes"],
-        "seconds": {"load": worker.load_seconds, **summary["seconds"]},
-        "device": str(worker.device),
-    } | disclosed
+    return ScoreReport(
+        suite=suite.name,
+        split=split,
+        model=model,
+        recipe_id=models.identify(recipe),
+        tasks=card.tasks,
+        score=card.score,
+        fitness=card.fitness,
+        reported=card.summary()["reported"],
+        tokens=card.tokens,
+        modes=card.modes,
+        seconds={"load": worker.load_seconds, **card.seconds},
+        device=str(worker.device),
+        test_openings=openings,
+        contamination_acknowledged=None if openings is None else suite.acknowledge_contamination,
+    )
 
 
 def _recipe(model: str, watcher: Watcher) -> Recipe:
@@ -92,7 +170,7 @@ def _recipe(model: str, watcher: Watcher) -> Recipe:
     return recipe
 
 
-def _metrics(columns: Mapping[str, Column], index: int) -> dict[str, Any]:
+def _metrics(columns: Mapping[str, ItemValues], index: int) -> dict[str, Any]:
     """One item's metrics: numbers, null for none, lists where lm-eval aggregates tuples."""
     found: dict[str, Any] = {}
     for column, values in columns.items():

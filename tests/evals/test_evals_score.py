@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -26,16 +25,16 @@ def test_a_checkpoint_on_tuned_and_tested_documents(
     suite = smaller(name, generation_kwargs={"max_gen_toks": 24})  # enough for a random model
     model = str(models / "one")
     forecast = check(suite, dry_run=False, watcher=Silent(), model=model)
-    assert forecast["problems"] == []
+    assert forecast.problems == ()
     for split, count in SPLITS.items():
         found = score(model, suite, split, None, Silent())
-        assert {task: row["metric"] for task, row in found["tasks"].items()} == TASKS[name]
-        assert {row["n"] for row in found["tasks"].values()} == {count}
-        assert all(0 <= row["value"] <= 1 for row in found["tasks"].values())
-        expected = forecast["forecast"]["tokens"][split]
+        assert {task: row.metric for task, row in found.tasks.items()} == TASKS[name]
+        assert {row.n for row in found.tasks.values()} == {count}
+        assert all(0 <= row.value <= 1 for row in found.tasks.values())
+        expected = forecast.forecast["tokens"][split]
         limit = expected["generated_at_most"]
-        assert expected["requested"] <= found["tokens"]["requested"] <= expected["requested"] + 2 * limit
-        assert expected["distinct"] <= found["tokens"]["distinct"] <= expected["distinct"] + limit
+        assert expected["requested"] <= found.tokens.requested <= expected["requested"] + 2 * limit
+        assert expected["distinct"] <= found.tokens.distinct <= expected["distinct"] + limit
 
 
 def test_a_recipe_and_its_items(hub: Path, models: Path, smaller: Callable[..., Path], tmp_path: Path) -> None:
@@ -47,14 +46,14 @@ def test_a_recipe_and_its_items(hub: Path, models: Path, smaller: Callable[..., 
     found = score(str(recipe), suite, "search", tmp_path / "items.jsonl", Silent())
     items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
     assert {item["documents"] for item in items} == {"train"}  # the dataset split of their doc ids
-    for task, row in found["tasks"].items():
-        own = [item["metrics"][row["metric"]] for item in items if item["task"] == task]
+    for task, row in found.tasks.items():
+        own = [item["metrics"][row.metric] for item in items if item["task"] == task]
         assert len(own) == 5
-        assert sum(own) / 5 == pytest.approx(row["value"])
-    assert found["reported"]["gsm8k_flexible"].keys() == {"exact_match"}
+        assert sum(own) / 5 == pytest.approx(row.value)
+    assert found.reported["gsm8k_flexible"].keys() == {"exact_match"}
     weights = {"gsm8k": 1 / 3, "arc_easy": 1 / 6, "arc_challenge": 1 / 6, "hellaswag": 1 / 3}
-    points = {task: (row["value"] - chance(task)) / (1 - chance(task)) for task, row in found["tasks"].items()}
-    assert found["score"] == pytest.approx(100 * sum(weights[task] * points[task] for task in weights))
+    points = {task: (row.value - chance(task)) / (1 - chance(task)) for task, row in found.tasks.items()}
+    assert found.score == pytest.approx(100 * sum(weights[task] * points[task] for task in weights))
 
 
 def chance(task: str) -> float:
@@ -68,6 +67,6 @@ def test_missing_data_is_an_error_at_the_task(
     """Without a network and without the data sets, the error is at the task that cannot be read."""
     suite = smaller(name)
     monkeypatch.chdir(tmp_path)
-    found: dict[str, Any] = check(suite, dry_run=False, watcher=Silent())
-    assert not found["ok"]
-    assert found["problems"][0]["where"] == f"{suite}: tasks[0].task"
+    found = check(suite, dry_run=False, watcher=Silent())
+    assert not found.ok
+    assert found.problems[0].where == f"{suite}: tasks[0].task"

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from evosearch.errors import InputError, Problems
-from evosearch.preflight.check import check
+from evosearch.preflight.check import CheckReport, check
 from evosearch.search.progress import Silent
 from evosearch.service.run import run
 from evosearch.spec.spec import load_spec
@@ -27,13 +27,13 @@ class Listener(Silent):
         self.notes.append(text)
 
 
-def checked(spec: Path) -> dict[str, Any]:
+def checked(spec: Path) -> CheckReport:
     return check(spec, dry_run=False, watcher=Silent())
 
 
 def told(spec: Path) -> list[str]:
     """Every problem as `where: what`."""
-    return [f"{problem['where']}: {problem['what']}" for problem in checked(spec)["problems"]]
+    return [f"{problem.where}: {problem.what}" for problem in checked(spec).problems]
 
 
 def one(found: list[str], *parts: str) -> None:
@@ -69,7 +69,7 @@ def six_mistakes(world: World) -> Path:
     return spec
 
 
-def test_six_mistakes_are_six_problems(world: World) -> None:
+def test_six_errors_are_six_problems(world: World) -> None:
     spec = six_mistakes(world)
     found = told(spec)
     one(found, f"{spec}: optimizer.sigam", "has no option 'sigam'")
@@ -81,18 +81,18 @@ def test_six_mistakes_are_six_problems(world: World) -> None:
     assert len(found) == 6
 
 
-def test_run_says_the_same_list_and_writes_nothing(world: World, evosearch: Evosearch, tmp_path: Path) -> None:
+def test_run_lists_the_same_problems_and_writes_nothing(world: World, evosearch: Evosearch, tmp_path: Path) -> None:
     spec = six_mistakes(world)
-    listed = checked(spec)["problems"]
+    listed = checked(spec).problems
     before = sorted(path.name for path in spec.parent.iterdir())
     code, out, err = evosearch("run", spec, "--json")
     assert code == 2
     error = json.loads(out)["error"]
-    assert error["problems"] == listed
+    assert error["problems"] == [problem.to_dict() for problem in listed]
     assert error["where"] == str(spec)
     assert error["what"] == "6 problems"
     for number, problem in enumerate(listed, start=1):
-        assert f"{number}. {problem['where']}: {problem['what']}" in err
+        assert f"{number}. {problem.where}: {problem.what}" in err
     assert not (tmp_path / "runs").exists()
     assert sorted(path.name for path in spec.parent.iterdir()) == before
 
@@ -105,7 +105,7 @@ def test_one_problem_is_the_error_itself(world: World, evosearch: Evosearch) -> 
     assert "problems" not in error
 
 
-def test_every_model_that_cannot_be_had_is_named_and_every_one_that_does_not_fit(world: World) -> None:
+def test_every_missing_or_incompatible_model_is_named(world: World) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     spec = world()
@@ -131,9 +131,7 @@ def test_every_model_that_cannot_be_had_is_named_and_every_one_that_does_not_fit
 @pytest.mark.parametrize(
     ("reference", "what"), [("org/base+org/one+org/two", "got 2 adapters"), ("org/base+", "no adapter after the '+'")]
 )
-def test_a_reference_that_is_none_is_named_by_its_key_and_hides_no_other(
-    world: World, reference: str, what: str
-) -> None:
+def test_an_invalid_reference_is_named_by_its_key_and_hides_no_other(world: World, reference: str, what: str) -> None:
     spec = world()
     data = yaml.safe_load(spec.read_text())
     data["recipe"]["models"][0]["model"] = reference
@@ -144,7 +142,7 @@ def test_a_reference_that_is_none_is_named_by_its_key_and_hides_no_other(
     one(found, f"{spec}: recipe.models[2].model: {spec.parent}/nowhere: no such folder")
 
 
-def test_what_is_wrong_with_the_suite_hides_nothing_else(world: World) -> None:
+def test_problems_of_the_suite_hide_no_others(world: World) -> None:
     spec = world(objectives=["choice", "generate"], optimizer={"name": "nsga2", "population": 6})
     suite = spec.parent / "suite.yaml"
     text = suite.read_text()
@@ -162,7 +160,7 @@ def test_what_is_wrong_with_the_suite_hides_nothing_else(world: World) -> None:
     assert len(found) == 2
 
 
-def test_stages_with_a_mistake_in_what_they_share(world: World) -> None:
+def test_stages_with_errors_in_shared_keys(world: World) -> None:
     hole = {"low": 0.0, "high": 1.0}
     one_model = [{"model": "./expert1", "parameters": {"weight": hole}}]
     recipe = {"merge_method": "task_arithmetic", "base_model": "./base", "models": one_model}
@@ -195,10 +193,10 @@ def test_licences_are_listed_and_required(world: World) -> None:
     with_card(spec, "base", license="apache-2.0")
     with_card(spec, "expert1", license="other", license_name="Llama3")
     found = checked(spec)
-    assert found["ok"]
-    named = {Path(reference).name: licence for reference, licence in found["licences"].items()}
+    assert found.ok
+    named = {Path(reference).name: licence for reference, licence in found.licences.items()}
     assert named == {"base": "apache-2.0", "expert1": "llama3", "expert2": None}
-    (note,) = [text for text in found["notes"] if text.startswith("licences according to the model cards")]
+    (note,) = [text for text in found.notes if text.startswith("licences according to the model cards")]
     assert "expert2: not stated" in note
 
     own = yaml.safe_load(spec.read_text())["promotion"]
@@ -221,7 +219,7 @@ def test_licences_are_part_of_the_identity_only_where_required(world: World) -> 
 
 
 def test_licences_of_models_within_models(world: World) -> None:
-    """An adapter and a recipe are under what they are made of."""
+    """An adapter and a recipe have the licences of their models."""
     spec = world()
     inner = {"merge_method": "linear", "models": [{"model": "./expert2", "parameters": {"weight": 1.0}}]}
     (spec.parent / "inner.yaml").write_text(yaml.safe_dump(inner))
@@ -257,7 +255,7 @@ def test_cards_of_all_kinds(tmp_path: Path, card: str, licence: str | None) -> N
 
 
 def test_a_card_that_names_another_base_is_noted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only ids of the hub tell which model is meant."""
+    """Only hub ids identify a model."""
     spec = world()
     for name in ("base", "expert1", "expert2"):
         shutil.copytree((spec.parent / name).resolve(), spec.parent / "org" / name)
@@ -265,14 +263,14 @@ def test_a_card_that_names_another_base_is_noted(world: World, monkeypatch: pyte
     for name, base in (("expert1", "org/Base"), ("expert2", ["other/model"])):
         (spec.parent / "org" / name / "README.md").write_text(f"---\n{yaml.safe_dump({'base_model': base})}---\n")
     spec.write_text(spec.read_text().replace("./", "org/"))
-    notes = [text for text in checked(spec)["notes"] if "its card names" in text]
+    notes = [text for text in checked(spec).notes if "its card names" in text]
     assert notes == ["org/expert2: its card names the base model other/model, and the recipe's base_model is org/base"]
 
 
 # --- ledgers and tracking stores ----------------------------------------------------------------------------------
 
 
-def test_json_lines_and_ledgers_are_written_where_that_can_be(world: World) -> None:
+def test_unwritable_ledgers_and_json_lines_files_are_problems(world: World) -> None:
     spec = world(tracking={"uri": f"jsonl:{world().parent}"})
     one(told(spec), "world.yaml: tracking.uri", "is a folder")
     other = spec.parent / "mlflow.db"
@@ -284,7 +282,7 @@ def test_json_lines_and_ledgers_are_written_where_that_can_be(world: World) -> N
     assert other.read_text() == "this is no database"
 
 
-def test_a_suite_of_its_own_and_a_recipe_are_listed_as_ever(world: World) -> None:
+def test_a_single_suite_and_a_recipe_are_checked(world: World) -> None:
     spec = world()
     recipe = spec.parent / "recipe.yaml"
     recipe.write_text(
@@ -295,7 +293,7 @@ def test_a_suite_of_its_own_and_a_recipe_are_listed_as_ever(world: World) -> Non
     found = told(recipe)
     one(found, "gone1")
     one(found, "gone2")
-    assert checked(spec.parent / "suite.yaml")["ok"]
+    assert checked(spec.parent / "suite.yaml").ok
 
 
 def test_problems_travel_between_processes() -> None:
@@ -307,20 +305,20 @@ def test_problems_travel_between_processes() -> None:
     assert [problem.where for problem in again.problems] == ["a", "b"]
 
 
-def test_what_stands_beside_stages_is_one_problem(world: World, evosearch: Evosearch) -> None:
+def test_keys_next_to_stages_are_one_problem(world: World, evosearch: Evosearch) -> None:
     spec = world()
     data = yaml.safe_load(spec.read_text())
     stage = {key: data.pop(key) for key in ("recipe", "budget")} | {"optimizer": {"name": "random"}}
     later = {**stage, "recipe": {**stage["recipe"], "base_model": "stage:a"}}
     spec.write_text(yaml.safe_dump({**data, "stages": [{"name": "a", **stage}, {"name": "b", **later}]}))
     (problem,) = told(spec)
-    assert problem == f"{spec}: optimizer: belongs into a stage"
+    assert problem == f"{spec}: optimizer: belongs in a stage"
     code, out, _ = evosearch("run", spec, "--json")
     assert (code, json.loads(out)["error"]["where"]) == (2, f"{spec}: optimizer")
 
 
-def test_a_later_stage_is_looked_at_before_the_first_begins(world: World, tmp_path: Path) -> None:
-    """A filter that no tensor of the second stage's follows: found before a candidate is scored."""
+def test_later_stages_are_checked_before_the_first_starts(world: World, tmp_path: Path) -> None:
+    """A filter that matches no tensor of the second stage is found before a candidate is scored."""
     spec = world("two")
     data = yaml.safe_load(spec.read_text())
     stage = {key: data.pop(key) for key in ("recipe", "budget")} | {"optimizer": {"name": "random"}}

@@ -18,7 +18,7 @@ World = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A head without cores and one node that says it has two, on loopback."""
+    """A head without cores and one node that reports two, on loopback."""
     kept = {name: os.environ.pop(name, None) for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN")}
     secure_environment(tmp_path_factory.mktemp("ray") / "token")
     from evosearch.execution import ray_settings
@@ -40,29 +40,27 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             os.environ[name] = value
 
 
-def test_a_cluster_that_is_not_there_is_a_problem(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_cluster_is_a_problem(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """First: once connected, a process stays with its cluster."""
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # which connecting sets too
-    (problem,) = check(world(workers={"address": "127.0.0.1:1"}), dry_run=True, watcher=Silent())["problems"]
-    assert "127.0.0.1:1" in problem["where"] + problem["what"]
+    (problem,) = check(world(workers={"address": "127.0.0.1:1"}), dry_run=True, watcher=Silent()).problems
+    assert "127.0.0.1:1" in problem.where + problem.what
 
 
 def test_a_dry_run_is_scored_on_the_cluster(world: World, cluster: Any) -> None:
     workers = {"address": cluster.address, "count": 9, "threads": 1, "device": "cpu", "price_per_hour": 0.5}
     result = check(world(workers=workers), dry_run=True, watcher=Silent())
-    assert result["problems"] == []
-    forecast, memory = result["forecast"], result["memory"]
+    assert result.problems == ()
+    forecast, memory = result.forecast, result.memory
     assert forecast["workers"] == 2
-    assert any("have room for 2 of 9 workers" in note for note in result["notes"])
+    assert any(note.startswith("2 of 9 workers fit") for note in result.notes)
     assert forecast["seconds_per_candidate"] > 0
     assert forecast["price"] == pytest.approx(2 * 0.5 * forecast["total_hours"])
     assert "worker" not in memory  # it does not run in this process
     assert "workers" not in memory
 
 
-def test_a_cluster_that_another_search_fills_keeps_nobody_from_being_checked(
-    world: World, cluster: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_busy_cluster_does_not_fail_a_check(world: World, cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dry_run, "PLACE_S", 5.0)
     import ray
 
@@ -79,13 +77,13 @@ def test_a_cluster_that_another_search_fills_keeps_nobody_from_being_checked(
     finally:
         for other in others:
             ray.kill(other)
-    assert result["problems"] == []
-    assert "the cluster is busy: no dry run, and so no forecast of time" in result["notes"]
-    assert "total_hours" not in result["forecast"]
+    assert result.problems == ()
+    assert "the cluster is busy: no dry run, and so no forecast of time" in result.notes
+    assert "total_hours" not in result.forecast
 
 
-def test_what_no_node_holds_is_a_problem(world: World, cluster: Any) -> None:
+def test_a_worker_that_fits_on_no_node_is_a_problem(world: World, cluster: Any) -> None:
     workers = {"address": cluster.address, "threads": 64, "device": "cpu"}
-    (problem,) = check(world(workers=workers), dry_run=True, watcher=Silent())["problems"]
-    assert "workers.threads" in problem["where"]
-    assert "no node of the cluster has that" in problem["what"]
+    (problem,) = check(world(workers=workers), dry_run=True, watcher=Silent()).problems
+    assert "workers.threads" in problem.where
+    assert "no node of the cluster has that" in problem.what

@@ -24,7 +24,7 @@ WORKERS = WorkersConfig.model_validate({"address": "10.0.0.1:6379"})
 
 @dataclass
 class Shared:
-    """A pool of one worker on a cluster with a clock of its own: each `wait` that brings nothing takes its time."""
+    """A pool of one worker on a cluster with a fake clock, which each `wait` without a result advances."""
 
     place_at: float  # seconds, when the worker gets a place
     answer_at: float
@@ -66,7 +66,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> Callable[[Shared], Outcome]:
 HOUR = 3600.0
 
 
-def test_a_cluster_whose_places_are_taken_is_not_waited_for(scored: Callable[[Shared], Outcome]) -> None:
+def test_a_busy_cluster_is_not_waited_for(scored: Callable[[Shared], Outcome]) -> None:
     pool = Shared(place_at=HOUR, answer_at=HOUR)
     with pytest.raises(dry_run.NoPlaceError, match="the cluster is busy"):
         scored(pool)
@@ -75,14 +75,14 @@ def test_a_cluster_whose_places_are_taken_is_not_waited_for(scored: Callable[[Sh
     assert scored(pool).job.id == JOB.id
 
 
-def test_a_node_that_has_to_start_is_waited_for_and_its_lack_is_no_mistake(scored: Callable[[Shared], Outcome]) -> None:
+def test_a_starting_node_is_waited_for_and_a_missing_one_is_not_a_problem(scored: Callable[[Shared], Outcome]) -> None:
     assert scored(Shared(place_at=1500.0, answer_at=1600.0, taken=False)).job.id == JOB.id
     with pytest.raises(dry_run.NoPlaceError, match="the cluster had no place for a worker in 30 minutes"):
         scored(Shared(place_at=9 * HOUR, answer_at=9 * HOUR, taken=False))
 
 
-def test_a_worker_that_prepares_is_given_the_time_that_a_search_gives(scored: Callable[[Shared], Outcome]) -> None:
-    """Fetching large models takes longer than half an hour; a busy cluster does not matter then."""
+def test_a_preparing_worker_has_the_time_limit_of_a_search(scored: Callable[[Shared], Outcome]) -> None:
+    """Fetching large models may take longer than half an hour, even if the cluster is busy."""
     assert scored(Shared(place_at=10.0, answer_at=3.9 * HOUR)).job.id == JOB.id
     with pytest.raises(SpecError, match=r"night\.yaml: workers: no worker of 10\.0\.0\.1:6379 scored .* 240 minutes"):
         scored(Shared(place_at=10.0, answer_at=9 * HOUR))
@@ -95,11 +95,11 @@ def test_no_more_workers_are_forecast_than_fit(asked: Any, forecast: int, told: 
     notes: list[str] = []
     workers = WorkersConfig.model_validate({"address": "10.0.0.1:6379", "count": asked})
     assert dry_run.parallel_workers(workers, Shared(0.0, 0.0), notes.append) == forecast
-    text = "the cluster's present nodes have room for 2 of 9 workers: the forecast assumes 2"
+    text = "2 of 9 workers fit on the cluster's current nodes: the forecast assumes 2"
     assert notes == ([text] if told else [])
 
 
-def test_without_a_place_a_check_passes_and_says_why_there_is_no_forecast(
+def test_without_a_place_a_check_passes_and_notes_that_there_is_no_forecast(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def busy(*arguments: Any) -> dry_run.DryRun:
@@ -107,7 +107,7 @@ def test_without_a_place_a_check_passes_and_says_why_there_is_no_forecast(
 
     monkeypatch.setattr(forecasts, "dry_run", busy)
     result = check(world(workers={"address": "127.0.0.1:1", "count": 1}), dry_run=True, watcher=Silent())
-    assert result["ok"]
-    assert "the cluster is busy: no dry run, and so no forecast of time" in result["notes"]
-    assert result["forecast"]["tokens"]
-    assert "total_hours" not in result["forecast"]
+    assert result.ok
+    assert "the cluster is busy: no dry run, and so no forecast of time" in result.notes
+    assert result.forecast["tokens"]
+    assert "total_hours" not in result.forecast

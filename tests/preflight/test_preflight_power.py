@@ -40,7 +40,7 @@ def holds(count: int, max_drop: float) -> bool:
 
 
 @pytest.mark.parametrize("max_drop", [0.5, 2.0, 7.0, 31.0])
-def test_a_guard_is_warned_of_just_where_the_gate_could_not_pass_it_without_a_gain(max_drop: float) -> None:
+def test_guard_warnings_agree_with_the_gates_bound(max_drop: float) -> None:
     for count in (15, 60, 170, 250, 1019, 1021):
         told = power_warnings(suite_of(max_drop), batch_of(count))
         assert bool(told) != holds(count, max_drop), (count, told)
@@ -51,7 +51,7 @@ def test_a_guard_is_warned_of_just_where_the_gate_could_not_pass_it_without_a_ga
     assert holds(6, float(text.split()[-1]))
 
 
-def test_what_is_said_of_a_guard() -> None:
+def test_text_of_a_guard_warning() -> None:
     assert power_warnings(suite_of(0.5, 0.0), batch_of(15)) == [
         "s.yaml: guards[0]: guard on 'sort': even if no answer changed, 15 right-or-wrong test items could not exclude "
         "a drop of 20.4 points, and max_drop is 0.5. Use at least 765 items or max_drop 20.4"
@@ -67,7 +67,7 @@ def test_few_units_are_warned_of() -> None:
         assert text.startswith(f"s.yaml: tasks[0].documents.test: 'sort' has {units} on test, too few for any gain")
 
 
-def test_check_and_run_tell(world: World) -> None:
+def test_check_and_run_print_the_warnings(world: World) -> None:
     folder = world(name="few").parent
     suite: dict[str, Any] = yaml.safe_load((folder / "suite.yaml").read_text())
     suite["documents"]["test"] = 4
@@ -75,7 +75,7 @@ def test_check_and_run_tell(world: World) -> None:
     (folder / "suite_few.yaml").write_text(yaml.safe_dump(suite))
     spec = world(name="few", suite="suite_few.yaml", budget={"candidates": 2}, promotion={"finalists": 1})
     found = [check(path, dry_run=False, watcher=Silent()) for path in (spec, folder / "suite_few.yaml")]
-    assert all(result["ok"] for result in found)
+    assert all(result.ok for result in found)
 
     heard: list[str] = []
 
@@ -84,6 +84,6 @@ def test_check_and_run_tell(world: World) -> None:
             heard.append(text)
 
     run(spec, Listening())
-    for said in (*(result["notes"] for result in found), heard):
+    for said in (*(result.notes for result in found), heard):
         assert sum("has 4 items on test" in text for text in said) == 2
         assert sum("guards[0]: guard on 'choice'" in text for text in said) == 1

@@ -4,12 +4,11 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from evosearch.preflight.check import check
+from evosearch.preflight.check import CheckReport, check
 from evosearch.search.progress import Silent
 from evosearch.service.score import score
 
@@ -17,9 +16,9 @@ World = Callable[..., Path]
 SPLITS = ("search", "validation", "test")
 
 
-def tokens(result: dict[str, Any]) -> dict[str, dict[str, int]]:
-    assert result["problems"] == []
-    found: dict[str, dict[str, int]] = result["forecast"]["tokens"]
+def tokens(result: CheckReport) -> dict[str, dict[str, int]]:
+    assert result.problems == ()
+    found: dict[str, dict[str, int]] = result.forecast["tokens"]
     assert tuple(found) == SPLITS
     return found
 
@@ -33,7 +32,7 @@ def with_tasks(folder: Path, *names: str) -> Path:
     return path
 
 
-def test_a_spec_and_its_suite_say_the_same(world: World) -> None:
+def test_a_spec_and_its_suite_have_the_same_token_counts(world: World) -> None:
     spec = world()
     of_spec = tokens(check(spec, dry_run=False, watcher=Silent()))
     suite, model = spec.parent / "suite.yaml", str(spec.parent / "base")
@@ -46,9 +45,9 @@ def test_log_likelihoods_take_what_was_forecast(world: World) -> None:
     folder = world().parent
     suite = with_tasks(folder, "choice")
     forecast = tokens(check(suite, dry_run=False, watcher=Silent(), model=str(folder / "base")))
-    taken = score(str(folder / "base"), suite, "search", None, Silent())["tokens"]
+    taken = score(str(folder / "base"), suite, "search", None, Silent()).tokens
     expected = forecast["search"]
-    assert (taken["requested"], taken["distinct"]) == (expected["requested"], expected["distinct"])
+    assert (taken.requested, taken.distinct) == (expected["requested"], expected["distinct"])
     # 4 letters and `?` a document, then nothing or `a`: the last token of a continuation is never run
     assert expected["requested"] == 8 * (6 + 5 + 5)
     assert expected["distinct"] < 8 * 6
@@ -59,9 +58,9 @@ def test_generation_takes_no_more_than_was_forecast(world: World) -> None:
     folder = world().parent
     suite = with_tasks(folder, "generate")
     forecast = tokens(check(suite, dry_run=False, watcher=Silent(), model=str(folder / "base")))["search"]
-    taken = score(str(folder / "base"), suite, "search", None, Silent())["tokens"]
-    assert forecast["requested"] <= taken["requested"] <= forecast["requested"] + forecast["generated_at_most"]
-    assert forecast["distinct"] <= taken["distinct"] <= forecast["distinct"] + forecast["generated_at_most"]
+    taken = score(str(folder / "base"), suite, "search", None, Silent()).tokens
+    assert forecast["requested"] <= taken.requested <= forecast["requested"] + forecast["generated_at_most"]
+    assert forecast["distinct"] <= taken.distinct <= forecast["distinct"] + forecast["generated_at_most"]
     assert forecast["requested"] == 8 * 5 + 8 * 5  # the prompts, and once more with the right answer's first token
 
 
@@ -81,13 +80,13 @@ def test_a_suite_alone_is_checked_without_a_model(world: World) -> None:
     suite = world().parent / "suite.yaml"
     result = check(suite, dry_run=False, watcher=Silent())
     assert tokens(result) == {"search": {"items": 16}, "validation": {"items": 20}, "test": {"items": 40}}
-    assert any("--model" in note for note in result["notes"])
+    assert any("--model" in note for note in result.notes)
     data = yaml.safe_load(suite.read_text())
     broken = suite.with_name("broken.yaml")
     broken.write_text(yaml.safe_dump(data | {"documents": {"search": 60, "validation": 10, "test": 20}}))
     found = check(broken, dry_run=False, watcher=Silent())
-    assert not found["ok"]
-    assert found["problems"][0]["where"] == f"{broken}: tasks[0].documents.search"
+    assert not found.ok
+    assert found.problems[0].where == f"{broken}: tasks[0].documents.search"
 
 
 def test_config_and_tokenizer_are_enough(world: World, tmp_path: Path) -> None:
@@ -103,20 +102,20 @@ def test_config_and_tokenizer_are_enough(world: World, tmp_path: Path) -> None:
     short = json.loads((bare / "config.json").read_text()) | {"max_position_embeddings": 6}
     (bare / "config.json").write_text(json.dumps(short))
     found = check(suite, dry_run=False, watcher=Silent(), model=str(bare))
-    assert found["ok"]  # prompts of five tokens are cut on the left, as lm-eval cuts them
+    assert found.ok  # prompts of five tokens are cut on the left, as lm-eval cuts them
     assert tokens(found)["search"]["requested"] < full["search"]["requested"]
 
 
 @pytest.mark.parametrize("model", ["no/such/folder/here", "./nowhere"])
-def test_a_model_that_is_not_there(world: World, model: str) -> None:
+def test_a_missing_model(world: World, model: str) -> None:
     found = check(world().parent / "suite.yaml", dry_run=False, watcher=Silent(), model=model)
-    assert [problem["where"] for problem in found["problems"]] == [model]
+    assert [problem.where for problem in found.problems] == [model]
 
 
-def test_a_model_goes_with_a_suite_only(world: World) -> None:
+def test_model_is_only_valid_with_a_suite(world: World) -> None:
     found = check(world(), dry_run=False, watcher=Silent(), model="zoo:tiny/base")
-    assert [problem["where"] for problem in found["problems"]] == ["--model"]
-    assert "is only valid with a suite" in found["problems"][0]["what"]
+    assert [problem.where for problem in found.problems] == ["--model"]
+    assert "is only valid with a suite" in found.problems[0].what
 
 
 def test_the_table_and_the_json_on_the_command_line(

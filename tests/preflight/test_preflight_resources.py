@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import pytest
 import yaml
 
+from evosearch.errors import InputError
 from evosearch.preflight import disk_needs, memory_needs
 from evosearch.preflight.check import check
 from evosearch.preflight.counts import Counts
@@ -26,32 +26,31 @@ World = Callable[..., Path]
 WITHOUT_END = {"candidates": 10**13}
 
 
-def problems(spec: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = check(spec, dry_run=False, watcher=Silent())["problems"]
-    return found
+def problems(spec: Path) -> tuple[InputError, ...]:
+    return check(spec, dry_run=False, watcher=Silent()).problems
 
 
 # --- disks --------------------------------------------------------------------------------------------------------
 
 
-def test_a_ledger_that_no_disk_holds_is_a_problem(world: World, tmp_path: Path) -> None:
+def test_a_ledger_larger_than_the_disk_is_a_problem(world: World, tmp_path: Path) -> None:
     (problem,) = problems(world(budget=WITHOUT_END))
-    assert problem["where"] == str(tmp_path / "runs" / "world")
-    assert "will be written to this disk (the ledger " in problem["what"]
-    assert "events.jsonl " in problem["what"]
-    assert problem["what"].endswith("are free")
-    assert problem["next"].startswith("Free some space, or choose another place")
+    assert problem.where == str(tmp_path / "runs" / "world")
+    assert "will be written to this disk (the ledger " in problem.what
+    assert "events.jsonl " in problem.what
+    assert problem.what.endswith("are free")
+    assert problem.next.startswith("Free some space, or choose another place")
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_search_that_has_started_is_warned_and_continues(world: World) -> None:
     run(world(budget={"candidates": 2}, optimizer={"name": "random"}, baselines={"scales": []}), Silent())
     result = check(world(budget=WITHOUT_END, optimizer={"name": "random"}, baselines={"scales": []}), False, Silent())
-    assert result["problems"] == []
-    assert any("will be written to this disk (the ledger " in note for note in result["notes"])
+    assert result.problems == ()
+    assert any("will be written to this disk (the ledger " in note for note in result.notes)
 
 
-def test_what_a_search_writes_is_about_what_was_said(world: World) -> None:
+def test_the_estimated_disk_space_is_about_right(world: World) -> None:
     spec = load_spec(world(budget={"candidates": 60}, optimizer={"name": "random"}, baselines={"scales": []}))
     run(spec.file, Silent())
     from evosearch.preflight.sizes import sizes_of
@@ -99,7 +98,7 @@ GIANT = {
 def test_weights_that_do_not_fit_into_the_hub_cache_are_not_fetched(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their config alone says that they take terabytes: no weights are requested from the hub."""
+    """Terabytes according to their config: no weights are requested from the hub."""
     hub = tmp_path / "hub"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
@@ -117,29 +116,29 @@ def test_weights_that_do_not_fit_into_the_hub_cache_are_not_fetched(
     data["ledger"] = f"sqlite:///{source / 'config.json'}/ledger.db"
     spec.write_text(yaml.safe_dump(data))
     ledger, disk = problems(spec)
-    assert ledger["where"] == f"{spec}: ledger"
-    assert disk["where"] == str(hub)
-    assert "('org/giant' " in disk["what"]
-    assert "HF_HUB_CACHE" in disk["next"]
+    assert ledger.where == f"{spec}: ledger"
+    assert disk.where == str(hub)
+    assert "('org/giant' " in disk.what
+    assert "HF_HUB_CACHE" in disk.next
 
 
 # --- memory -------------------------------------------------------------------------------------------------------
 
 
-def test_workers_that_this_machine_cannot_hold(world: World) -> None:
+def test_workers_that_do_not_fit_in_memory(world: World) -> None:
     workers = {"count": 10**10, "threads": 1, "device": "cpu"}
     (problem,) = problems(world(workers=workers))
-    assert problem["where"].endswith("world.yaml: workers.count")
-    assert "10000000000 workers need " in problem["what"]
-    assert "and this machine has " in problem["what"]
-    memory = check(world(), dry_run=False, watcher=Silent())["memory"]
+    assert problem.where.endswith("world.yaml: workers.count")
+    assert "10000000000 workers need " in problem.what
+    assert "and this machine has " in problem.what
+    memory = check(world(), dry_run=False, watcher=Silent()).memory
     assert memory["workers"] == 1
     assert 0 < memory["available_gib"] <= memory["total_gib"] * 1.01
 
 
-def test_on_a_cluster_this_machines_memory_says_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_this_machine_is_ignored_on_a_cluster(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     workers = {"count": 10**10, "threads": 1, "device": "cpu", "address": "127.0.0.1:1"}
-    assert problems(world(workers=workers)) == []
+    assert problems(world(workers=workers)) == ()
 
 
 @pytest.mark.parametrize(
@@ -150,10 +149,10 @@ def test_on_a_cluster_this_machines_memory_says_nothing(world: World, monkeypatc
         (41.0, 45.0, 0.0, "a candidate needs 41.0 GiB, and a worker has 39.5: 0.5 of a card", None),
     ],
 )
-def test_a_card_against_what_a_worker_needs(
+def test_gpu_memory_compared_with_a_workers_need(
     world: World, resident: float, needed: float, parents: float, problem: str | None, warning: str | None
 ) -> None:
-    """The host's memory then holds parents alone, which are mapped."""
+    """The host's memory then only has the mapped parents."""
     device = {"name": "card", "gpus_per_worker": 0.5, "total_gib": 80.0, "share_gib": 39.5}
     device |= {"resident_gib": resident, "needed_gib": needed, "largest": {"name": "card", "share_gib": 39.5}}
     host = {"resident_gib": 1e9, "parents_gib": parents, "total_gib": 8.0, "available_gib": 4.0}
@@ -178,7 +177,7 @@ def test_a_card_against_what_a_worker_needs(
         (1.0, 6.0, None, "a worker could use 9.0 GiB of GPU memory, and has 8.0 (1 of a display)"),
     ],
 )
-def test_a_small_card_beside_large_ones_stops_no_search(
+def test_a_small_gpu_among_large_ones_stops_no_search(
     world: World,
     monkeypatch: pytest.MonkeyPatch,
     gpus: float,
@@ -219,7 +218,7 @@ COMMIT, EARLIER = "0123456789abcdef" * 2 + "01234567", "f" * 40
         ),
     ],
 )
-def test_weights_are_here_where_all_of_that_revision_are(
+def test_weights_are_cached_if_all_files_of_the_revision_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str, files: dict[str, str], here: bool
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -244,7 +243,7 @@ def test_parents_are_mapped_so_that_too_little_memory_for_them_is_a_warning(worl
 # --- time and price -----------------------------------------------------------------------------------------------
 
 
-def test_workers_wait_for_the_last_of_a_generation() -> None:
+def test_the_forecast_includes_waiting_for_the_end_of_a_generation() -> None:
     pace = Pace(start=60.0, candidate=10.0, full={"search": 10.0, "validation": 20.0, "test": 40.0}, workers=4)
     assert pace.candidates(100) == 250.0
     assert pace.per_hour == 4 * 360
@@ -254,7 +253,7 @@ def test_workers_wait_for_the_last_of_a_generation() -> None:
     assert together.on_full("validation", 5) == 40.0
 
 
-def test_baselines_finalists_and_the_test_take_their_time_too() -> None:
+def test_the_forecast_includes_baselines_finalists_and_the_test() -> None:
     pace = Pace(60.0, 10.0, {"search": 10.0, "validation": 20.0, "test": 40.0}, workers=4, population=8)
     counts = Counts(candidates=80, search=12 + 4, validation=9, test=5)
     search = 60 + 3 * 10 + 200
@@ -266,16 +265,16 @@ def test_baselines_finalists_and_the_test_take_their_time_too() -> None:
     assert hours_of(pace, counts, 12, limit=1.0) == hours_of(pace, counts, 12)
 
 
-def test_the_end_has_a_zone_and_a_price() -> None:
+def test_the_end_has_a_time_zone_and_a_price() -> None:
     now = datetime(2026, 3, 1, 22, 0, tzinfo=UTC)
     assert end_of(9.5, 4, WorkersConfig(), now) == {"ends": "2026-03-02T07:30:00+00:00"}
     assert end_of(9.5, 4, WorkersConfig(price_per_hour=2.5), now)["price"] == 95.0
 
 
-def test_a_forecast_is_of_the_search_as_it_goes(world: World) -> None:
-    """Where only the clock ends the search, it has as many candidates as fit; the price is of all workers."""
+def test_a_forecast_follows_the_spec(world: World) -> None:
+    """If only hours limit the search, it has as many candidates as fit; the price includes all workers."""
     workers = {"executor": "local", "threads": 1, "price_per_hour": 3.0}
-    forecast = check(world(budget={"hours": 2.0}, workers=workers), dry_run=True, watcher=Silent())["forecast"]
+    forecast = check(world(budget={"hours": 2.0}, workers=workers), dry_run=True, watcher=Silent()).forecast
     assert forecast["search_hours"] == pytest.approx(2.0, rel=0.001)
     assert 2.0 < forecast["total_hours"] < 2.1
     assert forecast["price"] == pytest.approx(3.0 * forecast["total_hours"])
@@ -283,7 +282,7 @@ def test_a_forecast_is_of_the_search_as_it_goes(world: World) -> None:
     assert ends.total_seconds() / 3600 == pytest.approx(forecast["total_hours"], abs=0.05)
 
 
-def test_price_is_of_no_search(world: World) -> None:
+def test_a_price_is_not_part_of_the_identity(world: World) -> None:
     plain = load_spec(world())
     priced = load_spec(world(workers={"executor": "local", "threads": 1, "price_per_hour": 3.0}))
     assert priced.search_id() == plain.search_id()

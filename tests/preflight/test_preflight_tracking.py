@@ -96,27 +96,27 @@ def as_reader(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_an_account_it_is_a_problem(world: World, server: Server, tmp_path: Path) -> None:
     spec = world(tracking={"uri": server.uri})
-    (problem,) = check(spec, dry_run=False, watcher=Silent())["problems"]
-    assert problem["where"] == f"{spec}: tracking.uri"
-    assert "not authenticated" in problem["what"]
-    assert "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in problem["next"]
+    (problem,) = check(spec, dry_run=False, watcher=Silent()).problems
+    assert problem.where == f"{spec}: tracking.uri"
+    assert "not authenticated" in problem.what
+    assert "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in problem.next
     with pytest.raises(TrackingError, match=r"world\.yaml: tracking\.uri: .*not authenticated"):
         run(spec, Silent())
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.usefixtures("as_reader")
-def test_a_look_creates_nothing_and_says_how_much_it_proves(world: World, server: Server) -> None:
+def test_a_check_creates_nothing_and_reports_what_it_verified(world: World, server: Server) -> None:
     result = check(world(tracking={"uri": server.uri, "experiment": "mine"}), dry_run=False, watcher=Silent())
-    assert result["ok"], result["problems"]
-    (note,) = [text for text in result["notes"] if "MLflow at" in text]
+    assert result.ok, result.problems
+    (note,) = [text for text in result.notes if "MLflow at" in text]
     assert "accepts this account (experiment 'mine' does not exist yet)" in note
     assert "write access is checked when the search starts" in note
     assert server.experiment("mine") is None
 
 
 @pytest.mark.usefixtures("as_reader")
-def test_a_start_writes_first_what_the_search_would_write(world: World, server: Server, tmp_path: Path) -> None:
+def test_a_start_tests_writing_to_the_tracking_store(world: World, server: Server, tmp_path: Path) -> None:
     promotion = {"finalists": 1, "register_as": "night"}
     prove_tracking_store(
         load_spec(world("ours", tracking={"uri": server.uri, "experiment": "ours"}, promotion=promotion))
@@ -126,7 +126,7 @@ def test_a_start_writes_first_what_the_search_would_write(world: World, server: 
     assert found["tags"] == [{"key": "evosearch.search", "value": "ours"}]
 
     spec = world("late", tracking={"uri": server.uri, "experiment": "theirs"})
-    assert check(spec, dry_run=False, watcher=Silent())["ok"]  # it may be read
+    assert check(spec, dry_run=False, watcher=Silent()).ok  # it may be read
     with pytest.raises(TrackingError, match=r"late\.yaml: tracking\.uri: .*(?i:permission denied)") as refused:
         run(spec, Silent())
     assert server.password not in str(refused.value)
@@ -134,7 +134,7 @@ def test_a_start_writes_first_what_the_search_would_write(world: World, server: 
 
 
 @pytest.mark.usefixtures("as_reader")
-def test_a_registered_model_of_somebody_else_is_a_problem(world: World, server: Server) -> None:
+def test_a_registered_model_of_another_user_is_a_problem(world: World, server: Server) -> None:
     assert server.call("registered-models/create", name="theirs").ok
     promotion = {"finalists": 1, "register_as": "theirs"}
     spec = world("heir", tracking={"uri": server.uri, "experiment": "heir"}, promotion=promotion)
@@ -147,6 +147,6 @@ def test_an_experiment_that_was_deleted_is_a_problem(world: World, server: Serve
     made = server.call("experiments/create", name="gone").json()["experiment_id"]
     assert server.call("experiments/delete", experiment_id=made).ok
     spec = world(tracking={"uri": server.uri, "experiment": "gone"})
-    (problem,) = check(spec, dry_run=False, watcher=Silent())["problems"]
-    assert problem["where"] == f"{spec}: tracking.experiment"
-    assert f"mlflow experiments restore -x {made}" in problem["next"]
+    (problem,) = check(spec, dry_run=False, watcher=Silent()).problems
+    assert problem.where == f"{spec}: tracking.experiment"
+    assert f"mlflow experiments restore -x {made}" in problem.next

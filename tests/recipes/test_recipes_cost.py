@@ -71,7 +71,7 @@ def test_every_node_sees_itself_and_all_before_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["zoo:tiny/base", BASE, "../models/smollm2/base"])
-def test_a_config_tells_what_the_files_hold(shipped: Path, name: str) -> None:
+def test_sizes_from_a_config_equal_those_of_the_files(shipped: Path, name: str) -> None:
     zoo = next((shipped.parent / "cache" / "zoo").iterdir())
     folder = zoo / "base" if name.startswith("zoo:") else Path(name)
     held = sum(torch.Size(info.shape).numel() for info in Checkpoint.open(folder).tensors.values())
@@ -121,8 +121,8 @@ def test_an_adapter_is_small_on_disk_and_not_in_memory(shipped: Path) -> None:
 def test_the_quickstart_by_hand(shipped: Path) -> None:
     spec = load_spec(shipped / "quickstart.yaml")
     result = check(shipped / "quickstart.yaml", dry_run=False, watcher=Silent())
-    assert result["ok"]
-    cost, tokens = result["forecast"]["cost"], result["forecast"]["tokens"]
+    assert result.ok
+    cost, tokens = result.forecast["cost"], result.forecast["tokens"]
     size = sizes_of(spec, Silent()).output
     # Base, four parents, uniform and ten scales; three scales with six finalists; one scale at the end
     expected = {"candidates": 96, "search": 16, "validation": 6 + 6 + 3, "test": 1 + 6 + 1}
@@ -141,7 +141,7 @@ def test_the_quickstart_by_hand(shipped: Path) -> None:
     )
     assert cost["device_gib"]["resident"] * GIB == 4 * size.parameters
     assert cost["read_gib_per_candidate"] == cost["disk_gib"]  # all five models, each once
-    assert check(shipped / "quickstart.yaml", False, Silent(), weights=False)["forecast"] == result["forecast"]
+    assert check(shipped / "quickstart.yaml", False, Silent(), weights=False).forecast == result.forecast
 
 
 def test_parts_and_other_ends_of_a_search(shipped: Path) -> None:
@@ -168,8 +168,8 @@ def test_parts_and_other_ends_of_a_search(shipped: Path) -> None:
 
 def test_stages_are_added_up(shipped: Path) -> None:
     result = check(shipped / "hybrid.yaml", False, Silent(), weights=False)
-    assert result["problems"] == []
-    cost = result["forecast"]["cost"]
+    assert result.problems == ()
+    cost = result.forecast["cost"]
     weights, route = (cost["stages"][name] for name in ("weights", "route"))
     assert cost["evaluations"]["candidates"] == 96
     assert (weights["evaluations"]["test"], cost["evaluations"]["test"]) == (0, route["evaluations"]["test"])
@@ -188,14 +188,14 @@ def test_a_winner_is_a_model_of_its_own(shipped: Path) -> None:
     route["models"] = ["stage:weights", data["stages"][0]["recipe"]["base_model"]]
     path.write_text(yaml.safe_dump(data))
     result = check(path, False, Silent(), weights=False)
-    assert result["problems"] == []
-    stages = result["forecast"]["cost"]["stages"]
+    assert result.problems == ()
+    stages = result.forecast["cost"]["stages"]
     own = 4 * stages["weights"]["parameters"] / GIB
     assert stages["route"]["disk_gib"] == pytest.approx(stages["weights"]["disk_gib"] + own)
     route["models"] = ["stage:weights", "stage:weights"]
     path.write_text(yaml.safe_dump(data))
-    (problem,) = check(path, False, Silent(), weights=False)["problems"]
-    assert problem["what"] == "'stage:weights' is named twice"
+    (problem,) = check(path, False, Silent(), weights=False).problems
+    assert problem.what == "'stage:weights' is named twice"
 
 
 @pytest.fixture
@@ -228,10 +228,10 @@ def test_the_japanese_merge_before_anything_is_fetched(seven_b: Path) -> None:
     """From configs and tokenizers: the folders contain no weights."""
     assert not list(Path().rglob("*.safetensors"))
     result = check(seven_b / "japanese_math.yaml", dry_run=True, watcher=Silent(), weights=False)
-    assert result["problems"] == []
-    assert result["memory"] == {}
-    assert any("no weights were fetched" in note for note in result["notes"])
-    cost, tokens = result["forecast"]["cost"], result["forecast"]["tokens"]
+    assert result.problems == ()
+    assert result.memory == {}
+    assert any("no weights were fetched" in note for note in result.notes)
+    cost, tokens = result.forecast["cost"], result.forecast["tokens"]
     assert cost["parameters"] == SEVEN_B == 7_241_732_096
     wider = SEVEN_B + 2 * 32 * 4096
     assert cost["disk_gib"] * GIB == 3 * 2 * SEVEN_B + 4 * wider
@@ -264,7 +264,7 @@ def test_eight_adapters_take_little_more_than_their_base(seven_b: Path) -> None:
     assert (counts.candidates, counts.search) == (360, 20 + 2 * 4)
 
 
-def test_the_command_line_says_it_in_two_lines(
+def test_the_command_line_prints_two_lines(
     seven_b: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from evosearch.cli.main import main
@@ -278,12 +278,12 @@ def test_the_command_line_says_it_in_two_lines(
     assert "hours on one H100 80GB (40% of a GPU's peak" in said
 
 
-def test_a_model_that_is_not_there_is_one_problem(shipped: Path) -> None:
+def test_a_missing_model_is_one_problem(shipped: Path) -> None:
     path = shipped / "ties.yaml"
     path.write_text(path.read_text().replace("base_model: zoo:tiny/base", "base_model: ./nowhere"))
     result = check(path, False, Silent(), weights=False)
-    assert not result["ok"]
-    assert [problem["what"] for problem in result["problems"]] == ["no such folder"]
+    assert not result.ok
+    assert [problem.what for problem in result.problems] == ["no such folder"]
 
 
 def test_a_recipe_as_a_model_and_stacked_layers(shipped: Path) -> None:

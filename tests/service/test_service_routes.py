@@ -22,11 +22,11 @@ MAY_DIFFER = ("seconds", "worker", "count", "recipe")  # between two runs of one
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the program catches it."""
+    """Simulates SIGKILL: the program does not catch it."""
 
 
 def searched(optimizer: str = "random", **changes: Any) -> dict[str, Any]:
-    """What makes the small world's spec one of routes."""
+    """Changes that turn the small world's spec into a search over routes."""
     baselines = changes.pop("baselines", {"base_model": "./base", "scales": [0.3, 0.6]})
     beside = changes.pop("beside", {})
     hole = {"search": True, "models": ["./expert1", "./expert2"], "repeats": 1, "max_hops": 5, "encoding": "threshold"}
@@ -40,7 +40,7 @@ def searched(optimizer: str = "random", **changes: Any) -> dict[str, Any]:
 
 
 def events(spec: Path, *kinds: str) -> list[tuple[str, dict[str, Any]]]:
-    """What a search recorded, in order, scores by name; times and workers left out."""
+    """Events of a search in order, scores by name, without times and workers."""
     run_dir = load_spec(spec).run_dir
     with Ledger.open(run_dir.ledger, read_only=True) as ledger:
         info = ledger.search_by_name(run_dir.name)
@@ -77,7 +77,7 @@ def test_a_search_over_routes_runs_to_its_gate(optimizer: str, encoding: str, wo
 
 
 def _is_its_export(spec: Path, candidate: str) -> None:
-    """The recipe that is exported is the candidate's, and it scores what was recorded, as does its checkpoint."""
+    """Check that the exported recipe is the candidate's, and that recipe and checkpoint have the recorded scores."""
     out = spec.parent / "out"
     exported = export("routes", "recipe", out / "route.yaml", candidate, False, Silent())
     export("routes", "checkpoint", out / "model", candidate, False, Silent())
@@ -94,12 +94,10 @@ def _is_its_export(spec: Path, candidate: str) -> None:
     assert json.loads((out / "model" / "config.json").read_text())["num_hidden_layers"] == depth
     for made in ("route.yaml", "model"):
         found = score(str(out / made), spec.parent / "suite.yaml", "search", None, Silent())
-        assert found["score"] == pytest.approx(scored["score"], abs=1e-9)
+        assert found.score == pytest.approx(scored["score"], abs=1e-9)
 
 
-def test_a_stopped_search_over_routes_goes_on_as_if_it_had_not_been(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_search_over_routes_resumes_exactly(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = world(name="whole", **searched(encoding="categorical"))
     run(whole, Silent())
     spec = world(name="stopped", **searched(encoding="categorical"))

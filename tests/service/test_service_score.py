@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -15,7 +14,7 @@ from evosearch.evaluation.suites.suite import Suite
 from evosearch.preflight.check import check
 from evosearch.search.progress import Silent
 from evosearch.service.run import run
-from evosearch.service.score import score
+from evosearch.service.score import ScoreReport, score
 
 World = Callable[..., Path]
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
@@ -23,7 +22,7 @@ QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The suites of which a harness is made, in order."""
+    """The suites that were loaded, in order."""
     names: list[str] = []
     load = Harness.__init__
 
@@ -41,8 +40,8 @@ def test_check_with_a_dry_run_loads_the_suite_once(
 ) -> None:
     monkeypatch.setenv("EVOSEARCH_RUNS", str(tmp_path / "runs"))
     found = check(QUICKSTART, dry_run=True, watcher=Silent())
-    assert found["problems"] == []
-    assert found["forecast"]["seconds_per_candidate"] > 0
+    assert found.problems == ()
+    assert found.forecast["seconds_per_candidate"] > 0
     assert loaded == ["quickstart"]
 
 
@@ -63,12 +62,12 @@ def test_a_suite_that_cannot_be_loaded_is_one_problem_of_a_check(world: World) -
         yaml.safe_dump(suite | {"documents": {"search": 60, "validation": 1, "test": 1}})
     )
     found = check(spec, dry_run=True, watcher=Silent())
-    assert [problem["where"] for problem in found["problems"]] == [
+    assert [problem.where for problem in found.problems] == [
         f"{spec.parent / 'broken.yaml'}: tasks[0].documents.search"
     ]
 
 
-def test_items_of_what_lm_eval_evaluates_need_no_word_for_it(world: World, tmp_path: Path) -> None:
+def test_items_omit_the_documents_that_lm_eval_evaluates(world: World, tmp_path: Path) -> None:
     folder = world().parent
     score(str(folder / "base"), folder / "suite.yaml", "search", tmp_path / "items.jsonl", Silent())
     items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
@@ -76,7 +75,7 @@ def test_items_of_what_lm_eval_evaluates_need_no_word_for_it(world: World, tmp_p
     assert not any("documents" in item for item in items)
 
 
-def test_the_table_says_how_much_was_in_the_language(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_shows_the_share_of_answers_in_the_language(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     folder = world().parent
     suite = yaml.safe_load((folder / "suite.yaml").read_text())
     choice, generate = suite["tasks"]
@@ -96,7 +95,7 @@ def test_the_table_says_how_much_was_in_the_language(world: World, capsys: pytes
     assert "language" not in plain
 
 
-def printed(result: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
+def printed(report: ScoreReport, capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
-    show_score(console, result)
+    show_score(console, report)
     return capsys.readouterr().out

@@ -28,7 +28,7 @@ def spec(world: World, name: str, template: dict[str, Any]) -> Path:
     return world(name=name, recipe=template, budget=budget, optimizer=optimizer, baselines={"scales": [0.3]})
 
 
-def test_a_stack_is_searched_beside_baseline_with_the_models_own_layers(world: World) -> None:
+def test_a_stack_is_compared_with_baselines_of_complete_models(world: World) -> None:
     low = [source("./expert1", 0, 2, weight=HOLE), source("./expert2", 0, 2, weight=0.5)]
     high = [source("./expert2", 1, 3, weight=HOLE)]
     path = spec(world, "stack", recipe(low, high))
@@ -50,7 +50,7 @@ def test_models_of_different_depth_are_searched_and_only_their_own_baseline_appl
     high = [source("./base", 2, 3), source("./deep.yaml", 4, 5, weight=HOLE)]
     path = spec(world, "depths", recipe(low, high))
     found = check(path, False, Silent())
-    assert (found["ok"], found["problems"]) == (True, [])
+    assert (found.ok, found.problems) == (True, ())
     report = run(path, Silent())
     assert report.candidates == CandidateCounts(6, 6, 0, 0)
     scored = {name: baseline.score for name, baseline in report.baselines.items() if baseline.score is not None}
@@ -71,7 +71,7 @@ def test_a_file_of_several_recipes_is_checked_as_the_one_it_makes(world: World) 
     step = "name: step\nmerge_method: linear\nmodels: [{model: ./expert1, parameters: {weight: 1}}]\n"
     last = "merge_method: slerp\nbase_model: ./base\nmodels: [{model: step}]\nparameters: {t: 0.5}\n"
     path.write_text(step + "---\n" + last)
-    assert check(path, False, Silent())["problems"] == []
+    assert check(path, False, Silent()).problems == ()
     path.write_text(step + "---\n" + last.replace("t: 0.5", "tt: 0.5"))
-    (problem,) = check(path, False, Silent())["problems"]
-    assert problem["where"] == f"{path}: parameters.tt"
+    (problem,) = check(path, False, Silent()).problems
+    assert problem.where == f"{path}: parameters.tt"

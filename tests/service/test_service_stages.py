@@ -163,7 +163,7 @@ def test_the_winner_of_a_stage_is_the_best_on_validation_and_no_test_is_opened(
     assert len(state_of("hybrid.again").test_openings) == 1
 
 
-def test_the_last_stage_is_held_against_what_the_first_was_made_of(ran: tuple[Path, RunReport, Notes]) -> None:
+def test_the_last_stage_is_compared_with_the_models_of_the_first(ran: tuple[Path, RunReport, Notes]) -> None:
     spec, report, _ = ran
     state = state_of("hybrid.again")
     made = {name: [entry["model"] for entry in state.recipe(name)["models"]] for name in state.baselines}
@@ -180,7 +180,7 @@ def test_the_last_stage_is_held_against_what_the_first_was_made_of(ran: tuple[Pa
     assert {"winner of stage parameters", "base base", "parent expert1", "parent expert2"} < labels
 
 
-def test_a_name_means_the_last_stage_that_has_begun(ran: tuple[Path, RunReport, Notes], tmp_path: Path) -> None:
+def test_a_name_refers_to_the_latest_started_stage(ran: tuple[Path, RunReport, Notes], tmp_path: Path) -> None:
     spec, report, _ = ran
     assert find("hybrid").name == find(str(spec)).name == find("hybrid.again").name == "hybrid.again"
     assert find(str(find("hybrid").folder.parent)).name == "hybrid.again"
@@ -234,27 +234,27 @@ def test_a_changed_stage_stops_and_is_named(ran: tuple[Path, RunReport, Notes]) 
 def test_check_looks_at_every_stage_and_adds_up(world: World) -> None:
     spec = staged(world)
     result = check(spec, True, Silent())
-    assert result["problems"] == []
-    forecast = result["forecast"]
+    assert result.problems == ()
+    forecast = result.forecast
     assert list(forecast["stages"]) == ["parameters", "again"]
     hours = [stage["total_hours"] for stage in forecast["stages"].values()]
     assert forecast["total_hours"] == pytest.approx(sum(hours))
     assert not find_or_none("hybrid")
 
 
-def test_check_leaves_nothing_of_what_stands_in_for_a_winner(world: World) -> None:
+def test_check_removes_placeholders(world: World) -> None:
     class Doing(Notes):
         def preparing(self, what: str, fraction: float) -> None:
             self.stages.append(what)
 
     spec, watcher = staged(world), Doing()
-    assert check(spec, False, watcher)["problems"] == []
+    assert check(spec, False, watcher).problems == ()
     assert watcher.stages == ["merging the start of stage:parameters"] * 2
     assert list(default_cache().rglob("*.safetensors")) == []
     assert list(default_cache().glob("check-*")) == []
 
 
-def test_a_later_stage_starts_from_an_earlier_one_wherever_the_ledger_is(world: World, tmp_path: Path) -> None:
+def test_a_later_stage_warm_starts_from_an_earlier_one_with_any_ledger(world: World, tmp_path: Path) -> None:
     first = FIRST | {"optimizer": OPTIMIZER | {"name": "random"}, "budget": {"candidates": 2}}
     second = json.loads(json.dumps(SECOND))
     for entry, name in zip(second["recipe"]["models"], ("warm1", "warm2"), strict=True):
@@ -265,23 +265,23 @@ def test_a_later_stage_starts_from_an_earlier_one_wherever_the_ledger_is(world: 
     second |= {"optimizer": {"name": "random", "warm_start": "hybrid.parameters"}, "budget": {"candidates": 1}}
     ledger = f"sqlite:///{tmp_path / 'elsewhere.db'}"
     spec = staged(world, "hybrid", first, second, ledger=ledger)
-    assert check(spec, False, Silent())["problems"] == []
+    assert check(spec, False, Silent()).problems == ()
     watcher = Notes()
     run(spec, watcher)
     assert any("warm start from 'hybrid.parameters': 2 of 2 values" in text for text in watcher.texts)
-    assert check(spec, False, Silent())["problems"] == []
+    assert check(spec, False, Silent()).problems == ()
 
 
 def test_check_names_the_stage_of_a_problem(world: World) -> None:
     wrong = json.loads(json.dumps(SECOND))
     wrong["recipe"]["models"][1]["model"] = "./nowhere"
-    (problem,) = check(staged(world, "hybrid", FIRST, wrong), True, Silent())["problems"]
-    assert problem["where"].endswith("hybrid.yaml: stages[1].recipe.models[1].model")
-    assert "nowhere: no such folder" in problem["what"]
+    (problem,) = check(staged(world, "hybrid", FIRST, wrong), True, Silent()).problems
+    assert problem.where.endswith("hybrid.yaml: stages[1].recipe.models[1].model")
+    assert "nowhere: no such folder" in problem.what
     wrong = json.loads(json.dumps(SECOND))
     wrong["recipe"]["models"][0]["parameters"]["denisty"] = 1.0
-    (problem,) = check(staged(world, "hybrid", FIRST, wrong), True, Silent())["problems"]
-    assert problem["where"].endswith("hybrid.yaml: stages[1].recipe.models[0].parameters.denisty")
+    (problem,) = check(staged(world, "hybrid", FIRST, wrong), True, Silent()).problems
+    assert problem.where.endswith("hybrid.yaml: stages[1].recipe.models[0].parameters.denisty")
 
 
 def find_or_none(name: str) -> RunDir | None:

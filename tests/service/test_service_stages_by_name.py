@@ -69,7 +69,7 @@ def asked(name: str) -> list[dict[str, Any]]:
         return [event.payload["recipe"] for event in ledger.events(search_id, types=("asked",))]
 
 
-def test_a_worker_scores_a_later_stage_where_no_recipe_lies(spec: Path, tmp_path: Path) -> None:
+def test_a_worker_scores_a_later_stage_without_recipe_files(spec: Path, tmp_path: Path) -> None:
     """`stage:one` is made of a recipe file; both go to the worker as text."""
     inner = str(spec.parent / "inner.yaml")
     expert = str(spec.parent / "expert2")
@@ -99,7 +99,7 @@ def _contents(spec: Path) -> dict[str, str]:
     return prepare(staged.stage(0, {}), Silent()).models.inputs
 
 
-def test_a_winner_that_is_another_model_by_now_stops_the_next_stage(spec: Path) -> None:
+def test_a_changed_winner_stops_the_next_stage(spec: Path) -> None:
     found = {"merge_method": "linear", "models": [{"model": str(spec.parent / "base")}]}
     found["models"][0]["parameters"] = {"weight": 1.0}  # type: ignore[index]
     with pytest.raises(SpecError) as caught:
@@ -109,9 +109,7 @@ def test_a_winner_that_is_another_model_by_now_stops_the_next_stage(spec: Path) 
     assert "One of the models it is made of changed: restore it" in text
 
 
-def test_what_is_recorded_and_exported_needs_neither_the_winners_file_nor_a_nested_one(
-    spec: Path, tmp_path: Path
-) -> None:
+def test_records_and_exports_do_not_need_files_of_winners_or_nested_recipes(spec: Path, tmp_path: Path) -> None:
     run(spec, Silent())
     run_dir = find("hybrid")
     with Ledger.open(run_dir.ledger, read_only=True) as ledger:
@@ -126,7 +124,7 @@ def test_what_is_recorded_and_exported_needs_neither_the_winners_file_nor_a_nest
     assert [document.get("name") for document in documents] == ["inner", "one", None]
     assert documents[1]["models"][0]["model"] == "inner"
     assert documents[2]["models"][0]["model"] == "one"
-    assert merge(tmp_path / "moved" / "best.yaml", tmp_path / "m", Silent())["recipe_id"] == written.recipe_id
+    assert merge(tmp_path / "moved" / "best.yaml", tmp_path / "m", Silent()).recipe_id == written.recipe_id
 
 
 def test_nested_recipe_files_change_no_id(world: World, spec: Path) -> None:
@@ -151,7 +149,7 @@ def test_the_name_of_a_stage_means_nothing_elsewhere(tmp_path: Path) -> None:
         merge(path, tmp_path / "out", Silent())
 
 
-def test_a_candidates_recipe_in_mlflow_holds_those_it_is_made_of() -> None:
+def test_a_candidates_recipe_in_mlflow_includes_nested_recipes() -> None:
     inner = {"merge_method": "linear", "models": [{"model": "org/a", "parameters": {"weight": 1.0}}]}
     outer = {"merge_method": "linear", "models": [{"model": "stage:one", "parameters": {"weight": 1.0}}]}
     asked = {"candidate": "0", "group": 0, "genome": {}, "recipe": outer, "recipe_id": "1" * 64}

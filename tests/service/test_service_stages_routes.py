@@ -60,10 +60,10 @@ def hybrid(world: World) -> Path:
     return path
 
 
-def test_a_route_is_searched_from_the_winner_on_and_killed_between_goes_on(
+def test_a_route_search_starts_from_the_winner_and_resumes_after_a_kill(
     hybrid: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert check(hybrid, False, Silent())["problems"] == []
+    assert check(hybrid, False, Silent()).problems == ()
     append = Ledger.append
 
     def dying(self: Ledger, search_id: str, entries: Any, scores: Any = ()) -> Any:
@@ -100,6 +100,6 @@ def test_a_route_is_searched_from_the_winner_on_and_killed_between_goes_on(
     assert inner["name"] == "parameters"
     assert outer["routing"]["hops"][0] == {"model": "parameters", "layer": 0} | outer["routing"]["hops"][0]
     assert files.load(out).routing is not None
-    assert merge(out, tmp_path / "merged", Silent())["recipe_id"] == written.recipe_id
+    assert merge(out, tmp_path / "merged", Silent()).recipe_id == written.recipe_id
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert config["num_hidden_layers"] == len(outer["routing"]["hops"])

@@ -107,7 +107,7 @@ def test_stacked_layers_are_compared_with_the_full_models(world: World, tmp_path
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"] == 4
     suite = spec.parent / "suite.yaml"
     row = next(row for row in report.leaderboard if row.candidate == "3")
-    assert score(str(tmp_path / "out"), suite, "search", None, Silent())["score"] == pytest.approx(row.score)
+    assert score(str(tmp_path / "out"), suite, "search", None, Silent()).score == pytest.approx(row.score)
 
 
 def test_one_vocabulary_for_all(world: World, tmp_path: Path) -> None:
@@ -129,9 +129,9 @@ def test_pickles_only_where_they_are_allowed(world: World, tmp_path: Path) -> No
             (old / path.name).write_bytes(path.read_bytes())
     torch.save(load_file(source / "model.safetensors"), old / "pytorch_model.bin")
     found = check(spec, dry_run=False, watcher=Silent())
-    assert [problem["where"] for problem in found["problems"]] == [f"{spec}: recipe.models[1].model"]
-    assert "--allow-pickle" in found["problems"][0]["next"]
-    assert check(spec, dry_run=False, watcher=Silent(), allow_pickle=True)["ok"]
+    assert [problem.where for problem in found.problems] == [f"{spec}: recipe.models[1].model"]
+    assert "--allow-pickle" in found.problems[0].next
+    assert check(spec, dry_run=False, watcher=Silent(), allow_pickle=True).ok
     report = run(spec, Silent(), allow_pickle=True)
     assert report.candidates.scored == 6
     fixed = tmp_path / "fixed.yaml"
@@ -147,7 +147,7 @@ def test_pickles_only_where_they_are_allowed(world: World, tmp_path: Path) -> No
     with pytest.raises(InputError, match="--allow-pickle"):
         score(str(old), suite, "search", None, Silent())
     again = score(str(old), suite, "search", None, Silent(), allow_pickle=True)
-    assert again["score"] == score(str(source), suite, "search", None, Silent())["score"]
+    assert again.score == score(str(source), suite, "search", None, Silent()).score
 
 
 @pytest.mark.parametrize("command", ["check", "run", "merge", "score", "export"])
@@ -160,7 +160,7 @@ def test_every_command_that_reads_models_takes_the_option(command: str) -> None:
     assert "--allow-pickle" in options
 
 
-def test_what_was_scored_is_what_is_exported_config_included(world: World, tmp_path: Path) -> None:
+def test_the_export_has_the_scored_config(world: World, tmp_path: Path) -> None:
     spec = world("config", recipe=recipe("./expert1", "./expert2"), budget=BUDGET)
     searched(spec)
     link = spec.parent / "base"

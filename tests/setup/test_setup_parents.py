@@ -101,10 +101,10 @@ def test_a_run_scores_a_parent_as_the_score_command_does(world: World) -> None:
     rows = {row.candidate: row.score for row in report.leaderboard}
     for baseline, model in {"base": "base", "parent:0": "expert1", "parent:1": "expert2"}.items():
         alone = score(str(spec.parent / model), spec.parent / "suite.yaml", "search", None, Silent())
-        assert rows[baseline] == pytest.approx(alone["score"]), baseline
+        assert rows[baseline] == pytest.approx(alone.score), baseline
 
 
-def test_one_other_model_at_most_and_none_for_candidates(world: World) -> None:
+def test_at_most_one_other_resident_model_and_none_for_candidates(world: World) -> None:
     spec = world("others")
     change(spec, "expert1", **ROPE)
     change(spec, "expert2", rms_norm_eps=0.3)
@@ -157,7 +157,7 @@ def test_prompts_are_cut_to_the_context_of_the_model_that_is_scored(world: World
     worker = make_worker(prepared)
     base, card = (card_of(worker, recipes[name], prepared) for name in ("base", "parent:0"))
     alone = score(str(spec.parent / "expert1"), spec.parent / "suite.yaml", "search", None, Silent())
-    assert card.fitness.value == pytest.approx(alone["fitness"]["value"])
+    assert card.fitness.value == pytest.approx(alone.fitness.value)
     assert card.tokens.forwarded < base.tokens.forwarded
 
 
@@ -182,16 +182,16 @@ def test_a_different_config_is_noted_and_its_memory_counted(world: World) -> Non
         spec, "expert2", rope_parameters={"rope_theta": 50.0, "rope_type": "default"}, use_cache=False, dtype="bfloat16"
     )
     found = check(spec, False, told)
-    assert (found["ok"], found["problems"]) == (True, [])
+    assert (found.ok, found.problems) == (True, ())
     (note,) = told.notes
     assert note.startswith(
         f"{spec.parent}/expert2: its config has rope_parameters.rope_theta 50.0 instead of 10000.0 as"
     )
     assert note.endswith("a merge is scored and written with the config of its base_model, or else of its first model")
-    assert found["memory"]["resident_gib"] == 2 * plain["memory"]["resident_gib"]
+    assert found.memory["resident_gib"] == 2 * plain.memory["resident_gib"]
 
 
-def test_what_decides_no_answer_is_no_difference(world: World) -> None:
+def test_keys_that_affect_no_answer_are_ignored(world: World) -> None:
     base = json.loads((world("same").parent / "base" / "config.json").read_text())
     older = {key: value for key, value in base.items() if key != "rope_parameters"} | {"rope_theta": 10000.0}
     assert differences(base, older | {"torch_dtype": "float16", "attention_dropout": 0.1, "eos_token_id": 7}) == {}
@@ -202,7 +202,7 @@ def test_what_decides_no_answer_is_no_difference(world: World) -> None:
     assert scaled["rope_parameters.factor"] == (None, 2.0)
 
 
-def test_a_config_that_transformers_does_not_take_is_named(world: World) -> None:
+def test_a_config_that_transformers_rejects_is_named(world: World) -> None:
     spec = world("broken")
     change(spec, "expert2", rms_norm_eps="small")
     with pytest.raises(CheckpointError, match=r"expert2/config\.json: transformers cannot build this model"):

@@ -22,7 +22,7 @@ World = Callable[..., Path]
 
 
 def searched(baselines: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-    """What makes the small world's spec one of routes."""
+    """Changes that turn the small world's spec into a search over routes."""
     hole = {"search": True, "models": ["./expert1", "./expert2"], "repeats": 1, "max_hops": 5, "encoding": "threshold"}
     return {
         "recipe": {"routing": hole | changes},
@@ -49,7 +49,7 @@ def other_model(spec: Path, name: str, **changes: Any) -> None:
         AutoModelForCausalLM.from_config(config).save_pretrained(out)
 
 
-def test_a_search_over_routes_is_made_ready(world: World) -> None:
+def test_a_search_over_routes_is_prepared(world: World) -> None:
     spec = world(**searched(encoding="categorical"))
     found = prepared(spec)
     folder = spec.parent.absolute()
@@ -73,7 +73,7 @@ def test_a_search_over_routes_is_made_ready(world: World) -> None:
     assert [(hop.model, hop.layer) for hop in frame.routing.hops] == [(f"{folder}/expert{n}", 0) for n in (1, 2)]
 
 
-def test_without_a_base_only_what_needs_none_is_a_baseline(world: World) -> None:
+def test_without_a_base_only_baselines_without_one_apply(world: World) -> None:
     found = prepared(world(**searched(baselines={})))
     assert {baseline.name for baseline in found.baselines if baseline.recipe} == {"parent:0", "parent:1", "uniform"}
     assert found.models.also == ()
@@ -139,12 +139,12 @@ def test_an_optimizer_without_categories_names_another_encoding_s_dimension(worl
         prepared(world(**spec))
 
 
-def test_memory_grows_by_what_a_hop_has_for_itself(world: World) -> None:
+def test_memory_grows_by_each_hops_own_tensors(world: World) -> None:
     needed = []
     for hops in (3, 5):
         found = check(world(f"hops{hops}", **searched(max_hops=hops, baselines={})), False, Silent())
-        assert found["problems"] == []
-        needed.append(found["memory"]["resident_gib"] * GIB / 2)  # a baseline needs a second resident model
+        assert found.problems == ()
+        needed.append(found.memory["resident_gib"] * GIB / 2)  # a baseline needs a second resident model
     o_proj, down_proj = 32 * 32, 32 * 48
     assert needed[1] - needed[0] == pytest.approx(2 * 4 * (o_proj + down_proj))
     base = prepared(world("hops3", **searched(max_hops=3, baselines={})))
@@ -153,23 +153,23 @@ def test_memory_grows_by_what_a_hop_has_for_itself(world: World) -> None:
     assert needed[0] == pytest.approx(4 * (merged + layers - 3 * (o_proj + down_proj)))
 
 
-def test_a_written_route_is_checked_where_its_models_are_known(world: World, tmp_path: Path) -> None:
+def test_a_route_is_checked_against_its_models(world: World, tmp_path: Path) -> None:
     folder = world().parent
     hops: list[dict[str, Any]] = [{"model": "./base", "layer": 0}, {"model": "./expert1", "layer": 2, "scale": 0.9}]
     recipe = folder / "route.yaml"
     recipe.write_text(yaml.safe_dump({"routing": {"hops": hops}, "out_dtype": "bfloat16"}))
     found = check(recipe, False, Silent())
-    assert (found["problems"], found["notes"]) == ([], [])
-    assert found["memory"]["resident_gib"] > 0
+    assert (found.problems, found.notes) == ((), ())
+    assert found.memory["resident_gib"] > 0
     hops[1]["layer"] = 3
     recipe.write_text(yaml.safe_dump({"routing": {"hops": hops}}))
-    (problem, *_) = check(recipe, False, Silent())["problems"]
-    assert problem["where"].endswith("routing.hops[1].layer")
-    assert problem["what"] == "got 3"
-    assert "layers 0 to 2" in problem["allowed"]
+    (problem, *_) = check(recipe, False, Silent()).problems
+    assert problem.where.endswith("routing.hops[1].layer")
+    assert problem.what == "got 3"
+    assert "layers 0 to 2" in problem.allowed
     recipe.write_text(json.dumps({"routing": {"hops": hops}, "base_model": "./base"}))
-    (problem, *_) = check(recipe, False, Silent())["problems"]
-    assert problem["where"].endswith("base_model")
+    (problem, *_) = check(recipe, False, Silent()).problems
+    assert problem.where.endswith("base_model")
 
 
 def test_a_merge_cannot_start_from_a_baseline_of_other_models(world: World) -> None:

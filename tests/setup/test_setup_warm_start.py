@@ -53,7 +53,7 @@ def warm(named: str, **more: Any) -> dict[str, Any]:
 
 
 def looked_up(spec: Path) -> tuple[int, str]:
-    """Number of candidates that a new search would know, and the note about it."""
+    """Number of known candidates of a new search, and the note about them."""
     watcher = Notes()
     found = look_up(prepare(load_spec(spec), Silent()), watcher)
     assert found is not None
@@ -83,7 +83,7 @@ def best_of(state: SearchState) -> dict[str, Any]:
     return state.proposal(max(values, key=lambda name: values[name])).genome
 
 
-def test_the_best_is_where_it_starts_and_the_others_are_known_and_all_is_on_record(
+def test_it_starts_from_the_best_and_records_the_known_candidates(
     world: World, old: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Any] = []
@@ -117,7 +117,7 @@ def test_the_best_is_where_it_starts_and_the_others_are_known_and_all_is_on_reco
     assert told[-1] == told[0]
 
 
-def test_it_is_named_by_its_spec_or_its_folder_and_values_are_brought_within_bounds(world: World, old: Path) -> None:
+def test_it_is_found_by_spec_or_folder_and_values_are_clipped(world: World, old: Path) -> None:
     best = best_of(state_of("old"))
     top = min(best.values()) / 2 or 0.1
     for index, named in enumerate(("old.yaml", "../runs/old")):
@@ -131,7 +131,7 @@ def test_it_is_named_by_its_spec_or_its_folder_and_values_are_brought_within_bou
         assert any("its recipes differ" in note for note in watcher.texts)
 
 
-def test_what_candidates_were_worth_is_known_only_of_the_same_recipes_and_questions(world: World, old: Path) -> None:
+def test_fitness_is_transferred_only_for_equal_recipes_and_questions(world: World, old: Path) -> None:
     # The same numbers under another method are other models
     ties = recipe(merge_method="ties", parameters={"density": 0.5})
     watcher = Notes()
@@ -177,7 +177,7 @@ def test_estimates_on_minibatches_are_transferred_only_between_equal_minibatches
     assert said.endswith("3 known candidates")
 
 
-def test_a_search_to_start_from_that_is_none_is_refused_before_anything_is_written(world: World, old: Path) -> None:
+def test_an_invalid_warm_start_is_refused_before_anything_is_written(world: World, old: Path) -> None:
     named = recipe()
     for model in named["models"]:
         model["parameters"]["weight"] = {"low": 0.0, "high": 1.0, "name": f"own{model['model'][-1]}"}
@@ -192,12 +192,12 @@ def test_a_search_to_start_from_that_is_none_is_refused_before_anything_is_writt
         spec = world("new", recipe=template, optimizer=warm(wanted), **QUICK)
         with pytest.raises(SpecError, match=rf"new\.yaml: optimizer\.warm_start: {said}"):
             run(spec, Silent())
-        (problem,) = check(spec, False, Silent())["problems"]
-        assert problem["where"].endswith("new.yaml: optimizer.warm_start")
+        (problem,) = check(spec, False, Silent()).problems
+        assert problem.where.endswith("new.yaml: optimizer.warm_start")
         assert {row.name for row in runs_folder().iterdir()} == {"old"}
 
 
-def test_a_search_without_scores_is_no_start(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_without_scores_cannot_be_a_warm_start(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     append = Ledger.append
 
     def dying(self: Ledger, search_id: str, entries: Any, scores: Any = ()) -> Any:
