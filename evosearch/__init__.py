@@ -1,3 +1,80 @@
-"""evosearch: evolutionary search for merge recipes of language models."""
+"""evosearch: evolutionary search for merge recipes of language models.
 
-__version__ = "0.1.0"
+The names in `__all__` are the public API: the commands as functions with typed results, the two decorators for merge
+methods and optimizers, and the types that these take and return. Everything else in the package is private by
+convention and may change in any release.
+
+Importing evosearch loads none of its dependencies: a name is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from evosearch.api import check, export, leaderboard, load_recipe, load_spec, merge, run, score
+    from evosearch.errors import EvosearchError, InputError
+    from evosearch.merging.registry import merge_method
+    from evosearch.preflight.check import CheckReport
+    from evosearch.recipe.shapes import Param
+    from evosearch.reporting.export import ExportResult
+    from evosearch.reporting.leaderboard import Leaderboard
+    from evosearch.reporting.report import RunReport
+    from evosearch.search.optimizers.registry import Option, optimizer
+    from evosearch.search.progress import Progress, Watcher
+    from evosearch.service.merge import MergeReport
+    from evosearch.service.score import ScoreReport
+
+__version__ = "0.2.0"
+__all__ = [
+    "CheckReport",
+    "EvosearchError",
+    "ExportResult",
+    "InputError",
+    "Leaderboard",
+    "MergeReport",
+    "Option",
+    "Param",
+    "Progress",
+    "RunReport",
+    "ScoreReport",
+    "Watcher",
+    "check",
+    "export",
+    "leaderboard",
+    "load_recipe",
+    "load_spec",
+    "merge",
+    "merge_method",
+    "optimizer",
+    "run",
+    "score",
+]
+
+_MODULES = {
+    "evosearch.api": ("check", "export", "leaderboard", "load_recipe", "load_spec", "merge", "run", "score"),
+    "evosearch.errors": ("EvosearchError", "InputError"),
+    "evosearch.merging.registry": ("merge_method",),
+    "evosearch.preflight.check": ("CheckReport",),
+    "evosearch.recipe.shapes": ("Param",),
+    "evosearch.reporting.export": ("ExportResult",),
+    "evosearch.reporting.leaderboard": ("Leaderboard",),
+    "evosearch.reporting.report": ("RunReport",),
+    "evosearch.search.optimizers.registry": ("Option", "optimizer"),
+    "evosearch.search.progress": ("Progress", "Watcher"),
+    "evosearch.service.merge": ("MergeReport",),
+    "evosearch.service.score": ("ScoreReport",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'evosearch' has no attribute '{name}'")
+    found = globals()[name] = getattr(import_module(_MODULE_OF[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    """List the public names, also those that were not used yet."""
+    return sorted({*globals(), *__all__})

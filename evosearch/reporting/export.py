@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.references import default_cache, resolve_adapter, split
@@ -40,7 +41,7 @@ class TensorLoss:
 
 @dataclass(frozen=True)
 class AdapterSummary:
-    """What an exported adapter keeps of its merge, and what it loses."""
+    """Size of an exported adapter, and its approximation error relative to the merge."""
 
     base: str  # reference of the model that it adapts
     error: float  # over all linear weights together
@@ -51,7 +52,18 @@ class AdapterSummary:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was exported, and the statements that accompany its test figures."""
+    """An exported candidate, and the statements that accompany its test figures.
+
+    Attributes:
+        search: Name of the search.
+        candidate: Number of the candidate, or name of the baseline.
+        recipe_id: Id of its recipe with its models' weights.
+        format: Format that was written.
+        out: The file or folder.
+        test_openings: Openings of the search's test set by all searches, up to now.
+        contamination_acknowledged: The suite acknowledges contamination.
+        adapter: What an adapter keeps of the merge; None for other formats.
+    """
 
     search: str
     candidate: str
@@ -84,14 +96,14 @@ def export(
         overwrite: Replace an existing `out`.
         watcher: Shows progress.
         rank: Maximum rank of an adapter.
-        save_modules: Store changed modules that are not linear in full, next to an adapter's A and B.
-        allow_pickle: Read pickled weights of models that have no others.
+        save_modules: Store changed modules other than linear layers in full, next to an adapter's A and B.
+        allow_pickle: Read pickled weights of models without safetensors.
 
     Raises:
         LedgerError: There is no such search or candidate, or nothing was promoted and no candidate is named.
         InputError: `out` exists, or the models changed since the search.
     """
-    _check_adapter_options(fmt, rank, save_modules)
+    _check_options(fmt, rank, save_modules)
     run_dir = find(search)
     reports: list[AdapterReport] = []
 
@@ -124,7 +136,9 @@ def _summary(report: AdapterReport) -> AdapterSummary:
     return AdapterSummary(report.base, report.error, report.bytes, tensors, report.saved)
 
 
-def _check_adapter_options(fmt: Format, rank: int | None, save_modules: bool) -> None:
+def _check_options(fmt: Format, rank: int | None, save_modules: bool) -> None:
+    if fmt not in get_args(Format):
+        raise InputError("--format", f"got '{fmt}'", f"One of {', '.join(get_args(Format))}")
     for option, given in (("--rank", rank is not None), ("--save-modules", save_modules)):
         if given and fmt != "adapter":
             raise InputError(option, f"not valid with --format {fmt}", "--format adapter", "Remove the option")
@@ -133,7 +147,7 @@ def _check_adapter_options(fmt: Format, rank: int | None, save_modules: bool) ->
 
 
 def write_winner(ledger: Ledger, search_id: str, state: SearchState, out: Path) -> None:
-    """Write the recipe of a stage's winner, which later stages build on."""
+    """Write the recipe of a stage's winner, which is an input of later stages."""
     assert state.winner is not None
     recipe = Recipe.model_validate(state.winner.recipe)
     source = provenance(ledger, search_id, state, state.winner.candidate)
@@ -197,12 +211,12 @@ def write_one(
 
 
 def _is_made(reference: str) -> bool:
-    """Whether mergekit cannot resolve a reference: it has a scheme, or is a recipe."""
+    """Whether a reference has a scheme or is a recipe, which mergekit cannot resolve."""
     return ":" in reference or is_recipe(split(reference)[0])
 
 
 def _folders(reference: str, checkpoint: Checkpoint) -> str:
-    """Replace schemes in a reference, and recipes, which are merged in the cache, by their folders."""
+    """Replace a scheme or a recipe in a reference by the folder of its checkpoint, which may be in the cache."""
     model, adapter = split(reference)
     model = str(checkpoint.folder) if _is_made(model) else model
     if adapter is None:

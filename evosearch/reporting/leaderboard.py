@@ -25,20 +25,27 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-SHOWN = 50  # rows that a notebook shows
+SHOWN = 50  # rows shown in a notebook
 
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All rows of a search, and the statements that accompany its figures.
+    """All rows of a search, with the disclosures that accompany its test scores.
 
     A notebook shows it as a table; `to_frame` returns it as a pandas DataFrame.
+
+    Attributes:
+        rows: Candidates and baselines, in order of rank.
+        finalists: Finalists with their generalization gaps.
+        unchosen: Base and parents, for comparison with the finalists.
+        test_openings: Openings of the test set by all searches, up to now.
+        contamination_acknowledged: The suite acknowledges contamination.
     """
 
     rows: tuple[LeaderboardRow, ...]
     finalists: tuple[FinalistRow, ...]
-    unchosen: tuple[FinalistRow, ...]  # base and parents, for comparison with the finalists
-    test_openings: int  # by all searches, up to now
+    unchosen: tuple[FinalistRow, ...]
+    test_openings: int
     contamination_acknowledged: bool
 
     def to_frame(self) -> "pd.DataFrame":
@@ -61,9 +68,10 @@ class Leaderboard:
 
 
 def leaderboard(run_dir: RunDir, with_runs: bool = False) -> Leaderboard:
-    """Rank candidates and baselines by score on the search split: those that break no guard first, failures last.
+    """Rank candidates and baselines by score on the search split.
 
-    Models scored on the full split come before those scored only on a minibatch.
+    Models that break no guard come first, failures last; models scored on the full split come before those scored only
+    on a minibatch.
 
     Args:
         run_dir: Run directory of the search.

@@ -1,4 +1,4 @@
-"""One row of the leaderboard: its fields, and the columns that show it.
+"""One row of the leaderboard: its fields and its columns.
 
 A new column is one field of `LeaderboardRow`, filled in `_row` of `leaderboard.py`, and one `Column` here.
 """
@@ -17,34 +17,60 @@ FRAME_GROUPS = ("score", "task", "objective", "violation", "genome")  # of colum
 
 @dataclass(frozen=True)
 class SplitScores:
-    """Scores on one full split; those on test come with the statements that accompany them."""
+    """Scores on one full split; those on test come with the statements that accompany them.
+
+    Attributes:
+        score: Weighted mean over tasks, in points.
+        fitness: What the optimizer maximizes.
+        tasks: Task → the suite's metric.
+        openings: Openings of the test set by all searches; None on other splits.
+        contamination_acknowledged: The suite acknowledges contamination; None on other splits.
+    """
 
     score: float
     fitness: float
     tasks: Mapping[str, TaskScore]
-    openings: int | None = None  # of the test set, by all searches
-    contamination_acknowledged: bool | None = None  # by the suite, for the test set
+    openings: int | None = None
+    contamination_acknowledged: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeaderboardRow:
-    """One candidate or baseline."""
+    """One candidate or baseline.
 
-    rank: int = 0  # from 1
+    Attributes:
+        rank: Rank from 1.
+        candidate: Number of a candidate, or name of a baseline.
+        recipe_id: Id of its recipe with its models' weights.
+        kind: `candidate`, `base`, `parent`, `stage`, `uniform` or `scale`.
+        state: `promoted`, `winner`, `scored`, `duplicate of …`, `failed` or `pending`.
+        score: Score on the search split, or on a minibatch of it; None without one.
+        fitness: Fitness on the same items.
+        sample: Items of the minibatch behind score and fitness; None for the full split.
+        violations: Guarded task → points lost beyond the allowed drop.
+        splits: Split → scores on the full split.
+        objectives: Objective → value as reported to the optimizer, if there are several.
+        pareto: In the Pareto set; None with one objective, or before the candidate was reported.
+        genome: Dimension → value; empty for a baseline.
+        gaps: Generalization gaps, of finalists, base and parents.
+        run_id: Id of its MLflow run, on request.
+    """
+
+    rank: int = 0
     candidate: str
     recipe_id: str
-    kind: str  # candidate | base | parent | stage | uniform | scale
-    state: str  # promoted | winner | scored | duplicate of … | failed | pending
-    score: float | None  # on the search split, or on a minibatch of it
-    fitness: float | None  # on the same items
-    sample: int | None  # items of the minibatch behind score and fitness; None for the full split
-    violations: Mapping[str, float]  # guarded task → points lost beyond the allowed drop
+    kind: str
+    state: str
+    score: float | None
+    fitness: float | None
+    sample: int | None
+    violations: Mapping[str, float]
     splits: Mapping[str, SplitScores]
-    objectives: Mapping[str, Estimate] = field(default_factory=dict)  # as reported, if there are several
-    pareto: bool | None = None  # in the Pareto set; None with one objective, or before the candidate was reported
-    genome: Mapping[str, Scalar] = field(default_factory=dict)  # dimension → value; empty for a baseline
-    gaps: tuple[Gap, ...] = ()  # generalization gaps, of finalists, base and parents
-    run_id: str | None = None  # of MLflow
+    objectives: Mapping[str, Estimate] = field(default_factory=dict)
+    pareto: bool | None = None
+    genome: Mapping[str, Scalar] = field(default_factory=dict)
+    gaps: tuple[Gap, ...] = ()
+    run_id: str | None = None
 
     def to_record(self) -> dict[str, Scalar | None]:
         """Return the row as flat data; see `Leaderboard.to_frame`."""

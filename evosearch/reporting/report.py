@@ -1,4 +1,4 @@
-"""The result of a run, as `evosearch run` shows it and as `--json` prints it."""
+"""The result of a run, as printed by `evosearch run` and `evosearch run --json`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -86,28 +86,52 @@ def stage_columns() -> list[Column[StageRow]]:
 
 @dataclass(frozen=True, kw_only=True)
 class RunReport:
-    """The result of a run; of a multi-stage run, the last stage's, with a row for every stage."""
+    """The result of a run; of a multi-stage run, the last stage's, with a row for every stage.
+
+    Attributes:
+        name: Name of the search.
+        search_id: Its id.
+        ledger: Database URL of its ledger.
+        candidates: Numbers of candidates.
+        seconds: Duration of this run.
+        stopped: Why the search ended.
+        best: The best candidate by score on the search split.
+        baselines: Baseline → score on the search split.
+        finalists: Finalists with their generalization gaps.
+        unchosen: Base and parents, for comparison with the finalists.
+        pareto: Pareto set of a search with several objectives.
+        leaderboard: Candidates and baselines, in order of rank.
+        gate: The gate's decision; None for a stage that others build on.
+        winner: The promoted model, or the result of a stage.
+        test: The winner and the models it was compared with on the test split.
+        test_openings: Openings of this search's test set by all searches, up to now.
+        contamination_acknowledged: The suite acknowledges contamination.
+        exported: Format → path of the exported files.
+        tracking_uri: Where the search is mirrored.
+        tracking: `up to date`, or how far the tracking store is behind.
+        stages: The stages of a multi-stage run.
+    """
 
     name: str
     search_id: str
-    ledger: str  # database URL
+    ledger: str
     candidates: CandidateCounts
-    seconds: float  # duration of this run
-    stopped: str  # why the search ended
+    seconds: float
+    stopped: str
     best: BestCandidate | None
     baselines: Mapping[str, BaselineScore]
     finalists: tuple[FinalistRow, ...]
-    unchosen: tuple[FinalistRow, ...]  # base and parents, for comparison with the finalists
+    unchosen: tuple[FinalistRow, ...]
     pareto: tuple[ParetoRow, ...]
     leaderboard: tuple[LeaderboardRow, ...]
     gate: GateDecision | None
     winner: WinnerRow | None
     test: tuple[TestRow, ...]
-    test_openings: int  # of this search's test set by all searches, up to now
+    test_openings: int
     contamination_acknowledged: bool
-    exported: Mapping[str, str]  # format → path
+    exported: Mapping[str, str]
     tracking_uri: str
-    tracking: str = UP_TO_DATE  # otherwise, how far the tracking store is behind
+    tracking: str = UP_TO_DATE
     stages: tuple[StageRow, ...] = ()
 
     @property
@@ -183,7 +207,7 @@ def report(
 
 
 def winner_of(state: SearchState) -> WinnerRow | None:
-    """Return a stage's winner or the promoted model, None if there is none."""
+    """Return a stage's winner or the promoted model, or None if there is neither."""
     if state.winner is not None:
         one = state.winner
         return WinnerRow(one.candidate, one.recipe_id, one.score, kind_of(one.candidate))

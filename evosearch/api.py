@@ -1,0 +1,264 @@
+"""The commands as functions: the same services as the command line, with typed results and errors.
+
+Every function imports what it needs when it is called. Wrong input raises `evosearch.InputError`, with the file and the
+key; anything else that goes wrong raises `evosearch.EvosearchError`. Nothing is printed unless a `watcher` is given:
+an object with the methods of `evosearch.Watcher`, which receives progress and notes.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from evosearch.environment import telemetry_off
+
+if TYPE_CHECKING:
+    from evosearch.preflight.check import CheckReport
+    from evosearch.recipe.schema import Recipe
+    from evosearch.reporting.export import ExportResult
+    from evosearch.reporting.leaderboard import Leaderboard
+    from evosearch.reporting.report import RunReport
+    from evosearch.search.progress import Watcher
+    from evosearch.service.merge import MergeReport
+    from evosearch.service.score import ScoreReport
+    from evosearch.spec.spec import SearchSpec
+    from evosearch.spec.stages import StagedSpec
+
+PathLike: TypeAlias = str | os.PathLike[str]
+
+telemetry_off()  # before the libraries that read these variables are imported
+
+
+def check(
+    path: PathLike,
+    *,
+    dry_run: bool = True,
+    weights: bool = True,
+    model: str | None = None,
+    allow_pickle: bool = False,
+    watcher: "Watcher | None" = None,
+) -> "CheckReport":
+    """Check a search spec, a recipe or a suite, and estimate what a run costs.
+
+    Args:
+        path: The YAML file.
+        dry_run: For a spec: merge and score one candidate, to measure time and memory.
+        weights: For a spec: False only estimates its cost, from configs and tokenizers.
+        model: For a suite: model whose tokenizer counts its tokens.
+        allow_pickle: Read pickled weights of models without safetensors.
+        watcher: Receives progress and notes.
+
+    Returns:
+        The problems, notes and forecast. Problems are listed, not raised.
+
+    Examples:
+        >>> import evosearch
+        >>> report = evosearch.check("night.yaml", dry_run=False)
+        >>> report.ok, report.forecast["tokens"]["search"]["items"]
+        (True, 16)
+    """
+    from evosearch.preflight.check import check
+
+    return check(Path(path), dry_run, _watching(watcher), allow_pickle, model, weights)
+
+
+def run(
+    spec: PathLike,
+    *,
+    continue_from_best: bool = False,
+    allow_pickle: bool = False,
+    watcher: "Watcher | None" = None,
+) -> "RunReport":
+    """Run a search to its promoted, exported winner. The same call resumes an interrupted one.
+
+    Args:
+        spec: The spec file, of one search or of several stages.
+        continue_from_best: If the recorded search cannot be replayed exactly, continue from its best candidate.
+        allow_pickle: Read pickled weights of models without safetensors.
+        watcher: Receives progress and notes.
+
+    Returns:
+        The result; `promoted` says whether a winner passed the gate.
+
+    Raises:
+        InputError: The input is wrong; nothing was scored.
+        SearchError: The search cannot continue; the ledger has the reason.
+
+    Examples:
+        >>> import evosearch
+        >>> report = evosearch.run("night.yaml")
+        >>> report.candidates.scored, report.stopped
+        (6, 'candidates')
+    """
+    from evosearch.service.run import run
+
+    return run(Path(spec), _watching(watcher), continue_from_best, allow_pickle)
+
+
+def score(
+    model: PathLike,
+    suite: PathLike,
+    *,
+    split: str = "search",
+    items: PathLike | None = None,
+    allow_pickle: bool = False,
+    watcher: "Watcher | None" = None,
+) -> "ScoreReport":
+    """Score a model or a recipe on one split of a suite, in this process.
+
+    Args:
+        model: A model (folder, hub id, `zoo:NAME`), or a recipe file.
+        suite: The suite file.
+        split: `search`, `validation` or `test`; scoring on `test` is recorded.
+        items: File to write one JSON line per item to.
+        allow_pickle: Read pickled weights of models without safetensors.
+        watcher: Receives progress and notes.
+
+    Raises:
+        InputError: The model, recipe, suite or split is wrong.
+        EvosearchError: The model cannot be scored.
+
+    Examples:
+        >>> import evosearch
+        >>> report = evosearch.score("./base", "suite.yaml", split="validation")
+        >>> report.tasks["choice"].metric, report.tasks["choice"].n
+        ('acc', 10)
+    """
+    from evosearch.service.score import score
+
+    reference = model if isinstance(model, str) else str(Path(model).absolute())  # a Path("./base") is just "base"
+    file = None if items is None else Path(items)
+    return score(reference, Path(suite), split, file, _watching(watcher), allow_pickle)
+
+
+def merge(
+    recipe: PathLike, out: PathLike, *, allow_pickle: bool = False, watcher: "Watcher | None" = None
+) -> "MergeReport":
+    """Merge the models of a recipe and write an ordinary checkpoint.
+
+    Args:
+        recipe: The recipe file.
+        out: Folder to write; it must be empty or not exist.
+        allow_pickle: Read pickled weights of models without safetensors.
+        watcher: Receives progress and notes.
+
+    Raises:
+        InputError: The recipe is wrong, its models cannot be merged, or `out` is not empty.
+
+    Examples:
+        >>> import evosearch
+        >>> evosearch.merge("mean.yaml", "merged").tensors
+        30
+    """
+    from evosearch.service.merge import merge
+
+    return merge(Path(recipe), Path(out), _watching(watcher), allow_pickle)
+
+
+def export(
+    search: PathLike,
+    out: PathLike,
+    *,
+    format: Literal["recipe", "mergekit", "checkpoint", "adapter"] = "recipe",
+    candidate: str | None = None,
+    overwrite: bool = False,
+    rank: int | None = None,
+    save_modules: bool = False,
+    allow_pickle: bool = False,
+    watcher: "Watcher | None" = None,
+) -> "ExportResult":
+    """Export one candidate of a search.
+
+    Args:
+        search: A search: its name (`name.stage` for a stage), run directory or spec file.
+        out: File to write; a folder for a checkpoint or an adapter.
+        format: Format to write.
+        candidate: Candidate or baseline; by default the promoted one, or a stage's winner.
+        overwrite: Replace an existing `out`.
+        rank: Maximum rank of an adapter; 32 by default.
+        save_modules: Store changed weights that are not linear in full, next to an adapter's A and B.
+        allow_pickle: Read pickled weights of models without safetensors.
+        watcher: Receives progress and notes.
+
+    Raises:
+        LedgerError: There is no such search or candidate, or nothing was promoted and no candidate is named.
+        InputError: `out` exists, or the models changed since the search.
+
+    Examples:
+        >>> import evosearch
+        >>> evosearch.export("night", "best.yaml", candidate="3").format
+        'recipe'
+    """
+    from evosearch.reporting.export import export
+
+    name, path = os.fspath(search), Path(out)
+    return export(name, format, path, candidate, overwrite, _watching(watcher), rank, save_modules, allow_pickle)
+
+
+def leaderboard(search: PathLike, *, with_runs: bool = False) -> "Leaderboard":
+    """Rank the candidates and baselines of a search by score, from its ledger.
+
+    Args:
+        search: A search: its name (`name.stage` for a stage), run directory or spec file.
+        with_runs: Add MLflow run ids, if the tracking store can be reached.
+
+    Raises:
+        LedgerError: There is no such search.
+
+    Examples:
+        >>> import evosearch
+        >>> board = evosearch.leaderboard("night")
+        >>> frame = board.to_frame()
+        >>> bool(frame["score"].iloc[0] == frame["score"].max())
+        True
+    """
+    from evosearch.reporting.leaderboard import leaderboard
+    from evosearch.spec.lookup import find
+
+    return leaderboard(find(os.fspath(search)), with_runs)
+
+
+def load_spec(path: PathLike) -> "SearchSpec | StagedSpec":
+    """Read and validate a search spec with its suite; models are not opened.
+
+    Args:
+        path: The spec file, of one search or of several stages.
+
+    Raises:
+        InputError: The spec, its recipe or its suite is wrong.
+
+    Examples:
+        >>> import evosearch
+        >>> spec = evosearch.load_spec("night.yaml")
+        >>> spec.name, spec.config.budget.candidates
+        ('night', 6)
+    """
+    from evosearch.spec.stages import load
+
+    return load(Path(path))
+
+
+def load_recipe(path: PathLike, *, name: str | None = None) -> "Recipe":
+    """Read and validate a recipe; models are not opened.
+
+    Args:
+        path: The recipe file. Relative references are resolved against its folder.
+        name: Name of the document to read, in a file of several; by default the one without a name, or else the last.
+
+    Raises:
+        RecipeError: The file is missing, or one of its documents is not a recipe.
+
+    Examples:
+        >>> import evosearch
+        >>> recipe = evosearch.load_recipe("mean.yaml")
+        >>> recipe.merge_method, len(recipe.models)
+        ('linear', 2)
+    """
+    from evosearch.recipe.files import load
+
+    return load(Path(path), name)
+
+
+def _watching(watcher: "Watcher | None") -> "Watcher":
+    from evosearch.search.progress import Silent
+
+    return Silent() if watcher is None else watcher
