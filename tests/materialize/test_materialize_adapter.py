@@ -61,7 +61,7 @@ def check(report: AdapterReport, recipe: Recipe, models: Mapping[str, Checkpoint
 
 
 @pytest.mark.parametrize("rank", [1, 6, 64])
-def test_linear_layers_lose_what_the_report_says(rank, untied, tmp_path):
+def test_the_report_has_the_error_of_each_linear_layer(rank, untied, tmp_path):
     recipe = make_recipe(untied, LINEAR_ONLY)
     report = write_adapter(recipe, untied, tmp_path / "out", rank)
     check(report, recipe, untied, tmp_path)
@@ -206,7 +206,7 @@ def test_the_same_recipe_gives_the_same_file(untied, tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_what_is_no_adapter_of_its_base_is_refused(untied, tmp_path):
+def test_recipes_that_are_not_adapters_of_their_base_are_refused(untied, tmp_path):
     base, first, *_ = untied
     with pytest.raises(RecipeError, match="the merged model equals its base"):
         write_adapter(make_recipe(untied, 0), untied, tmp_path / "out", 4)

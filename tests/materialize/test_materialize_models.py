@@ -33,7 +33,7 @@ def recipe(family: dict[str, Checkpoint], method: str, scale: float = 1.0, **ext
 @pytest.mark.parametrize("out_dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("method", sorted(specs()))
 @pytest.mark.parametrize("kind", ["tied", "untied"])
-def test_memory_and_disk_hold_the_same_bits(method, kind, out_dtype, tmp_path, request):
+def test_memory_and_disk_have_the_same_bits(method, kind, out_dtype, tmp_path, request):
     family = request.getfixturevalue(kind)
     wanted = recipe(family, method, out_dtype=out_dtype)
     resident = ResidentModel(family, next(iter(family)))

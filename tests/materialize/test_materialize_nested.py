@@ -110,7 +110,7 @@ def test_a_nested_recipe_is_base_donor_and_tokenizer_alike(untied, write, opener
     torch.testing.assert_close(written.load(name), inner.load(name).float(), rtol=0, atol=1e-6)
 
 
-def test_a_recipe_made_of_itself_is_refused_with_the_chain(write, opener, tmp_path):
+def test_a_recipe_that_contains_itself_is_refused_with_the_chain(write, opener, tmp_path):
     path = write(linear("two", name="one") + "---\n" + linear("one", name="two"))
     chain = " → ".join(f"{path}#{name}" for name in ("one", "two", "one"))
     with pytest.raises(RecipeError) as caught:
@@ -126,7 +126,7 @@ def test_a_recipe_made_of_itself_is_refused_with_the_chain(write, opener, tmp_pa
     assert merged(tmp_path) == []
 
 
-def test_a_tower_of_recipes_has_an_end(write, opener):
+def test_the_depth_of_nested_recipes_is_limited(write, opener):
     count = MAX_NESTED + 1
     steps = [linear("org/none", name="step0")] + [linear(f"step{i}", name=f"step{i + 1}") for i in range(count)]
     path = write("---\n".join(steps))
@@ -134,7 +134,7 @@ def test_a_tower_of_recipes_has_an_end(write, opener):
         opener.open(f"{path}#step{count}")
 
 
-def test_what_is_wrong_inside_is_named_there(untied, write, opener, tmp_path):
+def test_errors_in_nested_documents_name_the_key(untied, write, opener, tmp_path):
     a = list(untied)[1]
     for inner, error, message in (
         (linear(a) + "sead: 1\n", RecipeError, r"inner\.yaml: sead: unknown key.*'seed'"),

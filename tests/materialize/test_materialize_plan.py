@@ -42,7 +42,7 @@ def test_every_tensor_has_one_operation_in_the_models_order():
     assert op.parameters.dtype is torch.bfloat16
 
 
-def test_a_listed_base_is_no_parent_of_a_method_on_differences_but_a_model_of_linear():
+def test_a_listed_base_is_a_model_of_linear_only():
     models = [model("base", weight=9), model("a", weight=1)]
     assert ops(merge_method="ties", base_model="base", models=models)[Q.format(0)].parents == (Input("a", Q.format(0)),)
     op = ops(merge_method="linear", base_model="base", models=models)[Q.format(0)]
@@ -96,7 +96,7 @@ def test_gradients_put_final_norm_and_head_at_the_last_layer():
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(recipe, message):
+def test_incompatible_models_are_refused(recipe, message):
     with pytest.raises(RecipeError, match=message):
         ops(**{"merge_method": "ties", "base_model": "base"} | recipe)
 

@@ -110,7 +110,7 @@ def test_adapted_models_share_what_their_adapters_leave(untied, tmp_path):
         assert (len(ups), len(queries)) == (1, 2)
 
 
-def test_a_layer_that_is_not_there(untied, tmp_path):
+def test_a_missing_layer(untied, tmp_path):
     base, a, *_ = untied
     with pytest.raises(RecipeError, match=r"recipe\.routing\.hops\[1\]\.layer: got 4\. .*has layers 0 to 3"):
         written(route((base, 0), (a, 4)), untied, tmp_path / "out")
@@ -182,7 +182,7 @@ def test_a_gain_beyond_the_bound(untied, tmp_path):
         written(route(*hops), untied, tmp_path / "out")
 
 
-def test_a_route_is_no_adapter(untied, tmp_path):
+def test_a_route_cannot_be_an_adapter(untied, tmp_path):
     base = next(iter(untied))
     with pytest.raises(
         RecipeError, match=r"recipe\.routing: an adapter cannot change the order of .*Export a checkpoint"
@@ -223,7 +223,7 @@ def test_weights_that_are_not_finite_once_rounded(inner, huge, tmp_path):
         assert torch.equal(weights[name].data, exported.load(name).float()), name
 
 
-def test_another_output_type_is_rounded_anew(untied, tmp_path):
+def test_another_output_type_is_rounded_again(untied, tmp_path):
     base, a, *_ = untied
     hops = ((base, 0), (a, 1, 0.9), (base, 2, 1.2))
     resident = ResidentRoute(untied, route((base, 0), (a, 0)))

@@ -123,7 +123,7 @@ def test_sources_merged_with_gradients_over_their_slice(listed, tmp_path, untied
     same(written, HEAD, merge(HEAD, 0.9, 0.9))
 
 
-def test_different_layers_of_the_sources_are_merged_where_the_base_says_which_are_its_own(tmp_path, untied):
+def test_different_layers_are_merged_if_the_base_lists_its_own(tmp_path, untied):
     base, a, b, _ = untied
     sources = [source(a, 0, 2, weight=1.0), source(b, 2, 4, weight=0.5)]
     recipe = sliced("task_arithmetic", [source(base, 1, 3), *sources], base_model=base)
@@ -229,7 +229,7 @@ def test_one_resident_model_takes_every_recipe_of_its_layers_and_no_other(untied
         ([("a", 0, 2), ("b", 3, 9)], r"slices\[1\]\.sources\[0\]\.layer_range: got \[3, 9\]"),
     ],
 )
-def test_layers_that_are_not_there_are_refused(slices, message, untied, tmp_path):
+def test_missing_layers_are_refused(slices, message, untied, tmp_path):
     names = dict(zip("xabc", untied, strict=True))
     recipe = sliced("linear", *([source(names[n], low, high, weight=1.0)] for n, low, high in slices))
     with pytest.raises(RecipeError, match=message):

@@ -93,7 +93,7 @@ def logits(model: Any, ids: Sequence[int]) -> torch.Tensor:
         return model(torch.tensor([list(ids)])).logits[0]
 
 
-def test_a_recipe_that_asks_for_nothing_gets_its_checkpoints_as_they_are(pair, tmp_path):
+def test_without_a_vocabulary_checkpoints_are_unchanged(pair, tmp_path):
     given = {name: Checkpoint.open(Path(name)) for name in pair}
     found = in_one_vocabulary(recipe(pair), given, tmp_path / "cache", Path)
     assert found == given
@@ -142,7 +142,7 @@ def test_the_written_model_answers_as_the_resident_one_and_reads_with_its_tokeni
     assert report.weights_sha256 == Checkpoint.open(tmp_path / "out").content_sha256()
 
 
-def test_what_a_model_lacks_it_takes_from_the_base_or_from_the_only_one_or_from_the_mean(make, tmp_path):
+def test_missing_rows_come_from_the_base_the_only_model_or_the_mean(make, tmp_path):
     base, one, two = make((*SPECIAL, *"ab"), seed=1), make((*SPECIAL, *"ac"), seed=2), make((*SPECIAL, *"cd"), seed=3)
     wanted = recipe([base, one, two], base=base, tokenizer_source="union")
     found, before = opened(wanted, tmp_path), {name: Checkpoint.open(Path(name)) for name in (base, one, two)}
@@ -157,7 +157,7 @@ def test_what_a_model_lacks_it_takes_from_the_base_or_from_the_only_one_or_from_
         assert torch.equal(new[one, "d"], old[two, "d"])
 
 
-def test_single_tokens_are_taken_from_where_the_recipe_says(pair, tmp_path):
+def test_single_tokens_are_taken_from_the_recipes_sources(pair, tmp_path):
     base, other = pair
     tokens = {
         "x": {"source": {"kind": "zero"}},
@@ -227,7 +227,7 @@ def test_padding_is_the_mean_of_the_tokens(pair, tmp_path):
         torch.testing.assert_close(rows[12:], rows[:12].mean(0).expand(8, -1))
 
 
-def test_positions_are_no_tokens_even_where_there_are_as_many(make, tmp_path):
+def test_position_embeddings_are_not_token_rows(make, tmp_path):
     config = {"kind": "GPT2LMHeadModel", "tie_word_embeddings": True, "n_positions": 9, "num_key_value_heads": None}
     pair = make(seed=1, **config), make((*SPECIAL, *"fedcba"), seed=2, **config)
     wanted = recipe(pair, base=pair[0], tokenizer_source="base")
@@ -315,7 +315,7 @@ def _open(wanted: Recipe, cache: Path, results: Any) -> None:
     results.put([str(checkpoint.tokenizer_folder) for checkpoint in opened(wanted, cache).values()])
 
 
-def test_the_same_tokenizer_has_the_same_folder_whoever_makes_it(pair, tmp_path):
+def test_equal_tokenizers_have_the_same_folder(pair, tmp_path):
     wanted = recipe(pair, tokenizer_source="union", chat_template="chatml")
     context = multiprocessing.get_context("fork")
     results = context.Queue()
@@ -386,14 +386,14 @@ def test_invalid_vocabularies_are_refused(keys, message, pair, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_token_beyond_the_rows_is_no_source(make, tmp_path):
+def test_a_token_without_a_row_cannot_be_a_source(make, tmp_path):
     base, short = make(seed=1), make(rows=7, seed=2)
     wanted = recipe([base, short], tokenizer={"tokens": {"f": {"source": short}}})
     with pytest.raises(RecipeError, match=r"token 'f' of .* has id 8, but the model has 7 embeddings"):
         opened(wanted, tmp_path)
 
 
-def test_what_models_may_not_be(make, random_model, tmp_path):
+def test_invalid_model_references(make, random_model, tmp_path):
     base, bare = make(seed=1), str(random_model("LlamaForCausalLM"))
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: no such file, .* AutoTokenizer and save it"):
         opened(recipe([base, bare], tokenizer_source="union"), tmp_path)

@@ -128,7 +128,7 @@ def test_the_commonest_chat_template(three, tmp_path):
 
 
 @pytest.mark.parametrize("three", ["llama"], indirect=True)
-def test_a_token_by_itself_is_refused_by_mergekit_and_has_the_usual_rows_here(three, tmp_path):
+def test_a_token_without_a_source_has_the_default_rows(three, tmp_path):
     """`tokens: {x: {}}` gives no source: an error in mergekit, the default for any token here."""
     wanted = recipe(three, "linear", tokenizer={"source": "union", "tokens": {"x": {}}})
     with warnings.catch_warnings():

@@ -90,7 +90,7 @@ def test_an_undefined_entry_is_among_the_largest_and_stays():
         assert kept(tau, trims([delta(tau, memory)], [4], 0.25)[0]).isnan().any()
 
 
-def test_a_memory_looks_at_a_tensor_once_and_has_its_limit():
+def test_a_memory_reads_a_tensor_once_and_has_a_limit():
     tau, memory, looks = values("normal", 1000, 0), Memory(1500), []
 
     def look() -> Tensor:
@@ -169,7 +169,7 @@ def test_tensors_may_be_left_out_of_the_one_threshold():
         assert torch.equal(ours, alone)
 
 
-def test_no_survey_where_no_tensor_asks_for_one():
+def test_no_survey_without_trim_scope_model():
     sites, _ = whole_model(None, scope=("tensor",) * 3)
     survey = method("ties").survey
     assert survey is not None

@@ -125,7 +125,7 @@ def plain_ties(
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("sign_method", ["magnitude", "count"])
 @pytest.mark.parametrize("coarse", [False, True])
-def test_ties_is_what_one_would_say(density, normalize, sign_method, coarse, monkeypatch):
+def test_ties_equals_a_plain_implementation(density, normalize, sign_method, coarse, monkeypatch):
     monkeypatch.setattr(kernels, "CHUNK", {"cpu": 64})
     generator = torch.Generator().manual_seed(3)
     base = torch.zeros(200)

@@ -77,7 +77,7 @@ def test_torchs_arithmetic_gives_numpys_lanes(start, seed):
         assert torch.equal(kept(key, density, start, 100), ours < int(density * 2**32 + 0.5))
 
 
-def test_a_part_of_the_stream_is_that_part_of_it():
+def test_a_chunk_equals_its_slice_of_the_stream():
     key = key_of(0, CONTENT, "t")
     whole = lanes(key, 0, 1000)
     for start, count in ((0, 1), (1, 7), (5, 11), (8, 8), (991, 9), (17, 900), (40, 0)):
@@ -85,7 +85,7 @@ def test_a_part_of_the_stream_is_that_part_of_it():
         assert torch.equal(kept(key, 0.4, start, count), kept(key, 0.4, 0, 1000)[start : start + count])
 
 
-def test_every_part_of_the_key_makes_another_stream():
+def test_each_component_of_the_key_changes_the_stream():
     keys = [(0, CONTENT, "a"), (1, CONTENT, "a"), (0, "cd" * 32, "a"), (0, CONTENT, "b"), (2**63 - 1, CONTENT, "a")]
     streams = [tuple(lanes(key_of(*parts), 0, 4).tolist()) for parts in keys]
     assert len(set(streams)) == len(keys)

@@ -46,7 +46,7 @@ def test_nested_recipes_are_in_the_file(tmp_path: Path) -> None:
     )
 
 
-def test_a_name_in_the_file_is_no_models(tmp_path: Path) -> None:
+def test_a_recipes_name_is_not_a_models(tmp_path: Path) -> None:
     """Names in the file avoid all models and adapters that its recipes name, here `gpt2` and `lora`."""
     write(tmp_path / "gpt2.yaml", linear("org/a", "org/b"))
     write(tmp_path / "lora.yaml", linear("org/c", "org/d"))
@@ -70,7 +70,7 @@ def test_an_adapter_on_a_recipe_keeps_its_place(tmp_path: Path) -> None:
     assert [entry.model for entry in bundle(recipe).recipes[None].models] == ["inner+org/lora", "org/c"]
 
 
-def test_an_inner_recipe_that_is_gone_is_named(tmp_path: Path) -> None:
+def test_a_missing_nested_recipe_is_named(tmp_path: Path) -> None:
     inner = write(tmp_path / "inner.yaml", linear("org/a", "org/b"))
     recipe = files.load(write(tmp_path / "r.yaml", linear(str(inner), "org/c")))
     inner.unlink()

@@ -18,7 +18,7 @@ def write(folder: Path, text: str, name: str = "r.yaml") -> Path:
     return folder / name
 
 
-def test_a_name_stands_for_the_recipe_of_its_file_and_for_nothing_elsewhere(tmp_path: Path) -> None:
+def test_a_name_refers_to_a_recipe_within_its_file_only(tmp_path: Path) -> None:
     path = write(tmp_path, STEP + "---\n" + LAST)
     assert load(path).references() == (f"{path}#step",)
     assert load(path, "step").references() == (str(tmp_path / "a"),)
@@ -75,12 +75,12 @@ def test_relative_parts_of_model_and_adapter_are_anchored() -> None:
         (STEP + "sead: 1\n---\n" + LAST, r"r\.yaml: document 1\.sead: unknown key.*Did you mean 'seed'\?"),
     ],
 )
-def test_documents_that_do_not_go_together_are_refused(text: str, message: str, tmp_path: Path) -> None:
+def test_inconsistent_documents_are_refused(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=message):
         load(write(tmp_path, text))
 
 
-def test_a_name_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+def test_a_missing_name_is_refused_with_the_existing_ones(tmp_path: Path) -> None:
     path = write(tmp_path, STEP + "---\n" + LAST)
     with pytest.raises(
         RecipeError, match=r"r\.yaml: no recipe named 'stpe'\. Named here: step\. Did you mean 'step'\?"

@@ -40,7 +40,7 @@ def _numbers(node: Any) -> Any:
 
 
 @named(FORMS)
-def test_what_is_read_is_written_and_read_again_equal(path: Path, tmp_path: Path) -> None:
+def test_a_recipe_survives_writing_and_reading(path: Path, tmp_path: Path) -> None:
     once = files.load_file(path)
     (tmp_path / "again.yaml").write_text(once.to_yaml())
     again = files.load_file(tmp_path / "again.yaml")
@@ -54,7 +54,7 @@ def test_a_recipe_is_what_its_file_says(path: Path) -> None:
     assert [recipe.to_dict() for recipe in files.load_file(path).recipes.values()] == raw(path)
 
 
-def test_what_is_said_at_length_is_written_in_short() -> None:
+def test_long_forms_are_written_in_short() -> None:
     written = {stem: _only(stem).to_dict() for stem in REDUNDANT}
     given = {stem: raw(FORMS[0].with_name(f"{stem}.yaml"))[0] for stem in REDUNDANT}
     del given["empty_parameters"]["parameters"], given["empty_parameters"]["tokenizer_source"]
@@ -70,7 +70,7 @@ def _only(stem: str) -> Any:
 
 
 @named(FORMS)
-def test_a_form_makes_sense_or_its_method_or_module_is_named(path: Path) -> None:
+def test_an_invalid_form_names_its_method_or_module(path: Path) -> None:
     for recipe in files.load_file(path).recipes.values():
         if recipe.merge_method not in specs():
             with pytest.raises(

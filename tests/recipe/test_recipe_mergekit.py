@@ -152,7 +152,7 @@ def test_a_mergekit_file_is_read():
 
 
 @pytest.mark.parametrize("changes", [{}, {"parameters": {"density": 0.4, "lambda": [0.5, 1.0]}}])
-def test_what_is_written_reads_back_to_the_same_values(changes):
+def test_written_settings_have_the_same_values(changes):
     once = to_mergekit(recipe(**changes), SHAPE, specs())
     again = to_mergekit(from_mergekit(once, "merge.yaml", specs()), SHAPE, specs())
     assert yaml.safe_load(again) == yaml.safe_load(once)
@@ -180,6 +180,6 @@ def test_a_base_that_mergekit_would_average_in_is_listed():
         ("[", r"merge\.yaml: invalid YAML"),
     ],
 )
-def test_a_file_that_is_not_understood_is_refused(text, message):
+def test_a_malformed_file_is_refused(text, message):
     with pytest.raises(RecipeError, match=message):
         from_mergekit(text, "merge.yaml", specs())

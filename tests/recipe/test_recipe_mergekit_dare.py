@@ -27,7 +27,7 @@ def test_rescaling_is_written_in_mergekits_values(ours: object, theirs: object) 
     assert ("1/density in evosearch" in text) is (ours is True)
 
 
-def test_without_a_word_ours_divides_by_the_density_and_the_file_says_so() -> None:
+def test_the_default_divides_by_the_density_and_the_file_notes_it() -> None:
     assert "1/density in evosearch" in exported()
     ties = {**DARE, "merge_method": "ties"}
     assert "masks" not in to_mergekit(Recipe.model_validate(ties), SHAPE, specs())
@@ -39,7 +39,7 @@ def test_mergekits_rescaling_is_read_as_what_it_is(theirs: dict[str, object], ou
     assert from_mergekit(yaml.safe_dump(data), "dare.yml", specs()).parameters["rescale"] == ours
 
 
-def test_what_comes_from_mergekit_goes_back_as_it_was() -> None:
+def test_mergekit_files_survive_a_round_trip() -> None:
     data = DARE | {"parameters": {"rescale": True}}
     back = yaml.safe_load(to_mergekit(from_mergekit(yaml.safe_dump(data), "dare.yml", specs()), SHAPE, specs()))
     assert back["parameters"] == {"rescale": True}

@@ -20,9 +20,9 @@ HOPS = [{"model": "a", "layer": 0}, {"model": "b", "layer": 7, "scale": 0.5}, {"
 INPUTS = {"a": "00", "b": "11"}
 
 
-def route(hops: list[dict[str, Any]] = HOPS, max_gain: float | None = None, **beside: Any) -> Recipe:
+def route(hops: list[dict[str, Any]] = HOPS, max_gain: float | None = None, **others: Any) -> Recipe:
     routing: dict[str, Any] = {"hops": hops} | ({} if max_gain is None else {"max_gain": max_gain})
-    return documents.validate(Recipe, {"routing": routing, **beside}, "r.yaml", RecipeError)
+    return documents.validate(Recipe, {"routing": routing, **others}, "r.yaml", RecipeError)
 
 
 def scaled(*scales: float) -> list[dict[str, Any]]:
@@ -76,18 +76,18 @@ def test_the_product_of_scales_is_bounded_at_every_hop(
         ("chat_template", "chatml"),
     ],
 )
-def test_what_a_route_has_of_its_first_model_cannot_be_given(key: str, value: Any) -> None:
+def test_keys_of_a_routes_first_model_cannot_be_set(key: str, value: Any) -> None:
     with pytest.raises(RecipeError, match=rf"^r\.yaml: {key}: not allowed with routing\. .*first hop's model"):
         checks.check(route(**{key: value}), specs(), "r.yaml: ")
 
 
-def test_a_seed_is_said_to_have_no_effect() -> None:
+def test_a_seed_without_effect_is_noted() -> None:
     (note,) = checks.check(route(seed=3), specs(), "r.yaml: ")
     assert note.startswith("r.yaml: seed: has no effect on a route")
 
 
 @pytest.mark.parametrize("bad", [0.5, 1e7, math.inf])
-def test_a_bound_that_is_none_is_refused(bad: float) -> None:
+def test_an_invalid_bound_is_refused(bad: float) -> None:
     with pytest.raises(RecipeError, match=r"^r\.yaml: routing\.max_gain: "):
         route(max_gain=bad)
 

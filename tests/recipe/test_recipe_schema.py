@@ -41,7 +41,7 @@ def read(text: str) -> Recipe:
     return documents.validate(Recipe, documents.parse(text, "r.yaml", RecipeError), "r.yaml", RecipeError)
 
 
-def test_what_is_read_is_written_back_equal() -> None:
+def test_a_recipe_survives_a_round_trip() -> None:
     recipe = read(TIES)
     assert read(recipe.to_yaml()) == recipe
     assert recipe.output_dtype == "bfloat16"
@@ -49,7 +49,7 @@ def test_what_is_read_is_written_back_equal() -> None:
     assert recipe.models[1].parameters["weight"][0] == {"filter": "mlp", "value": 0.1}
 
 
-def test_a_parameter_of_an_unlucky_name_is_not_lost_on_the_way_to_its_refusal() -> None:
+def test_a_parameter_named_like_a_builtin_is_refused_by_name() -> None:
     recipe = read(TIES.replace("density: 0.5\n", "parameters: 0\n"))
     assert recipe.parameters["parameters"] == 0
     assert read(recipe.to_yaml()) == recipe
@@ -89,7 +89,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("text", "message"), REFUSED, ids=range(len(REFUSED)))
-def test_form_is_refused_with_file_and_key(text: str, message: str) -> None:
+def test_malformed_recipes_name_file_and_key(text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=r"(?s)^r\.yaml.*" + message):
         read(text)
 
@@ -127,7 +127,7 @@ SENSELESS = [
 
 
 @pytest.mark.parametrize(("text", "message"), SENSELESS, ids=range(len(SENSELESS)))
-def test_sense_is_refused_with_file_and_key(text: str, message: str) -> None:
+def test_semantic_errors_name_file_and_key(text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=r"(?s)^r\.yaml: .*" + message):
         checks.check(read(text), specs(), "r.yaml: ")
 
@@ -186,7 +186,7 @@ def test_relative_folders_are_taken_from_the_file(tmp_path: Path) -> None:
     assert recipe.references() == (str(tmp_path / "models" / "a"), "org/b")
 
 
-def test_missing_file_and_text_that_is_no_text(tmp_path: Path) -> None:
+def test_missing_file_and_invalid_text(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="No such file"):
         files.load(tmp_path / "none.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
@@ -216,7 +216,7 @@ YAML = st.recursive(
         max_size=5,
     )
 )
-def test_whatever_is_read_only_our_errors_come_out(data: dict[str, Any]) -> None:
+def test_any_input_is_accepted_or_raises_our_errors(data: dict[str, Any]) -> None:
     try:
         recipe = documents.validate(Recipe, data, "r.yaml", RecipeError)
         checks.check(recipe, specs(), "r.yaml: ")

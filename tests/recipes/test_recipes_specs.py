@@ -70,7 +70,7 @@ def comment_of(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_its_head_says_what_it_is_and_how_it_is_run(name: str) -> None:
+def test_each_recipe_starts_with_a_description_and_its_command(name: str) -> None:
     comment = comment_of(name)
     assert len(comment.splitlines()) >= 5
     assert re.search(rf"^#   evosearch run recipes/{name}\.yaml( |$)", comment, re.MULTILINE)

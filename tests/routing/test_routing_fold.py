@@ -18,13 +18,13 @@ def test_a_writing_weight_is_divided_in_float32():
     assert torch.equal(folded, weight.float() / 1.7)  # not rounded here; the output type is applied last
 
 
-def test_a_gain_that_counts_from_one_keeps_its_sum():
+def test_a_gain_with_offset_one_is_folded_exactly():
     gain = torch.randn(16, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(1 + Fold(0.6, 1.0)(gain), (1 + gain) / 0.6)
 
 
 @pytest.mark.parametrize("fold", [Fold(), Fold(1.0, 1.0)])
-def test_what_is_not_divided_stays_bit_for_bit(fold):
+def test_tensors_without_a_divisor_are_bit_identical(fold):
     weight = torch.randn(8, generator=torch.Generator().manual_seed(2)).half()
     assert fold(weight) is weight
 
@@ -65,7 +65,7 @@ def layer(routed: RoutedModel, slot: int) -> Attention:
     return found
 
 
-def test_slots_number_their_own_copies_and_share_all_but_what_they_own(routed):
+def test_slots_share_all_parameters_except_their_own(routed):
     own = routed.follow([2, 0, 0], {"num_hidden_layers": 3})
     assert [layer(routed, slot).layer_idx for slot in range(3)] == [0, 1, 2]
     assert routed.model.config.num_hidden_layers == 3
@@ -93,7 +93,7 @@ def test_another_route_leaves_no_trace_of_the_one_before(routed):
     assert held == 2 * 2 * (16 + 4)  # two layers' queries, and the slots' own parameters
 
 
-def test_the_stock_holds_nothing_of_what_slots_own():
+def test_the_stock_releases_the_parameters_that_slots_own():
     body = Body().requires_grad_(False)
     stock = list(body.layers)
     RoutedModel(body, "layers", [OWNED] * 3).follow([0], {})

@@ -28,7 +28,7 @@ PARENTS = {  # a recipe without a base
 
 
 def guarded_suite(folder: Path, chance: float = 0.33) -> str:
-    """The world's suite with its choice to be forgotten, and guards on a scored and on a reported task."""
+    """The world's suite with its choice task as unlearning target, and guards on a scored and on a reported task."""
     suite = yaml.safe_load((folder / "suite.yaml").read_text())
     choice, generate = suite["tasks"]
     del choice["chance"]
@@ -91,9 +91,9 @@ def test_violations_are_relative_to_the_base_on_the_same_minibatch(searched: Any
         base = points(kept_run["stored"]["base", "search"]["kept"]["acc"][rows])
         own = points(kept_run["stored"][name, f"search/{part}"]["kept"]["acc"])
         assert card.guards["kept"] == pytest.approx(own)
-        told = state.reported[name].violations
-        assert told[0] == pytest.approx(max(0.0, base - own - 2.0))
-        broken += told[0] > 0
+        violations = state.reported[name].violations
+        assert violations[0] == pytest.approx(max(0.0, base - own - 2.0))
+        broken += violations[0] > 0
     assert 0 < broken < len(state.samples), "the constructed world has candidates of both kinds"
 
 
@@ -112,7 +112,7 @@ def test_the_unlearning_target_scores_by_wrong_answers_and_has_a_smooth_fitness(
         assert card.fitness.value == pytest.approx(0.5 * unlikely + 0.5 * columns["generate"][GOLD].mean())
 
 
-def test_finalists_and_leaderboard_put_first_what_breaks_no_guard(searched: Any) -> None:
+def test_finalists_and_leaderboard_rank_candidates_without_violations_first(searched: Any) -> None:
     _, report, state, rows = searched
     whole = [row for row in rows if row.sample is None]
     amounts = [sum(row.violations.values()) for row in rows]
@@ -129,7 +129,7 @@ def test_finalists_and_leaderboard_put_first_what_breaks_no_guard(searched: Any)
     assert report.best.candidate == next(row.candidate for row in rows if row.kind == "candidate")
 
 
-def test_the_gate_holds_the_winner_to_each_guard(searched: Any, kept_run: dict[str, Any]) -> None:
+def test_the_gate_checks_each_guard_of_the_winner(searched: Any, kept_run: dict[str, Any]) -> None:
     _, report, state, _ = searched
     winner = report.gate.winner
     checks = {check.task: check for check in report.gate.guards}
@@ -144,7 +144,7 @@ def test_the_gate_holds_the_winner_to_each_guard(searched: Any, kept_run: dict[s
     assert state.gated is not None
 
 
-def test_a_search_with_violations_is_replayed_and_goes_on(world: World) -> None:
+def test_a_search_with_violations_is_replayed_and_continues(world: World) -> None:
     run(write(world, "cut", budget={"candidates": 4}), Silent())
     spec = write(world, "cut", budget={"candidates": 8})
     run(spec, Silent())  # replays reports with violations: a deviating ask would stop it
@@ -169,7 +169,7 @@ def test_without_a_base_the_parent_best_at_the_task_is_the_reference(world: Worl
     assert [check.reference for check in report.gate.guards] == list(state.references().values())
 
 
-def test_the_recipe_for_forgetting_reads_as_it_says() -> None:
+def test_the_unlearning_recipe_matches_its_comments() -> None:
     spec = load_spec(Path(__file__).parents[2] / "recipes/unlearn.yaml")
     assert [task.name for task in spec.suite.scoring if task.unlearn] == ["sort"]
     assert [guard.task for guard in spec.suite.guards] == ["reverse", "deal", "median"]

@@ -17,7 +17,7 @@ import yaml
 from evosearch.search.ledger.ledger import Ledger
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-STEP_S = 600.0  # for a part of a search, on a busy machine
+STEP_S = 600.0  # limit for one phase of a search, on a busy machine
 CANDIDATES = 12
 World = Callable[..., Path]
 Record = dict[str, list[Mapping[str, Any]]]
@@ -94,7 +94,7 @@ def wait_until_scored(process: subprocess.Popen[bytes], runs: Path, count: int, 
 
 
 def run_to_end(spec: Path) -> None:
-    """Give the same command once more, and let it finish."""
+    """Run the same command again until it finishes."""
     command = [sys.executable, "-m", "evosearch.cli.main", "run", str(spec)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=STEP_S, check=False)
     assert done.returncode in (0, 3), done.stderr[-3000:]

@@ -30,7 +30,7 @@ CHANGES: dict[str, Any] = {  # three generations, on minibatches 0, 1, 0
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the program catches it."""
+    """Simulates SIGKILL: the program does not catch it."""
 
 
 def events_of(spec: Path) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
@@ -128,7 +128,7 @@ def test_the_best_by_reported_fitness_are_rescored_on_the_full_split_for_the_fin
 
 
 def test_rescoring_decides(world: World, uninterrupted: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The best on its minibatch is given a low figure on all items: it is no finalist any more."""
+    """The best on its minibatch gets a low score on the full split, and is then not a finalist."""
     from evosearch.execution.worker import Worker
     from evosearch.search.protocols import Job, Outcome
 
@@ -189,7 +189,7 @@ def is_told(kind: str, payload: dict[str, Any]) -> bool:
 
 
 def dying(what: Callable[[str, dict[str, Any]], bool], number: int, before: bool) -> Callable[..., Any]:
-    """`Ledger.append` that dies at the `number`-th commit of such an event, before or after it is made."""
+    """`Ledger.append` that dies before or after the `number`-th commit of such an event."""
     append, count = Ledger.append, 0
 
     def appending(self: Ledger, search_id: str, entries: Any, scores: Any = ()) -> Any:
@@ -206,7 +206,7 @@ def dying(what: Callable[[str, dict[str, Any]], bool], number: int, before: bool
     return appending
 
 
-def test_killed_again_and_again_it_goes_on_exactly(
+def test_killed_repeatedly_it_resumes_exactly(
     world: World, uninterrupted: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = whole(world, uninterrupted)

@@ -76,7 +76,7 @@ def test_leaderboard_lists_every_candidate_with_its_run(quickstart: Run, command
     assert [row["state"] for row in rows].count("promoted") == 1
 
 
-def test_mlflow_holds_what_the_ledger_holds_and_the_champion(quickstart: Run) -> None:
+def test_mlflow_mirrors_the_ledger_and_has_the_champion(quickstart: Run) -> None:
     _runs, report = quickstart
     from evosearch.tracking.mlflow import connect
 

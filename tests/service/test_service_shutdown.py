@@ -39,7 +39,7 @@ class Noting(Silent):
 
 @pytest.fixture(autouse=True)
 def terminated() -> Iterator[None]:
-    """SIGTERM is an interrupt, as the program's own entry makes it."""
+    """Handle SIGTERM as an interrupt, as the program's entry point does."""
 
     def interrupt(signum: int, frame: Any) -> None:
         raise KeyboardInterrupt
@@ -63,7 +63,7 @@ def kinds(url: str) -> list[str]:
 
 
 def ended(url: str, search: Callable[[Recorder], str], watcher: Noting | None = None) -> BaseException | None:
-    """What `recorded_end` raised for a search that does this."""
+    """The exception that `recorded_end` raises for a search."""
     with Ledger.open(url) as ledger, ledger.acquire("one"):
         recorder = Recorder(ledger, "one", watcher=watcher or Noting())
 
@@ -78,7 +78,7 @@ def ended(url: str, search: Callable[[Recorder], str], watcher: Noting | None = 
     return None
 
 
-def test_an_interrupt_at_any_line_is_on_record(tmp_path: Path, no_power_cuts: None) -> None:
+def test_an_interrupt_at_any_line_is_recorded(tmp_path: Path, no_power_cuts: None) -> None:
     """The signal is sent at every line of our code that a complete run executes, one run per line."""
     ours = (
         shutdown.__file__,
@@ -87,7 +87,7 @@ def test_an_interrupt_at_any_line_is_on_record(tmp_path: Path, no_power_cuts: No
     )
 
     def traced(at: int, number: int) -> int:
-        """Runs it, interrupted at its `at`-th line; the number of lines that it had."""
+        """Run it, interrupted at its `at`-th line; return the number of lines that it ran."""
         passed = 0
 
         def trace(frame: FrameType, what: str, _: Any) -> Any:
@@ -168,7 +168,7 @@ def test_an_interrupt_that_python_drops_is_not_the_last(tmp_path: Path, monkeypa
     assert kinds(url) == ["started", "stopped: interrupted"]
 
 
-def test_what_else_ends_a_search_is_on_record(tmp_path: Path) -> None:
+def test_other_ends_of_a_search_are_recorded(tmp_path: Path) -> None:
     def fails(recorder: Recorder) -> str:
         raise ZeroDivisionError("by nought")
 
@@ -184,7 +184,9 @@ def test_what_else_ends_a_search_is_on_record(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["registry_of", "present_champion", "make_executor", "openings", "mirroring"])
-def test_no_step_after_the_start_is_outside(world: World, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+def test_every_step_after_the_start_can_be_interrupted(
+    world: World, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     """Of a real run: where it connects to MLflow and to Ray, and opens the count of openings."""
 
     def stops(*args: Any, **kwargs: Any) -> Any:
@@ -200,7 +202,7 @@ def test_no_step_after_the_start_is_outside(world: World, monkeypatch: pytest.Mo
         assert info.stopped == "interrupted"
 
 
-def test_with_the_server_away_it_ends_in_seconds(postgres: "Postgres", postgres_url: str) -> None:
+def test_without_the_server_it_ends_in_seconds(postgres: "Postgres", postgres_url: str) -> None:
     watcher = Noting()
 
     def search(recorder: Recorder) -> str:
@@ -216,7 +218,7 @@ def test_with_the_server_away_it_ends_in_seconds(postgres: "Postgres", postgres_
     assert "cannot be reached" in watcher.notes[-1]
 
 
-def test_with_a_server_that_is_back_soon_it_is_on_record(
+def test_with_a_server_that_returns_soon_it_is_recorded(
     postgres: "Postgres", postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transactions, "LAST_S", 60.0)  # to start takes it long where others use the machine, too

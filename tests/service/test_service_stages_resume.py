@@ -43,7 +43,7 @@ MAY_DIFFER = ("seconds", "worker", "count", "recipe")
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the program catches it."""
+    """Simulates SIGKILL: the program does not catch it."""
 
 
 def staged(world: World, name: str) -> Path:
@@ -69,7 +69,7 @@ def record(name: str) -> dict[str, list[tuple[str, Any]]]:
 
 
 def winners(name: str) -> list[str]:
-    """recipe_id of what the first stage found, and of what the second says it builds on."""
+    """recipe_id of the first stage's winner, in its own ledger and in the second stage's record."""
     with Ledger.open(find(name).ledger, read_only=True) as ledger:
         ids = {info.name.rpartition(".")[2]: info.search_id for info in ledger.searches()}
         (chosen,) = ledger.events(ids["one"], types=("winner",))
@@ -83,7 +83,7 @@ def uninterrupted() -> dict[str, Any]:
 
 
 def commits(monkeypatch: pytest.MonkeyPatch, die: Callable[[int, Any], bool]) -> list[list[str]]:
-    """Lets the program die right after the commit of which `die(number, entries)` says so; lists what was committed."""
+    """Kill the program after the first commit for which `die(number, entries)` is true; return the commits so far."""
     append, seen = Ledger.append, list[list[str]]()
 
     def dying(self: Ledger, search_id: str, entries: Any, scores: Any = ()) -> Any:
@@ -102,7 +102,7 @@ def commits(monkeypatch: pytest.MonkeyPatch, die: Callable[[int, Any], bool]) ->
     ("kind", "nth"),
     [("told", 1), ("winner", 1), ("started", 2), ("asked", 2), ("gated", 1)],
 )
-def test_killed_anywhere_goes_on_at_the_right_stage(
+def test_killed_anywhere_it_resumes_at_the_right_stage(
     world: World, uninterrupted: dict[str, Any], kind: str, nth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not uninterrupted:

@@ -16,7 +16,7 @@ World = Callable[..., Path]
 
 
 def twin_suite(folder: Path, **keys: Any) -> str:
-    """The world's suite, of documents that ask everything twice."""
+    """The world's suite, with two documents per question."""
     suite = yaml.safe_load((folder / "suite.yaml").read_text())
     tasks = folder / "twin_tasks"
     if not tasks.exists():
@@ -50,7 +50,7 @@ def test_a_changed_threshold_is_named_and_changed_data_are_not_blamed_on_it(worl
     assert "near_duplicates" not in str(refused.value)
 
 
-def test_a_threshold_is_compared_where_it_draws_the_same_documents_too(world: World) -> None:
+def test_a_changed_threshold_is_refused_even_with_equal_documents(world: World) -> None:
     """Examples in prompts depend on it."""
     spec = world(name="plain", suite="suite_plain.yaml", budget={"candidates": 2})
     suite = yaml.safe_load((spec.parent / "suite.yaml").read_text())

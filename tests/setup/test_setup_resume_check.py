@@ -20,7 +20,7 @@ MAY_DIFFER = ("seconds", "worker", "count", "recipe")
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the program catches it."""
+    """Simulates SIGKILL: the program does not catch it."""
 
 
 def record(spec: Path) -> dict[str, list[Any]]:
@@ -78,7 +78,7 @@ def test_run_records_and_reports(world: World) -> None:
         (47, False),
     ],
 )
-def test_killed_at_any_commit_goes_on(
+def test_killed_at_any_commit_it_resumes(
     world: World, uninterrupted: dict[str, Any], commit: int, before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not uninterrupted:
@@ -156,7 +156,7 @@ def test_changed_parent_stops_and_is_named(world: World, tmp_path: Path) -> None
         run(spec, Silent())
 
 
-def test_a_record_that_cannot_be_replayed_stops_or_goes_on_from_the_best(
+def test_a_record_that_cannot_be_replayed_stops_or_continues_from_the_best(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from evosearch.errors import ReplayError
@@ -167,7 +167,7 @@ def test_a_record_that_cannot_be_replayed_stops_or_goes_on_from_the_best(
     spec = world(budget={"candidates": 24})
 
     def drifting(config: Any, *args: Any, **kwargs: Any) -> Any:
-        """Stands for another build of the optimizer's library, which asks otherwise from the same seed."""
+        """Simulates another build of the optimizer's library, which proposes other genomes from the same seed."""
         return create(config.model_copy(update={"seed": config.seed + 1}), *args, **kwargs)
 
     monkeypatch.setattr(phases, "create", drifting)

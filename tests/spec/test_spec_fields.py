@@ -49,9 +49,7 @@ LOCAL = {"executor": "local", "threads": 1}
         ({"budget": {}}, "budget", "target and patience alone may never end a search"),
     ],
 )
-def test_a_key_without_meaning_is_refused_where_it_stands(
-    changes: dict[str, Any], key: str, what: str, world: World
-) -> None:
+def test_a_key_without_effect_is_refused_by_name(changes: dict[str, Any], key: str, what: str, world: World) -> None:
     spec = world("fields", **changes)
     with pytest.raises(SpecError) as caught:
         load_spec(spec)
@@ -59,7 +57,7 @@ def test_a_key_without_meaning_is_refused_where_it_stands(
     assert what in str(caught.value)
 
 
-def test_a_gpu_that_is_not_there_is_refused_for_every_executor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_refused_for_every_executor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     for executor in ("local", "ray"):
@@ -90,7 +88,7 @@ def alone(model: str) -> dict[str, Any]:
         ),
     ],
 )
-def test_a_start_that_there_is_not_is_refused(changes: dict[str, Any], what: str, world: World) -> None:
+def test_a_start_without_a_baseline_is_refused(changes: dict[str, Any], what: str, world: World) -> None:
     spec = world("start", **changes)
     with pytest.raises(SpecError) as caught:
         prepare(load_spec(spec), Silent())
@@ -103,7 +101,7 @@ def test_a_start_that_there_is_not_is_refused(changes: dict[str, Any], what: str
 DEFAULTS: dict[str, Any] = {"warm_start": None, "diagonal": False, "restarts": 0}
 
 
-def test_a_default_that_is_written_out_makes_no_other_search(world: World) -> None:
+def test_a_written_default_does_not_change_the_identity(world: World) -> None:
     plain, written = (load_spec(world("same", optimizer={"seed": 1} | more)) for more in ({}, DEFAULTS))
     assert written.identity() == plain.identity()
     assert written.search_id() == plain.search_id()

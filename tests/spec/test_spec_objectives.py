@@ -62,10 +62,10 @@ def test_the_optimizer_gets_each_objective_and_the_search_ends_with_a_pareto_set
     assert [one.objectives["choice"].value for one in found] == sorted(
         (one.objectives["choice"].value for one in found), reverse=True
     )
-    assert report.finalists[0].candidate in cards  # chosen by the fitness, as ever
+    assert report.finalists[0].candidate in cards  # chosen by fitness
 
 
-def test_a_search_that_stopped_goes_on_as_if_it_had_not(world: World) -> None:
+def test_a_stopped_search_resumes_exactly(world: World) -> None:
     whole, cut = world(name="whole", **CHANGES), world(name="cut", **(CHANGES | {"budget": {"candidates": 6}}))
     run(whole, Silent())
     run(cut, Silent())

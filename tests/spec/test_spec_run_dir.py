@@ -35,14 +35,14 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def spec_of(name: str, ledger: str | None, stage: str | None = None) -> SearchSpec:
-    """As much of a spec as its run directory needs."""
+    """The fields of a spec that its run directory needs."""
     whole = f"{name}.{stage}" if stage else name
     config = SpecFile.model_construct(name=whole, ledger=ledger, tracking=TrackingConfig())
     return SearchSpec(Path(f"{name}.yaml"), config, {}, cast(Suite, None), Stage(name, stage, 0) if stage else None)
 
 
 def begin(name: str, ledger: str | None, stage: str | None = None) -> SearchSpec:
-    """A search that has started: it is in its ledger, and its run directory says where that is."""
+    """A search that has started: it is in its ledger, whose URL is in the run directory."""
     spec = spec_of(name, ledger, stage)
     with Ledger.open(spec.run_dir.ledger) as opened, opened.acquire(spec.name):
         record_ledger(spec.run_dir)
@@ -81,12 +81,12 @@ def check_by_name(ledger: str) -> None:
     assert len(names()) == len(listed)
 
 
-def test_a_ledger_on_a_server_goes_by_the_searches_names(runs: Path, postgres_url: str) -> None:
+def test_searches_on_a_server_are_found_by_name(runs: Path, postgres_url: str) -> None:
     check_by_name(postgres_url)
     assert (runs / "night" / LEDGER_URL_FILE).read_text() == f"{postgres_url}\n"
 
 
-def test_a_file_elsewhere_does_so_too(runs: Path, tmp_path: Path) -> None:
+def test_a_ledger_file_elsewhere_is_found_by_name(runs: Path, tmp_path: Path) -> None:
     check_by_name(f"sqlite:///{tmp_path}/ours/ledger.db")
 
 
@@ -101,7 +101,7 @@ def test_a_relative_ledger_is_found_from_other_folders(
     assert names() == [("night", "interrupted")]
 
 
-def test_a_ledger_in_its_own_folder_is_left_unsaid(runs: Path, tmp_path: Path) -> None:
+def test_a_ledger_in_the_run_directory_is_not_recorded(runs: Path, tmp_path: Path) -> None:
     begin("night", f"sqlite:///{tmp_path}/ours.db")
     assert (runs / "night" / LEDGER_URL_FILE).is_file()
     begin("night", None)  # its spec names no ledger any more
@@ -126,7 +126,7 @@ def test_no_password_is_written(runs: Path, account: str) -> None:
     assert not (runs / "night" / LEDGER_URL_FILE).exists()
 
 
-def test_what_cannot_be_read_names_the_file_that_says_so(runs: Path, tmp_path: Path) -> None:
+def test_an_unreadable_ledger_url_names_its_file(runs: Path, tmp_path: Path) -> None:
     begin("night", f"sqlite:///{tmp_path}/ours.db")
     begin("day", None)
     named = runs / "night" / LEDGER_URL_FILE
@@ -169,7 +169,7 @@ def test_commands_take_the_name(world: World, evosearch: Evosearch, tmp_path: Pa
 
 @pytest.fixture
 def closed() -> Iterator[Path]:
-    """A folder that only its owner may enter, in one that everybody may."""
+    """A folder that only its owner may enter, within a public one."""
     with tempfile.TemporaryDirectory(prefix="evosearch-closed-") as folder:
         Path(folder).chmod(0o755)
         inner = Path(folder) / "closed"
@@ -178,7 +178,7 @@ def closed() -> Iterator[Path]:
 
 
 def as_another(code: str, *arguments: object) -> str:
-    """What a program prints, which runs as another user where this one may enter every folder."""
+    """Output of a program, run as another user if this one may enter every folder."""
     drop = "import os\nif os.getuid() == 0:\n    os.setgid(65534)\n    os.setuid(65534)\n"
     command = [sys.executable, "-c", IMPORTS + drop + code, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
@@ -203,7 +203,7 @@ def said(what, *arguments):
 """
 
 
-def test_what_another_has_closed_is_an_error_in_the_input(closed: Path) -> None:
+def test_a_folder_without_permission_is_an_input_error(closed: Path) -> None:
     if os.getuid() != 0:
         closed.chmod(0o000)
     code = """
@@ -234,7 +234,7 @@ said(recorded_run_dirs)
         assert line.startswith(f"{what} {cannot}")
 
 
-def test_a_name_that_is_too_long_is_one_too(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_too_long_is_an_input_error(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / LONG / "l.db"
     with pytest.raises(TrackingError, match="File name too long"):
         check_file(file, "tracking.uri")
@@ -250,14 +250,14 @@ def test_a_name_that_is_too_long_is_one_too(runs: Path, tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("command", ["leaderboard", "stop", "export", "ui"])
-def test_commands_say_so_and_end_with_2(runs: Path, evosearch: Evosearch, command: str) -> None:
+def test_commands_report_it_and_exit_with_2(runs: Path, evosearch: Evosearch, command: str) -> None:
     more = ("-o", "out.yaml") if command == "export" else ()
     for name in (LONG, f"{LONG}.yaml"):
         code, _, err = evosearch(command, name, *more)
         assert (code, "Traceback" in err) == (2, False), err
 
 
-def test_a_run_says_so_and_ends_with_2(
+def test_a_run_reports_it_and_exits_with_2(
     world: World, evosearch: Evosearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for changes in ({"ledger": f"sqlite:///{tmp_path}/{LONG}/l.db"}, {"tracking": {"uri": f"sqlite:///{LONG}.db"}}):

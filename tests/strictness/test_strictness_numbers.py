@@ -22,18 +22,18 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("model", "data", "message"), REFUSED)
-def test_no_number_is_no_number(model: type, data: dict[str, object], message: str) -> None:
+def test_non_numbers_are_refused(model: type, data: dict[str, object], message: str) -> None:
     with pytest.raises(SpecError, match=rf"night\.yaml: {message}\. A (whole )?number"):
         validate(model, data, "night.yaml", SpecError)
 
 
-def test_nor_in_a_suite() -> None:
+def test_misspelled_keys_of_a_suite_are_refused() -> None:
     with pytest.raises(SuiteError, match=r"s\.yaml: search: got True\. A whole number"):
         validate(DocumentCounts, {"search": True}, "s.yaml", SuiteError)
     with pytest.raises(SuiteError, match=r"s\.yaml: chance: got '0\.5'\. A number"):
         validate(SuiteTask, {"task": "t", "metric": "acc", "chance": "0.5"}, "s.yaml", SuiteError)
 
 
-def test_words_that_are_allowed_beside_numbers_stay() -> None:
+def test_words_that_are_allowed_next_to_numbers_stay() -> None:
     assert validate(WorkersConfig, {"count": "auto"}, str(Path("n.yaml")), SpecError).count == "auto"
     assert validate(BudgetConfig, {"hours": 10}, "n.yaml", SpecError).hours == 10.0

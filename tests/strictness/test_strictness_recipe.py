@@ -19,7 +19,7 @@ Change = Callable[[dict[str, Any]], object]
 
 
 def whole() -> dict[str, Any]:
-    """Two whole models."""
+    """A merge of two complete models."""
     models = [{"model": "org/a", "parameters": {"weight": 0.5, "density": 0.5}}, {"model": "org/b"}]
     parameters = {"weight": [{"filter": "mlp", "value": 0.5}, {"value": [0.1, 0.2]}], "lambda": 1.0}
     return {"merge_method": "ties", "base_model": "org/base", "models": models, "parameters": parameters}
@@ -165,7 +165,7 @@ def test_a_value_of_another_kind_is_refused_with_what_was_got(make, at, place, v
 
 
 @scopes
-def test_what_only_tunes_mergekits_memory_is_noted_and_changes_nothing(make, at, place, tmp_path):
+def test_keys_that_tune_mergekits_memory_are_noted_and_ignored(make, at, place, tmp_path):
     (name,) = NO_EFFECT
     plain, tuned = make(), make()
     at(tuned)[name] = True
@@ -178,7 +178,7 @@ def test_what_only_tunes_mergekits_memory_is_noted_and_changes_nothing(make, at,
     assert canonical(without, contents) == canonical(files.load(tmp_path / "night.yaml"), contents)
 
 
-def test_a_parameter_of_the_whole_merge_belongs_to_no_model(tmp_path):
+def test_a_shared_parameter_is_not_valid_in_a_model(tmp_path):
     for make, at, place in SCOPES:
         if "models[" in place or "sources[" in place:
             data = make()
@@ -275,7 +275,7 @@ def test_a_value_that_is_not_allowed_is_refused_with_file_and_key(make, change, 
 
 
 @pytest.mark.parametrize("make", [whole, sliced, moduled, tokened, routed])
-def test_what_the_mistakes_are_made_in_is_itself_in_order(make, tmp_path):
+def test_the_recipes_to_corrupt_are_valid(make, tmp_path):
     assert read(make(), tmp_path) == []
 
 
@@ -311,7 +311,7 @@ def test_models_of_another_depth_shape_or_vocabulary_are_refused(config, message
     assert str(caught.value).startswith(f"{path}: '{one}' and '{other}' ")
 
 
-def test_a_layer_that_no_model_has_is_refused_where_it_is_asked_for(tmp_path, random_model):
+def test_a_layer_that_does_not_exist_is_refused_by_name(tmp_path, random_model):
     folder = random_model("LlamaForCausalLM")
     source = {"model": str(folder), "layer_range": [1, 4], "parameters": {"weight": 1.0}}
     path = tmp_path / "night.yaml"
@@ -347,7 +347,7 @@ CHANGES: dict[str, tuple[Callable[[], dict[str, Any]], Change]] = {
 
 
 @pytest.mark.parametrize("key", CHANGES)
-def test_every_key_is_a_part_of_what_a_recipe_is(key):
+def test_every_key_changes_the_id(key):
     make, change = CHANGES[key]
     names = ("org/base", "org/a", "org/b")
     contents = {name: name.encode().hex() for name in (*names, *(TOKENIZER_OF + name for name in names))}
