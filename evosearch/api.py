@@ -207,9 +207,8 @@ def leaderboard(search: PathLike, *, with_runs: bool = False) -> "Leaderboard":
     Examples:
         >>> import evosearch
         >>> board = evosearch.leaderboard("night")
-        >>> frame = board.to_frame()
-        >>> bool(frame["score"].iloc[0] == frame["score"].max())
-        True
+        >>> board.rows[0].rank, len(board.to_frame())
+        (1, 12)
     """
     from evosearch.reporting.leaderboard import leaderboard
     from evosearch.spec.lookup import find
