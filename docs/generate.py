@@ -7,7 +7,9 @@ python docs/generate.py --check    # exit 1 and name the files that are not curr
 import argparse
 import ast
 import importlib
+import itertools
 import json
+import pkgutil
 import re
 import subprocess
 import sys
@@ -132,7 +134,42 @@ def suite_page() -> str:
         ("`documents_from`", task.DocumentSources),
         ("`task` with a task for each split", task.SplitTasks),
     ]
-    return head + "".join(section(title, model) for title, model in parts)
+    return head + "".join(section(title, model) for title, model in parts) + shipped_suites()
+
+
+def shipped_suites() -> str:
+    """Every suite in `evals/`, with its head comment and what it measures."""
+    from evosearch.documents import read, validate
+    from evosearch.errors import SuiteError
+    from evosearch.evaluation.suites.suite import SuiteFile
+
+    lines = [
+        "\n## Suites in `evals/`\n",
+        "`evals/README.md` describes them in detail.\n",
+        "| suite | purpose | scored: metric, chance level | documents of a task: search, validation, test |",
+        "|---|---|---|---|",
+    ]
+    for path in sorted((ROOT / "evals").glob("*.yaml")):
+        suite = validate(SuiteFile, read(path, SuiteError), str(path), SuiteError)
+        scored = [task for task in suite.tasks if not task.report_only]
+        tasks = "; ".join(f"`{task.name}`: {'1 - ' * task.unlearn}{task.metric}, {chance(task)}" for task in scored)
+        counts = suite.documents
+        documents = ", ".join(str(count or "–") for count in (counts.search, counts.validation, counts.test))
+        lines.append(f"| `{suite.name}` | {head_comment(path)} | {tasks} | {documents} |")
+    return "\n".join(lines) + "\n"
+
+
+def chance(task: Any) -> str:
+    """The chance level of a task; of a group, one for each leaf task."""
+    levels = task.chance if isinstance(task.chance, Mapping) else {"": task.chance}
+    return ", ".join(f"{name} {level:.3g}".strip() for name, level in levels.items())
+
+
+def head_comment(path: Path) -> str:
+    """The comment at the head of a YAML file, without the line for editors."""
+    comment = itertools.takewhile(lambda line: line.startswith("#"), path.read_text("utf-8").splitlines())
+    text = " ".join(line.lstrip("# ") for line in comment if "yaml-language-server" not in line)
+    return text.replace("; see README.md in this folder", "").replace("|", "\\|")
 
 
 def section(title: str, model: type[BaseModel]) -> str:
@@ -251,8 +288,8 @@ def optimizers_page() -> str:
 
     lines = [
         "# Optimizers\n",
-        "Every optimizer is one file in `evosearch/search/optimizers/`, and `optimizer: {name: …}` in a spec. The guide "
-        "[Optimizers](../guides/optimizers.md) says which to take, with measurements.\n",
+        "Every optimizer is one file in `evosearch/search/optimizers/`, and `optimizer: {name: …}` in a spec. The "
+        "guide [Optimizers](../guides/optimizers.md) says which to take, with measurements.\n",
         "| optimizer | choices | several objectives | asynchronous | minibatches |",
         "|---|---|---|---|---|",
     ]
@@ -281,25 +318,27 @@ def doc_of(thing: object) -> str:
 
 def families_page() -> str:
     """Every model family, by the architecture names of its config.json."""
+    from evosearch.checkpoints import families
     from evosearch.checkpoints.families.registry import all_families
 
-    files: dict[str, list[str]] = {}
-    for architecture, family in all_families().items():
-        files.setdefault(family_name(family), []).append(architecture)
+    names = sorted(module.name for module in pkgutil.iter_modules(families.__path__))
+    modules = {name: importlib.import_module(f"{families.__name__}.{name}") for name in names}
+    files = {name: module.FAMILY.architectures for name, module in modules.items() if hasattr(module, "FAMILY")}
+    own = {architecture for found in files.values() for architecture in found}
+    others = [architecture for architecture in all_families() if architecture not in own]
     lines = [
         "# Model families\n",
         "A family is one file in `evosearch/checkpoints/families/`. A checkpoint belongs to the family that lists the "
         "architecture in its `config.json`.\n",
-        "| family | `architectures` in config.json |",
-        "|---|---|",
+        "| family | `architectures` in config.json | |",
+        "|---|---|---|",
     ]
-    lines += [f"| {name} | {', '.join(f'`{one}`' for one in sorted(found))} |" for name, found in sorted(files.items())]
+    for name, found in files.items():
+        architectures = ", ".join(f"`{one}`" for one in sorted(found))
+        about = first_line(Path(str(modules[name].__file__)))
+        lines.append(f"| `{name}` | {architectures} | {about} |")
+    lines += [f"| | `{architecture}` | Of another package. |" for architecture in sorted(others)]
     return "\n".join(lines) + "\n"
-
-
-def family_name(family: Any) -> str:
-    """The name of the file that defines a family."""
-    return str(family.shape.__module__.rsplit(".", 1)[-1]) if hasattr(family.shape, "__module__") else "other"
 
 
 def modules_page() -> str:

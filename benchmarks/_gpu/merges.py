@@ -59,7 +59,7 @@ def merges(world: World, device: torch.device) -> Mapping[str, Any]:
     return figures
 
 
-def _settings(spec: MethodSpec) -> dict[str, float]:
+def _settings(spec: MethodSpec) -> dict[str, Any]:
     """Return a value for every number of a method, inside its bounds."""
     numbers = {name: param for name, param in spec.parameters.items() if param.kind == "float"}
     return {
