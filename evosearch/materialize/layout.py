@@ -39,7 +39,7 @@ class Output:
     origins: Mapping[str, Input]
 
     def answers_as(self, other: "Output") -> bool:
-        """Return whether equal weights give equal answers in both: same tensors, same relevant config keys."""
+        """Return whether equal weights give equal answers in both layouts: same tensors, same relevant config keys."""
         return self is other or (self.shape == other.shape and not differences(self.config, other.config))
 
 
@@ -71,7 +71,7 @@ class Layouts:
 
 
 def _structure(recipe: Recipe) -> Hashable:
-    """Return all that a layout depends on: the models and layers of a recipe, but no parameters."""
+    """Return the models and layers of a recipe, without parameters: a layout depends on nothing else."""
     if recipe.routing is not None:
         return tuple((hop.model, hop.layer) for hop in recipe.routing.hops)
     found = tuple(

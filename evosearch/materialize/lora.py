@@ -16,7 +16,7 @@ from evosearch.materialize.low_rank import EPS, LowRank, factorize
 from evosearch.materialize.plan import Input, TensorOp
 from evosearch.recipe.schema import Recipe
 
-SEED = 0  # of the random projections: equal recipes give equal adapters
+SEED = 0  # of the random projections; fixed, so that equal recipes give equal adapters
 WHERE = "--format adapter"
 
 

@@ -177,9 +177,9 @@ class _Run:
         self.base_entry = Entry(self.base, layers, {}, "base_model") if self.base is not None else None
 
     def refuse_hidden_base(self) -> None:
-        """Reject a base that is neither listed nor clearly left out: mergekit averages it in, with the recipe's weight.
+        """Reject a base that is neither listed nor clearly left out; mergekit would average it in.
 
-        In slices mergekit does not add the base.
+        mergekit gives it the recipe's weight. In slices it does not add the base.
 
         Raises:
             RecipeError: The base is ambiguous in this way.

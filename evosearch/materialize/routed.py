@@ -87,7 +87,7 @@ class ResidentRoute:
         started = time.perf_counter()
         routing = self._check(recipe)
         if not self.takes(recipe):
-            what = f"the route starts in '{routing.hops[0].model}', but the loaded model in another one"
+            what = f"the route starts in '{routing.hops[0].model}', but the loaded one starts in another model"
             raise RecipeError("recipe.routing.hops[0].model", what)
         out = self._layouts.of(recipe)
         self._stock.round_to(output_dtype(recipe))

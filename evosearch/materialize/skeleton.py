@@ -29,7 +29,7 @@ def build(
     load: Callable[[str], torch.Tensor],
     compute_dtype: torch.dtype,
 ) -> torch.nn.Module:
-    """Build a transformers model from a copy of the weights, since candidates overwrite it and files are mapped.
+    """Build a transformers model from a copy of the weights: candidates overwrite it, and files are memory-mapped.
 
     Args:
         folder: Folder of generation_config.json.
@@ -51,7 +51,7 @@ def build(
             model = kind.from_pretrained(
                 None, config=made, state_dict=weights, dtype=compute_dtype, attn_implementation=attention
             )
-        if (folder / GENERATION).is_file():  # the export carries it, too
+        if (folder / GENERATION).is_file():  # exports have it too
             model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     except (RuntimeError, ValueError, KeyError, TypeError, OSError, StrictDataclassError) as error:
         reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])

@@ -11,8 +11,8 @@ ONE, SEVERAL = "_token_id", ("suppress_tokens", "begin_suppress_tokens")
 def in_vocabulary(settings: Mapping[str, Any], old: Vocabulary, new: Vocabulary, size: int) -> dict[str, Any]:
     """Convert a config's token ids to another vocabulary.
 
-    If the new tokenizer assigns a role (`bos`, `eos`, `pad`) to another token than the old one, the config follows. Ids
-    of tokens that the new vocabulary lacks become null, or are removed from their list.
+    If the new tokenizer assigns a role (`bos`, `eos`, `pad`) to a different token, the config follows. Ids of tokens
+    that the new vocabulary lacks become null, or are removed from their list.
 
     Args:
         settings: Contents of the config.

@@ -34,7 +34,7 @@ class Stock:
     Attributes:
         routed: The live model, whose layers are taken from the stock.
         places: (model, layer) → index in the stock.
-        owned: Input tensor that every slot has its own copy of → (parameter within the layer, index into it).
+        owned: Input tensor of which every slot has its own copy → (parameter within the layer, index into it).
         shared: Every other tensor of the layers, and those of the first model around them → live tensor.
         damaged: Tensors in `shared` that are not finite in `out_dtype`.
     """

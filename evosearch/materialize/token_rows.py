@@ -14,8 +14,8 @@ WHERE = "recipe.tokenizer.tokens"
 
 
 @dataclass(frozen=True)
-class Holding:
-    """The vocabulary of one model.
+class ModelRows:
+    """The vocabulary and embedding rows of one model.
 
     Attributes:
         ids: Token → row, for all tokens; rows from `rows` on have no embedding.
@@ -38,9 +38,9 @@ class Layout:
     Attributes:
         size: Rows of the output, N, including padding.
         tokens: (N,) bool, whether a row is a token's; the others are the mean of the tokens' rows.
-        own: Model → (N,) its own row, or -1 where it borrows.
-        lent: Model → (k,) rows of the output, and (k,) its rows that they are made of.
-        lenders: (N,) number of rows whose mean a borrowed row is; 0 for a row of zeros.
+        own: Model → (N,) its own row, or -1 if the row is borrowed.
+        lent: Model → (k,) rows of the output, and (k,) its rows that they are computed from.
+        lenders: (N,) number of rows that a borrowed row is the mean of; 0 for a row of zeros.
         unknown: Tokens that no model has and that the recipe does not define.
     """
 
@@ -92,15 +92,15 @@ class Layout:
 
 def lay_out(
     vocabulary: Mapping[int, str],
-    models: Mapping[str, Holding],
+    models: Mapping[str, ModelRows],
     base: str | None,
     tokens: Mapping[str, Token],
     multiple: int | None = None,
 ) -> Layout:
     """Determine the source of every row.
 
-    A model keeps its own row of a token unless the recipe forces another. A row that it lacks comes from the recipe's
-    source, else from the base, else it is the mean over the models that have the token.
+    A model keeps its own row of a token unless the recipe forces another. A missing row comes from the recipe's source,
+    or else from the base, or else is the mean over the models that have the token.
 
     Args:
         vocabulary: Id → token of the output, in order of ids.
@@ -141,11 +141,11 @@ def lay_out(
 
 
 def _usual(rows: Mapping[str, int], base: str | None) -> tuple[Row, ...]:
-    """Return the base's row if it has one, else those of all models that have one."""
+    """Return the base's row if it has one, or else those of all models that have one."""
     return ((base, rows[base]),) if base is not None and base in rows else tuple(rows.items())
 
 
-def _given(token: str, entry: Token, models: Mapping[str, Holding]) -> tuple[Row, ...]:
+def _given(token: str, entry: Token, models: Mapping[str, ModelRows]) -> tuple[Row, ...]:
     """Return the row that a recipe names for a token; empty for zeros."""
     source, where = entry.source, f"{WHERE}[{token!r}].source"
     if source is None or isinstance(source, Zero):
@@ -163,14 +163,14 @@ def _given(token: str, entry: Token, models: Mapping[str, Holding]) -> tuple[Row
     return ((source.model, source.token_id),)
 
 
-def _merged(model: str, models: Mapping[str, Holding], where: str) -> Holding:
+def _merged(model: str, models: Mapping[str, ModelRows], where: str) -> ModelRows:
     if model not in models:
         what = f"'{model}' is not merged"
         raise RecipeError(where, what, f"Merged models: {', '.join(models)}", did_you_mean(model, models))
     return models[model]
 
 
-def _row(token: str, model: str, holding: Holding, where: str) -> int:
+def _row(token: str, model: str, holding: ModelRows, where: str) -> int:
     row = holding.row(token)
     if row is not None:
         return row

@@ -17,7 +17,7 @@ from evosearch.checkpoints.tokenizers.tokenizer import Vocabulary
 from evosearch.errors import CheckpointError, RecipeError
 from evosearch.materialize.compatibility import check_compatible
 from evosearch.materialize.special_ids import in_vocabulary
-from evosearch.materialize.token_rows import WHERE, Holding, Layout, lay_out
+from evosearch.materialize.token_rows import WHERE, Layout, ModelRows, lay_out
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import Place
 from evosearch.recipe.tokens import BASE, UNION, Tokenizer
@@ -52,7 +52,7 @@ def in_one_vocabulary(
         folder = _keep(files, template, {CONFIG: under.config}, cache)
         return dict(checkpoints) | {donor: Overlay(under, donor, under.content_sha256, {}, tokenizer=folder)}
     vocabularies = {name: Vocabulary.read(model.tokenizer_folder, name) for name, model in merged.items()}
-    held = {name: Holding(vocabularies[name].ids, rows) for name, rows in _row_counts(merged).items()}
+    held = {name: ModelRows(vocabularies[name].ids, rows) for name, rows in _row_counts(merged).items()}
     output, files = _output(wanted, merged, vocabularies, folder_of)
     layout = lay_out(output.tokens, held, recipe.base_model, wanted.tokens, wanted.pad_to_multiple_of)
     changed = partial(in_vocabulary, old=vocabularies[donor], new=output, size=layout.size)
@@ -78,7 +78,7 @@ def token_tensors(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def _merged(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> dict[str, Checkpoint]:
-    """Return the merged models, the donor first, without those that only single tokens are taken from."""
+    """Return the merged models, the donor first, without models that only provide single tokens."""
     plain = recipe.model_copy(update={"tokenizer": None, "tokenizer_source": None})
     return {name: checkpoints[name] for name in plain.references()}
 
@@ -150,7 +150,7 @@ def _others(start: Vocabulary, vocabularies: Mapping[str, Vocabulary]) -> dict[s
 
 
 def _flagged(token: str, vocabularies: Mapping[str, Vocabulary]) -> AddedToken:
-    """Return a token with the flags of the first model that has added it; without one, it is matched literally."""
+    """Return a token with the flags of the first model that added it, or else one that is matched literally."""
     return next(
         (vocabulary.added[token] for vocabulary in vocabularies.values() if token in vocabulary.added),
         AddedToken(token, normalized=False),

@@ -1,4 +1,4 @@
-"""Exact top-k selection by magnitude, streamed over one tensor or over a whole model.
+"""Exact top-k selection by magnitude, streamed over one tensor or over all tensors of a model.
 
 The bits of non-negative floats, read as integers, sort like the floats. The k-th largest |τ| is therefore found in two
 steps: a histogram of the upper 16 bits (exponent and seven bits of the mantissa), then the entries of the one bin that

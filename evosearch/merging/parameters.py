@@ -57,7 +57,7 @@ class Parameters:
     """A method's parameters at one tensor.
 
     Attributes:
-        shared: Parameter → value, for parameters with one value for the whole merge.
+        shared: Parameter → value, for parameters with one value for all models.
         own: Parameter → one value per parent, in the parents' order.
         dtype: Type of the arithmetic and of the result.
         seed: The recipe's seed.

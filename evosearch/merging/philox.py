@@ -1,6 +1,6 @@
 """Counter-based random masks: Philox4x64-10 (Salmon et al. 2011), keyed by seed, model content and tensor name.
 
-The definition is frozen; exported recipes reproduce their weights only as long as it holds:
+The definition is frozen, because exported recipes reproduce their weights only under it:
 
 1. The key is the first 128 bits of sha256 over three lines of UTF-8 text, separated by line feeds: the recipe's seed in
    decimal, the model's content_sha256 in lower-case hexadecimal, the tensor's name. The bits are read as two
@@ -64,7 +64,7 @@ def _numpy_lanes(key: Key, block: int, blocks: int) -> "np.ndarray[tuple[int], n
 
 
 def torch_lanes(key: Key, block: int, blocks: int, device: torch.device | str) -> Tensor:
-    """Compute the lanes of whole blocks in torch, on any device: (8 · blocks,) int64."""
+    """Compute the lanes of complete blocks in torch, on any device: (8 · blocks,) int64."""
     counter = torch.arange(block, block + blocks, dtype=torch.int64, device=device)
     zero = torch.zeros_like(counter)
     x = [counter, zero, zero, zero]  # 64-bit words as torch's signed integers

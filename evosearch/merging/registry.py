@@ -63,7 +63,7 @@ class Site:
 
 
 class Survey(Protocol):
-    """A pass over the whole models before the first tensor is merged, for methods that do not work tensor by tensor."""
+    """A pass over all tensors before the first one is merged, for methods that do not work tensor by tensor."""
 
     def __call__(self, sites: Sequence[Site]) -> Sequence[Any] | None:
         """Survey the models.

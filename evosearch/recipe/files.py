@@ -25,7 +25,7 @@ SUFFIXES = (".yaml", ".yml")
 STAGE = "stage:"  # prefix of a reference to the winner of a stage
 NAMES_A_MODEL = ("model", "base_model", "tokenizer_source", "source")
 LISTS_MODELS = "models"  # entries of a merge, or the models that a route search may use
-NAMES_A_TOKENIZER = ("tokenizer_source", "source")  # here `base` and `union` are not models
+NAMES_A_TOKENIZER = ("tokenizer_source", "source")  # for these keys, `base` and `union` are not models
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _documents(path: Path) -> dict[str | None, tuple[str, dict[str, Any]]]:
         refuse_other_formats(data, where, RecipeError)
         name = data.pop("name", None)
         if name is not None and not _is_name(name):
-            allowed = "A text without '#' and '+', by which other recipes of this file refer to this one"
+            allowed = "A name without '#' and '+', by which other recipes of this file refer to this one"
             raise RecipeError(documents.join(where, "name"), f"got {name!r}", allowed)
         if name in found:
             what = (

@@ -184,8 +184,8 @@ def _expressible(recipe: Recipe, methods: Mapping[str, MethodSpec]) -> _Method:
     spec = methods.get(recipe.merge_method or "")
     if spec is None or spec.mergekit is None:
         known = ", ".join(name for name, other in sorted(methods.items()) if other.mergekit is not None)
-        what = f"mergekit has no equal of the method '{recipe.merge_method}'"
-        raise RecipeError("recipe.merge_method", what, f"Methods that it has: {known}", INSTEAD)
+        what = f"mergekit has no equivalent of the method '{recipe.merge_method}'"
+        raise RecipeError("recipe.merge_method", what, f"Supported methods: {known}", INSTEAD)
     method = _Method(spec, spec.mergekit)
     for where, scope in _scopes(recipe):
         for name, setting in scope.items():

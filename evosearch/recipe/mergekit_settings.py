@@ -11,7 +11,7 @@ from evosearch.recipe.shapes import ModelShape, Place, Scalar, TensorSpec
 
 @dataclass(frozen=True)
 class View:
-    """The tensors of the output that one block makes: layers `first` to `first + length`, and those around them."""
+    """The tensors of the output that one block computes: layers from `first` on, and those outside of the layers."""
 
     shape: ModelShape
     first: int
@@ -28,7 +28,7 @@ class View:
         return [name for name in self.names() if self.shape.by_name[name].layer is None]
 
     def position(self, name: str) -> float:
-        """Return where a gradient is evaluated for a tensor, in [0, 1]."""
+        """Return the position in [0, 1] at which a gradient is evaluated for a tensor."""
         layer = self.shape.by_name[name].layer
         if layer is None:
             return 0.0 if self.shape.by_name[name].place is Place.EMBEDDINGS else 1.0
@@ -63,7 +63,7 @@ def conditions(setting: Setting) -> list[dict[str, Any]]:
 
 
 def explicit(entries: list[dict[str, Any]], views: list[View]) -> Any:
-    """Return an equal setting that does not depend on the convention of gradients; a lone scalar as it is."""
+    """Return an equivalent setting that does not depend on the convention of gradients; a lone scalar is unchanged."""
     written: list[dict[str, Any]] = []
     earlier: list[str | None] = []
     for entry in entries:
@@ -82,7 +82,7 @@ def _explicit_entry(
     def decided(name: str) -> bool:
         return _matches(pattern, name) and not any(_matches(other, name) for other in earlier)
 
-    # Booleans and choices are not interpolated: rounding of a position would decide. They get an entry per tensor.
+    # Booleans and choices are not interpolated, so the rounding of a position would decide. Each tensor gets an entry.
     if isinstance(value[0], bool | str):
         named = [(view, name) for view in views for name in view.names()]
     else:

@@ -1,7 +1,7 @@
 """Recipe schema: a complete, declarative description of one merged model.
 
 The format is mergekit's YAML, plus `seed` and `routing`. A recipe is checked twice: its form here, which needs only the
-file, and its meaning in `checks`, which needs the methods' specs. `blocks` unifies the three ways of naming models
+file, and its meaning in `checks`, which needs the methods' specs. `blocks` unifies the three keys that list models
 (`models`, `slices`, `modules`).
 """
 

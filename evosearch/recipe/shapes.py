@@ -1,7 +1,7 @@
 """Descriptions of merge methods and of models as plain data.
 
-The rooms above fill them in (`merging` describes methods, `checkpoints` describes models) and pass them down, so that
-recipes are checked and search spaces are built without loading torch.
+Other packages create them: `merging` describes methods, `checkpoints` describes models. Recipes are thus checked and
+search spaces built without loading torch.
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ class Param:
 
 @dataclass(frozen=True)
 class MergekitForm:
-    """What mergekit makes of a merge method, where it differs from evosearch.
+    """Form of a merge method in mergekit, where it differs from evosearch.
 
     mergekit has every parameter of the method, by the same name, unless `fixed` lists it.
 
@@ -47,8 +47,8 @@ class MergekitForm:
         name: The method's name in mergekit.
         fixed: Parameter that mergekit lacks → the only value that mergekit computes.
         spelled: Parameter → {our value: mergekit's value}, for values with another spelling there.
-        inexact: Parameter → (our value, difference in words), for a value that mergekit has no equal of. It is written
-            unchanged, with the difference in the header of the file.
+        inexact: Parameter → (our value, difference in words), for a value without an equivalent in mergekit. It is
+            written unchanged, and the header of the file describes the difference.
         leave_out: Parameters that give a listed model no influence; None if there are none. mergekit merges the base of
             a method with `takes_base=False` as one more model, unless these parameters leave it out.
     """
@@ -73,7 +73,7 @@ class MethodSpec:
         models: Least and greatest number of models, not counting the base; None: no limit.
         random: The method draws masks, which are keyed by the contents of the models.
         summary: When the method helps, in one sentence.
-        mergekit: The method in mergekit; None if mergekit has no equal.
+        mergekit: The method in mergekit; None if mergekit has no equivalent.
     """
 
     name: str

@@ -18,7 +18,7 @@ class RoutedModel:
     Args:
         model: A model with every layer of the stock, in the stock's order.
         layers: Path of its list of layers, such as `model.layers`.
-        owned: For each stock layer, the names of the parameters that every slot has its own copy of. Their memory in
+        owned: For each stock layer, the names of the parameters of which every slot has its own copy. Their memory in
             the stock is released.
 
     Attributes:
@@ -38,7 +38,7 @@ class RoutedModel:
 
     @property
     def owned_numbers(self) -> tuple[int, ...]:
-        """Return how many numbers a slot owns, for each layer of the stock."""
+        """Return the number of parameters that a slot owns, for each layer of the stock."""
         return tuple(sum(size.numel() for size in sizes.values()) for sizes in self._sizes)
 
     def follow(
@@ -47,7 +47,7 @@ class RoutedModel:
         """Make layer k of the model a copy of stock layer `picked[k]`.
 
         Args:
-            settings: What the model's config says of these layers: their number, and per-layer keys.
+            settings: Config settings of these layers: their number, and per-layer keys.
             attributes: Attributes of the layers' parent module that depend on the route (`Family.layer_attributes`).
 
         Returns:

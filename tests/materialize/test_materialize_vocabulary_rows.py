@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from evosearch.checkpoints.families.registry import all_families
 from evosearch.checkpoints.reader import Checkpoint
-from evosearch.materialize.token_rows import Holding, lay_out
+from evosearch.materialize.token_rows import ModelRows, lay_out
 from evosearch.materialize.vocabulary import token_tensors
 from evosearch.recipe.tokens import FromModel, Token, Zero
 
@@ -22,14 +22,14 @@ WIDTH = 3
 @st.composite
 def cases(
     draw: st.DrawFn,
-) -> tuple[Mapping[int, str], Mapping[str, Holding], str | None, Mapping[str, Token], int | None]:
+) -> tuple[Mapping[int, str], Mapping[str, ModelRows], str | None, Mapping[str, Token], int | None]:
     """An output vocabulary with possible gaps, up to three models, and the sources of some tokens."""
     ids = draw(st.lists(st.integers(0, 9), unique=True, min_size=1, max_size=7))
     vocabulary = dict(zip(sorted(ids), draw(st.permutations(LETTERS)), strict=False))
     models = {}
     for name in "ABC"[: draw(st.integers(1, 3))]:
         known = draw(st.lists(st.sampled_from(LETTERS), unique=True, min_size=1))
-        models[name] = Holding({token: id for id, token in enumerate(known)}, draw(st.integers(1, len(known) + 2)))
+        models[name] = ModelRows({token: id for id, token in enumerate(known)}, draw(st.integers(1, len(known) + 2)))
     tokens = {}
     for token in draw(st.lists(st.sampled_from(LETTERS), unique=True, max_size=3)):
         model = draw(st.sampled_from(sorted(models)))
@@ -82,7 +82,7 @@ def test_rows_are_those_of_a_plain_reading(case):
 
 
 def test_means_are_taken_in_float32():
-    models = {name: Holding({"a": 0}, 1) for name in "AB"} | {"C": Holding({"b": 0}, 1)}
+    models = {name: ModelRows({"a": 0}, 1) for name in "AB"} | {"C": ModelRows({"b": 0}, 1)}
     tensors = {"A": torch.tensor([[1.0]]), "B": torch.tensor([[1.0 + 2**-7]]), "C": torch.tensor([[0.0]])}
     half = {name: tensor.bfloat16() for name, tensor in tensors.items()}
     layout = lay_out({0: "a", 1: "b"}, models, None, {})

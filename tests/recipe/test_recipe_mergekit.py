@@ -95,7 +95,7 @@ def test_references_stay_and_foreign_ones_are_named_or_replaced():
     [
         (
             {"merge_method": "fisher"},
-            r"mergekit has no equal of the method 'fisher'.*Export the merged checkpoint instead",
+            r"mergekit has no equivalent of the method 'fisher'.*Export the merged checkpoint instead",
         ),
         ({"parameters": {"sign_method": "count"}}, r"mergekit's ties has no 'sign_method' other than 'magnitude'"),
         (
