@@ -39,15 +39,15 @@ TokenCounts = Mapping[str, int]  # of one split: items, requested, …
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
-    """What a check found, as `evosearch check --json` prints it.
+    """Result of a check, as `evosearch check --json` prints it.
 
     Attributes:
-        ok: There are no problems.
+        ok: Whether there are no problems.
         problems: Errors that would stop a run.
         notes: Warnings and further information.
         memory: Host memory in GiB by purpose; `device` is a GPU's, `worker` was measured.
         licences: Model → licence; None if it states none.
-        forecast: Tokens, cost, duration and price, as far as they are known.
+        forecast: Tokens, cost, duration and price, as far as known.
     """
 
     ok: bool

@@ -23,7 +23,7 @@ from evosearch.tracking.changes import CONTAMINATION, OPENINGS
 from evosearch.tracking.registry import Registry
 
 
-def present_champion(prepared: Prepared, registry: Registry | None, watcher: Watcher) -> Champion | None:
+def current_champion(prepared: Prepared, registry: Registry | None, watcher: Watcher) -> Champion | None:
     """Return the current champion of the spec's `register_as`; None, with a note, if it cannot be compared."""
     name = prepared.spec.config.promotion.register_as
     if name is None or registry is None:

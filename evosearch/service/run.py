@@ -23,7 +23,7 @@ from evosearch.search.recorder import Recorder
 from evosearch.search.records import WarmStart
 from evosearch.service import phases
 from evosearch.service.eta import Eta
-from evosearch.service.register import present_champion, register
+from evosearch.service.register import current_champion, register
 from evosearch.service.shutdown import recorded_end
 from evosearch.service.stages import run_stages
 from evosearch.setup.executors import make_executor
@@ -106,9 +106,7 @@ def _run_recorded(
     spec, ledger, watcher = prepared.spec, recorder.ledger, recorder.watcher
     phases.start(recorder, prepared, warm)
     registry = registry_of(spec.run_dir) if spec.ends_at_gate else None
-    champion = present_champion(
-        prepared, registry, watcher
-    )  # before the mirror, so that only one thread creates the store
+    champion = current_champion(prepared, registry, watcher)  # before the mirror, which creates the store too
     mirror = stack.enter_context(mirroring(spec.run_dir, prepared.search_id, watcher))
     recorder.trackers = (mirror,)
     mirror.notify()

@@ -78,7 +78,7 @@ class ScoreReport:
 
     @property
     def title(self) -> str:
-        """What was scored, and the score."""
+        """Suite, split and score."""
         return f"{self.suite}, {self.split}: score {self.score:.2f}"
 
     def _repr_html_(self) -> str:

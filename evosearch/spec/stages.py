@@ -1,6 +1,6 @@
 """Multi-stage specs: several searches in one file, each building on the winners of earlier ones.
 
-In the recipe of a later stage, `stage:NAME` stands for the winner of an earlier one. Every stage is a search
+In the recipe of a later stage, `stage:NAME` refers to the winner of an earlier one. Every stage is a search
 `<name>.<stage>` with its own recipe, optimizer and budget; suite, workers, tracking, ledger and promotion are shared.
 """
 

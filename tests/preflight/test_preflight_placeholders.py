@@ -26,7 +26,7 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EVOSEARCH_CACHE", str(tmp_path / "cache"))
 
 
-def test_what_a_killed_check_left_is_swept_and_what_another_uses_is_not() -> None:
+def test_stale_folders_are_removed_and_those_in_use_are_not() -> None:
     killed = subprocess.run([sys.executable, "-c", KILLED], check=False, timeout=120)
     assert killed.returncode == -signal.SIGKILL
     (left,) = default_cache().glob("check-*")
@@ -43,7 +43,7 @@ def test_what_a_killed_check_left_is_swept_and_what_another_uses_is_not() -> Non
     assert list(default_cache().iterdir()) == [other]
 
 
-def test_it_goes_with_an_error_too() -> None:
+def test_it_is_removed_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), temporary_folder():
         _ = 1 / 0
     assert list(default_cache().iterdir()) == []

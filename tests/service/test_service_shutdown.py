@@ -183,7 +183,7 @@ def test_other_ends_of_a_search_are_recorded(tmp_path: Path) -> None:
     assert kinds(left) == ["started", "stopped: interrupted"]
 
 
-@pytest.mark.parametrize("what", ["registry_of", "present_champion", "make_executor", "openings", "mirroring"])
+@pytest.mark.parametrize("what", ["registry_of", "current_champion", "make_executor", "openings", "mirroring"])
 def test_every_step_after_the_start_can_be_interrupted(
     world: World, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:

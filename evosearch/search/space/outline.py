@@ -210,7 +210,7 @@ def _conditional(raw: Mapping[str, Any], where: str) -> tuple[str | None, Any, s
     if value is None:
         raise RecipeError(join(where, "value"), "missing", next="Add the value for this filter")
     if pattern is not None and not isinstance(pattern, str):
-        raise RecipeError(join(where, "filter"), f"got {pattern!r}", "A part of a tensor name, or '*'")
+        raise RecipeError(join(where, "filter"), f"got {pattern!r}", "A substring of tensor names, or '*'")
     if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
         next_step = "Write one hole with per: gradient and points"
         raise RecipeError(join(where, "value"), "a hole is not allowed inside a list", next=next_step)
