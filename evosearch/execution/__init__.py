@@ -1,1 +1,1 @@
-"""Executors: workers that score candidates, in this process or on a Ray cluster."""
+"""Executors, whose workers score candidates in this process or on a Ray cluster."""

@@ -1,7 +1,7 @@
-"""Ray actors around workers. Recipes and scores travel between pool and actor, never weights or documents.
+"""Ray actors that wrap workers. Pool and actors exchange recipes and scores, never weights or documents.
 
-An item batch (thousands of document hashes) is the same for every candidate: it is put into Ray's object store once,
-fetched by each worker once, and left out of jobs and outcomes.
+An item batch (thousands of document hashes) is the same for all candidates. It is put into Ray's object store once,
+fetched once by each worker, and left out of jobs and outcomes.
 """
 
 import os
@@ -18,7 +18,7 @@ from evosearch.evaluation.types import ItemBatch
 from evosearch.execution.demand import Demand
 from evosearch.search.protocols import Job, Outcome
 
-BATCHES = 64  # kept by each worker and in the store: minibatches and splits of one search
+BATCHES = 64  # cached by each worker and in the object store: minibatches and splits of one search
 
 
 class JobRunner(Protocol):
@@ -42,14 +42,14 @@ class Config(Protocol):
         """Folder of files that are prepared once per machine."""
 
     def with_gpus(self, gpus: float) -> Any:
-        """Return the configuration of workers with so many GPUs each, which may depend on the cluster."""
+        """Return the configuration for workers that get this many GPUs each."""
 
 
-Build = Callable[[Any], JobRunner]  # builds a worker from its configuration; picklable, so a class or a function
+Build = Callable[[Any], JobRunner]  # builds a worker from its configuration; must be picklable: a class or a function
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Location of a worker."""
 
     node: str  # Ray's node id
@@ -57,38 +57,38 @@ class Place:
 
 
 class Actor:
-    """Actor with one worker. It is built by `start`, not by the constructor, so that its errors come back as data."""
+    """Actor with one worker. `start` builds the worker instead of the constructor, so that errors are return values."""
 
     def __init__(self, build: Build, config: Config) -> None:
         self._build, self._config = build, config
         self._worker: JobRunner | None = None
         self._batches: OrderedDict[str, ItemBatch] = OrderedDict()
 
-    def place(self) -> Place:
-        """Return where this actor runs."""
+    def locate(self) -> Location:
+        """Return the location of this actor."""
         import ray
 
         node: str = ray.get_runtime_context().get_node_id()
-        return Place(node, f"{socket.gethostname()}:{os.getpid()}")
+        return Location(node, f"{socket.gethostname()}:{os.getpid()}")
 
     def start(self) -> InputError | None:
-        """Build the worker; return what prevents that."""
+        """Build the worker; return the error if that fails."""
         try:
             self._worker = self._build(self._config)
         except InputError as exc:
-            return exc  # pickled by its fields, without cause and traceback
+            return exc  # pickles only its fields, without cause and traceback
         return None
 
     def ping(self) -> None:
         """Return once the process is alive and has finished earlier calls."""
 
     def run(self, job: Job, digest: str, batch: list[Any]) -> Outcome:
-        """Score a job whose batch is left out.
+        """Score a job.
 
         Args:
             job: A job with an empty batch.
             digest: Digest of its batch.
-            batch: One reference to the batch, in a list, so that Ray does not fetch it for every call.
+            batch: Reference to the batch, in a list of one, so that Ray does not fetch it on every call.
         """
         assert self._worker is not None
         outcome = self._worker.run(replace(job, batch=self._batch(digest, batch[0])))
@@ -106,13 +106,13 @@ class Actor:
 
 
 class Batches:
-    """Item batches in Ray's object store, by digest; the pool's side."""
+    """The pool's references to item batches in Ray's object store, by digest."""
 
     def __init__(self) -> None:
         self._references: OrderedDict[str, Any] = OrderedDict()
 
-    def packed(self, job: Job) -> tuple[Job, str, list[Any]]:
-        """Return the arguments of `Actor.run`."""
+    def arguments(self, job: Job) -> tuple[Job, str, list[Any]]:
+        """Return the arguments of `Actor.run` for a job."""
         import ray
 
         digest = job.batch.digest
@@ -127,8 +127,8 @@ class Batches:
 def actor_maker(build: Build, config: Config, demand: Demand) -> Callable[[], Any]:
     """Return a function that requests one more actor from Ray.
 
-    Actors are spread over nodes: a lost node then takes few workers with it, and each worker gets more of its node's
-    memory bandwidth, the bottleneck of scoring on CPUs.
+    Actors are spread over nodes, so that a lost node costs few workers, and each worker gets more of its node's memory
+    bandwidth, the bottleneck when scoring on CPUs.
     """
     import ray
 
@@ -145,9 +145,9 @@ def actor_maker(build: Build, config: Config, demand: Demand) -> Callable[[], An
 
 
 def _environment(config: Config, demand: Demand) -> dict[str, str]:
-    """Return the environment of a worker's process. Torch processes that compete for cores run many times slower."""
+    """Return the environment of a worker process. Threads are limited: torch is very slow on oversubscribed cores."""
     threads = str(config.threads or demand.cpus)
     found = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", **TELEMETRY_OFF}
     if not demand.gpus:
-        found["CUDA_VISIBLE_DEVICES"] = ""  # otherwise it would use the node's first GPU, which is not its own
+        found["CUDA_VISIBLE_DEVICES"] = ""  # otherwise the worker would use the node's first GPU without reserving it
     return found

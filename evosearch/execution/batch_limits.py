@@ -1,4 +1,4 @@
-"""Batch size limits of a worker: measured on a GPU where the spec leaves them open, halved when memory runs out."""
+"""Batch size limits of a worker: measured on a GPU unless the spec sets them, and halved when memory runs out."""
 
 import weakref
 from collections.abc import Sequence
@@ -12,27 +12,27 @@ from evosearch.execution import memory
 
 
 class BatchLimits:
-    """How much a worker scores at once.
+    """Current batch size limits of one worker.
 
     Args:
-        options: As configured; `batch_tokens=None` on a GPU means that it is measured.
+        options: The configured limits; with `batch_tokens=None`, a GPU is measured.
         devices: The devices of the worker's model.
-        share: Fraction of a card that belongs to this worker.
+        share: This worker's share of a GPU.
     """
 
     def __init__(self, options: ScoreOptions, devices: Sequence[torch.device], share: float) -> None:
         self.options = options
         self._configured, self._devices, self._share = options, tuple(devices), share
         self._measuring = options.batch_tokens is None and self._devices[0].type == "cuda"
-        self._measured_for: weakref.ref[Any] | None = None  # the resident model that the measurement belongs to
+        self._measured_for: weakref.ref[Any] | None = None  # the resident model that was measured
         self._found: memory.Measured | None = None
 
     def measure(self, resident: Any, length: int) -> None:
-        """Set the options to what fits on the cards next to a resident model; once for each resident model.
+        """Set the limits to what fits into GPU memory in addition to a resident model; once for each resident model.
 
         Args:
             resident: Has the attribute `model`, with a candidate's weights.
-            length: Tokens of the longest sequence that the model takes.
+            length: Maximum sequence length of the model in tokens.
         """
         known = self._measured_for and self._measured_for()
         if not self._measuring or known is resident:
@@ -42,13 +42,13 @@ class BatchLimits:
         self.options = replace(self._configured, batch_tokens=found.tokens, cached_tokens=found.cached)
 
     def halve(self, caching: bool) -> str | None:
-        """Halve the options after memory ran out.
+        """Halve the limits after memory ran out.
 
         Args:
             caching: Whether keys and values of many rows were in memory at that moment.
 
         Returns:
-            The reason to record, or None if the options are at their minimum already.
+            The reason to record, or None if the limits are already at their minimum.
         """
         before = (self.options.budget(self._devices[0]).tokens, self.options.cached_tokens)
         after = memory.halved(*before, caching)
@@ -59,5 +59,5 @@ class BatchLimits:
         return memory.changed(before, after)
 
     def describe(self) -> dict[str, Any]:
-        """Return the options and the measurement behind them, see `memory.described`."""
+        """Return the limits and the measurement they are based on, see `memory.described`."""
         return memory.described(self.options, self._devices[0], self._found)

@@ -1,4 +1,4 @@
-"""Resources of one worker, and how many workers a cluster's nodes could hold. Pure functions."""
+"""Resources of one worker, and the number of workers that fit on a cluster's nodes. Pure functions."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 from evosearch.errors import SpecError
 
 SHOWN = ("GPU", "CPU")
-RAMP = 8  # minimum number of workers requested beyond those that have a place; at most the number is doubled
+RAMP = 8  # workers requested in addition to the placed ones, at least; otherwise as many as are placed
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Demand:
         return {name: amount for name, amount in wanted.items() if amount > 0}
 
     def fits(self, resources: Mapping[str, float]) -> bool:
-        """Return whether an empty node with these resources could hold one worker."""
+        """Return whether one worker fits on an empty node with these resources."""
         return all(resources.get(name, 0.0) >= amount for name, amount in self.resources().items())
 
     def __str__(self) -> str:
@@ -31,16 +31,16 @@ class Demand:
 
 
 def wanted(jobs: int, placed: int, count: int | None, fill: bool) -> int:
-    """Return how many workers should exist, including requested ones without a place.
+    """Return how many workers should exist, including pending ones, which are requested but not placed.
 
-    An autoscaler adds nodes for workers that wait for a place. Their number is bounded, so that a thousand candidates
-    do not request a thousand machines in the first minute.
+    An autoscaler adds nodes for pending workers. Their number is bounded, so that a thousand candidates do not request
+    a thousand machines in the first minute.
 
     Args:
         jobs: Jobs that are not scored yet.
-        placed: Workers that have a place.
-        count: A fixed number of workers, or None for as many as the cluster gives.
-        fill: The caller submits as many jobs as there are workers, so `jobs` says nothing about how many are useful.
+        placed: Workers that are placed on a node.
+        count: A fixed number of workers, or None for as many as fit on the cluster.
+        fill: Ignore `jobs`, because the caller always submits as many jobs as there are workers.
     """
     if count is not None:
         return count
@@ -49,7 +49,7 @@ def wanted(jobs: int, placed: int, count: int | None, fill: bool) -> int:
 
 
 def capacity(nodes: Iterable[Mapping[str, Any]], demand: Demand) -> int:
-    """Return how many workers the living nodes would hold if they were empty."""
+    """Return how many workers would fit on the living nodes if these were empty."""
     found = 0
     for node in nodes:
         if node["Alive"]:
@@ -58,10 +58,10 @@ def capacity(nodes: Iterable[Mapping[str, Any]], demand: Demand) -> int:
     return found
 
 
-def refuse_what_never_fits(
+def check_feasible(
     demand: Demand, nodes: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, float]] | None
 ) -> None:
-    """Raise if no node could ever hold one worker.
+    """Check that a worker fits on some node.
 
     Args:
         demand: Resources of one worker.
@@ -69,7 +69,7 @@ def refuse_what_never_fits(
         groups: Resources of one node of each kind that an autoscaler could add; None without an autoscaler.
 
     Raises:
-        SpecError: Names what a worker needs and what the nodes have.
+        SpecError: No node has enough resources; names those of the worker and of the nodes.
     """
     has = [node["Resources"] for node in nodes if node["Alive"]]
     if any(demand.fits(one) for one in (*has, *(groups or ()))):
@@ -77,9 +77,9 @@ def refuse_what_never_fits(
     kinds = sorted({shown(one) for one in (*has, *(groups or ()))})
     key = "workers.gpus_per_worker" if demand.gpus else "workers.threads"
     got = f"got {demand.gpus:g}" if demand.gpus else f"got {demand.cpus}"
-    what = f"{got}: a worker needs {demand}, and no node of the cluster has that"
+    what = f"{got}: a worker needs {demand}, but no node of the cluster has that much"
     allowed = f"Its nodes have: {'; '.join(kinds) or 'nothing'}"
-    raise SpecError(key, what, allowed, "Ask for less, or add a larger node")
+    raise SpecError(key, what, allowed, "Request less, or add a larger node")
 
 
 def shown(resources: Mapping[str, float]) -> str:

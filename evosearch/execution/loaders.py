@@ -1,4 +1,4 @@
-"""Tokenizers and reference schemes, loaded alike in the controller and in workers."""
+"""Loading of tokenizers and reference schemes, shared by controller and workers."""
 
 from importlib import import_module
 from pathlib import Path
@@ -8,7 +8,7 @@ from evosearch.errors import CheckpointError
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer of a model folder; nothing in the folder is executed.
+    """Load the tokenizer of a model folder; no code in the folder is executed.
 
     Raises:
         CheckpointError: The tokenizer files are missing or damaged.
@@ -17,12 +17,12 @@ def load_tokenizer(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as exc:  # the tokenizers library raises the plain class for a damaged file
+    except Exception as exc:  # the tokenizers library raises plain Exception for a damaged file
         reason = next(iter(str(exc).splitlines()), type(exc).__name__)
         raise CheckpointError(str(folder), f"no usable tokenizer: {reason}", next="Add its tokenizer files") from exc
 
 
 def register_schemes(modules: tuple[str, ...] = ("evosearch.zoo",)) -> None:
-    """Let the named modules register their reference schemes (`zoo:`) in this process."""
+    """Register the reference schemes (`zoo:`) of these modules in this process."""
     for module in modules:
         import_module(module).register()

@@ -1,4 +1,4 @@
-"""In-process executor: one worker in this process, jobs in submission order."""
+"""In-process executor: one worker, which scores jobs in submission order."""
 
 from collections import deque
 
@@ -9,10 +9,10 @@ from evosearch.search.protocols import Job, Outcome
 
 
 class LocalExecutor:
-    """Executor that scores one job per `wait`; the worker is built by the first.
+    """Executor that scores one job per call of `wait`; the first call builds the worker.
 
     Args:
-        progress: Called with what is being prepared and the fraction that is done.
+        progress: Called with the current step and the fraction done.
         harness: See `Worker`.
     """
 

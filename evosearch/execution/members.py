@@ -1,24 +1,24 @@
-"""Members of the pool: actors by state, and jobs with their actors."""
+"""Members of the pool: actors by state, and the jobs that run on them."""
 
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from evosearch.execution.actor import Place
+from evosearch.execution.actor import Location
 from evosearch.execution.faults import JobHistory, WorkerLoss, loss_of
 
-UNPLACED = Place("", "?")
+UNPLACED = Location("", "?")
 
 
 @dataclass(eq=False)
 class Member:
-    """One actor, and its place once it has one."""
+    """One actor, and its location once it is placed."""
 
     actor: Any
-    started: Any  # ref of its start
-    place: Place = UNPLACED
-    since: float = field(default_factory=time.monotonic)  # when it entered its present state
+    started: Any  # ref of `start`
+    location: Location = UNPLACED
+    since: float = field(default_factory=time.monotonic)  # start of its current state
 
     def kill(self) -> None:
         """Kill the actor's process."""
@@ -34,7 +34,7 @@ class Run:
     history: JobHistory
     member: Member
     alive: Any = None  # ref of a ping before the job, if the worker may have died unnoticed
-    since: float = field(default_factory=time.monotonic)  # when it began, or contact was lost
+    since: float = field(default_factory=time.monotonic)  # start of the job, or of lost contact
 
     @property
     def begun(self) -> bool:
@@ -44,33 +44,33 @@ class Run:
 
 @dataclass
 class Members:
-    """All actors of the pool, each in one state. Actors that wait for an answer are keyed by its reference."""
+    """All actors of the pool, each in one state. Actors with a pending call are keyed by its object reference."""
 
-    placing: dict[Any, Member] = field(default_factory=dict)  # ref of `place`: no node has room for it yet
+    placing: dict[Any, Member] = field(default_factory=dict)  # ref of `locate`: not scheduled on a node yet
     starting: dict[Any, Member] = field(default_factory=dict)  # ref of `start`
     idle: list[Member] = field(default_factory=list)
     running: dict[Any, Run] = field(default_factory=dict)  # ref of `run`
     unclear: dict[Any, Run] = field(default_factory=dict)  # ref of a ping: contact with the worker was lost
-    to_ping: list[Run] = field(default_factory=list)  # as `unclear`, before the next ping
+    to_ping: list[Run] = field(default_factory=list)  # like `unclear`, before the next ping
 
     @property
     def alive(self) -> int:
-        """Workers that can score now: idle, or with a job."""
+        """Number of workers that can score now: idle, or with a job."""
         return len(self.idle) + len(self.running)
 
     @property
     def placed(self) -> int:
-        """Workers with a place on a node, including those that still start."""
+        """Number of workers that are placed on a node, including those that are starting."""
         return len(self.all()) - len(self.placing)
 
     @property
     def jobs(self) -> int:
-        """Jobs that are with a worker."""
+        """Number of jobs that are assigned to a worker."""
         return len(self.running) + len(self.unclear) + len(self.to_ping)
 
     @property
     def may_score(self) -> bool:
-        """Whether any worker scores or may yet; workers without a place do not count."""
+        """Whether any worker scores, or may do so later; workers that are not placed do not count."""
         return bool(self.alive or self.starting or self.unclear or self.to_ping)
 
     def all(self) -> list[Member]:
@@ -79,7 +79,7 @@ class Members:
         return [*self.idle, *self.placing.values(), *self.starting.values(), *(run.member for run in runs)]
 
     def ready(self, timeout_s: float) -> list[Any]:
-        """Wait for the first answer, and return all references that have one."""
+        """Wait until a pending call has returned; return the references of all that have."""
         import ray
 
         pending = [*self.running, *self.unclear, *self.starting, *self.placing]
@@ -97,24 +97,24 @@ class Members:
         self.idle.append(member)
 
     def pick(self, bad_nodes: Iterable[str]) -> Member:
-        """Remove and return an idle worker, preferably on a node where the job has lost no worker before."""
+        """Remove and return an idle worker, preferably on a node where the job has not lost a worker yet."""
         bad = set(bad_nodes)
         for index in range(len(self.idle) - 1, -1, -1):
-            if self.idle[index].place.node not in bad:
+            if self.idle[index].location.node not in bad:
                 return self.idle.pop(index)
         return self.idle.pop()
 
     def ping(self, run: Run) -> None:
-        """Ask a worker that contact was lost with whether it is alive."""
+        """Ping a worker after contact with it was lost."""
         self.unclear[run.member.actor.ping.remote()] = run
 
     def withdraw(self, count: int) -> None:
-        """Kill the latest actors that have no place."""
+        """Kill this many of the actors that are not placed, the latest first."""
         for ref in list(self.placing)[-count:]:
             self.placing.pop(ref).kill()
 
     def clear(self) -> None:
-        """Forget every actor."""
+        """Drop all actors."""
         for known in (self.placing, self.starting, self.running, self.unclear):
             known.clear()
         self.idle.clear()
@@ -122,7 +122,7 @@ class Members:
 
 
 def answer(ref: Any, node: str) -> tuple[Any, WorkerLoss | None]:
-    """Return a reference's value, or how the worker that should have produced it was lost."""
+    """Return the value of a reference, or the loss of the worker that should have produced it."""
     import ray
 
     try:

@@ -1,10 +1,10 @@
-"""GPU memory: measure how many tokens fit in one forward pass, and halve that number when memory runs out.
+"""GPU memory: measures how many tokens fit into one forward pass, and halves that number when memory runs out.
 
     peak(n) = fixed + n · token + n² · pair        bytes above the resident model, n tokens in one packed row
 
 The last term is the attention mask of the prefix tree: one entry for each pair of tokens in a row. Forward passes of
-512, 1024, 2048, … tokens are run until the parabola through the last three peaks predicts that the next does not fit.
-Memory that does not grow with n (logits, keys and values of continued rows) is counted separately. CPUs are not
+512, 1024, 2048, … tokens are run until the parabola through the last three peaks predicts that the next one does not
+fit. Memory that does not grow with n (logits, keys and values of continued rows) is counted separately. CPUs are not
 measured: larger batches do not make them faster, and their memory is shared with the rest of the machine.
 """
 
@@ -21,12 +21,12 @@ from evosearch.evaluation.engine.loglikelihood import ScoreOptions
 from evosearch.evaluation.engine.out_of_memory import out_of_memory
 from evosearch.evaluation.engine.probe import logits_of, run_packed
 
-FLOOR, CEILING = 256, 65536  # tokens of one pass: smaller does not save memory, larger is not faster on any device
-SHARE = 0.8  # of the free memory, for scoring; the rest is for merges, longer routes and fragmentation
-CACHES = 0.5  # of that share, at most, for keys and values of continued rows
-GROWING = 1.25  # a cache grows by copying, one layer at a time
-CONTEXT = 3 << 28  # bytes (0.75 GiB) that a process takes of a card in addition to torch's allocations
-FIRST = 512  # tokens of the first pass that is measured
+FLOOR, CEILING = 256, 65536  # tokens of one pass: smaller saves no memory, larger is not faster on any device
+SHARE = 0.8  # share of the free memory for scoring; the rest is for merges, longer routes and fragmentation
+CACHES = 0.5  # share of that for keys and values of continued rows, at most
+GROWING = 1.25  # overhead factor: a cache grows by copying, one layer at a time
+CONTEXT = 3 << 28  # bytes (0.75 GiB) of GPU memory that a process uses in addition to torch's allocations
+FIRST = 512  # tokens of the first measured pass
 
 
 @dataclass(frozen=True)
@@ -54,27 +54,27 @@ class Growth:
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Memory of one device of a worker and what scoring takes of it, in bytes."""
+    """Memory of one device of a worker, and of the parts of scoring that do not grow with the pass, in bytes."""
 
     device: str
     total: int
-    available: int  # that this worker may still allocate, with the resident model loaded
+    available: int  # what this worker may still allocate, with the resident model loaded
     cached: float  # keys and values of one token
     logits: int  # logits of the positions that are read at once
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Measured memory of a worker's devices, and the limits that follow from it."""
+    """Measured memory of a worker's devices, and the resulting limits."""
 
     memories: tuple[DeviceMemory, ...]
     growths: tuple[Growth, ...]  # one per device; empty if not even the first passes fit
-    tokens: int  # of one forward pass
+    tokens: int  # tokens of one forward pass
     cached: int  # tokens whose keys and values are cached
 
 
 def cacheable(memories: Sequence[DeviceMemory], wanted: int) -> int:
-    """Return for how many tokens keys and values fit in the caches' share: `wanted`, or a smaller power of two."""
+    """Return the number of tokens whose keys and values fit into their share: `wanted`, or a smaller power of two."""
     for memory in memories:
         fits = CACHES * SHARE * memory.available / (GROWING * memory.cached) if memory.cached else wanted
         if fits < wanted:
@@ -83,18 +83,18 @@ def cacheable(memories: Sequence[DeviceMemory], wanted: int) -> int:
 
 
 def pass_budget(memory: DeviceMemory, cached: int) -> float:
-    """Return the bytes a forward pass may take, after logits and the keys and values of `cached` tokens."""
+    """Return the bytes that a forward pass may use, after logits and the keys and values of `cached` tokens."""
     return SHARE * memory.available - memory.logits - GROWING * cached * memory.cached
 
 
 def largest_pass(peaks: Callable[[int], Sequence[float]], budgets: Sequence[float]) -> tuple[int, tuple[Growth, ...]]:
     """Find the largest forward pass that fits: a power of two of tokens, from FLOOR to CEILING.
 
-    With powers of two, a worker that finds slightly less memory than another still lays out its items alike.
+    With powers of two, workers whose free memory differs slightly still lay out items in the same batches.
 
     Args:
-        peaks: Maps tokens of a pass to its measured peak on each device in bytes; inf if it did not fit.
-        budgets: Bytes that a pass may take on each device.
+        peaks: Tokens of a pass → its measured peak on each device in bytes; inf if it did not fit.
+        budgets: Bytes that a pass may use on each device.
 
     Returns:
         The number of tokens, and the fitted growth of memory on each device.
@@ -116,7 +116,7 @@ def halved(tokens: int, cached: int, caching: bool) -> tuple[int, int] | None:
     """Return half of (tokens, cached tokens), or None if both are at the minimum.
 
     Args:
-        caching: Whether keys and values of many rows were in memory when it ran out; otherwise `cached` stays.
+        caching: Whether keys and values of many rows were in memory when it ran out; otherwise `cached` is unchanged.
     """
     less = max(tokens // 2, min(tokens, FLOOR))
     kept = max(cached // 2, min(cached, FLOOR)) if caching else cached
@@ -124,25 +124,25 @@ def halved(tokens: int, cached: int, caching: bool) -> tuple[int, int] | None:
 
 
 def changed(before: tuple[int, int], after: tuple[int, int]) -> str:
-    """Return the reason to record for a change of (tokens, cached tokens)."""
+    """Return the recorded reason for a change of (tokens, cached tokens)."""
     tokens = f"out of memory at {before[0]} tokens per batch; {after[0]} from now on"
     return tokens if before[1] == after[1] else f"{tokens}, and {after[1]} cached tokens instead of {before[1]}"
 
 
 def claim(device: torch.device, share: float) -> None:
-    """Limit this process to its share of a card, so that it cannot starve the others on that card."""
+    """Limit this process to its share of a GPU, so that it cannot starve others on the same GPU."""
     if device.type == "cuda" and share < 1:
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(allowed(total, share) / total, device)
 
 
 def allowed(total: int, share: float) -> float:
-    """Return the bytes of a card that torch may allocate for a worker with a share of it."""
+    """Return the bytes of a GPU's memory that torch may allocate for a worker with this share."""
     return max(share * total - CONTEXT, share * total / 2) if share < 1 else float(total)
 
 
 def release(devices: Sequence[torch.device]) -> None:
-    """Return unused memory to the devices, for other processes as well."""
+    """Return unused memory to the devices, where other processes can use it too."""
     gc.collect()
     for device in devices:
         if device.type == "cuda":
@@ -151,26 +151,26 @@ def release(devices: Sequence[torch.device]) -> None:
 
 
 def measure(model: Any, devices: Sequence[torch.device], share: float, longest: int, options: ScoreOptions) -> Measured:
-    """Measure the memory that scoring takes on a worker's cards, and derive its limits.
+    """Measure the memory that scoring needs on a worker's GPUs, and derive its limits.
 
     Args:
         model: The resident model, with a candidate's weights.
-        devices: CUDA devices that the model is on.
-        share: Fraction of a card that belongs to this worker.
-        longest: Tokens of the longest sequence that the model takes.
-        options: Limits as configured; `cached_tokens` is an upper bound.
+        devices: CUDA devices of the model.
+        share: This worker's share of a GPU.
+        longest: Maximum sequence length of the model in tokens.
+        options: The configured limits; `cached_tokens` is an upper bound.
     """
-    held: dict[torch.device, int] = {}
+    kv_bytes: dict[torch.device, int] = {}
 
     def run(tokens: int) -> None:
-        held.update(run_packed(model, tokens, longest))
+        kv_bytes.update(run_packed(model, tokens, longest))
 
-    _peaks(devices, lambda: run(FLOOR))  # so that libraries allocate their workspaces first
+    _peaks(devices, lambda: run(FLOOR))  # warm-up: libraries allocate their workspaces
     logits = _peaks(devices, lambda: logits_of(model, options.batch_reads))
     release(devices)
     memories = tuple(
         DeviceMemory(
-            str(device), *_left(device, share), held.get(device, 0) / FLOOR, 0 if math.isinf(taken) else int(taken)
+            str(device), *_left(device, share), kv_bytes.get(device, 0) / FLOOR, 0 if math.isinf(taken) else int(taken)
         )
         for device, taken in zip(devices, logits, strict=True)
     )
@@ -182,7 +182,7 @@ def measure(model: Any, devices: Sequence[torch.device], share: float, longest: 
 
 
 def _peaks(devices: Sequence[torch.device], run: Callable[[], None]) -> list[float]:
-    """Return the peak allocation of each card during `run`, in bytes above the start; inf if memory ran out."""
+    """Return the peak allocation of each GPU during `run` in bytes above the start; inf if memory ran out."""
     before = []
     for device in devices:
         torch.cuda.reset_peak_memory_stats(device)
@@ -197,14 +197,14 @@ def _peaks(devices: Sequence[torch.device], run: Callable[[], None]) -> list[flo
 
 
 def _left(device: torch.device, share: float) -> tuple[int, int]:
-    """Return (total, available) bytes of a card: free, or unused in torch's pool, and within this worker's share."""
+    """Return (total, available) bytes of a GPU; available is free or unused in torch's pool, within the share."""
     free, total = torch.cuda.mem_get_info(device)
     allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
     return total, int(max(min(free + reserved - allocated, allowed(total, share) - allocated), 0))
 
 
 def described(options: ScoreOptions, device: torch.device, found: Measured | None) -> dict[str, Any]:
-    """Return a worker's limits and measurement as `check --json` shows them, in GiB per card and KiB per token."""
+    """Return a worker's limits and measurement for `check --json`, in GiB per GPU and KiB per token."""
     devices = [
         {
             "device": memory.device,
@@ -237,5 +237,5 @@ def cards() -> list[dict[str, Any]]:
 
 
 def power_of_two(value: float) -> int:
-    """Return the largest power of two up to a value; 0 for values below 1."""
+    """Return the largest power of two not above a value; 0 for values below 1."""
     return 0 if value < 1 else 1 << (int(value).bit_length() - 1)

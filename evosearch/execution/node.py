@@ -1,15 +1,15 @@
 """Preparation of a search's parents, once per node: fetch, copy to local disk, verify, apply adapters.
 
-The first worker on a node does this under a lock while the others wait; they and later runs find it done. Disk space is
-checked before anything large is written, and results appear by rename, so that a killed preparation leaves nothing that
-looks complete.
+The first worker on a node does this under a lock while the others wait; they and later runs reuse the results. Disk
+space is checked before anything large is written, and results appear by rename, so that a killed preparation leaves
+only files that are recognizably incomplete.
 
-| in the cache | what |
+| in the cache | contents |
 |---|---|
 | `merged/` | models of nested recipes, by recipe_id |
 | `copies/` | models from network file systems |
 | `prepared/` | tensors that an adapter changes, by content_sha256 of model and adapter |
-| `hashes/` | hashes of files that have been hashed before |
+| `hashes/` | hashes of files |
 
 Models on local disks are mapped in place, and hub models from the hub's own cache.
 """
@@ -38,14 +38,14 @@ from evosearch.recipe.schema import Recipe
 
 
 def prepare_node(config: WorkerConfig, progress: Progress | None = None) -> dict[str, Checkpoint]:
-    """Prepare all models of a worker on this node, unless that is done already, and open them.
+    """Prepare all models of a worker on this node unless they are, and open them.
 
     Returns:
         As `Opener.inputs`: reference → checkpoint, the donor first, in the output's vocabulary.
 
     Raises:
-        CheckpointError: A model is missing, damaged, or differs from the controller's; a disk is too full; the cache
-            cannot be written.
+        CheckpointError: A model is missing, damaged, or differs from the controller's; there is not enough disk space;
+            the cache cannot be written.
         RecipeError: A nested recipe is invalid.
     """
     recipe = Recipe.model_validate(config.recipe)
@@ -60,7 +60,7 @@ def prepare_node(config: WorkerConfig, progress: Progress | None = None) -> dict
 
 
 class _Preparing:
-    """The steps of a preparation, in order; call them under the lock."""
+    """Steps of a preparation, to be called in order and under the lock."""
 
     def __init__(self, config: WorkerConfig, progress: Progress) -> None:
         self._config, self.progress = config, progress
@@ -84,7 +84,7 @@ class _Preparing:
         return found
 
     def apply(self, opener: Opener, recipe: Recipe) -> None:
-        """Write the tensors that adapters change, and make the opener map them from there."""
+        """Write the tensors that adapters change to the cache, and map them from there in the opener."""
         opened = opener.as_they_are(recipe, self._config.also)
         adapted = {
             name: checkpoint
@@ -111,7 +111,7 @@ class _Preparing:
             check_disk_space(references.hub_cache(), needed, f"{_count(fetched, 'model')} from the hub")
 
     def _copied(self, folders: dict[str, Path], mounted: list[Mount]) -> dict[str, Path]:
-        """Copy models from network file systems, unless the cache is on one too; return reference → copy."""
+        """Copy models from network file systems unless the cache is on one too; return reference → copy."""
         cache = self._config.cache.resolve()
         if network_type(cache, mounted) is not None:
             return {}
@@ -169,7 +169,7 @@ def _remedy(config: WorkerConfig, opener: Opener, reference: str) -> str:
 
 
 def _leaves(opener: Opener, named: Iterable[str]) -> tuple[dict[str, None], dict[str, None]]:
-    """Return the models and the adapters that these references, and recipes among them, lead to."""
+    """Return the models and adapters in these references, including those of nested recipes."""
     models: dict[str, None] = {}
     adapters: dict[str, None] = {}
     recipes: set[str] = set()
@@ -188,7 +188,7 @@ def _leaves(opener: Opener, named: Iterable[str]) -> tuple[dict[str, None], dict
 
 
 def _sweep(cache: Path) -> None:
-    """Remove what killed preparations left; safe because only the holder of the lock writes there."""
+    """Remove partial results of killed preparations; safe because only the owner of the lock writes there."""
     for pattern in (f"{applied_adapters.FOLDER}/*/.*.partial", f"{copies.FOLDER}/.*.partial"):
         for left in cache.glob(pattern):
             shutil.rmtree(left, ignore_errors=True)
@@ -198,5 +198,5 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' if number != 1 else ''}"
 
 
-def _silent(what: str, part: float) -> None:
+def _silent(step: str, fraction: float) -> None:
     """Ignore progress."""

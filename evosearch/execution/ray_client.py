@@ -1,4 +1,4 @@
-"""HTTP client of a Ray dashboard: bounded requests, an explicit token, and errors as `ClusterError`."""
+"""HTTP client of a Ray dashboard: requests with time limits and an explicit token, errors as `ClusterError`."""
 
 import logging
 import os
@@ -10,10 +10,10 @@ from urllib.parse import SplitResult, urlsplit
 from evosearch.errors import ClusterError
 from evosearch.execution import token
 
-CONNECT_S, ANSWER_S = 5.0, 60.0  # limits of a request; the first job of a cluster takes Ray seconds
-NOT_READY = "No available agent"  # in the answer of a head that was just started
+CONNECT_S, ANSWER_S = 5.0, 60.0  # time limits of a request; Ray needs seconds for the first job of a cluster
+NOT_READY = "No available agent"  # in the answer of a head that has just started
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-# By default Ray returns a hundred nodes in no order, dead ones too; it allows no higher limit than this
+# By default Ray returns a hundred nodes in arbitrary order, including dead ones; this is the highest limit it allows
 LIVING = {
     "limit": "10000",
     "filter_keys": "state",
@@ -29,8 +29,8 @@ class Dashboard:
         address: URL of the dashboard.
 
     Raises:
-        ClusterError: The URL is invalid or there is no token; from `calls` also if the cluster does not answer in time
-            or refuses the token.
+        ClusterError: The URL is invalid or there is no token. `calls` also raises it if the cluster does not answer in
+            time or refuses the token.
     """
 
     def __init__(self, address: str) -> None:
@@ -53,7 +53,7 @@ class Dashboard:
 
     @property
     def in_the_clear(self) -> bool:
-        """Whether the token can be read on the network."""
+        """Whether the token is sent unencrypted over the network."""
         return self.address.startswith("http:") and self._host not in LOOPBACK and self.sends_token
 
     def answers_without_token(self) -> bool:
@@ -66,34 +66,34 @@ class Dashboard:
 
     @contextmanager
     def calls(self) -> Iterator[None]:
-        """Turn whatever goes wrong in a request into a ClusterError."""
+        """Convert every error of a request to a ClusterError."""
         import ray
 
         try:
             yield
         except ray.exceptions.AuthenticationError as exc:
-            refused = f"the cluster at {self.address} refuses the token"
-            what = refused if self.sends_token else f"the cluster at {self.address} requires a token"
-            raise ClusterError("--address", what, f"Its own token, in {token.SOURCES}", "Check which is set") from exc
+            problem = "refuses the token" if self.sends_token else "requires a token"
+            what, allowed = f"the cluster at {self.address} {problem}", f"The cluster's token, in {token.SOURCES}"
+            raise ClusterError("--address", what, allowed, "Check which of these is set") from exc
         except OSError as exc:  # the base of requests' errors too
             raise self._unreachable(exc) from exc
         except (RuntimeError, ValueError, KeyError, TypeError) as exc:
             if NOT_READY in str(exc):
                 what = f"the head of the cluster at {self.address} is still starting"
                 raise ClusterError("--address", what, next="Try again in a minute") from exc
-            what = f"{self.address} does not answer like a Ray dashboard: {_last_line(exc)}"
+            what = f"unexpected answer from {self.address}: {_last_line(exc)}"
             raise ClusterError("--address", what, next="Check the address, and the log of the cluster's head") from exc
 
     def _unreachable(self, exc: Exception) -> ClusterError:
         what = f"no cluster answers at {self.address} ({type(exc).__name__})"
-        next = "Is it up, and its dashboard's port reachable from here?"
+        next = "Check that the cluster is running and that its dashboard's port is reachable from here"
         return ClusterError("--address", what, "The URL of its Ray dashboard: http://HOST:8265", next)
 
 
 def _split(address: str) -> SplitResult | None:
     try:
         return urlsplit(address)
-    except ValueError:  # as for a bracket that is left open
+    except ValueError:  # such as an unclosed bracket
         return None
 
 
@@ -117,7 +117,7 @@ def _token() -> str | None:
 
 
 def _client(address: str, sent: str | None, host: str) -> Any:
-    """Create Ray's client, but with time limits, and without RAY_ADDRESS overriding the address."""
+    """Create Ray's client with time limits, and without RAY_ADDRESS overriding the address."""
     from ray.job_submission import JobSubmissionClient
 
     for noisy in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
@@ -135,7 +135,7 @@ def _client(address: str, sent: str | None, host: str) -> Any:
     names = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
     kept = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
-        # An empty header instead of none: otherwise Ray adds one, by the RAY_AUTH_MODE that it read first
+        # Without this header, even an empty one, Ray adds its own, by the RAY_AUTH_MODE at its first import
         return Client(address, headers={"Authorization": f"Bearer {sent}" if sent else ""})
     finally:
         os.environ.update(kept)
@@ -148,6 +148,6 @@ def _bounded(host: str) -> dict[str, Any]:
 
 
 def _last_line(exc: BaseException) -> str:
-    """Return the last line of an error, which names the cause if the error contains the server's traceback."""
+    """Return the last line of an error; in a server's traceback, it names the cause."""
     lines = [line.strip() for line in str(exc).splitlines() if line.strip(" .")]
     return (lines[-1] if lines else type(exc).__name__)[:300]

@@ -1,6 +1,6 @@
-"""Connection to Ray: a local one started for this process, or a cluster to join. No call waits without a limit.
+"""Connection to Ray: a local Ray started for this process, or an existing cluster. Every call has a time limit.
 
-The cluster is the one of `workers.address` or of `$RAY_ADDRESS`, which Ray sets inside a job.
+The cluster is that of `workers.address`, or of `$RAY_ADDRESS`, which Ray sets inside a job.
 """
 
 import os
@@ -26,21 +26,21 @@ from evosearch.execution.ray_settings import (
 )
 
 NAMESPACE = "evosearch"
-REACH_S = 10.0  # until a cluster has answered, or is unreachable
-PROBE_S = 2.0  # until the port of a known head node has answered
+REACH_S = 10.0  # time limit for the first answer of a cluster
+PROBE_S = 2.0  # time limit for connecting to the port of a known head node
 
 
 def address_of(address: str | None) -> str | None:
-    """Return the cluster to join: the spec's, else that of the current Ray job; None for a local Ray."""
+    """Return the address of the cluster to join: the spec's, or else the current Ray job's; None for a local Ray."""
     return address or os.environ.get("RAY_ADDRESS") or None
 
 
 class Cluster:
-    """The Ray that this process is connected to.
+    """The Ray cluster that this process is connected to.
 
     Args:
-        own: Whether it was started by this process; `leave` then stops it.
-        head: HOST, PORT of its head node, which is probed for signs of life; None to skip probing.
+        own: Whether this process started it; `leave` then stops it.
+        head: HOST, PORT of its head node, which is probed; None to skip probing.
     """
 
     def __init__(self, own: bool, head: tuple[str, int] | None) -> None:
@@ -49,10 +49,10 @@ class Cluster:
         self._probed_at = 0.0
 
     def silent_for(self) -> float | None:
-        """Return the seconds since the head node was first found not to answer; None while it answers.
+        """Return the seconds since the first failed probe of the head node; None while it answers.
 
-        An answering head is probed on every call, so that a caller who goes on to use Ray does not hang. A failed probe
-        may take seconds, so its result is cached for as long.
+        An answering head is probed on every call, so that a caller can use Ray afterwards without hanging. A failed
+        probe may take PROBE_S seconds, so its result is cached for as long.
         """
         if self._head is None:
             return None
@@ -64,7 +64,7 @@ class Cluster:
         return None if self._silent_since is None else now - self._silent_since
 
     def nodes(self) -> list[dict[str, Any]]:
-        """Return all nodes, past ones too, as `ray.nodes()` does. Call it only while the head node answers."""
+        """Return all nodes, including former ones, as `ray.nodes()` does. Call it only while the head node answers."""
         import ray
 
         found: list[dict[str, Any]] = ray.nodes()
@@ -92,7 +92,7 @@ class Cluster:
         return [dict(group.resources) for group in config.node_group_configs if group.max_count != 0]
 
     def lost_nodes(self) -> dict[str, str]:
-        """Return node id → why it was lost."""
+        """Return node id → reason of its loss, for all lost nodes."""
         if self.silent_for() is not None:
             return {}
         return {node["NodeID"]: node.get("DeathReasonMessage") or "" for node in self.nodes() if not node["Alive"]}
@@ -106,7 +106,7 @@ class Cluster:
 
 
 def start_local(token_file: Path, cpus: int | None = None) -> None:
-    """Start Ray on this machine for this process: token on, no dashboard, listening on loopback only."""
+    """Start Ray on this machine for this process: with a token, without a dashboard, on loopback only."""
     secure_environment(token_file)
     import ray
 
@@ -126,12 +126,12 @@ def connect(token_file: Path, address: str | None, cpus: int | None) -> Cluster:
     """Join the cluster at an address, or start a local Ray without one.
 
     Args:
-        token_file: Where the token of a local Ray is kept.
+        token_file: File for the token of a local Ray.
         address: Address of a head node, or None.
         cpus: CPUs of a local Ray; None for all.
 
     Raises:
-        SpecError: There is no such cluster, it refuses our token, or Ray does not start. Raised within seconds.
+        SpecError: There is no such cluster, it refuses the token, or Ray does not start. Raised within seconds.
     """
     set_defaults()
     ray = load_ray()
@@ -146,7 +146,7 @@ def connect(token_file: Path, address: str | None, cpus: int | None) -> Cluster:
                 _join(address, where)
     except SpecError:
         raise
-    except Exception as exc:  # Ray raises the plain class if its own node is slow to start
+    except Exception as exc:  # Ray raises plain Exception if its own node is slow to start
         raise SpecError(where, f"Ray did not start: {first_line(exc)}", next="Check `ray status`") from exc
     return Cluster(address is None, _endpoint(ray.get_runtime_context().gcs_address))
 
@@ -163,7 +163,8 @@ def _join(address: str, where: str) -> None:
         raise SpecError(where, what, allowed, "From a machine outside the cluster, use: evosearch submit")
     if head is not None and not _answers(head, REACH_S):
         what = f"no answer within {REACH_S:.0f} s"
-        raise SpecError(where, what, next="Is the head node up, and its port open to this machine? See `ray status`")
+        next = "Check that the head node is running and that its port is reachable from here; see `ray status`"
+        raise SpecError(where, what, next=next)
     hidden = head is not None and _is_loopback(head[0]) and not _answers((_own_ip(), head[1]), PROBE_S)
     with on_loopback() if hidden else nullcontext():  # otherwise Ray looks for it at this machine's other address
         _enter(address, where, named=head is not None)
@@ -176,16 +177,16 @@ def _enter(address: str, where: str, named: bool) -> None:
     if named:
         _check_access(services.canonicalize_bootstrap_address(address) or address, where)
     if not services.find_node_ids():
-        what = "this machine is not a node of the cluster, and a search runs on one"
+        what = "a search must run on a node of the cluster, and this machine is not one"
         raise SpecError(where, what, next="Submit it instead: evosearch submit SPEC --address http://HOST:8265")
     init(address=address, log_to_driver=False, logging_level="ERROR", namespace=NAMESPACE)
 
 
 def _check_access(address: str, where: str) -> None:
-    """Send one request, in a thread: Ray's own calls hang for minutes if something other than Ray answers.
+    """Send one request in a thread, since Ray's own calls hang for minutes if something other than Ray answers.
 
     Raises:
-        SpecError: The cluster does not answer, or refuses our token.
+        SpecError: The cluster does not answer, or refuses the token.
     """
     import ray
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
@@ -207,7 +208,7 @@ def _check_access(address: str, where: str) -> None:
         raise SpecError(where, "not a Ray cluster", "HOST:PORT of its head node (by default 6379)")
     if isinstance(results[0], ray.exceptions.AuthenticationError):
         next = "Set RAY_AUTH_TOKEN_PATH to a file with the cluster's token, or RAY_AUTH_TOKEN to the token"
-        raise SpecError(where, "the cluster refuses our token", next=next) from results[0]
+        raise SpecError(where, "the cluster refuses the token", next=next) from results[0]
     if results[0] is not None:
         raise SpecError(where, f"the cluster does not answer: {first_line(results[0])}", next="See `ray status`")
 

@@ -1,9 +1,9 @@
 """Searches as jobs of a Ray cluster, over the HTTP API of its dashboard.
 
 A search is a job that takes one unit of the head's resource `evosearch_search` while it runs. Ray starts waiting jobs
-in submission order, so a head with one unit runs one search at a time, with two units two.
+in submission order, so a head with N units runs N searches at a time.
 
-Everything known of a job besides its state is in its metadata, which anyone who may list jobs can read: names and
+Apart from its state, everything about a job is in its metadata, which every client of the cluster can read: names and
 digests, never a secret. Ray cannot remove a waiting job. A withdrawn job ends as soon as its turn comes; until then a
 second, empty job records the withdrawal.
 """
@@ -18,12 +18,12 @@ from evosearch.errors import ClusterError
 from evosearch.execution.ray_client import NOT_READY, Dashboard
 from evosearch.search.progress import MARK
 
-QUEUE = "evosearch_search"  # a resource of the head: how many searches run at once
+QUEUE = "evosearch_search"  # resource of the head: number of searches that run at the same time
 RUN, CHECK, WITHDRAWAL = "run", "check", "withdrawal"  # kinds of jobs
-READY_S = 60.0  # within which a head that was just started accepts jobs
+READY_S = 60.0  # time until a head that has just started accepts jobs
 FOLLOW_S, CHARACTERS_PER_S = 1.0, 1e6  # pause between two reads of a log, longer for long logs
-TRIES, TRY_AGAIN_S = 10, 3.0  # for following a log while the cluster does not answer
-SETTINGS = ("RAY_JOB_START_TIMEOUT_SECONDS", "RAY_JOB_STOP_WAIT_TIME_S")  # of the head, which limit jobs
+TRIES, TRY_AGAIN_S = 10, 3.0  # failed reads of a log before giving up, and the pause between them
+SETTINGS = ("RAY_JOB_START_TIMEOUT_SECONDS", "RAY_JOB_STOP_WAIT_TIME_S")  # the head's limits for jobs
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,18 @@ class Job:
     submitted: float
     ended: float | None
     exit_code: int | None  # of the program, if it ended by itself
-    message: str  # Ray's message about its end
-    withdrawn: bool = False  # before its turn came; if it runs all the same, it is about to be ended
-    options: str = ""  # of the command line, besides the spec
+    message: str  # Ray's message about how it ended
+    withdrawn: bool = False  # withdrawn while it waited; if it runs nevertheless, it is about to be stopped
+    options: str = ""  # command-line options, without the spec
 
     @property
     def active(self) -> bool:
-        """Whether it runs or waits for its turn."""
+        """Whether it is running or waiting for its turn."""
         return self.state in ("pending", "running")
 
     @property
     def number(self) -> int:
-        """Number of this submission of its search, from 1."""
+        """Number of this submission among those of its search, from 1."""
         return int(self.id.rpartition("-")[2])
 
 
@@ -61,7 +61,7 @@ class Jobs:
         address: URL of the cluster's dashboard.
 
     Raises:
-        ClusterError: The cluster does not answer within seconds, or refuses the token; from every method.
+        ClusterError: The cluster does not answer within seconds, or refuses the token. Every method can raise it.
     """
 
     def __init__(self, address: str) -> None:
@@ -70,22 +70,22 @@ class Jobs:
 
     @property
     def in_the_clear(self) -> bool:
-        """Whether the token can be read on the network."""
+        """Whether the token is sent unencrypted over the network."""
         return self._dashboard.in_the_clear
 
     def refuse_open_cluster(self) -> None:
-        """Check that the cluster requires a token, unless RAY_AUTH_MODE=disabled says that this is intended.
+        """Check that the cluster requires a token; RAY_AUTH_MODE=disabled skips the check.
 
         Raises:
             ClusterError: The cluster answers without a token.
         """
         if self._dashboard.sends_token and self._dashboard.answers_without_token():
             what = f"the cluster at {self.address} requires no token: anyone who can reach it can run code on it"
-            allowed = "A cluster that was started with RAY_AUTH_MODE=token"
+            allowed = "A cluster started with RAY_AUTH_MODE=token"
             raise ClusterError("--address", what, allowed, "To use it anyway, set RAY_AUTH_MODE=disabled here")
 
-    def places(self) -> float | None:
-        """Return how many searches the cluster runs at once; None if it does not declare that."""
+    def capacity(self) -> float | None:
+        """Return how many searches the cluster runs at the same time; None if it does not declare a limit."""
         with self._dashboard.calls():
             nodes = self._dashboard.client.nodes()
         alive = [node.get("resources_total", {}) for node in nodes if node.get("state") == "ALIVE"]
@@ -109,9 +109,9 @@ class Jobs:
             id: The job's id.
             kind: `run`, `check` or `withdrawal`.
             entrypoint: Shell command.
-            folder: Files to upload: the job's working directory.
-            about: Metadata, with keys without our prefix.
-            queue: Make the job wait for its turn among searches.
+            folder: Folder to upload, the job's working directory.
+            about: Metadata, without the prefix of its keys.
+            queue: Whether the job waits for its turn among the searches.
 
         Returns:
             False if a job with this id exists.
@@ -141,15 +141,15 @@ class Jobs:
             return str(self._dashboard.client.get_job_logs(id))
 
     def follow(self, id: str) -> Iterator[str]:
-        """Yield the lines of a job's log until it ends, through half a minute without the cluster.
+        """Yield the lines of a job's log until the job ends; the cluster may be unreachable for half a minute.
 
-        The log is polled: Ray's stream of it breaks off while a job waits for its turn.
+        The log is polled, because Ray's log stream breaks off while a job waits for its turn.
         """
         read, rest, failures = 0, "", 0
         while True:
             try:
                 ended = not self._continues(id)
-                log = self.log(id)  # after the state, so that the last lines are in it
+                log = self.log(id)  # read after the state, so that it includes the last lines
             except ClusterError:
                 failures += 1
                 if failures >= TRIES:
@@ -166,7 +166,7 @@ class Jobs:
             yield rest
 
     def _continues(self, id: str) -> bool:
-        """Return whether a job's log may grow; a withdrawn job may be pending for days and stays silent."""
+        """Return whether a job's log may grow. A withdrawn job may be pending for days without any output."""
         with self._dashboard.calls():
             state = self._dashboard.client.get_job_info(id).status
         if state.value != "PENDING":
@@ -174,7 +174,7 @@ class Jobs:
         return any(job.id == id and job.active for job in self.all())
 
     def stop(self, job: Job) -> None:
-        """Ask a job to stop, and return without waiting. A waiting job is withdrawn."""
+        """Request that a job stops, without waiting for it. A waiting job is withdrawn."""
         if job.state == "pending":
             about = {"job": job.id, "name": job.name, "search_id": job.search_id, "spec": job.spec}
             self.submit(f"{job.id}-withdrawn", WITHDRAWAL, "true", None, about)

@@ -1,9 +1,9 @@
 """The Ray executor: a pool of actors with one worker each, on this machine or on a cluster.
 
 Actors are created with `max_restarts=0, max_task_retries=0`: Ray would hide a death behind an "unavailable" error, and
-a restarted actor has lost its state. Instead, a lost worker is replaced by a new one and its job goes to the next free
-worker; `faults` says when it is not tried again. An actor that no node has room for stays pending: it is the demand
-that an autoscaler sees. Nothing is requested from the cluster while its head node does not answer.
+a restarted actor has lost its state. Instead, a lost worker is replaced by a new one, and its job goes to the next idle
+worker; `faults` decides when a job is not retried. An actor that does not fit on any node stays pending: it is the
+demand that an autoscaler sees. No request is sent to the cluster while its head node does not answer.
 """
 
 import time
@@ -16,17 +16,17 @@ from evosearch.errors import InputError, SearchError
 from evosearch.execution.actor import Batches, Build, Config, actor_maker
 from evosearch.execution.deadlines import Deadlines, Timeouts
 from evosearch.execution.demand import Demand, capacity, wanted
-from evosearch.execution.faults import TRIES, JobHistory, WorkerLoss, quarantined
+from evosearch.execution.faults import MAX_HANDED_BACK, JobHistory, WorkerLoss, quarantined
 from evosearch.execution.members import Member, Members, Run, answer, is_ready
 from evosearch.execution.placement import Placement
 from evosearch.execution.ray_cluster import address_of, connect
-from evosearch.execution.starts import Starts
+from evosearch.execution.start_failures import StartFailures
 from evosearch.search.protocols import Job, Outcome
 
-TURN_S = 1.0  # between two looks at deadlines, the number of workers and the head node
-UNCLEAR_S = 120.0  # until a worker without contact is given up; Ray decides about a node within a minute
+TICK_S = 1.0  # between two checks of deadlines, number of workers and head node
+UNCLEAR_S = 120.0  # of lost contact until a worker is given up; Ray declares a node dead within a minute
 SPARE_S = 120.0  # until requests for workers that no job needs are withdrawn
-GONE_S = 90.0  # for which the head node may be silent; one that restarts from its store is back by then
+GONE_S = 90.0  # silence of the head node until the search ends; a head that restarts from its store is back by then
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class RayOptions:
     """Size of the pool.
 
     Attributes:
-        count: Number of workers; None for as many as the cluster gives, as its nodes come and go.
+        count: Number of workers; None for as many as fit on the cluster, as its nodes come and go.
         cpus_per_worker: CPU cores of each worker.
-        gpus_per_worker: A fraction shares a card; 2 and more are for models larger than one card; None means one if any
-            node has GPUs, else none.
-        address: Address of a cluster; None for `$RAY_ADDRESS`, or else a local Ray of this process.
-        fill: With count None, request as many workers as fit, not only as many as there are jobs. For callers that
+        gpus_per_worker: GPUs of each worker. Below 1, workers share a GPU; from 2 on, a model is spread over several.
+            None for 1 if any node has GPUs, else 0.
+        address: Address of a cluster; None for `$RAY_ADDRESS`, or else a local Ray for this process.
+        fill: If `count` is None, request as many workers as fit, even if there are fewer jobs. For callers that always
             submit as many jobs as there are slots.
         timeouts: Time limits of starts and jobs.
     """
@@ -62,7 +62,7 @@ class RayExecutor:
         notice: Called with a sentence for the user.
 
     Raises (also from `submit` and `wait`):
-        SpecError: The cluster cannot be reached or refuses us, or no node of it could ever hold a worker.
+        SpecError: The cluster is unreachable or refuses the token, or a worker fits on none of its nodes.
         InputError: A problem with models or suite, if no worker could be built.
         SearchError: Workers die during start, or the cluster is gone.
     """
@@ -74,10 +74,10 @@ class RayExecutor:
         self._queue: deque[JobHistory] = deque()
         self._members = Members()
         self._done: list[Outcome] = []  # not returned yet
-        self._pending_error: Exception | None = None  # raised once everything scored has been returned
-        self._starts = Starts(notice)
+        self._pending_error: Exception | None = None  # raised once all outcomes have been returned
+        self._start_failures = StartFailures(notice)
         self._spare_since: float | None = None
-        self._turned = 0.0
+        self._last_tick = 0.0
         self._deadlines = Deadlines(options.timeouts)
         address = address_of(options.address)
         cpus = None if options.count is None else options.count * options.cpus_per_worker
@@ -90,24 +90,24 @@ class RayExecutor:
 
     @property
     def slots(self) -> int:
-        """Workers that can score now. One that is starting does not count, since it may have to wait for a node."""
+        """Number of workers that can score now. Starting workers do not count: they may have to wait for a node."""
         return self._members.alive
 
     @property
     def placed(self) -> int:
-        """Workers that have a place on a node, including those that still start."""
+        """Number of workers that are placed on a node, including those that are starting."""
         return self._members.placed
 
     def capacity(self) -> int:
-        """Return how many workers the cluster's nodes would hold if they were empty; 0 while the head is silent."""
+        """Return how many workers would fit on the cluster's nodes if these were empty; 0 while the head is silent."""
         return capacity(self._cluster.nodes(), self._demand) if self._cluster.silent_for() is None else 0
 
     def busy(self) -> bool:
-        """Return whether nodes could hold a worker but are all in use; False while the head is silent."""
+        """Return whether workers fit on nodes, but all of these are in use; False while the head is silent."""
         return self.capacity() > 0 and not any(self._demand.fits(free) for free in self._cluster.free())
 
     def submit(self, job: Job) -> None:
-        """Queue a job, and give it to a worker if one is idle."""
+        """Queue a job, and start it if a worker is idle."""
         self._queue.append(JobHistory(job))
         if self._pending_error is None:
             self._dispatch()
@@ -122,7 +122,7 @@ class RayExecutor:
         except Exception as exc:
             if not self._done:
                 raise
-            self._pending_error = exc  # raised by the next call, so that what is scored is recorded first
+            self._pending_error = exc  # raised by the next call, so that the outcomes are recorded first
         done, self._done = self._done, []
         return done
 
@@ -147,26 +147,26 @@ class RayExecutor:
         """Number of jobs that are not scored yet."""
         return len(self._queue) + self._members.jobs
 
-    # --- answers ---
+    # --- results ---
 
     def _listen(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         while not self._done and self._jobs:
             left = max(0.0, deadline - time.monotonic())
-            ready = self._members.ready(min(left, TURN_S))
+            ready = self._members.ready(min(left, TICK_S))
             idle = len(self._members.idle)
             for ref in ready:
-                self._take(ref)
-                self._dispatch()  # so that idle workers go on while the rest is read and recorded
-            self._turn()
+                self._handle(ref)
+                self._dispatch()  # at once, so that idle workers continue while the other results are handled
+            self._tick()
             if (len(self._members.idle) > idle and not self._queue) or (not ready and left <= 0):
                 break  # a worker has started, and the caller may submit more
 
-    def _take(self, ref: Any) -> None:
+    def _handle(self, ref: Any) -> None:
         if ref in self._members.running:
             self._finished(ref)
         elif ref in self._members.unclear:
-            self._cleared(ref)
+            self._pinged(ref)
         elif ref in self._members.starting:
             self._started(ref)
         elif ref in self._members.placing:
@@ -174,80 +174,81 @@ class RayExecutor:
 
     def _placed(self, ref: Any) -> None:
         member = self._members.placing.pop(ref)
-        place, loss = answer(ref, "")
+        location, loss = answer(ref, "")
         if loss is not None:
-            self._died_at_start(member, loss)
+            self._lost_at_start(member, loss)
             return
-        member.place, member.since = place, time.monotonic()
+        member.location, member.since = location, time.monotonic()
         self._members.starting[member.started] = member
         self._placement.placed()
 
     def _started(self, ref: Any) -> None:
         member = self._members.starting.pop(ref)
-        problem, loss = answer(ref, member.place.node)
+        problem, loss = answer(ref, member.location.node)
         if loss is not None:
-            self._died_at_start(member, loss)
+            self._lost_at_start(member, loss)
         elif problem is not None:
-            self._unfit(member, problem)
+            self._not_built(member, problem)
         else:
-            self._starts.succeeded()
+            self._start_failures.reset()
             self._members.free(member)
 
     def _finished(self, ref: Any) -> None:
         run = self._members.running.pop(ref)
-        outcome, loss = answer(ref, run.member.place.node)
+        outcome, loss = answer(ref, run.member.location.node)
         if loss is not None:
             self._lost(run, loss)
             return
-        if outcome.card is not None:  # a failure within seconds would make the deadlines of good candidates too short
+        if outcome.card is not None:  # a quick failure would make the deadlines of good candidates too short
             self._deadlines.observe(len(run.history.job.batch), time.monotonic() - run.since)
         self._members.free(run.member)
         history, failure = run.history, outcome.failure
         history.attempts += outcome.retries
-        if failure is not None and failure.fault == "worker" and history.handed_back < TRIES:
+        if failure is not None and failure.fault == "worker" and history.handed_back < MAX_HANDED_BACK:
             history.handed_back += 1
             history.attempts.append(failure)
             self._queue.append(history)  # at the end, so that another worker is likely to take it
         else:
             self._done.append(replace(outcome, job=history.job, retries=self._updated(history).retries))
 
-    def _cleared(self, ref: Any) -> None:
-        """Act on the answer to a ping of a worker that contact was lost with."""
+    def _pinged(self, ref: Any) -> None:
+        """Handle the answer to a ping after contact with a worker was lost."""
         run = self._members.unclear.pop(ref)
-        _, loss = answer(ref, run.member.place.node)
+        _, loss = answer(ref, run.member.location.node)
         if loss is None:
-            self._notice(f"{run.history.job.id}: its answer was lost on the way; scoring it again")
-            lost_answer = WorkerLoss("the answer was lost on the way", "", run.member.place.node, of_node=True)
-            run.history.attempts.append(lost_answer)
+            self._notice(f"{run.history.job.id}: its result was lost in transit; scoring it again")
+            lost_result = WorkerLoss("the result was lost in transit", "", run.member.location.node, node_lost=True)
+            run.history.attempts.append(lost_result)
             self._members.free(run.member)
             self._retry(run)
         elif loss.unclear and time.monotonic() - run.since < UNCLEAR_S:
             self._members.to_ping.append(run)  # Ray has not decided yet
         else:
-            self._bury(run, loss)
+            self._discard(run, loss)
 
     # --- losses ---
 
     def _lost(self, run: Run, loss: WorkerLoss) -> None:
         """Handle the loss of a worker with a job, or of contact with it."""
         if not loss.unclear:
-            self._bury(run, loss)
+            self._discard(run, loss)
             return
         run.since = time.monotonic()
         self._members.ping(run)
 
-    def _bury(self, run: Run, loss: WorkerLoss) -> None:
+    def _discard(self, run: Run, loss: WorkerLoss) -> None:
+        """Kill a lost worker, and retry or quarantine its job."""
         run.member.kill()
-        # A worker that was dead before the job came says nothing about the job: a failure is not counted as a loss
+        # The loss of a worker that died before it received the job is a failure, which does not count against the job
         run.history.attempts.append(loss if run.begun else loss.failure())
         self._updated(run.history)
         self._retry(run)
 
     def _retry(self, run: Run) -> None:
-        """Try a job elsewhere after the loss of its worker, or quarantine it."""
+        """Retry a job on another worker after the loss of its worker, or quarantine it."""
         history = run.history
         self._fill()
-        reason = history.verdict()
+        reason = history.give_up_reason()
         if reason is None:
             last = history.attempts[-1]
             self._notice(f"{history.job.id}: {last.reason}; scoring it again on another worker")
@@ -255,37 +256,37 @@ class RayExecutor:
             self._dispatch()
             return
         failure, retries = quarantined(history, reason)
-        self._done.append(Outcome(history.job, run.member.place.name, failure=failure, retries=retries))
+        self._done.append(Outcome(history.job, run.member.location.name, failure=failure, retries=retries))
 
     def _updated(self, history: JobHistory) -> JobHistory:
-        """Attribute losses to nodes that are known to be lost by now."""
+        """Attribute losses to nodes that have turned out to be lost."""
         if history.losses:
             history.blame_nodes(self._cluster.lost_nodes())
         return history
 
-    def _died_at_start(self, member: Member, loss: WorkerLoss) -> None:
+    def _lost_at_start(self, member: Member, loss: WorkerLoss) -> None:
         member.kill()
         lost = self._cluster.lost_nodes()
-        if loss.of_node or member.place.node in lost:
-            self._notice(f"a worker that was starting is lost with its node: {loss.reason}")
+        if loss.node_lost or member.location.node in lost:
+            self._notice(f"a starting worker was lost with its node: {loss.reason}")
         else:
-            self._starts.died(loss.reason, self._members.may_score)
+            self._start_failures.lost(loss.reason, self._members.may_score)
         self._fill()
 
-    def _unfit(self, member: Member, problem: InputError) -> None:
+    def _not_built(self, member: Member, problem: InputError) -> None:
         member.kill()
-        self._starts.unfit(member.place.name, problem, self._members.may_score)
+        self._start_failures.not_built(member.location.name, problem, self._members.may_score)
 
     # --- requests ---
 
     def _dispatch(self) -> None:
-        """Give queued jobs to idle workers."""
+        """Assign queued jobs to idle workers."""
         while self._queue and self._members.idle:
             history = self._queue.popleft()
             member = self._members.pick(history.bad_nodes)
-            unseen = time.monotonic() - member.since > TURN_S
+            unseen = time.monotonic() - member.since > TICK_S
             run = Run(history, member, member.actor.ping.remote() if unseen else None)
-            self._members.running[member.actor.run.remote(*self._batches.packed(history.job))] = run
+            self._members.running[member.actor.run.remote(*self._batches.arguments(history.job))] = run
 
     def _fill(self) -> None:
         """Request missing workers, and withdraw requests that no job needs."""
@@ -298,20 +299,20 @@ class RayExecutor:
                 members.withdraw(-more)
             return
         self._spare_since = None
-        if not self._starts.may_go_on:
+        if self._start_failures.paused:
             return
         for _ in range(more):
             actor = self._make_actor()
-            members.placing[actor.place.remote()] = Member(actor, actor.start.remote())
+            members.placing[actor.locate.remote()] = Member(actor, actor.start.remote())
 
-    # --- the clock ---
+    # --- periodic checks ---
 
-    def _turn(self) -> None:
-        """Check deadlines, the head node and the number of workers, once in TURN_S."""
+    def _tick(self) -> None:
+        """Check deadlines, the head node and the number of workers, at most once every TICK_S."""
         now, members = time.monotonic(), self._members
-        if now - self._turned < TURN_S:
+        if now - self._last_tick < TICK_S:
             return
-        self._turned = now
+        self._last_tick = now
         silent = self._cluster.silent_for()
         if silent is not None and silent > GONE_S:
             what = f"the cluster is gone: its head node has not answered for {silent:.0f} s"
@@ -323,7 +324,7 @@ class RayExecutor:
             members.ping(run)
         members.to_ping.clear()
         self._placement.check(len(members.placing), members.placed)
-        self._placement.check_starts({one.place.name: one.since for one in members.starting.values()}, self.slots)
+        self._placement.check_starts({one.location.name: one.since for one in members.starting.values()}, self.slots)
         self._give_up_running(now)
         self._give_up_unclear(now)
         self._give_up_starting(now)
@@ -336,16 +337,16 @@ class RayExecutor:
                 del self._members.running[ref]
                 typical = self._deadlines.typical(items)
                 known = "" if typical is None else f" (typical: {typical:.3g} s)"
-                self._bury(run, _timed_out(run.member, f"no answer after {took:.0f} s{known}"))
+                self._discard(run, _timed_out(run.member, f"no answer after {took:.0f} s{known}"))
 
     def _give_up_unclear(self, now: float) -> None:
-        """Kill workers that contact was lost with for too long."""
+        """Kill workers with which contact has been lost for too long."""
         for ref, run in list(self._members.unclear.items()):
             took = now - run.since
             if took > UNCLEAR_S and not is_ready(ref):
                 del self._members.unclear[ref]
                 reason = f"contact with the worker was lost, and it has not answered for {took:.0f} s"
-                self._bury(run, replace(_timed_out(run.member, reason), of_node=True))
+                self._discard(run, replace(_timed_out(run.member, reason), node_lost=True))
 
     def _give_up_starting(self, now: float) -> None:
         """Kill workers whose start takes too long."""
@@ -353,8 +354,9 @@ class RayExecutor:
             took = now - member.since
             if took > self._options.timeouts.start and not is_ready(ref):
                 del self._members.starting[ref]
-                self._died_at_start(member, _timed_out(member, f"{member.place.name} is not ready after {took:.0f} s"))
+                reason = f"{member.location.name} is not ready after {took:.0f} s"
+                self._lost_at_start(member, _timed_out(member, reason))
 
 
 def _timed_out(member: Member, reason: str) -> WorkerLoss:
-    return WorkerLoss(reason, f"from {member.place.name}", member.place.node)
+    return WorkerLoss(reason, f"from {member.location.name}", member.location.node)

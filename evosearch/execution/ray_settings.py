@@ -1,4 +1,4 @@
-"""Ray's process-wide settings: token authentication, no telemetry, loopback only for a local Ray, our own signals."""
+"""Ray's process-wide settings: token authentication, no telemetry, loopback only for a local Ray, signal handlers."""
 
 import os
 import secrets
@@ -14,25 +14,25 @@ from typing import Any
 from evosearch.environment import telemetry_off
 from evosearch.execution import token
 
-# "0": Ray knows this machine by its loopback address and listens only there
+# "0": Ray uses this machine's loopback address, and listens only there
 LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-# How long Ray lets a driver live without its head node before it ends the process; see `Cluster.silent_for`
+# Time until Ray ends a driver whose head node does not answer; replaced by `Cluster.silent_for`
 RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
 FOREVER_S = "864000"
 
 
 def set_defaults() -> None:
-    """Set Ray's environment variables for this process, where they are not set."""
+    """Set Ray's environment variables in this process unless the user has set them."""
     telemetry_off()
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 def secure_environment(token_file: Path) -> None:
-    """Turn on token authentication and turn off telemetry, for this process and everything that Ray starts from it.
+    """Turn on token authentication and turn off telemetry, for this process and all processes that Ray starts from it.
 
-    Anyone who can reach a cluster without a token can run code on it. A token that the environment names is used;
-    otherwise one is created in `token_file`, readable by its owner only.
+    Without a token, anyone who can reach a cluster can run code on it. A token in the environment is used; otherwise
+    one is created in `token_file`, readable only by its owner.
     """
     set_defaults()
     if "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
@@ -43,7 +43,7 @@ def secure_environment(token_file: Path) -> None:
 
 
 def _create_token(file: Path) -> None:
-    """Write a new token atomically. If another process is first, its token is kept, since it may be in use."""
+    """Write a new token atomically. If another process was faster, its token is kept, since it may be in use."""
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)  # mode 0600
     try:
@@ -59,7 +59,7 @@ def _create_token(file: Path) -> None:
 
 
 def has_token() -> bool:
-    """Return whether there is a token to send, if one is needed. Ray exits the process for a missing or empty file."""
+    """Return whether there is a token if one is required. Ray would exit the process for a missing or empty file."""
     try:
         return not token.is_required() or token.find() is not None
     except (OSError, ValueError):
@@ -67,7 +67,7 @@ def has_token() -> bool:
 
 
 def reload_token() -> None:
-    """Make Ray read the token again: it keeps the first one of a process, which another cluster would refuse."""
+    """Make Ray read the token again: it caches the first token of a process, which another cluster would refuse."""
     ray = sys.modules.get("ray")
     if ray is not None and not ray.is_initialized():
         from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
@@ -76,15 +76,15 @@ def reload_token() -> None:
 
 
 def load_ray() -> Any:
-    """Import Ray so that a driver outlives a silent head node, and so that it prints nothing on standard output."""
+    """Import Ray, configured so that a driver survives a silent head node and Ray does not print to standard output."""
     given = RECONNECT in os.environ
     os.environ.setdefault(RECONNECT, FOREVER_S)  # read once, at import
     import ray
     from ray._private import worker
 
     if not given:
-        del os.environ[RECONNECT]  # processes of a local Ray must end with it
-    worker.print_to_stdstream = _print_nothing  # the pool reports the troubles of nodes that matter to a search
+        del os.environ[RECONNECT]  # the processes of a local Ray must not survive it
+    worker.print_to_stdstream = _print_nothing  # the pool reports the node failures that affect a search
     return ray
 
 
@@ -94,7 +94,7 @@ def _print_nothing(*arguments: Any, **named: Any) -> None:
 
 @contextmanager
 def on_loopback() -> Iterator[None]:
-    """Make Ray use 127.0.0.1 as this machine's address, so that everything it starts listens only there."""
+    """Make Ray use 127.0.0.1 as this machine's address, so that all processes that it starts listen only there."""
     from ray._private import ray_constants
 
     before, known = os.environ.get(LOOPBACK_ONLY), ray_constants.ENABLE_RAY_CLUSTER
@@ -111,7 +111,7 @@ def on_loopback() -> Iterator[None]:
 
 @contextmanager
 def own_signals() -> Iterator[None]:
-    """Restore our signal handlers afterwards: Ray's SIGTERM handler exits before a search can record its shutdown."""
+    """Restore the signal handlers on exit: with Ray's SIGTERM handler, a search could not record its shutdown."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""The token for a Ray cluster, looked up where Ray itself looks."""
+"""Lookup of the token of a Ray cluster, in the same places as Ray itself."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ DEFAULT = Path("~/.ray/auth_token")
 
 
 def is_required() -> bool:
-    """Return whether a token is sent; RAY_AUTH_MODE=disabled says that the cluster has none."""
+    """Return whether a token is sent; RAY_AUTH_MODE=disabled means that the cluster has none."""
     return os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
 
 
@@ -16,8 +16,8 @@ def find() -> str | None:
     """Return the token, or None if none is set.
 
     Raises:
-        OSError, ValueError: The file that RAY_AUTH_TOKEN_PATH names is unreadable or empty. Ray exits a process in this
-            case instead of looking further, so this is not a missing token.
+        OSError, ValueError: The file that RAY_AUTH_TOKEN_PATH names is unreadable or empty. Ray exits in this case
+            instead of looking further, so it must not count as a missing token.
     """
     if given := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return given

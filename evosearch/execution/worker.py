@@ -1,8 +1,8 @@
-"""The worker: one model in memory that turns recipes into score cards.
+"""The worker: scores recipes with one model in memory.
 
-Everything that is the same for all candidates is done once, in the constructor: parents are mapped, the model skeleton
-is built, tasks are loaded. A job then writes the candidate's weights into the resident model and scores it. The worker
-knows nothing about the search.
+Work that is the same for all candidates is done once, in the constructor: parents are mapped, the model skeleton is
+built, tasks are loaded. For each job, the candidate's weights are then written into the resident model, which is
+scored. The worker is independent of the search.
 """
 
 import os
@@ -75,11 +75,11 @@ class Worker:
     def run(self, job: Job) -> Outcome:
         """Score one job. A candidate's errors are an outcome, not an exception.
 
-        When memory runs out while scoring, the batch size is halved for good and the job is run again; each such change
-        is one of the outcome's `retries`. At the minimum batch size the job fails, by fault of the worker.
+        If memory runs out while scoring, the batch size is halved permanently and the job is run again; each such
+        change is one of the outcome's `retries`. At the minimum batch size the job fails with fault `worker`.
 
         Raises:
-            SearchError: An unrecoverable CUDA error. Every later job would fail in this process, so it must end.
+            SearchError: An unrecoverable CUDA error. Every later job in this process would fail too, so it must exit.
         """
         changes: list[Failure] = []
         while True:
@@ -87,7 +87,7 @@ class Worker:
             failure = outcome.failure
             if failure is None or failure.fault != "worker":
                 return replace(outcome, retries=tuple(changes))
-            memory.release(self.devices)  # here, where no traceback keeps the failed attempt's tensors alive
+            memory.release(self.devices)  # only here, after the traceback that keeps the failed attempt's tensors alive
             reason = self._halve_batches() if failure.stage == "score" else None
             if reason is None:
                 return replace(outcome, retries=tuple(changes))
@@ -100,11 +100,11 @@ class Worker:
 
     @property
     def options(self) -> ScoreOptions:
-        """The current limits on how much is scored at once."""
+        """The current batch size limits."""
         return self.scorer.options
 
     def measured(self) -> dict[str, Any]:
-        """Return the current limits and the measurement behind them, see `memory.described`."""
+        """Return the current limits and the measurement they are based on, see `memory.described`."""
         return self._limits.describe()
 
     def _attempt(self, job: Job) -> Outcome:
@@ -145,21 +145,21 @@ class Worker:
     def _resident(self, recipe: Recipe) -> Resident:
         """Return the resident model with the layers and config of a recipe's export.
 
-        This is the candidates' model, or a second one built for baselines such as this. There is at most one second
-        model, and it is dropped when a candidate is scored again.
+        This is the candidates' model, or a second one for baselines with other layers or another config. There is at
+        most one second model, and it is dropped when the next candidate is scored.
         """
         if not set(recipe.references()) <= self.checkpoints.keys():
-            return self.resident  # materializing it raises an error that names the missing model
+            return self.resident  # materializing the recipe raises an error that names the missing model
         if self.resident.takes(recipe):
             self._other = None
             return self.resident
         if self._other is None or not self._other.takes(recipe):
-            self._other = None  # first, because the next one needs its memory
+            self._other = None  # first, because the new one needs its memory
             self._other = self._built(recipe, share_with=self.resident)
         return self._other
 
     def _built(self, example: Recipe, share_with: Resident | None = None) -> Resident:
-        """Build the resident model for recipes like the example: routes share layers, merges overwrite weights."""
+        """Build the resident model for recipes like the example; routes share layers, merges overwrite weights."""
         if example.routing is not None:
             return ResidentRoute(self.checkpoints, example, self.device, self._compute_type, self._over)
         parents = share_with if isinstance(share_with, ResidentModel) else None
@@ -168,7 +168,7 @@ class Worker:
         )
 
     def _scorer(self, resident: Resident) -> Scorer:
-        """Return the scorer for a model's context length, to which prompts are cut as lm-eval does for the export."""
+        """Return the scorer for a model's context length; prompts are truncated to it, as in lm-eval for the export."""
         length = max_length_of(resident.model.config, self._tokenizer)
         if length not in self._scorers:
             known = self.scorer
@@ -176,12 +176,12 @@ class Worker:
         return self._scorers[length]
 
     def _compute_dtype(self, out_dtype: str) -> torch.dtype:
-        """Weights are always rounded to `out_dtype`; a CPU then computes in float32, where bfloat16 is slow."""
+        """Return the dtype of forward passes. Weights are rounded to `out_dtype`, but bfloat16 is slow on a CPU."""
         return torch.float32 if self.device.type == "cpu" else getattr(torch, out_dtype)
 
 
 def _failure(exc: Exception, stage: str) -> Failure:
-    """Describe the exception being handled, and whether the candidate or the worker is at fault."""
+    """Describe the exception being handled, with the candidate or the worker at fault."""
     if isinstance(exc, CandidateError):
         return Failure(exc.stage, exc.reason, traceback.format_exc())
     full = out_of_memory(exc)

@@ -1,4 +1,4 @@
-"""Configuration of a worker: names and plain data, so that it pickles small and imports no torch."""
+"""Configuration of a worker: names and plain data, so that it is small when pickled and does not import torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,22 +17,22 @@ def _default_options() -> "ScoreOptions":
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """Everything a worker needs to build itself on any node, except weights.
+    """Everything that a worker is built from on any node, except weights.
 
     Attributes:
-        recipe: Any recipe of the search: it names the models and fixes how layers are stacked. Where candidates are
-            routes, it is one that names every model and need not be meaningful otherwise.
+        recipe: An example recipe of the search, which determines the models and how layers are stacked. In a search of
+            routes, any route that names every model.
         suite: The suite as plain data.
         cache: Folder of files that are prepared once per machine.
         out_dtype: Dtype that merged weights are rounded to.
         device: `auto`, `cpu` or `cuda`.
-        threads: CPU threads of one worker; 0 for torch's own choice.
-        options: How much is scored at once.
+        threads: CPU threads of one worker; 0 for torch's default.
+        options: Batch size limits.
         gpu_share: Below 1 a fraction of one GPU; from 2 on the number of GPUs that the model is spread over.
         allow_pickle: Read pickled weights of models that have no safetensors.
-        also: Further models, which only baselines name.
+        also: Models that only baselines use.
         recipes: Reference → recipe, for models that are recipes themselves.
-        inputs: Reference → expected content_sha256; an empty mapping checks nothing.
+        inputs: Reference → expected content_sha256; empty for no check.
         files: Reference → file that accompanies the weights → expected sha256.
         resolvers: Modules whose `register()` adds reference schemes.
     """
@@ -53,5 +53,5 @@ class WorkerConfig:
     resolvers: tuple[str, ...] = ("evosearch.zoo",)
 
     def with_gpus(self, gpus: float) -> "WorkerConfig":
-        """Return the same for workers that are given GPUs: they never fall back to a CPU if torch sees no GPU."""
+        """Return the configuration for workers with GPUs, which fail instead of using the CPU if torch sees no GPU."""
         return replace(self, device="cuda") if gpus and self.device == "auto" else self

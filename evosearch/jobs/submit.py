@@ -98,7 +98,7 @@ def enqueue(submitted: Submitted, packed: Pack, jobs: Jobs, options: Options) ->
     Whether there is an active job and what the next id is come from the same listing, and Ray accepts an id once. Of
     two simultaneous submissions one is therefore refused, and finds the other's job in its next listing.
     """
-    places = jobs.places()
+    capacity = jobs.capacity()
     about = submitted.about(packed) | {"options": options.of(RUN)}
     while True:
         listed = settled_jobs(jobs)
@@ -108,11 +108,11 @@ def enqueue(submitted: Submitted, packed: Pack, jobs: Jobs, options: Options) ->
         earlier = [job for job in listed if job.kind == RUN and job.search_id == submitted.search_id]
         id = next_id(f"{submitted.name}-{submitted.search_id[:12]}", earlier)
         command = run_command(packed.spec, options)
-        if jobs.submit(id, RUN, command, packed.folder, about, queue=places is not None):
+        if jobs.submit(id, RUN, command, packed.folder, about, queue=capacity is not None):
             break
         listed_job(jobs.all(), id)  # it is listed now, so the next id is another
     listed = jobs.all()
     job = listed_job(listed, id)
     submitted.job, submitted.state, submitted.position = id, job.state, position(job, listed)
-    if places is None:
+    if capacity is None:
         submitted.notes.append(f"the cluster declares no {QUEUE}: searches run at the same time and share its workers")

@@ -227,7 +227,7 @@ def test_a_wrong_token_no_token_and_no_cluster_are_errors_at_once(
     monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 64)
     code, _, err = evosearch("status", "--address", head.url)
     assert code == 2
-    assert f"--address: the cluster at {head.url} refuses the token. Its own token, in RAY_AUTH_TOKEN" in err
+    assert f"--address: the cluster at {head.url} refuses the token. The cluster's token, in RAY_AUTH_TOKEN" in err
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     code, _, err = evosearch("status", "--address", head.url)

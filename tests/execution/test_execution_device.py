@@ -29,23 +29,23 @@ def config(device: str) -> WorkerConfig:
     return WorkerConfig(recipe={}, suite={}, cache=Path("cache"), device=device)
 
 
-def test_a_worker_that_is_given_a_gpu_does_not_score_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_with_a_gpu_never_falls_back_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device_of("auto") == torch.device("cpu")
     with pytest.raises(SpecError) as caught:
         device_of(config("auto").with_gpus(0.5).device)
     assert caught.value.where == "workers.device"
-    assert f"this worker must score on a GPU, and torch sees none on {socket.gethostname()}" in str(caught.value)
+    assert f"this worker must score on a GPU, but torch sees none on {socket.gethostname()}" in str(caught.value)
     assert "Check `nvidia-smi`" in str(caught.value)
-    # A node may declare GPUs that it does not have
+    # An explicit `cpu` is kept, even on a node that declares GPUs
     assert device_of(config("cpu").with_gpus(1.0).device) == torch.device("cpu")
     assert device_of(config("auto").with_gpus(0.0).device) == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert device_of("auto") == device_of("cuda") == torch.device("cuda", 0)
 
 
-def test_the_pool_tells_its_workers_what_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # read once, when Ray is loaded, and other tests come after this
+def test_the_pool_configures_workers_for_their_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # Ray reads it only once, at import; later tests depend on it
     import ray
 
     stored: list[Any] = []
@@ -57,14 +57,14 @@ def test_the_pool_tells_its_workers_what_they_are_given(monkeypatch: pytest.Monk
 
 def broken(config: WorkerConfig) -> Any:
     """Fail to build a worker, with several problems whose cause cannot be pickled."""
-    found = [CheckpointError("a", "no room"), CheckpointError("b", "damaged", "safetensors", "Fetch it again")]
+    found = [CheckpointError("a", "disk full"), CheckpointError("b", "damaged", "safetensors", "Fetch it again")]
     try:
         raise RuntimeError("cause", lambda: None)
     except RuntimeError as exc:
         raise Problems("night.yaml", found) from exc
 
 
-def test_all_that_a_worker_found_wrong_reaches_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_problems_of_a_worker_reach_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     from ray import cloudpickle
 
@@ -72,11 +72,11 @@ def test_all_that_a_worker_found_wrong_reaches_the_pool(monkeypatch: pytest.Monk
     assert isinstance(found, Problems)
     for copy in (pickle.loads(pickle.dumps(found)), cloudpickle.loads(cloudpickle.dumps(found))):
         assert isinstance(copy, Problems)
-        assert str(copy) == "night.yaml: 2 problems:\n1. a: no room.\n2. b: damaged. safetensors. Fetch it again."
+        assert str(copy) == "night.yaml: 2 problems:\n1. a: disk full.\n2. b: damaged. safetensors. Fetch it again."
         assert copy.__cause__ is None
 
 
-def test_what_says_that_a_gpu_is_lost() -> None:
+def test_unrecoverable_cuda_errors_are_recognized() -> None:
     assert unrecoverable(torch.AcceleratorError(ASSERTED)) == "CUDA error: device-side assert triggered"
     assert unrecoverable(torch.AcceleratorError("uncorrectable ECC error")) == "uncorrectable ECC error"
     assert unrecoverable(RuntimeError("CUDA error: an illegal memory access was encountered")) is not None
@@ -93,7 +93,7 @@ def test_what_says_that_a_gpu_is_lost() -> None:
         assert unrecoverable(harmless) is None
 
 
-def test_a_lost_gpu_ends_its_worker_and_is_no_candidates_fault(
+def test_an_unrecoverable_cuda_error_ends_the_worker(
     world: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared = prepare(load_spec(world()), Silent())

@@ -52,8 +52,8 @@ class Nodes:
 
     def of(self, outcome_worker: str, executor: RayExecutor) -> Any:
         """Return the node of a worker."""
-        member = next(one for one in executor._members.all() if one.place.name == outcome_worker)
-        return next(node for node in self.cluster.worker_nodes if node.node_id == member.place.node)
+        member = next(one for one in executor._members.all() if one.location.name == outcome_worker)
+        return next(node for node in self.cluster.worker_nodes if node.node_id == member.location.node)
 
 
 def patiently(get_node: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,7 +78,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("PYTHONPATH", str(ROOT))  # so that the nodes' workers find `benchmarks`
         for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
-            patch.setenv(name, "")  # so that it is restored, though `secure_environment` sets it
+            patch.setenv(name, "")  # for monkeypatch to restore it, although `secure_environment` sets it
             patch.delenv(name)
         secure_environment(tmp_path_factory.mktemp("ray") / "token")
         ray_settings.load_ray()
@@ -135,11 +135,11 @@ def each_once(outcomes: list[Outcome], work: list[Job]) -> dict[str, Outcome]:
     return {outcome.job.id: outcome for outcome in outcomes}
 
 
-def test_a_candidate_that_kills_is_quarantined_and_one_that_hangs_is_scored_elsewhere(
+def test_a_killing_candidate_is_quarantined_and_a_hanging_one_is_retried(
     pool: Callable[..., RayExecutor],
 ) -> None:
     notes: list[str] = []
-    timeouts = Timeouts(first=60.0, floor=20.0, factor=1.0)  # longer than the pauses of a busy machine
+    timeouts = Timeouts(first=60.0, floor=20.0, factor=1.0)  # longer than pauses on a busy machine
     acts = {"2@search": "die", "5@search": "refuse", "7@search": "hang once", "9@search": "raise once"}
     executor = pool(RayOptions(3, gpus_per_worker=1, timeouts=timeouts), notes, acts=acts)
     work = jobs(24)
@@ -169,7 +169,7 @@ def test_a_candidate_that_kills_is_quarantined_and_one_that_hangs_is_scored_else
     assert executor._deadlines.limit(40) == 20.0
 
 
-def test_workers_that_die_while_they_start_are_replaced_and_end_the_search_where_nobody_is_left(
+def test_workers_that_die_during_start_are_replaced_until_the_limit(
     pool: Callable[..., RayExecutor], tmp_path: Path
 ) -> None:
     notes: list[str] = []
@@ -191,22 +191,22 @@ def test_workers_that_die_while_they_start_are_replaced_and_end_the_search_where
         until(executor, 1)
 
 
-def test_what_no_node_could_hold_is_refused_and_what_has_no_room_waits(
+def test_infeasible_workers_are_rejected_and_others_wait_for_resources(
     pool: Callable[..., RayExecutor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(placement, "REFUSE_S", 2.0)
     monkeypatch.setattr(placement, "WARN_S", 2.0)
     executor = pool(RayOptions(1, gpus_per_worker=4))
     executor.submit(jobs(1)[0])
-    with pytest.raises(SpecError, match=r"workers\.gpus_per_worker: got 4: a worker needs 4 GPU, 1 CPU, and no node"):
+    with pytest.raises(SpecError, match=r"workers\.gpus_per_worker: got 4: a worker needs 4 GPU, 1 CPU, but no node"):
         until(executor, 1)
     executor.close()
     notes: list[str] = []
-    executor = pool(RayOptions(3, gpus_per_worker=2), notes)  # two nodes hold one each
+    executor = pool(RayOptions(3, gpus_per_worker=2), notes)  # one fits on each of the two nodes
     executor.submit(jobs(1)[0])
     assert len(until(executor, 1)) == 1
     missing = "1 of the requested workers are waiting for free resources"
-    waiting = f"{missing}: each takes 2 GPU, 1 CPU; the cluster has 4 GPU, 4 CPU, of which"
+    waiting = f"{missing}: each takes 2 GPU, 1 CPU; the cluster has 4 GPU, 4 CPU, free: "
     deadline = time.monotonic() + 400.0
     while not any(text.startswith(waiting) for text in notes) and time.monotonic() < deadline:
         executor.submit(jobs(1)[0])
@@ -215,13 +215,13 @@ def test_what_no_node_could_hold_is_refused_and_what_has_no_room_waits(
     assert any(text.startswith(waiting) for text in notes), notes
 
 
-def test_a_wrong_token_is_told_within_seconds(nodes: Nodes, tmp_path: Path) -> None:
+def test_a_wrong_token_is_reported_within_seconds(nodes: Nodes, tmp_path: Path) -> None:
     code = """
 import sys, time
 from pathlib import Path
 import ray
 from evosearch.execution import ray_cluster
-ray_cluster.REACH_S = 40.0  # a refusal is immediate, but this process may have to wait for a core
+ray_cluster.REACH_S = 40.0  # the error is immediate, but this process may have to wait for a core
 began = time.monotonic()
 try:
     ray_cluster.connect(Path("token"), sys.argv[1], None)
@@ -238,12 +238,12 @@ except ray_cluster.SpecError as exc:
         cwd=tmp_path,
         env=environment | {"RAY_AUTH_TOKEN": 64 * "b"},
     )
-    assert f"workers.address: {nodes.cluster.address}: the cluster refuses our token" in done.stdout, done.stderr
+    assert f"workers.address: {nodes.cluster.address}: the cluster refuses the token" in done.stdout, done.stderr
 
 
-def test_a_pool_on_auto_follows_nodes_as_they_come_and_go(nodes: Nodes, pool: Callable[..., RayExecutor]) -> None:
+def test_an_automatic_pool_follows_nodes_as_they_come_and_go(nodes: Nodes, pool: Callable[..., RayExecutor]) -> None:
     executor = pool(RayOptions(None, gpus_per_worker=None, fill=True), seconds=0.3)
-    assert executor._demand.gpus == 1.0  # there are some
+    assert executor._demand.gpus == 1.0  # because nodes have GPUs
     done: list[Outcome] = []
     work: list[Job] = []
 
@@ -263,16 +263,16 @@ def test_a_pool_on_auto_follows_nodes_as_they_come_and_go(nodes: Nodes, pool: Ca
     assert len(executor._members.placing) <= 8  # the demand that an autoscaler sees is bounded
     third = nodes.add()
     work_until(lambda: executor.slots == 6)
-    nodes.cluster.remove_node(third)  # an orderly removal
+    nodes.cluster.remove_node(third)  # a graceful removal
     work_until(lambda: bool(reasons()) and executor.slots == 4)
     said = len(reasons())
     second = nodes.of(done[-1].worker, executor)
-    nodes.cluster.remove_node(second, allow_graceful=False)  # as after a power cut
+    nodes.cluster.remove_node(second, allow_graceful=False)  # as in a power failure
     work_until(lambda: len(reasons()) > said and executor.slots == 2)
     done += until(executor, len(work) - len(done))
     found = each_once(done, work)
     assert all(outcome.card is not None for outcome in found.values())
-    assert 2 <= len(reasons()) <= 4  # each node had two workers
+    assert 2 <= len(reasons()) <= 4  # both lost nodes had two workers
     assert all(reason.startswith("its node was lost: ") for reason in reasons()), reasons()
     nodes.add()
 
@@ -294,7 +294,7 @@ class Saboteur(Silent):
         self.killed = worker
 
 
-def test_a_search_with_models_and_a_ledger_outlives_a_worker(nodes: Nodes, world: World) -> None:
+def test_a_search_with_models_and_a_ledger_survives_the_loss_of_a_worker(nodes: Nodes, world: World) -> None:
     workers = {"executor": "ray", "count": 2, "threads": 1, "gpus_per_worker": 0}
     optimizer = {"name": "cma_es", "population": 4, "sigma": 0.2, "seed": 1, "asynchronous": True}
     spec = world("night", workers=workers, optimizer=optimizer, budget={"candidates": 12})
@@ -308,18 +308,18 @@ def test_a_search_with_models_and_a_ledger_outlives_a_worker(nodes: Nodes, world
         info = ledger.search_by_name("night")
         assert info is not None
         events = list(ledger.events(info.search_id))
-    asked = [event.payload["candidate"] for event in events if event.type == "asked"]
+    proposed = [event.payload["candidate"] for event in events if event.type == "asked"]
     scored = [event.payload for event in events if event.type == "scored" and event.payload["split"] == "search"]
     candidates = [payload["candidate"] for payload in scored if payload["candidate"].isdigit()]
-    assert sorted(candidates) == sorted(set(asked))
-    assert len(asked) == 12
+    assert sorted(candidates) == sorted(set(proposed))
+    assert len(proposed) == 12
     assert {payload["worker"] for payload in scored} > {saboteur.killed}
     retried = [event.payload for event in events if event.type == "retried"]
-    assert retried  # the killed worker had a job
+    assert retried, "the killed worker had a job"
     assert all(payload["reason"].startswith("the worker died: ") for payload in retried)
 
 
-def test_a_cluster_that_is_gone_ends_the_search_and_says_how_to_resume(
+def test_a_lost_cluster_ends_the_search_with_advice_on_resuming(
     nodes: Nodes, pool: Callable[..., RayExecutor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_pool, "GONE_S", 3.0)
@@ -327,7 +327,7 @@ def test_a_cluster_that_is_gone_ends_the_search_and_says_how_to_resume(
     for job in jobs(2):
         executor.submit(job)
     assert len(until(executor, 1)) == 1
-    nodes.cluster.head_node.kill_gcs_server()  # not recoverable, so this is the last test of this file
+    nodes.cluster.head_node.kill_gcs_server()  # irreversible, so this must be the last test of the file
     with pytest.raises(SearchError) as caught:
         until(executor, 1, 90.0)
     assert "its head node has not answered for" in str(caught.value)

@@ -23,15 +23,15 @@ COEFFICIENTS = st.tuples(st.integers(0, 2**30), st.integers(0, 2**22), st.intege
 
 
 @given(COEFFICIENTS)
-def test_three_peaks_tell_the_three_numbers(numbers: tuple[int, int, int]) -> None:
+def test_three_peaks_determine_the_coefficients(numbers: tuple[int, int, int]) -> None:
     true = Growth(*map(float, numbers))
     sizes = (512, 1024, 2048)
     found = Growth.of(sizes, [true.at(size) for size in sizes])
     assert (found.fixed, found.token, found.pair) == pytest.approx(numbers, rel=1e-6, abs=1e-2)
 
 
-def test_what_rounding_makes_negative_is_nothing() -> None:
-    falling = Growth.of((512, 1024, 2048), (1000.0, 1400.0, 1500.0))  # the larger run took less a token
+def test_negative_coefficients_are_clipped_to_zero() -> None:
+    falling = Growth.of((512, 1024, 2048), (1000.0, 1400.0, 1500.0))  # fewer bytes per token in the last pass
     assert falling.pair == 0
     assert falling.token == pytest.approx(400 / 512)
     assert falling.fixed >= 0
@@ -49,8 +49,8 @@ def searched(budgets: list[float], *growths: Growth) -> tuple[int, list[int]]:
     return memory.largest_pass(peaks, budgets)[0], runs
 
 
-def test_a_budget_is_the_largest_that_fits_and_nothing_larger_is_tried() -> None:
-    """8192 tokens take 0.1 + 12 + 0.375 GiB, twice as many 25.6 GiB."""
+def test_the_largest_fitting_pass_is_found_without_trying_larger_ones() -> None:
+    """8192 tokens take 0.1 + 12 + 0.375 GiB, 16384 tokens 25.6 GiB."""
     growth = Growth(0.1 * GIB, 1.5 * 2**20, 6.0)
     assert searched([16.95 * GIB], growth) == (8192, [512, 1024, 2048, 4096, 8192])
     assert searched([12.4 * GIB], growth) == (4096, [512, 1024, 2048, 4096])
@@ -69,14 +69,14 @@ def test_budgets_are_powers_of_two_within_bounds_and_fit(numbers: tuple[int, int
     assert max(runs) <= 2 * max(found, 1024), "only the first three passes may exceed the budget"
 
 
-def test_what_takes_more_than_the_runs_before_predicted_is_not_taken() -> None:
+def test_a_pass_above_its_prediction_is_rejected() -> None:
     taken = {512: 1.0, 1024: 2.0, 2048: 4.0, 4096: 50.0}
     assert memory.largest_pass(lambda size: [taken[size]], [40.0])[0] == 2048
     assert memory.largest_pass(lambda size: [math.inf if size > 512 else 1.0], [40.0])[0] == 512
     assert memory.largest_pass(lambda size: [math.inf], [40.0]) == (FLOOR, ())
 
 
-def test_the_fullest_of_several_cards_decides() -> None:
+def test_the_gpu_with_the_least_memory_decides() -> None:
     light, heavy = Growth(0, 1000, 0), Growth(0, 4000, 0)
     assert searched([1e7, 1e7], light, heavy)[0] == searched([1e7], heavy)[0] == 2048
     assert searched([1e7, 1e9], light, heavy)[0] == searched([1e7], light)[0] == 8192
@@ -86,7 +86,7 @@ def memory_of(available: float, cached: float) -> DeviceMemory:
     return DeviceMemory("cuda:0", int(80 * GIB), int(available * GIB), cached, int(GIB))
 
 
-def test_keys_and_values_that_would_fill_the_card_are_cut() -> None:
+def test_cached_tokens_are_limited_by_gpu_memory() -> None:
     """At 0.5 MiB a token, 32768 tokens take 16 GiB, and 20 GiB while growing; half of 0.8 · 10 GiB is 4 GiB."""
     tight, roomy = memory_of(10, 0.5 * 2**20), memory_of(70, 0.5 * 2**20)
     assert memory.cacheable([roomy], 32768) == 32768
@@ -96,7 +96,7 @@ def test_keys_and_values_that_would_fill_the_card_are_cut() -> None:
     assert memory.cacheable([memory_of(0, 0.0)], 32768) == 32768, "a model without a cache"
 
 
-def test_a_pass_may_take_what_logits_and_caches_leave_of_the_share() -> None:
+def test_the_budget_of_a_pass_excludes_logits_and_caches() -> None:
     assert memory.pass_budget(memory_of(24, 32 * 1024.0), 32768) == pytest.approx((0.8 * 24 - 1 - 1.25) * GIB)
     assert memory.pass_budget(memory_of(0, 1.0), 1) < 0
 
@@ -117,14 +117,14 @@ def test_halving(before: tuple[int, int], caching: bool, after: tuple[int, int] 
     assert memory.halved(*before, caching) == after
 
 
-def test_reasons_say_what_was_and_what_is() -> None:
+def test_reasons_contain_old_and_new_limits() -> None:
     assert memory.changed((8192, 1), (4096, 1)) == "out of memory at 8192 tokens per batch; 4096 from now on"
     both = memory.changed((256, 2048), (256, 1024))
     assert both == "out of memory at 256 tokens per batch; 256 from now on, and 1024 cached tokens instead of 2048"
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.25, 0.1])
-def test_shares_of_a_card_leave_memory_for_what_torch_does_not_count(share: float) -> None:
+def test_shares_of_a_gpu_reserve_memory_for_the_cuda_context(share: float) -> None:
     for total in (8 * 2**30, 80 * 2**30):
         own = memory.allowed(total, share)
         assert share * total / 2 <= own <= share * total
@@ -132,7 +132,7 @@ def test_shares_of_a_card_leave_memory_for_what_torch_does_not_count(share: floa
             assert own + memory.CONTEXT == share * total
 
 
-def test_errors_of_memory_are_told_from_others() -> None:
+def test_out_of_memory_errors_are_recognized() -> None:
     with pytest.raises(RuntimeError) as host:
         torch.empty(2**60)
     assert out_of_memory(host.value), host.value
@@ -143,7 +143,7 @@ def test_errors_of_memory_are_told_from_others() -> None:
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of living tensors and their peak, as an allocator would."""
+    """Count of the bytes of live tensors and their peak, as in an allocator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ def peak(model: Any, tokens: int) -> int:
 
 
 @pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen2MoeForCausalLM"])
-def test_three_runs_predict_what_the_next_takes(architecture: str, random_model: Callable[..., Path]) -> None:
+def test_three_passes_predict_the_memory_of_the_next(architecture: str, random_model: Callable[..., Path]) -> None:
     import transformers
 
     model = getattr(transformers, architecture).from_pretrained(random_model(architecture)).eval()
@@ -187,10 +187,10 @@ def test_three_runs_predict_what_the_next_takes(architecture: str, random_model:
     growth = Growth.of(sizes, [float(peak(model, size)) for size in sizes])
     assert growth.pair >= 4, "a mask entry is four bytes in float32"
     taken = peak(model, 4096)
-    assert 0.95 * taken <= growth.at(4096) <= 1.1 * taken  # how many tokens an expert gets varies
+    assert 0.95 * taken <= growth.at(4096) <= 1.1 * taken  # the number of tokens per expert varies
 
 
-def test_a_probe_says_what_keys_and_values_take(random_model: Callable[..., Path]) -> None:
+def test_a_probe_measures_keys_and_values(random_model: Callable[..., Path]) -> None:
     import transformers
 
     folder = random_model("LlamaForCausalLM")

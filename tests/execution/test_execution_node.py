@@ -37,7 +37,7 @@ from evosearch.setup.models import open_models
 
 World = Callable[..., Path]
 
-# A worker in another process: prepares, and writes what it hashed, wrote and copied; or waits in the middle of `stop`
+# A worker in another process: it prepares, and reports what it hashed, wrote and copied, or pauses during step `stop`
 PREPARE = """
 import json, time
 import torch
@@ -78,14 +78,14 @@ out.with_suffix(".partly").rename(out)
 
 @pytest.fixture(autouse=True)
 def _coarse_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files of a test are younger than the margin of the hash cache."""
+    """Disable the margin of the hash cache, since files of a test are younger than it."""
     monkeypatch.setattr(hashes, "TICK_NS", -1)
     monkeypatch.setattr(hashes, "COARSE_NS", -1)
 
 
 @pytest.fixture
 def models(world: World, tmp_path: Path) -> Path:
-    """Copies of the world's models, and an adapter with each kind of tensor."""
+    """Copies of the world's models, and an adapter with tensors of every kind."""
     source, folder = world().parent, tmp_path / "far"
     folder.mkdir()
     for name in ("base", "expert1", "expert2"):
@@ -112,8 +112,8 @@ def linear(*named: str) -> dict[str, Any]:
 
 
 def config_of(models: Path, *named: str, **more: Any) -> WorkerConfig:
-    """Return the config of a worker with models of the folder, by name."""
-    paths = ["+".join(str(models / part) if "." not in part and ":" not in part else part for part in n.split("+"))
+    """Return the config of a worker with these models of the folder."""
+    paths = ["+".join(str(models / piece) if "." not in piece and ":" not in piece else piece for piece in n.split("+"))
              for n in named]  # fmt: skip
     cache = more.pop("cache", models.parent / "cache")
     return WorkerConfig(recipe=linear(*paths), suite={}, cache=cache, device="cpu", threads=1, **more)
@@ -145,7 +145,7 @@ class Others:
     def __init__(self, folder: Path, config: WorkerConfig, count: int, stop: str = "") -> None:
         folder.mkdir()
         self._outs, self._go = [folder / f"{index}.json" for index in range(count)], folder / "go"
-        start = multiprocessing.get_context("forkserver")  # which imports everything once
+        start = multiprocessing.get_context("forkserver")  # imports everything only once
         start.set_forkserver_preload(["evosearch.execution.worker"])
         named = [{"config": config, "out": out, "stop": stop} for out in self._outs]
         self.processes = [start.Process(target=exec, args=(PREPARE, each), daemon=True) for each in named]
@@ -154,7 +154,7 @@ class Others:
         self._until(lambda: all(out.with_suffix(".ready").exists() for out in self._outs))
 
     def go(self) -> list[dict[str, Any]]:
-        """Start all at once; return what each did."""
+        """Start all workers at the same time; return their reports."""
         self._go.touch()
         for process in self.processes:
             process.join(120)
@@ -166,7 +166,7 @@ class Others:
         self._until(lambda: all(out.exists() for out in self._outs))
 
     def die(self) -> None:
-        """Kill them."""
+        """Kill all workers."""
         for process in self.processes:
             process.kill()
             process.join(60)
@@ -180,7 +180,7 @@ class Others:
             time.sleep(0.02)
 
 
-def test_two_workers_at_once_prepare_once(models: Path, tmp_path: Path) -> None:
+def test_concurrent_workers_prepare_once(models: Path, tmp_path: Path) -> None:
     config = config_of(models, "base+lora", "stage:one", "expert2", recipes=nested(models))
     alone = opened_by_itself(config, tmp_path / "other")
     config = replace(config, inputs={name: checkpoint.content_sha256() for name, checkpoint in alone.items()})
@@ -199,7 +199,7 @@ def test_two_workers_at_once_prepare_once(models: Path, tmp_path: Path) -> None:
     assert not [*config.cache.rglob("*.partial")]
 
 
-def test_the_next_worker_reads_and_writes_nothing(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_workers_read_and_write_no_weights(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither does the first, for what the controller on its node has hashed and merged."""
     config = config_of(models, "expert1", "stage:one", recipes=nested(models))
     monkeypatch.setenv("EVOSEARCH_CACHE", str(config.cache))
@@ -212,7 +212,7 @@ def test_the_next_worker_reads_and_writes_nothing(models: Path, monkeypatch: pyt
         assert found.keys() == prepared.checkpoints.keys()
 
 
-def test_a_node_with_another_model_refuses(models: Path, tmp_path: Path) -> None:
+def test_a_node_with_another_model_is_rejected(models: Path, tmp_path: Path) -> None:
     config = config_of(models, "base+lora", "expert1")
     alone = opened_by_itself(config, tmp_path / "other")
     config = replace(config, inputs={name: checkpoint.content_sha256() for name, checkpoint in alone.items()})
@@ -235,7 +235,7 @@ def test_a_node_with_another_model_refuses(models: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "generation_config.json"])
-def test_a_node_with_the_same_weights_under_another_config_or_tokenizer_refuses(models: Path, file: str) -> None:
+def test_a_node_with_another_config_or_tokenizer_is_rejected(models: Path, file: str) -> None:
     config = config_of(models, "base+lora", "expert1")
     recipe = Recipe.model_validate(config.recipe)
     there = open_models(recipe, "spec.yaml: recipe", Silent())
@@ -260,16 +260,16 @@ def test_a_node_with_the_same_weights_under_another_config_or_tokenizer_refuses(
     prepare_node(config)
 
 
-def test_an_adapter_is_applied_once_and_scores_as_where_it_is_loaded(
+def test_a_prepared_adapter_is_written_once_and_scores_as_if_applied_on_load(
     models: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suite = load_suite(world().parent / "suite.yaml")
     harness = Harness(suite)
     config = replace(config_of(models, "base+lora", "expert1"), suite=suite.model_dump(mode="json"))
-    alone, told = opened_by_itself(config, tmp_path / "other"), list[str]()
-    found = prepare_node(config, lambda what, part: told.append(what))
+    alone, steps = opened_by_itself(config, tmp_path / "other"), list[str]()
+    found = prepare_node(config, lambda step, fraction: steps.append(step))
     name = f"{models / 'base'}+{models / 'lora'}"
-    assert set(told) == {f"applying the adapter of {name}"}
+    assert set(steps) == {f"applying the adapter of {name}"}
     assert found[name].content_sha256() == alone[name].content_sha256()
     kinds = set()
     for tensor, info in alone[name].tensors.items():
@@ -294,7 +294,7 @@ def test_an_adapter_is_applied_once_and_scores_as_where_it_is_loaded(
 
 
 @pytest.mark.parametrize("stop", ["hashed", "written", "copied"])
-def test_a_preparation_that_is_killed_is_begun_again(models: Path, tmp_path: Path, stop: str) -> None:
+def test_a_killed_preparation_is_repeated(models: Path, tmp_path: Path, stop: str) -> None:
     config = config_of(models, "base+lora", "stage:one", recipes=nested(models))
     if stop == "written":  # while writing the adapter's tensors
         config = config_of(models, "base+lora")
@@ -309,7 +309,7 @@ def test_a_preparation_that_is_killed_is_begun_again(models: Path, tmp_path: Pat
     assert not [*config.cache.rglob("*.partial")]
 
 
-def test_a_killed_merge_of_a_nested_recipe_is_begun_again(models: Path, tmp_path: Path) -> None:
+def test_a_killed_merge_of_a_nested_recipe_is_repeated(models: Path, tmp_path: Path) -> None:
     config = config_of(models, "stage:one", recipes=nested(models))
     others = Others(tmp_path / "killed", config, 1, "written")
     others.go_to_the_stop()
@@ -321,7 +321,7 @@ def test_a_killed_merge_of_a_nested_recipe_is_begun_again(models: Path, tmp_path
     assert not [*config.cache.rglob("*.partial")]
 
 
-def test_models_on_a_network_file_system_are_copied_once_and_others_mapped_in_place(
+def test_models_on_network_file_systems_are_copied_once_and_others_mapped_in_place(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     near = tmp_path / "near"
@@ -345,7 +345,7 @@ def test_models_on_a_network_file_system_are_copied_once_and_others_mapped_in_pl
     assert prepare_node(config)[str(models / "base")].folder == models / "base"
 
 
-def test_a_damaged_copy_is_named_and_is_to_be_removed(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_copy_is_named_with_advice_to_remove_it(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(models, "base", "expert1")
     monkeypatch.setattr(node, "mounts", lambda: [("/", "ext4"), (str(models / "expert1"), "nfs4")])
     found = prepare_node(config)
@@ -365,7 +365,7 @@ def test_a_damaged_copy_is_named_and_is_to_be_removed(models: Path, monkeypatch:
     assert prepare_node(config)[name].folder == copied
 
 
-def test_a_disk_without_room_is_named_before_anything_is_written(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named_before_anything_is_written(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=10**6, used=0, free=1000))
     cache = models.parent / "cache"
     with pytest.raises(CheckpointError) as caught:
@@ -386,16 +386,16 @@ def test_a_disk_without_room_is_named_before_anything_is_written(models: Path, m
     assert not (cache / "copies").exists()
 
 
-def test_what_the_hub_would_bring_is_held_against_its_caches_disk(
+def test_downloads_are_checked_against_the_disk_of_the_hubs_cache(
     models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    asked: list[tuple[str, Any]] = []
+    requested: list[tuple[str, Any]] = []
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=10**12, used=0, free=5 * 2**30))
     monkeypatch.setattr(references.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
     def listing(name: str, *, revision: str | None, allow_patterns: list[str], dry_run: bool = False) -> Any:
         assert dry_run, "a dry run fetches nothing"
-        asked.append((name, revision))
+        requested.append((name, revision))
         there = SimpleNamespace(filename="config.json", file_size=2**40, will_download=False)
         adapter = "adapter_model.safetensors" in allow_patterns
         file = SimpleNamespace(
@@ -410,11 +410,11 @@ def test_what_the_hub_would_bring_is_held_against_its_caches_disk(
         prepare_node(replace(config, recipe=linear(*named)))
     said = f"{tmp_path / 'hub'}: not enough disk space for 3 models from the hub: 7.0 GiB needed, 5.0 GiB free"
     assert said in str(caught.value)
-    assert asked == [("org/a.b", "v1"), ("org/b.c", None), ("org/lora.d", None)]
+    assert requested == [("org/a.b", "v1"), ("org/b.c", None), ("org/lora.d", None)]
 
 
-def test_recipes_travel_as_text(models: Path, tmp_path: Path) -> None:
-    """Recipes of a stage, and recipe files of the submitting machine, nested ones too."""
+def test_nested_recipes_are_sent_as_data(models: Path, tmp_path: Path) -> None:
+    """Recipes of a stage and recipe files of the submitting machine, including nested ones."""
     (tmp_path / "a+b").mkdir()
     inner, outer = tmp_path / "a+b" / "inner.yaml", tmp_path / "a+b" / "outer.yaml"
     inner.write_text(json.dumps(linear(str(models / "base"), str(models / "expert1"))))
@@ -437,14 +437,14 @@ def test_a_cache_that_cannot_be_written_is_named(models: Path, tmp_path: Path) -
         prepare_node(config_of(models, "base", cache=tmp_path / "file"))
 
 
-def test_waiting_for_a_held_lock_is_reported(models: Path, tmp_path: Path) -> None:
-    config, told = config_of(models, "base"), list[str]()
+def test_waiting_for_the_lock_is_reported(models: Path, tmp_path: Path) -> None:
+    config, steps = config_of(models, "base"), list[str]()
     holder = Others(tmp_path / "holder", config, 1, "copied")
     holder.go_to_the_stop()
 
-    def tell(what: str, part: float) -> None:
-        told.append(what)
+    def progress(step: str, fraction: float) -> None:
+        steps.append(step)
         holder.die()
 
-    prepare_node(config, tell)
-    assert told == ["waiting for another worker's models"]
+    prepare_node(config, progress)
+    assert steps == ["waiting for another worker's models"]

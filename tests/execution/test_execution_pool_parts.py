@@ -10,12 +10,12 @@ from evosearch.errors import CheckpointError, SearchError, SpecError
 from evosearch.evaluation.types import ItemBatch
 from evosearch.execution import ray_pool
 from evosearch.execution.deadlines import Deadlines, Timeouts
-from evosearch.execution.demand import RAMP, Demand, capacity, refuse_what_never_fits, wanted
-from evosearch.execution.faults import NODES, JobHistory, WorkerLoss, loss_of, quarantined
+from evosearch.execution.demand import RAMP, Demand, capacity, check_feasible, wanted
+from evosearch.execution.faults import MAX_NODES, JobHistory, WorkerLoss, loss_of, quarantined
 from evosearch.execution.members import Member, Run
 from evosearch.execution.placement import REFUSE_S, SLOW_AGAIN_S, SLOW_S, WARN_AGAIN_S, WARN_S, Placement
 from evosearch.execution.ray_pool import RayExecutor, RayOptions
-from evosearch.execution.starts import START_DEATHS, Starts
+from evosearch.execution.start_failures import MAX_FAILURES, StartFailures
 from evosearch.search.protocols import Failure, Job, Outcome
 
 
@@ -23,7 +23,7 @@ def node(alive: bool = True, **resources: float) -> dict[str, Any]:
     return {"NodeID": "n", "Alive": alive, "Resources": resources}
 
 
-def test_the_first_jobs_have_a_fixed_time_and_later_ones_a_multiple_of_the_slowest() -> None:
+def test_deadlines_are_fixed_at_first_then_a_multiple_of_the_slowest_job() -> None:
     deadlines = Deadlines(Timeouts(first=100.0, floor=5.0, factor=10.0))
     assert (deadlines.limit(1), deadlines.limit(1000), deadlines.typical(10)) == (100.0, 100.0, None)
     deadlines.observe(100, 20.0)  # 0.2 s an item
@@ -34,39 +34,42 @@ def test_the_first_jobs_have_a_fixed_time_and_later_ones_a_multiple_of_the_slowe
     assert Deadlines(Timeouts(floor=500.0), 0.1, 1.0, 10).limit(2) == 500.0
 
 
-def test_two_workers_may_die_under_a_job_and_five_nodes() -> None:
+def test_a_job_is_given_up_after_two_lost_workers_or_five_lost_nodes() -> None:
     history = JobHistory(job=None)  # type: ignore[arg-type]
-    for index in range(NODES - 1):
-        history.attempts.append(WorkerLoss("its node was lost: power", node=f"n{index}", of_node=True))
-        assert history.verdict() is None
+    for index in range(MAX_NODES - 1):
+        history.attempts.append(WorkerLoss("its node was lost: power", node=f"n{index}", node_lost=True))
+        assert history.give_up_reason() is None
     history.attempts.append(WorkerLoss("the worker died: no reason", node="a"))
-    assert history.verdict() is None
+    assert history.give_up_reason() is None
     history.attempts.append(WorkerLoss("the worker died: again", node="b"))
-    assert history.verdict() == "quarantined: 2 workers were lost while scoring it; the last: the worker died: again"
+    assert (
+        history.give_up_reason()
+        == "quarantined: 2 workers were lost while scoring it; the last: the worker died: again"
+    )
     assert history.bad_nodes == {"n0", "n1", "n2", "n3", "a", "b"}
     failure, retries = quarantined(history, "why")
     assert (failure.stage, failure.reason) == ("worker", "why")
     assert [retry.reason for retry in retries][-1] == "the worker died: no reason"
-    assert len(retries) == NODES
+    assert len(retries) == MAX_NODES
 
 
-def test_a_death_is_its_nodes_where_that_comes_out_later() -> None:
+def test_losses_are_attributed_to_nodes_that_turn_out_to_be_lost() -> None:
     history = JobHistory(job=None)  # type: ignore[arg-type]
     history.attempts += [
         WorkerLoss("the worker died: a signal", node="a"),
         WorkerLoss("the worker died: a signal", node="b"),
     ]
     history.blame_nodes({"a": "received SIGTERM"})
-    assert [loss.of_node for loss in history.losses] == [True, False]
+    assert [loss.node_lost for loss in history.losses] == [True, False]
     assert history.retries[0].reason == "its node was lost: received SIGTERM"
-    assert history.verdict() is None
-    for index in range(NODES - 1):
-        history.attempts.append(WorkerLoss("its node was lost: power", node=f"n{index}", of_node=True))
-    assert (history.verdict() or "").startswith("given up: 5 nodes were lost while scoring it")
+    assert history.give_up_reason() is None
+    for index in range(MAX_NODES - 1):
+        history.attempts.append(WorkerLoss("its node was lost: power", node=f"n{index}", node_lost=True))
+    assert (history.give_up_reason() or "").startswith("given up: 5 nodes were lost while scoring it")
 
 
-def test_what_ray_says_of_a_lost_worker_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # read once, when Ray is loaded, and other tests come after this
+def test_rays_errors_about_workers_are_classified(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # Ray reads it only once, at import; later tests depend on it
     import ray
 
     errors = ray.exceptions
@@ -75,15 +78,15 @@ def test_what_ray_says_of_a_lost_worker_is_told_apart(monkeypatch: pytest.Monkey
     )
     loss = loss_of(errors.OutOfMemoryError(memory), "n")
     assert loss.reason == "the worker was killed: its node ran out of memory (5.23GB used / 23.54GB limit)"
-    assert not loss.of_node
+    assert not loss.node_lost
     gone = errors.ActorDiedError()
     gone.error_msg = "The actor died.\nThe actor died because its node has died. Node Id: 1\n\tthe actor's node was "
     gone.error_msg += "terminated expectedly: received SIGTERM"
-    assert (loss_of(gone).reason, loss_of(gone).of_node) == ("its node was lost: received SIGTERM", True)
+    assert (loss_of(gone).reason, loss_of(gone).node_lost) == ("its node was lost: received SIGTERM", True)
     gone._preempted = True
     assert loss_of(gone).reason == "its node was preempted"
     lost = loss_of(errors.ActorUnavailableError("socket closed", None))
-    assert (lost.of_node, lost.unclear) == (True, True)
+    assert (lost.node_lost, lost.unclear) == (True, True)
     killed = errors.ActorDiedError()
     killed.error_msg = (
         "The actor is dead. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker exits unexpectedly. x"
@@ -93,7 +96,7 @@ def test_what_ray_says_of_a_lost_worker_is_told_apart(monkeypatch: pytest.Monkey
     assert raised.reason == "the worker raised KeyError: 'x'"
 
 
-def test_workers_follow_jobs_and_the_cluster_and_are_asked_for_by_and_by() -> None:
+def test_the_number_of_requested_workers_grows_gradually() -> None:
     assert wanted(jobs=100, placed=2, count=5, fill=False) == 5
     assert wanted(jobs=100, placed=0, count=None, fill=False) == RAMP
     assert wanted(jobs=100, placed=40, count=None, fill=False) == 80
@@ -101,27 +104,27 @@ def test_workers_follow_jobs_and_the_cluster_and_are_asked_for_by_and_by() -> No
     assert wanted(jobs=6, placed=40, count=None, fill=True) == 80
 
 
-def test_capacity_is_counted_on_nodes_that_live() -> None:
+def test_capacity_counts_living_nodes() -> None:
     demand = Demand(1, 0.5)
     assert capacity([node(CPU=8.0, GPU=2.0), node(CPU=1.0, GPU=4.0), node(False, CPU=8.0, GPU=8.0)], demand) == 5
     assert demand.fits({"CPU": 1.0, "GPU": 0.5})
     assert not Demand(1, 2.0).fits({"CPU": 64.0, "GPU": 1.0})
 
 
-def test_what_no_node_could_hold_is_refused_by_name() -> None:
+def test_infeasible_resources_are_rejected_by_name() -> None:
     nodes = [node(CPU=8.0, GPU=1.0), node(CPU=8.0, GPU=1.0), node(False, CPU=8.0, GPU=8.0)]
     with pytest.raises(SpecError) as caught:
-        refuse_what_never_fits(Demand(1, 2.0), nodes, None)
+        check_feasible(Demand(1, 2.0), nodes, None)
     assert caught.value.where == "workers.gpus_per_worker"
     assert "got 2: a worker needs 2 GPU, 1 CPU" in str(caught.value)
     assert "Its nodes have: 1 GPU, 8 CPU." in str(caught.value)
-    refuse_what_never_fits(Demand(1, 2.0), nodes, [{"CPU": 8.0, "GPU": 4.0}])  # the autoscaler could add one
+    check_feasible(Demand(1, 2.0), nodes, [{"CPU": 8.0, "GPU": 4.0}])  # the autoscaler could add one
     with pytest.raises(SpecError, match=r"workers\.threads: got 16"):
-        refuse_what_never_fits(Demand(16, 0.0), nodes, None)
+        check_feasible(Demand(16, 0.0), nodes, None)
 
 
 class _Nodes:
-    """A cluster of one node, as far as the pool uses it."""
+    """Fake of a cluster with one node."""
 
     silent: float | None = None
 
@@ -141,77 +144,77 @@ class _Nodes:
         return {"CPU": 4.0}, {}
 
 
-def test_a_pool_without_a_place_says_so_again_and_again() -> None:
-    told: list[str] = []
+def test_workers_waiting_for_resources_are_reported_repeatedly() -> None:
+    notes: list[str] = []
     now = [0.0]
-    placement = Placement(_Nodes(), Demand(2, 0.0), told.append, clock=lambda: now[0])  # type: ignore[arg-type]
+    placement = Placement(_Nodes(), Demand(2, 0.0), notes.append, clock=lambda: now[0])  # type: ignore[arg-type]
     for second in range(0, int(WARN_S + WARN_AGAIN_S) + 20, 5):
         now[0] = float(second)
         placement.check(pending=3, placed=0)
-    missing = "no worker has a place yet, 3 are waiting for one"
-    assert told == 2 * [f"{missing}: each takes 2 CPU; the cluster has 4 CPU, of which no CPU free"]
+    missing = "no worker is placed yet, 3 are waiting for free resources"
+    assert notes == 2 * [f"{missing}: each takes 2 CPU; the cluster has 4 CPU, free: no CPU"]
     placement.check(pending=3, placed=1)
-    assert len(told) == 2
+    assert len(notes) == 2
 
 
-def test_a_pool_whose_workers_only_start_says_so_again_and_again() -> None:
-    told: list[str] = []
+def test_slow_starts_are_reported_repeatedly() -> None:
+    notes: list[str] = []
     now = [0.0]
-    placement = Placement(_Nodes(), Demand(1, 0.0), told.append, clock=lambda: now[0])  # type: ignore[arg-type]
+    placement = Placement(_Nodes(), Demand(1, 0.0), notes.append, clock=lambda: now[0])  # type: ignore[arg-type]
     for second in range(0, int(SLOW_S + SLOW_AGAIN_S) + 40, 10):
         now[0] = float(second)
         placement.check_starts({"b:2": 5.0, "a:1": 0.0}, ready=0)
-    assert [text.split(". ")[0] for text in told] == [
-        "no worker can score yet: 2 are starting, a:1 for 5 min now",
-        "no worker can score yet: 2 are starting, a:1 for 35 min now",
+    assert [text.split(". ")[0] for text in notes] == [
+        "no worker can score yet: 2 starting, a:1 for 5 min",
+        "no worker can score yet: 2 starting, a:1 for 35 min",
     ]
     placement.check_starts({"a:1": 0.0}, ready=1)
     placement.check_starts({}, ready=0)
-    assert len(told) == 2
+    assert len(notes) == 2
 
 
-def test_a_pool_that_no_node_could_hold_fails_within_the_first_minute() -> None:
+def test_an_infeasible_pool_fails_within_the_first_minute() -> None:
     now = [0.0]
     placement = Placement(_Nodes(), Demand(8, 0.0), print, clock=lambda: now[0])  # type: ignore[arg-type]
     placement.check(1, 0)
     now[0] = REFUSE_S + 1
     assert now[0] < 60
-    with pytest.raises(SpecError, match=r"workers\.threads: got 8: a worker needs 8 CPU, and no node"):
+    with pytest.raises(SpecError, match=r"workers\.threads: got 8: a worker needs 8 CPU, but no node"):
         placement.check(1, 0)
 
 
-def test_the_more_workers_fail_while_they_start_the_longer_until_the_next() -> None:
-    told: list[str] = []
+def test_consecutive_start_failures_back_off_exponentially() -> None:
+    notes: list[str] = []
     now = [0.0]
-    starts = Starts(told.append, clock=lambda: now[0])
-    for _ in range(START_DEATHS - 1):
-        starts.died("the worker died: a signal", others=False)
-        assert starts.may_go_on
-    starts.died("the worker died: a signal", others=True)
-    assert told[-1] == "a worker was lost during start: the worker died: a signal; starting the next in 5 s"
-    assert not starts.may_go_on
-    starts.died("the worker died: a signal", others=True)
-    assert told[-1].endswith("; starting the next in 10 s")
+    starts = StartFailures(notes.append, clock=lambda: now[0])
+    for _ in range(MAX_FAILURES - 1):
+        starts.lost("the worker died: a signal", others=False)
+        assert not starts.paused
+    starts.lost("the worker died: a signal", others=True)
+    assert notes[-1] == "a worker was lost during start: the worker died: a signal; starting the next in 5 s"
+    assert starts.paused
+    starts.lost("the worker died: a signal", others=True)
+    assert notes[-1].endswith("; starting the next in 10 s")
     now[0] = 10.0
-    assert starts.may_go_on
+    assert not starts.paused
     for _ in range(20):
-        starts.died("the worker died: a signal", others=True)
-    assert told[-1].endswith("; starting the next in 600 s")
+        starts.lost("the worker died: a signal", others=True)
+    assert notes[-1].endswith("; starting the next in 600 s")
     with pytest.raises(SearchError, match=r"workers die during start: the worker died: a signal$"):
-        starts.died("the worker died: a signal", others=False)
-    starts.succeeded()
-    starts.died("the worker died: a signal", others=False)
-    assert told[-1].endswith("; starting another")
+        starts.lost("the worker died: a signal", others=False)
+    starts.reset()
+    starts.lost("the worker died: a signal", others=False)
+    assert notes[-1].endswith("; starting another")
 
 
-def test_a_worker_that_cannot_be_built_ends_the_search_only_where_there_is_no_other() -> None:
-    told: list[str] = []
-    starts = Starts(told.append, clock=lambda: 0.0)
-    starts.unfit("host:1", CheckpointError("m", "no room"), others=True)
-    assert told == ["host:1 cannot score: m: no room.; starting the next in 5 s"]
-    assert not starts.may_go_on
-    with pytest.raises(CheckpointError, match="m: no room"):
-        starts.unfit("host:1", CheckpointError("m", "no room"), others=False)
+def test_a_worker_that_cannot_be_built_ends_the_search_only_without_others() -> None:
+    notes: list[str] = []
+    starts = StartFailures(notes.append, clock=lambda: 0.0)
+    starts.not_built("host:1", CheckpointError("m", "disk full"), others=True)
+    assert notes == ["host:1 cannot score: m: disk full.; starting the next in 5 s"]
+    assert starts.paused
+    with pytest.raises(CheckpointError, match="m: disk full"):
+        starts.not_built("host:1", CheckpointError("m", "disk full"), others=False)
 
 
 @pytest.fixture
@@ -223,7 +226,7 @@ def pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RayExecutor:
     return RayExecutor(print, SimpleNamespace(cache=tmp_path), options)  # type: ignore[arg-type]
 
 
-def test_only_what_was_scored_says_how_long_a_job_takes(pool: RayExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_scored_jobs_affect_the_deadlines(pool: RayExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     """A candidate that fails within seconds must not shorten the deadlines of the next ones."""
     job = Job("1@search", None, ItemBatch("search", ()))  # type: ignore[arg-type]
     failed = Outcome(job, "host:1", failure=Failure("materialize", "not finite"))
@@ -237,11 +240,9 @@ def test_only_what_was_scored_says_how_long_a_job_takes(pool: RayExecutor, monke
     assert len(pool._done) == 2
 
 
-def test_a_cluster_whose_head_is_silent_is_not_asked_for_its_capacity(
-    pool: RayExecutor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_silent_head_is_not_queried_for_its_capacity(pool: RayExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (pool.capacity(), pool.busy()) == (4, True)
     monkeypatch.setattr(_Nodes, "silent", 0.0)
-    for question in ("nodes", "free"):
-        monkeypatch.setattr(_Nodes, question, lambda self: pytest.fail("this would hang for days"))
+    for query in ("nodes", "free"):
+        monkeypatch.setattr(_Nodes, query, lambda self: pytest.fail("this would hang for days"))
     assert (pool.capacity(), pool.busy()) == (0, False)

@@ -12,16 +12,16 @@ import pytest
 from evosearch.errors import CheckpointError, InputError, SearchError
 from evosearch.evaluation.types import ItemBatch
 from evosearch.execution import placement, ray_pool
-from evosearch.execution.actor import Place
+from evosearch.execution.actor import Location
 from evosearch.execution.deadlines import Timeouts
 from evosearch.execution.ray_cluster import Cluster
 from evosearch.execution.ray_pool import RayExecutor, RayOptions
 from evosearch.search.protocols import Failure, Job, Outcome
 
 JOB = Job("1@search", None, ItemBatch("search", ()))  # type: ignore[arg-type]
-FAILED = Outcome(JOB, "host:1", failure=Failure("score", "told to fail"))
+FAILED = Outcome(JOB, "host:1", failure=Failure("score", "configured to fail"))
 NEVER = object()
-LONG_S = 120.0  # within which anything happens, on a machine that others use too
+LONG_S = 120.0  # enough for anything, even on a busy machine
 
 
 class Ref:
@@ -36,13 +36,13 @@ class Worker:
 
     def __init__(self, start: Any = None, run: Any = FAILED, ping: Any = None, name: str = "host:1") -> None:
         self.killed = False
-        answers = {"place": Place("node", name), "start": start, "run": run, "ping": ping}
+        answers = {"locate": Location("node", name), "start": start, "run": run, "ping": ping}
         for method, answer in answers.items():
-            setattr(self, method, SimpleNamespace(remote=lambda *given, held=answer: Ref(held)))
+            setattr(self, method, SimpleNamespace(remote=lambda *given, value=answer: Ref(value)))
 
 
 class Quiet(Cluster):
-    """Cluster without nodes; `silent` is how long its head node has not answered."""
+    """Cluster without nodes, whose head node has not answered for `silent` seconds."""
 
     silent: float | None = None
 
@@ -58,7 +58,7 @@ class Quiet(Cluster):
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Quiet:
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # read once, when Ray is loaded, and other tests come after these
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # Ray reads it only once, at import; later tests depend on it
     import ray
 
     def wait(refs: list[Ref], num_returns: int = 1, timeout: float = 0.0) -> tuple[list[Ref], list[Ref]]:
@@ -75,7 +75,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Quiet:
     for name, fake in (("wait", wait), ("get", get), ("put", Ref)):
         monkeypatch.setattr(ray, name, fake)
     monkeypatch.setattr(ray, "kill", lambda actor: setattr(actor, "killed", True))
-    for name, seconds in (("TURN_S", 0.01), ("UNCLEAR_S", 0.2)):
+    for name, seconds in (("TICK_S", 0.01), ("UNCLEAR_S", 0.2)):
         monkeypatch.setattr(ray_pool, name, seconds)
     found = Quiet()
     monkeypatch.setattr(ray_pool, "connect", lambda *given: found)
@@ -103,7 +103,7 @@ def outcomes(executor: RayExecutor, seconds: float = LONG_S) -> list[Outcome]:
 
 
 def wait_for(executor: RayExecutor, notes: list[str]) -> None:
-    """Run the pool until it gives a notice, while nothing is scored."""
+    """Run the pool until its first notice; it must not return an outcome before."""
     deadline = time.monotonic() + LONG_S
     while not notes:
         assert executor.wait(0.05) == []
@@ -116,7 +116,7 @@ def lost_contact() -> Any:
     return ray.exceptions.ActorUnavailableError("socket closed", None)
 
 
-def test_a_worker_that_contact_was_lost_with_and_that_hangs_is_given_up(pool: Callable[..., RayExecutor]) -> None:
+def test_a_hanging_worker_without_contact_is_given_up(pool: Callable[..., RayExecutor]) -> None:
     hangs, next_one = Worker(run=lost_contact(), ping=NEVER), Worker()
     executor = pool([hangs, next_one])
     executor.submit(JOB)
@@ -127,7 +127,7 @@ def test_a_worker_that_contact_was_lost_with_and_that_hangs_is_given_up(pool: Ca
     assert (hangs.killed, next_one.killed) == (True, False)
 
 
-def test_a_worker_that_hangs_while_it_starts_is_replaced(pool: Callable[..., RayExecutor]) -> None:
+def test_a_worker_that_hangs_during_start_is_replaced(pool: Callable[..., RayExecutor]) -> None:
     notes: list[str] = []
     hangs = Worker(start=NEVER, name="host:13")
     executor = pool([hangs, Worker()], notes, start=0.2)
@@ -138,9 +138,7 @@ def test_a_worker_that_hangs_while_it_starts_is_replaced(pool: Callable[..., Ray
     assert re.fullmatch(said, notes[0])
 
 
-def test_workers_that_only_start_are_mentioned(
-    pool: Callable[..., RayExecutor], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_start_is_reported_once(pool: Callable[..., RayExecutor], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "SLOW_S", 0.1)
     notes: list[str] = []
     executor = pool([Worker(start=NEVER, name="host:13")], notes)
@@ -148,36 +146,36 @@ def test_workers_that_only_start_are_mentioned(
     wait_for(executor, notes)
     for _ in range(5):
         assert executor.wait(0.05) == []
-    (said,) = notes  # once
-    assert said.startswith("no worker can score yet: 1 are starting, host:13 for 0 min now.")
+    (said,) = notes
+    assert said.startswith("no worker can score yet: 1 starting, host:13 for 0 min.")
     assert "locks/prepare" in said
 
 
-@pytest.mark.parametrize("last", [None, CheckpointError("m", "no room")])
-def test_a_node_that_cannot_score_ends_nothing_while_another_may(
+@pytest.mark.parametrize("last", [None, CheckpointError("m", "disk full")])
+def test_a_failed_build_ends_the_search_only_if_all_workers_fail(
     pool: Callable[..., RayExecutor], last: InputError | None
 ) -> None:
     notes: list[str] = []
     slow = Worker(start=NEVER)
     starting = Ref(NEVER)
     slow.start = SimpleNamespace(remote=lambda: starting)  # type: ignore[attr-defined]
-    executor = pool([Worker(start=CheckpointError("m", "no room"), name="bad:1"), slow], notes, count=2)
+    executor = pool([Worker(start=CheckpointError("m", "disk full"), name="bad:1"), slow], notes, count=2)
     executor.submit(JOB)
     wait_for(executor, notes)
     assert outcomes(executor, 0.3) == []
-    assert notes == ["bad:1 cannot score: m: no room.; starting the next in 5 s"]
+    assert notes == ["bad:1 cannot score: m: disk full.; starting the next in 5 s"]
     starting.value = last
     if last is None:
         assert len(outcomes(executor)) == 1
     else:
-        with pytest.raises(CheckpointError, match="m: no room"):  # nobody is left who might
+        with pytest.raises(CheckpointError, match="m: disk full"):  # no other worker is left
             outcomes(executor)
 
 
-def test_a_worker_whose_contact_is_being_looked_for_counts_as_one(
+def test_a_worker_that_is_being_pinged_counts_as_another_worker(
     pool: Callable[..., RayExecutor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_pool, "UNCLEAR_S", LONG_S)  # it is not given up meanwhile
+    monkeypatch.setattr(ray_pool, "UNCLEAR_S", LONG_S)  # so that it is not given up
     unclear = Worker(run=lost_contact(), ping=lost_contact())
     bad = Worker(start=NEVER)
     starting = Ref(NEVER)
@@ -186,13 +184,13 @@ def test_a_worker_whose_contact_is_being_looked_for_counts_as_one(
     executor.submit(JOB)
     while not executor._members.to_ping:
         executor.wait(0.0)
-    starting.value = CheckpointError("m", "no room")
+    starting.value = CheckpointError("m", "disk full")
     executor._started(next(iter(executor._members.starting)))
     assert not executor.slots
     assert bad.killed
 
 
-def test_what_is_scored_is_handed_out_before_the_search_ends(pool: Callable[..., RayExecutor], cluster: Quiet) -> None:
+def test_outcomes_are_returned_before_the_search_ends(pool: Callable[..., RayExecutor], cluster: Quiet) -> None:
     answer = Ref(NEVER)
     worker = Worker()
     worker.run = SimpleNamespace(remote=lambda *given: answer)  # type: ignore[attr-defined]
@@ -202,16 +200,16 @@ def test_what_is_scored_is_handed_out_before_the_search_ends(pool: Callable[...,
     while not executor._members.running:
         executor.wait(0.0)
     answer.value = FAILED
-    cluster.silent, executor._turned = 100.0, 0.0
+    cluster.silent, executor._last_tick = 100.0, 0.0
     time.sleep(0.02)
     assert [outcome.failure for outcome in executor.wait(1.0)] == [FAILED.failure]
-    executor.submit(JOB)  # asks nothing of a cluster that is gone
+    executor.submit(JOB)  # sends no request to a lost cluster
     for _ in range(2):
         with pytest.raises(SearchError, match="its head node has not answered for 100 s"):
             executor.wait(1.0)
 
 
-def test_a_head_node_that_has_just_fallen_silent_is_asked_nothing(
+def test_a_silent_head_receives_no_requests(
     pool: Callable[..., RayExecutor], cluster: Quiet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executor = pool([Worker(run=NEVER)])
@@ -221,8 +219,8 @@ def test_a_head_node_that_has_just_fallen_silent_is_asked_nothing(
     cluster.silent = 0.0
     monkeypatch.setattr(cluster, "nodes", lambda: pytest.fail("this waits for minutes"))
     worker = next(iter(executor._members.running.values())).member.actor
-    executor._turned = 0.0
+    executor._last_tick = 0.0
     monkeypatch.setattr(executor, "_fill", lambda: pytest.fail("so does this"))
-    executor._turn()
+    executor._tick()
     executor.close()
     assert not worker.killed

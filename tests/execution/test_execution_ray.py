@@ -38,7 +38,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", *TELEMETRY_OFF):
-            patch.setenv(name, "")  # so that it is restored, though `start_local` sets it
+            patch.setenv(name, "")  # for monkeypatch to restore it, although `start_local` sets it
             patch.delenv(name)
         start_local(tmp_path_factory.mktemp("ray") / "token", cpus=2)
         import ray
@@ -71,15 +71,14 @@ def collect(executor: RayExecutor, count: int, seconds: float = 400.0) -> list[O
     return found
 
 
-def test_two_workers_score_every_job_once_and_as_in_process(cluster: Any, prepared: Prepared) -> None:
+def test_two_workers_score_every_job_once_with_the_scores_of_one_process(cluster: Any, prepared: Prepared) -> None:
     from evosearch.execution.local import LocalExecutor
 
     executor = pool(prepared, 2)
     work: list[Job] = []
     outcomes: list[Outcome] = []
-    while (
-        len({outcome.worker for outcome in outcomes}) < 2 and len(work) < 2000
-    ):  # until the second worker has started too
+    # Until the second worker has started too
+    while len({outcome.worker for outcome in outcomes}) < 2 and len(work) < 2000:
         more = jobs(prepared, len(work) + 8)[len(work) :]
         work += more
         for job in more:
@@ -108,7 +107,7 @@ def test_a_killed_worker_is_replaced_and_its_job_retried(cluster: Any, prepared:
     executor.submit(first)
     (outcome,) = collect(executor, 1)
     pid = int(outcome.worker.rsplit(":", 1)[1])
-    os.kill(pid, signal.SIGSTOP)  # so that the worker has the next job when it dies
+    os.kill(pid, signal.SIGSTOP)  # so that the worker dies with a job
     executor.submit(second)
     executor.submit(third)
     time.sleep(0.5)
@@ -123,7 +122,7 @@ def test_a_killed_worker_is_replaced_and_its_job_retried(cluster: Any, prepared:
     assert any("scoring it again on another worker" in text for text in notes)
 
 
-def test_what_is_wrong_with_the_input_comes_back_as_itself(cluster: Any, prepared: Prepared, tmp_path: Path) -> None:
+def test_input_errors_of_workers_are_raised_unchanged(cluster: Any, prepared: Prepared, tmp_path: Path) -> None:
     gone = {"merge_method": "linear", "models": [{"model": str(tmp_path / "gone")}]}
     config = worker_config(prepared.spec.config.workers, prepared.models, prepared.suite, "float32", 2)
     config = replace(config, recipe=gone)
@@ -160,7 +159,7 @@ JOIN = """
 import os, sys
 from pathlib import Path
 from evosearch.execution import ray_cluster
-ray_cluster.REACH_S = 120.0  # a refusal is immediate, but this process may have to wait for a core
+ray_cluster.REACH_S = 120.0  # the error is immediate, but this process may have to wait for a core
 try:
     ray_cluster.connect(Path("token"), sys.argv[1], None)
     print("connected")
@@ -171,7 +170,7 @@ os._exit(0)  # without waiting for Ray's threads
 """
 
 
-def test_a_ray_of_our_own_lets_in_who_has_its_token_only_and_reports_nothing(cluster: Any, tmp_path: Path) -> None:
+def test_a_local_ray_requires_its_token_and_sends_no_telemetry(cluster: Any, tmp_path: Path) -> None:
     address = cluster.get_runtime_context().gcs_address
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
@@ -183,14 +182,14 @@ def test_a_ray_of_our_own_lets_in_who_has_its_token_only_and_reports_nothing(clu
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert f"workers.address: {address}: the cluster refuses our token" in join(RAY_AUTH_TOKEN=64 * "b")
+    assert f"workers.address: {address}: the cluster refuses the token" in join(RAY_AUTH_TOKEN=64 * "b")
     assert join(RAY_AUTH_TOKEN_PATH=os.environ["RAY_AUTH_TOKEN_PATH"]) == "connected\n"
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
 
 
-def test_the_token_is_made_once_and_for_its_owner_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_is_created_once_and_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.setenv(name, "")  # so that it is restored, though `secure_environment` sets it
+        monkeypatch.setenv(name, "")  # for monkeypatch to restore it, although `secure_environment` sets it
         monkeypatch.delenv(name)
     file = tmp_path / "folder" / "token"
     secure_environment(file)

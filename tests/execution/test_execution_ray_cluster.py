@@ -17,41 +17,39 @@ from evosearch.execution.ray_cluster import Cluster, address_of, connect
 from evosearch.setup.executors import cluster_of, worker_count
 from evosearch.spec.config import WorkersConfig
 
-ADDRESS_OF_NOBODY = "127.0.0.1:9"
+UNUSED_ADDRESS = "127.0.0.1:9"
 
 
 @pytest.fixture(autouse=True)
-def _nobodys_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     for name in ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", *TELEMETRY_OFF):
-        monkeypatch.setenv(name, "1")  # so that monkeypatch restores them
+        monkeypatch.setenv(name, "1")  # for monkeypatch to restore them
     for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_a_cluster_without_a_token_to_show_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_token_the_cluster_is_not_contacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for named in (None, tmp_path / "missing"):
         if named:
             monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(named))
         with pytest.raises(SpecError) as caught:
-            connect(tmp_path / "token", ADDRESS_OF_NOBODY, None)
-        assert caught.value.where == f"workers.address: {ADDRESS_OF_NOBODY}"
+            connect(tmp_path / "token", UNUSED_ADDRESS, None)
+        assert caught.value.where == f"workers.address: {UNUSED_ADDRESS}"
         assert "no token for this cluster in RAY_AUTH_TOKEN" in str(caught.value)
-    assert not (tmp_path / "token").exists()  # a newly created one would be of no use
+    assert not (tmp_path / "token").exists()  # a new token would be useless
 
 
-def test_a_cluster_that_is_not_there_is_given_up_within_seconds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreachable_cluster_is_an_error_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", 64 * "a")
     with pytest.raises(SpecError, match=r"workers\.address: 127\.0\.0\.1:9: no answer within 10 s"):
-        connect(tmp_path / "token", ADDRESS_OF_NOBODY, None)
+        connect(tmp_path / "token", UNUSED_ADDRESS, None)
     with pytest.raises(SpecError, match=r"not the address of a Ray cluster\. HOST:PORT of its head node"):
         connect(tmp_path / "token", "http://127.0.0.1:8265", None)
 
 
-def test_of_two_that_make_a_token_the_first_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_concurrently_created_tokens_the_first_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     token = tmp_path / "ray" / "token"
     fresh = ray_settings.secrets.token_hex
 
@@ -60,7 +58,7 @@ def test_of_two_that_make_a_token_the_first_is_right(tmp_path: Path, monkeypatch
         return fresh(size)
 
     monkeypatch.setattr(ray_settings.secrets, "token_hex", slow)
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "1")  # so that monkeypatch restores it
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "1")  # for monkeypatch to restore it
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
     ray_settings.secure_environment(token)
     assert token.read_text() == "the other's"
@@ -71,16 +69,16 @@ def test_of_two_that_make_a_token_the_first_is_right(tmp_path: Path, monkeypatch
     ray_settings.secure_environment(token)
     assert len(token.read_text()) == 64
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
-    assert list(token.parent.iterdir()) == [token]  # no temporary file is left
+    assert list(token.parent.iterdir()) == [token], "a temporary file was left"
 
 
-def test_a_second_ray_in_a_process_is_shown_its_own_token(
+def test_a_second_ray_in_a_process_gets_its_own_token(
     ray_knows_its_mode: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray itself keeps the first token, which its own second head refuses after a long wait."""
+    """Ray itself caches the first token, which the head of the second Ray would refuse after a long wait."""
     from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "1")  # so that monkeypatch restores it
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "1")  # for monkeypatch to restore it
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     for name in ("first", "second"):
         monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
@@ -104,7 +102,7 @@ os._exit(0)  # Ray's client thread still waits for an answer
 """
 
 
-def test_something_that_is_no_cluster_is_told_from_one(tmp_path: Path) -> None:
+def test_a_server_other_than_ray_is_recognized(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         environment = os.environ | {"RAY_AUTH_TOKEN": 64 * "a"}
@@ -113,7 +111,7 @@ def test_something_that_is_no_cluster_is_told_from_one(tmp_path: Path) -> None:
     assert f"workers.address: {address}: not a Ray cluster" in done.stdout, done.stderr
 
 
-def test_a_head_node_that_falls_silent_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_head_node_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(ray_cluster.time, "monotonic", lambda: now[0])
     server = socket.create_server(("127.0.0.1", 0))
@@ -133,7 +131,7 @@ def test_a_head_node_that_falls_silent_is_noticed(monkeypatch: pytest.MonkeyPatc
         assert joined.silent_for() == 10.5  # cached for a while
         now[0] = 125.0
         assert joined.silent_for() is None
-    assert joined.silent_for() == 0.0  # counted from zero again
+    assert joined.silent_for() == 0.0  # counted from the new failure
 
 
 def test_a_search_within_a_ray_job_joins_its_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +140,7 @@ def test_a_search_within_a_ray_job_joins_its_cluster(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert address_of("10.0.0.2:6379") == "10.0.0.2:6379"
     assert cluster_of(workers) == "10.0.0.1:6379"
-    assert worker_count(workers) == (None, None)  # as many as it has room for, on GPUs if it has some
+    assert worker_count(workers) == (None, None)  # as many as fit, with one GPU each if nodes have GPUs
     assert worker_count(WorkersConfig.model_validate({"count": 4, "gpus_per_worker": 2})) == (4, 2.0)
     assert worker_count(WorkersConfig.model_validate({"device": "cpu"})) == (None, 0.0)
     assert cluster_of(WorkersConfig.model_validate({"executor": "local"})) is None
@@ -156,11 +154,11 @@ def test_a_search_within_a_ray_job_joins_its_cluster(monkeypatch: pytest.MonkeyP
         ({"address": "ray://head:10001"}, r"evosearch submit SPEC --address http://HOST:8265"),
     ],
 )
-def test_workers_that_ray_would_refuse_are_refused_by_name(workers: dict[str, object], message: str) -> None:
+def test_invalid_worker_settings_are_rejected_by_name(workers: dict[str, object], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         documents.validate(WorkersConfig, workers, "night.yaml: workers", SpecError)
 
 
 @pytest.mark.parametrize("address", ["head:6379", "10.0.0.1:6379", "[fd00::1]:6379", "auto"])
-def test_addresses_of_clusters(address: str) -> None:
+def test_valid_cluster_addresses_are_accepted(address: str) -> None:
     assert WorkersConfig.model_validate({"address": address}).address == address

@@ -1,4 +1,4 @@
-"""Requests to a cluster's dashboard, against a fake one."""
+"""Requests to a fake cluster dashboard."""
 
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,13 +23,13 @@ class Dashboard(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
-        asked = {key: values[0] for key, values in parse_qs(url.query).items()}
+        query = {key: values[0] for key, values in parse_qs(url.query).items()}
         found: list[dict[str, Any]] = [*LOST, *LIVING, HEAD]
-        if "filter_keys" in asked:
-            assert asked["filter_predicates"] == "="
-            found = [node for node in found if node[asked["filter_keys"]] == asked["filter_values"]]
-        limit = int(asked.get("limit", 100))
-        assert limit <= 10_000  # Ray refuses a higher one
+        if "filter_keys" in query:
+            assert query["filter_predicates"] == "="
+            found = [node for node in found if node[query["filter_keys"]] == query["filter_values"]]
+        limit = int(query.get("limit", 100))
+        assert limit <= 10_000  # Ray rejects higher limits
         body = dumps(VERSION if url.path == "/api/version" else {"data": {"result": {"result": found[:limit]}}})
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -49,12 +49,11 @@ def url(ray_knows_its_mode: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[s
 
 
 def test_the_head_of_a_large_cluster_is_found_among_its_nodes(url: str) -> None:
-    assert Jobs(url).places() == 2.0
+    assert Jobs(url).capacity() == 2.0
 
 
 @pytest.mark.parametrize("address", ["http://[::1:8265", "http://", "head:8265", "ray://head:10001"])
-def test_what_is_no_url_of_a_dashboard_is_said(address: str) -> None:
+def test_an_invalid_dashboard_url_is_rejected(address: str) -> None:
     with pytest.raises(ClusterError) as caught:
         Jobs(address)
-    told = f"--address: got '{address}'. The URL of a Ray dashboard: http://HOST:8265."
-    assert str(caught.value) == told
+    assert str(caught.value) == f"--address: got '{address}'. The URL of a Ray dashboard: http://HOST:8265."

@@ -1,4 +1,4 @@
-"""Lookup of the cluster token, alike for joining and for submitting, and as Ray does it."""
+"""Lookup of the cluster token, for joining and for submitting, in Ray's order."""
 
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -15,7 +15,7 @@ from evosearch.execution.ray_settings import has_token
 
 @pytest.fixture(autouse=True)
 def _at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Home folder with a token, and none in the environment."""
+    """Home folder with a token; the environment has none."""
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -23,7 +23,7 @@ def _at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".ray" / "auth_token").write_text("of-home\n")
 
 
-def test_it_is_looked_for_in_the_order_of_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_sources_are_searched_in_rays_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert token.find() == "of-home"
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "")  # as if it were not set
     assert token.find() == "of-home"
@@ -37,7 +37,7 @@ def test_it_is_looked_for_in_the_order_of_ray(monkeypatch: pytest.MonkeyPatch, t
 
 
 @pytest.mark.parametrize("content", [None, " \n"])
-def test_a_file_that_is_named_and_says_nothing_is_not_passed_over(
+def test_an_unreadable_or_empty_token_file_is_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None
 ) -> None:
     if content is not None:
@@ -50,8 +50,8 @@ def test_a_file_that_is_named_and_says_nothing_is_not_passed_over(
         Jobs("http://127.0.0.1:9")
 
 
-def test_none_is_shown_where_the_user_says_that_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even if one is set, and although Ray read another mode when it was imported."""
+def test_no_token_is_sent_if_authentication_is_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if a token is set, and although Ray has read another mode at import."""
     shown: list[str | None] = []
 
     class Dashboard(BaseHTTPRequestHandler):

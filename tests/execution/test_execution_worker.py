@@ -142,7 +142,7 @@ def test_a_candidate_route_builds_opens_tokenizes_and_rebuilds_nothing(
     assert len({first.card.fitness.value, *scores}) == 4, "different routes give different scores"
 
 
-def test_same_recipe_same_card_whatever_came_between(prepared: Prepared) -> None:
+def test_the_same_recipe_has_the_same_card_after_other_jobs(prepared: Prepared) -> None:
     worker, batch = make_worker(prepared), prepared.batches["search"]
     recipe, other = filled(prepared, 0.3, 0.4), filled(prepared, 1.1, 0.0)
     cards = [worker.run(Job("x@search", each, batch)).card for each in (recipe, other, recipe)]
@@ -167,7 +167,7 @@ def test_a_candidate_that_cannot_be_merged_is_an_outcome(prepared: Prepared) -> 
     assert worker.run(Job("good@search", filled(prepared, 0.2, 0.2), batch)).card is not None
 
 
-def test_weights_that_are_not_finite_are_a_failure_not_a_score(world: World) -> None:
+def test_non_finite_weights_are_a_failure(world: World) -> None:
     import shutil
 
     from safetensors.torch import load_file, save_file

@@ -95,8 +95,8 @@ def same(one: Outcome, other: Outcome) -> bool:
     return all(np.array_equal(mine, theirs) for mine, theirs in pairs)
 
 
-def test_half_as_much_at_once_until_it_fits(config: WorkerConfig, folder: Path, harness: Harness) -> None:
-    """50 documents fit in one pass of the default size, but not in this device."""
+def test_the_batch_size_is_halved_until_a_batch_fits(config: WorkerConfig, folder: Path, harness: Harness) -> None:
+    """50 documents fit into one pass of the default size, but not into the memory of this device."""
     worker, batch = Worker(config, harness=harness), harness.batch("test")
     untroubled = Worker(config, harness=harness).run(Job("0@test", blend(folder, 0.3), batch))
     with at_most(worker, 260) as ran:
@@ -135,9 +135,7 @@ def test_later_candidates_keep_the_smaller_budget(config: WorkerConfig, folder: 
 PAIRS = ((1, "test"), (2, "search"), (3, "validation"))  # one batch laid out before the change, two after
 
 
-def test_prompts_and_what_is_cached_of_them_are_halved_together(
-    config: WorkerConfig, folder: Path, harness: Harness
-) -> None:
+def test_batch_and_cache_limits_are_halved_together(config: WorkerConfig, folder: Path, harness: Harness) -> None:
     worker, batch = Worker(config, harness=harness), harness.batch("test")
     worker.run(Job("0@test", blend(folder, 0.3), batch))
     scorer, tried = worker.scorer, []
@@ -162,7 +160,9 @@ def test_prompts_and_what_is_cached_of_them_are_halved_together(
     )
 
 
-def test_at_the_floor_the_worker_has_failed(config: WorkerConfig, folder: Path, harness: Harness) -> None:
+def test_out_of_memory_at_the_minimum_is_the_workers_fault(
+    config: WorkerConfig, folder: Path, harness: Harness
+) -> None:
     worker, batch = Worker(config, harness=harness), harness.batch("search")
     with at_most(worker, 0):
         outcome = worker.run(Job("0@search", blend(folder, 0.3), batch))
@@ -176,7 +176,7 @@ def test_at_the_floor_the_worker_has_failed(config: WorkerConfig, folder: Path, 
     assert again.card is not None, "running out of memory has no lasting effect"
 
 
-def test_a_merge_that_runs_out_is_not_helped_by_smaller_batches(
+def test_out_of_memory_while_merging_keeps_the_batch_size(
     config: WorkerConfig, folder: Path, harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker, batch = Worker(config, harness=harness), harness.batch("search")
@@ -194,7 +194,9 @@ def test_a_merge_that_runs_out_is_not_helped_by_smaller_batches(
     assert worker.options == ScoreOptions()
 
 
-def test_nothing_is_held_on_to_when_the_job_is_run_again(config: WorkerConfig, folder: Path, harness: Harness) -> None:
+def test_tensors_of_a_failed_attempt_are_freed_before_the_next(
+    config: WorkerConfig, folder: Path, harness: Harness
+) -> None:
     """Tensors of the first attempt are freed before the second: no traceback keeps their frames alive."""
     import gc
     import weakref
@@ -220,7 +222,7 @@ def test_nothing_is_held_on_to_when_the_job_is_run_again(config: WorkerConfig, f
     assert len(outcome.retries) == 2
 
 
-def test_a_worker_says_what_it_runs_at_once(config: WorkerConfig, harness: Harness) -> None:
+def test_a_worker_reports_its_limits(config: WorkerConfig, harness: Harness) -> None:
     worker = Worker(config, harness=harness)
     assert worker.measured() == {
         "device": "cpu",
@@ -232,10 +234,10 @@ def test_a_worker_says_what_it_runs_at_once(config: WorkerConfig, harness: Harne
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")
-def test_fewer_gpus_than_asked_for_are_an_error() -> None:
+def test_fewer_gpus_than_requested_are_an_error() -> None:
     with pytest.raises(SpecError) as caught:
         spread_of(torch.device("cuda", 0), 2.0)
-    assert str(caught.value).startswith("workers.gpus_per_worker: got 2, and this worker sees 0 GPUs.")
+    assert str(caught.value).startswith("workers.gpus_per_worker: got 2, but this worker sees 0 GPUs.")
     assert spread_of(torch.device("cuda", 0), 0.5) is None
     assert spread_of(torch.device("cpu"), 2.0) is None, "a CPU is one device, however many GPUs are declared"
 
@@ -342,7 +344,7 @@ def wide(tmp_path: Path) -> Path:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits address space as Linux does")
-def test_a_process_whose_memory_is_limited_scores_all_the_same(wide: Path) -> None:
+def test_a_memory_limited_process_still_scores(wide: Path) -> None:
     """8,000 tokens take 260 MB for each of three MLP activations; 256 tokens take a 32nd of that."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(

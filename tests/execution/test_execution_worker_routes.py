@@ -66,7 +66,7 @@ def check_same(worker: Worker, recipe: Recipe, exported: Worker, folder: Path, h
     assert ours.card.score == theirs.card.score
 
 
-def test_a_routes_card_is_its_exports(folder, suite, harness, tmp_path):
+def test_a_route_scores_like_its_export(folder, suite, harness, tmp_path):
     frame = route(folder, *((name, 0, 1.0) for name in ("base", "expert1", "expert2")))
     worker = make_worker(frame, suite, harness, tmp_path / "cache")
     for index, hops in enumerate((HOPS, HOPS[:2], (*HOPS, *HOPS[1:3]))):
@@ -76,8 +76,8 @@ def test_a_routes_card_is_its_exports(folder, suite, harness, tmp_path):
         check_same(worker, route(folder, *hops), exported, out, harness)
 
 
-def test_controls_of_routes_are_merges_in_one_model_beside(folder, suite, harness, tmp_path):
-    """Parents and models that only baselines name score as elsewhere, and routes can be scored afterwards."""
+def test_baselines_of_routes_use_a_second_resident_model(folder, suite, harness, tmp_path):
+    """Baselines score as in a worker of their own, and routes can be scored afterwards."""
     also = (str(folder / "expert2"),)
     frame = route(folder, ("base", 0, 1.0), ("expert1", 0, 1.0))
     worker, batch = make_worker(frame, suite, harness, tmp_path, also), harness.batch("search")
@@ -99,7 +99,7 @@ def test_controls_of_routes_are_merges_in_one_model_beside(folder, suite, harnes
     assert before.card.fitness == after.card.fitness
 
 
-def test_a_route_that_begins_elsewhere_has_its_own_embeddings(folder, suite, harness, tmp_path):
+def test_a_route_uses_the_embeddings_of_its_first_model(folder, suite, harness, tmp_path):
     worker = make_worker(route(folder, ("base", 0, 1.0), ("expert1", 0, 1.0)), suite, harness, tmp_path)
     begins = route(folder, ("expert1", 0, 1.0), ("base", 1, 0.8), ("expert1", 2, 1.0))
     write_checkpoint(begins, worker.checkpoints, tmp_path / "out", str(folder / "expert1"))
@@ -115,7 +115,7 @@ def test_a_route_that_begins_elsewhere_has_its_own_embeddings(folder, suite, har
         (("base", 1, 9.0), "recipe.routing.hops[1].scale: got 9", "[0.125, 8]"),
     ],
 )
-def test_a_route_that_cannot_be_is_an_outcome(hop, where, what, folder, suite, harness, tmp_path):
+def test_an_invalid_route_is_a_failed_outcome(hop, where, what, folder, suite, harness, tmp_path):
     worker = make_worker(route(folder, ("base", 0, 1.0), ("expert1", 0, 1.0)), suite, harness, tmp_path)
     outcome = worker.run(Job("bad@search", route(folder, ("base", 0, 1.0), hop), harness.batch("search")))
     assert outcome.failure is not None

@@ -39,8 +39,8 @@ class Cluster:
         self._answer("all")
         return list(self.jobs.values())
 
-    def places(self) -> float:
-        self._answer("places")
+    def capacity(self) -> float:
+        self._answer("capacity")
         return 1.0
 
     def submit(
@@ -92,7 +92,7 @@ def checked(cluster: Any, act: Callable[[str], None], options: Options = PICKLES
     return RemoteCheck(Submitted("night", ID, []), PACKED, cluster, options).run(Watcher(act))
 
 
-@pytest.mark.parametrize("call", ["places", "all", "submit"])
+@pytest.mark.parametrize("call", ["capacity", "all", "submit"])
 def test_of_two_identical_submissions_at_once_one_gets_the_others_job(cluster: Any, call: str) -> None:
     others: list[Submitted] = []
     cluster.meanwhile[call] = lambda: others.append(queued(cluster))
@@ -110,7 +110,7 @@ def test_where_the_others_job_has_ended_by_then_the_search_is_continued(cluster:
 
 
 def test_another_search_of_this_name_may_have_come_during_the_check(cluster: Any) -> None:
-    cluster.meanwhile["places"] = lambda: queued(cluster, search_id="1" * 64)
+    cluster.meanwhile["capacity"] = lambda: queued(cluster, search_id="1" * 64)
     with pytest.raises(ClusterError, match="night: another search of this name is waiting there"):
         queued(cluster)
     assert len(cluster.jobs) == 1
