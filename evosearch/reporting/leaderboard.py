@@ -8,15 +8,14 @@ from evosearch.reporting.generalization import FinalistRow, finalist_rows, uncho
 from evosearch.reporting.leaderboard_row import (
     LEADERBOARD_TITLE,
     LeaderboardRow,
-    SplitScores,
     leaderboard_columns,
     records_of,
+    row_of,
 )
 from evosearch.reporting.notebook import html_paragraph, html_table
 from evosearch.reporting.openings import times_opened
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.pareto import pareto_set
-from evosearch.search.records import CardSummary
 from evosearch.search.state import SearchState
 from evosearch.setup.loading import contamination_acknowledged, read_search
 from evosearch.spec.run_dir import RunDir
@@ -109,63 +108,12 @@ def leaderboard_rows(state: SearchState) -> tuple[LeaderboardRow, ...]:
     baselines = [name for name, baseline in state.baselines.items() if baseline.recipe is not None]
     names = tuple(state.spec.get("objectives") or ())  # empty for a search with one objective
     front = set(pareto_set(state.reported.values())) if names else set()
-    rows = [_row(state, name, names, front) for name in (*baselines, *state.candidates)]
+    rows = [row_of(state, name, names, front) for name in (*baselines, *state.candidates)]
     return tuple(replace(row, rank=rank) for rank, row in enumerate(sorted(rows, key=_order), start=1))
 
 
 def _order(row: LeaderboardRow) -> tuple[bool, float, bool, float]:
     return row.score is None, sum(row.violations.values()), row.sample is not None, -(row.score or 0.0)
-
-
-def _row(state: SearchState, name: str, objectives: tuple[str, ...], front: set[str]) -> LeaderboardRow:
-    original = state.original(name)
-    cards = {split: card for (candidate, split), card in state.cards.items() if candidate == original}
-    sample = None if "search" in cards else _sample(state, name)
-    search = sample or cards.get("search")
-    reported = state.reported.get(name) if objectives else None
-    return LeaderboardRow(
-        candidate=name,
-        recipe_id=state.recipe_ids[name],
-        kind=state.kind(name),
-        state=_state(state, name, search is not None),
-        score=search.score if search else None,
-        fitness=search.fitness.value if search else None,
-        sample=sample.items if sample else None,
-        violations=_violations(state, name),
-        splits={split: _scores(card) for split, card in sorted(cards.items())},
-        objectives=dict(zip(objectives, reported.objectives, strict=False)) if reported else {},  # a failure has none
-        pareto=name in front if reported else None,
-        genome=state.proposal(name).genome if name in state.candidates else {},
-    )
-
-
-def _scores(card: CardSummary) -> SplitScores:
-    return SplitScores(card.score, card.fitness.value, card.tasks)
-
-
-def _sample(state: SearchState, name: str) -> CardSummary | None:
-    """Return the card on the minibatch that a candidate was scored on."""
-    minibatch = state.candidates[name].minibatch if name in state.candidates else None
-    return None if minibatch is None else state.samples.get((state.original(name), minibatch))
-
-
-def _violations(state: SearchState, name: str) -> dict[str, float]:
-    """Return guarded task → points lost beyond the allowed drop, where positive."""
-    found = state.violations(state.original(name))
-    if not found and name in state.reported:  # scored on a minibatch
-        found = dict(zip(state.limits, state.reported[name].violations, strict=False))
-    return {task: amount for task, amount in found.items() if amount > 0}
-
-
-def _state(state: SearchState, name: str, scored: bool) -> str:
-    if state.promoted is not None and state.promoted.candidate == name:
-        return "promoted"
-    if state.winner is not None and state.winner.candidate == name:
-        return "winner"
-    original = state.original(name)
-    if scored:
-        return "scored" if name == original else f"duplicate of {original}"
-    return "failed" if state.has_failed(original) else "pending"
 
 
 def _run_ids(run_dir: RunDir, search_id: str) -> dict[str, str]:

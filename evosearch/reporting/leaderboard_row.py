@@ -1,6 +1,6 @@
-"""One row of the leaderboard: its fields and its columns.
+"""One row of the leaderboard: its fields, their values and its columns.
 
-A new column is one field of `LeaderboardRow`, filled in `_row` of `leaderboard.py`, and one `Column` here.
+A new column is one field of `LeaderboardRow`, its value in `row_of`, and one `Column` in `leaderboard_columns`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,8 @@ from evosearch.evaluation.types import Estimate, TaskScore
 from evosearch.recipe.shapes import Scalar
 from evosearch.reporting.columns import Column, number, task_heading
 from evosearch.reporting.generalization import Gap
+from evosearch.search.records import CardSummary
+from evosearch.search.state import SearchState
 
 LEADERBOARD_TITLE = "Leaderboard (score on the search split)"
 FRAME_GROUPS = ("score", "task", "objective", "violation", "genome")  # of columns of a data frame, in order
@@ -84,6 +86,65 @@ class LeaderboardRow:
         return found | {f"genome.{name}": value for name, value in self.genome.items()}
 
 
+def row_of(state: SearchState, name: str, objectives: tuple[str, ...], front: set[str]) -> LeaderboardRow:
+    """Return the row of a candidate or baseline, before it is ranked.
+
+    Args:
+        state: A folded search.
+        name: Number of a candidate, or name of a baseline.
+        objectives: Names of the objectives; empty for a search with one.
+        front: Members of the Pareto set.
+    """
+    original = state.original(name)
+    cards = {split: card for (candidate, split), card in state.cards.items() if candidate == original}
+    sample = None if "search" in cards else _sample(state, name)
+    search = sample or cards.get("search")
+    reported = state.reported.get(name) if objectives else None
+    return LeaderboardRow(
+        candidate=name,
+        recipe_id=state.recipe_ids[name],
+        kind=state.kind(name),
+        state=_state(state, name, search is not None),
+        score=search.score if search else None,
+        fitness=search.fitness.value if search else None,
+        sample=sample.items if sample else None,
+        violations=_violations(state, name),
+        splits={split: _scores(card) for split, card in sorted(cards.items())},
+        objectives=dict(zip(objectives, reported.objectives, strict=False)) if reported else {},  # a failure has none
+        pareto=name in front if reported else None,
+        genome=state.proposal(name).genome if name in state.candidates else {},
+    )
+
+
+def _scores(card: CardSummary) -> SplitScores:
+    return SplitScores(card.score, card.fitness.value, card.tasks)
+
+
+def _sample(state: SearchState, name: str) -> CardSummary | None:
+    """Return the card on the minibatch that a candidate was scored on."""
+    minibatch = state.candidates[name].minibatch if name in state.candidates else None
+    return None if minibatch is None else state.samples.get((state.original(name), minibatch))
+
+
+def _violations(state: SearchState, name: str) -> dict[str, float]:
+    """Return guarded task → points lost beyond the allowed drop, where positive."""
+    found = state.violations(state.original(name))
+    if not found and name in state.reported:  # scored on a minibatch
+        found = dict(zip(state.limits, state.reported[name].violations, strict=False))
+    return {task: amount for task, amount in found.items() if amount > 0}
+
+
+def _state(state: SearchState, name: str, scored: bool) -> str:
+    if state.promoted is not None and state.promoted.candidate == name:
+        return "promoted"
+    if state.winner is not None and state.winner.candidate == name:
+        return "winner"
+    original = state.original(name)
+    if scored:
+        return "scored" if name == original else f"duplicate of {original}"
+    return "failed" if state.has_failed(original) else "pending"
+
+
 def records_of(rows: Sequence[LeaderboardRow]) -> tuple[list[str], list[dict[str, Scalar | None]]]:
     """Return the columns of a data frame, plain fields first, and its records."""
     records = [row.to_record() for row in rows]
@@ -106,7 +167,7 @@ def leaderboard_columns(rows: Sequence[LeaderboardRow]) -> list[Column[Leaderboa
         *_task_columns(rows),
         Column("valid.", lambda row: _split_score(row, "validation")),
         Column("test", lambda row: _split_score(row, "test")),
-        Column("state", _state, left=True),
+        Column("state", _state_cell, left=True),
     ]
 
 
@@ -128,7 +189,7 @@ def _split_score(row: LeaderboardRow, split: str) -> str:
     return number(row.splits[split].score if split in row.splits else None, 1)
 
 
-def _state(row: LeaderboardRow) -> str:
+def _state_cell(row: LeaderboardRow) -> str:
     """Format the state with the sample and the broken guards: `scored on 45 items; breaks sort by 3.2`."""
     state = row.state + (f" on {row.sample} items" if row.sample else "")
     broken = [f"{task} by {points:.1f}" for task, points in row.violations.items()]
