@@ -159,6 +159,7 @@ def test_reasons_must_be_recorded_and_match(ledger: Path) -> None:
     assert conclude("…", silent, None, {"3": "quarantined: "}).problems == ("candidate 3 did not fail",)
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_scenario_runs_as_documented_and_leaves_no_process(tmp_path: Path) -> None:

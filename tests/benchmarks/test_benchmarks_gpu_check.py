@@ -80,6 +80,7 @@ def test_checks_find_faults(
     assert "entries differ" in document["checks"][0]["reason"]
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_two_workers_score_alike(
     call: Callable[..., tuple[int, dict[str, Any], str]], monkeypatch: pytest.MonkeyPatch

@@ -150,7 +150,7 @@ def test_a_search_is_checked_then_queued_and_runs_to_its_end(head: Head, spec: W
     assert (first["ok"], first["already"], first["job"]) == (True, False, f"night-{search_id[:12]}-1")
     assert first["search_id"] == search_id
     assert first["forecast"]["seconds_per_candidate"] > 0  # one candidate was scored there
-    assert any(f"{path}: ledger: it is in the runs folder of the cluster's head" in text for text in first["notes"])
+    assert any(f"{path}: ledger: stored in the runs folder of the cluster's head" in text for text in first["notes"])
     assert "checked here; now checking on the cluster" in err or err == ""  # not on standard output
 
     again = said(evosearch, "submit", path, "--address", head.url)
@@ -196,7 +196,7 @@ def test_what_only_the_cluster_can_see_keeps_a_search_out_of_the_queue(
 def test_searches_wait_for_their_turn_in_the_order_they_came(head: Head, tmp_path: Path) -> None:
     jobs, order, go = Jobs(head.url), tmp_path / "order", tmp_path / "go"
     wait = f"while [ ! -e {go} ]; do sleep 0.1; done"
-    assert jobs.places() == 1.0
+    assert jobs.capacity() == 1.0
     for name in "abcd":
         # If the withdrawn job starts, it must not end by itself before it is stopped
         entrypoint = f"echo {name} >> {order}; {'exec sleep 3600' if name == 'c' else wait}"
@@ -266,6 +266,7 @@ def test_a_cluster_without_a_token_is_refused(head: Head, spec: World, evosearch
     assert f"the cluster at {url} requires no token: anyone who can reach it can run code on it" in err
 
 
+@pytest.mark.nightly
 def test_a_search_outlives_the_head_and_a_stop(head: Head, spec: World, evosearch: Evosearch, tmp_path: Path) -> None:
     ledger = f"sqlite:///{tmp_path}/outlives.db"
     path = spec("long", ledger=ledger, budget={"candidates": 100_000})
