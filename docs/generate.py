@@ -342,10 +342,10 @@ def families_page() -> str:
 
 
 def modules_page() -> str:
-    """Every module of the package, by room, with the first line of its docstring."""
+    """Every module of the package, by subpackage, with the first line of its docstring."""
     lines = [
         "# Modules\n",
-        "The first line of every module, by room. Everything outside of `import evosearch` is private.",
+        "The first line of every module's docstring, by subpackage. Everything outside of `import evosearch` is private.",
     ]
     package = ROOT / "evosearch"
     for room in sorted({file.parent for file in package.rglob("*.py")}):

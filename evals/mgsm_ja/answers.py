@@ -12,7 +12,7 @@ from typing import Any
 
 _NUMBER = re.compile(r"(?<![0-9])-?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![0-9])-?\.[0-9]+")
 _MINUS = str.maketrans("−‐‑–", "----")
-NONE = "[none]"  # equal to no number
+NONE = "[none]"  # differs from every number
 
 
 def last_number(resps: Sequence[Sequence[str]], docs: Sequence[Any]) -> list[list[str]]:

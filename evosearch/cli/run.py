@@ -20,7 +20,8 @@ def command(
     continue_from_best: bool = CONTINUE_FROM_BEST,
     allow_pickle: bool = ALLOW_PICKLE,
     progress: ProgressAs = typer.Option(
-        ProgressAs.auto, help="Progress on standard error: auto (a bar or text lines), or JSON lines, result last."
+        ProgressAs.auto,
+        help="Progress on standard error. auto: a bar or text lines; json: JSON lines, with the result last.",
     ),
     json: bool = JSON,
 ) -> int:

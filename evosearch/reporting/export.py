@@ -52,17 +52,17 @@ class AdapterSummary:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """An exported candidate, and the statements that accompany its test figures.
+    """An exported candidate, with the disclosures that accompany its test scores.
 
     Attributes:
         search: Name of the search.
         candidate: Number of the candidate, or name of the baseline.
-        recipe_id: Id of its recipe with its models' weights.
+        recipe_id: Id of its recipe, which identifies its models by their weights.
         format: Format that was written.
         out: The file or folder.
         test_openings: Openings of the search's test set by all searches, up to now.
-        contamination_acknowledged: The suite acknowledges contamination.
-        adapter: What an adapter keeps of the merge; None for other formats.
+        contamination_acknowledged: Whether the suite acknowledges contamination.
+        adapter: Size and approximation error of an adapter; None for other formats.
     """
 
     search: str

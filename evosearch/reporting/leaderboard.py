@@ -38,7 +38,7 @@ class Leaderboard:
         finalists: Finalists with their generalization gaps.
         unchosen: Base and parents, for comparison with the finalists.
         test_openings: Openings of the test set by all searches, up to now.
-        contamination_acknowledged: The suite acknowledges contamination.
+        contamination_acknowledged: Whether the suite acknowledges contamination.
     """
 
     rows: tuple[LeaderboardRow, ...]

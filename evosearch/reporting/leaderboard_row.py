@@ -19,14 +19,14 @@ FRAME_GROUPS = ("score", "task", "objective", "violation", "genome")  # of colum
 
 @dataclass(frozen=True)
 class SplitScores:
-    """Scores on one full split; those on test come with the statements that accompany them.
+    """Scores on one full split; those on test come with their disclosures.
 
     Attributes:
         score: Weighted mean over tasks, in points.
-        fitness: What the optimizer maximizes.
+        fitness: The value that the optimizer maximizes.
         tasks: Task → the suite's metric.
         openings: Openings of the test set by all searches; None on other splits.
-        contamination_acknowledged: The suite acknowledges contamination; None on other splits.
+        contamination_acknowledged: Whether the suite acknowledges contamination; None on other splits.
     """
 
     score: float
@@ -43,19 +43,19 @@ class LeaderboardRow:
     Attributes:
         rank: Rank from 1.
         candidate: Number of a candidate, or name of a baseline.
-        recipe_id: Id of its recipe with its models' weights.
+        recipe_id: Id of its recipe, which identifies its models by their weights.
         kind: `candidate`, `base`, `parent`, `stage`, `uniform` or `scale`.
         state: `promoted`, `winner`, `scored`, `duplicate of …`, `failed` or `pending`.
         score: Score on the search split, or on a minibatch of it; None without one.
         fitness: Fitness on the same items.
-        sample: Items of the minibatch behind score and fitness; None for the full split.
+        sample: Number of items of the minibatch that score and fitness refer to; None for the full split.
         violations: Guarded task → points lost beyond the allowed drop.
         splits: Split → scores on the full split.
         objectives: Objective → value as reported to the optimizer, if there are several.
-        pareto: In the Pareto set; None with one objective, or before the candidate was reported.
+        pareto: Whether it is in the Pareto set; None with one objective, or if it was not reported yet.
         genome: Dimension → value; empty for a baseline.
-        gaps: Generalization gaps, of finalists, base and parents.
-        run_id: Id of its MLflow run, on request.
+        gaps: Generalization gaps of finalists, base and parents.
+        run_id: Id of its MLflow run, if requested.
     """
 
     rank: int = 0

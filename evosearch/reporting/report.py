@@ -90,9 +90,9 @@ class RunReport:
 
     Attributes:
         name: Name of the search.
-        search_id: Its id.
-        ledger: Database URL of its ledger.
-        candidates: Numbers of candidates.
+        search_id: Id of the search.
+        ledger: Database URL of the ledger.
+        candidates: Numbers of proposed, scored, failed and resumed candidates.
         seconds: Duration of this run.
         stopped: Why the search ended.
         best: The best candidate by score on the search split.
@@ -101,14 +101,14 @@ class RunReport:
         unchosen: Base and parents, for comparison with the finalists.
         pareto: Pareto set of a search with several objectives.
         leaderboard: Candidates and baselines, in order of rank.
-        gate: The gate's decision; None for a stage that others build on.
-        winner: The promoted model, or the result of a stage.
-        test: The winner and the models it was compared with on the test split.
+        gate: The gate's decision; None for a stage that later stages build on.
+        winner: The promoted model, or the winner of a stage.
+        test: The winner and the models that it was compared with, on the test split.
         test_openings: Openings of this search's test set by all searches, up to now.
-        contamination_acknowledged: The suite acknowledges contamination.
+        contamination_acknowledged: Whether the suite acknowledges contamination.
         exported: Format → path of the exported files.
-        tracking_uri: Where the search is mirrored.
-        tracking: `up to date`, or how far the tracking store is behind.
+        tracking_uri: URI of the tracking store.
+        tracking: State of the mirror: `up to date`, or how far it is behind.
         stages: The stages of a multi-stage run.
     """
 
