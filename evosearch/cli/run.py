@@ -21,7 +21,7 @@ def command(
     allow_pickle: bool = ALLOW_PICKLE,
     progress: ProgressAs = typer.Option(
         ProgressAs.auto,
-        help="Progress on standard error. auto: a bar or text lines; json: JSON lines, with the result last.",
+        help="Progress on standard error. auto: a bar or text lines; json: JSON lines, result last.",
     ),
     json: bool = JSON,
 ) -> int:
