@@ -39,7 +39,7 @@ from benchmarks._light_workers.driver import SEARCH, Settings
 from benchmarks._paths import EVALS, RECIPES, ROOT
 from benchmarks._report import publish
 from evosearch.devcluster.cluster import Cluster
-from evosearch.devcluster.process_environment import dashboard, kept, of_clients, of_nodes, tracking
+from evosearch.devcluster.process_environment import dashboard, inherited, of_clients, of_nodes, tracking
 from evosearch.devcluster.processes import HOST
 from evosearch.environment import TELEMETRY_OFF
 from evosearch.evaluation.types import ItemBatch
@@ -156,7 +156,7 @@ def submit(options: argparse.Namespace, cluster: Cluster, folder: Path) -> dict[
     clients = of_clients(cluster.places, cluster.state, cluster.postgres)
     began = time.time()
     command = [sys.executable, "-m", "evosearch.cli.main", "submit", str(spec)]
-    settings = kept(os.environ) | TELEMETRY_OFF | clients
+    settings = inherited(os.environ) | TELEMETRY_OFF | clients
     done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)

@@ -13,7 +13,7 @@ import yaml
 from benchmarks._accidents.record import altered, examine
 from benchmarks._accidents.stage import Program, ScenarioResult, Stage, UnavailableError, conclude
 from benchmarks._cluster_proof import problem
-from evosearch.devcluster.process_environment import kept
+from evosearch.devcluster.process_environment import inherited
 from evosearch.environment import TELEMETRY_OFF
 
 ROOMY, PAGE = "1g", 4096  # size of the tmpfs and of a page, bytes; memory is used only as it fills
@@ -96,7 +96,7 @@ def _write_spec(stage: Stage) -> Path:
 
 
 def _run(stage: Stage, spec: Path, name: str) -> Program:
-    environment = kept(os.environ) | TELEMETRY_OFF
+    environment = inherited(os.environ) | TELEMETRY_OFF
     environment |= {"EVOSEARCH_RUNS": str(stage.folder / "runs"), "EVOSEARCH_DATA": str(stage.folder / "data")}
     command = [sys.executable, "-m", "evosearch.cli.main", "run", str(spec)]
     stage.driver = Program(command, environment, stage.folder, stage.folder / f"{name}.log")

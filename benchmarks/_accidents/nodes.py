@@ -15,7 +15,7 @@ import psutil
 
 from benchmarks._paths import ROOT
 from evosearch.devcluster.private import secret
-from evosearch.devcluster.process_environment import kept
+from evosearch.devcluster.process_environment import inherited
 from evosearch.devcluster.processes import HOST, Process, free_port, last_lines, start
 from evosearch.environment import TELEMETRY_OFF
 from evosearch.errors import SearchError
@@ -62,7 +62,7 @@ class Nodes:
             "PYTHONDONTWRITEBYTECODE": "1",
             "OMP_NUM_THREADS": "1",
         }
-        return kept(os.environ) | TELEMETRY_OFF | ours
+        return inherited(os.environ) | TELEMETRY_OFF | ours
 
     def add(self, name: str, cpus: int = 0, **environment: str) -> None:
         """Start a node and wait until it is up; the head must be first.

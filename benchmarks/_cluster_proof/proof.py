@@ -21,7 +21,7 @@ from benchmarks._cluster_proof.evidence import check_ledger, check_mirror, check
 from evosearch.devcluster import mlflow_server
 from evosearch.devcluster.cluster import Cluster
 from evosearch.devcluster.mlflow_rest import Rest
-from evosearch.devcluster.process_environment import ACCOUNT, dashboard, kept, of_clients, tracking
+from evosearch.devcluster.process_environment import ACCOUNT, dashboard, inherited, of_clients, tracking
 from evosearch.devcluster.processes import HOST, LOG_LINES
 from evosearch.devcluster.ray_nodes import worker
 from evosearch.environment import TELEMETRY_OFF
@@ -108,7 +108,7 @@ class ClusterProof:
 
     def _submit(self, spec: Path) -> None:
         clients = of_clients(self.cluster.places, self.cluster.state, self.cluster.postgres)
-        settings = kept(os.environ) | TELEMETRY_OFF | clients
+        settings = inherited(os.environ) | TELEMETRY_OFF | clients
         command = [sys.executable, "-m", "evosearch.cli.main", "submit", str(spec)]
         done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=SUBMIT_S, check=False)
         if done.returncode:

@@ -1,1 +1,1 @@
-"""A development cluster on one machine: PostgreSQL, an MLflow server with accounts and Ray nodes, on loopback."""
+"""Development cluster on one machine: PostgreSQL, an MLflow server with accounts, and Ray nodes, on loopback."""

@@ -1,7 +1,7 @@
 """Start, inspect and stop a cluster on one machine: PostgreSQL, an MLflow server, a Ray head and worker nodes.
 
-Everything listens on loopback only, requires a password or a token, and keeps its data in one folder. `up` restarts
-what has died, with the same data and secrets and, where they are still free, the same ports.
+All parts listen on loopback only, require a password or a token, and keep their data in one folder. `up` restarts
+parts that have died, with the same data, secrets and, if still free, ports.
 """
 
 import os
@@ -24,7 +24,7 @@ from evosearch.errors import InputError, SearchError
 LEDGER = "evosearch"  # database
 POSTGRES, MLFLOW = "postgres", "mlflow"
 NODE_TRIES = 3
-HEALTHY_S = 400.0  # for one part to become healthy: MLflow creates tables, Ray imports a lot
+HEALTHY_S = 400.0  # time limit for a part to become healthy: MLflow creates tables, Ray imports many modules
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class PartStatus:
     pid: int | None
     address: str
     since: float | None  # seconds since 1970
-    problem: str | None  # None: it is healthy
+    problem: str | None  # None if healthy
 
 
 class Cluster:
-    """The cluster of one folder.
+    """The cluster in a folder.
 
     Args:
-        folder: Where everything is kept; created by `up`.
+        folder: Folder for all data; created by `up`.
         notice: Called with a line for each part that is started or stopped.
     """
 
@@ -59,10 +59,10 @@ class Cluster:
     # --- up and down --------------------------------------------------------------------------------------------
 
     def up(self, nodes: int | None = None, cpus_per_node: int | None = None, gpus_per_node: int | None = None) -> None:
-        """Start what does not run, and wait until everything is healthy.
+        """Start the parts that are not running, and wait until all are healthy.
 
         Args:
-            nodes: Number of worker nodes; further ones are stopped. Default: as before, or 2.
+            nodes: Number of worker nodes; surplus ones are stopped. Default: as before, or 2.
             cpus_per_node: Default: as before, or an even share of the CPUs.
             gpus_per_node: Default: as before, or none.
 
@@ -91,14 +91,14 @@ class Cluster:
         """Stop every process of the cluster.
 
         Args:
-            remove: Also delete everything it created, databases included.
+            remove: Also delete everything that the cluster created, including the databases.
 
         Raises:
             InputError: There is no cluster in the folder.
         """
         with self.places.locked():
             state = self.state
-            # Nodes before their head, and MLflow last, so that searches can still report to it
+            # Nodes before their head, and MLflow last, so that searches can still log to it
             for name in [*self._nodes(state), *(name for name in (ray_nodes.HEAD, MLFLOW) if name in state.processes)]:
                 state.processes.pop(name).stop()
                 state.save(self.places)
@@ -114,13 +114,13 @@ class Cluster:
                 self._notice(f"{self.places.folder} is kept: it contains {', '.join(left)}, not part of the cluster")
 
     def kill_node(self, name: str) -> None:
-        """Kill a node and everything on it at once, as when a machine is lost."""
+        """Kill a node and all processes on it immediately, as if a machine were lost."""
         self.state.processes[name].kill()
 
     # --- inspection ------------------------------------------------------------------------------------------
 
     def status(self) -> list[PartStatus]:
-        """Return the state of every part that should run, PostgreSQL first."""
+        """Return the status of every part that should be running, PostgreSQL first."""
         state, server = self.state, self.postgres.process
         since = server.create_time() if server else None
         address = self._address(state, POSTGRES)
@@ -146,13 +146,13 @@ class Cluster:
         return listening(list(self.processes()))
 
     def leaks(self) -> list[str]:
-        """Return the files that contain a secret, except those that are meant to."""
-        meant = {self.places.environment, self.postgres.passfile}
+        """Return the files that contain a secret, except for those whose purpose it is."""
+        intended = {self.places.environment, self.postgres.passfile}
         secrets = [file.read_bytes() for file in self.places.secrets.iterdir() if file.suffix != ".ini"]
         secrets.append(self.postgres.passfile.read_bytes().strip().rpartition(b":")[2])
         roots = {self.places.folder, self.state.ray_folder(self.places)}
-        files = {file for root in roots for file in root.rglob("*") if file.is_file()} - meant
-        own = (self.places.secrets, self.postgres.data)  # the databases contain hashes of them
+        files = {file for root in roots for file in root.rglob("*") if file.is_file()} - intended
+        own = (self.places.secrets, self.postgres.data)  # the databases contain hashes of secrets
         return sorted(
             str(file)
             for file in files
@@ -160,7 +160,7 @@ class Cluster:
         )
 
     def ledger(self) -> str:
-        """Return the URL of the database for searches, for `ledger:` in a spec."""
+        """Return the URL of the ledgers' database, for `ledger:` in a spec."""
         return self.postgres.url(LEDGER)
 
     # --- parts ----------------------------------------------------------------------------------------------
@@ -178,18 +178,18 @@ class Cluster:
             state.ports[POSTGRES] = self.postgres.port
 
     def _up_mlflow(self, state: State) -> None:
-        """Wait for MLflow to start, and create the searches' account."""
+        """Wait for MLflow to start, and create the account for searches."""
         self._wait(state, MLFLOW, lambda: mlflow_server.startup_problem(state))
         mlflow_server.create_account(self.places, state)
         self._wait(state, MLFLOW, lambda: self._problem(state, MLFLOW))
 
     def _up_parts(self, state: State) -> None:
-        """Start MLflow and Ray's head in parallel, since both import slowly, then the nodes in parallel."""
+        """Start MLflow and Ray's head in parallel, since both import slowly; then start the nodes in parallel."""
         secret(self.places.token)
         head = state.processes.get(ray_nodes.HEAD)
         names = [ray_nodes.worker(index + 1) for index in range(state.nodes)]
         for name in self._nodes(state):
-            # Nodes of a head that died belong to no cluster any more
+            # After the death of their head, nodes no longer belong to a cluster
             if name not in names or head is None or not head.running:
                 state.processes.pop(name).stop()
         began = time.monotonic()
@@ -206,13 +206,13 @@ class Cluster:
             self._report(started, state, name, began)
 
     def _start_node(self, state: State, name: str) -> bool:
-        """Start a Ray node unless it runs; return whether it was started."""
+        """Start a Ray node unless it is running; return whether it was started."""
         settings = process_environment.of_nodes(self.places, state, self.postgres)
         settings |= ray_nodes.devices(name, state.gpus_per_node)
         return self._start(state, name, ray_nodes.command(self.places, state, name), settings)
 
     def _wait_for_node(self, state: State, name: str) -> None:
-        """Wait for a node. Ray's own limit of 30 s is short on a busy machine, so it is started again a few times."""
+        """Wait for a node, and restart it a few times: Ray's own limit of 30 s is too short on a busy machine."""
         for left in reversed(range(NODE_TRIES)):
             try:
                 return self._wait(state, name, lambda: self._problem(state, name))
@@ -223,12 +223,12 @@ class Cluster:
         return None
 
     def _start(self, state: State, name: str, command: list[str], settings: dict[str, str]) -> bool:
-        """Start a part unless it runs; return whether it was started."""
+        """Start a part unless it is running; return whether it was started."""
         present = state.processes.get(name)
         if present is not None and present.running:
             return False
         if present is not None:
-            present.kill()  # remaining descendants
+            present.kill()  # its remaining descendants
         state.processes[name] = start(command, settings, self.places.folder, self.places.log(name))
         state.save(self.places)
         return True
@@ -241,7 +241,7 @@ class Cluster:
             self._notice(f"{name} at {self._address(state, name)} ({time.monotonic() - began:.1f} s)")
 
     def _choose_ports(self, state: State) -> None:
-        """Choose ports for parts that do not run: the previous ones where they are still free."""
+        """Choose ports for parts that are not running: the previous ones if they are still free."""
         for part, names in {MLFLOW: ("mlflow",), ray_nodes.HEAD: ("ray", "dashboard")}.items():
             process = state.processes.get(part)
             if process is None or not process.running:
@@ -256,7 +256,7 @@ class Cluster:
         return ray_nodes.problem(self.places, state, name)
 
     def _address(self, state: State, name: str) -> str:
-        """Return a part's address for clients; for a worker node only the machine's."""
+        """Return a part's address for clients; a worker node has none except for the machine's."""
         if name == POSTGRES and POSTGRES in state.ports:
             return f"{HOST}:{state.ports[POSTGRES]}"
         ports = {MLFLOW: "mlflow", ray_nodes.HEAD: "dashboard"}
@@ -279,7 +279,7 @@ class Cluster:
 def _contains(file: Path, secrets: list[bytes]) -> bool:
     try:
         content = file.read_bytes()
-    except OSError:  # removed by a process that has just ended
+    except OSError:  # removed in the meantime
         return False
     return any(secret in content for secret in secrets)
 

@@ -1,4 +1,4 @@
-"""Minimal client of MLflow's REST API: requests with an account."""
+"""Minimal client of MLflow's REST API, with authentication."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,18 +11,18 @@ TIMEOUT_S = 30.0
 
 
 class Rest:
-    """One MLflow server, as one account or without one.
+    """Client of one MLflow server.
 
     Args:
         uri: URL of the server.
-        account: Name and password, or None.
+        account: Name and password; None for requests without authentication.
     """
 
     def __init__(self, uri: str, account: tuple[str, str] | None = None) -> None:
         self._uri, self._account = uri, account
 
     def call(self, method: str, path: str, /, **content: Any) -> requests.Response:
-        """Send a request to `/api/2.0/mlflow/PATH`; `content` is the query of a GET, else the JSON body."""
+        """Send a request to `/api/2.0/mlflow/PATH`; `content` is the query of a GET, otherwise the JSON body."""
         is_get = method == "GET"
         return requests.request(
             method,
@@ -35,7 +35,7 @@ class Rest:
         )
 
     def get(self, path: str, /, **parameters: Any) -> dict[str, Any]:
-        """Return the JSON answer to a GET.
+        """Return the JSON response to a GET.
 
         Raises:
             SearchError: The server answers with an error.
@@ -43,7 +43,7 @@ class Rest:
         return _answer(self.call("GET", path, **parameters))
 
     def post(self, path: str, /, **content: Any) -> dict[str, Any]:
-        """Return the JSON answer to a POST.
+        """Return the JSON response to a POST.
 
         Raises:
             SearchError: The server answers with an error.

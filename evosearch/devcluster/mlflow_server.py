@@ -1,4 +1,4 @@
-"""The MLflow server of a cluster: with accounts, one worker process, and its data in PostgreSQL and the folder."""
+"""MLflow server of a cluster, with accounts and one worker process; its data is in PostgreSQL and in the folder."""
 
 import os
 import sys
@@ -10,18 +10,18 @@ from evosearch.devcluster.mlflow_rest import Rest
 from evosearch.devcluster.places import Places, State
 from evosearch.devcluster.postgres import Postgres
 from evosearch.devcluster.private import secret, write_private
-from evosearch.devcluster.process_environment import ACCOUNT, kept, tracking
+from evosearch.devcluster.process_environment import ACCOUNT, inherited, tracking
 from evosearch.devcluster.processes import HOST
 from evosearch.environment import TELEMETRY_OFF
 from evosearch.errors import InputError, SearchError
 
 ADMIN = "admin"
 STORE, ACCOUNTS = "mlflow", "mlflow_auth"  # databases
-ACCOUNTS_MODULE = "flask_wtf"  # of the extra `server`; needed by MLflow's accounts
+ACCOUNTS_MODULE = "flask_wtf"  # required by MLflow's accounts, and installed by the extra `server`
 
 
 def check_installed() -> None:
-    """Check that MLflow's accounts work in this Python.
+    """Check that the packages for MLflow's accounts are installed.
 
     Raises:
         InputError: The extra `server` is not installed.
@@ -46,14 +46,14 @@ def command(places: Places, state: State, postgres: Postgres) -> list[str]:
 
 
 def environment(places: Places, postgres: Postgres) -> dict[str, str]:
-    """Return the server's environment, and write its config file, which contains the administrator's password."""
+    """Return the server's environment; also write its config file, which contains the administrator's password."""
     config = places.secrets / "mlflow-auth.ini"
     settings = {
-        "default_permission": "READ",  # for others' objects; an object's creator manages it
+        "default_permission": "READ",  # for objects of others; the creator of an object manages it
         "database_uri": _database(postgres, ACCOUNTS),
         "admin_username": ADMIN,
         "admin_password": admin_password(places),
-        # Without a cache every request costs a slow hash; changes by the API still take effect at once
+        # Without a cache, every request computes a slow hash; changes by the API still take effect immediately
         "auth_cache_ttl_seconds": "60",
         "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
     }
@@ -66,7 +66,7 @@ def environment(places: Places, postgres: Postgres) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONWARNINGS": "ignore",
     }
-    return kept(os.environ) | TELEMETRY_OFF | ours
+    return inherited(os.environ) | TELEMETRY_OFF | ours
 
 
 def admin_password(places: Places) -> str:
@@ -75,12 +75,12 @@ def admin_password(places: Places) -> str:
 
 
 def account_password(places: Places) -> str:
-    """Return the password of the searches' account, created on first use."""
+    """Return the password of the account for searches, created on first use."""
     return secret(places.secrets / f"mlflow-{ACCOUNT}")
 
 
 def problem(places: Places, state: State) -> str | None:
-    """Return why the server is not healthy; None once it answers the searches' account."""
+    """Return why the server is not healthy; None once it accepts the account for searches."""
     try:
         rest = Rest(tracking(state), (ACCOUNT, account_password(places)))
         response = rest.call("GET", "experiments/search", max_results=1)
@@ -90,7 +90,7 @@ def problem(places: Places, state: State) -> str | None:
 
 
 def startup_problem(state: State) -> str | None:
-    """Return why the server has not started; None once it answers at all, which needs no account."""
+    """Return why the server has not started; None once its health check, which needs no account, succeeds."""
     try:
         return None if requests.get(f"{tracking(state)}/health", timeout=5).ok else "/health answers with an error"
     except requests.RequestException as exc:
@@ -98,10 +98,10 @@ def startup_problem(state: State) -> str | None:
 
 
 def create_account(places: Places, state: State) -> None:
-    """Create the searches' account, unless it exists.
+    """Create the account for searches unless it exists.
 
     Raises:
-        SearchError: The server refuses.
+        SearchError: The server rejects the request.
     """
     admin = Rest(tracking(state), (ADMIN, admin_password(places)))
     if admin.call("GET", "users/get", username=ACCOUNT).ok:

@@ -1,4 +1,4 @@
-"""Layout of a cluster's folder, and the record of its processes.
+"""Layout of a cluster's folder, and the state of its processes.
 
 FOLDER/state.json     ports, and the process of each part
 FOLDER/environment    0600: environment variables of a client, for a shell
@@ -6,7 +6,7 @@ FOLDER/secrets/       0700: Ray's token, the accounts' passwords
 FOLDER/logs/          a log for each part
 FOLDER/postgres/      databases              FOLDER/artifacts/   MLflow's artifacts
 FOLDER/runs/          folders of searches    FOLDER/ray/         Ray's sockets and logs, unless the path is too long
-FOLDER/lock           held by the command that starts or stops parts
+FOLDER/lock           lock of the command that starts or stops parts
 
 A folder belongs to a cluster if it contains state.json, which is written first. Other files are never removed.
 """
@@ -27,7 +27,7 @@ from evosearch.devcluster.processes import Process
 from evosearch.errors import InputError
 
 FILES, FOLDERS = ("environment", "state.json", "lock"), ("secrets", "logs", "artifacts", "runs", "postgres", "ray")
-LONGEST_RAY = 36  # characters of Ray's folder: socket paths in it add 65, and 107 is the limit
+LONGEST_RAY = 36  # maximum length of the path of Ray's folder: socket paths add 65 characters, and the limit is 107
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Places:
 
     @property
     def token(self) -> Path:
-        """Ray's token, in the form of RAY_AUTH_TOKEN_PATH."""
+        """File with Ray's token, for RAY_AUTH_TOKEN_PATH."""
         return self.secrets / "ray-token"
 
     @property
@@ -53,7 +53,7 @@ class Places:
 
     @property
     def state(self) -> Path:
-        """Record of processes and ports."""
+        """File with the state of processes and ports."""
         return self.folder / "state.json"
 
     def log(self, part: str) -> Path:
@@ -61,7 +61,7 @@ class Places:
         return self.folder / "logs" / f"{part}.log"
 
     def make(self) -> None:
-        """Create the folders, private ones; root's can be traversed by PostgreSQL's unprivileged user.
+        """Create the folders with private modes; for root, PostgreSQL's unprivileged user may traverse the top one.
 
         Raises:
             InputError: The folder contains something other than a cluster.
@@ -72,13 +72,13 @@ class Places:
             self._refuse_foreign()
             if not self.state.is_file():
                 State().save(self)
-            State.load(self)  # raises if it is another program's file
+            State.load(self)  # raises if the file is another program's
             self.folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
             for name in ("secrets", "logs", "artifacts", "runs"):
                 (self.folder / name).mkdir(mode=0o700, exist_ok=True)
 
     def remove(self) -> list[str]:
-        """Delete everything a cluster creates, and the folder if it is then empty; return the names of other files."""
+        """Delete everything that a cluster creates, and the folder unless it has other files; return their names."""
         for name in FOLDERS:
             entry = self.folder / name
             if entry.is_symlink():
@@ -86,7 +86,7 @@ class Places:
             elif entry.exists():
                 shutil.rmtree(entry)
         for name in FILES:
-            for file in (self.folder / name, *self.folder.glob(f"{name}.[0-9]*")):  # half-written ones too
+            for file in (self.folder / name, *self.folder.glob(f"{name}.[0-9]*")):  # also half-written ones
                 file.unlink(missing_ok=True)
         left = sorted(entry.name for entry in self.folder.iterdir())
         if not left:
@@ -103,7 +103,7 @@ class Places:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Take the lock under which parts are started and stopped; wait for another command that holds it.
+        """Acquire the lock for starting and stopping parts; waits for another command that owns it.
 
         Raises:
             InputError: There is no cluster in the folder.
@@ -126,7 +126,7 @@ class Places:
 
 @dataclass
 class State:
-    """Record of a cluster: processes by part, ports by name, the requested nodes, and Ray's folder."""
+    """State of a cluster: processes by part, ports by name, the requested nodes, and Ray's folder."""
 
     processes: dict[str, Process] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
@@ -137,10 +137,10 @@ class State:
 
     @classmethod
     def load(cls, places: Places) -> Self:
-        """Read the record; an empty one if there is no file.
+        """Read the state; it is empty if there is no file.
 
         Raises:
-            InputError: The file is not the record of a cluster.
+            InputError: The file is not the state of a cluster.
         """
         try:
             data: dict[str, Any] = json.loads(places.state.read_text())
@@ -148,16 +148,16 @@ class State:
         except FileNotFoundError:
             return cls()
         except (ValueError, TypeError, KeyError, AttributeError) as exc:
-            what = f"not the record of a cluster ({type(exc).__name__}: {exc})"
+            what = f"not the state of a cluster ({type(exc).__name__}: {exc})"
             raise InputError(str(places.state), what, next="Choose another folder") from None
 
     def save(self, places: Places) -> None:
-        """Write the record."""
+        """Write the state."""
         processes = {name: vars(process) for name, process in self.processes.items()}
         write_private(places.state, json.dumps(vars(self) | {"processes": processes}, indent=1) + "\n")
 
     def ray_folder(self, places: Places) -> Path:
-        """Return the folder of Ray's nodes; create it if necessary."""
+        """Return the folder of Ray's nodes, created if necessary."""
         own = places.folder / "ray"
         if not self.ray:
             short = len(str(own)) <= LONGEST_RAY

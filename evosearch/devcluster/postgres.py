@@ -1,6 +1,6 @@
-"""A private PostgreSQL server: in one folder, on loopback only, with a random password.
+"""Private PostgreSQL server: in one folder, on loopback only, with a random password.
 
-FOLDER/data       the databases, owned by an unprivileged user if we are root
+FOLDER/data       the databases, owned by an unprivileged user if this process runs as root
 FOLDER/passfile   0600: the password, for clients with PGPASSFILE=FOLDER/passfile
 FOLDER/port       the latest port
 FOLDER/log        the server's log
@@ -26,14 +26,14 @@ from psycopg import sql
 from evosearch.devcluster.private import write_private
 from evosearch.errors import InputError, SearchError
 
-USER = "evosearch"  # the server's one role, its superuser
+USER = "evosearch"  # the only role, a superuser
 HOST = "127.0.0.1"
 DEADLINE_S = 60.0  # for the server to start or to stop
-UNPRIVILEGED = ("postgres", "nobody")  # the server refuses to run as root; the first of these users that exists runs it
+UNPRIVILEGED = ("postgres", "nobody")  # the server refuses to run as root, so the first existing user of these runs it
 
 
 def find_programs() -> Path | None:
-    """Return the folder of `initdb` and `postgres`, preferring PATH, then the newest version; None if not installed."""
+    """Return the folder of `initdb` and `postgres`, from PATH or else the newest version; None if not installed."""
     on_path = [Path(found).resolve().parent for name in ("initdb", "postgres") if (found := shutil.which(name))]
     debian = sorted(
         Path("/usr/lib/postgresql").glob("*/bin"), key=lambda entry: _number(entry.parent.name), reverse=True
@@ -42,11 +42,11 @@ def find_programs() -> Path | None:
 
 
 class Postgres:
-    """One server. Another `Postgres` of the same folder finds, starts and stops the same server.
+    """The server in a folder. Other `Postgres` objects for the folder control the same server.
 
     Args:
         folder: Folder of the server; created by `start`.
-        port: Port to listen on; 0 for the previous one, or else any free one.
+        port: Port to listen on; 0 for the previous port, or any free one.
     """
 
     def __init__(self, folder: Path, port: int = 0) -> None:
@@ -75,7 +75,7 @@ class Postgres:
 
     @property
     def running(self) -> bool:
-        """Whether the server runs, also if another process started it."""
+        """Whether the server is running, even if another process started it."""
         return self._postmaster() is not None
 
     @property
@@ -84,11 +84,11 @@ class Postgres:
         return self._postmaster()
 
     def start(self, *, durable: bool = True, die_with_parent: bool = False) -> None:
-        """Start the server unless it runs, and wait until it answers. The first start creates the databases.
+        """Start the server unless it is running, and wait until it answers. The first start creates the databases.
 
         Args:
-            durable: False only for tests: nothing waits for the disk, and a power cut loses everything.
-            die_with_parent: Stop the server when the thread that started it ends, however that ends.
+            durable: False only for tests: writes do not wait for the disk, so a power failure may lose all data.
+            die_with_parent: Stop the server when the thread that started it ends, even by a crash.
 
         Raises:
             InputError: PostgreSQL is not installed, its user cannot reach the folder, or the port is taken.
@@ -97,7 +97,7 @@ class Postgres:
         programs = find_programs()
         if programs is None:
             next = "Install it: apt-get install postgresql (Debian), or put its programs on PATH"
-            raise InputError("postgres", "its server programs (initdb, postgres) are not installed", next=next)
+            raise InputError("postgres", "the server programs (initdb, postgres) are not installed", next=next)
         if self.running:
             return
         self._make_folder()
@@ -127,11 +127,11 @@ class Postgres:
         self._await_answer()
 
     def stop(self) -> None:
-        """Stop the server if it runs: clients are disconnected, committed data is kept."""
+        """Stop the server if it is running: clients are disconnected, committed data is kept."""
         self._end(signal.SIGINT)  # "fast shutdown"
 
     def crash(self) -> None:
-        """Kill all its processes, as in a power cut; `start` recovers what was committed."""
+        """Kill all processes of the server, as in a power failure; `start` recovers committed data."""
         postmaster = self._postmaster()
         if postmaster is None:
             return
@@ -143,7 +143,7 @@ class Postgres:
     # --- databases ----------------------------------------------------------------------------------------------
 
     def create_database(self, name: str) -> None:
-        """Create a database unless it exists."""
+        """Create a database if it does not exist."""
         with self.connect() as connection, suppress(psycopg.errors.DuplicateDatabase):
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
 
@@ -175,15 +175,15 @@ class Postgres:
                 raise InputError(str(self.folder), what, next=f"Choose another folder, or: chmod o+x {entry}")
 
     def _make_databases(self, programs: Path) -> None:
-        shutil.rmtree(self.data, ignore_errors=True)  # left by a first start that was interrupted
+        shutil.rmtree(self.data, ignore_errors=True)  # left by an interrupted first start
         password = secrets.token_urlsafe(24)
         self.data.mkdir(mode=0o700)
-        handed_over = self.data.with_name("password")
-        write_private(handed_over, password)
+        password_file = self.data.with_name("password")
+        write_private(password_file, password)
         if (account := _account()) is not None:
             os.chown(self.data, account.pw_uid, account.pw_gid)
-            os.chown(handed_over, account.pw_uid, account.pw_gid)
-        command = [str(programs / "initdb"), "-D", str(self.data), "-U", USER, f"--pwfile={handed_over}"]
+            os.chown(password_file, account.pw_uid, account.pw_gid)
+        command = [str(programs / "initdb"), "-D", str(self.data), "-U", USER, f"--pwfile={password_file}"]
         command += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-instructions", "--no-sync"]
         try:
             made = subprocess.run(  # noqa: S603 (our own command)
@@ -196,7 +196,7 @@ class Postgres:
             shutil.rmtree(self.data, ignore_errors=True)
             raise
         finally:
-            handed_over.unlink()
+            password_file.unlink()
 
     def _password(self) -> str:
         try:
@@ -221,7 +221,7 @@ class Postgres:
             return int(probe.getsockname()[1])
 
     def _as_user(self) -> dict[str, Any]:
-        """Return the options with which its programs are started: with a minimal environment, and not as root."""
+        """Return options for starting PostgreSQL's programs: a minimal environment, and a user other than root."""
         kept = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "TZ") if key in os.environ}
         options: dict[str, Any] = {"cwd": self.folder, "env": kept | {"LC_ALL": "C"}}
         if (account := _account()) is not None:
@@ -245,7 +245,7 @@ class Postgres:
             time.sleep(0.05)
 
     def _postmaster(self) -> psutil.Process | None:
-        """Find the server's first process, also if another process started it."""
+        """Return the server's first process, even if another process started it."""
         try:
             process = psutil.Process(int((self.data / "postmaster.pid").read_text().splitlines()[0]))
             alive = process.name() == "postgres" and process.status() != psutil.STATUS_ZOMBIE
@@ -254,18 +254,18 @@ class Postgres:
             return None
 
     def _neutralize_stale_pid(self) -> None:
-        """Put our own pid into a `postmaster.pid` that a crash has left.
+        """Write our own pid into a `postmaster.pid` that was left by a crash.
 
         Otherwise the server refuses to start while any process has the old pid. It treats its parent's pid as stale
-        (CreateLockFile in miscinit.c), and the file's other lines still tell it whether an old server uses the data.
+        (CreateLockFile in miscinit.c), and still detects from the file's other lines if an old server uses the data.
         """
         stale = self.data / "postmaster.pid"
         with suppress(FileNotFoundError):
             lines = stale.read_text().splitlines(keepends=True)
-            stale.write_text("".join([f"{os.getpid()}\n", *lines[1:]]))  # in place, so that its owner stays
+            stale.write_text("".join([f"{os.getpid()}\n", *lines[1:]]))  # in place, to keep its owner
 
     def _is_ours(self, process: psutil.Process) -> bool:
-        """Return whether a server serves this folder: after a crash, its old pid may be that of another server."""
+        """Return whether a server uses this folder: after a crash, the recorded pid may be another server's."""
         with suppress(psutil.AccessDenied):
             return Path(process.cwd()) == self.data  # the server's working directory
         return str(self.data) in process.cmdline()
@@ -286,7 +286,7 @@ class Postgres:
 
 
 def _account() -> pwd.struct_passwd | None:
-    """Return the user that runs the server if we are root; None for ourselves."""
+    """Return the user that runs the server if this process runs as root; None for the current user."""
     if os.geteuid() != 0:
         return None
     for name in UNPRIVILEGED:
@@ -303,7 +303,7 @@ def _private(path: str, flags: int) -> int:
 
 def _free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # like the server: closed connections linger
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # like the server: ignore lingering connections
         try:
             probe.bind((HOST, port))
         except OSError:

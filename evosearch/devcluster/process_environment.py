@@ -1,4 +1,4 @@
-"""Environment variables of a cluster's nodes and clients, so that job descriptions contain no secrets."""
+"""Environment variables of a cluster's nodes and clients. They pass secrets, so that job descriptions contain none."""
 
 import os
 import shlex
@@ -13,7 +13,7 @@ from evosearch.devcluster.processes import HOST
 from evosearch.environment import TELEMETRY_OFF
 from evosearch.spec.run_dir import data_folder
 
-ACCOUNT = "evosearch"  # MLflow account of searches
+ACCOUNT = "evosearch"  # MLflow account for searches
 FOREIGN = ("RAY_", "MLFLOW_", "PG", "EVOSEARCH_")  # prefixes of variables that may belong to another cluster
 
 
@@ -28,13 +28,13 @@ def tracking(state: State) -> str:
 
 
 def of_clients(places: Places, state: State, postgres: Postgres) -> dict[str, str]:
-    """Return the variables with which a client submits and follows searches, and reads ledger and tracking server."""
+    """Return the variables for clients, which submit and follow searches and read ledger and tracking server."""
     return {
         "EVOSEARCH_ADDRESS": dashboard(state),
         "EVOSEARCH_RUNS": str(places.folder / "runs"),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(places.token),
-        # Despite its name: otherwise Ray replaces 127.0.0.1 by the machine's own address, where nothing listens
+        # Despite its name: without it Ray replaces 127.0.0.1 by the machine's own address, where no part listens
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "PGPASSFILE": str(postgres.passfile),
         "MLFLOW_TRACKING_URI": tracking(state),
@@ -49,18 +49,18 @@ def of_nodes(places: Places, state: State, postgres: Postgres) -> dict[str, str]
         "EVOSEARCH_PYTHON": sys.executable,
         "EVOSEARCH_CACHE": str(default_cache()),
         "EVOSEARCH_DATA": str(data_folder()),
-        "EVOSEARCH_RAY_ADDRESS": f"{HOST}:{state.ports['ray']}",  # for jobs: Ray's own guess may be another cluster
+        "EVOSEARCH_RAY_ADDRESS": f"{HOST}:{state.ports['ray']}",  # for jobs, to which Ray may pass another cluster's
         "PYTHONDONTWRITEBYTECODE": "1",
-        "RAY_JOB_START_TIMEOUT_SECONDS": "604800",  # a search may wait for its turn for a week
-        "RAY_JOB_STOP_WAIT_TIME_S": "60",  # for a stopped search to write its records
+        "RAY_JOB_START_TIMEOUT_SECONDS": "604800",  # a search may wait in the queue for a week
+        "RAY_JOB_STOP_WAIT_TIME_S": "60",  # time for a stopped search to write its records
     }
     clients = of_clients(places, state, postgres)
     del clients["EVOSEARCH_ADDRESS"]
-    return kept(os.environ) | TELEMETRY_OFF | clients | ours
+    return inherited(os.environ) | TELEMETRY_OFF | clients | ours
 
 
-def kept(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the part of an environment that a cluster's processes inherit."""
+def inherited(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that a cluster's processes inherit from an environment."""
     return {name: value for name, value in environment.items() if not name.startswith(FOREIGN)}
 
 

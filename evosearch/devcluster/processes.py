@@ -1,7 +1,7 @@
-"""Processes that outlive the command that starts them, each in its own session with all its descendants.
+"""Processes that outlive the command that starts them, each in its own session with all of its descendants.
 
-A process is identified by its id, the machine's boot and its start in ticks since boot, so that a reused id is not
-mistaken for it. A random mark in the environment identifies its descendants after it has ended.
+A process is identified by its id, the boot id and its start in ticks since boot, so that another process with a reused
+id is not mistaken for it. After it has ended, a random mark in the environment identifies its descendants.
 """
 
 import os
@@ -22,30 +22,36 @@ import psutil
 from evosearch.errors import SearchError
 
 HOST = "127.0.0.1"
-PORTS = range(20_000, 32_000)  # below those that Linux hands out for outgoing connections
-MARK = "EVOSEARCH_STARTED_AS"  # environment variable of every process that is started here
+PORTS = range(20_000, 32_000)  # below the range that Linux uses for outgoing connections
+MARK = "EVOSEARCH_STARTED_AS"  # environment variable of every process that `launch` starts
 STOP_S = 20.0  # between SIGTERM and SIGKILL
 LOG_LINES = 15
-_children: list[
-    subprocess.Popen[bytes]
-] = []  # keeps references: subprocess warns about a running child that is garbage-collected
+# Keeps references, because subprocess warns if the object of a running child is garbage-collected
+_children: list[subprocess.Popen[bytes]] = []
 
 
 @dataclass(frozen=True)
 class Process:
-    """A session's first process."""
+    """First process of a session.
+
+    Attributes:
+        pid: Process id.
+        ticks: Clock ticks from boot to its start; a time would change when the clock is set.
+        boot: Id of the machine's boot.
+        mark: Mark in its environment and that of its descendants; empty if `launch` did not start it.
+    """
 
     pid: int
-    ticks: int  # clock ticks from boot to its start; a date would change whenever the clock is set
-    boot: str  # id of the machine's boot
-    mark: str = ""  # in its environment and that of its descendants; empty if `launch` did not start it
+    ticks: int
+    boot: str
+    mark: str = ""
 
     @classmethod
     def of(cls, pid: int, mark: str = "") -> Self:
-        """Identify the process that has this id now.
+        """Identify the process that currently has this id.
 
         Raises:
-            psutil.NoSuchProcess: There is none.
+            psutil.NoSuchProcess: There is no such process.
         """
         found = _stat(pid)
         if found is None:
@@ -54,24 +60,24 @@ class Process:
 
     @property
     def started(self) -> float:
-        """Start in seconds since 1970, by the machine's clock as it is set now."""
+        """Start time in seconds since 1970, by the current setting of the machine's clock."""
         return psutil.boot_time() + self.ticks / os.sysconf("SC_CLK_TCK")
 
     @property
     def running(self) -> bool:
-        """Whether this very process is alive."""
+        """Whether this process is alive, as opposed to another one with its id."""
         found = _stat(self.pid)
         return self.boot == boot_id() and found is not None and found.ticks == self.ticks and found.alive
 
     def members(self, known: Container[psutil.Process] = ()) -> list[psutil.Process]:
-        """Return every living process of it: its session, marked processes elsewhere, and descendants of these.
+        """Return its living members: the processes of its session, other marked processes, and their descendants.
 
-        A session has the id of its first process, which is not reused while the session lasts. The session is ours
-        while that process is; afterwards, if any process in it has the mark or is `known`. Ray's processes overwrite
-        their environment with a title, and the mark with it, so the mark alone is not enough.
+        A session has the id of its first process, which is not reused while the session exists. The session is ours if
+        its first process is this one, or has ended and any process of the session has the mark or is in `known`. Ray's
+        processes overwrite their environment, and so the mark, with a title, so the mark alone is not sufficient.
 
         Args:
-            known: Processes that are known to be its members.
+            known: Processes that are known to be members.
         """
         if self.boot != boot_id():
             return []
@@ -90,7 +96,7 @@ class Process:
         return list(found.values())
 
     def kill(self, known: Sequence[psutil.Process] = ()) -> None:
-        """Kill the process and all its members at once, as when a machine is lost."""
+        """Kill all members immediately, as if a machine were lost."""
         while members := self.members(known):
             for process in members:
                 with suppress(psutil.NoSuchProcess):
@@ -99,7 +105,7 @@ class Process:
             known = [*known, *members]
 
     def stop(self, within_s: float = STOP_S) -> None:
-        """Send SIGTERM to the process, which should end the others, and SIGKILL to what is left after a while."""
+        """Send SIGTERM to the process, which should stop the other members; kill members that remain after a while."""
         known = self.members()
         if self.running:
             with suppress(ProcessLookupError):
@@ -114,7 +120,7 @@ class Process:
             return False
         try:
             return f"{MARK}={self.mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        except OSError:  # it has ended, or belongs to another user
+        except OSError:  # the process has ended, or belongs to another user
             return False
 
 
@@ -128,7 +134,7 @@ def start(command: Sequence[str], environment: Mapping[str, str], folder: Path, 
 def launch(
     command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path
 ) -> tuple["subprocess.Popen[bytes]", Process]:
-    """Start a command like `start`, and return its `Popen` too, for the exit code."""
+    """Start a command like `start`; also return its `Popen`, for the exit code."""
     mark = secrets.token_hex(16)
     with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as out:
         popen = subprocess.Popen(  # noqa: S603 (our own command)
@@ -149,7 +155,7 @@ class _Stat(NamedTuple):
 
 
 def _stat(pid: int) -> _Stat | None:
-    """Read fields 3 (state) and 22 (starttime) of /proc/PID/stat, see proc_pid_stat(5); None without such a process."""
+    """Read fields 3 (state) and 22 (starttime) of /proc/PID/stat, see proc_pid_stat(5); None if there is no process."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # a name may contain spaces and ')'
     except OSError:
@@ -174,13 +180,13 @@ def wait_until(name: str, problem: Callable[[], str | None], process: Process, l
 
     Args:
         name: The part's name.
-        problem: Returns why it is not healthy, or None.
+        problem: Returns why the part is not healthy, or None.
         process: The part's process.
         log: The part's log.
         within_s: Time limit in seconds.
 
     Raises:
-        SearchError: It ended or took too long; the message ends with the last lines of its log.
+        SearchError: The part ended or took too long; the message ends with the last lines of its log.
     """
     deadline = time.monotonic() + within_s
     while (current := problem()) is not None:
@@ -192,14 +198,14 @@ def wait_until(name: str, problem: Callable[[], str | None], process: Process, l
 
 
 def last_lines(log: Path) -> str:
-    """Return the end of a log."""
+    """Return the last lines of a log."""
     with suppress(OSError):
         return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
     return "(no log)"
 
 
 def free_port(wanted: int | None = None, taken: Sequence[int] = ()) -> int:
-    """Return a free port on loopback: the wanted one if possible, and none of those taken."""
+    """Return a free port on loopback that is not in `taken`; the wanted one if possible."""
     candidates = random.sample(PORTS, 200)
     for port in [wanted, *candidates] if wanted else candidates:
         with socket.socket() as probe, suppress(OSError):

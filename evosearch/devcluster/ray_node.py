@@ -1,7 +1,7 @@
 """One Ray node as a process that runs until SIGTERM: `python -m evosearch.devcluster.ray_node SETTINGS`.
 
-`ray start` is not used: it replaces 127.0.0.1 by the machine's own address, and its servers then listen on every
-interface. A node that is created like this, as in `ray.cluster_utils`, listens on loopback only. SETTINGS are the
+`ray start` is not used, because it replaces 127.0.0.1 by the machine's own address, and its servers then listen on all
+interfaces. A node that is created in this way, as in `ray.cluster_utils`, listens on loopback only. SETTINGS are the
 arguments of `RayParams` as JSON; without `gcs_address` the node is the head.
 """
 
@@ -25,7 +25,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _end)
     ensure_token_if_auth_enabled(None, create_token_if_missing=False)
     node = Node(RayParams(**settings), head="gcs_address" not in settings, shutdown_at_exit=False, spawn_reaper=True)
-    # Ray reads the address for jobs from this file; without it, it may take any cluster of this machine
+    # Ray passes the address in this file to jobs; without the file, that of any cluster on this machine
     write_ray_address(node.gcs_address, node.get_temp_dir_path())
     try:
         while not (dead := node.dead_processes()):

@@ -13,24 +13,23 @@ from evosearch.devcluster.processes import HOST
 from evosearch.errors import InputError
 
 HEAD = "head"
-OBJECT_STORE = 128 * 2**20  # bytes; recipes and score cards pass through it, never weights
-SEARCHES = {"evosearch_search": 1}  # resource of the head: how many searches run at once
+OBJECT_STORE = 128 * 2**20  # bytes; only for recipes and score cards, never for weights
+SEARCHES = {"evosearch_search": 1}  # resource of the head: number of searches that run at the same time
 TIMEOUT_S = 5.0
 
 
 def worker(index: int) -> str:
-    """Return the name of a worker node, from 1."""
+    """Return the name of a worker node; the index starts at 1."""
     return f"node-{index}"
 
 
 def command(places: Places, state: State, name: str) -> list[str]:
-    """Return the command line of the head, which runs searches but no workers, or of a worker node."""
+    """Return the command line of a worker node, or of the head, which runs searches but no workers."""
     settings: dict[str, Any] = {
         "node_name": name,
         "node_ip_address": HOST,
-        "temp_dir": str(
-            state.ray_folder(places) / name
-        ),  # one each: raylets that start in the same folder disturb each other
+        # One folder per node: raylets that start in the same folder disturb each other
+        "temp_dir": str(state.ray_folder(places) / name),
         "object_store_memory": OBJECT_STORE,
         "dashboard_agent_listen_port": 0,
         "min_worker_port": 0,
@@ -46,7 +45,7 @@ def command(places: Places, state: State, name: str) -> list[str]:
 
 
 def devices(name: str, each: int) -> dict[str, str]:
-    """Return the environment that assigns GPUs to a node: none to the head, and each card to one node."""
+    """Return the environment that assigns GPUs to a node: none to the head, and each GPU to only one node."""
     if name == HEAD or each == 0:
         return {"CUDA_VISIBLE_DEVICES": ""}
     index = int(name.rpartition("-")[2]) - 1
@@ -55,14 +54,14 @@ def devices(name: str, each: int) -> dict[str, str]:
 
 def cards() -> list[str]:
     """Return the GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES; all if that is not set."""
-    there = [str(index) for index in range(installed())]
+    indices = [str(index) for index in range(installed())]
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is None or not there:
-        return there
+    if named is None or not indices:
+        return indices
     found: list[str] = []
     for one in filter(None, map(str.strip, named.split(","))):
-        if one not in there and not one.startswith(("GPU-", "MIG-")):
-            break  # like CUDA, which ignores everything after an invalid entry
+        if one not in indices and not one.startswith(("GPU-", "MIG-")):
+            break  # like CUDA, which ignores all entries from the first invalid one on
         found.append(one)
     return found
 
@@ -78,12 +77,12 @@ def check_cards(nodes: int, each: int) -> None:
     """Check that there are enough GPUs.
 
     Raises:
-        InputError: There are fewer than the nodes need.
+        InputError: The nodes need more.
     """
     if each and nodes * each > len(found := cards()):
         named = os.environ.get("CUDA_VISIBLE_DEVICES")
         seen = "" if named is None else f" (CUDA_VISIBLE_DEVICES={named})"
-        what = f"{nodes} nodes with {each} each need {nodes * each} GPUs, and there are {len(found)}{seen}"
+        what = f"{nodes} nodes with {each} each need {nodes * each} GPUs, but there are {len(found)}{seen}"
         raise InputError("--gpus-per-node", what, next="Use fewer --nodes, fewer --gpus-per-node, or 0 for none")
 
 

@@ -1,1 +1,1 @@
-"""Searches as jobs: submit to a cluster, list, follow and stop, also on this machine."""
+"""Searches as jobs: submit them to a cluster, list them, follow their logs and stop them; stop local searches."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from evosearch.execution.ray_jobs import CHECK, RUN, SETTINGS
 
-# `exec` replaces the shell, so that signals reach the program. On a machine with several clusters Ray may give a job
-# the address of another one; the environment of a head can name the right one.
+# `exec` replaces the shell, so that signals reach the program. On a machine with several clusters, Ray may pass the
+# address of another cluster to a job; EVOSEARCH_RAY_ADDRESS in the head's environment overrides it.
 PROGRAM = (
     'export RAY_ADDRESS="${EVOSEARCH_RAY_ADDRESS:-$RAY_ADDRESS}"; '
     'exec "${EVOSEARCH_PYTHON:-python}" -m evosearch.cli.main'
@@ -22,13 +22,13 @@ class Options:
     allow_pickle: bool = False
 
     def of(self, kind: str) -> str:
-        """Return the options for a kind of job, as on a command line."""
+        """Return the command-line options of a kind of job."""
         given = {"--continue-from-best": self.continue_from_best and kind == RUN, "--allow-pickle": self.allow_pickle}
         return " ".join(option for option, wanted in given.items() if wanted)
 
 
 def check_command(spec: str, options: Options) -> str:
-    """Return the command that prints the head's settings, then checks a spec."""
+    """Return the command that prints the head's settings and then checks a spec."""
     settings = " ".join(f"{name}=${{{name}:-}}" for name in SETTINGS)
     command = f"{PROGRAM} check {shlex.quote(spec)} --json {options.of(CHECK)}".rstrip()
     return f'echo "{settings}"; echo "{RUNS}=${{{RUNS}:-}}"; {command}'

@@ -1,4 +1,4 @@
-"""Checks of a spec on the submitting machine: everything that needs neither models nor the cluster."""
+"""Checks of a spec on the submitting machine that need neither models nor the cluster."""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +24,7 @@ def check_locally(path: Path, diagnostics: Diagnostics) -> SearchSpec | StagedSp
     """Check the spec, its suite, tasks and splits, and its storage; return the spec.
 
     Raises:
-        InputError: Everything found so far, if the spec or its suite cannot be read.
+        InputError: The spec or its suite cannot be read; contains all problems so far.
     """
     found = read(path, diagnostics)
     if found.suite is not None:
@@ -41,7 +41,7 @@ def check_locally(path: Path, diagnostics: Diagnostics) -> SearchSpec | StagedSp
 
 
 def _frames(spec: SearchSpec | StagedSpec) -> list[Callable[[], Recipe]]:
-    """Return functions that build the recipe of each search without its parameters, and raise if it is malformed."""
+    """Return a function for each search that builds its recipe without parameters, and raises if that is malformed."""
     if isinstance(spec, SearchSpec):
         return [lambda: spec.frame]
     return [partial(spec.frame, index) for index in range(spec.count)]
@@ -53,12 +53,12 @@ def _check_storage(spec: SearchSpec | StagedSpec, diagnostics: Diagnostics) -> N
     for key, url in (("ledger", config.ledger), ("tracking.uri", config.tracking.uri)):
         if url and not outlives_job(url):
             what = f"got '{url}', which would be in the job's own folder and lost with it"
-            allowed = "A server's URL, sqlite:////ABSOLUTE/FILE, or no value: then it is in the head's runs folder"
+            allowed = "A server's URL, sqlite:////ABSOLUTE/FILE, or no value for the head's runs folder"
             diagnostics.add(SpecError(f"{spec.file}: {key}", what, allowed))
 
 
 def outlives_job(url: str) -> bool:
-    """Return whether a database or tracking store is on a server, or has an absolute path."""
+    """Return whether a database or tracking store is on a server or has an absolute path."""
     scheme, colon, rest = url.partition(":")
     kind = scheme.partition("+")[0].lower()  # without a driver, as in sqlite+pysqlite
     if not colon:
@@ -67,17 +67,17 @@ def outlives_job(url: str) -> bool:
         return rest.startswith("////")
     if kind == "file":
         return urlsplit(url).path.startswith("/")
-    return kind in SERVERS or url.startswith(JSON_LINES)  # JSON lines are in the search's folder of the runs folder
+    return kind in SERVERS or url.startswith(JSON_LINES)  # JSON lines are written to the runs folder
 
 
 def storage_notes(spec: SearchSpec | StagedSpec, packed: Pack, jobs: Jobs) -> list[str]:
-    """Return notes on settings that are valid but risky on a cluster."""
+    """Return warnings about settings that are valid but risky on a cluster."""
     notes = []
     if not (spec.config.ledger or "").startswith("postgresql"):
         where = spec.config.ledger or "the runs folder of the cluster's head"
-        notes.append(f"{spec.file}: ledger: it is in {where} and is lost with it; use postgresql://… to avoid that")
+        notes.append(f"{spec.file}: ledger: stored in {where} and lost with it; use postgresql://… to avoid that")
     if not (spec.config.tracking.uri or "").startswith(("http://", "https://")):
-        notes.append(f"{spec.file}: tracking: it is on the cluster's head; use an MLflow server to see it from here")
+        notes.append(f"{spec.file}: tracking: stored on the cluster's head; use an MLflow server to see it from here")
     if packed.models:
         notes.append(f"every node must have these models: {', '.join(packed.models)}")
     if jobs.in_the_clear:

@@ -1,8 +1,7 @@
-"""Pack a spec for upload to a cluster, with its suite and the folders of task files that the suite includes.
+"""Packing of a spec for upload to a cluster, with its suite and the folders of task files that the suite includes.
 
 The packed spec has the same search_id as the original. Models are not uploaded: the spec must name them by absolute
-paths that exist on every node, or by references. Of included folders, regular files are uploaded; files outside of
-them are not.
+paths that exist on every node, or by references. All regular files in included folders are uploaded.
 """
 
 import glob
@@ -25,7 +24,7 @@ from evosearch.spec.diagnostics import Diagnostics
 from evosearch.spec.portable import TOP
 
 SUITE = "suite.yaml"
-FILE_MIB, TOTAL_MIB, FILES = 32, 64, 5000  # limits: the package is held in memory by the cluster's head
+FILE_MIB, TOTAL_MIB, FILES = 32, 64, 5000  # limits, since the cluster's head keeps the package in memory
 LEFT_OUT = ("__pycache__",)  # and names that begin with a dot
 ALLOWED = "An absolute path on every node, a hub id such as org/name@revision, zoo:NAME"
 MIB = 2**20
@@ -38,8 +37,8 @@ class Pack:
     Attributes:
         folder: The folder.
         spec: Path of the spec within the folder.
-        shown: Path within the folder → the user's name of that file.
-        models: Absolute paths of models that every node must have.
+        shown: Path within the folder → the original path, for messages.
+        models: Absolute paths of models that must exist on every node.
         notes: Notes for the user.
         digest: sha256 (hex) of all files and their names.
     """
@@ -60,7 +59,7 @@ def pack(path: Path, name: str, suite: Suite, folder: Path, diagnostics: Diagnos
         name: The spec's name.
         suite: The spec's suite, as loaded from its file.
         folder: An empty folder.
-        diagnostics: Receives a problem for everything that cannot be uploaded.
+        diagnostics: Collects a problem for everything that cannot be uploaded.
     """
     data = documents.read(path, SpecError)
     models = _references(data, str(path), diagnostics)
@@ -87,7 +86,7 @@ def pack(path: Path, name: str, suite: Suite, folder: Path, diagnostics: Diagnos
 
 
 def _place(folder: Path, suite_folder: Path, index: int) -> str:
-    """Return an included folder's path in the pack: relative to the suite's file if it is below that here."""
+    """Return an included folder's path in the pack: relative to the suite's folder if it is inside of that."""
     own = os.path.relpath(folder, os.path.abspath(suite_folder))
     if own == ".":
         return "same"
@@ -98,7 +97,7 @@ def _place(folder: Path, suite_folder: Path, index: int) -> str:
 
 
 def _references(data: Mapping[str, Any], file: str, diagnostics: Diagnostics) -> tuple[str, ...]:
-    """Return the absolute paths that a spec names; record references that are valid on this machine only."""
+    """Return the absolute model paths in a spec; report references that are valid on this machine only."""
     absolute: list[str] = []
     for where, reference in _named(data, f"{file}: "):
         for piece in pieces(reference, exists):
@@ -112,11 +111,11 @@ def _references(data: Mapping[str, Any], file: str, diagnostics: Diagnostics) ->
 
 
 def _local_only(reference: str) -> tuple[str, str] | None:
-    """Return why a reference is valid on this machine only, and what to do; None if it is valid elsewhere."""
+    """Return why a reference is valid on this machine only, and what to do; None if it is valid on a cluster."""
     if reference.startswith(("/", STAGE)):
         return None
     if is_recipe(reference):
-        return "recipe files are not uploaded", "Export that merge to a folder on every node, or make it a stage"
+        return "recipe files are not uploaded", "Export the merge to a folder on every node, or make it a stage"
     if reference.startswith("~"):
         return "the home folder differs on the cluster", "Give the full path"
     if reference in (".", "..") or reference.startswith(("./", "../")):
@@ -127,7 +126,7 @@ def _local_only(reference: str) -> tuple[str, str] | None:
 
 
 def _named(node: Any, where: str) -> Iterator[tuple[str, str]]:
-    """Yield the place of each reference to a model in a spec, and the reference."""
+    """Yield location and value of each model reference in a spec."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             place = documents.join(where, str(key))
@@ -200,7 +199,7 @@ def _left_out(name: str) -> bool:
 
 
 def _check_task_files(source: Path, where: str, diagnostics: Diagnostics, notes: list[str]) -> None:
-    """Find files outside of a folder that its task files name. Missing files are left to lm-eval to report."""
+    """Report files outside of a folder that its task files name. lm-eval reports missing files."""
     root = source.resolve()
     for path in sorted(root.rglob("*.yaml")):
         if any(_left_out(part) for part in path.relative_to(root).parts) or not path.is_file():
@@ -221,7 +220,7 @@ def _check_task_files(source: Path, where: str, diagnostics: Diagnostics, notes:
 
 
 def _outside(named: str, folder: Path, root: Path, key: str) -> str | None:
-    """Return the path of a relative name if it is outside of the included folder, else None."""
+    """Return the path of a relative file name if it is outside of the included folder, else None."""
     file = folder / named
     if key != "dataset_path" and file.exists():
         return None if file.resolve().is_relative_to(root) else str(file.resolve())
@@ -237,14 +236,14 @@ def _digest(folder: Path) -> str:
 
 
 def local_names(text: str, shown: Mapping[str, str]) -> str:
-    """Replace names of packed files in a message of the cluster by the user's names."""
+    """Replace the paths of packed files in a message from the cluster by the original paths."""
     for packed in sorted(shown, key=len, reverse=True):
         text = text.replace(packed, shown[packed])
     return text
 
 
 def local_problem(problem: Mapping[str, Any], shown: Mapping[str, str]) -> InputError:
-    """Turn a problem of `check --json` on the cluster into an error about the user's files."""
+    """Convert a problem of `check --json` on the cluster to an error about the original files."""
     fields = (
         problem.get(key) and local_names(str(problem[key]), shown) for key in ("where", "what", "allowed", "next")
     )

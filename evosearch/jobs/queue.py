@@ -1,4 +1,4 @@
-"""The queue of searches on a cluster: list them, read their logs, stop one."""
+"""The queue of searches on a cluster: list searches, read their logs, stop a search."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -16,12 +16,12 @@ POLL_S = 0.5
 
 
 def waiting(listed: Sequence[Job]) -> list[Job]:
-    """Return the searches that wait for their turn, the next first."""
+    """Return the waiting searches, the next one first."""
     return [job for job in listed if job.kind == RUN and job.state == "pending"]
 
 
 def position(job: Job, listed: Sequence[Job]) -> int | None:
-    """Return a job's place in the queue, from 1; None if it does not wait."""
+    """Return a job's position in the queue, from 1; None if it is not waiting."""
     return next((place for place, one in enumerate(waiting(listed), start=1) if one.id == job.id), None)
 
 
@@ -36,7 +36,7 @@ class JobRow(StatusRow):
 
 
 def rows(address: str) -> list[JobRow]:
-    """Return one row per search in submission order: its latest job, and the latest progress in its log.
+    """Return one row per search in submission order, with its latest job and the latest progress in its log.
 
     Raises:
         ClusterError: See `Jobs`.
@@ -55,7 +55,7 @@ def _row(job: Job, listed: Sequence[Job], jobs: Jobs) -> JobRow:
     lines = progress_lines(jobs.log(job.id)) if job.kind == RUN and job.state not in ("pending", "withdrawn") else []
     running = job.state == "running"
     updates = [line for line in reversed(lines) if line["evosearch"] == "progress"]
-    # The current stage while it runs; afterwards the latest search stage, for the number of candidates
+    # While it runs, the current stage; afterwards the latest search stage, which has the number of candidates
     progress: dict[str, Any] = next((line for line in updates if running or line["stage"].endswith("search")), {})
     result: dict[str, Any] = next((line for line in reversed(lines) if line["evosearch"] == "result"), {})
     place = position(job, listed)
@@ -82,9 +82,9 @@ def _row(job: Job, listed: Sequence[Job], jobs: Jobs) -> JobRow:
 
 
 def state_of(job: Job, place: int | None, result: dict[str, Any]) -> str:
-    """Return the state in words, such as `queued (2.)`, `running` or `finished: not promoted`."""
+    """Return the state in words, such as `queued (#2)`, `running` or `finished: not promoted`."""
     if job.state == "pending":
-        return "checking" if job.kind == CHECK else f"queued ({place}.)"
+        return "checking" if job.kind == CHECK else f"queued (#{place})"
     if job.state == "running":
         return "checking" if job.kind == CHECK else "running"
     if job.state == "succeeded":
@@ -125,7 +125,7 @@ def progress_lines(log: str) -> list[dict[str, Any]]:
 
 
 def find_job(jobs: Jobs, search: str) -> Job:
-    """Return the latest job of a search by its name, or the job with that id.
+    """Return the latest job of a search, given by its name, or the job with this id.
 
     Raises:
         ClusterError: There is none.
@@ -149,10 +149,10 @@ def lines_of(jobs: Jobs, job: Job, follow: bool) -> Iterator[str]:
 
 
 def stop(address: str, search: str) -> dict[str, Any]:
-    """Stop a search and wait until it has ended. Its records are kept, and the same submit resumes it.
+    """Stop a search and wait until it has ended. Its records are kept; submitting it again resumes it.
 
     Returns:
-        Its row as in `rows`, with `was`, the state before, and `clean`, whether it recorded its own end.
+        Its row as in `rows`, with `was`, the previous state, and `clean`, whether it recorded its shutdown.
 
     Raises:
         ClusterError: There is no such search, or it has not ended in time.

@@ -1,4 +1,4 @@
-"""The check of a spec on the cluster, as a job: models, disk and devices, ledger and tracking, and a dry run."""
+"""Check of a spec on the cluster, as a job: models, disk space, devices, ledger and tracking, and a dry run."""
 
 import json
 import re
@@ -18,15 +18,15 @@ from evosearch.spec.stages import StagedSpec
 POLL_S = 1.0
 NOTE_EVERY_S = 60.0
 START_TIMEOUT_S = 900  # Ray's default of RAY_JOB_START_TIMEOUT_SECONDS
-STOP_WAIT_S, ENOUGH_S = 3, 30  # Ray's default of RAY_JOB_STOP_WAIT_TIME_S; what a search needs to shut down
+STOP_WAIT_S, ENOUGH_S = 3, 30  # Ray's default of RAY_JOB_STOP_WAIT_TIME_S; time that a search needs to shut down
 
 
 @dataclass
 class RemoteCheck:
-    """Runs the check of one submission.
+    """The check of one submission.
 
     Args:
-        submitted: Receives what the check finds.
+        submitted: Receives the problems, notes and forecast.
         packed: The files to check.
         jobs: The cluster's jobs.
         options: Command-line options.
@@ -52,7 +52,8 @@ class RemoteCheck:
         if answer is None:
             last = "\n".join(log.strip().splitlines()[-10:]) or job.message
             what = f"the check on the cluster ended without an answer (job {job.id}, {job.state}):\n{last}\n"
-            raise ClusterError(submitted.name, what, next="Does EVOSEARCH_PYTHON there name a Python with evosearch?")
+            next = "Check that EVOSEARCH_PYTHON on the cluster names a Python with evosearch"
+            raise ClusterError(submitted.name, what, next=next)
         for text in (*answer.get("notes", ()), *head_notes(log)):
             if (note := local_names(text, shown)) not in submitted.notes:
                 submitted.notes.append(note)
@@ -62,21 +63,21 @@ class RemoteCheck:
         return not submitted.problems
 
     def run(self, watcher: Watcher) -> tuple[Job, str]:
-        """Return the ended job and its log. If another submission shared the job and stopped it, start a new one."""
+        """Return the ended job and its log. If another submission that shared the job stopped it, start a new one."""
         while True:
             id, own = self._begin()
             try:
                 watcher.note(f"checked here; now checking on the cluster (job {id})")
                 job = self._wait(id, watcher)
             except KeyboardInterrupt:
-                if own:  # a shared job goes on, because another submission waits for it
+                if own:  # a shared job continues, because another submission waits for it
                     self.jobs.stop(listed_job(self.jobs.all(), id))
                 raise
             if own or job.state not in ("stopped", "withdrawn"):
                 return job, self.jobs.log(id)
 
     def _begin(self) -> tuple[str, bool]:
-        """Return the id of the job, and whether it was started here; two identical submissions share one."""
+        """Return the id of the job, and whether it is a new one; simultaneous identical submissions share a job."""
         submitted, packed = self.submitted, self.packed
         stem = f"{submitted.name}-{submitted.search_id[:12]}-{CHECK}"
         about = submitted.about(packed) | {"options": self.options.of(CHECK)}
@@ -88,7 +89,7 @@ class RemoteCheck:
             id = next_id(stem, earlier)
             if self.jobs.submit(id, CHECK, check_command(packed.spec, self.options), packed.folder, about):
                 return id, True
-            listed_job(self.jobs.all(), id)  # it is listed now, so the next id is another
+            listed_job(self.jobs.all(), id)  # the id is taken and must be listed now, so the next one differs
 
     def _wait(self, id: str, watcher: Watcher) -> Job:
         began = noted = time.monotonic()
@@ -102,11 +103,11 @@ class RemoteCheck:
 
     def _latest_line(self, id: str) -> str:
         lines = [line for line in self.jobs.log(id).splitlines() if line.strip()]
-        return lines[-1] if lines else "it has not started"
+        return lines[-1] if lines else "not started yet"
 
 
 def head_notes(log: str) -> list[str]:
-    """Return notes on settings of the cluster's head that are unsuitable for searches."""
+    """Return warnings about settings of the cluster's head that are unsuitable for searches."""
     found = re.search(rf"^{SETTINGS[0]}=(\S*) {SETTINGS[1]}=(\S*)$", log, re.MULTILINE)
     if found is None:
         return []
@@ -121,7 +122,7 @@ def head_notes(log: str) -> list[str]:
 
 
 def check_runs_folder(submitted: Submitted, spec: SearchSpec | StagedSpec, log: str) -> None:
-    """Check that the cluster's head has a runs folder; otherwise runs are in the job's folder and lost with it."""
+    """Check that the cluster's head has a runs folder; without one, runs are in the job's folder and lost with it."""
     found = re.search(rf"^{RUNS}=(.*)$", log, re.MULTILINE)
     if found is None or found[1].startswith("/"):
         return

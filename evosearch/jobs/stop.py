@@ -17,7 +17,7 @@ from evosearch.setup.loading import read_search
 from evosearch.spec.lookup import find
 from evosearch.spec.run_dir import RunDir
 
-STOP_S = 120.0  # a candidate that is scored in the same process is not interrupted inside a kernel
+STOP_S = 120.0  # scoring in the same process cannot be interrupted inside a kernel
 POLL_S = 0.2
 HOLDER = re.compile(r"process (?P<pid>\d+) on (?P<host>\S+),")
 
@@ -26,10 +26,10 @@ def stop_here(search: str) -> dict[str, Any]:
     """Stop the process that runs a search, and wait until it has ended.
 
     Args:
-        search: Its name, folder or spec.
+        search: Name, folder or spec of the search.
 
     Returns:
-        Its row as in `status`, with `was`, the state before, and `clean`, whether it recorded its own end.
+        Its row as in `status`, with `was`, the previous state, and `clean`, whether it recorded its shutdown.
 
     Raises:
         LedgerError: There is no such search, it runs on another machine, or it has not ended in time.

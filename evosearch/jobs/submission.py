@@ -24,7 +24,7 @@ class Submitted:
     job: str | None = None
     state: str | None = None  # pending | running | … of the job
     position: int | None = None  # in the queue, from 1
-    already: bool = False  # it was submitted before
+    already: bool = False  # an earlier submission of the same search is active
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of `submit --json`."""
@@ -38,7 +38,7 @@ class Submitted:
 
 
 def search_id_of(spec: SearchSpec | StagedSpec) -> str:
-    """Return the id that makes two submissions the same: the search's own, or one over all stages without budgets."""
+    """Return the id by which submissions are compared: the search's, or one over all stages without their budgets."""
     if isinstance(spec, SearchSpec):
         return spec.search_id()
     data = spec.config.model_dump(mode="json", exclude={"workers", "tracking", "ledger"}, exclude_unset=True)
@@ -61,5 +61,5 @@ def listed_job(listed: Sequence[Job], id: str) -> Job:
     found = next((job for job in listed if job.id == id), None)
     if found is None:
         what = f"the cluster lost job {id}"
-        raise ClusterError("--address", what, next="Was its head restarted? Submit again")
+        raise ClusterError("--address", what, next="Its head may have been restarted. Submit again")
     return found

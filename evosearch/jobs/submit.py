@@ -1,7 +1,7 @@
-"""Submit a spec to a cluster: check it here, check it there, and only then queue it.
+"""Submission of a spec to a cluster: check it locally, check it on the cluster, then queue it.
 
-The same spec submitted twice is one job while that job waits or runs, also for different users. After it has ended,
-submitting it again resumes the search from its ledger.
+While a job waits or runs, further submissions of the same spec refer to it, also for other users. After it has ended,
+submitting the spec again resumes the search from its ledger.
 """
 
 import time
@@ -21,22 +21,22 @@ from evosearch.search.progress import Watcher
 from evosearch.spec.diagnostics import Diagnostics
 
 POLL_S = 1.0
-WITHDRAWN_S = 90.0  # within which a withdrawn job ends, once its turn has come
+WITHDRAWN_S = 90.0  # time in which a withdrawn job ends once its turn has come
 
 
 def submit(path: Path, address: str, watcher: Watcher, options: Options) -> Submitted:
-    """Check a spec here and on the cluster, and queue it there.
+    """Check a spec locally and on the cluster, and queue it.
 
     Args:
         path: The spec.
         address: URL of the cluster's dashboard.
-        watcher: Receives notes on the progress.
+        watcher: Receives notes about the progress.
         options: Command-line options of the jobs.
 
     Raises:
-        ClusterError: The cluster cannot be reached, refuses the token, requires none, or runs another search of this
-            name.
-        InputError: The spec has mistakes; several are raised together, as `Problems`.
+        ClusterError: The cluster is unreachable, refuses the token or does not require one, or another search with this
+            name is active.
+        InputError: The spec is invalid; several errors are raised together as `Problems`.
     """
     jobs = Jobs(address)
     jobs.refuse_open_cluster()
@@ -57,22 +57,22 @@ def submit(path: Path, address: str, watcher: Watcher, options: Options) -> Subm
 
 
 def active_job(listed: Sequence[Job], submitted: Submitted) -> Job | None:
-    """Return the job of the same search that waits or runs, if any.
+    """Return the waiting or running job of the same search, if any.
 
     Raises:
-        ClusterError: Another search of this name waits or runs.
+        ClusterError: Another search with this name is waiting or running.
     """
     found = [job for job in listed if job.kind == RUN and job.active and job.name == submitted.name]
     for job in found:
         if job.search_id != submitted.search_id:
             state = "waiting" if job.state == "pending" else "running"
-            what = f"another search of this name is {state} there ({job.id})"
+            what = f"another search with this name is {state} on the cluster ({job.id})"
             raise ClusterError(submitted.name, what, "One search per name", "Stop it, or choose another name")
     return found[-1] if found else None
 
 
 def settled_jobs(jobs: Jobs) -> list[Job]:
-    """Return all jobs, after withdrawn jobs whose turn has come have ended."""
+    """Return all jobs, after waiting for withdrawn jobs that have started to end."""
     listed, deadline = jobs.all(), time.monotonic() + WITHDRAWN_S
     while any(job.withdrawn and job.active for job in listed) and time.monotonic() < deadline:
         time.sleep(POLL_S)
@@ -81,7 +81,7 @@ def settled_jobs(jobs: Jobs) -> list[Job]:
 
 
 def _adopt(submitted: Submitted, listed: Sequence[Job], job: Job, packed: Pack, options: Options) -> None:
-    """Report the active job of the same search as this submission's."""
+    """Make the active job of the same search the job of this submission."""
     submitted.job, submitted.state, submitted.already = job.id, job.state, True
     submitted.position = position(job, listed)
     unaffected = "the job continues as submitted. To apply the change, stop it and submit again"
@@ -93,10 +93,10 @@ def _adopt(submitted: Submitted, listed: Sequence[Job], job: Job, packed: Pack, 
 
 
 def enqueue(submitted: Submitted, packed: Pack, jobs: Jobs, options: Options) -> None:
-    """Queue a checked spec, unless another submission of it was faster.
+    """Queue a checked spec unless another submission of the same search was faster.
 
-    Whether there is an active job and what the next id is come from the same listing, and Ray accepts an id once. Of
-    two simultaneous submissions one is therefore refused, and finds the other's job in its next listing.
+    The active job and the next id are determined from the same listing, and Ray accepts each id only once. Of two
+    simultaneous submissions, one is therefore rejected, and finds the other's job in its next listing.
     """
     capacity = jobs.capacity()
     about = submitted.about(packed) | {"options": options.of(RUN)}
@@ -110,9 +110,9 @@ def enqueue(submitted: Submitted, packed: Pack, jobs: Jobs, options: Options) ->
         command = run_command(packed.spec, options)
         if jobs.submit(id, RUN, command, packed.folder, about, queue=capacity is not None):
             break
-        listed_job(jobs.all(), id)  # it is listed now, so the next id is another
+        listed_job(jobs.all(), id)  # the id is taken and must be listed now, so the next one differs
     listed = jobs.all()
     job = listed_job(listed, id)
     submitted.job, submitted.state, submitted.position = id, job.state, position(job, listed)
     if capacity is None:
-        submitted.notes.append(f"the cluster declares no {QUEUE}: searches run at the same time and share its workers")
+        submitted.notes.append(f"the cluster has no resource {QUEUE}: searches run at the same time and share workers")

@@ -33,10 +33,10 @@ STAGES = (
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.skipif(find_programs() is None, reason="PostgreSQL is not installed: apt-get install postgresql")
-def test_a_search_outlives_a_node_and_all_records_agree(tmp_path: Path) -> None:
+def test_a_search_survives_the_loss_of_a_node_and_all_records_agree(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     environment |= {"EVOSEARCH_DATA": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "benchmarks.cluster_proof"]  # which limits each of its stages
+    command = [sys.executable, "-m", "benchmarks.cluster_proof"]  # has a time limit for each stage
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     print(done.stdout)  # seconds of each stage
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

@@ -1,4 +1,4 @@
-"""The folder of a cluster: foreign files are kept, and other folders are refused."""
+"""The folder of a cluster: other files in it are kept, and folders without a cluster are rejected."""
 
 import shutil
 import subprocess
@@ -23,8 +23,8 @@ def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def anothers(tmp_path: Path) -> Path:
-    """A folder with other work in it, partly under names that a cluster uses too."""
+def foreign(tmp_path: Path) -> Path:
+    """A folder with other files, some of them under names that a cluster also uses."""
     folder = tmp_path / "work"
     (folder / "runs").mkdir(parents=True)
     (folder / "runs" / "thesis.txt").write_text("years")
@@ -37,42 +37,42 @@ def all_there(folder: Path) -> bool:
     return {str(file.relative_to(folder)) for file in folder.rglob("*")} == {"runs", "runs/thesis.txt", "notes"}
 
 
-def test_down_removes_nothing_where_there_is_no_cluster(anothers: Path) -> None:
-    refused = command("down", "--remove", "--folder", anothers)
+def test_down_removes_nothing_without_a_cluster(foreign: Path) -> None:
+    refused = command("down", "--remove", "--folder", foreign)
     assert refused.returncode == 2
-    assert f"{anothers}: there is no cluster in this folder. Start one: evosearch cluster up" in refused.stderr
-    assert all_there(anothers)
+    assert f"{foreign}: there is no cluster in this folder. Start one: evosearch cluster up" in refused.stderr
+    assert all_there(foreign)
 
 
-def test_up_takes_no_folder_that_contains_something_else(anothers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_up_rejects_a_folder_with_other_files(foreign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clusters, "find_programs", lambda: Path("/"))
     wrong = r"this folder is not empty and contains no cluster: notes, runs\. A new or empty folder"
     with pytest.raises(InputError, match=wrong):
-        Cluster(anothers).up()
-    assert all_there(anothers)
-    assert anothers.stat().st_mode & 0o777 == 0o755
+        Cluster(foreign).up()
+    assert all_there(foreign)
+    assert foreign.stat().st_mode & 0o777 == 0o755
 
 
 OTHER = '{"processes": {"mlflow": {"pid": 7, "started": 1.5}}}'
 
 
 @pytest.mark.parametrize("content", ['{"terraform": 4}', "[]", "", OTHER])
-def test_another_programs_state_is_none(anothers: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (anothers / "state.json").write_text(content)
-    refused = command("down", "--remove", "--folder", anothers)
+def test_another_programs_state_file_is_rejected(foreign: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (foreign / "state.json").write_text(content)
+    refused = command("down", "--remove", "--folder", foreign)
     assert refused.returncode == 2
-    assert f"{anothers}/state.json: not the record of a cluster" in refused.stderr
+    assert f"{foreign}/state.json: not the state of a cluster" in refused.stderr
     monkeypatch.setattr(clusters, "find_programs", lambda: Path("/"))
-    with pytest.raises(InputError, match=r"state\.json: not the record .* Choose another folder"):
-        Cluster(anothers).up()
-    assert (anothers / "state.json").read_text() == content
-    (anothers / "state.json").unlink()
-    (anothers / "lock").unlink()
-    assert all_there(anothers)
-    assert anothers.stat().st_mode & 0o777 == 0o755
+    with pytest.raises(InputError, match=r"state\.json: not the state .* Choose another folder"):
+        Cluster(foreign).up()
+    assert (foreign / "state.json").read_text() == content
+    (foreign / "state.json").unlink()
+    (foreign / "lock").unlink()
+    assert all_there(foreign)
+    assert foreign.stat().st_mode & 0o777 == 0o755
 
 
-def test_what_was_put_into_a_clusters_folder_later_is_kept(tmp_path: Path) -> None:
+def test_files_added_to_a_clusters_folder_are_kept(tmp_path: Path) -> None:
     places, elsewhere = Places(tmp_path / "cluster"), tmp_path / "large-disk"
     places.make()
     (places.folder / "runs" / "night").mkdir()
@@ -95,14 +95,14 @@ def test_a_clusters_folder_is_removed(tmp_path: Path) -> None:
     places.make()
     State(nodes=2).save(places)
     places.make()
-    assert State.load(places).nodes == 2, "the record is kept"
+    assert State.load(places).nodes == 2, "the state is kept"
     assert command("down", "--folder", places.folder).returncode == 0
     assert (places.folder / "secrets").is_dir()
     assert command("down", "--remove", "--folder", places.folder).returncode == 0
     assert not places.folder.exists()
 
 
-def test_a_folder_that_a_first_up_left_halfway_is_taken(tmp_path: Path) -> None:
+def test_a_folder_left_by_an_interrupted_first_up_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("")
     (tmp_path / "state.json.99").write_text("{")
     Places(tmp_path).make()
@@ -119,7 +119,7 @@ def reachable() -> Iterator[Path]:
 
 
 @pytest.mark.skipif(find_programs() is None, reason="PostgreSQL is not installed: apt-get install postgresql")
-def test_an_error_of_the_database_is_one_message(reachable: Path) -> None:
+def test_a_database_error_is_reported_in_one_message(reachable: Path) -> None:
     places = Places(reachable / "cluster")
     places.make()
     server = Postgres(places.folder / "postgres")

@@ -1,4 +1,4 @@
-"""Parts of a cluster without starting one: ports, secrets, state, GPUs and refused input."""
+"""Parts of a cluster without starting one: ports, secrets, state, GPUs and invalid input."""
 
 import socket
 import subprocess
@@ -21,11 +21,11 @@ from evosearch.errors import InputError, SearchError
 from evosearch.search.ledger.events import Event
 
 
-def test_a_port_is_free_and_the_wanted_one_where_it_can_be() -> None:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        held.listen()
-        taken = held.getsockname()[1]
+def test_ports_are_free_and_the_wanted_one_if_possible() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        taken = server.getsockname()[1]
         assert free_port(taken) in PORTS
         assert ("127.0.0.1", taken, psutil.Process().name()) in listening([psutil.Process()])
     wanted = free_port()
@@ -33,7 +33,7 @@ def test_a_port_is_free_and_the_wanted_one_where_it_can_be() -> None:
     assert free_port(wanted, taken=[wanted]) != wanted
 
 
-def test_a_secret_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
+def test_a_secret_is_created_once_and_private(tmp_path: Path) -> None:
     first = secret(tmp_path / "token")
     assert len(first) == 64
     assert secret(tmp_path / "token") == first
@@ -44,7 +44,7 @@ def test_a_secret_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> No
     assert {entry.name for entry in tmp_path.iterdir()} == {"token", "other"}
 
 
-def test_state_is_kept(tmp_path: Path) -> None:
+def test_the_state_is_read_back(tmp_path: Path) -> None:
     places = Places(tmp_path / "cluster")
     places.make()
     assert State.load(places) == State()
@@ -56,7 +56,7 @@ def test_state_is_kept(tmp_path: Path) -> None:
     assert {(places.folder / name).stat().st_mode & 0o777 for name in ("secrets", "logs", "runs")} == {0o700}
 
 
-def test_rays_sockets_have_paths_that_are_short_enough(tmp_path: Path) -> None:
+def test_the_paths_of_rays_sockets_are_short_enough(tmp_path: Path) -> None:
     long = State()
     folder = long.ray_folder(Places(tmp_path / ("x" * LONGEST_RAY)))
     assert len(str(folder)) <= LONGEST_RAY
@@ -74,7 +74,7 @@ def made(tmp_path: Path) -> tuple[Places, State, Postgres]:
     return places, State(ports={"mlflow": 20_000, "ray": 20_001, "dashboard": 20_002}, gpus_per_node=2), postgres
 
 
-def test_a_shell_reads_the_environment(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shell_can_source_the_environment(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     places, state, postgres = made
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
     process_environment.write(places, state, postgres)
@@ -88,7 +88,7 @@ def test_a_shell_reads_the_environment(made: Any, monkeypatch: pytest.MonkeyPatc
     assert "RAY_ADDRESS" not in found
 
 
-def test_a_node_has_nothing_of_another_cluster(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_inherits_no_variables_of_another_cluster(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD"):
         monkeypatch.setenv(name, "of another")
     monkeypatch.setenv("CUDA_HOME", "/opt/cuda")
@@ -100,7 +100,7 @@ def test_a_node_has_nothing_of_another_cluster(made: Any, monkeypatch: pytest.Mo
     assert found["CUDA_HOME"] == "/opt/cuda"
 
 
-def test_nodes_share_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_gpu_is_assigned_to_only_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_nodes, "installed", lambda: 8)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     names = ("head", "node-1", "node-2")
@@ -122,7 +122,7 @@ def test_nodes_share_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ("0", 0, []),
     ],
 )
-def test_gpus_are_those_that_this_process_may_use(
+def test_gpus_follow_cuda_visible_devices(
     named: str | None, installed: int, cards: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_nodes, "installed", lambda: installed)
@@ -132,17 +132,15 @@ def test_gpus_are_those_that_this_process_may_use(
     assert ray_nodes.cards() == cards
 
 
-def test_gpus_that_are_not_there_are_refused_before_anything_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_few_gpus_are_an_error_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clusters, "find_programs", lambda: Path("/"))
     monkeypatch.setattr(ray_nodes, "installed", lambda: 4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    wrong = r"--gpus-per-node: 2 nodes with 1 each need 2 GPUs, and there are 1 \(CUDA_VISIBLE_DEVICES=0\)"
+    wrong = r"--gpus-per-node: 2 nodes with 1 each need 2 GPUs, but there are 1 \(CUDA_VISIBLE_DEVICES=0\)"
     with pytest.raises(InputError, match=wrong):
         Cluster(tmp_path / "cluster").up(nodes=2, gpus_per_node=1)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    with pytest.raises(InputError, match=r"3 nodes with 2 each need 6 GPUs, and there are 4\. Use fewer --nodes"):
+    with pytest.raises(InputError, match=r"3 nodes with 2 each need 6 GPUs, but there are 4\. Use fewer --nodes"):
         Cluster(tmp_path / "cluster").up(nodes=3, gpus_per_node=2)
     assert not (tmp_path / "cluster" / "postgres").exists()
     ray_nodes.check_cards(2, 2)
@@ -164,7 +162,7 @@ def test_no_password_is_in_a_command(made: Any) -> None:
     assert "127.0.0.1:20000" in words[words.index("--allowed-hosts") + 1]
 
 
-def test_leaks_are_found_where_nothing_is_meant_to_be(made: Any) -> None:
+def test_leaked_secrets_are_found(made: Any) -> None:
     places, _, postgres = made
     write_private(postgres.passfile, "127.0.0.1:20003:*:evosearch:of-the-databases\n")
     cluster = Cluster(places.folder)
@@ -215,7 +213,7 @@ def test_a_complete_ledger_passes() -> None:
         (complete()[:3] + complete()[4:], "1 candidates were proposed, not 2"),
     ],
 )
-def test_a_ledger_that_lacks_something_does_not(events: list[Event], wrong: str) -> None:
+def test_an_incomplete_ledger_fails(events: list[Event], wrong: str) -> None:
     with pytest.raises(SearchError, match=wrong):
         check_ledger(events, 2)
 
@@ -225,7 +223,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_without_postgresql_up_says_what_to_install(
+def test_without_postgresql_up_names_the_package_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(clusters, "find_programs", lambda: None)
@@ -234,7 +232,7 @@ def test_without_postgresql_up_says_what_to_install(
     assert not (tmp_path / "cluster").exists()
 
 
-def test_where_no_cluster_is_there_is_none_to_stop(tmp_path: Path) -> None:
+def test_down_and_status_without_a_cluster(tmp_path: Path) -> None:
     nowhere = str(tmp_path / "nowhere")
     down = command("down", "--folder", nowhere)
     assert (down.returncode, down.stdout) == (2, "")
@@ -245,7 +243,7 @@ def test_where_no_cluster_is_there_is_none_to_stop(tmp_path: Path) -> None:
     assert not Path(nowhere).exists()
 
 
-def test_nodes_are_one_or_more() -> None:
+def test_invalid_numbers_of_nodes_and_gpus_are_rejected() -> None:
     refused = command("up", "--nodes", "0")
     assert refused.returncode == 2
     assert "Invalid value for '--nodes'" in refused.stderr
@@ -254,8 +252,8 @@ def test_nodes_are_one_or_more() -> None:
     assert "Invalid value for '--gpus-per-node'" in refused.stderr
 
 
-def test_without_what_accounts_need_up_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plain installation has MLflow, but not the packages that its accounts need."""
+def test_without_the_server_extra_up_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra, MLflow is installed, but not the packages that its accounts require."""
     monkeypatch.setattr(clusters, "find_programs", dict)
     monkeypatch.setattr(mlflow_server, "find_spec", lambda name: None)
     with pytest.raises(

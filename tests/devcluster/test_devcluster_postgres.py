@@ -16,7 +16,7 @@ from evosearch.errors import InputError, SearchError
 
 @pytest.fixture
 def server(postgres: Postgres) -> Iterator[Postgres]:
-    """A server of this test's own; `postgres` skips where none can run."""
+    """A server for this test; the fixture `postgres` skips the test if PostgreSQL is not available."""
     folder = postgres.folder.with_name(f"{postgres.folder.name}-own")
     own = Postgres(folder)
     yield own
@@ -24,7 +24,7 @@ def server(postgres: Postgres) -> Iterator[Postgres]:
     module.shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_server_outlives_its_object_its_stop_and_a_crash(server: Postgres) -> None:
+def test_data_survives_the_object_a_stop_and_a_crash(server: Postgres) -> None:
     server.start(die_with_parent=True)
     server.start()
     server.create_database("night")
@@ -45,7 +45,7 @@ def test_a_server_outlives_its_object_its_stop_and_a_crash(server: Postgres) -> 
     server.stop()
 
 
-def test_nobody_gets_in_without_the_password(server: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_require_the_password(server: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     server.start(durable=False, die_with_parent=True)
     url, password = server.url("postgres"), server.passfile.read_text().strip().rsplit(":", 1)[1]
     assert stat.S_IMODE(server.passfile.stat().st_mode) == 0o600
@@ -68,7 +68,7 @@ def test_nobody_gets_in_without_the_password(server: Postgres, monkeypatch: pyte
         assert connection.execute("SHOW unix_socket_directories").fetchone() == ("",)
 
 
-def test_connections_are_cut(server: Postgres) -> None:
+def test_connections_are_dropped(server: Postgres) -> None:
     server.start(durable=False, die_with_parent=True)
     server.create_database("night")
     first, second = server.connect("night"), server.connect("night")
@@ -80,7 +80,7 @@ def test_connections_are_cut(server: Postgres) -> None:
     server.drop_database("night")
 
 
-def test_what_it_says_when_it_cannot_start(server: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_a_failed_start(server: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     server.start(durable=False, die_with_parent=True)
     with pytest.raises(InputError, match=rf"port {server.port} is in use.*Choose another port"):
         Postgres(server.folder / "two", server.port).start()
@@ -100,10 +100,8 @@ def test_what_it_says_when_it_cannot_start(server: Postgres, monkeypatch: pytest
         server.start()
 
 
-def test_a_number_that_another_server_has_now_is_not_its_own(
-    server: Postgres, postgres: Postgres, tmp_path: Path
-) -> None:
-    """After a power cut `postmaster.pid` remains, and its pid may belong to another server by then."""
+def test_a_stale_pid_of_another_server_is_ignored(server: Postgres, postgres: Postgres, tmp_path: Path) -> None:
+    """After a power failure `postmaster.pid` remains, and its pid may belong to another server by then."""
     other = Postgres(tmp_path / "other")
     other.data.mkdir(parents=True)
     (other.data / "postmaster.pid").write_text((postgres.data / "postmaster.pid").read_text())
@@ -117,13 +115,13 @@ def test_a_number_that_another_server_has_now_is_not_its_own(
     lines = stale.read_text().splitlines()
     stale.write_text("\n".join([str(postgres.process.pid if postgres.process else 0), *lines[1:]]))
     assert not server.running
-    server.start(die_with_parent=True)  # the server itself sees that the pid belongs to another folder
+    server.start(die_with_parent=True)  # although the pid in the file belongs to a server of another folder
     assert server.running
     assert postgres.running
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root hands the server over to another user")
-def test_a_folder_that_its_user_cannot_reach(tmp_path: Path) -> None:
+def test_a_folder_that_the_servers_user_cannot_traverse_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o700)
     with pytest.raises(InputError, match=r"the server's user, \w+, cannot traverse .*mode 700.*chmod o\+x"):
         Postgres(tmp_path / "closed" / "server").start()

@@ -1,4 +1,4 @@
-"""Processes of a cluster: all descendants end, and unrelated processes with a reused id do not."""
+"""Processes of a cluster: all descendants are stopped, and unrelated processes with a reused id are not."""
 
 import os
 import subprocess
@@ -43,7 +43,7 @@ def test_a_process_is_killed_with_all_its_descendants(tmp_path: Path) -> None:
     assert not process.running
 
 
-def test_what_does_not_end_by_itself_is_killed(tmp_path: Path) -> None:
+def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     process, log = python(STUBBORN, tmp_path)
     wait_until("stubborn", lambda: said(log), process, log, LONG_S)
     began = time.monotonic()
@@ -52,8 +52,8 @@ def test_what_does_not_end_by_itself_is_killed(tmp_path: Path) -> None:
     assert not process.running
 
 
-def test_a_stranger_with_the_same_id_is_left_alone(tmp_path: Path) -> None:
-    """After a reboot, or much later, the id may belong to a login shell and its children, say."""
+def test_an_unrelated_process_with_the_same_id_is_not_killed(tmp_path: Path) -> None:
+    """After a reboot, or much later, the id may belong to another process, such as a login shell."""
     process, log = python(FAMILY, tmp_path)
     wait_until("family", lambda: said(log), process, log, LONG_S)
     for recorded in (
@@ -69,7 +69,7 @@ def test_a_stranger_with_the_same_id_is_left_alone(tmp_path: Path) -> None:
     process.kill()
 
 
-def test_a_session_whose_first_process_is_gone_is_known_by_its_mark(tmp_path: Path) -> None:
+def test_a_session_without_its_first_process_is_recognized_by_the_mark(tmp_path: Path) -> None:
     process, log = python(FAMILY, tmp_path)
     wait_until("family", lambda: said(log), process, log, LONG_S)
     first, child = sorted(process.members(), key=lambda member: member.pid != process.pid)
@@ -82,7 +82,7 @@ def test_a_session_whose_first_process_is_gone_is_known_by_its_mark(tmp_path: Pa
     assert gone([child])
 
 
-def test_what_left_the_session_of_a_process_that_is_gone_is_found_by_the_mark(tmp_path: Path) -> None:
+def test_descendants_in_other_sessions_are_found_by_the_mark(tmp_path: Path) -> None:
     process, log = python(FAMILY.replace("process_group=0", "start_new_session=True"), tmp_path)
     wait_until("family", lambda: said(log), process, log, LONG_S)
     first, child = sorted(process.members(), key=lambda member: member.pid != process.pid)
@@ -92,8 +92,8 @@ def test_what_left_the_session_of_a_process_that_is_gone_is_found_by_the_mark(tm
     assert gone([child])
 
 
-def test_what_writes_over_its_environment_belongs_to_the_session(tmp_path: Path) -> None:
-    """As Ray's processes do when they set their titles: /proc shows no variables of theirs."""
+def test_processes_without_the_mark_belong_to_a_living_session(tmp_path: Path) -> None:
+    """Ray's processes overwrite their environment with a title, so that /proc no longer shows the mark."""
     process, log = python(FAMILY, tmp_path)
     wait_until("family", lambda: said(log), process, log, LONG_S)
     unmarked = replace(process, mark="unseen")
@@ -107,13 +107,13 @@ def test_what_writes_over_its_environment_belongs_to_the_session(tmp_path: Path)
     assert gone(members)
 
 
-def test_the_machines_clock_may_be_set_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_of_the_clock_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     process, log = python(FAMILY, tmp_path)
     wait_until("family", lambda: said(log), process, log, LONG_S)
     before, boot = process.started, psutil.boot_time()
     assert abs(before - time.time()) < 60
     for module in (psutil, psutil._psplatform):
-        monkeypatch.setattr(module, "boot_time", lambda: boot + 3600.0)  # what /proc/stat's btime is then
+        monkeypatch.setattr(module, "boot_time", lambda: boot + 3600.0)  # as /proc/stat's btime would change
     assert process.running
     assert len(process.members()) == 2
     assert process.started == before + 3600.0
@@ -121,20 +121,20 @@ def test_the_machines_clock_may_be_set_meanwhile(tmp_path: Path, monkeypatch: py
     assert not process.running
 
 
-def test_a_part_that_ends_is_reported_with_its_last_lines(tmp_path: Path) -> None:
+def test_a_part_that_ends_is_reported_with_the_end_of_its_log(tmp_path: Path) -> None:
     process, log = python("print('the port is taken'); raise SystemExit(3)", tmp_path)
     with pytest.raises(SearchError, match=r"(?s)server ended\. The end of .*log:\nthe port is taken"):
         wait_until("server", lambda: "no answer", process, log, LONG_S)
 
 
-def test_a_part_that_takes_too_long_is_reported_with_its_problem(tmp_path: Path) -> None:
+def test_a_part_that_takes_too_long_is_reported_with_the_reason(tmp_path: Path) -> None:
     process, log = python("print('up'); import time; time.sleep(600)", tmp_path)
     with pytest.raises(SearchError, match=r"server is not healthy after 1 s \(no answer\)"):
         wait_until("server", lambda: "no answer", process, log, 1.0)
     process.kill()
 
 
-def test_logs_are_the_owners_alone(tmp_path: Path) -> None:
+def test_logs_are_private(tmp_path: Path) -> None:
     process, log = python("print('up')", tmp_path)
     process.kill()
     assert log.stat().st_mode & 0o777 == 0o600
@@ -142,7 +142,7 @@ def test_logs_are_the_owners_alone(tmp_path: Path) -> None:
     assert last_lines(log).splitlines() == [str(line) for line in range(85, 100)]
 
 
-def test_the_exit_code_of_what_is_launched_can_be_had(tmp_path: Path) -> None:
+def test_launch_gives_access_to_the_exit_code(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "raise SystemExit(3)"]
     popen, process = launch(command, os.environ, tmp_path, tmp_path / "log")
     assert popen.wait(LONG_S) == 3
@@ -151,7 +151,7 @@ def test_the_exit_code_of_what_is_launched_can_be_had(tmp_path: Path) -> None:
         Process.of(process.pid)
 
 
-def test_a_process_that_was_started_otherwise_is_known_while_its_parent_holds_it() -> None:
+def test_an_unmarked_process_is_identified_while_it_lives() -> None:
     popen = subprocess.Popen([sys.executable, "-u", "-c", FAMILY], stdout=subprocess.PIPE, start_new_session=True)
     assert popen.stdout is not None
     assert popen.stdout.readline() == b"up\n"

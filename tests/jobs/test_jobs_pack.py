@@ -1,4 +1,4 @@
-"""Packs for a cluster: the same search as here, without references that are valid on this machine only."""
+"""Packs for a cluster: the same search, without references that are valid only on this machine."""
 
 import shutil
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def packed(path: Path, folder: Path) -> tuple[Pack, list[str]]:
     return pack(path, found.name, found.suite, folder, diagnostics), [str(problem) for problem in diagnostics.problems]
 
 
-def test_it_is_the_same_search_there(spec: World, tmp_path: Path) -> None:
+def test_a_packed_spec_has_the_same_search_id(spec: World, tmp_path: Path) -> None:
     path = spec(
         "night", search_minibatches=2, objectives=["choice", "generate"], optimizer={"name": "random", "seed": 1e3}
     )
@@ -73,7 +73,7 @@ def test_it_is_the_same_search_there(spec: World, tmp_path: Path) -> None:
     assert load_spec(other.folder / other.spec).search_id() == there.search_id()
 
 
-def test_stages_are_one_submission_whatever_their_budgets(spec: World, tmp_path: Path) -> None:
+def test_submissions_that_differ_in_stage_budgets_are_the_same(spec: World, tmp_path: Path) -> None:
     path = spec("staged")
     data = documents.read(path, SpecError)
     own = {key: data.pop(key) for key in ("recipe", "optimizer", "budget")}
@@ -103,7 +103,7 @@ def test_stages_are_one_submission_whatever_their_budgets(spec: World, tmp_path:
         ("org/model+./adapter", "models are not uploaded"),
     ],
 )
-def test_references_that_are_valid_here_only_are_refused(
+def test_references_valid_only_on_this_machine_are_rejected(
     spec: World, tmp_path: Path, reference: str, what: str
 ) -> None:
     path = spec("night")
@@ -116,7 +116,7 @@ def test_references_that_are_valid_here_only_are_refused(
     assert baseline.startswith(f"{path}: baselines.base_model: got '{reference}'")
 
 
-def test_names_of_the_hub_and_of_schemes_are_kept(spec: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_ids_and_schemes_are_kept(spec: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = spec("night")
     data = documents.read(path, SpecError)
     data["recipe"]["models"][0]["model"] = "org/model@main+org/adapter"
@@ -130,7 +130,7 @@ def test_names_of_the_hub_and_of_schemes_are_kept(spec: World, tmp_path: Path, m
     assert "this is also a local folder, which is not uploaded" in problems[0]
 
 
-def test_data_of_tasks_is_uploaded_from_the_included_folder_alone(spec: World, tmp_path: Path) -> None:
+def test_task_data_outside_of_the_included_folder_is_rejected(spec: World, tmp_path: Path) -> None:
     path = spec("night")
     tasks = path.parent / "tasks"
     (path.parent / "outside.jsonl").write_text('{"question": "a", "answer": "a"}\n')
@@ -143,7 +143,7 @@ def test_data_of_tasks_is_uploaded_from_the_included_folder_alone(spec: World, t
     assert found.notes == (f"{tasks}/far.yaml: data_files: /far/away.jsonl is not uploaded: every node must have it",)
 
 
-def test_code_of_tasks_is_uploaded_from_the_included_folder_alone(spec: World, tmp_path: Path) -> None:
+def test_task_code_outside_of_the_included_folder_is_rejected(spec: World, tmp_path: Path) -> None:
     path = spec("night")
     tasks = path.parent / "tasks"
     (tmp_path / "far").mkdir()
@@ -157,7 +157,7 @@ def test_code_of_tasks_is_uploaded_from_the_included_folder_alone(spec: World, t
     assert problem.startswith(f"{where}, which is in {tmp_path}/far/code.py and is not uploaded. Python files next")
 
 
-def test_links_out_of_a_folder_and_what_is_too_large_are_refused(
+def test_links_out_of_a_folder_and_large_files_are_rejected(
     spec: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = spec("night")
@@ -181,7 +181,7 @@ def test_links_out_of_a_folder_and_what_is_too_large_are_refused(
     assert "contain more than 64 MiB, or more than 3 files" in problem
 
 
-def test_problems_found_there_use_the_names_of_the_files_here(spec: World, tmp_path: Path) -> None:
+def test_problems_from_the_cluster_name_the_original_files(spec: World, tmp_path: Path) -> None:
     path = spec("night")
     found, _ = packed(path, tmp_path / "there")
     problem = {
@@ -193,7 +193,9 @@ def test_problems_found_there_use_the_names_of_the_files_here(spec: World, tmp_p
     assert str(local_problem(problem, found.shown)) == f"{path}: recipe.models[0]: see {path.parent}/suite.yaml."
 
 
-def test_workers_look_for_packed_tasks_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packed_task_folders_are_passed_to_workers_as_relative_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     folders = [str(tmp_path / TOP / "below" / "tasks"), "/elsewhere/tasks", str(tmp_path / "tasks")]
     assert portable(folders) == [f"{TOP}/below/tasks", "/elsewhere/tasks", str(tmp_path / "tasks")]

@@ -18,7 +18,7 @@ from evosearch.service import stages_lock
 from evosearch.service.stages import run_stages
 from evosearch.spec.run_dir import default_run_dir
 
-# Runs the stages of `night`: one is done, and the next is being prepared
+# A process that runs the stages of `night`, between the first stage and the second
 BETWEEN = """
 import signal, sys, time
 from evosearch.service import stages_lock
@@ -66,7 +66,7 @@ def test_a_run_between_two_stages_is_stopped(tmp_path: Path, monkeypatch: pytest
     assert stages_lock.runner(tmp_path / "night") is None
 
 
-def test_stages_are_run_by_one_process_that_can_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_that_runs_the_stages_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVOSEARCH_RUNS", str(tmp_path))
     seen: list[Any] = []
 
@@ -74,7 +74,7 @@ def test_stages_are_run_by_one_process_that_can_be_found(tmp_path: Path, monkeyp
         name, file = "night", Path("night.yaml")
 
         @property
-        def suite(self) -> None:  # the first attribute that is used
+        def suite(self) -> None:  # the first attribute that `run_stages` uses
             seen.append(stages_lock.runner(tmp_path / "night" / "one"))
             raise KeyboardInterrupt
 
@@ -85,7 +85,9 @@ def test_stages_are_run_by_one_process_that_can_be_found(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("shown", [socket.gethostname, this_host], ids=["full", "short"])
-def test_the_right_host_is_known_by_either_name(shown: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_holder_is_recognized_by_full_and_short_host_name(
+    shown: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = "evosearch-night-of-the-long-experiments-7f9c6d5b8-abcde"
     monkeypatch.setattr(socket, "gethostname", lambda: name)
     holder = f"process 77 on {name if shown is not this_host else this_host()}, since 2026-01-01T00:00:00+00:00"

@@ -35,7 +35,7 @@ from evosearch.jobs.submit import active_job, settled_jobs
         "databricks://profile",
     ],
 )
-def test_what_outlives_the_job(url: str) -> None:
+def test_storage_that_outlives_the_job_is_accepted(url: str) -> None:
     assert outlives_job(url)
 
 
@@ -52,7 +52,7 @@ def test_what_outlives_the_job(url: str) -> None:
         "sqlite:///:memory:",
     ],
 )
-def test_what_is_lost_with_the_job(url: str) -> None:
+def test_storage_that_is_lost_with_the_job_is_recognized(url: str) -> None:
     assert not outlives_job(url)
 
 
@@ -80,7 +80,7 @@ class Cluster:
 
     def __init__(self) -> None:
         self.status = "PENDING"
-        self.asked = 0
+        self.listings = 0
         cluster = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -105,8 +105,8 @@ class Cluster:
         job = self.job("night-1", self.status, kind=RUN, name="night", search_id="0" * 64)
         if path.endswith("/night-1"):
             return job
-        self.asked += 1
-        if self.asked >= 3 and self.status == "RUNNING":
+        self.listings += 1
+        if self.listings >= 3 and self.status == "RUNNING":
             self.status = "STOPPED"
         return [job, self.job("night-1-withdrawn", "SUCCEEDED", kind="withdrawal", job="night-1")]
 
@@ -131,18 +131,18 @@ def cluster(ray_knows_its_mode: None, monkeypatch: pytest.MonkeyPatch) -> Iterat
     found.server.server_close()
 
 
-def test_a_withdrawn_job_is_over_before_its_turn_comes(cluster: Cluster) -> None:
+def test_a_withdrawn_job_is_inactive_before_its_turn(cluster: Cluster) -> None:
     jobs = Jobs(cluster.url)
     (job,) = jobs.all()
     assert (job.state, job.active, job.withdrawn) == ("withdrawn", False, True)
     assert list(jobs.follow("night-1")) == []
 
 
-def test_a_withdrawn_job_whose_turn_has_come_is_waited_for(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is neither taken for the search that is submitted now, nor run at the same time."""
+def test_a_submission_waits_for_a_withdrawn_job_to_end(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The withdrawn job is not mistaken for the new submission's, and does not run at the same time as it."""
     monkeypatch.setattr(submit, "POLL_S", 0.01)
     cluster.status = "RUNNING"
     jobs = Jobs(cluster.url)
     assert active_job(settled_jobs(jobs), Submitted("night", "0" * 64, [])) is None
     assert cluster.status == "STOPPED"
-    assert cluster.asked >= 3
+    assert cluster.listings >= 3

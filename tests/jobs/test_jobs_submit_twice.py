@@ -24,7 +24,7 @@ PICKLES, BOTH = Options(allow_pickle=True), Options(True, True)
 
 
 class Cluster:
-    """Jobs in memory; `meanwhile` maps a call to what another user does, once, just before it is answered."""
+    """Jobs in memory; `meanwhile` maps a call to an action of another user, which is run once just before the call."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, Job] = {}
@@ -66,7 +66,7 @@ class Cluster:
 
 
 class Watcher(Silent):
-    """Watcher that acts on the job id of every note about a check."""
+    """Watcher that calls `act` with the job id of every note about a check."""
 
     def __init__(self, act: Callable[[str], None]) -> None:
         self.act = act
@@ -93,7 +93,7 @@ def checked(cluster: Any, act: Callable[[str], None], options: Options = PICKLES
 
 
 @pytest.mark.parametrize("call", ["capacity", "all", "submit"])
-def test_of_two_identical_submissions_at_once_one_gets_the_others_job(cluster: Any, call: str) -> None:
+def test_of_two_simultaneous_submissions_one_adopts_the_others_job(cluster: Any, call: str) -> None:
     others: list[Submitted] = []
     cluster.meanwhile[call] = lambda: others.append(queued(cluster))
     mine = queued(cluster)
@@ -103,26 +103,26 @@ def test_of_two_identical_submissions_at_once_one_gets_the_others_job(cluster: A
     assert mine.notes == []
 
 
-def test_where_the_others_job_has_ended_by_then_the_search_is_continued(cluster: Any) -> None:
+def test_if_the_others_job_has_ended_a_new_job_is_queued(cluster: Any) -> None:
     cluster.meanwhile["submit"] = lambda: (queued(cluster), cluster.end(f"{STEM}-1", "failed"))
     mine = queued(cluster)
     assert (mine.job, mine.already) == (f"{STEM}-2", False)
 
 
-def test_another_search_of_this_name_may_have_come_during_the_check(cluster: Any) -> None:
+def test_a_search_with_the_same_name_queued_during_the_check_is_an_error(cluster: Any) -> None:
     cluster.meanwhile["capacity"] = lambda: queued(cluster, search_id="1" * 64)
-    with pytest.raises(ClusterError, match="night: another search of this name is waiting there"):
+    with pytest.raises(ClusterError, match="night: another search with this name is waiting on the cluster"):
         queued(cluster)
     assert len(cluster.jobs) == 1
 
 
-def test_an_id_without_a_job_ends_the_submit(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rejected_id_without_a_job_is_an_error(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "submit", lambda *given, **named: False)
     with pytest.raises(ClusterError, match=f"the cluster lost job {STEM}-1"):
         queued(cluster)
 
 
-def test_options_go_to_the_commands_there_and_make_no_other_search_of_it(cluster: Any) -> None:
+def test_options_are_passed_to_the_jobs_and_not_part_of_the_search_id(cluster: Any) -> None:
     checked(cluster, lambda job: cluster.end(job, "succeeded"), BOTH)
     queued(cluster, BOTH)
     for id, end in (
@@ -138,7 +138,7 @@ def test_options_go_to_the_commands_there_and_make_no_other_search_of_it(cluster
     assert queued(cluster, BOTH).notes == []
 
 
-def test_without_options_the_commands_are_plain(cluster: Any) -> None:
+def test_without_options_the_commands_have_none(cluster: Any) -> None:
     checked(cluster, lambda job: cluster.end(job, "succeeded"), Options())
     queued(cluster, Options())
     assert cluster.entrypoints[f"{STEM}-{CHECK}-1"].endswith(" --json")
@@ -150,7 +150,7 @@ def interrupt(id: str) -> None:
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_an_interrupt_ends_only_ones_own_check(cluster: Any, own: bool) -> None:
+def test_an_interrupt_stops_only_the_submissions_own_check(cluster: Any, own: bool) -> None:
     if not own:
         with pytest.raises(KeyboardInterrupt):
             checked(cluster, interrupt)
@@ -161,7 +161,7 @@ def test_an_interrupt_ends_only_ones_own_check(cluster: Any, own: bool) -> None:
     assert cluster.stopped == ([f"{STEM}-{CHECK}-1"] if own else [])
 
 
-def test_a_shared_check_that_was_stopped_is_started_again(cluster: Any) -> None:
+def test_a_stopped_shared_check_is_repeated(cluster: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         checked(cluster, interrupt)
     waited: list[str] = []
@@ -175,17 +175,17 @@ def test_a_shared_check_that_was_stopped_is_started_again(cluster: Any) -> None:
     assert (job.id, job.state, said) == (waited[1], "succeeded", f"log of {waited[1]}")
 
 
-def test_a_check_with_other_options_is_another(cluster: Any) -> None:
+def test_checks_with_different_options_are_not_shared(cluster: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         checked(cluster, interrupt)
     job, _ = checked(cluster, lambda job: cluster.end(job, "succeeded"), Options())
     assert job.id == f"{STEM}-{CHECK}-2"
     with pytest.raises(KeyboardInterrupt):
-        checked(cluster, interrupt, BOTH)  # options that a check does not take make no difference
+        checked(cluster, interrupt, BOTH)  # options that do not apply to checks are ignored
     assert len(cluster.jobs) == 2
 
 
-def test_two_whose_checks_begin_at_once_share_one(cluster: Any) -> None:
+def test_simultaneous_identical_checks_are_shared(cluster: Any) -> None:
     def other() -> None:
         with pytest.raises(KeyboardInterrupt):
             checked(cluster, interrupt)
@@ -195,7 +195,9 @@ def test_two_whose_checks_begin_at_once_share_one(cluster: Any) -> None:
     assert list(cluster.jobs) == [job.id] == [f"{STEM}-{CHECK}-1"]
 
 
-def test_the_command_line_has_the_options(evosearch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_line_options_reach_the_submission(
+    evosearch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     given: list[Options] = []
 
     def fake(path: Path, address: str, watcher: Any, options: Options) -> Submitted:

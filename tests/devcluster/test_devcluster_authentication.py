@@ -22,7 +22,7 @@ from evosearch.errors import SearchError
 
 @pytest.fixture(scope="module")
 def server(postgres: Postgres) -> Iterator[Postgres]:
-    """A server of this module's own; `postgres` skips where none can run."""
+    """A server for this module; the fixture `postgres` skips the tests if PostgreSQL is not available."""
     folder = Path(tempfile.mkdtemp(prefix="evosearch-authentication-"))
     folder.chmod(0o711)
     own = Postgres(folder / "postgres")
@@ -33,13 +33,13 @@ def server(postgres: Postgres) -> Iterator[Postgres]:
     shutil.rmtree(folder)
 
 
-def test_postgresql_that_asks_for_a_password_passes(server: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_postgresql_that_requires_a_password_passes(server: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGPASSFILE", str(server.passfile))
     psycopg.connect(server.url(LEDGER)).close()
     authentication.check_postgres(server)
 
 
-def test_postgresql_that_lets_anybody_in_does_not(server: Postgres) -> None:
+def test_postgresql_without_authentication_fails(server: Postgres) -> None:
     rules = server.data / "pg_hba.conf"
     kept = rules.read_text()
     rules.write_text("host all all 127.0.0.1/32 trust\n")
@@ -48,7 +48,7 @@ def test_postgresql_that_lets_anybody_in_does_not(server: Postgres) -> None:
     where = f"host=127.0.0.1 port={server.port} user=evosearch dbname={LEDGER} passfile=/nowhere"
     deadline = time.monotonic() + 20
     try:
-        while time.monotonic() < deadline:  # until it has read its rules again
+        while time.monotonic() < deadline:  # until the server has reloaded its rules
             with contextlib.suppress(psycopg.OperationalError):
                 psycopg.connect(where).close()
                 break
@@ -61,7 +61,7 @@ def test_postgresql_that_lets_anybody_in_does_not(server: Postgres) -> None:
     authentication.check_postgres(server)
 
 
-def test_postgresql_that_does_not_answer_does_not(server: Postgres) -> None:
+def test_postgresql_that_does_not_answer_fails(server: Postgres) -> None:
     server.stop()
     with pytest.raises(SearchError, match=r"PostgreSQL, no password: .*[Cc]onnection refused"):
         authentication.check_postgres(server)
@@ -91,7 +91,7 @@ def check(answer: Answer) -> None:
         head.stop(None).wait()
 
 
-def test_a_head_that_asks_for_a_token_passes() -> None:
+def test_a_head_that_requires_a_token_passes() -> None:
     def refuse(request: bytes, context: grpc.ServicerContext) -> bytes:
         seen.append(dict(context.invocation_metadata()).get("authorization"))
         context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
@@ -102,7 +102,7 @@ def test_a_head_that_asks_for_a_token_passes() -> None:
     assert seen == [None, f"Bearer {authentication.WRONG}"]
 
 
-def test_a_head_that_answers_anybody_or_takes_any_token_does_not() -> None:
+def test_a_head_that_accepts_no_token_or_any_token_fails() -> None:
     with pytest.raises(SearchError, match="Ray's head, no token: request accepted"):
         check(lambda request, context: b"")
 
@@ -115,7 +115,7 @@ def test_a_head_that_answers_anybody_or_takes_any_token_does_not() -> None:
         check(any_token)
 
 
-def test_a_head_that_fails_otherwise_does_not() -> None:
+def test_a_head_with_another_error_fails() -> None:
     def fail(request: bytes, context: grpc.ServicerContext) -> bytes:
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "another Ray")
         raise AssertionError
