@@ -82,7 +82,7 @@ class Head:
 
     def _is_up(self) -> bool:
         try:
-            return Jobs(self.url).places() == 1.0
+            return Jobs(self.url).capacity() == 1.0
         except ClusterError:
             return False
 

@@ -104,7 +104,7 @@ class _LayoutBuilder:
         return len(self.ordered[low]) - depth + int(self.nodes_before[high] - self.nodes_before[low + 1])
 
     def _chain(self, low: int, high: int, depth: int) -> int:
-        """Add prefix runs for the tokens that the whole range shares; return their depth."""
+        """Add prefix runs for the tokens that all sequences of the range share; return their depth."""
         end = min(int(self.shared[low + 1 : high].min(initial=len(self.ordered[low]))), len(self.ordered[low]))
         if self.leaves is not None:
             end = min(end, len(self.ordered[low]) - 1)  # the shortest sequence must end below

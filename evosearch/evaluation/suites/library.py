@@ -1,6 +1,6 @@
 """Lookup of lm-eval's tasks, groups and tags without building lm-eval's full index.
 
-Indexing the whole library takes lm-eval 14 to 25 seconds. A suite uses a handful of tasks: scanning the YAML files for
+Indexing the full library takes lm-eval 14 to 25 seconds. A suite uses a handful of tasks: scanning the YAML files for
 their names takes a second and finds their folders, and only those folders are indexed.
 """
 
