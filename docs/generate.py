@@ -345,7 +345,7 @@ def modules_page() -> str:
     """Every module of the package, by subpackage, with the first line of its docstring."""
     lines = [
         "# Modules\n",
-        "The first line of every module's docstring, by subpackage. Everything outside of `import evosearch` is private.",
+        "The first docstring line of every module, by subpackage. Everything outside of `import evosearch` is private.",
     ]
     package = ROOT / "evosearch"
     for room in sorted({file.parent for file in package.rglob("*.py")}):

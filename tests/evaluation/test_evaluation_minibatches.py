@@ -55,7 +55,7 @@ def test_minibatches_follow_from_the_seed_and_the_documents() -> None:
 
 
 def test_more_minibatches_than_documents_are_our_mistake() -> None:
-    with pytest.raises(AssertionError, match="every minibatch has a document of every task"):
+    with pytest.raises(AssertionError, match="every minibatch needs a document of every task"):
         partition(SUITE, whole(20, 3), 4, 0)
 
 
