@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.faults [--only NAME ...] [--seed 0] [--folder DIR]
 
 Each scenario is a search with its own folder and Ray nodes. Ledger, controller and pool are real; the workers are
-light (they compute a score card from the recipe). `disk` is `evosearch run` on the embedded models. A fault is
+light (they compute a score card from the recipe). `disk` is `evosearch run` on the built-in models. A fault is
 injected while the search runs. Afterwards the ledger must hold exactly one result, the per-item scores and one report
 to the optimizer for each proposed candidate; event numbers must have no gaps; each retry must have its reason.
 Prints one JSON document and a table. Exit code 1 if a scenario fails. Scenarios that this machine cannot run (too

@@ -11,7 +11,7 @@ without evaluating it, so that they may end below it; the others evaluate it fir
 the best fitness; its test score is its true accuracy. Repeated candidates count as evaluations. tpe stops at 200
 evaluations and gp at 50 unless `--slow` is given, because an ask takes longer the more trials they hold.
 
-`--zoo`: `recipes/quickstart.yaml` on the embedded tiny models (trained on first use) with several optimizers, in this
+`--zoo`: `recipes/quickstart.yaml` on the built-in tiny models (trained on first use) with several optimizers, in this
 process. Finalists are chosen on `validation` as in `evosearch run`; the winner is then scored on `test` for this table
 only: nothing is promoted and the test opening is not counted. Repeated recipes, such as baselines, are scored once.
 
@@ -96,7 +96,7 @@ def landscape_table(name: str, found: dict[str, Any], checkpoints: Iterable[int]
 
 
 def on_the_zoo(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Figures and table of searches on the embedded models."""
+    """Figures and table of searches on the built-in models."""
     from benchmarks._synthetic.searches import Bench  # imports torch and lm-eval, which landscapes do not need
 
     with Bench() as bench:
@@ -130,7 +130,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--landscapes", action="store_true", help="synthetic merges with a known optimum")
-    kind.add_argument("--zoo", action="store_true", help="the embedded tiny models")
+    kind.add_argument("--zoo", action="store_true", help="the built-in tiny models")
     parser.add_argument("--seeds", type=int, help="number of seeds (10 on landscapes, 5 on the zoo)")
     parser.add_argument("--seed", type=int, default=0, help="first seed")
     parser.add_argument("--optimizers", nargs="+", choices=labels, metavar="LABEL", help="rows of the table, by label")

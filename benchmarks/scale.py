@@ -2,7 +2,7 @@
 
     .venv/bin/python -m benchmarks.scale [--only workers|overhead|submit] [--candidates N] [--repeats 2]
 
-workers   the quickstart search on the embedded models with one and with two single-threaded CPU workers, alternating;
+workers   the quickstart search on the built-in models with one and with two single-threaded CPU workers, alternating;
           candidates per second from the first proposal to the last report
 overhead  a development cluster with 16 light workers that take no time: time of controller, ledger (PostgreSQL) and
           Ray per candidate, bytes sent and bytes stored

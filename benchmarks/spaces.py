@@ -2,7 +2,7 @@
 
     .venv/bin/python -m benchmarks.spaces [--seeds 5] [--candidates 96] [--spec LABEL=FILE ...]
 
-Runs `recipes/quickstart.yaml` (parameter space), `recipes/dataflow.yaml` and `recipes/hybrid.yaml` on the embedded tiny
+Runs `recipes/quickstart.yaml` (parameter space), `recipes/dataflow.yaml` and `recipes/hybrid.yaml` on the built-in tiny
 models (trained on first use) in this process, each with its own optimizer. Every search gets the item evaluations that
 `--candidates` candidates take on the first spec's search split. The two stages of the hybrid get half each; the winner
 of the first stage on `validation` is the first model of the second. Each seed replaces the seed in the spec. Finalists

@@ -242,7 +242,7 @@ def _models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def world(_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """`world(name=..., **changes)` writes a spec next to the models and returns its path; runs go to this test's folder."""
+    """`world(name=..., **changes)` writes a spec next to the models and returns its path; runs stay in `tmp_path`."""
     monkeypatch.setenv("EVOSEARCH_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("EVOSEARCH_CACHE", str(tmp_path / "cache"))
 

@@ -1,4 +1,4 @@
-"""The submitted search: two experts of the embedded tiny models on few documents."""
+"""The submitted search: two experts of the built-in tiny models on few documents."""
 
 import shutil
 from pathlib import Path
