@@ -12,7 +12,7 @@ import torch
 from evosearch.checkpoints.cache.hashes import Hashes
 from evosearch.checkpoints.digest import DTYPES, combine, tensor_line
 from evosearch.checkpoints.families.registry import Family, family_of
-from evosearch.checkpoints.files import CONFIG, INDEX, SINGLE, ModelFiles, TensorInfo, read_json
+from evosearch.checkpoints.tensor_files import CONFIG, INDEX, SINGLE, ModelFiles, TensorInfo, read_json
 from evosearch.errors import CheckpointError
 from evosearch.recipe.shapes import ModelShape
 

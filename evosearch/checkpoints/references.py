@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from evosearch.checkpoints.licences import CARD
+from evosearch.checkpoints.model_card import CARD
 from evosearch.checkpoints.reader import CONFIG, INDEX, SINGLE
 from evosearch.errors import CheckpointError, did_you_mean
 from evosearch.recipe.files import exists, pieces

@@ -7,7 +7,7 @@ import torch
 
 from evosearch.errors import CandidateError
 from evosearch.materialize.plan import Input, TensorOp, plan, with_survey
-from evosearch.merging.parameters import Memory
+from evosearch.merging.method_parameters import Memory
 from evosearch.merging.registry import Site, method, specs
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import ModelShape

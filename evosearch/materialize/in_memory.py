@@ -18,7 +18,7 @@ from evosearch.materialize.parents import Tensors, hold
 from evosearch.materialize.plan import Input, donor_of, output_dtype
 from evosearch.materialize.skeleton import build, generation_folder, path_of_layers, targets
 from evosearch.materialize.spread import Spread, spread
-from evosearch.merging.parameters import Memory
+from evosearch.merging.method_parameters import Memory
 from evosearch.recipe.schema import Recipe
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evosearch.checkpoints import references
-from evosearch.checkpoints.adapters.apply import apply_adapter
+from evosearch.checkpoints.adapters.adapted_model import apply_adapter
 from evosearch.checkpoints.cache.hashes import Hashes
 from evosearch.checkpoints.cache.locks import LOCKS, locked
 from evosearch.checkpoints.overlay import Overlay

@@ -7,7 +7,7 @@ import torch
 
 from evosearch import documents
 from evosearch.errors import RecipeError
-from evosearch.merging.parameters import Origin, Parameters
+from evosearch.merging.method_parameters import Origin, Parameters
 from evosearch.recipe.blocks import Block, Entry, Scope, blocks
 from evosearch.recipe.checks import check
 from evosearch.recipe.hops import Routing

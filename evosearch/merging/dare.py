@@ -8,7 +8,7 @@ from torch import Tensor
 
 from evosearch.merging import philox
 from evosearch.merging.kernels import same, total
-from evosearch.merging.parameters import Parameters
+from evosearch.merging.method_parameters import Parameters
 from evosearch.recipe.shapes import Param, Scalar
 
 PARAMETERS = {

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from evosearch.merging.kernels import elementwise, same
-from evosearch.merging.parameters import Parameters
+from evosearch.merging.method_parameters import Parameters
 
 
 def elect_and_sum(

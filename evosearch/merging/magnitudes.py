@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import hardshrink
 
 from evosearch.merging.kernels import chunks, positions, same
-from evosearch.merging.parameters import Parameters
+from evosearch.merging.method_parameters import Parameters
 
 BINS = 1 << 15  # values of the upper 16 bits of a non-negative float32
 LOW = 1 << 16  # values of the lower 16 bits

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from evosearch.errors import RecipeError, did_you_mean
 from evosearch.merging import methods
-from evosearch.merging.parameters import Parameters
+from evosearch.merging.method_parameters import Parameters
 from evosearch.plugins import load_entry_points
 from evosearch.recipe.shapes import MergekitForm, MethodSpec, Param
 

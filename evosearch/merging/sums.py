@@ -7,7 +7,7 @@ from torch import Tensor
 
 from evosearch.errors import CandidateError
 from evosearch.merging.kernels import elementwise, same
-from evosearch.merging.parameters import Parameters
+from evosearch.merging.method_parameters import Parameters
 
 Change = Callable[[int, int, Tensor], Tensor]  # (parent, index of the chunk's first element, τ) → changed τ
 

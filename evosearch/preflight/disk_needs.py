@@ -14,8 +14,8 @@ from huggingface_hub import constants
 
 from evosearch.checkpoints import pickles, references
 from evosearch.checkpoints.disk_space import GIB
-from evosearch.checkpoints.files import INDEX, read_json
 from evosearch.checkpoints.references import default_cache
+from evosearch.checkpoints.tensor_files import INDEX, read_json
 from evosearch.errors import InputError, SpecError
 from evosearch.preflight.sizes import Sizes
 from evosearch.recipe import files

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evosearch.checkpoints import references
-from evosearch.checkpoints.licences import Card, card_of
+from evosearch.checkpoints.model_card import Card, card_of
 from evosearch.checkpoints.references import default_cache
 from evosearch.errors import CheckpointError
 from evosearch.materialize.plan import donor_of

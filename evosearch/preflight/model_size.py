@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from evosearch.checkpoints.families.registry import family_of
-from evosearch.checkpoints.files import CONFIG, read_json
+from evosearch.checkpoints.tensor_files import CONFIG, read_json
 from evosearch.errors import CheckpointError
 from evosearch.materialize.forward import settings
 

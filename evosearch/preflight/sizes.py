@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from evosearch.checkpoints import pickles, references
-from evosearch.checkpoints.adapters.config import AdapterConfig, read_config
-from evosearch.checkpoints.files import INDEX, read_json
+from evosearch.checkpoints.adapters.adapter_config import AdapterConfig, read_config
 from evosearch.checkpoints.references import ADAPTER_WEIGHTS, default_cache
+from evosearch.checkpoints.tensor_files import INDEX, read_json
 from evosearch.execution.loaders import register_schemes
 from evosearch.materialize.plan import donor_of
 from evosearch.preflight.model_size import FLOAT32, ModelSize, itemsize, linear, residual_writers, size_of

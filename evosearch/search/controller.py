@@ -23,8 +23,8 @@ from evosearch.search.recorder import Recorder, job_id
 from evosearch.search.records import BaselineRecord, CandidateRecord, Proposal, RestartRecord, is_candidate
 from evosearch.search.replay import replay
 from evosearch.search.sampling import Sampling
+from evosearch.search.space.dimensions import Genome
 from evosearch.search.space.space import SearchSpace
-from evosearch.search.space.types import Genome
 
 MAX_FAILURES = 8  # failures after which a search without any scored candidate gives up
 # Value of `optimizer.start` → kinds of baselines

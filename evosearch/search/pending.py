@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 from evosearch.recipe.shapes import Scalar
-from evosearch.search.space.types import Genome
+from evosearch.search.space.dimensions import Genome
 
 RTOL = 1e-9  # asks on other CPU types and library builds differ by about 1e-12
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from evosearch.evaluation.types import Estimate, TaskScore, Tokens
-from evosearch.search.space.types import Genome, Observation
+from evosearch.search.space.dimensions import Genome, Observation
 
 Payload = dict[str, Any]  # plain JSON data of one event
 

@@ -12,7 +12,7 @@ from evosearch.search.ledger.events import Event
 from evosearch.search.optimizers.registry import Optimizer
 from evosearch.search.pending import same_value
 from evosearch.search.records import Payload, Proposal, Reported
-from evosearch.search.space.types import Genome
+from evosearch.search.space.dimensions import Genome
 
 
 @dataclass(frozen=True)

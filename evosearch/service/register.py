@@ -20,7 +20,7 @@ from evosearch.search.state import SearchState
 from evosearch.setup.loading import contamination_acknowledged
 from evosearch.setup.prepare import Prepared
 from evosearch.tracking.changes import CONTAMINATION, OPENINGS
-from evosearch.tracking.registry import Registry
+from evosearch.tracking.model_registry import Registry
 
 
 def current_champion(prepared: Prepared, registry: Registry | None, watcher: Watcher) -> Champion | None:

@@ -23,9 +23,9 @@ from evosearch.search.recorder import Recorder
 from evosearch.search.records import WarmStart
 from evosearch.service import phases
 from evosearch.service.eta import Eta
+from evosearch.service.multi_stage import run_stages
 from evosearch.service.register import current_champion, register
 from evosearch.service.shutdown import recorded_end
-from evosearch.service.stages import run_stages
 from evosearch.setup.executors import make_executor
 from evosearch.setup.prepare import Prepared
 from evosearch.setup.resume_check import refuse_other_search

@@ -14,7 +14,7 @@ from evosearch.spec.spec import SearchSpec
 from evosearch.tracking.jsonl import JsonLinesTracker
 from evosearch.tracking.mirror import Mirror
 from evosearch.tracking.mlflow import MlflowMirror
-from evosearch.tracking.registry import Registry
+from evosearch.tracking.model_registry import Registry
 
 CATCH_UP_S = 120.0  # wait for the mirror at the end of a run
 PATIENCE_S = 10.0  # wait for a failing store

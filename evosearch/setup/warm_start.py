@@ -20,7 +20,7 @@ from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.optimizers.registry import OptimizerConfig
 from evosearch.search.progress import Watcher
 from evosearch.search.records import KnownCandidate, WarmStart
-from evosearch.search.space.types import Dimension, Genome
+from evosearch.search.space.dimensions import Dimension, Genome
 from evosearch.search.state import SearchState
 from evosearch.setup.loading import read_search
 from evosearch.setup.prepare import Prepared

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from evosearch import documents
 from evosearch.errors import LedgerError, SpecError
-from evosearch.search.ledger.errors import NoLedgerError
+from evosearch.search.ledger.database_errors import NoLedgerError
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.spec.kinds import Kind, kind_of
 from evosearch.spec.run_dir import LEDGER_FILE, LEDGER_URL_FILE, SQLITE, RunDir, run_dir_at, runs_folder

@@ -22,7 +22,7 @@ from evosearch.search.optimizers.registry import load as load_optimizer
 from evosearch.search.space.routes import is_route
 from evosearch.search.space.template import frame
 from evosearch.spec.config import BaselinesConfig, SpecFile
-from evosearch.spec.objectives import check_objectives
+from evosearch.spec.objective_check import check_objectives
 from evosearch.spec.run_dir import RunDir, configured_run_dir
 
 STAGE_KEYS = ("recipe", "optimizer", "budget", "search_minibatches", "objectives")  # each stage has its own

@@ -13,7 +13,7 @@ from evosearch.search.ledger.ledger import Ledger
 from evosearch.tracking.changes import SEARCH, Changes, Plan, Translator
 from evosearch.tracking.client import ARTIFACTS, connect, find_runs, load_mlflow, run_ids, sqlite_file
 from evosearch.tracking.mirror import EventReader, Mirror
-from evosearch.tracking.registry import Champion, Registry
+from evosearch.tracking.model_registry import Champion, Registry
 from evosearch.tracking.ui import ui_command, ui_environment, ui_line
 
 __all__ = ["Champion", "MlflowMirror", "MlflowStore", "Registry", "run_ids", "ui_command", "ui_environment", "ui_line"]

@@ -33,7 +33,7 @@ def home(tmp_path, monkeypatch, write_base):
 
 
 def test_public_sets_become_what_the_recipes_name(home, tmp_path, monkeypatch, capsys):
-    from evosearch.checkpoints.adapters.apply import apply_adapter
+    from evosearch.checkpoints.adapters.adapted_model import apply_adapter
     from evosearch.checkpoints.reader import Checkpoint
 
     monkeypatch.setattr(train_experts, "MODELS", home)

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evosearch.checkpoints import reader, references, writer
-from evosearch.checkpoints.adapters import apply
+from evosearch.checkpoints.adapters import adapted_model
 from evosearch.checkpoints.cache import copies, hashes
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.errors import CheckpointError
@@ -42,7 +42,7 @@ PREPARE = """
 import json, time
 import torch
 from evosearch.checkpoints import reader, writer
-from evosearch.checkpoints.adapters import apply
+from evosearch.checkpoints.adapters import adapted_model
 from evosearch.checkpoints.cache import copies, hashes
 from evosearch.execution import node
 
@@ -60,7 +60,7 @@ def watch(owner, name, kind, what):
         return original(*arguments, **more)
     setattr(owner, name, watched)
 
-for owner in (reader, apply):
+for owner in (reader, adapted_model):
     watch(owner, "tensor_line", "hashed", lambda name, tensor: name)
 watch(writer.CheckpointWriter, "add", "written", lambda self, name, tensor: name)
 watch(copies.shutil, "copyfile", "copied", lambda source, target: source.name)
@@ -134,7 +134,7 @@ def forbidden(*_: object, **__: object) -> None:
 
 
 def nothing_is_read_or_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    for owner, name in ((reader, "tensor_line"), (apply, "tensor_line"), (writer.CheckpointWriter, "__init__")):
+    for owner, name in ((reader, "tensor_line"), (adapted_model, "tensor_line"), (writer.CheckpointWriter, "__init__")):
         monkeypatch.setattr(owner, name, forbidden)
     monkeypatch.setattr(copies.shutil, "copyfile", forbidden)
 

@@ -11,7 +11,7 @@ from evosearch.search.ledger.events import Event
 from evosearch.service import run as run_room
 from evosearch.service.run import run
 from evosearch.setup import trackers
-from evosearch.tracking.registry import Registry
+from evosearch.tracking.model_registry import Registry
 
 World = Callable[..., Path]
 Events = Callable[[Path], list[Event]]

@@ -15,7 +15,7 @@ from evosearch.jobs.stop import _process, stop_here
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.ledger.lock import this_host
 from evosearch.service import stages_lock
-from evosearch.service.stages import run_stages
+from evosearch.service.multi_stage import run_stages
 from evosearch.spec.run_dir import default_run_dir
 
 # A process that runs the stages of `night`, between the first stage and the second

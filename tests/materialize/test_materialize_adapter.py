@@ -13,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
-from evosearch.checkpoints.adapters.apply import apply_adapter
+from evosearch.checkpoints.adapters.adapted_model import apply_adapter
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.errors import CheckpointError, RecipeError
 from evosearch.materialize.as_adapter import AdapterReport, write_adapter

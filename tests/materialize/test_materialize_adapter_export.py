@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from evosearch.checkpoints.adapters.apply import apply_adapter
+from evosearch.checkpoints.adapters.adapted_model import apply_adapter
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.recipe.files import load
 from evosearch.recipe.schema import Recipe

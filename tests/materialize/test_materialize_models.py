@@ -97,7 +97,7 @@ def test_a_candidate_builds_no_model_and_opens_no_file(untied, monkeypatch):
         patch.setattr(Path, "open", forbidden)
         patch.setattr(torch.nn.Module, "__init__", forbidden)
         patch.setattr(Checkpoint, "load", forbidden)
-        patch.setattr("evosearch.checkpoints.files.safe_open", forbidden)
+        patch.setattr("evosearch.checkpoints.tensor_files.safe_open", forbidden)
         for method in specs():
             resident.materialize(recipe(untied, method))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from evosearch.errors import CandidateError
 from evosearch.merging import kernels, philox
-from evosearch.merging.parameters import Origin, Parameters
+from evosearch.merging.method_parameters import Origin, Parameters
 from evosearch.merging.registry import method
 from evosearch.recipe.checks import check
 from evosearch.recipe.schema import Recipe

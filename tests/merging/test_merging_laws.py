@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evosearch.errors import RecipeError
 from evosearch.merging import kernels
-from evosearch.merging.parameters import Memory, Origin, Parameters
+from evosearch.merging.method_parameters import Memory, Origin, Parameters
 from evosearch.merging.registry import method, specs
 from evosearch.recipe.shapes import MethodSpec, Param, Scalar
 

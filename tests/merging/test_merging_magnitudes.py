@@ -12,7 +12,7 @@ from torch import Tensor
 from evosearch.errors import CandidateError
 from evosearch.merging import kernels
 from evosearch.merging.magnitudes import Delta, Trim, trims
-from evosearch.merging.parameters import Memory, Origin, Parameters
+from evosearch.merging.method_parameters import Memory, Origin, Parameters
 from evosearch.merging.registry import Site, method
 
 torch.set_num_threads(1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from evosearch.errors import CandidateError
 from evosearch.merging import kernels
 from evosearch.merging.kernels import dot
-from evosearch.merging.parameters import Parameters
+from evosearch.merging.method_parameters import Parameters
 from evosearch.merging.registry import method, specs
 
 torch.set_num_threads(1)

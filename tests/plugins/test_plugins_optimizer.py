@@ -13,7 +13,7 @@ import pytest
 from evosearch.documents import validate
 from evosearch.errors import SpecError
 from evosearch.search.optimizers.registry import OptimizerConfig, create, load, names, optimizer
-from evosearch.search.space.types import Dimension
+from evosearch.search.space.dimensions import Dimension
 
 FOLDER = Path(__file__).parent
 LAWS = [FOLDER.parent / "search" / name for name in ("test_search_optimizers.py", "test_search_replay.py")]

@@ -247,7 +247,7 @@ def test_licences_of_models_within_models(world: World) -> None:
     ],
 )
 def test_cards_of_all_kinds(tmp_path: Path, card: str, licence: str | None) -> None:
-    from evosearch.checkpoints.licences import card_of
+    from evosearch.checkpoints.model_card import card_of
 
     (tmp_path / "README.md").write_text(card, encoding="utf-8")
     assert card_of(tmp_path).licence == licence

@@ -9,7 +9,7 @@ import pytest
 
 from evosearch.search.optimizers._generations import mean_rate
 from evosearch.search.optimizers.registry import Optimizer, OptimizerConfig, create
-from evosearch.search.space.types import Dimension, Estimate, Genome, Observation
+from evosearch.search.space.dimensions import Dimension, Estimate, Genome, Observation
 
 KINDS = ("cma_es", "lra_cma", "cat_cma")
 Fitness = Callable[[Genome], float | None]

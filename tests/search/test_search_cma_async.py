@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evosearch.search.optimizers.registry import Optimizer, OptimizerConfig, create
-from evosearch.search.space.types import Dimension, Estimate, Genome, Observation
+from evosearch.search.space.dimensions import Dimension, Estimate, Genome, Observation
 
 KINDS = ("cma_es", "lra_cma", "cat_cma")
 DIMENSIONS = tuple(Dimension(f"x{i}", "float", 0.8, low=-1.0, high=1.0) for i in range(4))

@@ -8,7 +8,7 @@ import pytest
 from evosearch.search.optimizers import _cmaes
 from evosearch.search.optimizers.cat_cma import CatCma
 from evosearch.search.optimizers.registry import Optimizer, OptimizerConfig, create
-from evosearch.search.space.types import Dimension, Estimate, Genome, Observation
+from evosearch.search.space.dimensions import Dimension, Estimate, Genome, Observation
 
 Fitness = Callable[[Genome], float | None]
 

@@ -8,7 +8,7 @@ import pytest
 
 from evosearch.errors import SpecError
 from evosearch.search.optimizers.registry import Optimizer, OptimizerConfig, create
-from evosearch.search.space.types import Dimension, Estimate, Genome, Observation
+from evosearch.search.space.dimensions import Dimension, Estimate, Genome, Observation
 
 Fitness = Callable[[frozenset[str]], float | None]
 

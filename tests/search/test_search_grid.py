@@ -4,7 +4,7 @@ import pytest
 
 from evosearch.errors import SpecError
 from evosearch.search.optimizers.registry import Optimizer, OptimizerConfig, create
-from evosearch.search.space.types import Dimension, Estimate, Genome, Observation
+from evosearch.search.space.dimensions import Dimension, Estimate, Genome, Observation
 
 SCALE = Dimension("scale", "float", 0.3, low=0.0, high=1.0)
 RATE = Dimension("rate", "float", 0.1, low=0.01, high=1.0, log=True)

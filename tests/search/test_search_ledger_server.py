@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from evosearch.errors import LedgerError
 from evosearch.evaluation.types import ItemBatch, ItemSet
-from evosearch.search.ledger.errors import NoLedgerError
+from evosearch.search.ledger.database_errors import NoLedgerError
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.ledger.store import check_server, metadata
 

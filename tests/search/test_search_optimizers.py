@@ -16,7 +16,7 @@ from evosearch.documents import validate
 from evosearch.errors import SpecError
 from evosearch.search.optimizers import registry
 from evosearch.search.optimizers.registry import Optimizer, OptimizerConfig, create
-from evosearch.search.space.types import Dimension, Estimate, Genome, Observation
+from evosearch.search.space.dimensions import Dimension, Estimate, Genome, Observation
 
 FLOATS = tuple(Dimension(f"x{i}", "float", 0.9, low=-1.0, high=1.0) for i in range(3))
 MIXED = (

@@ -9,7 +9,7 @@ from evosearch.evaluation.types import Estimate
 from evosearch.search.objectives import measured, with_hops
 from evosearch.search.pareto import Front, dominates, pareto_set
 from evosearch.search.records import CardSummary, Reported
-from evosearch.search.space.types import Observation
+from evosearch.search.space.dimensions import Observation
 
 
 def told(name: int, *values: float, violation: float = 0.0) -> Reported:

@@ -12,7 +12,7 @@ from evosearch.search.optimizers import registry
 from evosearch.search.optimizers.registry import Optimizer, OptimizerConfig, create
 from evosearch.search.records import Proposal, Reported
 from evosearch.search.replay import replay
-from evosearch.search.space.types import Dimension, Observation
+from evosearch.search.space.dimensions import Dimension, Observation
 
 NUMBERS = (
     Dimension("weight", "float", 0.5, low=0.0, high=1.5),

@@ -16,9 +16,9 @@ from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import ModelShape
 from evosearch.search.baselines import baselines
 from evosearch.search.optimizers.registry import OptimizerConfig, create
+from evosearch.search.space.dimensions import Genome
 from evosearch.search.space.space import SearchSpace
 from evosearch.search.space.template import frame
-from evosearch.search.space.types import Genome
 
 A, B = "org/a", "/models/night's b@1"
 DEPTHS = {A: 4, B: 3}

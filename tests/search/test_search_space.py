@@ -12,8 +12,8 @@ from evosearch.errors import RecipeError
 from evosearch.recipe.parameters import evaluate, leaves
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import MethodSpec, ModelShape, Param, Place, Scalar, TensorSpec
+from evosearch.search.space.dimensions import Dimension, Genome
 from evosearch.search.space.space import SearchSpace
-from evosearch.search.space.types import Dimension, Genome
 
 WEIGHT = Param(-1.0, 2.0, per_model=True)
 DENSITY = Param(0.0, 1.0, default=1.0, per_model=True, strict=True, open_low=True)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from evosearch.errors import LedgerError, TrackingError
 from evosearch.redaction import hidden, hidden_in
-from evosearch.search.ledger.errors import shown
+from evosearch.search.ledger.database_errors import shown
 from evosearch.search.ledger.ledger import Ledger
 
 Program = Callable[..., tuple[int, str, str]]

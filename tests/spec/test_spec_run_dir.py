@@ -15,7 +15,7 @@ import yaml
 from evosearch.errors import LedgerError, SpecError, TrackingError
 from evosearch.evaluation.suites.suite import Suite
 from evosearch.reporting.status import statuses
-from evosearch.search.ledger.errors import NoLedgerError
+from evosearch.search.ledger.database_errors import NoLedgerError
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.spec.config import SpecFile, TrackingConfig
 from evosearch.spec.lookup import find, recorded_names

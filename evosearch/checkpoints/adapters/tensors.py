@@ -1,14 +1,14 @@
-"""Tensors of a LoRA adapter, and how they change tensors of the base. The formulas are in `apply`."""
+"""Tensors of a LoRA adapter, and how they change tensors of the base. The formulas are in `adapted_model`."""
 
 from dataclasses import dataclass
 
 import torch
 
-from evosearch.checkpoints.adapters.config import AdapterConfig
+from evosearch.checkpoints.adapters.adapter_config import AdapterConfig
 from evosearch.checkpoints.digest import DTYPES
 from evosearch.checkpoints.families.registry import Placement
-from evosearch.checkpoints.files import TensorFile
 from evosearch.checkpoints.reader import Checkpoint
+from evosearch.checkpoints.tensor_files import TensorFile
 from evosearch.errors import CheckpointError
 from evosearch.recipe.shapes import Place
 

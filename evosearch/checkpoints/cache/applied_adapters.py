@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from evosearch.checkpoints.digest import DTYPES
-from evosearch.checkpoints.files import ModelFiles, TensorInfo
 from evosearch.checkpoints.overlay import Computed, Overlay
+from evosearch.checkpoints.tensor_files import ModelFiles, TensorInfo
 from evosearch.checkpoints.writer import CheckpointWriter
 
 FOLDER = "prepared"  # in the cache

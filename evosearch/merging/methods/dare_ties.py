@@ -6,7 +6,7 @@ from torch import Tensor
 
 from evosearch.merging.dare import INEXACT, PARAMETERS, SPELLED, drops
 from evosearch.merging.election import elect_deltas
-from evosearch.merging.parameters import Parameters
+from evosearch.merging.method_parameters import Parameters
 from evosearch.merging.registry import merge_method
 from evosearch.recipe.shapes import MergekitForm
 

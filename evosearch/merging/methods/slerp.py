@@ -7,7 +7,7 @@ from torch import Tensor
 
 from evosearch.errors import CandidateError
 from evosearch.merging.kernels import dot, elementwise
-from evosearch.merging.parameters import Parameters
+from evosearch.merging.method_parameters import Parameters
 from evosearch.merging.registry import merge_method
 from evosearch.recipe.shapes import MergekitForm, Param
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from evosearch.merging.parameters import Parameters
+from evosearch.merging.method_parameters import Parameters
 from evosearch.merging.registry import merge_method
 from evosearch.merging.sums import add_deltas, scales
 from evosearch.recipe.shapes import MergekitForm, Param

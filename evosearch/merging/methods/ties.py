@@ -7,7 +7,7 @@ from torch import Tensor
 from evosearch.errors import CandidateError
 from evosearch.merging.election import elect_deltas
 from evosearch.merging.magnitudes import Delta, Trim, trims
-from evosearch.merging.parameters import Parameters
+from evosearch.merging.method_parameters import Parameters
 from evosearch.merging.registry import Site, merge_method
 from evosearch.recipe.shapes import MergekitForm, Param
 

@@ -9,7 +9,7 @@ from sqlalchemy.engine import Connection
 
 from evosearch.errors import LedgerError
 from evosearch.search.ledger import store
-from evosearch.search.ledger.errors import shown
+from evosearch.search.ledger.database_errors import shown
 from evosearch.search.ledger.transactions import RecordedTwiceError, Transactions
 
 Row = dict[str, Any]

@@ -12,7 +12,7 @@ from sqlalchemy.pool import NullPool
 
 from evosearch.errors import LedgerError
 from evosearch.redaction import hidden
-from evosearch.search.ledger.errors import NoLedgerError, is_starting, shown, unusable
+from evosearch.search.ledger.database_errors import NoLedgerError, is_starting, shown, unusable
 from evosearch.search.ledger.lock import this_host
 
 SCHEMA = 1  # version of the tables; a ledger with a higher one was written by a newer version

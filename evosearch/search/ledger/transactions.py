@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from evosearch.errors import LedgerError
-from evosearch.search.ledger.errors import is_transient, reason_of, shown, unusable
+from evosearch.search.ledger.database_errors import is_transient, reason_of, shown, unusable
 from evosearch.search.ledger.lock import (
     Holder,
     advisory_holder,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from evosearch.search.optimizers.registry import Option
 from evosearch.search.pending import Pending
-from evosearch.search.space.types import Dimension, Genome, Observation
+from evosearch.search.space.dimensions import Dimension, Genome, Observation
 
 Point = NDArray[np.float64]  # (N,) in the unbounded space of a normal distribution
 S = TypeVar("S")  # draw of an optimizer

@@ -13,7 +13,7 @@ from optuna.trial import Trial
 
 from evosearch.recipe.shapes import Scalar
 from evosearch.search.optimizers.registry import Problem
-from evosearch.search.space.types import Dimension, Observation
+from evosearch.search.space.dimensions import Dimension, Observation
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # it reports every study and trial
 

@@ -20,7 +20,7 @@ from evosearch.search.optimizers._generations import (
     units,
 )
 from evosearch.search.optimizers.registry import Problem, optimizer
-from evosearch.search.space.types import Dimension, Genome
+from evosearch.search.space.dimensions import Dimension, Genome
 
 LONGEST = 1000  # whole numbers with more values are drawn as floats and rounded: a margin would have no effect
 MARGIN = 1 - 0.73  # least probability that a draw differs somewhere from the most likely one

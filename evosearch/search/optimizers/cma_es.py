@@ -20,7 +20,7 @@ from evosearch.search.optimizers._generations import (
     values,
 )
 from evosearch.search.optimizers.registry import Option, Problem, optimizer
-from evosearch.search.space.types import Genome
+from evosearch.search.space.dimensions import Genome
 
 
 @optimizer(

@@ -18,7 +18,7 @@ from evosearch.errors import SpecError
 from evosearch.search.optimizers import _optuna
 from evosearch.search.optimizers.registry import Problem, optimizer
 from evosearch.search.pending import Pending
-from evosearch.search.space.types import Dimension, Genome, Observation
+from evosearch.search.space.dimensions import Dimension, Genome, Observation
 
 DIMENSIONS = 20  # lengthscales of more dimensions cannot be estimated from TRIALS trials
 TRIALS = 300  # a fit takes time cubic in these, an ask seconds

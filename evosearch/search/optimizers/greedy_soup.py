@@ -15,7 +15,7 @@ from evosearch.errors import SpecError
 from evosearch.recipe.shapes import Scalar
 from evosearch.search.optimizers.registry import Problem, optimizer
 from evosearch.search.pending import Pending, same
-from evosearch.search.space.types import Dimension, Genome, Observation
+from evosearch.search.space.dimensions import Dimension, Genome, Observation
 
 Rank = tuple[float, float]  # (-violation, value): larger is better (Deb 2000)
 

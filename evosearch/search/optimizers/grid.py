@@ -8,7 +8,7 @@ from evosearch.errors import SpecError
 from evosearch.recipe.shapes import Scalar
 from evosearch.search.optimizers.registry import Option, Problem, optimizer
 from evosearch.search.pending import Pending, same
-from evosearch.search.space.types import Dimension, Genome, Observation
+from evosearch.search.space.dimensions import Dimension, Genome, Observation
 
 MOST = 100_000  # combinations
 

@@ -19,7 +19,7 @@ from evosearch.search.optimizers._generations import (
     values,
 )
 from evosearch.search.optimizers.registry import Problem, optimizer
-from evosearch.search.space.types import Genome
+from evosearch.search.space.dimensions import Genome
 
 
 @optimizer("lra_cma", population=default_population, options={"sigma": SIGMA}, least_population=4, asynchronous=True)

@@ -9,7 +9,7 @@ from optuna.trial import Trial, create_trial
 from evosearch.search.optimizers import _optuna
 from evosearch.search.optimizers.registry import Problem, optimizer
 from evosearch.search.pending import Pending
-from evosearch.search.space.types import Genome, Observation
+from evosearch.search.space.dimensions import Genome, Observation
 
 CROSSOVER_ETA = 2.0  # distribution index: low, so that budgets of hundreds of candidates cross the space
 

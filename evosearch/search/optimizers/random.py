@@ -7,7 +7,7 @@ import numpy as np
 from evosearch.recipe.shapes import Scalar
 from evosearch.search.optimizers.registry import Problem, optimizer
 from evosearch.search.pending import Pending
-from evosearch.search.space.types import Dimension, Genome, Observation
+from evosearch.search.space.dimensions import Dimension, Genome, Observation
 
 
 @optimizer("random", population=8, categoricals=True, asynchronous=True, objectives=True)

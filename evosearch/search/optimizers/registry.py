@@ -24,7 +24,7 @@ from pydantic_core import CoreSchema
 from evosearch.documents import Document, join
 from evosearch.errors import SpecError, did_you_mean
 from evosearch.plugins import load_entry_points
-from evosearch.search.space.types import Dimension, Genome, Observation
+from evosearch.search.space.dimensions import Dimension, Genome, Observation
 
 ENTRY_POINTS = "evosearch.optimizers"
 

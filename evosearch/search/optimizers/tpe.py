@@ -16,7 +16,7 @@ from evosearch.search.optimizers import _optuna
 from evosearch.search.optimizers._parzen import Parzen
 from evosearch.search.optimizers.registry import Problem, optimizer
 from evosearch.search.pending import Pending
-from evosearch.search.space.types import Genome, Observation
+from evosearch.search.space.dimensions import Genome, Observation
 
 RUNNING, FINISHED = 1, 2  # states in which a trial was read; 0: never read
 

@@ -13,9 +13,9 @@ from evosearch.recipe.schema import NO_EFFECT
 from evosearch.recipe.shapes import MethodSpec, ModelShape, Param, TensorSpec
 from evosearch.search.space import holes
 from evosearch.search.space.depth import Depth, Piece, reached
+from evosearch.search.space.dimensions import Dimension
 from evosearch.search.space.holes import Hole
 from evosearch.search.space.template import METHOD, Path, Target, belongs, is_stacked, refuse_misplaced, scopes
-from evosearch.search.space.types import Dimension
 
 
 class Outline:

@@ -31,7 +31,7 @@ from evosearch.errors import RecipeError
 from evosearch.recipe.hops import MAX_GAIN, Hop, Routing
 from evosearch.recipe.schema import Reference
 from evosearch.recipe.shapes import Scalar
-from evosearch.search.space.types import Dimension, Genome
+from evosearch.search.space.dimensions import Dimension, Genome
 
 ROUTING = "routing"
 MAX_SLOTS = 10_000  # more are a mistake: a genome has two numbers for each

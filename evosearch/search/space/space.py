@@ -14,11 +14,11 @@ from evosearch.recipe.checks import check
 from evosearch.recipe.schema import NO_EFFECT, Recipe
 from evosearch.recipe.shapes import MethodSpec, ModelShape, Scalar
 from evosearch.search.space.depth import Piece, flatten
+from evosearch.search.space.dimensions import Dimension, Genome
 from evosearch.search.space.inert import effective, reason
 from evosearch.search.space.outline import Outline
 from evosearch.search.space.routes import ROUTING, Routes, is_route, parse
 from evosearch.search.space.template import METHOD, Target, at, refuse_misplaced, scopes
-from evosearch.search.space.types import Dimension, Genome
 
 
 @dataclass(frozen=True)

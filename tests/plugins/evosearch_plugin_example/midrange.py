@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from evosearch.merging.kernels import elementwise
-from evosearch.merging.parameters import Parameters
+from evosearch.merging.method_parameters import Parameters
 from evosearch.merging.registry import merge_method
 from evosearch.recipe.shapes import Param
 

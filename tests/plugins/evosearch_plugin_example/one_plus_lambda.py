@@ -6,7 +6,7 @@ import numpy as np
 
 from evosearch.search.optimizers.registry import Option, Problem, optimizer
 from evosearch.search.pending import Pending
-from evosearch.search.space.types import Genome, Observation
+from evosearch.search.space.dimensions import Genome, Observation
 
 Rank = tuple[bool, float, float]  # (scored, -violation, value): larger is better
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evosearch.checkpoints.files import read_json
 from evosearch.checkpoints.references import ADAPTER_CONFIG
+from evosearch.checkpoints.tensor_files import read_json
 from evosearch.errors import CheckpointError
 
 _HANDLED = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "bias"}

@@ -19,14 +19,14 @@ from functools import cache
 from pathlib import Path
 
 from evosearch.checkpoints import pickles
-from evosearch.checkpoints.adapters.config import AdapterConfig, read_config
+from evosearch.checkpoints.adapters.adapter_config import AdapterConfig, read_config
 from evosearch.checkpoints.adapters.tensors import AdapterTensors, Change
 from evosearch.checkpoints.cache.hashes import Hashes
 from evosearch.checkpoints.digest import DTYPE_NAMES, combine, tensor_line
-from evosearch.checkpoints.files import Pickled, Safetensors, TensorFile, TensorInfo
 from evosearch.checkpoints.overlay import Computed, Overlay
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.references import ADAPTER_WEIGHTS
+from evosearch.checkpoints.tensor_files import Pickled, Safetensors, TensorFile, TensorInfo
 from evosearch.errors import CheckpointError
 
 
