@@ -1,1 +1,1 @@
-"""Benchmarks of the search service; `python -m benchmarks.NAME` from the root of a checkout runs one."""
+"""Benchmarks of the search service, run from the root of a checkout with `python -m benchmarks.NAME`."""

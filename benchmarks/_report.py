@@ -1,4 +1,4 @@
-"""Output of a benchmark: one JSON document on standard output, tables on standard error."""
+"""Output of benchmarks: one JSON document on standard output, tables on standard error."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def publish(found: dict[str, Any], *tables: str) -> None:
-    """Print the figures as one JSON document, headed by date, command and machine, then the tables for people."""
+    """Print the figures as one JSON document with date, command and machine, then the tables."""
     heading = about()
     print(json.dumps(heading | found))
     where = f"{heading['machine']}, {heading['cpus']} CPUs, Python {heading['python']}"

@@ -2,11 +2,11 @@
 
     .venv/bin/python -m benchmarks.cluster_proof [--keep]
 
-Starts a cluster of its own (PostgreSQL, MLflow with accounts, a Ray head and two nodes, on loopback), checks that every
-service rejects requests without credentials, submits a search of the built-in models, kills a node that holds a job,
-and compares the ledger with MLflow's runs and model registry over REST. Prints each stage with its seconds. Exit code 0
-if it passed, 1 if not, 2 if something is missing, 130 if interrupted. Needs `./scripts/setup server` and PostgreSQL;
-takes a few minutes on two cores.
+Starts its own cluster (PostgreSQL, MLflow with accounts, a Ray head and two nodes, on loopback), checks that every
+service rejects requests without credentials, submits a search of the built-in models, kills a node during a job, and
+compares the ledger with MLflow's runs and model registry through the REST API. Prints each stage with its seconds. Exit
+code 0 if it passed, 1 if it failed, 2 if a requirement is missing, 130 if interrupted. Needs `./scripts/setup server`
+and PostgreSQL; takes a few minutes on two cores.
 """
 
 import argparse

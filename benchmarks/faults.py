@@ -1,12 +1,12 @@
-"""Fault injection on real processes: no candidate is lost or recorded twice, and every retry has its reason.
+"""Fault injection into real processes: no candidate is lost or recorded twice, and every retry has its reason.
 
     .venv/bin/python -m benchmarks.faults [--only NAME ...] [--seed 0] [--folder DIR]
 
 Each scenario is a search with its own folder and Ray nodes. Ledger, controller and pool are real; the workers are
-light (they compute a score card from the recipe). `disk` is `evosearch run` on the built-in models. A fault is
-injected while the search runs. Afterwards the ledger must hold exactly one result, the per-item scores and one report
-to the optimizer for each proposed candidate; event numbers must have no gaps; each retry must have its reason.
-Prints one JSON document and a table. Exit code 1 if a scenario fails. Scenarios that this machine cannot run (too
+light: they compute a score card from the recipe. Scenario `disk` is `evosearch run` on the built-in models. A fault is
+injected while the search runs. Afterwards the ledger must contain exactly one result, the per-item scores and one
+report to the optimizer for each proposed candidate; event numbers must not have gaps; each retry must have its reason.
+Prints one JSON document and a table. Exit code 1 if a scenario fails. Scenarios that cannot run on this machine (too
 little free memory, no PostgreSQL, no permission to mount a disk) are reported and skipped.
 """
 
@@ -38,7 +38,7 @@ SCENARIOS: dict[str, Callable[[Stage], ScenarioResult]] = {
 
 
 def play(name: str, folder: Path) -> dict[str, Any]:
-    """Run one scenario; return its row, where `passed` is None if this machine cannot run it."""
+    """Run one scenario; return its row, where `passed` is None if it cannot run on this machine."""
     began, stage = time.monotonic(), Stage(folder / name)
     row: dict[str, Any] = {"passed": False, "problems": []}
     try:
@@ -49,7 +49,7 @@ def play(name: str, folder: Path) -> dict[str, Any]:
         row |= {"problems": found.problems, "passed": not found.problems}
     except UnavailableError as exc:
         row |= {"passed": None, "happened": f"skipped: {exc}"}
-    except Exception as exc:  # one broken scenario must not end the others
+    except Exception as exc:  # one broken scenario must not stop the others
         row |= {"problems": [f"{type(exc).__name__}: {exc}"], "happened": "the scenario did not finish"}
     finally:
         stage.end()
@@ -57,7 +57,7 @@ def play(name: str, folder: Path) -> dict[str, Any]:
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
-    """Markdown table with one line for each scenario."""
+    """Markdown table with one row per scenario."""
     lines = [
         "| scenario | what happened | lost | duplicated | recorded reason | passed |",
         "|---|---|---:|---:|---|---|",
@@ -78,7 +78,7 @@ def main() -> int:
         "--seed",
         type=int,
         default=0,
-        help="seed for the time and the target of each fault; what follows is not reproducible",
+        help="seed for time and target of each fault; its effects are not reproducible",
     )
     parser.add_argument("--folder", type=Path, help="keep ledgers and logs in this folder")
     options = parser.parse_args()

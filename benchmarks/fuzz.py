@@ -2,10 +2,10 @@
 
     .venv/bin/python -m benchmarks.fuzz [DOCUMENTS] [--seed N]
 
-Mutates real files at random (DOCUMENTS in all, default 20000, a third for each loader): keys are dropped, renamed and
-duplicated, values replaced, text truncated and corrupted. A loader may refuse a document only with one of the
+Mutates real files at random (DOCUMENTS in total, default 20000, a third for each loader): keys are dropped, renamed and
+duplicated, values are replaced, text is truncated and corrupted. A loader may reject a document only with one of the
 package's own errors. Prints one JSON document and a table. Exit code 1 if any other exception was raised; the JSON
-then holds one example of each, with the text that caused it.
+document then has one example of each exception, with the text that caused it.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from benchmarks._report import publish
 
 
 def measure(loader: Loader, documents: int, seed: int) -> dict[str, Any]:
-    """Count outcomes, time them, and keep one example of every foreign exception."""
+    """Count and time the outcomes, and keep one example of every foreign exception."""
     draw = random.Random(f"{seed}:{loader.name}")
     texts = bombs() + [mutate(draw.choice(loader.seeds), draw) for _ in range(documents - len(bombs()))]
     counts: Counter[str] = Counter()
@@ -39,7 +39,7 @@ def measure(loader: Loader, documents: int, seed: int) -> dict[str, Any]:
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
-    """Markdown table with one line for each loader."""
+    """Markdown table with one row per loader."""
     lines = ["| loader | documents | refused | accepted | foreign | slowest, s |", "|---|---:|---:|---:|---:|---:|"]
     for name, row in found.items():
         cells = (row["documents"], row["refused"], row["accepted"], row["foreign"], f"{row['seconds']['slowest']:.2f}")
@@ -50,7 +50,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 def main() -> int:
     """Fuzz all loaders; return 1 if one raised a foreign exception."""
     parser = argparse.ArgumentParser("python -m benchmarks.fuzz", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("documents", type=int, nargs="?", default=20_000, help="documents in all, default %(default)s")
+    parser.add_argument("documents", type=int, nargs="?", default=20_000, help="total number, default %(default)s")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

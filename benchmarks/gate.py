@@ -2,16 +2,16 @@
 
     .venv/bin/python -m benchmarks.gate [--searches N] [--seed N] [--only null|power|coverage]
 
-Simulated candidates answer items; the best on `search` and then on `validation` becomes the finalist, and
-`evosearch.promotion.gate.decide` judges it on `test`.
+Simulated candidates answer items. The best candidate on `search` and then on `validation` becomes the finalist, which
+`evosearch.promotion.gate.decide` judges on `test`.
 
-null      no candidate is better than the best parent, so that every promotion is wrong (N searches per setting, 4000)
-power     every candidate is better by a known amount and the baselines are not; counts the finalist's promotions (N/2)
-coverage  how often two-sided 95% intervals of the finalist's lead miss the true lead, above and below (N/4)
+null      no candidate is better than the best parent, so every promotion is wrong (N searches per setting, 4000)
+power     all candidates are better by a known amount, the baselines are not: promotions of the finalist (N/2 searches)
+coverage  two-sided 95% intervals of the finalist's lead that miss the true lead, above and below (N/4 searches)
 
-The share of items that two models answer differently follows recorded searches: among SmolLM2-135M merges, neighbours
-differ on 2 to 6% of the items, a merge and a parent on 6 to 45%. Prints one JSON document and tables. Exit code 1 if
-more than 5% of the decisions in a null setting are wrong.
+The share of items that two models answer differently is taken from recorded searches: among SmolLM2-135M merges,
+similar merges differ on 2 to 6% of the items, a merge and a parent on 6 to 45%. Prints one JSON document and tables.
+Exit code 1 if more than 5% of the decisions in a null setting are wrong; with few searches this may happen by chance.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from evosearch.evaluation.statistics.sign_test import paired_sign_test
 
 Measure = Callable[[Setting, int, int], dict[str, Any]]
 Show = Callable[[list[dict[str, Any]]], list[str]]
-LIMIT = 0.05  # wrong promotions, at most
+LIMIT = 0.05  # maximum rate of wrong promotions
 
 
 def promotions(setting: Setting, searches: int, seed: int) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def promotions(setting: Setting, searches: int, seed: int) -> dict[str, Any]:
 
 
 def coverage(setting: Setting, searches: int, seed: int) -> dict[str, Any]:
-    """Share of intervals of the finalist's lead that lie entirely above or below the true lead, and their width."""
+    """Share of intervals of the finalist's lead that are entirely above or below the true lead, and their width."""
     measure = setting.measure
     above, below, width = Counter[str](), Counter[str](), dict.fromkeys(("bootstrap", "bound"), 0.0)
     for ended in simulate(setting, searches, seed):
@@ -104,7 +104,7 @@ def power_table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def coverage_table(rows: list[dict[str, Any]]) -> list[str]:
-    """Misses and relative width of bootstrap and bound."""
+    """Misses and relative widths of bootstrap and bound."""
     lines = ["| two-sided 95% intervals | test items | bootstrap misses | bound misses | width, bootstrap : bound |"]
     lines.append("|---|---:|---:|---:|---:|")
     for row in rows:

@@ -1,20 +1,20 @@
-"""Checks that need a GPU: merges, scores, memory and workers against the CPU.
+"""Checks that need a GPU: merges, scores, memory and workers, compared with the CPU.
 
     .venv/bin/python -m benchmarks.gpu_check [--only NAME]
 
-Uses random models and downloads nothing.
+Uses random models; nothing is downloaded.
 
-masks        DARE's random masks equal the CPU's, bit for bit
-merges       every merge method gives the CPU's entries, except for one in 100,000
+masks        DARE's random masks are bitwise equal to the CPU's
+merges       the entries of every merge method equal the CPU's, except for one in 100,000
 parity       log-likelihoods: float32 within 0.001 nats of the CPU, bfloat16 within 0.03 on average and 0.25 at most
-attention    fused attention under tree masks against the unfused kernel, and the ratio of their times
-budget       a worker measures the tokens that fit its GPU, and scores with that budget
-halving      out of memory: the token budget is halved and the candidate retried, with the scores of a small budget
+attention    fused attention with tree masks compared with the unfused kernel, and the ratio of their times
+budget       a worker measures how many tokens fit on its GPU, and scores with that budget
+halving      out of memory: the token budget is halved, and the candidate retried, with the scores of a small budget
 two_workers  two Ray workers share one GPU
-two_cards    one model spread over two GPUs; skipped on a machine with one
+two_cards    one model is spread over two GPUs; skipped on a machine with one GPU
 
-Prints one JSON document and a table. Exit code 0 if every check that could run passed, 1 if one failed, 2 if there is
-no GPU.
+Prints one JSON document and a table. Exit code 0 if all checks passed or were skipped, 1 if one failed, 2 without a
+GPU.
 """
 
 import argparse
@@ -34,12 +34,12 @@ import torch
 from benchmarks._gpu.results import FAILED, CheckResult, run_check, table
 from benchmarks._report import publish
 
-NO_GPU = "no GPU found: torch sees no CUDA device, so nothing was checked. Run this on a machine with a GPU."
+NO_GPU = "no GPU found: torch sees no CUDA device, so no check was run. Run this on a machine with a GPU."
 ELEMENTS = {"cpu": 1 << 12, "cuda": 1 << 22}  # mask entries
 
 
 def checks(device: torch.device, folder: Path) -> dict[str, Callable[[], Mapping[str, Any]]]:
-    """Name → check; models are created when a check first needs them."""
+    """Name → check; models are created on first use."""
     from benchmarks._gpu import merges, scoring, workers
     from benchmarks._gpu.world import ON_A_GPU, TINY, WIDE, World, make_world
 
@@ -100,7 +100,7 @@ def main() -> int:
         return 2
     device = torch.device(options.device, 0) if options.device == "cuda" else torch.device("cpu")
     if device.type == "cpu":
-        print("running on the CPU: this exercises the checks and says nothing about a GPU", file=sys.stderr)
+        print("running on the CPU: this tests the checks, not a GPU", file=sys.stderr)
     results: list[CheckResult] = []
     with tempfile.TemporaryDirectory() as folder:
         known = checks(device, Path(folder))

@@ -1,28 +1,29 @@
-"""Comparison of the optimizers by their winners' scores on held-out items.
+"""Comparison of optimizers by the scores of their winners on held-out items.
 
     .venv/bin/python -m benchmarks.optimizers --landscapes [--seeds 10] [--evaluations 50 200 1000] [--jobs N] [--slow]
     .venv/bin/python -m benchmarks.optimizers --zoo [--seeds 5] [--candidates 96]
 
 `--landscapes`: synthetic merges with a known optimum (`benchmarks/_synthetic/landscapes.py`) and few enough search
-items to overfit. Each seed draws a new landscape, new items and a new optimizer seed. Searches start from the best of
-ten equal weights ("scale sweep"), which is also a baseline, as random search is; routes start from the first model's
+items for overfitting. Each seed draws a new landscape, new items and a new optimizer seed. Searches start from the best
+of ten equal weights ("scale sweep"), which is also a baseline, like random search. Routes start from the first model's
 own forward pass, grid and greedy_soup from the initial values. cma_es, lra_cma and cat_cma sample around the start
-without evaluating it, so that they may end below it; the others evaluate it first. The winner is the candidate with
-the best fitness; its test score is its true accuracy. Repeated candidates count as evaluations. tpe stops at 200
-evaluations and gp at 50 unless `--slow` is given, because an ask takes longer the more trials they hold.
+without evaluating it, so they may end below it; the other optimizers evaluate it first. The winner is the candidate
+with the best fitness; its test score is its true accuracy. Repeated candidates count as evaluations. Because `ask`
+slows down with the number of trials, tpe stops at 200 evaluations and gp at 50 unless `--slow` is given.
 
 `--zoo`: `recipes/quickstart.yaml` on the built-in tiny models (trained on first use) with several optimizers, in this
-process. Finalists are chosen on `validation` as in `evosearch run`; the winner is then scored on `test` for this table
-only: nothing is promoted and the test opening is not counted. Repeated recipes, such as baselines, are scored once.
+process. Finalists are selected on `validation` as in `evosearch run`. The winner is then scored on `test` for this
+table only: no model is promoted and the test opening is not counted. Repeated recipes, such as baselines, are scored
+once.
 
-`--only` selects landscapes, `--optimizers` rows of the table ("cma_es, diagonal"), `--quick` a short run that only
-shows that everything works. Prints one JSON document and tables. The default runs take about 15 minutes (8 with
-`--jobs 2`) and 25 minutes on idle cores.
+`--only` selects landscapes, `--optimizers` rows of the table ("cma_es, diagonal"); `--quick` is a short smoke test.
+Prints one JSON document and tables. On idle cores the defaults take about 15 minutes for `--landscapes` (8 with
+`--jobs 2`) and 25 minutes for `--zoo`.
 """
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy: searches run side by side
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # set before numpy is imported, since searches run in parallel
 
 import argparse
 import multiprocessing
@@ -74,12 +75,12 @@ def outcomes(contests: list[Contest], jobs: int) -> Iterator[dict[str, Any]]:
 def landscape_table(name: str, found: dict[str, Any], checkpoints: Iterable[int]) -> str:
     """Markdown table of the winners' true accuracy in %, median [quartiles] over seeds.
 
-    The columns after the checkpoints refer to a row's largest number of evaluations.
+    The columns after the checkpoints are for the largest number of evaluations in the row.
     """
     counts = [str(count) for count in checkpoints]
     seeds = len(found["seeds"])
     head = [name, *(f"{int(count):,} evaluations" for count in counts), "below the optimum"]
-    head += [f"ahead of the {found['baseline_name']}", "ahead of random search", "ms an ask"]
+    head += [f"ahead of the {found['baseline_name']}", "ahead of random search", "ms per ask"]
     rows = [["optimum", *([shown(found["optimum"])] * len(counts)), "0", "", "", ""]]
     rows += [[found["baseline_name"], *([shown(found["baseline"])] * len(counts)), "", "", "", ""]]
     for label, entry in found["contestants"].items():
@@ -97,7 +98,7 @@ def landscape_table(name: str, found: dict[str, Any], checkpoints: Iterable[int]
 
 def on_the_zoo(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Figures and table of searches on the built-in models."""
-    from benchmarks._synthetic.searches import Bench  # imports torch and lm-eval, which landscapes do not need
+    from benchmarks._synthetic.searches import Bench  # imports torch and lm-eval, which `--landscapes` does not need
 
     with Bench() as bench:
         found = bench.compare_optimizers(
@@ -131,7 +132,7 @@ def parse_arguments() -> argparse.Namespace:
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--landscapes", action="store_true", help="synthetic merges with a known optimum")
     kind.add_argument("--zoo", action="store_true", help="the built-in tiny models")
-    parser.add_argument("--seeds", type=int, help="number of seeds (10 on landscapes, 5 on the zoo)")
+    parser.add_argument("--seeds", type=int, help="number of seeds (10 with --landscapes, 5 with --zoo)")
     parser.add_argument("--seed", type=int, default=0, help="first seed")
     parser.add_argument("--optimizers", nargs="+", choices=labels, metavar="LABEL", help="rows of the table, by label")
     names = ", ".join(LANDSCAPES)
@@ -139,15 +140,15 @@ def parse_arguments() -> argparse.Namespace:
         "--only", nargs="+", choices=LANDSCAPES, default=list(LANDSCAPES), metavar="LANDSCAPE", help=names
     )
     parser.add_argument(
-        "--evaluations", nargs="+", type=int, help="evaluations after which the best so far is tested (50 200 1000)"
+        "--evaluations", nargs="+", type=int, help="evaluations after which the best candidate is tested (50 200 1000)"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="landscapes run in parallel")
-    parser.add_argument("--slow", action="store_true", help="run tpe and gp to the last evaluation as well")
+    parser.add_argument("--jobs", type=int, default=1, help="number of landscapes to run in parallel")
+    parser.add_argument("--slow", action="store_true", help="run also tpe and gp to the last evaluation")
     parser.add_argument(
-        "--candidates", type=int, help="budget of each search on the zoo, in candidates on the full search split (96)"
+        "--candidates", type=int, help="budget of each search with --zoo, in candidates on the full search split (96)"
     )
-    parser.add_argument("--finalists", type=int, default=6, help="scored on validation, default %(default)s")
-    parser.add_argument("--quick", action="store_true", help="short run that only shows that everything works")
+    parser.add_argument("--finalists", type=int, default=6, help="number scored on validation, default %(default)s")
+    parser.add_argument("--quick", action="store_true", help="short smoke test")
     options = parser.parse_args()
     options.seeds = options.seeds or ((2 if options.quick else 10) if options.landscapes else 1 if options.quick else 5)
     options.evaluations = options.evaluations or ([20, 60] if options.quick else [50, 200, 1_000])

@@ -1,16 +1,16 @@
-"""Scaling of a search: two workers against one, overhead per candidate, and time from submit to the first score.
+"""Scaling of a search: two workers compared with one, overhead per candidate, and time from submit to the first score.
 
     .venv/bin/python -m benchmarks.scale [--only workers|overhead|submit] [--candidates N] [--repeats 2]
 
-workers   the quickstart search on the built-in models with one and with two single-threaded CPU workers, alternating;
-          candidates per second from the first proposal to the last report
-overhead  a development cluster with 16 light workers that take no time: time of controller, ledger (PostgreSQL) and
-          Ray per candidate, bytes sent and bytes stored
+workers   candidates per second of the quickstart search, from the first proposal to the last report, with one and with
+          two single-threaded CPU workers, alternating
+overhead  time of controller, ledger (PostgreSQL) and Ray per candidate, and bytes sent and stored, on a development
+          cluster with 16 light workers that take no time to score
 submit    seconds from `evosearch submit` to the first scored candidate on such a cluster, by stage
 
-Prints one JSON document and tables, with the load of a thousand GPUs on one controller computed from `overhead`. Exit
-code 1 if two workers are less than 1.5 times as fast as one. `overhead` and `submit` need `./scripts/setup server` and
-PostgreSQL.
+Prints one JSON document and tables, including the load of a thousand GPUs on one controller, computed from `overhead`.
+Exit code 1 if two workers are less than 1.5 times as fast as one. `overhead` and `submit` need `./scripts/setup server`
+and PostgreSQL.
 """
 
 import argparse
@@ -47,11 +47,11 @@ from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.protocols import Job, Outcome
 
 ACTORS = 16
-GPUS, SECONDS_EACH, NIGHT_H = 1000, 60.0, 10.0  # of the extrapolation; seconds per candidate
+GPUS, SECONDS_EACH, NIGHT_H = 1000, 60.0, 10.0  # extrapolation: GPUs, seconds per candidate, hours
 
 
 def workers(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Measure candidates per second with one and with two workers."""
+    """Measure the candidates per second with one and with two workers."""
     count = options.candidates or 32
     rates: dict[int, list[float]] = {1: [], 2: []}
     for turn in range(options.repeats):
@@ -62,7 +62,7 @@ def workers(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _rate(folder: Path, number: int, candidates: int) -> float:
-    """Run one search; return its candidates per second after the baselines, which warm up the workers."""
+    """Run one search; return its candidates per second, without the baselines, which warm up the workers."""
     folder.mkdir(parents=True)
     spec = yaml.safe_load((RECIPES / "quickstart.yaml").read_text())
     spec |= {
@@ -197,7 +197,7 @@ def _jobs(cluster: Cluster) -> list[dict[str, Any]]:
 
 
 def arithmetic(found: dict[str, Any]) -> dict[str, Any]:
-    """Load of a thousand workers on one controller if each takes a minute per candidate."""
+    """Load of a thousand workers on one controller, if each needs a minute per candidate."""
     rate = GPUS / SECONDS_EACH
     night = rate * 3600.0 * NIGHT_H
     return {
@@ -215,7 +215,7 @@ def arithmetic(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Markdown table with one figure per line."""
+    """Markdown table with one figure per row."""
     lines = ["| | |", "|---|---:|"]
     for name, value in found.items():
         shown = f"{value:,.2f}" if isinstance(value, float) else str(value)
@@ -236,12 +236,12 @@ def _cluster(folder: Path, cpus_per_node: int) -> Iterator[Cluster]:
 
 
 def main() -> int:
-    """Run the measurements; return 1 if the second worker does not pay."""
+    """Run the measurements; return 1 if the second worker does not increase the rate enough."""
     parser = argparse.ArgumentParser("python -m benchmarks.scale", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", choices=("workers", "overhead", "submit"))
     parser.add_argument("--candidates", type=int, help="default: 32 with real models, 2000 with light workers")
     parser.add_argument(
-        "--repeats", type=int, default=2, help="searches per number of real workers, default %(default)s"
+        "--repeats", type=int, default=2, help="searches for each number of real workers, default %(default)s"
     )
     options = parser.parse_args()
     found: dict[str, Any] = {}

@@ -3,12 +3,12 @@
     .venv/bin/python -m benchmarks.schedule [--quick] [--only utilization|controller|memory] [--optimizer NAME]
                                             [--clock wall|cpu]
 
-The controller, its SQLite ledger, the search space and the optimizers are real; the workers are simulated. An
-evaluation takes a lognormal time with mean 60 s and sigma 1 (half take less than 36 s, one in a hundred more than six
-minutes). The controller's own time between two calls is measured and added to the same clock. Utilization is busy
-worker seconds over all worker seconds between the first and the last submitted candidate. `--clock cpu` counts the
-controller's processor time instead, for a machine under load; waiting for the disk is then excluded. Everything runs
-on one thread. Prints one JSON document and tables. Exit code 1 if a claim is not met.
+The controller, its SQLite ledger, the search space and the optimizers are real; the workers are simulated. The duration
+of an evaluation is lognormal with mean 60 s and sigma 1 (half take less than 36 s, one in a hundred more than six
+minutes). The controller's own time between two calls is measured and added to the same clock. Utilization is the share
+of worker time that is busy, between the first and the last submitted candidate. On a busy machine, use `--clock cpu`,
+which counts the controller's CPU time instead and excludes waiting for the disk. Everything runs in one thread. Prints
+one JSON document and tables. Exit code 1 if a claim is not met.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from dataclasses import replace
 from multiprocessing import get_context
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before numpy is imported, here and in child processes
+os.environ["OMP_NUM_THREADS"] = "1"  # set before numpy is imported, here and in child processes
 
 from benchmarks._report import publish
 from benchmarks._simulated.measures import Setting, busy, memory
@@ -29,14 +29,14 @@ WORKERS = (1, 8, 64, 512)
 LEAST = {1: 0.95, 8: 0.95, 64: 0.95, 512: 0.90}
 CANDIDATES = {1: 40, 8: 200, 64: 800, 512: 4096}
 DIAGONAL = (("diagonal", True),)
-GROWTH_KIB = 16.0  # per candidate, at most: its row of the search state, without genome and recipe
+GROWTH_KIB = 16.0  # maximum per candidate: its row of the search state, without genome and recipe
 
 
 def utilizations() -> list[Setting]:
-    """Asynchronous optimizers at 300 dimensions, tpe at 60, and generational ones with a population of all workers.
+    """Asynchronous optimizers with 300 dimensions (tpe with 60), and generational ones with a population per worker.
 
-    gp and grid are meant for few dimensions and trials: 20 and 2 dimensions, at most 256 candidates. Nothing is claimed
-    for gp, whose ask may take seconds by design.
+    gp and grid are meant for few dimensions and trials: 20 and 2 dimensions, at most 256 candidates. There is no claim
+    for gp, whose `ask` may take seconds by design.
     """
     found = []
     for count in WORKERS:
@@ -55,7 +55,7 @@ def utilizations() -> list[Setting]:
 
 
 def controllers() -> list[Setting]:
-    """Controller time per candidate at 300 dimensions."""
+    """Controller time per candidate with 300 dimensions."""
     return [
         Setting("random", 8, 400),
         Setting("cma_es", 8, 400, options=DIAGONAL, most_ms=20.0),
@@ -71,13 +71,13 @@ def memories() -> list[Setting]:
 
 
 def measured(measure: Callable[[Setting], dict[str, Any]], setting: Setting) -> dict[str, Any]:
-    """Run one measurement in a new process, free of memory and caches of the others."""
+    """Run one measurement in a new process, without memory and caches of the others."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(measure, setting).result()
 
 
 def quick(setting: Setting) -> Setting:
-    """The same setting with few candidates: it runs in minutes and is no evidence for the claims about 512 workers."""
+    """The same setting with few candidates: takes minutes, but is not evidence for the claims about 512 workers."""
     least = 2 * setting.workers if setting.workers < 512 else setting.workers + 128
     return replace(setting, candidates=max(40, min(setting.candidates, least)), known=min(setting.known, 100))
 
@@ -115,21 +115,21 @@ def missed(row: dict[str, Any]) -> bool:
 
 def main() -> int:
     """Run the measurements; return 1 if a claim is not met."""
-    parts: dict[str, tuple[Callable[[Setting], dict[str, Any]], list[Setting], Callable[[list[Any]], str]]] = {
+    measurements: dict[str, tuple[Callable[[Setting], dict[str, Any]], list[Setting], Callable[[list[Any]], str]]] = {
         "controller": (busy, controllers(), table),
         "memory": (memory, memories(), growth_table),
         "utilization": (busy, utilizations(), table),
     }
-    known = sorted({setting.optimizer for _, settings, _ in parts.values() for setting in settings})
+    known = sorted({setting.optimizer for _, settings, _ in measurements.values() for setting in settings})
     parser = argparse.ArgumentParser("python -m benchmarks.schedule", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few candidates: shows that everything works, no evidence")
+    parser.add_argument("--quick", action="store_true", help="smoke test with few candidates; not evidence for a claim")
     parser.add_argument("--only", choices=("utilization", "controller", "memory"))
     parser.add_argument("--optimizer", action="append", choices=known, help="measure only this optimizer; repeatable")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="what measures the controller")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="clock for the controller's time")
     options = parser.parse_args()
     wanted = {
         part: (measure, [s for s in settings if options.optimizer is None or s.optimizer in options.optimizer], shown)
-        for part, (measure, settings, shown) in parts.items()
+        for part, (measure, settings, shown) in measurements.items()
         if options.only in (None, part)
     }
     if not any(settings for _, settings, _ in wanted.values()):

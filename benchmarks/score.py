@@ -1,13 +1,13 @@
-"""Scoring speed against lm-eval on the same frozen requests and the same model.
+"""Speed of scoring compared with lm-eval, on the same frozen requests and the same model.
 
     .venv/bin/python -m benchmarks.score [MODEL] [--threads N] [--only WORD] [--items N]
 
 MODEL is a folder (default models/smollm2/base, which `python -m examples.smollm2.prepare` writes). For each setting,
 lm-eval's `evaluate` with its Hugging Face model runs between two runs of our scorer in one process, on requests that
-were built and tokenized before any clock starts. lm-eval uses the faster of two batch sizes (for generation, the same
+are built and tokenized before any clock starts. lm-eval uses the faster of two batch sizes (for generation, the same
 one as ours). Then the scorer alone runs `--items` zero-shot questions (default 1000) to measure the share of its time
-spent outside the model. Compare the ratios across machines, not the seconds. Prints one JSON document and a table.
-Exit code 1 if a claim is not met or the two programs disagree, 2 if there is no model.
+spent outside the model. Only the ratios are comparable between machines, not the seconds. Prints one JSON document and
+a table. Exit code 1 if a claim is not met or the two programs disagree, 2 without a model.
 """
 
 import argparse
@@ -26,15 +26,15 @@ from benchmarks._paths import ROOT
 from benchmarks._report import publish
 
 MODEL = ROOT / "models" / "smollm2" / "base"
-NO_MODEL = """{}: no model in this folder. Name the folder of a Hugging Face model, or make the default one:
+NO_MODEL = """{}: no model in this folder. Give the folder of a Hugging Face model, or create the default one:
     ./scripts/setup gguf
     .venv/bin/python -m examples.smollm2.train_experts
     .venv/bin/python -m examples.smollm2.prepare"""
 BATCH_SIZES = (1, 8)
 GENERATION_ROWS = 8
-PILOT = 3  # documents that decide the faster batch size
-OUTSIDE = 0.10  # share of the time outside the model, at most
-OVERHEAD = 1.05  # tokens run over distinct tokens, at most
+PILOT = 3  # documents used to choose the faster batch size
+OUTSIDE = 0.10  # maximum share of the time outside the model
+OVERHEAD = 1.05  # maximum ratio of tokens run to distinct tokens
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Row:
     batch_size: int  # lm-eval's
     lm_eval_seconds: float
     seconds: float
-    times: float  # lm-eval's seconds over ours
+    times: float  # ratio of lm-eval's time to ours
     claim: float
     requested: int
     run: int  # tokens forwarded, padding included
@@ -69,7 +69,7 @@ class Bench:
         self.tokenizer = load_tokenizer(folder)
 
     def scorer(self, setting: Setting, documents: int, folder: Path) -> Any:
-        """Our scorer on a suite written into `folder`."""
+        """Our scorer on a suite that is written into `folder`."""
         from evosearch.evaluation.engine.loglikelihood import ScoreOptions
         from evosearch.evaluation.harness.harness import max_length_of
         from evosearch.evaluation.harness.scorer import Scorer
@@ -128,10 +128,10 @@ class Bench:
             generates = setting.config["output_type"] == "generate_until"
             pilots = {size: self.lm_eval(frozen, size, PILOT)[0] for size in BATCH_SIZES if not generates}
             size = GENERATION_ROWS if generates else min(pilots, key=lambda size: pilots[size])
-            scorer.score(self.model, scorer.batch("search"))  # one-time work per model
+            scorer.score(self.model, scorer.batch("search"))  # warm-up: one-time work per model
             before, card = self.ours(scorer, batch)
             theirs, answers = self.lm_eval(frozen, size, setting.documents)
-            ours = (before + self.ours(scorer, batch)[0]) / 2  # runs on both sides of lm-eval's even out other load
+            ours = (before + self.ours(scorer, batch)[0]) / 2  # runs before and after lm-eval's average out other load
         if generates:
             texts = generate(self.model, scorer.plans(batch)[2])[0]
             difference, differ = 0.0, sum(ours != theirs for ours, theirs in zip(texts, answers, strict=True))
@@ -157,7 +157,7 @@ class Bench:
         )
 
     def outside(self, items: int) -> dict[str, float]:
-        """Measure the share of the scoring time in which no module of the model runs."""
+        """Measure the share of the scoring time that is spent outside of the model's modules."""
         spent = [0.0, 0.0]  # start of the running module, total seconds in modules
 
         def begin(*_: Any) -> None:
@@ -184,7 +184,7 @@ class Bench:
 
 
 def table(rows: list[Row], outside: dict[str, float] | None) -> str:
-    """Markdown table with one line for each setting."""
+    """Markdown table with one row per setting."""
     lines = [
         "| requests | documents | lm-eval's batch | its seconds / ours | claimed | tokens requested "
         "| run | run / distinct | largest difference | differ | mode |",
@@ -197,17 +197,23 @@ def table(rows: list[Row], outside: dict[str, float] | None) -> str:
         lines.append(f"| {' | '.join(map(str, cells))} |")
     if outside:
         share = f"{100 * outside['share']:.1f}% of the time"
-        lines += ["", f"Outside the model's modules: {share}, on {outside['items']:.0f} zero-shot items."]
+        lines += ["", f"Outside of the model's modules: {share}, on {outside['items']:.0f} zero-shot items."]
     return "\n".join(lines)
 
 
 def main() -> int:
     """Run the settings; return the exit code."""
     parser = argparse.ArgumentParser("python -m benchmarks.score", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model", nargs="?", type=Path, default=MODEL, help="folder of a model, default %(default)s")
+    parser.add_argument("model", nargs="?", type=Path, default=MODEL, help="model folder, default %(default)s")
     parser.add_argument("--threads", type=int, default=2, help="default %(default)s")
-    parser.add_argument("--only", default="", help="settings whose name contains this word; 'outside' for the share")
-    parser.add_argument("--items", type=int, default=1000, help="zero-shot questions of the share, default %(default)s")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="run settings whose name contains this word; 'outside' for the share outside the model",
+    )
+    parser.add_argument(
+        "--items", type=int, default=1000, help="questions to measure the share outside the model, default %(default)s"
+    )
     options = parser.parse_args()
     if not (options.model / "config.json").is_file():
         print(NO_MODEL.format(options.model), file=sys.stderr)

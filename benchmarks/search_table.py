@@ -1,14 +1,14 @@
-"""Results of a finished search as one JSON document and tables for a page.
+"""Results of a finished search as one JSON document and Markdown tables.
 
     .venv/bin/python -m benchmarks.search_table NAME|SPEC
 
-The first table has one row for each model scored on the test split: mean metric over the tasks in %, with two-sided 95%
-intervals, on search, validation and test, and the winner's lead on test by the paired bootstrap. Unlearning targets
-count wrong answers; guarded tasks are in points, 100 (m - c) / (1 - c). If all tasks are multiple choice and all
-parents were scored, one more row has the ensemble of the parents, which is not a merge and costs a run of each. The
-second table has every finalist's score on each split and its generalization gap from one split to the next, and the
-same for base and parents, which were not selected on any split. All figures come from the ledger, except the number of
-times the test set has been opened so far, which includes other searches.
+The first table has one row for each model that was scored on the test split: mean metric over the tasks in %, with
+two-sided 95% intervals, on search, validation and test, and the winner's lead on test by the paired bootstrap.
+Unlearning targets count wrong answers; guarded tasks are in points, 100 (m - c) / (1 - c). If all tasks are multiple
+choice and all parents were scored, another row has the ensemble of the parents, which is not a merge and needs a
+forward pass of each parent. The second table has the score of every finalist on each split and its generalization gap
+between splits, and the same for base and parents, which were not selected on any split. All figures come from the
+ledger, except for the number of test openings so far, which includes other searches.
 """
 
 import argparse
@@ -98,13 +98,13 @@ def row(
 
 
 def metrics(ledger: Ledger, search_id: str, state: SearchState, name: str) -> Metrics:
-    """Per-item metrics of one model on every split it was scored on."""
+    """Per-item metrics of one model on every split where it was scored."""
     on = [split for split in SPLITS if (name, split) in state.cards]
     return {split: metric_columns(ledger, search_id, state, name, split) for split in on}
 
 
 def ensemble(ledger: Ledger, search_id: str, state: SearchState) -> tuple[Metrics, str | None]:
-    """The parents' ensemble on every split that all of them were scored on, or the reason why there is none."""
+    """The ensemble of the parents on every split where all of them were scored, or the reason why there is none."""
     parents = [name for name, baseline in state.baselines.items() if baseline.kind == "parent"]
     found: Metrics = {}
     for split in SPLITS:
@@ -113,7 +113,7 @@ def ensemble(ledger: Ledger, search_id: str, state: SearchState) -> tuple[Metric
             continue
         tasks = cards[0].tasks
         if other := [f"{task} is measured by {entry.metric}" for task, entry in tasks.items() if entry.metric != "acc"]:
-            return {}, f"{other[0]}, the ensemble only by acc"
+            return {}, f"{other[0]}, but the ensemble needs acc"
         members = [ledger.columns(search_id, name, split, cards[0].sets) for name in parents]
         try:
             found[split] = {task: ensemble_accuracy(task, [columns[task] for columns in members]) for task in tasks}
@@ -144,7 +144,7 @@ def show(data: dict[str, Any]) -> str:
 
 
 def show_gaps(data: dict[str, Any]) -> str:
-    """Markdown table of the scores by split and of the change, negative for a loss, from one split to the next."""
+    """Markdown table of scores by split, and of the changes between splits, which are negative for a loss."""
     head = ["finalist", *(f"score on {split}" for split in SPLITS), "search to validation", "validation to test"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in [*data["finalists"], *data["unchosen"]]:
@@ -156,7 +156,7 @@ def show_gaps(data: dict[str, Any]) -> str:
 
 
 def change(gap: dict[str, float] | None) -> str:
-    """The change from one split to the next, and its interval."""
+    """The change between two splits, and its interval."""
     return f"{-gap['value']:+.1f} [{-gap['upper']:+.1f}, {-gap['lower']:+.1f}]" if gap else "–"
 
 

@@ -1,13 +1,13 @@
-"""Soak test: a search of many cheap candidates on a cluster whose workers and nodes are killed.
+"""Soak test: a search with many cheap candidates on a cluster, while workers and nodes are killed.
 
     .venv/bin/python -m benchmarks.soak [--candidates 2000] [--every 50] [--seconds 0.2] [--seed 0] [--folder DIR]
 
-Runs on a development cluster: PostgreSQL for the ledger, an MLflow server with accounts, a Ray head and three nodes of
-two workers each. Controller, ledger, pool and mirror are real; the workers are light (they sleep and compute a score
-card from the recipe). About every 50 scored candidates a worker gets SIGKILL; every eighth time it is a node, which is
-restarted. Afterwards ledger and MLflow are compared candidate by candidate over REST. Prints one JSON document and a
-table. Exit code 1 if a candidate was lost, duplicated or differs, or if the controller grew by more than 16 KiB per
-candidate. Needs `./scripts/setup server` and PostgreSQL.
+Runs on a development cluster: PostgreSQL for the ledger, an MLflow server with accounts, a Ray head and three nodes
+with two workers each. Controller, ledger, pool and mirror are real; the workers are light: they sleep and compute a
+score card from the recipe. After about every 50 scored candidates a worker is killed; every eighth time it is a node,
+which is then restarted. Afterwards ledger and MLflow are compared by candidate through the REST API. Prints one JSON
+document and a table. Exit code 1 if a candidate was lost or duplicated or differs, or if the controller's memory grew
+by more than 16 KiB per candidate. Needs `./scripts/setup server` and PostgreSQL.
 """
 
 import argparse
@@ -38,14 +38,14 @@ from evosearch.devcluster.ray_nodes import worker
 from evosearch.errors import SearchError
 
 NODES, WORKERS = 3, 2  # nodes, workers per node
-NODE_EVERY = 8  # every eighth kill hits a node
-AWAY_S = 5.0  # before a killed node is restarted
-GROWTH_KIB = 16.0  # of the controller per candidate, at most
+NODE_EVERY = 8  # every eighth kill is that of a node
+AWAY_S = 5.0  # time until a killed node is restarted
+GROWTH_KIB = 16.0  # maximum growth of the controller per candidate
 MIB = 2**20
 
 
 class Soak:
-    """One soak test on a cluster of its own."""
+    """One soak test with its own cluster."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options, self.random = options, random.Random(options.seed)
@@ -59,7 +59,7 @@ class Soak:
         """Run the search to its end; return the figures.
 
         Raises:
-            SearchError: The search failed; the message is the end of its log.
+            SearchError: The search failed; the message contains the end of its log.
         """
         self.cluster.up(nodes=NODES, cpus_per_node=WORKERS)
         began = time.monotonic()
@@ -88,7 +88,7 @@ class Soak:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
     def _inject_faults(self, driver: "subprocess.Popen[bytes]") -> None:
-        """Kill a worker or node about every `every` candidates until the driver ends, and sample its memory."""
+        """Kill a worker or node about every `every` candidates until the driver ends; sample the driver's memory."""
         process, last = psutil.Process(driver.pid), self.options.candidates
         marks = [last // 10, last // 2, last]
         due = self._next(0)
@@ -166,7 +166,7 @@ def _is_worker(process: psutil.Process) -> bool:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Markdown table with one figure per line."""
+    """Markdown table with one figure per row."""
     memory = " → ".join(f"{value:.0f}" for value in found["controller_mib"].values())
     rows = {
         "candidates": found["candidates"],
@@ -191,10 +191,10 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.soak", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--candidates", type=int, default=2000, help="default %(default)s")
     parser.add_argument(
-        "--every", type=int, default=50, help="scored candidates between two kills on average, default %(default)s"
+        "--every", type=int, default=50, help="mean number of scored candidates between kills, default %(default)s"
     )
     parser.add_argument(
-        "--seconds", type=float, default=0.2, help="that a worker takes per candidate, default %(default)s"
+        "--seconds", type=float, default=0.2, help="time that a worker needs per candidate, default %(default)s"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="keep logs and databases in this folder")

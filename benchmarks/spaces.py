@@ -3,16 +3,16 @@
     .venv/bin/python -m benchmarks.spaces [--seeds 5] [--candidates 96] [--spec LABEL=FILE ...]
 
 Runs `recipes/quickstart.yaml` (parameter space), `recipes/dataflow.yaml` and `recipes/hybrid.yaml` on the built-in tiny
-models (trained on first use) in this process, each with its own optimizer. Every search gets the item evaluations that
-`--candidates` candidates take on the first spec's search split. The two stages of the hybrid get half each; the winner
-of the first stage on `validation` is the first model of the second. Each seed replaces the seed in the spec. Finalists
-are chosen on `validation` as in `evosearch run`, and the best is scored on `test` for this table only: nothing is
-promoted and the test opening is not counted. The table also has the best parent, the uniform average and the best scale
-of the first spec's models.
+models (trained on first use) in this process, each with its own optimizer. Every search has the item evaluations that
+`--candidates` candidates need on the search split of the first spec. The two stages of the hybrid search have half of
+them each; the winner of the first stage on `validation` is the first model of the second. Each seed replaces the seed
+in the spec. Finalists are selected on `validation` as in `evosearch run`, and the best is scored on `test` for this
+table only: no model is promoted and the test opening is not counted. The table also has the best parent, the uniform
+average and the best scale of the first spec's models.
 
-For merges of 7B models, Akiba et al. (arXiv:2403.13187, table 1) report the order hybrid, parameter space, data flow,
-best parent; the table shows which order holds here. Prints one JSON document and the table. About 25 minutes on one
-core; `--quick` is a short run that only shows that everything works.
+For merges of 7B models, Akiba et al. (arXiv:2403.13187, table 1) report the ranking hybrid, parameter space, data flow,
+best parent; the table shows the ranking here. Prints one JSON document and the table. Takes about 25 minutes on one
+core; `--quick` is a short smoke test.
 """
 
 import os
@@ -41,11 +41,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--candidates", type=int, help="budget of each search, in candidates on the full search split (96)"
     )
-    parser.add_argument("--finalists", type=int, default=6, help="scored on validation, default %(default)s")
+    parser.add_argument("--finalists", type=int, default=6, help="number scored on validation, default %(default)s")
     parser.add_argument(
         "--spec", action="append", metavar="LABEL=FILE", help="spec to run instead of the three; repeatable"
     )
-    parser.add_argument("--quick", action="store_true", help="short run that only shows that everything works")
+    parser.add_argument("--quick", action="store_true", help="short smoke test")
     options = parser.parse_args()
     options.seeds = options.seeds or (1 if options.quick else 5)
     options.candidates = options.candidates or (28 if options.quick else 96)

@@ -1,4 +1,4 @@
-"""Fault of the disk: it fills up under the ledger; the search stops with a clear error and resumes later."""
+"""Disk fault: the ledger's disk fills up; the search stops with a clear error and can be resumed later."""
 
 import os
 import shutil
@@ -16,15 +16,15 @@ from benchmarks._cluster_proof import problem
 from evosearch.devcluster.process_environment import inherited
 from evosearch.environment import TELEMETRY_OFF
 
-ROOMY, PAGE = "1g", 4096  # size of the tmpfs and of a page, bytes; memory is used only as it fills
-WRONG_INPUT = 2  # exit code
+ROOMY, PAGE = "1g", 4096  # size of the tmpfs, which uses memory only for its contents, and of a page in bytes
+INPUT_ERROR = 2  # exit code
 ADVICE = "Free disk space"  # in the error message
-SCORED = 14  # candidates and baselines before the disk is filled
+SCORED = 14  # candidates and baselines to score before the disk is filled
 ENDED_WELL = (0, 3)  # promoted, or rejected by the gate
 
 
 def disk_full(stage: Stage) -> ScenarioResult:
-    """Fill the ledger's disk during `evosearch run`, then make room and resume."""
+    """Fill the ledger's disk during `evosearch run`, then free space and resume."""
     stage.search = problem.NAME
     with _disk(stage.folder / "disk") as disk:
         stage.ledger = f"sqlite:///{disk / 'ledger.db'}"
@@ -43,10 +43,10 @@ def disk_full(stage: Stage) -> ScenarioResult:
         ended = last.wait()
         record = examine(stage.ledger, problem.NAME, problem.CANDIDATES)
         more = altered(early, before) + altered(before, stage.events())
-    if code != WRONG_INPUT or ADVICE not in said:
+    if code != INPUT_ERROR or ADVICE not in said:
         more.append(f"on a full disk the exit code was {code}: {said}")
-    if refused != WRONG_INPUT or ADVICE not in _error(again):
-        more.append(f"started on a full disk the exit code was {refused}: {_error(again)}")
+    if refused != INPUT_ERROR or ADVICE not in _error(again):
+        more.append(f"on a restart with a full disk the exit code was {refused}: {_error(again)}")
     if ended not in ENDED_WELL:
         more.append(f"after space was freed the exit code was {ended}: {_error(last)}")
     happened = (
@@ -62,7 +62,7 @@ def _disk(folder: Path) -> Iterator[Path]:
     """Mount a tmpfs.
 
     Raises:
-        UnavailableError: This process may not mount one.
+        UnavailableError: This process is not allowed to.
     """
     folder.mkdir()
     if os.geteuid() != 0:
@@ -104,5 +104,5 @@ def _run(stage: Stage, spec: Path, name: str) -> Program:
 
 
 def _error(program: Program) -> str:
-    """Last line of its log."""
+    """Last line of a program's log."""
     return (program.said().splitlines() or ["nothing"])[-1].strip()

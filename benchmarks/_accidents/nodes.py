@@ -1,4 +1,4 @@
-"""Ray nodes of one scenario: a process group each, on loopback, with token authentication."""
+"""Ray nodes of one scenario, each in its own session, on loopback, with token authentication."""
 
 import json
 import os
@@ -21,14 +21,14 @@ from evosearch.environment import TELEMETRY_OFF
 from evosearch.errors import SearchError
 
 OBJECT_STORE = 80_000_000  # bytes
-UP_S = 120.0  # for a node to start on a busy machine
-TRIES = 3  # Ray itself gives a node 30 s, which is too short there
+UP_S = 120.0  # time limit for a node to start on a busy machine
+TRIES = 3  # starts of a node: Ray's own limit of 30 s is too short on a busy machine
 HEAD = "head"
-FROZEN_S = 1.0  # a process is suspended before it is killed, so that it holds a job
+FROZEN_S = 1.0  # time that a process is suspended before it is killed, so that it has a job
 
 
 class Nodes:
-    """A head node and nodes that join it."""
+    """A head node and the nodes that join it."""
 
     def __init__(self, folder: Path) -> None:
         """Prepare an empty cluster.
@@ -37,7 +37,7 @@ class Nodes:
             folder: Folder of the scenario, for logs and the token.
         """
         self._folder = folder
-        self._ray = Path(tempfile.mkdtemp(prefix="evofaults-"))  # short, because the length of socket paths is limited
+        self._ray = Path(tempfile.mkdtemp(prefix="evofaults-"))  # a short path, because that of sockets is limited
         self._port = free_port()
         self._processes: dict[str, Process] = {}
         secret(self.token)
@@ -57,7 +57,7 @@ class Nodes:
         ours = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # despite its name: otherwise Ray replaces 127.0.0.1
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # despite its name: without it Ray replaces 127.0.0.1
             "PYTHONPATH": str(ROOT),
             "PYTHONDONTWRITEBYTECODE": "1",
             "OMP_NUM_THREADS": "1",
@@ -65,7 +65,7 @@ class Nodes:
         return inherited(os.environ) | TELEMETRY_OFF | ours
 
     def add(self, name: str, cpus: int = 0, **environment: str) -> None:
-        """Start a node and wait until it is up; the head must be first.
+        """Start a node and wait until it is up; start the head first.
 
         Raises:
             SearchError: The node did not start.
@@ -99,13 +99,13 @@ class Nodes:
         process = start(command, self.environment() | environment, self._folder, log)
         self._processes[name] = process
         deadline = time.monotonic() + UP_S
-        while not (folder / "ray_current_cluster").exists():  # written last by a starting node
+        while not (folder / "ray_current_cluster").exists():  # a starting node writes this file last
             if not process.running or time.monotonic() > deadline:
                 raise SearchError(f"node {name} did not start:\n{last_lines(log)}")
             time.sleep(0.1)
 
     def pids(self, name: str) -> set[int]:
-        """Process ids of everything that runs on a node now."""
+        """Ids of all processes that currently run on a node."""
         return {process.pid for process in self._processes[name].members()}
 
     def workers(self) -> list[psutil.Process]:
@@ -120,18 +120,18 @@ class Nodes:
     @contextmanager
     def suspended(self) -> Iterator[None]:
         """Suspend the current workers within the context, so that the search does not end before a node has joined."""
-        held = self.workers()
-        for process in held:
+        workers = self.workers()
+        for process in workers:
             process.suspend()
         try:
             yield
         finally:
-            for process in held:
+            for process in workers:
                 with suppress(psutil.NoSuchProcess):
                     process.resume()
 
     def lose(self, name: str) -> None:
-        """Suspend a node with its jobs, then kill it, as a power failure does."""
+        """Suspend a node with its jobs, then kill it, as in a power failure."""
         for process in self._processes[name].members():
             with suppress(psutil.NoSuchProcess):
                 process.suspend()
@@ -139,7 +139,7 @@ class Nodes:
         self.kill(name)
 
     def kill(self, name: str) -> None:
-        """Send SIGKILL to a node and everything that runs on it."""
+        """Send SIGKILL to a node and all processes on it."""
         self._processes[name].kill()
 
     def end(self) -> None:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from benchmarks._cluster_proof.evidence import of_type, unanswered
 from evosearch.search.ledger import store
-from evosearch.search.ledger.errors import NoLedgerError
+from evosearch.search.ledger.database_errors import NoLedgerError
 from evosearch.search.ledger.events import Event
 from evosearch.search.ledger.ledger import Ledger
 
@@ -20,12 +20,12 @@ class Record:
 
     Attributes:
         candidates: Number of proposed candidates.
-        lost: Proposed candidates without a result, without a report to the optimizer, or without per-item scores.
+        lost: Proposed candidates that lack a result, a report to the optimizer, or per-item scores.
         duplicated: Proposals, results and reports that are recorded more than once.
         broken: Other inconsistencies, one sentence each.
         retried: Candidate and reason of each retry.
         failed: Candidate and reason of each failure.
-        sessions: Number of times that the search was started.
+        sessions: Number of starts of the search.
     """
 
     candidates: int
@@ -38,7 +38,7 @@ class Record:
 
 
 def events_of(url: str, search: str) -> list[Event]:
-    """All events of the search of this name; empty if the search or its ledger does not exist yet."""
+    """All events of the search with this name; empty if the search or its ledger does not exist yet."""
     try:
         with Ledger.open(url, read_only=True) as ledger:
             found = ledger.search_by_name(search)
@@ -48,12 +48,12 @@ def events_of(url: str, search: str) -> list[Event]:
 
 
 def examine(url: str, search: str, candidates: int) -> Record:
-    """Check a finished search.
+    """Check the ledger of a finished search.
 
     Args:
         url: URL of the ledger.
         search: Name of the search.
-        candidates: Its budget.
+        candidates: Budget of the search.
     """
     with Ledger.open(url, read_only=True) as ledger:
         found = ledger.search_by_name(search)
@@ -91,13 +91,13 @@ def judge(events: Sequence[Event], scores: Sequence[tuple[str, str, str]], candi
 
 
 def altered(before: Sequence[Event], after: Sequence[Event]) -> list[str]:
-    """Recorded events that have since disappeared or changed."""
+    """Problems: recorded events that have since disappeared or changed."""
     now = {event.seq: event for event in after}
     return [f"event {event.seq} ({event.type}) has changed" for event in before if now.get(event.seq) != event]
 
 
 def _scores(url: str, search_id: str) -> list[tuple[str, str, str]]:
-    """Distinct (candidate, split, item-set digest) of the stored per-item scores."""
+    """Distinct triples (candidate, split, item-set digest) of the stored per-item scores."""
     engine, at = sa.create_engine(url), store.scores.c
     query = sa.select(at.candidate, at.split, at.digest).where(at.search_id == search_id).distinct()
     try:
@@ -108,7 +108,7 @@ def _scores(url: str, search_id: str) -> list[tuple[str, str, str]]:
 
 
 def _without_scores(scored: Sequence[dict[str, Any]], scores: Sequence[tuple[str, str, str]]) -> set[str]:
-    """Candidates with a result but without all of their per-item scores."""
+    """Candidates with a result but with missing per-item scores."""
     stored = set(scores)
     return {
         one["candidate"]

@@ -1,4 +1,4 @@
-"""Faults of the ledger's writer: the server ends its connections and crashes, its process is killed."""
+"""Faults of the ledger's writer: its connections are terminated, its server crashes, its process is killed."""
 
 import os
 import random
@@ -13,14 +13,14 @@ from benchmarks._light_workers.driver import SEARCH
 from evosearch.devcluster.postgres import Postgres, find_programs
 
 DATABASE = "faults"
-DROPS = 12  # connections that are terminated
-CAUGHT_S = 10.0  # within which a running search writes something
+DROPS = 12  # number of connections to terminate
+CAUGHT_S = 10.0  # time in which a running search writes an event
 AWAY_S = 3.0  # downtime of the server
 KILLS = 3
 
 
 def connections(stage: Stage) -> ScenarioResult:
-    """Terminate the writer's connections inside transactions, then crash and restart the server."""
+    """Terminate the writer's connections within transactions, then crash and restart the server."""
     if find_programs() is None:
         raise UnavailableError("PostgreSQL is not installed")
     server = Postgres(stage.folder / "postgres")
@@ -49,37 +49,37 @@ def connections(stage: Stage) -> ScenarioResult:
     lines = [line.partition(": ")[2] for line in stage.driver.said().splitlines() if line.startswith("postgresql:")]
     said = [line for line in lines if "Retrying for" in line]
     if caught < DROPS:
-        more.append(f"only {caught} of {DROPS} connections were terminated inside a transaction")
+        more.append(f"only {caught} of {DROPS} connections were terminated within a transaction")
     if not said or len(said) != sum(line.startswith("back after") for line in lines):
         more.append(f"the search logged {len(said)} lost connections and did not recover from all: {lines}")
-    happened = f"{caught} connections terminated inside a write transaction, then the server killed and restarted"
+    happened = f"{caught} connections terminated within a write transaction, then the server killed and restarted"
     reasons = [f"log: {reason}" for reason in dict.fromkeys(re.sub(r"(port|PID) \d+", r"\1 …", one) for one in said)]
     return conclude(happened, record, more=more, reasons=reasons)
 
 
 def _cut_off(server: Postgres) -> int:
-    """Terminate the writing connection while its insert waits for our lock; return 1, or 0 if none wrote in time."""
+    """Terminate the writer's connection while its insert waits for our lock; return 1, or 0 if it did not write."""
     query = (
         "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         " AND wait_event_type = 'Lock' AND state = 'active' AND query LIKE 'INSERT%'"
     )
     time.sleep(random.uniform(0.0, 0.3))
     with (
-        server.connect(DATABASE) as watching,
-        psycopg.connect(server.url(DATABASE), passfile=str(server.passfile)) as holding,
+        server.connect(DATABASE) as monitor,
+        psycopg.connect(server.url(DATABASE), passfile=str(server.passfile)) as locker,
     ):
-        holding.execute("LOCK TABLE ledger_events IN SHARE MODE")  # held until the end of this transaction
+        locker.execute("LOCK TABLE ledger_events IN SHARE MODE")  # released at the end of this transaction
         deadline = time.monotonic() + CAUGHT_S
         while time.monotonic() < deadline:
-            if pids := [row[0] for row in watching.execute(query)]:
-                watching.execute("SELECT pg_terminate_backend(%s)", (pids[0],))
+            if pids := [row[0] for row in monitor.execute(query)]:
+                monitor.execute("SELECT pg_terminate_backend(%s)", (pids[0],))
                 return 1
             time.sleep(0.01)
     return 0
 
 
 def driver_killed(stage: Stage) -> ScenarioResult:
-    """Kill the search's own process and restart it; scored candidates must not be scored again."""
+    """Kill the process of the search and restart it; scored candidates must not be scored again."""
     stage.up(first=2)
     count = 120
     stage.drive(count, 0.2)
@@ -103,5 +103,5 @@ def driver_killed(stage: Stage) -> ScenarioResult:
         more.append(f"{record.sessions} starts are recorded, not {KILLS + 1}")
     resumed = [event.payload["resumed"] for event in stage.events() if event.type == "started"]
     reasons = [f"started {len(resumed)} times, {sum(resumed)} of them resumed"]
-    happened = f"the search's process got SIGKILL {KILLS} times and was restarted"
+    happened = f"the process of the search was killed and restarted {KILLS} times"
     return conclude(happened, record, more=more, reasons=reasons)

@@ -17,13 +17,13 @@ from evosearch.devcluster.processes import last_lines, launch
 from evosearch.errors import LedgerError, SearchError
 from evosearch.search.ledger.events import Event
 
-END_S = 240.0  # for a search to end, or to reach the point of the fault
+END_S = 240.0  # time limit for a search to end, or to reach the point of the fault
 POLL_S = 0.1
-REASON = 160  # characters of a reason that are shown
+REASON = 160  # maximum length of a reason in the table
 
 
 class UnavailableError(Exception):
-    """This machine lacks something that a scenario needs."""
+    """A scenario cannot run on this machine."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class ScenarioResult:
     """Result of one scenario.
 
     Attributes:
-        happened: Fault that was injected, with numbers.
+        happened: The injected fault, with numbers.
         record: State of the ledger afterwards.
         reasons: Recorded reasons of retries and failures.
-        problems: Why the scenario failed; empty if it passed.
+        problems: Reasons why the scenario failed; empty if it passed.
     """
 
     happened: str
@@ -52,19 +52,19 @@ class Program:
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process has not ended."""
         return self._popen.poll() is None
 
     def kill(self) -> None:
-        """Send SIGKILL to it and everything that it started."""
+        """Send SIGKILL to the process and all processes that it started."""
         self._session.kill()
         self._popen.wait()
 
     def wait(self, within_s: float = END_S) -> int:
-        """Wait for its exit code.
+        """Wait for the exit code.
 
         Raises:
-            SearchError: It did not end in time.
+            SearchError: The process did not end in time.
         """
         try:
             return self._popen.wait(within_s)
@@ -72,7 +72,7 @@ class Program:
             raise SearchError(f"the process did not end within {within_s:.0f} s:\n{last_lines(self.log)}") from None
 
     def said(self) -> str:
-        """Its output so far."""
+        """Output of the process so far."""
         return self.log.read_text(errors="replace")
 
 
@@ -89,7 +89,7 @@ class Stage:
         self._environment: dict[str, str] = {}
 
     def up(self, **cpus: int) -> Nodes:
-        """Start a head and nodes; `cpus` maps a node to its CPUs, which is its number of workers (0 for the head)."""
+        """Start a head and nodes; `cpus` maps the name of a node to its number of CPUs and workers (0 for the head)."""
         self.nodes = Nodes(self.folder)
         self.nodes.add(HEAD, cpus.pop(HEAD, 0))
         for name, count in cpus.items():
@@ -97,7 +97,7 @@ class Stage:
         return self.nodes
 
     def drive(self, candidates: int, seconds: float, environment: Mapping[str, str] | None = None, **more: Any) -> None:
-        """Start the search; `more` are further fields of `driver.Settings`."""
+        """Start the search; `more` has other fields of `driver.Settings`."""
         assert self.nodes is not None
         where = {"ledger": self.ledger, "tracking": None, "address": self.nodes.address, "folder": str(self.folder)}
         self._settings = where | {"candidates": candidates, "seconds": seconds} | more
@@ -105,7 +105,7 @@ class Stage:
         self.again()
 
     def again(self) -> None:
-        """Start the same search again, which resumes it."""
+        """Start the same search again, to resume it."""
         assert self.nodes is not None
         command = [sys.executable, "-m", "benchmarks._light_workers.driver", json.dumps(self._settings)]
         environment = self.nodes.environment() | self._environment
@@ -128,7 +128,7 @@ class Stage:
         return sum(event.type == "scored" for event in self.events())
 
     def begun(self) -> list[tuple[str, str]]:
-        """Job id and worker's process id of every job that was started, in order."""
+        """Job id and worker's process id of every started job, in order."""
         lines = (self.folder / "begun").read_text().splitlines()
         return [(job, pid) for job, _, pid in (line.partition(" ") for line in lines)]
 
@@ -137,7 +137,7 @@ class Stage:
 
         Args:
             done: The condition.
-            what: What it waits for, a participle phrase for the error.
+            what: The condition as a participle phrase, for the error.
             within_s: Time limit in seconds.
 
         Raises:
@@ -152,7 +152,7 @@ class Stage:
             time.sleep(POLL_S)
 
     def until_scored(self, count: int) -> None:
-        """Wait until so many candidates are scored."""
+        """Wait until this many candidates are scored."""
         self.until(lambda: self.scored() >= count, f"at {count} scored candidates")
 
     def finish(self) -> None:
@@ -166,7 +166,7 @@ class Stage:
             raise SearchError(f"the search ended with exit code {code}:\n{last_lines(self.driver.log)}")
 
     def end(self) -> None:
-        """Kill everything that runs."""
+        """Kill all processes of the scenario."""
         if self.driver is not None:
             self.driver.kill()
         if self.nodes is not None:
@@ -182,16 +182,16 @@ def conclude(
     reasons: Sequence[str] = (),
     least: int = 1,
 ) -> ScenarioResult:
-    """Compare a record with what the scenario must leave.
+    """Compare the ledger with the requirements of a scenario.
 
     Args:
-        happened: Fault that was injected.
+        happened: The injected fault.
         record: State of the ledger afterwards.
-        retried: Pattern that the reason of every retry must match; None if there must be no retry.
+        retried: Pattern that the reason of every retry must match; None if there must be no retries.
         failed: Candidate → pattern of its reason, for all candidates that must fail.
-        more: Further problems.
-        reasons: Further reasons, from outside the ledger.
-        least: Least number of retries, if `retried` is given.
+        more: Additional problems.
+        reasons: Additional reasons, from sources other than the ledger.
+        least: Minimum number of retries, if `retried` is given.
     """
     problems = [f"lost: {name}" for name in record.lost] + list(record.duplicated) + list(record.broken) + list(more)
     problems += _unexpected_reasons(record, retried, failed or {})

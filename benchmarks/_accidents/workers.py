@@ -1,4 +1,4 @@
-"""Faults of workers: one is killed, one hangs, one runs out of memory, a candidate kills every worker."""
+"""Worker faults: a worker is killed, hangs or runs out of memory; a candidate kills every worker."""
 
 import random
 
@@ -12,14 +12,14 @@ from benchmarks._light_workers.light import SWELL
 
 HANGING = ("20@search", "30@search")
 GIB, MIB = 2**30, 2**20
-SHARE = 0.25  # of the available memory that the growing worker may take
-SWELL_MIB, LEAST_MIB = 2560, 1024  # its limits; the scenario is skipped below the lower one
-MARGIN = 0.6  # of that memory, above current use: threshold of Ray's memory monitor
+SHARE = 0.25  # maximum share of the available memory for the growing worker
+SWELL_MIB, LEAST_MIB = 2560, 1024  # limits of its memory; with less, the scenario is skipped
+MARGIN = 0.6  # share of its memory, above current use, at which Ray's memory monitor kills it
 MONITOR_MS = 100
 
 
 def worker_killed(stage: Stage) -> ScenarioResult:
-    """Kill a worker while it scores, three times."""
+    """Kill a worker during a job, three times."""
     nodes = stage.up(first=2, second=2)
     stage.drive(90, 0.2)
     for scored in (15, 35, 55):
@@ -28,11 +28,11 @@ def worker_killed(stage: Stage) -> ScenarioResult:
         lose_worker(random.choice(nodes.workers()))
     stage.finish()
     record = examine(stage.ledger, SEARCH, stage.candidates)
-    return conclude("one of 4 workers got SIGKILL during a job, 3 times", record, "the worker died: ", least=3)
+    return conclude("one of 4 workers was killed during a job, 3 times", record, "the worker died: ", least=3)
 
 
 def poison(stage: Stage) -> ScenarioResult:
-    """Score a candidate that kills every worker it is given to."""
+    """Score a candidate that kills every worker that scores it."""
     stage.up(head=2)
     stage.drive(50, 0.1, acts={"20@search": "die"})
     stage.finish()
@@ -42,7 +42,7 @@ def poison(stage: Stage) -> ScenarioResult:
 
 
 def hang(stage: Stage) -> ScenarioResult:
-    """Let a worker hang; the timeout follows from the durations of other jobs."""
+    """Let workers hang; the timeout follows from the durations of other jobs."""
     stage.up(head=4)
     timeouts = {"first": 120.0, "floor": 8.0, "factor": 5.0}
     stage.drive(60, 0.1, acts=dict.fromkeys(HANGING, "hang once"), timeouts=timeouts)
@@ -56,7 +56,7 @@ def hang(stage: Stage) -> ScenarioResult:
 
 
 def memory(stage: Stage) -> ScenarioResult:
-    """Let a worker take memory until Ray's memory monitor kills it; the monitor of the other node is off."""
+    """Let a worker allocate memory until Ray's memory monitor kills it; the other node has no monitor."""
     nodes = stage.up(unwatched=1)
     stage.drive(60, 0.2)
     stage.until_scored(10)
@@ -80,7 +80,7 @@ def memory(stage: Stage) -> ScenarioResult:
     stage.finish()
     record = examine(stage.ledger, SEARCH, stage.candidates)
     happened = (
-        f"a worker took up to {most / 1024:.1f} GiB (at most a quarter of the available memory); "
+        f"a worker allocated up to {most / 1024:.1f} GiB (at most a quarter of the available memory); "
         f"threshold of Ray's memory monitor: {100 * threshold:.0f}% of {use.total / GIB:.0f} GiB"
     )
     return conclude(happened, record, "the worker was killed: its node ran out of memory ")

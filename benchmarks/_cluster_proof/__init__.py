@@ -1,1 +1,1 @@
-"""A search on a cluster that loses a node, checked in the ledger and over MLflow's REST API."""
+"""End-to-end test of a cluster that loses a node, checked in the ledger and through MLflow's REST API."""

@@ -1,4 +1,4 @@
-"""Checks that every service of a cluster rejects requests without valid credentials or from other origins."""
+"""Checks that every service of a cluster rejects requests without valid credentials or with another host name."""
 
 from typing import Any
 
@@ -33,12 +33,12 @@ def check(cluster: Cluster) -> None:
 
 
 def check_http(mlflow: str, jobs: str, own: tuple[str, str]) -> None:
-    """Check MLflow and Ray's job API, also with valid credentials from another host name.
+    """Check MLflow and Ray's job API; MLflow also with valid credentials and another host name.
 
     Args:
         mlflow: Base URL of MLflow.
         jobs: URL of Ray's job API.
-        own: Account and password of the searches.
+        own: Account and password for searches.
 
     Raises:
         SearchError: As in `check`.
@@ -52,9 +52,9 @@ def check_http(mlflow: str, jobs: str, own: tuple[str, str]) -> None:
         ("Ray's dashboard, no token", jobs, {}, 401),
         ("Ray's dashboard, a wrong token", jobs, {"headers": {"Authorization": f"Bearer {WRONG}"}}, 403),
     ]
-    for who, url, options, code in requested:
+    for request, url, options, code in requested:
         if (got := requests.get(url, timeout=TIMEOUT_S, **options).status_code) != code:
-            raise SearchError(f"{who}: status {got}, expected {code}")
+            raise SearchError(f"{request}: status {got}, expected {code}")
     made = Rest(mlflow, own).call("POST", "users/create", username="another", password="of-twelve-characters")
     if made.status_code != 403:
         raise SearchError(f"account '{ACCOUNT}' creates an account: status {made.status_code}, expected 403")
@@ -66,32 +66,32 @@ def check_postgres(postgres: Postgres) -> None:
     Raises:
         SearchError: As in `check`.
     """
-    for who, password in {"no password": "", "a wrong password": WRONG}.items():
-        # Without a passfile of our own, PGPASSFILE would supply the right password
+    for case, password in {"no password": "", "a wrong password": WRONG}.items():
+        # Without an explicit passfile, PGPASSFILE would supply the right password
         key = f"user={USER} password='{password}' passfile={postgres.folder}/none"
         where = f"host={HOST} port={postgres.port} dbname={LEDGER} connect_timeout={TIMEOUT_S:.0f}"
         try:
             psycopg.connect(f"{where} {key}").close()
         except psycopg.OperationalError as exc:
             if "password" not in str(exc):  # "no password supplied", "password authentication failed"
-                raise SearchError(f"PostgreSQL, {who}: {str(exc).strip()}") from None
+                raise SearchError(f"PostgreSQL, {case}: {str(exc).strip()}") from None
         else:
-            raise SearchError(f"PostgreSQL, {who}: connection accepted")
+            raise SearchError(f"PostgreSQL, {case}: connection accepted")
 
 
 def check_gcs(address: str) -> None:
-    """Check the port of Ray's head for nodes and drivers, which gives control of every node.
+    """Check the port of Ray's head for nodes and drivers, through which every node can be controlled.
 
     Raises:
         SearchError: As in `check`.
     """
     with grpc.insecure_channel(address) as channel:
         ask = channel.unary_unary(ALIVE, request_serializer=bytes, response_deserializer=bytes)
-        for who, headers in {"no token": [], "a wrong token": [("authorization", f"Bearer {WRONG}")]}.items():
+        for case, headers in {"no token": [], "a wrong token": [("authorization", f"Bearer {WRONG}")]}.items():
             try:
                 ask(b"", metadata=headers, timeout=TIMEOUT_S, wait_for_ready=True)
             except grpc.RpcError as exc:
                 if exc.code() != grpc.StatusCode.UNAUTHENTICATED:
-                    raise SearchError(f"Ray's head, {who}: {exc.code()}: {exc.details()}") from None
+                    raise SearchError(f"Ray's head, {case}: {exc.code()}: {exc.details()}") from None
             else:
-                raise SearchError(f"Ray's head, {who}: request accepted")
+                raise SearchError(f"Ray's head, {case}: request accepted")

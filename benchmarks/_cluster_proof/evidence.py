@@ -1,6 +1,6 @@
-"""Consistency checks of a finished search: the ledger, MLflow's runs and its model registry.
+"""Consistency checks of a finished search in the ledger, in MLflow's runs and in its model registry.
 
-Every check raises `SearchError` that names what is wrong, by candidate.
+Every check raises a `SearchError` that names the inconsistent candidates.
 """
 
 from collections import Counter
@@ -22,19 +22,19 @@ def read(url: str, name: str) -> list[Event]:
 
 
 def of_type(events: Sequence[Event], *types: str) -> list[dict[str, Any]]:
-    """Payloads of the events of some types."""
+    """Payloads of all events with one of these types."""
     return [event.payload for event in events if event.type in types]
 
 
 def unanswered(events: Sequence[Event]) -> set[str]:
-    """Candidates and baselines without a result on `search` yet, queued or running."""
+    """Candidates and baselines that have no result on `search` yet, queued or running."""
     begun = {payload["candidate"] for payload in of_type(events, "asked", "baseline") if not _needs_none(payload)}
     answers = of_type(events, "scored", "failed")
     return begun - {answer["candidate"] for answer in answers if answer["split"] == "search"}
 
 
 def check_ledger(events: Sequence[Event], candidates: int) -> str:
-    """Check that no candidate is lost or recorded twice and that the lost node's job was retried.
+    """Check that no candidate is lost or recorded twice, and that the job of the lost node was retried.
 
     Returns:
         A summary of the results.
@@ -64,7 +64,7 @@ def check_ledger(events: Sequence[Event], candidates: int) -> str:
 
 
 def check_mirror(rest: Rest, experiment: str, events: Sequence[Event]) -> str:
-    """Check that MLflow has one run per candidate, with exactly the ledger's scores."""
+    """Check that MLflow has one run per candidate, with the same scores as the ledger."""
     runs: dict[str, list[dict[str, Any]]] = {}
     for run in rest.runs(experiment):
         tags = {tag["key"]: tag["value"] for tag in run["data"].get("tags", ())}
@@ -109,5 +109,5 @@ def check_registry(rest: Rest, name: str, events: Sequence[Event]) -> str:
 
 
 def _needs_none(payload: dict[str, Any]) -> bool:
-    """Return whether it needs no result: a duplicate candidate or a skipped baseline."""
+    """Return whether an event needs no result: that of a duplicate candidate or a skipped baseline."""
     return payload.get("duplicate_of") is not None or bool(payload.get("skipped"))

@@ -1,4 +1,4 @@
-"""The submitted search: two experts of the built-in tiny models on few documents."""
+"""The submitted search: a merge of two built-in tiny experts, on few documents."""
 
 import shutil
 from pathlib import Path
@@ -18,13 +18,13 @@ WEIGHT = {"low": 0.0, "high": 1.5, "per": "group", "groups": 2, "ends": "shared"
 
 
 def prepare() -> None:
-    """Train the models that are not in the cache yet, so that the search does not spend time on it."""
+    """Train the models that are not in the cache yet, outside of the measured time."""
     for name in ("base", *EXPERTS):
         ensure(name, default_cache())
 
 
 def write_spec(folder: Path, ledger: str, tracking: str) -> Path:
-    """Write suite and spec; merges beat each expert, so that the gate promotes a candidate."""
+    """Write suite and spec of a search in which merges beat each expert, so that the gate promotes one."""
     tasks: list[dict[str, Any]] = [
         {"task": f"tiny_{name}", "name": name, "metric": "exact_match", "chance": 0.0} for name in EXPERTS
     ]
@@ -45,7 +45,7 @@ def write_spec(folder: Path, ledger: str, tracking: str) -> Path:
         "baselines": {"scales": [0.4, 0.7]},
         "promotion": {"register_as": NAME, "finalists": 2},
     }
-    # Task code is trusted only in the folder of the suite (evosearch/evaluation/suites/suite.py)
+    # Task code is trusted only in the suite's folder (evosearch/evaluation/suites/suite.py)
     shutil.copytree(EVALS / "tiny", folder / "tiny", dirs_exist_ok=True)
     (folder / "suite.yaml").write_text(yaml.safe_dump(suite | {"fitness": "gold_logprob"}, sort_keys=False))
     path = folder / "spec.yaml"

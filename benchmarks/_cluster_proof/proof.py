@@ -1,4 +1,4 @@
-"""A complete search on a cluster of its own that loses a node, checked against ledger, MLflow and registry."""
+"""A complete search on its own cluster, which loses a node; ledger, MLflow and registry are checked afterwards."""
 
 import os
 import shutil
@@ -30,8 +30,8 @@ from evosearch.search.ledger.events import Event
 
 LOST = worker(2)
 SUBMIT_S, FIRST_S, END_S = 400.0, 300.0, 600.0  # time limits, generous for a busy machine
-STILL_S = 3.0  # without an event, after which the other worker has nothing left to do
-ENDED = ("FAILED", "STOPPED")  # states of a job that will make no more progress
+STILL_S = 3.0  # time without events after which the other worker is idle
+ENDED = ("FAILED", "STOPPED")  # states of a job without further progress
 BEHIND = ", catching up"  # logged by a search that ends before its mirror has caught up
 LOOPBACK = (HOST, f"::ffff:{HOST}")
 
@@ -41,7 +41,7 @@ def prove(keep: bool, say: Callable[[str], None]) -> bool:
 
     Args:
         keep: Whether to keep the cluster's folder.
-        say: Receives a line for each stage with its seconds, and the problems.
+        say: Called with a line for each stage with its seconds, and with the problems.
     """
     folder = Path(tempfile.mkdtemp(prefix="evosearch-proof-"))
     folder.chmod(0o711)  # PostgreSQL's user must be able to traverse it
@@ -115,7 +115,7 @@ class ClusterProof:
             raise SearchError(f"`evosearch submit` failed with exit code {done.returncode}: {done.stderr.strip()}")
 
     def _suspend_node(self) -> None:
-        """Suspend a node, so that its worker holds a candidate when it is killed."""
+        """Suspend a node, so that its worker has a candidate when it is killed."""
         for process in self.cluster.state.processes[LOST].members():
             process.suspend()
 
@@ -123,12 +123,12 @@ class ClusterProof:
         """Check that the cluster, the search's process and its workers listen on loopback only."""
         found = self.cluster.listening()
         if open := [entry for entry in found if entry[0] not in LOOPBACK]:
-            raise SearchError(f"listening on other addresses than loopback: {open}")
+            raise SearchError(f"listening on addresses other than loopback: {open}")
         names = Counter(name for _, _, name in found)
         self.say(f"  sockets: {', '.join(f'{count} of {name}' for name, count in sorted(names.items()))}")
 
     def _lose_node(self) -> None:
-        """Kill the suspended node once the other one has nothing left to do."""
+        """Kill the suspended node once the other node is idle."""
         seen, still_since = 0, time.monotonic()
 
         def waits_for_it() -> bool:
@@ -145,7 +145,7 @@ class ClusterProof:
         self.cluster.kill_node(LOST)
         lacking = [part.name for part in self.cluster.status() if part.problem]
         if lacking != [LOST]:
-            raise SearchError(f"status reports problems of {lacking}, expected {LOST} only")
+            raise SearchError(f"status reports problems of {lacking} instead of {LOST} only")
 
     def _check_records(self) -> None:
         cluster, events = self.cluster, self._events()
@@ -158,7 +158,7 @@ class ClusterProof:
             self.say(f"  {check_registry(rest, problem.NAME, events)}")
 
     def _check_up_again(self) -> None:
-        """Check that `up` restarts the killed node and nothing else."""
+        """Check that `up` restarts only the killed node."""
         before = {part.name: part.pid for part in self.cluster.status()}
         self.cluster.up()
         after = {part.name: part.pid for part in self.cluster.status() if not part.problem}
@@ -166,7 +166,7 @@ class ClusterProof:
             raise SearchError(f"processes before `up`: {before}, after it: {after}")
 
     def _check_secrets(self) -> None:
-        """Check that no password or token is in a log or in the files of the search."""
+        """Check that neither logs nor files of the search contain a password or token."""
         with self._stage("no secret leaked"):
             leaks = self.cluster.leaks()
             if leaks:
@@ -176,7 +176,7 @@ class ClusterProof:
         """Shut the cluster down and delete its folder unless `keep`.
 
         Raises:
-            SearchError: A process of it is still running.
+            SearchError: A process of the cluster is still running.
         """
         with self._stage("cluster down"):
             processes = list(self.cluster.processes())
@@ -221,7 +221,7 @@ class ClusterProof:
         return response.json()
 
     def _job(self) -> dict[str, Any]:
-        """Job of the search, the latest submitted."""
+        """The latest submitted job of the search."""
         ours = [job for job in self._jobs() if (job.get("metadata") or {}).get("evosearch_name") == problem.NAME]
         runs = [job for job in ours if job["metadata"]["evosearch_kind"] == "run"]
         if not runs:

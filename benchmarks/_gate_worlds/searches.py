@@ -1,4 +1,4 @@
-"""Simulated searches through the real selection and gate: candidates, finalists, best baseline, decision."""
+"""Simulated searches with the real selection and gate: candidates, finalists, best baseline, decision."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,24 +12,24 @@ from evosearch.promotion.gate import Contender, GateDecision, Measure, Role, dec
 
 SEARCH_ITEMS, VALIDATION_ITEMS = 60, 150  # per task
 FINALISTS = 8
-BASE_BELOW = 20.0  # points of score between base and best parent, so that the base never decides
-BASELINE_BELOW = 10.0  # the same for baselines that do not equal the best parent
+BASE_BELOW = 20.0  # points of score between base and best parent, so that the base never affects a decision
+BASELINE_BELOW = 10.0  # the same for baselines that are worse than the best parent
 TOGETHER = 25  # searches per draw
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Parameters of a simulation. With `gain` 0 every candidate equals the best parent, so every promotion is wrong."""
+    """Parameters of a simulation. If `gain` is 0, every candidate equals the best parent: every promotion is wrong."""
 
     name: str
     tasks: tuple[Task, ...]
     gain: float = 0.0  # true lead of every candidate over the best parent, points of score
-    baseline_equal: bool = True  # baselines truly equal the best parent, so that they may be promoted wrongly too
+    baseline_equal: bool = True  # baselines truly equal the best parent, so their promotion is wrong too
     candidates: int = 40
 
     @property
     def measure(self) -> Measure:
-        """The gate's measure, without the bootstrap intervals that decide nothing."""
+        """The gate's measure, without the bootstrap intervals, which do not affect decisions."""
         named = {f"task{index}": task for index, task in enumerate(self.tasks)}
         groups = {name: task.group_names() for name, task in named.items() if task.groups}
         weights = {name: task.weight for name, task in named.items()}
@@ -59,8 +59,8 @@ class Ended:
 def simulate(setting: Setting, searches: int, seed: int) -> Iterator[Ended]:
     """Simulate searches of a setting, each with its own items and models.
 
-    Given its true accuracy, a model's answers on one split are independent of those on another, so validation and test
-    answers are drawn only for the models that reach these splits.
+    Given a model's true accuracy, its answers on different splits are independent. Answers on validation and test are
+    therefore drawn only for the models that are scored there.
     """
     rng = np.random.default_rng(seed)
     measure, above = setting.measure, setting.models()
@@ -109,11 +109,11 @@ def _standings(names: list[str], search: NDArray[np.float64], validation: NDArra
         Standing(name, f"id-{name}", kind_of(name), {"search": float(on)}, {"search": float(on)})
         for name, on in zip(names, search, strict=True)
     ]
-    going = [entry for entry in entries if entry.kind != "candidate"]
-    going += [entry for entry in choose(entries, FINALISTS) if entry.kind == "candidate"]
+    validated = [entry for entry in entries if entry.kind != "candidate"]
+    validated += [entry for entry in choose(entries, FINALISTS) if entry.kind == "candidate"]
     return [
         Standing(e.candidate, e.recipe_id, e.kind, {**e.scores, "validation": float(on)}, e.fitness)
-        for e, on in zip(going, validation, strict=True)
+        for e, on in zip(validated, validation, strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Settings of the simulations: least favourable nulls, true gains, and hard cases for intervals."""
+"""Settings of the simulations: least favourable null settings, true gains, and hard cases for intervals."""
 
 from dataclasses import replace
 
@@ -6,10 +6,8 @@ from benchmarks._gate_worlds.searches import Setting
 from benchmarks._gate_worlds.world import Task, uneven
 
 SIZES = (300, 1_000, 3_000)  # test items
-NEAR, FAR = (
-    0.06,
-    0.25,
-)  # share of items that two models answer differently: two neighbouring merges, a merge and a parent
+# Share of items that two models answer differently: two similar merges (NEAR), a merge and a parent (FAR)
+NEAR, FAR = 0.06, 0.25
 
 
 def one(items: int, differ: float, accuracy: float = 0.6) -> tuple[Task, ...]:
@@ -18,7 +16,7 @@ def one(items: int, differ: float, accuracy: float = 0.6) -> tuple[Task, ...]:
 
 
 def three(items: int) -> tuple[Task, ...]:
-    """Three tasks of different weight, chance level, difficulty and size."""
+    """Three tasks with different weights, chance levels, difficulties and sizes."""
     return (
         Task(0.5, 0.5, 0.85, 0.10, items // 2),
         Task(0.3, 0.25, 0.60, 0.25, items * 3 // 10),
@@ -32,7 +30,7 @@ def clustered(groups: tuple[int, ...], differ: float = FAR) -> tuple[Task, ...]:
 
 
 def null_settings() -> list[Setting]:
-    """Settings where every candidate equals the best parent, and so do the baselines unless the name says otherwise."""
+    """Settings in which candidates equal the best parent, and baselines too unless the name says otherwise."""
     far, near = f"one task, {FAR:.0%} differ", f"one task, {NEAR:.0%} differ"
     found = [Setting(far, one(items, FAR)) for items in SIZES]
     found += [Setting(f"{far}, baselines worse", one(items, FAR), baseline_equal=False) for items in SIZES]
@@ -53,7 +51,7 @@ def null_settings() -> list[Setting]:
 
 
 def power_settings() -> list[Setting]:
-    """Settings where every candidate is truly better than the best parent and the baselines equal it."""
+    """Settings in which candidates are truly better than the best parent, and baselines equal it."""
     return [
         Setting(f"{gain}, {differ:.0%} of items differ", one(items, differ), gain=float(gain))
         for differ in (NEAR, FAR)
@@ -63,7 +61,7 @@ def power_settings() -> list[Setting]:
 
 
 def coverage_settings() -> list[Setting]:
-    """A selection of the nulls, and one true gain."""
+    """A selection of the null settings, and one with a true gain."""
     nulls = {(setting.name, setting.items): setting for setting in null_settings()}
     chosen = [
         *((f"one task, {FAR:.0%} differ", items) for items in SIZES),

@@ -27,8 +27,8 @@ class Task:
     shared: float = 0.0  # γ: correlation of a model's answers within a group
 
     @property
-    def likeness(self) -> float:
-        """ρ, solved from the share of items answered differently."""
+    def correlation(self) -> float:
+        """ρ, computed from the share of items that are answered differently."""
         limit = ndtri(self.accuracy)
         return float(brentq(lambda rho: 4 * owens_t(limit, ((1 - rho) / (1 + rho)) ** 0.5) - self.differ, 0.0, 1.0))
 
@@ -38,7 +38,7 @@ class Task:
 
 
 def uneven(groups: int, items: int) -> tuple[int, ...]:
-    """Group sizes as in real data sets: the largest have several times the mean, the smallest one item."""
+    """Group sizes as in real data sets: from one item to several times the mean."""
     rank = (np.arange(groups) + 0.5) / groups
     sizes = np.maximum(1, np.round(-np.log(rank) * items / groups)).astype(int)  # exponential, by its quantiles
     sizes[0] += items - sizes.sum()
@@ -65,7 +65,7 @@ def answers(
         effect = np.repeat(effect, task.groups, axis=2)
         own = np.float32(task.shared**0.5) * effect + np.float32((1 - task.shared) ** 0.5) * own
     hard = rng.standard_normal((searches, 1, items), dtype=np.float32)
-    likeness = task.likeness
-    latent = np.float32(likeness**0.5) * hard + np.float32((1 - likeness) ** 0.5) * own
+    rho = task.correlation
+    latent = np.float32(rho**0.5) * hard + np.float32((1 - rho) ** 0.5) * own
     limits = np.asarray(ndtri(accuracies), dtype=np.float32)
     return np.asarray(latent < limits[:, None], dtype=np.float32)

@@ -1,1 +1,1 @@
-"""Checks of `benchmarks.gpu_check`: merges, scores and workers on a GPU against the CPU."""
+"""Checks of `benchmarks.gpu_check`, which compare merges, scores and workers on a GPU with the CPU."""

@@ -1,4 +1,4 @@
-"""Merges on a device against the CPU: DARE's random masks bit for bit, every method entry by entry."""
+"""Merges on a device compared with the CPU: DARE's random masks bitwise, every method entry by entry."""
 
 import time
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from evosearch.merging.registry import specs
 from evosearch.recipe.shapes import MethodSpec
 
 DENSITIES = (0.01, 0.3, 0.5, 0.999, 1.0)
-STARTS = (0, 3, 12345, (1 << 32) + 5)  # index of the first element: within a block, beyond 32 bits
+STARTS = (0, 3, 12345, (1 << 32) + 5)  # index of the first element, also within a block and beyond 32 bits
 WITHIN = 0.4  # of a parameter's bounds: the value of the checks
-RELATIVE = 1e-5  # tolerance of an entry, relative to the tensor's largest
-OTHERS = 1e-5  # share of entries that may differ: rounding decides ties between signs or magnitudes
+RELATIVE = 1e-5  # tolerance of an entry, relative to the largest entry of the tensor
+OTHERS = 1e-5  # share of entries that may differ, because rounding decides ties between signs or magnitudes
 
 
 def masks(device: torch.device, elements: int) -> Mapping[str, Any]:
-    """Compare random bits and masks: numpy on the CPU, torch's integer arithmetic on the device."""
+    """Compare random bits and masks of numpy on the CPU with those of torch's integer arithmetic on the device."""
     compared = 0
     key = philox.key_of(7, "ab" * 32, "model.layers.0.mlp.up_proj.weight")
     for start in STARTS:

@@ -10,7 +10,7 @@ PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Result of one check: its state, the reason, and the figures that decided."""
+    """Result of one check: its state, the reason, and the measured figures."""
 
     check: str
     state: str
@@ -31,7 +31,7 @@ class SkipError(Exception):
 
 
 def run_check(name: str, check: Callable[[], Mapping[str, Any]]) -> CheckResult:
-    """Run one check; any exception fails only this check."""
+    """Run one check; an exception fails only this check."""
     try:
         return CheckResult(name, PASSED, figures=check())
     except SkipError as skip:

@@ -1,4 +1,4 @@
-"""Scores on a device: against float32 on the CPU, fused against unfused attention, and out of memory."""
+"""Scores on a device: compared with float32 on the CPU, fused compared with unfused attention, and out of memory."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,12 +23,12 @@ from evosearch.search.protocols import Job, Outcome
 
 EXACT = 1e-3  # nats per continuation, float32 on both
 ROUGH_MEAN, ROUGH_MOST = 0.03, 0.25  # nats per continuation: every layer rounds to bfloat16's 8 bits
-LIMIT = 250 << 20  # bytes left for forward passes in the out-of-memory check
-TOKENS = 600  # in one batch, at which a CPU simulates out of memory
+LIMIT = 250 << 20  # bytes available to forward passes in the out-of-memory check
+TOKENS = 600  # batch size in tokens above which the CPU simulates out of memory
 
 
 def parity(world: World, harness: Harness, device: torch.device) -> Mapping[str, Any]:
-    """Compare float32 and bfloat16 scores of bfloat16 weights with float32 on the CPU."""
+    """Compare scores of bfloat16 weights, computed in float32 and in bfloat16, with float32 on the CPU."""
     recipe, checkpoints = world.recipe(dtype="bfloat16", weight=0.5), world.checkpoints()
     found = {}
     for name, place, dtype in (
@@ -87,7 +87,7 @@ def attention(world: World, harness: Harness, device: torch.device) -> Mapping[s
 
 
 def budget(world: World, harness: Harness, device: torch.device) -> Mapping[str, Any]:
-    """Let a worker measure its token budget; its scores must equal those of 2048 tokens per batch."""
+    """Let a worker measure its token budget; its scores must equal those with 2048 tokens per batch."""
     worker = Worker(world.config(str(device)), harness=harness)
     job = Job("0@test", world.recipe(weight=0.5), harness.batch("test"))
     outcome, found = worker.run(job), worker.measured()
@@ -100,7 +100,7 @@ def budget(world: World, harness: Harness, device: torch.device) -> Mapping[str,
 
 
 def halving(world: World, harness: Harness, device: torch.device) -> Mapping[str, Any]:
-    """Run out of memory at 8192 tokens per batch; the budget is halved and the scores are those of a small budget."""
+    """Run out of memory at 8192 tokens per batch: the budget is halved, and the scores equal those of a small one."""
     job = Job("0@test", world.recipe(weight=0.5), harness.batch("test"))
     config = world.config(str(device), options=ScoreOptions(batch_tokens=8192))
     worker = Worker(config, harness=harness)
@@ -117,7 +117,7 @@ def halving(world: World, harness: Harness, device: torch.device) -> Mapping[str
 
 @contextmanager
 def _little(worker: Worker, device: torch.device) -> Iterator[None]:
-    """Limit the device's memory; a CPU simulates it by refusing large batches."""
+    """Limit the device's memory; on a CPU, large batches raise a simulated error."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         total = torch.cuda.get_device_properties(device).total_memory

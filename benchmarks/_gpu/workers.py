@@ -21,13 +21,13 @@ from evosearch.materialize.in_memory import ResidentModel
 from evosearch.materialize.spread import Spread
 from evosearch.search.protocols import Job, Outcome
 
-RECIPES, EACH = 3, 4  # different recipes; least jobs per worker
+RECIPES, EACH = 3, 4  # number of recipes; minimum number of jobs per worker
 TIMEOUT_S = 600.0
 PLENTY = 1 << 40
 
 
 def two_workers(world: World, harness: Harness, device: torch.device) -> Mapping[str, Any]:
-    """Run two Ray actors with half a GPU each: both must score, and the same recipe alike."""
+    """Run two Ray actors with half a GPU each; both must score, with the same scores for the same recipe."""
     share = 0.5 if device.type == "cuda" else 0.0
     config = replace(world.config(device.type), gpu_share=share or 1.0)
     started = time.monotonic()
@@ -39,7 +39,7 @@ def two_workers(world: World, harness: Harness, device: torch.device) -> Mapping
     try:
         while len(counts) < 2 or min(counts.values()) < EACH:
             require(time.monotonic() - started < TIMEOUT_S, f"jobs per worker after {TIMEOUT_S:g} s: {dict(counts)}")
-            for _ in range(max(4 - (submitted - len(done)), 0)):  # one running and one queued each
+            for _ in range(max(4 - (submitted - len(done)), 0)):  # one running and one queued job per worker
                 pool.submit(Job(f"{submitted}@test", recipes[submitted % RECIPES], harness.batch("test")))
                 submitted += 1
             found = pool.wait(5.0)

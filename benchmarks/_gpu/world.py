@@ -39,7 +39,7 @@ WIDE = Size(32, 8192, 1, 240)  # activations need far more memory than the weigh
 
 @dataclass(frozen=True)
 class World:
-    """Folder of a random base and two fine-tuned models, and their suite."""
+    """Folder with a random base and two perturbed models, and their suite."""
 
     folder: Path
     suite: Suite
@@ -58,7 +58,7 @@ class World:
         return Harness(self.suite)
 
     def recipe(self, method: str = "task_arithmetic", dtype: str = "float32", **parameters: Any) -> Recipe:
-        """Recipe that merges the two models, or the first of them, with the base if the method takes one."""
+        """Recipe that merges the two models, or only the first one, with a base if the method uses one."""
         base, *others = self.models
         spec = specs()[method]
         listed = others[: spec.models[1]]
@@ -81,7 +81,7 @@ class World:
 
 
 def make_world(folder: Path, size: Size) -> World:
-    """Create models and suite in a new folder."""
+    """Create the models and the suite in a new folder."""
     folder.mkdir(parents=True)
     tokenizer = _tokenizer()
     config = LlamaConfig(

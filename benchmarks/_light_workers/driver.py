@@ -1,4 +1,4 @@
-"""Process of a search with light workers; search, ledger, pool and MLflow mirror are real.
+"""Process of a search with light workers, in which controller, ledger, pool and MLflow mirror are real.
 
 python -m benchmarks._light_workers.driver SETTINGS     (JSON, see `Settings`)
 """
@@ -22,8 +22,8 @@ from evosearch.search.protocols import Executor, Tracker
 from evosearch.search.recorder import Recorder
 from evosearch.tracking.mlflow import MlflowMirror
 
-SEARCH = "soak"  # id and name of the search, and its MLflow experiment
-CATCH_UP_S = 3600.0  # for the mirror at the end, which lags on a busy machine
+SEARCH = "soak"  # id and name of the search, and name of its MLflow experiment
+CATCH_UP_S = 3600.0  # time limit for the mirror to catch up at the end; it lags on a busy machine
 OPTIMIZER = {"name": "cma_es", "seed": 1, "asynchronous": True, "diagonal": True, "population": 12, "start": "init"}
 
 
@@ -38,7 +38,7 @@ class Settings:
         folder: Folder for the log of started jobs.
         candidates: Budget.
         seconds: Duration of a job.
-        count: Number of workers; None for as many as the cluster has.
+        count: Number of workers; None for as many as fit on the cluster.
         acts: Misbehaviour by job, see `Light`.
         timeouts: Fields of `Timeouts`.
     """
@@ -65,7 +65,7 @@ class Settings:
 
 
 def drive(settings: Settings) -> str:
-    """Run or resume the search; return the reason it stopped."""
+    """Run or resume the search; return the reason why it stopped."""
     timeouts = Timeouts(**settings.timeouts)
     fill = settings.count is None
     options = RayOptions(settings.count, address=settings.address, fill=fill, timeouts=timeouts)

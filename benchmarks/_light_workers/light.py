@@ -1,7 +1,7 @@
-"""Light workers: they compute score cards from recipes and misbehave on request.
+"""Light workers, which compute score cards from recipes and fail on request.
 
-They run behind Ray like real workers, without torch and without models, so that a cluster on one machine can have many
-of them. `Light` replaces `WorkerConfig`.
+They run in Ray actors like real workers, but without torch and models, so that many of them fit on one machine. `Light`
+replaces `WorkerConfig`.
 """
 
 import os
@@ -16,11 +16,10 @@ from benchmarks._simulated.world import World
 from evosearch.search.protocols import Failure, Job, Outcome
 
 FOREVER_S = 3600.0
-SWELL = (
-    "EVOSEARCH_LIGHT_SWELL"  # in a node's environment: a file that makes one of its workers take memory, see `_swell`
-)
+# Variable in a node's environment: a file that makes one of its workers allocate memory, see `_swell`
+SWELL = "EVOSEARCH_LIGHT_SWELL"
 STEP_MIB = 64
-HELD_S = 20.0  # time that the memory is held, for the monitor to notice
+HELD_S = 20.0  # time before the memory is released, for the monitor to detect it
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,12 @@ class Light:
     Attributes:
         cache: Folder where a locally started Ray keeps its token.
         world: Search problem, which computes the score cards.
-        seconds: Duration of a job, spent sleeping.
+        seconds: Duration of a job, in which the worker sleeps.
         threads: Threads of a worker.
-        acts: Job id → misbehaviour of its worker: `die` (SIGKILL), `hang`, `raise` or `refuse` (fails with a fault of
-            the worker); followed by ` once`, it happens only the first time that the job is logged.
-        log: File to which a worker appends one line, id and pid, for each job that it starts.
-        weak: Folder; each file in it makes one worker die during startup and is then deleted.
+        acts: Job id → behaviour of its worker: `die` (SIGKILL), `hang`, `raise` or `refuse` (fails with fault
+            `worker`). With the suffix ` once`, only the first attempt is affected.
+        log: File to which a worker appends a line, id and pid, for each job that it starts.
+        weak: Folder; each file in it makes one worker die during start and is then deleted.
     """
 
     cache: Path
@@ -47,11 +46,11 @@ class Light:
     weak: Path | None = None
 
     def with_gpus(self, gpus: float) -> "Light":
-        """Ignore the GPU share: light workers use none."""
+        """Return the same configuration: light workers do not use GPUs."""
         return self
 
     def worker(self) -> "LightWorker":
-        """Create the worker, or die if `weak` says so."""
+        """Create the worker; die if there is a file in `weak`."""
         if self.weak is not None:
             for file in sorted(self.weak.iterdir()):
                 try:
@@ -63,14 +62,14 @@ class Light:
 
 
 class LightWorker:
-    """Worker that computes score cards from the numbers of a recipe, the same on every node."""
+    """Worker that computes score cards from the numbers in a recipe, identically on every node."""
 
     def __init__(self, config: Light) -> None:
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self._config = config
 
     def run(self, job: Job) -> Outcome:
-        """Score a job, or misbehave as configured."""
+        """Score a job, or fail as configured."""
         config = self._config
         act = self._act(job.id)
         if config.log is not None:
@@ -95,7 +94,7 @@ class LightWorker:
 
 
 def _swell() -> None:
-    """Allocate and hold the MiB given in the file that the node's environment names, if no other worker took it."""
+    """Allocate memory if the node's environment names a file, with the MiB; only one worker can take the file."""
     try:
         file = Path(os.environ[SWELL])
         most = int(file.read_text())
@@ -105,5 +104,5 @@ def _swell() -> None:
     taken = []
     for _ in range(most // STEP_MIB):
         taken.append(b"\1" * (STEP_MIB * 2**20))
-        time.sleep(0.05)  # slow enough for the memory monitor
+        time.sleep(0.05)  # gives the memory monitor time
     time.sleep(HELD_S)

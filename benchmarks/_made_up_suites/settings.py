@@ -1,4 +1,4 @@
-"""Four suites of generated questions; what matters is how their requests share tokens, not their content."""
+"""Four suites of generated questions, which differ in how their requests share tokens; the content is irrelevant."""
 
 import json
 import random
@@ -27,7 +27,7 @@ class Setting:
     name: str
     documents: int
     config: dict[str, Any]  # of the lm-eval task
-    claim: float  # lm-eval's seconds over ours, at least
+    claim: float  # minimum ratio of lm-eval's time to ours
 
 
 def _choices(sampler: str) -> dict[str, Any]:
@@ -70,7 +70,7 @@ SETTINGS = {
                 "num_fewshot": SHOTS,
                 "fewshot_split": "fewshot",
                 "fewshot_config": {"sampler": "first_n"},
-                # A stop sequence that never occurs, so that all answers have the same length in both programs.
+                # A stop sequence that never occurs, so that all answers have the same length in both programs
                 "generation_kwargs": {"until": ["\n\n\n\n"], "max_gen_toks": NEW_TOKENS, "do_sample": False},
                 "metric_list": [{"metric": "exact_match", **_MEAN}],
             },

@@ -1,1 +1,1 @@
-"""Mutated YAML documents and the loaders under test, for `benchmarks.fuzz` and the tests."""
+"""Mutations of YAML documents and the loaders under test, for `benchmarks.fuzz` and the tests."""

@@ -29,7 +29,7 @@ class Outcome:
     """Outcome of loading one text.
 
     Attributes:
-        kind: `accepted`, `refused` (by one of the package's errors) or `foreign` (any other exception: a defect).
+        kind: `accepted`, `refused` (one of the package's errors was raised) or `foreign` (any other exception, a bug).
         said: Message of the error.
         seconds: Wall time.
     """
@@ -45,9 +45,9 @@ class Loader:
 
     Attributes:
         name: `recipe`, `spec` or `suite`.
-        file: File that a text is written to.
-        seeds: Documents of real files.
-        load: Reads the file and uses the result as a command would before it opens a model.
+        file: File to which texts are written.
+        seeds: Documents of real files, to be mutated.
+        load: Reads the file and uses the result like a command, up to the point where a model is opened.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Loader:
 
 
 def loaders(folder: Path) -> tuple[Loader, ...]:
-    """The three loaders, in an empty folder with copies of the repository's suites."""
+    """The three loaders, which use an empty folder; the repository's suites are copied into it."""
     shutil.copytree(EVALS, folder / "evals", ignore=shutil.ignore_patterns("data", "*.jsonl"))
     (folder / "recipes").mkdir()
     forms = sorted((ROOT / "tests" / "recipe").glob("*_forms/*.yaml"))
@@ -85,13 +85,13 @@ def loaders(folder: Path) -> tuple[Loader, ...]:
 
 
 def _seeds(paths: Iterable[Path]) -> tuple[tuple[dict[str, Any], ...], ...]:
-    """Documents of each file; those of a long file separately."""
+    """Documents of each file; the documents of a long file become separate seeds."""
     found = [tuple(documents.read_all(path, RecipeError)) for path in paths]
     return tuple(group for seed in found for group in ([seed] if len(seed) <= 3 else [(data,) for data in seed]))
 
 
 def _stacked() -> tuple[tuple[dict[str, Any], ...], ...]:
-    """Specs of a search over slices, and of one with every kind of hole."""
+    """Specs of a search over slices and of a search with every kind of hole."""
     (spec,) = documents.read_all(RECIPES / "quickstart.yaml", RecipeError)
     hole = {"low": 0.0, "high": 1.5}
     sources = [
@@ -157,7 +157,7 @@ def _load_spec(path: Path) -> None:
 
 
 def _use(spec: SearchSpec) -> None:
-    """Use a search spec as far as possible without models."""
+    """Do everything with a search spec that needs no models."""
     spec.search_id()
     depths = dict.fromkeys(spec.frame.references(), SHAPE.num_layers)
     space = SearchSpace.from_template(spec.template, SHAPE, specs(), spec.where, depths)

@@ -1,6 +1,6 @@
 """Mutations of YAML documents, as data and as text; the result may be malformed.
 
-All choices come from one `random.Random`, so that a seed, or hypothesis, determines them.
+All random choices come from one `random.Random`, so that a seed, or hypothesis, determines them.
 """
 
 import datetime
@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-Place = tuple[Any, Any]  # a mapping or a list, and one of its keys or indices
+Place = tuple[Any, Any]  # (mapping or list, one of its keys or indices)
 
 HOLES: tuple[Any, ...] = (
     {"low": 0.0, "high": 1.0},
@@ -148,7 +148,7 @@ TEXTS = (
 
 
 def mutate(seed: Sequence[dict[str, Any]], draw: random.Random) -> str:
-    """Serialize the documents `seed` after one to four mutations of the data or the text, most often one."""
+    """Serialize the documents `seed` with one to four mutations of data or text, in most cases one."""
     data = [deepcopy(document) for document in seed]
     count = draw.choice([1, 1, 1, 2, 3, 4])
     to_text = draw.randint(0, count) if draw.random() < 0.5 else 0
@@ -234,7 +234,7 @@ def _copy_elsewhere(data: Any, draw: random.Random) -> None:
 
 
 def _share(data: Any, draw: random.Random) -> None:
-    """Put one value at two places, which is written as an anchor and an alias."""
+    """Use one value at two places, so that it is written as an anchor and an alias."""
     one, other = _some(data, draw), _some(data, draw)
     if one and other:
         shared = deepcopy(other[0][other[1]])
@@ -245,8 +245,8 @@ def _share(data: Any, draw: random.Random) -> None:
 def _nest(data: Any, draw: random.Random) -> None:
     if place := _some(data, draw):
         for _ in range(draw.choice([1, 2, 30])):
-            held = place[0][place[1]]
-            place[0][place[1]] = draw.choice([[held], {draw.choice(KEYS): held}])
+            value = place[0][place[1]]
+            place[0][place[1]] = draw.choice([[value], {draw.choice(KEYS): value}])
 
 
 def _truncate(text: str, draw: random.Random) -> str:

@@ -1,1 +1,1 @@
-"""A search problem without models and workers on a simulated clock, for `benchmarks.schedule` and the tests."""
+"""Search problem without models, and workers on a simulated clock, for `benchmarks.schedule` and the tests."""

@@ -20,7 +20,7 @@ from evosearch.evaluation.types import Estimate
 from evosearch.search.budget import Budget
 from evosearch.search.optimizers.registry import Optimizer, OptimizerConfig, create
 from evosearch.search.protocols import Outcome
-from evosearch.search.space.types import Genome, Observation
+from evosearch.search.space.dimensions import Genome, Observation
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 MIB = 2**20
@@ -31,16 +31,16 @@ class Setting:
     """One search of the benchmark.
 
     Attributes:
-        least: Claimed utilization, at least; None for no claim.
-        most_ms: Claimed controller time per candidate, at most; None for no claim.
-        known: Observations that the optimizer is warm-started with.
+        least: Claimed minimum of the utilization; None for no claim.
+        most_ms: Claimed maximum of the controller time per candidate; None for no claim.
+        known: Number of observations with which the optimizer is warm-started.
     """
 
     optimizer: str
     workers: int
     candidates: int
     asynchronous: bool = True
-    models: int = 5  # 60 dimensions each; two if not per layer
+    models: int = 5  # 60 dimensions per model; 2 if not per layer
     per: str | None = "layer"
     options: tuple[tuple[str, Any], ...] = ()
     least: float | None = None
@@ -78,7 +78,7 @@ def busy(setting: Setting) -> dict[str, Any]:
 
 
 class MeasuredWorkers(SimulatedWorkers):
-    """Simulated workers that sample the process's memory after given numbers of outcomes."""
+    """Simulated workers that sample the memory of this process after given numbers of outcomes."""
 
     def __init__(self, at: tuple[int, ...], *given: Any) -> None:
         super().__init__(*given)
@@ -98,7 +98,7 @@ class MeasuredWorkers(SimulatedWorkers):
 
 
 def memory(setting: Setting) -> dict[str, Any]:
-    """Measure memory after a tenth and after all candidates of a long search, and the size of its ledger."""
+    """Measure memory after a tenth of the candidates and after all of a long search, and the size of its ledger."""
     world = World(models=setting.models, per=setting.per)
     at = (setting.candidates // 10, setting.candidates)
     workers = MeasuredWorkers(at, setting.workers, heavy_tailed(), score(world), CLOCKS[setting.clock])

@@ -1,4 +1,4 @@
-"""Searches by the real controller on a real ledger, with any executor."""
+"""Searches with the real controller and a real ledger, on any executor."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,15 +14,15 @@ from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.optimizers.registry import Optimizer, OptimizerConfig, create
 from evosearch.search.protocols import Executor, Job
 from evosearch.search.recorder import Recorder
-from evosearch.search.space.types import Genome
+from evosearch.search.space.dimensions import Genome
 
 SEARCH = "schedule"
 Make = Callable[[OptimizerConfig, World, Genome], Optimizer]
-MEAN_S, SIGMA = 60.0, 1.0  # of an evaluation, lognormal: one in a hundred takes more than six times the mean
+MEAN_S, SIGMA = 60.0, 1.0  # lognormal duration of an evaluation: one in a hundred takes more than six times the mean
 
 
 def heavy_tailed(seed: int = 0, mean_s: float = MEAN_S, sigma: float = SIGMA) -> Callable[[Job], float]:
-    """Job → seconds, a function of seed and candidate:  exp(ln mean - σ²/2 + σ z)."""
+    """Job → duration in seconds, a function of seed and candidate:  exp(ln mean - σ²/2 + σ z)."""
 
     def duration(job: Job) -> float:
         candidate = job.id.split("@")[0]
@@ -40,11 +40,11 @@ def search(
     budget: Budget,
     make: Make | None = None,
 ) -> tuple[str, Recorder]:
-    """Run or resume a search; return the reason it stopped, and its recorder with the ledger still open.
+    """Run or resume a search; return the reason why it stopped, and its recorder, whose ledger is still open.
 
     Args:
         config: The optimizer section of a spec.
-        make: Factory of the optimizer; default: the registry.
+        make: Factory of the optimizer; default: `create` of the registry.
     """
     ledger = Ledger.open(f"sqlite:///{folder / 'ledger.db'}")
     ledger.put_item_sets(world.batch)
@@ -63,7 +63,7 @@ def run_search(
     budget: Budget,
     make: Make | None = None,
 ) -> str:
-    """Record the start of a search and run it with the real controller; return the reason it stopped."""
+    """Record the start of a search and run it with the real controller; return the reason why it stopped."""
     recorder.record([("started", {"name": name, "spec": {}, "resumed": recorder.state.sessions > 0})])
 
     def optimizer(start: Genome) -> Optimizer:

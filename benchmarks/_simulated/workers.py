@@ -1,7 +1,7 @@
 """Executor with simulated workers and a simulated clock.
 
 The duration of an evaluation is drawn; the search's own time between two calls is measured and added to the same
-clock. As with `RayExecutor`, a free worker gets its next job only when the search calls the executor.
+clock. As in `RayExecutor`, an idle worker gets its next job only when the search calls the executor.
 """
 
 import heapq
@@ -54,7 +54,7 @@ class SimulatedWorkers:
         self._left: float | None = None  # clock when the last call returned; None before the first job
 
     def submit(self, job: Job) -> None:
-        """Queue a job, and start it if a worker is free."""
+        """Queue a job, and start it if a worker is idle."""
         self._elapse()
         self.submitted.append((job.id, self.now))
         self._queue.append(job)
@@ -62,7 +62,7 @@ class SimulatedWorkers:
         self._left = self._clock()
 
     def wait(self, timeout_s: float) -> list[Outcome]:
-        """Advance the clock to the next completed job, at most by `timeout_s`; return the completed jobs."""
+        """Advance the clock to the next completed job, by at most `timeout_s`; return the completed jobs."""
         self._elapse()
         self._dispatch()
         if self._running and self._running[0][0] > self.now:
@@ -101,7 +101,7 @@ class SimulatedWorkers:
 
 
 def utilization(workers: SimulatedWorkers) -> float:
-    """Busy worker seconds over all worker seconds between the first and the last submitted candidate."""
+    """Share of worker time that is busy, between the first and the last submitted candidate."""
     times = [at for job, at in workers.submitted if job[0].isdigit()]
     begin, end = times[0], times[-1]
     busy = sum(max(0.0, min(span.end, end) - max(span.start, begin)) for span in workers.spans)

@@ -1,7 +1,7 @@
-"""Search problem without models: a real search space, real recipes and ids, and score cards computed from recipes.
+"""Search problem without models: real search space, recipes and ids, with score cards computed from recipes.
 
 A card is a function of the recipe only. Its fitness decreases with the squared distance of the recipe's numbers from a
-hidden optimum, plus noise over items.
+hidden optimum, and has noise over items.
 """
 
 import hashlib
@@ -35,9 +35,9 @@ class World:
     """One search problem.
 
     Attributes:
-        choices: Values that a weight may take, so that candidates repeat; empty for a range.
-        items: Items of each of the two tasks.
-        failing: One in `failing` candidates fails; 0 for none.
+        choices: Allowed values of a weight, so that candidates repeat; empty for a range.
+        items: Number of items of each of the two tasks.
+        failing: One in `failing` candidates fails; 0 if none fails.
     """
 
     models: int = MODELS

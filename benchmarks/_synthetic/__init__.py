@@ -1,1 +1,1 @@
-"""Synthetic merge landscapes and optimizer comparisons, for `benchmarks.optimizers` and `benchmarks.spaces`."""
+"""Synthetic merge landscapes and comparisons of optimizers, for `benchmarks.optimizers` and `benchmarks.spaces`."""

@@ -9,7 +9,7 @@ from evosearch.search.optimizers.registry import OptimizerConfig, load, names
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "cma_es": {"cma_es": {}, "cma_es, diagonal": {"diagonal": True}, "cma_es, restarts": {"restarts": 3}},
 }
-# Evaluations of optimizers whose ask slows down with the number of trials, unless all are requested
+# Limit of evaluations for optimizers whose `ask` slows down with the number of trials; not applied with `--slow`
 LIMITS = {"tpe": 200, "gp": 50}
 
 
@@ -22,16 +22,16 @@ class Contestant:
     options: dict[str, Any] = field(default_factory=dict)
 
     def config(self, seed: int) -> OptimizerConfig:
-        """Its section of a spec, with this seed."""
+        """The optimizer section of a spec, with this seed."""
         return OptimizerConfig.model_validate({"name": self.name, "seed": seed} | self.options)
 
     @property
     def categoricals(self) -> bool:
-        """Whether it supports categorical dimensions."""
+        """Whether the optimizer supports categorical dimensions."""
         return load(self.name).categoricals
 
     def limit(self, evaluations: int, slow: bool) -> int:
-        """Number of evaluations that it gets out of `evaluations`; all of them if `slow`."""
+        """Number of evaluations for this optimizer: `evaluations`, or fewer if it is slow and `slow` is not set."""
         return evaluations if slow else min(evaluations, LIMITS.get(self.name, evaluations))
 
 

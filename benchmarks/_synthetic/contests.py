@@ -10,17 +10,17 @@ from benchmarks._synthetic.figures import spread
 from benchmarks._synthetic.landscapes import ENCODINGS, LANDSCAPES, THRESHOLDS, Landscape
 from evosearch.errors import SpecError
 from evosearch.search.optimizers.registry import create
-from evosearch.search.space.types import Genome, Observation
+from evosearch.search.space.dimensions import Genome, Observation
 
 
 @dataclass(frozen=True)
 class Contest:
-    """All contestants on one landscape and seed, as an independent unit of work."""
+    """All contestants on one landscape with one seed, an independent unit of work."""
 
     landscape: str
     seed: int
-    checkpoints: tuple[int, ...]  # evaluations after which the best so far is tested
-    chosen: tuple[str, ...] | None = None  # labels of contestants; None for all
+    checkpoints: tuple[int, ...]  # numbers of evaluations after which the best candidate so far is tested
+    chosen: tuple[str, ...] | None = None  # labels of the contestants; None for all
     slow: bool = False
 
     def run(self) -> dict[str, Any]:
@@ -43,7 +43,7 @@ class Contest:
         return found
 
     def _encoding(self, one: Contestant) -> tuple[Callable[[int], Landscape] | None, str]:
-        """A contestant's own encoding of this landscape and its label, if it needs one."""
+        """The encoding of this landscape for a contestant that needs its own, and the encoding's label."""
         if self.landscape == "routing" and not one.categoricals:
             return THRESHOLDS
         return ENCODINGS.get((self.landscape, one.name), (None, ""))
@@ -81,20 +81,20 @@ def search(landscape: Landscape, one: Contestant, seed: int, checkpoints: Sequen
 
 
 def outcome(landscape: Landscape, evaluated: Sequence[tuple[float, Genome]]) -> dict[str, float]:
-    """Best fitness among the evaluated genomes, and that genome's true accuracy in %."""
+    """Best fitness among the evaluated genomes, and the true accuracy of that genome in %."""
     value, genome = max(evaluated, key=lambda pair: pair[0])
     return {"search": value, "test": landscape.test(genome)}
 
 
 def leads(ours: Sequence[float], others: Sequence[float]) -> int:
-    """Number of seeds in which ours is better."""
+    """Number of seeds for which ours is better."""
     return sum(own > other for own, other in zip(ours, others, strict=True))
 
 
 def summary(contests: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Summarize all contests on one landscape: test scores, distance to the optimum, and leads.
 
-    `leads_*` count the seeds in which a contestant's winner has a higher true accuracy than the baseline or than the
+    `leads_*` counts the seeds for which a contestant's winner has a higher true accuracy than the baseline or the
     winner of random search.
     """
     found: dict[str, Any] = {

@@ -22,6 +22,6 @@ def shown(found: Spread | None, digits: int = 1) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown table: a first column of words, then columns of figures."""
+    """Markdown table with a first column of text and further columns of figures."""
     lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

@@ -1,12 +1,13 @@
 """Synthetic merge landscapes with a known optimum.
 
-A merge of K parents has K·G weights in [0, 1.5], G for each parent. Each task t has its own best weights w_t (a part
-shared by all tasks, plus more of its own expert) and loses ability with the squared distance from them:
+A merge of K parents has K·G weights in [0, 1.5], G for each parent. Each task t has its own best weights w_t: a
+component shared by all tasks, plus more of the task's own expert. The ability at a task decreases with the squared
+distance from them,
 
     a_t(w) = top - strength · (w - w_t)ᵀ H (w - w_t) / (K·G)        tr H = K·G
 
-so that the best merge is a compromise. H is diagonal (separable) or dense (rotated). `routes.py` has the data-flow
-landscape.
+so the best merge is a compromise. H is diagonal (separable) or dense (rotated). The data-flow landscape is in
+`routes.py`.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,11 +21,11 @@ from scipy.stats import ortho_group
 from benchmarks._synthetic.routes import Flow, items_of
 from benchmarks._synthetic.world import Vector, World
 from evosearch.search.baselines import SCALES
-from evosearch.search.space.types import Dimension, Estimate, Genome
+from evosearch.search.space.dimensions import Dimension, Estimate, Genome
 
 PARENTS = 4  # also the number of tasks
-HIGH = 1.5  # weights are searched in [0, HIGH]
-ITEMS = 240  # of the search split, as in `evals/quickstart.yaml`
+HIGH = 1.5  # upper bound of the weights
+ITEMS = 240  # number of search items, as in `evals/quickstart.yaml`
 METHODS = ("task_arithmetic", "ties", "dare_ties")
 
 
@@ -33,10 +34,10 @@ class Landscape:
     """One synthetic search.
 
     Attributes:
-        baselines: Name → fitness on the search items and true accuracy; scored before the search.
+        baselines: Name → (fitness on the search items, true accuracy), scored before the search.
         model: Genome → abilities (T,) and place (D,).
-        optimum: True accuracy of the best genome, in %.
-        start: Genome that the search starts from: the best baseline, where the encoding allows it.
+        optimum: True accuracy of the best genome in %.
+        start: Genome from which the search starts: the best baseline if the encoding allows it.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Landscape:
         return self.world.fitness(*self.model(genome))
 
     def test(self, genome: Genome) -> float:
-        """True accuracy, in %."""
+        """True accuracy in %."""
         return self.world.accuracy(*self.model(genome))
 
     @property
@@ -69,7 +70,7 @@ def landscape(
     world: World,
     optimum: float,
 ) -> Landscape:
-    """Score the baselines, and start the search from the best of them."""
+    """Create a landscape: score the baselines, and use the best one as the start."""
     scored = {
         name: (world.fitness(*model(genome)).value, world.accuracy(*model(genome)))
         for name, genome in baselines.items()
@@ -93,11 +94,11 @@ class Merges:
 
         Args:
             condition: Ratio of the largest to the smallest curvature.
-            rotated: Whether the axes of curvature mix all weights instead of following them.
+            rotated: Whether the axes of curvature are rotated instead of parallel to the weights.
         """
         count = PARENTS * groups
         own = np.repeat(np.eye(PARENTS), groups, axis=1)  # (T, N)
-        shared = rng.uniform(0.1, 1.0, count)  # all tasks: some of a parent's layers help, others do not
+        shared = rng.uniform(0.1, 1.0, count)  # for all tasks, some of a parent's layers help more than others
         best = (shared + 0.3 * (own - 1 / PARENTS) + rng.normal(0.0, 0.1, own.shape)).clip(0.0, HIGH)
         eigenvalues = np.exp(rng.permutation(np.linspace(0.0, np.log(condition), count)))
         axes = ortho_group.rvs(count, random_state=rng) if rotated else np.eye(count)
@@ -124,7 +125,7 @@ def weighted(
     rough: float = 0.0,
     items: int = ITEMS,
 ) -> Landscape:
-    """Landscape of weights only, `groups` for each parent."""
+    """Landscape with only weights, `groups` for each parent."""
     merges = Merges.draw(np.random.default_rng([seed, 0]), groups, condition, rotated)
     count = PARENTS * groups
     world = World.draw(seed, PARENTS, items, count, smooth=smooth, rough=rough)
@@ -155,10 +156,10 @@ def weights_of(groups: int) -> tuple[Dimension, ...]:
 
 
 def mixed(seed: int, groups: int = 2) -> Landscape:
-    """Landscape of a merge method, weights, and densities that some methods take.
+    """Landscape with a merge method, weights, and densities that only some methods use.
 
-    Each method has its own best weights, g times those of task arithmetic. A method with densities gains a bonus minus
-    2 Σ (density - best density)², so that it looks worse at first.
+    The best weights of a method are g times those of task arithmetic. A method with densities gains a bonus minus
+    2 Σ (density - best density)², so it seems worse at first.
     """
     rng = np.random.default_rng([seed, 0])
     merges = Merges.draw(rng, groups, 30.0, rotated=True)
@@ -199,12 +200,12 @@ def mixed(seed: int, groups: int = 2) -> Landscape:
 
 
 def few(seed: int) -> Landscape:
-    """Landscape of one weight per parent."""
+    """Landscape with one weight per parent."""
     return weighted("few", seed, groups=1)
 
 
 def few_shared(seed: int) -> Landscape:
-    """`few` with two holes, each the weight of two parents, as a grid needs few dimensions."""
+    """`few` with two holes, each for the weight of two parents, because a grid needs few dimensions."""
     return reencoded(
         few(seed),
         tuple(Dimension(name, "float", 0.5, 0.0, HIGH, parameter="weight") for name in ("first two", "last two")),
@@ -213,7 +214,7 @@ def few_shared(seed: int) -> Landscape:
 
 
 def few_averaged(seed: int) -> Landscape:
-    """`few` where each parent is in a uniform average or not, as greedy_soup needs on-off choices."""
+    """`few` with uniform averages of a subset of the parents, because greedy_soup needs binary choices."""
     dimensions = tuple(
         Dimension(one.name, "categorical", 1, choices=(0, 1), parameter="weight", scope=one.scope)
         for one in few(seed).dimensions
@@ -229,7 +230,7 @@ def few_averaged(seed: int) -> Landscape:
 def reencoded(
     original: Landscape, dimensions: tuple[Dimension, ...], weights: Callable[[Genome], list[float]]
 ) -> Landscape:
-    """The same landscape under other dimensions that reach a subset of it; optimum and baselines stay.
+    """The same landscape with other dimensions, which reach only a subset of it; optimum and baselines are the same.
 
     Args:
         weights: Genome of the new dimensions → value of each original dimension.
@@ -244,7 +245,7 @@ def reencoded(
 
 
 def route(seed: int, encoding: str = "categorical") -> Landscape:
-    """Data-flow landscape of two models, see `routes.py`."""
+    """Data-flow landscape with two models, see `routes.py`."""
     flow = Flow.draw(np.random.default_rng([seed, 0]), encoding)
     world = items_of(seed, ITEMS)
     optimum = world.accuracy(*flow.model(flow.best()))
@@ -258,7 +259,7 @@ def best_of(
     bounds: list[tuple[float, float]],
     slope: Callable[[Vector], Vector] | None = None,
 ) -> float:
-    """Maximize accuracy within bounds by L-BFGS-B from every start; the gradient is estimated if not given."""
+    """Maximize the accuracy within bounds by L-BFGS-B from every start; without `slope`, gradients are estimated."""
     low, high = np.array(bounds).T
     descent = None if slope is None else (lambda x: -slope(x))
     found = [
@@ -287,7 +288,7 @@ LANDSCAPES: dict[str, tuple[Callable[[int], Landscape], str]] = {
     ),
     "noisy": (
         partial(weighted, "noisy", groups=3, rotated=True, smooth=False, rough=0.15),
-        "12 weights, curvature 30 : 1 across them; fitness: right answers, some of which flip with any change",
+        "12 weights, curvature 30 : 1 across them; fitness: right answers, some of which flip with every change",
     ),
     "wide": (
         partial(weighted, "wide", groups=24, condition=100.0),

@@ -1,12 +1,12 @@
-"""Synthetic data-flow landscape on the search's own slots and routes (`evosearch.search.space.routes`).
+"""Synthetic data-flow landscape on the real slots and routes (`evosearch.search.space.routes`).
 
 The ability of a route is the sum of its hops' values minus the cost of its jumps:
 
     a = a₀ + Σ_k u(model, layer) - κ (ln s_k - m(model, layer))² - jump(hop k-1 → hop k)
 
-A hop to the next layer of the same model is free; each layer skipped or gone back costs, and so does a change of
-models. Most changes to the first model's own pass therefore hurt, and some help. Hops follow the order of the slots,
-so dynamic programming over (slot, hops so far) finds the best route; the best scale of each hop is exp(m).
+A hop to the next layer of the same model is free; each skipped or repeated layer has a cost, and so has a change of
+models. Most changes to the first model's own forward pass are therefore harmful, and some help. Hops follow the order
+of the slots, so dynamic programming over (slot, hops so far) finds the best route; the best scale of a hop is exp(m).
 """
 
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ import numpy as np
 
 from benchmarks._synthetic.world import Vector, World
 from evosearch.recipe.hops import Hop
+from evosearch.search.space.dimensions import Genome
 from evosearch.search.space.routes import Routes
-from evosearch.search.space.types import Genome
 
 MODELS = ("first", "second")
 LAYERS, REPEATS, MAX_HOPS = 8, 2, 14
 SITES = tuple((model, layer) for model in MODELS for layer in range(LAYERS))
-# Slots of a route in order, as (name in a genome, model, layer); the first and the last are always used
+# Slots of a route in order, as (name in a genome, model, layer); the first and the last slot are always used
 SLOTS: tuple[tuple[str, str, int], ...] = (
     *((f"{repeat} {model}:{layer}", model, layer) for repeat in range(1, REPEATS + 1) for model, layer in SITES),
     (f"end {MODELS[0]}:{LAYERS - 1}", MODELS[0], LAYERS - 1),
@@ -36,7 +36,7 @@ Site = tuple[str, int]  # (model, layer)
 
 @dataclass(frozen=True)
 class Flow:
-    """Values of routes, for one draw of u and m."""
+    """Abilities of routes for one draw of u and m."""
 
     routes: Routes
     worth: dict[Site, float]  # u
@@ -44,7 +44,7 @@ class Flow:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, encoding: str) -> "Flow":
-        """Draw u and m; `encoding` is that of the routing hole."""
+        """Draw u and m; `encoding` is the encoding of the routing hole."""
         hole = {"search": True, "models": list(MODELS), "repeats": REPEATS, "max_hops": MAX_HOPS, "encoding": encoding}
         routes = Routes.from_template({"routing": hole}, dict.fromkeys(MODELS, LAYERS), "routing landscape")
         worth = {site: float(rng.normal(0.0, 0.16)) for site in SITES}
@@ -56,7 +56,7 @@ class Flow:
         return {dimension.name: dimension.init for dimension in self.routes.dimensions}
 
     def model(self, genome: Genome) -> tuple[Vector, Vector]:
-        """Abilities (T,) and place: ±1 for whether each layer is used, and whether it is used twice."""
+        """Abilities (T,) and place: for each layer, ±1 for whether it is used and for whether it is used twice."""
         hops = self.routes.fill(genome).hops
         place, seen = -np.ones(2 * len(SITES)), set[Site]()
         for hop in hops:
@@ -73,12 +73,12 @@ class Flow:
         sites = [(hop.model, hop.layer) for hop in hops]
         worth = sum(self.worth[site] for site in sites)
         jumps = sum(jump(*pair) for pair in pairwise(sites))
-        later = zip(sites[1:], hops[1:], strict=True)  # the first hop's input is not scaled
+        later = zip(sites[1:], hops[1:], strict=True)  # the input of the first hop is not scaled
         return worth - jumps - KAPPA * sum((float(np.log(hop.scale)) - self.scale[site]) ** 2 for site, hop in later)
 
     def best(self) -> Genome:
         """The optimal genome, by dynamic programming."""
-        # most[s][k]: best sum of a route that reaches slot s as hop k, and the slot before s on it
+        # most[s][k]: best sum of a route that reaches slot s with hop k, and the slot of hop k-1
         most: list[dict[int, tuple[float, int]]] = [{1: (self.worth[SLOTS[0][1:]], -1)}]
         for at, (_, model, layer) in enumerate(SLOTS[1:], start=1):
             to = (model, layer)
@@ -109,7 +109,7 @@ class Flow:
 
 
 def jump(before: Site, after: Site) -> float:
-    """Cost of going from one layer to another."""
+    """Cost of a jump from one layer to another."""
     missed = abs(after[1] - before[1] - 1)
     return 0.1 * min(missed, 5) + 0.1 * (before[0] != after[0])
 

@@ -1,8 +1,8 @@
-"""Complete searches in this process, up to the selection on `validation`, with the winner scored on `test`.
+"""Complete searches in this process, up to the selection on `validation`; the winner is then scored on `test`.
 
-Specs are prepared and run by the same functions as `evosearch run`, with a ledger in a temporary folder. Nothing is
-promoted and no test opening is counted. Scores are deterministic, so a recipe that several searches score, such as a
-baseline, is scored once and answered from memory afterwards.
+Specs are prepared and run by the same functions as in `evosearch run`, with a ledger in a temporary folder. No model is
+promoted, and no test opening is counted. Scores are deterministic, so the outcomes of recipes that several searches
+score, such as baselines, are cached.
 """
 
 import json
@@ -44,8 +44,8 @@ HERE = WorkersConfig(executor="local", threads=1)
 SWEEP, UNIFORM, PARENT = "best scale", "uniform", "best parent"
 
 
-class Remembering:
-    """Executor that scores each recipe once per batch and remembers the outcome."""
+class CachingExecutor:
+    """Executor that scores each recipe only once per batch and caches the outcome."""
 
     slots = 1
 
@@ -82,7 +82,7 @@ class Found:
     prepared: Prepared
     recorder: Recorder
     validation: Validation
-    executor: Remembering
+    executor: CachingExecutor
     stopped: str
 
     @property
@@ -134,7 +134,7 @@ class Found:
 
 
 class Bench:
-    """Runner of searches that loads each suite once and builds one worker for searches of the same models."""
+    """Runner of searches, which loads each suite once and builds one worker for searches of the same models."""
 
     def __init__(self) -> None:
         self._open = ExitStack()
@@ -155,7 +155,7 @@ class Bench:
             self._harnesses[digest] = Harness(spec.suite)
         return prepare(spec, Silent(), harness=self._harnesses[digest])
 
-    def search(self, prepared: Prepared, executor: Remembering, name: str) -> Found:
+    def search(self, prepared: Prepared, executor: CachingExecutor, name: str) -> Found:
         """Run one search to the end of its budget.
 
         Args:
@@ -207,7 +207,7 @@ class Bench:
     def compare_spaces(
         self, files: Mapping[str, Path], seeds: Sequence[int], candidates: int, finalists: int
     ) -> dict[str, Any]:
-        """Run several specs, single or multi-stage, with the same total number of item evaluations.
+        """Run several specs, some of them multi-stage, with the same total number of item evaluations.
 
         Each seed replaces the seed in the spec. Stages share the item evaluations evenly, and each ends with its winner
         on validation.
@@ -231,13 +231,13 @@ class Bench:
         self,
         spec: SearchSpec | StagedSpec,
         first: Prepared,
-        executor: Remembering,
+        executor: CachingExecutor,
         name: str,
         seed: int,
         items: int,
         finalists: int,
     ) -> list[Found]:
-        """Run all stages in order, each on the winners of the earlier ones; a single search is one stage."""
+        """Run all stages in order, each with the winners of the earlier ones; a plain spec counts as one stage."""
         share = items // (spec.count if isinstance(spec, StagedSpec) else 1)
         found = [self.search(with_config(first, seeded(first, seed), share, finalists), executor, f"{name}-0")]
         winners: dict[str, Winner] = {}
@@ -248,7 +248,7 @@ class Bench:
             winners[spec.config.stages[index - 1].name] = Winner(recipe, winner.recipe_id, state.recipes)
             prepared = self.prepare(spec.stage(index, winners))
             prepared = with_config(prepared, seeded(prepared, seed), share, finalists)
-            own = Remembering(make_executor(HERE, prepared, Silent()))
+            own = CachingExecutor(make_executor(HERE, prepared, Silent()))
             found.append(self.search(prepared, own, f"{name}-{index}"))
         return found
 
@@ -259,9 +259,9 @@ class Bench:
 
 
 @contextmanager
-def working(prepared: Prepared) -> Iterator[Remembering]:
-    """One worker, shared by searches of the same models."""
-    executor = Remembering(make_executor(HERE, prepared, Silent()))
+def working(prepared: Prepared) -> Iterator[CachingExecutor]:
+    """Executor with one worker, shared by searches of the same models."""
+    executor = CachingExecutor(make_executor(HERE, prepared, Silent()))
     try:
         yield executor
     finally:
@@ -283,7 +283,7 @@ def with_config(prepared: Prepared, optimizer: OptimizerConfig, items: int, fina
 
 
 def total(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The last stage's row with the cost of all stages added up, and the rows of the earlier stages."""
+    """The row of the last stage, with the total cost of all stages, and the rows of the earlier stages."""
     *earlier, last = rows
     added = {key: sum(row[key] for row in rows) for key in ("proposed", "failed", "item_evaluations")}
     return last | added | ({"earlier_stages": earlier} if earlier else {})

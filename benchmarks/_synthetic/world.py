@@ -1,13 +1,13 @@
 """Item responses of merged models with known true accuracy (an item response model in numpy).
 
-A model is its abilities a_t, one for each of T tasks, and its place x in R^D (which merge it is). It answers item i of
-task t correctly if
+A model has abilities a_t, one for each of T tasks, and a place x in R^D, which identifies the merge. It answers item i
+of task t correctly if
 
     a_t - z_i - σ vᵢ·x / √D - η e_i(x) > 0
 
-z_i is the item's difficulty, shared by all models. vᵢ is the item's preference for places, so that a finite set of
-items favours some models that are not better, which a search can overfit to. e_i(x) is noise that is fixed for each
-place: the part of an answer that flips with any change of weights. All are standard normal, so a model's accuracy over
+z_i is the difficulty of the item, shared by all models. vᵢ is the preference of the item for places: a finite set of
+items favours some models that are not better, so a search can overfit. e_i(x) is noise with a fixed value for each
+place, which makes some answers flip with every change of weights. All are standard normal, so a model's accuracy over
 the population of items is  Φ(a_t / √(1 + σ²|x|²/D + η²)).
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, ndtr
 
-from evosearch.search.space.types import Estimate
+from evosearch.search.space.dimensions import Estimate
 
 Vector = NDArray[np.float64]
 SLOPE = 1.7  # a logistic function of this slope approximates Φ
@@ -34,8 +34,7 @@ class World:
         taste: v, (n, D).
         suits: σ, the strength of the items' preferences.
         rough: η, the strength of the noise at each place.
-        smooth: Whether fitness is the mean log-probability of the right answer instead of the share of right answers
-            in %.
+        smooth: Whether fitness is the mean log-probability of the right answer, instead of the accuracy in %.
     """
 
     task: NDArray[np.int64]
@@ -54,7 +53,7 @@ class World:
 
         Args:
             items: Number of items n, divided evenly among the tasks.
-            places: Dimension D of a place.
+            places: Dimension D of places.
         """
         rng = np.random.default_rng([seed, 1])
         task = np.arange(items) % tasks
@@ -75,7 +74,7 @@ class World:
         return Estimate(float(scores.mean()), float(scores.std(ddof=1) / np.sqrt(self.items)), self.items)
 
     def accuracy(self, abilities: Vector, place: Vector) -> float:
-        """True accuracy in %, the mean over tasks, which a test split estimates."""
+        """True accuracy in %, the mean over tasks; a test split estimates it."""
         return float(100.0 * ndtr(abilities / self._spread(place)).mean())
 
     def slope(self, abilities: Vector, place: Vector, gradients: Vector) -> Vector:

@@ -1,4 +1,4 @@
-"""`benchmarks.faults`: its checks find what is wrong with a ledger, and one scenario runs as documented."""
+"""`benchmarks.faults`: its checks detect inconsistent ledgers, and one scenario runs as documented."""
 
 import json
 import os
@@ -48,7 +48,7 @@ class Here:
 
 @pytest.fixture
 def ledger(tmp_path: Path, no_power_cuts: None) -> Path:
-    """Ledger of a search in which everything went well except for one attempt."""
+    """Ledger of a search in which only one attempt failed."""
     path = tmp_path / "ledger.db"
     settings = Settings(f"sqlite:///{path}", None, "", str(tmp_path), CANDIDATES, 0.0)
     with Ledger.open(settings.ledger) as ledger, ledger.acquire(SEARCH):
@@ -58,7 +58,7 @@ def ledger(tmp_path: Path, no_power_cuts: None) -> Path:
 
 
 def seq(connection: sqlite3.Connection, kind: str, text: str = "") -> int:
-    """Number of the last event of a type whose payload contains some text."""
+    """Number of the last event of a type whose payload contains a text."""
     query = "SELECT max(seq) FROM ledger_events WHERE type = ? AND payload LIKE ?"
     (found,) = connection.execute(query, (kind, f"%{text}%")).fetchone()
     return int(found)

@@ -1,4 +1,4 @@
-"""`benchmarks.gpu_check`: its message without a GPU; on a CPU, its checks run and find faults."""
+"""`benchmarks.gpu_check`: its message without a GPU; on a CPU, its checks run and detect faults."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ def call(
 ) -> Callable[..., tuple[int, dict[str, Any], str]]:
     """Arguments → exit code, JSON document, standard error."""
     for name in ("HF_XET_HIGH_PERFORMANCE", "HF_HUB_DISABLE_TELEMETRY", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
-        monkeypatch.setenv(name, "0")  # set by lm-eval and Ray; put back
+        monkeypatch.setenv(name, "0")  # set by lm-eval and Ray; monkeypatch restores them
     from benchmarks import gpu_check
 
     def run(*arguments: str) -> tuple[int, dict[str, Any], str]:
@@ -28,7 +28,7 @@ def call(
     return run
 
 
-def test_a_machine_without_a_gpu_is_refused(
+def test_a_machine_without_a_gpu_is_rejected(
     call: Callable[..., tuple[int, dict[str, Any], str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -48,7 +48,7 @@ def test_every_check_without_ray_passes_on_a_cpu(call: Callable[..., tuple[int, 
         (found[name],) = document["checks"]
         assert (code, found[name]["state"]) == (0, "passed"), found[name]
         assert document["device"] == "cpu"
-        assert "says nothing about a GPU" in err
+        assert "this tests the checks, not a GPU" in err
         assert f"| {name} | passed |" in err
     figures = {name: one["figures"] for name, one in found.items()}
     assert figures["masks"]["entries"] > 50_000
@@ -82,11 +82,11 @@ def test_checks_find_faults(
 
 @pytest.mark.nightly
 @pytest.mark.ray
-def test_two_workers_score_alike(
+def test_two_workers_give_the_same_scores(
     call: Callable[..., tuple[int, dict[str, Any], str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.setenv(name, "")  # for monkeypatch to restore it
         monkeypatch.delenv(name)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     code, document, _ = call("--device", "cpu", "--only", "two_workers")
@@ -96,7 +96,7 @@ def test_two_workers_score_alike(
     assert found["figures"]["jobs"] >= 8
 
 
-def test_an_unknown_check_is_refused(call: Callable[..., tuple[int, dict[str, Any], str]]) -> None:
+def test_an_unknown_check_is_rejected(call: Callable[..., tuple[int, dict[str, Any], str]]) -> None:
     with pytest.raises(SystemExit) as stop:
         call("--device", "cpu", "--only", "speed")
     assert stop.value.code == 2

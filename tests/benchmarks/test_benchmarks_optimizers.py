@@ -41,7 +41,7 @@ def test_no_genome_is_better_than_the_optimum(made):
 
 
 def test_the_closed_form_is_the_accuracy_on_many_items():
-    """The share of right answers on very many items equals the closed form, with preferences and with noise."""
+    """The accuracy on very many items equals the closed form, with preferences and with noise."""
     from benchmarks._synthetic.world import World
 
     rng = np.random.default_rng(0)
@@ -54,7 +54,7 @@ def test_the_closed_form_is_the_accuracy_on_many_items():
 
 
 def test_few_items_consistently_favour_some_models():
-    """On few items one of two equally good models stays ahead, which a search can overfit to."""
+    """On few items one of two equally good models is consistently ahead, so a search can overfit."""
     from benchmarks._synthetic.world import World
 
     world = World.draw(1, 2, 200, 8, suits=1.0, rough=0.2)
@@ -79,8 +79,8 @@ def test_slope_is_the_gradient_of_the_accuracy(landscapes):
     assert slope == pytest.approx([(accuracy(at + d) - accuracy(at - d)) / 2e-6 for d in step], rel=1e-5)
 
 
-def test_the_best_route_is_that_of_an_exhaustive_search(monkeypatch):
-    """Dynamic programming against enumeration, on a small space."""
+def test_the_best_route_equals_that_of_an_exhaustive_search(monkeypatch):
+    """Dynamic programming compared with enumeration, on a small space."""
     from benchmarks._synthetic import routes
 
     sites = tuple((model, layer) for model in routes.MODELS for layer in range(3))
@@ -133,7 +133,7 @@ def test_the_same_seed_is_the_same_contest():
     assert run() == run()
 
 
-def test_an_optimizer_that_does_not_fit_is_refused_not_skipped(made):
+def test_an_unsupported_optimizer_is_reported_not_skipped(made):
     from benchmarks._synthetic.contestants import contestants
     from benchmarks._synthetic.contests import search
 

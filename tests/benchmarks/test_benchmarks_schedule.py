@@ -33,7 +33,7 @@ def test_the_clock_counts_the_workers_and_the_search() -> None:
     clock.now += 50.0  # time before the first job is not counted
     for index in range(3):
         workers.submit(job(index))
-    clock.now += 1.0  # the search computes
+    clock.now += 1.0  # time of the search itself
     assert [outcome.job.id for outcome in workers.wait(5.0)] == []
     assert workers.now == 6.0
     assert [outcome.job.id for outcome in workers.wait(60.0)] == ["0@search"]
@@ -67,7 +67,7 @@ def test_a_card_is_a_function_of_the_recipe() -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_measure_runs(asynchronous: bool) -> None:
+def test_a_measurement_runs(asynchronous: bool) -> None:
     found = busy(Setting("random", 4, 24, asynchronous, models=1))
     assert 0.0 < found["utilization"] <= 1.0 + 1e-9
     assert found["controller_ms"] > 0
@@ -78,8 +78,8 @@ def test_memory_is_sampled_twice() -> None:
     found: dict[str, Any] = memory(Setting("random", 4, 40, models=1))
     assert found["candidates"] == [4, 40]
     assert all(size > 10 for size in found["resident_mib"])
-    parts = found["of_these_events"] + found["of_these_item_scores"]
-    assert 5_000 < parts < found["ledger_bytes_per_candidate"]
+    payloads = found["of_these_events"] + found["of_these_item_scores"]
+    assert 5_000 < payloads < found["ledger_bytes_per_candidate"]
 
 
 def test_an_optimizer_may_be_warm_started() -> None:
@@ -93,10 +93,10 @@ def test_an_optimizer_may_be_warm_started() -> None:
         (["--only", "memory", "--optimizer", "gp"], "argument --only: memory has no measurement of gp"),
     ],
 )
-def test_a_selection_without_measurements_is_refused(
+def test_a_selection_without_measurements_is_rejected(
     arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # set by the import
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # set by the import; monkeypatch restores it
     from benchmarks import schedule
 
     monkeypatch.setattr(sys, "argv", ["schedule", "--quick", *arguments])

@@ -1,4 +1,4 @@
-"""`benchmarks.search_table` on a complete tiny search: its rows, among them the ensemble of the parents."""
+"""`benchmarks.search_table` on a complete tiny search: its rows, including the ensemble of the parents."""
 
 import sys
 
@@ -37,7 +37,7 @@ def test_the_table_has_the_models_scored_on_test_and_the_parents_ensemble(choice
     winner = rows[found["winner"]]
     assert together["lead"]["value"] == pytest.approx(winner["test"]["value"] - together["test"]["value"])
 
-    # The formula applied to the ledger: argmax over choices of Σ_m log p_m, against the recorded gold choice
+    # The formula applied to the ledger: argmax over choices of Σ_m log p_m, compared with the recorded gold choice
     run_dir = load_spec(choices_only).run_dir
     with Ledger.open(run_dir.ledger, read_only=True) as ledger:
         search_id = ledger.searches()[0].search_id
@@ -71,7 +71,7 @@ def test_a_generated_answer_has_no_choices_to_average(world):
     run(spec, Silent())
     found = search_table.collect(str(spec))
     assert search_table.ENSEMBLE not in {row["model"] for row in found["rows"]}
-    assert found["ensemble"] == "none: generate is measured by exact_match, the ensemble only by acc"
+    assert found["ensemble"] == "none: generate is measured by exact_match, but the ensemble needs acc"
     assert all(set(row["tasks"]) == {"choice", "generate"} for row in found["rows"])
 
 
