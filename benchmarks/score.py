@@ -70,7 +70,7 @@ class Bench:
 
     def scorer(self, setting: Setting, documents: int, folder: Path) -> Any:
         """Our scorer on a suite that is written into `folder`."""
-        from evosearch.evaluation.engine.loglikelihood import ScoreOptions
+        from evosearch.evaluation.engine.score_options import ScoreOptions
         from evosearch.evaluation.harness.harness import max_length_of
         from evosearch.evaluation.harness.scorer import Scorer
         from evosearch.evaluation.suites.suite import load_suite

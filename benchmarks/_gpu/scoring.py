@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks._gpu.results import require
 from benchmarks._gpu.world import World
-from evosearch.evaluation.engine.loglikelihood import ScoreOptions
+from evosearch.evaluation.engine.score_options import ScoreOptions
 from evosearch.evaluation.harness.harness import Harness, max_length_of
 from evosearch.evaluation.harness.scorer import Scorer
 from evosearch.evaluation.types import LOGLIKELIHOODS

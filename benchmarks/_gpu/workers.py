@@ -12,7 +12,8 @@ import torch
 from benchmarks._gpu.results import SkipError, require
 from benchmarks._gpu.scoring import EXACT
 from benchmarks._gpu.world import World
-from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out, score_loglikelihoods
+from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, lay_out, score_loglikelihoods
+from evosearch.evaluation.engine.score_options import ScoreOptions
 from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.types import LOGLIKELIHOODS
 from evosearch.execution.ray_pool import RayExecutor, RayOptions

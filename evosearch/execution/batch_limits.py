@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from evosearch.evaluation.engine.loglikelihood import ScoreOptions
+from evosearch.evaluation.engine.score_options import ScoreOptions
 from evosearch.execution import memory
 
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from evosearch.checkpoints.disk_space import GIB
-from evosearch.evaluation.engine.loglikelihood import ScoreOptions
 from evosearch.evaluation.engine.out_of_memory import out_of_memory
 from evosearch.evaluation.engine.probe import logits_of, run_packed
+from evosearch.evaluation.engine.score_options import ScoreOptions
 
 FLOOR, CEILING = 256, 65536  # tokens of one pass: smaller saves no memory, larger is not faster on any device
 SHARE = 0.8  # share of the free memory for scoring; the rest is for merges, longer routes and fragmentation

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from evosearch.errors import CandidateError, SearchError
-from evosearch.evaluation.engine.loglikelihood import ScoreOptions
 from evosearch.evaluation.engine.out_of_memory import out_of_memory
+from evosearch.evaluation.engine.score_options import ScoreOptions
 from evosearch.evaluation.harness.harness import Harness, max_length_of
 from evosearch.evaluation.harness.scorer import Scorer
 from evosearch.evaluation.suites.suite import Suite

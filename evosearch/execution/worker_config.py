@@ -3,16 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from evosearch.evaluation.engine.loglikelihood import ScoreOptions
-
-
-def _default_options() -> "ScoreOptions":
-    from evosearch.evaluation.engine.loglikelihood import ScoreOptions  # imports torch
-
-    return ScoreOptions()
+from evosearch.evaluation.engine.score_options import ScoreOptions
 
 
 @dataclass(frozen=True)
@@ -43,7 +36,7 @@ class WorkerConfig:
     out_dtype: str = "float32"
     device: str = "auto"
     threads: int = 0
-    options: "ScoreOptions" = field(default_factory=_default_options)
+    options: ScoreOptions = field(default_factory=ScoreOptions)
     gpu_share: float = 1.0
     allow_pickle: bool = False
     also: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from evosearch.checkpoints.disk_space import GIB
-from evosearch.evaluation.engine.loglikelihood import ScoreOptions
+from evosearch.evaluation.engine.score_options import ScoreOptions
 from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.types import SPLITS
 from evosearch.materialize.parents import HEADROOM

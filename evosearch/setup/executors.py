@@ -2,25 +2,28 @@
 
 import os
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from evosearch.checkpoints.references import default_cache
 from evosearch.errors import SpecError
-from evosearch.evaluation.engine.loglikelihood import ScoreOptions
+from evosearch.evaluation.engine.score_options import ScoreOptions
 from evosearch.evaluation.suites.suite import Suite
-from evosearch.execution.local import LocalExecutor
 from evosearch.execution.ray_cluster import address_of
 from evosearch.execution.worker_config import WorkerConfig
 from evosearch.search.progress import Watcher
 from evosearch.search.protocols import Executor
-from evosearch.setup.models import Models
-from evosearch.setup.prepare import Prepared
 from evosearch.spec.config import WorkersConfig
 from evosearch.spec.portable import portable
+
+if TYPE_CHECKING:
+    from evosearch.setup.models import Models
+    from evosearch.setup.prepare import Prepared
 
 THREADS = 2  # CPU threads of a cluster worker, and the cores it reserves; few, so that any GPU node has them
 
 
-def worker_config(workers: WorkersConfig, models: Models, suite: Suite, out_dtype: str, count: int = 1) -> WorkerConfig:
+def worker_config(
+    workers: WorkersConfig, models: "Models", suite: Suite, out_dtype: str, count: int = 1
+) -> WorkerConfig:
     """The config of one worker: names and plain data.
 
     Args:
@@ -30,6 +33,8 @@ def worker_config(workers: WorkersConfig, models: Models, suite: Suite, out_dtyp
         out_dtype: The type that merged weights are rounded to.
         count: Number of workers on this machine, which share its cores.
     """
+    from evosearch.checkpoints.references import default_cache  # imports torch
+
     cached = workers.cached_tokens or ScoreOptions.cached_tokens
     options = ScoreOptions(batch_tokens=workers.batch_tokens, cached_tokens=cached)
     return WorkerConfig(
@@ -48,7 +53,7 @@ def worker_config(workers: WorkersConfig, models: Models, suite: Suite, out_dtyp
     )
 
 
-def make_executor(workers: WorkersConfig, prepared: Prepared, watcher: Watcher) -> Executor:
+def make_executor(workers: WorkersConfig, prepared: "Prepared", watcher: Watcher) -> Executor:
     """Build the executor of a spec.
 
     Raises:
@@ -58,6 +63,8 @@ def make_executor(workers: WorkersConfig, prepared: Prepared, watcher: Watcher) 
     config = worker_config(workers, prepared.models, prepared.suite, prepared.example.output_dtype, count or 1)
     config = replace(config, gpu_share=gpus or 1.0)
     if workers.executor == "local":
+        from evosearch.execution.local import LocalExecutor
+
         return LocalExecutor(config, watcher.preparing, prepared.harness)
     from evosearch.execution.ray_pool import RayExecutor, RayOptions
     from evosearch.execution.worker import Worker

@@ -15,8 +15,8 @@ from evosearch.checkpoints.families.registry import all_families
 from evosearch.errors import CandidateError
 from evosearch.evaluation.engine.generation import generate
 from evosearch.evaluation.engine.generation_plan import Decoder, GenerationRequest, lay_out_generations
-from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out, score_loglikelihoods
-from evosearch.evaluation.engine.modes import MODES, Mode
+from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, lay_out, score_loglikelihoods
+from evosearch.evaluation.engine.score_options import MODES, Mode, ScoreOptions
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32,

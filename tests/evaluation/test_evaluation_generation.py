@@ -8,8 +8,9 @@ import torch
 
 from evosearch.evaluation.engine.generation import generate
 from evosearch.evaluation.engine.generation_plan import Decoder, GenerationRequest, Stop, lay_out_generations
-from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out
+from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, lay_out
 from evosearch.evaluation.engine.runs import distinct_prefixes
+from evosearch.evaluation.engine.score_options import ScoreOptions
 
 Prompts = list[tuple[int, ...]]
 

@@ -15,7 +15,8 @@ from evosearch.errors import CandidateError
 from evosearch.evaluation.engine.generation import generate
 from evosearch.evaluation.engine.generation_plan import Decoder, GenerationRequest, lay_out_generations
 from evosearch.evaluation.engine.head import head_logits
-from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out, score_loglikelihoods
+from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, lay_out, score_loglikelihoods
+from evosearch.evaluation.engine.score_options import ScoreOptions
 
 SIZE: dict[str, Any] = {
     "vocab_size": 50,

@@ -12,8 +12,9 @@ from lm_eval.models.huggingface import HFLM
 
 from evosearch.evaluation.engine.generation import generate
 from evosearch.evaluation.engine.generation_plan import Decoder, lay_out_generations
-from evosearch.evaluation.engine.loglikelihood import ScoreOptions, lay_out, score_loglikelihoods
+from evosearch.evaluation.engine.loglikelihood import lay_out, score_loglikelihoods
 from evosearch.evaluation.engine.runs import distinct_prefixes
+from evosearch.evaluation.engine.score_options import ScoreOptions
 from evosearch.evaluation.harness.freezing import Freezer
 from evosearch.evaluation.harness.harness import max_length_of
 from evosearch.evaluation.harness.lm_adapter import RequestRecorder

@@ -13,8 +13,9 @@ import torch
 import yaml
 
 from evosearch.errors import CandidateError, SuiteError
-from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out
+from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, lay_out
 from evosearch.evaluation.engine.runs import distinct_prefixes
+from evosearch.evaluation.engine.score_options import ScoreOptions
 from evosearch.evaluation.harness.harness import max_length_of
 from evosearch.evaluation.harness.scorer import Scorer
 from evosearch.evaluation.suites.suite import load_suite

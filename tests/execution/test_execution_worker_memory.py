@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from evosearch.errors import SpecError
-from evosearch.evaluation.engine.loglikelihood import ScoreOptions
+from evosearch.evaluation.engine.score_options import ScoreOptions
 from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.suites.suite import load_suite
 from evosearch.execution.device import spread_of
@@ -248,7 +248,7 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from evosearch.evaluation.harness.harness import Harness
-from evosearch.evaluation.engine.loglikelihood import ScoreOptions
+from evosearch.evaluation.engine.score_options import ScoreOptions
 from evosearch.evaluation.suites.suite import load_suite
 from evosearch.execution.worker import Worker
 from evosearch.execution.worker_config import WorkerConfig

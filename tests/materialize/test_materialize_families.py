@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from evosearch.checkpoints.families.registry import all_families
 from evosearch.checkpoints.reader import Checkpoint
-from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out, score_loglikelihoods
+from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, lay_out, score_loglikelihoods
+from evosearch.evaluation.engine.score_options import ScoreOptions
 from evosearch.materialize.in_memory import ResidentModel
 from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.recipe.schema import Recipe

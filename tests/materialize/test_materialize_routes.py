@@ -20,7 +20,8 @@ from torch import nn
 
 from evosearch.checkpoints.families.registry import all_families
 from evosearch.checkpoints.reader import Checkpoint
-from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out, score_loglikelihoods
+from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, lay_out, score_loglikelihoods
+from evosearch.evaluation.engine.score_options import ScoreOptions
 from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.materialize.routed import ResidentRoute
 from evosearch.recipe.schema import Recipe

@@ -11,7 +11,8 @@ import transformers
 
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.evaluation.engine import modes
-from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out, score_loglikelihoods
+from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, lay_out, score_loglikelihoods
+from evosearch.evaluation.engine.score_options import ScoreOptions
 from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.materialize.routed import ResidentRoute
 from evosearch.recipe.schema import Recipe

@@ -26,7 +26,8 @@ from evosearch.checkpoints.reader import Checkpoint
 from evosearch.errors import CheckpointError
 from evosearch.evaluation.engine.generation import generate
 from evosearch.evaluation.engine.generation_plan import Decoder, GenerationRequest, lay_out_generations
-from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, ScoreOptions, lay_out, score_loglikelihoods
+from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, lay_out, score_loglikelihoods
+from evosearch.evaluation.engine.score_options import ScoreOptions
 from evosearch.materialize.in_memory import ResidentModel
 from evosearch.materialize.routed import ResidentRoute
 from evosearch.materialize.spread import Spread, share_out

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from evosearch.evaluation.engine.attention import DeviceRun
-from evosearch.evaluation.engine.loglikelihood import ScoreOptions
-from evosearch.evaluation.engine.modes import Mode, mode_of
+from evosearch.evaluation.engine.modes import mode_of
 from evosearch.evaluation.engine.prefix_tree import as_tree
+from evosearch.evaluation.engine.score_options import Mode, ScoreOptions
 
 _PROMPT_TOKENS = 8192  # minimum tokens of a run of prompts; larger runs decode more rows together
 

@@ -20,31 +20,11 @@ from torch import Tensor
 from evosearch.errors import CandidateError
 from evosearch.evaluation.engine.attention import DeviceRun, KVStack, forward
 from evosearch.evaluation.engine.head import check_head, head_logits
-from evosearch.evaluation.engine.modes import MODES, Budget, Mode, mode_of
 from evosearch.evaluation.engine.modes import lay_out as lay_out_runs
+from evosearch.evaluation.engine.modes import mode_of
 from evosearch.evaluation.engine.runs import Layout, distinct_prefixes
+from evosearch.evaluation.engine.score_options import Mode, ScoreOptions
 from evosearch.evaluation.types import Tokens
-
-# Default tokens per forward pass. A CPU is not faster with more, and its memory is shared. A small model needs more to
-# saturate a GPU; workers measure how many fit (execution/memory.py) and do not use this default.
-_BATCH_TOKENS = {"cpu": 2048}
-_BATCH_TOKENS_ELSEWHERE = 8192
-
-
-@dataclass(frozen=True)
-class ScoreOptions:
-    """Batch sizes and allowed execution modes. They do not change results beyond float rounding."""
-
-    batch_tokens: int | None = None  # tokens of one forward pass; None: the device's default
-    batch_reads: int = 2048  # positions whose logits are in memory at once, each vocabulary × 4 bytes
-    cached_tokens: int = 32768  # keys and values of a batch of rows, in tokens: rows × length
-    generation_rows: int = 512  # maximum number of prompts that are decoded together
-    modes: tuple[Mode, ...] = MODES  # allowed execution modes, see `modes.py`
-
-    def budget(self, device: torch.device) -> Budget:
-        """Return the budget of one run on a device."""
-        tokens = self.batch_tokens or _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)
-        return Budget(tokens, self.cached_tokens)
 
 
 @dataclass(frozen=True)

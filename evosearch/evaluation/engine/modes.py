@@ -13,7 +13,7 @@ mode is used.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -33,23 +33,13 @@ from evosearch.evaluation.engine.attention import (
 from evosearch.evaluation.engine.out_of_memory import out_of_memory
 from evosearch.evaluation.engine.prefix_tree import as_tree
 from evosearch.evaluation.engine.runs import Layout, Tokens, as_rows, by_length, distinct_prefixes
-
-Mode = Literal["tree", "prefix", "rows"]
-MODES: tuple[Mode, ...] = ("tree", "prefix", "rows")
+from evosearch.evaluation.engine.score_options import MODES, Budget, Mode
 
 _BY_MASK = ("sdpa", "eager")  # attention implementations that add an arbitrary mask to the scores
 _BY_LENGTH = ("dynamic", "longrope")  # rotary scalings that depend on the input's length
 _PROBE = 8  # minimum tokens of a probe sequence
 _TOLERANCE = {torch.float32: 1e-4}  # relative to the largest hidden state
 _TOLERANCE_HALF = 5e-2  # the same in half precision
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Limits of one run. They do not change a result beyond float rounding."""
-
-    tokens: int  # tokens of one forward pass: with padding for plain rows, without for tries
-    cached: int  # keys and values of a batch of rows, in tokens
 
 
 def lay_out(sequences: Sequence[Tokens], mode: Mode, budget: Budget) -> Layout:

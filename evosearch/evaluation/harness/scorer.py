@@ -13,7 +13,8 @@ from typing import Any
 
 from evosearch.evaluation.engine.generation import generate
 from evosearch.evaluation.engine.generation_plan import GenerationPlan, lay_out_generations
-from evosearch.evaluation.engine.loglikelihood import LoglikelihoodPlan, ScoreOptions, lay_out, score_loglikelihoods
+from evosearch.evaluation.engine.loglikelihood import LoglikelihoodPlan, lay_out, score_loglikelihoods
+from evosearch.evaluation.engine.score_options import ScoreOptions
 from evosearch.evaluation.harness.frozen import Answers, FrozenBatch
 from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.statistics.scores import make_card
