@@ -1,6 +1,5 @@
-"""Dry runs on a cluster: scored where the search would be, and forecast for the workers that fit."""
+"""Dry runs on a cluster: scored on its nodes, with a forecast for the workers that fit."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,30 +18,29 @@ World = Callable[..., Path]
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A head without cores and one node that reports two, on loopback."""
-    kept = {name: os.environ.pop(name, None) for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN")}
-    secure_environment(tmp_path_factory.mktemp("ray") / "token")
-    from evosearch.execution import ray_settings
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN"):
+            patch.setenv(name, "")  # so that it is restored, even if it was unset
+            patch.delenv(name)
+        secure_environment(tmp_path_factory.mktemp("ray") / "token")
+        from evosearch.execution import ray_settings
 
-    ray_settings.load_ray()
-    with ray_settings.on_loopback():
-        import ray
-        from ray.cluster_utils import Cluster
+        ray_settings.load_ray()
+        with ray_settings.on_loopback():
+            import ray
+            from ray.cluster_utils import Cluster
 
-        node = {"node_ip_address": "127.0.0.1", "num_cpus": 2, "num_gpus": 0, "object_store_memory": 80_000_000}
-        made = Cluster(initialize_head=True, head_node_args=node | {"num_cpus": 0, "include_dashboard": False})
-        made.add_node(**node)
-        yield made
-        ray.shutdown()
-        made.shutdown()
-    for name, value in kept.items():
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
+            node = {"node_ip_address": "127.0.0.1", "num_cpus": 2, "num_gpus": 0, "object_store_memory": 80_000_000}
+            cluster = Cluster(initialize_head=True, head_node_args=node | {"num_cpus": 0, "include_dashboard": False})
+            cluster.add_node(**node)
+            yield cluster
+            ray.shutdown()
+            cluster.shutdown()
 
 
 def test_an_unreachable_cluster_is_a_problem(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """First: once connected, a process stays with its cluster."""
-    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # which connecting sets too
+    """Must run first: a process connects to only one cluster."""
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # connecting sets it too
     (problem,) = check(world(workers={"address": "127.0.0.1:1"}), dry_run=True, watcher=Silent()).problems
     assert "127.0.0.1:1" in problem.where + problem.what
 
@@ -56,7 +54,7 @@ def test_a_dry_run_is_scored_on_the_cluster(world: World, cluster: Any) -> None:
     assert any(note.startswith("2 of 9 workers fit") for note in result.notes)
     assert forecast["seconds_per_candidate"] > 0
     assert forecast["price"] == pytest.approx(2 * 0.5 * forecast["total_hours"])
-    assert "worker" not in memory  # it does not run in this process
+    assert "worker" not in memory  # the worker does not run in this process
     assert "workers" not in memory
 
 
@@ -66,11 +64,11 @@ def test_a_busy_cluster_does_not_fail_a_check(world: World, cluster: Any, monkey
 
     @ray.remote(num_cpus=1)
     class Other:
-        def there(self) -> bool:
+        def ready(self) -> bool:
             return True
 
     others = [Other.remote(), Other.remote()]
-    assert ray.get([other.there.remote() for other in others], timeout=120) == [True, True]
+    assert ray.get([other.ready.remote() for other in others], timeout=120) == [True, True]
     workers = {"address": cluster.address, "threads": 1, "device": "cpu"}
     try:
         result = check(world(workers=workers), dry_run=True, watcher=Silent())
