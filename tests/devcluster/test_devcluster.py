@@ -30,6 +30,7 @@ STAGES = (
 )
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.skipif(find_programs() is None, reason="PostgreSQL is not installed: apt-get install postgresql")
