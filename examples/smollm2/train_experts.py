@@ -149,7 +149,7 @@ def write_expert(
 
 
 def measured(target: Path, data: TaskData, base: Path) -> dict[str, Any] | None:
-    """Accuracy of base and expert, `{n, base, expert}`, cached beside the expert; None without held-out documents.
+    """Accuracy of base and expert, `{n, base, expert}`, cached next to the expert; None without held-out documents.
 
     Measured after the expert is in place, so that a failure here does not lose the training.
     """

@@ -247,10 +247,11 @@ def test_a_server_that_stays_away_ends_the_run_and_loses_nothing(
             r"Once the server is back, run the same command to resume\.$",
         ):
             ledger.append("one", [("asked", {"index": 1})])
+        monkeypatch.setattr(transactions, "PATIENCE_S", 60.0)
         began = time.monotonic()
         with pytest.raises(LedgerError, match="cannot be reached"):
             ledger.append("one", [("stopped", {"index": 1})])
-        assert time.monotonic() - began < 1.0, "it is not waited for once more"
+        assert time.monotonic() - began < 30.0, "the server is not waited for again"
     postgres.start(durable=False, die_with_parent=True)
     with Ledger.open(postgres_url) as ledger, ledger.acquire("one"):
         ledger.append("one", [("asked", {"index": 1})])

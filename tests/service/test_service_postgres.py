@@ -86,7 +86,7 @@ class Cutting(Silent):
 def test_stopped_continued_and_cut_off_it_is_the_same_search(
     world: World, expected: dict[str, Any], postgres: "Postgres", postgres_url: str, evosearch: Callable[..., Any]
 ) -> None:
-    assert recorded_names(postgres_url) == [], "an empty database is no problem to whoever looks into it"
+    assert recorded_names(postgres_url) == [], "an empty database can be listed"
     spec = world(name="night", ledger=postgres_url, budget=BUDGET)
 
     def cut() -> int:
