@@ -1,6 +1,6 @@
--- Run once by the PostgreSQL image, on an empty volume: two owners and three databases, without access to each other's.
--- psql reads the passwords from the secrets' files, so they appear in no argument or environment variable; with the next
--- two lines they appear in no log either, not even after a failure.
+-- Run once by the PostgreSQL image, on an empty volume: creates two roles and three databases; neither role can access the
+-- other's databases. psql reads the passwords from the secrets' files, so they are not in arguments or environment
+-- variables; due to the next two lines they are not logged either, even if a statement fails.
 SET log_statement = 'none';
 SET log_min_error_statement = 'panic';
 

@@ -1,4 +1,4 @@
-"""Parsed files of docker/: the Dockerfile's stages, the Compose files as Compose reads them, the manifests."""
+"""Parsed files of docker/: the Dockerfile's stages, the merged Compose files, the manifests."""
 
 import os
 import re
@@ -71,7 +71,7 @@ def manifests() -> list[Manifest]:
 
 @pytest.fixture(scope="session")
 def one(manifests: list[Manifest]) -> Callable[[str, str], Manifest]:
-    """Find the one object of a kind and name: `one(kind, name)`."""
+    """Return the object with a kind and name: `one(kind, name)`."""
 
     def find(kind: str, name: str) -> Manifest:
         (found,) = [m for m in manifests if m["kind"] == kind and m["metadata"].get("name") == name]
@@ -82,20 +82,20 @@ def one(manifests: list[Manifest]) -> Callable[[str, str], Manifest]:
 
 @pytest.fixture(scope="session")
 def flags() -> Callable[..., set[str]]:
-    """Read a program's options from its --help, cached: `flags("ray", "start")`."""
+    """Options of a program, read from its --help and cached: `flags("ray", "start")`."""
     known: dict[tuple[str, ...], set[str]] = {}
 
-    def ask(*command: str) -> set[str]:
+    def read(*command: str) -> set[str]:
         if command not in known:
             program = Path(sys.executable).parent / command[0]
             start = [str(program)] if program.exists() else [command[0]]
-            said = subprocess.run(
+            shown = subprocess.run(
                 [*start, *command[1:], "--help"], capture_output=True, text=True, timeout=120, check=True
             )
-            known[command] = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", said.stdout))
+            known[command] = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", shown.stdout))
         return known[command]
 
-    return ask
+    return read
 
 
 def _fill(value: Any, values: dict[str, str]) -> Any:

@@ -1,4 +1,4 @@
-"""The Compose files: their schema, and the rules of this project."""
+"""The Compose files: schema, and this project's requirements."""
 
 import json
 import re
@@ -26,7 +26,7 @@ SERVICES = ("postgres", "mlflow", "head", "worker", "worker-gpu")
 Compose = Callable[..., dict[str, Any]]
 
 
-def schema_says(*files: Path) -> str:
+def schema_errors(*files: Path) -> str:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", *map(str, files)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
 
@@ -49,13 +49,13 @@ def strings(value: Any) -> Iterator[str]:
 
 def test_schema(tmp_path: Path) -> None:
     files = [DOCKER / name for name in FILES]
-    assert schema_says(*files).startswith("ok")
+    assert schema_errors(*files).startswith("ok")
     spoiled = yaml.safe_load(files[0].read_text())
     spoiled["services"]["head"]["healtcheck"] = {}
     (tmp_path / "spoiled.yaml").write_text(yaml.safe_dump(spoiled))
-    said = schema_says(*files, tmp_path / "spoiled.yaml")
-    assert "healtcheck" in said
-    assert not any(f"{file}::" in said for file in files)
+    errors = schema_errors(*files, tmp_path / "spoiled.yaml")
+    assert "healtcheck" in errors
+    assert not any(f"{file}::" in errors for file in files)
 
 
 def test_the_services(compose: Compose) -> None:
@@ -67,7 +67,7 @@ def test_all_variables_come_from_make_env_or_have_a_default(compose: Compose) ->
     compose(*FILES, **S3)
 
 
-def test_the_readme_lists_what_can_be_set_and_its_default() -> None:
+def test_the_readme_lists_all_settings_with_their_defaults() -> None:
     rows = [row.split("|")[1:3] for row in (DOCKER / "README.md").read_text().splitlines() if row.startswith("| `")]
     listed = {}
     for names, defaults in rows:
@@ -83,7 +83,7 @@ def test_s3_needs_all_its_settings(compose: Compose, name: str) -> None:
         compose("compose.yaml", "compose.s3.yaml", **{key: value for key, value in S3.items() if key != name})
 
 
-def test_without_make_env_nothing_starts_and_the_message_says_what_to_do(compose: Compose) -> None:
+def test_without_make_env_compose_fails_with_an_instruction(compose: Compose) -> None:
     with pytest.raises(LookupError, match=r"^MLFLOW_AUTH_ADMIN_USERNAME is not set\. Run docker/make-env first$"):
         compose(unset=("MLFLOW_AUTH_ADMIN_USERNAME",))
 
@@ -96,7 +96,7 @@ def test_secrets_come_from_make_env_and_each_is_used(compose: Compose, env: dict
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_a_service_has_the_secrets_that_it_names_and_no_other(compose: Compose, service: str) -> None:
+def test_a_service_has_only_the_secrets_that_it_uses(compose: Compose, service: str) -> None:
     files = compose(*FILES, **S3)
     given = files["services"][service]
     granted = {grant["source"] for grant in given["secrets"]}
@@ -121,14 +121,14 @@ def test_no_secret_is_in_any_service(compose: Compose, env: dict[str, str]) -> N
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_is_called_a_secret_is_a_file_or_a_variable(name: str) -> None:
+def test_secrets_are_files_or_required_variables(name: str) -> None:
     for service, given in yaml.safe_load((DOCKER / name).read_text())["services"].items():
         for key, value in given.get("environment", {}).items():
             if re.search(r"PASSWORD|TOKEN|SECRET|PASS|KEY", key):
                 assert re.match(r"/run/secrets/\w+$|\$\{\w+:\?", value), f"{service}: {key}"
 
 
-def test_what_is_published_is_on_loopback(compose: Compose) -> None:
+def test_ports_are_published_on_loopback_only(compose: Compose) -> None:
     published = {name: given.get("ports", []) for name, given in compose()["services"].items()}
     assert published == {
         "postgres": [],
@@ -171,7 +171,7 @@ def test_each_has_a_health_check(compose: Compose, service: str, flags: Callable
         assert set(options(rest)) <= flags(program)
 
 
-def test_each_waits_for_what_it_needs(compose: Compose) -> None:
+def test_services_wait_for_their_dependencies(compose: Compose) -> None:
     services = compose()["services"]
     needs = {name: set(given.get("depends_on", {})) for name, given in services.items()}
     assert needs == {
@@ -185,21 +185,21 @@ def test_each_waits_for_what_it_needs(compose: Compose) -> None:
     assert set(conditions) == {"service_healthy"}
 
 
-def test_networks_volumes_and_mounted_files_are_there(compose: Compose) -> None:
+def test_networks_volumes_and_mounted_files_exist(compose: Compose) -> None:
     files = compose()
     for name, given in files["services"].items():
         assert set(given["networks"]) <= set(files["networks"])
         for volume in given["volumes"]:
             source = volume.split(":")[0]
-            there = (DOCKER / source).is_file() if source.startswith(".") else source in files["volumes"]
-            assert there, f"{name}: {volume}"
+            exists = (DOCKER / source).is_file() if source.startswith(".") else source in files["volumes"]
+            assert exists, f"{name}: {volume}"
             assert not source.startswith(".") or volume.endswith(":ro")
     assert set(files["volumes"]) == {
         v.split(":")[0] for s in files["services"].values() for v in s["volumes"] if v[0] != "."
     }
 
 
-def test_a_worker_reaches_neither_database_nor_its_passwords(compose: Compose) -> None:
+def test_a_worker_can_access_neither_the_database_nor_its_passwords(compose: Compose) -> None:
     files = compose(*FILES, **S3)
     assert files["networks"]["database"] == {"internal": True}
     for name in ("worker", "worker-gpu"):
@@ -229,7 +229,7 @@ def test_gpus_are_reserved_on_demand_and_cpu_workers_are_the_default(compose: Co
     assert compose(EVOSEARCH_WORKERS="0")["services"]["worker"]["deploy"]["replicas"] == "0"
 
 
-def test_ray_is_started_with_options_that_it_has(
+def test_rays_options_exist(
     compose: Compose, flags: Callable[..., set[str]], one: Callable[[str, str], dict[str, Any]]
 ) -> None:
     cluster = one("RayCluster", "evosearch")["spec"]
@@ -250,7 +250,7 @@ def test_ray_is_started_with_options_that_it_has(
     assert services["worker-gpu"]["command"] == services["worker"]["command"]
 
 
-def test_every_node_has_what_jobs_rely_on(compose: Compose, stages: dict[str, Any]) -> None:
+def test_every_node_has_the_environment_and_volumes_of_jobs(compose: Compose, stages: dict[str, Any]) -> None:
     services = compose()["services"]
     baked = dict(part.split("=", 1) for step, rest in stages["base"] if step == "ENV" for part in rest.split())
     everywhere = {"EVOSEARCH_PYTHON", "EVOSEARCH_RUNS", "EVOSEARCH_CACHE", "EVOSEARCH_DATA", "HF_HOME", "RAY_AUTH_MODE"}
@@ -267,7 +267,7 @@ def test_every_node_has_what_jobs_rely_on(compose: Compose, stages: dict[str, An
     assert {f"runs:{head['EVOSEARCH_RUNS']}", f"user:{head['EVOSEARCH_DATA']}"} <= set(services["head"]["volumes"])
 
 
-def test_mlflow_has_accounts_named_hosts_and_one_process(compose: Compose) -> None:
+def test_mlflow_has_accounts_allowed_hosts_and_one_process(compose: Compose) -> None:
     given = compose()["services"]["mlflow"]  # test_docker_native.py starts it with these options
     assert given["command"][:3] == ["mlflow-accounts", "mlflow", "server"]
     own = options(given["command"])
@@ -283,14 +283,14 @@ def test_mlflow_has_the_options_of_evosearch_cluster(compose: Compose) -> None:
     assert set(options(compose()["services"]["mlflow"]["command"])) == set(re.findall(r'"(--[a-z-]+)"', natively))
 
 
-def test_s3_changes_where_artifacts_go_and_nothing_else(compose: Compose) -> None:
+def test_s3_changes_only_the_artifacts_destination(compose: Compose) -> None:
     here = options(compose()["services"]["mlflow"]["command"])
     there = options(compose("compose.yaml", "compose.s3.yaml", **S3)["services"]["mlflow"]["command"])
     assert {key for key in here | there if here.get(key) != there.get(key)} == {"--artifacts-destination"}
     assert there["--artifacts-destination"] == "s3://bucket/prefix"
 
 
-def test_databases_and_their_owners_are_those_that_are_made(compose: Compose, env: dict[str, str]) -> None:
+def test_urls_use_databases_and_owners_that_are_created(compose: Compose, env: dict[str, str]) -> None:
     made = dict(re.findall(r"CREATE DATABASE (\w+) OWNER (\w+);", (DOCKER / "config" / "databases.sql").read_text()))
     mlflow = options(compose()["services"]["mlflow"]["command"])["--backend-store-uri"]
     accounts = re.search(r"database_uri = (\S+)", (DOCKER / "config" / "mlflow_auth.ini").read_text())

@@ -1,4 +1,4 @@
-"""The Dockerfile, parsed without an engine: installed packages, user, files sent to the builder."""
+"""The Dockerfile, parsed without an engine: installed packages, user, build context."""
 
 import json
 import os
@@ -19,7 +19,7 @@ Stages = dict[str, list[tuple[str, str]]]
 
 
 def steps(stages: Stages, target: str) -> list[tuple[str, str]]:
-    """Return all steps of a target, its base's first."""
+    """Return all steps of a target, starting with those of its base."""
     return stages["base"] + stages[target]
 
 
@@ -46,7 +46,7 @@ def _fits(path: str, pattern: str) -> bool:
     return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 
 
-def test_two_targets_on_one_base_and_the_cpu_one_is_the_default(stages: Stages) -> None:
+def test_two_targets_share_a_base_and_cpu_is_the_default(stages: Stages) -> None:
     assert list(stages) == ["base", *TARGETS], "`docker build` makes the last stage by default"
     assert [stages[target][0] for target in TARGETS] == [("FROM", f"base AS {target}") for target in TARGETS]
     assert stages["base"][0] == ("FROM", "python:3.11-slim-bookworm AS base")
@@ -54,7 +54,7 @@ def test_two_targets_on_one_base_and_the_cpu_one_is_the_default(stages: Stages) 
     assert {step for name in stages for step, _ in stages[name]} <= known
 
 
-def test_the_targets_differ_in_torch_only(stages: Stages) -> None:
+def test_the_targets_differ_only_in_torch(stages: Stages) -> None:
     def rest(target: str) -> list[tuple[str, str]]:
         return [s for s in stages[target][1:] if s[0] != "ARG" and not s[1].endswith("torch==2.13.0")]
 
@@ -62,7 +62,7 @@ def test_the_targets_differ_in_torch_only(stages: Stages) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_what_is_copied_exists_and_is_sent_to_the_builder(stages: Stages, target: str) -> None:
+def test_copied_files_exist_and_are_in_the_build_context(stages: Stages, target: str) -> None:
     sources = [name for step, rest in steps(stages, target) if step == "COPY" for name in rest.split()[:-1]]
     assert {"evosearch", "recipes", "evals", "scripts/constraints.txt", "docker/with-secrets"} <= set(sources)
     for name in sources:
@@ -84,12 +84,12 @@ def test_what_is_copied_exists_and_is_sent_to_the_builder(stages: Stages, target
         "recipes/.env",
     ],
 )
-def test_what_is_not_for_an_image_is_not_sent_to_the_builder(path: str) -> None:
+def test_other_files_are_not_in_the_build_context(path: str) -> None:
     assert ignored(path)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_torch_is_installed_first_by_its_pin(stages: Stages, target: str) -> None:
+def test_torch_is_installed_first_and_pinned(stages: Stages, target: str) -> None:
     pinned = re.search(r"^torch==(\S+)$", (ROOT / "scripts" / "constraints.txt").read_text(), re.MULTILINE)
     assert pinned
     assert f"torch=={pinned[1]}" in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
@@ -106,13 +106,13 @@ def test_the_cpu_build_comes_from_its_index_and_the_cuda_build_from_the_registry
     assert [rest.rsplit("/", 1)[1] for step, rest in stages["cpu"] if step == "ARG"] == ["cpu"]
 
 
-def test_the_server_extra_is_one_that_the_project_has() -> None:
+def test_the_project_has_the_server_extra() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert {"mlflow", "boto3"} == {re.match(r"[a-z0-9]+", need)[0] for need in extras["server"]}  # type: ignore[index]
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_it_runs_as_an_unprivileged_user_by_number(stages: Stages, target: str) -> None:
+def test_the_image_runs_as_an_unprivileged_numeric_user(stages: Stages, target: str) -> None:
     assert stages[target][-1] == ("USER", "10001:10001"), "last, so that installed files belong to root"
     assert [step for step, _ in steps(stages, target)].count("USER") == 1
     made = next(rest for step, rest in stages["base"] if "useradd" in rest)
@@ -127,7 +127,7 @@ def test_fused_kernels_find_a_compiler_at_run_time(stages: Stages) -> None:
     assert {"CC": "gcc", "CXX": "g++"}.items() <= variables(stages).items()
 
 
-def test_the_command_gets_signals_and_secrets(stages: Stages) -> None:
+def test_the_entrypoint_forwards_signals_and_sets_secrets(stages: Stages) -> None:
     forms = {step: json.loads(rest) for step, rest in stages["base"] if step in ("ENTRYPOINT", "CMD")}
     assert forms["ENTRYPOINT"] == ["tini", "--", "with-secrets"]
     assert forms["CMD"][:2] == ["evosearch", "run"]
@@ -136,20 +136,20 @@ def test_the_command_gets_signals_and_secrets(stages: Stages) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_no_container_leaves_an_anonymous_volume(stages: Stages, target: str) -> None:
-    assert "VOLUME" not in [step for step, _ in steps(stages, target)], "compose.yaml mounts parts of /data"
+    assert "VOLUME" not in [step for step, _ in steps(stages, target)], "compose.yaml mounts only subfolders of /data"
 
 
-def test_what_comes_from_the_hub_is_kept_with_the_cache(stages: Stages) -> None:
+def test_files_from_the_hub_are_stored_in_the_cache(stages: Stages) -> None:
     found = variables(stages)
     assert found["HF_HOME"] == f"{found['EVOSEARCH_CACHE']}/huggingface"
-    ask = "from huggingface_hub import constants; from datasets import config; "
-    ask += "print(constants.HF_HUB_CACHE, config.HF_CACHE_HOME)"
+    code = "from huggingface_hub import constants; from datasets import config; "
+    code += "print(constants.HF_HUB_CACHE, config.HF_CACHE_HOME)"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_"))}
-    said = subprocess.check_output([sys.executable, "-c", ask], env=environment | found, text=True, timeout=120)
-    assert all(Path(place).is_relative_to(found["HF_HOME"]) for place in said.split())
+    caches = subprocess.check_output([sys.executable, "-c", code], env=environment | found, text=True, timeout=120)
+    assert all(Path(cache).is_relative_to(found["HF_HOME"]) for cache in caches.split())
 
 
-def test_the_environment_is_the_packages_own(stages: Stages) -> None:
+def test_the_package_reads_all_variables_of_the_environment(stages: Stages) -> None:
     found = variables(stages)
     assert TELEMETRY_OFF.items() <= found.items()
     assert found["RAY_AUTH_MODE"] == "token"

@@ -1,4 +1,4 @@
-"""The manifests: Kubernetes' schemas for core objects, KubeRay's field names, and the rules of this project."""
+"""The manifests: Kubernetes' schemas for core objects, KubeRay's field names, and this project's requirements."""
 
 import json
 import re
@@ -95,7 +95,7 @@ def references(value: Any) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-def test_core_objects_fit_kubernetes_schemas(manifests: list[Manifest], version: str) -> None:
+def test_core_objects_match_kubernetes_schemas(manifests: list[Manifest], version: str) -> None:
     checked = [manifest for manifest in manifests if not manifest["apiVersion"].startswith("ray.io/")]
     assert {manifest["kind"] for manifest in checked} == set(CORE)
     for manifest in checked:
@@ -103,7 +103,7 @@ def test_core_objects_fit_kubernetes_schemas(manifests: list[Manifest], version:
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-def test_rays_pod_templates_fit_kubernetes_schemas(manifests: list[Manifest], version: str) -> None:
+def test_rays_pod_templates_match_kubernetes_schemas(manifests: list[Manifest], version: str) -> None:
     for name, template in templates(manifests).items():
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name} | template.get("metadata", {})}
         kubernetes_validate.validate(pod | {"spec": template["spec"]}, version, strict=True)
@@ -121,23 +121,23 @@ def test_the_schemas_reject_an_unknown_field(one: Callable[[str, str], Manifest]
         kubernetes_validate.validate(spoiled, NEWEST, strict=True)
 
 
-def test_rays_objects_have_kuberays_fields(manifests: list[Manifest], one: Callable[[str, str], Manifest]) -> None:
+def test_rays_objects_use_kuberays_fields(manifests: list[Manifest], one: Callable[[str, str], Manifest]) -> None:
     cluster = one("RayCluster", "evosearch")
     (job,) = [manifest for manifest in manifests if manifest["kind"] == "RayJob"]
     assert {cluster["apiVersion"], job["apiVersion"]} == {"ray.io/v1"}
     spec = cluster["spec"]
-    parts = [(spec, CLUSTER), (spec["authOptions"], AUTH), (spec["autoscalerOptions"], AUTOSCALER), (job["spec"], JOB)]
-    parts += [(spec["headGroupSpec"], HEAD), *((group, GROUP) for group in spec["workerGroupSpecs"])]
-    for part, fields in parts:
-        assert set(part) == set(fields)
-        assert [key for key, kind in fields.items() if not isinstance(part[key], kind)] == []
+    typed = [(spec, CLUSTER), (spec["authOptions"], AUTH), (spec["autoscalerOptions"], AUTOSCALER), (job["spec"], JOB)]
+    typed += [(spec["headGroupSpec"], HEAD), *((group, GROUP) for group in spec["workerGroupSpecs"])]
+    for value, fields in typed:
+        assert set(value) == set(fields)
+        assert [key for key, kind in fields.items() if not isinstance(value[key], kind)] == []
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
     assert spec["autoscalerOptions"]["upscalingMode"] in ("Default", "Aggressive", "Conservative")
     assert job["spec"]["submissionMode"] in ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
 
 
-def test_the_kustomization_names_files_and_images_that_there_are(manifests: list[Manifest]) -> None:
+def test_the_kustomizations_files_and_images_exist(manifests: list[Manifest]) -> None:
     kustomization = yaml.safe_load((DOCKER / "kustomization.yaml").read_text())
     assert kustomization["namespace"] == "evosearch"
     generated = [file for entry in kustomization["configMapGenerator"] for file in entry["files"]]
@@ -157,7 +157,7 @@ def test_the_kustomization_names_files_and_images_that_there_are(manifests: list
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
-def test_kustomize_fills_in_namespace_images_and_config() -> None:
+def test_kustomize_sets_namespace_images_and_config() -> None:
     command = ["kubectl", "kustomize", str(DOCKER)]
     made = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert made.returncode == 0, made.stderr
@@ -182,7 +182,7 @@ def test_kustomize_fills_in_namespace_images_and_config() -> None:
 # --- secrets ---
 
 
-def test_secrets_that_are_named_are_those_that_are_made(manifests: list[Manifest]) -> None:
+def test_make_secrets_creates_exactly_the_referenced_secrets(manifests: list[Manifest]) -> None:
     text = (DOCKER / "k8s" / "make-secrets").read_text().split("<<END\n")[1].split("END\n")[0]
     made = {
         (secret["metadata"]["name"], key)
@@ -201,7 +201,7 @@ def test_no_secret_is_in_a_file(manifests: list[Manifest]) -> None:
                 assert hidden or str(value).startswith("/run/secrets/"), f"{name}: {key}"
 
 
-def test_only_the_head_gets_into_database_and_mlflow(manifests: list[Manifest]) -> None:
+def test_only_the_head_has_credentials_of_the_database_and_mlflow(manifests: list[Manifest]) -> None:
     given = {name: set(references(template)) for name, template in templates(manifests).items()}
     assert given["cpu"] == given["gpu"] == set(), "the operator sets the token"
     assert given["head"] == {("evosearch-postgres", "evosearch_password"), ("evosearch-mlflow", "tracking_password")}
@@ -209,7 +209,7 @@ def test_only_the_head_gets_into_database_and_mlflow(manifests: list[Manifest]) 
     assert ("evosearch-postgres", "postgres_password") not in given["mlflow"]
 
 
-def test_a_token_of_the_hub_reaches_all_nodes_where_there_is_one(manifests: list[Manifest]) -> None:
+def test_all_nodes_use_an_optional_hub_token(manifests: list[Manifest]) -> None:
     found = templates(manifests)
     hub = {"secretKeyRef": {"name": "evosearch-hub", "key": "token", "optional": True}}
     given = {name: environment(template).get("HF_TOKEN") for name, template in found.items()}
@@ -218,16 +218,16 @@ def test_a_token_of_the_hub_reaches_all_nodes_where_there_is_one(manifests: list
     assert command in (DOCKER / "README.md").read_text()
 
 
-def test_what_comes_from_the_hub_is_in_a_volume(manifests: list[Manifest]) -> None:
+def test_files_from_the_hub_are_in_a_volume(manifests: list[Manifest]) -> None:
     for name in ("head", "cpu", "gpu"):
         template = templates(manifests)[name]
         (container,) = template["spec"]["containers"]
-        place = Path(environment(template)["HF_HOME"])
-        assert place.is_relative_to(environment(template)["EVOSEARCH_CACHE"])
-        assert [m["name"] for m in container["volumeMounts"] if place.is_relative_to(m["mountPath"])] == ["data"], name
+        home = Path(environment(template)["HF_HOME"])
+        assert home.is_relative_to(environment(template)["EVOSEARCH_CACHE"])
+        assert [m["name"] for m in container["volumeMounts"] if home.is_relative_to(m["mountPath"])] == ["data"], name
 
 
-def test_ray_asks_for_a_token(manifests: list[Manifest], one: Callable[[str, str], Manifest]) -> None:
+def test_ray_requires_a_token(manifests: list[Manifest], one: Callable[[str, str], Manifest]) -> None:
     assert one("RayCluster", "evosearch")["spec"]["authOptions"] == {"mode": "token", "secretName": "evosearch-ray"}
     for name in ("head", "cpu", "gpu", "submitter"):
         assert environment(templates(manifests)[name])["RAY_AUTH_MODE"] == "token"
@@ -236,7 +236,7 @@ def test_ray_asks_for_a_token(manifests: list[Manifest], one: Callable[[str, str
 # --- permissions ---
 
 
-def test_all_pods_keep_to_the_restricted_standard(manifests: list[Manifest]) -> None:
+def test_all_pods_comply_with_the_restricted_standard(manifests: list[Manifest]) -> None:
     found = templates(manifests)
     assert set(found) == {"postgres", "mlflow", "head", "cpu", "gpu", "submitter"}
     for name, template in found.items():
@@ -254,7 +254,7 @@ def test_all_pods_keep_to_the_restricted_standard(manifests: list[Manifest]) -> 
             assert all("hostPort" not in port for port in container.get("ports", []))
 
 
-def test_only_the_head_has_an_accounts_token_for_the_autoscaler(manifests: list[Manifest]) -> None:
+def test_only_the_head_has_a_service_account_token_for_the_autoscaler(manifests: list[Manifest]) -> None:
     found = templates(manifests)
     assert [name for name in found if found[name]["spec"].get("automountServiceAccountToken", True)] == ["head"]
     rights = next(m for m in manifests if m["kind"] == "RayCluster")["spec"]["autoscalerOptions"]["securityContext"]
@@ -270,14 +270,14 @@ def test_all_containers_have_resources_and_probes(manifests: list[Manifest]) -> 
             assert len(probes) == (0 if name == "submitter" else 3), name
             mounted = [mount["name"] for mount in container.get("volumeMounts", [])]
             claimed = ["data"] if name == "postgres" else []  # by its volumeClaimTemplates
-            there = [volume["name"] for volume in template["spec"].get("volumes", [])] + claimed
-            assert sorted(mounted) == sorted(there), name
+            volumes = [volume["name"] for volume in template["spec"].get("volumes", [])] + claimed
+            assert sorted(mounted) == sorted(volumes), name
 
 
 # --- consistency ---
 
 
-def test_services_find_pods_and_ports(manifests: list[Manifest]) -> None:
+def test_services_select_existing_pods_and_ports(manifests: list[Manifest]) -> None:
     pods = {
         name: (labels(name, t), t["spec"]["containers"][0]["ports"])
         for name, t in templates(manifests).items()
@@ -321,7 +321,7 @@ def test_allowed_connections(manifests: list[Manifest]) -> None:
     assert [rule["ports"][0]["port"] for rule in out["mlflow"]] == [5432, 53]
 
 
-def test_the_cluster_grows_from_few_to_many(one: Callable[[str, str], Manifest]) -> None:
+def test_the_cluster_scales_up(one: Callable[[str, str], Manifest]) -> None:
     spec = one("RayCluster", "evosearch")["spec"]
     assert spec["enableInTreeAutoscaling"] is True
     for group in spec["workerGroupSpecs"]:
@@ -336,13 +336,13 @@ def test_the_cluster_grows_from_few_to_many(one: Callable[[str, str], Manifest])
     assert json.loads(json.loads(start["resources"])) == {"evosearch_search": 1}, "KubeRay requires double quoting"
 
 
-def test_ray_is_the_one_that_the_image_has(one: Callable[[str, str], Manifest]) -> None:
+def test_rays_version_is_that_of_the_image(one: Callable[[str, str], Manifest]) -> None:
     pinned = re.search(r"^ray==(\S+)$", (ROOT / "scripts" / "constraints.txt").read_text(), re.MULTILINE)
     assert pinned
     assert one("RayCluster", "evosearch")["spec"]["rayVersion"] == pinned[1]
 
 
-def test_the_job_is_a_search_that_the_image_has(manifests: list[Manifest]) -> None:
+def test_the_job_runs_a_spec_in_the_image(manifests: list[Manifest]) -> None:
     (job,) = [manifest for manifest in manifests if manifest["kind"] == "RayJob"]
     assert job["metadata"]["namespace"] == "evosearch"
     assert job["spec"]["clusterSelector"] == {"ray.io/cluster": "evosearch"}
@@ -352,7 +352,9 @@ def test_the_job_is_a_search_that_the_image_has(manifests: list[Manifest]) -> No
     assert (ROOT / spec.removeprefix("/opt/evosearch/")).is_file()
 
 
-def test_compose_and_kubernetes_start_the_same(manifests: list[Manifest], compose: Callable[..., Manifest]) -> None:
+def test_compose_and_kubernetes_use_the_same_commands_and_settings(
+    manifests: list[Manifest], compose: Callable[..., Manifest]
+) -> None:
     services, found = compose()["services"], templates(manifests)
     for name in ("postgres", "mlflow"):
         assert found[name]["spec"]["containers"][0]["args"] == services[name]["command"]
@@ -366,6 +368,6 @@ def test_compose_and_kubernetes_start_the_same(manifests: list[Manifest], compos
     assert secrets == {grant["source"] for grant in services["postgres"]["secrets"]}
 
 
-def test_the_namespace_warns_of_what_is_not_restricted(one: Callable[[str, str], Manifest]) -> None:
+def test_the_namespace_warns_about_unrestricted_pods(one: Callable[[str, str], Manifest]) -> None:
     own = one("Namespace", "evosearch")["metadata"]["labels"]
     assert {own[f"pod-security.kubernetes.io/{kind}"] for kind in ("warn", "audit")} == {"restricted"}

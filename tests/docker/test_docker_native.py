@@ -1,6 +1,6 @@
 """The databases and the MLflow server of compose.yaml, started natively with its files, options and scripts.
 
-Only addresses, paths and ports differ.
+Only addresses, paths and ports are replaced.
 """
 
 import configparser
@@ -48,7 +48,7 @@ class Databases:
 
 @pytest.fixture(scope="module")
 def databases(env: dict[str, str], compose: Callable[..., dict[str, Any]]) -> Iterator[Databases]:
-    """A PostgreSQL server after databases.sql, run like in the image: by psql, as superuser `postgres`."""
+    """A PostgreSQL server after databases.sql, executed as in the image: by psql, as superuser `postgres`."""
     from evosearch.devcluster import postgres as module
 
     if module.find_programs() is None or shutil.which("psql") is None:
@@ -89,7 +89,7 @@ def databases(env: dict[str, str], compose: Callable[..., dict[str, Any]]) -> It
 
 @pytest.mark.parametrize("user", ["evosearch", "mlflow"])
 @pytest.mark.parametrize("database", [*MADE, "postgres", "template1"])
-def test_each_owner_gets_into_its_own_databases_only(databases: Databases, user: str, database: str) -> None:
+def test_each_role_can_connect_only_to_its_own_databases(databases: Databases, user: str, database: str) -> None:
     password = databases.secret(f"{user}_db_password")
     if database == user or (database == "mlflow_auth" and user == "mlflow"):
         with databases.connect(user, password, database) as connection:
@@ -100,13 +100,13 @@ def test_each_owner_gets_into_its_own_databases_only(databases: Databases, user:
             databases.connect(user, password, database)
 
 
-def test_owners_can_do_nothing_to_the_server(databases: Databases) -> None:
+def test_roles_have_no_rights_on_the_server(databases: Databases) -> None:
     with databases.connect("evosearch", databases.secret("evosearch_db_password"), "evosearch") as connection:
         rights = "SELECT rolsuper, rolcreatedb, rolcreaterole FROM pg_roles WHERE rolname IN ('evosearch', 'mlflow')"
         assert connection.execute(rights).fetchall() == [(False, False, False)] * 2
 
 
-def test_another_password_is_refused_and_none_is_in_the_log(databases: Databases) -> None:
+def test_a_wrong_password_is_refused_and_no_password_is_logged(databases: Databases) -> None:
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         databases.connect("evosearch", databases.secret("mlflow_db_password"), "evosearch")
     log = databases.log.read_text()
@@ -129,13 +129,13 @@ class Server:
 
 @pytest.fixture(scope="module")
 def mlflow(databases: Databases, compose: Callable[..., dict[str, Any]]) -> Iterator[Server]:
-    """The server with compose.yaml's command and environment; `there` replaces addresses and paths."""
+    """The server with compose.yaml's command and environment; `native` replaces addresses and paths."""
     from evosearch.devcluster.processes import free_port
 
     service = compose()["services"]["mlflow"]
     folder = databases.secrets.parent
     port = free_port()
-    here = {
+    replaced = {
         "postgres:5432": f"127.0.0.1:{databases.port}",
         "/run/secrets": str(databases.secrets),
         "/etc/mlflow/auth.ini": str(folder / "auth.ini"),
@@ -144,14 +144,14 @@ def mlflow(databases: Databases, compose: Callable[..., dict[str, Any]]) -> Iter
         "--port=5000": f"--port={port}",
     }
 
-    def there(text: str) -> str:
-        for place, own in here.items():
-            text = text.replace(place, own)
+    def native(text: str) -> str:
+        for old, new in replaced.items():
+            text = text.replace(old, new)
         return text
 
-    (folder / "auth.ini").write_text(there((DOCKER / "config" / "mlflow_auth.ini").read_text()))
+    (folder / "auth.ini").write_text(native((DOCKER / "config" / "mlflow_auth.ini").read_text()))
     programs = f"{DOCKER}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {key: there(str(value)) for key, value in service["environment"].items()}
+    environment = {key: native(str(value)) for key, value in service["environment"].items()}
     environment |= TELEMETRY_OFF | {"PATH": programs, "HOME": str(folder), "OMP_NUM_THREADS": "1"}
 
     def accounts() -> str:
@@ -160,7 +160,7 @@ def mlflow(databases: Databases, compose: Callable[..., dict[str, Any]]) -> Iter
             script, env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=True
         ).stderr
 
-    command = [str(DOCKER / "with-secrets"), *map(there, service["command"])]
+    command = [str(DOCKER / "with-secrets"), *map(native, service["command"])]
     server = Server(port, accounts, folder / "mlflow.log")
     with server.log.open("ab") as log:
         process = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True)
@@ -185,9 +185,7 @@ def _await(server: Server, process: "subprocess.Popen[bytes]") -> None:
 
 
 @pytest.mark.slow
-def test_the_mlflow_server_lets_in_who_has_an_account_from_where_it_is_allowed(
-    mlflow: Server, databases: Databases
-) -> None:
+def test_the_mlflow_server_requires_an_account_and_an_allowed_host(mlflow: Server, databases: Databases) -> None:
     account = ("evosearch", databases.secret("mlflow_tracking_password"))
     admin = ("admin", databases.secret("mlflow_admin_password"))
     search = f"{EXPERIMENTS}/search?max_results=1"
@@ -209,13 +207,13 @@ def test_the_mlflow_server_lets_in_who_has_an_account_from_where_it_is_allowed(
     found = mlflow.get(f"{EXPERIMENTS}/get-by-name?experiment_name=night", account).json()["experiment"]
     assert found["artifact_location"].startswith("mlflow-artifacts:/"), "through the server"
 
-    # A new secret, and the script that runs at a restart: the old password becomes invalid.
+    # After a new secret and the script that a restart runs, the old password is invalid.
     fresh = "f" * 48
     (databases.secrets / "mlflow_tracking_password").chmod(0o600)
     (databases.secrets / "mlflow_tracking_password").write_text(fresh)
     assert mlflow.accounts().endswith("mlflow-accounts: changed the password of account 'evosearch'\n")
     assert mlflow.get(search, ("evosearch", fresh)).status_code == 200
-    deadline = time.monotonic() + 90  # without a restart the server caches the old password for a minute
+    deadline = time.monotonic() + 90  # until a restart, the server caches the old password for a minute
     while mlflow.get(search, account).status_code != 401:
         assert time.monotonic() < deadline, "the old password is still accepted"
         time.sleep(2)
@@ -225,7 +223,7 @@ def test_the_mlflow_server_lets_in_who_has_an_account_from_where_it_is_allowed(
         assert secret not in log
 
 
-def test_the_accounts_file_equals_that_of_evosearch_cluster(tmp_path: Path) -> None:
+def test_the_accounts_file_has_the_settings_of_evosearch_cluster(tmp_path: Path) -> None:
     from evosearch.devcluster import mlflow_server
     from evosearch.devcluster.places import Places
     from evosearch.devcluster.postgres import Postgres
@@ -238,11 +236,7 @@ def test_the_accounts_file_equals_that_of_evosearch_cluster(tmp_path: Path) -> N
     natively, here = configparser.ConfigParser(), configparser.ConfigParser()
     natively.read(written)
     here.read(DOCKER / "config" / "mlflow_auth.ini")
-    own = {
-        "database_uri",
-        "admin_username",
-        "admin_password",
-    }  # these differ; in containers the environment has the accounts
+    own = {"database_uri", "admin_username", "admin_password"}  # in containers, accounts are set by the environment
     assert {key: value for key, value in natively["mlflow"].items() if key not in own} == {
         key: value for key, value in here["mlflow"].items() if key not in own
     }

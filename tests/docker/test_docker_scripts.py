@@ -22,7 +22,7 @@ def values(file: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", SHELL)
-def test_shell_scripts_are_sound_and_executable(name: str) -> None:
+def test_shell_scripts_are_valid_and_executable(name: str) -> None:
     script = DOCKER / name
     assert script.read_text().startswith("#!/bin/sh\n")
     assert os.access(script, os.X_OK)
@@ -33,7 +33,7 @@ def test_shell_scripts_are_sound_and_executable(name: str) -> None:
 # --- make-env ---
 
 
-def test_make_env_writes_a_file_for_its_owner_alone(tmp_path: Path) -> None:
+def test_make_env_writes_a_file_that_only_its_owner_can_read(tmp_path: Path) -> None:
     made = run(DOCKER / "make-env", tmp_path / ".env")
     assert made.returncode == 0
     assert (tmp_path / ".env").stat().st_mode & 0o777 == 0o600
@@ -56,17 +56,17 @@ def test_make_env_keeps_an_existing_file(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("RAY_AUTH_TOKEN=old\n")
     again = run(DOCKER / "make-env", tmp_path / ".env")
     assert again.returncode == 2
-    assert f"{tmp_path}/.env exists and is kept" in again.stderr
+    assert f"{tmp_path}/.env exists and is not changed" in again.stderr
     assert (tmp_path / ".env").read_text() == "RAY_AUTH_TOKEN=old\n"
 
 
-def test_make_env_says_where_it_cannot_write(tmp_path: Path) -> None:
+def test_make_env_names_the_file_that_it_cannot_write(tmp_path: Path) -> None:
     failed = run(DOCKER / "make-env", tmp_path / "none" / ".env")
     assert failed.returncode == 2
     assert f"cannot write {tmp_path}/none/.env" in failed.stderr
 
 
-def test_the_file_is_a_shells_too(tmp_path: Path) -> None:
+def test_a_shell_can_source_the_file(tmp_path: Path) -> None:
     run(DOCKER / "make-env", tmp_path / ".env")
     read = run("sh", "-euc", f'. {tmp_path}/.env; printf %s "$MLFLOW_PGPASS"')
     assert read.stdout == values(tmp_path / ".env")["MLFLOW_PGPASS"]
@@ -82,7 +82,7 @@ def test_the_file_is_not_under_version_control(tmp_path: Path) -> None:
 # --- with-secrets ---
 
 
-def test_secrets_are_put_where_a_program_looks_for_them(tmp_path: Path) -> None:
+def test_a_secrets_file_becomes_an_environment_variable(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("a b'c\"$d\n")
     shown = run(
         *(DOCKER / "with-secrets", sys.executable, "-c", "import os; print(os.environ['MLFLOW_TRACKING_PASSWORD'])"),
@@ -91,14 +91,14 @@ def test_secrets_are_put_where_a_program_looks_for_them(tmp_path: Path) -> None:
     assert shown.stdout == "a b'c\"$d\n"
 
 
-def test_other_variables_that_end_in_file_are_left_alone(tmp_path: Path) -> None:
+def test_other_variables_that_end_in_file_are_unchanged(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("certificate")
     shown = run(DOCKER / "with-secrets", "env", SSL_CERT_FILE=str(tmp_path / "ca.pem"))
     assert "SSL_CERT=" not in shown.stdout
     assert f"SSL_CERT_FILE={tmp_path}/ca.pem" in shown.stdout
 
 
-def test_a_secret_that_is_not_there_or_empty_stops_the_command(tmp_path: Path) -> None:
+def test_a_missing_or_empty_secret_prevents_the_command(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     for name, message in (("none", "cannot read"), ("empty", "is empty")):
         stopped = run(DOCKER / "with-secrets", "echo", "started", MLFLOW_AUTH_ADMIN_PASSWORD_FILE=str(tmp_path / name))
@@ -108,14 +108,14 @@ def test_a_secret_that_is_not_there_or_empty_stops_the_command(tmp_path: Path) -
     assert run(DOCKER / "with-secrets").returncode == 2
 
 
-def test_the_commands_exit_code_is_the_containers() -> None:
+def test_the_commands_exit_code_is_returned() -> None:
     assert run(DOCKER / "with-secrets", "sh", "-c", "exit 3").returncode == 3
 
 
 # --- mlflow-accounts ---
 
 
-def test_mlflow_accounts_names_what_is_not_set() -> None:
+def test_mlflow_accounts_names_an_unset_variable() -> None:
     script = DOCKER / "mlflow-accounts"
     assert os.access(script, os.X_OK)
     stopped = run(sys.executable, script, "true", MLFLOW_AUTH_ADMIN_USERNAME="admin")
@@ -136,7 +136,7 @@ def kubectl(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_make_secrets_gives_values_to_kubectls_input_alone(kubectl: Path) -> None:
+def test_make_secrets_passes_values_only_on_kubectls_standard_input(kubectl: Path) -> None:
     made = run(DOCKER / "k8s" / "make-secrets", "night", PATH=f"{kubectl}/bin:{os.environ['PATH']}")
     assert (made.returncode, made.stdout, made.stderr) == (0, "", "")
     assert (kubectl / "arguments").read_text() == "create --namespace night -f -\n", "create keeps existing secrets"
@@ -151,14 +151,14 @@ def test_make_secrets_gives_values_to_kubectls_input_alone(kubectl: Path) -> Non
     assert all(len(value) == 48 and int(value, 16) for value in drawn)
 
 
-def test_make_secrets_fails_as_kubectl_does(kubectl: Path) -> None:
+def test_make_secrets_fails_if_kubectl_fails(kubectl: Path) -> None:
     (kubectl / "bin" / "kubectl").write_text('#!/bin/sh\necho "AlreadyExists" >&2\nexit 1\n')
     made = run(DOCKER / "k8s" / "make-secrets", PATH=f"{kubectl}/bin:{os.environ['PATH']}")
     assert made.returncode == 1
     assert "AlreadyExists" in made.stderr
 
 
-def test_make_secrets_says_that_kubectl_is_missing(tmp_path: Path) -> None:
+def test_make_secrets_reports_a_missing_kubectl(tmp_path: Path) -> None:
     for tool in ("od", "tr", "cat", "dirname"):
         (tmp_path / tool).symlink_to(f"/usr/bin/{tool}")
     made = run("/bin/sh", DOCKER / "k8s" / "make-secrets", PATH=str(tmp_path))
