@@ -1,1 +1,1 @@
-"""Examples; `python -m examples.NAME.COMMAND` from the root of a checkout runs one."""
+"""Examples; run `python -m examples.NAME.COMMAND` from the root of a checkout."""

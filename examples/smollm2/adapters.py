@@ -16,7 +16,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def check_adapter(folder: Path) -> dict[str, str]:
-    """Check that a folder holds a LoRA adapter; return the sha256 of its two files.
+    """Check that a folder contains a LoRA adapter; return the sha256 of its two files.
 
     Raises:
         CheckpointError: The folder or a file is missing, or the adapter is not a LoRA.
@@ -40,19 +40,19 @@ def check_adapter(folder: Path) -> dict[str, str]:
 
 
 def copy_adapter(base: Path, adapter: Path, folder: Path) -> None:
-    """Copy an adapter's two files into a folder if it fits the base.
+    """Copy an adapter's two files into a folder after checking that it fits the base.
 
     Raises:
         CheckpointError: The adapter's tensors do not fit the base.
     """
     progress(f"{adapter.name}: checking the adapter against the base")
     model, _ = load_base(base)
-    attached(model, adapter)
+    attach_adapter(model, adapter)
     for name in (CONFIG, WEIGHTS):
         shutil.copyfile(adapter / name, folder / name)
 
 
-def attached(model: Any, adapter: Path) -> Any:
+def attach_adapter(model: Any, adapter: Path) -> Any:
     """Attach an adapter to a model and check that every tensor is used.
 
     Raises:
@@ -81,6 +81,6 @@ def attached(model: Any, adapter: Path) -> Any:
 def peft_warnings() -> Iterator[None]:
     """Suppress peft warnings that are harmless or that we raise as errors."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*missing adapter keys", UserWarning)  # an error in `attached`
+        warnings.filterwarnings("ignore", ".*missing adapter keys", UserWarning)  # an error in `attach_adapter`
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         yield

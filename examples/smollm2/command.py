@@ -19,13 +19,13 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(name: str, work: Callable[[], dict[str, Any]], as_json: bool, ready: str) -> int:
-    """Do the work and print its summary or an error; return the exit code.
+    """Run a command's function and print its summary or an error; return the exit code.
 
     Args:
         name: Name of the command, for errors.
-        work: Returns the summary.
+        work: The function; returns the summary.
         as_json: Whether to print the summary as JSON.
-        ready: Line to print otherwise.
+        ready: Line to print if not.
     """
     os.environ.setdefault("TQDM_DISABLE", "1")  # the commands print their own progress
     try:

@@ -1,4 +1,4 @@
-"""The three classification tasks and their documents, JSON lines of text and label."""
+"""The three classification tasks and their documents: JSON lines with text and label."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ class Task:
     """One classification task, worded as in `evals/sentences/NAME.yaml`."""
 
     prompt: str
-    labels: tuple[str, ...]  # by label index; each follows the prompt, with its leading space
+    labels: tuple[str, ...]  # by label index, with the space that separates them from the prompt
 
 
 TASKS = {
@@ -58,7 +58,7 @@ def read_documents(data: Path) -> dict[str, str]:
 
 
 def read_lines(path: Path, task: str) -> list[Document]:
-    """Read one file, whose lines must be `{"text": str, "label": int}` with a label of the task.
+    """Read one file of lines `{"text": str, "label": int}`, where the label is an index into the task's labels.
 
     Raises:
         SuiteError: The file is missing or not UTF-8, or a line is invalid; the message names the line.
@@ -89,7 +89,7 @@ def _document(line: str, labels: int, where: str) -> Document:
 
 
 def as_lines(documents: Sequence[Document]) -> str:
-    """Documents as JSON lines."""
+    """Serialize documents as JSON lines."""
     return "".join(json.dumps(vars(document), ensure_ascii=False) + "\n" for document in documents)
 
 

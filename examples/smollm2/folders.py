@@ -1,4 +1,4 @@
-"""Folders that are written atomically and kept if they are already complete."""
+"""Folders that are written atomically and reused if they are already complete."""
 
 import fcntl
 import hashlib
@@ -22,37 +22,37 @@ Sources = Mapping[str, str | int | float]
 
 
 def make_folder(target: Path, sources: Sources, write: Callable[[Path], None], force: bool = False) -> dict[str, Any]:
-    """Make `target` with `write` in a temporary folder, then rename it; keep it if it is already complete.
+    """Write `target` with `write` in a temporary folder, then rename it; reuse `target` if it is already complete.
 
     Args:
-        target: Folder to make.
-        sources: Everything that determines the content; a folder made from other sources is replaced.
+        target: Folder to write.
+        sources: Everything that determines the content; a folder with other sources is replaced.
         write: Writes the files into the given folder.
-        force: Whether to replace a complete folder, too.
+        force: Whether to replace even a complete folder with the same sources.
 
     Returns:
-        `{path, bytes, seconds, kept}`.
+        `{path, bytes, seconds, kept}`, where `kept` is whether the existing folder was reused.
 
     Raises:
-        CheckpointError: The folder exists and was not made by this function, so it is not replaced.
+        CheckpointError: The folder exists and was not written by this function, so it is not replaced.
     """
     if target.exists() and not (target / MARKER).is_file():
         raise CheckpointError(
             str(target), "exists and was not written by this command", next="Move it, or give another --out"
         )
     if not force and is_complete(target, sources):
-        progress(f"{target.name}: already there")
+        progress(f"{target.name}: already complete")
         return {"path": str(target), "bytes": _bytes(target), "seconds": 0.0, "kept": True}
     began = time.monotonic()
     partial, old = target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.old")
-    for stale in (partial, old):  # left by a killed run; the lock excludes concurrent ones
+    for stale in (partial, old):  # from a killed run, not a concurrent one: the caller has the lock
         shutil.rmtree(stale, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         write(partial)
         files = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
         (partial / MARKER).write_text(json.dumps({"sources": dict(sources), "files": files}, indent=1))
-        for name in files:  # safetensors makes its files readable by the owner only
+        for name in files:  # safetensors makes its files readable only by the owner
             (partial / name).chmod((partial / MARKER).stat().st_mode)
         if target.exists():
             target.rename(old)
@@ -66,7 +66,7 @@ def make_folder(target: Path, sources: Sources, write: Callable[[Path], None], f
 
 
 def is_complete(target: Path, sources: Sources) -> bool:
-    """Return whether the folder is complete and was made from these sources."""
+    """Return whether the folder is complete and has these sources."""
     return sources_of(target) == dict(sources)
 
 
@@ -82,7 +82,7 @@ def sources_of(target: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Lock a folder for writing; the operating system releases the lock when the process ends.
+    """Lock a folder for writing; the operating system releases the lock when the process exits.
 
     Raises:
         CheckpointError: The path is not a folder, or another process holds the lock.
@@ -97,7 +97,7 @@ def locked(out: Path) -> Iterator[None]:
         yield
     except BlockingIOError:
         raise CheckpointError(
-            str(out), "another process is writing to this folder", next="Wait until it ends"
+            str(out), "another process is writing to this folder", next="Wait until it has finished"
         ) from None
     finally:
         os.close(handle)

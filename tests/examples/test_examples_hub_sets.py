@@ -15,7 +15,7 @@ CODES = {"trec": ["DESC", "ENTY", "ABBR", "HUM", "LOC", "NUM"]}
 
 @pytest.fixture
 def sets(tmp_path, monkeypatch):
-    """Replace the hub's three data sets by folders with some duplicated rows; return the sets."""
+    """Replace the hub's three data sets by local folders with some duplicate rows; return the sets."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -37,7 +37,7 @@ def sets(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", list(TASKS))
-def test_a_set_is_split_into_files_that_share_no_text(name, sets, tmp_path):
+def test_a_set_is_split_into_disjoint_files(name, sets, tmp_path):
     files = hub.fetch(name, SIZES)
     assert list(files) == [f"{name}_{kind}.jsonl" for kind in SIZES]
     write_documents(files, tmp_path / "data")
@@ -59,7 +59,7 @@ def test_the_files_do_not_depend_on_the_order_of_the_rows():
     assert hub.distinct([Document("a", 0), Document("a", 1), Document("a", 0)]) == []
 
 
-def test_too_few_texts_an_unknown_label_or_a_missing_column_are_named(sets, monkeypatch):
+def test_too_few_texts_an_unknown_label_and_a_missing_column_are_errors(sets, monkeypatch):
     with pytest.raises(EvosearchError, match=r"hub_sst2: 29 distinct texts, 4664 needed\. .*--data DIR") as caught:
         hub.fetch("sst2")
     assert not isinstance(caught.value, InputError)  # exit code 1: the input was valid
@@ -73,19 +73,19 @@ def test_too_few_texts_an_unknown_label_or_a_missing_column_are_named(sets, monk
         hub.fetch("trec", SIZES)
 
 
-def test_a_hub_out_of_reach_says_what_else_to_do():
+def test_an_unreachable_hub_names_the_alternative():
     with pytest.raises(EvosearchError, match=r"data set SetFit/subj: .*To use local files instead, give --data DIR"):
         hub.fetch("subj")
 
 
-def test_a_command_without_network_ends_with_1_and_trains_nothing(write_base, tmp_path, capsys):
+def test_without_network_the_command_exits_with_1_and_trains_nothing(write_base, tmp_path, capsys):
     base = write_base(tmp_path / "base")
     assert train_experts.main(["--only", "subj", "--base", str(base), "--out", str(tmp_path / "out")]) == 1
     assert "train_experts: failed: data set SetFit/subj" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_written_sets_are_not_fetched_again(sets, tmp_path, monkeypatch):
+def test_downloaded_sets_are_not_downloaded_again(sets, tmp_path, monkeypatch):
     monkeypatch.setattr(train_experts, "fetch", lambda name: hub.fetch(name, SIZES))
     settings = train_experts.Settings(batch=4)
     first = train_experts.fetch_task(tmp_path / "data", "trec", settings)

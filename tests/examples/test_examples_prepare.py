@@ -1,4 +1,4 @@
-"""`examples.smollm2.prepare` on tiny random models: what it writes, what it refuses, and that recipes use it."""
+"""`examples.smollm2.prepare` on tiny random models: written files, errors, and the recipes' paths."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def copied_experts(experts, tmp_path):
 
 @pytest.fixture
 def tiny_base(monkeypatch, write_base):
-    """Replace the downloaded base by a random one; return the list of wheels it was made from."""
+    """Replace the downloaded base by a random one; return the list of wheels of all calls."""
     made = []
 
     def write(wheel, folder):
@@ -40,7 +40,7 @@ def tiny_base(monkeypatch, write_base):
 # ---- preparation
 
 
-def test_base_adapters_and_documents_are_written_and_then_kept(experts, tiny_base, write_data, tmp_path):
+def test_base_adapters_and_documents_are_written_and_then_reused(experts, tiny_base, write_data, tmp_path):
     data = write_data(tmp_path / "data")
     arguments = (experts, data, tmp_path / "out", None, tmp_path / "suite")
     first = prepare.prepare(*arguments)
@@ -56,7 +56,7 @@ def test_base_adapters_and_documents_are_written_and_then_kept(experts, tiny_bas
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= files
     for made in (first["base"], *first["adapters"].values()):
         modes = {stat.S_IMODE(path.stat().st_mode) for path in Path(made["path"]).iterdir()}
-        assert len(modes) == 1, "the weights are as readable as the rest"
+        assert len(modes) == 1, "the weights have the permissions of the other files"
 
     weights = tmp_path / "out" / "adapters" / "sst2" / "adapter_model.safetensors"
     written = weights.stat().st_mtime_ns
@@ -66,7 +66,7 @@ def test_base_adapters_and_documents_are_written_and_then_kept(experts, tiny_bas
     assert len(tiny_base) == 1
 
 
-def test_an_adapter_is_copied_byte_for_byte_and_nothing_else(experts, tiny_base, write_data, tmp_path):
+def test_only_an_adapters_two_files_are_copied_and_unchanged(experts, tiny_base, write_data, tmp_path):
     prepare.prepare(experts, write_data(tmp_path / "data"), tmp_path / "out", None, tmp_path / "suite")
     for name in NAMES:
         copied = tmp_path / "out" / "adapters" / name
@@ -75,7 +75,7 @@ def test_an_adapter_is_copied_byte_for_byte_and_nothing_else(experts, tiny_base,
             assert (copied / file).read_bytes() == (experts / name / file).read_bytes()
 
 
-def test_a_changed_adapter_or_a_damaged_copy_is_made_again(
+def test_a_changed_adapter_or_an_incomplete_copy_is_copied_again(
     copied_experts, tiny_base, write_data, write_adapter, tmp_path
 ):
     arguments = (copied_experts, write_data(tmp_path / "data"), tmp_path / "out", None, tmp_path / "suite")
@@ -104,7 +104,7 @@ def test_a_foreign_folder_is_never_replaced(experts, tiny_base, write_data, tmp_
     assert mine.read_text() == "mine"
 
 
-def test_a_failure_leaves_no_half_written_folder(tmp_path):
+def test_a_failure_leaves_no_partial_folder(tmp_path):
     def write(folder):
         (folder / "model.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device")
@@ -114,7 +114,7 @@ def test_a_failure_leaves_no_half_written_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_preparations_do_not_write_into_one_folder(tmp_path):
+def test_a_folder_can_be_locked_only_once(tmp_path):
     with (
         folders.locked(tmp_path),
         pytest.raises(CheckpointError, match="another process is writing to this folder"),
@@ -122,13 +122,13 @@ def test_two_preparations_do_not_write_into_one_folder(tmp_path):
     ):
         pytest.fail("locked twice")
     with folders.locked(tmp_path):
-        pass  # free again
+        pass  # the lock is released
 
 
-# ---- what is refused
+# ---- errors
 
 
-def test_the_command_as_documented_names_a_missing_folder_and_ends_with_2(tmp_path):
+def test_the_documented_command_names_a_missing_folder_and_exits_with_2(tmp_path):
     absent, out = tmp_path / "absent", tmp_path / "out"
     command = [sys.executable, "-B", "-m", "examples.smollm2.prepare", "--experts", str(absent), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
@@ -138,7 +138,7 @@ def test_the_command_as_documented_names_a_missing_folder_and_ends_with_2(tmp_pa
     assert not out.exists()
 
 
-def test_a_missing_data_folder_is_named_and_ends_with_2(experts, tmp_path, capsys):
+def test_a_missing_data_folder_is_named_and_exits_with_2(experts, tmp_path, capsys):
     out = tmp_path / "out"
     for data in ((), ("--data", tmp_path / "absent")):
         assert prepare.main(list(map(str, ("--experts", experts, *data, "--out", out)))) == 2
@@ -147,7 +147,7 @@ def test_a_missing_data_folder_is_named_and_ends_with_2(experts, tmp_path, capsy
     assert not out.exists()
 
 
-def test_json_summary_stands_alone_on_standard_output(experts, tiny_base, write_data, tmp_path, monkeypatch, capsys):
+def test_standard_output_is_only_the_json_summary(experts, tiny_base, write_data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(prepare, "SUITE_DATA", tmp_path / "suite")
     data = write_data(tmp_path / "data")
     code = prepare.main(["--experts", str(experts), "--data", str(data), "--out", str(tmp_path / "out"), "--json"])
@@ -172,7 +172,7 @@ def test_a_missing_wheel_is_refused(experts, write_data, tmp_path):
         )
 
 
-def test_an_adapter_of_another_kind_is_refused(copied_experts):
+def test_an_adapter_of_another_type_is_refused(copied_experts):
     (copied_experts / "sst2" / "adapter_config.json").write_text('{"peft_type": "IA3"}')
     with pytest.raises(CheckpointError, match=r"adapter_config.json: peft_type 'IA3'. LORA"):
         adapters.check_adapter(copied_experts / "sst2")
@@ -232,7 +232,7 @@ def test_a_missing_data_file_is_named(write_data, tmp_path):
 
 
 @pytest.mark.parametrize(("file", "method"), [("smollm2.yaml", "task_arithmetic"), ("smollm2_ties.yaml", "ties")])
-def test_recipes_name_what_the_command_writes(file, method):
+def test_the_recipes_paths_are_those_that_the_command_writes(file, method):
     spec = yaml.safe_load((ROOT / "recipes" / file).read_text(encoding="utf-8"))
     folder = ROOT / "models" / "smollm2"
     assert folder == folders.MODELS
@@ -246,7 +246,7 @@ def test_recipes_name_what_the_command_writes(file, method):
     assert (ROOT / "recipes" / spec["suite"]).resolve() == ROOT / "evals" / "sentences.yaml"
 
 
-def test_the_two_recipes_are_two_searches_with_one_budget():
+def test_the_two_recipes_differ_only_in_name_and_recipe():
     specs = [
         yaml.safe_load((ROOT / "recipes" / file).read_text(encoding="utf-8"))
         for file in ("smollm2.yaml", "smollm2_ties.yaml")

@@ -1,4 +1,4 @@
-"""Sentence tasks in lm-eval: prompts and labels as in the experts' training, and errors of missing files."""
+"""Sentence tasks in lm-eval: prompts and labels as in the experts' training, and errors for missing files."""
 
 import shutil
 from pathlib import Path
@@ -27,7 +27,7 @@ def load_tasks(folder, names):
     return manager.load([f"sentences_{name}" for name in names])["tasks"]
 
 
-def test_tasks_word_prompts_and_labels_as_the_experts_are_trained(suite_folder, write_data, tmp_path, monkeypatch):
+def test_tasks_have_the_prompts_and_labels_of_the_training(suite_folder, write_data, tmp_path, monkeypatch):
     write_data(suite_folder / "data", documents=7)
     monkeypatch.chdir(tmp_path)
     tasks = load_tasks(suite_folder, TASKS)
@@ -58,7 +58,7 @@ def test_a_damaged_data_file_is_named_with_its_line(suite_folder, write_data):
         load_tasks(suite_folder, ["trec"])
 
 
-def test_suite_names_the_tasks_and_their_chance_levels():
+def test_the_suite_lists_the_tasks_with_their_chance_levels():
     suite = yaml.safe_load((ROOT / "evals" / "sentences.yaml").read_text(encoding="utf-8"))
     files = [yaml.safe_load(_plain(path)) for path in sorted((ROOT / "evals" / "sentences").glob("*.yaml"))]
     choices = {task["task"]: len(task["doc_to_choice"]) for task in files}

@@ -1,4 +1,4 @@
-"""`examples.smollm2.train_experts` on a tiny random Llama: what it writes, keeps, learns and refuses."""
+"""`examples.smollm2.train_experts` on a tiny random Llama: written files, resumption, training and errors."""
 
 import itertools
 import json
@@ -35,10 +35,10 @@ def train_all(data, tiny, out, names=NAMES, settings=QUICK, force=False):
     return train_experts.train_experts(names, data, out, tiny, None, settings, force)
 
 
-# ---- what is written, and kept
+# ---- written and reused files
 
 
-def test_three_adapters_are_written_that_fit_the_base_and_are_then_kept(data, tiny, tmp_path, capsys):
+def test_three_adapters_that_fit_the_base_are_written_and_then_reused(data, tiny, tmp_path, capsys):
     import torch
     from safetensors.torch import load_file
 
@@ -51,7 +51,7 @@ def test_three_adapters_are_written_that_fit_the_base_and_are_then_kept(data, ti
         assert files == {"adapter_config.json", "adapter_model.safetensors", "accuracy.json", "prepared.json"}
         assert not made["kept"]
         assert made["accuracy"]["n"] == 12
-        adapters.attached(base.load_base(tiny)[0], out / name)  # raises if a tensor has no target
+        adapters.attach_adapter(base.load_base(tiny)[0], out / name)  # raises if a tensor has no target
         tensors = load_file(out / name / "adapter_model.safetensors")
         assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
         assert any(tensor.abs().max() > 0 for key, tensor in tensors.items() if "lora_B" in key), "B is trained"
@@ -78,7 +78,7 @@ def test_three_adapters_are_written_that_fit_the_base_and_are_then_kept(data, ti
     ]
 
 
-def test_training_is_the_same_twice(data, tiny, tmp_path):
+def test_training_is_deterministic(data, tiny, tmp_path):
     import torch
 
     weights = []
@@ -89,14 +89,14 @@ def test_training_is_the_same_twice(data, tiny, tmp_path):
     assert weights[0] == weights[1]
 
 
-def test_an_interrupted_run_keeps_what_is_finished_and_goes_on(write_data, tiny, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_resumes_after_the_finished_experts(write_data, tiny, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     real = train_experts.train
 
-    def interrupted(model, tokenizer, task, documents, settings, name, say):
+    def interrupted(model, tokenizer, task, documents, settings, name, report):
         if name == "subj":
             raise KeyboardInterrupt
-        return real(model, tokenizer, task, documents, settings, name, say)
+        return real(model, tokenizer, task, documents, settings, name, report)
 
     monkeypatch.setattr(train_experts, "train", interrupted)
     data = write_data(tmp_path / "more", documents=20, kinds=("train",))
@@ -113,7 +113,7 @@ def test_an_interrupted_run_keeps_what_is_finished_and_goes_on(write_data, tiny,
     assert {name: made["kept"] for name, made in found.items()} == {"sst2": True, "subj": False, "trec": False}
 
 
-def test_without_held_out_documents_nothing_is_measured(data, tiny, tmp_path):
+def test_without_held_out_documents_there_is_no_accuracy(data, tiny, tmp_path):
     (data / "sst2_heldout.jsonl").unlink()
     found = train_all(data, tiny, tmp_path / "out", names=["sst2"])
     assert found["experts"]["sst2"]["accuracy"] is None
@@ -134,8 +134,8 @@ def test_the_command_trains_only_the_given_tasks(write_data, tiny, tmp_path, cap
 # ---- training
 
 
-def test_an_expert_learns_its_task_and_what_is_on_disk_has_learned_it(tiny, tmp_path):
-    """The text gives the label away; the random base does not know that, the expert does after sixty steps."""
+def test_a_saved_expert_has_learned_its_task(tiny, tmp_path):
+    """The text's last word determines the label; the expert learns that in sixty steps."""
     import torch
 
     task = TASKS["sst2"]
@@ -148,7 +148,7 @@ def test_an_expert_learns_its_task_and_what_is_on_disk_has_learned_it(tiny, tmp_
     adapted = training.train(model, tokenizer, task, documents[:80], settings, "sst2", lines.append)
     assert torch.equal(adapted.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight, weight)
     training.save(adapted, tmp_path, "tiny")
-    stored = adapters.attached(base.load_base(tiny)[0], tmp_path)
+    stored = adapters.attach_adapter(base.load_base(tiny)[0], tmp_path)
     after = training.accuracy(stored, tokenizer, task, documents[80:])
     assert before < 0.7
     assert after > 0.9
@@ -156,7 +156,7 @@ def test_an_expert_learns_its_task_and_what_is_on_disk_has_learned_it(tiny, tmp_
     assert lines[-1].endswith("0.0 minutes left")
 
 
-def test_the_loss_is_that_of_the_label_alone_whatever_stands_beside_it_in_the_batch(tiny):
+def test_the_loss_covers_only_label_tokens_and_is_independent_of_the_batch(tiny):
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -179,7 +179,7 @@ def test_accuracy_ranks_the_labels_first_tokens(tiny):
 
     task = TASKS["trec"]
     model, tokenizer = base.load_base(tiny)
-    with torch.no_grad():  # with small random weights, all answers are the same
+    with torch.no_grad():  # with small random weights, all predictions are equal
         for parameter in model.parameters():
             parameter.mul_(10)
     documents = [
@@ -197,7 +197,7 @@ def test_accuracy_ranks_the_labels_first_tokens(tiny):
     assert training.accuracy(model, tokenizer, task, [*right, *wrong[:3]], batch=4) == pytest.approx(9 / 12)
 
 
-def test_an_epoch_takes_every_document_once():
+def test_an_epoch_uses_every_document_once():
     lengths = [(7 * index) % 23 for index in range(150)]
     settings = Settings(batch=8)  # 18 batches per epoch, 6 documents left over
 
@@ -211,7 +211,7 @@ def test_an_epoch_takes_every_document_once():
         assert len(set(taken)) == len(taken) == 144
     assert found == first(36)
     assert found != first(36, Settings(batch=8, seed=1))
-    # Similar lengths together: half the spread of random batches (the full range is 22).
+    # A batch has similar lengths: half the spread of random batches (the full range is 22).
     spread = [max(lengths[index] for index in batch) - min(lengths[index] for index in batch) for batch in found]
     assert sum(spread) / len(spread) < 10
 
@@ -225,10 +225,10 @@ def test_labels_start_where_the_prompt_ends(tiny):
             assert prompt == tokenizer(task.prompt.format(text="w1 w2"))["input_ids"]
 
 
-# ---- what is refused
+# ---- errors
 
 
-def test_the_command_as_documented_names_a_missing_folder_and_ends_with_2(tmp_path):
+def test_the_documented_command_names_a_missing_folder_and_exits_with_2(tmp_path):
     absent, out = tmp_path / "absent", tmp_path / "out"
     command = [sys.executable, "-B", "-m", "examples.smollm2.train_experts", "--data", str(absent), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
@@ -238,7 +238,7 @@ def test_the_command_as_documented_names_a_missing_folder_and_ends_with_2(tmp_pa
     assert not out.exists()
 
 
-def test_a_missing_base_or_an_unknown_task_ends_with_2(write_data, tmp_path, capsys):
+def test_a_missing_base_or_an_unknown_task_exits_with_2(write_data, tmp_path, capsys):
     data = write_data(tmp_path / "data", documents=20, kinds=("train",))
     absent, out = tmp_path / "absent", tmp_path / "out"
     assert train_experts.main(list(map(str, ("--data", data, "--base", absent, "--out", out)))) == 2
@@ -250,7 +250,7 @@ def test_a_missing_base_or_an_unknown_task_ends_with_2(write_data, tmp_path, cap
     assert not out.exists()
 
 
-def test_a_missing_file_a_damaged_line_or_a_wrong_label_stops_before_anything_is_trained(data, tiny, tmp_path):
+def test_a_missing_file_a_damaged_line_or_a_wrong_label_is_an_error_before_training(data, tiny, tmp_path):
     path = data / "trec_train.jsonl"
     good = path.read_text(encoding="utf-8")
     path.write_text(good + '{"text": "Who', encoding="utf-8")
