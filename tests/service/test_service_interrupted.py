@@ -18,14 +18,14 @@ from evosearch.search.ledger.ledger import Ledger
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 STEP_S = 600.0  # limit for one phase of a search, on a busy machine
-CANDIDATES = 12
+CANDIDATES = 60  # seconds of work: the signal must arrive while the search runs
 World = Callable[..., Path]
 Record = dict[str, list[Mapping[str, Any]]]
 
 
 @pytest.fixture
 def spec(world: World) -> Path:
-    """A search of two generations on Ray."""
+    """A search of ten generations on Ray."""
     return world(
         name="small", budget={"candidates": CANDIDATES}, workers={"count": 1, "threads": 1}, promotion={"finalists": 2}
     )
