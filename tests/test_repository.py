@@ -1,4 +1,4 @@
-"""Contents of the repository according to git."""
+"""Rules for the repository's files: no symbolic links, valid relative links, schema comments."""
 
 import re
 import shutil
@@ -62,8 +62,8 @@ def test_every_example_names_its_schema() -> None:
 
 
 @pytest.mark.parametrize("page", [path.relative_to(ROOT).as_posix() for path in PAGES])
-def test_relative_links_lead_somewhere(page: str) -> None:
-    """Links of pages outside of docs/, which mkdocs checks."""
+def test_relative_links_have_existing_targets(page: str) -> None:
+    """Checks pages outside of docs/; mkdocs checks those in docs/."""
     path = ROOT / page
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text("utf-8"))
     missing = [one for one in targets if "://" not in one and not (path.parent / one).exists()]

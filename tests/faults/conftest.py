@@ -1,4 +1,4 @@
-"""Fixtures for failures of real searches: planted models, an MLflow server that can be killed."""
+"""Fixtures for faults in real searches: models with a planted optimum, an MLflow server that can be killed."""
 
 import json
 import os
@@ -25,13 +25,13 @@ CHOICES = ["a", "b", "c", "d"]
 
 @pytest.fixture
 def models_folder(_models: Path) -> Path:
-    """Folder with `base`, `expert1` and `expert2` of the small world; read-only."""
+    """Read-only folder with the small world's `base`, `expert1` and `expert2`."""
     return _models
 
 
 @pytest.fixture
 def events() -> Callable[[Path], list[Event]]:
-    """Spec → all events in its ledger."""
+    """`events(spec)` → all events in the spec's ledger."""
 
     def read(spec: Path) -> list[Event]:
         run_dir = load_spec(spec).run_dir
@@ -47,7 +47,7 @@ def events() -> Callable[[Path], list[Event]]:
 def _planted(_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models whose average answers every question correctly, so that a search ends with a promotion.
 
-    A question's correct answer is that of a target near the base. The experts are on opposite sides of the target.
+    The correct answers are those of a target model near the base; the experts are on opposite sides of the target.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -104,7 +104,7 @@ def _planted(_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def planted(_planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """`planted(name, **changes)` writes a spec of a search that promotes, with runs in this test's folder."""
+    """`planted(name, **changes)` writes a spec whose search promotes a winner, with runs in this test's folder."""
     monkeypatch.setenv("EVOSEARCH_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("EVOSEARCH_CACHE", str(tmp_path / "cache"))
 
@@ -144,7 +144,7 @@ class MlflowServer:
         self.store = default_uri(folder)
         connect(self.store)  # creates the tables, which takes seconds
         self._empty = shutil.copy(folder / "mlflow.db", folder / "empty.db")
-        self.port = free_port()  # not a port that an outgoing connection may get while the server is down
+        self.port = free_port()  # no outgoing connection is assigned this port while the server is down
         self.uri = f"http://127.0.0.1:{self.port}"
         self._log = folder / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -165,7 +165,7 @@ class MlflowServer:
         until(self._answers, 400.0, self._log.read_text)
 
     def another_store(self, folder: Path) -> str:
-        """The URI of a fresh store in a new folder."""
+        """Create an empty store in a new folder; return its URI."""
         folder.mkdir()
         shutil.copy(self._empty, folder / "mlflow.db")
         return f"sqlite:///{folder / 'mlflow.db'}"
@@ -190,14 +190,14 @@ class MlflowServer:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """The server, not started: tests that need it start it and kill it at the end."""
+    """The server, not started yet; tests start it when they need it."""
     made = MlflowServer(tmp_path_factory.mktemp("server"))
     yield made
     made.kill()
 
 
 def until(condition: Callable[[], bool], timeout_s: float, problem: Callable[[], str] = str) -> None:
-    """Wait for a condition that another process or thread fulfils."""
+    """Wait until another process or thread has made a condition true."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"did not happen within {timeout_s:g} s. {problem()}"

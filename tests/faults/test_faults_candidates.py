@@ -1,4 +1,4 @@
-"""Candidates with non-finite answers, and a worker killed while it scores: the search continues."""
+"""The search continues after candidates with non-finite outputs, and after a worker is killed while it scores."""
 
 import os
 import signal
@@ -18,10 +18,10 @@ World = Callable[..., Path]
 Events = Callable[[Path], list[Event]]
 
 
-def test_answers_that_are_not_finite_are_failures(world: World, events: Events) -> None:
+def test_non_finite_outputs_are_failures(world: World, events: Events) -> None:
     """Weights of 1e12 are finite, but the model's outputs are not.
 
-    `tests/search/test_search_optimizers.py` shows for each optimizer that a failure ranks below every score.
+    `tests/search/test_search_optimizers.py` tests for each optimizer that a failure ranks below every score.
     """
     hole = {"low": 0.1, "high": 1e25, "log": True, "per": "group", "groups": 2, "ends": "shared"}
     recipe = {
@@ -40,14 +40,14 @@ def test_answers_that_are_not_finite_are_failures(world: World, events: Events) 
     assert {payload["stage"] for payload in failed.values()} == {"score"}
     assert all("not finite" in payload["reason"] for payload in failed.values())
     assert all("CandidateError" in payload["traceback"] for payload in failed.values())
-    assert not failed.keys() & {payload["candidate"] for payload in scored}, "never a score"
+    assert not failed.keys() & {payload["candidate"] for payload in scored}, "a failure has no score"
     reported = [entry for event in recorded if event.type == "told" for entry in event.payload["observations"]]
     assert len(reported) == 24
     for entry in reported:
         assert (entry["candidate"] in failed) == (entry["state"] == "failed") == (entry["value"] is None)
     assert report.best is not None
     assert report.best.candidate not in failed
-    assert run(spec, Silent()).candidates == replace(report.candidates, resumed=24), "a failure is not tried again"
+    assert run(spec, Silent()).candidates == replace(report.candidates, resumed=24), "a failure is not retried"
     assert events(spec)[-1].type == "stopped"
 
 
@@ -63,7 +63,7 @@ def _no_ray_left() -> Iterator[None]:
 
 
 class Killer(Silent):
-    """Kills the only worker once, while it works on a job."""
+    """Watcher that kills the only worker once, while it scores a job."""
 
     def __init__(self, events: Callable[[], list[Event]]) -> None:
         self._events = events
@@ -85,8 +85,8 @@ class Killer(Silent):
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("_no_ray_left")
-def test_a_worker_killed_while_it_scores_costs_nothing(world: World, events: Events) -> None:
-    """`tests/execution/test_execution_ray.py` tests the executor; this tests the record in the ledger."""
+def test_no_score_is_lost_with_a_killed_worker(world: World, events: Events) -> None:
+    """`tests/execution/test_execution_ray.py` tests the executor; this tests the ledger's events."""
     spec = world("killed", workers={"executor": "ray", "count": 1, "threads": 1, "gpus_per_worker": 0})
     killer = Killer(lambda: events(spec))
     report = run(spec, killer)
@@ -109,4 +109,4 @@ def test_a_worker_killed_while_it_scores_costs_nothing(world: World, events: Eve
         name: card["fitness"]["value"] for (name, split), card in once.items() if name.isdigit() and split == "search"
     }
     local = world("killed", budget={"candidates": 18})
-    assert run(local, Silent()).candidates == replace(report.candidates, resumed=18), "and it is replayed exactly"
+    assert run(local, Silent()).candidates == replace(report.candidates, resumed=18), "and the ledger replays exactly"

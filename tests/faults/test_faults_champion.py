@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from evosearch.search.ledger.events import Event
-from evosearch.service import run as run_room
+from evosearch.service import run as run_module
 from evosearch.service.run import run
 from evosearch.setup import trackers
 from evosearch.tracking.model_registry import Registry
@@ -20,18 +20,18 @@ PROMOTION = {"finalists": 1, "register_as": "night"}
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for room in (run_room, trackers):
-        monkeypatch.setattr(room, "PATIENCE_S", 1.0)
+    for module in (run_module, trackers):
+        monkeypatch.setattr(module, "PATIENCE_S", 1.0)
 
 
 class Notes:
-    """A watcher that keeps all notes."""
+    """Watcher that collects all notes."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.texts: list[str] = []
 
     def note(self, text: str) -> None:
-        self.said.append(text)
+        self.texts.append(text)
 
     def update(self, *_: Any) -> None: ...
 
@@ -41,14 +41,16 @@ class Notes:
 
 
 class Impatient(Notes):
-    """A watcher that interrupts a search once the search stage begins."""
+    """Watcher that interrupts the search when the search stage begins."""
 
     def update(self, progress: Any) -> None:
         if progress.stage == "search":
             raise KeyboardInterrupt
 
 
-def test_the_champion_is_compared_later_or_stays(planted: World, events: Events, server: Any, tmp_path: Path) -> None:
+def test_a_champion_that_cannot_be_read_is_neither_compared_nor_replaced(
+    planted: World, events: Events, server: Any, tmp_path: Path
+) -> None:
     uri = server.another_store(tmp_path / "store")
     first = planted("first", tracking={"uri": uri}, promotion=PROMOTION)
     assert run(first, Notes()).promoted
@@ -56,7 +58,7 @@ def test_the_champion_is_compared_later_or_stays(planted: World, events: Events,
     champion = registry.champion("night")
     assert champion is not None
 
-    # A weaker champion, of an unknown search: the base model alone.
+    # A weaker champion, from an unknown search: the base model.
     artifacts = tmp_path / "weak"
     artifacts.mkdir()
     recipe = next(
@@ -66,25 +68,26 @@ def test_the_champion_is_compared_later_or_stays(planted: World, events: Events,
     own = {"search_id": champion.search_id, "recipe_id": "weak", "artifact_dir": artifacts}
     assert registry.register("night", candidate="base", **own) == "2"
 
-    # While the store is down the champion is unknown: it is neither compared nor replaced.
-    with pytest.raises(KeyboardInterrupt):  # a search does not start without its store, so it must have begun
+    # While the store is down, the champion is neither compared nor replaced.
+    with pytest.raises(KeyboardInterrupt):  # start while the store is up, since a search does not start without it
         run(planted("second", tracking={"uri": uri}, promotion=PROMOTION), Impatient())
     away = {"uri": "http://127.0.0.1:9"}
     notes = Notes()
     second = planted("second", tracking=away, promotion=PROMOTION)
     assert run(second, notes).promoted
-    assert any("the current champion of 'night' cannot be read" in note for note in notes.said)
+    assert any("the current champion of 'night' cannot be read" in note for note in notes.texts)
     gates = [event.payload for event in events(second) if event.type == "gated"]
     assert [c["role"] for gate in gates for c in gate["comparisons"] if c["role"] == "champion"] == []
 
-    # The store is back: the gate decides again, with the champion, which is recorded as another test opening.
+    # When the store is available again, the gate repeats its decision with the champion: another test opening.
     second = planted("second", tracking={"uri": uri}, promotion=PROMOTION)
     assert run(second, Notes()).promoted
     recorded = events(second)
     gates = [event.payload for event in recorded if event.type == "gated"]
     assert len(gates) == 2
-    met = [c for c in gates[1]["comparisons"] if c["role"] == "champion" and c["challenger"] == gates[1]["promoted"]]
-    assert [comparison["beats"] for comparison in met] == [True]
+    winner = gates[1]["promoted"]
+    against = [c for c in gates[1]["comparisons"] if c["role"] == "champion" and c["challenger"] == winner]
+    assert [comparison["beats"] for comparison in against] == [True]
     opened = [event.payload for event in recorded if event.type == "test_opened"]
     assert [("champion" in entry["candidates"]) for entry in opened] == [False, True]
     assert opened[1]["count"] == opened[0]["count"] + 1
@@ -92,8 +95,8 @@ def test_the_champion_is_compared_later_or_stays(planted: World, events: Events,
     assert now is not None
     assert now.version == "3"
 
-    # Running the first search again changes nothing: the champion is the second search's.
+    # Running the first search again changes nothing: the champion comes from the second search.
     notes = Notes()
     assert run(first, notes).promoted
-    assert any("the champion of 'night' is from a later search and is kept" in note for note in notes.said)
+    assert any("the champion of 'night' is from a later search and is kept" in note for note in notes.texts)
     assert registry.champion("night") == now

@@ -1,4 +1,4 @@
-"""Inputs that changed between start and resume, or are damaged: named, exit code 2, and nothing recorded."""
+"""Inputs that changed before a resume, or are damaged, are errors with exit code 2; the ledger stays unchanged."""
 
 import json
 import re
@@ -21,7 +21,7 @@ Events = Callable[[Path], list[Event]]
 
 @dataclass(frozen=True)
 class Begun:
-    """A search that has begun, with its own files to change."""
+    """A search that has started, with its own copy of all files."""
 
     spec: Path
     files: Path
@@ -54,7 +54,7 @@ EXPERTS = ("expert1", "expert2")
 
 @pytest.fixture
 def begun(_begun: Begun, evosearch: Evosearch, monkeypatch: pytest.MonkeyPatch) -> Iterator[Begun]:
-    """The search, run once; changes to its files are undone after each test."""
+    """The search, run once; changes to its files are reverted after each test."""
     monkeypatch.setenv("EVOSEARCH_RUNS", str(_begun.runs))
     if not _begun.runs.exists():
         code, _, err = evosearch("run", _begun.spec)
@@ -91,7 +91,7 @@ def weights(files: Path) -> str:
 
 
 def config(files: Path) -> str:
-    """Change the rotary base: the tensors stay equal, but the model is another one."""
+    """Change the rotary base: the tensors are equal, but the model's outputs are not."""
     path = files / "base" / "config.json"
     data = json.loads(path.read_text())
     data["rope_theta"] = 5.0
@@ -124,7 +124,7 @@ def metric_in_the_suite(files: Path) -> str:
 
 
 def document(files: Path) -> str:
-    """Change a document that the search scores."""
+    """Change a document that the search uses."""
     with Ledger.open(f"sqlite:///{files.parent}/runs/begun/ledger.db", read_only=True) as ledger:
         (info,) = ledger.searches()
         began = ledger.events(info.search_id)[0].payload
@@ -149,32 +149,32 @@ def prompt(files: Path) -> str:
     [weights, config, tokenizer, generation_config, weight_in_the_suite, metric_in_the_suite, document, prompt],
     ids=lambda change: change.__name__,
 )
-def test_what_changed_since_the_start_is_named_and_nothing_is_recorded(
+def test_a_change_since_the_start_is_an_error_and_adds_no_events(
     begun: Begun, evosearch: Evosearch, events: Events, change: Callable[[Path], str]
 ) -> None:
-    edit(begun.spec, "candidates: 2", "candidates: 4")  # so that work is left
+    edit(begun.spec, "candidates: 2", "candidates: 4")  # so that the search is not finished
     before = events(begun.spec)
-    said = change(begun.files)
+    expected = change(begun.files)
     code, out, err = evosearch("run", begun.spec)
     assert code == 2, err
-    assert re.search(said, err), err
+    assert re.search(expected, err), err
     assert out == ""
     assert events(begun.spec) == before
 
 
-def test_what_does_not_matter_may_change(begun: Begun, evosearch: Evosearch, events: Events) -> None:
+def test_irrelevant_changes_are_allowed(begun: Begun, evosearch: Evosearch, events: Events) -> None:
     edit_json(begun.files / "base" / "config.json", transformers_version="4.0.0", _name_or_path="/elsewhere")
     (begun.files / "base" / "README.md").write_text("notes")
     edit(begun.spec, "candidates: 2", "candidates: 3")
     code, _, err = evosearch("run", begun.spec)
     assert code in (0, 3), err
     recorded = events(begun.spec)
-    assert sum(event.type == "asked" for event in recorded) == 3, "with nothing scored twice"
+    assert sum(event.type == "asked" for event in recorded) == 3, "no candidate is scored twice"
     assert [event.payload["resumed"] for event in recorded if event.type == "started"] == [False, True]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=["nan", "inf"])
-def test_a_parent_that_is_not_finite_is_named_before_anything_is_scored(
+def test_a_parent_with_non_finite_weights_is_an_error_before_anything_is_scored(
     begun: Begun, evosearch: Evosearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
     from safetensors.torch import load_file, save_file
@@ -187,8 +187,8 @@ def test_a_parent_that_is_not_finite_is_named_before_anything_is_scored(
     for command in ("check", "run"):
         code, out, err = evosearch(command, begun.spec)
         assert code == 2, out + err
-        said = (out + err).replace("\n", " ")
+        shown = (out + err).replace("\n", " ")
         damaged = r"'model\.layers\.1\.mlp\.up_proj\.weight' of \S*expert1 is damaged: 1 of its \d+ values are NaN or"
-        assert re.search(damaged, said), said
-        assert "expert1/model.safetensors" in said
-    assert not (tmp_path / "fresh").exists(), "no ledger is begun"
+        assert re.search(damaged, shown), shown
+        assert "expert1/model.safetensors" in shown
+    assert not (tmp_path / "fresh").exists(), "no ledger is created"

@@ -1,7 +1,7 @@
 """A disk that fills up during a write: an error with path and sizes, no partial files, and no loss of data.
 
-A limit on the file size stands in for a disk that fills up during a write: any process can set it, and the system
-refuses further bytes at the same point. Space that is missing from the start is read from the file system itself.
+The full disk is simulated with a limit on the file size, which any process can set: writes fail at the same point. The
+test of too little space at the start uses the file system's real free space.
 """
 
 import os
@@ -21,12 +21,12 @@ from evosearch.errors import CheckpointError
 
 Evosearch = Callable[..., tuple[int, str, str]]
 World = Callable[..., Path]
-LIMIT = 40_000  # bytes a file may grow to; the models here have 98 kB of weights
+LIMIT = 40_000  # maximum file size in bytes; the models here have 98 kB of weights
 SIZES = r"\d+\.\d [KM]iB needed, [\d.]+ [KMGT]iB free"
 
 
 def on_a_full_disk(*arguments: object) -> tuple[int, str]:
-    """Run a command that may write files of at most `LIMIT` bytes; return exit code and standard error."""
+    """Run a command that can write files of at most `LIMIT` bytes; return its exit code and standard error."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
@@ -48,7 +48,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_merge_stops_and_leaves_nothing(models_folder: Path, tmp_path: Path) -> None:
+def test_a_failed_merge_leaves_no_files(models_folder: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     models = [{"model": str(models_folder / f"expert{i}"), "parameters": {"weight": 0.5}} for i in (1, 2)]
     recipe.write_text(yaml.safe_dump({"merge_method": "linear", "models": models}))
@@ -63,7 +63,7 @@ def test_a_merge_stops_and_leaves_nothing(models_folder: Path, tmp_path: Path) -
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["neighbour"]
 
 
-def test_an_export_stops_and_leaves_what_was_there(
+def test_a_failed_export_leaves_the_earlier_export_unchanged(
     planted: World, evosearch: Evosearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = planted("night", budget={"candidates": 2}, baselines={"scales": []})
@@ -77,12 +77,12 @@ def test_an_export_stops_and_leaves_what_was_there(
     code, err = on_a_full_disk(*arguments)
     assert code == 2, err
     assert re.search(rf"exports/winner: cannot be written: File too large \({SIZES}\)", err), err
-    assert contents(out.parent) == before, "the earlier export is untouched, and no other file was added"
+    assert contents(out.parent) == before, "the earlier export is unchanged, and no file was added"
     assert evosearch(*arguments)[0] == 0, "with enough space the same command succeeds"
     assert contents(out.parent)["winner/model.safetensors"] != before["winner/model.safetensors"]
 
 
-def test_a_disk_that_is_too_small_is_detected_before_anything_is_written(tmp_path: Path) -> None:
+def test_too_little_space_is_detected_before_anything_is_written(tmp_path: Path) -> None:
     layout = [("a", (2**30, 2**20)), ("b", (2**30,))]  # 4 PiB and 4 GiB
     with pytest.raises(CheckpointError) as caught:
         CheckpointWriter(tmp_path / "new" / "out", layout, torch.float32)
@@ -92,8 +92,8 @@ def test_a_disk_that_is_too_small_is_detected_before_anything_is_written(tmp_pat
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_copied_files_count_too(models_folder: Path, tmp_path: Path) -> None:
-    """Tokenizers can be larger than the last free megabytes."""
+def test_the_needed_space_includes_copied_files(models_folder: Path, tmp_path: Path) -> None:
+    """Tokenizer files can take megabytes."""
     plain = CheckpointWriter(tmp_path / "plain", [("a", (4,))], torch.float32)
     complete = CheckpointWriter(tmp_path / "complete", [("a", (4,))], torch.float32, models_folder / "base")
     for writer in (plain, complete):
@@ -125,7 +125,7 @@ with Ledger.open(sys.argv[1], "night.yaml: ledger") as ledger:
 """
 
 
-def test_a_ledger_on_a_full_disk_keeps_what_was_committed_and_continues_with_space(tmp_path: Path) -> None:
+def test_a_ledger_on_a_full_disk_keeps_committed_events_and_continues_with_space(tmp_path: Path) -> None:
     database = tmp_path / "ledger.db"
     done = subprocess.run(
         [sys.executable, "-c", FILL_THE_LEDGER, f"sqlite:///{database}"], capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""All reports state how often the test set was opened, and whether it is contaminated."""
+"""All reports state how often the test set was opened, and whether contamination was acknowledged."""
 
 import json
 from collections.abc import Callable
@@ -35,10 +35,10 @@ def words(text: str) -> str:
     return " ".join(text.split())
 
 
-def test_every_report_says_how_often_the_test_was_opened_and_what_it_was_tuned_on(
+def test_every_report_states_test_openings_and_contamination(
     planted: World, acknowledging: Path, evosearch: Evosearch, server: Any, tmp_path: Path
 ) -> None:
-    def said(*arguments: object) -> Any:
+    def result(*arguments: object) -> Any:
         code, out, err = evosearch(*arguments, "--json")
         assert code == 0, err
         return json.loads(out)
@@ -46,7 +46,7 @@ def test_every_report_says_how_often_the_test_was_opened_and_what_it_was_tuned_o
     uri = server.another_store(tmp_path / "store")
     promotion = {"finalists": 1, "register_as": "night"}
     first = planted("first", suite=str(acknowledging), tracking={"uri": uri}, promotion=promotion)
-    report = said("run", first)
+    report = result("run", first)
     assert (report["test_openings"], report["contamination_acknowledged"]) == (1, True)
     header = Path(report["exported"]["recipe"]).read_text()
     assert f"# {opened(1)}\n# {CONTAMINATED}\n" in header
@@ -58,12 +58,12 @@ def test_every_report_says_how_often_the_test_was_opened_and_what_it_was_tuned_o
     assert code == 0
     assert opened(2) in words(out)
     assert CONTAMINATED not in words(out)
-    assert said("run", first)["test_openings"] == 2
+    assert result("run", first)["test_openings"] == 2
     _, out, _ = evosearch("run", first)
     assert opened(2) in words(out)
     assert CONTAMINATED in words(out)
 
-    rows = said("leaderboard", "first")
+    rows = result("leaderboard", "first")
     tested = [row["splits"]["test"] for row in rows if "test" in row["splits"]]
     assert len(tested) >= 4
     assert {(on["openings"], on["contamination_acknowledged"]) for on in tested} == {(2, True)}
@@ -71,7 +71,7 @@ def test_every_report_says_how_often_the_test_was_opened_and_what_it_was_tuned_o
     assert opened(2) in words(out)
     assert CONTAMINATED in words(out)
 
-    listed = {row["name"]: row for row in said("status")}
+    listed = {row["name"]: row for row in result("status")}
     assert {name: row["test_openings"] for name, row in listed.items()} == {"first": 2, "second": 2}
     assert [listed[name]["contamination_acknowledged"] for name in ("first", "second")] == [True, False]
     _, out, _ = evosearch("status")
@@ -79,16 +79,16 @@ def test_every_report_says_how_often_the_test_was_opened_and_what_it_was_tuned_o
     assert CONTAMINATED in words(out)
 
     path = tmp_path / "again.yaml"
-    done = said("export", "first", "-o", path)
+    done = result("export", "first", "-o", path)
     assert (done["test_openings"], done["contamination_acknowledged"]) == (2, True)
     assert f"# {opened(2)}\n# {CONTAMINATED}\n" in path.read_text()
     _, out, _ = evosearch("export", "second", "-o", tmp_path / "other.yaml")
     assert opened(2) in words(out)
     assert CONTAMINATED not in words(out)
 
-    found = said("score", path, acknowledging, "--split", "test")
+    found = result("score", path, acknowledging, "--split", "test")
     assert (found["test_openings"], found["contamination_acknowledged"]) == (2, True), "a reread does not count"
-    assert said("score", path, acknowledging, "--split", "search")["test_openings"] is None
+    assert result("score", path, acknowledging, "--split", "search")["test_openings"] is None
     _, out, _ = evosearch("score", path, acknowledging, "--split", "test")
     assert opened(2) in words(out)
     assert CONTAMINATED in words(out)

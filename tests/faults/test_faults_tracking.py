@@ -10,10 +10,10 @@ import pytest
 from evosearch.reporting.report import CandidateCounts
 from evosearch.search.ledger.events import Event
 from evosearch.search.progress import Progress, Silent
-from evosearch.service import run as run_room
+from evosearch.service import run as run_module
 from evosearch.service.run import run
 from evosearch.setup import trackers
-from evosearch.tracking import mirror as mirror_room
+from evosearch.tracking import mirror as mirror_module
 from evosearch.tracking.client import connect, find_runs
 from evosearch.tracking.mirror import UP_TO_DATE
 from evosearch.tracking.mlflow import MlflowMirror
@@ -26,9 +26,9 @@ Server = Any  # conftest.MlflowServer
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirror_room, "LONGEST_PAUSE_S", 1.0)
-    for room in (run_room, trackers):
-        monkeypatch.setattr(room, "PATIENCE_S", 2.0)
+    monkeypatch.setattr(mirror_module, "LONGEST_PAUSE_S", 1.0)
+    for module in (run_module, trackers):
+        monkeypatch.setattr(module, "PATIENCE_S", 2.0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,7 +38,7 @@ def _killed_at_the_end(server: Server) -> Iterator[None]:
 
 
 def mirrored(uri: str, experiment: str) -> dict[str, dict[str, Any]]:
-    """All MLflow data of a search by candidate ("" is the search itself), without ids and the cursor."""
+    """A search's MLflow data by candidate ("" is the search itself), except ids and the mirror's cursor."""
     client = connect(uri)
     found = client.get_experiment_by_name(experiment)
     out: dict[str, dict[str, Any]] = {}
@@ -61,7 +61,7 @@ def mirrored(uri: str, experiment: str) -> dict[str, dict[str, Any]]:
 
 
 def check_complete_and_once(server: Server, spec: Path, events: list[Event], tmp_path: Path) -> None:
-    """Assert one run per candidate, each metric of each card once, and equality to an undisturbed mirror."""
+    """Assert one run per candidate, one point per metric and score card, and equality to an undisturbed mirror."""
     shown = mirrored(server.store, spec.stem)
     candidates = {e.payload["candidate"] for e in events if e.type in ("asked", "baseline") and e.payload.get("recipe")}
     assert shown.keys() == candidates | {""}
@@ -96,7 +96,7 @@ def test_a_search_does_not_start_while_its_server_is_down(
 
 
 class Assassin(Silent):
-    """Performs an act when the search begins."""
+    """Watcher that calls a function once, when the search begins."""
 
     def __init__(self, act: Callable[[], None]) -> None:
         self.act, self.done, self.notes = act, False, list[str]()
@@ -119,17 +119,17 @@ def test_after_an_outage_from_the_start_the_next_run_mirrors_everything(
     assassin = Assassin(server.kill)
     report = run(spec, assassin)
     assert report.promoted
-    place = f"MLflow at {server.uri}"
-    (said,) = [note for note in assassin.notes if note.startswith(f"{place}: ")]
-    assert "The search continues; missing events are written once the store is back" in said
+    store = f"MLflow at {server.uri}"
+    (note,) = [note for note in assassin.notes if note.startswith(f"{store}: ")]
+    assert "The search continues; missing events are written once the store is back" in note
     assert any("not registered as 'absent'" in note for note in assassin.notes)
     recorded = events(spec)
-    assert report.tracking.startswith(f"{place} is behind: ")
+    assert report.tracking.startswith(f"{store} is behind: ")
     assert recorded[-1].type == "stopped"
     assert [event.payload["version"] for event in recorded if event.type == "promoted"] == [None]
 
     server.start()
-    for _ in range(2):  # the second run has nothing left to do
+    for _ in range(2):  # the second run has nothing to mirror
         code, out, err = evosearch("run", spec, "--json")
         assert code == 0, err
         assert json.loads(out)["tracking"] == "up to date"
@@ -145,7 +145,7 @@ def test_after_an_outage_from_the_start_the_next_run_mirrors_everything(
 
 
 class Saboteur(Silent):
-    """Performs acts at given numbers of candidates, while the search waits."""
+    """Watcher that calls functions at given numbers of scored candidates; the search waits for them."""
 
     def __init__(self, acts: dict[int, Callable[[], None]]) -> None:
         self.acts, self.notes = dict(acts), list[str]()
@@ -159,7 +159,7 @@ class Saboteur(Silent):
         self.notes.append(text)
 
 
-def test_after_an_outage_in_the_middle_the_mirror_catches_up_during_the_search(
+def test_after_an_outage_during_a_search_the_mirror_catches_up_before_its_end(
     planted: World, server: Server, events: Events, until: Callable[..., None], tmp_path: Path
 ) -> None:
     spec = planted("outage", tracking={"uri": server.uri}, budget={"candidates": 12})

@@ -1,4 +1,4 @@
-"""Two processes on one search: the second is refused with the holder's id, and the first is not affected."""
+"""Two processes on one search: the second exits with an error that names the first, which continues."""
 
 import os
 import re
@@ -19,17 +19,17 @@ Events = Callable[[Path], list[Event]]
 
 
 class Second(Silent):
-    """Starts the same command in another process during the search, and waits for its output."""
+    """Watcher that runs the same command in another process during the search."""
 
     def __init__(self, spec: Path, events: Events) -> None:
         self.spec, self.events = spec, events
-        self.said: subprocess.CompletedProcess[str] | None = None
+        self.completed: subprocess.CompletedProcess[str] | None = None
 
     def update(self, progress: Progress) -> None:
-        if progress.stage == "search" and progress.done >= 3 and self.said is None:
+        if progress.stage == "search" and progress.done >= 3 and self.completed is None:
             before = self.events(self.spec)
             command = [sys.executable, "-m", "evosearch.cli.main", "run", str(self.spec)]
-            self.said = subprocess.run(
+            self.completed = subprocess.run(
                 command, env=dict(os.environ), capture_output=True, text=True, timeout=300, check=False
             )
             assert self.events(self.spec) == before
@@ -39,17 +39,17 @@ def test_the_second_process_is_refused_and_the_first_continues(planted: World, e
     spec = planted("shared")
     second = Second(spec, events)
     report = run(spec, second)
-    assert second.said is not None
-    assert second.said.returncode == 2, second.said.stderr
-    assert second.said.stdout == ""
+    assert second.completed is not None
+    assert second.completed.returncode == 2, second.completed.stderr
+    assert second.completed.stdout == ""
     found = re.search(
         rf"shared\.yaml: ledger: this search is being run by process {os.getpid()} on "
         rf"{re.escape(socket.gethostname())}, since (\S+)\. Wait for it, or stop it first\.",
-        second.said.stderr,
+        second.completed.stderr,
     )
-    assert found, second.said.stderr
+    assert found, second.completed.stderr
     assert 0 <= (datetime.now().astimezone() - datetime.fromisoformat(found[1])).total_seconds() < 600
-    assert "Traceback" not in second.said.stderr
+    assert "Traceback" not in second.completed.stderr
     assert report.candidates == CandidateCounts(6, 6, 0, 0)
     recorded = events(spec)
     assert sum(event.type == "started" for event in recorded) == 1
