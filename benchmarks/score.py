@@ -231,9 +231,9 @@ def main() -> int:
     outside = bench.outside(options.items) if options.only in "outside" else None
     found = {"threads": options.threads, "settings": [asdict(row) for row in rows], "outside": outside}
     publish(found, table(rows, outside))
-    met = all(row.times >= row.claim and row.differ == 0 for row in rows)
-    met = met and all(row.run <= OVERHEAD * row.distinct for row in rows)
-    return int(not met or bool(outside and outside["share"] > OUTSIDE))
+    confirmed = all(row.times >= row.claim and row.differ == 0 for row in rows)
+    confirmed = confirmed and all(row.run <= OVERHEAD * row.distinct for row in rows)
+    return int(not confirmed or bool(outside and outside["share"] > OUTSIDE))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ SUPPORTED = {
     *("Gemma2ForCausalLM", "Gemma3ForCausalLM", "Olmo2ForCausalLM", "PhiForCausalLM", "Phi3ForCausalLM"),
     *("GPT2LMHeadModel", "GPTNeoXForCausalLM", "MixtralForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM"),
 }
-OTHERS = ("OPT", "Falcon", "Bloom", "Mpt")  # not registered, unless somebody adds a file
+OTHERS = ("OPT", "Falcon", "Bloom", "Mpt")  # not registered, unless a file is added for them
 VARIANTS: dict[str, dict[str, Any]] = {  # a family that does not use a key has the same tensors with and without it
     "default": {},
     "tied": {"tie_word_embeddings": True},
