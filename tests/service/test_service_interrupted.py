@@ -64,12 +64,19 @@ def scored(runs: Path) -> int:
         return 0
 
 
+def _as_in_a_terminal() -> None:
+    """Let SIGINT through, which a shell's background jobs ignore, and so would all that they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def running(spec: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The program in a process group of its own; the group is killed at the end."""
     command = [sys.executable, "-m", "evosearch.cli.main", "run", str(spec)]
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, start_new_session=True, preexec_fn=_as_in_a_terminal
+        )
     try:
         yield process
     finally:
