@@ -1,1 +1,1 @@
-"""From a spec to a search that is ready to run: models, search space, executor, tracker."""
+"""Preparation of a search from its spec: models, search space, executor, tracker."""
