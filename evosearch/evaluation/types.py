@@ -155,5 +155,38 @@ class ScoreCard:
         }
 
 
+@dataclass(frozen=True)
+class GradientCard:
+    """Fitness of one candidate on one batch, and its gradient in the coefficients of the candidate's recipe.
+
+        fitness     = Σ_t v_t Σ_i g_ti        g_ti fitness of item i of task t, in the unit of the suite's fitness
+        gradient[k] = d fitness / d x_k       x_k value of dimension k
+
+    By default v_t = w_t / n_t with n_t the task's items in the batch and w_t its weight in the suite (Σ w_t = 1 over
+    the batch's tasks): the fitness of a score card. A job may give v_t instead: if the batches of several jobs divide a
+    larger batch, and all jobs have the v_t of that batch, the sums of their fitness values and of their gradients are
+    those of the larger batch, whatever the shares. In points, g = 100 (f − c) / (1 − c) for an item mean f.
+
+    Attributes:
+        split: Split of the items.
+        batch_digest: `ItemBatch.digest`.
+        fitness: The fitness, its standard error over items, and the number of items.
+        gradient: (dimensions,) float64, in fitness per unit of the dimension.
+        tasks: Task → mean of g_ti over the task's items.
+        tokens: Work done, by the forward passes alone.
+        seconds: Step → time in seconds: materialize, score (forward passes and gradient).
+        modes: loglikelihood → execution mode.
+    """
+
+    split: str
+    batch_digest: str
+    fitness: Estimate
+    gradient: tuple[float, ...]
+    tasks: Mapping[str, Estimate]
+    tokens: Tokens = field(default_factory=Tokens)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    modes: Mapping[str, str] = field(default_factory=dict)
+
+
 def _digest(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

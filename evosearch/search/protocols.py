@@ -4,23 +4,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from evosearch.evaluation.types import Column, ItemBatch, ScoreCard
+from evosearch.evaluation.types import Column, GradientCard, ItemBatch, ScoreCard
 from evosearch.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
 class Job:
-    """One recipe to score on one batch of items."""
+    """One recipe to score on one batch of items, or to differentiate there.
 
-    id: str  # unique in a search: candidate, split and minibatch
+    Attributes:
+        id: Unique in a search: candidate, split and minibatch.
+        recipe: The recipe; for a gradient, with `Dual` numbers where a dimension has an effect.
+        batch: The items.
+        minibatch: Index of the minibatch; None: the full split.
+        gradient: Number of dimensions of the gradient; None: the job is scored and has no gradient.
+        weights: For a gradient: task → weight of each of its items in the fitness, see `GradientCard`; None: those of
+            the suite on this batch.
+    """
+
+    id: str
     recipe: Recipe
     batch: ItemBatch
-    minibatch: int | None = None  # index of the minibatch; None: the full split
+    minibatch: int | None = None
+    gradient: int | None = None
+    weights: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job has no score card."""
+    """Why a job has no card."""
 
     stage: str  # materialize | score | worker
     reason: str
@@ -30,7 +42,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Outcome of a job: a score card or a failure."""
+    """Outcome of a job: a score card, a gradient card (if the job asked for one), or a failure."""
 
     job: Job
     worker: str
@@ -38,6 +50,7 @@ class Outcome:
     failure: Failure | None = None
     retries: tuple[Failure, ...] = ()  # worker faults before this outcome
     seconds: Mapping[str, float] = field(default_factory=dict)
+    gradient: GradientCard | None = None
 
 
 class Executor(Protocol):
