@@ -71,12 +71,33 @@ def total(function: Callable[[int, list[Tensor]], Tensor], tensors: Sequence[Ten
     Returns:
         The sum in float64; NaN if a term is not finite.
     """
-    sums: list[float] = []
+    (one,) = totals(lambda start, parts: (function(start, parts),), tensors, dtype)
+    return one
+
+
+def totals(
+    function: Callable[[int, list[Tensor]], Sequence[Tensor]], tensors: Sequence[Tensor], dtype: torch.dtype
+) -> tuple[float, ...]:
+    """Return several sums of one pass over the tensors, each like `total`.
+
+    Args:
+        function: (index of the chunk's first element, the tensors' chunks in `dtype`) → the terms of each sum, flat.
+        tensors: Inputs of one shape.
+        dtype: Type of the chunks.
+    """
+    sums: list[list[float]] = []
     flat = [tensor.reshape(-1) for tensor in tensors]
     step = 64 * BLOCK
-    for start in range(0, flat[0].numel(), step):
-        terms = function(start, [tensor[start : start + step].to(dtype) for tensor in flat])
-        end = terms.numel() - terms.numel() % BLOCK
-        sums += terms[:end].view(-1, BLOCK).sum(dim=1, dtype=torch.float64).tolist()
-        sums.append(terms[end:].sum(dtype=torch.float64).item())
-    return math.fsum(sums) if all(map(math.isfinite, sums)) else math.nan
+    for start in range(0, max(1, flat[0].numel()), step):
+        found = function(start, [tensor[start : start + step].to(dtype) for tensor in flat])
+        sums = sums or [[] for _ in found]
+        for column, terms in zip(sums, found, strict=True):
+            end = terms.numel() - terms.numel() % BLOCK
+            column += terms[:end].view(-1, BLOCK).sum(dim=1, dtype=torch.float64).tolist()
+            column.append(terms[end:].sum(dtype=torch.float64).item())
+    return tuple(math.fsum(column) if all(map(math.isfinite, column)) else math.nan for column in sums)
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """Return the type for products in derivatives: that of the arithmetic, but float32 for half precision."""
+    return torch.promote_types(dtype, torch.float32)

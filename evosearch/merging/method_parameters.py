@@ -80,7 +80,7 @@ class Parameters:
         """Return a shared number; a boolean counts as 0 or 1."""
         value = self.shared[name]
         assert not isinstance(value, str), f"'{name}' is not a number"
-        return value
+        return float(value) if isinstance(value, float) else value  # never a `Dual`
 
     def choice(self, name: str) -> str:
         """Return the name of a shared choice."""

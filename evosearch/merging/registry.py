@@ -77,6 +77,47 @@ class Survey(Protocol):
         ...
 
 
+Slope = float | tuple[float, ...]  # derivative in a shared parameter, or in a parameter of each parent
+
+
+class Derivative(Protocol):
+    """The derivative of a merge in its parameters, contracted with a gradient. Does not change its inputs."""
+
+    def __call__(
+        self, base: Tensor | None, parents: Sequence[Tensor], p: Parameters, grad: Tensor
+    ) -> Mapping[str, Slope]:
+        """Return dL/dp for a loss L of the merged tensor, at the parameters `p`.
+
+        Decisions between entries (kept or dropped, elected or not) are held fixed.
+
+        Args:
+            base: θ₀, as in `Merge`.
+            parents: θᵢ, as in `Merge`.
+            p: Parameters at this tensor; with the survey's fact, as in `Merge`.
+            grad: dL/dθ of the merged tensor θ: of its shape, of any floating type, on its device.
+
+        Returns:
+            Differentiable parameter → one number per parent if it is `per_model`, else one number. Sums are made in
+            float64 (`kernels.totals`), and are NaN if a term is not finite.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The factors fᵢ of a merge θ₀ + Σ fᵢτᵢ with τᵢ = θᵢ − θ₀, which are the same for all entries of a tensor.
+
+    Adapters can be merged and differentiated by their factors alone, without the dense τᵢ.
+
+    Attributes:
+        of: Parameters at a tensor → fᵢ, one per parent.
+        chain: (parameters at a tensor, dL/dfᵢ, one per parent) → dL/dp, in the form of `Derivative`.
+    """
+
+    of: Callable[[Parameters], Sequence[float]]
+    chain: Callable[[Parameters, Sequence[float]], Mapping[str, Slope]]
+
+
 @dataclass(frozen=True)
 class Method:
     """A registered method: its description and its functions."""
@@ -84,6 +125,8 @@ class Method:
     spec: MethodSpec
     merge: Merge
     survey: Survey | None = None
+    derivative: Derivative | None = None
+    factors: Factors | None = None
 
 
 _methods: dict[str, Method] = {}
@@ -101,18 +144,28 @@ def merge_method(
     random: bool = False,
     mergekit: MergekitForm | None = None,
     survey: Survey | None = None,
+    differentiable: tuple[str, ...] = (),
+    derivative: Derivative | None = None,
+    factors: Factors | None = None,
 ) -> Callable[[Merge], Merge]:
-    """Register the decorated function as a merge method. The arguments are those of `MethodSpec`, and its survey.
+    """Register the decorated function as a merge method. The arguments are those of `MethodSpec` and `Method`.
 
     Raises:
-        ValueError: A method of that name is already registered.
+        ValueError: A method of that name is already registered, or `differentiable` does not fit the method.
     """
     if name in _methods:
         raise ValueError(f"a merge method named '{name}' is already registered")
-    spec = MethodSpec(name, paper, dict(parameters), needs_base, takes_base, models, random, summary, mergekit)
+    for parameter in differentiable:
+        if parameter not in parameters or parameters[parameter].kind != "float":
+            raise ValueError(f"merge method '{name}': differentiable: '{parameter}' is not a float parameter of it")
+    if bool(differentiable) != (derivative is not None):
+        raise ValueError(f"merge method '{name}': differentiable and derivative must be given together")
+    spec = MethodSpec(
+        name, paper, dict(parameters), needs_base, takes_base, models, random, summary, mergekit, differentiable
+    )
 
     def register(function: Merge) -> Merge:
-        _methods[name] = Method(spec, function, survey)
+        _methods[name] = Method(spec, function, survey, derivative, factors)
         return function
 
     return register

@@ -1,4 +1,4 @@
-"""Weighted sums of task vectors, shared by task_arithmetic and dare_linear."""
+"""Weighted sums of task vectors and their derivatives, shared by task_arithmetic and dare_linear."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from evosearch.errors import CandidateError
-from evosearch.merging.kernels import elementwise, same
+from evosearch.merging.kernels import at_least_float32, elementwise, same, total
 from evosearch.merging.method_parameters import Parameters
 
 Change = Callable[[int, int, Tensor], Tensor]  # (parent, index of the chunk's first element, τ) → changed τ
@@ -18,13 +18,28 @@ def scales(method: str, p: Parameters) -> list[float]:
     Raises:
         CandidateError: With `normalize`, weights that are not all zero sum to zero.
     """
-    weights, total = p.each("weight"), 1.0
-    if p["normalize"] and any(weights):
-        total = sum(weights)
-        if abs(total) <= 1e-6 * sum(abs(w) for w in weights):
-            reason = f"{method}: weights {weights} sum to {total:g}, which normalize divides by"
-            raise CandidateError("materialize", reason)
-    return [p["lambda"] * w / total for w in weights]
+    weights, divisor = p.each("weight"), _divisor(p)
+    if p["normalize"] and any(weights) and abs(divisor) <= 1e-6 * sum(abs(w) for w in weights):
+        reason = f"{method}: weights {weights} sum to {divisor:g}, which normalize divides by"
+        raise CandidateError("materialize", reason)
+    return [p["lambda"] * w / divisor for w in weights]
+
+
+def chain(p: Parameters, slopes: Sequence[float]) -> dict[str, float | tuple[float, ...]]:
+    """Return dL/dλ and dL/dwᵢ from the derivatives dL/dfᵢ in fᵢ = λwᵢ / S, with S = Σw with `normalize`, else 1.
+
+    dL/dλ = Σ dL/dfᵢ wᵢ/S and dL/dwᵢ = λ/S (dL/dfᵢ − dL/dλ), without the last term if S is 1 for any weights. Weights
+    that are all zero, where `normalize` has no effect, have the derivative without it.
+    """
+    weights, divisor, lam = p.each("weight"), _divisor(p), p["lambda"]
+    mean = sum(slope * w for slope, w in zip(slopes, weights, strict=True)) / divisor
+    moved = mean if p["normalize"] and any(weights) else 0.0  # by the change of S
+    return {"weight": tuple(lam / divisor * (slope - moved) for slope in slopes), "lambda": mean}
+
+
+def _divisor(p: Parameters) -> float:
+    weights = p.each("weight")
+    return sum(weights) if p["normalize"] and any(weights) else 1.0
 
 
 def add_deltas(
@@ -59,3 +74,28 @@ def add_deltas(
         return (summed if zero is None else summed.add_(zero)).add_(theta_0)
 
     return elementwise(add, (base, *(parents[i] for i in moved)), p.dtype)
+
+
+def contract_deltas(
+    base: Tensor, parents: Sequence[Tensor], p: Parameters, grad: Tensor, change: Change | None = None
+) -> list[float]:
+    """Return ⟨dL/dθ, cᵢ(τᵢ)⟩ for every parent, the derivative in the factor fᵢ of `add_deltas`.
+
+    Args:
+        base: θ₀.
+        parents: θᵢ; one that shares the base's tensor has the derivative 0.
+        p: Parameters; only the arithmetic's type is used.
+        grad: dL/dθ of the merged tensor.
+        change: c, as in `add_deltas`.
+    """
+    dtype = at_least_float32(p.dtype)
+
+    def contract(i: int, theta: Tensor) -> float:
+        def terms(start: int, chunks: list[Tensor]) -> Tensor:
+            slope, theta_0, theta_i = chunks
+            tau = theta_i - theta_0
+            return (change(i, start, tau) if change else tau).mul_(slope)
+
+        return 0.0 if same(base, theta) else total(terms, (grad, base, theta), dtype)
+
+    return [contract(i, theta) for i, theta in enumerate(parents)]

@@ -74,6 +74,7 @@ class MethodSpec:
         random: The method draws masks, which are keyed by the contents of the models.
         summary: When the method helps, in one sentence.
         mergekit: The method in mergekit; None if mergekit has no equivalent.
+        differentiable: Parameters in which the method has a derivative; none for a method without one.
     """
 
     name: str
@@ -85,6 +86,7 @@ class MethodSpec:
     random: bool = False
     summary: str = ""
     mergekit: MergekitForm | None = None
+    differentiable: tuple[str, ...] = ()
 
 
 class Place(str, Enum):

@@ -11,6 +11,7 @@ from typing import Any, Self
 from evosearch.documents import validate
 from evosearch.errors import RecipeError, did_you_mean
 from evosearch.recipe.checks import check
+from evosearch.recipe.dual import Dual
 from evosearch.recipe.schema import NO_EFFECT, Recipe
 from evosearch.recipe.shapes import MethodSpec, ModelShape, Scalar
 from evosearch.search.space.depth import Piece, flatten
@@ -169,6 +170,40 @@ class SearchSpace:
         if chosen is not None:
             _drop_foreign(data, self._methods[data[METHOD]])
         return validate(Recipe, data, self._where, RecipeError)
+
+    def with_derivatives(self, genome: Mapping[str, Scalar]) -> Recipe:
+        """Return the recipe of a genome whose numbers know their derivative in the dimensions.
+
+        It is `fill(genome)`, with every number of a float dimension as a `Dual` whose term is {index of the dimension:
+        1}. Log-scaled dimensions too are differentiated in their value.
+
+        Raises:
+            RecipeError: The genome is not in this space, or the recipe is malformed.
+        """
+        self.validate(genome)
+        dual = dict(genome)
+        for index, dimension in enumerate(self.dimensions):
+            if dimension.kind == "float":
+                dual[dimension.name] = Dual(float(genome[dimension.name]), {index: 1.0})
+        return self.fill(dual)
+
+    def not_differentiable(self) -> str | None:
+        """Return why a merge has no derivative in some dimension, in words that name the first one; None if it has."""
+        if self._routes is not None:
+            return "a route has no derivative in its hops"
+        method = self._template[METHOD]
+        for dimension in self.dimensions:
+            if dimension.kind != "float":
+                kind = "a choice" if dimension.kind == "categorical" else "a whole number"
+                return f"'{dimension.name}' is {kind}, which has no derivative"
+            known = self._methods[str(method)].differentiable
+            if not known:
+                return f"'{dimension.name}': {method} has no derivative"
+            for _, parameter in self._targets[dimension.name]:
+                if parameter not in known:
+                    listed = " and ".join(known)
+                    return f"'{dimension.name}': {method} has derivatives in {listed}, not in {parameter}"
+        return None
 
     def _without_inert(
         self, shape: ModelShape, chosen: Sequence[str], places: Mapping[str, str]
