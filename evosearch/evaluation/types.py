@@ -6,17 +6,20 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 SPLITS = ("search", "validation", "test")
+FitnessKind = Literal["expected_score", "score", "gold_logprob", "margin"]  # what an optimizer maximizes, see fitness.py
 
 # Columns other than lm-eval's metrics, whose columns have the metric's name, such as `acc`.
 LOGLIKELIHOODS = "loglikelihoods"  # (requests,) summed log-likelihood of each request, in request order
 REQUESTS = "requests"  # (items,) number of requests of each item: how to split LOGLIKELIHOODS into items
-GOLD = "gold_logprob"  # (items,) log-probability of the right answer, see gold.py
+EXPECTED = "expected"  # (items,) probability of being right, in [0, 1]
+MARGIN = "margin"  # (items,) sigmoid of the right answer's lead over its best rival, in [0, 1]
+GOLD = "gold_logprob"  # (items,) log-probability of the first right answer, per token if it is a text
 IN_LANGUAGE = "in_language"  # (items,) 1 if the generated text is in the task's language, else 0
 
 
@@ -130,7 +133,7 @@ class ScoreCard:
     modes: Mapping[str, str] = field(default_factory=dict)  # loglikelihood, generation → execution mode
     guards: Mapping[str, float] = field(default_factory=dict)  # guarded task → points, 100 (m − c) / (1 − c)
     score_stderr: float = 0.0
-    # Task → mean gold log-probability of a scoring task with `fitness: gold_logprob`, otherwise points.
+    # Task → its share of the fitness, see fitness.py; of a guarded task that does not score, its points.
     task_fitness: Mapping[str, Estimate] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
