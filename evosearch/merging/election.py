@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from evosearch.merging.kernels import elementwise, same
+from evosearch.merging.kernels import at_least_float32, elementwise, same, totals
 from evosearch.merging.method_parameters import Parameters
+
+Change = Callable[[int, int, Tensor], Tensor]  # (parent, index of the chunk's first element, τ) → changed τ
 
 
 def elect_and_sum(
@@ -23,11 +25,8 @@ def elect_and_sum(
         count: Count signs instead of summing values.
         normalize: Divide each entry by the sum of the weights that agree on its sign.
     """
-    vote = torch.zeros_like(deltas[0])
-    for delta in deltas:
-        vote.add_(delta.sign() if count else delta)
     # Arithmetic on signs: comparisons and masks take several times as long on a CPU.
-    sign = vote.sign_().add_(0.5).sign_()  # ±1, plus at zero
+    sign = _vote(deltas, count).add_(0.5).sign_()  # ±1, plus at zero
     merged, divisor = torch.zeros_like(sign), torch.zeros_like(sign)
     for delta, w in zip(deltas, weights, strict=True):
         agreeing = delta.mul_(sign).clamp_(min=0)  # |wᵢτᵢ| where it has the elected sign, else 0
@@ -35,7 +34,7 @@ def elect_and_sum(
         if normalize:
             divisor.add_(agreeing.sign_(), alpha=w)  # Σ wᵢ over the agreeing
     if normalize:
-        merged.div_(divisor.add_(divisor.sign().abs_().neg_().add_(1)))  # a divisor of 0 becomes 1
+        merged.div_(_nonzero(divisor))
     return merged.mul_(sign)
 
 
@@ -43,7 +42,8 @@ def elect_deltas(
     base: Tensor,
     parents: Sequence[Tensor],
     p: Parameters,
-    change: Callable[[int, int, Tensor], Tensor],
+    change: Change,
+    factors: Sequence[float],
     *,
     count: bool = False,
 ) -> Tensor:
@@ -55,8 +55,8 @@ def elect_deltas(
         base: θ₀.
         parents: θᵢ.
         p: Parameters; `weight`, `lambda` and `normalize` are used.
-        change: (parent, index of the chunk's first element, τ) → the changed τ times wᵢ, in place or as a new tensor.
-            Zeros must stay zeros.
+        change: Changes a chunk of τᵢ, in place or as a new tensor. Zeros must stay zeros.
+        factors: wᵢ times a positive constant, which multiplies the changed τᵢ.
         count: Count signs instead of summing values.
     """
     lam, normalize = p["lambda"], bool(p["normalize"])
@@ -67,7 +67,90 @@ def elect_deltas(
 
     def elect(start: int, chunks: list[Tensor]) -> Tensor:
         theta_0, *thetas = chunks
-        deltas = [change(i, start, theta - theta_0) for i, theta in zip(moved, thetas, strict=True)]
+        taus = [change(i, start, theta - theta_0) for i, theta in zip(moved, thetas, strict=True)]
+        deltas = [tau.mul_(factors[i]) for i, tau in zip(moved, taus, strict=True)]
         return elect_and_sum(deltas, weights, count=count, normalize=normalize).mul_(lam).add_(theta_0)
 
     return elementwise(elect, (base, *(parents[i] for i in moved)), p.dtype)
+
+
+def contract_elected(
+    base: Tensor,
+    parents: Sequence[Tensor],
+    p: Parameters,
+    grad: Tensor,
+    change: Change,
+    constants: Sequence[float],
+    *,
+    count: bool = False,
+) -> dict[str, float | tuple[float, ...]]:
+    """Return dL/dwᵢ and dL/dλ of `elect_deltas`, with the elected signs and the agreeing entries held fixed.
+
+    Let v = Σ aᵢwᵢcᵢτᵢ / D, where aᵢ is 1 for entries that agree, cᵢ is a constant, and D is Σ aᵢwᵢ with `normalize`,
+    else 1. Then dL/dλ = ⟨dL/dθ, v⟩ and dL/dwᵢ = λ ⟨dL/dθ, aᵢ(cᵢτᵢ − v)/D⟩, without `− v` where D does not depend on the
+    weights. In a weight of zero the derivative is that from above: its entries agree as for a small positive weight.
+
+    Args:
+        base: θ₀.
+        parents: θᵢ; one that shares the base's tensor has the derivative 0.
+        p: Parameters; `weight`, `lambda` and `normalize` are used.
+        grad: dL/dθ of the merged tensor.
+        change: Changes a chunk of τᵢ, as in `elect_deltas`.
+        constants: cᵢ, positive; `elect_deltas` has the factors wᵢcᵢ.
+        count: Count signs instead of summing values.
+    """
+    moved = [i for i, theta in enumerate(parents) if not same(base, theta)]
+    if not moved:
+        return {"weight": (0.0,) * len(parents), "lambda": 0.0}
+    weights, dtype = [p.each("weight")[i] for i in moved], at_least_float32(p.dtype)
+
+    def terms(start: int, chunks: list[Tensor]) -> list[Tensor]:
+        slope, *ends = chunks
+        theta_0, *thetas = [end.to(p.dtype) for end in ends]  # decisions in the type in which the merge makes them
+        taus = [change(i, start, theta - theta_0).mul_(constants[i]) for i, theta in zip(moved, thetas, strict=True)]
+        agreeing = [a.to(dtype) for a in _agreeing(taus, weights, count)]
+        changed = [tau.to(dtype) for tau in taus]  # cᵢτᵢ
+        return [slope * own for own in _by_parameter(changed, agreeing, weights, p["lambda"], bool(p["normalize"]))]
+
+    *found, of_lambda = totals(terms, (grad, base, *(parents[i] for i in moved)), dtype)
+    slopes = dict(zip(moved, found, strict=True))
+    return {"weight": tuple(slopes.get(i, 0.0) for i in range(len(parents))), "lambda": of_lambda}
+
+
+def _agreeing(taus: Sequence[Tensor], weights: Sequence[float], count: bool) -> list[Tensor]:
+    """Return aᵢ: 1 where wᵢτᵢ has the elected sign, else 0. A weight of zero agrees like a small positive one."""
+    vote = _vote([tau * w for tau, w in zip(taus, weights, strict=True)], count)
+    small = [tau for tau, w in zip(taus, weights, strict=True) if w == 0]
+    if small:
+        vote = vote.mul_(2).add_(_vote(small, count))  # they decide where the others do not
+    sign = vote.add_(0.5).sign_()
+    return [(tau * sign * (w or 1.0)).clamp_(min=0).sign_() for tau, w in zip(taus, weights, strict=True)]
+
+
+def _vote(deltas: Sequence[Tensor], count: bool) -> Tensor:
+    """Return the sign of Σ wᵢτᵢ, or of Σ sign(wᵢτᵢ) with `count`: ±1 or 0."""
+    vote = torch.zeros_like(deltas[0])
+    for delta in deltas:
+        vote.add_(delta.sign() if count else delta)
+    return vote.sign_()
+
+
+def _by_parameter(
+    taus: Sequence[Tensor], agreeing: Sequence[Tensor], weights: Sequence[float], lam: float, normalize: bool
+) -> list[Tensor]:
+    """Return the derivative of every entry of the merge in each wᵢ, and last in λ."""
+    value, divisor = torch.zeros_like(taus[0]), torch.zeros_like(taus[0])
+    for tau, a, w in zip(taus, agreeing, weights, strict=True):
+        value.add_(a * tau, alpha=w)  # Σ aᵢwᵢcᵢτᵢ
+        divisor.add_(a, alpha=w)
+    if not normalize:
+        return [*(lam * a * tau for tau, a in zip(taus, agreeing, strict=True)), value]
+    divides = divisor.sign().abs()  # 0 where the merge divides by 1 instead of by a sum of 0
+    value.div_(_nonzero(divisor))
+    moved = value * divides  # by the change of D
+    return [*(lam * a * (tau - moved) / divisor for tau, a in zip(taus, agreeing, strict=True)), value]
+
+
+def _nonzero(divisor: Tensor) -> Tensor:
+    """Replace zeros by 1, in place."""
+    return divisor.add_(divisor.sign().abs_().neg_().add_(1))

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from evosearch.errors import RecipeError
 from evosearch.merging.registry import method, specs
+from evosearch.recipe.shapes import Param
 
 FOLDER = Path(__file__).parent
-LAWS = FOLDER.parent / "merging" / "test_merging_laws.py"
+LAWS = (FOLDER.parent / "merging" / "test_merging_laws.py", FOLDER.parent / "merging" / "test_merging_derivatives.py")
 
 pytestmark = pytest.mark.usefixtures("with_methods")
 
@@ -74,7 +75,7 @@ def test_the_laws_are_tested_for_it_by_name():
     """In a process of its own, since tests are parametrized when they are collected."""
     path = os.pathsep.join([str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "midrange", str(LAWS)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "midrange", *map(str, LAWS)],
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         cwd=FOLDER.parents[1],
         capture_output=True,
@@ -109,3 +110,17 @@ def test_a_method_cannot_take_the_name_of_another():
 
     with pytest.raises(ValueError, match="a merge method named 'ties' is already registered"):
         merge_method("ties", paper="-", summary="-", parameters={})
+
+
+def test_a_derivative_names_the_float_parameters_that_it_is_in():
+    from evosearch.merging.registry import merge_method
+
+    known = {"weight": Param(0.0, 1.0), "normalize": Param(default=True, kind="bool")}
+    for names, message in [
+        (("wight",), "differentiable: 'wight' is not a float parameter of it"),
+        (("normalize",), "differentiable: 'normalize' is not a float parameter of it"),
+        (("weight",), "differentiable and derivative must be given together"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            merge_method("new", paper="-", summary="-", parameters=known, differentiable=names)
+    assert "new" not in specs()

@@ -1,14 +1,22 @@
 """dare_linear: add randomly thinned task vectors to the base (Yu et al. 2024)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from evosearch.merging.dare import INEXACT, PARAMETERS, SPELLED, drops
 from evosearch.merging.method_parameters import Parameters
-from evosearch.merging.registry import merge_method
-from evosearch.merging.sums import add_deltas, scales
+from evosearch.merging.registry import Slope, merge_method
+from evosearch.merging.sums import add_deltas, chain, contract_deltas, scales
 from evosearch.recipe.shapes import MergekitForm
+
+
+def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, grad: Tensor) -> Mapping[str, Slope]:
+    """Return dL/dwᵢ and dL/dλ, with the masks held fixed, from rᵢ ⟨dL/dθ, mᵢτᵢ⟩."""
+    assert base is not None
+    thinned = drops(base, parents, p)
+    kept = contract_deltas(base, parents, p, grad, lambda i, start, tau: thinned[i].apply(tau, start))
+    return chain(p, [drop.factor * slope for drop, slope in zip(thinned, kept, strict=True)])
 
 
 @merge_method(
@@ -19,6 +27,8 @@ from evosearch.recipe.shapes import MergekitForm
     random=True,
     parameters=PARAMETERS,
     mergekit=MergekitForm("dare_linear", spelled=SPELLED, inexact=INEXACT),
+    differentiable=("weight", "lambda"),
+    derivative=derivative,
 )
 def dare_linear(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
     """Return θ₀ + λ Σ wᵢ rᵢ mᵢτᵢ with τᵢ = θᵢ − θ₀; `normalize` divides by Σ wᵢ.

@@ -1,14 +1,22 @@
 """dare_ties: randomly thinned task vectors, merged with the sign election of TIES (Yu et al. 2024)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from evosearch.merging.dare import INEXACT, PARAMETERS, SPELLED, drops
-from evosearch.merging.election import elect_deltas
+from evosearch.merging.election import contract_elected, elect_deltas
 from evosearch.merging.method_parameters import Parameters
-from evosearch.merging.registry import merge_method
+from evosearch.merging.registry import Slope, merge_method
 from evosearch.recipe.shapes import MergekitForm
+
+
+def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, grad: Tensor) -> Mapping[str, Slope]:
+    """Return dL/dwᵢ and dL/dλ, with the masks and the elected signs held fixed (`contract_elected`)."""
+    assert base is not None
+    thinned = drops(base, parents, p)
+    rescale = [drop.factor for drop in thinned]  # rᵢ
+    return contract_elected(base, parents, p, grad, lambda i, start, tau: thinned[i].apply(tau, start), rescale)
 
 
 @merge_method(
@@ -19,6 +27,8 @@ from evosearch.recipe.shapes import MergekitForm
     random=True,
     parameters=PARAMETERS,
     mergekit=MergekitForm("dare_ties", spelled=SPELLED, inexact=INEXACT),
+    differentiable=("weight", "lambda"),
+    derivative=derivative,
 )
 def dare_ties(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
     """Return θ₀ + λ · the sum of those wᵢ rᵢ mᵢτᵢ that agree with the sign of their sum, entry by entry.
@@ -28,9 +38,5 @@ def dare_ties(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> 
     """
     assert base is not None
     thinned = drops(base, parents, p)
-    return elect_deltas(
-        base,
-        parents,
-        p,
-        lambda i, start, tau: thinned[i].apply(tau, start).mul_(p.each("weight")[i] * thinned[i].factor),
-    )
+    factors = [w * drop.factor for w, drop in zip(p.each("weight"), thinned, strict=True)]  # wᵢrᵢ
+    return elect_deltas(base, parents, p, lambda i, start, tau: thinned[i].apply(tau, start), factors)

@@ -1,13 +1,19 @@
 """passthrough: one model, with tensors scaled."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from evosearch.merging.kernels import elementwise
+from evosearch.merging.kernels import at_least_float32, elementwise, total
 from evosearch.merging.method_parameters import Parameters
-from evosearch.merging.registry import merge_method
+from evosearch.merging.registry import Slope, merge_method
 from evosearch.recipe.shapes import MergekitForm, Param
+
+
+def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, grad: Tensor) -> Mapping[str, Slope]:
+    """Return dL/dscale = ⟨dL/dθ, θ₁⟩, where θ₁ is the model's tensor."""
+    product = total(lambda _, pair: pair[0] * pair[1], (grad, parents[0]), at_least_float32(p.dtype))
+    return {"scale": (product,)}
 
 
 @merge_method(
@@ -18,6 +24,8 @@ from evosearch.recipe.shapes import MergekitForm, Param
     models=(1, 1),
     parameters={"scale": Param(0.0, 2.0, default=1.0, per_model=True)},
     mergekit=MergekitForm("passthrough"),
+    differentiable=("scale",),
+    derivative=derivative,
 )
 def passthrough(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
     """Return scale · θ; filters select the tensors to scale."""

@@ -1,14 +1,14 @@
 """ties: trim, elect sign, merge (Yadav et al. 2023)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from evosearch.errors import CandidateError
-from evosearch.merging.election import elect_deltas
+from evosearch.merging.election import Change, contract_elected, elect_deltas
 from evosearch.merging.magnitudes import Delta, Trim, trims
 from evosearch.merging.method_parameters import Parameters
-from evosearch.merging.registry import Site, merge_method
+from evosearch.merging.registry import Site, Slope, merge_method
 from evosearch.recipe.shapes import MergekitForm, Param
 
 
@@ -40,6 +40,13 @@ def survey(sites: Sequence[Site]) -> list[list[Trim | None] | None] | None:
     return [list(next(of_site)) if site.parameters.choice("trim_scope") == "model" else None for site in sites]
 
 
+def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, grad: Tensor) -> Mapping[str, Slope]:
+    """Return dL/dwᵢ and dL/dλ, with the kept entries and the elected signs held fixed (`contract_elected`)."""
+    assert base is not None
+    ones, count = [1.0] * len(parents), p.choice("sign_method") == "count"
+    return contract_elected(base, parents, p, grad, _trimmed(base, parents, p), ones, count=count)
+
+
 @merge_method(
     "ties",
     paper="arXiv:2306.01708",
@@ -55,6 +62,8 @@ def survey(sites: Sequence[Site]) -> list[list[Trim | None] | None] | None:
     },
     mergekit=MergekitForm("ties", fixed={"sign_method": "magnitude", "trim_scope": "tensor"}),
     survey=survey,
+    differentiable=("weight", "lambda"),
+    derivative=derivative,
 )
 def ties(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
     """Return θ₀ + λ · the average of the trimmed task vectors that agree with the elected sign, entry by entry.
@@ -65,14 +74,19 @@ def ties(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tenso
     Agreeing entries wᵢτᵢ are summed and, with `normalize`, divided by the sum of their weights.
     """
     assert base is not None
-    weights = p.each("weight")
+    count = p.choice("sign_method") == "count"
+    return elect_deltas(base, parents, p, _trimmed(base, parents, p), p.each("weight"), count=count)
+
+
+def _trimmed(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> Change:
+    """Return the function that trims chunks of the task vectors."""
     kept = [_trim(base, theta, p, i) for i, theta in enumerate(parents)]
 
     def trimmed(i: int, start: int, tau: Tensor) -> Tensor:
         trim = kept[i]
-        return (trim.apply(tau, start) if trim else tau).mul_(weights[i])  # wᵢτᵢ
+        return trim.apply(tau, start) if trim else tau
 
-    return elect_deltas(base, parents, p, trimmed, count=p.choice("sign_method") == "count")
+    return trimmed
 
 
 def _trim(base: Tensor, theta: Tensor, p: Parameters, i: int) -> Trim | None:
