@@ -32,6 +32,7 @@ from evosearch.errors import CheckpointError
 from evosearch.execution.worker_config import WorkerConfig
 from evosearch.materialize.inputs import Opener
 from evosearch.materialize.plan import donor_of
+from evosearch.recipe import placebos
 from evosearch.recipe.files import is_recipe
 from evosearch.recipe.identity import TOKENIZER_OF
 from evosearch.recipe.schema import Recipe
@@ -84,12 +85,12 @@ class _Preparing:
         return found
 
     def apply(self, opener: Opener, recipe: Recipe) -> None:
-        """Write the tensors that adapters change to the cache, and map them from there in the opener."""
+        """Write the tensors that adapters or placebos change to the cache, and map them from there in the opener."""
         opened = opener.as_they_are(recipe, self._config.also)
         adapted = {
             name: checkpoint
             for name, checkpoint in opened.items()
-            if isinstance(checkpoint, Overlay) and references.split(name, opener.recipes)[1] is not None
+            if isinstance(checkpoint, Overlay) and _is_computed(name, opener)
         }
         folders = {name: applied_adapters.folder_of(overlay, self._config.cache) for name, overlay in adapted.items()}
         distinct = {folders[name]: overlay for name, overlay in adapted.items()}
@@ -168,6 +169,11 @@ def _remedy(config: WorkerConfig, opener: Opener, reference: str) -> str:
     return f"If its source{also} did not change, the copy is damaged: remove {place} on this node"
 
 
+def _is_computed(reference: str, opener: Opener) -> bool:
+    """Return whether a model has tensors that are computed from files: of an adapter or a placebo."""
+    return placebos.parse(reference) is not None or references.split(reference, opener.recipes)[1] is not None
+
+
 def _leaves(opener: Opener, named: Iterable[str]) -> tuple[dict[str, None], dict[str, None]]:
     """Return the models and adapters in these references, including those of nested recipes."""
     models: dict[str, None] = {}
@@ -175,7 +181,12 @@ def _leaves(opener: Opener, named: Iterable[str]) -> tuple[dict[str, None], dict
     recipes: set[str] = set()
     waiting = list(named)
     while waiting:
-        model, adapter = references.split(waiting.pop(0), opener.recipes)
+        reference = waiting.pop(0)
+        placebo = placebos.parse(reference)
+        if placebo is not None:
+            waiting += [placebo.base, placebo.model]
+            continue
+        model, adapter = references.split(reference, opener.recipes)
         if adapter is not None:
             adapters[adapter] = None
         if not is_recipe(model):

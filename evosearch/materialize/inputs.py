@@ -22,10 +22,11 @@ from evosearch.checkpoints.sidecar import files_of
 from evosearch.checkpoints.writer import TOKENIZER_FILES
 from evosearch.errors import CandidateError, RecipeError
 from evosearch.materialize.on_disk import write_checkpoint
+from evosearch.materialize.placebo import adapter_placebo, dense_placebo
 from evosearch.materialize.plan import donor_of
 from evosearch.materialize.vocabulary import in_one_vocabulary
 from evosearch.merging.registry import specs
-from evosearch.recipe import files
+from evosearch.recipe import files, placebos
 from evosearch.recipe.checks import check
 from evosearch.recipe.identity import TOKENIZER_OF, recipe_id
 from evosearch.recipe.schema import Recipe
@@ -80,7 +81,7 @@ class Opener:
         self._opened[checkpoint.reference] = checkpoint
 
     def open(self, reference: str) -> Checkpoint:
-        """Open one model (a checkpoint, `model+adapter`, or a recipe), or return it if it is already open."""
+        """Open one model (a checkpoint, `model+adapter`, a recipe or a placebo), or return it if it is already open."""
         if reference not in self._opened:
             self._opened[reference] = self._open(reference)
         return self._opened[reference]
@@ -99,22 +100,38 @@ class Opener:
         return {reference: recipe.to_dict() for reference, recipe in self._read.items()}
 
     def _open(self, reference: str) -> Checkpoint:
+        placebo = placebos.parse(reference)
+        if placebo is not None:
+            return self._open_placebo(placebo)
         model, adapter = references.split(reference, self.recipes)
         hashes = Hashes(self.cache)
         if adapter is not None:
-            folder = self.near.get(adapter) or references.resolve_adapter(
-                adapter, self.cache, self.progress, self.allow_pickle
-            )
-            return apply_adapter(self.open(model), folder, reference, self.allow_pickle, hashes)
+            return apply_adapter(self.open(model), self._adapter(adapter), reference, self.allow_pickle, hashes)
         if files.is_recipe(model):
             return self._open_recipe(model)
         return Checkpoint.open(self._folder(model), reference, self.allow_pickle, hashes)
+
+    def _open_placebo(self, placebo: placebos.PlaceboReference) -> Checkpoint:
+        base, model = self.open(placebo.base), self.open(placebo.model)
+        under, adapter = references.split(placebo.model, self.recipes)
+        if adapter is None or under != placebo.base:
+            return dense_placebo(base, model, str(placebo), placebo.seed)
+        folder = self._adapter(adapter)
+        return adapter_placebo(base, model, folder, str(placebo), placebo.seed, self.allow_pickle)
+
+    def _adapter(self, adapter: str) -> Path:
+        return self.near.get(adapter) or references.resolve_adapter(
+            adapter, self.cache, self.progress, self.allow_pickle
+        )
 
     def _folder(self, model: str) -> Path:
         return self.near.get(model) or references.resolve(model, self.cache, self.progress, self.allow_pickle)
 
     def folder(self, reference: str) -> Path:
         """Return the folder of a model that is only used for its tokenizer."""
+        placebo = placebos.parse(reference)
+        if placebo is not None:
+            return self.folder(placebo.model)
         model, _ = references.split(reference, self.recipes)
         if files.is_recipe(model):
             return self._open_recipe(model).tokenizer_folder

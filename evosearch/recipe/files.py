@@ -18,6 +18,7 @@ from typing import Any
 from evosearch import documents
 from evosearch.errors import RecipeError, did_you_mean
 from evosearch.recipe.other_formats import refuse_other_formats
+from evosearch.recipe.placebos import PREFIX as PLACEBO
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.tokens import BASE, UNION
 
@@ -77,6 +78,8 @@ def load_file(path: Path) -> RecipeFile:
 
 def is_recipe(reference: str) -> bool:
     """Return whether a reference names a recipe, in a file or of a stage."""
+    if reference.startswith(PLACEBO):
+        return False
     return reference.startswith(STAGE) or _split(reference)[0].endswith(SUFFIXES)
 
 
@@ -100,7 +103,7 @@ def load_reference(reference: str, known: Mapping[str, Mapping[str, Any]] | None
 
 
 def pieces(reference: str, exists: Callable[[str], bool]) -> tuple[str, ...]:
-    """Split a reference at '+' into a model and, if there is one, an adapter.
+    """Split a reference at '+' into a model and, if there is one, an adapter; a placebo stays in one piece.
 
     An existing path that contains a '+' is kept in one piece; the longest such path wins.
 
@@ -108,6 +111,8 @@ def pieces(reference: str, exists: Callable[[str], bool]) -> tuple[str, ...]:
         reference: The reference.
         exists: Returns whether a folder or a recipe of that name exists.
     """
+    if reference.startswith(PLACEBO):
+        return (reference,)
     parts = reference.split("+")
     for end in range(len(parts), 1, -1):
         head = "+".join(parts[:end])

@@ -14,7 +14,7 @@ sum, as peft does for a bfloat16 base, would therefore discard the task vector b
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -45,17 +45,34 @@ def apply_adapter(
     Raises:
         CheckpointError: The adapter is damaged, incomplete, not supported, or does not fit the base.
     """
-    config, file = read_config(folder), _open(folder, allow_pickle)
+    config, file = read_config(folder), open_weights(folder, allow_pickle)
     changes = AdapterTensors(base, config, file).changes()
-    replaced: dict[str, Computed] = {}
-    for name, change in changes.items():
-        replaced[name] = (TensorInfo(DTYPE_NAMES[change.dtype], base.tensors[name].shape), change.make)
-    overlay = Overlay(base, reference, cache(lambda: _content(base, file, changes, hashes)), replaced)
+    overlay = changed(base, changes, reference, cache(lambda: _content(base, file, changes, hashes)))
     overlay.notes += _other_base(base, config)
     return overlay
 
 
-def _open(folder: Path, allow_pickle: bool) -> TensorFile:
+def changed(base: Checkpoint, changes: Mapping[str, Change], reference: str, content: Callable[[], str]) -> Overlay:
+    """Return a model with the changes of an adapter.
+
+    Args:
+        base: The base model.
+        changes: Tensor of the base → its change.
+        reference: Reference of the result.
+        content: Returns content_sha256 of the result.
+    """
+    replaced: dict[str, Computed] = {}
+    for name, change in changes.items():
+        replaced[name] = (TensorInfo(DTYPE_NAMES[change.dtype], base.tensors[name].shape), change.make)
+    return Overlay(base, reference, content, replaced)
+
+
+def open_weights(folder: Path, allow_pickle: bool = False) -> TensorFile:
+    """Open the weights of an adapter.
+
+    Raises:
+        CheckpointError: There are none, they are damaged, or they are pickled, which is not allowed.
+    """
     if (folder / ADAPTER_WEIGHTS).is_file():
         return Safetensors(folder / ADAPTER_WEIGHTS)
     if (folder / pickles.ADAPTER).is_file():
