@@ -19,6 +19,10 @@ class Task:
     prompt: str
     labels: tuple[str, ...]  # by label index, with the space that separates them from the prompt
 
+    def pair(self, document: "Document") -> tuple[str, str]:
+        """Prompt and right label of a document."""
+        return self.prompt.format(text=document.text), self.labels[document.label]
+
 
 TASKS = {
     "sst2": Task("Review: {text}\nSentiment:", (" negative", " positive")),

@@ -13,35 +13,23 @@ cores. Requires `./scripts/setup gguf`. Exit codes: 0 success, 1 failed, 2 inval
 
 import argparse
 import functools
-import json
 import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evosearch.errors import CheckpointError, SuiteError
-from examples.smollm2.adapters import attach_adapter, peft_warnings
-from examples.smollm2.base import NAME, SOURCES, check_wheel, load_base, make_base
+from examples.smollm2.base import check_wheel, make_base
 from examples.smollm2.command import add_common_arguments, run
-from examples.smollm2.documents import TASKS, Document, read_lines, write_documents
-from examples.smollm2.folders import MODELS, file_sha256, locked, make_folder, progress, sources_of
+from examples.smollm2.documents import TASKS, read_lines, write_documents
+from examples.smollm2.experts import Lesson, base_sources, expert_sources, make_expert, refuse_replacement
+from examples.smollm2.folders import MODELS, file_sha256, locked
 from examples.smollm2.hub import fetch
-from examples.smollm2.training import Settings, accuracy, save, train
+from examples.smollm2.training import Settings, choice_accuracy
 
 MEASURED = 200  # number of held-out documents for the accuracy
-ACCURACY = "accuracy.json"  # in an expert's folder: accuracy of base and expert
-
-
-@dataclass(frozen=True)
-class TaskData:
-    """Training and held-out documents of one expert."""
-
-    train: Sequence[Document]
-    train_sha256: str
-    heldout: Sequence[Document]  # empty if there is no TASK_heldout.jsonl
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -125,99 +113,30 @@ def train_experts(
     return {"out": str(out), "data": str(data), "base": str(base), "experts": made, "seconds": seconds}
 
 
-def make_expert(
-    target: Path, data: TaskData, base: Path, sources: dict[str, str], settings: Settings, force: bool
-) -> dict[str, Any]:
-    """Train one expert unless its folder is complete; return `make_folder`'s summary with its accuracy."""
-    write = functools.partial(write_expert, target.name, data, base, sources, settings)
-    made = make_folder(target, expert_sources(sources, data, settings), write, force)
-    made["accuracy"] = measure(target, data, base)
-    if found := made["accuracy"]:
-        what = f"base {found['base']:.3f}, expert {found['expert']:.3f}"
-        progress(f"{target.name}: accuracy on {found['n']} held-out documents: {what}")
-    return made
-
-
-def write_expert(
-    name: str, data: TaskData, base: Path, sources: dict[str, str], settings: Settings, folder: Path
-) -> None:
-    """Train an expert and write it into a folder."""
-    model, tokenizer = load_base(base)
-    with peft_warnings():
-        adapted = train(model, tokenizer, TASKS[name], data.train, settings, name, progress)
-        save(adapted, folder, NAME if sources == SOURCES else str(base))
-
-
-def measure(target: Path, data: TaskData, base: Path) -> dict[str, Any] | None:
-    """Measure the accuracy of base and expert, `{n, base, expert}`; None without held-out documents.
-
-    Cached in the expert's folder. Measured after that folder is complete, so that a failure here does not lose it.
-    """
-    path, documents = target / ACCURACY, data.heldout[:MEASURED]
-    if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    if not documents:
-        return None
-    model, tokenizer = load_base(base)
-    before = accuracy(model, tokenizer, TASKS[target.name], documents)
-    after = accuracy(attach_adapter(model, target), tokenizer, TASKS[target.name], documents)
-    found = {"n": len(documents), "base": before, "expert": after}
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(found), encoding="utf-8")
-    partial.replace(path)
-    return found
-
-
-# ---- identity of an expert
-
-
-def base_sources(base: Path) -> dict[str, str]:
-    """Identity of the base: the sha256 of its GGUF file, or of its weights if it was not made from one."""
-    if sources_of(base) == SOURCES:
-        return SOURCES
-    weights = base / "model.safetensors"
-    if not weights.is_file():
-        raise CheckpointError(str(weights), "file not found", "A checkpoint in a single file")
-    return {"base_sha256": file_sha256(weights)}
-
-
-def expert_sources(base: dict[str, str], data: TaskData, settings: Settings) -> dict[str, str | int | float]:
-    """Identity of an expert: base, training documents and settings."""
-    return base | {"train_sha256": data.train_sha256} | vars(settings)
-
-
-def refuse_replacement(target: Path, sources: dict[str, str | int | float], force: bool) -> None:
-    """Refuse to replace an expert that was trained with another base, other sentences or other settings.
-
-    Raises:
-        CheckpointError: The target is such an expert, and `force` is not set.
-    """
-    found = sources_of(target)
-    if force or found is None or found == sources:
-        return
-    odd = next(key for key in sources | found if found.get(key) != sources.get(key))
-    what = f"was trained with {odd} {found.get(odd)!r}, not {sources.get(odd)!r}"
-    raise CheckpointError(str(target), what, next="Replace it with --force, or give another --out")
-
-
 # ---- documents of an expert
 
 
-def read_task(data: Path, name: str, settings: Settings) -> TaskData:
+def read_task(data: Path, name: str, settings: Settings) -> Lesson:
     """Read the documents of a task.
 
     Raises:
         SuiteError: A file is missing or damaged, or has fewer documents than a batch.
     """
-    path, heldout = data / f"{name}_train.jsonl", data / f"{name}_heldout.jsonl"
+    task, path, heldout = TASKS[name], data / f"{name}_train.jsonl", data / f"{name}_heldout.jsonl"
     documents = read_lines(path, name)
     if len(documents) < settings.batch:
         raise SuiteError(str(path), f"{len(documents)} documents", f"At least {settings.batch}, the batch size")
-    return TaskData(documents, file_sha256(path), read_lines(heldout, name) if heldout.is_file() else [])
+    measured = read_lines(heldout, name)[:MEASURED] if heldout.is_file() else []
+    return Lesson(
+        name,
+        [task.pair(document) for document in documents],
+        file_sha256(path),
+        [task.pair(document) for document in measured],
+        functools.partial(choice_accuracy, choices=task.labels),
+    )
 
 
-def fetch_task(data: Path, name: str, settings: Settings) -> TaskData:
+def fetch_task(data: Path, name: str, settings: Settings) -> Lesson:
     """Download the task's files unless they exist, and read them."""
     if not all((data / f"{name}_{kind}.jsonl").is_file() for kind in ("heldout", "fewshot", "train")):
         write_documents(fetch(name), data)

@@ -1,4 +1,4 @@
-"""Training of a LoRA expert on a task's labels, and its accuracy."""
+"""Training of a LoRA expert on right answers, and its accuracy."""
 
 import random
 import time
@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from examples.smollm2.documents import Document, Task
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -16,7 +14,8 @@ REPORT_EVERY = 5.0  # seconds between two lines of progress
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 CHUNK = 8  # number of batches whose documents are sorted by length together, to reduce padding
 
-Example = tuple[list[int], list[int]]  # tokens of the prompt, tokens of the label
+Pair = tuple[str, str]  # a prompt and its right answer, which begins with the space between them
+Example = tuple[list[int], list[int]]  # tokens of the prompt, tokens of the answer
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,7 @@ class Settings:
 def train(
     model: Any,
     tokenizer: Any,
-    task: Task,
-    documents: Sequence[Document],
+    pairs: Sequence[Pair],
     settings: Settings,
     name: str,
     report: Callable[[str], None],
@@ -45,11 +43,10 @@ def train(
     Args:
         model: The base.
         tokenizer: Its tokenizer.
-        task: The task.
-        documents: Training documents.
+        pairs: Training documents: prompts and right answers.
         settings: Training settings.
         name: Name of the expert in progress lines.
-        report: Receives a progress line every few seconds: step, loss of the label tokens in nats, minutes left.
+        report: Receives a progress line every few seconds: step, loss of the answer tokens in nats, minutes left.
 
     Returns:
         The model with the trained adapter.
@@ -70,11 +67,11 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm, (settings.steps - step) / max(1, settings.steps - warm))
     )
-    examples = [encode(tokenizer, task, document.text, task.labels[document.label]) for document in documents]
+    examples = [encode(tokenizer, *pair) for pair in pairs]
     began = reported = time.monotonic()
-    lengths = [len(prompt) + len(label) for prompt, label in examples]
+    lengths = [len(prompt) + len(answer) for prompt, answer in examples]
     for step, chosen in zip(range(1, settings.steps + 1), batches(lengths, settings), strict=False):
-        logits, targets = label_logits(adapted, [examples[index] for index in chosen])
+        logits, targets = answer_logits(adapted, [examples[index] for index in chosen])
         loss = cross_entropy(logits, targets)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -89,11 +86,10 @@ def train(
     return adapted
 
 
-def encode(tokenizer: Any, task: Task, text: str, label: str) -> Example:
-    """Tokenize prompt and label as lm-eval does: together, split at the length of the prompt tokenized by itself."""
-    prompt = task.prompt.format(text=text)
+def encode(tokenizer: Any, prompt: str, answer: str) -> Example:
+    """Tokenize prompt and answer as lm-eval does: together, split at the length of the prompt tokenized by itself."""
     alone = tokenizer(prompt)["input_ids"]
-    return alone, tokenizer(prompt + label)["input_ids"][len(alone) :]
+    return alone, tokenizer(prompt + answer)["input_ids"][len(alone) :]
 
 
 def batches(lengths: Sequence[int], settings: Settings) -> Iterator[list[int]]:
@@ -113,41 +109,61 @@ def batches(lengths: Sequence[int], settings: Settings) -> Iterator[list[int]]:
                 yield ready.pop()
 
 
-def label_logits(model: Any, examples: Sequence[Example]) -> "tuple[Tensor, Tensor]":
-    """Logits (N, vocabulary) at the positions that predict the N label tokens of a batch, and these tokens (N,).
+def answer_logits(model: Any, examples: Sequence[Example]) -> "tuple[Tensor, Tensor]":
+    """Logits (N, vocabulary) at the positions that predict the N answer tokens of a batch, and these tokens (N,).
 
     Sequences are padded on the right, where causal attention hides the padding from all other tokens.
     """
     import torch
 
-    longest = max(len(prompt) + len(label) for prompt, label in examples) - 1  # the last token predicts nothing
+    longest = max(len(prompt) + len(answer) for prompt, answer in examples) - 1  # the last token predicts nothing
     tokens = torch.zeros((len(examples), longest), dtype=torch.long)
     read = torch.zeros((len(examples), longest), dtype=torch.bool)
-    for row, (prompt, label) in enumerate(examples):
-        sequence = (prompt + label)[:-1]
+    for row, (prompt, answer) in enumerate(examples):
+        sequence = (prompt + answer)[:-1]
         tokens[row, : len(sequence)] = torch.tensor(sequence)
         read[row, len(prompt) - 1 : len(sequence)] = True
     hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state  # (batch, longest, width)
-    targets = torch.tensor([token for _, label in examples for token in label])
+    targets = torch.tensor([token for _, answer in examples for token in answer])
     return model.get_output_embeddings()(hidden[read]), targets
 
 
-def accuracy(model: Any, tokenizer: Any, task: Task, documents: Sequence[Document], batch: int = 16) -> float:
-    """Fraction of documents whose correct label has the most likely first token of all labels."""
+def choice_accuracy(
+    model: Any, tokenizer: Any, pairs: Sequence[Pair], choices: Sequence[str], batch: int = 16
+) -> float:
+    """Fraction of documents whose right answer has the most likely first token of all choices."""
+
+    def right(chunk: Sequence[Pair]) -> int:
+        # Only the prediction after the prompt is used, so each prompt gets one answer, truncated to one token.
+        firsts = [[encode(tokenizer, prompt, choice)[1][0] for choice in choices] for prompt, _ in chunk]
+        prompts = [encode(tokenizer, prompt, choices[0])[0] for prompt, _ in chunk]
+        logits, _ = answer_logits(model, [(prompt, row[:1]) for prompt, row in zip(prompts, firsts, strict=True)])
+        picked = [choices[int(row[tokens].argmax())] for row, tokens in zip(logits, firsts, strict=True)]
+        return sum(choice == answer for choice, (_, answer) in zip(picked, chunk, strict=True))
+
+    return _share(model, pairs, right, batch)
+
+
+def exact_accuracy(model: Any, tokenizer: Any, pairs: Sequence[Pair], batch: int = 16) -> float:
+    """Fraction of documents whose right answer greedy decoding writes: every token is the most likely one."""
+
+    def right(chunk: Sequence[Pair]) -> int:
+        examples = [encode(tokenizer, *pair) for pair in chunk]
+        logits, targets = answer_logits(model, examples)
+        tokens = (logits.argmax(-1) == targets).split([len(answer) for _, answer in examples])
+        return sum(bool(row.all()) for row in tokens)
+
+    return _share(model, pairs, right, batch)
+
+
+def _share(model: Any, pairs: Sequence[Pair], right: Callable[[Sequence[Pair]], int], batch: int) -> float:
+    """Fraction of documents that are right, counted in batches of similar length."""
     import torch
 
-    right = 0
-    ordered = sorted(documents, key=lambda document: len(document.text))
+    ordered = sorted(pairs, key=lambda pair: len(pair[0]))
     model.eval()
     with torch.inference_mode():
-        for at in range(0, len(ordered), batch):
-            chunk = ordered[at : at + batch]
-            # Only the prediction after the prompt is used, so each prompt gets one label, truncated to one token.
-            encoded = [[encode(tokenizer, task, document.text, label) for label in task.labels] for document in chunk]
-            logits, _ = label_logits(model, [(prompt, first[:1]) for (prompt, first), *_ in encoded])  # (batch, vocab)
-            for row, document, choices in zip(logits, chunk, encoded, strict=True):
-                right += int(row[[label[0] for _, label in choices]].argmax()) == document.label
-    return right / len(ordered)
+        return sum(right(ordered[at : at + batch]) for at in range(0, len(ordered), batch)) / len(ordered)
 
 
 def save(adapted: Any, folder: Path, base_name: str) -> None:

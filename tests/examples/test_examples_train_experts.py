@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from evosearch.errors import CheckpointError, SuiteError
-from examples.smollm2 import adapters, base, train_experts, training
+from examples.smollm2 import adapters, base, experts, train_experts, training
 from examples.smollm2.documents import TASKS, Document
 from examples.smollm2.training import Settings
 
@@ -91,14 +91,14 @@ def test_training_is_deterministic(data, tiny, tmp_path):
 
 def test_an_interrupted_run_resumes_after_the_finished_experts(write_data, tiny, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    real = train_experts.train
+    real = experts.train
 
-    def interrupted(model, tokenizer, task, documents, settings, name, report):
+    def interrupted(model, tokenizer, pairs, settings, name, report):
         if name == "subj":
             raise KeyboardInterrupt
-        return real(model, tokenizer, task, documents, settings, name, report)
+        return real(model, tokenizer, pairs, settings, name, report)
 
-    monkeypatch.setattr(train_experts, "train", interrupted)
+    monkeypatch.setattr(experts, "train", interrupted)
     data = write_data(tmp_path / "more", documents=20, kinds=("train",))
     arguments = ["--data", str(data), "--base", str(tiny), "--out", str(out), "--steps", "2", "--json"]
     assert train_experts.main(arguments) == 130
@@ -107,7 +107,7 @@ def test_an_interrupted_run_resumes_after_the_finished_experts(write_data, tiny,
     assert shown.out == ""
     assert "train_experts: Interrupted. Run the same command to resume." in shown.err
 
-    monkeypatch.setattr(train_experts, "train", real)
+    monkeypatch.setattr(experts, "train", real)
     assert train_experts.main(arguments) == 0
     found = json.loads(capsys.readouterr().out)["experts"]
     assert {name: made["kept"] for name, made in found.items()} == {"sst2": True, "subj": False, "trec": False}
@@ -140,29 +140,30 @@ def test_a_saved_expert_has_learned_its_task(tiny, tmp_path):
 
     task = TASKS["sst2"]
     documents = [Document(f"w{index % 30 + 10} w{index % 2 + 1}", index % 2) for index in range(120)]
+    pairs = [task.pair(document) for document in documents]
     model, tokenizer = base.load_base(tiny)
-    before = training.accuracy(model, tokenizer, task, documents)
+    before = training.choice_accuracy(model, tokenizer, pairs, task.labels)
     weight = model.model.layers[0].self_attn.q_proj.weight.clone()
     settings = Settings(steps=60, batch=8, rate=1e-2)
     lines = []
-    adapted = training.train(model, tokenizer, task, documents[:80], settings, "sst2", lines.append)
+    adapted = training.train(model, tokenizer, pairs[:80], settings, "sst2", lines.append)
     assert torch.equal(adapted.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight, weight)
     training.save(adapted, tmp_path, "tiny")
     stored = adapters.attach_adapter(base.load_base(tiny)[0], tmp_path)
-    after = training.accuracy(stored, tokenizer, task, documents[80:])
+    after = training.choice_accuracy(stored, tokenizer, pairs[80:], task.labels)
     assert before < 0.7
     assert after > 0.9
     assert lines[0].startswith("sst2: step 1/60, loss ")
     assert lines[-1].endswith("0.0 minutes left")
 
 
-def test_the_loss_covers_only_label_tokens_and_is_independent_of_the_batch(tiny):
+def test_the_loss_covers_only_answer_tokens_and_is_independent_of_the_batch(tiny):
     import torch
     from torch.nn.functional import cross_entropy
 
     model, _ = base.load_base(tiny)
     examples = [([5, 6, 7, 8, 9], [10]), ([11], [12, 13]), ([14, 15, 16], [17])]
-    logits, targets = training.label_logits(model, examples)
+    logits, targets = training.answer_logits(model, examples)
     assert targets.tolist() == [10, 12, 13, 17]
     alone = []
     for prompt, label in examples:
@@ -193,8 +194,10 @@ def test_accuracy_ranks_the_labels_first_tokens(tiny):
     assert len(set(answers)) > 1
     right = [Document(document.text, answer) for document, answer in zip(documents, answers, strict=True)]
     wrong = [Document(document.text, (document.label + 1) % 6) for document in right]
-    assert training.accuracy(model, tokenizer, task, right, batch=4) == 1.0
-    assert training.accuracy(model, tokenizer, task, [*right, *wrong[:3]], batch=4) == pytest.approx(9 / 12)
+    right, wrong = ([task.pair(document) for document in documents] for documents in (right, wrong))
+    assert training.choice_accuracy(model, tokenizer, right, task.labels, batch=4) == 1.0
+    found = training.choice_accuracy(model, tokenizer, [*right, *wrong[:3]], task.labels, batch=4)
+    assert found == pytest.approx(9 / 12)
 
 
 def test_an_epoch_uses_every_document_once():
@@ -220,9 +223,10 @@ def test_labels_start_where_the_prompt_ends(tiny):
     _, tokenizer = base.load_base(tiny)
     for task in TASKS.values():
         for label in task.labels:
-            prompt, answer = training.encode(tokenizer, task, "w1 w2", label)
+            text = task.prompt.format(text="w1 w2")
+            prompt, answer = training.encode(tokenizer, text, label)
             assert tokenizer.decode(answer) == label.strip()
-            assert prompt == tokenizer(task.prompt.format(text="w1 w2"))["input_ids"]
+            assert prompt == tokenizer(text)["input_ids"]
 
 
 # ---- errors
