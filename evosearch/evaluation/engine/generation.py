@@ -58,6 +58,20 @@ def generate(model: Any, plan: GenerationPlan) -> tuple[list[str], Tokens]:
     Raises:
         CandidateError: Logits are not finite, or the checkpoint's generation_config is not plain greedy decoding.
     """
+    generated, tokens = generate_tokens(model, plan)
+    texts: dict[int, str] = {}
+    for index in dict.fromkeys(plan.first):
+        texts[index] = _cut(plan.decoder.text(generated[index]), plan.requests[index])
+    return [texts[index] for index in plan.first], tokens
+
+
+@torch.inference_mode()
+def generate_tokens(model: Any, plan: GenerationPlan) -> tuple[list[tuple[int, ...]], Tokens]:
+    """Return the generated tokens of each request, up to the one that ends the answer, and token counts.
+
+    The last token is an end-of-sequence token, the one that completes a stop string, or the `max_new_tokens`-th. See
+    `generate` for arguments and errors.
+    """
     if not plan.requests:
         return [], Tokens()
     end = _end_tokens(model)
@@ -73,11 +87,10 @@ def generate(model: Any, plan: GenerationPlan) -> tuple[list[str], Tokens]:
             rows, run = _decode(model, start, batch, plan, end)
             generated.update(zip((row.request for row in batch.rows), rows, strict=True))
             forwarded += run
-    texts = {index: _cut(plan.decoder.text(tokens), plan.requests[index]) for index, tokens in generated.items()}
     lengths = [len(plan.requests[i].prompt) + len(generated[i]) - 1 for i in plan.first]
     # The last generated token is never run, so a request needs its prompt and all generated tokens but one.
     distinct = distinct_prefixes([(*plan.requests[i].prompt, *tokens[:-1]) for i, tokens in generated.items()])
-    return [texts[i] for i in plan.first], Tokens(forwarded, padded, distinct, sum(lengths))
+    return [tuple(generated[i]) for i in plan.first], Tokens(forwarded, padded, distinct, sum(lengths))
 
 
 @dataclass
