@@ -16,6 +16,7 @@ An unlearning target has 1 − v instead of v, or log(1 − p) instead of log p.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -33,6 +34,10 @@ class Part(Protocol):
 
     places: Tensor  # (I,) positions of the items among the task's
 
+    def owners(self) -> tuple[Tensor, Tensor]:
+        """Return (N,) requests and (N,) the position among the task's items of the item that each belongs to."""
+        ...
+
     def __call__(self, lls: Tensor, margins: Tensor) -> Tensor:
         """Return (I,) values from the log-likelihoods and margins of all requests, (requests,) each."""
         ...
@@ -48,6 +53,11 @@ class _Choices:
     right: Tensor  # (E,) bool
     length: Tensor | None = None  # (E,) divisor
     minus: Tensor | None = None  # (E,) request that is subtracted
+
+    def owners(self) -> tuple[Tensor, Tensor]:
+        """Return the requests, and the positions of their items."""
+        used = [self.request] if self.minus is None else [self.request, self.minus]
+        return torch.cat(used), self.places[self.item].repeat(len(used))
 
     def z(self, lls: Tensor) -> Tensor:
         """The choices' log-likelihoods as the metric normalizes them, (E,)."""
@@ -104,6 +114,10 @@ class _Texts:
     item: Tensor  # (E,) item of each entry
     request: Tensor  # (E,)
     length: Tensor  # (E,) divisor of the log-likelihood: 1, or the number of tokens
+
+    def owners(self) -> tuple[Tensor, Tensor]:
+        """Return the requests, and the positions of their items."""
+        return self.request, self.places[self.item]
 
 
 class TextProbability(_Texts):
@@ -188,6 +202,17 @@ class ItemFitness:
     def weights(self) -> dict[str, float]:
         """Task → weight in the fitness; weights sum to 1."""
         return {task.spec.name: task.share.weight for task in self.tasks}
+
+    @cached_property
+    def owners(self) -> Tensor:
+        """(requests,) item that each request belongs to, counted over the items of all tasks in order."""
+        found, start = torch.zeros(len(self.requests), dtype=torch.long), 0
+        for task in self.tasks:
+            for part in task.parts:
+                requests, places = part.owners()
+                found[requests] = start + places
+            start += task.count
+        return found
 
     def __call__(self, lls: Tensor, margins: Tensor) -> dict[str, Tensor]:
         """Return task → (items,) float64 fitness of each item, in the unit of the suite's fitness.
