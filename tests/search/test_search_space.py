@@ -378,7 +378,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "groups alone": (OK | {"groups": 2}, rf"{WEIGHT_AT}\.groups: only valid with per: group"),
     "too many points": (OK | {"per": "gradient", "points": 7}, rf"{WEIGHT_AT}\.points: got 7"),
     "ends alone": (OK | {"ends": "shared"}, rf"{WEIGHT_AT}\.ends: only valid with"),
-    "unknown per": (OK | {"per": "head"}, rf"{WEIGHT_AT}\.per: .*'layer', 'group' or 'gradient'"),
+    "unknown per": (OK | {"per": "head"}, rf"{WEIGHT_AT}\.per: .*'layer', 'group', 'gradient', 'module' or 'tensor'"),
     "search and low": ({"search": True, "low": 0}, rf"{WEIGHT_AT}\.low: not valid with search"),
     "search false": ({"search": False}, rf"{WEIGHT_AT}\.search: got false"),
     "choices and low": ({"choices": [1, 2], "low": 0}, rf"{WEIGHT_AT}\.low: not valid with choices"),

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from evosearch.recipe.shapes import ModelShape, Place, Scalar, TensorSpec
 from evosearch.search.space.holes import Hole
@@ -152,30 +152,52 @@ def _position(tensor: TensorSpec, layers: int) -> float:
     return tensor.layer / (layers - 1) if layers > 1 else 1.0
 
 
+class Numbers(Protocol):
+    """The numbers of one hole, as `Piece` uses them: a `Depth`, or `Kinds`."""
+
+    @property
+    def pattern(self) -> str | None:
+        """Filter of the hole."""
+        ...
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of the numbers."""
+        ...
+
+    def keys_at(self, tensor: TensorSpec) -> tuple[str, ...]:
+        """Return the keys of the numbers that affect a tensor."""
+        ...
+
+    def entries(self, values: Mapping[str, Scalar]) -> list[dict[str, Any]]:
+        """Return entries of a filter list with the hole filled."""
+        ...
+
+
 @dataclass(frozen=True)
 class Piece:
     """One entry of a setting: a fixed one, or a hole with the dimension of each of its numbers."""
 
     fixed: Mapping[str, Any] | None = None
-    depth: Depth | None = None
+    numbers: Numbers | None = None
     names: Mapping[str, str] | None = None  # key of a number → dimension
 
     @property
     def pattern(self) -> str | None:
         """Filter of the entry."""
-        return self.depth.pattern if self.depth is not None else (self.fixed or {}).get("filter")
+        return self.numbers.pattern if self.numbers is not None else (self.fixed or {}).get("filter")
 
     def entries(self, genome: Mapping[str, Scalar]) -> list[dict[str, Any]]:
         """Return the entries of a filter list, filled with a genome."""
-        if self.depth is None or self.names is None:
+        if self.numbers is None or self.names is None:
             return [dict(self.fixed or {})]
-        return self.depth.entries({key: genome[name] for key, name in self.names.items()})
+        return self.numbers.entries({key: genome[name] for key, name in self.names.items()})
 
     def dimensions_at(self, tensor: TensorSpec) -> tuple[str, ...]:
         """Return the dimensions that affect a tensor."""
-        if self.depth is None or self.names is None:
+        if self.numbers is None or self.names is None:
             return ()
-        return tuple(self.names[key] for key in self.depth.keys_at(tensor))
+        return tuple(self.names[key] for key in self.numbers.keys_at(tensor))
 
 
 def flatten(pieces: Iterable[list[dict[str, Any]]]) -> Any:

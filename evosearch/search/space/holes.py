@@ -1,6 +1,7 @@
 """Holes, the search parameters of a recipe.
 
-{low, high}      a number; optional: log, integer, init, name, per (layer | group | gradient), groups, points, ends
+{low, high}      a number; optional: log, integer, init, name, groups, points, ends,
+                 per (layer | group | gradient | module | tensor)
 {choices: [..]}  one of a list; optional: init, name
 {search: true}   the method's own bounds or choices; optional: the optional keys of the corresponding form above
 """
@@ -29,7 +30,7 @@ class Hole(Document):
     integer: bool = False
     init: Any = None
     name: Annotated[str, Field(min_length=1, pattern=r"^[^\[\]\.]+$")] | None = None
-    per: Literal["layer", "group", "gradient"] | None = None
+    per: Literal["layer", "group", "gradient", "module", "tensor"] | None = None
     groups: Annotated[int, Field(ge=1)] | None = None
     points: Annotated[int, Field(ge=2)] | None = None
     ends: Literal["shared", "separate"] | None = None
@@ -164,7 +165,8 @@ def _check_integer(hole: Hole, where: str) -> None:
         if getattr(hole, key) != int(getattr(hole, key)):
             raise RecipeError(join(where, key), f"got {getattr(hole, key):g}", "A whole number")
     if hole.per == "gradient":
-        raise RecipeError(join(where, "per"), "a gradient cannot interpolate whole numbers", "per: layer or per: group")
+        allowed = "per: layer, group, module or tensor"
+        raise RecipeError(join(where, "per"), "a gradient cannot interpolate whole numbers", allowed)
 
 
 def _check_bounds(low: float, high: float, param: Param, where: str) -> None:

@@ -1,6 +1,6 @@
 """Finds the holes of a recipe, checks them against the methods' parameters, and names their dimensions.
 
-`holes` defines the form of a hole, `depth` its numbers over the layers.
+`holes` defines the form of a hole, `depth` its numbers over the layers, `kinds` its numbers by tensor or module.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,10 @@ from evosearch.errors import RecipeError, did_you_mean
 from evosearch.recipe.schema import NO_EFFECT
 from evosearch.recipe.shapes import MethodSpec, ModelShape, Param, TensorSpec
 from evosearch.search.space import holes
-from evosearch.search.space.depth import Depth, Piece, reached
+from evosearch.search.space.depth import Depth, Numbers, Piece, reached
 from evosearch.search.space.dimensions import Dimension
 from evosearch.search.space.holes import Hole
+from evosearch.search.space.kinds import Kinds
 from evosearch.search.space.template import METHOD, Path, Target, belongs, is_stacked, refuse_misplaced, scopes
 
 
@@ -119,15 +120,18 @@ class Outline:
                 of = "this slice" if self._reached((), pattern, ()) else "the models"
                 what = f"no tensor of {of} has '{pattern}' in its name"
             raise RecipeError(where, what, f"Tensor names such as {self.shape.tensors[-1].name}")
-        if hole.per is not None and all(tensor.layer is None for tensor in tensors):
+        by_kind = hole.per in ("tensor", "module")
+        if hole.per is not None and not by_kind and all(tensor.layer is None for tensor in tensors):
             what = f"'{hole.per}' counts layers, but this hole affects only tensors outside of layers"
             raise RecipeError(join(where, "per"), what, next="Remove it to search one number")
-        depth = Depth(hole, self.shape, pattern, tensors)
+        numbers: Numbers = Depth(hole, self.shape, pattern, tensors)
+        if by_kind:
+            numbers = Kinds(hole, self.shape, pattern, tensors, tuple(earlier))
         path = join("", *target[0], target[1])
         stem = hole.name or (path if pattern in (None, "*") else f"{path}[{pattern}]")
         methods = tuple(params)
-        names = {key: self._declare(stem, hole, key, target, methods, where) for key in depth.keys}
-        return Piece(depth=depth, names=names)
+        names = {key: self._declare(stem, hole, key, target, methods, where) for key in numbers.keys}
+        return Piece(numbers=numbers, names=names)
 
     def _reached(self, path: Path, pattern: str | None, earlier: Sequence[str | None]) -> tuple[TensorSpec, ...]:
         """Return the tensors that an entry at `path` affects."""
