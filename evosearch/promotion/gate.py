@@ -1,9 +1,12 @@
 """The gate: decides on the test split whether a model is promoted. Pure: scores in, decision out.
 
-The finalist must beat base, every parent, the best baseline and the champion, each by a one-sided paired bound above
-zero. Every comparison must succeed, so the bounds are not corrected for multiple comparisons. If the finalist does not
-beat the best baseline, that baseline, which is the simpler recipe, replaces it and must beat the others by the same
-bounds. The model judged last must also pass the suite's guards (see `non_inferiority`).
+The finalist must beat base, every parent, the best baseline, the placebo and the champion, each by a one-sided paired
+bound above zero. Every comparison must succeed, so the bounds are not corrected for multiple comparisons. If the
+finalist does not beat the best baseline, that baseline, which is the simpler recipe, replaces it and must beat the
+others by the same bounds. The model judged last must also pass the suite's guards (see `non_inferiority`).
+
+The placebo is the winner of the same search over random task vectors. A fine-tuned model (`trained`) is compared with
+the model judged last, for the record alone: it is no recipe, and does not affect the decision.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,8 +22,8 @@ from evosearch.evaluation.types import Column
 from evosearch.promotion import non_inferiority
 from evosearch.promotion.non_inferiority import GuardCheck, GuardedTask, broken_guards, check_guard
 
-Role = Literal["finalist", "base", "parent", "baseline", "champion"]
-ORDER: tuple[Role, ...] = ("base", "parent", "baseline", "champion")
+Role = Literal["finalist", "base", "parent", "baseline", "placebo", "champion", "trained"]
+ORDER: tuple[Role, ...] = ("base", "parent", "baseline", "placebo", "champion")  # of the models to beat
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ class GateDecision:
     comparisons: tuple[Comparison, ...]
     guards: tuple[GuardCheck, ...] = ()  # of the winner
     notes: tuple[str, ...] = ()  # caveats of the run, such as a skipped champion
+    trained: Comparison | None = None  # of the model judged last with the fine-tuned one
+    unverified: bool = False  # chosen without a test: the suite has no right answers
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -102,19 +107,27 @@ class GateDecision:
             comparisons=tuple(Comparison(**row) for row in data["comparisons"]),
             guards=tuple(GuardCheck(**row) for row in data["guards"]),
             notes=tuple(data["notes"]),
+            trained=Comparison(**data["trained"]) if data["trained"] else None,
+            unverified=data["unverified"],
         )
 
 
 def decide(
-    finalist: Contender, comparators: Sequence[Contender], measure: Measure, guards: Sequence[GuardedTask] = ()
+    finalist: Contender,
+    comparators: Sequence[Contender],
+    measure: Measure,
+    guards: Sequence[GuardedTask] = (),
+    trained: Contender | None = None,
 ) -> GateDecision:
     """Judge the finalist, or the best baseline instead if the finalist does not beat that baseline.
 
     Args:
         finalist: The candidate chosen on the validation split; it may itself be the best baseline.
-        comparators: At most one base, one baseline and one champion, and any number of parents. A missing base or
-            baseline is mentioned in the reasons.
+        comparators: At most one base, one baseline, one placebo and one champion, and any number of parents. A missing
+            base or baseline is mentioned in the reasons.
+        measure: Definition of score and bounds.
         guards: Guarded tasks, each of which the winner must pass.
+        trained: A fine-tuned model to compare the winner with, without an effect on the decision.
 
     Raises:
         SuiteError: There are no comparators, a role is given twice, or contenders were scored on different items.
@@ -142,6 +155,8 @@ def decide(
     kept = all(check.holds for check in checks)
     reasons += [*texts, _verdict(winner.candidate, beaten, kept, bool(checks))]
     promoted = winner.candidate if beaten and kept else None
+    beside = compare(winner, trained, measure) if trained is not None else None
+    reasons += [trained_sentence(beside)] if beside is not None else []
     return GateDecision(
         finalist=finalist.candidate,
         winner=winner.candidate,
@@ -149,6 +164,7 @@ def decide(
         reasons=tuple(reasons),
         comparisons=tuple(comparisons),
         guards=tuple(checks),
+        trained=beside,
     )
 
 
@@ -236,6 +252,18 @@ def sentence(comparison: Comparison, confidence: float = CONFIDENCE, broken: str
     return f"{c.challenger} {verb} the {name}{broken}: {c.difference:+.2f} points of score ({bound})."
 
 
+def trained_sentence(comparison: Comparison) -> str:
+    """Describe the comparison with the fine-tuned model in one sentence, by the two-sided bounds."""
+    c, low, high = comparison, comparison.lower, comparison.upper
+    if comparison.interval_lower is not None and comparison.interval_upper is not None:
+        low, high = comparison.interval_lower, comparison.interval_upper
+    verdict = (
+        "would have been better" if high < 0 else "would have been worse" if low > 0 else "is not clearly different"
+    )
+    lead = f"{c.challenger} leads it by {c.difference:+.2f} points of score ({low:+.2f} to {high:+.2f}, {c.n} items)"
+    return f"Fine-tuning with the budget of the search {verdict}: {lead}."
+
+
 def _shown(p: float) -> str:
     return "below 0.0001" if p < 0.0001 else f"{p:.4f}"
 
@@ -251,7 +279,7 @@ def _with_role(contenders: Iterable[Contender], role: str) -> list[Contender]:
 def _check(finalist: Contender, comparators: Sequence[Contender]) -> None:
     if not comparators:
         raise SuiteError("promotion", "the finalist has no comparators", "A base or at least one parent")
-    for role in ("base", "baseline", "champion"):
+    for role in ("base", "baseline", "placebo", "champion"):
         if len(_with_role(comparators, role)) > 1:
             raise SuiteError("promotion", f"more than one {role} was given", f"At most one {role}")
     for other in comparators:

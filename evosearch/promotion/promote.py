@@ -11,11 +11,15 @@ from evosearch.errors import SearchError
 from evosearch.evaluation.types import Column
 from evosearch.promotion.finalists import BASELINE_KINDS, best, kind_of, standings
 from evosearch.promotion.gate import Contender, GateDecision, Measure, Role, decide
+from evosearch.promotion.honest import PLACEBO, TRAINED, Honest, PlaceboWinner, items_used, trained_record
 from evosearch.promotion.non_inferiority import GuardedTask
 from evosearch.promotion.validate import PLAIN, Validation
 from evosearch.recipe.schema import Recipe
 from evosearch.search.ledger.ledger import Ledger
-from evosearch.search.records import OpeningRecord
+from evosearch.search.progress import Progress
+from evosearch.search.protocols import Job, Training
+from evosearch.search.recorder import job_id
+from evosearch.search.records import BaselineRecord, OpeningRecord
 
 CHAMPION = "champion"
 ROLES: dict[str, Role] = {"base": "base", "parent": "parent", "stage": "baseline", "champion": "champion"}
@@ -40,6 +44,8 @@ class Promotion(Validation):
         champion: The current champion; None if there is none or it cannot be compared.
         chances: Guarded task → its chance level.
         notes: Conditions to record with the decision.
+        honest: Honest baselines to make and to open `test` for. With a placebo, `executor` is closed while its search
+            runs, and used again.
     """
 
     openings: Ledger
@@ -48,6 +54,7 @@ class Promotion(Validation):
     champion: Champion | None = None
     chances: Mapping[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    honest: Honest = field(default_factory=Honest)
 
     def run(self) -> GateDecision:
         """Validate, open the test split, decide, and record the decision.
@@ -56,12 +63,68 @@ class Promotion(Validation):
             SearchError: No candidate was scored, or a contender failed on a split.
         """
         finalist = self.finalist()
+        placebo = self._find_placebo()
+        trained = self._plan_training()
         contenders = self._test_list(finalist)
-        self._open_test(contenders)
+        honest = [*([placebo.name] if placebo else []), *([trained] if trained else [])]
+        self._open_test([*contenders, *honest])
+        if placebo is not None:
+            self._score_placebo(placebo)
         self._score("test", contenders)
+        if trained is not None:
+            self._train(trained)
         decision = replace(self._decide(finalist), notes=tuple(self.notes))
         self.recorder.record([("gated", decision.to_dict())])
         return decision
+
+    def _find_placebo(self) -> PlaceboWinner | None:
+        """Run the placebo search and record its winner as a baseline of this search."""
+        if self.honest.placebo is None:
+            return None
+        self.executor.close()  # its models make room for those of the placebo search
+        found = self.honest.placebo()
+        self._record_baseline(found.record())
+        return found
+
+    def _score_placebo(self, placebo: PlaceboWinner) -> None:
+        """Score the placebo's winner with its own models, on the splits of the finalists."""
+        executor = placebo.executor()
+        try:
+            for split in ("validation", "test"):
+                self._score(split, [placebo.name], executor=executor)
+        finally:
+            executor.close()
+
+    def _plan_training(self) -> str | None:
+        """Record the baseline to be trained; return its name, or None without one."""
+        if not self.honest.trained:
+            return None
+        state = self.recorder.state
+        planned = trained_record(state, items_used(state) + self.honest.earlier_items, self.honest.seed)
+        self._record_baseline(planned)
+        if planned.skipped is not None:
+            self.notes.append(f"nothing was fine-tuned: {planned.skipped}")
+            return None
+        return planned.candidate
+
+    def _train(self, name: str) -> None:
+        """Fine-tune and score a baseline, unless that was done, or failed."""
+        state, split = self.recorder.state, "search"
+        if (name, "test") not in state.cards and (name, split) not in state.done:
+            items = int(name.partition(":")[2])
+            training = Training(items, self.honest.seed, tuple(self.batches[one] for one in ("validation", "test")))
+            job = Job(job_id(name, split), self._recipe(name), self.batches[split], training=training)
+            self.recorder.run(self.executor, [job], lambda left: Progress("training", 1 - left, 1, state.best()))
+        if (name, "test") not in state.cards:
+            self.notes.append(f"fine-tuning failed: {self._failure_of(name)}")
+
+    def _record_baseline(self, record: BaselineRecord) -> None:
+        known = self.recorder.state.baselines.get(record.candidate)
+        if known is None or known.recipe_id != record.recipe_id:
+            self.recorder.record([("baseline", record.to_payload())])
+
+    def _failure_of(self, name: str) -> str:
+        return next((f.reason for f in self.recorder.state.failed if f.candidate == name), "it was not scored")
 
     def _best_baseline(self) -> str | None:
         baseline = best(standings(self.recorder.state), "validation", BASELINE_KINDS)
@@ -94,8 +157,11 @@ class Promotion(Validation):
         return super()._recipe(name)
 
     def _decide(self, finalist: str) -> GateDecision:
+        state = self.recorder.state
         comparators = [self._contender(name, role) for name, role in self._roles().items() if name != finalist]
-        return decide(self._contender(finalist, "finalist"), comparators, self.measure, self._guards())
+        trained = state.latest(TRAINED) if self.honest.trained else None
+        beside = self._contender(trained, "trained") if trained and (trained, "test") in state.cards else None
+        return decide(self._contender(finalist, "finalist"), comparators, self.measure, self._guards(), beside)
 
     def _guards(self) -> list[GuardedTask]:
         """Pair every guarded task with its reference's test scores; references were chosen on the search split."""
@@ -119,6 +185,9 @@ class Promotion(Validation):
         baseline = self._best_baseline()
         if baseline is not None:
             roles[baseline] = "baseline"
+        placebo = self.recorder.state.latest(PLACEBO) if self.honest.placebo is not None else None
+        if placebo is not None:
+            roles[placebo] = "placebo"
         if self.champion is not None:
             roles[CHAMPION] = "champion"
         return roles
@@ -127,8 +196,7 @@ class Promotion(Validation):
         """Load a contender's item scores on test; the gate needs every contender."""
         state = self.recorder.state
         if (name, "test") not in state.cards:
-            reason = next((f.reason for f in state.failed if f.candidate == name), "it was not scored")
-            raise SearchError(f"the gate needs {kind_of(name)} {name} on the test split, but {reason}")
+            raise SearchError(f"the gate needs {kind_of(name)} {name} on the test split, but {self._failure_of(name)}")
         stored = self.recorder.ledger.columns(self.recorder.search_id, name, "test")
         columns: dict[str, Column] = {task: stored[task][metric] for task, metric in self.metrics.items()}
         recipe_id = self.champion.recipe_id if name == CHAMPION and self.champion else state.recipe_ids.get(name, "")

@@ -47,13 +47,15 @@ class Validation:
         Raises:
             SearchError: No candidate was scored, or no finalist could be validated.
         """
-        finalist = self.finalist()
-        baseline = best(standings(self.recorder.state), "validation", BASELINE_KINDS)
-        found = next(entry for entry in standings(self.recorder.state) if entry.candidate == finalist)
-        if baseline is not None and _rank(baseline) < _rank(found):
-            found = baseline
+        found = self._better_of(self.finalist())
         self.recorder.record([("winner", self._winner_record(found).to_payload())])
         return found
+
+    def _better_of(self, finalist: str) -> Standing:
+        """Return the finalist, or the best baseline if that is strictly better on validation."""
+        baseline = best(standings(self.recorder.state), "validation", BASELINE_KINDS)
+        found = next(entry for entry in standings(self.recorder.state) if entry.candidate == finalist)
+        return baseline if baseline is not None and _rank(baseline) < _rank(found) else found
 
     def _winner_record(self, found: Standing) -> WinnerRecord:
         recipe = self.recorder.state.recipe(found.candidate)
@@ -118,15 +120,17 @@ class Validation:
             )
         return ranked[0].candidate
 
-    def _score(self, split: str, names: list[str], stage: str = "") -> None:
-        """Score the models that have no score yet on all items of a split."""
+    def _score(self, split: str, names: list[str], stage: str = "", executor: Executor | None = None) -> None:
+        """Score the models that have no score yet on all items of a split, on another executor if one is given."""
         if not names:
             return
         state, batch = self.recorder.state, self.batches[split]
         todo = [name for name in names if (name, split) not in state.done]
         jobs = [Job(job_id(name, split), self._recipe(name), batch) for name in todo]
         total = len(names)
-        self.recorder.run(self.executor, jobs, lambda left: Progress(stage or split, total - left, total, state.best()))
+        self.recorder.run(
+            executor or self.executor, jobs, lambda left: Progress(stage or split, total - left, total, state.best())
+        )
 
     def _recipe(self, name: str) -> Recipe:
         return Recipe.model_validate(self.recorder.state.recipe(name))
