@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks._simulated.world import World
+from evosearch.evaluation.statistics.gradient_steps import GradientSteps
 from evosearch.search.budget import Budget
 from evosearch.search.controller import Controller
 from evosearch.search.ledger.ledger import Ledger
@@ -39,19 +40,21 @@ def search(
     config: Mapping[str, Any],
     budget: Budget,
     make: Make | None = None,
+    steps: GradientSteps | None = None,
 ) -> tuple[str, Recorder]:
     """Run or resume a search; return the reason why it stopped, and its recorder, whose ledger is still open.
 
     Args:
         config: The optimizer section of a spec.
         make: Factory of the optimizer; default: `create` of the registry.
+        steps: Minibatches of an optimizer that asks for gradients.
     """
     ledger = Ledger.open(f"sqlite:///{folder / 'ledger.db'}")
-    ledger.put_item_sets(world.batch)
+    for batch in (world.batch, *(steps.batches if steps else ())):
+        ledger.put_item_sets(batch)
     recorder = Recorder(ledger, SEARCH)
-    return run_search(
-        recorder, SEARCH, world, executor, OptimizerConfig(start="init", **config), budget, make
-    ), recorder
+    chosen = OptimizerConfig(start="init", **config)
+    return run_search(recorder, SEARCH, world, executor, chosen, budget, make, steps), recorder
 
 
 def run_search(
@@ -62,12 +65,16 @@ def run_search(
     config: OptimizerConfig,
     budget: Budget,
     make: Make | None = None,
+    steps: GradientSteps | None = None,
 ) -> str:
     """Record the start of a search and run it with the real controller; return the reason why it stopped."""
     recorder.record([("started", {"name": name, "spec": {}, "resumed": recorder.state.sessions > 0})])
 
     def optimizer(start: Genome) -> Optimizer:
-        return make(config, world, start) if make else create(config, world.space.dimensions, start)
+        if make:
+            return make(config, world, start)
+        count, held_back = (steps.count, steps.held_back) if steps else (1, False)
+        return create(config, world.space.dimensions, start, minibatches=count, held_back=held_back)
 
     controller = Controller(
         recorder=recorder,
@@ -77,6 +84,7 @@ def run_search(
         baselines=(),
         identify=world.identify,
         make_optimizer=optimizer,
+        minibatches=steps,
         start=config.start,
         budget=budget,
         asynchronous=config.asynchronous,
@@ -85,5 +93,11 @@ def run_search(
 
 
 def score(world: World) -> Callable[[Job], Any]:
-    """Job → score card, or None if the candidate fails."""
-    return lambda job: None if world.fails(job.recipe) else world.card(job)
+    """Job → score card or gradient card, or None if the candidate fails."""
+
+    def found(job: Job) -> Any:
+        if world.fails(job.recipe):
+            return None
+        return world.card(job) if job.gradient is None else world.gradient_card(job)
+
+    return found

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from evosearch.evaluation.types import ScoreCard
+from evosearch.evaluation.types import GradientCard, ScoreCard
 from evosearch.search.protocols import Failure, Job, Outcome
 
 
@@ -30,7 +30,7 @@ class SimulatedWorkers:
     Args:
         count: Number of workers.
         duration: Job → its duration in seconds.
-        score: Job → its score card, or None if it fails.
+        score: Job → its score card or gradient card, or None if it fails.
         clock: Measures the search's own time; a constant clock makes a run reproducible.
     """
 
@@ -38,7 +38,7 @@ class SimulatedWorkers:
         self,
         count: int,
         duration: Callable[[Job], float],
-        score: Callable[[Job], ScoreCard | None],
+        score: Callable[[Job], ScoreCard | GradientCard | None],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.slots = count
@@ -97,6 +97,8 @@ class SimulatedWorkers:
     def _outcome(self, worker: int, job: Job) -> Outcome:
         card = self._score(job)
         failure = None if card is not None else Failure("score", "a result is not finite")
+        if isinstance(card, GradientCard):
+            return Outcome(job, f"worker:{worker}", gradient=card)
         return Outcome(job, f"worker:{worker}", card, failure)
 
 

@@ -13,8 +13,22 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from evosearch.evaluation.types import GOLD, Estimate, ItemBatch, ItemSet, ScoreCard, TaskScore, Tokens
+from evosearch.evaluation.statistics.gradient_steps import GradientSteps, gradient_steps
+from evosearch.evaluation.suites.suite import Suite
+from evosearch.evaluation.types import (
+    GOLD,
+    SPLITS,
+    Estimate,
+    GradientCard,
+    ItemBatch,
+    ItemSet,
+    ScoreCard,
+    TaskScore,
+    Tokens,
+)
+from evosearch.recipe.dual import Dual
 from evosearch.recipe.identity import recipe_id
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import MethodSpec, ModelShape, Param, Place, TensorSpec
@@ -26,7 +40,10 @@ PARAMETERS = {
     "weight": Param(-1.0, 2.0, per_model=True),
     "density": Param(0.0, 1.0, default=1.0, per_model=True, strict=True, open_low=True),
 }
-METHODS = {name: MethodSpec(name, "", PARAMETERS, needs_base=True) for name in ("ties", "dare_ties")}
+METHODS = {
+    name: MethodSpec(name, "", PARAMETERS, needs_base=True, differentiable=("weight",))
+    for name in ("ties", "dare_ties")
+}
 WEIGHT, DENSITY = {"low": 0.0, "high": 1.5}, {"low": 0.1, "high": 1.0}
 
 
@@ -73,6 +90,20 @@ class World:
         names = ["org/base", *(f"org/{index}" for index in range(self.models))]
         return {name: hashlib.sha256(name.encode()).hexdigest() for name in names}
 
+    @cached_property
+    def suite(self) -> Suite:
+        """The suite of the search split."""
+        tasks = [
+            {"task": items.lm_eval_task, "name": items.task, "metric": "acc", "chance": 0.0}
+            for items in self.batch.sets
+        ]
+        documents = dict.fromkeys(SPLITS, self.items)
+        return Suite.model_validate({"name": "simulated", "tasks": tasks, "documents": documents})
+
+    def steps(self, documents: int, shards: int, hold_back: float = 0.2) -> GradientSteps:
+        """Minibatches of an optimizer that asks for gradients."""
+        return gradient_steps(self.suite, self.batch, documents, shards, hold_back, seed=0)
+
     def identify(self, recipe: Recipe) -> str:
         """Id of a recipe."""
         return recipe_id(recipe, self.inputs)
@@ -83,9 +114,8 @@ class World:
 
     def card(self, job: Job) -> ScoreCard:
         """Score card of a job."""
-        numbers = np.array([number for model in job.recipe.models for number in _numbers(model.parameters)])
-        hidden = 0.3 + 0.4 * np.modf(np.arange(len(numbers)) * 0.618)[0]
-        quality = -float(np.mean((numbers - hidden) ** 2))
+        numbers = _all_numbers(job.recipe)
+        quality = -float(np.mean((np.array(numbers) - _hidden(len(numbers))) ** 2))
         rng = np.random.default_rng(int(hashlib.sha256(json.dumps(job.recipe.to_dict()).encode()).hexdigest()[:16], 16))
         columns, tasks = {}, {}
         for items in job.batch.sets:
@@ -109,6 +139,39 @@ class World:
             modes={"loglikelihood": "tree"},
         )
 
+    def gradient_card(self, job: Job) -> GradientCard:
+        """Gradient card of a job: that of 4 · quality, each item slightly different."""
+        assert job.gradient is not None
+        numbers = _all_numbers(job.recipe)
+        misses = np.array(numbers) - _hidden(len(numbers))
+        slopes = np.zeros(job.gradient)
+        for number, miss in zip(numbers, misses, strict=True):
+            for index, term in number.terms.items() if isinstance(number, Dual) else ():
+                slopes[index] -= 8.0 * miss / len(numbers) * term
+        weights = job.weights or {items.task: 0.5 / len(items) for items in job.batch.sets}
+        of_items = {
+            items.task: [1.0 + 0.3 * math.sin(int(one[:4], 16)) for one in items.doc_hashes] for items in job.batch.sets
+        }
+        share = sum(weights[task] * math.fsum(each) for task, each in of_items.items())
+        quality = -4.0 * float(np.mean(misses**2))
+        return GradientCard(
+            split=job.batch.split,
+            batch_digest=job.batch.digest,
+            fitness=Estimate(share * quality, 0.1, len(job.batch)),
+            gradient=tuple((share * slopes).tolist()),
+            tasks={task: Estimate(quality, 0.1, len(each)) for task, each in of_items.items()},
+            seconds={"materialize": 1.0, "score": 177.0},
+            modes={"loglikelihood": "tree"},
+        )
+
+
+def _all_numbers(recipe: Recipe) -> list[float]:
+    return [number for model in recipe.models for number in _numbers(model.parameters)]
+
+
+def _hidden(count: int) -> NDArray[np.float64]:
+    return np.asarray(0.3 + 0.4 * np.modf(np.arange(count) * 0.618)[0])
+
 
 def _numbers(node: Any) -> Iterator[float]:
     if isinstance(node, Mapping):
@@ -117,6 +180,8 @@ def _numbers(node: Any) -> Iterator[float]:
     elif isinstance(node, list | tuple):
         for item in node:
             yield from _numbers(item)
+    elif isinstance(node, Dual):
+        yield node
     elif isinstance(node, int | float):
         yield float(node)
     elif hasattr(node, "value"):  # a filtered parameter

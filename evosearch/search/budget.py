@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from evosearch.search.candidates import Candidates
 from evosearch.search.state import SearchState
 
+AHEAD = 64  # candidates whose mean number of items is used to predict how many more a budget allows
 NOTHING_NEW = 256  # consecutive duplicates that end a search whose budget does not count candidates
 
 
@@ -14,9 +15,10 @@ class Budget:
     """Limits of a search. When the first is reached, no more candidates are proposed; pending ones are still scored.
 
     Attributes:
-        candidates: Number of candidates, duplicates included.
+        candidates: Number of candidates, duplicates included, answers not. Each shard of a gradient step is one.
         hours: Duration of all sessions, without the time between them.
-        items: Item evaluations of candidates; duplicates take none, baselines are not counted.
+        items: Item evaluations of candidates; a gradient takes three per item, duplicates none. Baselines and answers
+            are not counted.
         target: Reported fitness of a candidate that breaks no guard.
         patience: Number of candidates reported since the best one.
     """
@@ -65,7 +67,8 @@ class Budget:
         if self.items is not None:
             left = max(0, self.items - candidates.items_taken())
             proposed = candidates.state.proposed
-            totals.append(proposed + left // candidates.items_of(proposed))
+            ahead = sum(candidates.items_of(proposed + index) for index in range(AHEAD))
+            totals.append(proposed + left * AHEAD // ahead)
         return min(totals, default=None)
 
 

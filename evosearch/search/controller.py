@@ -16,14 +16,14 @@ from evosearch.search.asynchronous import Asynchronous
 from evosearch.search.baselines import Baseline
 from evosearch.search.budget import Budget, hours
 from evosearch.search.candidates import Candidates
-from evosearch.search.optimizers.registry import Optimizer
+from evosearch.search.optimizers.registry import AsksForGradients, Optimizer
 from evosearch.search.progress import Progress
 from evosearch.search.protocols import Executor, Job, Minibatches
 from evosearch.search.recorder import Recorder, job_id
 from evosearch.search.records import BaselineRecord, CandidateRecord, Proposal, RestartRecord, is_candidate
 from evosearch.search.replay import replay
 from evosearch.search.sampling import Sampling
-from evosearch.search.space.dimensions import Genome
+from evosearch.search.space.dimensions import Evaluation, Genome
 from evosearch.search.space.space import SearchSpace
 
 MAX_FAILURES = 8  # failures after which a search without any scored candidate gives up
@@ -43,7 +43,7 @@ class Controller:
         baselines: Baselines to score first.
         identify: Recipe → recipe_id, with this search's inputs.
         make_optimizer: Start genome → a fresh optimizer.
-        minibatches: Disjoint subsets of `batch`; each generation is scored on one of them.
+        minibatches: Subsets of `batch`: each generation is scored on one of them, or as the optimizer decides.
         objectives: Objectives of the optimizer, if there are several (see `objectives`).
         start: Where the optimizer starts: `init`, `best_baseline` or `parents`.
         warm_start: Start genome found by another search, instead of `start`.
@@ -88,8 +88,11 @@ class Controller:
         """
         self._score_baselines()
         optimizer, pending = self._restore()
-        if self.asynchronous:
-            return self._one_by_one(optimizer, pending)
+        reason = self._one_by_one(optimizer, pending) if self.asynchronous else self._by_generations(optimizer, pending)
+        self._score_answers(optimizer)
+        return reason
+
+    def _by_generations(self, optimizer: Optimizer, pending: list[Proposal]) -> str:
         while True:
             if pending:
                 self._finish(optimizer, pending)
@@ -161,8 +164,22 @@ class Controller:
     def _make(self, start: Genome, first_ask: int) -> Optimizer:
         """Return a fresh optimizer, whose asks are counted from `first_ask`."""
         optimizer = self.make_optimizer(start)
-        self._candidates.generation, self._candidates.first_ask = optimizer.population, first_ask
+        generation = optimizer.population
+        if isinstance(optimizer, AsksForGradients):
+            self._candidates.evaluation = optimizer.evaluation
+        else:
+            self._candidates.evaluation = lambda index: Evaluation(self._items.minibatch(index, generation))
+        self._candidates.first_ask = first_ask
         return optimizer
+
+    def _score_answers(self, optimizer: Optimizer) -> None:
+        """Score what the optimizer recommends on the full search split."""
+        self._candidates.answer(optimizer)
+        todo = [one for name in self.state.answers.values() if not self._is_done(one := self.state.proposal(name))]
+        jobs = [self._candidates.job(proposal) for proposal in todo]
+        total, best = len(self.state.answers), self.state.best()
+        if jobs:
+            self.recorder.run(self.executor, jobs, lambda left: Progress("answers", total - left, total, best))
 
     def _start_genome(self) -> Genome:
         """Return the start of the optimizer, which depends only on recorded scores and is the same at every resume."""

@@ -22,7 +22,7 @@ MARK = "evosearch"  # first key of every line; its value is the kind of the line
 class Progress:
     """Progress of one stage of a search."""
 
-    stage: str  # baselines | search | rescoring | validation | test
+    stage: str  # baselines | search | answers | rescoring | validation | test
     done: int
     total: int | None
     best: float | None = None

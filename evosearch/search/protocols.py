@@ -4,13 +4,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from evosearch.evaluation.types import Column, GradientCard, ItemBatch, ScoreCard
+from evosearch.evaluation.types import Column, GradientCard, ItemBatch, ScoreCard, Teacher, TrainingCard
 from evosearch.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
+class Training:
+    """Fine-tuning of a job's model on the job's items.
+
+    Attributes:
+        items: Budget in item evaluations; a training step takes three for each of its items.
+        seed: Seed of the training.
+        scored: Batches to score the result on.
+    """
+
+    items: int
+    seed: int
+    scored: tuple[ItemBatch, ...]
+
+
+@dataclass(frozen=True)
 class Job:
-    """One recipe to score on one batch of items, or to differentiate there.
+    """One recipe to score on one batch of items, to differentiate there, or to fine-tune there.
 
     Attributes:
         id: Unique in a search: candidate, split and minibatch.
@@ -20,6 +35,8 @@ class Job:
         gradient: Number of dimensions of the gradient; None: the job is scored and has no gradient.
         weights: For a gradient: task → weight of each of its items in the fitness, see `GradientCard`; None: those of
             the suite on this batch.
+        teachers: Task → its teacher, of a suite with `fitness: {teachers: …}`; empty until they are chosen.
+        training: The job fine-tunes the model on its items and scores it on others; None: it does not.
     """
 
     id: str
@@ -28,6 +45,15 @@ class Job:
     minibatch: int | None = None
     gradient: int | None = None
     weights: Mapping[str, float] | None = None
+    teachers: Mapping[str, Teacher] = field(default_factory=dict)
+    training: Training | None = None
+
+    @property
+    def evaluations(self) -> int:
+        """Number of item evaluations that the job takes; a gradient or a training step takes three for each item."""
+        if self.training is not None:
+            return self.training.items + sum(map(len, self.training.scored))
+        return len(self.batch) * (1 if self.gradient is None else 3)
 
 
 @dataclass(frozen=True)
@@ -42,7 +68,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Outcome of a job: a score card, a gradient card (if the job asked for one), or a failure."""
+    """Outcome of a job: a score card, a gradient card or a training card (if the job asked for one), or a failure."""
 
     job: Job
     worker: str
@@ -51,6 +77,7 @@ class Outcome:
     retries: tuple[Failure, ...] = ()  # worker faults before this outcome
     seconds: Mapping[str, float] = field(default_factory=dict)
     gradient: GradientCard | None = None
+    training: TrainingCard | None = None
 
 
 class Executor(Protocol):
@@ -78,10 +105,13 @@ class Minibatches(Protocol):
 
     @property
     def batches(self) -> tuple[ItemBatch, ...]:
-        """Disjoint batches, each with documents of every task, that together are the split."""
+        """Batches of the search split, each with a fixed index."""
+
+    def weights(self, minibatch: int) -> Mapping[str, float] | None:
+        """Return the weights of a gradient job on a minibatch, see `Job`."""
 
     def card(self, minibatch: int, columns: Mapping[str, Mapping[str, Column]]) -> ScoreCard:
-        """Return the score card on a minibatch of a candidate that was scored on the full split.
+        """Return the score card on a minibatch of every task, of a candidate that was scored on the full split.
 
         Args:
             minibatch: Index of the minibatch.

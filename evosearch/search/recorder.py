@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from evosearch.evaluation.types import ScoreCard
+from evosearch.evaluation.types import GradientCard, ScoreCard, TrainingCard
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Progress, Silent, Watcher
 from evosearch.search.protocols import Executor, Failure, Job, Outcome, Tracker
-from evosearch.search.records import FailureRecord, Payload
+from evosearch.search.records import FailureRecord, GradientRecord, Payload, TrainedRecord
 from evosearch.search.state import SearchState
 
 WAIT_S = 5.0  # longest wait for an outcome before the budget is checked again
@@ -49,20 +49,23 @@ class Recorder:
             self.watcher.update(progress(len(left)))
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
-        """Commit the outcomes of jobs in one transaction: retries, failures and scores."""
+        """Commit the outcomes of jobs in one transaction: retries, failures, scores, gradients and trainings."""
         entries: list[tuple[str, Payload]] = []
         scores: list[tuple[str, ScoreCard]] = []
         for outcome in outcomes:
             job = outcome.job
             candidate = candidate_of(job)
             entries += [("retried", _record_of(fault, outcome).to_payload()) for fault in outcome.retries]
-            if outcome.card is not None:
+            if outcome.training is not None:
+                entries.append(("trained", _trained_of(outcome.training, outcome).to_payload()))
+            for card in _cards(outcome):
                 about = {"candidate": candidate, "minibatch": job.minibatch, "worker": outcome.worker}
                 about["recipe_id"] = self.state.recipe_ids.get(candidate)
-                entries.append(("scored", about | outcome.card.summary()))
-                scores.append((candidate, outcome.card))
-            else:
-                assert outcome.failure is not None
+                entries.append(("scored", about | card.summary()))
+                scores.append((candidate, card))
+            if outcome.gradient is not None:
+                entries.append(("differentiated", _gradient_of(outcome.gradient, outcome).to_payload()))
+            if outcome.failure is not None:
                 entries.append(("failed", _record_of(outcome.failure, outcome).to_payload()))
         if entries:
             self._apply(entries, scores)
@@ -78,13 +81,53 @@ class Recorder:
 
 
 def job_id(candidate: str, split: str, minibatch: int | None = None) -> str:
-    """Name a job by candidate, split and minibatch; a search scores each of these once."""
+    """Name a job by candidate, split and minibatch; a search evaluates each of these once."""
     return f"{candidate}@{split}" if minibatch is None else f"{candidate}@{split}/{minibatch}"
 
 
 def candidate_of(job: Job) -> str:
-    """Return the candidate or baseline that a job scores."""
+    """Return the candidate or baseline that a job evaluates."""
     return job.id.rsplit("@", 1)[0]
+
+
+def _cards(outcome: Outcome) -> tuple[ScoreCard, ...]:
+    """Return the score cards of an outcome: those of a trained model, at most one otherwise."""
+    if outcome.training is not None:
+        return outcome.training.cards
+    return (outcome.card,) if outcome.card is not None else ()
+
+
+def _trained_of(card: TrainingCard, outcome: Outcome) -> TrainedRecord:
+    return TrainedRecord(
+        candidate=candidate_of(outcome.job),
+        form=card.form,
+        parameters=card.parameters,
+        rate=card.rate,
+        steps=card.steps,
+        kept=card.kept,
+        items=card.items,
+        objective=list(card.objective),
+        seconds=card.seconds,
+        worker=outcome.worker,
+    )
+
+
+def _gradient_of(card: GradientCard, outcome: Outcome) -> GradientRecord:
+    minibatch = outcome.job.minibatch
+    assert minibatch is not None, "gradients are computed on minibatches"
+    return GradientRecord(
+        candidate=candidate_of(outcome.job),
+        split=card.split,
+        minibatch=minibatch,
+        fitness=card.fitness,
+        tasks=card.tasks,
+        batch=card.batch_digest,
+        tokens=card.tokens,
+        seconds=card.seconds,
+        modes=card.modes,
+        worker=outcome.worker,
+        gradient=card.gradient,
+    )
 
 
 def _record_of(failure: Failure, outcome: Outcome) -> FailureRecord:

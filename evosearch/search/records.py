@@ -4,12 +4,12 @@ Events enter and leave the ledger as plain JSON data; all other code uses these 
 payload (`to_payload`) and reads it back (`from_payload`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from evosearch.evaluation.types import Estimate, TaskScore, Tokens
-from evosearch.search.space.dimensions import Genome, Observation
+from evosearch.search.space.dimensions import Evaluation, Genome, Observation
 
 Payload = dict[str, Any]  # plain JSON data of one event
 
@@ -52,10 +52,11 @@ class BaselineRecord(Record):
     """A baseline; without a recipe it does not apply to the search, and `skipped` says why."""
 
     candidate: str
-    kind: str  # base | parent | stage | uniform | scale
-    recipe: dict[str, Any] | None = None
+    kind: str  # base | parent | stage | uniform | scale | trained | placebo
+    recipe: dict[str, Any] | None = None  # of a trained baseline: of the model that it starts from
     recipe_id: str | None = None
     skipped: str | None = None
+    recipes: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # reference → recipe, of a placebo's models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,13 @@ class CandidateRecord(Record):
     recipe_id: str
     duplicate_of: str | None = None  # the first candidate with this recipe on this minibatch
     minibatch: int | None = None  # None: scored on the full split
+    gradient: bool = False  # a shard of a gradient step, which is differentiated and not scored
+    answer: bool = False  # recommended by the optimizer at the end of a search, which replay skips
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """How the candidate is evaluated during the search."""
+        return Evaluation(self.minibatch, self.gradient)
 
     @property
     def original(self) -> str:
@@ -120,6 +128,61 @@ class CardSummary(Record):
         return cls(**found)
 
 
+@dataclass(frozen=True, kw_only=True)
+class GradientSummary(Record):
+    """The result of a candidate that was differentiated, without the gradient, whose size grows with the space."""
+
+    candidate: str
+    split: str
+    minibatch: int
+    fitness: Estimate  # of the minibatch, or the share of it that its shard has
+    tasks: Mapping[str, Estimate] = field(default_factory=dict)  # task → mean over items
+    batch: str = ""  # ItemBatch.digest
+    tokens: Tokens = field(default_factory=Tokens)
+    seconds: Mapping[str, float] = field(default_factory=dict)  # materialize, score
+    modes: Mapping[str, str] = field(default_factory=dict)  # loglikelihood → execution mode
+    worker: str = ""
+
+    @classmethod
+    def from_payload(cls, payload: Mapping[str, Any]) -> Self:
+        """Read the payload of a `differentiated` event."""
+        found = {one.name: payload[one.name] for one in fields(cls) if one.name in payload}
+        found["fitness"] = Estimate(**payload["fitness"])
+        found["tasks"] = {name: Estimate(**one) for name, one in payload.get("tasks", {}).items()}
+        found["tokens"] = Tokens(**payload.get("tokens", {}))
+        return cls(**found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientRecord(GradientSummary):
+    """The result of a candidate that was differentiated."""
+
+    gradient: Sequence[float]  # (dimensions,) derivative of the fitness in the value of each dimension, in order
+
+    def to_payload(self) -> Payload:
+        """Return the payload of a `differentiated` event."""
+        tasks = {name: vars(one).copy() for name, one in self.tasks.items()}
+        plain = {"fitness": vars(self.fitness).copy(), "tasks": tasks, "tokens": vars(self.tokens).copy()}
+        sized = {"seconds": dict(self.seconds), "modes": dict(self.modes), "gradient": list(self.gradient)}
+        return super().to_payload() | plain | sized
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRecord(Record):
+    """How a baseline of kind `trained` was trained; see `TrainingCard`."""
+
+    candidate: str
+    form: str
+    parameters: int
+    rate: float
+    steps: int
+    kept: int
+    items: int
+    objective: Sequence[float]  # mean log-probability of right answers over the first and over the last epoch
+    seconds: float
+    worker: str = ""
+
+
 @dataclass(frozen=True)
 class Reported:
     """The result that the optimizer is told for a candidate; without a fitness the candidate failed."""
@@ -128,6 +191,7 @@ class Reported:
     fitness: Estimate | None
     violations: tuple[float, ...] = ()  # points beyond each guard, in the suite's order
     objectives: tuple[Estimate, ...] = ()  # only if there are several
+    gradient: bool = False  # a gradient was asked for: the fitness is that of a minibatch, and not for comparison
 
     @property
     def violation(self) -> float:
@@ -138,11 +202,12 @@ class Reported:
     def from_payload(cls, payload: Mapping[str, Any]) -> Self:
         """Read one observation of a `told` event."""
         violations = tuple(map(float, payload.get("violations", ())))
+        gradient = bool(payload.get("gradient", False))
         if payload["state"] != "scored":
-            return cls(payload["candidate"], None, violations)
+            return cls(payload["candidate"], None, violations, gradient=gradient)
         objectives = tuple(Estimate(**one) for one in payload.get("objectives", ()))
         fitness = Estimate(float(payload["value"]), float(payload["stderr"]), int(payload["n"]))
-        return cls(payload["candidate"], fitness, violations, objectives)
+        return cls(payload["candidate"], fitness, violations, objectives, gradient)
 
     def to_payload(self) -> Payload:
         """Return one observation of a `told` event."""
@@ -155,12 +220,22 @@ class Reported:
             "n": 0 if fitness is None else fitness.n,
             "violations": list(self.violations),
             "objectives": [vars(one).copy() for one in self.objectives],
+            "gradient": self.gradient,
         }
 
-    def observation(self, genome: Genome) -> Observation:
-        """Return the observation that the optimizer is told about `genome`."""
+    def observation(self, genome: Genome, gradient: Sequence[float] | None = None) -> Observation:
+        """Return the observation that the optimizer is told about `genome`.
+
+        Args:
+            genome: The proposed genome.
+            gradient: (dimensions,) derivatives in the genome's order, if they were asked for and the candidate did not
+                fail.
+        """
         if self.fitness is None:
             return Observation(self.candidate, genome, (), self.violations, "failed")
+        if gradient is not None:
+            slopes = dict(zip(genome, gradient, strict=True))
+            return Observation(self.candidate, genome, (self.fitness,), self.violations, gradient=slopes)
         if not self.objectives:
             return Observation(self.candidate, genome, (self.fitness,), self.violations)
         return Observation(self.candidate, genome, self.objectives, self.violations, fitness=self.fitness)
@@ -238,6 +313,15 @@ class RestartRecord(Record):
 
     start: Genome
     reason: str
+
+
+@dataclass(frozen=True)
+class TeachersRecord(Record):
+    """The teachers of a search, whose fitness compares candidates with them."""
+
+    teachers: Mapping[str, str]  # task → reference
+    # Task → parent → metric on validation, by which the teacher was chosen; without tasks whose teacher is named
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

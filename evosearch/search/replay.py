@@ -1,7 +1,7 @@
 """Replay: restores an optimizer by repeating the recorded asks and tells.
 
 Optimizers are never stored. An optimizer built with the same seed proposes the same genomes, so the recorded asks and
-tells are the complete state of a search.
+tells, with their gradients, are the complete state of a search. Answers are not repeated: they change no optimizer.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from evosearch.search.ledger.events import Event
 from evosearch.search.optimizers.registry import Optimizer
 from evosearch.search.pending import same_value
 from evosearch.search.records import Payload, Proposal, Reported
-from evosearch.search.space.dimensions import Genome
+from evosearch.search.space.dimensions import Genome, Observation
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,18 @@ class _Replay:
         self.reported = 0
         self.groups = 0
         self._group: list[Proposal] = []  # recorded asks that are not repeated yet
+        self._gradients: dict[str, Sequence[float]] = {}  # candidate that is not reported yet → (dimensions,)
         self._versions: Mapping[str, str] = {}
 
     def apply(self, event: Event) -> None:
         if event.type == "started" and not self._versions:
             self._versions = event.payload.get("versions") or {}
+        elif event.type == "differentiated":
+            self._gradients[event.payload["candidate"]] = event.payload["gradient"]
         elif event.type == "asked":
             proposal = Proposal.from_payload(event.payload)
+            if proposal.answer:
+                return
             if self._group and self._group[-1].group != proposal.group:
                 self.ask_group()
             self._group.append(proposal)
@@ -79,10 +84,13 @@ class _Replay:
             self.groups = max(self.groups, proposal.group + 1)
 
     def _tell(self, payload: Payload) -> None:
-        reports = map(Reported.from_payload, payload["observations"])
-        observations = [one.observation(self.pending.pop(one.candidate).genome) for one in reports]
+        observations = [self._observation(Reported.from_payload(one)) for one in payload["observations"]]
         self.optimizer.tell(observations)
         self.reported += len(observations)
+
+    def _observation(self, reported: Reported) -> Observation:
+        genome = self.pending.pop(reported.candidate).genome
+        return reported.observation(genome, self._gradients.pop(reported.candidate, None))
 
     def _compare(self, proposal: Proposal, genome: Genome) -> None:
         recorded = proposal.genome

@@ -7,9 +7,12 @@ told a fitness corrected for this difference:
 
 This makes generations on different minibatches comparable and changes nothing within one. Each objective is corrected
 separately. Guards compare points on the same minibatch.
+
+An optimizer that asks for gradients has minibatches of its own (`evaluation.statistics.gradient_steps`), and decides
+which candidate is evaluated on which. The fitness of a gradient is told as it is: it only describes a step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from evosearch.evaluation.types import ItemBatch, ScoreCard
@@ -17,9 +20,11 @@ from evosearch.search import guards
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.objectives import FITNESS, measured
 from evosearch.search.protocols import Minibatches
-from evosearch.search.records import Reported
+from evosearch.search.records import CandidateRecord, Reported
+from evosearch.search.space.dimensions import Evaluation
 from evosearch.search.state import SearchState
 
+BACKWARD = 2  # a backward pass counts as two forward passes in a budget of items
 Minibatch = int | None  # index; None: the full split
 
 
@@ -49,14 +54,32 @@ class Sampling:
         """Return the items of a minibatch."""
         return self.full if self.minibatches is None or minibatch is None else self.minibatches.batches[minibatch]
 
+    def cost(self, evaluation: Evaluation) -> int:
+        """Return the number of item evaluations that an evaluation counts as."""
+        return len(self.batch(evaluation.minibatch)) * (1 + BACKWARD if evaluation.gradient else 1)
+
+    def weights(self, evaluation: Evaluation) -> Mapping[str, float] | None:
+        """Return the weights of a gradient job, see `Job`."""
+        if not evaluation.gradient:
+            return None
+        assert self.minibatches is not None
+        assert evaluation.minibatch is not None
+        return self.minibatches.weights(evaluation.minibatch)
+
     def is_done(self, candidate: str, minibatch: Minibatch) -> bool:
         """Return whether a candidate is scored, or failed for good."""
         if minibatch is None:
             return (candidate, self.full.split) in self.state.done
         return (candidate, minibatch) in self.state.sampled
 
-    def report(self, candidate: str, original: str, minibatch: Minibatch) -> Reported:
-        """Return the result to tell the optimizer for a candidate, from the score card of `original`."""
+    def report(self, candidate: CandidateRecord) -> Reported:
+        """Return the result to tell the optimizer for a candidate, from the score card of its original."""
+        if candidate.gradient:
+            found = self.state.gradients.get((candidate.candidate, candidate.minibatch or 0))
+            return Reported(candidate.candidate, found.fitness if found else None, gradient=True)
+        return self._report(candidate.candidate, candidate.original, candidate.minibatch)
+
+    def _report(self, candidate: str, original: str, minibatch: Minibatch) -> Reported:
         state = self.state
         card = (
             state.cards.get((original, self.full.split))
@@ -89,7 +112,7 @@ class Sampling:
             for name, card in cards.items()
             if card
         ]
-        return [sum(each) / len(each) for each in zip(*differences, strict=True)]
+        return [sum(each) / len(each) for each in zip(*differences, strict=True)] or [0.0] * len(named)
 
     def _card(self, baseline: str, minibatch: int) -> ScoreCard:
         if (baseline, minibatch) not in self._cards:

@@ -16,27 +16,33 @@ from evosearch.search.records import (
     FailureRecord,
     FinalistRecord,
     GateRecord,
+    GradientRecord,
+    GradientSummary,
     OpeningRecord,
     Payload,
     PromotedRecord,
     Proposal,
     Reported,
     RestartRecord,
+    TeachersRecord,
+    TrainedRecord,
     WarmStart,
     WinnerRecord,
     is_candidate,
 )
+from evosearch.search.space.dimensions import Evaluation
 
 
 @dataclass
 class SearchState:
     """Folded events.
 
-    `cards` and `done` refer to a full split, keyed by (candidate, split); `samples` and `sampled` to a minibatch of the
-    search split, keyed by (candidate, minibatch). Entries of `done` and `sampled` are scored, or failed for good.
+    `cards` and `done` refer to a full split, keyed by (candidate, split); `samples`, `gradients` and `sampled` to a
+    minibatch of the search split, keyed by (candidate, minibatch). Entries of `done` and `sampled` are scored or
+    differentiated, or failed for good.
 
-    Queries at every outcome take constant time, however long the search is. With `read`, genomes and recipes of
-    candidates stay in the ledger, so that the state of a long search stays small.
+    Queries at every outcome take constant time, however long the search is. With `read`, genomes, recipes and gradients
+    of candidates stay in the ledger, so that the state of a long search stays small.
     """
 
     read: Callable[[int], Event] | None = None  # seq → that event
@@ -47,18 +53,24 @@ class SearchState:
     baselines: dict[str, BaselineRecord] = field(default_factory=dict)
     candidates: dict[str, CandidateRecord] = field(default_factory=dict)  # in ask order
     recipe_ids: dict[str, str] = field(default_factory=dict)  # candidate or baseline → recipe_id
-    # (recipe_id, minibatch that it is scored on) → the first candidate with it
-    first_with: dict[tuple[str, int | None], str] = field(default_factory=dict)
+    # (recipe_id, how it is evaluated) → the first candidate with it
+    first_with: dict[tuple[str, Evaluation], str] = field(default_factory=dict)
     cards: dict[tuple[str, str], CardSummary] = field(default_factory=dict)
     samples: dict[tuple[str, int], CardSummary] = field(default_factory=dict)
+    gradients: dict[tuple[str, int], GradientSummary] = field(default_factory=dict)
+    trained: dict[str, TrainedRecord] = field(default_factory=dict)  # baseline of kind `trained` → its training
     reported: dict[str, Reported] = field(default_factory=dict)  # candidate → result that the optimizer was told
     failed: list[FailureRecord] = field(default_factory=list)
     done: set[tuple[str, str]] = field(default_factory=set)
     sampled: set[tuple[str, int]] = field(default_factory=set)
-    finished: set[str] = field(default_factory=set)  # candidates done on the search split or a minibatch of it
-    any_scored: bool = False  # at least one candidate has a score
+    # Candidates done on the search split or a minibatch of it, without answers
+    finished: set[str] = field(default_factory=set)
+    # Recipes that the current optimizer recommends: recipe_id → candidate; empty once it has proposed more
+    answers: dict[str, str] = field(default_factory=dict)
+    any_scored: bool = False  # at least one candidate has a score or a gradient
     groups: int = 0  # number of groups so far
-    distinct: Counter[int | None] = field(default_factory=Counter)  # minibatch → candidates that are not duplicates
+    proposed: int = 0  # number of candidates that optimizers have proposed, without answers
+    distinct: Counter[Evaluation] = field(default_factory=Counter)  # → candidates that are not duplicates, nor answers
     repeated: int = 0  # number of consecutive duplicates up to the last candidate
     best_reported: tuple[float, float] | None = None  # least (violation, -fitness) that an optimizer was told
     reported_since_best: int = 0  # to the current optimizer
@@ -75,6 +87,7 @@ class SearchState:
     winner: WinnerRecord | None = None  # of a stage
     winner_at: int = 0  # number of candidates when it was chosen
     warm_start: WarmStart | None = None
+    teachers: dict[str, str] = field(default_factory=dict)  # task → reference of its teacher
     stopped: str | None = None
     sessions: int = 0
     seconds_before: float = 0.0  # duration of the recorded sessions, without the time between them
@@ -82,6 +95,7 @@ class SearchState:
     last_time: float = 0.0
     _proposed_at: dict[str, int] = field(default_factory=dict)  # candidate → seq of its `asked`, with `read`
     _proposals: dict[str, Payload] = field(default_factory=dict)  # candidate → payload of its `asked`, without `read`
+    _differentiated_at: dict[tuple[str, int], int] = field(default_factory=dict)  # as `gradients` → seq, with `read`
     _failed_names: set[str] = field(default_factory=set)
     _leader: tuple[float, float] | None = None  # (violation, -fitness) of the best candidate not in `_news`
     _news: dict[str, None] = field(default_factory=dict)  # candidates with new scores since the leader was found
@@ -114,14 +128,13 @@ class SearchState:
         """Reference → recipe, of the models that are recipes and of the models those are made of."""
         return dict(self.circumstances.recipes)
 
-    @property
-    def proposed(self) -> int:
-        """Number of candidates that optimizers have proposed."""
-        return len(self.candidates)
-
     def kind(self, name: str) -> str:
         """Return `candidate`, or the kind of a baseline."""
         return self.baselines[name].kind if name in self.baselines else "candidate"
+
+    def latest(self, kind: str) -> str | None:
+        """Return the baseline of a kind that was recorded last; None without one."""
+        return next((name for name in reversed(self.baselines) if self.baselines[name].kind == kind), None)
 
     def original(self, name: str) -> str:
         """Return the candidate or baseline whose score cards `name` has: the first with its recipe."""
@@ -188,9 +201,12 @@ class SearchState:
         return violation, card.fitness.value
 
     def as_reported(self, candidate: str) -> tuple[float, float] | None:
-        """Return (violation, fitness) as reported to the optimizer; None for a failure or an unreported candidate."""
+        """Return (violation, fitness) as reported to the optimizer.
+
+        None for a failure, an unreported candidate and a gradient, whose fitness is not comparable.
+        """
         reported = self.reported.get(candidate)
-        if reported is None or reported.fitness is None:
+        if reported is None or reported.fitness is None or reported.gradient:
             return None
         return reported.violation, reported.fitness.value
 
@@ -217,6 +233,16 @@ class SearchState:
             return Proposal.from_payload(self._proposals[candidate])
         return Proposal.from_payload(self.read(self._proposed_at[candidate]).payload)
 
+    def gradient(self, candidate: CandidateRecord) -> GradientRecord | None:
+        """Return the recorded gradient of a candidate; None if it failed or is not evaluated yet."""
+        assert candidate.minibatch is not None, "gradients are computed on minibatches"
+        key = candidate.candidate, candidate.minibatch
+        found = self.gradients.get(key)
+        if found is None or self.read is None:
+            assert found is None or isinstance(found, GradientRecord)
+            return found
+        return GradientRecord.from_payload(self.read(self._differentiated_at[key]).payload)
+
     def recipe(self, name: str) -> dict[str, Any]:
         """Return the recorded recipe of a baseline or a candidate, as plain data."""
         recipe = self.baselines[name].recipe if name in self.baselines else self.proposal(name).recipe
@@ -238,16 +264,22 @@ class SearchState:
 
     def _on_asked(self, payload: Payload) -> None:
         candidate = CandidateRecord.from_payload(payload)
-        name, minibatch = candidate.candidate, candidate.minibatch
+        name = candidate.candidate
         if self.read is None:
             self._proposals[name] = payload
         else:
             self._proposed_at[name] = self.last_seq
         self.candidates[name] = candidate
         self.recipe_ids[name] = candidate.recipe_id
-        self.first_with.setdefault((candidate.recipe_id, minibatch), name)
+        if not candidate.gradient:
+            self.first_with.setdefault((candidate.recipe_id, candidate.evaluation), name)
         self.groups = max(self.groups, candidate.group + 1)
-        self.distinct[minibatch] += candidate.duplicate_of is None
+        if candidate.answer:
+            self.answers[candidate.recipe_id] = name
+            return
+        self.answers.clear()
+        self.proposed += 1
+        self.distinct[candidate.evaluation] += candidate.duplicate_of is None
         self.repeated = 0 if candidate.duplicate_of is None else self.repeated + 1
 
     def _on_scored(self, payload: Payload) -> None:
@@ -265,6 +297,18 @@ class SearchState:
             else:  # a baseline, or a candidate whose score may differ from the reported one either way
                 self._recount = True
 
+    def _on_differentiated(self, payload: Payload) -> None:
+        kind = GradientRecord if self.read is None else GradientSummary
+        found = kind.from_payload(payload)
+        key = found.candidate, found.minibatch
+        self.gradients[key], self._differentiated_at[key] = found, self.last_seq
+        self._settled(found.candidate, found.split, found.minibatch)
+        self.any_scored = True
+
+    def _on_trained(self, payload: Payload) -> None:
+        found = TrainedRecord.from_payload(payload)
+        self.trained[found.candidate] = found
+
     def _on_failed(self, payload: Payload) -> None:
         failure = FailureRecord.from_payload(payload)
         self.failed.append(failure)
@@ -277,7 +321,9 @@ class SearchState:
         else:
             self.sampled.add((candidate, minibatch))
         if is_candidate(candidate) and (minibatch is not None or split == "search"):
-            self.finished.add(candidate)
+            asked = self.candidates.get(candidate)
+            if asked is None or not asked.answer:
+                self.finished.add(candidate)
 
     def _on_retried(self, payload: Payload) -> None:
         self.retried += 1
@@ -286,7 +332,10 @@ class SearchState:
         self.reported_groups += 1
         for reported in map(Reported.from_payload, payload["observations"]):
             name = reported.candidate
-            self.reported[name], self._news[name] = reported, None
+            self.reported[name] = reported
+            if reported.gradient:
+                continue
+            self._news[name] = None
             found = self.as_reported(name)
             standing = (found[0], -found[1]) if found else None
             if standing is not None and (self.best_reported is None or standing < self.best_reported):
@@ -298,6 +347,7 @@ class SearchState:
         self.restarted = RestartRecord.from_payload(payload)
         self.restarted_at, self.proposed_before = self.last_seq, self.proposed
         self.reported_since_best = 0
+        self.answers.clear()
 
     def _on_finalist(self, payload: Payload) -> None:
         finalist = FinalistRecord.from_payload(payload)
@@ -309,13 +359,16 @@ class SearchState:
         self.test_openings.append(OpeningRecord.from_payload(payload))
 
     def _on_gated(self, payload: Payload) -> None:
-        self.gated, self.gated_at = GateRecord.from_payload(payload), self.proposed
+        self.gated, self.gated_at = GateRecord.from_payload(payload), len(self.candidates)
 
     def _on_promoted(self, payload: Payload) -> None:
         self.promoted = PromotedRecord.from_payload(payload)
 
     def _on_winner(self, payload: Payload) -> None:
-        self.winner, self.winner_at = WinnerRecord.from_payload(payload), self.proposed
+        self.winner, self.winner_at = WinnerRecord.from_payload(payload), len(self.candidates)
+
+    def _on_teachers(self, payload: Payload) -> None:
+        self.teachers = dict(TeachersRecord.from_payload(payload).teachers)
 
     def _on_warm_started(self, payload: Payload) -> None:
         self.warm_start = WarmStart.from_payload(payload)

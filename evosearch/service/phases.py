@@ -2,6 +2,7 @@
 
 from evosearch.promotion.gate import GateDecision
 from evosearch.promotion.promote import Champion, Promotion
+from evosearch.promotion.unverified import UnverifiedPromotion
 from evosearch.promotion.validate import Validation
 from evosearch.reporting.export import export_promoted, write_winner
 from evosearch.reporting.test_table import measure_of
@@ -67,7 +68,7 @@ def promote(
 ) -> GateDecision:
     """Run the gate, unless it has decided and no candidate was proposed since."""
     state = recorder.state
-    if state.gated is not None and state.gated_at == state.proposed and not is_unopposed(state, champion):
+    if state.gated is not None and state.gated_at == len(state.candidates) and not is_unopposed(state, champion):
         return GateDecision.from_dict(state.gated.decision)
     return Promotion(
         recorder=recorder,
@@ -82,6 +83,26 @@ def promote(
     ).run()
 
 
+def choose_unverified(prepared: Prepared, recorder: Recorder, executor: Executor, allowed: bool) -> GateDecision:
+    """Choose the best model of a suite without right answers, unless that was done and nothing changed since.
+
+    Args:
+        prepared: The search.
+        recorder: Its recorder.
+        executor: Scores candidates.
+        allowed: Promote the model.
+    """
+    state = recorder.state
+    if state.gated is not None and state.gated_at == len(state.candidates):
+        known = GateDecision.from_dict(state.gated.decision)
+        if known.promoted is not None or not allowed:
+            return known
+    finalists = prepared.spec.config.promotion.finalists
+    return UnverifiedPromotion(
+        recorder=recorder, executor=executor, batches=prepared.batches, finalists=finalists, allowed=allowed
+    ).run()
+
+
 def choose_winner(prepared: Prepared, recorder: Recorder, executor: Executor) -> dict[str, str]:
     """Choose a stage's winner, unless that was done and no candidate was proposed since, and write its recipe.
 
@@ -89,7 +110,7 @@ def choose_winner(prepared: Prepared, recorder: Recorder, executor: Executor) ->
         Format → path of the written file.
     """
     state = recorder.state
-    if state.winner is None or state.winner_at != state.proposed:
+    if state.winner is None or state.winner_at != len(state.candidates):
         finalists = prepared.spec.config.promotion.finalists
         Validation(recorder=recorder, executor=executor, batches=prepared.batches, finalists=finalists).winner()
     file = prepared.spec.run_dir.winner_file

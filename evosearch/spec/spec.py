@@ -60,6 +60,7 @@ class Stage:
         index: Index of the stage.
         last: Whether this stage ends at the gate.
         winners: Stage name → winner, of the earlier stages that this one builds on.
+        placebo_of: Name of the search whose placebo this is; empty for any other search.
     """
 
     pipeline: str
@@ -67,6 +68,7 @@ class Stage:
     index: int
     last: bool = False
     winners: Mapping[str, Winner] = field(default_factory=dict)
+    placebo_of: str = ""
 
     @property
     def recipes(self) -> dict[str, Mapping[str, Any]]:
@@ -83,7 +85,8 @@ class SearchSpec:
 
     Attributes:
         template: The recipe with its search parameters; folders are absolute.
-        stage: None unless the search is a stage of a multi-stage run.
+        stage: None unless the search is a stage of a multi-stage run, or a placebo.
+        placebos: Reference of the real search → reference that replaces it; empty unless this is a placebo.
     """
 
     file: Path
@@ -91,6 +94,7 @@ class SearchSpec:
     template: dict[str, Any]
     suite: Suite
     stage: Stage | None = None
+    placebos: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -144,16 +148,17 @@ class SearchSpec:
 
     @cached_property
     def baselines(self) -> BaselinesConfig:
-        """The spec's `baselines`, with absolute folders."""
+        """The spec's `baselines`, with absolute folders; in a placebo, its models are replaced too."""
         config = self.config.baselines
         found = anchor({"base_model": config.base_model, "models": config.models}, self.file.parent)
-        models = None if config.models is None else tuple(found["models"])
+        models = None if config.models is None else tuple(self.placebos.get(one, one) for one in found["models"])
         return config.model_copy(update={"base_model": found["base_model"], "models": models})
 
     def at(self, key: str) -> str:
         """File and key for errors: `night.yaml: optimizer`, or `night.yaml: stages[1].optimizer`."""
         own = re.split(r"[.\[]", key, maxsplit=1)[0] in STAGE_KEYS
-        return f"{self.file}: {f'stages[{self.stage.index}].' if own and self.stage else ''}{key}"
+        within = self.stage is not None and self.stage.placebo_of != self.stage.pipeline  # of a list of stages
+        return f"{self.file}: {f'stages[{self.stage.index}].' if own and self.stage and within else ''}{key}"
 
     def identity(self) -> dict[str, Any]:
         """The identity of the search as plain data: recorded at its start, and compared on resume.
@@ -166,7 +171,7 @@ class SearchSpec:
         config["suite"] = suite | {"weights": self.suite.weights(), "chances": chances}
         if self.stage is not None and self.stage.winners:
             config["builds_on"] = {name: winner.recipe_id for name, winner in self.stage.winners.items()}
-        return config
+        return config | ({"placebo": True} if self.placebos else {})
 
     def search_id(self) -> str:
         """Digest of the identity."""
@@ -241,6 +246,9 @@ def _check_minibatches(spec: SearchSpec) -> None:
     if minibatches > count:
         what = f"got {minibatches}, and '{smallest.name}' has {count} search documents"
         raise SpecError(where, what, f"At most {count}: each minibatch has documents of every task", "Use fewer")
+    if load_optimizer(optimizer.name).gradients:
+        what = f"{optimizer.name} divides the search split by its own options, batch and hold_back"
+        raise SpecError(where, what, next="Remove it")
     if not load_optimizer(optimizer.name).minibatches:
         what = f"{optimizer.name} compares single candidates, whose scores on different minibatches are not comparable"
         raise SpecError(where, what, next="Remove it")

@@ -21,6 +21,7 @@ from evosearch.search.optimizers import registry
 from evosearch.search.optimizers.registry import OptimizerConfig, create
 from evosearch.search.protocols import Job, Outcome
 from evosearch.search.replay import replay
+from evosearch.search.space.dimensions import Evaluation
 
 pytestmark = pytest.mark.usefixtures("no_power_cuts")
 SMALL = World(models=2, per=None, densities=True, items=10)
@@ -154,7 +155,7 @@ def test_a_budget_of_items_ends_if_all_candidates_are_duplicates(tmp_path: Path)
     assert reason == "nothing new: 256 duplicates in a row"
     again, _ = search(tmp_path, world, workers(world, 4), config(), Budget(items=1000))
     assert again == reason
-    assert recorder.state.distinct == {None: 2}
+    assert recorder.state.distinct == {Evaluation(): 2}
 
 
 @pytest.mark.parametrize("name", QUICK)

@@ -12,6 +12,7 @@ from benchmarks._simulated.world import World
 from evosearch.errors import SpecError
 from evosearch.search.budget import Budget
 from evosearch.search.ledger import store
+from evosearch.search.space.dimensions import Evaluation
 from evosearch.search.state import SearchState
 from evosearch.spec.config import BudgetConfig
 
@@ -74,7 +75,7 @@ def test_duplicates_take_no_items(run: Callable[..., Stopped], asynchronous: boo
 def test_a_budget_of_items_ends_when_nothing_new_is_proposed(run: Callable[..., Stopped], asynchronous: bool) -> None:
     reason, state = run(Budget(items=20 * 10), asynchronous, GRID)
     assert reason == "nothing new: 256 duplicates in a row"
-    assert state.distinct == {None: 9}
+    assert state.distinct == {Evaluation(): 9}
     counted, _ = run(Budget(items=20 * 10, candidates=state.proposed + 10), asynchronous, GRID)
     assert counted == "candidates", "who counts candidates is given as many"
 

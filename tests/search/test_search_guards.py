@@ -8,6 +8,7 @@ from evosearch.evaluation.types import Estimate
 from evosearch.search import guards
 from evosearch.search.ledger.events import Event
 from evosearch.search.records import Reported
+from evosearch.search.space.dimensions import Evaluation
 from evosearch.search.state import SearchState
 
 GUARDS = [{"task": "a", "max_drop": 2.0}, {"task": "b", "max_drop": 0.0}]
@@ -124,5 +125,6 @@ def test_an_equal_recipe_is_a_duplicate_only_on_the_same_minibatch() -> None:
         asked("0", minibatch=0, recipe_id="r"),
         asked("1", minibatch=1, recipe_id="r"),
         asked("2", minibatch=1, recipe_id="r"),
+        asked("3", minibatch=2, recipe_id="r", gradient=True),  # never a duplicate
     )
-    assert found.first_with == {("r", 0): "0", ("r", 1): "1"}
+    assert found.first_with == {("r", Evaluation(0)): "0", ("r", Evaluation(1)): "1"}

@@ -12,6 +12,7 @@ from benchmarks._simulated.world import World
 from evosearch.search.budget import Budget
 from evosearch.search.ledger.ledger import PAGE, Ledger
 from evosearch.search.recorder import Recorder
+from evosearch.search.space.dimensions import Evaluation
 from evosearch.search.state import SearchState
 
 pytestmark = pytest.mark.usefixtures("no_power_cuts")
@@ -51,7 +52,7 @@ def test_running_counts_equal_counts_over_all_events(tmp_path: Path) -> None:
     assert kept.done == full.cards.keys() | failed
     assert kept.finished == {name for name, _ in kept.done}
     assert kept.groups == 60
-    assert kept.distinct[None] == sum(one.duplicate_of is None for one in full.candidates.values())
+    assert kept.distinct[Evaluation()] == sum(one.duplicate_of is None for one in full.candidates.values())
     values = [one.fitness.value for one in full.reported.values() if one.fitness]
     assert kept.best() == full.best() == max(values)
     assert kept.best_reported == (0.0, -max(values))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ CHOICES = (
 )
 # The exceptions of the laws; an optimizer in none of them has to keep every law.
 ENDS = ("greedy_soup", "grid")  # stop by themselves, without random draws
+STEPPERS = tuple(one for one in registry.names() if registry.load(one).gradients)  # told gradients, without draws
 UNTAUGHT = (*ENDS, "random")  # hardly depend on results; see their own tests
 FEWEST = {"gp": 14}  # candidates per law if an ask takes long; ten of them are random
 
@@ -48,12 +50,20 @@ def learner(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(params=[name for name in registry.names() if name not in (*UNTAUGHT, *FEWEST, *STEPPERS)])
+def ranker(request: pytest.FixtureRequest) -> str:
+    """Learners that are told the rank of a failure or a broken constraint; a gradient shows neither."""
+    return str(request.param)
+
+
 def fitting(name: str, dimensions: Sequence[Dimension]) -> tuple[Dimension, ...]:
-    """Adapt a space to an optimizer: two dimensions for a grid, weights from 0 for a soup."""
+    """Adapt a space to an optimizer: two dimensions for a grid, weights from 0 for a soup, real numbers for steps."""
     if name == "grid":
         return tuple(dimensions[:2])
     if name == "greedy_soup":
         return tuple(Dimension(d.name, d.kind, max(0.0, d.init), low=0.0, high=d.high) for d in dimensions)
+    if name in STEPPERS:
+        return tuple(d if d.kind == "categorical" else replace(d, kind="float", init=float(d.init)) for d in dimensions)
     return tuple(dimensions)
 
 
@@ -75,8 +85,23 @@ def observe(genomes: Sequence[Genome], fitness: Callable[[Genome], float | None]
     for index, genome in enumerate(genomes, start=first):
         value = fitness(genome)
         objectives = () if value is None else (Estimate(value, 0.1, 10),)
-        observations.append(Observation(str(index), genome, objectives, (), "scored" if objectives else "failed"))
+        gradient = slopes(genome, fitness) if objectives else None
+        state: Literal["scored", "failed"] = "scored" if objectives else "failed"
+        observations.append(Observation(str(index), genome, objectives, (), state, gradient=gradient))
     return observations
+
+
+def slopes(genome: Genome, fitness: Callable[[Genome], float | None], step: float = 1e-6) -> dict[str, float]:
+    """Central differences in the real numbers; 0 next to a failure, and for everything else."""
+
+    def slope(name: str) -> float:
+        value = genome[name]
+        if not isinstance(value, float):
+            return 0.0
+        above, below = fitness({**genome, name: value + step}), fitness({**genome, name: value - step})
+        return 0.0 if above is None or below is None else (above - below) / (2 * step)
+
+    return {name: slope(name) for name in genome}
 
 
 def search(
@@ -132,6 +157,10 @@ def test_asks_within_bounds(name: str, dimensions: tuple[Dimension, ...]) -> Non
 
 
 def test_integers_reach_every_value(name: str) -> None:
+    if name in STEPPERS:
+        with pytest.raises(SpecError, match=f"optimizer.name: {name} takes only real numbers, but count has whole"):
+            create(OptimizerConfig(name=name), MIXED, {dimension.name: dimension.init for dimension in MIXED})
+        return
     size = 20 if name == "grid" else 8
     told = search(
         make(name, MIXED, seed=3, population=size), lambda genome: float(genome["count"]), generations(name, 25, size)
@@ -155,8 +184,8 @@ def test_same_seed_asks_the_same_and_another_seed_differs(name: str) -> None:
     count = generations(name, 6)
     one, two, other = (search(make(name, MIXED, seed=seed), sphere, count) for seed in (5, 5, 6))
     assert genomes_of(one) == genomes_of(two)
-    assert (genomes_of(one) == genomes_of(other)) == (name in ENDS)
-    assert name in ENDS or one[1][1].genome != other[1][1].genome
+    assert (genomes_of(one) == genomes_of(other)) == (name in (*ENDS, *STEPPERS))
+    assert name in (*ENDS, *STEPPERS) or one[1][1].genome != other[1][1].genome
 
 
 def test_asks_do_not_depend_on_batch_sizes(name: str) -> None:
@@ -234,9 +263,9 @@ def test_flat_fitness_stops_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("offset", [-1000.0, 1000.0])
-def test_failures_repel(learner: str, offset: float) -> None:
+def test_failures_repel(ranker: str, offset: float) -> None:
     """Half of the space fails, for either sign of the fitness elsewhere: a failure is worse than any score."""
-    optimizer = make(learner, seed=2, population=8)
+    optimizer = make(ranker, seed=2, population=8)
     fitness = lambda genome: None if float(genome["x0"]) > 0 else offset + float(genome["x1"])  # noqa: E731
     told = search(optimizer, fitness, 25)
     late = [observation for group in told[-8:] for observation in group]
@@ -270,10 +299,10 @@ def best_kept(observations: Sequence[Observation]) -> float:
     return max(observation.objectives[0].value for observation in observations if observation.violation == 0)
 
 
-def test_ends_feasible_and_better_than_random_where_a_constraint_cuts_the_optimum_off(learner: str) -> None:
+def test_ends_feasible_and_better_than_random_where_a_constraint_cuts_the_optimum_off(ranker: str) -> None:
     optimum = -5 * 0.3**2  # at 0: the nearest point of the plane Σx = 0 to (0.3, …)
     for seed in (1, 2):
-        found, yardstick = (search_guarded(who, seed, 200) for who in (learner, "random"))
+        found, yardstick = (search_guarded(who, seed, 200) for who in (ranker, "random"))
         assert best_kept(yardstick) < best_kept(found) <= optimum
         late = found[-40:]
         assert sum(o.violation > 0.1 for o in late) < len(late) / 4
@@ -297,12 +326,12 @@ def test_learns_from_violations_and_not_from_constraints_that_are_kept(name: str
             own = [replace(o, violations=(excess(o.genome),) if violations is None else violations) for o in own]
             optimizer.tell(own)
     assert asked[0] == asked[1]
-    assert (asked[0] == asked[2]) == (name in UNTAUGHT)
+    assert (asked[0] == asked[2]) == (name in (*UNTAUGHT, *STEPPERS))
 
 
-def test_failures_are_worse_than_any_violation(learner: str) -> None:
+def test_failures_are_worse_than_any_violation(ranker: str) -> None:
     """Half of the space fails, the rest breaks a constraint: the search stays where the violation is least."""
-    optimizer = make(learner, seed=2, population=8)
+    optimizer = make(ranker, seed=2, population=8)
     late: list[Observation] = []
     for generation in range(25):
         observations = observe(optimizer.ask(8), lambda genome: None if float(genome["x0"]) > 0 else 5.0)
@@ -355,7 +384,8 @@ def test_a_cut_generation_is_completed(name: str) -> None:
     optimizer.tell(observe(genomes, sphere))
     rest = optimizer.ask(optimizer.population)
     optimizer.tell(observe(rest, sphere, first=first))
-    assert len({tuple(genome.values()) for genome in (*genomes, *rest)}) == first + len(rest)
+    distinct = 1 if name in STEPPERS else first + len(rest)
+    assert len({tuple(genome.values()) for genome in (*genomes, *rest)}) == distinct
     if name in ("cma_es", "nsga2"):
         whole = make(name, population=6)
         asked = whole.ask(6)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from evosearch.errors import ReplayError, SearchError
 from evosearch.search.ledger.events import Event
 from evosearch.search.optimizers import registry
-from evosearch.search.optimizers.registry import Optimizer, OptimizerConfig, create
+from evosearch.search.optimizers.registry import AsksForGradients, Optimizer, OptimizerConfig, create
 from evosearch.search.records import Proposal, Reported
 from evosearch.search.replay import replay
 from evosearch.search.space.dimensions import Dimension, Observation
@@ -25,6 +26,8 @@ POPULATION, GROUPS = 5, 5
 
 def fresh(name: str) -> Optimizer:
     dimensions = (*NUMBERS, METHOD) if registry.load(name).categoricals else NUMBERS
+    if registry.load(name).gradients:
+        dimensions = tuple(replace(one, kind="float", init=float(one.init)) for one in NUMBERS)
     dimensions = dimensions[:2] if name == "grid" else dimensions
     config = OptimizerConfig(name=name, population=POPULATION, seed=4)
     return create(config, dimensions, {dimension.name: dimension.init for dimension in dimensions})
@@ -67,14 +70,32 @@ def ask(record: Record, optimizer: Optimizer, first: int, group: int) -> list[di
 
 def tell(record: Record, optimizer: Optimizer, payloads: list[dict[str, Any]]) -> None:
     told = [outcome(payload) for payload in payloads]
+    differentiate(record, optimizer, told)
     record.add("told", {"group": payloads[0]["group"], "observations": told})
     optimizer.tell(observed(told, payloads))
+
+
+def differentiate(record: Record, optimizer: Optimizer, told: list[dict[str, Any]]) -> None:
+    """Record a gradient of every candidate that was evaluated, once, if the optimizer asks for gradients."""
+    known = {event.payload["candidate"] for event in record.events if event.type == "differentiated"}
+    for one in told if isinstance(optimizer, AsksForGradients) else ():
+        one["gradient"] = True
+        if one["state"] == "scored" and one["candidate"] not in known:
+            gradient = slopes(int(one["candidate"]))
+            record.add("differentiated", {"candidate": one["candidate"], "minibatch": 0, "gradient": gradient})
+
+
+def slopes(index: int) -> list[float]:
+    return [(index * factor % 13) / 13.0 - 0.4 for factor in (37, 53, 71)]
 
 
 def observed(told: list[dict[str, Any]], payloads: list[dict[str, Any]]) -> list[Observation]:
     """The observations that an optimizer is told, from their payloads."""
     reports = map(Reported.from_payload, told)
-    return [one.observation(payload["genome"]) for one, payload in zip(reports, payloads, strict=True)]
+    return [
+        one.observation(payload["genome"], slopes(int(one.candidate)) if one.gradient else None)
+        for one, payload in zip(reports, payloads, strict=True)
+    ]
 
 
 def search(record: Record, optimizer: Optimizer) -> Record:
@@ -105,6 +126,7 @@ def test_violations_are_replayed(name: str) -> None:
     for group in range(GROUPS):
         payloads = ask(record, optimizer, group * POPULATION, group)
         told = [outcome(payload) for payload in payloads]
+        differentiate(record, optimizer, told)
         for one, payload in zip(told, payloads, strict=True):
             if one["state"] == "scored":
                 one["violations"] = [
@@ -116,7 +138,7 @@ def test_violations_are_replayed(name: str) -> None:
     again, blind = fresh(name), fresh(name)
     replay(again, record.events)
     assert again.ask(POPULATION) == optimizer.ask(POPULATION)
-    if name in ("grid", "random"):
+    if name in ("grid", "random") or registry.load(name).gradients:
         return
     for event in record.events:
         for one in event.payload.get("observations", ()):

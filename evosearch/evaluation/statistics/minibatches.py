@@ -8,9 +8,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from evosearch.evaluation.statistics.fitness import told_column
 from evosearch.evaluation.statistics.scores import make_card
 from evosearch.evaluation.suites.suite import Suite
-from evosearch.evaluation.types import GOLD, Column, ItemBatch, ItemSet, ScoreCard, Tokens
+from evosearch.evaluation.types import Column, ItemBatch, ItemSet, ScoreCard, Tokens
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,10 @@ class Minibatches:
     full: ItemBatch  # the full split
     batches: tuple[ItemBatch, ...]  # the minibatches
 
+    def weights(self, minibatch: int) -> Mapping[str, float] | None:
+        """Return None: a gradient on one of these minibatches would weigh tasks as the suite does."""
+        return None
+
     def card(self, minibatch: int, columns: Mapping[str, Mapping[str, Column]]) -> ScoreCard:
         """Return a candidate's score card on one minibatch, from its scores on the full split.
 
@@ -28,7 +33,9 @@ class Minibatches:
             minibatch: Index of the minibatch.
             columns: Task → column → values, on the full split.
         """
-        needed = {task.name: (task.metric, GOLD) for task in (*self.suite.scoring, *self.suite.guarded)}
+        needed = {task.name: {task.metric} for task in (*self.suite.scoring, *self.suite.guarded)}
+        for task in self.suite.scoring:
+            needed[task.name].add(told_column(self.suite.fitness, task))
         taken: dict[str, dict[str, Column]] = {}
         for full, own in zip(self.full.sets, self.batches[minibatch].sets, strict=True):
             index_of = {doc_id: index for index, doc_id in enumerate(full.doc_ids)}
@@ -47,14 +54,15 @@ def partition(suite: Suite, full: ItemBatch, count: int, seed: int) -> Minibatch
 
 def _deal(items: ItemSet, count: int, seed: int) -> list[ItemSet]:
     order = sorted(range(len(items)), key=lambda index: _key(seed, items.doc_hashes[index]))
-    return [_taken(items, sorted(order[minibatch::count])) for minibatch in range(count)]
+    return [taken(items, sorted(order[minibatch::count])) for minibatch in range(count)]
 
 
 def _key(seed: int, doc_hash: str) -> bytes:
     return hashlib.sha256(f"minibatches:{seed}:{doc_hash}".encode()).digest()
 
 
-def _taken(items: ItemSet, indices: Sequence[int]) -> ItemSet:
+def taken(items: ItemSet, indices: Sequence[int]) -> ItemSet:
+    """Return the documents at `indices`, which are sorted."""
     groups = tuple(items.groups[index] for index in indices) if items.groups else ()
     doc_ids = tuple(items.doc_ids[index] for index in indices)
     doc_hashes = tuple(items.doc_hashes[index] for index in indices)

@@ -1,17 +1,21 @@
 """Events of a search: the content of the ledger, from which everything else is rebuilt.
 
-An event has a type, a time and a payload of plain JSON data. Replay reads `asked` and `told`, from the last `restarted`
-on; all other events are for reports and for the tracking mirror. Types without a handler are ignored.
+An event has a type, a time and a payload of plain JSON data. Replay reads `asked`, `differentiated` and `told`, from
+the last `restarted` on; all other events are for reports and for the tracking mirror. Types without a handler are
+ignored.
 
 | type | payload |
 |---|---|
 | started | name, spec, versions {package: version}, budget, resumed, and the circumstances (below) |
+| teachers | teachers {task: reference}, scores {task: {reference: metric on validation}} of those chosen by `auto` |
 | baseline | candidate, kind, recipe, recipe_id, skipped (why it does not apply) |
-| asked | candidate, group, genome, recipe, recipe_id, duplicate_of, minibatch |
+| asked | candidate, group, genome, recipe, recipe_id, duplicate_of, minibatch, gradient, answer |
 | scored | candidate, recipe_id, worker, minibatch, and the card's summary |
+| differentiated | candidate, split, minibatch, fitness, gradient [per dimension], tasks, tokens, seconds, worker |
+| trained | candidate, form, parameters, rate, steps, kept, items, objective, seconds, worker |
 | failed | candidate, split, minibatch, stage, reason, traceback, worker |
 | retried | as `failed` |
-| told | group, observations [{candidate, state, value, stderr, n, violations, objectives}] |
+| told | group, observations [{candidate, state, value, stderr, n, violations, objectives, gradient}] |
 | finalist | candidate, rank, score on validation |
 | winner | candidate, recipe, recipe_id, score on validation: the result of a stage, which later stages build on |
 | test_opened | digest, candidates, count |
@@ -30,7 +34,9 @@ The circumstances are everything outside the spec that scores depend on: inputs 
 they are made of. A resume under other circumstances is refused.
 
 `violations` are points beyond each guard, in the suite's order; `objectives` [{value, stderr, n}] is empty unless there
-are several. `minibatch` is None for candidates that are scored on the full search split (see `sampling`).
+are several. `minibatch` is None for candidates that are scored on the full search split (see `sampling`). `gradient` of
+an asked or told candidate is true if it is differentiated; the gradient itself is in `differentiated` alone. An
+`answer` is a genome that the optimizer recommends at the end of a search; it is scored, and never told.
 
 A candidate is named by a string: a proposed one by its ask index (`"17"`), a baseline by its kind (`"uniform"`,
 `"parent:1"`, `"scale:0.40"`).
@@ -41,9 +47,12 @@ from typing import Any, Literal, get_args
 
 EventType = Literal[
     "started",
+    "teachers",
     "baseline",
     "asked",
     "scored",
+    "differentiated",
+    "trained",
     "failed",
     "retried",
     "told",

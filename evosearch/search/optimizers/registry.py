@@ -16,7 +16,7 @@ from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
+from typing import Annotated, Any, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 from pydantic import ConfigDict, Field, GetJsonSchemaHandler, create_model, model_validator
 from pydantic_core import CoreSchema
@@ -24,7 +24,7 @@ from pydantic_core import CoreSchema
 from evosearch.documents import Document, join
 from evosearch.errors import SpecError, did_you_mean
 from evosearch.plugins import load_entry_points
-from evosearch.search.space.dimensions import Dimension, Genome, Observation
+from evosearch.search.space.dimensions import Dimension, Evaluation, Genome, Observation
 
 ENTRY_POINTS = "evosearch.optimizers"
 
@@ -56,6 +56,26 @@ class Optimizer(Protocol):
         """Return why more candidates would be useless, or None."""
 
 
+@runtime_checkable
+class Recommends(Protocol):
+    """An optimizer that recommends genomes at the end of a search, such as the mean of its distribution."""
+
+    def answers(self) -> list[Genome]:
+        """Return the recommended genomes, within bounds; they are scored on the full search split, and never told."""
+
+
+@runtime_checkable
+class AsksForGradients(Protocol):
+    """An optimizer that is registered with `gradients`, and decides how each of its candidates is evaluated."""
+
+    def evaluation(self, index: int) -> Evaluation:
+        """Return how the candidate with an ask index (from 0) is evaluated; depends on nothing else.
+
+        A gradient is asked for on shard s of minibatch i, which has index i · population + s. With a held-back part,
+        index minibatches · population is that part, on which candidates are scored.
+        """
+
+
 @dataclass(frozen=True)
 class Problem:
     """The problem that an optimizer is built for.
@@ -69,6 +89,8 @@ class Problem:
         objectives: Number of values of an observation.
         known: Results of another search in this space's dimensions, best first, for optimizers that learn from single
             trials. They were never proposed here and are not counted.
+        minibatches: For gradients: number of minibatches of the search split, each of which has `population` shards.
+        held_back: For gradients: whether a part of the search split is in no minibatch.
     """
 
     dimensions: tuple[Dimension, ...]
@@ -78,6 +100,8 @@ class Problem:
     asynchronous: bool = False
     objectives: int = 1
     known: tuple[Observation, ...] = ()
+    minibatches: int = 1
+    held_back: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,6 +125,13 @@ class Option:
         return f"{'whole number' if self.kind is int else 'number'} {', '.join(texts)}".strip()
 
 
+# Options of every optimizer that asks for gradients: how the search split is divided, see `gradient_steps`
+DIVISION: Mapping[str, Option] = {
+    "batch": Option(int, 12, "Documents of each task in a gradient step.", ge=1),
+    "hold_back": Option(
+        float, 0.2, "Share of the search split that no gradient sees, for early stopping and selection.", ge=0, le=0.5
+    ),
+}
 Factory = Callable[..., Optimizer]  # (problem, **options) → optimizer
 T = TypeVar("T", bound=Factory)
 
@@ -118,6 +149,7 @@ class Entry:
     asynchronous: bool = False
     objectives: bool = False
     minibatches: bool = True
+    gradients: bool = False
     fits: Callable[..., None] | None = None
 
     def population(self, config: "OptimizerConfig", dimensions: Sequence[Dimension]) -> int:
@@ -154,9 +186,14 @@ class Entry:
             raise SpecError(join(where, "name"), what, f"Use one of: {_with('objectives')}")
         if self.fits is not None:
             try:
-                self.fits(dimensions, **config.options)
+                self.fits(dimensions, **self.own(config))
             except SpecError as error:
                 raise SpecError(join(where, error.where), error.what, error.allowed, error.next) from None
+
+    def own(self, config: "OptimizerConfig") -> dict[str, Any]:
+        """Return the options that the optimizer itself takes."""
+        given = config.options
+        return {key: value for key, value in given.items() if not (self.gradients and key in DIVISION)}
 
     @cached_property
     def document(self) -> type[Document]:
@@ -249,6 +286,7 @@ def optimizer(
     asynchronous: bool = False,
     objectives: bool = False,
     minibatches: bool = True,
+    gradients: bool = False,
     fits: Callable[..., None] | None = None,
 ) -> Callable[[T], T]:
     """Register a class whose constructor takes a `Problem`, and its options as keyword arguments.
@@ -262,6 +300,8 @@ def optimizer(
         asynchronous: It supports `ask` while results are pending, and `tell` in any order.
         objectives: It supports several objectives.
         minibatches: Candidates of different generations may be scored on different minibatches.
+        gradients: It asks for gradients (`AsksForGradients`), of one objective in numbers. It has its own minibatches,
+            which the options in `DIVISION` describe; they are added to its `options`, and not given to the class.
         fits: Function (dimensions, **options) that raises a SpecError for a search space it cannot handle; the error
             names the key below `optimizer`.
 
@@ -278,12 +318,13 @@ def optimizer(
             name=name,
             factory=factory,
             default_population=population,
-            options=dict(options or {}),
+            options=dict(options or {}) | (dict(DIVISION) if gradients else {}),
             categoricals=categoricals,
             least_population=least_population,
             asynchronous=asynchronous,
             objectives=objectives,
-            minibatches=minibatches,
+            minibatches=minibatches and not gradients,
+            gradients=gradients,
             fits=fits,
         )
         return factory
@@ -339,6 +380,8 @@ def create(
     where: str = "optimizer",
     objectives: int = 1,
     known: Sequence[Observation] = (),
+    minibatches: int = 1,
+    held_back: bool = False,
 ) -> Optimizer:
     """Build the configured optimizer.
 
@@ -349,6 +392,8 @@ def create(
         where: Prefix of the key in an error, such as `night.yaml: optimizer`.
         objectives: See `Problem`.
         known: See `Problem`.
+        minibatches: See `Problem`.
+        held_back: See `Problem`.
 
     Raises:
         SpecError: See `Entry.check`.
@@ -364,8 +409,10 @@ def create(
         asynchronous=config.asynchronous,
         objectives=objectives,
         known=tuple(known),
+        minibatches=minibatches,
+        held_back=held_back,
     )
-    return entry.factory(problem, **config.options)
+    return entry.factory(problem, **entry.own(config))
 
 
 def assert_in(dimensions: Sequence[Dimension], genome: Mapping[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""Dimensions, genomes and observations, the plain data between a search space and an optimizer."""
+"""Dimensions, genomes, evaluations and observations, the plain data between a search space and an optimizer."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Literal
 from evosearch.evaluation.types import Estimate
 from evosearch.recipe.shapes import Scalar
 
-__all__ = ["Dimension", "Estimate", "Genome", "Observation"]
+__all__ = ["Dimension", "Estimate", "Evaluation", "Genome", "Observation"]
 
 # Dimension name → value, in the order of the dimensions. An inactive dimension has its `init`.
 Genome = dict[str, Scalar]
@@ -88,6 +88,19 @@ class Dimension:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """How a proposed genome is evaluated.
+
+    Attributes:
+        minibatch: Index of a minibatch of the search split; None: the full split.
+        gradient: Differentiate the fitness in the genome's numbers, instead of scoring items.
+    """
+
+    minibatch: int | None = None
+    gradient: bool = False
+
+
+@dataclass(frozen=True)
 class Observation:
     """Result of one proposed genome, which the optimizer is told; larger objectives are better.
 
@@ -98,6 +111,7 @@ class Observation:
         violations: Amounts by which constraints are broken; 0 or less means kept.
         state: Whether the candidate was scored.
         fitness: The fitness by which candidates are ranked, if it is not the only objective.
+        gradient: Dimension → derivative of the fitness in its value, if that was asked for.
     """
 
     ask_id: str
@@ -106,6 +120,7 @@ class Observation:
     violations: tuple[float, ...] = ()
     state: Literal["scored", "failed"] = "scored"
     fitness: Estimate | None = None
+    gradient: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         assert (self.state == "failed") == (not self.objectives), (
@@ -113,6 +128,7 @@ class Observation:
         )
         assert all(math.isfinite(estimate.value) for estimate in self.objectives), "an objective that is not finite"
         assert all(math.isfinite(violation) for violation in self.violations), "a violation that is not finite"
+        assert all(map(math.isfinite, (self.gradient or {}).values())), "a derivative that is not finite"
 
     @property
     def value(self) -> float | None:

@@ -1,0 +1,129 @@
+"""Minibatches of gradient steps: which documents of the search split a step sees. Pure.
+
+    order       the documents of each task, by sha256(seed, document hash)
+    held back   the first documents of each task in no minibatch; linked documents stay together
+    minibatch i documents i·b to (i+1)·b of the rest of each task, starting again at its end; b = `documents`
+    shard s     every S-th document of a minibatch, from the s-th; S = `shards`
+
+Every minibatch has the same number of documents of each task (all of them, if a task has fewer than b), so that a large
+task has more minibatches and a small one is seen more often. Shards of one minibatch are differentiated separately,
+with weights by which their gradients sum to the minibatch's.
+"""
+
+import hashlib
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from evosearch.evaluation.statistics.minibatches import Minibatches, taken
+from evosearch.evaluation.suites.suite import Suite
+from evosearch.evaluation.types import ItemBatch, ItemSet
+
+LEAST_HELD_BACK = 10  # documents of each task that scores; with fewer, their noise would decide when to stop
+
+
+@dataclass(frozen=True)
+class GradientSteps(Minibatches):
+    """The minibatches of gradient steps.
+
+    `batches` has the shards of minibatch i at i·`shards`, and at last the held-back part, if there is one.
+
+    Attributes:
+        count: Number of minibatches, used in rotation.
+        shards: Number of shards of each.
+        sizes: (minibatches,) task → number of documents in the minibatch.
+    """
+
+    count: int
+    shards: int
+    sizes: tuple[Mapping[str, int], ...]
+
+    @property
+    def held_back(self) -> bool:
+        """Whether a part of the split is in no minibatch."""
+        return len(self.batches) > self.count * self.shards
+
+    def weights(self, minibatch: int) -> Mapping[str, float] | None:
+        """Return the weight of each document of a task: v_t = w_t / n_t, with n_t documents in all shards together.
+
+        None for the held-back part, where nothing is differentiated.
+        """
+        step = minibatch // self.shards
+        if step >= self.count:
+            return None
+        return {task: self.suite.weights()[task] / size for task, size in self.sizes[step].items()}
+
+
+def gradient_steps(
+    suite: Suite, full: ItemBatch, documents: int, shards: int, hold_back: float, seed: int
+) -> GradientSteps:
+    """Divide a split into the minibatches of gradient steps.
+
+    Args:
+        suite: The suite.
+        full: The split.
+        documents: Documents of each task in a minibatch.
+        shards: Number of shards of a minibatch; at most its documents are used.
+        hold_back: Share of each task's documents that is held back; nothing is, if that is less than
+            `LEAST_HELD_BACK` documents of a task that scores.
+        seed: Seed of the order.
+    """
+    scored = {task.name for task in suite.scoring}
+    orders = {items.task: _order(items, seed) for items in full.sets}
+    held = _held_back(full, orders, hold_back, scored)
+    rest = {task: [index for index in order if index not in held.get(task, set())] for task, order in orders.items()}
+    sets = [items for items in full.sets if items.task in scored]
+    count = max(math.ceil(len(rest[items.task]) / documents) for items in sets)
+    steps = [
+        [(items, _slice(rest[items.task], step * documents, documents)) for items in sets] for step in range(count)
+    ]
+    batches = [shard for step in steps for shard in _shards(full.split, step, shards)]
+    if held:
+        batches.append(ItemBatch(full.split, tuple(taken(items, sorted(held[items.task])) for items in full.sets)))
+    sizes = tuple({items.task: len(indices) for items, indices in step} for step in steps)
+    return GradientSteps(suite, full, tuple(batches), count, shards, sizes)
+
+
+def _order(items: ItemSet, seed: int) -> list[int]:
+    def key(index: int) -> bytes:
+        return hashlib.sha256(f"steps:{seed}:{items.doc_hashes[index]}".encode()).digest()
+
+    return sorted(range(len(items)), key=key)
+
+
+def _held_back(
+    full: ItemBatch, orders: Mapping[str, list[int]], share: float, scored: Collection[str]
+) -> dict[str, set[int]]:
+    """Return task → indices of the held-back documents, or nothing if they would be too few, or all."""
+    wanted = {items.task: max(1, int(share * len(items))) for items in full.sets if len(items)}
+    found = {items.task: _whole_groups(items, orders[items.task], wanted.get(items.task, 0)) for items in full.sets}
+    if all(LEAST_HELD_BACK <= len(found[items.task]) < len(items) for items in full.sets if items.task in scored):
+        return found
+    return {}
+
+
+def _whole_groups(items: ItemSet, order: Sequence[int], wanted: int) -> set[int]:
+    """Return the first `wanted` documents, and all that are linked to one of them."""
+    first = set(order[:wanted])
+    if not items.groups:
+        return first
+    linked = {items.groups[index] for index in first}
+    return {index for index in order if items.groups[index] in linked}
+
+
+def _slice(order: Sequence[int], start: int, count: int) -> list[int]:
+    """Return `count` entries from `start` on, starting again at the end; none twice."""
+    return sorted(order[(start + offset) % len(order)] for offset in range(min(count, len(order))))
+
+
+def _shards(split: str, step: Sequence[tuple[ItemSet, Sequence[int]]], shards: int) -> list[ItemBatch]:
+    """Deal the documents of a minibatch, so that the sizes of its shards differ by at most one."""
+    dealt: list[list[ItemSet]] = [[] for _ in range(shards)]
+    first = 0  # shard that gets the next document
+    for items, indices in step:
+        for shard in range(shards):
+            own = indices[(shard - first) % shards :: shards]
+            if own:
+                dealt[shard].append(taken(items, own))
+        first = (first + len(indices)) % shards
+    return [ItemBatch(split, tuple(sets)) for sets in dealt]
