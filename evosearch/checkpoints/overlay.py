@@ -10,6 +10,7 @@ import torch
 from evosearch.checkpoints.reader import Checkpoint, TensorInfo
 from evosearch.recipe.shapes import ModelShape
 
+Factors = Callable[[], tuple[torch.Tensor, torch.Tensor]]  # loads A (r, in) and s·B (out, r), in float32 or float64
 Computed = tuple[TensorInfo, Callable[[], torch.Tensor]]  # (header, function that computes the tensor)
 
 
@@ -23,6 +24,7 @@ class Overlay(Checkpoint):
         replaced: Tensor → header and function, for the replaced tensors. Results are not cached.
         config: config.json; default: that of `under`.
         tokenizer: Folder of tokenizer and chat template; default: that of `under`.
+        factors: Replaced tensor → its change as factors, where it is the weight in `under` plus s·B·A.
     """
 
     def __init__(
@@ -33,13 +35,14 @@ class Overlay(Checkpoint):
         replaced: Mapping[str, Computed],
         config: Mapping[str, Any] | None = None,
         tokenizer: Path | None = None,
+        factors: Mapping[str, Factors] | None = None,
     ) -> None:
         self.reference, self.folder, self.family = reference, under.folder, under.family
         self.config = under.config if config is None else config
         self.shape: ModelShape = under.shape
         self.tensors = {**under.tensors, **{name: info for name, (info, _) in replaced.items()}}
         self._under, self._content, self._replaced = under, content, replaced
-        self._tokenizer = tokenizer or under.tokenizer_folder
+        self._tokenizer, self._factors = tokenizer or under.tokenizer_folder, factors or {}
         self.notes = under.notes
 
     @property
@@ -69,6 +72,13 @@ class Overlay(Checkpoint):
     def shares(self, name: str) -> Checkpoint | None:
         """Return the checkpoint that a tensor is taken from; None if it is replaced."""
         return None if name in self._replaced else (self._under.shares(name) or self._under)
+
+    def low_rank(self, name: str) -> tuple[Checkpoint, Factors] | None:
+        """Return the checkpoint whose tensor is changed and the change; None if the change is not of low rank."""
+        if name in self._factors:
+            return self._under, self._factors[name]
+        under = self._under
+        return under.low_rank(name) if name not in self._replaced and isinstance(under, Overlay) else None
 
     def content_sha256(self) -> str:
         """Return a hash that identifies the weights; computing it may read all inputs."""

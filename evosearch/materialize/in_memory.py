@@ -1,7 +1,8 @@
 """Resident model for merges: built once, then overwritten by one candidate after another."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,8 +15,9 @@ from evosearch.materialize.compatibility import check_compatible
 from evosearch.materialize.fit import check_fit
 from evosearch.materialize.forward import differences, end_tokens
 from evosearch.materialize.layout import Layouts, Output, unchanged
+from evosearch.materialize.merge_gradients import MergeGradients
 from evosearch.materialize.parents import Tensors, hold
-from evosearch.materialize.plan import Input, donor_of, output_dtype
+from evosearch.materialize.plan import Input, TensorOp, donor_of, output_dtype
 from evosearch.materialize.skeleton import build, generation_folder, path_of_layers, targets
 from evosearch.materialize.spread import Spread, spread
 from evosearch.merging.method_parameters import Memory
@@ -83,6 +85,9 @@ class ResidentModel:
         self._targets = targets(self.model, self.output.config, first.family, origins)
         home = self.device if over is None else torch.device("cpu")
         self._tensors: Tensors = share_with._tensors if share_with is not None else hold(checkpoints, home)
+        self._gradients = MergeGradients(self.model, self.output, first.family, self._checkpoints, self._tensors)
+        self._planned: tuple[Recipe, tuple[TensorOp, ...]] | None = None  # the last recipe
+        self._written: str | None = None  # the recipe whose weights the model has; None: undefined
 
     def takes(self, recipe: Recipe) -> bool:
         """Return whether a recipe has this model's layers, and a config with which the model answers alike.
@@ -94,7 +99,7 @@ class ResidentModel:
 
     @torch.no_grad()
     def materialize(self, recipe: Recipe) -> float:
-        """Overwrite the model with a recipe's weights.
+        """Overwrite the model with a recipe's weights, unless it has them already.
 
         Returns:
             Duration in seconds.
@@ -106,9 +111,10 @@ class ResidentModel:
                 another config.
         """
         started = time.perf_counter()
-        self._check_loaded(recipe)
-        self._check_layout(self._layouts.of(recipe))
-        ops = operations(recipe, self._shapes, self.shape, self._tensor, self._content, self._memory)
+        text = recipe.model_dump_json()  # equal texts have equal numbers, to the last bit
+        if text == self._written:
+            return time.perf_counter() - started
+        ops, self._written = self._operations(recipe), None
         out_dtype, found = output_dtype(recipe), []
         for op in ops:
             target = self._targets[op.tensor]
@@ -118,7 +124,35 @@ class ResidentModel:
         check_finite(ops, found, recipe.output_dtype)
         generation: Any = self.model.generation_config
         generation.eos_token_id = self._ends[donor_of(recipe)]  # those of the export
+        self._written = text
         return time.perf_counter() - started
+
+    @contextmanager
+    def differentiate(self, recipe: Recipe, dimensions: int) -> Iterator[Callable[[], tuple[float, ...]]]:
+        """Let backward passes within this context compute a gradient in the coefficients of the recipe's merge.
+
+        Args:
+            recipe: The recipe that was materialized, with `Dual` numbers where a dimension has an effect.
+            dimensions: Number of dimensions.
+
+        Yields:
+            A function that returns the gradient (dimensions,), to be called after the last backward pass.
+
+        Raises:
+            RecipeError: The merge has no derivative in a parameter that depends on a dimension.
+        """
+        assert recipe.model_dump_json() == self._written, "another recipe's weights"
+        with self._gradients.collecting(self._operations(recipe), dimensions) as total:
+            yield total
+
+    def _operations(self, recipe: Recipe) -> tuple[TensorOp, ...]:
+        """Plan a recipe; the plan of the last one is kept for its gradient."""
+        if self._planned is None or self._planned[0] is not recipe:
+            self._check_loaded(recipe)
+            self._check_layout(self._layouts.of(recipe))
+            ops = operations(recipe, self._shapes, self.shape, self._tensor, self._content, self._memory)
+            self._planned = (recipe, ops)
+        return self._planned[1]
 
     def _tensor(self, source: Input, device: torch.device | None = None) -> torch.Tensor:
         return self._tensors[source.reference][source.tensor].to(device or self.device, non_blocking=True)

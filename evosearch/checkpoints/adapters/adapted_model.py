@@ -64,7 +64,8 @@ def changed(base: Checkpoint, changes: Mapping[str, Change], reference: str, con
     replaced: dict[str, Computed] = {}
     for name, change in changes.items():
         replaced[name] = (TensorInfo(DTYPE_NAMES[change.dtype], base.tensors[name].shape), change.make)
-    return Overlay(base, reference, content, replaced)
+    factors = {name: change.factors for name, change in changes.items() if change.is_low_rank}
+    return Overlay(base, reference, content, replaced, factors=factors)
 
 
 def open_weights(folder: Path, allow_pickle: bool = False) -> TensorFile:

@@ -60,6 +60,19 @@ class Change:
             factor = self.file.load(self.magnitude).to(self.dtype).reshape(-1) / norms
             return changed * factor.unsqueeze(dim)  # m · (θ + ΔW) / ‖θ + ΔW‖   (Liu et al. 2024, eq. 5)
 
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether the change is scale · B·A alone, of a complete linear weight."""
+        embedding = self.a is not None and self.a.endswith("lora_embedding_A")
+        others = (self.replacement, self.magnitude, self.index)
+        return self.a is not None and self.b is not None and not embedding and not any(others)
+
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return A (r, in) and scale · B (out, r) in `dtype`; only of a change of low rank."""
+        assert self.a is not None
+        assert self.b is not None
+        return self.file.load(self.a).to(self.dtype), self.file.load(self.b).to(self.dtype) * self.scale
+
     def described(self) -> list[object]:
         """Return the config settings that determine the changed values."""
         return [self.name, self.scale if self.a else None, self.magnitude is not None]
