@@ -16,6 +16,7 @@ from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.merging.registry import specs
 from evosearch.recipe.mergekit import to_mergekit
 from evosearch.recipe.schema import Recipe
+from evosearch.search.space.space import SearchSpace
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "numpy.core is deprecated", DeprecationWarning)  # mergekit.io.lazy_unpickle
@@ -63,4 +64,27 @@ def test_tensor_by_tensor(architecture, tied, random_model, tmp_path):
             assert tensor.dtype == theirs[name].dtype == torch.float32
             torch.testing.assert_close(
                 tensor, theirs[name], rtol=0, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
+@pytest.mark.parametrize(("architecture", "tied"), [*((name, True) for name in TIED), *((n, False) for n in UNTIED)])
+def test_a_number_for_every_tensor_or_module(architecture, tied, random_model, tmp_path):
+    base = random_model(architecture, tie_word_embeddings=tied)
+    folders = [base, *(random_model(architecture, seed=seed, near=base, spread=0.05) for seed in (1, 2))]
+    models = {str(folder): Checkpoint.open(folder, str(folder)) for folder in folders}
+    shape = models[str(base)].shape
+    for per in ("tensor", "module"):
+        holes = {"weight": {"low": 0.0, "high": 1.0, "per": per}}
+        entries = [{"model": str(folder), "parameters": holes} for folder in folders[1:]]
+        written = {"merge_method": "task_arithmetic", "base_model": str(base), "models": entries}
+        space = SearchSpace.from_template(written, shape, specs())
+        numbers = torch.rand(len(space.dimensions), generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+        recipe = space.fill({d.name: value for d, value in zip(space.dimensions, numbers.tolist(), strict=True)})
+        write_checkpoint(recipe, models, tmp_path / "ours" / per, str(base))
+        ours = load_file(tmp_path / "ours" / per / "model.safetensors")
+        theirs = by_mergekit(to_mergekit(recipe, shape, specs()), tmp_path / "theirs" / per)
+        assert ours.keys() == theirs.keys()
+        for name, tensor in ours.items():
+            torch.testing.assert_close(
+                tensor, theirs[name], rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
             )
