@@ -11,8 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from evosearch.recipe.schema import Recipe
+
 SPLITS = ("search", "validation", "test")
-FitnessKind = Literal["expected_score", "score", "gold_logprob", "margin"]  # what an optimizer maximizes, see fitness.py
+FitnessKind = Literal["expected_score", "score", "gold_logprob", "margin", "teachers"]  # see statistics/fitness.py
 
 # Columns other than lm-eval's metrics, whose columns have the metric's name, such as `acc`.
 LOGLIKELIHOODS = "loglikelihoods"  # (requests,) summed log-likelihood of each request, in request order
@@ -20,6 +22,7 @@ REQUESTS = "requests"  # (items,) number of requests of each item: how to split 
 EXPECTED = "expected"  # (items,) probability of being right, in [0, 1]
 MARGIN = "margin"  # (items,) sigmoid of the right answer's lead over its best rival, in [0, 1]
 GOLD = "gold_logprob"  # (items,) log-probability of the first right answer, per token if it is a text
+TEACHERS = "teachers"  # (items,) minus the divergence from the teacher, in nats per position, see divergence.py
 IN_LANGUAGE = "in_language"  # (items,) 1 if the generated text is in the task's language, else 0
 
 
@@ -117,6 +120,15 @@ Column = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """The model whose answers to a task's prompts candidates are compared with."""
+
+    reference: str
+    recipe_id: str  # identifies its weights
+    recipe: Recipe  # the model alone, in the vocabulary of the candidates
+
+
+@dataclass(frozen=True)
 class ScoreCard:
     """Per-item scores of one candidate on one batch, and their aggregates."""
 
@@ -125,7 +137,7 @@ class ScoreCard:
     columns: Mapping[str, Mapping[str, Column]]  # task → column → values
     set_digests: Mapping[str, str]  # task → ItemSet.digest
     tasks: Mapping[str, TaskScore]
-    score: float  # 100 · Σ w (m − c) / (1 − c)
+    score: float | None  # 100 · Σ w (m − c) / (1 − c); None if no right answers were read
     fitness: Estimate  # what the optimizer maximizes
     tokens: Tokens = field(default_factory=Tokens)
     seconds: Mapping[str, float] = field(default_factory=dict)  # load, materialize, score
@@ -156,6 +168,33 @@ class ScoreCard:
                 for task, metrics in self.reported.items()
             },
         }
+
+
+@dataclass(frozen=True)
+class TrainingCard:
+    """A model that was fine-tuned on one batch, and its scores on others.
+
+    Attributes:
+        form: `full` if all weights were trained, `lora` if LoRA factors of the linear layers were.
+        parameters: Number of trained numbers.
+        rate: Learning rate.
+        steps: Number of steps.
+        kept: Step after which the weights were best on the first batch of `cards`; these were kept.
+        items: Item evaluations of all steps; a step takes three for each of its items.
+        objective: Mean log-probability of right answers over the first and over the last epoch.
+        seconds: Duration.
+        cards: Scores, in the order of the batches asked for.
+    """
+
+    form: str
+    parameters: int
+    rate: float
+    steps: int
+    kept: int
+    items: int
+    objective: tuple[float, float]
+    seconds: float
+    cards: tuple[ScoreCard, ...]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 
 from evosearch.evaluation.harness.frozen import Answers, FrozenBatch, FrozenDocument, FrozenTask, TaskResult
 from evosearch.evaluation.harness.harness import Harness
+from evosearch.evaluation.harness.right_answers import RightChoice
 from evosearch.evaluation.suites.suite import load_suite
 
 Write = Callable[[dict[str, Any]], str]  # a document → its generated text
@@ -43,13 +44,13 @@ def answers(frozen: FrozenBatch, write: Write, right: bool) -> Answers:
                 texts[document.queries[0].requests[0]] = write(document.document)
             else:
                 lls[_choices(task, document, right)] = -1e-6  # not 0, which length normalization would leave equal
-    return Answers(lls, np.zeros(len(lls), dtype=np.bool_), texts)
+    return Answers(lls, np.zeros(len(lls), dtype=np.bool_), texts, np.zeros(len(lls)))
 
 
 def _choices(task: FrozenTask, document: FrozenDocument, right: bool) -> int:
-    assert document.gold is not None
-    assert document.gold.choice is not None
-    chosen = document.gold.choice if right else (document.gold.choice + 1) % document.gold.among
+    assert isinstance(document.right, RightChoice)
+    assert document.right.gold is not None
+    chosen = document.right.gold if right else (document.right.gold + 1) % len(document.right.requests)
     return document.queries[chosen].requests[0]
 
 

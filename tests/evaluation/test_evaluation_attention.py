@@ -144,7 +144,7 @@ class Own:
         """Log-likelihoods in a mode (None: the chosen one) are the model's own."""
         plan = lay_out(self.asked, ScoreOptions(**NARROW, **({} if mode is None else {"modes": (mode,)})))
         assert wanted is None or plan.mode(self.model) == wanted
-        lls, flags, tokens = score_loglikelihoods(self.model, plan)
+        lls, flags, _, tokens = score_loglikelihoods(self.model, plan)
         expected, hits, margins = self.expected
         np.testing.assert_array_less(np.abs(lls - expected), 1e-3 + 1e-6 * np.abs(expected))
         sure = np.array(margins) > 1e-4

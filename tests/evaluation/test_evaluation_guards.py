@@ -6,15 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from evosearch.errors import SuiteError
 from evosearch.evaluation.harness.harness import Harness
-from evosearch.evaluation.statistics.scores import log_unlikely, make_card
+from evosearch.evaluation.harness.item_fitness import log_unlikely
+from evosearch.evaluation.statistics.scores import make_card
 from evosearch.evaluation.suites.suite import Suite, load_suite
-from evosearch.evaluation.types import GOLD, ItemBatch, ItemSet, Tokens
+from evosearch.evaluation.types import EXPECTED, ItemBatch, ItemSet, Tokens
 
 Data = dict[str, Any]
 COUNTS = {"search": 1, "validation": 1, "test": 1}
@@ -22,8 +24,12 @@ LEARNT: Data = {"task": "x", "name": "learnt", "metric": "acc", "chance": 0.2}
 UNLEARNED: Data = {"task": "y", "name": "gone", "metric": "acc", "unlearn": True, "weight": 3.0}
 BESIDE: Data = {"task": "z", "name": "beside", "metric": "acc", "report_only": True, "chance": 0.5}
 COLUMNS = {
-    "learnt": {"acc": np.array([1.0, 0.0, 1.0, 1.0]), GOLD: np.array([-1.0, -2.0, -3.0, -2.0])},
-    "gone": {"acc": np.array([0.0, 1.0, 0.0, 0.0]), GOLD: np.log([0.5, 0.9, 0.1, 1e-9])},
+    "learnt": {"acc": np.array([1.0, 0.0, 1.0, 1.0]), EXPECTED: np.array([0.9, 0.2, 0.8, 0.6])},
+    "gone": {
+        "acc": np.array([0.0, 1.0, 0.0, 0.0]),
+        "1-expected": np.array([0.5, 0.1, 0.9, 1 - 1e-9]),
+        "1-gold_logprob": np.log([0.5, 0.1, 0.9, 1 - 1e-9]),
+    },
     "beside": {"acc": np.array([1.0, 1.0, 0.0, 1.0])},
 }
 BATCH = ItemBatch("search", tuple(ItemSet(name, name, (0, 1, 2, 3), ("a", "b", "c", "d")) for name in COLUMNS))
@@ -45,10 +51,14 @@ def test_an_unlearning_target_scores_by_wrong_answers() -> None:
     assert found.columns["gone"]["acc"].tolist() == [0.0, 1.0, 0.0, 0.0]
 
 
-def test_an_unlearning_targets_fitness_is_the_log_probability_of_all_other_answers() -> None:
-    found = card(suite([UNLEARNED]))
+def test_an_unlearning_targets_fitness_is_the_probability_of_all_other_answers() -> None:
+    found = card(suite([LEARNT, UNLEARNED]))
+    assert found.fitness.value == pytest.approx(100 * (0.25 * (0.625 - 0.2) / 0.8 + 0.75 * 0.625))
+    assert {name: one.value for name, one in found.task_fitness.items()} == pytest.approx(
+        {"learnt": 53.125, "gone": 62.5}
+    )
+    found = card(suite([UNLEARNED], fitness="gold_logprob"))
     assert found.fitness.value == pytest.approx(np.mean(np.log([0.5, 0.1, 0.9, 1 - 1e-9])))
-    assert found.columns["gone"][GOLD] is COLUMNS["gone"][GOLD]  # the recorded column is log p
 
 
 @given(st.floats(min_value=-800.0, max_value=-(2.0**-23)))
@@ -56,13 +66,13 @@ def test_log_unlikely_is_exact(logprob: float) -> None:
     with localcontext() as context:
         context.prec = 400
         exact = float((1 - Decimal(logprob).exp()).ln())
-    found = float(log_unlikely(np.array([logprob]))[0])
+    found = float(log_unlikely(torch.tensor([logprob], dtype=torch.float64))[0])
     assert found == pytest.approx(exact, rel=1e-12, abs=1e-300)
     assert found <= 0.0
 
 
 def test_log_unlikely_of_a_sure_answer_is_finite_and_of_an_unknown_one_unknown() -> None:
-    found = log_unlikely(np.array([0.0, -1e-12, -(2.0**-23), np.nan]))
+    found = log_unlikely(torch.tensor([0.0, -1e-12, -(2.0**-23), np.nan], dtype=torch.float64)).numpy()
     assert found[:3] == pytest.approx(-23 * np.log(2), rel=1e-6)
     assert np.isnan(found[3])
 

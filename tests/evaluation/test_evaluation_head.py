@@ -79,7 +79,7 @@ def test_logits_are_the_familys_own(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", CASES)
 def test_log_likelihoods_are_the_familys_own(architecture: str) -> None:
     model = make(architecture)
-    lls, greedy, _ = score_loglikelihoods(model, lay_out(requests(), ScoreOptions(batch_tokens=64)))
+    lls, greedy, *_ = score_loglikelihoods(model, lay_out(requests(), ScoreOptions(batch_tokens=64)))
     for ll, flag, request in zip(lls, greedy, requests(), strict=True):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([request.inputs])).logits[0, -2:].float()
@@ -106,10 +106,10 @@ def test_many_reads_are_held_a_part_at_a_time() -> None:
     whole = [LoglikelihoodRequest(row[:-1], row[1:]), LoglikelihoodRequest(row[:20], row[10:21])]
     sizes: list[int] = []
     model.lm_head.register_forward_hook(lambda module, args, out: sizes.append(len(args[0])))
-    expected, flags, _ = score_loglikelihoods(model, lay_out(whole, ScoreOptions()))
+    expected, flags, *_ = score_loglikelihoods(model, lay_out(whole, ScoreOptions()))
     assert max(sizes) == 41
     sizes.clear()
-    lls, greedy, _ = score_loglikelihoods(model, lay_out(whole, ScoreOptions(batch_reads=7)))
+    lls, greedy, *_ = score_loglikelihoods(model, lay_out(whole, ScoreOptions(batch_reads=7)))
     np.testing.assert_allclose(lls, expected, atol=1e-4)
     assert greedy.tolist() == flags.tolist()
     assert max(sizes) == 7

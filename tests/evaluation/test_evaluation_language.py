@@ -1,7 +1,6 @@
 """Answers in another language: identification, their effect on the score, and errors of suites."""
 
 import copy
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,7 @@ def judged(suite: Suite, tokenizer: Any, texts: list[str]) -> Any:
     (task,) = frozen.tasks
     right = [f"{one.document['answer']} {text}" for one, text in zip(task.documents, texts, strict=True)]
     count = len(frozen.loglikelihoods)
-    answers = Answers(np.full(count, -1.0), np.zeros(count, dtype=bool), right)
+    answers = Answers(np.full(count, -1.0), np.zeros(count, dtype=bool), right, np.zeros(count))
     return harness.collect(frozen, answers)[task.spec.name]
 
 
@@ -79,9 +78,7 @@ def test_an_answer_in_another_language_counts_as_wrong(suite_of: Any, tokenizer:
     assert found.columns["exact_match"].tolist() == [1, 0, 1, 0]
     assert found.columns[IN_LANGUAGE].tolist() == [1, 0, 1, 0]
     assert found.reported["exact_match"] == found.reported[IN_LANGUAGE] == 0.5
-    assert all(
-        map(math.isnan, found.columns["gold_logprob"])
-    )  # not computed for generated answers with `fitness: score`
+    assert "gold_logprob" not in found.columns  # `fitness: score` makes no requests for it
 
 
 def test_the_share_is_reported_for_a_report_only_task(suite_of: Any, tokenizer: Any) -> None:
@@ -90,7 +87,9 @@ def test_the_share_is_reported_for_a_report_only_task(suite_of: Any, tokenizer: 
     harness = Harness(suite)
     frozen = harness.freeze(harness.batch("search"), tokenizer, 96)
     count = len(frozen.loglikelihoods)
-    answers = Answers(np.full(count, -1.0), np.zeros(count, dtype=bool), [ENGLISH, GERMAN, GERMAN, GERMAN])
+    answers = Answers(
+        np.full(count, -1.0), np.zeros(count, dtype=bool), [ENGLISH, GERMAN, GERMAN, GERMAN], np.zeros(count)
+    )
     found = harness.collect(frozen, answers)["t_generate"]
     assert found.reported[IN_LANGUAGE] == 0.25
     assert set(found.reported) == {"exact_match", IN_LANGUAGE}

@@ -15,9 +15,9 @@ from evosearch.evaluation.engine.generation_plan import Decoder, lay_out_generat
 from evosearch.evaluation.engine.loglikelihood import lay_out, score_loglikelihoods
 from evosearch.evaluation.engine.runs import distinct_prefixes
 from evosearch.evaluation.engine.score_options import ScoreOptions
-from evosearch.evaluation.harness.freezing import Freezer
 from evosearch.evaluation.harness.harness import max_length_of
 from evosearch.evaluation.harness.lm_adapter import RequestRecorder
+from evosearch.evaluation.harness.requests import Requests
 from evosearch.evaluation.harness.scorer import Scorer
 from evosearch.evaluation.suites.suite import load_suite
 from evosearch.evaluation.types import GOLD, LOGLIKELIHOODS, REQUESTS, ItemSet, ScoreCard
@@ -162,10 +162,10 @@ def test_empty_long_and_prefixed_contexts_are_lm_evals(model: Any, tokenizer: An
     tokenizer = with_bos(tokenizer) if bos else tokenizer
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)
     expected = lm.loglikelihood([SimpleNamespace(args=pair, task_name=None) for pair in PAIRS], disable_tqdm=True)
-    freezer = Freezer(RequestRecorder(tokenizer, lm.max_length), gold_required=True)
+    requests = Requests(RequestRecorder(tokenizer, lm.max_length))
     for pair in PAIRS:
-        freezer._loglikelihood("here", *pair)
-    lls, greedy, _ = score_loglikelihoods(model, lay_out(freezer._lls, ScoreOptions()))
+        requests.loglikelihood("here", *pair)
+    lls, greedy, *_ = score_loglikelihoods(model, lay_out(requests.lls, ScoreOptions()))
     np.testing.assert_allclose(lls, [ll for ll, _ in expected], atol=1e-3)
     assert greedy.tolist() == [flag for _, flag in expected]
 
@@ -176,8 +176,8 @@ def test_long_and_prefixed_prompts_are_lm_evals(model: Any, tokenizer: Any, bos:
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)
     kwargs = {"until": ["\n", "e"], "max_gen_toks": 20}
     expected = lm.generate_until([SimpleNamespace(args=(text, kwargs)) for text in PROMPTS], disable_tqdm=True)
-    freezer = Freezer(RequestRecorder(tokenizer, lm.max_length), gold_required=True)
+    requests = Requests(RequestRecorder(tokenizer, lm.max_length))
     for text in PROMPTS:
-        freezer._generation("here", text, kwargs)
-    plan = lay_out_generations(freezer._generations, Decoder(tokenizer), ScoreOptions())
+        requests.generation("here", text, kwargs)
+    plan = lay_out_generations(requests.generations, Decoder(tokenizer), ScoreOptions())
     assert generate(model, plan)[0] == expected

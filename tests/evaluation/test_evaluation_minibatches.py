@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from evosearch.evaluation.statistics.minibatches import partition
 from evosearch.evaluation.statistics.scores import make_card
 from evosearch.evaluation.suites.suite import Suite
-from evosearch.evaluation.types import GOLD, LOGLIKELIHOODS, Column, ItemBatch, ItemSet, Tokens
+from evosearch.evaluation.types import EXPECTED, LOGLIKELIHOODS, Column, ItemBatch, ItemSet, Tokens
 
 TASKS = [
     {"task": "x", "name": "a", "metric": "acc", "chance": 0.25},
@@ -64,10 +64,11 @@ def test_a_minibatchs_card_from_columns_of_the_full_split() -> None:
     batch = whole(20, 14, 9)
     rng = np.random.default_rng(0)
     columns: dict[str, dict[str, Column]] = {
-        items.task: {"acc": (rng.random(len(items)) < 0.6) * 1.0, GOLD: -rng.random(len(items))} for items in batch.sets
+        items.task: {"acc": (rng.random(len(items)) < 0.6) * 1.0, told: rng.random(len(items))}
+        for items, told in zip(batch.sets, (EXPECTED, "1-expected", EXPECTED), strict=True)
     }
     columns["a"][LOGLIKELIHOODS] = rng.random(57)
-    del columns["c"][GOLD]
+    del columns["c"][EXPECTED]
     minibatches = partition(SUITE, batch, 3, 1)
     for index, minibatch in enumerate(minibatches.batches):
         rows = {

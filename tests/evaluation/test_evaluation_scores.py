@@ -6,14 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evosearch.evaluation.harness.gold import choice_logprob, gold_choice, gold_text
+from evosearch.evaluation.harness.gold import gold_choice, gold_text
 from evosearch.evaluation.statistics.scores import make_card
 from evosearch.evaluation.suites.suite import Suite
-from evosearch.evaluation.types import GOLD, Estimate, ItemBatch, ItemSet, Tokens
+from evosearch.evaluation.types import EXPECTED, GOLD, Estimate, ItemBatch, ItemSet, Tokens
 
+P = np.array([0.9, 0.2, 0.8, 0.6])
 COLUMNS = {
-    "a": {"acc": np.array([1.0, 0.0, 1.0, 1.0]), GOLD: np.array([-1.0, -2.0, -3.0, -2.0])},
-    "b": {"acc": np.array([0.0, 1.0]), GOLD: np.array([-0.5, -1.5])},
+    "a": {"acc": np.array([1.0, 0.0, 1.0, 1.0]), GOLD: np.array([-1.0, -2.0, -3.0, -2.0]), EXPECTED: P},
+    "b": {"acc": np.array([0.0, 1.0]), GOLD: np.array([-0.5, -1.5]), EXPECTED: np.array([0.5, 0.2])},
 }
 BATCH = ItemBatch(
     "test", (ItemSet("a", "x", (0, 1, 2, 3), ("h0", "h1", "h2", "h3")), ItemSet("b", "y", (0, 1), ("h4", "h5")))
@@ -50,6 +51,15 @@ def test_gold_fitness_is_the_weighted_mean_of_item_means() -> None:
     assert card.score == pytest.approx(50.0)
 
 
+def test_the_expected_score_has_the_scores_formula() -> None:
+    card = make_card(suite("expected_score"), BATCH, COLUMNS, Tokens(), {})
+    assert card.fitness.value == pytest.approx(100 * (0.75 * (0.625 - 0.5) / 0.5 + 0.25 * 0.35))
+    assert card.fitness.stderr == pytest.approx(100 * np.hypot(0.75 * P.std(ddof=1) / 2 / 0.5, 0.25 * 0.15))
+    assert card.task_fitness["a"].value == pytest.approx(100 * 0.125 / 0.5)
+    sure = {name: {**own, EXPECTED: own["acc"]} for name, own in COLUMNS.items()}
+    assert make_card(suite("expected_score"), BATCH, sure, Tokens(), {}).fitness.value == pytest.approx(card.score)
+
+
 def test_one_item_has_no_spread() -> None:
     batch = ItemBatch("test", (ItemSet("b", "y", (0,), ("h",)),))
     card = make_card(suite("score"), batch, {"b": {"acc": np.array([1.0]), GOLD: np.array([-1.0])}}, Tokens(), {})
@@ -83,8 +93,3 @@ def test_the_gold_text_is_the_first_target(target: Any, choices: Any, shots: int
 def test_the_gold_choice_is_an_index(target: Any, expected: int | None) -> None:
     task = SimpleNamespace(doc_to_target=lambda doc: target, doc_to_choice=lambda doc: ["a", "b"])
     assert gold_choice(task, {}) == expected
-
-
-def test_choice_log_probability_is_a_log_softmax() -> None:
-    assert choice_logprob([-1000.0, -1000.0], 1) == pytest.approx(np.log(0.5))
-    assert choice_logprob([0.0, np.log(3)], 1) == pytest.approx(np.log(0.75))

@@ -341,4 +341,4 @@ def test_generation_kwargs_of_a_suite_that_generates_nothing(suite_file: Path, t
 def test_a_language_needs_the_fitness_that_knows_of_it(suite_file: Path, tmp_path: Path) -> None:
     one = {"task": "t_generate", "metric": "exact_match", "filter": "letter", "chance": 0.0, "language": "ja"}
     with pytest.raises(SuiteError, match=r"tasks\[0\].language: 'ja' requires `fitness: score`"):
-        suite_of(tmp_path, one, include=[str(suite_file.parent / "tasks")])
+        suite_of(tmp_path, one, include=[str(suite_file.parent / "tasks")], fitness="gold_logprob")

@@ -63,7 +63,10 @@ MALFORMED: list[tuple[Change, str]] = [
     (lambda d: d.update(tasks=[]), "tasks: Tuple should have at least 1 item"),
     (lambda d: d.update(include=["tasks", "nowhere"]), "include[1]: folder "),
     (lambda d: d.update(source="x"), "source: unknown key."),
-    (lambda d: d.update(fitness="loss"), "fitness: Input should be 'gold_logprob' or 'score', got 'loss'"),
+    (
+        lambda d: d.update(fitness="loss"),
+        "fitness: Input should be 'expected_score', 'score', 'gold_logprob' or 'margin', got 'loss'",
+    ),
 ]
 
 

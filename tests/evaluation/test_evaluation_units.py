@@ -7,7 +7,7 @@ from evosearch.evaluation.statistics.intervals import Interval, independent_diff
 from evosearch.evaluation.statistics.scores import make_card
 from evosearch.evaluation.statistics.units import units
 from evosearch.evaluation.suites.suite import Suite
-from evosearch.evaluation.types import GOLD, ItemBatch, ItemSet, Tokens
+from evosearch.evaluation.types import EXPECTED, ItemBatch, ItemSet, Tokens
 
 
 def test_where_every_item_is_a_unit_the_variance_is_students() -> None:
@@ -53,7 +53,7 @@ def test_score_cards_count_groups() -> None:
         }
     )
     right = np.repeat([1.0, 0.0, 1.0, 1.0, 0.0], 4)
-    columns = {"t": {"acc": right, GOLD: -right}}
+    columns = {"t": {"acc": right, EXPECTED: right}}
 
     def card(groups: tuple[str, ...]):
         batch = ItemBatch("search", (ItemSet("t", "t", tuple(range(20)), hashes, groups),))
@@ -63,7 +63,7 @@ def test_score_cards_count_groups() -> None:
     assert grouped.tasks["t"].value == alone.tasks["t"].value
     assert alone.tasks["t"].stderr == pytest.approx(right.std(ddof=1) / 20**0.5)
     assert grouped.tasks["t"].stderr == pytest.approx(right[::4].std(ddof=1) / 5**0.5)
-    assert grouped.fitness.stderr == pytest.approx(grouped.tasks["t"].stderr)
+    assert grouped.fitness.stderr == pytest.approx(100 * grouped.tasks["t"].stderr)
     assert grouped.fitness.value == alone.fitness.value
 
 

@@ -110,7 +110,7 @@ def test_scores_are_those_of_transformers_own_logits(architecture, three, tmp_pa
             logprobs = model(torch.tensor([tokens])).logits[0, context - 1 : -1].double().log_softmax(-1)
         picked = logprobs.gather(1, torch.tensor(tokens[context:])[:, None])  # (continuation, 1)
         expected.append((float(picked.sum()), bool((picked[:, 0] == logprobs.amax(-1)).all())))
-    lls, greedy, _ = score_loglikelihoods(resident.model, lay_out(requests, ScoreOptions()))
+    lls, greedy, *_ = score_loglikelihoods(resident.model, lay_out(requests, ScoreOptions()))
     np.testing.assert_allclose(lls, [ll for ll, _ in expected], rtol=0, atol=2e-5)
     assert greedy.tolist() == [hit for _, hit in expected]
 

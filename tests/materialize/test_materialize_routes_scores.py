@@ -81,7 +81,7 @@ def test_windows_follow_the_layers_of_each_route(
         wanted = route(*layers)
         resident.materialize(wanted)
         assert resident.model.config.layer_types == [KINDS[layer] for layer in layers]
-        ours, _, _ = score_loglikelihoods(resident.model, laid)
+        ours, *_ = score_loglikelihoods(resident.model, laid)
         write_checkpoint(wanted, models, tmp_path / name, folders[0])
         exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32).eval()
         expected = [by_forward(exported, request) for request in requests()]

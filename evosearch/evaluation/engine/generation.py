@@ -61,7 +61,7 @@ def generate(model: Any, plan: GenerationPlan) -> tuple[list[str], Tokens]:
     generated, tokens = generate_tokens(model, plan)
     texts: dict[int, str] = {}
     for index in dict.fromkeys(plan.first):
-        texts[index] = _cut(plan.decoder.text(generated[index]), plan.requests[index])
+        texts[index] = plan.requests[index].cut(plan.decoder.text(generated[index]))
     return [texts[index] for index in plan.first], tokens
 
 
@@ -235,13 +235,6 @@ def _done(tokens: list[int], request: GenerationRequest, decoder: Decoder, end: 
     if tokens[-1] in end or len(tokens) >= request.max_new_tokens:
         return True
     return any(stop.text in decoder.tail(tuple(tokens[-stop.lookback :])) for stop in request.stops)
-
-
-def _cut(text: str, request: GenerationRequest) -> str:
-    for stop in request.stops:
-        if stop.text:
-            text = text.split(stop.text)[0]
-    return text
 
 
 def _end_tokens(model: Any) -> frozenset[int]:

@@ -32,6 +32,13 @@ class GenerationRequest:
     stops: tuple[Stop, ...]  # in lm-eval's order: the text is cut at each one in turn
     max_new_tokens: int
 
+    def cut(self, text: str) -> str:
+        """Return the text up to its stop strings."""
+        for stop in self.stops:
+            if stop.text:
+                text = text.split(stop.text)[0]
+        return text
+
 
 class Decoder:
     """Detokenizer; `tail` caches the text of the last few tokens, which recurs often."""

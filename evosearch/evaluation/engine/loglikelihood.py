@@ -1,16 +1,18 @@
 """Log-likelihoods of continuations: each distinct token prefix runs once, and logits are computed only where needed.
 
-    ll(request) = Σ_j log p(continuation_j | context, continuation_<j)        summed over the continuation's tokens
+    ll(request)     = Σ_j log p(continuation_j | context, continuation_<j)    summed over the continuation's tokens
+    margin(request) = min_j (logit of continuation_j − largest other logit)   positive if greedy decoding gives it
 
 The layout (runs and positions) is computed once for a frozen batch and an execution mode (`modes.py`); scoring a
 candidate then takes only forward passes and gathers.
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +24,10 @@ from evosearch.evaluation.engine.attention import DeviceRun, KVStack, forward
 from evosearch.evaluation.engine.head import check_head, head_logits
 from evosearch.evaluation.engine.modes import lay_out as lay_out_runs
 from evosearch.evaluation.engine.modes import mode_of
+from evosearch.evaluation.engine.picks import pick
 from evosearch.evaluation.engine.runs import Layout, distinct_prefixes
 from evosearch.evaluation.engine.score_options import Mode, ScoreOptions
+from evosearch.evaluation.engine.soft_targets import SoftPicks, SoftTargets
 from evosearch.evaluation.types import Tokens
 
 
@@ -33,6 +37,7 @@ class LoglikelihoodRequest:
 
     inputs: tuple[int, ...]  # the model's input: context and continuation without the last token
     targets: tuple[int, ...]  # the continuation, predicted at the last len(targets) positions of inputs
+    soft: SoftTargets | None = None  # distributions in place of the targets in the log-likelihood
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class _Chunk:
 
 
 @dataclass(frozen=True)
-class _Pass:
+class Pass:
     """One run, and the log-probabilities to read from it: R positions, and P (request, token) picks at them."""
 
     run: DeviceRun
@@ -52,6 +57,7 @@ class _Pass:
     pick_read: Tensor  # (P,) index into reads
     pick_token: Tensor  # (P,) the token whose log-probability is picked
     chunks: tuple[_Chunk, ...]  # cover reads and picks; a long row has more reads than fit into memory
+    soft: SoftPicks | None = None  # picks of requests with soft targets
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Passes:
     """All passes of a batch of requests, in one mode and on one device."""
 
     mode: Mode
-    passes: tuple[_Pass, ...]
+    passes: tuple[Pass, ...]
     pick_request: NDArray[np.int64]  # (ΣP,) request of each pick, over all passes
     tokens: Tokens
 
@@ -71,6 +77,7 @@ class LoglikelihoodPlan:
     requests: tuple[LoglikelihoodRequest, ...]
     options: ScoreOptions
     _laid: dict[tuple[Mode, torch.device], Passes] = field(default_factory=dict)
+    _smaller: dict[int, "LoglikelihoodPlan"] = field(default_factory=dict)  # by tokens of a pass
 
     def mode(self, model: Any) -> Mode:
         """Return this model's execution mode."""
@@ -80,10 +87,29 @@ class LoglikelihoodPlan:
     def _longest(self) -> tuple[int, ...]:
         return max((request.inputs for request in self.requests), key=len)
 
+    @cached_property
+    def distinct(self) -> int:
+        """Number of distinct prefixes among the inputs: the minimum number of tokens to run."""
+        return distinct_prefixes({request.inputs for request in self.requests})
+
+    @property
+    def reads_per_token(self) -> float:
+        """Upper bound of the positions whose logits are read, relative to the tokens to run."""
+        return min(sum(len(request.targets) for request in self.requests) / self.distinct, 1.0)
+
+    def within(self, tokens: int, device: torch.device) -> "LoglikelihoodPlan":
+        """Return a plan of the same requests with passes of at most `tokens` tokens: this one if it has such passes."""
+        if self.options.budget(device).tokens <= tokens:
+            return self
+        if tokens not in self._smaller:
+            self._smaller[tokens] = lay_out(self.requests, replace(self.options, batch_tokens=tokens))
+        return self._smaller[tokens]
+
     def passes(self, mode: Mode, device: torch.device) -> Passes:
         """Return the passes for a mode and a device, laid out once."""
         if (mode, device) not in self._laid:
-            self._laid[mode, device] = _passes(self.requests, mode, device, self.options)
+            with torch.inference_mode(False):  # tensors made in inference mode cannot be used for gradients
+                self._laid[mode, device] = _passes(self.requests, mode, device, self.options)
         return self._laid[mode, device]
 
 
@@ -92,25 +118,31 @@ def lay_out(requests: Sequence[LoglikelihoodRequest], options: ScoreOptions) -> 
     return LoglikelihoodPlan(tuple(requests), options)
 
 
+class Likelihoods(NamedTuple):
+    """What the forward passes say about each request, in request order."""
+
+    lls: NDArray[np.float64]  # (requests,) log-likelihood
+    greedy: NDArray[np.bool_]  # (requests,) whether greedy decoding gives the continuation
+    margins: NDArray[np.float64]  # (requests,) smallest lead of a token's logit over the best other one
+    tokens: Tokens = Tokens()
+
+
 @torch.inference_mode()
-def score_loglikelihoods(model: Any, plan: LoglikelihoodPlan) -> tuple[NDArray[np.float64], NDArray[np.bool_], Tokens]:
+def score_loglikelihoods(model: Any, plan: LoglikelihoodPlan) -> Likelihoods:
     """Compute the log-likelihood of each request.
 
     Args:
         model: A causal transformers model in evaluation mode.
         plan: A plan from `lay_out`.
 
-    Returns:
-        (requests,) log-likelihoods, (requests,) whether greedy decoding gives the continuation, and token counts.
-
     Raises:
         CandidateError: A log-likelihood is not finite, or the family changes its logits after the head.
     """
     count = len(plan.requests)
     if not count:
-        return np.zeros(0), np.zeros(0, dtype=np.bool_), Tokens()
+        return Likelihoods(np.zeros(0), np.zeros(0, dtype=np.bool_), np.zeros(0))
     laid = plan.passes(plan.mode(model), model.device)
-    values, hits = [], []
+    values, hits, leads = [], [], []
     prefixes = KVStack()
     for one in laid.passes:
         check_head(model, one.run.ids)
@@ -118,17 +150,20 @@ def score_loglikelihoods(model: Any, plan: LoglikelihoodPlan) -> tuple[NDArray[n
         for chunk in one.chunks:
             logits = head_logits(model, hidden[chunk.reads])  # (R, V) float32
             read, token = one.pick_read[chunk.picks] - chunk.reads.start, one.pick_token[chunk.picks]  # (P,)
-            picked = logits[read, token] - logits.logsumexp(dim=-1)[read]
-            values.append(picked.double())
+            found = pick(logits, read, token) if one.soft is None else one.soft.pick(chunk.picks, logits, read, token)
+            values.append(found[0])
+            leads.append(found[1])
             hits.append(logits.argmax(dim=-1)[read] == token)
-    # A single transfer for all passes, since on a GPU each transfer waits for all queued work.
-    logprobs, hit = torch.cat(values).cpu().numpy(), torch.cat(hits).cpu().numpy()
+    # A single transfer for each kind, since on a GPU each transfer waits for all queued work.
+    logprobs, hit, lead = (torch.cat(each).cpu().numpy() for each in (values, hits, leads))
     lls = np.bincount(laid.pick_request, weights=logprobs, minlength=count).astype(np.float64)
     misses = np.bincount(laid.pick_request[~hit], minlength=count)
     if not np.isfinite(lls).all():
         bad = int((~np.isfinite(lls)).sum())
         raise CandidateError("score", f"{bad} of {len(lls)} log-likelihoods are not finite: the weights overflow")
-    return lls, misses == 0, laid.tokens
+    margins = np.full(count, np.inf)
+    np.minimum.at(margins, laid.pick_request, lead)
+    return Likelihoods(lls, misses == 0, margins, laid.tokens)
 
 
 def _passes(
@@ -140,9 +175,11 @@ def _passes(
     for index, request in enumerate(requests):
         _add_picks(picks, layout, request, index)
     made, pick_request = [], []
+    softened: Counter[int] = Counter()  # request → its soft picks so far, which are in the order of its targets
     for run, own in zip(layout.runs, picks, strict=True):
         own.sort()
-        made.append(_pass(DeviceRun.on(device, run), own, options.batch_reads))
+        soft = [(number, r) for number, (_, _, r) in enumerate(own) if requests[r].soft is not None]
+        made.append(_pass(DeviceRun.on(device, run), own, options.batch_reads, _soft(requests, soft, softened, device)))
         pick_request += [request for _, _, request in own]
     tokens = Tokens(
         forwarded=sum(run.tokens for run in layout.runs),
@@ -167,17 +204,31 @@ def _add_picks(
         )
 
 
-def _pass(run: DeviceRun, picks: list[tuple[int, int, int]], batch_reads: int) -> _Pass:
+def _soft(
+    requests: Sequence[LoglikelihoodRequest], picks: list[tuple[int, int]], seen: Counter[int], device: torch.device
+) -> SoftPicks | None:
+    """Collect the soft picks of a run, given as (number of the pick, request); counts them in `seen`."""
+    found = []
+    for number, request in picks:
+        targets = requests[request].soft
+        assert targets is not None
+        found.append((number, targets, seen[request]))
+        seen[request] += 1
+    return SoftPicks.on(device, found)
+
+
+def _pass(run: DeviceRun, picks: list[tuple[int, int, int]], batch_reads: int, soft: SoftPicks | None) -> Pass:
     device = run.ids.device
     positions = sorted({position for position, _, _ in picks})
     index_of = {position: index for index, position in enumerate(positions)}
     pick_read = [index_of[position] for position, _, _ in picks]
-    return _Pass(
+    return Pass(
         run,
         torch.tensor(positions, dtype=torch.long, device=device),
         torch.tensor(pick_read, dtype=torch.long, device=device),
         torch.tensor([token for _, token, _ in picks], dtype=torch.long, device=device),
         tuple(_chunks(len(positions), pick_read, batch_reads)),
+        soft,
     )
 
 

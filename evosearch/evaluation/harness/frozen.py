@@ -1,33 +1,56 @@
-"""Frozen batches: the tokenized requests of a batch, and the conversion of a model's answers into lm-eval's metrics.
+"""Frozen batches: the tokenized requests of a batch, and the conversion of a model's answers into item values.
 
-The metrics are lm-eval's: its filters, `process_results` and aggregations run on each candidate's answers.
+The metrics are lm-eval's: its filters, `process_results` and aggregations run on each candidate's answers. The fitness
+is computed by `item_fitness.py`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from evosearch.errors import SuiteError
 from evosearch.evaluation.engine.generation_plan import Decoder, GenerationRequest
 from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest
-from evosearch.evaluation.harness.gold import choice_logprob
+from evosearch.evaluation.harness.conclusions import NO_SECOND_PASS, Concluding, SecondPass, second_pass
+from evosearch.evaluation.harness.divergence import Exercise, Taught, taught_fitness
+from evosearch.evaluation.harness.item_fitness import ItemFitness, ItemFitnessBuilder
+from evosearch.evaluation.harness.judge import Judge, process_results
 from evosearch.evaluation.harness.language import in_language
+from evosearch.evaluation.harness.requests import Requests
+from evosearch.evaluation.harness.right_answers import RightAnswer, RightChoice, RightConclusion, RightText
 from evosearch.evaluation.suites.suite_task import SuiteTask
-from evosearch.evaluation.types import GOLD, IN_LANGUAGE, LOGLIKELIHOODS, REQUESTS, Column, ItemBatch, component
+from evosearch.evaluation.types import (
+    IN_LANGUAGE,
+    LOGLIKELIHOODS,
+    REQUESTS,
+    Column,
+    FitnessKind,
+    ItemBatch,
+    component,
+)
+
+R = TypeVar("R", RightChoice, RightText, RightConclusion)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """One candidate's answers to the requests of a frozen batch, in request order."""
+    """One candidate's answers to the requests of a frozen batch, in request order.
+
+    Log-likelihoods and margins of the second pass follow those of the batch.
+    """
 
     lls: NDArray[np.float64]  # (loglikelihood requests,)
     greedy: NDArray[np.bool_]  # (loglikelihood requests,)
     texts: Sequence[str]  # (generation requests,)
+    margins: NDArray[np.float64]  # (loglikelihood requests,)
+    second: SecondPass = NO_SECOND_PASS
 
 
 @dataclass(frozen=True)
@@ -36,16 +59,6 @@ class TaskResult:
 
     columns: dict[str, Column]  # column → (items,) values; LOGLIKELIHOODS has one value per request
     reported: dict[str, float]  # metric → lm-eval's aggregate over the items; inf on overflow
-
-
-@dataclass(frozen=True)
-class Gold:
-    """Source of a document's gold log-probability: a choice among its queries, or a separate request."""
-
-    choice: int | None = None  # index of the right choice among the document's queries
-    among: int = 0  # number of choices
-    request: int | None = None  # index of a loglikelihood request
-    tokens: int = 1  # continuation tokens of that request
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,9 @@ class FrozenDocument:
     document: Any
     instances: tuple[Any, ...]  # lm_eval.api.instance.Instance, by idx
     queries: tuple[Query, ...]  # one for each instance
-    gold: Gold | None
+    right: RightAnswer | None
+    exercise: Exercise | None = None  # with a fitness by teachers
+    taught: Taught | None = None  # how the document is compared with its teacher, once that has answered
 
 
 @dataclass(frozen=True)
@@ -92,9 +107,26 @@ class FrozenTask:
     task: Any  # lm_eval.api.task.Task
     ensemble: Any  # lm_eval.api.filter.FilterEnsemble
     documents: tuple[FrozenDocument, ...]
+    labelled: bool = True  # right answers are read
+
+    @property
+    def generates(self) -> bool:
+        """Whether a document is answered by generated text."""
+        return any(query.generates for document in self.documents for query in document.queries)
+
+    def right(self, form: type[R]) -> dict[int, R]:
+        """Return item → right answers, of the items that have them in this form."""
+        return {item: one.right for item, one in enumerate(self.documents) if isinstance(one.right, form)}
+
+    @property
+    def taught(self) -> dict[int, Taught]:
+        """Item → how it is compared with its teacher."""
+        return {item: one.taught for item, one in enumerate(self.documents) if one.taught is not None}
 
     def collect(self, answers: Answers) -> TaskResult:
         """Return the per-item columns and reported aggregates of one candidate's answers."""
+        if not self.labelled:
+            return TaskResult({}, {})
         rows = self._process(answers)
         right_language = None
         if self.spec.language is not None:
@@ -106,7 +138,6 @@ class FrozenTask:
             columns.update(_columns(name, [row.get(name) for row in rows]))
         if not self.spec.report_only:
             self._check(columns)
-            columns[GOLD] = np.array([self._gold(document, answers) for document in self.documents])
         queries = [[query for query in document.queries if not query.generates] for document in self.documents]
         if any(queries):
             columns[REQUESTS] = np.array([len(own) for own in queries], dtype=np.float64)
@@ -128,21 +159,10 @@ class FrozenTask:
         return {**row, self.spec.metric: 0.0} if self.spec.metric in row else row
 
     def _process(self, answers: Answers) -> list[Mapping[str, Any]]:
-        """Each document's metrics, computed by lm-eval; the instances are reset afterwards."""
-        instances = [instance for document in self.documents for instance in document.instances]
-        try:
-            for document in self.documents:
-                for instance, query in zip(document.instances, document.queries, strict=True):
-                    instance.resps = [query.answer(answers)] * (instance.repeats or 1)
-            self.ensemble.apply(instances)
-            key = self.ensemble.name
-            return [
-                self.task.process_results(document.document, [one.filtered_resps[key] for one in document.instances])
-                for document in self.documents
-            ]
-        finally:
-            for instance in instances:
-                instance.resps, instance.filtered_resps = [], {}
+        """Each document's metrics, computed by lm-eval."""
+        documents = [(document.document, document.instances) for document in self.documents]
+        given = [[query.answer(answers) for query in document.queries] for document in self.documents]
+        return process_results(self.task, self.ensemble, documents, given)
 
     def _aggregate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """The task's metrics as `lm_eval` reports them: its functions, over the documents that have the metric.
@@ -184,26 +204,27 @@ class FrozenTask:
             what = f"'{metric}' is not in [0, 1]: got {values.min():g} to {values.max():g}"
             raise SuiteError(f"{self.where}.metric", what, "A score needs an item mean in [0, 1]")
 
-    def _gold(self, document: FrozenDocument, answers: Answers) -> float:
-        gold = document.gold
-        if gold is None:
-            return math.nan
-        if gold.request is not None:
-            return float(answers.lls[gold.request]) / gold.tokens
-        assert gold.choice is not None
-        lls = [query.loglikelihood(answers) for query in document.queries[: gold.among]]
-        return choice_logprob(lls, gold.choice)
+    def concluding(self, texts: Sequence[str]) -> Iterator[Concluding]:
+        """Yield the documents that are answered by a conclusion, with the texts generated for them."""
+        for item, document in enumerate(self.documents):
+            if isinstance(document.right, RightConclusion):
+                text = texts[document.queries[document.right.query].requests[0]]
+                judge = Judge(self.task, self.ensemble, self.spec.metric, document.document, document.instances)
+                foreign = self.spec.language is not None and not in_language(text, self.spec.language)
+                yield Concluding(self.spec.name, item, document.right, text, judge.right([text]), foreign)
 
 
 @dataclass(frozen=True)
 class FrozenBatch:
-    """A batch that any model with this tokenizer can run."""
+    """A batch that any model with this tokenizer can run, with right answers for one kind of fitness."""
 
     batch: ItemBatch
     loglikelihoods: tuple[LoglikelihoodRequest, ...]
     generations: tuple[GenerationRequest, ...]
     decoder: Decoder
     tasks: tuple[FrozenTask, ...] = field(repr=False)
+    fitness: FitnessKind
+    tokenizing: Requests = field(repr=False)
 
     def collect(self, answers: Answers) -> dict[str, TaskResult]:
         """Return task → result, from the answers of one candidate.
@@ -211,7 +232,70 @@ class FrozenBatch:
         Raises:
             SuiteError: The suite's metric of a task is not one number in [0, 1] per document.
         """
-        return {task.spec.name: task.collect(answers) for task in self.tasks}
+        results = {task.spec.name: task.collect(answers) for task in self.tasks}
+        told = self._told(answers.second) if self.has_fitness else None
+        for fitness in filter(None, (self._golds, told)):
+            chosen = list(fitness.indices)
+            lls, margins = torch.from_numpy(answers.lls[chosen]), torch.from_numpy(answers.margins[chosen])
+            for task, columns in fitness.columns(lls, margins).items():
+                results[task].columns.update({name: values.numpy() for name, values in columns.items()})
+        return results
+
+    @property
+    def has_fitness(self) -> bool:
+        """Whether the items have a fitness other than their score; with teachers, once these have answered."""
+        if self.fitness == "teachers":
+            return any(task.taught for task in self.tasks)
+        return self.fitness != "score"
+
+    def item_fitness(self, kind: FitnessKind) -> ItemFitness:
+        """Return the fitness of the items as a function of log-likelihoods.
+
+        Items answered by the conclusion of a generated text have the constant value of an item without one; see
+        `ItemFitness.generated`.
+
+        Args:
+            kind: The kind that the batch was frozen for; not `score`, which is no function of log-likelihoods.
+        """
+        assert kind == self.fitness, f"frozen for {self.fitness}"
+        return self._told(NO_SECOND_PASS)
+
+    def second_pass(self, texts: Sequence[str]) -> SecondPass:
+        """Return the requests for the conclusions of one candidate's generated texts (generation requests,)."""
+        documents = [one for task in self.tasks for one in task.concluding(texts)]
+        tokenize = partial(self.tokenizing.pair, "conclusion")
+        return second_pass(documents, len(self.loglikelihoods), tokenize, self.tokenizing.request)
+
+    def _told(self, second: SecondPass) -> ItemFitness:
+        return self._build(second) if second.requests else self._static
+
+    @cached_property
+    def _static(self) -> ItemFitness:
+        return self._build(NO_SECOND_PASS)
+
+    def _build(self, second: SecondPass) -> ItemFitness:
+        if self.fitness == "teachers":
+            return taught_fitness([(t.spec, t.taught) for t in self.tasks if t.taught], self.loglikelihoods)
+        builder = ItemFitnessBuilder(self.fitness, (*self.loglikelihoods, *second.requests))
+        generated = None
+        for task in self.tasks:
+            if task.spec.report_only:
+                continue
+            texts = task.right(RightText)
+            for item in task.right(RightConclusion):
+                generated = generated or task.spec.name
+                texts[item] = second.answers.get(task.spec.name, {}).get(item, RightText(()))
+            builder.add(task.spec, len(task.documents), task.right(RightChoice), texts)
+        return builder.build(generated)
+
+    @cached_property
+    def _golds(self) -> ItemFitness | None:
+        """Gold log-probabilities of the tasks whose right answers are requests of lm-eval's, whatever the fitness."""
+        builder = ItemFitnessBuilder("gold_logprob", self.loglikelihoods, raw=True)
+        tasks = [task for task in self.tasks if task.labelled and not task.spec.report_only and not task.generates]
+        for task in tasks:
+            builder.add(task.spec, len(task.documents), task.right(RightChoice), task.right(RightText))
+        return builder.build() if tasks else None
 
 
 def _columns(name: str, values: Sequence[Any]) -> dict[str, Column]:

@@ -1,19 +1,6 @@
-"""Right answers of documents, from which the gold log-probability (column GOLD) is computed.
+"""Right answers as the task's YAML gives them: choices by index, texts by target."""
 
-| output type | gold log-probability of a document |
-|---|---|
-| multiple_choice | log softmax over the choices' log-likelihoods, at the right choice |
-| loglikelihood | log-likelihood of the continuation / number of its tokens |
-| generate_until | teacher-forced log-likelihood of the first target / number of its tokens |
-| loglikelihood_rolling | none: such a task is report-only |
-
-All are at most zero, larger is better, and they change smoothly with the weights, whereas accuracy changes in steps.
-"""
-
-from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 
 def gold_choice(task: Any, document: Any) -> int | None:
@@ -27,31 +14,38 @@ def gold_choice(task: Any, document: Any) -> int | None:
     return int(gold) if isinstance(gold, int) and 0 <= gold < len(choices) else None
 
 
+def targets(task: Any, document: Any) -> tuple[str, ...]:
+    """Return a generative task's right answers, without a delimiter; empty if the document has none."""
+    gold = task.doc_to_target(document)
+    several = gold if isinstance(gold, list) else [gold]
+    if task.config.doc_to_choice is not None:
+        choices = task.doc_to_choice(document)
+        several = [choices[one] if isinstance(one, int) else one for one in several]
+    return tuple(dict.fromkeys(str(one) for one in several if one is not None and str(one) != ""))
+
+
 def gold_text(task: Any, document: Any, chat: bool = False) -> str | None:
-    """Return a generative task's right answer as a continuation of the context, or None if the document has none.
+    """Return a generative task's (first) right answer as a continuation of the context; None if there is none.
 
     In a chat or without examples it is the target alone. After few-shot examples in plain text it is delimited like
     the examples' targets, since the examples teach the model that format: by a space after a `gen_prefix` without
     trailing space, otherwise by `target_delimiter`.
     """
-    gold = task.doc_to_target(document)
-    if isinstance(gold, list):
-        gold = gold[0] if gold else None
-    if isinstance(gold, int) and task.config.doc_to_choice is not None:
-        gold = task.doc_to_choice(document)[gold]
-    if gold is None or str(gold) == "":
-        return None
-    text = str(gold)
+    found = targets(task, document)
+    return delimited(task, document, found[0], chat) if found else None
+
+
+def delimited(task: Any, document: Any, target: str, chat: bool) -> str:
+    """Return a target as `gold_text` delimits it."""
     if not task.config.num_fewshot:
-        return text
+        return target
     prefix = task.doc_to_prefix(document)
     if prefix:
-        return text if prefix[-1].isspace() or text[0].isspace() else f" {text}"
-    return text if chat else f"{task.config.target_delimiter or ''}{text}"
+        return target if prefix[-1].isspace() or target[0].isspace() else f" {target}"
+    return target if chat else f"{task.config.target_delimiter or ''}{target}"
 
 
-def choice_logprob(lls: Sequence[float], gold: int) -> float:
-    """Return log softmax(lls)[gold], in float64."""
-    values = np.asarray(lls, dtype=np.float64)
-    top = values.max()
-    return float(values[gold] - top - np.log(np.exp(values - top).sum()))
+def spellings(task: Any, document: Any, target: str, chat: bool) -> tuple[str, ...]:
+    """Return the continuations that a target may be written as: as `gold_text` does, bare, and after the delimiter."""
+    delimiter = task.config.target_delimiter or ""
+    return tuple(dict.fromkeys((delimited(task, document, target, chat), target, f"{delimiter}{target}")))

@@ -22,12 +22,13 @@ from evosearch.evaluation.suites.linked_documents import LinkedDocuments, link_d
 from evosearch.evaluation.suites.lm_eval_logs import quiet
 from evosearch.evaluation.suites.loaded_task import LoadedTask
 from evosearch.evaluation.suites.options import check_kind, check_role, ensemble_of, set_options
+from evosearch.evaluation.suites.prompt_tasks import prompt_task
 from evosearch.evaluation.suites.sources import check_clean, documents_of, hub_dataset, source_of
 from evosearch.evaluation.suites.splits import Draw, Selection, document_hash, split_documents
 from evosearch.evaluation.suites.suite import Suite
 from evosearch.evaluation.suites.suite_task import SuiteTask
 from evosearch.evaluation.suites.tasks import TaskLibrary, wrap_errors
-from evosearch.evaluation.types import SPLITS, ItemBatch, ItemSet
+from evosearch.evaluation.types import SPLITS, FitnessKind, ItemBatch, ItemSet
 
 
 class Harness:
@@ -50,13 +51,15 @@ class Harness:
                     members[spec.place, spec.group] = library.members(where, spec.group)
                 tasks: dict[str, Any] = {}
                 for name in dict.fromkeys(spec.lm_eval_task(split) for split in SPLITS):
-                    own = members[spec.place, spec.group].get(name) if spec.group else library.load(where, name)
+                    own = members.get((spec.place, spec.group), {}).get(name)
+                    own = own if spec.group else self._load_task(library, index, name)
                     if own is None:
                         what = f"the group '{spec.group}' no longer has a task '{name}': its YAML has changed"
                         raise SuiteError(where, what, next="Restore the group's file")
                     self._prepare(index, spec, name, own)
                     tasks[name] = own
                 public = {name for name in tasks if library.is_public(name) or hub_dataset(tasks[name])}
+                public = set() if spec.prompts else public
                 self._draws[spec.name] = {split: self._draw(index, spec, split, tasks, public) for split in SPLITS}
             self._check_generation_kwargs()
             self._batches = self._split()
@@ -65,13 +68,16 @@ class Harness:
         """Return all items of a split, with tasks in the suite's order."""
         return self._batches[split]
 
-    def freeze(self, batch: ItemBatch, tokenizer: Any, max_length: int) -> FrozenBatch:
+    def freeze(
+        self, batch: ItemBatch, tokenizer: Any, max_length: int, fitness: FitnessKind | None = None
+    ) -> FrozenBatch:
         """Build and tokenize the requests of a batch as lm-eval would for a causal model with this tokenizer.
 
         Args:
             batch: The items to freeze.
             tokenizer: The models' transformers tokenizer.
             max_length: The models' context length in tokens, see `max_length_of`.
+            fitness: Kind of fitness to read right answers for; None for the suite's.
 
         Raises:
             SuiteError: A request is unsupported (empty, too long, or with sampling), or the documents on this machine
@@ -80,11 +86,11 @@ class Harness:
         from evosearch.evaluation.harness.lm_adapter import RequestRecorder
 
         with quiet():
-            freezer = Freezer(RequestRecorder(tokenizer, max_length), gold_required=self.suite.fitness != "score")
+            freezer = Freezer(RequestRecorder(tokenizer, max_length), fitness or self.suite.told)
             for items in (items for items in batch.sets if len(items)):
                 loaded = self._tasks[items.task, pool_name(items.lm_eval_task, items.documents)]
                 self._check_documents(items, loaded)
-                freezer.add(loaded, items)
+                freezer.add(loaded, items, self.suite.reads_answers(loaded.spec, batch.split))
             return freezer.freeze(batch)
 
     def collect(self, frozen: FrozenBatch, answers: Answers) -> dict[str, TaskResult]:
@@ -106,6 +112,15 @@ class Harness:
                 found[name]["language"] = identifier_version()
         return found
 
+    def _load_task(self, library: TaskLibrary, index: int, name: str) -> Any:
+        """Load one lm-eval task of a suite task, without right answers if no split reads them."""
+        spec = self.suite.tasks[index]
+        if spec.prompts is not None:
+            return prompt_task(self.suite.where("tasks", index, "prompts"), name, spec.prompts)
+        splits = [split for split in SPLITS if spec.lm_eval_task(split) == name]
+        answers = any(self.suite.reads_answers(spec, split) for split in splits)
+        return library.load(join(self.suite.where("tasks", index), "task"), name, answers=answers)
+
     def _folders(self) -> list[str]:
         for index, folder in enumerate(self.suite.include):
             if not Path(folder).is_dir():
@@ -125,7 +140,8 @@ class Harness:
         """Check one lm-eval task of a suite task and set its options."""
         where = self.suite.where("tasks", index)
         check_kind(join(where, "task"), name, task)
-        check_role(where, name, task, spec, spec in self.suite.guarded)
+        if spec.labelled:
+            check_role(where, name, task, spec, spec in self.suite.guarded)
         set_options(where, name, task, spec, self.suite.prompting(spec))
         if spec.language is not None:
             check_language(where, spec.language, name, task)

@@ -17,14 +17,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest
 from evosearch.evaluation.harness.right_answers import RightChoice, RightText
-from evosearch.evaluation.statistics.fitness import Share, shares, told_column
+from evosearch.evaluation.statistics.fitness import COLUMNS, Share, shares, told_column
 from evosearch.evaluation.suites.suite_task import SuiteTask
 from evosearch.evaluation.types import FitnessKind
 
@@ -32,7 +32,10 @@ from evosearch.evaluation.types import FitnessKind
 class Part(Protocol):
     """Items of one task whose values are computed in the same way."""
 
-    places: Tensor  # (I,) positions of the items among the task's
+    @property
+    def places(self) -> Tensor:
+        """Positions of the items among the task's, (I,)."""
+        ...
 
     def owners(self) -> tuple[Tensor, Tensor]:
         """Return (N,) requests and (N,) the position among the task's items of the item that each belongs to."""
@@ -44,7 +47,7 @@ class Part(Protocol):
 
 
 @dataclass(frozen=True)
-class _Choices:
+class Choices:
     """Multiple-choice items. E entries: the choices of all I items."""
 
     places: Tensor  # (I,)
@@ -75,7 +78,7 @@ class _Choices:
         return zeros.index_add(0, self.item[among], values[among])
 
 
-class ChoiceProbability(_Choices):
+class ChoiceProbability(Choices):
     """Σ_{j∈R} softmax(z)_j."""
 
     def __call__(self, lls: Tensor, margins: Tensor) -> Tensor:
@@ -85,7 +88,7 @@ class ChoiceProbability(_Choices):
         return self.sums(likely, self.right) / self.sums(likely, every)
 
 
-class ChoiceMargin(_Choices):
+class ChoiceMargin(Choices):
     """σ(max_{j∈R} z_j − max_{j∉R} z_j)."""
 
     def __call__(self, lls: Tensor, margins: Tensor) -> Tensor:
@@ -94,7 +97,7 @@ class ChoiceMargin(_Choices):
         return torch.sigmoid(self.largest(z, self.right) - self.largest(z, ~self.right))
 
 
-class ChoiceLogprob(_Choices):
+class ChoiceLogprob(Choices):
     """log softmax(ll)_j of the one right choice j; NaN without one."""
 
     def __call__(self, lls: Tensor, margins: Tensor) -> Tensor:
@@ -148,12 +151,13 @@ class TextLogprob(_Texts):
         return torch.full((len(self.places),), math.nan, dtype=each.dtype).index_copy(0, self.item, each)
 
 
-_CHOICES: Mapping[FitnessKind, type[_Choices]] = {
+C = TypeVar("C", bound=Choices)
+_CHOICES: Mapping[FitnessKind, type[ChoiceProbability | ChoiceMargin | ChoiceLogprob]] = {
     "expected_score": ChoiceProbability,
     "margin": ChoiceMargin,
     "gold_logprob": ChoiceLogprob,
 }
-_TEXTS: Mapping[FitnessKind, type[_Texts]] = {
+_TEXTS: Mapping[FitnessKind, type[TextProbability | TextMargin | TextLogprob]] = {
     "expected_score": TextProbability,
     "margin": TextMargin,
     "gold_logprob": TextLogprob,
@@ -165,6 +169,7 @@ class TaskItems:
     """The items of one task: parts that cover disjoint items, and the task's share of the fitness."""
 
     spec: SuiteTask
+    column: str  # of a score card
     count: int
     parts: tuple[Part, ...]
     complement: Callable[[Tensor], Tensor] | None  # of an unlearning target
@@ -174,7 +179,7 @@ class TaskItems:
         """Return (items,) values as `statistics/fitness.py` defines them; NaN for items in no part."""
         values = torch.full((self.count,), math.nan, dtype=lls.dtype)
         for part in self.parts:
-            values = values.index_copy(0, part.places, part(lls, margins))  # type: ignore[operator]
+            values = values.index_copy(0, part.places, part(lls, margins))
         return values if self.complement is None else self.complement(values)
 
 
@@ -227,7 +232,7 @@ class ItemFitness:
 
     def columns(self, lls: Tensor, margins: Tensor) -> dict[str, dict[str, Tensor]]:
         """Return task → {column: (items,) float64 item values}, as score cards keep them."""
-        return {task.spec.name: {told_column(self.kind, task.spec): task.values(lls, margins)} for task in self.tasks}
+        return {task.spec.name: {task.column: task.values(lls, margins)} for task in self.tasks}
 
 
 class ItemFitnessBuilder:
@@ -236,11 +241,12 @@ class ItemFitnessBuilder:
     Args:
         kind: Kind of fitness, except `score`, which is no function of log-likelihoods.
         requests: All requests of the frozen batch.
+        raw: Compute values of unlearning targets like those of any other task.
     """
 
-    def __init__(self, kind: FitnessKind, requests: Sequence[LoglikelihoodRequest]) -> None:
+    def __init__(self, kind: FitnessKind, requests: Sequence[LoglikelihoodRequest], raw: bool = False) -> None:
         assert kind != "score"
-        self._kind, self._all = kind, requests
+        self._kind, self._all, self._raw = kind, requests, raw
         self._local: dict[int, int] = {}  # position in the frozen batch → own position
         self._tasks: list[tuple[SuiteTask, int, tuple[Part, ...]]] = []
 
@@ -258,15 +264,20 @@ class ItemFitnessBuilder:
     def build(self, generated: str | None = None) -> ItemFitness:
         """Return the fitness of everything added."""
         own = shares(self._kind, [spec for spec, _, _ in self._tasks])
-        complement = log_unlikely if self._kind == "gold_logprob" else _one_minus
-        tasks = tuple(
-            TaskItems(spec, count, parts, complement if spec.unlearn else None, own[spec.name])
-            for spec, count, parts in self._tasks
-        )
+        tasks = tuple(self._items(spec, count, parts, own[spec.name]) for spec, count, parts in self._tasks)
         indices = tuple(self._local)
         return ItemFitness(self._kind, tuple(self._all[i] for i in indices), indices, tasks, generated)
 
+    def _items(self, spec: SuiteTask, count: int, parts: tuple[Part, ...], share: Share) -> TaskItems:
+        if self._raw or not spec.unlearn:
+            return TaskItems(spec, COLUMNS[self._kind], count, parts, None, share)
+        complement = log_unlikely if self._kind == "gold_logprob" else _one_minus
+        return TaskItems(spec, told_column(self._kind, spec), count, parts, complement, share)
+
     def _choices(self, answers: Mapping[int, RightChoice]) -> Part:
+        return self._entries(_CHOICES[self._kind], answers)
+
+    def _entries(self, form: type[C], answers: Mapping[int, RightChoice]) -> C:
         gold = self._kind == "gold_logprob"  # of the log-likelihoods as they are
         entries = [
             (item, choice, answer)
@@ -276,7 +287,7 @@ class ItemFitnessBuilder:
         right = [choice == answer.gold if gold else choice in answer.right for _, choice, answer in entries]
         divided = not gold and any(answer.lengths for answer in answers.values())
         reduced = not gold and any(answer.minus for answer in answers.values())
-        return _CHOICES[self._kind](
+        return form(
             places=torch.tensor(list(answers)),
             item=torch.tensor([item for item, _, _ in entries]),
             request=self._index([answer.requests[choice] for _, choice, answer in entries]),
@@ -289,7 +300,8 @@ class ItemFitnessBuilder:
         entries = [
             (item, request, answer) for item, answer in enumerate(answers.values()) for request in answer.requests
         ]
-        lengths = [len(self._all[request].targets) if answer.per_token else 1 for _, request, answer in entries]
+        each = self._kind == "gold_logprob"
+        lengths = [len(self._all[request].targets) if each or answer.per_token else 1 for _, request, answer in entries]
         return _TEXTS[self._kind](
             places=torch.tensor(list(answers)),
             item=torch.tensor([item for item, _, _ in entries], dtype=torch.long),

@@ -11,15 +11,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from evosearch.evaluation.engine.generation import generate
 from evosearch.evaluation.engine.generation_plan import GenerationPlan, lay_out_generations
-from evosearch.evaluation.engine.loglikelihood import LoglikelihoodPlan, lay_out, score_loglikelihoods
+from evosearch.evaluation.engine.loglikelihood import Likelihoods, LoglikelihoodPlan, lay_out, score_loglikelihoods
 from evosearch.evaluation.engine.score_options import ScoreOptions
 from evosearch.evaluation.harness.frozen import Answers, FrozenBatch
 from evosearch.evaluation.harness.harness import Harness
+from evosearch.evaluation.harness.teachers import Classroom, SplitLesson, taught
 from evosearch.evaluation.statistics.scores import make_card
 from evosearch.evaluation.suites.suite import Suite
-from evosearch.evaluation.types import ItemBatch, ScoreCard
+from evosearch.evaluation.types import FitnessKind, ItemBatch, ScoreCard, Teacher, Tokens
 
 Plans = tuple[FrozenBatch, LoglikelihoodPlan, GenerationPlan]
 
@@ -54,6 +57,7 @@ class Scorer:
         self.harness = harness or Harness(suite)
         assert self.harness.suite == suite, "a harness of another suite"
         self._plans: dict[str, Plans] = {}
+        self._lessons: dict[str, dict[str, SplitLesson]] = {}  # split → task → lesson
         self.caching = False
 
     def use(self, options: ScoreOptions) -> None:
@@ -74,6 +78,29 @@ class Scorer:
         """
         self.plans(batch)
 
+    def learn(self, batch: ItemBatch, teachers: Mapping[str, Teacher], classroom: Classroom) -> None:
+        """Compare the items of a batch's split with their teachers from now on.
+
+        Args:
+            batch: The items, a split or a subset of one; teachers answer all items of the split at once.
+            teachers: Task → its teacher; tasks without one are left as they are.
+            classroom: Where lessons are kept, and how missing ones are computed.
+
+        Raises:
+            CandidateError: A teacher's outputs are not finite.
+            CheckpointError: A lesson cannot be written.
+            SuiteError: See `Harness.freeze`.
+        """
+        known = self._lessons.setdefault(batch.split, {})
+        for name in [items.task for items in batch.sets if len(items) and items.task in teachers]:
+            teacher = teachers[name]
+            if name in known and known[name].recipe_id == teacher.recipe_id:
+                continue
+            (items,) = (one for one in self.harness.batch(batch.split).sets if one.task == name)
+            frozen = self.harness.freeze(ItemBatch(batch.split, (items,)), self._tokenizer, self._max_length)
+            known[name] = SplitLesson(teacher.recipe_id, classroom.lesson(teacher, frozen), items.doc_ids)
+            self._plans = {key: plans for key, plans in self._plans.items() if plans[0].batch.split != batch.split}
+
     def score(self, model: Any, batch: ItemBatch, seconds: Mapping[str, float] | None = None) -> ScoreCard:
         """Score a model on a batch: a split, or any subset of one.
 
@@ -90,16 +117,24 @@ class Scorer:
         frozen, plan, generations = self.plans(batch)
         started = time.perf_counter()
         self.caching = bool(plan.requests) and plan.mode(model) == "prefix"
-        lls, greedy, tokens = score_loglikelihoods(model, plan)
+        found = score_loglikelihoods(model, plan)
         self.caching = bool(generations.requests)
         texts, generated = generate(model, generations)
-        results = self.harness.collect(frozen, Answers(lls, greedy, texts))
+        answers, concluded = self._answers(model, frozen, found, texts)
+        results = self.harness.collect(frozen, answers)
         spent = {**(seconds or {}), "score": time.perf_counter() - started}
         columns = {task: result.columns for task, result in results.items()}
         reported = {task: result.reported for task, result in results.items()}
-        card = make_card(self.suite, batch, columns, tokens + generated, spent, reported)
+        card = make_card(self.suite, batch, columns, found.tokens + generated + concluded, spent, reported)
         modes: dict[str, LoglikelihoodPlan | GenerationPlan] = {"loglikelihood": plan, "generation": generations}
         return replace(card, modes={kind: plan.mode(model) for kind, plan in modes.items() if plan.requests})
+
+    def _answers(self, model: Any, frozen: FrozenBatch, found: Likelihoods, texts: list[str]) -> tuple[Answers, Tokens]:
+        """The answers with those of the second pass, and its token counts."""
+        second = frozen.second_pass(texts)
+        more = score_loglikelihoods(model, lay_out(second.requests, self.options))
+        lls, margins = np.concatenate([found.lls, more.lls]), np.concatenate([found.margins, more.margins])
+        return Answers(lls, found.greedy, texts, margins, second), more.tokens
 
     def plans(self, batch: ItemBatch) -> Plans:
         """Return the frozen batch and the plans of its two kinds of requests, created on first use.
@@ -109,8 +144,16 @@ class Scorer:
         """
         if batch.digest not in self._plans:
             frozen = self.harness.freeze(batch, self._tokenizer, self._max_length)
-            self._plans[batch.digest] = self._plan(frozen)
+            self._plans[batch.digest] = self._plan(taught(frozen, self._lessons.get(batch.split, {})))
         return self._plans[batch.digest]
+
+    def frozen_for(self, batch: ItemBatch, fitness: FitnessKind) -> FrozenBatch:
+        """Return a frozen batch with right answers for another kind of fitness than the suite's; it is not kept.
+
+        Raises:
+            SuiteError: See `Harness.freeze`.
+        """
+        return self.harness.freeze(batch, self._tokenizer, self._max_length, fitness)
 
     def _plan(self, frozen: FrozenBatch) -> Plans:
         generations = lay_out_generations(frozen.generations, frozen.decoder, self.options)

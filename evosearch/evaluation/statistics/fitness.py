@@ -6,9 +6,10 @@
 | margin | sigmoid(margin of the right answer), in [0, 1] | margin | 1 - sigmoid |
 | score | the metric, in [0, 1] | its name | 1 - metric |
 | gold_logprob | log p of the right answer, per token | gold_logprob | log(1 - p) |
+| teachers | -KL(teacher ‖ candidate), in nats per answer position | teachers | has no teacher |
 
     fitness = Σ_t w_t k_t (v̄_t − c_t)          k_t = 100 / (1 − c_t), so the first three are in points of score;
-                                               gold_logprob has k_t = 1 and no c_t
+                                               gold_logprob and teachers have k_t = 1 and no c_t
 
 Values of an unlearning target are in a column of their own, such as `1-expected`. `item_fitness.py` computes all values
 except those of the score.
@@ -18,9 +19,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evosearch.evaluation.suites.suite_task import SuiteTask
-from evosearch.evaluation.types import EXPECTED, GOLD, MARGIN, FitnessKind
+from evosearch.evaluation.types import EXPECTED, GOLD, MARGIN, TEACHERS, FitnessKind
 
-COLUMNS: Mapping[FitnessKind, str] = {"expected_score": EXPECTED, "margin": MARGIN, "gold_logprob": GOLD}
+COLUMNS: Mapping[FitnessKind, str] = {
+    "expected_score": EXPECTED,
+    "margin": MARGIN,
+    "gold_logprob": GOLD,
+    "teachers": TEACHERS,
+}
 _IN_POINTS: frozenset[FitnessKind] = frozenset({"expected_score", "margin", "score"})
 
 

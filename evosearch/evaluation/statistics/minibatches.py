@@ -33,9 +33,9 @@ class Minibatches:
             minibatch: Index of the minibatch.
             columns: Task → column → values, on the full split.
         """
-        needed = {task.name: {task.metric} for task in (*self.suite.scoring, *self.suite.guarded)}
-        for task in self.suite.scoring:
-            needed[task.name].add(told_column(self.suite.fitness, task))
+        needed = {task.name: {task.metric} for task in (*self.suite.fitted, *self.suite.guarded)}
+        for task in self.suite.fitted:
+            needed[task.name].add(told_column(self.suite.told, task))
         taken: dict[str, dict[str, Column]] = {}
         for full, own in zip(self.full.sets, self.batches[minibatch].sets, strict=True):
             index_of = {doc_id: index for index, doc_id in enumerate(full.doc_ids)}

@@ -1,10 +1,9 @@
 """Score cards: score, fitness and their standard errors from per-item columns. Pure.
 
     score   = 100 · Σ_t w_t (m_t − c_t) / (1 − c_t)      m_t item mean of the metric, c_t chance level, Σ w_t = 1
-    fitness = Σ_t w_t g_t                                g_t item mean of the gold log-probability (or the score)
+    fitness = see fitness.py
 
-An unlearning target uses 1 − m instead of m, in a separate column (`1-acc`), and log(1 − p) instead of the gold
-log-probability log p; the column of gold log-probabilities keeps log p. A guarded task's points are
+An unlearning target uses 1 − m instead of m, in a separate column (`1-acc`). A guarded task's points are
 100 (m − c) / (1 − c), whether or not it is part of the score.
 
 Standard errors: for independent documents, se(mean) = s / √n where s has n − 1 degrees of freedom; if an item set has
@@ -17,10 +16,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from evosearch.errors import SuiteError
+from evosearch.evaluation.statistics.fitness import shares, told_column
 from evosearch.evaluation.statistics.units import units
 from evosearch.evaluation.suites.suite import Suite
 from evosearch.evaluation.suites.suite_task import SuiteTask
-from evosearch.evaluation.types import GOLD, Column, Estimate, ItemBatch, ScoreCard, TaskScore, Tokens
+from evosearch.evaluation.types import TEACHERS, Column, Estimate, ItemBatch, ScoreCard, TaskScore, Tokens
 
 
 def make_card(
@@ -34,7 +34,8 @@ def make_card(
     """Build the score card of one candidate on one batch.
 
     If a batch has no items of some task, the weights of the others are renormalized. Report-only tasks have columns and
-    item sets, but do not contribute to score, fitness or their numbers of items.
+    item sets, but do not contribute to score, fitness or their numbers of items. Tasks whose right answers were not
+    read have no metric; without any metric there is no score.
 
     Args:
         suite: The suite that defines the score.
@@ -48,10 +49,9 @@ def make_card(
         SuiteError: The batch has no item of a scoring task, or a guarded task's metric is not in [0, 1].
     """
     sizes = {items.task: len(items) for items in batch.sets if len(items)}
-    present = [task for task in suite.scoring if task.name in sizes]
-    if not present:
+    if not any(task.name in sizes for task in suite.fitted):
         raise SuiteError(suite.where("tasks"), f"the {batch.split} batch has no item of a scoring task")
-    n = sum(sizes[task.name] for task in present)
+    present = [task for task in suite.scoring if task.name in sizes and task.metric in columns.get(task.name, ())]
     total = sum(task.weight for task in present)
     weights = {task.name: task.weight / total for task in present}
     unlearned = {task.name: _with_complement(columns[task.name], task.metric) for task in present if task.unlearn}
@@ -66,46 +66,51 @@ def make_card(
     spread = _spread(slopes, tasks)
     guarded = [task for task in suite.guarded if task.name in sizes]
     guards = {task.name: _points(suite, task, columns[task.name]) for task in guarded}
-    task_fitness = {
+    points = {
         task.name: _in_points(task, _task_score(task.column, columns[task.name][task.column], groups[task.name]))
-        for task in (*guarded, *present)
+        for task in guarded
     }
-    if suite.fitness == "score":
-        fitness = Estimate(score, spread, n)
-    else:
-        golds = {task.name: _task_score(GOLD, _gold(task, columns[task.name]), groups[task.name]) for task in present}
-        value = sum(weights[name] * golds[name].value for name in weights)
-        fitness = Estimate(value, _spread(weights, golds), n)
-        task_fitness |= {name: Estimate(gold.value, gold.stderr, gold.n) for name, gold in golds.items()}
+    fitness, told = fitness_of(suite, batch, columns)
     return ScoreCard(
         split=batch.split,
         batch_digest=batch.digest,
         columns=columns,
         set_digests={items.task: items.digest for items in batch.sets},
         tasks=tasks,
-        score=score,
+        score=score if present else None,
         fitness=fitness,
         tokens=tokens,
         seconds=dict(seconds),
         reported={task: dict(metrics) for task, metrics in (reported or {}).items()},
         guards=guards,
         score_stderr=spread,
-        task_fitness=task_fitness,
+        task_fitness={**points, **told},
     )
 
 
-def log_unlikely(logprob: Column) -> Column:
-    """Return log(1 − p) from log p, at most 0; 1 − p is at least 2⁻²³, the resolution of the float32 log p.
+def fitness_of(
+    suite: Suite, batch: ItemBatch, columns: Mapping[str, Mapping[str, Column]]
+) -> tuple[Estimate, dict[str, Estimate]]:
+    """Return the fitness, and task → its share of it, from the columns with the items' values.
 
-    Mächler 2012 (Accurately computing log(1 − exp(−|a|))): each of the two formulas is accurate on its side of log 2.
+    With teachers it is the score until these have answered.
     """
-    a = np.maximum(-np.asarray(logprob, dtype=np.float64), 2.0**-23)
-    near = np.log(-np.expm1(-np.minimum(a, math.log(2.0))))
-    return np.where(a < math.log(2.0), near, np.log1p(-np.exp(-a)))
-
-
-def _gold(task: SuiteTask, columns: Mapping[str, Column]) -> Column:
-    return log_unlikely(columns[GOLD]) if task.unlearn else columns[GOLD]
+    sets = {items.task: items for items in batch.sets if len(items)}
+    kind, tasks = suite.told, suite.fitted
+    if kind == "teachers" and not any(TEACHERS in columns.get(name, ()) for name in sets):
+        kind, tasks = "score", suite.scoring
+    present = [task for task in tasks if task.name in sets]
+    own, means = shares(kind, present), {}
+    for task in present:
+        column = told_column(kind, task)
+        means[task.name] = _task_score(column, columns[task.name][column], sets[task.name].groups)
+    value = sum(own[name].slope * (mean.value - own[name].origin) for name, mean in means.items())
+    spread = _spread({name: share.slope for name, share in own.items()}, means)
+    each = {
+        name: Estimate(own[name].scale * (mean.value - own[name].origin), own[name].scale * mean.stderr, mean.n)
+        for name, mean in means.items()
+    }
+    return Estimate(value, spread, sum(mean.n for mean in means.values())), each
 
 
 def _with_complement(columns: Mapping[str, Column], metric: str) -> dict[str, Column]:

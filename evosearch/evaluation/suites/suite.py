@@ -22,7 +22,7 @@ tasks:
 guards:                      # tasks whose points may drop at most this far below the base's
   - {task: reverse, max_drop: 2.0}
 documents: {search: 60, validation: 100, test: 300}
-fitness: gold_logprob        # or: score
+fitness: expected_score      # the default; or: score, gold_logprob, margin
 split_seed: 0
 near_duplicates: 0.8         # documents this similar never end up in different splits (default 0.8); or: false
 acknowledge_contamination: true   # allow tuning on a public benchmark's test documents; default: false
@@ -58,7 +58,8 @@ from evosearch.errors import SuiteError, did_you_mean
 from evosearch.evaluation.suites.library import TaskNames
 from evosearch.evaluation.suites.suite_task import DocumentCounts, Name, PromptOptions, SuiteTask, TaskEntry
 from evosearch.evaluation.suites.task_files import check_code, check_folder, task_roots
-from evosearch.evaluation.types import SPLITS
+from evosearch.evaluation.suites.teacher_keys import AUTO, TeacherFitness
+from evosearch.evaluation.types import SPLITS, FitnessKind
 
 
 class Guard(Document):
@@ -87,8 +88,9 @@ class _SuiteKeys(PromptOptions):
     """Number of documents that each split takes from every task."""
     guards: tuple[Guard, ...] = ()
     """Tasks whose points may not drop by more than a margin."""
-    fitness: Literal["gold_logprob", "score"] = "gold_logprob"
-    """What the optimizer maximizes: the log-probability of gold answers, or the score itself."""
+    fitness: Literal["expected_score", "score", "gold_logprob", "margin"] | TeacherFitness = "expected_score"
+    """What the optimizer maximizes: the score with probabilities of being right in place of right and wrong, the score
+    itself, the log-probability of right answers, their softened margin, or closeness to teachers (`teachers: …`)."""
     split_seed: int = 0
     """Seed of the splits."""
     near_duplicates: Annotated[float | Literal[False], AfterValidator(_threshold)] = 0.8
@@ -118,9 +120,11 @@ class Suite(_SuiteKeys):
             self._check_counts(task, where)
             self._check_chat(task, where)
             self._check_language(task, where)
-        if not self.scoring:
+            self._check_teacher(task, where)
+        if not self.fitted:
             raise SuiteError("tasks", "every task is report-only, so there is no score", next="Add a task that scores")
         self._check_guards()
+        self._check_named_teachers()
         return self
 
     def _check_name(self, index: int, where: str) -> None:
@@ -143,10 +147,36 @@ class Suite(_SuiteKeys):
             raise SuiteError(key, what, next="Set apply_chat_template")
 
     def _check_language(self, task: SuiteTask, where: str) -> None:
-        if task.language and not task.report_only and self.fitness == "gold_logprob":
-            what = f"{task.language!r} requires `fitness: score`: the gold log-probability does not depend on the "
-            what += "language of generated text"
+        if task.language and not task.report_only and self.fitness not in ("score", "expected_score"):
+            what = f"{task.language!r} requires `fitness: score` or, if answers are cut from generated text, "
+            what += "`expected_score`"
             raise SuiteError(f"{where}.language", what, next="Set `fitness: score`, or remove this key")
+
+    def _check_named_teachers(self) -> None:
+        if isinstance(self.fitness, TeacherFitness) and not isinstance(self.fitness.teachers, str):
+            names = [task.name for task in self.fitted]
+            for name in self.fitness.teachers:
+                if name not in names:
+                    near, allowed = did_you_mean(name, names), f"Tasks: {', '.join(names)}"
+                    raise SuiteError(f"fitness.teachers.{name}", "not a task of the fitness", allowed, near)
+
+    def _check_teacher(self, task: SuiteTask, where: str) -> None:
+        if not isinstance(self.fitness, TeacherFitness):
+            if not task.labelled:
+                what = f"got {task.prompts!r}, and prompts have no right answers"
+                raise SuiteError(f"{where}.prompts", what, next="Set `fitness: {teachers: {TASK: MODEL, …}}`")
+            return
+        if task.unlearn:
+            what = "true, and a task to be forgotten has no teacher"
+            raise SuiteError(f"{where}.unlearn", what, next="Remove it, or set another `fitness`")
+        if task.report_only:
+            return
+        teacher, key = self.fitness.teacher(task.name), "fitness.teachers"
+        if teacher is None:
+            raise SuiteError(key, f"no teacher for '{task.name}'", next=f"Add `{task.name}: MODEL`, or `auto`")
+        if teacher == AUTO and not task.labelled:
+            what = f"'{task.name}' has no right answers by which `auto` could choose its teacher"
+            raise SuiteError(key, what, next=f"Name one: `teachers: {{{task.name}: MODEL, …}}`")
 
     def _check_guards(self) -> None:
         names = [task.name for task in self.tasks]
@@ -169,14 +199,33 @@ class Suite(_SuiteKeys):
                 raise SuiteError(f"{where}.chance", what, next="Remove chance or report_only")
 
     @property
-    def scoring(self) -> tuple[SuiteTask, ...]:
-        """The tasks that make up the score: all except report-only ones."""
+    def fitted(self) -> tuple[SuiteTask, ...]:
+        """The tasks that make up the fitness: all except report-only ones."""
         return tuple(task for task in self.tasks if not task.report_only)
+
+    @property
+    def scoring(self) -> tuple[SuiteTask, ...]:
+        """The tasks that make up the score: those of the fitness whose documents have right answers."""
+        return tuple(task for task in self.fitted if task.labelled)
 
     @property
     def guarded(self) -> tuple[SuiteTask, ...]:
         """The tasks that have a guard, in the order of `guards`."""
         return tuple(task for guard in self.guards for task in self.tasks if task.name == guard.task)
+
+    @property
+    def told(self) -> FitnessKind:
+        """The kind of fitness."""
+        return "teachers" if isinstance(self.fitness, TeacherFitness) else self.fitness
+
+    def reads_answers(self, task: SuiteTask, split: str) -> bool:
+        """Return whether right answers of a task are read on a split.
+
+        With teachers they are not read on the search split, except those of guarded and of report-only tasks.
+        """
+        if not task.labelled:
+            return False
+        return self.told != "teachers" or split != "search" or task.report_only or task in self.guarded
 
     def prompting(self, task: SuiteTask) -> PromptOptions:
         """Return the prompt options of a task: its own, falling back to the suite's."""
@@ -189,7 +238,7 @@ class Suite(_SuiteKeys):
         return PromptOptions.model_construct(**found)
 
     def count(self, task: SuiteTask, split: str) -> int:
-        """Return the number of documents that the split takes from `task`."""
+        """Return the number of documents that the split takes from `task`; the test split takes no prompts."""
         found = self._count(task, split)
         assert found is not None, "validated when the suite was created"
         return found
@@ -199,19 +248,42 @@ class Suite(_SuiteKeys):
         total = sum(task.weight for task in self.scoring)
         return {task.name: task.weight / total for task in self.scoring}
 
+    def without_teachers(self) -> "Suite":
+        """Return the suite with its score as the fitness, to measure a model where there are no teachers.
+
+        Raises:
+            SuiteError: No task has right answers.
+        """
+        if self.told != "teachers":
+            return self
+        if not self.scoring:
+            what = "no task has right answers, so there is no score"
+            raise SuiteError(self.where("tasks"), what, next="Add a task of lm-eval")
+        tasks = tuple(task for task in self.tasks if task.labelled)
+        return self.model_copy(update={"fitness": "score", "tasks": tasks})
+
     def where(self, *keys: str | int) -> str:
         """Return a key's location for errors: `quickstart.yaml: tasks[1].metric`; tasks are given by index."""
         if len(keys) > 1 and keys[0] == "tasks" and isinstance(keys[1], int):
             keys = (keys[0], self._place(keys[1]), *keys[2:])
         return join(self.source, *keys)
 
+    def to_record(self) -> dict[str, Any]:
+        """Return the suite as plain data, independent of file locations; a file of prompts has its name only."""
+        data = self.model_dump(mode="json", exclude={"include", "source"})
+        for task in data["tasks"]:
+            task["prompts"] = task["prompts"] and os.path.basename(task["prompts"])
+        return data
+
     def digest(self) -> str:
         """Return the sha256 (hex) of the suite's content, independent of file locations."""
-        tasks = {"__all__": {"place"}}
+        tasks = {"__all__": {"place", "prompts"}}
         data = self.model_dump(mode="json", exclude={"include": True, "source": True, "tasks": tasks})
         return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def _count(self, task: SuiteTask, split: str) -> int | None:
+        if split == "test" and not task.labelled:
+            return 0
         own: int | None = getattr(task.documents, split)
         shared: int | None = getattr(self.documents, split)
         return shared if own is None else own
@@ -242,6 +314,12 @@ def load_suite(path: Path) -> Suite:
             if not os.path.isdir(folder):  # also false if the name is too long
                 raise SuiteError(where, f"folder {folder} not found", "Folders are relative to the suite's file")
             check_code(folder, roots)
+    for place, entry in enumerate(data["tasks"] if isinstance(data.get("tasks"), list) else ()):
+        if isinstance(entry, dict) and isinstance(entry.get("prompts"), str):
+            entry["prompts"] = os.path.abspath(path.parent / os.path.expanduser(entry["prompts"]))
+            if not os.path.isfile(entry["prompts"]):
+                where = join(str(path), "tasks", place, "prompts")
+                raise SuiteError(where, f"no file {entry['prompts']}", "Files are relative to the suite's folder")
     written = validate(SuiteFile, data, str(path), SuiteError)
     folders = [Path(folder) for folder in written.include]
     names = TaskNames(folders)
@@ -257,7 +335,7 @@ def _leaves(
 ) -> list[dict[str, Any]]:
     """Return the tasks of one entry of a file as plain data: the entry itself, or the leaf tasks of its group."""
     entry = {**task.model_dump(), "place": place}
-    if isinstance(task.task, str) and names.is_group(task.task):
+    if isinstance(task.task, str) and task.task and names.is_group(task.task):
         from evosearch.evaluation.suites.groups import expand  # loads lm-eval, which takes seconds
 
         return expand(entry, folders, join(source, "tasks", place))

@@ -1,5 +1,6 @@
 """Schema of one task of a suite; `suite.py` shows every key."""
 
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -11,6 +12,13 @@ Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^\w[\w.:/\-]*$", max_length=200)]
 Chance = Annotated[float, Field(ge=0, lt=1)]
 Source = Literal["train", "validation", "test"]
+
+
+# Keys that a file of prompts cannot have
+_NEED_ANSWERS = (
+    *("task", "metric", "metrics", "filter", "chance", "report_only", "unlearn", "language", "num_fewshot"),
+    *("fewshot_as_multiturn", "documents_from"),
+)
 
 
 class SplitTasks(Document):
@@ -46,6 +54,9 @@ class DocumentSources(Document):
     """Dataset split that the test split draws from."""
 
 
+_UNSET = (None, "", False, 0, DocumentSources())
+
+
 class PromptOptions(Document):
     """Options of prompts and generation; None falls back to the suite, then to the task's YAML."""
 
@@ -64,10 +75,13 @@ class PromptOptions(Document):
 class _TaskKeys(PromptOptions):
     """Keys that `SuiteTask` and `TaskEntry` share."""
 
-    task: str | SplitTasks
+    task: str | SplitTasks = ""
     """An lm-eval task, group or tag, or one task for each split."""
+    prompts: Annotated[str, Field(min_length=1)] | None = None
+    """In place of `task`: a file of prompts without answers, one on each line, or JSON lines (`*.jsonl`) with a key
+    `prompt`; relative to the suite's folder. Requires `fitness: {teachers: …}`."""
     name: Name = ""
-    """Name in the suite; default: the lm-eval name (of the search split)."""
+    """Name in the suite; default: the lm-eval name (of the search split), or the name of the file of prompts."""
     metric: str = ""
     """The metric that is scored: an item mean in [0, 1]."""
     metrics: tuple[str, ...] | None = None
@@ -94,15 +108,24 @@ class _TaskKeys(PromptOptions):
     def _defaults(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
+        prompts = data.get("prompts")
         if not data.get("name"):
             task = data.get("task")
-            data = {**data, "name": task.get("search") if isinstance(task, dict) else task}
+            name = task.get("search") if isinstance(task, dict) else task
+            data = {**data, "name": PurePath(prompts).stem if not task and isinstance(prompts, str) else name}
+        if prompts is not None:
+            return {"chance": 0.0, **data}
         if data.get("report_only") is True:
             return {"weight": 0.0, "chance": 0.0, **data}
         return {"chance": 0.0, **data} if data.get("unlearn") else data
 
     @model_validator(mode="after")
     def _check_role(self) -> "_TaskKeys":
+        if self.prompts is not None:
+            self._check_prompts()
+            return self
+        if not self.task:
+            raise SuiteError("task", "missing", "An lm-eval task, or a file under `prompts`", "Add one of these keys")
         if self.report_only:
             if self.unlearn:
                 raise SuiteError("unlearn", "true for a report-only task", next="Remove unlearn or report_only")
@@ -118,6 +141,15 @@ class _TaskKeys(PromptOptions):
             next_step = "Set `report_only: true` to report the task without scoring it"
             raise SuiteError("weight", "should be greater than 0, got 0", next=next_step)
         return self
+
+    def _check_prompts(self) -> None:
+        """Refuse keys that need right answers or examples, which prompts do not have."""
+        for key in _NEED_ANSWERS:
+            if getattr(self, key, None) not in _UNSET:
+                what = f"got {getattr(self, key)!r} for a file of prompts, which has no right answers"
+                raise SuiteError(key, what, next="Remove it, or `prompts`")
+        if self.weight == 0:
+            raise SuiteError("weight", "should be greater than 0, got 0", next="Remove the task, or its weight")
 
     def _check_unlearning(self) -> None:
         chance = getattr(self, "chance", 0)
@@ -141,8 +173,15 @@ class SuiteTask(_TaskKeys):
         """Name of the per-item column that is scored: the metric, or `1-metric` for an unlearning target."""
         return f"1-{self.metric}" if self.unlearn else self.metric
 
+    @property
+    def labelled(self) -> bool:
+        """Whether its documents have right answers."""
+        return self.prompts is None
+
     def lm_eval_task(self, split: str) -> str:
-        """Return the lm-eval task that `split` draws its documents from."""
+        """Return the lm-eval task that `split` draws its documents from; `prompts:NAME` for a file of prompts."""
+        if self.prompts is not None:
+            return f"prompts:{self.name}"
         return self.task if isinstance(self.task, str) else str(getattr(self.task, split))
 
 

@@ -26,13 +26,14 @@ class TaskLibrary:
         self._own = list(self._manager.all_tasks)
         self._added: set[Path] = set()
 
-    def load(self, where: str, name: str, group: str = "") -> Any:
+    def load(self, where: str, name: str, group: str = "", answers: bool = True) -> Any:
         """Return a new lm-eval task object.
 
         Args:
             where: The suite's key, for errors.
             name: Name of a leaf task.
             group: Group or tag that the task was selected by; its overrides apply to the task.
+            answers: Whether the documents must have right answers; a task alone may be loaded without.
 
         Raises:
             SuiteError: The name is unknown or a group, or lm-eval cannot load the task.
@@ -41,7 +42,12 @@ class TaskLibrary:
         if not group and self._is_group(entry):
             hint = "Use the group as `task: NAME`, and write its `group:` key at the start of a line in its YAML"
             raise SuiteError(where, f"'{name}' is a group or tag of lm-eval, not a task", next=hint)
-        return self.members(where, group)[name] if group else self._load(where, name)[name]
+        if group:
+            return self.members(where, group)[name]
+        if answers:
+            return self._load(where, name)[name]
+        with self._without_target(where, name):
+            return self._load(where, name)[name]
 
     def is_public(self, name: str) -> bool:
         """Return whether a leaf task comes from lm-eval's library and thus is a public benchmark."""
@@ -141,6 +147,28 @@ class TaskLibrary:
             with wrap_errors(where, f"lm-eval cannot load '{name}'"):
                 full: dict[str, Any] = load_yaml(entry.yaml_path, resolve_func=True)
             entry.cfg, entry.yaml_path = _with_data_files(where, name, full, folder), None
+
+    @contextmanager
+    def _without_target(self, where: str, name: str) -> Iterator[None]:
+        """Remove the target from a task's YAML inside the block: lm-eval reads that of the first document at once.
+
+        The target stays if it is a text to read (`loglikelihood`), or if the task is a Python class.
+        """
+        from lm_eval.tasks._yaml_loader import load_yaml
+
+        entry = self._manager.task_index[name]
+        before = entry.cfg, entry.yaml_path
+        with wrap_errors(where, f"lm-eval cannot load '{name}'"):
+            config = dict(load_yaml(entry.yaml_path, resolve_func=True) if entry.yaml_path else entry.cfg or {})
+        if config.get("output_type") in ("generate_until", "multiple_choice") and "class" not in config:
+            placed = (
+                config if entry.yaml_path is None else _with_data_files(where, name, config, entry.yaml_path.parent)
+            )
+            entry.cfg, entry.yaml_path = {**placed, "doc_to_target": ""}, None
+        try:
+            yield
+        finally:
+            entry.cfg, entry.yaml_path = before
 
     @staticmethod
     def _is_group(entry: Any) -> bool:
