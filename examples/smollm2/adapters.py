@@ -15,14 +15,18 @@ from examples.smollm2.folders import file_sha256, progress
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def check_adapter(folder: Path) -> dict[str, str]:
+def check_adapter(folder: Path, command: str = "python -m examples.smollm2.train_experts") -> dict[str, str]:
     """Check that a folder contains a LoRA adapter; return the sha256 of its two files.
+
+    Args:
+        folder: The adapter's folder.
+        command: Command that trains it, for errors.
 
     Raises:
         CheckpointError: The folder or a file is missing, or the adapter is not a LoRA.
     """
     allowed = "A LoRA adapter saved by peft"
-    next = "Train it with `python -m examples.smollm2.train_experts`, or give --experts DIR"
+    next = f"Train it with `{command}`, or give --experts DIR"
     if not folder.is_dir():
         raise CheckpointError(f"--experts: {folder}", "folder not found", allowed, next)
     digests = {}

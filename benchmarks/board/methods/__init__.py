@@ -1,0 +1,1 @@
+"""Methods: each file has `METHOD`."""

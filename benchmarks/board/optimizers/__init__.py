@@ -1,0 +1,1 @@
+"""Optimizers: each file has `OPTIMIZER`."""

@@ -1,0 +1,1 @@
+"""Problems: each file has `PROBLEMS`."""

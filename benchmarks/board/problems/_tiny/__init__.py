@@ -1,0 +1,1 @@
+"""Task code that the zoo's problems copy next to the YAML files of `evals/tiny`."""

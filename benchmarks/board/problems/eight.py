@@ -1,0 +1,33 @@
+"""The eight SmolLM2 experts of `recipes/eight_experts.yaml`, which disturb each other."""
+
+from pathlib import Path
+
+from benchmarks._paths import EVALS
+from benchmarks.board.entries import Given, Problem
+from benchmarks.board.prepared import from_recipe
+
+DOCUMENTS = {"search": 40, "validation": 60, "test": 150}  # per task
+
+
+def make(folder: Path) -> Given:
+    """Read models and suite of the recipe.
+
+    Raises:
+        CheckpointError: They were not prepared.
+    """
+    return from_recipe("eight_experts", EVALS / "eight.yaml", DOCUMENTS, "examples.eight_experts.prepare")
+
+
+PROBLEMS = [
+    Problem(
+        name="eight",
+        family="eight",
+        text="eight LoRA experts of SmolLM2-135M that disturb each other",
+        items=4_800,
+        groups=2,
+        scales=(0.1, 0.2, 0.3, 0.4, 0.5),
+        finalists=3,
+        item_seconds=0.06,
+        make=make,
+    )
+]

@@ -1,0 +1,33 @@
+"""The three SmolLM2 experts of `recipes/smollm2.yaml`: sentiment, subjectivity, question type."""
+
+from pathlib import Path
+
+from benchmarks._paths import EVALS
+from benchmarks.board.entries import Given, Problem
+from benchmarks.board.prepared import from_recipe
+
+DOCUMENTS = {"search": 100, "validation": 200, "test": 400}  # per task
+
+
+def make(folder: Path) -> Given:
+    """Read models and suite of the recipe.
+
+    Raises:
+        CheckpointError: They were not prepared.
+    """
+    return from_recipe("smollm2", EVALS / "sentences.yaml", DOCUMENTS, "examples.smollm2.prepare")
+
+
+PROBLEMS = [
+    Problem(
+        name="sentences",
+        family="sentences",
+        text="three LoRA experts of SmolLM2-135M: sentiment, subjectivity, question type",
+        items=4_800,
+        groups=4,
+        scales=(0.6, 0.8, 1.0, 1.2),
+        finalists=4,
+        item_seconds=0.06,
+        make=make,
+    )
+]
