@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +19,13 @@ import torch
 from evosearch.errors import CandidateError, SearchError
 from evosearch.evaluation.engine.out_of_memory import out_of_memory
 from evosearch.evaluation.engine.score_options import ScoreOptions
+from evosearch.evaluation.harness.fine_tuning import fine_tune
 from evosearch.evaluation.harness.harness import Harness, max_length_of
 from evosearch.evaluation.harness.scorer import Scorer
+from evosearch.evaluation.harness.teachers import Classroom
 from evosearch.evaluation.suites.suite import Suite
+from evosearch.evaluation.suites.teacher_keys import TeacherFitness
+from evosearch.evaluation.types import ItemBatch, Teacher, TrainingCard
 from evosearch.execution import memory
 from evosearch.execution.batch_limits import BatchLimits
 from evosearch.execution.device import CUDA_ERROR, device_of, spread_of, unrecoverable
@@ -31,7 +36,7 @@ from evosearch.materialize.in_memory import ResidentModel
 from evosearch.materialize.plan import donor_of
 from evosearch.materialize.routed import ResidentRoute
 from evosearch.recipe.schema import Recipe
-from evosearch.search.protocols import Failure, Job, Outcome
+from evosearch.search.protocols import Failure, Job, Outcome, Training
 
 Progress = Callable[[str, float], None]
 Resident = ResidentModel | ResidentRoute
@@ -55,6 +60,7 @@ class Worker:
             torch.set_num_threads(config.threads)
         register_schemes(config.resolvers)
         self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self._cache, self._progress = config.cache, progress or (lambda step, fraction: None)
         self.device = device_of(config.device)
         self._over = spread_of(self.device, config.gpu_share)
         memory.claim(self.device, config.gpu_share)
@@ -121,6 +127,9 @@ class Worker:
             self._limits.measure(resident, max_length_of(resident.model.config, self._tokenizer))
             self._apply_limits()
             self._latest_scorer = self._scorer(resident)
+            resident = self._taught(resident, job)
+            if job.training is not None:
+                return Outcome(job, self.name, training=self._train(resident, job.training, job.batch), seconds=seconds)
             card = self._latest_scorer.score(resident.model, job.batch, seconds)
         except Exception as exc:
             if (reason := unrecoverable(exc)) is not None:
@@ -130,6 +139,40 @@ class Worker:
         else:
             return Outcome(job, self.name, card=card, seconds=card.seconds)
         return Outcome(job, self.name, failure=failure)
+
+    def _train(self, resident: Resident, training: Training, batch: ItemBatch) -> TrainingCard:
+        """Fine-tune and score the resident model; the next job overwrites its weights."""
+        scorer = self._latest_scorer
+        scorer.caching = True  # activations take the memory, so smaller batches help
+        try:
+            return fine_tune(scorer, resident.model, batch, training.items, training.seed, training.scored)
+        finally:
+            if isinstance(resident, ResidentModel):
+                resident.forget()
+
+    def _taught(self, resident: Resident, job: Job) -> Resident:
+        """Let the scorer learn from the job's teachers, and return the resident model with the job's weights again.
+
+        The first worker of a node that needs a lesson loads the teacher into its resident model; the others wait.
+        """
+        fitness = self.scorer.suite.fitness
+        if not job.teachers or not isinstance(fitness, TeacherFitness):
+            return resident
+        called = list[Teacher]()
+
+        def model_of(teacher: Teacher) -> Any:
+            called.append(teacher)
+            own = self._resident(teacher.recipe)
+            own.materialize(teacher.recipe)
+            return own.model
+
+        note = partial(self._progress, "waiting for another worker's teachers", 0.0)
+        classroom = Classroom(self._cache, fitness.top_k, self.options, model_of, note)
+        self._latest_scorer.learn(job.batch, job.teachers, classroom)
+        if called:
+            resident = self._resident(job.recipe)
+            resident.materialize(job.recipe)
+        return resident
 
     def _halve_batches(self) -> str | None:
         """Halve the batch size; return the reason to record, or None at the minimum."""

@@ -1,4 +1,4 @@
-"""Packing of a spec for upload to a cluster, with its suite and the folders of task files that the suite includes.
+"""Packing of a spec for upload to a cluster, with its suite and the task files and prompts that the suite names.
 
 The packed spec has the same search_id as the original. Models are not uploaded: the spec must name them by absolute
 paths that exist on every node, or by references. All regular files in included folders are uploaded.
@@ -78,11 +78,28 @@ def pack(path: Path, name: str, suite: Suite, folder: Path, diagnostics: Diagnos
     if included:
         written["include"] = list(included)
     top.mkdir(exist_ok=True)
+    included |= _prompts(written["tasks"], source, top, size, diagnostics)
     (top / SUITE).write_text(documents.dump(written), encoding="utf-8")
     (top / f"{name}.yaml").write_text(documents.dump(data | {"suite": SUITE}), encoding="utf-8")
     shown = {f"{TOP}/{place}": given for place, given in included.items()}
     shown |= {f"{TOP}/{SUITE}": str(source), f"{TOP}/{name}.yaml": str(path)}
     return Pack(folder, f"{TOP}/{name}.yaml", shown, models, tuple(dict.fromkeys(notes)), _digest(folder))
+
+
+def _prompts(
+    tasks: list[dict[str, Any]], source: Path, top: Path, size: "_Size", diagnostics: Diagnostics
+) -> dict[str, str]:
+    """Copy files of prompts and name the copies in the suite's tasks; return path in the pack → original path."""
+    copied = {}
+    for index, task in enumerate(tasks):
+        if "prompts" in task:
+            path = source.parent / Path(task["prompts"]).expanduser()
+            task["prompts"] = place = f"prompts/{index}/{path.name}"
+            copied[place] = str(path)
+            diagnostics.attempt(lambda: size.add(path))  # noqa: B023
+            (top / place).parent.mkdir(parents=True)
+            shutil.copyfile(path, top / place)
+    return copied
 
 
 def _place(folder: Path, suite_folder: Path, index: int) -> str:

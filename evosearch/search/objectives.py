@@ -4,7 +4,7 @@
 |---|---|
 | fitness | the suite's fitness |
 | score | the suite's score, in points |
-| a task | its share of the fitness (item mean of log-probabilities, or points); a guarded-only task has its points |
+| a task | its share of the fitness; a guarded-only task has its points |
 | hops | minus the number of hops of a route |
 """
 
@@ -21,8 +21,8 @@ class Scored(Protocol):
     """A score card or its recorded summary."""
 
     @property
-    def score(self) -> float:
-        """Score in points."""
+    def score(self) -> float | None:
+        """Score in points; None if no right answers were read."""
 
     @property
     def score_stderr(self) -> float:
@@ -54,6 +54,7 @@ def _measured(name: str, card: Scored) -> Estimate:
     if name == FITNESS:
         return card.fitness
     if name == SCORE:
+        assert card.score is not None, "checked with the spec"
         return Estimate(card.score, card.score_stderr, card.fitness.n)
     if name == HOPS:
         return Estimate(0.0, 0.0, card.fitness.n)

@@ -48,6 +48,15 @@ class Circumstances(Record):
 
 
 @dataclass(frozen=True)
+class OptimizerRecord(Record):
+    """The optimizer of a search: the one that its spec names, or the choice of `auto`."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    why: str = ""  # of a choice
+
+
+@dataclass(frozen=True)
 class BaselineRecord(Record):
     """A baseline; without a recipe it does not apply to the search, and `skipped` says why."""
 
@@ -97,7 +106,7 @@ class CardSummary(Record):
     candidate: str
     split: str
     minibatch: int | None = None  # None: scored on the full split
-    score: float
+    score: float | None  # None if no right answers were read
     fitness: Estimate
     score_stderr: float = 0.0
     tasks: Mapping[str, TaskScore] = field(default_factory=dict)
@@ -113,9 +122,14 @@ class CardSummary(Record):
     worker: str = ""
 
     @property
+    def merit(self) -> float:
+        """The score, or the fitness if no right answers were read: what models are ranked by on a split."""
+        return self.fitness.value if self.score is None else self.score
+
+    @property
     def items(self) -> int:
-        """Number of items of the scored tasks."""
-        return sum(task.n for task in self.tasks.values())
+        """Number of items of the fitness."""
+        return self.fitness.n
 
     @classmethod
     def from_payload(cls, payload: Mapping[str, Any]) -> Self:

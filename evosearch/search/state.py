@@ -19,6 +19,7 @@ from evosearch.search.records import (
     GradientRecord,
     GradientSummary,
     OpeningRecord,
+    OptimizerRecord,
     Payload,
     PromotedRecord,
     Proposal,
@@ -50,6 +51,7 @@ class SearchState:
     name: str = ""
     spec: dict[str, Any] = field(default_factory=dict)  # the spec's identity
     circumstances: Circumstances = field(default_factory=Circumstances)
+    optimizer: OptimizerRecord | None = None  # of the first session
     baselines: dict[str, BaselineRecord] = field(default_factory=dict)
     candidates: dict[str, CandidateRecord] = field(default_factory=dict)  # in ask order
     recipe_ids: dict[str, str] = field(default_factory=dict)  # candidate or baseline → recipe_id
@@ -252,6 +254,8 @@ class SearchState:
     def _on_started(self, payload: Payload) -> None:
         self.name, self.spec = payload["name"], payload["spec"]
         self.circumstances = Circumstances.from_payload(payload)
+        if self.optimizer is None and "optimizer" in payload:
+            self.optimizer = OptimizerRecord.from_payload(payload["optimizer"])
         self._recount = True  # the suite, and with it the guards
         self.sessions += 1
         self.stopped = None

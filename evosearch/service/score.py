@@ -124,7 +124,7 @@ def score(
         raise SuiteError("--split", f"got '{split}'", f"One of {', '.join(SPLITS)}")
     if items is not None and not items.parent.is_dir():
         raise SuiteError("--items", f"no folder {items.parent}")
-    suite = load_suite(suite_path)
+    suite = load_suite(suite_path).without_teachers()
     recipe = _recipe(model, watcher)
     harness = Harness(suite)
     batch = harness.batch(split)
@@ -140,6 +140,7 @@ def score(
         assert outcome.failure is not None
         raise EvosearchError(f"{model}: {outcome.failure.stage}: {outcome.failure.reason}")
     card = outcome.card
+    assert card.score is not None, "every right answer was read"
     if items is not None:
         _write_items(items, batch, card)
     return ScoreReport(

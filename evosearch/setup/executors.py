@@ -69,10 +69,10 @@ def make_executor(workers: WorkersConfig, prepared: "Prepared", watcher: Watcher
     from evosearch.execution.ray_pool import RayExecutor, RayOptions
     from evosearch.execution.worker import Worker
 
-    config = replace(config, suite=config.suite | {"include": portable(prepared.suite.include)})
+    config = replace(config, suite=portable(config.suite))
     if cluster_of(workers) and workers.threads is None:  # its nodes may have other cores than this machine
         config = replace(config, threads=1 if gpus and gpus < 1.0 else THREADS)
-    fill = prepared.spec.config.optimizer.asynchronous
+    fill = prepared.optimizer.asynchronous
     options = RayOptions(count, config.threads, gpus, cluster_of(workers), fill)
     return RayExecutor(Worker, config, options, watcher.note)
 

@@ -47,8 +47,14 @@ class SplitTokens:
 
 
 def count(frozen: FrozenBatch) -> SplitTokens:
-    """Tokens of a frozen batch. Log-likelihoods and prompts run in separate passes and have separate prefix trees."""
+    """Tokens of a frozen batch. Log-likelihoods and prompts run in separate passes and have separate prefix trees.
+
+    Answers of teachers, which a candidate reads, count at their limit.
+    """
     inputs = [request.inputs for request in frozen.loglikelihoods]
+    documents = [document.exercise for task in frozen.tasks for document in task.documents if document.exercise]
+    read = [exercise.prompt for exercise in documents if exercise.prompt is not None]
+    inputs += [(*request.prompt, *(-1,) * (request.max_new_tokens - 1)) for request in read]
     prompts = [request.prompt for request in frozen.generations]
     answers = [(len(request.prompt), request.max_new_tokens) for request in set(frozen.generations)]
     return SplitTokens(

@@ -27,7 +27,7 @@ def circumstances(prepared: Prepared) -> Circumstances:
     return Circumstances(
         inputs=prepared.models.inputs,
         files={name: files_of(checkpoint) for name, checkpoint in prepared.models.checkpoints.items()},
-        suite=prepared.suite.model_dump(mode="json", exclude={"include", "source"}),
+        suite=prepared.suite.to_record(),
         tasks=prepared.fingerprint,
         batches={split: batch.digest for split, batch in prepared.batches.items()},
         item_sets={

@@ -193,9 +193,13 @@ def test_problems_from_the_cluster_name_the_original_files(spec: World, tmp_path
     assert str(local_problem(problem, found.shown)) == f"{path}: recipe.models[0]: see {path.parent}/suite.yaml."
 
 
-def test_packed_task_folders_are_passed_to_workers_as_relative_paths(
+def test_packed_task_folders_and_prompts_are_passed_to_workers_as_relative_paths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folders = [str(tmp_path / TOP / "below" / "tasks"), "/elsewhere/tasks", str(tmp_path / "tasks")]
-    assert portable(folders) == [f"{TOP}/below/tasks", "/elsewhere/tasks", str(tmp_path / "tasks")]
+    tasks = [{"task": "sort", "prompts": None}, {"prompts": str(tmp_path / TOP / "prompts" / "0" / "chat.txt")}]
+    found = portable({"name": "night", "include": folders, "tasks": tasks})
+    assert found["include"] == [f"{TOP}/below/tasks", "/elsewhere/tasks", str(tmp_path / "tasks")]
+    assert found["tasks"] == [{"task": "sort", "prompts": None}, {"prompts": f"{TOP}/prompts/0/chat.txt"}]
+    assert found["name"] == "night"
