@@ -66,6 +66,7 @@ def run(
     *,
     continue_from_best: bool = False,
     allow_pickle: bool = False,
+    unverified: bool = False,
     watcher: "Watcher | None" = None,
 ) -> "RunReport":
     """Run a search to its promoted, exported winner. The same call resumes an interrupted one.
@@ -74,6 +75,7 @@ def run(
         spec: The spec file, of one search or of several stages.
         continue_from_best: If the recorded search cannot be replayed exactly, continue from its best candidate.
         allow_pickle: Read pickled weights of models without safetensors.
+        unverified: Of a suite without right answers: promote the best model by the teachers' fitness on validation.
         watcher: Receives progress and notes.
 
     Returns:
@@ -91,7 +93,7 @@ def run(
     """
     from evosearch.service.run import run
 
-    return run(Path(spec), _watching(watcher), continue_from_best, allow_pickle)
+    return run(Path(spec), _watching(watcher), continue_from_best, allow_pickle, unverified)
 
 
 def score(

@@ -32,6 +32,11 @@ CONTINUE_FROM_BEST = typer.Option(
     "--continue-from-best",
     help="If a recorded search cannot be replayed exactly, continue from its best candidate.",
 )
+UNVERIFIED = typer.Option(
+    False,
+    "--unverified",
+    help="Of a suite without right answers: promote the best model by the teachers' fitness on validation, unverified.",
+)
 ADDRESS = typer.Option(
     None,
     envvar="EVOSEARCH_ADDRESS",

@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from evosearch.cli.console import ALLOW_PICKLE, CONTINUE_FROM_BEST, JSON, ProgressAs, console, note, print_json, watcher
+from evosearch.cli.console import (
+    ALLOW_PICKLE,
+    CONTINUE_FROM_BEST,
+    JSON,
+    UNVERIFIED,
+    ProgressAs,
+    console,
+    note,
+    print_json,
+    watcher,
+)
 from evosearch.errors import EvosearchError, InputError
 from evosearch.search.progress import line
 
@@ -19,6 +29,7 @@ def command(
     spec: Path = typer.Argument(help="A search spec (YAML), with one or several stages."),
     continue_from_best: bool = CONTINUE_FROM_BEST,
     allow_pickle: bool = ALLOW_PICKLE,
+    unverified: bool = UNVERIFIED,
     progress: ProgressAs = typer.Option(
         ProgressAs.auto,
         help="Progress on standard error. auto: a bar or text lines; json: JSON lines, result last.",
@@ -31,7 +42,7 @@ def command(
 
     watching = watcher(json, progress)
     try:
-        report = run(spec, watching, continue_from_best, allow_pickle)
+        report = run(spec, watching, continue_from_best, allow_pickle, unverified)
     except (EvosearchError, KeyboardInterrupt) as exc:
         if progress is ProgressAs.json:
             note(line("result", _ended(exc)))

@@ -9,6 +9,7 @@ from evosearch.cli.console import (
     ALLOW_PICKLE,
     CONTINUE_FROM_BEST,
     JSON,
+    UNVERIFIED,
     console,
     note,
     print_json,
@@ -23,6 +24,7 @@ def command(
     address: str | None = ADDRESS,
     continue_from_best: bool = CONTINUE_FROM_BEST,
     allow_pickle: bool = ALLOW_PICKLE,
+    unverified: bool = UNVERIFIED,
     json: bool = JSON,
 ) -> int:
     """Check a spec here and on a cluster, and queue it there. Submitting it again resumes a stopped search."""
@@ -32,7 +34,7 @@ def command(
     url = required_address(address)
     watching = watcher(json)
     try:
-        found = submit(spec, url, watching, Options(continue_from_best, allow_pickle))
+        found = submit(spec, url, watching, Options(continue_from_best, allow_pickle, unverified))
     finally:
         watching.close()
     if json:

@@ -20,10 +20,15 @@ class Options:
 
     continue_from_best: bool = False
     allow_pickle: bool = False
+    unverified: bool = False
 
     def of(self, kind: str) -> str:
         """Return the command-line options of a kind of job."""
-        given = {"--continue-from-best": self.continue_from_best and kind == RUN, "--allow-pickle": self.allow_pickle}
+        given = {
+            "--continue-from-best": self.continue_from_best and kind == RUN,
+            "--allow-pickle": self.allow_pickle,
+            "--unverified": self.unverified and kind == RUN,
+        }
         return " ".join(option for option, wanted in given.items() if wanted)
 
 

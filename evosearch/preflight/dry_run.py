@@ -16,6 +16,7 @@ from evosearch.search.progress import Watcher
 from evosearch.search.protocols import Executor, Job, Outcome
 from evosearch.setup.executors import cluster_of, make_executor, worker_config, worker_count
 from evosearch.setup.prepare import Prepared
+from evosearch.setup.teachers import provisional_teachers
 from evosearch.spec.config import WorkersConfig
 
 PLACE_S = 75.0  # limit for placing a worker on a cluster that has nodes for it
@@ -77,7 +78,10 @@ def dry_run(prepared: Prepared, watcher: Watcher, note: Callable[[str], None]) -
     spec = prepared.spec
     workers = spec.config.workers
     minibatches = prepared.minibatches.batches if prepared.minibatches else (prepared.batches["search"],)
-    jobs = [Job(f"dry-run@search.{number}", prepared.example, minibatches[0]) for number in range(2)]
+    teachers = provisional_teachers(prepared)
+    jobs = [
+        Job(f"dry-run@search.{number}", prepared.example, minibatches[0], teachers=teachers) for number in range(2)
+    ]
     began = time.monotonic()
     executor = _executor(prepared, watcher)
     try:

@@ -20,6 +20,8 @@ def power_warnings(suite: Suite, test: ItemBatch) -> list[str]:
 
 def _few_units(suite: Suite, sets: dict[str, ItemSet]) -> Iterator[str]:
     for index, task in enumerate(suite.tasks):
+        if not task.labelled:
+            continue
         items = sets[task.name]
         count = len(set(items.groups)) if items.groups else len(items)
         if task.report_only or count >= MIN_UNITS:

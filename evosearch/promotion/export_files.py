@@ -42,6 +42,7 @@ class Provenance:
     scores: Mapping[str, Interval] = field(default_factory=dict)  # split → score with its interval
     test_openings: int = 0  # of the test set, by all searches; disclosed with a test score
     contaminated: bool = False  # the suite acknowledges contamination
+    answers: tuple[str, ...] = ()  # statements on the right answers that were not read
 
 
 def export(
@@ -134,6 +135,7 @@ def header(provenance: Provenance, *more: str) -> str:
         lines.append(opened(provenance.test_openings))
     if provenance.contaminated:
         lines.append(CONTAMINATED)
+    lines += provenance.answers
     return "".join(f"# {_one_line(line)}\n" for line in [*lines, *more])
 
 

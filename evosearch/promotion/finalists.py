@@ -18,7 +18,7 @@ class Standing:
     candidate: str
     recipe_id: str
     kind: str  # candidate | base | parent | stage | uniform | scale
-    scores: Mapping[str, float] = field(default_factory=dict)  # split → score
+    scores: Mapping[str, float] = field(default_factory=dict)  # split → score, or fitness where there is no score
     fitness: Mapping[str, float] = field(default_factory=dict)  # split → fitness
     violation: Mapping[str, float] = field(default_factory=dict)  # split → total points by which guards are exceeded
 
@@ -42,7 +42,7 @@ def standings(state: SearchState) -> list[Standing]:
             candidate=name,
             recipe_id=state.recipe_ids.get(name, ""),
             kind=kind_of(name),
-            scores={split: card.score for split, card in own.items()},
+            scores={split: card.merit for split, card in own.items()},
             fitness={split: card.fitness.value for split, card in own.items()},
             violation={split: state.violation(name, split) for split in own},
         )

@@ -18,6 +18,7 @@ from evosearch.promotion.export_files import Format, Provenance
 from evosearch.promotion.export_files import export as write_export
 from evosearch.recipe.files import is_recipe, load_reference
 from evosearch.recipe.schema import Recipe
+from evosearch.reporting.answers_read import answers_read
 from evosearch.reporting.openings import times_opened
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Watcher
@@ -227,9 +228,9 @@ def _folders(reference: str, checkpoint: Checkpoint) -> str:
 def provenance(ledger: Ledger, search_id: str, state: SearchState, name: str) -> Provenance:
     """Return the origin and scores of a candidate, from the ledger alone."""
     original = state.original(name)
-    splits = sorted(split for candidate, split in state.cards if candidate == original)
+    splits = sorted(split for (one, split), card in state.cards.items() if one == original and card.score is not None)
     scores = {split: score_interval(ledger, search_id, state, original, split) for split in splits}
-    statements = (times_opened(ledger, state), contamination_acknowledged(state))
+    statements = (times_opened(ledger, state), contamination_acknowledged(state), tuple(answers_read(state)))
     return Provenance(state.name, search_id, name, state.recipe_ids[name], state.inputs, scores, *statements)
 
 

@@ -60,7 +60,7 @@ def _row(ledger: Ledger, search_id: str, state: SearchState, candidate: str, ran
     scores = {
         split: score_interval(ledger, search_id, state, candidate, split)
         for split in SPLITS
-        if (candidate, split) in state.cards
+        if (card := state.cards.get((candidate, split))) is not None and card.score is not None
     }
     return FinalistRow(candidate, rank, state.score(candidate, "validation"), scores, gaps(scores))
 

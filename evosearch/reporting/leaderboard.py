@@ -8,6 +8,7 @@ from evosearch.reporting.generalization import FinalistRow, finalist_rows, uncho
 from evosearch.reporting.leaderboard_row import (
     LEADERBOARD_TITLE,
     LeaderboardRow,
+    folded_numbers,
     leaderboard_columns,
     records_of,
     row_of,
@@ -51,7 +52,8 @@ class Leaderboard:
         """Return one row for each candidate and baseline, in order of rank.
 
         Columns are the plain fields of `LeaderboardRow`, then `score.SPLIT`, `task.TASK.SPLIT`, `objective.NAME`,
-        `violation.TASK` and `genome.DIMENSION`. Values that a row lacks are missing.
+        `violation.TASK` and `genome.DIMENSION`; `genome.HOLE.mean`, `.low` and `.high` for a hole with many numbers.
+        Values that a row lacks are missing.
         """
         import pandas as pd
 
@@ -62,6 +64,7 @@ class Leaderboard:
         texts = [opened(self.test_openings)] + ([CONTAMINATED] if self.contamination_acknowledged else [])
         if len(self.rows) > SHOWN:
             texts.insert(0, f"{len(self.rows) - SHOWN} more rows: see to_frame()")
+        texts = [*filter(None, [folded_numbers(self.rows)]), *texts]
         table = html_table(LEADERBOARD_TITLE, leaderboard_columns(self.rows), self.rows[:SHOWN])
         return table + "".join(map(html_paragraph, texts))
 
@@ -113,7 +116,8 @@ def leaderboard_rows(state: SearchState) -> tuple[LeaderboardRow, ...]:
 
 
 def _order(row: LeaderboardRow) -> tuple[bool, float, bool, float]:
-    return row.score is None, sum(row.violations.values()), row.sample is not None, -(row.score or 0.0)
+    merit = row.fitness if row.score is None else row.score
+    return merit is None, sum(row.violations.values()), row.sample is not None, -(merit or 0.0)
 
 
 def _run_ids(run_dir: RunDir, search_id: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from evosearch.recipe.shapes import Scalar
 from evosearch.reporting.columns import Column, number, task_heading
 from evosearch.reporting.generalization import Gap
 from evosearch.search.records import CardSummary
+from evosearch.search.space.folding import Folded, fold
 from evosearch.search.state import SearchState
 
 LEADERBOARD_TITLE = "Leaderboard (score on the search split)"
@@ -22,14 +23,14 @@ class SplitScores:
     """Scores on one full split; those on test come with their disclosures.
 
     Attributes:
-        score: Weighted mean over tasks, in points.
+        score: Weighted mean over tasks, in points; None if no right answers were read on this split.
         fitness: The value that the optimizer maximizes.
         tasks: Task → the suite's metric.
         openings: Openings of the test set by all searches; None on other splits.
         contamination_acknowledged: Whether the suite acknowledges contamination; None on other splits.
     """
 
-    score: float
+    score: float | None
     fitness: float
     tasks: Mapping[str, TaskScore]
     openings: int | None = None
@@ -53,7 +54,7 @@ class LeaderboardRow:
         splits: Split → scores on the full split.
         objectives: Objective → value as reported to the optimizer, if there are several.
         pareto: Whether it is in the Pareto set; None with one objective, or if it was not reported yet.
-        genome: Dimension → value; empty for a baseline.
+        genome: Dimension → value; one entry for a hole with many numbers (`fold`); empty for a baseline.
         gaps: Generalization gaps of finalists, base and parents.
         run_id: Id of its MLflow run, if requested.
     """
@@ -70,7 +71,7 @@ class LeaderboardRow:
     splits: Mapping[str, SplitScores]
     objectives: Mapping[str, Estimate] = field(default_factory=dict)
     pareto: bool | None = None
-    genome: Mapping[str, Scalar] = field(default_factory=dict)
+    genome: Mapping[str, Scalar | Folded] = field(default_factory=dict)
     gaps: tuple[Gap, ...] = ()
     run_id: str | None = None
 
@@ -83,7 +84,13 @@ class LeaderboardRow:
             found |= {f"task.{task}.{split}": score.value for task, score in scores.tasks.items()}
         found |= {f"objective.{name}": estimate.value for name, estimate in self.objectives.items()}
         found |= {f"violation.{task}": points for task, points in self.violations.items()}
-        return found | {f"genome.{name}": value for name, value in self.genome.items()}
+        for name, value in self.genome.items():
+            if isinstance(value, Folded):
+                ends = {"mean": value.mean, "low": value.low, "high": value.high}
+                found |= {f"genome.{name}.{end}": number for end, number in ends.items()}
+            else:
+                found[f"genome.{name}"] = value
+        return found
 
 
 def row_of(state: SearchState, name: str, objectives: tuple[str, ...], front: set[str]) -> LeaderboardRow:
@@ -112,7 +119,26 @@ def row_of(state: SearchState, name: str, objectives: tuple[str, ...], front: se
         splits={split: _scores(card) for split, card in sorted(cards.items())},
         objectives=dict(zip(objectives, reported.objectives, strict=False)) if reported else {},  # a failure has none
         pareto=name in front if reported else None,
-        genome=state.proposal(name).genome if name in state.candidates else {},
+        genome=_folded(state, name),
+    )
+
+
+def _folded(state: SearchState, name: str) -> dict[str, Scalar | Folded]:
+    if name not in state.candidates:
+        return {}
+    proposal = state.proposal(name)
+    return fold(proposal.genome, proposal.recipe)
+
+
+def folded_numbers(rows: Sequence[LeaderboardRow]) -> str | None:
+    """Return the summaries of the best candidate's holes with many numbers, in words; None if it has none.
+
+    Such as `candidate 31: reverse weight: 0.62 (0.1 to 1.4) over 57 numbers; sort weight: …`.
+    """
+    best = next((row for row in rows if row.kind == "candidate"), None)
+    found = [value for value in best.genome.values() if isinstance(value, Folded)] if best else []
+    return (
+        f"candidate {best.candidate}: {'; '.join(f'{one.title}: {one}' for one in found)}" if best and found else None
     )
 
 

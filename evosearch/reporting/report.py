@@ -36,7 +36,7 @@ class CandidateCounts:
 
 @dataclass(frozen=True)
 class BestCandidate:
-    """The best candidate by score on the search split."""
+    """The best candidate on the search split, by score, or by fitness where there is no score."""
 
     candidate: str
     recipe_id: str
@@ -181,7 +181,7 @@ def report(
     """
     state = recorder.state
     board = leaderboard_of(recorder.ledger, recorder.search_id, state)
-    best = next((row for row in board.rows if row.kind == "candidate" and row.score is not None), None)
+    best = next((row for row in board.rows if row.kind == "candidate" and row.fitness is not None), None)
     return RunReport(
         name=prepared.spec.name,
         search_id=prepared.search_id,

@@ -56,6 +56,7 @@ def test_rows(recorder: Recorder, suite: Suite, batch: ItemBatch, baselines: Seq
             lead = bootstrap_difference(*both, measure.chances, measure.groups)
             raw_lead = bootstrap_difference(*both, dict.fromkeys(measure.weights, 0.0), measure.groups)
         card, shown = state.cards[name, "test"], label(name, baselines, winner, promoted)
+        assert card.score is not None, "a test split has right answers"
         rows.append(TestRow(name, shown, card.tasks, card.score, mean.value, mean.lower, mean.upper, lead, raw_lead))
     return tuple(rows)
 

@@ -1,6 +1,7 @@
 """Phases of a recorded search: start, search, promotion or choice of a stage's winner, export."""
 
 from evosearch.promotion.gate import GateDecision
+from evosearch.promotion.honest import Honest
 from evosearch.promotion.promote import Champion, Promotion
 from evosearch.promotion.unverified import UnverifiedPromotion
 from evosearch.promotion.validate import Validation
@@ -14,6 +15,7 @@ from evosearch.search.protocols import Executor
 from evosearch.search.recorder import Recorder
 from evosearch.search.records import WarmStart
 from evosearch.service.register import is_unopposed
+from evosearch.setup.optimizing import record_of
 from evosearch.setup.prepare import Prepared
 from evosearch.setup.resume_check import circumstances
 from evosearch.setup.versions import versions
@@ -27,6 +29,7 @@ def start(recorder: Recorder, prepared: Prepared, warm: WarmStart | None) -> Non
     payload = {
         "name": prepared.spec.name,
         "spec": prepared.spec.identity(),
+        "optimizer": record_of(prepared.choice).to_payload(),
         "versions": versions(),
         "budget": prepared.spec.config.budget.model_dump(mode="json", exclude_none=True),
         "resumed": recorder.state.sessions > 0,
@@ -40,7 +43,7 @@ def start(recorder: Recorder, prepared: Prepared, warm: WarmStart | None) -> Non
 def search(prepared: Prepared, recorder: Recorder, executor: Executor, continue_from_best: bool) -> str:
     """Propose and score candidates; return why the search stopped."""
     spec, warm = prepared.spec, recorder.state.warm_start
-    config = spec.config.optimizer
+    config, steps = prepared.optimizer, prepared.steps
     known = warm.observations if warm else ()
     controller = Controller(
         recorder=recorder,
@@ -50,7 +53,13 @@ def search(prepared: Prepared, recorder: Recorder, executor: Executor, continue_
         baselines=prepared.baselines,
         identify=prepared.models.identify,
         make_optimizer=lambda start: create(
-            config, prepared.space.dimensions, start, objectives=spec.objective_count, known=known
+            config,
+            prepared.space.dimensions,
+            start,
+            objectives=spec.objective_count,
+            known=known,
+            minibatches=steps.count if steps else 1,
+            held_back=steps is not None and steps.held_back,
         ),
         minibatches=prepared.minibatches,
         objectives=spec.objectives,
@@ -64,7 +73,12 @@ def search(prepared: Prepared, recorder: Recorder, executor: Executor, continue_
 
 
 def promote(
-    prepared: Prepared, recorder: Recorder, executor: Executor, champion: Champion | None, openings: Ledger
+    prepared: Prepared,
+    recorder: Recorder,
+    executor: Executor,
+    champion: Champion | None,
+    openings: Ledger,
+    honest: Honest,
 ) -> GateDecision:
     """Run the gate, unless it has decided and no candidate was proposed since."""
     state = recorder.state
@@ -80,6 +94,7 @@ def promote(
         measure=measure_of(prepared.suite, prepared.batches["test"]),
         finalists=prepared.spec.config.promotion.finalists,
         champion=champion,
+        honest=honest,
     ).run()
 
 

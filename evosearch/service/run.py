@@ -5,27 +5,35 @@ step is recorded and can be resumed.
 """
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from evosearch.errors import SpecError
 from evosearch.evaluation.harness.harness import Harness
+from evosearch.execution.reopening import ReopeningExecutor
 from evosearch.preflight.check import check_stages
 from evosearch.preflight.power import power_warnings
 from evosearch.preflight.preflight import preflight
 from evosearch.preflight.stores import prove_tracking_store
+from evosearch.promotion.honest import Honest
 from evosearch.reporting.openings import openings
 from evosearch.reporting.report import RunReport, report
 from evosearch.search.ledger.ledger import Ledger
-from evosearch.search.progress import Silent, Watcher
+from evosearch.search.progress import Watcher
+from evosearch.search.protocols import Executor
 from evosearch.search.recorder import Recorder
 from evosearch.search.records import WarmStart
 from evosearch.service import phases
 from evosearch.service.eta import Eta
 from evosearch.service.multi_stage import run_stages
+from evosearch.service.placebo import PlaceboRun
 from evosearch.service.register import current_champion, register
 from evosearch.service.shutdown import recorded_end
+from evosearch.service.teaching import teaching
+from evosearch.service.watchers import OnlyPreparing
 from evosearch.setup.executors import make_executor
 from evosearch.setup.prepare import Prepared
 from evosearch.setup.resume_check import refuse_other_search
@@ -45,9 +53,16 @@ class Options:
 
     continue_from_best: bool = False
     allow_pickle: bool = False
+    unverified: bool = False
 
 
-def run(path: Path, watcher: Watcher, continue_from_best: bool = False, allow_pickle: bool = False) -> RunReport:
+def run(
+    path: Path,
+    watcher: Watcher,
+    continue_from_best: bool = False,
+    allow_pickle: bool = False,
+    unverified: bool = False,
+) -> RunReport:
     """Run or resume the search, or the stages, of a spec.
 
     Args:
@@ -55,6 +70,7 @@ def run(path: Path, watcher: Watcher, continue_from_best: bool = False, allow_pi
         watcher: Shows progress and notes.
         continue_from_best: If the recorded search cannot be replayed exactly, continue from its best candidate.
         allow_pickle: Read pickled weights of models without safetensors.
+        unverified: Of a suite without right answers: promote the best model by the teachers' fitness on validation.
 
     Raises:
         InputError: The input is wrong; nothing was scored.
@@ -66,28 +82,64 @@ def run(path: Path, watcher: Watcher, continue_from_best: bool = False, allow_pi
         _raise_all(path, found, diagnostics, watcher, allow_pickle)
     spec = found.spec
     assert spec is not None
-    options = Options(continue_from_best, allow_pickle)
+    if unverified and spec.suite.scoring:
+        what = f"given, and {spec.suite.source} has right answers: the gate decides"
+        raise SpecError("--unverified", what, "Only of a suite of prompts alone", "Leave it out")
+    options = Options(continue_from_best, allow_pickle, unverified)
     if isinstance(spec, StagedSpec):
         _check_ahead(spec, watcher, allow_pickle)
         return run_stages(spec, partial(_run_one, options), watcher)
     return _run_one(options, spec, watcher)
 
 
-def _run_one(options: Options, spec: SearchSpec, watcher: Watcher, harness: Harness | None = None) -> RunReport:
-    """Run one search to the gate, or to the winner of a stage that others build on."""
-    began = time.monotonic()
-    run_dir = spec.run_dir
+def _run_one(
+    options: Options,
+    spec: SearchSpec,
+    watcher: Watcher,
+    harness: Harness | None = None,
+    earlier: Sequence[SearchSpec] = (),
+    earlier_items: int = 0,
+) -> RunReport:
+    """Run one search to the gate, or to the winner of a stage that others build on.
+
+    Args:
+        options: Options of the run.
+        spec: The search.
+        watcher: Shows progress and notes.
+        harness: The suite, if it is loaded already.
+        earlier: The earlier stages.
+        earlier_items: Item evaluations of their candidates.
+    """
     prepared, warm = _ready(options, spec, watcher, harness)
     for text in power_warnings(prepared.suite, prepared.batches["test"]):
         watcher.note(text)
+    wanted, seed = spec.config.baselines, spec.config.optimizer.seed
+    placebo = None
+    if wanted.placebo and spec.ends_at_gate:
+        search = partial(_run_prepared, options)
+        placebo = PlaceboRun((*earlier, spec), search, watcher, prepared.harness, options.allow_pickle)
+    return _run_prepared(options, prepared, watcher, warm, Honest(wanted.trained, seed, earlier_items, placebo))
+
+
+def _run_prepared(
+    options: Options,
+    prepared: Prepared,
+    watcher: Watcher,
+    warm: WarmStart | None = None,
+    honest: Honest | None = None,
+) -> RunReport:
+    """Run or resume a prepared search."""
+    began = time.monotonic()
+    spec, run_dir = prepared.spec, prepared.spec.run_dir
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger.open(run_dir.ledger, f"{spec.file}: ledger", notice=watcher.note))
-        refuse_other_search(ledger, prepared)
+        prepared = prepared.resumed(refuse_other_search(ledger, prepared))
         stack.enter_context(ledger.acquire(prepared.search_id))
         record_ledger(run_dir)
         recorder = Recorder(ledger, prepared.search_id, watcher=watcher)
         already = len(recorder.state.finished)
-        exported, mirror = recorded_end(recorder, partial(_run_recorded, options, prepared, warm, recorder, stack))
+        phases_of = partial(_run_recorded, options, prepared, warm, honest or Honest(), recorder, stack)
+        exported, mirror = recorded_end(recorder, phases_of)
         mirror.close(CATCH_UP_S, PATIENCE_S)
         tracking = UP_TO_DATE if mirror.state == UP_TO_DATE else f"{shown(run_dir)} is {mirror.state}"
         stopped = recorder.state.stopped
@@ -96,7 +148,12 @@ def _run_one(options: Options, spec: SearchSpec, watcher: Watcher, harness: Harn
 
 
 def _run_recorded(
-    options: Options, prepared: Prepared, warm: WarmStart | None, recorder: Recorder, stack: ExitStack
+    options: Options,
+    prepared: Prepared,
+    warm: WarmStart | None,
+    honest: Honest,
+    recorder: Recorder,
+    stack: ExitStack,
 ) -> tuple[str, tuple[dict[str, str], Mirror]]:
     """All recorded phases of a search.
 
@@ -110,14 +167,18 @@ def _run_recorded(
     mirror = stack.enter_context(mirroring(spec.run_dir, prepared.search_id, watcher))
     recorder.trackers = (mirror,)
     mirror.notify()
-    executor = make_executor(spec.config.workers, prepared, watcher)
+    executor: Executor = ReopeningExecutor(lambda: make_executor(spec.config.workers, prepared, watcher))
     stack.callback(executor.close)
+    executor = teaching(prepared, recorder, executor)
     recorder.trackers = (mirror, Eta(prepared, recorder, executor))
     record = stack.enter_context(openings(ledger, shared=spec.config.ledger is not None))
     stopped = phases.search(prepared, recorder, executor, options.continue_from_best)
     if not spec.ends_at_gate:
         return stopped, (phases.choose_winner(prepared, recorder, executor), mirror)
-    decision = phases.promote(prepared, recorder, executor, champion, record)
+    if prepared.suite.scoring:
+        decision = phases.promote(prepared, recorder, executor, champion, record, honest)
+    else:
+        decision = phases.choose_unverified(prepared, recorder, executor, options.unverified)
     exported = phases.export(prepared, recorder, decision)
     mirror.catch_up(CATCH_UP_S, PATIENCE_S)  # the candidate's MLflow run must exist before it is registered
     register(prepared, recorder, registry, decision, exported, watcher)
@@ -154,18 +215,9 @@ def _check_ahead(spec: StagedSpec, watcher: Watcher, allow_pickle: bool) -> None
         return
     diagnostics = Diagnostics()
     harness = diagnostics.attempt(lambda: Harness(spec.suite))
-    check_stages(spec, diagnostics, _OnlyPreparing(watcher), harness, dry_run=False, allow_pickle=allow_pickle)
+    quiet = OnlyPreparing(watcher)  # each stage will give its notes
+    check_stages(spec, diagnostics, quiet, harness, dry_run=False, allow_pickle=allow_pickle)
     diagnostics.raise_all(str(spec.file))
-
-
-class _OnlyPreparing(Silent):
-    """Watcher that passes on only preparations: each stage will repeat its notes."""
-
-    def __init__(self, inner: Watcher) -> None:
-        self._inner = inner
-
-    def preparing(self, what: str, fraction: float) -> None:
-        self._inner.preparing(what, fraction)
 
 
 def _raise_all(path: Path, found: Recovered, diagnostics: Diagnostics, watcher: Watcher, allow_pickle: bool) -> None:

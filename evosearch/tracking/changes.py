@@ -20,10 +20,11 @@ from evosearch.recipe.schema import Recipe
 from evosearch.search.ledger.events import Event
 from evosearch.search.pareto import Front, ordered, reported_values
 from evosearch.search.records import Reported, is_candidate
+from evosearch.search.space.folding import fold
 from evosearch.tracking.pareto_page import ParetoPoint, pareto_page
 
 SEARCH = ""  # key of the search's own run; other keys are candidates
-MAX_PARAMS = 100  # genome dimensions shown as parameters; all are in recipe.yaml
+MAX_PARAMS = 100  # entries of a folded genome shown as parameters; all numbers are in recipe.yaml
 MAX_NAME = 250  # characters, MLflow's limit
 OPENINGS, CONTAMINATION = "test_openings", "contamination_acknowledged"  # tags of runs with a test score
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
@@ -142,7 +143,7 @@ class Translator:
         run = self._begin(payload, plan, now)
         run.files["recipe.yaml"] = self._recipe_file(payload["recipe"])
         run.tags["group"] = str(payload.get("group", ""))
-        genome = payload.get("genome") or {}
+        genome = fold(payload.get("genome") or {}, payload["recipe"])
         run.params |= {safe_name(name): str(value) for name, value in list(genome.items())[:MAX_PARAMS]}
         if payload.get("duplicate_of") is not None:
             run.tags["duplicate_of"] = str(payload["duplicate_of"])
@@ -273,8 +274,8 @@ def safe_name(name: str) -> str:
 def _metrics(card: Mapping[str, Any]) -> dict[str, float]:
     """Return all numbers of a score card's summary by metric name."""
     split = card["split"]
-    out = {
-        f"{split}/score": float(card["score"]),
+    score = {} if card["score"] is None else {f"{split}/score": float(card["score"])}
+    out = score | {
         f"{split}/fitness": float(card["fitness"]["value"]),
         f"{split}/fitness_stderr": float(card["fitness"]["stderr"]),
     }
