@@ -16,8 +16,15 @@ def command(
     json: bool = JSON,
 ) -> None:
     """Show candidates and baselines by score on the search split, with their scores on the other splits."""
-    from evosearch.cli.leaderboard_table import leaderboard_table, show_disclosure, show_finalists, show_pareto
-    from evosearch.reporting.leaderboard import leaderboard
+    from evosearch.cli.leaderboard_table import (
+        leaderboard_table,
+        show_correlation,
+        show_disclosure,
+        show_finalists,
+        show_numbers,
+        show_pareto,
+    )
+    from evosearch.reporting.leaderboard import leaderboard, shown_rows
     from evosearch.reporting.pareto_table import pareto_rows, write_pareto_page
     from evosearch.spec.lookup import find
 
@@ -26,13 +33,16 @@ def command(
     if page is not None:
         write_pareto_page(run_dir.name, board.rows, page)
     if json:
-        print_json(board.rows)
+        print_json(board)
         return
-    console.print(leaderboard_table(board.rows[:top]))
-    if len(board.rows) > top:
-        console.print(f"{len(board.rows) - top} more: --top {len(board.rows)}", style="dim")
+    rows = shown_rows(board.rows, top)
+    console.print(leaderboard_table(rows))
+    if len(board.rows) > len(rows):
+        console.print(f"{len(board.rows) - len(rows)} more: --top {len(board.rows)}", style="dim")
+    show_numbers(console, board.rows)
     show_pareto(console, pareto_rows(board.rows))
     if page is not None:
         console.print(f"wrote {page}", highlight=False, soft_wrap=True)
     show_finalists(console, board.finalists, board.unchosen)
+    show_correlation(console, board.rank_correlation)
     show_disclosure(console, board.test_openings, board.contamination_acknowledged)

@@ -8,8 +8,14 @@ from rich.table import Table
 from evosearch.cli.tables import make_table
 from evosearch.promotion.disclosure import CONTAMINATED, opened
 from evosearch.reporting.generalization import FINALISTS_TITLE, FinalistRow, finalist_columns
-from evosearch.reporting.leaderboard_row import LEADERBOARD_TITLE, LeaderboardRow, leaderboard_columns
+from evosearch.reporting.leaderboard_row import (
+    LEADERBOARD_TITLE,
+    LeaderboardRow,
+    folded_numbers,
+    leaderboard_columns,
+)
 from evosearch.reporting.pareto_table import PARETO_TITLE, ParetoRow, pareto_columns
+from evosearch.reporting.rank_correlation import RankCorrelation
 
 
 def leaderboard_table(rows: Sequence[LeaderboardRow]) -> Table:
@@ -27,6 +33,13 @@ def finalists_table(finalists: Sequence[FinalistRow], unchosen: Sequence[Finalis
     return make_table(FINALISTS_TITLE, finalist_columns(), [*finalists, *unchosen])
 
 
+def show_numbers(console: Console, rows: Sequence[LeaderboardRow]) -> None:
+    """Print the numbers of the best candidate in summary, if it has holes with many."""
+    numbers = folded_numbers(rows)
+    if numbers:
+        console.print(numbers, style="dim", markup=False, highlight=False)
+
+
 def show_pareto(console: Console, rows: Sequence[ParetoRow]) -> None:
     """Print the Pareto set, if there is one."""
     if rows:
@@ -37,6 +50,14 @@ def show_finalists(console: Console, finalists: Sequence[FinalistRow], unchosen:
     """Print the finalists, if there are any."""
     if finalists:
         console.print(finalists_table(finalists, unchosen))
+
+
+def show_correlation(console: Console, found: RankCorrelation | None) -> None:
+    """Print the rank correlation of fitness and score, with its warning, once finalists are scored."""
+    if found:
+        console.print(str(found), style="dim", highlight=False)
+        if found.warning:
+            console.print(found.warning, style="yellow", highlight=False)
 
 
 def show_disclosure(console: Console, openings: int, contaminated: bool) -> None:

@@ -1,9 +1,11 @@
 """The leaderboard: candidates and baselines by score, read from the ledger alone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from evosearch.promotion.disclosure import CONTAMINATED, opened
+from evosearch.promotion.honest import PLACEBO, TRAINED
 from evosearch.reporting.generalization import FinalistRow, finalist_rows, unchosen_rows
 from evosearch.reporting.leaderboard_row import (
     LEADERBOARD_TITLE,
@@ -15,6 +17,7 @@ from evosearch.reporting.leaderboard_row import (
 )
 from evosearch.reporting.notebook import html_paragraph, html_table
 from evosearch.reporting.openings import times_opened
+from evosearch.reporting.rank_correlation import RankCorrelation, correlation_texts, rank_correlation
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.pareto import pareto_set
 from evosearch.search.state import SearchState
@@ -40,6 +43,7 @@ class Leaderboard:
         unchosen: Base and parents, for comparison with the finalists.
         test_openings: Openings of the test set by all searches, up to now.
         contamination_acknowledged: Whether the suite acknowledges contamination.
+        rank_correlation: Of fitness and score; None before finalists are scored.
     """
 
     rows: tuple[LeaderboardRow, ...]
@@ -47,6 +51,7 @@ class Leaderboard:
     unchosen: tuple[FinalistRow, ...]
     test_openings: int
     contamination_acknowledged: bool
+    rank_correlation: RankCorrelation | None = None
 
     def to_frame(self) -> "pd.DataFrame":
         """Return one row for each candidate and baseline, in order of rank.
@@ -64,8 +69,8 @@ class Leaderboard:
         texts = [opened(self.test_openings)] + ([CONTAMINATED] if self.contamination_acknowledged else [])
         if len(self.rows) > SHOWN:
             texts.insert(0, f"{len(self.rows) - SHOWN} more rows: see to_frame()")
-        texts = [*filter(None, [folded_numbers(self.rows)]), *texts]
-        table = html_table(LEADERBOARD_TITLE, leaderboard_columns(self.rows), self.rows[:SHOWN])
+        texts = [*filter(None, [folded_numbers(self.rows)]), *texts, *correlation_texts(self.rank_correlation)]
+        table = html_table(LEADERBOARD_TITLE, leaderboard_columns(self.rows), shown_rows(self.rows, SHOWN))
         return table + "".join(map(html_paragraph, texts))
 
 
@@ -103,7 +108,7 @@ def leaderboard_of(ledger: Ledger, search_id: str, state: SearchState) -> Leader
         if "test" in splits:
             splits["test"] = replace(splits["test"], openings=opened, contamination_acknowledged=acknowledged)
         rows.append(replace(row, gaps=gaps.get(row.candidate, ()), splits=splits))
-    return Leaderboard(tuple(rows), finalists, unchosen, opened, acknowledged)
+    return Leaderboard(tuple(rows), finalists, unchosen, opened, acknowledged, rank_correlation(state))
 
 
 def leaderboard_rows(state: SearchState) -> tuple[LeaderboardRow, ...]:
@@ -113,6 +118,11 @@ def leaderboard_rows(state: SearchState) -> tuple[LeaderboardRow, ...]:
     front = set(pareto_set(state.reported.values())) if names else set()
     rows = [row_of(state, name, names, front) for name in (*baselines, *state.candidates)]
     return tuple(replace(row, rank=rank) for rank, row in enumerate(sorted(rows, key=_order), start=1))
+
+
+def shown_rows(rows: Sequence[LeaderboardRow], top: int) -> tuple[LeaderboardRow, ...]:
+    """Return the first `top` rows, and the fine-tuned model and the placebo wherever they are."""
+    return (*rows[:top], *(row for row in rows[top:] if row.kind in (TRAINED, PLACEBO)))
 
 
 def _order(row: LeaderboardRow) -> tuple[bool, float, bool, float]:

@@ -45,7 +45,8 @@ class LeaderboardRow:
         rank: Rank from 1.
         candidate: Number of a candidate, or name of a baseline.
         recipe_id: Id of its recipe, which identifies its models by their weights.
-        kind: `candidate`, `base`, `parent`, `stage`, `uniform` or `scale`.
+        kind: `candidate`, `base`, `parent`, `stage`, `uniform`, `scale`, `trained` or `placebo`; the last two are not
+            scored on the search split.
         state: `promoted`, `winner`, `scored`, `duplicate of …`, `failed` or `pending`.
         score: Score on the search split, or on a minibatch of it; None without one.
         fitness: Fitness on the same items.
@@ -111,7 +112,7 @@ def row_of(state: SearchState, name: str, objectives: tuple[str, ...], front: se
         candidate=name,
         recipe_id=state.recipe_ids[name],
         kind=state.kind(name),
-        state=_state(state, name, search is not None),
+        state=_state(state, name, search is not None or bool(cards)),
         score=search.score if search else None,
         fitness=search.fitness.value if search else None,
         sample=sample.items if sample else None,

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from evosearch.documents import dump
@@ -26,6 +27,7 @@ from evosearch.tracking.pareto_page import ParetoPoint, pareto_page
 SEARCH = ""  # key of the search's own run; other keys are candidates
 MAX_PARAMS = 100  # entries of a folded genome shown as parameters; all numbers are in recipe.yaml
 MAX_NAME = 250  # characters, MLflow's limit
+TRAINING_PARAMS = ("form", "parameters", "rate", "steps", "kept", "items")  # of a fine-tuned baseline
 OPENINGS, CONTAMINATION = "test_openings", "contamination_acknowledged"  # tags of runs with a test score
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 
@@ -131,13 +133,21 @@ class Translator:
             self._search(plan, now).tags[f"skipped/{payload['candidate']}"] = str(payload.get("skipped"))
             return
         run = self._begin(payload, plan, now)
-        run.files["recipe.yaml"] = self._recipe_file(payload["recipe"])
+        run.files["recipe.yaml"] = self._recipe_file(payload["recipe"], payload.get("recipes") or {})
 
-    def _recipe_file(self, recipe: Mapping[str, Any]) -> str:
-        """Return a recipe as YAML that includes the recipes it refers to."""
-        if not self._recipes:
+    def _on_trained(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
+        run = self._candidate(payload, plan, now)
+        run.params |= {f"training/{name}": str(payload[name]) for name in TRAINING_PARAMS}
+        run.files["training.json"] = _json(payload)
+
+    def _recipe_file(
+        self, recipe: Mapping[str, Any], own: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    ) -> str:
+        """Return a recipe as YAML that includes the recipes it refers to, its own or the search's."""
+        known = {**self._recipes, **own}
+        if not known:
             return dump(recipe)
-        return bundle(Recipe.model_validate(recipe), partial(load_reference, known=self._recipes)).to_yaml()
+        return bundle(Recipe.model_validate(recipe), partial(load_reference, known=known)).to_yaml()
 
     def _on_asked(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         run = self._begin(payload, plan, now)

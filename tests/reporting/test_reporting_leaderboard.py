@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
 from evosearch.cli.leaderboard_table import leaderboard_table
+from evosearch.recipe.parameters import leaves
 from evosearch.reporting.leaderboard import Leaderboard, leaderboard
 from evosearch.reporting.leaderboard_row import LeaderboardRow, leaderboard_columns
 from evosearch.search.progress import Silent
@@ -65,3 +67,36 @@ def test_a_column_is_in_terminals_and_notebooks(board: Leaderboard) -> None:
         for cell in cells:
             assert cell in text
             assert f">{cell}</td>" in page
+
+
+def test_holes_with_many_numbers_are_folded_and_the_export_has_all(
+    world: Callable[..., Path], evosearch: Callable[..., Any], tmp_path: Path
+) -> None:
+    hole = {"low": 0.0, "high": 1.5, "per": "tensor"}
+    models = [
+        {"model": "./expert1", "parameters": {"weight": hole}},
+        {"model": "./expert2", "parameters": {"weight": 0.5}},
+    ]
+    recipe = {"merge_method": "task_arithmetic", "base_model": "./base", "models": models}
+    spec = world(recipe=recipe, optimizer={"name": "random"}, budget={"candidates": 2})
+    run(spec, Silent())
+    rows = json.loads(evosearch("leaderboard", spec, "--json")[1])
+    start, other = sorted((r for r in rows if r["kind"] == "candidate"), key=lambda row: row["candidate"] != "0")
+    assert list(start["genome"]) == list(other["genome"]) == ["models[0].weight"]
+    folded = other["genome"]["models[0].weight"]
+    assert folded["title"] == "expert1 weight"
+    assert 0.0 <= folded["low"] < folded["mean"] < folded["high"] <= 1.5
+    text = evosearch("leaderboard", spec)[1].replace("\n", " ")
+    assert re.search(r"candidate [01]: expert1 weight: [\d.]+ \([\d.]+ to [\d.]+\) over ", text)
+    found = leaderboard(load_spec(spec).run_dir)
+    assert "expert1 weight: " in found._repr_html_()
+    frame = found.to_frame()
+    assert [name for name in frame if name.startswith("genome.")] == [
+        f"genome.models[0].weight.{end}" for end in ("mean", "low", "high")
+    ]
+    out = tmp_path / "winner.yaml"
+    code, _, err = evosearch("export", spec, "--candidate", other["candidate"], "-o", out)
+    assert code == 0, err
+    written = yaml.safe_load(out.read_text())["models"][0]["parameters"]["weight"]
+    assert len(list(leaves(written))) == folded["numbers"]
+    assert max(leaves(written)) == pytest.approx(folded["high"])

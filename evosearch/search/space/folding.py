@@ -1,0 +1,75 @@
+"""Summaries of holes with many numbers, for tables and tracking; ledger and recipes have all numbers."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from evosearch.recipe.shapes import Scalar
+
+MOST = 12  # numbers of a hole that are shown one by one
+OF_MODEL = re.compile(r"models\[(\d+)\]\.(.+)")  # a hole in the parameters of one model
+
+
+@dataclass(frozen=True)
+class Folded:
+    """The numbers of one hole.
+
+    Attributes:
+        title: The hole, by the name of its model: `reverse weight` for `models[0].weight`.
+        numbers: How many there are.
+        mean: Their mean.
+        low: The smallest.
+        high: The largest.
+    """
+
+    title: str
+    numbers: int
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """Return `0.62 (0.1 to 1.4) over 57 numbers`."""
+        return f"{self.mean:.2g} ({self.low:.2g} to {self.high:.2g}) over {self.numbers} numbers"
+
+
+def fold(genome: Mapping[str, Scalar], recipe: Mapping[str, Any]) -> dict[str, Scalar | Folded]:
+    """Return a genome in which every hole with more than `MOST` numbers is one entry, under the name of the hole.
+
+    >>> genome = {f"models[0].weight[layer {n}]": n / 10 for n in range(20)} | {"lambda": 1.0}
+    >>> {name: str(value) for name, value in fold(genome, {"models": [{"model": "zoo:tiny/sort"}]}).items()}
+    {'models[0].weight': '0.95 (0 to 1.9) over 20 numbers', 'lambda': '1.0'}
+
+    Args:
+        genome: Dimension → value.
+        recipe: The genome's recipe as plain data, which names the models.
+    """
+    holes: dict[str, list[float]] = {}
+    for name, value in genome.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            holes.setdefault(_hole(name), []).append(float(value))
+    found: dict[str, Scalar | Folded] = {}
+    for name, value in genome.items():
+        hole = _hole(name)
+        numbers = holes.get(hole, [])
+        if len(numbers) <= MOST:
+            found[name] = value
+        elif hole not in found:
+            found[hole] = Folded(_title(hole, recipe), len(numbers), fmean(numbers), min(numbers), max(numbers))
+    return found
+
+
+def _hole(name: str) -> str:
+    """Return the name of a dimension's hole, without the key of its number: `w` for `w[layer 3]`."""
+    stem, bracket, _ = name.rpartition("[")
+    return stem if bracket and name.endswith("]") else name
+
+
+def _title(hole: str, recipe: Mapping[str, Any]) -> str:
+    found, models = OF_MODEL.fullmatch(hole), recipe.get("models") or ()
+    if found is None or int(found[1]) >= len(models):
+        return hole
+    reference = str(models[int(found[1])]["model"])
+    return f"{re.split(r'[/:]', reference.rstrip('/'))[-1]} {found[2]}"
