@@ -33,6 +33,7 @@ from evosearch.search.protocols import Executor, Job, Outcome
 from evosearch.search.recorder import Recorder
 from evosearch.search.records import is_candidate
 from evosearch.setup.executors import make_executor
+from evosearch.setup.optimizing import choose_optimizer
 from evosearch.setup.prepare import Prepared, prepare
 from evosearch.setup.resume_check import circumstances
 from evosearch.setup.versions import versions
@@ -167,6 +168,7 @@ class Bench:
         for batch in (*prepared.batches.values(), *(prepared.minibatches.batches if prepared.minibatches else ())):
             ledger.put_item_sets(batch)
         started = {"name": prepared.spec.name, "spec": prepared.spec.identity(), "versions": versions()}
+        optimizer, steps = prepared.optimizer, prepared.steps
         recorder.record([("started", started | circumstances(prepared).to_payload())])
         stopped = Controller(
             recorder=recorder,
@@ -175,11 +177,17 @@ class Bench:
             batch=prepared.batches["search"],
             baselines=prepared.baselines,
             identify=prepared.models.identify,
-            make_optimizer=lambda start: create(config.optimizer, prepared.space.dimensions, start),
+            make_optimizer=lambda start: create(
+                optimizer,
+                prepared.space.dimensions,
+                start,
+                minibatches=steps.count if steps else 1,
+                held_back=steps is not None and steps.held_back,
+            ),
             minibatches=prepared.minibatches,
-            start=config.optimizer.start,
+            start=optimizer.start,
             budget=Budget(**config.budget.model_dump()),
-            asynchronous=config.optimizer.asynchronous,
+            asynchronous=optimizer.asynchronous,
         ).run()
         finalists = config.promotion.finalists
         validation = Validation(recorder=recorder, executor=executor, batches=prepared.batches, finalists=finalists)
@@ -279,7 +287,8 @@ def with_config(prepared: Prepared, optimizer: OptimizerConfig, items: int, fina
     promotion = config.promotion.model_copy(update={"finalists": finalists})
     changed = {"optimizer": optimizer, "budget": BudgetConfig(items=items), "promotion": promotion}
     spec = replace(prepared.spec, config=config.model_copy(update=changed))
-    return replace(prepared, spec=spec, search_id=spec.search_id())
+    choice = choose_optimizer(spec, prepared.space)
+    return replace(prepared, spec=spec, search_id=spec.search_id(), choice=choice)
 
 
 def total(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -205,7 +205,7 @@ def _on_full_splits(prepared: Prepared, seconds: float, scoring: float | None, m
 
 
 def _population(prepared: Prepared) -> int | None:
-    config = prepared.spec.config.optimizer
+    config = prepared.optimizer
     if config.asynchronous:
         return None
     return load_optimizer(config.name).population(config, prepared.space.dimensions)

@@ -7,7 +7,7 @@ from evosearch.checkpoints.reader import CONFIG
 from evosearch.checkpoints.references import default_cache
 from evosearch.errors import InputError, SpecError, SuiteError
 from evosearch.evaluation.harness.harness import Harness, max_length_of
-from evosearch.evaluation.statistics.minibatches import partition
+from evosearch.evaluation.statistics.gradient_steps import GradientSteps
 from evosearch.evaluation.types import ItemBatch
 from evosearch.execution.loaders import load_tokenizer
 from evosearch.materialize.forward import settings
@@ -16,8 +16,12 @@ from evosearch.materialize.plan import donor_of
 from evosearch.merging.registry import specs
 from evosearch.search.baselines import Baseline
 from evosearch.search.controller import START_FROM
+from evosearch.search.optimizers.registry import OptimizerConfig
+from evosearch.search.sampling import BACKWARD
+from evosearch.search.space.dimensions import Dimension
 from evosearch.search.space.space import SearchSpace
 from evosearch.setup.models import Models
+from evosearch.setup.optimizing import divided
 from evosearch.setup.prompt_tokens import SplitTokens, count
 from evosearch.spec.spec import SearchSpec
 
@@ -41,24 +45,33 @@ def check_holes(spec: SearchSpec, allow_pickle: bool) -> None:
     SearchSpace.from_template(spec.template, shape, specs(), spec.where)
 
 
-def check_items(spec: SearchSpec, batch: ItemBatch) -> None:
-    """Check that the budget of items covers at least one candidate.
+def check_items(
+    spec: SearchSpec, batch: ItemBatch, optimizer: OptimizerConfig, dimensions: Sequence[Dimension] = ()
+) -> None:
+    """Check that the budget of items covers at least one candidate, or one gradient step.
 
     Args:
         spec: The spec.
         batch: The search split.
+        optimizer: The chosen optimizer.
+        dimensions: The search space; only needed for gradients.
 
     Raises:
         SpecError: The budget is too small.
     """
-    items, minibatches = spec.config.budget.items, spec.config.search_minibatches
+    items = spec.config.budget.items
     if items is None:
         return
-    if minibatches is not None:
-        batch = partition(spec.suite, batch, minibatches, spec.config.optimizer.seed).batches[0]
-    if items < len(batch):
-        what = f"got {items}, and one candidate takes {len(batch)}"
-        raise SpecError(spec.at("budget.items"), what, f"At least {len(batch)}", "Raise it, or limit candidates")
+    minibatches = divided(spec, optimizer, dimensions, batch)
+    if isinstance(minibatches, GradientSteps):
+        least = (1 + BACKWARD) * sum(map(len, minibatches.batches[: minibatches.shards]))
+        taken = f"one gradient step takes {least}: {1 + BACKWARD} for each of its items"
+    else:
+        least = len(batch if minibatches is None else minibatches.batches[0])
+        taken = f"one candidate takes {least}"
+    if items < least:
+        what = f"got {items}, and {taken}"
+        raise SpecError(spec.at("budget.items"), what, f"At least {least}", "Raise it, or limit candidates")
 
 
 def check_winners(spec: SearchSpec, inputs: Mapping[str, str]) -> None:

@@ -3,23 +3,32 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Self
 
 from evosearch.documents import join
 from evosearch.errors import CheckpointError, InputError, Problems, RecipeError, in_one
 from evosearch.evaluation.harness.harness import Harness
-from evosearch.evaluation.statistics.minibatches import Minibatches, partition
+from evosearch.evaluation.statistics.gradient_steps import GradientSteps
+from evosearch.evaluation.statistics.minibatches import Minibatches
 from evosearch.evaluation.suites.suite import Suite
 from evosearch.evaluation.types import SPLITS, ItemBatch
 from evosearch.merging.registry import specs
 from evosearch.recipe import checks
 from evosearch.recipe.schema import Recipe
 from evosearch.search.baselines import Baseline, averaged, baselines
+from evosearch.search.optimizers._automatic import Choice
+from evosearch.search.optimizers.registry import AUTO, OptimizerConfig
 from evosearch.search.optimizers.registry import load as load_optimizer
 from evosearch.search.progress import Watcher
 from evosearch.search.space.space import SearchSpace
+from evosearch.search.state import SearchState
+from evosearch.setup.honest_checks import check_honest
 from evosearch.setup.input_checks import check_holes, check_items, check_prompts, check_start, check_winners
 from evosearch.setup.models import Models, open_models
+from evosearch.setup.optimizing import choose_optimizer, divided, recorded_choice
 from evosearch.setup.prompt_tokens import SplitTokens
+from evosearch.setup.teachers import check_teachers
 from evosearch.setup.trackers import check_tracking
 from evosearch.spec.diagnostics import Diagnostics
 from evosearch.spec.spec import SearchSpec
@@ -36,6 +45,7 @@ class Prepared:
         batches: Split → its items.
         tokens: Split → tokens of one candidate.
         fingerprint: Task → key of its lm-eval configuration → digest.
+        choice: The optimizer, and why `auto` chose it.
     """
 
     spec: SearchSpec
@@ -48,6 +58,7 @@ class Prepared:
     batches: dict[str, ItemBatch]
     tokens: dict[str, SplitTokens]
     fingerprint: dict[str, dict[str, str]]
+    choice: Choice
 
     @property
     def suite(self) -> Suite:
@@ -61,10 +72,24 @@ class Prepared:
         return max(filled, key=lambda recipe: len(recipe.routing.hops) if recipe.routing else 0)
 
     @property
-    def minibatches(self) -> Minibatches | None:
+    def optimizer(self) -> OptimizerConfig:
+        """The configuration of the optimizer; its name is never `auto`."""
+        return self.choice.config
+
+    @cached_property
+    def minibatches(self) -> Minibatches | GradientSteps | None:
         """Minibatches of the search split; None if candidates are scored on the full split."""
-        count, seed = self.spec.config.search_minibatches, self.spec.config.optimizer.seed
-        return None if count is None else partition(self.suite, self.batches["search"], count, seed)
+        return divided(self.spec, self.optimizer, self.space.dimensions, self.batches["search"])
+
+    @property
+    def steps(self) -> GradientSteps | None:
+        """The minibatches of an optimizer that asks for gradients; None for any other."""
+        return self.minibatches if isinstance(self.minibatches, GradientSteps) else None
+
+    def resumed(self, state: SearchState | None) -> Self:
+        """Return the same search with the optimizer that its record says `auto` chose."""
+        recorded = recorded_choice(self.spec.config.optimizer, state.optimizer if state else None)
+        return self if recorded is None else replace(self, choice=recorded)
 
 
 def prepare(spec: SearchSpec, watcher: Watcher, allow_pickle: bool = False, harness: Harness | None = None) -> Prepared:
@@ -107,8 +132,10 @@ def prepare_with(
     before = len(diagnostics.problems)
     diagnostics.attempt(lambda: check_tracking(spec))
     measured = diagnostics.attempt(lambda: _measured(harness)) if harness else None
-    if measured is not None:
-        diagnostics.attempt(lambda: check_items(spec, measured[1]["search"]))
+    named = spec.config.optimizer
+    plain = named.name != AUTO and not load_optimizer(named.name).gradients  # its minibatches need no search space
+    if measured is not None and plain:
+        diagnostics.attempt(lambda: check_items(spec, measured[1]["search"], named))
     models = diagnostics.attempt(lambda: _models(spec, watcher, allow_pickle)) if opened else None
     if models is None:
         if opened:
@@ -116,8 +143,14 @@ def prepare_with(
         return None
     found = diagnostics.attempt(lambda: _baselines(spec, models))
     space = diagnostics.attempt(lambda: _space(spec, models, watcher))
+    choice = diagnostics.attempt(lambda: choose_optimizer(spec, space)) if space is not None else None
+    if measured is not None and space is not None and choice is not None and not plain:
+        diagnostics.attempt(lambda: check_items(spec, measured[1]["search"], choice.config, space.dimensions))
     if space is not None and found is not None:
         diagnostics.attempt(lambda: check_start(spec, space, found))
+    if found is not None:
+        diagnostics.attempt(lambda: check_honest(spec, models, found))
+        diagnostics.attempt(lambda: check_teachers(spec, found))
     tokens = None
     if measured is not None and found is not None:
         tokens = diagnostics.attempt(lambda: check_prompts(*measured, models, found))
@@ -127,8 +160,11 @@ def prepare_with(
     if len(diagnostics.problems) > before or not (measured and space and found is not None and tokens):
         return None
     assert fingerprint is not None
+    assert choice is not None
+    if choice.why:
+        watcher.note(f"optimizer: {choice.config.name}, because {choice.why}")
     example, search_id = space.fill(space.initial()), spec.search_id()
-    return Prepared(spec, search_id, models, space, example, tuple(found), *measured, tokens, fingerprint)
+    return Prepared(spec, search_id, models, space, example, tuple(found), *measured, tokens, fingerprint, choice)
 
 
 def _measured(harness: Callable[[], Harness]) -> tuple[Harness, dict[str, ItemBatch]]:
@@ -141,15 +177,12 @@ def _space(spec: SearchSpec, models: Models, watcher: Watcher) -> SearchSpace:
 
     Raises:
         RecipeError: The recipe is invalid, or a tensor cannot be merged by it.
-        SpecError: The optimizer does not support the search space.
     """
     space = SearchSpace.from_template(spec.template, models.shape, specs(), spec.where, models.depths)
     for text in checks.check(space.fill(space.initial()), specs(), spec.where):
         watcher.note(text)
     for genome in space.corners():
         models.plan(space.fill(genome), spec.where)
-    optimizer = spec.config.optimizer
-    load_optimizer(optimizer.name).check(optimizer, space.dimensions, spec.objective_count, spec.at("optimizer"))
     return space
 
 

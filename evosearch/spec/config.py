@@ -113,6 +113,12 @@ class BaselinesConfig(Document):
     """Base of the baselines where the recipe has none."""
     models: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
     """Models of the uniform average and of the scale sweep; each is also a parent baseline."""
+    trained: bool = False
+    """Also fine-tune the best single scale's merge on the search documents, with as many item evaluations as the search
+    used. It is tested beside the winner, and never promoted."""
+    placebo: bool = False
+    """Also run the same search over random task vectors with the norms of the models' own. Its winner is a baseline
+    that the search must beat."""
 
     @model_validator(mode="after")
     def _distinct_names(self) -> Self:
@@ -142,7 +148,7 @@ class SpecFile(Document):
     """Name of the search, of its run directory and of its MLflow experiment."""
     recipe: dict[str, Any]
     """A recipe in which search parameters replace values, such as `{low: 0.0, high: 1.0}`."""
-    optimizer: OptimizerConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer and its options."""
     suite: str
     """The evaluation suite, a YAML file; a relative path starts at the spec's own folder."""

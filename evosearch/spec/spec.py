@@ -18,6 +18,7 @@ from evosearch.evaluation.suites.suite import Suite, load_suite
 from evosearch.recipe.files import STAGE, anchor
 from evosearch.recipe.identity import digest
 from evosearch.recipe.schema import Recipe
+from evosearch.search.optimizers.registry import AUTO
 from evosearch.search.optimizers.registry import load as load_optimizer
 from evosearch.search.space.routes import is_route
 from evosearch.search.space.template import frame
@@ -246,6 +247,8 @@ def _check_minibatches(spec: SearchSpec) -> None:
     if minibatches > count:
         what = f"got {minibatches}, and '{smallest.name}' has {count} search documents"
         raise SpecError(where, what, f"At most {count}: each minibatch has documents of every task", "Use fewer")
+    if optimizer.name == AUTO:
+        return
     if load_optimizer(optimizer.name).gradients:
         what = f"{optimizer.name} divides the search split by its own options, batch and hold_back"
         raise SpecError(where, what, next="Remove it")

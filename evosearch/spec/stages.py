@@ -34,6 +34,7 @@ from evosearch.spec.spec import (
     stage_references,
 )
 
+PLACEBO = "placebo"  # stage of the placebo of a single search; for stages a suffix of their names
 LONGEST = 64  # characters of `<name>.<stage>`, as of any search's name
 
 
@@ -44,7 +45,7 @@ class StageConfig(Document):
     """Name of the stage; its search is `<name>.<stage>`."""
     recipe: dict[str, Any]
     """A recipe with search parameters; `stage:NAME` as a model is the winner of an earlier stage."""
-    optimizer: OptimizerConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer and its options."""
     budget: one.BudgetConfig
     """When the stage stops."""
@@ -94,6 +95,10 @@ class StagesFile(Document):
                     raise SpecError(place, what, f"Earlier stages: {known}", did_you_mean(name, earlier))
                 used.add(name)
             earlier.append(stage.name)
+        for index, name in enumerate(earlier):
+            if self.baselines.placebo and name.endswith(f"-{PLACEBO}"):
+                what = f"got '{name}', which names a placebo of this spec"
+                raise SpecError(f"stages[{index}].name", what, next="Choose another name")
         for index, name in enumerate(earlier[:-1]):
             if name not in used:
                 what = f"no later stage builds on '{name}'"

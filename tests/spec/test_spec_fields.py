@@ -102,11 +102,13 @@ DEFAULTS: dict[str, Any] = {"warm_start": None, "diagonal": False, "restarts": 0
 
 
 def test_a_written_default_does_not_change_the_identity(world: World) -> None:
-    plain, written = (load_spec(world("same", optimizer={"seed": 1} | more)) for more in ({}, DEFAULTS))
+    plain, written = (
+        load_spec(world("same", optimizer={"name": "cma_es", "seed": 1} | more)) for more in ({}, DEFAULTS)
+    )
     assert written.identity() == plain.identity()
     assert written.search_id() == plain.search_id()
     for changed in ({"diagonal": True}, {"restarts": 1}, {"warm_start": "old"}):
-        other = load_spec(world("same", optimizer={"seed": 1} | DEFAULTS | changed))
+        other = load_spec(world("same", optimizer={"name": "cma_es", "seed": 1} | DEFAULTS | changed))
         assert other.search_id() != plain.search_id()
         assert other.identity()["optimizer"].items() >= changed.items()
         with pytest.raises(LedgerError, match=rf"optimizer\.{next(iter(changed))}: this is another search"):

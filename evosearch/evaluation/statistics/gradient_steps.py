@@ -51,7 +51,9 @@ class GradientSteps(Minibatches):
         step = minibatch // self.shards
         if step >= self.count:
             return None
-        return {task: self.suite.weights()[task] / size for task, size in self.sizes[step].items()}
+        weights = {task.name: task.weight for task in self.suite.tasks if not task.report_only}
+        total = sum(weights[task] for task in self.sizes[step])
+        return {task: weights[task] / total / size for task, size in self.sizes[step].items()}
 
 
 def gradient_steps(
@@ -68,11 +70,11 @@ def gradient_steps(
             `LEAST_HELD_BACK` documents of a task that scores.
         seed: Seed of the order.
     """
-    scored = {task.name for task in suite.scoring}
+    scored = {task.name for task in suite.tasks if not task.report_only}
     orders = {items.task: _order(items, seed) for items in full.sets}
     held = _held_back(full, orders, hold_back, scored)
     rest = {task: [index for index in order if index not in held.get(task, set())] for task, order in orders.items()}
-    sets = [items for items in full.sets if items.task in scored]
+    sets = [items for items in full.sets if items.task in scored and len(items)]
     count = max(math.ceil(len(rest[items.task]) / documents) for items in sets)
     steps = [
         [(items, _slice(rest[items.task], step * documents, documents)) for items in sets] for step in range(count)
@@ -97,7 +99,8 @@ def _held_back(
     """Return task → indices of the held-back documents, or nothing if they would be too few, or all."""
     wanted = {items.task: max(1, int(share * len(items))) for items in full.sets if len(items)}
     found = {items.task: _whole_groups(items, orders[items.task], wanted.get(items.task, 0)) for items in full.sets}
-    if all(LEAST_HELD_BACK <= len(found[items.task]) < len(items) for items in full.sets if items.task in scored):
+    sets = [items for items in full.sets if items.task in scored and len(items)]
+    if all(LEAST_HELD_BACK <= len(found[items.task]) < len(items) for items in sets):
         return found
     return {}
 

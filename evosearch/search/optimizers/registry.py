@@ -21,12 +21,13 @@ from typing import Annotated, Any, Literal, Protocol, Self, TypeVar, runtime_che
 from pydantic import ConfigDict, Field, GetJsonSchemaHandler, create_model, model_validator
 from pydantic_core import CoreSchema
 
-from evosearch.documents import Document, join
+from evosearch.documents import Document, join, validate
 from evosearch.errors import SpecError, did_you_mean
 from evosearch.plugins import load_entry_points
 from evosearch.search.space.dimensions import Dimension, Evaluation, Genome, Observation
 
 ENTRY_POINTS = "evosearch.optimizers"
+AUTO = "auto"  # name in a spec that leaves the choice to `automatic`
 
 
 class Optimizer(Protocol):
@@ -210,8 +211,8 @@ class OptimizerConfig(Document):
 
     model_config = ConfigDict(extra="allow")
 
-    name: str = "cma_es"
-    """Name of the optimizer."""
+    name: str = AUTO
+    """Name of the optimizer; `auto` chooses one by the search space, the fitness and the objectives."""
     population: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Number of candidates that are proposed together; the default depends on the optimizer."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -227,13 +228,14 @@ class OptimizerConfig(Document):
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, data: Any) -> Any:
-        name = data.get("name", "cma_es") if isinstance(data, Mapping) else None
+        name = data.get("name", AUTO) if isinstance(data, Mapping) else None
         if not isinstance(name, str):
             return data
-        if name not in names():
-            known = ", ".join(names())
-            raise SpecError("name", f"unknown optimizer '{name}'", f"Known: {known}", did_you_mean(name, names()))
-        known_keys = [*cls.model_fields, *load(name).options]
+        known_names = (AUTO, *names())
+        if name not in known_names:
+            known = ", ".join(known_names)
+            raise SpecError("name", f"unknown optimizer '{name}'", f"Known: {known}", did_you_mean(name, known_names))
+        known_keys = [*cls.model_fields, *_options(name)]
         for key in data:
             if key not in known_keys:
                 what, keys = f"{name} has no option '{key}'", f"Known keys here: {', '.join(known_keys)}"
@@ -242,6 +244,11 @@ class OptimizerConfig(Document):
 
     @model_validator(mode="after")
     def _fit_the_optimizer(self) -> Self:
+        if self.warm_start is not None and "start" in self.model_fields_set:
+            what = f"got '{self.start}' together with warm_start, which is a starting point too"
+            raise SpecError("start", what, next="Remove one of the two")
+        if self.name == AUTO:
+            return self
         entry, extra = load(self.name), self.__pydantic_extra__ or {}
         given = entry.document.model_validate(extra).model_dump(exclude_defaults=True)
         extra.clear()
@@ -249,9 +256,6 @@ class OptimizerConfig(Document):
         if self.asynchronous and not entry.asynchronous:
             what = f"{self.name} is generational: it does not support asynchronous mode"
             raise SpecError("asynchronous", what, f"Supported by: {_with('asynchronous')}", "Remove it, or use another")
-        if self.warm_start is not None and "start" in self.model_fields_set:
-            what = f"got '{self.start}' together with warm_start, which is a starting point too"
-            raise SpecError("start", what, next="Remove one of the two")
         least = entry.least_population
         if self.population is not None and self.population < least:
             raise SpecError("population", f"got {self.population}", f"{self.name} needs at least {least}")
@@ -260,8 +264,17 @@ class OptimizerConfig(Document):
     @property
     def options(self) -> dict[str, Any]:
         """Options of the chosen optimizer, defaults included."""
-        defaults = {key: option.default for key, option in load(self.name).options.items()}
+        defaults = {key: option.default for key, option in _options(self.name).items()}
         return defaults | (self.__pydantic_extra__ or {})
+
+    def named(self, name: str, options: Mapping[str, Any] | None = None, where: str = "optimizer") -> Self:
+        """Return the same configuration with an optimizer and options of it, in place of `auto`.
+
+        Raises:
+            SpecError: The optimizer does not support a key of this configuration; `where` is the prefix of the key.
+        """
+        data = self.model_dump(exclude_unset=True) | {"name": name, **(options or {})}
+        return validate(type(self), data, where, SpecError)
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
@@ -271,6 +284,10 @@ class OptimizerConfig(Document):
             for key, found in load(name).document.model_json_schema().get("properties", {}).items():
                 schema["properties"].setdefault(key, found)
         return schema
+
+
+def _options(name: str) -> Mapping[str, Option]:
+    return {} if name == AUTO else load(name).options
 
 
 _entries: dict[str, Entry] = {}
@@ -312,7 +329,7 @@ def optimizer(
     def register(factory: T) -> T:
         own = factory.__module__.startswith(f"{__package__}.")
         assert not own or factory.__module__ == f"{__package__}.{name}", f"optimizer {name} belongs in {name}.py"
-        if name in _entries or (not own and name in _built_in()):
+        if name == AUTO or name in _entries or (not own and name in _built_in()):
             raise ValueError(f"an optimizer named '{name}' is already registered")
         _entries[name] = Entry(
             name=name,
@@ -398,6 +415,7 @@ def create(
     Raises:
         SpecError: See `Entry.check`.
     """
+    assert config.name != AUTO, "auto is chosen before an optimizer is built"
     entry = load(config.name)
     entry.check(config, dimensions, objectives, where)
     assert_in(dimensions, start)
