@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 TOKENS = torch.tensor([[5, 11, 2, 17, 39, 8, 30, 4, 22, 13], [7, 7, 1, 0, 33, 12, 28, 19, 3, 36]])
 START = (0.7, 0.4, 0.9)
 STEP = 1e-2  # of a central difference
-SMALL_STEP = 1e-3  # with experts, so that the router chooses the same ones
+SMALL_STEP = 4e-4  # with experts, so that the router chooses the same ones
 WITH_EXPERTS = ("MixtralForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM")  # torch groups no float64 products
 Models = dict[str, Checkpoint]
 Build = Callable[[Sequence[float]], Recipe]
@@ -65,7 +65,8 @@ def differences(resident: ResidentModel, build: Build, values: Sequence[float], 
 def check(resident: ResidentModel, build: Build, values: Sequence[float], step: float = STEP) -> None:
     got, expected = slopes_of(resident, build, values), differences(resident, build, values, step)
     assert max(map(abs, expected)) > 1e-4, "nothing to compare"
-    assert got == pytest.approx(expected, rel=2e-3, abs=1e-3 * max(map(abs, expected)))
+    noise = 1e-7 / step  # of float32
+    assert got == pytest.approx(expected, rel=2e-3, abs=1e-3 * max(map(abs, expected)) + noise)
     assert not any(parameter.requires_grad for parameter in resident.model.parameters())
     assert all(parameter.grad is None for parameter in resident.model.parameters())
 

@@ -96,13 +96,18 @@ def new_cache(model: Any, by_mask: bool) -> Any:
 
 def fork(cache: Any) -> Any:
     """Return an independent copy of a cache, sharing its tensors if updates replace rather than modify them."""
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-
-    if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
-        return copy.deepcopy(cache)  # state that is updated in place
+    if not shares_tensors(cache):
+        return copy.deepcopy(cache)
     other = copy.copy(cache)
     other.layers = [copy.copy(layer) for layer in cache.layers]
     return other
+
+
+def shares_tensors(cache: Any) -> bool:
+    """Return whether updates of a cache replace its tensors rather than modify them."""
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
 
 
 def _tree_mask(model: Any, ends: Tensor, positions: Tensor, prefix: int, deepest: int) -> Tensor | dict[str, Tensor]:

@@ -13,6 +13,8 @@ MODES: tuple[Mode, ...] = ("tree", "prefix", "rows")  # see `modes.py`
 # saturate a GPU; workers measure how many fit (execution/memory.py) and do not use this default.
 _BATCH_TOKENS = {"cpu": 2048}
 _BATCH_TOKENS_ELSEWHERE = 8192
+_ACTIVATIONS = {"cpu": 2 << 30}  # bytes
+_ACTIVATIONS_ELSEWHERE = 8 << 30
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,13 @@ class ScoreOptions:
     cached_tokens: int = 32768  # keys and values of a batch of rows, in tokens: rows × length
     generation_rows: int = 512  # maximum number of prompts that are decoded together
     modes: tuple[Mode, ...] = MODES  # allowed execution modes, see `modes.py`
+    activation_limit: int | None = None  # bytes that passes keep for their gradients; None: the device's default
 
     def budget(self, device: "Device") -> Budget:
         """Return the budget of one run on a device."""
         tokens = self.batch_tokens or _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)
         return Budget(tokens, self.cached_tokens)
+
+    def activation_bytes(self, device: "Device") -> int:
+        """Return the limit for what forward passes keep for their backward passes, in bytes."""
+        return self.activation_limit or _ACTIVATIONS.get(device.type, _ACTIVATIONS_ELSEWHERE)

@@ -1,0 +1,221 @@
+"""Gradient of a batch's fitness in the model's weights: the passes of `loglikelihood.py`, run forwards and backwards.
+
+Every pass has a graph of its own. The keys and values of a shared prefix are leaves for the passes behind it, which add
+to their gradients; the prefix's own backward pass then starts from these. A pass goes backwards as soon as nothing else
+needs it: its items have all their log-likelihoods, and every pass behind it has gone backwards. So only the activations
+of one pass and of the prefixes before it are in memory, in any execution mode. If even those of few tokens do not fit,
+layers are recomputed (`recomputation.py`).
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from evosearch.errors import CandidateError
+from evosearch.evaluation.engine.activations import activations_of
+from evosearch.evaluation.engine.attention import KVStack, fork, forward, new_cache, shares_tensors
+from evosearch.evaluation.engine.head import check_head, head_logits
+from evosearch.evaluation.engine.loglikelihood import LoglikelihoodPlan, Pass, Passes
+from evosearch.evaluation.engine.picks import pick
+from evosearch.evaluation.engine.recomputation import recomputed
+from evosearch.evaluation.engine.score_options import Mode
+from evosearch.evaluation.types import Tokens
+
+_EFFICIENT = 256  # tokens of a pass; recomputing layers costs less than smaller passes
+_FEWEST = 32  # tokens of a pass, at least
+
+# (requests,) log-likelihoods and (requests,) margins, both float64 → (items,) values. The value of an item depends on
+# its own requests alone. Requests that have not been run yet have the log-likelihood 0 and the margin 0.
+Values = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Differentiated:
+    """Values of all items, and the work done."""
+
+    values: NDArray[np.float64]  # (items,)
+    tokens: Tokens
+    mode: Mode
+    recomputed: bool  # whether layers ran twice to save memory
+
+
+def differentiate(model: Any, plan: LoglikelihoodPlan, items: Sequence[int], values: Values) -> Differentiated:
+    """Add the gradient of the sum of all items' values to the `grad` of every parameter that requires it.
+
+    Args:
+        model: A causal transformers model in evaluation mode.
+        plan: A plan of at least one request.
+        items: (requests,) item that each request belongs to.
+        values: The items' values.
+
+    Raises:
+        CandidateError: A log-likelihood is not finite, or the family changes its logits after the head.
+    """
+    mode = mode_for_gradients(model, plan)
+    tokens, again = _pass_size(model, plan, mode)
+    laid = plan.within(tokens, model.device).passes(mode, model.device)
+    tape = _Tape(model, laid, np.asarray(items), values, len(plan.requests))
+    with torch.enable_grad(), recomputed(model) if again else nullcontext():
+        for index in range(len(laid.passes)):
+            tape.run(index)
+    return Differentiated(tape.values.numpy(), laid.tokens, mode, again)
+
+
+def mode_for_gradients(model: Any, plan: LoglikelihoodPlan) -> Mode:
+    """Return a model's execution mode: that of scoring, unless its caches are updated in place."""
+    mode = plan.mode(model)
+    return mode if mode == "rows" or shares_tensors(new_cache(model, by_mask=mode == "tree")) else "rows"
+
+
+def _pass_size(model: Any, plan: LoglikelihoodPlan, mode: Mode) -> tuple[int, bool]:
+    """Tokens of one pass whose activations fit, a power of two, and whether layers must be recomputed for that."""
+    limit = plan.options.activation_bytes(model.device)
+    read = 8 * model.get_output_embeddings().weight.shape[0] * plan.reads_per_token  # logits and their gradient
+    kept = activations_of(model, mode)
+    fits = kept.tokens(limit, read)
+    if fits >= min(2 * _EFFICIENT, plan.distinct):
+        return _power_of_two(fits if fits >= plan.distinct else fits // 2), False  # a prefix is kept beside the pass
+    return _power_of_two(max(kept.recomputed(model).tokens(limit, read) // 2, _FEWEST)), True
+
+
+def _power_of_two(value: int) -> int:
+    return 1 << (max(value, 1).bit_length() - 1)
+
+
+@dataclass
+class _Record:
+    """A pass that has run forwards and not yet backwards."""
+
+    picks: slice  # of all picks
+    found: list[tuple[Tensor, Tensor]]  # (P,) log-probabilities and margins of each chunk, with their graph
+    caches: list[tuple[Tensor, Tensor]]  # keys or values with their graph, and the leaf that later passes see
+    until: int  # the last pass that needs it
+
+
+@dataclass
+class _Tape:
+    """Runs passes forwards, in order, and backwards, in reverse order."""
+
+    model: Any
+    laid: Passes
+    items: NDArray[np.int64]  # (requests,)
+    of_items: Values
+    requests: int
+    values: Tensor = field(init=False)  # (items,)
+    _found: Tensor = field(init=False)  # (2, picks) log-probability and margin of every pick
+    _slopes: Tensor = field(init=False)  # (2, picks) derivatives in these of the sum of all values
+    _starts: list[int] = field(init=False)  # first pick of each pass
+    _last: NDArray[np.int64] = field(init=False)  # (items,) last pass of each item
+    _until: list[int] = field(init=False)
+    _open: list[_Record] = field(default_factory=list)
+    _prefixes: KVStack = field(default_factory=KVStack)
+
+    def __post_init__(self) -> None:
+        sizes = [len(one.pick_token) for one in self.laid.passes]
+        self._starts = [0, *np.cumsum(sizes).tolist()]
+        of_picks = np.repeat(np.arange(len(sizes)), sizes)  # (picks,) pass
+        self._last = np.full(int(self.items.max()) + 1, -1, dtype=np.int64)
+        np.maximum.at(self._last, self.items[self.laid.pick_request], of_picks)
+        self._until = _last_uses(self.laid, self._last, self.items)
+        self._found = torch.zeros(2, self._starts[-1], dtype=torch.float64)
+        self._slopes = torch.zeros_like(self._found)
+        self.values = torch.zeros(len(self._last), dtype=torch.float64)
+
+    def run(self, index: int) -> None:
+        """Run one pass forwards, and every pass backwards that nothing needs any more."""
+        self._open.append(self._forward(index))
+        complete = np.flatnonzero(self._last == index)
+        if complete.size:
+            self._resolve(torch.from_numpy(complete))
+        while self._open and self._open[-1].until <= index:
+            self._backward(self._open.pop())
+
+    def _forward(self, index: int) -> _Record:
+        one = self.laid.passes[index]
+        check_head(self.model, one.run.ids)
+        hidden, cache = forward(self.model, one.run, self._prefixes)
+        caches = _cut(self._prefixes, cache) if one.run.run.is_prefix else []
+        found = list(_picked(self.model, one, hidden[one.reads]))
+        picks = slice(self._starts[index], self._starts[index + 1])
+        for row in (0, 1) if found else ():
+            self._found[row, picks] = torch.cat([pair[row].detach() for pair in found]).cpu()
+        if not bool(self._found[0, picks].isfinite().all()):
+            raise CandidateError("score", "log-likelihoods are not finite: the weights overflow")
+        return _Record(picks, found, caches, self._until[index])
+
+    def _resolve(self, complete: Tensor) -> None:
+        """Compute the values of items whose requests have all been run, and their derivatives in the picks."""
+        picks = self._found.detach().requires_grad_()
+        request = torch.from_numpy(self.laid.pick_request)  # (picks,)
+        lls = picks.new_zeros(self.requests).index_add(0, request, picks[0])
+        least = picks.new_zeros(self.requests).scatter_reduce(0, request, picks[1], "amin", include_self=False)
+        values = self.of_items(lls, least)[complete]
+        self.values[complete] = values.detach()
+        if values.requires_grad:
+            (slopes,) = torch.autograd.grad(values.sum(), picks)
+            own = torch.isin(torch.from_numpy(self.items)[request], complete)  # the other items are not known yet
+            self._slopes[:, own] = slopes[:, own]
+
+    def _backward(self, record: _Record) -> None:
+        tensors, slopes, start = [], [], record.picks.start
+        for pair in record.found:
+            stop = start + len(pair[0])
+            for row, tensor in enumerate(pair):
+                own = self._slopes[row, start:stop]
+                if tensor.requires_grad and bool(own.any()):
+                    tensors.append(tensor)
+                    slopes.append(own.to(tensor.device))
+            start = stop
+        for tensor, leaf in record.caches:
+            if leaf.grad is not None:
+                tensors.append(tensor)
+                slopes.append(leaf.grad)
+        if tensors:
+            torch.autograd.backward(tensors, slopes)
+
+
+def _picked(model: Any, one: Pass, hidden: Tensor) -> Any:
+    """Yield (P,) log-probabilities and margins of each chunk of a pass."""
+    for chunk in one.chunks:
+        read, token = one.pick_read[chunk.picks] - chunk.reads.start, one.pick_token[chunk.picks]  # (P,)
+        logits = head_logits(model, hidden[chunk.reads])
+        yield pick(logits, read, token) if one.soft is None else one.soft.pick(chunk.picks, logits, read, token)
+
+
+def _cut(prefixes: KVStack, cache: Any) -> list[tuple[Tensor, Tensor]]:
+    """Replace the deepest prefix's keys and values by leaves; return the tensors with their graph, and the leaves."""
+    leaves, pairs = fork(cache), list[tuple[Tensor, Tensor]]()
+    for layer in leaves.layers:
+        for name in ("keys", "values"):
+            tensor = getattr(layer, name)
+            leaf = tensor.detach().requires_grad_(tensor.requires_grad)
+            setattr(layer, name, leaf)
+            pairs += [(tensor, leaf)] if tensor.requires_grad else []
+    prefixes.stack[-1] = (prefixes.stack[-1][0], leaves)
+    return pairs
+
+
+def _last_uses(laid: Passes, last: NDArray[np.int64], items: NDArray[np.int64]) -> list[int]:
+    """Return for each pass the last one that must have run before it goes backwards.
+
+    That is the last pass behind it, or the last pass of one of its own items.
+    """
+    until, prefixes, start = list[int](), list[tuple[int, int]](), 0  # (tokens, pass)
+    for index, one in enumerate(laid.passes):
+        run, stop = one.run.run, start + len(one.pick_token)
+        while prefixes and prefixes[-1][0] > run.prefix_tokens:
+            prefixes.pop()
+        own = last[items[laid.pick_request[start:stop]]]
+        until.append(max(index, int(own.max(initial=index))))
+        for _, prefix in prefixes:
+            until[prefix] = max(until[prefix], index)
+        if run.is_prefix:
+            prefixes.append((run.prefix_tokens + run.ids.shape[1], index))
+        start = stop
+    return until
