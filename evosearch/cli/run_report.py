@@ -8,8 +8,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from evosearch.cli.leaderboard_table import leaderboard_table, show_disclosure, show_finalists, show_pareto
+from evosearch.cli.leaderboard_table import (
+    leaderboard_table,
+    show_correlation,
+    show_disclosure,
+    show_finalists,
+    show_pareto,
+)
 from evosearch.cli.tables import make_table
+from evosearch.reporting.leaderboard import shown_rows
 from evosearch.reporting.report import STAGES_TITLE, TOP, RunReport, StageRow, stage_columns
 from evosearch.reporting.test_table import TEST_TITLE, TestRow, test_columns
 from evosearch.tracking.mirror import UP_TO_DATE
@@ -19,9 +26,10 @@ def show_run(console: Console, report: RunReport) -> None:
     """Print the result of a run."""
     if report.stages:
         console.print(stages_table(report.stages))
-    console.print(leaderboard_table(report.leaderboard[:TOP]))
+    console.print(leaderboard_table(shown_rows(report.leaderboard, TOP)))
     show_pareto(console, report.pareto)
     show_finalists(console, report.finalists, report.unchosen)
+    show_correlation(console, report.rank_correlation)
     if report.test:
         console.print(test_table(report.test))
     if report.gate:

@@ -127,6 +127,10 @@ class ResidentModel:
         self._written = text
         return time.perf_counter() - started
 
+    def forget(self) -> None:
+        """Take the model's weights as undefined, after something else has written to them."""
+        self._written = None
+
     @contextmanager
     def differentiate(self, recipe: Recipe, dimensions: int) -> Iterator[Callable[[], tuple[float, ...]]]:
         """Let backward passes within this context compute a gradient in the coefficients of the recipe's merge.

@@ -185,22 +185,23 @@ def anchor(data: dict[str, Any], folder: Path, local: Mapping[str, str] | None =
     def fix(reference: str) -> str:
         return "+".join(absolute(piece) for piece in pieces(reference, lambda piece: exists(absolute(piece))))
 
-    anchored: dict[str, Any] = _map_references(data, fix)
+    anchored: dict[str, Any] = map_references(data, fix)
     return anchored
 
 
-def _map_references(node: Any, change: Callable[[str], str]) -> Any:
+def map_references(node: Any, change: Callable[[str], str]) -> Any:
+    """Return a raw recipe, or a part of one, with `change` applied to every reference of a model or tokenizer."""
     if isinstance(node, Mapping):
         return {key: _map_value(key, value, change) for key, value in node.items()}
-    return [_map_references(item, change) for item in node] if isinstance(node, list | tuple) else node
+    return [map_references(item, change) for item in node] if isinstance(node, list | tuple) else node
 
 
 def _map_value(key: str, value: Any, change: Callable[[str], str]) -> Any:
     if _names_a_model(key, value):
         return change(value)
     if key == LISTS_MODELS and isinstance(value, list | tuple):
-        return [change(item) if isinstance(item, str) else _map_references(item, change) for item in value]
-    return _map_references(value, change)
+        return [change(item) if isinstance(item, str) else map_references(item, change) for item in value]
+    return map_references(value, change)
 
 
 def _names_a_model(key: str, value: Any) -> bool:

@@ -4,9 +4,7 @@
 result needs the real task vectors replace their parents by such references.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 PREFIX = "placebo:"
 BASE, SEED = "?base=", "&seed="
@@ -37,12 +35,3 @@ def parse(reference: str) -> PlaceboReference | None:
     rest, _, seed = reference.removeprefix(PREFIX).rpartition(SEED)
     model, _, base = rest.rpartition(BASE)
     return PlaceboReference(model, base, int(seed)) if model and base and seed.isdecimal() else None
-
-
-def renamed(node: Any, names: Mapping[str, str]) -> Any:
-    """Return plain data with every string that is a key of `names` replaced."""
-    if isinstance(node, Mapping):
-        return {key: renamed(value, names) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [renamed(value, names) for value in node]
-    return names.get(node, node) if isinstance(node, str) else node

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 
 from evosearch.evaluation.types import Estimate, TaskScore
 from evosearch.recipe.shapes import Scalar
-from evosearch.reporting.columns import Column, number, task_heading
+from evosearch.reporting.columns import Column, fitness_number, number, task_heading
 from evosearch.reporting.generalization import Gap
 from evosearch.search.records import CardSummary
 from evosearch.search.space.folding import Folded, fold
@@ -190,7 +190,7 @@ def leaderboard_columns(rows: Sequence[LeaderboardRow]) -> list[Column[Leaderboa
         Column("rank", lambda row: str(row.rank)),
         Column("candidate", lambda row: row.candidate, left=True),
         Column("score", lambda row: number(row.score, 1)),
-        Column("fitness", lambda row: number(row.fitness, 4)),
+        Column("fitness", lambda row: fitness_number(row.fitness)),
         *_task_columns(rows),
         Column("valid.", lambda row: _split_score(row, "validation")),
         Column("test", lambda row: _split_score(row, "test")),

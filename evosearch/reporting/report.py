@@ -8,10 +8,11 @@ from evosearch.promotion.finalists import kind_of
 from evosearch.promotion.gate import GateDecision
 from evosearch.reporting.columns import Column, number
 from evosearch.reporting.generalization import FINALISTS_TITLE, FinalistRow, finalist_columns
-from evosearch.reporting.leaderboard import leaderboard_of
+from evosearch.reporting.leaderboard import leaderboard_of, shown_rows
 from evosearch.reporting.leaderboard_row import LEADERBOARD_TITLE, LeaderboardRow, leaderboard_columns
 from evosearch.reporting.notebook import html_list, html_paragraph, html_table
 from evosearch.reporting.pareto_table import PARETO_TITLE, ParetoRow, pareto_columns, pareto_rows
+from evosearch.reporting.rank_correlation import RankCorrelation, correlation_texts
 from evosearch.reporting.test_table import TEST_TITLE, TestRow, test_columns, test_rows
 from evosearch.search.recorder import Recorder
 from evosearch.search.records import is_candidate
@@ -106,6 +107,7 @@ class RunReport:
         test: The winner and the models that it was compared with, on the test split.
         test_openings: Openings of this search's test set by all searches, up to now.
         contamination_acknowledged: Whether the suite acknowledges contamination.
+        rank_correlation: Of fitness and score, over finalists and baselines; None if none was scored on validation.
         exported: Format → path of the exported files.
         tracking_uri: URI of the tracking store.
         tracking: State of the mirror: `up to date`, or how far it is behind.
@@ -129,6 +131,7 @@ class RunReport:
     test: tuple[TestRow, ...]
     test_openings: int
     contamination_acknowledged: bool
+    rank_correlation: RankCorrelation | None
     exported: Mapping[str, str]
     tracking_uri: str
     tracking: str = UP_TO_DATE
@@ -142,7 +145,8 @@ class RunReport:
     def _repr_html_(self) -> str:
         counts = self.candidates
         parts = [html_table(STAGES_TITLE, stage_columns(), self.stages)] if self.stages else []
-        parts.append(html_table(LEADERBOARD_TITLE, leaderboard_columns(self.leaderboard), self.leaderboard[:TOP]))
+        rows = shown_rows(self.leaderboard, TOP)
+        parts.append(html_table(LEADERBOARD_TITLE, leaderboard_columns(self.leaderboard), rows))
         if self.pareto:
             parts.append(html_table(PARETO_TITLE, pareto_columns(self.pareto), self.pareto))
         if self.finalists:
@@ -152,6 +156,7 @@ class RunReport:
         if self.gate:
             contaminated = [CONTAMINATED] if self.contamination_acknowledged else []
             parts.append(html_list([*self.gate.reasons, opened(self.test_openings), *contaminated]))
+        parts.append(html_list(correlation_texts(self.rank_correlation)))
         parts.append(html_list(f"exported {fmt}: {path}" for fmt, path in self.exported.items()))
         done = f"{self.name}: {counts.scored} candidates scored in {self.seconds:.0f} s, {counts.failed} failed"
         return "".join(parts) + html_paragraph(f"{done}; stopped by: {self.stopped}")
@@ -200,6 +205,7 @@ def report(
         test=test_rows(recorder, prepared.suite, prepared.batches["test"], prepared.baselines),
         test_openings=board.test_openings,
         contamination_acknowledged=board.contamination_acknowledged,
+        rank_correlation=board.rank_correlation,
         exported=exported,
         tracking_uri=run_dir.tracking,
         tracking=tracking,

@@ -89,6 +89,8 @@ def label(name: str, baselines: Sequence[Baseline], winner: str = "", promoted: 
         "uniform": "uniform average",
         "scale": f"best scale {rest}",
         "champion": "current champion",
+        "placebo": "placebo: random task vectors",
+        "trained": "fine-tuned best scale",
     }
     if kind in ("base", "parent"):
         text = f"{kind} {_short(_model(name, baselines))}"

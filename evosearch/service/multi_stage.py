@@ -4,16 +4,19 @@ A killed run resumes at the stage that the ledger shows. A stage is not resumed 
 that one builds on its winner.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from evosearch.evaluation.harness.harness import Harness
+from evosearch.promotion.honest import items_used
 from evosearch.reporting.export import write_winner
 from evosearch.reporting.report import RunReport, StageRow, candidate_counts, winner_of
 from evosearch.search.ledger.ledger import Ledger
-from evosearch.search.progress import Progress, Watcher
+from evosearch.search.progress import Watcher
 from evosearch.service.stages_lock import running
-from evosearch.setup.loading import read_search
+from evosearch.service.watchers import StageWatcher
+from evosearch.setup.loading import read_search, recorded_winner
 from evosearch.setup.resume_check import check_same_search
 from evosearch.spec.lookup import recorded_names
 from evosearch.spec.run_dir import default_run_dir
@@ -24,8 +27,15 @@ from evosearch.spec.stages import StagedSpec
 class Search(Protocol):
     """Function that runs one search; see `run`."""
 
-    def __call__(self, spec: SearchSpec, watcher: Watcher, harness: Harness) -> RunReport:
-        """Run one search whose suite is loaded."""
+    def __call__(
+        self,
+        spec: SearchSpec,
+        watcher: Watcher,
+        harness: Harness,
+        earlier: Sequence[SearchSpec] = (),
+        earlier_items: int = 0,
+    ) -> RunReport:
+        """Run one search whose suite is loaded, after earlier stages that took this many item evaluations."""
 
 
 def run_stages(spec: StagedSpec, search: Search, watcher: Watcher) -> RunReport:
@@ -50,23 +60,22 @@ def _run(spec: StagedSpec, search: Search, watcher: Watcher) -> RunReport:
     harness = Harness(spec.suite)
     winners: dict[str, Winner] = {}
     rows: list[StageRow] = []
+    earlier: list[SearchSpec] = []
     for index, config in enumerate(spec.config.stages[:-1]):
         stage = spec.stage(index, winners)
         row = _settled(stage, spec, watcher)
-        rows.append(row or _row(config.name, search(stage, _StageWatcher(watcher, stage), harness)))
-        winners[config.name] = _winner(stage)
+        rows.append(row or _row(config.name, search(stage, StageWatcher(watcher, stage), harness)))
+        winners[config.name] = recorded_winner(stage)
+        earlier.append(stage)
     stage = spec.stage(spec.count - 1, winners)
-    report = search(stage, _StageWatcher(watcher, stage), harness)
+    report = search(stage, StageWatcher(watcher, stage), harness, earlier, sum(map(_items, earlier)))
     return replace(report, stages=(*rows, _row(spec.config.stages[-1].name, report)))
 
 
-def _winner(stage: SearchSpec) -> Winner:
-    """A stage's winner, from its ledger."""
-    run_dir = stage.run_dir
-    with Ledger.open(run_dir.ledger, f"{stage.file}: ledger", read_only=True) as ledger:
-        _, state = read_search(ledger, run_dir)
-    assert state.winner is not None
-    return Winner(state.winner.recipe, state.winner.recipe_id, state.recipes)
+def _items(stage: SearchSpec) -> int:
+    """Item evaluations of a stage's candidates."""
+    with Ledger.open(stage.run_dir.ledger, f"{stage.file}: ledger", read_only=True) as ledger:
+        return items_used(read_search(ledger, stage.run_dir)[1])
 
 
 def _row(name: str, report: RunReport) -> StageRow:
@@ -96,23 +105,3 @@ def _settled(stage: SearchSpec, spec: StagedSpec, watcher: Watcher) -> StageRow 
         watcher.note(f"{stage.at('budget')}: {text}")
     counts, exported = candidate_counts(state, len(state.finished)), {"recipe": str(run_dir.winner_file)}
     return StageRow(stage.stage.name, search_id, state.stopped, counts, winner_of(state), exported)
-
-
-class _StageWatcher:
-    """Watcher that adds the stage's name to progress."""
-
-    def __init__(self, inner: Watcher, stage: SearchSpec) -> None:
-        assert stage.stage is not None
-        self._inner, self._name = inner, stage.stage.name
-
-    def update(self, progress: Progress) -> None:
-        self._inner.update(replace(progress, stage=f"{self._name}: {progress.stage}"))
-
-    def note(self, text: str) -> None:
-        self._inner.note(text)
-
-    def preparing(self, what: str, fraction: float) -> None:
-        self._inner.preparing(what, fraction)
-
-    def close(self) -> None:
-        self._inner.close()

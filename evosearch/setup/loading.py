@@ -7,6 +7,7 @@ from evosearch.evaluation.types import Column
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.state import SearchState
 from evosearch.spec.run_dir import RunDir
+from evosearch.spec.spec import SearchSpec, Winner
 
 
 def read_search(ledger: Ledger, run_dir: RunDir) -> tuple[str, SearchState]:
@@ -20,6 +21,15 @@ def read_search(ledger: Ledger, run_dir: RunDir) -> tuple[str, SearchState]:
         known = ", ".join(entry.name for entry in ledger.searches()) or "none"
         raise LedgerError(run_dir.name, "no such search in its ledger", f"Searches there: {known}", "Run it first")
     return info.search_id, SearchState.from_events(ledger.events(info.search_id))
+
+
+def recorded_winner(stage: SearchSpec) -> Winner:
+    """The winner of a stage that has ended, from its ledger."""
+    run_dir = stage.run_dir
+    with Ledger.open(run_dir.ledger, f"{stage.file}: ledger", read_only=True) as ledger:
+        _, state = read_search(ledger, run_dir)
+    assert state.winner is not None
+    return Winner(state.winner.recipe, state.winner.recipe_id, state.recipes)
 
 
 def metric_columns(ledger: Ledger, search_id: str, state: SearchState, candidate: str, split: str) -> dict[str, Column]:

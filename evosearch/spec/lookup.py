@@ -10,6 +10,7 @@ from evosearch.errors import LedgerError, SpecError
 from evosearch.search.ledger.database_errors import NoLedgerError
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.spec.kinds import Kind, kind_of
+from evosearch.spec.placebo import is_placebo
 from evosearch.spec.run_dir import LEDGER_FILE, LEDGER_URL_FILE, SQLITE, RunDir, run_dir_at, runs_folder
 from evosearch.spec.spec import SearchSpec
 from evosearch.spec.stages import parse
@@ -18,7 +19,7 @@ from evosearch.spec.stages import parse
 def find(search: str) -> RunDir:
     """The run directory of a search, given its name, its folder or its spec file.
 
-    For a multi-stage run it is that of the latest stage that has started.
+    For a multi-stage run it is that of the latest stage that has started; placebos are only found by their full names.
 
     Raises:
         LedgerError: There is no such search.
@@ -86,7 +87,8 @@ def _latest(run_dir: RunDir, name: str) -> RunDir | None:
     """The latest search of this name, or the latest of its stages, in a run directory's ledger."""
     where = "ledger" if run_dir.external_ledger is None else str(run_dir.root / LEDGER_URL_FILE)
     for found in recorded_names(run_dir.ledger, where):
-        if (found == name or found.startswith(f"{name}.")) and run_dir.owns(found):
+        stage_of = found.startswith(f"{name}.") and not is_placebo(found)
+        if (found == name or stage_of) and run_dir.owns(found):
             stage = found.removeprefix(run_dir.name).removeprefix(".")
             return replace(run_dir, name=found, folder=run_dir.root / stage)
     return None

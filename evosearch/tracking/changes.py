@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from evosearch.documents import dump
+from evosearch.evaluation.statistics.rank_correlation import spearman
 from evosearch.evaluation.types import SPLITS
 from evosearch.recipe.bundle import bundle
 from evosearch.recipe.files import load_reference
@@ -71,6 +72,8 @@ class Translator:
         self._settled: dict[int, float | None] = {}  # ask index → fitness, None for a failure
         self._next = 0  # first ask index that is not settled
         self._best: float | None = None
+        self._told: dict[str, float] = {}  # model → fitness on the full search split
+        self._wanted: dict[str, float] = {}  # model → score on validation
         self._counts: dict[str, int] = {}
         self._disclosed: dict[str, str] = {}  # tags that accompany every test score
         self._name = name
@@ -93,6 +96,8 @@ class Translator:
         run.tags |= {"sessions": self._count("sessions"), "stopped": ""}
         run.tags |= {f"version/{name}": str(version) for name, version in payload.get("versions", {}).items()}
         spec = payload["spec"]
+        if optimizer := payload.get("optimizer"):
+            run.tags["optimizer"] = optimizer["name"] + (f", because {optimizer['why']}" if optimizer["why"] else "")
         run.files["spec.yaml"] = dump(spec)
         run.files["inputs.json"] = _json(payload.get("inputs", {}))
         self._recipes = payload.get("recipes", {})
@@ -172,9 +177,23 @@ class Translator:
         if split == SPLITS[-1]:
             run.tags |= self._disclosed
         run.status, run.status_ms = FINISHED, now
+        self._correlate(payload, plan, now)
         # With minibatches or guards, the fitness counts as it is reported to the optimizer.
         if split == SPLITS[0] and payload.get("minibatch") is None and not payload.get("guards"):
             self._settle(str(payload["candidate"]), float(payload["fitness"]["value"]), plan, now)
+
+    def _correlate(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
+        """Write the rank correlation of fitness and score, over all models scored on search and on validation."""
+        name, split = str(payload["candidate"]), payload["split"]
+        if split == "search" and payload.get("minibatch") is None:
+            self._told[name] = float(payload["fitness"]["value"])
+        if split != "validation" or payload["score"] is None:
+            return
+        self._wanted[name] = float(payload["score"])
+        both = [name for name in self._wanted if name in self._told]
+        value = spearman([self._told[name] for name in both], [self._wanted[name] for name in both])
+        if value is not None:
+            self._search(plan, now).points.append(Point("rank_correlation", value, len(both), now))
 
     def _on_told(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         """Settle the reported candidates; one that breaks a guard is never the best."""
