@@ -199,8 +199,8 @@ class RayExecutor:
         if loss is not None:
             self._lost(run, loss)
             return
-        if outcome.card is not None:  # a quick failure would make the deadlines of good candidates too short
-            self._deadlines.observe(len(run.history.job.batch), time.monotonic() - run.since)
+        if outcome.failure is None:  # a quick failure would make the deadlines of good candidates too short
+            self._deadlines.observe(run.history.job.evaluations, time.monotonic() - run.since)
         self._members.free(run.member)
         history, failure = run.history, outcome.failure
         history.attempts += outcome.retries
@@ -332,7 +332,7 @@ class RayExecutor:
     def _give_up_running(self, now: float) -> None:
         """Kill workers whose job is past its deadline."""
         for ref, run in list(self._members.running.items()):
-            items, took = len(run.history.job.batch), now - run.since
+            items, took = run.history.job.evaluations, now - run.since
             if took > self._deadlines.limit(items) and not is_ready(ref):
                 del self._members.running[ref]
                 typical = self._deadlines.typical(items)
