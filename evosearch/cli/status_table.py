@@ -8,7 +8,7 @@ from rich.table import Table
 from evosearch.cli.console import duration
 from evosearch.cli.tables import make_table
 from evosearch.promotion.disclosure import CONTAMINATED
-from evosearch.reporting.columns import Column, number
+from evosearch.reporting.columns import Column, fitness_number
 from evosearch.reporting.status import StatusRow
 
 STATE_CHARACTERS = 40
@@ -60,7 +60,7 @@ def _done(row: StatusRow) -> str:
 
 
 def _best_fitness(row: StatusRow) -> str:
-    return "" if _unreadable(row) else number(row.best_fitness, 4)
+    return "" if _unreadable(row) else fitness_number(row.best_fitness)
 
 
 def _promoted(row: StatusRow) -> str:

@@ -23,6 +23,11 @@ def number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def fitness_number(value: float | None) -> str:
+    """Format a fitness: points with two digits, log-probabilities (and points near 0) with four; `-` for None."""
+    return number(value, 4 if value is None or abs(value) < 10 else 2)
+
+
 def with_interval(value: float, lower: float, upper: float, sign: str = "") -> str:
     """Format an estimate with its interval: `81.2 [79.2, 83.1]`, or `+5.0 [+1.2, +8.8]` with the sign `+`."""
     return f"{value:{sign}.1f} [{lower:{sign}.1f}, {upper:{sign}.1f}]"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from evosearch.errors import SpecError
 from evosearch.evaluation.types import Estimate
-from evosearch.reporting.columns import Column, number
+from evosearch.reporting.columns import Column, fitness_number, number
 from evosearch.reporting.leaderboard_row import LeaderboardRow
 from evosearch.search.pareto import ordered
 from evosearch.tracking.pareto_page import ParetoPoint, pareto_page
@@ -39,7 +39,7 @@ def pareto_columns(rows: Sequence[ParetoRow]) -> list[Column[ParetoRow]]:
         Column("candidate", lambda row: row.candidate, left=True),
         *(_objective_column(name) for name in (rows[0].objectives if rows else ())),
         Column("score", lambda row: number(row.score, 1)),
-        Column("fitness", lambda row: number(row.fitness, 4)),
+        Column("fitness", lambda row: fitness_number(row.fitness)),
     ]
 
 

@@ -35,7 +35,7 @@ def board(world: Callable[..., Path], evosearch: Callable[..., Any], kept: dict[
         spec = world(budget={"candidates": 4})
         run(spec, Silent())
         kept["board"] = leaderboard(load_spec(spec).run_dir)
-        kept["json"] = json.loads(evosearch("leaderboard", spec, "--json")[1])
+        kept["json"] = json.loads(evosearch("leaderboard", spec, "--json")[1])["rows"]
     found: Leaderboard = kept["board"]
     return found
 
@@ -80,7 +80,7 @@ def test_holes_with_many_numbers_are_folded_and_the_export_has_all(
     recipe = {"merge_method": "task_arithmetic", "base_model": "./base", "models": models}
     spec = world(recipe=recipe, optimizer={"name": "random"}, budget={"candidates": 2})
     run(spec, Silent())
-    rows = json.loads(evosearch("leaderboard", spec, "--json")[1])
+    rows = json.loads(evosearch("leaderboard", spec, "--json")[1])["rows"]
     start, other = sorted((r for r in rows if r["kind"] == "candidate"), key=lambda row: row["candidate"] != "0")
     assert list(start["genome"]) == list(other["genome"]) == ["models[0].weight"]
     folded = other["genome"]["models[0].weight"]

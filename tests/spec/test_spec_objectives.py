@@ -111,7 +111,7 @@ def test_the_set_is_shown_on_the_command_line_and_on_a_page(world: World, tmp_pa
     assert "<script" not in text
     assert "http" not in text
     rows = CliRunner().invoke(app, ["leaderboard", str(spec), "--json"])
-    assert {row["candidate"] for row in json.loads(rows.stdout) if row["pareto"]} >= set(members)
+    assert {row["candidate"] for row in json.loads(rows.stdout)["rows"] if row["pareto"]} >= set(members)
 
 
 def test_a_page_of_a_search_with_one_objective_is_refused(world: World, tmp_path: Path) -> None:
