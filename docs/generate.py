@@ -260,14 +260,15 @@ def methods_page() -> str:
         lines += [f"\n## {name}\n", f"{spec.summary[:1].upper()}{spec.summary[1:].rstrip('.')}. {paper(spec.paper)}\n"]
         if spec.parameters:
             lines += [
-                "| parameter | values | default | set for each model | searched within |",
-                "|---|---|---|---|---|",
+                "| parameter | values | default | set for each model | searched within | derivative |",
+                "|---|---|---|---|---|---|",
             ]
         for key, param in spec.parameters.items():
             default = "required" if param.default is None else f"`{json.dumps(param.default)}`"
             kind = ", ".join(f"`{one}`" for one in param.choices) if param.choices else param.kind
             bounds_ = f"{param.low:g} to {param.high:g}" if param.kind == "float" and param.low is not None else "–"
-            lines.append(f"| `{key}` | {kind} | {default} | {'yes' if param.per_model else 'no'} | {bounds_} |")
+            own, slope = ("yes" if fact else "no" for fact in (param.per_model, key in spec.differentiable))
+            lines.append(f"| `{key}` | {kind} | {default} | {own} | {bounds_} | {slope} |")
     return "\n".join(lines) + "\n"
 
 
