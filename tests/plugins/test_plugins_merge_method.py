@@ -17,7 +17,11 @@ from evosearch.merging.registry import method, specs
 from evosearch.recipe.shapes import Param
 
 FOLDER = Path(__file__).parent
-LAWS = (FOLDER.parent / "merging" / "test_merging_laws.py", FOLDER.parent / "merging" / "test_merging_derivatives.py")
+LAWS = (
+    FOLDER.parent / "merging" / "test_merging_laws.py",
+    FOLDER.parent / "merging" / "test_merging_derivatives.py",
+    FOLDER.parent / "search" / "test_search_derivatives.py",
+)
 
 pytestmark = pytest.mark.usefixtures("with_methods")
 
