@@ -18,6 +18,7 @@ def command(
     """Show candidates and baselines by score on the search split, with their scores on the other splits."""
     from evosearch.cli.leaderboard_table import (
         leaderboard_table,
+        show_answers,
         show_correlation,
         show_disclosure,
         show_finalists,
@@ -45,4 +46,5 @@ def command(
         console.print(f"wrote {page}", highlight=False, soft_wrap=True)
     show_finalists(console, board.finalists, board.unchosen)
     show_correlation(console, board.rank_correlation)
+    show_answers(console, board.answers)
     show_disclosure(console, board.test_openings, board.contamination_acknowledged)

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from evosearch.cli.tables import make_table
 from evosearch.promotion.disclosure import CONTAMINATED, opened
+from evosearch.reporting.answers_read import TaskAnswers, statements
 from evosearch.reporting.generalization import FINALISTS_TITLE, FinalistRow, finalist_columns
 from evosearch.reporting.leaderboard_row import (
     LEADERBOARD_TITLE,
@@ -58,6 +59,12 @@ def show_correlation(console: Console, found: RankCorrelation | None) -> None:
         console.print(str(found), style="dim", highlight=False)
         if found.warning:
             console.print(found.warning, style="yellow", highlight=False)
+
+
+def show_answers(console: Console, answers: Sequence[TaskAnswers]) -> None:
+    """Print what the fitness used in place of right answers, if it read none."""
+    for text in statements(answers):
+        console.print(text, style="dim", highlight=False)
 
 
 def show_disclosure(console: Console, openings: int, contaminated: bool) -> None:

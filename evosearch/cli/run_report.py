@@ -10,6 +10,7 @@ from rich.table import Table
 
 from evosearch.cli.leaderboard_table import (
     leaderboard_table,
+    show_answers,
     show_correlation,
     show_disclosure,
     show_finalists,
@@ -30,12 +31,14 @@ def show_run(console: Console, report: RunReport) -> None:
     show_pareto(console, report.pareto)
     show_finalists(console, report.finalists, report.unchosen)
     show_correlation(console, report.rank_correlation)
+    show_answers(console, report.answers)
     if report.test:
         console.print(test_table(report.test))
     if report.gate:
         for reason in report.gate.reasons:
             console.print(reason, highlight=False)
-        show_disclosure(console, report.test_openings, report.contamination_acknowledged)
+        if not report.gate.unverified:
+            show_disclosure(console, report.test_openings, report.contamination_acknowledged)
     for fmt, path in report.exported.items():
         console.print(f"exported {fmt}: {path}", highlight=False, soft_wrap=True)
     counts = report.candidates

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from evosearch.promotion.disclosure import CONTAMINATED, opened
 from evosearch.promotion.honest import PLACEBO, TRAINED
+from evosearch.reporting.answers_read import TaskAnswers, recorded_answers, statements
 from evosearch.reporting.generalization import FinalistRow, finalist_rows, unchosen_rows
 from evosearch.reporting.leaderboard_row import (
     LEADERBOARD_TITLE,
@@ -44,6 +45,7 @@ class Leaderboard:
         test_openings: Openings of the test set by all searches, up to now.
         contamination_acknowledged: Whether the suite acknowledges contamination.
         rank_correlation: Of fitness and score; None before finalists are scored.
+        answers: Right answers that the search read, by task.
     """
 
     rows: tuple[LeaderboardRow, ...]
@@ -52,6 +54,7 @@ class Leaderboard:
     test_openings: int
     contamination_acknowledged: bool
     rank_correlation: RankCorrelation | None = None
+    answers: tuple[TaskAnswers, ...] = ()
 
     def to_frame(self) -> "pd.DataFrame":
         """Return one row for each candidate and baseline, in order of rank.
@@ -70,6 +73,7 @@ class Leaderboard:
         if len(self.rows) > SHOWN:
             texts.insert(0, f"{len(self.rows) - SHOWN} more rows: see to_frame()")
         texts = [*filter(None, [folded_numbers(self.rows)]), *texts, *correlation_texts(self.rank_correlation)]
+        texts += statements(self.answers)
         table = html_table(LEADERBOARD_TITLE, leaderboard_columns(self.rows), shown_rows(self.rows, SHOWN))
         return table + "".join(map(html_paragraph, texts))
 
@@ -108,7 +112,8 @@ def leaderboard_of(ledger: Ledger, search_id: str, state: SearchState) -> Leader
         if "test" in splits:
             splits["test"] = replace(splits["test"], openings=opened, contamination_acknowledged=acknowledged)
         rows.append(replace(row, gaps=gaps.get(row.candidate, ()), splits=splits))
-    return Leaderboard(tuple(rows), finalists, unchosen, opened, acknowledged, rank_correlation(state))
+    answers = recorded_answers(state)
+    return Leaderboard(tuple(rows), finalists, unchosen, opened, acknowledged, rank_correlation(state), answers)
 
 
 def leaderboard_rows(state: SearchState) -> tuple[LeaderboardRow, ...]:

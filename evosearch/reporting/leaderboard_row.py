@@ -213,7 +213,11 @@ def _task_column(task: str, heading: str) -> Column[LeaderboardRow]:
 
 
 def _split_score(row: LeaderboardRow, split: str) -> str:
-    return number(row.splits[split].score if split in row.splits else None, 1)
+    """Format the score on a split, or the fitness if no right answers were read there."""
+    if split not in row.splits:
+        return number(None, 1)
+    found = row.splits[split]
+    return number(found.fitness, 4) if found.score is None else number(found.score, 1)
 
 
 def _state_cell(row: LeaderboardRow) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from evosearch.promotion.disclosure import CONTAMINATED, opened
 from evosearch.promotion.finalists import kind_of
 from evosearch.promotion.gate import GateDecision
+from evosearch.reporting.answers_read import TaskAnswers, statements
 from evosearch.reporting.columns import Column, number
 from evosearch.reporting.generalization import FINALISTS_TITLE, FinalistRow, finalist_columns
 from evosearch.reporting.leaderboard import leaderboard_of, shown_rows
@@ -108,6 +109,7 @@ class RunReport:
         test_openings: Openings of this search's test set by all searches, up to now.
         contamination_acknowledged: Whether the suite acknowledges contamination.
         rank_correlation: Of fitness and score, over finalists and baselines; None if none was scored on validation.
+        answers: Right answers that the search read, by task.
         exported: Format → path of the exported files.
         tracking_uri: URI of the tracking store.
         tracking: State of the mirror: `up to date`, or how far it is behind.
@@ -132,6 +134,7 @@ class RunReport:
     test_openings: int
     contamination_acknowledged: bool
     rank_correlation: RankCorrelation | None
+    answers: tuple[TaskAnswers, ...]
     exported: Mapping[str, str]
     tracking_uri: str
     tracking: str = UP_TO_DATE
@@ -155,8 +158,9 @@ class RunReport:
             parts.append(html_table(TEST_TITLE, test_columns(self.test), self.test))
         if self.gate:
             contaminated = [CONTAMINATED] if self.contamination_acknowledged else []
-            parts.append(html_list([*self.gate.reasons, opened(self.test_openings), *contaminated]))
-        parts.append(html_list(correlation_texts(self.rank_correlation)))
+            openings = [] if self.gate.unverified else [opened(self.test_openings)]
+            parts.append(html_list([*self.gate.reasons, *openings, *contaminated]))
+        parts.append(html_list([*correlation_texts(self.rank_correlation), *statements(self.answers)]))
         parts.append(html_list(f"exported {fmt}: {path}" for fmt, path in self.exported.items()))
         done = f"{self.name}: {counts.scored} candidates scored in {self.seconds:.0f} s, {counts.failed} failed"
         return "".join(parts) + html_paragraph(f"{done}; stopped by: {self.stopped}")
@@ -206,6 +210,7 @@ def report(
         test_openings=board.test_openings,
         contamination_acknowledged=board.contamination_acknowledged,
         rank_correlation=board.rank_correlation,
+        answers=board.answers,
         exported=exported,
         tracking_uri=run_dir.tracking,
         tracking=tracking,
