@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from evosearch.checkpoints.disk_space import GIB
 from evosearch.evaluation.engine.score_options import ScoreOptions
 from evosearch.execution import memory
 
@@ -39,24 +40,35 @@ class BatchLimits:
             return
         found = memory.measure(resident.model, self._devices, self._share, length, self._configured)
         self._found, self._measured_for = found, weakref.ref(resident)
-        self.options = replace(self._configured, batch_tokens=found.tokens, cached_tokens=found.cached)
+        kept = self._configured.activation_limit or memory.activations(found.memories)
+        self.options = replace(
+            self._configured, batch_tokens=found.tokens, cached_tokens=found.cached, activation_limit=kept
+        )
 
-    def halve(self, caching: bool) -> str | None:
+    def halve(self, caching: bool, backwards: bool = False) -> str | None:
         """Halve the limits after memory ran out.
 
         Args:
             caching: Whether keys and values of many rows were in memory at that moment.
+            backwards: Whether activations were kept for a backward pass.
 
         Returns:
             The reason to record, or None if the limits are already at their minimum.
         """
         before = (self.options.budget(self._devices[0]).tokens, self.options.cached_tokens)
         after = memory.halved(*before, caching)
-        if after is None:
+        kept = self.options.activation_bytes(self._devices[0])
+        less = max(kept // 2, min(kept, memory.LEAST_ACTIVATIONS)) if backwards else kept
+        if after is None and less == kept:
             return None
         self._measuring = False  # the measurement was too optimistic
-        self.options = replace(self.options, batch_tokens=after[0], cached_tokens=after[1])
-        return memory.changed(before, after)
+        tokens, cached = after or before
+        limit = less if backwards else self.options.activation_limit
+        self.options = replace(self.options, batch_tokens=tokens, cached_tokens=cached, activation_limit=limit)
+        if less == kept:
+            return memory.changed(before, (tokens, cached))
+        activations = f"activations of at most {less / GIB:.2g} GiB instead of {kept / GIB:.2g}"
+        return f"{memory.changed(before, (tokens, cached))}, {activations}"
 
     def describe(self) -> dict[str, Any]:
         """Return the limits and the measurement they are based on, see `memory.described`."""

@@ -27,6 +27,7 @@ CACHES = 0.5  # share of that for keys and values of continued rows, at most
 GROWING = 1.25  # overhead factor: a cache grows by copying, one layer at a time
 CONTEXT = 3 << 28  # bytes (0.75 GiB) of GPU memory that a process uses in addition to torch's allocations
 FIRST = 512  # tokens of the first measured pass
+LEAST_ACTIVATIONS = 1 << 26  # bytes (64 MiB) kept for a backward pass; less would hardly be saved by smaller passes
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,11 @@ def cacheable(memories: Sequence[DeviceMemory], wanted: int) -> int:
         if fits < wanted:
             wanted = max(power_of_two(fits), FLOOR)
     return wanted
+
+
+def activations(memories: Sequence[DeviceMemory]) -> int:
+    """Return the bytes that a pass may keep for its backward pass; gradients of weights and logits need the rest."""
+    return int(min(CACHES * SHARE * memory.available for memory in memories))
 
 
 def pass_budget(memory: DeviceMemory, cached: int) -> float:

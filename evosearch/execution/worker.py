@@ -9,7 +9,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from evosearch.evaluation.harness.scorer import Scorer
 from evosearch.evaluation.harness.teachers import Classroom
 from evosearch.evaluation.suites.suite import Suite
 from evosearch.evaluation.suites.teacher_keys import TeacherFitness
-from evosearch.evaluation.types import ItemBatch, Teacher, TrainingCard
+from evosearch.evaluation.types import GradientCard, ItemBatch, Teacher, TrainingCard
 from evosearch.execution import memory
 from evosearch.execution.batch_limits import BatchLimits
 from evosearch.execution.device import CUDA_ERROR, device_of, spread_of, unrecoverable
@@ -94,7 +94,7 @@ class Worker:
             if failure is None or failure.fault != "worker":
                 return replace(outcome, retries=tuple(changes))
             memory.release(self.devices)  # only here, after the traceback that keeps the failed attempt's tensors alive
-            reason = self._halve_batches() if failure.stage == "score" else None
+            reason = self._halve_batches(job) if failure.stage == "score" else None
             if reason is None:
                 return replace(outcome, retries=tuple(changes))
             changes.append(replace(failure, reason=reason))
@@ -130,6 +130,9 @@ class Worker:
             resident = self._taught(resident, job)
             if job.training is not None:
                 return Outcome(job, self.name, training=self._train(resident, job.training, job.batch), seconds=seconds)
+            if job.gradient is not None:
+                slopes = self._differentiate(resident, job, job.gradient, seconds)
+                return Outcome(job, self.name, gradient=slopes, seconds=slopes.seconds)
             card = self._latest_scorer.score(resident.model, job.batch, seconds)
         except Exception as exc:
             if (reason := unrecoverable(exc)) is not None:
@@ -139,6 +142,14 @@ class Worker:
         else:
             return Outcome(job, self.name, card=card, seconds=card.seconds)
         return Outcome(job, self.name, failure=failure)
+
+    def _differentiate(
+        self, resident: Resident, job: Job, dimensions: int, seconds: Mapping[str, float]
+    ) -> GradientCard:
+        if not isinstance(resident, ResidentModel):
+            raise CandidateError("materialize", "routes have no gradient: search them without one")
+        with resident.differentiate(job.recipe, dimensions) as total:
+            return self._latest_scorer.gradient(resident.model, job.batch, total, job.weights, seconds)
 
     def _train(self, resident: Resident, training: Training, batch: ItemBatch) -> TrainingCard:
         """Fine-tune and score the resident model; the next job overwrites its weights."""
@@ -174,9 +185,10 @@ class Worker:
             resident.materialize(job.recipe)
         return resident
 
-    def _halve_batches(self) -> str | None:
+    def _halve_batches(self, job: Job) -> str | None:
         """Halve the batch size; return the reason to record, or None at the minimum."""
-        reason = self._limits.halve(self._latest_scorer.caching)
+        backwards = job.gradient is not None or job.training is not None
+        reason = self._limits.halve(self._latest_scorer.caching, backwards)
         self._apply_limits()
         return reason
 

@@ -37,8 +37,10 @@ Values = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Differentiated:
-    """Values of all items, and the work done."""
+    """Answers to all requests, values of all items, and the work done."""
 
+    lls: NDArray[np.float64]  # (requests,) log-likelihoods
+    margins: NDArray[np.float64]  # (requests,)
     values: NDArray[np.float64]  # (items,)
     tokens: Tokens
     mode: Mode
@@ -64,7 +66,8 @@ def differentiate(model: Any, plan: LoglikelihoodPlan, items: Sequence[int], val
     with torch.enable_grad(), recomputed(model) if again else nullcontext():
         for index in range(len(laid.passes)):
             tape.run(index)
-    return Differentiated(tape.values.numpy(), laid.tokens, mode, again)
+    lls, margins = (found.numpy() for found in tape.requests(tape.picks))
+    return Differentiated(lls, margins, tape.values.numpy(), laid.tokens, mode, again)
 
 
 def mode_for_gradients(model: Any, plan: LoglikelihoodPlan) -> Mode:
@@ -106,9 +109,9 @@ class _Tape:
     laid: Passes
     items: NDArray[np.int64]  # (requests,)
     of_items: Values
-    requests: int
+    count: int  # number of requests
     values: Tensor = field(init=False)  # (items,)
-    _found: Tensor = field(init=False)  # (2, picks) log-probability and margin of every pick
+    picks: Tensor = field(init=False)  # (2, picks) log-probability and margin of every pick; 0 before its pass
     _slopes: Tensor = field(init=False)  # (2, picks) derivatives in these of the sum of all values
     _starts: list[int] = field(init=False)  # first pick of each pass
     _last: NDArray[np.int64] = field(init=False)  # (items,) last pass of each item
@@ -123,8 +126,8 @@ class _Tape:
         self._last = np.full(int(self.items.max()) + 1, -1, dtype=np.int64)
         np.maximum.at(self._last, self.items[self.laid.pick_request], of_picks)
         self._until = _last_uses(self.laid, self._last, self.items)
-        self._found = torch.zeros(2, self._starts[-1], dtype=torch.float64)
-        self._slopes = torch.zeros_like(self._found)
+        self.picks = torch.zeros(2, self._starts[-1], dtype=torch.float64)
+        self._slopes = torch.zeros_like(self.picks)
         self.values = torch.zeros(len(self._last), dtype=torch.float64)
 
     def run(self, index: int) -> None:
@@ -136,6 +139,12 @@ class _Tape:
         while self._open and self._open[-1].until <= index:
             self._backward(self._open.pop())
 
+    def requests(self, picks: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (requests,) log-likelihoods and margins from those of all picks (2, picks)."""
+        request, zeros = torch.from_numpy(self.laid.pick_request), picks.new_zeros(self.count)
+        lls = zeros.index_add(0, request, picks[0])
+        return lls, zeros.scatter_reduce(0, request, picks[1], "amin", include_self=False)
+
     def _forward(self, index: int) -> _Record:
         one = self.laid.passes[index]
         check_head(self.model, one.run.ids)
@@ -144,22 +153,21 @@ class _Tape:
         found = list(_picked(self.model, one, hidden[one.reads]))
         picks = slice(self._starts[index], self._starts[index + 1])
         for row in (0, 1) if found else ():
-            self._found[row, picks] = torch.cat([pair[row].detach() for pair in found]).cpu()
-        if not bool(self._found[0, picks].isfinite().all()):
+            self.picks[row, picks] = torch.cat([pair[row].detach() for pair in found]).cpu()
+        if not bool(self.picks[0, picks].isfinite().all()):
             raise CandidateError("score", "log-likelihoods are not finite: the weights overflow")
         return _Record(picks, found, caches, self._until[index])
 
     def _resolve(self, complete: Tensor) -> None:
         """Compute the values of items whose requests have all been run, and their derivatives in the picks."""
-        picks = self._found.detach().requires_grad_()
-        request = torch.from_numpy(self.laid.pick_request)  # (picks,)
-        lls = picks.new_zeros(self.requests).index_add(0, request, picks[0])
-        least = picks.new_zeros(self.requests).scatter_reduce(0, request, picks[1], "amin", include_self=False)
-        values = self.of_items(lls, least)[complete]
+        picks = self.picks.detach().requires_grad_()
+        values = self.of_items(*self.requests(picks))[complete]
         self.values[complete] = values.detach()
         if values.requires_grad:
             (slopes,) = torch.autograd.grad(values.sum(), picks)
-            own = torch.isin(torch.from_numpy(self.items)[request], complete)  # the other items are not known yet
+            own = torch.isin(
+                torch.from_numpy(self.items[self.laid.pick_request]), complete
+            )  # the other items are not known yet
             self._slopes[:, own] = slopes[:, own]
 
     def _backward(self, record: _Record) -> None:

@@ -7,22 +7,26 @@ After the first score of a batch, later candidates only cost forward passes and 
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from evosearch.errors import SuiteError
 from evosearch.evaluation.engine.generation import generate
 from evosearch.evaluation.engine.generation_plan import GenerationPlan, lay_out_generations
 from evosearch.evaluation.engine.loglikelihood import Likelihoods, LoglikelihoodPlan, lay_out, score_loglikelihoods
 from evosearch.evaluation.engine.score_options import ScoreOptions
 from evosearch.evaluation.harness.frozen import Answers, FrozenBatch
+from evosearch.evaluation.harness.gradients import differentiate
 from evosearch.evaluation.harness.harness import Harness
+from evosearch.evaluation.harness.item_fitness import ItemFitness
 from evosearch.evaluation.harness.teachers import Classroom, SplitLesson, taught
+from evosearch.evaluation.statistics.gradient_card import gradient_card, item_weights
 from evosearch.evaluation.statistics.scores import make_card
 from evosearch.evaluation.suites.suite import Suite
-from evosearch.evaluation.types import FitnessKind, ItemBatch, ScoreCard, Teacher, Tokens
+from evosearch.evaluation.types import FitnessKind, GradientCard, ItemBatch, ScoreCard, Teacher, Tokens
 
 Plans = tuple[FrozenBatch, LoglikelihoodPlan, GenerationPlan]
 
@@ -57,6 +61,7 @@ class Scorer:
         self.harness = harness or Harness(suite)
         assert self.harness.suite == suite, "a harness of another suite"
         self._plans: dict[str, Plans] = {}
+        self._gradients: dict[str, tuple[ItemFitness, LoglikelihoodPlan]] = {}
         self._lessons: dict[str, dict[str, SplitLesson]] = {}  # split → task → lesson
         self.caching = False
 
@@ -65,6 +70,7 @@ class Scorer:
         self.options = options
         for digest, (frozen, _, _) in self._plans.items():
             self._plans[digest] = self._plan(frozen)
+        self._gradients.clear()
 
     def batch(self, split: str) -> ItemBatch:
         """Return all items of a split."""
@@ -100,6 +106,7 @@ class Scorer:
             frozen = self.harness.freeze(ItemBatch(batch.split, (items,)), self._tokenizer, self._max_length)
             known[name] = SplitLesson(teacher.recipe_id, classroom.lesson(teacher, frozen), items.doc_ids)
             self._plans = {key: plans for key, plans in self._plans.items() if plans[0].batch.split != batch.split}
+            self._gradients.clear()
 
     def score(self, model: Any, batch: ItemBatch, seconds: Mapping[str, float] | None = None) -> ScoreCard:
         """Score a model on a batch: a split, or any subset of one.
@@ -128,6 +135,55 @@ class Scorer:
         card = make_card(self.suite, batch, columns, found.tokens + generated + concluded, spent, reported)
         modes: dict[str, LoglikelihoodPlan | GenerationPlan] = {"loglikelihood": plan, "generation": generations}
         return replace(card, modes={kind: plan.mode(model) for kind, plan in modes.items() if plan.requests})
+
+    def gradient(
+        self,
+        model: Any,
+        batch: ItemBatch,
+        total: Callable[[], tuple[float, ...]],
+        weights: Mapping[str, float] | None = None,
+        seconds: Mapping[str, float] | None = None,
+    ) -> GradientCard:
+        """Compute the fitness of a model on a batch and its gradient, by forward and backward passes.
+
+        Args:
+            model: A causal transformers model in evaluation mode, on the device to run on.
+            batch: The items.
+            total: Returns the gradient after the last backward pass; see `ResidentModel.differentiate`.
+            weights: Task → weight of each of its items, see `GradientCard`; default: those of the suite.
+            seconds: Timings of earlier steps to keep on the card.
+
+        Raises:
+            CandidateError: The model's outputs or its gradient are not finite, or its configuration is not supported.
+            SuiteError: The batch cannot be frozen, or its fitness has no gradient.
+        """
+        assert not model.training, "dropout would be scored"
+        fitness, plan = self._fitness(batch)
+        started = time.perf_counter()
+        each = item_weights({task.spec.name: task.count for task in fitness.tasks}, fitness.weights, weights)
+        found = differentiate(model, plan, fitness, each)
+        gradient = total()
+        spent = {**(seconds or {}), "score": time.perf_counter() - started}
+        modes = {"loglikelihood": found.mode} if found.mode else {}
+        return gradient_card(batch, found.values, each, gradient, found.tokens, spent, modes)
+
+    def _fitness(self, batch: ItemBatch) -> tuple[ItemFitness, LoglikelihoodPlan]:
+        """Return the fitness of a batch's items and the plan of the requests that it needs, created on first use.
+
+        Raises:
+            SuiteError: The fitness has no gradient.
+        """
+        frozen = self.plans(batch)[0]
+        if batch.digest not in self._gradients:
+            if frozen.fitness == "score":
+                raise SuiteError(self.suite.where("fitness"), "score has no gradient", next="Set expected_score")
+            fitness = frozen.item_fitness(frozen.fitness)
+            if fitness.generated is not None:
+                what = f"'{fitness.generated}' is answered by generated text, which has no gradient"
+                next_step = "Use an optimizer that needs no gradients, or `fitness: gold_logprob`"
+                raise SuiteError(self.suite.where("fitness"), what, next=next_step)
+            self._gradients[batch.digest] = fitness, lay_out(fitness.requests, self.options)
+        return self._gradients[batch.digest]
 
     def _answers(self, model: Any, frozen: FrozenBatch, found: Likelihoods, texts: list[str]) -> tuple[Answers, Tokens]:
         """The answers with those of the second pass, and its token counts."""
