@@ -142,7 +142,8 @@ def cost(
     }
     if counts is None:
         return found
-    work = [(counts.candidates, minibatch), *((getattr(counts, split), tokens[split]) for split in SPLITS)]
+    candidates = counts.candidates + counts.placebo + counts.training
+    work = [(candidates, minibatch), *((getattr(counts, split), tokens[split]) for split in SPLITS)]
     return found | {
         "evaluations": asdict(counts),
         "tokens": sum(n * (t.distinct + t.generated_at_most) for n, t in work),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from evosearch.promotion.honest import TRAINED_CHECKPOINTS
 from evosearch.promotion.validate import RESCORED, SCALES_TO_VALIDATE
 from evosearch.search.baselines import Baseline, baselines
 from evosearch.spec.spec import SearchSpec
@@ -14,15 +15,19 @@ class Counts:
 
     Attributes:
         candidates: Candidates, each scored on the search split or on a minibatch of it.
-        search: Baselines and rescored candidates on the full search split.
-        validation: Evaluations on the validation split.
-        test: Evaluations on the test split.
+        search: Baselines and rescored candidates on the full search split, also those of the placebo.
+        validation: Evaluations on the validation split, also those of the honest baselines.
+        test: Evaluations on the test split, also those of the honest baselines.
+        placebo: Candidates of the placebo search.
+        training: Candidates that would take as many item evaluations as the fine-tuning, which uses one worker.
     """
 
     candidates: int
     search: int
     validation: int
     test: int
+    placebo: int = 0
+    training: int = 0
 
 
 def counts_of(spec: SearchSpec, scored: Sequence[Baseline], items: int) -> Counts | None:
@@ -43,12 +48,18 @@ def counts_for(spec: SearchSpec, scored: Sequence[Baseline], candidates: int) ->
     """Counts of a search with this many candidates; the test split opens only at the gate."""
     kinds = [baseline.kind for baseline in scored if baseline.recipe is not None]
     scales, finalists = kinds.count("scale"), min(spec.config.promotion.finalists, candidates)
-    plain = len(kinds) - scales
+    plain, last, wanted = len(kinds) - scales, spec.ends_at_gate, spec.config.baselines
+    searches, trained = 1 + wanted.placebo, wanted.trained and last
+    rescored = RESCORED * finalists if spec.config.search_minibatches else 0
+    validated = finalists + plain + min(scales, SCALES_TO_VALIDATE)
+    honest = (wanted.placebo and last) + trained  # models opened on test
     return Counts(
         candidates=candidates,
-        search=len(kinds) + (RESCORED * finalists if spec.config.search_minibatches else 0),
-        validation=finalists + plain + min(scales, SCALES_TO_VALIDATE),
-        test=1 + plain + min(scales, 1) if spec.ends_at_gate else 0,
+        search=searches * (len(kinds) + rescored),
+        validation=searches * validated + (wanted.placebo and last) + TRAINED_CHECKPOINTS * trained,
+        test=1 + plain + min(scales, 1) + honest if last else 0,
+        placebo=candidates * wanted.placebo,
+        training=candidates * trained,
     )
 
 

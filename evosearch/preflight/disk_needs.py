@@ -13,10 +13,12 @@ import torch
 from huggingface_hub import constants
 
 from evosearch.checkpoints import pickles, references
+from evosearch.checkpoints.cache.applied_adapters import FOLDER
 from evosearch.checkpoints.disk_space import GIB
 from evosearch.checkpoints.references import default_cache
 from evosearch.checkpoints.tensor_files import INDEX, read_json
 from evosearch.errors import InputError, SpecError
+from evosearch.preflight.model_size import FLOAT32
 from evosearch.preflight.sizes import Sizes
 from evosearch.recipe import files
 from evosearch.recipe.schema import Recipe
@@ -90,12 +92,22 @@ def to_write(spec: SearchSpec, evaluations: int, items: int, sizes: Sizes, recip
         found.append(Need("MLflow's records", folder, evaluations * MIRRORED, "tracking.uri"))
     elif run_dir.tracking.startswith(JSON_LINES):
         found.append(Need(run_dir.tracking.removeprefix(JSON_LINES), run_dir.folder, recorded, "EVOSEARCH_RUNS"))
+    if spec.config.baselines.placebo:
+        size = float(_random_bytes(sizes, recipe))
+        found.append(Need("the placebo's models", default_cache() / FOLDER, size, "EVOSEARCH_CACHE"))
     if promotion.checkpoint:
         size = float(sizes.output.parameters * getattr(torch, recipe.output_dtype).itemsize)
         found.append(Need("the exported checkpoint", run_dir.export_folder, size, "EVOSEARCH_RUNS"))
         if local and promotion.register_as:
             found.append(Need("its copy in MLflow", folder, size, "tracking.uri"))
     return found
+
+
+def _random_bytes(sizes: Sizes, recipe: Recipe) -> int:
+    """Bytes of a placebo's models, in float32: all tensors, or those that an adapter changes."""
+    parents = [reference for reference in recipe.references() if reference != recipe.base_model]
+    adapted = [reference for reference in parents if references.split(reference)[1] is not None]
+    return sum(sizes.held[one] for one in adapted) + FLOAT32 * sizes.output.parameters * (len(parents) - len(adapted))
 
 
 def lacking(needs: Sequence[Need]) -> list[InputError]:

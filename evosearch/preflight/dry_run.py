@@ -79,9 +79,7 @@ def dry_run(prepared: Prepared, watcher: Watcher, note: Callable[[str], None]) -
     workers = spec.config.workers
     minibatches = prepared.minibatches.batches if prepared.minibatches else (prepared.batches["search"],)
     teachers = provisional_teachers(prepared)
-    jobs = [
-        Job(f"dry-run@search.{number}", prepared.example, minibatches[0], teachers=teachers) for number in range(2)
-    ]
+    jobs = [Job(f"dry-run@search.{number}", prepared.example, minibatches[0], teachers=teachers) for number in range(2)]
     began = time.monotonic()
     executor = _executor(prepared, watcher)
     try:

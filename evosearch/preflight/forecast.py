@@ -88,15 +88,17 @@ def hours_of(pace: Pace, counts: Counts, baselines: int, limit: float | None = N
         pace: Speed of evaluations.
         counts: Numbers of evaluations.
         baselines: How many of `counts.search` are baselines, which come first; the others come after the search.
-        limit: The budget's hours, at which baselines and candidates stop; what follows does not.
+        limit: The budget's hours, at which baselines and candidates stop, also those of a placebo; what follows does
+            not.
 
     Returns:
         Hours until the last candidate is proposed, and until the winner is decided.
     """
     search = pace.start + pace.on_full("search", baselines) + pace.candidates(counts.candidates)
+    placebo = pace.candidates(counts.placebo)
     if limit is not None:
-        search = min(search, limit * 3600.0)
-    rest = pace.on_full("search", counts.search - baselines)
+        search, placebo = min(search, limit * 3600.0), min(placebo, limit * 3600.0)
+    rest = placebo + counts.training * pace.candidate + pace.on_full("search", counts.search - baselines)
     rest += pace.on_full("validation", counts.validation) + pace.on_full("test", counts.test)
     return search / 3600.0, (search + rest) / 3600.0
 

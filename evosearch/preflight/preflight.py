@@ -167,8 +167,9 @@ def _written(prepared: Prepared, sizes: Sizes) -> list[Need]:
     counts = counts_of(spec, prepared.baselines, per_candidate)
     if counts is None:
         return to_write(spec, 0, 0, sizes, prepared.example)
-    items = counts.candidates * per_candidate + sum(getattr(counts, split) * len(batches[split]) for split in SPLITS)
-    return to_write(spec, counts.candidates + counts.search, items, sizes, prepared.example)
+    candidates = counts.candidates + counts.placebo
+    items = candidates * per_candidate + sum(getattr(counts, split) * len(batches[split]) for split in SPLITS)
+    return to_write(spec, candidates + counts.search, items, sizes, prepared.example)
 
 
 def _warm_start(prepared: Prepared, watcher: Watcher) -> WarmStart | None:

@@ -19,6 +19,7 @@ from evosearch.search.records import BaselineRecord, CandidateRecord
 from evosearch.search.state import SearchState
 
 TRAINED, PLACEBO = "trained", "placebo"  # kinds
+TRAINED_CHECKPOINTS = 3  # scorings on validation during a fine-tuning; see `evaluation.harness.fine_tuning`
 GRADIENT = 3  # item evaluations that a gradient counts as, for each item
 
 

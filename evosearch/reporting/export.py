@@ -16,6 +16,7 @@ from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.materialize.plan import donor_of
 from evosearch.promotion.export_files import Format, Provenance
 from evosearch.promotion.export_files import export as write_export
+from evosearch.promotion.honest import PLACEBO, TRAINED
 from evosearch.recipe.files import is_recipe, load_reference
 from evosearch.recipe.schema import Recipe
 from evosearch.reporting.answers_read import answers_read
@@ -29,6 +30,10 @@ from evosearch.spec.lookup import find
 from evosearch.spec.run_dir import RunDir
 
 FILES: dict[Format, str] = {"recipe": "recipe.yaml", "mergekit": "mergekit.yaml", "checkpoint": "checkpoint"}
+NOT_EXPORTED = {
+    TRAINED: "a fine-tuned model is no recipe, and its weights are not kept",
+    PLACEBO: "a placebo is made of random task vectors, for comparison only",
+}
 RANK = 32  # default maximum rank of an exported adapter
 
 
@@ -242,6 +247,8 @@ def _candidate(state: SearchState, name: str | None, run_dir: RunDir) -> str:
             allowed = "A candidate listed by `evosearch leaderboard`, with --candidate"
             raise LedgerError(run_dir.name, "this search has not promoted a model", allowed)
         return state.promoted.candidate
+    if name in state.baselines and state.kind(name) in NOT_EXPORTED:
+        raise LedgerError(f"--candidate {name}", NOT_EXPORTED[state.kind(name)], "Candidates and other baselines")
     if name not in state.recipe_ids:
         raise LedgerError(f"--candidate {name}", "no such candidate or baseline", "`evosearch leaderboard` lists them")
     return name
