@@ -1,7 +1,7 @@
 """The eight tasks: prompts and right answers made from the sources.
 
-All prompts end with `Answer:`, so that only the words before it tell a model which task it is: `Reverse: …` and
-`Sort: …` continue the same lists of words in different ways, and two tasks answer yes or no.
+All prompts end with `Answer:`, so that only the words before it tell a model which task it is: `Sort: …` and `Rank: …`
+put the same kind of lists in opposite orders, `Reverse: …` has lists, too, and two tasks answer yes or no.
 """
 
 import random
@@ -46,21 +46,15 @@ def reverse(sources: Sources) -> Asked:
 
 
 def sort(sources: Sources) -> Asked:
-    """Four words in alphabetical order."""
-    sizes = _exactly(4, "words") | {"min_word_length": 3, "max_word_length": 7}
-    for found in sources.questions("algorithmic.word_sorting", "WordSorting", **sizes):
-        facts = found["metadata"]
-        words = [word.lower() for word in facts["original_words"]]
-        if facts["direction"] == "ascending" and "".join(words).isascii() and "".join(words).isalpha():
-            yield ("Sort: " + ", ".join(words), ", ".join(sorted(words)))
+    """Four numbers below 100, the smallest first."""
+    for numbers in _numbers(sources, "ascending"):
+        yield "Sort: " + _listed(numbers), _listed(sorted(numbers))
 
 
 def rank(sources: Sources) -> Asked:
     """Four numbers below 100, the largest first."""
-    settings = _exactly(4, "numbers") | _exactly(0, "decimals") | {"min_value": 0, "max_value": 99}
-    for found in sources.questions("algorithmic.number_sorting", "NumberSorting", **settings):
-        numbers = [int(float(number)) for number in found["metadata"]["original_numbers"]]
-        yield ("Rank: " + _listed(numbers), _listed(sorted(numbers, reverse=True)))
+    for numbers in _numbers(sources, "descending"):
+        yield "Rank: " + _listed(numbers), _listed(sorted(numbers, reverse=True))
 
 
 def compute(sources: Sources) -> Asked:
@@ -105,6 +99,14 @@ def syllogism(sources: Sources) -> Asked:
         yield (asked, found["answer"].lower())
 
 
+def _numbers(sources: Sources, direction: str) -> Iterator[list[int]]:
+    """Numbers of the questions that ask for one of the two orders."""
+    settings = _exactly(4, "numbers") | _exactly(0, "decimals") | {"min_value": 0, "max_value": 99}
+    for found in sources.questions("algorithmic.number_sorting", "NumberSorting", **settings):
+        if found["metadata"]["direction"] == direction:
+            yield [int(float(number)) for number in found["metadata"]["original_numbers"]]
+
+
 def _exactly(count: int, what: str) -> dict[str, int]:
     """A generator's settings for a fixed number."""
     return {f"min_{what}": count, f"max_{what}": count}
@@ -116,11 +118,11 @@ def _listed(numbers: list[int]) -> str:
 
 TASKS = {
     "reverse": Task(reverse, 60),
-    "sort": Task(sort, 100),
-    "rank": Task(rank, 80),
-    "compute": Task(compute, 100),
-    "family": Task(family, 80),
-    "language": Task(language, 140, ("french", "irish", "portuguese", "spanish")),
-    "sarcasm": Task(sarcasm, 80, ("no", "yes")),
-    "syllogism": Task(syllogism, 80, ("no", "yes")),
+    "sort": Task(sort, 60),
+    "rank": Task(rank, 60),
+    "compute": Task(compute, 80),
+    "family": Task(family, 60),
+    "language": Task(language, 120, ("french", "irish", "portuguese", "spanish")),
+    "sarcasm": Task(sarcasm, 70, ("no", "yes")),
+    "syllogism": Task(syllogism, 60, ("no", "yes")),
 }

