@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from evosearch.errors import SpecError
+from evosearch.evaluation.harness.differentiable import differentiable
+from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.statistics.gradient_steps import GradientSteps, gradient_steps
 from evosearch.evaluation.statistics.minibatches import Minibatches, partition
-from evosearch.evaluation.suites.suite import Suite
 from evosearch.evaluation.types import ItemBatch
 from evosearch.search.optimizers._automatic import Choice, Situation, choose
 from evosearch.search.optimizers.registry import AUTO, OptimizerConfig, load
@@ -15,14 +16,19 @@ from evosearch.search.space.space import SearchSpace
 from evosearch.spec.spec import SearchSpec
 
 
-def choose_optimizer(spec: SearchSpec, space: SearchSpace) -> Choice:
+def choose_optimizer(spec: SearchSpec, space: SearchSpace, harness: Harness | None = None) -> Choice:
     """Return the optimizer of a search: the one that its spec names, or the choice of `auto`.
+
+    Args:
+        spec: The spec.
+        space: Its search space.
+        harness: The loaded suite; without it, tasks are not examined for what has no gradient.
 
     Raises:
         SpecError: The optimizer does not support the search space, the objectives, another key, or has no gradient.
     """
     config, where = spec.config.optimizer, spec.at("optimizer")
-    recipe, fitness = space.not_differentiable(), differentiable(spec.suite)
+    recipe, fitness = space.not_differentiable(), differentiable(spec.suite, harness)
     choice = Choice(config)
     if config.name == AUTO:
         guards, minibatches = len(spec.suite.guards), spec.config.search_minibatches is not None
@@ -54,13 +60,6 @@ def divided(
         return gradient_steps(spec.suite, batch, options["batch"], shards, options["hold_back"], config.seed)
     count = spec.config.search_minibatches
     return None if count is None else partition(spec.suite, batch, count, config.seed)
-
-
-def differentiable(suite: Suite) -> str | None:
-    """Return why a suite's fitness has no gradient; None if it has."""
-    if suite.fitness == "score":
-        return "fitness: score counts right answers, which has no derivative (expected_score has)"
-    return None
 
 
 def recorded_choice(config: OptimizerConfig, recorded: OptimizerRecord | None) -> Choice | None:

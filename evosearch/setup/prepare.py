@@ -143,7 +143,8 @@ def prepare_with(
         return None
     found = diagnostics.attempt(lambda: _baselines(spec, models))
     space = diagnostics.attempt(lambda: _space(spec, models, watcher))
-    choice = diagnostics.attempt(lambda: choose_optimizer(spec, space)) if space is not None else None
+    suite = measured[0] if measured is not None else None
+    choice = diagnostics.attempt(lambda: choose_optimizer(spec, space, suite)) if space is not None else None
     if measured is not None and space is not None and choice is not None and not plain:
         diagnostics.attempt(lambda: check_items(spec, measured[1]["search"], choice.config, space.dimensions))
     if space is not None and found is not None:

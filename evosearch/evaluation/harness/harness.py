@@ -64,6 +64,11 @@ class Harness:
             self._check_generation_kwargs()
             self._batches = self._split()
 
+    @property
+    def loaded(self) -> tuple[LoadedTask, ...]:
+        """The loaded lm-eval tasks of all suite tasks and pools of documents."""
+        return tuple(self._tasks.values())
+
     def batch(self, split: str) -> ItemBatch:
         """Return all items of a split, with tasks in the suite's order."""
         return self._batches[split]

@@ -1,0 +1,278 @@
+"""Item values of every fitness: against formulas by hand, against lm-eval's verdicts, and their gradients."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from evosearch.errors import SuiteError
+from evosearch.evaluation.engine.generation import generate
+from evosearch.evaluation.engine.loglikelihood import lay_out, score_loglikelihoods
+from evosearch.evaluation.harness.answer_key import LONG_ANSWER
+from evosearch.evaluation.harness.differentiable import differentiable
+from evosearch.evaluation.harness.frozen import FrozenBatch
+from evosearch.evaluation.harness.harness import max_length_of
+from evosearch.evaluation.harness.scorer import Scorer
+from evosearch.evaluation.suites.suite import load_suite
+from evosearch.evaluation.types import EXPECTED, GOLD, LOGLIKELIHOODS, MARGIN, REQUESTS, Column
+
+Data = dict[str, Any]
+Make = Callable[..., Scorer]
+MEAN = {"aggregation": "mean", "higher_is_better": True}
+CHOICE: Data = {
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{question}}?",
+    "doc_to_choice": "choices",
+    "doc_to_target": "gold",
+}
+WRITE: Data = {
+    "output_type": "generate_until",
+    "doc_to_text": "{{question}}=",
+    "doc_to_target": "{{answer[0]}}",
+    "target_delimiter": "",
+    "generation_kwargs": {"until": ["\n", "."], "max_gen_toks": 6, "do_sample": False},
+    "metric_list": [{"metric": "exact_match", **MEAN}],
+}
+TAKE_FIRST = {"function": "take_first"}
+LETTER = {"function": "regex", "regex_pattern": "([a-j])", "group_select": -1}
+TASKS: dict[str, Data] = {
+    "acc": CHOICE,
+    "acc_norm": CHOICE,
+    "acc_bytes": CHOICE,
+    "acc_mutual_info": CHOICE,
+    "exact_match": {**CHOICE, "doc_to_choice": ["a", "b", "c"]},
+    "several": {**CHOICE, "doc_to_target": "{{[gold, (gold + 1) % 3]}}"},
+    "word": {"output_type": "loglikelihood", "doc_to_text": "{{question}}: ", "doc_to_target": "{{answer}}"},
+    "write": WRITE,
+    "any": {**WRITE, "doc_to_target": "{{[answer[0], 'b', 'ab']}}"},
+    "first": {**WRITE, "filter_list": [{"name": "first", "filter": [{**LETTER, "group_select": 0}, TAKE_FIRST]}]},
+    "limit": {**WRITE, "generation_kwargs": {"until": ["\n"], "max_gen_toks": 1, "do_sample": False}},
+    "conclude": {
+        **WRITE,
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 40, "do_sample": False},
+        "filter_list": [{"name": "last", "filter": [LETTER, TAKE_FIRST]}],
+    },
+    "long": {**WRITE, "doc_to_target": "{{text[:60]}}"},
+}
+WRITTEN = ("write", "any", "first", "limit", "conclude", "long")
+METRIC = {"several": "acc", "word": "acc", **dict.fromkeys(WRITTEN, "exact_match")}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tasks_writer: Any) -> Path:
+    made = tmp_path_factory.mktemp("fitness")
+    metrics = {name: [{"metric": METRIC.get(name, name), **MEAN}] for name in TASKS}
+    named = {f"f_{name}": {"metric_list": metrics[name], **own} for name, own in TASKS.items()}
+    tasks_writer(made / "tasks", named)
+    return made
+
+
+@pytest.fixture
+def scorer_of(folder: Path, tokenizer: Any, model: Any) -> Make:
+    def make(*names: str, fitness: str = "expected_score", **options: Any) -> Scorer:
+        tasks = [{"task": f"f_{name}", "name": name, "metric": METRIC.get(name, name), "chance": 0.0} for name in names]
+        tasks = [{**task, **options} for task in tasks]
+        counts = {"search": 15, "validation": 2, "test": 2}
+        path = folder / "s.yaml"
+        path.write_text(
+            yaml.safe_dump({"name": "s", "include": ["tasks"], "tasks": tasks, "documents": counts, "fitness": fitness})
+        )
+        return Scorer(load_suite(path), tokenizer, max_length_of(model.config, tokenizer))
+
+    return make
+
+
+def values(scorer: Scorer, model: Any, task: str) -> dict[str, Column]:
+    return dict(scorer.score(model, scorer.batch("search")).columns[task])
+
+
+def frozen(scorer: Scorer) -> FrozenBatch:
+    return scorer.plans(scorer.batch("search"))[0]
+
+
+def logprob(model: Any, tokens: Sequence[int], continuation: Sequence[int]) -> float:
+    """The log-likelihood of a continuation by a plain forward pass."""
+    with torch.inference_mode():
+        logits = model(torch.tensor([[*tokens, *continuation]])).logits[0].double().log_softmax(-1)
+    return sum(float(logits[len(tokens) - 1 + i, token]) for i, token in enumerate(continuation))
+
+
+CHOICES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "several")
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_the_probability_of_a_choice_is_a_softmax_as_the_metric_normalizes(
+    scorer_of: Make, model: Any, name: str
+) -> None:
+    scorer = scorer_of(name)
+    columns = values(scorer, model, name)
+    lls = np.split(columns[LOGLIKELIHOODS], columns[REQUESTS].astype(int).cumsum()[:-1])
+    for item, (document, own) in enumerate(zip(frozen(scorer).tasks[0].documents, lls, strict=True)):
+        choices = document.document["choices"]
+        lengths = [len(choice) for choice in choices]  # of ASCII, so bytes are characters
+        z = {"acc_norm": own / lengths, "acc_bytes": own / lengths} if name in ("acc_norm", "acc_bytes") else {}
+        normalized = z.get(name, own[:3] - own[3:] if name == "acc_mutual_info" else own)
+        p = np.exp(normalized) / np.exp(normalized).sum()
+        gold = document.document["gold"]
+        right = [gold, (gold + 1) % 3] if name == "several" else [gold]
+        assert columns[EXPECTED][item] == pytest.approx(p[right].sum(), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", [*CHOICES, "exact_match", "word", "write", "any", "limit"])
+def test_lm_eval_counts_an_item_as_right_if_its_margin_is_positive(
+    scorer_of: Make, new_model: Any, name: str, tokenizer: Any
+) -> None:
+    metric = METRIC.get(name, name)
+    verdicts = []
+    scorer = scorer_of(name, fitness="margin")
+    for seed in range(4):
+        columns = values(scorer, new_model(tokenizer, seed=seed), name)
+        if name in ("write", "any"):  # an answer may also end at the limit
+            assert (columns[metric][columns[MARGIN] > 0.5] == 1).all()
+        else:
+            np.testing.assert_array_equal(columns[MARGIN] > 0.5, columns[metric] == 1)
+        verdicts += list(columns[metric])
+    assert sum(verdicts) < len(verdicts)
+    assert sum(verdicts) > 0 or name not in (*CHOICES, "limit")  # random models give no longer text
+
+
+def test_a_generated_answer_has_one_of_its_ends(scorer_of: Make, model: Any, tokenizer: Any) -> None:
+    scorer = scorer_of("write", "any", "first", "limit")
+    card = scorer.score(model, scorer.batch("search"))
+    newline, stop = (tokenizer.convert_tokens_to_ids(text) for text in "\n.")
+    ends = [[newline], [stop], [tokenizer.eos_token_id]]
+    for task in frozen(scorer).tasks:
+        for item, document in enumerate(task.documents):
+            prompt = frozen(scorer).generations[document.queries[0].requests[0]].prompt
+            letter = document.document["answer"][0]
+            texts = {"any": dict.fromkeys([letter, "b", "ab"])}.get(task.spec.name, [letter])
+            after = [[]] if task.spec.name in ("first", "limit") else ends
+            continuations = [[*tokenizer.encode(text), *end] for text in texts for end in after]
+            expected = sum(np.exp(logprob(model, prompt, one)) for one in continuations)
+            assert card.columns[task.spec.name][EXPECTED][item] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_conclusion_follows_the_models_own_text(scorer_of: Make, model: Any, tokenizer: Any) -> None:
+    scorer = scorer_of("conclude")
+    batch = scorer.batch("search")
+    found = scorer.score(model, batch).columns["conclude"]
+    _, _, generations = scorer.plans(batch)
+    texts = generate(model, generations)[0]
+    lengths = set()
+    for item, document in enumerate(frozen(scorer).tasks[0].documents):
+        text = texts[document.queries[0].requests[0]]
+        before = max((place for place, letter in enumerate(text) if letter in "abcdefghij"), default=None)
+        if before is None:
+            assert found[EXPECTED][item] == 0.0
+            continue
+        lengths.add(before)
+        prompt = generations.requests[document.queries[0].requests[0]].prompt
+        answer = tokenizer.encode(document.document["answer"][0])
+        kept = text[:before].rstrip()  # lm-eval counts spaces at the end of a context to the continuation
+        tokens, spaces = [*prompt, *tokenizer.encode(kept)], tokenizer.encode(text[len(kept) : before])
+        expected = np.exp(logprob(model, tokens, [*spaces, *answer]))
+        assert found[EXPECTED][item] == pytest.approx(expected, rel=1e-3)
+    assert len(lengths) > 2
+    assert frozen(scorer).item_fitness("expected_score").generated == "conclude"
+
+
+def test_a_long_answer_counts_by_its_mean_log_probability(scorer_of: Make, model: Any) -> None:
+    gold = values(scorer_of("long", fitness="gold_logprob"), model, "long")[GOLD]
+    scorer = scorer_of("long")
+    expected = values(scorer, model, "long")[EXPECTED]
+    long = np.array([len(one.document["text"]) > LONG_ANSWER for one in frozen(scorer).tasks[0].documents])
+    assert 0 < long.sum() < len(long)
+    np.testing.assert_allclose(expected[long], np.exp(gold[long]), rtol=1e-6)
+    assert (expected[~long] < np.exp(gold[~long])).all()
+
+
+@pytest.mark.parametrize("fitness", ["expected_score", "margin", "gold_logprob"])
+def test_an_unlearning_target_has_the_complement(scorer_of: Make, model: Any, fitness: str) -> None:
+    column = {"expected_score": EXPECTED, "margin": MARGIN, "gold_logprob": GOLD}[fitness]
+    names = ("acc", "word", "write")
+    plain, gone = scorer_of(*names, fitness=fitness), scorer_of(*names, fitness=fitness, unlearn=True)
+    one, other = plain.score(model, plain.batch("search")), gone.score(model, gone.batch("search"))
+    for name in names:
+        value = one.columns[name][column]
+        complement = np.log1p(-np.exp(np.minimum(value, -(2.0**-23)))) if fitness == "gold_logprob" else 1 - value
+        np.testing.assert_allclose(other.columns[name][f"1-{column}"], complement, rtol=1e-9)
+    scale = 1 if fitness == "gold_logprob" else 100
+    means = [other.columns[name][f"1-{column}"].mean() for name in names]
+    assert other.fitness.value == pytest.approx(scale * np.mean(means))
+    assert dict(zip(names, means, strict=True)) == pytest.approx(
+        {name: one.value / scale for name, one in other.task_fitness.items()}
+    )
+
+
+@pytest.mark.parametrize("fitness", ["expected_score", "margin", "gold_logprob"])
+@pytest.mark.parametrize("unlearn", [False, True])
+def test_the_fitness_is_differentiable_and_is_that_of_the_score_card(
+    scorer_of: Make, model: Any, fitness: Any, unlearn: bool
+) -> None:
+    scorer = scorer_of(
+        "acc_norm", "acc_mutual_info", "several", "word", "write", "any", fitness=fitness, unlearn=unlearn
+    )
+    batch = scorer.batch("search")
+    card, own = scorer.score(model, batch), frozen(scorer).item_fitness(fitness)
+    assert own.generated is None
+    rng = np.random.default_rng(0)
+    lls = torch.tensor(-rng.random(len(own.requests)) - 0.1, requires_grad=True)
+    margins = torch.tensor(rng.standard_normal(len(own.requests)), requires_grad=True)
+    inputs = (margins,) if fitness == "margin" else (lls,)
+
+    def total(*given: torch.Tensor) -> torch.Tensor:
+        found = own(lls if fitness == "margin" else given[0], given[-1] if fitness == "margin" else margins)
+        return torch.stack([weight * found[task].mean() for task, weight in own.weights.items()]).sum()
+
+    assert torch.autograd.gradcheck(total, inputs)
+    assert sum(own.weights.values()) == pytest.approx(1.0)
+    assert {one.task for one in batch.sets} == set(own.weights) == set(card.task_fitness)
+    assert len(set(own.indices)) == len(own.requests)
+
+
+def test_the_score_card_has_the_fitness_of_its_log_likelihoods(scorer_of: Make, model: Any) -> None:
+    scorer = scorer_of("acc_norm", "word", "write")
+    own = frozen(scorer).item_fitness("expected_score")
+    found = score_loglikelihoods(model, lay_out(own.requests, scorer.options))  # no generation, fewer requests
+    items = own(torch.from_numpy(found.lls), torch.from_numpy(found.margins))
+    value = sum(weight * float(items[task].mean()) for task, weight in own.weights.items())
+    assert value == pytest.approx(scorer.score(model, scorer.batch("search")).fitness.value, rel=1e-5)
+
+
+def test_a_target_that_the_metric_does_not_accept_is_named(scorer_of: Make, folder: Path) -> None:
+    config = yaml.safe_load((folder / "tasks" / "f_write.yaml").read_text())
+    config |= {"task": "f_odd", "doc_to_target": "{{answer}}", "filter_list": TASKS["first"]["filter_list"]}
+    (folder / "tasks" / "f_odd.yaml").write_text(yaml.safe_dump(config))
+    METRIC["odd"] = "exact_match"
+    try:
+        with pytest.raises(
+            SuiteError, match=r"is not right by 'exact_match' with filter 'first'\. Set `fitness: score`"
+        ):
+            frozen(scorer_of("odd"))
+        assert frozen(scorer_of("odd", fitness="score")).tasks[0].documents[0].right is None
+        assert frozen(scorer_of("odd", fitness="gold_logprob")).tasks[0].documents[0].right is not None
+    finally:
+        del METRIC["odd"]
+
+
+def test_what_has_no_gradient_is_named(scorer_of: Make) -> None:
+    def why(*names: str, fitness: str = "expected_score") -> str | None:
+        scorer = scorer_of(*names, fitness=fitness)
+        return differentiable(scorer.suite, scorer.harness)
+
+    assert why("acc", "write", "first", "long") is None
+    assert why("acc", "conclude", fitness="gold_logprob") is None
+    assert "'conclude' depends on the model's own generated text" in str(why("acc", "conclude"))
+    assert "fitness: score counts right answers" in str(why("acc", fitness="score"))
+
+
+def test_a_language_needs_a_conclusion(scorer_of: Make, model: Any) -> None:
+    with pytest.raises(SuiteError, match=r"language: the probability of its right answer does not depend"):
+        frozen(scorer_of("write", language="en"))
+    plain, english = (values(scorer_of("conclude", **own), model, "conclude") for own in ({}, {"language": "en"}))
+    inside = english["in_language"] == 1
+    np.testing.assert_array_equal(english[EXPECTED], np.where(inside, plain[EXPECTED], 0.0))
