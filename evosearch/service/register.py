@@ -91,10 +91,16 @@ def register(
     exported: dict[str, str],
     watcher: Watcher,
 ) -> None:
-    """Register the winner and make it the champion; if the tracking store is down, the next run does so."""
+    """Register the winner and make it the champion; if the tracking store is down, the next run does so.
+
+    A model that was promoted unverified is exported only: it was compared with no champion.
+    """
     name, candidate = prepared.spec.config.promotion.register_as, decision.promoted
     if candidate is None:
         return
+    if decision.unverified and name is not None:
+        watcher.note(f"not registered as '{name}': {candidate} is unverified")
+        name = None
     recipe_id = recorder.state.recipe_ids[candidate]
     earlier = recorder.state.promoted
     version = None

@@ -30,6 +30,7 @@ MAX_PARAMS = 100  # entries of a folded genome shown as parameters; all numbers 
 MAX_NAME = 250  # characters, MLflow's limit
 TRAINING_PARAMS = ("form", "parameters", "rate", "steps", "kept", "items")  # of a fine-tuned baseline
 OPENINGS, CONTAMINATION = "test_openings", "contamination_acknowledged"  # tags of runs with a test score
+UNVERIFIED = "unverified"  # tag of a search that promoted without right answers
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 
 
@@ -106,6 +107,10 @@ class Translator:
             self._disclosed[CONTAMINATION] = "true"
             run.tags[CONTAMINATION] = "true"
 
+    def _on_teachers(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
+        run = self._search(plan, now)
+        run.tags |= {safe_name(f"teacher.{task}"): str(teacher) for task, teacher in payload["teachers"].items()}
+
     def _on_test_opened(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         self._disclosed[OPENINGS] = str(payload["count"])
         self._search(plan, now).tags |= {"test_set": str(payload["digest"]), OPENINGS: str(payload["count"])}
@@ -116,6 +121,8 @@ class Translator:
     def _on_gated(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         run = self._search(plan, now)
         run.tags |= {"winner": str(payload["winner"]), "gate": "promoted" if payload["promoted"] else "not promoted"}
+        if payload["unverified"]:
+            run.tags[UNVERIFIED] = "true"
         run.files["gate.json"] = _json(payload)
 
     def _on_promoted(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
@@ -164,6 +171,10 @@ class Translator:
             run.tags["duplicate_of"] = str(payload["duplicate_of"])
             run.status, run.status_ms = FINISHED, now
             self._settle(str(payload["candidate"]), None, plan, now)
+
+    def _on_answered(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
+        self._on_asked(payload, plan, now)
+        self._candidate(payload, plan, now).tags["answer"] = "true"
 
     def _on_scored(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         run = self._candidate(payload, plan, now)

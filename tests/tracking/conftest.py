@@ -97,7 +97,9 @@ class Story:
         self.add("test_opened", digest="d" * 64, candidates=["2", "base"], count=1)
         for candidate, fitness in (("2", 3.0), ("base", 1.0), ("champion", 2.0)):
             self.scored(candidate, fitness, "test")
-        self.add("gated", promoted="2", winner="2", reasons=["2 beats every comparator."], comparisons=[])
+        self.add(
+            "gated", promoted="2", winner="2", reasons=["2 beats every comparator."], comparisons=[], unverified=False
+        )
         self.add("promoted", candidate="2", registered_as="night", version="1")
         self.add("stopped", reason="candidates")
 
