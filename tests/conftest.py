@@ -203,7 +203,6 @@ def make_suite(folder: Path, counts: dict[str, int] | None = None) -> Path:
             {"task": "w_generate", "name": "generate", "metric": "exact_match", "chance": 0.0},
         ],
         "documents": counts or {"search": 8, "validation": 10, "test": 20},
-        "fitness": "gold_logprob",
     }
     path = folder / "suite.yaml"
     path.write_text(yaml.safe_dump(suite, sort_keys=False))

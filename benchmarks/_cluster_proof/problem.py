@@ -47,7 +47,7 @@ def write_spec(folder: Path, ledger: str, tracking: str) -> Path:
     }
     # Task code is trusted only in the suite's folder (evosearch/evaluation/suites/suite.py)
     shutil.copytree(EVALS / "tiny", folder / "tiny", dirs_exist_ok=True)
-    (folder / "suite.yaml").write_text(yaml.safe_dump(suite | {"fitness": "gold_logprob"}, sort_keys=False))
+    (folder / "suite.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
     path = folder / "spec.yaml"
     path.write_text(yaml.safe_dump(spec, sort_keys=False))
     return path

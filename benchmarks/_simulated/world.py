@@ -98,7 +98,8 @@ class World:
             for items in self.batch.sets
         ]
         documents = dict.fromkeys(SPLITS, self.items)
-        return Suite.model_validate({"name": "simulated", "tasks": tasks, "documents": documents})
+        data = {"name": "simulated", "tasks": tasks, "documents": documents, "fitness": "gold_logprob"}
+        return Suite.model_validate(data)
 
     def steps(self, documents: int, shards: int, hold_back: float = 0.2) -> GradientSteps:
         """Minibatches of an optimizer that asks for gradients."""

@@ -96,7 +96,6 @@ def _planted(_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "include": ["tasks"],
         "tasks": [{"task": "p_choice", "name": "choice", "metric": "acc", "chance": 0.25}],
         "documents": {"search": 12, "validation": 20, "test": 100},
-        "fitness": "gold_logprob",
     }
     (folder / "suite.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
     return folder

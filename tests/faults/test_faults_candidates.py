@@ -29,7 +29,7 @@ def test_non_finite_outputs_are_failures(world: World, events: Events) -> None:
         "base_model": "./base",
         "models": [{"model": f"./{name}", "parameters": {"weight": hole}} for name in ("expert1", "expert2")],
     }
-    spec = world("blown", recipe=recipe, budget={"candidates": 24})
+    spec = world("blown", recipe=recipe, optimizer={"name": "random", "seed": 1}, budget={"candidates": 24})
     report = run(spec, Silent())
     recorded = events(spec)
     failed = {event.payload["candidate"]: event.payload for event in recorded if event.type == "failed"}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from evosearch.evaluation.types import GOLD
+from evosearch.evaluation.types import EXPECTED, GOLD
 from evosearch.reporting.leaderboard import leaderboard
 from evosearch.reporting.leaderboard_row import LeaderboardRow
 from evosearch.search.ledger.ledger import Ledger
@@ -108,8 +108,9 @@ def test_the_unlearning_target_scores_by_wrong_answers_and_has_a_smooth_fitness(
         wrong = float(columns["choice"]["1-acc"].mean())
         right = float(columns["generate"]["exact_match"].mean())
         assert card.score == pytest.approx(50 * wrong + 50 * right)
-        unlikely = np.log1p(-np.exp(columns["choice"][GOLD])).mean()
-        assert card.fitness.value == pytest.approx(0.5 * unlikely + 0.5 * columns["generate"][GOLD].mean())
+        assert columns["choice"][f"1-{EXPECTED}"] == pytest.approx(1 - np.exp(columns["choice"][GOLD]))
+        unlikely, likely = columns["choice"][f"1-{EXPECTED}"].mean(), columns["generate"][EXPECTED].mean()
+        assert card.fitness.value == pytest.approx(50 * unlikely + 50 * likely)
 
 
 def test_finalists_and_leaderboard_rank_candidates_without_violations_first(searched: Any) -> None:
