@@ -21,6 +21,7 @@ class Standing:
     scores: Mapping[str, float] = field(default_factory=dict)  # split → score, or fitness where there is no score
     fitness: Mapping[str, float] = field(default_factory=dict)  # split → fitness
     violation: Mapping[str, float] = field(default_factory=dict)  # split → total points by which guards are exceeded
+    answer: bool = False  # recommended by the optimizer at the end of the search
 
 
 def kind_of(candidate: str) -> str:
@@ -34,6 +35,7 @@ def standings(state: SearchState) -> list[Standing]:
     The order does not depend on the order in which workers finished. Duplicates of a recipe, failures, and candidates
     scored only on a minibatch are left out.
     """
+    answers = {state.original(name) for name in state.answers.values()}
     cards: dict[str, dict[str, CardSummary]] = {}
     for (name, split), card in state.cards.items():
         cards.setdefault(name, {})[split] = card
@@ -45,6 +47,7 @@ def standings(state: SearchState) -> list[Standing]:
             scores={split: card.merit for split, card in own.items()},
             fitness={split: card.fitness.value for split, card in own.items()},
             violation={split: state.violation(name, split) for split in own},
+            answer=name in answers,
         )
         for name, own in cards.items()
     ]
@@ -55,10 +58,11 @@ def standings(state: SearchState) -> list[Standing]:
 def choose(
     entries: Sequence[Standing], count: int, by: Literal["fitness", "score"] = "fitness", split: str = "search"
 ) -> list[Standing]:
-    """Choose the `count` best candidates with distinct recipes, and add the best baseline of `split`.
+    """Choose the `count` best candidates with distinct recipes, all answers, and the best baseline of `split`.
 
     A candidate with the same recipe as the best baseline does not count. Candidates are ranked by how far they exceed
-    their guards, then by `by`; ties go to the candidate that was proposed first.
+    their guards, then by `by`; ties go to the candidate that was proposed first. Answers are chosen whatever their
+    rank: the fitness of the best of many candidates is partly luck, that of a mean is not.
     """
     assert count > 0
     baseline = best(entries, split, BASELINE_KINDS)
@@ -67,10 +71,9 @@ def choose(
     for entry in _ranked([entry for entry in entries if entry.kind == "candidate"], split, by):
         if entry.recipe_id in seen:
             continue
-        seen.add(entry.recipe_id)
-        chosen.append(entry)
-        if len(chosen) == count:
-            break
+        if len(chosen) < count or entry.answer:
+            seen.add(entry.recipe_id)
+            chosen.append(entry)
     return chosen + ([baseline] if baseline is not None else [])
 
 

@@ -86,7 +86,7 @@ def items_used(state: SearchState) -> int:
 
 def _items_of(state: SearchState, candidate: CandidateRecord) -> int:
     name, minibatch = candidate.candidate, candidate.minibatch
-    if candidate.answer or candidate.duplicate_of is not None:
+    if state.is_answer(name) or candidate.duplicate_of is not None:
         return 0
     if candidate.gradient:
         found = state.gradients.get((name, minibatch or 0))

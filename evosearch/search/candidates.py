@@ -45,10 +45,10 @@ class Candidates:
         """Record the genomes that the optimizer recommends, unless that was done and nothing was proposed since."""
         genomes = optimizer.answers() if isinstance(optimizer, Recommends) else []
         new = [genome for genome in genomes if self.identify(self.space.fill(genome)) not in self.state.answers]
-        self._propose([(genome, Evaluation()) for genome in new], answer=True)
+        self._propose([(genome, Evaluation()) for genome in new], event="answered")
 
     def _propose(
-        self, planned: Sequence[tuple[Genome, Evaluation]], together: bool = True, answer: bool = False
+        self, planned: Sequence[tuple[Genome, Evaluation]], together: bool = True, event: str = "asked"
     ) -> list[Proposal]:
         first, group = len(self.state.candidates), self.state.groups
         found: list[Proposal] = []
@@ -66,12 +66,11 @@ class Candidates:
                 duplicate_of=None if evaluation.gradient else earlier,
                 minibatch=evaluation.minibatch,
                 gradient=evaluation.gradient,
-                answer=answer,
             )
             found.append(proposal)
             self._made[proposal.candidate] = recipe
         if found:
-            self.recorder.record([("asked", proposal.to_payload()) for proposal in found])
+            self.recorder.record([(event, proposal.to_payload()) for proposal in found])
         return found
 
     def _planned(self, index: int) -> Evaluation:

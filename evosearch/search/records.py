@@ -78,7 +78,6 @@ class CandidateRecord(Record):
     duplicate_of: str | None = None  # the first candidate with this recipe on this minibatch
     minibatch: int | None = None  # None: scored on the full split
     gradient: bool = False  # a shard of a gradient step, which is differentiated and not scored
-    answer: bool = False  # recommended by the optimizer at the end of a search, which replay skips
 
     @property
     def evaluation(self) -> Evaluation:

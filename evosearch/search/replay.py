@@ -62,8 +62,6 @@ class _Replay:
             self._gradients[event.payload["candidate"]] = event.payload["gradient"]
         elif event.type == "asked":
             proposal = Proposal.from_payload(event.payload)
-            if proposal.answer:
-                return
             if self._group and self._group[-1].group != proposal.group:
                 self.ask_group()
             self._group.append(proposal)

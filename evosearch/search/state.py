@@ -99,6 +99,7 @@ class SearchState:
     _proposals: dict[str, Payload] = field(default_factory=dict)  # candidate → payload of its `asked`, without `read`
     _differentiated_at: dict[tuple[str, int], int] = field(default_factory=dict)  # as `gradients` → seq, with `read`
     _failed_names: set[str] = field(default_factory=set)
+    _answered: set[str] = field(default_factory=set)  # all answers, also of earlier sessions
     _leader: tuple[float, float] | None = None  # (violation, -fitness) of the best candidate not in `_news`
     _news: dict[str, None] = field(default_factory=dict)  # candidates with new scores since the leader was found
     _recount: bool = False  # guards or their reference points changed: compare all candidates again
@@ -133,6 +134,10 @@ class SearchState:
     def kind(self, name: str) -> str:
         """Return `candidate`, or the kind of a baseline."""
         return self.baselines[name].kind if name in self.baselines else "candidate"
+
+    def is_answer(self, name: str) -> bool:
+        """Return whether a candidate was recommended at the end of a search, rather than proposed during it."""
+        return name in self._answered
 
     def latest(self, kind: str) -> str | None:
         """Return the baseline of a kind that was recorded last; None without one."""
@@ -267,6 +272,18 @@ class SearchState:
             self.recipe_ids[baseline.candidate] = baseline.recipe_id
 
     def _on_asked(self, payload: Payload) -> None:
+        candidate = self._proposed(payload)
+        self.answers.clear()
+        self.proposed += 1
+        self.distinct[candidate.evaluation] += candidate.duplicate_of is None
+        self.repeated = 0 if candidate.duplicate_of is None else self.repeated + 1
+
+    def _on_answered(self, payload: Payload) -> None:
+        candidate = self._proposed(payload)
+        self.answers[candidate.recipe_id] = candidate.candidate
+        self._answered.add(candidate.candidate)
+
+    def _proposed(self, payload: Payload) -> CandidateRecord:
         candidate = CandidateRecord.from_payload(payload)
         name = candidate.candidate
         if self.read is None:
@@ -278,13 +295,7 @@ class SearchState:
         if not candidate.gradient:
             self.first_with.setdefault((candidate.recipe_id, candidate.evaluation), name)
         self.groups = max(self.groups, candidate.group + 1)
-        if candidate.answer:
-            self.answers[candidate.recipe_id] = name
-            return
-        self.answers.clear()
-        self.proposed += 1
-        self.distinct[candidate.evaluation] += candidate.duplicate_of is None
-        self.repeated = 0 if candidate.duplicate_of is None else self.repeated + 1
+        return candidate
 
     def _on_scored(self, payload: Payload) -> None:
         card = CardSummary.from_payload(payload)
@@ -324,10 +335,9 @@ class SearchState:
             self.done.add((candidate, split))
         else:
             self.sampled.add((candidate, minibatch))
-        if is_candidate(candidate) and (minibatch is not None or split == "search"):
-            asked = self.candidates.get(candidate)
-            if asked is None or not asked.answer:
-                self.finished.add(candidate)
+        on_search = minibatch is not None or split == "search"
+        if is_candidate(candidate) and on_search and candidate not in self._answered:
+            self.finished.add(candidate)
 
     def _on_retried(self, payload: Payload) -> None:
         self.retried += 1

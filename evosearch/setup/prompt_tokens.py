@@ -49,11 +49,13 @@ class SplitTokens:
 def count(frozen: FrozenBatch) -> SplitTokens:
     """Tokens of a frozen batch. Log-likelihoods and prompts run in separate passes and have separate prefix trees.
 
-    Answers of teachers, which a candidate reads, count at their limit.
+    Answers of teachers, which a candidate reads, and its own answers, which are read again for the probability of their
+    conclusion, count at their limit.
     """
     inputs = [request.inputs for request in frozen.loglikelihoods]
     documents = [document.exercise for task in frozen.tasks for document in task.documents if document.exercise]
     read = [exercise.prompt for exercise in documents if exercise.prompt is not None]
+    read += frozen.concluded
     inputs += [(*request.prompt, *(-1,) * (request.max_new_tokens - 1)) for request in read]
     prompts = [request.prompt for request in frozen.generations]
     answers = [(len(request.prompt), request.max_new_tokens) for request in set(frozen.generations)]

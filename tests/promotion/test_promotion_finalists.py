@@ -1,5 +1,7 @@
 """Selection of candidates for validation, and of the finalist for the gate."""
 
+from dataclasses import replace
+
 from evosearch.promotion.finalists import Standing, best, choose, standings
 from evosearch.search.ledger.events import Event
 from evosearch.search.state import SearchState
@@ -34,6 +36,12 @@ def test_the_best_distinct_recipes_and_the_best_baseline() -> None:
 def test_without_baseline_there_are_only_candidates() -> None:
     assert names(choose([entry for entry in FIELD if entry.kind == "candidate"], 1)) == ["0"]
     assert choose([], 4) == []
+
+
+def test_answers_are_always_chosen_and_do_not_take_a_place() -> None:
+    field = [replace(entry, answer=entry.candidate in ("1", "2")) for entry in FIELD]
+    assert names(choose(field, 1)) == ["0", "1", "scale:0.40"]  # 2 is 1 again
+    assert names(choose(field, 3)) == ["0", "10", "1", "scale:0.40"]
 
 
 def test_the_best_by_score_and_ties() -> None:

@@ -64,14 +64,16 @@ def complete(events: Sequence[Event], count: int) -> None:
     names = [payload["candidate"] for payload in payloads(events, "asked")]
     assert names == [str(index) for index in range(count)]
     assert Counter(one["candidate"] for one in told(events)) == Counter(names)
-    outcomes = Counter(p["candidate"] for p in (*payloads(events, "scored"), *payloads(events, "failed")))
+    answers = {payload["candidate"] for payload in payloads(events, "answered")}
+    found = (*payloads(events, "scored"), *payloads(events, "failed"))
+    outcomes = Counter(p["candidate"] for p in found if p["candidate"] not in answers)
     new = [p["candidate"] for p in payloads(events, "asked") if p["duplicate_of"] is None]
     assert outcomes == Counter(new)
     at: dict[str, dict[str, int]] = {"asked": {}, "outcome": {}, "told": {}}
     values: dict[str, float | None] = {}
     first = {p["candidate"]: p["duplicate_of"] or p["candidate"] for p in payloads(events, "asked")}
     for event in events:
-        if event.type in ("asked", "scored", "failed"):
+        if event.type in ("asked", "scored", "failed") and event.payload["candidate"] not in answers:
             at["asked" if event.type == "asked" else "outcome"][event.payload["candidate"]] = event.seq
             if event.type != "asked":
                 fitness = event.payload.get("fitness")

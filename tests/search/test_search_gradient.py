@@ -53,10 +53,6 @@ def payloads(events: Sequence[Event], kind: str) -> list[dict[str, Any]]:
     return [event.payload for event in events if event.type == kind]
 
 
-def proposals(events: Sequence[Event]) -> list[dict[str, Any]]:
-    return [payload for payload in payloads(events, "asked") if not payload["answer"]]
-
-
 @pytest.fixture
 def whole(tmp_path_factory: pytest.TempPathFactory) -> list[Event]:
     return run(tmp_path_factory.mktemp("whole"), workers())
@@ -99,16 +95,16 @@ def test_what_is_recorded(whole: list[Event]) -> None:
     state = SearchState.from_events(whole)
     assert state.proposed == ASKS
     cycle = 2 * SHARDS + 1
-    for index, payload in enumerate(proposals(whole)):
+    for index, payload in enumerate(payloads(whole, "asked")):
         scored = (index + 1) % cycle == 0
         assert payload["gradient"] is not scored
         assert payload["minibatch"] == (STEPS.count * SHARDS if scored else None) or not scored
-    shards = [payload["candidate"] for payload in proposals(whole) if payload["gradient"]]
+    shards = [payload["candidate"] for payload in payloads(whole, "asked") if payload["gradient"]]
     assert [payload["candidate"] for payload in payloads(whole, "differentiated")] == shards
-    genomes = [payload["genome"] for payload in proposals(whole) if payload["gradient"]]
+    genomes = [payload["genome"] for payload in payloads(whole, "asked") if payload["gradient"]]
     assert all(genomes[i] == genomes[i - i % SHARDS] for i in range(len(genomes))), "one point a step"
     assert genomes[0] != genomes[SHARDS]
-    averages = [name for name, one in state.candidates.items() if not one.gradient and not one.answer]
+    averages = [name for name, one in state.candidates.items() if not one.gradient and not state.is_answer(name)]
     assert set(averages) == {name for name, _ in state.samples}
     assert all(state.evidence(name) is None for name in shards), "steps are not ranked"
     assert state.best() is not None
@@ -120,9 +116,9 @@ def test_what_is_recorded(whole: list[Event]) -> None:
 def test_a_gradient_costs_three_items(tmp_path: Path) -> None:
     step, check = 3 * 2 * DOCUMENTS, 2 * 14
     events = run(tmp_path, workers(), Budget(items=4 * step + check))
-    assert len(proposals(events)) == 4 * SHARDS + 1
+    assert len(payloads(events, "asked")) == 4 * SHARDS + 1
     again = run(tmp_path, workers(), Budget(items=5 * step + 2 * check))
-    assert len(proposals(again)) == 5 * SHARDS + 2, "a budget is raised later: the same asks continue"
+    assert len(payloads(again, "asked")) == 5 * SHARDS + 2, "a budget is raised later: the same asks continue"
     assert payloads(again, "asked")[: len(payloads(events, "asked"))] == payloads(events, "asked")
 
 
@@ -178,14 +174,14 @@ def test_answers_are_not_replayed(whole: list[Event]) -> None:
 
 def test_a_resume_repeats_no_answer_and_an_extended_search_gives_a_new_one(tmp_path: Path) -> None:
     def answers(events: Sequence[Event]) -> list[str]:
-        return [payload["candidate"] for payload in payloads(events, "asked") if payload["answer"]]
+        return [payload["candidate"] for payload in payloads(events, "answered")]
 
     first = run(tmp_path, workers())
     assert answers(first) == [str(ASKS)]
     assert answers(run(tmp_path, workers())) == [str(ASKS)]
     longer = run(tmp_path, workers(), Budget(candidates=ASKS + 20))
     assert answers(longer) == [str(ASKS), str(ASKS + 21)], "the first answer has a place in the order of candidates"
-    names = [payload["candidate"] for payload in payloads(longer, "asked")]
+    names = [event.payload["candidate"] for event in longer if event.type in ("asked", "answered")]
     assert names == [str(index) for index in range(ASKS + 22)]
     assert set(SearchState.from_events(longer).answers.values()) == {str(ASKS + 21)}
 
@@ -193,9 +189,14 @@ def test_a_resume_repeats_no_answer_and_an_extended_search_gives_a_new_one(tmp_p
 def test_without_a_held_back_part_three_averages_are_recommended(tmp_path: Path) -> None:
     steps = WORLD.steps(DOCUMENTS, SHARDS, hold_back=0.0)
     events = run(tmp_path, workers(), steps=steps, hold_back=0.0)
-    assert all(payload["gradient"] for payload in proposals(events))
-    assert [payload["minibatch"] for payload in proposals(events)[: 5 * SHARDS]] == [*range(4 * SHARDS), 0, 1, 2]
-    assert len([payload for payload in payloads(events, "asked") if payload["answer"]]) == 3
+    assert all(payload["gradient"] for payload in payloads(events, "asked"))
+    assert [payload["minibatch"] for payload in payloads(events, "asked")[: 5 * SHARDS]] == [
+        *range(4 * SHARDS),
+        0,
+        1,
+        2,
+    ]
+    assert len(payloads(events, "answered")) == 3
 
 
 @pytest.mark.parametrize("lost", [1, SHARDS])
@@ -207,7 +208,7 @@ def test_failed_shards_are_left_out_and_a_failed_step_goes_back(lost: int, tmp_p
         1, lambda job: 1.0, lambda job: None if job.id.split("@")[0] in failing else known(job), lambda: 0.0
     )
     events = run(tmp_path, executor, Budget(candidates=30))
-    points = [payload["genome"] for payload in proposals(events) if payload["gradient"]][::SHARDS]
+    points = [payload["genome"] for payload in payloads(events, "asked") if payload["gradient"]][::SHARDS]
     assert {payload["candidate"] for payload in payloads(events, "failed")} == failing
     halfway = {name: (points[2][name] + points[3][name]) / 2 for name in points[2]}
     assert (points[4] == pytest.approx(halfway)) is (lost == SHARDS)

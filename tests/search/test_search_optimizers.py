@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from evosearch.documents import validate
 from evosearch.errors import SpecError
 from evosearch.search.optimizers import registry
-from evosearch.search.optimizers.registry import Optimizer, OptimizerConfig, create
+from evosearch.search.optimizers.registry import Optimizer, OptimizerConfig, Recommends, create
 from evosearch.search.space.dimensions import Dimension, Estimate, Genome, Observation
 
 FLOATS = tuple(Dimension(f"x{i}", "float", 0.9, low=-1.0, high=1.0) for i in range(3))
@@ -238,6 +238,32 @@ def test_genomes_are_copied_in_and_out(name: str) -> None:
         assert [observation.genome for observation in told] == kept == genomes
         for observation in told:
             observation.genome.clear()
+
+
+@pytest.mark.parametrize("dimensions", [FLOATS, MIXED, CHOICES], ids=["floats", "mixed", "choices"])
+def test_answers_are_in_the_space_better_than_the_start_and_change_nothing(
+    name: str, dimensions: tuple[Dimension, ...]
+) -> None:
+    if (dimensions is CHOICES and not registry.load(name).categoricals) or not isinstance(make(name), Recommends):
+        return
+    found = fitting(name, dimensions)
+    asked, silent = make(name, found, seed=2), make(name, found, seed=2)
+    assert isinstance(asked, Recommends)
+    assert asked.answers() == [], "nothing is learned yet"
+
+    def near(genome: Genome) -> float:
+        return -sum((float(v) - 0.3) ** 2 for v in genome.values() if isinstance(v, float))
+
+    for _ in range(30):
+        asked.tell(observe(asked.ask(asked.population), near))
+        silent.tell(observe(silent.ask(silent.population), near))
+        for genome in asked.answers():
+            assert list(genome) == [dimension.name for dimension in found]
+            for dimension in found:
+                assert dimension.contains(genome[dimension.name])
+                assert dimension.active(genome) or genome[dimension.name] == dimension.init
+    assert asked.ask(asked.population) == silent.ask(silent.population)
+    assert max(map(near, asked.answers())) > near({dimension.name: dimension.init for dimension in found})
 
 
 def test_continues_when_everything_fails(name: str) -> None:
@@ -612,10 +638,14 @@ def test_known_candidates_of_another_search_are_used_or_ignored(name: str) -> No
         ({"name": "random", "sigma": 0.2}, "optimizer.sigma: random has no option 'sigma'.*Remove it"),
         ({"name": "tpe", "points": 5}, "optimizer.points: tpe has no option 'points'"),
         ({"name": "nsga2", "population": 3}, "optimizer.population: got 3.*nsga2 needs at least 4"),
-        ({"population": 3}, "optimizer.population: got 3.*at least 4"),
-        ({"sigma": 0.0}, "optimizer.sigma: .*greater than 0"),
+        ({"name": "cma_es", "population": 3}, "optimizer.population: got 3.*at least 4"),
+        ({"name": "cma_es", "sigma": 0.0}, "optimizer.sigma: .*greater than 0"),
+        ({"sigma": 0.1}, "optimizer.sigma: auto has no option 'sigma'.*name: cat_cma, cma_es or lra_cma"),
         ({"start": "middle"}, "optimizer.start"),
-        ({"popsize": 8}, "optimizer.popsize: cma_es has no option .*Known keys here: name, population.*restarts"),
+        (
+            {"name": "cma_es", "popsize": 8},
+            "optimizer.popsize: cma_es has no option .*Known keys here: name, population.*restarts",
+        ),
         (
             {"name": "greedy_soup", "asynchronous": True},
             "optimizer.asynchronous: greedy_soup is generational: .*Supported by: .*random",

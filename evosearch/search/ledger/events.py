@@ -9,7 +9,8 @@ ignored.
 | started | name, spec, optimizer {name, options, why}, versions {package: version}, budget, resumed, circumstances |
 | teachers | teachers {task: reference}, scores {task: {reference: metric on validation}} of those chosen by `auto` |
 | baseline | candidate, kind, recipe, recipe_id, skipped (why it does not apply) |
-| asked | candidate, group, genome, recipe, recipe_id, duplicate_of, minibatch, gradient, answer |
+| asked | candidate, group, genome, recipe, recipe_id, duplicate_of, minibatch, gradient |
+| answered | as `asked`, without minibatch: a genome that the optimizer recommends at the end of a search |
 | scored | candidate, recipe_id, worker, minibatch, and the card's summary |
 | differentiated | candidate, split, minibatch, fitness, gradient [per dimension], tasks, tokens, seconds, worker |
 | trained | candidate, form, parameters, rate, steps, kept, items, objective, seconds, worker |
@@ -35,8 +36,8 @@ they are made of. A resume under other circumstances is refused.
 
 `violations` are points beyond each guard, in the suite's order; `objectives` [{value, stderr, n}] is empty unless there
 are several. `minibatch` is None for candidates that are scored on the full search split (see `sampling`). `gradient` of
-an asked or told candidate is true if it is differentiated; the gradient itself is in `differentiated` alone. An
-`answer` is a genome that the optimizer recommends at the end of a search; it is scored, and never told.
+an asked or told candidate is true if it is differentiated; the gradient itself is in `differentiated` alone. Answers
+are scored on the full search split, and never told.
 
 A candidate is named by a string: a proposed one by its ask index (`"17"`), a baseline by its kind (`"uniform"`,
 `"parent:1"`, `"scale:0.40"`).
@@ -50,6 +51,7 @@ EventType = Literal[
     "teachers",
     "baseline",
     "asked",
+    "answered",
     "scored",
     "differentiated",
     "trained",

@@ -82,9 +82,17 @@ class Generations(ABC, Generic[S]):
             if len(self._told) == self._size:
                 self._update()
 
+    def answers(self) -> list[Genome]:
+        """Recommend the centre of the distribution, once it has learned; see `Recommends.answers`."""
+        return [self._centre()] if self._updates else []
+
     @abstractmethod
     def stop_reason(self) -> str | None:
         """See `Optimizer.stop_reason`."""
+
+    @abstractmethod
+    def _centre(self) -> Genome:
+        """Return the centre of the current distribution: its mean, and its most probable choices."""
 
     @abstractmethod
     def _draw(self, n: int) -> list[S]:

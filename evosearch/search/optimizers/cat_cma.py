@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cmaes
 import numpy as np
@@ -116,24 +117,26 @@ class CatCma(Generations[Drawn]):
             row[dimension.choices.index(start[dimension.name])] = 1 - doubt
         return rows
 
+    def _centre(self) -> Genome:
+        found = self._numbers_at(self._strategy._mean) if self._numbers else {}
+        if self._categoricals:
+            found |= self._choices_of(self._strategy._q)
+        return self._with_inactive(found)
+
     def _draw(self, n: int) -> list[Drawn]:
         return [self._one() for _ in range(n)]
 
     def _one(self) -> Drawn:
-        strategy, floats = self._strategy, len(self._floats)
+        strategy = self._strategy
         raw = chosen = None
         drawn: Genome = {}
         if self._numbers:
             raw = _cmaes.draw(strategy, strategy._A)
-            point = reflected(raw)
-            if self._integers:
-                point[floats:] = strategy._discretization(raw[floats:])
-            drawn |= {d.name: d.from_unit(unit) for d, unit in zip(self._numbers, point.tolist(), strict=True)}
+            drawn |= self._numbers_at(raw)
         if self._categoricals:
             chosen = strategy._sample_from_categorical()
             _complete(chosen, [len(d.choices) for d in self._categoricals])
-            taken = np.argmax(chosen, axis=1).tolist()
-            drawn |= {d.name: d.choices[index] for d, index in zip(self._categoricals, taken, strict=True)}
+            drawn |= self._choices_of(chosen)
         solution = cmaes.CatCMAwM.Solution(None, None, chosen, raw)
         genome = self._with_inactive(drawn)
         return Drawn(
@@ -142,6 +145,18 @@ class CatCma(Generations[Drawn]):
             np.array([d.active(genome) for d in self._numbers], dtype=bool),
             np.array([d.active(genome) for d in self._categoricals], dtype=bool),
         )
+
+    def _numbers_at(self, raw: Point) -> Genome:
+        """Return the numbers at a point of the unbounded space."""
+        floats, point = len(self._floats), reflected(raw)
+        if self._integers:
+            point[floats:] = self._strategy._discretization(raw[floats:])
+        return {d.name: d.from_unit(unit) for d, unit in zip(self._numbers, point.tolist(), strict=True)}
+
+    def _choices_of(self, rows: NDArray[Any]) -> Genome:
+        """Return the choice with the largest number in each dimension's row."""
+        taken = np.argmax(rows, axis=1).tolist()
+        return {d.name: d.choices[index] for d, index in zip(self._categoricals, taken, strict=True)}
 
     def _with_inactive(self, drawn: Genome) -> Genome:
         """Return the values in the dimensions' order, inactive ones at their `init`."""

@@ -62,6 +62,9 @@ class CmaEs(Generations[Point]):
         reasons = self._strategy.stop()
         return f"cma_es: {', '.join(sorted(reasons))}" if reasons else None
 
+    def _centre(self) -> Genome:
+        return values(self._dimensions, np.asarray(self._strategy.mean))
+
     def _draw(self, n: int) -> list[Point]:
         # Without a number, pycma adds the points that two-point adaptation and mirrors need
         return [np.asarray(point) for point in (self._strategy.ask(n) if self._asynchronous else self._strategy.ask())]

@@ -55,6 +55,9 @@ class LraCma(Generations[Point]):
             return f"lra_cma: converged, to steps of at most {_cmaes.standard_deviations(self._strategy).max():.1e}"
         return None
 
+    def _centre(self) -> Genome:
+        return values(self._dimensions, self._strategy._mean)
+
     def _draw(self, n: int) -> list[Point]:
         return [_cmaes.draw(self._strategy) for _ in range(n)]
 

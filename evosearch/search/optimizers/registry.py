@@ -239,7 +239,8 @@ class OptimizerConfig(Document):
         for key in data:
             if key not in known_keys:
                 what, keys = f"{name} has no option '{key}'", f"Known keys here: {', '.join(known_keys)}"
-                raise SpecError(str(key), what, keys, did_you_mean(str(key), known_keys) or "Remove it")
+                near = did_you_mean(str(key), known_keys)
+                raise SpecError(str(key), what, keys, near or _owners(str(key), name) or "Remove it")
         return data
 
     @model_validator(mode="after")
@@ -284,6 +285,12 @@ class OptimizerConfig(Document):
             for key, found in load(name).document.model_json_schema().get("properties", {}).items():
                 schema["properties"].setdefault(key, found)
         return schema
+
+
+def _owners(key: str, name: str) -> str | None:
+    """Return which optimizers to name in place of `auto`, if some have the option."""
+    owners = [other for other in names() if key in load(other).options] if name == AUTO else []
+    return f"Set name: {', '.join(owners[:-1])}{' or ' if owners[1:] else ''}{owners[-1]}" if owners else None
 
 
 def _options(name: str) -> Mapping[str, Option]:

@@ -1,0 +1,144 @@
+"""Searches by gradient through `run`, on real models: exact at resume, for any executor, refused with reasons."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evosearch.errors import EvosearchError
+from evosearch.execution.worker import Worker
+from evosearch.search.ledger.events import Event
+from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.progress import Silent
+from evosearch.search.protocols import Job, Outcome
+from evosearch.search.state import SearchState
+from evosearch.service.run import run
+from evosearch.spec.spec import load_spec
+
+World = Callable[..., Path]
+OPTIMIZER = {"name": "gradient", "population": 2, "batch": 3, "rate": 0.1}
+TENSORS = {"low": 0.0, "high": 1.5, "per": "tensor"}
+
+
+def changes(**more: Any) -> dict[str, Any]:
+    models = [{"model": f"./expert{index}", "parameters": {"weight": TENSORS}} for index in (1, 2)]
+    recipe = {"merge_method": "task_arithmetic", "base_model": "./base", "models": models}
+    return {"recipe": recipe, "optimizer": OPTIMIZER, "budget": {"candidates": 16}} | more
+
+
+def events_of(spec: Path) -> list[Event]:
+    run_dir = load_spec(spec).run_dir
+    with Ledger.open(run_dir.ledger, read_only=True) as ledger:
+        info = ledger.search_by_name(run_dir.name)
+        assert info is not None
+        return list(ledger.events(info.search_id))
+
+
+def asked(events: list[Event]) -> list[dict[str, Any]]:
+    return [event.payload for event in events if event.type == "asked"]
+
+
+def test_a_search_by_gradient_ends_at_the_gate(world: World) -> None:
+    spec = world("steps", **changes())
+    report = run(spec, Silent())
+    assert (report.stopped, report.candidates.proposed, report.candidates.failed) == ("candidates", 16, 0)
+    state = SearchState.from_events(events_of(spec))
+    assert len(state.gradients) == 16, "8 documents a task are too few to hold some back"
+    dimensions = len(state.proposal("0").genome)
+    assert dimensions > 20
+    told = [state.gradient(state.candidates[name]) for name in ("0", "1", "15")]
+    assert all(one is not None and len(one.gradient) == dimensions for one in told)
+    assert all(any(one.gradient) for one in told if one)
+    assert len(state.answers) == 3
+    assert {finalist.candidate for finalist in state.finalists} == set(state.answers.values())
+    first, last = (sum(state.gradients[name, index].fitness.value for name, index in pair) for pair in (
+        (("0", 0), ("1", 1)), (("12", 0), ("13", 1)),
+    ))  # fmt: skip
+    assert last > first, "the same minibatch, after six steps"
+    assert state.gated is not None
+
+
+class Killed(BaseException):
+    """Simulates SIGKILL: the program does not catch it."""
+
+
+@pytest.mark.parametrize("after", [3, 8, 17])
+def test_a_search_killed_between_shards_goes_on_bit_for_bit(
+    after: int, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = world("whole", **changes())
+    run(whole, Silent())
+    spec, left, score = world("killed", **changes()), iter(range(after)), Worker.run
+
+    def mortal(self: Worker, job: Job) -> Outcome:
+        if next(left, None) is None:
+            raise Killed
+        return score(self, job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "run", mortal)
+        with pytest.raises(Killed):
+            run(spec, Silent())
+    run(spec, Silent())
+    one, other = events_of(whole), events_of(spec)
+    assert asked(other) == asked(one)
+    told = [[event.payload for event in events if event.type == "told"] for events in (one, other)]
+    assert told[0] == told[1]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_workers_give_the_candidates_of_one(world: World) -> None:
+    one = world("one", **changes())
+    run(one, Silent())
+    two = world("two", **changes(workers={"count": 2, "threads": 1}))
+    program = "from evosearch.cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", program, "run", str(two)], capture_output=True, text=True, timeout=600)
+    assert done.returncode in (0, 3), done.stderr
+    assert asked(events_of(two)) == asked(events_of(one))
+
+
+def test_auto_takes_the_gradient_where_there_is_one(world: World) -> None:
+    spec = world("auto", **changes(optimizer={"population": 2, "seed": 3}, budget={"items": 100}))
+    run(spec, Silent())
+    state = SearchState.from_events(events_of(spec))
+    assert state.optimizer is not None
+    assert (state.optimizer.name, state.optimizer.options["batch"]) == ("gradient", 12)
+    assert "every searched number has a derivative" in state.optimizer.why
+    assert state.proposed == 4, "two steps of 16 items, each of which counts three times"
+
+
+def refused(spec: Path) -> str:
+    with pytest.raises(EvosearchError) as error:
+        run(spec, Silent())
+    return str(error.value)
+
+
+def test_what_has_no_derivative_is_named(world: World) -> None:
+    hole = {"low": 0.1, "high": 1.0}
+    models = [{"model": f"./expert{index}", "parameters": {"weight": 0.5, "density": hole}} for index in (1, 2)]
+    recipe = {"merge_method": "ties", "base_model": "./base", "models": models}
+    said = refused(world("ties", **changes(recipe=recipe)))
+    assert "ties.yaml: recipe: 'expert1.density': ties has derivatives in" in said
+    assert "not in density, and optimizer gradient needs a gradient" in said
+    assert "Use optimizer auto or cma_es" in said
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"search_minibatches": 2}, "search_minibatches: gradient divides the search split by its own options, batch"),
+        ({"budget": {"items": 10}}, "budget.items: got 10, and one gradient step takes 18: 3 for each of its items"),
+        ({"objectives": ["choice", "generate"]}, "optimizer.name: gradient takes one objective, but the spec has 2"),
+        (
+            {"optimizer": {"name": "gradient", "asynchronous": True}},
+            "optimizer.asynchronous: gradient is generational: it does not support asynchronous mode",
+        ),
+        ({"optimizer": {"name": "gradient", "batch": 0}}, "optimizer.batch: "),
+    ],
+)
+def test_what_does_not_go_with_gradients_is_refused(more: dict[str, Any], said: str, world: World) -> None:
+    assert said in refused(world("refused", **changes(**more)))
