@@ -131,6 +131,7 @@ def suite_page() -> str:
         ("`tasks[i]`", task.TaskEntry),
         ("`guards[i]`", suite.Guard),
         ("`documents`", task.DocumentCounts),
+        ("`fitness` with teachers", suite.TeacherFitness),
         ("`documents_from`", task.DocumentSources),
         ("`task` with a task for each split", task.SplitTasks),
     ]

@@ -20,18 +20,21 @@ from evosearch.preflight.power import power_warnings
 from evosearch.preflight.preflight import preflight
 from evosearch.recipe import checks, files
 from evosearch.recipe.files import STAGE
+from evosearch.reporting.answers_read import statements, task_answers
 from evosearch.reporting.columns import Column
 from evosearch.reporting.notebook import html_list, html_paragraph, html_table
 from evosearch.search.progress import Watcher
 from evosearch.setup.models import open_models
 from evosearch.setup.prepare import Prepared
 from evosearch.setup.prompt_tokens import count_for
+from evosearch.setup.teachers import named_teachers
 from evosearch.spec.diagnostics import Diagnostics
 from evosearch.spec.kinds import Kind, kind_of
 from evosearch.spec.recovery import Recovered, recover
 from evosearch.spec.spec import SearchSpec, Winner
 from evosearch.spec.stages import StagedSpec
 
+UNVERIFIED_ONLY = "the suite has no right answers, so nothing is tested, and nothing is promoted without --unverified"
 TOKENS_TITLE = "Tokens of one candidate"
 
 TokenCounts = Mapping[str, int]  # of one split: items, requested, …
@@ -210,6 +213,10 @@ def _check_one(
         return found
     for text in power_warnings(prepared.suite, prepared.batches["test"]):
         diagnostics.note(text)
+    for text in statements(task_answers(prepared.suite, named_teachers(spec))):
+        diagnostics.note(text)
+    if not prepared.suite.scoring:
+        diagnostics.note(UNVERIFIED_ONLY)
     found.forecast = {
         "tokens": {split: tokens.to_dict() for split, tokens in prepared.tokens.items()},
         "cost": ready.cost,

@@ -17,12 +17,14 @@ tasks:
     language: ja             # generated text in another language counts as wrong; requires `fitness: score`
     num_fewshot: 0           # a task may set this and the last four keys below; default: the suite's
   - {task: secrets, metric: acc, unlearn: true}   # scores 1 - acc, with fitness log(1 - p); its chance level is 0
+  - {prompts: chat.txt, name: chat}   # a file of prompts without answers, for `fitness: {teachers: …}`
   - task: wikitext
     report_only: true        # not part of score or fitness: no chance, no weight; `metric` is optional
 guards:                      # tasks whose points may drop at most this far below the base's
   - {task: reverse, max_drop: 2.0}
 documents: {search: 60, validation: 100, test: 300}
 fitness: expected_score      # the default; or: score, gold_logprob, margin
+# or, without right answers on search: fitness: {teachers: {reverse: MODEL, chat: MODEL}}, or {teachers: auto}
 split_seed: 0
 near_duplicates: 0.8         # documents this similar never end up in different splits (default 0.8); or: false
 acknowledge_contamination: true   # allow tuning on a public benchmark's test documents; default: false
