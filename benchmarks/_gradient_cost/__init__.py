@@ -1,0 +1,1 @@
+"""Timed jobs of real workers, and their memory, for `benchmarks.gradient_cost`."""
