@@ -257,11 +257,17 @@ def trained_sentence(comparison: Comparison) -> str:
     c, low, high = comparison, comparison.lower, comparison.upper
     if comparison.interval_lower is not None and comparison.interval_upper is not None:
         low, high = comparison.interval_lower, comparison.interval_upper
-    verdict = (
-        "would have been better" if high < 0 else "would have been worse" if low > 0 else "is not clearly different"
-    )
-    lead = f"{c.challenger} leads it by {c.difference:+.2f} points of score ({low:+.2f} to {high:+.2f}, {c.n} items)"
-    return f"Fine-tuning with the budget of the search {verdict}: {lead}."
+    start, names = "Fine-tuning with the budget of the search", (c.challenger, "the fine-tuned model")
+    if high < 0:
+        lead, low, high, names = -c.difference, -high, -low, names[::-1]
+        text = f"{start} would have been better"
+    else:
+        lead, text = (
+            c.difference,
+            f"{start} would {'have been worse' if low > 0 else 'not have been clearly different'}",
+        )
+    within = f"{low:+.2f} to {high:+.2f} at 95% confidence, {c.n} items"
+    return f"{text}: {names[0]} leads {names[1]} by {lead:+.2f} points of score ({within})."
 
 
 def _shown(p: float) -> str:
