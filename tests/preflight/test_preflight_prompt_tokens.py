@@ -61,7 +61,8 @@ def test_generation_takes_no_more_than_was_forecast(world: World) -> None:
     taken = score(str(folder / "base"), suite, "search", None, Silent()).tokens
     assert forecast["requested"] <= taken.requested <= forecast["requested"] + forecast["generated_at_most"]
     assert forecast["distinct"] <= taken.distinct <= forecast["distinct"] + forecast["generated_at_most"]
-    assert forecast["requested"] == 8 * 5 + 8 * 5  # the prompts, and once more with the right answer's first token
+    # the prompts, and with the right answer once for each of its two ends: a newline and the end of the sequence
+    assert forecast["requested"] == 8 * 5 + 8 * 2 * 6
 
 
 def test_equal_prompts_are_continued_once(world: World) -> None:

@@ -260,6 +260,16 @@ class FrozenBatch:
         assert kind == self.fitness, f"frozen for {self.fitness}"
         return self._told(NO_SECOND_PASS)
 
+    @cached_property
+    def concluded(self) -> tuple[GenerationRequest, ...]:
+        """The requests whose generated text is read again up to its conclusion, in the second pass."""
+        return tuple(
+            self.generations[document.queries[document.right.query].requests[0]]
+            for task in self.tasks
+            for document in task.documents
+            if isinstance(document.right, RightConclusion)
+        )
+
     def second_pass(self, texts: Sequence[str]) -> SecondPass:
         """Return the requests for the conclusions of one candidate's generated texts (generation requests,)."""
         documents = [one for task in self.tasks for one in task.concluding(texts)]
