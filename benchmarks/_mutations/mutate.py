@@ -24,6 +24,8 @@ HOLES: tuple[Any, ...] = (
     {"search": True},
     {"search": False, "low": 0},
     {"low": 0.0, "high": 1.0, "per": "layer"},
+    {"low": 0.0, "high": 1.0, "per": "module"},
+    {"low": 0.0, "high": 1.0, "per": "tensor", "ends": "shared"},
     {"low": 0.0, "high": 1.0, "per": "group", "groups": 10**9},
     {"low": 0.0, "high": 1.0, "per": "gradient", "points": 2, "name": "a[b]"},
     {"low": 0, "high": 3, "integer": True, "init": 1.5},

@@ -75,7 +75,8 @@ def weights(reference: str, tensor: str) -> Tensor:
 def ops_of(recipe: Recipe) -> tuple[TensorOp, ...]:
     names = recipe.references()
     contents = {name: f"{index:064x}" for index, name in enumerate(names)}
-    ops = plan(recipe, dict.fromkeys(names, SHAPE), SHAPE, specs(), contents)
+    out = FAMILY.shape({"num_hidden_layers": 4}) if recipe.slices or recipe.modules else SHAPE
+    ops = plan(recipe, dict.fromkeys(names, SHAPE), out, specs(), contents)
     return tuple(replace(op, parameters=replace(op.parameters, dtype=torch.float64)) for op in ops)
 
 
@@ -120,6 +121,23 @@ def somewhere(space: SearchSpace, seed: int) -> Genome:
     return {d.name: d.from_unit(0.05 + 0.9 * unit) for d, unit in zip(space.dimensions, units, strict=True)}
 
 
+def check_directions(space: SearchSpace, seeds: tuple[int, ...] = (2, 3)) -> list[float]:
+    """Compare the gradient with central differences in random directions, and return it."""
+    genome = somewhere(space, 1)
+    found = gradient(space.with_derivatives(genome), len(space.dimensions))
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        direction = torch.randn(len(found), generator=generator, dtype=torch.float64).tolist()
+        ends = [
+            {n: value + sign * STEP * own for (n, value), own in zip(genome.items(), direction, strict=True)}
+            for sign in (1.0, -1.0)
+        ]
+        expected = (loss(space.fill(ends[0])) - loss(space.fill(ends[1]))) / (2 * STEP)
+        along = sum(f * own for f, own in zip(found, direction, strict=True))
+        assert along == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    return found
+
+
 @pytest.mark.parametrize("kind", HOLES)
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_agrees_with_central_differences(name: str, kind: str) -> None:
@@ -128,20 +146,27 @@ def test_agrees_with_central_differences(name: str, kind: str) -> None:
         written = template(spec, kind, **({} if normalize is None else {"normalize": normalize}))
         space = SearchSpace.from_template(written, SHAPE, specs())
         assert space.not_differentiable() is None
-        genome = somewhere(space, 1)
-        found = gradient(space.with_derivatives(genome), len(space.dimensions))
+        found = check_directions(space)
         assert all(found) or kind == "shared name", "equal weights that are normalized have no effect"
-        for seed in (2, 3):
-            generator = torch.Generator().manual_seed(seed)
-            direction = torch.randn(len(found), generator=generator, dtype=torch.float64).tolist()
-            ends = [
-                {n: value + sign * STEP * own for (n, value), own in zip(genome.items(), direction, strict=True)}
-                for sign in (1.0, -1.0)
-            ]
-            expected = (loss(space.fill(ends[0])) - loss(space.fill(ends[1]))) / (2 * STEP)
-            assert sum(f * own for f, own in zip(found, direction, strict=True)) == pytest.approx(
-                expected, rel=1e-5, abs=1e-6
-            )
+
+
+@pytest.mark.parametrize("form", ["slices", "modules"])
+def test_agrees_in_slices_and_modules(form: str) -> None:
+    hole = {"low": 0.1, "high": 1.5}
+
+    def run(first: int, end: int) -> dict[str, Any]:
+        sources = [
+            {"model": name, "layer_range": [first, end], "parameters": {"weight": hole}} for name in ("m0", "m1")
+        ]
+        return {"sources": sources, "parameters": {"lambda": hole}}
+
+    slices = [run(0, 2), run(1, 3)]
+    recipe = {"merge_method": "ties", "base_model": "base", "parameters": {"density": 0.6}}
+    recipe |= {"slices": slices} if form == "slices" else {"modules": {"default": {"slices": slices}}}
+    shape = FAMILY.shape({"num_hidden_layers": 4})
+    space = SearchSpace.from_template(recipe, shape, specs())
+    assert len(space.dimensions) == 6
+    assert all(check_directions(space))
 
 
 @pytest.mark.parametrize("kind", HOLES)
