@@ -9,7 +9,9 @@ of ten equal weights ("scale sweep"), which is also a baseline, like random sear
 own forward pass, grid and greedy_soup from the initial values. cma_es, lra_cma and cat_cma sample around the start
 without evaluating it, so they may end below it; the other optimizers evaluate it first. The winner is the candidate
 with the best fitness; its test score is its true accuracy. Repeated candidates count as evaluations. Because `ask`
-slows down with the number of trials, tpe stops at 200 evaluations and gp at 50 unless `--slow` is given.
+slows down with the number of trials, tpe stops at 200 evaluations and gp at 50 unless `--slow` is given. A step of
+gradient sees all search items and counts as three evaluations; its winner is the best of its answers, and landscapes
+without a derivative refuse it.
 
 `--zoo`: `recipes/quickstart.yaml` on the built-in tiny models (trained on first use) with several optimizers, in this
 process. Finalists are selected on `validation` as in `evosearch run`. The winner is then scored on `test` for this

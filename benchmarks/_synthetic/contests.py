@@ -9,7 +9,8 @@ from benchmarks._synthetic.contestants import Contestant, contestants
 from benchmarks._synthetic.figures import spread
 from benchmarks._synthetic.landscapes import ENCODINGS, LANDSCAPES, THRESHOLDS, Landscape
 from evosearch.errors import SpecError
-from evosearch.search.optimizers.registry import create
+from evosearch.search.optimizers.registry import AsksForGradients, Optimizer, Recommends, create
+from evosearch.search.sampling import BACKWARD
 from evosearch.search.space.dimensions import Genome, Observation
 
 
@@ -55,8 +56,10 @@ def search(landscape: Landscape, one: Contestant, seed: int, checkpoints: Sequen
     Raises:
         SpecError: The optimizer does not support this landscape.
     """
-    began = time.process_time()
     optimizer = create(one.config(seed), landscape.dimensions, landscape.start)
+    if isinstance(optimizer, AsksForGradients):
+        return climb(landscape, optimizer, checkpoints)
+    began = time.process_time()
     evaluated: list[tuple[float, Genome]] = []
     scoring, stopped = 0.0, None
     while len(evaluated) < checkpoints[-1]:
@@ -78,6 +81,37 @@ def search(landscape: Landscape, one: Contestant, seed: int, checkpoints: Sequen
         "stopped": stopped,
         "ms_per_ask": 1e3 * seconds / max(1, len(evaluated)),
     }
+
+
+def climb(landscape: Landscape, optimizer: Optimizer, checkpoints: Sequence[int]) -> dict[str, Any]:
+    """Run one search by gradient on all items, in which a step counts as three evaluations.
+
+    The winner at a checkpoint is the best of what the optimizer recommends there.
+
+    Raises:
+        SpecError: The landscape has no derivative.
+    """
+    if landscape.slope is None:
+        raise SpecError("optimizer", "the fitness of this landscape has no derivative")
+    began, spent, scoring = time.process_time(), 0, 0.0
+    after: dict[str, dict[str, float]] = {}
+    for count in checkpoints:
+        while spent + 1 + BACKWARD <= count and optimizer.stop_reason() is None:
+            (genome,) = optimizer.ask(1)
+            at = time.process_time()
+            estimate, slope = landscape.fitness(genome), landscape.slope(genome)
+            scoring += time.process_time() - at
+            gradient = dict(zip(genome, slope.tolist(), strict=True))
+            optimizer.tell([Observation(str(spent), genome, (estimate,), gradient=gradient)])
+            spent += 1 + BACKWARD
+        assert isinstance(optimizer, Recommends)
+        answers = [(landscape.fitness(genome).value, genome) for genome in optimizer.answers()]
+        after[str(count)] = outcome(landscape, answers)
+    seconds = time.process_time() - began - scoring
+    steps = spent // (1 + BACKWARD)
+    stopped = optimizer.stop_reason()
+    found = {"after": after, "proposed": spent if stopped else checkpoints[-1], "distinct": steps, "stopped": stopped}
+    return found | {"ms_per_ask": 1e3 * seconds / max(1, steps)}
 
 
 def outcome(landscape: Landscape, evaluated: Sequence[tuple[float, Genome]]) -> dict[str, float]:

@@ -38,6 +38,7 @@ class Landscape:
         model: Genome → abilities (T,) and place (D,).
         optimum: True accuracy of the best genome in %.
         start: Genome from which the search starts: the best baseline if the encoding allows it.
+        slope: Genome → gradient of its fitness, (N,); None if it has none.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Landscape:
     world: World
     optimum: float
     start: Genome
+    slope: Callable[[Genome], Vector] | None = None
 
     def fitness(self, genome: Genome) -> Estimate:
         """Fitness on the search items, as reported to an optimizer."""
@@ -69,13 +71,14 @@ def landscape(
     model: Callable[[Genome], tuple[Vector, Vector]],
     world: World,
     optimum: float,
+    slope: Callable[[Genome], Vector] | None = None,
 ) -> Landscape:
     """Create a landscape: score the baselines, and use the best one as the start."""
     scored = {
         name: (world.fitness(*model(genome)).value, world.accuracy(*model(genome)))
         for name, genome in baselines.items()
     }
-    made = Landscape(name, dimensions, scored, model, world, optimum, {})
+    made = Landscape(name, dimensions, scored, model, world, optimum, {}, slope)
     return replace(made, start=baselines[made.baseline])
 
 
@@ -141,9 +144,14 @@ def weighted(
     def slope(weights: Vector) -> Vector:
         return world.slope(merges.abilities(weights), weights - 1 / PARENTS, merges.gradients(weights))
 
+    def fitness_slope(genome: Genome) -> Vector:
+        weights = np.array([genome[dimension.name] for dimension in dimensions], dtype=np.float64)
+        return world.fitness_slope(merges.abilities(weights), weights - 1 / PARENTS, merges.gradients(weights))
+
     starts, bounds = [merges.best.mean(0), *merges.best, np.full(count, 0.4)], [(0.0, HIGH)] * count
     baselines: dict[str, Genome] = {f"scale:{scale:.2f}": {d.name: scale for d in dimensions} for scale in SCALES}
-    return landscape(name, dimensions, baselines, model, world, best_of(accuracy, starts, bounds, slope))
+    optimum = best_of(accuracy, starts, bounds, slope)
+    return landscape(name, dimensions, baselines, model, world, optimum, fitness_slope if smooth else None)
 
 
 def weights_of(groups: int) -> tuple[Dimension, ...]:
@@ -241,7 +249,8 @@ def reencoded(
             {one.name: value for one, value in zip(original.dimensions, weights(genome), strict=True)}
         )
 
-    return replace(original, dimensions=dimensions, model=model, start={one.name: one.init for one in dimensions})
+    start = {one.name: one.init for one in dimensions}
+    return replace(original, dimensions=dimensions, model=model, start=start, slope=None)
 
 
 def route(seed: int, encoding: str = "categorical") -> Landscape:

@@ -66,12 +66,27 @@ class World:
 
     def fitness(self, abilities: Vector, place: Vector) -> Estimate:
         """Fitness of a model with abilities (T,) at a place (D,), as reported to an optimizer."""
-        margins = abilities[self.task] - self.difficulty - self.suits * (self.taste @ place) / np.sqrt(len(place))
+        margins = self._margins(abilities, place)
         if self.rough:
             words = np.frombuffer(hashlib.sha256(place.tobytes()).digest(), dtype=np.uint32)
             margins = margins - self.rough * np.random.default_rng([self.seed, *words]).standard_normal(self.items)
         scores = np.log(expit(SLOPE * margins)) if self.smooth else 100.0 * (margins > 0)
         return Estimate(float(scores.mean()), float(scores.std(ddof=1) / np.sqrt(self.items)), self.items)
+
+    def fitness_slope(self, abilities: Vector, place: Vector, gradients: Vector) -> Vector:
+        """Gradient (D,) of the fitness with respect to the place, given those of the abilities, (T, D).
+
+        d/dx mean log σ(s mᵢ) = mean s (1 − σ(s mᵢ)) ∇mᵢ        mᵢ margin of item i, s the slope
+        """
+        assert self.smooth, "right answers have no derivative"
+        assert not self.rough, "neither has noise"
+        rates = SLOPE * (1.0 - expit(SLOPE * self._margins(abilities, place)))  # (n,)
+        along = gradients[self.task] - self.suits * self.taste / np.sqrt(len(place))  # (n, D)
+        return np.asarray((rates[:, None] * along).mean(0))
+
+    def _margins(self, abilities: Vector, place: Vector) -> Vector:
+        tastes = self.suits * (self.taste @ place) / np.sqrt(len(place))
+        return np.asarray(abilities[self.task] - self.difficulty - tastes)
 
     def accuracy(self, abilities: Vector, place: Vector) -> float:
         """True accuracy in %, the mean over tasks; a test split estimates it."""

@@ -12,27 +12,35 @@ Python overhead, kernel launches and data transfers in between are left out: a d
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from evosearch.checkpoints.disk_space import GIB
+from evosearch.checkpoints.families.registry import family_of
+from evosearch.checkpoints.tensor_files import CONFIG, read_json
 from evosearch.evaluation.engine.score_options import ScoreOptions
 from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.types import SPLITS
 from evosearch.materialize.parents import HEADROOM
+from evosearch.merging.registry import specs
+from evosearch.preflight.asks import Asks, answers_of, asks_of
 from evosearch.preflight.counts import counts_of, planned_baselines
 from evosearch.preflight.model_size import FLOAT32, ModelSize
 from evosearch.preflight.placeholders import same_size
 from evosearch.preflight.sizes import Sizes, sizes_of
 from evosearch.search.baselines import Baseline
 from evosearch.search.progress import Watcher
+from evosearch.search.sampling import BACKWARD
+from evosearch.search.space.space import SearchSpace
+from evosearch.setup.optimizing import choose_optimizer, divided
 from evosearch.setup.prompt_tokens import SplitTokens, count_in
 from evosearch.spec.spec import SearchSpec, Winner
 from evosearch.spec.stages import StagedSpec
 
 USED_FLOPS = 0.4  # fraction of the peak while prompts are read
+ACTIVATIONS = 8 * GIB  # kept for backward passes on a GPU that has them; a smaller one recomputes layers
 USED_BANDWIDTH = 0.5  # fraction of the peak while answers are generated and weights merged
 
 
@@ -82,16 +90,31 @@ def estimate_cost(spec: SearchSpec | StagedSpec, harness: Harness, watcher: Watc
     if isinstance(spec, SearchSpec):
         sizes = sizes_of(spec, watcher)
         tokens = count_in(harness, sizes.folder)
-        return {"tokens": _plain(tokens), "cost": cost(spec, sizes, tokens, planned_baselines(spec))}
+        return {"tokens": _plain(tokens), "cost": _planned(spec, sizes, tokens, harness)}
     winners: dict[str, Winner] = {}
     found: dict[str, dict[str, Any]] = {}
     for index, config in enumerate(spec.config.stages):
         stage = spec.stage(index, winners)
         sizes = sizes_of(stage, watcher)
         tokens = count_in(harness, sizes.folder)
-        found[config.name] = cost(stage, sizes, tokens, planned_baselines(stage))
+        found[config.name] = _planned(stage, sizes, tokens, harness)
         winners[config.name] = same_size(stage)
     return {"tokens": _plain(tokens), "cost": total_cost(found)}
+
+
+def _planned(spec: SearchSpec, sizes: Sizes, tokens: Mapping[str, SplitTokens], harness: Harness) -> dict[str, Any]:
+    """Cost of a search whose models are not opened.
+
+    Raises:
+        InputError: The search space is invalid, or the optimizer does not support it.
+    """
+    where, depths = f"{sizes.folder}/{CONFIG}", dict.fromkeys(spec.frame.references(), sizes.output.layers)
+    config = read_json(sizes.folder / CONFIG)
+    shape = family_of(config, where).shape(config)
+    space = SearchSpace.from_template(spec.template, shape, specs(), spec.where, depths)
+    chosen = choose_optimizer(spec, space, harness).config
+    asks = asks_of(chosen, space, divided(spec, chosen, space.dimensions, harness.batch("search")))
+    return cost(spec, sizes, tokens, planned_baselines(spec), asks, answers_of(chosen, asks))
 
 
 def total_cost(stages: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
@@ -114,7 +137,12 @@ def _plain(tokens: Mapping[str, SplitTokens]) -> dict[str, dict[str, int]]:
 
 
 def cost(
-    spec: SearchSpec, sizes: Sizes, tokens: Mapping[str, SplitTokens], scored: Sequence[Baseline]
+    spec: SearchSpec,
+    sizes: Sizes,
+    tokens: Mapping[str, SplitTokens],
+    scored: Sequence[Baseline],
+    asks: Asks | None = None,
+    answers: int = 0,
 ) -> dict[str, Any]:
     """`forecast.cost` of one search, as `check --json` prints it.
 
@@ -123,17 +151,20 @@ def cost(
         sizes: Sizes of its models.
         tokens: Split → tokens of one evaluation.
         scored: The baselines.
+        asks: What an optimizer that asks for gradients asks for.
+        answers: Candidates that the optimizer recommends at the end.
     """
-    use = _Usage(sizes, getattr(torch, spec.frame.output_dtype).itemsize, _options(spec))
+    use = _Usage(sizes, getattr(torch, spec.frame.output_dtype).itemsize, _options(spec), asks is not None)
     minibatch = minibatch_tokens(tokens["search"], spec.config.search_minibatches or 1)
-    counts = counts_of(spec, scored, minibatch.items)
+    counts = counts_of(spec, scored, minibatch.items, asks, answers)
+    shard = None if asks is None else _differentiated(minibatch_tokens(tokens["search"], 1.0 / asks.shard))
     found = {
         "parameters": sizes.output.parameters,
         "disk_gib": sum(sizes.stored.values()) / GIB,
         "device_gib": {name: size / GIB for name, size in use.memory().items()},
         "read_gib_per_candidate": sizes.read / GIB,
-        "flops_per_candidate": use.flops(minibatch),
-        "seconds_per_candidate": {device.name: use.seconds(minibatch, device) for device in DEVICES},
+        "flops_per_candidate": use.flops(shard or minibatch),
+        "seconds_per_candidate": {device.name: use.seconds(shard or minibatch, device) for device in DEVICES},
         "assumed": ASSUMED,
         "evaluations": None,
         "tokens": None,
@@ -142,8 +173,14 @@ def cost(
     }
     if counts is None:
         return found
+    work = [(getattr(counts, split), tokens[split]) for split in SPLITS]
     candidates = counts.candidates + counts.placebo + counts.training
-    work = [(candidates, minibatch), *((getattr(counts, split), tokens[split]) for split in SPLITS)]
+    if asks is None or shard is None:
+        work.append((candidates, minibatch))
+    else:  # those that are not differentiated are scored on the held-back part
+        share = counts.gradients / max(1, counts.candidates)
+        held = minibatch_tokens(tokens["search"], 1.0 / asks.held_back) if asks.steps.held_back else minibatch
+        work += [(round(candidates * share), shard), (round(candidates * (1 - share)), held)]
     return found | {
         "evaluations": asdict(counts),
         "tokens": sum(n * (t.distinct + t.generated_at_most) for n, t in work),
@@ -158,10 +195,16 @@ def _options(spec: SearchSpec) -> ScoreOptions:
     return ScoreOptions(batch_tokens=workers.batch_tokens, cached_tokens=cached)
 
 
-def minibatch_tokens(tokens: SplitTokens, minibatches: int) -> SplitTokens:
-    """Tokens of one of `minibatches` equal minibatches; prefixes shared between them are ignored."""
+def minibatch_tokens(tokens: SplitTokens, minibatches: float) -> SplitTokens:
+    """Tokens of one minibatch, of which `minibatches` make up the split; prefixes shared between them are ignored."""
     shares = {key: math.ceil(value / minibatches) for key, value in asdict(tokens).items() if key != "longest"}
     return SplitTokens(longest=tokens.longest, **shares)
+
+
+def _differentiated(tokens: SplitTokens) -> SplitTokens:
+    """Tokens of a shard, three times for forward and backward pass; nothing is generated."""
+    passes = {key: (1 + BACKWARD) * getattr(tokens, key) for key in ("distinct", "attended")}
+    return replace(tokens, prompts=0, generated_at_most=0, attended_at_most=0, **passes)
 
 
 @dataclass(frozen=True)
@@ -172,11 +215,13 @@ class _Usage:
         sizes: Sizes of the models.
         itemsize: Bytes per number on the device.
         options: Options of the scorer.
+        gradients: Whether candidates are differentiated.
     """
 
     sizes: Sizes
     itemsize: int
     options: ScoreOptions
+    gradients: bool = False
 
     @property
     def model(self) -> ModelSize:
@@ -195,7 +240,9 @@ class _Usage:
         cache = self.options.cached_tokens * self.model.cached * self.itemsize
         logits = self.options.batch_reads * self.model.vocabulary * FLOAT32
         needed = {"resident": float(resident), "cache": float(cache), "logits": float(logits)}
-        return needed | {"needed": resident + cache + logits, "parents": float(sum(self.sizes.held.values()))}
+        if self.gradients:  # one tensor's gradient at a time; layers are recomputed if activations exceed their limit
+            needed |= {"activations": float(ACTIVATIONS), "gradient": float(FLOAT32 * self.model.largest)}
+        return needed | {"needed": sum(needed.values()), "parents": float(sum(self.sizes.held.values()))}
 
     def _flops(self, tokens: int, attended: int) -> float:
         return 2.0 * self.model.multiplied * tokens + 4.0 * self.model.layers * self.model.width * attended

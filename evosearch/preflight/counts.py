@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from evosearch.preflight.asks import Asked, Asks
 from evosearch.promotion.honest import TRAINED_CHECKPOINTS
 from evosearch.promotion.validate import RESCORED, SCALES_TO_VALIDATE
 from evosearch.search.baselines import Baseline, baselines
@@ -14,12 +15,13 @@ class Counts:
     """Upper bounds on the evaluations of a search.
 
     Attributes:
-        candidates: Candidates, each scored on the search split or on a minibatch of it.
+        candidates: Candidates, each scored on the search split or on a minibatch of it, or differentiated there.
         search: Baselines and rescored candidates on the full search split, also those of the placebo.
         validation: Evaluations on the validation split, also those of the honest baselines.
         test: Evaluations on the test split, also those of the honest baselines.
         placebo: Candidates of the placebo search.
         training: Candidates that would take as many item evaluations as the fine-tuning, which uses one worker.
+        gradients: How many of the candidates are differentiated.
     """
 
     candidates: int
@@ -28,30 +30,50 @@ class Counts:
     test: int
     placebo: int = 0
     training: int = 0
+    gradients: int = 0
 
 
-def counts_of(spec: SearchSpec, scored: Sequence[Baseline], items: int) -> Counts | None:
+def counts_of(
+    spec: SearchSpec, scored: Sequence[Baseline], items: int, asks: Asks | None = None, answers: int = 0
+) -> Counts | None:
     """Counts of a search whose candidates are limited by its budget; None if only hours limit it.
 
     Args:
         spec: The spec.
         scored: The baselines; those without a recipe are not scored.
-        items: Items that one candidate is scored on.
+        items: Items that one candidate is scored on, without gradients.
+        asks: What an optimizer that asks for gradients asks for.
+        answers: Candidates that the optimizer recommends at the end.
     """
     budget = spec.config.budget
+    if asks is not None:
+        found = asks.within(budget)
+        return counts_for(spec, scored, found, answers, asks.steps.held_back) if found else None
     limits = [budget.candidates] if budget.candidates else []
     limits += [budget.items // items] if budget.items else []
-    return counts_for(spec, scored, min(limits)) if limits else None
+    return counts_for(spec, scored, Asked(min(limits)), answers) if limits else None
 
 
-def counts_for(spec: SearchSpec, scored: Sequence[Baseline], candidates: int) -> Counts:
-    """Counts of a search with this many candidates; the test split opens only at the gate."""
+def counts_for(
+    spec: SearchSpec, scored: Sequence[Baseline], asked: Asked, answers: int = 0, held_back: bool = False
+) -> Counts:
+    """Counts of a search with this many candidates; the test split opens only at the gate.
+
+    Args:
+        spec: The spec.
+        scored: The baselines; those without a recipe are not scored.
+        asked: The candidates.
+        answers: Candidates that the optimizer recommends at the end.
+        held_back: Whether candidates are scored on a held-back part, and the best of them later on the full split.
+    """
     kinds = [baseline.kind for baseline in scored if baseline.recipe is not None]
-    scales, finalists = kinds.count("scale"), min(spec.config.promotion.finalists, candidates)
+    candidates, compared = asked.count, asked.count - asked.gradients
+    scales, finalists = kinds.count("scale"), min(spec.config.promotion.finalists, compared)
     plain, last, wanted = len(kinds) - scales, spec.ends_at_gate, spec.config.baselines
     searches, trained = 1 + wanted.placebo, wanted.trained and last
-    rescored = RESCORED * finalists if spec.config.search_minibatches else 0
-    validated = finalists + plain + min(scales, SCALES_TO_VALIDATE)
+    rescored = min(RESCORED * finalists, compared) if spec.config.search_minibatches or held_back else 0
+    rescored += answers
+    validated = finalists + answers + plain + min(scales, SCALES_TO_VALIDATE)
     honest = (wanted.placebo and last) + trained  # models opened on test
     return Counts(
         candidates=candidates,
@@ -60,6 +82,7 @@ def counts_for(spec: SearchSpec, scored: Sequence[Baseline], candidates: int) ->
         test=1 + plain + min(scales, 1) + honest if last else 0,
         placebo=candidates * wanted.placebo,
         training=candidates * trained,
+        gradients=asked.gradients,
     )
 
 

@@ -6,7 +6,7 @@ then skipped. A placed worker may have to fetch large models, so it has the same
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from evosearch.errors import InputError, SearchError, SpecError
@@ -54,6 +54,7 @@ class DryRun:
         outcome: The second candidate's outcome.
         workers: Number of workers that would score at once.
         measured: Batch sizes of the worker, if it runs in this process.
+        gradient: Seconds to differentiate one shard, if the optimizer asks for gradients.
     """
 
     start: float
@@ -61,10 +62,11 @@ class DryRun:
     outcome: Outcome
     workers: int
     measured: dict[str, Any] | None
+    gradient: float | None = None
 
 
 def dry_run(prepared: Prepared, watcher: Watcher, note: Callable[[str], None]) -> DryRun:
-    """Score the start of a search, twice.
+    """Score the start of a search twice; with gradients, differentiate it twice as well.
 
     Args:
         prepared: The search.
@@ -87,11 +89,29 @@ def dry_run(prepared: Prepared, watcher: Watcher, note: Callable[[str], None]) -
         started = time.monotonic()
         outcome = scored(executor, jobs[1], workers, spec.where)
         seconds = time.monotonic() - started
+        gradient = _gradient_seconds(prepared, executor, jobs[0]) if prepared.steps else None
         working = parallel_workers(workers, executor, note)
         measured = executor.worker.measured() if isinstance(executor, LocalExecutor) else None
     finally:
         executor.close()
-    return DryRun(max(0.0, started - began - seconds), seconds, outcome, working, measured)
+    return DryRun(max(0.0, started - began - seconds), seconds, outcome, working, measured, gradient)
+
+
+def _gradient_seconds(prepared: Prepared, executor: Executor, job: Job) -> float:
+    """Seconds to differentiate the first shard; the first time, the model's activations are measured too."""
+    space, steps, workers = prepared.space, prepared.steps, prepared.spec.config.workers
+    assert steps is not None
+    slopes = replace(
+        job,
+        recipe=space.with_derivatives(space.initial()),
+        gradient=len(space.dimensions),
+        weights=steps.weights(0),
+        minibatch=0,
+    )
+    scored(executor, replace(slopes, id="dry-run@search.2"), workers, prepared.spec.where)
+    began = time.monotonic()
+    scored(executor, replace(slopes, id="dry-run@search.3"), workers, prepared.spec.where)
+    return time.monotonic() - began
 
 
 def _executor(prepared: Prepared, watcher: Watcher) -> Executor:

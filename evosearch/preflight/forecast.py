@@ -7,11 +7,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from evosearch.evaluation.types import SPLITS
+from evosearch.preflight.asks import Asked, answers_of, asks_in
 from evosearch.preflight.cost import minibatch_tokens
 from evosearch.preflight.counts import Counts, counts_for, counts_of
 from evosearch.preflight.dry_run import NoPlaceError, dry_run
 from evosearch.search.optimizers.registry import load as load_optimizer
 from evosearch.search.progress import Watcher
+from evosearch.search.sampling import BACKWARD
 from evosearch.search.state import SearchState
 from evosearch.setup.prepare import Prepared
 from evosearch.spec.config import WorkersConfig
@@ -126,9 +128,10 @@ def forecast(
         note(f"{none}: no dry run, and so no forecast of time")
         return {}
     assert run.outcome.card is not None
-    minibatches = len(prepared.minibatches.batches) if prepared.minibatches else 1
-    full = _on_full_splits(prepared, run.seconds, run.outcome.seconds.get("score"), minibatches)
-    pace = Pace(run.start, run.seconds, full, run.workers, _population(prepared))
+    ratio = _minibatches(prepared)
+    full = _on_full_splits(prepared, run.seconds, run.outcome.seconds.get("score"), ratio)
+    candidate = run.seconds if run.gradient is None else _mean_seconds(prepared, run.gradient, full["search"])
+    pace = Pace(run.start, candidate, full, run.workers, _population(prepared))
     found = forecast_at(prepared, pace, note, done) | {"tokens_per_candidate": run.outcome.card.tokens.forwarded}
     return found | ({"worker": run.measured} if run.measured else {})
 
@@ -139,8 +142,10 @@ def forecast_at(
     """Forecast of a search, or of the rest of it, at a given pace; see `forecast`."""
     spec = prepared.spec
     items = len(prepared.minibatches.batches[0] if prepared.minibatches else prepared.batches["search"])
+    asks = asks_in(prepared)
+    answers, held_back = answers_of(prepared.optimizer, asks), asks is not None and asks.steps.held_back
     baselines = sum(baseline.recipe is not None for baseline in prepared.baselines)
-    counts = counts_of(spec, prepared.baselines, items)
+    counts = counts_of(spec, prepared.baselines, items, asks, answers)
     limit = spec.config.budget.hours
     if done is not None and done.any:
         note(f"{done.candidates} candidates are on record already: time and price are those of the rest")
@@ -149,7 +154,9 @@ def forecast_at(
     if counts is None:
         assert limit is not None
         left = max(0.0, limit * 3600.0 - pace.start - pace.on_full("search", baselines))
-        counts = counts_for(spec, prepared.baselines, max(1, int(left / 3600.0 * pace.per_hour)))
+        found = max(1, int(left / 3600.0 * pace.per_hour))
+        asked = Asked(found) if asks is None else asks.first(found)
+        counts = counts_for(spec, prepared.baselines, asked, answers, held_back)
     elif done is not None:
         counts = replace(counts, candidates=max(0, counts.candidates - done.candidates))
     if done is not None:
@@ -174,10 +181,12 @@ def measured_pace(prepared: Prepared, seconds: Mapping[str, float], workers: int
         seconds: Seconds that a recipe took on the full search split: `materialize`, `score`.
         workers: Number of workers.
     """
-    minibatches = len(prepared.minibatches.batches) if prepared.minibatches else 1
-    scoring = seconds["score"]
-    candidate = sum(seconds.values()) - scoring + scoring / minibatches
+    minibatches, scoring = _minibatches(prepared), seconds["score"]
+    others = sum(seconds.values()) - scoring
+    candidate = others + scoring / minibatches
     full = _on_full_splits(prepared, candidate, scoring / minibatches, minibatches)
+    if asks := asks_in(prepared):
+        candidate = _mean_seconds(prepared, others + (1 + BACKWARD) * scoring * asks.shard, full["search"])
     return Pace(0.0, candidate, full, max(1, workers), _population(prepared))
 
 
@@ -189,7 +198,27 @@ def end_of(hours: float, workers: int, config: WorkersConfig, now: datetime | No
     return {"ends": ends.isoformat(timespec="seconds")} | priced
 
 
-def _on_full_splits(prepared: Prepared, seconds: float, scoring: float | None, minibatches: int) -> dict[str, float]:
+def _minibatches(prepared: Prepared) -> float:
+    """How many minibatches like the first make up the search split; 1 without minibatches."""
+    if prepared.steps is not None:
+        return len(prepared.batches["search"]) / len(prepared.steps.batches[0])
+    return len(prepared.minibatches.batches) if prepared.minibatches else 1
+
+
+def _mean_seconds(prepared: Prepared, gradient: float, full: float) -> float:
+    """Mean seconds of a candidate of a search by gradients.
+
+    Args:
+        prepared: The search.
+        gradient: Seconds to differentiate a shard.
+        full: Seconds to score the full search split.
+    """
+    asks = asks_in(prepared)
+    assert asks is not None
+    return asks.gradient_share * gradient + (1.0 - asks.gradient_share) * full * asks.held_back
+
+
+def _on_full_splits(prepared: Prepared, seconds: float, scoring: float | None, minibatches: float) -> dict[str, float]:
     """Split → seconds per recipe on the full split; scoring time is proportional to the tokens.
 
     Args:

@@ -34,6 +34,7 @@ class ModelSize:
         width: Attention heads × size of a head.
         cached: Numbers in the KV cache per token, over all layers.
         vocabulary: Size of the output vocabulary.
+        largest: Parameters of the largest tensor.
     """
 
     parameters: int
@@ -43,6 +44,7 @@ class ModelSize:
     width: int
     cached: int
     vocabulary: int
+    largest: int = 0
 
     @property
     def multiplied(self) -> int:
@@ -86,6 +88,7 @@ def size_of(folder: Path) -> ModelSize:
         width=heads * size,
         cached=2 * groups * size * config.num_hidden_layers,
         vocabulary=head.shape[0],
+        largest=max(weight.numel() for weight in model.parameters()),
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from evosearch.errors import InputError
 from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.types import SPLITS
+from evosearch.preflight.asks import answers_of, asks_in
 from evosearch.preflight.cost import cost
 from evosearch.preflight.counts import counts_of
 from evosearch.preflight.disk_needs import Need, lacking, to_fetch, to_write
@@ -99,7 +100,10 @@ def preflight(
         ready.warm = diagnostics.attempt(lambda: _warm_start(prepared, watcher))
         ready.done = diagnostics.attempt(lambda: _done(prepared))
     sizes = sizes or sizes_of(spec, watcher)
-    ready.cost = cost(spec, sizes, prepared.tokens, prepared.baselines)
+    _note_gradients(prepared, workers, diagnostics)
+    asks = asks_in(prepared)
+    answers = answers_of(prepared.optimizer, asks)
+    ready.cost = cost(spec, sizes, prepared.tokens, prepared.baselines, asks, answers)
     _fits(_written(prepared, sizes), diagnostics, required=ready.first)
     ready.memory = memory_of(prepared.models, prepared.largest, another=_needs_another(prepared))
     if workers is not None and not cluster_of(spec.config.workers):
@@ -142,6 +146,21 @@ def _check_cards(spec: SearchSpec, diagnostics: Diagnostics, ready: Ready) -> No
         ready.licences = cards.licences
 
 
+def _note_gradients(
+    prepared: Prepared, workers: tuple[int | None, float | None] | None, diagnostics: Diagnostics
+) -> None:
+    """Note what a search by gradients leaves unused: workers without a shard, and guards."""
+    steps, spec = prepared.steps, prepared.spec
+    if steps is None:
+        return
+    count = workers[0] if workers is not None else None
+    if count is not None and count > steps.shards:
+        shards = f"{steps.shards} shard{'s' if steps.shards > 1 else ''}"
+        diagnostics.note(f"{count} workers share the {shards} of a step: set optimizer.population to {count}")
+    if spec.suite.guards:
+        diagnostics.warn(f"{spec.at('optimizer.name')}: the suite's guards are not part of the gradient")
+
+
 def _check_memory(
     spec: SearchSpec,
     memory: dict[str, Any],
@@ -164,7 +183,8 @@ def _written(prepared: Prepared, sizes: Sizes) -> list[Need]:
     """Data that a search writes; if only hours limit it, the data that it writes at its end."""
     spec, batches = prepared.spec, prepared.batches
     per_candidate = len(prepared.minibatches.batches[0] if prepared.minibatches else batches["search"])
-    counts = counts_of(spec, prepared.baselines, per_candidate)
+    asks = asks_in(prepared)
+    counts = counts_of(spec, prepared.baselines, per_candidate, asks, answers_of(prepared.optimizer, asks))
     if counts is None:
         return to_write(spec, 0, 0, sizes, prepared.example)
     candidates = counts.candidates + counts.placebo
@@ -176,7 +196,9 @@ def _warm_start(prepared: Prepared, watcher: Watcher) -> WarmStart | None:
     """The warm start; None if it is from an earlier stage that has not run yet."""
     spec = prepared.spec
     named = spec.config.optimizer.warm_start
-    own = spec.stage is not None and str(named).startswith(f"{spec.stage.pipeline}.")
+    own = spec.stage is not None and (spec.warm_stage or str(named).startswith(f"{spec.stage.pipeline}."))
+    if spec.stage is not None and spec.warm_stage is not None:
+        named = f"{spec.stage.pipeline}.{spec.warm_stage}"
     if own and named not in recorded_names(spec.run_dir.ledger):
         return None
     return found_before(prepared, watcher)

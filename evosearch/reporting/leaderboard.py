@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from evosearch.promotion.disclosure import CONTAMINATED, opened
 from evosearch.promotion.honest import PLACEBO, TRAINED
+from evosearch.reporting.agreement import RankCorrelation, correlation_texts, rank_correlation
 from evosearch.reporting.answers_read import TaskAnswers, recorded_answers, statements
 from evosearch.reporting.generalization import FinalistRow, finalist_rows, unchosen_rows
 from evosearch.reporting.leaderboard_row import (
@@ -18,7 +19,6 @@ from evosearch.reporting.leaderboard_row import (
 )
 from evosearch.reporting.notebook import html_paragraph, html_table
 from evosearch.reporting.openings import times_opened
-from evosearch.reporting.rank_correlation import RankCorrelation, correlation_texts, rank_correlation
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.pareto import pareto_set
 from evosearch.search.state import SearchState
@@ -117,11 +117,15 @@ def leaderboard_of(ledger: Ledger, search_id: str, state: SearchState) -> Leader
 
 
 def leaderboard_rows(state: SearchState) -> tuple[LeaderboardRow, ...]:
-    """Rank the candidates and baselines of a folded search; skipped baselines are left out."""
+    """Rank the candidates and baselines of a folded search.
+
+    Skipped baselines are left out, and so are gradient steps, which have no score of their own.
+    """
     baselines = [name for name, baseline in state.baselines.items() if baseline.recipe is not None]
     names = tuple(state.spec.get("objectives") or ())  # empty for a search with one objective
+    candidates = [name for name, one in state.candidates.items() if not one.gradient]
     front = set(pareto_set(state.reported.values())) if names else set()
-    rows = [row_of(state, name, names, front) for name in (*baselines, *state.candidates)]
+    rows = [row_of(state, name, names, front) for name in (*baselines, *candidates)]
     return tuple(replace(row, rank=rank) for rank, row in enumerate(sorted(rows, key=_order), start=1))
 
 

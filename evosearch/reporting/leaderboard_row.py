@@ -47,7 +47,8 @@ class LeaderboardRow:
         recipe_id: Id of its recipe, which identifies its models by their weights.
         kind: `candidate`, `base`, `parent`, `stage`, `uniform`, `scale`, `trained` or `placebo`; the last two are not
             scored on the search split.
-        state: `promoted`, `winner`, `scored`, `duplicate of …`, `failed` or `pending`.
+        state: `promoted`, `winner`, `scored`, `answer` (recommended by the optimizer at the end), `duplicate of …`,
+            `failed` or `pending`.
         score: Score on the search split, or on a minibatch of it; None without one.
         fitness: Fitness on the same items.
         sample: Number of items of the minibatch that score and fitness refer to; None for the full split.
@@ -168,7 +169,8 @@ def _state(state: SearchState, name: str, scored: bool) -> str:
         return "winner"
     original = state.original(name)
     if scored:
-        return "scored" if name == original else f"duplicate of {original}"
+        own = "answer" if state.is_answer(name) else "scored"
+        return own if name == original else f"duplicate of {original}"
     return "failed" if state.has_failed(original) else "pending"
 
 

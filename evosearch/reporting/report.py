@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from evosearch.promotion.disclosure import CONTAMINATED, opened
 from evosearch.promotion.finalists import kind_of
 from evosearch.promotion.gate import GateDecision
+from evosearch.reporting.agreement import RankCorrelation, correlation_texts
 from evosearch.reporting.answers_read import TaskAnswers, statements
 from evosearch.reporting.columns import Column, number
 from evosearch.reporting.generalization import FINALISTS_TITLE, FinalistRow, finalist_columns
@@ -13,7 +14,6 @@ from evosearch.reporting.leaderboard import leaderboard_of, shown_rows
 from evosearch.reporting.leaderboard_row import LEADERBOARD_TITLE, LeaderboardRow, leaderboard_columns
 from evosearch.reporting.notebook import html_list, html_paragraph, html_table
 from evosearch.reporting.pareto_table import PARETO_TITLE, ParetoRow, pareto_columns, pareto_rows
-from evosearch.reporting.rank_correlation import RankCorrelation, correlation_texts
 from evosearch.reporting.test_table import TEST_TITLE, TestRow, test_columns, test_rows
 from evosearch.search.recorder import Recorder
 from evosearch.search.records import is_candidate
@@ -245,5 +245,8 @@ def _failed(state: SearchState) -> set[str]:
     return {
         failure.candidate
         for failure in state.failed
-        if is_candidate(failure.candidate) and failure.split == "search" and failure.candidate not in scored
+        if is_candidate(failure.candidate)
+        and failure.split == "search"
+        and failure.candidate not in scored
+        and not state.is_answer(failure.candidate)
     }

@@ -10,6 +10,7 @@ from evosearch.reporting.openings import times_opened
 from evosearch.search.ledger.events import Event
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.records import CardSummary, is_candidate
+from evosearch.search.sampling import BACKWARD
 from evosearch.search.state import SearchState
 from evosearch.setup.loading import contamination_acknowledged
 from evosearch.spec.lookup import recorded_run_dirs
@@ -145,10 +146,19 @@ def progress_of(events: list[Event], state: SearchState, now: float, running: bo
 def _total(budget: dict[str, Any], state: SearchState) -> int | None:
     """Return how many candidates the budget allows; for a budget of items a lower bound, as duplicates use no items."""
     totals = [budget["candidates"]] if budget.get("candidates") else []
-    each = next((card.items for card in _scored(state)), 0)
+    each = _items_of_one(state)
     if budget.get("items") and each:
-        totals.append(budget["items"] // each)
+        totals.append(int(budget["items"] / each))
     return min(totals, default=None)
+
+
+def _items_of_one(state: SearchState) -> float:
+    """Return the item evaluations of a candidate: of the first, or with gradients the mean of all; 0 before any."""
+    if not state.gradients:
+        return next((card.items for card in _scored(state)), 0)
+    taken = [(1 + BACKWARD) * one.fitness.n for one in state.gradients.values()]
+    taken += [card.items for card in state.samples.values()]
+    return sum(taken) / len(taken)
 
 
 def _scored(state: SearchState) -> list[CardSummary]:
@@ -170,7 +180,8 @@ def _stage(session: list[Event]) -> str:
 
 def _rate(session: list[Event], now: float) -> float | None:
     """Return candidates per minute since the first proposal of this session."""
-    done = [e for e in session if e.type in ("scored", "failed") and is_candidate(e.payload["candidate"])]
+    results = ("scored", "differentiated", "failed")
+    done = [e for e in session if e.type in results and is_candidate(e.payload["candidate"])]
     fresh = {event.payload["candidate"] for event in done if event.payload["split"] == "search"}
     began = next((event.time for event in session if event.type == "asked"), session[0].time)
     return 60.0 * len(fresh) / (now - began) if fresh and now > began else None

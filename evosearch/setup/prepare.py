@@ -15,6 +15,7 @@ from evosearch.evaluation.suites.suite import Suite
 from evosearch.evaluation.types import SPLITS, ItemBatch
 from evosearch.merging.registry import specs
 from evosearch.recipe import checks
+from evosearch.recipe.files import STAGE
 from evosearch.recipe.schema import Recipe
 from evosearch.search.baselines import Baseline, averaged, baselines
 from evosearch.search.optimizers._automatic import Choice
@@ -194,7 +195,10 @@ def _models(spec: SearchSpec, watcher: Watcher, allow_pickle: bool) -> Models:
         InputError: See `open_models`; for routes it names the key in the search parameter, not a hop of the frame.
     """
     config = spec.baselines
-    also = (*filter(None, [config.base_model]), *(config.models or ()))
+    own = spec.frame.references()
+    warm = [baseline.recipe.references() for baseline in _warm_baselines(spec) if baseline.recipe]
+    further = [one for each in warm for one in each if one not in own]
+    also = (*filter(None, [config.base_model]), *(config.models or ()), *further)
     try:
         return open_models(spec.frame, spec.where, watcher, allow_pickle, also, spec.recipes)
     except (CheckpointError, RecipeError, Problems) as error:
@@ -221,11 +225,22 @@ def _baselines(spec: SearchSpec, models: Models) -> list[Baseline]:
     base, mixed, recipe = spec.baselines.base_model, spec.baselines.models, models.recipe
     averaged_models = (*filter(None, [base or recipe.base_model]), *averaged(recipe, base, mixed))
     made = baselines(recipe, spec.baselines.scales, models.alike(averaged_models), base, mixed)
-    found = [_of_stage(baseline, spec) for baseline in made]
+    found = [_of_stage(baseline, spec) for baseline in made] + _warm_baselines(spec)
     for baseline in found:
         if baseline.recipe is not None and set(baseline.recipe.references()) & set(models.also):
             models.check_baseline(baseline.recipe, spec.at("baselines"))
     return found
+
+
+def _warm_baselines(spec: SearchSpec) -> list[Baseline]:
+    """The winner that a stage starts from, unless its recipe is made of that winner, which makes it a parent."""
+    name = spec.warm_stage
+    if name is None or spec.stage is None or spec.stage.winners[name].place is not None:
+        return []
+    winner = spec.stage.winners[name]
+    if winner.reference(name) in spec.frame.references():
+        return []
+    return [Baseline(f"{STAGE}{name}", "stage", Recipe.model_validate(winner.recipe))]
 
 
 def _of_stage(baseline: Baseline, spec: SearchSpec) -> Baseline:

@@ -85,9 +85,13 @@ def provisional_teachers(prepared: "Prepared") -> dict[str, Teacher]:
 
 
 def _single(baselines: Sequence[Baseline], kinds: Sequence[str]) -> dict[str, Baseline]:
-    """Reference → the baseline that is this model alone."""
+    """Reference → the baseline that is this model alone; a stage's winner may be made of several."""
     found = [(baseline.recipe, baseline) for baseline in baselines if baseline.kind in kinds]
-    return {recipe.models[0].model: baseline for recipe, baseline in found if recipe is not None}
+    return {
+        recipe.models[0].model: baseline
+        for recipe, baseline in found
+        if recipe is not None and recipe.merge_method == "linear" and len(recipe.models) == 1
+    }
 
 
 def _where(suite: Suite, task: str) -> str:

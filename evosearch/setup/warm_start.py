@@ -54,7 +54,8 @@ def look_up(prepared: Prepared, watcher: Watcher) -> WarmStart | None:
     ranked = _ranked(state)
     if not ranked:
         raise SpecError(where, f"got '{named}', which has not scored a candidate yet", next="Run it first")
-    genome = state.proposal(ranked[0]).genome
+    best = state.winner.candidate if state.winner and state.winner.candidate in state.candidates else ranked[0]
+    genome = state.proposal(best).genome
     shared = _shared(prepared, genome)
     if not shared:
         ours = ", ".join(dimension.name for dimension in prepared.space.dimensions[:3])
@@ -62,7 +63,7 @@ def look_up(prepared: Prepared, watcher: Watcher) -> WarmStart | None:
         raise SpecError(where, what, f"A search with some of these: {ours}, …", "Name another, or remove it")
     known, why = _known(prepared, state, ranked)
     warm = WarmStart(other, search_id, prepared.space.clip(shared), known)
-    taken = f"{len(shared)} of {len(prepared.space.dimensions)} values from its candidate {ranked[0]}"
+    taken = f"{len(shared)} of {len(prepared.space.dimensions)} values from its candidate {best}"
     watcher.note(f"warm start from '{other}': {taken}; {why or f'{len(known)} known candidates'}")
     return warm
 
@@ -90,6 +91,8 @@ def _read(prepared: Prepared, named: str, where: str) -> tuple[str, str, SearchS
 def _find(spec: SearchSpec, named: str) -> RunDir:
     """The other search: by name in the spec's own ledger, or by name, folder or spec file elsewhere."""
     own = spec.run_dir
+    if spec.stage is not None and spec.warm_stage is not None:
+        return replace(own, name=f"{spec.stage.pipeline}.{spec.warm_stage}")
     return replace(own, name=named) if named in recorded_names(own.ledger) else find(_from(spec.file, named))
 
 

@@ -2,7 +2,7 @@
 
 Its search is named like a stage: `night.placebo`, or `night.weights-placebo` for the stage `weights`. It ends with a
 winner on validation. Space, optimizer, seed, budget and suite are those of the real search; a warm start is left out,
-because its genomes were found with the real models.
+because its genomes were found with the real models, unless it is from a stage, which has a placebo too.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,9 @@ def placebo_of(spec: SearchSpec, winners: Mapping[str, Winner], base: str | None
     stage = Stage(own.pipeline, _stage_name(spec), own.index, winners=within, placebo_of=spec.name)
     changes = {
         "name": placebo_name(spec),
-        "optimizer": spec.config.optimizer.model_copy(update={"warm_start": None}),
+        "optimizer": spec.config.optimizer.model_copy(
+            update={"warm_start": renamed.get(spec.config.optimizer.warm_start or "")}
+        ),
         "baselines": spec.config.baselines.model_copy(update={"trained": False, "placebo": False}),
         "promotion": spec.config.promotion.model_copy(update={"register_as": None, "checkpoint": False}),
     }

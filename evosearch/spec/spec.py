@@ -18,7 +18,7 @@ from evosearch.evaluation.suites.suite import Suite, load_suite
 from evosearch.recipe.files import STAGE, anchor
 from evosearch.recipe.identity import digest
 from evosearch.recipe.schema import Recipe
-from evosearch.search.optimizers.registry import AUTO
+from evosearch.search.optimizers.registry import AUTO, OptimizerConfig
 from evosearch.search.optimizers.registry import load as load_optimizer
 from evosearch.search.space.routes import is_route
 from evosearch.search.space.template import frame
@@ -118,6 +118,12 @@ class SearchSpec:
         return self.stage.recipes if self.stage else {}
 
     @property
+    def warm_stage(self) -> str | None:
+        """The earlier stage whose winner this search starts from; None without one."""
+        named = self.config.optimizer.warm_start or ""
+        return named.removeprefix(STAGE) if named.startswith(STAGE) else None
+
+    @property
     def objectives(self) -> tuple[str, ...]:
         """Names of the objectives; empty for a search by fitness."""
         return self.config.objectives or ()
@@ -191,9 +197,10 @@ def load_spec(path: Path) -> SearchSpec:
 def parse_search(path: Path, data: Mapping[str, Any]) -> SearchSpec:
     """The spec of one search, whose file's YAML is `data`; see `load_spec`."""
     config = documents.validate(SpecFile, data, str(path), SpecError)
-    for keys, name in stage_references(config.recipe):
+    for keys, name in references_of(config.recipe, config.optimizer):
         what = f"got '{STAGE}{name}', and this spec has no stages"
-        raise SpecError(documents.join(f"{path}: recipe", *keys), what, "Only in the stages of a multi-stage spec")
+        place = documents.join(f"{path}: {keys[0]}", *keys[1:])
+        raise SpecError(place, what, "Only in the stages of a multi-stage spec")
     return search_of(path, config, load_suite_of(path, config.suite))
 
 
@@ -223,6 +230,12 @@ def load_suite_of(path: Path, named: str) -> Suite:
     if not os.path.isfile(suite_path):
         raise SpecError(f"{path}: suite", f"no file {suite_path}", next="Suites are YAML files, as in evals/")
     return load_suite(suite_path)
+
+
+def references_of(recipe: Mapping[str, Any], optimizer: OptimizerConfig) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Every `stage:NAME` in a recipe or in a warm start: its keys in the spec and the stage's name."""
+    yield from ((("recipe", *keys), name) for keys, name in stage_references(recipe))
+    yield from stage_references({"optimizer": {"warm_start": optimizer.warm_start}})
 
 
 def stage_references(node: Any, keys: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:

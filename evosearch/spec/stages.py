@@ -1,6 +1,7 @@
 """Multi-stage specs: several searches in one file, each building on the winners of earlier ones.
 
-In the recipe of a later stage, `stage:NAME` refers to the winner of an earlier one. Every stage is a search
+In the recipe of a later stage, `stage:NAME` refers to the winner of an earlier one. `warm_start: stage:NAME` starts a
+stage at that winner, which is then a baseline: so a search of another kind can refine it. Every stage is a search
 `<name>.<stage>` with its own recipe, optimizer and budget; suite, workers, tracking, ledger and promotion are shared.
 """
 
@@ -30,8 +31,8 @@ from evosearch.spec.spec import (
     Winner,
     load_suite_of,
     parse_search,
+    references_of,
     search_of,
-    stage_references,
 )
 
 PLACEBO = "placebo"  # stage of the placebo of a single search; for stages a suffix of their names
@@ -87,11 +88,11 @@ class StagesFile(Document):
             if len(f"{self.name}.{stage.name}") > LONGEST:
                 what = f"the search's name '{self.name}.{stage.name}' is longer than {LONGEST} characters"
                 raise SpecError(f"{where}.name", what, next="Choose a shorter name")
-            for keys, name in stage_references(stage.recipe):
+            for keys, name in references_of(stage.recipe, stage.optimizer):
                 if name not in earlier:
                     known = ", ".join(f"{STAGE}{other}" for other in earlier) or "none, this is the first stage"
                     what = f"got '{STAGE}{name}', and no earlier stage is named '{name}'"
-                    place = documents.join(f"{where}.recipe", *keys)
+                    place = documents.join(where, *keys)
                     raise SpecError(place, what, f"Earlier stages: {known}", did_you_mean(name, earlier))
                 used.add(name)
             earlier.append(stage.name)
@@ -102,7 +103,7 @@ class StagesFile(Document):
         for index, name in enumerate(earlier[:-1]):
             if name not in used:
                 what = f"no later stage builds on '{name}'"
-                allowed = f"'{STAGE}{name}' as a model of a later stage"
+                allowed = f"'{STAGE}{name}' as a model of a later stage, or as warm_start of its optimizer"
                 raise SpecError(f"stages[{index}].name", what, allowed, "Or remove it")
         return self
 
@@ -136,7 +137,7 @@ class StagedSpec:
             SpecError, RecipeError: See `load`.
         """
         found = self.config.stages[index]
-        named = dict.fromkeys(name for _, name in stage_references(found.recipe))
+        named = dict.fromkeys(name for _, name in references_of(found.recipe, found.optimizer))
         last = index == self.count - 1
         stage = Stage(self.name, found.name, index, last, {name: winners[name] for name in named})
         own = {key: getattr(found, key) for key in STAGE_KEYS if key in found.model_fields_set}

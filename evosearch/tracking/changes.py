@@ -1,6 +1,7 @@
 """Translation of events into changes of MLflow runs. Pure: events in, changes out.
 
-The search, every candidate and every baseline have one run each. A change states the final content of a run (tags,
+The search, every candidate and every baseline have one run each; shards of gradient steps have none, and are points of
+the search's metric `gradient/fitness`. A change states the final content of a run (tags,
 metrics with their own step and time, files, a status), not an increment, so applying it twice has no further effect.
 """
 
@@ -162,6 +163,8 @@ class Translator:
         return bundle(Recipe.model_validate(recipe), partial(load_reference, known=known)).to_yaml()
 
     def _on_asked(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
+        if payload.get("gradient"):
+            return
         run = self._begin(payload, plan, now)
         run.files["recipe.yaml"] = self._recipe_file(payload["recipe"])
         run.tags["group"] = str(payload.get("group", ""))
@@ -206,11 +209,16 @@ class Translator:
         if value is not None:
             self._search(plan, now).points.append(Point("rank_correlation", value, len(both), now))
 
+    def _on_differentiated(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
+        point = Point("gradient/fitness", float(payload["fitness"]["value"]), int(payload["candidate"]), now)
+        self._search(plan, now).points.append(point)
+
     def _on_told(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         """Settle the reported candidates; one that breaks a guard is never the best."""
         observations = [Reported.from_payload(one) for one in payload["observations"]]
         for one in observations:
-            fitness = one.fitness.value if one.fitness is not None and one.violation == 0 else None
+            counts = one.fitness is not None and one.violation == 0 and not one.gradient
+            fitness = one.fitness.value if one.fitness is not None and counts else None
             self._settle(one.candidate, fitness, plan, now)
         several = [one for one in observations if one.objectives]
         if several:

@@ -27,6 +27,7 @@ from evosearch.spec.spec import load_spec
 ROOT = Path(__file__).parents[2]
 BASE = "mistralai/Mistral-7B-v0.1"
 ABEL = "GAIR/Abel-7B-002"
+NONE = {"placebo": 0, "training": 0, "gradients": 0}
 # config.json of the four models of `japanese_math.yaml`, except for Abel's vocabulary and type
 MISTRAL: dict[str, Any] = {
     "architectures": ["MistralForCausalLM"],
@@ -124,9 +125,9 @@ def test_the_quickstart_by_hand(shipped: Path) -> None:
     assert result.ok
     cost, tokens = result.forecast["cost"], result.forecast["tokens"]
     size = sizes_of(spec, Silent()).output
-    # Base, four parents, uniform and ten scales; three scales with six finalists; one scale at the end
-    expected = {"candidates": 96, "search": 16, "validation": 6 + 6 + 3, "test": 1 + 6 + 1}
-    assert cost["evaluations"] == expected
+    # Base, four parents, uniform and ten scales, and the answer; three scales with seven finalists; one scale at the end
+    expected = {"candidates": 96, "search": 16 + 1, "validation": 6 + 1 + 6 + 3, "test": 1 + 6 + 1}
+    assert cost["evaluations"] == expected | NONE
 
     def run(split: str) -> int:
         return int(tokens[split]["distinct"] + tokens[split]["generated_at_most"])
@@ -134,10 +135,10 @@ def test_the_quickstart_by_hand(shipped: Path) -> None:
     def arithmetic(split: str) -> float:
         return flops(size, run(split), tokens[split]["attended"] + tokens[split]["attended_at_most"])
 
-    assert cost["tokens"] == (96 + 16) * run("search") + 15 * run("validation") + 8 * run("test")
+    assert cost["tokens"] == (96 + 17) * run("search") + 16 * run("validation") + 8 * run("test")
     assert cost["flops_per_candidate"] == pytest.approx(arithmetic("search"))
     assert cost["flops"] == pytest.approx(
-        112 * arithmetic("search") + 15 * arithmetic("validation") + 8 * arithmetic("test")
+        113 * arithmetic("search") + 16 * arithmetic("validation") + 8 * arithmetic("test")
     )
     assert cost["device_gib"]["resident"] * GIB == 4 * size.parameters
     assert cost["read_gib_per_candidate"] == cost["disk_gib"]  # all five models, each once
@@ -157,10 +158,14 @@ def test_parts_and_other_ends_of_a_search(shipped: Path) -> None:
     items = evaluations(budget={"items": 100})  # six documents of each of four tasks
     assert items is not None
     assert items["candidates"] == 4  # complete ones
-    assert items["validation"] == 4 + 6 + 3  # at most as many finalists as candidates
+    assert items["validation"] == 4 + 1 + 6 + 3  # at most as many finalists as candidates, and the answer
     parts = evaluations(search_minibatches=3)
     assert parts is not None
-    assert parts["search"] == 16 + 2 * 6
+    assert parts["search"] == 16 + 2 * 6 + 1
+    steps = evaluations(optimizer={"name": "gradient", "population": 2, "batch": 3}, budget={"items": 100})
+    assert steps is not None
+    assert (steps["candidates"], steps["gradients"]) == (4, 4)  # six documents each, which count three times
+    assert steps["search"] == 16 + 3  # answers: six documents of a task are too few to hold some back
     halved = evaluations(search_minibatches=3, budget={"items": 100})
     assert halved is not None
     assert halved["candidates"] == 12  # of eight items each
@@ -240,7 +245,7 @@ def test_the_japanese_merge_before_anything_is_fetched(seven_b: Path) -> None:
     assert memory["resident"] == 2 * SEVEN_B
     assert memory["cache"] == 131072 * 32 * 2 * 8 * 128 * 2  # tokens · layers · keys and values · heads · size · bytes
     assert memory["logits"] == 2048 * 32000 * 4
-    assert cost["evaluations"] == {"candidates": 1000, "search": 15, "validation": 16, "test": 7}
+    assert cost["evaluations"] == {"candidates": 1000, "search": 16, "validation": 17, "test": 7} | NONE
     assert tokens["search"]["generated_at_most"] == 6 * 512
     # Generation reads all weights in each of 512 steps, at half the bandwidth: most of a candidate's time
     multiplied = 2 * (SEVEN_B - EMBEDDINGS)
@@ -262,6 +267,26 @@ def test_eight_adapters_take_little_more_than_their_base(seven_b: Path) -> None:
     counts = counts_of(spec, planned_baselines(spec), 100)
     assert counts is not None
     assert (counts.candidates, counts.search) == (360, 20 + 2 * 4)
+
+
+def test_gradients_of_eight_adapters(seven_b: Path) -> None:
+    """A shard costs three times its forward passes, and memory for activations and for one tensor's gradient."""
+    path = seven_b / "lora_library.yaml"
+    data = yaml.safe_load(path.read_text())
+    scored = check(path, False, Silent(), weights=False).forecast["cost"]
+    del data["search_minibatches"]
+    steps = {"name": "gradient", "batch": 4, "population": 2}
+    path.write_text(yaml.safe_dump(data | {"optimizer": steps, "budget": {"candidates": 90}}))
+    result = check(path, False, Silent(), weights=False)
+    assert result.problems == ()
+    cost, tokens = result.forecast["cost"], result.forecast["tokens"]["search"]
+    assert 0 < cost["evaluations"]["gradients"] <= 90
+    more = {name: cost["device_gib"][name] * GIB for name in ("activations", "gradient")}
+    assert more == {"activations": 8 * GIB, "gradient": 4 * EMBEDDINGS}
+    assert cost["device_gib"]["needed"] == pytest.approx(scored["device_gib"]["needed"] + sum(more.values()) / GIB)
+    multiplied = SEVEN_B - EMBEDDINGS
+    share = 2 * cost["flops_per_candidate"] / (3 * 2 * multiplied * tokens["distinct"])
+    assert 0.05 < share < 1, "two shards of four documents of each task"
 
 
 def test_the_command_line_prints_two_lines(

@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from evosearch.errors import EvosearchError
 from evosearch.execution.worker import Worker
+from evosearch.reporting.leaderboard import leaderboard
 from evosearch.search.ledger.events import Event
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Silent
 from evosearch.search.protocols import Job, Outcome
 from evosearch.search.state import SearchState
 from evosearch.service.run import run
+from evosearch.spec.run_dir import default_run_dir
 from evosearch.spec.spec import load_spec
 
 World = Callable[..., Path]
@@ -59,6 +62,9 @@ def test_a_search_by_gradient_ends_at_the_gate(world: World) -> None:
     ))  # fmt: skip
     assert last > first, "the same minibatch, after six steps"
     assert state.gated is not None
+    rows = {row.candidate: row.state for row in leaderboard(load_spec(spec).run_dir).rows if row.kind == "candidate"}
+    assert set(rows) == set(state.answers.values()), "steps are no rows"
+    assert set(rows.values()) <= {"answer", "promoted"}
 
 
 class Killed(BaseException):
@@ -109,6 +115,48 @@ def test_auto_takes_the_gradient_where_there_is_one(world: World) -> None:
     assert (state.optimizer.name, state.optimizer.options["batch"]) == ("gradient", 12)
     assert "every searched number has a derivative" in state.optimizer.why
     assert state.proposed == 4, "two steps of 16 items, each of which counts three times"
+
+
+def test_cma_es_refines_the_winner_of_a_search_by_gradient(world: World) -> None:
+    """The second stage has a space of its own; it starts at the winner of the first, which is then a baseline."""
+    recipe, group = changes()["recipe"], {"low": 0.0, "high": 1.5, "per": "tensor"}
+    models = [
+        {"model": "./expert1", "parameters": {"weight": group}},
+        {"model": "./expert2", "parameters": {"weight": 0.5}},
+    ]
+    stages = [
+        {"name": "slopes", "recipe": recipe, "optimizer": OPTIMIZER, "budget": {"candidates": 16}},
+        {
+            "name": "polish",
+            "recipe": recipe | {"models": models},
+            "optimizer": {"name": "cma_es", "population": 4, "sigma": 0.01, "warm_start": "stage:slopes"},
+            "budget": {"candidates": 8},
+        },
+    ]
+    spec = world("both", stages=stages)
+    data = yaml.safe_load(spec.read_text())
+    for key in ("recipe", "optimizer", "budget"):
+        del data[key]
+    spec.write_text(yaml.safe_dump(data, sort_keys=False))
+    report = run(spec, Silent())
+    assert [row.name for row in report.stages] == ["slopes", "polish"]
+    with Ledger.open(default_run_dir("both").ledger, read_only=True) as ledger:
+        first, second = (
+            SearchState.from_events(ledger.events(info.search_id))
+            for info in sorted(ledger.searches(), key=lambda info: info.name, reverse=True)
+        )
+    assert first.winner is not None
+    assert second.warm_start is not None
+    assert second.warm_start.search == "both.slopes"
+    assert second.recipe_ids["stage:slopes"] == first.winner.recipe_id
+    assert second.baselines["stage:slopes"].kind == "stage"
+    if first.winner.candidate in first.candidates:
+        found = first.proposal(first.winner.candidate).genome
+        started = second.warm_start.start
+        assert {name: found[name] for name in started} == started
+    assert len(second.answers) == 1
+    said = refused(world("none", **changes(optimizer=OPTIMIZER | {"warm_start": "stage:slopes"})))
+    assert "none.yaml: optimizer.warm_start: got 'stage:slopes', and this spec has no stages" in said
 
 
 def refused(spec: Path) -> str:
