@@ -7,6 +7,7 @@ from rich.table import Table
 
 from evosearch.cli.tables import make_table
 from evosearch.promotion.disclosure import CONTAMINATED, opened
+from evosearch.reporting.agreement import RankCorrelation
 from evosearch.reporting.answers_read import TaskAnswers, statements
 from evosearch.reporting.generalization import FINALISTS_TITLE, FinalistRow, finalist_columns
 from evosearch.reporting.leaderboard_row import (
@@ -16,7 +17,6 @@ from evosearch.reporting.leaderboard_row import (
     leaderboard_columns,
 )
 from evosearch.reporting.pareto_table import PARETO_TITLE, ParetoRow, pareto_columns
-from evosearch.reporting.rank_correlation import RankCorrelation
 
 
 def leaderboard_table(rows: Sequence[LeaderboardRow]) -> Table:

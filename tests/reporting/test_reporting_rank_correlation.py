@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from evosearch.evaluation.statistics.rank_correlation import spearman
+from evosearch.reporting.agreement import RankCorrelation
 from evosearch.reporting.leaderboard import leaderboard
-from evosearch.reporting.rank_correlation import RankCorrelation
 from evosearch.search.ledger.events import Event
 from evosearch.search.progress import Silent
 from evosearch.service.run import run

@@ -14,7 +14,7 @@ tasks:
     documents: {test: 300}   # default: the suite's
     documents_from: {search: train}   # dataset split of each split: train, validation, test; default: lm-eval's
     group_by: passage        # a field or a Jinja template; a group stays in one split and clusters standard errors
-    language: ja             # generated text in another language counts as wrong; requires `fitness: score`
+    language: ja             # generated text in another language counts as wrong; see the key for its fitness
     num_fewshot: 0           # a task may set this and the last four keys below; default: the suite's
   - {task: secrets, metric: acc, unlearn: true}   # scores 1 - acc, with fitness log(1 - p); its chance level is 0
   - {prompts: chat.txt, name: chat}   # a file of prompts without answers, for `fitness: {teachers: …}`

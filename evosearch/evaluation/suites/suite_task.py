@@ -101,7 +101,8 @@ class _TaskKeys(PromptOptions):
     group_by: Annotated[str, Field(min_length=1)] | None = None
     """A field or a Jinja template; documents of one group stay in one split and are one sampling unit."""
     language: Annotated[str, Field(min_length=1)] | None = None
-    """Language code; generated text in another language counts as wrong. Requires `fitness: score`."""
+    """Language code; generated text in another language counts as wrong. Requires `fitness: score`, or `expected_score`
+    if a regex filter cuts the answer from the text."""
 
     @model_validator(mode="before")
     @classmethod
