@@ -22,6 +22,7 @@ from benchmarks._synthetic.figures import shown, spread
 from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.types import ScoreCard
 from evosearch.promotion.finalists import Standing, standings
+from evosearch.promotion.honest import items_used
 from evosearch.promotion.validate import Validation
 from evosearch.recipe.schema import Recipe
 from evosearch.search.budget import Budget
@@ -95,7 +96,6 @@ class Found:
     def row(self) -> dict[str, Any]:
         """The finalist's scores on every split, and the cost of the search."""
         chosen, state = self.finalist, self.recorder.state
-        scored = [name for name, split in state.cards if split == "search" and name.isdigit()]
         return {
             "candidate": chosen.candidate,
             "search": chosen.scores["search"],
@@ -103,7 +103,7 @@ class Found:
             "test": self.test(chosen.candidate).score,
             "proposed": state.proposed,
             "failed": sum(is_candidate(failure.candidate) for failure in state.failed),
-            "item_evaluations": len(scored) * len(self.prepared.batches["search"]),
+            "item_evaluations": items_used(state),
             "stopped": self.stopped,
         }
 

@@ -310,7 +310,7 @@ def test_a_search_with_models_and_a_ledger_survives_the_loss_of_a_worker(nodes: 
         events = list(ledger.events(info.search_id))
     proposed = [event.payload["candidate"] for event in events if event.type == "asked"]
     scored = [event.payload for event in events if event.type == "scored" and event.payload["split"] == "search"]
-    candidates = [payload["candidate"] for payload in scored if payload["candidate"].isdigit()]
+    candidates = [payload["candidate"] for payload in scored if payload["candidate"] in proposed]
     assert sorted(candidates) == sorted(set(proposed))
     assert len(proposed) == 12
     assert {payload["worker"] for payload in scored} > {saboteur.killed}

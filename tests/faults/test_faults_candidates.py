@@ -105,8 +105,7 @@ def test_no_score_is_lost_with_a_killed_worker(world: World, events: Events) -> 
     reported = {
         entry["candidate"]: entry["value"] for e in recorded if e.type == "told" for entry in e.payload["observations"]
     }
-    assert reported == {
-        name: card["fitness"]["value"] for (name, split), card in once.items() if name.isdigit() and split == "search"
-    }
+    asked = {event.payload["candidate"] for event in recorded if event.type == "asked"}
+    assert reported == {name: once[name, "search"]["fitness"]["value"] for name in asked}
     local = world("killed", budget={"candidates": 18})
     assert run(local, Silent()).candidates == replace(report.candidates, resumed=18), "and the ledger replays exactly"

@@ -125,7 +125,7 @@ def test_the_quickstart_by_hand(shipped: Path) -> None:
     assert result.ok
     cost, tokens = result.forecast["cost"], result.forecast["tokens"]
     size = sizes_of(spec, Silent()).output
-    # Base, four parents, uniform and ten scales, and the answer; three scales with seven finalists; one scale at the end
+    # Base, four parents, uniform, ten scales, and the answer; three scales with seven finalists; one scale at the end
     expected = {"candidates": 96, "search": 16 + 1, "validation": 6 + 1 + 6 + 3, "test": 1 + 6 + 1}
     assert cost["evaluations"] == expected | NONE
 

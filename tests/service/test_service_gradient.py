@@ -170,7 +170,7 @@ def test_what_has_no_derivative_is_named(world: World) -> None:
     models = [{"model": f"./expert{index}", "parameters": {"weight": 0.5, "density": hole}} for index in (1, 2)]
     recipe = {"merge_method": "ties", "base_model": "./base", "models": models}
     said = refused(world("ties", **changes(recipe=recipe)))
-    assert "ties.yaml: recipe: 'expert1.density': ties has derivatives in" in said
+    assert "ties.yaml: recipe: 'models[0].density': ties has derivatives in" in said
     assert "not in density, and optimizer gradient needs a gradient" in said
     assert "Use optimizer auto or cma_es" in said
 

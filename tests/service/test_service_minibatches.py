@@ -119,11 +119,14 @@ def test_the_best_by_reported_fitness_are_rescored_on_the_full_split_for_the_fin
 ) -> None:
     whole(world, uninterrupted)
     state: SearchState = uninterrupted["state"]
-    rescored = [name for name, split in state.cards if split == "search" and name.isdigit()]
+    full = [name for name, split in state.cards if split == "search" and name.isdigit()]
+    (answer,) = state.answers.values()
+    assert full[0] == answer, "the mean of the distribution is scored at the end of the search"
+    rescored = full[1:]
     by_told = sorted(state.reported, key=lambda name: -fitness_of(state, name))
     assert rescored == by_told[:4]  # twice the two finalists
-    by_all = sorted(rescored, key=lambda name: -state.cards[name, "search"].fitness.value)
-    assert sorted(finalist.candidate for finalist in state.finalists) == sorted(by_all[:2])
+    by_all = sorted(full, key=lambda name: -state.cards[name, "search"].fitness.value)
+    assert {finalist.candidate for finalist in state.finalists} == {answer, *by_all[:2]}
     assert all(state.cards[name, "search"].tasks["choice"].n == 8 for name in rescored)
 
 
@@ -160,13 +163,13 @@ def test_the_leaderboard_marks_scores_on_a_minibatch(world: World, uninterrupted
     whole(world, uninterrupted)
     rows: Sequence[dict[str, Any]] = uninterrupted["rows"]
     samples = [row.sample for row in rows]
-    # On all items: 5 baselines, 4 candidates. The others on 4 items of each of 2 tasks.
-    assert samples == [None] * (5 + 4) + [8] * 8
+    # On all items: 5 baselines, 4 candidates, the answer. The others on 4 items of each of 2 tasks.
+    assert samples == [None] * (5 + 4 + 1) + [8] * 8
     report: RunReport = uninterrupted["report"]
     assert report.best is not None
-    assert report.best.candidate in [row.candidate for row in rows[:9]]
+    assert report.best.candidate in [row.candidate for row in rows[:10]]
     assert report.candidates == CandidateCounts(12, 12, 0, 0)
-    for row in rows[9:]:
+    for row in rows[10:]:
         card = uninterrupted["state"].samples[row.candidate, int(row.candidate) // 4 % 2]
         assert (row.score, row.splits) == (card.score, {})
 
@@ -181,6 +184,7 @@ def is_rescored(kind: str, payload: dict[str, Any]) -> bool:
         and payload["minibatch"] is None
         and payload["split"] == "search"
         and payload["candidate"].isdigit()
+        and int(payload["candidate"]) < CHANGES["budget"]["candidates"]  # not the answer
     )
 
 
