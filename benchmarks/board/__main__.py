@@ -30,7 +30,7 @@ from benchmarks.board.cells import Cell
 from benchmarks.board.entries import Given, Json, methods, optimizers, problems
 from benchmarks.board.page import page
 
-RESULTS = ROOT / "docs" / "results" / "board.jsonl"
+RESULTS = ROOT / "benchmarks" / "board" / "results.jsonl"
 WORK = ROOT / "runs" / "board"
 
 

@@ -119,10 +119,10 @@ def _listed(numbers: list[int]) -> str:
 TASKS = {
     "reverse": Task(reverse, 60),
     "sort": Task(sort, 60),
-    "rank": Task(rank, 60),
-    "compute": Task(compute, 80),
-    "family": Task(family, 60),
-    "language": Task(language, 120, ("french", "irish", "portuguese", "spanish")),
-    "sarcasm": Task(sarcasm, 70, ("no", "yes")),
-    "syllogism": Task(syllogism, 60, ("no", "yes")),
+    "rank": Task(rank, 40),
+    "compute": Task(compute, 60),
+    "family": Task(family, 40),
+    "language": Task(language, 80, ("french", "irish", "portuguese", "spanish")),
+    "sarcasm": Task(sarcasm, 50, ("no", "yes")),
+    "syllogism": Task(syllogism, 50, ("no", "yes")),
 }
