@@ -84,6 +84,7 @@ class Lesson:
             file.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=file.parent, prefix=".") as draft:
                 save_file(arrays, Path(draft) / file.name)
+                os.chmod(Path(draft) / file.name, 0o644)  # all users of the cache read it
                 os.replace(Path(draft) / file.name, file)
         except OSError as error:
             what = f"cannot be written: {error.strerror or error}"

@@ -34,8 +34,8 @@ def make_card(
     """Build the score card of one candidate on one batch.
 
     If a batch has no items of some task, the weights of the others are renormalized. Report-only tasks have columns and
-    item sets, but do not contribute to score, fitness or their numbers of items. Tasks whose right answers were not
-    read have no metric; without any metric there is no score.
+    item sets, but do not contribute to score, fitness or their numbers of items. If the right answers of a
+    scoring task were not read, there is no score.
 
     Args:
         suite: The suite that defines the score.
@@ -51,7 +51,9 @@ def make_card(
     sizes = {items.task: len(items) for items in batch.sets if len(items)}
     if not any(task.name in sizes for task in suite.fitted):
         raise SuiteError(suite.where("tasks"), f"the {batch.split} batch has no item of a scoring task")
-    present = [task for task in suite.scoring if task.name in sizes and task.metric in columns.get(task.name, ())]
+    present = [task for task in suite.scoring if task.name in sizes]
+    if not all(task.metric in columns.get(task.name, ()) for task in present):
+        present = []
     total = sum(task.weight for task in present)
     weights = {task.name: task.weight / total for task in present}
     unlearned = {task.name: _with_complement(columns[task.name], task.metric) for task in present if task.unlearn}
