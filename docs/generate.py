@@ -292,12 +292,12 @@ def optimizers_page() -> str:
         "# Optimizers\n",
         "Every optimizer is one file in `evosearch/search/optimizers/`, and `optimizer: {name: …}` in a spec. The "
         "guide [Optimizers](../guides/optimizers.md) says which to take, with measurements.\n",
-        "| optimizer | choices | several objectives | asynchronous | minibatches |",
-        "|---|---|---|---|---|",
+        "| optimizer | choices | several objectives | asynchronous | minibatches | needs gradients |",
+        "|---|---|---|---|---|---|",
     ]
     entries = {name: load(name) for name in names()}
     for name, entry in entries.items():
-        facts = (entry.categoricals, entry.objectives, entry.asynchronous, entry.minibatches)
+        facts = (entry.categoricals, entry.objectives, entry.asynchronous, entry.minibatches, entry.gradients)
         lines.append(f"| [`{name}`](#{name}) | " + " | ".join("yes" if fact else "no" for fact in facts) + " |")
     for name, entry in entries.items():
         lines += [f"\n## {name}\n", doc_of(entry.factory)]

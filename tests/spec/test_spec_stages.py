@@ -168,8 +168,8 @@ def test_baselines_of_the_last_stage_may_be_the_specs_own(world: World) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("quickstart", "7e7b02424a0622370c49f6a582c2f37ba7100f0b2c34d221052087677bb48782"),
-        ("unlearn", "37c4e74c84fad176ba1e3d57be97bd9f4d2efadcff82bc59c8596426d470080c"),
+        ("quickstart", "8c3f9147604e4795a90d10061ace9f6a9ec3d9c02a684d4232ed6b1591944eb6"),
+        ("unlearn", "341caa772ffe17a7a5b193129a55cfb01e77bf3ec3144ec3b3eccf0ac5bd093f"),
     ],
 )
 def test_specs_of_one_search_keep_their_search_id(name: str, expected: str) -> None:

@@ -46,12 +46,12 @@ def check_numbers(dimensions: Sequence[Dimension], **options: float) -> None:
 class Gradient:
     """Adam over numbers, each scaled to [0, 1], projected on the bounds after every step.
 
-        mₜ = β₁ mₜ₋₁ + (1 − β₁) gₜ      vₜ = β₂ vₜ₋₁ + (1 − β₂) gₜ²
-        xₜ₊₁ = Π(xₜ + α m̂ₜ / (√v̂ₜ + ε) − α p (xₜ − x₀))      gₜ: gradient on minibatch t; Π: clipping to [0, 1]
+        xₜ₊₁ = Π(xₜ + α m̂ₜ / (√v̂ₜ + ε) − α p (xₜ − x₀))
 
-    The rate α is constant, so that the steps do not depend on the budget, which may be extended; the mean of the latest
-    half of the iterates takes the place of a decaying rate (Polyak & Juditsky 1992, doi:10.1137/0330046). The pull p is
-    decoupled from the gradient (Loshchilov & Hutter 2019, arXiv:1711.05101), and so from the unit of the fitness.
+    Π clips to [0, 1]; m̂ₜ and v̂ₜ are Adam's moments, of the gradients on minibatches 1 to t. The rate α is constant, so
+    that the steps do not depend on the budget, which may be extended; the mean of the latest half of the iterates takes
+    the place of a decaying rate (Polyak & Juditsky 1992, doi:10.1137/0330046). The pull p is decoupled from the
+    gradient (Loshchilov & Hutter 2019, arXiv:1711.05101), and so from the unit of the fitness.
 
     A step is one ask for each shard of its minibatch, all at the same point; their gradients are added in ask order.
     After every `check_every` steps, the averaged iterate is asked for and scored on the held-back part; it stops the
