@@ -99,6 +99,7 @@ class RandomLora:
     def __init__(self, file: TensorFile, changes: Mapping[str, Change], key: "partial[Key]") -> None:
         self.path, self._file, self._key = file.path, file, key
         self._a_of = {change.b: change.a for change in changes.values() if change.a and change.b}
+        self._made: dict[str, Tensor] = {}  # gradients load the factors again and again
 
     def names(self) -> Iterable[str]:
         """Return the names of all tensors."""
@@ -110,6 +111,11 @@ class RandomLora:
 
     def load(self, name: str) -> Tensor:
         """Return a random tensor: A with its original norm, or B scaled for the norm of B·A."""
+        if name not in self._made:
+            self._made[name] = self._draw(name)
+        return self._made[name]
+
+    def _draw(self, name: str) -> Tensor:
         original, shape = self._file.load(name), self._file.info(name).shape
         if name not in self._a_of:
             return noise(self._key(name), shape, float(original.double().norm()))

@@ -12,10 +12,12 @@ from evosearch.promotion.honest import PlaceboWinner
 from evosearch.reporting.report import RunReport
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Watcher
+from evosearch.search.records import WarmStart
 from evosearch.service.watchers import OnlyPreparing, StageWatcher
 from evosearch.setup.executors import make_executor
 from evosearch.setup.loading import read_search, recorded_winner
 from evosearch.setup.prepare import Prepared, prepare
+from evosearch.setup.warm_start import found_before
 from evosearch.spec.lookup import recorded_names
 from evosearch.spec.placebo import placebo_name, placebo_of
 from evosearch.spec.spec import SearchSpec, Winner
@@ -24,7 +26,7 @@ from evosearch.spec.spec import SearchSpec, Winner
 class RunsPlacebo(Protocol):
     """Function that runs or resumes one prepared search to its winner; see `run`."""
 
-    def __call__(self, prepared: Prepared, watcher: Watcher) -> RunReport:
+    def __call__(self, prepared: Prepared, watcher: Watcher, warm: WarmStart | None) -> RunReport:
         """Run or resume the search."""
 
 
@@ -53,9 +55,10 @@ class PlaceboRun:
         for index, real in enumerate(self.stages):
             used = real.stage.winners if real.stage else ()
             spec = placebo_of(real, {name: winners[name] for name in used}, base)
-            prepared = prepare(spec, OnlyPreparing(self.watcher), self.allow_pickle, self.harness)
+            quiet = OnlyPreparing(self.watcher)
+            prepared = prepare(spec, quiet, self.allow_pickle, self.harness)
             if not self._is_settled(index):
-                self.search(prepared, StageWatcher(self.watcher, spec))
+                self.search(prepared, StageWatcher(self.watcher, spec), found_before(prepared, quiet))
             if real.stage is not None:
                 winners[real.stage.name] = recorded_winner(spec)
         return _result(prepared, self.watcher)

@@ -1,6 +1,8 @@
 """Honest baselines end to end: fine-tuned and placebo, recorded, resumed, shown, and never promoted."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import yaml
 from evosearch.errors import InputError, LedgerError
 from evosearch.preflight.check import check
 from evosearch.promotion import promote
+from evosearch.promotion.gate import GateDecision
 from evosearch.reporting.export import export
 from evosearch.reporting.leaderboard import leaderboard, shown_rows
 from evosearch.reporting.report import RunReport
@@ -23,7 +26,10 @@ from evosearch.search.state import SearchState
 from evosearch.service.run import run
 from evosearch.setup.loading import read_search
 from evosearch.spec.lookup import find
+from evosearch.tracking.changes import Plan, Translator
+from evosearch.tracking.mirror import UP_TO_DATE
 
+pytestmark = pytest.mark.slow
 World = Callable[..., Path]
 HONEST = {"scales": [0.3, 0.6], "trained": True, "placebo": True}
 SMALL: dict[str, Any] = {"budget": {"candidates": 6}, "baselines": HONEST}
@@ -55,6 +61,17 @@ def record(name: str) -> list[tuple[str, dict[str, Any]]]:
         search_id, _ = read_search(ledger, run_dir)
         events = [event for event in ledger.events(search_id) if event.type not in ("started", "stopped", "retried")]
     return [(e.type, {key: value for key, value in e.payload.items() if key not in left_out}) for e in events]
+
+
+def translated(name: str) -> Plan:
+    """Changes of the MLflow runs of a recorded search."""
+    run_dir, plan = find(name), Plan()
+    with Ledger.open(run_dir.ledger, read_only=True) as ledger:
+        search_id, _ = read_search(ledger, run_dir)
+        translator = Translator(search_id, name)
+        for event in ledger.events(search_id):
+            translator.translate(event, plan)
+    return plan
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +170,20 @@ def test_both_are_on_the_leaderboard_and_neither_is_exported(
         with pytest.raises(LedgerError, match=r"fine-tuned model is no recipe|random task vectors"):
             export("world", "recipe", tmp_path / "out.yaml", rows[kind].candidate, False, Silent())
     assert len(shown_rows(board.rows, 2)) == 4
+
+
+def test_mlflow_has_a_run_for_each(ran: tuple[Path, RunReport, Stages]) -> None:
+    state, plan = state_of("world"), translated("world")
+    placebo, trained = state.latest("placebo"), state.latest("trained")
+    assert placebo is not None
+    assert trained is not None
+    assert [plan[name].tags["kind"] for name in (placebo, trained)] == ["placebo", "trained"]
+    assert {"validation/score", "test/score"} <= {point.name for point in plan[placebo].points}
+    assert {"validation/score", "test/score"} <= {point.name for point in plan[trained].points}
+    assert plan[trained].params["training/form"] == "full"
+    assert json.loads(plan[trained].files["training.json"])["items"] == ITEMS
+    assert "placebo:/" in plan[placebo].files["recipe.yaml"]
+    assert json.loads(plan[""].files["gate.json"])["trained"]["comparator"] == trained
 
 
 def test_a_second_run_repeats_nothing(ran: tuple[Path, RunReport, Stages]) -> None:
@@ -287,13 +318,26 @@ def test_the_placebo_of_stages_repeats_all_stages(world: World) -> None:
     assert "stage:one-placebo" in last.baselines[name].recipes
     assert report.gate is not None
     assert any(c.role == "placebo" for c in report.gate.comparisons)
-    events = (
-        [json.loads(line) for line in Path("events.jsonl").read_text().splitlines()]
-        if Path("events.jsonl").exists()
-        else []
-    )
-    assert all("error" not in event for event in events)
+    assert report.tracking == UP_TO_DATE
+    plan = translated("world.two")
+    assert "stage:one-placebo" not in plan[name].files["recipe.yaml"], "the recipes it is made of are included"
+    assert "one-placebo" in plan[name].files["recipe.yaml"]
     assert run(staged(world), Silent()).gate == report.gate
+
+
+def test_the_placebo_of_a_stage_starts_from_the_placebo_of_its_start(world: World) -> None:
+    data = yaml.safe_load(staged(world).read_text())
+    first = data["stages"][0]
+    optimizer = {"name": "cma_es", "population": 4, "sigma": 0.05, "seed": 3, "warm_start": "stage:one"}
+    run(staged(world, recipe=first["recipe"], optimizer=optimizer), Silent())
+    real, placebo = state_of("world.two").warm_start, state_of("world.two-placebo").warm_start
+    assert real is not None
+    assert placebo is not None
+    assert (real.search, placebo.search) == ("world.one", "world.one-placebo")
+    winner = state_of("world.one-placebo").winner
+    assert winner is not None
+    if winner.candidate.isdigit():
+        assert placebo.start == state_of("world.one-placebo").proposal(winner.candidate).genome
 
 
 @pytest.mark.parametrize(
@@ -328,4 +372,21 @@ def test_check_counts_both(world: World) -> None:
     assert honest["search"] == 2 * own["search"]
     assert honest["validation"] == 2 * own["validation"] + 1 + 3
     assert honest["test"] == own["test"] + 2
-    assert both["flops"] > 2.5 * plain["flops"]
+    assert both["flops"] > 2.0 * plain["flops"]
+
+
+@pytest.mark.ray
+def test_workers_of_a_cluster_make_both(world: World) -> None:
+    here = run(world("here", **SMALL), Silent())
+    spec = world("there", **SMALL | {"workers": {"count": 2, "threads": 1}})
+    program = "from evosearch.cli.main import main; main()"
+    command = [sys.executable, "-c", program, "run", str(spec)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode in (0, 3), done.stderr
+    state = state_of("there")
+    assert here.gate is not None
+    assert state.gated is not None
+    assert GateDecision.from_dict(state.gated.decision) == here.gate
+    assert {row.candidate: row.score for row in here.test} == {
+        name: state.score(name, "test") for name in state.test_openings[-1].candidates
+    }
