@@ -1,6 +1,9 @@
 """Searches told by teachers, as a user runs them: without right answers on search, or without any at all."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,13 @@ from evosearch.search.state import SearchState
 
 Command = Callable[..., tuple[int, str, str]]
 World = Callable[..., Path]
+ROOT = Path(__file__).parents[2]
+LONG_S = 1800.0  # for a search on a busy machine
 EXPERTS = {"choice": "./expert1", "generate": "./expert2"}
 QUICK = {"optimizer": {"name": "cma_es", "population": 4, "seed": 1}, "budget": {"candidates": 8}}
+
+
+ROUTE = {"search": True, "models": ["./expert1", "./expert2"], "repeats": 1, "max_hops": 5, "encoding": "threshold"}
 
 
 @pytest.fixture
@@ -178,3 +186,101 @@ def test_check_says_what_the_fitness_reads(world: World, suite: Callable[..., Pa
     found = json.loads(out)
     assert any("The fitness followed teachers" in text or "teachers" in text for text in found["notes"])
     assert found["forecast"]["tokens"]["search"]["requested"] > 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"search_minibatches": 2},
+        {"optimizer": {"name": "gradient", "seed": 1}, "budget": {"items": 150}},
+        {"objectives": ["choice", "generate"], "optimizer": {"name": "nsga2", "population": 4, "seed": 1}},
+        {
+            "recipe": {"routing": ROUTE},
+            "optimizer": {"name": "random", "seed": 1},
+            "baselines": {"base_model": "./base"},
+        },
+    ],
+    ids=["minibatches", "gradient", "objectives", "routes"],
+)
+def test_every_kind_of_search_can_be_told_by_teachers(
+    world: World, suite: Callable[..., Path], evosearch: Command, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    suite(fitness={"teachers": EXPERTS})
+    code, out, err = evosearch("run", world("kinds", **QUICK | changes), "--json")
+    assert code in (0, 3), err
+    report = json.loads(out)
+    assert report["candidates"]["failed"] == 0
+    best = max(row["fitness"] for row in report["leaderboard"] if row["kind"] == "candidate" and row["fitness"])
+    worst = min(row["fitness"] for row in report["leaderboard"] if row["kind"] == "base")
+    assert worst < best < 0
+    assert report["gate"]["comparisons"]
+
+
+def test_prompts_weigh_in_the_fitness_and_guarded_answers_are_read(
+    world: World, suite: Callable[..., Path], evosearch: Command, tmp_path: Path
+) -> None:
+    path = suite(
+        tasks=[
+            {"task": "w_choice", "name": "choice", "metric": "acc", "chance": 0.33},
+            {"task": "w_generate", "name": "generate", "metric": "exact_match", "chance": 0.0},
+            {"prompts": "chat.txt", "weight": 2.0, "generation_kwargs": {"max_gen_toks": 3}},
+        ],
+        guards=[{"task": "choice", "max_drop": 100}],
+        fitness={"teachers": EXPERTS | {"chat": "./expert1"}},
+    )
+    path.with_name("chat.txt").write_text("\n".join(f"{a}{b}j=" for a in "abcdef" for b in "efghi"))
+    code, out, err = evosearch("run", world("mixed", **QUICK), "--json")
+    assert code in (0, 3), err
+    report = json.loads(out)
+    assert [(row["task"], row["splits"]) for row in report["answers"]] == [
+        ("choice", ["search", "validation", "test"]),
+        ("generate", ["validation", "test"]),
+        ("chat", []),
+    ]
+    state = state_of(tmp_path, "mixed")
+    for (_, split), card in state.cards.items():
+        own = {name: estimate.value for name, estimate in card.task_fitness.items()}
+        expected = {"choice", "generate", "chat"} - ({"chat"} if split == "test" else set())
+        assert set(own) == expected
+        weights = {"choice": 1.0, "generate": 1.0, "chat": 2.0 if "chat" in own else 0.0}
+        mean = sum(weights[name] * value for name, value in own.items()) / sum(weights.values())
+        assert card.fitness.value == pytest.approx(mean, abs=1e-12)
+        assert set(card.guards) == {"choice"}
+        assert (card.score is None) == (split == "search")
+        assert set(card.tasks) == (set() if split == "search" else {"choice", "generate"})
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_experts_teach_the_tiny_models_without_right_answers(zoo_cache: Path, tmp_path: Path) -> None:
+    """The quickstart's models and suite, told by the experts alone: far above the best scale, by two workers."""
+    hole = {"low": -0.5, "high": 2.0, "per": "tensor"}
+    experts = ("reverse", "sort", "deal", "median")
+    data = yaml.safe_load((ROOT / "evals" / "quickstart.yaml").read_text())
+    suite = data | {"include": [str(ROOT / "evals" / "tiny")], "fitness": {"teachers": "auto"}}
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
+    spec = {
+        "name": "taught",
+        "recipe": {
+            "merge_method": "task_arithmetic",
+            "base_model": "zoo:tiny/base",
+            "models": [{"model": f"zoo:tiny/{name}", "parameters": {"weight": hole}} for name in experts],
+        },
+        "optimizer": {"name": "gradient", "seed": 0},
+        "suite": "suite.yaml",
+        "budget": {"items": 1500},
+        "workers": {"count": 2, "threads": 1},
+        "tracking": {"uri": "jsonl:events.jsonl"},
+        "baselines": {"scales": [0.5, 0.6, 0.7]},
+        "promotion": {"finalists": 2},
+    }
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
+    command = [sys.executable, "-m", "evosearch.cli.main", "run", str(tmp_path / "spec.yaml"), "--json"]
+    environment = os.environ | {"EVOSEARCH_RUNS": str(tmp_path / "runs")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LONG_S, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    report = json.loads(done.stdout)
+    assert {row["task"]: row["teacher"] for row in report["answers"]} == {name: f"zoo:tiny/{name}" for name in experts}
+    (lead,) = (one for one in report["gate"]["comparisons"] if one["role"] == "baseline")
+    assert lead["difference"] > 8.0
+    assert report["rank_correlation"]["value"] > 0.5
