@@ -1,6 +1,7 @@
 """Guards and an unlearning target through a complete search: reported, ranked, judged, shown, exact at resume."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,10 +154,11 @@ def test_a_search_with_violations_is_replayed_and_continues(world: World) -> Non
     run(straight, Silent())
     states = [opened(path)[2] for path in (spec, straight)]
     assert all(reported.violations for reported in states[0].reported.values() if reported.fitness)
-    assert states[0].reported == states[1].reported
-    assert [states[0].proposal(name).genome for name in states[0].candidates] == [
-        states[1].proposal(name).genome for name in states[1].candidates
-    ]
+    # The answer of the first session has a number, so later candidates have other numbers than in one session
+    one, other = ([replace(found, candidate="") for found in state.reported.values()] for state in states)
+    assert one == other
+    one_asked, other_asked = ([state.proposal(name).genome for name in state.reported] for state in states)
+    assert one_asked == other_asked
 
 
 def test_without_a_base_the_parent_best_at_the_task_is_the_reference(world: World) -> None:
