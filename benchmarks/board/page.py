@@ -62,7 +62,7 @@ def _family(family: str, results: Sequence[Json], problems: Mapping[str, Problem
     refused = [result for result in results if "refused" in result]
     problem = problems[results[0]["problem"]]
     dates = sorted(result["date"][:10] for result in results)
-    names = ", ".join(dict.fromkeys(result["problem"] for result in results))
+    names = " ".join(dict.fromkeys(result["problem"] for result in results))
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     parts = [f"## {family}: {problem.text}", f"*{when} · `python -m benchmarks.board --problems {names}`*"]
     if judged:

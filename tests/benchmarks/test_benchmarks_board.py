@@ -125,7 +125,7 @@ def test_the_page_has_losers_medians_and_what_was_refused():
         "+11.0 [+10.0, +12.0]",
     ]
     assert rows[1][3:7] == ["59.0 [54.0, 61.0]", "+1.0 [-4.0, +3.0]", "1 of 3", "1 of 3"]
-    assert "*2026-11-29 to 2026-11-30 · `python -m benchmarks.board --problems zoo-0, zoo-1`*" in text
+    assert "*2026-11-29 to 2026-11-30 · `python -m benchmarks.board --problems zoo-0 zoo-1`*" in text
     assert "- `per_tensor` with `tpe`: too many dimensions" in text
     assert "`few_numbers` with `gradient` leads training on the same documents by -5.0 [-5.0, -5.0]" in text
     assert "interval is above zero in 0 of 3" in text
