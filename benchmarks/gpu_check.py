@@ -6,6 +6,7 @@ Uses random models; nothing is downloaded.
 
 masks        DARE's random masks are bitwise equal to the CPU's
 merges       the entries of every merge method equal the CPU's, except for one in 100,000
+derivatives  the derivatives of every merge method equal the CPU's, within 1e-5 of the product of the norms
 parity       log-likelihoods: float32 within 0.001 nats of the CPU, bfloat16 within 0.03 on average and 0.25 at most
 attention    fused attention with tree masks compared with the unfused kernel, and the ratio of their times
 budget       a worker measures how many tokens fit on its GPU, and scores with that budget
@@ -60,6 +61,7 @@ def checks(device: torch.device, folder: Path) -> dict[str, Callable[[], Mapping
     return {
         "masks": lambda: merges.masks(device, ELEMENTS[device.type]),
         "merges": lambda: merges.merges(world(), device),
+        "derivatives": lambda: merges.derivatives(world(), device),
         "parity": lambda: scoring.parity(world(), harness(), device),
         "attention": lambda: scoring.attention(world(), harness(), device),
         "budget": lambda: scoring.budget(world(), harness(), device),

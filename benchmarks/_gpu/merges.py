@@ -1,4 +1,4 @@
-"""Merges on a device compared with the CPU: DARE's random masks bitwise, every method entry by entry."""
+"""Merges on a device compared with the CPU: DARE's masks bitwise, every method by entry, and every derivative."""
 
 import time
 from collections.abc import Mapping
@@ -9,8 +9,9 @@ import torch
 from benchmarks._gpu.results import require
 from benchmarks._gpu.world import World
 from evosearch.materialize.in_memory import ResidentModel
+from evosearch.materialize.plan import plan
 from evosearch.merging import philox
-from evosearch.merging.registry import specs
+from evosearch.merging.registry import method, specs
 from evosearch.recipe.shapes import MethodSpec
 
 DENSITIES = (0.01, 0.3, 0.5, 0.999, 1.0)
@@ -56,6 +57,37 @@ def merges(world: World, device: torch.device) -> Mapping[str, Any]:
         require(others <= OTHERS * entries, f"{name}: {others} of {entries} entries differ", method=name, others=others)
         figures[f"{name}_cpu_seconds_over_device"] = seconds[0] / seconds[1]
         figures[f"{name}_others"] = others
+    return figures
+
+
+def derivatives(world: World, device: torch.device) -> Mapping[str, Any]:
+    """Compare the derivative of every method that has one, summed over all tensors with a random gradient."""
+    checkpoints = world.checkpoints()
+    shapes = {name: checkpoint.shape for name, checkpoint in checkpoints.items()}
+    contents = {name: checkpoint.content_sha256() for name, checkpoint in checkpoints.items()}
+    figures: dict[str, Any] = {}
+    for name, spec in specs().items():
+        derivative = method(name).derivative
+        if derivative is None:
+            continue
+        recipe, most = world.recipe(name, **_settings(spec)), 0.0
+        for op in plan(recipe, shapes, shapes[str(world.models[0])], specs(), contents):
+            base = checkpoints[op.base.reference].load(op.base.tensor) if op.base is not None else None
+            parents = [checkpoints[one.reference].load(one.tensor) for one in op.parents]
+            grad = torch.randn(parents[0].shape, generator=torch.Generator().manual_seed(1))
+            here = derivative(base, parents, op.parameters, grad)
+            there = derivative(
+                None if base is None else base.to(device),
+                [one.to(device) for one in parents],
+                op.parameters,
+                grad.to(device),
+            )
+            size = float(grad.norm()) * max(float(one.norm()) for one in parents)
+            for key in spec.differentiable:
+                ends = [torch.tensor(one[key], dtype=torch.float64) for one in (here, there)]
+                most = max(most, float((ends[0] - ends[1]).abs().max()) / size)
+        require(most <= RELATIVE, f"{name}: derivatives differ by {most:.1e} of the product of norms", method=name)
+        figures[f"{name}_most"] = most
     return figures
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-CHECKS = ("masks", "merges", "parity", "attention", "budget", "halving", "two_cards")
+CHECKS = ("masks", "merges", "derivatives", "parity", "attention", "budget", "halving", "two_cards")
 
 
 @pytest.fixture
@@ -53,6 +53,7 @@ def test_every_check_without_ray_passes_on_a_cpu(call: Callable[..., tuple[int, 
     figures = {name: one["figures"] for name, one in found.items()}
     assert figures["masks"]["entries"] > 50_000
     assert figures["merges"].keys() >= {"ties_others", "dare_ties_cpu_seconds_over_device"}
+    assert figures["derivatives"].keys() >= {"ties_most", "slerp_most", "linear_most"}
     assert 0 < figures["parity"]["bfloat16_mean"] < figures["parity"]["bfloat16_most"], "bfloat16 was really used"
     assert figures["halving"]["halvings"] >= 3
     assert figures["halving"]["reasons"][0] == "out of memory at 8192 tokens per batch; 4096 from now on"
