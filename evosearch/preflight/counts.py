@@ -64,14 +64,14 @@ def counts_for(
         scored: The baselines; those without a recipe are not scored.
         asked: The candidates.
         answers: Candidates that the optimizer recommends at the end.
-        held_back: Whether candidates are scored on a held-back part, and the best of them later on the full split.
+        held_back: Whether candidates are scored on a held-back part, and the finalists later on the full split.
     """
     kinds = [baseline.kind for baseline in scored if baseline.recipe is not None]
     candidates, compared = asked.count, asked.count - asked.gradients
     scales, finalists = kinds.count("scale"), min(spec.config.promotion.finalists, compared)
     plain, last, wanted = len(kinds) - scales, spec.ends_at_gate, spec.config.baselines
     searches, trained = 1 + wanted.placebo, wanted.trained and last
-    rescored = min(RESCORED * finalists, compared) if spec.config.search_minibatches or held_back else 0
+    rescored = RESCORED * finalists if spec.config.search_minibatches else finalists if held_back else 0
     rescored += answers
     validated = finalists + answers + plain + min(scales, SCALES_TO_VALIDATE)
     honest = (wanted.placebo and last) + trained  # models opened on test

@@ -1,7 +1,8 @@
 """Validation of a search's best candidates: rescoring after minibatches, then ranking on `validation`.
 
 If the search scored candidates on minibatches, the best of them are first scored on the full search split, and the
-finalists are chosen by these scores: the best of many scores on few items is mostly luck.
+finalists are chosen by these scores: the best of many scores on few items is mostly luck. After a search by gradient
+they are chosen by the scores on the held-back part.
 
 All choices are made on `validation`. Recorded steps are not repeated, so an interrupted validation resumes.
 """
@@ -74,7 +75,9 @@ class Validation:
     def _to_rescore(self) -> list[str]:
         """List the best candidates with distinct recipes after a search on minibatches.
 
-        Ranks by the reported observations, which rescoring does not change: the list is the same after a resume.
+        Ranks by the reported observations, which rescoring does not change: the list is the same after a resume. After
+        a search by gradient, only as many as there are finalists: the rest of the search split is what its steps have
+        seen, so that a choice among more by their fitness there would be for those that overfit most.
         """
         state = self.recorder.state
         if not state.samples:
@@ -85,7 +88,7 @@ class Validation:
             first.setdefault(state.recipe_ids[name], name)
         ranked = sorted(reported, key=lambda name: (reported[name][0], -reported[name][1], int(name)))
         chosen = dict.fromkeys(first[state.recipe_ids[name]] for name in ranked)
-        return list(chosen)[: RESCORED * self.finalists]
+        return list(chosen)[: self.finalists if state.gradients else RESCORED * self.finalists]
 
     def _to_validate(self) -> list[str]:
         """List finalists, base, parents, earlier stages' winners, uniform average, and the sweep's best scales."""

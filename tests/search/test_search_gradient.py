@@ -1,6 +1,7 @@
 """Searches by gradients: steps in shards, held-back scorings, answers; any number of workers, and kills anywhere."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from benchmarks._simulated.searches import SEARCH, heavy_tailed, score, search
 from benchmarks._simulated.workers import SimulatedWorkers
 from benchmarks._simulated.world import World
 from evosearch.errors import ReplayError
-from evosearch.evaluation.types import ScoreCard
+from evosearch.evaluation.types import SPLITS, ScoreCard
+from evosearch.promotion.validate import Validation
 from evosearch.search.budget import Budget
 from evosearch.search.ledger.events import Event
 from evosearch.search.optimizers.registry import OptimizerConfig, create
@@ -236,6 +238,24 @@ def test_it_stops_when_the_held_back_part_gets_worse(tmp_path: Path) -> None:
     assert len([one for one in averages if not one.gradient]) == 1 + 3
     assert len(state.answers) == 1
     assert state.proposed < 300
+
+
+@pytest.mark.parametrize("finalists", [1, 3])
+def test_finalists_are_chosen_by_the_held_back_part(finalists: int, tmp_path: Path) -> None:
+    """The rest of the search split is what the steps have seen: its scores would choose what overfits most."""
+    executor = workers()
+    _, recorder = search(tmp_path, WORLD, executor, config(), Budget(candidates=ASKS), steps=STEPS)
+    batches = {split: replace(WORLD.batch, split=split) for split in SPLITS}
+    for batch in batches.values():
+        recorder.ledger.put_item_sets(batch)
+    Validation(recorder=recorder, executor=executor, batches=batches, finalists=finalists).finalist()
+    state = recorder.state
+    told = {name: found[1] for name in state.candidates if (found := state.as_reported(name))}
+    best = sorted(told, key=lambda name: -told[name])[:finalists]
+    found = {one.candidate for one in state.finalists}
+    assert set(state.answers.values()) < found <= {*best, *state.answers.values()}
+    assert len(found) >= finalists
+    recorder.ledger.close()
 
 
 def test_evaluations_depend_on_the_ask_index_alone() -> None:

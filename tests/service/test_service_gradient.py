@@ -11,6 +11,7 @@ import yaml
 
 from evosearch.errors import EvosearchError
 from evosearch.execution.worker import Worker
+from evosearch.preflight.check import check
 from evosearch.reporting.leaderboard import leaderboard
 from evosearch.search.ledger.events import Event
 from evosearch.search.ledger.ledger import Ledger
@@ -157,6 +158,19 @@ def test_cma_es_refines_the_winner_of_a_search_by_gradient(world: World) -> None
     assert len(second.answers) == 1
     said = refused(world("none", **changes(optimizer=OPTIMIZER | {"warm_start": "stage:slopes"})))
     assert "none.yaml: optimizer.warm_start: got 'stage:slopes', and this spec has no stages" in said
+
+
+def test_check_forecasts_gradients_and_notes_what_they_leave_unused(world: World) -> None:
+    spec = world("checked", **changes())
+    found = check(spec, dry_run=True, watcher=Silent())
+    assert found.problems == ()
+    cost, evaluations = found.forecast["cost"], found.forecast["cost"]["evaluations"]
+    assert (evaluations["candidates"], evaluations["gradients"], evaluations["search"]) == (16, 16, 5 + 3)
+    assert cost["device_gib"]["activations"] > 0
+    assert found.forecast["seconds_per_candidate"] > 0
+    assert found.forecast["items"] == 3, "half of three documents of two tasks"
+    idle = check(world("idle", **changes(workers={"count": 3, "threads": 1})), dry_run=False, watcher=Silent())
+    assert any("3 workers share the 2 shards of a step: set optimizer.population to 3" in one for one in idle.notes)
 
 
 def refused(spec: Path) -> str:
