@@ -126,7 +126,9 @@ def main() -> int:
         print(f"{name}: {found[name]}", file=sys.stderr)
     rows = [row for row in found.values() if isinstance(row, Row)]
     steps = [step for step in found.values() if isinstance(step, Memory)]
-    publish({name: asdict(one) for name, one in found.items()}, table(rows), *map(described, steps))
+    publish(
+        {name: asdict(one) for name, one in found.items()}, *([table(rows)] if rows else []), *map(described, steps)
+    )
     met = all(max(row.cost, row.cost_of_many) <= COST and row.many_to_few <= MANY_TO_FEW for row in rows)
     return int(not (met and all(max(step.start, step.gradient) <= PEAK_GIB for step in steps)))
 

@@ -75,7 +75,8 @@ def requests() -> list[LoglikelihoodRequest]:
 ASKED = requests()
 ITEMS = np.arange(len(ASKED)) // 3  # three requests an item, which are in several passes
 COUNT = int(ITEMS.max()) + 1
-LITTLE = {**NARROW, "activation_limit": 50_000}  # layers must be recomputed
+LITTLE = {**NARROW, "activation_limit": 1_000_000}  # layers must be recomputed
+LEAST = {**NARROW, "activation_limit": 50_000}  # and items must be divided
 MODELS = {
     "llama": lambda: build("LlamaForCausalLM"),
     "gpt2": lambda: build("GPT2LMHeadModel"),
@@ -112,19 +113,33 @@ def expected(request: pytest.FixtureRequest) -> Expected:
     return model, found.detach().numpy(), grads
 
 
-@pytest.mark.parametrize("options", [{}, NARROW, LITTLE], ids=["one pass", "prefixes", "recomputed layers"])
+@pytest.mark.parametrize(
+    "options", [{}, NARROW, LITTLE, LEAST], ids=["one pass", "prefixes", "recomputed layers", "divided items"]
+)
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_gives_the_gradient_of_plain_autograd(expected: Expected, mode: str, options: Any) -> None:
     model, wanted, grads = expected
     model.zero_grad()
     plan = lay_out(ASKED, ScoreOptions(modes=(mode,), **options))
     found = differentiate(model, plan, ITEMS, values)
-    assert (found.mode, found.recomputed) == (mode, options == LITTLE)
+    assert found.mode == mode
+    assert found.recomputed or options not in (LITTLE, LEAST) or mode == "rows", "half of the rows may fit"
     np.testing.assert_allclose(found.values, wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.lls, score_loglikelihoods(model, plan).lls, rtol=1e-5)
     got = {name: own.grad for name, own in model.named_parameters() if own.grad is not None}
     assert got.keys() == grads.keys()
     for name, grad in got.items():
         assert float((grad - grads[name]).norm() / grads[name].norm()) < 1e-4, name
+
+
+@pytest.mark.parametrize(("options", "divided"), [(NARROW, False), (LITTLE, False), (LEAST, True)])
+def test_items_are_divided_only_where_memory_asks_for_it(
+    options: Any, divided: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, halves = [], gradient._in_halves
+    monkeypatch.setattr(gradient, "_in_halves", lambda *args: (calls.append(1), halves(*args))[1])
+    differentiate(build("LlamaForCausalLM"), lay_out(ASKED, ScoreOptions(**options)), ITEMS, values)
+    assert bool(calls) == divided
 
 
 def test_prefixes_are_nested_and_passes_go_backwards_early() -> None:

@@ -2,9 +2,8 @@
 
 Every pass has a graph of its own. The keys and values of a shared prefix are leaves for the passes behind it, which add
 to their gradients; the prefix's own backward pass then starts from these. A pass goes backwards as soon as nothing else
-needs it: its items have all their log-likelihoods, and every pass behind it has gone backwards. So only the activations
-of one pass and of the prefixes before it are in memory, in any execution mode. If even those of few tokens do not fit,
-layers are recomputed (`recomputation.py`).
+needs it (`backward_order.py`): mostly, only the activations of one pass and of the prefixes before it are in memory. If
+they do not fit, layers are recomputed (`recomputation.py`); if they still do not, the items are divided.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,8 +19,9 @@ from torch import Tensor
 from evosearch.errors import CandidateError
 from evosearch.evaluation.engine.activations import activations_of
 from evosearch.evaluation.engine.attention import KVStack, fork, forward, new_cache, shares_tensors
+from evosearch.evaluation.engine.backward_order import BackwardOrder
 from evosearch.evaluation.engine.head import check_head, head_logits
-from evosearch.evaluation.engine.loglikelihood import LoglikelihoodPlan, Pass, Passes
+from evosearch.evaluation.engine.loglikelihood import LoglikelihoodPlan, Pass, Passes, lay_out
 from evosearch.evaluation.engine.picks import pick
 from evosearch.evaluation.engine.recomputation import recomputed
 from evosearch.evaluation.engine.score_options import Mode
@@ -59,10 +59,12 @@ def differentiate(model: Any, plan: LoglikelihoodPlan, items: Sequence[int], val
     Raises:
         CandidateError: A log-likelihood is not finite, or the family changes its logits after the head.
     """
-    mode = mode_for_gradients(model, plan)
-    tokens, again = _pass_size(model, plan, mode)
-    laid = plan.within(tokens, model.device).passes(mode, model.device)
-    tape = _Tape(model, laid, np.asarray(items), values, len(plan.requests))
+    mode, owners = mode_for_gradients(model, plan), np.asarray(items)
+    fitting = _fitting(model, plan, mode, owners)
+    if fitting is None:
+        return _in_halves(model, plan, owners, values)
+    laid, order, again = fitting
+    tape = _Tape(model, laid, order, values, len(plan.requests))
     with torch.enable_grad(), recomputed(model) if again else nullcontext():
         for index in range(len(laid.passes)):
             tape.run(index)
@@ -76,15 +78,43 @@ def mode_for_gradients(model: Any, plan: LoglikelihoodPlan) -> Mode:
     return mode if mode == "rows" or shares_tensors(new_cache(model, by_mask=mode == "tree")) else "rows"
 
 
-def _pass_size(model: Any, plan: LoglikelihoodPlan, mode: Mode) -> tuple[int, bool]:
-    """Tokens of one pass whose activations fit, a power of two, and whether layers must be recomputed for that."""
+def _fitting(
+    model: Any, plan: LoglikelihoodPlan, mode: Mode, items: NDArray[np.int64]
+) -> tuple[Passes, BackwardOrder, bool] | None:
+    """Lay out passes whose activations fit, with recomputed layers if necessary (the last value).
+
+    None if they do not fit even then, and there are several items, which can be differentiated one after the other.
+    """
     limit = plan.options.activation_bytes(model.device)
     read = 8 * model.get_output_embeddings().weight.shape[0] * plan.reads_per_token  # logits and their gradient
     kept = activations_of(model, mode)
-    fits = kept.tokens(limit, read)
-    if fits >= min(2 * _EFFICIENT, plan.distinct):
-        return _power_of_two(fits if fits >= plan.distinct else fits // 2), False  # a prefix is kept beside the pass
-    return _power_of_two(max(kept.recomputed(model).tokens(limit, read) // 2, _FEWEST)), True
+    for again in (False, True):
+        fits = (kept.recomputed(model) if again else kept).tokens(limit, read)
+        tokens = _power_of_two(fits if fits >= plan.distinct else fits // 2)  # prefixes are kept beside a pass
+        laid = plan.within(max(tokens, _FEWEST), model.device).passes(mode, model.device)
+        order = BackwardOrder.of(laid, items)
+        if order.most_open <= fits and (again or fits >= min(2 * _EFFICIENT, plan.distinct)):
+            return laid, order, again
+    return None if len(set(items.tolist())) > 1 else (laid, order, True)
+
+
+def _in_halves(model: Any, plan: LoglikelihoodPlan, items: NDArray[np.int64], values: Values) -> Differentiated:
+    """Differentiate one half of the items after the other; prefixes that both share run twice."""
+    count, full = int(items.max()) + 1, torch.zeros(2, len(items), dtype=torch.float64)
+    result, parts = torch.zeros(count, dtype=torch.float64), list[Differentiated]()
+    for half in np.array_split(np.unique(items), 2):
+        own = np.flatnonzero(np.isin(items, half))
+        chosen, at = torch.from_numpy(half), torch.from_numpy(own)
+
+        def of_half(lls: Tensor, margins: Tensor, chosen: Tensor = chosen, at: Tensor = at) -> Tensor:
+            return values(*(full.new_zeros(len(items)).index_copy(0, at, each) for each in (lls, margins)))[chosen]
+
+        part = lay_out([plan.requests[index] for index in own], plan.options)
+        parts.append(differentiate(model, part, np.searchsorted(half, items[own]).tolist(), of_half))
+        full[:, at] = torch.from_numpy(np.stack([parts[-1].lls, parts[-1].margins]))
+        result[chosen] = torch.from_numpy(parts[-1].values)
+    tokens, again = parts[0].tokens + parts[1].tokens, any(part.recomputed for part in parts)
+    return Differentiated(full[0].numpy(), full[1].numpy(), result.numpy(), tokens, parts[0].mode, again)
 
 
 def _power_of_two(value: int) -> int:
@@ -107,33 +137,24 @@ class _Tape:
 
     model: Any
     laid: Passes
-    items: NDArray[np.int64]  # (requests,)
+    order: BackwardOrder
     of_items: Values
     count: int  # number of requests
     values: Tensor = field(init=False)  # (items,)
     picks: Tensor = field(init=False)  # (2, picks) log-probability and margin of every pick; 0 before its pass
     _slopes: Tensor = field(init=False)  # (2, picks) derivatives in these of the sum of all values
-    _starts: list[int] = field(init=False)  # first pick of each pass
-    _last: NDArray[np.int64] = field(init=False)  # (items,) last pass of each item
-    _until: list[int] = field(init=False)
     _open: list[_Record] = field(default_factory=list)
     _prefixes: KVStack = field(default_factory=KVStack)
 
     def __post_init__(self) -> None:
-        sizes = [len(one.pick_token) for one in self.laid.passes]
-        self._starts = [0, *np.cumsum(sizes).tolist()]
-        of_picks = np.repeat(np.arange(len(sizes)), sizes)  # (picks,) pass
-        self._last = np.full(int(self.items.max()) + 1, -1, dtype=np.int64)
-        np.maximum.at(self._last, self.items[self.laid.pick_request], of_picks)
-        self._until = _last_uses(self.laid, self._last, self.items)
-        self.picks = torch.zeros(2, self._starts[-1], dtype=torch.float64)
+        self.picks = torch.zeros(2, len(self.order.owners), dtype=torch.float64)
         self._slopes = torch.zeros_like(self.picks)
-        self.values = torch.zeros(len(self._last), dtype=torch.float64)
+        self.values = torch.zeros(len(self.order.last), dtype=torch.float64)
 
     def run(self, index: int) -> None:
         """Run one pass forwards, and every pass backwards that nothing needs any more."""
         self._open.append(self._forward(index))
-        complete = np.flatnonzero(self._last == index)
+        complete = np.flatnonzero(self.order.last == index)
         if complete.size:
             self._resolve(torch.from_numpy(complete))
         while self._open and self._open[-1].until <= index:
@@ -151,12 +172,12 @@ class _Tape:
         hidden, cache = forward(self.model, one.run, self._prefixes)
         caches = _cut(self._prefixes, cache) if one.run.run.is_prefix else []
         found = list(_picked(self.model, one, hidden[one.reads]))
-        picks = slice(self._starts[index], self._starts[index + 1])
+        picks = self.order.picks(index)
         for row in (0, 1) if found else ():
             self.picks[row, picks] = torch.cat([pair[row].detach() for pair in found]).cpu()
         if not bool(self.picks[0, picks].isfinite().all()):
             raise CandidateError("score", "log-likelihoods are not finite: the weights overflow")
-        return _Record(picks, found, caches, self._until[index])
+        return _Record(picks, found, caches, self.order.until[index])
 
     def _resolve(self, complete: Tensor) -> None:
         """Compute the values of items whose requests have all been run, and their derivatives in the picks."""
@@ -165,9 +186,7 @@ class _Tape:
         self.values[complete] = values.detach()
         if values.requires_grad:
             (slopes,) = torch.autograd.grad(values.sum(), picks)
-            own = torch.isin(
-                torch.from_numpy(self.items[self.laid.pick_request]), complete
-            )  # the other items are not known yet
+            own = torch.isin(torch.from_numpy(self.order.owners), complete)  # the other items are not known yet
             self._slopes[:, own] = slopes[:, own]
 
     def _backward(self, record: _Record) -> None:
@@ -207,23 +226,3 @@ def _cut(prefixes: KVStack, cache: Any) -> list[tuple[Tensor, Tensor]]:
             pairs += [(tensor, leaf)] if tensor.requires_grad else []
     prefixes.stack[-1] = (prefixes.stack[-1][0], leaves)
     return pairs
-
-
-def _last_uses(laid: Passes, last: NDArray[np.int64], items: NDArray[np.int64]) -> list[int]:
-    """Return for each pass the last one that must have run before it goes backwards.
-
-    That is the last pass behind it, or the last pass of one of its own items.
-    """
-    until, prefixes, start = list[int](), list[tuple[int, int]](), 0  # (tokens, pass)
-    for index, one in enumerate(laid.passes):
-        run, stop = one.run.run, start + len(one.pick_token)
-        while prefixes and prefixes[-1][0] > run.prefix_tokens:
-            prefixes.pop()
-        own = last[items[laid.pick_request[start:stop]]]
-        until.append(max(index, int(own.max(initial=index))))
-        for _, prefix in prefixes:
-            until[prefix] = max(until[prefix], index)
-        if run.is_prefix:
-            prefixes.append((run.prefix_tokens + run.ids.shape[1], index))
-        start = stop
-    return until
