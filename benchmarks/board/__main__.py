@@ -86,7 +86,9 @@ def run_cell(cell: Cell, given: Given, work: Path, threads: int, file: Path) -> 
         print(f"{cell.label}: refused: {check.problems[0]}", file=sys.stderr)
         return
     report = evosearch.run(spec)
+    told = report.rank_correlation
     found |= judged(report) | {"stopped": report.stopped, "candidates": report.candidates.proposed}
+    found |= {"rank_correlation": None if told is None or told.value is None else round(told.value, 3)}
     found["seconds"] = round(time.monotonic() - began, 1)
     results.append(file, found)
     scale = best_scale(found)

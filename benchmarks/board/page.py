@@ -15,6 +15,7 @@ HEAD = (
     "interval above 0",
     "promoted",
     "lead in mean metric",
+    "rank correlation",
     "item evaluations",
     "minutes",
 )
@@ -25,8 +26,9 @@ Searches of `benchmarks/board`: problems × methods × optimizers × seeds at eq
 three per item), each an `evosearch run` up to the gate's decision. Scores and leads are those of the candidate that is
 best on `validation`, on documents of the test split that nothing else used, in points of score: median over the
 searches [lowest, highest]. *Interval above 0*: searches whose paired 95% interval of the lead over the best single
-scale excludes zero. *Promoted*: searches whose candidate passed the gate. Every seed draws other documents. Losers are
-listed, too."""
+scale excludes zero. *Promoted*: searches whose candidate passed the gate. *Rank correlation*: of what the search was
+told with the score on `validation`, over finalists and baselines. Every seed draws other documents. Losers are listed,
+too."""
 
 
 def page(
@@ -106,6 +108,7 @@ def _cells(group: Group, results: Sequence[Json]) -> list[str]:
         f"{sum(lead[1] > 0 for lead in known)} of {len(known)}",
         f"{promoted} of {count}",
         _spread(metric, "+.1f"),
+        _spread([result["rank_correlation"] for result in results if result["rank_correlation"] is not None], ".2f"),
         f"{items:,}",
         f"{median(result['seconds'] for result in results) / 60:.1f}",
     ]

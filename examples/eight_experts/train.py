@@ -6,7 +6,7 @@
 The base is SmolLM2-135M-Instruct, as in `examples.smollm2`. The documents are made from two packages, `evals` and
 `reasoning-gym`, which are downloaded with pip unless `--wheels` is a folder that contains their wheels. Held-out
 documents are written to evals/eight/data, training documents to OUT/data, and each expert to OUT/TASK in peft's format,
-atomically; what exists is reused. An expert's accuracy is that on its first 200 held-out documents. Training all eight
+atomically; what exists is reused. An expert's accuracy is that on its first 100 held-out documents. Training all eight
 takes about 35 minutes of one idle core. Requires `./scripts/setup gguf`. Exit codes: 0 success, 1 failed, 2 invalid
 input, 130 interrupted.
 """
@@ -32,7 +32,7 @@ from examples.smollm2.training import Settings, choice_accuracy, exact_accuracy
 
 EIGHT = ROOT / "models" / "eight"
 RATE = 1e-3  # peak learning rate
-MEASURED = 200  # number of held-out documents for the accuracy
+MEASURED = 100  # number of held-out documents for the accuracy
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -100,6 +100,7 @@ def made_up(method, seed, lead, promoted):
         "date": "2026-11-30 12:00 UTC",
         "seconds": 90.0,
         "evaluations": 1_000,
+        "rank_correlation": None if seed else 0.9,
         "finalist": "7",
         "promoted": "7" if promoted else "scale:0.60",
         "documents": {"sort": 2000, "deal": 2000},
@@ -116,13 +117,14 @@ def test_the_page_has_losers_medians_and_what_was_refused():
     text = page(found, problems(), methods(), optimizers())
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
     assert [row[0].strip("| ") for row in rows] == ["`per_tensor`", "`few_numbers`"], "best first"
-    assert rows[0][2:8] == [
+    assert rows[0][2:9] == [
         "3",
         "80.0 [78.0, 82.0]",
         "+22.0 [+20.0, +24.0]",
         "3 of 3",
         "3 of 3",
         "+11.0 [+10.0, +12.0]",
+        "0.90",
     ]
     assert rows[1][3:7] == ["59.0 [54.0, 61.0]", "+1.0 [-4.0, +3.0]", "1 of 3", "1 of 3"]
     assert "*2026-11-29 to 2026-11-30 · `python -m benchmarks.board --problems zoo-0 zoo-1`*" in text
