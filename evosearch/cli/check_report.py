@@ -12,6 +12,7 @@ from evosearch.cli.tables import make_table
 from evosearch.preflight.check import TOKENS_TITLE, CheckReport, TokenCounts, token_columns
 
 Forecast = Mapping[str, Any]  # of a `CheckReport`
+KEPT = {"activations": "activations", "gradient": "one tensor's gradient"}
 
 
 def show_check(console: Console, report: CheckReport) -> None:
@@ -57,6 +58,11 @@ def tokens_table(tokens: Mapping[str, TokenCounts]) -> Table:
 
 def show_cost(console: Console, cost: Forecast) -> None:
     """Print the GPU hours, memory and disk space of a search, unless its GPU time is negligible."""
+    counts = cost["evaluations"] or {}
+    if counts.get("gradients"):
+        kept = " and ".join(f"{cost['device_gib'][key]:.1f} GiB for {text}" for key, text in KEPT.items())
+        shards = f"{counts['gradients']:,} of {counts['candidates']:,} candidates are shards of gradient steps"
+        console.print(f"{shards}, forward and backward; on a GPU they take up to {kept}", highlight=False)
     hours = cost["gpu_hours"] or {name: seconds / 3600 for name, seconds in cost["seconds_per_candidate"].items()}
     if cost["gpu_hours"] and max(hours.values()) < 0.1:
         return

@@ -3,12 +3,15 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
+from evosearch.cli.check_report import show_check
 from evosearch.errors import EvosearchError
 from evosearch.execution.worker import Worker
 from evosearch.preflight.check import check
@@ -169,6 +172,9 @@ def test_check_forecasts_gradients_and_notes_what_they_leave_unused(world: World
     assert cost["device_gib"]["activations"] > 0
     assert found.forecast["seconds_per_candidate"] > 0
     assert found.forecast["items"] == 3, "half of three documents of two tasks"
+    out = StringIO()
+    show_check(Console(file=out, width=200), found)
+    assert "16 of 16 candidates are shards of gradient steps, forward and backward" in out.getvalue()
     idle = check(world("idle", **changes(workers={"count": 3, "threads": 1})), dry_run=False, watcher=Silent())
     assert any("3 workers share the 2 shards of a step: set optimizer.population to 3" in one for one in idle.notes)
 
