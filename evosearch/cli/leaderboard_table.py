@@ -35,7 +35,7 @@ def finalists_table(finalists: Sequence[FinalistRow], unchosen: Sequence[Finalis
 
 
 def show_numbers(console: Console, rows: Sequence[LeaderboardRow]) -> None:
-    """Print the numbers of the best candidate in summary, if it has holes with many."""
+    """Print the numbers of the winner, or else of the best candidate, in summary, if it has holes with many."""
     numbers = folded_numbers(rows)
     if numbers:
         console.print(numbers, style="dim", markup=False, highlight=False)

@@ -14,6 +14,7 @@ from evosearch.cli.leaderboard_table import (
     show_correlation,
     show_disclosure,
     show_finalists,
+    show_numbers,
     show_pareto,
 )
 from evosearch.cli.tables import make_table
@@ -28,6 +29,7 @@ def show_run(console: Console, report: RunReport) -> None:
     if report.stages:
         console.print(stages_table(report.stages))
     console.print(leaderboard_table(shown_rows(report.leaderboard, TOP)))
+    show_numbers(console, report.leaderboard)
     show_pareto(console, report.pareto)
     show_finalists(console, report.finalists, report.unchosen)
     show_correlation(console, report.rank_correlation)

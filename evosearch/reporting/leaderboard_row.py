@@ -133,15 +133,15 @@ def _folded(state: SearchState, name: str) -> dict[str, Scalar | Folded]:
 
 
 def folded_numbers(rows: Sequence[LeaderboardRow]) -> str | None:
-    """Return the summaries of the best candidate's holes with many numbers, in words; None if it has none.
+    """Return the summaries of holes with many numbers in the winner, or else in the best candidate; None without any.
 
     Such as `candidate 31: reverse weight: 0.62 (0.1 to 1.4) over 57 numbers; sort weight: …`.
     """
-    best = next((row for row in rows if row.kind == "candidate"), None)
-    found = [value for value in best.genome.values() if isinstance(value, Folded)] if best else []
-    return (
-        f"candidate {best.candidate}: {'; '.join(f'{one.title}: {one}' for one in found)}" if best and found else None
-    )
+    candidates = [row for row in rows if row.kind == "candidate"]
+    chosen = [row for row in candidates if row.state in ("promoted", "winner")] or candidates
+    found = [value for value in chosen[0].genome.values() if isinstance(value, Folded)] if chosen else []
+    listed = "; ".join(f"{one.title}: {one}" for one in found)
+    return f"candidate {chosen[0].candidate}: {listed}" if found else None
 
 
 def _scores(card: CardSummary) -> SplitScores:
