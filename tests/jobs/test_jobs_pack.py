@@ -203,3 +203,26 @@ def test_packed_task_folders_and_prompts_are_passed_to_workers_as_relative_paths
     assert found["include"] == [f"{TOP}/below/tasks", "/elsewhere/tasks", str(tmp_path / "tasks")]
     assert found["tasks"] == [{"task": "sort", "prompts": None}, {"prompts": f"{TOP}/prompts/0/chat.txt"}]
     assert found["name"] == "night"
+
+
+def test_files_of_prompts_are_packed_and_give_the_same_search(spec: World, tmp_path: Path) -> None:
+    path = spec("night")
+    suite = path.with_name("suite.yaml")
+    data = yaml.safe_load(suite.read_text())
+    (tmp_path / "chat.txt").write_text("hello\ngood morning\n")
+    data["tasks"].append({"prompts": "../chat.txt", "documents": {"search": 1, "validation": 1}})
+    model = f"{path.parent}/expert1"
+    suite.write_text(
+        yaml.safe_dump(data | {"fitness": {"teachers": dict.fromkeys(("choice", "generate", "chat"), model)}})
+    )
+    found, problems = packed(path, tmp_path / "there")
+    assert problems == []
+    copy = found.folder / TOP / "prompts" / "2" / "chat.txt"
+    assert copy.read_text() == "hello\ngood morning\n"
+    assert found.shown[f"{TOP}/prompts/2/chat.txt"] == f"{path.parent}/../chat.txt"
+    there = load_spec(found.folder / found.spec)
+    assert there.suite.tasks[2].prompts == str(copy)
+    assert there.search_id() == load_spec(path).search_id()
+    (tmp_path / "chat.txt").write_text("x" * 40 * packing.MIB)
+    _, problems = packed(path, tmp_path / "again")
+    assert any("chat.txt has 40 MiB" in problem for problem in problems)

@@ -20,7 +20,7 @@ from evosearch.search.progress import Silent
 ID = "0" * 64
 STEM = f"night-{ID[:12]}"
 PACKED = Pack(Path("pack"), "packed/night.yaml", {}, (), (), "digest")
-PICKLES, BOTH = Options(allow_pickle=True), Options(True, True)
+PICKLES, ALL = Options(allow_pickle=True), Options(True, True, True)
 
 
 class Cluster:
@@ -123,19 +123,19 @@ def test_a_rejected_id_without_a_job_is_an_error(cluster: Any, monkeypatch: pyte
 
 
 def test_options_are_passed_to_the_jobs_and_not_part_of_the_search_id(cluster: Any) -> None:
-    checked(cluster, lambda job: cluster.end(job, "succeeded"), BOTH)
-    queued(cluster, BOTH)
+    checked(cluster, lambda job: cluster.end(job, "succeeded"), ALL)
+    queued(cluster, ALL)
     for id, end in (
         (f"{STEM}-{CHECK}-1", "check packed/night.yaml --json --allow-pickle"),
-        (f"{STEM}-1", "run packed/night.yaml --progress json --continue-from-best --allow-pickle"),
+        (f"{STEM}-1", "run packed/night.yaml --progress json --continue-from-best --allow-pickle --unverified"),
     ):
         assert cluster.entrypoints[id].endswith(f" -m evosearch.cli.main {end}")
-    assert cluster.jobs[f"{STEM}-1"].options == BOTH.of(RUN)
+    assert cluster.jobs[f"{STEM}-1"].options == ALL.of(RUN)
     again = queued(cluster, Options())
     assert (again.job, again.already) == (f"{STEM}-1", True)
     (note,) = again.notes
-    assert note.startswith("it was submitted with --continue-from-best --allow-pickle, not with no options; the job")
-    assert queued(cluster, BOTH).notes == []
+    assert note.startswith("it was submitted with --continue-from-best --allow-pickle --unverified, not with")
+    assert queued(cluster, ALL).notes == []
 
 
 def test_without_options_the_commands_have_none(cluster: Any) -> None:
@@ -181,7 +181,7 @@ def test_checks_with_different_options_are_not_shared(cluster: Any) -> None:
     job, _ = checked(cluster, lambda job: cluster.end(job, "succeeded"), Options())
     assert job.id == f"{STEM}-{CHECK}-2"
     with pytest.raises(KeyboardInterrupt):
-        checked(cluster, interrupt, BOTH)  # options that do not apply to checks are ignored
+        checked(cluster, interrupt, ALL)  # options that do not apply to checks are ignored
     assert len(cluster.jobs) == 2
 
 
@@ -205,6 +205,7 @@ def test_command_line_options_reach_the_submission(
         return Submitted("night", ID, [], job=f"{STEM}-1", state="pending")
 
     monkeypatch.setattr(submit, "submit", fake)
-    for options in ((), ("--allow-pickle",), ("--continue-from-best",)):
+    for options in ((), ("--allow-pickle",), ("--continue-from-best",), ("--unverified",)):
         assert evosearch("submit", "night.yaml", "--address", "http://head:8265", *options)[0] == 0
-    assert given == [Options(), Options(allow_pickle=True), Options(continue_from_best=True)]
+    named = ({}, {"allow_pickle": True}, {"continue_from_best": True}, {"unverified": True})
+    assert given == [Options(**options) for options in named]
