@@ -51,7 +51,7 @@ class ScoreReport:
         recipe_id: Id of the recipe with its models' weights.
         tasks: Task → the suite's metric.
         score: Weighted mean over tasks, in points: 0 at chance level, 100 at best.
-        fitness: What a search would maximize.
+        fitness: What a search would maximize; the score, for a suite with teachers.
         reported: Task → metric → figure that lm-eval reports; None if it is not finite.
         tokens: Numbers of tokens that were run.
         modes: `loglikelihood`, `generation` → execution mode.
