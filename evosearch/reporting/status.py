@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evosearch.errors import LedgerError
+from evosearch.promotion.honest import TRAINED
 from evosearch.redaction import hidden
 from evosearch.reporting.openings import times_opened
 from evosearch.search.ledger.events import Event
@@ -21,7 +22,7 @@ from evosearch.spec.run_dir import RunDir
 class SearchProgress:
     """Progress of a search and, while it runs, its speed."""
 
-    stage: str | None = None  # baselines | search | validation | test
+    stage: str | None = None  # baselines | search | validation | test | training
     done: int | None = None  # candidates
     total: int | None = None  # candidates of the budget; None if only time limits it
     per_minute: float | None = None  # candidates, in the current session
@@ -128,7 +129,8 @@ def progress_of(events: list[Event], state: SearchState, now: float, running: bo
     first = max((index for index, event in enumerate(events) if event.type == "started"), default=0)
     session = events[first:]
     budget = session[0].payload.get("budget", {}) if session else {}
-    stage, total = _stage(session), _total(budget, state)
+    stage = "training" if _is_training(state) else _stage(session)
+    total = _total(budget, state)
     rate = left = None
     if running and stage == "search":
         rate = _rate(session, now)
@@ -176,6 +178,15 @@ def _stage(session: list[Event]) -> str:
             split = str(event.payload["split"])
             return "baselines" if split == "search" and not is_candidate(event.payload["candidate"]) else split
     return "baselines"
+
+
+def _is_training(state: SearchState) -> bool:
+    """Whether everything is scored on test except the baseline to be fine-tuned."""
+    name = state.latest(TRAINED)
+    if name is None or not state.test_openings or (name, "search") in state.done:
+        return False
+    opened = state.test_openings[-1].candidates
+    return name in opened and [one for one in opened if (one, "test") not in state.done] == [name]
 
 
 def _rate(session: list[Event], now: float) -> float | None:

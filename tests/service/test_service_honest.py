@@ -223,7 +223,7 @@ def test_a_killed_run_resumes_to_the_same_record(
     def killed(self: Recorder, executor: Any, jobs: list[Job], progress: Any) -> None:
         ids = [job.id for job in jobs]
         at = {
-            "placebo search": ids[:1] == ["0@search"] and "placebo" in str(self.state.spec),
+            "placebo search": ids[:1] == ["0@search"] and bool(self.state.spec.get("placebo")),
             "test opened": bool(self.state.test_openings),
             "placebo scored": any(one.startswith("base@test") for one in ids),
             "training": any(job.training is not None for job in jobs),
@@ -236,8 +236,12 @@ def test_a_killed_run_resumes_to_the_same_record(
     monkeypatch.setattr(Recorder, "run", killed)
     with pytest.raises(Killed):
         run(spec, Silent())
+    stages = {row.name: row.stage for row in statuses()}
+    assert stages["part"] == {"placebo search": "validation", "test opened": "validation"}.get(point, stages["part"])
+    assert (stages["part"] == "training") == (point == "training")
     monkeypatch.setattr(Recorder, "run", original)
     found = run(spec, Silent())
+    assert {row.name: row.stage for row in statuses()}["part"] == "test"
     assert found.gate == expected.gate
     assert record("part") == whole
     assert record("part.placebo") == of_placebo
