@@ -16,6 +16,7 @@ from evosearch.recipe.checks import check
 from evosearch.search.optimizers.registry import create
 from evosearch.search.progress import Silent
 from evosearch.setup.prepare import Prepared, prepare
+from evosearch.setup.teachers import named_teachers, parents_of
 from evosearch.spec.spec import Winner, load_spec
 from evosearch.spec.stages import StagedSpec, load
 
@@ -189,6 +190,15 @@ def test_adapters_share_their_base(shipped: Path) -> None:
         own = [name for name in model.tensors if model.shares(name) is None]
         assert len(own) == 2 * base.shape.num_layers
         assert all("q_proj" in name or "v_proj" in name for name in own)
+
+
+def test_each_expert_teaches_the_tiny_models_its_own_task(shipped: Path) -> None:
+    found = prepared(shipped / "teachers.yaml")
+    assert len(found.space.dimensions) == 228
+    assert named_teachers(found.spec) == dict.fromkeys(("reverse", "sort", "deal", "median"), "auto")
+    assert list(parents_of(found)) == [f"zoo:tiny/{name}" for name in ("reverse", "sort", "deal", "median")]
+    quickstart = load_spec(shipped / "quickstart.yaml").suite
+    assert found.suite.tasks == quickstart.tasks
 
 
 def test_pareto_names_tasks_of_its_suite() -> None:
