@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from evosearch.documents import dump
-from evosearch.evaluation.statistics.rank_correlation import spearman
+from evosearch.evaluation.statistics.rank_correlation import rank_correlation
 from evosearch.evaluation.types import SPLITS
 from evosearch.recipe.bundle import bundle
 from evosearch.recipe.files import load_reference
@@ -178,6 +178,7 @@ class Translator:
     def _on_answered(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         self._on_asked(payload, plan, now)
         self._candidate(payload, plan, now).tags["answer"] = "true"
+        self._settle(str(payload["candidate"]), None, plan, now)  # `best_fitness` is of proposed candidates
 
     def _on_scored(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         run = self._candidate(payload, plan, now)
@@ -205,9 +206,11 @@ class Translator:
             return
         self._wanted[name] = float(payload["score"])
         both = [name for name in self._wanted if name in self._told]
-        value = spearman([self._told[name] for name in both], [self._wanted[name] for name in both])
-        if value is not None:
-            self._search(plan, now).points.append(Point("rank_correlation", value, len(both), now))
+        found = rank_correlation([self._told[name] for name in both], [self._wanted[name] for name in both])
+        if found.value is not None:
+            run = self._search(plan, now)
+            run.points.append(Point("rank_correlation", found.value, found.models, now))
+            run.tags["rank_correlation_warning"] = found.warning or ""
 
     def _on_differentiated(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         point = Point("gradient/fitness", float(payload["fitness"]["value"]), int(payload["candidate"]), now)

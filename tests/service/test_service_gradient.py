@@ -168,7 +168,7 @@ def test_check_forecasts_gradients_and_notes_what_they_leave_unused(world: World
     found = check(spec, dry_run=True, watcher=Silent())
     assert found.problems == ()
     cost, evaluations = found.forecast["cost"], found.forecast["cost"]["evaluations"]
-    assert (evaluations["candidates"], evaluations["gradients"], evaluations["search"]) == (16, 16, 5 + 3)
+    assert (evaluations["candidates"], evaluations["gradients"], evaluations["search"]) == (16, 16, 6 + 3)
     assert cost["device_gib"]["activations"] > 0
     assert found.forecast["seconds_per_candidate"] > 0
     assert found.forecast["items"] == 3, "half of three documents of two tasks"

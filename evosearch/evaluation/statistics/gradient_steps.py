@@ -20,6 +20,7 @@ from evosearch.evaluation.suites.suite import Suite
 from evosearch.evaluation.types import ItemBatch, ItemSet
 
 LEAST_HELD_BACK = 10  # documents of each task that scores; with fewer, their noise would decide when to stop
+MOST_HELD_BACK = 40  # documents of each task; with more, their scoring would take much of a budget
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def gradient_steps(
         documents: Documents of each task in a minibatch.
         shards: Number of shards of a minibatch; at most its documents are used.
         hold_back: Share of each task's documents that is held back; nothing is, if that is less than
-            `LEAST_HELD_BACK` documents of a task that scores.
+            `LEAST_HELD_BACK` documents of a task that scores, and of no task more than `MOST_HELD_BACK`.
         seed: Seed of the order.
     """
     scored = {task.name for task in suite.tasks if not task.report_only}
@@ -97,7 +98,7 @@ def _held_back(
     full: ItemBatch, orders: Mapping[str, list[int]], share: float, scored: Collection[str]
 ) -> dict[str, set[int]]:
     """Return task → indices of the held-back documents, or nothing if they would be too few, or all."""
-    wanted = {items.task: max(1, int(share * len(items))) for items in full.sets if len(items)}
+    wanted = {items.task: min(MOST_HELD_BACK, max(1, int(share * len(items)))) for items in full.sets if len(items)}
     found = {items.task: _whole_groups(items, orders[items.task], wanted.get(items.task, 0)) for items in full.sets}
     sets = [items for items in full.sets if items.task in scored and len(items)]
     if all(LEAST_HELD_BACK <= len(found[items.task]) < len(items) for items in sets):

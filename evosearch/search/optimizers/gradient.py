@@ -36,9 +36,9 @@ def check_numbers(dimensions: Sequence[Dimension], **options: float) -> None:
         "average": Option(float, 0.5, "Share of the latest iterates whose mean is a candidate.", gt=0, le=1),
         "pull": Option(float, 0.0, "Pull to the start: a step goes back `rate` times this of the way.", ge=0, le=1),
         "check_every": Option(
-            int, 4, "Steps between two scorings of the averaged iterate on the held-back part.", ge=1
+            int, 8, "Steps between two scorings of the averaged iterate on the held-back part.", ge=1
         ),
-        "patience": Option(int, 10, "Scorings in a row without an improvement after which the search stops.", ge=1),
+        "patience": Option(int, 6, "Scorings in a row without an improvement after which the search stops.", ge=1),
     },
     gradients=True,
     fits=check_numbers,

@@ -130,7 +130,12 @@ class Option:
 DIVISION: Mapping[str, Option] = {
     "batch": Option(int, 12, "Documents of each task in a gradient step.", ge=1),
     "hold_back": Option(
-        float, 0.2, "Share of the search split that no gradient sees, for early stopping and selection.", ge=0, le=0.5
+        float,
+        0.1,
+        "Share of the search split that no gradient sees, for early stopping and selection; of each task at least 10 "
+        "documents, or else none of any, and at most 40.",
+        ge=0,
+        le=0.5,
     ),
 }
 Factory = Callable[..., Optimizer]  # (problem, **options) → optimizer
