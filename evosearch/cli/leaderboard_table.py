@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from evosearch.cli.tables import make_table
+from evosearch.evaluation.statistics.rank_correlation import RankCorrelation
 from evosearch.promotion.disclosure import CONTAMINATED, opened
-from evosearch.reporting.agreement import RankCorrelation
 from evosearch.reporting.answers_read import TaskAnswers, statements
 from evosearch.reporting.generalization import FINALISTS_TITLE, FinalistRow, finalist_columns
 from evosearch.reporting.leaderboard_row import (

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from evosearch.evaluation.statistics.rank_correlation import RankCorrelation
 from evosearch.promotion.disclosure import CONTAMINATED, opened
 from evosearch.promotion.honest import PLACEBO, TRAINED
-from evosearch.reporting.agreement import RankCorrelation, correlation_texts, rank_correlation
+from evosearch.reporting.agreement import agreement, agreement_texts
 from evosearch.reporting.answers_read import TaskAnswers, recorded_answers, statements
 from evosearch.reporting.generalization import FinalistRow, finalist_rows, unchosen_rows
 from evosearch.reporting.leaderboard_row import (
@@ -72,7 +73,7 @@ class Leaderboard:
         texts = [opened(self.test_openings)] + ([CONTAMINATED] if self.contamination_acknowledged else [])
         if len(self.rows) > SHOWN:
             texts.insert(0, f"{len(self.rows) - SHOWN} more rows: see to_frame()")
-        texts = [*filter(None, [folded_numbers(self.rows)]), *texts, *correlation_texts(self.rank_correlation)]
+        texts = [*filter(None, [folded_numbers(self.rows)]), *texts, *agreement_texts(self.rank_correlation)]
         texts += statements(self.answers)
         table = html_table(LEADERBOARD_TITLE, leaderboard_columns(self.rows), shown_rows(self.rows, SHOWN))
         return table + "".join(map(html_paragraph, texts))
@@ -113,7 +114,7 @@ def leaderboard_of(ledger: Ledger, search_id: str, state: SearchState) -> Leader
             splits["test"] = replace(splits["test"], openings=opened, contamination_acknowledged=acknowledged)
         rows.append(replace(row, gaps=gaps.get(row.candidate, ()), splits=splits))
     answers = recorded_answers(state)
-    return Leaderboard(tuple(rows), finalists, unchosen, opened, acknowledged, rank_correlation(state), answers)
+    return Leaderboard(tuple(rows), finalists, unchosen, opened, acknowledged, agreement(state), answers)
 
 
 def leaderboard_rows(state: SearchState) -> tuple[LeaderboardRow, ...]:

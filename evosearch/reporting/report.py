@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from evosearch.evaluation.statistics.rank_correlation import RankCorrelation
 from evosearch.promotion.disclosure import CONTAMINATED, opened
 from evosearch.promotion.finalists import kind_of
 from evosearch.promotion.gate import GateDecision
-from evosearch.reporting.agreement import RankCorrelation, correlation_texts
+from evosearch.reporting.agreement import agreement_texts
 from evosearch.reporting.answers_read import TaskAnswers, statements
 from evosearch.reporting.columns import Column, number
 from evosearch.reporting.generalization import FINALISTS_TITLE, FinalistRow, finalist_columns
@@ -160,7 +161,7 @@ class RunReport:
             contaminated = [CONTAMINATED] if self.contamination_acknowledged else []
             openings = [] if self.gate.unverified else [opened(self.test_openings)]
             parts.append(html_list([*self.gate.reasons, *openings, *contaminated]))
-        parts.append(html_list([*correlation_texts(self.rank_correlation), *statements(self.answers)]))
+        parts.append(html_list([*agreement_texts(self.rank_correlation), *statements(self.answers)]))
         parts.append(html_list(f"exported {fmt}: {path}" for fmt, path in self.exported.items()))
         done = f"{self.name}: {counts.scored} candidates scored in {self.seconds:.0f} s, {counts.failed} failed"
         return "".join(parts) + html_paragraph(f"{done}; stopped by: {self.stopped}")

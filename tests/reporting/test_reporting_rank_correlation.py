@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from evosearch.evaluation.statistics.rank_correlation import spearman
-from evosearch.reporting.agreement import RankCorrelation
+from evosearch.evaluation.statistics.rank_correlation import rank_correlation, spearman
 from evosearch.reporting.leaderboard import leaderboard
 from evosearch.search.ledger.events import Event
 from evosearch.search.progress import Silent
@@ -35,13 +34,18 @@ def test_two_models_have_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "models", "warned"),
-    [(-0.2, 6, True), (0.29, 9, True), (0.3, 9, False), (-1.0, 5, False), (None, 9, False)],
+    ("scores", "warned"),
+    [
+        ([6, 5, 4, 3, 2, 1], True),
+        ([2, 1, 3, 6, 4, 5], False),
+        ([3, 2, 1], False),  # too few
+        ([1, 1, 1, 1, 1, 1], False),  # unknown
+    ],
 )
-def test_a_low_correlation_of_enough_models_is_a_warning(value: float | None, models: int, warned: bool) -> None:
-    found = RankCorrelation(value, models)
+def test_a_low_correlation_of_enough_models_is_a_warning(scores: list[float], warned: bool) -> None:
+    found = rank_correlation([float(index) for index in range(len(scores))], scores)
     assert (found.warning is not None) == warned
-    assert f"over {models} models" in str(found)
+    assert f"over {len(scores)} models" in str(found)
 
 
 def test_every_report_of_a_search_shows_it(world: Callable[..., Path], evosearch: Callable[..., Any]) -> None:
@@ -75,3 +79,8 @@ def test_mlflow_has_it_as_a_metric_of_the_search() -> None:
         scored(name, "validation", 0.0, score)
     found = [(point.step, point.value) for point in plan[SEARCH].points if point.name == "rank_correlation"]
     assert found == [(3, pytest.approx(-1.0)), (4, pytest.approx(0.2))]
+    assert plan[SEARCH].tags["rank_correlation_warning"] == ""
+    for index in range(3):
+        scored(f"x{index}", "search", 10.0 + index, 0.0)
+        scored(f"x{index}", "validation", 0.0, -float(index))
+    assert "unlike their scores" in plan[SEARCH].tags["rank_correlation_warning"]
