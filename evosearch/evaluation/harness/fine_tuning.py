@@ -39,7 +39,7 @@ CHECKPOINTS = (0.25, 0.5, 1.0)  # fractions of the steps after which the weights
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingBatch:
     """One minibatch, ready for backward passes.
 
     Attributes:
@@ -79,10 +79,10 @@ def fine_tune(
         CandidateError: No document has a right answer, or the outputs are not finite.
     """
     began = time.perf_counter()
-    lessons = [_lesson(scorer, one) for one in minibatches(scorer, batch, seed)]
-    order = list(schedule([lesson.cost for lesson in lessons], items, seed))
+    batches = [_training_batch(scorer, one) for one in minibatches(scorer, batch, seed)]
+    order = list(schedule([one.cost for one in batches], items, seed))
     with trainable(model, seed) as trained:
-        kept = _train(scorer, model, trained, lessons, order, scored[0])
+        kept = _train(scorer, model, trained, batches, order, scored[0])
         cards = (kept.card, *(scorer.score(model, one) for one in scored[1:]))
         return TrainingCard(
             form=trained.form,
@@ -90,7 +90,7 @@ def fine_tune(
             rate=RATES[trained.form],
             steps=len(order),
             kept=kept.step,
-            items=sum(lessons[index].cost for index in order),
+            items=sum(batches[index].cost for index in order),
             objective=kept.objective,
             seconds=time.perf_counter() - began,
             cards=cards,
@@ -109,7 +109,7 @@ def _train(
     scorer: Scorer,
     model: Any,
     trained: Trainable,
-    lessons: Sequence[Lesson],
+    batches: Sequence[TrainingBatch],
     order: Sequence[int],
     validation: ItemBatch,
 ) -> _Checkpoint:
@@ -120,7 +120,7 @@ def _train(
     best: _Checkpoint | None = None
     for step, index in enumerate(order):
         optimizer.param_groups[0]["lr"] = rate * min(1.0, (steps - step) / (DECAY * steps))
-        seen.append(_step(model, trained, lessons[index], optimizer))
+        seen.append(_step(model, trained, batches[index], optimizer))
         if step + 1 in stops:
             card = scorer.score(model, validation)
             if best is None or _merit(card) > _merit(best.card):
@@ -130,7 +130,7 @@ def _train(
         for tensor, value in zip(trained.parameters, best.weights, strict=True):
             tensor.copy_(value)
     trained.publish()
-    epochs = seen[: len(lessons)], seen[-len(lessons) :]
+    epochs = seen[: len(batches)], seen[-len(batches) :]
     first, last = (sum(epoch) / len(epoch) for epoch in epochs)
     return _Checkpoint(best.step, best.card, best.weights, (first, last))
 
@@ -139,10 +139,10 @@ def _merit(card: ScoreCard) -> float:
     return card.fitness.value if card.score is None else card.score
 
 
-def _step(model: Any, trained: Trainable, lesson: Lesson, optimizer: torch.optim.Optimizer) -> float:
+def _step(model: Any, trained: Trainable, one: TrainingBatch, optimizer: torch.optim.Optimizer) -> float:
     """Step along the gradient of one minibatch; return its objective."""
     optimizer.zero_grad()
-    found = differentiate(model, lesson.plan, lesson.owners, lambda lls, margins: -lesson.values(lls, margins))
+    found = differentiate(model, one.plan, one.owners, lambda lls, margins: -one.values(lls, margins))
     trained.collect()
     optimizer.step()
     trained.publish()
@@ -174,7 +174,7 @@ def schedule(costs: Sequence[int], items: int, seed: int) -> Iterator[int]:
             yield index
 
 
-def _lesson(scorer: Scorer, batch: ItemBatch) -> Lesson:
+def _training_batch(scorer: Scorer, batch: ItemBatch) -> TrainingBatch:
     fitness = scorer.frozen_for(batch, "gold_logprob").item_fitness("gold_logprob")
     counts = [task.count for task in fitness.tasks]
     zeros = torch.zeros(len(fitness.requests), dtype=torch.float64)
@@ -186,4 +186,4 @@ def _lesson(scorer: Scorer, batch: ItemBatch) -> Lesson:
         for task, own in zip(fitness.tasks, known, strict=True)
     ]
     plan = lay_out(fitness.requests, scorer.options)
-    return Lesson(plan, tuple(fitness.owners.tolist()), fitness, torch.cat(shares), COST * sum(counts))
+    return TrainingBatch(plan, tuple(fitness.owners.tolist()), fitness, torch.cat(shares), COST * sum(counts))
