@@ -32,7 +32,7 @@ from evosearch.errors import CheckpointError
 from evosearch.execution.worker_config import WorkerConfig
 from evosearch.materialize.inputs import Opener
 from evosearch.materialize.plan import donor_of
-from evosearch.recipe import placebos
+from evosearch.recipe import placebo_reference
 from evosearch.recipe.files import is_recipe
 from evosearch.recipe.identity import TOKENIZER_OF
 from evosearch.recipe.schema import Recipe
@@ -171,7 +171,7 @@ def _remedy(config: WorkerConfig, opener: Opener, reference: str) -> str:
 
 def _is_computed(reference: str, opener: Opener) -> bool:
     """Return whether a model has tensors that are computed from files: of an adapter or a placebo."""
-    return placebos.parse(reference) is not None or references.split(reference, opener.recipes)[1] is not None
+    return placebo_reference.parse(reference) is not None or references.split(reference, opener.recipes)[1] is not None
 
 
 def _leaves(opener: Opener, named: Iterable[str]) -> tuple[dict[str, None], dict[str, None]]:
@@ -182,7 +182,7 @@ def _leaves(opener: Opener, named: Iterable[str]) -> tuple[dict[str, None], dict
     waiting = list(named)
     while waiting:
         reference = waiting.pop(0)
-        placebo = placebos.parse(reference)
+        placebo = placebo_reference.parse(reference)
         if placebo is not None:
             waiting += [placebo.base, placebo.model]
             continue

@@ -22,11 +22,11 @@ from evosearch.checkpoints.sidecar import files_of
 from evosearch.checkpoints.writer import TOKENIZER_FILES
 from evosearch.errors import CandidateError, RecipeError
 from evosearch.materialize.on_disk import write_checkpoint
-from evosearch.materialize.placebo import adapter_placebo, dense_placebo
 from evosearch.materialize.plan import donor_of
+from evosearch.materialize.random_vectors import adapter_placebo, dense_placebo
 from evosearch.materialize.vocabulary import in_one_vocabulary
 from evosearch.merging.registry import specs
-from evosearch.recipe import files, placebos
+from evosearch.recipe import files, placebo_reference
 from evosearch.recipe.checks import check
 from evosearch.recipe.identity import TOKENIZER_OF, recipe_id
 from evosearch.recipe.schema import Recipe
@@ -100,7 +100,7 @@ class Opener:
         return {reference: recipe.to_dict() for reference, recipe in self._read.items()}
 
     def _open(self, reference: str) -> Checkpoint:
-        placebo = placebos.parse(reference)
+        placebo = placebo_reference.parse(reference)
         if placebo is not None:
             return self._open_placebo(placebo)
         model, adapter = references.split(reference, self.recipes)
@@ -111,7 +111,7 @@ class Opener:
             return self._open_recipe(model)
         return Checkpoint.open(self._folder(model), reference, self.allow_pickle, hashes)
 
-    def _open_placebo(self, placebo: placebos.PlaceboReference) -> Checkpoint:
+    def _open_placebo(self, placebo: placebo_reference.PlaceboReference) -> Checkpoint:
         base, model = self.open(placebo.base), self.open(placebo.model)
         under, adapter = references.split(placebo.model, self.recipes)
         if adapter is None or under != placebo.base:
@@ -129,7 +129,7 @@ class Opener:
 
     def folder(self, reference: str) -> Path:
         """Return the folder of a model that is only used for its tokenizer."""
-        placebo = placebos.parse(reference)
+        placebo = placebo_reference.parse(reference)
         if placebo is not None:
             return self.folder(placebo.model)
         model, _ = references.split(reference, self.recipes)

@@ -18,7 +18,7 @@ from typing import Any
 from evosearch import documents
 from evosearch.errors import RecipeError, did_you_mean
 from evosearch.recipe.other_formats import refuse_other_formats
-from evosearch.recipe.placebos import PREFIX as PLACEBO
+from evosearch.recipe.placebo_reference import PREFIX as PLACEBO
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.tokens import BASE, UNION
 

@@ -29,7 +29,7 @@ from evosearch.search.records import WarmStart
 from evosearch.service import phases
 from evosearch.service.eta import Eta
 from evosearch.service.multi_stage import run_stages
-from evosearch.service.placebo import PlaceboRun
+from evosearch.service.placebo_run import PlaceboRun
 from evosearch.service.register import current_champion, register
 from evosearch.service.shutdown import recorded_end
 from evosearch.service.teaching import teaching

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from evosearch.errors import SpecError
 from evosearch.recipe.files import STAGE
-from evosearch.recipe.placebos import PlaceboReference
+from evosearch.recipe.placebo_reference import PlaceboReference
 from evosearch.search.baselines import Baseline
 from evosearch.setup.models import Models
-from evosearch.spec.placebo import base_of
+from evosearch.spec.placebo_spec import base_of
 from evosearch.spec.spec import SearchSpec
 
 

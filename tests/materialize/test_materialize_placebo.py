@@ -11,12 +11,12 @@ from evosearch.checkpoints.overlay import Overlay
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.errors import CheckpointError
 from evosearch.materialize.inputs import Opener
-from evosearch.materialize.placebo import product_norm
+from evosearch.materialize.random_vectors import product_norm
 from evosearch.merging import gaussian
 from evosearch.merging.gaussian import noise, normal
 from evosearch.merging.philox import key_of
-from evosearch.recipe import files, placebos
-from evosearch.recipe.placebos import PlaceboReference
+from evosearch.recipe import files, placebo_reference
+from evosearch.recipe.placebo_reference import PlaceboReference
 
 KEY = key_of(0, "content", "tensor")
 
@@ -132,9 +132,9 @@ def test_a_model_with_other_tensors_than_the_base_is_refused(untied, make_family
 def test_references_are_one_piece():
     reference = placebo("org/base@v1+./a?b&c", "org/base@v1", 12)
     assert reference == "placebo:org/base@v1+./a?b&c?base=org/base@v1&seed=12"
-    assert placebos.parse(reference) == PlaceboReference("org/base@v1+./a?b&c", "org/base@v1", 12)
-    assert placebos.parse("zoo:tiny/base") is None
-    assert placebos.parse("placebo:nothing") is None
+    assert placebo_reference.parse(reference) == PlaceboReference("org/base@v1+./a?b&c", "org/base@v1", 12)
+    assert placebo_reference.parse("zoo:tiny/base") is None
+    assert placebo_reference.parse("placebo:nothing") is None
     assert files.pieces(reference, files.exists) == (reference,)
     assert not files.is_recipe(placebo("base", "night.yaml"))
     assert not files.is_recipe("placebo:night.yaml")

@@ -14,6 +14,7 @@ from evosearch.errors import InputError, LedgerError
 from evosearch.preflight.check import check
 from evosearch.promotion import promote
 from evosearch.promotion.gate import GateDecision
+from evosearch.promotion.honest import items_used
 from evosearch.reporting.export import export
 from evosearch.reporting.leaderboard import leaderboard, shown_rows
 from evosearch.reporting.report import RunReport
@@ -342,6 +343,22 @@ def test_the_placebo_of_a_stage_starts_from_the_placebo_of_its_start(world: Worl
     assert winner is not None
     if winner.candidate.isdigit():
         assert placebo.start == state_of("world.one-placebo").proposal(winner.candidate).genome
+
+
+def test_searches_by_gradient_have_both(world: World) -> None:
+    weight = {"low": 0.0, "high": 1.5, "per": "tensor"}
+    models = [{"model": f"./expert{index}", "parameters": {"weight": weight}} for index in (1, 2)]
+    recipe = {"merge_method": "task_arithmetic", "base_model": "./base", "models": models}
+    optimizer = {"name": "gradient", "population": 2, "batch": 3, "rate": 0.1}
+    report = run(world(recipe=recipe, optimizer=optimizer, budget={"candidates": 8}, baselines=HONEST), Silent())
+    assert report.gate is not None
+    assert report.gate.trained is not None
+    state, placebo = state_of("world"), state_of("world.placebo")
+    assert len(placebo.gradients) == len(state.gradients) > 0
+    assert items_used(state) >= 3 * sum(found.fitness.n for found in state.gradients.values()) > 0
+    assert state.latest("trained") == f"trained:{items_used(state)}"
+    first = [one.candidates[name].recipe_id for one in (state, placebo) for name in ("0",)]
+    assert first[0] != first[1], "the same coefficients of other models"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from evosearch.errors import SpecError
 from evosearch.recipe.files import STAGE, exists, map_references, pieces
-from evosearch.recipe.placebos import PlaceboReference
+from evosearch.recipe.placebo_reference import PlaceboReference
 from evosearch.spec.spec import SearchSpec, Stage, Winner
 from evosearch.spec.stages import PLACEBO
 

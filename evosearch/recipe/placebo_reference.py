@@ -1,7 +1,7 @@
 """References to placebos: models whose task vectors are random, with the norms of a real model's.
 
-`placebo:MODEL?base=BASE&seed=SEED` is BASE plus noise; `checkpoints.placebo` defines it. Searches that test whether a
-result needs the real task vectors replace their parents by such references.
+`placebo:MODEL?base=BASE&seed=SEED` is BASE plus noise; `materialize.random_vectors` defines it. Searches that test
+whether a result needs the real task vectors replace their parents by such references.
 """
 
 from dataclasses import dataclass

@@ -19,7 +19,7 @@ from evosearch.setup.loading import read_search, recorded_winner
 from evosearch.setup.prepare import Prepared, prepare
 from evosearch.setup.warm_start import found_before
 from evosearch.spec.lookup import recorded_names
-from evosearch.spec.placebo import placebo_name, placebo_of
+from evosearch.spec.placebo_spec import placebo_name, placebo_of
 from evosearch.spec.spec import SearchSpec, Winner
 
 
