@@ -166,7 +166,7 @@ def test_prefixes_are_nested_and_passes_go_backwards_early() -> None:
 
 
 def test_scoring_is_unchanged_by_gradients_before_it() -> None:
-    """A plan's tensors are shared: those made by scoring, in inference mode, must serve autograd as well."""
+    """One plan serves both, although tensors that were made in inference mode have no gradients."""
     model = build("LlamaForCausalLM").requires_grad_(False)
     plan = lay_out(ASKED, ScoreOptions())
     before = score_loglikelihoods(model, plan)

@@ -76,7 +76,7 @@ class LoglikelihoodPlan:
 
     requests: tuple[LoglikelihoodRequest, ...]
     options: ScoreOptions
-    _laid: dict[tuple[Mode, torch.device], Passes] = field(default_factory=dict)
+    _laid: dict[tuple[Mode, torch.device, bool], Passes] = field(default_factory=dict)
     _smaller: dict[int, "LoglikelihoodPlan"] = field(default_factory=dict)  # by tokens of a pass
 
     def mode(self, model: Any) -> Mode:
@@ -107,10 +107,10 @@ class LoglikelihoodPlan:
 
     def passes(self, mode: Mode, device: torch.device) -> Passes:
         """Return the passes for a mode and a device, laid out once."""
-        if (mode, device) not in self._laid:
-            with torch.inference_mode(False):  # tensors made in inference mode cannot be used for gradients
-                self._laid[mode, device] = _passes(self.requests, mode, device, self.options)
-        return self._laid[mode, device]
+        key = mode, device, torch.is_inference_mode_enabled()  # tensors made in inference mode have no gradients
+        if key not in self._laid:
+            self._laid[key] = _passes(self.requests, mode, device, self.options)
+        return self._laid[key]
 
 
 def lay_out(requests: Sequence[LoglikelihoodRequest], options: ScoreOptions) -> LoglikelihoodPlan:
