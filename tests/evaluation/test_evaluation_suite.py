@@ -65,7 +65,7 @@ MALFORMED: list[tuple[Change, str]] = [
     (lambda d: d.update(source="x"), "source: unknown key."),
     (
         lambda d: d.update(fitness="loss"),
-        "fitness: Input should be 'expected_score', 'score', 'gold_logprob' or 'margin', got 'loss'",
+        "fitness: got 'loss'. expected_score, score, gold_logprob, margin, or {teachers: …}",
     ),
 ]
 

@@ -1,6 +1,7 @@
 """Fitness by teachers: against plain torch, without right answers, and computed once."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -282,15 +283,18 @@ def own(name: str) -> dict[str, str]:
     [
         ({"teachers": {"choice": "a"}}, "fitness.teachers: no teacher for 'letter'"),
         ({"teachers": dict.fromkeys([*TASKS, "chioce"], "a")}, "fitness.teachers.chioce: not a task of the fitness"),
-        ({"teachers": "parents"}, "fitness"),
-        ({"teachers": "auto", "top_k": 0}, "top_k"),
+        ({"teachers": "parents"}, "fitness.teachers: got 'parents'. auto, or a mapping from task to model"),
+        ({"teachers": {"choice": 3}}, "fitness.teachers.choice: got 3. A model of the recipe, or auto"),
+        ({"teachers": "auto", "top_k": 0}, "fitness.top_k: Input should be greater than or equal to 1, got 0"),
+        ({"teacher": "auto"}, "fitness.teacher: unknown key. Known keys here: teachers, top_k"),
+        ("teachers", "fitness: got 'teachers'. expected_score, score, gold_logprob, margin, or {teachers: …}"),
     ],
 )
 def test_errors_name_the_key(suite_file: Path, change: Any, message: str) -> None:
     data = yaml.safe_load(suite_file.read_text()) | {"fitness": change}
     path = suite_file.with_name("other.yaml")
     path.write_text(yaml.safe_dump(data))
-    with pytest.raises(SuiteError, match=message.replace(".", r"\.")):
+    with pytest.raises(SuiteError, match=re.escape(message)):
         load_suite(path)
 
 

@@ -49,11 +49,11 @@ a group: its leaf tasks). A report-only task then needs a `metric` that is an it
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from evosearch.documents import Document, join, read, validate
 from evosearch.errors import SuiteError, did_you_mean
@@ -73,9 +73,23 @@ class Guard(Document):
     """Largest drop in points that the gate accepts."""
 
 
+Plain = Literal["expected_score", "score", "gold_logprob", "margin"]  # kinds of fitness that need right answers
+
+
 def _threshold(given: float | Literal[False]) -> float | Literal[False]:
     if given is not False and not 0.5 <= given <= 1:
         raise SuiteError("", f"should be at least 0.5 and at most 1, or false, got {given}")
+    return given
+
+
+def _fitness(given: Any) -> Any:
+    """Validate a mapping as teachers at once, so that its errors name the key in it."""
+    if isinstance(given, Mapping):
+        return validate(TeacherFitness, given, "", SuiteError)
+    kinds = get_args(Plain)
+    if not isinstance(given, TeacherFitness) and given not in kinds:
+        near = did_you_mean(given, kinds) if isinstance(given, str) else None
+        raise SuiteError("", f"got {given!r}", f"{', '.join(kinds)}, or {{teachers: …}}", near)
     return given
 
 
@@ -90,7 +104,7 @@ class _SuiteKeys(PromptOptions):
     """Number of documents that each split takes from every task."""
     guards: tuple[Guard, ...] = ()
     """Tasks whose points may not drop by more than a margin."""
-    fitness: Literal["expected_score", "score", "gold_logprob", "margin"] | TeacherFitness = "expected_score"
+    fitness: Annotated[Plain | TeacherFitness, BeforeValidator(_fitness)] = "expected_score"
     """What the optimizer maximizes: the score with probabilities of being right in place of right and wrong, the score
     itself, the log-probability of right answers, their softened margin, or closeness to teachers (`teachers: …`)."""
     split_seed: int = 0
