@@ -120,7 +120,7 @@ TASKS = {
     "reverse": Task(reverse, 60),
     "sort": Task(sort, 60),
     "rank": Task(rank, 40),
-    "compute": Task(compute, 60),
+    "compute": Task(compute, 120),
     "family": Task(family, 40),
     "language": Task(language, 80, ("french", "irish", "portuguese", "spanish")),
     "sarcasm": Task(sarcasm, 50, ("no", "yes")),

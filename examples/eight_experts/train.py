@@ -7,7 +7,7 @@ The base is SmolLM2-135M-Instruct, as in `examples.smollm2`. The documents are m
 `reasoning-gym`, which are downloaded with pip unless `--wheels` is a folder that contains their wheels. Held-out
 documents are written to evals/eight/data, training documents to OUT/data, and each expert to OUT/TASK in peft's format,
 atomically; what exists is reused. An expert's accuracy is that on its first 100 held-out documents. Training all eight
-takes about 35 minutes of one idle core. Requires `./scripts/setup gguf`. Exit codes: 0 success, 1 failed, 2 invalid
+takes about 25 minutes of one idle core. Requires `./scripts/setup gguf`. Exit codes: 0 success, 1 failed, 2 invalid
 input, 130 interrupted.
 """
 

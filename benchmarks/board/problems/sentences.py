@@ -6,7 +6,7 @@ from benchmarks._paths import EVALS
 from benchmarks.board.entries import Given, Problem
 from benchmarks.board.prepared import from_recipe
 
-DOCUMENTS = {"search": 100, "validation": 200, "test": 400}  # per task
+DOCUMENTS = {"search": 200, "validation": 150, "test": 400}  # per task
 
 
 def make(folder: Path) -> Given:
@@ -25,8 +25,8 @@ PROBLEMS = [
         text="three LoRA experts of SmolLM2-135M: sentiment, subjectivity, question type",
         items=4_800,
         groups=4,
-        scales=(0.6, 0.8, 1.0, 1.2),
-        finalists=4,
+        scales=(0.8, 1.0, 1.2),
+        finalists=3,
         item_seconds=0.06,
         make=make,
     )
