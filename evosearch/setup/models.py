@@ -16,7 +16,7 @@ from evosearch.materialize.fit import check_fit
 from evosearch.materialize.forward import differences
 from evosearch.materialize.inputs import Opener
 from evosearch.materialize.layout import Layouts, Output
-from evosearch.materialize.plan import donor_of, plan
+from evosearch.materialize.plan import TensorOp, donor_of, plan
 from evosearch.merging.registry import specs
 from evosearch.recipe.identity import recipe_id
 from evosearch.recipe.schema import Recipe
@@ -103,15 +103,15 @@ class Models:
         ours = self.recipe
         return (recipe.vocabulary, recipe.chat_template) == (ours.vocabulary, ours.chat_template)
 
-    def plan(self, recipe: Recipe, where: str) -> None:
-        """Plan a recipe's merge, to check it tensor by tensor; reads no weights.
+    def plan(self, recipe: Recipe, where: str) -> tuple[TensorOp, ...]:
+        """Plan a recipe's merge, which checks it tensor by tensor; reads no weights.
 
         Raises:
             RecipeError: A parameter has no value at some tensor, or a layer does not exist.
         """
         shapes = {reference: checkpoint.shape for reference, checkpoint in self.checkpoints.items()}
         try:
-            plan(recipe, shapes, self.layout(recipe).shape, specs())
+            return plan(recipe, shapes, self.layout(recipe).shape, specs())
         except RecipeError as error:
             place = f"{where}{error.where.removeprefix('recipe')}" if error.where.startswith("recipe") else error.where
             raise RecipeError(place, error.what, error.allowed, error.next) from None

@@ -3,9 +3,10 @@
 The other search is read once, when a search first starts, and recorded: it may change or vanish later, and a resume
 reads the record.
 
-Values are transferred by the names of dimensions. A fitness is transferred only if it would be the same here: the
-values give the same recipe (by recipe_id), and it was scored on the same questions. With `search_minibatches`, the
-minibatches must be the same too.
+Numbers are transferred from the other winner's recipe, tensor by tensor, so that the two spaces may divide the tensors
+in different ways (`transfer.py`); everything else is transferred by the names of dimensions. A fitness is transferred
+only if it would be the same here: the values give the same recipe (by recipe_id), and it was scored on the same
+questions. With `search_minibatches`, the minibatches must be the same too.
 """
 
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from evosearch.errors import InputError, SpecError
+from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import Scalar
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.optimizers.registry import OptimizerConfig
@@ -24,6 +26,7 @@ from evosearch.search.space.dimensions import Dimension, Genome
 from evosearch.search.state import SearchState
 from evosearch.setup.loading import read_search
 from evosearch.setup.prepare import Prepared
+from evosearch.setup.transfer import transferred
 from evosearch.spec.lookup import find, recorded_names
 from evosearch.spec.run_dir import RunDir
 from evosearch.spec.spec import SearchSpec
@@ -55,8 +58,8 @@ def look_up(prepared: Prepared, watcher: Watcher) -> WarmStart | None:
     if not ranked:
         raise SpecError(where, f"got '{named}', which has not scored a candidate yet", next="Run it first")
     best = state.winner.candidate if state.winner and state.winner.candidate in state.candidates else ranked[0]
-    genome = state.proposal(best).genome
-    shared = _shared(prepared, genome)
+    proposal = state.proposal(best)
+    shared = _shared(prepared, proposal.genome) | _by_tensor(prepared, Recipe.model_validate(proposal.recipe))
     if not shared:
         ours = ", ".join(dimension.name for dimension in prepared.space.dimensions[:3])
         what = f"got '{named}', which has no dimension in common with this search"
@@ -116,6 +119,17 @@ def _shared(prepared: Prepared, genome: Mapping[str, Scalar]) -> Genome:
         if dimension.name in genome and _of_kind(dimension, genome[dimension.name]):
             found[dimension.name] = dimension.clip(genome[dimension.name])
     return found
+
+
+def _by_tensor(prepared: Prepared, theirs: Recipe) -> Genome:
+    """The numbers of another recipe in this search's dimensions; empty if it has other models or is a route."""
+    space, models, where = prepared.space, prepared.models, prepared.spec.where
+    if prepared.spec.is_route or theirs.routing or not set(theirs.references()) <= models.checkpoints.keys():
+        return {}
+    ours = space.with_derivatives(space.initial())
+    if ours.merge_method != theirs.merge_method:
+        return {}
+    return transferred(space.dimensions, models.plan(ours, where), models.plan(theirs, where))
 
 
 def _of_kind(dimension: Dimension, value: Scalar) -> bool:

@@ -150,7 +150,7 @@ def test_fitness_is_transferred_only_for_equal_recipes_and_questions(world: Worl
     assert found is not None
     assert {entry.genome["models[1].weight"] for entry in found.known} == {0.75}
     assert len(found.known) == 3
-    assert any("1 of 2 values from its candidate" in note for note in watcher.texts)
+    assert any("2 of 2 values from its candidate" in note for note in watcher.texts), watcher.texts
     # Other questions
     suite = old.parent / "suite.yaml"
     text = suite.read_text()
