@@ -53,7 +53,7 @@ def test_run_records_and_reports(world: World) -> None:
     found = record(spec)
     assert len(found["asked"]) == 18
     assert [len(told["observations"]) for told in found["told"]] == [6, 6, 6]
-    assert len(found["finalist"]) == 2
+    assert len(found["finalist"]) in (2, 3), "two, and the answer unless it is one of them"
     opened = found["test_opened"]
     assert len(opened) == 1
     assert {"base", "parent:0", "parent:1", "uniform"} <= set(opened[0]["candidates"])
