@@ -61,10 +61,10 @@ def statements(tasks: Sequence[TaskAnswers]) -> list[str]:
     if all(task.in_fitness for task in tasks):
         return []
     named = ", ".join(f"{task.task}: {task.teacher}" for task in tasks if task.teacher)
-    found = [f"The fitness followed teachers ({named}) and read no right answers."]
+    found = [f"The fitness follows teachers ({named}) and reads no right answers."]
     for splits in dict.fromkeys(task.splits for task in tasks):
         names = ", ".join(task.task for task in tasks if task.splits == splits)
         found.append(
-            f"Right answers were read on {' and '.join(splits)}: {names}." if splits else f"{names}: none exist."
+            f"Right answers are read on {' and '.join(splits)}: {names}." if splits else f"{names}: none exist."
         )
     return found

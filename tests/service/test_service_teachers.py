@@ -76,7 +76,7 @@ def test_a_search_told_by_teachers_reads_no_right_answers_on_search(
     )
     code, out, err = evosearch("leaderboard", "taught")
     assert code == 0, err
-    assert "The fitness followed teachers" in out.replace("\n", " ")
+    assert "The fitness follows teachers" in out.replace("\n", " ")
 
 
 def test_lessons_are_shared_by_searches_and_resumes(
@@ -150,7 +150,7 @@ def test_without_right_answers_nothing_is_promoted_unless_unverified(
     assert fitness[winner] == max(judged.values())
     header = Path(report["exported"]["recipe"]).read_text()
     assert "Unverified: the suite has no right answers" in header
-    assert "The fitness followed teachers" in header
+    assert "The fitness follows teachers" in header
     state = state_of(tmp_path, "prompts")
     assert state.gated is not None
     assert state.gated.decision["unverified"] is True
@@ -184,7 +184,7 @@ def test_check_says_what_the_fitness_reads(world: World, suite: Callable[..., Pa
     code, out, err = evosearch("check", world("checked", **QUICK), "--json")
     assert code == 0, err
     found = json.loads(out)
-    assert any("The fitness followed teachers" in text or "teachers" in text for text in found["notes"])
+    assert any("The fitness follows teachers" in text or "teachers" in text for text in found["notes"])
     assert found["forecast"]["tokens"]["search"]["requested"] > 0
 
 
