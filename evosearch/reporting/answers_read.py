@@ -65,6 +65,8 @@ def statements(tasks: Sequence[TaskAnswers]) -> list[str]:
     for splits in dict.fromkeys(task.splits for task in tasks):
         names = ", ".join(task.task for task in tasks if task.splits == splits)
         found.append(
-            f"Right answers are read on {' and '.join(splits)}: {names}." if splits else f"{names}: none exist."
+            f"Right answers are read on {' and '.join(splits)}: {names}."
+            if splits
+            else f"There are no right answers of {names}."
         )
     return found

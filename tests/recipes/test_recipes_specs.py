@@ -28,12 +28,12 @@ ELSEWHERE = ("reasoning", "sentences", "mgsm_ja")  # suites whose documents need
 EXPECTED = {
     "dare": (8, 10, 100),
     "dataflow": (47, 12, 96),
+    "groups": (12, 12, 96),
     "japanese_math": (6, 9, 1000),
     "layerwise": (24, 12, 180),
     "lora_library": (9, 12, 360),
     "methods": (7, 8, 96),
     "pareto": (8, 16, 128),
-    "quickstart": (12, 12, 96),
     "smollm2": (12, 10, 120),
     "smollm2_ties": (15, 10, 120),
     "ties": (8, 10, 100),
@@ -197,8 +197,7 @@ def test_each_expert_teaches_the_tiny_models_its_own_task(shipped: Path) -> None
     assert len(found.space.dimensions) == 228
     assert named_teachers(found.spec) == dict.fromkeys(("reverse", "sort", "deal", "median"), "auto")
     assert list(parents_of(found)) == [f"zoo:tiny/{name}" for name in ("reverse", "sort", "deal", "median")]
-    quickstart = load_spec(shipped / "quickstart.yaml").suite
-    assert found.suite.tasks == quickstart.tasks
+    assert found.suite.tasks == load_spec(shipped / "groups.yaml").suite.tasks
 
 
 def test_pareto_names_tasks_of_its_suite() -> None:
@@ -208,16 +207,27 @@ def test_pareto_names_tasks_of_its_suite() -> None:
     assert {guard.task for guard in spec.suite.guards} == {task.name for task in spec.suite.tasks} - scoring
 
 
+def test_the_quickstart_s_second_stage_has_the_derivatives_of_a_weight_per_tensor(shipped: Path) -> None:
+    """Both stages are prepared; together they cost as many item evaluations as the first with more candidates."""
+    staged, groups = load(shipped / "quickstart.yaml"), load_spec(ROOT / "recipes" / "groups.yaml")
+    assert isinstance(staged, StagedSpec)
+    stages = [staged.stage(0, {}), staged.stage(1, {"groups": Winner({}, "0" * 64)})]
+    assert [stage.name for stage in stages] == ["quickstart.groups", "quickstart.tensors"]
+    items = sum(task.documents["search"] for task in load_spec(ROOT / "recipes" / "groups.yaml").suite.tasks)
+    budgets = [stage.config.budget for stage in stages]
+    assert budgets[0].candidates * items + budgets[1].items == groups.config.budget.candidates * items == 23_040
+
+
 def test_the_hybrid_searches_a_route_through_its_first_stage_s_winner(shipped: Path) -> None:
     """Both stages are prepared; a model of the zoo with the same shape replaces the winner."""
     staged = load(shipped / "hybrid.yaml")
     assert isinstance(staged, StagedSpec)
-    quickstart = load_spec(shipped / "quickstart.yaml")
+    groups = load_spec(shipped / "groups.yaml")
     stages = [staged.stage(0, {}), staged.stage(1, {"weights": Winner({}, "", place=Path("zoo:tiny/sort"))})]
     assert [stage.name for stage in stages] == ["hybrid.weights", "hybrid.route"]
-    assert sum(stage.config.budget.candidates or 0 for stage in stages) == quickstart.config.budget.candidates
+    assert sum(stage.config.budget.candidates or 0 for stage in stages) == groups.config.budget.candidates
     first, second = (prepare(stage, Silent(), harness=harness(suite_of(shipped, "quickstart"))) for stage in stages)
-    assert len(first.space.dimensions) == len(prepared(shipped / "quickstart.yaml").space.dimensions)
+    assert len(first.space.dimensions) == len(prepared(shipped / "groups.yaml").space.dimensions)
     for found in (first, second):
         for genome in first_generation(found):
             recipe = found.space.fill(genome)
