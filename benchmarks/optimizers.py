@@ -13,7 +13,7 @@ slows down with the number of trials, tpe stops at 200 evaluations and gp at 50 
 gradient sees all search items and counts as three evaluations; its winner is the best of its answers, and landscapes
 without a derivative refuse it.
 
-`--zoo`: `recipes/quickstart.yaml` on the built-in tiny models (trained on first use) with several optimizers, in this
+`--zoo`: `recipes/groups.yaml` on the built-in tiny models (trained on first use) with several optimizers, in this
 process. Finalists are selected on `validation` as in `evosearch run`. The winner is then scored on `test` for this
 table only: no model is promoted and the test opening is not counted. Repeated recipes, such as baselines, are scored
 once.
@@ -42,7 +42,7 @@ from benchmarks._synthetic.contests import Contest, summary
 from benchmarks._synthetic.figures import shown, table
 from benchmarks._synthetic.landscapes import LANDSCAPES
 
-QUICKSTART = RECIPES / "quickstart.yaml"
+GROUPS = RECIPES / "groups.yaml"
 ON_THE_ZOO = ("cma_es", "lra_cma", "tpe", "random")
 
 
@@ -104,7 +104,7 @@ def on_the_zoo(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     with Bench() as bench:
         found = bench.compare_optimizers(
-            QUICKSTART,
+            GROUPS,
             contestants(options.optimizers or list(ON_THE_ZOO)),
             range(options.seed, options.seed + options.seeds),
             options.candidates,

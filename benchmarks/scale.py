@@ -2,7 +2,7 @@
 
     .venv/bin/python -m benchmarks.scale [--only workers|overhead|submit] [--candidates N] [--repeats 2]
 
-workers   candidates per second of the quickstart search, from the first proposal to the last report, with one and with
+workers   candidates per second of `recipes/groups.yaml`, from the first proposal to the last report, with one and with
           two single-threaded CPU workers, alternating
 overhead  time of controller, ledger (PostgreSQL) and Ray per candidate, and bytes sent and stored, on a development
           cluster with 16 light workers that take no time to score
@@ -64,7 +64,7 @@ def workers(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def _rate(folder: Path, number: int, candidates: int) -> float:
     """Run one search; return its candidates per second, without the baselines, which warm up the workers."""
     folder.mkdir(parents=True)
-    spec = yaml.safe_load((RECIPES / "quickstart.yaml").read_text())
+    spec = yaml.safe_load((RECIPES / "groups.yaml").read_text())
     spec |= {
         "name": "scale",
         "suite": str(EVALS / "quickstart.yaml"),

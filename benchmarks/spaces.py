@@ -2,7 +2,7 @@
 
     .venv/bin/python -m benchmarks.spaces [--seeds 5] [--candidates 96] [--spec LABEL=FILE ...]
 
-Runs `recipes/quickstart.yaml` (parameter space), `recipes/dataflow.yaml` and `recipes/hybrid.yaml` on the built-in tiny
+Runs `recipes/groups.yaml` (parameter space), `recipes/dataflow.yaml` and `recipes/hybrid.yaml` on the built-in tiny
 models (trained on first use) in this process, each with its own optimizer. Every search has the item evaluations that
 `--candidates` candidates need on the search split of the first spec. The two stages of the hybrid search have half of
 them each; the winner of the first stage on `validation` is the first model of the second. Each seed replaces the seed
@@ -28,7 +28,7 @@ from benchmarks._report import publish
 from benchmarks._synthetic.figures import table
 from benchmarks._synthetic.searches import Bench, search_rows
 
-SPECS = {"parameter space": "quickstart.yaml", "data flow": "dataflow.yaml", "hybrid": "hybrid.yaml"}
+SPECS = {"parameter space": "groups.yaml", "data flow": "dataflow.yaml", "hybrid": "hybrid.yaml"}
 
 
 def parse_arguments() -> argparse.Namespace:

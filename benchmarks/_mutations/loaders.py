@@ -92,7 +92,7 @@ def _seeds(paths: Iterable[Path]) -> tuple[tuple[dict[str, Any], ...], ...]:
 
 def _stacked() -> tuple[tuple[dict[str, Any], ...], ...]:
     """Specs of a search over slices and of a search with every kind of hole."""
-    (spec,) = documents.read_all(RECIPES / "quickstart.yaml", RecipeError)
+    (spec,) = documents.read_all(RECIPES / "groups.yaml", RecipeError)
     hole = {"low": 0.0, "high": 1.5}
     sources = [
         {"model": "./a", "layer_range": [0, 4], "parameters": {"weight": hole}},

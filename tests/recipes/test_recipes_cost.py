@@ -119,9 +119,9 @@ def test_an_adapter_is_small_on_disk_and_not_in_memory(shipped: Path) -> None:
 # --- searches -----------------------------------------------------------------------------------------------
 
 
-def test_the_quickstart_by_hand(shipped: Path) -> None:
-    spec = load_spec(shipped / "quickstart.yaml")
-    result = check(shipped / "quickstart.yaml", dry_run=False, watcher=Silent())
+def test_the_groups_by_hand(shipped: Path) -> None:
+    spec = load_spec(shipped / "groups.yaml")
+    result = check(shipped / "groups.yaml", dry_run=False, watcher=Silent())
     assert result.ok
     cost, tokens = result.forecast["cost"], result.forecast["tokens"]
     size = sizes_of(spec, Silent()).output
@@ -142,11 +142,11 @@ def test_the_quickstart_by_hand(shipped: Path) -> None:
     )
     assert cost["device_gib"]["resident"] * GIB == 4 * size.parameters
     assert cost["read_gib_per_candidate"] == cost["disk_gib"]  # all five models, each once
-    assert check(shipped / "quickstart.yaml", False, Silent(), weights=False).forecast == result.forecast
+    assert check(shipped / "groups.yaml", False, Silent(), weights=False).forecast == result.forecast
 
 
 def test_parts_and_other_ends_of_a_search(shipped: Path) -> None:
-    path = shipped / "quickstart.yaml"
+    path = shipped / "groups.yaml"
     data, harness = yaml.safe_load(path.read_text()), Harness(load_spec(path).suite)
 
     def evaluations(**changes: Any) -> dict[str, int] | None:
@@ -172,7 +172,7 @@ def test_parts_and_other_ends_of_a_search(shipped: Path) -> None:
 
 
 def test_a_shard_costs_three_times_its_forward_passes_and_has_activations_in_memory(shipped: Path) -> None:
-    path = shipped / "quickstart.yaml"
+    path = shipped / "groups.yaml"
     data, harness = yaml.safe_load(path.read_text()), Harness(load_spec(path).suite)
     scored = estimate_cost(load_spec(path), harness, Silent())
     steps = {"name": "gradient", "batch": 3, "population": 2}

@@ -13,11 +13,12 @@ from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.suites.suite import load_suite
 from evosearch.merging.registry import specs
 from evosearch.recipe.checks import check
+from evosearch.recipe.identity import recipe_id
 from evosearch.search.optimizers.registry import create
 from evosearch.search.progress import Silent
 from evosearch.setup.prepare import Prepared, prepare
 from evosearch.setup.teachers import named_teachers, parents_of
-from evosearch.spec.spec import Winner, load_spec
+from evosearch.spec.spec import SearchSpec, Winner, load_spec
 from evosearch.spec.stages import StagedSpec, load
 
 ROOT = Path(__file__).parents[2]
@@ -207,15 +208,33 @@ def test_pareto_names_tasks_of_its_suite() -> None:
     assert {guard.task for guard in spec.suite.guards} == {task.name for task in spec.suite.tasks} - scoring
 
 
-def test_the_quickstart_s_second_stage_has_the_derivatives_of_a_weight_per_tensor(shipped: Path) -> None:
-    """Both stages are prepared; together they cost as many item evaluations as the first with more candidates."""
-    staged, groups = load(shipped / "quickstart.yaml"), load_spec(ROOT / "recipes" / "groups.yaml")
+def test_the_quickstart_costs_as_much_as_more_candidates_of_its_first_stage() -> None:
+    staged, groups = (load(ROOT / "recipes" / f"{name}.yaml") for name in ("quickstart", "groups"))
     assert isinstance(staged, StagedSpec)
-    stages = [staged.stage(0, {}), staged.stage(1, {"groups": Winner({}, "0" * 64)})]
-    assert [stage.name for stage in stages] == ["quickstart.groups", "quickstart.tensors"]
-    items = sum(task.documents["search"] for task in load_spec(ROOT / "recipes" / "groups.yaml").suite.tasks)
-    budgets = [stage.config.budget for stage in stages]
-    assert budgets[0].candidates * items + budgets[1].items == groups.config.budget.candidates * items == 23_040
+    assert isinstance(groups, SearchSpec)
+    items = sum(groups.suite.count(task, "search") for task in groups.suite.tasks)
+    first, second = (stage.budget for stage in staged.config.stages)
+    assert (first.candidates, second.items) == (36, 14_400)
+    assert 36 * items + 14_400 == (groups.config.budget.candidates or 0) * items == 23_040
+
+
+def test_the_quickstart_s_last_stage_starts_at_the_winner_of_its_first(shipped: Path) -> None:
+    """Both stages are prepared; the first's initial values stand for its winner."""
+    staged = load(shipped / "quickstart.yaml")
+    assert isinstance(staged, StagedSpec)
+    measured = harness(suite_of(shipped, "quickstart"))
+    first = prepare(staged.stage(0, {}), Silent(), harness=measured)
+    recipe = first.space.fill(first.space.initial() | {first.space.dimensions[0].name: 0.75})
+    found = Winner(recipe.to_dict(), recipe_id(recipe, first.models.inputs))
+    second = prepare(staged.stage(1, {"groups": found}), Silent(), harness=measured)
+    assert [one.spec.name for one in (first, second)] == ["quickstart.groups", "quickstart.tensors"]
+    assert [len(one.space.dimensions) for one in (first, second)] == [12, 4 * 57]
+    assert "stage:groups" in {baseline.name for baseline in second.baselines if baseline.recipe is not None}
+    slopes = second.space.with_derivatives(second.space.initial())
+    second.models.plan(slopes, "quickstart")
+    assert recipe_id(slopes, second.models.inputs) == recipe_id(
+        second.space.fill(second.space.initial()), second.models.inputs
+    )
 
 
 def test_the_hybrid_searches_a_route_through_its_first_stage_s_winner(shipped: Path) -> None:

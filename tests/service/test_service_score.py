@@ -17,7 +17,7 @@ from evosearch.service.run import run
 from evosearch.service.score import ScoreReport, score
 
 World = Callable[..., Path]
-QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
+GROUPS = Path(__file__).parents[2] / "recipes" / "groups.yaml"
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_check_with_a_dry_run_loads_the_suite_once(
     loaded: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EVOSEARCH_RUNS", str(tmp_path / "runs"))
-    found = check(QUICKSTART, dry_run=True, watcher=Silent())
+    found = check(GROUPS, dry_run=True, watcher=Silent())
     assert found.problems == ()
     assert found.forecast["seconds_per_candidate"] > 0
     assert loaded == ["quickstart"]

@@ -168,7 +168,7 @@ def test_baselines_of_the_last_stage_may_be_the_specs_own(world: World) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("quickstart", "8c3f9147604e4795a90d10061ace9f6a9ec3d9c02a684d4232ed6b1591944eb6"),
+        ("ties", "31bedbcb932eda0575e24d4f3336d9dadc05fb4cf8841a6ed874f3edc1aa8972"),
         ("unlearn", "341caa772ffe17a7a5b193129a55cfb01e77bf3ec3144ec3b3eccf0ac5bd093f"),
     ],
 )
