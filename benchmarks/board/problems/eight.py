@@ -6,7 +6,7 @@ from benchmarks._paths import EVALS
 from benchmarks.board.entries import Given, Problem
 from benchmarks.board.prepared import from_recipe
 
-DOCUMENTS = {"search": 40, "validation": 50, "test": 120}  # per task
+DOCUMENTS = {"search": 40, "validation": 30, "test": 80}  # per task
 
 
 def make(folder: Path) -> Given:
@@ -25,9 +25,9 @@ PROBLEMS = [
         text="eight LoRA experts of SmolLM2-135M that disturb each other",
         items=4_800,
         groups=2,
-        scales=(0.1, 0.2, 0.3, 0.4),
+        scales=(0.2, 0.25, 0.3),
         finalists=3,
-        item_seconds=0.06,
+        item_seconds=0.1,
         make=make,
     )
 ]

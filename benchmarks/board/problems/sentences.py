@@ -6,7 +6,7 @@ from benchmarks._paths import EVALS
 from benchmarks.board.entries import Given, Problem
 from benchmarks.board.prepared import from_recipe
 
-DOCUMENTS = {"search": 200, "validation": 150, "test": 400}  # per task
+DOCUMENTS = {"search": 120, "validation": 100, "test": 400}  # per task
 
 
 def make(folder: Path) -> Given:

@@ -50,7 +50,7 @@ PROBLEMS = [
         groups=3,
         scales=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
         finalists=6,
-        item_seconds=0.0007,
+        item_seconds=0.0015,
         make=functools.partial(make, seed),
     )
     for seed in range(3)
