@@ -218,7 +218,7 @@ def test_the_quickstart_costs_as_much_as_more_candidates_of_its_first_stage() ->
     assert 36 * items + 14_400 == (groups.config.budget.candidates or 0) * items == 23_040
 
 
-def test_the_quickstart_s_last_stage_starts_at_the_winner_of_its_first(shipped: Path) -> None:
+def test_the_quickstart_s_last_stage_has_a_number_per_tensor_with_derivatives(shipped: Path) -> None:
     """Both stages are prepared; the first's initial values stand for its winner."""
     staged = load(shipped / "quickstart.yaml")
     assert isinstance(staged, StagedSpec)
