@@ -1,4 +1,4 @@
-"""The quickstart as a user runs it: Ray, MLflow, the tiny zoo; to a promoted winner that others can check."""
+"""The quickstart as a user runs it, on Ray, MLflow and the tiny zoo: two stages, to a promoted winner to check."""
 
 import json
 import os
@@ -53,27 +53,59 @@ def command(
 def test_the_winner_is_certified_and_far_above_the_best_parent(quickstart: Run) -> None:
     _, report = quickstart
     assert report["candidates"]["scored"] >= 60
-    assert report["gate"]["promoted"] == report["gate"]["winner"]
+    assert report["gate"]["promoted"] == report["gate"]["winner"] == report["winner"]["candidate"]
     rows = {row["candidate"]: row for row in report["test"]}
     winner = rows[report["gate"]["winner"]]["mean"]
     best_parent = max(row["mean"] for name, row in rows.items() if name.startswith("parent:"))
     assert winner >= best_parent + 10.0
     beaten = {row["comparator"] for row in report["gate"]["comparisons"] if row["beats"]}
-    assert {"base", "parent:0", "parent:1", "parent:2", "parent:3"} <= beaten
+    assert {"base", "parent:0", "parent:1", "parent:2", "parent:3", "stage:groups"} <= beaten
     assert {"uniform"} <= set(rows)
     assert any(name.startswith("scale:") for name in rows)
     assert report["tracking"] == "up to date"
 
 
-def test_leaderboard_lists_every_candidate_with_its_run(quickstart: Run, command: Callable[..., Any]) -> None:
+def test_the_winner_is_of_the_stage_with_gradients_and_far_above_the_best_scale(quickstart: Run) -> None:
     _, report = quickstart
-    rows = command("leaderboard", "quickstart")
+    assert report["name"] == "quickstart.tensors"
+    groups, tensors = report["stages"]
+    assert (groups["name"], groups["candidates"]["scored"]) == ("groups", 36)
+    assert (tensors["name"], tensors["candidates"]["scored"]) == ("tensors", 160)  # 14,400 / (3 · 30 documents)
+    assert tensors["winner"]["candidate"] == report["gate"]["promoted"]
+    rows = {row["candidate"]: row for row in report["test"]}
+    assert rows[report["gate"]["promoted"]]["lead"] is None
+    assert [entry["numbers"] for entry in genome_of(report).values()] == [57] * 4
+    scales = [row["lead"]["lower"] for name, row in rows.items() if name.startswith("scale:")]
+    assert len(scales) == 1
+    assert scales[0] > 10.0  # points of score, on 1,600 documents
+
+
+def genome_of(report: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of the promoted candidate, folded: how many there are for each expert, their mean and range."""
+    (row,) = [row for row in report["leaderboard"] if row["state"] == "promoted"]
+    assert row["candidate"] == report["gate"]["promoted"]
+    genome: dict[str, Any] = row["genome"]
+    return genome
+
+
+@pytest.mark.parametrize(("stage", "end"), [("groups", "winner"), ("tensors", "promoted")])
+def test_leaderboard_lists_every_candidate_with_its_run(
+    quickstart: Run, command: Callable[..., Any], stage: str, end: str
+) -> None:
+    """Candidates and answers; steps of a gradient are in the ledger alone."""
+    _, report = quickstart
+    board = command("leaderboard", f"quickstart.{stage}")
+    rows = board["rows"]
     assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
     candidates = [row for row in rows if row["kind"] == "candidate"]
-    assert len(candidates) == report["candidates"]["proposed"]
+    (counts,) = [row["candidates"] for row in report["stages"] if row["name"] == stage]
+    answers = 1 if stage == "groups" else 3
+    assert len(candidates) == (counts["proposed"] if stage == "groups" else 0) + answers
     assert all(row["run_id"] for row in rows)
     assert len({row["run_id"] for row in rows}) == len(rows)
-    assert [row["state"] for row in rows].count("promoted") == 1
+    assert [row["state"] for row in rows].count(end) == 1
+    assert command("leaderboard", "quickstart") == command("leaderboard", "quickstart.tensors")
+    assert board["rank_correlation"]["value"] > 0.3  # below, a run warns
 
 
 def test_mlflow_mirrors_the_ledger_and_has_the_champion(quickstart: Run) -> None:
@@ -141,7 +173,7 @@ def test_the_exported_recipe_rebuilds_the_exported_weights(
     _, report = quickstart
     merged = command("merge", report["exported"]["recipe"], tmp_path / "again")
     promoted = report["gate"]["promoted"]
-    rows = {row["candidate"]: row for row in command("leaderboard", "quickstart")}
+    rows = {row["candidate"]: row for row in command("leaderboard", "quickstart")["rows"]}
     assert merged["recipe_id"] == rows[promoted]["recipe_id"]
     one, other = tmp_path / "again" / "model.safetensors", Path(report["exported"]["checkpoint"]) / "model.safetensors"
     assert one.read_bytes() == other.read_bytes()
@@ -153,5 +185,6 @@ def test_the_same_command_again_only_reads(quickstart: Run, command: Callable[..
     _, report = quickstart
     again = command("run", ROOT / "recipes" / "quickstart.yaml")
     assert again["candidates"] == report["candidates"] | {"resumed": report["candidates"]["proposed"]}
+    assert [row["winner"] for row in again["stages"]] == [row["winner"] for row in report["stages"]]
     assert again["gate"] == report["gate"]
     assert again["test_openings"] == report["test_openings"]
