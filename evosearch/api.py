@@ -210,7 +210,7 @@ def leaderboard(search: PathLike, *, with_runs: bool = False) -> "Leaderboard":
         >>> import evosearch
         >>> board = evosearch.leaderboard("night")
         >>> board.rows[0].rank, len(board.to_frame())
-        (1, 12)
+        (1, 13)
     """
     from evosearch.reporting.leaderboard import leaderboard
     from evosearch.spec.lookup import find

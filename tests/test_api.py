@@ -180,7 +180,7 @@ def test_a_frame_has_a_row_for_every_candidate_and_baseline(report: evosearch.Ru
     assert frame["candidate"].tolist() == [row.candidate for row in board.rows]
     assert frame["score"].tolist() == [row.score for row in board.rows]
     kinds = frame.groupby("kind").size().to_dict()
-    assert kinds == {"candidate": 6, "base": 1, "parent": 2, "uniform": 1, "scale": 2}
+    assert kinds == {"candidate": 7, "base": 1, "parent": 2, "uniform": 1, "scale": 2}  # six, and the answer
 
     genomes = [f"genome.models[{model}].weight[group {group}]" for model in (0, 1) for group in (0, 1)]
     assert frame.columns.tolist()[-4:] == genomes
