@@ -185,7 +185,7 @@ def test_a_frame_has_a_row_for_every_candidate_and_baseline(report: evosearch.Ru
     genomes = [f"genome.models[{model}].weight[group {group}]" for model in (0, 1) for group in (0, 1)]
     assert frame.columns.tolist()[-4:] == genomes
     of_candidates = frame["kind"] == "candidate"
-    assert frame.loc[of_candidates, genomes].stack().between(0.0, 1.5).sum() == 6 * 4
+    assert frame.loc[of_candidates, genomes].stack().between(0.0, 1.5).sum() == 7 * 4
     assert frame.loc[~of_candidates, genomes].isna().all(axis=None)
 
     base = frame.set_index("candidate").loc["base"]
