@@ -1,4 +1,4 @@
-"""What the expected score is for: among merges that are nearly alike it ranks by the score, and follows greedy decoding."""
+"""The expected score ranks merges that are nearly alike as the score does, and agrees with greedy decoding."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +44,7 @@ class Merge:
 
     @staticmethod
     def third(name: str) -> int:
-        """Index of the third of the layers that a tensor belongs to; embeddings to the first, final norm to the last."""
+        """Index of a tensor's third of the layers; embeddings belong to the first, final norm to the last."""
         if ".layers." in name:
             return int(name.split(".layers.")[1].split(".")[0]) * 3 // LAYERS
         return 0 if "embed" in name else 2
