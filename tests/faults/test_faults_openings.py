@@ -63,7 +63,7 @@ def test_every_report_states_test_openings_and_contamination(
     assert opened(2) in words(out)
     assert CONTAMINATED in words(out)
 
-    rows = result("leaderboard", "first")
+    rows = result("leaderboard", "first")["rows"]
     tested = [row["splits"]["test"] for row in rows if "test" in row["splits"]]
     assert len(tested) >= 4
     assert {(on["openings"], on["contamination_acknowledged"]) for on in tested} == {(2, True)}
