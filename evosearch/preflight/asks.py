@@ -1,4 +1,4 @@
-"""What a search asks its optimizer for: how many shards it differentiates, how many candidates it scores."""
+"""Numbers of shards that a search differentiates and of candidates that it scores."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

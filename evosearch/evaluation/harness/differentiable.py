@@ -1,4 +1,4 @@
-"""Whether a suite's fitness has a gradient in a model's weights."""
+"""Check that a suite's fitness has a gradient in a model's weights."""
 
 from evosearch.evaluation.harness.answer_key import LONG_ANSWER, regex_of
 from evosearch.evaluation.harness.harness import Harness

@@ -1,4 +1,4 @@
-"""What an optimizer maximizes: a weighted mean of item values, by kind of fitness. Pure.
+"""Kinds of fitness: the weighted means of item values that an optimizer maximizes. Pure.
 
 | fitness | value of an item | column | of an unlearning target |
 |---|---|---|---|
