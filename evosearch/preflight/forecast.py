@@ -199,7 +199,7 @@ def end_of(hours: float, workers: int, config: WorkersConfig, now: datetime | No
 
 
 def _minibatches(prepared: Prepared) -> float:
-    """How many minibatches like the first make up the search split; 1 without minibatches."""
+    """Return how many minibatches like the first make up the search split; 1 without minibatches."""
     if prepared.steps is not None:
         return len(prepared.batches["search"]) / len(prepared.steps.batches[0])
     return len(prepared.minibatches.batches) if prepared.minibatches else 1

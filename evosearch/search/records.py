@@ -182,7 +182,7 @@ class GradientRecord(GradientSummary):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRecord(Record):
-    """How a baseline of kind `trained` was trained; see `TrainingCard`."""
+    """Training of a baseline of kind `trained`; see `TrainingCard`."""
 
     candidate: str
     form: str

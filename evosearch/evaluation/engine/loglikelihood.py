@@ -119,7 +119,7 @@ def lay_out(requests: Sequence[LoglikelihoodRequest], options: ScoreOptions) -> 
 
 
 class Likelihoods(NamedTuple):
-    """What the forward passes say about each request, in request order."""
+    """Results of the forward passes for each request, in request order."""
 
     lls: NDArray[np.float64]  # (requests,) log-likelihood
     greedy: NDArray[np.bool_]  # (requests,) whether greedy decoding gives the continuation

@@ -21,7 +21,7 @@ from evosearch.evaluation.suites.suite_task import SuiteTask
 
 @dataclass(frozen=True)
 class Exercise:
-    """What a document asks of a teacher; one of the three."""
+    """The question of a document to a teacher; one of three kinds."""
 
     prompt: GenerationRequest | None = None  # a prompt to continue
     request: int | None = None  # a continuation to read, as a log-likelihood request of the frozen batch

@@ -39,7 +39,7 @@ VERSION = 1  # of the computation; a change leaves older files unused
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """What a teacher says on the items of one task: N items, ΣT answer positions, ΣC choices.
+    """A teacher's answers to the items of one task: N items, ΣT answer positions, ΣC choices.
 
     A task of choices has log-likelihoods of its choices; any other has answers with the distributions at their tokens.
     """

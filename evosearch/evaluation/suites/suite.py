@@ -105,7 +105,7 @@ class _SuiteKeys(PromptOptions):
     guards: tuple[Guard, ...] = ()
     """Tasks whose points may not drop by more than a margin."""
     fitness: Annotated[Plain | TeacherFitness, BeforeValidator(_fitness)] = "expected_score"
-    """What the optimizer maximizes: the score with probabilities of being right in place of right and wrong, the score
+    """The optimizer's objective: the score with probabilities of being right in place of right and wrong, the score
     itself, the log-probability of right answers, their softened margin, or closeness to teachers (`teachers: …`)."""
     split_seed: int = 0
     """Seed of the splits."""

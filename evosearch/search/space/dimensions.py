@@ -89,7 +89,7 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a proposed genome is evaluated.
+    """Kind of evaluation of a proposed genome.
 
     Attributes:
         minibatch: Index of a minibatch of the search split; None: the full split.
