@@ -74,18 +74,19 @@ def run_cell(cell: Cell, given: Given, work: Path, threads: int, file: Path) -> 
 
     import evosearch
     from benchmarks.board.judging import best_scale, judged
+    from evosearch.errors import InputError
 
     torch.set_num_threads(threads)
     spec = cell.write(given, work / "specs" / cell.name(given), threads)
     print(f"{cell.label}: started", file=sys.stderr)
     began = time.monotonic()
     found = about(cell, given)
-    check = evosearch.check(spec, dry_run=False)
-    if not check.ok:
-        results.append(file, found | {"refused": check.problems[0]})
-        print(f"{cell.label}: refused: {check.problems[0]}", file=sys.stderr)
+    try:
+        report = evosearch.run(spec)
+    except InputError as error:
+        results.append(file, found | {"refused": str(error)})
+        print(f"{cell.label}: refused: {error}", file=sys.stderr)
         return
-    report = evosearch.run(spec)
     told = report.rank_correlation
     found |= judged(report) | {"stopped": report.stopped, "candidates": report.candidates.proposed}
     found |= {"rank_correlation": None if told is None or told.value is None else round(told.value, 3)}
