@@ -175,7 +175,8 @@ class Controller:
     def _score_answers(self, optimizer: Optimizer) -> None:
         """Score what the optimizer recommends on the full search split."""
         self._candidates.answer(optimizer)
-        todo = [one for name in self.state.answers.values() if not self._is_done(one := self.state.proposal(name))]
+        names = dict.fromkeys(map(self.state.original, self.state.answers.values()))  # equal answers are scored once
+        todo = [one for name in names if not self._is_done(one := self.state.proposal(name))]
         jobs = [self._candidates.job(proposal) for proposal in todo]
         total, best = len(self.state.answers), self.state.best()
         if jobs:

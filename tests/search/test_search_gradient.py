@@ -258,6 +258,26 @@ def test_finalists_are_chosen_by_the_held_back_part(finalists: int, tmp_path: Pa
     recorder.ledger.close()
 
 
+def still(world: World = WORLD) -> SimulatedWorkers:
+    """Workers whose gradients are zero: the search stays at its start, and its averages are that point too."""
+
+    def known(job: Job) -> Any:
+        found = score(world)(job)
+        return replace(found, gradient=(0.0,) * job.gradient) if job.gradient is not None else found
+
+    return SimulatedWorkers(1, lambda job: 1.0, known, lambda: 0.0)
+
+
+def test_equal_answers_are_scored_once_also_after_a_resume(tmp_path: Path) -> None:
+    steps = WORLD.steps(DOCUMENTS, SHARDS, hold_back=0.0)
+    for _ in range(2):
+        events = run(tmp_path, still(), Budget(candidates=20), steps=steps, hold_back=0.0)
+        answered = payloads(events, "answered")
+        first = answered[0]["candidate"]
+        assert [payload["duplicate_of"] for payload in answered] == [None, first, first]
+        assert [payload["candidate"] for payload in payloads(events, "scored")] == [first]
+
+
 def test_evaluations_depend_on_the_ask_index_alone() -> None:
     optimizer = fresh()
     found = [optimizer.evaluation(index) for index in range(9)]
