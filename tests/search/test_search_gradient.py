@@ -268,6 +268,18 @@ def still(world: World = WORLD) -> SimulatedWorkers:
     return SimulatedWorkers(1, lambda job: 1.0, known, lambda: 0.0)
 
 
+def test_a_finalist_is_never_a_step_of_the_same_recipe(tmp_path: Path) -> None:
+    executor = still()
+    _, recorder = search(tmp_path, WORLD, executor, config(), Budget(candidates=20), steps=STEPS)
+    assert len({one.recipe_id for one in recorder.state.candidates.values()}) == 1
+    batches = {split: replace(WORLD.batch, split=split) for split in SPLITS}
+    for batch in batches.values():
+        recorder.ledger.put_item_sets(batch)
+    finalist = Validation(recorder=recorder, executor=executor, batches=batches, finalists=1).finalist()
+    assert finalist == str(2 * SHARDS), "the first averaged iterate"
+    recorder.ledger.close()
+
+
 def test_equal_answers_are_scored_once_also_after_a_resume(tmp_path: Path) -> None:
     steps = WORLD.steps(DOCUMENTS, SHARDS, hold_back=0.0)
     for _ in range(2):
