@@ -68,7 +68,7 @@ class Budget:
             left = max(0, self.items - candidates.items_taken())
             proposed = candidates.state.proposed
             ahead = sum(candidates.items_of(proposed + index) for index in range(AHEAD))
-            totals.append(proposed + left * AHEAD // ahead)
+            totals += [proposed + left * AHEAD // ahead] if ahead else []  # shards may have no items
         return min(totals, default=None)
 
 

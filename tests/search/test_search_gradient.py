@@ -290,6 +290,16 @@ def test_equal_answers_are_scored_once_also_after_a_resume(tmp_path: Path) -> No
         assert [payload["candidate"] for payload in payloads(events, "scored")] == [first]
 
 
+def test_shards_without_documents_end_no_search(tmp_path: Path) -> None:
+    """A budget of candidates ends among the empty shards of a step, and one of items is left."""
+    world = World(models=2, items=9)
+    steps, executor = world.steps(documents=12, shards=100), workers(world=world)
+    budget = Budget(candidates=20, items=4000)
+    _, recorder = search(tmp_path, world, executor, config(population=100), budget, steps=steps)
+    assert len(recorder.state.gradients) == 20, "18 documents have a shard each"
+    recorder.ledger.close()
+
+
 def test_evaluations_depend_on_the_ask_index_alone() -> None:
     optimizer = fresh()
     found = [optimizer.evaluation(index) for index in range(9)]
