@@ -16,7 +16,7 @@ from evosearch.materialize.plan import donor_of
 from evosearch.merging.registry import specs
 from evosearch.search.baselines import Baseline
 from evosearch.search.controller import START_FROM
-from evosearch.search.optimizers.registry import OptimizerConfig
+from evosearch.search.optimizers.registry import OptimizerConfig, load
 from evosearch.search.sampling import BACKWARD
 from evosearch.search.space.dimensions import Dimension
 from evosearch.search.space.space import SearchSpace
@@ -48,7 +48,7 @@ def check_holes(spec: SearchSpec, allow_pickle: bool) -> None:
 def check_items(
     spec: SearchSpec, batch: ItemBatch, optimizer: OptimizerConfig, dimensions: Sequence[Dimension] = ()
 ) -> None:
-    """Check that the budget of items covers at least one candidate, or one gradient step.
+    """Check that the budget covers at least one candidate, or one gradient step.
 
     Args:
         spec: The spec.
@@ -59,7 +59,12 @@ def check_items(
     Raises:
         SpecError: The budget is too small.
     """
-    items = spec.config.budget.items
+    items, candidates = spec.config.budget.items, spec.config.budget.candidates
+    entry = load(optimizer.name)
+    if entry.gradients and candidates is not None and candidates < (shards := entry.population(optimizer, dimensions)):
+        what = f"got {candidates}, and one gradient step takes {shards}: one for each of its shards"
+        advice = "Raise it, or lower optimizer.population"
+        raise SpecError(spec.at("budget.candidates"), what, f"At least {shards}", advice)
     if items is None:
         return
     minibatches = divided(spec, optimizer, dimensions, batch)

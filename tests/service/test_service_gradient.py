@@ -200,6 +200,10 @@ def test_what_has_no_derivative_is_named(world: World) -> None:
     [
         ({"search_minibatches": 2}, "search_minibatches: gradient divides the search split by its own options, batch"),
         ({"budget": {"items": 10}}, "budget.items: got 10, and one gradient step takes 18: 3 for each of its items"),
+        (
+            {"budget": {"candidates": 1}},
+            "budget.candidates: got 1, and one gradient step takes 2: one for each of its shards",
+        ),
         ({"objectives": ["choice", "generate"]}, "optimizer.name: gradient takes one objective, but the spec has 2"),
         (
             {"optimizer": {"name": "gradient", "asynchronous": True}},
