@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from evosearch.errors import SpecError
 from evosearch.preflight.check import check
@@ -175,6 +176,20 @@ def test_estimates_on_minibatches_are_transferred_only_between_equal_minibatches
     count, said = looked_up(world("new", recipe=recipe(), optimizer=warm("parted", seed=1), **parted))
     assert count == 3
     assert said.endswith("3 known candidates")
+
+
+def test_fitness_on_a_held_back_part_is_not_transferred(world: World) -> None:
+    suite = world("steps").parent / "suite.yaml"
+    larger = yaml.safe_load(suite.read_text()) | {"documents": {"search": 20, "validation": 10, "test": 20}}
+    (suite.parent / "larger.yaml").write_text(yaml.safe_dump(larger))
+    steps = {"name": "gradient", "batch": 10, "hold_back": 0.5, "check_every": 1, "start": "init"}
+    more = QUICK | {"suite": "larger.yaml", "recipe": recipe()}
+    run(world("steps", optimizer=steps, **more), Silent())
+    assert state_of("steps").samples, "averages that were scored on the held-back part"
+    count, said = looked_up(world("new", optimizer=warm("steps", name="tpe"), **more))
+    assert count == 0
+    assert said.startswith("warm start from 'steps': 2 of 2 values from its candidate")
+    assert said.endswith("it scored candidates on its held-back part, so fitness is not transferred")
 
 
 def test_an_invalid_warm_start_is_refused_before_anything_is_written(world: World, old: Path) -> None:
