@@ -18,6 +18,7 @@ from typing import Any
 
 from evosearch.errors import InputError
 from evosearch.evaluation.harness.harness import Harness
+from evosearch.evaluation.statistics.gradient_steps import LEAST_HELD_BACK
 from evosearch.evaluation.types import SPLITS
 from evosearch.preflight.asks import answers_of, asks_in
 from evosearch.preflight.cost import cost
@@ -39,6 +40,8 @@ from evosearch.setup.warm_start import found_before
 from evosearch.spec.diagnostics import Diagnostics
 from evosearch.spec.lookup import recorded_names
 from evosearch.spec.spec import SearchSpec
+
+HELD_BACK_OPTIONS = ("hold_back", "check_every", "patience")  # of `gradient`, for the held-back part
 
 
 @dataclass
@@ -149,7 +152,7 @@ def _check_cards(spec: SearchSpec, diagnostics: Diagnostics, ready: Ready) -> No
 def _note_gradients(
     prepared: Prepared, workers: tuple[int | None, float | None] | None, diagnostics: Diagnostics
 ) -> None:
-    """Note what a search by gradients leaves unused: workers without a shard, and guards."""
+    """Note what a search by gradients leaves unused: workers without a shard, guards, options for a held-back part."""
     steps, spec = prepared.steps, prepared.spec
     if steps is None:
         return
@@ -159,6 +162,10 @@ def _note_gradients(
         diagnostics.note(f"{count} workers share the {shards} of a step: set optimizer.population to {count}")
     if spec.suite.guards:
         diagnostics.warn(f"{spec.at('optimizer.name')}: the suite's guards are not part of the gradient")
+    unused = [key for key in HELD_BACK_OPTIONS if (spec.config.optimizer.model_extra or {}).get(key)]
+    if unused and not steps.held_back:
+        why = f"because nothing is held back: of each task at least {LEAST_HELD_BACK} documents would be"
+        diagnostics.warn(f"{spec.at(f'optimizer.{unused[0]}')}: has no effect, {why}")
 
 
 def _check_memory(

@@ -177,6 +177,8 @@ def test_check_forecasts_gradients_and_notes_what_they_leave_unused(world: World
     assert "16 of 16 candidates are shards of gradient steps, forward and backward" in out.getvalue()
     idle = check(world("idle", **changes(workers={"count": 3, "threads": 1})), dry_run=False, watcher=Silent())
     assert any("3 workers share the 2 shards of a step: set optimizer.population to 3" in one for one in idle.notes)
+    short = check(world("short", **changes(optimizer=OPTIMIZER | {"hold_back": 0.2})), dry_run=False, watcher=Silent())
+    assert any("optimizer.hold_back: has no effect, because nothing is held back" in one for one in short.notes)
 
 
 def refused(spec: Path) -> str:
