@@ -1,8 +1,9 @@
 """Translation of events into changes of MLflow runs. Pure: events in, changes out.
 
-The search, every candidate and every baseline have one run each; shards of gradient steps have none, and are points of
-the search's metric `gradient/fitness`. A change states the final content of a run (tags,
-metrics with their own step and time, files, a status), not an increment, so applying it twice has no further effect.
+The search, every candidate and every baseline have one run each. Shards of gradient steps are points of the search's
+metric `gradient/fitness`, and have runs only if they fail or are retried. A change states the final content of a run
+(tags, metrics with their own step and time, files, a status), not an increment, so applying it twice has no further
+effect.
 """
 
 import json
@@ -215,6 +216,9 @@ class Translator:
     def _on_differentiated(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         point = Point("gradient/fitness", float(payload["fitness"]["value"]), int(payload["candidate"]), now)
         self._search(plan, now).points.append(point)
+        if str(payload["candidate"]) in self._runs:  # because it was retried
+            run = self._candidate(payload, plan, now)
+            run.status, run.status_ms = FINISHED, now
 
     def _on_told(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         """Settle the reported candidates; one that breaks a guard is never the best."""

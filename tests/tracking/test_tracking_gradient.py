@@ -6,8 +6,9 @@ from benchmarks._simulated.searches import SEARCH, score, search
 from benchmarks._simulated.workers import SimulatedWorkers
 from benchmarks._simulated.world import World
 from evosearch.search.budget import Budget
+from evosearch.search.ledger.events import Event
+from evosearch.tracking.changes import FINISHED, Plan, Translator
 from evosearch.tracking.changes import SEARCH as OWN
-from evosearch.tracking.changes import Plan, Translator
 
 ASKS = 20
 
@@ -33,3 +34,18 @@ def test_steps_are_points_of_the_search_and_answers_are_tagged(tmp_path: Path) -
     best = [point for point in plan[OWN].points if point.name == "best_fitness"]
     assert best[-1].step == ASKS, "every candidate is settled, the answer included"
     assert best[-1].value == max(found[1] for name in state.reported if (found := state.as_reported(name)))
+
+
+def test_the_run_of_a_retried_step_ends() -> None:
+    about = {"candidate": "0", "split": "search", "minibatch": 0}
+    events: list[tuple[str, dict[str, object]]] = [
+        ("asked", {"candidate": "0", "gradient": True}),
+        ("retried", about | {"stage": "worker", "reason": "lost"}),
+        ("differentiated", about | {"fitness": {"value": 1.0, "stderr": 0.0, "n": 1}}),
+    ]
+    plan: Plan = {}
+    translator = Translator(SEARCH, "steps")
+    for seq, (kind, payload) in enumerate(events, start=1):
+        translator.translate(Event(seq, float(seq), kind, payload), plan)
+    assert plan["0"].tags["retry_reason"] == "worker: lost"
+    assert plan["0"].status == FINISHED
