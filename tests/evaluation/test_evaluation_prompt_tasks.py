@@ -1,5 +1,6 @@
 """Files of prompts as tasks of a suite."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import yaml
 
 from evosearch.errors import SuiteError
 from evosearch.evaluation.harness.harness import Harness
-from evosearch.evaluation.suites.prompt_tasks import read_prompts
+from evosearch.evaluation.suites.prompt_tasks import prompt_task, read_prompts
 from evosearch.evaluation.suites.suite import load_suite
 
 SUITE: dict[str, Any] = {
@@ -87,6 +88,14 @@ def test_an_invalid_line_is_named(tmp_path: Path, text: str, message: str) -> No
     (tmp_path / "chat.jsonl").write_text(text)
     with pytest.raises(SuiteError, match=message):
         read_prompts("suite.yaml: tasks[0].prompts", tmp_path / "chat.jsonl")
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, "x"), ([1], {"a": 1}), (1, 10**30)])
+def test_a_key_has_values_of_one_type(tmp_path: Path, first: Any, second: Any) -> None:
+    rows = [{"prompt": "a", "topic": first}, {"prompt": "b", "topic": second}]
+    (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(SuiteError, match=r"s\.yaml: tasks\[0\]\.prompts: .*chat\.jsonl: a key has values of several"):
+        prompt_task("s.yaml: tasks[0].prompts", "chat", str(tmp_path / "chat.jsonl"))
 
 
 @pytest.mark.parametrize(

@@ -43,13 +43,13 @@ def prompt_task(where: str, name: str, file: str) -> Any:
         file: Path of the file.
 
     Raises:
-        SuiteError: The file is missing, empty, or has a line without a prompt.
+        SuiteError: The file is missing or empty, has a line without a prompt, or a key with values of several types.
     """
     from lm_eval.api.task import ConfigurableTask
 
     config = {
         "task": name,
-        "custom_dataset": Prompts(read_prompts(where, Path(file))),
+        "custom_dataset": _dataset(where, Path(file)),
         "test_split": SPLIT,
         "num_fewshot": 0,
         "output_type": "generate_until",
@@ -58,6 +58,16 @@ def prompt_task(where: str, name: str, file: str) -> Any:
         "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": MAX_NEW_TOKENS},
     }
     return ConfigurableTask(config=config)
+
+
+def _dataset(where: str, file: Path) -> Prompts:
+    found = Prompts(read_prompts(where, file))
+    try:
+        found()
+    except (ValueError, TypeError, OverflowError) as exc:  # pyarrow's errors are among these
+        what = f"{file}: a key has values of several types, or too large a number: {exc}"
+        raise SuiteError(where, what, "Keys with values of one type", "Change or remove them") from None
+    return found
 
 
 def read_prompts(where: str, file: Path) -> list[dict[str, Any]]:
