@@ -1,12 +1,12 @@
 """End of a search whose suite has no right answers: no score, no test split, and no gate.
 
-The best model by the teachers' fitness on `validation`, whose prompts the optimizer never saw, is promoted only if that
-is asked for (`--unverified`), and is marked as unverified wherever it appears.
+The best merge by the teachers' fitness on `validation`, whose prompts the optimizer never saw, is promoted only if that
+is asked for (`--unverified`) and it breaks no guard there, and is marked as unverified wherever it appears.
 """
 
 from dataclasses import dataclass
 
-from evosearch.promotion.finalists import Standing
+from evosearch.promotion.finalists import Standing, best, standings
 from evosearch.promotion.gate import GateDecision
 from evosearch.promotion.validate import Validation
 
@@ -21,7 +21,7 @@ class UnverifiedPromotion(Validation):
     """Validation by the teachers' fitness, without a gate.
 
     Args:
-        allowed: Promote the best model.
+        allowed: Promote the best merge.
     """
 
     allowed: bool
@@ -34,21 +34,42 @@ class UnverifiedPromotion(Validation):
         """
         finalist = self.finalist()
         found = self._better_of(finalist)
-        decision = GateDecision(
-            finalist=finalist,
-            winner=found.candidate,
-            promoted=found.candidate if self.allowed else None,
-            reasons=tuple(self._reasons(finalist, found)),
-            comparisons=(),
-            unverified=True,
-        )
+        single = best(standings(self.recorder.state), "validation", ("base", "parent"))
+        decision = decide(finalist, found, single, self.allowed)
         self.recorder.record([("gated", decision.to_dict())])
         return decision
 
-    def _reasons(self, finalist: str, found: Standing) -> list[str]:
-        value = f"{found.fitness['validation']:.4f}"
-        reasons = [UNVERIFIED, f"{found.candidate} has the best fitness on validation: {value}."]
-        if found.candidate != finalist:
-            reasons.append(f"The baseline {found.candidate} is better there than every candidate.")
-        verdict = f"{found.candidate} is promoted by --unverified." if self.allowed else "Nothing is promoted."
-        return [*reasons, verdict if self.allowed else f"{verdict} Run again with --unverified to export it."]
+
+def decide(finalist: str, found: Standing, single: Standing | None, allowed: bool) -> GateDecision:
+    """Promote the best merge if that is allowed and it breaks no guard on validation.
+
+    Args:
+        finalist: The best candidate.
+        found: The finalist, or the baseline that is better.
+        single: The best of base and parents, which is named if it is better; None if none was scored.
+        allowed: Whether promotion without a test was asked for.
+    """
+    name, broken = found.candidate, found.violation.get("validation", 0.0)
+    reasons = [UNVERIFIED, f"{name} is the best merge on validation, with fitness {_fitness(found):.4f}."]
+    if name != finalist:
+        reasons.append(f"The baseline {name} is better there than every candidate.")
+    if single is not None and _fitness(single) > _fitness(found):
+        reasons.append(f"{single.candidate} alone has a better fitness there: {_fitness(single):.4f}.")
+    if broken > 0:
+        reasons.append(f"{name} exceeds its guards there by {broken:.2f} points: nothing is promoted.")
+    elif allowed:
+        reasons.append(f"{name} is promoted by --unverified.")
+    else:
+        reasons.append("Nothing is promoted. Run again with --unverified to export it.")
+    return GateDecision(
+        finalist=finalist,
+        winner=name,
+        promoted=name if allowed and broken == 0 else None,
+        reasons=tuple(reasons),
+        comparisons=(),
+        unverified=True,
+    )
+
+
+def _fitness(entry: Standing) -> float:
+    return entry.fitness["validation"]
