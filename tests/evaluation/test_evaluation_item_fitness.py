@@ -16,6 +16,7 @@ from evosearch.evaluation.harness.answer_key import LONG_ANSWER
 from evosearch.evaluation.harness.differentiable import differentiable
 from evosearch.evaluation.harness.frozen import FrozenBatch
 from evosearch.evaluation.harness.harness import max_length_of
+from evosearch.evaluation.harness.requests import Pair, disjoint
 from evosearch.evaluation.harness.scorer import Scorer
 from evosearch.evaluation.suites.suite import load_suite
 from evosearch.evaluation.types import EXPECTED, GOLD, LOGLIKELIHOODS, MARGIN, REQUESTS, Column
@@ -276,3 +277,12 @@ def test_a_language_needs_a_conclusion(scorer_of: Make, model: Any) -> None:
     plain, english = (values(scorer_of("conclude", **own), model, "conclude") for own in ({}, {"language": "en"}))
     inside = english["in_language"] == 1
     np.testing.assert_array_equal(english[EXPECTED], np.where(inside, plain[EXPECTED], 0.0))
+
+
+def test_of_texts_that_begin_alike_the_shorter_one_is_kept() -> None:
+    def pair(before: str, after: str) -> Pair:
+        return tuple(before.encode()), tuple(after.encode())
+
+    given = [pair("q", "ab"), pair("q", "a"), pair("q", "b"), pair("q", "a"), pair("qb", "c"), pair("", "qd")]
+    assert disjoint(given) == [pair("q", "a"), pair("q", "b"), pair("", "qd")]
+    assert disjoint([]) == []

@@ -115,13 +115,12 @@ def disjoint(pairs: Sequence[Pair]) -> list[Pair]:
 
     The probabilities of their continuations then add up, since at most one of them is generated.
     """
-    texts = [before + after for before, after in pairs]
+    found: dict[tuple[int, ...], Pair] = {}  # text → the first pair with it
+    for pair in pairs:
+        found.setdefault(pair[0] + pair[1], pair)
+    lengths = {len(text) for text in found}
     return [
         pair
-        for index, (pair, own) in enumerate(zip(pairs, texts, strict=True))
-        if not any(
-            own[: len(other)] == other and (len(other) < len(own) or place < index)
-            for place, other in enumerate(texts)
-            if place != index
-        )
+        for text, pair in found.items()
+        if not any(length < len(text) and text[:length] in found for length in lengths)
     ]
