@@ -279,6 +279,50 @@ def test_a_language_needs_a_conclusion(scorer_of: Make, model: Any) -> None:
     np.testing.assert_array_equal(english[EXPECTED], np.where(inside, plain[EXPECTED], 0.0))
 
 
+OWN_REQUESTS = """
+import numpy as np
+from lm_eval.api.instance import Instance
+from lm_eval.api.metrics import mean
+from lm_eval.api.task import ConfigurableTask
+
+
+class OwnRequests(ConfigurableTask):
+    def __init__(self, config=None):
+        super().__init__(config={key: value for key, value in config.items() if key != "class"})
+
+    def construct_requests(self, doc, ctx, apply_chat_template=False, chat_template=None, **kwargs):
+        pairs = [(ctx, f" {choice}") for choice in doc["choices"]]
+        return [Instance("loglikelihood", doc, pair, index, **kwargs) for index, pair in enumerate(pairs)]
+
+    def process_results(self, doc, results):
+        lls = np.array([ll for ll, _ in results]) / [len(choice) for choice in doc["choices"]]
+        return {"acc_norm": float(lls.argmax() == doc["gold"])}
+
+    def aggregation(self):
+        return {"acc_norm": mean}
+
+    def higher_is_better(self):
+        return {"acc_norm": True}
+"""
+
+
+def test_unknown_lengths_only_matter_where_the_fitness_divides_by_them(
+    scorer_of: Make, model: Any, folder: Path
+) -> None:
+    config = yaml.safe_load((folder / "tasks" / "f_word.yaml").read_text()) | {"task": "f_own"}
+    text = yaml.safe_dump(config) + "class: !function own_requests.OwnRequests\n"
+    (folder / "tasks" / "f_own.yaml").write_text(text)
+    (folder / "tasks" / "own_requests.py").write_text(OWN_REQUESTS)
+    METRIC["own"] = "acc_norm"
+    try:
+        with pytest.raises(SuiteError, match=r"lengths by which 'acc_norm' divides are unknown\. Set `fitness: score`"):
+            frozen(scorer_of("own"))
+        for fitness in ("score", "gold_logprob"):
+            assert (values(scorer_of("own", fitness=fitness), model, "own")[GOLD] < 0).all()
+    finally:
+        del METRIC["own"]
+
+
 def test_of_texts_that_begin_alike_the_shorter_one_is_kept() -> None:
     def pair(before: str, after: str) -> Pair:
         return tuple(before.encode()), tuple(after.encode())

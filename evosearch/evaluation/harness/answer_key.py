@@ -91,7 +91,7 @@ def _chosen(kind: FitnessKind, asked: AskedDocument) -> RightAnswer | None:
     own = tuple(request for (request,) in asked.requests)
     if metric == "exact_match" and kind in ("expected_score", "margin"):
         return RightText(tuple(own[j] for j in right))
-    return replace(_unmarked(asked), right=right, gold=gold)
+    return replace(_unmarked(asked, normalized=kind in ("expected_score", "margin")), right=right, gold=gold)
 
 
 def exercise_of(asked: AskedDocument, requests: Requests) -> Exercise:
@@ -111,12 +111,12 @@ def exercise_of(asked: AskedDocument, requests: Requests) -> Exercise:
     return Exercise(choice=_unmarked(asked))
 
 
-def _unmarked(asked: AskedDocument) -> RightChoice:
-    """The choices of a document, none of which is marked as right."""
+def _unmarked(asked: AskedDocument, normalized: bool = True) -> RightChoice:
+    """The choices of a document, none of which is marked as right, with the lengths that normalize them if needed."""
     choices, own = _choices(asked), tuple(request for (request,) in asked.requests)
     among = len(choices) if choices else len(own)
     without_question = own[among:] if asked.loaded.spec.metric == "acc_mutual_info" else ()
-    return RightChoice(own[:among], (), None, _lengths(asked, choices), without_question)
+    return RightChoice(own[:among], (), None, _lengths(asked, choices) if normalized else (), without_question)
 
 
 def _choices(asked: AskedDocument) -> list[str] | None:
