@@ -11,14 +11,19 @@ import yaml
 
 from evosearch.errors import SuiteError
 from evosearch.evaluation.engine.generation import generate
-from evosearch.evaluation.engine.loglikelihood import lay_out, score_loglikelihoods
+from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, lay_out, score_loglikelihoods
 from evosearch.evaluation.harness.answer_key import LONG_ANSWER
 from evosearch.evaluation.harness.differentiable import differentiable
+from evosearch.evaluation.harness.divergence import TaughtChoice, taught_fitness
 from evosearch.evaluation.harness.frozen import FrozenBatch
 from evosearch.evaluation.harness.harness import max_length_of
+from evosearch.evaluation.harness.item_fitness import ItemFitness, ItemFitnessBuilder
 from evosearch.evaluation.harness.requests import Pair, disjoint
+from evosearch.evaluation.harness.right_answers import RightChoice
 from evosearch.evaluation.harness.scorer import Scorer
+from evosearch.evaluation.harness.teachers import _shares
 from evosearch.evaluation.suites.suite import load_suite
+from evosearch.evaluation.suites.suite_task import SuiteTask
 from evosearch.evaluation.types import EXPECTED, GOLD, LOGLIKELIHOODS, MARGIN, REQUESTS, Column
 
 Data = dict[str, Any]
@@ -47,6 +52,7 @@ TASKS: dict[str, Data] = {
     "acc_mutual_info": CHOICE,
     "exact_match": {**CHOICE, "doc_to_choice": ["a", "b", "c"]},
     "several": {**CHOICE, "doc_to_target": "{{[gold, (gold + 1) % 3]}}"},
+    "either": {**CHOICE, "doc_to_target": "{{[(gold + 1) % 3, gold]}}"},
     "word": {"output_type": "loglikelihood", "doc_to_text": "{{question}}: ", "doc_to_target": "{{answer}}"},
     "write": WRITE,
     "any": {**WRITE, "doc_to_target": "{{[answer[0], 'b', 'ab']}}"},
@@ -60,7 +66,7 @@ TASKS: dict[str, Data] = {
     "long": {**WRITE, "doc_to_target": "{{text[:60]}}"},
 }
 WRITTEN = ("write", "any", "first", "limit", "conclude", "long")
-METRIC = {"several": "acc", "word": "acc", **dict.fromkeys(WRITTEN, "exact_match")}
+METRIC = {"several": "acc", "either": "exact_match", "word": "acc", **dict.fromkeys(WRITTEN, "exact_match")}
 
 
 @pytest.fixture(scope="module")
@@ -321,6 +327,41 @@ def test_unknown_lengths_only_matter_where_the_fitness_divides_by_them(
             assert (values(scorer_of("own", fitness=fitness), model, "own")[GOLD] < 0).all()
     finally:
         del METRIC["own"]
+
+
+def test_the_gold_log_probability_is_that_of_the_first_right_text(scorer_of: Make, model: Any) -> None:
+    scorer = scorer_of("either")
+    columns = values(scorer, model, "either")
+    lls = columns[LOGLIKELIHOODS].reshape(-1, 3)
+    for item, document in enumerate(frozen(scorer).tasks[0].documents):
+        first = min(document.document["gold"], (document.document["gold"] + 1) % 3)
+        length = len(document.document["choices"][first]) + 1  # tokens are characters, after a space
+        assert columns[GOLD][item] == pytest.approx(lls[item, first] / length)
+
+
+@pytest.mark.parametrize("fitness", ["expected_score", "margin", "teachers"])
+def test_an_empty_choice_is_never_likely_and_leaves_a_gradient(fitness: Any) -> None:
+    answer = RightChoice((0, 1, 2), (1,), 1, lengths=(4.0, 3.0, 0.0))  # the metric divides by 0
+    lls = torch.tensor([-5.0, -4.0, -3.0], dtype=torch.float64, requires_grad=True)
+    found = of_one_item(fitness, answer)(lls, torch.zeros_like(lls))["t"]
+    if fitness == "teachers":
+        assert found.item() == pytest.approx(float(torch.tensor([-5 / 4, -4 / 3]).log_softmax(0)[0]), abs=1e-6)
+    else:
+        assert found.item() == pytest.approx(100 / (1 + np.exp(-5 / 4 + 4 / 3)))
+    (slopes,) = torch.autograd.grad(found.sum(), lls)
+    assert slopes.isfinite().all()
+    assert (slopes != 0).tolist() == [True, True, False]
+
+
+def of_one_item(fitness: Any, answer: RightChoice) -> ItemFitness:
+    """The fitness of one item; its teacher is almost sure of the first choice."""
+    spec, requests = SuiteTask(task="t", metric="acc_norm", chance=0.0), [LoglikelihoodRequest((1,), (2,))] * 3
+    if fitness == "teachers":
+        shares = _shares(answer, np.array([-4.0, -120.0, -1.0]))
+        return taught_fitness([(spec, {0: TaughtChoice(answer, shares)})], requests)
+    builder = ItemFitnessBuilder(fitness, requests)
+    builder.add(spec, 1, {0: answer}, {})
+    return builder.build()
 
 
 def test_of_texts_that_begin_alike_the_shorter_one_is_kept() -> None:

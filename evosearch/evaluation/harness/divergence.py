@@ -87,8 +87,8 @@ class ChoiceDivergence:
         z, every = self.choices.z(lls), torch.ones_like(self.choices.right)
         shifted = z - self.choices.largest(z.detach(), every)[self.choices.item]
         total = self.choices.sums(shifted.exp(), every).log()  # (I,)
-        terms = torch.xlogy(self.shares, self.shares) - self.shares * (shifted - total[self.choices.item])
-        return -self.choices.sums(terms, every)
+        logprobs = torch.where(self.shares > 0, shifted - total[self.choices.item], 0.0)  # 0 · log 0 = 0
+        return self.choices.sums(self.shares * logprobs - torch.xlogy(self.shares, self.shares), every)
 
 
 def taught_fitness(

@@ -63,9 +63,12 @@ class Choices:
         return torch.cat(used), self.places[self.item].repeat(len(used))
 
     def z(self, lls: Tensor) -> Tensor:
-        """The choices' log-likelihoods as the metric normalizes them, (E,)."""
+        """The choices' log-likelihoods as the metric normalizes them, (E,); -inf for an empty choice."""
         z = lls[self.request] if self.minus is None else lls[self.request] - lls[self.minus]
-        return z if self.length is None else z / self.length
+        if self.length is None:
+            return z
+        empty = self.length == 0  # a division would have no gradient
+        return (z / self.length.masked_fill(empty, 1.0)).masked_fill(empty, -math.inf)
 
     def largest(self, z: Tensor, among: Tensor) -> Tensor:
         """Each item's largest z of the entries in the mask `among`, (I,); -inf without such an entry."""
@@ -297,10 +300,12 @@ class ItemFitnessBuilder:
         )
 
     def _texts(self, answers: Mapping[int, RightText]) -> Part:
+        each = self._kind == "gold_logprob"  # of the first right text
         entries = [
-            (item, request, answer) for item, answer in enumerate(answers.values()) for request in answer.requests
+            (item, request, answer)
+            for item, answer in enumerate(answers.values())
+            for request in (answer.requests[:1] if each else answer.requests)
         ]
-        each = self._kind == "gold_logprob"
         lengths = [len(self._all[request].targets) if each or answer.per_token else 1 for _, request, answer in entries]
         return _TEXTS[self._kind](
             places=torch.tensor(list(answers)),

@@ -169,7 +169,8 @@ def _shares(choice: RightChoice, lls: NDArray[np.float64]) -> tuple[float, ...]:
     """The teacher's probability of each choice, as the metric normalizes them."""
     count = len(choice.requests)
     z = lls[:count] - lls[count:] if choice.minus else lls
-    z = z / np.array(choice.lengths) if choice.lengths else z
+    if choice.lengths:
+        z = np.array([own / length if length else -np.inf for own, length in zip(z, choice.lengths, strict=True)])
     likely = np.exp(z - z.max())
     return tuple((likely / likely.sum()).tolist())
 
