@@ -97,8 +97,8 @@ class StagesFile(Document):
                 used.add(name)
             earlier.append(stage.name)
         for index, name in enumerate(earlier):
-            if self.baselines.placebo and name.endswith(f"-{PLACEBO}"):
-                what = f"got '{name}', which names a placebo of this spec"
+            if name.rpartition("-")[2] == PLACEBO:
+                what = f"got '{name}', which names a placebo"
                 raise SpecError(f"stages[{index}].name", what, next="Choose another name")
         for index, name in enumerate(earlier[:-1]):
             if name not in used:

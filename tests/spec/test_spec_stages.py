@@ -69,6 +69,8 @@ def changed(stages: Stages, *keys: Any, to: Any) -> Stages:
         (two()[:1], {}, r"hybrid\.yaml: stages: .*at least 2"),
         (changed(two(), 1, "name", to="one"), {}, r"stages\[1\]\.name: an earlier stage is named 'one' too"),
         (changed(two(), 1, "name", to="a.b"), {}, r"stages\[1\]\.name: .*pattern"),
+        (changed(two(), 1, "name", to="placebo"), {}, r"stages\[1\]\.name: got 'placebo', which names a placebo"),
+        (changed(two(), 1, "name", to="two-placebo"), {}, r"stages\[1\]\.name: got 'two-placebo', which names a"),
         (changed(two(), 0, "budget", to={}), {}, r"stages\[0\]\.budget: give "),
         (changed(two(), 0, "optimizer", "sigam", to=0.1), {}, r"stages\[0\]\.optimizer\.sigam: \w+ has no option"),
         (changed(two(), 0, "seed", to=1), {}, r"stages\[0\]\.seed: unknown key"),
