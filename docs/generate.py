@@ -75,7 +75,7 @@ def spec_page() -> str:
     """Keys of a search spec."""
     models = importlib.import_module("evosearch.spec.config")
     stages = importlib.import_module("evosearch.spec.stages")
-    optimizers = importlib.import_module("evosearch.search.optimizers.registry")
+    optimizer = importlib.import_module("evosearch.search.optimizer_config")
     head = (
         "# Search spec\n\nA search spec is one YAML file. Unknown keys are errors. Its JSON Schema is shipped as "
         "`evosearch/schemas/spec.schema.json`; name it in the first line of a file, and editors complete its keys:\n\n"
@@ -83,7 +83,7 @@ def spec_page() -> str:
     )
     parts = [
         ("The file", models.SpecFile),
-        ("`optimizer`", optimizers.OptimizerConfig),
+        ("`optimizer`", optimizer.OptimizerConfig),
         ("`budget`", models.BudgetConfig),
         ("`workers`", models.WorkersConfig),
         ("`tracking`", models.TrackingConfig),

@@ -17,7 +17,7 @@ from evosearch.execution.deadlines import Timeouts
 from evosearch.execution.ray_pool import RayExecutor, RayOptions
 from evosearch.search.budget import Budget
 from evosearch.search.ledger.ledger import Ledger
-from evosearch.search.optimizers.registry import OptimizerConfig
+from evosearch.search.optimizer_config import OptimizerConfig
 from evosearch.search.protocols import Executor, Tracker
 from evosearch.search.recorder import Recorder
 from evosearch.tracking.mlflow import MlflowMirror

@@ -18,7 +18,8 @@ from benchmarks._simulated.workers import SimulatedWorkers, utilization
 from benchmarks._simulated.world import World
 from evosearch.evaluation.types import Estimate
 from evosearch.search.budget import Budget
-from evosearch.search.optimizers.registry import Optimizer, OptimizerConfig, create
+from evosearch.search.optimizer import Optimizer
+from evosearch.search.optimizer_config import OptimizerConfig, create
 from evosearch.search.protocols import Outcome
 from evosearch.search.space.dimensions import Genome, Observation
 

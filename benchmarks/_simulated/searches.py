@@ -12,7 +12,8 @@ from evosearch.evaluation.statistics.gradient_steps import GradientSteps
 from evosearch.search.budget import Budget
 from evosearch.search.controller import Controller
 from evosearch.search.ledger.ledger import Ledger
-from evosearch.search.optimizers.registry import Optimizer, OptimizerConfig, create
+from evosearch.search.optimizer import Optimizer
+from evosearch.search.optimizer_config import OptimizerConfig, create
 from evosearch.search.protocols import Executor, Job
 from evosearch.search.recorder import Recorder
 from evosearch.search.space.dimensions import Genome
@@ -46,7 +47,7 @@ def search(
 
     Args:
         config: The optimizer section of a spec.
-        make: Factory of the optimizer; default: `create` of the registry.
+        make: Factory of the optimizer; default: `create` of `optimizer_config.py`.
         steps: Minibatches of an optimizer that asks for gradients.
     """
     ledger = Ledger.open(f"sqlite:///{folder / 'ledger.db'}")

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from evosearch.search.optimizers.registry import OptimizerConfig, load, names
+from evosearch.search.optimizer_config import OptimizerConfig
+from evosearch.search.optimizers.registry import load, names
 
 # Optimizer → label → options; optimizers without an entry run with their defaults
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {

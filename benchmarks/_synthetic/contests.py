@@ -9,7 +9,8 @@ from benchmarks._synthetic.contestants import Contestant, contestants
 from benchmarks._synthetic.figures import spread
 from benchmarks._synthetic.landscapes import ENCODINGS, LANDSCAPES, THRESHOLDS, Landscape
 from evosearch.errors import SpecError
-from evosearch.search.optimizers.registry import AsksForGradients, Optimizer, Recommends, create
+from evosearch.search.optimizer import AsksForGradients, Optimizer, Recommends
+from evosearch.search.optimizer_config import create
 from evosearch.search.sampling import BACKWARD
 from evosearch.search.space.dimensions import Genome, Observation
 

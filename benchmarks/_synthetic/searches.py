@@ -28,7 +28,7 @@ from evosearch.recipe.schema import Recipe
 from evosearch.search.budget import Budget
 from evosearch.search.controller import Controller
 from evosearch.search.ledger.ledger import Ledger
-from evosearch.search.optimizers.registry import OptimizerConfig, create
+from evosearch.search.optimizer_config import OptimizerConfig, create
 from evosearch.search.progress import Silent
 from evosearch.search.protocols import Executor, Job, Outcome
 from evosearch.search.recorder import Recorder

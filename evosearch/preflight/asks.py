@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from evosearch.evaluation.statistics.gradient_steps import GradientSteps
 from evosearch.evaluation.statistics.minibatches import Minibatches
-from evosearch.search.optimizers.registry import AsksForGradients, OptimizerConfig, create, load
+from evosearch.search.optimizer import AsksForGradients
+from evosearch.search.optimizer_config import OptimizerConfig, create
+from evosearch.search.optimizers.registry import load
 from evosearch.search.sampling import BACKWARD
 from evosearch.search.space.dimensions import Evaluation
 from evosearch.search.space.space import SearchSpace

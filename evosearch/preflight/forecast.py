@@ -11,7 +11,6 @@ from evosearch.preflight.asks import Asked, answers_of, asks_in
 from evosearch.preflight.cost import minibatch_tokens
 from evosearch.preflight.counts import Counts, counts_for, counts_of
 from evosearch.preflight.dry_run import NoPlaceError, dry_run
-from evosearch.search.optimizers.registry import load as load_optimizer
 from evosearch.search.progress import Watcher
 from evosearch.search.sampling import BACKWARD
 from evosearch.search.state import SearchState
@@ -237,6 +236,4 @@ def _on_full_splits(prepared: Prepared, seconds: float, scoring: float | None, m
 
 def _population(prepared: Prepared) -> int | None:
     config = prepared.optimizer
-    if config.asynchronous:
-        return None
-    return load_optimizer(config.name).population(config, prepared.space.dimensions)
+    return None if config.asynchronous else config.population_for(prepared.space.dimensions)

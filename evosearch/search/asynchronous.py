@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from evosearch.search.candidates import Candidates
-from evosearch.search.optimizers.registry import Optimizer
+from evosearch.search.optimizer import Optimizer
 from evosearch.search.progress import Progress
 from evosearch.search.protocols import Executor, Outcome
 from evosearch.search.recorder import WAIT_S, candidate_of

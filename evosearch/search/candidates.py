@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from evosearch.recipe.schema import Recipe
 from evosearch.search.objectives import with_hops
-from evosearch.search.optimizers.registry import Optimizer, Recommends
+from evosearch.search.optimizer import Optimizer, Recommends
 from evosearch.search.protocols import Job
 from evosearch.search.recorder import Recorder, job_id
 from evosearch.search.records import CandidateRecord, Proposal, Reported

@@ -16,7 +16,7 @@ from evosearch.search.asynchronous import Asynchronous
 from evosearch.search.baselines import Baseline
 from evosearch.search.budget import Budget, hours
 from evosearch.search.candidates import Candidates
-from evosearch.search.optimizers.registry import AsksForGradients, Optimizer
+from evosearch.search.optimizer import AsksForGradients, Optimizer
 from evosearch.search.progress import Progress
 from evosearch.search.protocols import Executor, Job, Minibatches
 from evosearch.search.recorder import Recorder, job_id

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from evosearch.errors import ReplayError
 from evosearch.search.ledger.events import Event
-from evosearch.search.optimizers.registry import Optimizer
+from evosearch.search.optimizer import Optimizer
 from evosearch.search.pending import same_value
 from evosearch.search.records import Payload, Proposal, Reported
 from evosearch.search.space.dimensions import Genome, Observation

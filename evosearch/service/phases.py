@@ -10,7 +10,7 @@ from evosearch.reporting.test_table import measure_of
 from evosearch.search.budget import Budget
 from evosearch.search.controller import Controller
 from evosearch.search.ledger.ledger import Ledger
-from evosearch.search.optimizers.registry import create
+from evosearch.search.optimizer_config import create
 from evosearch.search.protocols import Executor
 from evosearch.search.recorder import Recorder
 from evosearch.search.records import WarmStart

@@ -16,7 +16,8 @@ from evosearch.materialize.plan import donor_of
 from evosearch.merging.registry import specs
 from evosearch.search.baselines import Baseline
 from evosearch.search.controller import START_FROM
-from evosearch.search.optimizers.registry import OptimizerConfig, load
+from evosearch.search.optimizer_config import OptimizerConfig
+from evosearch.search.optimizers.registry import load
 from evosearch.search.sampling import BACKWARD
 from evosearch.search.space.dimensions import Dimension
 from evosearch.search.space.space import SearchSpace
@@ -60,8 +61,8 @@ def check_items(
         SpecError: The budget is too small.
     """
     items, candidates = spec.config.budget.items, spec.config.budget.candidates
-    entry = load(optimizer.name)
-    if entry.gradients and candidates is not None and candidates < (shards := entry.population(optimizer, dimensions)):
+    gradients = load(optimizer.name).gradients
+    if gradients and candidates is not None and candidates < (shards := optimizer.population_for(dimensions)):
         what = f"got {candidates}, and one gradient step takes {shards}: one for each of its shards"
         advice = "Raise it, or lower optimizer.population"
         raise SpecError(spec.at("budget.candidates"), what, f"At least {shards}", advice)

@@ -8,8 +8,9 @@ from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.statistics.gradient_steps import GradientSteps, gradient_steps
 from evosearch.evaluation.statistics.minibatches import Minibatches, partition
 from evosearch.evaluation.types import ItemBatch
+from evosearch.search.optimizer_config import OptimizerConfig
 from evosearch.search.optimizers._automatic import Choice, Situation, choose
-from evosearch.search.optimizers.registry import AUTO, OptimizerConfig, load
+from evosearch.search.optimizers.registry import AUTO, load
 from evosearch.search.records import OptimizerRecord
 from evosearch.search.space.dimensions import Dimension
 from evosearch.search.space.space import SearchSpace
@@ -34,11 +35,11 @@ def choose_optimizer(spec: SearchSpec, space: SearchSpace, harness: Harness | No
         guards, minibatches = len(spec.suite.guards), spec.config.search_minibatches is not None
         situation = Situation(space.dimensions, spec.objective_count, recipe or fitness, guards, minibatches)
         choice = choose(config, situation, where)
-    entry = load(choice.config.name)
-    entry.check(choice.config, space.dimensions, spec.objective_count, where)
-    if entry.gradients and (recipe or fitness):
+    choice.config.check(space.dimensions, spec.objective_count, where)
+    name = choice.config.name
+    if load(name).gradients and (recipe or fitness):
         place, why = (spec.where, recipe) if recipe else (spec.at("suite"), fitness)
-        what = f"{why}, and optimizer {entry.name} needs a gradient"
+        what = f"{why}, and optimizer {name} needs a gradient"
         raise SpecError(place, what, next="Use optimizer auto or cma_es, which need none")
     return choice
 
@@ -54,9 +55,8 @@ def divided(
         dimensions: The search space.
         batch: The search split.
     """
-    entry = load(config.name)
-    if entry.gradients:
-        options, shards = config.options, entry.population(config, dimensions)
+    if load(config.name).gradients:
+        options, shards = config.options, config.population_for(dimensions)
         return gradient_steps(spec.suite, batch, options["batch"], shards, options["hold_back"], config.seed)
     count = spec.config.search_minibatches
     return None if count is None else partition(spec.suite, batch, count, config.seed)

@@ -18,8 +18,9 @@ from evosearch.recipe import checks
 from evosearch.recipe.files import STAGE
 from evosearch.recipe.schema import Recipe
 from evosearch.search.baselines import Baseline, averaged, baselines
+from evosearch.search.optimizer_config import OptimizerConfig
 from evosearch.search.optimizers._automatic import Choice
-from evosearch.search.optimizers.registry import AUTO, OptimizerConfig
+from evosearch.search.optimizers.registry import AUTO
 from evosearch.search.optimizers.registry import load as load_optimizer
 from evosearch.search.progress import Watcher
 from evosearch.search.space.space import SearchSpace

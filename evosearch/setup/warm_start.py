@@ -19,7 +19,7 @@ from evosearch.errors import InputError, SpecError
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import Scalar
 from evosearch.search.ledger.ledger import Ledger
-from evosearch.search.optimizers.registry import OptimizerConfig
+from evosearch.search.optimizer_config import OptimizerConfig
 from evosearch.search.progress import Watcher
 from evosearch.search.records import KnownCandidate, WarmStart
 from evosearch.search.space.dimensions import Dimension, Genome

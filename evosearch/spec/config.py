@@ -11,7 +11,7 @@ from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat, Positi
 from evosearch.documents import Document
 from evosearch.errors import SpecError
 from evosearch.search.baselines import SCALES
-from evosearch.search.optimizers.registry import OptimizerConfig
+from evosearch.search.optimizer_config import OptimizerConfig
 from evosearch.spec.credentials import Url
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]

@@ -18,7 +18,8 @@ from evosearch.evaluation.suites.suite import Suite, load_suite
 from evosearch.recipe.files import STAGE, anchor
 from evosearch.recipe.identity import digest
 from evosearch.recipe.schema import Recipe
-from evosearch.search.optimizers.registry import AUTO, OptimizerConfig
+from evosearch.search.optimizer_config import OptimizerConfig
+from evosearch.search.optimizers.registry import AUTO
 from evosearch.search.optimizers.registry import load as load_optimizer
 from evosearch.search.space.routes import is_route
 from evosearch.search.space.template import frame

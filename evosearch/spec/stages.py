@@ -18,7 +18,7 @@ from evosearch.errors import SpecError, did_you_mean
 from evosearch.evaluation.suites.suite import Suite
 from evosearch.recipe.files import STAGE
 from evosearch.recipe.schema import Recipe
-from evosearch.search.optimizers.registry import OptimizerConfig
+from evosearch.search.optimizer_config import OptimizerConfig
 from evosearch.search.space.template import frame
 from evosearch.spec import config as one
 from evosearch.spec.config import SpecFile

@@ -26,7 +26,7 @@ def made(landscapes):
 
 def genomes(landscape, count, seed=0):
     """Random genomes."""
-    from evosearch.search.optimizers.registry import OptimizerConfig, create
+    from evosearch.search.optimizer_config import OptimizerConfig, create
 
     optimizer = create(OptimizerConfig(name="random", seed=seed), landscape.dimensions, landscape.start)
     return [optimizer.ask(1)[0] for _ in range(count)]

@@ -12,7 +12,8 @@ import pytest
 
 from evosearch.documents import validate
 from evosearch.errors import SpecError
-from evosearch.search.optimizers.registry import OptimizerConfig, create, load, names, optimizer
+from evosearch.search.optimizer_config import OptimizerConfig, create
+from evosearch.search.optimizers.registry import names, optimizer
 from evosearch.search.space.dimensions import Dimension
 
 FOLDER = Path(__file__).parent
@@ -53,7 +54,7 @@ def test_it_is_listed_and_its_options_are_checked() -> None:
 def test_the_registry_answers_for_it_as_for_any_other() -> None:
     dimensions = (Dimension("w0", "float", 0.5), Dimension("w1", "float", 0.5))
     config = OptimizerConfig(name=NAME)
-    assert load(NAME).population(config, dimensions) == 8
+    assert config.population_for(dimensions) == 8
     made = create(config, dimensions, {"w0": 0.5, "w1": 0.5})
     assert made.population == 8
     assert type(made).__module__ == "evosearch_plugin_example.one_plus_lambda"

@@ -14,7 +14,7 @@ from evosearch.evaluation.suites.suite import load_suite
 from evosearch.merging.registry import specs
 from evosearch.recipe.checks import check
 from evosearch.recipe.identity import recipe_id
-from evosearch.search.optimizers.registry import create
+from evosearch.search.optimizer_config import create
 from evosearch.search.progress import Silent
 from evosearch.setup.prepare import Prepared, prepare
 from evosearch.setup.teachers import named_teachers, parents_of

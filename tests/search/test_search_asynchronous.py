@@ -17,8 +17,8 @@ from evosearch.search.asynchronous import SLOTS_PER_SPARE
 from evosearch.search.budget import Budget
 from evosearch.search.ledger.events import Event
 from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.optimizer_config import OptimizerConfig, create
 from evosearch.search.optimizers import registry
-from evosearch.search.optimizers.registry import OptimizerConfig, create
 from evosearch.search.protocols import Job, Outcome
 from evosearch.search.replay import replay
 from evosearch.search.space.dimensions import Evaluation

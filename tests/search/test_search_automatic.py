@@ -6,8 +6,8 @@ import pytest
 
 from evosearch.documents import validate
 from evosearch.errors import SpecError
+from evosearch.search.optimizer_config import OptimizerConfig
 from evosearch.search.optimizers._automatic import MANY, Choice, Situation, choose
-from evosearch.search.optimizers.registry import OptimizerConfig, load
 from evosearch.search.space.dimensions import Dimension
 
 NUMBERS = tuple(Dimension(f"w{index}", "float", 0.5) for index in range(12))
@@ -17,8 +17,7 @@ WHOLE = Dimension("count", "int", 3, low=1, high=9)
 
 def chosen(config: OptimizerConfig | None = None, **situation: Any) -> Choice:
     found = choose(config or OptimizerConfig(), Situation(**{"dimensions": NUMBERS} | situation))
-    entry, space = load(found.config.name), situation.get("dimensions", NUMBERS)
-    entry.check(found.config, space, situation.get("objectives", 1))  # what is chosen fits
+    found.config.check(situation.get("dimensions", NUMBERS), situation.get("objectives", 1))  # what is chosen fits
     return found
 
 

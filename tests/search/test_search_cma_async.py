@@ -5,7 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from evosearch.search.optimizers.registry import Optimizer, OptimizerConfig, create
+from evosearch.search.optimizer import Optimizer
+from evosearch.search.optimizer_config import OptimizerConfig, create
 from evosearch.search.space.dimensions import Dimension, Estimate, Genome, Observation
 
 KINDS = ("cma_es", "lra_cma", "cat_cma")

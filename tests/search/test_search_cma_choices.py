@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
+from evosearch.search.optimizer import Optimizer
+from evosearch.search.optimizer_config import OptimizerConfig, create
 from evosearch.search.optimizers import _cmaes
 from evosearch.search.optimizers.cat_cma import CatCma
-from evosearch.search.optimizers.registry import Optimizer, OptimizerConfig, create
 from evosearch.search.space.dimensions import Dimension, Estimate, Genome, Observation
 
 Fitness = Callable[[Genome], float | None]

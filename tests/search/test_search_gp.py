@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evosearch.errors import SpecError
-from evosearch.search.optimizers.registry import OptimizerConfig, create
+from evosearch.search.optimizer_config import OptimizerConfig, create
 from evosearch.search.space.dimensions import Dimension, Estimate, Genome, Observation
 
 TWO = tuple(Dimension(f"x{i}", "float", 0.9, low=-1.0, high=1.0) for i in range(2))

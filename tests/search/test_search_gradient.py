@@ -15,7 +15,7 @@ from evosearch.evaluation.types import SPLITS, ScoreCard
 from evosearch.promotion.validate import Validation
 from evosearch.search.budget import Budget
 from evosearch.search.ledger.events import Event
-from evosearch.search.optimizers.registry import OptimizerConfig, create
+from evosearch.search.optimizer_config import OptimizerConfig, create
 from evosearch.search.protocols import Job, Outcome
 from evosearch.search.records import Reported
 from evosearch.search.replay import replay

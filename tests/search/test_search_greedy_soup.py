@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 
 from evosearch.errors import SpecError
-from evosearch.search.optimizers.registry import Optimizer, OptimizerConfig, create
+from evosearch.search.optimizer import Optimizer
+from evosearch.search.optimizer_config import OptimizerConfig, create
 from evosearch.search.space.dimensions import Dimension, Estimate, Genome, Observation
 
 Fitness = Callable[[frozenset[str]], float | None]

@@ -3,7 +3,8 @@
 import pytest
 
 from evosearch.errors import SpecError
-from evosearch.search.optimizers.registry import Optimizer, OptimizerConfig, create
+from evosearch.search.optimizer import Optimizer
+from evosearch.search.optimizer_config import OptimizerConfig, create
 from evosearch.search.space.dimensions import Dimension, Estimate, Genome, Observation
 
 SCALE = Dimension("scale", "float", 0.3, low=0.0, high=1.0)

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from evosearch.documents import validate
 from evosearch.errors import SpecError
+from evosearch.search.optimizer import Optimizer, Recommends
+from evosearch.search.optimizer_config import OptimizerConfig, create
 from evosearch.search.optimizers import registry
-from evosearch.search.optimizers.registry import Optimizer, OptimizerConfig, Recommends, create
 from evosearch.search.space.dimensions import Dimension, Estimate, Genome, Observation
 
 FLOATS = tuple(Dimension(f"x{i}", "float", 0.9, low=-1.0, high=1.0) for i in range(3))
@@ -137,7 +138,7 @@ def test_configuring_one_optimizer_imports_no_other_library(chosen: str) -> None
     libraries = {"cma", "optuna", "cmaes", "torch"} - ({"optuna"} if chosen in ("tpe", "nsga2") else set())
     code = (
         "import sys, evosearch.search.space, evosearch.search.ledger, evosearch.search.replay;"
-        f"from evosearch.search.optimizers.registry import OptimizerConfig; OptimizerConfig(name={chosen!r});"
+        f"from evosearch.search.optimizer_config import OptimizerConfig; OptimizerConfig(name={chosen!r});"
         f"assert not {libraries} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -518,10 +519,10 @@ def test_default_population_of_cma_es(dimensions: int, population: int) -> None:
     assert make("cma_es", many).population == population == 4 + math.floor(3 * math.log(dimensions))
 
 
-def test_the_registry_has_the_population_without_building_the_optimizer(name: str) -> None:
+def test_the_population_is_known_without_building_the_optimizer(name: str) -> None:
     for dimensions, population in ((FLOATS, None), (FLOATS, 6), (FLOATS[:1], None)):
         config, found = OptimizerConfig(name=name, population=population), fitting(name, dimensions)
-        known, built = registry.load(name).population(config, found), made(config, found).population
+        known, built = config.population_for(found), made(config, found).population
         assert built < known if name == "greedy_soup" and population == 6 and len(found) == 3 else built == known
 
 

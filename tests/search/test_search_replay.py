@@ -9,8 +9,9 @@ import pytest
 
 from evosearch.errors import ReplayError, SearchError
 from evosearch.search.ledger.events import Event
+from evosearch.search.optimizer import AsksForGradients, Optimizer
+from evosearch.search.optimizer_config import OptimizerConfig, create
 from evosearch.search.optimizers import registry
-from evosearch.search.optimizers.registry import AsksForGradients, Optimizer, OptimizerConfig, create
 from evosearch.search.records import Proposal, Reported
 from evosearch.search.replay import replay
 from evosearch.search.space.dimensions import Dimension, Observation

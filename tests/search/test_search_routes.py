@@ -15,7 +15,7 @@ from evosearch.recipe.checks import check
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import ModelShape
 from evosearch.search.baselines import baselines
-from evosearch.search.optimizers.registry import OptimizerConfig, create
+from evosearch.search.optimizer_config import OptimizerConfig, create
 from evosearch.search.space.dimensions import Genome
 from evosearch.search.space.space import SearchSpace
 from evosearch.search.space.template import frame

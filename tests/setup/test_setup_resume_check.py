@@ -160,7 +160,7 @@ def test_a_record_that_cannot_be_replayed_stops_or_continues_from_the_best(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from evosearch.errors import ReplayError
-    from evosearch.search.optimizers.registry import create
+    from evosearch.search.optimizer_config import create
     from evosearch.service import phases
 
     run(world(budget={"candidates": 12}), Silent())

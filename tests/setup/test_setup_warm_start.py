@@ -11,7 +11,7 @@ import yaml
 from evosearch.errors import SpecError
 from evosearch.preflight.check import check
 from evosearch.search.ledger.ledger import Ledger
-from evosearch.search.optimizers.registry import create
+from evosearch.search.optimizer_config import create
 from evosearch.search.progress import Silent
 from evosearch.search.state import SearchState
 from evosearch.service import phases

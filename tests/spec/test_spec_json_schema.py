@@ -13,7 +13,7 @@ from evosearch.evaluation.suites.suite_task import DocumentCounts, DocumentSourc
 from evosearch.recipe.hops import Hop, Routing
 from evosearch.recipe.schema import Input, Module, Recipe, Slice, Source
 from evosearch.recipe.tokens import FromModel, Token, Tokenizer
-from evosearch.search.optimizers.registry import OptimizerConfig
+from evosearch.search.optimizer_config import OptimizerConfig
 from evosearch.spec import config
 from evosearch.spec.json_schema import schemas, write_schemas
 from evosearch.spec.stages import StageConfig, StagesFile

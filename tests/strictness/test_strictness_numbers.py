@@ -7,7 +7,7 @@ import pytest
 from evosearch.documents import validate
 from evosearch.errors import SpecError, SuiteError
 from evosearch.evaluation.suites.suite_task import DocumentCounts, SuiteTask
-from evosearch.search.optimizers.registry import OptimizerConfig
+from evosearch.search.optimizer_config import OptimizerConfig
 from evosearch.spec.config import BudgetConfig, PromotionConfig, WorkersConfig
 
 REFUSED = [

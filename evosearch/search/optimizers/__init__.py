@@ -1,1 +1,1 @@
-"""Optimizers, one file each; `registry.create` builds one by name."""
+"""Optimizers, one file each; `optimizer_config.create` builds one by name."""

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evosearch.search.optimizers.registry import OptimizerConfig
+from evosearch.search.optimizer_config import OptimizerConfig
 from evosearch.search.space.dimensions import Dimension
 
 MANY = 100  # dimensions from which on a full covariance matrix needs more candidates than most searches have

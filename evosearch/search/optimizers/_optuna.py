@@ -12,7 +12,7 @@ from optuna.study import Study
 from optuna.trial import Trial
 
 from evosearch.recipe.shapes import Scalar
-from evosearch.search.optimizers.registry import Problem
+from evosearch.search.optimizer import Problem
 from evosearch.search.space.dimensions import Dimension, Observation
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # it reports every study and trial

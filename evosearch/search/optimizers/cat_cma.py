@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evosearch.recipe.shapes import Scalar
+from evosearch.search.optimizer import Problem
 from evosearch.search.optimizers import _cmaes
 from evosearch.search.optimizers._generations import (
     SIGMA,
@@ -20,7 +21,7 @@ from evosearch.search.optimizers._generations import (
     reflected,
     units,
 )
-from evosearch.search.optimizers.registry import Problem, optimizer
+from evosearch.search.optimizers.registry import optimizer
 from evosearch.search.space.dimensions import Dimension, Genome
 
 LONGEST = 1000  # whole numbers with more values are drawn as floats and rounded: a margin would have no effect

@@ -8,6 +8,7 @@ import cma
 import numpy as np
 from cma.sigma_adaptation import CMAAdaptSigmaCSA
 
+from evosearch.search.optimizer import Problem
 from evosearch.search.optimizers._generations import (
     SIGMA,
     WIDEST,
@@ -19,7 +20,7 @@ from evosearch.search.optimizers._generations import (
     units,
     values,
 )
-from evosearch.search.optimizers.registry import Option, Problem, optimizer
+from evosearch.search.optimizers.registry import Option, optimizer
 from evosearch.search.space.dimensions import Genome
 
 

@@ -15,8 +15,9 @@ from optuna.samplers import GPSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from evosearch.errors import SpecError
+from evosearch.search.optimizer import Problem
 from evosearch.search.optimizers import _optuna
-from evosearch.search.optimizers.registry import Problem, optimizer
+from evosearch.search.optimizers.registry import optimizer
 from evosearch.search.pending import Pending
 from evosearch.search.space.dimensions import Dimension, Genome, Observation
 

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evosearch.errors import SpecError
-from evosearch.search.optimizers.registry import Option, Problem, optimizer
+from evosearch.search.optimizer import Problem
+from evosearch.search.optimizers.registry import Option, optimizer
 from evosearch.search.pending import Pending
 from evosearch.search.space.dimensions import Dimension, Evaluation, Genome, Observation
 

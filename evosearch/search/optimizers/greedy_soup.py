@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from evosearch.errors import SpecError
 from evosearch.recipe.shapes import Scalar
-from evosearch.search.optimizers.registry import Problem, optimizer
+from evosearch.search.optimizer import Problem
+from evosearch.search.optimizers.registry import optimizer
 from evosearch.search.pending import Pending, same
 from evosearch.search.space.dimensions import Dimension, Genome, Observation
 

@@ -6,7 +6,8 @@ from itertools import product
 
 from evosearch.errors import SpecError
 from evosearch.recipe.shapes import Scalar
-from evosearch.search.optimizers.registry import Option, Problem, optimizer
+from evosearch.search.optimizer import Problem
+from evosearch.search.optimizers.registry import Option, optimizer
 from evosearch.search.pending import Pending, same
 from evosearch.search.space.dimensions import Dimension, Genome, Observation
 

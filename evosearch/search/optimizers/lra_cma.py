@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import cmaes
 import numpy as np
 
+from evosearch.search.optimizer import Problem
 from evosearch.search.optimizers import _cmaes
 from evosearch.search.optimizers._generations import (
     SIGMA,
@@ -18,7 +19,7 @@ from evosearch.search.optimizers._generations import (
     units,
     values,
 )
-from evosearch.search.optimizers.registry import Problem, optimizer
+from evosearch.search.optimizers.registry import optimizer
 from evosearch.search.space.dimensions import Genome
 
 

@@ -6,8 +6,9 @@ from optuna.samplers import NSGAIISampler
 from optuna.samplers.nsgaii import PolynomialMutation, SBXCrossover
 from optuna.trial import Trial, create_trial
 
+from evosearch.search.optimizer import Problem
 from evosearch.search.optimizers import _optuna
-from evosearch.search.optimizers.registry import Problem, optimizer
+from evosearch.search.optimizers.registry import optimizer
 from evosearch.search.pending import Pending
 from evosearch.search.space.dimensions import Genome, Observation
 

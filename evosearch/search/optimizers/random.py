@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from evosearch.recipe.shapes import Scalar
-from evosearch.search.optimizers.registry import Problem, optimizer
+from evosearch.search.optimizer import Problem
+from evosearch.search.optimizers.registry import optimizer
 from evosearch.search.pending import Pending
 from evosearch.search.space.dimensions import Dimension, Genome, Observation
 

@@ -16,93 +16,18 @@ from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal, Protocol, Self, TypeVar, runtime_checkable
+from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, Field, GetJsonSchemaHandler, create_model, model_validator
-from pydantic_core import CoreSchema
+from pydantic import Field, create_model
 
-from evosearch.documents import Document, join, validate
-from evosearch.errors import SpecError, did_you_mean
+from evosearch.documents import Document
+from evosearch.errors import SpecError
 from evosearch.plugins import load_entry_points
-from evosearch.search.space.dimensions import Dimension, Evaluation, Genome, Observation
+from evosearch.search.optimizer import Optimizer
+from evosearch.search.space.dimensions import Dimension
 
 ENTRY_POINTS = "evosearch.optimizers"
-AUTO = "auto"  # name in a spec that leaves the choice to `automatic`
-
-
-class Optimizer(Protocol):
-    """Proposes genomes and learns from their results.
-
-    Deterministic in (seed, history of asks and tells), with a random generator of its own. `ask(n)` returns what `n`
-    single asks would return, so that a search can be replayed in any portions. An optimizer in asynchronous mode can be
-    asked at any time and told of any pending genomes in any order.
-    """
-
-    @property
-    def population(self) -> int:
-        """Number of candidates to propose together next: a generation, or the rest of one that a budget cut short."""
-
-    def ask(self, n: int) -> list[Genome]:
-        """Propose the next `n` genomes, within bounds; they are pending until told."""
-
-    def tell(self, observations: Sequence[Observation]) -> None:
-        """Learn from the results of pending genomes, in ask order.
-
-        A genome that keeps its constraints (`Observation.violation` is 0) is better than any that breaks one; of two
-        that break some, the one with the smaller violation is better; a failure is worse than all others (Deb 2000,
-        doi:10.1016/S0045-7825(99)00389-8).
-        """
-
-    def stop_reason(self) -> str | None:
-        """Return why more candidates would be useless, or None."""
-
-
-@runtime_checkable
-class Recommends(Protocol):
-    """An optimizer that recommends genomes at the end of a search, such as the mean of its distribution."""
-
-    def answers(self) -> list[Genome]:
-        """Return the recommended genomes, within bounds; they are scored on the full search split, and never told."""
-
-
-@runtime_checkable
-class AsksForGradients(Protocol):
-    """An optimizer that is registered with `gradients`, and decides how each of its candidates is evaluated."""
-
-    def evaluation(self, index: int) -> Evaluation:
-        """Return how the candidate with an ask index (from 0) is evaluated; depends on nothing else.
-
-        A gradient is asked for on shard s of minibatch i, which has index i · population + s. With a held-back part,
-        index minibatches · population is that part, on which candidates are scored.
-        """
-
-
-@dataclass(frozen=True)
-class Problem:
-    """The problem that an optimizer is built for.
-
-    Attributes:
-        dimensions: The search space.
-        start: Genome on which a distribution is centred, or which an optimizer without one proposes first.
-        population: Number of candidates that are proposed together.
-        seed: Seed of the optimizer's random generator.
-        asynchronous: The optimizer is asked and told at any time, instead of generation by generation.
-        objectives: Number of values of an observation.
-        known: Results of another search in this space's dimensions, best first, for optimizers that learn from single
-            trials. They were never proposed here and are not counted.
-        minibatches: For gradients: number of minibatches of the search split, each of which has `population` shards.
-        held_back: For gradients: whether a part of the search split is in no minibatch.
-    """
-
-    dimensions: tuple[Dimension, ...]
-    start: Genome
-    population: int
-    seed: int = 0
-    asynchronous: bool = False
-    objectives: int = 1
-    known: tuple[Observation, ...] = ()
-    minibatches: int = 1
-    held_back: bool = False
+AUTO = "auto"  # reserved: in a spec, it leaves the choice to `_automatic`
 
 
 @dataclass(frozen=True)
@@ -158,49 +83,6 @@ class Entry:
     gradients: bool = False
     fits: Callable[..., None] | None = None
 
-    def population(self, config: "OptimizerConfig", dimensions: Sequence[Dimension]) -> int:
-        """Return the number of candidates that are proposed together at first."""
-        default = self.default_population
-        return config.population or (default if isinstance(default, int) else default(dimensions))
-
-    def check(
-        self,
-        config: "OptimizerConfig",
-        dimensions: Sequence[Dimension],
-        objectives: int = 1,
-        where: str = "optimizer",
-    ) -> None:
-        """Check that the optimizer takes a search space, without building it.
-
-        Args:
-            config: Validated configuration.
-            dimensions: The search space.
-            objectives: Number of objectives.
-            where: Prefix of the key in an error, such as `night.yaml: optimizer`.
-
-        Raises:
-            SpecError: It does not support categorical dimensions or several objectives, or `fits` rejects the
-                dimensions.
-        """
-        categorical = [dimension.name for dimension in dimensions if dimension.kind == "categorical"]
-        if categorical and not self.categoricals:
-            have = "have" if len(categorical) > 1 else "has"
-            what = f"{self.name} takes only numbers, but {_listed(categorical)} {have} choices"
-            raise SpecError(join(where, "name"), what, f"Use one of: {_with('categoricals')}")
-        if objectives > 1 and not self.objectives:
-            what = f"{self.name} takes one objective, but the spec has {objectives}"
-            raise SpecError(join(where, "name"), what, f"Use one of: {_with('objectives')}")
-        if self.fits is not None:
-            try:
-                self.fits(dimensions, **self.own(config))
-            except SpecError as error:
-                raise SpecError(join(where, error.where), error.what, error.allowed, error.next) from None
-
-    def own(self, config: "OptimizerConfig") -> dict[str, Any]:
-        """Return the options that the optimizer itself takes."""
-        given = config.options
-        return {key: value for key, value in given.items() if not (self.gradients and key in DIVISION)}
-
     @cached_property
     def document(self) -> type[Document]:
         """Model of the options, for validation."""
@@ -209,97 +91,6 @@ class Entry:
             for key, one in self.options.items()
         }
         return create_model(f"{self.name}_options", __base__=Document, **fields)
-
-
-class OptimizerConfig(Document):
-    """The optimizer and its options. Options of the chosen optimizer are keys like the others."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: str = AUTO
-    """Name of the optimizer; `auto` chooses one by the search space, the fitness and the objectives."""
-    population: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    """Number of candidates that are proposed together; the default depends on the optimizer."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of the optimizer's random generator."""
-    start: Literal["init", "best_baseline", "parents"] = "best_baseline"
-    """Starting point: the holes' own `init`, or the weights of the best baseline or of the best parent."""
-    asynchronous: bool = False
-    """Propose a candidate whenever a worker is free, instead of generation by generation."""
-    warm_start: Annotated[str, Field(min_length=1)] | None = None
-    """Name, folder or spec of another search; its best candidate replaces `start`, and optimizers that learn from
-    single trials also learn from its candidates."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, data: Any) -> Any:
-        name = data.get("name", AUTO) if isinstance(data, Mapping) else None
-        if not isinstance(name, str):
-            return data
-        known_names = (AUTO, *names())
-        if name not in known_names:
-            known = ", ".join(known_names)
-            raise SpecError("name", f"unknown optimizer '{name}'", f"Known: {known}", did_you_mean(name, known_names))
-        known_keys = [*cls.model_fields, *_options(name)]
-        for key in data:
-            if key not in known_keys:
-                what, keys = f"{name} has no option '{key}'", f"Known keys here: {', '.join(known_keys)}"
-                near = did_you_mean(str(key), known_keys)
-                raise SpecError(str(key), what, keys, near or _owners(str(key), name) or "Remove it")
-        return data
-
-    @model_validator(mode="after")
-    def _fit_the_optimizer(self) -> Self:
-        if self.warm_start is not None and "start" in self.model_fields_set:
-            what = f"got '{self.start}' together with warm_start, which is a starting point too"
-            raise SpecError("start", what, next="Remove one of the two")
-        if self.name == AUTO:
-            return self
-        entry, extra = load(self.name), self.__pydantic_extra__ or {}
-        given = entry.document.model_validate(extra).model_dump(exclude_defaults=True)
-        extra.clear()
-        extra.update(given)  # converted, and without defaults, which are not part of a search's identity
-        if self.asynchronous and not entry.asynchronous:
-            what = f"{self.name} is generational: it does not support asynchronous mode"
-            raise SpecError("asynchronous", what, f"Supported by: {_with('asynchronous')}", "Remove it, or use another")
-        least = entry.least_population
-        if self.population is not None and self.population < least:
-            raise SpecError("population", f"got {self.population}", f"{self.name} needs at least {least}")
-        return self
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Options of the chosen optimizer, defaults included."""
-        defaults = {key: option.default for key, option in _options(self.name).items()}
-        return defaults | (self.__pydantic_extra__ or {})
-
-    def named(self, name: str, options: Mapping[str, Any] | None = None, where: str = "optimizer") -> Self:
-        """Return the same configuration with an optimizer and options of it, in place of `auto`.
-
-        Raises:
-            SpecError: The optimizer does not support a key of this configuration; `where` is the prefix of the key.
-        """
-        data = self.model_dump(exclude_unset=True) | {"name": name, **(options or {})}
-        return validate(type(self), data, where, SpecError)
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """Add the options of every optimizer, so that editors complete them."""
-        schema = handler.resolve_ref_schema(handler(core))
-        for name in names():
-            for key, found in load(name).document.model_json_schema().get("properties", {}).items():
-                schema["properties"].setdefault(key, found)
-        return schema
-
-
-def _owners(key: str, name: str) -> str | None:
-    """Return which optimizers to name in place of `auto`, if some have the option."""
-    owners = [other for other in names() if key in load(other).options] if name == AUTO else []
-    return f"Set name: {', '.join(owners[:-1])}{' or ' if owners[1:] else ''}{owners[-1]}" if owners else None
-
-
-def _options(name: str) -> Mapping[str, Option]:
-    return {} if name == AUTO else load(name).options
 
 
 _entries: dict[str, Entry] = {}
@@ -400,63 +191,3 @@ def _belongs(factory: Factory, loaded: object) -> bool:
     if isinstance(loaded, ModuleType):
         return f"{factory.__module__}.".startswith(f"{loaded.__name__}.")
     return factory is loaded
-
-
-def create(
-    config: OptimizerConfig,
-    dimensions: Sequence[Dimension],
-    start: Genome,
-    where: str = "optimizer",
-    objectives: int = 1,
-    known: Sequence[Observation] = (),
-    minibatches: int = 1,
-    held_back: bool = False,
-) -> Optimizer:
-    """Build the configured optimizer.
-
-    Args:
-        config: Validated configuration.
-        dimensions: The search space.
-        start: See `Problem`.
-        where: Prefix of the key in an error, such as `night.yaml: optimizer`.
-        objectives: See `Problem`.
-        known: See `Problem`.
-        minibatches: See `Problem`.
-        held_back: See `Problem`.
-
-    Raises:
-        SpecError: See `Entry.check`.
-    """
-    assert config.name != AUTO, "auto is chosen before an optimizer is built"
-    entry = load(config.name)
-    entry.check(config, dimensions, objectives, where)
-    assert_in(dimensions, start)
-    problem = Problem(
-        dimensions=tuple(dimensions),
-        start=start,
-        population=entry.population(config, dimensions),
-        seed=config.seed,
-        asynchronous=config.asynchronous,
-        objectives=objectives,
-        known=tuple(known),
-        minibatches=minibatches,
-        held_back=held_back,
-    )
-    return entry.factory(problem, **entry.own(config))
-
-
-def assert_in(dimensions: Sequence[Dimension], genome: Mapping[str, object]) -> None:
-    """Assert that a genome is in the space."""
-    assert list(genome) == [dimension.name for dimension in dimensions], "a genome is ordered as the dimensions"
-    for dimension in dimensions:
-        value = genome[dimension.name]
-        assert isinstance(value, float | int | str), f"{dimension.name} = {value!r}"
-        assert dimension.contains(value), f"{dimension.name} = {value!r}"
-
-
-def _with(ability: str) -> str:
-    return ", ".join(name for name in names() if getattr(load(name), ability))
-
-
-def _listed(found: Sequence[str]) -> str:
-    return found[0] if len(found) == 1 else f"{', '.join(found[:3])}{' and more' if len(found) > 3 else ''}"

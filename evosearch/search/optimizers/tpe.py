@@ -12,9 +12,10 @@ from optuna.samplers import TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from evosearch.search.optimizer import Problem
 from evosearch.search.optimizers import _optuna
 from evosearch.search.optimizers._parzen import Parzen
-from evosearch.search.optimizers.registry import Problem, optimizer
+from evosearch.search.optimizers.registry import optimizer
 from evosearch.search.pending import Pending
 from evosearch.search.space.dimensions import Genome, Observation
 

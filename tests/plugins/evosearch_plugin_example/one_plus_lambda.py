@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evosearch.search.optimizers.registry import Option, Problem, optimizer
+from evosearch.search.optimizer import Problem
+from evosearch.search.optimizers.registry import Option, optimizer
 from evosearch.search.pending import Pending
 from evosearch.search.space.dimensions import Genome, Observation
 
