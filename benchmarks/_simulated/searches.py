@@ -51,7 +51,7 @@ def search(
         steps: Minibatches of an optimizer that asks for gradients.
     """
     ledger = Ledger.open(f"sqlite:///{folder / 'ledger.db'}")
-    for batch in (world.batch, *(steps.batches if steps else ())):
+    for batch in (world.batch, *((steps.ranked, *steps.batches) if steps else ())):
         ledger.put_item_sets(batch)
     recorder = Recorder(ledger, SEARCH)
     chosen = OptimizerConfig(start="init", **config)
@@ -74,14 +74,14 @@ def run_search(
     def optimizer(start: Genome) -> Optimizer:
         if make:
             return make(config, world, start)
-        count, held_back = (steps.count, steps.held_back) if steps else (1, False)
+        count, held_back = (steps.count, steps.held_back is not None) if steps else (1, False)
         return create(config, world.space.dimensions, start, minibatches=count, held_back=held_back)
 
     controller = Controller(
         recorder=recorder,
         executor=executor,
         space=world.space,
-        batch=world.batch,
+        batch=steps.ranked if steps else world.batch,
         baselines=(),
         identify=world.identify,
         make_optimizer=optimizer,

@@ -165,7 +165,8 @@ class Bench:
         config = prepared.spec.config
         ledger = self._open.enter_context(Ledger.open(f"sqlite:///{self._folder / name}.db"))
         recorder = Recorder(ledger, prepared.search_id)
-        for batch in (*prepared.batches.values(), *(prepared.minibatches.batches if prepared.minibatches else ())):
+        ranked = prepared.ranked
+        for batch in (*ranked.values(), *(prepared.minibatches.batches if prepared.minibatches else ())):
             ledger.put_item_sets(batch)
         started = {"name": prepared.spec.name, "spec": prepared.spec.identity(), "versions": versions()}
         optimizer, steps = prepared.optimizer, prepared.steps
@@ -174,7 +175,7 @@ class Bench:
             recorder=recorder,
             executor=executor,
             space=prepared.space,
-            batch=prepared.batches["search"],
+            batch=ranked["search"],
             baselines=prepared.baselines,
             identify=prepared.models.identify,
             make_optimizer=lambda start: create(
@@ -182,7 +183,7 @@ class Bench:
                 prepared.space.dimensions,
                 start,
                 minibatches=steps.count if steps else 1,
-                held_back=steps is not None and steps.held_back,
+                held_back=steps is not None and steps.held_back is not None,
             ),
             minibatches=prepared.minibatches,
             start=optimizer.start,
@@ -190,7 +191,7 @@ class Bench:
             asynchronous=optimizer.asynchronous,
         ).run()
         finalists = config.promotion.finalists
-        validation = Validation(recorder=recorder, executor=executor, batches=prepared.batches, finalists=finalists)
+        validation = Validation(recorder=recorder, executor=executor, batches=ranked, finalists=finalists)
         return Found(prepared, recorder, validation, executor, stopped)
 
     def compare_optimizers(

@@ -71,16 +71,15 @@ class Asks:
     @property
     def shard(self) -> float:
         """Mean fraction of the search split's documents in a shard."""
-        count = self.steps.count * self.steps.shards
-        return sum(map(len, self.steps.batches[:count])) / count / len(self.steps.full)
+        return sum(map(len, self.steps.batches)) / len(self.steps.batches) / len(self.steps.full)
 
     @property
-    def held_back(self) -> float:
-        """Fraction of the search split's documents that are held back."""
-        return len(self.steps.batches[-1]) / len(self.steps.full) if self.steps.held_back else 0.0
+    def ranked(self) -> float:
+        """Fraction of the search split's documents that models are compared on: the held-back part, or all."""
+        return len(self.steps.ranked) / len(self.steps.full)
 
     def _items(self, evaluation: Evaluation) -> int:
-        return len(self.steps.full if evaluation.minibatch is None else self.steps.batches[evaluation.minibatch])
+        return len(self.steps.ranked if evaluation.minibatch is None else self.steps.batches[evaluation.minibatch])
 
 
 def asks_of(config: OptimizerConfig, space: SearchSpace, steps: Minibatches | None) -> Asks | None:
@@ -93,7 +92,9 @@ def asks_of(config: OptimizerConfig, space: SearchSpace, steps: Minibatches | No
     """
     if not isinstance(steps, GradientSteps):
         return None
-    built = create(config, space.dimensions, space.initial(), minibatches=steps.count, held_back=steps.held_back)
+    built = create(
+        config, space.dimensions, space.initial(), minibatches=steps.count, held_back=steps.held_back is not None
+    )
     assert isinstance(built, AsksForGradients)
     return Asks(steps, built.evaluation)
 
@@ -107,4 +108,4 @@ def answers_of(config: OptimizerConfig, asks: Asks | None) -> int:
     """Return how many candidates an optimizer recommends at the end, at most."""
     if not hasattr(load(config.name).factory, "answers"):
         return 0
-    return 1 if asks is None or asks.steps.held_back else WITHOUT_HELD_BACK
+    return 1 if asks is None or asks.steps.held_back is not None else WITHOUT_HELD_BACK

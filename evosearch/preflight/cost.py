@@ -173,14 +173,14 @@ def cost(
     }
     if counts is None:
         return found
-    work = [(getattr(counts, split), tokens[split]) for split in SPLITS]
+    ranked = {**tokens, "search": ranked_tokens(tokens["search"], asks)}
+    work = [(getattr(counts, split), ranked[split]) for split in SPLITS]
     candidates = counts.candidates + counts.placebo + counts.training
     if asks is None or shard is None:
         work.append((candidates, minibatch))
-    else:  # those that are not differentiated are scored on the held-back part
+    else:
         share = counts.gradients / max(1, counts.candidates)
-        held = minibatch_tokens(tokens["search"], 1.0 / asks.held_back) if asks.steps.held_back else minibatch
-        work += [(round(candidates * share), shard), (round(candidates * (1 - share)), held)]
+        work += [(round(candidates * share), shard), (round(candidates * (1 - share)), ranked["search"])]
     return found | {
         "evaluations": asdict(counts),
         "tokens": sum(n * (t.distinct + t.generated_at_most) for n, t in work),
@@ -199,6 +199,11 @@ def minibatch_tokens(tokens: SplitTokens, minibatches: float) -> SplitTokens:
     """Tokens of one minibatch, of which `minibatches` make up the split; prefixes shared between them are ignored."""
     shares = {key: math.ceil(value / minibatches) for key, value in asdict(tokens).items() if key != "longest"}
     return SplitTokens(longest=tokens.longest, **shares)
+
+
+def ranked_tokens(tokens: SplitTokens, asks: Asks | None) -> SplitTokens:
+    """Tokens of what models are compared on of the search split."""
+    return tokens if asks is None else minibatch_tokens(tokens, 1.0 / asks.ranked)
 
 
 def _differentiated(tokens: SplitTokens) -> SplitTokens:

@@ -48,15 +48,13 @@ def counts_of(
     budget = spec.config.budget
     if asks is not None:
         found = asks.within(budget)
-        return counts_for(spec, scored, found, answers, asks.steps.held_back) if found else None
+        return counts_for(spec, scored, found, answers) if found else None
     limits = [budget.candidates] if budget.candidates else []
     limits += [budget.items // items] if budget.items else []
     return counts_for(spec, scored, Asked(min(limits)), answers) if limits else None
 
 
-def counts_for(
-    spec: SearchSpec, scored: Sequence[Baseline], asked: Asked, answers: int = 0, held_back: bool = False
-) -> Counts:
+def counts_for(spec: SearchSpec, scored: Sequence[Baseline], asked: Asked, answers: int = 0) -> Counts:
     """Counts of a search with this many candidates; the test split opens only at the gate.
 
     Args:
@@ -64,15 +62,13 @@ def counts_for(
         scored: The baselines; those without a recipe are not scored.
         asked: The candidates.
         answers: Candidates that the optimizer recommends at the end.
-        held_back: Whether candidates are scored on a held-back part, and the finalists later on the full split.
     """
     kinds = [baseline.kind for baseline in scored if baseline.recipe is not None]
     candidates, compared = asked.count, asked.count - asked.gradients
     scales, finalists = kinds.count("scale"), min(spec.config.promotion.finalists, compared)
     plain, last, wanted = len(kinds) - scales, spec.ends_at_gate, spec.config.baselines
     searches, trained = 1 + wanted.placebo, wanted.trained and last
-    rescored = RESCORED * finalists if spec.config.search_minibatches else finalists if held_back else 0
-    rescored += answers
+    rescored = answers + (RESCORED * finalists if spec.config.search_minibatches else 0)
     validated = finalists + answers + plain + min(scales, SCALES_TO_VALIDATE)
     honest = (wanted.placebo and last) + trained  # models opened on test
     return Counts(

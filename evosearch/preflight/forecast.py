@@ -8,7 +8,7 @@ from typing import Any
 
 from evosearch.evaluation.types import SPLITS
 from evosearch.preflight.asks import Asked, answers_of, asks_in
-from evosearch.preflight.cost import minibatch_tokens
+from evosearch.preflight.cost import minibatch_tokens, ranked_tokens
 from evosearch.preflight.counts import Counts, counts_for, counts_of
 from evosearch.preflight.dry_run import NoPlaceError, dry_run
 from evosearch.search.progress import Watcher
@@ -142,7 +142,7 @@ def forecast_at(
     spec = prepared.spec
     items = len(prepared.minibatches.batches[0] if prepared.minibatches else prepared.batches["search"])
     asks = asks_in(prepared)
-    answers, held_back = answers_of(prepared.optimizer, asks), asks is not None and asks.steps.held_back
+    answers = answers_of(prepared.optimizer, asks)
     baselines = sum(baseline.recipe is not None for baseline in prepared.baselines)
     counts = counts_of(spec, prepared.baselines, items, asks, answers)
     limit = spec.config.budget.hours
@@ -155,7 +155,7 @@ def forecast_at(
         left = max(0.0, limit * 3600.0 - pace.start - pace.on_full("search", baselines))
         found = max(1, int(left / 3600.0 * pace.per_hour))
         asked = Asked(found) if asks is None else asks.first(found)
-        counts = counts_for(spec, prepared.baselines, asked, answers, held_back)
+        counts = counts_for(spec, prepared.baselines, asked, answers)
     elif done is not None:
         counts = replace(counts, candidates=max(0, counts.candidates - done.candidates))
     if done is not None:
@@ -177,7 +177,7 @@ def measured_pace(prepared: Prepared, seconds: Mapping[str, float], workers: int
 
     Args:
         prepared: The search.
-        seconds: Seconds that a recipe took on the full search split: `materialize`, `score`.
+        seconds: Seconds that a recipe took on what models are compared on of the search split: `materialize`, `score`.
         workers: Number of workers.
     """
     minibatches, scoring = _minibatches(prepared), seconds["score"]
@@ -185,7 +185,8 @@ def measured_pace(prepared: Prepared, seconds: Mapping[str, float], workers: int
     candidate = others + scoring / minibatches
     full = _on_full_splits(prepared, candidate, scoring / minibatches, minibatches)
     if asks := asks_in(prepared):
-        candidate = _mean_seconds(prepared, others + (1 + BACKWARD) * scoring * asks.shard, full["search"])
+        gradient = others + (1 + BACKWARD) * scoring * asks.shard / asks.ranked
+        candidate = _mean_seconds(prepared, gradient, full["search"])
     return Pace(0.0, candidate, full, max(1, workers), _population(prepared))
 
 
@@ -198,9 +199,9 @@ def end_of(hours: float, workers: int, config: WorkersConfig, now: datetime | No
 
 
 def _minibatches(prepared: Prepared) -> float:
-    """Return how many minibatches like the first make up the search split; 1 without minibatches."""
+    """Return how many minibatches like the first make up what models are compared on; 1 without minibatches."""
     if prepared.steps is not None:
-        return len(prepared.batches["search"]) / len(prepared.steps.batches[0])
+        return len(prepared.steps.ranked) / len(prepared.steps.batches[0])
     return len(prepared.minibatches.batches) if prepared.minibatches else 1
 
 
@@ -210,15 +211,15 @@ def _mean_seconds(prepared: Prepared, gradient: float, full: float) -> float:
     Args:
         prepared: The search.
         gradient: Seconds to differentiate a shard.
-        full: Seconds to score the full search split.
+        full: Seconds to score what models are compared on of the search split.
     """
     asks = asks_in(prepared)
     assert asks is not None
-    return asks.gradient_share * gradient + (1.0 - asks.gradient_share) * full * asks.held_back
+    return asks.gradient_share * gradient + (1.0 - asks.gradient_share) * full
 
 
 def _on_full_splits(prepared: Prepared, seconds: float, scoring: float | None, minibatches: float) -> dict[str, float]:
-    """Split → seconds per recipe on the full split; scoring time is proportional to the tokens.
+    """Split → seconds per recipe on what models are compared on; scoring time is proportional to the tokens.
 
     Args:
         prepared: The search.
@@ -226,11 +227,11 @@ def _on_full_splits(prepared: Prepared, seconds: float, scoring: float | None, m
         scoring: Seconds of these that were spent scoring; None if unknown.
         minibatches: Number of minibatches.
     """
-    scored = minibatch_tokens(prepared.tokens["search"], minibatches)
+    ranked = prepared.tokens | {"search": ranked_tokens(prepared.tokens["search"], asks_in(prepared))}
+    scored = minibatch_tokens(ranked["search"], minibatches)
     scoring = seconds if scoring is None else min(seconds, scoring)
     amount = max(1, scored.distinct + scored.generated_at_most)
-    found = {split: prepared.tokens[split] for split in SPLITS}
-    share = {split: (tokens.distinct + tokens.generated_at_most) / amount for split, tokens in found.items()}
+    share = {split: (tokens.distinct + tokens.generated_at_most) / amount for split, tokens in ranked.items()}
     return {split: seconds - scoring + scoring * share[split] for split in SPLITS}
 
 

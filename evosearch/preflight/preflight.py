@@ -188,7 +188,7 @@ def _check_memory(
 
 def _written(prepared: Prepared, sizes: Sizes) -> list[Need]:
     """Data that a search writes; if only hours limit it, the data that it writes at its end."""
-    spec, batches = prepared.spec, prepared.batches
+    spec, batches = prepared.spec, prepared.ranked
     per_candidate = len(prepared.minibatches.batches[0] if prepared.minibatches else batches["search"])
     asks = asks_in(prepared)
     counts = counts_of(spec, prepared.baselines, per_candidate, asks, answers_of(prepared.optimizer, asks))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from evosearch.errors import SearchError
-from evosearch.evaluation.types import Column
+from evosearch.evaluation.types import Column, ItemBatch
 from evosearch.promotion.finalists import BASELINE_KINDS, best, kind_of, standings
 from evosearch.promotion.gate import Contender, GateDecision, Measure, Role, decide
 from evosearch.promotion.honest import PLACEBO, TRAINED, Honest, PlaceboWinner, items_used, trained_record
@@ -38,6 +38,7 @@ class Promotion(Validation):
     """Validation and the gate: the final phase of a search.
 
     Args:
+        search_split: All items of the search split, for fine-tuning.
         openings: Ledger that counts how often each test set was opened, by all searches.
         metrics: Task → column of the suite's metric, including guarded tasks.
         measure: Score definition and bounds of the gate.
@@ -48,6 +49,7 @@ class Promotion(Validation):
             runs, and used again.
     """
 
+    search_split: ItemBatch
     openings: Ledger
     metrics: Mapping[str, str]
     measure: Measure
@@ -113,7 +115,7 @@ class Promotion(Validation):
         if (name, "test") not in state.cards and (name, split) not in state.done:
             items = int(name.partition(":")[2])
             training = Training(items, self.honest.seed, tuple(self.batches[one] for one in ("validation", "test")))
-            job = Job(job_id(name, split), self._recipe(name), self.batches[split], training=training)
+            job = Job(job_id(name, split), self._recipe(name), self.search_split, training=training)
             self.recorder.run(self.executor, [job], lambda left: Progress("training", 1 - left, 1, state.best()))
         if (name, "test") not in state.cards:
             self.notes.append(f"fine-tuning failed: {self._failure_of(name)}")

@@ -1,8 +1,7 @@
 """Validation of a search's best candidates: rescoring after minibatches, then ranking on `validation`.
 
 If the search scored candidates on minibatches, the best of them are first scored on the full search split, and the
-finalists are chosen by these scores: the best of many scores on few items is mostly luck. After a search by gradient
-they are chosen by the scores on the held-back part.
+finalists are chosen by these scores: the best of many scores on few items is mostly luck.
 
 All choices are made on `validation`. Recorded steps are not repeated, so an interrupted validation resumes.
 """
@@ -31,7 +30,7 @@ class Validation:
     Args:
         recorder: Records all results of the search.
         executor: Scores candidates.
-        batches: Split → its items.
+        batches: Split → the items that models are compared on.
         finalists: Number of candidates to validate.
     """
 
@@ -75,9 +74,7 @@ class Validation:
     def _to_rescore(self) -> list[str]:
         """List the best candidates with distinct recipes after a search on minibatches.
 
-        Ranks by the reported observations, which rescoring does not change: the list is the same after a resume. After
-        a search by gradient, only as many as there are finalists: the rest of the search split is what its steps have
-        seen, so that a choice among more by their fitness there would be for those that overfit most.
+        Ranks by the reported observations, which rescoring does not change: the list is the same after a resume.
         """
         state = self.recorder.state
         if not state.samples:
@@ -89,7 +86,7 @@ class Validation:
                 first.setdefault(candidate.recipe_id, name)
         ranked = sorted(reported, key=lambda name: (reported[name][0], -reported[name][1], int(name)))
         chosen = dict.fromkeys(first[state.recipe_ids[name]] for name in ranked)
-        return list(chosen)[: self.finalists if state.gradients else RESCORED * self.finalists]
+        return list(chosen)[: RESCORED * self.finalists]
 
     def _to_validate(self) -> list[str]:
         """List finalists, base, parents, earlier stages' winners, uniform average, and the sweep's best scales."""

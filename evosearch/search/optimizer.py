@@ -49,8 +49,8 @@ class AsksForGradients(Protocol):
     def evaluation(self, index: int) -> Evaluation:
         """Return how the candidate with an ask index (from 0) is evaluated; depends on nothing else.
 
-        A gradient is asked for on shard s of minibatch i, which has index i · population + s. With a held-back part,
-        index minibatches · population is that part, on which candidates are scored.
+        A gradient is asked for on shard s of minibatch i, which has index i · population + s. Candidates are scored
+        on what models are compared on: the held-back part, or else the full search split.
         """
 
 
@@ -68,7 +68,7 @@ class Problem:
         known: Results of another search in this space's dimensions, best first, for optimizers that learn from single
             trials. They were never proposed here and are not counted.
         minibatches: For gradients: number of minibatches of the search split, each of which has `population` shards.
-        held_back: For gradients: whether a part of the search split is in no minibatch.
+        held_back: For gradients: whether a part of the search split is in no minibatch; models are compared on it.
     """
 
     dimensions: tuple[Dimension, ...]

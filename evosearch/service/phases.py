@@ -24,7 +24,7 @@ from evosearch.setup.versions import versions
 def start(recorder: Recorder, prepared: Prepared, warm: WarmStart | None) -> None:
     """Record the start of a run, with everything that a resume compares."""
     minibatches = prepared.minibatches.batches if prepared.minibatches else ()
-    for batch in (*prepared.batches.values(), *minibatches):
+    for batch in (*prepared.batches.values(), *prepared.ranked.values(), *minibatches):
         recorder.ledger.put_item_sets(batch)
     payload = {
         "name": prepared.spec.name,
@@ -49,7 +49,7 @@ def search(prepared: Prepared, recorder: Recorder, executor: Executor, continue_
         recorder=recorder,
         executor=executor,
         space=prepared.space,
-        batch=prepared.batches["search"],
+        batch=prepared.ranked["search"],
         baselines=prepared.baselines,
         identify=prepared.models.identify,
         make_optimizer=lambda start: create(
@@ -59,7 +59,7 @@ def search(prepared: Prepared, recorder: Recorder, executor: Executor, continue_
             objectives=spec.objective_count,
             known=known,
             minibatches=steps.count if steps else 1,
-            held_back=steps is not None and steps.held_back,
+            held_back=steps is not None and steps.held_back is not None,
         ),
         minibatches=prepared.minibatches,
         objectives=spec.objectives,
@@ -88,7 +88,8 @@ def promote(
         recorder=recorder,
         executor=executor,
         openings=openings,
-        batches=prepared.batches,
+        batches=prepared.ranked,
+        search_split=prepared.batches["search"],
         metrics={task.name: task.column for task in (*prepared.suite.scoring, *prepared.suite.guarded)},
         chances={task.name: task.chance for task in prepared.suite.guarded},
         measure=measure_of(prepared.suite, prepared.batches["test"]),
@@ -114,7 +115,7 @@ def choose_unverified(prepared: Prepared, recorder: Recorder, executor: Executor
             return known
     finalists = prepared.spec.config.promotion.finalists
     return UnverifiedPromotion(
-        recorder=recorder, executor=executor, batches=prepared.batches, finalists=finalists, allowed=allowed
+        recorder=recorder, executor=executor, batches=prepared.ranked, finalists=finalists, allowed=allowed
     ).run()
 
 
@@ -127,7 +128,7 @@ def choose_winner(prepared: Prepared, recorder: Recorder, executor: Executor) ->
     state = recorder.state
     if state.winner is None or state.winner_at != len(state.candidates):
         finalists = prepared.spec.config.promotion.finalists
-        Validation(recorder=recorder, executor=executor, batches=prepared.batches, finalists=finalists).winner()
+        Validation(recorder=recorder, executor=executor, batches=prepared.ranked, finalists=finalists).winner()
     file = prepared.spec.run_dir.winner_file
     write_winner(recorder.ledger, recorder.search_id, state, file)
     return {"recipe": str(file)}

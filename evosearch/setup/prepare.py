@@ -88,6 +88,11 @@ class Prepared:
         """The minibatches of an optimizer that asks for gradients; None for any other."""
         return self.minibatches if isinstance(self.minibatches, GradientSteps) else None
 
+    @property
+    def ranked(self) -> dict[str, ItemBatch]:
+        """Split → the items that models are compared on: of `search`, the part that is held back from gradients."""
+        return self.batches if self.steps is None else self.batches | {"search": self.steps.ranked}
+
     def resumed(self, state: SearchState | None) -> Self:
         """Return the same search with the optimizer that its record says `auto` chose."""
         recorded = recorded_choice(self.spec.config.optimizer, state.optimizer if state else None)

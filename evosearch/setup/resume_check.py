@@ -29,7 +29,7 @@ def circumstances(prepared: Prepared) -> Circumstances:
         files={name: files_of(checkpoint) for name, checkpoint in prepared.models.checkpoints.items()},
         suite=prepared.suite.to_record(),
         tasks=prepared.fingerprint,
-        batches={split: batch.digest for split, batch in prepared.batches.items()},
+        batches={split: batch.digest for split, batch in prepared.ranked.items()},
         item_sets={
             split: {items.task: items.digest for items in batch.sets} for split, batch in prepared.batches.items()
         },

@@ -143,7 +143,7 @@ def _known(prepared: Prepared, state: SearchState, ranked: list[str]) -> tuple[t
     """The candidates whose fitness is valid here too, best first; if there are none, the reason."""
     theirs, ours = state.spec, prepared.spec.identity()
     if _questions(theirs, state.circumstances.batches.get("search")) != _questions(
-        ours, prepared.batches["search"].digest
+        ours, prepared.ranked["search"].digest
     ):
         return (), "it was scored on other questions, so fitness is not transferred"
     if _minibatches(theirs) != _minibatches(ours):

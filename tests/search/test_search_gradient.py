@@ -24,7 +24,7 @@ from evosearch.search.state import SearchState
 
 pytestmark = pytest.mark.usefixtures("no_power_cuts")
 WORLD = World(models=3, layers=2, densities=False, items=70)
-SHARDS, DOCUMENTS = 3, 20
+SHARDS, DOCUMENTS = 3, 40
 STEPS = WORLD.steps(DOCUMENTS, SHARDS)
 ASKS = 60
 
@@ -48,7 +48,7 @@ def run(folder: Path, executor: Any, budget: Budget | None = None, **options: An
 
 def fresh(**options: Any) -> Any:
     chosen, space = OptimizerConfig(start="init", **config(**options)), WORLD.space
-    return create(chosen, space.dimensions, space.initial(), minibatches=STEPS.count, held_back=STEPS.held_back)
+    return create(chosen, space.dimensions, space.initial(), minibatches=STEPS.count, held_back=True)
 
 
 def payloads(events: Sequence[Event], kind: str) -> list[dict[str, Any]]:
@@ -61,26 +61,28 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[Event]:
 
 
 def test_the_minibatches_are_balanced_disjoint_from_the_held_back_part_and_weighted() -> None:
-    assert (STEPS.count, STEPS.held_back) == (3, True), "56 documents of each task, 20 a step; 14 held back"
-    held = STEPS.batches[-1]
+    held = STEPS.held_back
+    assert held is not None
+    assert STEPS.ranked is held
+    assert (STEPS.count, len(STEPS.batches)) == (3, 3 * SHARDS), "56 documents of each task, 20 a step; 14 held back"
     assert [len(items) for items in held.sets] == [14, 14]
     seen: set[str] = set()
     for step in range(STEPS.count):
         shards = STEPS.batches[step * SHARDS : (step + 1) * SHARDS]
         assert max(map(len, shards)) - min(map(len, shards)) <= 1
         hashes = [one for shard in shards for items in shard.sets for one in items.doc_hashes]
-        assert len(hashes) == len(set(hashes)) == 2 * DOCUMENTS
+        assert len(hashes) == len(set(hashes)) == DOCUMENTS
         seen |= set(hashes)
-        assert STEPS.weights(step * SHARDS) == {"first": 0.5 / DOCUMENTS, "second": 0.5 / DOCUMENTS}
+        assert STEPS.weights(step * SHARDS) == {"first": 1 / DOCUMENTS, "second": 1 / DOCUMENTS}
     held_hashes = {one for items in held.sets for one in items.doc_hashes}
     assert not seen & held_hashes
     assert seen | held_hashes == {one for items in WORLD.batch.sets for one in items.doc_hashes}
-    assert STEPS.weights(STEPS.count * SHARDS) is None
 
 
 def test_few_documents_are_all_used() -> None:
-    steps = World(models=2, items=9).steps(documents=12, shards=4)
-    assert (steps.count, steps.held_back, sum(map(len, steps.batches))) == (1, False, 18)
+    steps = World(models=2, items=9).steps(documents=24, shards=4)
+    assert (steps.count, steps.held_back, sum(map(len, steps.batches))) == (1, None, 18)
+    assert steps.ranked is steps.full
 
 
 def test_a_search_finds_what_the_gradient_points_to(tmp_path: Path) -> None:
@@ -100,7 +102,7 @@ def test_what_is_recorded(whole: list[Event]) -> None:
     for index, payload in enumerate(payloads(whole, "asked")):
         scored = (index + 1) % cycle == 0
         assert payload["gradient"] is not scored
-        assert payload["minibatch"] == (STEPS.count * SHARDS if scored else None) or not scored
+        assert (payload["minibatch"] is None) is scored
     shards = [payload["candidate"] for payload in payloads(whole, "asked") if payload["gradient"]]
     assert [payload["candidate"] for payload in payloads(whole, "differentiated")] == shards
     genomes = [payload["genome"] for payload in payloads(whole, "asked") if payload["gradient"]]
@@ -226,7 +228,7 @@ def test_it_stops_when_the_held_back_part_gets_worse(tmp_path: Path) -> None:
 
     def worse(card: Callable[[Job], Any], job: Job) -> Any:
         found = card(job)
-        if isinstance(found, ScoreCard) and job.minibatch is not None:
+        if isinstance(found, ScoreCard):
             object.__setattr__(found.fitness, "value", -float(next(count)))
         return found
 
@@ -242,10 +244,13 @@ def test_it_stops_when_the_held_back_part_gets_worse(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("finalists", [1, 3])
 def test_finalists_are_chosen_by_the_held_back_part(finalists: int, tmp_path: Path) -> None:
-    """The rest of the search split is what the steps have seen: its scores would choose what overfits most."""
+    """The rest of the search split is what the steps have seen: its scores would choose what overfits most.
+
+    Nothing is scored on the rest, whatever its size.
+    """
     executor = workers()
     _, recorder = search(tmp_path, WORLD, executor, config(), Budget(candidates=ASKS), steps=STEPS)
-    batches = {split: replace(WORLD.batch, split=split) for split in SPLITS}
+    batches = {split: replace(WORLD.batch, split=split) for split in SPLITS} | {"search": STEPS.ranked}
     for batch in batches.values():
         recorder.ledger.put_item_sets(batch)
     Validation(recorder=recorder, executor=executor, batches=batches, finalists=finalists).finalist()
@@ -255,6 +260,8 @@ def test_finalists_are_chosen_by_the_held_back_part(finalists: int, tmp_path: Pa
     found = {one.candidate for one in state.finalists}
     assert set(state.answers.values()) < found <= {*best, *state.answers.values()}
     assert len(found) >= finalists
+    sizes = {card.items for (_, split), card in state.cards.items() if split == "search"}
+    assert sizes == {len(STEPS.ranked)}
     recorder.ledger.close()
 
 
@@ -304,4 +311,4 @@ def test_evaluations_depend_on_the_ask_index_alone() -> None:
     optimizer = fresh()
     found = [optimizer.evaluation(index) for index in range(9)]
     shard = [Evaluation(index, gradient=True) for index in range(2 * SHARDS)]
-    assert found == [*shard, Evaluation(3 * SHARDS), Evaluation(6, True), Evaluation(7, True)]
+    assert found == [*shard, Evaluation(), Evaluation(6, True), Evaluation(7, True)]

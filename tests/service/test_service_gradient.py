@@ -13,6 +13,7 @@ from rich.console import Console
 
 from evosearch.cli.check_report import show_check
 from evosearch.errors import EvosearchError
+from evosearch.evaluation.statistics import gradient_steps
 from evosearch.execution.worker import Worker
 from evosearch.preflight.check import check
 from evosearch.reporting.leaderboard import leaderboard
@@ -26,7 +27,7 @@ from evosearch.spec.run_dir import default_run_dir
 from evosearch.spec.spec import load_spec
 
 World = Callable[..., Path]
-OPTIMIZER = {"name": "gradient", "population": 2, "batch": 3, "rate": 0.1}
+OPTIMIZER = {"name": "gradient", "population": 2, "batch": 6, "rate": 0.1}
 TENSORS = {"low": 0.0, "high": 1.5, "per": "tensor"}
 
 
@@ -69,6 +70,30 @@ def test_a_search_by_gradient_ends_at_the_gate(world: World) -> None:
     rows = {row.candidate: row.state for row in leaderboard(load_spec(spec).run_dir).rows if row.kind == "candidate"}
     assert set(rows) == set(state.answers.values()), "steps are no rows"
     assert set(rows.values()) <= {"answer", "promoted"}
+
+
+def test_models_are_compared_on_the_held_back_part_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A larger search split costs nothing: no model is scored on the documents of the steps; fine-tuning sees all."""
+    monkeypatch.setattr(gradient_steps, "LEAST_HELD_BACK", 2)
+    trained = {"trained": True}
+    spec = world("held", **changes(optimizer=OPTIMIZER | {"hold_back": 0.25, "check_every": 2}, baselines=trained))
+    score = Worker.run
+    jobs: list[Job] = []
+
+    def noted(self: Worker, job: Job) -> Outcome:
+        jobs.append(job)
+        return score(self, job)
+
+    monkeypatch.setattr(Worker, "run", noted)
+    assert run(spec, Silent()).candidates.failed == 0
+    state = SearchState.from_events(events_of(spec))
+    cards = {name: card for (name, split), card in state.cards.items() if split == "search"}
+    assert {card.items for card in cards.values()} == {2 * 2}, "two documents of both tasks"
+    answers = {state.original(name) for name in state.answers.values()}
+    averages = {name for name, one in state.candidates.items() if not one.gradient and one.duplicate_of is None}
+    assert set(cards) == set(state.baselines) - set(state.trained) | averages | answers
+    sizes = {(job.training is not None, len(job.batch)) for job in jobs if job.batch.split == "search"}
+    assert sizes == {(False, 4), (False, 3), (True, 16)}, "models, shards of three documents of both tasks, training"
 
 
 class Killed(BaseException):
@@ -116,7 +141,7 @@ def test_auto_takes_the_gradient_where_there_is_one(world: World) -> None:
     run(spec, Silent())
     state = SearchState.from_events(events_of(spec))
     assert state.optimizer is not None
-    assert (state.optimizer.name, state.optimizer.options["batch"]) == ("gradient", 12)
+    assert (state.optimizer.name, state.optimizer.options["batch"]) == ("gradient", 48)
     assert "every searched number has a derivative" in state.optimizer.why
     assert state.proposed == 4, "two steps of 16 items, each of which counts three times"
 

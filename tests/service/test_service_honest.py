@@ -349,7 +349,7 @@ def test_searches_by_gradient_have_both(world: World) -> None:
     weight = {"low": 0.0, "high": 1.5, "per": "tensor"}
     models = [{"model": f"./expert{index}", "parameters": {"weight": weight}} for index in (1, 2)]
     recipe = {"merge_method": "task_arithmetic", "base_model": "./base", "models": models}
-    optimizer = {"name": "gradient", "population": 2, "batch": 3, "rate": 0.1}
+    optimizer = {"name": "gradient", "population": 2, "batch": 6, "rate": 0.1}
     report = run(world(recipe=recipe, optimizer=optimizer, budget={"candidates": 8}, baselines=HONEST), Silent())
     assert report.gate is not None
     assert report.gate.trained is not None

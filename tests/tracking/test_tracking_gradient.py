@@ -15,9 +15,9 @@ ASKS = 20
 
 def test_steps_are_points_of_the_search_and_answers_are_tagged(tmp_path: Path) -> None:
     world = World(models=2, layers=2, densities=False, items=70)
-    config = {"name": "gradient", "population": 2, "batch": 20, "check_every": 2}
+    config = {"name": "gradient", "population": 2, "batch": 40, "check_every": 2}
     workers = SimulatedWorkers(1, lambda job: 1.0, score(world), lambda: 0.0)
-    _, recorder = search(tmp_path, world, workers, config, Budget(candidates=ASKS), steps=world.steps(20, 2))
+    _, recorder = search(tmp_path, world, workers, config, Budget(candidates=ASKS), steps=world.steps(40, 2))
     plan: Plan = {}
     translator = Translator(SEARCH, "steps")
     for event in recorder.ledger.events(SEARCH):

@@ -1,8 +1,9 @@
 """Minibatches of gradient steps: which documents of the search split a step sees. Pure.
 
     order       the documents of each task, by sha256(seed, document hash)
-    held back   the first documents of each task in no minibatch; linked documents stay together
-    minibatch i documents i·b to (i+1)·b of the rest of each task, starting again at its end; b = `documents`
+    held back   the first documents of each task in no minibatch, on which models are compared; linked documents stay
+                together
+    minibatch i documents i·b to (i+1)·b of the rest of each task, starting again at its end; b = `documents` / tasks
     shard s     every S-th document of a minibatch, from the s-th; S = `shards`
 
 Every minibatch has the same number of documents of each task (all of them, if a task has fewer than b), so that a large
@@ -20,38 +21,35 @@ from evosearch.evaluation.suites.suite import Suite
 from evosearch.evaluation.types import ItemBatch, ItemSet
 
 LEAST_HELD_BACK = 10  # documents of each task that scores; with fewer, their noise would decide when to stop
-MOST_HELD_BACK = 40  # documents of each task; with more, their scoring would take much of a budget
+MOST_HELD_BACK = 160  # documents in all; with more, their scoring would take much of a budget
 
 
 @dataclass(frozen=True)
 class GradientSteps(Minibatches):
     """The minibatches of gradient steps.
 
-    `batches` has the shards of minibatch i at i·`shards`, and at last the held-back part, if there is one.
+    `batches` has the shards of minibatch i at i·`shards`.
 
     Attributes:
         count: Number of minibatches, used in rotation.
         shards: Number of shards of each.
         sizes: (minibatches,) task → number of documents in the minibatch.
+        held_back: The part of the split that is in no minibatch; None if nothing is held back.
     """
 
     count: int
     shards: int
     sizes: tuple[Mapping[str, int], ...]
+    held_back: ItemBatch | None
 
     @property
-    def held_back(self) -> bool:
-        """Whether a part of the split is in no minibatch."""
-        return len(self.batches) > self.count * self.shards
+    def ranked(self) -> ItemBatch:
+        """The items that models are compared on: the held-back part, or else the full split."""
+        return self.held_back or self.full
 
-    def weights(self, minibatch: int) -> Mapping[str, float] | None:
-        """Return the weight of each document of a task: v_t = w_t / n_t, with n_t documents in all shards together.
-
-        None for the held-back part, where nothing is differentiated.
-        """
+    def weights(self, minibatch: int) -> Mapping[str, float]:
+        """Return the weight of each document of a task: v_t = w_t / n_t, with n_t documents in all shards together."""
         step = minibatch // self.shards
-        if step >= self.count:
-            return None
         weights = {task.name: task.weight for task in self.suite.tasks if not task.report_only}
         total = sum(weights[task] for task in self.sizes[step])
         return {task: weights[task] / total / size for task, size in self.sizes[step].items()}
@@ -65,10 +63,11 @@ def gradient_steps(
     Args:
         suite: The suite.
         full: The split.
-        documents: Documents of each task in a minibatch.
+        documents: Documents in a minibatch, of all tasks that score; at least one of each.
         shards: Number of shards of a minibatch; at most its documents are used.
         hold_back: Share of each task's documents that is held back; nothing is, if that is less than
-            `LEAST_HELD_BACK` documents of a task that scores, and of no task more than `MOST_HELD_BACK`.
+            `LEAST_HELD_BACK` documents of a task that scores; of all together no more than `MOST_HELD_BACK`, in equal
+            numbers, or the least.
         seed: Seed of the order.
     """
     scored = {task.name for task in suite.tasks if not task.report_only}
@@ -76,15 +75,14 @@ def gradient_steps(
     held = _held_back(full, orders, hold_back, scored)
     rest = {task: [index for index in order if index not in held.get(task, set())] for task, order in orders.items()}
     sets = [items for items in full.sets if items.task in scored and len(items)]
-    count = max(math.ceil(len(rest[items.task]) / documents) for items in sets)
-    steps = [
-        [(items, _slice(rest[items.task], step * documents, documents)) for items in sets] for step in range(count)
-    ]
+    each = max(1, documents // len(sets))
+    count = max(math.ceil(len(rest[items.task]) / each) for items in sets)
+    steps = [[(items, _slice(rest[items.task], step * each, each)) for items in sets] for step in range(count)]
     batches = [shard for step in steps for shard in _shards(full.split, step, shards)]
-    if held:
-        batches.append(ItemBatch(full.split, tuple(taken(items, sorted(held[items.task])) for items in full.sets)))
+    parts = tuple(taken(items, sorted(held[items.task])) for items in full.sets) if held else ()
     sizes = tuple({items.task: len(indices) for items, indices in step} for step in steps)
-    return GradientSteps(suite, full, tuple(batches), count, shards, sizes)
+    held_back = ItemBatch(full.split, parts) if held else None
+    return GradientSteps(suite, full, tuple(batches), count, shards, sizes, held_back)
 
 
 def _order(items: ItemSet, seed: int) -> list[int]:
@@ -98,7 +96,8 @@ def _held_back(
     full: ItemBatch, orders: Mapping[str, list[int]], share: float, scored: Collection[str]
 ) -> dict[str, set[int]]:
     """Return task → indices of the held-back documents, or nothing if they would be too few, or all."""
-    wanted = {items.task: min(MOST_HELD_BACK, max(1, int(share * len(items)))) for items in full.sets if len(items)}
+    most = max(LEAST_HELD_BACK, MOST_HELD_BACK // max(1, len(scored)))
+    wanted = {items.task: min(most, max(1, int(share * len(items)))) for items in full.sets if len(items)}
     found = {items.task: _whole_groups(items, orders[items.task], wanted.get(items.task, 0)) for items in full.sets}
     sets = [items for items in full.sets if items.task in scored and len(items)]
     if all(LEAST_HELD_BACK <= len(found[items.task]) < len(items) for items in sets):

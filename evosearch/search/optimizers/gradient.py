@@ -92,7 +92,7 @@ class Gradient:
         """See `AsksForGradients.evaluation`."""
         shard = self._shard(index)
         if shard is None:
-            return Evaluation(self._minibatches * self._shards)
+            return Evaluation()
         return Evaluation(self._step_of(index) % self._minibatches * self._shards + shard, gradient=True)
 
     def ask(self, n: int) -> list[Genome]:

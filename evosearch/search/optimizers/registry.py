@@ -53,12 +53,12 @@ class Option:
 
 # Options of every optimizer that asks for gradients: how the search split is divided, see `gradient_steps`
 DIVISION: Mapping[str, Option] = {
-    "batch": Option(int, 12, "Documents of each task in a gradient step.", ge=1),
+    "batch": Option(int, 48, "Documents in a gradient step, equally many of each task.", ge=1),
     "hold_back": Option(
         float,
         0.1,
-        "Share of the search split that no gradient sees, for early stopping and selection; of each task at least 10 "
-        "documents, or else none of any, and at most 40.",
+        "Share of the search split that no gradient sees: models, baselines too, are compared on it alone. Of each "
+        "task at least 10 documents, or else none of any; at most 160 in all.",
         ge=0,
         le=0.5,
     ),
