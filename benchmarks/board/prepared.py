@@ -10,7 +10,7 @@ from evosearch.documents import read
 from evosearch.errors import CheckpointError, SpecError, SuiteError
 
 
-def from_recipe(name: str, suite: Path, documents: Mapping[str, int], command: str) -> Given:
+def from_recipe(name: str, suite: Path, documents: Mapping[str, int], command: str, folder: Path) -> Given:
     """Models of a recipe, and its suite with other numbers of documents.
 
     Args:
@@ -18,6 +18,7 @@ def from_recipe(name: str, suite: Path, documents: Mapping[str, int], command: s
         suite: Suite file.
         documents: Split → documents per task.
         command: Module that prepares the models, for the error.
+        folder: For files of the problem; there are none.
 
     Raises:
         CheckpointError: A model was not prepared.

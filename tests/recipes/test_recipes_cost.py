@@ -162,7 +162,7 @@ def test_parts_and_other_ends_of_a_search(shipped: Path) -> None:
     parts = evaluations(search_minibatches=3)
     assert parts is not None
     assert parts["search"] == 16 + 2 * 6 + 1
-    steps = evaluations(optimizer={"name": "gradient", "population": 2, "batch": 6}, budget={"items": 100})
+    steps = evaluations(optimizer={"name": "gradient", "population": 2, "batch": 12}, budget={"items": 100})
     assert steps is not None
     assert (steps["candidates"], steps["gradients"]) == (5, 5)  # six documents each, which count three times
     assert steps["search"] == 16 + 3  # answers: six documents of a task are too few to hold some back
@@ -175,7 +175,7 @@ def test_a_shard_costs_three_times_its_forward_passes_and_has_activations_in_mem
     path = shipped / "groups.yaml"
     data, harness = yaml.safe_load(path.read_text()), Harness(load_spec(path).suite)
     scored = estimate_cost(load_spec(path), harness, Silent())
-    steps = {"name": "gradient", "batch": 6, "population": 2}
+    steps = {"name": "gradient", "batch": 12, "population": 2}
     path.write_text(yaml.safe_dump(data | {"optimizer": steps}))
     found = estimate_cost(load_spec(path), harness, Silent())
     size, tokens = sizes_of(load_spec(path), Silent()).output, found["tokens"]["search"]

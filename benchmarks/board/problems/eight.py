@@ -1,21 +1,12 @@
 """The eight SmolLM2 experts of `recipes/eight_experts.yaml`, which disturb each other."""
 
-from pathlib import Path
+import functools
 
 from benchmarks._paths import EVALS
-from benchmarks.board.entries import Given, Problem
+from benchmarks.board.entries import Problem
 from benchmarks.board.prepared import from_recipe
 
 DOCUMENTS = {"search": 800, "validation": 24, "test": 80}  # per task
-
-
-def make(folder: Path) -> Given:
-    """Read models and suite of the recipe.
-
-    Raises:
-        CheckpointError: They were not prepared.
-    """
-    return from_recipe("eight_experts", EVALS / "eight.yaml", DOCUMENTS, "examples.eight_experts.prepare")
 
 
 PROBLEMS = [
@@ -28,6 +19,8 @@ PROBLEMS = [
         scales=(0.2, 0.25, 0.3),
         finalists=3,
         item_seconds=0.1,
-        make=make,
+        make=functools.partial(
+            from_recipe, "eight_experts", EVALS / "eight.yaml", DOCUMENTS, "examples.eight_experts.prepare"
+        ),
     )
 ]

@@ -1,21 +1,12 @@
 """The three SmolLM2 experts of `recipes/smollm2.yaml`: sentiment, subjectivity, question type."""
 
-from pathlib import Path
+import functools
 
 from benchmarks._paths import EVALS
-from benchmarks.board.entries import Given, Problem
+from benchmarks.board.entries import Problem
 from benchmarks.board.prepared import from_recipe
 
 DOCUMENTS = {"search": 800, "validation": 120, "test": 600}  # per task
-
-
-def make(folder: Path) -> Given:
-    """Read models and suite of the recipe.
-
-    Raises:
-        CheckpointError: They were not prepared.
-    """
-    return from_recipe("smollm2", EVALS / "sentences.yaml", DOCUMENTS, "examples.smollm2.prepare")
 
 
 PROBLEMS = [
@@ -28,6 +19,6 @@ PROBLEMS = [
         scales=(0.8, 1.0, 1.2),
         finalists=3,
         item_seconds=0.06,
-        make=make,
+        make=functools.partial(from_recipe, "smollm2", EVALS / "sentences.yaml", DOCUMENTS, "examples.smollm2.prepare"),
     )
 ]
