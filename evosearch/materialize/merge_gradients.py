@@ -72,7 +72,7 @@ class MergeGradients:
             weights.finish()
             return slopes.total()
 
-        with adapters.collecting(), weights.collecting():
+        with adapters.collecting(), weights.collecting(), _every_row(self._model):
             yield total
 
     def _tensor(self, source: Input, device: torch.device) -> torch.Tensor:
@@ -103,6 +103,23 @@ class MergeGradients:
         module = self._model.get_submodule(path)
         linear = isinstance(module, torch.nn.Linear | Conv1D) and kind == "weight" and not place.index
         return AdaptedLayer.of(op, module, changes) if linear else None
+
+
+@contextmanager
+def _every_row(model: Any) -> Iterator[None]:
+    """Let the padding token's row have a gradient, which torch leaves out: in texts it is a token like any other."""
+    padded = [
+        (module, module.padding_idx)
+        for module in model.modules()
+        if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None
+    ]
+    try:
+        for module, _ in padded:
+            module.padding_idx = None
+        yield
+    finally:
+        for module, row in padded:
+            module.padding_idx = row
 
 
 def _origin(checkpoint: Checkpoint, name: str) -> Checkpoint:

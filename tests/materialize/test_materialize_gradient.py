@@ -105,6 +105,15 @@ def test_every_family(architecture, tied, three):
     check(ResidentModel(models, next(iter(models)), compute_dtype=dtype), arithmetic(models), START, step)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_padding_token_is_a_token_like_any_other(tied, three):
+    models = three("LlamaForCausalLM", tie_word_embeddings=tied, pad_token_id=7)
+    resident = ResidentModel(models, next(iter(models)), compute_dtype=torch.float64)
+    assert resident.model.get_input_embeddings().padding_idx in TOKENS
+    check(resident, arithmetic(models), START)
+    assert resident.model.get_input_embeddings().padding_idx == 7
+
+
 def per_layer(models: Mapping[str, Checkpoint]) -> Build:
     base, one, two = models
     weights = [{"filter": "mlp", "value": 0}, {"filter": "self_attn", "value": 1}, {"value": 2}]
