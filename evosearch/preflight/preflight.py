@@ -163,7 +163,7 @@ def _note_gradients(
     if spec.suite.guards:
         diagnostics.warn(f"{spec.at('optimizer.name')}: the suite's guards are not part of the gradient")
     unused = [key for key in HELD_BACK_OPTIONS if (spec.config.optimizer.model_extra or {}).get(key)]
-    if unused and not steps.held_back:
+    if unused and steps.held_back is None:
         why = f"because nothing is held back: of each task at least {LEAST_HELD_BACK} documents would be"
         diagnostics.warn(f"{spec.at(f'optimizer.{unused[0]}')}: has no effect, {why}")
 

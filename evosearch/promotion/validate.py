@@ -80,10 +80,9 @@ class Validation:
         if not state.samples:
             return []
         reported = {name: found for name in state.reported if (found := state.as_reported(name)) is not None}
-        first: dict[str, str] = {}  # recipe_id → the first candidate that had it, apart from gradient steps
-        for name, candidate in state.candidates.items():
-            if not candidate.gradient:
-                first.setdefault(candidate.recipe_id, name)
+        first: dict[str, str] = {}  # recipe_id → the first candidate that had it
+        for name in state.candidates:
+            first.setdefault(state.recipe_ids[name], name)
         ranked = sorted(reported, key=lambda name: (reported[name][0], -reported[name][1], int(name)))
         chosen = dict.fromkeys(first[state.recipe_ids[name]] for name in ranked)
         return list(chosen)[: RESCORED * self.finalists]

@@ -148,8 +148,6 @@ def _known(prepared: Prepared, state: SearchState, ranked: list[str]) -> tuple[t
         return (), "it was scored on other questions, so fitness is not transferred"
     if _minibatches(theirs) != _minibatches(ours):
         return (), "its search_minibatches differ, so fitness is not transferred"
-    if state.gradients:
-        return (), "it scored candidates on its held-back part, so fitness is not transferred"
     if theirs.get("objectives") != ours.get("objectives") and "objectives" in ours:
         return (), "its objectives differ, so fitness is not transferred"
     found = []

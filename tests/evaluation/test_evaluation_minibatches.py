@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evosearch.evaluation.statistics.gradient_steps import gradient_steps
 from evosearch.evaluation.statistics.minibatches import partition
 from evosearch.evaluation.statistics.scores import make_card
 from evosearch.evaluation.suites.suite import Suite
@@ -52,6 +53,15 @@ def test_minibatches_follow_from_the_seed_and_the_documents() -> None:
     ]
     assert digests[0] == digests[1]
     assert digests[0] != digests[2]
+
+
+def test_a_held_back_part_has_whole_groups_and_hardly_more_documents_than_wanted() -> None:
+    hashes = tuple(f"a{i}" for i in range(400))
+    linked = ItemSet("a", "a", tuple(range(400)), hashes, tuple(f"g{i // 10}" for i in range(400)))
+    steps = gradient_steps(SUITE, ItemBatch("search", (linked,)), documents=12, shards=1, hold_back=0.1, seed=0)
+    (held,) = steps.batches[-1].sets
+    assert (steps.held_back, len(held)) == (True, 40)
+    assert not set(held.groups) & {group for step in steps.batches[:-1] for group in step.sets[0].groups}
 
 
 def test_more_minibatches_than_documents_are_our_mistake() -> None:

@@ -189,7 +189,7 @@ def test_fitness_on_a_held_back_part_is_not_transferred(world: World) -> None:
     count, said = looked_up(world("new", optimizer=warm("steps", name="tpe"), **more))
     assert count == 0
     assert said.startswith("warm start from 'steps': 2 of 2 values from its candidate")
-    assert said.endswith("it scored candidates on its held-back part, so fitness is not transferred")
+    assert said.endswith("it was scored on other questions, so fitness is not transferred")
 
 
 def test_an_invalid_warm_start_is_refused_before_anything_is_written(world: World, old: Path) -> None:

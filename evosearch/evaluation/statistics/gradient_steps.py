@@ -1,8 +1,8 @@
 """Minibatches of gradient steps: which documents of the search split a step sees. Pure.
 
     order       the documents of each task, by sha256(seed, document hash)
-    held back   the first documents of each task in no minibatch, on which models are compared; linked documents stay
-                together
+    held back   the first documents of each task, on which models are compared and that are in no minibatch; whole
+                groups of linked documents, in the order of their first, the last of which may exceed the share
     minibatch i documents i·b to (i+1)·b of the rest of each task, starting again at its end; b = `documents` / tasks
     shard s     every S-th document of a minibatch, from the s-th; S = `shards`
 
@@ -106,12 +106,18 @@ def _held_back(
 
 
 def _whole_groups(items: ItemSet, order: Sequence[int], wanted: int) -> set[int]:
-    """Return the first `wanted` documents, and all that are linked to one of them."""
-    first = set(order[:wanted])
+    """Return the first `wanted` documents; of linked ones whole groups, until there are at least `wanted`."""
     if not items.groups:
-        return first
-    linked = {items.groups[index] for index in first}
-    return {index for index in order if items.groups[index] in linked}
+        return set(order[:wanted])
+    linked: dict[str, set[int]] = {}
+    for index in order:
+        linked.setdefault(items.groups[index], set()).add(index)
+    found = set[int]()
+    for group in linked.values():
+        if len(found) >= wanted:
+            break
+        found |= group
+    return found
 
 
 def _slice(order: Sequence[int], start: int, count: int) -> list[int]:
