@@ -153,11 +153,16 @@ class Controller:
             return self._restart(exc), []
 
     def _restart(self, reason: ReplayError) -> Optimizer:
-        """Score pending candidates for the record, and return a fresh optimizer that starts from the best candidate."""
+        """Score pending candidates for the record, and return a fresh optimizer that starts from the best candidate.
+
+        If none is ranked, as in a search by gradients without a held-back part, it starts from the latest step.
+        """
         state = self.state
         self._score([state.proposal(name) for name, one in state.candidates.items() if not self._is_done(one)])
         ranked = [(standing, name) for name in state.candidates if (standing := self._standing(name)) is not None]
-        start = dict(state.proposal(max(ranked)[1]).genome) if ranked else self._start_genome()
+        steps = [name for name, one in state.candidates.items() if (name, one.minibatch) in state.gradients]
+        found = max(ranked)[1] if ranked else steps[-1] if steps else None
+        start = self._start_genome() if found is None else dict(state.proposal(found).genome)
         self.recorder.record([("restarted", RestartRecord(start, str(reason)).to_payload())])
         return self._make(start, self.state.proposed)
 

@@ -19,9 +19,11 @@ from evosearch.preflight.check import check
 from evosearch.reporting.leaderboard import leaderboard
 from evosearch.search.ledger.events import Event
 from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.optimizers.registry import create
 from evosearch.search.progress import Silent
 from evosearch.search.protocols import Job, Outcome
 from evosearch.search.state import SearchState
+from evosearch.service import phases
 from evosearch.service.run import run
 from evosearch.spec.run_dir import default_run_dir
 from evosearch.spec.spec import load_spec
@@ -122,6 +124,35 @@ def test_a_search_killed_between_shards_goes_on_bit_for_bit(
     assert asked(other) == asked(one)
     told = [[event.payload for event in events if event.type == "told"] for events in (one, other)]
     assert told[0] == told[1]
+
+
+def test_a_search_that_cannot_be_replayed_continues_from_its_latest_step(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a held-back part, no candidate is ranked."""
+    spec, left, score = world("drift", **changes()), iter(range(17)), Worker.run
+
+    def mortal(self: Worker, job: Job) -> Outcome:
+        if next(left, None) is None:
+            raise Killed
+        return score(self, job)
+
+    def drifting(config: Any, *args: Any, **kwargs: Any) -> Any:
+        """Simulates another build of the package, which takes other steps."""
+        return create(config.named("gradient", config.options | {"rate": 0.2}), *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "run", mortal)
+        with pytest.raises(Killed):
+            run(spec, Silent())
+    before = SearchState.from_events(events_of(spec))
+    assert not before.answers
+    monkeypatch.setattr(phases, "create", drifting)
+    run(spec, Silent(), continue_from_best=True)
+    state = SearchState.from_events(events_of(spec))
+    assert state.restarted is not None
+    latest = list(before.candidates)[-1]
+    assert state.restarted.start == before.proposal(latest).genome != before.proposal("0").genome
 
 
 @pytest.mark.ray

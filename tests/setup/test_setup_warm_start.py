@@ -185,7 +185,8 @@ def test_fitness_on_a_held_back_part_is_not_transferred(world: World) -> None:
     steps = {"name": "gradient", "batch": 10, "hold_back": 0.5, "check_every": 1, "start": "init"}
     more = QUICK | {"suite": "larger.yaml", "recipe": recipe()}
     run(world("steps", optimizer=steps, **more), Silent())
-    assert state_of("steps").samples, "averages that were scored on the held-back part"
+    cards = state_of("steps").cards
+    assert {card.items for (_, split), card in cards.items() if split == "search"} == {20}, "half of both tasks"
     count, said = looked_up(world("new", optimizer=warm("steps", name="tpe"), **more))
     assert count == 0
     assert said.startswith("warm start from 'steps': 2 of 2 values from its candidate")
