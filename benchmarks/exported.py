@@ -53,13 +53,13 @@ def collect(spec: SearchSpec, candidate: str | None, split: str, threads: int) -
         checkpoint = Path(scratch) / "checkpoint"
         evosearch.export(spec.run_dir.name, checkpoint, format="checkpoint", candidate=name)
         theirs = lm_eval(checkpoint, spec.suite, documents, Path(scratch), threads)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"task": task, "metric": metric, "documents": len(items), "ledger": ours, "lm_eval": value}
         for task, items in sets.items()
         for metric, ours in card.reported[task].items()
         if (value := theirs[items.lm_eval_task].get(metric)) is not None and ours is not None
     ]
-    largest = max(abs(row["ledger"] - row["lm_eval"]) for row in rows)
+    largest = max(abs(float(row["ledger"]) - float(row["lm_eval"])) for row in rows)
     return {"search": spec.run_dir.name, "candidate": name, "split": split, "largest_difference": largest, "rows": rows}
 
 

@@ -19,7 +19,7 @@ from evosearch.preflight.check import check
 from evosearch.reporting.leaderboard import leaderboard
 from evosearch.search.ledger.events import Event
 from evosearch.search.ledger.ledger import Ledger
-from evosearch.search.optimizers.registry import create
+from evosearch.search.optimizer_config import create
 from evosearch.search.progress import Silent
 from evosearch.search.protocols import Job, Outcome
 from evosearch.search.state import SearchState
