@@ -82,12 +82,13 @@ def lm_eval(
     samples = folder / "samples.json"
     samples.write_text(json.dumps(documents), encoding="utf-8")
     program = Path(sys.executable).with_name("lm_eval")
-    include = Path(suite.source).parent / suite.include[0]
+    include = (Path(suite.source).parent / suite.include[0]).absolute()
     command = [str(program), "run", "--model", "hf", "--model_args", f"pretrained={model},dtype=float32"]
     command += ["--tasks", ",".join(documents), "--include_path", str(include), "--samples", str(samples)]
     command += ["--batch_size", "16", "--device", "cpu", "--output_path", str(folder / "results.json")]
     settings = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
+    # In the folder of the tasks: lm-eval takes data files relative to the working directory
+    done = subprocess.run(command, env=os.environ | settings, cwd=include, capture_output=True, text=True)
     found = list(folder.glob("results*.json"))
     if done.returncode or not found:
         raise EvosearchError(f"lm_eval failed: {done.stderr[-2000:]}")

@@ -9,8 +9,10 @@ from pathlib import Path
 import yaml
 
 from benchmarks.board.entries import Given, Json, Method, Optimizer, Problem
+from evosearch.evaluation.statistics.gradient_steps import LEAST_HELD_BACK, MOST_HELD_BACK
 
 HIGH = 1.5  # upper bound of a weight; the lower one is 0
+BY_GRADIENT = ("gradient", "auto")  # optimizers that compare models on the held-back part
 Key = tuple[str, str, str, int, int]  # problem, method, optimizer, seed, item evaluations
 
 
@@ -104,6 +106,9 @@ class Cell:
         """
         counts: dict[str, int] = self.suite(given)["documents"]
         tasks = len(given.suite["tasks"])
+        compared = counts["search"]
+        if self.optimizer_name in BY_GRADIENT and compared >= 10 * LEAST_HELD_BACK:
+            compared = min(compared // 10, MOST_HELD_BACK // tasks)
         plain = len(given.experts) + 2  # base, experts, uniform average
         controls = sum(bool(on) for on in self.method.baselines.values())
         models = {
@@ -111,4 +116,5 @@ class Cell:
             "validation": plain + 3 + self.problem.finalists,  # the three best scales
             "test": plain + 2 + controls,  # winner and best scale
         }
-        return self.items * (1 + controls) + tasks * sum(counts[split] * count for split, count in models.items())
+        documents = {**counts, "search": compared}
+        return self.items * (1 + controls) + tasks * sum(documents[split] * count for split, count in models.items())

@@ -58,6 +58,8 @@ def test_estimates_count_search_baselines_validation_and_test(given):
     expected = 23_040 + 2 * (60 * (4 + 6) + 100 * (4 + 3 + 6) + 400 * (4 + 2))
     assert one.evaluations(given) == expected
     assert cell("controls").evaluations(given) == expected + 2 * 23_040 + 2 * 400 * 2
+    large = cell(documents={"search": 1_000})  # models are compared on 80 documents of each task
+    assert large.evaluations(given) == expected + 2 * 20 * (4 + 6)
 
 
 def test_a_problem_that_was_not_prepared_names_the_command(monkeypatch, tmp_path):
