@@ -5,14 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from evosearch.errors import LedgerError, TrackingError
+from evosearch.errors import LedgerError, SpecError, TrackingError
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.ledger.store import check_server
-from evosearch.setup.trackers import JSON_LINES, jsonl_file
+from evosearch.setup.trackers import JSON_LINES, jsonl_file, tracking_file
 from evosearch.spec.diagnostics import Diagnostics
-from evosearch.spec.run_dir import LEDGER_URL_FILE, SQLITE
+from evosearch.spec.own_names import LEDGER_FILE, LEDGER_URL_FILE, MLFLOW_FILE, free_file
+from evosearch.spec.run_dir import SQLITE, runs_folder
 from evosearch.spec.spec import SearchSpec
 from evosearch.tracking.access import check_file, check_read_access, check_write_access
+from evosearch.tracking.jsonl import check_lines
 
 NO_ACCOUNT = "not authenticated"  # in MLflow's message if an account is missing or its password is wrong
 
@@ -22,6 +24,7 @@ def check_ledger(spec: SearchSpec) -> None:
 
     Raises:
         LedgerError: It cannot.
+        SpecError: Its file is one that evosearch writes for something else.
     """
     run_dir, where = spec.run_dir, f"{spec.file}: ledger"
     url = run_dir.ledger
@@ -33,6 +36,10 @@ def check_ledger(spec: SearchSpec) -> None:
     database = Path(url.removeprefix(SQLITE))
     if not database.name:
         raise LedgerError(where, f"got '{url}'", "sqlite:///FILE, or the URL of a PostgreSQL database")
+    with _at(where):
+        free_file(url, database, LEDGER_FILE, runs_folder())
+    if database.resolve() == tracking_file(run_dir):
+        raise LedgerError(where, f"{database} is also the file of tracking.uri", next="Choose another file for one")
     check_file(database, where, LedgerError)
     if os.path.exists(database):
         with Ledger.open(url, where, read_only=True):
@@ -44,11 +51,16 @@ def check_tracking_store(spec: SearchSpec, diagnostics: Diagnostics) -> None:
 
     Raises:
         TrackingError: It cannot be reached, or refuses.
+        SpecError: Its file is one that evosearch writes for something else.
     """
     run_dir, name = spec.run_dir, spec.config.promotion.register_as
+    if run_dir.tracking.startswith(SQLITE):
+        with _at(spec.at("tracking.uri")):
+            free_file(run_dir.tracking, Path(run_dir.tracking.removeprefix(SQLITE)), MLFLOW_FILE, runs_folder())
     with _at_spec_key(spec):
         if run_dir.tracking.startswith(JSON_LINES):
             check_file(jsonl_file(run_dir), "tracking.uri")
+            check_lines(jsonl_file(run_dir), "tracking.uri")
         elif text := check_read_access(run_dir.tracking, run_dir.experiment, name):
             diagnostics.note(text)
 
@@ -65,6 +77,15 @@ def prove_tracking_store(spec: SearchSpec) -> None:
     if not run_dir.tracking.startswith((JSON_LINES, SQLITE)):
         with _at_spec_key(spec):
             check_write_access(run_dir.tracking, run_dir.experiment, run_dir.name, name)
+
+
+@contextmanager
+def _at(where: str) -> Iterator[None]:
+    """Locate errors at a key of the spec."""
+    try:
+        yield
+    except SpecError as error:
+        raise SpecError(where, error.what, error.allowed, error.next) from None
 
 
 @contextmanager

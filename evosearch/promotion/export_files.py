@@ -27,6 +27,7 @@ FOLDERS: Mapping[Format, str] = {  # format that is a folder → a file that it 
     "checkpoint": "config.json",
     "adapter": "adapter_config.json",
 }
+HEADER = b"# Candidate "  # start of every exported recipe; see `header`
 RECIPE_FILE = "recipe.yaml"  # in the folder of exported weights
 
 
@@ -161,11 +162,20 @@ def _refuse_existing(out: Path, fmt: Format, overwrite: bool) -> None:
     """
     if not out.exists() or (fmt in FOLDERS and out.is_dir() and not any(out.iterdir())):
         return
-    if out.is_dir() != (fmt in FOLDERS) or (fmt in FOLDERS and not (out / FOLDERS[fmt]).exists()):
+    if out.is_dir() != (fmt in FOLDERS) or not _is_export(out, fmt):
         kind = "folder" if out.is_dir() else "file"
         raise InputError(str(out), f"existing {kind} is not an exported {fmt}", next="Choose another path")
     if not overwrite:
         raise InputError(str(out), "already exists", next="Choose another path, or pass --overwrite")
+
+
+def _is_export(out: Path, fmt: Format) -> bool:
+    """Whether an existing file or folder looks like an export of this format."""
+    file = out / RECIPE_FILE if fmt in FOLDERS else out
+    if not file.is_file() or (fmt in FOLDERS and not (out / FOLDERS[fmt]).exists()):
+        return False
+    with file.open("rb") as opened:
+        return opened.read(len(HEADER)) == HEADER
 
 
 @contextmanager

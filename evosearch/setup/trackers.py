@@ -11,6 +11,7 @@ from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Watcher
 from evosearch.spec.run_dir import RunDir
 from evosearch.spec.spec import SearchSpec
+from evosearch.tracking.client import sqlite_file
 from evosearch.tracking.jsonl import JsonLinesTracker
 from evosearch.tracking.mirror import Mirror
 from evosearch.tracking.mlflow import MlflowMirror
@@ -50,6 +51,13 @@ def jsonl_file(run_dir: RunDir) -> Path:
     return run_dir.folder / run_dir.tracking.removeprefix(JSON_LINES)
 
 
+def tracking_file(run_dir: RunDir) -> Path | None:
+    """The file of a tracking store, its links resolved; None for a server."""
+    if run_dir.tracking.startswith(JSON_LINES):
+        return jsonl_file(run_dir).resolve()
+    return sqlite_file(run_dir.tracking)
+
+
 def shown(run_dir: RunDir) -> str:
     """The tracking store in messages: `MLflow at http://host:5000`."""
     if run_dir.tracking.startswith(JSON_LINES):
@@ -66,14 +74,10 @@ def check_tracking(spec: SearchSpec) -> None:
     """Check that `tracking` and `promotion` are consistent.
 
     Raises:
-        SpecError: The JSON lines file is outside the run directory, or `register_as` is given without a registry.
+        SpecError: `register_as` is given without a registry.
     """
-    uri = spec.config.tracking.uri or ""
-    if not uri.startswith(JSON_LINES):
+    if not (spec.config.tracking.uri or "").startswith(JSON_LINES):
         return
-    file = Path(uri.removeprefix(JSON_LINES))
-    if not file.name or file.is_absolute() or ".." in file.parts:
-        raise SpecError(f"{spec.file}: tracking.uri", f"got '{uri}'", "jsonl:FILE, a file in the run directory")
     if spec.config.promotion.register_as:
         where = f"{spec.file}: promotion.register_as"
         raise SpecError(where, "JSON lines have no model registry", "An MLflow tracking.uri", "Remove one of the two")

@@ -6,18 +6,21 @@ The attribute docstrings are the fields' descriptions in the JSON Schema and in 
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from evosearch.documents import Document
 from evosearch.errors import SpecError
 from evosearch.search.baselines import SCALES
 from evosearch.search.optimizer_config import OptimizerConfig
 from evosearch.spec.credentials import Url
+from evosearch.spec.own_names import free_name
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+SearchName = Annotated[Name, AfterValidator(free_name)]  # also the name of a folder
 Text = Annotated[str, Field(min_length=1)]
 SearchMinibatches = Annotated[int, Field(ge=2, le=100_000)]
 Objectives = Annotated[tuple[Text, ...], Field(min_length=2, max_length=4)]
+JSON_LINES_FILE = re.compile(r"jsonl:[A-Za-z0-9][A-Za-z0-9._-]{0,100}\.jsonl")
 ADDRESS = re.compile(r"auto|[^\s/:@]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")  # of a Ray cluster's head node
 
 
@@ -92,13 +95,17 @@ class TrackingConfig(Document):
     """Tracking store that mirrors the search."""
 
     uri: Url | None = None
-    """MLflow tracking URI; default: a SQLite file in the runs folder. `jsonl:FILE` writes JSON lines to a file in the
-    run directory instead."""
+    """MLflow tracking URI; default: a SQLite file in the runs folder. `jsonl:NAME.jsonl` writes JSON lines to a file of
+    that name in the run directory instead."""
     experiment: Text | None = None
     """MLflow experiment; default: the spec's name."""
 
     @model_validator(mode="after")
     def _one_store(self) -> Self:
+        """Refuse files of JSON lines that could be files of another kind, and MLflow's keys next to them."""
+        if (self.uri or "").startswith("jsonl:") and not JSON_LINES_FILE.fullmatch(self.uri or ""):
+            allowed = "jsonl:NAME.jsonl, a file in the run directory"
+            raise SpecError("uri", f"got '{self.uri}'", allowed, "For example jsonl:events.jsonl")
         if self.experiment is not None and (self.uri or "").startswith("jsonl:"):
             raise SpecError("experiment", "JSON lines have no experiments", "An MLflow uri", "Remove one of the two")
         return self
@@ -144,7 +151,7 @@ class PromotionConfig(Document):
 class SpecFile(Document):
     """A search spec of one search."""
 
-    name: Name
+    name: SearchName
     """Name of the search, of its run directory and of its MLflow experiment."""
     recipe: dict[str, Any]
     """A recipe in which search parameters replace values, such as `{low: 0.0, high: 1.0}`."""

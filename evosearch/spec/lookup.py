@@ -10,8 +10,9 @@ from evosearch.errors import LedgerError, SpecError
 from evosearch.search.ledger.database_errors import NoLedgerError
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.spec.kinds import Kind, kind_of
+from evosearch.spec.own_names import LEDGER_FILE, LEDGER_URL_FILE
 from evosearch.spec.placebo_spec import is_placebo
-from evosearch.spec.run_dir import LEDGER_FILE, LEDGER_URL_FILE, SQLITE, RunDir, run_dir_at, runs_folder
+from evosearch.spec.run_dir import SQLITE, RunDir, run_dir_at, runs_folder
 from evosearch.spec.spec import SearchSpec
 from evosearch.spec.stages import parse
 

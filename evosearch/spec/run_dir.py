@@ -11,10 +11,10 @@ from pathlib import Path
 from evosearch.errors import LedgerError
 from evosearch.spec.config import TrackingConfig
 from evosearch.spec.credentials import without_credentials
+from evosearch.spec.own_names import EXPORT_FOLDER, LEDGER_FILE, LEDGER_URL_FILE, MLFLOW_FILE, WINNER_FILE
 
 SQLITE = "sqlite:///"
-LEDGER_FILE = "ledger.db"  # in the run directory, unless the spec names another ledger
-LEDGER_URL_FILE = "ledger.url"  # in the run directory if the ledger is not: its URL without a password
+LONGEST_URL = 4096  # bytes of ledger.url
 
 
 def runs_folder() -> Path:
@@ -53,12 +53,12 @@ class RunDir:
     @property
     def export_folder(self) -> Path:
         """The folder of the promoted winner's files."""
-        return self.folder / "export"
+        return self.folder / EXPORT_FOLDER
 
     @property
     def winner_file(self) -> Path:
         """The recipe file of a stage's winner."""
-        return self.folder / "winner.yaml"
+        return self.folder / WINNER_FILE
 
     @property
     def external_ledger(self) -> str | None:
@@ -81,7 +81,7 @@ class RunDir:
 
 def run_dir_at(folder: Path) -> RunDir:
     """The run directory at `folder`, with its ledger and tracking store in their default places."""
-    tracking = f"{SQLITE}{folder.parent / 'mlflow.db'}"
+    tracking = f"{SQLITE}{folder.parent / MLFLOW_FILE}"
     return RunDir(folder.name, folder, folder, f"{SQLITE}{folder / LEDGER_FILE}", tracking, folder.name)
 
 
@@ -116,11 +116,12 @@ def record_ledger(run_dir: RunDir) -> None:
     A ledger in the run directory itself is not recorded, so that the folder can be moved.
 
     Raises:
-        LedgerError: The folder cannot be written.
+        LedgerError: The folder cannot be written, or its ledger.url is a file of another kind.
         SpecError: The ledger's URL contains a password.
     """
     url = run_dir.external_ledger
     for folder in dict.fromkeys((run_dir.root, run_dir.folder)):
+        _refuse_foreign(folder / LEDGER_URL_FILE)
         try:
             if url is None:
                 (folder / LEDGER_URL_FILE).unlink(missing_ok=True)
@@ -129,6 +130,18 @@ def record_ledger(run_dir: RunDir) -> None:
         except OSError as exc:
             what = f"cannot write {folder / LEDGER_URL_FILE}: {exc.strerror}"
             raise LedgerError("EVOSEARCH_RUNS", what, next="Choose a folder you may write to") from None
+
+
+def _refuse_foreign(file: Path) -> None:
+    """Refuse to replace or remove a file that is not the URL of a ledger."""
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(LONGEST_URL + 1)
+    except OSError:  # missing, or an error of the write that follows
+        return
+    if len(content) > LONGEST_URL or b"\0" in content or b"://" not in content:
+        what = f"{file} is not a file with the URL of a ledger, and is not replaced"
+        raise LedgerError("EVOSEARCH_RUNS", what, next="Move it to another place")
 
 
 def _write_line(file: Path, text: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from evosearch import documents
 from evosearch.documents import Document
@@ -23,6 +23,7 @@ from evosearch.search.space.template import frame
 from evosearch.spec import config as one
 from evosearch.spec.config import SpecFile
 from evosearch.spec.credentials import Url
+from evosearch.spec.own_names import free_name
 from evosearch.spec.run_dir import RunDir, configured_run_dir
 from evosearch.spec.spec import (
     STAGE_KEYS,
@@ -42,7 +43,7 @@ LONGEST = 64  # characters of `<name>.<stage>`, as of any search's name
 class StageConfig(Document):
     """One stage: a recipe, an optimizer and a budget."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"), AfterValidator(free_name)]
     """Name of the stage; its search is `<name>.<stage>`."""
     recipe: dict[str, Any]
     """A recipe with search parameters; `stage:NAME` as a model is the winner of an earlier stage."""
@@ -59,7 +60,7 @@ class StageConfig(Document):
 class StagesFile(Document):
     """A search spec of several stages."""
 
-    name: one.Name
+    name: one.SearchName
     """Name of the multi-stage run, of its run directory and of its MLflow experiment."""
     stages: Annotated[tuple[StageConfig, ...], Field(min_length=2)]
     """The stages, in order. Each must be used by a later one, except the last."""

@@ -15,6 +15,7 @@ from evosearch.tracking.mlflow import deleted, ensure_experiment
 
 CHECKED = "evosearch.search"  # tag of an experiment or a registered model: the last search that was started
 SERVERS = ("http", "https", "databricks")  # they create their own tables, so a request creates none
+MLFLOW_TABLE = "experiments"
 HEADER = b"SQLite format 3\0"
 
 
@@ -98,10 +99,10 @@ def check_file(file: Path, where: str, error: type[InputError] = TrackingError) 
 
 
 def _check_database(file: Path) -> None:
-    """Check that an existing file is a SQLite database.
+    """Check that an existing file is a database of MLflow.
 
     Raises:
-        TrackingError: The file is not a SQLite database, or cannot be read.
+        TrackingError: The file is not a database of MLflow, or cannot be read.
     """
     if not os.path.isfile(file) or file.stat().st_size == 0:
         return
@@ -111,8 +112,11 @@ def _check_database(file: Path) -> None:
     try:
         database = sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)
         try:
-            database.execute("SELECT name FROM sqlite_master LIMIT 1").fetchall()
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         finally:
             database.close()
     except sqlite3.Error as error:
         raise TrackingError("tracking.uri", f"{file} cannot be read: {error}", next="Choose another file") from None
+    if tables and MLFLOW_TABLE not in tables:  # MLflow would add its tables to a ledger, for example
+        what = f"{file} is another program's database, with the tables {', '.join(sorted(tables)[:3])}"
+        raise TrackingError("tracking.uri", what, "A database of MLflow, or a new file", "Choose another file")

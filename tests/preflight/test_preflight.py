@@ -1,6 +1,7 @@
 """All problems that could stop a run are reported at once, before anything is written."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -271,8 +272,11 @@ def test_a_card_that_names_another_base_is_noted(world: World, monkeypatch: pyte
 
 
 def test_unwritable_ledgers_and_json_lines_files_are_problems(world: World) -> None:
-    spec = world(tracking={"uri": f"jsonl:{world().parent}"})
+    spec = world()
+    folder = Path(os.environ["EVOSEARCH_RUNS"]) / "world" / "events.jsonl"
+    folder.mkdir(parents=True)
     one(told(spec), "world.yaml: tracking.uri", "is a folder")
+    folder.rmdir()
     other = spec.parent / "mlflow.db"
     other.write_text("this is no database")
     one(told(world(tracking={"uri": f"sqlite:///{other}"})), "world.yaml: tracking.uri", "is not a SQLite database")

@@ -143,14 +143,26 @@ def test_a_checkpoint_that_fails_leaves_nothing_and_the_old_one(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("fmt", ["recipe", "mergekit"])
-def test_files_are_replaced_only_when_asked(tmp_path: Path, fmt: Format) -> None:
+def test_exports_are_replaced_only_when_asked_and_other_files_never(tmp_path: Path, fmt: Format) -> None:
     out = tmp_path / "winner.yaml"
     out.write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=f"existing file is not an exported {fmt}"):
+            export(made(), fmt, out, provenance(), shape=SHAPE, overwrite=overwrite)
+    assert out.read_text() == "mine"
+    out.write_text("# Candidate 3 of the evosearch search 'night'\n")
     with pytest.raises(InputError, match="already exists"):
         export(made(), fmt, out, provenance(), shape=SHAPE)
-    assert out.read_text() == "mine"
     export(made(), fmt, out, provenance(), shape=SHAPE, overwrite=True)
     assert "Candidate 17" in out.read_text()
+
+
+def test_a_model_that_is_no_export_is_never_replaced(tmp_path: Path) -> None:
+    write(made(), tmp_path / "base")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}
+    with pytest.raises(InputError, match="existing folder is not an exported checkpoint"):
+        export(made(), "checkpoint", tmp_path / "base", provenance(), write_checkpoint=write, overwrite=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()} == before
 
 
 def test_folders_that_hold_something_else_are_never_replaced(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from evosearch.search.ledger.database_errors import NoLedgerError
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.spec.config import SpecFile, TrackingConfig
 from evosearch.spec.lookup import find, recorded_names
-from evosearch.spec.run_dir import LEDGER_URL_FILE, record_ledger
+from evosearch.spec.own_names import LEDGER_URL_FILE
+from evosearch.spec.run_dir import record_ledger
 from evosearch.spec.spec import SearchSpec, Stage
 from evosearch.tracking.access import check_file
 
