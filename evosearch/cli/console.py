@@ -4,13 +4,16 @@ With `--json`, standard output is exactly one JSON document. Otherwise it has a 
 progress always go to standard error.
 """
 
+import errno
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from typing import Any
+from typing import IO, Any, cast
 
 import typer
 from rich.console import Console
@@ -45,6 +48,7 @@ ADDRESS = typer.Option(
 )
 LINE_EVERY_S = 60.0
 JSON_LINE_EVERY_S = 5.0
+PROXIED = "rich_proxied_file"  # attribute of rich's stand-in for a stream: the stream
 
 
 class ProgressAs(str, Enum):
@@ -54,9 +58,41 @@ class ProgressAs(str, Enum):
     json = "json"
 
 
+class _StandardError:
+    """Standard error for as long as someone reads it: a closed terminal or pipe must not end a search."""
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream().write(text)
+        except OSError as exc:
+            self._give_up(exc)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream().flush()
+        except OSError as exc:
+            self._give_up(exc)
+
+    def _give_up(self, exc: OSError) -> None:
+        """Discard all later output, also of libraries, if nobody can read it; a full disk may become free again."""
+        if exc.errno in (errno.EIO, errno.EPIPE):
+            with suppress(OSError), open(os.devnull, "wb") as nothing:
+                os.dup2(nothing.fileno(), self._stream().fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        if name == PROXIED:  # or rich would write to that stream itself
+            raise AttributeError(name)
+        return getattr(self._stream(), name)
+
+    def _stream(self) -> Any:
+        """Return the stream of the moment, or the one behind it while a progress bar has replaced it."""
+        return getattr(sys.stderr, PROXIED, sys.stderr)
+
+
 # A log file has no width; make it wide enough that no table is truncated.
 console = Console() if Console().is_terminal else Console(width=110)
-stderr = Console(stderr=True)
+stderr = Console(file=cast(IO[str], _StandardError()))
 
 
 def json_wanted() -> bool:

@@ -43,6 +43,8 @@ def main() -> None:
     telemetry_off()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGHUP, _interrupt)
     try:
         code = app(standalone_mode=False)
     except InputError as exc:

@@ -1,7 +1,7 @@
 """Shutdown: record why a search ended, whether it finished, failed or was interrupted.
 
-An interrupt (SIGINT, SIGTERM) raises KeyboardInterrupt between any two steps. Once one has reached the code that
-records the end, later ones are ignored until that is done, which takes seconds.
+An interrupt (SIGINT, SIGTERM, or SIGHUP of a closed terminal) raises KeyboardInterrupt between any two steps. Once one
+has reached the code that records the end, later ones are ignored until that is done, which takes seconds.
 """
 
 import math
@@ -16,7 +16,7 @@ from evosearch.errors import EvosearchError
 from evosearch.search.recorder import Recorder
 
 Found = TypeVar("Found")
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AGAIN_S = 2.0  # minimum interval between interrupts; Python drops those raised in a finalizer, so one may be repeated
 
 
@@ -102,7 +102,7 @@ def _interrupts(hurry: Callable[[], None]) -> Iterator[Interrupt]:
         yield interrupt
         return
     kept = {number: signal.getsignal(number) for number in SIGNALS}
-    # Ignored signals stay ignored: a shell's background jobs ignore SIGINT
+    # Ignored signals stay ignored: a shell's background jobs ignore SIGINT, and programs under nohup SIGHUP
     taken = [number for number, handler in kept.items() if handler not in (signal.SIG_IGN, None)]
     try:
         for number in taken:
