@@ -203,6 +203,6 @@ def _seconds_left(
 ) -> float | None:
     left = [] if total is None or not rate else [60.0 * max(0, total - len(state.finished)) / rate]
     if budget.get("hours"):
-        used = state.seconds_before + max(0.0, now - state.last_time)
+        used = state.seconds_before + max(0.0, now - state.last_time)  # another process: its clock is not ours
         left.append(max(0.0, 3600.0 * budget["hours"] - used))
     return min(left, default=None)

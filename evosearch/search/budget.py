@@ -1,4 +1,7 @@
-"""Budgets, which depend only on the ledger and the clock, so that a resumed search stops for the same reason."""
+"""Budgets, which depend only on the ledger and a clock, so that a resumed search stops for the same reason.
+
+Hours are measured by the monotonic clock, which no adjustment of the time of day can move.
+"""
 
 import time
 from dataclasses import dataclass
@@ -73,5 +76,5 @@ class Budget:
 
 
 def hours(state: SearchState) -> float:
-    """Return the duration of all sessions up to now, in hours."""
-    return (state.seconds_before + max(0.0, time.time() - state.last_time)) / 3600.0
+    """Return the duration of all sessions up to now, in hours; for the process that recorded the last event."""
+    return (state.seconds_before + max(0.0, time.monotonic() - state.last_clock)) / 3600.0

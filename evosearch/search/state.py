@@ -92,9 +92,10 @@ class SearchState:
     teachers: dict[str, str] = field(default_factory=dict)  # task → reference of its teacher
     stopped: str | None = None
     sessions: int = 0
-    seconds_before: float = 0.0  # duration of the recorded sessions, without the time between them
+    seconds_before: float = 0.0  # duration of the recorded sessions by their clocks, without the time between them
     last_seq: int = 0
     last_time: float = 0.0
+    last_clock: float = 0.0
     _proposed_at: dict[str, int] = field(default_factory=dict)  # candidate → seq of its `asked`, with `read`
     _proposals: dict[str, Payload] = field(default_factory=dict)  # candidate → payload of its `asked`, without `read`
     _differentiated_at: dict[tuple[str, int], int] = field(default_factory=dict)  # as `gradients` → seq, with `read`
@@ -114,9 +115,9 @@ class SearchState:
 
     def apply(self, event: Event) -> None:
         """Fold in one event; types that the state does not depend on are ignored."""
-        if event.type != "started" and self.last_time:
-            self.seconds_before += max(0.0, event.time - self.last_time)
-        self.last_seq, self.last_time = event.seq, event.time
+        if event.type != "started" and self.last_seq:
+            self.seconds_before += max(0.0, event.clock - self.last_clock)
+        self.last_seq, self.last_time, self.last_clock = event.seq, event.time, event.clock
         handler = getattr(self, f"_on_{event.type}", None)
         if handler is not None:
             handler(event.payload)

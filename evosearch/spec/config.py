@@ -30,7 +30,7 @@ class BudgetConfig(Document):
     candidates: PositiveInt | None = None
     """Number of candidates."""
     hours: PositiveFloat | None = None
-    """Wall-clock hours, over all runs of the search."""
+    """Hours, over all runs of the search. A change of the date or time does not move this clock."""
     items: PositiveInt | None = None
     """Number of item evaluations of candidates; baselines do not count."""
     target: FiniteFloat | None = None

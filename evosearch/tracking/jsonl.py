@@ -16,7 +16,7 @@ CAREFULLY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # neither follow a lin
 
 
 class JsonLinesTracker(Mirror):
-    """Mirrors one search to a file, one event per line: `{"search_id", "seq", "time", "type", "payload"}`.
+    """Mirrors one search to a file, one event per line: `search_id` and the fields of `Event`.
 
     An existing file is continued after its last complete line, so it contains no event twice. A file whose lines are
     not events of this search is refused, and left as it is.

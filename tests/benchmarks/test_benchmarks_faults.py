@@ -83,7 +83,8 @@ def double(kind: str, text: str) -> Break:
         at, last = seq(connection, kind, text), seq(connection, "stopped")
         connection.execute("UPDATE ledger_events SET seq = seq + 1 WHERE seq = ?", (last,))
         connection.execute(
-            "INSERT INTO ledger_events SELECT search_id, ?, time, type, payload FROM ledger_events WHERE seq = ?",
+            "INSERT INTO ledger_events SELECT search_id, ?, time, clock, type, payload"
+            " FROM ledger_events WHERE seq = ?",
             (last, at),
         )
 

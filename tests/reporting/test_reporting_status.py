@@ -23,7 +23,7 @@ LONG_S = 240.0
 
 
 def events(*entries: tuple[str, float, dict[str, Any]]) -> list[Event]:
-    return [Event(seq, time, kind, payload) for seq, (kind, time, payload) in enumerate(entries, start=1)]
+    return [Event(seq, time, kind, payload, time) for seq, (kind, time, payload) in enumerate(entries, start=1)]
 
 
 def started(at: float, **budget: Any) -> tuple[str, float, dict[str, Any]]:

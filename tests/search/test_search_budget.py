@@ -152,11 +152,13 @@ def test_a_new_optimizer_has_its_own_patience() -> None:
     assert state.reported_since_best == 0
 
 
-def test_hours_count_all_sessions(run: Callable[..., Stopped], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hours_count_all_sessions_by_a_clock_that_cannot_be_set(
+    run: Callable[..., Stopped], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from evosearch.search import budget
     from evosearch.search.ledger import ledger
 
-    now = 1e9
+    now, days = 1000.0, 11.0
 
     class Clock:
         def __getattr__(self, name: str) -> Any:
@@ -165,6 +167,12 @@ def test_hours_count_all_sessions(run: Callable[..., Stopped], monkeypatch: pyte
             return getattr(time, name)
 
         def time(self) -> float:
+            """Return the time of day, which is moved by days between any two readings."""
+            nonlocal days
+            days = -days * 1.1
+            return 1e9 + 86400.0 * days
+
+        def monotonic(self) -> float:
             nonlocal now
             now += 30.0  # between any two readings of the clock
             return now
@@ -174,10 +182,12 @@ def test_hours_count_all_sessions(run: Callable[..., Stopped], monkeypatch: pyte
     reason, state = run(Budget(hours=0.25))
     assert reason == "hours"
     assert 6 <= state.proposed <= 18
-    now += 1e6  # a night without a session
+    assert 0.25 <= state.seconds_before / 3600.0 < 0.3
+    now = 10.0  # the machine was restarted
     more, longer = run(Budget(hours=0.5))
     assert more == "hours"
     assert longer.proposed > state.proposed
+    assert 0.5 <= longer.seconds_before / 3600.0 < 0.6
 
 
 @pytest.mark.parametrize(

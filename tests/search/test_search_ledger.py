@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from evosearch.errors import LedgerError
 from evosearch.evaluation.types import Estimate, ItemBatch, ItemSet, ScoreCard
 from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.ledger.store import SCHEMA
 from evosearch.search.ledger.transactions import RecordedTwiceError
 
 SETS = (
@@ -73,6 +74,7 @@ def test_events_are_numbered_per_search_and_read_back(ledger: Ledger) -> None:
     assert ledger.events("one", types=["asked"]) == first[1:]
     assert ledger.events("none") == []
     assert first[1].payload["genome"] == {"λ": 0.1, "n": 3, "b": True}
+    assert first[0].clock == first[1].clock <= second[0].clock <= time.monotonic()
 
 
 def test_numbers_survive_to_the_last_bit(ledger: Ledger) -> None:
@@ -153,7 +155,7 @@ from evosearch.search.ledger.ledger import Ledger
 ledger = Ledger.open(sys.argv[1])
 ledger.append("one", [("started", {"name": "night"})])
 def killed(connection):
-    connection.exec_driver_sql("INSERT INTO ledger_events VALUES ('one', 2, 0.0, 'asked', '{}')")
+    connection.exec_driver_sql("INSERT INTO ledger_events VALUES ('one', 2, 0.0, 0.0, 'asked', '{}')")
     os.kill(os.getpid(), signal.SIGKILL)
 ledger._database.write(killed)
 """
@@ -334,12 +336,14 @@ def test_an_empty_file_is_not_a_ledger_and_may_become_one(tmp_path: Path) -> Non
         assert ledger.searches() == []
 
 
-def test_a_newer_ledger_is_refused(ledger: Ledger, url: str) -> None:
+def test_a_ledger_of_another_version_is_refused(ledger: Ledger, url: str) -> None:
     ledger.append("one", [("started", {"name": "night"})])
-    alter(url, "UPDATE ledger_meta SET value = '2'")
-    for read_only in (False, True):
-        with pytest.raises(LedgerError, match=r"written by a newer evosearch \(schema 2\).*reads schema 1"):
-            Ledger.open(url, read_only=read_only)
+    for version, age in ((SCHEMA + 1, "a newer"), (SCHEMA - 1, "an older")):
+        alter(url, f"UPDATE ledger_meta SET value = '{version}'")
+        for read_only in (False, True):
+            said = rf"written by {age} evosearch \(schema {version}\).*reads schema {SCHEMA}"
+            with pytest.raises(LedgerError, match=said):
+                Ledger.open(url, read_only=read_only)
     alter(url, "DELETE FROM ledger_meta")
     with pytest.raises(LedgerError, match=r"is damaged: its schema version is missing"):
         Ledger.open(url)

@@ -79,3 +79,4 @@ class Event:
     time: float  # seconds since the epoch
     type: str
     payload: dict[str, Any]
+    clock: float = 0.0  # monotonic seconds of the process that wrote it; comparable within a session only

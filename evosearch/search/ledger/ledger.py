@@ -68,7 +68,7 @@ class Ledger:
 
         Raises:
             NoLedgerError: There is no ledger to read.
-            LedgerError: It cannot be opened, is not a ledger, or was written by a newer version.
+            LedgerError: It cannot be opened, is not a ledger, or was written by another version.
         """
         parsed = store.parse_url(url, where)
         engine = store.connect(parsed, where, read_only)
@@ -129,11 +129,11 @@ class Ledger:
         assert entries, "scores belong to events"
         rows: list[dict[str, Any]] = [{"type": kind, "payload": _dump(payload)} for kind, payload in entries]
         columns = [row for candidate, card in scores for row in _score_rows(search_id, candidate, card)]
-        now = time.time()
+        now, clock = time.time(), time.monotonic()
         for row in rows:
-            row |= {"search_id": search_id, "time": now}
+            row |= {"search_id": search_id, "time": now, "clock": clock}
         self._appender.insert(search_id, rows, columns)
-        return [Event(row["seq"], now, row["type"], json.loads(row["payload"])) for row in rows]
+        return [_event(row) for row in rows]
 
     def events(
         self, search_id: str, after: int = 0, types: Iterable[str] | None = None, limit: int | None = None
@@ -147,8 +147,7 @@ class Ledger:
             limit: Maximum number of events.
         """
         at = store.events.c
-        query = sa.select(at.seq, at.time, at.type, at.payload)
-        query = query.where(at.search_id == search_id, at.seq > after).order_by(at.seq)
+        query = sa.select(store.events).where(at.search_id == search_id, at.seq > after).order_by(at.seq)
         if types is not None:
             query = query.where(at.type.in_(list(types)))
         return self._events(query.limit(limit))
@@ -168,12 +167,11 @@ class Ledger:
     def event(self, search_id: str, seq: int) -> Event:
         """Return one recorded event."""
         at = store.events.c
-        query = sa.select(at.seq, at.time, at.type, at.payload)
-        (found,) = self._events(query.where(at.search_id == search_id, at.seq == seq))
+        (found,) = self._events(sa.select(store.events).where(at.search_id == search_id, at.seq == seq))
         return found
 
     def _events(self, query: sa.Select[Any]) -> list[Event]:
-        return [Event(row.seq, row.time, row.type, json.loads(row.payload)) for row in self._rows(query)]
+        return [_event(row._mapping) for row in self._rows(query)]
 
     def searches(self) -> list[SearchInfo]:
         """Return every search that has started, latest first."""
@@ -282,6 +280,10 @@ class Ledger:
     def count_test_openings(self, digest: str) -> int:
         """Return the number of openings of a test set by all searches of this database."""
         return self._database.read(lambda connection: _count_openings(connection, digest))
+
+
+def _event(row: Mapping[str, Any]) -> Event:
+    return Event(row["seq"], row["time"], row["type"], json.loads(row["payload"]), row["clock"])
 
 
 def _info(begin: Any, last: Any) -> SearchInfo:

@@ -15,7 +15,7 @@ from evosearch.redaction import hidden
 from evosearch.search.ledger.database_errors import NoLedgerError, is_starting, shown, unusable
 from evosearch.search.ledger.lock import this_host
 
-SCHEMA = 1  # version of the tables; a ledger with a higher one was written by a newer version
+SCHEMA = 2  # version of the tables; ledgers with another one are refused
 BUSY_S = 30.0  # wait for the write of another connection
 STARTING_S = 30.0  # wait for a server that is starting
 # Advisory locks of a PostgreSQL database, held while creating the tables or counting an opening of a test set
@@ -35,6 +35,7 @@ events = sa.Table(
     sa.Column("search_id", sa.Text, primary_key=True),
     sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),  # from 1, without gaps
     sa.Column("time", sa.Double, nullable=False),  # seconds since the epoch
+    sa.Column("clock", sa.Double, nullable=False),  # monotonic seconds of the writing process
     sa.Column("type", sa.Text, nullable=False),
     sa.Column("payload", sa.Text, nullable=False),  # JSON
 )
@@ -203,7 +204,7 @@ def prepare(engine: Engine, url: sa.URL, where: str, read_only: bool, keep: bool
         keep: Keep created tables; False rolls them back.
 
     Raises:
-        LedgerError: It is not a database, has other tables or those of a newer version, or is not writable.
+        LedgerError: It is not a database, has other tables or those of another version, or is not writable.
     """
     deadline = time.monotonic() + STARTING_S
     while True:
@@ -216,9 +217,11 @@ def prepare(engine: Engine, url: sa.URL, where: str, read_only: bool, keep: bool
             time.sleep(0.5)
     if version is None or not version.isdigit():
         raise LedgerError(where, f"{shown(url)} is damaged: its schema version is missing")
-    if int(version) > SCHEMA:
-        what = f"{shown(url)} was written by a newer evosearch (schema {version})"
-        raise LedgerError(where, what, f"This one reads schema {SCHEMA}", "Update evosearch")
+    if int(version) != SCHEMA:
+        newer = int(version) > SCHEMA
+        what = f"{shown(url)} was written by {'a newer' if newer else 'an older'} evosearch (schema {version})"
+        next = "Update evosearch" if newer else "Read it with that version, or choose another ledger"
+        raise LedgerError(where, what, f"This one reads schema {SCHEMA}", next)
 
 
 def _prepare(engine: Engine, url: sa.URL, where: str, read_only: bool, keep: bool) -> str | None:
