@@ -1,12 +1,13 @@
 """Exceptions of evosearch.
 
 EvosearchError
-├── InputError            bad input: exit code 2, one message, no partial output
+├── InputError            bad input: one message, no partial output; exit code 2, or `exit_code` of the class
 │   ├── RecipeError       a recipe or one of its holes
 │   ├── SpecError         a search spec outside of its recipe
 │   ├── CheckpointError   a model folder, an adapter or a reference
 │   ├── SuiteError        a suite, a task or a split
-│   ├── LedgerError       a ledger that cannot be opened, is locked, or belongs to another search
+│   ├── LedgerError       a ledger that cannot be opened, is damaged, or belongs to another search
+│   │   └── LedgerUnavailableError   the ledger cannot be used for now: locked, full disk; exit code 1
 │   ├── TrackingError     a request that the tracking store rejects
 │   ├── ClusterError      a cluster that is unreachable, denies access, or does not run the search
 │   └── Problems          several input errors, reported together
@@ -17,7 +18,7 @@ EvosearchError
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, ClassVar
 
 
 class EvosearchError(Exception):
@@ -33,6 +34,8 @@ class InputError(EvosearchError, ValueError):
         allowed: What is accepted instead.
         next: What to do next.
     """
+
+    exit_code: ClassVar[int] = 2  # of the program
 
     def __init__(self, where: str, what: str, allowed: str | None = None, next: str | None = None) -> None:
         self.where, self.what, self.allowed, self.next = where, what, allowed, next
@@ -70,7 +73,13 @@ class SuiteError(InputError):
 
 
 class LedgerError(InputError):
-    """A ledger that cannot be read or written, is locked by another process, or records another search."""
+    """A ledger that cannot be read or written, is damaged, or records another search."""
+
+
+class LedgerUnavailableError(LedgerError):
+    """A ledger that cannot be used for now: the input is right, and the same command may succeed later."""
+
+    exit_code = 1
 
 
 class TrackingError(InputError):

@@ -1,6 +1,7 @@
 """The `evosearch` program: its commands, and the conversion of errors to a message and an exit code.
 
-0 done · 1 failed · 2 bad input · 3 not promoted by the gate · 130 interrupted, can be resumed
+0 done · 1 failed, also by a full disk or a locked ledger · 2 bad input · 3 not promoted by the gate
+130 interrupted, can be resumed
 """
 
 import os
@@ -17,7 +18,7 @@ from evosearch.cli.console import json_wanted, print_error, print_json
 from evosearch.environment import telemetry_off
 from evosearch.errors import EvosearchError, InputError
 
-FAILED, WRONG_INPUT, NOT_PROMOTED, INTERRUPTED = 1, 2, 3, 130
+FAILED, INTERRUPTED = 1, 130
 
 app = typer.Typer(
     name="evosearch",
@@ -49,7 +50,7 @@ def main() -> None:
         code = app(standalone_mode=False)
     except InputError as exc:
         _report(exc, exc.to_dict())
-        sys.exit(WRONG_INPUT)
+        sys.exit(exc.exit_code)
     except EvosearchError as exc:
         _report(exc, {"what": str(exc)})
         sys.exit(FAILED)

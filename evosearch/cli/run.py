@@ -22,7 +22,7 @@ from evosearch.search.progress import line
 if TYPE_CHECKING:
     from evosearch.reporting.report import RunReport
 
-DONE, FAILED, WRONG_INPUT, NOT_PROMOTED, INTERRUPTED = 0, 1, 2, 3, 130  # exit codes, as in `main.py`
+DONE, FAILED, NOT_PROMOTED, INTERRUPTED = 0, 1, 3, 130  # exit codes, as in `main.py`
 
 
 def command(
@@ -62,7 +62,7 @@ def command(
 def _ended(exc: BaseException) -> dict[str, int | str]:
     if isinstance(exc, KeyboardInterrupt):
         return {"exit": INTERRUPTED, "stopped": "interrupted"}
-    return {"exit": WRONG_INPUT if isinstance(exc, InputError) else FAILED, "stopped": f"failed: {exc}"}
+    return {"exit": exc.exit_code if isinstance(exc, InputError) else FAILED, "stopped": f"failed: {exc}"}
 
 
 def _result(report: "RunReport") -> dict[str, object]:

@@ -154,6 +154,7 @@ class ScoreCard:
             "split": self.split,
             "batch": self.batch_digest,
             "sets": dict(self.set_digests),
+            "columns": {name: len(columns) for name, columns in self.columns.items()},  # to notice that one is lost
             "tasks": {name: vars(task).copy() for name, task in self.tasks.items()},
             "score": self.score,
             "score_stderr": self.score_stderr,

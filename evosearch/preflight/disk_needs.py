@@ -14,7 +14,7 @@ from huggingface_hub import constants
 
 from evosearch.checkpoints import pickles, references
 from evosearch.checkpoints.cache.applied_adapters import FOLDER
-from evosearch.checkpoints.disk_space import GIB
+from evosearch.checkpoints.disk_space import size as shown
 from evosearch.checkpoints.references import default_cache
 from evosearch.checkpoints.tensor_files import INDEX, read_json
 from evosearch.errors import InputError, SpecError
@@ -120,8 +120,9 @@ def lacking(needs: Sequence[Need]) -> list[InputError]:
         largest = max(on_disk, key=lambda need: need.size)
         total, free = sum(need.size for need in on_disk), shutil.disk_usage(_existing(largest.folder)).free
         if total + MARGIN > free:
-            listed = ", ".join(f"{need.what} {need.size / GIB:.1f}" for need in on_disk)
-            what = f"about {total / GIB:.1f} GiB will be written to this disk ({listed}), and {free / GIB:.1f} are free"
+            listed = ", ".join(f"{need.what} {shown(int(need.size))}" for need in on_disk)
+            what = f"about {shown(int(total))} will be written to this disk ({listed}), which must keep "
+            what += f"{shown(int(MARGIN))} free, and {shown(free)} are free"
             next_step = f"Free some space, or choose another place ({largest.setting})"
             problems.append(SpecError(str(largest.folder), what, next=next_step))
     return problems

@@ -9,7 +9,7 @@ from evosearch.promotion.honest import TRAINED
 from evosearch.redaction import hidden
 from evosearch.reporting.openings import times_opened
 from evosearch.search.ledger.events import Event
-from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.ledger.ledger import Ledger, SearchInfo
 from evosearch.search.records import CardSummary, is_candidate
 from evosearch.search.sampling import BACKWARD
 from evosearch.search.state import SearchState
@@ -60,7 +60,7 @@ class LedgerRow(StatusRow):
 
 
 def statuses() -> list[LedgerRow]:
-    """List all searches in the runs folder; an unreadable ledger becomes a row with its problem.
+    """List all searches in the runs folder; an unreadable ledger or search becomes a row with its problem.
 
     A shared ledger may contain searches of other users: only those with a run directory here are listed.
 
@@ -83,13 +83,27 @@ def statuses() -> list[LedgerRow]:
 
 
 def of_ledger(url: str) -> list[LedgerRow]:
-    """List the searches of one ledger, latest first.
+    """List the searches of one ledger, latest first; one that is unreadable becomes a row with its problem.
 
     Raises:
         LedgerError: The ledger cannot be read.
     """
     with Ledger.open(url, "--ledger", read_only=True) as ledger:
-        return [row_of(ledger, info.search_id, str(ledger.url)) for info in ledger.searches()]
+        return [_row_or_problem(ledger, info) for info in ledger.searches()]
+
+
+def _row_or_problem(ledger: Ledger, info: SearchInfo) -> LedgerRow:
+    """Summarize one search of a ledger; damage of any kind becomes its problem, and hides no other search."""
+    url, problem = str(ledger.url), info.damage
+    if problem is None:
+        try:
+            return row_of(ledger, info.search_id, url)
+        except LedgerError as exc:
+            problem = str(exc)
+        except Exception as exc:  # a payload that is intact, and not what this version expects
+            problem = f"{type(exc).__name__}: {exc}"
+    name = info.name or info.search_id[:12]
+    return LedgerRow(name=name, search_id=info.search_id, state="unreadable", ledger=url, problem=problem)
 
 
 def row_of(ledger: Ledger, search_id: str, url: str) -> LedgerRow:

@@ -4,6 +4,7 @@ from evosearch.errors import LedgerError
 from evosearch.evaluation.statistics.intervals import Interval, interval
 from evosearch.evaluation.statistics.units import Groups
 from evosearch.evaluation.types import Column
+from evosearch.search.ledger.database_errors import damaged
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.state import SearchState
 from evosearch.spec.run_dir import RunDir
@@ -14,11 +15,15 @@ def read_search(ledger: Ledger, run_dir: RunDir) -> tuple[str, SearchState]:
     """Id and state of the search of a run directory.
 
     Raises:
-        LedgerError: The ledger has no search of this name.
+        LedgerError: The ledger has no search of this name, or is damaged.
     """
     info = ledger.search_by_name(run_dir.name)
     if info is None:
-        known = ", ".join(entry.name for entry in ledger.searches()) or "none"
+        found = ledger.searches()
+        damages = [entry.damage for entry in found if entry.damage and not entry.name]
+        if damages:
+            raise damaged(ledger.url, run_dir.name, damages[0])
+        known = ", ".join(entry.name for entry in found) or "none"
         raise LedgerError(run_dir.name, "no such search in its ledger", f"Searches there: {known}", "Run it first")
     return info.search_id, SearchState.from_events(ledger.events(info.search_id))
 

@@ -68,7 +68,7 @@ def recorded_names(ledger: str, where: str = "ledger") -> list[str]:
         return []
     try:
         with Ledger.open(ledger, where, read_only=True) as opened:
-            return [info.name for info in opened.searches()]
+            return [info.name for info in opened.searches() if info.name]
     except NoLedgerError:  # an empty database
         return []
 

@@ -17,6 +17,7 @@ from benchmarks._accidents.stage import conclude
 from benchmarks._light_workers.driver import SEARCH, Settings, _search
 from benchmarks._light_workers.light import Light
 from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.ledger.rows import checksum
 from evosearch.search.protocols import Failure, Job, Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,12 +84,22 @@ def double(kind: str, text: str) -> Break:
         at, last = seq(connection, kind, text), seq(connection, "stopped")
         connection.execute("UPDATE ledger_events SET seq = seq + 1 WHERE seq = ?", (last,))
         connection.execute(
-            "INSERT INTO ledger_events SELECT search_id, ?, time, clock, type, payload"
+            "INSERT INTO ledger_events SELECT search_id, ?, more, time, clock, type, payload, checksum"
             " FROM ledger_events WHERE seq = ?",
             (last, at),
         )
 
     return change
+
+
+def with_checksums(connection: sqlite3.Connection) -> None:
+    """Make the rows valid again, as if a faulty program had written them."""
+    connection.row_factory = sqlite3.Row
+    for row in map(dict, connection.execute("SELECT * FROM ledger_events").fetchall()):
+        key = (row["search_id"], row["seq"])
+        connection.execute(
+            "UPDATE ledger_events SET checksum = ? WHERE search_id = ? AND seq = ?", (checksum(row), *key)
+        )
 
 
 def sql(text: str) -> Break:
@@ -128,6 +139,7 @@ def test_an_inconsistent_ledger_fails(ledger: Path, change: Break, lost: str, du
     url = f"sqlite:///{ledger}"
     with sqlite3.connect(ledger) as connection:
         change(connection)
+        with_checksums(connection)
     connection.close()
     record = examine(url, SEARCH, CANDIDATES)
     assert record.lost == ((lost,) if lost else ())
@@ -142,6 +154,7 @@ def test_a_ledger_may_only_grow(ledger: Path) -> None:
     assert altered(events, events[:-1]) == [f"event {len(events)} (stopped) has changed"]
     with sqlite3.connect(ledger) as connection:
         connection.execute("UPDATE ledger_events SET payload = replace(payload, '0.', '1.') WHERE seq = 2")
+        with_checksums(connection)
     connection.close()
     assert altered(events, events_of(f"sqlite:///{ledger}", SEARCH)) == ["event 2 (asked) has changed"]
 
@@ -154,6 +167,7 @@ def test_reasons_must_be_recorded_and_match(ledger: Path) -> None:
     )
     with sqlite3.connect(ledger) as connection:
         drop("retried", "")(connection)
+        with_checksums(connection)
     connection.close()
     silent = examine(f"sqlite:///{ledger}", SEARCH, CANDIDATES)
     assert conclude("…", silent, "the worker died: ").problems == ("0 retries are recorded, expected at least 1",)

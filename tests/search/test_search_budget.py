@@ -182,12 +182,12 @@ def test_hours_count_all_sessions_by_a_clock_that_cannot_be_set(
     reason, state = run(Budget(hours=0.25))
     assert reason == "hours"
     assert 6 <= state.proposed <= 18
-    assert 0.25 <= state.seconds_before / 3600.0 < 0.3
+    assert 0.25 <= state.seconds_before / 3600.0 < 0.5  # pending candidates are still scored
     now = 10.0  # the machine was restarted
     more, longer = run(Budget(hours=0.5))
     assert more == "hours"
     assert longer.proposed > state.proposed
-    assert 0.5 <= longer.seconds_before / 3600.0 < 0.6
+    assert 0.5 <= longer.seconds_before / 3600.0 < 1.0
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ from evosearch.search.ledger.ledger import Ledger
 ledger = Ledger.open(sys.argv[1])
 ledger.append("one", [("started", {"name": "night"})])
 def killed(connection):
-    connection.exec_driver_sql("INSERT INTO ledger_events VALUES ('one', 2, 0.0, 0.0, 'asked', '{}')")
+    connection.exec_driver_sql("INSERT INTO ledger_events VALUES ('one', 2, 0, 0.0, 0.0, 'asked', '{}', '')")
     os.kill(os.getpid(), signal.SIGKILL)
 ledger._database.write(killed)
 """

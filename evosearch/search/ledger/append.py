@@ -10,6 +10,7 @@ from sqlalchemy.engine import Connection
 from evosearch.errors import LedgerError
 from evosearch.search.ledger import store
 from evosearch.search.ledger.database_errors import shown
+from evosearch.search.ledger.rows import checksum
 from evosearch.search.ledger.transactions import RecordedTwiceError, Transactions
 
 Row = dict[str, Any]
@@ -62,6 +63,7 @@ class Appender:
                 last = _last_seq(connection, search_id)
             for seq, row in enumerate(rows, start=last + 1):
                 row["seq"] = seq
+                row["checksum"] = checksum(row)
             connection.execute(sa.insert(store.events), rows)
             if columns:
                 connection.execute(sa.insert(store.scores), columns)

@@ -1,11 +1,17 @@
-"""Translation of database errors: messages for the user, and which errors are transient."""
+"""Translation of database errors: messages for the user, and which errors are transient.
+
+Errors are told apart by SQLite's result codes and by SQLSTATE; the words of a message are only shown.
+"""
 
 import re
+import sqlite3
+from pathlib import Path
 
 import sqlalchemy as sa
 
-from evosearch.errors import LedgerError
+from evosearch.errors import LedgerError, LedgerUnavailableError
 from evosearch.redaction import hidden
+from evosearch.search.ledger.lock import lockers
 
 # Transient SQLSTATE codes (PostgreSQL, appendix A). 08: connections; 57P0x: the server stops or starts.
 _TRANSIENT = {
@@ -22,10 +28,36 @@ _TRANSIENT = {
 }
 _DISK_FULL = "53100"
 _NOT_ALLOWED = "42501"
+_LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
+_READING = (  # I/O errors that more free space does not mend
+    sqlite3.SQLITE_IOERR_READ,
+    sqlite3.SQLITE_IOERR_SHORT_READ,
+    sqlite3.SQLITE_IOERR_CORRUPTFS,
+    sqlite3.SQLITE_IOERR_DATA,
+)
+FREE_DISK_SPACE = "Free disk space, then run the same command to resume; everything recorded is safe"
 
 
 class NoLedgerError(LedgerError):
     """There is no ledger to read yet."""
+
+
+class DamagedLedgerError(LedgerError):
+    """A ledger whose file or rows are not as they were written."""
+
+
+def damaged(url: sa.URL, where: str, what: str) -> DamagedLedgerError:
+    """Return the error for a ledger with damage.
+
+    Args:
+        url: URL of the ledger.
+        where: Name of the ledger in errors.
+        what: The damage.
+    """
+    next = "Restore a backup. Without one, evosearch ledger recover saves what is intact; nothing was changed"
+    if url.get_backend_name() != "sqlite":
+        next = "Restore a backup of the database; nothing was changed"
+    return DamagedLedgerError(where, f"{shown(url)} is damaged: {what}", next=next)
 
 
 def shown(url: sa.URL) -> str:
@@ -37,15 +69,34 @@ def shown(url: sa.URL) -> str:
 
 def unusable(url: sa.URL, where: str, exc: sa.exc.DBAPIError) -> LedgerError:
     """Translate a database error for the user."""
+    if url.get_backend_name() == "sqlite":
+        return _unusable_file(url, where, exc)
     reason = reason_of(exc)
-    if "not a database" in reason:
-        return LedgerError(where, f"{shown(url)} is not an SQLite database", next="Choose another path")
-    next = "Check that it exists and is writable"
-    if "disk" in reason or _state(exc) == _DISK_FULL:  # "database or disk is full", "disk I/O error"
-        next = "Free disk space, then run the same command to resume; everything recorded is safe"
-    elif url.get_backend_name() == "postgresql":
-        next = _next_at_a_server(url, exc, reason)
-    return LedgerError(where, f"{shown(url)} cannot be used: {reason}", next=next)
+    what = f"{shown(url)} cannot be used: {reason}"
+    if _state(exc) == _DISK_FULL:
+        return LedgerUnavailableError(where, what, next=FREE_DISK_SPACE)
+    return LedgerError(where, what, next=_next_at_a_server(url, exc, reason))
+
+
+def _unusable_file(url: sa.URL, where: str, exc: sa.exc.DBAPIError) -> LedgerError:
+    code: int = getattr(exc.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    kind, what = code & 0xFF, f"{shown(url)} cannot be used: {reason_of(exc)}"  # extended codes add higher bits
+    if kind == sqlite3.SQLITE_NOTADB:
+        what = f"{shown(url)} is not an SQLite database, or its start is damaged"
+        next = "Choose another path. A damaged ledger: restore a backup, or use evosearch ledger recover"
+        return DamagedLedgerError(where, what, next=next)
+    if kind == sqlite3.SQLITE_CORRUPT:
+        return damaged(url, where, reason_of(exc))
+    if kind in _LOCKED:
+        names = lockers(Path(url.database or ""))
+        what = f"{shown(url)} is locked by {' and '.join(names) or 'another process'}"
+        next = "End that program, then run the same command to resume; everything recorded is safe"
+        return LedgerUnavailableError(where, what, next=next)
+    if code in _READING:
+        return LedgerUnavailableError(where, what, next="Check its disk, which could not be read, and copy the file")
+    if kind in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+        return LedgerUnavailableError(where, what, next=FREE_DISK_SPACE)
+    return LedgerError(where, what, next="Check that it exists and is writable")
 
 
 def _next_at_a_server(url: sa.URL, exc: sa.exc.DBAPIError, reason: str) -> str:

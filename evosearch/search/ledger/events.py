@@ -29,6 +29,9 @@ ignored.
 
 `records` has a dataclass for most of these payloads.
 
+Each event has a time and a clock: the time of day is for readers, and only differences of clocks within a session are
+durations.
+
 The circumstances are everything outside the spec that scores depend on: inputs {reference: content_sha256}, files
 {reference: {config.json, tokenizer's files: sha256}}, suite (as read), tasks {task: {config key: digest}}, batches
 {split: digest}, item_sets {split: {task: digest}}, recipes {reference: recipe} of models that are recipes and of those

@@ -5,16 +5,13 @@ sets. SQLite by default, PostgreSQL by URL, with the same code. It contains no e
 scores are compressed float64.
 """
 
-import json
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
@@ -23,16 +20,31 @@ from evosearch.errors import LedgerError
 from evosearch.evaluation.types import Column, ItemBatch, ItemSet, ScoreCard
 from evosearch.search.ledger import store
 from evosearch.search.ledger.append import Appender
+from evosearch.search.ledger.database_errors import damaged
 from evosearch.search.ledger.events import Event
+from evosearch.search.ledger.rows import (
+    DamagedRowError,
+    column_of,
+    dump,
+    event_of,
+    item_set_of,
+    item_set_row,
+    score_rows,
+    with_checksum,
+)
 from evosearch.search.ledger.transactions import transactions
 
 Entry = tuple[str, Mapping[str, Any]]  # event type, payload
+Result = TypeVar("Result")
 PAGE = 64  # events that `stream` keeps in memory
 
 
 @dataclass(frozen=True)
 class SearchInfo:
-    """One search of a ledger. Times are seconds since the epoch."""
+    """One search of a ledger. Times are seconds since the epoch.
+
+    Without a readable first event, it has no name, and its start is that of its last event.
+    """
 
     search_id: str
     name: str
@@ -40,6 +52,7 @@ class SearchInfo:
     last_event: float
     events: int
     stopped: str | None  # the reason, if `stopped` is the last event
+    damage: str | None = None  # of its first or last event
 
 
 class Ledger:
@@ -127,13 +140,15 @@ class Ledger:
             LedgerError: The database cannot be written, or another process has written to a locked search.
         """
         assert entries, "scores belong to events"
-        rows: list[dict[str, Any]] = [{"type": kind, "payload": _dump(payload)} for kind, payload in entries]
-        columns = [row for candidate, card in scores for row in _score_rows(search_id, candidate, card)]
-        now, clock = time.time(), time.monotonic()
-        for row in rows:
-            row |= {"search_id": search_id, "time": now, "clock": clock}
+        columns = [row for candidate, card in scores for row in score_rows(search_id, candidate, card)]
+        shared = {"search_id": search_id, "time": time.time(), "clock": time.monotonic()}
+        left = range(len(entries) - 1, -1, -1)
+        rows: list[dict[str, Any]] = [
+            shared | {"type": kind, "payload": dump(payload), "more": more}
+            for (kind, payload), more in zip(entries, left, strict=True)
+        ]
         self._appender.insert(search_id, rows, columns)
-        return [_event(row) for row in rows]
+        return [event_of(row) for row in rows]
 
     def events(
         self, search_id: str, after: int = 0, types: Iterable[str] | None = None, limit: int | None = None
@@ -171,34 +186,33 @@ class Ledger:
         return found
 
     def _events(self, query: sa.Select[Any]) -> list[Event]:
-        return [_event(row._mapping) for row in self._rows(query)]
+        with self._undamaged():
+            return [event_of(row._mapping) for row in self._rows(query)]
 
     def searches(self) -> list[SearchInfo]:
-        """Return every search that has started, latest first."""
+        """Return every search that has started, latest first; also those whose first or last event is damaged."""
         at = store.events.c
         spans = sa.select(at.search_id, sa.func.max(at.seq).label("last")).group_by(at.search_id).subquery()
-        ends = sa.select(at.search_id, at.seq, at.time, at.type, at.payload).join(
-            spans, (at.search_id == spans.c.search_id) & (at.seq == spans.c.last)
-        )
-        begins = sa.select(at.search_id, at.time, at.payload).where(at.seq == 1, at.type == "started")
+        ends = sa.select(store.events).join(spans, (at.search_id == spans.c.search_id) & (at.seq == spans.c.last))
+        begins = sa.select(store.events).where(at.seq == 1)
 
         def both(connection: Connection) -> tuple[Sequence[Any], Sequence[Any]]:
             return connection.execute(begins).all(), connection.execute(ends).all()
 
         first, ended = self._database.read(both)
-        last = {row.search_id: row for row in ended}
-        found = [_info(begin, last[begin.search_id]) for begin in first]
-        return sorted(found, key=lambda info: info.started, reverse=True)
+        began = {row.search_id: row._mapping for row in first}
+        found = [_info(began.get(row.search_id), row._mapping) for row in ended]
+        return sorted((info for info in found if info is not None), key=lambda info: info.started, reverse=True)
 
     def search_by_name(self, name: str) -> SearchInfo | None:
-        """Return the latest search of that name, or None."""
+        """Return the latest search of that name, or None; a search whose first event is damaged has none."""
         return next((info for info in self.searches() if info.name == name), None)
 
     # --- scores -------------------------------------------------------------------------------------------------
 
     def put_item_sets(self, batch: ItemBatch) -> None:
         """Record the documents of a batch; existing item sets stay."""
-        rows = {items.digest: _item_set_row(items) for items in batch.sets}
+        rows = {items.digest: item_set_row(items) for items in batch.sets}
 
         def put(connection: Connection) -> None:
             at = store.item_sets.c.digest
@@ -214,15 +228,13 @@ class Ledger:
         """Return the documents behind a digest.
 
         Raises:
-            LedgerError: The item set is not recorded here.
+            LedgerError: The item set is not recorded here, or damaged.
         """
         found = self._rows(sa.select(store.item_sets).where(store.item_sets.c.digest == digest))
         if not found:
             raise LedgerError(self._where, f"item set {digest[:12]} is not recorded here")
-        (row,) = found
-        data = json.loads(zlib.decompress(row.data))
-        doc_ids, doc_hashes, groups = (tuple(data[key]) for key in ("doc_ids", "doc_hashes", "groups"))
-        return ItemSet(row.task, row.lm_eval_task, doc_ids, doc_hashes, groups, data["documents"])
+        with self._undamaged():
+            return item_set_of(found[0]._mapping)
 
     def columns(
         self, search_id: str, candidate: str, split: str, digests: Mapping[str, str] | None = None
@@ -235,21 +247,45 @@ class Ledger:
             split: The split.
             digests: Task → item-set digest, as a score card's `set_digests`; needed if the candidate was scored on
                 several item sets of one task.
+
+        Raises:
+            DamagedLedgerError: A column is damaged.
         """
         at, sets = store.scores.c, store.item_sets.c
-        query = sa.select(sets.task, at.digest, at.column, at.data).join(store.item_sets, sets.digest == at.digest)
+        query = sa.select(sets.task, store.scores).join(store.item_sets, sets.digest == at.digest)
         query = query.where(at.search_id == search_id, at.candidate == candidate, at.split == split)
         if digests is not None:
             query = query.where(at.digest.in_(list(digests.values())))
         found: dict[str, dict[str, Column]] = {}
-        for row in self._rows(query.order_by(sets.task, at.column)):
-            task = found.setdefault(row.task, {})
-            assert row.column not in task, f"{candidate} has several item sets of {row.task}: pass digests"
-            task[row.column] = np.frombuffer(zlib.decompress(row.data), dtype="<f8").astype(np.float64)
+        with self._undamaged():
+            for row in self._rows(query.order_by(sets.task, at.column)):
+                columns = dict(row._mapping)
+                task = found.setdefault(columns.pop("task"), {})
+                assert row.column not in task, f"{candidate} has several item sets of {row.task}: pass digests"
+                task[row.column] = column_of(columns)
         return found
+
+    def snapshot(self, work: Callable[[Connection], Result]) -> Result:
+        """Run queries of its own on one snapshot of the database, also while a search writes to it.
+
+        Args:
+            work: Called with a connection; on a server possibly again, after a lost connection.
+
+        Raises:
+            LedgerError: The database cannot be read.
+        """
+        return self._database.read(work)
 
     def _rows(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
         return self._database.read(lambda connection: connection.execute(query).all())
+
+    @contextmanager
+    def _undamaged(self) -> Iterator[None]:
+        """Report damaged rows with the ledger's name."""
+        try:
+            yield
+        except DamagedRowError as exc:
+            raise damaged(self.url, self._where, str(exc)) from None
 
     # --- test openings ------------------------------------------------------------------------------------------
 
@@ -265,14 +301,14 @@ class Ledger:
             Number of openings of this test set by all searches of this database.
         """
         at = store.test_openings.c
-        row = {"search_id": search_id, "digest": digest, "candidates": _dump(sorted(candidates))}
+        row = {"search_id": search_id, "digest": digest, "candidates": dump(sorted(candidates))}
         same = sa.and_(at.search_id == search_id, at.digest == digest, at.candidates == row["candidates"])
 
         def count(connection: Connection) -> int:
             if connection.dialect.name == "postgresql":  # one at a time, or two would return the same count
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(store.OPENING)))
             if connection.execute(sa.select(at.id).where(same)).first() is None:
-                connection.execute(sa.insert(store.test_openings), [row | {"time": time.time()}])
+                connection.execute(sa.insert(store.test_openings), [with_checksum(row | {"time": time.time()})])
             return _count_openings(connection, digest)
 
         return self._database.write(count)
@@ -282,49 +318,29 @@ class Ledger:
         return self._database.read(lambda connection: _count_openings(connection, digest))
 
 
-def _event(row: Mapping[str, Any]) -> Event:
-    return Event(row["seq"], row["time"], row["type"], json.loads(row["payload"]), row["clock"])
-
-
-def _info(begin: Any, last: Any) -> SearchInfo:
-    name = str(json.loads(begin.payload).get("name", ""))
-    stopped = str(json.loads(last.payload).get("reason", "")) if last.type == "stopped" else None
-    return SearchInfo(begin.search_id, name, begin.time, last.time, last.seq, stopped)
-
-
-def _dump(payload: Any) -> str:
-    """Serialize to JSON without NaN and infinity: a score that is not finite is a failure with a reason."""
-    text = json.dumps(payload, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+def _info(first: Mapping[str, Any] | None, last: Mapping[str, Any]) -> SearchInfo | None:
+    """Describe a search by the rows of its first and last event; None if its first event is of another kind."""
+    name, stopped, damages = "", None, []
+    started: float = last["time"]
     try:
-        text.encode()
-    except UnicodeEncodeError:  # an unpaired surrogate, from a file name in a traceback for example
-        return json.dumps(payload, allow_nan=False, separators=(",", ":"))
-    return text
+        if first is None:
+            raise DamagedRowError("its first event is missing")
+        begin = event_of(first)
+        if begin.type != "started":
+            return None
+        name, started = str(begin.payload.get("name", "")), begin.time
+    except DamagedRowError as exc:
+        damages.append(str(exc))
+    try:
+        end = event_of(last)
+        stopped = str(end.payload.get("reason", "")) if end.type == "stopped" else None
+    except DamagedRowError as exc:
+        damages.append(str(exc))
+    damage = "; ".join(dict.fromkeys(damages)) or None
+    return SearchInfo(last["search_id"], name, started, last["time"], last["seq"], stopped, damage)
 
 
 def _count_openings(connection: Connection, digest: str) -> int:
     at = store.test_openings.c
     counted = sa.select(sa.func.count()).select_from(store.test_openings).where(at.digest == digest)
     return int(connection.scalar(counted) or 0)
-
-
-def _item_set_row(items: ItemSet) -> dict[str, Any]:
-    data = {name: getattr(items, name) for name in ("doc_ids", "doc_hashes", "groups", "documents")}
-    packed = zlib.compress(_dump(data).encode())
-    return {"digest": items.digest, "task": items.task, "lm_eval_task": items.lm_eval_task, "data": packed}
-
-
-def _score_rows(search_id: str, candidate: str, card: ScoreCard) -> Iterator[dict[str, Any]]:
-    for task, columns in card.columns.items():
-        for name, values in columns.items():
-            array = np.ascontiguousarray(values, dtype="<f8")
-            assert array.ndim == 1, f"{task} {name}: one number per item or request"
-            yield {
-                "search_id": search_id,
-                "candidate": candidate,
-                "split": card.split,
-                "digest": card.set_digests[task],
-                "column": name,
-                "n": array.size,
-                "data": zlib.compress(array.tobytes()),
-            }

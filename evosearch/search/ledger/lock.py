@@ -16,7 +16,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from evosearch.errors import LedgerError
+from evosearch.errors import LedgerError, LedgerUnavailableError
 
 HOST_CHARS = (
     40  # longest host name: application_name, which also has `evosearch` and the process id, is cut at 63 bytes
@@ -45,7 +45,7 @@ def file_lock(ledger: Path, search_id: str, where: str) -> Iterator[None]:
             os.pwrite(descriptor, json.dumps(about).encode(), 0)
         except OSError as exc:
             next = "Free disk space, then run the same command to resume; everything recorded is safe"
-            raise LedgerError(where, f"{path} cannot be written: {exc.strerror}", next=next) from None
+            raise LedgerUnavailableError(where, f"{path} cannot be written: {exc.strerror}", next=next) from None
         yield
     finally:
         path.unlink(missing_ok=True)  # while it is still locked, so that no other process can have taken it
@@ -69,6 +69,36 @@ def file_lock_holder(ledger: Path, search_id: str) -> str | None:
     finally:
         os.close(descriptor)
     return None
+
+
+def lockers(database: Path) -> list[str]:
+    """Name the other processes that hold locks on an SQLite file, as far as this machine shows them.
+
+    The file is not opened to ask: closing it would release the locks that this process has on it.
+    """
+    files = {f"{database}{suffix}" for suffix in ("", "-wal", "-shm")}
+    inodes = {str(os.stat(file).st_ino) for file in files if os.path.exists(file)}
+    try:
+        lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    except OSError:  # not on this system
+        return []
+    held = [line for line in lines if len(line) == 8 and line[5].rpartition(":")[2] in inodes]
+    pids = dict.fromkeys(line[4] for line in held if line[4] not in ("-1", "0", str(os.getpid())))
+    return [f"process {pid} ({name})" for pid in pids if (name := _program(pid, files)) is not None]
+
+
+def _program(pid: str, files: set[str]) -> str | None:
+    """Return the program of a process; None if its open files are known and none of these is among them."""
+    process, real = Path("/proc") / pid, {os.path.realpath(file) for file in files}
+    try:
+        name = (process / "comm").read_text().strip()
+    except OSError:  # it has just ended
+        return None
+    try:
+        opened = {os.path.realpath(entry) for entry in (process / "fd").iterdir()}
+    except OSError:  # of another user
+        return name
+    return name if opened & real else None  # inodes of two file systems may have the same number
 
 
 def _path(ledger: Path, search_id: str) -> Path:

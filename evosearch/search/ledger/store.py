@@ -12,7 +12,7 @@ from sqlalchemy.pool import NullPool
 
 from evosearch.errors import LedgerError
 from evosearch.redaction import hidden
-from evosearch.search.ledger.database_errors import NoLedgerError, is_starting, shown, unusable
+from evosearch.search.ledger.database_errors import NoLedgerError, damaged, is_starting, shown, unusable
 from evosearch.search.ledger.lock import this_host
 
 SCHEMA = 2  # version of the tables; ledgers with another one are refused
@@ -34,10 +34,12 @@ events = sa.Table(
     metadata,
     sa.Column("search_id", sa.Text, primary_key=True),
     sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),  # from 1, without gaps
+    sa.Column("more", sa.Integer, nullable=False),  # events that follow in the same transaction
     sa.Column("time", sa.Double, nullable=False),  # seconds since the epoch
     sa.Column("clock", sa.Double, nullable=False),  # monotonic seconds of the writing process
     sa.Column("type", sa.Text, nullable=False),
     sa.Column("payload", sa.Text, nullable=False),  # JSON
+    sa.Column("checksum", sa.Text, nullable=False),  # see `rows`
 )
 
 item_sets = sa.Table(
@@ -59,6 +61,7 @@ scores = sa.Table(
     sa.Column("column", sa.Text, primary_key=True),
     sa.Column("n", sa.Integer, nullable=False),
     sa.Column("data", sa.LargeBinary, nullable=False),  # zlib of n little-endian float64
+    sa.Column("checksum", sa.Text, nullable=False),
 )
 
 test_openings = sa.Table(
@@ -69,6 +72,7 @@ test_openings = sa.Table(
     sa.Column("search_id", sa.Text, nullable=False),
     sa.Column("digest", sa.Text, nullable=False, index=True),
     sa.Column("candidates", sa.Text, nullable=False),  # JSON, sorted
+    sa.Column("checksum", sa.Text, nullable=False),
 )
 
 
@@ -109,7 +113,9 @@ def connect(url: sa.URL, where: str, read_only: bool) -> Engine:
     if read_only:
         if not os.path.isfile(path):
             raise NoLedgerError(where, f"no ledger at {path}", next="Run a search first, or check the path")
-        return sa.create_engine("sqlite://", creator=lambda: _open_to_read(path), poolclass=NullPool)
+        reader = sa.create_engine("sqlite://", creator=lambda: _open_to_read(path), poolclass=NullPool)
+        sa.event.listen(reader, "begin", _begin_sqlite)  # all queries of a transaction see one snapshot
+        return reader
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
@@ -160,10 +166,18 @@ def _open_to_read(path: Path) -> sqlite3.Connection:
     """
     writer = os.path.exists(f"{path}-wal")
     uri = path.resolve().as_uri() + ("?mode=ro" if writer else "?mode=ro&immutable=1")
-    return sqlite3.connect(uri, uri=True, timeout=BUSY_S, check_same_thread=False)
+    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_S, check_same_thread=False)
+    connection.text_factory, connection.isolation_level = _text, None
+    return connection
+
+
+def _text(data: bytes) -> str:
+    """Decode text, also where a damaged row is not UTF-8: its checksum shows which row it is."""
+    return data.decode("utf-8", errors="replace")
 
 
 def _configure_sqlite(connection: Any, _: Any) -> None:
+    connection.text_factory = _text
     connection.isolation_level = None  # `_begin_sqlite` begins transactions: the driver would begin them late
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")  # readers never wait for the writer
@@ -216,7 +230,7 @@ def prepare(engine: Engine, url: sa.URL, where: str, read_only: bool, keep: bool
                 raise unusable(url, where, exc) from None
             time.sleep(0.5)
     if version is None or not version.isdigit():
-        raise LedgerError(where, f"{shown(url)} is damaged: its schema version is missing")
+        raise damaged(url, where, "its schema version is missing")
     if int(version) != SCHEMA:
         newer = int(version) > SCHEMA
         what = f"{shown(url)} was written by {'a newer' if newer else 'an older'} evosearch (schema {version})"
@@ -265,5 +279,10 @@ def _create(connection: sa.Connection, present: set[str], url: sa.URL, where: st
     if server and (encoding := connection.scalar(sa.text("SHOW server_encoding"))) != "UTF8":
         next = f"Create another: createdb -E UTF8 -T template0 {url.database}"
         raise LedgerError(where, f"{shown(url)} has the encoding {encoding}", "UTF8", next)
+    create_tables(connection)
+
+
+def create_tables(connection: sa.Connection) -> None:
+    """Create the tables in an empty database, with their version."""
     metadata.create_all(connection, checkfirst=False)
     connection.execute(sa.insert(meta), [{"key": "schema", "value": str(SCHEMA)}])

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from evosearch.errors import LedgerError
+from evosearch.errors import LedgerError, LedgerUnavailableError
 from evosearch.search.ledger.database_errors import is_transient, reason_of, shown, unusable
 from evosearch.search.ledger.lock import (
     Holder,
@@ -207,7 +207,7 @@ class ServerTransactions(Transactions):
         waited = f" for {waited_s:.0f} s" if waited_s > 1.0 else ""
         what = f"{shown(self._url)} cannot be reached{waited}: {reason_of(exc)}"
         next = "Everything recorded is safe. Once the server is back, run the same command to resume"
-        return LedgerError(self._where, what, next=next)
+        return LedgerUnavailableError(self._where, what, next=next)
 
     def _read(self, work: Callable[[Connection], Result]) -> Result:
         snapshot = self._engine.execution_options(isolation_level="REPEATABLE READ")  # one snapshot for all of `work`

@@ -1,0 +1,311 @@
+"""Damaged, locked and full ledgers: each is told by its code, and changed rows by their checksums."""
+
+import contextlib
+import random
+import sqlite3
+import subprocess
+import sys
+import threading
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from evosearch.errors import LedgerError, LedgerUnavailableError
+from evosearch.evaluation.types import Estimate, ItemBatch, ItemSet, ScoreCard
+from evosearch.search.ledger import store
+from evosearch.search.ledger.database_errors import DamagedLedgerError
+from evosearch.search.ledger.ledger import Ledger
+from evosearch.search.ledger.rows import DamagedRowError, checksum, inflated
+
+SETS = (
+    ItemSet("sums", "evo_sums", tuple(range(40)), tuple(f"{n:064x}" for n in range(40)), ("x",) * 40),
+    ItemSet("moods", "evo_moods", (1,), ("d",)),
+)
+BATCH = ItemBatch("search", SETS)
+PAGE = 4096
+
+
+def card(seed: int) -> ScoreCard:
+    draw = np.random.default_rng(seed)
+    columns = {"sums": {"acc": draw.random(40), "gold": draw.random(40)}, "moods": {"acc": np.ones(1)}}
+    digests = {items.task: items.digest for items in SETS}
+    return ScoreCard("search", BATCH.digest, columns, digests, {}, 50.0, Estimate(0.5, 0.1, 41))
+
+
+def record(ledger: Ledger, search_id: str, groups: int = 6) -> None:
+    """Record a search of groups of four: proposed together, scored one by one, reported together."""
+    ledger.put_item_sets(BATCH)
+    ledger.append(search_id, [("started", {"name": f"name of {search_id}", "spec": {}})])
+    for group in range(groups):
+        names = [str(4 * group + index) for index in range(4)]
+        ledger.append(search_id, [("asked", asked(name, group)) for name in names])
+        for name in names:
+            scored = {"candidate": name, "worker": "w", "minibatch": None, "recipe_id": name} | card(
+                int(name)
+            ).summary()
+            ledger.append(search_id, [("scored", scored)], scores=[(name, card(int(name)))])
+        ledger.append(search_id, [("told", {"group": group, "observations": []})])
+    ledger.append(search_id, [("stopped", {"reason": "candidates"})])
+
+
+def asked(name: str, group: int) -> dict[str, Any]:
+    recipe = {"filler": "λ" * random.Random(name).randrange(3000)}  # some are longer than a page
+    return {"candidate": name, "group": group, "recipe_id": name, "duplicate_of": None, "genome": {}, "recipe": recipe}
+
+
+@pytest.fixture
+def path(tmp_path: Path, no_power_cuts: None) -> Path:
+    """A ledger with two searches, closed."""
+    file = tmp_path / "ledger.db"
+    with Ledger.open(f"sqlite:///{file}") as ledger:
+        for search_id in ("one", "two"):
+            record(ledger, search_id)
+        ledger.record_test_opening("one", "digest", ["base"])
+    return file
+
+
+def alter(path: Path, statement: str, *values: object) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute(statement, values).rowcount > 0
+        connection.commit()
+
+
+def overwrite(path: Path, at: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(data)
+
+
+# --- damage of the file ---------------------------------------------------------------------------------------------
+
+
+def middle_pages(path: Path) -> None:
+    count = path.stat().st_size // PAGE
+    overwrite(path, PAGE, random.Random(3).randbytes((count - 1) * PAGE))
+
+
+def half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def almost_nothing(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def no_header(path: Path) -> None:
+    overwrite(path, 0, bytes(100))
+
+
+DAMAGES = [
+    (middle_pages, "is damaged"),
+    (half, "is damaged"),
+    (almost_nothing, "is damaged"),
+    (no_header, "or its start"),
+]
+
+
+@pytest.mark.parametrize(("damage", "said"), DAMAGES, ids=[one.__name__ for one, _ in DAMAGES])
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_damaged_file_is_told_as_damage(
+    path: Path, damage: Callable[[Path], None], said: str, read_only: bool
+) -> None:
+    """Once: 'Make room on its disk: what was recorded is safe', because SQLite's message has the word disk."""
+    damage(path)
+    before = path.read_bytes()
+    with (
+        pytest.raises(DamagedLedgerError) as caught,
+        Ledger.open(f"sqlite:///{path}", "night.yaml: ledger", read_only=read_only) as ledger,
+    ):
+        ledger.events("one")
+    text = str(caught.value)
+    assert text.startswith(f"night.yaml: ledger: {path} ")
+    assert said in text
+    assert "estore a backup" in text
+    assert "evosearch ledger recover" in text
+    assert "disk space" not in text
+    assert caught.value.exit_code == 2
+    assert path.read_bytes() == before
+
+
+HOLD = """
+import sqlite3, sys, time
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN IMMEDIATE")
+connection.execute("UPDATE ledger_meta SET value = value")
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_locked_file_names_the_process_that_locks_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "BUSY_S", 0.3)
+    with (
+        Ledger.open(f"sqlite:///{path}", "night") as ledger,
+        subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True) as other,
+    ):
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(LedgerUnavailableError) as caught:
+            ledger.append("three", [("started", {})])
+        other.kill()
+        other.wait()
+        ledger.append("three", [("started", {})])
+    assert f"{path} is locked by process {other.pid} (python" in str(caught.value)
+    assert "then run the same command to resume; everything recorded is safe" in str(caught.value)
+    assert caught.value.exit_code == 1, "the input is right"
+
+
+def test_a_full_database_is_not_bad_input(path: Path) -> None:
+    """SQLITE_FULL itself, by a limit on the pages of the database."""
+    with Ledger.open(f"sqlite:///{path}", "night") as ledger:
+
+        def full(connection: sa.Connection) -> None:
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+            connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+            filler = {"search_id": "x", "seq": 1, "more": 0, "time": 0.0, "clock": 0.0, "type": "asked", "checksum": ""}
+            connection.execute(sa.insert(store.events), [filler | {"payload": "x" * 10**6}])
+
+        with pytest.raises(
+            LedgerUnavailableError, match=r"disk is full\. Free disk space, then run the same"
+        ) as caught:
+            ledger._database.write(full)
+    assert caught.value.exit_code == 1
+
+
+# --- damage of a row ------------------------------------------------------------------------------------------------
+
+CHANGES = [
+    ("payload", "replace(payload, 'name of', 'nome of')"),
+    ("payload", "substr(payload, 1, length(payload) - 10)"),  # as in the attack: ten bytes cut off
+    ("payload", "cast(x'7b22ff80' AS TEXT)"),  # not UTF-8
+    ("payload", "7"),
+    ("type", "'stopped'"),
+    ("time", "time + 1"),
+    ("clock", "clock + 1"),
+    ("more", "more + 1"),
+]
+
+
+@pytest.mark.parametrize(("column", "change"), CHANGES)
+@pytest.mark.parametrize("seq", [1, 10])
+def test_a_changed_event_is_found_and_hides_no_other_search(path: Path, column: str, change: str, seq: int) -> None:
+    alter(path, f"UPDATE ledger_events SET {column} = {change} WHERE search_id = 'one' AND seq = {seq}")
+    with Ledger.open(f"sqlite:///{path}", "night", read_only=True) as ledger:
+        changed = f"event {seq} of search one has changed since it was written"
+        if column == "payload" and seq == 10 and "nome" in change:
+            assert ledger.events("one"), "nothing to replace there"
+        else:
+            with pytest.raises(DamagedLedgerError, match=f"night: .*ledger.db is damaged: {changed}"):
+                ledger.events("one")
+        assert len(ledger.events("two")) == 56
+        infos = {info.search_id: info for info in ledger.searches()}
+        assert infos["two"].damage is None
+        if seq == 1:
+            assert (infos["one"].name, infos["one"].damage, infos["one"].stopped) == ("", changed, "candidates")
+            assert ledger.search_by_name("name of one") is None
+
+
+@pytest.mark.parametrize("payload", ['{"name": ', "[" * 100_000, "NaN,", ""])
+def test_a_payload_that_is_not_json_is_damage_even_with_a_checksum(path: Path, payload: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.row_factory = sqlite3.Row
+        row = dict(connection.execute("SELECT * FROM ledger_events WHERE search_id = 'one' AND seq = 5").fetchone())
+        row["payload"] = payload
+        connection.execute(
+            "UPDATE ledger_events SET payload = ?, checksum = ? WHERE search_id = 'one' AND seq = 5",
+            (payload, checksum(row)),
+        )
+        connection.commit()
+    with (
+        Ledger.open(f"sqlite:///{path}", "night", read_only=True) as ledger,
+        pytest.raises(DamagedLedgerError, match="event 5 of search one is not JSON"),
+    ):
+        ledger.events("one")
+
+
+@pytest.mark.parametrize("change", ["data = zeroblob(length(data))", "n = n - 1", "data = substr(data, 1, 20)"])
+def test_a_changed_score_is_found(path: Path, change: str) -> None:
+    alter(
+        path, f"UPDATE ledger_scores SET {change} WHERE search_id = 'one' AND candidate = '7' AND \"column\" = 'gold'"
+    )
+    said = "column gold of 7 on search has changed since it was written"
+    with Ledger.open(f"sqlite:///{path}", "night", read_only=True) as ledger:
+        with pytest.raises(DamagedLedgerError, match=said):
+            ledger.columns("one", "7", "search")
+        assert ledger.columns("one", "8", "search").keys() == {"sums", "moods"}
+        assert ledger.columns("two", "7", "search").keys() == {"sums", "moods"}
+
+
+def bomb(path: Path) -> None:
+    """Replace a column and an item set by a decompression bomb, with valid checksums."""
+    packed = _zeros()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.row_factory = sqlite3.Row
+        where = "search_id = 'one' AND candidate = '3' AND \"column\" = 'gold'"
+        row = dict(connection.execute(f"SELECT * FROM ledger_scores WHERE {where}").fetchone()) | {"data": packed}
+        connection.execute(f"UPDATE ledger_scores SET data = ?, checksum = ? WHERE {where}", (packed, checksum(row)))
+        connection.execute("UPDATE ledger_item_sets SET data = ? WHERE task = 'moods'", (packed,))
+        connection.commit()
+
+
+def _zeros() -> bytes:
+    """A megabyte or two that unpack to more than the limit of an item set."""
+    packing, zeros = zlib.compressobj(1), bytes(2**24)
+    return b"".join([packing.compress(zeros) for _ in range(17)] + [packing.flush()])
+
+
+def test_a_decompression_bomb_is_damage_and_takes_no_memory(path: Path) -> None:
+    bomb(path)
+    with Ledger.open(f"sqlite:///{path}", "night", read_only=True) as ledger:
+        tracemalloc.start()
+        with pytest.raises(DamagedLedgerError, match="column gold of 3 on search has more than 320 bytes"):
+            ledger.columns("one", "3", "search")
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+        with pytest.raises(DamagedLedgerError, match=r"item set \w+ has more than 268435456 bytes"):
+            ledger.item_set(SETS[1].digest)
+        assert tracemalloc.get_traced_memory()[1] < 2**30
+        tracemalloc.stop()
+
+
+def test_what_is_cut_off_or_too_long_is_not_unpacked() -> None:
+    packed = zlib.compress(bytes(100))
+    assert inflated(packed, 100, "x") == bytes(100)
+    for data, most, said in (
+        (packed, 99, "x has more than 99 bytes"),
+        (packed[:-5], 100, "x is incomplete"),
+        (b"nonsense", 100, "x cannot be unpacked"),
+        (b"", 100, "x is incomplete"),
+    ):
+        with pytest.raises(DamagedRowError, match=said):
+            inflated(data, most, "x")
+
+
+def test_a_reader_never_takes_a_search_for_damaged_that_is_just_starting(tmp_path: Path, no_power_cuts: None) -> None:
+    """The first and the last events of all searches are read in one snapshot."""
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    with Ledger.open(url) as ledger, Ledger.open(url, read_only=True) as reader:
+        ledger.append("first", [("started", {"name": "first"})])
+        done = threading.Event()
+
+        def write() -> None:
+            for index in range(200):
+                ledger.append(f"search {index}", [("started", {"name": f"{index}"})])
+            done.set()
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        while not done.is_set():
+            assert [info.damage for info in reader.searches() if info.damage] == []
+        writer.join()
+
+
+def test_errors_of_ledgers_keep_their_kind(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError) as caught:
+        Ledger.open(f"sqlite:///{tmp_path}/none.db", read_only=True)
+    assert not isinstance(caught.value, DamagedLedgerError | LedgerUnavailableError)
