@@ -21,7 +21,7 @@ from evosearch.search.progress import Progress
 from evosearch.search.protocols import Executor, Job, Minibatches
 from evosearch.search.recorder import Recorder, job_id
 from evosearch.search.records import BaselineRecord, CandidateRecord, Proposal, RestartRecord, is_candidate
-from evosearch.search.replay import replay
+from evosearch.search.replay import replay as replay_events
 from evosearch.search.sampling import Sampling
 from evosearch.search.space.dimensions import Evaluation, Genome
 from evosearch.search.space.space import SearchSpace
@@ -92,6 +92,15 @@ class Controller:
         self._score_answers(optimizer)
         return reason
 
+    def replay(self) -> int:
+        """Repeat the recorded proposals and reports, and nothing else; return the number of proposals compared.
+
+        Raises:
+            ReplayError: The optimizer proposes other candidates than the record has.
+        """
+        self._restore()
+        return self.state.proposed - self.state.proposed_before
+
     def _by_generations(self, optimizer: Optimizer, pending: list[Proposal]) -> str:
         while True:
             if pending:
@@ -146,7 +155,7 @@ class Controller:
         optimizer = self._make(start, first)
         try:
             events = self.recorder.ledger.stream(self.recorder.search_id, after=self.state.restarted_at)
-            return optimizer, list(replay(optimizer, events).pending)
+            return optimizer, list(replay_events(optimizer, events).pending)
         except ReplayError as exc:
             if not self.continue_from_best:
                 raise

@@ -42,10 +42,17 @@ def start(recorder: Recorder, prepared: Prepared, warm: WarmStart | None) -> Non
 
 def search(prepared: Prepared, recorder: Recorder, executor: Executor, continue_from_best: bool) -> str:
     """Propose and score candidates; return why the search stopped."""
+    return controller_of(prepared, recorder, executor, continue_from_best).run()
+
+
+def controller_of(
+    prepared: Prepared, recorder: Recorder, executor: Executor, continue_from_best: bool = False
+) -> Controller:
+    """Return the search loop of a prepared search, which starts where its record ends."""
     spec, warm = prepared.spec, recorder.state.warm_start
     config, steps = prepared.optimizer, prepared.steps
     known = warm.observations if warm else ()
-    controller = Controller(
+    return Controller(
         recorder=recorder,
         executor=executor,
         space=prepared.space,
@@ -69,7 +76,6 @@ def search(prepared: Prepared, recorder: Recorder, executor: Executor, continue_
         asynchronous=config.asynchronous,
         continue_from_best=continue_from_best,
     )
-    return controller.run()
 
 
 def promote(

@@ -35,6 +35,29 @@ def find(search: str) -> RunDir:
     return _latest(pipeline, search) or _latest(_recorded(path), path.name) or _not_found(search)
 
 
+def ledger_of(search: str) -> str:
+    """The URL of a search's ledger, which need not be readable.
+
+    Args:
+        search: A search (name, run directory or spec file), or a ledger (URL or SQLite file).
+
+    Raises:
+        LedgerError: There is no such search or ledger.
+    """
+    path = Path(search)
+    if "://" in search:
+        return search
+    if path.suffix in (".yaml", ".yml"):
+        spec = parse(path, documents.read(path, SpecError))
+        return (spec.run_dir if isinstance(spec, SearchSpec) else spec.run_dir(0)).ledger
+    if os.path.isfile(path):
+        return f"{SQLITE}{path.resolve()}"
+    for folder in (runs_folder() / search, runs_folder() / (search.rpartition(".")[0] or search), path.resolve()):
+        if any(os.path.isfile(folder / name) for name in (LEDGER_FILE, LEDGER_URL_FILE)):
+            return _recorded(folder).ledger
+    return _not_found(search)
+
+
 def recorded_run_dirs() -> list[RunDir]:
     """All run directories in the runs folder, by name; one for all stages of a multi-stage run.
 

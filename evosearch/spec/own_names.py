@@ -28,6 +28,7 @@ OWN_NAMES = {
 }
 SIDE_FILES = ("-wal", "-shm", "-journal")  # suffixes of SQLite's files next to a database
 LOCK = ".lock"  # suffix of lock files, next to a ledger
+DAMAGED = ".damaged"  # suffix of a damaged ledger's files after a recovery
 
 
 def use_of(name: str) -> str | None:
@@ -37,6 +38,8 @@ def use_of(name: str) -> str | None:
         return "drafts"  # written first and then renamed
     if folded.endswith(LOCK):
         return "a lock"
+    if folded.endswith(DAMAGED):
+        return "a damaged ledger"
     if folded.endswith(SIDE_FILES):
         return "SQLite's side files"
     return OWN_NAMES.get(folded)
