@@ -15,9 +15,12 @@ def command(
     """List all searches with their progress, best fitness and promoted model."""
     from evosearch.cli.status_table import status_table
     from evosearch.jobs.queue import rows
+    from evosearch.origins import Secret, name_by_hand
     from evosearch.redaction import hidden
     from evosearch.reporting.status import of_ledger, statuses
 
+    if ledger:
+        name_by_hand(Secret.POSTGRES, ledger)
     here = of_ledger(ledger) if ledger else statuses()
     there = rows(address) if address else []
     if json:

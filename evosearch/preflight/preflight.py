@@ -87,7 +87,7 @@ def preflight(
         harness: Loads the spec's suite; None if it cannot be loaded, which is recorded already.
     """
     ready = Ready()
-    ledger = diagnostics.passes(lambda: check_ledger(spec))
+    ledger = diagnostics.passes(lambda: check_ledger(spec, diagnostics))
     ready.first = _is_first(spec) if ledger else True
     workers = diagnostics.attempt(lambda: worker_count(spec.config.workers))
     if ready.first and (spec.stage is None or spec.stage.index == 0):

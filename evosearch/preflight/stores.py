@@ -7,7 +7,8 @@ from pathlib import Path
 
 from evosearch.errors import LedgerError, SpecError, TrackingError
 from evosearch.search.ledger.ledger import Ledger
-from evosearch.search.ledger.store import check_server
+from evosearch.search.ledger.server_access import withheld
+from evosearch.search.ledger.store import check_server, parse_url
 from evosearch.setup.trackers import JSON_LINES, jsonl_file, tracking_file
 from evosearch.spec.diagnostics import Diagnostics
 from evosearch.spec.own_names import LEDGER_FILE, LEDGER_URL_FILE, MLFLOW_FILE, free_file
@@ -19,7 +20,7 @@ from evosearch.tracking.jsonl import check_lines
 NO_ACCOUNT = "not authenticated"  # in MLflow's message if an account is missing or its password is wrong
 
 
-def check_ledger(spec: SearchSpec) -> None:
+def check_ledger(spec: SearchSpec, diagnostics: Diagnostics) -> None:
     """Check that the ledger can be written, or created; nothing is created here.
 
     Raises:
@@ -32,6 +33,8 @@ def check_ledger(spec: SearchSpec) -> None:
         check_file(run_dir.folder / LEDGER_URL_FILE, "EVOSEARCH_RUNS", LedgerError)
     if not url.startswith(SQLITE):
         check_server(url, where)
+        if (kept := withheld(parse_url(url, where))) is not None:
+            diagnostics.note(f"{where}: {kept}")
         return
     database = Path(url.removeprefix(SQLITE))
     if not database.name:

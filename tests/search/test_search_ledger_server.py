@@ -73,13 +73,13 @@ def test_errors_of_a_server_that_cannot_be_opened(postgres_url: str, guest: str)
                 "Check that the server is running",
             ),
             f"postgresql://{guest}@{at}/{database}?sslcert=open-sesame&nonsense=1": (
-                'invalid connection option "nonsense"',
-                "Check",
+                r"got the setting 'sslcert'\. One host, and of settings only application_name",
+                "variables",
             ),
         }
         for url, (what, next) in cases.items():
             began = time.monotonic()
-            with pytest.raises(LedgerError, match=f"^night.yaml: ledger: postgresql://.*{what}.*{next}") as caught:
+            with pytest.raises(LedgerError, match=f"^night.yaml: ledger: .*{what}.*{next}") as caught:
                 Ledger.open(url, "night.yaml: ledger")
             assert time.monotonic() - began < 10.0, "what the user has to mend is not tried again"
             assert "open-sesame" not in str(caught.value)

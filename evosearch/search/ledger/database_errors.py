@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from evosearch.errors import LedgerError, LedgerUnavailableError
 from evosearch.redaction import hidden
 from evosearch.search.ledger.lock import lockers
+from evosearch.search.ledger.server_access import withheld
 
 # Transient SQLSTATE codes (PostgreSQL, appendix A). 08: connections; 57P0x: the server stops or starts.
 _TRANSIENT = {
@@ -102,6 +103,10 @@ def _unusable_file(url: sa.URL, where: str, exc: sa.exc.DBAPIError) -> LedgerErr
 def _next_at_a_server(url: sa.URL, exc: sa.exc.DBAPIError, reason: str) -> str:
     host, port = url.host or "localhost", url.port or 5432
     at = f"-h {host} -p {port}"
+    if re.search("password|authentication", reason) and (kept := withheld(url)):
+        return kept
+    if "authentication method requirement" in reason:
+        return "Let it use scram-sha-256 (pg_hba.conf), or set PGREQUIREAUTH to the method that you accept"
     if "password" in reason:
         line = f"{host}:{port}:{url.database or '*'}:{url.username or 'USER'}:PASSWORD"
         return f"Add the line {line} to ~/.pgpass, or to the file that $PGPASSFILE names, mode 0600"

@@ -14,6 +14,7 @@ from evosearch.errors import LedgerError
 from evosearch.redaction import hidden
 from evosearch.search.ledger.database_errors import NoLedgerError, damaged, is_starting, shown, unusable
 from evosearch.search.ledger.lock import this_host
+from evosearch.search.ledger.server_access import refuse_settings
 
 SCHEMA = 2  # version of the tables; ledgers with another one are refused
 BUSY_S = 30.0  # wait for the write of another connection
@@ -80,7 +81,7 @@ def parse_url(url: str, where: str) -> sa.URL:
     """Parse the URL of a ledger.
 
     Raises:
-        LedgerError: It is not a URL, or not one of a supported database.
+        LedgerError: It is not a URL, not one of a supported database, or has settings that a URL may not have.
     """
     allowed = "sqlite:///PATH or postgresql://HOST/DATABASE"
     try:
@@ -93,6 +94,8 @@ def parse_url(url: str, where: str) -> sa.URL:
         raise LedgerError(where, "a ledger in memory would be lost with the process", allowed)
     if parsed.drivername not in ("sqlite", "postgresql", "postgresql+psycopg"):
         raise LedgerError(where, f"got the driver '{parsed.drivername}'", allowed)
+    if parsed.get_backend_name() == "postgresql":
+        refuse_settings(parsed, where)
     return parsed
 
 
