@@ -1,7 +1,7 @@
 """Which secret may be sent to which server: only to an origin that the user named, never to one that a file names.
 
-An origin is scheme, host and port. The user names it by a variable of the environment or on the command line; specs, suites,
-recipes and records name servers too, but may come from elsewhere.
+An origin is scheme, host and port. The user names it by a variable of the environment or on the command line; specs,
+suites, recipes and records name servers too, but may come from elsewhere.
 """
 
 import ipaddress
@@ -14,7 +14,7 @@ from evosearch.errors import InputError
 from evosearch.redaction import hidden
 
 HOSTS = "EVOSEARCH_HOSTS"  # origins that may receive every secret for their scheme
-PORTS = {"http": 80, "https": 443, "postgresql": 5432, "ray": 6379}  # default ports
+PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433, "ray": 6379}  # default ports
 HUB = "https://huggingface.co"
 SCHEME = re.compile(r"[a-z][a-z0-9.-]*")
 # Programs disagree on backslashes, spaces and several '@': such an address has no origin
@@ -28,11 +28,11 @@ NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
 class Secret(Enum):
-    """A secret of the user: its name in messages, the scheme of addresses without one, and the variables that name its servers."""
+    """A secret: its name in messages, the scheme of addresses without one, and the variables that name its servers."""
 
     POSTGRES = ("PostgreSQL password", "postgresql", ("PGHOST",))
     MLFLOW = ("MLflow account", "http", ("MLFLOW_TRACKING_URI",))
-    RAY = ("Ray token", "ray", ("RAY_ADDRESS", "EVOSEARCH_ADDRESS"))
+    RAY = ("Ray token", "ray", ("RAY_ADDRESS",))  # a dashboard is named by --address or EVOSEARCH_ADDRESS only
     HUB = ("hub token", "https", ("HF_ENDPOINT",))
 
     def __init__(self, what: str, scheme: str, variables: tuple[str, ...]) -> None:
@@ -126,9 +126,11 @@ def how_to_allow(secret: Secret, place: Origin | None, address: str) -> str:
     """Return a sentence on why a secret was not sent to an address, and on how to allow it."""
     shown = hidden(address)
     if place is None:
-        return f"Your {secret.what} was not sent to {shown}: this form of a host is ambiguous. Write its name or full address"
+        why = "this form of a host is ambiguous. Write its name or full address"
+        return f"Your {secret.what} was not sent to {shown}: {why}"
     named = " or ".join(f"${name}" for name in secret.variables)
-    return f"Your {secret.what} was not sent, because only a file names {place}. If you trust it: {HOSTS}={place} (or {named})"
+    why = f"because only a file names {place}. If you trust it: {HOSTS}={place} (or {named})"
+    return f"Your {secret.what} was not sent, {why}"
 
 
 def _listed() -> set[Origin]:

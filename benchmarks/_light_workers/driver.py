@@ -15,6 +15,7 @@ from benchmarks._simulated.searches import run_search
 from benchmarks._simulated.world import World
 from evosearch.execution.deadlines import Timeouts
 from evosearch.execution.ray_pool import RayExecutor, RayOptions
+from evosearch.origins import Secret, name_by_hand
 from evosearch.search.budget import Budget
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.optimizer_config import OptimizerConfig
@@ -67,6 +68,7 @@ class Settings:
 def drive(settings: Settings) -> str:
     """Run or resume the search; return the reason why it stopped."""
     timeouts = Timeouts(**settings.timeouts)
+    name_by_hand(Secret.RAY, settings.address)
     fill = settings.count is None
     options = RayOptions(settings.count, address=settings.address, fill=fill, timeouts=timeouts)
     light = Light(Path(settings.folder), settings.world, settings.seconds, acts=settings.acts, log=settings.begun)

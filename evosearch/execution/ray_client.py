@@ -62,7 +62,8 @@ class Dashboard:
 
         options = _bounded(self._host)
         with self.calls():
-            return bool(requests.get(f"{self.address}/api/jobs/", timeout=options.pop("timeout"), **options).ok)
+            answer = requests.get(f"{self.address}/api/jobs/", timeout=options.pop("timeout"), **options)
+            return bool(answer.ok and not answer.is_redirect)
 
     @contextmanager
     def calls(self) -> Iterator[None]:
@@ -142,8 +143,11 @@ def _client(address: str, sent: str | None, host: str) -> Any:
 
 
 def _bounded(host: str) -> dict[str, Any]:
-    """Return the options of every request: time limits, and no proxy for this machine."""
-    options: dict[str, Any] = {"timeout": (CONNECT_S, ANSWER_S)}
+    """Return the options of every request: time limits, no redirects, and no proxy for this machine.
+
+    A redirect could lead to a server that the user did not name.
+    """
+    options: dict[str, Any] = {"timeout": (CONNECT_S, ANSWER_S), "allow_redirects": False}
     return options | ({"proxies": {"http": None, "https": None}} if host in LOOPBACK else {})
 
 

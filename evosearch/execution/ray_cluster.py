@@ -1,6 +1,7 @@
 """Connection to Ray: a local Ray started for this process, or an existing cluster. Every call has a time limit.
 
-The cluster is that of `workers.address`, or of `$RAY_ADDRESS`, which Ray sets inside a job.
+The cluster is that of `workers.address`, or of `$RAY_ADDRESS`, which Ray sets inside a job. The address must be one
+that the user named: its cluster gets the token, and decides what this process runs.
 """
 
 import os
@@ -24,6 +25,7 @@ from evosearch.execution.ray_settings import (
     secure_environment,
     set_defaults,
 )
+from evosearch.origins import Secret, how_to_allow, may_receive, origin_of
 
 NAMESPACE = "evosearch"
 REACH_S = 10.0  # time limit for the first answer of a cluster
@@ -131,7 +133,8 @@ def connect(token_file: Path, address: str | None, cpus: int | None) -> Cluster:
         cpus: CPUs of a local Ray; None for all.
 
     Raises:
-        SpecError: There is no such cluster, it refuses the token, or Ray does not start. Raised within seconds.
+        SpecError: There is no such cluster, only a file names it, it refuses the token, or Ray does not start. Raised
+            within seconds.
     """
     set_defaults()
     ray = load_ray()
@@ -156,26 +159,57 @@ def _join(address: str, where: str) -> None:
         what = f"no token for this cluster in {token.SOURCES}"
         raise SpecError(where, what, next="Set one of them to the cluster's token")
     reload_token()
+    if address == "auto":
+        address = _detected(where)
     head = _endpoint(address)
-    if head is None and address != "auto":
+    if head is None:
         what = "not the address of a Ray cluster"
         allowed = "HOST:PORT of its head node, as `ray start` prints it"
         raise SpecError(where, what, allowed, "From a machine outside the cluster, use: evosearch submit")
-    if head is not None and not _answers(head, REACH_S):
+    _refuse_unnamed(address, where)
+    if not _answers(head, REACH_S):
         what = f"no answer within {REACH_S:.0f} s"
         next = "Check that the head node is running and that its port is reachable from here; see `ray status`"
         raise SpecError(where, what, next=next)
-    hidden = head is not None and _is_loopback(head[0]) and not _answers((_own_ip(), head[1]), PROBE_S)
+    hidden = _is_loopback(head[0]) and not _answers((_own_ip(), head[1]), PROBE_S)
     with on_loopback() if hidden else nullcontext():  # otherwise Ray looks for it at this machine's other address
-        _enter(address, where, named=head is not None)
+        _enter(address, where)
 
 
-def _enter(address: str, where: str, named: bool) -> None:
+def _detected(where: str) -> str:
+    """Return the address for `auto`: $RAY_ADDRESS, or that of a Ray on this machine, which may be another user's.
+
+    Raises:
+        SpecError: There is none.
+    """
+    from ray._private import services
+
+    try:
+        found = services.canonicalize_bootstrap_address("auto")
+    except ConnectionError:
+        found = None
+    if not found or found == "auto":
+        raise SpecError(where, "no Ray cluster on this machine", next="Set RAY_ADDRESS to HOST:PORT of its head node")
+    return str(found)
+
+
+def _refuse_unnamed(address: str, where: str) -> None:
+    """Check that the user named the cluster. Without that it is not joined at all, not even without a token.
+
+    Raises:
+        SpecError: The user did not.
+    """
+    place = origin_of(address, "ray")
+    if not may_receive(Secret.RAY, place):
+        what = f"the cluster at {address} is not joined: it would get a token, and could run code here"
+        raise SpecError(where, what, next=how_to_allow(Secret.RAY, place, address))
+
+
+def _enter(address: str, where: str) -> None:
     from ray import init
     from ray._private import services
 
-    if named:
-        _check_access(services.canonicalize_bootstrap_address(address) or address, where)
+    _check_access(services.canonicalize_bootstrap_address(address) or address, where)
     if not services.find_node_ids():
         what = "a search must run on a node of the cluster, and this machine is not one"
         raise SpecError(where, what, next="Submit it instead: evosearch submit SPEC --address http://HOST:8265")

@@ -15,6 +15,7 @@ from evosearch.spec.own_names import LEDGER_FILE, LEDGER_URL_FILE, MLFLOW_FILE, 
 from evosearch.spec.run_dir import SQLITE, runs_folder
 from evosearch.spec.spec import SearchSpec
 from evosearch.tracking.access import check_file, check_read_access, check_write_access
+from evosearch.tracking.accounts import kept_account
 from evosearch.tracking.jsonl import check_lines
 
 NO_ACCOUNT = "not authenticated"  # in MLflow's message if an account is missing or its password is wrong
@@ -64,8 +65,11 @@ def check_tracking_store(spec: SearchSpec, diagnostics: Diagnostics) -> None:
         if run_dir.tracking.startswith(JSON_LINES):
             check_file(jsonl_file(run_dir), "tracking.uri")
             check_lines(jsonl_file(run_dir), "tracking.uri")
-        elif text := check_read_access(run_dir.tracking, run_dir.experiment, name):
-            diagnostics.note(text)
+            return
+        text = check_read_access(run_dir.tracking, run_dir.experiment, name)
+    for found in (text, kept_account(run_dir.tracking)):
+        if found is not None:
+            diagnostics.note(found)
 
 
 def prove_tracking_store(spec: SearchSpec) -> None:
@@ -101,5 +105,7 @@ def _at_spec_key(spec: SearchSpec) -> Iterator[None]:
         key = error.where if error.where.startswith("tracking.") else "tracking.uri"
         next_step = error.next if key == error.where else "Check the URI, and that the server is up"
         if NO_ACCOUNT in what:
-            next_step = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            named = "and MLFLOW_TRACKING_URI, which says for which server they are"
+            account = f"Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, {named}"
+            next_step = kept_account(spec.run_dir.tracking) or account
         raise TrackingError(spec.at(key), what, error.allowed, next_step) from error

@@ -20,7 +20,7 @@ def without_credentials(url: str) -> str:
     """Return the URL if it contains no secret.
 
     Raises:
-        SpecError: It contains one, which the message does not repeat; or it is that of a database server, with a setting
+        SpecError: It contains one, which the message does not repeat; or it is a database server's, with a setting
             that could move the connection, read a file, or load a driver.
     """
     web = re.match(r"\s*https?:", url, re.IGNORECASE)
@@ -62,7 +62,9 @@ def _refuse_settings(url: str) -> None:
     if kind == "postgresql":
         refuse_settings(parsed, "", SpecError)
     elif kind in OTHER_SERVERS and parsed.query:
-        raise SpecError("", f"got the setting '{next(iter(parsed.query))}'", "A URL without settings: SCHEME://USER@HOST/NAME")
+        raise SpecError(
+            "", f"got the setting '{next(iter(parsed.query))}'", "A URL without settings: SCHEME://USER@HOST/NAME"
+        )
 
 
 def _secret_under(query: str) -> str | None:

@@ -1,6 +1,7 @@
 """Access to an MLflow store: the import of mlflow, its environment, its errors and its URIs."""
 
 import os
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from sqlalchemy.exc import ArgumentError, SADeprecationWarning
 
 from evosearch.errors import TrackingError
 from evosearch.redaction import hidden
+from evosearch.tracking.accounts import check_database, kept_account, limit_accounts
 from evosearch.tracking.mirror import describe
 
 ARTIFACTS = "mlartifacts"  # folder next to a SQLite store
@@ -24,6 +26,7 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_ALLOW_HTTP_REDIRECTS": "false",  # a redirect would turn a POST into a GET, at a server nobody named
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output is for --json
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # errors are reported in one line; mlflow would log a traceback for each
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -46,6 +49,8 @@ def load_mlflow() -> None:
     with _importing:
         import mlflow.artifacts  # noqa: F401 (needed to read registered models)
 
+        limit_accounts()
+
 
 def connect(uri: str) -> Any:
     """Return a client of the store at `uri`, for runs and registered models; creates a missing SQLite store.
@@ -64,14 +69,15 @@ def connect(uri: str) -> Any:
 
 
 def check_scheme(uri: str) -> None:
-    """Check the scheme of a tracking URI.
+    """Check the scheme of a tracking URI, and that of a database further.
 
     Raises:
-        TrackingError: MLflow does not support the scheme.
+        TrackingError: MLflow does not support the scheme, or see `check_database`.
     """
     if uri.partition(":")[0].partition("+")[0] not in SCHEMES:
         allowed = "sqlite:///FOLDER/mlflow.db, postgresql://HOST/NAME or http://HOST:PORT"
         raise TrackingError("tracking.uri", f"got '{hidden(uri)}'", allowed)
+    check_database(uri)
 
 
 @contextmanager
@@ -86,6 +92,8 @@ def as_tracking_errors(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as exc:
         check = "Check tracking.uri and that the server is up; no data is lost, as the ledger has everything"
+        if re.search("authenti|password|permission|401|403", str(exc), re.IGNORECASE):
+            check = kept_account(uri) or check
         raise TrackingError(hidden(uri), describe(exc), next=check) from exc
 
 

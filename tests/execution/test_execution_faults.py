@@ -236,7 +236,7 @@ except ray_cluster.SpecError as exc:
         text=True,
         timeout=400,
         cwd=tmp_path,
-        env=environment | {"RAY_AUTH_TOKEN": 64 * "b"},
+        env=environment | {"RAY_AUTH_TOKEN": 64 * "b", "EVOSEARCH_HOSTS": f"ray://{nodes.cluster.address}"},
     )
     assert f"workers.address: {nodes.cluster.address}: the cluster refuses the token" in done.stdout, done.stderr
 

@@ -174,8 +174,10 @@ def test_a_local_ray_requires_its_token_and_sends_no_telemetry(cluster: Any, tmp
     address = cluster.get_runtime_context().gcs_address
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
+    named = {"RAY_AUTH_MODE": "token", "EVOSEARCH_HOSTS": f"ray://{address}"}
+
     def join(**token: str) -> str:
-        command, environment = [sys.executable, "-c", JOIN, address], kept | {"RAY_AUTH_MODE": "token"} | token
+        command, environment = [sys.executable, "-c", JOIN, address], kept | named | token
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=400, check=False, cwd=tmp_path, env=environment
         )

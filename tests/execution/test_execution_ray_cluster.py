@@ -43,6 +43,7 @@ def test_without_a_token_the_cluster_is_not_contacted(tmp_path: Path, monkeypatc
 
 def test_an_unreachable_cluster_is_an_error_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", 64 * "a")
+    monkeypatch.setenv("EVOSEARCH_HOSTS", f"ray://{UNUSED_ADDRESS}")
     with pytest.raises(SpecError, match=r"workers\.address: 127\.0\.0\.1:9: no answer within 10 s"):
         connect(tmp_path / "token", UNUSED_ADDRESS, None)
     with pytest.raises(SpecError, match=r"not the address of a Ray cluster\. HOST:PORT of its head node"):
@@ -105,7 +106,7 @@ os._exit(0)  # Ray's client thread still waits for an answer
 def test_a_server_other_than_ray_is_recognized(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        environment = os.environ | {"RAY_AUTH_TOKEN": 64 * "a"}
+        environment = os.environ | {"RAY_AUTH_TOKEN": 64 * "a", "EVOSEARCH_HOSTS": f"ray://{address}"}
         command = [sys.executable, "-c", JOIN, address]
         done = subprocess.run(command, capture_output=True, text=True, timeout=50, env=environment, cwd=tmp_path)
     assert f"workers.address: {address}: not a Ray cluster" in done.stdout, done.stderr

@@ -33,6 +33,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             node = {"node_ip_address": "127.0.0.1", "num_cpus": 2, "num_gpus": 0, "object_store_memory": 80_000_000}
             cluster = Cluster(initialize_head=True, head_node_args=node | {"num_cpus": 0, "include_dashboard": False})
             cluster.add_node(**node)
+            patch.setenv("EVOSEARCH_HOSTS", f"ray://{cluster.address}")
             yield cluster
             ray.shutdown()
             cluster.shutdown()
@@ -41,6 +42,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def test_an_unreachable_cluster_is_a_problem(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Must run first: a process connects to only one cluster."""
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # connecting sets it too
+    monkeypatch.setenv("EVOSEARCH_HOSTS", "ray://127.0.0.1:1")
     (problem,) = check(world(workers={"address": "127.0.0.1:1"}), dry_run=True, watcher=Silent()).problems
     assert "127.0.0.1:1" in problem.where + problem.what
 

@@ -90,6 +90,7 @@ def _answers(uri: str) -> bool:
 
 @pytest.fixture
 def as_reader(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", READER)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", server.password)
 

@@ -1,5 +1,6 @@
 """Servers of an attacker on another loopback address: they record every byte, and ask for every secret."""
 
+import contextlib
 import socket
 import struct
 import threading
@@ -8,7 +9,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 ELSEWHERE = "127.0.0.2"
-HTTP_ANSWER = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\nWWW-Authenticate: Basic\r\nConnection: close\r\n\r\n{}"
+HTTP_ANSWER = (
+    b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\nWWW-Authenticate: Basic\r\nConnection: close\r\n\r\n{}"
+)
 Talk = Callable[[socket.socket, "Listener"], None]
 
 
@@ -49,11 +52,8 @@ class Listener:
             if self._open:
                 self.connections += 1
             client.settimeout(2.0)
-            with client:
-                try:
-                    self._talk(client, self)
-                except (OSError, struct.error):
-                    pass
+            with client, contextlib.suppress(OSError, struct.error):
+                self._talk(client, self)
 
 
 def ask_for_cleartext(client: socket.socket, listener: Listener) -> None:

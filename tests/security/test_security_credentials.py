@@ -107,8 +107,12 @@ def test_stores_that_are_servers_are_queried(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(tmp_path / "none"))
     with pytest.raises(TrackingError, match="databricks: MlflowException: Reading Databricks credential"):
         check_read_access("databricks", "night", None)
-    text = check_read_access(f"mysql://me:a/{SECRET}@host/db", "night", None)
+    monkeypatch.setenv("EVOSEARCH_HOSTS", "mysql://host:3306")
+    text = check_read_access(f"mysql://me:{SECRET}@host/db", "night", None)
     place = "MLflow at mysql://***@host/db"
+    with pytest.raises(TrackingError, match="only a file names this database") as refused:
+        check_read_access(f"mysql://me:a/{SECRET}@elsewhere/db", "night", None)
+    assert SECRET not in str(refused.value)
     assert text == f"{place} is not opened before the search starts, because that would create its tables"
 
 

@@ -90,9 +90,12 @@ def test_a_search_leaves_no_secret_and_nothing_that_runs(world: World, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_database_that_refuses_a_password_leaves_none(world: World, tmp_path: Path, postgres_url: str) -> None:
+def test_a_database_that_refuses_a_password_leaves_none(
+    world: World, tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said = "password authentication failed"
     spec = world(ledger=postgres_url)
+    monkeypatch.setenv("EVOSEARCH_HOSTS", postgres_url)  # otherwise the server gets no password
     printed = _evosearch(spec, "run", str(spec), refused=said)
     printed += _evosearch(spec, "status", "--ledger", postgres_url, refused=said)
     _holds_no_secret(printed, tmp_path)
@@ -108,6 +111,7 @@ def test_a_server_that_refuses_an_account_leaves_none(
     for name in names if kind == "Bearer" else ("MLFLOW_TRACKING_TOKEN",):
         monkeypatch.delitem(SECRETS, name)
     spec = world(tracking={"uri": f"http://127.0.0.1:{refusing.server_port}"})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{refusing.server_port}")
     printed = _evosearch(spec, "run", str(spec), refused="You are not authenticated")
     encoded = base64.b64encode(account.encode()).decode()
     sent = SECRETS["MLFLOW_TRACKING_TOKEN"] if kind == "Bearer" else encoded

@@ -1,7 +1,7 @@
 """Connections to PostgreSQL: which password goes to which server, and which settings a URL may contain.
 
-The client library sends $PGPASSWORD to every server, in clear if the server asks for that. Every connection that SQLAlchemy
-opens in this process is therefore limited here, for ledgers and for MLflow's own databases.
+The client library sends $PGPASSWORD to every server, in clear if the server asks for that. Every connection that
+SQLAlchemy opens in this process is therefore limited here, for ledgers and for MLflow's own databases.
 """
 
 import os
@@ -92,6 +92,15 @@ def limited(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def limited_environment(url: sa.URL) -> dict[str, str]:
+    """Return the PG* variables with which another program that opens a URL is limited in the same way."""
+    names = {"password": "PGPASSWORD", "passfile": "PGPASSFILE", "require_auth": "PGREQUIREAUTH"}
+    wanted = limited({"host": url.host, "port": url.port} | ({"password": url.password} if url.password else {}))
+    return {
+        name: wanted[key] for key, name in names.items() if key in wanted and not (key == "password" and url.password)
+    }
+
+
 @sa.event.listens_for(sa.Engine, "do_connect")
 def _limit(dialect: sa.Dialect, record: Any, arguments: Any, settings: dict[str, Any]) -> None:
     if dialect.name == "postgresql":
@@ -99,7 +108,7 @@ def _limit(dialect: sa.Dialect, record: Any, arguments: Any, settings: dict[str,
 
 
 def _is_users_own(host: str | None, port: Any) -> bool:
-    """Return whether a server is one that the user named: $PGHOST, EVOSEARCH_HOSTS, or by default this machine's socket."""
+    """Return whether the user named a server: by $PGHOST, EVOSEARCH_HOSTS, or by default this machine's socket."""
     named = os.environ.get("PGHOST", "")
     if not host and not port:
         return True  # libpq uses the user's own
