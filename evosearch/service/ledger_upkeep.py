@@ -191,8 +191,8 @@ def backup(search: str, out: Path) -> BackupReport:
         ledger.snapshot(lambda connection: copy(connection, _emptied(draft)))
         found = _verified(draft)
         if not found.ok:
-            problem = next(text for one in (found, *found.searches) for text in one.problems)
-            raise damaged(ledger.url, search, problem)
+            problems = [*found.problems, *(text for one in found.searches for text in one.problems)]
+            raise damaged(ledger.url, search, problems[0])
         source = shown(ledger.url)
     events = sum(one.events for one in found.searches)
     return BackupReport(source, str(out), len(found.searches), events, out.stat().st_size)

@@ -187,7 +187,7 @@ class Ledger:
 
     def _events(self, query: sa.Select[Any]) -> list[Event]:
         with self._undamaged():
-            return [event_of(row._mapping) for row in self._rows(query)]
+            return [event_of(row._asdict()) for row in self._rows(query)]
 
     def searches(self) -> list[SearchInfo]:
         """Return every search that has started, latest first; also those whose first or last event is damaged."""
@@ -234,7 +234,7 @@ class Ledger:
         if not found:
             raise LedgerError(self._where, f"item set {digest[:12]} is not recorded here")
         with self._undamaged():
-            return item_set_of(found[0]._mapping)
+            return item_set_of(found[0]._asdict())
 
     def columns(
         self, search_id: str, candidate: str, split: str, digests: Mapping[str, str] | None = None
