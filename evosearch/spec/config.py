@@ -65,7 +65,10 @@ class WorkersConfig(Document):
     cached_tokens: PositiveInt | None = None
     """Tokens whose keys and values are kept while answers are generated. Default: 32768."""
     address: Url | None = None
-    """A Ray cluster: HOST:PORT of its head node, or `auto` for the cluster that this machine is a node of."""
+    """A Ray cluster: HOST:PORT of its head node, or `auto` for the cluster that this machine is a node of.
+
+    It is joined if the environment names it too, by RAY_ADDRESS or EVOSEARCH_HOSTS (ray://HOST:PORT).
+    """
     price_per_hour: NonNegativeFloat | None = None
     """Price of one worker's hour in any currency, for the estimate of `evosearch check`."""
 

@@ -207,6 +207,9 @@ def test_only_the_head_has_credentials_of_the_database_and_mlflow(manifests: lis
     assert given["head"] == {("evosearch-postgres", "evosearch_password"), ("evosearch-mlflow", "tracking_password")}
     assert given["submitter"] == {("evosearch-ray", "auth_token")}
     assert ("evosearch-postgres", "postgres_password") not in given["mlflow"]
+    head = environment(templates(manifests)["head"])
+    assert head["PGHOST"] == "postgres", "the server that gets PGPASSWORD"
+    assert head["MLFLOW_TRACKING_URI"] == "http://mlflow:5000", "the server that gets the account"
 
 
 def test_all_nodes_use_an_optional_hub_token(manifests: list[Manifest]) -> None:
