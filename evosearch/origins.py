@@ -15,7 +15,6 @@ from evosearch.redaction import hidden
 
 HOSTS = "EVOSEARCH_HOSTS"  # origins that may receive every secret for their scheme
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433, "ray": 6379}  # default ports
-HUB = "https://huggingface.co"
 SCHEME = re.compile(r"[a-z][a-z0-9.-]*")
 # Programs disagree on backslashes, spaces and several '@': such an address has no origin
 ADDRESS = re.compile(
@@ -33,7 +32,6 @@ class Secret(Enum):
     POSTGRES = ("PostgreSQL password", "postgresql", ("PGHOST",))
     MLFLOW = ("MLflow account", "http", ("MLFLOW_TRACKING_URI",))
     RAY = ("Ray token", "ray", ("RAY_ADDRESS",))  # a dashboard is named by --address or EVOSEARCH_ADDRESS only
-    HUB = ("hub token", "https", ("HF_ENDPOINT",))
 
     def __init__(self, what: str, scheme: str, variables: tuple[str, ...]) -> None:
         self.what, self.scheme, self.variables = what, scheme, variables
@@ -155,8 +153,6 @@ def _in_variables(secret: Secret) -> set[Origin]:
     if secret is Secret.POSTGRES:
         return _postgres_servers()
     given = [os.environ.get(name, "") for name in secret.variables]
-    if secret is Secret.HUB and not any(given):
-        given = [HUB]
     return {place for address in given if (place := origin_of(address, secret.scheme)) is not None}
 
 

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from evosearch.errors import InputError, TrackingError
 from evosearch.redaction import hidden
+from evosearch.tracking.accounts import refuse_storage
 from evosearch.tracking.client import as_tracking_errors, check_scheme, connect, sqlite_file
 from evosearch.tracking.mlflow import deleted, ensure_experiment
 
@@ -51,6 +52,8 @@ def check_read_access(uri: str, experiment: str, registered: str | None) -> str 
             client.search_registered_models(max_results=1)
     if found is not None and found.lifecycle_stage != "active":
         raise deleted(experiment, found.experiment_id)
+    if found is not None:
+        refuse_storage(uri, found.artifact_location)
     exists = f"experiment '{experiment}' {'exists' if found is not None else 'does not exist yet'}"
     return f"{place} accepts this account ({exists}); write access is checked when the search starts"
 
@@ -66,7 +69,9 @@ def check_write_access(uri: str, experiment: str, search: str, registered: str |
     """
     with as_tracking_errors(uri):
         client = connect(uri)
-        client.set_experiment_tag(ensure_experiment(client, uri, experiment), CHECKED, search)
+        found = ensure_experiment(client, uri, experiment)
+        refuse_storage(uri, client.get_experiment(found).artifact_location)
+        client.set_experiment_tag(found, CHECKED, search)
         if registered is not None and client.search_registered_models(f"name = '{registered}'", max_results=1):
             client.set_registered_model_tag(registered, CHECKED, search)
 

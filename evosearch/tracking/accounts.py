@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evosearch.errors import TrackingError
-from evosearch.origins import Secret, how_to_allow, may_receive, origin_of
+from evosearch.origins import HOSTS, Secret, how_to_allow, may_receive, origin_of
 from evosearch.search.ledger.server_access import refuse_settings, withheld
 
 WEB = ("http://", "https://")
@@ -58,6 +58,22 @@ def kept_account(uri: str) -> str | None:
     return how_to_allow(Secret.MLFLOW, origin_of(uri), uri)
 
 
+def refuse_storage(uri: str, artifacts: str) -> None:
+    """Check where a tracking server wants artifacts: one that the user did not name may only store them itself.
+
+    Otherwise it could have files written here, or elsewhere with the user's account of another storage.
+
+    Raises:
+        TrackingError: It names another storage.
+    """
+    if not uri.startswith(WEB) or is_named(uri) or artifacts.startswith(PROXIED):
+        return
+    kind = artifacts.partition(":")[0] if ":" in artifacts else "file"
+    what = f"this server wants artifacts in '{kind}:', which only a server that you named may choose"
+    place = origin_of(uri)
+    raise TrackingError("tracking.uri", what, next=f"If you trust it: {HOSTS}={place}" if place else None)
+
+
 def limit_accounts() -> None:
     """Limit MLflow's client in this process; called after each import, has an effect once."""
     from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry as artifacts
@@ -99,14 +115,9 @@ def _checked(find: Any) -> Any:
     """Wrap the lookup of an artifact storage: a server that the user did not name may only store artifacts itself."""
 
     def get(artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> Any:
-        from mlflow.exceptions import MlflowException
-
-        store = tracking_uri or registry_uri
-        foreign = (store.startswith(WEB) and not is_named(store)) if store else bool(_unnamed)
-        if foreign and not artifact_uri.startswith((PROXIED, "runs:", "models:")):
-            scheme = artifact_uri.partition(":")[0] if ":" in artifact_uri else "file"
-            reason = "this tracking server was not named by the user, so it may not choose another storage"
-            raise MlflowException(f"artifacts in '{scheme}:' are refused: {reason}")
+        store = tracking_uri or registry_uri or next(iter(_unnamed), "")
+        if not artifact_uri.startswith(("runs:", "models:")):  # looked up, then checked again
+            refuse_storage(store, artifact_uri)
         return find(artifact_uri, tracking_uri, registry_uri)
 
     return get

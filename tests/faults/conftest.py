@@ -189,9 +189,11 @@ class MlflowServer:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """The server, not started yet; tests start it when they need it."""
+    """The server, not started yet; tests start it when they need it. Named, since it stores artifacts in a folder."""
     made = MlflowServer(tmp_path_factory.mktemp("server"))
-    yield made
+    with pytest.MonkeyPatch.context() as session:
+        session.setenv("MLFLOW_TRACKING_URI", made.uri)
+        yield made
     made.kill()
 
 

@@ -292,6 +292,7 @@ def test_a_server_that_comes_up_late_catches_up(
     monkeypatch.setattr(mirror_room, "LONGEST_PAUSE_S", 1.0)
     port = free_port()  # not a port that an outgoing connection may get before the server is up
     uri = f"http://127.0.0.1:{port}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # it stores artifacts in a folder
     store = new_store("store")
     made = MlflowMirror(uri, "nights", story.url, story.search_id, "night")
     story.all()
