@@ -5,7 +5,6 @@ server that a tracking or artifact URI names, and writes artifacts where the ser
 """
 
 import os
-from pathlib import Path
 from typing import Any
 
 from evosearch.errors import TrackingError
@@ -52,7 +51,7 @@ def kept_account(uri: str) -> str | None:
         import sqlalchemy as sa
 
         return withheld(sa.make_url(uri))
-    given = any(os.environ.get(name) for name in ACCOUNT) or (Path.home() / ".mlflow" / "credentials").exists()
+    given = any(os.environ.get(name) for name in ACCOUNT) or os.path.exists(os.path.expanduser("~/.mlflow/credentials"))
     if not uri.startswith(WEB) or not given or is_named(uri):
         return None
     return how_to_allow(Secret.MLFLOW, origin_of(uri), uri)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 ELSEWHERE = "127.0.0.2"
-HTTP_ANSWER = (
-    b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\nWWW-Authenticate: Basic\r\nConnection: close\r\n\r\n{}"
-)
+REFUSAL = b"You are not authenticated."
+HTTP_ANSWER = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 26\r\nWWW-Authenticate: Basic\r\nConnection: close\r\n\r\n"
+SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # the first frame of an HTTP/2 server, for which gRPC waits
 Talk = Callable[[socket.socket, "Listener"], None]
 
 
@@ -71,7 +71,14 @@ def ask_for_cleartext(client: socket.socket, listener: Listener) -> None:
 def ask_for_account(client: socket.socket, listener: Listener) -> None:
     """Talk as an HTTP server that asks for an account."""
     listener.take(client)
-    client.sendall(HTTP_ANSWER)
+    client.sendall(HTTP_ANSWER + REFUSAL)
+
+
+def speak_http2(client: socket.socket, listener: Listener) -> None:
+    """Begin to talk as a gRPC server, and read until the client gives up."""
+    listener.take(client)
+    client.sendall(SETTINGS)
+    only_listen(client, listener)
 
 
 def only_listen(client: socket.socket, listener: Listener) -> None:

@@ -14,7 +14,7 @@ from evosearch.errors import ClusterError, SpecError
 from evosearch.execution import ray_cluster
 from evosearch.execution.ray_client import Dashboard
 
-from .conftest import ELSEWHERE, Listener, ask_for_account, only_listen
+from .conftest import ELSEWHERE, Listener, ask_for_account, only_listen, speak_http2
 
 Listening = Callable[..., Listener]
 Program = Callable[..., tuple[int, str, str]]
@@ -125,7 +125,7 @@ def test_a_cluster_that_is_found_must_be_named_too(
 
 def test_a_named_cluster_gets_the_token(listening: Listening, tmp_path: Path) -> None:
     """The listener would see it. In a process of its own, whose Ray still waits at its end."""
-    found = listening(only_listen)
+    found = listening(speak_http2)
     code = (
         "import sys, os; from pathlib import Path; from evosearch.execution import ray_cluster as c; c.REACH_S = 20.0\n"
         "try: c.connect(Path('token'), sys.argv[1], None)\n"
