@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from evosearch.errors import LedgerError
 from evosearch.evaluation.types import Estimate
 from evosearch.search import guards
 from evosearch.search.ledger.events import Event
@@ -107,10 +108,18 @@ class SearchState:
 
     @classmethod
     def from_events(cls, events: Iterable[Event], read: Callable[[int], Event] | None = None) -> Self:
-        """Fold the events of a search, in order."""
+        """Fold the events of a search, in order.
+
+        Raises:
+            LedgerError: A payload is not what this version writes.
+        """
         state = cls(read=read)
         for event in events:
-            state.apply(event)
+            try:
+                state.apply(event)
+            except (LookupError, TypeError, ValueError, AttributeError) as exc:
+                what = f"event {event.seq} ({event.type}) is not what this version writes: {type(exc).__name__}: {exc}"
+                raise LedgerError("ledger", what, next="Restore a backup, or use the version that wrote it") from exc
         return state
 
     def apply(self, event: Event) -> None:

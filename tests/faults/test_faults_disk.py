@@ -25,11 +25,11 @@ LIMIT = 40_000  # maximum file size in bytes; the models here have 98 kB of weig
 SIZES = r"\d+\.\d [KM]iB needed, [\d.]+ [KMGT]iB free"
 
 
-def on_a_full_disk(*arguments: object) -> tuple[int, str]:
-    """Run a command that can write files of at most `LIMIT` bytes; return its exit code and standard error."""
+def on_a_full_disk(*arguments: object, most: int = LIMIT) -> tuple[int, str]:
+    """Run a command that can write files of at most `most` bytes; return its exit code and standard error."""
 
     def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
     command = [sys.executable, "-m", "evosearch.cli.main", *map(str, arguments)]
     done = subprocess.run(  # standard streams are pipes, which the limit does not affect
@@ -80,6 +80,26 @@ def test_a_failed_export_leaves_the_earlier_export_unchanged(
     assert contents(out.parent) == before, "the earlier export is unchanged, and no file was added"
     assert evosearch(*arguments)[0] == 0, "with enough space the same command succeeds"
     assert contents(out.parent)["winner/model.safetensors"] != before["winner/model.safetensors"]
+
+
+@pytest.mark.slow
+def test_a_search_on_a_full_disk_fails_without_blaming_its_input(planted: World, evosearch: Evosearch) -> None:
+    spec = planted("night", budget={"candidates": 2}, baselines={"scales": []})
+    code, err = on_a_full_disk("run", spec, most=120_000)  # less than the ledger's write-ahead log needs
+    assert code == 1, err
+    assert "Free disk space, then run the same command to resume; everything recorded is safe" in err
+    assert "Traceback" not in err
+    assert evosearch("run", spec)[0] == 0
+
+
+@pytest.mark.slow
+def test_a_full_disk_of_mlflow_is_one_line(planted: World) -> None:
+    """The library logs a traceback for each failure, unless its logging is silenced."""
+    spec = planted("night", tracking={}, budget={"candidates": 2}, baselines={"scales": []})
+    code, err = on_a_full_disk("run", spec, most=600_000)  # more than the ledger needs, less than MLflow's tables
+    assert code == 0, err
+    assert "The search continues; missing events are written once the store is back" in err
+    assert "Traceback" not in err
 
 
 def test_too_little_space_is_detected_before_anything_is_written(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from evosearch.search.ledger.rows import DamagedRowError, checksum, inflated
 from evosearch.search.ledger.salvage import Salvage
 from evosearch.search.ledger.sqlite_pages import rows_of
 from evosearch.search.ledger.verify import Verified, verify
+from evosearch.search.state import SearchState
 
 SETS = (
     ItemSet("sums", "evo_sums", tuple(range(40)), tuple(f"{n:064x}" for n in range(40)), ("x",) * 40),
@@ -566,6 +567,17 @@ def test_a_reader_never_takes_a_search_for_damaged_that_is_just_starting(tmp_pat
         while not done.is_set():
             assert [info.damage for info in reader.searches() if info.damage] == []
         writer.join()
+
+
+@pytest.mark.parametrize("payload", [{}, {"candidate": []}, {"observations": 7}])
+def test_an_intact_payload_of_another_kind_is_an_error_that_names_the_event(
+    path: Path, payload: dict[str, Any]
+) -> None:
+    with Ledger.open(f"sqlite:///{path}") as ledger:
+        ledger.append("two", [("told", payload)])
+        with pytest.raises(LedgerError, match=r"event 57 \(told\) is not what this version writes: \w+Error"):
+            SearchState.from_events(ledger.events("two"))
+    assert any("event 57 (told) is not what this version writes" in text for text in problems(path))
 
 
 def test_errors_of_ledgers_keep_their_kind(tmp_path: Path) -> None:

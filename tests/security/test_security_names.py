@@ -29,10 +29,10 @@ Program = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Path]:
-    """The ledger of an earlier search `night`, which is being written: its events are in the write-ahead log."""
+    """A ledger in the folder of a search `night`, which is being written: its events are in the write-ahead log."""
     path = tmp_path / "runs" / "night" / "ledger.db"
     with Ledger.open(f"sqlite:///{path}") as opened:
-        opened.append("one", [("started", {"name": "night", "spec": {}}), *[("asked", {"n": n}) for n in range(20)]])
+        opened.append("one", [("started", {"name": "day", "spec": {}}), *[("retried", {"n": n}) for n in range(20)]])
         yield path
         with Ledger.open(f"sqlite:///{path}", read_only=True) as reader:
             assert len(reader.events("one")) == 21, "the ledger is intact"

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from evosearch.errors import LedgerError
 from evosearch.search.ledger import store
 from evosearch.search.ledger.consistency import Inventory, breaks
 from evosearch.search.ledger.database_errors import reason_of
@@ -115,8 +116,8 @@ def _folded(events: Iterable[Event]) -> list[str]:
     """Return why the events cannot be read as a search; empty if they can."""
     try:
         SearchState.from_events(events)
-    except Exception as exc:  # an intact payload that this version does not expect
-        return [f"the events cannot be read as a search: {type(exc).__name__}: {exc}"]
+    except LedgerError as exc:
+        return [exc.what]
     return []
 
 
