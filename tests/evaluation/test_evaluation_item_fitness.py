@@ -12,14 +12,15 @@ import yaml
 from evosearch.errors import SuiteError
 from evosearch.evaluation.engine.generation import generate
 from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest, lay_out, score_loglikelihoods
-from evosearch.evaluation.harness.answer_key import LONG_ANSWER
+from evosearch.evaluation.harness.answer_key import LONG_ANSWER, MAX_TEXTS
 from evosearch.evaluation.harness.differentiable import differentiable
 from evosearch.evaluation.harness.divergence import TaughtChoice, taught_fitness
 from evosearch.evaluation.harness.frozen import FrozenBatch
 from evosearch.evaluation.harness.harness import max_length_of
 from evosearch.evaluation.harness.item_fitness import ItemFitness, ItemFitnessBuilder
+from evosearch.evaluation.harness.judge import Judge
 from evosearch.evaluation.harness.requests import Pair, disjoint
-from evosearch.evaluation.harness.right_answers import RightChoice
+from evosearch.evaluation.harness.right_answers import RightChoice, RightText
 from evosearch.evaluation.harness.scorer import Scorer
 from evosearch.evaluation.harness.teachers import _shares
 from evosearch.evaluation.suites.suite import load_suite
@@ -63,9 +64,20 @@ TASKS: dict[str, Data] = {
         "generation_kwargs": {"until": ["\n"], "max_gen_toks": 40, "do_sample": False},
         "filter_list": [{"name": "last", "filter": [LETTER, TAKE_FIRST]}],
     },
-    "long": {**WRITE, "doc_to_target": "{{text[:60]}}"},
+    "long": {
+        **WRITE,
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 40, "do_sample": False},
+        "doc_to_target": "{{text[:60]}}",
+    },
+    "beyond": {**WRITE, "generation_kwargs": {"until": ["\n"], "max_gen_toks": 3}, "doc_to_target": "{{text}}"},
+    "within": {
+        **WRITE,
+        "generation_kwargs": {"until": ["\n", ".."], "max_gen_toks": 3},
+        "doc_to_target": "{{[text, 'ab', 'abc']}}",
+    },
+    "aliases": {**WRITE, "doc_to_target": "{{range(200) | map('string') | list}}"},
 }
-WRITTEN = ("write", "any", "first", "limit", "conclude", "long")
+WRITTEN = ("write", "any", "first", "limit", "conclude", "long", "beyond", "within", "aliases")
 METRIC = {"several": "acc", "either": "exact_match", "word": "acc", **dict.fromkeys(WRITTEN, "exact_match")}
 
 
@@ -334,9 +346,40 @@ def test_the_gold_log_probability_is_that_of_the_first_right_text(scorer_of: Mak
     columns = values(scorer, model, "either")
     lls = columns[LOGLIKELIHOODS].reshape(-1, 3)
     for item, document in enumerate(frozen(scorer).tasks[0].documents):
-        first = min(document.document["gold"], (document.document["gold"] + 1) % 3)
+        first = (document.document["gold"] + 1) % 3  # as the task lists them
         length = len(document.document["choices"][first]) + 1  # tokens are characters, after a space
         assert columns[GOLD][item] == pytest.approx(lls[item, first] / length)
+
+
+@pytest.mark.parametrize("name", ["acc", "exact_match", "either", "word"])
+def test_the_gold_log_probability_does_not_depend_on_the_fitness(scorer_of: Make, model: Any, name: str) -> None:
+    kinds = ("score", "gold_logprob", "expected_score", "margin")
+    first, *others = (values(scorer_of(name, fitness=kind), model, name)[GOLD] for kind in kinds)
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+
+
+def test_texts_that_cannot_be_generated_do_not_count(scorer_of: Make, model: Any, tokenizer: Any) -> None:
+    scorer = scorer_of("within")
+    requests = frozen(scorer).item_fitness("expected_score").requests
+    ends = ["ab\n", "ab</s>", "abc"]  # not `ab..`, which has four tokens
+    assert {tokenizer.decode(one.targets) for one in requests} == set(ends)
+    with pytest.raises(SuiteError, match=r"document \d+ of .*beyond': no right answer can be .* more than 3 tokens"):
+        frozen(scorer_of("beyond"))
+    assert values(scorer_of("beyond", fitness="score"), model, "beyond")["exact_match"].sum() == 0
+
+
+def test_of_many_targets_the_first_ones_count(scorer_of: Make, tokenizer: Any) -> None:
+    scorer = scorer_of("aliases")
+    (task,) = frozen(scorer).tasks
+    assert len(frozen(scorer).item_fitness("expected_score").requests) <= MAX_TEXTS * len(task.documents)
+    for document in task.documents:
+        assert isinstance(document.right, RightText)
+        texts = [tokenizer.decode(frozen(scorer).loglikelihoods[one].targets) for one in document.right.requests]
+        assert len(texts) == MAX_TEXTS // 3 * 3  # of one spelling with three ends each
+        assert {text.strip(" .\n").removesuffix("</s>") for text in texts} == set(map(str, range(MAX_TEXTS // 3)))
+        judge = Judge(task.task, task.ensemble, "exact_match", document.document, document.instances)
+        assert judge.right(["199"])  # the metric counts them all
 
 
 @pytest.mark.parametrize("fitness", ["expected_score", "margin", "teachers"])

@@ -10,13 +10,18 @@
 | loglikelihood_rolling | none: such a task is report-only |
 
 An answer ends by a stop string or by the end-of-sequence token; at the limit of `max_gen_toks`, or if the metric
-ignores what follows (a filter takes the first match), it needs no end. More than LONG_ANSWER tokens are long, and there
-is room for reasoning if `max_gen_toks` exceeds them.
+ignores what follows (a filter takes the first match), it needs no end. Texts beyond that limit are never generated and
+left out. More than LONG_ANSWER tokens are long, if `max_gen_toks` exceeds them too; then there is room for reasoning.
+
+A document may have hundreds of targets, each with several spellings and ends. In the order of the targets, texts are
+taken as long as they make at most MAX_TEXTS requests, about as many tokens as a prompt has. The probability of being
+right is then a lower bound; the score, which is lm-eval's, counts every target.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from evosearch.errors import SuiteError
@@ -24,13 +29,14 @@ from evosearch.evaluation.engine.generation_plan import GenerationRequest
 from evosearch.evaluation.harness.divergence import Exercise
 from evosearch.evaluation.harness.gold import gold_choice, gold_text, spellings, targets
 from evosearch.evaluation.harness.judge import Judge
-from evosearch.evaluation.harness.requests import Pair, Requests
+from evosearch.evaluation.harness.requests import Pair, Requests, disjoint
 from evosearch.evaluation.harness.right_answers import RightAnswer, RightChoice, RightConclusion, RightText
 from evosearch.evaluation.suites.loaded_task import LoadedTask
 from evosearch.evaluation.types import FitnessKind
 
 LONG_ANSWER = 32  # tokens
 MAX_ENDS = 8  # stop strings that are tried as ends of an answer
+MAX_TEXTS = 64  # right texts of a document, counted with each of their ends
 _TAILS = (" and", "\n\nQ: 0 A")  # texts after an answer; the metric ignores what follows if it ignores these
 _UNLIKELY, _SURE = (-1e4, False), (0.0, True)  # (log-likelihood, greedy) of a wrong and of a right choice
 
@@ -86,11 +92,12 @@ def _chosen(kind: FitnessKind, asked: AskedDocument) -> RightAnswer | None:
         j for j in range(among) if judge.right([_SURE if i == j else _UNLIKELY for i in range(among)] + others)
     )
     gold = gold_choice(asked.loaded.task, asked.document) if choices else (right[0] if right else None)
-    if (kind in ("expected_score", "margin") and not right) or (kind == "gold_logprob" and gold is None):
+    none = gold is None if kind == "gold_logprob" and metric != "exact_match" else not right
+    if none and kind != "score":
         raise asked.error("has no right answer")
     own = tuple(request for (request,) in asked.requests)
-    if metric == "exact_match" and kind in ("expected_score", "margin"):
-        return RightText(tuple(own[j] for j in right))
+    if metric == "exact_match":  # of greedy decoding, whatever the other choices are
+        return RightText(tuple(own[j] for j in sorted(right, key=lambda j: j != gold)))
     return replace(_unmarked(asked, normalized=kind in ("expected_score", "margin")), right=right, gold=gold)
 
 
@@ -155,34 +162,52 @@ def _generated(kind: FitnessKind, asked: AskedDocument, requests: Requests) -> R
     if asked.loaded.spec.language:
         what = "the probability of its right answer does not depend on the language of generated text"
         raise SuiteError(f"{asked.loaded.where}.language", what, next="Set `fitness: score`, or remove this key")
-    if len(requests.pair(asked.where, asked.context, first)[1]) > LONG_ANSWER:
+    room = generation.max_new_tokens > LONG_ANSWER
+    if room and len(requests.pair(asked.where, asked.context, first)[1]) > LONG_ANSWER:
         return RightText((requests.loglikelihood(asked.where, asked.context, first),), per_token=True)
     return RightText(requests.add_disjoint(_short(asked, requests, generation)))
 
 
 def _short(asked: AskedDocument, requests: Requests, generation: GenerationRequest) -> list[Pair]:
     """The right texts of a short answer, with their ends."""
-    task, document, judge = asked.loaded.task, asked.document, asked.judge
-    found = dict.fromkeys(
-        text
-        for target in targets(task, document)
-        for text in spellings(task, document, target, asked.chat)
-        if judge.right([generation.cut(text)])
-    )
+    found, most, right = list[Pair](), generation.max_new_tokens, False
+    for text in _spelled(asked, generation):
+        right = True
+        pair = requests.pair_within(most, asked.where, asked.context, text)
+        if pair is None:
+            continue
+        more = disjoint([*found, *_ended(asked, requests, generation, text, pair)])
+        if found and len(more) > MAX_TEXTS:
+            break
+        found = more
+    if right and not found:
+        raise asked.error(
+            f"no right answer can be generated: all have more than {most} tokens, the limit (max_gen_toks)"
+        )
     if not found:
         metric, name = asked.loaded.spec.metric, asked.loaded.ensemble.name
-        raise asked.error(f"its target {targets(task, document)[0]!r} is not right by '{metric}' with filter '{name}'")
+        first = targets(asked.loaded.task, asked.document)[0]
+        raise asked.error(f"its target {first!r} is not right by '{metric}' with filter '{name}'")
+    return found
+
+
+def _spelled(asked: AskedDocument, generation: GenerationRequest) -> Iterator[str]:
+    """Yield the spellings of the targets that are right, those of the first target first."""
+    task, document = asked.loaded.task, asked.document
+    spelled = (text for target in targets(task, document) for text in spellings(task, document, target, asked.chat))
+    return (text for text in dict.fromkeys(spelled) if asked.judge.right([generation.cut(text)]))
+
+
+def _ended(
+    asked: AskedDocument, requests: Requests, generation: GenerationRequest, text: str, pair: Pair
+) -> list[Pair]:
+    """The ways to end a text within the limit of generation; the text itself if it needs no end."""
+    most, judge = generation.max_new_tokens, asked.judge
+    if len(pair[1]) == most or all(judge.right([generation.cut(text + tail)]) for tail in _TAILS):
+        return [pair]
     ends = [stop.text for stop in generation.stops if stop.text not in ("", requests.end_text)][:MAX_ENDS]
-    pairs = []
-    for text in found:
-        pair = requests.pair(asked.where, asked.context, text)
-        endless = all(judge.right([generation.cut(text + tail)]) for tail in _TAILS)
-        if endless or len(pair[1]) >= generation.max_new_tokens:
-            pairs.append(pair)
-        else:
-            pairs += [requests.pair(asked.where, asked.context, text + end) for end in ends]
-            pairs.append(requests.ended(pair))
-    return pairs
+    stopped = (requests.pair_within(most, asked.where, asked.context, text + end) for end in ends)
+    return [*(one for one in stopped if one is not None), requests.ended(pair)]
 
 
 def _conclusion(asked: AskedDocument, generation: GenerationRequest) -> RightConclusion | None:
@@ -191,11 +216,9 @@ def _conclusion(asked: AskedDocument, generation: GenerationRequest) -> RightCon
     if found is None or generation.max_new_tokens <= LONG_ANSWER:
         return None
     pattern, select = found
-    texts = []
-    for target in targets(asked.loaded.task, asked.document):
-        cut = cut_conclusion(target, pattern, select)
-        texts.append(cut[1] if cut else target)
-    right = tuple(dict.fromkeys(text for text in texts if asked.judge.right_conclusion(text)))
+    cuts = ((target, cut_conclusion(target, pattern, select)) for target in targets(asked.loaded.task, asked.document))
+    texts = dict.fromkeys(cut[1] if cut else target for target, cut in cuts)
+    right = tuple(islice((text for text in texts if asked.judge.right_conclusion(text)), MAX_TEXTS))
     return RightConclusion(0, asked.context, pattern, select, right) if right else None
 
 

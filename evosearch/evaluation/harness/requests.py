@@ -80,16 +80,26 @@ class Requests:
         Raises:
             SuiteError: One of them has no tokens, or the continuation exceeds the context length.
         """
-        if continuation == "":
-            raise SuiteError(where, "the continuation is empty, so there is nothing to score")
-        before, after = self._recorder.pair(context, continuation)
+        before, after = self._tokens(where, context, continuation)
         limit = self._recorder.max_length
-        if not before or not after:
-            empty = "context" if after else "continuation"
-            raise SuiteError(where, f"the {empty} {context if after else continuation!r} has no tokens")
         if len(after) > limit:
             what = f"the continuation has {len(after)} tokens, but the model's context length is {limit}"
             raise SuiteError(where, what)
+        return before, after
+
+    def pair_within(self, most: int, where: str, context: str, continuation: str) -> Pair | None:
+        """Return what `pair` does; None if the continuation has more than `most` tokens."""
+        if len(self._tokens(where, context, continuation)[1]) > most:
+            return None
+        return self.pair(where, context, continuation)
+
+    def _tokens(self, where: str, context: str, continuation: str) -> Pair:
+        if continuation == "":
+            raise SuiteError(where, "the continuation is empty, so there is nothing to score")
+        before, after = self._recorder.pair(context, continuation)
+        if not before or not after:
+            empty = "context" if after else "continuation"
+            raise SuiteError(where, f"the {empty} {context if after else continuation!r} has no tokens")
         return before, after
 
     def ended(self, pair: Pair) -> Pair:
