@@ -10,7 +10,8 @@ from evosearch.evaluation.engine import trainable as trainables
 from evosearch.evaluation.engine.trainable import trainable
 from evosearch.evaluation.harness import fine_tuning
 from evosearch.evaluation.harness.fine_tuning import minibatches, schedule
-from evosearch.evaluation.types import ScoreCard, TrainingCard
+from evosearch.evaluation.statistics.minibatches import taken
+from evosearch.evaluation.types import ItemBatch, ScoreCard, TrainingCard
 from evosearch.execution.worker import Worker
 from evosearch.recipe.schema import Recipe
 from evosearch.search.progress import Silent
@@ -126,6 +127,16 @@ def test_minibatches_divide_the_documents_of_every_scored_task(
         assert sorted(doc for one in several for doc in one.sets[place].doc_ids) == sorted(items.doc_ids)
     assert several == minibatches(worker.scorer, batch, 0)
     assert several != minibatches(worker.scorer, batch, 1)
+
+
+def test_a_small_task_is_in_every_minibatch_and_does_not_enlarge_them(
+    worker: Worker, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fine_tuning, "DOCUMENTS", 5)
+    large, small = prepared.batches["test"].sets
+    several = minibatches(worker.scorer, ItemBatch("test", (large, taken(small, [3]))), 0)
+    assert [[len(items) for items in one.sets] for one in several] == [[5, 1]] * 4
+    assert sorted(doc for one in several for doc in one.sets[0].doc_ids) == sorted(large.doc_ids)
 
 
 @pytest.mark.parametrize(("items", "steps"), [(0, 1), (89, 1), (179, 1), (180, 2), (900, 10)])

@@ -4,9 +4,10 @@
 
 AdamW (Loshchilov & Hutter 2019) with β = (0.9, 0.98), no weight decay, at a rate of 3·10⁻⁴ for all weights of a small
 model and 2·10⁻⁴ for LoRA factors, which falls linearly to zero over the last three eighths of the steps. The
-minibatches are fixed and have about 15 documents of each task; each epoch runs through them in a random order. A step
-takes three item evaluations for each item, a forward and a backward pass. The weights after a quarter, a half and all
-of the steps are scored, and the best are kept, as a search chooses among its finalists.
+minibatches are fixed and have about 15 documents of each task, all of them of a smaller one: the division of gradient
+steps, in which the largest task has each document once. Each epoch runs through them in a random order. A step takes
+three item evaluations for each item, a forward and a backward pass. The weights after a quarter, a half and all of the
+steps are scored, and the best are kept, as a search chooses among its finalists.
 
 With one machine, number of threads and seed, the result is always the same.
 """
@@ -27,7 +28,8 @@ from evosearch.evaluation.engine.loglikelihood import LoglikelihoodPlan, lay_out
 from evosearch.evaluation.engine.trainable import Form, Trainable, trainable
 from evosearch.evaluation.harness.item_fitness import ItemFitness
 from evosearch.evaluation.harness.scorer import Scorer
-from evosearch.evaluation.statistics.minibatches import partition
+from evosearch.evaluation.statistics.gradient_steps import gradient_steps
+from evosearch.evaluation.suites.suite import Suite
 from evosearch.evaluation.types import ItemBatch, ScoreCard, TrainingCard
 
 RATES: dict[Form, float] = {"full": 3e-4, "lora": 2e-4}
@@ -150,11 +152,18 @@ def _step(model: Any, trained: Trainable, one: TrainingBatch, optimizer: torch.o
 
 
 def minibatches(scorer: Scorer, batch: ItemBatch, seed: int) -> tuple[ItemBatch, ...]:
-    """Divide the documents of scored tasks into minibatches, each with documents of every task."""
-    scoring = {task.name for task in scorer.suite.scoring}
-    sets = tuple(items for items in batch.sets if items.task in scoring)
-    count = min(round(sum(map(len, sets)) / (DOCUMENTS * len(sets))), *map(len, sets))
-    return partition(scorer.suite, ItemBatch(batch.split, sets), max(1, count), seed).batches
+    """Divide the documents of scored tasks into minibatches, each with as many documents of every task."""
+    trained = trained_on(scorer.suite, batch)
+    largest = max(map(len, trained.sets))
+    each = math.ceil(largest / max(1, round(largest / DOCUMENTS)))  # the last minibatch repeats the fewest
+    documents = each * len(trained.sets)
+    return gradient_steps(scorer.suite, trained, documents, shards=1, hold_back=0.0, seed=seed).batches
+
+
+def trained_on(suite: Suite, batch: ItemBatch) -> ItemBatch:
+    """Return the items of a batch that have right answers to train on."""
+    scoring = {task.name for task in suite.scoring}
+    return ItemBatch(batch.split, tuple(items for items in batch.sets if items.task in scoring and len(items)))
 
 
 def schedule(costs: Sequence[int], items: int, seed: int) -> Iterator[int]:

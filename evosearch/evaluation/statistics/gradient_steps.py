@@ -65,14 +65,14 @@ def gradient_steps(
         full: The split.
         documents: Documents in a minibatch, of all tasks that score; at least one of each.
         shards: Number of shards of a minibatch; at most its documents are used.
-        hold_back: Share of each task's documents that is held back; nothing is, if that is less than
+        hold_back: Share of each task's documents that is held back; nothing is, if it is 0 or less than
             `LEAST_HELD_BACK` documents of a task that scores; of all together no more than `MOST_HELD_BACK`, in equal
             numbers, or the least.
         seed: Seed of the order.
     """
     scored = {task.name for task in suite.tasks if not task.report_only}
     orders = {items.task: _order(items, seed) for items in full.sets}
-    held = _held_back(full, orders, hold_back, scored)
+    held = _held_back(full, orders, hold_back, scored) if hold_back else {}
     rest = {task: [index for index in order if index not in held.get(task, set())] for task, order in orders.items()}
     sets = [items for items in full.sets if items.task in scored and len(items)]
     each = max(1, documents // len(sets))
