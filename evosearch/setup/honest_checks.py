@@ -2,7 +2,13 @@
 
 from collections.abc import Sequence
 
-from evosearch.errors import SpecError
+from evosearch.checkpoints.reader import CONFIG
+from evosearch.errors import SpecError, SuiteError
+from evosearch.evaluation.harness.fine_tuning import trained_on
+from evosearch.evaluation.harness.harness import Harness, max_length_of
+from evosearch.evaluation.types import ItemBatch
+from evosearch.execution.loaders import load_tokenizer
+from evosearch.materialize.forward import settings
 from evosearch.recipe.files import STAGE
 from evosearch.recipe.placebo_reference import PlaceboReference
 from evosearch.search.baselines import Baseline
@@ -28,6 +34,29 @@ def check_honest(spec: SearchSpec, models: Models, found: Sequence[Baseline]) ->
         _check_trained(spec, found)
     if wanted.placebo:
         _check_placebo(spec, models)
+
+
+def check_training(spec: SearchSpec, harness: Harness, batch: ItemBatch, models: Models) -> None:
+    """Check that every document has a right answer to train on, which the fitness itself may not need.
+
+    Args:
+        spec: The spec.
+        harness: Its suite.
+        batch: The search split.
+        models: Its models.
+
+    Raises:
+        SpecError: A document has none.
+    """
+    if not (spec.config.baselines.trained and spec.ends_at_gate) or spec.suite.told == "teachers":
+        return
+    tokenizer = load_tokenizer(models.checkpoints[models.donor].tokenizer_folder)
+    config = settings(models.output.config, f"{models.checkpoints[models.donor].folder}/{CONFIG}")
+    try:
+        harness.freeze(trained_on(spec.suite, batch), tokenizer, max_length_of(config, tokenizer), "gold_logprob")
+    except SuiteError as error:
+        what = f"needs the right answer of every search document, and {error.where} {error.what}"
+        raise SpecError(spec.at("baselines.trained"), what, next="Remove it, or fix the task") from error
 
 
 def _check_trained(spec: SearchSpec, found: Sequence[Baseline]) -> None:

@@ -25,7 +25,7 @@ from evosearch.search.optimizers.registry import load as load_optimizer
 from evosearch.search.progress import Watcher
 from evosearch.search.space.space import SearchSpace
 from evosearch.search.state import SearchState
-from evosearch.setup.honest_checks import check_honest
+from evosearch.setup.honest_checks import check_honest, check_training
 from evosearch.setup.input_checks import check_holes, check_items, check_prompts, check_start, check_winners
 from evosearch.setup.models import Models, open_models
 from evosearch.setup.optimizing import choose_optimizer, divided, recorded_choice
@@ -162,6 +162,8 @@ def prepare_with(
     tokens = None
     if measured is not None and found is not None:
         tokens = diagnostics.attempt(lambda: check_prompts(*measured, models, found))
+        if tokens is not None:
+            diagnostics.attempt(lambda: check_training(spec, measured[0], measured[1]["search"], models))
     # Reads every byte of every model: damage is found before anything is written
     diagnostics.attempt(lambda: check_winners(spec, models.inputs))
     fingerprint = diagnostics.attempt(measured[0].fingerprint) if measured is not None else None

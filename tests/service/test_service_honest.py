@@ -384,6 +384,27 @@ def test_what_cannot_be_made_is_refused_by_name(changes: dict[str, Any], wanted:
     assert f"baselines.{wanted}" in str(found.value)
 
 
+def test_a_document_without_a_right_answer_is_found_before_the_search(world: World) -> None:
+    """With `fitness: score` nothing else needs it; training would, after the test split was opened."""
+    folder = world().parent
+    task = yaml.safe_load((folder / "tasks" / "w_generate.yaml").read_text())
+    task |= {"task": "w_open", "doc_to_target": "{{answer if answer != 'a' else ''}}"}
+    task["dataset_kwargs"]["data_files"] = {"test": str((folder / "tasks" / "w_generate.jsonl").resolve())}
+    (folder / "open").mkdir()
+    (folder / "open" / "w_open.yaml").write_text(yaml.safe_dump(task))
+    suite = yaml.safe_load((folder / "suite.yaml").read_text()) | {"include": ["tasks", "open"], "fitness": "score"}
+    suite["documents"] = {"search": 40, "validation": 5, "test": 5}
+    suite["tasks"][1]["task"] = "w_open"
+    (folder / "open.yaml").write_text(yaml.safe_dump(suite))
+    found = check(world("plain", suite="open.yaml", budget={"candidates": 6}), False, Silent())
+    assert found.ok, found.problems
+    found = check(world("both", suite="open.yaml", **SMALL), False, Silent())
+    (problem,) = found.problems
+    assert problem.where.endswith("both.yaml: baselines.trained")
+    assert "document" in problem.what
+    assert problem.what.endswith("has no right answer")
+
+
 def test_check_counts_both(world: World) -> None:
     plain = check(world("plain", budget={"candidates": 6}), False, Silent()).forecast["cost"]
     both = check(world("both", **SMALL), False, Silent()).forecast["cost"]
