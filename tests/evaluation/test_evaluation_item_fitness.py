@@ -92,7 +92,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tasks_writer: Any) -> Path:
 
 @pytest.fixture
 def scorer_of(folder: Path, tokenizer: Any, model: Any) -> Make:
-    def make(*names: str, fitness: str = "expected_score", **options: Any) -> Scorer:
+    def make(*names: str, fitness: Any = "expected_score", **options: Any) -> Scorer:
         tasks = [{"task": f"f_{name}", "name": name, "metric": METRIC.get(name, name), "chance": 0.0} for name in names]
         tasks = [{**task, **options} for task in tasks]
         counts = {"search": 15, "validation": 2, "test": 2}
@@ -339,6 +339,25 @@ def test_unknown_lengths_only_matter_where_the_fitness_divides_by_them(
             assert (values(scorer_of("own", fitness=fitness), model, "own")[GOLD] < 0).all()
     finally:
         del METRIC["own"]
+
+
+def test_a_task_asks_its_teacher_for_one_kind_of_answer(scorer_of: Make, folder: Path) -> None:
+    config = yaml.safe_load((folder / "tasks" / "f_word.yaml").read_text()) | {"task": "f_mixed"}
+    text = yaml.safe_dump(config) + "class: !function mixed_requests.OwnRequests\n"
+    (folder / "tasks" / "f_mixed.yaml").write_text(text)
+    some = OWN_REQUESTS.replace(
+        'for choice in doc["choices"]]\n', 'for choice in doc["choices"][: 1 + doc["gold"]]]\n', 1
+    )
+    assert some != OWN_REQUESTS
+    some = some.replace("acc_norm", "acc")
+    (folder / "tasks" / "mixed_requests.py").write_text(some)
+    METRIC["mixed"] = "acc"
+    match = r"document \d+ of '.*mixed'.* asks its teacher for the likelihood.*, and document \d+ for the likelihood"
+    try:
+        with pytest.raises(SuiteError, match=match):
+            frozen(scorer_of("mixed", fitness={"teachers": "auto"}))
+    finally:
+        del METRIC["mixed"]
 
 
 def test_the_gold_log_probability_is_that_of_the_first_right_text(scorer_of: Make, model: Any) -> None:

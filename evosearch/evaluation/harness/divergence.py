@@ -27,6 +27,13 @@ class Exercise:
     request: int | None = None  # a continuation to read, as a log-likelihood request of the frozen batch
     choice: RightChoice | None = None  # choices, of which none is marked as right
 
+    @property
+    def kind(self) -> str:
+        """What the teacher is asked for, in words."""
+        if self.choice is not None:
+            return "the likelihoods of several texts"
+        return "an answer" if self.prompt is not None else "the likelihood of one text"
+
 
 @dataclass(frozen=True)
 class TaughtText:

@@ -1,6 +1,6 @@
 """Freezing of requests: lm-eval builds and tokenizes them once per suite and tokenizer. Rejects unsupported ones."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -8,6 +8,7 @@ from evosearch.documents import join
 from evosearch.errors import CheckpointError, SuiteError, did_you_mean
 from evosearch.evaluation.engine.generation_plan import Decoder
 from evosearch.evaluation.harness.answer_key import AskedDocument, answer_key, exercise_of
+from evosearch.evaluation.harness.divergence import Exercise
 from evosearch.evaluation.harness.fewshot import seed_of, without
 from evosearch.evaluation.harness.frozen import FrozenBatch, FrozenDocument, FrozenTask, Query
 from evosearch.evaluation.harness.requests import Requests
@@ -41,12 +42,17 @@ class Freezer:
             loaded: The task.
             items: The items.
             answers: Whether right answers may be read. Without them the items have a fitness by teachers, and no score.
+
+        Raises:
+            SuiteError: A document cannot be frozen, or cannot be taught as the others are.
         """
         chat = self._chat(loaded)
         documents = [
             self._document(loaded, chat, doc_id, doc_hash, answers)
             for doc_id, doc_hash in zip(items.doc_ids, items.doc_hashes, strict=True)
         ]
+        if self._fitness == "teachers":
+            _check_exercises(loaded, items, documents)
         self._tasks.append(
             FrozenTask(loaded.spec, loaded.where, loaded.task, loaded.ensemble, tuple(documents), answers)
         )
@@ -78,7 +84,7 @@ class Freezer:
         self, loaded: LoadedTask, chat: Callable[..., str] | None, doc_id: int, doc_hash: str, answers: bool
     ) -> FrozenDocument:
         task, document = loaded.task, loaded.documents[doc_id]
-        where = f"{join(loaded.where, 'task')}: document {doc_id} of '{loaded.name}'"
+        where = _place(loaded, doc_id)
         try:
             excluded = frozenset[int]().union(*loaded.excluded.get(doc_hash, ()))
             with nullcontext() if answers else without_answer(task, document), without(task, excluded):
@@ -113,6 +119,27 @@ class Freezer:
         if kind == "loglikelihood_rolling":
             return Query(kind, self._requests.rolling(args[0]))
         raise SuiteError(where, f"makes a request of the unsupported type '{kind}'")
+
+
+def _place(loaded: LoadedTask, doc_id: int) -> str:
+    return f"{join(loaded.where, 'task')}: document {doc_id} of '{loaded.name}'"
+
+
+def _check_exercises(loaded: LoadedTask, items: ItemSet, documents: Sequence[FrozenDocument]) -> None:
+    """Check that all documents ask their teacher for the same: a lesson has either texts or choices.
+
+    Raises:
+        SuiteError: A task that makes its own requests makes one for some documents and several for others.
+    """
+    first: tuple[int, Exercise] | None = None
+    for doc_id, document in zip(items.doc_ids, documents, strict=True):
+        if document.exercise is None:
+            continue
+        first = first or (doc_id, document.exercise)
+        if document.exercise.kind != first[1].kind:
+            what = f"asks its teacher for {document.exercise.kind}, and document {first[0]} for {first[1].kind}"
+            next_step = "Set `report_only: true`, or divide the task"
+            raise SuiteError(_place(loaded, doc_id), what, "One kind of request in a task", next_step)
 
 
 def _build(
