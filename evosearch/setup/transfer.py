@@ -12,12 +12,13 @@ Place = tuple[str, str, str]  # tensor, parameter, model; "" for a parameter tha
 
 
 def transferred(dimensions: Sequence[Dimension], ours: Sequence[TensorOp], theirs: Sequence[TensorOp]) -> Genome:
-    """Return the numbers with which our recipe comes closest to another one.
+    """Return the numbers with which the values in our recipe come closest to those in another one.
 
         xₖ = Σ_p |∂v_p/∂xₖ| v'_p / Σ_p |∂v_p/∂xₖ|
 
     over the places p (parameter, model, tensor) that dimension k affects, where v is our value and v' theirs. Numbers
-    by layer thus become numbers by tensor unchanged, and numbers by tensor are averaged over a layer.
+    by layer thus become numbers by tensor unchanged, and numbers by tensor are averaged over a layer. The two merges
+    may still differ: by what our recipe fixes at other values (see `fixed_otherwise`), and by parts that only one has.
 
     Args:
         dimensions: Our dimensions.
@@ -37,6 +38,18 @@ def transferred(dimensions: Sequence[Dimension], ours: Sequence[TensorOp], their
                 sums[index] += abs(slope) * known[place]
                 shares[index] += abs(slope)
     return {dimensions[k].name: dimensions[k].clip(sums[k] / shares[k]) for k in sorted(shares)}
+
+
+def fixed_otherwise(ours: Sequence[TensorOp], theirs: Sequence[TensorOp]) -> tuple[str, ...]:
+    """Return the parameters that have no derivative in our recipe and another value in the other one.
+
+    Args:
+        ours: Operations of our recipe, with a `Dual` where a dimension has an effect.
+        theirs: Operations of the other recipe.
+    """
+    known = dict(_values(theirs))
+    fixed = ((place, value) for place, value in _values(ours) if not isinstance(value, Dual))
+    return tuple(sorted({place[1] for place, value in fixed if known.get(place, value) != value}))
 
 
 def _values(ops: Sequence[TensorOp]) -> Iterator[tuple[Place, Scalar]]:

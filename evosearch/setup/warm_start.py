@@ -10,12 +10,13 @@ questions. With `search_minibatches`, the minibatches must be the same too.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evosearch.errors import InputError, SpecError
+from evosearch.materialize.plan import TensorOp
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import Scalar
 from evosearch.search.ledger.ledger import Ledger
@@ -26,7 +27,7 @@ from evosearch.search.space.dimensions import Dimension, Genome
 from evosearch.search.state import SearchState
 from evosearch.setup.loading import read_search
 from evosearch.setup.prepare import Prepared
-from evosearch.setup.transfer import transferred
+from evosearch.setup.transfer import fixed_otherwise, transferred
 from evosearch.spec.lookup import find, recorded_names
 from evosearch.spec.run_dir import RunDir
 from evosearch.spec.spec import SearchSpec
@@ -59,7 +60,8 @@ def look_up(prepared: Prepared, watcher: Watcher) -> WarmStart | None:
         raise SpecError(where, f"got '{named}', which has not scored a candidate yet", next="Run it first")
     best = state.winner.candidate if state.winner and state.winner.candidate in state.candidates else ranked[0]
     proposal = state.proposal(best)
-    shared = _shared(prepared, proposal.genome) | _by_tensor(prepared, Recipe.model_validate(proposal.recipe))
+    theirs = Recipe.model_validate(proposal.recipe)
+    shared = _shared(prepared, proposal.genome) | _by_tensor(prepared, theirs)
     if not shared:
         ours = ", ".join(dimension.name for dimension in prepared.space.dimensions[:3])
         what = f"got '{named}', which has no dimension in common with this search"
@@ -67,6 +69,8 @@ def look_up(prepared: Prepared, watcher: Watcher) -> WarmStart | None:
     known, why = _known(prepared, state, ranked)
     warm = WarmStart(other, search_id, prepared.space.clip(shared), known)
     taken = f"{len(shared)} of {len(prepared.space.dimensions)} values from its candidate {best}"
+    if others := _others(prepared, warm.start, theirs):
+        taken += f", which has another {' and '.join(others)}"
     watcher.note(f"warm start from '{other}': {taken}; {why or f'{len(known)} known candidates'}")
     return warm
 
@@ -123,13 +127,25 @@ def _shared(prepared: Prepared, genome: Mapping[str, Scalar]) -> Genome:
 
 def _by_tensor(prepared: Prepared, theirs: Recipe) -> Genome:
     """The numbers of another recipe in this search's dimensions; empty if it has other models or is a route."""
+    plans = _plans(prepared, prepared.space.initial(), theirs)
+    return {} if plans is None else transferred(prepared.space.dimensions, *plans)
+
+
+def _others(prepared: Prepared, start: Genome, theirs: Recipe) -> tuple[str, ...]:
+    """The parameters that keep other values than in another recipe, such as a `lambda` that both fix."""
+    plans = _plans(prepared, start, theirs)
+    return () if plans is None else fixed_otherwise(*plans)
+
+
+def _plans(prepared: Prepared, genome: Genome, theirs: Recipe) -> tuple[Sequence[TensorOp], Sequence[TensorOp]] | None:
+    """Operations of our recipe of a genome and of another one; None if that has other models or is a route."""
     space, models, where = prepared.space, prepared.models, prepared.spec.where
     if prepared.spec.is_route or theirs.routing or not set(theirs.references()) <= models.checkpoints.keys():
-        return {}
-    ours = space.with_derivatives(space.initial())
+        return None
+    ours = space.with_derivatives(genome)
     if ours.merge_method != theirs.merge_method:
-        return {}
-    return transferred(space.dimensions, models.plan(ours, where), models.plan(theirs, where))
+        return None
+    return models.plan(ours, where), models.plan(theirs, where)
 
 
 def _of_kind(dimension: Dimension, value: Scalar) -> bool:

@@ -8,7 +8,7 @@ from evosearch.materialize.plan import plan
 from evosearch.merging.registry import specs
 from evosearch.recipe.schema import Recipe
 from evosearch.search.space.space import SearchSpace
-from evosearch.setup.transfer import transferred
+from evosearch.setup.transfer import fixed_otherwise, transferred
 from tests.search.test_search_space import llama
 
 SHAPE = llama(layers=4)
@@ -20,11 +20,14 @@ def space(**hole: Any) -> SearchSpace:
     return SearchSpace.from_template(template, SHAPE, specs())
 
 
+def plans(ours: SearchSpace, theirs: Recipe) -> list[Any]:
+    shapes = dict.fromkeys(("base", "a", "b", "c"), SHAPE)
+    return [plan(one, shapes, SHAPE, specs()) for one in (ours.with_derivatives(ours.initial()), theirs)]
+
+
 def moved(theirs: Recipe, ours: SearchSpace) -> Recipe:
     """Our recipe with the numbers of another one."""
-    shapes = dict.fromkeys(("base", "a", "b", "c"), SHAPE)
-    plans = [plan(one, shapes, SHAPE, specs()) for one in (ours.with_derivatives(ours.initial()), theirs)]
-    return ours.fill(ours.initial() | transferred(ours.dimensions, *plans))
+    return ours.fill(ours.initial() | transferred(ours.dimensions, *plans(ours, theirs)))
 
 
 def weights(recipe: Recipe) -> dict[str, tuple[Any, ...]]:
@@ -55,3 +58,12 @@ def test_models_are_matched_by_name_and_values_are_clipped() -> None:
     ours = space()
     own = ours.initial()[ours.dimensions[0].name]
     assert set(weights(moved(theirs, ours)).values()) == {(own, 1.5)}
+
+
+@pytest.mark.parametrize(
+    ("changed", "wanted"), [({}, ()), ({"lambda": 0.5, "normalize": True}, ("lambda", "normalize"))]
+)
+def test_fixed_values_that_differ_are_named(changed: dict[str, Any], wanted: tuple[str, ...]) -> None:
+    data = filled(space(per="tensor")).to_dict()
+    theirs = Recipe.model_validate(data | {"parameters": data.get("parameters", {}) | changed})
+    assert fixed_otherwise(*plans(space(), theirs)) == wanted

@@ -178,6 +178,15 @@ def test_estimates_on_minibatches_are_transferred_only_between_equal_minibatches
     assert said.endswith("3 known candidates")
 
 
+def test_fixed_parameters_with_other_values_are_noted(world: World, old: Path) -> None:
+    other = recipe(parameters={"lambda": 0.5})
+    _, said = looked_up(world("new", recipe=other, optimizer=warm("old"), **QUICK))
+    assert said.startswith("warm start from 'old': 2 of 2 values from its candidate")
+    assert "which has another lambda;" in said
+    _, said = looked_up(world("new", recipe=recipe(), optimizer=warm("old"), **QUICK))
+    assert "another" not in said
+
+
 def test_fitness_on_a_held_back_part_is_not_transferred(world: World) -> None:
     suite = world("steps").parent / "suite.yaml"
     larger = yaml.safe_load(suite.read_text()) | {"documents": {"search": 20, "validation": 10, "test": 20}}
