@@ -74,6 +74,7 @@ class Translator:
         self._runs: dict[str, tuple[int, dict[str, str]]] = {}  # candidate → start time in ms, identifying tags
         self._settled: dict[int, float | None] = {}  # ask index → fitness, None for a failure
         self._next = 0  # first ask index that is not settled
+        self._proposed = 0  # asks so far
         self._best: float | None = None
         self._told: dict[str, float] = {}  # model → fitness on the full search split
         self._wanted: dict[str, float] = {}  # model → score on validation
@@ -164,6 +165,7 @@ class Translator:
         return bundle(Recipe.model_validate(recipe), partial(load_reference, known=known)).to_yaml()
 
     def _on_asked(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
+        self._proposed = max(self._proposed, int(payload["candidate"]) + 1)
         if payload.get("gradient"):
             return
         run = self._begin(payload, plan, now)
@@ -175,6 +177,11 @@ class Translator:
             run.tags["duplicate_of"] = str(payload["duplicate_of"])
             run.status, run.status_ms = FINISHED, now
             self._settle(str(payload["candidate"]), None, plan, now)
+
+    def _on_restarted(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
+        """Settle what was proposed and is not reported: it never will be, since a new optimizer takes over."""
+        for candidate in range(self._next, self._proposed):
+            self._settle(str(candidate), self._settled.get(candidate), plan, now)
 
     def _on_answered(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         self._on_asked(payload, plan, now)

@@ -40,6 +40,25 @@ def test_the_best_fitness_is_reported_and_breaks_no_guard() -> None:
     assert plan["0"].tags["sample"] == "minibatch 1 of search"
 
 
+def test_the_best_fitness_goes_on_after_an_optimizer_that_was_given_up() -> None:
+    """With --continue-from-best, what was pending is scored and never reported."""
+    shards = [("asked", {"candidate": name, "gradient": True}) for name in "34"]
+    fitness = {"value": 1.0, "stderr": 0.0, "n": 1}
+    about = {"split": "search", "minibatch": 0, "fitness": fitness}
+    plan = translated(
+        *(asked(name) for name in "012"),
+        *(scored(name, 50.0 + int(name), minibatch=1) for name in "021"),
+        ("told", {"group": 0, "observations": [told("0", 3.0, 0.0), told("2", 4.0, 0.0)]}),
+        *shards,
+        *(("differentiated", {"candidate": name, **about}) for name in "34"),
+        ("restarted", {"start": {}, "reason": "other library versions"}),
+        asked("5"),
+        ("told", {"group": 2, "observations": [told("5", 9.0, 0.0)]}),
+    )
+    best = [(point.step, point.value) for point in plan[SEARCH].points if point.name == "best_fitness"]
+    assert best == [(0, 3.0), (1, 3.0), (2, 4.0), (3, 4.0), (4, 4.0), (5, 9.0)]
+
+
 def test_points_of_guarded_tasks_are_shown() -> None:
     plan = translated(asked("0"), scored("0", 1.0, minibatch=1))
     assert {point.name: point.value for point in plan["0"].points}["search/kept/points"] == 41.0
