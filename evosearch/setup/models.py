@@ -138,15 +138,15 @@ class Models:
         if recipe.routing is None:
             return numbers
         stock = {
-            self._origin(reference, tensor.name): math.prod(self.checkpoints[reference].tensors[tensor.name].shape)
+            self.origin(reference, tensor.name): math.prod(self.checkpoints[reference].tensors[tensor.name].shape)
             for reference in self.recipe.references()
             for tensor in self.checkpoints[reference].shape.tensors
             if not _of_a_hop(tensor)
         }
         return numbers + sum(stock.values())
 
-    def _origin(self, reference: str, tensor: str) -> tuple[int, str]:
-        """The checkpoint that stores a tensor: an adapter's base stores what the adapter does not change."""
+    def origin(self, reference: str, tensor: str) -> tuple[int, str]:
+        """Checkpoint that stores a tensor, by id: an adapter's base stores what the adapter does not change."""
         checkpoint = self.checkpoints[reference]
         while (under := checkpoint.shares(tensor)) is not None:
             checkpoint = under

@@ -32,6 +32,7 @@ from evosearch.setup.optimizing import choose_optimizer, divided, recorded_choic
 from evosearch.setup.prompt_tokens import SplitTokens
 from evosearch.setup.teachers import check_teachers
 from evosearch.setup.trackers import check_tracking
+from evosearch.setup.unchanged_tensors import without_unchanged
 from evosearch.spec.diagnostics import Diagnostics
 from evosearch.spec.spec import SearchSpec
 
@@ -186,14 +187,14 @@ def _space(spec: SearchSpec, models: Models, watcher: Watcher) -> SearchSpace:
     """Build the search space and check its corners.
 
     Raises:
-        RecipeError: The recipe is invalid, or a tensor cannot be merged by it.
+        RecipeError: The recipe is invalid, a tensor cannot be merged by it, or no search parameter has an effect.
     """
     space = SearchSpace.from_template(spec.template, models.shape, specs(), spec.where, models.depths)
     for text in checks.check(space.fill(space.initial()), specs(), spec.where):
         watcher.note(text)
     for genome in space.corners():
         models.plan(space.fill(genome), spec.where)
-    return space
+    return without_unchanged(space, models, spec.where, watcher)
 
 
 def _models(spec: SearchSpec, watcher: Watcher, allow_pickle: bool) -> Models:

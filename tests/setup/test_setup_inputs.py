@@ -11,17 +11,24 @@ import pytest
 import torch
 import yaml
 
+from evosearch.checkpoints.reader import Checkpoint
 from evosearch.errors import InputError
+from evosearch.materialize.on_disk import write_checkpoint
+from evosearch.merging.registry import specs
 from evosearch.preflight.check import check
 from evosearch.recipe import files
 from evosearch.reporting.export import export
 from evosearch.search.progress import Silent
+from evosearch.search.space.space import SearchSpace
 from evosearch.service.merge import merge
 from evosearch.service.run import RunReport, run
 from evosearch.service.score import score
+from evosearch.setup.prepare import prepare
+from evosearch.spec.spec import load_spec
 
 World = Callable[..., Path]
 BUDGET = {"candidates": 6}
+DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
 def recipe(*models: str, **changes: Any) -> dict[str, Any]:
@@ -30,12 +37,13 @@ def recipe(*models: str, **changes: Any) -> dict[str, Any]:
     return {"merge_method": "task_arithmetic", "base_model": "./base", "models": entries} | changes
 
 
-def make_adapter(folder: Path, seed: int) -> None:
+def make_adapter(folder: Path, seed: int, *modules: str) -> None:
     """A LoRA of rank 2 on the world's base."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    config = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    targets = list(modules or ("q_proj", "down_proj"))
+    config = LoraConfig(r=2, lora_alpha=4, target_modules=targets, task_type="CAUSAL_LM")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft asks transformers by a name that is going out of use
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder.parent / "base"), config)
@@ -67,6 +75,55 @@ def test_adapters_are_searched_and_exported_as_they_are_named(world: World, tmp_
     text = (tmp_path / "mergekit.yaml").read_text()
     assert "--lora-merge-dtype float32" in text
     assert yaml.safe_load(text)["models"][1]["model"] == winner.parents[0]
+
+
+class Told(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def with_hole(spec: Path, **hole: Any) -> dict[str, Any]:
+    """A recipe of two adapters, each of which changes one kind of projection."""
+    for seed, (name, module) in enumerate((("one", "q_proj"), ("two", "down_proj"))):
+        make_adapter(spec.parent / name, seed, module)
+    weight = {"low": 0.0, "high": 1.5, **hole}
+    models = [{"model": f"./base+./{name}", "parameters": {"weight": weight}} for name in ("one", "two")]
+    return recipe() | {"models": models, "parameters": {"normalize": True}}
+
+
+@pytest.mark.parametrize("per", ["module", "tensor"])
+def test_numbers_of_tensors_that_no_model_changes_are_not_searched(world: World, tmp_path: Path, per: str) -> None:
+    spec, watcher = load_spec(world("lora", recipe=with_hole(world("lora"), per=per))), Told()
+    prepared = prepare(spec, watcher)
+    space, models = prepared.space, prepared.models
+    layers, named = range(models.shape.num_layers), [dimension.name for dimension in space.dimensions]
+    changed = [f"{module} {layer}" for layer in layers for module in ("q_proj", "down_proj")]
+    # Of both models: with `normalize`, a weight where only the other adapter changes a tensor has an effect
+    assert sorted(named) == sorted(f"models[{index}].weight[{key}]" for index in (0, 1) for key in changed)
+    every = SearchSpace.from_template(spec.template, models.shape, specs(), spec.where)
+    count = len(every.dimensions)
+    assert f"{count - len(named)} of {count} numbers are not searched, since no model changes their" in str(
+        watcher.notes
+    )
+    genome = {name: 0.1 + place / len(named) for place, name in enumerate(named)}
+    others = {d.name: 0.7 for d in every.dimensions if d.name not in genome}
+    for out, filled in (("own", space.fill(genome)), ("every", every.fill(genome | others))):
+        write_checkpoint(filled, models.checkpoints, tmp_path / out, models.donor)
+    own, full = (Checkpoint.open(tmp_path / out, out) for out in ("own", "every"))
+    assert all(torch.equal(own.load(name), full.load(name)) for name in own.tensors)
+    assert not torch.equal(own.load(DOWN), models.checkpoints[models.donor].load(DOWN))
+
+
+def test_a_search_over_unchanged_tensors_is_refused(world: World) -> None:
+    data = with_hole(world("lora"))
+    for model in data["models"]:
+        weight = model["parameters"]["weight"]
+        model["parameters"]["weight"] = [{"filter": "embed_tokens", "value": weight}, {"value": 0.5}]
+    with pytest.raises(InputError, match=r"nothing to search: no number has an effect, since no model changes"):
+        prepare(load_spec(world("lora", recipe=data)), Silent())
 
 
 def test_a_recipe_is_a_parent_like_any_other_and_its_change_is_noticed(world: World) -> None:

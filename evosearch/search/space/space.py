@@ -3,9 +3,9 @@
 `outline` finds the holes of a recipe, `routes` those of a search over routes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from evosearch.documents import validate
@@ -33,6 +33,7 @@ class SearchSpace:
     _methods: Mapping[str, MethodSpec]
     _where: str
     _routes: Routes | None = None  # of a search over routes, instead of holes in parameters
+    _fixed: Mapping[str, Scalar] = field(default_factory=dict)  # numbers of holes that are not searched → their value
 
     @classmethod
     def from_template(
@@ -123,6 +124,12 @@ class SearchSpace:
                 genome[dimension.name] = dimension.clip(sum(given) / len(given))
         return genome
 
+    def without(self, names: Collection[str]) -> Self:
+        """Return the space in which some dimensions are fixed at their `init`; they are no dimensions any more."""
+        kept = tuple(dimension for dimension in self.dimensions if dimension.name not in names)
+        fixed = {dimension.name: dimension.init for dimension in self.dimensions if dimension.name in names}
+        return replace(self, dimensions=kept, _fixed={**self._fixed, **fixed})
+
     @property
     def has_weights(self) -> bool:
         """Whether `with_weight` changes anything, because a parent's weight is searched."""
@@ -166,7 +173,8 @@ class SearchSpace:
         if chosen is not None:
             data[METHOD] = genome[chosen.name]
         for (path, parameter), pieces in self._sites.items():
-            at(data, path)["parameters"][parameter] = flatten(piece.entries(genome) for piece in pieces)
+            values = {**self._fixed, **genome}
+            at(data, path)["parameters"][parameter] = flatten(piece.entries(values) for piece in pieces)
         if chosen is not None:
             _drop_foreign(data, self._methods[data[METHOD]])
         return validate(Recipe, data, self._where, RecipeError)
