@@ -159,7 +159,13 @@ def test_a_redirect_carries_nothing(
 
 
 @pytest.mark.parametrize(
-    "place", ["http://{0}:{1}/x", "mlflow-artifacts://{0}:{1}/x", "file:///tmp/x", "s3://bucket/x"]
+    "place",
+    [
+        "http://{0}:{1}/api/2.0/mlflow-artifacts/artifacts/x",
+        "mlflow-artifacts://{0}:{1}/x",
+        "file:///tmp/x",
+        "s3://bucket/x",
+    ],
 )
 def test_artifacts_elsewhere_get_no_account(attacker: Listener, tmp_path: Path, place: str) -> None:
     """A tracking server names the storage of artifacts; MLflow would send the account there too."""
