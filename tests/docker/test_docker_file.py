@@ -56,7 +56,8 @@ def test_two_targets_share_a_base_and_cpu_is_the_default(stages: Stages) -> None
 
 def test_the_targets_differ_only_in_torch(stages: Stages) -> None:
     def rest(target: str) -> list[tuple[str, str]]:
-        return [s for s in stages[target][1:] if s[0] != "ARG" and not s[1].endswith("torch==2.13.0")]
+        lines = [s for s in stages[target][1:] if s[0] != "ARG" and "locked torch" not in s[1]]
+        return [(step, text.replace("base server cuda", "base server")) for step, text in lines]
 
     assert rest("cpu") == rest("cuda")
 
@@ -64,7 +65,9 @@ def test_the_targets_differ_only_in_torch(stages: Stages) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_copied_files_exist_and_are_in_the_build_context(stages: Stages, target: str) -> None:
     sources = [name for step, rest in steps(stages, target) if step == "COPY" for name in rest.split()[:-1]]
-    assert {"evosearch", "recipes", "evals", "scripts/constraints.txt", "docker/with-secrets"} <= set(sources)
+    assert {"evosearch", "recipes", "evals", "scripts/lock.txt", "scripts/locked", "docker/with-secrets"} <= set(
+        sources
+    )
     for name in sources:
         assert (ROOT / name).exists(), name
         assert not ignored(name), name
@@ -89,19 +92,23 @@ def test_other_files_are_not_in_the_build_context(path: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_torch_is_installed_first_and_pinned(stages: Stages, target: str) -> None:
-    pinned = re.search(r"^torch==(\S+)$", (ROOT / "scripts" / "constraints.txt").read_text(), re.MULTILINE)
-    assert pinned
-    assert f"torch=={pinned[1]}" in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    torch, package, code = [rest for step, rest in stages[target] if step == "RUN"]
-    assert torch.split()[-1] == f"torch=={pinned[1]}"
-    assert package == 'pip install -c scripts/constraints.txt ".[server]"'
-    assert code.startswith("pip install --no-deps")
+def test_dependencies_are_the_lock_with_hashes(stages: Stages, target: str) -> None:
+    *locked, own = [rest for step, rest in stages[target] if step == "RUN"]
+    sets = []
+    for command in locked:
+        found = re.fullmatch(r"scripts/locked ([a-z -]+) > (\w+\.txt) +&& pip install (.+) -r (\w+\.txt)", command)
+        assert found, command
+        assert found[2] == found[4]
+        assert {"--no-deps", "--require-hashes"} <= set(found[3].split())
+        sets.append(found[1])
+    own_sets = ["torch", "base server cuda"] if target == "cuda" else ["torch-cpu", "base server"]
+    assert sets == ["build", *own_sets]
+    assert own == "pip install --no-deps --no-build-isolation . && pip check", "pip check: nothing is missing"
 
 
 def test_the_cpu_build_comes_from_its_index_and_the_cuda_build_from_the_registry(stages: Stages) -> None:
-    torch = {target: next(rest for step, rest in stages[target] if step == "RUN") for target in TARGETS}
-    assert '--no-deps --index-url "$TORCH_CPU_INDEX"' in torch["cpu"]
+    torch = {target: next(rest for _, rest in stages[target] if "locked torch" in rest) for target in TARGETS}
+    assert '--index-url "$TORCH_CPU_INDEX"' in torch["cpu"]
     assert "index" not in torch["cuda"]
     assert [rest.rsplit("/", 1)[1] for step, rest in stages["cpu"] if step == "ARG"] == ["cpu"]
 

@@ -340,7 +340,7 @@ def test_the_cluster_scales_up(one: Callable[[str, str], Manifest]) -> None:
 
 
 def test_rays_version_is_that_of_the_image(one: Callable[[str, str], Manifest]) -> None:
-    pinned = re.search(r"^ray==(\S+)$", (ROOT / "scripts" / "constraints.txt").read_text(), re.MULTILINE)
+    pinned = re.search(r"^ray==(\S+) ", (ROOT / "scripts" / "lock.txt").read_text(), re.MULTILINE)
     assert pinned
     assert one("RayCluster", "evosearch")["spec"]["rayVersion"] == pinned[1]
 
