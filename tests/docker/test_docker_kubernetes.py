@@ -1,9 +1,15 @@
-"""The manifests: Kubernetes' schemas for core objects, KubeRay's field names, and this project's requirements."""
+"""The manifests: Kubernetes' schemas for core objects and pod templates, and this project's requirements.
 
+test_docker_kuberay.py has KubeRay's own schemas.
+"""
+
+import ipaddress
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,36 +21,19 @@ import yaml
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 OLDEST, NEWEST = "1.30", "1.37"  # versions of the schemas
-CORE = ("Namespace", "Service", "StatefulSet", "Deployment", "PersistentVolumeClaim", "NetworkPolicy")
+CORE = (
+    *("Namespace", "Service", "ServiceAccount", "StatefulSet", "Deployment"),
+    *("PersistentVolumeClaim", "NetworkPolicy"),
+)
 Manifest = dict[str, Any]
 
-# Fields of ray.io/v1, KubeRay 1.6 and newer, with their types.
-CLUSTER = {
-    "rayVersion": str,
-    "authOptions": dict,
-    "enableInTreeAutoscaling": bool,
-    "autoscalerOptions": dict,
-    "headGroupSpec": dict,
-    "workerGroupSpecs": list,
-}
-AUTH = {"mode": str, "secretName": str}
-AUTOSCALER = {"upscalingMode": str, "idleTimeoutSeconds": int, "resources": dict, "securityContext": dict}
-HEAD = {"serviceType": str, "rayStartParams": dict, "template": dict}
-GROUP = {
-    "groupName": str,
-    "replicas": int,
-    "minReplicas": int,
-    "maxReplicas": int,
-    "rayStartParams": dict,
-    "template": dict,
-}
-JOB = {
-    "clusterSelector": dict,
-    "submissionMode": str,
-    "entrypoint": str,
-    "entrypointResources": str,
-    "submitterPodTemplate": dict,
-}
+# Cloud metadata services and hosts: AWS and others, ECS, AWS by IPv6, GCP by IPv6, Alibaba, Oracle, Azure
+METADATA = (
+    *("169.254.169.254", "169.254.170.2", "fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "192.0.0.192"),
+    *("168.63.129.16", "::ffff:169.254.169.254", "2002:a9fe:a9fe::1", "64:ff9b::a9fe:a9fe"),
+)
+PRIVATE = ("10.0.0.1", "172.16.0.1", "192.168.1.1", "127.0.0.1", "fe80::1", "fc00::1", "::1")
+RAY = ("head", "cpu", "gpu")
 
 
 def templates(manifests: list[Manifest]) -> dict[str, Manifest]:
@@ -80,9 +69,10 @@ def references(value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict):
         if "secretKeyRef" in value and not value["secretKeyRef"].get("optional"):
             yield value["secretKeyRef"]["name"], value["secretKeyRef"]["key"]
-        if "secretName" in value and "items" in value:
-            yield from ((value["secretName"], item["key"]) for item in value["items"])
-        elif "secretName" in value:  # in authOptions
+        if "items" in value and {"secretName", "name"} & set(value):  # of a volume, or projected into one
+            name = value.get("secretName") or value["name"]
+            yield from ((name, item["key"]) for item in value["items"] if name.startswith("evosearch-"))
+        elif "secretName" in value and not value.get("optional"):  # in authOptions
             yield value["secretName"], "auth_token"
         for entry in value.values():
             yield from references(entry)
@@ -119,22 +109,6 @@ def test_the_schemas_reject_an_unknown_field(one: Callable[[str, str], Manifest]
     }
     with pytest.raises(kubernetes_validate.ValidationError, match="restartpolicy"):
         kubernetes_validate.validate(spoiled, NEWEST, strict=True)
-
-
-def test_rays_objects_use_kuberays_fields(manifests: list[Manifest], one: Callable[[str, str], Manifest]) -> None:
-    cluster = one("RayCluster", "evosearch")
-    (job,) = [manifest for manifest in manifests if manifest["kind"] == "RayJob"]
-    assert {cluster["apiVersion"], job["apiVersion"]} == {"ray.io/v1"}
-    spec = cluster["spec"]
-    typed = [(spec, CLUSTER), (spec["authOptions"], AUTH), (spec["autoscalerOptions"], AUTOSCALER), (job["spec"], JOB)]
-    typed += [(spec["headGroupSpec"], HEAD), *((group, GROUP) for group in spec["workerGroupSpecs"])]
-    for value, fields in typed:
-        assert set(value) == set(fields)
-        assert [key for key, kind in fields.items() if not isinstance(value[key], kind)] == []
-    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
-    assert spec["autoscalerOptions"]["upscalingMode"] in ("Default", "Aggressive", "Conservative")
-    assert job["spec"]["submissionMode"] in ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
 
 
 def test_the_kustomizations_files_and_images_exist(manifests: list[Manifest]) -> None:
@@ -184,39 +158,84 @@ def test_kustomize_sets_namespace_images_and_config() -> None:
 
 def test_make_secrets_creates_exactly_the_referenced_secrets(manifests: list[Manifest]) -> None:
     text = (DOCKER / "k8s" / "make-secrets").read_text().split("<<END\n")[1].split("END\n")[0]
-    made = {
-        (secret["metadata"]["name"], key)
-        for secret in yaml.safe_load_all(text.replace('"$(random)"', "x"))
-        for key in secret["stringData"]
-    }
+    made = {(secret["metadata"]["name"], key) for secret in yaml.safe_load_all(text) for key in secret["stringData"]}
     assert set(references(manifests)) == made
 
 
-def test_no_secret_is_in_a_file(manifests: list[Manifest]) -> None:
+def mounts(container: Manifest) -> dict[str, Manifest]:
+    """Return a container's mounts by path."""
+    return {mount["mountPath"]: mount for mount in container.get("volumeMounts", [])}
+
+
+def test_secrets_are_files_and_not_in_any_environment(manifests: list[Manifest]) -> None:
     assert "Secret" not in {manifest["kind"] for manifest in manifests}
     for name, template in templates(manifests).items():
-        for key, value in environment(template).items():
-            if re.search(r"PASSWORD|TOKEN|SECRET|KEY|PGPASS", key):
-                hidden = isinstance(value, dict) and set(value) == {"secretKeyRef"}
-                assert hidden or str(value).startswith("/run/secrets/"), f"{name}: {key}"
+        for container in (*template["spec"].get("initContainers", []), *template["spec"]["containers"]):
+            paths = [path for path, mount in mounts(container).items() if mount.get("readOnly")]
+            assert "envFrom" not in container
+            for entry in container.get("env", []):
+                assert set(entry) == {"name", "value"}, f"{name}: {entry['name']} comes from an object"
+                if re.search(r"PASSWORD|TOKEN|SECRET|KEY|PASS", entry["name"]):
+                    hidden = entry["value"] == "" or str(Path(entry["value"]).parent) in paths
+                    assert hidden, f"{name}: {entry['name']} is no file of a read-only mount"
 
 
 def test_only_the_head_has_credentials_of_the_database_and_mlflow(manifests: list[Manifest]) -> None:
     given = {name: set(references(template)) for name, template in templates(manifests).items()}
-    assert given["cpu"] == given["gpu"] == set(), "the operator sets the token"
-    assert given["head"] == {("evosearch-postgres", "evosearch_password"), ("evosearch-mlflow", "tracking_password")}
-    assert given["submitter"] == {("evosearch-ray", "auth_token")}
-    assert ("evosearch-postgres", "postgres_password") not in given["mlflow"]
+    token = ("evosearch-ray", "auth_token")
+    assert given["cpu"] == given["gpu"] == given["submitter"] == {token}
+    assert given["head"] == {
+        token,
+        ("evosearch-postgres", "evosearch_pgpass"),
+        ("evosearch-mlflow", "tracking_credentials"),
+    }
+    assert {key for secret, key in given["mlflow"] if secret == "evosearch-postgres"} == {"mlflow_pgpass"}
     head = environment(templates(manifests)["head"])
-    assert head["PGHOST"] == "postgres", "the server that gets PGPASSWORD"
     assert head["MLFLOW_TRACKING_URI"] == "http://mlflow:5000", "the server that gets the account"
 
 
+def test_private_copies_of_secrets_are_made_before_the_programs_start(
+    tmp_path: Path, manifests: list[Manifest]
+) -> None:
+    """The init containers' commands, run here: libpq requires files that only their owner can read."""
+    for name in ("head", "mlflow"):
+        spec = templates(manifests)[name]["spec"]
+        (init,), (main,) = spec["initContainers"], spec["containers"]
+        assert "/run/mounted" in mounts(init)
+        assert "/run/mounted" not in mounts(main)
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        secrets = volumes[mounts(main)["/run/secrets"]["name"]]
+        assert secrets["emptyDir"]["medium"] == "Memory"
+        assert mounts(main)["/run/secrets"]["readOnly"] is True
+        root = tmp_path / name
+        keys = [
+            i["path"]
+            for source in volumes["mounted-secrets"]["projected"]["sources"]
+            for i in source["secret"]["items"]
+        ]
+        for folder in mounts(init):
+            (root / folder.lstrip("/")).mkdir(parents=True)
+        for key in keys:
+            (root / "run" / "mounted" / key).write_text(key)
+        script = re.sub(r"(?<![\w.])/(run|home)/", f"{root}/\\1/", init["args"][0])
+        for _ in range(2):  # again after a restart of the pod's sandbox
+            subprocess.run([*init["command"], script], check=True, timeout=60)
+        made = {file.name: file.stat().st_mode & 0o777 for file in (root / "run" / "secrets").iterdir()}
+        assert made == dict.fromkeys(keys, 0o400)
+        files = [v for v in environment(templates(manifests)[name]).values() if str(v).startswith("/run/secrets/")]
+        assert {Path(file).name for file in files} <= set(made)
+    credentials = tmp_path / "head" / "home" / "evosearch" / ".mlflow" / "credentials"
+    assert credentials.read_text() == "mlflow_credentials"
+
+
 def test_all_nodes_use_an_optional_hub_token(manifests: list[Manifest]) -> None:
-    found = templates(manifests)
-    hub = {"secretKeyRef": {"name": "evosearch-hub", "key": "token", "optional": True}}
-    given = {name: environment(template).get("HF_TOKEN") for name, template in found.items()}
-    assert given == dict.fromkeys(found) | dict.fromkeys(("head", "cpu", "gpu"), hub)
+    for name, template in templates(manifests).items():
+        (container,) = template["spec"]["containers"]
+        path = environment(template).get("HF_TOKEN_PATH")
+        assert (path == "/run/hub/token") == (name in RAY), name
+        if name in RAY:
+            (volume,) = [v for v in template["spec"]["volumes"] if v["name"] == mounts(container)["/run/hub"]["name"]]
+            assert volume["secret"] == {"secretName": "evosearch-hub", "optional": True, "defaultMode": 0o440}
     command = "create secret generic evosearch-hub --from-file=token=FILE"
     assert command in (DOCKER / "README.md").read_text()
 
@@ -233,7 +252,21 @@ def test_files_from_the_hub_are_in_a_volume(manifests: list[Manifest]) -> None:
 def test_ray_requires_a_token(manifests: list[Manifest], one: Callable[[str, str], Manifest]) -> None:
     assert one("RayCluster", "evosearch")["spec"]["authOptions"] == {"mode": "token", "secretName": "evosearch-ray"}
     for name in ("head", "cpu", "gpu", "submitter"):
-        assert environment(templates(manifests)[name])["RAY_AUTH_MODE"] == "token"
+        given = environment(templates(manifests)[name])
+        assert given["RAY_AUTH_MODE"] == "token"
+        assert given["RAY_AUTH_TOKEN"] == "", "the operator sets it unless it exists"
+        assert Path(given["RAY_AUTH_TOKEN_PATH"]).name in ("ray_auth_token", "auth_token")
+
+
+def test_ray_reads_the_file_if_the_variable_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("0123456789abcdef" * 3)
+    code = "from ray._raylet import AuthenticationTokenLoader as loader; print(loader.instance().get_raw_token())"
+    given = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    read = subprocess.run(
+        [sys.executable, "-c", code], env=environ | given, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert (tmp_path / "token").read_text() in read.stdout
 
 
 # --- permissions ---
@@ -249,19 +282,64 @@ def test_all_pods_comply_with_the_restricted_standard(manifests: list[Manifest])
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["runAsUser"] == (999 if name == "postgres" else 10001)
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        for container in pod["containers"]:
+        for container in (*pod.get("initContainers", []), *pod["containers"]):
             rights = container["securityContext"]
             assert rights["allowPrivilegeEscalation"] is False
+            assert rights["readOnlyRootFilesystem"] is True
             assert rights["capabilities"] == {"drop": ["ALL"]}
             assert "privileged" not in rights
             assert all("hostPort" not in port for port in container.get("ports", []))
 
 
-def test_only_the_head_has_a_service_account_token_for_the_autoscaler(manifests: list[Manifest]) -> None:
+def test_only_the_autoscaler_has_a_service_account_token(
+    manifests: list[Manifest], one: Callable[[str, str], Manifest]
+) -> None:
     found = templates(manifests)
-    assert [name for name in found if found[name]["spec"].get("automountServiceAccountToken", True)] == ["head"]
-    rights = next(m for m in manifests if m["kind"] == "RayCluster")["spec"]["autoscalerOptions"]["securityContext"]
-    assert rights == found["head"]["spec"]["containers"][0]["securityContext"]
+    assert all(template["spec"]["automountServiceAccountToken"] is False for template in found.values())
+    account = found["head"]["spec"]["serviceAccountName"]
+    assert one("ServiceAccount", account)["automountServiceAccountToken"] is False
+    assert all("serviceAccountName" not in template["spec"] for name, template in found.items() if name != "head")
+    tokens = {
+        (name, volume["name"])
+        for name, template in found.items()
+        for volume in template["spec"].get("volumes", [])
+        if "serviceAccountToken" in json.dumps(volume)
+    }
+    ((pod, token),) = tokens
+    assert pod == "head"
+    own = found["head"]["spec"]
+    for container in (*own["initContainers"], *own["containers"]):
+        assert token not in {mount["name"] for mount in mounts(container).values()}, "jobs run in this container"
+    autoscaler = one("RayCluster", "evosearch")["spec"]["autoscalerOptions"]
+    given = mounts(autoscaler)["/var/run/secrets/kubernetes.io/serviceaccount"]  # where Ray's autoscaler reads it
+    assert (given["name"], given["readOnly"]) == (token, True)
+    assert autoscaler["securityContext"] == own["containers"][0]["securityContext"]
+
+
+def test_the_autoscalers_token_is_where_ray_reads_it() -> None:
+    from ray.autoscaler._private.kuberay import node_provider
+
+    folder = "/var/run/secrets/kubernetes.io/serviceaccount"
+    assert f"{folder}/token" == node_provider.IN_CLUSTER_TOKEN_PATH
+    assert f"{folder}/ca.crt" == node_provider.IN_CLUSTER_CA_CERT_PATH
+
+
+def test_writable_paths_are_named_volumes(manifests: list[Manifest], one: Callable[[str, str], Manifest]) -> None:
+    writable = {
+        name: {path for path, mount in mounts(template["spec"]["containers"][0]).items() if not mount.get("readOnly")}
+        for name, template in templates(manifests).items()
+    }
+    ray = {"/data", "/tmp", "/tmp/ray", "/home/evosearch"}  # and /dev/shm, by the operator
+    assert writable == {
+        "postgres": {"/var/lib/postgresql/data", "/var/run/postgresql", "/tmp", "/dev/shm"},
+        "mlflow": {"/artifacts", "/tmp", "/home/evosearch"},
+        **dict.fromkeys(RAY, ray),
+        "submitter": {"/tmp"},
+    }
+    autoscaler = mounts(one("RayCluster", "evosearch")["spec"]["autoscalerOptions"])
+    assert {path for path, mount in autoscaler.items() if not mount.get("readOnly")} == {"/tmp", "/tmp/ray"}
+    cpu, gpu = (templates(manifests)[name]["spec"]["volumes"] for name in ("cpu", "gpu"))
+    assert cpu[1:] == gpu[1:]
 
 
 def test_all_containers_have_resources_and_probes(manifests: list[Manifest]) -> None:
@@ -271,10 +349,12 @@ def test_all_containers_have_resources_and_probes(manifests: list[Manifest]) -> 
             assert "memory" in container["resources"]["limits"], name
             probes = [probe for probe in container if probe.endswith("Probe")]
             assert len(probes) == (0 if name == "submitter" else 3), name
-            mounted = [mount["name"] for mount in container.get("volumeMounts", [])]
-            claimed = ["data"] if name == "postgres" else []  # by its volumeClaimTemplates
-            volumes = [volume["name"] for volume in template["spec"].get("volumes", [])] + claimed
-            assert sorted(mounted) == sorted(volumes), name
+        users = [*template["spec"].get("initContainers", []), *template["spec"]["containers"]]
+        mounted = {mount["name"] for container in users for mount in container.get("volumeMounts", [])}
+        if name == "head":
+            mounted |= {"autoscaler-account", "autoscaler-tmp"}
+        claimed = ["data"] if name == "postgres" else []  # by its volumeClaimTemplates
+        assert mounted == {volume["name"] for volume in template["spec"].get("volumes", [])} | set(claimed), name
 
 
 # --- consistency ---
@@ -293,35 +373,90 @@ def test_services_select_existing_pods_and_ports(manifests: list[Manifest]) -> N
         assert service["spec"].get("type", "ClusterIP") == "ClusterIP"
 
 
-def test_allowed_connections(manifests: list[Manifest]) -> None:
+def chooses(selector: Manifest, own: dict[str, str]) -> bool:
+    """Return whether a label selector selects a pod with these labels."""
+    for rule in selector.get("matchExpressions", []):
+        assert rule["operator"] == "NotIn"
+        if own.get(rule["key"]) in rule["values"]:
+            return False
+    return bool(selector.get("matchLabels", {}).items() <= own.items())
+
+
+def policies(manifests: list[Manifest], own: dict[str, str], direction: str) -> Iterator[Manifest]:
+    """Yield the rules of one direction that apply to a pod."""
+    for manifest in manifests:
+        spec = manifest["spec"] if manifest["kind"] == "NetworkPolicy" else {}
+        if spec and chooses(spec["podSelector"], own):
+            assert direction not in spec or direction.capitalize() in spec["policyTypes"]
+            yield from spec.get(direction, [])
+
+
+def test_everything_is_denied_by_default(one: Callable[[str, str], Manifest]) -> None:
+    assert one("NetworkPolicy", "default-deny")["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
+def test_allowed_connections_between_pods(manifests: list[Manifest]) -> None:
     pods = {name: labels(name, template) for name, template in templates(manifests).items()}
-    policies = [manifest["spec"] for manifest in manifests if manifest["kind"] == "NetworkPolicy"]
-    assert policies[0] == {"podSelector": {}, "policyTypes": ["Ingress"]}, "default: deny"
 
-    def chosen(selector: Manifest) -> set[str]:
-        return {name for name, own in pods.items() if selector.get("matchLabels", {}).items() <= own.items()}
+    def allowed(direction: str, peers: str) -> set[tuple[str, str, int | str]]:
+        return {
+            (*((name, other) if direction == "egress" else (other, name)), port["port"])
+            for name, own in pods.items()
+            for rule in policies(manifests, own, direction)
+            for peer in rule[peers]
+            if set(peer) == {"podSelector"}
+            for other, theirs in pods.items()
+            if chooses(peer["podSelector"], theirs)
+            for port in rule.get("ports", [{"port": "all"}])
+        }
 
-    allowed = {
-        (source, target, port["port"])
-        for policy in policies[1:]
-        for rule in policy["ingress"]
-        for peer in rule["from"]
-        if "namespaceSelector" not in peer
-        for source in chosen(peer["podSelector"])
-        for target in chosen(policy["podSelector"])
-        for port in rule.get("ports", [{"port": "all"}])
-    }
-    ray = ("head", "cpu", "gpu")
-    assert allowed == {
+    expected = {
         ("mlflow", "postgres", 5432),
         ("head", "postgres", 5432),
         ("head", "mlflow", 5000),
         ("submitter", "head", 8265),
-        *((source, target, "all") for source in ray for target in ray),
+        *((source, target, "all") for source in RAY for target in RAY),
     }
-    out = {next(iter(chosen(p["podSelector"]))): p["egress"] for p in policies if "Egress" in p["policyTypes"]}
-    assert out["postgres"] == []
-    assert [rule["ports"][0]["port"] for rule in out["mlflow"]] == [5432, 53]
+    assert allowed("ingress", "from") == expected
+    assert allowed("egress", "to") == expected, "both ends of a connection must allow it"
+
+
+def test_pods_resolve_names_and_postgresql_opens_no_connection(manifests: list[Manifest]) -> None:
+    for name, template in templates(manifests).items():
+        rules = list(policies(manifests, labels(name, template), "egress"))
+        if name == "postgres":
+            assert rules == []
+            continue
+        (dns,) = [rule for rule in rules if "namespaceSelector" in rule["to"][0]]
+        assert {(port["protocol"], port["port"]) for port in dns["ports"]} == {("UDP", 53), ("TCP", 53)}
+        ((peer),) = dns["to"]
+        assert peer["podSelector"] == {"matchLabels": {"k8s-app": "kube-dns"}}, "only the DNS servers of kube-system"
+
+
+def reachable(manifests: list[Manifest], own: dict[str, str], address: str) -> set[int | str]:
+    """Return the ports on which a pod may connect to an address outside of the cluster."""
+    target = ipaddress.ip_address(address)
+    return {
+        port["port"]
+        for rule in policies(manifests, own, "egress")
+        for peer in rule["to"]
+        if "ipBlock" in peer
+        and target in ipaddress.ip_network(peer["ipBlock"]["cidr"])
+        and not any(target in ipaddress.ip_network(block) for block in peer["ipBlock"]["except"])
+        for port in rule.get("ports", [{"port": "all"}])
+    }
+
+
+@pytest.mark.parametrize("address", [*METADATA, *PRIVATE])
+def test_no_pod_reaches_a_metadata_service_or_a_private_address(manifests: list[Manifest], address: str) -> None:
+    for name, template in templates(manifests).items():
+        assert reachable(manifests, labels(name, template), address) == set(), name
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "172.15.0.1", "172.32.0.1", "2606:4700::1"])
+def test_only_ray_nodes_reach_public_addresses_by_https(manifests: list[Manifest], address: str) -> None:
+    for name, template in templates(manifests).items():
+        assert reachable(manifests, labels(name, template), address) == ({443} if name in RAY else set()), name
 
 
 def test_the_cluster_scales_up(one: Callable[[str, str], Manifest]) -> None:
@@ -365,8 +500,14 @@ def test_compose_and_kubernetes_use_the_same_commands_and_settings(
     assert environment(found["postgres"])[initdb] == services["postgres"]["environment"][initdb]
     for name, service in {"head": "head", "cpu": "worker", "gpu": "worker-gpu"}.items():
         ours, theirs = environment(found[name]), services[service]["environment"]
-        plain = {key for key in theirs if not str(theirs[key]).startswith("/run/secrets/")}
+        plain = {key for key in theirs if not str(theirs[key]).startswith("/run/secrets/")} - {
+            "MLFLOW_TRACKING_USERNAME"
+        }
         assert {key: ours[key] for key in plain} == {key: theirs[key] for key in plain}
+    assert environment(found["mlflow"]) == {
+        **services["mlflow"]["environment"],
+        "MLFLOW_AUTH_CONFIG_PATH": "/etc/mlflow/mlflow_auth.ini",
+    }
     secrets = {mount["path"] for mount in found["postgres"]["spec"]["volumes"][1]["secret"]["items"]}
     assert secrets == {grant["source"] for grant in services["postgres"]["secrets"]}
 

@@ -1,16 +1,21 @@
 """The scripts of docker/: secrets are random, private and never overwritten."""
 
+import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 
 DOCKER = Path(__file__).parents[2] / "docker"
-SHELL = ("make-env", "with-secrets", "k8s/make-secrets")
+SHELL = ("make-env", "with-secrets", "k8s/make-secrets", "k8s/make-api-policy")
 
 
 def run(*command: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -146,9 +151,26 @@ def test_make_secrets_passes_values_only_on_kubectls_standard_input(kubectl: Pat
         "evosearch-mlflow",
         "evosearch-ray",
     }
-    drawn = [value for secret in found for value in secret["stringData"].values()]
-    assert len(set(drawn)) == len(drawn) == 7
-    assert all(len(value) == 48 and int(value, 16) for value in drawn)
+    values = {key: value for secret in found for key, value in secret["stringData"].items()}
+    derived = {key: values.pop(key) for key in ("evosearch_pgpass", "mlflow_pgpass", "tracking_credentials")}
+    assert len(set(values.values())) == len(values) == 7
+    assert all(len(value) == 48 and int(value, 16) for value in values.values())
+    assert derived["evosearch_pgpass"] == f"postgres:5432:evosearch:evosearch:{values['evosearch_password']}"
+    assert derived["mlflow_pgpass"] == f"postgres:5432:*:mlflow:{values['mlflow_password']}"
+
+
+def test_mlflow_reads_the_account_that_make_secrets_writes(kubectl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(DOCKER / "k8s" / "make-secrets", PATH=f"{kubectl}/bin:{os.environ['PATH']}")
+    secrets = {s["metadata"]["name"]: s["stringData"] for s in yaml.safe_load_all((kubectl / "input").read_text())}
+    given = secrets["evosearch-mlflow"]
+    (kubectl / ".mlflow").mkdir()
+    (kubectl / ".mlflow" / "credentials").write_text(given["tracking_credentials"])
+    monkeypatch.setenv("HOME", str(kubectl))
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+    from mlflow.utils.credentials import read_mlflow_creds
+
+    assert read_mlflow_creds() == ("evosearch", given["tracking_password"])
 
 
 def test_make_secrets_fails_if_kubectl_fails(kubectl: Path) -> None:
@@ -163,3 +185,147 @@ def test_make_secrets_reports_a_missing_kubectl(tmp_path: Path) -> None:
         (tmp_path / tool).symlink_to(f"/usr/bin/{tool}")
     made = run("/bin/sh", DOCKER / "k8s" / "make-secrets", PATH=str(tmp_path))
     assert (made.returncode, made.stderr) == (2, "make-secrets: kubectl was not found on PATH.\n")
+
+
+# --- make-api-policy ---
+
+
+@pytest.fixture
+def api_server(kubectl: Path) -> Path:
+    """A fake kubectl for a cluster with one service and two API servers."""
+    (kubectl / "bin" / "kubectl").write_text(f"""#!/bin/sh
+case "$*" in
+  "get service"*) echo "10.96.0.1 443"; echo "fd00::1 443" ;;
+  "get endpointslices"*) echo "192.168.10.2 6443"; echo "192.168.10.3 6443" ;;
+  *) echo "$@" >{kubectl}/arguments; exec cat >{kubectl}/input ;;
+esac
+""")
+    return kubectl
+
+
+def test_make_api_policy_allows_exactly_the_api_servers_addresses(api_server: Path) -> None:
+    made = run(DOCKER / "k8s" / "make-api-policy", "night", PATH=f"{api_server}/bin:{os.environ['PATH']}")
+    assert (made.returncode, made.stderr) == (0, "")
+    assert (api_server / "arguments").read_text() == "apply --namespace night -f -\n"
+    policy = yaml.safe_load((api_server / "input").read_text())
+    kubernetes_validate.validate(policy, "1.37", strict=True)
+    assert policy["spec"]["policyTypes"] == ["Egress"]
+    assert policy["spec"]["podSelector"]["matchLabels"]["ray.io/node-type"] == "head"
+    allowed = [(rule["to"], rule["ports"]) for rule in policy["spec"]["egress"]]
+    assert [(to[0]["ipBlock"]["cidr"], ports[0]["port"]) for to, ports in allowed] == [
+        ("10.96.0.1/32", 443),
+        ("fd00::1/128", 443),
+        ("192.168.10.2/32", 6443),
+        ("192.168.10.3/32", 6443),
+    ]
+    assert all(len(to) == len(ports) == 1 for to, ports in allowed)
+
+
+def test_make_api_policy_applies_nothing_without_addresses(api_server: Path) -> None:
+    fake = api_server / "bin" / "kubectl"
+    fake.write_text(fake.read_text().replace('echo "192.168.10.2 6443"; echo "192.168.10.3 6443"', ":"))
+    made = run(DOCKER / "k8s" / "make-api-policy", PATH=f"{api_server}/bin:{os.environ['PATH']}")
+    assert made.returncode == 2
+    assert "has no addresses" in made.stderr
+    assert not (api_server / "input").exists()
+
+
+API_SERVER = {
+    "/api": {"kind": "APIVersions", "versions": ["v1"]},
+    "/apis": {
+        "kind": "APIGroupList",
+        "apiVersion": "v1",
+        "groups": [
+            {
+                "name": "discovery.k8s.io",
+                "versions": [{"groupVersion": "discovery.k8s.io/v1", "version": "v1"}],
+                "preferredVersion": {"groupVersion": "discovery.k8s.io/v1", "version": "v1"},
+            }
+        ],
+    },
+    "/api/v1": {
+        "kind": "APIResourceList",
+        "groupVersion": "v1",
+        "resources": [
+            {
+                "name": "services",
+                "singularName": "service",
+                "namespaced": True,
+                "kind": "Service",
+                "verbs": ["get", "list"],
+            }
+        ],
+    },
+    "/apis/discovery.k8s.io/v1": {
+        "kind": "APIResourceList",
+        "groupVersion": "discovery.k8s.io/v1",
+        "resources": [
+            {
+                "name": "endpointslices",
+                "singularName": "endpointslice",
+                "namespaced": True,
+                "kind": "EndpointSlice",
+                "verbs": ["get", "list"],
+            }
+        ],
+    },
+    "/api/v1/namespaces/default/services/kubernetes": {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "kubernetes", "namespace": "default"},
+        "spec": {"clusterIPs": ["10.96.0.1"]},
+    },
+    "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices": {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSliceList",
+        "metadata": {},
+        "items": [
+            {
+                "apiVersion": "discovery.k8s.io/v1",
+                "kind": "EndpointSlice",
+                "metadata": {"name": "kubernetes", "namespace": "default"},
+                "addressType": "IPv4",
+                "ports": [{"port": 6443}],
+                "endpoints": [{"addresses": ["192.168.10.2"]}, {"addresses": ["192.168.10.3"]}],
+            }
+        ],
+    },
+}
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+def test_kubectl_evaluates_make_api_policys_templates(kubectl: Path) -> None:
+    """The real kubectl asks a small API server; only `apply` is recorded."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = API_SERVER.get(self.path.partition("?")[0])
+            self.send_response(200 if found else 404)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(found or {}).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    real = shutil.which("kubectl")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        (kubectl / "bin" / "kubectl").write_text(f"""#!/bin/sh
+[ "$1" = apply ] && exec cat >{kubectl}/input
+exec {real} --server http://127.0.0.1:{server.server_port} "$@"
+""")
+        made = run(
+            DOCKER / "k8s" / "make-api-policy",
+            PATH=f"{kubectl}/bin:{os.environ['PATH']}",
+            HOME=str(kubectl),
+            KUBECONFIG=os.devnull,
+        )
+        server.shutdown()
+    assert (made.returncode, made.stderr) == (0, "")
+    rules = yaml.safe_load((kubectl / "input").read_text())["spec"]["egress"]
+    assert [(r["to"][0]["ipBlock"]["cidr"], r["ports"][0]["port"]) for r in rules] == [
+        ("10.96.0.1/32", 443),
+        ("192.168.10.2/32", 6443),
+        ("192.168.10.3/32", 6443),
+    ]
