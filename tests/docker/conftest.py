@@ -28,7 +28,8 @@ def stages() -> dict[str, list[Step]]:
         if instruction == "FROM":
             name = rest.split(" AS ")[1]
             found[name] = []
-        found[name].append((instruction, rest))
+        if found:  # not the base image's ARG before the first stage
+            found[name].append((instruction, rest))
     return found
 
 

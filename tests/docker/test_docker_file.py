@@ -49,7 +49,9 @@ def _fits(path: str, pattern: str) -> bool:
 def test_two_targets_share_a_base_and_cpu_is_the_default(stages: Stages) -> None:
     assert list(stages) == ["base", *TARGETS], "`docker build` makes the last stage by default"
     assert [stages[target][0] for target in TARGETS] == [("FROM", f"base AS {target}") for target in TARGETS]
-    assert stages["base"][0] == ("FROM", "python:3.11-slim-bookworm AS base")
+    assert stages["base"][0] == ("FROM", "${PYTHON_IMAGE} AS base")
+    (first,) = re.findall(r"^(?!#)(.+)\nFROM", (ROOT / "docker" / "Dockerfile").read_text(), re.MULTILINE)[:1]
+    assert first == "ARG PYTHON_IMAGE=python:3.11-slim-bookworm"
     known = {"FROM", "ARG", "ENV", "WORKDIR", "COPY", "RUN", "USER", "ENTRYPOINT", "CMD"}
     assert {step for name in stages for step, _ in stages[name]} <= known
 

@@ -7,15 +7,18 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
 
 DOCKER = Path(__file__).parents[2] / "docker"
-SHELL = ("make-env", "with-secrets", "k8s/make-secrets", "k8s/make-api-policy")
+PYTHON, POSTGRES = "python:3.11-slim-bookworm", "postgres:17-bookworm"
+SHELL = ("make-env", "pin-images", "with-secrets", "k8s/make-secrets", "k8s/make-api-policy")
 
 
 def run(*command: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -126,6 +129,51 @@ def test_mlflow_accounts_names_an_unset_variable() -> None:
     stopped = run(sys.executable, script, "true", MLFLOW_AUTH_ADMIN_USERNAME="admin")
     assert stopped.returncode == 1
     assert stopped.stderr.startswith("mlflow-accounts: MLFLOW_AUTH_ADMIN_PASSWORD is not set.")
+
+
+# --- pin-images ---
+
+
+@pytest.fixture
+def docker(tmp_path: Path) -> Path:
+    """A copy of pin-images, and a fake docker that knows two images."""
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "docker"
+    program.write_text("""#!/bin/sh
+[ "$1 $2 $3 $5 $6" = "buildx imagetools inspect --format {{.Manifest.Digest}}" ] || exit 3
+case "$4" in
+  python:3.11-slim-bookworm) printf 'sha256:%064d\\n' 1 ;;
+  postgres:17-bookworm) printf 'sha256:%064d\\n' 2 ;;
+  *) exit 3 ;;
+esac
+""")
+    program.chmod(0o755)
+    shutil.copy(DOCKER / "pin-images", tmp_path)
+    return tmp_path
+
+
+def test_pin_images_writes_digests_that_compose_uses(docker: Path, compose: Callable[..., dict[str, Any]]) -> None:
+    made = run(docker / "pin-images", PATH=f"{docker}/bin:{os.environ['PATH']}")
+    assert made.returncode == 0, made.stderr
+    found = values(docker / "images.env")
+    python, postgres = (f"{name}@sha256:{n:064d}" for n, name in enumerate((PYTHON, POSTGRES), 1))
+    assert found == {"PYTHON_IMAGE": python, "POSTGRES_IMAGE": postgres}
+    services = compose(**found)["services"]
+    assert services["postgres"]["image"] == postgres
+    built = {name: service["build"]["args"] for name, service in services.items() if "build" in service}
+    assert set(built) == {"mlflow", "head", "worker", "worker-gpu"}
+    assert all(args == {"PYTHON_IMAGE": python} for args in built.values())
+    assert compose()["services"]["postgres"]["image"] == POSTGRES, "by tag without it"
+
+
+@pytest.mark.parametrize("answer", ["echo latest", "exit 1", "printf 'sha256:%064d' 1; exit 1", ":"])
+def test_pin_images_keeps_its_file_if_a_digest_is_missing(docker: Path, answer: str) -> None:
+    (docker / "images.env").write_text("old")
+    fake = docker / "bin" / "docker"
+    fake.write_text(fake.read_text().replace("printf 'sha256:%064d\\n' 2", answer))
+    failed = run(docker / "pin-images", PATH=f"{docker}/bin:{os.environ['PATH']}")
+    assert failed.returncode == 2
+    assert (docker / "images.env").read_text() == "old"
 
 
 # --- make-secrets ---
