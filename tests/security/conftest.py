@@ -52,7 +52,7 @@ class Listener:
             if self._open:
                 self.connections += 1
             client.settimeout(2.0)
-            with client, contextlib.suppress(OSError, struct.error):
+            with client, contextlib.suppress(OSError, struct.error, IndexError):  # the client is gone
                 self._talk(client, self)
 
 

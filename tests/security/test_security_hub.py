@@ -17,6 +17,8 @@ TOKEN = "hf_hunter2ofthehub"
 COMMIT = "1" * 40
 INFO = f'{{"id": "org/name", "sha": "{COMMIT}", "siblings": [{{"rfilename": "config.json"}}]}}'
 
+TREE = f'[{{"type": "file", "path": "config.json", "size": 2, "oid": "{COMMIT}"}}]'
+
 
 @pytest.mark.parametrize("what", ["everything", "files"])
 @pytest.mark.parametrize("code", [301, 302, 307, 308])
@@ -29,8 +31,9 @@ def test_a_redirect_does_not_carry_the_token(
         path = listener.take(client).split(b" ")[1].decode()
         redirect = f"HTTP/1.1 {code} Moved\r\nLocation: http://{ELSEWHERE}:{attacker.port}{path}\r\nETag: x\r\n"
         redirect += f"X-Repo-Commit: {COMMIT}\r\nX-Linked-Size: 2\r\nX-Linked-ETag: x\r\nContent-Length: 0\r\n"
-        found = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(INFO)}\r\n"
-        answer = f"{found}Connection: close\r\n\r\n{INFO}" if what == "files" and "/api/" in path else f"{redirect}\r\n"
+        body = TREE if "/tree/" in path else INFO
+        found = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        answer = f"{found}Connection: close\r\n\r\n{body}" if what == "files" and "/api/" in path else f"{redirect}\r\n"
         client.sendall(answer.encode())
 
     endpoint = f"http://127.0.0.1:{listening(hub, host='127.0.0.1').port}"
