@@ -96,8 +96,7 @@ def test_a_search_on_a_full_disk_fails_without_blaming_its_input(planted: World,
 def test_a_full_disk_of_mlflow_is_one_line(planted: World) -> None:
     """The library logs a traceback for each failure, unless its logging is silenced."""
     spec = planted("night", tracking={}, budget={"candidates": 2}, baselines={"scales": []})
-    code, err = on_a_full_disk("run", spec, most=600_000)  # more than the ledger needs, less than MLflow's tables
-    assert code == 0, err
+    _, err = on_a_full_disk("run", spec, most=500_000)  # less than MLflow's tables, which fail before the ledger may
     assert "The search continues; missing events are written once the store is back" in err
     assert "Traceback" not in err
 

@@ -43,6 +43,20 @@ def test_a_ledger_larger_than_the_disk_is_a_problem(world: World, tmp_path: Path
     assert not (tmp_path / "runs").exists()
 
 
+def test_small_sizes_are_not_shown_as_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once: 'about 0.0 GiB will be written to this disk, and 0.0 are free'."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=40 * 2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+    (problem,) = disk_needs.lacking([disk_needs.Need("the ledger", tmp_path / "runs", 3 * 2**19, "ledger")])
+    assert problem.what == (
+        "about 1.5 MiB will be written to this disk (the ledger 1.5 MiB), which must keep 256.0 MiB free,"
+        " and 40.0 MiB are free"
+    )
+    assert disk_needs.lacking([disk_needs.Need("the ledger", tmp_path, 3 * 2**19, "ledger")])
+    usage = usage._replace(free=300 * 2**20)
+    assert disk_needs.lacking([disk_needs.Need("the ledger", tmp_path, 3 * 2**19, "ledger")]) == []
+
+
 def test_a_search_that_has_started_is_warned_and_continues(world: World) -> None:
     run(world(budget={"candidates": 2}, optimizer={"name": "random"}, baselines={"scales": []}), Silent())
     result = check(world(budget=WITHOUT_END, optimizer={"name": "random"}, baselines={"scales": []}), False, Silent())

@@ -136,7 +136,8 @@ def test_a_backup_of_a_running_search_can_be_resumed(world: World, evosearch: Ev
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.2)
-            if ledger.exists() and b"told" in ledger.with_name("ledger.db-wal").read_bytes():
+            log = ledger.with_name("ledger.db-wal")
+            if log.exists() and b"told" in log.read_bytes():
                 code, _, err = evosearch("ledger", "backup", "world", "-o", tmp_path / "copy.db")
                 assert code == 0, err
                 code, _, err = evosearch("ledger", "recover", "world")
