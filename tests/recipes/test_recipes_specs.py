@@ -35,7 +35,7 @@ EXPECTED: dict[str, tuple[int, int, int | None]] = {
     "lora_library": (9, 12, 360),
     "methods": (7, 8, 96),
     "pareto": (8, 16, 128),
-    "smollm2": (222, 1, None),
+    "smollm2": (48, 1, None),
     "smollm2_ties": (15, 10, 120),
     "ties": (8, 10, 100),
     "unlearn": (4, 8, 80),
