@@ -22,7 +22,7 @@ TASKS = {
 def test_a_checkpoint_on_tuned_and_tested_documents(
     hub: Path, models: Path, smaller: Callable[..., Path], name: str
 ) -> None:
-    suite = smaller(name, generation_kwargs={"max_gen_toks": 24})  # enough for a random model
+    suite = smaller(name, fitness="score", generation_kwargs={"max_gen_toks": 24})  # enough for a random model
     model = str(models / "one")
     forecast = check(suite, dry_run=False, watcher=Silent(), model=model)
     assert forecast.problems == ()
@@ -42,7 +42,7 @@ def test_a_recipe_and_its_items(hub: Path, models: Path, smaller: Callable[..., 
     recipe = tmp_path / "recipe.yaml"
     weighted = [{"model": str(models / name), "parameters": {"weight": 0.5}} for name in ("one", "two")]
     recipe.write_text(yaml.safe_dump({"merge_method": "linear", "models": weighted}))
-    suite = smaller("reasoning", generation_kwargs={"max_gen_toks": 8})
+    suite = smaller("reasoning", fitness="score", generation_kwargs={"max_gen_toks": 8})
     found = score(str(recipe), suite, "search", tmp_path / "items.jsonl", Silent())
     items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
     assert {item["documents"] for item in items} == {"train"}  # the dataset split of their doc ids

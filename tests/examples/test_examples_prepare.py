@@ -246,12 +246,13 @@ def test_the_recipes_paths_are_those_that_the_command_writes(file, method):
     assert (ROOT / "recipes" / spec["suite"]).resolve() == ROOT / "evals" / "sentences.yaml"
 
 
-def test_the_two_recipes_differ_only_in_name_and_recipe():
+def test_the_two_recipes_merge_the_same_models_for_the_same_suite():
     specs = [
         yaml.safe_load((ROOT / "recipes" / file).read_text(encoding="utf-8"))
         for file in ("smollm2.yaml", "smollm2_ties.yaml")
     ]
     assert [spec.pop("name") for spec in specs] == ["smollm2-task-arithmetic", "smollm2-ties"]
-    for spec in specs:
-        del spec["recipe"]
-    assert specs[0] == specs[1]
+    assert specs[0]["suite"] == specs[1]["suite"]
+    bases, models = zip(*((one["recipe"]["base_model"], one["recipe"]["models"]) for one in specs), strict=True)
+    assert bases[0] == bases[1]
+    assert [one["model"] for one in models[0]] == [one["model"] for one in models[1]]

@@ -165,7 +165,7 @@ def test_a_ledger_cannot_be_another_file_of_ours(runs: Path, file: str) -> None:
     """`ledger.url` would replace the live ledger, and the next export its folder."""
     place = runs / "night" / file
     with pytest.raises(SpecError) as caught:
-        check_ledger(spec_of(ledger=f"sqlite:///{place}"))
+        check_ledger(spec_of(ledger=f"sqlite:///{place}"), Diagnostics())
     assert str(caught.value).startswith(f"night.yaml: ledger: got 'sqlite:///{place}', and the name '")
     assert not runs.exists()
 
@@ -174,16 +174,16 @@ def test_a_ledger_cannot_be_a_link_to_another_file_of_ours(runs: Path, tmp_path:
     (runs / "other").mkdir(parents=True)
     (tmp_path / "shared.db").symlink_to(runs / "other" / "winner.yaml")
     with pytest.raises(SpecError, match=r"the name 'winner\.yaml' is taken by the recipe of a stage's winner"):
-        check_ledger(spec_of(ledger=f"sqlite:///{tmp_path}/shared.db"))
+        check_ledger(spec_of(ledger=f"sqlite:///{tmp_path}/shared.db"), Diagnostics())
 
 
 def test_a_ledger_and_its_mirror_cannot_share_a_file(runs: Path, tmp_path: Path) -> None:
     both = f"sqlite:///{tmp_path}/both.db"
     for tracking, ledger in ((both, both), ("jsonl:e.jsonl", f"sqlite:///{runs}/night/e.jsonl")):
         with pytest.raises(LedgerError, match=r"night\.yaml: ledger: .* is also the file of tracking\.uri"):
-            check_ledger(spec_of(ledger=ledger, tracking={"uri": tracking}))
-    check_ledger(spec_of(ledger=f"sqlite:///{tmp_path}/own.db", tracking={"uri": both}))
-    check_ledger(spec_of())
+            check_ledger(spec_of(ledger=ledger, tracking={"uri": tracking}), Diagnostics())
+    check_ledger(spec_of(ledger=f"sqlite:///{tmp_path}/own.db", tracking={"uri": both}), Diagnostics())
+    check_ledger(spec_of(), Diagnostics())
 
 
 def test_mlflow_adds_no_tables_to_another_database(runs: Path, ledger: Path, tmp_path: Path) -> None:

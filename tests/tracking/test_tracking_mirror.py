@@ -220,7 +220,7 @@ def test_json_lines_hold_every_event_once(story: Story, tmp_path: Path) -> None:
     story.begin()
     assert jsonl(path, story).state == "up to date"
     with path.open("a") as file:
-        file.write('{"search_id": "5ea2c4", "seq": 5, "ti')  # killed while writing
+        file.write(f'{{"search_id": "{story.search_id}", "seq": 5, "ti')  # killed while writing
     story.first_group()
     assert jsonl(path, story).state == "up to date"
     assert jsonl(path, story).state == "up to date"
