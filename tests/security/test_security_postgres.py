@@ -202,6 +202,8 @@ def test_no_command_sends_it_to_a_host_of_a_file(
 def test_named_servers_get_it_by_scram(postgres_url: str, monkeypatch: pytest.MonkeyPatch, evosearch: Program) -> None:
     """On a real server, by each way of naming it; and by none of them otherwise."""
     url, passfile = sa.make_url(postgres_url), Path(os.environ["PGPASSFILE"])
+    for name in ("EVOSEARCH_HOSTS", "PGHOST", "PGHOSTADDR", "PGPORT"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PGPASSWORD", passfile.read_text().splitlines()[0].split(":")[4])
     monkeypatch.setenv("PGPASSFILE", "/nowhere")
     said = open_ledger(postgres_url)

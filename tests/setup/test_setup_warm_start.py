@@ -178,7 +178,8 @@ def test_estimates_on_minibatches_are_transferred_only_between_equal_minibatches
     assert said.endswith("3 known candidates")
 
 
-def test_fixed_parameters_with_other_values_are_noted(world: World, old: Path) -> None:
+def test_fixed_parameters_with_other_values_are_noted(world: World) -> None:
+    run(world("old", recipe=recipe(), optimizer=OPTIMIZER, **QUICK), Silent())
     other = recipe(parameters={"lambda": 0.5})
     _, said = looked_up(world("new", recipe=other, optimizer=warm("old"), **QUICK))
     assert said.startswith("warm start from 'old': 2 of 2 values from its candidate")
