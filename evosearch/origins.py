@@ -1,4 +1,4 @@
-"""Which secret may be sent to which server: only to an origin that the user named, never to one that a file names.
+"""Servers that may receive a secret: only origins that the user named, never those that only a file names.
 
 An origin is scheme, host and port. The user names it by a variable of the environment or on the command line; specs,
 suites, recipes and records name servers too, but may come from elsewhere.

@@ -1,4 +1,4 @@
-"""What belongs together in a ledger: consecutive events, complete transactions, results with their item scores."""
+"""Consistency of a ledger: consecutive events, complete transactions, results with their item scores."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
