@@ -37,6 +37,21 @@ def test_a_checkpoint_on_tuned_and_tested_documents(
         assert expected["distinct"] <= found.tokens.distinct <= expected["distinct"] + limit
 
 
+def test_conclusions_after_reasoning_take_no_more_than_the_forecast(
+    hub: Path, models: Path, smaller: Callable[..., Path]
+) -> None:
+    """With the suite's own fitness and room for reasoning; a random model concludes little."""
+    suite, model = smaller("reasoning", generation_kwargs={"max_gen_toks": 40}), str(models / "one")
+    forecast = check(suite, dry_run=False, watcher=Silent(), model=model)
+    assert forecast.problems == ()
+    for split, count in SPLITS.items():
+        found = score(model, suite, split, None, Silent())
+        assert {row.n for row in found.tasks.values()} == {count}
+        expected = forecast.forecast["tokens"][split]
+        assert 0 < found.tokens.requested <= expected["requested"] + 2 * expected["generated_at_most"]
+        assert found.tokens.distinct <= expected["distinct"] + expected["generated_at_most"]
+
+
 def test_a_recipe_and_its_items(hub: Path, models: Path, smaller: Callable[..., Path], tmp_path: Path) -> None:
     """The written items are the split's documents, and their mean is the score."""
     recipe = tmp_path / "recipe.yaml"
