@@ -68,13 +68,13 @@ def run_cell(cell: Cell, given: Given, work: Path, threads: int, file: Path) -> 
     """Run one cell, or resume it, and append its result; a combination that the product refuses is a result, too.
 
     Raises:
-        EvosearchError: The search failed.
+        EvosearchError: The search failed, or something but its spec was refused.
     """
     import torch
 
     import evosearch
     from benchmarks.board.judging import best_scale, judged
-    from evosearch.errors import InputError
+    from evosearch.errors import InputError, RecipeError, SpecError
 
     torch.set_num_threads(threads)
     spec = cell.write(given, work / "specs" / cell.name(given), threads)
@@ -84,6 +84,8 @@ def run_cell(cell: Cell, given: Given, work: Path, threads: int, file: Path) -> 
     try:
         report = evosearch.run(spec)
     except InputError as error:
+        if not all(isinstance(problem, RecipeError | SpecError) for problem in error.problems):
+            raise  # the machine's fault, such as a ledger of another version: the cell can be run again
         results.append(file, found | {"refused": str(error)})
         print(f"{cell.label}: refused: {error}", file=sys.stderr)
         return

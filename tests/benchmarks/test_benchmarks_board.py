@@ -11,7 +11,7 @@ from benchmarks.board import results
 from benchmarks.board.cells import Cell
 from benchmarks.board.entries import Given, methods, optimizers, problems
 from benchmarks.board.page import page
-from evosearch.errors import CheckpointError, InputError
+from evosearch.errors import CheckpointError, InputError, LedgerError, Problems, RecipeError, SpecError
 
 
 @pytest.fixture
@@ -87,6 +87,26 @@ def test_a_finished_cell_is_not_run_again_unless_its_settings_change(given, tmp_
     file.write_text(file.read_text() + "{")
     with pytest.raises(InputError, match=r"results.jsonl: line 3: not a result of the board"):
         results.read(file)
+
+
+def test_only_a_refused_spec_is_a_result(given, tmp_path, monkeypatch):
+    import evosearch
+
+    def refuse(error):
+        def run(spec):
+            raise error
+
+        monkeypatch.setattr(evosearch, "run", run)
+        board.run_cell(cell(), given, tmp_path, 1, tmp_path / "results.jsonl")
+
+    spec, recipe = SpecError("spec.yaml: budget", "too small"), RecipeError("spec.yaml: recipe", "has no derivative")
+    ledger = LedgerError("ledger.db", "was written by an older evosearch")
+    for error in (ledger, Problems("spec.yaml", [spec, ledger])):
+        with pytest.raises(InputError, match="older evosearch"):
+            refuse(error)
+        assert results.read(tmp_path / "results.jsonl") == []
+    refuse(Problems("spec.yaml", [spec, recipe]))
+    assert "has no derivative" in results.read(tmp_path / "results.jsonl")[0]["refused"]
 
 
 def made_up(method, seed, lead, promoted):
