@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from evosearch.environment import TELEMETRY_OFF
+from evosearch.environment import CONTROLLER_SECRETS, TELEMETRY_OFF
 from evosearch.errors import InputError
 from evosearch.evaluation.types import ItemBatch
 from evosearch.execution.demand import Demand
@@ -148,6 +148,7 @@ def _environment(config: Config, demand: Demand) -> dict[str, str]:
     """Return the environment of a worker process. Threads are limited: torch is very slow on oversubscribed cores."""
     threads = str(config.threads or demand.cpus)
     found = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", **TELEMETRY_OFF}
+    found |= dict.fromkeys(CONTROLLER_SECRETS, "")  # task code of a suite runs in workers
     if not demand.gpus:
         found["CUDA_VISIBLE_DEVICES"] = ""  # otherwise the worker would use the node's first GPU without reserving it
     return found

@@ -262,8 +262,9 @@ def test_every_node_has_the_environment_and_volumes_of_jobs(compose: Compose, st
     head = services["head"]["environment"]
     assert {name: int(head[name]) >= 60 for name in SETTINGS} == dict.fromkeys(SETTINGS, True)
     assert head["PGPASSFILE"] == "/run/secrets/evosearch_pgpass"
-    assert {"MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD_FILE"} <= set(head)
-    assert head["MLFLOW_TRACKING_USERNAME"] == services["mlflow"]["environment"]["MLFLOW_TRACKING_USERNAME"]
+    assert {"MLFLOW_TRACKING_URI", "MLFLOW_ACCOUNT_FILE"} <= set(head)
+    assert not {"MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_PASSWORD_FILE"} & set(head), "inherited by jobs"
+    assert head["MLFLOW_ACCOUNT"] == services["mlflow"]["environment"]["MLFLOW_TRACKING_USERNAME"]
     assert {f"runs:{head['EVOSEARCH_RUNS']}", f"user:{head['EVOSEARCH_DATA']}"} <= set(services["head"]["volumes"])
 
 

@@ -116,6 +116,24 @@ def test_a_missing_or_empty_secret_prevents_the_command(tmp_path: Path) -> None:
     assert run(DOCKER / "with-secrets").returncode == 2
 
 
+def test_a_heads_account_becomes_a_private_file_and_no_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.utils.credentials import read_mlflow_creds
+
+    (tmp_path / "secret").write_text("c0ffee\n")
+    account = {"MLFLOW_ACCOUNT": "evosearch", "MLFLOW_ACCOUNT_FILE": str(tmp_path / "secret"), "HOME": str(tmp_path)}
+    assert "c0ffee" not in run(DOCKER / "with-secrets", "env", **account).stdout
+    assert (tmp_path / ".mlflow" / "credentials").stat().st_mode & 0o777 == 0o600
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+    assert tuple(read_mlflow_creds()) == ("evosearch", "c0ffee")
+    missing = run(DOCKER / "with-secrets", "env", **account | {"MLFLOW_ACCOUNT_FILE": str(tmp_path / "none")})
+    assert (missing.returncode, missing.stdout) == (2, "")
+    assert "MLFLOW_ACCOUNT_FILE: cannot read" in missing.stderr
+
+
 def test_the_commands_exit_code_is_returned() -> None:
     assert run(DOCKER / "with-secrets", "sh", "-c", "exit 3").returncode == 3
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from evosearch.environment import TELEMETRY_OFF
+from evosearch.environment import CONTROLLER_SECRETS, TELEMETRY_OFF
 from evosearch.errors import CheckpointError
 from evosearch.execution.ray_pool import RayExecutor, RayOptions
 from evosearch.execution.ray_settings import secure_environment
@@ -40,6 +40,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", *TELEMETRY_OFF):
             patch.setenv(name, "")  # for monkeypatch to restore it, although `start_local` sets it
             patch.delenv(name)
+        for name in CONTROLLER_SECRETS:
+            patch.setenv(name, "canary-5d11")
         start_local(tmp_path_factory.mktemp("ray") / "token", cpus=2)
         import ray
 
@@ -107,6 +109,9 @@ def test_a_killed_worker_is_replaced_and_its_job_retried(cluster: Any, prepared:
     executor.submit(first)
     (outcome,) = collect(executor, 1)
     pid = int(outcome.worker.rsplit(":", 1)[1])
+    environment = Path(f"/proc/{pid}/environ").read_bytes()
+    assert b"\0PGPASSWORD=\0" in environment
+    assert b"canary-5d11" not in environment, "workers get no secrets of the ledger and the tracking store"
     os.kill(pid, signal.SIGSTOP)  # so that the worker dies with a job
     executor.submit(second)
     executor.submit(third)
