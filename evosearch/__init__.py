@@ -1,4 +1,4 @@
-"""evosearch: evolutionary search for merge recipes of language models.
+"""evosearch: search for merge recipes of language models, by evolution or by gradients.
 
 The names in `__all__` are the public API: the commands as functions with typed results, the two decorators for merge
 methods and optimizers, and the types that these take and return. Everything else in the package is private by

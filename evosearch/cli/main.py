@@ -22,7 +22,7 @@ FAILED, INTERRUPTED = 1, 130
 
 app = typer.Typer(
     name="evosearch",
-    help="Evolutionary search for merge recipes of language models.",
+    help="Search for merge recipes of language models, by evolution or by gradients.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
