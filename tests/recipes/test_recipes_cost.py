@@ -27,6 +27,7 @@ from evosearch.spec.spec import load_spec
 ROOT = Path(__file__).parents[2]
 BASE = "mistralai/Mistral-7B-v0.1"
 ABEL = "GAIR/Abel-7B-002"
+EXPERTS = ("augmxnt/shisa-gamma-7b-v1", "WizardLMTeam/WizardMath-7B-V1.1")
 NONE = {"placebo": 0, "training": 0, "gradients": 0}
 # config.json of the four models of `japanese_math.yaml`, except for Abel's vocabulary and type
 MISTRAL: dict[str, Any] = {
@@ -188,6 +189,35 @@ def test_a_shard_costs_three_times_its_forward_passes_and_has_activations_in_mem
     assert size.largest <= size.parameters
 
 
+@pytest.mark.parametrize(
+    ("width", "layers", "inner", "billions"), [(2048, 16, 8192, 1.1), (4096, 32, 14336, 7.2), (8192, 80, 28672, 69.0)]
+)
+def test_gradients_are_forecast_from_configs_of_1b_7b_and_70b(
+    width: int, layers: int, inner: int, billions: float, shipped: Path, tmp_path: Path
+) -> None:
+    """From configs and tokenizers: no weights of this size exist."""
+    shape = {"hidden_size": width, "num_hidden_layers": layers, "intermediate_size": inner}
+    for name in (BASE, *EXPERTS):
+        shutil.copytree(name, tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors"))
+        (tmp_path / name / "config.json").write_text(json.dumps(MISTRAL | shape))
+    weight = {"weight": {"low": 0.0, "high": 1.0, "per": "tensor"}}
+    experts = [{"model": str(tmp_path / name), "parameters": weight} for name in EXPERTS]
+    path = shipped / "groups.yaml"
+    data = yaml.safe_load(path.read_text())
+    data["recipe"] |= {"base_model": str(tmp_path / BASE), "models": experts, "dtype": "bfloat16"}
+    costs = {}
+    for name, optimizer in (("scored", {}), ("steps", {"name": "gradient", "batch": 12, "population": 1})):
+        path.write_text(yaml.safe_dump(data | {"optimizer": optimizer or {"name": "cma_es"}}))
+        costs[name] = estimate_cost(load_spec(path), Harness(load_spec(path).suite), Silent())["cost"]
+    memory, scored = costs["steps"]["device_gib"], costs["scored"]["device_gib"]
+    assert costs["steps"]["parameters"] == pytest.approx(billions * 1e9, rel=0.05)
+    assert memory["resident"] * GIB == 2 * costs["steps"]["parameters"]
+    assert memory["needed"] == pytest.approx(scored["needed"] + 8 + 4 * 32000 * width / GIB), "the embeddings' gradient"
+    for device, seconds in costs["steps"]["seconds_per_candidate"].items():  # 12 documents, forward and backward
+        one = costs["scored"]["seconds_per_candidate"][device]
+        assert 0 < seconds < 3 * one
+
+
 def test_stages_are_added_up(shipped: Path) -> None:
     result = check(shipped / "hybrid.yaml", False, Silent(), weights=False)
     assert result.problems == ()
@@ -224,7 +254,7 @@ def test_a_winner_is_a_model_of_its_own(shipped: Path) -> None:
 def seven_b(shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of specs; the working directory has 7B configs, tokenizers and documents, but no weights."""
     hub = tmp_path / "hub"
-    for name in (BASE, "augmxnt/shisa-gamma-7b-v1", "WizardLMTeam/WizardMath-7B-V1.1", ABEL):
+    for name in (BASE, *EXPERTS, ABEL):
         shutil.copytree(name, hub / name, ignore=shutil.ignore_patterns("*.safetensors"))
         changes = {"vocab_size": 32032, "torch_dtype": "float32"} if name == ABEL else {}
         (hub / name / "config.json").write_text(json.dumps(MISTRAL | changes))
