@@ -17,6 +17,7 @@ from evosearch.cli import check, cluster, export, leaderboard, ledger, logs, mer
 from evosearch.cli.console import json_wanted, print_error, print_json
 from evosearch.environment import telemetry_off
 from evosearch.errors import EvosearchError, InputError
+from evosearch.visible import visible
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -80,7 +81,7 @@ def _usage_or_bug(exc: Exception) -> int:
     if callable(show) and isinstance(code, int):
         show()
         return code
-    traceback.print_exception(exc)
+    sys.stderr.write(visible("".join(traceback.format_exception(exc))))
     _report(exc, {"what": f"{type(exc).__name__}: {exc}"})
     return FAILED
 
