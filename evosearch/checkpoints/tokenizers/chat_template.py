@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
-from jinja2 import TemplateSyntaxError, nodes
+from jinja2 import TemplateSyntaxError, nodes, pass_context
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -12,9 +13,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from evosearch.checkpoints.reader import read_json
 from evosearch.checkpoints.tokenizers.tokenizer import SETTINGS
 from evosearch.errors import CheckpointError, RecipeError, did_you_mean
+from evosearch.untrusted import boundary
 
 FILE, OLDER, NAMED = "chat_template.jinja", "chat_template.json", "additional_chat_templates"
 AUTO = "auto"
+MAX_TEMPLATE = 2**17  # characters; the longest templates of public models have some 30,000
 
 CHATML = """\
 {%- for message in messages %}
@@ -68,12 +71,29 @@ def chosen(setting: str, folders: Mapping[str, Path], where: str = "recipe.chat_
             allowed = f"A Jinja template (it has a '{{'), or one of: {', '.join((AUTO, *BUILT_IN))}"
             raise RecipeError(where, f"got {setting!r}", allowed, did_you_mean(setting, (AUTO, *BUILT_IN)))
         return BUILT_IN[setting]
-    try:
-        ImmutableSandboxedEnvironment(extensions=[loopcontrols, _Generation]).compile(setting)
-    except TemplateSyntaxError as error:
-        what = f"invalid Jinja template: line {error.lineno}: {error.message}"
-        raise RecipeError(where, what, next="Test it with apply_chat_template of the model's tokenizer") from None
+    _check(setting, where)
     return setting
+
+
+def _check(template: str, where: str) -> None:
+    """Compile a template, whose constant expressions are not evaluated; only a process with limits renders it."""
+    if len(template) > MAX_TEMPLATE:
+        raise RecipeError(where, f"{len(template)} characters", f"At most {MAX_TEMPLATE}")
+    next = "Test it with apply_chat_template of the model's tokenizer"
+    with boundary(where, RecipeError, "invalid Jinja template", next):
+        try:
+            _environment().compile(template)
+        except TemplateSyntaxError as error:
+            what = f"invalid Jinja template: line {error.lineno}: {error.message}"
+            raise RecipeError(where, what, next=next) from None
+
+
+@cache
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Return an environment that evaluates nothing at compilation, since what it prints needs the context."""
+    return ImmutableSandboxedEnvironment(
+        extensions=[loopcontrols, _Generation], optimized=False, finalize=pass_context(lambda context, value: value)
+    )
 
 
 class _Generation(Extension):
