@@ -169,3 +169,88 @@ def test_dot_is_exact_to_float64_on_any_number_of_threads():
 def test_passthrough():
     assert run("passthrough", None, [1.0, -2.0]).tolist() == [1.0, -2.0]
     assert run("passthrough", None, [1.0, -2.0], scale=0.5).tolist() == [0.5, -1.0]
+
+
+# --- methods on the sphere ---
+
+
+@pytest.mark.parametrize(
+    ("name", "divisor"), [("nuslerp", "divides"), ("multislerp", "normalize_weights"), ("karcher", "divided by")]
+)
+def test_weights_that_cancel_are_refused_on_the_sphere(name, divisor):
+    with pytest.raises(CandidateError, match=rf"{name}: weights \[1.0, -1.0\] sum to 0.*{divisor}"):
+        run(name, None, [1.0, 0.0], [0.0, 1.0], weight=[1.0, -1.0])
+
+
+def test_nuslerp_on_the_arc_by_rows_and_columns():
+    a, b = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 4.0], [0.0, 3.0]])
+    root = math.sqrt(0.5)
+    by_row = run("nuslerp", None, a, b, weight=1.0, nuslerp_flatten=False)
+    torch.testing.assert_close(by_row, torch.tensor([[2 * root, 4 * root], [0.0, 2.0]]))  # the second row is parallel
+    by_column = run("nuslerp", None, a.t(), b.t(), weight=1.0, nuslerp_flatten=False, nuslerp_row_wise=True)
+    torch.testing.assert_close(by_column, by_row.t())
+    with_base = run("nuslerp", torch.ones(2, 2), a + 1, b + 1, weight=1.0, nuslerp_flatten=False)
+    torch.testing.assert_close(with_base, by_row + 1)
+
+
+def test_multislerp_is_the_mean_direction_times_the_mean_norm():
+    a, b, c = [3.0, 0.0, 0.0], [0.0, 6.0, 0.0], [0.0, 0.0, 9.0]
+    out = run("multislerp", None, a, b, c, weight=[1.0, 2.0, 2.0])
+    norm = (1 * 3 + 2 * 6 + 2 * 9) / 5
+    assert out.tolist() == pytest.approx([norm / 3, norm * 2 / 3, norm * 2 / 3])
+
+
+def test_multislerp_of_directions_that_cancel():
+    assert run("multislerp", None, [1.0, 0.0], [-3.0, 0.0], weight=1.0).tolist() == [-1.0, 0.0]
+    with pytest.raises(CandidateError, match="directions of the models cancel each other"):
+        run("multislerp", None, [1.0, 0.0], [-1.0, 0.0], [0.0, 0.0], weight=1.0)
+    assert run("multislerp", [1.0, 2.0], [1.0, 2.0], [1.0, 2.0], [1.0, 2.0], weight=1.0).tolist() == [1.0, 2.0]
+
+
+def test_karcher_of_two_models_is_slerp_by_their_weights():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 50, generator=generator, dtype=torch.float64)
+    unit_a, unit_b = a / a.norm(), b / b.norm()
+    spec = specs()["karcher"]
+    shared = {name: param.default for name, param in spec.parameters.items() if not param.per_model} | {"tol": 1e-8}
+    p = Parameters(shared, {"weight": (1.0, 3.0)}, torch.float64)
+    angle = math.acos(float(unit_a @ unit_b))
+    arc = math.sin(0.25 * angle) / math.sin(angle) * unit_a + math.sin(0.75 * angle) / math.sin(angle) * unit_b
+    expected = arc * (0.25 * a.norm() + 0.75 * b.norm())
+    torch.testing.assert_close(method("karcher").merge(None, [a, b], p), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_karcher_of_models_without_a_direction():
+    assert run("karcher", None, [0.0, 0.0], [0.0, 0.0]).tolist() == [0.0, 0.0]
+    assert run("karcher", None, [4.0, 0.0], [0.0, 0.0]).tolist() == [2.0, 0.0]  # half of the norm, its direction
+    assert run("karcher", None, [1e-6, 0.0], [0.0, 1e-6]).tolist() == pytest.approx([5e-7, 5e-7])  # not zeros
+    assert run("karcher", None, [4.0, 0.0], [-2.0, 0.0]).tolist() == pytest.approx([3.0, 0.0])  # the first one's
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_model_stock_moves_by_the_angle_and_not_by_the_size_of_changes(scale):
+    """The floor of 1e-6 in mergekit under products of norms makes small changes orthogonal."""
+    a, b = torch.tensor([1.0, 0.0]) * scale, torch.tensor([0.6, 0.8]) * scale
+    t = 2 * 0.6 / 1.6
+    torch.testing.assert_close(run("model_stock", [0.0, 0.0], a, b), t * (a + b) / 2, rtol=1e-6, atol=0)
+
+
+def test_model_stock_of_changes_that_do_not_agree():
+    assert run("model_stock", [0.0, 0.0], [1.0, 0.0], [0.0, 1.0]).tolist() == [0.0, 0.0]
+    assert run("model_stock", [0.0, 0.0], [1.0, 0.0], [-1.0, 0.0]).tolist() == [0.0, 0.0]  # 1 + (N−1)cosφ = 0
+    assert run("model_stock", [1.0, 2.0], [1.0, 2.0], [3.0, 3.0]).tolist() == [1.0, 2.0]  # an unchanged model
+
+
+def test_gram_matrices_are_remembered_by_content():
+    from evosearch.merging.method_parameters import Memory, Origin
+
+    a, b, c = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
+    origins = tuple(Origin(str(i) * 64, "t") for i in range(3))
+    memory = Memory()
+    p = Parameters({"filter_wise": False}, {}, base=origins[0], parents=origins[1:], memory=memory)
+    out = method("model_stock").merge(a, [b, c], p)
+    assert torch.equal(method("model_stock").merge(a, [b, c], p), out)
+    assert [key[0] for key in memory._facts] == ["gram"]
+    nameless = Parameters({"filter_wise": False}, {}, parents=(Origin("", "t"),) * 2, memory=memory)
+    assert not torch.equal(method("model_stock").merge(a, [c, c], nameless), out)
+    assert len(memory._facts) == 1

@@ -1,0 +1,102 @@
+"""Methods compared with mergekit's, tensor by tensor in float32, over shapes and parameter values."""
+
+from typing import Any
+
+import pytest
+import torch
+from mergekit.merge_methods import registry as mergekit_methods
+from mergekit.merge_methods.base import PerInputValues, TensorGroup
+from torch import Tensor
+
+from evosearch.merging.method_parameters import Parameters
+from evosearch.merging.registry import method, specs
+
+torch.set_num_threads(1)
+SHAPES = [(40, 30), (17,), (6, 5, 4)]
+CLOSE = 2.0**-22  # two units in the last place of numbers near 1, the largest in these tensors being below 8
+
+
+def models(shape: tuple[int, ...], count: int = 3, spread: float = 0.3, seed: int = 2) -> tuple[Tensor, list[Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(shape, generator=generator)
+    return base, [base + spread * torch.randn(shape, generator=generator) for _ in range(count)]
+
+
+def ours(name: str, base: Tensor | None, parents: list[Tensor], **given: Any) -> Tensor:
+    """Merge with parameters by name: lists are per parent, scalars shared, others default."""
+    spec = specs()[name]
+    assert given.keys() <= spec.parameters.keys()
+    shared, own = {}, {}
+    for key, param in spec.parameters.items():
+        value = given.get(key, param.default)
+        if param.per_model:
+            own[key] = tuple(value) if isinstance(value, list) else (value,) * len(parents)
+        else:
+            shared[key] = value
+    return method(name).merge(base, parents, Parameters(shared, own))
+
+
+def oracle(name: str, base: Tensor | None, parents: list[Tensor], **given: Any) -> Tensor:
+    """Merge by mergekit; lists are per parent."""
+    form = specs()[name].mergekit
+    assert form is not None
+    tensors = [one.clone() for one in ([] if base is None else [base]) + parents]
+    first = 0 if base is None else 1  # the base is input 0
+    own = {k: PerInputValues(list(enumerate(v, start=first))) for k, v in given.items() if isinstance(v, list)}
+    group = TensorGroup.from_tensors(tensors, base_index=None if base is None else 0)
+    merged: Tensor = mergekit_methods.get(form.name).merge_group(group, **{**given, **own})
+    return merged
+
+
+def assert_same(name: str, base: Tensor | None, parents: list[Tensor], atol: float = CLOSE, **given: Any) -> None:
+    torch.testing.assert_close(
+        ours(name, base, parents, **given), oracle(name, base, parents, **given), rtol=atol, atol=atol
+    )
+
+
+# --- methods on the sphere ---
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("with_base", [True, False])
+@pytest.mark.parametrize("weights", [[0.5, 0.9], [1.0, 0.0], [-0.2, 0.9]])
+@pytest.mark.parametrize(("flatten", "row_wise"), [(True, False), (False, False), (False, True)])
+def test_nuslerp(shape, with_base, weights, flatten, row_wise):
+    base, parents = models(shape, 2)
+    switches = {"nuslerp_flatten": flatten, "nuslerp_row_wise": row_wise}
+    assert_same("nuslerp", base if with_base else None, parents, 4 * CLOSE, weight=weights, **switches)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("with_base", [True, False])
+@pytest.mark.parametrize("weights", [[0.5, 0.9, 0.7], [1.0, 0.0, 0.2], [-0.2, 0.9, 0.4]])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_multislerp(shape, with_base, weights, normalize):
+    base, parents = models(shape)
+    given = {"weight": weights, "normalize_weights": normalize, "eps": 1e-8}
+    assert_same("multislerp", base if with_base else None, parents, 4 * CLOSE, **given)
+
+
+def test_multislerp_of_two_models_that_cancel_each_other():
+    _, (parent, *_) = models((40, 30))
+    assert_same("multislerp", None, [parent, -parent], weight=[0.5, 0.5], normalize_weights=True, eps=1e-8)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("spread", [0.01, 0.3, 3.0])
+@pytest.mark.parametrize("max_iter", [1, 10])
+def test_karcher(shape, count, spread, max_iter):
+    _, parents = models(shape, count, spread)
+    name, given = "karcher", {"max_iter": max_iter, "tol": 1e-5}
+    assert_same(name, None, parents, 2e-5, **given)  # tol: the oracle's rounding may decide on another step
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("filter_wise", [False, True])
+def test_model_stock(shape, count, filter_wise):
+    base, parents = models(shape, count)
+    together = torch.randn(shape, generator=torch.Generator().manual_seed(9))
+    parents = [parent + 0.4 * together for parent in parents]
+    assert_same("model_stock", base, parents, 4 * CLOSE, filter_wise=filter_wise)
