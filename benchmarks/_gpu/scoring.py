@@ -16,7 +16,7 @@ from evosearch.evaluation.engine.score_options import ScoreOptions
 from evosearch.evaluation.harness.harness import Harness, max_length_of
 from evosearch.evaluation.harness.scorer import Scorer
 from evosearch.evaluation.types import LOGLIKELIHOODS
-from evosearch.execution.loaders import load_tokenizer
+from evosearch.checkpoints.tokenizers.loading import load_tokenizer
 from evosearch.execution.worker import Worker
 from evosearch.materialize.in_memory import ResidentModel
 from evosearch.search.protocols import Job, Outcome

@@ -1,7 +1,7 @@
 """Atomic, streaming writer of checkpoints.
 
-Tensors are written one by one into a hidden folder next to the target, index and config last. A rename then publishes
-the folder. A crash leaves only the hidden folder, which is never loaded.
+Config and companions are written into a hidden folder next to the target, then tensors one by one, the index last. A
+rename then publishes the folder. A crash leaves only the hidden folder, which is never loaded.
 """
 
 import errno
@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -58,6 +58,7 @@ class CheckpointWriter:
         config: Content of config.json; default: the donor's.
         max_shard_bytes: Maximum size of a file that contains more than one tensor.
         tokenizer: Folder to copy tokenizer and chat template from; default: the donor.
+        verify: Called with the complete folder before it is published; an exception removes it.
 
     Raises:
         CheckpointError: `out` is not empty or cannot be written, or there is not enough disk space.
@@ -72,8 +73,10 @@ class CheckpointWriter:
         config: Mapping[str, Any] | None = None,
         max_shard_bytes: int = MAX_SHARD_BYTES,
         tokenizer: Path | None = None,
+        verify: Callable[[Path], object] | None = None,
     ) -> None:
         self.out, self.dtype = out, dtype
+        self._verify = verify
         self._donor, self._config, self._tokenizer = donor, config, tokenizer or donor
         self._shards = _cut(layout, dtype.itemsize, max_shard_bytes)
         self._pending = [(shard, name, shape) for shard, part in enumerate(self._shards) for name, shape in part][::-1]
@@ -81,8 +84,14 @@ class CheckpointWriter:
         self._file: BinaryIO | None = None
         self._open_shard = -1
         self._needed = _needed(self._shards, dtype, self._companions())
-        self._folder = _hidden_folder(out)
+        self._folder = hidden_folder(out)
         self._check_disk_space()
+        self._write_settings()
+
+    @property
+    def folder(self) -> Path:
+        """The hidden folder, which contains config and companions from the start."""
+        return self._folder
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Write the next tensor of the layout; dtype and shape must match."""
@@ -136,7 +145,7 @@ class CheckpointWriter:
 
     def _unwritable(self, error: OSError) -> CheckpointError:
         if error.errno not in FULL:
-            return _unwritable(self.out, error)
+            return unwritable(self.out, error)
         free = shutil.disk_usage(self.out.parent).free + _occupied(self._folder)  # the hidden folder will be removed
         what = f"cannot be written: {error.strerror} ({size(self._needed)} needed, {size(free)} free)"
         return CheckpointError(str(self.out), what, next=FULL[error.errno])
@@ -165,15 +174,27 @@ class CheckpointWriter:
         count = len(self._shards)
         return SINGLE if count == 1 else f"model-{shard + 1:05d}-of-{count:05d}.safetensors"
 
+    def _write_settings(self) -> None:
+        """Write config and companions; on failure remove the folder."""
+        try:
+            for path in self._companions():
+                _copy(path, self._folder / path.name)
+            config = self._config
+            if config is None and self._donor is not None:
+                config = read_json(self._donor / CONFIG)
+            if config is not None:
+                _write_json(self._folder / CONFIG, _with_dtype(config, self.dtype))
+        except BaseException as error:
+            problem = self._unwritable(error) if isinstance(error, OSError) else error
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise problem from None
+
     def _finish(self) -> None:
-        for path in self._companions():
-            _copy(path, self._folder / path.name)
         if len(self._shards) > 1:
             places = {name: self._name(shard) for shard, part in enumerate(self._shards) for name, _ in part}
             _write_json(self._folder / INDEX, {"metadata": {"total_size": self.bytes_written}, "weight_map": places})
-        config = self._config if self._config is not None else read_json(self._donor / CONFIG) if self._donor else None
-        if config is not None:
-            _write_json(self._folder / CONFIG, _with_dtype(config, self.dtype))
+        if self._verify is not None:
+            self._verify(self._folder)
         self._folder.rename(self.out)  # replaces an empty folder, fails on any other
 
 
@@ -243,8 +264,12 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def _hidden_folder(out: Path) -> Path:
-    """Create a folder next to `out`, on the same file system so that it can be renamed."""
+def hidden_folder(out: Path) -> Path:
+    """Create a folder next to `out`, on the same file system so that it can be renamed.
+
+    Raises:
+        CheckpointError: `out` is not empty, or the folder cannot be created.
+    """
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise CheckpointError(
@@ -254,11 +279,12 @@ def _hidden_folder(out: Path) -> Path:
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
         folder.chmod(0o755)
     except OSError as error:
-        raise _unwritable(out, error) from None
+        raise unwritable(out, error) from None
     return folder
 
 
-def _unwritable(out: Path, error: OSError) -> CheckpointError:
+def unwritable(out: Path, error: OSError) -> CheckpointError:
+    """Return the error for a folder that cannot be written."""
     return CheckpointError(
         str(out), f"cannot be written: {error.strerror or error}", next="Check space and permissions"
     )

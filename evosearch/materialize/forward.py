@@ -9,11 +9,11 @@ from copy import deepcopy
 from typing import Any
 
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 
 from evosearch.checkpoints.families.registry import family_of
 from evosearch.checkpoints.reader import CONFIG, Checkpoint, read_json
 from evosearch.errors import CheckpointError
+from evosearch.materialize.config_keys import blamed, reason_of
 
 Config = Mapping[str, Any]
 
@@ -48,16 +48,22 @@ def settings(config: Config, where: str) -> Any:
         where: The file, for errors.
 
     Raises:
-        CheckpointError: transformers rejects the config.
+        CheckpointError: transformers rejects the config; the error names the key if it is a single one.
     """
     try:
-        kind = getattr(transformers, config["architectures"][0]).config_class
-        return kind.from_dict(deepcopy(dict(config)))  # from_dict modifies nested dictionaries
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
-        reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or type(error).__name__
-        raise CheckpointError(
-            where, f"transformers cannot build this model: {reason}", next="Fix the config"
-        ) from error
+        return parsed(config)
+    except Exception as error:  # whatever the config's class stumbles over, such as a division by zero
+        key = blamed(config, parsed)
+        what = f"transformers cannot build this model: {reason_of(error)}"
+        if key is None:
+            raise CheckpointError(where, what, next="Fix the config") from error
+        raise CheckpointError(f"{where}: {key}", f"got {config[key]!r}; {what}", next="Fix the config") from error
+
+
+def parsed(config: Config) -> Any:
+    """Return the transformers config object of a config.json; raises whatever transformers does."""
+    kind = getattr(transformers, config["architectures"][0]).config_class
+    return kind.from_dict(deepcopy(dict(config)))  # from_dict modifies nested dictionaries
 
 
 def differences(one: Config, other: Config, where: str = CONFIG) -> dict[str, tuple[Any, Any]]:
