@@ -204,9 +204,14 @@ def reason(exc: BaseException) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value for a message, cut to 60 characters."""
+    """Return a value for a message, text as it is, cut to 60 characters."""
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
+
+
+def quoted(value: Any) -> str:
+    """Return a value for a message, text in quotes, cut to 60 characters."""
+    return shown(repr(value))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -18,12 +18,13 @@ import torch
 
 from evosearch.checkpoints.digest import DTYPE_NAMES, Line, combine, raw_bytes, tensor_line
 from evosearch.checkpoints.disk_space import FREE_SPACE, size
-from evosearch.checkpoints.reader import CONFIG, INDEX, SINGLE, read_json
+from evosearch.checkpoints.model_files import GENERATION, listed, read_json, regular
+from evosearch.checkpoints.reader import CONFIG, INDEX, SINGLE
 from evosearch.errors import CheckpointError
 
 MAX_SHARD_BYTES = 5 * 10**9
 # Copied unchanged from the donor and from the tokenizer's folder
-COMPANIONS = ("generation_config.json",)
+COMPANIONS = (GENERATION,)
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -83,7 +84,7 @@ class CheckpointWriter:
         self._lines: list[Line] = []
         self._file: BinaryIO | None = None
         self._open_shard = -1
-        self._needed = _needed(self._shards, dtype, self._companions())
+        self._needed = _needed(self._shards, dtype, self._companions().values())
         self._folder = hidden_folder(out)
         self._check_disk_space()
         self._write_settings()
@@ -163,12 +164,16 @@ class CheckpointWriter:
                 file.flush()
                 os.fsync(file.fileno())
 
-    def _companions(self) -> list[Path]:
-        """Return the files and folders to copy unchanged."""
+    def _companions(self) -> dict[str, Path]:
+        """Return path within the folder → real path, of the files to copy unchanged."""
         # A generation config in the tokenizer's folder has its token ids and overrides the donor's
         places = [(self._donor, COMPANIONS), (self._tokenizer, (*COMPANIONS, *TOKENIZER_FILES))]
-        paths = [folder / name for folder, names in places if folder for name in names if (folder / name).exists()]
-        return list({path.name: path for path in paths}.values())
+        return {
+            name: regular(path, folder)
+            for folder, names in places
+            if folder
+            for name, path in listed(folder, names).items()
+        }
 
     def _name(self, shard: int) -> str:
         count = len(self._shards)
@@ -177,8 +182,9 @@ class CheckpointWriter:
     def _write_settings(self) -> None:
         """Write config and companions; on failure remove the folder."""
         try:
-            for path in self._companions():
-                _copy(path, self._folder / path.name)
+            for name, path in self._companions().items():
+                (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, self._folder / name)
             config = self._config
             if config is None and self._donor is not None:
                 config = read_json(self._donor / CONFIG)
@@ -198,18 +204,17 @@ class CheckpointWriter:
         self._folder.rename(self.out)  # replaces an empty folder, fails on any other
 
 
-def _needed(shards: Sequence[Layout], dtype: torch.dtype, companions: Sequence[Path]) -> int:
+def _needed(shards: Sequence[Layout], dtype: torch.dtype, companions: Iterable[Path]) -> int:
     """Return the number of bytes to write, except for the small config.json."""
     weights = sum(_count(shape) * dtype.itemsize for part in shards for _, shape in part)
     headers = sum(len(_header(part, dtype)) for part in shards)
     index = headers if len(shards) > 1 else 0  # upper bound: an index has only names and files
-    return weights + headers + index + sum(map(_occupied, companions))
+    return weights + headers + index + sum(path.stat().st_size for path in companions)
 
 
-def _occupied(path: Path) -> int:
-    """Return the bytes of a file or of all files in a folder; 0 if there is neither."""
-    files = [path] if path.is_file() else path.rglob("*")
-    return sum(file.stat().st_size for file in files if file.is_file())
+def _occupied(folder: Path) -> int:
+    """Return the bytes of all files in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _cut(layout: Layout, itemsize: int, limit: int) -> list[list[tuple[str, tuple[int, ...]]]]:
@@ -248,13 +253,6 @@ def _with_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]
     name = str(dtype).removeprefix("torch.")
     kept = {key: value for key, value in config.items() if key != "_name_or_path"}  # a path on another machine
     return kept | {"dtype": name, "torch_dtype": name}
-
-
-def _copy(source: Path, target: Path) -> None:
-    if source.is_dir():
-        shutil.copytree(source, target)
-    elif source.is_file():
-        shutil.copyfile(source, target)
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:

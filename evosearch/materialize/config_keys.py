@@ -14,15 +14,6 @@ Shapes = Mapping[str, tuple[int, ...]]  # parameter → shape
 IDENTITY = ("architectures", "model_type", "dtype", "torch_dtype", "transformers_version")  # never to blame
 
 
-def reason_of(error: BaseException) -> str:
-    """Return the first two lines of an exception's message in one; its type if that says more."""
-    lines = [line.strip() for line in str(error).strip().splitlines()[:2]]
-    text = " ".join(line for line in lines if line)
-    if isinstance(error, KeyError | IndexError | AssertionError | ArithmeticError) or not text:
-        text = f"{type(error).__name__}: {text}".removesuffix(": ")
-    return text
-
-
 def blamed(config: Config, attempt: Callable[[Config], object]) -> str | None:
     """Return the key of a config without which `attempt` succeeds, so that the key's default applies; None if none.
 

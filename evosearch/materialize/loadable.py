@@ -20,10 +20,11 @@ from evosearch.checkpoints.tensor_files import ModelFiles, TensorInfo
 from evosearch.checkpoints.tokenizers.loading import load_tokenizer
 from evosearch.checkpoints.writer import Layout
 from evosearch.errors import CheckpointError
-from evosearch.materialize.config_keys import blamed, not_finite, reason_of
+from evosearch.materialize.config_keys import blamed, not_finite
 from evosearch.materialize.forward import GENERATION
 from evosearch.materialize.meta_model import check_weights, meta_model
 from evosearch.materialize.skeleton import generation_folder
+from evosearch.untrusted import reason
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them makes a tokenizer
 
@@ -110,7 +111,7 @@ def _check_class(folder: Path, config: Mapping[str, object], where: str) -> None
         found = type(transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
         what = f"got {config.get('model_type')!r}"
     except Exception as error:  # an unknown or missing type
-        found, what = None, f"got {config.get('model_type')!r}; transformers cannot load it: {reason_of(error)}"
+        found, what = None, f"got {config.get('model_type')!r}; transformers cannot load it: {reason(error)}"
     if found is not wanted:
         raise CheckpointError(f"{where}: model_type", what, f"'{wanted.model_type}' for {wanted.__name__}")
 
@@ -129,6 +130,6 @@ def _check_generation(folder: Path, where: str) -> None:
         transformers.GenerationConfig.from_pretrained(folder)
     except Exception as error:  # whatever its checks stumble over
         key = blamed(data, transformers.GenerationConfig.from_dict)
-        what = f"transformers cannot load it: {reason_of(error)}"
+        what = f"transformers cannot load it: {reason(error)}"
         at, what = (where, what) if key is None else (f"{where}: {key}", f"got {data[key]!r}; {what}")
         raise CheckpointError(at, what, next="Fix or remove the file") from error

@@ -12,8 +12,9 @@ import transformers
 from evosearch.checkpoints.families.registry import Family
 from evosearch.checkpoints.tensor_files import TensorInfo
 from evosearch.errors import CheckpointError
-from evosearch.materialize.config_keys import blamed, deciding, reason_of
+from evosearch.materialize.config_keys import blamed, deciding
 from evosearch.materialize.forward import parsed, settings
+from evosearch.untrusted import reason
 
 Config = Mapping[str, Any]
 
@@ -34,7 +35,7 @@ def meta_model(config: Config, where: str) -> torch.nn.Module:
         return _built(config)
     except Exception as error:  # whatever a model's constructor stumbles over
         key = blamed(config, _built)
-        what = f"transformers cannot build this model: {reason_of(error)}"
+        what = f"transformers cannot build this model: {reason(error)}"
         if key is None:
             raise CheckpointError(where, what, next="Fix the config") from error
         raise CheckpointError(f"{where}: {key}", f"got {config[key]!r}; {what}", next="Fix the config") from error

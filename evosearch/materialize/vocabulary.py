@@ -10,8 +10,9 @@ import torch
 from tokenizers import AddedToken
 
 from evosearch.checkpoints.digest import DTYPE_NAMES, DTYPES
+from evosearch.checkpoints.model_files import GENERATION, read_json
 from evosearch.checkpoints.overlay import Computed, Overlay
-from evosearch.checkpoints.reader import CONFIG, Checkpoint, TensorInfo, read_json
+from evosearch.checkpoints.reader import CONFIG, Checkpoint, TensorInfo
 from evosearch.checkpoints.tokenizers import chat_template, tokenizer_files
 from evosearch.checkpoints.tokenizers.tokenizer import Vocabulary
 from evosearch.errors import CheckpointError, RecipeError
@@ -21,8 +22,8 @@ from evosearch.materialize.token_rows import WHERE, Layout, ModelRows, lay_out
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import Place
 from evosearch.recipe.tokens import BASE, UNION, Tokenizer
+from evosearch.untrusted import boundary, present
 
-GENERATION = "generation_config.json"
 FOLDER = "tokenizers"  # in the cache
 SHOWN = 5  # tokens listed in a note
 
@@ -56,9 +57,11 @@ def in_one_vocabulary(
     output, files = _output(wanted, merged, vocabularies, folder_of)
     layout = lay_out(output.tokens, held, recipe.base_model, wanted.tokens, wanted.pad_to_multiple_of)
     changed = partial(in_vocabulary, old=vocabularies[donor], new=output, size=layout.size)
-    configs = {CONFIG: changed(under.config) | {"vocab_size": layout.size}}
-    if (under.folder / GENERATION).is_file():
-        configs[GENERATION] = changed(read_json(under.folder / GENERATION))
+    with boundary(str(under.folder / CONFIG), CheckpointError, "its token ids cannot be converted"):
+        configs = {CONFIG: changed(under.config) | {"vocab_size": layout.size}}
+    if present(under.folder / GENERATION):
+        with boundary(str(under.folder / GENERATION), CheckpointError, "its token ids cannot be converted"):
+            configs[GENERATION] = changed(read_json(under.folder / GENERATION))
     folder = _keep(files, template, configs, cache)
     found = dict(checkpoints)
     for name, model in merged.items():

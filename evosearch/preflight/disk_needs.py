@@ -15,8 +15,9 @@ from huggingface_hub import constants
 from evosearch.checkpoints import pickles, references
 from evosearch.checkpoints.cache.applied_adapters import FOLDER
 from evosearch.checkpoints.disk_space import size as shown
+from evosearch.checkpoints.model_files import read_json
 from evosearch.checkpoints.references import default_cache
-from evosearch.checkpoints.tensor_files import INDEX, read_json
+from evosearch.checkpoints.tensor_files import INDEX
 from evosearch.errors import InputError, SpecError
 from evosearch.preflight.model_size import FLOAT32
 from evosearch.preflight.sizes import Sizes
@@ -25,6 +26,7 @@ from evosearch.recipe.schema import Recipe
 from evosearch.setup.trackers import JSON_LINES
 from evosearch.spec.run_dir import SQLITE
 from evosearch.spec.spec import SearchSpec
+from evosearch.untrusted import present
 
 # Measured on searches of 65 to 135 candidates, whose ledgers have 21 to 25 KB per candidate
 BYTES_PER_ITEM = 40
@@ -134,10 +136,10 @@ def _is_here(reference: str) -> bool:
     home = references.hub_cache() / f"models--{model.replace('/', '--')}"
     snapshot = home / "snapshots" / _commit(home, revision or constants.DEFAULT_REVISION)
     for index in (INDEX, pickles.INDEX):
-        if (snapshot / index).is_file():
+        if present(snapshot / index):
             listed = read_json(snapshot / index).get("weight_map")
             shards = set(map(str, listed.values())) if isinstance(listed, dict) else set()
-            return bool(shards) and all((snapshot / shard).is_file() for shard in shards)
+            return bool(shards) and all(os.path.isfile(snapshot / shard) for shard in shards)
     patterns = ("*.safetensors", *pickles.PATTERNS)
     return any(path.is_file() for pattern in patterns for path in snapshot.glob(pattern))
 

@@ -6,7 +6,8 @@ They depend on the tokenizer, the suite and the context length; weights only dec
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from evosearch.checkpoints.reader import CONFIG, read_json
+from evosearch.checkpoints.model_files import read_json
+from evosearch.checkpoints.reader import CONFIG
 from evosearch.checkpoints.references import default_cache, resolve_settings, split
 from evosearch.checkpoints.tokenizers.loading import load_tokenizer
 from evosearch.evaluation.engine.runs import depths, distinct_prefixes

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from evosearch.checkpoints.model_files import listed, regular
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.writer import COMPANIONS, TOKENIZER_FILES
 from evosearch.errors import CheckpointError
@@ -19,10 +20,16 @@ FOLDER = "copies"  # in the cache
 
 
 def files_to_copy(checkpoint: Checkpoint) -> dict[str, Path]:
-    """Return path within the folder → file, for every file that is read from a model."""
-    named = [checkpoint.folder / name for name in (*COMPANIONS, *TOKENIZER_FILES)]
-    companions = [file for entry in named for file in (entry, *sorted(entry.rglob("*"))) if file.is_file()]
-    return {str(file.relative_to(checkpoint.folder)): file for file in (*checkpoint.files, *companions)}
+    """Return path within the folder → real path, for every file that is read from a model.
+
+    Raises:
+        CheckpointError: A file is not regular, or outside of the folder.
+    """
+    folder = checkpoint.folder
+    companions = listed(folder, (*COMPANIONS, *TOKENIZER_FILES))
+    return {file.name: regular(file, folder) for file in checkpoint.files} | {
+        name: regular(file, folder) for name, file in companions.items()
+    }
 
 
 def folder_of(checkpoint: Checkpoint, cache: Path) -> Path:

@@ -10,10 +10,10 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from evosearch.checkpoints.reader import read_json
+from evosearch.checkpoints.model_files import read_json, read_text
 from evosearch.checkpoints.tokenizers.tokenizer import SETTINGS
-from evosearch.errors import CheckpointError, RecipeError, did_you_mean
-from evosearch.untrusted import boundary
+from evosearch.errors import RecipeError, did_you_mean
+from evosearch.untrusted import boundary, present
 
 FILE, OLDER, NAMED = "chat_template.jinja", "chat_template.json", "additional_chat_templates"
 AUTO = "auto"
@@ -36,10 +36,10 @@ def of_folder(folder: Path) -> str | None:
     Raises:
         CheckpointError: A file with a template is damaged.
     """
-    if (folder / FILE).is_file():
-        return _text(folder / FILE)
-    found = read_json(folder / SETTINGS).get("chat_template") if (folder / SETTINGS).is_file() else None
-    if found is None and (folder / OLDER).is_file():
+    if present(folder / FILE):
+        return read_text(folder / FILE).strip() or None
+    found = read_json(folder / SETTINGS).get("chat_template") if present(folder / SETTINGS) else None
+    if found is None and present(folder / OLDER):
         found = read_json(folder / OLDER).get("chat_template")
     if isinstance(found, list):
         named = [entry for entry in found if isinstance(entry, Mapping) and entry.get("name") == "default"]
@@ -105,10 +105,3 @@ class _Generation(Extension):
         """Return the content of the tag."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8").strip() or None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(str(path), f"invalid text: {error}") from None

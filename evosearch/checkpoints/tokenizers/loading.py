@@ -3,7 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from evosearch.checkpoints.model_files import check
+from evosearch.checkpoints.tensor_files import CONFIG
+from evosearch.checkpoints.writer import TOKENIZER_FILES
 from evosearch.errors import CheckpointError
+from evosearch.untrusted import boundary
 
 
 def load_tokenizer(folder: Path, where: str | None = None) -> Any:
@@ -14,13 +18,11 @@ def load_tokenizer(folder: Path, where: str | None = None) -> Any:
         where: Place that errors name; default: the folder.
 
     Raises:
-        CheckpointError: The tokenizer files are missing or damaged.
+        CheckpointError: The tokenizer files are missing, damaged, or not regular files of the folder.
     """
     from transformers import AutoTokenizer
 
-    try:
+    check(folder, (CONFIG, *TOKENIZER_FILES))
+    place = str(folder) if where is None else where
+    with boundary(place, CheckpointError, "no usable tokenizer", "Add its tokenizer files"):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as exc:  # the tokenizers library raises plain Exception for a damaged file
-        reason = next(iter(str(exc).splitlines()), type(exc).__name__)
-        where = str(folder) if where is None else where
-        raise CheckpointError(where, f"no usable tokenizer: {reason}", next="Add its tokenizer files") from exc
