@@ -21,7 +21,7 @@ from evosearch.checkpoints.tokenizers.loading import load_tokenizer
 from evosearch.checkpoints.writer import Layout
 from evosearch.errors import CheckpointError
 from evosearch.materialize.config_keys import blamed, not_finite
-from evosearch.materialize.forward import GENERATION
+from evosearch.checkpoints.model_files import GENERATION
 from evosearch.materialize.meta_model import check_weights, meta_model
 from evosearch.materialize.skeleton import generation_folder
 from evosearch.untrusted import reason
