@@ -1,5 +1,6 @@
 """Checks of free disk space before anything is written."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from evosearch.errors import CheckpointError
 
 GIB = 2.0**30
 FREE_SPACE = "Free some space, or choose a folder on another disk"
+OTHER = "Choose another folder"
 
 
 def check_disk_space(folder: Path, needed: int, what: str) -> None:
@@ -18,13 +20,20 @@ def check_disk_space(folder: Path, needed: int, what: str) -> None:
         what: What will be written, for the message.
 
     Raises:
-        CheckpointError: Fewer bytes are free.
+        CheckpointError: Fewer bytes are free, or the file system is read-only.
     """
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if is_read_only(there):
+        raise CheckpointError(str(folder), f"on a read-only file system, and {what} will be written there", next=OTHER)
     free = shutil.disk_usage(there).free
     if free < needed:
         text = f"not enough disk space for {what}: {size(needed)} needed, {size(free)} free"
         raise CheckpointError(str(folder), text, next=FREE_SPACE)
+
+
+def is_read_only(folder: Path) -> bool:
+    """Return whether an existing folder is on a read-only file system."""
+    return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
 
 
 def size(count: int) -> str:

@@ -14,6 +14,7 @@ from huggingface_hub import constants
 
 from evosearch.checkpoints import pickles, references
 from evosearch.checkpoints.cache.applied_adapters import FOLDER
+from evosearch.checkpoints.disk_space import is_read_only
 from evosearch.checkpoints.disk_space import size as shown
 from evosearch.checkpoints.model_files import read_json
 from evosearch.checkpoints.references import default_cache
@@ -113,11 +114,15 @@ def _random_bytes(sizes: Sizes, recipe: Recipe) -> int:
 
 
 def lacking(needs: Sequence[Need]) -> list[InputError]:
-    """One problem for each disk that has less free space than will be written to it."""
+    """One problem for each disk that cannot be written to, or has less free space than will be written to it."""
     disks: dict[int, list[Need]] = {}
-    for need in needs:
-        disks.setdefault(_existing(need.folder).stat().st_dev, []).append(need)
     problems: list[InputError] = []
+    for need in needs:
+        if is_read_only(_existing(need.folder)):
+            what = f"on a read-only file system, and {need.what} will be written there"
+            problems.append(SpecError(str(need.folder), what, next=f"Choose another place ({need.setting})"))
+        else:
+            disks.setdefault(_existing(need.folder).stat().st_dev, []).append(need)
     for on_disk in disks.values():
         largest = max(on_disk, key=lambda need: need.size)
         total, free = sum(need.size for need in on_disk), shutil.disk_usage(_existing(largest.folder)).free
