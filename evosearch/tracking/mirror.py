@@ -17,6 +17,7 @@ from evosearch.search.ledger.events import Event
 CHUNK = 128  # events written between two updates of the cursor
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between attempts while the store fails
 HURRIED_PAUSE_S = 1.0  # longest pause while a caller waits
+GATHER_S = 2.0  # from a notification to the write, in which the events of a fast search gather; not if a caller waits
 POLL_S = 30.0  # longest sleep without a notification
 UP_TO_DATE = "up to date"
 
@@ -182,6 +183,7 @@ class Mirror:
                 if self._closing.is_set() and (self._done == self._notified or time.monotonic() > self._deadline):
                     return
                 self._wake.wait(POLL_S)
+                self._hurry.wait(GATHER_S)
             except Exception as exc:  # any error of a store, a driver or a network: the search continues
                 self._opened = False
                 self._count_behind()  # before `_reason`, so that `state` never shows a reason without its count

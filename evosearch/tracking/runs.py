@@ -158,7 +158,7 @@ class Transactions:
     def _transaction(self) -> Iterator[None]:
         from sqlalchemy.orm import sessionmaker
 
-        with self._store.engine.connect() as connection:
+        with self._store.engine.begin() as connection:  # begun, since sessions would commit a transaction of their own
             if connection.dialect.name == "sqlite":
                 connection.exec_driver_sql("PRAGMA foreign_keys = ON")  # as MLflow does; not possible later
                 connection.exec_driver_sql("PRAGMA busy_timeout = 20000")
@@ -177,7 +177,6 @@ class Transactions:
             own, self._store.ManagedSessionMaker = self._store.ManagedSessionMaker, joined
             try:
                 yield
-                connection.commit()
             finally:
                 self._store.ManagedSessionMaker = own
                 self._experiments = None

@@ -62,6 +62,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror_room, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(mirror_room, "LONGEST_PAUSE_S", 0.05)
     monkeypatch.setattr(mirror_room, "CHUNK", 4)
+    monkeypatch.setattr(mirror_room, "GATHER_S", 0.01)
 
 
 def mirror(store: Store, story: Story) -> Mirror:
@@ -137,6 +138,23 @@ def test_a_long_backlog_is_read_and_recalled_some_events_at_a_time(story: Story)
     assert store.recalled == everything[:6]
     assert list(store.held) == everything[6:]
     assert max(read) <= mirror_room.CHUNK
+
+
+def test_events_gather_unless_a_caller_waits(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror_room, "GATHER_S", 2.0 * LONG_S)
+    store = Store()
+    made = mirror(store, story)
+    story.begin()
+    made.notify()
+    _until(lambda: len(store.held) == 4)  # the first pass does not wait
+    story.asked(0)
+    made.notify()
+    time.sleep(0.3)
+    assert len(store.held) == 4
+    story.asked(1)
+    assert made.bring_forward("1", LONG_S)
+    made.close(LONG_S)
+    assert len(store.held) == 6
 
 
 def test_a_candidate_is_mirrored_ahead_of_what_is_missing(story: Story) -> None:
