@@ -1,12 +1,14 @@
-"""Checks of free disk space before anything is written."""
+"""Checks of free disk space before anything is written, and sizes as text."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
 from evosearch.errors import CheckpointError
 
 GIB = 2.0**30
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*(?:([kmgt])(i)?)?b?", re.IGNORECASE | re.ASCII)
 FREE_SPACE = "Free some space, or choose a folder on another disk"
 OTHER = "Choose another folder"
 
@@ -34,6 +36,23 @@ def check_disk_space(folder: Path, needed: int, what: str) -> None:
 def is_read_only(folder: Path) -> bool:
     """Return whether an existing folder is on a read-only file system."""
     return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+
+
+def parse_size(text: str, where: str) -> int:
+    """Return the bytes of a size: `200GB`, `1.5TB`, `800GiB`, `0`.
+
+    Args:
+        text: The size, in bytes without a unit.
+        where: Setting to name in errors.
+
+    Raises:
+        CheckpointError: It is not a size.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise CheckpointError(where, f"got {text!r}", "A size: 200GB, 1.5TB, 800GiB, 0")
+    number, prefix, binary = float(found[1]), (found[2] or "").lower(), found[3]
+    return int(number * (1024 if binary else 1000) ** (" kmgt".index(prefix) if prefix else 0))
 
 
 def size(count: int) -> str:

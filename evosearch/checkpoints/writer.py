@@ -8,7 +8,6 @@ import errno
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +15,7 @@ from typing import Any, BinaryIO, Self
 
 import torch
 
+from evosearch.checkpoints.cache.drafts import Draft
 from evosearch.checkpoints.digest import DTYPE_NAMES, Line, combine, raw_bytes, tensor_line
 from evosearch.checkpoints.disk_space import FREE_SPACE, size
 from evosearch.checkpoints.model_files import GENERATION, listed, read_json, regular
@@ -85,7 +85,8 @@ class CheckpointWriter:
         self._file: BinaryIO | None = None
         self._open_shard = -1
         self._needed = _needed(self._shards, dtype, self._companions().values())
-        self._folder = hidden_folder(out)
+        self._draft = draft_of(out)
+        self._folder = self._draft.folder
         self._check_disk_space()
         self._write_settings()
 
@@ -134,13 +135,13 @@ class CheckpointWriter:
             if error is None:  # the first error is the one to report
                 raise self._unwritable(problem) from None
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)  # already renamed on success
+            self._draft.close()
 
     def _check_disk_space(self) -> None:
         """Fail before an hour of merging if the disk is too small."""
         free = shutil.disk_usage(self._folder).free
         if free < self._needed:
-            self._folder.rmdir()
+            self._draft.close()
             what = f"cannot be written: {size(self._needed)} needed, {size(free)} free"
             raise CheckpointError(str(self.out), what, next=FREE_SPACE)
 
@@ -192,7 +193,7 @@ class CheckpointWriter:
                 _write_json(self._folder / CONFIG, _with_dtype(config, self.dtype))
         except BaseException as error:
             problem = self._unwritable(error) if isinstance(error, OSError) else error
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._draft.close()
             raise problem from None
 
     def _finish(self) -> None:
@@ -262,7 +263,7 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def hidden_folder(out: Path) -> Path:
+def draft_of(out: Path) -> Draft:
     """Create a folder next to `out`, on the same file system so that it can be renamed.
 
     Raises:
@@ -274,11 +275,9 @@ def hidden_folder(out: Path) -> Path:
                 str(out), "exists and is not an empty folder", next="Choose another folder, or remove it"
             )
         out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-        folder.chmod(0o755)
+        return Draft(out.parent, out.name)
     except OSError as error:
         raise unwritable(out, error) from None
-    return folder
 
 
 def unwritable(out: Path, error: OSError) -> CheckpointError:

@@ -13,7 +13,22 @@ from typing import Any
 import typer
 
 from evosearch import __version__
-from evosearch.cli import check, cluster, export, leaderboard, ledger, logs, merge, run, score, status, stop, submit, ui
+from evosearch.cli import (
+    cache,
+    check,
+    cluster,
+    export,
+    leaderboard,
+    ledger,
+    logs,
+    merge,
+    run,
+    score,
+    status,
+    stop,
+    submit,
+    ui,
+)
 from evosearch.cli.console import json_wanted, print_error, print_json
 from evosearch.environment import telemetry_off
 from evosearch.errors import EvosearchError, InputError
@@ -28,7 +43,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (check, run, submit, status, logs, stop, leaderboard, merge, score, export, ui):
+for command in (check, run, submit, status, logs, stop, leaderboard, merge, score, export, ui, cache):
     app.command(name=command.__name__.rsplit(".", 1)[-1])(command.command)
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(cluster.app, name="cluster")

@@ -5,7 +5,6 @@ full with `save_modules`, and are an error without it.
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors.torch import save_file
 from evosearch.checkpoints.overlay import Overlay
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.references import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from evosearch.checkpoints.writer import hidden_folder
+from evosearch.checkpoints.writer import draft_of
 from evosearch.errors import CheckpointError, RecipeError
 from evosearch.materialize.compatibility import check_compatible
 from evosearch.materialize.layout import output
@@ -82,16 +81,16 @@ def write_adapter(
     _check_base(recipe, checkpoints, reference)
     check_compatible([checkpoints[name] for name in recipe.references()])
     check_base(base)
-    draft = hidden_folder(out)
+    draft = draft_of(out)
     try:
         made = Lora(recipe, checkpoints, base)
         made.save_others(save_modules)
         made.factorize(rank)
-        size = _write(draft, out, made.tensors, made.config(_name(reference)))
-        check_adapter(draft, base)
-        draft.rename(out)  # replaces an empty folder, fails on any other
+        size = _write(draft.folder, out, made.tensors, made.config(_name(reference)))
+        check_adapter(draft.folder, base)
+        draft.folder.rename(out)  # replaces an empty folder, fails on any other
     finally:
-        shutil.rmtree(draft, ignore_errors=True)  # already renamed on success
+        draft.close()
     lost, full = (sum(getattr(found, what) ** 2 for found in made.factors.values()) for what in ("lost", "size"))
     return AdapterReport(
         out,

@@ -5,7 +5,6 @@ A nested recipe is merged once, into the cache. The folder's name is derived fro
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,8 +12,11 @@ from typing import Any
 
 from evosearch.checkpoints import references
 from evosearch.checkpoints.adapters.adapted_model import apply_adapter
+from evosearch.checkpoints.cache.drafts import sweep
 from evosearch.checkpoints.cache.hashes import Hashes
+from evosearch.checkpoints.cache.layout import MERGED
 from evosearch.checkpoints.cache.locks import LOCKS, locked
+from evosearch.checkpoints.cache.uses import hold
 from evosearch.checkpoints.model_files import GENERATION, listed, read_bytes
 from evosearch.checkpoints.overlay import Overlay
 from evosearch.checkpoints.reader import CONFIG, Checkpoint
@@ -173,7 +175,8 @@ class Opener:
         check(recipe, specs(), f"{reference}: ")
         inputs = within.inputs(recipe)
         name = within.identify(recipe, inputs)
-        folder = self.cache / "merged" / _folder_name(name, inputs[donor_of(recipe)])
+        folder = self.cache / MERGED / _folder_name(name, inputs[donor_of(recipe)])
+        hold(self.cache, MERGED, folder.name, reference)
         if not (folder / CONFIG).is_file():
             lock = self.cache / LOCKS / f"merge-{folder.name}"
             with locked(lock, lambda: self._report(f"waiting for another process to merge {reference}", 0.0)):
@@ -185,8 +188,7 @@ class Opener:
         """Write a nested recipe's model, unless another process wrote it in the meantime."""
         if (folder / CONFIG).is_file():
             return
-        for left in folder.parent.glob(f".{folder.name}.*.partial"):  # of killed processes: this one has the lock
-            shutil.rmtree(left, ignore_errors=True)
+        sweep(self.cache)
         self._report(f"merging {reference}", 0.0)
         try:
             write_checkpoint(recipe, inputs, folder, donor_of(recipe))

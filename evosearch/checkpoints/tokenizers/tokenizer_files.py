@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from evosearch.checkpoints.cache.drafts import draft
 from evosearch.checkpoints.model_files import check_contents, listed, read_bytes, read_json
 from evosearch.checkpoints.tokenizers import chat_template
 from evosearch.checkpoints.tokenizers.tokenizer import ADDED, FLAGS, SETTINGS, TOKENIZER, Vocabulary, vocabulary_of
@@ -70,15 +69,11 @@ def store(files: Files, cache: Path) -> Path:
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=cache))
-        try:
-            made.chmod(0o755)
+        with draft(cache, folder.name) as made:
             for name, data in files.items():
                 (made / name).parent.mkdir(parents=True, exist_ok=True)
                 (made / name).write_bytes(data)
-            _rename(made, folder)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)  # already renamed, or another process was faster
+            _rename(made, folder)  # unless another process was faster
     except OSError as error:
         what = f"cannot be written: {error.strerror or error}"
         raise CheckpointError(
