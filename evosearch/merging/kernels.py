@@ -70,18 +70,23 @@ def dot(x: Tensor, y: Tensor) -> float:
     return total(lambda _, pair: pair[0] * pair[1], (x, y), torch.float32)
 
 
-def total(function: Callable[[int, list[Tensor]], Tensor], tensors: Sequence[Tensor], dtype: torch.dtype) -> float:
+def total(
+    function: Callable[[int, list[Tensor]], Tensor], tensors: Sequence[Tensor], dtype: torch.dtype, row: int = 1
+) -> float:
     """Sum what `elementwise` would return, with a result independent of threads and of the chunk size.
 
     Returns:
         The sum in float64; NaN if a term is not finite.
     """
-    (one,) = totals(lambda start, parts: (function(start, parts),), tensors, dtype)
+    (one,) = totals(lambda start, parts: (function(start, parts),), tensors, dtype, row)
     return one
 
 
 def totals(
-    function: Callable[[int, list[Tensor]], Sequence[Tensor]], tensors: Sequence[Tensor], dtype: torch.dtype
+    function: Callable[[int, list[Tensor]], Sequence[Tensor]],
+    tensors: Sequence[Tensor],
+    dtype: torch.dtype,
+    row: int = 1,
 ) -> tuple[float, ...]:
     """Return several sums of one pass over the tensors, each like `total`.
 
@@ -89,10 +94,11 @@ def totals(
         function: (index of the chunk's first element, the tensors' chunks in `dtype`) → the terms of each sum, flat.
         tensors: Inputs of one shape.
         dtype: Type of the chunks.
+        row: Length of the rows that a chunk does not split.
     """
     sums: list[list[float]] = []
     flat = [tensor.reshape(-1) for tensor in tensors]
-    step = 64 * BLOCK
+    step = max(row, 64 * BLOCK - 64 * BLOCK % row)
     for start in range(0, max(1, flat[0].numel()), step):
         found = function(start, [tensor[start : start + step].to(dtype) for tensor in flat])
         sums = sums or [[] for _ in found]

@@ -254,3 +254,70 @@ def test_gram_matrices_are_remembered_by_content():
     nameless = Parameters({"filter_wise": False}, {}, parents=(Origin("", "t"),) * 2, memory=memory)
     assert not torch.equal(method("model_stock").merge(a, [c, c], nameless), out)
     assert len(memory._facts) == 1
+
+
+# --- breadcrumbs and della ---
+
+
+@pytest.mark.parametrize("density", [0.01, 0.3, 0.8, 0.99])
+@pytest.mark.parametrize("gamma", [0.0, 0.004, 0.1, 0.7])
+@pytest.mark.parametrize("coarse", [False, True])
+def test_breadcrumbs_equals_sorting(density, gamma, coarse, monkeypatch):
+    """Also where ⌊gamma·n⌋ is 0, and of equal magnitudes the first counts as larger."""
+    monkeypatch.setattr(kernels, "CHUNK", {"cpu": 64})
+    tau = torch.randn(200, generator=torch.Generator().manual_seed(3))
+    tau = (2 * tau).round() / 2 if coarse else tau
+    order = sorted(range(200), key=lambda i: (-abs(tau[i].item()), i))
+    stay = max(1, int(density * 200))
+    outliers = min(int(gamma * 200), 200 - stay)
+    expected = torch.zeros(200)
+    kept = order[outliers : outliers + stay]
+    expected[kept] = tau[kept]
+    out = run("breadcrumbs", torch.zeros(200), tau, weight=1.0, density=density, gamma=gamma)
+    assert torch.equal(out, expected)
+
+
+def test_breadcrumbs_of_a_tensor_with_few_entries_keeps_one():
+    assert run("breadcrumbs", [0.0, 0.0], [3.0, -4.0], weight=1.0, density=0.1).tolist() == [0.0, -4.0]
+    assert run("breadcrumbs_ties", [0.0], [3.0], weight=1.0, density=0.1, gamma=1.0).tolist() == [3.0]
+
+
+def della(tau: Tensor, seed: int, density: float, epsilon: float, rescale: object, memory: object = None) -> Tensor:
+    from evosearch.merging.method_parameters import Origin
+
+    shared = {"normalize": False, "rescale": rescale, "lambda": 1.0}
+    own = {"weight": (1.0,), "density": (density,), "epsilon": (epsilon,)}
+    origins = Origin("0" * 64, "t"), (Origin("1" * 64, "t"),)
+    p = Parameters(shared, own, seed=seed, base=origins[0], parents=origins[1], memory=memory)
+    return method("della_linear").merge(torch.zeros_like(tau), [tau], p)
+
+
+@pytest.mark.parametrize(("density", "epsilon", "within"), [(0.5, 0.3, 0.3), (0.9, 0.3, 0.1), (0.2, 0.5, 0.2)])
+def test_della_keeps_by_rank_within_a_row_and_keeps_the_mean(density, epsilon, within):
+    tau = torch.randn((40, 11), generator=torch.Generator().manual_seed(3)) * torch.arange(1.0, 41.0)[:, None]
+    seeds = 400
+    outs = torch.stack([della(tau, seed, density, epsilon, True) for seed in range(seeds)])
+    rank = tau.abs().argsort(dim=1).argsort(dim=1)  # 0 for the smallest
+    probability = density - within + 2 * within * rank / 10
+    kept = (outs != 0).float().mean(dim=0)
+    by_rank = torch.stack([kept[rank == r].mean() for r in range(11)])
+    expected = torch.stack([probability[rank == r].mean() for r in range(11)])
+    torch.testing.assert_close(by_rank, expected, rtol=0, atol=4 * (0.25 / seeds / 40) ** 0.5)
+    stays = probability > 0.05
+    assert ((outs.mean(dim=0) - tau)[stays].norm() / tau[stays].norm()) < 0.15
+
+
+def test_della_without_epsilon_is_dare_and_a_memory_changes_nothing():
+    from evosearch.merging.method_parameters import Memory, Origin
+
+    tau = torch.randn((300, 7), generator=torch.Generator().manual_seed(3))
+    origins = Origin("0" * 64, "t"), (Origin("1" * 64, "t"),)
+    shared = {"normalize": False, "rescale": True, "lambda": 1.0}
+    p = Parameters(shared, {"weight": (1.0,), "density": (0.4,)}, seed=1, base=origins[0], parents=origins[1])
+    dare = method("dare_linear").merge(torch.zeros_like(tau), [tau], p)
+    torch.testing.assert_close(della(tau, 1, 0.4, 0.0, True), dare, rtol=1e-6, atol=0)
+    alone = della(tau, 1, 0.4, 0.2, "l1")
+    for memory in (Memory(), Memory(0)):
+        assert torch.equal(della(tau, 1, 0.4, 0.2, "l1", memory), alone)
+        assert torch.equal(della(tau, 1, 0.4, 0.2, "l1", memory), alone)
+    assert della(tau, 1, 1.0, 0.2, True).tolist() == tau.tolist()

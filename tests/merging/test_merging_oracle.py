@@ -2,13 +2,15 @@
 
 from typing import Any
 
+import mergekit.sparsify as mergekit_sparsify
 import pytest
 import torch
 from mergekit.merge_methods import registry as mergekit_methods
 from mergekit.merge_methods.base import PerInputValues, TensorGroup
 from torch import Tensor
 
-from evosearch.merging.method_parameters import Parameters
+from evosearch.merging import philox
+from evosearch.merging.method_parameters import Origin, Parameters
 from evosearch.merging.registry import method, specs
 
 torch.set_num_threads(1)
@@ -100,3 +102,48 @@ def test_model_stock(shape, count, filter_wise):
     together = torch.randn(shape, generator=torch.Generator().manual_seed(9))
     parents = [parent + 0.4 * together for parent in parents]
     assert_same("model_stock", base, parents, 4 * CLOSE, filter_wise=filter_wise)
+
+
+# --- breadcrumbs ---
+
+
+@pytest.mark.parametrize("name", ["breadcrumbs", "breadcrumbs_ties"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("densities", [[0.3, 0.6, 1.0], [0.99, 0.9, 0.5]])
+@pytest.mark.parametrize("gammas", [[0.1, 0.01, 0.2], [0.0, 0.5, 0.3]])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("rescale", [True, False])
+def test_breadcrumbs(name, shape, densities, gammas, normalize, rescale):
+    base, parents = models(shape)
+    given = {"weight": [0.5, 0.9, -0.7], "density": densities, "gamma": gammas, "normalize": normalize, "lambda": 0.8}
+    found = ours(name, base, parents, **given, rescale="l1" if rescale else False)
+    theirs = oracle(name, base, parents, **given, rescale=rescale, int8_mask=False)
+    torch.testing.assert_close(found, theirs, rtol=4 * CLOSE, atol=4 * CLOSE)
+
+
+# --- della ---
+
+
+@pytest.mark.parametrize("name", ["della", "della_linear"])
+@pytest.mark.parametrize("shape", [(40, 30), (17,)])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("rescale", ["l1", False])
+def test_della_under_the_same_masks(name, shape, normalize, rescale, monkeypatch):
+    """The oracle computes the probabilities; its draws are replaced by our lanes."""
+    base, parents = models(shape)
+    origins = tuple(Origin(f"{index:064x}", "t") for index in range(4))
+    own = {"weight": (0.5, 0.9, 0.7), "density": (0.3, 0.6, 1.0), "epsilon": (0.2, 0.1, 0.15)}
+    shared = {"normalize": normalize, "rescale": rescale, "lambda": 0.8}
+    p = Parameters(shared, own, seed=3, base=origins[0], parents=origins[1:])
+    drawn = iter(origins[1:3])  # none is drawn at density 1
+
+    def draw(probabilities: Tensor) -> Tensor:
+        key = philox.key_of(3, next(drawn).content_sha256, "t")
+        lanes = philox.lanes(key, 0, probabilities.numel()).view_as(probabilities)
+        return (lanes < probabilities.double() * 2**32).float()
+
+    monkeypatch.setattr(mergekit_sparsify.torch, "bernoulli", draw)
+    given = {key: list(values) for key, values in own.items()}
+    theirs = oracle(name, base, parents, **given, **(shared | {"rescale": rescale == "l1"}), int8_mask=False)
+    found = method(name).merge(base, parents, p)
+    torch.testing.assert_close(found, theirs, rtol=4 * CLOSE, atol=4 * CLOSE)
