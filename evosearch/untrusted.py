@@ -5,12 +5,13 @@ bounded depth. `boundary` turns any exception of a parser or a library into one 
 """
 
 import json
+import math
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 from evosearch.errors import EvosearchError, InputError
 
@@ -140,29 +141,46 @@ def parse_json(data: bytes, where: str, error: type[InputError], large: Collecti
         error: The data is not JSON, or exceeds these limits.
     """
     known = {str(number): number for number in large}
+    refused: list[str] = []  # in the order of the text; their numbers become NaN until their keys are known
 
-    def integer(digits: str) -> int:
+    def refuse(what: str) -> float:
+        refused.append(what)
+        return math.nan
+
+    def integer(digits: str) -> float:
         if digits in known:
             return known[digits]
         number = int(digits) if len(digits.lstrip("-")) <= MAX_DIGITS else MAX_INTEGER
-        if abs(number) >= MAX_INTEGER:
-            raise error(where, f"the number {shown(digits)} is too large", "Whole numbers below 2^63")
-        return number
+        return number if abs(number) < MAX_INTEGER else refuse(f"the number {shown(digits)} is too large")
 
     def real(digits: str) -> float:
         number = float(digits)
-        if number in (float("inf"), float("-inf")):
-            raise error(where, f"the number {shown(digits)} is too large", "Finite numbers")
-        return number
+        return number if math.isfinite(number) else refuse(f"the number {shown(digits)} is too large")
 
-    def constant(name: str) -> NoReturn:
-        raise error(where, f"got {name}, which is not JSON", "Finite numbers")
+    def constant(name: str) -> float:
+        return refuse(f"got {name}, which is not JSON")
 
     with boundary(where, error, "invalid JSON"):
         text = data.decode("utf-8")
         found = json.loads(text, parse_int=integer, parse_float=real, parse_constant=constant)
     _check_depth(found, where, error)
+    if refused:
+        key = next((path for path, _ in not_finite(found)), "")  # none if another entry replaced it
+        raise error(f"{where}: {key}" if key else where, refused[0], "Whole numbers below 2^63, and finite ones")
     return found
+
+
+def not_finite(document: Any) -> Iterator[tuple[str, float]]:
+    """Yield (path of keys, value) of each number in a document that is NaN or infinite, in the document's order."""
+    nodes: list[tuple[str, Any]] = [("", document)]
+    while nodes:
+        path, node = nodes.pop()
+        if isinstance(node, Mapping):
+            nodes += reversed([(f"{path}.{key}" if path else str(key), value) for key, value in node.items()])
+        elif isinstance(node, list):
+            nodes += reversed([(f"{path}[{index}]", value) for index, value in enumerate(node)])
+        elif isinstance(node, float) and not math.isfinite(node):
+            yield path, node
 
 
 @contextmanager

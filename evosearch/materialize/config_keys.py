@@ -4,8 +4,7 @@ transformers seldom names the key. It is found by trying: the key without which 
 value changes the size.
 """
 
-import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 Config = Mapping[str, Any]
@@ -73,16 +72,3 @@ def _with_other(config: Config, key: str, shapes: Callable[[Config], Shapes]) ->
         except Exception:  # noqa: S112 (the value contradicts another key)
             continue
     return None
-
-
-def not_finite(document: Any) -> Iterator[tuple[str, float]]:
-    """Yield (path of keys, value) of every number in a JSON document that is NaN or infinite."""
-    nodes: list[tuple[str, Any]] = [("", document)]
-    while nodes:
-        path, node = nodes.pop()
-        if isinstance(node, Mapping):
-            nodes += [(f"{path}.{key}" if path else str(key), value) for key, value in node.items()]
-        elif isinstance(node, list):
-            nodes += [(f"{path}[{index}]", value) for index, value in enumerate(node)]
-        elif isinstance(node, float) and not math.isfinite(node):
-            yield path, node

@@ -14,17 +14,17 @@ import transformers
 
 from evosearch.checkpoints.adapters.adapted_model import apply_adapter
 from evosearch.checkpoints.digest import DTYPE_NAMES
-from evosearch.checkpoints.model_files import GENERATION
+from evosearch.checkpoints.model_files import GENERATION, read_json
 from evosearch.checkpoints.quiet import no_warnings
-from evosearch.checkpoints.reader import CONFIG, Checkpoint, read_json
+from evosearch.checkpoints.reader import CONFIG, Checkpoint
 from evosearch.checkpoints.tensor_files import ModelFiles, TensorInfo
 from evosearch.checkpoints.tokenizers.loading import load_tokenizer
 from evosearch.checkpoints.writer import Layout
 from evosearch.errors import CheckpointError
-from evosearch.materialize.config_keys import blamed, not_finite
+from evosearch.materialize.config_keys import blamed
 from evosearch.materialize.meta_model import check_weights, meta_model
 from evosearch.materialize.skeleton import generation_folder
-from evosearch.untrusted import reason
+from evosearch.untrusted import not_finite, reason
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them makes a tokenizer
 

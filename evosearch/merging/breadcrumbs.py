@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
@@ -55,12 +56,15 @@ def bands(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> list[Band]:
     """
     made = []
     for i, (theta, density, gamma) in enumerate(zip(parents, p.each("density"), p.each("gamma"), strict=True)):
-        made.append(
-            Band() if same(base, theta) else _band(Delta(lambda: base, lambda t=theta: t, p, i), density, gamma)
-        )
+        tau = Delta(partial(_held, base), partial(_held, theta), p, i)
+        made.append(Band() if same(base, theta) else _band(tau, density, gamma))
         if p.choice("rescale") == "l1" and not same(base, theta):
             made[-1] = replace(made[-1], factor=l1_factor(base, theta, made[-1], p.dtype))
     return made
+
+
+def _held(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _band(delta: Delta, density: float, gamma: float) -> Band:

@@ -49,7 +49,7 @@ def test_a_length_that_is_no_number_is_the_tokenizers_fault(world: World, tmp_pa
 
 
 def test_what_a_tokenizer_raises_is_its_own_fault(world: World, harness: Harness) -> None:
-    from evosearch.execution.loaders import load_tokenizer
+    from evosearch.checkpoints.tokenizers.loading import load_tokenizer
 
     folder = world().parent / "base"
     tokenizer = load_tokenizer(folder)

@@ -171,7 +171,7 @@ def test_a_node_copies_no_file_from_outside(models: Path, tmp_path: Path) -> Non
 
 
 def test_a_tokenizer_is_loaded_only_if_its_files_are_inside(models: Path, tmp_path: Path) -> None:
-    from evosearch.execution.loaders import load_tokenizer
+    from evosearch.checkpoints.tokenizers.loading import load_tokenizer
 
     assert load_tokenizer(models / "base")("ab").input_ids
     path = models / "base" / "tokenizer.json"
@@ -195,7 +195,7 @@ def test_a_tokenizer_is_loaded_only_if_its_files_are_inside(models: Path, tmp_pa
         ({"vocab_size": 10**12}, "vocab_size: got 1000000000000, but 'model.embed_tokens.weight' is 64 × 32. 64."),
         ({"hidden_size": 10**9}, "hidden_size: got 1000000000, but 'model.embed_tokens.weight' is 64 × 32. 32."),
         ({"hidden_size": -32}, "hidden_size: got -32"),
-        ({"intermediate_size": 10**400}, "is too large. Whole numbers below 2^63"),
+        ({"intermediate_size": 10**400}, "is too large. Whole numbers below 2^63, and finite ones"),
         ({"rms_norm_eps": "1e309"}, "the number 1e309 is too large"),
         ({"rms_norm_eps": float("nan")}, "got NaN, which is not JSON"),
         ({"num_attention_heads": 0}, "transformers cannot build this model"),

@@ -150,7 +150,7 @@ def test_freezing_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     from evosearch.evaluation.harness.harness import Harness
     from evosearch.evaluation.suites.suite import load_suite
-    from evosearch.execution.loaders import load_tokenizer
+    from evosearch.checkpoints.tokenizers.loading import load_tokenizer
 
     folder = world().parent
     data = yaml.safe_load((folder / "suite.yaml").read_text()) | {"apply_chat_template": True}
