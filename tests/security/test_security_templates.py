@@ -148,9 +148,9 @@ def test_freezing_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """A suite with chats: prompts are rendered by the child, and its limits blame the model, not the suite."""
     import yaml
 
+    from evosearch.checkpoints.tokenizers.loading import load_tokenizer
     from evosearch.evaluation.harness.harness import Harness
     from evosearch.evaluation.suites.suite import load_suite
-    from evosearch.checkpoints.tokenizers.loading import load_tokenizer
 
     folder = world().parent
     data = yaml.safe_load((folder / "suite.yaml").read_text()) | {"apply_chat_template": True}
