@@ -32,6 +32,7 @@ from evosearch.cli import (
 from evosearch.cli.console import json_wanted, print_error, print_json
 from evosearch.environment import telemetry_off
 from evosearch.errors import EvosearchError, InputError
+from evosearch.umask import set_umask
 from evosearch.visible import visible
 
 FAILED, INTERRUPTED = 1, 130
@@ -50,10 +51,14 @@ app.add_typer(cluster.app, name="cluster")
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+def _before(
+    context: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version.")
+) -> None:
     if version:
         sys.stdout.write(f"evosearch {__version__}\n")
         raise typer.Exit
+    if context.invoked_subcommand != "cluster":  # whose PostgreSQL may be run by another user, in folders that it makes
+        set_umask()
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from evosearch.checkpoints.cache.layout import KINDS
+from evosearch.umask import follow_umask
 
 SUFFIX = ".partial"
 
@@ -32,7 +33,7 @@ class Draft:
             if self.folder.exists():  # otherwise it was removed before it was locked
                 break
             os.close(self._handle)
-        self.folder.chmod(0o755)
+        follow_umask(self.folder)
 
     def close(self) -> None:
         """Remove the folder, unless it was renamed, and release its lock."""

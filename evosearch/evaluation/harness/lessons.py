@@ -33,6 +33,7 @@ from evosearch.errors import CheckpointError
 from evosearch.evaluation.engine.generation_plan import GenerationRequest
 from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest
 from evosearch.evaluation.engine.soft_targets import SoftTargets
+from evosearch.umask import follow_umask
 
 VERSION = 1  # of the computation; a change leaves older files unused
 
@@ -84,7 +85,7 @@ class Lesson:
             file.parent.mkdir(parents=True, exist_ok=True)
             with draft(file.parent, file.stem) as made:
                 save_file(arrays, made / file.name)
-                os.chmod(made / file.name, 0o644)  # all users of the cache read it
+                follow_umask(made / file.name)
                 os.replace(made / file.name, file)
         except OSError as error:
             what = f"cannot be written: {error.strerror or error}"
