@@ -154,9 +154,11 @@ def test_weights_that_do_not_fit_into_the_hub_cache_are_not_fetched(
 # --- memory -------------------------------------------------------------------------------------------------------
 
 
-def test_workers_that_do_not_fit_in_memory(world: World) -> None:
+def test_workers_that_do_not_fit_in_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     workers = {"count": 10_000, "threads": 1, "device": "cpu"}
-    (problem,) = problems(world(workers=workers))
+    with monkeypatch.context() as small:
+        small.setattr(memory_needs, "host_memory", lambda: 2.0**26)
+        (problem,) = problems(world(workers=workers))
     assert problem.where.endswith("world.yaml: workers.count")
     assert "10000 workers need " in problem.what
     assert "and this machine has " in problem.what
@@ -166,6 +168,7 @@ def test_workers_that_do_not_fit_in_memory(world: World) -> None:
 
 
 def test_memory_of_this_machine_is_ignored_on_a_cluster(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_needs, "host_memory", lambda: 2.0**26)
     workers = {"count": 10_000, "threads": 1, "device": "cpu", "address": "127.0.0.1:1"}
     assert problems(world(workers=workers)) == ()
 
