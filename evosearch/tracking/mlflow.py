@@ -17,9 +17,9 @@ from evosearch.tracking.mirror import EventReader, Mirror
 from evosearch.tracking.model_registry import Champion, Registry
 from evosearch.tracking.recipe_tags import RECIPE_FILE, TAG_CHARACTERS, recipe_of, recipe_tags
 from evosearch.tracking.runs import Runs, runs_of
-from evosearch.tracking.ui import ui_command, ui_environment, ui_line
+from evosearch.tracking.ui import ui_command, ui_environment
 
-__all__ = ["Champion", "MlflowMirror", "MlflowStore", "Registry", "run_ids", "ui_command", "ui_environment", "ui_line"]
+__all__ = ["Champion", "MlflowMirror", "MlflowStore", "Registry", "run_ids", "ui_command", "ui_environment"]
 
 CURSOR = "evosearch.mirrored_seq"  # tag of the search's run: all events up to it are mirrored
 SEARCH_TAG = "evosearch.search_id"  # tag of the search's run; candidates have `search_id`
