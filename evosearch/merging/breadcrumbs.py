@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from torch import Tensor
 
@@ -56,15 +55,14 @@ def bands(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> list[Band]:
     """
     made = []
     for i, (theta, density, gamma) in enumerate(zip(parents, p.each("density"), p.each("gamma"), strict=True)):
-        tau = Delta(partial(_held, base), partial(_held, theta), p, i)
-        made.append(Band() if same(base, theta) else _band(tau, density, gamma))
+        made.append(Band() if same(base, theta) else _band(_delta(base, theta, p, i), density, gamma))
         if p.choice("rescale") == "l1" and not same(base, theta):
             made[-1] = replace(made[-1], factor=l1_factor(base, theta, made[-1], p.dtype))
     return made
 
 
-def _held(tensor: Tensor) -> Tensor:
-    return tensor
+def _delta(base: Tensor, theta: Tensor, p: Parameters, i: int) -> Delta:
+    return Delta(lambda: base, lambda: theta, p, i)
 
 
 def _band(delta: Delta, density: float, gamma: float) -> Band:

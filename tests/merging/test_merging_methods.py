@@ -321,3 +321,89 @@ def test_della_without_epsilon_is_dare_and_a_memory_changes_nothing():
         assert torch.equal(della(tau, 1, 0.4, 0.2, "l1", memory), alone)
         assert torch.equal(della(tau, 1, 0.4, 0.2, "l1", memory), alone)
     assert della(tau, 1, 1.0, 0.2, True).tolist() == tau.tolist()
+
+
+# --- methods by entry ---
+
+
+def test_nearswap_limits_the_difference():
+    base, other = [1.0, 1.0, 1.0, 1.0], [1.5, 0.9, 1.0, 0.0]
+    assert run("nearswap", base, other, t=0.25).tolist() == pytest.approx([1.25, 0.9, 1.0, 0.75])
+    assert run("nearswap", base, other, t=-1.0).tolist() == base
+    assert run("nearswap", [0.0], [5e-7], t=1e-7).tolist() == pytest.approx([1e-7])  # mergekit: 5e-8
+
+
+def test_sce_by_hand():
+    base, a, b = [0.0, 0.0, 0.0], [2.0, 1.0, 1.0], [4.0, -3.0, 1.0]
+    w_a, w_b = 6 / 32, 26 / 32
+    expected = [2 * w_a + 4 * w_b, -3.0, 1.0]
+    assert run("sce", base, a, b).tolist() == pytest.approx(expected)
+    assert run("sce", base, a, b, select_topk=0.5).tolist() == pytest.approx(
+        [0.0, -3.0, 0.0]
+    )  # variances 1, 4, 0: 1 of 2
+    assert run("sce", base, [1.0] * 3, [1.0] * 3, select_topk=0.5).tolist() == base  # no variance
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-5])
+def test_sce_weighs_changes_of_any_size(scale):
+    """The floor of 1e-6 under the sum of mean squares makes weights equal in mergekit."""
+    out = run("sce", [0.0, 0.0], [1.0 * scale, 1.0 * scale], [3.0 * scale, 3.0 * scale])
+    assert out.tolist() == pytest.approx([(0.1 * 1 + 0.9 * 3) * scale] * 2, rel=1e-5)
+
+
+def test_ram_and_ramplus_by_hand():
+    base, a, b = [0.0] * 4, [1.0, 2.0, 0.0, 3.0], [0.0, 4.0, 5.0, 5.0]
+    assert run("ram", base, a, b).tolist() == [1.0, 3.0, 5.0, 4.0]
+    # ρ is 2 shared to 1 alone for both
+    out = run("ramplus", base, a, b, r=0.1, alpha=3.0)
+    assert out.tolist() == pytest.approx([1.2, 3.0, 6.0, 4.0])
+    assert run("ramplus", base, a, b, r=0.1, alpha=0.5).tolist() == pytest.approx([1.05, 3.0, 5.25, 4.0])
+
+
+def test_ramplus_with_the_ratios_of_a_model():
+    from evosearch.merging.registry import Site
+
+    generator = torch.Generator().manual_seed(4)
+    shared = {"r": 0.5, "alpha": 10.0, "epsilon": 1e-5, "ratio_scope": "model"}
+    tensors = []
+    for n in (40, 7, 90):
+        base = torch.randn(n, generator=generator)
+        tau = [torch.randn(n, generator=generator) * (torch.rand(n, generator=generator) < 0.4) for _ in range(2)]
+        tensors.append((base, [base + one for one in tau]))
+    p = Parameters(shared, {})
+    sites = [Site(lambda b=b: b, tuple(lambda q=q: q for q in parents), p) for b, parents in tensors]
+    merger = method("ramplus")
+    facts = merger.survey(sites)
+    merged = [merger.merge(b, q, Parameters(shared, {}, survey=f)) for (b, q), f in zip(tensors, facts, strict=True)]
+    flat = [torch.cat([b for b, _ in tensors]), *(torch.cat([q[i] for _, q in tensors]) for i in range(2))]
+    alone = Parameters(shared | {"ratio_scope": "tensor"}, {})
+    torch.testing.assert_close(torch.cat(merged), merger.merge(flat[0], flat[1:], alone), rtol=1e-6, atol=1e-7)
+    assert merger.survey([Site(sites[0].base, sites[0].parents, alone)]) is None
+
+
+def test_arcee_fusion_takes_over_what_is_far_above_the_quartiles():
+    generator = torch.Generator().manual_seed(4)
+    base = torch.randn((8, 50), generator=generator)
+    tau = 0.01 * torch.randn((8, 50), generator=generator)
+    tau[2, 3] = 3.0
+    out = run("arcee_fusion", base, base + tau)
+    assert out[2, 3] == pytest.approx((base + tau)[2, 3].item())
+    p, q = (base + tau).double().softmax(-1) + 1e-8, base.double().softmax(-1) + 1e-8
+    importance = tau.abs() * (p * (p / q).log()).sum(-1, keepdim=True)
+    ordered = importance.flatten().sort().values
+    low, mid, high = (ordered[int(share * 399)].item() for share in (0.25, 0.5, 0.75))
+    torch.testing.assert_close(out, torch.where(importance >= mid + 1.5 * (high - low), base + tau, base))
+    assert run("arcee_fusion", base, base.clone()).equal(base)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("lam", [0.0, 0.4, 1.5])
+def test_consensus_ta_equals_a_plain_implementation(k, lam):
+    taus = torch.randn((3, 200), generator=torch.Generator().manual_seed(3))
+    expected = []
+    for column in taus.t().tolist():
+        votes = sum(abs(one) >= lam * abs(sum(column) - one) for one in column)
+        expected.append(1.0 + 0.7 * sum(column) * (votes >= k))
+    out = run("consensus_ta", torch.ones(200), *(taus + 1), k=k, lam=lam, scale=0.7)
+    torch.testing.assert_close(out, torch.tensor(expected), rtol=1e-5, atol=1e-5)
+    assert run("consensus_ta", [1.0], [2.0], [3.0], k=3).tolist() == [1.0]  # more than there are models

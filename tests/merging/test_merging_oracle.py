@@ -147,3 +147,43 @@ def test_della_under_the_same_masks(name, shape, normalize, rescale, monkeypatch
     theirs = oracle(name, base, parents, **given, **(shared | {"rescale": rescale == "l1"}), int8_mask=False)
     found = method(name).merge(base, parents, p)
     torch.testing.assert_close(found, theirs, rtol=4 * CLOSE, atol=4 * CLOSE)
+
+
+# --- methods by entry ---
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("select_topk", [0.1, 0.5, 1.0])
+def test_sce(shape, count, select_topk):
+    base, parents = models(shape, count)
+    assert_same("sce", base, parents, 4 * CLOSE, select_topk=select_topk)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("t", [0.0, 1e-4, 0.1, 10.0])
+def test_nearswap(shape, t):
+    base, parents = models(shape, 1)
+    assert_same("nearswap", base, parents, t=t)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (300, 200)])
+@pytest.mark.parametrize("spread", [0.1, 0.5])
+def test_arcee_fusion(shape, spread):
+    base, parents = models(shape, 1, spread)
+    assert_same("arcee_fusion", base, parents)
+    changed = (ours("arcee_fusion", base, parents) != base).float().mean().item()
+    assert changed < 0.5
+    assert changed > 0 or len(shape) == 1  # one row of 17 entries has none far above the quartiles
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("epsilon", [0.0, 1e-5, 0.3])
+def test_ram_and_ramplus(shape, count, epsilon):
+    base, parents = models(shape, count)
+    sparse = torch.Generator().manual_seed(7)
+    parents = [torch.where(torch.rand(shape, generator=sparse) < 0.4, one, base) for one in parents]
+    assert_same("ram", base, parents, epsilon=epsilon)
+    for r, alpha in ((0.1, 0.2), (0.5, 10.0), (0.3, 0.7)):
+        assert_same("ramplus", base, parents, 2 * CLOSE, epsilon=epsilon, r=r, alpha=alpha)
