@@ -33,7 +33,7 @@ def arcee_fusion(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) 
     """
     assert base is not None
     dtype, length = at_least_float32(p.dtype), row_length(base)
-    found = elementwise(lambda _, ends: _importance(*ends, length), (base, parents[0]), dtype, length)
+    found = elementwise(lambda _, ends: _importance(ends[0], ends[1], length), (base, parents[0]), dtype, length)
     first, median, third = _quartiles(found.view(-1))
     threshold = (median + 1.5 * (third - first)).to(base.device)
     source = found.view(-1)
