@@ -28,12 +28,12 @@ TOKEN_ID, TOKEN_LISTS = "_token_id", ("suppress_tokens", "begin_suppress_tokens"
 COUNTS = frozenset(
     {
         *("max_length", "max_new_tokens", "min_length", "min_new_tokens", "num_beams", "num_beam_groups"),
-        *("num_return_sequences", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "top_k"),
+        *("num_return_sequences", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
     }
 )
 NUMBERS = frozenset(
     {
-        *("temperature", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty"),
+        *("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty"),
         *("encoder_repetition_penalty", "length_penalty", "diversity_penalty", "guidance_scale", "max_time"),
     }
 )
@@ -112,8 +112,7 @@ def generation_config(folder: Path) -> transformers.GenerationConfig | None:
         if allowed is not None:
             raise CheckpointError(f"{path}: {key}", f"got {quoted(value)}", allowed, "Fix or remove the key")
     with boundary(str(path), CheckpointError, "transformers rejects it", "Fix or remove the file"):
-        made = transformers.GenerationConfig.from_dict(deepcopy(data))
-        made.validate()
+        made: transformers.GenerationConfig = transformers.GenerationConfig.from_dict(deepcopy(data))
     return made
 
 
