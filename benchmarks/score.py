@@ -63,7 +63,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         from transformers import AutoModelForCausalLM
 
-        from evosearch.execution.loaders import load_tokenizer
+        from evosearch.checkpoints.tokenizers.loading import load_tokenizer
 
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
         self.tokenizer = load_tokenizer(folder)

@@ -1,6 +1,7 @@
 """Soak test: a search with many cheap candidates on a cluster, while workers and nodes are killed.
 
     .venv/bin/python -m benchmarks.soak [--candidates 2000] [--every 50] [--seconds 0.2] [--seed 0] [--folder DIR]
+    .venv/bin/python -m benchmarks.soak --tracking sqlite|http [--candidates 10000] [--seconds 0.2] [--folder DIR]
 
 Runs on a development cluster: PostgreSQL for the ledger, an MLflow server with accounts, a Ray head and three nodes
 with two workers each. Controller, ledger, pool and mirror are real; the workers are light: they sleep and compute a
@@ -8,6 +9,11 @@ score card from the recipe. After about every 50 scored candidates a worker is k
 which is then restarted. Afterwards ledger and MLflow are compared by candidate through the REST API. Prints one JSON
 document and a table. Exit code 1 if a candidate was lost or duplicated or differs, or if the controller's memory grew
 by more than 16 KiB per candidate. Needs `./scripts/setup server` and PostgreSQL.
+
+With `--tracking`, nothing is killed and no cluster is needed: six light workers in this process score 10,000
+candidates, with MLflow in a SQLite file or behind a server. Prints how far the mirror is behind at the end, and what a
+candidate takes on the disk. Exit code 1 if the mirror needs more than 60 s, or a candidate has no run or an artifact
+folder.
 """
 
 import argparse
@@ -26,6 +32,7 @@ import psutil
 import psycopg
 
 from benchmarks._cluster_proof.evidence import check_mirror, of_type, read, unanswered
+from benchmarks._light_workers import night
 from benchmarks._light_workers.driver import SEARCH
 from benchmarks._paths import ROOT
 from benchmarks._report import publish
@@ -186,21 +193,36 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _night(options: argparse.Namespace, folder: Path) -> int:
+    try:
+        found = night.Night(options.candidates, options.seconds, options.tracking, folder).run()
+    finally:
+        if options.folder is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    publish(found, night.table(found))
+    return int(not night.passed(found))
+
+
 def main() -> int:
     """Run the soak test; return 1 if it found a problem."""
     parser = argparse.ArgumentParser("python -m benchmarks.soak", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--candidates", type=int, default=2000, help="default %(default)s")
-    parser.add_argument(
-        "--every", type=int, default=50, help="mean number of scored candidates between kills, default %(default)s"
-    )
+    parser.add_argument("--tracking", choices=("sqlite", "http"), help="measure only the mirror, in such a store")
+    parser.add_argument("--candidates", type=int, help="default 2000, with --tracking 10000")
+    parser.add_argument("--every", type=int, help="mean number of scored candidates between kills, default 50")
     parser.add_argument(
         "--seconds", type=float, default=0.2, help="time that a worker needs per candidate, default %(default)s"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, help="of the kills, default 0")
     parser.add_argument("--folder", type=Path, help="keep logs and databases in this folder")
     options = parser.parse_args()
+    if options.tracking and (options.every is not None or options.seed is not None):
+        parser.error("--every and --seed: with --tracking, nothing is killed")
+    options.candidates = options.candidates or (10_000 if options.tracking else 2000)
+    options.every, options.seed = options.every or 50, options.seed or 0
     folder = options.folder or Path(tempfile.mkdtemp(prefix="evosearch-soak-"))
     folder.mkdir(parents=True, exist_ok=True)
+    if options.tracking:
+        return _night(options, folder)
     folder.chmod(0o711)  # PostgreSQL's user must be able to traverse it
     soak = Soak(options, folder)
     os.environ["PGPASSFILE"] = str(soak.cluster.postgres.passfile)

@@ -2,7 +2,8 @@
 
 Every function imports what it needs when it is called. Wrong input raises `evosearch.InputError`, with the file and the
 key; anything else that goes wrong raises `evosearch.EvosearchError`. Nothing is printed unless a `watcher` is given:
-an object with the methods of `evosearch.Watcher`, which receives progress and notes.
+an object with the methods of `evosearch.Watcher`, which receives progress and notes. While a function runs, the process
+has the umask 077, or $EVOSEARCH_UMASK.
 """
 
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from evosearch.environment import telemetry_off
+from evosearch.umask import private_files
 
 if TYPE_CHECKING:
     from evosearch.preflight.check import CheckReport
@@ -28,6 +30,7 @@ PathLike: TypeAlias = str | os.PathLike[str]
 telemetry_off()  # before the libraries that read these variables are imported
 
 
+@private_files()
 def check(
     path: PathLike,
     *,
@@ -61,6 +64,7 @@ def check(
     return check(Path(path), dry_run, _watching(watcher), allow_pickle, model, weights)
 
 
+@private_files()
 def run(
     spec: PathLike,
     *,
@@ -96,6 +100,7 @@ def run(
     return run(Path(spec), _watching(watcher), continue_from_best, allow_pickle, unverified)
 
 
+@private_files()
 def score(
     model: PathLike,
     suite: PathLike,
@@ -132,6 +137,7 @@ def score(
     return score(reference, Path(suite), split, file, _watching(watcher), allow_pickle)
 
 
+@private_files()
 def merge(
     recipe: PathLike, out: PathLike, *, allow_pickle: bool = False, watcher: "Watcher | None" = None
 ) -> "MergeReport":
@@ -156,6 +162,7 @@ def merge(
     return merge(Path(recipe), Path(out), _watching(watcher), allow_pickle)
 
 
+@private_files()
 def export(
     search: PathLike,
     out: PathLike,
@@ -196,6 +203,7 @@ def export(
     return export(name, format, path, candidate, overwrite, _watching(watcher), rank, save_modules, allow_pickle)
 
 
+@private_files()
 def leaderboard(search: PathLike, *, with_runs: bool = False) -> "Leaderboard":
     """Rank the candidates and baselines of a search by score, from its ledger.
 

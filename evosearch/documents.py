@@ -15,8 +15,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from evosearch.errors import InputError, did_you_mean
+from evosearch.untrusted import MAX_INTEGER, boundary, read_text, shown
 
-MAX_BYTES = 16 * 2**20  # larger than any real document, smaller than a model file given by mistake
+MAX_BYTES = (
+    2**20
+)  # the parser needs seconds for it; a recipe with a number for each tensor of eight 7B experts is half of it
+MAX_VALUES = 200_000  # keys and values of a file; the same recipe has 25,000
 MAX_DEPTH = 64  # levels of nesting; a recipe needs ten
 MAX_REPEATED = 100_000  # values repeated by aliases; a few lines can expand to billions
 
@@ -48,6 +52,18 @@ class _Loader(yaml.SafeLoader):
 
     Duplicate keys are errors, 1e-3 is a number, and 2026-01-01 is text.
     """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._values = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._values += 1
+        if self._values > MAX_VALUES:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, f"more than {MAX_VALUES} keys and values", mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
 
     def get_node(self) -> yaml.Node | None:
         node: yaml.Node | None = super().get_node()
@@ -125,6 +141,13 @@ def _scalar(construct: Callable[[_Loader, yaml.ScalarNode], Any]) -> Callable[[_
     return checked
 
 
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    number = int(yaml.SafeLoader.construct_yaml_int(loader, node))
+    if abs(number) >= MAX_INTEGER:
+        raise _refusal(node, f"{shown(node.value)} is too large; whole numbers are below 2^63")
+    return number
+
+
 def _foreign(loader: _Loader, node: yaml.Node) -> Any:
     raise _refusal(node, f"unknown tag {node.tag}")
 
@@ -135,7 +158,7 @@ _FLOAT = (
 _Loader.yaml_constructors = {
     f"{_TAG}null": _scalar(yaml.SafeLoader.construct_yaml_null),
     f"{_TAG}bool": _scalar(yaml.SafeLoader.construct_yaml_bool),
-    f"{_TAG}int": _scalar(yaml.SafeLoader.construct_yaml_int),
+    f"{_TAG}int": _scalar(_integer),
     f"{_TAG}float": _scalar(yaml.SafeLoader.construct_yaml_float),
     f"{_TAG}str": _text,
     f"{_TAG}seq": _sequence,
@@ -175,14 +198,13 @@ def parse_all(text: str, where: str, error: type[InputError]) -> list[dict[str, 
     Raises:
         error: The text is not YAML or empty, or a document is not a mapping.
     """
-    try:
-        found = list(yaml.load_all(text, Loader=_Loader))
-    except yaml.YAMLError as exc:
-        raise error(where, f"invalid YAML: {_yaml_reason(exc)}") from None
-    except RecursionError:
-        raise error(where, f"invalid YAML: nested more than {MAX_DEPTH} levels deep") from None
-    except ValueError as exc:
-        raise error(where, f"invalid YAML: {exc}") from None
+    with boundary(where, error, "invalid YAML"):
+        try:
+            found = list(yaml.load_all(text, Loader=_Loader))
+        except yaml.YAMLError as exc:
+            raise error(where, f"invalid YAML: {_yaml_reason(exc)}") from None
+        except RecursionError:
+            raise error(where, f"invalid YAML: nested more than {MAX_DEPTH} levels deep") from None
     found = [data for data in found if data is not None] or [None]
     for data in found:
         if not isinstance(data, dict):
@@ -196,7 +218,7 @@ def read(path: Path, error: type[InputError]) -> dict[str, Any]:
     Raises:
         error: The file is missing, unreadable, too large, not YAML, or not a single mapping.
     """
-    return parse(_contents(path, error), str(path), error)
+    return parse(read_text(path, error, MAX_BYTES), str(path), error)
 
 
 def read_all(path: Path, error: type[InputError]) -> list[dict[str, Any]]:
@@ -205,18 +227,7 @@ def read_all(path: Path, error: type[InputError]) -> list[dict[str, Any]]:
     Raises:
         error: The file is missing, unreadable, too large, not YAML or empty, or a document is not a mapping.
     """
-    return parse_all(_contents(path, error), str(path), error)
-
-
-def _contents(path: Path, error: type[InputError]) -> str:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise error(str(path), f"larger than {MAX_BYTES >> 20} MiB", "Expected a YAML file")
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise error(str(path), "not UTF-8 text", "Expected a YAML file") from None
-    except (OSError, ValueError) as exc:  # an invalid file name
-        raise error(str(path), getattr(exc, "strerror", None) or str(exc), next="Check the path") from None
+    return parse_all(read_text(path, error, MAX_BYTES), str(path), error)
 
 
 def validate(model: type[M], data: Any, where: str, error: type[InputError]) -> M:

@@ -270,8 +270,12 @@ def evosearch(
 
         monkeypatch.setattr(sys, "argv", ["evosearch", *map(str, arguments)])
         capfd.readouterr()  # drop earlier output
-        with pytest.raises(SystemExit) as stop:
-            main()
+        umask = os.umask(0o022)
+        try:
+            with pytest.raises(SystemExit) as stop:
+                main()
+        finally:
+            os.umask(umask)
         out, err = capfd.readouterr()
         return int(stop.value.code or 0), out, err
 

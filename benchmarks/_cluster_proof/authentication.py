@@ -13,6 +13,7 @@ from evosearch.devcluster.postgres import USER, Postgres
 from evosearch.devcluster.process_environment import ACCOUNT, dashboard, tracking
 from evosearch.devcluster.processes import HOST
 from evosearch.errors import SearchError
+from evosearch.tracking.server import ADMIN
 
 ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # sent by every node to its head
 TIMEOUT_S = 30.0
@@ -46,7 +47,7 @@ def check_http(mlflow: str, jobs: str, own: tuple[str, str]) -> None:
     experiments = f"{mlflow}/api/2.0/mlflow/experiments/search?max_results=1"
     requested: list[tuple[str, str, dict[str, Any], int]] = [
         ("MLflow, no credentials", experiments, {}, 401),
-        ("MLflow, the default password", experiments, {"auth": (mlflow_server.ADMIN, "password1234")}, 401),
+        ("MLflow, the default password", experiments, {"auth": (ADMIN, "password1234")}, 401),
         ("MLflow, a wrong password", experiments, {"auth": (ACCOUNT, "wrong")}, 401),
         ("MLflow, another host name", experiments, {"auth": own, "headers": {"Host": "evil.example"}}, 403),
         ("Ray's dashboard, no token", jobs, {}, 401),

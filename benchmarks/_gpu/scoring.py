@@ -12,11 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks._gpu.results import require
 from benchmarks._gpu.world import World
+from evosearch.checkpoints.tokenizers.loading import load_tokenizer
 from evosearch.evaluation.engine.score_options import ScoreOptions
 from evosearch.evaluation.harness.harness import Harness, max_length_of
 from evosearch.evaluation.harness.scorer import Scorer
 from evosearch.evaluation.types import LOGLIKELIHOODS
-from evosearch.execution.loaders import load_tokenizer
 from evosearch.execution.worker import Worker
 from evosearch.materialize.in_memory import ResidentModel
 from evosearch.search.protocols import Job, Outcome

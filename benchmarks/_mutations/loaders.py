@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks._mutations.outcome import Outcome
 from benchmarks._paths import EVALS, RECIPES, ROOT
 from evosearch import documents
 from evosearch.checkpoints.families.llama import FAMILY
@@ -22,21 +23,6 @@ from evosearch.spec.spec import SearchSpec, Winner
 from evosearch.spec.stages import load
 
 SHAPE = FAMILY.shape({"num_hidden_layers": 4})
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Outcome of loading one text.
-
-    Attributes:
-        kind: `accepted`, `refused` (one of the package's errors was raised) or `foreign` (any other exception, a bug).
-        said: Message of the error.
-        seconds: Wall time.
-    """
-
-    kind: str
-    said: str
-    seconds: float
 
 
 @dataclass(frozen=True)

@@ -251,7 +251,8 @@ def _nest(data: Any, draw: random.Random) -> None:
             place[0][place[1]] = draw.choice([[value], {draw.choice(KEYS): value}])
 
 
-def _truncate(text: str, draw: random.Random) -> str:
+def truncate(text: str, draw: random.Random) -> str:
+    """Cut the end of a text."""
     return text[: draw.randint(0, len(text))]
 
 
@@ -282,7 +283,8 @@ def _move_line(text: str, draw: random.Random) -> str:
     return "".join(lines)
 
 
-def _change_character(text: str, draw: random.Random) -> str:
+def change_character(text: str, draw: random.Random) -> str:
+    """Replace one character."""
     if not text:
         return text
     at = draw.randrange(len(text))
@@ -300,10 +302,10 @@ TO_DATA: tuple[Callable[[Any, random.Random], None], ...] = (
     _nest,
 )
 TO_TEXT: tuple[Callable[[str, random.Random], str], ...] = (
-    _truncate,
+    truncate,
     _insert,
     _put_before_value,
     _repeat_line,
     _move_line,
-    _change_character,
+    change_character,
 )

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from evosearch.errors import CheckpointError
+
 # Names of safetensors files → torch types. Merging is defined on these.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -29,6 +31,24 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
 def tensor_line(name: str, tensor: torch.Tensor) -> Line:
     """Return the line of one tensor."""
     return name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), hashlib.sha256(raw_bytes(tensor)).hexdigest()
+
+
+def finite(tensor: torch.Tensor, file: str, name: str) -> torch.Tensor:
+    """Return the tensor; NaN and infinity are errors, with which every candidate of this model would fail.
+
+    Args:
+        tensor: A stored tensor.
+        file: Its file, for the error.
+        name: Its name, and whose it is, for the error.
+
+    Raises:
+        CheckpointError: A value is NaN or infinite.
+    """
+    if tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
+        bad = int((~tensor.isfinite()).sum())
+        what = f"{name} is damaged: {bad} of its {tensor.numel()} values are NaN or infinite"
+        raise CheckpointError(file, what, "Finite weights", "Download or save the model again")
+    return tensor
 
 
 def combine(lines: Iterable[Line]) -> str:

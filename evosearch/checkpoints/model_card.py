@@ -10,6 +10,7 @@ from typing import Any
 
 from evosearch import documents
 from evosearch.errors import CheckpointError
+from evosearch.untrusted import open_file, present
 
 CARD = "README.md"
 MAX_BYTES = 2**20  # maximum read from a card; front matter takes a few hundred
@@ -45,11 +46,13 @@ class Card:
 def card_of(folder: Path) -> Card:
     """Return the card of a model's or adapter's folder; empty if it is missing or invalid."""
     path = folder / CARD
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            text = file.read(MAX_BYTES)
-    except OSError:
+    if not present(path):
         return Card()
+    try:
+        with open_file(path, CheckpointError, folder) as file:
+            text = file.read(MAX_BYTES).decode(errors="replace")
+    except CheckpointError as error:
+        return Card(note=f"{error.where}: {error.what}")
     front = _front(text)
     if not front:
         return Card()

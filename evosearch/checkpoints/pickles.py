@@ -28,17 +28,20 @@ def refused(folder: Path, names: Iterable[str]) -> CheckpointError:
     )
 
 
-def load(path: Path) -> Mapping[str, torch.Tensor]:
+def load(path: Path, real: Path | None = None) -> Mapping[str, torch.Tensor]:
     """Load the tensors of a pickled file, memory-mapped on the CPU.
+
+    Args:
+        path: The file, for errors.
+        real: Where to read it, if `path` is a link.
 
     Raises:
         CheckpointError: The file is missing or damaged, or is not a plain mapping of names to tensors.
     """
-    if not path.is_file():
-        raise CheckpointError(str(path), "no such file", next="A shard is missing. Download or copy the model again")
+    file = real or path
     try:
         # Files from before torch 1.6 are not zip archives and cannot be mapped
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             str(path),
@@ -46,7 +49,7 @@ def load(path: Path) -> Mapping[str, torch.Tensor]:
             "A pickled mapping of names to tensors",
             "Get safetensors, or save only its state_dict if you trust its source",
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except Exception as error:  # the file is damaged in one of many ways
         what = f"not a complete torch file ({_reason(error)})"
         raise CheckpointError(str(path), what, next="Download or copy the file again") from None
     if not isinstance(content, Mapping):

@@ -10,14 +10,17 @@ from typing import Any
 import torch
 
 from evosearch.checkpoints.cache.hashes import Hashes
-from evosearch.checkpoints.digest import DTYPES, combine, tensor_line
+from evosearch.checkpoints.digest import DTYPES, combine, finite, tensor_line
 from evosearch.checkpoints.families.registry import Family, family_of
-from evosearch.checkpoints.tensor_files import CONFIG, INDEX, SINGLE, ModelFiles, TensorInfo, read_json
+from evosearch.checkpoints.model_files import read_json
+from evosearch.checkpoints.tensor_files import CONFIG, INDEX, SINGLE, ModelFiles, TensorInfo
 from evosearch.errors import CheckpointError
-from evosearch.recipe.shapes import ModelShape
+from evosearch.recipe.shapes import ModelShape, Place
+from evosearch.untrusted import quoted
 
-__all__ = ["CONFIG", "INDEX", "SINGLE", "Checkpoint", "TensorInfo", "read_json"]
+__all__ = ["CONFIG", "INDEX", "SINGLE", "Checkpoint", "TensorInfo"]
 
+WIDTH = ("hidden_size", "n_embd")  # keys of the width of the residual stream
 HASH_THREADS = 4  # hashing releases the GIL; more threads would wait for the disk
 
 
@@ -49,12 +52,13 @@ class Checkpoint:
         self._files, self._hashes = files, hashes
         try:
             self.shape: ModelShape = family.shape(config)
-        except CheckpointError as error:
-            raise CheckpointError(str(folder / CONFIG), error.what, error.allowed, f"See {error.where}") from None
+        except CheckpointError as error:  # located at `config.json: key`
+            raise CheckpointError(f"{folder}/{error.where}", error.what, error.allowed, error.next) from None
         self._stored = self._stored_names()
         self._check_names()
         self.tensors: Mapping[str, TensorInfo] = {name: self._info(name) for name in self.shape.by_name}
         self._check_dtypes()
+        self._check_embeddings()
 
     @classmethod
     def open(
@@ -126,13 +130,8 @@ class Checkpoint:
             return combine(pool.map(lambda name: tensor_line(name, self._finite(name)), self.tensors))
 
     def _finite(self, name: str) -> torch.Tensor:
-        """Load a tensor; reject NaN and infinity, with which every candidate of this parent would fail."""
-        tensor = self.load(name)
-        if tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
-            bad = int((~tensor.isfinite()).sum())
-            what = f"'{name}' of {self.reference} is damaged: {bad} of its {tensor.numel()} values are NaN or infinite"
-            raise CheckpointError(self._file(name), what, "Finite weights", "Download or save the model again")
-        return tensor
+        """Load a tensor, and check that its values are finite."""
+        return finite(self.load(name), self._file(name), f"'{name}' of {self.reference}")
 
     def _info(self, name: str) -> TensorInfo:
         stored = self._stored[name]
@@ -174,6 +173,17 @@ class Checkpoint:
             if not torch.equal(self.load(name), self.load(original)):
                 what = f"'{name}' differs from '{original}' though tie_word_embeddings is true"
                 raise CheckpointError(self._file(name), what, next=f"Set tie_word_embeddings to false in {CONFIG}")
+
+    def _check_embeddings(self) -> None:
+        """Compare the sizes in the config with the token embeddings, the first tensor of every family."""
+        name = self.shape.names(Place.EMBEDDINGS)[0]
+        sizes = self.tensors[name].shape
+        for keys, size in zip((("vocab_size",), WIDTH), sizes, strict=False):
+            key = next((key for key in keys if key in self.config), None)
+            if key is not None and self.config[key] != size:
+                what = f"got {quoted(self.config[key])}, but '{name}' is {' × '.join(map(str, sizes))}"
+                next_step = f"Check that {CONFIG} belongs to these weights"
+                raise CheckpointError(f"{self.folder / CONFIG}: {key}", what, str(size), next_step)
 
     def _check_dtypes(self) -> None:
         for name, info in self.tensors.items():

@@ -30,6 +30,7 @@ from evosearch.checkpoints.model_card import CARD
 from evosearch.checkpoints.reader import CONFIG, INDEX, SINGLE
 from evosearch.errors import CheckpointError, did_you_mean
 from evosearch.recipe.files import exists, pieces
+from evosearch.untrusted import present
 
 Progress = Callable[[str, float], None]  # (current step, fraction done in [0, 1])
 Resolver = Callable[[str, Path, Progress | None], Path]  # (rest of the reference, cache, progress) → folder
@@ -190,7 +191,7 @@ def _find(reference: str, kind: _Kind, cache: Path, progress: Progress | None) -
         folder = _folder(reference, kind)
     else:
         folder = _from_hub(reference, kind, progress)
-    if (folder / kind.config).is_file():
+    if present(folder / kind.config):
         return folder
     what = f"no {kind.config} in this folder"
     if kind.name == "model" and (folder / ADAPTER_CONFIG).is_file():

@@ -6,6 +6,7 @@
 import hashlib
 import json
 
+from evosearch.checkpoints.model_files import listed, read_bytes
 from evosearch.checkpoints.reader import CONFIG, Checkpoint
 from evosearch.checkpoints.writer import COMPANIONS, TOKENIZER_FILES
 
@@ -17,7 +18,6 @@ def files_of(checkpoint: Checkpoint) -> dict[str, str]:
     config = {key: value for key, value in checkpoint.config.items() if key not in NO_EFFECT}
     found = {CONFIG: hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()}
     for folder, names in ((checkpoint.folder, COMPANIONS), (checkpoint.tokenizer_folder, TOKENIZER_FILES)):
-        for name in names:
-            if (folder / name).is_file():
-                found[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name, path in listed(folder, names).items():
+            found[name] = hashlib.sha256(read_bytes(path, folder)).hexdigest()
     return found

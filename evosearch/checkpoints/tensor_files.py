@@ -1,17 +1,18 @@
 """Memory-mapped tensor files: safetensors, or pickles if allowed."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from evosearch.checkpoints import pickles
 from evosearch.checkpoints.digest import DTYPE_NAMES
+from evosearch.checkpoints.model_files import read_json, regular
 from evosearch.errors import CheckpointError
+from evosearch.untrusted import boundary, present, quoted, shown
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -53,15 +54,9 @@ class Safetensors:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not path.is_file():
-            raise CheckpointError(
-                str(path), "no such file", next="A shard is missing. Download or copy the model again"
-            )
-        try:
-            self._handle: Any = safe_open(path, framework="pt", device="cpu")
-        except (SafetensorError, OSError) as error:
-            what = f"not a complete safetensors file ({error})"
-            raise CheckpointError(str(path), what, next="Download or copy the file again") from None
+        real, what = _regular(path), "not a complete safetensors file"
+        with boundary(str(path), CheckpointError, what, "Download or copy the file again"):
+            self._handle: Any = safe_open(real, framework="pt", device="cpu")
 
     def names(self) -> Iterable[str]:
         """Return the names of all tensors."""
@@ -87,7 +82,7 @@ class Pickled:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._tensors = path, pickles.load(path)
+        self.path, self._tensors = path, pickles.load(path, _regular(path))
 
     def names(self) -> Iterable[str]:
         """Return the names of all tensors."""
@@ -133,32 +128,20 @@ def open_file(path: Path) -> TensorFile:
     return Safetensors(path) if path.suffix == ".safetensors" else Pickled(path)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file.
-
-    Raises:
-        CheckpointError: The file is missing or not a JSON object.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(
-            str(path), error.strerror or str(error), "A folder with config.json and *.safetensors"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(str(path), f"invalid JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(str(path), f"got a {type(data).__name__}", "A JSON object")
-    return data
+def _regular(path: Path) -> Path:
+    """Return the real path of a file of tensors."""
+    if not present(path):
+        raise CheckpointError(str(path), "no such file", next="A shard is missing. Download or copy the model again")
+    return regular(path, path.parent)
 
 
 def _weight_files(folder: Path, allow_pickle: bool) -> tuple[Path, dict[str, Path]]:
     """Return the file that lists the tensors, and for a sharded checkpoint name → file of each tensor."""
     names = ((SINGLE, INDEX, ".safetensors"), *(((pickles.SINGLE, pickles.INDEX, ".bin"),) if allow_pickle else ()))
     for single, index, suffix in names:
-        if (folder / single).is_file():
+        if present(folder / single):
             return folder / single, {}
-        if (folder / index).is_file():
+        if present(folder / index):
             return folder / index, _read_index(folder / index, suffix)
     expected = [single for single, _, _ in names]
     expected[-1] += f", or shards with {names[-1][1]}"
@@ -180,5 +163,5 @@ def _read_index(path: Path, suffix: str) -> dict[str, Path]:
         # A safetensors index must not open a pickle
         if not isinstance(file, str) or Path(file).name != file or Path(file).suffix != suffix:
             allowed = f"The name of a {suffix} file in the same folder"
-            raise CheckpointError(f"{path}: weight_map.{name}", f"got {file!r}", allowed)
+            raise CheckpointError(f"{path}: weight_map.{shown(name)}", f"got {quoted(file)}", allowed)
     return {name: path.parent / file for name, file in weight_map.items()}

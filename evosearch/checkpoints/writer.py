@@ -1,29 +1,30 @@
 """Atomic, streaming writer of checkpoints.
 
-Tensors are written one by one into a hidden folder next to the target, index and config last. A rename then publishes
-the folder. A crash leaves only the hidden folder, which is never loaded.
+Config and companions are written into a hidden folder next to the target, then tensors one by one, the index last. A
+rename then publishes the folder. A crash leaves only the hidden folder, which is never loaded.
 """
 
 import errno
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import torch
 
+from evosearch.checkpoints.cache.drafts import Draft
 from evosearch.checkpoints.digest import DTYPE_NAMES, Line, combine, raw_bytes, tensor_line
 from evosearch.checkpoints.disk_space import FREE_SPACE, size
-from evosearch.checkpoints.reader import CONFIG, INDEX, SINGLE, read_json
+from evosearch.checkpoints.model_files import GENERATION, listed, read_json, regular
+from evosearch.checkpoints.reader import CONFIG, INDEX, SINGLE
 from evosearch.errors import CheckpointError
 
 MAX_SHARD_BYTES = 5 * 10**9
 # Copied unchanged from the donor and from the tokenizer's folder
-COMPANIONS = ("generation_config.json",)
+COMPANIONS = (GENERATION,)
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -58,6 +59,7 @@ class CheckpointWriter:
         config: Content of config.json; default: the donor's.
         max_shard_bytes: Maximum size of a file that contains more than one tensor.
         tokenizer: Folder to copy tokenizer and chat template from; default: the donor.
+        verify: Called with the complete folder before it is published; an exception removes it.
 
     Raises:
         CheckpointError: `out` is not empty or cannot be written, or there is not enough disk space.
@@ -72,17 +74,26 @@ class CheckpointWriter:
         config: Mapping[str, Any] | None = None,
         max_shard_bytes: int = MAX_SHARD_BYTES,
         tokenizer: Path | None = None,
+        verify: Callable[[Path], object] | None = None,
     ) -> None:
         self.out, self.dtype = out, dtype
+        self._verify = verify
         self._donor, self._config, self._tokenizer = donor, config, tokenizer or donor
         self._shards = _cut(layout, dtype.itemsize, max_shard_bytes)
         self._pending = [(shard, name, shape) for shard, part in enumerate(self._shards) for name, shape in part][::-1]
         self._lines: list[Line] = []
         self._file: BinaryIO | None = None
         self._open_shard = -1
-        self._needed = _needed(self._shards, dtype, self._companions())
-        self._folder = _hidden_folder(out)
+        self._needed = _needed(self._shards, dtype, self._companions().values())
+        self._draft = draft_of(out)
+        self._folder = self._draft.folder
         self._check_disk_space()
+        self._write_settings()
+
+    @property
+    def folder(self) -> Path:
+        """The hidden folder, which contains config and companions from the start."""
+        return self._folder
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Write the next tensor of the layout; dtype and shape must match."""
@@ -124,19 +135,19 @@ class CheckpointWriter:
             if error is None:  # the first error is the one to report
                 raise self._unwritable(problem) from None
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)  # already renamed on success
+            self._draft.close()
 
     def _check_disk_space(self) -> None:
         """Fail before an hour of merging if the disk is too small."""
         free = shutil.disk_usage(self._folder).free
         if free < self._needed:
-            self._folder.rmdir()
+            self._draft.close()
             what = f"cannot be written: {size(self._needed)} needed, {size(free)} free"
             raise CheckpointError(str(self.out), what, next=FREE_SPACE)
 
     def _unwritable(self, error: OSError) -> CheckpointError:
         if error.errno not in FULL:
-            return _unwritable(self.out, error)
+            return unwritable(self.out, error)
         free = shutil.disk_usage(self.out.parent).free + _occupied(self._folder)  # the hidden folder will be removed
         what = f"cannot be written: {error.strerror} ({size(self._needed)} needed, {size(free)} free)"
         return CheckpointError(str(self.out), what, next=FULL[error.errno])
@@ -154,41 +165,57 @@ class CheckpointWriter:
                 file.flush()
                 os.fsync(file.fileno())
 
-    def _companions(self) -> list[Path]:
-        """Return the files and folders to copy unchanged."""
+    def _companions(self) -> dict[str, Path]:
+        """Return path within the folder → real path, of the files to copy unchanged."""
         # A generation config in the tokenizer's folder has its token ids and overrides the donor's
         places = [(self._donor, COMPANIONS), (self._tokenizer, (*COMPANIONS, *TOKENIZER_FILES))]
-        paths = [folder / name for folder, names in places if folder for name in names if (folder / name).exists()]
-        return list({path.name: path for path in paths}.values())
+        return {
+            name: regular(path, folder)
+            for folder, names in places
+            if folder
+            for name, path in listed(folder, names).items()
+        }
 
     def _name(self, shard: int) -> str:
         count = len(self._shards)
         return SINGLE if count == 1 else f"model-{shard + 1:05d}-of-{count:05d}.safetensors"
 
+    def _write_settings(self) -> None:
+        """Write config and companions; on failure remove the folder."""
+        try:
+            for name, path in self._companions().items():
+                (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, self._folder / name)
+            config = self._config
+            if config is None and self._donor is not None:
+                config = read_json(self._donor / CONFIG)
+            if config is not None:
+                _write_json(self._folder / CONFIG, _with_dtype(config, self.dtype))
+        except BaseException as error:
+            problem = self._unwritable(error) if isinstance(error, OSError) else error
+            self._draft.close()
+            raise problem from None
+
     def _finish(self) -> None:
-        for path in self._companions():
-            _copy(path, self._folder / path.name)
         if len(self._shards) > 1:
             places = {name: self._name(shard) for shard, part in enumerate(self._shards) for name, _ in part}
             _write_json(self._folder / INDEX, {"metadata": {"total_size": self.bytes_written}, "weight_map": places})
-        config = self._config if self._config is not None else read_json(self._donor / CONFIG) if self._donor else None
-        if config is not None:
-            _write_json(self._folder / CONFIG, _with_dtype(config, self.dtype))
+        if self._verify is not None:
+            self._verify(self._folder)
         self._folder.rename(self.out)  # replaces an empty folder, fails on any other
 
 
-def _needed(shards: Sequence[Layout], dtype: torch.dtype, companions: Sequence[Path]) -> int:
+def _needed(shards: Sequence[Layout], dtype: torch.dtype, companions: Iterable[Path]) -> int:
     """Return the number of bytes to write, except for the small config.json."""
     weights = sum(_count(shape) * dtype.itemsize for part in shards for _, shape in part)
     headers = sum(len(_header(part, dtype)) for part in shards)
     index = headers if len(shards) > 1 else 0  # upper bound: an index has only names and files
-    return weights + headers + index + sum(map(_occupied, companions))
+    return weights + headers + index + sum(path.stat().st_size for path in companions)
 
 
-def _occupied(path: Path) -> int:
-    """Return the bytes of a file or of all files in a folder; 0 if there is neither."""
-    files = [path] if path.is_file() else path.rglob("*")
-    return sum(file.stat().st_size for file in files if file.is_file())
+def _occupied(folder: Path) -> int:
+    """Return the bytes of all files in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _cut(layout: Layout, itemsize: int, limit: int) -> list[list[tuple[str, tuple[int, ...]]]]:
@@ -229,13 +256,6 @@ def _with_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]
     return kept | {"dtype": name, "torch_dtype": name}
 
 
-def _copy(source: Path, target: Path) -> None:
-    if source.is_dir():
-        shutil.copytree(source, target)
-    elif source.is_file():
-        shutil.copyfile(source, target)
-
-
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
@@ -243,22 +263,25 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def _hidden_folder(out: Path) -> Path:
-    """Create a folder next to `out`, on the same file system so that it can be renamed."""
+def draft_of(out: Path) -> Draft:
+    """Create a folder next to `out`, on the same file system so that it can be renamed.
+
+    Raises:
+        CheckpointError: `out` is not empty, or the folder cannot be created.
+    """
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise CheckpointError(
                 str(out), "exists and is not an empty folder", next="Choose another folder, or remove it"
             )
         out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-        folder.chmod(0o755)
+        return Draft(out.parent, out.name)
     except OSError as error:
-        raise _unwritable(out, error) from None
-    return folder
+        raise unwritable(out, error) from None
 
 
-def _unwritable(out: Path, error: OSError) -> CheckpointError:
+def unwritable(out: Path, error: OSError) -> CheckpointError:
+    """Return the error for a folder that cannot be written."""
     return CheckpointError(
         str(out), f"cannot be written: {error.strerror or error}", next="Check space and permissions"
     )

@@ -23,6 +23,7 @@ from evosearch.errors import ClusterError, InputError
 from evosearch.search import progress
 from evosearch.search.progress import Progress as SearchProgress
 from evosearch.search.progress import Silent
+from evosearch.visible import visible
 
 JSON = typer.Option(False, "--json", help="Print exactly one JSON document to standard output.")
 ALLOW_PICKLE = typer.Option(
@@ -90,9 +91,20 @@ class _StandardError:
         return getattr(sys.stderr, PROXIED, sys.stderr)
 
 
+class SafeConsole(Console):
+    """Console that shows control characters in text instead of sending them to the terminal; text has no markup."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print texts with control characters made visible; tables are made by `tables.make_table`, which does so."""
+        super().print(*(visible(each) if isinstance(each, str) else each for each in objects), **options)
+
+
 # A log file has no width; make it wide enough that no table is truncated.
-console = Console() if Console().is_terminal else Console(width=110)
-stderr = Console(file=cast(IO[str], _StandardError()))
+console = SafeConsole() if Console().is_terminal else SafeConsole(width=110)
+stderr = SafeConsole(file=cast(IO[str], _StandardError()))
 
 
 def json_wanted() -> bool:
@@ -178,8 +190,8 @@ class BarWatcher:
     """Live bar with stage, progress, best fitness, candidates per minute and time left."""
 
     def __init__(self) -> None:
-        columns = (TextColumn("{task.fields[stage]:<10}"), BarColumn(bar_width=16))
-        rest = (TextColumn("{task.completed:.0f}/{task.fields[of]}"), TextColumn("{task.description}"))
+        columns = (TextColumn("{task.fields[stage]:<10}", markup=False), BarColumn(bar_width=16))
+        rest = (TextColumn("{task.completed:.0f}/{task.fields[of]}"), TextColumn("{task.description}", markup=False))
         self._bar = Progress(*columns, *rest, console=stderr, transient=True)
         self._task: TaskID | None = None
         self._stage = ""
@@ -196,7 +208,7 @@ class BarWatcher:
             total=progress.total,
             description=describe(progress),
             of=of,
-            stage=progress.stage,
+            stage=visible(progress.stage),
         )
 
     def note(self, text: str) -> None:
@@ -216,7 +228,7 @@ class BarWatcher:
             self._bar.start()
         else:
             self._bar.remove_task(self._task)
-        self._task, self._stage = self._bar.add_task("", stage=stage, of="?"), stage
+        self._task, self._stage = self._bar.add_task("", stage=visible(stage), of="?"), stage
 
 
 def progress_text(progress: SearchProgress) -> str:

@@ -8,6 +8,7 @@ import typer
 
 from evosearch.cli.console import ADDRESS, LINE_EVERY_S, console, note, print_error, progress_text, required_address
 from evosearch.search.progress import progress_of, read_line
+from evosearch.visible import visible, without_colors
 
 WITHDRAWN = "{} was withdrawn and will not start"
 
@@ -33,7 +34,7 @@ def command(
         result = found if found is not None and found["evosearch"] == "result" else result
         text = line if json else reader.read(line)
         if text is not None:
-            sys.stdout.write(f"{text}\n")
+            sys.stdout.write(f"{visible(without_colors(text))}\n")
             sys.stdout.flush()
     if not follow:
         if job.state == "withdrawn":

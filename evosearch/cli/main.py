@@ -13,10 +13,27 @@ from typing import Any
 import typer
 
 from evosearch import __version__
-from evosearch.cli import check, cluster, export, leaderboard, ledger, logs, merge, run, score, status, stop, submit, ui
+from evosearch.cli import (
+    cache,
+    check,
+    cluster,
+    export,
+    leaderboard,
+    ledger,
+    logs,
+    merge,
+    run,
+    score,
+    status,
+    stop,
+    submit,
+    ui,
+)
 from evosearch.cli.console import json_wanted, print_error, print_json
 from evosearch.environment import telemetry_off
 from evosearch.errors import EvosearchError, InputError
+from evosearch.umask import set_umask
+from evosearch.visible import visible
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -27,17 +44,21 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (check, run, submit, status, logs, stop, leaderboard, merge, score, export, ui):
+for command in (check, run, submit, status, logs, stop, leaderboard, merge, score, export, ui, cache):
     app.command(name=command.__name__.rsplit(".", 1)[-1])(command.command)
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(cluster.app, name="cluster")
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+def _before(
+    context: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version.")
+) -> None:
     if version:
         sys.stdout.write(f"evosearch {__version__}\n")
         raise typer.Exit
+    if context.invoked_subcommand != "cluster":  # whose PostgreSQL may be run by another user, in folders that it makes
+        set_umask()
 
 
 def main() -> None:
@@ -80,7 +101,7 @@ def _usage_or_bug(exc: Exception) -> int:
     if callable(show) and isinstance(code, int):
         show()
         return code
-    traceback.print_exception(exc)
+    sys.stderr.write(visible("".join(traceback.format_exception(exc))))
     _report(exc, {"what": f"{type(exc).__name__}: {exc}"})
     return FAILED
 

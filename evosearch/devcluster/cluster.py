@@ -20,6 +20,7 @@ from evosearch.devcluster.postgres import Postgres, find_programs
 from evosearch.devcluster.private import secret
 from evosearch.devcluster.processes import HOST, free_port, listening, start, wait_until
 from evosearch.errors import InputError, SearchError
+from evosearch.tracking.server import check_installed
 
 LEDGER = "evosearch"  # database
 POSTGRES, MLFLOW = "postgres", "mlflow"
@@ -74,7 +75,7 @@ class Cluster:
         if find_programs() is None:
             what = "PostgreSQL's server programs (initdb, postgres) are not installed"
             raise InputError("evosearch cluster", what, next="apt-get install postgresql, or put them on PATH")
-        mlflow_server.check_installed()
+        check_installed("evosearch cluster")
         self.places.make()
         with self.places.locked():
             state = self.state

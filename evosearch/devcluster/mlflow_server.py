@@ -2,7 +2,6 @@
 
 import os
 import sys
-from importlib.util import find_spec
 
 import requests
 
@@ -11,53 +10,27 @@ from evosearch.devcluster.places import Places, State
 from evosearch.devcluster.postgres import Postgres
 from evosearch.devcluster.private import secret, write_private
 from evosearch.devcluster.process_environment import ACCOUNT, inherited, tracking
-from evosearch.devcluster.processes import HOST
 from evosearch.environment import TELEMETRY_OFF
-from evosearch.errors import InputError, SearchError
+from evosearch.errors import SearchError
+from evosearch.tracking.server import ACCOUNTS_APP, ADMIN, accounts_config, network
 
-ADMIN = "admin"
 STORE, ACCOUNTS = "mlflow", "mlflow_auth"  # databases
-ACCOUNTS_MODULE = "flask_wtf"  # required by MLflow's accounts, and installed by the extra `server`
-
-
-def check_installed() -> None:
-    """Check that the packages for MLflow's accounts are installed.
-
-    Raises:
-        InputError: The extra `server` is not installed.
-    """
-    if find_spec(ACCOUNTS_MODULE) is None:
-        what = f"{sys.executable} has no {ACCOUNTS_MODULE}, which MLflow's accounts need"
-        next = "pip install 'evosearch[server]', or in a checkout: ./scripts/setup server"
-        raise InputError("evosearch cluster", what, next=next)
 
 
 def command(places: Places, state: State, postgres: Postgres) -> list[str]:
     """Return the server's command line."""
-    port = state.ports["mlflow"]
     return [
-        *(sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth"),
-        *("--host", HOST, "--port", str(port), "--workers", "1"),
+        *(sys.executable, "-m", "mlflow", "server", *ACCOUNTS_APP),
+        *network(state.ports["mlflow"]),
         *("--backend-store-uri", _database(postgres, STORE)),
         *("--artifacts-destination", str(places.folder / "artifacts")),
-        *("--allowed-hosts", f"{HOST}:{port},localhost:{port}"),
-        *("--cors-allowed-origins", f"http://{HOST}:{port},http://localhost:{port}"),
     ]
 
 
 def environment(places: Places, postgres: Postgres) -> dict[str, str]:
     """Return the server's environment; also write its config file, which contains the administrator's password."""
     config = places.secrets / "mlflow-auth.ini"
-    settings = {
-        "default_permission": "READ",  # for objects of others; the creator of an object manages it
-        "database_uri": _database(postgres, ACCOUNTS),
-        "admin_username": ADMIN,
-        "admin_password": admin_password(places),
-        # Without a cache, every request computes a slow hash; changes by the API still take effect immediately
-        "auth_cache_ttl_seconds": "60",
-        "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
-    }
-    write_private(config, "[mlflow]\n" + "".join(f"{key} = {value}\n" for key, value in settings.items()))
+    write_private(config, accounts_config(_database(postgres, ACCOUNTS), admin_password(places)))
     ours = {
         "MLFLOW_AUTH_CONFIG_PATH": str(config),
         "MLFLOW_FLASK_SERVER_SECRET_KEY": secret(places.secrets / "mlflow-sessions"),

@@ -17,6 +17,7 @@ from evosearch.errors import InputError
 from evosearch.evaluation.types import ItemBatch
 from evosearch.execution.demand import Demand
 from evosearch.search.protocols import Job, Outcome
+from evosearch.umask import set_umask
 
 BATCHES = 64  # cached by each worker and in the object store: minibatches and splits of one search
 
@@ -74,6 +75,7 @@ class Actor:
     def start(self) -> InputError | None:
         """Build the worker; return the error if that fails."""
         try:
+            set_umask()  # of this process, which a cluster's node started with its own
             self._worker = self._build(self._config)
         except InputError as exc:
             return exc  # pickles only its fields, without cause and traceback

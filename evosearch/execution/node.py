@@ -4,26 +4,24 @@ The first worker on a node does this under a lock while the others wait; they an
 space is checked before anything large is written, and results appear by rename, so that a killed preparation leaves
 only files that are recognizably incomplete.
 
-| in the cache | contents |
-|---|---|
-| `merged/` | models of nested recipes, by recipe_id |
-| `copies/` | models from network file systems |
-| `prepared/` | tensors that an adapter changes, by content_sha256 of model and adapter |
-| `hashes/` | hashes of files |
-
-Models on local disks are mapped in place, and hub models from the hub's own cache.
+`checkpoints/cache/layout.py` lists what is in the cache. Models on local disks are mapped in place, and hub models from
+the hub's own cache.
 """
 
-import shutil
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from evosearch.checkpoints import references
 from evosearch.checkpoints.cache import applied_adapters, copies
+from evosearch.checkpoints.cache.drafts import sweep
+from evosearch.checkpoints.cache.inventory import cache_ceiling, prune
+from evosearch.checkpoints.cache.layout import COPIES, PREPARED
 from evosearch.checkpoints.cache.locks import LOCKS, locked
 from evosearch.checkpoints.cache.mounts import Mount, mounts, network_type
+from evosearch.checkpoints.cache.uses import hold
 from evosearch.checkpoints.disk_space import check_disk_space
 from evosearch.checkpoints.overlay import Overlay
 from evosearch.checkpoints.reader import Checkpoint
@@ -49,7 +47,7 @@ def prepare_node(config: WorkerConfig, progress: Progress | None = None) -> dict
             the cache cannot be written.
         RecipeError: A nested recipe is invalid.
     """
-    recipe = Recipe.model_validate(config.recipe)
+    recipe, ceiling = Recipe.model_validate(config.recipe), cache_ceiling()
     preparing = _Preparing(config, progress or _silent)
     with locked(
         config.cache / LOCKS / "prepare", partial(preparing.progress, "waiting for another worker's models", 0.0)
@@ -57,6 +55,9 @@ def prepare_node(config: WorkerConfig, progress: Progress | None = None) -> dict
         opener = preparing.opener(recipe)
         _check_contents(config, recipe, opener)
         preparing.apply(opener, recipe)
+        if ceiling is not None:
+            with suppress(CheckpointError):  # another user's entries, which this search does not need
+                prune(config.cache, ceiling)
     return opener.inputs(recipe, config.also)
 
 
@@ -69,7 +70,7 @@ class _Preparing:
     def opener(self, recipe: Recipe) -> Opener:
         """Fetch or copy all models, merge nested recipes, and return an opener of the local results."""
         config = self._config
-        _sweep(config.cache)
+        sweep(config.cache)
         plain = Opener(config.cache, self.progress, config.allow_pickle, config.recipes)
         named = (donor_of(recipe), *recipe.references(), *config.also, *filter(None, [recipe.tokenizer_model]))
         models, adapters = _leaves(plain, named)
@@ -93,6 +94,8 @@ class _Preparing:
             if isinstance(checkpoint, Overlay) and _is_computed(name, opener)
         }
         folders = {name: applied_adapters.folder_of(overlay, self._config.cache) for name, overlay in adapted.items()}
+        for name, folder in folders.items():
+            hold(self._config.cache, PREPARED, folder.name, name)
         distinct = {folders[name]: overlay for name, overlay in adapted.items()}
         needed = sum(applied_adapters.missing_bytes(overlay, folder) for folder, overlay in distinct.items())
         if needed:
@@ -122,6 +125,8 @@ class _Preparing:
             if network_type(folder.resolve(), mounted) is not None
         }
         places = {name: copies.folder_of(checkpoint, cache) for name, checkpoint in far.items()}
+        for name, place in places.items():
+            hold(cache, COPIES, place.name, name, str(far[name].folder))
         distinct = {places[name]: checkpoint for name, checkpoint in far.items()}
         needed = sum(copies.missing_bytes(checkpoint, place) for place, checkpoint in distinct.items())
         if needed:
@@ -162,7 +167,7 @@ def _shown(digest: str | None) -> str:
 def _remedy(config: WorkerConfig, opener: Opener, reference: str) -> str:
     model, adapter = references.split(reference, opener.recipes)
     place = opener.near.get(model)
-    copied = place is not None and place.parent == config.cache.resolve() / copies.FOLDER
+    copied = place is not None and place.parent == config.cache.resolve() / COPIES
     if not copied:
         return "Put the same files on every node"
     also = " and its adapter" if adapter is not None else ""
@@ -196,13 +201,6 @@ def _leaves(opener: Opener, named: Iterable[str]) -> tuple[dict[str, None], dict
             inner = opener.recipe(model)
             waiting += [*inner.references(), *filter(None, [inner.tokenizer_model])]
     return models, adapters
-
-
-def _sweep(cache: Path) -> None:
-    """Remove partial results of killed preparations; safe because only the owner of the lock writes there."""
-    for pattern in (f"{applied_adapters.FOLDER}/*/.*.partial", f"{copies.FOLDER}/.*.partial"):
-        for left in cache.glob(pattern):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def _count(number: int, what: str) -> str:

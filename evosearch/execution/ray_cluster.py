@@ -4,6 +4,7 @@ The cluster is that of `workers.address`, or of `$RAY_ADDRESS`, which Ray sets i
 that the user named: its cluster gets the token, and decides what this process runs.
 """
 
+import atexit
 import os
 import socket
 import threading
@@ -17,6 +18,7 @@ from evosearch.errors import SpecError
 from evosearch.execution import token
 from evosearch.execution.faults import first_line
 from evosearch.execution.ray_settings import (
+    folder_place,
     has_token,
     load_ray,
     on_loopback,
@@ -26,8 +28,11 @@ from evosearch.execution.ray_settings import (
     set_defaults,
 )
 from evosearch.origins import Secret, how_to_allow, may_receive, origin_of
+from evosearch.private_folder import PrivateFolder
 
 NAMESPACE = "evosearch"
+FOLDER = "evosearch-ray-"  # start of the name of a local Ray's folder, for its owner only
+INNER = "r"  # folder in it that Ray uses, and gives the mode 0777
 REACH_S = 10.0  # time limit for the first answer of a cluster
 PROBE_S = 2.0  # time limit for connecting to the port of a known head node
 
@@ -41,11 +46,11 @@ class Cluster:
     """The Ray cluster that this process is connected to.
 
     Args:
-        own: Whether this process started it; `leave` then stops it.
+        own: Folder of a Ray that this process started, which `leave` stops; None for a cluster that it joined.
         head: HOST, PORT of its head node, which is probed; None to skip probing.
     """
 
-    def __init__(self, own: bool, head: tuple[str, int] | None) -> None:
+    def __init__(self, own: PrivateFolder | None, head: tuple[str, int] | None) -> None:
         self._own, self._head = own, head
         self._silent_since: float | None = None
         self._probed_at = 0.0
@@ -100,28 +105,48 @@ class Cluster:
         return {node["NodeID"]: node.get("DeathReasonMessage") or "" for node in self.nodes() if not node["Alive"]}
 
     def leave(self) -> None:
-        """Stop Ray if this process started it."""
-        import ray
-
-        if self._own:
-            ray.shutdown()
+        """Stop Ray if this process started it, and remove its folder."""
+        if self._own is not None:
+            _stop(self._own)
 
 
-def start_local(token_file: Path, cpus: int | None = None) -> None:
-    """Start Ray on this machine for this process: with a token, without a dashboard, on loopback only."""
+def start_local(token_file: Path, cpus: int | None = None) -> PrivateFolder:
+    """Start Ray on this machine for this process: with a token, on loopback only, in a private folder.
+
+    Returns:
+        The folder, which is removed when this process ends, if not before.
+    """
     secure_environment(token_file)
     import ray
 
-    with on_loopback():
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            namespace=NAMESPACE,
-            _node_ip_address="127.0.0.1",
-        )
+    folder = PrivateFolder.make(FOLDER, folder_place(FOLDER, INNER))
+    atexit.register(_stop, folder)
+    try:
+        with on_loopback():
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                namespace=NAMESPACE,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=str(folder.path / INNER),
+            )
+    except BaseException:
+        _stop(folder)
+        raise
+    return folder
+
+
+def _stop(folder: PrivateFolder) -> None:
+    """Stop the Ray of a folder, and remove the folder; without effect if that was done."""
+    atexit.unregister(_stop)
+    if folder.path.exists():
+        import ray
+
+        ray.shutdown()
+        folder.remove()
 
 
 def connect(token_file: Path, address: str | None, cpus: int | None) -> Cluster:
@@ -139,19 +164,20 @@ def connect(token_file: Path, address: str | None, cpus: int | None) -> Cluster:
     set_defaults()
     ray = load_ray()
     if ray.is_initialized():
-        return Cluster(False, _endpoint(ray.get_runtime_context().gcs_address))
+        return Cluster(None, _endpoint(ray.get_runtime_context().gcs_address))
     where = f"workers.address: {address}" if address else "workers"
+    own: PrivateFolder | None = None
     try:
         with own_signals():
             if address is None:
-                start_local(token_file, cpus)
+                own = start_local(token_file, cpus)
             else:
                 _join(address, where)
     except SpecError:
         raise
     except Exception as exc:  # Ray raises plain Exception if its own node is slow to start
         raise SpecError(where, f"Ray did not start: {first_line(exc)}", next="Check `ray status`") from exc
-    return Cluster(address is None, _endpoint(ray.get_runtime_context().gcs_address))
+    return Cluster(own, _endpoint(ray.get_runtime_context().gcs_address))
 
 
 def _join(address: str, where: str) -> None:

@@ -19,6 +19,7 @@ LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 # Time until Ray ends a driver whose head node does not answer; replaced by `Cluster.silent_for`
 RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
 FOREVER_S = "864000"
+LONGEST = 36  # characters of the path of Ray's folder: those of sockets have 65 more, and the limit is 107
 
 
 def set_defaults() -> None:
@@ -40,6 +41,17 @@ def secure_environment(token_file: Path) -> None:
             _create_token(token_file)
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file)
     reload_token()
+
+
+def folder_place(name: str, inner: str) -> Path:
+    """Return the folder for the folders of local Rays: $RAY_TMPDIR, or that for temporary files.
+
+    Args:
+        name: Start of their names, which eight random characters follow.
+        inner: Folder in them that Ray uses. If sockets in it would have too long a path, they are in /tmp.
+    """
+    place = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    return place if len(str(place / name / inner)) + 8 <= LONGEST else Path("/tmp")  # noqa: S108 (they are private)
 
 
 def _create_token(file: Path) -> None:

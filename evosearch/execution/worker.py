@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from evosearch.checkpoints.tokenizers.loading import load_tokenizer
 from evosearch.errors import CandidateError, SearchError
 from evosearch.evaluation.engine.out_of_memory import out_of_memory
 from evosearch.evaluation.engine.score_options import ScoreOptions
@@ -29,7 +30,7 @@ from evosearch.evaluation.types import GradientCard, ItemBatch, Teacher, Trainin
 from evosearch.execution import memory
 from evosearch.execution.batch_limits import BatchLimits
 from evosearch.execution.device import CUDA_ERROR, device_of, spread_of, unrecoverable
-from evosearch.execution.loaders import load_tokenizer, register_schemes
+from evosearch.execution.loaders import register_schemes
 from evosearch.execution.node import prepare_node
 from evosearch.execution.worker_config import WorkerConfig
 from evosearch.materialize.in_memory import ResidentModel

@@ -18,6 +18,7 @@ from evosearch.errors import InputError, SpecError, SuiteError
 from evosearch.evaluation.suites.library import library_folder
 from evosearch.evaluation.suites.suite import Suite
 from evosearch.evaluation.suites.task_files import FUNCTION, is_inside, referenced_code, referenced_files
+from evosearch.evaluation.suites.task_yaml import read_task_yaml
 from evosearch.recipe.files import LISTS_MODELS, NAMES_A_MODEL, NAMES_A_TOKENIZER, STAGE, exists, is_recipe, pieces
 from evosearch.recipe.tokens import BASE, UNION
 from evosearch.spec.diagnostics import Diagnostics
@@ -222,7 +223,7 @@ def _check_task_files(source: Path, where: str, diagnostics: Diagnostics, notes:
         if any(_left_out(part) for part in path.relative_to(root).parts) or not path.is_file():
             continue
         code = {str(root), os.path.realpath(library_folder())}
-        for key, named, file in referenced_code(path):
+        for key, named, file in referenced_code(path, read_task_yaml(path)):
             if key == FUNCTION and not is_inside(file, code):
                 what = f"{path} names {named} under {key}, which is in {file} and is not uploaded"
                 allowed = "Python files next to or below the task's, in the same included folder; or installed modules"

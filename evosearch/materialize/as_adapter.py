@@ -17,9 +17,11 @@ from safetensors.torch import save_file
 from evosearch.checkpoints.overlay import Overlay
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.references import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from evosearch.checkpoints.writer import draft_of
 from evosearch.errors import CheckpointError, RecipeError
 from evosearch.materialize.compatibility import check_compatible
 from evosearch.materialize.layout import output
+from evosearch.materialize.loadable import check_adapter, check_base
 from evosearch.materialize.lora import WHERE, Lora
 from evosearch.materialize.plan import donor_of
 from evosearch.recipe.schema import Recipe
@@ -54,7 +56,8 @@ def write_adapter(
 ) -> AdapterReport:
     """Write a recipe's model as an adapter of its base, or of its first model if it has no base.
 
-    ΔW is computed before rounding to the recipe's `out_dtype`, because rounding errors have full rank.
+    The folder appears complete or not at all. ΔW is computed before rounding to the recipe's `out_dtype`, because
+    rounding errors have full rank.
 
     Args:
         recipe: The recipe.
@@ -66,7 +69,8 @@ def write_adapter(
     Raises:
         RecipeError: The recipe is a route, does not fit its method, has other layers than its base, or changes
             tensors that LoRA does not cover.
-        CheckpointError: The checkpoints are incompatible, or `out` is not empty or cannot be written.
+        CheckpointError: The checkpoints are incompatible, transformers cannot build the base, or `out` is not empty or
+            cannot be written.
         CandidateError: The merge is undefined for the parameter values, or a merged tensor is not finite.
     """
     if recipe.routing is not None:
@@ -76,11 +80,17 @@ def write_adapter(
     base = checkpoints[reference]
     _check_base(recipe, checkpoints, reference)
     check_compatible([checkpoints[name] for name in recipe.references()])
-    _check_out(out)
-    made = Lora(recipe, checkpoints, base)
-    made.save_others(save_modules)
-    made.factorize(rank)
-    size = _write(out, made.tensors, made.config(_name(reference)))
+    check_base(base)
+    draft = draft_of(out)
+    try:
+        made = Lora(recipe, checkpoints, base)
+        made.save_others(save_modules)
+        made.factorize(rank)
+        size = _write(draft.folder, out, made.tensors, made.config(_name(reference)))
+        check_adapter(draft.folder, base)
+        draft.folder.rename(out)  # replaces an empty folder, fails on any other
+    finally:
+        draft.close()
     lost, full = (sum(getattr(found, what) ** 2 for found in made.factors.values()) for what in ("lost", "size"))
     return AdapterReport(
         out,
@@ -105,31 +115,21 @@ def _check_base(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], reference
         raise RecipeError(WHERE, what, "All layers of the base, in their order", "Export a checkpoint")
 
 
-def _check_out(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(
-            str(out), "exists and is not an empty folder", next="Choose another folder, or remove this one"
-        )
-
-
 def _name(reference: str) -> str:
     """Return the base's name in the adapter: hub ids and schemes unchanged, only the last component of a path."""
     named = reference.startswith(("/", "./", "../", "~")) or Path(reference).is_dir()
     return Path(reference).name if named else reference
 
 
-def _write(out: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> int:
-    """Write the weights, then the config, which makes the folder an adapter; return the weights' size in bytes."""
+def _write(draft: Path, out: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> int:
+    """Write weights and config into the draft of a folder; return the weights' size in bytes."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
         save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()}, out / ADAPTER_WEIGHTS, {"format": "pt"}
+            {name: tensor.contiguous() for name, tensor in tensors.items()}, draft / ADAPTER_WEIGHTS, {"format": "pt"}
         )
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        (out / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
-        return (out / ADAPTER_WEIGHTS).stat().st_size
+        (draft / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
+        return (draft / ADAPTER_WEIGHTS).stat().st_size
     except (OSError, SafetensorError) as error:
-        for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-            (out / name).unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(str(out), f"cannot be written: {reason}", next="Check space and permissions") from None

@@ -5,7 +5,6 @@ A nested recipe is merged once, into the cache. The folder's name is derived fro
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,8 +12,12 @@ from typing import Any
 
 from evosearch.checkpoints import references
 from evosearch.checkpoints.adapters.adapted_model import apply_adapter
+from evosearch.checkpoints.cache.drafts import sweep
 from evosearch.checkpoints.cache.hashes import Hashes
+from evosearch.checkpoints.cache.layout import MERGED
 from evosearch.checkpoints.cache.locks import LOCKS, locked
+from evosearch.checkpoints.cache.uses import hold
+from evosearch.checkpoints.model_files import GENERATION, listed, read_bytes
 from evosearch.checkpoints.overlay import Overlay
 from evosearch.checkpoints.reader import CONFIG, Checkpoint
 from evosearch.checkpoints.references import Progress
@@ -30,6 +33,7 @@ from evosearch.recipe import files, placebo_reference
 from evosearch.recipe.checks import check
 from evosearch.recipe.identity import TOKENIZER_OF, recipe_id
 from evosearch.recipe.schema import Recipe
+from evosearch.untrusted import present
 
 MAX_NESTED = 32  # depth of nested recipes
 
@@ -171,7 +175,8 @@ class Opener:
         check(recipe, specs(), f"{reference}: ")
         inputs = within.inputs(recipe)
         name = within.identify(recipe, inputs)
-        folder = self.cache / "merged" / _folder_name(name, inputs[donor_of(recipe)])
+        folder = self.cache / MERGED / _folder_name(name, inputs[donor_of(recipe)])
+        hold(self.cache, MERGED, folder.name, reference)
         if not (folder / CONFIG).is_file():
             lock = self.cache / LOCKS / f"merge-{folder.name}"
             with locked(lock, lambda: self._report(f"waiting for another process to merge {reference}", 0.0)):
@@ -183,8 +188,7 @@ class Opener:
         """Write a nested recipe's model, unless another process wrote it in the meantime."""
         if (folder / CONFIG).is_file():
             return
-        for left in folder.parent.glob(f".{folder.name}.*.partial"):  # of killed processes: this one has the lock
-            shutil.rmtree(left, ignore_errors=True)
+        sweep(self.cache)
         self._report(f"merging {reference}", 0.0)
         try:
             write_checkpoint(recipe, inputs, folder, donor_of(recipe))
@@ -202,9 +206,9 @@ class Opener:
 def tokenizer_sha256(folder: Path) -> str:
     """Return the sha256 (hex) over a folder's tokenizer and chat template files, sorted by name."""
     digest = hashlib.sha256()
-    named = [folder / name for name in TOKENIZER_FILES]
-    for path in sorted(file for entry in named for file in (entry, *entry.rglob("*")) if file.is_file()):
-        digest.update(f"{path.relative_to(folder)}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    for path in sorted(listed(folder, TOKENIZER_FILES).values()):
+        own = hashlib.sha256(read_bytes(path, folder)).hexdigest()
+        digest.update(f"{path.relative_to(folder)}\n{own}\n".encode())
     return digest.hexdigest()
 
 
@@ -215,6 +219,6 @@ def _folder_name(recipe_id: str, donor: Checkpoint) -> str:
     }
     digest = hashlib.sha256(f"{recipe_id}\n{json.dumps(settings, sort_keys=True)}\n".encode())
     digest.update(tokenizer_sha256(donor.tokenizer_folder).encode())
-    generation = donor.folder / "generation_config.json"
-    digest.update(generation.read_bytes() if generation.is_file() else b"")
+    generation = donor.folder / GENERATION
+    digest.update(read_bytes(generation, donor.folder) if present(generation) else b"")
     return digest.hexdigest()

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import transformers
 from transformers.pytorch_utils import Conv1D
 
 from evosearch.checkpoints.adapters.tensors import PREFIX
-from evosearch.checkpoints.reader import Checkpoint
+from evosearch.checkpoints.reader import CONFIG, Checkpoint
 from evosearch.errors import CandidateError, RecipeError
 from evosearch.materialize.apply import apply, extremes, not_finite, operations
 from evosearch.materialize.low_rank import EPS, LowRank, factorize
+from evosearch.materialize.meta_model import meta_model
 from evosearch.materialize.plan import Input, TensorOp
 from evosearch.recipe.schema import Recipe
 
@@ -35,7 +35,8 @@ class Lora:
         self.names = {place.parameter: name for name, place in self.places.items() if not place.index}
         shapes = {reference: checkpoint.shape for reference, checkpoint in checkpoints.items()}
         self.ops = operations(recipe, shapes, base.shape, self._load, lambda name: checkpoints[name].content_sha256())
-        self.modules = dict(_live_model(base).named_modules(remove_duplicate=False))
+        live = meta_model(base.config, str(base.folder / CONFIG))  # shows which modules are linear and how they store
+        self.modules = dict(live.named_modules(remove_duplicate=False))
         self.linear = {
             op.tensor: path
             for op in self.ops
@@ -184,14 +185,6 @@ class Lora:
 
     def _load(self, source: Input) -> torch.Tensor:
         return self.checkpoints[source.reference].load(source.tensor)
-
-
-def _live_model(base: Checkpoint) -> torch.nn.Module:
-    """Build the base's modules without weights, to see which are linear and how those store their weight."""
-    kind = getattr(transformers, base.shape.architecture)
-    with torch.device("meta"):
-        model: torch.nn.Module = kind(kind.config_class.from_dict(dict(base.config)))
-    return model
 
 
 def _sizes(names: list[str], tensors: Mapping[str, torch.Tensor]) -> str:

@@ -4,6 +4,7 @@ import resource
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from evosearch.errors import CandidateError
 from evosearch.materialize.apply import apply, extremes, not_finite, operations
 from evosearch.materialize.fit import check_fit
 from evosearch.materialize.layout import output
+from evosearch.materialize.loadable import check_files, check_settings
 from evosearch.materialize.plan import output_dtype
 from evosearch.recipe.schema import Recipe
 
@@ -59,7 +61,8 @@ def write_checkpoint(
         max_shard_bytes: Maximum size of a weights file.
 
     Raises:
-        CheckpointError: The checkpoints are incompatible, or `out` is not empty or cannot be written.
+        CheckpointError: The checkpoints are incompatible, transformers could not load the result, or `out` is not empty
+            or cannot be written.
         RecipeError: The recipe does not fit its method.
         CandidateError: The merge is undefined for the parameter values, or a merged tensor is not finite.
     """
@@ -76,9 +79,11 @@ def write_checkpoint(
     )
     dtype = output_dtype(recipe)
     layout = [(op.tensor, result.sizes[op.tensor]) for op in ops]
+    verify = partial(check_files, layout=layout, dtype=dtype)
     with CheckpointWriter(
-        out, layout, dtype, model.folder, result.config, max_shard_bytes, tokenizer=model.tokenizer_folder
+        out, layout, dtype, model.folder, result.config, max_shard_bytes, model.tokenizer_folder, verify
     ) as writer:
+        check_settings(writer.folder, model, layout, dtype)  # before an hour of merging
         for op in ops:
             inputs = {source: checkpoints[source.reference].load(source.tensor) for source in op.sources}
             for tensor in inputs.values():

@@ -6,20 +6,21 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 
 from evosearch.checkpoints.families.registry import Family
+from evosearch.checkpoints.model_files import GENERATION
 from evosearch.checkpoints.quiet import no_bars
 from evosearch.checkpoints.reader import CONFIG, Checkpoint
 from evosearch.errors import CheckpointError
-from evosearch.materialize.forward import GENERATION, settings
+from evosearch.materialize.forward import generation_config, settings
 from evosearch.materialize.layout import Output
+from evosearch.untrusted import boundary, present
 
 
 def generation_folder(checkpoint: Checkpoint) -> Path:
     """Return the folder of a checkpoint's generation config: its tokenizer's if it has one, else its weights'."""
     first = checkpoint.tokenizer_folder
-    return first if (first / GENERATION).is_file() else checkpoint.folder
+    return first if present(first / GENERATION) else checkpoint.folder
 
 
 def build(
@@ -45,17 +46,13 @@ def build(
     weights = {name: load(name).to(compute_dtype, copy=True) for name in names}
     kind = getattr(transformers, config["architectures"][0])
     attention = "sdpa" if kind._supports_sdpa else "eager"  # Gemma 2 caps its attention scores, which sdpa cannot
-    made = settings(config, f"{folder}/{CONFIG}")
-    try:
-        with no_bars():
-            model = kind.from_pretrained(
-                None, config=made, state_dict=weights, dtype=compute_dtype, attn_implementation=attention
-            )
-        if (folder / GENERATION).is_file():  # exports have it too
-            model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
-    except (RuntimeError, ValueError, KeyError, TypeError, OSError, StrictDataclassError) as error:
-        reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
-        raise CheckpointError(str(folder), f"transformers cannot build this model: {reason}") from error
+    made, generation = settings(config, f"{folder}/{CONFIG}"), generation_config(folder)
+    with boundary(str(folder), CheckpointError, "transformers cannot build this model"), no_bars():
+        model = kind.from_pretrained(
+            None, config=made, state_dict=weights, dtype=compute_dtype, attn_implementation=attention
+        )
+    if generation is not None:  # exports have it too
+        model.generation_config = generation
     built: torch.nn.Module = model.eval().requires_grad_(False)
     return built
 

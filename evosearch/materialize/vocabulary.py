@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from tokenizers import AddedToken
 
+from evosearch.checkpoints.cache.layout import TOKENIZERS
+from evosearch.checkpoints.cache.uses import hold
 from evosearch.checkpoints.digest import DTYPE_NAMES, DTYPES
+from evosearch.checkpoints.model_files import GENERATION, read_json
 from evosearch.checkpoints.overlay import Computed, Overlay
-from evosearch.checkpoints.reader import CONFIG, Checkpoint, TensorInfo, read_json
+from evosearch.checkpoints.reader import CONFIG, Checkpoint, TensorInfo
 from evosearch.checkpoints.tokenizers import chat_template, tokenizer_files
 from evosearch.checkpoints.tokenizers.tokenizer import Vocabulary
 from evosearch.errors import CheckpointError, RecipeError
@@ -21,9 +24,8 @@ from evosearch.materialize.token_rows import WHERE, Layout, ModelRows, lay_out
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import Place
 from evosearch.recipe.tokens import BASE, UNION, Tokenizer
+from evosearch.untrusted import boundary, present
 
-GENERATION = "generation_config.json"
-FOLDER = "tokenizers"  # in the cache
 SHOWN = 5  # tokens listed in a note
 
 
@@ -49,17 +51,19 @@ def in_one_vocabulary(
     template, (donor, under) = _template(recipe, merged), next(iter(merged.items()))
     if wanted is None:
         files = tokenizer_files.read(under.tokenizer_folder)
-        folder = _keep(files, template, {CONFIG: under.config}, cache)
+        folder = _keep(files, template, {CONFIG: under.config}, cache, donor)
         return dict(checkpoints) | {donor: Overlay(under, donor, under.content_sha256, {}, tokenizer=folder)}
     vocabularies = {name: Vocabulary.read(model.tokenizer_folder, name) for name, model in merged.items()}
     held = {name: ModelRows(vocabularies[name].ids, rows) for name, rows in _row_counts(merged).items()}
     output, files = _output(wanted, merged, vocabularies, folder_of)
     layout = lay_out(output.tokens, held, recipe.base_model, wanted.tokens, wanted.pad_to_multiple_of)
     changed = partial(in_vocabulary, old=vocabularies[donor], new=output, size=layout.size)
-    configs = {CONFIG: changed(under.config) | {"vocab_size": layout.size}}
-    if (under.folder / GENERATION).is_file():
-        configs[GENERATION] = changed(read_json(under.folder / GENERATION))
-    folder = _keep(files, template, configs, cache)
+    with boundary(str(under.folder / CONFIG), CheckpointError, "its token ids cannot be converted"):
+        configs = {CONFIG: changed(under.config) | {"vocab_size": layout.size}}
+    if present(under.folder / GENERATION):
+        with boundary(str(under.folder / GENERATION), CheckpointError, "its token ids cannot be converted"):
+            configs[GENERATION] = changed(read_json(under.folder / GENERATION))
+    folder = _keep(files, template, configs, cache, donor)
     found = dict(checkpoints)
     for name, model in merged.items():
         config = configs[CONFIG] if name == donor else {**model.config, "vocab_size": layout.size}
@@ -165,12 +169,17 @@ def _template(recipe: Recipe, merged: Mapping[str, Checkpoint]) -> str | None:
 
 
 def _keep(
-    files: tokenizer_files.Files, template: str | None, configs: Mapping[str, Mapping[str, Any]], cache: Path
+    files: tokenizer_files.Files,
+    template: str | None,
+    configs: Mapping[str, Mapping[str, Any]],
+    cache: Path,
+    donor: str,
 ) -> Path:
     """Write the output's tokenizer and configs to a folder; transformers needs config.json to load a tokenizer."""
     found = dict(files if template is None else tokenizer_files.with_template(files, template))
     found |= {name: json.dumps(config, indent=2).encode() for name, config in configs.items()}
-    return tokenizer_files.store(found, cache / FOLDER)
+    hold(cache, TOKENIZERS, tokenizer_files.digest(found), f"output on {donor}")
+    return tokenizer_files.store(found, cache / TOKENIZERS)
 
 
 def _rows(name: str, merged: Mapping[str, Checkpoint], layout: Layout) -> dict[str, Computed]:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from evosearch.merging import philox
-from evosearch.merging.kernels import same, total
+from evosearch.merging.kernels import same
 from evosearch.merging.method_parameters import Parameters
+from evosearch.merging.sparse import l1_factor
 from evosearch.recipe.shapes import Param, Scalar
 
 PARAMETERS = {
@@ -23,7 +23,6 @@ SPELLED: dict[str, dict[Scalar, Scalar]] = {"rescale": {"l1": True}}
 INEXACT: dict[str, tuple[Scalar, str]] = {
     "rescale": (True, "kept entries are multiplied by 1/density in evosearch, and rescaled to the L1 norm in mergekit")
 }
-NO_NORM = 1e-7  # mergekit's limit: vectors with a smaller L1 norm are not rescaled
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,8 @@ def drops(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> list[Drop]:
         drop = Drop(philox.key_of(p.seed, origin.content_sha256, origin.tensor), density)
         factor = 1.0
         if density < 1 and not same(base, theta):
-            factor = {"True": 1 / density, "False": 1.0}.get(p.choice("rescale")) or _norms(base, theta, drop, p.dtype)
+            factor = {"True": 1 / density, "False": 1.0}.get(p.choice("rescale")) or l1_factor(
+                base, theta, drop, p.dtype
+            )
         made.append(Drop(drop.key, density, factor))
     return made
-
-
-def _norms(base: Tensor, theta: Tensor, drop: Drop, dtype: torch.dtype) -> float:
-    """Return ‖τ‖₁ / ‖kept τ‖₁, or 1 if either norm is below `NO_NORM`."""
-    norm = total(lambda _, ends: (ends[1] - ends[0]).abs_(), (base, theta), dtype)
-    kept = total(lambda start, ends: drop.apply(ends[1] - ends[0], start).abs_(), (base, theta), dtype)
-    return norm / kept if norm >= NO_NORM and kept >= NO_NORM else 1.0

@@ -26,7 +26,7 @@ def elect_and_sum(
         normalize: Divide each entry by the sum of the weights that agree on its sign.
     """
     # Arithmetic on signs: comparisons and masks take several times as long on a CPU.
-    sign = _vote(deltas, count).add_(0.5).sign_()  # ±1, plus at zero
+    sign = vote(deltas, count).add_(0.5).sign_()  # ±1, plus at zero
     merged, divisor = torch.zeros_like(sign), torch.zeros_like(sign)
     for delta, w in zip(deltas, weights, strict=True):
         agreeing = delta.mul_(sign).clamp_(min=0)  # |wᵢτᵢ| where it has the elected sign, else 0
@@ -34,7 +34,7 @@ def elect_and_sum(
         if normalize:
             divisor.add_(agreeing.sign_(), alpha=w)  # Σ wᵢ over the agreeing
     if normalize:
-        merged.div_(_nonzero(divisor))
+        merged.div_(nonzero(divisor))
     return merged.mul_(sign)
 
 
@@ -46,6 +46,7 @@ def elect_deltas(
     factors: Sequence[float],
     *,
     count: bool = False,
+    row: int = 1,
 ) -> Tensor:
     """Return θ₀ + λ · `elect_and_sum` of the changed and weighted task vectors, computed in chunks.
 
@@ -58,6 +59,7 @@ def elect_deltas(
         change: Changes a chunk of τᵢ, in place or as a new tensor. Zeros must stay zeros.
         factors: wᵢ times a positive constant, which multiplies the changed τᵢ.
         count: Count signs instead of summing values.
+        row: Length of the rows that `change` receives completely.
     """
     lam, normalize = p["lambda"], bool(p["normalize"])
     moved = [i for i, theta in enumerate(parents) if not same(base, theta)]
@@ -71,7 +73,7 @@ def elect_deltas(
         deltas = [tau.mul_(factors[i]) for i, tau in zip(moved, taus, strict=True)]
         return elect_and_sum(deltas, weights, count=count, normalize=normalize).mul_(lam).add_(theta_0)
 
-    return elementwise(elect, (base, *(parents[i] for i in moved)), p.dtype)
+    return elementwise(elect, (base, *(parents[i] for i in moved)), p.dtype, row)
 
 
 def contract_elected(
@@ -83,6 +85,7 @@ def contract_elected(
     constants: Sequence[float],
     *,
     count: bool = False,
+    row: int = 1,
 ) -> dict[str, float | tuple[float, ...]]:
     """Return dL/dwᵢ and dL/dλ of `elect_deltas`, with the elected signs and the agreeing entries held fixed.
 
@@ -98,6 +101,7 @@ def contract_elected(
         change: Changes a chunk of τᵢ, as in `elect_deltas`.
         constants: cᵢ, positive; `elect_deltas` has the factors wᵢcᵢ.
         count: Count signs instead of summing values.
+        row: Length of the rows that `change` receives completely.
     """
     moved = [i for i, theta in enumerate(parents) if not same(base, theta)]
     if not moved:
@@ -112,27 +116,27 @@ def contract_elected(
         changed = [tau.to(dtype) for tau in taus]  # cᵢτᵢ
         return [slope * own for own in _by_parameter(changed, agreeing, weights, p["lambda"], bool(p["normalize"]))]
 
-    *found, of_lambda = totals(terms, (grad, base, *(parents[i] for i in moved)), dtype)
+    *found, of_lambda = totals(terms, (grad, base, *(parents[i] for i in moved)), dtype, row)
     slopes = dict(zip(moved, found, strict=True))
     return {"weight": tuple(slopes.get(i, 0.0) for i in range(len(parents))), "lambda": of_lambda}
 
 
 def _agreeing(taus: Sequence[Tensor], weights: Sequence[float], count: bool) -> list[Tensor]:
     """Return aᵢ: 1 where wᵢτᵢ has the elected sign, else 0. A weight of zero agrees like a small positive one."""
-    vote = _vote([tau * w for tau, w in zip(taus, weights, strict=True)], count)
+    found = vote([tau * w for tau, w in zip(taus, weights, strict=True)], count)
     small = [tau for tau, w in zip(taus, weights, strict=True) if w == 0]
     if small:
-        vote = vote.mul_(2).add_(_vote(small, count))  # they decide where the others do not
-    sign = vote.add_(0.5).sign_()
+        found = found.mul_(2).add_(vote(small, count))  # they decide where the others do not
+    sign = found.add_(0.5).sign_()
     return [(tau * sign * (w or 1.0)).clamp_(min=0).sign_() for tau, w in zip(taus, weights, strict=True)]
 
 
-def _vote(deltas: Sequence[Tensor], count: bool) -> Tensor:
+def vote(deltas: Sequence[Tensor], count: bool = False) -> Tensor:
     """Return the sign of Σ wᵢτᵢ, or of Σ sign(wᵢτᵢ) with `count`: ±1 or 0."""
-    vote = torch.zeros_like(deltas[0])
+    found = torch.zeros_like(deltas[0])
     for delta in deltas:
-        vote.add_(delta.sign() if count else delta)
-    return vote.sign_()
+        found.add_(delta.sign() if count else delta)
+    return found.sign_()
 
 
 def _by_parameter(
@@ -146,11 +150,11 @@ def _by_parameter(
     if not normalize:
         return [*(lam * a * tau for tau, a in zip(taus, agreeing, strict=True)), value]
     divides = divisor.sign().abs()  # 0 where the merge divides by 1 instead of by a sum of 0
-    value.div_(_nonzero(divisor))
+    value.div_(nonzero(divisor))
     moved = value * divides  # by the change of D
     return [*(lam * a * (tau - moved) / divisor for tau, a in zip(taus, agreeing, strict=True)), value]
 
 
-def _nonzero(divisor: Tensor) -> Tensor:
+def nonzero(divisor: Tensor) -> Tensor:
     """Replace zeros by 1, in place."""
     return divisor.add_(divisor.sign().abs_().neg_().add_(1))

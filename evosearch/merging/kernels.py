@@ -15,7 +15,7 @@ BLOCK = 1 << 14  # torch splits longer sums between threads, which makes their r
 
 
 def elementwise(
-    function: Callable[[int, list[Tensor]], Tensor], tensors: Sequence[Tensor], dtype: torch.dtype
+    function: Callable[[int, list[Tensor]], Tensor], tensors: Sequence[Tensor], dtype: torch.dtype, row: int = 1
 ) -> Tensor:
     """Apply `function` chunk by chunk, so that scratch memory does not grow with the tensors.
 
@@ -24,21 +24,26 @@ def elementwise(
             write to the chunks, which may be views of the tensors.
         tensors: Inputs of one shape.
         dtype: Type of the arithmetic and of the result.
+        row: Length of the rows that a chunk does not split.
 
     Returns:
         A new tensor of the same shape, in `dtype`.
     """
     out = torch.empty(tensors[0].shape, dtype=dtype, device=tensors[0].device)
     sink = out.view(-1)
-    for start, parts in chunks(tensors, dtype):
+    for start, parts in chunks(tensors, dtype, row):
         sink[start : start + parts[0].numel()] = function(start, parts)
     return out
 
 
-def chunks(tensors: Sequence[Tensor], dtype: torch.dtype) -> Iterator[tuple[int, list[Tensor]]]:
-    """Yield (index of the chunk's first element, the tensors' chunks in `dtype`), in order. Chunks are read-only."""
+def chunks(tensors: Sequence[Tensor], dtype: torch.dtype, row: int = 1) -> Iterator[tuple[int, list[Tensor]]]:
+    """Yield (index of the chunk's first element, the tensors' chunks in `dtype`), in order. Chunks are read-only.
+
+    A chunk consists of complete rows of `row` elements: at least one.
+    """
     flat = [tensor.reshape(-1) for tensor in tensors]
     step = CHUNK.get(flat[0].device.type, CHUNK_ELSEWHERE)
+    step = max(row, step - step % row)
     for start in range(0, flat[0].numel(), step):
         yield start, [tensor[start : start + step].to(dtype) for tensor in flat]
 
@@ -65,18 +70,23 @@ def dot(x: Tensor, y: Tensor) -> float:
     return total(lambda _, pair: pair[0] * pair[1], (x, y), torch.float32)
 
 
-def total(function: Callable[[int, list[Tensor]], Tensor], tensors: Sequence[Tensor], dtype: torch.dtype) -> float:
+def total(
+    function: Callable[[int, list[Tensor]], Tensor], tensors: Sequence[Tensor], dtype: torch.dtype, row: int = 1
+) -> float:
     """Sum what `elementwise` would return, with a result independent of threads and of the chunk size.
 
     Returns:
         The sum in float64; NaN if a term is not finite.
     """
-    (one,) = totals(lambda start, parts: (function(start, parts),), tensors, dtype)
+    (one,) = totals(lambda start, parts: (function(start, parts),), tensors, dtype, row)
     return one
 
 
 def totals(
-    function: Callable[[int, list[Tensor]], Sequence[Tensor]], tensors: Sequence[Tensor], dtype: torch.dtype
+    function: Callable[[int, list[Tensor]], Sequence[Tensor]],
+    tensors: Sequence[Tensor],
+    dtype: torch.dtype,
+    row: int = 1,
 ) -> tuple[float, ...]:
     """Return several sums of one pass over the tensors, each like `total`.
 
@@ -84,10 +94,11 @@ def totals(
         function: (index of the chunk's first element, the tensors' chunks in `dtype`) → the terms of each sum, flat.
         tensors: Inputs of one shape.
         dtype: Type of the chunks.
+        row: Length of the rows that a chunk does not split.
     """
     sums: list[list[float]] = []
     flat = [tensor.reshape(-1) for tensor in tensors]
-    step = 64 * BLOCK
+    step = max(row, 64 * BLOCK - 64 * BLOCK % row)
     for start in range(0, max(1, flat[0].numel()), step):
         found = function(start, [tensor[start : start + step].to(dtype) for tensor in flat])
         sums = sums or [[] for _ in found]
@@ -96,6 +107,19 @@ def totals(
             column += terms[:end].view(-1, BLOCK).sum(dim=1, dtype=torch.float64).tolist()
             column.append(terms[end:].sum(dtype=torch.float64).item())
     return tuple(math.fsum(column) if all(map(math.isfinite, column)) else math.nan for column in sums)
+
+
+def row_length(tensor: Tensor) -> int:
+    """Return the length of a tensor's rows: of its last dimension."""
+    return tensor.shape[-1] if tensor.dim() else 1
+
+
+def row_sums(terms: Tensor) -> Tensor:
+    """Sum the rows of (rows, length) in float64, over blocks of fixed size: (rows,), on any number of threads."""
+    blocks = [
+        terms[:, start : start + BLOCK].sum(dim=1, dtype=torch.float64) for start in range(0, terms.shape[1], BLOCK)
+    ]
+    return blocks[0] if len(blocks) == 1 else sum(blocks[1:], start=blocks[0])
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -35,10 +35,10 @@ class Trim:
         """Zero the trimmed entries of a chunk that begins at index `start`. NaN stays and shows in the result."""
         before = min(max(self.end - start, 0), tau.numel())  # entries of this chunk before `end`
         if before == tau.numel():
-            return hardshrink(tau, self.below)
+            return _above(tau, self.below)
         if before == 0:
-            return hardshrink(tau, self.cut)
-        return torch.cat((hardshrink(tau[:before], self.below), hardshrink(tau[before:], self.cut)))
+            return _above(tau, self.cut)
+        return torch.cat((_above(tau[:before], self.below), _above(tau[before:], self.cut)))
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,12 @@ def trims(deltas: Sequence[Delta], sizes: Sequence[int], density: float) -> list
     Returns:
         One trim per task vector; None if nothing is trimmed or all trimmed entries are zero.
     """
-    k, n = max(1, int(density * sum(sizes))), sum(sizes)
-    if k >= n:
+    return largest(deltas, sizes, max(1, int(density * sum(sizes))))
+
+
+def largest(deltas: Sequence[Delta], sizes: Sequence[int], k: int) -> list[Trim | None]:
+    """Return the trims that keep the top k entries, k at least 1, as `trims` does."""
+    if k >= sum(sizes):
         return [None] * len(deltas)
     histograms = [delta.histogram() for delta in deltas]
     if k >= sum(int(histogram.counts.sum()) for histogram in histograms):
@@ -144,7 +148,7 @@ def trims(deltas: Sequence[Delta], sizes: Sequence[int], density: float) -> list
     low = int(lows.kthvalue(lows.numel() - rank + 1).values)
     equal_kept = rank - int((lows > low).count_nonzero())
     cut = torch.tensor(bin << 16 | low, dtype=torch.int32).view(torch.float32)
-    dtype = deltas[0].p.dtype
+    dtype = torch.float32 if deltas[0].p.dtype == torch.float64 else deltas[0].p.dtype
     below = torch.nextafter(cut.to(dtype), torch.zeros((), dtype=dtype)).item()
     made: list[Trim | None] = []
     for (places, own), size in zip(found, sizes, strict=True):
@@ -165,6 +169,13 @@ def _bin_of(histograms: Sequence[Histogram], k: int) -> tuple[int, int]:
     index = int(torch.searchsorted(from_above, k))
     bin = BINS - 1 - index
     return bin, k - int(from_above[index] - counts[bin])
+
+
+def _above(tau: Tensor, bound: float) -> Tensor:
+    """Zero the entries with |τ| ≤ `bound`, compared in float32 if τ is wider: entries are counted by float32 bits."""
+    if tau.dtype != torch.float64:
+        return hardshrink(tau, bound)
+    return torch.where(hardshrink(tau.float(), bound) != 0, tau, 0.0)
 
 
 def _bits(theta_0: Tensor, theta_1: Tensor) -> Tensor:

@@ -99,6 +99,12 @@ class Parameters:
         key = self._difference(parent)
         return find() if self.memory is None or key is None else self.memory.recall((what, *key), find)
 
+    def recall_of_all(self, what: str, with_base: bool, find: Callable[[], T]) -> T:
+        """Return a fact about all parents at this tensor, or about all of their differences from the base."""
+        origins = (*self.parents, *([self.base] if with_base else []))
+        named = bool(self.parents) and all(origin is not None and origin.content_sha256 for origin in origins)
+        return self.memory.recall((what, with_base, *origins), find) if self.memory is not None and named else find()
+
     def reserve(self, parent: int, size: int) -> bool:
         """Reserve `size` bytes for a fact that `recall_of` is finding; return False if it will not be kept."""
         return self.memory is not None and self._difference(parent) is not None and self.memory.reserve(size)

@@ -9,6 +9,7 @@ The definition is frozen, because exported recipes reproduce their weights only 
 3. A block has eight 32-bit lanes: for each word in order, the lower half and then the upper half.
 4. Element i of a tensor, in row-major order, has lane i mod 8 of block ⌊i / 8⌋.
 5. An element is kept at density d exactly when its lane is less than ⌊d · 2³² + ½⌋. At density 1 every element is kept.
+   Elements of one tensor may have different densities.
 """
 
 import hashlib
@@ -46,7 +47,7 @@ def lanes(key: Key, start: int, count: int, device: torch.device | str = "cpu") 
 
 def kept(key: Key, density: float, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
     """Return the mask of `count` elements from index `start` on: (count,) bool, true if kept."""
-    limit = int(density * 2**32 + 0.5)
+    limit = limit_of(density)
     if limit > LOW:
         return torch.ones(count, dtype=torch.bool, device=device)
     if torch.device(device).type != "cpu":
@@ -54,6 +55,11 @@ def kept(key: Key, density: float, start: int, count: int, device: torch.device 
     first, last = start // LANES, (start + count + LANES - 1) // LANES
     skip = start - first * LANES
     return torch.from_numpy(_numpy_lanes(key, first, last - first)[skip : skip + count] < np.uint32(limit))
+
+
+def limit_of(density: float) -> int:
+    """Return the limit below which a lane keeps its element."""
+    return int(density * 2**32 + 0.5)
 
 
 def _numpy_lanes(key: Key, block: int, blocks: int) -> "np.ndarray[tuple[int], np.dtype[np.uint32]]":

@@ -43,7 +43,12 @@ def _divisor(p: Parameters) -> float:
 
 
 def add_deltas(
-    base: Tensor, parents: Sequence[Tensor], factors: Sequence[float], p: Parameters, change: Change | None = None
+    base: Tensor,
+    parents: Sequence[Tensor],
+    factors: Sequence[float],
+    p: Parameters,
+    change: Change | None = None,
+    row: int = 1,
 ) -> Tensor:
     """Return θ₀ + Σ fᵢ cᵢ(τᵢ) with τᵢ = θᵢ − θ₀, where c is `change`.
 
@@ -56,6 +61,7 @@ def add_deltas(
         factors: fᵢ, one per parent.
         p: Parameters; only the arithmetic's type is used.
         change: c, in place or as a new tensor; it must keep zeros. By default the identity.
+        row: Length of the rows that `change` receives completely.
     """
     moved = [i for i, theta in enumerate(parents) if not same(base, theta)]
     still = [math.copysign(0.0, factor) for i, factor in enumerate(factors) if i not in moved]
@@ -73,11 +79,16 @@ def add_deltas(
             return theta_0 + zero
         return (summed if zero is None else summed.add_(zero)).add_(theta_0)
 
-    return elementwise(add, (base, *(parents[i] for i in moved)), p.dtype)
+    return elementwise(add, (base, *(parents[i] for i in moved)), p.dtype, row)
 
 
 def contract_deltas(
-    base: Tensor, parents: Sequence[Tensor], p: Parameters, grad: Tensor, change: Change | None = None
+    base: Tensor,
+    parents: Sequence[Tensor],
+    p: Parameters,
+    grad: Tensor,
+    change: Change | None = None,
+    row: int = 1,
 ) -> list[float]:
     """Return ⟨dL/dθ, cᵢ(τᵢ)⟩ for every parent, the derivative in the factor fᵢ of `add_deltas`.
 
@@ -87,6 +98,7 @@ def contract_deltas(
         p: Parameters; only the arithmetic's type is used.
         grad: dL/dθ of the merged tensor.
         change: c, as in `add_deltas`.
+        row: Length of the rows that `change` receives completely.
     """
     dtype = at_least_float32(p.dtype)
 
@@ -96,6 +108,6 @@ def contract_deltas(
             tau = theta_i - theta_0
             return (change(i, start, tau) if change else tau).mul_(slope)
 
-        return 0.0 if same(base, theta) else total(terms, (grad, base, theta), dtype)
+        return 0.0 if same(base, theta) else total(terms, (grad, base, theta), dtype, row)
 
     return [contract(i, theta) for i, theta in enumerate(parents)]

@@ -142,6 +142,7 @@ def _check_suite(path: Path, model: str | None, watcher: Watcher, diagnostics: D
         return _report(diagnostics)
     items = {split: len(harness.batch(split)) for split in SPLITS}
     diagnostics.notes += power_warnings(harness.suite, harness.batch("test"))
+    diagnostics.passes(harness.check_answers)
     if model is None:
         diagnostics.note("the number of tokens depends on the tokenizer: count them with --model REFERENCE")
         return _report(diagnostics, None, {"tokens": {split: {"items": count} for split, count in items.items()}})

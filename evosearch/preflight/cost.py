@@ -19,7 +19,8 @@ import torch
 
 from evosearch.checkpoints.disk_space import GIB
 from evosearch.checkpoints.families.registry import family_of
-from evosearch.checkpoints.tensor_files import CONFIG, read_json
+from evosearch.checkpoints.model_files import read_json
+from evosearch.checkpoints.tensor_files import CONFIG
 from evosearch.evaluation.engine.score_options import ScoreOptions
 from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.types import SPLITS

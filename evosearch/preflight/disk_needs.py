@@ -13,10 +13,12 @@ import torch
 from huggingface_hub import constants
 
 from evosearch.checkpoints import pickles, references
-from evosearch.checkpoints.cache.applied_adapters import FOLDER
+from evosearch.checkpoints.cache.layout import MERGED, PREPARED
+from evosearch.checkpoints.disk_space import is_read_only
 from evosearch.checkpoints.disk_space import size as shown
+from evosearch.checkpoints.model_files import read_json
 from evosearch.checkpoints.references import default_cache
-from evosearch.checkpoints.tensor_files import INDEX, read_json
+from evosearch.checkpoints.tensor_files import INDEX
 from evosearch.errors import InputError, SpecError
 from evosearch.preflight.model_size import FLOAT32
 from evosearch.preflight.sizes import Sizes
@@ -25,12 +27,13 @@ from evosearch.recipe.schema import Recipe
 from evosearch.setup.trackers import JSON_LINES
 from evosearch.spec.run_dir import SQLITE
 from evosearch.spec.spec import SearchSpec
+from evosearch.untrusted import present
 
 # Measured on searches of 65 to 135 candidates, whose ledgers have 21 to 25 KB per candidate
 BYTES_PER_ITEM = 40
 BYTES_PER_CANDIDATE = 8192
 RECIPES_PER_CANDIDATE = 3  # copies of a recipe, and of the genome it is made from
-MIRRORED = 32 * 1024  # bytes per candidate in MLflow's database and artifacts
+MIRRORED = 24 * 1024  # bytes per candidate in MLflow's database, without its recipe; measured: 15 KB with two tasks
 MARGIN = 2.0**28  # bytes that stay free on every disk
 
 
@@ -58,12 +61,12 @@ def to_fetch(spec: SearchSpec, sizes: Sizes) -> list[Need]:
     size is assumed to be this one.
     """
     hub = Path(constants.HF_HUB_CACHE)
-    merged = [_bytes(folder) for folder in (default_cache() / "merged").glob("*")]
+    merged = [_bytes(folder) for folder in (default_cache() / MERGED).glob("*")]
     found = []
     for reference, size in sizes.stored.items():
         if files.is_recipe(reference):
             if not any(abs(have - size) < 0.02 * size for have in merged):
-                found.append(Need(f"'{reference}' merged", default_cache() / "merged", size, "EVOSEARCH_CACHE"))
+                found.append(Need(f"'{reference}' merged", default_cache() / MERGED, size, "EVOSEARCH_CACHE"))
         elif references.is_hub_id(reference) and not _is_here(reference):
             found.append(Need(f"'{reference}'", hub, size, "HF_HUB_CACHE"))
     return found
@@ -89,12 +92,13 @@ def to_write(spec: SearchSpec, evaluations: int, items: int, sizes: Sizes, recip
     local = run_dir.tracking.startswith(SQLITE)
     if local:
         folder = Path(run_dir.tracking.removeprefix(SQLITE)).parent
-        found.append(Need("MLflow's records", folder, evaluations * MIRRORED, "tracking.uri"))
+        mirrored = evaluations * (MIRRORED + len(recipe.model_dump_json()))
+        found.append(Need("MLflow's records", folder, mirrored, "tracking.uri"))
     elif run_dir.tracking.startswith(JSON_LINES):
         found.append(Need(run_dir.tracking.removeprefix(JSON_LINES), run_dir.folder, recorded, "EVOSEARCH_RUNS"))
     if spec.config.baselines.placebo:
         size = float(_random_bytes(sizes, recipe))
-        found.append(Need("the placebo's models", default_cache() / FOLDER, size, "EVOSEARCH_CACHE"))
+        found.append(Need("the placebo's models", default_cache() / PREPARED, size, "EVOSEARCH_CACHE"))
     if promotion.checkpoint:
         size = float(sizes.output.parameters * getattr(torch, recipe.output_dtype).itemsize)
         found.append(Need("the exported checkpoint", run_dir.export_folder, size, "EVOSEARCH_RUNS"))
@@ -111,11 +115,15 @@ def _random_bytes(sizes: Sizes, recipe: Recipe) -> int:
 
 
 def lacking(needs: Sequence[Need]) -> list[InputError]:
-    """One problem for each disk that has less free space than will be written to it."""
+    """One problem for each disk that cannot be written to, or has less free space than will be written to it."""
     disks: dict[int, list[Need]] = {}
-    for need in needs:
-        disks.setdefault(_existing(need.folder).stat().st_dev, []).append(need)
     problems: list[InputError] = []
+    for need in needs:
+        if is_read_only(_existing(need.folder)):
+            what = f"on a read-only file system, and {need.what} will be written there"
+            problems.append(SpecError(str(need.folder), what, next=f"Choose another place ({need.setting})"))
+        else:
+            disks.setdefault(_existing(need.folder).stat().st_dev, []).append(need)
     for on_disk in disks.values():
         largest = max(on_disk, key=lambda need: need.size)
         total, free = sum(need.size for need in on_disk), shutil.disk_usage(_existing(largest.folder)).free
@@ -134,10 +142,10 @@ def _is_here(reference: str) -> bool:
     home = references.hub_cache() / f"models--{model.replace('/', '--')}"
     snapshot = home / "snapshots" / _commit(home, revision or constants.DEFAULT_REVISION)
     for index in (INDEX, pickles.INDEX):
-        if (snapshot / index).is_file():
+        if present(snapshot / index):
             listed = read_json(snapshot / index).get("weight_map")
             shards = set(map(str, listed.values())) if isinstance(listed, dict) else set()
-            return bool(shards) and all((snapshot / shard).is_file() for shard in shards)
+            return bool(shards) and all(os.path.isfile(snapshot / shard) for shard in shards)
     patterns = ("*.safetensors", *pickles.PATTERNS)
     return any(path.is_file() for pattern in patterns for path in snapshot.glob(pattern))
 

@@ -14,9 +14,11 @@ import torch
 import transformers
 
 from evosearch.checkpoints.families.registry import family_of
-from evosearch.checkpoints.tensor_files import CONFIG, read_json
+from evosearch.checkpoints.model_files import read_json
+from evosearch.checkpoints.tensor_files import CONFIG
 from evosearch.errors import CheckpointError
 from evosearch.materialize.forward import settings
+from evosearch.untrusted import boundary
 
 FLOAT32 = 4  # bytes
 _EXPERTS = re.compile(r"\.experts\.")
@@ -71,6 +73,11 @@ def size_of(folder: Path) -> ModelSize:
         CheckpointError: There is none, or transformers rejects it.
     """
     model = _built(folder)
+    with boundary(f"{folder}/{CONFIG}", CheckpointError, "the size of this model is undefined"):
+        return _size(model)
+
+
+def _size(model: Any) -> ModelSize:
     config = model.config.get_text_config()
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -124,11 +131,9 @@ def itemsize(folder: Path) -> int:
 @cache
 def _built(folder: Path) -> Any:
     """The transformers model on the meta device."""
-    where = f"{folder}/{CONFIG}"
-    made = settings(read_json(folder / CONFIG), where)
+    where, config = f"{folder}/{CONFIG}", read_json(folder / CONFIG)
+    family_of(config, where).shape(config)  # bounds the counts of layers and experts
+    made = settings(config, where)
     kind = getattr(transformers, made.architectures[0])
-    try:
-        with torch.device("meta"):
-            return kind(made)
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(where, f"transformers cannot build this model: {error}".splitlines()[0]) from error
+    with boundary(where, CheckpointError, "transformers cannot build this model"), torch.device("meta"):
+        return kind(made)

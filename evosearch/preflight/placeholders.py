@@ -3,14 +3,11 @@
 Like a winner, a placeholder is a separate model that the spec does not name.
 """
 
-import fcntl
-import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import mkdtemp
 
+from evosearch.checkpoints.cache.drafts import Draft, sweep
 from evosearch.checkpoints.references import default_cache
 from evosearch.errors import CandidateError, CheckpointError, RecipeError
 from evosearch.materialize.on_disk import write_checkpoint
@@ -21,15 +18,12 @@ from evosearch.search.progress import Watcher
 from evosearch.setup.prepare import Prepared
 from evosearch.spec.spec import SearchSpec, Winner
 
-PREFIX = "check-"  # names of temporary folders in the cache start with it
-LOCK = ".lock"  # lock file in each, held while it is used
-
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
     """A temporary folder in the cache, on the disk that winners will be merged to.
 
-    It also removes folders that killed processes left behind.
+    Folders of killed processes are removed first.
 
     Raises:
         CheckpointError: The cache cannot be written.
@@ -37,40 +31,15 @@ def temporary_folder() -> Iterator[Path]:
     cache = default_cache()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        _sweep(cache)
-        folder, lock = _made(cache)
+        sweep(cache)
+        made = Draft(cache, "check")
     except OSError as error:
         what = f"cannot be written: {error.strerror or error}"
         raise CheckpointError(str(cache), what, next="Choose another folder in EVOSEARCH_CACHE") from None
     try:
-        yield folder
+        yield made.folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-
-
-def _made(cache: Path) -> tuple[Path, int]:
-    """Make a folder; return it and the descriptor of its lock."""
-    while True:
-        folder = Path(mkdtemp(dir=cache, prefix=PREFIX))
-        with suppress(FileNotFoundError):  # removed before it was locked
-            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if (folder / LOCK).exists():
-                return folder, lock
-            os.close(lock)
-
-
-def _sweep(cache: Path) -> None:
-    """Remove folders that no process uses; a lock is released however its process ends."""
-    for folder in cache.glob(f"{PREFIX}*"):
-        with suppress(OSError):  # in use, another user's, or being removed
-            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(lock)
+        made.close()
 
 
 def merged_start(name: str, prepared: Prepared, folder: Path, watcher: Watcher) -> Winner:

@@ -13,8 +13,9 @@ import torch
 
 from evosearch.checkpoints import pickles, references
 from evosearch.checkpoints.adapters.adapter_config import AdapterConfig, read_config
+from evosearch.checkpoints.model_files import read_json
 from evosearch.checkpoints.references import ADAPTER_WEIGHTS, default_cache
-from evosearch.checkpoints.tensor_files import INDEX, read_json
+from evosearch.checkpoints.tensor_files import INDEX
 from evosearch.execution.loaders import register_schemes
 from evosearch.materialize.plan import donor_of
 from evosearch.preflight.model_size import FLOAT32, ModelSize, itemsize, linear, residual_writers, size_of
@@ -24,6 +25,7 @@ from evosearch.recipe.schema import Recipe
 from evosearch.search.progress import Watcher
 from evosearch.search.space.routes import parse
 from evosearch.spec.spec import SearchSpec
+from evosearch.untrusted import present
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,10 @@ def _depth(recipe: Recipe, layers_of_model: int) -> int:
 def _listed(folder: Path) -> int:
     """Bytes of a model's weights, from its index or its files; 0 if there are neither."""
     for name in (INDEX, pickles.INDEX):
-        if (folder / name).is_file():
-            total = read_json(folder / name).get("metadata", {}).get("total_size", 0)
-            return int(total) if isinstance(total, int | float) else 0
+        if present(folder / name):
+            metadata = read_json(folder / name).get("metadata")
+            total = metadata.get("total_size") if isinstance(metadata, dict) else None
+            return int(total) if isinstance(total, int | float) and total > 0 else 0
     return _files(folder, ("*.safetensors",)) or _files(folder, pickles.PATTERNS)
 
 

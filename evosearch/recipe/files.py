@@ -21,10 +21,12 @@ from evosearch.recipe.other_formats import refuse_other_formats
 from evosearch.recipe.placebo_reference import PREFIX as PLACEBO
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.tokens import BASE, UNION
+from evosearch.untrusted import shown
 
 SUFFIXES = (".yaml", ".yml")
 STAGE = "stage:"  # prefix of a reference to the winner of a stage
 NAMES_A_MODEL = ("model", "base_model", "tokenizer_source", "source")
+MAX_PIECES = 16  # separated by "+" in a reference: a model, an adapter, and names that contain a "+"
 LISTS_MODELS = "models"  # entries of a merge, or the models that a route search may use
 NAMES_A_TOKENIZER = ("tokenizer_source", "source")  # for these keys, `base` and `union` are not models
 
@@ -110,10 +112,16 @@ def pieces(reference: str, exists: Callable[[str], bool]) -> tuple[str, ...]:
     Args:
         reference: The reference.
         exists: Returns whether a folder or a recipe of that name exists.
+
+    Raises:
+        RecipeError: There are more than `MAX_PIECES`.
     """
     if reference.startswith(PLACEBO):
         return (reference,)
     parts = reference.split("+")
+    if len(parts) > MAX_PIECES:
+        what = f"the reference has {len(parts)} parts separated by '+'"
+        raise RecipeError(shown(reference), what, "MODEL, or MODEL+ADAPTER", "Rename folders whose names contain '+'")
     for end in range(len(parts), 1, -1):
         head = "+".join(parts[:end])
         if exists(head):

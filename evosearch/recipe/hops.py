@@ -8,6 +8,7 @@ from pydantic import Field
 
 from evosearch.documents import Document
 
+MAX_HOPS = 10_000  # the longest route of the paper has a few hundred
 MAX_GAIN = 1e6  # divided weights would overflow half precision above it
 
 
@@ -32,7 +33,7 @@ class Routing(Document):
     [1 / max_gain, max_gain].
     """
 
-    hops: Annotated[tuple[Hop, ...], Field(min_length=1)]
+    hops: Annotated[tuple[Hop, ...], Field(min_length=1, max_length=MAX_HOPS)]
     """The hops, in order."""
     max_gain: Annotated[float, Field(ge=1, le=MAX_GAIN, strict=True)] = 8.0
     """Bound of every C_k and of its inverse."""

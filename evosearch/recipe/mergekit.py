@@ -47,6 +47,8 @@ class _Method:
 
     def differences(self, recipe: Recipe) -> Iterator[str]:
         """Yield in words how mergekit's weights differ from ours."""
+        if _optional_base(self) and recipe.base_model is None:
+            yield "mergekit takes config and tokenizer from any of the models: compare them with those of the first one"
         if self.spec.random:
             yield "mergekit draws other masks than evosearch: the same distribution, but different weights"
         for name, (inexact, difference) in self.form.inexact.items():
@@ -124,7 +126,8 @@ def _merge(recipe: Recipe, shape: ModelShape, method: _Method, names: Mapping[st
     views = views_of(found, shape)
     data: dict[str, Any] = {"merge_method": method.form.name}
     # Without a base, mergekit takes config and tokenizer from an arbitrary model: the first one of a set.
-    data["base_model"] = names[recipe.base_model or found[0].entries[0].model]
+    if recipe.base_model is not None or not _optional_base(method):
+        data["base_model"] = names[recipe.base_model or found[0].entries[0].model]
     if found[0].entries[0].layers is None:
         data["models"] = [_entry_of(method, entry, names, views[0]) for entry in _listed(method, found[0])]
     else:
@@ -133,6 +136,11 @@ def _merge(recipe: Recipe, shape: ModelShape, method: _Method, names: Mapping[st
     if shared := _shared(method, found, views):
         data["parameters"] = shared
     return data
+
+
+def _optional_base(method: _Method) -> bool:
+    """Return whether the merge is another one with a base, so that none may be added for its config."""
+    return method.spec.takes_base and not method.spec.needs_base
 
 
 def _by_name_in_mergekit(name: str | None, methods: Mapping[str, MethodSpec]) -> _Method | None:
@@ -155,12 +163,12 @@ def _in_our_values(recipe: Recipe, method: _Method, where: str) -> Recipe:
 
 def _with_base_listed(recipe: Recipe, method: _Method, where: str) -> Recipe:
     """Return the recipe with its base among the models, if mergekit would merge the base as one of them."""
-    if method.form.leave_out is None or not (recipe.models or recipe.modules):
+    if method.spec.takes_base or method.spec.models[1] == 1 or not (recipe.models or recipe.modules):
         return recipe
     first = blocks(recipe)[0]
     if first.entries[0].layers is not None or not _leaves_base_out(first):
         return recipe
-    for name in method.form.leave_out:
+    for name in method.form.leave_out or ():
         if not any(name in scope for scope in first.shared):
             what = f"mergekit averages base_model in, and it has no {name}"
             key = documents.join(where, *([first.where] if first.where else []), "models")

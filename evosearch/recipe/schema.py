@@ -20,6 +20,9 @@ from evosearch.recipe.tokens import BASE, UNION, Tokenizer
 # Parameters that only tune mergekit's memory use: accepted, reported as without effect, and never hashed.
 NO_EFFECT = frozenset({"int8_mask"})
 
+MAX_MODELS = 1000  # models of a merge, and sources of a slice
+MAX_SLICES = 10_000
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 Reference = Annotated[str, Field(min_length=1, max_length=4096)]
 Layer = Annotated[int, Field(ge=0, le=1_000_000, strict=True)]
@@ -68,7 +71,7 @@ class Source(Document):
 class Slice(Document):
     """A run of the output's layers, merged from as many layers of each source."""
 
-    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    sources: Annotated[tuple[Source, ...], Field(min_length=1, max_length=MAX_MODELS)]
     """Layers of one or more models, as many of each."""
     base_model: Reference | None = None
     """Base of this slice, in place of the recipe's."""
@@ -92,9 +95,9 @@ class Slice(Document):
 class Module(Document):
     """The merge of one module. Language models have a single module, `default`."""
 
-    models: tuple[Input, ...] = ()
+    models: Annotated[tuple[Input, ...], Field(max_length=MAX_MODELS)] = ()
     """The models to merge."""
-    slices: tuple[Slice, ...] = ()
+    slices: Annotated[tuple[Slice, ...], Field(max_length=MAX_SLICES)] = ()
     """The slices to stack."""
     parameters: Parameters = Field(default_factory=dict)
     """Parameters of the merge method for this module."""
@@ -118,9 +121,9 @@ class Recipe(Document):
     """Name of the merge method."""
     base_model: Reference | None = None
     """Base model, from which methods compute task vectors."""
-    models: tuple[Input, ...] = ()
+    models: Annotated[tuple[Input, ...], Field(max_length=MAX_MODELS)] = ()
     """The models to merge."""
-    slices: tuple[Slice, ...] = ()
+    slices: Annotated[tuple[Slice, ...], Field(max_length=MAX_SLICES)] = ()
     """Slices to stack: each is a run of layers, merged from several models."""
     modules: Mapping[str, Module] = Field(default_factory=dict)
     """The module `default`, as another place for `models` or `slices`."""

@@ -180,7 +180,8 @@ def _run_recorded(
     else:
         decision = phases.choose_unverified(prepared, recorder, executor, options.unverified)
     exported = phases.export(prepared, recorder, decision)
-    mirror.catch_up(CATCH_UP_S, PATIENCE_S)  # the candidate's MLflow run must exist before it is registered
+    if spec.config.promotion.register_as is not None and decision.promoted is not None:
+        mirror.bring_forward(decision.promoted, CATCH_UP_S, PATIENCE_S)  # to be registered, it must have a run
     register(prepared, recorder, registry, decision, exported, watcher)
     return stopped, (exported, mirror)
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from evosearch.checkpoints.reader import CONFIG
+from evosearch.checkpoints.tokenizers.loading import load_tokenizer
 from evosearch.errors import SpecError, SuiteError
 from evosearch.evaluation.harness.fine_tuning import trained_on
 from evosearch.evaluation.harness.harness import Harness, max_length_of
 from evosearch.evaluation.types import ItemBatch
-from evosearch.execution.loaders import load_tokenizer
 from evosearch.materialize.forward import settings
 from evosearch.recipe.files import STAGE
 from evosearch.recipe.placebo_reference import PlaceboReference

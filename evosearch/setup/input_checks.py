@@ -5,11 +5,11 @@ from contextlib import suppress
 
 from evosearch.checkpoints.reader import CONFIG
 from evosearch.checkpoints.references import default_cache
+from evosearch.checkpoints.tokenizers.loading import load_tokenizer
 from evosearch.errors import InputError, SpecError, SuiteError
 from evosearch.evaluation.harness.harness import Harness, max_length_of
 from evosearch.evaluation.statistics.gradient_steps import GradientSteps
 from evosearch.evaluation.types import ItemBatch
-from evosearch.execution.loaders import load_tokenizer
 from evosearch.materialize.forward import settings
 from evosearch.materialize.inputs import Opener
 from evosearch.materialize.plan import donor_of

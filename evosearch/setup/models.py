@@ -8,12 +8,13 @@ from typing import Any
 
 from evosearch.checkpoints.reader import CONFIG, Checkpoint
 from evosearch.checkpoints.references import default_cache, split
+from evosearch.checkpoints.tokenizers import tokenizer_files
 from evosearch.documents import join
 from evosearch.errors import InputError, RecipeError, in_one
 from evosearch.execution.loaders import register_schemes
 from evosearch.materialize.compatibility import check_compatible
 from evosearch.materialize.fit import check_fit
-from evosearch.materialize.forward import differences
+from evosearch.materialize.forward import differences, generation_config, settings
 from evosearch.materialize.inputs import Opener
 from evosearch.materialize.layout import Layouts, Output
 from evosearch.materialize.plan import TensorOp, donor_of, plan
@@ -184,6 +185,7 @@ def open_models(
     opener = Opener(default_cache(), watcher.preparing, allow_pickle, recipes or {})
     further = tuple(dict.fromkeys(reference for reference in also if reference not in recipe.references()))
     _open_each(opener, recipe, further, where)
+    _check_settings(opener.as_they_are(recipe, further).values())
     models = Models(opener.inputs(recipe, further), recipe, opener, further)
     for checkpoint in models.checkpoints.values():
         for text in checkpoint.notes:
@@ -216,6 +218,20 @@ def _open_each(opener: Opener, recipe: Recipe, further: Sequence[str], where: st
         except InputError as error:
             found.append(error)
     raise in_one(where.partition(": ")[0], found)
+
+
+def _check_settings(checkpoints: Iterable[Checkpoint]) -> None:
+    """Check every config, and the files of the donor that the output takes.
+
+    Raises:
+        CheckpointError: transformers rejects a config, or a file is damaged. The message names the file.
+    """
+    donor, *others = checkpoints
+    for checkpoint in (donor, *others):
+        settings(checkpoint.config, str(checkpoint.folder / CONFIG))
+    for folder in (donor.folder, donor.tokenizer_folder):
+        generation_config(folder)
+    tokenizer_files.check(donor.tokenizer_folder)
 
 
 def _at_its_key(error: InputError, recipe: Recipe, reference: str, where: str, recipes: Container[str]) -> InputError:

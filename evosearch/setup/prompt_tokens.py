@@ -6,13 +6,15 @@ They depend on the tokenizer, the suite and the context length; weights only dec
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from evosearch.checkpoints.reader import CONFIG, read_json
+from evosearch.checkpoints.model_files import read_json
+from evosearch.checkpoints.reader import CONFIG
 from evosearch.checkpoints.references import default_cache, resolve_settings, split
+from evosearch.checkpoints.tokenizers.loading import load_tokenizer
 from evosearch.evaluation.engine.runs import depths, distinct_prefixes
 from evosearch.evaluation.harness.frozen import FrozenBatch
 from evosearch.evaluation.harness.harness import Harness, max_length_of
 from evosearch.evaluation.types import SPLITS
-from evosearch.execution.loaders import load_tokenizer, register_schemes
+from evosearch.execution.loaders import register_schemes
 from evosearch.materialize.forward import settings
 from evosearch.search.progress import Watcher
 

@@ -17,7 +17,7 @@ from evosearch.tracking.mirror import Mirror
 from evosearch.tracking.mlflow import MlflowMirror
 from evosearch.tracking.model_registry import Registry
 
-CATCH_UP_S = 120.0  # wait for the mirror at the end of a run
+CATCH_UP_S = 120.0  # wait for the mirror: for the winner's run, and again at the end
 PATIENCE_S = 10.0  # wait for a failing store
 INTERRUPTED_S = 5.0  # limit of both for an interrupted run, which may be killed soon
 JSON_LINES = "jsonl:"  # `jsonl:events.jsonl`: a file in the run directory instead of an MLflow store

@@ -6,10 +6,11 @@ The attribute docstrings are the fields' descriptions in the JSON Schema and in 
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, FiniteFloat, model_validator
 
 from evosearch.documents import Document
 from evosearch.errors import SpecError
+from evosearch.recipe.schema import MAX_MODELS
 from evosearch.search.baselines import SCALES
 from evosearch.search.optimizer_config import OptimizerConfig
 from evosearch.spec.credentials import Url
@@ -17,7 +18,9 @@ from evosearch.spec.own_names import free_name
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 SearchName = Annotated[Name, AfterValidator(free_name)]  # also the name of a folder
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1, max_length=4096)]
+Evaluations = Annotated[int, Field(gt=0, le=10**9)]
+Tokens = Annotated[int, Field(gt=0, le=100_000_000)]  # more than any device has memory for
 SearchMinibatches = Annotated[int, Field(ge=2, le=100_000)]
 Objectives = Annotated[tuple[Text, ...], Field(min_length=2, max_length=4)]
 JSON_LINES_FILE = re.compile(r"jsonl:[A-Za-z0-9][A-Za-z0-9._-]{0,100}\.jsonl")
@@ -27,15 +30,15 @@ ADDRESS = re.compile(r"auto|[^\s/:@]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")  # of 
 class BudgetConfig(Document):
     """When to stop proposing candidates: at the first of these limits. At least one of the first three is required."""
 
-    candidates: PositiveInt | None = None
+    candidates: Evaluations | None = None
     """Number of candidates."""
-    hours: PositiveFloat | None = None
+    hours: Annotated[float, Field(gt=0, le=100_000)] | None = None
     """Hours, over all runs of the search. A change of the date or time does not move this clock."""
-    items: PositiveInt | None = None
+    items: Annotated[int, Field(gt=0, le=10**12)] | None = None
     """Number of item evaluations of candidates; baselines do not count."""
     target: FiniteFloat | None = None
     """Stop once a candidate that violates no guard reaches this fitness."""
-    patience: PositiveInt | None = None
+    patience: Evaluations | None = None
     """Stop after this many candidates in a row without an improvement."""
 
     @model_validator(mode="after")
@@ -50,26 +53,26 @@ class WorkersConfig(Document):
 
     executor: Literal["ray", "local"] = "ray"
     """`ray` starts worker processes; `local` scores in the process of the search, one candidate at a time."""
-    count: PositiveInt | Literal["auto"] = "auto"
+    count: Annotated[int, Field(gt=0, le=10_000)] | Literal["auto"] = "auto"
     """Number of workers. `auto`: on this machine one per GPU, or one per two CPU cores; on a cluster as many as fit,
     following its nodes as they come and go."""
-    threads: PositiveInt | None = None
+    threads: Annotated[int, Field(gt=0, le=1024)] | None = None
     """CPU threads of one worker, and the cores that it reserves."""
-    gpus_per_worker: NonNegativeFloat | None = None
+    gpus_per_worker: Annotated[float, Field(ge=0, le=1024)] | None = None
     """GPUs of one worker, 1 by default where there are any. Below 1, workers share a GPU; a whole number from 2 on
     spreads a model that is larger than one GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where models run."""
-    batch_tokens: PositiveInt | None = None
+    batch_tokens: Tokens | None = None
     """Tokens of one forward pass. Default: 2048 on a CPU, measured on a GPU."""
-    cached_tokens: PositiveInt | None = None
+    cached_tokens: Tokens | None = None
     """Tokens whose keys and values are kept while answers are generated. Default: 32768."""
     address: Url | None = None
     """A Ray cluster: HOST:PORT of its head node, or `auto` for the cluster that this machine is a node of.
 
     It is joined if the environment names it too, by RAY_ADDRESS or EVOSEARCH_HOSTS (ray://HOST:PORT).
     """
-    price_per_hour: NonNegativeFloat | None = None
+    price_per_hour: Annotated[float, Field(ge=0, le=1_000_000)] | None = None
     """Price of one worker's hour in any currency, for the estimate of `evosearch check`."""
 
     @model_validator(mode="after")
@@ -117,11 +120,11 @@ class TrackingConfig(Document):
 class BaselinesConfig(Document):
     """Models that the winner must beat, in addition to those that follow from the recipe."""
 
-    scales: tuple[FiniteFloat, ...] = SCALES
+    scales: Annotated[tuple[Annotated[float, Field(ge=-100, le=100)], ...], Field(max_length=100)] = SCALES
     """Scales of the task-arithmetic scale sweep."""
     base_model: Text | None = None
     """Base of the baselines where the recipe has none."""
-    models: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
+    models: Annotated[tuple[Text, ...], Field(min_length=1, max_length=MAX_MODELS)] | None = None
     """Models of the uniform average and of the scale sweep; each is also a parent baseline."""
     trained: bool = False
     """Also fine-tune the best single scale's merge on the search documents, with as many item evaluations as the search
@@ -143,11 +146,11 @@ class PromotionConfig(Document):
 
     register_as: Name | None = None
     """Registered model name in MLflow; its version with the alias `champion` is the one to beat."""
-    finalists: PositiveInt = 8
+    finalists: Annotated[int, Field(gt=0, le=10_000)] = 8
     """Number of candidates that are scored on the validation split."""
     checkpoint: bool = False
     """Also export the merged weights, and upload them with the registered version."""
-    licences: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
+    licences: Annotated[tuple[Text, ...], Field(min_length=1, max_length=100)] | None = None
     """Accepted licences, as hub ids (`apache-2.0`). A model whose card names another licence, or none, is refused."""
 
 

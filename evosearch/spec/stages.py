@@ -62,7 +62,7 @@ class StagesFile(Document):
 
     name: one.SearchName
     """Name of the multi-stage run, of its run directory and of its MLflow experiment."""
-    stages: Annotated[tuple[StageConfig, ...], Field(min_length=2)]
+    stages: Annotated[tuple[StageConfig, ...], Field(min_length=2, max_length=100)]
     """The stages, in order. Each must be used by a later one, except the last."""
     suite: str
     """The evaluation suite, a YAML file; a relative path starts at the spec's own folder."""

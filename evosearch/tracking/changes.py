@@ -2,16 +2,16 @@
 
 The search, every candidate and every baseline have one run each. Shards of gradient steps are points of the search's
 metric `gradient/fitness`, and have runs only if they fail or are retried. A change states the final content of a run
-(tags, metrics with their own step and time, files, a status), not an increment, so applying it twice has no further
-effect.
+(tags, metrics with their own step and time, a recipe, files, a status), not an increment, so applying it twice has no
+further effect.
 """
 
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from types import MappingProxyType
 from typing import Any
 
@@ -28,7 +28,7 @@ from evosearch.search.space.folding import fold
 from evosearch.tracking.pareto_page import ParetoPoint, pareto_page
 
 SEARCH = ""  # key of the search's own run; other keys are candidates
-MAX_PARAMS = 100  # entries of a folded genome shown as parameters; all numbers are in recipe.yaml
+MAX_PARAMS = 100  # entries of a folded genome shown as parameters; all numbers are in the recipe
 MAX_NAME = 250  # characters, MLflow's limit
 TRAINING_PARAMS = ("form", "parameters", "rate", "steps", "kept", "items")  # of a fine-tuned baseline
 OPENINGS, CONTAMINATION = "test_openings", "contamination_acknowledged"  # tags of runs with a test score
@@ -55,6 +55,8 @@ class Changes:
     params: dict[str, str] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)  # artifact path → text
+    recipe: Callable[[], str] | None = None  # renders the run's recipe as YAML
+    recipe_file: bool = False  # the recipe is also an artifact
     status: str | None = None
     status_ms: int = 0
 
@@ -148,28 +150,26 @@ class Translator:
             self._search(plan, now).tags[f"skipped/{payload['candidate']}"] = str(payload.get("skipped"))
             return
         run = self._begin(payload, plan, now)
-        run.files["recipe.yaml"] = self._recipe_file(payload["recipe"], payload.get("recipes") or {})
+        run.recipe = self._recipe(payload["recipe"], payload.get("recipes") or {})
+        run.recipe_file = True
 
     def _on_trained(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         run = self._candidate(payload, plan, now)
         run.params |= {f"training/{name}": str(payload[name]) for name in TRAINING_PARAMS}
         run.files["training.json"] = _json(payload)
 
-    def _recipe_file(
+    def _recipe(
         self, recipe: Mapping[str, Any], own: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
-    ) -> str:
-        """Return a recipe as YAML that includes the recipes it refers to, its own or the search's."""
-        known = {**self._recipes, **own}
-        if not known:
-            return dump(recipe)
-        return bundle(Recipe.model_validate(recipe), partial(load_reference, known=known)).to_yaml()
+    ) -> Callable[[], str]:
+        """Return what renders a recipe as YAML, with the recipes it refers to, its own or the search's."""
+        return cache(partial(_render, recipe, {**self._recipes, **own}))
 
     def _on_asked(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         self._proposed = max(self._proposed, int(payload["candidate"]) + 1)
         if payload.get("gradient"):
             return
         run = self._begin(payload, plan, now)
-        run.files["recipe.yaml"] = self._recipe_file(payload["recipe"])
+        run.recipe = self._recipe(payload["recipe"])
         run.tags["group"] = str(payload.get("group", ""))
         genome = fold(payload.get("genome") or {}, payload["recipe"])
         run.params |= {safe_name(name): str(value) for name, value in list(genome.items())[:MAX_PARAMS]}
@@ -283,7 +283,9 @@ class Translator:
         run.tags["retry_reason"] = f"{payload['stage']}: {payload['reason']}"
 
     def _on_finalist(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
-        self._candidate(payload, plan, now).tags["finalist_rank"] = str(payload["rank"])
+        run = self._candidate(payload, plan, now)
+        run.tags["finalist_rank"] = str(payload["rank"])
+        run.recipe_file = True
 
     # --- runs ------------------------------------------------------------------------------------------------
 
@@ -331,6 +333,13 @@ def safe_name(name: str) -> str:
     """Make a name acceptable to MLflow: `acc,none` becomes `acc`, other forbidden characters become underscores."""
     parts = [re.sub(r"[^\w.\- ]", "_", part.removesuffix(",none")) for part in name.split("/")]
     return "/".join(part if part.strip(".") else "_" for part in parts)[:MAX_NAME]
+
+
+def _render(recipe: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a recipe as YAML, with the known recipes that it refers to."""
+    if not known:
+        return dump(recipe)
+    return bundle(Recipe.model_validate(recipe), partial(load_reference, known=known)).to_yaml()
 
 
 def _metrics(card: Mapping[str, Any]) -> dict[str, float]:

@@ -113,8 +113,13 @@ def find_runs(client: Any, experiment_ids: list[str], query: str) -> list[Any]:
     return list(pages(client.search_runs, experiment_ids, query)) if experiment_ids else []
 
 
-def run_ids(uri: str, search_id: str) -> dict[str, str]:
+def run_ids(uri: str, search_id: str, candidate: str | None = None) -> dict[str, str]:
     """Return candidate → MLflow run id from the store; empty if nothing was mirrored yet.
+
+    Args:
+        uri: Tracking URI.
+        search_id: The search.
+        candidate: Only this one: all runs of a long search take seconds.
 
     Raises:
         TrackingError: The store cannot be read.
@@ -125,7 +130,8 @@ def run_ids(uri: str, search_id: str) -> dict[str, str]:
     with as_tracking_errors(uri):
         client = connect(uri)
         experiments = [found.experiment_id for found in pages(client.search_experiments)]
-        runs = find_runs(client, experiments, f"tags.search_id = '{search_id}'")
+        of_candidate = "" if candidate is None else f" AND tags.candidate_id = '{candidate}'"
+        runs = find_runs(client, experiments, f"tags.search_id = '{search_id}'{of_candidate}")
     return {run.data.tags["candidate_id"]: run.info.run_id for run in runs}
 
 

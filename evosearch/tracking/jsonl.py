@@ -3,7 +3,7 @@
 import json
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -89,6 +89,9 @@ class _File:
 
     def recall(self, events: Sequence[Event]) -> None:
         """Do nothing: lines do not depend on earlier events."""
+
+    def advance(self, candidate: str, events: Iterable[Event]) -> None:
+        """Do nothing: nobody waits for one candidate's lines, and they are in the order of events."""
 
     def write(self, events: Sequence[Event]) -> None:
         lines = [json.dumps({"search_id": self._search_id} | vars(event)) + "\n" for event in events]

@@ -8,15 +8,16 @@ receive events twice, and must be idempotent.
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from evosearch.redaction import hidden_in
 from evosearch.search.ledger.events import Event
 
-CHUNK = 64  # events written between two updates of the cursor
+CHUNK = 128  # events written between two updates of the cursor
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between attempts while the store fails
 HURRIED_PAUSE_S = 1.0  # longest pause while a caller waits
+GATHER_S = 2.0  # from a notification to the write, in which the events of a fast search gather; not if a caller waits
 POLL_S = 30.0  # longest sleep without a notification
 UP_TO_DATE = "up to date"
 
@@ -45,6 +46,14 @@ class Sink(Protocol):
 
     def write(self, events: Sequence[Event]) -> None:
         """Copy events in order, then update the cursor. Must be idempotent."""
+
+    def advance(self, candidate: str, events: Iterable[Event]) -> None:
+        """Copy one candidate ahead of its turn, without moving the cursor.
+
+        Args:
+            candidate: The candidate.
+            events: All events of the search.
+        """
 
 
 class Mirror:
@@ -76,6 +85,7 @@ class Mirror:
         self._failures = 0
         self._patience_ends = float("inf")  # when waiting callers give up on a failing store; set by the first wait
         self._notified, self._done = 0, 0  # notifications, and those up to which everything is mirrored
+        self._ahead: list[str] = []  # candidates to be mirrored ahead of their turn
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
 
@@ -94,26 +104,28 @@ class Mirror:
         if not self._closing.is_set():
             self._ensure_running()
 
-    def catch_up(self, timeout_s: float, patience_s: float = math.inf) -> bool:
-        """Wait until everything now in the ledger is mirrored; the mirror continues afterwards.
+    def bring_forward(self, candidate: str, timeout_s: float, patience_s: float = math.inf) -> bool:
+        """Wait until one candidate is mirrored, ahead of what else is missing.
 
         Args:
+            candidate: The candidate, of which everything now in the ledger is mirrored.
             timeout_s: Longest wait.
             patience_s: Longest wait while the store fails, for all waits together until the store works again.
 
         Returns:
-            Whether everything was mirrored in time.
+            Whether it was mirrored in time; if not, it still comes next.
         """
+        self._ahead.append(candidate)
         self.notify()
-        notified, deadline = self._notified, time.monotonic() + timeout_s
+        deadline = time.monotonic() + timeout_s
         failures = self._start_hurrying(patience_s)
         with self._changed:
-            while self._done < notified:
+            while candidate in self._ahead:
                 left_s = self._given_up_at(deadline, failures) - time.monotonic()
                 if left_s <= 0:
-                    break
-                self._changed.wait(min(left_s, 0.2))  # short: the end moves when the store fails or recovers
-            return self._done >= notified
+                    return False
+                self._changed.wait(min(left_s, 0.2))
+        return True
 
     def close(self, timeout_s: float, patience_s: float = math.inf) -> None:
         """Catch up as far as time allows, then stop; a later mirror of the search writes the rest.
@@ -122,7 +134,7 @@ class Mirror:
 
         Args:
             timeout_s: Longest wait.
-            patience_s: As for `catch_up`.
+            patience_s: As for `bring_forward`.
         """
         self._deadline = time.monotonic() + timeout_s
         self.notify()  # before the flag: a thread that sees the flag also sees the notification
@@ -171,6 +183,7 @@ class Mirror:
                 if self._closing.is_set() and (self._done == self._notified or time.monotonic() > self._deadline):
                     return
                 self._wake.wait(POLL_S)
+                self._hurry.wait(GATHER_S)
             except Exception as exc:  # any error of a store, a driver or a network: the search continues
                 self._opened = False
                 self._count_behind()  # before `_reason`, so that `state` never shows a reason without its count
@@ -208,17 +221,31 @@ class Mirror:
             self._recall(self._reader)
             self._opened = True
         # In chunks: after a long outage, the missing events may not fit in memory.
-        while chunk := self._reader.events(self._search_id, after=self._cursor, limit=CHUNK):
+        while True:
+            ahead = tuple(self._ahead)
+            chunk = self._reader.events(self._search_id, after=self._cursor, limit=CHUNK)
+            if not chunk:
+                break
             behind = self._reader.count_events(self._search_id, after=self._cursor)
             self._behind, self._reason = behind, "catching up"
             if time.monotonic() > self._deadline:
                 return False
+            for candidate in ahead:
+                self._sink.advance(candidate, _all_events(self._reader, self._search_id))
+            self._mark_ahead(ahead)
             self._sink.write(chunk)
             self._cursor = chunk[-1].seq
             self._reset_patience()
+        self._mark_ahead(ahead)
         self._behind, self._reason = 0, ""
         self._reset_patience()
         return True
+
+    def _mark_ahead(self, candidates: Sequence[str]) -> None:
+        with self._changed:
+            for candidate in candidates:
+                self._ahead.remove(candidate)
+            self._changed.notify_all()
 
     def _recall(self, reader: EventReader) -> None:
         """Pass the events that the sink already contains to `Sink.recall`."""
@@ -251,6 +278,13 @@ class Mirror:
         left_s = deadline - time.monotonic()
         time.sleep(max(0.0, min(pause_s, left_s)))
         return left_s > pause_s
+
+
+def _all_events(reader: EventReader, search_id: str) -> Iterator[Event]:
+    seq = 0
+    while chunk := reader.events(search_id, after=seq, limit=CHUNK):
+        yield from chunk
+        seq = chunk[-1].seq
 
 
 def describe(exc: BaseException) -> str:

@@ -4,24 +4,26 @@ MLflow assigns run ids, so runs are found by their tags. The mirror's cursor is 
 after the events that it covers; after an interruption, events beyond the cursor are written again without effect.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from evosearch.errors import TrackingError
 from evosearch.search.ledger.events import Event
 from evosearch.search.ledger.ledger import Ledger
-from evosearch.tracking.changes import SEARCH, Changes, Plan, Translator
+from evosearch.tracking.changes import RUNNING, SEARCH, Changes, Plan, Translator
 from evosearch.tracking.client import ARTIFACTS, connect, find_runs, load_mlflow, run_ids, sqlite_file
 from evosearch.tracking.mirror import EventReader, Mirror
 from evosearch.tracking.model_registry import Champion, Registry
-from evosearch.tracking.ui import ui_command, ui_environment, ui_line
+from evosearch.tracking.recipe_tags import RECIPE_FILE, TAG_CHARACTERS, recipe_of, recipe_tags
+from evosearch.tracking.runs import Runs, runs_of
+from evosearch.tracking.ui import ui_command, ui_environment
 
-__all__ = ["Champion", "MlflowMirror", "MlflowStore", "Registry", "run_ids", "ui_command", "ui_environment", "ui_line"]
+__all__ = ["Champion", "MlflowMirror", "MlflowStore", "Registry", "run_ids", "ui_command", "ui_environment"]
 
 CURSOR = "evosearch.mirrored_seq"  # tag of the search's run: all events up to it are mirrored
 SEARCH_TAG = "evosearch.search_id"  # tag of the search's run; candidates have `search_id`
 PARENT_TAG = "mlflow.parentRunId"
-TAG_CHARACTERS, BATCH_TAGS, BATCH_METRICS = 8000, 100, 900  # MLflow's limits for a value and for a request
 
 
 class MlflowMirror(Mirror):
@@ -62,6 +64,7 @@ class MlflowStore:
         self._uri, self._experiment, self._search_id, self._name = uri, experiment, search_id, name
         self._translator = Translator(search_id, name)
         self._client: Any = None
+        self._runs: Runs
         self._experiment_id = ""
         self.runs: dict[str, str] = {}  # candidate, or SEARCH → run id
 
@@ -69,6 +72,7 @@ class MlflowStore:
         """Find the runs of the search and return its cursor."""
         self._client = connect(self._uri)
         self._experiment_id = ensure_experiment(self._client, self._uri, self._experiment)
+        self._runs = runs_of(self._uri, self._client)
         self._translator = Translator(self._search_id, self._name)
         self.runs = {}
         found = find_runs(self._client, [self._experiment_id], f"tags.`{SEARCH_TAG}` = '{self._search_id}'")
@@ -94,48 +98,65 @@ class MlflowStore:
         plan: Plan = {}
         for event in events:
             self._translator.translate(event, plan)
-        # The search's run comes first because the others are nested under it.
-        self._apply(SEARCH, plan.pop(SEARCH, Changes(round(events[0].time * 1000))))
-        for candidate, changes in plan.items():
-            self._apply(candidate, changes)
-        self._client.set_tag(self.runs[SEARCH], CURSOR, str(events[-1].seq))
+        search = plan.pop(SEARCH, Changes(round(events[0].time * 1000)))
+        self._write_candidates(search, plan)
+        self._write_files(SEARCH, search)
+        self._runs.together([partial(self._finish, search, events[-1].seq)])
+
+    def advance(self, candidate: str, events: Iterable[Event]) -> None:
+        """Write one candidate's run; the cursor stays, so that it is written again in its turn, without effect."""
+        translator, plan = Translator(self._search_id, self._name), Plan()
+        began = 0
+        for event in events:
+            translator.translate(event, plan)
+            began = began or round(event.time * 1000)
+            plan = {candidate: plan[candidate]} if candidate in plan else {}
+        self._write_candidates(Changes(began), plan)
+
+    def _finish(self, search: Changes, cursor: int) -> None:
+        self._apply(SEARCH, search)
+        self._runs.log(self.runs[SEARCH], tags={CURSOR: str(cursor)})
+
+    def _write_candidates(self, search: Changes, plan: Plan) -> None:
+        if SEARCH not in self.runs:  # first, because the others are nested under it
+            self._create(SEARCH, search)
+        self._runs.together([partial(self._apply, key, changes) for key, changes in plan.items()])
+        for key, changes in plan.items():  # later: a client does not see runs of a transaction
+            self._write_files(key, changes)
+
+    def _create(self, key: str, changes: Changes) -> None:
+        own = {SEARCH_TAG: self._search_id, "kind": "search"} if key == SEARCH else {}
+        tags, name = self._tags(key, changes) | own, key or self._name
+        self.runs[key] = self._runs.create(self._experiment_id, changes.started_ms, tags, name)
 
     def _apply(self, key: str, changes: Changes) -> None:
-        if key != SEARCH:
-            changes.tags[PARENT_TAG] = self.runs[SEARCH]
-        tags = {name: value[:TAG_CHARACTERS] for name, value in changes.tags.items()}
-        if key not in self.runs:
-            own = {SEARCH_TAG: self._search_id, "kind": "search"} if key == SEARCH else {}
-            run = self._client.create_run(
-                self._experiment_id, start_time=changes.started_ms, tags=tags | own, run_name=key or self._name
-            )
-            self.runs[key] = run.info.run_id
-            tags = {}
+        created = key not in self.runs
+        if created:
+            self._create(key, changes)
         run_id = self.runs[key]
-        for path, text in changes.files.items():
-            self._client.log_text(run_id, text, path)
-        self._log(run_id, changes, tags)
-        if changes.status == "RUNNING":
-            self._client.update_run(run_id, status="RUNNING")
+        self._runs.log(run_id, changes.points, changes.params, {} if created else self._tags(key, changes))
+        if changes.status == RUNNING:
+            self._runs.set_status(run_id, RUNNING, None)
         elif changes.status is not None:
-            self._client.set_terminated(run_id, changes.status, changes.status_ms)
+            self._runs.set_status(run_id, changes.status, changes.status_ms)
 
-    def _log(self, run_id: str, changes: Changes, tags: dict[str, str]) -> None:
-        from mlflow.entities import Metric, Param, RunTag
+    def _tags(self, key: str, changes: Changes) -> dict[str, str]:
+        tags = {name: value[:TAG_CHARACTERS] for name, value in changes.tags.items()}
+        if changes.recipe is not None:
+            tags |= recipe_tags(changes.recipe())
+        return tags if key == SEARCH else tags | {PARENT_TAG: self.runs[SEARCH]}
 
-        metrics = [Metric(point.name, point.value, point.time_ms, point.step) for point in changes.points]
-        params = [Param(name, value) for name, value in changes.params.items()]
-        all_tags = [RunTag(name, value) for name, value in tags.items()]
-        # A request accepts 100 parameters, 100 tags and 1000 entries in total.
-        requests = [{"metrics": chunk} for chunk in _chunks(metrics, BATCH_METRICS)]
-        for kind, entries in (("params", params), ("tags", all_tags)):
-            for index, chunk in enumerate(_chunks(entries, BATCH_TAGS)):
-                if index < len(requests) and len(requests[index].get("metrics", ())) + 2 * BATCH_TAGS <= 1000:
-                    requests[index][kind] = chunk
-                else:
-                    requests.append({kind: chunk})
-        for request in requests:
-            self._client.log_batch(run_id, **request)
+    def _write_files(self, key: str, changes: Changes) -> None:
+        """Write the artifacts of a run; a recipe that is too long for tags is one in any case."""
+        files, run_id = dict(changes.files), self.runs[key]
+        text = changes.recipe() if changes.recipe is not None else None
+        if text is not None and (changes.recipe_file or not recipe_tags(text)):
+            files[RECIPE_FILE] = text
+        elif text is None and changes.recipe_file:
+            text = recipe_of(self._client.get_run(run_id).data.tags)
+            files |= {RECIPE_FILE: text} if text is not None else {}
+        for path, content in files.items():
+            self._client.log_text(run_id, content, path)
 
     def _keep_one(self, twins: list[Any]) -> Any:
         """Keep the most complete of a candidate's runs (concurrent mirrors can create several); delete the others."""
@@ -166,7 +187,3 @@ def deleted(name: str, experiment_id: str) -> TrackingError:
     """Return the error for a deleted experiment, whose name MLflow does not allow to reuse."""
     how = f"Restore it (mlflow experiments restore -x {experiment_id}) or choose another name"
     return TrackingError("tracking.experiment", f"'{name}' was deleted in MLflow", next=how)
-
-
-def _chunks(entries: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    return [entries[start : start + size] for start in range(0, len(entries), size)]

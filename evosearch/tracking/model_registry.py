@@ -9,9 +9,9 @@ from typing import Any
 from evosearch.errors import TrackingError
 from evosearch.redaction import hidden
 from evosearch.tracking.client import as_tracking_errors, connect, pages, run_ids
+from evosearch.tracking.recipe_tags import RECIPE_FILE
 
 ALIAS = "champion"
-RECIPE_FILE = "recipe.yaml"  # in the uploaded folder of a version
 FOLDER = "model"  # artifact folder of the candidate's run
 
 
@@ -110,7 +110,7 @@ class Registry:
                 return Path(path).read_text(encoding="utf-8")
 
     def _create(self, client: Any, name: str, folder: Path, tags: dict[str, str]) -> str:
-        run_id = run_ids(self._uri, tags["search_id"]).get(tags["candidate_id"])
+        run_id = run_ids(self._uri, tags["search_id"], tags["candidate_id"]).get(tags["candidate_id"])
         if run_id is None:
             what = f"candidate {tags['candidate_id']} has no run yet"
             raise TrackingError(hidden(self._uri), what, next="Wait until the mirror has caught up, then promote again")

@@ -6,16 +6,17 @@ version of torch, so models that were trained by other code are never reused.
 """
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
-from tempfile import mkdtemp
 
 import torch
 
+from evosearch.checkpoints.cache.drafts import draft
+from evosearch.checkpoints.cache.layout import ZOO
 from evosearch.checkpoints.cache.locks import locked
+from evosearch.checkpoints.cache.uses import hold
 from evosearch.errors import CheckpointError, did_you_mean
 from evosearch.zoo.tiny_data import TASKS, VOCABULARY
 from evosearch.zoo.tiny_training import Setting
@@ -55,8 +56,9 @@ def ensure(name: str, cache: Path, progress: Progress | None = None, setting: Se
         CheckpointError: Training failed.
     """
     assert name in TINY, name
-    home = cache / "zoo" / f"tiny-{fingerprint(setting)}"
+    home = cache / ZOO / f"tiny-{fingerprint(setting)}"
     folder = home / name
+    hold(cache, ZOO, home.name, "zoo:tiny")
     if folder.is_dir():  # created by rename, so it is complete
         return folder
     if name != "base":
@@ -80,11 +82,7 @@ def _train(name: str, home: Path, progress: Progress | None, setting: Setting) -
             progress(f"training zoo:tiny/{name}", fraction)
 
     report(0.0)
-    draft = Path(mkdtemp(prefix=f".{name}-", dir=home))
-    try:
-        draft.chmod(0o755)
-        train(name, home, draft, setting, report)
-        draft.rename(home / name)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)  # already renamed unless training failed
+    with draft(home, name) as made:
+        train(name, home, made, setting, report)
+        made.rename(home / name)
     report(1.0)

@@ -258,7 +258,7 @@ def test_fully_saved_experts_are_sliced_from_the_live_models_stacks(tmp_path):
     ("changes", "message"),
     [
         ({"peft_type": "LOHA"}, "peft_type: 'LOHA' is not supported. LORA"),
-        ({"peft_type": None}, "peft_type: 'None' is not supported"),
+        ({"peft_type": None}, "peft_type: None is not supported"),
         ({"lora_bias": True}, "lora_bias: biases of lora_B are not supported"),
         ({"layer_replication": [[0, 1], [0, 2]]}, "layer_replication: repeated layers are not supported"),
         ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters: LoRA on parameters"),

@@ -1,5 +1,6 @@
 """Copies of models from network file systems: atomic, and renewed when the model changes."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +20,13 @@ def test_a_copy_includes_weights_config_and_tokenizer(tiny: Tiny, tmp_path: Path
     (far / "additional_chat_templates").mkdir()
     (far / "additional_chat_templates" / "tool.jinja").write_text("x")
     (far / "optimizer.pt").write_text("training leaves such")
-    linked = tmp_path / "linked"  # like the files in the hub's cache
-    linked.mkdir()
-    for entry in far.iterdir():
-        (linked / entry.name).symlink_to(entry)
+    linked, blobs = tmp_path / "models--o--m" / "snapshots" / "c0ffee", tmp_path / "models--o--m" / "blobs"
+    for file in [file for file in far.rglob("*") if file.is_file()]:  # as in the hub's cache
+        link, blob = linked / file.relative_to(far), blobs / file.name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        blobs.mkdir(exist_ok=True)
+        shutil.copyfile(file, blob)
+        link.symlink_to(os.path.relpath(blob, link.parent))
     model, done = Checkpoint.open(linked), list[float]()
     folder = copies.folder_of(model, tmp_path / "cache")
     needed = copies.missing_bytes(model, folder)

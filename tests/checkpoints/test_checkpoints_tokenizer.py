@@ -188,7 +188,7 @@ def test_templates_are_read_from_every_location(save):
     (folder / "chat_template.jinja").write_text("of the jinja")
     assert chat_template.of_folder(folder) == "of the jinja" == loaded(folder).chat_template
     (folder / "chat_template.jinja").write_bytes(b"\xff")
-    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: invalid text"):
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: not UTF-8 text"):
         chat_template.of_folder(folder)
 
 

@@ -247,7 +247,7 @@ def test_what_cannot_be_used(task: Data, options: Data, message: str, folder: Pa
     assert str(caught.value).startswith(f"{folder / 's.yaml'}: {message}")
 
 
-def test_a_sandboxed_template_renders_the_text_that_lm_eval_renders() -> None:
+def test_a_groups_template_renders_the_text_that_lm_eval_renders() -> None:
     from lm_eval.utils import apply_template
 
     from evosearch.evaluation.suites.linked_documents import group_names
@@ -255,11 +255,10 @@ def test_a_sandboxed_template_renders_the_text_that_lm_eval_renders() -> None:
     documents = [{"text": "Straße <1> & more\n", "at": {"page": 7, "tags": ["a", "b"]}, "n": 3.0}]
     for template in (
         "{{text}}\n",
-        "page {{at.page // 2}}/{{ '%03d' % at.page }}",
-        "{{ text | regex_replace('[^a-z]+', '-') }}{% if n > 2 %} long{% endif %}",
-        "{% for tag in at.tags|sort(reverse=true) %}{{ loop.index }}{{ tag.upper() }} {% endfor %}",
-        "{{ at }}{{ at.items() | list }}{{ text.split('<')[0].strip() }}{{ [1] + at.tags }}",
-        "{% set first = at['tags'][0] %}{{ first.replace('a', 'x').join(['1', '2']) }}{{ none|default('d', true) }}",
+        "page {{at.page // 2}}/{{ at['tags'][-1] }}",
+        "{{ text | trim | title }}{% if n > 2 and at %} long{% elif n %} short{% endif %}",
+        "{{ at }}{{ at.tags }}{{ text.split('<')[0].strip() }}{{ n|round|int - 1 + 2 }}{{ text[2:5] ~ n }}",
+        "{{ none|default('d', true) }}{{ at.tags|first|upper if at.page is odd else 'even' }}",
     ):
         assert group_names("s", "t", documents, template) == [
             apply_template(template, document) for document in documents

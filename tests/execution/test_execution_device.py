@@ -21,6 +21,7 @@ from evosearch.search.protocols import Job, Outcome
 from evosearch.setup.executors import worker_config
 from evosearch.setup.prepare import prepare
 from evosearch.spec.spec import load_spec
+from evosearch.umask import private_files
 
 ASSERTED = "CUDA error: device-side assert triggered\nSearch for `cudaErrorAssert' in …\nCompile with …"
 
@@ -68,7 +69,8 @@ def test_all_problems_of_a_worker_reach_the_pool(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     from ray import cloudpickle
 
-    found = Actor(broken, config("cpu")).start()
+    with private_files():  # an actor sets the umask of its process
+        found = Actor(broken, config("cpu")).start()
     assert isinstance(found, Problems)
     for copy in (pickle.loads(pickle.dumps(found)), cloudpickle.loads(cloudpickle.dumps(found))):
         assert isinstance(copy, Problems)

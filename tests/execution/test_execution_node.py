@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from evosearch.checkpoints import reader, references, writer
 from evosearch.checkpoints.adapters import adapted_model
 from evosearch.checkpoints.cache import copies, hashes
+from evosearch.checkpoints.cache.inventory import inventory
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.errors import CheckpointError
 from evosearch.evaluation.harness.harness import Harness
@@ -319,6 +320,28 @@ def test_a_killed_merge_of_a_nested_recipe_is_repeated(models: Path, tmp_path: P
     for name in alone["stage:one"].tensors:
         assert torch.equal(found["stage:one"].load(name), alone["stage:one"].load(name))
     assert not [*config.cache.rglob("*.partial")]
+
+
+def test_a_node_keeps_its_cache_below_a_size_but_not_what_it_uses(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(models, "base+lora", "stage:one", recipes=nested(models))
+    (config.cache / "copies" / "unused").mkdir(parents=True)
+    (config.cache / "copies" / "unused" / "model.safetensors").write_bytes(b"1" * 10000)
+    prepare_node(config)
+    assert [path.name for path in (config.cache / "copies").iterdir()] == ["unused"]
+    monkeypatch.setenv("EVOSEARCH_CACHE_MAX", "1KB")
+    found = prepare_node(config)
+    left = inventory(config.cache).entries
+    assert {(one.kind, one.what) for one in left} == {
+        ("prepared", f"{models / 'base'}+{models / 'lora'}"),
+        ("merged", "stage:one"),
+    }
+    assert all(one.in_use for one in left)
+    assert all(checkpoint.load(name) is not None for checkpoint in found.values() for name in checkpoint.tensors)
+    monkeypatch.setenv("EVOSEARCH_CACHE_MAX", "small")
+    with pytest.raises(CheckpointError, match="EVOSEARCH_CACHE_MAX: got 'small'"):
+        prepare_node(config)
 
 
 def test_models_on_network_file_systems_are_copied_once_and_others_mapped_in_place(

@@ -117,7 +117,7 @@ def test_a_silent_head_node_is_detected(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(ray_cluster.time, "monotonic", lambda: now[0])
     server = socket.create_server(("127.0.0.1", 0))
     server_address = server.getsockname()[:2]
-    joined = Cluster(False, server.getsockname()[:2])
+    joined = Cluster(None, server.getsockname()[:2])
     monkeypatch.setattr(joined, "nodes", lambda: [{"NodeID": "n", "Alive": False}])
     assert joined.silent_for() is None
     assert joined.lost_nodes() == {"n": ""}
@@ -163,3 +163,47 @@ def test_invalid_worker_settings_are_rejected_by_name(workers: dict[str, object]
 @pytest.mark.parametrize("address", ["head:6379", "10.0.0.1:6379", "[fd00::1]:6379", "auto"])
 def test_valid_cluster_addresses_are_accepted(address: str) -> None:
     assert WorkersConfig.model_validate({"address": address}).address == address
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_folder_of_an_own_ray_is_private_and_removed(
+    ray_knows_its_mode: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """With a stand-in for Ray, which gives its folder the mode 0777 as Ray does."""
+    import ray
+
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "1")  # for monkeypatch to restore it
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 20)))  # too long for sockets, so /tmp is used
+    used: list[Path] = []
+
+    def init(**options: object) -> None:
+        used.append(Path(str(options["_temp_dir"])))
+        used[0].mkdir()
+        used[0].chmod(0o777)
+        (used[0] / "session_latest").symlink_to("nowhere")
+        if fails:
+            raise RuntimeError("no raylet")
+
+    stopped: list[bool] = []
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: stopped.append(used[0].exists()))
+    if fails:
+        with pytest.raises(RuntimeError):
+            ray_cluster.start_local(tmp_path / "token")
+    else:
+        folder = ray_cluster.start_local(tmp_path / "token")
+        assert used[0].parent == folder.path
+        assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+        assert len(str(used[0])) <= ray_settings.LONGEST
+        Cluster(folder, None).leave()
+        Cluster(folder, None).leave()  # without effect
+    assert stopped == [True], "the folder is removed after Ray has ended"
+    assert not used[0].parent.exists()
+
+
+def test_a_cluster_that_was_joined_is_not_stopped(ray_knows_its_mode: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "shutdown", lambda: pytest.fail("it is another's"))
+    Cluster(None, None).leave()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.merging.registry import specs
-from evosearch.recipe.mergekit import to_mergekit
+from evosearch.recipe.mergekit import from_mergekit, to_mergekit
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import Param
 
@@ -88,7 +88,8 @@ def within(param: Param, share: float) -> float:
 def test_every_method_with_a_form_gives_mergekits_weights(method, tmp_path, untied):
     """Every number inside its bounds and different per model; those with random masks have tests of their own."""
     spec, (base, *parents) = specs()[method], untied
-    numbers = {name: param for name, param in spec.parameters.items() if param.kind == "float"}
+    given = {name: param for name, param in spec.parameters.items() if name not in spec.mergekit.fixed}
+    numbers = {name: param for name, param in given.items() if param.kind == "float"}
     models = []
     for index, parent in enumerate(parents[: spec.models[1]]):
         own = {name: within(param, 0.3 + 0.2 * index) for name, param in numbers.items() if param.per_model}
@@ -128,6 +129,27 @@ def test_linear_with_its_base_among_the_models(tmp_path, untied):
     models = [{"model": a, "parameters": {"weight": 0.8}}, {"model": base, "parameters": {"weight": 0.4}}]
     recipe = Recipe.model_validate({"merge_method": "linear", "base_model": base, "models": models})
     assert_same(recipe, untied, tmp_path)
+
+
+@pytest.mark.parametrize("method", ["nuslerp", "multislerp"])
+def test_an_optional_base_is_not_added_for_its_config(method, tmp_path, untied):
+    _, a, b, _ = untied
+    models = [{"model": a, "parameters": {"weight": 0.8}}, {"model": b, "parameters": {"weight": PER_LAYER}}]
+    recipe = Recipe.model_validate({"merge_method": method, "models": models})
+    text = to_mergekit(recipe, next(iter(untied.values())).shape, specs())
+    assert "base_model" not in text
+    assert "config and tokenizer from any of the models" in text
+    assert_same(recipe, untied, tmp_path)
+
+
+def test_an_unlisted_base_is_one_more_model_of_karcher(tmp_path, untied):
+    base, a, b, _ = untied
+    text = f"{{merge_method: karcher, base_model: {base}, models: [{{model: {a}}}, {{model: {b}}}], dtype: float32}}"
+    recipe = from_mergekit(text, "merge.yaml", specs())
+    assert [entry.model for entry in recipe.models] == [a, b, base]
+    ours, theirs = by_us(recipe, untied, tmp_path / "ours"), by_mergekit(text, tmp_path / "theirs")
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("listed", [True, False])

@@ -46,10 +46,15 @@ def settings(merger: Method) -> list[tuple[dict[str, Scalar], dict[str, tuple[Sc
         shared: dict[str, Scalar] = dict(zip(choices, chosen, strict=True))
         own: dict[str, tuple[Scalar, ...]] = {}
         for name, param in known.items():
+            if param.kind == "int":
+                assert param.default is not None
+                shared[name] = param.default
             if param.kind != "float":
                 continue
             low = param.low if param.strict and param.low is not None else -9.0
             values = tuple(max(low, w) / (2.0 if param.strict else 1.0) for w in weights)
+            if param.strict and param.high is not None:
+                values = tuple(min(param.high, one) for one in values)
             values = (0.6,) * 3 if param.open_low else values  # a density
             if param.per_model:
                 own[name] = values[:count]
@@ -169,7 +174,7 @@ def test_is_nan_where_the_gradient_is_not_finite(merger: Method) -> None:
 def test_a_weight_of_zero_has_the_derivative_from_above(merger: Method) -> None:
     base, parents = tensors(merger)
     for shared, own in settings(merger):
-        p = given(merger, shared, own | {"weight": (0.8, 0.0, 0.6)})
+        p = given(merger, shared, own | {"weight": (0.8, 0.0, 0.6)[: len(parents)]})
         p = surveyed(merger, base, parents, p)
         grad = torch.ones_like(parents[0])
         found = merger.derivative(base, parents, p, grad)["weight"]

@@ -127,7 +127,8 @@ def test_a_parent_that_shares_the_bases_tensor_is_one_that_equals_it(spec, still
     base.view(-1)[::3] = -0.0
     equal = torch.rand(base.shape, generator=torch.Generator().manual_seed(1)) < 0.3
     parents = [torch.where(equal, base, parent) for parent in parents]
-    p = replace(parameters(spec, 3), own={**parameters(spec, 3).own, "weight": weights})
+    p = parameters(spec, len(parents))
+    p = replace(p, own={**p.own, "weight": weights[: len(parents)]})
     copied = [base.clone() if i in still else parent for i, parent in enumerate(parents)]
     shared = [base if i in still else parent for i, parent in enumerate(parents)]
     out = merge(spec, base, shared, p)

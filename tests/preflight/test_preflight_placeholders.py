@@ -29,7 +29,7 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_stale_folders_are_removed_and_those_in_use_are_not() -> None:
     killed = subprocess.run([sys.executable, "-c", KILLED], check=False, timeout=120)
     assert killed.returncode == -signal.SIGKILL
-    (left,) = default_cache().glob("check-*")
+    (left,) = default_cache().glob(".check.*")
     assert (left / "stage" / "model.safetensors").is_file()
     other = default_cache() / "merged"
     other.mkdir()

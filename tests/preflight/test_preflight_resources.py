@@ -6,12 +6,14 @@ import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import yaml
 
-from evosearch.errors import InputError
+from evosearch.checkpoints.disk_space import check_disk_space
+from evosearch.errors import CheckpointError, InputError
 from evosearch.preflight import disk_needs, memory_needs
 from evosearch.preflight.check import check
 from evosearch.preflight.counts import Counts
@@ -23,7 +25,7 @@ from evosearch.spec.config import WorkersConfig
 from evosearch.spec.spec import load_spec
 
 World = Callable[..., Path]
-WITHOUT_END = {"candidates": 10**13}
+WITHOUT_END = {"candidates": 10**9}
 
 
 def problems(spec: Path) -> tuple[InputError, ...]:
@@ -55,6 +57,19 @@ def test_small_sizes_are_not_shown_as_zero(tmp_path: Path, monkeypatch: pytest.M
     assert disk_needs.lacking([disk_needs.Need("the ledger", tmp_path, 3 * 2**19, "ledger")])
     usage = usage._replace(free=300 * 2**20)
     assert disk_needs.lacking([disk_needs.Need("the ledger", tmp_path, 3 * 2**19, "ledger")]) == []
+
+
+def test_a_read_only_disk_is_named_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once: 'about 0.0 GiB will be written to this disk, and 0.0 are free'."""
+    state = SimpleNamespace(f_flag=os.statvfs(tmp_path).f_flag | os.ST_RDONLY)
+    monkeypatch.setattr(os, "statvfs", lambda place: state)
+    needs = [disk_needs.Need(what, tmp_path / what, 1.0, what) for what in ("ledger", "export")]
+    first, second = disk_needs.lacking(needs)
+    expected = "on a read-only file system, and ledger will be written there. Choose another place (ledger)."
+    assert str(first) == f"{tmp_path}/ledger: {expected}"
+    assert second.where == str(tmp_path / "export")
+    with pytest.raises(CheckpointError, match="on a read-only file system, and a model will be written there"):
+        check_disk_space(tmp_path / "new", 1, "a model")
 
 
 def test_a_search_that_has_started_is_warned_and_continues(world: World) -> None:
@@ -139,11 +154,13 @@ def test_weights_that_do_not_fit_into_the_hub_cache_are_not_fetched(
 # --- memory -------------------------------------------------------------------------------------------------------
 
 
-def test_workers_that_do_not_fit_in_memory(world: World) -> None:
-    workers = {"count": 10**10, "threads": 1, "device": "cpu"}
-    (problem,) = problems(world(workers=workers))
+def test_workers_that_do_not_fit_in_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = {"count": 10_000, "threads": 1, "device": "cpu"}
+    with monkeypatch.context() as small:
+        small.setattr(memory_needs, "host_memory", lambda: 2.0**26)
+        (problem,) = problems(world(workers=workers))
     assert problem.where.endswith("world.yaml: workers.count")
-    assert "10000000000 workers need " in problem.what
+    assert "10000 workers need " in problem.what
     assert "and this machine has " in problem.what
     memory = check(world(), dry_run=False, watcher=Silent()).memory
     assert memory["workers"] == 1
@@ -151,7 +168,8 @@ def test_workers_that_do_not_fit_in_memory(world: World) -> None:
 
 
 def test_memory_of_this_machine_is_ignored_on_a_cluster(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    workers = {"count": 10**10, "threads": 1, "device": "cpu", "address": "127.0.0.1:1"}
+    monkeypatch.setattr(memory_needs, "host_memory", lambda: 2.0**26)
+    workers = {"count": 10_000, "threads": 1, "device": "cpu", "address": "127.0.0.1:1"}
     assert problems(world(workers=workers)) == ()
 
 

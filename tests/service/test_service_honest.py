@@ -27,7 +27,7 @@ from evosearch.search.state import SearchState
 from evosearch.service.run import run
 from evosearch.setup.loading import read_search
 from evosearch.spec.lookup import find
-from evosearch.tracking.changes import Plan, Translator
+from evosearch.tracking.changes import Changes, Plan, Translator
 from evosearch.tracking.mirror import UP_TO_DATE
 
 pytestmark = pytest.mark.slow
@@ -73,6 +73,12 @@ def translated(name: str) -> Plan:
         for event in ledger.events(search_id):
             translator.translate(event, plan)
     return plan
+
+
+def rendered(changes: Changes) -> str:
+    """The recipe of a candidate's run."""
+    assert changes.recipe is not None
+    return changes.recipe()
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +189,7 @@ def test_mlflow_has_a_run_for_each(ran: tuple[Path, RunReport, Stages]) -> None:
     assert {"validation/score", "test/score"} <= {point.name for point in plan[trained].points}
     assert plan[trained].params["training/form"] == "full"
     assert json.loads(plan[trained].files["training.json"])["items"] == ITEMS
-    assert "placebo:/" in plan[placebo].files["recipe.yaml"]
+    assert "placebo:/" in rendered(plan[placebo])
     assert json.loads(plan[""].files["gate.json"])["trained"]["comparator"] == trained
 
 
@@ -325,8 +331,8 @@ def test_the_placebo_of_stages_repeats_all_stages(world: World) -> None:
     assert any(c.role == "placebo" for c in report.gate.comparisons)
     assert report.tracking == UP_TO_DATE
     plan = translated("world.two")
-    assert "stage:one-placebo" not in plan[name].files["recipe.yaml"], "the recipes it is made of are included"
-    assert "one-placebo" in plan[name].files["recipe.yaml"]
+    assert "stage:one-placebo" not in rendered(plan[name]), "the recipes it is made of are included"
+    assert "one-placebo" in rendered(plan[name])
     assert run(staged(world), Silent()).gate == report.gate
 
 

@@ -251,7 +251,7 @@ def test_check_removes_placeholders(world: World) -> None:
     assert check(spec, False, watcher).problems == ()
     assert watcher.stages == ["merging the start of stage:parameters"] * 2
     assert list(default_cache().rglob("*.safetensors")) == []
-    assert list(default_cache().glob("check-*")) == []
+    assert list(default_cache().glob(".check.*")) == []
 
 
 def test_a_later_stage_warm_starts_from_an_earlier_one_with_any_ledger(world: World, tmp_path: Path) -> None:

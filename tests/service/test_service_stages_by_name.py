@@ -27,7 +27,7 @@ from evosearch.setup.prepare import prepare
 from evosearch.spec.lookup import find
 from evosearch.spec.spec import SearchSpec, Winner, load_spec
 from evosearch.spec.stages import StagedSpec, load
-from evosearch.tracking.changes import Plan, Translator
+from evosearch.tracking.changes import Changes, Plan, Translator
 
 World = Callable[..., Path]
 WEIGHT = {"low": 0.0, "high": 1.0}
@@ -149,6 +149,12 @@ def test_the_name_of_a_stage_means_nothing_elsewhere(tmp_path: Path) -> None:
         merge(path, tmp_path / "out", Silent())
 
 
+def rendered(changes: Changes) -> str:
+    """The recipe of a candidate's run."""
+    assert changes.recipe is not None
+    return changes.recipe()
+
+
 def test_a_candidates_recipe_in_mlflow_includes_nested_recipes() -> None:
     inner = {"merge_method": "linear", "models": [{"model": "org/a", "parameters": {"weight": 1.0}}]}
     outer = {"merge_method": "linear", "models": [{"model": "stage:one", "parameters": {"weight": 1.0}}]}
@@ -159,5 +165,5 @@ def test_a_candidates_recipe_in_mlflow_includes_nested_recipes() -> None:
         translator = Translator("0" * 64, "s")
         translator.translate(Event(1, 1.0, "started", started), plan)
         translator.translate(Event(2, 2.0, "asked", asked), plan)
-        text = plan["0"].files["recipe.yaml"]
+        text = rendered(plan["0"])
         assert [document.get("name") for document in yaml.safe_load_all(text)] == names

@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class Store:
         self.held: dict[int, Event] = {}
         self.marked = 0
         self.recalled: list[int] = []
+        self.advanced: list[tuple[str, list[int]]] = []
+        self.turns: threading.Semaphore | None = None  # writes that are allowed
 
     def open(self) -> int:
         if self.down:
@@ -39,7 +41,14 @@ class Store:
     def recall(self, events: Sequence[Event]) -> None:
         self.recalled += [event.seq for event in events]
 
+    def advance(self, candidate: str, events: Iterable[Event]) -> None:
+        if self.down:
+            raise ConnectionError("connection reset")
+        self.advanced.append((candidate, [event.seq for event in events]))
+
     def write(self, events: Sequence[Event]) -> None:
+        if self.turns is not None:
+            assert self.turns.acquire(timeout=LONG_S)
         for count, event in enumerate(events):
             if self.down or (self.fails_after is not None and count >= self.fails_after):
                 self.fails_after = None
@@ -53,6 +62,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror_room, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(mirror_room, "LONGEST_PAUSE_S", 0.05)
     monkeypatch.setattr(mirror_room, "CHUNK", 4)
+    monkeypatch.setattr(mirror_room, "GATHER_S", 0.01)
 
 
 def mirror(store: Store, story: Story) -> Mirror:
@@ -130,19 +140,57 @@ def test_a_long_backlog_is_read_and_recalled_some_events_at_a_time(story: Story)
     assert max(read) <= mirror_room.CHUNK
 
 
-def test_catching_up_waits_for_what_is_recorded_now_and_closing_can_be_repeated(story: Story) -> None:
+def test_events_gather_unless_a_caller_waits(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror_room, "GATHER_S", 2.0 * LONG_S)
     store = Store()
     made = mirror(store, story)
     story.begin()
-    assert made.catch_up(LONG_S)
+    made.notify()
+    _until(lambda: len(store.held) == 4)  # the first pass does not wait
+    story.asked(0)
+    made.notify()
+    time.sleep(0.3)
+    assert len(store.held) == 4
+    story.asked(1)
+    assert made.bring_forward("1", LONG_S)
+    made.close(LONG_S)
+    assert len(store.held) == 6
+
+
+def test_a_candidate_is_mirrored_ahead_of_what_is_missing(story: Story) -> None:
+    store = Store()
+    store.turns = threading.Semaphore(0)
+    made = mirror(store, story)
+    story.all()
+    everything = [event.seq for event in story.ledger.events(story.search_id)]
+    made.notify()
+    _until(lambda: made.state.startswith("behind: "))
+    assert not made.bring_forward("2", 0.2), "the first write goes on"
+    store.turns.release()
+    _until(lambda: store.advanced == [("2", everything)])
+    assert len(store.held) == mirror_room.CHUNK
+    store.turns.release(1000)
+    _until(lambda: made.state == "up to date")
+    assert list(store.held.values()) == story.ledger.events(story.search_id)
+    assert made.bring_forward("4", LONG_S)
+    assert len(store.advanced) == 1, "4 was mirrored already"
+    made.close(LONG_S)
+
+
+def test_a_candidate_waits_for_a_failing_store_and_closing_can_be_repeated(story: Story) -> None:
+    store = Store()
+    made = mirror(store, story)
+    story.begin()
+    assert made.bring_forward("base", LONG_S)
     assert len(store.held) == 4
     store.down = True
     story.asked(0)
-    assert not made.catch_up(0.2)
+    assert not made.bring_forward("0", 0.2)
     _until(lambda: made.state.startswith("behind: 1 event, ConnectionError"))
     store.down = False
     made.close(LONG_S)
     assert len(store.held) == 5
+    assert store.advanced[-1][0] == "0", "it came next"
     story.asked(1)
     _until(lambda: made._thread is not None and not made._thread.is_alive())  # otherwise it may still write one more
     made.notify()  # after closing: mirrored at the next close
@@ -187,7 +235,7 @@ def test_all_waits_for_a_failing_store_share_their_patience(story: Story) -> Non
     story.begin()
     made = mirror(store, story)
     began = time.monotonic()
-    assert not made.catch_up(LONG_S, patience_s=0.4)
+    assert not made.bring_forward("base", LONG_S, patience_s=0.4)
     assert 0.4 <= time.monotonic() - began < SOON_S
     began = time.monotonic()
     made.close(LONG_S, patience_s=2.0 * SOON_S)  # already used up: it began with the first wait

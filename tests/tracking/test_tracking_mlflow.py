@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from itertools import count
@@ -16,7 +17,8 @@ from evosearch.errors import TrackingError
 from evosearch.tracking import mirror as mirror_room
 from evosearch.tracking import mlflow as mlflow_room
 from evosearch.tracking.client import connect, find_runs, run_ids
-from evosearch.tracking.mlflow import MlflowMirror, MlflowStore, Registry, ui_command, ui_environment, ui_line
+from evosearch.tracking.mlflow import MlflowMirror, MlflowStore, Registry, ui_command, ui_environment
+from evosearch.tracking.runs import Requests, Transactions
 
 NewStore = Callable[[str], str]
 Story = Any  # conftest.Story
@@ -85,11 +87,26 @@ def test_the_mirror_equals_the_ledger(story: Story, new_store: NewStore) -> None
         assert (step, 30.0, at) in metrics["tokens/forwarded"]
     for event in story.ledger.events(story.search_id, types=["asked"]):
         run = runs[event.payload["candidate"]]
-        assert yaml.safe_load(run["files"]["recipe.yaml"]) == event.payload["recipe"]
+        assert yaml.safe_load(run["tags"]["recipe"]) == event.payload["recipe"]
         assert run["tags"]["recipe_id"] == event.payload["recipe_id"]
         assert run["tags"]["search_id"] == story.search_id
         assert run["tags"]["kind"] == "candidate"
         assert run["params"] == {"models_0__ weight": str(event.payload["genome"]["models[0], weight"])}
+
+
+def test_only_baselines_and_finalists_have_an_artifact_folder(story: Story, new_store: NewStore) -> None:
+    story.all()
+    uri = new_store("store")
+    made = mirror(uri, story)
+    runs = shown(uri)
+    client = connect(uri)
+    for candidate, run_id in made.run_ids().items():
+        folder = Path(client.get_run(run_id).info.artifact_uri.removeprefix("file://"))
+        files = {"base": ["recipe.yaml"], "2": ["recipe.yaml"], "1": ["traceback.txt"]}.get(candidate, [])
+        assert folder.parent.exists() == bool(files), candidate
+        assert sorted(runs[candidate]["files"]) == files
+    for candidate in ("base", "2"):  # 2 was proposed in an earlier chunk than it became a finalist
+        assert runs[candidate]["files"]["recipe.yaml"] == runs[candidate]["tags"]["recipe"]
 
 
 def test_failures_duplicates_and_the_search_itself(story: Story, new_store: NewStore) -> None:
@@ -131,38 +148,47 @@ def test_mirroring_again_changes_nothing(story: Story, new_store: NewStore) -> N
     assert shown(uri) == before
 
 
+LOCK = threading.Lock()
+
+
 class KilledError(Exception):
     """Stands for the death of the process."""
 
 
 class Dying:
-    """An MLflow client that dies at its n-th writing call, before it or after it (the response is lost)."""
+    """A writer of runs, or MLflow's client, that dies at its n-th writing call, before it or after it.
 
-    WRITES = ("create_run", "log_text", "log_batch", "set_terminated", "update_run", "set_tag", "create_experiment")
+    After it, the response is lost.
+    """
 
-    def __init__(self, client: Any, lives: int, after: bool) -> None:
-        self._client, self._lives, self._after = client, lives, after
+    WRITES = ("create", "log", "set_status", "log_text", "create_experiment")
+
+    def __init__(self, written: Any, lives: list[int], after: bool) -> None:
+        self._written, self._lives, self._after = written, lives, after
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self._client, name)
+        method = getattr(self._written, name)
         return self._counted(method) if name in self.WRITES else method
 
     def _counted(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            self._lives -= 1
-            if self._lives == 0 and not self._after:
+            with LOCK:
+                self._lives[0] -= 1
+                left = self._lives[0]
+            if left < 0 or (left == 0 and not self._after):
                 raise KilledError
             result = method(*args, **kwargs)
-            if self._lives == 0:
+            if left == 0:
                 raise KilledError
             return result
 
         return call
 
 
+@pytest.mark.parametrize("writer", [Requests, Transactions])
 @pytest.mark.parametrize("after", [False, True], ids=["before the call", "after the call"])
 def test_killed_at_any_moment_the_result_is_the_same(
-    story: Story, new_store: NewStore, monkeypatch: pytest.MonkeyPatch, after: bool
+    story: Story, new_store: NewStore, monkeypatch: pytest.MonkeyPatch, after: bool, writer: Any
 ) -> None:
     story.begin()
     story.first_group()
@@ -171,7 +197,10 @@ def test_killed_at_any_moment_the_result_is_the_same(
     uri = new_store("killed")
     deaths = 0
     for lives in (1, 2, 3, 4, 5, 7, 9, 11, 14, 17, 200):  # each attempt continues the partial work of the one before
-        monkeypatch.setattr(mlflow_room, "connect", lambda uri, n=lives: Dying(connect(uri), n, after))
+        left_lives = [lives]
+        monkeypatch.setattr(mlflow_room, "connect", lambda uri, n=left_lives: Dying(connect(uri), n, after))
+        made = Requests(connect(uri)) if writer is Requests else Transactions(uri)
+        monkeypatch.setattr(mlflow_room, "runs_of", lambda *_, n=left_lives, made=made: Dying(made, n, after))
         store = MlflowStore(uri, "nights", story.search_id, "night")
         try:
             cursor = store.open()
@@ -198,6 +227,25 @@ def test_a_second_mirror_continues_where_the_first_stopped(story: Story, new_sto
     undisturbed = new_store("undisturbed")
     mirror(undisturbed, story)
     assert shown(uri) == shown(undisturbed)
+
+
+def test_a_candidate_can_be_written_ahead_of_its_turn(story: Story, new_store: NewStore, tmp_path: Path) -> None:
+    story.all()
+    uri = new_store("store")
+    events = story.ledger.events(story.search_id)
+    store = MlflowStore(uri, "nights", story.search_id, "night")
+    assert store.open() == 0
+    store.advance("2", iter(events))
+    assert set(shown(uri)) == {"", "2"}
+    (tmp_path / "artifacts").mkdir()
+    ours = {"search_id": story.search_id, "candidate": "2", "recipe_id": "id2", "artifact_dir": tmp_path / "artifacts"}
+    assert Registry(uri).register("night", **ours) == "1"
+    mirror(uri, story)  # of another process, which knows nothing of it
+    undisturbed = new_store("undisturbed")
+    mirror(undisturbed, story)
+    ahead, in_turn = shown(uri), shown(undisturbed)
+    del ahead["2"]["files"], in_turn["2"]["files"]  # the registered folder is listed too
+    assert ahead == in_turn
 
 
 def test_twin_runs_are_reconciled_to_one(story: Story, new_store: NewStore) -> None:
@@ -278,7 +326,8 @@ def test_the_ui_command_is_local_and_hides_passwords() -> None:
     assert command[command.index("--workers") + 1] == "1"
     assert ui_environment()["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
     secret = "postgresql://me:hunter2@db/mlflow"
-    assert "hunter2" not in " ".join(ui_command(secret)) + ui_line(secret)
+    assert "hunter2" not in " ".join(ui_command(secret))
+    assert {"--app-name", "basic-auth"} <= set(ui_command(secret, accounts=True))
     assert ui_environment(secret)["MLFLOW_BACKEND_STORE_URI"] == secret
     with pytest.raises(TrackingError, match="is already a server"):
         ui_command("http://mlflow:5000")

@@ -22,12 +22,13 @@ from evosearch.checkpoints import pickles
 from evosearch.checkpoints.adapters.adapter_config import AdapterConfig, read_config
 from evosearch.checkpoints.adapters.tensors import AdapterTensors, Change
 from evosearch.checkpoints.cache.hashes import Hashes
-from evosearch.checkpoints.digest import DTYPE_NAMES, combine, tensor_line
+from evosearch.checkpoints.digest import DTYPE_NAMES, combine, finite, tensor_line
 from evosearch.checkpoints.overlay import Computed, Overlay
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.references import ADAPTER_WEIGHTS
 from evosearch.checkpoints.tensor_files import Pickled, Safetensors, TensorFile, TensorInfo
 from evosearch.errors import CheckpointError
+from evosearch.untrusted import present
 
 
 def apply_adapter(
@@ -74,9 +75,9 @@ def open_weights(folder: Path, allow_pickle: bool = False) -> TensorFile:
     Raises:
         CheckpointError: There are none, they are damaged, or they are pickled, which is not allowed.
     """
-    if (folder / ADAPTER_WEIGHTS).is_file():
+    if present(folder / ADAPTER_WEIGHTS):
         return Safetensors(folder / ADAPTER_WEIGHTS)
-    if (folder / pickles.ADAPTER).is_file():
+    if present(folder / pickles.ADAPTER):
         if not allow_pickle:
             raise pickles.refused(folder, [ADAPTER_WEIGHTS])
         return Pickled(folder / pickles.ADAPTER)
@@ -87,7 +88,8 @@ def _content(base: Checkpoint, file: TensorFile, changes: Mapping[str, Change], 
     """Return a hash of base and adapter: the base's content, the stored tensors, and how the config applies them."""
 
     def hashed() -> str:
-        return combine(tensor_line(name, file.load(name)) for name in file.names())
+        loaded = ((name, finite(file.load(name), str(file.path), f"'{name}'")) for name in file.names())
+        return combine(tensor_line(name, tensor) for name, tensor in loaded)
 
     weights = hashes.of([file.path], hashed) if hashes else hashed()
     effect = sorted((change.described() for change in changes.values()), key=str)

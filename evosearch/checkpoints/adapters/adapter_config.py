@@ -1,15 +1,16 @@
 """Reader of peft's adapter_config.json; settings that cannot be applied are rejected."""
 
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evosearch.checkpoints.adapters.module_pattern import ModulePattern, UnsafePatternError
+from evosearch.checkpoints.model_files import read_json
 from evosearch.checkpoints.references import ADAPTER_CONFIG
-from evosearch.checkpoints.tensor_files import read_json
 from evosearch.errors import CheckpointError
+from evosearch.untrusted import quoted, shown
 
 _HANDLED = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "bias"}
 _HANDLED |= {"target_modules", "modules_to_save", "init_lora_weights", "base_model_name_or_path"}
@@ -20,6 +21,16 @@ _WITHOUT_EFFECT = {
     *("megatron_core", "runtime_config", "qalora_group_size", "ensure_weight_tying"),
     # The layer's type determines how its weight is stored; peft overrides this key accordingly
     "fan_in_fan_out",
+}
+ALL_LINEAR = "all-linear"
+MAX_EXPRESSIONS = 100  # patterns that are not names
+MAX_NUMBER = 2**20  # of ranks and α
+_FLAG = (bool, "true or false")
+_TYPES: dict[str, tuple[Any, str]] = {  # key → types, and their description
+    **dict.fromkeys(("use_rslora", "use_dora", "fan_in_fan_out", "inference_mode", "lora_bias"), _FLAG),
+    "init_lora_weights": (bool | str, "true, false, or the name of an initialization"),
+    "base_model_name_or_path": (str, "The name of a model"),
+    "lora_dropout": (int | float, "A number"),
 }
 # Settings with a specific error message
 _UNSUPPORTED = {
@@ -50,6 +61,7 @@ class AdapterConfig:
         rslora: The scale is α/√r (arXiv:2312.03732) instead of α/r.
         dora: ΔW is applied with a magnitude per row (arXiv:2402.09353).
         targets: Names of the adapted modules, if listed.
+        expression: Pattern of the complete paths of the adapted modules, if it is given and safe to match.
         complete: Whether every module that matches `targets` must be stored.
         saved: Modules that are stored in full.
     """
@@ -58,11 +70,12 @@ class AdapterConfig:
     base_name: str
     rank: int
     alpha: float
-    ranks: Mapping[str, int]
-    alphas: Mapping[str, float]
+    ranks: Mapping[ModulePattern, int]
+    alphas: Mapping[ModulePattern, float]
     rslora: bool
     dora: bool
     targets: tuple[str, ...]
+    expression: ModulePattern | None
     complete: bool
     saved: tuple[str, ...]
 
@@ -79,11 +92,16 @@ class AdapterConfig:
         """Return whether `targets` contains the full path of a module or a suffix of it."""
         return any(module == target or module.endswith(f".{target}") for target in self.targets)
 
+    def targets_one_of(self, modules: Collection[str]) -> bool:
+        """Return whether the targets have one of these modules, or are not a list or a safe expression."""
+        if self.expression is not None:
+            return any(self.expression.matches_all(module) for module in modules)
+        return not self.targets or any(map(self.matches, modules))
+
     @staticmethod
-    def _at(module: str, patterns: Mapping[str, Any], default: Any) -> Any:
+    def _at(module: str, patterns: Mapping[ModulePattern, Any], default: Any) -> Any:
         """Return the value of the first pattern that matches a path or a suffix of it, as in peft."""
-        found = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module))
-        return next(found, default)
+        return next((value for pattern, value in patterns.items() if pattern.matches(module)), default)
 
 
 def read_config(folder: Path) -> AdapterConfig:
@@ -96,8 +114,10 @@ def read_config(folder: Path) -> AdapterConfig:
     data = read_json(where)
     kind = data.get("peft_type")
     if kind != "LORA":
-        raise CheckpointError(f"{where}: peft_type", f"'{kind}' is not supported", "LORA", "Merge it with peft first")
+        what = f"{quoted(kind)} is not supported"
+        raise CheckpointError(f"{where}: peft_type", what, "LORA", "Merge it with peft first")
     _check(data, where)
+    _check_types(data, where)
     targets = data.get("target_modules")
     narrowed = any(data.get(key) for key in ("exclude_modules", "layers_to_transform"))
     return AdapterConfig(
@@ -110,6 +130,7 @@ def read_config(folder: Path) -> AdapterConfig:
         bool(data.get("use_rslora")),
         bool(data.get("use_dora")),
         tuple(targets) if isinstance(targets, list) else (),
+        _expression(targets),
         isinstance(targets, list) and not narrowed,
         tuple(data.get("modules_to_save") or ()),
     )
@@ -119,9 +140,9 @@ def _check(data: Mapping[str, Any], where: Path) -> None:
     for key, value in data.items():
         if key in _HANDLED | _WITHOUT_EFFECT or value in (None, False, [], {}):
             continue
-        what = _UNSUPPORTED.get(key, f"got {value!r}, which is not supported")
+        what = _UNSUPPORTED.get(key, f"got {quoted(value)}, which is not supported")
         next = "Merge it with peft first (merge_and_unload)"
-        raise CheckpointError(f"{where}: {key}", what, "A plain LoRA, rsLoRA or DoRA", next)
+        raise CheckpointError(f"{where}: {shown(key)}", what, "A plain LoRA, rsLoRA or DoRA", next)
     start = data.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(_CHANGES_BASE):
         what = f"'{start}' changed the base before training; the adapter fits only the changed base"
@@ -131,27 +152,53 @@ def _check(data: Mapping[str, Any], where: Path) -> None:
         value = data.get(key)
         text = isinstance(value, list) and all(isinstance(name, str) for name in value)
         if not (value is None or text or (key == "target_modules" and isinstance(value, str))):
-            raise CheckpointError(f"{where}: {key}", f"got {value!r}", "A list of module names")
-    if data.get("bias", "none") not in ("none", "all", "lora_only"):
-        raise CheckpointError(f"{where}: bias", f"got {data['bias']!r}", "none, all or lora_only")
+            raise CheckpointError(f"{where}: {key}", f"got {quoted(value)}", "A list of module names")
+    if data.get("bias", "none") not in ["none", "all", "lora_only"]:
+        raise CheckpointError(f"{where}: bias", f"got {quoted(data['bias'])}", "none, all or lora_only")
 
 
-def _patterns(data: Mapping[str, Any], key: str, where: Path, integer: bool = False) -> dict[str, Any]:
+def _check_types(data: Mapping[str, Any], where: Path) -> None:
+    for key, (kinds, allowed) in _TYPES.items():
+        if not isinstance(data.get(key), kinds | None):
+            raise CheckpointError(f"{where}: {key}", f"got {quoted(data[key])}", allowed)
+
+
+def _expression(targets: Any) -> ModulePattern | None:
+    """Return the pattern of `target_modules`; None if it is a list, or an expression that is not safe to match.
+
+    Targets decide which modules peft trains. The stored tensors say which these were, so the pattern is not needed.
+    """
+    if not isinstance(targets, str) or targets.lower() == ALL_LINEAR:
+        return None
+    try:
+        return ModulePattern.of(targets)
+    except UnsafePatternError:
+        return None
+
+
+def _patterns(data: Mapping[str, Any], key: str, where: Path, integer: bool = False) -> dict[ModulePattern, Any]:
     patterns = data.get(key) or {}
     if not isinstance(patterns, dict):
-        raise CheckpointError(f"{where}: {key}", f"got {patterns!r}", "A mapping of module patterns to numbers")
-    for pattern in patterns:
+        raise CheckpointError(f"{where}: {key}", f"got {quoted(patterns)}", "A mapping of module patterns to numbers")
+    found: dict[ModulePattern, Any] = {}
+    for text, value in patterns.items():
         try:
-            re.compile(pattern)
-        except re.error as error:
-            raise CheckpointError(
-                f"{where}: {key}", f"{pattern!r} is not a valid regular expression: {error}"
-            ) from None
-    return {pattern: _number(value, f"{where}: {key}.{pattern}", integer) for pattern, value in patterns.items()}
+            pattern = ModulePattern.of(text)
+        except UnsafePatternError as error:
+            allowed = "Names of modules, or expressions of characters, sets, groups, alternatives and repetitions"
+            next = "List the modules by name, or merge the adapter with peft first"
+            raise CheckpointError(f"{where}: {key}", f"{quoted(text)} {error}", allowed, next) from None
+        found[pattern] = _number(value, f"{where}: {key}.{shown(text)}", integer)
+    expressions = sum(pattern.parts is not None for pattern in found)
+    if expressions > MAX_EXPRESSIONS:
+        allowed = f"At most {MAX_EXPRESSIONS}, and any number of names"
+        raise CheckpointError(f"{where}: {key}", f"{expressions} expressions", allowed)
+    return found
 
 
 def _number(value: Any, where: str, integer: bool = False) -> Any:
-    kinds = int if integer else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value) or (integer and value < 1):
-        raise CheckpointError(where, f"got {value!r}", "A positive whole number" if integer else "A number")
+    kinds, least = ((int,), 1) if integer else ((int, float), -MAX_NUMBER)
+    if type(value) not in kinds or not least <= value <= MAX_NUMBER:
+        allowed = f"A {'positive whole number' if integer else 'number'} up to {MAX_NUMBER}"
+        raise CheckpointError(where, f"got {quoted(value)}", allowed)
     return value

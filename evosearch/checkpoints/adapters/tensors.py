@@ -202,6 +202,9 @@ class AdapterTensors:
             missing = [module for module in modules if self.config.matches(module) and module not in self.parts]
             if missing:
                 raise self._missing([f"{PREFIX}{module}.lora_A.weight" for module in missing])
+        if self.parts and not self.config.targets_one_of(self.parts):
+            what, allowed = "names no module that the adapter has", f"Modules such as '{next(iter(self.parts))}'"
+            raise CheckpointError(f"{self.config.where}: target_modules", what, allowed)
         for saved in self.config.saved:
             paths = (parameter.rpartition(".")[0] for parameter in self.replacements)
             if not any(path == saved or path.endswith(f".{saved}") for path in paths):

@@ -9,19 +9,18 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from evosearch.checkpoints.cache.layout import PREPARED
 from evosearch.checkpoints.digest import DTYPES
 from evosearch.checkpoints.overlay import Computed, Overlay
 from evosearch.checkpoints.tensor_files import ModelFiles, TensorInfo
 from evosearch.checkpoints.writer import CheckpointWriter
-
-FOLDER = "prepared"  # in the cache
 
 ByDtype = dict[str, dict[str, TensorInfo]]  # dtype → tensor → header
 
 
 def folder_of(overlay: Overlay, cache: Path) -> Path:
     """Return the cache folder of an overlay's tensors, named by the content of base and adapter."""
-    return cache / FOLDER / overlay.content_sha256()
+    return cache / PREPARED / overlay.content_sha256()
 
 
 def missing_bytes(overlay: Overlay, folder: Path) -> int:

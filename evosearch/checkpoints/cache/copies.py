@@ -11,25 +11,32 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from evosearch.checkpoints.cache.drafts import draft
+from evosearch.checkpoints.cache.layout import COPIES
+from evosearch.checkpoints.model_files import listed, regular
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.writer import COMPANIONS, TOKENIZER_FILES
 from evosearch.errors import CheckpointError
 
-FOLDER = "copies"  # in the cache
-
 
 def files_to_copy(checkpoint: Checkpoint) -> dict[str, Path]:
-    """Return path within the folder → file, for every file that is read from a model."""
-    named = [checkpoint.folder / name for name in (*COMPANIONS, *TOKENIZER_FILES)]
-    companions = [file for entry in named for file in (entry, *sorted(entry.rglob("*"))) if file.is_file()]
-    return {str(file.relative_to(checkpoint.folder)): file for file in (*checkpoint.files, *companions)}
+    """Return path within the folder → real path, for every file that is read from a model.
+
+    Raises:
+        CheckpointError: A file is not regular, or outside of the folder.
+    """
+    folder = checkpoint.folder
+    companions = listed(folder, (*COMPANIONS, *TOKENIZER_FILES))
+    return {file.name: regular(file, folder) for file in checkpoint.files} | {
+        name: regular(file, folder) for name, file in companions.items()
+    }
 
 
 def folder_of(checkpoint: Checkpoint, cache: Path) -> Path:
     """Return the folder of a model's copy, which need not exist yet."""
     files = {str(path): path.stat() for path in files_to_copy(checkpoint).values()}
     stamps = {path: [stat.st_size, stat.st_mtime_ns] for path, stat in files.items()}
-    return cache / FOLDER / hashlib.sha256(json.dumps(stamps, sort_keys=True).encode()).hexdigest()
+    return cache / COPIES / hashlib.sha256(json.dumps(stamps, sort_keys=True).encode()).hexdigest()
 
 
 def missing_bytes(checkpoint: Checkpoint, folder: Path) -> int:
@@ -51,21 +58,20 @@ def copy(checkpoint: Checkpoint, folder: Path, done: Callable[[float], None] | N
     if folder.is_dir():  # created by rename, so it is complete
         return
     total, copied = missing_bytes(checkpoint, folder), 0
-    draft = folder.with_name(f".{folder.name}.partial")
     try:
-        for name, source in files_to_copy(checkpoint).items():
-            (draft / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, draft / name)
-            _flush(draft / name)
-            copied += source.stat().st_size
-            if done:
-                done(copied / max(total, 1))
-        draft.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with draft(folder.parent, folder.name) as made:
+            for name, source in files_to_copy(checkpoint).items():
+                (made / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, made / name)
+                _flush(made / name)
+                copied += source.stat().st_size
+                if done:
+                    done(copied / max(total, 1))
+            made.rename(folder)
     except OSError as error:
         what = f"'{checkpoint.reference}' cannot be copied here: {error.strerror or error}"
         raise CheckpointError(str(folder), what, next="Check disk space, permissions and the network") from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

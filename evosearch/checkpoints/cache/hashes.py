@@ -14,14 +14,16 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from evosearch.checkpoints.cache.drafts import SUFFIX, lock_file
+from evosearch.checkpoints.cache.layout import HASHES
 from evosearch.errors import CheckpointError
 
 VERSION = 1  # of the hashing method; a change invalidates old markers
-FOLDER = "hashes"  # in the cache
 TICK_NS = 50 * 10**6  # file times advance with the kernel's clock (up to 10 ms); with a margin
 COARSE_NS = 2 * 10**9  # for file systems that store whole seconds
 
@@ -33,7 +35,7 @@ class Hashes:
     """Hashes of one cache; if it cannot be written, files are hashed each time."""
 
     def __init__(self, cache: Path) -> None:
-        self._folder = cache / FOLDER
+        self._folder = cache / HASHES
 
     def of(self, files: Sequence[Path], compute: Callable[[], str]) -> str:
         """Return the hash of these files, computed unless it is cached.
@@ -53,6 +55,8 @@ class Hashes:
             return _checked(compute, paths)
         known = _read(marker)
         if known is not None and (known.get("version"), known.get("files")) == (VERSION, stamp):
+            with suppress(OSError):  # of another user
+                os.utime(marker)  # its last use
             return str(known["sha256"])
         found = _checked(compute, paths)
         after = _checked(partial(_stamp, paths), paths)
@@ -93,7 +97,8 @@ def _read(marker: Path) -> dict[str, Any] | None:
 def _write(marker: Path, data: dict[str, Any]) -> None:
     try:
         marker.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=marker.parent, prefix=".", suffix=".partial", delete=False) as file:
+        with tempfile.NamedTemporaryFile("w", dir=marker.parent, prefix=".", suffix=SUFFIX, delete=False) as file:
+            lock_file(file.fileno())
             json.dump(data, file)
         os.replace(file.name, marker)
     except OSError:  # on a full or read-only disk the hash is computed again

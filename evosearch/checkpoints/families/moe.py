@@ -10,6 +10,7 @@ from evosearch.errors import CheckpointError
 
 EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)\.weight")
 OF_LAYERS = ("num_hidden_layers", "layer_types", "mlp_only_layers", "decoder_sparse_step")
+MAX_EXPERTS = 4096  # of a layer; the largest models have hundreds
 QWEN = ("gate_proj", "up_proj", "down_proj")
 ROUTER_TRAINING = ("output_router_logits", "router_aux_loss_coef")  # config keys that only training uses
 
@@ -30,7 +31,7 @@ def expert_count(config: Config) -> int:
     Raises:
         CheckpointError: The key is missing or not a positive whole number.
     """
-    return positive(config, "num_experts" if "num_experts" in config else "num_local_experts")
+    return positive(config, "num_experts" if "num_experts" in config else "num_local_experts", MAX_EXPERTS)
 
 
 def stacked(name: str, size: int, projections: tuple[str, str, str] = QWEN) -> Placement:

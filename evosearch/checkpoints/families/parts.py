@@ -36,6 +36,8 @@ BEFORE_NORMS = ("input_layernorm", "pre_feedforward_layernorm")  # the same, in 
 AFTER_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")  # after attention, after the MLP
 
 OF_KINDS = ("layer_types", "mlp_only_layers")  # keys of config.json that list layer types
+MAX_LAYERS = 1024  # the deepest merges of merges have hundreds
+MAX_TENSORS = 300_000  # of a model; the largest mixtures of experts have 100,000
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
@@ -141,11 +143,14 @@ def _shape(architecture: str, layer: Layer, frame: Frame, config: Config, **of_f
     Raises:
         CheckpointError: A key of the config is missing or has an invalid value.
     """
-    depth, tied = positive(config, frame.depth), option(config, "tie_word_embeddings", frame.tied)
+    depth, tied = positive(config, frame.depth, MAX_LAYERS), option(config, "tie_word_embeddings", frame.tied)
     found = [TensorSpec(name, Place.EMBEDDINGS) for name in frame.embeddings]
     for index in range(depth):
         parts = layer(config, index)
         found += [TensorSpec(f"{frame.layers}.{index}.{name}", Place.LAYER, index, writes) for name, writes in parts]
+        if len(found) > MAX_TENSORS:
+            what = f"more than {MAX_TENSORS} tensors in its first {index + 1} layers"
+            raise CheckpointError("config.json", what, next="Check the counts of layers and experts")
     found += [TensorSpec(name, Place.FINAL_NORM) for name in frame.final_norm]
     head = frame.head_bias if tied else (frame.head, *frame.head_bias)
     found += [TensorSpec(name, Place.HEAD) for name in head]

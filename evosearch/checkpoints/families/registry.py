@@ -14,6 +14,7 @@ from evosearch.checkpoints import families
 from evosearch.errors import CheckpointError
 from evosearch.plugins import load_entry_points
 from evosearch.recipe.shapes import ModelShape
+from evosearch.untrusted import quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -201,13 +202,19 @@ def _decoder_only(config: Config, architecture: str) -> bool:
     return not other and architecture.endswith(("ForCausalLM", "LMHeadModel"))
 
 
-def positive(config: Config, key: str) -> int:
+def positive(config: Config, key: str, limit: int | None = None) -> int:
     """Return a positive integer from a config.
 
+    Args:
+        config: Content of config.json.
+        key: The key.
+        limit: The largest valid value, for counts of which something is listed.
+
     Raises:
-        CheckpointError: The key is missing, or not a positive whole number.
+        CheckpointError: The key is missing, not a positive whole number, or larger than `limit`.
     """
     value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"config.json: {key}", f"got {value!r}", "A positive whole number")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1 or (limit is not None and value > limit):
+        allowed = "A positive whole number" + (f" up to {limit}" if limit is not None else "")
+        raise CheckpointError(f"config.json: {key}", f"got {quoted(value)}", allowed)
     return value

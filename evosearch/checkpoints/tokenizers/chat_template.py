@@ -2,19 +2,22 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
-from jinja2 import TemplateSyntaxError, nodes
+from jinja2 import TemplateSyntaxError, nodes, pass_context
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from evosearch.checkpoints.reader import read_json
+from evosearch.checkpoints.model_files import read_json, read_text
 from evosearch.checkpoints.tokenizers.tokenizer import SETTINGS
-from evosearch.errors import CheckpointError, RecipeError, did_you_mean
+from evosearch.errors import RecipeError, did_you_mean
+from evosearch.untrusted import boundary, present
 
 FILE, OLDER, NAMED = "chat_template.jinja", "chat_template.json", "additional_chat_templates"
 AUTO = "auto"
+MAX_TEMPLATE = 2**17  # characters; the longest templates of public models have some 30,000
 
 CHATML = """\
 {%- for message in messages %}
@@ -33,10 +36,10 @@ def of_folder(folder: Path) -> str | None:
     Raises:
         CheckpointError: A file with a template is damaged.
     """
-    if (folder / FILE).is_file():
-        return _text(folder / FILE)
-    found = read_json(folder / SETTINGS).get("chat_template") if (folder / SETTINGS).is_file() else None
-    if found is None and (folder / OLDER).is_file():
+    if present(folder / FILE):
+        return read_text(folder / FILE).strip() or None
+    found = read_json(folder / SETTINGS).get("chat_template") if present(folder / SETTINGS) else None
+    if found is None and present(folder / OLDER):
         found = read_json(folder / OLDER).get("chat_template")
     if isinstance(found, list):
         named = [entry for entry in found if isinstance(entry, Mapping) and entry.get("name") == "default"]
@@ -68,12 +71,29 @@ def chosen(setting: str, folders: Mapping[str, Path], where: str = "recipe.chat_
             allowed = f"A Jinja template (it has a '{{'), or one of: {', '.join((AUTO, *BUILT_IN))}"
             raise RecipeError(where, f"got {setting!r}", allowed, did_you_mean(setting, (AUTO, *BUILT_IN)))
         return BUILT_IN[setting]
-    try:
-        ImmutableSandboxedEnvironment(extensions=[loopcontrols, _Generation]).compile(setting)
-    except TemplateSyntaxError as error:
-        what = f"invalid Jinja template: line {error.lineno}: {error.message}"
-        raise RecipeError(where, what, next="Test it with apply_chat_template of the model's tokenizer") from None
+    _check(setting, where)
     return setting
+
+
+def _check(template: str, where: str) -> None:
+    """Compile a template, whose constant expressions are not evaluated; only a process with limits renders it."""
+    if len(template) > MAX_TEMPLATE:
+        raise RecipeError(where, f"{len(template)} characters", f"At most {MAX_TEMPLATE}")
+    next = "Test it with apply_chat_template of the model's tokenizer"
+    with boundary(where, RecipeError, "invalid Jinja template", next):
+        try:
+            _environment().compile(template)
+        except TemplateSyntaxError as error:
+            what = f"invalid Jinja template: line {error.lineno}: {error.message}"
+            raise RecipeError(where, what, next=next) from None
+
+
+@cache
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Return an environment that evaluates nothing at compilation, since what it prints needs the context."""
+    return ImmutableSandboxedEnvironment(
+        extensions=[loopcontrols, _Generation], optimized=False, finalize=pass_context(lambda context, value: value)
+    )
 
 
 class _Generation(Extension):
@@ -85,10 +105,3 @@ class _Generation(Extension):
         """Return the content of the tag."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8").strip() or None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(str(path), f"invalid text: {error}") from None

@@ -2,18 +2,19 @@
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from evosearch.checkpoints.cache.drafts import draft
+from evosearch.checkpoints.model_files import check_contents, listed, read_bytes, read_json
 from evosearch.checkpoints.tokenizers import chat_template
-from evosearch.checkpoints.tokenizers.tokenizer import ADDED, FLAGS, SETTINGS, TOKENIZER, Vocabulary
+from evosearch.checkpoints.tokenizers.tokenizer import ADDED, FLAGS, SETTINGS, TOKENIZER, Vocabulary, vocabulary_of
 from evosearch.checkpoints.writer import TOKENIZER_FILES
 from evosearch.errors import CheckpointError
+from evosearch.untrusted import boundary, present
 
 Files = Mapping[str, bytes]  # path within the folder → content
 
@@ -24,11 +25,9 @@ def read(folder: Path) -> Files:
     Raises:
         CheckpointError: There are none, or one cannot be read.
     """
-    try:
-        listed = [path for name in TOKENIZER_FILES for path in _files(folder / name)]
-        found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in listed}
-    except OSError as error:
-        raise CheckpointError(str(folder), f"cannot read its tokenizer: {error.strerror or error}") from None
+    found = {name: read_bytes(path, folder) for name, path in listed(folder, TOKENIZER_FILES).items()}
+    if SETTINGS in found:
+        read_json(folder / SETTINGS)  # which names the file if it is damaged
     if not found:
         what = "no tokenizer files"
         raise CheckpointError(
@@ -38,6 +37,17 @@ def read(folder: Path) -> Files:
             "Copy the model's tokenizer files into the folder",
         )
     return found
+
+
+def check(folder: Path) -> None:
+    """Check the tokenizer and chat template files of a model folder, before they are copied anywhere.
+
+    Raises:
+        CheckpointError: A file is damaged; the message names it.
+    """
+    check_contents(folder, (name for name in TOKENIZER_FILES if name != TOKENIZER))
+    if present(folder / TOKENIZER):
+        vocabulary_of(folder / TOKENIZER, read_json(folder / TOKENIZER))
 
 
 def digest(files: Files) -> str:
@@ -59,15 +69,11 @@ def store(files: Files, cache: Path) -> Path:
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=cache))
-        try:
-            made.chmod(0o755)
+        with draft(cache, folder.name) as made:
             for name, data in files.items():
-                (made / name).parent.mkdir(exist_ok=True)
+                (made / name).parent.mkdir(parents=True, exist_ok=True)
                 (made / name).write_bytes(data)
-            _rename(made, folder)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)  # already renamed, or another process was faster
+            _rename(made, folder)  # unless another process was faster
     except OSError as error:
         what = f"cannot be written: {error.strerror or error}"
         raise CheckpointError(
@@ -91,12 +97,10 @@ def with_tokens(files: Files, vocabulary: Vocabulary, tokens: Sequence[AddedToke
     new = [*(vocabulary.added[token] for token in vocabulary.beyond), *tokens]
     if not new:
         return files
-    try:
+    what = f"cannot add tokens to the tokenizer of '{reference}'"
+    with boundary("recipe.tokenizer", CheckpointError, what, "Choose another model as its source"):
         tokenizer = Tokenizer.from_str(files[TOKENIZER].decode())
         tokenizer.add_tokens(new)
-    except Exception as error:  # the library raises plain Exception
-        what = f"cannot add tokens to the tokenizer of '{reference}': {error}"
-        raise CheckpointError("recipe.tokenizer", what, next="Choose another model as its source") from None
     _check_ids(tokenizer, vocabulary, tokens, reference)
     text = tokenizer.to_str(pretty=True)
     changed = dict(files) | {TOKENIZER: text.encode()}
@@ -131,11 +135,6 @@ def _check_ids(tokenizer: Tokenizer, vocabulary: Vocabulary, tokens: Sequence[Ad
             what = f"token {token!r} cannot be added to the tokenizer of '{reference}' with id {id}"
             next = "Choose another model as recipe.tokenizer.source"
             raise CheckpointError("recipe.tokenizer", what, "A tokenizer whose ids have no gaps", next)
-
-
-def _files(path: Path) -> list[Path]:
-    """Return a file, or the files in a folder; empty if there is neither."""
-    return sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
 
 
 def _rename(made: Path, folder: Path) -> None:

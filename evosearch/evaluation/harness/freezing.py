@@ -5,12 +5,13 @@ from contextlib import nullcontext
 from typing import Any
 
 from evosearch.documents import join
-from evosearch.errors import CheckpointError, SuiteError, did_you_mean
+from evosearch.errors import CheckpointError, InputError, SuiteError, did_you_mean
 from evosearch.evaluation.engine.generation_plan import Decoder
 from evosearch.evaluation.harness.answer_key import AskedDocument, answer_key, exercise_of
 from evosearch.evaluation.harness.divergence import Exercise
 from evosearch.evaluation.harness.fewshot import seed_of, without
 from evosearch.evaluation.harness.frozen import FrozenBatch, FrozenDocument, FrozenTask, Query
+from evosearch.evaluation.harness.gold import check_choices
 from evosearch.evaluation.harness.requests import Requests
 from evosearch.evaluation.harness.unlabelled import without_answer
 from evosearch.evaluation.suites.loaded_task import LoadedTask
@@ -84,10 +85,11 @@ class Freezer:
         self, loaded: LoadedTask, chat: Callable[..., str] | None, doc_id: int, doc_hash: str, answers: bool
     ) -> FrozenDocument:
         task, document = loaded.task, loaded.documents[doc_id]
-        where = _place(loaded, doc_id)
+        where = place_of(loaded, doc_id)
         try:
             excluded = frozenset[int]().union(*loaded.excluded.get(doc_hash, ()))
             with nullcontext() if answers else without_answer(task, document), without(task, excluded):
+                check_choices(where, task, document, answers)
                 context, instances = _build(loaded, chat, document, doc_id, doc_hash)
             generations = len(self._requests.generations)
             queries = tuple(self._query(where, instance) for instance in instances)
@@ -103,7 +105,7 @@ class Freezer:
                 else:  # only its teacher continues the prompt
                     del self._requests.generations[generations:]
                     instances, queries = [], ()
-        except SuiteError:
+        except InputError:
             raise
         except Exception as exc:  # a template, the task's own code, or an assertion of lm-eval
             raise SuiteError(where, f"lm-eval cannot build its requests: {type(exc).__name__}: {exc}") from exc
@@ -121,7 +123,8 @@ class Freezer:
         raise SuiteError(where, f"makes a request of the unsupported type '{kind}'")
 
 
-def _place(loaded: LoadedTask, doc_id: int) -> str:
+def place_of(loaded: LoadedTask, doc_id: int) -> str:
+    """Return the place of a document, for errors."""
     return f"{join(loaded.where, 'task')}: document {doc_id} of '{loaded.name}'"
 
 
@@ -139,7 +142,7 @@ def _check_exercises(loaded: LoadedTask, items: ItemSet, documents: Sequence[Fro
         if document.exercise.kind != first[1].kind:
             what = f"asks its teacher for {document.exercise.kind}, and document {first[0]} for {first[1].kind}"
             next_step = "Set `report_only: true`, or divide the task"
-            raise SuiteError(_place(loaded, doc_id), what, "One kind of request in a task", next_step)
+            raise SuiteError(place_of(loaded, doc_id), what, "One kind of request in a task", next_step)
 
 
 def _build(

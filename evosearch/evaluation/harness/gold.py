@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from evosearch.errors import SuiteError
+from evosearch.untrusted import shown
+
 
 def gold_choice(task: Any, document: Any) -> int | None:
     """Return the index of the (first) right choice, or None if the document has none."""
@@ -12,6 +15,33 @@ def gold_choice(task: Any, document: Any) -> int | None:
     if isinstance(gold, str):
         gold = choices.index(gold) if gold in choices else None
     return int(gold) if isinstance(gold, int) and 0 <= gold < len(choices) else None
+
+
+def check_choices(where: str, task: Any, document: Any, answers: bool = True) -> None:
+    """Check that a multiple-choice document has several choices, and that its right answers are among them.
+
+    Args:
+        where: The document's place, for errors.
+        task: The lm-eval task; one of another kind passes.
+        document: The document.
+        answers: Whether right answers may be read.
+
+    Raises:
+        SuiteError: There are fewer than two choices, or a right answer is none of them.
+    """
+    if task.OUTPUT_TYPE != "multiple_choice" or not hasattr(task, "doc_to_choice"):  # a task that is a Python class
+        return
+    choices = task.doc_to_choice(document)
+    if len(choices) < 2:
+        next = "Remove the document, or correct doc_to_choice"
+        raise SuiteError(where, f"has {len(choices) or 'no'} choice{'' if choices else 's'}", "At least two", next)
+    if not answers:
+        return
+    gold = task.doc_to_text(document) if getattr(task, "multiple_input", 0) else task.doc_to_target(document)
+    for one in gold if isinstance(gold, list) else [gold]:
+        if (isinstance(one, int) and not 0 <= one < len(choices)) or (isinstance(one, str) and one not in choices):
+            allowed = f"0 to {len(choices) - 1}, or the text of a choice"
+            raise SuiteError(where, f"its right answer is {shown(one)}", allowed, "Correct the data, or doc_to_target")
 
 
 def targets(task: Any, document: Any) -> tuple[str, ...]:

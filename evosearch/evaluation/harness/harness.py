@@ -5,16 +5,18 @@ and have enough documents. lm-eval takes seconds to import, so it is imported la
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evosearch.documents import join
-from evosearch.errors import SuiteError
+from evosearch.errors import CheckpointError, SuiteError
 from evosearch.evaluation.harness.fewshot import ExampleIndex, check_enough, example_pool
 from evosearch.evaluation.harness.fingerprint import fingerprint
-from evosearch.evaluation.harness.freezing import Freezer
+from evosearch.evaluation.harness.freezing import Freezer, place_of
 from evosearch.evaluation.harness.frozen import Answers, FrozenBatch, TaskResult
+from evosearch.evaluation.harness.gold import check_choices
 from evosearch.evaluation.harness.language import check_language, identifier_version
 from evosearch.evaluation.harness.template_cache import cache_templates
 from evosearch.evaluation.suites.independence import check_independent
@@ -29,6 +31,7 @@ from evosearch.evaluation.suites.suite import Suite
 from evosearch.evaluation.suites.suite_task import SuiteTask
 from evosearch.evaluation.suites.tasks import TaskLibrary, wrap_errors
 from evosearch.evaluation.types import SPLITS, FitnessKind, ItemBatch, ItemSet
+from evosearch.untrusted import boundary
 
 
 class Harness:
@@ -87,16 +90,32 @@ class Harness:
         Raises:
             SuiteError: A request is unsupported (empty, too long, or with sampling), or the documents on this machine
                 differ from the batch's.
+            CheckpointError: The tokenizer or its chat template cannot be used.
         """
         from evosearch.evaluation.harness.lm_adapter import RequestRecorder
 
-        with quiet():
-            freezer = Freezer(RequestRecorder(tokenizer, max_length), fitness or self.suite.told)
+        with quiet(), closing(RequestRecorder(tokenizer, max_length)) as recorder:
+            freezer = Freezer(recorder, fitness or self.suite.told)
             for items in (items for items in batch.sets if len(items)):
                 loaded = self._tasks[items.task, pool_name(items.lm_eval_task, items.documents)]
                 self._check_documents(items, loaded)
                 freezer.add(loaded, items, self.suite.reads_answers(loaded.spec, batch.split))
             return freezer.freeze(batch)
+
+    def check_answers(self) -> None:
+        """Check the choices of all items, and their right answers where these are read; `freeze` does so too.
+
+        Raises:
+            SuiteError: A document has too few choices, or its right answer is not among them.
+        """
+        for split in SPLITS:
+            for items in self.batch(split).sets:
+                loaded = self._tasks[items.task, pool_name(items.lm_eval_task, items.documents)]
+                answers = self.suite.reads_answers(loaded.spec, split)
+                for doc_id in items.doc_ids if answers else ():
+                    where = place_of(loaded, doc_id)
+                    with wrap_errors(where, "lm-eval cannot read its choices"):
+                        check_choices(where, loaded.task, loaded.documents[doc_id], answers)
 
     def collect(self, frozen: FrozenBatch, answers: Answers) -> dict[str, TaskResult]:
         """Run `FrozenBatch.collect` without lm-eval's logs."""
@@ -228,7 +247,18 @@ def pool_name(lm_eval_task: str, source: str) -> str:
 
 
 def max_length_of(config: Any, tokenizer: Any) -> int:
-    """Return the context length in tokens that lm-eval assumes for a model with this transformers config."""
+    """Return the context length in tokens that lm-eval assumes for a model with this transformers config.
+
+    Raises:
+        CheckpointError: It is not a number of at least 2.
+    """
     from lm_eval.models.utils import resolve_max_length
 
-    return int(resolve_max_length(config, tokenizer))
+    where = str(getattr(config, "name_or_path", "") or getattr(tokenizer, "name_or_path", "") or "model")
+    with boundary(where, CheckpointError, "has no usable context length"):
+        length = int(resolve_max_length(config, tokenizer))
+    if length < 2:
+        what = f"its context length is {length} tokens"
+        next = "Correct max_position_embeddings in config.json, or model_max_length in tokenizer_config.json"
+        raise CheckpointError(where, what, "At least 2", next)
+    return length

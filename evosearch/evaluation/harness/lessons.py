@@ -17,7 +17,6 @@ part of it.
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -28,12 +27,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from evosearch.checkpoints.cache.drafts import draft
+from evosearch.checkpoints.cache.layout import TEACHERS
 from evosearch.errors import CheckpointError
 from evosearch.evaluation.engine.generation_plan import GenerationRequest
 from evosearch.evaluation.engine.loglikelihood import LoglikelihoodRequest
 from evosearch.evaluation.engine.soft_targets import SoftTargets
+from evosearch.umask import follow_umask
 
-FOLDER = "teachers"  # in the cache
 VERSION = 1  # of the computation; a change leaves older files unused
 
 
@@ -82,10 +83,10 @@ class Lesson:
         arrays = {one.name: np.ascontiguousarray(getattr(self, one.name)) for one in fields(self)}
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=file.parent, prefix=".") as draft:
-                save_file(arrays, Path(draft) / file.name)
-                os.chmod(Path(draft) / file.name, 0o644)  # all users of the cache read it
-                os.replace(Path(draft) / file.name, file)
+            with draft(file.parent, file.stem) as made:
+                save_file(arrays, made / file.name)
+                follow_umask(made / file.name)
+                os.replace(made / file.name, file)
         except OSError as error:
             what = f"cannot be written: {error.strerror or error}"
             raise CheckpointError(str(file), what, next="Check disk space and permissions of EVOSEARCH_CACHE") from None
@@ -119,7 +120,7 @@ def lesson_file(
         else:
             _add(content, request.inputs)
             _add(content, request.targets)
-    return cache / FOLDER / f"{content.hexdigest()}.safetensors"
+    return cache / TEACHERS / f"{content.hexdigest()}.safetensors"
 
 
 def _add(content: "hashlib._Hash", tokens: Sequence[int]) -> None:

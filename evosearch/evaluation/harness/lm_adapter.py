@@ -11,9 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import configure_pad_token
+
+from evosearch.errors import CheckpointError
+from evosearch.evaluation.harness.chat_process import ChatProcess
+from evosearch.untrusted import boundary
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,36 @@ class RequestRecorder(HFLM):
         self.truncation = False
         self.batch_size_per_gpu = 1
         self._recorded: list[Any] = []
+        self._chats = ChatProcess()
+
+    @property
+    def source(self) -> str:
+        """Folder of the tokenizer, for errors."""
+        return str(getattr(self.tokenizer, "name_or_path", "") or "tokenizer")
+
+    def close(self) -> None:
+        """End the process that renders chats; the next chat starts another."""
+        self._chats.close()
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Render messages as lm-eval does: without the system message if the template refuses it."""
+        template = self.tokenizer.get_chat_template(**self.chat_template_args)
+        others = [message for message in chat_history if message["role"] != "system"]
+        tokens = self.tokenizer.special_tokens_map
+        try:
+            return self._chats.render(self.source, template, chat_history, add_generation_prompt, **tokens)
+        except TemplateError:
+            return self._chats.render(self.source, template, others, add_generation_prompt, **tokens)
+
+    def tok_encode(self, *args: Any, **kwargs: Any) -> Any:
+        """Encode a text; an error is the tokenizer's, not the suite's."""
+        with boundary(self.source, CheckpointError, "the tokenizer cannot encode a prompt"):
+            return super().tok_encode(*args, **kwargs)
+
+    def tok_batch_encode(self, *args: Any, **kwargs: Any) -> Any:
+        """Encode texts; an error is the tokenizer's, not the suite's."""
+        with boundary(self.source, CheckpointError, "the tokenizer cannot encode a prompt"):
+            return super().tok_batch_encode(*args, **kwargs)
 
     def chat(self, template: bool | str) -> Callable[..., str]:
         """Return the renderer of messages, with the tokenizer's default chat template or a named one."""
@@ -82,7 +117,8 @@ class RequestRecorder(HFLM):
 
     def token_count(self, text: str) -> int:
         """Return the number of tokens of a stop string."""
-        return len(self.tokenizer.encode(text, add_special_tokens=False))
+        with boundary(self.source, CheckpointError, "the tokenizer cannot encode a stop string"):
+            return len(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None

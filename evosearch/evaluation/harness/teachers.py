@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evosearch.checkpoints.cache.layout import TEACHERS
 from evosearch.checkpoints.cache.locks import LOCKS, locked
+from evosearch.checkpoints.cache.uses import hold
 from evosearch.evaluation.engine.distributions import TopTokens, top_tokens
 from evosearch.evaluation.engine.generation import generate_tokens
 from evosearch.evaluation.engine.generation_plan import GenerationRequest, lay_out_generations
@@ -58,6 +60,7 @@ class Classroom:
         (task,) = frozen.tasks
         requests = requests_of(task, frozen)
         file = lesson_file(self.cache, teacher.recipe_id, _flat(requests), self.top_k)
+        hold(self.cache, TEACHERS, file.name, f"{teacher.reference} on {task.spec.name}")
         found = Lesson.load(file)
         if found is None:
             with locked(self.cache / LOCKS / file.stem, self.waiting):

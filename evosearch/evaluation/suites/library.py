@@ -6,9 +6,11 @@ their names takes a second and finds their folders, and only those folders are i
 
 import importlib.util
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+
+from evosearch.evaluation.suites.task_yaml import read_task_yaml
 
 _NAME = re.compile(rb"^['\"]?(task|group)['\"]?:[ \t]*['\"]?([^\s'\"#\[\]{}]+)", re.MULTILINE)
 _TAG = re.compile(
@@ -36,7 +38,7 @@ class TaskNames:
     """Names of tasks, groups and tags in the given folders and in lm-eval's library; each is scanned at most once."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
-        self._own = [_scan(folder, "**/*.yaml") for folder in folders]
+        self._own = [_scan(folder, "**/*.yaml", read_task_yaml) for folder in folders]
 
     def is_group(self, name: str) -> bool:
         """Return whether a name is a group or tag. A task takes precedence over a group of the same name."""
@@ -67,12 +69,12 @@ def _library() -> Found:
     return _scan(library_folder(), "*/**/*yaml")
 
 
-def _scan(root: Path, pattern: str) -> Found:
+def _scan(root: Path, pattern: str, read: Callable[[Path], bytes] = Path.read_bytes) -> Found:
     """Names and tags that YAML files define at the start of a line."""
     names: dict[tuple[str, str], Path] = {}
     tags: dict[str, list[Path]] = {}
     for path in sorted(root.glob(pattern)):
-        text = path.read_bytes()
+        text = read(path)
         for match in _NAME.finditer(text):
             if path.suffix == ".yaml":  # other suffixes are templates, not tasks
                 names.setdefault((_text(match[1]), _text(match[2])), path)

@@ -7,15 +7,16 @@ which standard errors are clustered: counting two near-duplicates as two items w
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 from evosearch.documents import join
 from evosearch.errors import SuiteError, did_you_mean
+from evosearch.evaluation.suites.group_template import group_template
 from evosearch.evaluation.suites.loaded_task import LoadedTask
 from evosearch.evaluation.suites.near_duplicates import near_duplicates
 from evosearch.evaluation.suites.question_fields import keep_question_fields
 from evosearch.evaluation.suites.splits import Selection, document_hash
+from evosearch.untrusted import reason
 
 _NAME = 16  # hex digits of a document's hash that name its group
 
@@ -124,7 +125,7 @@ class _DisjointSets:
 
 
 def group_names(where: str, name: str, documents: Sequence[Any], group_by: str) -> list[str]:
-    """Return the group of each document: the value of a field, or the output of a sandboxed Jinja template.
+    """Return the group of each document: the value of a field, or the output of a Jinja template.
 
     Args:
         where: The task's key in the suite, for errors.
@@ -150,32 +151,16 @@ def group_names(where: str, name: str, documents: Sequence[Any], group_by: str) 
 
 
 def _rendered(where: str, name: str, documents: Sequence[Any], group_by: str) -> list[str]:
-    from jinja2 import TemplateError
-
-    try:
-        template = _templates().from_string(group_by)
-    except TemplateError as exc:
-        raise SuiteError(where, f"not a valid Jinja template: {type(exc).__name__}: {exc}") from exc
+    template = group_template(where, group_by)
     values: list[str] = []
     for document in documents:
         try:
             values.append(template.render(**document))
         except Exception as exc:  # expressions of a template can raise anything
-            what = f"cannot render the group of document {len(values)} of '{name}': {type(exc).__name__}: {exc}"
+            said = f"{type(exc).__name__}: {reason(exc)}"
+            what = f"cannot render the group of document {len(values)} of '{name}': {said}"
             raise SuiteError(where, what) from exc
     return values
-
-
-@cache
-def _templates() -> Any:
-    """lm-eval's template environment in a sandbox: a suite is data, so its templates may only read documents."""
-    from jinja2 import StrictUndefined
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-    from lm_eval.utils import env
-
-    found = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-    found.filters["regex_replace"] = env.filters["regex_replace"]
-    return found
 
 
 def _text(value: Any) -> str:

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from evosearch.errors import SuiteError, did_you_mean
+from evosearch.untrusted import read_bytes
 
 FIELD = "prompt"
+MAX_BYTES = 2**28  # of a file of prompts
 MAX_NEW_TOKENS = 64  # of a teacher's answer, unless generation_kwargs sets max_gen_toks
 SPLIT = "prompts"  # the dataset split that holds all prompts
 
@@ -77,9 +79,9 @@ def read_prompts(where: str, file: Path) -> list[dict[str, Any]]:
         SuiteError: See `prompt_task`.
     """
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8 text"
+        text = read_bytes(file, SuiteError, MAX_BYTES).decode("utf-8")
+    except (SuiteError, UnicodeDecodeError) as exc:
+        reason = exc.what if isinstance(exc, SuiteError) else "it is not UTF-8 text"
         raise SuiteError(where, f"cannot read {file}: {reason}", "A text file, or JSON lines (*.jsonl)") from None
     split = (line.removesuffix("\r") for line in text.split("\n"))
     lines = [(number, line) for number, line in enumerate(split, start=1) if line.strip()]
@@ -95,7 +97,7 @@ def read_prompts(where: str, file: Path) -> list[dict[str, Any]]:
 def _row(where: str, place: str, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise SuiteError(where, f"{place}: not JSON: {exc}", f'One object a line: {{"{FIELD}": "…"}}') from None
     if not isinstance(row, Mapping):
         raise SuiteError(where, f"{place}: not an object", f'One object a line: {{"{FIELD}": "…"}}')

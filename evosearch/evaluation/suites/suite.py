@@ -63,6 +63,8 @@ from evosearch.evaluation.suites.task_files import check_code, check_folder, tas
 from evosearch.evaluation.suites.teacher_keys import AUTO, TeacherFitness
 from evosearch.evaluation.types import SPLITS, FitnessKind
 
+MAX_TASKS = 1000  # of a file; a group is one of them
+
 
 class Guard(Document):
     """A task, by its name in the suite, whose points may drop by at most `max_drop` below the reference's."""
@@ -98,11 +100,11 @@ class _SuiteKeys(PromptOptions):
 
     name: Name
     """Name of the suite."""
-    include: tuple[str, ...] = ()
+    include: Annotated[tuple[str, ...], Field(max_length=100)] = ()
     """Folders with YAML files of lm-eval tasks, relative to the suite's folder."""
     documents: DocumentCounts = DocumentCounts()
     """Number of documents that each split takes from every task."""
-    guards: tuple[Guard, ...] = ()
+    guards: Annotated[tuple[Guard, ...], Field(max_length=MAX_TASKS)] = ()
     """Tasks whose points may not drop by more than a margin."""
     fitness: Annotated[Plain | TeacherFitness, BeforeValidator(_fitness)] = "expected_score"
     """The optimizer's objective: the score with probabilities of being right in place of right and wrong, the score
@@ -118,7 +120,7 @@ class _SuiteKeys(PromptOptions):
 class SuiteFile(_SuiteKeys):
     """A suite as written in a file, before groups are expanded."""
 
-    tasks: Annotated[tuple[TaskEntry, ...], Field(min_length=1)]
+    tasks: Annotated[tuple[TaskEntry, ...], Field(min_length=1, max_length=MAX_TASKS)]
     """The tasks."""
 
 

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 from evosearch.documents import Document
 from evosearch.errors import SuiteError
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=100_000_000)]
 Name = Annotated[str, Field(pattern=r"^\w[\w.:/\-]*$", max_length=200)]
 Chance = Annotated[float, Field(ge=0, lt=1)]
 Source = Literal["train", "validation", "test"]
@@ -60,13 +60,13 @@ _UNSET = (None, "", False, 0, DocumentSources())
 class PromptOptions(Document):
     """Options of prompts and generation; None falls back to the suite, then to the task's YAML."""
 
-    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    num_fewshot: Annotated[int, Field(ge=0, le=10_000)] | None = None
     """Number of examples in the prompt; a task that fixes 0 keeps it, as with `lm_eval --num_fewshot`."""
     apply_chat_template: bool | Annotated[str, Field(min_length=1)] | None = None
     """Apply the tokenizer's chat template: true for the default one, or a template's name."""
     fewshot_as_multiturn: bool | None = None
     """Format examples as chat turns; default: true if the template is applied."""
-    system_instruction: str | None = None
+    system_instruction: Annotated[str, Field(max_length=100_000)] | None = None
     """System message of the chat, or text before the prompt."""
     generation_kwargs: dict[str, Any] | None = None
     """Options of generation, merged over the task's own; decoding is greedy."""
@@ -84,11 +84,11 @@ class _TaskKeys(PromptOptions):
     """Name in the suite; default: the lm-eval name (of the search split), or the name of the file of prompts."""
     metric: str = ""
     """The metric that is scored: an item mean in [0, 1]."""
-    metrics: tuple[str, ...] | None = None
+    metrics: Annotated[tuple[str, ...], Field(max_length=100)] | None = None
     """Metrics that are also reported, with lm-eval's aggregation; default: every metric of the task."""
     filter: str | None = None
     """Filter of lm-eval whose output is scored; default: the task's first."""
-    weight: Annotated[float, Field(ge=0)] = 1.0
+    weight: Annotated[float, Field(ge=0, le=1_000_000)] = 1.0
     """Weight in the score, normalized over the tasks; a group's weight is divided among its leaf tasks."""
     documents: DocumentCounts = DocumentCounts()
     """Number of documents of each split; default: the suite's."""
@@ -98,8 +98,9 @@ class _TaskKeys(PromptOptions):
     """Unlearning target: the task scores 1 - metric."""
     documents_from: DocumentSources = DocumentSources()
     """Dataset split that each split draws from; default: the one that lm-eval evaluates."""
-    group_by: Annotated[str, Field(min_length=1)] | None = None
-    """A field or a Jinja template; documents of one group stay in one split and are one sampling unit."""
+    group_by: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
+    """A field, or a Jinja template of fields and filters without loops; documents of one group stay in one split and
+    are one sampling unit."""
     language: Annotated[str, Field(min_length=1)] | None = None
     """Language code; generated text in another language counts as wrong. Requires `fitness: score`, or `expected_score`
     if a regex filter cuts the answer from the text."""

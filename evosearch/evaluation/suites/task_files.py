@@ -14,6 +14,8 @@ import yaml
 
 from evosearch.errors import SuiteError
 from evosearch.evaluation.suites.library import library_folder
+from evosearch.evaluation.suites.task_yaml import read_task_yaml
+from evosearch.untrusted import present
 
 TASKS = "EVOSEARCH_TASKS"  # environment variable: additional trusted folders
 FUNCTION, INCLUDE = "!function", "include"
@@ -43,24 +45,26 @@ def check_folder(folder: str, roots: Sequence[str], where: str) -> None:
 def check_code(folder: str, roots: Sequence[str]) -> None:
     """Check that the task files of a folder, and the files that they include, only use trusted code.
 
-    Missing files are left for lm-eval to report.
+    Missing files are left for lm-eval to report. All others are regular files of bounded size and depth; see
+    `read_task_yaml`.
 
     Args:
         folder: Folder with task YAMLs that `check_folder` accepts.
         roots: Trusted folders.
 
     Raises:
-        SuiteError: A task file would run or include a file outside of `roots`.
+        SuiteError: A task file would run or include a file outside of `roots`, or cannot be read safely.
     """
     library = os.path.realpath(library_folder())
     trusted = {place for root in (*roots, folder) for place in (root, os.path.realpath(root))} | {library}
     waiting, seen = sorted(Path(folder).glob("**/*.yaml")), set()
     while waiting:
-        path = waiting.pop().resolve()
-        if path in seen or path.is_relative_to(library):
+        named_file = waiting.pop()
+        path = Path(os.path.realpath(named_file))
+        if path in seen or path.is_relative_to(library) or not present(path):
             continue
         seen.add(path)
-        for key, named, file in referenced_code(path):
+        for key, named, file in referenced_code(path, read_task_yaml(named_file)):
             if not is_inside(file, trusted):
                 what = f"got '{named}': {file} is outside of the suite's folder, and task files are code"
                 next = f"To trust its folder, set {TASKS}={file.parent}"
@@ -76,7 +80,7 @@ def is_inside(file: Path, folders: set[str]) -> bool:
     return any(place.is_relative_to(folder) for place in places for folder in folders)
 
 
-def referenced_code(path: Path) -> Iterator[tuple[str, str, Path]]:
+def referenced_code(path: Path, content: bytes) -> Iterator[tuple[str, str, Path]]:
     """Yield (key, text, file) of each YAML that a task file includes and of each Python file of its functions.
 
     The file is parsed by lm-eval's own loader. If parsing fails, everything before the error is reported, since lm-eval
@@ -89,7 +93,7 @@ def referenced_code(path: Path) -> Iterator[tuple[str, str, Path]]:
 
     Loader.add_constructor(FUNCTION, lambda loader, node: functions.append(loader.construct_scalar(node)))
     try:
-        data = yaml.load(path.read_bytes(), Loader)  # noqa: S506 - lm-eval's own loader, which returns plain data
+        data = yaml.load(content, Loader)  # noqa: S506 - lm-eval's own loader, which returns plain data
     except Exception:  # lm-eval reports the error if the suite uses this file
         data = None
     for named in functions:
@@ -106,8 +110,8 @@ def referenced_code(path: Path) -> Iterator[tuple[str, str, Path]]:
 def referenced_files(path: Path) -> Iterator[tuple[str, str]]:
     """Yield (key, text) of every data or YAML file that a task's YAML mentions. Only the syntax is examined."""
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, ValueError, OSError):  # lm-eval reports it if the suite uses this file
+        root = yaml.compose(read_task_yaml(path), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError):  # lm-eval reports it if the suite uses this file
         return
     yield from _texts(root, None)
 

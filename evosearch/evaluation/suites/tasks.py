@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evosearch.errors import SuiteError, did_you_mean
+from evosearch.evaluation.suites.data_files import check_json_lines, with_data_files
 from evosearch.evaluation.suites.library import library_files, library_tags
 
 
@@ -75,8 +76,16 @@ class TaskLibrary:
     def _load(self, where: str, name: str) -> dict[str, Any]:
         if name in self._manager.task_index:
             self._resolve_data_files(where, name)
-        with wrap_errors(where, f"lm-eval cannot load '{name}'"):
-            return dict(self._manager.load([name])["tasks"])
+        try:
+            with wrap_errors(where, f"lm-eval cannot load '{name}'"):
+                return dict(self._manager.load([name])["tasks"])
+        except SuiteError as exc:
+            if name in self._manager.task_index:
+                check_json_lines(self._manager.task_index[name].cfg or {}, where)
+            if isinstance(exc.__cause__, IndexError):  # lm-eval looks the first document's answer up in its choices
+                allowed = "At least two choices (doc_to_choice), and a right answer among them (doc_to_target)"
+                raise SuiteError(exc.where, exc.what, allowed, "Check the first document") from exc
+            raise
 
     def _find(self, where: str, name: str) -> Any:
         """Index entry of a name; indexes its library folder on demand."""
@@ -143,10 +152,10 @@ class TaskLibrary:
         if entry.yaml_path is None:
             return
         folder = entry.yaml_path.parent
-        if _with_data_files(where, name, entry.cfg or {}, folder) != (entry.cfg or {}):
+        if with_data_files(where, name, entry.cfg or {}, folder) != (entry.cfg or {}):
             with wrap_errors(where, f"lm-eval cannot load '{name}'"):
                 full: dict[str, Any] = load_yaml(entry.yaml_path, resolve_func=True)
-            entry.cfg, entry.yaml_path = _with_data_files(where, name, full, folder), None
+            entry.cfg, entry.yaml_path = with_data_files(where, name, full, folder), None
 
     @contextmanager
     def _without_target(self, where: str, name: str) -> Iterator[None]:
@@ -161,9 +170,7 @@ class TaskLibrary:
         with wrap_errors(where, f"lm-eval cannot load '{name}'"):
             config = dict(load_yaml(entry.yaml_path, resolve_func=True) if entry.yaml_path else entry.cfg or {})
         if config.get("output_type") in ("generate_until", "multiple_choice") and "class" not in config:
-            placed = (
-                config if entry.yaml_path is None else _with_data_files(where, name, config, entry.yaml_path.parent)
-            )
+            placed = config if entry.yaml_path is None else with_data_files(where, name, config, entry.yaml_path.parent)
             entry.cfg, entry.yaml_path = {**placed, "doc_to_target": ""}, None
         try:
             yield
@@ -195,35 +202,3 @@ def _manager(folders: Sequence[Path]) -> Any:
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=list(folders), include_defaults=False)
-
-
-def _with_data_files(where: str, name: str, config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A task's or group's config with full paths of data files, including members defined inline."""
-    placed = dict(config)
-    kwargs = config.get("dataset_kwargs")
-    named = kwargs.get("data_files") if isinstance(kwargs, dict) else None
-    if named is not None:
-        placed["dataset_kwargs"] = {**config["dataset_kwargs"], "data_files": _placed(where, name, named, folder)}
-    if isinstance(config.get("task"), list):
-        placed["task"] = [
-            _with_data_files(where, name, item, folder) if isinstance(item, dict) else item for item in config["task"]
-        ]
-    return placed
-
-
-def _placed(where: str, name: str, named: Any, folder: Path) -> Any:
-    if isinstance(named, dict):
-        return {split: _placed(where, name, files, folder) for split, files in named.items()}
-    if isinstance(named, list):
-        return [_placed(where, name, file, folder) for file in named]
-    return _data_file(where, name, str(named), folder)
-
-
-def _data_file(where: str, name: str, file: str, folder: Path) -> str:
-    if "://" in file or any(sign in file for sign in "*?["):
-        return file  # a remote file or a pattern, resolved by datasets
-    if Path(file).exists():
-        return file
-    if (folder / file).exists():
-        return str(folder / file)
-    raise SuiteError(where, f"data file {file} of '{name}' not found", f"Searched . and {folder}")

@@ -7,16 +7,14 @@ from torch import Tensor
 from evosearch.merging.dare import INEXACT, PARAMETERS, SPELLED, drops
 from evosearch.merging.method_parameters import Parameters
 from evosearch.merging.registry import Slope, merge_method
-from evosearch.merging.sums import add_deltas, chain, contract_deltas, scales
+from evosearch.merging.sparse import add_kept, contract_kept
 from evosearch.recipe.shapes import MergekitForm
 
 
 def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, grad: Tensor) -> Mapping[str, Slope]:
-    """Return dL/dwᵢ and dL/dλ, with the masks held fixed, from rᵢ ⟨dL/dθ, mᵢτᵢ⟩."""
+    """Return dL/dwᵢ and dL/dλ, with the masks held fixed (`contract_kept`)."""
     assert base is not None
-    thinned = drops(base, parents, p)
-    kept = contract_deltas(base, parents, p, grad, lambda i, start, tau: thinned[i].apply(tau, start))
-    return chain(p, [drop.factor * slope for drop, slope in zip(thinned, kept, strict=True)])
+    return contract_kept(base, parents, p, grad, drops(base, parents, p))
 
 
 @merge_method(
@@ -40,6 +38,4 @@ def dare_linear(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -
         CandidateError: With `normalize`, weights that are not all zero sum to zero.
     """
     assert base is not None
-    thinned = drops(base, parents, p)
-    factors = [scale * drop.factor for scale, drop in zip(scales("dare_linear", p), thinned, strict=True)]  # λwᵢrᵢ
-    return add_deltas(base, parents, factors, p, lambda i, start, tau: thinned[i].apply(tau, start))
+    return add_kept("dare_linear", base, parents, p, drops(base, parents, p))

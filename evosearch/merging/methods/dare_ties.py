@@ -5,18 +5,16 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from evosearch.merging.dare import INEXACT, PARAMETERS, SPELLED, drops
-from evosearch.merging.election import contract_elected, elect_deltas
 from evosearch.merging.method_parameters import Parameters
 from evosearch.merging.registry import Slope, merge_method
+from evosearch.merging.sparse import contract_elected_kept, elect_kept
 from evosearch.recipe.shapes import MergekitForm
 
 
 def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, grad: Tensor) -> Mapping[str, Slope]:
     """Return dL/dwᵢ and dL/dλ, with the masks and the elected signs held fixed (`contract_elected`)."""
     assert base is not None
-    thinned = drops(base, parents, p)
-    rescale = [drop.factor for drop in thinned]  # rᵢ
-    return contract_elected(base, parents, p, grad, lambda i, start, tau: thinned[i].apply(tau, start), rescale)
+    return contract_elected_kept(base, parents, p, grad, drops(base, parents, p))
 
 
 @merge_method(
@@ -37,6 +35,4 @@ def dare_ties(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> 
     `dare.drops`). No entry is trimmed by magnitude. `normalize` divides by the sum of the weights that agree.
     """
     assert base is not None
-    thinned = drops(base, parents, p)
-    factors = [w * drop.factor for w, drop in zip(p.each("weight"), thinned, strict=True)]  # wᵢrᵢ
-    return elect_deltas(base, parents, p, lambda i, start, tau: thinned[i].apply(tau, start), factors)
+    return elect_kept(base, parents, p, drops(base, parents, p))

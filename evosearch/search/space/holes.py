@@ -18,7 +18,8 @@ from evosearch.recipe.checks import interval, word
 from evosearch.recipe.shapes import Param, Scalar
 
 MARKS = frozenset({"low", "high", "choices", "search"})  # a mapping with one of these keys is a hole
-Number = Annotated[float, Field(strict=True)]
+LARGEST, SMALLEST = 1e30, 1e-30  # of bounds, as of fixed values, and of bounds with log: true
+Number = Annotated[float, Field(strict=True, ge=-LARGEST, le=LARGEST)]
 
 
 class Hole(Document):
@@ -31,10 +32,10 @@ class Hole(Document):
     init: Any = None
     name: Annotated[str, Field(min_length=1, pattern=r"^[^\[\]\.]+$")] | None = None
     per: Literal["layer", "group", "gradient", "module", "tensor"] | None = None
-    groups: Annotated[int, Field(ge=1)] | None = None
-    points: Annotated[int, Field(ge=2)] | None = None
+    groups: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    points: Annotated[int, Field(ge=2, le=10_000)] | None = None
     ends: Literal["shared", "separate"] | None = None
-    choices: tuple[Any, ...] | None = None
+    choices: Annotated[tuple[Any, ...], Field(max_length=10_000)] | None = None
     search: bool = False
 
     @property
@@ -154,6 +155,8 @@ def _check_range(hole: Hole, params: Sequence[Param], layers: int, where: str) -
         _check_integer(hole, where)
     if hole.log and low <= 0:
         raise RecipeError(join(where, "low"), f"got {low:g} with log: true", "Greater than 0")
+    if hole.log and low < SMALLEST:
+        raise RecipeError(join(where, "low"), f"got {low:g} with log: true", f"At least {SMALLEST:g}")
     for param in params:
         _check_bounds(low, high, param, where)
     _check_per(hole, layers, where)

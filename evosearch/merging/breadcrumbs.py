@@ -1,0 +1,74 @@
+"""Model breadcrumbs (Davari and Belilovsky 2023): drop the largest and the smallest entries of a task vector."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from evosearch.merging.kernels import same
+from evosearch.merging.magnitudes import Delta, Trim, largest
+from evosearch.merging.method_parameters import Parameters
+from evosearch.merging.sparse import l1_factor
+from evosearch.recipe.shapes import Param, Scalar
+
+PARAMETERS = {
+    "weight": Param(0.0, 1.5, per_model=True),
+    "density": Param(0.0, 1.0, default=1.0, per_model=True, strict=True, open_low=True),
+    "gamma": Param(0.0, 1.0, default=0.01, per_model=True, strict=True),
+    "normalize": Param(default=False, kind="bool"),
+    "rescale": Param(default=False, kind="choice", choices=(False, "l1")),
+    "lambda": Param(0.0, 2.0, default=1.0),
+}
+SPELLED: dict[str, dict[Scalar, Scalar]] = {"rescale": {"l1": True}}
+
+
+@dataclass(frozen=True)
+class Band:
+    """The entries of a task vector between two magnitudes.
+
+    Attributes:
+        outer: Keeps the band and the outliers above it; None: all entries.
+        outliers: How many entries above the band are dropped.
+        inner: Keeps the outliers alone; None with outliers: all nonzero entries are outliers.
+        factor: Factor that compensates for the dropped entries.
+    """
+
+    outer: Trim | None = None
+    outliers: int = 0
+    inner: Trim | None = None
+    factor: float = 1.0
+
+    def apply(self, tau: Tensor, start: int) -> Tensor:
+        """Zero the dropped entries of a chunk that begins at index `start`. NaN and infinity become NaN."""
+        kept = self.outer.apply(tau, start) if self.outer else tau
+        if not self.outliers:
+            return kept
+        return kept - (self.inner.apply(tau, start) if self.inner else tau)
+
+
+def bands(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> list[Band]:
+    """Return the kept entries of every task vector.
+
+    Of n entries, sorted by magnitude (equal ones by index, the lowest first), the first ⌊gamma·n⌋ are dropped, the next
+    max(1, ⌊density·n⌋) kept, and the rest dropped. Where these are more than n, fewer of the first are dropped.
+    `rescale: l1` restores the L1 norm of the task vector, as mergekit does.
+    """
+    made = []
+    for i, (theta, density, gamma) in enumerate(zip(parents, p.each("density"), p.each("gamma"), strict=True)):
+        made.append(Band() if same(base, theta) else _band(_delta(base, theta, p, i), density, gamma))
+        if p.choice("rescale") == "l1" and not same(base, theta):
+            made[-1] = replace(made[-1], factor=l1_factor(base, theta, made[-1], p.dtype))
+    return made
+
+
+def _delta(base: Tensor, theta: Tensor, p: Parameters, i: int) -> Delta:
+    return Delta(lambda: base, lambda: theta, p, i)
+
+
+def _band(delta: Delta, density: float, gamma: float) -> Band:
+    n = delta.base().numel()
+    stay = max(1, int(density * n))
+    outliers = min(int(gamma * n), n - stay)
+    (outer,) = largest([delta], [n], outliers + stay)
+    (inner,) = largest([delta], [n], outliers) if outliers else (None,)
+    return Band(outer, outliers, inner)
