@@ -43,7 +43,6 @@ def command(
 
 
 def _show(found: "Inventory", limit: int | None) -> None:
-    from rich.markup import escape
 
     from evosearch.checkpoints.cache.layout import KINDS
     from evosearch.checkpoints.disk_space import size
@@ -51,13 +50,13 @@ def _show(found: "Inventory", limit: int | None) -> None:
     from evosearch.reporting.columns import Column
 
     columns = [
-        Column["Entry"]("what", lambda entry: escape(_short(entry.what or entry.name[:12] or "-")), left=True),
+        Column["Entry"]("what", lambda entry: _short(entry.what or entry.name[:12] or "-"), left=True),
         Column("kind", lambda entry: KINDS[entry.kind], left=True),
         Column("size", lambda entry: size(entry.bytes)),
         Column("files", lambda entry: str(entry.files)),
         Column("last used", _last_used, left=True),
     ]
-    console.print(make_table(f"Cache {escape(found.cache)}", columns, found.entries))
+    console.print(make_table(f"Cache {found.cache}", columns, found.entries))
     ceiling = f" of {size(limit)}" if limit is not None else ""
     lines = [f"{len(found.entries)} entries, {size(found.bytes)}{ceiling}"]
     if found.drafts:

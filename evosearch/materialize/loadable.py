@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from evosearch.checkpoints.adapters.adapted_model import apply_adapter
+from evosearch.checkpoints.cache.layout import TOKENIZERS
 from evosearch.checkpoints.digest import DTYPE_NAMES
 from evosearch.checkpoints.model_files import GENERATION, read_json
 from evosearch.checkpoints.quiet import no_warnings
@@ -40,8 +41,10 @@ class Sources:
     @classmethod
     def of(cls, donor: Checkpoint) -> "Sources":
         """Return the places of an export whose donor is a checkpoint."""
-        generation = generation_folder(donor) / GENERATION
-        return cls(str(donor.folder / CONFIG), str(generation), str(donor.tokenizer_folder))
+        generation, tokenizer = generation_folder(donor) / GENERATION, donor.tokenizer_folder
+        if tokenizer.parent.name == TOKENIZERS:  # in the cache: the donor's, with further tokens or another template
+            tokenizer = donor.folder
+        return cls(str(donor.folder / CONFIG), str(generation), str(tokenizer))
 
 
 def check_settings(folder: Path, donor: Checkpoint, layout: Layout, dtype: torch.dtype) -> None:

@@ -332,4 +332,4 @@ def test_a_config_that_transformers_rejects_is_named(changes, message, random_mo
     config = {**checkpoint.config, **changes}
     with pytest.raises(CheckpointError, match=f"transformers cannot build this model: .*{message}") as caught:
         build(checkpoint.folder, config, checkpoint.tensors, checkpoint.load, torch.float32)
-    assert caught.value.where == str(checkpoint.folder / "config.json")
+    assert caught.value.where == f"{checkpoint.folder / 'config.json'}: {next(iter(changes))}"

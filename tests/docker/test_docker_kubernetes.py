@@ -500,9 +500,7 @@ def test_compose_and_kubernetes_use_the_same_commands_and_settings(
     assert environment(found["postgres"])[initdb] == services["postgres"]["environment"][initdb]
     for name, service in {"head": "head", "cpu": "worker", "gpu": "worker-gpu"}.items():
         ours, theirs = environment(found[name]), services[service]["environment"]
-        plain = {key for key in theirs if not str(theirs[key]).startswith("/run/secrets/")} - {
-            "MLFLOW_TRACKING_USERNAME"
-        }
+        plain = {key for key in theirs if not str(theirs[key]).startswith("/run/secrets/")} - {"MLFLOW_ACCOUNT"}
         assert {key: ours[key] for key in plain} == {key: theirs[key] for key in plain}
     assert environment(found["mlflow"]) == {
         **services["mlflow"]["environment"],

@@ -198,7 +198,11 @@ def test_generation_that_is_not_greedy_is_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"doc_to_target": "{{'none of these'}}"}, "has no right answer. Set `fitness: score`"),
+        ({"doc_to_target": "{{[]}}"}, "has no right answer. Set `fitness: score`"),
+        (
+            {"doc_to_target": "{{'none of these'}}"},
+            "its right answer is none of these. 0 to 2, or the text of a choice",
+        ),
         (
             {"doc_to_choice": "{{choices + ['y' * 97]}}"},
             "the continuation has 98 tokens, but the model's context length is 96",
@@ -221,17 +225,6 @@ def test_documents_that_cannot_be_scored(
     with pytest.raises(SuiteError) as caught:
         scorer.prepare(scorer.batch("search"))
     assert message in str(caught.value)
-
-
-def test_documents_without_a_right_answer_may_be_scored_by_metric_alone(
-    suite_data: Data, task_configs: Data, tasks_writer: Any, tmp_path: Path, tokenizer: Any, model: Any
-) -> None:
-    tasks_writer(tmp_path / "tasks", {"t_choice": {**task_configs["t_choice"], "doc_to_target": "{{'none of these'}}"}})
-    suite_data.update(tasks=suite_data["tasks"][:1], fitness="score")
-    scorer = scorer_of(suite_data, tmp_path, tokenizer, model)
-    card = scorer.score(model, scorer.batch("search"))
-    assert np.isnan(card.columns["choice"][GOLD]).all()
-    assert card.fitness.value == card.score == pytest.approx(100 * (0 - 0.3) / 0.7)
 
 
 def test_data_that_changed_since_the_batch_was_drawn(scorer: Scorer) -> None:

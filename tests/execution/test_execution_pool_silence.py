@@ -47,7 +47,7 @@ class Quiet(Cluster):
     silent: float | None = None
 
     def __init__(self) -> None:
-        super().__init__(own=False, head=None)
+        super().__init__(own=None, head=None)
 
     def silent_for(self) -> float | None:
         return self.silent

@@ -205,5 +205,5 @@ def test_keys_that_affect_no_answer_are_ignored(world: World) -> None:
 def test_a_config_that_transformers_rejects_is_named(world: World) -> None:
     spec = world("broken")
     change(spec, "expert2", rms_norm_eps="small")
-    with pytest.raises(CheckpointError, match=r"expert2/config\.json: transformers cannot build this model"):
+    with pytest.raises(CheckpointError, match=r"expert2/config\.json: rms_norm_eps: got 'small'; transformers cannot"):
         prepare(load_spec(spec), Silent())

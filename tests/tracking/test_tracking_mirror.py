@@ -32,6 +32,7 @@ class Store:
         self.recalled: list[int] = []
         self.advanced: list[tuple[str, list[int]]] = []
         self.turns: threading.Semaphore | None = None  # writes that are allowed
+        self.waits = threading.Event()  # a write has waited for its turn
 
     def open(self) -> int:
         if self.down:
@@ -48,6 +49,7 @@ class Store:
 
     def write(self, events: Sequence[Event]) -> None:
         if self.turns is not None:
+            self.waits.set()
             assert self.turns.acquire(timeout=LONG_S)
         for count, event in enumerate(events):
             if self.down or (self.fails_after is not None and count >= self.fails_after):
@@ -164,7 +166,7 @@ def test_a_candidate_is_mirrored_ahead_of_what_is_missing(story: Story) -> None:
     story.all()
     everything = [event.seq for event in story.ledger.events(story.search_id)]
     made.notify()
-    _until(lambda: made.state.startswith("behind: "))
+    assert store.waits.wait(LONG_S)
     assert not made.bring_forward("2", 0.2), "the first write goes on"
     store.turns.release()
     _until(lambda: store.advanced == [("2", everything)])
