@@ -280,7 +280,8 @@ def test_mlflow_has_accounts_allowed_hosts_and_one_process(compose: Compose) -> 
 
 
 def test_mlflow_has_the_options_of_evosearch_cluster(compose: Compose) -> None:
-    natively = (ROOT / "evosearch" / "devcluster" / "mlflow_server.py").read_text()
+    files = ("devcluster/mlflow_server.py", "tracking/server.py")
+    natively = "".join((ROOT / "evosearch" / file).read_text() for file in files)
     assert set(options(compose()["services"]["mlflow"]["command"])) == set(re.findall(r'"(--[a-z-]+)"', natively))
 
 
