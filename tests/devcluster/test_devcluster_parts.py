@@ -19,6 +19,7 @@ from evosearch.devcluster.private import secret, write_private
 from evosearch.devcluster.processes import PORTS, Process, free_port, listening
 from evosearch.errors import InputError, SearchError
 from evosearch.search.ledger.events import Event
+from evosearch.tracking import server
 
 
 def test_ports_are_free_and_the_wanted_one_if_possible() -> None:
@@ -252,12 +253,11 @@ def test_invalid_numbers_of_nodes_and_gpus_are_rejected() -> None:
     assert "Invalid value for '--gpus-per-node'" in refused.stderr
 
 
-def test_without_the_server_extra_up_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the extra, MLflow is installed, but not the packages that its accounts require."""
+def test_without_the_packages_for_accounts_up_names_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(clusters, "find_programs", dict)
-    monkeypatch.setattr(mlflow_server, "find_spec", lambda name: None)
-    with pytest.raises(
-        InputError, match=r"has no flask_wtf, .* pip install 'evosearch\[server\]', .*scripts/setup server"
-    ):
+    monkeypatch.setattr(server, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"has no flask_wtf, which MLflow's accounts need\. pip install flask-wtf"):
         Cluster(tmp_path / "cluster").up()
     assert not (tmp_path / "cluster").exists(), "nothing was started"

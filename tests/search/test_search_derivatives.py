@@ -138,6 +138,10 @@ def check_directions(space: SearchSpace, seeds: tuple[int, ...] = (2, 3)) -> lis
     return found
 
 
+# Parameters without effect where no entry is near the other model's, or where several models change every entry
+IN_PLACES = ("nearswap", "ramplus")
+
+
 @pytest.mark.parametrize("kind", HOLES)
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_agrees_with_central_differences(name: str, kind: str) -> None:
@@ -147,7 +151,7 @@ def test_agrees_with_central_differences(name: str, kind: str) -> None:
         space = SearchSpace.from_template(written, SHAPE, specs())
         assert space.not_differentiable() is None
         found = check_directions(space)
-        assert all(found) or kind == "shared name", "equal weights that are normalized have no effect"
+        assert all(found) or kind == "shared name" or name in IN_PLACES, "equal normalized weights have no effect"
 
 
 @pytest.mark.parametrize("form", ["slices", "modules"])

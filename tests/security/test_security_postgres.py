@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from evosearch import origins
 from evosearch.errors import InputError, LedgerError
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.ledger.server_access import QUERY_KEYS
@@ -206,6 +207,7 @@ def test_named_servers_get_it_by_scram(postgres_url: str, monkeypatch: pytest.Mo
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PGPASSWORD", passfile.read_text().splitlines()[0].split(":")[4])
     monkeypatch.setenv("PGPASSFILE", "/nowhere")
+    monkeypatch.setattr(origins, "_by_hand", set())  # other tests named this server on the command line
     said = open_ledger(postgres_url)
     assert f"EVOSEARCH_HOSTS=postgresql://{url.host}:{url.port} (or $PGHOST)" in said
     for variables in (
