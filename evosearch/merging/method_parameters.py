@@ -1,6 +1,6 @@
 """Parameters of a merge method, evaluated at one tensor, and facts remembered between candidates."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -37,6 +37,25 @@ class Memory:
             return False
         self._left -= size
         return True
+
+    def within(self, prefix: Hashable) -> "Memory":
+        """Return a view whose keys have a prefix, for facts about inputs that were changed by one rule."""
+        return _Within(self, prefix)
+
+
+class _Within(Memory):
+    """View of a memory, with its limit."""
+
+    def __init__(self, outer: Memory, prefix: Hashable) -> None:
+        self._outer, self._prefix = outer, prefix
+
+    def recall(self, key: Any, find: Callable[[], T]) -> T:
+        """Return the fact of the prefixed key."""
+        return self._outer.recall((self._prefix, key), find)
+
+    def reserve(self, size: int) -> bool:
+        """Reserve bytes of the outer memory."""
+        return self._outer.reserve(size)
 
 
 @dataclass(frozen=True)

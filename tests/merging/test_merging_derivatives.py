@@ -41,9 +41,13 @@ def settings(merger: Method) -> list[tuple[dict[str, Scalar], dict[str, tuple[Sc
     """Parameters of a method: several numbers, under each combination of its choices."""
     known, count = merger.spec.parameters, min(3, merger.spec.models[1] or 3)
     choices = {n: p.choices or (True, False) for n, p in known.items() if p.kind in ("choice", "bool")}
+    norms = {"norm", "norm_scope"} & choices.keys()  # not in all combinations with the other choices
+    others = [dict(zip(choices, chosen, strict=True)) for chosen in product(*choices.values())]
+    combinations = [one for one in others if all(one[name] == known[name].default for name in norms)]
+    combinations += [combinations[0] | {"norm": "equal", "norm_scope": scope} for scope in ("tensor", "model") if norms]
     found = []
-    for weights, chosen in product(WEIGHTS, product(*choices.values())):
-        shared: dict[str, Scalar] = dict(zip(choices, chosen, strict=True))
+    for weights, chosen in product(WEIGHTS, combinations):
+        shared: dict[str, Scalar] = dict(chosen)
         own: dict[str, tuple[Scalar, ...]] = {}
         for name, param in known.items():
             if param.kind == "int":
@@ -210,6 +214,8 @@ def test_factors_are_those_of_the_merge_and_their_chain_is_the_derivative(merger
     assert base is not None
     for shared, own in settings(merger):
         p = given(merger, shared, own)
+        if merger.factors_at(p) is None:
+            continue  # norm: equal
         grad = torch.randn(base.shape, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
         taus = [theta - base for theta in parents]
         summed = base + sum(f * tau for f, tau in zip(merger.factors.of(p), taus, strict=True))
@@ -221,6 +227,9 @@ def test_factors_are_those_of_the_merge_and_their_chain_is_the_derivative(merger
 
 def test_task_arithmetic_has_factors() -> None:
     assert "task_arithmetic" in BY_FACTORS
+    merger = method("task_arithmetic")
+    assert merger.factors_at(Parameters({"norm": "keep"}, {})) is merger.factors
+    assert merger.factors_at(Parameters({"norm": "equal"}, {})) is None
 
 
 def test_a_method_has_a_derivative_or_names_no_parameter() -> None:

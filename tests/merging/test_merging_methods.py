@@ -102,7 +102,7 @@ def test_slerp_of_zeros():
 
 
 def plain_ties(
-    base: Tensor, parents: list[Tensor], weights: list[float], density: float, normalize: bool, count: bool
+    base: Tensor, parents: list[Tensor], weights: list[float], density: float, normalize: bool, sign_method: str
 ) -> Tensor:
     """Reference implementation of TIES, one entry at a time."""
     n, trimmed = base.numel(), []
@@ -113,8 +113,8 @@ def plain_ties(
     out = []
     for i in range(n):
         column = [delta[i] for delta in trimmed]
-        vote = sum((x > 0) - (x < 0) if count else x for x in column)
-        sign = 1 if vote >= 0 else -1
+        vote = sum(x if sign_method == "magnitude" else (x > 0) - (x < 0) for x in column)
+        sign = 0 if vote == 0 and sign_method == "count_strict" else 1 if vote >= 0 else -1
         agreeing = [(x, w) for x, w in zip(column, weights, strict=True) if x * sign > 0]
         total = sum(w for _, w in agreeing) if normalize else 1.0
         out.append(base[i].item() + sum(x for x, _ in agreeing) / (total or 1.0))
@@ -123,7 +123,7 @@ def plain_ties(
 
 @pytest.mark.parametrize("density", [0.01, 0.2, 0.5, 1.0])
 @pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("sign_method", ["magnitude", "count"])
+@pytest.mark.parametrize("sign_method", ["magnitude", "count", "count_strict"])
 @pytest.mark.parametrize("coarse", [False, True])
 def test_ties_equals_a_plain_implementation(density, normalize, sign_method, coarse, monkeypatch):
     monkeypatch.setattr(kernels, "CHUNK", {"cpu": 64})
@@ -133,7 +133,7 @@ def test_ties_equals_a_plain_implementation(density, normalize, sign_method, coa
     if coarse:  # many entries of equal magnitude, so that order of index decides
         parents = [(2 * parent).round() / 2 for parent in parents]
     weights = [0.5, 1.0, 0.75]
-    expected = plain_ties(base, parents, weights, density, normalize, sign_method == "count")
+    expected = plain_ties(base, parents, weights, density, normalize, sign_method)
     out = run("ties", base, *parents, weight=weights, density=density, normalize=normalize, sign_method=sign_method)
     torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
 
@@ -146,6 +146,14 @@ def test_ties_keeps_at_least_one_entry_and_of_equals_the_first():
 def test_ties_elects_plus_where_the_vote_is_even_and_applies_lambda():
     out = run("ties", [0.0, 0.0], [1.0, 2.0], [-1.0, 2.0], weight=1.0, lam=0.5)
     assert out.tolist() == [0.5, 1.0]
+    even = [1.0, 2.0, -3.0], [-1.5, 2.0, 0.0]
+    assert run("ties", [0.0] * 3, *even, weight=1.0, sign_method="count").tolist() == [1.0, 2.0, -3.0]
+    assert run("ties", [0.0] * 3, *even, weight=1.0, sign_method="count_strict").tolist() == [0.0, 2.0, -3.0]
+
+
+def test_ties_rescales_what_is_left_to_the_l1_norm():
+    out = run("ties", [0.0] * 4, [4.0, -3.0, 2.0, 1.0], weight=1.0, density=0.5, rescale="l1")
+    assert out.tolist() == pytest.approx([4 * 10 / 7, -3 * 10 / 7, 0.0, 0.0])
 
 
 def test_ties_density_of_each_parent_is_its_own():
