@@ -207,9 +207,18 @@ def map_references(node: Any, change: Callable[[str], str]) -> Any:
 def _map_value(key: str, value: Any, change: Callable[[str], str]) -> Any:
     if _names_a_model(key, value):
         return change(value)
+    if key == "model" and isinstance(value, Mapping):  # a search parameter: one of several models
+        return {name: _map_choices(name, part, change) for name, part in value.items()}
     if key == LISTS_MODELS and isinstance(value, list | tuple):
         return [change(item) if isinstance(item, str) else map_references(item, change) for item in value]
     return map_references(value, change)
+
+
+def _map_choices(key: str, value: Any, change: Callable[[str], str]) -> Any:
+    """Change the references of a search parameter: its choices and the one it starts from."""
+    if key == "choices" and isinstance(value, list | tuple):
+        return [change(item) if isinstance(item, str) else item for item in value]
+    return change(value) if key == "init" and isinstance(value, str) else value
 
 
 def _names_a_model(key: str, value: Any) -> bool:

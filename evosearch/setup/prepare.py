@@ -23,6 +23,7 @@ from evosearch.search.optimizers._automatic import Choice
 from evosearch.search.optimizers.registry import AUTO
 from evosearch.search.optimizers.registry import load as load_optimizer
 from evosearch.search.progress import Watcher
+from evosearch.search.space import sources
 from evosearch.search.space.space import SearchSpace
 from evosearch.search.state import SearchState
 from evosearch.setup.honest_checks import check_honest, check_training
@@ -201,7 +202,7 @@ def _models(spec: SearchSpec, watcher: Watcher, allow_pickle: bool) -> Models:
     """Open the models of a spec and of its baselines.
 
     Raises:
-        InputError: See `open_models`; for routes it names the key in the search parameter, not a hop of the frame.
+        InputError: See `open_models`; it names the key in the search parameter, not a hop or a source of the frame.
     """
     config = spec.baselines
     own = spec.frame.references()
@@ -211,18 +212,19 @@ def _models(spec: SearchSpec, watcher: Watcher, allow_pickle: bool) -> Models:
     try:
         return open_models(spec.frame, spec.where, watcher, allow_pickle, also, spec.recipes)
     except (CheckpointError, RecipeError, Problems) as error:
-        if not spec.is_route:
-            raise
         raise in_one(str(spec.file), [_at_hole(problem, spec) for problem in error.problems]) from None
 
 
 def _at_hole(error: InputError, spec: SearchSpec) -> InputError:
-    """An error about a hop of the frame, located at the key in the spec's routing hole."""
-    hop = re.search(r"routing\.hops\[(\d+)\]\.\w+$", error.where)
-    if hop is None:
-        return error
-    place = join(spec.where, "routing", "models", int(hop[1]))
-    return type(error)(place, error.what, error.allowed, error.next)
+    """An error about a hop or a source of the frame, located at the key in the spec's search parameter."""
+    hop = re.search(r"routing\.hops\[(\d+)\]\.\w+$", error.where) if spec.is_route else None
+    if hop is not None:
+        place = join(spec.where, "routing", "models", int(hop[1]))
+    else:
+        within = error.where.startswith("recipe.slices[")  # checks of layers know no file
+        place = join(spec.where, error.where.removeprefix("recipe.")) if within else error.where
+        place = sources.at_hole(place, () if spec.is_route else sources.find(spec.template, spec.where))
+    return error if place == error.where else type(error)(place, error.what, error.allowed, error.next)
 
 
 def _baselines(spec: SearchSpec, models: Models) -> list[Baseline]:

@@ -11,12 +11,16 @@ from pydantic import TypeAdapter
 
 from evosearch.evaluation.suites.suite import SuiteFile
 from evosearch.recipe.schema import Recipe
+from evosearch.search.space.sources import SourceHole
 from evosearch.spec.config import SpecFile
 from evosearch.spec.stages import StagesFile
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 HOLE = {"type": "object", "description": "A search parameter, as `{low: 0.0, high: 1.0}` or `{choices: [a, b]}`."}
-HOLE_KEYS = ("merge_method", "routing")  # a search parameter may replace these keys; parameters take any value
+HOLE_KEYS = (
+    "merge_method",
+    "routing",
+)  # a search parameter may replace these, as it may seed; parameters take any value
 
 
 def schemas() -> dict[str, dict[str, Any]]:
@@ -68,6 +72,12 @@ def _template_schema() -> dict[str, Any]:
     for key in HOLE_KEYS:
         found = schema["properties"][key]
         found["anyOf"] = [*found["anyOf"], HOLE]
+    seed = schema["properties"]["seed"]
+    plain = {key: seed.pop(key) for key in list(seed) if key not in ("description", "default")}
+    seed["anyOf"] = [plain, HOLE]
+    source = schema["$defs"]["Source"]["properties"]["model"]
+    named = {key: source.pop(key) for key in list(source) if key != "description"}
+    source["anyOf"] = [named, SourceHole.model_json_schema()]
     return schema
 
 
