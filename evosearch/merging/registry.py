@@ -22,7 +22,7 @@ from evosearch.errors import RecipeError, did_you_mean
 from evosearch.merging import methods
 from evosearch.merging.method_parameters import Parameters
 from evosearch.plugins import load_entry_points
-from evosearch.recipe.shapes import MergekitForm, MethodSpec, Param
+from evosearch.recipe.shapes import STATISTICS, MergekitForm, MethodSpec, Param
 
 ENTRY_POINTS = "evosearch.merge_methods"
 
@@ -147,11 +147,13 @@ def merge_method(
     differentiable: tuple[str, ...] = (),
     derivative: Derivative | None = None,
     factors: Factors | None = None,
+    statistic: str = "",
 ) -> Callable[[Merge], Merge]:
     """Register the decorated function as a merge method. The arguments are those of `MethodSpec` and `Method`.
 
     Raises:
-        ValueError: A method of that name is already registered, or `differentiable` does not fit the method.
+        ValueError: A method of that name is already registered, `differentiable` does not fit the method, or there is
+            no such statistic.
     """
     if name in _methods:
         raise ValueError(f"a merge method named '{name}' is already registered")
@@ -160,9 +162,10 @@ def merge_method(
             raise ValueError(f"merge method '{name}': differentiable: '{parameter}' is not a float parameter of it")
     if bool(differentiable) != (derivative is not None):
         raise ValueError(f"merge method '{name}': differentiable and derivative must be given together")
-    spec = MethodSpec(
-        name, paper, dict(parameters), needs_base, takes_base, models, random, summary, mergekit, differentiable
-    )
+    if statistic and statistic not in STATISTICS:
+        raise ValueError(f"merge method '{name}': unknown statistic '{statistic}', not one of {', '.join(STATISTICS)}")
+    flags = (needs_base, takes_base, models, random)
+    spec = MethodSpec(name, paper, dict(parameters), *flags, summary, mergekit, differentiable, statistic)
 
     def register(function: Merge) -> Merge:
         _methods[name] = Method(spec, function, survey, derivative, factors)
