@@ -99,6 +99,7 @@ def recipe_page() -> str:
     """Keys of a recipe."""
     schema = importlib.import_module("evosearch.recipe.schema")
     hops = importlib.import_module("evosearch.recipe.hops")
+    sample = importlib.import_module("evosearch.recipe.sample")
     tokens = importlib.import_module("evosearch.recipe.tokens")
     head = (
         "# Recipe\n\nA recipe describes one merged model completely. The format is mergekit's YAML, plus `seed` and "
@@ -114,6 +115,7 @@ def recipe_page() -> str:
         ("`routing`", hops.Routing),
         ("`routing.hops[i]`", hops.Hop),
         ("`tokenizer`", tokens.Tokenizer),
+        ("`sample`", sample.Sample),
     ]
     return head + "".join(section(title, model) for title, model in parts)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from evosearch.recipe.shapes import Scalar
 
@@ -84,6 +85,9 @@ class Parameters:
         parents: Origin of each parent's tensor.
         survey: This tensor's entry of the method's survey; None if the method has no survey.
         memory: Cache that outlives this merge, or None.
+        statistics: The method's statistic of each parent at this tensor, in the parents' order; empty where there is
+            none. `fisher`: Fᵢ ≥ 0, of the tensor's shape. `gram`: Gᵢ = XᵀX/n (in, in) of the inputs of a linear layer,
+            whose weight is given as (out, in); none for other tensors. Both float32.
     """
 
     shared: Mapping[str, Scalar]
@@ -94,6 +98,7 @@ class Parameters:
     parents: tuple[Origin, ...] = ()
     survey: Any = None
     memory: Memory | None = field(default=None, compare=False, repr=False)
+    statistics: tuple[Tensor, ...] = field(default=(), compare=False, repr=False)
 
     def __getitem__(self, name: str) -> float:
         """Return a shared number; a boolean counts as 0 or 1."""

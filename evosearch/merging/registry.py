@@ -22,7 +22,7 @@ from evosearch.errors import RecipeError, did_you_mean
 from evosearch.merging import equal_norms, methods
 from evosearch.merging.method_parameters import Parameters
 from evosearch.plugins import load_entry_points
-from evosearch.recipe.shapes import MergekitForm, MethodSpec, Param
+from evosearch.recipe.shapes import STATISTICS, MergekitForm, MethodSpec, Param
 
 ENTRY_POINTS = "evosearch.merge_methods"
 
@@ -152,6 +152,7 @@ def merge_method(
     derivative: Derivative | None = None,
     factors: Factors | None = None,
     norms: bool = False,
+    statistic: str = "",
 ) -> Callable[[Merge], Merge]:
     """Register the decorated function as a merge method. The arguments are those of `MethodSpec` and `Method`.
 
@@ -159,7 +160,8 @@ def merge_method(
     θ₀ + f(τ₁, τ₂, …) with τᵢ = θᵢ − θ₀.
 
     Raises:
-        ValueError: A method of that name is already registered, or `differentiable` does not fit the method.
+        ValueError: A method of that name is already registered, `differentiable` does not fit the method, or there is
+            no such statistic.
     """
     if name in _methods:
         raise ValueError(f"a merge method named '{name}' is already registered")
@@ -172,9 +174,10 @@ def merge_method(
         parameters, mergekit = {**parameters, **equal_norms.PARAMETERS}, equal_norms.in_mergekit(mergekit)
         survey = equal_norms.surveying(survey)
         derivative = None if derivative is None else equal_norms.differentiating(derivative)
-    spec = MethodSpec(
-        name, paper, dict(parameters), needs_base, takes_base, models, random, summary, mergekit, differentiable
-    )
+    if statistic and statistic not in STATISTICS:
+        raise ValueError(f"merge method '{name}': unknown statistic '{statistic}', not one of {', '.join(STATISTICS)}")
+    flags = (needs_base, takes_base, models, random)
+    spec = MethodSpec(name, paper, dict(parameters), *flags, summary, mergekit, differentiable, statistic)
 
     def register(function: Merge) -> Merge:
         function = equal_norms.merging(function) if norms else function

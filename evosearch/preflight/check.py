@@ -18,6 +18,7 @@ from evosearch.preflight.memory_needs import memory_of
 from evosearch.preflight.placeholders import merged_start, temporary_folder
 from evosearch.preflight.power import power_warnings
 from evosearch.preflight.preflight import preflight
+from evosearch.preflight.statistics_needs import statistics_needs
 from evosearch.recipe import checks, files
 from evosearch.recipe.files import STAGE
 from evosearch.reporting.answers_read import statements, task_answers
@@ -161,7 +162,9 @@ def _check_recipe(path: Path, watcher: Watcher, diagnostics: Diagnostics, allow_
         return _report(diagnostics)
     if notes is not None:  # otherwise the plan would repeat the same problem
         diagnostics.attempt(lambda: models.plan(recipe, f"{path}: recipe"))
-    diagnostics.attempt(lambda: models.inputs)  # reads every weight, and so finds damaged files
+    sound = diagnostics.attempt(lambda: models.inputs)  # reads every weight, and so finds damaged files
+    if sound is not None and (text := statistics_needs(models, filter(None, [recipe.merge_method])).note):
+        diagnostics.note(f"statistics: {text}")
     return _report(diagnostics, memory_of(models))
 
 

@@ -28,6 +28,7 @@ from evosearch.preflight.forecast import Done
 from evosearch.preflight.licences import cards_of, check_licences
 from evosearch.preflight.memory_needs import device_of, judge_memory, memory_of
 from evosearch.preflight.sizes import Sizes, sizes_of
+from evosearch.preflight.statistics_needs import methods_of, statistics_needs
 from evosearch.preflight.stores import check_ledger, check_tracking_store
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Watcher
@@ -107,7 +108,10 @@ def preflight(
     asks = asks_in(prepared)
     answers = answers_of(prepared.optimizer, asks)
     ready.cost = cost(spec, sizes, prepared.tokens, prepared.baselines, asks, answers)
-    _fits(_written(prepared, sizes), diagnostics, required=ready.first)
+    statistics = statistics_needs(prepared.models, methods_of(spec.template))
+    if statistics.note:
+        diagnostics.note(f"statistics: {statistics.note}")
+    _fits([*_written(prepared, sizes), *statistics.needs], diagnostics, required=ready.first)
     ready.memory = memory_of(prepared.models, prepared.largest, another=_needs_another(prepared))
     if workers is not None and not cluster_of(spec.config.workers):
         _check_memory(spec, ready.memory, ready.cost["device_gib"], workers, diagnostics)

@@ -28,6 +28,7 @@ STAGE = "stage:"  # prefix of a reference to the winner of a stage
 NAMES_A_MODEL = ("model", "base_model", "tokenizer_source", "source")
 MAX_PIECES = 16  # separated by "+" in a reference: a model, an adapter, and names that contain a "+"
 LISTS_MODELS = "models"  # entries of a merge, or the models that a route search may use
+SAMPLED = ("suite", "text")  # keys of a sample that name files
 NAMES_A_TOKENIZER = ("tokenizer_source", "source")  # for these keys, `base` and `union` are not models
 
 
@@ -194,7 +195,14 @@ def anchor(data: dict[str, Any], folder: Path, local: Mapping[str, str] | None =
         return "+".join(absolute(piece) for piece in pieces(reference, lambda piece: exists(absolute(piece))))
 
     anchored: dict[str, Any] = map_references(data, fix)
+    if isinstance(sample := anchored.get("sample"), Mapping):
+        anchored["sample"] = {key: _file(value, folder) if key in SAMPLED else value for key, value in sample.items()}
     return anchored
+
+
+def _file(path: Any, folder: Path) -> Any:
+    """Return an absolute path; what is not a path is left to the schema."""
+    return os.path.normpath(folder.absolute() / os.path.expanduser(path)) if isinstance(path, str) and path else path
 
 
 def map_references(node: Any, change: Callable[[str], str]) -> Any:

@@ -11,6 +11,9 @@ from typing import Literal
 
 Scalar = float | int | bool | str
 
+FISHER, GRAM = "fisher", "gram"  # statistics of a parent over a sample: see `Parameters.statistics`
+STATISTICS = {FISHER: "the diagonal of the Fisher matrix", GRAM: "Gram matrices of the inputs of linear layers"}
+
 
 @dataclass(frozen=True)
 class Param:
@@ -75,6 +78,7 @@ class MethodSpec:
         summary: When the method helps, in one sentence.
         mergekit: The method in mergekit; None if mergekit has no equivalent.
         differentiable: Parameters in which the method has a derivative; none for a method without one.
+        statistic: Statistic of every parent over the recipe's sample that the method needs; empty for none.
     """
 
     name: str
@@ -87,6 +91,7 @@ class MethodSpec:
     summary: str = ""
     mergekit: MergekitForm | None = None
     differentiable: tuple[str, ...] = ()
+    statistic: str = ""
 
 
 class Place(str, Enum):

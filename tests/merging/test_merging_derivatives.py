@@ -13,6 +13,7 @@ from evosearch.merging.method_parameters import Origin, Parameters
 from evosearch.merging.registry import Method, Site, Slope, method, specs
 from evosearch.recipe.dual import Dual
 from evosearch.recipe.shapes import Scalar
+from tests.merging.statistics import with_statistics
 
 torch.set_num_threads(1)
 STEP = 1e-6
@@ -75,7 +76,8 @@ def given(merger: Method, shared: dict[str, Scalar], own: dict[str, tuple[Scalar
 
 
 def surveyed(merger: Method, base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Parameters:
-    """The parameters with the survey's fact, where the method has a survey."""
+    """The parameters with the parents' statistics and the survey's fact, where the method has them."""
+    p = with_statistics(merger.spec, parents, p)
     if merger.survey is None:
         return p
     loaders = tuple((lambda one=one: one) for one in parents)

@@ -7,6 +7,7 @@
 | `merged/KEY` | model of a nested recipe, or of a stage's winner |
 | `tokenizers/CONTENT` | tokenizer of an output with its own vocabulary or chat template |
 | `teachers/KEY.safetensors` | a teacher's answers and distributions on a task |
+| `statistics/KEY.safetensors` | a model's statistics over a sample, for methods that need some |
 | `zoo/NAME` | built-in models, trained on this machine |
 | `hashes/` | hashes of files, one small marker each; listed as one entry |
 
@@ -16,13 +17,14 @@ temporary folders of `check`, which are drafts.
 """
 
 COPIES, PREPARED, MERGED, TOKENIZERS = "copies", "prepared", "merged", "tokenizers"
-TEACHERS, ZOO, HASHES = "teachers", "zoo", "hashes"
+TEACHERS, STATISTICS, ZOO, HASHES = "teachers", "statistics", "zoo", "hashes"
 KINDS = {
     COPIES: "copy from a network file system",
     PREPARED: "adapter applied",
     MERGED: "nested recipe, merged",
     TOKENIZERS: "tokenizer",
     TEACHERS: "teacher's answers",
+    STATISTICS: "statistics over a sample",
     ZOO: "built-in models",
     HASHES: "hashes of files",
 }
