@@ -38,6 +38,7 @@ def check(
     weights: bool = True,
     model: str | None = None,
     allow_pickle: bool = False,
+    allow_unrelated: bool = False,
     watcher: "Watcher | None" = None,
 ) -> "CheckReport":
     """Check a search spec, a recipe or a suite, and estimate what a run costs.
@@ -48,6 +49,7 @@ def check(
         weights: For a spec: False only estimates its cost, from configs and tokenizers.
         model: For a suite: model whose tokenizer counts its tokens.
         allow_pickle: Read pickled weights of models without safetensors.
+        allow_unrelated: Merge models that share no base, which are refused otherwise.
         watcher: Receives progress and notes.
 
     Returns:
@@ -61,7 +63,7 @@ def check(
     """
     from evosearch.preflight.check import check
 
-    return check(Path(path), dry_run, _watching(watcher), allow_pickle, model, weights)
+    return check(Path(path), dry_run, _watching(watcher), allow_pickle, model, weights, allow_unrelated)
 
 
 @private_files()
@@ -71,6 +73,7 @@ def run(
     continue_from_best: bool = False,
     allow_pickle: bool = False,
     unverified: bool = False,
+    allow_unrelated: bool = False,
     watcher: "Watcher | None" = None,
 ) -> "RunReport":
     """Run a search to its promoted, exported winner. The same call resumes an interrupted one.
@@ -79,6 +82,7 @@ def run(
         spec: The spec file, of one search or of several stages.
         continue_from_best: If the recorded search cannot be replayed exactly, continue from its best candidate.
         allow_pickle: Read pickled weights of models without safetensors.
+        allow_unrelated: Merge models that share no base, which are refused otherwise.
         unverified: Of a suite without right answers: promote the best model by the teachers' fitness on validation.
         watcher: Receives progress and notes.
 
@@ -97,7 +101,7 @@ def run(
     """
     from evosearch.service.run import run
 
-    return run(Path(spec), _watching(watcher), continue_from_best, allow_pickle, unverified)
+    return run(Path(spec), _watching(watcher), continue_from_best, allow_pickle, unverified, allow_unrelated)
 
 
 @private_files()
@@ -139,7 +143,12 @@ def score(
 
 @private_files()
 def merge(
-    recipe: PathLike, out: PathLike, *, allow_pickle: bool = False, watcher: "Watcher | None" = None
+    recipe: PathLike,
+    out: PathLike,
+    *,
+    allow_pickle: bool = False,
+    allow_unrelated: bool = False,
+    watcher: "Watcher | None" = None,
 ) -> "MergeReport":
     """Merge the models of a recipe and write an ordinary checkpoint.
 
@@ -147,6 +156,7 @@ def merge(
         recipe: The recipe file.
         out: Folder to write; it must be empty or not exist.
         allow_pickle: Read pickled weights of models without safetensors.
+        allow_unrelated: Merge models that share no base, which are refused otherwise.
         watcher: Receives progress and notes.
 
     Raises:
@@ -159,7 +169,7 @@ def merge(
     """
     from evosearch.service.merge import merge
 
-    return merge(Path(recipe), Path(out), _watching(watcher), allow_pickle)
+    return merge(Path(recipe), Path(out), _watching(watcher), allow_pickle, allow_unrelated)
 
 
 @private_files()
