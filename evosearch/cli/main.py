@@ -17,6 +17,7 @@ from evosearch.cli import (
     cache,
     check,
     cluster,
+    diff,
     export,
     leaderboard,
     ledger,
@@ -44,7 +45,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (check, run, submit, status, logs, stop, leaderboard, merge, score, export, ui, cache):
+for command in (check, run, submit, status, logs, stop, leaderboard, merge, diff, score, export, ui, cache):
     app.command(name=command.__name__.rsplit(".", 1)[-1])(command.command)
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(cluster.app, name="cluster")

@@ -67,6 +67,17 @@ def check_lineage(models: Models, where: str) -> None:
         raise in_one(where.partition(": ")[0], found)
 
 
+def check_pair(base: Checkpoint, model: Checkpoint) -> None:
+    """Check that a model is a fine-tune of a base.
+
+    Raises:
+        CheckpointError: It is not. The message has the figures.
+    """
+    (found,) = compare(base, [model]) or (None,)
+    if found is not None and not found.related:
+        raise _error(Relation(base.reference, {}, True), model.reference, found, (), model.reference)
+
+
 def relations(recipe: Recipe) -> tuple[Relation, ...]:
     """Return the groups of models that a recipe merges with each other, without duplicates and single models."""
     method = specs().get(recipe.merge_method or "")
