@@ -37,6 +37,11 @@ CONTINUE_FROM_BEST = typer.Option(
     "--continue-from-best",
     help="If a recorded search cannot be replayed exactly, continue from its best candidate.",
 )
+ALLOW_UNRELATED = typer.Option(
+    False,
+    "--allow-unrelated",
+    help="Merge models that share no base. Without it they are refused, with figures.",
+)
 UNVERIFIED = typer.Option(
     False,
     "--unverified",

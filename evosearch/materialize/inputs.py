@@ -22,6 +22,8 @@ from evosearch.checkpoints.overlay import Overlay
 from evosearch.checkpoints.reader import CONFIG, Checkpoint
 from evosearch.checkpoints.references import Progress
 from evosearch.checkpoints.sidecar import files_of
+from evosearch.checkpoints.task_vector_file import is_task_vector
+from evosearch.checkpoints.task_vectors import apply_task_vector
 from evosearch.checkpoints.writer import TOKENIZER_FILES
 from evosearch.errors import CandidateError, RecipeError
 from evosearch.materialize.on_disk import write_checkpoint
@@ -138,10 +140,15 @@ class Opener:
         model, adapter = references.split(reference, self.recipes)
         hashes = Hashes(self.cache)
         if adapter is not None:
-            return apply_adapter(self.open(model), self._adapter(adapter), reference, self.allow_pickle, hashes)
+            return self._adapted(self.open(model), self._adapter(adapter), reference, hashes)
         if files.is_recipe(model):
             return self._open_recipe(model)
         return Checkpoint.open(self._folder(model), reference, self.allow_pickle, hashes)
+
+    def _adapted(self, base: Checkpoint, folder: Path, reference: str, hashes: Hashes) -> Checkpoint:
+        if is_task_vector(folder):
+            return apply_task_vector(base, folder, reference, hashes)
+        return apply_adapter(base, folder, reference, self.allow_pickle, hashes)
 
     def _open_placebo(self, placebo: placebo_reference.PlaceboReference) -> Checkpoint:
         base, model = self.open(placebo.base), self.open(placebo.model)
@@ -149,6 +156,8 @@ class Opener:
         if adapter is None or under != placebo.base:
             return dense_placebo(base, model, str(placebo), placebo.seed)
         folder = self._adapter(adapter)
+        if is_task_vector(folder):
+            return dense_placebo(base, model, str(placebo), placebo.seed)
         return adapter_placebo(base, model, folder, str(placebo), placebo.seed, self.allow_pickle)
 
     def _adapter(self, adapter: str) -> Path:

@@ -74,6 +74,7 @@ def preflight(
     watcher: Watcher,
     allow_pickle: bool = False,
     harness: Callable[[], Harness] | None = None,
+    allow_unrelated: bool = False,
 ) -> Ready:
     """Check everything that could stop a search.
 
@@ -86,6 +87,7 @@ def preflight(
         watcher: Shows what is being prepared.
         allow_pickle: Read pickled weights of models without safetensors.
         harness: Loads the spec's suite; None if it cannot be loaded, which is recorded already.
+        allow_unrelated: Merge models that share no base, which are refused otherwise.
     """
     ready = Ready()
     ledger = diagnostics.passes(lambda: check_ledger(spec, diagnostics))
@@ -95,7 +97,7 @@ def preflight(
         diagnostics.attempt(lambda: check_tracking_store(spec, diagnostics))
     sizes = _sizes(spec, watcher)
     fits = sizes is None or _fits(to_fetch(spec, sizes), diagnostics, required=True)
-    prepared = prepare_with(diagnostics, spec, watcher, allow_pickle, harness, opened=fits)
+    prepared = prepare_with(diagnostics, spec, watcher, allow_pickle, harness, fits, allow_unrelated)
     if fits:
         _check_cards(spec, diagnostics, ready)
     if prepared is None:

@@ -28,6 +28,7 @@ from evosearch.search.space.space import SearchSpace
 from evosearch.search.state import SearchState
 from evosearch.setup.honest_checks import check_honest, check_training
 from evosearch.setup.input_checks import check_holes, check_items, check_prompts, check_start, check_winners
+from evosearch.setup.lineage import check_lineage
 from evosearch.setup.models import Models, open_models
 from evosearch.setup.optimizing import choose_optimizer, divided, recorded_choice
 from evosearch.setup.prompt_tokens import SplitTokens
@@ -127,6 +128,7 @@ def prepare_with(
     allow_pickle: bool = False,
     harness: Callable[[], Harness] | None = None,
     opened: bool = True,
+    allow_unrelated: bool = True,
 ) -> Prepared | None:
     """Prepare a search, recording its problems; return None if there are any. Cheap checks come first.
 
@@ -137,6 +139,7 @@ def prepare_with(
         allow_pickle: Read pickled weights of models without safetensors.
         harness: Loads the spec's suite; None skips all checks that need the suite.
         opened: False skips opening the models, and all checks that need them.
+        allow_unrelated: False checks that the models share a base; later stages and placebos need no second check.
     """
     before = len(diagnostics.problems)
     diagnostics.attempt(lambda: check_tracking(spec))
@@ -150,6 +153,8 @@ def prepare_with(
         if opened:
             diagnostics.attempt(lambda: check_holes(spec, allow_pickle))
         return None
+    if not allow_unrelated:
+        diagnostics.attempt(lambda: check_lineage(models, spec.where))
     found = diagnostics.attempt(lambda: _baselines(spec, models))
     space = diagnostics.attempt(lambda: _space(spec, models, watcher))
     suite = measured[0] if measured is not None else None
