@@ -53,6 +53,7 @@ def check_sizes(where: str, name: str, files: Iterator[Path]) -> None:
 
 def matches(pattern: str) -> Iterator[Path]:
     """Yield the local files of a pattern, or all files below a folder, in no order; at most one more than allowed."""
+    found: Iterator[str]
     if os.path.isdir(pattern):
         found = (str(Path(folder) / file) for folder, _, files in os.walk(pattern) for file in files)
     else:
