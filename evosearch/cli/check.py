@@ -20,7 +20,10 @@ def command(
     allow_unrelated: bool = ALLOW_UNRELATED,
     json: bool = JSON,
 ) -> int:
-    """Check a spec, a recipe or a suite: models, tasks, splits, tokens, ledger; score one candidate to measure time."""
+    """Check a spec, a recipe or a suite: models, tasks, splits, tokens, ledger; score one candidate to measure time.
+
+    The code of the suite's tasks is run, as in a search: check only suites whose folder you trust.
+    """
     from evosearch.cli.check_report import show_check
     from evosearch.preflight.check import check
 

@@ -23,6 +23,7 @@ from evosearch.recipe.files import LISTS_MODELS, NAMES_A_MODEL, NAMES_A_TOKENIZE
 from evosearch.recipe.tokens import BASE, UNION
 from evosearch.spec.diagnostics import Diagnostics
 from evosearch.spec.portable import TOP
+from evosearch.untrusted import beside
 
 SUITE = "suite.yaml"
 FILE_MIB, TOTAL_MIB, FILES = 32, 64, 5000  # limits, since the cluster's head keeps the package in memory
@@ -94,7 +95,7 @@ def _prompts(
     copied = {}
     for index, task in enumerate(tasks):
         if "prompts" in task:
-            path = source.parent / Path(task["prompts"]).expanduser()
+            path = beside(task["prompts"], source.parent, SuiteError)
             task["prompts"] = place = f"prompts/{index}/{path.name}"
             copied[place] = str(path)
             diagnostics.attempt(lambda: size.add(path))  # noqa: B023

@@ -21,7 +21,7 @@ from evosearch.recipe.other_formats import refuse_other_formats
 from evosearch.recipe.placebo_reference import PREFIX as PLACEBO
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.tokens import BASE, UNION
-from evosearch.untrusted import shown
+from evosearch.untrusted import beside, shown
 
 SUFFIXES = (".yaml", ".yml")
 STAGE = "stage:"  # prefix of a reference to the winner of a stage
@@ -62,7 +62,7 @@ def load(path: Path, name: str | None = None) -> Recipe:
         raise RecipeError(str(path), f"no recipe named '{wanted}'", f"Named here: {known}", near)
     local = {str(other): f"{os.path.abspath(path)}#{other}" for other in found if other is not None}
     recipes = {
-        other: documents.validate(Recipe, anchor(data, path.parent, local), where, RecipeError)
+        other: documents.validate(Recipe, anchor(data, path.parent, local, where), where, RecipeError)
         for other, (where, data) in found.items()
     }
     return recipes[wanted]
@@ -171,13 +171,20 @@ def _is_name(name: Any) -> bool:
     return isinstance(name, str) and bool(name) and not {"#", "+"} & set(name)
 
 
-def anchor(data: dict[str, Any], folder: Path, local: Mapping[str, str] | None = None) -> dict[str, Any]:
+def anchor(
+    data: dict[str, Any], folder: Path, local: Mapping[str, str] | None = None, where: str = ""
+) -> dict[str, Any]:
     """Make the relative references of a raw recipe absolute, so that it does not depend on the working directory.
 
     Args:
         data: The recipe as plain data.
         folder: Folder that relative references start from.
         local: Names that are replaced by references.
+        where: The recipe, for errors.
+
+    Raises:
+        RecipeError: A reference has too many parts, or a relative one names a recipe's file that is a link out of the
+            folder; see `beside`.
     """
     names = local or {}
 
@@ -185,14 +192,23 @@ def anchor(data: dict[str, Any], folder: Path, local: Mapping[str, str] | None =
         if reference in names:
             return names[reference]
         relative = reference.startswith(("./", "../")) or reference in (".", "..")
-        if relative or (is_recipe(reference) and not reference.startswith(("/", "~", STAGE))):
-            return os.path.normpath(folder.absolute() / reference)  # links are kept: their targets may change
+        if is_recipe(reference) and not reference.startswith(("/", "~", STAGE)):
+            path, name = _split(reference)
+            file = beside(path, folder.absolute(), RecipeError)  # links are kept: their targets may change
+            return str(file) if name is None else f"{file}#{name}"
+        if relative:
+            return os.path.normpath(folder.absolute() / reference)
         if reference.startswith("~/"):
             return os.path.expanduser(reference)
         return reference
 
     def fix(reference: str) -> str:
-        return "+".join(absolute(piece) for piece in pieces(reference, lambda piece: exists(absolute(piece))))
+        try:
+            return "+".join(absolute(piece) for piece in pieces(reference, lambda piece: exists(absolute(piece))))
+        except RecipeError as exc:
+            raise RecipeError(
+                f"{where}: {exc.where}" if where else exc.where, exc.what, exc.allowed, exc.next
+            ) from None
 
     anchored: dict[str, Any] = map_references(data, fix)
     if isinstance(sample := anchored.get("sample"), Mapping):
