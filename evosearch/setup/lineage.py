@@ -124,12 +124,12 @@ def _unrelated(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], where: str
 
 def _error(relation: Relation, name: str, found: ModelLineage, others: Sequence[str], where: str) -> InputError:
     kind = "the base" if relation.is_base else "the first model"
-    what = f"'{name}' is not a fine-tune of the same base as {kind} '{relation.base}': {described(found, others)}"
+    what = f"'{name}' and {kind} '{relation.base}' are not related: {described(found, others)}"
     allowed = f"Models whose relative change is below {LEAST_CHANGE}, or whose cosine is above {MOST_COSINE}"
     if found.another_base:
         next_step = f"Another model has the same base, which is not '{relation.base}': check base_model. "
     else:
-        next_step = "Merging independently trained models gives noise: check that this is the right model. "
+        next_step = "Merges of independently trained models are noise: check that this is the right model. "
     return CheckpointError(where, what, allowed, f"{next_step}{FLAG} goes on all the same")
 
 
