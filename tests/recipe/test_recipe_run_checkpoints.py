@@ -1,12 +1,15 @@
 """Checkpoints of a run as models of a recipe: their order, selection and errors, in recipes and specs."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from evosearch.errors import RecipeError
+from evosearch.jobs.pack import _with_checkpoints
 from evosearch.recipe.files import load, load_file
 from evosearch.recipe.run_checkpoints import expand
+from evosearch.spec.spec import load_spec
 
 
 @pytest.fixture
@@ -78,3 +81,27 @@ def test_a_step_may_not_have_two_folders(folder: Path) -> None:
     (folder / "run" / "checkpoint-0050").mkdir()
     with pytest.raises(RecipeError, match="two folders have the step 50"):
         steps(folder)
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_specs_and_the_packs_of_jobs_name_the_models(folder: Path, staged: bool) -> None:
+    entry = {"checkpoints": f"{folder}/run/checkpoint-*", "last": 2}
+    data = {"recipe": {"merge_method": "linear", "models": [entry]}}
+    data = {"stages": [data]} if staged else data
+    packed = _with_checkpoints(data, folder / "night.yaml")
+    recipe = packed["stages"][0]["recipe"] if staged else packed["recipe"]
+    assert recipe["models"] == [{"model": f"{folder}/run/checkpoint-{step}"} for step in (800, 1000)]
+
+
+def test_a_search_takes_checkpoints(world: Callable[..., Path]) -> None:
+    path = world()
+    for step in (7, 10):
+        (path.parent / "run" / f"step_{step}").mkdir(parents=True)
+    hole = {"weight": {"low": 0.0, "high": 1.0}}
+    models = [{"checkpoints": "run/step_*", "parameters": hole}]
+    spec = load_spec(world(recipe={"merge_method": "task_arithmetic", "base_model": "./base", "models": models}))
+    expected = [{"model": str(path.parent / "run" / f"step_{step}"), "parameters": hole} for step in (7, 10)]
+    assert spec.template["models"] == expected
+    models[0]["last"] = 3
+    with pytest.raises(RecipeError, match=r"world.yaml: recipe.models\[0\].checkpoints: last: 3, but the run has 2"):
+        load_spec(world(recipe={"merge_method": "task_arithmetic", "base_model": "./base", "models": models}))
