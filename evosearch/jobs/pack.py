@@ -120,7 +120,7 @@ def _with_checkpoints(data: dict[str, Any], path: Path) -> dict[str, Any]:
     if isinstance(data.get("recipe"), Mapping):
         data = data | {"recipe": expand(data["recipe"], path.parent, f"{path}: recipe")}
     if isinstance(data.get("stages"), list):
-        stages = [_with_checkpoints(one, path) if isinstance(one, Mapping) else one for one in data["stages"]]
+        stages = [_with_checkpoints(dict(one), path) if isinstance(one, Mapping) else one for one in data["stages"]]
         data = data | {"stages": stages}
     return data
 
