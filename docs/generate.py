@@ -101,6 +101,7 @@ def recipe_page() -> str:
     hops = importlib.import_module("evosearch.recipe.hops")
     sample = importlib.import_module("evosearch.recipe.sample")
     tokens = importlib.import_module("evosearch.recipe.tokens")
+    checkpoints = importlib.import_module("evosearch.recipe.run_checkpoints")
     head = (
         "# Recipe\n\nA recipe describes one merged model completely. The format is mergekit's YAML, plus `seed` and "
         "`routing`. In a search spec, a search parameter (a *hole*) may stand where a value would; "
@@ -109,6 +110,7 @@ def recipe_page() -> str:
     parts = [
         ("The file", schema.Recipe),
         ("`models[i]`", schema.Input),
+        ("`models[i]`, checkpoints of one run", checkpoints.Checkpoints),
         ("`slices[i]`", schema.Slice),
         ("`slices[i].sources[j]`", schema.Source),
         ("`modules.NAME`", schema.Module),

@@ -19,6 +19,7 @@ from evosearch import documents
 from evosearch.errors import RecipeError, did_you_mean
 from evosearch.recipe.other_formats import refuse_other_formats
 from evosearch.recipe.placebo_reference import PREFIX as PLACEBO
+from evosearch.recipe.run_checkpoints import expand
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.tokens import BASE, UNION
 from evosearch.untrusted import beside, shown
@@ -163,7 +164,7 @@ def _documents(path: Path) -> dict[str | None, tuple[str, dict[str, Any]]]:
                 f"'{name}' is already the name of an earlier document" if name else "a second document without a name"
             )
             raise RecipeError(documents.join(where, "name"), what, "Names must be unique; one document may have none")
-        found[name] = (where, data)
+        found[name] = (where, expand(data, path.parent, where))
     return found
 
 

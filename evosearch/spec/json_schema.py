@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from evosearch.evaluation.suites.suite import SuiteFile
-from evosearch.recipe.schema import Recipe
+from evosearch.recipe.run_checkpoints import Checkpoints
+from evosearch.recipe.schema import Module, Recipe
 from evosearch.search.space.sources import SourceHole
 from evosearch.spec.config import SpecFile
 from evosearch.spec.stages import StagesFile
@@ -55,7 +56,7 @@ def spec_schema() -> dict[str, Any]:
 
 def recipe_schema() -> dict[str, Any]:
     """JSON Schema of a recipe."""
-    return _document("Recipe", Recipe.model_json_schema())
+    return _document("Recipe", _plain_schema())
 
 
 def suite_schema() -> dict[str, Any]:
@@ -66,9 +67,20 @@ def suite_schema() -> dict[str, Any]:
     return _document("Suite", schema)
 
 
+def _plain_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe as it is written: entries of `models` may stand for the checkpoints of a run."""
+    schema = Recipe.model_json_schema()
+    definitions = schema["$defs"]
+    definitions[Checkpoints.__name__] = Checkpoints.model_json_schema()
+    for holder in (schema, definitions[Module.__name__]):
+        models = holder["properties"]["models"]
+        models["items"] = {"anyOf": [models["items"], {"$ref": f"#/$defs/{Checkpoints.__name__}"}]}
+    return schema
+
+
 def _template_schema() -> dict[str, Any]:
     """JSON Schema of a recipe in which search parameters may replace values."""
-    schema = Recipe.model_json_schema()
+    schema = _plain_schema()
     for key in HOLE_KEYS:
         found = schema["properties"][key]
         found["anyOf"] = [*found["anyOf"], HOLE]

@@ -17,6 +17,7 @@ from evosearch.errors import SpecError
 from evosearch.evaluation.suites.suite import Suite, load_suite
 from evosearch.recipe.files import STAGE, anchor
 from evosearch.recipe.identity import digest
+from evosearch.recipe.run_checkpoints import expand
 from evosearch.recipe.schema import Recipe
 from evosearch.search.optimizer_config import OptimizerConfig
 from evosearch.search.optimizers.registry import AUTO
@@ -214,7 +215,8 @@ def search_of(path: Path, config: SpecFile, suite: Suite, stage: Stage | None = 
     """
     winners = stage.winners if stage else {}
     local = {f"{STAGE}{name}": winner.reference(name) for name, winner in winners.items()}
-    spec = SearchSpec(path, config, anchor(config.recipe, path.parent, local, f"{path}: recipe"), suite, stage)
+    recipe = expand(config.recipe, path.parent, f"{path}: recipe")
+    spec = SearchSpec(path, config, anchor(recipe, path.parent, local, f"{path}: recipe"), suite, stage)
     _check_minibatches(spec)
     check_objectives(spec.objectives, suite, spec.is_route, spec.at("objectives"))
     return spec

@@ -389,6 +389,49 @@ def test_ramplus_with_the_ratios_of_a_model():
     assert merger.survey([Site(sites[0].base, sites[0].parents, alone)]) is None
 
 
+def test_ramplus_with_the_ratios_of_a_model_is_the_rule_of_its_authors():
+    """Their merge mode arm-r-v2 with factor 1.2: ratios over all tensors, limited to 1; here r is 0.2 and alpha 1."""
+    from evosearch.merging.registry import Site
+
+    generator = torch.Generator().manual_seed(6)
+    shared = {"r": 0.2, "alpha": 1.0, "epsilon": 1e-5, "ratio_scope": "model"}
+    tensors = []
+    for n, shares in ((400, (0.3, 0.1, 0.6)), (200, (0.1, 0.05, 0.0))):
+        drawn = [torch.rand(n, generator=generator) < share for share in shares]
+        taus = [torch.randn(n, generator=generator) * one for one in drawn]
+        tensors.append((torch.randn(n, generator=generator, dtype=torch.float64), taus))
+    columns = [column for _, taus in tensors for column in zip(*(tau.tolist() for tau in taus), strict=True)]
+    factors = []
+    for i in range(3):
+        changed = [sum(x != 0 for x in column) for column in columns if column[i]]
+        overlap = sum(count > 1 for count in changed)
+        factors.append(1 + 0.2 * min(1.0, overlap / (len(changed) - overlap)))
+    assert len(set(factors)) > 1
+    merger, plain = method("ramplus"), Parameters(shared, {}, torch.float64)
+    models = [(base, [base + tau for tau in taus]) for base, taus in tensors]
+    sites = [Site(lambda b=b: b, tuple(lambda q=q: q for q in parents), plain) for b, parents in models]
+    for (base, parents), (_, taus), fact in zip(models, tensors, merger.survey(sites), strict=True):
+        expected = []
+        for column in zip(*(tau.tolist() for tau in taus), strict=True):
+            count = sum(x != 0 for x in column)
+            alone = sum(f * x for f, x in zip(factors, column, strict=True))
+            expected.append(alone if count == 1 else sum(column) / max(1, count))
+        out = merger.merge(base, parents, Parameters(shared, {}, torch.float64, survey=fact))
+        torch.testing.assert_close(out, base + torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_swa_is_the_mean_in_float64(count):
+    thetas = [torch.randn((30, 7), generator=torch.Generator().manual_seed(i)) for i in range(count)]
+    exact = torch.stack([theta.double() for theta in thetas]).mean(dim=0)
+    assert torch.equal(run("swa", None, *thetas), exact.float()) or count > 1
+    torch.testing.assert_close(run("swa", None, *thetas), exact.float(), rtol=2**-23, atol=2**-30)
+    halves = [theta.bfloat16() for theta in thetas]
+    out = method("swa").merge(None, halves, Parameters({}, {}, torch.bfloat16))
+    exact = torch.stack([half.double() for half in halves]).mean(dim=0)
+    torch.testing.assert_close(out.double(), exact, rtol=2**-8, atol=2**-30)
+
+
 def test_arcee_fusion_takes_over_what_is_far_above_the_quartiles():
     generator = torch.Generator().manual_seed(4)
     base = torch.randn((8, 50), generator=generator)

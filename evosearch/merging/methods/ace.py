@@ -93,9 +93,10 @@ def _heterogeneity(squares: Tensor) -> float:
 def _divided(b: Tensor, a: Tensor) -> Tensor:
     """Return b a⁻¹."""
     try:
-        return torch.linalg.solve(a, b, left=False)
-    except torch.linalg.LinAlgError:
+        solved: Tensor = torch.linalg.solve(a, b, left=False)
+    except RuntimeError:  # LAPACK met a pivot of zero
         raise CandidateError("materialize", "ace: the sum of the covariances is singular; raise eps") from None
+    return solved
 
 
 def _refinement(p: Parameters, taus: list[Tensor], covariances: list[Tensor], mean: Tensor, merged: Tensor) -> Tensor:
