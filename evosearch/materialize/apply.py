@@ -12,7 +12,7 @@ from evosearch.materialize.plan import Input, TensorOp, plan, with_survey
 from evosearch.merging.method_parameters import Memory, Parameters
 from evosearch.merging.registry import Site, method, specs
 from evosearch.recipe.schema import Recipe
-from evosearch.recipe.shapes import GRAM, ModelShape
+from evosearch.recipe.shapes import FISHER, ModelShape
 
 TensorOf = Callable[[Input], torch.Tensor]
 ContentOf = Callable[[str], str]  # reference → content_sha256
@@ -84,7 +84,7 @@ def arguments(op: TensorOp, tensor_of: TensorOf) -> tuple[torch.Tensor | None, l
 
 
 def with_statistics(op: TensorOp, sample: str, kind: str, checkpoints: Mapping[str, Checkpoint]) -> TensorOp:
-    """Return an operation that loads the statistics of its parents.
+    """Return an operation that loads the statistics of its base and parents.
 
     Args:
         op: The operation.
@@ -97,7 +97,7 @@ def with_statistics(op: TensorOp, sample: str, kind: str, checkpoints: Mapping[s
         CheckpointError: They cannot be computed.
     """
     loaders = list[Callable[[], torch.Tensor]]()
-    for parent in op.parents:
+    for parent in op.sources:
         found = checkpoints[parent.reference].statistics.get((sample, kind))
         if found is None:
             what = "the models were not opened with this sample"
@@ -105,7 +105,7 @@ def with_statistics(op: TensorOp, sample: str, kind: str, checkpoints: Mapping[s
         if not found.has(parent.tensor):
             return op  # of the same layer kind in every parent
         loaders.append(partial(found.load, parent.tensor))
-    transposed = kind == GRAM and checkpoints[op.parents[0].reference].family.transposed
+    transposed = kind != FISHER and checkpoints[op.parents[0].reference].family.transposed
     return replace(op, statistics=tuple(loaders), transposed=transposed)
 
 
@@ -140,4 +140,4 @@ def _site(op: TensorOp, tensor_of: TensorOf) -> Site:
         return lambda: tensor_of(source)
 
     base = read(op.base) if op.base is not None else None
-    return Site(base, tuple(read(parent) for parent in op.parents), op.parameters)
+    return Site(base, tuple(read(parent) for parent in op.parents), op.parameters, op.statistics)

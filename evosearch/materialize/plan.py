@@ -38,7 +38,7 @@ class TensorOp:
         parents: The parents' tensors, in the recipe's order.
         parameters: Parameters at this tensor.
         fold: For routes, which have one parent and no method: the change of its tensor.
-        statistics: Load each parent's statistic at this tensor; empty if the method needs none, or there is none.
+        statistics: Load the statistics of `sources` at this tensor; empty if the method needs none, or there is none.
         transposed: A linear weight stored as (in, out), which methods with Gram matrices get as (out, in).
     """
 
@@ -216,6 +216,7 @@ class _Run:
             self.recipe.seed,
             self._origin(base) if base is not None else None,
             tuple(self._origin(parent) for parent in parents),
+            head_size=self.shapes[parents[0].reference].head_size if parents else 0,
         )
         return TensorOp(tensor, self.spec.name, base, parents, parameters)
 

@@ -85,9 +85,11 @@ class Parameters:
         parents: Origin of each parent's tensor.
         survey: This tensor's entry of the method's survey; None if the method has no survey.
         memory: Cache that outlives this merge, or None.
-        statistics: The method's statistic of each parent at this tensor, in the parents' order; empty where there is
-            none. `fisher`: Fᵢ ≥ 0, of the tensor's shape. `gram`: Gᵢ = XᵀX/n (in, in) of the inputs of a linear layer,
-            whose weight is given as (out, in); none for other tensors. Both float32.
+        statistics: The method's statistic at this tensor, float32: of the base if the method takes one, then of each
+            parent; empty where there is none. `fisher`: Fᵢ ≥ 0, of the tensor's shape. Of linear layers only, whose
+            weights are given as (out, in): `gram`: Gᵢ = XᵀX/n (in, in) of their inputs; `inputs`: X (n, in) of the
+            sample's first tokens.
+        head_size: Dimensions of an attention head of the first parent; 0 if the config does not tell.
     """
 
     shared: Mapping[str, Scalar]
@@ -99,6 +101,7 @@ class Parameters:
     survey: Any = None
     memory: Memory | None = field(default=None, compare=False, repr=False)
     statistics: tuple[Tensor, ...] = field(default=(), compare=False, repr=False)
+    head_size: int = 0
 
     def __getitem__(self, name: str) -> float:
         """Return a shared number; a boolean counts as 0 or 1."""

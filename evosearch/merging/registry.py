@@ -55,11 +55,13 @@ class Site:
         base: Loads θ₀; None without a base.
         parents: Load θᵢ.
         parameters: Parameters at this tensor.
+        statistics: Load the statistics at this tensor, see `Parameters.statistics`.
     """
 
     base: Callable[[], Tensor] | None
     parents: tuple[Callable[[], Tensor], ...]
     parameters: Parameters
+    statistics: tuple[Callable[[], Tensor], ...] = ()
 
 
 class Survey(Protocol):

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,7 +34,7 @@ class Moments:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file: Any = safe_open(path, framework="pt")
+        self._file = cast(Any, safe_open(path, framework="pt"))
         shared = json.loads((self._file.metadata() or {}).get(SHARED, "{}"))
         self._names = {name: name for name in [*self._file.keys()]} | shared
 

@@ -87,6 +87,39 @@ def add_gram_matrices(
             done((index + 1) / len(documents))
 
 
+@torch.no_grad()
+def keep_inputs(
+    model: Any,
+    documents: Sequence[Sequence[int]],
+    kept: Mapping[str, Tensor],
+    layers: Mapping[str, nn.Module],
+    done: Callable[[float], None] = lambda fraction: None,
+) -> None:
+    """Write the inputs of layers to `kept`, row by row; the rows of a layer that reads fewer tokens stay zero.
+
+    Args:
+        model: A causal transformers model in evaluation mode.
+        documents: Token ids of each document.
+        kept: Name → matrix (rows, in) float32 on the CPU.
+        layers: Name → linear layer.
+        done: Called with the fraction of the documents.
+    """
+    filled = dict.fromkeys(kept, 0)
+
+    def keep(name: str, x: Tensor) -> None:
+        start, room = filled[name], len(kept[name]) - filled[name]
+        rows = x.reshape(-1, x.shape[-1])[:room].float()
+        kept[name][start : start + len(rows)] = rows.cpu()
+        filled[name] += len(rows)
+
+    with _watched({name: layers[name] for name in kept}, keep):
+        for index, tokens in enumerate(documents):
+            _run(model, tokens)
+            done((index + 1) / len(documents))
+            if all(count == len(kept[name]) for name, count in filled.items()):
+                return
+
+
 def width(layer: nn.Module) -> int:
     """Return the size of a linear layer's inputs."""
     weight = layer.weight

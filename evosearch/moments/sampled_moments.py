@@ -25,13 +25,14 @@ from evosearch.evaluation.harness.harness import max_length_of
 from evosearch.materialize.forward import settings
 from evosearch.materialize.skeleton import build, generation_folder
 from evosearch.moments.files import Moments, open_moments, sums
-from evosearch.moments.gram_matrices import add_gram_matrices, linear_layers, sharing, width
+from evosearch.moments.gram_matrices import add_gram_matrices, keep_inputs, linear_layers, sharing, width
 from evosearch.moments.sample_tokens import Tokens, digest_of, read_tokens
 from evosearch.moments.squared_gradients import add_squared_gradients, draws_of
 from evosearch.recipe.sample import Sample
-from evosearch.recipe.shapes import FISHER
+from evosearch.recipe.shapes import FISHER, INPUTS
 from evosearch.recipe.shapes import STATISTICS as KINDS
 
+MOST_ROWS = 4096  # tokens whose inputs are kept: 12 GB for Llama's shapes of 7B
 VERSION = 1  # of the computation; a change leaves older files unused
 
 
@@ -152,9 +153,11 @@ class ModelMoments:
             return
         layers = linear_layers(model, places)
         first = sharing(model, layers, self._tokens[0])
-        matrices = {name: (width(layers[name]),) * 2 for name, own in first.items() if name == own}
+        rows = min(MOST_ROWS, sum(map(len, self._tokens))) if self.kind == INPUTS else 0
+        matrices = {n: (rows or width(layers[n]), width(layers[n])) for n, own in first.items() if n == own}
+        run = keep_inputs if self.kind == INPUTS else add_gram_matrices
         with sums(file, matrices, {name: own for name, own in first.items() if name != own}) as totals:
-            add_gram_matrices(model, self._tokens, totals, layers, done)
+            run(model, self._tokens, totals, layers, done)
             _check_finite(totals, self.checkpoint.reference)
 
     def _built(self) -> Any:

@@ -11,15 +11,16 @@ from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.references import default_cache
 from evosearch.merging.registry import specs
 from evosearch.moments.files import ITEM
-from evosearch.moments.sampled_moments import ModelMoments
+from evosearch.moments.sampled_moments import MOST_ROWS, ModelMoments
 from evosearch.preflight.disk_needs import Need
-from evosearch.recipe.shapes import FISHER, GRAM
+from evosearch.recipe.shapes import FISHER, GRAM, INPUTS
 from evosearch.recipe.shapes import STATISTICS as KINDS
 from evosearch.setup.models import Models
 
 PASSES = {
     FISHER: 4,
     GRAM: 1,
+    INPUTS: 1,
 }  # forward passes that take as long; a backward pass with recomputed layers counts as three
 
 
@@ -55,9 +56,9 @@ def statistics_needs(models: Models, methods: Iterable[str]) -> StatisticsNeeds:
     if sample is None:
         return StatisticsNeeds("", 0)
     tokens, found, total = models.samples[sample.key], list[str](), 0
-    parents = [models.checkpoints[name] for name in models.recipe.parents]
     for kind in filter(None, kinds):
-        missing = [one for one in parents if not _is_cached(one, sample.key, kind)]
+        named = models.recipe.references() if kind == INPUTS else models.recipe.parents
+        missing = [one for one in map(models.checkpoints.__getitem__, named) if not _is_cached(one, sample.key, kind)]
         if missing:
             total += sum(_bytes(one, kind) for one in missing)
             count = f"{len(missing)} model{'s' if len(missing) != 1 else ''}"
@@ -88,4 +89,5 @@ def _bytes(checkpoint: Checkpoint, kind: str) -> int:
     turned = 0 if checkpoint.family.transposed else 1  # the dimension of a weight's inputs
     named = [spec.name for spec in checkpoint.shape.tensors if spec.layer is not None]
     shapes = [checkpoint.tensors[name].shape for name in named]
-    return ITEM * sum(shape[turned] ** 2 for shape in shapes if len(shape) == 2)
+    widths = [shape[turned] for shape in shapes if len(shape) == 2]
+    return ITEM * sum(width * (MOST_ROWS if kind == INPUTS else width) for width in widths)

@@ -11,8 +11,13 @@ from typing import Literal
 
 Scalar = float | int | bool | str
 
-FISHER, GRAM = "fisher", "gram"  # statistics of a parent over a sample: see `Parameters.statistics`
-STATISTICS = {FISHER: "the diagonal of the Fisher matrix", GRAM: "Gram matrices of the inputs of linear layers"}
+# Statistics of a parent over a sample, see `Parameters.statistics`
+FISHER, GRAM, INPUTS = "fisher", "gram", "inputs"
+STATISTICS = {
+    FISHER: "the diagonal of the Fisher matrix",
+    GRAM: "Gram matrices of the inputs of linear layers",
+    INPUTS: "the inputs of linear layers",
+}
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,7 @@ class ModelShape:
             by it.
         kinds: The config lists the kind of each layer. Not compared: one config may list what another one implies.
         mergekit_biases: mergekit's definition of the architecture includes its biases.
+        head_size: Dimensions of an attention head; 0 if the config does not tell. Not compared: tensors have sizes.
         by_name: Name on disk → tensor.
     """
 
@@ -143,6 +149,7 @@ class ModelShape:
     writer_offset: float = 0.0
     kinds: bool = field(default=False, compare=False)
     mergekit_biases: bool = True
+    head_size: int = field(default=0, compare=False)
     by_name: Mapping[str, TensorSpec] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
