@@ -155,6 +155,7 @@ def merge_method(
     factors: Factors | None = None,
     norms: bool = False,
     statistic: str = "",
+    aligns: bool = False,
 ) -> Callable[[Merge], Merge]:
     """Register the decorated function as a merge method. The arguments are those of `MethodSpec` and `Method`.
 
@@ -179,7 +180,7 @@ def merge_method(
     if statistic and statistic not in STATISTICS:
         raise ValueError(f"merge method '{name}': unknown statistic '{statistic}', not one of {', '.join(STATISTICS)}")
     flags = (needs_base, takes_base, models, random)
-    spec = MethodSpec(name, paper, dict(parameters), *flags, summary, mergekit, differentiable, statistic)
+    spec = MethodSpec(name, paper, dict(parameters), *flags, summary, mergekit, differentiable, statistic, aligns)
 
     def register(function: Merge) -> Merge:
         function = equal_norms.merging(function) if norms else function

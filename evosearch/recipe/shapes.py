@@ -84,6 +84,7 @@ class MethodSpec:
         mergekit: The method in mergekit; None if mergekit has no equivalent.
         differentiable: Parameters in which the method has a derivative; none for a method without one.
         statistic: Statistic of every parent over the recipe's sample that the method needs; empty for none.
+        aligns: The method reorders a model to match the base, so the two need not be related.
     """
 
     name: str
@@ -97,6 +98,7 @@ class MethodSpec:
     mergekit: MergekitForm | None = None
     differentiable: tuple[str, ...] = ()
     statistic: str = ""
+    aligns: bool = False
 
 
 class Place(str, Enum):

@@ -4,7 +4,7 @@ It reads a few rows of a bounded number of tensors, so that its cost does not gr
 `MOST_TENSORS` blocks of `MOST_ELEMENTS` elements from each model, 13 MB in float32.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 
@@ -47,7 +47,7 @@ class Relation:
 def check_lineage(models: Models, where: str) -> None:
     """Check that models that are merged with each other share a base; those of nested recipes too.
 
-    Routes merge no weights and are not checked.
+    Not checked are routes, which merge no weights, and models that a method reorders to match the base, and the result.
 
     Args:
         models: The opened models of the recipe.
@@ -58,11 +58,12 @@ def check_lineage(models: Models, where: str) -> None:
         Problems: Several are.
     """
     opener, found = models.opener, list[InputError]()
-    found += _unrelated(models.recipe, models.checkpoints, where)
-    for reference in opener.nested:
-        inner = opener.recipe(reference)
-        opened = {name: opener.open(name) for name in inner.references()}
-        found += _unrelated(inner, opened, f"{reference}: ")
+    inner = {reference: opener.recipe(reference) for reference in opener.nested}
+    aligned = {reference for reference, recipe in inner.items() if _aligns(recipe)}
+    found += _unrelated(models.recipe, models.checkpoints, where, aligned)
+    for reference, recipe in inner.items():
+        opened = {name: opener.open(name) for name in recipe.references()}
+        found += _unrelated(recipe, opened, f"{reference}: ", aligned)
     if found:
         raise in_one(where.partition(": ")[0], found)
 
@@ -81,7 +82,7 @@ def check_pair(base: Checkpoint, model: Checkpoint) -> None:
 def relations(recipe: Recipe) -> tuple[Relation, ...]:
     """Return the groups of models that a recipe merges with each other, without duplicates and single models."""
     method = specs().get(recipe.merge_method or "")
-    if method is None:  # a route, or an error that is reported elsewhere
+    if method is None or method.aligns:  # without a method: a route, or an error that is reported elsewhere
         return ()
     found: dict[tuple[str, frozenset[str]], Relation] = {}
     for block in blocks(recipe):
@@ -112,9 +113,18 @@ def described(found: ModelLineage, others: Sequence[str]) -> str:
     return text + (f"; cosine of its change {', '.join(pairs)}" if pairs else "")
 
 
-def _unrelated(recipe: Recipe, checkpoints: Mapping[str, Checkpoint], where: str) -> Iterator[InputError]:
+def _aligns(recipe: Recipe) -> bool:
+    method = specs().get(recipe.merge_method or "")
+    return method is not None and method.aligns
+
+
+def _unrelated(
+    recipe: Recipe, checkpoints: Mapping[str, Checkpoint], where: str, aligned: Set[str]
+) -> Iterator[InputError]:
     for relation in relations(recipe):
-        names = list(relation.models)
+        names = [name for name in relation.models if name not in aligned]
+        if relation.base in aligned or not names:
+            continue
         figures = compare(checkpoints[relation.base], [checkpoints[name] for name in names])
         for index, (name, found) in enumerate(zip(names, figures, strict=True)):
             if not found.related:
@@ -129,7 +139,10 @@ def _error(relation: Relation, name: str, found: ModelLineage, others: Sequence[
     if found.another_base:
         next_step = f"Another model has the same base, which is not '{relation.base}': check base_model. "
     else:
-        next_step = "Merges of independently trained models are noise: check that this is the right model. "
+        next_step = (
+            "Merges of independently trained models are noise: check that this is the right model, or match its units "
+            "with the base's first, by a recipe with rebasin_weights. "
+        )
     return CheckpointError(where, what, allowed, f"{next_step}{FLAG} goes on all the same")
 
 

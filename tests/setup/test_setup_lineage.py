@@ -179,3 +179,20 @@ def test_rows_of_an_adapter_are_those_of_the_applied_tensor(
         found = rows(adapted, name, 5, 17, 0)
         assert found is not None
         torch.testing.assert_close(found, adapted.load(name)[5:17], rtol=1e-6, atol=1e-6)
+
+
+def test_a_model_that_is_matched_with_the_base_first_may_be_unrelated(
+    folder: Path, evosearch: Program, tmp_path: Path
+) -> None:
+    matched = write(folder, "matched", merge_method="rebasin_weights", models=[{"model": "./stranger"}])
+    code, _, err = evosearch("merge", matched, tmp_path / "matched")
+    assert code == 0, err
+    models: list[dict[str, Any]] = [
+        {"model": f"./{model}", "parameters": {"weight": 0.5}} for model in ("expert1", "matched.yaml")
+    ]
+    code, _, err = evosearch("merge", write(folder, models=models), tmp_path / "out")
+    assert code == 0, err
+    models.append({"model": "./stranger", "parameters": {"weight": 0.5}})
+    code, _, err = evosearch("merge", write(folder, models=models), tmp_path / "no")
+    assert code == 2, "the stranger itself is still refused"
+    assert "rebasin_weights" in err

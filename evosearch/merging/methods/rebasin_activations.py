@@ -39,6 +39,7 @@ def _pair(axes: Axes, site: Site) -> Pair:
     paper="arXiv:2209.04836",
     summary="Reorders a model's units to match the base's activations on a sample, and keeps its function.",
     needs_base=True,
+    aligns=True,
     models=(1, 1),
     parameters={"refine": Param(default=True, kind="bool")},
     survey=survey,

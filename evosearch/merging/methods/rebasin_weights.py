@@ -29,6 +29,7 @@ def survey(sites: Sequence[Site]) -> list[Fact]:
     paper="arXiv:2209.04836",
     summary="Reorders a model's units to match the base's weights, and keeps its function; then merge the result.",
     needs_base=True,
+    aligns=True,
     models=(1, 1),
     parameters={},
     survey=survey,
