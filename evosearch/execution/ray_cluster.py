@@ -77,6 +77,16 @@ class Cluster:
         found: list[dict[str, Any]] = ray.nodes()
         return found
 
+    def ended(self) -> str | None:
+        """Return why the Ray that this process started has no living node; None while it has one.
+
+        Nobody adds a node to it. A cluster's nodes may come back. Call it only while the head node answers.
+        """
+        nodes = [] if self._own is None else self.nodes()
+        if not nodes or any(node["Alive"] for node in nodes):
+            return None
+        return first_line(nodes[-1].get("DeathReasonMessage") or "") or "no reason is known"
+
     def resources(self) -> tuple[dict[str, float], dict[str, float]]:
         """Return total and free resources of the living nodes."""
         import ray
@@ -176,7 +186,12 @@ def connect(token_file: Path, address: str | None, cpus: int | None) -> Cluster:
     except SpecError:
         raise
     except Exception as exc:  # Ray raises plain Exception if its own node is slow to start
-        raise SpecError(where, f"Ray did not start: {first_line(exc)}", next="Check `ray status`") from exc
+        what = f"Ray did not start: {first_line(exc)}"
+        if address is None:
+            advice = "Run the same command when the machine is less busy, or set `workers: {executor: local}`"
+        else:
+            advice = "Check `ray status`"
+        raise SpecError(where, what, next=advice) from exc
     return Cluster(own, _endpoint(ray.get_runtime_context().gcs_address))
 
 

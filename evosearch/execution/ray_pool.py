@@ -319,6 +319,9 @@ class RayExecutor:
             raise SearchError(f"{what}. Everything scored is in the ledger. Run the same command to resume")
         if silent is not None:
             return
+        ended = self._cluster.ended()
+        if ended is not None:
+            raise SearchError(f"Ray on this machine has ended: {ended}. Run the same command to resume")
         self._fill()
         for run in members.to_ping:
             members.ping(run)

@@ -23,6 +23,8 @@ NO_METRICS = {
     "AUTOSCALER_METRIC_PORT": "65536",
     "DASHBOARD_METRIC_PORT": "65536",
 }
+# On a busy machine, processes of Ray start in more than the 15 and 30 s that it waits for some; a node whose agent is late ends
+PATIENCE = {"RAY_agent_register_timeout_ms": "120000", "RAY_gcs_server_port_wait_time_s": "120"}
 # Time until Ray ends a driver whose head node does not answer; replaced by `Cluster.silent_for`
 RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
 FOREVER_S = "864000"
@@ -115,11 +117,12 @@ def _print_nothing(*arguments: Any, **named: Any) -> None:
 def on_loopback() -> Iterator[None]:
     """Make Ray use 127.0.0.1 as this machine's address, so that all processes that it starts listen only there.
 
-    Nor do they serve metrics, which ask for no token.
+    Nor do they serve metrics, which ask for no token. They may start slowly.
     """
     from ray._private import ray_constants
 
-    settings = {LOOPBACK_ONLY: "0", **NO_METRICS}  # for the processes that Ray starts
+    patience = {name: value for name, value in PATIENCE.items() if name not in os.environ}
+    settings = {LOOPBACK_ONLY: "0", **NO_METRICS, **patience}  # for the processes that Ray starts
     before, known = {name: os.environ.get(name) for name in settings}, ray_constants.ENABLE_RAY_CLUSTER
     os.environ.update(settings)
     ray_constants.ENABLE_RAY_CLUSTER = False  # for this process, where Ray may be imported already

@@ -1,4 +1,4 @@
-"""Errors of joining a cluster, raised within seconds. No Ray is started."""
+"""Errors of joining a cluster, raised within seconds, and the end of a Ray of our own."""
 
 import os
 import socket
@@ -101,6 +101,31 @@ except ray_cluster.SpecError as exc:
 import os
 os._exit(0)  # Ray's client thread still waits for an answer
 """
+
+
+ENDS = """
+import time
+from pathlib import Path
+import psutil
+from evosearch.execution import ray_cluster
+cluster = ray_cluster.connect(Path("token"), None, 1)
+assert cluster.ended() is None
+next(process for process in psutil.Process().children(recursive=True) if process.name() == "raylet").kill()
+until = time.monotonic() + 60
+while (reason := cluster.ended()) is None and time.monotonic() < until:
+    time.sleep(0.2)
+print("reason:", reason, flush=True)
+cluster.leave()
+"""
+
+
+def test_an_own_ray_without_a_living_node_has_ended(tmp_path: Path) -> None:
+    """A pool that waited for a new node, as in a cluster, would wait for ever."""
+    command = [sys.executable, "-c", ENDS]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert "reason: " in done.stdout, done.stderr[-2000:]
+    assert "reason: None" not in done.stdout
+    assert not list(tmp_path.glob("evosearch-ray-*"))
 
 
 def test_a_server_other_than_ray_is_recognized(tmp_path: Path) -> None:
