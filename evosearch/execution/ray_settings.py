@@ -23,7 +23,7 @@ NO_METRICS = {
     "AUTOSCALER_METRIC_PORT": "65536",
     "DASHBOARD_METRIC_PORT": "65536",
 }
-# On a busy machine, processes of Ray start in more than the 15 and 30 s that it waits for some; a node whose agent is late ends
+# On a busy machine, some processes of Ray need longer to start than the 15 and 30 s that it waits for them
 PATIENCE = {"RAY_agent_register_timeout_ms": "120000", "RAY_gcs_server_port_wait_time_s": "120"}
 # Time until Ray ends a driver whose head node does not answer; replaced by `Cluster.silent_for`
 RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
