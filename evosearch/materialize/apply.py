@@ -9,6 +9,7 @@ from evosearch.errors import CandidateError
 from evosearch.materialize.plan import Input, TensorOp, plan, with_survey
 from evosearch.merging.method_parameters import Memory
 from evosearch.merging.registry import Site, method, specs
+from evosearch.merging.sink import Sink
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import ModelShape
 
@@ -56,11 +57,32 @@ def apply(op: TensorOp, tensor_of: TensorOf, out_dtype: torch.dtype) -> torch.Te
     Raises:
         CandidateError: The merge is undefined for the parameter values.
     """
-    if op.fold is not None:
-        return op.fold(tensor_of(op.parents[0])).to(out_dtype)
-    base = tensor_of(op.base) if op.base is not None else None
+    return merge(op, tensor_of, out_dtype).tensor
+
+
+def merge(op: TensorOp, tensor_of: TensorOf, out_dtype: torch.dtype, into: torch.Tensor | None = None) -> Sink:
+    """Compute the tensor of one operation and write it, rounded to `out_dtype`, into a tensor.
+
+    Args:
+        op: The operation.
+        tensor_of: Loads an input tensor.
+        out_dtype: Type that the result is rounded to.
+        into: Tensor of any type to write to; default: a new one of `out_dtype`.
+
+    Raises:
+        CandidateError: The merge is undefined for the parameter values. `into` is then in an undefined state.
+    """
     parents = [tensor_of(parent) for parent in op.parents]
-    return method(op.method).merge(base, parents, op.parameters).to(out_dtype)
+    if into is None:
+        into = torch.empty(parents[0].shape, dtype=out_dtype, device=parents[0].device)
+    sink = Sink(into, out_dtype)
+    if op.fold is not None:
+        sink.take(op.fold(parents[0]))
+        return sink
+    base = tensor_of(op.base) if op.base is not None else None
+    parameters = replace(op.parameters, sink=sink) if into.is_contiguous() else op.parameters
+    sink.take(method(op.method).merge(base, parents, parameters))
+    return sink
 
 
 def extremes(tensor: torch.Tensor) -> torch.Tensor:
@@ -79,6 +101,8 @@ def check_finite(ops: Sequence[TensorOp], found: Sequence[torch.Tensor], recipe_
     Raises:
         CandidateError: A result is not finite.
     """
+    if not ops:
+        return
     for op, finite in zip(ops, torch.stack(list(found)).isfinite().all(dim=1).tolist(), strict=True):
         if not finite:
             raise CandidateError("materialize", not_finite(op.tensor, recipe_dtype))

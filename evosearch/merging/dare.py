@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from evosearch.merging import philox
+from evosearch.merging.compiled import fused, library
 from evosearch.merging.kernels import same
 from evosearch.merging.method_parameters import Parameters
 from evosearch.merging.sparse import l1_factor
@@ -44,6 +45,13 @@ class Drop:
         if self.density >= 1:
             return tau
         return tau.mul_(philox.kept(self.key, self.density, start, tau.numel(), tau.device))
+
+    def compiled(self) -> library.Change:
+        """Return the description for the compiled kernels."""
+        limit = philox.limit_of(self.density)
+        if limit > philox.LOW:
+            return library.Change()
+        return library.Change(flags=fused.DROP, key0=self.key[0], key1=self.key[1], limit=limit)
 
 
 def drops(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> list[Drop]:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from evosearch.merging.sink import Sink
 from evosearch.recipe.shapes import Scalar
 
 T = TypeVar("T")
@@ -65,6 +66,7 @@ class Parameters:
         parents: Origin of each parent's tensor.
         survey: This tensor's entry of the method's survey; None if the method has no survey.
         memory: Cache that outlives this merge, or None.
+        sink: Where a merge may write its result instead of into a new tensor, or None.
     """
 
     shared: Mapping[str, Scalar]
@@ -75,6 +77,7 @@ class Parameters:
     parents: tuple[Origin, ...] = ()
     survey: Any = None
     memory: Memory | None = field(default=None, compare=False, repr=False)
+    sink: Sink | None = field(default=None, compare=False, repr=False)
 
     def __getitem__(self, name: str) -> float:
         """Return a shared number; a boolean counts as 0 or 1."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from evosearch.errors import CandidateError
-from evosearch.merging.election import Change, contract_elected, elect_deltas
+from evosearch.merging.election import contract_elected, elect_deltas
 from evosearch.merging.magnitudes import Delta, Trim, trims
 from evosearch.merging.method_parameters import Parameters
 from evosearch.merging.registry import Site, Slope, merge_method
@@ -78,15 +78,9 @@ def ties(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tenso
     return elect_deltas(base, parents, p, _trimmed(base, parents, p), p.each("weight"), count=count)
 
 
-def _trimmed(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> Change:
-    """Return the function that trims chunks of the task vectors."""
-    kept = [_trim(base, theta, p, i) for i, theta in enumerate(parents)]
-
-    def trimmed(i: int, start: int, tau: Tensor) -> Tensor:
-        trim = kept[i]
-        return trim.apply(tau, start) if trim else tau
-
-    return trimmed
+def _trimmed(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> list[Trim | None]:
+    """Return the trim of every task vector."""
+    return [_trim(base, theta, p, i) for i, theta in enumerate(parents)]
 
 
 def _trim(base: Tensor, theta: Tensor, p: Parameters, i: int) -> Trim | None:
