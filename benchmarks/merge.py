@@ -10,6 +10,7 @@ the first candidate, for which nothing is remembered. mergekit merges the same f
 our candidate has its form (DARE and DELLA rescale by the L1 norm).
 
     --disk      the same merges to a folder, by turns with mergekit's; a median over rounds
+    --processor-time    one thread, processor times: for a machine that is busy with other work; in memory only
     --memory    peak of anonymous memory of merges to disk of synthetic models of 1 and 4 GB, each in its own process
 
 Two threads. Prints one JSON document and tables. Exit code 1 if a ratio is not reached.
@@ -30,7 +31,7 @@ from typing import Any
 import torch
 
 from benchmarks._merge import oracle
-from benchmarks._merge.copying import Copying
+from benchmarks._merge.copying import Clock, Copying
 from benchmarks._merge.models import layers_of, perturbed, synthetic
 from benchmarks._merge.recipes import METHODS, recipe
 from benchmarks._paths import ROOT
@@ -39,6 +40,7 @@ from evosearch.checkpoints.reader import Checkpoint
 from evosearch.materialize.in_memory import ResidentModel
 from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.merging.registry import specs
+from evosearch.recipe.schema import Recipe
 
 BASE = ROOT / "models" / "smollm2" / "base"
 COPIES = {  # method → at most so many times the copy
@@ -108,11 +110,12 @@ class Peaks:
 class Bench:
     """The models, opened once."""
 
-    def __init__(self, base: Path, folder: Path) -> None:
+    def __init__(self, base: Path, folder: Path, clock: Clock) -> None:
         self.base, self.folder = str(base), folder
         self.parents = [str(parent) for parent in perturbed(base, folder)]
         self.layers = layers_of(base)
-        self.copying = Copying()
+        self._clock = clock
+        self.copying = Copying(clock)
 
     def checkpoints(self, method: str) -> dict[str, Checkpoint]:
         """Open the models that a method uses."""
@@ -127,11 +130,10 @@ class Bench:
         moved = sum(_bytes(checkpoints[name]) for name in (*read, self.base))
         for checkpoint in checkpoints.values():
             checkpoint.content_sha256()  # as before a search
-        first = resident.materialize(self._recipe(method, 0))
+        first = self._timed(resident, self._recipe(method, 0))
         copies, times = [self.copying.seconds(moved)], []
         for seed in range(1, rounds + 1):
-            resident.forget()  # methods without weights have one candidate only
-            times.append(resident.materialize(self._recipe(method, seed)))
+            times.append(self._timed(resident, self._recipe(method, seed)))
             copies.append(self.copying.seconds(moved))
         ratios = [2 * t / (a + b) for t, a, b in zip(times, copies, copies[1:], strict=False)]
         found = (statistics.median(copies), first, statistics.median(times), statistics.median(ratios), COPIES[method])
@@ -140,8 +142,7 @@ class Bench:
         ours = []
         for seed in range(3):
             shared = recipe(method, self.base, self.parents, self.layers, seed, shared_form=True)
-            resident.forget()
-            ours.append(resident.materialize(shared))
+            ours.append(self._timed(resident, shared))
         theirs = oracle.in_memory(shared, resident.shape)
         return InMemory(method, *found, theirs, theirs / statistics.median(ours[1:]), FASTER[method])
 
@@ -159,7 +160,13 @@ class Bench:
         ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
         return ToDisk(method, statistics.median(ours), statistics.median(theirs), ratio, FASTER_TO_DISK[method])
 
-    def _recipe(self, method: str, seed: int) -> Any:
+    def _timed(self, resident: ResidentModel, candidate: Recipe) -> float:
+        resident.forget()  # methods without weights have one candidate only
+        started = self._clock()
+        resident.materialize(candidate)
+        return self._clock() - started
+
+    def _recipe(self, method: str, seed: int) -> Recipe:
         return recipe(method, self.base, self.parents, self.layers, seed)
 
 
@@ -238,8 +245,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help="candidates (default 9), or rounds to disk (default 3)")
     parser.add_argument("--sizes", type=int, nargs=2, default=(1, 4), metavar="GB", help="default 1 4")
     parser.add_argument("--no-mergekit", action="store_true", help="in memory: compare with a copy only")
+    parser.add_argument("--processor-time", action="store_true", help="one thread, processor times; without mergekit")
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if options.processor_time else 2)
+    options.no_mergekit |= options.processor_time
     methods = options.only or list(METHODS)
     if options.memory:
         rows: list[Any] = peaks(options.only or ["linear", "ties", "della"], options.sizes)
@@ -249,7 +258,7 @@ def main() -> int:
         oracle.prepare()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(options.base, Path(folder))
+        bench = Bench(options.base, Path(folder), time.process_time if options.processor_time else time.perf_counter)
         for method in methods:
             if options.disk:
                 rows.append(bench.to_disk(method, options.rounds or 3))

@@ -93,8 +93,8 @@ def dots(a: Tensor, b: Tensor) -> tuple[float, float, float]:
 def _gram(base: Tensor | None, parents: Sequence[Tensor]) -> Tensor:
     found = torch.empty((len(parents), len(parents)), dtype=torch.float64)
     if fused.applies(torch.float32, (*_start(base), *parents)):
-        for i, own in enumerate(fused.products(base, parents, wide=True)):
-            found[i, i:] = found[i:, i] = torch.tensor(own, dtype=torch.float64)
+        for i, row in enumerate(fused.products(base, parents, wide=True)):
+            found[i, i:] = found[i:, i] = torch.tensor(row, dtype=torch.float64)
         return found
     for i in range(len(parents)):
 

@@ -239,7 +239,7 @@ def _array(tensor: Tensor) -> Array:
 
 
 def _arrays(tensors: Sequence[Tensor]) -> "ctypes.Array[Array]":
-    return (Array * len(tensors))(*[(t.data_ptr(), TYPES[t.dtype]) for t in tensors])
+    return (Array * len(tensors))(*[_array(t) for t in tensors])
 
 
 def _library() -> ctypes.CDLL:
