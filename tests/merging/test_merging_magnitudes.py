@@ -100,7 +100,7 @@ def test_a_memory_reads_a_tensor_once_and_has_a_limit():
     counted = replace(delta(tau, memory), theta=look)
     assert counted.histogram() is counted.histogram()
     assert counted.histogram().codes is not None
-    assert len(looks) == 2  # to count, and to assign codes
+    assert len(looks) in (1, 2)  # to count, and to assign codes: with compiled kernels from one load
     assert delta(values("normal", 1000, 1), memory, tensor="other").histogram().codes is None  # the limit is reached
 
 
