@@ -99,7 +99,9 @@ def recipe_page() -> str:
     """Keys of a recipe."""
     schema = importlib.import_module("evosearch.recipe.schema")
     hops = importlib.import_module("evosearch.recipe.hops")
+    sample = importlib.import_module("evosearch.recipe.sample")
     tokens = importlib.import_module("evosearch.recipe.tokens")
+    checkpoints = importlib.import_module("evosearch.recipe.run_checkpoints")
     head = (
         "# Recipe\n\nA recipe describes one merged model completely. The format is mergekit's YAML, plus `seed` and "
         "`routing`. In a search spec, a search parameter (a *hole*) may stand where a value would; "
@@ -108,12 +110,14 @@ def recipe_page() -> str:
     parts = [
         ("The file", schema.Recipe),
         ("`models[i]`", schema.Input),
+        ("`models[i]`, checkpoints of one run", checkpoints.Checkpoints),
         ("`slices[i]`", schema.Slice),
         ("`slices[i].sources[j]`", schema.Source),
         ("`modules.NAME`", schema.Module),
         ("`routing`", hops.Routing),
         ("`routing.hops[i]`", hops.Hop),
         ("`tokenizer`", tokens.Tokenizer),
+        ("`sample`", sample.Sample),
     ]
     return head + "".join(section(title, model) for title, model in parts)
 

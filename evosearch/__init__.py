@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from evosearch.api import check, export, leaderboard, load_recipe, load_spec, merge, run, score
+    from evosearch.api import analyze, check, diff, export, leaderboard, load_recipe, load_spec, merge, run, score
     from evosearch.errors import EvosearchError, InputError
     from evosearch.merging.registry import merge_method
     from evosearch.preflight.check import CheckReport
@@ -21,12 +21,16 @@ if TYPE_CHECKING:
     from evosearch.reporting.report import RunReport
     from evosearch.search.optimizers.registry import Option, optimizer
     from evosearch.search.progress import Progress, Watcher
+    from evosearch.service.analyze import AnalyzeReport
+    from evosearch.service.diff import DiffReport
     from evosearch.service.merge import MergeReport
     from evosearch.service.score import ScoreReport
 
 __version__ = "0.2.0"
 __all__ = [
+    "AnalyzeReport",
     "CheckReport",
+    "DiffReport",
     "EvosearchError",
     "ExportResult",
     "InputError",
@@ -38,7 +42,9 @@ __all__ = [
     "RunReport",
     "ScoreReport",
     "Watcher",
+    "analyze",
     "check",
+    "diff",
     "export",
     "leaderboard",
     "load_recipe",
@@ -51,7 +57,18 @@ __all__ = [
 ]
 
 _MODULES = {
-    "evosearch.api": ("check", "export", "leaderboard", "load_recipe", "load_spec", "merge", "run", "score"),
+    "evosearch.api": (
+        "analyze",
+        "check",
+        "diff",
+        "export",
+        "leaderboard",
+        "load_recipe",
+        "load_spec",
+        "merge",
+        "run",
+        "score",
+    ),
     "evosearch.errors": ("EvosearchError", "InputError"),
     "evosearch.merging.registry": ("merge_method",),
     "evosearch.preflight.check": ("CheckReport",),
@@ -61,6 +78,8 @@ _MODULES = {
     "evosearch.reporting.report": ("RunReport",),
     "evosearch.search.optimizers.registry": ("Option", "optimizer"),
     "evosearch.search.progress": ("Progress", "Watcher"),
+    "evosearch.service.analyze": ("AnalyzeReport",),
+    "evosearch.service.diff": ("DiffReport",),
     "evosearch.service.merge": ("MergeReport",),
     "evosearch.service.score": ("ScoreReport",),
 }

@@ -7,6 +7,7 @@ has the umask 077, or $EVOSEARCH_UMASK.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from evosearch.reporting.leaderboard import Leaderboard
     from evosearch.reporting.report import RunReport
     from evosearch.search.progress import Watcher
+    from evosearch.service.analyze import AnalyzeReport
+    from evosearch.service.diff import DiffReport
     from evosearch.service.merge import MergeReport
     from evosearch.service.score import ScoreReport
     from evosearch.spec.spec import SearchSpec
@@ -38,6 +41,7 @@ def check(
     weights: bool = True,
     model: str | None = None,
     allow_pickle: bool = False,
+    allow_unrelated: bool = False,
     watcher: "Watcher | None" = None,
 ) -> "CheckReport":
     """Check a search spec, a recipe or a suite, and estimate what a run costs.
@@ -48,6 +52,7 @@ def check(
         weights: For a spec: False only estimates its cost, from configs and tokenizers.
         model: For a suite: model whose tokenizer counts its tokens.
         allow_pickle: Read pickled weights of models without safetensors.
+        allow_unrelated: Merge models that share no base, which are refused otherwise.
         watcher: Receives progress and notes.
 
     Returns:
@@ -61,7 +66,7 @@ def check(
     """
     from evosearch.preflight.check import check
 
-    return check(Path(path), dry_run, _watching(watcher), allow_pickle, model, weights)
+    return check(Path(path), dry_run, _watching(watcher), allow_pickle, model, weights, allow_unrelated)
 
 
 @private_files()
@@ -71,6 +76,7 @@ def run(
     continue_from_best: bool = False,
     allow_pickle: bool = False,
     unverified: bool = False,
+    allow_unrelated: bool = False,
     watcher: "Watcher | None" = None,
 ) -> "RunReport":
     """Run a search to its promoted, exported winner. The same call resumes an interrupted one.
@@ -79,6 +85,7 @@ def run(
         spec: The spec file, of one search or of several stages.
         continue_from_best: If the recorded search cannot be replayed exactly, continue from its best candidate.
         allow_pickle: Read pickled weights of models without safetensors.
+        allow_unrelated: Merge models that share no base, which are refused otherwise.
         unverified: Of a suite without right answers: promote the best model by the teachers' fitness on validation.
         watcher: Receives progress and notes.
 
@@ -97,7 +104,7 @@ def run(
     """
     from evosearch.service.run import run
 
-    return run(Path(spec), _watching(watcher), continue_from_best, allow_pickle, unverified)
+    return run(Path(spec), _watching(watcher), continue_from_best, allow_pickle, unverified, allow_unrelated)
 
 
 @private_files()
@@ -132,14 +139,18 @@ def score(
     """
     from evosearch.service.score import score
 
-    reference = model if isinstance(model, str) else str(Path(model).absolute())  # a Path("./base") is just "base"
     file = None if items is None else Path(items)
-    return score(reference, Path(suite), split, file, _watching(watcher), allow_pickle)
+    return score(_reference(model), Path(suite), split, file, _watching(watcher), allow_pickle)
 
 
 @private_files()
 def merge(
-    recipe: PathLike, out: PathLike, *, allow_pickle: bool = False, watcher: "Watcher | None" = None
+    recipe: PathLike,
+    out: PathLike,
+    *,
+    allow_pickle: bool = False,
+    allow_unrelated: bool = False,
+    watcher: "Watcher | None" = None,
 ) -> "MergeReport":
     """Merge the models of a recipe and write an ordinary checkpoint.
 
@@ -147,6 +158,7 @@ def merge(
         recipe: The recipe file.
         out: Folder to write; it must be empty or not exist.
         allow_pickle: Read pickled weights of models without safetensors.
+        allow_unrelated: Merge models that share no base, which are refused otherwise.
         watcher: Receives progress and notes.
 
     Raises:
@@ -159,7 +171,100 @@ def merge(
     """
     from evosearch.service.merge import merge
 
-    return merge(Path(recipe), Path(out), _watching(watcher), allow_pickle)
+    return merge(Path(recipe), Path(out), _watching(watcher), allow_pickle, allow_unrelated)
+
+
+@private_files()
+def diff(
+    base: PathLike,
+    model: PathLike,
+    out: PathLike,
+    *,
+    allow_pickle: bool = False,
+    allow_unrelated: bool = False,
+    watcher: "Watcher | None" = None,
+) -> "DiffReport":
+    """Write the task vector of a model, its difference from a base, as a folder that recipes take as a model.
+
+    Args:
+        base: The base (folder, hub id, `zoo:NAME`).
+        model: A model of the same architecture, `model+adapter`, or a recipe file.
+        out: Folder to write; it must be empty or not exist.
+        allow_pickle: Read pickled weights of models without safetensors.
+        allow_unrelated: Accept a model that is no fine-tune of the base.
+        watcher: Receives progress and notes.
+
+    Raises:
+        InputError: A model is wrong, the two do not fit together, or `out` is not empty.
+
+    Examples:
+        >>> import evosearch
+        >>> evosearch.diff("./base", "./expert1", "vector").unchanged
+        0
+    """
+    from evosearch.service.diff import diff
+
+    return diff(_reference(base), _reference(model), Path(out), _watching(watcher), allow_pickle, allow_unrelated)
+
+
+@private_files()
+def analyze(
+    models: "PathLike | Sequence[PathLike]",
+    *,
+    base: PathLike | None = None,
+    suite: PathLike | None = None,
+    leave_one_out: bool = False,
+    path: bool = False,
+    calibration: bool = False,
+    split: Literal["search", "validation"] = "search",
+    points: int = 11,
+    top: int = 8,
+    allow_pickle: bool = False,
+    watcher: "Watcher | None" = None,
+) -> "AnalyzeReport":
+    """Compare the task vectors of models by layer and module, or score merges of them on a suite.
+
+    Args:
+        models: A recipe file, or models.
+        base: Base that changes are measured from; default: that of the recipe.
+        suite: Suite file for the next three options.
+        leave_one_out: Score a recipe's merge without each parent.
+        path: Score merges on the lines between two models, and from the base to each.
+        calibration: Measure the calibration of choices.
+        split: Split to score on.
+        points: Number of merges on a path, with both ends.
+        top: Number of singular vectors whose subspaces are compared.
+        allow_pickle: Read pickled weights of models without safetensors.
+        watcher: Receives progress and notes.
+
+    Returns:
+        The figures that were asked; without any of the three options those of the weights.
+
+    Raises:
+        InputError: The models, the suite or an option is wrong.
+        EvosearchError: A merge cannot be scored.
+
+    Examples:
+        >>> import evosearch
+        >>> report = evosearch.analyze(["./expert1", "./expert2"], base="./base")
+        >>> [row.name for row in report.weights.layers]
+        ['embeddings', 'layer 0', 'layer 1', 'layer 2', 'final_norm', 'head']
+    """
+    from evosearch.service.analyze import AnalyzeOptions, analyze
+
+    listed = [models] if isinstance(models, str | os.PathLike) else models
+    options = AnalyzeOptions(
+        base=None if base is None else _reference(base),
+        leave_one_out=leave_one_out,
+        path=path,
+        calibration=calibration,
+        suite=None if suite is None else Path(suite),
+        split=split,
+        points=points,
+        top=top,
+        allow_pickle=allow_pickle,
+    )
+    return analyze([_reference(one) for one in listed], options, _watching(watcher))
 
 
 @private_files()
@@ -265,6 +370,11 @@ def load_recipe(path: PathLike, *, name: str | None = None) -> "Recipe":
     from evosearch.recipe.files import load
 
     return load(Path(path), name)
+
+
+def _reference(model: PathLike) -> str:
+    """Return the reference of a model; a Path("./base") is just "base", which could be a hub id."""
+    return model if isinstance(model, str) else str(Path(model).absolute())
 
 
 def _watching(watcher: "Watcher | None") -> "Watcher":

@@ -50,6 +50,35 @@ def locate(path: Path, error: type[InputError], root: Path | None = None) -> Pat
     return real
 
 
+def beside(named: str, folder: Path, error: type[InputError]) -> Path:
+    """Return the path of a file that a document in `folder` names.
+
+    A relative path may be a link only to a file in the document's folder, or, for a path such as `../shared/x.yaml`, in
+    the folder that it names: a link elsewhere would hide what is read. A full path (also `~/…`) says what is read.
+
+    Args:
+        named: The path as written.
+        folder: Folder of the document.
+        error: Class of the error to raise.
+
+    Raises:
+        error: The file is a link that leads elsewhere, or a broken one. A missing file is for its reader to report.
+    """
+    full = Path(os.path.expanduser(named))
+    if full.is_absolute():
+        return full
+    path = Path(os.path.normpath(folder / named))  # what is checked is what is read, also where `..` follows a link
+    if present(path):
+        root = folder if path.absolute().is_relative_to(os.path.abspath(folder)) else path.parent
+        with _readable(path, error):
+            real, inside = path.resolve(strict=True), _allowed(root.resolve())
+        if not any(real.is_relative_to(place) for place in inside):
+            what = f"leads to {real}, outside of {root}"
+            next = "If you trust that file, copy it into the folder, or name it by its full path"
+            raise error(str(path), what, "Files, and links to files in this folder", next)
+    return path
+
+
 def open_file(path: Path, error: type[InputError], root: Path | None = None) -> BinaryIO:
     """Open a regular file for reading.
 

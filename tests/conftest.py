@@ -250,8 +250,12 @@ def world(_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
         folder.mkdir(exist_ok=True)
         for entry in _models.iterdir():
             link = folder / entry.name
-            if not link.exists():
+            if link.exists():
+                continue
+            if entry.is_dir():
                 link.symlink_to(entry)
+            else:
+                shutil.copy(entry, link)
         path = folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(spec_data(name, **changes), sort_keys=False))
         return path

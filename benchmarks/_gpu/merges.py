@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from benchmarks._gpu.results import require
-from benchmarks._gpu.world import World
+from benchmarks._gpu.world import SAMPLE, World
+from evosearch.materialize.apply import arguments, with_statistics
 from evosearch.materialize.in_memory import ResidentModel
 from evosearch.materialize.plan import plan
 from evosearch.merging import philox
@@ -72,14 +74,15 @@ def derivatives(world: World, device: torch.device) -> Mapping[str, Any]:
             continue
         recipe, most = world.recipe(name, **_settings(spec)), 0.0
         for op in plan(recipe, shapes, shapes[str(world.models[0])], specs(), contents):
-            base = checkpoints[op.base.reference].load(op.base.tensor) if op.base is not None else None
-            parents = [checkpoints[one.reference].load(one.tensor) for one in op.parents]
+            if spec.statistic:
+                op = with_statistics(op, SAMPLE.key, spec.statistic, checkpoints)
+            base, parents, own = arguments(op, lambda source: checkpoints[source.reference].load(source.tensor))
             grad = torch.randn(parents[0].shape, generator=torch.Generator().manual_seed(1))
-            here = derivative(base, parents, op.parameters, grad)
+            here = derivative(base, parents, own, grad)
             there = derivative(
                 None if base is None else base.to(device),
                 [one.to(device) for one in parents],
-                op.parameters,
+                replace(own, statistics=tuple(one.to(device) for one in own.statistics)),
                 grad.to(device),
             )
             size = float(grad.norm()) * max(float(one.norm()) for one in parents)

@@ -16,9 +16,12 @@ from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.suites.suite import Suite, load_suite
 from evosearch.execution.worker_config import WorkerConfig
 from evosearch.merging.registry import specs
+from evosearch.moments.sampled_moments import SampledMoments
+from evosearch.recipe.sample import Sample
 from evosearch.recipe.schema import Recipe
 
 LETTERS = "abcdefghij"
+SAMPLE = Sample(text="drawn tokens")
 _MEAN = {"aggregation": "mean", "higher_is_better": True}
 
 
@@ -50,8 +53,12 @@ class World:
         return [self.folder / name for name in ("base", "one", "two")]
 
     def checkpoints(self) -> dict[str, Checkpoint]:
-        """Folder → checkpoint of every model."""
-        return {str(folder): Checkpoint.open(folder) for folder in self.models}
+        """Folder → checkpoint of every model, with statistics over drawn tokens."""
+        found = {str(folder): Checkpoint.open(folder) for folder in self.models}
+        draw = random.Random(5)
+        texts = tuple(tuple(draw.choices(range(4, 12), k=24)) for _ in range(16))
+        SampledMoments(self.folder / "cache", "cpu", known={SAMPLE.key: texts}).attach(SAMPLE, found)
+        return found
 
     def harness(self) -> Harness:
         """Harness of the suite."""
@@ -70,6 +77,8 @@ class World:
         }
         if spec.takes_base:
             data |= {"base_model": str(base)}
+        if spec.statistic:
+            data |= {"sample": SAMPLE.model_dump(exclude_defaults=True)}
         return Recipe.model_validate(data)
 
     def config(self, device: str, **changes: Any) -> WorkerConfig:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import torch
 
@@ -24,6 +25,22 @@ WIDTH = ("hidden_size", "n_embd")  # keys of the width of the residual stream
 HASH_THREADS = 4  # hashing releases the GIL; more threads would wait for the disk
 
 
+class Statistics(Protocol):
+    """Statistics of a model over a sample, tensor by tensor; computed when they are first needed."""
+
+    def has(self, name: str) -> bool:
+        """Return whether there is a statistic at a tensor, by its name in the model.
+
+        Raises:
+            CheckpointError: The statistics cannot be computed.
+        """
+        ...
+
+    def load(self, name: str) -> torch.Tensor:
+        """Return the statistic at a tensor: float32 on the CPU, memory-mapped."""
+        ...
+
+
 class Checkpoint:
     """A model folder, opened by `Checkpoint.open`.
 
@@ -35,9 +52,11 @@ class Checkpoint:
         shape: Its tensors.
         tensors: Name in `shape` → dtype and shape.
         notes: Warnings for the user, one sentence each.
+        statistics: (key of a sample, kind) → the model's statistics, for recipes with that sample.
     """
 
     notes: tuple[str, ...] = ()
+    statistics: Mapping[tuple[str, str], Statistics] = MappingProxyType({})
 
     def __init__(
         self,

@@ -7,6 +7,7 @@
 | `name`, if a folder of that name exists | that folder |
 | `org/name`, `org/name@revision` | a model on the Hugging Face hub, downloaded into the hub's own cache |
 | `model+adapter` | a model with an adapter applied, each one of the above (see `split` and `adapters`) |
+| a folder of `evosearch diff`, or `model+folder` | its base, or this model, plus the task vector |
 """
 
 import os
@@ -28,6 +29,7 @@ from huggingface_hub.errors import (
 
 from evosearch.checkpoints.model_card import CARD
 from evosearch.checkpoints.reader import CONFIG, INDEX, SINGLE
+from evosearch.checkpoints.task_vector_file import base_of, is_task_vector
 from evosearch.errors import CheckpointError, did_you_mean
 from evosearch.recipe.files import exists, pieces
 from evosearch.untrusted import present
@@ -64,14 +66,15 @@ def register_resolver(scheme: str, resolver: Resolver) -> None:
 def split(reference: str, known: Container[str] = ()) -> tuple[str, str | None]:
     """Split a reference into model and adapter; the adapter is None if there is none.
 
-    A '+' in the path of an existing folder or recipe does not separate.
+    A '+' in the path of an existing folder or recipe does not separate. A task vector alone is split into its base and
+    itself.
 
     Args:
         reference: Reference of a recipe.
         known: References of recipes, whose files need not exist on this machine.
 
     Raises:
-        CheckpointError: There is more than one adapter, or model or adapter is empty.
+        CheckpointError: There is more than one adapter, model or adapter is empty, or a task vector is damaged.
     """
     model, *adapters = pieces(reference, lambda piece: piece in known or exists(piece))
     allowed = "One model and one adapter, as model+adapter"
@@ -81,6 +84,13 @@ def split(reference: str, known: Container[str] = ()) -> tuple[str, str | None]:
     adapter = adapters[0] if adapters else None
     if adapter is not None and not (model and adapter):
         raise CheckpointError(reference, f"no {'model before' if adapter else 'adapter after'} the '+'", allowed)
+    if (
+        adapter is None
+        and model not in known
+        and _is_folder(model)
+        and is_task_vector(folder := Path(os.path.expanduser(model)))
+    ):
+        return base_of(folder), model
     return model, adapter
 
 
@@ -191,7 +201,7 @@ def _find(reference: str, kind: _Kind, cache: Path, progress: Progress | None) -
         folder = _folder(reference, kind)
     else:
         folder = _from_hub(reference, kind, progress)
-    if present(folder / kind.config):
+    if present(folder / kind.config) or (kind.name == "adapter" and is_task_vector(folder)):
         return folder
     what = f"no {kind.config} in this folder"
     if kind.name == "model" and (folder / ADAPTER_CONFIG).is_file():

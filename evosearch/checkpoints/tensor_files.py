@@ -58,6 +58,11 @@ class Safetensors:
         with boundary(str(path), CheckpointError, what, "Download or copy the file again"):
             self._handle: Any = safe_open(real, framework="pt", device="cpu")
 
+    def metadata(self) -> dict[str, str]:
+        """Return the metadata of the file."""
+        found: dict[str, str] = self._handle.metadata() or {}
+        return found
+
     def names(self) -> Iterable[str]:
         """Return the names of all tensors."""
         names: Iterable[str] = self._handle.keys()

@@ -44,6 +44,7 @@ FULL = {  # errno → what to do
     errno.EFBIG: "Raise the limit on file size (ulimit -f), or choose a folder on another disk",
 }
 
+PT = {"format": "pt"}  # metadata of files that transformers loads
 Layout = Sequence[tuple[str, tuple[int, ...]]]  # names and shapes, in the order of `add`
 
 
@@ -156,7 +157,7 @@ class CheckpointWriter:
         self._close()
         self._file = (self._folder / self._name(shard)).open("wb")
         self._open_shard = shard
-        self._file.write(_header(self._shards[shard], self.dtype))
+        self._file.write(safetensors_header(self._shards[shard], self.dtype))
 
     def _close(self) -> None:
         file, self._file = self._file, None
@@ -208,7 +209,7 @@ class CheckpointWriter:
 def _needed(shards: Sequence[Layout], dtype: torch.dtype, companions: Iterable[Path]) -> int:
     """Return the number of bytes to write, except for the small config.json."""
     weights = sum(_count(shape) * dtype.itemsize for part in shards for _, shape in part)
-    headers = sum(len(_header(part, dtype)) for part in shards)
+    headers = sum(len(safetensors_header(part, dtype)) for part in shards)
     index = headers if len(shards) > 1 else 0  # upper bound: an index has only names and files
     return weights + headers + index + sum(path.stat().st_size for path in companions)
 
@@ -232,9 +233,15 @@ def _cut(layout: Layout, itemsize: int, limit: int) -> list[list[tuple[str, tupl
     return shards
 
 
-def _header(part: Layout, dtype: torch.dtype) -> bytes:
-    """Return a safetensors header: its length in 8 bytes, then JSON padded with spaces to align the data."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def safetensors_header(part: Layout, dtype: torch.dtype, metadata: Mapping[str, str] = PT) -> bytes:
+    """Return a safetensors header: its length in 8 bytes, then JSON padded with spaces to align the data.
+
+    Args:
+        part: Names and shapes of the tensors, in the order of the file.
+        dtype: Type of all tensors.
+        metadata: Content of `__metadata__`.
+    """
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset = 0
     for name, shape in part:
         end = offset + _count(shape) * dtype.itemsize

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from evosearch.cli.console import ALLOW_PICKLE, JSON, console, print_json, watcher
+from evosearch.cli.console import ALLOW_PICKLE, ALLOW_UNRELATED, JSON, console, print_json, watcher
 
 
 def command(
@@ -17,15 +17,19 @@ def command(
         True, help="For a spec: --no-weights only estimates its cost, from configs and tokenizers."
     ),
     allow_pickle: bool = ALLOW_PICKLE,
+    allow_unrelated: bool = ALLOW_UNRELATED,
     json: bool = JSON,
 ) -> int:
-    """Check a spec, a recipe or a suite: models, tasks, splits, tokens, ledger; score one candidate to measure time."""
+    """Check a spec, a recipe or a suite: models, tasks, splits, tokens, ledger; score one candidate to measure time.
+
+    The code of the suite's tasks is run, as in a search: check only suites whose folder you trust.
+    """
     from evosearch.cli.check_report import show_check
     from evosearch.preflight.check import check
 
     watching = watcher(json)
     try:
-        result = check(file, dry_run, watching, allow_pickle, model, weights)
+        result = check(file, dry_run, watching, allow_pickle, model, weights, allow_unrelated)
     finally:
         watching.close()
     if json:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from evosearch.cli.console import show_problem
 from evosearch.cli.tables import make_table
+from evosearch.durations import duration
 from evosearch.preflight.check import TOKENS_TITLE, CheckReport, TokenCounts, token_columns
 
 Forecast = Mapping[str, Any]  # of a `CheckReport`
@@ -46,7 +47,7 @@ def show_forecast(console: Console, forecast: Forecast) -> None:
 def _total(forecast: Forecast) -> str:
     ends, price = datetime.fromisoformat(forecast["ends"]).strftime("%A %Y-%m-%d %H:%M %Z"), forecast.get("price")
     cost = "" if price is None else f" and costs about {price:,.2f} (workers.price_per_hour)"
-    hours = f"about {forecast['total_hours']:.2f} hours{cost}"
+    hours = f"about {duration(3600 * forecast['total_hours'])}{cost}"
     return f"the run, including baselines, finalists and test, takes {hours}; started now, it ends by {ends}"
 
 
@@ -73,12 +74,5 @@ def show_cost(console: Console, cost: Forecast) -> None:
         highlight=False,
     )
     what = "the search" if cost["gpu_hours"] else "a candidate"
-    each = ", ".join(f"{_brief(value)} on one {name}" for name, value in hours.items())
+    each = ", ".join(f"about {duration(3600 * value)} on one {name}" for name, value in hours.items())
     console.print(f"{what} takes {each} ({cost['assumed']})", highlight=False)
-
-
-def _brief(hours: float) -> str:
-    """`about 130 hours`, `about 2.4 hours` or `about 20 seconds`."""
-    if hours < 0.1:
-        return f"about {3600 * hours:.2g} seconds"
-    return f"about {hours:,.0f} hours" if hours >= 10 else f"about {hours:.1f} hours"

@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from evosearch.durations import duration
 from evosearch.errors import ClusterError, InputError
 from evosearch.search import progress
 from evosearch.search.progress import Progress as SearchProgress
@@ -35,6 +36,11 @@ CONTINUE_FROM_BEST = typer.Option(
     False,
     "--continue-from-best",
     help="If a recorded search cannot be replayed exactly, continue from its best candidate.",
+)
+ALLOW_UNRELATED = typer.Option(
+    False,
+    "--allow-unrelated",
+    help="Merge models that share no base. Without it they are refused, with figures.",
 )
 UNVERIFIED = typer.Option(
     False,
@@ -281,12 +287,3 @@ class LineWatcher:
 
     def close(self) -> None:
         """Do nothing: there is nothing to clean up."""
-
-
-def duration(seconds: float) -> str:
-    """Format `2 h 5 min`, `1 min 40 s` or `9 s`."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

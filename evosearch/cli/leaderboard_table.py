@@ -31,7 +31,7 @@ def pareto_table(rows: Sequence[ParetoRow]) -> Table:
 
 def finalists_table(finalists: Sequence[FinalistRow], unchosen: Sequence[FinalistRow] = ()) -> Table:
     """Show the scores of finalists, base and parents, and their changes between splits."""
-    return make_table(FINALISTS_TITLE, finalist_columns(), [*finalists, *unchosen])
+    return make_table(FINALISTS_TITLE, finalist_columns(finalists), [*finalists, *unchosen])
 
 
 def show_numbers(console: Console, rows: Sequence[LeaderboardRow]) -> None:

@@ -14,9 +14,11 @@ import typer
 
 from evosearch import __version__
 from evosearch.cli import (
+    analyze,
     cache,
     check,
     cluster,
+    diff,
     export,
     leaderboard,
     ledger,
@@ -44,7 +46,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (check, run, submit, status, logs, stop, leaderboard, merge, score, export, ui, cache):
+for command in (check, run, submit, status, logs, stop, leaderboard, merge, diff, analyze, score, export, ui, cache):
     app.command(name=command.__name__.rsplit(".", 1)[-1])(command.command)
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(cluster.app, name="cluster")

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import typer
 
-from evosearch.cli.console import ALLOW_PICKLE, JSON, console, print_json, watcher
+from evosearch.cli.console import ALLOW_PICKLE, ALLOW_UNRELATED, JSON, console, print_json, watcher
 
 
 def command(
     recipe: Path = typer.Argument(help="A recipe (YAML)."),
     out: Path = typer.Argument(help="Folder to write; it must not exist, or be empty."),
     allow_pickle: bool = ALLOW_PICKLE,
+    allow_unrelated: bool = ALLOW_UNRELATED,
     json: bool = JSON,
 ) -> None:
     """Merge the models of a recipe and write an ordinary checkpoint."""
@@ -18,7 +19,7 @@ def command(
 
     watching = watcher(json)
     try:
-        report = merge(recipe, out, watching, allow_pickle)
+        report = merge(recipe, out, watching, allow_pickle, allow_unrelated)
     finally:
         watching.close()
     if json:

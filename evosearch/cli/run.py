@@ -7,6 +7,7 @@ import typer
 
 from evosearch.cli.console import (
     ALLOW_PICKLE,
+    ALLOW_UNRELATED,
     CONTINUE_FROM_BEST,
     JSON,
     UNVERIFIED,
@@ -30,6 +31,7 @@ def command(
     continue_from_best: bool = CONTINUE_FROM_BEST,
     allow_pickle: bool = ALLOW_PICKLE,
     unverified: bool = UNVERIFIED,
+    allow_unrelated: bool = ALLOW_UNRELATED,
     progress: ProgressAs = typer.Option(
         ProgressAs.auto,
         help="Progress on standard error. auto: a bar or text lines; json: JSON lines, result last.",
@@ -42,7 +44,7 @@ def command(
 
     watching = watcher(json, progress)
     try:
-        report = run(spec, watching, continue_from_best, allow_pickle, unverified)
+        report = run(spec, watching, continue_from_best, allow_pickle, unverified, allow_unrelated)
     except (EvosearchError, KeyboardInterrupt) as exc:
         if progress is ProgressAs.json:
             note(line("result", _ended(exc)))

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from evosearch.cli.console import duration
 from evosearch.cli.tables import make_table
+from evosearch.durations import duration
 from evosearch.promotion.disclosure import CONTAMINATED
 from evosearch.reporting.columns import Column, fitness_number
 from evosearch.reporting.status import StatusRow

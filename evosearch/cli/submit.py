@@ -7,6 +7,7 @@ import typer
 from evosearch.cli.console import (
     ADDRESS,
     ALLOW_PICKLE,
+    ALLOW_UNRELATED,
     CONTINUE_FROM_BEST,
     JSON,
     UNVERIFIED,
@@ -25,6 +26,7 @@ def command(
     continue_from_best: bool = CONTINUE_FROM_BEST,
     allow_pickle: bool = ALLOW_PICKLE,
     unverified: bool = UNVERIFIED,
+    allow_unrelated: bool = ALLOW_UNRELATED,
     json: bool = JSON,
 ) -> int:
     """Check a spec here and on a cluster, and queue it there. Submitting it again resumes a stopped search."""
@@ -34,7 +36,7 @@ def command(
     url = required_address(address)
     watching = watcher(json)
     try:
-        found = submit(spec, url, watching, Options(continue_from_best, allow_pickle, unverified))
+        found = submit(spec, url, watching, Options(continue_from_best, allow_pickle, unverified, allow_unrelated))
     finally:
         watching.close()
     if json:

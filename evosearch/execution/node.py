@@ -9,7 +9,7 @@ the hub's own cache.
 """
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -30,9 +30,13 @@ from evosearch.errors import CheckpointError
 from evosearch.execution.worker_config import WorkerConfig
 from evosearch.materialize.inputs import Opener
 from evosearch.materialize.plan import donor_of
+from evosearch.merging.registry import specs
+from evosearch.moments.sampled_moments import SampledMoments
 from evosearch.recipe import placebo_reference
+from evosearch.recipe.blocks import blocks
 from evosearch.recipe.files import is_recipe
 from evosearch.recipe.identity import TOKENIZER_OF
+from evosearch.recipe.sample import PREFIX as SAMPLE_OF
 from evosearch.recipe.schema import Recipe
 
 
@@ -58,7 +62,23 @@ def prepare_node(config: WorkerConfig, progress: Progress | None = None) -> dict
         if ceiling is not None:
             with suppress(CheckpointError):  # another user's entries, which this search does not need
                 prune(config.cache, ceiling)
-    return opener.inputs(recipe, config.also)
+    found = opener.inputs(recipe, config.also)
+    _compute_statistics(recipe, found)
+    return found
+
+
+def _compute_statistics(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -> None:
+    """Compute the statistics that the recipe's method needs, before the resident model takes memory.
+
+    Raises:
+        CheckpointError: A model cannot be run, or the cache cannot be written.
+    """
+    spec = specs().get(recipe.merge_method or "")
+    if recipe.sample is None or spec is None or not spec.statistic:
+        return  # where the method is searched, they are computed for the first candidate that needs them
+    for block in blocks(recipe):
+        for entry in block.parents if spec.takes_base else block.entries:
+            checkpoints[entry.model].statistics[recipe.sample.key, spec.statistic].has("")
 
 
 class _Preparing:
@@ -71,7 +91,8 @@ class _Preparing:
         """Fetch or copy all models, merge nested recipes, and return an opener of the local results."""
         config = self._config
         sweep(config.cache)
-        plain = Opener(config.cache, self.progress, config.allow_pickle, config.recipes)
+        samples = SampledMoments(config.cache, config.device, self.progress, dict(config.samples))
+        plain = Opener(config.cache, self.progress, config.allow_pickle, config.recipes, samples=samples)
         named = (donor_of(recipe), *recipe.references(), *config.also, *filter(None, [recipe.tokenizer_model]))
         models, adapters = _leaves(plain, named)
         self._check_fetching(models, adapters)
@@ -81,7 +102,7 @@ class _Preparing:
             for name in adapters
         }
         near |= self._copied({name: near[name] for name in models}, mounts())
-        found = Opener(config.cache, self.progress, config.allow_pickle, config.recipes, near)
+        found = Opener(config.cache, self.progress, config.allow_pickle, config.recipes, near, samples)
         found.as_they_are(recipe, config.also)
         return found
 
@@ -144,7 +165,7 @@ def _check_contents(config: WorkerConfig, recipe: Recipe, opener: Opener) -> Non
     """
     if config.inputs:
         for name, now in opener.contents(recipe, opener.as_they_are(recipe, config.also)).items():
-            part = "tokenizer" if name.startswith(TOKENIZER_OF) else "model"
+            part = "tokenizer" if name.startswith(TOKENIZER_OF) else "sample" if name.startswith(SAMPLE_OF) else "model"
             _compare(part, name.removeprefix(TOKENIZER_OF), config.inputs.get(name, now), now, config, opener)
     if config.files:
         for name, files in opener.files(recipe, config.also).items():

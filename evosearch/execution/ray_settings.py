@@ -16,6 +16,13 @@ from evosearch.execution import token
 
 # "0": Ray uses this machine's loopback address, and listens only there
 LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+# Ray's agent, autoscaler and API server serve metrics by HTTP without asking for a token. The last two have no switch;
+# with an invalid port, they note an error in their logs and serve none.
+NO_METRICS = {
+    "RAY_enable_metrics_collection": "0",
+    "AUTOSCALER_METRIC_PORT": "65536",
+    "DASHBOARD_METRIC_PORT": "65536",
+}
 # Time until Ray ends a driver whose head node does not answer; replaced by `Cluster.silent_for`
 RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
 FOREVER_S = "864000"
@@ -106,19 +113,24 @@ def _print_nothing(*arguments: Any, **named: Any) -> None:
 
 @contextmanager
 def on_loopback() -> Iterator[None]:
-    """Make Ray use 127.0.0.1 as this machine's address, so that all processes that it starts listen only there."""
+    """Make Ray use 127.0.0.1 as this machine's address, so that all processes that it starts listen only there.
+
+    Nor do they serve metrics, which ask for no token.
+    """
     from ray._private import ray_constants
 
-    before, known = os.environ.get(LOOPBACK_ONLY), ray_constants.ENABLE_RAY_CLUSTER
-    os.environ[LOOPBACK_ONLY] = "0"  # for the processes that Ray starts
+    settings = {LOOPBACK_ONLY: "0", **NO_METRICS}  # for the processes that Ray starts
+    before, known = {name: os.environ.get(name) for name in settings}, ray_constants.ENABLE_RAY_CLUSTER
+    os.environ.update(settings)
     ray_constants.ENABLE_RAY_CLUSTER = False  # for this process, where Ray may be imported already
     try:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = known
-        os.environ.pop(LOOPBACK_ONLY)
-        if before is not None:
-            os.environ[LOOPBACK_ONLY] = before
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -26,6 +26,7 @@ class WorkerConfig:
         also: Models that only baselines use.
         recipes: Reference → recipe, for models that are recipes themselves.
         inputs: Reference → expected content_sha256; empty for no check.
+        samples: Key of a sample → tokens of its documents, for statistics of the models.
         files: Reference → file that accompanies the weights → expected sha256.
         resolvers: Modules whose `register()` adds reference schemes.
     """
@@ -43,6 +44,7 @@ class WorkerConfig:
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    samples: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     resolvers: tuple[str, ...] = ("evosearch.zoo",)
 
     def with_gpus(self, gpus: float) -> "WorkerConfig":

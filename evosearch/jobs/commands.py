@@ -21,6 +21,7 @@ class Options:
     continue_from_best: bool = False
     allow_pickle: bool = False
     unverified: bool = False
+    allow_unrelated: bool = False
 
     def of(self, kind: str) -> str:
         """Return the command-line options of a kind of job."""
@@ -28,6 +29,7 @@ class Options:
             "--continue-from-best": self.continue_from_best and kind == RUN,
             "--allow-pickle": self.allow_pickle,
             "--unverified": self.unverified and kind == RUN,
+            "--allow-unrelated": self.allow_unrelated,
         }
         return " ".join(option for option, wanted in given.items() if wanted)
 

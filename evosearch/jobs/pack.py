@@ -20,9 +20,11 @@ from evosearch.evaluation.suites.suite import Suite
 from evosearch.evaluation.suites.task_files import FUNCTION, is_inside, referenced_code, referenced_files
 from evosearch.evaluation.suites.task_yaml import read_task_yaml
 from evosearch.recipe.files import LISTS_MODELS, NAMES_A_MODEL, NAMES_A_TOKENIZER, STAGE, exists, is_recipe, pieces
+from evosearch.recipe.run_checkpoints import expand
 from evosearch.recipe.tokens import BASE, UNION
 from evosearch.spec.diagnostics import Diagnostics
 from evosearch.spec.portable import TOP
+from evosearch.untrusted import beside
 
 SUITE = "suite.yaml"
 FILE_MIB, TOTAL_MIB, FILES = 32, 64, 5000  # limits, since the cluster's head keeps the package in memory
@@ -62,7 +64,7 @@ def pack(path: Path, name: str, suite: Suite, folder: Path, diagnostics: Diagnos
         folder: An empty folder.
         diagnostics: Collects a problem for everything that cannot be uploaded.
     """
-    data = documents.read(path, SpecError)
+    data = _with_checkpoints(documents.read(path, SpecError), path)
     models = _references(data, str(path), diagnostics)
     source = Path(suite.source)
     top = folder / TOP
@@ -94,7 +96,7 @@ def _prompts(
     copied = {}
     for index, task in enumerate(tasks):
         if "prompts" in task:
-            path = source.parent / Path(task["prompts"]).expanduser()
+            path = beside(task["prompts"], source.parent, SuiteError)
             task["prompts"] = place = f"prompts/{index}/{path.name}"
             copied[place] = str(path)
             diagnostics.attempt(lambda: size.add(path))  # noqa: B023
@@ -112,6 +114,16 @@ def _place(folder: Path, suite_folder: Path, index: int) -> str:
 
 
 # --- models ---------------------------------------------------------------------------------------------------------
+
+
+def _with_checkpoints(data: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return a spec in which patterns of checkpoints are replaced by the models that they stand for on this machine."""
+    if isinstance(data.get("recipe"), Mapping):
+        data = data | {"recipe": expand(data["recipe"], path.parent, f"{path}: recipe")}
+    if isinstance(data.get("stages"), list):
+        stages = [_with_checkpoints(dict(one), path) if isinstance(one, Mapping) else one for one in data["stages"]]
+        data = data | {"stages": stages}
+    return data
 
 
 def _references(data: Mapping[str, Any], file: str, diagnostics: Diagnostics) -> tuple[str, ...]:

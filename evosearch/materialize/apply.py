@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
-from evosearch.errors import CandidateError
+from evosearch.checkpoints.reader import Checkpoint
+from evosearch.errors import CandidateError, RecipeError
 from evosearch.materialize.plan import Input, TensorOp, plan, with_survey
-from evosearch.merging.method_parameters import Memory
+from evosearch.merging.method_parameters import Memory, Parameters
 from evosearch.merging.registry import Site, method, specs
 from evosearch.merging.sink import Sink
 from evosearch.recipe.schema import Recipe
-from evosearch.recipe.shapes import ModelShape
+from evosearch.recipe.shapes import FISHER, ModelShape
 
 TensorOf = Callable[[Input], torch.Tensor]
 ContentOf = Callable[[str], str]  # reference → content_sha256
@@ -24,6 +26,7 @@ def operations(
     tensor_of: TensorOf,
     content_of: ContentOf,
     memory: Memory | None = None,
+    checkpoints: Mapping[str, Checkpoint] | None = None,
 ) -> tuple[TensorOp, ...]:
     """Return every operation of a recipe, after the survey if its method has one.
 
@@ -34,9 +37,11 @@ def operations(
         tensor_of: Loads an input tensor.
         content_of: Returns a model's content_sha256. Called only for methods that draw masks: it may read every byte.
         memory: Cache of facts about the inputs, shared between candidates.
+        checkpoints: Reference → checkpoint with its statistics, for methods that need some.
 
     Raises:
         RecipeError: See `plan`.
+        CheckpointError: Statistics cannot be computed.
         CandidateError: The survey rejects the parameter values.
     """
     spec = specs().get(recipe.merge_method or "")
@@ -46,6 +51,9 @@ def operations(
         return ops
     if memory is not None:
         ops = tuple(replace(op, parameters=replace(op.parameters, memory=memory)) for op in ops)
+    if spec is not None and spec.statistic and recipe.sample is not None:
+        assert checkpoints is not None, "methods with statistics need checkpoints that have them"
+        ops = tuple(with_statistics(op, recipe.sample.key, spec.statistic, checkpoints) for op in ops)
     survey = method(ops[0].method).survey
     facts = survey([_site(op, tensor_of) for op in ops]) if survey is not None else None
     return ops if facts is None else with_survey(ops, iter(facts))
@@ -72,17 +80,59 @@ def merge(op: TensorOp, tensor_of: TensorOf, out_dtype: torch.dtype, into: torch
     Raises:
         CandidateError: The merge is undefined for the parameter values. `into` is then in an undefined state.
     """
-    parents = [tensor_of(parent) for parent in op.parents]
-    if into is None:
-        into = torch.empty(parents[0].shape, dtype=out_dtype, device=parents[0].device)
-    sink = Sink(into, out_dtype)
     if op.fold is not None:
-        sink.take(op.fold(parents[0]))
+        folded = op.fold(tensor_of(op.parents[0]))
+        sink = Sink(torch.empty_like(folded, dtype=out_dtype) if into is None else into, out_dtype)
+        sink.take(folded)
         return sink
-    base = tensor_of(op.base) if op.base is not None else None
-    parameters = replace(op.parameters, sink=sink) if into.is_contiguous() else op.parameters
-    sink.take(method(op.method).merge(base, parents, parameters))
+    base, parents, parameters = arguments(op, tensor_of)
+    if into is None:
+        stored = parents[0].t() if op.transposed else parents[0]
+        into = torch.empty(stored.shape, dtype=out_dtype, device=stored.device)
+    sink = Sink(into, out_dtype)
+    if into.is_contiguous() and not op.transposed:
+        parameters = replace(parameters, sink=sink)
+    merged = method(op.method).merge(base, parents, parameters)
+    sink.take(merged.t() if op.transposed else merged)
     return sink
+
+
+def arguments(op: TensorOp, tensor_of: TensorOf) -> tuple[torch.Tensor | None, list[torch.Tensor], Parameters]:
+    """Return base, parents and parameters of one operation as its method takes them, with the statistics."""
+    base = tensor_of(op.base) if op.base is not None else None
+    parents = [tensor_of(parent) for parent in op.parents]
+    if op.transposed:
+        base, parents = base.t() if base is not None else None, [parent.t() for parent in parents]
+    if not op.statistics:
+        return base, parents, op.parameters
+    loaded = tuple(load().to(parents[0].device) for load in op.statistics)
+    return base, parents, replace(op.parameters, statistics=loaded)
+
+
+def with_statistics(op: TensorOp, sample: str, kind: str, checkpoints: Mapping[str, Checkpoint]) -> TensorOp:
+    """Return an operation that loads the statistics of its base and parents.
+
+    Args:
+        op: The operation.
+        sample: Key of the recipe's sample.
+        kind: The statistic.
+        checkpoints: Reference → checkpoint.
+
+    Raises:
+        RecipeError: The models have no statistics over this sample.
+        CheckpointError: They cannot be computed.
+    """
+    loaders = list[Callable[[], torch.Tensor]]()
+    for parent in op.sources:
+        found = checkpoints[parent.reference].statistics.get((sample, kind))
+        if found is None:
+            what = "the models were not opened with this sample"
+            raise RecipeError("recipe.sample", what, "The sample of the search's own recipe")
+        if not found.has(parent.tensor):
+            return op  # of the same layer kind in every parent
+        loaders.append(partial(found.load, parent.tensor))
+    transposed = kind != FISHER and checkpoints[op.parents[0].reference].family.transposed
+    return replace(op, statistics=tuple(loaders), transposed=transposed)
 
 
 def extremes(tensor: torch.Tensor) -> torch.Tensor:
@@ -118,4 +168,4 @@ def _site(op: TensorOp, tensor_of: TensorOf) -> Site:
         return lambda: tensor_of(source)
 
     base = read(op.base) if op.base is not None else None
-    return Site(base, tuple(read(parent) for parent in op.parents), op.parameters)
+    return Site(base, tuple(read(parent) for parent in op.parents), op.parameters, op.statistics)

@@ -158,7 +158,9 @@ class ResidentModel:
         if self._planned is None or self._planned[0] is not recipe:
             self._check_loaded(recipe)
             self._check_layout(self._layouts.of(recipe))
-            ops = operations(recipe, self._shapes, self.shape, self._tensor, self._content, self._memory)
+            ops = operations(
+                recipe, self._shapes, self.shape, self._tensor, self._content, self._memory, self._checkpoints
+            )
             self._planned = (recipe, ops)
         return self._planned[1]
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from evosearch.checkpoints import references
 from evosearch.checkpoints.adapters.adapted_model import apply_adapter
@@ -22,6 +22,8 @@ from evosearch.checkpoints.overlay import Overlay
 from evosearch.checkpoints.reader import CONFIG, Checkpoint
 from evosearch.checkpoints.references import Progress
 from evosearch.checkpoints.sidecar import files_of
+from evosearch.checkpoints.task_vector_file import is_task_vector
+from evosearch.checkpoints.task_vectors import apply_task_vector
 from evosearch.checkpoints.writer import TOKENIZER_FILES
 from evosearch.errors import CandidateError, RecipeError
 from evosearch.materialize.on_disk import write_checkpoint
@@ -32,10 +34,32 @@ from evosearch.merging.registry import specs
 from evosearch.recipe import files, placebo_reference
 from evosearch.recipe.checks import check
 from evosearch.recipe.identity import TOKENIZER_OF, recipe_id
+from evosearch.recipe.sample import Sample
 from evosearch.recipe.schema import Recipe
 from evosearch.untrusted import present
 
 MAX_NESTED = 32  # depth of nested recipes
+
+
+class Samples(Protocol):
+    """Samples of texts, and the statistics of models over them."""
+
+    def digest(self, sample: Sample, donor: Checkpoint) -> str:
+        """Return the sha256 (hex) of a sample's tokens, by the donor's tokenizer.
+
+        Raises:
+            InputError: The sample cannot be read.
+        """
+        ...
+
+    def attach(self, sample: Sample, checkpoints: Mapping[str, Checkpoint]) -> None:
+        """Give every checkpoint its statistics over a sample. Nothing is read or computed before they are used.
+
+        Args:
+            sample: The sample.
+            checkpoints: Reference → checkpoint in the output's vocabulary, the donor first.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -48,6 +72,7 @@ class Opener:
         allow_pickle: Read pickled weights of models that have no others.
         recipes: Reference → recipe as plain data, for nested recipes whose files are not to be read.
         near: Reference → folder, for models and adapters with a copy on this node.
+        samples: Reads samples, and computes statistics of models over them.
     """
 
     cache: Path
@@ -55,6 +80,7 @@ class Opener:
     allow_pickle: bool = False
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     near: Mapping[str, Path] = field(default_factory=dict)
+    samples: Samples | None = field(default=None, repr=False, compare=False)
     _within: tuple[str, ...] = field(default=(), repr=False)  # recipes being opened, outermost first
     _opened: dict[str, Checkpoint] = field(default_factory=dict, repr=False, compare=False)
     _read: dict[str, Recipe] = field(default_factory=dict, repr=False, compare=False)  # nested recipes by reference
@@ -73,7 +99,11 @@ class Opener:
             CheckpointError: A model is missing, damaged, or cannot be converted to the vocabulary.
             RecipeError: A nested recipe is invalid, or contains itself.
         """
-        return in_one_vocabulary(recipe, self.as_they_are(recipe, also), self.cache, self.folder)
+        found = in_one_vocabulary(recipe, self.as_they_are(recipe, also), self.cache, self.folder)
+        if recipe.sample is not None:
+            assert self.samples is not None, "an opener without samples"
+            self.samples.attach(recipe.sample, found)
+        return found
 
     def as_they_are(self, recipe: Recipe, also: Sequence[str] = ()) -> dict[str, Checkpoint]:
         """Open every model like `inputs`, each in its own vocabulary; nested recipes are merged."""
@@ -110,10 +140,15 @@ class Opener:
         model, adapter = references.split(reference, self.recipes)
         hashes = Hashes(self.cache)
         if adapter is not None:
-            return apply_adapter(self.open(model), self._adapter(adapter), reference, self.allow_pickle, hashes)
+            return self._adapted(self.open(model), self._adapter(adapter), reference, hashes)
         if files.is_recipe(model):
             return self._open_recipe(model)
         return Checkpoint.open(self._folder(model), reference, self.allow_pickle, hashes)
+
+    def _adapted(self, base: Checkpoint, folder: Path, reference: str, hashes: Hashes) -> Checkpoint:
+        if is_task_vector(folder):
+            return apply_task_vector(base, folder, reference, hashes)
+        return apply_adapter(base, folder, reference, self.allow_pickle, hashes)
 
     def _open_placebo(self, placebo: placebo_reference.PlaceboReference) -> Checkpoint:
         base, model = self.open(placebo.base), self.open(placebo.model)
@@ -121,6 +156,8 @@ class Opener:
         if adapter is None or under != placebo.base:
             return dense_placebo(base, model, str(placebo), placebo.seed)
         folder = self._adapter(adapter)
+        if is_task_vector(folder):
+            return dense_placebo(base, model, str(placebo), placebo.seed)
         return adapter_placebo(base, model, folder, str(placebo), placebo.seed, self.allow_pickle)
 
     def _adapter(self, adapter: str) -> Path:
@@ -149,6 +186,7 @@ class Opener:
         """Return reference → content_sha256 of every model, and `tokenizer:` + reference → hash of its tokenizer.
 
         Tokenizers are included if the recipe sets a vocabulary or chat template, since they then affect the weights.
+        So is the sample that statistics are computed over: its key → hash of its tokens.
         """
         found = {reference: checkpoint.content_sha256() for reference, checkpoint in inputs.items()}
         if recipe.vocabulary is not None or recipe.chat_template is not None:
@@ -156,6 +194,9 @@ class Opener:
         source = recipe.tokenizer_model
         if source is not None and source not in found:
             found[source] = tokenizer_sha256(self.folder(source))
+        if recipe.sample is not None:
+            assert self.samples is not None, "an opener without samples"
+            found[recipe.sample.key] = self.samples.digest(recipe.sample, inputs[donor_of(recipe)])
         return found
 
     def files(self, recipe: Recipe, also: Sequence[str] = ()) -> dict[str, dict[str, str]]:

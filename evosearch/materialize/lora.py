@@ -34,7 +34,8 @@ class Lora:
         self.places = {name: base.family.placement(name, base.config) for name in base.tensors}
         self.names = {place.parameter: name for name, place in self.places.items() if not place.index}
         shapes = {reference: checkpoint.shape for reference, checkpoint in checkpoints.items()}
-        self.ops = operations(recipe, shapes, base.shape, self._load, lambda name: checkpoints[name].content_sha256())
+        content = lambda name: checkpoints[name].content_sha256()  # noqa: E731
+        self.ops = operations(recipe, shapes, base.shape, self._load, content, checkpoints=checkpoints)
         live = meta_model(base.config, str(base.folder / CONFIG))  # shows which modules are linear and how they store
         self.modules = dict(live.named_modules(remove_duplicate=False))
         self.linear = {

@@ -83,7 +83,7 @@ class MergeGradients:
 
         The result is None if the method has no factors, or if a change is not known to be of low rank.
         """
-        if method(op.method).factors is None or op.base is None:
+        if method(op.method).factors_at(op.parameters) is None or op.base is None:
             return None
         base, found = self._tensors[op.base.reference][op.base.tensor], list[Factors | None]()
         for parent in op.parents:

@@ -78,6 +78,7 @@ def write_checkpoint(
         result.shape,
         lambda source: checkpoints[source.reference].load(source.tensor),
         lambda reference: checkpoints[reference].content_sha256(),
+        checkpoints=checkpoints,
     )
     dtype = output_dtype(recipe)
     layout = [(op.tensor, result.sizes[op.tensor]) for op in ops]

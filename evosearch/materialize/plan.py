@@ -1,7 +1,7 @@
 """Merge plans: one operation per tensor, with its parameters evaluated. Does not read the disk."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -38,6 +38,8 @@ class TensorOp:
         parents: The parents' tensors, in the recipe's order.
         parameters: Parameters at this tensor.
         fold: For routes, which have one parent and no method: the change of its tensor.
+        statistics: Load the statistics of `sources` at this tensor; empty if the method needs none, or there is none.
+        transposed: A linear weight stored as (in, out), which methods with Gram matrices get as (out, in).
     """
 
     tensor: str
@@ -46,6 +48,8 @@ class TensorOp:
     parents: tuple[Input, ...]
     parameters: Parameters
     fold: Fold | None = None
+    statistics: tuple[Callable[[], torch.Tensor], ...] = field(default=(), compare=False, repr=False)
+    transposed: bool = False
 
     @property
     def sources(self) -> tuple[Input, ...]:
@@ -212,6 +216,7 @@ class _Run:
             self.recipe.seed,
             self._origin(base) if base is not None else None,
             tuple(self._origin(parent) for parent in parents),
+            head_size=self.shapes[parents[0].reference].head_size if parents else 0,
         )
         return TensorOp(tensor, self.spec.name, base, parents, parameters)
 

@@ -4,22 +4,30 @@ The gradient of a parameter is contracted and freed as soon as a backward pass h
 a time. Gradients of small models are summed over the passes instead and contracted once.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from evosearch.checkpoints.families.registry import Placement
+from evosearch.materialize.apply import arguments
 from evosearch.materialize.plan import Input, TensorOp
 from evosearch.materialize.slopes import Slopes
 from evosearch.merging.registry import method
 
 HELD = 1 << 30  # bytes of gradients that are summed over the passes
 
-TensorOf = Callable[[Input, torch.device], Tensor]
+
+class TensorOf(Protocol):
+    """Loader of the inputs of a merge."""
+
+    def __call__(self, source: Input, device: torch.device) -> Tensor:
+        """Return an input tensor on a device."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -66,9 +74,8 @@ class WeightGradients:
         grad, parameter.grad = parameter.grad, None
         assert grad is not None
         for op, place in self.parts[parameter]:  # type: ignore[index]
-            base = self.tensor_of(op.base, grad.device) if op.base is not None else None
-            parents = [self.tensor_of(parent, grad.device) for parent in op.parents]
+            base, parents, parameters = arguments(op, partial(self.tensor_of, device=grad.device))
             derivative = method(op.method).derivative
             assert derivative is not None
             own = grad[place.index] if place.index else grad
-            self.slopes.add(op, derivative(base, parents, op.parameters, own))
+            self.slopes.add(op, derivative(base, parents, parameters, own.t() if op.transposed else own))

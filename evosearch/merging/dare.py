@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from evosearch.merging import philox
 from evosearch.merging.compiled import fused, library
-from evosearch.merging.kernels import same
+from evosearch.merging.kernels import elementwise, same
+from evosearch.merging.magnitudes import Delta, Trim, largest
 from evosearch.merging.method_parameters import Parameters
 from evosearch.merging.sparse import l1_factor
 from evosearch.recipe.shapes import Param, Scalar
@@ -52,6 +54,54 @@ class Drop:
         if limit > philox.LOW:
             return library.Change()
         return library.Change(flags=fused.DROP, key0=self.key[0], key1=self.key[1], limit=limit)
+
+
+@dataclass(frozen=True)
+class Trimmed:
+    """A random mask, followed by a trim of what it keeps. The factor compensates for the mask only."""
+
+    drop: Drop
+    trim: Trim
+
+    @property
+    def factor(self) -> float:
+        """Return the mask's factor."""
+        return self.drop.factor
+
+    def apply(self, tau: Tensor, start: int) -> Tensor:
+        """Mask and trim a chunk that begins at index `start`. NaN stays NaN."""
+        return self.trim.apply(self.drop.apply(tau, start), start)
+
+    def compiled(self) -> library.Change:
+        """Return the description for the compiled kernels, which trim what a mask keeps."""
+        made = self.drop.compiled()
+        made.flags |= fused.OUTER
+        made.outer = self.trim.compiled().outer
+        return made
+
+
+def trimmed(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> list[Drop | Trimmed]:
+    """Return the masks of `drops`, each with the trim that keeps its `trim` share.
+
+    Of m entries that a mask keeps and that are not zero, the max(1, ⌊trim·m⌋) largest by magnitude stay; of equal ones,
+    those with the lowest index.
+    """
+    found: list[Drop | Trimmed] = []
+    for drop, theta, share in zip(drops(base, parents, p), parents, p.each("trim"), strict=True):
+        trim = None if share >= 1 or same(base, theta) else _trim(base, theta, drop, share, p.dtype)
+        found.append(drop if trim is None else Trimmed(drop, trim))
+    return found
+
+
+def _trim(base: Tensor, theta: Tensor, drop: Drop, share: float, dtype: torch.dtype) -> Trim | None:
+    thinned = elementwise(lambda start, ends: drop.apply(ends[1] - ends[0], start), (base, theta), dtype).view(-1)
+    kept = int(thinned.count_nonzero())
+    if not kept:
+        return None
+    zero = thinned.new_zeros(1).expand(len(thinned))
+    delta = Delta(lambda: zero, lambda: thinned, Parameters({}, {}, dtype), 0)
+    (found,) = largest([delta], [len(thinned)], max(1, int(share * kept)))
+    return found
 
 
 def drops(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> list[Drop]:

@@ -24,7 +24,7 @@ INEXACT: dict[str, tuple[Scalar, str]] = {
 
 
 def parameters(normalize: bool) -> dict[str, Param]:
-    """Return the parameters of both methods, which differ in the default of `normalize`, as in mergekit."""
+    """Return the parameters that both methods have; the default of `normalize` differs, as in mergekit."""
     return {
         "weight": Param(0.0, 1.5, per_model=True),
         "density": Param(0.0, 1.0, default=1.0, per_model=True, strict=True, open_low=True),

@@ -1,10 +1,11 @@
 """Parameters of a merge method, evaluated at one tensor, and facts remembered between candidates."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from evosearch.merging.sink import Sink
 from evosearch.recipe.shapes import Scalar
@@ -39,6 +40,25 @@ class Memory:
         self._left -= size
         return True
 
+    def within(self, prefix: Hashable) -> "Memory":
+        """Return a view whose keys have a prefix, for facts about inputs that were changed by one rule."""
+        return _Within(self, prefix)
+
+
+class _Within(Memory):
+    """View of a memory, with its limit."""
+
+    def __init__(self, outer: Memory, prefix: Hashable) -> None:
+        self._outer, self._prefix = outer, prefix
+
+    def recall(self, key: Any, find: Callable[[], T]) -> T:
+        """Return the fact of the prefixed key."""
+        return self._outer.recall((self._prefix, key), find)
+
+    def reserve(self, size: int) -> bool:
+        """Reserve bytes of the outer memory."""
+        return self._outer.reserve(size)
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -66,6 +86,11 @@ class Parameters:
         parents: Origin of each parent's tensor.
         survey: This tensor's entry of the method's survey; None if the method has no survey.
         memory: Cache that outlives this merge, or None.
+        statistics: The method's statistic at this tensor, float32: of the base if the method takes one, then of each
+            parent; empty where there is none. `fisher`: Fᵢ ≥ 0, of the tensor's shape. Of linear layers only, whose
+            weights are given as (out, in): `gram`: Gᵢ = XᵀX/n (in, in) of their inputs; `inputs`: X (n, in) of the
+            sample's first tokens.
+        head_size: Dimensions of an attention head of the first parent; 0 if the config does not tell.
         sink: Where a merge may write its result instead of into a new tensor, or None.
     """
 
@@ -77,6 +102,8 @@ class Parameters:
     parents: tuple[Origin, ...] = ()
     survey: Any = None
     memory: Memory | None = field(default=None, compare=False, repr=False)
+    statistics: tuple[Tensor, ...] = field(default=(), compare=False, repr=False)
+    head_size: int = 0
     sink: Sink | None = field(default=None, compare=False, repr=False)
 
     def __getitem__(self, name: str) -> float:

@@ -19,10 +19,10 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from evosearch.errors import RecipeError, did_you_mean
-from evosearch.merging import methods
+from evosearch.merging import equal_norms, methods
 from evosearch.merging.method_parameters import Parameters
 from evosearch.plugins import load_entry_points
-from evosearch.recipe.shapes import MergekitForm, MethodSpec, Param
+from evosearch.recipe.shapes import STATISTICS, MergekitForm, MethodSpec, Param
 
 ENTRY_POINTS = "evosearch.merge_methods"
 
@@ -55,11 +55,13 @@ class Site:
         base: Loads θ₀; None without a base.
         parents: Load θᵢ.
         parameters: Parameters at this tensor.
+        statistics: Load the statistics at this tensor, see `Parameters.statistics`.
     """
 
     base: Callable[[], Tensor] | None
     parents: tuple[Callable[[], Tensor], ...]
     parameters: Parameters
+    statistics: tuple[Callable[[], Tensor], ...] = ()
 
 
 class Survey(Protocol):
@@ -128,6 +130,10 @@ class Method:
     derivative: Derivative | None = None
     factors: Factors | None = None
 
+    def factors_at(self, p: Parameters) -> Factors | None:
+        """Return the factors if they describe the merge at these parameters: not with `norm: equal`."""
+        return None if equal_norms.applies(p) else self.factors
+
 
 _methods: dict[str, Method] = {}
 
@@ -147,11 +153,18 @@ def merge_method(
     differentiable: tuple[str, ...] = (),
     derivative: Derivative | None = None,
     factors: Factors | None = None,
+    norms: bool = False,
+    statistic: str = "",
+    aligns: bool = False,
 ) -> Callable[[Merge], Merge]:
     """Register the decorated function as a merge method. The arguments are those of `MethodSpec` and `Method`.
 
+    With `norms`, the method also has the options `norm` and `norm_scope` (`equal_norms.py`). Its merge must be
+    θ₀ + f(τ₁, τ₂, …) with τᵢ = θᵢ − θ₀.
+
     Raises:
-        ValueError: A method of that name is already registered, or `differentiable` does not fit the method.
+        ValueError: A method of that name is already registered, `differentiable` does not fit the method, or there is
+            no such statistic.
     """
     if name in _methods:
         raise ValueError(f"a merge method named '{name}' is already registered")
@@ -160,11 +173,17 @@ def merge_method(
             raise ValueError(f"merge method '{name}': differentiable: '{parameter}' is not a float parameter of it")
     if bool(differentiable) != (derivative is not None):
         raise ValueError(f"merge method '{name}': differentiable and derivative must be given together")
-    spec = MethodSpec(
-        name, paper, dict(parameters), needs_base, takes_base, models, random, summary, mergekit, differentiable
-    )
+    if norms:
+        parameters, mergekit = {**parameters, **equal_norms.PARAMETERS}, equal_norms.in_mergekit(mergekit)
+        survey = equal_norms.surveying(survey)
+        derivative = None if derivative is None else equal_norms.differentiating(derivative)
+    if statistic and statistic not in STATISTICS:
+        raise ValueError(f"merge method '{name}': unknown statistic '{statistic}', not one of {', '.join(STATISTICS)}")
+    flags = (needs_base, takes_base, models, random)
+    spec = MethodSpec(name, paper, dict(parameters), *flags, summary, mergekit, differentiable, statistic, aligns)
 
     def register(function: Merge) -> Merge:
+        function = equal_norms.merging(function) if norms else function
         _methods[name] = Method(spec, function, survey, derivative, factors)
         return function
 

@@ -64,7 +64,7 @@ def contract_kept(
 
 
 def elect_kept(base: Tensor, parents: Sequence[Tensor], p: Parameters, kept: Sequence[Kept], row: int = 1) -> Tensor:
-    """Return θ₀ + λ · the sum of those wᵢ rᵢ mᵢτᵢ that agree with the sign of their sum, entry by entry."""
+    """Return θ₀ + λ · the sum of those wᵢ rᵢ mᵢτᵢ that agree with the elected sign, entry by entry."""
     factors = [w * one.factor for w, one in zip(p.each("weight"), kept, strict=True)]  # wᵢrᵢ
     return elect_deltas(base, parents, p, kept, factors, row=row)
 

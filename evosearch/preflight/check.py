@@ -18,12 +18,14 @@ from evosearch.preflight.memory_needs import memory_of
 from evosearch.preflight.placeholders import merged_start, temporary_folder
 from evosearch.preflight.power import power_warnings
 from evosearch.preflight.preflight import preflight
+from evosearch.preflight.statistics_needs import statistics_needs
 from evosearch.recipe import checks, files
 from evosearch.recipe.files import STAGE
 from evosearch.reporting.answers_read import statements, task_answers
 from evosearch.reporting.columns import Column
 from evosearch.reporting.notebook import html_list, html_paragraph, html_table
 from evosearch.search.progress import Watcher
+from evosearch.setup.lineage import check_lineage
 from evosearch.setup.models import open_models
 from evosearch.setup.prepare import Prepared
 from evosearch.setup.prompt_tokens import count_for
@@ -88,6 +90,7 @@ def check(
     allow_pickle: bool = False,
     model: str | None = None,
     weights: bool = True,
+    allow_unrelated: bool = False,
 ) -> CheckReport:
     """Check a spec, a recipe or a suite.
 
@@ -98,6 +101,7 @@ def check(
         allow_pickle: Read pickled weights of models without safetensors.
         model: For a suite: the model whose tokenizer counts its tokens.
         weights: For a spec: False fetches only configs and tokenizers, which is enough to estimate its cost.
+        allow_unrelated: Merge models that share no base, which are refused otherwise.
     """
     diagnostics = Diagnostics()
     found = diagnostics.attempt(lambda: documents.read_all(path, SpecError))
@@ -110,12 +114,12 @@ def check(
         what = f"is only valid with a suite; {path} is a {'search spec' if kind is Kind.SPEC else kind.value}"
         diagnostics.add(SpecError("--model", what, next="Remove it"))
     if kind is Kind.RECIPE:
-        return _check_recipe(path, watcher, diagnostics, allow_pickle)
+        return _check_recipe(path, watcher, diagnostics, _Allowed(allow_pickle, allow_unrelated))
     data = diagnostics.attempt(lambda: documents.single(found, str(path), SpecError))
     recovered = Recovered(None, None) if data is None else recover(path, data, diagnostics)
     if not weights:
         return _check_cost(recovered, watcher, diagnostics)
-    return _check_spec(recovered, dry_run, watcher, diagnostics, allow_pickle)
+    return _check_spec(recovered, dry_run, watcher, diagnostics, _Allowed(allow_pickle, allow_unrelated))
 
 
 def _report(
@@ -150,18 +154,22 @@ def _check_suite(path: Path, model: str | None, watcher: Watcher, diagnostics: D
     return _report(diagnostics, None, {"tokens": {split: found.to_dict() for split, found in (tokens or {}).items()}})
 
 
-def _check_recipe(path: Path, watcher: Watcher, diagnostics: Diagnostics, allow_pickle: bool) -> CheckReport:
+def _check_recipe(path: Path, watcher: Watcher, diagnostics: Diagnostics, allowed: "_Allowed") -> CheckReport:
     recipe = diagnostics.attempt(lambda: files.load(path))
     if recipe is None:
         return _report(diagnostics)
     notes = diagnostics.attempt(lambda: checks.check(recipe, specs(), f"{path}: "))
     diagnostics.notes += notes or []
-    models = diagnostics.attempt(lambda: open_models(recipe, str(path), watcher, allow_pickle))
+    models = diagnostics.attempt(lambda: open_models(recipe, str(path), watcher, allowed.pickle))
     if models is None:
         return _report(diagnostics)
+    if not allowed.unrelated:
+        diagnostics.attempt(lambda: check_lineage(models, str(path)))
     if notes is not None:  # otherwise the plan would repeat the same problem
         diagnostics.attempt(lambda: models.plan(recipe, f"{path}: recipe"))
-    diagnostics.attempt(lambda: models.inputs)  # reads every weight, and so finds damaged files
+    sound = diagnostics.attempt(lambda: models.inputs)  # reads every weight, and so finds damaged files
+    if sound is not None and (text := statistics_needs(models, filter(None, [recipe.merge_method])).note):
+        diagnostics.note(f"statistics: {text}")
     return _report(diagnostics, memory_of(models))
 
 
@@ -177,16 +185,24 @@ def _check_cost(found: Recovered, watcher: Watcher, diagnostics: Diagnostics) ->
 
 
 def _check_spec(
-    found: Recovered, dry_run: bool, watcher: Watcher, diagnostics: Diagnostics, allow_pickle: bool
+    found: Recovered, dry_run: bool, watcher: Watcher, diagnostics: Diagnostics, allowed: "_Allowed"
 ) -> CheckReport:
     spec, suite = found.spec, found.suite
     harness = diagnostics.attempt(lambda: Harness(suite)) if suite is not None else None
     if spec is None:
         return _report(diagnostics)
     if isinstance(spec, StagedSpec):
-        return check_stages(spec, diagnostics, watcher, harness, dry_run, allow_pickle)
-    one = _check_one(spec, diagnostics, watcher, harness, dry_run, allow_pickle)
+        return check_stages(spec, diagnostics, watcher, harness, dry_run, allowed.pickle, allowed.unrelated)
+    one = _check_one(spec, diagnostics, watcher, harness, dry_run, allowed)
     return _report(diagnostics, one.memory, one.forecast, one.licences)
+
+
+@dataclass(frozen=True)
+class _Allowed:
+    """Exceptions that the user allows."""
+
+    pickle: bool = False  # pickled weights
+    unrelated: bool = False  # models that share no base
 
 
 @dataclass
@@ -205,9 +221,10 @@ def _check_one(
     watcher: Watcher,
     harness: Harness | None,
     dry_run: bool,
-    allow_pickle: bool,
+    allowed: "_Allowed",
 ) -> _Checked:
-    ready = preflight(spec, diagnostics, watcher, allow_pickle, (lambda: harness) if harness is not None else None)
+    loaded = (lambda: harness) if harness is not None else None
+    ready = preflight(spec, diagnostics, watcher, allowed.pickle, loaded, allowed.unrelated)
     found = _Checked(ready.prepared, ready.memory or {}, {}, ready.licences or {})
     prepared = ready.prepared
     if prepared is None:
@@ -236,6 +253,7 @@ def check_stages(
     harness: Harness | None,
     dry_run: bool,
     allow_pickle: bool = False,
+    allow_unrelated: bool = False,
 ) -> CheckReport:
     """Check every stage, with the merged start of each earlier stage in place of its winner.
 
@@ -244,13 +262,14 @@ def check_stages(
         of one candidate are those of the last stage, and `stages` has the forecast of each.
     """
     winners: dict[str, Winner] = {}
+    allowed = _Allowed(allow_pickle, allow_unrelated)
     checked: dict[str, _Checked] = {}
     with temporary_folder() as folder:
         for index, config in enumerate(spec.config.stages):
             stage = diagnostics.attempt(partial(spec.stage, index, winners))
             if stage is None:
                 break
-            checked[config.name] = one = _check_one(stage, diagnostics, watcher, harness, dry_run, allow_pickle)
+            checked[config.name] = one = _check_one(stage, diagnostics, watcher, harness, dry_run, allowed)
             if one.prepared is None or index == spec.count - 1:
                 break
             winner = diagnostics.attempt(partial(merged_start, config.name, one.prepared, folder, watcher))

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from evosearch.merging.registry import specs
 from evosearch.preflight.asks import Asked, Asks
 from evosearch.promotion.honest import TRAINED_CHECKPOINTS
+from evosearch.promotion.mask_seeds import drawing, may_draw
 from evosearch.promotion.validate import RESCORED, SCALES_TO_VALIDATE
 from evosearch.search.baselines import Baseline, baselines
 from evosearch.spec.spec import SearchSpec
@@ -17,7 +19,8 @@ class Counts:
     Attributes:
         candidates: Candidates, each scored on the search split or on a minibatch of it, or differentiated there.
         search: Baselines and rescored candidates on the full search split, also those of the placebo.
-        validation: Evaluations on the validation split, also those of the honest baselines.
+        validation: Evaluations on the validation split, also those of the honest baselines, and of finalists with
+            other seeds of their masks.
         test: Evaluations on the test split, also those of the honest baselines.
         placebo: Candidates of the placebo search.
         training: Candidates that would take as many item evaluations as the fine-tuning, which uses one worker.
@@ -70,11 +73,13 @@ def counts_for(spec: SearchSpec, scored: Sequence[Baseline], asked: Asked, answe
     searches, trained = 1 + wanted.placebo, wanted.trained and last
     rescored = answers + (RESCORED * finalists if spec.config.search_minibatches else 0)
     validated = finalists + answers + plain + min(scales, SCALES_TO_VALIDATE)
+    drawn = may_draw(spec.template, drawing(specs()))
+    reseeded = (finalists + answers) * (spec.config.promotion.mask_seeds - 1) * drawn
     honest = (wanted.placebo and last) + trained  # models opened on test
     return Counts(
         candidates=candidates,
         search=searches * (len(kinds) + rescored),
-        validation=searches * validated + (wanted.placebo and last) + TRAINED_CHECKPOINTS * trained,
+        validation=searches * validated + reseeded + (wanted.placebo and last) + TRAINED_CHECKPOINTS * trained,
         test=1 + plain + min(scales, 1) + honest if last else 0,
         placebo=candidates * wanted.placebo,
         training=candidates * trained,

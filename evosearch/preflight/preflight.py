@@ -28,6 +28,7 @@ from evosearch.preflight.forecast import Done
 from evosearch.preflight.licences import cards_of, check_licences
 from evosearch.preflight.memory_needs import device_of, judge_memory, memory_of
 from evosearch.preflight.sizes import Sizes, sizes_of
+from evosearch.preflight.statistics_needs import methods_of, statistics_needs
 from evosearch.preflight.stores import check_ledger, check_tracking_store
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Watcher
@@ -73,6 +74,7 @@ def preflight(
     watcher: Watcher,
     allow_pickle: bool = False,
     harness: Callable[[], Harness] | None = None,
+    allow_unrelated: bool = False,
 ) -> Ready:
     """Check everything that could stop a search.
 
@@ -85,6 +87,7 @@ def preflight(
         watcher: Shows what is being prepared.
         allow_pickle: Read pickled weights of models without safetensors.
         harness: Loads the spec's suite; None if it cannot be loaded, which is recorded already.
+        allow_unrelated: Merge models that share no base, which are refused otherwise.
     """
     ready = Ready()
     ledger = diagnostics.passes(lambda: check_ledger(spec, diagnostics))
@@ -94,7 +97,7 @@ def preflight(
         diagnostics.attempt(lambda: check_tracking_store(spec, diagnostics))
     sizes = _sizes(spec, watcher)
     fits = sizes is None or _fits(to_fetch(spec, sizes), diagnostics, required=True)
-    prepared = prepare_with(diagnostics, spec, watcher, allow_pickle, harness, opened=fits)
+    prepared = prepare_with(diagnostics, spec, watcher, allow_pickle, harness, fits, allow_unrelated)
     if fits:
         _check_cards(spec, diagnostics, ready)
     if prepared is None:
@@ -107,7 +110,10 @@ def preflight(
     asks = asks_in(prepared)
     answers = answers_of(prepared.optimizer, asks)
     ready.cost = cost(spec, sizes, prepared.tokens, prepared.baselines, asks, answers)
-    _fits(_written(prepared, sizes), diagnostics, required=ready.first)
+    statistics = statistics_needs(prepared.models, methods_of(spec.template))
+    if statistics.note:
+        diagnostics.note(f"statistics: {statistics.note}")
+    _fits([*_written(prepared, sizes), *statistics.needs], diagnostics, required=ready.first)
     ready.memory = memory_of(prepared.models, prepared.largest, another=_needs_another(prepared))
     if workers is not None and not cluster_of(spec.config.workers):
         _check_memory(spec, ready.memory, ready.cost["device_gib"], workers, diagnostics)

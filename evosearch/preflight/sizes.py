@@ -15,6 +15,7 @@ from evosearch.checkpoints import pickles, references
 from evosearch.checkpoints.adapters.adapter_config import AdapterConfig, read_config
 from evosearch.checkpoints.model_files import read_json
 from evosearch.checkpoints.references import ADAPTER_WEIGHTS, default_cache
+from evosearch.checkpoints.task_vector_file import TASK_VECTOR, is_task_vector
 from evosearch.checkpoints.tensor_files import INDEX
 from evosearch.execution.loaders import register_schemes
 from evosearch.materialize.plan import donor_of
@@ -95,6 +96,11 @@ class _Found:
         if adapter is None:
             return
         home = references.resolve_adapter_settings(adapter, default_cache(), self._watcher.preparing)
+        if is_task_vector(home):
+            self.stored[adapter] = _files(home, (TASK_VECTOR,))
+            self.held[reference] = self.stored[adapter]  # base + vector, in the vector's type
+            self.total[reference] = max(self.total[model], self.stored[adapter])
+            return
         config = read_config(home)
         shapes = [tuple(weight.shape) for module, weight in linear(folder) if config.matches(module)]
         self.stored[adapter] = _files(home, (ADAPTER_WEIGHTS, pickles.ADAPTER)) or _lora_bytes(config, shapes)

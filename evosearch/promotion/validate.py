@@ -3,15 +3,18 @@
 If the search scored candidates on minibatches, the best of them are first scored on the full search split, and the
 finalists are chosen by these scores: the best of many scores on few items is mostly luck.
 
+Finalists with random masks are also scored with other seeds, for the report (see `mask_seeds`).
+
 All choices are made on `validation`. Recorded steps are not repeated, so an interrupted validation resumes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from evosearch.errors import SearchError
 from evosearch.evaluation.types import ItemBatch
 from evosearch.promotion.finalists import BASELINE_KINDS, Standing, best, choose, standings
+from evosearch.promotion.mask_seeds import MaskSeeds
 from evosearch.recipe.schema import Recipe
 from evosearch.search.progress import Progress
 from evosearch.search.protocols import Executor, Job
@@ -32,12 +35,14 @@ class Validation:
         executor: Scores candidates.
         batches: Split → the items that models are compared on.
         finalists: Number of candidates to validate.
+        masks: Which finalists are also scored with other seeds.
     """
 
     recorder: Recorder
     executor: Executor
     batches: Mapping[str, ItemBatch]
     finalists: int = 8
+    masks: MaskSeeds = field(default_factory=MaskSeeds)
 
     def winner(self) -> Standing:
         """Record and return the best of finalists and baselines on validation; the test split stays closed.
@@ -69,7 +74,9 @@ class Validation:
         """
         self._score("search", self._to_rescore(), "rescoring")
         self._score("validation", self._to_validate())
-        return self._choose_finalist()
+        found = self._choose_finalist()
+        self._score_other_seeds()
+        return found
 
     def _to_rescore(self) -> list[str]:
         """List the best candidates with distinct recipes after a search on minibatches.
@@ -119,6 +126,15 @@ class Validation:
                 ]
             )
         return ranked[0].candidate
+
+    def _score_other_seeds(self) -> None:
+        """Record finalists with other seeds of their masks, and score them on validation."""
+        state = self.recorder.state
+        found = [one for each in state.finalists for one in self.masks.of(each.candidate, state.recipe(each.candidate))]
+        new = [("reseeded", one.to_payload()) for one in found if one.candidate not in state.reseeded]
+        if new:
+            self.recorder.record(new)
+        self._score("validation", [one.candidate for one in found], "mask seeds")
 
     def _score(self, split: str, names: list[str], stage: str = "", executor: Executor | None = None) -> None:
         """Score the models that have no score yet on all items of a split, on another executor if one is given."""

@@ -9,9 +9,9 @@ from evosearch.recipe.blocks import Block, Entry, blocks
 from evosearch.recipe.hops import Routing
 from evosearch.recipe.parameters import Setting, leaves
 from evosearch.recipe.schema import NO_EFFECT, Recipe
-from evosearch.recipe.shapes import MethodSpec, Param
+from evosearch.recipe.shapes import STATISTICS, MethodSpec, Param
 
-NOT_WITH_ROUTING = ("base_model", "tokenizer_source", "tokenizer", "chat_template")
+NOT_WITH_ROUTING = ("base_model", "tokenizer_source", "tokenizer", "chat_template", "sample")
 ROUNDING = 1e-9  # relative tolerance of a product of scales at its bound
 
 
@@ -41,6 +41,17 @@ def check(recipe: Recipe, methods: Mapping[str, MethodSpec], where: str = "recip
             did_you_mean(recipe.merge_method, methods),
         )
     notes: dict[str, None] = {}  # in order, without duplicates: blocks share scopes
+    if spec.statistic and recipe.sample is None:
+        allowed = (
+            f"{spec.name} needs {STATISTICS[spec.statistic]} over texts: {{suite: FILE, task: NAME}} or {{text: FILE}}"
+        )
+        raise RecipeError(documents.join(where, "sample"), "missing", allowed)
+    if recipe.sample is not None and (recipe.vocabulary is not None or recipe.chat_template is not None):
+        what = "not allowed together with tokenizer, tokenizer_source or chat_template"
+        next = "Convert the models first, each by a recipe of its own, and merge these recipes"
+        raise RecipeError(documents.join(where, "sample"), what, next=next)
+    if recipe.sample is not None and not spec.statistic:
+        notes[f"{documents.join(where, 'sample')}: has no effect, because {spec.name} needs no statistics"] = None
     for block in _located(recipe, where):
         _check_models(block, spec, where)
         for scope, key in zip(block.shared, block.keys, strict=True):
@@ -65,6 +76,7 @@ def check_route_keys(recipe: Recipe, where: str) -> None:
     for key in NOT_WITH_ROUTING if recipe.routing is not None else ():
         if getattr(recipe, key) is not None:
             allowed = "Config, embeddings, head and tokenizer of a route are those of its first hop's model"
+            allowed = "A route needs no statistics of its models" if key == "sample" else allowed
             raise RecipeError(documents.join(where, key), "not allowed with routing", allowed, "Remove it")
 
 

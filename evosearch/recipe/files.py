@@ -19,15 +19,17 @@ from evosearch import documents
 from evosearch.errors import RecipeError, did_you_mean
 from evosearch.recipe.other_formats import refuse_other_formats
 from evosearch.recipe.placebo_reference import PREFIX as PLACEBO
+from evosearch.recipe.run_checkpoints import expand
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.tokens import BASE, UNION
-from evosearch.untrusted import shown
+from evosearch.untrusted import beside, shown
 
 SUFFIXES = (".yaml", ".yml")
 STAGE = "stage:"  # prefix of a reference to the winner of a stage
 NAMES_A_MODEL = ("model", "base_model", "tokenizer_source", "source")
 MAX_PIECES = 16  # separated by "+" in a reference: a model, an adapter, and names that contain a "+"
 LISTS_MODELS = "models"  # entries of a merge, or the models that a route search may use
+SAMPLED = ("suite", "text")  # keys of a sample that name files
 NAMES_A_TOKENIZER = ("tokenizer_source", "source")  # for these keys, `base` and `union` are not models
 
 
@@ -61,7 +63,7 @@ def load(path: Path, name: str | None = None) -> Recipe:
         raise RecipeError(str(path), f"no recipe named '{wanted}'", f"Named here: {known}", near)
     local = {str(other): f"{os.path.abspath(path)}#{other}" for other in found if other is not None}
     recipes = {
-        other: documents.validate(Recipe, anchor(data, path.parent, local), where, RecipeError)
+        other: documents.validate(Recipe, anchor(data, path.parent, local, where), where, RecipeError)
         for other, (where, data) in found.items()
     }
     return recipes[wanted]
@@ -162,7 +164,7 @@ def _documents(path: Path) -> dict[str | None, tuple[str, dict[str, Any]]]:
                 f"'{name}' is already the name of an earlier document" if name else "a second document without a name"
             )
             raise RecipeError(documents.join(where, "name"), what, "Names must be unique; one document may have none")
-        found[name] = (where, data)
+        found[name] = (where, expand(data, path.parent, where))
     return found
 
 
@@ -170,13 +172,20 @@ def _is_name(name: Any) -> bool:
     return isinstance(name, str) and bool(name) and not {"#", "+"} & set(name)
 
 
-def anchor(data: dict[str, Any], folder: Path, local: Mapping[str, str] | None = None) -> dict[str, Any]:
+def anchor(
+    data: dict[str, Any], folder: Path, local: Mapping[str, str] | None = None, where: str = ""
+) -> dict[str, Any]:
     """Make the relative references of a raw recipe absolute, so that it does not depend on the working directory.
 
     Args:
         data: The recipe as plain data.
         folder: Folder that relative references start from.
         local: Names that are replaced by references.
+        where: The recipe, for errors.
+
+    Raises:
+        RecipeError: A reference has too many parts, or a relative one names a recipe's file that is a link out of the
+            folder; see `beside`.
     """
     names = local or {}
 
@@ -184,17 +193,33 @@ def anchor(data: dict[str, Any], folder: Path, local: Mapping[str, str] | None =
         if reference in names:
             return names[reference]
         relative = reference.startswith(("./", "../")) or reference in (".", "..")
-        if relative or (is_recipe(reference) and not reference.startswith(("/", "~", STAGE))):
-            return os.path.normpath(folder.absolute() / reference)  # links are kept: their targets may change
+        if is_recipe(reference) and not reference.startswith(("/", "~", STAGE)):
+            path, name = _split(reference)
+            file = beside(path, folder.absolute(), RecipeError)  # links are kept: their targets may change
+            return str(file) if name is None else f"{file}#{name}"
+        if relative:
+            return os.path.normpath(folder.absolute() / reference)
         if reference.startswith("~/"):
             return os.path.expanduser(reference)
         return reference
 
     def fix(reference: str) -> str:
-        return "+".join(absolute(piece) for piece in pieces(reference, lambda piece: exists(absolute(piece))))
+        try:
+            return "+".join(absolute(piece) for piece in pieces(reference, lambda piece: exists(absolute(piece))))
+        except RecipeError as exc:
+            raise RecipeError(
+                f"{where}: {exc.where}" if where else exc.where, exc.what, exc.allowed, exc.next
+            ) from None
 
     anchored: dict[str, Any] = map_references(data, fix)
+    if isinstance(sample := anchored.get("sample"), Mapping):
+        anchored["sample"] = {key: _file(value, folder) if key in SAMPLED else value for key, value in sample.items()}
     return anchored
+
+
+def _file(path: Any, folder: Path) -> Any:
+    """Return an absolute path; what is not a path is left to the schema."""
+    return os.path.normpath(folder.absolute() / os.path.expanduser(path)) if isinstance(path, str) and path else path
 
 
 def map_references(node: Any, change: Callable[[str], str]) -> Any:
@@ -207,9 +232,18 @@ def map_references(node: Any, change: Callable[[str], str]) -> Any:
 def _map_value(key: str, value: Any, change: Callable[[str], str]) -> Any:
     if _names_a_model(key, value):
         return change(value)
+    if key == "model" and isinstance(value, Mapping):  # a search parameter: one of several models
+        return {name: _map_choices(name, part, change) for name, part in value.items()}
     if key == LISTS_MODELS and isinstance(value, list | tuple):
         return [change(item) if isinstance(item, str) else map_references(item, change) for item in value]
     return map_references(value, change)
+
+
+def _map_choices(key: str, value: Any, change: Callable[[str], str]) -> Any:
+    """Change the references of a search parameter: its choices and the one it starts from."""
+    if key == "choices" and isinstance(value, list | tuple):
+        return [change(item) if isinstance(item, str) else item for item in value]
+    return change(value) if key == "init" and isinstance(value, str) else value
 
 
 def _names_a_model(key: str, value: Any) -> bool:

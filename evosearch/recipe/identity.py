@@ -18,7 +18,8 @@ def canonical(recipe: Recipe, inputs: Mapping[str, str]) -> str:
     Args:
         recipe: The recipe.
         inputs: Reference → content_sha256, for every model that the recipe names. If the recipe sets a vocabulary or a
-            chat template, also `tokenizer:` + reference → hash of the tokenizer's files.
+            chat template, also `tokenizer:` + reference → hash of the tokenizer's files; if it has a sample, also its
+            key → hash of the sample's tokens.
     """
     data: dict[str, Any] = {
         "version": VERSION,
@@ -48,6 +49,8 @@ def canonical(recipe: Recipe, inputs: Mapping[str, str]) -> str:
         data["chat_template"] = recipe.chat_template
     if recipe.vocabulary is not None or recipe.chat_template is not None:
         data["tokenizers"] = [[inputs[name], inputs[TOKENIZER_OF + name]] for name in recipe.references()]
+    if recipe.sample is not None:
+        data["sample"] = inputs[recipe.sample.key]
     if recipe.routing is not None:
         data["routing"] = [[inputs[hop.model], hop.layer, float(hop.scale)] for hop in recipe.routing.hops]
     return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)

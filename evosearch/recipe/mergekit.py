@@ -156,8 +156,10 @@ def _in_our_values(recipe: Recipe, method: _Method, where: str) -> Recipe:
     for name in method.form.spelled:
         in_module = recipe.modules and name in blocks(recipe)[0].shared[0]
         holder = written["modules"][DEFAULT] if in_module else written
-        own = holder.setdefault("parameters", {})
-        own[name] = method.read(name, own.get(name, method.spec.parameters[name].default))
+        own, default = holder.setdefault("parameters", {}), method.spec.parameters[name].default
+        value = method.read(name, own.get(name, default))
+        if name in own or value != default:
+            own[name] = value
     return documents.validate(Recipe, written, where, RecipeError)
 
 

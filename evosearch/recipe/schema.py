@@ -15,6 +15,7 @@ from evosearch.documents import Document
 from evosearch.errors import RecipeError
 from evosearch.recipe.hops import Routing
 from evosearch.recipe.parameters import Setting, parse_setting
+from evosearch.recipe.sample import Sample
 from evosearch.recipe.tokens import BASE, UNION, Tokenizer
 
 # Parameters that only tune mergekit's memory use: accepted, reported as without effect, and never hashed.
@@ -131,6 +132,8 @@ class Recipe(Document):
     """Parameters of the merge method: numbers, gradients over depth, or `{filter, value}` entries."""
     routing: Routing | None = None
     """A route through the layers of one or more models."""
+    sample: Sample | None = None
+    """Texts that the method's statistics of the models are computed over; only for methods that need some."""
     dtype: Dtype = "float32"
     """Type of the arithmetic."""
     out_dtype: Dtype | None = None

@@ -11,6 +11,14 @@ from typing import Literal
 
 Scalar = float | int | bool | str
 
+# Statistics of a parent over a sample, see `Parameters.statistics`
+FISHER, GRAM, INPUTS = "fisher", "gram", "inputs"
+STATISTICS = {
+    FISHER: "the diagonal of the Fisher matrix",
+    GRAM: "Gram matrices of the inputs of linear layers",
+    INPUTS: "the inputs of linear layers",
+}
+
 
 @dataclass(frozen=True)
 class Param:
@@ -75,6 +83,8 @@ class MethodSpec:
         summary: When the method helps, in one sentence.
         mergekit: The method in mergekit; None if mergekit has no equivalent.
         differentiable: Parameters in which the method has a derivative; none for a method without one.
+        statistic: Statistic of every parent over the recipe's sample that the method needs; empty for none.
+        aligns: The method reorders a model to match the base, so the two need not be related.
     """
 
     name: str
@@ -87,6 +97,8 @@ class MethodSpec:
     summary: str = ""
     mergekit: MergekitForm | None = None
     differentiable: tuple[str, ...] = ()
+    statistic: str = ""
+    aligns: bool = False
 
 
 class Place(str, Enum):
@@ -128,6 +140,7 @@ class ModelShape:
             by it.
         kinds: The config lists the kind of each layer. Not compared: one config may list what another one implies.
         mergekit_biases: mergekit's definition of the architecture includes its biases.
+        head_size: Dimensions of an attention head; 0 if the config does not tell. Not compared: tensors have sizes.
         by_name: Name on disk → tensor.
     """
 
@@ -138,6 +151,7 @@ class ModelShape:
     writer_offset: float = 0.0
     kinds: bool = field(default=False, compare=False)
     mergekit_biases: bool = True
+    head_size: int = field(default=0, compare=False)
     by_name: Mapping[str, TensorSpec] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """Exports of a search: the promoted winner at the end of a run, or any candidate on demand."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import get_args
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.references import default_cache, resolve_adapter, split
 from evosearch.checkpoints.sidecar import files_of
+from evosearch.checkpoints.task_vector_file import is_task_vector
 from evosearch.checkpoints.tokenizers.chat_template import BUILT_IN
 from evosearch.errors import InputError, LedgerError, RecipeError
 from evosearch.materialize.as_adapter import AdapterReport, write_adapter
@@ -197,6 +198,8 @@ def write_one(
     """Write one recipe in one format."""
     folders = {name: _folders(name, checkpoint) for name, checkpoint in models.checkpoints.items() if _is_made(name)}
     adapted = {name for name in models.checkpoints if split(name)[1] is not None}
+    if fmt == "mergekit":
+        _refuse_task_vectors(adapted)
 
     def checkpoint(merged: Recipe, path: Path) -> object:
         used = {name: models.checkpoints[name] for name in merged.references()}
@@ -214,6 +217,19 @@ def write_one(
         load=models.opener.recipe,
         overwrite=overwrite,
     )
+
+
+def _refuse_task_vectors(adapted: Iterable[str]) -> None:
+    """Refuse models that mergekit cannot open.
+
+    Raises:
+        RecipeError: A model is a task vector.
+    """
+    for name in adapted:
+        adapter = split(name)[1]
+        if adapter is not None and is_task_vector(Path(adapter).expanduser()):
+            what = "mergekit cannot read a task vector"
+            raise RecipeError(name, what, next="Export a recipe or a checkpoint, or name the model itself")
 
 
 def _is_made(reference: str) -> bool:

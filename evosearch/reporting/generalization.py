@@ -5,9 +5,10 @@ scores drop by that luck from `search` to `validation`, and by what remains of i
 of base and parents, which no split selected, are due to the items alone: one split may be harder than another.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from statistics import fmean
 
 from evosearch.evaluation.statistics.intervals import Interval, independent_difference
 from evosearch.evaluation.types import SPLITS
@@ -42,11 +43,13 @@ class FinalistRow:
     score: float | None  # on validation
     scores: Mapping[str, Interval]  # split → score with its two-sided 95% interval
     gaps: tuple[Gap, ...]
+    mask_scores: Mapping[int, float] = field(default_factory=dict)  # seed of the masks → score on validation, own first
 
 
 def finalist_rows(ledger: Ledger, search_id: str, state: SearchState) -> tuple[FinalistRow, ...]:
     """List the finalists by rank."""
-    return tuple(_row(ledger, search_id, state, one.candidate, one.rank) for one in state.finalists)
+    found = (_row(ledger, search_id, state, one.candidate, one.rank) for one in state.finalists)
+    return tuple(replace(row, mask_scores=_mask_scores(state, row.candidate)) for row in found)
 
 
 def unchosen_rows(ledger: Ledger, search_id: str, state: SearchState) -> tuple[FinalistRow, ...]:
@@ -65,6 +68,16 @@ def _row(ledger: Ledger, search_id: str, state: SearchState, candidate: str, ran
     return FinalistRow(candidate, rank, state.score(candidate, "validation"), scores, gaps(scores))
 
 
+def _mask_scores(state: SearchState, finalist: str) -> dict[int, float]:
+    """Return seed → score, or fitness where there is no score, on validation; empty without other seeds."""
+    others = [one for one in state.reseeded.values() if one.finalist == finalist]
+    if not others:
+        return {}
+    named = {int(state.recipe(finalist).get("seed", 0)): finalist} | {one.seed: one.candidate for one in others}
+    cards = {seed: state.cards.get((name, "validation")) for seed, name in named.items()}
+    return {seed: card.merit for seed, card in cards.items() if card is not None}
+
+
 def gaps(scores: Mapping[str, Interval]) -> tuple[Gap, ...]:
     """Return the gaps between successive splits.
 
@@ -78,13 +91,25 @@ def gaps(scores: Mapping[str, Interval]) -> tuple[Gap, ...]:
     return tuple(found)
 
 
-def finalist_columns() -> list[Column[FinalistRow]]:
-    """Return the columns of the finalists: scores by split, and their changes between splits."""
+def finalist_columns(rows: Sequence[FinalistRow]) -> list[Column[FinalistRow]]:
+    """Return the columns of the finalists: scores by split, their changes, and the spread over seeds of masks."""
+    masks = [Column("by mask seed (validation)", _mask_cell, left=True)] if any(row.mask_scores for row in rows) else []
     return [
         Column("model", lambda row: row.candidate + ("" if row.rank else " (not selected)"), left=True),
         *(_score_column(split) for split in SPLITS),
         *(_gap_column(before, after) for before, after in pairwise(SPLITS)),
+        *masks,
     ]
+
+
+def _mask_cell(row: FinalistRow) -> str:
+    """Show the spread of scores over the seeds of a finalist's masks: `55.0 to 61.2, mean 58.4 (3 seeds)`."""
+    found = row.mask_scores.values()
+    if not found:
+        return ""
+    digits = 1 if row.score is not None else 4
+    low, mean, high = (number(value, digits) for value in (min(found), fmean(found), max(found)))
+    return f"{low} to {high}, mean {mean} ({len(found)} seed{'s' if len(found) > 1 else ''})"
 
 
 def _score_column(split: str) -> Column[FinalistRow]:

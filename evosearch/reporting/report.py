@@ -154,7 +154,9 @@ class RunReport:
         if self.pareto:
             parts.append(html_table(PARETO_TITLE, pareto_columns(self.pareto), self.pareto))
         if self.finalists:
-            parts.append(html_table(FINALISTS_TITLE, finalist_columns(), (*self.finalists, *self.unchosen)))
+            parts.append(
+                html_table(FINALISTS_TITLE, finalist_columns(self.finalists), (*self.finalists, *self.unchosen))
+            )
         if self.test:
             parts.append(html_table(TEST_TITLE, test_columns(self.test), self.test))
         if self.gate:

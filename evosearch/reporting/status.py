@@ -119,7 +119,7 @@ def row_of(ledger: Ledger, search_id: str, url: str) -> LedgerRow:
         finished=len(state.finished),
         failed=len(state.failed),
         best_fitness=state.best(),
-        validated=sum(split == "validation" for _, split in state.cards),
+        validated=sum(split == "validation" and name not in state.reseeded for name, split in state.cards),
         promoted=state.promoted.candidate if state.promoted else None,
         winner=state.winner.candidate if state.winner else None,
         test_openings=times_opened(ledger, state),

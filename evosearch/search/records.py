@@ -277,6 +277,16 @@ class FinalistRecord(Record):
 
 
 @dataclass(frozen=True)
+class ReseededRecord(Record):
+    """A finalist with another seed of its masks, to be scored on validation."""
+
+    candidate: str
+    finalist: str
+    seed: int
+    recipe: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class OpeningRecord(Record):
     """One opening of a test set."""
 

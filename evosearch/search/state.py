@@ -25,6 +25,7 @@ from evosearch.search.records import (
     PromotedRecord,
     Proposal,
     Reported,
+    ReseededRecord,
     RestartRecord,
     TeachersRecord,
     TrainedRecord,
@@ -61,6 +62,7 @@ class SearchState:
     cards: dict[tuple[str, str], CardSummary] = field(default_factory=dict)
     samples: dict[tuple[str, int], CardSummary] = field(default_factory=dict)
     gradients: dict[tuple[str, int], GradientSummary] = field(default_factory=dict)
+    reseeded: dict[str, ReseededRecord] = field(default_factory=dict)  # name → a finalist with another seed
     trained: dict[str, TrainedRecord] = field(default_factory=dict)  # baseline of kind `trained` → its training
     reported: dict[str, Reported] = field(default_factory=dict)  # candidate → result that the optimizer was told
     failed: list[FailureRecord] = field(default_factory=list)
@@ -261,7 +263,9 @@ class SearchState:
         return GradientRecord.from_payload(self.read(self._differentiated_at[key]).payload)
 
     def recipe(self, name: str) -> dict[str, Any]:
-        """Return the recorded recipe of a baseline or a candidate, as plain data."""
+        """Return the recorded recipe of a baseline, a candidate or a finalist with another seed, as plain data."""
+        if name in self.reseeded:
+            return self.reseeded[name].recipe
         recipe = self.baselines[name].recipe if name in self.baselines else self.proposal(name).recipe
         assert recipe is not None, f"{name} was skipped"
         return recipe
@@ -378,6 +382,10 @@ class SearchState:
         if finalist.rank == 1:  # a new round: the budget was extended and there are new candidates
             self.finalists.clear()
         self.finalists.append(finalist)
+
+    def _on_reseeded(self, payload: Payload) -> None:
+        found = ReseededRecord.from_payload(payload)
+        self.reseeded[found.candidate] = found
 
     def _on_test_opened(self, payload: Payload) -> None:
         self.test_openings.append(OpeningRecord.from_payload(payload))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from evosearch.durations import duration
 from evosearch.preflight.forecast import Done, forecast_at, measured_pace
 from evosearch.search.protocols import Executor
 from evosearch.search.recorder import Recorder
@@ -48,6 +49,6 @@ class Eta:
         rate, hours = found["candidates_per_hour"], found["total_hours"]
         price = f", for {found['price']:.2f}" if "price" in found else ""
         watcher.note(
-            f"about {rate:,.0f} candidates per hour with {pace.workers} workers: {hours:.1f} hours, until "
+            f"about {rate:,.0f} candidates per hour with {pace.workers} workers: {duration(3600 * hours)}, until "
             f"{found['ends']}{price}"
         )

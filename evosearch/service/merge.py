@@ -8,6 +8,7 @@ from evosearch.materialize.on_disk import write_checkpoint
 from evosearch.merging.registry import specs
 from evosearch.recipe import checks, files
 from evosearch.search.progress import Watcher
+from evosearch.setup.lineage import check_lineage
 from evosearch.setup.models import open_models
 
 
@@ -34,7 +35,9 @@ class MergeReport:
     weights_sha256: str
 
 
-def merge(path: Path, out: Path, watcher: Watcher, allow_pickle: bool = False) -> MergeReport:
+def merge(
+    path: Path, out: Path, watcher: Watcher, allow_pickle: bool = False, allow_unrelated: bool = False
+) -> MergeReport:
     """Merge the recipe in a file and write the result as a checkpoint.
 
     Args:
@@ -42,6 +45,7 @@ def merge(path: Path, out: Path, watcher: Watcher, allow_pickle: bool = False) -
         out: Folder to write; it must be empty or not exist.
         watcher: Shows progress and notes.
         allow_pickle: Read pickled weights of models without safetensors.
+        allow_unrelated: Merge models that share no base, which are refused otherwise.
 
     Raises:
         InputError: The recipe is wrong, its models cannot be merged, or `out` is not empty.
@@ -51,6 +55,8 @@ def merge(path: Path, out: Path, watcher: Watcher, allow_pickle: bool = False) -
         watcher.note(text)
     models = open_models(recipe, str(path), watcher, allow_pickle)
     models.plan(recipe, f"{path}: recipe")
+    if not allow_unrelated:
+        check_lineage(models, str(path))
     recipe_id = models.identify(recipe)  # reads every weight, and so finds damaged parents before anything is written
     report = write_checkpoint(recipe, models.checkpoints, out, models.donor)
     return MergeReport(

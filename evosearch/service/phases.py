@@ -1,7 +1,9 @@
 """Phases of a recorded search: start, search, promotion or choice of a stage's winner, export."""
 
+from evosearch.merging.registry import specs
 from evosearch.promotion.gate import GateDecision
 from evosearch.promotion.honest import Honest
+from evosearch.promotion.mask_seeds import MaskSeeds, drawing
 from evosearch.promotion.promote import Champion, Promotion
 from evosearch.promotion.unverified import UnverifiedPromotion
 from evosearch.promotion.validate import Validation
@@ -102,7 +104,13 @@ def promote(
         finalists=prepared.spec.config.promotion.finalists,
         champion=champion,
         honest=honest,
+        masks=_masks(prepared),
     ).run()
+
+
+def _masks(prepared: Prepared) -> MaskSeeds:
+    """Which finalists are also scored with other seeds of their masks; none of a placebo, which has no report."""
+    return MaskSeeds(drawing(specs()), 1 if prepared.spec.placebos else prepared.spec.config.promotion.mask_seeds)
 
 
 def choose_unverified(prepared: Prepared, recorder: Recorder, executor: Executor, allowed: bool) -> GateDecision:
@@ -121,7 +129,12 @@ def choose_unverified(prepared: Prepared, recorder: Recorder, executor: Executor
             return known
     finalists = prepared.spec.config.promotion.finalists
     return UnverifiedPromotion(
-        recorder=recorder, executor=executor, batches=prepared.ranked, finalists=finalists, allowed=allowed
+        recorder=recorder,
+        executor=executor,
+        batches=prepared.ranked,
+        finalists=finalists,
+        masks=_masks(prepared),
+        allowed=allowed,
     ).run()
 
 
@@ -134,7 +147,13 @@ def choose_winner(prepared: Prepared, recorder: Recorder, executor: Executor) ->
     state = recorder.state
     if state.winner is None or state.winner_at != len(state.candidates):
         finalists = prepared.spec.config.promotion.finalists
-        Validation(recorder=recorder, executor=executor, batches=prepared.ranked, finalists=finalists).winner()
+        Validation(
+            recorder=recorder,
+            executor=executor,
+            batches=prepared.ranked,
+            finalists=finalists,
+            masks=_masks(prepared),
+        ).winner()
     file = prepared.spec.run_dir.winner_file
     write_winner(recorder.ledger, recorder.search_id, state, file)
     return {"recipe": str(file)}

@@ -54,6 +54,7 @@ class Options:
     continue_from_best: bool = False
     allow_pickle: bool = False
     unverified: bool = False
+    allow_unrelated: bool = False
 
 
 def run(
@@ -62,6 +63,7 @@ def run(
     continue_from_best: bool = False,
     allow_pickle: bool = False,
     unverified: bool = False,
+    allow_unrelated: bool = False,
 ) -> RunReport:
     """Run or resume the search, or the stages, of a spec.
 
@@ -71,23 +73,24 @@ def run(
         continue_from_best: If the recorded search cannot be replayed exactly, continue from its best candidate.
         allow_pickle: Read pickled weights of models without safetensors.
         unverified: Of a suite without right answers: promote the best model by the teachers' fitness on validation.
+        allow_unrelated: Merge models that share no base, which are refused otherwise.
 
     Raises:
         InputError: The input is wrong; nothing was scored.
         SearchError: The search cannot continue; the ledger has the reason.
     """
+    options = Options(continue_from_best, allow_pickle, unverified, allow_unrelated)
     diagnostics = Diagnostics()
     found = read(path, diagnostics)
     if diagnostics.problems or found.spec is None:
-        _raise_all(path, found, diagnostics, watcher, allow_pickle)
+        _raise_all(path, found, diagnostics, watcher, options)
     spec = found.spec
     assert spec is not None
     if unverified and spec.suite.scoring:
         what = f"given, and {spec.suite.source} has right answers: the gate decides"
         raise SpecError("--unverified", what, "Only of a suite of prompts alone", "Leave it out")
-    options = Options(continue_from_best, allow_pickle, unverified)
     if isinstance(spec, StagedSpec):
-        _check_ahead(spec, watcher, allow_pickle)
+        _check_ahead(spec, watcher, options)
         return run_stages(spec, partial(_run_one, options), watcher)
     return _run_one(options, spec, watcher)
 
@@ -195,7 +198,8 @@ def _ready(
         InputError: All problems that were found.
     """
     diagnostics = Diagnostics()
-    ready = preflight(spec, diagnostics, watcher, options.allow_pickle, lambda: harness or Harness(spec.suite))
+    load = partial(_loaded, harness, spec)
+    ready = preflight(spec, diagnostics, watcher, options.allow_pickle, load, options.allow_unrelated)
     if ready.first and not diagnostics.problems:
         diagnostics.attempt(lambda: prove_tracking_store(spec))
     diagnostics.raise_all(str(spec.file))
@@ -205,7 +209,11 @@ def _ready(
     return ready.prepared, ready.warm
 
 
-def _check_ahead(spec: StagedSpec, watcher: Watcher, allow_pickle: bool) -> None:
+def _loaded(harness: Harness | None, spec: SearchSpec) -> Harness:
+    return harness or Harness(spec.suite)
+
+
+def _check_ahead(spec: StagedSpec, watcher: Watcher, options: Options) -> None:
     """Check all stages of a multi-stage run that has not started, with placeholders for winners.
 
     Raises:
@@ -217,11 +225,12 @@ def _check_ahead(spec: StagedSpec, watcher: Watcher, allow_pickle: bool) -> None
     diagnostics = Diagnostics()
     harness = diagnostics.attempt(lambda: Harness(spec.suite))
     quiet = OnlyPreparing(watcher)  # each stage will give its notes
-    check_stages(spec, diagnostics, quiet, harness, dry_run=False, allow_pickle=allow_pickle)
+    allowed = options.allow_pickle, options.allow_unrelated
+    check_stages(spec, diagnostics, quiet, harness, False, *allowed)
     diagnostics.raise_all(str(spec.file))
 
 
-def _raise_all(path: Path, found: Recovered, diagnostics: Diagnostics, watcher: Watcher, allow_pickle: bool) -> None:
+def _raise_all(path: Path, found: Recovered, diagnostics: Diagnostics, watcher: Watcher, options: Options) -> None:
     """Check the rest of an invalid spec, and raise all problems.
 
     Raises:
@@ -230,5 +239,6 @@ def _raise_all(path: Path, found: Recovered, diagnostics: Diagnostics, watcher: 
     suite = found.suite
     harness = diagnostics.attempt(lambda: Harness(suite)) if suite is not None else None
     if isinstance(found.spec, SearchSpec):
-        preflight(found.spec, diagnostics, watcher, allow_pickle, (lambda: harness) if harness is not None else None)
+        loaded = (lambda: harness) if harness is not None else None
+        preflight(found.spec, diagnostics, watcher, options.allow_pickle, loaded, options.allow_unrelated)
     diagnostics.raise_all(str(path))

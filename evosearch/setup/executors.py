@@ -50,6 +50,7 @@ def worker_config(
         recipes=models.opener.nested,
         inputs=models.inputs,
         files=models.files,
+        samples=models.samples,
     )
 
 

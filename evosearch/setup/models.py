@@ -19,6 +19,8 @@ from evosearch.materialize.inputs import Opener
 from evosearch.materialize.layout import Layouts, Output
 from evosearch.materialize.plan import TensorOp, donor_of, plan
 from evosearch.merging.registry import specs
+from evosearch.moments.sample_tokens import Tokens
+from evosearch.moments.sampled_moments import SampledMoments
 from evosearch.recipe.identity import recipe_id
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import ModelShape, TensorSpec
@@ -82,6 +84,13 @@ class Models:
     def files(self) -> dict[str, dict[str, str]]:
         """Reference → file → sha256, of each model's config and tokenizer."""
         return self.opener.files(self.recipe, self.also)
+
+    @property
+    def samples(self) -> dict[str, Tokens]:
+        """Key of a sample → tokens of its documents, of all samples that the recipe and nested recipes name."""
+        _ = self.inputs  # reads them
+        assert isinstance(self.opener.samples, SampledMoments)
+        return dict(self.opener.samples.known)
 
     @property
     def depths(self) -> dict[str, int]:
@@ -182,7 +191,8 @@ def open_models(
         Problems: Several of these.
     """
     register_schemes()
-    opener = Opener(default_cache(), watcher.preparing, allow_pickle, recipes or {})
+    samples = SampledMoments(default_cache(), progress=watcher.preparing)
+    opener = Opener(default_cache(), watcher.preparing, allow_pickle, recipes or {}, samples=samples)
     further = tuple(dict.fromkeys(reference for reference in also if reference not in recipe.references()))
     _open_each(opener, recipe, further, where)
     _check_settings(opener.as_they_are(recipe, further).values())

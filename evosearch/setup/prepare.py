@@ -23,10 +23,12 @@ from evosearch.search.optimizers._automatic import Choice
 from evosearch.search.optimizers.registry import AUTO
 from evosearch.search.optimizers.registry import load as load_optimizer
 from evosearch.search.progress import Watcher
+from evosearch.search.space import sources
 from evosearch.search.space.space import SearchSpace
 from evosearch.search.state import SearchState
 from evosearch.setup.honest_checks import check_honest, check_training
 from evosearch.setup.input_checks import check_holes, check_items, check_prompts, check_start, check_winners
+from evosearch.setup.lineage import check_lineage
 from evosearch.setup.models import Models, open_models
 from evosearch.setup.optimizing import choose_optimizer, divided, recorded_choice
 from evosearch.setup.prompt_tokens import SplitTokens
@@ -126,6 +128,7 @@ def prepare_with(
     allow_pickle: bool = False,
     harness: Callable[[], Harness] | None = None,
     opened: bool = True,
+    allow_unrelated: bool = True,
 ) -> Prepared | None:
     """Prepare a search, recording its problems; return None if there are any. Cheap checks come first.
 
@@ -136,6 +139,7 @@ def prepare_with(
         allow_pickle: Read pickled weights of models without safetensors.
         harness: Loads the spec's suite; None skips all checks that need the suite.
         opened: False skips opening the models, and all checks that need them.
+        allow_unrelated: False checks that the models share a base; later stages and placebos need no second check.
     """
     before = len(diagnostics.problems)
     diagnostics.attempt(lambda: check_tracking(spec))
@@ -149,6 +153,8 @@ def prepare_with(
         if opened:
             diagnostics.attempt(lambda: check_holes(spec, allow_pickle))
         return None
+    if not allow_unrelated:
+        diagnostics.attempt(lambda: check_lineage(models, spec.where))
     found = diagnostics.attempt(lambda: _baselines(spec, models))
     space = diagnostics.attempt(lambda: _space(spec, models, watcher))
     suite = measured[0] if measured is not None else None
@@ -201,7 +207,7 @@ def _models(spec: SearchSpec, watcher: Watcher, allow_pickle: bool) -> Models:
     """Open the models of a spec and of its baselines.
 
     Raises:
-        InputError: See `open_models`; for routes it names the key in the search parameter, not a hop of the frame.
+        InputError: See `open_models`; it names the key in the search parameter, not a hop or a source of the frame.
     """
     config = spec.baselines
     own = spec.frame.references()
@@ -211,18 +217,19 @@ def _models(spec: SearchSpec, watcher: Watcher, allow_pickle: bool) -> Models:
     try:
         return open_models(spec.frame, spec.where, watcher, allow_pickle, also, spec.recipes)
     except (CheckpointError, RecipeError, Problems) as error:
-        if not spec.is_route:
-            raise
         raise in_one(str(spec.file), [_at_hole(problem, spec) for problem in error.problems]) from None
 
 
 def _at_hole(error: InputError, spec: SearchSpec) -> InputError:
-    """An error about a hop of the frame, located at the key in the spec's routing hole."""
-    hop = re.search(r"routing\.hops\[(\d+)\]\.\w+$", error.where)
-    if hop is None:
-        return error
-    place = join(spec.where, "routing", "models", int(hop[1]))
-    return type(error)(place, error.what, error.allowed, error.next)
+    """An error about a hop or a source of the frame, located at the key in the spec's search parameter."""
+    hop = re.search(r"routing\.hops\[(\d+)\]\.\w+$", error.where) if spec.is_route else None
+    if hop is not None:
+        place = join(spec.where, "routing", "models", int(hop[1]))
+    else:
+        within = error.where.startswith("recipe.slices[")  # checks of layers know no file
+        place = join(spec.where, error.where.removeprefix("recipe.")) if within else error.where
+        place = sources.at_hole(place, () if spec.is_route else sources.find(spec.template, spec.where))
+    return error if place == error.where else type(error)(place, error.what, error.allowed, error.next)
 
 
 def _baselines(spec: SearchSpec, models: Models) -> list[Baseline]:

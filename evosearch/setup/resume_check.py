@@ -12,6 +12,7 @@ from evosearch.checkpoints.sidecar import files_of
 from evosearch.errors import LedgerError
 from evosearch.evaluation.types import ItemSet
 from evosearch.recipe.identity import TOKENIZER_OF
+from evosearch.recipe.sample import PREFIX as SAMPLE_OF
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.records import Circumstances
 from evosearch.search.state import SearchState
@@ -102,9 +103,10 @@ def _check_inputs(recorded: Mapping[str, str], prepared: Prepared) -> None:
             what = "the search started with this model, and the spec now names other paths (was the spec moved?)"
             raise LedgerError(where, what, next="Run the spec from its original folder")
         if now != sha:
-            changed = "tokenizer" if reference.startswith(TOKENIZER_OF) else "weights"
+            sampled = reference.startswith(SAMPLE_OF)
+            changed = "tokenizer" if reference.startswith(TOKENIZER_OF) else "texts" if sampled else "weights"
             what = f"its {changed} changed since this search started (content {sha[:12]} then, {now[:12]} now)"
-            raise LedgerError(where, what, next=f"Restore the model, {OR_RENAME}")
+            raise LedgerError(where, what, next=f"Restore {'them' if sampled else 'the model'}, {OR_RENAME}")
 
 
 def _check_files(

@@ -148,6 +148,9 @@ class PromotionConfig(Document):
     """Registered model name in MLflow; its version with the alias `champion` is the one to beat."""
     finalists: Annotated[int, Field(gt=0, le=10_000)] = 8
     """Number of candidates that are scored on the validation split."""
+    mask_seeds: Annotated[int, Field(ge=1, le=100)] = 3
+    """Number of seeds with which finalists that draw random masks (DARE, DELLA) are scored on the validation split,
+    their own included. The scores are reported; nothing is chosen by those of other seeds."""
     checkpoint: bool = False
     """Also export the merged weights, and upload them with the registered version."""
     licences: Annotated[tuple[Text, ...], Field(min_length=1, max_length=100)] | None = None

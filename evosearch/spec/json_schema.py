@@ -10,13 +10,18 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from evosearch.evaluation.suites.suite import SuiteFile
-from evosearch.recipe.schema import Recipe
+from evosearch.recipe.run_checkpoints import Checkpoints
+from evosearch.recipe.schema import Module, Recipe
+from evosearch.search.space.sources import SourceHole
 from evosearch.spec.config import SpecFile
 from evosearch.spec.stages import StagesFile
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 HOLE = {"type": "object", "description": "A search parameter, as `{low: 0.0, high: 1.0}` or `{choices: [a, b]}`."}
-HOLE_KEYS = ("merge_method", "routing")  # a search parameter may replace these keys; parameters take any value
+HOLE_KEYS = (
+    "merge_method",
+    "routing",
+)  # a search parameter may replace these, as it may seed; parameters take any value
 
 
 def schemas() -> dict[str, dict[str, Any]]:
@@ -51,7 +56,7 @@ def spec_schema() -> dict[str, Any]:
 
 def recipe_schema() -> dict[str, Any]:
     """JSON Schema of a recipe."""
-    return _document("Recipe", Recipe.model_json_schema())
+    return _document("Recipe", _plain_schema())
 
 
 def suite_schema() -> dict[str, Any]:
@@ -62,12 +67,29 @@ def suite_schema() -> dict[str, Any]:
     return _document("Suite", schema)
 
 
+def _plain_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe as it is written: entries of `models` may stand for the checkpoints of a run."""
+    schema = Recipe.model_json_schema()
+    definitions = schema["$defs"]
+    definitions[Checkpoints.__name__] = Checkpoints.model_json_schema()
+    for holder in (schema, definitions[Module.__name__]):
+        models = holder["properties"]["models"]
+        models["items"] = {"anyOf": [models["items"], {"$ref": f"#/$defs/{Checkpoints.__name__}"}]}
+    return schema
+
+
 def _template_schema() -> dict[str, Any]:
     """JSON Schema of a recipe in which search parameters may replace values."""
-    schema = Recipe.model_json_schema()
+    schema = _plain_schema()
     for key in HOLE_KEYS:
         found = schema["properties"][key]
         found["anyOf"] = [*found["anyOf"], HOLE]
+    seed = schema["properties"]["seed"]
+    plain = {key: seed.pop(key) for key in list(seed) if key not in ("description", "default")}
+    seed["anyOf"] = [plain, HOLE]
+    source = schema["$defs"]["Source"]["properties"]["model"]
+    named = {key: source.pop(key) for key in list(source) if key != "description"}
+    source["anyOf"] = [named, SourceHole.model_json_schema()]
     return schema
 
 

@@ -17,6 +17,7 @@ from evosearch.errors import SpecError
 from evosearch.evaluation.suites.suite import Suite, load_suite
 from evosearch.recipe.files import STAGE, anchor
 from evosearch.recipe.identity import digest
+from evosearch.recipe.run_checkpoints import expand
 from evosearch.recipe.schema import Recipe
 from evosearch.search.optimizer_config import OptimizerConfig
 from evosearch.search.optimizers.registry import AUTO
@@ -26,6 +27,7 @@ from evosearch.search.space.template import frame
 from evosearch.spec.config import BaselinesConfig, SpecFile
 from evosearch.spec.objective_check import check_objectives
 from evosearch.spec.run_dir import RunDir, configured_run_dir
+from evosearch.untrusted import beside
 
 STAGE_KEYS = ("recipe", "optimizer", "budget", "search_minibatches", "objectives")  # each stage has its own
 NOT_IN_IDENTITY = {"budget", "workers", "tracking", "ledger"}
@@ -213,7 +215,8 @@ def search_of(path: Path, config: SpecFile, suite: Suite, stage: Stage | None = 
     """
     winners = stage.winners if stage else {}
     local = {f"{STAGE}{name}": winner.reference(name) for name, winner in winners.items()}
-    spec = SearchSpec(path, config, anchor(config.recipe, path.parent, local), suite, stage)
+    recipe = expand(config.recipe, path.parent, f"{path}: recipe")
+    spec = SearchSpec(path, config, anchor(recipe, path.parent, local, f"{path}: recipe"), suite, stage)
     _check_minibatches(spec)
     check_objectives(spec.objectives, suite, spec.is_route, spec.at("objectives"))
     return spec
@@ -223,11 +226,10 @@ def load_suite_of(path: Path, named: str) -> Suite:
     """Read the suite that the spec at `path` names; a relative path starts at the spec's own folder.
 
     Raises:
-        SpecError: There is no such file.
+        SpecError: There is no such file, or it is a link out of the folder; see `beside`.
         SuiteError: See `load_suite`.
     """
-    suite_path = Path(os.path.expanduser(named))
-    suite_path = suite_path if suite_path.is_absolute() else path.parent / suite_path
+    suite_path = beside(named, path.parent, SpecError)
     if not os.path.isfile(suite_path):
         raise SpecError(f"{path}: suite", f"no file {suite_path}", next="Suites are YAML files, as in evals/")
     return load_suite(suite_path)

@@ -153,6 +153,11 @@ class Translator:
         run.recipe = self._recipe(payload["recipe"], payload.get("recipes") or {})
         run.recipe_file = True
 
+    def _on_reseeded(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
+        run = self._begin(payload, plan, now)
+        run.recipe = self._recipe(payload["recipe"])
+        run.tags |= {"finalist": str(payload["finalist"]), "mask_seed": str(payload["seed"])}
+
     def _on_trained(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         run = self._candidate(payload, plan, now)
         run.params |= {f"training/{name}": str(payload[name]) for name in TRAINING_PARAMS}

@@ -160,6 +160,27 @@ def test_a_search_on_minibatches_has_the_same_estimates_with_ray(cluster: Any, w
     assert estimates["ray"] == pytest.approx(estimates["local"], rel=1e-6)
 
 
+def test_workers_compute_statistics_of_models_as_one_process_does(cluster: Any, world: World) -> None:
+    models = [{"model": f"./expert{i}", "parameters": {"weight": {"low": 0.1, "high": 1.5}}} for i in (1, 2)]
+    sample = {"suite": "suite.yaml", "task": "generate", "documents": 6}
+    recipe = {"merge_method": "regmean", "models": models, "sample": sample}
+    optimizer = {"name": "cma_es", "population": 4, "sigma": 0.2, "seed": 1, "start": "init"}
+    fitness = {}
+    for kind in ("local", "ray"):
+        workers = {"executor": kind, "count": 1, "threads": 1}
+        changes = {"optimizer": optimizer, "budget": {"candidates": 4}, "baselines": {"scales": []}}
+        spec = world(kind, recipe=recipe, workers=workers, **changes)
+        run(spec, Silent())
+        run_dir = load_spec(spec).run_dir
+        with Ledger.open(run_dir.ledger, read_only=True) as ledger:
+            info = ledger.search_by_name(run_dir.name)
+            assert info is not None
+            state = SearchState.from_events(ledger.events(info.search_id))
+        fitness[kind] = {name: card.fitness.value for (name, split), card in state.cards.items() if split == "search"}
+    assert len(fitness["ray"]) >= 4
+    assert fitness["ray"] == pytest.approx(fitness["local"], rel=1e-6)
+
+
 JOIN = """
 import os, sys
 from pathlib import Path

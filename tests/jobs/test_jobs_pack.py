@@ -219,7 +219,7 @@ def test_files_of_prompts_are_packed_and_give_the_same_search(spec: World, tmp_p
     assert problems == []
     copy = found.folder / TOP / "prompts" / "2" / "chat.txt"
     assert copy.read_text() == "hello\ngood morning\n"
-    assert found.shown[f"{TOP}/prompts/2/chat.txt"] == f"{path.parent}/../chat.txt"
+    assert found.shown[f"{TOP}/prompts/2/chat.txt"] == str(path.parent.parent / "chat.txt")
     there = load_spec(found.folder / found.spec)
     assert there.suite.tasks[2].prompts == str(copy)
     assert there.search_id() == load_spec(path).search_id()

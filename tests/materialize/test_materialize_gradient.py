@@ -256,6 +256,20 @@ def test_adapters_need_no_gradients_of_weights(architecture, adapted, monkeypatc
     assert slopes_of(resident, build, START) == pytest.approx(from_activations, rel=1e-4)
 
 
+@pytest.mark.parametrize("scope", ["tensor", "model"])
+def test_adapters_of_equal_norms_are_differentiated_in_their_dense_form(scope, adapted):
+    resident, plain = adapted("LlamaForCausalLM")
+
+    def build(values: Sequence[float]) -> Recipe:
+        recipe = plain(values)
+        return recipe.model_copy(update={"parameters": {"norm": "equal", "norm_scope": scope}})
+
+    recipe = Recipe.model_validate(build(START).to_dict())
+    assert recipe.parameters["norm"] == "equal"
+    assert asked(resident, build)
+    check(resident, build, START)
+
+
 def test_an_adapter_with_magnitudes_is_differentiated_in_its_dense_form(adapted):
     resident, build = adapted("LlamaForCausalLM", use_dora=True)
     assert {name.split(".")[-2] for name in asked(resident, build)} == set().union(*MODULES["LlamaForCausalLM"])

@@ -19,7 +19,7 @@ from evosearch.recipe.schema import Recipe
 
 torch.set_num_threads(1)
 BOTH = ("dare_linear", "dare_ties")
-SHARED = {"normalize": False, "rescale": True, "lambda": 1.0}
+SHARED = {"normalize": False, "rescale": True, "lambda": 1.0, "sign_method": "magnitude"}
 
 
 def parameters(
@@ -29,7 +29,7 @@ def parameters(
         shared["lambda"] = shared.pop("lam")
     assert shared.keys() <= SHARED.keys()
     parents = tuple(Origin(f"{index + 1:064x}", tensor) for index in range(len(weights)))
-    own = {"weight": tuple(weights), "density": tuple(densities)}
+    own = {"weight": tuple(weights), "density": tuple(densities), "trim": (1.0,) * len(weights)}
     return Parameters(SHARED | shared, own, seed=seed, base=Origin("0" * 64, tensor), parents=parents)  # type: ignore[arg-type]
 
 
@@ -181,3 +181,42 @@ def test_passthrough_is_mergekits(scale):
     oracle = mergekit_methods.get("passthrough").merge_group(TensorGroup.from_tensors([base]), scale={0: scale})
     ours = Parameters({}, {"scale": (1.0 if scale is None else scale,)})
     assert torch.equal(method("passthrough").merge(None, [base], ours), oracle)
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.01, 1.0), (0.2, 0.9, 0.35)])
+@pytest.mark.parametrize("rescale", [True, "l1", False])
+@pytest.mark.parametrize("sign_method", ["magnitude", "count", "count_strict"])
+def test_dare_ties_with_trim_equals_a_plain_implementation(shares, rescale, sign_method, monkeypatch):
+    """Drop at random, keep the largest share of what is left, elect, merge: one entry at a time."""
+    monkeypatch.setattr(kernels, "CHUNK", {"cpu": 64})
+    base, parents = models((20, 13))
+    parents = [base + ((parent - base) * 40).round() / 40 for parent in parents]  # with equal magnitudes and zeros
+    weights, densities = [0.5, 1.0, 0.75], [0.6, 0.3, 1.0]
+    p = parameters(weights, densities, rescale=rescale, sign_method=sign_method, normalize=True, lam=0.9)
+    p = replace(p, own={**p.own, "trim": shares})
+    deltas = []
+    for i, (parent, share) in enumerate(zip(parents, shares, strict=True)):
+        tau = (parent - base).flatten()
+        thinned = tau * mask(p, i, base.shape).flatten()
+        factor = {True: 1 / densities[i], False: 1.0}.get(rescale) or (tau.abs().sum() / thinned.abs().sum()).item()
+        left = thinned.tolist()
+        order = sorted((j for j, x in enumerate(left) if x), key=lambda j, left=left: (-abs(left[j]), j))
+        stays = set(order[: max(1, int(share * len(order)))])
+        deltas.append([weights[i] * factor * x if j in stays else 0.0 for j, x in enumerate(left)])
+    expected = []
+    for column in zip(*deltas, strict=True):
+        vote = sum(x if sign_method == "magnitude" else (x > 0) - (x < 0) for x in column)
+        sign = 0 if vote == 0 and sign_method == "count_strict" else 1 if vote >= 0 else -1
+        agreeing = [(x, w) for x, w in zip(column, weights, strict=True) if x * sign > 0]
+        expected.append(0.9 * sum(x for x, _ in agreeing) / (sum(w for _, w in agreeing) or 1.0))
+    out = method("dare_ties").merge(base, parents, p)
+    torch.testing.assert_close(out, base + torch.tensor(expected).view(base.shape), rtol=1e-6, atol=1e-6)
+
+
+def test_a_trim_of_1_trims_nothing_and_one_entry_stays():
+    base, parents = models((20, 13), 1)
+    p = parameters([1.0], [0.4])
+    one = method("dare_ties").merge(base, parents, replace(p, own={**p.own, "trim": (1e-9,)}))
+    assert int((one != base).sum()) == 1
+    whole = method("dare_ties").merge(base, parents, p)
+    assert torch.equal(whole, method("dare_linear").merge(base, parents, p))

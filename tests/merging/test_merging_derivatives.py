@@ -13,6 +13,7 @@ from evosearch.merging.method_parameters import Origin, Parameters
 from evosearch.merging.registry import Method, Site, Slope, method, specs
 from evosearch.recipe.dual import Dual
 from evosearch.recipe.shapes import Scalar
+from tests.merging.statistics import with_statistics
 
 torch.set_num_threads(1)
 STEP = 1e-6
@@ -41,9 +42,13 @@ def settings(merger: Method) -> list[tuple[dict[str, Scalar], dict[str, tuple[Sc
     """Parameters of a method: several numbers, under each combination of its choices."""
     known, count = merger.spec.parameters, min(3, merger.spec.models[1] or 3)
     choices = {n: p.choices or (True, False) for n, p in known.items() if p.kind in ("choice", "bool")}
+    norms = {"norm", "norm_scope"} & choices.keys()  # not in all combinations with the other choices
+    others = [dict(zip(choices, chosen, strict=True)) for chosen in product(*choices.values())]
+    combinations = [one for one in others if all(one[name] == known[name].default for name in norms)]
+    combinations += [combinations[0] | {"norm": "equal", "norm_scope": scope} for scope in ("tensor", "model") if norms]
     found = []
-    for weights, chosen in product(WEIGHTS, product(*choices.values())):
-        shared: dict[str, Scalar] = dict(zip(choices, chosen, strict=True))
+    for weights, chosen in product(WEIGHTS, combinations):
+        shared: dict[str, Scalar] = dict(chosen)
         own: dict[str, tuple[Scalar, ...]] = {}
         for name, param in known.items():
             if param.kind == "int":
@@ -71,7 +76,8 @@ def given(merger: Method, shared: dict[str, Scalar], own: dict[str, tuple[Scalar
 
 
 def surveyed(merger: Method, base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Parameters:
-    """The parameters with the survey's fact, where the method has a survey."""
+    """The parameters with the parents' statistics and the survey's fact, where the method has them."""
+    p = with_statistics(merger.spec, parents, p)
     if merger.survey is None:
         return p
     loaders = tuple((lambda one=one: one) for one in parents)
@@ -210,6 +216,8 @@ def test_factors_are_those_of_the_merge_and_their_chain_is_the_derivative(merger
     assert base is not None
     for shared, own in settings(merger):
         p = given(merger, shared, own)
+        if merger.factors_at(p) is None:
+            continue  # norm: equal
         grad = torch.randn(base.shape, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
         taus = [theta - base for theta in parents]
         summed = base + sum(f * tau for f, tau in zip(merger.factors.of(p), taus, strict=True))
@@ -221,6 +229,9 @@ def test_factors_are_those_of_the_merge_and_their_chain_is_the_derivative(merger
 
 def test_task_arithmetic_has_factors() -> None:
     assert "task_arithmetic" in BY_FACTORS
+    merger = method("task_arithmetic")
+    assert merger.factors_at(Parameters({"norm": "keep"}, {})) is merger.factors
+    assert merger.factors_at(Parameters({"norm": "equal"}, {})) is None
 
 
 def test_a_method_has_a_derivative_or_names_no_parameter() -> None:

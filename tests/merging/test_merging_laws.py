@@ -13,6 +13,7 @@ from evosearch.merging import kernels
 from evosearch.merging.method_parameters import Memory, Origin, Parameters
 from evosearch.merging.registry import method, specs
 from evosearch.recipe.shapes import MethodSpec, Param, Scalar
+from tests.merging.statistics import with_statistics
 
 torch.set_num_threads(1)
 SHAPES = [(7,), (5, 3), (1,), (2, 3, 4), (300, 11)]
@@ -64,7 +65,7 @@ def spec(request: pytest.FixtureRequest) -> MethodSpec:
 
 
 def merge(spec: MethodSpec, base: Tensor | None, parents: list[Tensor], p: Parameters) -> Tensor:
-    return method(spec.name).merge(base, parents, p)
+    return method(spec.name).merge(base, parents, with_statistics(spec, parents, p))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -102,7 +102,7 @@ def test_slerp_of_zeros():
 
 
 def plain_ties(
-    base: Tensor, parents: list[Tensor], weights: list[float], density: float, normalize: bool, count: bool
+    base: Tensor, parents: list[Tensor], weights: list[float], density: float, normalize: bool, sign_method: str
 ) -> Tensor:
     """Reference implementation of TIES, one entry at a time."""
     n, trimmed = base.numel(), []
@@ -113,8 +113,8 @@ def plain_ties(
     out = []
     for i in range(n):
         column = [delta[i] for delta in trimmed]
-        vote = sum((x > 0) - (x < 0) if count else x for x in column)
-        sign = 1 if vote >= 0 else -1
+        vote = sum(x if sign_method == "magnitude" else (x > 0) - (x < 0) for x in column)
+        sign = 0 if vote == 0 and sign_method == "count_strict" else 1 if vote >= 0 else -1
         agreeing = [(x, w) for x, w in zip(column, weights, strict=True) if x * sign > 0]
         total = sum(w for _, w in agreeing) if normalize else 1.0
         out.append(base[i].item() + sum(x for x, _ in agreeing) / (total or 1.0))
@@ -123,7 +123,7 @@ def plain_ties(
 
 @pytest.mark.parametrize("density", [0.01, 0.2, 0.5, 1.0])
 @pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("sign_method", ["magnitude", "count"])
+@pytest.mark.parametrize("sign_method", ["magnitude", "count", "count_strict"])
 @pytest.mark.parametrize("coarse", [False, True])
 def test_ties_equals_a_plain_implementation(density, normalize, sign_method, coarse, monkeypatch):
     monkeypatch.setattr(kernels, "CHUNK", {"cpu": 64})
@@ -133,7 +133,7 @@ def test_ties_equals_a_plain_implementation(density, normalize, sign_method, coa
     if coarse:  # many entries of equal magnitude, so that order of index decides
         parents = [(2 * parent).round() / 2 for parent in parents]
     weights = [0.5, 1.0, 0.75]
-    expected = plain_ties(base, parents, weights, density, normalize, sign_method == "count")
+    expected = plain_ties(base, parents, weights, density, normalize, sign_method)
     out = run("ties", base, *parents, weight=weights, density=density, normalize=normalize, sign_method=sign_method)
     torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
 
@@ -146,6 +146,14 @@ def test_ties_keeps_at_least_one_entry_and_of_equals_the_first():
 def test_ties_elects_plus_where_the_vote_is_even_and_applies_lambda():
     out = run("ties", [0.0, 0.0], [1.0, 2.0], [-1.0, 2.0], weight=1.0, lam=0.5)
     assert out.tolist() == [0.5, 1.0]
+    even = [1.0, 2.0, -3.0], [-1.5, 2.0, 0.0]
+    assert run("ties", [0.0] * 3, *even, weight=1.0, sign_method="count").tolist() == [1.0, 2.0, -3.0]
+    assert run("ties", [0.0] * 3, *even, weight=1.0, sign_method="count_strict").tolist() == [0.0, 2.0, -3.0]
+
+
+def test_ties_rescales_what_is_left_to_the_l1_norm():
+    out = run("ties", [0.0] * 4, [4.0, -3.0, 2.0, 1.0], weight=1.0, density=0.5, rescale="l1")
+    assert out.tolist() == pytest.approx([4 * 10 / 7, -3 * 10 / 7, 0.0, 0.0])
 
 
 def test_ties_density_of_each_parent_is_its_own():
@@ -379,6 +387,49 @@ def test_ramplus_with_the_ratios_of_a_model():
     alone = Parameters(shared | {"ratio_scope": "tensor"}, {})
     torch.testing.assert_close(torch.cat(merged), merger.merge(flat[0], flat[1:], alone), rtol=1e-6, atol=1e-7)
     assert merger.survey([Site(sites[0].base, sites[0].parents, alone)]) is None
+
+
+def test_ramplus_with_the_ratios_of_a_model_is_the_rule_of_its_authors():
+    """Their merge mode arm-r-v2 with factor 1.2: ratios over all tensors, limited to 1; here r is 0.2 and alpha 1."""
+    from evosearch.merging.registry import Site
+
+    generator = torch.Generator().manual_seed(6)
+    shared = {"r": 0.2, "alpha": 1.0, "epsilon": 1e-5, "ratio_scope": "model"}
+    tensors = []
+    for n, shares in ((400, (0.3, 0.1, 0.6)), (200, (0.1, 0.05, 0.0))):
+        drawn = [torch.rand(n, generator=generator) < share for share in shares]
+        taus = [torch.randn(n, generator=generator) * one for one in drawn]
+        tensors.append((torch.randn(n, generator=generator, dtype=torch.float64), taus))
+    columns = [column for _, taus in tensors for column in zip(*(tau.tolist() for tau in taus), strict=True)]
+    factors = []
+    for i in range(3):
+        changed = [sum(x != 0 for x in column) for column in columns if column[i]]
+        overlap = sum(count > 1 for count in changed)
+        factors.append(1 + 0.2 * min(1.0, overlap / (len(changed) - overlap)))
+    assert len(set(factors)) > 1
+    merger, plain = method("ramplus"), Parameters(shared, {}, torch.float64)
+    models = [(base, [base + tau for tau in taus]) for base, taus in tensors]
+    sites = [Site(lambda b=b: b, tuple(lambda q=q: q for q in parents), plain) for b, parents in models]
+    for (base, parents), (_, taus), fact in zip(models, tensors, merger.survey(sites), strict=True):
+        expected = []
+        for column in zip(*(tau.tolist() for tau in taus), strict=True):
+            count = sum(x != 0 for x in column)
+            alone = sum(f * x for f, x in zip(factors, column, strict=True))
+            expected.append(alone if count == 1 else sum(column) / max(1, count))
+        out = merger.merge(base, parents, Parameters(shared, {}, torch.float64, survey=fact))
+        torch.testing.assert_close(out, base + torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_swa_is_the_mean_in_float64(count):
+    thetas = [torch.randn((30, 7), generator=torch.Generator().manual_seed(i)) for i in range(count)]
+    exact = torch.stack([theta.double() for theta in thetas]).mean(dim=0)
+    assert torch.equal(run("swa", None, *thetas), exact.float()) or count > 1
+    torch.testing.assert_close(run("swa", None, *thetas), exact.float(), rtol=2**-23, atol=2**-30)
+    halves = [theta.bfloat16() for theta in thetas]
+    out = method("swa").merge(None, halves, Parameters({}, {}, torch.bfloat16))
+    exact = torch.stack([half.double() for half in halves]).mean(dim=0)
+    torch.testing.assert_close(out.double(), exact, rtol=2**-8, atol=2**-30)
 
 
 def test_arcee_fusion_takes_over_what_is_far_above_the_quartiles():

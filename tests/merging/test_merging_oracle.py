@@ -121,6 +121,29 @@ def test_breadcrumbs(name, shape, densities, gammas, normalize, rescale):
     torch.testing.assert_close(found, theirs, rtol=4 * CLOSE, atol=4 * CLOSE)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("densities", [[0.3, 0.6, 1.0], [0.99, 0.01, 0.5]])
+@pytest.mark.parametrize("weights", [[0.5, 0.9, 0.7], [0.5, 0.9, -0.7]])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("rescale", [True, False])
+def test_ties(shape, densities, weights, normalize, rescale):
+    base, parents = models(shape)
+    given = {"weight": weights, "density": densities, "normalize": normalize, "lambda": 0.8}
+    found = ours("ties", base, parents, **given, rescale="l1" if rescale else False)
+    theirs = oracle("ties", base, parents, **given, rescale=rescale, int8_mask=False)
+    torch.testing.assert_close(found, theirs, rtol=4 * CLOSE, atol=4 * CLOSE)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("weights", [[0.5, 0.9, 0.7], [0.5, 0.9, -0.7], [0.0, 1.0, 0.0]])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_task_arithmetic(shape, weights, normalize):
+    base, parents = models(shape)
+    given = {"weight": weights, "normalize": normalize, "lambda": 1.7}
+    theirs = oracle("task_arithmetic", base, parents, **given, density=[1.0] * 3, rescale=False, int8_mask=False)
+    torch.testing.assert_close(ours("task_arithmetic", base, parents, **given), theirs, rtol=4 * CLOSE, atol=4 * CLOSE)
+
+
 # --- della ---
 
 
@@ -134,7 +157,7 @@ def test_della_under_the_same_masks(name, shape, normalize, rescale, monkeypatch
     origins = tuple(Origin(f"{index:064x}", "t") for index in range(4))
     own = {"weight": (0.5, 0.9, 0.7), "density": (0.3, 0.6, 1.0), "epsilon": (0.2, 0.1, 0.15)}
     shared = {"normalize": normalize, "rescale": rescale, "lambda": 0.8}
-    p = Parameters(shared, own, seed=3, base=origins[0], parents=origins[1:])
+    p = Parameters({**shared, "sign_method": "magnitude"}, own, seed=3, base=origins[0], parents=origins[1:])
     drawn = iter(origins[1:3])  # none is drawn at density 1
 
     def draw(probabilities: Tensor) -> Tensor:

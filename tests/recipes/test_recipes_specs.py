@@ -16,6 +16,7 @@ from evosearch.recipe.checks import check
 from evosearch.recipe.identity import recipe_id
 from evosearch.search.optimizer_config import create
 from evosearch.search.progress import Silent
+from evosearch.service.run import run
 from evosearch.setup.prepare import Prepared, prepare
 from evosearch.setup.teachers import named_teachers, parents_of
 from evosearch.spec.spec import SearchSpec, Winner, load_spec
@@ -31,6 +32,7 @@ EXPECTED: dict[str, tuple[int, int, int | None]] = {
     "dataflow": (47, 12, 96),
     "groups": (12, 12, 96),
     "japanese_math": (6, 9, 1000),
+    "layers": (6, 12, 96),
     "layerwise": (24, 12, 180),
     "lora_library": (9, 12, 360),
     "methods": (7, 8, 96),
@@ -150,6 +152,29 @@ def test_only_the_chosen_method_s_parameters_count(shipped: Path, edited: Callab
         assert given == ({"weight"} if choice == "task_arithmetic" else {"weight", "density"})
     cat_cma = ("{name: tpe, population: 8, ", "{name: cat_cma, population: 8, sigma: 0.2, ")
     assert len(first_generation(prepared(edited("methods", cat_cma)))) == 8
+
+
+def test_layers_are_taken_from_the_experts_in_order(shipped: Path) -> None:
+    found = prepared(shipped / "layers.yaml")
+    experts = ("reverse", "sort", "deal", "median")
+    assert [d.choices for d in found.space.dimensions] == [experts] * 6
+    for genome in first_generation(found):
+        recipe = found.space.fill(genome)
+        layers = [source for each in recipe.slices for source in each.sources for _ in range(*source.layer_range)]
+        assert [source.model for source in layers] == [f"zoo:tiny/{label}" for label in genome.values()]
+    assert {baseline.name for baseline in found.baselines if baseline.recipe} >= {"parent:3", "uniform", "scale:0.30"}
+
+
+def test_a_few_candidates_of_layers_run_to_the_gate(edited: Callable[..., Path]) -> None:
+    few = ("budget: {candidates: 96}", "budget: {candidates: 4}"), ("workers: {count: 2", "workers: {executor: local")
+    path = edited(
+        "layers", *few, ("population: 12", "population: 4"), ("register_as: quickstart, finalists: 6", "finalists: 2")
+    )
+    path.write_text(path.read_text() + "tracking: {uri: 'jsonl:events.jsonl'}\n")
+    report = run(path, Silent())
+    assert (report.candidates.proposed, report.candidates.failed) == (4, 0)
+    assert report.gate is not None
+    assert len(report.finalists) == 2
 
 
 def test_unlearning_subtracts_one_expert_and_guards_the_others(shipped: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from evosearch.checkpoints.families.llama import FAMILY
 from evosearch.errors import RecipeError
 from evosearch.materialize.plan import TensorOp, plan
+from evosearch.merging.method_parameters import Parameters
 from evosearch.merging.registry import method, specs
 from evosearch.recipe.dual import Dual
 from evosearch.recipe.identity import recipe_id
@@ -22,6 +23,7 @@ from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import MethodSpec, Param
 from evosearch.search.space.dimensions import Genome
 from evosearch.search.space.space import SearchSpace
+from tests.merging.statistics import with_statistics
 
 torch.set_num_threads(1)
 SHAPE = FAMILY.shape({"num_hidden_layers": 3})
@@ -60,7 +62,8 @@ def template(spec: MethodSpec, kind: str, **shared: Any) -> dict[str, Any]:
             elif param.open_low:
                 scope[name] = 0.5 + 0.1 * index  # a density
     base = {"base_model": "base"} if spec.needs_base else {}
-    return {"merge_method": spec.name, "models": models, "parameters": shared, "seed": 3} | base
+    sample = {"sample": {"text": "texts.txt"}} if spec.statistic else {}
+    return {"merge_method": spec.name, "models": models, "parameters": shared, "seed": 3} | base | sample
 
 
 @cache
@@ -79,7 +82,11 @@ def ops_of(recipe: Recipe) -> tuple[TensorOp, ...]:
     contents = {name: f"{index:064x}" for index, name in enumerate(names)}
     out = FAMILY.shape({"num_hidden_layers": 4}) if recipe.slices or recipe.modules else SHAPE
     ops = plan(recipe, dict.fromkeys(names, SHAPE), out, specs(), contents)
-    return tuple(replace(op, parameters=replace(op.parameters, dtype=torch.float64)) for op in ops)
+    return tuple(replace(op, parameters=_in_float64(op)) for op in ops)
+
+
+def _in_float64(op: TensorOp) -> Parameters:
+    return with_statistics(specs()[op.method], inputs(op)[1], replace(op.parameters, dtype=torch.float64))
 
 
 def inputs(op: TensorOp) -> tuple[Tensor | None, list[Tensor]]:
@@ -180,6 +187,7 @@ def test_merges_and_is_identified_like_the_recipe_of_plain_numbers(name: str, ki
     assert dual == plain
     assert dual.to_yaml() == plain.to_yaml()
     inputs = {reference: f"{index:064x}" for index, reference in enumerate(plain.references())}
+    inputs |= {plain.sample.key: "texts"} if plain.sample else {}
     assert recipe_id(dual, inputs) == recipe_id(plain, inputs)
     for one, other in zip(ops_of(dual), ops_of(plain), strict=True):
         assert torch.equal(merged(one), merged(other))

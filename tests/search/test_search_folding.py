@@ -37,7 +37,13 @@ def test_titles_name_the_model(hole: str, title: str) -> None:
     assert folded.title == title
 
 
-def test_choices_are_never_folded() -> None:
-    genome = {f"models[0].rule[{n}]": "on" for n in range(20)}
+def test_words_are_counted() -> None:
+    models = {f"slices[0].model[layer {n}]": "sort" if n % 3 else "reverse" for n in range(20)}
+    few = {f"slices[1].model[layer {n}]": "sort" for n in range(12)}
+    assert fold(models | few, {}) == {"slices[0].model": "sort 13, reverse 7"} | few
+
+
+def test_switches_are_never_folded() -> None:
+    genome = {f"models[0].rule[{n}]": n > 3 for n in range(20)}
     assert fold(genome, {}) == genome
     assert fold({}, RECIPE) == {}

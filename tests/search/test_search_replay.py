@@ -113,8 +113,8 @@ def search(record: Record, optimizer: Optimizer) -> Record:
         index, group = index + len(pending), group + 1
 
 
-# Covered by the law tests: one has slow asks, the other ends after a few
-OTHERS = ("gp", "greedy_soup")
+# Covered by the law tests: one has slow asks, the others end after a few
+OTHERS = ("gp", "greedy_soup", "soup")
 
 
 @pytest.fixture(params=[name for name in registry.names() if name not in OTHERS])

@@ -1,8 +1,13 @@
 """Untrusted YAML and data: special files, depth, sizes, counts and numbers are refused before anything reads on."""
 
+import bz2
+import gzip
+import io
 import json
+import lzma
 import os
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +17,8 @@ import yaml
 
 from evosearch import documents
 from evosearch.errors import RecipeError, SpecError, SuiteError
+from evosearch.evaluation.suites import data_sizes
+from evosearch.evaluation.suites.data_sizes import MAX_BYTES
 from evosearch.evaluation.suites.prompt_tasks import read_prompts
 from evosearch.evaluation.suites.suite import load_suite
 from evosearch.recipe import files
@@ -283,3 +290,59 @@ def test_good_data_pass(suite: Path, evosearch: Any) -> None:
     (suite.parent / "tasks" / "t.jsonl").write_text(rows({"gold": 0}))
     code, out, err = evosearch("check", suite)
     assert code == 0, out + err
+
+
+def packed(kind: str, data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("t.jsonl", data)
+        return buffer.getvalue()
+    return {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}[kind](data)
+
+
+def test_data_files_have_a_largest_size(suite: Path, evosearch: Any) -> None:
+    data = suite.parent / "tasks" / "t.jsonl"
+    with data.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)  # without blocks on the disk
+    code, out, err = evosearch("check", suite)
+    said = " ".join((out + err).split())
+    assert code == 2
+    assert f"s.yaml: tasks[0].task: the data of 't_own' are larger than 1 GiB (unpacked), with {data}" in said
+    assert "Up to 1 GiB for a task Keep the documents that the suite needs" in said
+
+
+@pytest.mark.parametrize("kind", ["gzip", "bzip2", "xz", "zip"])
+@pytest.mark.parametrize("place", ["name", "pattern", "folder"])
+def test_data_are_counted_unpacked(suite: Path, monkeypatch: pytest.MonkeyPatch, kind: str, place: str) -> None:
+    """A bomb: a thousand bytes that unpack to a million, under any name."""
+    from evosearch.evaluation.harness.harness import Harness
+
+    monkeypatch.setattr(data_sizes, "MAX_BYTES", 2**19)
+    data = suite.parent / "tasks" / "t.jsonl"
+    data.write_bytes(packed(kind, b" " * 2**20))
+    assert data.stat().st_size < 4096
+    task = yaml.safe_load((suite.parent / "tasks" / "t.yaml").read_text())
+    if place == "pattern":
+        task["dataset_kwargs"]["data_files"] = {"test": f"{suite.parent}/tasks/*.jsonl"}
+    elif place == "folder":
+        del task["dataset_kwargs"]["data_files"]
+        task["dataset_kwargs"]["data_dir"] = str(suite.parent / "tasks")
+    (suite.parent / "tasks" / "t.yaml").write_text(yaml.safe_dump(task))
+    with pytest.raises(SuiteError, match=rf"the data of 't_own' are larger than .* with {data}"):
+        Harness(load_suite(suite))
+
+
+def test_data_whose_size_cannot_be_counted_are_refused(suite: Path) -> None:
+    from evosearch.evaluation.harness.harness import Harness
+
+    (suite.parent / "tasks" / "t.jsonl").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(100))  # zstd
+    with pytest.raises(SuiteError, match=r"packed in a format whose size cannot be checked\. Plain files, or gzip"):
+        Harness(load_suite(suite))
+
+
+def test_packed_data_within_the_limit_are_read(suite: Path) -> None:
+    from evosearch.evaluation.harness.harness import Harness
+
+    (suite.parent / "tasks" / "t.jsonl").write_bytes(packed("gzip", rows().encode()))
+    assert len(Harness(load_suite(suite)).batch("search")) == 2

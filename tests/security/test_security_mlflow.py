@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from evosearch.errors import InputError
+from evosearch.search.ledger.ledger import Ledger
 from evosearch.spec.spec import load_spec
 from evosearch.tracking.access import check_read_access
 from evosearch.tracking.accounts import kept_account
@@ -184,13 +185,21 @@ def test_artifacts_elsewhere_get_no_account(attacker: Listener, tmp_path: Path, 
     got_nothing(attacker)
 
 
-@pytest.mark.parametrize("command", ["check", "run", "leaderboard", "export", "ui"])
+@pytest.mark.parametrize("command", ["check", "run", "status", "leaderboard", "export", "ui", "stop", "submit"])
 def test_no_command_sends_it_to_a_server_of_a_file(
     attacker: Listener, world: World, evosearch: Program, tmp_path: Path, command: str
 ) -> None:
     spec = world(tracking={"uri": f"http://{ELSEWHERE}:{attacker.port}"})
-    more = {"export": ("--candidate", "0", "--format", "recipe", "-o", tmp_path / "out")}
-    _, out, err = evosearch(command, spec, *more.get(command, ()))
+    more: dict[str, tuple[object, ...]] = {
+        "export": ("--candidate", "0", "--format", "recipe", "-o", tmp_path / "out"),
+        "submit": ("--address", f"http://{NAMED}:{attacker.port}"),
+    }
+    if command in ("status", "leaderboard", "stop"):  # of a search that has such a server on record
+        data = {"tracking": {"uri": f"http://{ELSEWHERE}:{attacker.port}"}}
+        with Ledger.open(f"sqlite:///{tmp_path}/runs/world/ledger.db") as ledger:
+            ledger.append("one", [("started", {"name": "world", "spec": data, "budget": {}, "resumed": False})])
+    names = () if command == "status" else (spec,)
+    _, out, err = evosearch(command, *names, *more.get(command, ()))
     got_nothing(attacker)
     assert PASSWORD not in out + err
     if command in ("check", "run"):

@@ -141,15 +141,19 @@ def test_a_named_cluster_gets_the_token(listening: Listening, tmp_path: Path) ->
     assert TOKEN.encode() in found.received
 
 
-@pytest.mark.parametrize("command", ["check", "run"])
+@pytest.mark.parametrize("command", ["check", "run", "leaderboard", "export", "ui", "stop", "score", "merge"])
 def test_no_command_joins_a_cluster_of_a_file(
     attacker: Listener, world: World, evosearch: Program, tmp_path: Path, command: str
 ) -> None:
     spec = world(workers={"address": f"{ELSEWHERE}:{attacker.port}", "count": 1, "threads": 1, "device": "cpu"})
-    code, out, err = evosearch(command, spec)
+    more = {"export": ("--candidate", "0", "--format", "recipe", "-o", tmp_path / "out"), "merge": (tmp_path / "out",)}
+    suite = (spec.parent / "suite.yaml",) if command == "score" else ()
+    code, out, err = evosearch(command, spec, *suite, *more.get(command, ()))
     assert code == 2
-    assert f"EVOSEARCH_HOSTS=ray://{ELSEWHERE}:{attacker.port} (or $RAY_ADDRESS)" in " ".join((out + err).split())
     assert attacker.connections == 0
+    if command not in ("check", "run"):  # the others join no cluster
+        return
+    assert f"EVOSEARCH_HOSTS=ray://{ELSEWHERE}:{attacker.port} (or $RAY_ADDRESS)" in " ".join((out + err).split())
 
 
 @pytest.mark.parametrize("code", [301, 302, 307, 308])

@@ -155,7 +155,18 @@ def _shape(architecture: str, layer: Layer, frame: Frame, config: Config, **of_f
     head = frame.head_bias if tied else (frame.head, *frame.head_bias)
     found += [TensorSpec(name, Place.HEAD) for name in head]
     kinds = any(isinstance(config.get(key), list) for key in OF_KINDS)
-    return ModelShape(architecture, depth, tuple(found), tied, kinds=kinds, **of_family)
+    size = _head_size(config)
+    return ModelShape(architecture, depth, tuple(found), tied, kinds=kinds, head_size=size, **of_family)
+
+
+def _head_size(config: Config) -> int:
+    """Return the dimensions of an attention head; 0 if the config does not tell."""
+    own, width, heads = (config.get(key) for key in ("head_dim", "hidden_size", "num_attention_heads"))
+    if isinstance(own, int) and own > 0:
+        return own
+    if isinstance(width, int) and isinstance(heads, int) and heads > 0 and width % heads == 0:
+        return width // heads
+    return 0
 
 
 def option(config: Config, key: str, default: bool) -> bool:

@@ -15,6 +15,7 @@ from evosearch.evaluation.harness.gold import check_choices
 from evosearch.evaluation.harness.requests import Requests
 from evosearch.evaluation.harness.unlabelled import without_answer
 from evosearch.evaluation.suites.loaded_task import LoadedTask
+from evosearch.evaluation.suites.tasks import wrap_errors
 from evosearch.evaluation.types import FitnessKind, ItemBatch, ItemSet
 
 
@@ -64,6 +65,20 @@ class Freezer:
         return FrozenBatch(
             batch, tuple(made.lls), tuple(made.generations), decoder, tuple(self._tasks), self._fitness, made
         )
+
+    def prompt(self, loaded: LoadedTask, doc_id: int, doc_hash: str) -> tuple[int, ...]:
+        """Return the tokens of a document's prompt, without its right answer; of a rolling request, of its text.
+
+        Raises:
+            SuiteError: lm-eval cannot build it.
+            CheckpointError: The tokenizer or its chat template cannot be used.
+        """
+        document, where, chat = loaded.documents[doc_id], place_of(loaded, doc_id), self._chat(loaded)
+        excluded = frozenset[int]().union(*loaded.excluded.get(doc_hash, ()))
+        hidden = without_answer(loaded.task, document), without(loaded.task, excluded)
+        with wrap_errors(where, "lm-eval cannot build its prompt"), hidden[0], hidden[1]:
+            context, instances = _build(loaded, chat, document, doc_id, doc_hash)
+        return tuple(self._recorder.tok_encode(context or instances[0].args[0]))
 
     def _chat(self, loaded: LoadedTask) -> Callable[..., str] | None:
         """Renderer of a task's messages with the tokenizer's chat template; None if no template is applied."""

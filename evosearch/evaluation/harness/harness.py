@@ -102,6 +102,29 @@ class Harness:
                 freezer.add(loaded, items, self.suite.reads_answers(loaded.spec, batch.split))
             return freezer.freeze(batch)
 
+    def prompts(self, task: str, split: str, count: int, tokenizer: Any, max_length: int) -> list[tuple[int, ...]]:
+        """Return the tokens of the first prompts of a task, as models are asked them; no right answers are read.
+
+        Args:
+            task: Name of the suite's task.
+            split: The split.
+            count: Number of documents, at most.
+            tokenizer: The models' transformers tokenizer.
+            max_length: The models' context length in tokens.
+
+        Raises:
+            SuiteError: lm-eval cannot build a prompt.
+            CheckpointError: The tokenizer or its chat template cannot be used.
+        """
+        from evosearch.evaluation.harness.lm_adapter import RequestRecorder
+
+        (items,) = (own for own in self.batch(split).sets if own.task == task)
+        loaded = self._tasks[task, pool_name(items.lm_eval_task, items.documents)]
+        with quiet(), closing(RequestRecorder(tokenizer, max_length)) as recorder:
+            freezer = Freezer(recorder, self.suite.told)
+            pairs = zip(items.doc_ids[:count], items.doc_hashes[:count], strict=True)
+            return [freezer.prompt(loaded, doc_id, doc_hash) for doc_id, doc_hash in pairs]
+
     def check_answers(self) -> None:
         """Check the choices of all items, and their right answers where these are read; `freeze` does so too.
 

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from evosearch.errors import SuiteError
+from evosearch.evaluation.suites.data_sizes import check_sizes, matches
 from evosearch.untrusted import boundary, open_file, reason
 
 LONGEST_LINE = 2**26  # bytes of a line of JSON
 WHOLE = 2**26  # bytes of a file that may be a single JSON document
 ONE_A_LINE = "One JSON object a line"
+READERS = ("json", "csv", "parquet", "arrow", "text")  # as dataset_path: datasets' own readers, not folders
 
 
 def with_data_files(where: str, name: str, config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -28,13 +30,14 @@ def with_data_files(where: str, name: str, config: dict[str, Any], folder: Path)
         folder: Folder of its YAML.
 
     Raises:
-        SuiteError: A data file is missing, or not a regular file.
+        SuiteError: A data file is missing, or not a regular file, or the data are too large; see `check_sizes`.
     """
     placed = dict(config)
     kwargs = config.get("dataset_kwargs")
     named = kwargs.get("data_files") if isinstance(kwargs, dict) else None
     if named is not None:
         placed["dataset_kwargs"] = {**config["dataset_kwargs"], "data_files": _placed(where, name, named, folder)}
+    check_sizes(where, name, _local(placed))
     if isinstance(config.get("task"), list):
         placed["task"] = [
             with_data_files(where, name, item, folder) if isinstance(item, dict) else item for item in config["task"]
@@ -97,6 +100,23 @@ def _check_lines(file: str, next: str) -> None:
             count += 1
     if not count:
         raise SuiteError(file, "has no documents", ONE_A_LINE, next)
+
+
+def _local(config: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield the local files that datasets would read for a task's config: by name, by pattern, or in a folder."""
+    kwargs = config.get("dataset_kwargs")
+    options = kwargs if isinstance(kwargs, Mapping) else {}
+    for file in _files(options.get("data_files")):
+        if "://" not in file:
+            yield from matches(os.path.join(str(options.get("data_dir") or ""), file))
+    for folder in (options.get("data_dir"), config.get("dataset_path")):
+        if (
+            isinstance(folder, str)
+            and folder not in READERS
+            and os.path.isdir(folder)
+            and not options.get("data_files")
+        ):
+            yield from matches(folder)
 
 
 def _files(named: Any) -> Iterator[str]:

@@ -62,6 +62,7 @@ from evosearch.evaluation.suites.suite_task import DocumentCounts, Name, PromptO
 from evosearch.evaluation.suites.task_files import check_code, check_folder, task_roots
 from evosearch.evaluation.suites.teacher_keys import AUTO, TeacherFitness
 from evosearch.evaluation.types import SPLITS, FitnessKind
+from evosearch.untrusted import beside
 
 MAX_TASKS = 1000  # of a file; a group is one of them
 
@@ -318,8 +319,8 @@ def load_suite(path: Path) -> Suite:
     lm-eval is only loaded if a task is a group. Task names, metrics and numbers of documents are checked by `Harness`.
 
     Raises:
-        SuiteError: The file is unreadable or invalid, an include folder is missing or not trusted, or a group is
-            invalid.
+        SuiteError: The file is unreadable or invalid, an include folder is missing or not trusted, a file of prompts is
+            a link out of the folder (see `beside`), or a group is invalid.
     """
     data = read(path, SuiteError)
     include = data.get("include")
@@ -334,7 +335,7 @@ def load_suite(path: Path) -> Suite:
             check_code(folder, roots)
     for place, entry in enumerate(data["tasks"] if isinstance(data.get("tasks"), list) else ()):
         if isinstance(entry, dict) and isinstance(entry.get("prompts"), str):
-            entry["prompts"] = os.path.abspath(path.parent / os.path.expanduser(entry["prompts"]))
+            entry["prompts"] = os.path.abspath(beside(entry["prompts"], path.parent, SuiteError))
             if not os.path.isfile(entry["prompts"]):
                 where = join(str(path), "tasks", place, "prompts")
                 raise SuiteError(where, f"no file {entry['prompts']}", "Files are relative to the suite's folder")

@@ -18,7 +18,7 @@ from evosearch.evaluation.suites.task_yaml import read_task_yaml
 from evosearch.untrusted import present
 
 TASKS = "EVOSEARCH_TASKS"  # environment variable: additional trusted folders
-FUNCTION, INCLUDE = "!function", "include"
+FUNCTION, INCLUDE, METRIC = "!function", "include", "metric"
 _Loader: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.FullLoader  # the loader that lm-eval uses
 
 
@@ -65,6 +65,11 @@ def check_code(folder: str, roots: Sequence[str]) -> None:
             continue
         seen.add(path)
         for key, named, file in referenced_code(path, read_task_yaml(named_file)):
+            if key == METRIC and not file.exists():
+                what = f"got '{named}': a metric of the hub is a program, which would be downloaded and run"
+                raise SuiteError(
+                    f"{path}: {key}", what, "A metric of lm-eval, a file of the suite's folder, or !function"
+                )
             if not is_inside(file, trusted):
                 what = f"got '{named}': {file} is outside of the suite's folder, and task files are code"
                 next = f"To trust its folder, set {TASKS}={file.parent}"
@@ -81,7 +86,10 @@ def is_inside(file: Path, folders: set[str]) -> bool:
 
 
 def referenced_code(path: Path, content: bytes) -> Iterator[tuple[str, str, Path]]:
-    """Yield (key, text, file) of each YAML that a task file includes and of each Python file of its functions.
+    """Yield (key, text, file) of each YAML that a task file includes, and of the Python files of functions and metrics.
+
+    lm-eval hands a metric that it does not know to the evaluate library, which runs a file or folder of that name, or a
+    program of the hub; a name without a slash is one of lm-eval's, or of the evaluate library's own.
 
     The file is parsed by lm-eval's own loader. If parsing fails, everything before the error is reported, since lm-eval
     would have executed it.
@@ -101,10 +109,25 @@ def referenced_code(path: Path, content: bytes) -> Iterator[tuple[str, str, Path
         file = path.parent / f"{module.replace('.', '/')}.py"
         if module and os.path.exists(file):  # otherwise Python imports it
             yield FUNCTION, named, file
+    for named in _metrics(data):
+        if "/" in named or named.endswith(".py") or os.path.isfile(f"{named}/{named}.py"):
+            yield METRIC, named, Path(os.path.abspath(named))
     included = data.get(INCLUDE) if isinstance(data, dict) else None
     for text in included if isinstance(included, list) else [included]:
         if isinstance(text, str):
             yield INCLUDE, text, path.parent / text
+
+
+def _metrics(node: Any) -> Iterator[str]:
+    """Yield the names of metrics at any depth: members of a group may be defined inline."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == METRIC and isinstance(value, str):
+                yield value
+            yield from _metrics(value)
+    elif isinstance(node, list):
+        for item in node:
+            yield from _metrics(item)
 
 
 def referenced_files(path: Path) -> Iterator[tuple[str, str]]:

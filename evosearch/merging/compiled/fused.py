@@ -1,4 +1,8 @@
-"""Calls of the compiled kernels. Each returns None where they do not apply, and the eager function runs."""
+"""Calls of the compiled kernels.
+
+They apply to float32 arithmetic on contiguous tensors of the CPU (`applies`), with changes of task vectors that
+describe themselves (`compiled`). In all other cases the eager functions run, which have the same results.
+"""
 
 import ctypes
 import math
@@ -15,6 +19,7 @@ from evosearch.merging.sink import Sink
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MODELS, DELTAS, ELECT, REINFORCED, SELECTED = range(5)
 OUTER, INNER, OUTLIERS, DROP, PRUNE, WIDE = (1 << bit for bit in range(6))
+SIGNS = {"magnitude": 0, "count": 1, "count_strict": 2}
 BLOCK, BINS = 1 << 14, 1 << 15  # as in `kernels` and `magnitudes`
 
 
@@ -62,20 +67,16 @@ def elect(
     factors: Sequence[float],
     weights: Sequence[float],
     changes: Sequence[Any] | None,
-    lam: float,
+    settings: tuple[float, str, bool],
     sink: Sink | None,
-    *,
-    count: bool,
-    normalize: bool,
 ) -> Tensor | None:
-    """Return the merge of `election.elect_deltas`; None if a change is unknown."""
+    """Return the merge of `election.elect_deltas`, with (λ, sign method, normalize); None if a change is unknown."""
     described = _described(changes)
     if changes is not None and described is None:
         return None
-    settings = {"lam": lam, "count": count, "normalize": normalize}
-    return _merge(
-        ELECT, base, parents, factors=factors, weights=weights, changes=described, sink=sink, settings=settings
-    )
+    lam, sign_method, normalize = settings
+    own = {"lam": lam, "signs": SIGNS[sign_method], "normalize": normalize}
+    return _merge(ELECT, base, parents, factors=factors, weights=weights, changes=described, sink=sink, settings=own)
 
 
 def reinforce(

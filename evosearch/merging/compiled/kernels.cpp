@@ -22,6 +22,7 @@ constexpr int64_t BINS = 1 << 15;  // `magnitudes.BINS`
 
 enum Type : int32_t { F32, BF16, F16 };
 enum Mode : int32_t { MODELS, DELTAS, ELECT, REINFORCED, SELECTED };
+enum Signs : int32_t { MAGNITUDE, COUNT, COUNT_STRICT };
 enum Flags : int32_t { OUTER = 1, INNER = 2, OUTLIERS = 4, DROP = 8, PRUNE = 16, WIDE = 32 };
 
 }  // namespace
@@ -46,7 +47,7 @@ struct Change {  // what is kept of one task vector
 };
 
 struct Plan {
-    int32_t mode, parents, count, normalize, has_zero, select, out_type, round_type;
+    int32_t mode, parents, signs, normalize, has_zero, select, out_type, round_type;
     float lam, zero, epsilon;
     Trim selection;  // SELECTED with `select`
     int64_t size;
@@ -190,16 +191,16 @@ struct Scratch {
 };
 
 void change(const Change& by, float* __restrict tau, int64_t start, int64_t n, Scratch& s) {
+    if (by.flags & (DROP | PRUNE)) lanes(by.key0, by.key1, start, n, s.lane);
+    if (by.flags & DROP) {  // before a trim, which is of what is left
+        const uint32_t limit = static_cast<uint32_t>(by.limit);
+        for (int64_t j = 0; j < n; j++) tau[j] *= s.lane[j] < limit ? 1.0f : 0.0f;
+    }
     if (by.flags & OUTLIERS) std::memcpy(s.spare, tau, n * sizeof(float));
     if (by.flags & OUTER) trim(by.outer, tau, start, n);
     if (by.flags & OUTLIERS) {
         if (by.flags & INNER) trim(by.inner, s.spare, start, n);
         for (int64_t j = 0; j < n; j++) tau[j] -= s.spare[j];
-    }
-    if (by.flags & (DROP | PRUNE)) lanes(by.key0, by.key1, start, n, s.lane);
-    if (by.flags & DROP) {
-        const uint32_t limit = static_cast<uint32_t>(by.limit);
-        for (int64_t j = 0; j < n; j++) tau[j] *= s.lane[j] < limit ? 1.0f : 0.0f;
     }
     if (by.flags & PRUNE) {
         if (by.flags & WIDE)
@@ -282,7 +283,7 @@ void selected(const Plan& plan, int64_t start, int64_t n, Scratch& s) {
     }
 }
 
-template <bool COUNT, bool DIVIDES, bool ERASE, int K>
+template <int SIGNS, bool DIVIDES, bool ERASE, int K>
 void elect_tile(const Plan& plan, int64_t n, Scratch& s) {
     const int64_t parents = K ? K : plan.parents;
     const float *__restrict tau = s.tau(0), *__restrict theta_0 = s.theta_0;
@@ -294,9 +295,9 @@ void elect_tile(const Plan& plan, int64_t n, Scratch& s) {
         float vote = 0, sum = 0, divisor = 0;
         for (int64_t i = 0; i < parents; i++) {
             const float x = ERASE ? tau[i * TILE + j] : tau[i * TILE + j] * factors[i];
-            vote += COUNT ? sign(x) : x;
+            vote += SIGNS == MAGNITUDE ? x : sign(x);
         }
-        const float elected = vote < 0 ? -1.0f : 1.0f;
+        const float elected = SIGNS == COUNT_STRICT ? sign(vote) : vote < 0 ? -1.0f : 1.0f;
         for (int64_t i = 0; i < parents; i++) {
             const float x = ERASE ? tau[i * TILE + j] : tau[i * TILE + j] * factors[i];
             const float own = x * elected, agreeing = own < 0 ? 0.0f : own;  // NaN stays
@@ -314,11 +315,15 @@ void elect_tile(const Plan& plan, int64_t n, Scratch& s) {
 template <int K>
 struct Elect {
     static void run(const Plan& plan, int64_t n, Scratch& s) {
-        if (plan.mode == SELECTED) return elect_tile<false, true, true, K>(plan, n, s);  // wᵢ multiplies in the sum alone
-        if (plan.count && plan.normalize) return elect_tile<true, true, false, K>(plan, n, s);
-        if (plan.count) return elect_tile<true, false, false, K>(plan, n, s);
-        if (plan.normalize) return elect_tile<false, true, false, K>(plan, n, s);
-        elect_tile<false, false, false, K>(plan, n, s);
+        if (plan.mode == SELECTED) return elect_tile<MAGNITUDE, true, true, K>(plan, n, s);  // wᵢ multiplies in the sum alone
+        if (plan.signs == COUNT_STRICT) return with<COUNT_STRICT>(plan, n, s);
+        if (plan.signs == COUNT) return with<COUNT>(plan, n, s);
+        with<MAGNITUDE>(plan, n, s);
+    }
+    template <int SIGNS>
+    static void with(const Plan& plan, int64_t n, Scratch& s) {
+        if (plan.normalize) return elect_tile<SIGNS, true, false, K>(plan, n, s);
+        elect_tile<SIGNS, false, false, K>(plan, n, s);
     }
 };
 

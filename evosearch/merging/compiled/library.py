@@ -61,7 +61,7 @@ class Plan(ctypes.Structure):
     """One merge."""
 
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("mode", "parents", "count", "normalize", "has_zero", "select")),
+        *((name, ctypes.c_int32) for name in ("mode", "parents", "signs", "normalize", "has_zero", "select")),
         *((name, ctypes.c_int32) for name in ("out_type", "round_type")),
         *((name, ctypes.c_float) for name in ("lam", "zero", "epsilon")),
         ("selection", Trim),
@@ -72,7 +72,7 @@ class Plan(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """Return the compiled kernels, or None without a working compiler; the first call may compile for seconds."""
+    """Return the compiled kernels, or None without a working compiler; the first call may compile them."""
     if os.environ.get("EVOSEARCH_KERNELS") == "eager":
         return None
     try:
@@ -80,7 +80,7 @@ def library() -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         reason = getattr(error, "stderr", None) or error
         line = str(reason).strip().partition("\n")[0]
-        sys.stderr.write(f"evosearch: merges run without compiled kernels, several times slower: {line}\n")
+        sys.stderr.write(f"evosearch: merges run without compiled kernels, which takes longer: {line}\n")
         return None
 
 

@@ -26,6 +26,7 @@ def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, gr
     mergekit=MergekitForm("breadcrumbs", spelled=SPELLED),
     differentiable=("weight", "lambda"),
     derivative=derivative,
+    norms=True,
 )
 def breadcrumbs(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
     """Return θ₀ + λ Σ wᵢ rᵢ mᵢτᵢ with τᵢ = θᵢ − θ₀; `normalize` divides by Σ wᵢ.

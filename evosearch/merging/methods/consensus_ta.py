@@ -35,6 +35,7 @@ def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, gr
     },
     differentiable=("scale",),
     derivative=derivative,
+    norms=True,
 )
 def consensus_ta(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
     """Return θ₀ + scale · m Σ τᵢ, entry by entry, with τᵢ = θᵢ − θ₀  (Wang et al. 2024, TALL masks).

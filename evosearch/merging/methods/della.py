@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from evosearch.merging.della import INEXACT, SPELLED, parameters, prunes
+from evosearch.merging.election import SIGN_METHOD
 from evosearch.merging.kernels import row_length
 from evosearch.merging.method_parameters import Parameters
 from evosearch.merging.registry import Slope, merge_method
@@ -24,13 +25,14 @@ def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, gr
     summary="Thins each fine-tune at random, with large changes more likely to stay, then elects a sign per entry.",
     needs_base=True,
     random=True,
-    parameters=parameters(normalize=True),
-    mergekit=MergekitForm("della", spelled=SPELLED, inexact=INEXACT),
+    parameters={**parameters(normalize=True), "sign_method": SIGN_METHOD},
+    mergekit=MergekitForm("della", fixed={"sign_method": "magnitude"}, spelled=SPELLED, inexact=INEXACT),
     differentiable=("weight", "lambda"),
     derivative=derivative,
+    norms=True,
 )
 def della(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
-    """Return θ₀ + λ · the sum of those wᵢ rᵢ mᵢτᵢ that agree with the sign of their sum, entry by entry.
+    """Return θ₀ + λ · the sum of those wᵢ rᵢ mᵢτᵢ that have the elected sign (`sign_method`), entry by entry.
 
     The mask mᵢ keeps each entry with a probability between `density` − `epsilon` and `density` + `epsilon`, by its rank
     in its row; rᵢ compensates for the dropped ones (`rescale`, see `della.prunes`). `normalize` divides by the sum of

@@ -28,6 +28,7 @@ def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, gr
     mergekit=MergekitForm("della_linear", spelled=SPELLED, inexact=INEXACT),
     differentiable=("weight", "lambda"),
     derivative=derivative,
+    norms=True,
 )
 def della_linear(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
     """Return θ₀ + λ Σ wᵢ rᵢ mᵢτᵢ with τᵢ = θᵢ − θ₀; `normalize` divides by Σ wᵢ.

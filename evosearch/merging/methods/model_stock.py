@@ -21,6 +21,7 @@ SINGULAR = 1e-6  # |1 + (N−1)cosφ| below which opposing changes determine no 
     models=(2, None),
     parameters={"filter_wise": Param(default=False, kind="bool")},
     mergekit=MergekitForm("model_stock"),
+    norms=True,
 )
 def model_stock(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
     """Return t · mean(θᵢ) + (1−t) · θ₀ with t = N cosφ / (1 + (N−1) cosφ)  (Jang et al. 2024).

@@ -17,6 +17,7 @@ from evosearch.recipe.shapes import MergekitForm
     needs_base=True,
     parameters={"epsilon": EPSILON},
     mergekit=MergekitForm("ram"),
+    norms=True,
 )
 def ram(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
     """Return θ₀ + Σ mᵢτᵢ / max(1, Σ mᵢ), entry by entry, with τᵢ = θᵢ − θ₀.

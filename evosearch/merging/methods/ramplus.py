@@ -65,6 +65,7 @@ def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, gr
     survey=survey,
     differentiable=("r", "alpha"),
     derivative=derivative,
+    norms=True,
 )
 def ramplus(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
     """Return θ₀ + Σ mᵢλᵢτᵢ / max(1, Σ mᵢ), entry by entry, with τᵢ = θᵢ − θ₀.

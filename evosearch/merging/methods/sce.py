@@ -23,6 +23,7 @@ from evosearch.recipe.shapes import MergekitForm, Param
     models=(2, None),
     parameters={"select_topk": Param(0.0, 1.0, default=1.0, strict=True, open_low=True)},
     mergekit=MergekitForm("sce"),
+    norms=True,
 )
 def sce(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
     """Return θ₀ + Σ wᵢaᵢτᵢ / Σ wᵢaᵢ, entry by entry, with τᵢ = θᵢ − θ₀  (Wan et al. 2024).

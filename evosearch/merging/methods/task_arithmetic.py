@@ -31,6 +31,7 @@ def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, gr
     differentiable=("weight", "lambda"),
     derivative=derivative,
     factors=Factors(partial(scales, "task_arithmetic"), chain),
+    norms=True,
 )
 def task_arithmetic(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
     """Return θ₀ + λ Σ wᵢτᵢ with τᵢ = θᵢ − θ₀; `normalize` divides by Σ wᵢ. Weights may be negative.

@@ -1,14 +1,18 @@
 """ties: trim, elect sign, merge (Yadav et al. 2023)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from evosearch.errors import CandidateError
-from evosearch.merging.election import contract_elected, elect_deltas
+from evosearch.merging.compiled import library
+from evosearch.merging.election import SIGN_METHOD
+from evosearch.merging.kernels import same
 from evosearch.merging.magnitudes import Delta, Trim, trims
 from evosearch.merging.method_parameters import Parameters
 from evosearch.merging.registry import Site, Slope, merge_method
+from evosearch.merging.sparse import contract_elected_kept, elect_kept, l1_factor
 from evosearch.recipe.shapes import MergekitForm, Param
 
 
@@ -41,10 +45,9 @@ def survey(sites: Sequence[Site]) -> list[list[Trim | None] | None] | None:
 
 
 def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, grad: Tensor) -> Mapping[str, Slope]:
-    """Return dL/dwᵢ and dL/dλ, with the kept entries and the elected signs held fixed (`contract_elected`)."""
+    """Return dL/dwᵢ and dL/dλ, with the kept entries and the elected signs held fixed (`contract_elected_kept`)."""
     assert base is not None
-    ones, count = [1.0] * len(parents), p.choice("sign_method") == "count"
-    return contract_elected(base, parents, p, grad, _trimmed(base, parents, p), ones, count=count)
+    return contract_elected_kept(base, parents, p, grad, _trimmed(base, parents, p))
 
 
 @merge_method(
@@ -57,30 +60,57 @@ def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, gr
         "density": Param(0.0, 1.0, default=1.0, per_model=True, strict=True, open_low=True),
         "normalize": Param(default=True, kind="bool"),
         "lambda": Param(0.0, 2.0, default=1.0),
-        "sign_method": Param(default="magnitude", kind="choice", choices=("magnitude", "count")),
+        "rescale": Param(default=False, kind="choice", choices=(False, "l1")),
+        "sign_method": SIGN_METHOD,
         "trim_scope": Param(default="tensor", kind="choice", choices=("tensor", "model")),
     },
-    mergekit=MergekitForm("ties", fixed={"sign_method": "magnitude", "trim_scope": "tensor"}),
+    mergekit=MergekitForm(
+        "ties", fixed={"sign_method": "magnitude", "trim_scope": "tensor"}, spelled={"rescale": {"l1": True}}
+    ),
     survey=survey,
     differentiable=("weight", "lambda"),
     derivative=derivative,
+    norms=True,
 )
 def ties(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
     """Return θ₀ + λ · the average of the trimmed task vectors that agree with the elected sign, entry by entry.
 
     Each τᵢ = θᵢ − θ₀ keeps its top max(1, ⌊density·n⌋) entries by magnitude; of equal entries, those with the lowest
-    index. n is the number of entries of the tensor, or of all tensors with `trim_scope: model` (see `survey`). The
-    elected sign is that of Σ wᵢτᵢ (`sign_method: magnitude`) or of Σ sign(wᵢτᵢ) (`count`); a sum of zero elects plus.
-    Agreeing entries wᵢτᵢ are summed and, with `normalize`, divided by the sum of their weights.
+    index. n is the number of entries of the tensor, or of all tensors with `trim_scope: model` (see `survey`). With
+    `rescale: l1`, what is left is multiplied by the factor that restores the L1 norm of τᵢ in this tensor, as in
+    mergekit. The elected sign is that of Σ wᵢτᵢ (`sign_method: magnitude`) or of Σ sign(wᵢτᵢ) (`count`); a sum of zero
+    elects plus, but no sign with `count_strict`. Agreeing entries wᵢτᵢ are summed and, with `normalize`, divided by the
+    sum of their weights.
     """
     assert base is not None
-    count = p.choice("sign_method") == "count"
-    return elect_deltas(base, parents, p, _trimmed(base, parents, p), p.each("weight"), count=count)
+    return elect_kept(base, parents, p, _trimmed(base, parents, p))
 
 
-def _trimmed(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> list[Trim | None]:
-    """Return the trim of every task vector."""
-    return [_trim(base, theta, p, i) for i, theta in enumerate(parents)]
+@dataclass(frozen=True)
+class Trimmed:
+    """The entries of one task vector that are kept."""
+
+    trim: Trim | None
+    factor: float = 1.0
+
+    def apply(self, tau: Tensor, start: int) -> Tensor:
+        """Trim a chunk that begins at index `start`."""
+        return self.trim.apply(tau, start) if self.trim else tau
+
+    def compiled(self) -> library.Change:
+        """Return the description for the compiled kernels."""
+        return self.trim.compiled() if self.trim else library.Change()
+
+
+def _trimmed(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> list[Trimmed]:
+    """Return the kept entries of every task vector."""
+    found = [Trimmed(_trim(base, theta, p, i)) for i, theta in enumerate(parents)]
+    if p.choice("rescale") == "l1":
+        return [
+            replace(kept, factor=l1_factor(base, theta, kept, p.dtype)) if kept.trim and not same(base, theta) else kept
+            for kept, theta in zip(found, parents, strict=True)
+        ]
+    return found
 
 
 def _trim(base: Tensor, theta: Tensor, p: Parameters, i: int) -> Trim | None:

@@ -18,6 +18,7 @@ ignored.
 | retried | as `failed` |
 | told | group, observations [{candidate, state, value, stderr, n, violations, objectives, gradient}] |
 | finalist | candidate, rank, score on validation |
+| reseeded | candidate, finalist, seed, recipe: a finalist with another seed of its masks, scored on validation |
 | winner | candidate, recipe, recipe_id, score on validation: the result of a stage, which later stages build on |
 | test_opened | digest, candidates, count |
 | reread | digest, what: a test set was read outside a search |
@@ -43,7 +44,7 @@ an asked or told candidate is true if it is differentiated; the gradient itself 
 are scored on the full search split, and never told.
 
 A candidate is named by a string: a proposed one by its ask index (`"17"`), a baseline by its kind (`"uniform"`,
-`"parent:1"`, `"scale:0.40"`).
+`"parent:1"`, `"scale:0.40"`), a finalist with another seed by both (`"reseeded:17:1"`).
 """
 
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ EventType = Literal[
     "retried",
     "told",
     "finalist",
+    "reseeded",
     "winner",
     "test_opened",
     "reread",

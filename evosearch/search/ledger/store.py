@@ -108,11 +108,14 @@ def connect(url: sa.URL, where: str, read_only: bool) -> Engine:
     """Return an engine for the ledger, and create the folder of an SQLite file that will be written.
 
     Raises:
-        LedgerError: There is no file to read, the folder cannot be created, or PostgreSQL's driver is missing.
+        LedgerError: There is no file to read, it is a device or a pipe, the folder cannot be created, or PostgreSQL's
+            driver is missing.
     """
     path = sqlite_path(url)
     if path is None:
         return _connect_postgres(url, where, read_only)
+    if path.exists() and not (path.is_file() or path.is_dir()):  # SQLite reads devices, and waits for pipes
+        raise LedgerError(where, f"{path} is not a regular file", next="Choose another path")
     if read_only:
         if not os.path.isfile(path):
             raise NoLedgerError(where, f"no ledger at {path}", next="Run a search first, or check the path")

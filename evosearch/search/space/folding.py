@@ -1,6 +1,7 @@
-"""Summaries of holes with many numbers, for tables and tracking; ledger and recipes have all numbers."""
+"""Summaries of holes with many numbers or choices, for tables and tracking; ledger and recipes have all of them."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
@@ -8,7 +9,7 @@ from typing import Any
 
 from evosearch.recipe.shapes import Scalar
 
-MOST = 12  # numbers of a hole that are shown one by one
+MOST = 12  # numbers or choices of a hole that are shown one by one
 OF_MODEL = re.compile(r"models\[(\d+)\]\.(.+)")  # a hole in the parameters of one model
 
 
@@ -38,6 +39,8 @@ class Folded:
 def fold(genome: Mapping[str, Scalar], recipe: Mapping[str, Any]) -> dict[str, Scalar | Folded]:
     """Return a genome in which every hole with more than `MOST` numbers is one entry, under the name of the hole.
 
+    Words are counted instead, most frequent first: `sort 14, reverse 10` for the models of 24 layers.
+
     >>> genome = {f"models[0].weight[layer {n}]": n / 10 for n in range(20)} | {"lambda": 1.0}
     >>> {name: str(value) for name, value in fold(genome, {"models": [{"model": "zoo:tiny/sort"}]}).items()}
     {'models[0].weight': '0.95 (0 to 1.9) over 20 numbers', 'lambda': '1.0'}
@@ -47,14 +50,19 @@ def fold(genome: Mapping[str, Scalar], recipe: Mapping[str, Any]) -> dict[str, S
         recipe: The genome's recipe as plain data, which names the models.
     """
     holes: dict[str, list[float]] = {}
+    words: dict[str, Counter[str]] = {}
     for name, value in genome.items():
+        if isinstance(value, str):
+            words.setdefault(_hole(name), Counter())[value] += 1
         if isinstance(value, int | float) and not isinstance(value, bool):
             holes.setdefault(_hole(name), []).append(float(value))
     found: dict[str, Scalar | Folded] = {}
     for name, value in genome.items():
         hole = _hole(name)
-        numbers = holes.get(hole, [])
-        if len(numbers) <= MOST:
+        numbers, counted = holes.get(hole, []), words.get(hole, Counter[str]())
+        if counted.total() > MOST:
+            found[hole] = ", ".join(f"{word} {count}" for word, count in counted.most_common())
+        elif len(numbers) <= MOST:
             found[name] = value
         elif hole not in found:
             found[hole] = Folded(_title(hole, recipe), len(numbers), fmean(numbers), min(numbers), max(numbers))

@@ -1,6 +1,7 @@
 """Finds the holes of a recipe, checks them against the methods' parameters, and names their dimensions.
 
-`holes` defines the form of a hole, `depth` its numbers over the layers, `kinds` its numbers by tensor or module.
+`holes` defines the form of a hole, `depth` its numbers over the layers, `kinds` its numbers by tensor or module,
+`sources` the models of slices.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,12 +12,15 @@ from evosearch.documents import join
 from evosearch.errors import RecipeError, did_you_mean
 from evosearch.recipe.schema import NO_EFFECT
 from evosearch.recipe.shapes import MethodSpec, ModelShape, Param, TensorSpec
-from evosearch.search.space import holes
+from evosearch.search.space import holes, sources
 from evosearch.search.space.depth import Depth, Numbers, Piece, reached
 from evosearch.search.space.dimensions import Dimension
 from evosearch.search.space.holes import Hole
 from evosearch.search.space.kinds import Kinds
-from evosearch.search.space.template import METHOD, Path, Target, belongs, is_stacked, refuse_misplaced, scopes
+from evosearch.search.space.sources import SourceSite
+from evosearch.search.space.template import METHOD, SEED, Path, Target, belongs, is_stacked, refuse_misplaced, scopes
+
+SEEDS = 2**63  # seeds are below it
 
 
 class Outline:
@@ -32,6 +36,7 @@ class Outline:
         self.places: dict[str, str] = {}  # dimension → place of its first hole
         self._written: dict[str, tuple[Hole, str]] = {}  # name of a hole → its first occurrence and place
         self.chosen: tuple[str, ...] = ()
+        self.sources: tuple[SourceSite, ...] = ()  # slices whose model is searched
         self._stacked = is_stacked(template)
 
     def build(self) -> None:
@@ -42,6 +47,12 @@ class Outline:
         """
         refuse_misplaced(self.template, self.where)
         self.chosen = self._merge_methods()
+        self._seed()
+        self.sources = sources.find(self.template, self.where)
+        for site in self.sources:
+            hole = Hole(choices=tuple(site.labels.values()), init=site.init)
+            for key in site.keys:
+                self._declare(site.stem, hole, key, (site.path, sources.MODEL), self.chosen, site.where)
         for path, parameters in scopes(self.template):
             for name in sorted(parameters):
                 self._site((path, name), parameters[name], join(self.where, *path, "parameters", name))
@@ -67,6 +78,25 @@ class Outline:
         self.chosen = chosen
         self._declare(hole.name or METHOD, hole, "", ((), METHOD), chosen, place)
         return chosen
+
+    def _seed(self) -> None:
+        """Declare the seed's dimension if it is a hole; it is active under the methods that draw masks."""
+        raw, place = self.template.get(SEED), join(self.where, SEED)
+        if not isinstance(raw, Mapping):
+            return
+        if "choices" not in raw:
+            raise RecipeError(place, f"got {dict(raw)!r}", "{choices: [...]} with seeds")
+        hole = holes.parse(raw, (), self.shape.num_layers, place)
+        for index, seed in enumerate(hole.choices or ()):
+            if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS:
+                what = f"got {seed!r}"
+                raise RecipeError(join(place, "choices", index), what, "A whole number from 0 to 2^63 - 1")
+        drawing = tuple(name for name in self.chosen if self.methods[name].random)
+        if not drawing:
+            known = ", ".join(name for name, spec in sorted(self.methods.items()) if spec.random)
+            what = f"has no effect, so it cannot be searched: {', '.join(self.chosen)} draws no masks"
+            raise RecipeError(place, what, f"Methods that draw masks: {known}", "Remove it, or give one seed")
+        self._declare(hole.name or SEED, hole, "", ((), SEED), drawing, place)
 
     def _known_method(self, name: Any, place: str) -> None:
         if name is not None and name not in self.methods:

@@ -16,8 +16,6 @@ The paper's scales belong to pairs of consecutive layers, W[i, j]. Along one rou
 hop, so there is one scale per hop, kept ones included; the first hop follows no layer and has none.
 """
 
-import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +30,7 @@ from evosearch.recipe.hops import MAX_GAIN, Hop, Routing
 from evosearch.recipe.schema import Reference
 from evosearch.recipe.shapes import Scalar
 from evosearch.search.space.dimensions import Dimension, Genome
+from evosearch.search.space.labels import labels
 
 ROUTING = "routing"
 MAX_SLOTS = 10_000  # more are a mistake: a genome has two numbers for each
@@ -165,18 +164,18 @@ class Routes:
         """Every slot in the order of a route; the list stops soon after `MAX_SLOTS`."""
         hole, first = self.hole, self.hole.models[0]
         own = range(hole.keep_first, self.depths[first] - hole.keep_last)
-        labels, slots = _labels(hole.models), list[Slot]()
+        short, slots = labels(hole.models), list[Slot]()
         for repeat in range(1, hole.repeats + 1):
             for model in hole.models:
                 for layer in range(self.depths[model]):
                     once = repeat == 1 and model == first
                     kept = once and layer < hole.keep_first
-                    key = f"{repeat} {labels[model]}:{layer}"
+                    key = f"{repeat} {short[model]}:{layer}"
                     slots.append(Slot(key, model, layer, "first" if kept else "free", kept or (once and layer in own)))
             if len(slots) > MAX_SLOTS:
                 break
         last = range(max(0, self.depths[first] - hole.keep_last), self.depths[first])
-        slots += [Slot(f"end {labels[first]}:{layer}", first, layer, "last", True) for layer in last]
+        slots += [Slot(f"end {short[first]}:{layer}", first, layer, "last", True) for layer in last]
         return tuple(slots)
 
     @cached_property
@@ -269,18 +268,3 @@ def frame(template: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return the template with a route of one hop through each model of its hole, in order."""
     hops = [{"model": model, "layer": 0} for model in parse(template, where).models]
     return {**template, ROUTING: {"hops": hops}}
-
-
-def _labels(models: tuple[str, ...]) -> dict[str, str]:
-    """Return a short name for every model: the last part of its reference, numbered if it is not unique."""
-    short = [_plain(model.rstrip("/").rpartition("/")[2]) for model in models]
-    shared = Counter(short)
-    return {
-        model: name if shared[name] == 1 else f"{name}~{index}"
-        for index, (model, name) in enumerate(zip(models, short, strict=True))
-    }
-
-
-def _plain(name: str) -> str:
-    """Reduce a name to at most 32 letters, digits and `.-_`."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", name)[:32]

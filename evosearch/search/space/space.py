@@ -1,6 +1,6 @@
 """The search space of a recipe with holes: dimensions, and the recipe of each genome.
 
-`outline` finds the holes of a recipe, `routes` those of a search over routes.
+`outline` finds the holes of a recipe, `routes` those of a search over routes, `sources` models of slices.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -14,12 +14,14 @@ from evosearch.recipe.checks import check
 from evosearch.recipe.dual import Dual
 from evosearch.recipe.schema import NO_EFFECT, Recipe
 from evosearch.recipe.shapes import MethodSpec, ModelShape, Scalar
+from evosearch.search.space import sources
 from evosearch.search.space.depth import Piece, flatten
 from evosearch.search.space.dimensions import Dimension, Genome
 from evosearch.search.space.inert import effective, reason
 from evosearch.search.space.outline import Outline
 from evosearch.search.space.routes import ROUTING, Routes, is_route, parse
-from evosearch.search.space.template import METHOD, Target, at, refuse_misplaced, scopes
+from evosearch.search.space.sources import SourceSite
+from evosearch.search.space.template import METHOD, SEED, Target, at, refuse_misplaced, scopes
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class SearchSpace:
     _where: str
     _routes: Routes | None = None  # of a search over routes, instead of holes in parameters
     _fixed: Mapping[str, Scalar] = field(default_factory=dict)  # numbers of holes that are not searched → their value
+    _sources: tuple[SourceSite, ...] = ()  # slices whose model is searched
 
     @classmethod
     def from_template(
@@ -68,6 +71,7 @@ class SearchSpace:
             {name: tuple(targets) for name, targets in outline.targets.items()},
             methods,
             where,
+            _sources=outline.sources,
         )
         if not space.dimensions:
             raise RecipeError(
@@ -106,9 +110,9 @@ class SearchSpace:
         Args:
             per_model: One weight for every parent (`Recipe.parents`: the models that are not the base), or one for all.
                 A number that several parents share is set to the mean of their weights. Empty weights change nothing,
-                and routes have no weights.
+                and routes and slices whose model is searched have no weights.
         """
-        if self._routes is not None or per_model == ():
+        if self._routes is not None or self._sources or per_model == ():
             return self.initial()
         parents = self._parents()
         weights = [float(per_model)] * len(parents) if isinstance(per_model, int | float) else list(per_model)
@@ -168,16 +172,26 @@ class SearchSpace:
         if self._routes is not None:
             data = {**self._template, ROUTING: self._routes.fill(genome)}
             return validate(Recipe, data, self._where, RecipeError)
+        data = self._with_parameters(genome)
+        sources.filled(data, self._sources, {**self._fixed, **genome})
+        return validate(Recipe, data, self._where, RecipeError)
+
+    def _with_parameters(self, genome: Mapping[str, Scalar]) -> dict[str, Any]:
+        """Return the template with the method and all parameters filled."""
         data = deepcopy(dict(self._template))
         chosen = self._dimension_of(((), METHOD))
         if chosen is not None:
             data[METHOD] = genome[chosen.name]
+        if (seed := self._dimension_of(((), SEED))) is not None:
+            data[SEED] = genome[seed.name]
+            if not self._methods[data[METHOD]].random:
+                del data[SEED]
         for (path, parameter), pieces in self._sites.items():
             values = {**self._fixed, **genome}
             at(data, path)["parameters"][parameter] = flatten(piece.entries(values) for piece in pieces)
         if chosen is not None:
             _drop_foreign(data, self._methods[data[METHOD]])
-        return validate(Recipe, data, self._where, RecipeError)
+        return data
 
     def with_derivatives(self, genome: Mapping[str, Scalar]) -> Recipe:
         """Return the recipe of a genome whose numbers know their derivative in the dimensions.
@@ -224,8 +238,13 @@ class SearchSpace:
         method, start, found = self._dimension_of(((), METHOD)), self.initial(), []
         used: dict[str, set[str]] = {}
         for name in chosen:
-            recipe = self.fill(start | {method.name: name} if method else start)
-            used[name] = effective(recipe, self._methods[name], shape, self._sites)
+            data = self._with_parameters(start | {method.name: name} if method else start)
+            for site in self._sources:  # one slice of its first model, at the key that the template has
+                at(data, site.path)["sources"][0][sources.MODEL] = site.hole.choices[0]
+            recipe = validate(Recipe, data, self._where, RecipeError)
+            used[name] = effective(recipe, self._methods[name], shape, self._sites) | self._choosing_models
+            if self._methods[name].random and (seed := self._dimension_of(((), SEED))):
+                used[name].add(seed.name)
         for dimension in self.dimensions:
             active = dimension.active_if[1] if dimension.active_if else chosen
             kept = tuple(name for name in active if dimension.name in used[str(name)])
@@ -240,6 +259,11 @@ class SearchSpace:
             found.append(replace(dimension, active_if=(method.name, kept)))
         return tuple(found)
 
+    @property
+    def _choosing_models(self) -> set[str]:
+        """Dimensions that choose the model of a slice or of a layer."""
+        return {name for site in self._sources for name in site.names}
+
     def _dimension_of(self, target: Target) -> Dimension | None:
         return next((d for d in self.dimensions if target in self._targets[d.name]), None)
 
@@ -252,13 +276,23 @@ class SearchSpace:
             yield from self._routes.corners()
             return
         yield self.initial()
+        yield from self._single_models()
         for dimension in self.dimensions:
+            if dimension.name in self._choosing_models:
+                continue
             for choice in dimension.choices:
                 genome = self.initial()
                 if dimension.active_if is not None:
                     genome[dimension.active_if[0]] = dimension.active_if[1][0]
                 genome[dimension.name] = choice
                 yield genome
+
+    def _single_models(self) -> Iterator[Genome]:
+        """Yield genomes that together contain every model of every layer: all layers take their nth choice."""
+        chosen = [dimension for dimension in self.dimensions if dimension.name in self._choosing_models]
+        for index in range(max((len(dimension.choices) for dimension in chosen), default=0)):
+            picked = {d.name: d.choices[min(index, len(d.choices) - 1)] for d in chosen}
+            yield self.initial() | picked
 
 
 def _drop_foreign(data: dict[str, Any], method: MethodSpec) -> None:

@@ -8,16 +8,16 @@ from evosearch.errors import RecipeError
 from evosearch.recipe.checks import check_route_keys
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import Place, TensorSpec
-from evosearch.search.space import holes, routes
+from evosearch.search.space import holes, routes, sources
 
-METHOD = "merge_method"
+METHOD, SEED = "merge_method", "seed"
 OF_MERGES = (METHOD, "models", "slices", "modules", "parameters")
 Path = tuple[str | int, ...]  # keys of a scope in the recipe: () for its own parameters, ("models", 1)
 Target = tuple[Path, str]  # scope, parameter
 
 
 def refuse_misplaced(template: Mapping[str, Any], where: str) -> None:
-    """Check that holes are only values of parameters, the merge method, or the route.
+    """Check that holes are only values of parameters, the merge method, models of slices, or the route.
 
     Raises:
         RecipeError: A hole is somewhere else.
@@ -27,18 +27,23 @@ def refuse_misplaced(template: Mapping[str, Any], where: str) -> None:
         if key in OF_MERGES and routes.is_route(template):
             what, next_step = "not valid in a search over routes", "Remove it, or remove routing"
             raise RecipeError(place, what, "A recipe is either a merge or a route", next_step)
-        if key in (METHOD, "parameters") or (key == routes.ROUTING and routes.is_route(template)):
+        if key in (METHOD, SEED, "parameters") or (key == routes.ROUTING and routes.is_route(template)):
             continue
         for found in holes.find(value, place):
+            if key in ("slices", "modules") and sources.IN_A_SOURCE.search(found):
+                continue  # `sources.find` checks it
             if key not in ("models", "slices", "modules") or ".parameters." not in found.removeprefix(place):
-                allowed = "Holes are allowed as values of parameters, as merge_method, and as routing"
+                allowed = (
+                    "Holes are allowed as values of parameters, as merge_method, as a slice's model, and as routing"
+                )
                 raise RecipeError(found, "a hole is not allowed here", allowed)
 
 
 def frame(template: Mapping[str, Any], where: str) -> Recipe:
     """Return the recipe without parameters: its models, and how their layers are stacked.
 
-    For a search over routes this is a route with one hop per model, through their first layers in order.
+    A slice whose model is searched has all of its models. For a search over routes this is a route with one hop per
+    model, through their first layers in order.
 
     Raises:
         RecipeError: A hole is misplaced, or the template is malformed.
@@ -48,9 +53,13 @@ def frame(template: Mapping[str, Any], where: str) -> Recipe:
         recipe = validate(Recipe, routes.frame(template, where), where, RecipeError)
         check_route_keys(recipe, where)
         return recipe
-    bare = _without_parameters(template)
-    if isinstance(bare.get(METHOD), Mapping):  # a hole: any method will do
+    bare, searched = _without_parameters(template), sources.find(template, where)
+    if isinstance(bare.get(METHOD), Mapping) or searched:  # any method with several models will do
         bare[METHOD] = "linear"
+    if isinstance(bare.get(SEED), Mapping):
+        del bare[SEED]
+    for site in searched:
+        at(bare, site.path)["sources"] = site.everywhere()
     return validate(Recipe, bare, where, RecipeError)
 
 

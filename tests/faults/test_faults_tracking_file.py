@@ -1,0 +1,112 @@
+"""MLflow's own database is deleted, or locked by another program, during a search: the search and its record go on."""
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from evosearch.reporting.report import CandidateCounts
+from evosearch.search.ledger.events import Event
+from evosearch.search.progress import Progress, Silent
+from evosearch.service import run as run_module
+from evosearch.service.run import run
+from evosearch.setup import trackers
+from evosearch.tracking import mirror as mirror_module
+from evosearch.tracking.client import connect, find_runs
+from evosearch.tracking.mirror import UP_TO_DATE
+
+pytestmark = pytest.mark.slow
+World = Callable[..., Path]
+Events = Callable[[Path], list[Event]]
+Until = Callable[..., None]
+CANDIDATES = 6
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror_module, "LONGEST_PAUSE_S", 1.0)
+    for module in (run_module, trackers):
+        monkeypatch.setattr(module, "PATIENCE_S", 2.0)
+
+
+class Saboteur(Silent):
+    """Watcher that calls functions at given numbers of scored candidates; the search waits for them."""
+
+    def __init__(self, acts: dict[int, Callable[[], None]]) -> None:
+        self.acts, self.notes = dict(acts), list[str]()
+
+    def update(self, progress: Progress) -> None:
+        if progress.stage == "search":
+            for count in [count for count in self.acts if progress.done >= count]:
+                self.acts.pop(count)()
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def recorded(events: list[Event]) -> set[str]:
+    return {e.payload["candidate"] for e in events if e.type in ("asked", "baseline") and e.payload.get("recipe")}
+
+
+def mirrored(store: Path, experiment: str) -> list[str]:
+    """Return the candidates of the runs in MLflow, without the run of the search itself."""
+    client = connect(f"sqlite:///{store}")
+    found = client.get_experiment_by_name(experiment)
+    runs = find_runs(client, [found.experiment_id], "") if found else []
+    return [run.data.tags["candidate_id"] for run in runs if "candidate_id" in run.data.tags]
+
+
+def test_a_deleted_database_is_written_again_by_the_next_run(planted: World, events: Events, tmp_path: Path) -> None:
+    store = tmp_path / "runs" / "mlflow.db"
+
+    def delete() -> None:
+        for path in store.parent.glob("mlflow.db*"):
+            path.unlink()
+
+    saboteur = Saboteur({3: delete})
+    spec = planted("night", tracking={}, budget={"candidates": CANDIDATES}, baselines={"scales": []})
+    report = run(spec, saboteur)
+    assert saboteur.acts == {}
+    assert report.candidates == CandidateCounts(CANDIDATES, CANDIDATES, 0, 0)
+    again = run(spec, Silent())
+    assert again.tracking == UP_TO_DATE
+    found = mirrored(store, "night")
+    assert len(found) == len(set(found))
+    assert set(found) == recorded(events(spec))
+
+
+def test_a_locked_database_is_written_once_it_is_free(
+    planted: World, events: Events, until: Until, tmp_path: Path
+) -> None:
+    store = tmp_path / "runs" / "mlflow.db"
+    with closing(sqlite3.connect(tmp_path / "other.db", check_same_thread=False)) as other:
+        other.isolation_level = None
+
+        def lock() -> None:
+            other.execute("ATTACH ? AS store", (str(store),))
+            until(lambda: _locks(other), 400.0)
+
+        def free() -> None:
+            until(lambda: any("The search continues" in note for note in saboteur.notes), 600.0)
+            other.execute("ROLLBACK")
+
+        saboteur = Saboteur({2: lock, 4: free})
+        spec = planted("night", tracking={}, budget={"candidates": CANDIDATES}, baselines={"scales": []})
+        report = run(spec, saboteur)
+    assert saboteur.acts == {}
+    assert report.candidates == CandidateCounts(CANDIDATES, CANDIDATES, 0, 0)
+    assert run(spec, Silent()).tracking == UP_TO_DATE
+    found = mirrored(store, "night")
+    assert len(found) == len(set(found))
+    assert set(found) == recorded(events(spec))
+
+
+def _locks(connection: sqlite3.Connection) -> bool:
+    """Lock all files of a connection against writers; return whether the mirror left them free at this moment."""
+    try:
+        connection.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError:
+        return False
+    return True
