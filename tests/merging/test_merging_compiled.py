@@ -95,6 +95,40 @@ def test_have_the_bits_of_the_eager_functions(spec: MethodSpec, dtype: torch.dty
                 assert torch.equal(bits(found), bits(merged(spec, base, parents, p))), (shape, variant)
 
 
+@pytest.mark.parametrize("poison", [None, torch.nan, torch.inf])
+@pytest.mark.parametrize("weights", [(-0.5, 0.7, -1.0), (0.5, -0.5, 0.0), (0.0, 0.0, 0.0)])
+def test_have_the_bits_with_equal_entries_and_any_weights(
+    spec: MethodSpec, weights: tuple[float, ...], poison: float | None
+) -> None:
+    base, parents = models(spec, (40, 9))
+    parents = [parent.round(decimals=1) for parent in parents]  # many equal changes
+    if base is not None:
+        base = base.round(decimals=1)  # and many of zero
+        base.view(-1)[::3] = -0.0
+    if poison is not None:
+        parents[-1][0, 4] = poison
+    for variant, p in drawn(spec, len(parents)):
+        if "weight" in p.own:
+            p = replace(p, own={**p.own, "weight": weights[: len(parents)]})
+        found, wanted = _or_reason(merged, spec, base, parents, p), _or_reason(_eagerly, spec, base, parents, p)
+        if isinstance(found, str) or isinstance(wanted, str):
+            assert found == wanted, variant
+        else:
+            assert torch.equal(found.isnan(), wanted.isnan()), variant
+            assert torch.equal(bits(_without_nan(found)), bits(_without_nan(wanted))), variant
+
+
+def _without_nan(tensor: Tensor) -> Tensor:
+    return tensor.nan_to_num(0.0, torch.inf, -torch.inf)
+
+
+def _or_reason(run: Callable[..., Tensor], *arguments: object) -> Tensor | str:
+    try:
+        return run(*arguments)
+    except CandidateError as error:
+        return str(error)
+
+
 def test_every_option_is_drawn() -> None:
     for name, spec in specs().items():
         found = [variant for variant, _ in drawn(spec, 2)]

@@ -1,6 +1,6 @@
-"""The compiled kernels: `kernels.cpp`, built once per machine by the C++ compiler and kept in the node's cache.
+"""The compiled kernels: this folder's C++, built once per machine by the compiler and kept in the node's cache.
 
-Without a compiler the eager functions run, which have the same results (see `kernels.cpp`); a line on standard error
+Without a compiler the eager functions run, which have the same results (see `merges.cpp`); a line on standard error
 says so once. `$CXX` names another compiler, and `EVOSEARCH_KERNELS=eager` does without.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from evosearch.checkpoints.cache.layout import COMPILED
 from evosearch.checkpoints.references import default_cache
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCES = sorted(file for file in Path(__file__).parent.iterdir() if file.suffix in (".cpp", ".h"))
 FLAGS = (
     *(("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()),
     *("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared"),
@@ -96,7 +96,7 @@ def _built() -> Path:
     version = subprocess.run(  # noqa: S603
         [*compiler, "--version"], capture_output=True, text=True, check=True, timeout=TIMEOUT_S
     )
-    described = "\0".join([SOURCE.read_text(), *FLAGS, version.stdout, _cpu()])
+    described = "\0".join([*(file.read_text() for file in SOURCES), *FLAGS, version.stdout, _cpu()])
     folder = default_cache() / COMPILED
     file = folder / f"{hashlib.sha256(described.encode()).hexdigest()[:32]}.so"
     if _trusted(file):
@@ -104,7 +104,7 @@ def _built() -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=folder) as draft:
         made = Path(draft) / file.name
-        command = [*compiler, *FLAGS, "-o", str(made), str(SOURCE)]
+        command = [*compiler, *FLAGS, "-o", str(made), *(str(file) for file in SOURCES if file.suffix == ".cpp")]
         subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S)  # noqa: S603
         made.chmod(0o700)
         made.replace(file)
