@@ -11,6 +11,7 @@ from evosearch.errors import CandidateError, RecipeError
 from evosearch.materialize.plan import Input, TensorOp, plan, with_survey
 from evosearch.merging.method_parameters import Memory, Parameters
 from evosearch.merging.registry import Site, method, specs
+from evosearch.merging.sink import Sink
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import FISHER, ModelShape
 
@@ -64,11 +65,36 @@ def apply(op: TensorOp, tensor_of: TensorOf, out_dtype: torch.dtype) -> torch.Te
     Raises:
         CandidateError: The merge is undefined for the parameter values.
     """
+    return merge(op, tensor_of, out_dtype).tensor
+
+
+def merge(op: TensorOp, tensor_of: TensorOf, out_dtype: torch.dtype, into: torch.Tensor | None = None) -> Sink:
+    """Compute the tensor of one operation and write it, rounded to `out_dtype`, into a tensor.
+
+    Args:
+        op: The operation.
+        tensor_of: Loads an input tensor.
+        out_dtype: Type that the result is rounded to.
+        into: Tensor of any type to write to; default: a new one of `out_dtype`.
+
+    Raises:
+        CandidateError: The merge is undefined for the parameter values. `into` is then in an undefined state.
+    """
     if op.fold is not None:
-        return op.fold(tensor_of(op.parents[0])).to(out_dtype)
+        folded = op.fold(tensor_of(op.parents[0]))
+        sink = Sink(torch.empty_like(folded, dtype=out_dtype) if into is None else into, out_dtype)
+        sink.take(folded)
+        return sink
     base, parents, parameters = arguments(op, tensor_of)
+    if into is None:
+        stored = parents[0].t() if op.transposed else parents[0]
+        into = torch.empty(stored.shape, dtype=out_dtype, device=stored.device)
+    sink = Sink(into, out_dtype)
+    if into.is_contiguous() and not op.transposed:
+        parameters = replace(parameters, sink=sink)
     merged = method(op.method).merge(base, parents, parameters)
-    return (merged.t().contiguous() if op.transposed else merged).to(out_dtype)
+    sink.take(merged.t() if op.transposed else merged)
+    return sink
 
 
 def arguments(op: TensorOp, tensor_of: TensorOf) -> tuple[torch.Tensor | None, list[torch.Tensor], Parameters]:
@@ -125,6 +151,8 @@ def check_finite(ops: Sequence[TensorOp], found: Sequence[torch.Tensor], recipe_
     Raises:
         CandidateError: A result is not finite.
     """
+    if not ops:
+        return
     for op, finite in zip(ops, torch.stack(list(found)).isfinite().all(dim=1).tolist(), strict=True):
         if not finite:
             raise CandidateError("materialize", not_finite(op.tensor, recipe_dtype))

@@ -1,5 +1,6 @@
 """Resident model for merges: built once, then overwritten by one candidate after another."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,8 +10,8 @@ from typing import Any
 import torch
 
 from evosearch.checkpoints.reader import Checkpoint
-from evosearch.errors import RecipeError, did_you_mean
-from evosearch.materialize.apply import apply, check_finite, extremes, operations
+from evosearch.errors import CandidateError, RecipeError, did_you_mean
+from evosearch.materialize.apply import check_finite, merge, not_finite, operations
 from evosearch.materialize.compatibility import check_compatible
 from evosearch.materialize.fit import check_fit
 from evosearch.materialize.forward import differences, end_tokens
@@ -115,13 +116,16 @@ class ResidentModel:
         if text == self._written:
             return time.perf_counter() - started
         ops, self._written = self._operations(recipe), None
-        out_dtype, found = output_dtype(recipe), []
+        out_dtype = output_dtype(recipe)
+        found: dict[str, torch.Tensor] = {}
         for op in ops:
             target = self._targets[op.tensor]
-            merged = apply(op, partial(self._tensor, device=target.device), out_dtype)
-            found.append(extremes(merged).to(self.device, non_blocking=True))
-            target.copy_(merged)
-        check_finite(ops, found, recipe.output_dtype)
+            merged = merge(op, partial(self._tensor, device=target.device), out_dtype, target)
+            if merged.largest is None:
+                found[op.tensor] = merged.extremes().to(self.device, non_blocking=True)
+            elif not math.isfinite(merged.largest):
+                raise CandidateError("materialize", not_finite(op.tensor, recipe.output_dtype))
+        check_finite([op for op in ops if op.tensor in found], list(found.values()), recipe.output_dtype)
         generation: Any = self.model.generation_config
         generation.eos_token_id = self._ends[donor_of(recipe)]  # those of the export
         self._written = text

@@ -3,6 +3,7 @@
 import resource
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.writer import MAX_SHARD_BYTES, CheckpointWriter
 from evosearch.errors import CandidateError
-from evosearch.materialize.apply import apply, extremes, not_finite, operations
+from evosearch.materialize.apply import merge, not_finite, operations
 from evosearch.materialize.fit import check_fit
 from evosearch.materialize.layout import output
 from evosearch.materialize.loadable import check_files, check_settings
@@ -30,7 +31,8 @@ class CheckpointReport:
         out: The folder.
         tensors: Number of tensors.
         bytes: Size of the weights.
-        seconds: Durations: read (pages from disk), merge, write (hashing and files), total.
+        seconds: Durations: read (pages from disk), merge, write (waiting for hashing and files),
+            total.
         peak_rss_gib: Peak resident memory of the process so far, including mapped pages of the inputs.
         weights_sha256: The result's `content_sha256`.
     """
@@ -81,21 +83,29 @@ def write_checkpoint(
     dtype = output_dtype(recipe)
     layout = [(op.tensor, result.sizes[op.tensor]) for op in ops]
     verify = partial(check_files, layout=layout, dtype=dtype)
-    with CheckpointWriter(
-        out, layout, dtype, model.folder, result.config, max_shard_bytes, model.tokenizer_folder, verify
-    ) as writer:
+    with (
+        CheckpointWriter(
+            out, layout, dtype, model.folder, result.config, max_shard_bytes, model.tokenizer_folder, verify
+        ) as writer,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        writing: Future[None] | None = None  # one tensor is hashed and written while the next one is merged
         check_settings(writer.folder, model, layout, dtype)  # before an hour of merging
         for op in ops:
             inputs = {source: checkpoints[source.reference].load(source.tensor) for source in op.sources}
             for tensor in inputs.values():
                 _touch(tensor)
             clock.lap("read")
-            merged = apply(op, inputs.__getitem__, dtype)
-            if not extremes(merged).isfinite().all():
+            merged = merge(op, inputs.__getitem__, dtype)
+            if not merged.extremes().isfinite().all():
                 raise CandidateError("materialize", not_finite(op.tensor, recipe.output_dtype))
             clock.lap("merge")
-            writer.add(op.tensor, merged)
+            if writing is not None:
+                writing.result()
+            writing = pool.submit(writer.add, op.tensor, merged.tensor)
             clock.lap("write")
+        if writing is not None:
+            writing.result()
     clock.lap("write")  # companions, index, rename
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
     return CheckpointReport(out, len(ops), writer.bytes_written, clock.seconds(), peak_gib, writer.weights_sha256)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from evosearch.merging.compiled import fused, library
 from evosearch.merging.kernels import same
 from evosearch.merging.magnitudes import Delta, Trim, largest
 from evosearch.merging.method_parameters import Parameters
@@ -44,6 +45,16 @@ class Band:
         if not self.outliers:
             return kept
         return kept - (self.inner.apply(tau, start) if self.inner else tau)
+
+    def compiled(self) -> library.Change:
+        """Return the description for the compiled kernels."""
+        made = self.outer.compiled() if self.outer else library.Change()
+        if self.outliers:
+            made.flags |= fused.OUTLIERS
+            if self.inner:
+                made.flags |= fused.INNER
+                made.inner = self.inner.compiled().outer
+        return made
 
 
 def bands(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> list[Band]:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from evosearch.merging.compiled import fused
 from evosearch.merging.kernels import at_least_float32, chunks, elementwise, row_length, row_sums, totals
 from evosearch.merging.method_parameters import Parameters
-from evosearch.merging.sums import add_deltas
+from evosearch.merging.sums import add_deltas, weighted_sum
 
 # (Gram matrices (..., K, K), weights (K,)), both float64 on the CPU → coefficients (..., K)
 Coefficients = Callable[[Tensor, Tensor], Tensor]
@@ -41,16 +42,7 @@ def combine(
     if by_row:
         return _combine_rows(base, parents, p, lambda gram: coefficients(gram, w))
     found: list[float] = coefficients(gram(base, parents, p), w).tolist()
-    if base is not None:
-        return add_deltas(base, parents, found, p)
-
-    def add(_: int, thetas: list[Tensor]) -> Tensor:
-        merged = thetas[0] * found[0]
-        for theta, c in zip(thetas[1:], found[1:], strict=True):
-            merged.add_(theta, alpha=c)
-        return merged
-
-    return elementwise(add, parents, p.dtype)
+    return weighted_sum(parents, found, p) if base is None else add_deltas(base, parents, found, p)
 
 
 def contract(
@@ -89,8 +81,21 @@ def gram(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tenso
     return p.recall_of_all("gram", base is not None, lambda: _gram(base, parents))
 
 
+def dots(a: Tensor, b: Tensor) -> tuple[float, float, float]:
+    """Return ⟨a, a⟩, ⟨a, b⟩ and ⟨b, b⟩: products in float32, summed in float64 over blocks of fixed size."""
+    if fused.applies(torch.float32, (a, b)):
+        (squared_a, product), (squared_b,) = fused.products(None, (a, b), wide=False)
+        return squared_a, product, squared_b
+    squared_a, product, squared_b = totals(lambda _, c: (c[0] * c[0], c[0] * c[1], c[1] * c[1]), (a, b), torch.float32)
+    return squared_a, product, squared_b
+
+
 def _gram(base: Tensor | None, parents: Sequence[Tensor]) -> Tensor:
     found = torch.empty((len(parents), len(parents)), dtype=torch.float64)
+    if fused.applies(torch.float32, (*_start(base), *parents)):
+        for i, row in enumerate(fused.products(base, parents, wide=True)):
+            found[i, i:] = found[i:, i] = torch.tensor(row, dtype=torch.float64)
+        return found
     for i in range(len(parents)):
 
         def products(_: int, c: list[Tensor]) -> list[Tensor]:
@@ -121,7 +126,7 @@ def _combine_rows(
             merged.addcmul_(x, c[:, i : i + 1])
         return (merged if base is None else merged.add_(rows[0])).view(-1)
 
-    return elementwise(add, (*_start(base), *parents), p.dtype, length)
+    return elementwise(add, (*_start(base), *parents), p.dtype, length, p.sink)
 
 
 def _row_products(base: Tensor | None, parents: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, Tensor]:

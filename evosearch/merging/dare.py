@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from evosearch.merging import philox
+from evosearch.merging.compiled import fused, library
 from evosearch.merging.kernels import elementwise, same
 from evosearch.merging.magnitudes import Delta, Trim, largest
 from evosearch.merging.method_parameters import Parameters
@@ -47,6 +48,13 @@ class Drop:
             return tau
         return tau.mul_(philox.kept(self.key, self.density, start, tau.numel(), tau.device))
 
+    def compiled(self) -> library.Change:
+        """Return the description for the compiled kernels."""
+        limit = philox.limit_of(self.density)
+        if limit > philox.LOW:
+            return library.Change()
+        return library.Change(flags=fused.DROP, key0=self.key[0], key1=self.key[1], limit=limit)
+
 
 @dataclass(frozen=True)
 class Trimmed:
@@ -63,6 +71,13 @@ class Trimmed:
     def apply(self, tau: Tensor, start: int) -> Tensor:
         """Mask and trim a chunk that begins at index `start`. NaN stays NaN."""
         return self.trim.apply(self.drop.apply(tau, start), start)
+
+    def compiled(self) -> library.Change:
+        """Return the description for the compiled kernels, which trim what a mask keeps."""
+        made = self.drop.compiled()
+        made.flags |= fused.OUTER
+        made.outer = self.trim.compiled().outer
+        return made
 
 
 def trimmed(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> list[Drop | Trimmed]:

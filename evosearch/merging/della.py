@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from evosearch.merging import philox
+from evosearch.merging.compiled import fused, library
 from evosearch.merging.kernels import chunks, row_length, same
 from evosearch.merging.method_parameters import Parameters
 from evosearch.merging.sparse import l1_factor
@@ -43,7 +44,7 @@ class Prune:
         length: Length of a row.
         limits: (length,) int64, the limit of an entry's lane by its position among the largest of its row.
         divisors: (length,) the divisors of kept entries by position, or None.
-        places: (n,) the position of every entry, if they are remembered.
+        places: (n,) the position of every entry; None: found chunk by chunk.
         factor: Factor of all kept entries.
     """
 
@@ -62,6 +63,19 @@ class Prune:
         tau.mul_(kept)
         return tau if self.divisors is None else tau.div_(self.divisors[places])
 
+    def compiled(self) -> library.Change | None:
+        """Return the description for the compiled kernels; None if the places are not known."""
+        if self.places is None:
+            return None
+        return library.Change(
+            flags=fused.PRUNE | (fused.WIDE if self.places.dtype == torch.int32 else 0),
+            key0=self.key[0],
+            key1=self.key[1],
+            limits=self.limits.data_ptr(),
+            divisors=None if self.divisors is None else self.divisors.data_ptr(),
+            places=self.places.data_ptr(),
+        )
+
 
 @dataclass(frozen=True)
 class Unpruned:
@@ -72,6 +86,10 @@ class Unpruned:
     def apply(self, tau: Tensor, start: int) -> Tensor:
         """Return the chunk."""
         return tau
+
+    def compiled(self) -> library.Change:
+        """Return the description for the compiled kernels."""
+        return library.Change()
 
 
 def prunes(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> list[Prune | Unpruned]:
@@ -108,18 +126,28 @@ def _prune(base: Tensor, theta: Tensor, p: Parameters, i: int, density: float, e
         divisors = divisors.to(base.device, p.dtype)
     origin = p.parents[i]
     key = philox.key_of(p.seed, origin.content_sha256, origin.tensor)
-    places = p.recall_of(i, "places", lambda: _remembered(base, theta, p, i))
+    places = _every_place(base, theta, p, i)
     return Prune(key, length, limits, divisors, places)
 
 
-def _remembered(base: Tensor, theta: Tensor, p: Parameters, i: int) -> Tensor | None:
-    """Return the places of all entries (n,), if the memory has room for them."""
+def _every_place(base: Tensor, theta: Tensor, p: Parameters, i: int) -> Tensor | None:
+    """Return the places of all entries (n,): remembered between candidates if the memory has room for them.
+
+    None if it has none, and no compiled kernel can find them at once.
+    """
     length = row_length(base)
     dtype = torch.int16 if length <= 1 << 15 else torch.int32
-    if not p.reserve(i, base.numel() * dtype.itemsize):
-        return None
-    parts = [_places(ends[1] - ends[0], length).to(dtype) for _, ends in chunks((base, theta), p.dtype, length)]
-    return torch.cat(parts)
+
+    def find() -> Tensor:
+        if fused.applies(p.dtype, (base, theta)):
+            return fused.places(base, theta, length, dtype)
+        parts = [_places(ends[1] - ends[0], length).to(dtype) for _, ends in chunks((base, theta), p.dtype, length)]
+        return torch.cat(parts)
+
+    fits = p.recall_of(i, "room for places", lambda: p.reserve(i, base.numel() * dtype.itemsize))
+    if fits:
+        return p.recall_of(i, "places", find)
+    return find() if fused.applies(p.dtype, (base, theta)) else None
 
 
 def _places(tau: Tensor, length: int) -> Tensor:

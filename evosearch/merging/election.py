@@ -1,16 +1,16 @@
 """Sign election (TIES, Yadav et al. 2023): sum only the task vectors that agree on an entry's sign."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from evosearch.merging.kernels import at_least_float32, elementwise, same, totals
+from evosearch.merging.compiled import fused
+from evosearch.merging.kernels import Change, at_least_float32, elementwise, same, totals
 from evosearch.merging.method_parameters import Parameters
 from evosearch.recipe.shapes import Param
 
 SIGN_METHOD = Param(default="magnitude", kind="choice", choices=("magnitude", "count", "count_strict"))
-Change = Callable[[int, int, Tensor], Tensor]  # (parent, index of the chunk's first element, τ) → changed τ
 
 
 def elect_and_sum(
@@ -44,7 +44,7 @@ def elect_deltas(
     base: Tensor,
     parents: Sequence[Tensor],
     p: Parameters,
-    change: Change,
+    changes: Sequence[Change | None],
     factors: Sequence[float],
     *,
     row: int = 1,
@@ -56,24 +56,34 @@ def elect_deltas(
     Args:
         base: θ₀.
         parents: θᵢ.
-        p: Parameters; `weight`, `lambda`, `normalize` and `sign_method` are used.
-        change: Changes a chunk of τᵢ, in place or as a new tensor. Zeros must stay zeros.
+        p: Parameters; `weight`, `lambda`, `normalize`, `sign_method` and the sink are used.
+        changes: What changes each τᵢ; None is the identity.
         factors: wᵢ times a positive constant, which multiplies the changed τᵢ.
-        row: Length of the rows that `change` receives completely.
+        row: Length of the rows that the changes receive completely.
     """
     lam, normalize, sign_method = p["lambda"], bool(p["normalize"]), p.choice("sign_method")
     moved = [i for i, theta in enumerate(parents) if not same(base, theta)]
     if not moved:
         return base.to(p.dtype) + 0.0 * lam  # a new tensor in which -0 becomes 0, as below
-    weights = [p.each("weight")[i] for i in moved]
+    weights, own = [p.each("weight")[i] for i in moved], [changes[i] for i in moved]
+    if fused.applies(p.dtype, (base, *parents), p.sink):
+        ends, scaled = [parents[i] for i in moved], [factors[i] for i in moved]
+        settings = (lam, sign_method, normalize)
+        found = fused.elect(base, ends, scaled, weights, own, settings, p.sink)
+        if found is not None:
+            return found
 
     def elect(start: int, chunks: list[Tensor]) -> Tensor:
         theta_0, *thetas = chunks
-        taus = [change(i, start, theta - theta_0) for i, theta in zip(moved, thetas, strict=True)]
+        taus = [_changed(change, theta - theta_0, start) for change, theta in zip(own, thetas, strict=True)]
         deltas = [tau.mul_(factors[i]) for i, tau in zip(moved, taus, strict=True)]
         return elect_and_sum(deltas, weights, sign_method=sign_method, normalize=normalize).mul_(lam).add_(theta_0)
 
-    return elementwise(elect, (base, *(parents[i] for i in moved)), p.dtype, row)
+    return elementwise(elect, (base, *(parents[i] for i in moved)), p.dtype, row, p.sink)
+
+
+def _changed(change: Change | None, tau: Tensor, start: int) -> Tensor:
+    return tau if change is None else change.apply(tau, start)
 
 
 def contract_elected(
@@ -81,7 +91,7 @@ def contract_elected(
     parents: Sequence[Tensor],
     p: Parameters,
     grad: Tensor,
-    change: Change,
+    changes: Sequence[Change | None],
     constants: Sequence[float],
     *,
     row: int = 1,
@@ -97,9 +107,9 @@ def contract_elected(
         parents: θᵢ; one that shares the base's tensor has the derivative 0.
         p: Parameters; `weight`, `lambda`, `normalize` and `sign_method` are used.
         grad: dL/dθ of the merged tensor.
-        change: Changes a chunk of τᵢ, as in `elect_deltas`.
+        changes: What changes each τᵢ, as in `elect_deltas`.
         constants: cᵢ, positive; `elect_deltas` has the factors wᵢcᵢ.
-        row: Length of the rows that `change` receives completely.
+        row: Length of the rows that the changes receive completely.
     """
     moved = [i for i, theta in enumerate(parents) if not same(base, theta)]
     if not moved:
@@ -109,7 +119,8 @@ def contract_elected(
     def terms(start: int, chunks: list[Tensor]) -> list[Tensor]:
         slope, *ends = chunks
         theta_0, *thetas = [end.to(p.dtype) for end in ends]  # decisions in the type in which the merge makes them
-        taus = [change(i, start, theta - theta_0).mul_(constants[i]) for i, theta in zip(moved, thetas, strict=True)]
+        moves = {i: theta - theta_0 for i, theta in zip(moved, thetas, strict=True)}
+        taus = [_changed(changes[i], tau, start).mul_(constants[i]) for i, tau in moves.items()]
         agreeing = [a.to(dtype) for a in _agreeing(taus, weights, p.choice("sign_method"))]
         changed = [tau.to(dtype) for tau in taus]  # cᵢτᵢ
         return [slope * own for own in _by_parameter(changed, agreeing, weights, p["lambda"], bool(p["normalize"]))]

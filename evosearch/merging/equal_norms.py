@@ -189,10 +189,13 @@ def _scale(base: Tensor, theta: Tensor, scale: float, p: Parameters) -> Tensor:
 
 
 def _within(p: Parameters, scales: tuple[float, ...] | None, fact: Any) -> Parameters:
-    """Return the method's own parameters, whose memory separates facts about scaled task vectors from others."""
+    """Return the method's own parameters, whose memory separates facts about scaled task vectors from others.
+
+    They have no sink: the method's result is not the merge's, to which θ₀ is added.
+    """
     origins = (p.base, *p.parents)
     named = bool(p.parents) and all(origin is not None and origin.content_sha256 for origin in origins)
     memory: Memory | None = None
     if p.memory is not None and (scales is not None or named):
         memory = p.memory.within(("equal norms", scales if scales is not None else origins))
-    return replace(p, survey=fact, memory=memory)
+    return replace(p, survey=fact, memory=memory, sink=None)

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from evosearch.merging.sink import Sink
 
 # Elements per chunk: a chunk and its scratch fit a CPU's cache; a GPU needs more to be busy.
 CHUNK = {"cpu": 1 << 16}
@@ -14,8 +16,23 @@ CHUNK_ELSEWHERE = 1 << 25
 BLOCK = 1 << 14  # torch splits longer sums between threads, which makes their rounding depend on the thread count
 
 
+class Change(Protocol):
+    """A change of a task vector, entry by entry or row by row."""
+
+    def apply(self, tau: Tensor, start: int) -> Tensor:
+        """Change a chunk that begins at index `start`, in place or as a new tensor. Zeros must stay zeros, and NaN NaN.
+
+        A class may also have `compiled`, its description for the compiled kernels (`compiled.fused.Described`).
+        """
+        ...
+
+
 def elementwise(
-    function: Callable[[int, list[Tensor]], Tensor], tensors: Sequence[Tensor], dtype: torch.dtype, row: int = 1
+    function: Callable[[int, list[Tensor]], Tensor],
+    tensors: Sequence[Tensor],
+    dtype: torch.dtype,
+    row: int = 1,
+    sink: Sink | None = None,
 ) -> Tensor:
     """Apply `function` chunk by chunk, so that scratch memory does not grow with the tensors.
 
@@ -25,15 +42,15 @@ def elementwise(
         tensors: Inputs of one shape.
         dtype: Type of the arithmetic and of the result.
         row: Length of the rows that a chunk does not split.
+        sink: Where to write the result; default: a new tensor.
 
     Returns:
-        A new tensor of the same shape, in `dtype`.
+        The sink's tensor, or one of the same shape in `dtype`.
     """
-    out = torch.empty(tensors[0].shape, dtype=dtype, device=tensors[0].device)
-    sink = out.view(-1)
+    into = sink or Sink(torch.empty(tensors[0].shape, dtype=dtype, device=tensors[0].device), dtype)
     for start, parts in chunks(tensors, dtype, row):
-        sink[start : start + parts[0].numel()] = function(start, parts)
-    return out
+        into.write(start, function(start, parts))
+    return into.tensor
 
 
 def chunks(tensors: Sequence[Tensor], dtype: torch.dtype, row: int = 1) -> Iterator[tuple[int, list[Tensor]]]:

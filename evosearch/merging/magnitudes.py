@@ -9,10 +9,13 @@ byte per entry for its approximate magnitude, so that a later search reads about
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
+from evosearch.merging.compiled import fused, library
 from evosearch.merging.kernels import chunks, positions, same
 from evosearch.merging.method_parameters import Parameters
 
@@ -40,6 +43,10 @@ class Trim:
             return _above(tau, self.cut)
         return torch.cat((_above(tau[:before], self.below), _above(tau[before:], self.cut)))
 
+    def compiled(self) -> library.Change:
+        """Return the description for the compiled kernels."""
+        return library.Change(flags=fused.OUTER, outer=library.Trim(self.below, self.cut, self.end))
+
 
 @dataclass(frozen=True)
 class Histogram:
@@ -48,14 +55,27 @@ class Histogram:
     Attributes:
         bins: (m,) int64, the values that occur, ascending.
         counts: (m,) int64, entries per bin.
+        from_above: (m,) int64, entries in the top 1, 2, 3... of these bins.
         groups: (BINS,) uint8, the group of each bin: at most 256 groups of consecutive bins; None without a memory.
         codes: (n,) uint8, the group of each entry; None without a memory.
     """
 
     bins: Tensor
     counts: Tensor
+    from_above: NDArray[np.int64]
     groups: Tensor | None = None
     codes: Tensor | None = None
+
+    @property
+    def total(self) -> int:
+        """Return the number of nonzero entries."""
+        return int(self.from_above[-1]) if len(self.from_above) else 0
+
+    def bin_of(self, k: int) -> tuple[int, int]:
+        """Return the bin of the k-th largest entry, and how many of its entries are among the k largest."""
+        index = int(np.searchsorted(self.from_above, k))
+        place = len(self.from_above) - 1 - index
+        return int(self.bins[place]), k - int(self.from_above[index] - self.counts[place])
 
 
 @dataclass(frozen=True)
@@ -99,6 +119,8 @@ class Delta:
 
     def _count(self) -> Histogram:
         base, theta = self.base(), self.theta()
+        if fused.applies(self.p.dtype, (base, theta)):
+            return compiled_histogram(base, [theta], lambda: self.p.reserve(self.parent, base.numel()))
         counts = torch.zeros(BINS, dtype=torch.int64, device=base.device)
         if not same(base, theta):
             for _, ends in chunks((base, theta), self.p.dtype):
@@ -106,12 +128,10 @@ class Delta:
                 counts += torch.bincount(bits >> 16, minlength=BINS)
                 counts[0] -= bits.numel() - bits.count_nonzero()
         counts = counts.cpu()
-        bins = counts.nonzero().view(-1)
-        if not bins.numel() or not self.p.reserve(self.parent, base.numel()):
-            return Histogram(bins, counts[bins])
-        before = counts.cumsum(0) - counts  # (BINS,) entries in lower bins
-        groups = (before * 256 // counts.sum()).clamp_(max=255).to(torch.uint8)  # the top bins may be empty
-        return Histogram(bins, counts[bins], groups, self._codes(groups.to(base.device)))
+        if not counts.any() or not self.p.reserve(self.parent, base.numel()):
+            return _histogram(counts)
+        groups = _groups(counts)
+        return _histogram(counts, groups, self._codes(groups.to(base.device)))
 
     def _codes(self, groups: Tensor) -> Tensor:
         parts = [groups[_bits(*ends) >> 16] for _, ends in chunks((self.base(), self.theta()), self.p.dtype)]
@@ -140,8 +160,10 @@ def largest(deltas: Sequence[Delta], sizes: Sequence[int], k: int) -> list[Trim 
     if k >= sum(sizes):
         return [None] * len(deltas)
     histograms = [delta.histogram() for delta in deltas]
-    if k >= sum(int(histogram.counts.sum()) for histogram in histograms):
+    if k >= sum(histogram.total for histogram in histograms):
         return [None] * len(deltas)
+    if len(deltas) == 1 and fused.applies(deltas[0].p.dtype, ends := (deltas[0].base(), deltas[0].theta())):
+        return [compiled_trim(ends[0], ends[1:], histograms[0], k)]
     bin, rank = _bin_of(histograms, k)
     found = [delta.members(bin, histogram) for delta, histogram in zip(deltas, histograms, strict=True)]
     lows = torch.cat([low for _, low in found])
@@ -158,6 +180,43 @@ def largest(deltas: Sequence[Delta], sizes: Sequence[int], k: int) -> list[Trim 
         end = size if here == equal.numel() else int(equal[here - 1]) + 1 if here else 0
         made.append(Trim(cut.item(), below, end))
     return made
+
+
+def compiled_histogram(base: Tensor, models: Sequence[Tensor], reserve: Callable[[], bool]) -> Histogram:
+    """Count the entries by magnitude in a compiled kernel: of τ, or of the variance of several models.
+
+    Args:
+        base: θ₀.
+        models: θᵢ.
+        reserve: Reserves memory for one byte per entry; returns whether there is room.
+    """
+    counts = fused.histogram(base, models)
+    if not counts.any() or not reserve():
+        return _histogram(counts)
+    groups = _groups(counts)
+    return _histogram(counts, groups, fused.codes(base, models, groups))
+
+
+def compiled_trim(base: Tensor, models: Sequence[Tensor], histogram: Histogram, k: int) -> Trim | None:
+    """Return the trim that keeps the top k entries, found by a compiled kernel; None if all others are zero."""
+    if k >= histogram.total:
+        return None
+    bin, rank = histogram.bin_of(k)
+    group = 0 if histogram.groups is None else int(histogram.groups[bin])
+    low, end = fused.threshold(base, models, histogram.codes, group, bin, rank)
+    cut = np.array(bin << 16 | low, dtype=np.int32).view(np.float32)
+    return Trim(float(cut), float(np.nextafter(cut, np.float32(0))), end)
+
+
+def _histogram(counts: Tensor, groups: Tensor | None = None, codes: Tensor | None = None) -> Histogram:
+    bins = counts.nonzero().view(-1)
+    return Histogram(bins, counts[bins], counts[bins].flip(0).cumsum(0).numpy(), groups, codes)
+
+
+def _groups(counts: Tensor) -> Tensor:
+    """Return the group of every bin, (BINS,) uint8: about equally many entries in each."""
+    before = counts.cumsum(0) - counts  # (BINS,) entries in lower bins
+    return (before * 256 // counts.sum()).clamp_(max=255).to(torch.uint8)  # the top bins may be empty
 
 
 def _bin_of(histograms: Sequence[Histogram], k: int) -> tuple[int, int]:

@@ -33,7 +33,7 @@ def add_merged(name: str, base: Tensor, parents: Sequence[Tensor], p: Parameters
         CandidateError: An entry is not finite, or `merged` has no solution.
     """
     scale, found = p["scale"], _change(name, base, parents, p, merged)
-    return elementwise(lambda _, parts: (parts[1] * scale).add_(parts[0]), (base, found), p.dtype)
+    return elementwise(lambda _, parts: (parts[1] * scale).add_(parts[0]), (base, found), p.dtype, sink=p.sink)
 
 
 def contract_merged(

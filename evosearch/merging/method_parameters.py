@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from evosearch.merging.sink import Sink
 from evosearch.recipe.shapes import Scalar
 
 T = TypeVar("T")
@@ -90,6 +91,7 @@ class Parameters:
             weights are given as (out, in): `gram`: Gᵢ = XᵀX/n (in, in) of their inputs; `inputs`: X (n, in) of the
             sample's first tokens.
         head_size: Dimensions of an attention head of the first parent; 0 if the config does not tell.
+        sink: Where a merge may write its result instead of into a new tensor, or None.
     """
 
     shared: Mapping[str, Scalar]
@@ -102,6 +104,7 @@ class Parameters:
     memory: Memory | None = field(default=None, compare=False, repr=False)
     statistics: tuple[Tensor, ...] = field(default=(), compare=False, repr=False)
     head_size: int = 0
+    sink: Sink | None = field(default=None, compare=False, repr=False)
 
     def __getitem__(self, name: str) -> float:
         """Return a shared number; a boolean counts as 0 or 1."""

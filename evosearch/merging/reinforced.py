@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from evosearch.merging.compiled import fused
 from evosearch.merging.kernels import elementwise
+from evosearch.merging.method_parameters import Parameters
 from evosearch.recipe.shapes import Param
 
 EPSILON = Param(0.0, 1e-3, default=1e-5)
@@ -25,9 +27,11 @@ def marks(taus: Sequence[Tensor], epsilon: float) -> tuple[list[Tensor], Tensor,
 
 
 def add_changes(
-    base: Tensor, parents: Sequence[Tensor], epsilon: float, scales: Sequence[float], dtype: torch.dtype
+    base: Tensor, parents: Sequence[Tensor], epsilon: float, scales: Sequence[float], p: Parameters
 ) -> Tensor:
     """Return θ₀ + Σ mᵢ sᵢτᵢ / max(1, Σ mᵢ), where sᵢ is the model's scale in entries that only it changes, else 1."""
+    if fused.applies(p.dtype, (base, *parents), p.sink):
+        return fused.reinforce(base, parents, epsilon, scales, p.sink)
 
     def add(_: int, chunks: list[Tensor]) -> Tensor:
         theta_0, *thetas = chunks
@@ -38,4 +42,4 @@ def add_changes(
             merged.add_(tau.mul_(own) if scale == 1 else tau.mul_(own).mul_(alone * (scale - 1) + 1))
         return merged.div_(count.clamp_(min=1)).add_(theta_0)
 
-    return elementwise(add, (base, *parents), dtype)
+    return elementwise(add, (base, *parents), p.dtype, sink=p.sink)

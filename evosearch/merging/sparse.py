@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from evosearch.merging.compiled import fused
 from evosearch.merging.election import contract_elected, elect_deltas
 from evosearch.merging.kernels import total
 from evosearch.merging.method_parameters import Parameters
@@ -51,21 +52,21 @@ def add_kept(
         CandidateError: With `normalize`, weights that are not all zero sum to zero.
     """
     factors = [scale * one.factor for scale, one in zip(scales(method, p), kept, strict=True)]  # λwᵢrᵢ
-    return add_deltas(base, parents, factors, p, lambda i, start, tau: kept[i].apply(tau, start), row)
+    return add_deltas(base, parents, factors, p, kept, row)
 
 
 def contract_kept(
     base: Tensor, parents: Sequence[Tensor], p: Parameters, grad: Tensor, kept: Sequence[Kept], row: int = 1
 ) -> Slopes:
     """Return dL/dwᵢ and dL/dλ of `add_kept`, with the kept entries held fixed, from rᵢ ⟨dL/dθ, mᵢτᵢ⟩."""
-    slopes = contract_deltas(base, parents, p, grad, lambda i, start, tau: kept[i].apply(tau, start), row)
+    slopes = contract_deltas(base, parents, p, grad, kept, row)
     return chain(p, [one.factor * slope for one, slope in zip(kept, slopes, strict=True)])
 
 
 def elect_kept(base: Tensor, parents: Sequence[Tensor], p: Parameters, kept: Sequence[Kept], row: int = 1) -> Tensor:
     """Return θ₀ + λ · the sum of those wᵢ rᵢ mᵢτᵢ that agree with the elected sign, entry by entry."""
     factors = [w * one.factor for w, one in zip(p.each("weight"), kept, strict=True)]  # wᵢrᵢ
-    return elect_deltas(base, parents, p, lambda i, start, tau: kept[i].apply(tau, start), factors, row=row)
+    return elect_deltas(base, parents, p, kept, factors, row=row)
 
 
 def contract_elected_kept(
@@ -73,11 +74,19 @@ def contract_elected_kept(
 ) -> Slopes:
     """Return dL/dwᵢ and dL/dλ of `elect_kept`, with the kept entries and the elected signs held fixed."""
     rescale = [one.factor for one in kept]  # rᵢ
-    return contract_elected(base, parents, p, grad, lambda i, start, tau: kept[i].apply(tau, start), rescale, row=row)
+    return contract_elected(base, parents, p, grad, kept, rescale, row=row)
 
 
 def l1_factor(base: Tensor, theta: Tensor, kept: Kept, dtype: torch.dtype, row: int = 1) -> float:
     """Return ‖τ‖₁ / ‖kept τ‖₁, or 1 if either norm is below `NO_NORM`."""
+    if fused.applies(dtype, (base, theta)):
+        stays = fused.absolute_sum(base, theta, kept)
+        if stays is not None:
+            return _ratio(fused.absolute_sum(base, theta, None) or 0.0, stays)
     norm = total(lambda _, ends: (ends[1] - ends[0]).abs_(), (base, theta), dtype)
     stays = total(lambda start, ends: kept.apply(ends[1] - ends[0], start).abs_(), (base, theta), dtype, row)
+    return _ratio(norm, stays)
+
+
+def _ratio(norm: float, stays: float) -> float:
     return norm / stays if norm >= NO_NORM and stays >= NO_NORM else 1.0

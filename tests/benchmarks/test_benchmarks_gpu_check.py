@@ -67,6 +67,12 @@ def test_checks_find_faults(
 
     from evosearch.materialize import in_memory
     from evosearch.merging import philox
+    from evosearch.merging.sink import Sink
+
+    def noisy(op: Any, of: Any, dtype: torch.dtype, into: torch.Tensor) -> Sink:
+        sink = Sink(into, dtype)
+        sink.take(of(op.parents[0]) * torch.rand(()))
+        return sink
 
     real = philox.torch_lanes
     monkeypatch.setattr(philox, "torch_lanes", lambda *args: real(*args) ^ 1)
@@ -75,7 +81,7 @@ def test_checks_find_faults(
     assert document["checks"][0]["state"] == "failed"
     assert document["checks"][0]["reason"] == "random bits from element 0 on differ from the CPU's"
     assert "masks: failed" in err
-    monkeypatch.setattr(in_memory, "apply", lambda op, of, dtype: of(op.parents[0]).to(dtype) * torch.rand(()))
+    monkeypatch.setattr(in_memory, "merge", noisy)
     code, document, _ = call("--device", "cpu", "--only", "merges")
     assert code == 1
     assert "entries differ" in document["checks"][0]["reason"]

@@ -190,8 +190,8 @@ def test_shards_of_one_iterate_are_merged_once(start: Start, monkeypatch: pytest
 
     prepared, worker = start(RECIPES["ties, groups"])
     batch, merged = prepared.batches["search"], []
-    apply = in_memory.apply
-    monkeypatch.setattr(in_memory, "apply", lambda op, *args: (merged.append(op.tensor), apply(op, *args))[1])
+    merge = in_memory.merge
+    monkeypatch.setattr(in_memory, "merge", lambda op, *args: (merged.append(op.tensor), merge(op, *args))[1])
     first = gradient_of(prepared, worker, batch)
     count = len(merged)
     assert count == len(set(merged)) > 0

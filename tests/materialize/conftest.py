@@ -1,4 +1,4 @@
-"""Tiny random Llama checkpoints: a base and three fine-tunes."""
+"""Tiny random Llama checkpoints with statistics over a few tokens: a base and three fine-tunes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +8,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from evosearch.checkpoints.reader import Checkpoint
+from evosearch.moments.sampled_moments import SampledMoments
+from evosearch.recipe.sample import Sample
 
 torch.set_num_threads(1)
 Family = dict[str, Checkpoint]
+SAMPLE = Sample(text="drawn tokens")
+DOCUMENTS = ((5, 6, 7, 8, 4), (9, 10, 4), (11,), (4, 12, 13, 6))
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +42,10 @@ def make_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Famil
                 shift = spread * torch.randn(parameter.shape, generator=generator) if seed else 0.0
                 parameter.data.copy_(start[key] + shift)
             model.save_pretrained(folder / name)
-        return {str(path): Checkpoint.open(path, str(path)) for path in sorted(folder.iterdir(), key=order)}
+        found = {str(path): Checkpoint.open(path, str(path)) for path in sorted(folder.iterdir(), key=order)}
+        samples = SampledMoments(tmp_path_factory.mktemp("cache"), "cpu", known={SAMPLE.key: DOCUMENTS})
+        samples.attach(SAMPLE, found)
+        return found
 
     def order(path: Path) -> int:
         return ("base", "a", "b", "c").index(path.name)

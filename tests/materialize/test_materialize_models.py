@@ -27,6 +27,8 @@ def recipe(family: dict[str, Checkpoint], method: str, scale: float = 1.0, **ext
         models.append({"model": name, "parameters": {parameter: list(gradient) for parameter in per_model}})
     data: dict[str, object] = {"merge_method": method, "base_model": base if spec.takes_base else None}
     data |= {"models": models, "parameters": {parameter: [0.2, 0.9] for parameter in shared}}
+    if spec.statistic:
+        data["sample"] = {"text": "drawn tokens"}  # as in conftest.py
     return Recipe.model_validate(data | extra)
 
 
@@ -87,6 +89,9 @@ def test_candidates_leave_no_trace_in_one_another_or_in_the_parents(untied):
 def test_a_candidate_builds_no_model_and_opens_no_file(untied, monkeypatch):
     resident = ResidentModel(untied, next(iter(untied)))
     resident.materialize(recipe(untied, "dare_ties"))  # the first recipe with masks hashes the models once
+    for method, spec in specs().items():
+        if spec.statistic:  # and the first one with statistics computes and maps them
+            resident.materialize(recipe(untied, method))
 
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("a candidate did this")

@@ -100,7 +100,7 @@ def test_a_memory_reads_a_tensor_once_and_has_a_limit():
     counted = replace(delta(tau, memory), theta=look)
     assert counted.histogram() is counted.histogram()
     assert counted.histogram().codes is not None
-    assert len(looks) == 2  # to count, and to assign codes
+    assert len(looks) in (1, 2)  # to count, and to assign codes: with compiled kernels from one load
     assert delta(values("normal", 1000, 1), memory, tensor="other").histogram().codes is None  # the limit is reached
 
 
@@ -122,7 +122,8 @@ def whole_model(memory: Memory | None, density: Any = 0.3, scope: Any = "model")
     for index, shape in enumerate([(30, 4), (7,), (50, 3)]):
         base = torch.randn(shape, generator=generator)
         parents = [base + (0.1 + index) * torch.randn(shape, generator=generator) for _ in range(2)]
-        shared = {"normalize": True, "lambda": 1.0, "sign_method": "magnitude", "trim_scope": "model"}
+        shared: dict[str, Any] = {"normalize": True, "lambda": 1.0, "rescale": False}
+        shared |= {"sign_method": "magnitude", "trim_scope": "model"}
         if not isinstance(scope, str):
             shared["trim_scope"] = scope[index]
         own = {"weight": (0.5, 0.8), "density": (density if isinstance(density, float) else density[index], 0.6)}

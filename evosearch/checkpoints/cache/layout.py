@@ -12,12 +12,13 @@
 | `hashes/` | hashes of files, one small marker each; listed as one entry |
 
 An entry appears by rename, so it is complete; a process that uses it holds its mark (`uses.py`). Work in progress is in
-hidden files and folders next to the entries (`drafts.py`). The cache also has `locks/`, `uses/`, Ray's token, and
-temporary folders of `check`, which are drafts.
+hidden files and folders next to the entries (`drafts.py`). The cache also has `locks/`, `uses/`, `compiled/` (kernels
+of merges), Ray's token, and temporary folders of `check`, which are drafts.
 """
 
 COPIES, PREPARED, MERGED, TOKENIZERS = "copies", "prepared", "merged", "tokenizers"
 TEACHERS, STATISTICS, ZOO, HASHES = "teachers", "statistics", "zoo", "hashes"
+COMPILED = "compiled"
 KINDS = {
     COPIES: "copy from a network file system",
     PREPARED: "adapter applied",

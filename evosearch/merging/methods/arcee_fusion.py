@@ -42,7 +42,7 @@ def arcee_fusion(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) 
         kept = source[start : start + ends[0].numel()] >= threshold
         return (ends[1] - ends[0]).mul_(kept).add_(ends[0])  # NaN stays NaN
 
-    return elementwise(fuse, (base, parents[0]), p.dtype)
+    return elementwise(fuse, (base, parents[0]), p.dtype, sink=p.sink)
 
 
 def _importance(theta_0: Tensor, theta: Tensor, length: int) -> Tensor:

@@ -45,7 +45,9 @@ def consensus_ta(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) 
     """
     assert base is not None
     scale = p["scale"]
-    return elementwise(lambda _, ends: _agreed(ends, p).mul_(scale).add_(ends[0]), (base, *parents), p.dtype)
+    return elementwise(
+        lambda _, ends: _agreed(ends, p).mul_(scale).add_(ends[0]), (base, *parents), p.dtype, sink=p.sink
+    )
 
 
 def _agreed(ends: Sequence[Tensor], p: Parameters) -> Tensor:

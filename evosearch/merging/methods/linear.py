@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from evosearch.errors import CandidateError
-from evosearch.merging.kernels import at_least_float32, elementwise, total
+from evosearch.merging.kernels import at_least_float32, total
 from evosearch.merging.method_parameters import Parameters
 from evosearch.merging.registry import Slope, merge_method
+from evosearch.merging.sums import weighted_sum
 from evosearch.recipe.shapes import MergekitForm, Param
 
 
@@ -48,11 +49,4 @@ def linear(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Ten
     total = sum(weights) if p["normalize"] else 1.0
     if abs(total) <= 1e-6 * sum(abs(w) for w in weights):  # also where all are zero
         raise CandidateError("materialize", f"linear: weights {weights} sum to {total:g}, which normalize divides by")
-
-    def average(_: int, thetas: list[Tensor]) -> Tensor:
-        merged = thetas[0] * (weights[0] / total)
-        for theta, w in zip(thetas[1:], weights[1:], strict=True):
-            merged.add_(theta, alpha=w / total)  # Σ (wᵢ / Σw) θᵢ
-        return merged
-
-    return elementwise(average, parents, p.dtype)
+    return weighted_sum(parents, [w / total for w in weights], p)  # Σ (wᵢ / Σw) θᵢ

@@ -46,4 +46,4 @@ def nearswap(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> T
         tau = ends[1] - ends[0]
         return tau.clamp(-t, t).add_(tau - tau).add_(ends[0])  # τ − τ is NaN where τ is infinite
 
-    return elementwise(swap, (base, parents[0]), p.dtype)
+    return elementwise(swap, (base, parents[0]), p.dtype, sink=p.sink)

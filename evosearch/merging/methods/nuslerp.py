@@ -1,6 +1,7 @@
 """nuslerp: spherical interpolation by weights, between two models or their task vectors (Shoemake 1985)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ def nuslerp(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Te
     Raises:
         CandidateError: The weights sum to zero.
     """
-    merged = combine(*_turned(base, parents, p), p, _arc, p.each("weight"), by_row=_by_row(p))
+    merged = combine(*_turned(base, parents, p), replace(p, sink=None), _arc, p.each("weight"), by_row=_by_row(p))
     return _turn(merged, p)
 
 

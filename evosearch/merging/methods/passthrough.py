@@ -30,4 +30,4 @@ def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, gr
 def passthrough(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
     """Return scale · θ; filters select the tensors to scale."""
     (scale,) = p.each("scale")
-    return elementwise(lambda _, chunks: chunks[0] * scale, parents, p.dtype)
+    return elementwise(lambda _, chunks: chunks[0] * scale, parents, p.dtype, sink=p.sink)

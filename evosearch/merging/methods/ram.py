@@ -26,4 +26,4 @@ def ram(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor
     mean of their changes.
     """
     assert base is not None
-    return add_changes(base, parents, p["epsilon"], [1.0] * len(parents), p.dtype)
+    return add_changes(base, parents, p["epsilon"], [1.0] * len(parents), p)

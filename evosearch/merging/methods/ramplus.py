@@ -76,7 +76,7 @@ def ramplus(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Te
     """
     assert base is not None
     scales = [1 + p["r"] * min(ratio, p["alpha"]) for ratio in _ratios_of(base, parents, p)]  # λᵢ
-    return add_changes(base, parents, p["epsilon"], scales, p.dtype)
+    return add_changes(base, parents, p["epsilon"], scales, p)
 
 
 def _ratios_of(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> list[float]:

@@ -62,7 +62,7 @@ def regmean(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Te
     if not sum(weights) > 0.0:
         raise CandidateError("materialize", f"regmean: weights {weights} sum to zero, which they are divided by")
     if not p.statistics:
-        return elementwise(_average(weights), parents, p.dtype)
+        return elementwise(_average(weights), parents, p.dtype, sink=p.sink)
     with _one_thread():
         system = _System.of(parents, p, weights)
         return (system.solve(system.right) + first.double()).to(p.dtype)

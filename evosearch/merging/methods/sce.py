@@ -1,13 +1,15 @@
 """sce: select entries by variance, weigh models by their changes, erase minority signs (Wan et al. 2024)."""
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
 
+from evosearch.merging.compiled import fused
 from evosearch.merging.election import nonzero, vote
 from evosearch.merging.kernels import at_least_float32, elementwise, totals
-from evosearch.merging.magnitudes import Delta, largest
+from evosearch.merging.magnitudes import Delta, Trim, compiled_histogram, compiled_trim, largest
 from evosearch.merging.method_parameters import Parameters
 from evosearch.merging.registry import merge_method
 from evosearch.recipe.shapes import MergekitForm, Param
@@ -32,14 +34,15 @@ def sce(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor
     at a sum of 0.
     """
     assert base is not None
+    if fused.applies(p.dtype, (base, *parents), p.sink):
+        return _compiled(base, parents, p)
     selected = _selected(base, parents, p)
     squares = totals(
         lambda start, chunks: [tau.square() for tau in selected(start, chunks)],
         (base, *parents),
         at_least_float32(p.dtype),
     )
-    summed = sum(squares)
-    weights = [one / summed for one in squares] if summed else [1.0 / len(parents)] * len(parents)  # NaN stays NaN
+    weights = _weights(squares)
 
     def erase(start: int, chunks: list[Tensor]) -> Tensor:
         taus = selected(start, chunks)
@@ -51,7 +54,26 @@ def sce(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor
             divisor.add_(agreeing.sign_(), alpha=w)
         return merged.div_(nonzero(divisor)).mul_(sign).add_(chunks[0])
 
-    return elementwise(erase, (base, *parents), p.dtype)
+    return elementwise(erase, (base, *parents), p.dtype, sink=p.sink)
+
+
+def _compiled(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> Tensor:
+    """Merge with the compiled kernels."""
+    if p["select_topk"] >= 1:
+        squares = p.recall_of_all("squares", True, lambda: fused.selected_squares(base, parents, None))
+        return fused.erase(base, parents, _weights(squares), None, p.sink)
+    histogram = p.recall_of_all(
+        "variances", True, lambda: compiled_histogram(base, parents, lambda: p.reserve(0, base.numel()))
+    )
+    k = max(1, int(p["select_topk"] * histogram.total))
+    trim = compiled_trim(base, parents, histogram, k) or Trim(0.0, 0.0, 0)  # which trims nothing
+    return fused.erase(base, parents, _weights(fused.selected_squares(base, parents, trim)), trim, p.sink)
+
+
+def _weights(squares: Sequence[float]) -> list[float]:
+    """Return wᵢ, from the sums of squares; NaN stays NaN."""
+    summed = sum(squares)
+    return [one / summed for one in squares] if summed else [1.0 / len(squares)] * len(squares)
 
 
 def _selected(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> Callable[[int, list[Tensor]], list[Tensor]]:
@@ -83,5 +105,5 @@ def _taus(chunks: list[Tensor]) -> list[Tensor]:
 
 def _variance(taus: list[Tensor]) -> Tensor:
     """Return the population variance over the models."""
-    mean = torch.stack(taus).mean(dim=0)
-    return torch.stack([(tau - mean).square_() for tau in taus]).mean(dim=0)
+    mean = reduce(torch.add, taus) / len(taus)
+    return reduce(torch.add, [(tau - mean).square_() for tau in taus]) / len(taus)

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from evosearch.errors import CandidateError
-from evosearch.merging.kernels import at_least_float32, dot, elementwise, totals
+from evosearch.merging.combinations import dots
+from evosearch.merging.kernels import at_least_float32, totals
 from evosearch.merging.method_parameters import Parameters
 from evosearch.merging.registry import Slope, merge_method
+from evosearch.merging.sums import weighted_sum
 from evosearch.recipe.shapes import MergekitForm, Param
 
 # Above this |cosine| slerp is replaced by linear interpolation, as in mergekit. Most fine-tunes of one base are this
@@ -21,7 +23,7 @@ def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, gr
     """Return dL/dt = A′⟨dL/dθ, a⟩ + B′⟨dL/dθ, b⟩ for the merge Aa + Bb."""
     assert base is not None
     a, b = base, parents[0]
-    by_a, by_b = _slopes(p["t"], p.choice("norm") == "match", *_geometry(a, b))
+    by_a, by_b = _slopes(p["t"], p.choice("norm") == "match", *_geometry(a, b, p))
     # b − a is small for fine-tunes of one base: its own sum keeps the precision that ⟨dL/dθ, b⟩ would lose.
     along, across = totals(lambda _, c: (c[0] * c[1], c[0] * (c[2] - c[1])), (grad, a, b), at_least_float32(p.dtype))
     return {"t": (by_a + by_b) * along + by_b * across}
@@ -51,29 +53,26 @@ def slerp(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tens
     """
     assert base is not None
     a, b, t = base, parents[0], p["t"]
-    norm_a, norm_b, cosine = _geometry(a, b)
+    norm_a, norm_b, cosine = _geometry(a, b, p)
     from_a, from_b = _coefficients(t, max(-1.0, min(1.0, cosine)))
     if p.choice("norm") == "match":
         squared = from_a**2 * norm_a**2 + from_b**2 * norm_b**2 + 2 * from_a * from_b * cosine * norm_a * norm_b
         scale = ((1 - t) * norm_a + t * norm_b) / math.sqrt(squared) if squared > ZERO_NORM**2 else 1.0
         from_a, from_b = from_a * scale, from_b * scale
-
-    def arc(_: int, ends: list[Tensor]) -> Tensor:
-        return (ends[0] * from_a).add_(ends[1], alpha=from_b)
-
-    return elementwise(arc, (a, b), p.dtype)
+    return weighted_sum((a, b), (from_a, from_b), p)
 
 
-def _geometry(a: Tensor, b: Tensor) -> tuple[float, float, float]:
+def _geometry(a: Tensor, b: Tensor, p: Parameters) -> tuple[float, float, float]:
     """Return ‖a‖, ‖b‖ and the cosine of their angle, which rounding may put slightly outside of [−1, 1].
 
     Raises:
         CandidateError: An input tensor is not finite.
     """
-    norm_a, norm_b = math.sqrt(dot(a, a)), math.sqrt(dot(b, b))
+    squared_a, product, squared_b = p.recall_of_all("products", True, lambda: dots(a, b))
+    norm_a, norm_b = math.sqrt(squared_a), math.sqrt(squared_b)
     if not (math.isfinite(norm_a) and math.isfinite(norm_b)):
         raise CandidateError("materialize", "slerp: an input tensor is not finite")
-    cosine = dot(a, b) / ((norm_a if norm_a > ZERO_NORM else 1.0) * (norm_b if norm_b > ZERO_NORM else 1.0))
+    cosine = product / ((norm_a if norm_a > ZERO_NORM else 1.0) * (norm_b if norm_b > ZERO_NORM else 1.0))
     return norm_a, norm_b, cosine
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from evosearch.errors import CandidateError
+from evosearch.merging.compiled import library
 from evosearch.merging.election import SIGN_METHOD
 from evosearch.merging.kernels import same
 from evosearch.merging.magnitudes import Delta, Trim, trims
@@ -95,6 +96,10 @@ class Trimmed:
     def apply(self, tau: Tensor, start: int) -> Tensor:
         """Trim a chunk that begins at index `start`."""
         return self.trim.apply(tau, start) if self.trim else tau
+
+    def compiled(self) -> library.Change:
+        """Return the description for the compiled kernels."""
+        return self.trim.compiled() if self.trim else library.Change()
 
 
 def _trimmed(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> list[Trimmed]:

@@ -1,0 +1,1 @@
+"""Merges under measurement, and what they are compared with."""

@@ -1,0 +1,1 @@
+"""Fused CPU kernels of the merge methods, compiled on first use."""
