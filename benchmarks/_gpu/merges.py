@@ -8,17 +8,15 @@ from typing import Any
 import torch
 
 from benchmarks._gpu.results import require
-from benchmarks._gpu.world import SAMPLE, World
+from benchmarks._gpu.world import SAMPLE, World, settings
 from evosearch.materialize.apply import arguments, with_statistics
 from evosearch.materialize.in_memory import ResidentModel
 from evosearch.materialize.plan import plan
 from evosearch.merging import philox
 from evosearch.merging.registry import method, specs
-from evosearch.recipe.shapes import MethodSpec
 
 DENSITIES = (0.01, 0.3, 0.5, 0.999, 1.0)
 STARTS = (0, 3, 12345, (1 << 32) + 5)  # index of the first element, also within a block and beyond 32 bits
-WITHIN = 0.4  # of a parameter's bounds: the value of the checks
 RELATIVE = 1e-5  # tolerance of an entry, relative to the largest entry of the tensor
 OTHERS = 1e-5  # share of entries that may differ, because rounding decides ties between signs or magnitudes
 
@@ -49,7 +47,7 @@ def merges(world: World, device: torch.device) -> Mapping[str, Any]:
     there = ResidentModel(checkpoints, str(world.models[0]), device, torch.float32, example)
     figures: dict[str, Any] = {}
     for name, spec in specs().items():
-        recipe = world.recipe(name, **_settings(spec))
+        recipe = world.recipe(name, **settings(spec))
         seconds = [_seconds(model, recipe, device) for model in (here, there)]
         entries = others = 0
         for (key, mine), theirs in zip(here.model.state_dict().items(), there.model.state_dict().values(), strict=True):
@@ -72,10 +70,10 @@ def derivatives(world: World, device: torch.device) -> Mapping[str, Any]:
         derivative = method(name).derivative
         if derivative is None:
             continue
-        recipe, most = world.recipe(name, **_settings(spec)), 0.0
+        recipe, most = world.recipe(name, **settings(spec)), 0.0
         for op in plan(recipe, shapes, shapes[str(world.models[0])], specs(), contents):
             if spec.statistic:
-                op = with_statistics(op, SAMPLE.key, spec.statistic, checkpoints)
+                op = with_statistics(op, (SAMPLE.key, spec.statistic), checkpoints)
             base, parents, own = arguments(op, lambda source: checkpoints[source.reference].load(source.tensor))
             grad = torch.randn(parents[0].shape, generator=torch.Generator().manual_seed(1))
             here = derivative(base, parents, own, grad)
@@ -92,16 +90,6 @@ def derivatives(world: World, device: torch.device) -> Mapping[str, Any]:
         require(most <= RELATIVE, f"{name}: derivatives differ by {most:.1e} of the product of norms", method=name)
         figures[f"{name}_most"] = most
     return figures
-
-
-def _settings(spec: MethodSpec) -> dict[str, Any]:
-    """Return a value for every number of a method, inside its bounds."""
-    numbers = {name: param for name, param in spec.parameters.items() if param.kind == "float"}
-    return {
-        name: param.low + WITHIN * (param.high - param.low)
-        for name, param in numbers.items()
-        if param.low is not None and param.high is not None
-    }
 
 
 def _seconds(model: ResidentModel, recipe: Any, device: torch.device) -> float:

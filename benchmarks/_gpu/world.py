@@ -19,9 +19,11 @@ from evosearch.merging.registry import specs
 from evosearch.moments.sampled_moments import SampledMoments
 from evosearch.recipe.sample import Sample
 from evosearch.recipe.schema import Recipe
+from evosearch.recipe.shapes import MethodSpec
 
 LETTERS = "abcdefghij"
 SAMPLE = Sample(text="drawn tokens")
+WITHIN = 0.4  # of a parameter's bounds: the value of the checks
 _MEAN = {"aggregation": "mean", "higher_is_better": True}
 
 
@@ -57,7 +59,11 @@ class World:
         found = {str(folder): Checkpoint.open(folder) for folder in self.models}
         draw = random.Random(5)
         texts = tuple(tuple(draw.choices(range(4, 12), k=24)) for _ in range(16))
-        SampledMoments(self.folder / "cache", "cpu", known={SAMPLE.key: texts}).attach(SAMPLE, found)
+        samples = SampledMoments(self.folder / "cache", "cpu", known={SAMPLE.key: texts})
+        samples.attach(SAMPLE, found)
+        for name, spec in specs().items():
+            if spec.sequential:  # its statistics are those of a merge
+                samples.attach(SAMPLE, found, self.recipe(name, **settings(spec)))
         return found
 
     def harness(self) -> Harness:
@@ -87,6 +93,16 @@ class World:
         given: dict[str, Any] = {"device": device, "threads": 1} | changes
         suite = self.suite.model_dump(mode="json")
         return WorkerConfig(recipe=recipe.to_dict(), suite=suite, cache=self.folder / "cache", **given)
+
+
+def settings(spec: MethodSpec) -> dict[str, Any]:
+    """Return a value for every number of a method, inside its bounds."""
+    numbers = {name: param for name, param in spec.parameters.items() if param.kind == "float"}
+    return {
+        name: param.low + WITHIN * (param.high - param.low)
+        for name, param in numbers.items()
+        if param.low is not None and param.high is not None
+    }
 
 
 def make_world(folder: Path, size: Size) -> World:

@@ -29,7 +29,7 @@ from evosearch.checkpoints.references import Progress
 from evosearch.errors import CheckpointError
 from evosearch.execution.worker_config import WorkerConfig
 from evosearch.materialize.inputs import Opener
-from evosearch.materialize.plan import donor_of
+from evosearch.materialize.plan import donor_of, statistics_key
 from evosearch.merging.registry import specs
 from evosearch.moments.sampled_moments import SampledMoments
 from evosearch.recipe import placebo_reference
@@ -78,7 +78,7 @@ def _compute_statistics(recipe: Recipe, checkpoints: Mapping[str, Checkpoint]) -
         return  # where the method is searched, they are computed for the first candidate that needs them
     for block in blocks(recipe):
         for entry in block.parents if spec.takes_base else block.entries:
-            checkpoints[entry.model].statistics[recipe.sample.key, spec.statistic].has("")
+            checkpoints[entry.model].statistics[statistics_key(recipe, spec)].has("")
 
 
 class _Preparing:

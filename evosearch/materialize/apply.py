@@ -8,7 +8,7 @@ import torch
 
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.errors import CandidateError, RecipeError
-from evosearch.materialize.plan import Input, TensorOp, plan, with_survey
+from evosearch.materialize.plan import Input, TensorOp, plan, statistics_key, with_survey
 from evosearch.merging.method_parameters import Memory, Parameters
 from evosearch.merging.registry import Site, method, specs
 from evosearch.merging.sink import Sink
@@ -53,7 +53,7 @@ def operations(
         ops = tuple(replace(op, parameters=replace(op.parameters, memory=memory)) for op in ops)
     if spec is not None and spec.statistic and recipe.sample is not None:
         assert checkpoints is not None, "methods with statistics need checkpoints that have them"
-        ops = tuple(with_statistics(op, recipe.sample.key, spec.statistic, checkpoints) for op in ops)
+        ops = tuple(with_statistics(op, statistics_key(recipe, spec), checkpoints) for op in ops)
     survey = method(ops[0].method).survey
     facts = survey([_site(op, tensor_of) for op in ops]) if survey is not None else None
     return ops if facts is None else with_survey(ops, iter(facts))
@@ -109,13 +109,12 @@ def arguments(op: TensorOp, tensor_of: TensorOf) -> tuple[torch.Tensor | None, l
     return base, parents, replace(op.parameters, statistics=loaded)
 
 
-def with_statistics(op: TensorOp, sample: str, kind: str, checkpoints: Mapping[str, Checkpoint]) -> TensorOp:
+def with_statistics(op: TensorOp, key: tuple[str, str], checkpoints: Mapping[str, Checkpoint]) -> TensorOp:
     """Return an operation that loads the statistics of its base and parents.
 
     Args:
         op: The operation.
-        sample: Key of the recipe's sample.
-        kind: The statistic.
+        key: See `statistics_key`.
         checkpoints: Reference → checkpoint.
 
     Raises:
@@ -124,15 +123,21 @@ def with_statistics(op: TensorOp, sample: str, kind: str, checkpoints: Mapping[s
     """
     loaders = list[Callable[[], torch.Tensor]]()
     for parent in op.sources:
-        found = checkpoints[parent.reference].statistics.get((sample, kind))
+        found = checkpoints[parent.reference].statistics.get(key)
         if found is None:
             what = "the models were not opened with this sample"
             raise RecipeError("recipe.sample", what, "The sample of the search's own recipe")
         if not found.has(parent.tensor):
             return op  # of the same layer kind in every parent
         loaders.append(partial(found.load, parent.tensor))
-    transposed = kind != FISHER and checkpoints[op.parents[0].reference].family.transposed
+    first = op.parents[0]
+    transposed = key[1] != FISHER and is_transposed(checkpoints[first.reference], first.tensor)
     return replace(op, statistics=tuple(loaders), transposed=transposed)
+
+
+def is_transposed(checkpoint: Checkpoint, name: str) -> bool:
+    """Return whether a linear weight is stored as (in, out): those of GPT-2's layers, but not its head."""
+    return checkpoint.family.transposed and checkpoint.shape.by_name[name].layer is not None
 
 
 def extremes(tensor: torch.Tensor) -> torch.Tensor:

@@ -52,12 +52,13 @@ class Samples(Protocol):
         """
         ...
 
-    def attach(self, sample: Sample, checkpoints: Mapping[str, Checkpoint]) -> None:
+    def attach(self, sample: Sample, checkpoints: Mapping[str, Checkpoint], recipe: Recipe | None = None) -> None:
         """Give every checkpoint its statistics over a sample. Nothing is read or computed before they are used.
 
         Args:
             sample: The sample.
             checkpoints: Reference → checkpoint in the output's vocabulary, the donor first.
+            recipe: The recipe, whose merge the statistics of a sequential method depend on.
         """
         ...
 
@@ -102,7 +103,7 @@ class Opener:
         found = in_one_vocabulary(recipe, self.as_they_are(recipe, also), self.cache, self.folder)
         if recipe.sample is not None:
             assert self.samples is not None, "an opener without samples"
-            self.samples.attach(recipe.sample, found)
+            self.samples.attach(recipe.sample, found, recipe)
         return found
 
     def as_they_are(self, recipe: Recipe, also: Sequence[str] = ()) -> dict[str, Checkpoint]:

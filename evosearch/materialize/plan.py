@@ -1,5 +1,6 @@
 """Merge plans: one operation per tensor, with its parameters evaluated. Does not read the disk."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -60,6 +61,17 @@ class TensorOp:
 def donor_of(recipe: Recipe) -> str:
     """Return the model that config, tokenizer and chat template come from: the base, or else the first model."""
     return recipe.references()[0]
+
+
+def statistics_key(recipe: Recipe, spec: MethodSpec) -> tuple[str, str]:
+    """Return the key of the recipe's statistics in `Checkpoint.statistics`.
+
+    Statistics of a sequential method are those of one recipe, and are named by all of it.
+    """
+    assert recipe.sample is not None
+    if not spec.sequential:
+        return recipe.sample.key, spec.statistic
+    return recipe.sample.key, f"{spec.statistic} {hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()}"
 
 
 def output_dtype(recipe: Recipe) -> torch.dtype:

@@ -2,7 +2,7 @@
 
     max_P Σ_units corr(x₀, P(x))        for each group alone, by a linear assignment
 
-Source: Li et al. 2015 (arXiv:1511.07543); Ainsworth et al. 2023 (arXiv:2209.04836), section 3.1. Activations are the
+Source: Li et al. 2015 (arXiv:1511.07543); Ainsworth et al. 2023 (arXiv:2209.04836). Activations are the
 inputs of linear layers: those of `down` are the hidden units of an MLP, those of `o` the heads, and those of all others
 the residual stream, normed. A key-value head has the correlation of its query heads.
 """

@@ -88,8 +88,8 @@ class Parameters:
         memory: Cache that outlives this merge, or None.
         statistics: The method's statistic at this tensor, float32: of the base if the method takes one, then of each
             parent; empty where there is none. `fisher`: Fᵢ ≥ 0, of the tensor's shape. Of linear layers only, whose
-            weights are given as (out, in): `gram`: Gᵢ = XᵀX/n (in, in) of their inputs; `inputs`: X (n, in) of the
-            sample's first tokens.
+            weights are given as (out, in): `gram`: Gᵢ = XᵀX/n (in, in) of their inputs; `propagated_gram`: the same
+            of inputs that have passed the merged earlier layers; `inputs`: X (n, in) of the sample's first tokens.
         head_size: Dimensions of an attention head of the first parent; 0 if the config does not tell.
         sink: Where a merge may write its result instead of into a new tensor, or None.
     """

@@ -1,4 +1,4 @@
-"""Weight matching: the permutation of a model with weights closest to another's (Ainsworth et al. 2023, section 3.2).
+"""Weight matching: the permutation of a model with weights closest to another's (Ainsworth et al. 2023).
 
     max_P Σ_tensors ⟨θ₀, P(θ)⟩        by coordinate descent: one group at a time, the others fixed
 

@@ -7,8 +7,9 @@ The sums are mapped from the file while they are computed, so that the operating
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from evosearch.checkpoints.cache.drafts import draft
+from evosearch.checkpoints.cache.layout import STATISTICS
+from evosearch.checkpoints.cache.locks import LOCKS, locked
+from evosearch.checkpoints.cache.uses import hold
 from evosearch.checkpoints.disk_space import check_disk_space
 from evosearch.errors import CheckpointError
 from evosearch.umask import follow_umask
@@ -24,6 +28,7 @@ ITEM = 4  # bytes of a float32
 SHARED = "shared"  # key of the header: JSON of the names that have the tensor of another name
 
 Shapes = Mapping[str, tuple[int, ...]]
+Report = Callable[[str, float], None]  # description, completed fraction
 
 
 class Moments:
@@ -54,6 +59,60 @@ def open_moments(path: Path) -> Moments | None:
         return Moments(path)
     except (OSError, SafetensorError, ValueError):
         return None
+
+
+def computed_once(cache: Path, file: Path, what: str, report: Report, compute: Callable[[Path], None]) -> Moments:
+    """Return the moments in a file of the cache; compute them first, under a lock, if it is missing or damaged.
+
+    Args:
+        cache: The node's cache folder.
+        file: The file, in its folder of statistics.
+        what: Description.
+        report: Called with a description and the completed fraction.
+        compute: Writes the file.
+
+    Raises:
+        CheckpointError: The file was written, and cannot be read.
+    """
+    hold(cache, STATISTICS, file.name, what)
+    found = open_moments(file)
+    if found is None:
+        with locked(cache / LOCKS / file.stem, partial(report, f"waiting for another process's {what}", 0.0)):
+            found = open_moments(file)  # computed by another process meanwhile
+            if found is None:
+                compute(file)
+                found = open_moments(file)
+    if found is None:
+        raise CheckpointError(str(file), "was written, and cannot be read", next="Check the disk of EVOSEARCH_CACHE")
+    return found
+
+
+def check_finite(totals: Mapping[str, torch.Tensor], reference: str) -> None:
+    """Check that a model's statistics are finite.
+
+    Raises:
+        CheckpointError: One is not.
+    """
+    for name, total in totals.items():
+        if not torch.stack(torch.aminmax(total)).isfinite().all():
+            what = f"its statistics at '{name}' are not finite"
+            raise CheckpointError(reference, what, next="Check that the model gives finite answers")
+
+
+@contextmanager
+def scratch(folder: Path, name: str, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
+    """A float32 tensor, mapped from a file in a draft that is removed at the end of the context.
+
+    Raises:
+        CheckpointError: The disk has too little space, or cannot be written.
+    """
+    size = ITEM * math.prod(shape)
+    check_disk_space(folder, size, "hidden states of a sample")
+    with draft(folder, name) as made:
+        path = made / "states"
+        with path.open("wb") as handle:
+            handle.truncate(size)
+        yield _mapped(path, 0, {"": shape})[""]
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def sharing(model: Any, layers: Mapping[str, nn.Module], tokens: Sequence[int]) 
         else:
             latest[:] = [(name, x)]
 
-    with _watched(layers, see):
+    with watched(layers, see):
         _run(model, tokens)
     return found
 
@@ -72,7 +72,15 @@ def add_gram_matrices(
         layers: Name → linear layer.
         done: Called with the fraction of the documents.
     """
-    scale = 1.0 / sum(map(len, documents))
+    add = adding(sums, 1.0 / sum(map(len, documents)))
+    with watched({name: layers[name] for name in sums}, add):
+        for index, tokens in enumerate(documents):
+            _run(model, tokens)
+            done((index + 1) / len(documents))
+
+
+def adding(sums: Mapping[str, Tensor], scale: float) -> Seen:
+    """Return a function that adds scale · XᵀX of a layer's input X to its matrix in `sums`."""
 
     def add(name: str, x: Tensor) -> None:
         rows = x.reshape(-1, x.shape[-1]).float()
@@ -81,10 +89,7 @@ def add_gram_matrices(
         else:
             sums[name].add_((rows.t() @ rows).cpu(), alpha=scale)
 
-    with _watched({name: layers[name] for name in sums}, add):
-        for index, tokens in enumerate(documents):
-            _run(model, tokens)
-            done((index + 1) / len(documents))
+    return add
 
 
 @torch.no_grad()
@@ -112,7 +117,7 @@ def keep_inputs(
         kept[name][start : start + len(rows)] = rows.cpu()
         filled[name] += len(rows)
 
-    with _watched({name: layers[name] for name in kept}, keep):
+    with watched({name: layers[name] for name in kept}, keep):
         for index, tokens in enumerate(documents):
             _run(model, tokens)
             done((index + 1) / len(documents))
@@ -132,7 +137,8 @@ def _run(model: Any, tokens: Sequence[int]) -> None:
 
 
 @contextmanager
-def _watched(layers: Mapping[str, nn.Module], see: Seen) -> Iterator[None]:
+def watched(layers: Mapping[str, nn.Module], see: Seen) -> Iterator[None]:
+    """Call `see` with every input of the layers within the context."""
     with ExitStack() as stack:
         for name, layer in layers.items():
             hook = layer.register_forward_pre_hook(lambda _, args, name=name: see(name, args[0]))

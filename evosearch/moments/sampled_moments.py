@@ -15,24 +15,26 @@ from typing import Any
 import torch
 
 from evosearch.checkpoints.cache.layout import STATISTICS
-from evosearch.checkpoints.cache.locks import LOCKS, locked
-from evosearch.checkpoints.cache.uses import hold
 from evosearch.checkpoints.reader import CONFIG, Checkpoint
 from evosearch.checkpoints.references import Progress
 from evosearch.checkpoints.tokenizers.loading import load_tokenizer
-from evosearch.errors import CheckpointError
 from evosearch.evaluation.harness.harness import max_length_of
 from evosearch.materialize.forward import settings
+from evosearch.materialize.plan import statistics_key
 from evosearch.materialize.skeleton import build, generation_folder
-from evosearch.moments.files import Moments, open_moments, sums
+from evosearch.merging.registry import specs
+from evosearch.moments.files import Moments, check_finite, computed_once, sums
 from evosearch.moments.gram_matrices import add_gram_matrices, keep_inputs, linear_layers, sharing, width
+from evosearch.moments.merge_moments import MergeMoments, ParentMoments
 from evosearch.moments.sample_tokens import Tokens, digest_of, read_tokens
 from evosearch.moments.squared_gradients import add_squared_gradients, draws_of
+from evosearch.recipe.blocks import blocks
 from evosearch.recipe.sample import Sample
-from evosearch.recipe.shapes import FISHER, INPUTS
-from evosearch.recipe.shapes import STATISTICS as KINDS
+from evosearch.recipe.schema import Recipe
+from evosearch.recipe.shapes import FISHER, GRAM, INPUTS
 
 MOST_ROWS = 4096  # tokens whose inputs are kept: 12 GB for Llama's shapes of 7B
+KINDS = (FISHER, GRAM, INPUTS)  # those of one model
 VERSION = 1  # of the computation; a change leaves older files unused
 
 
@@ -72,12 +74,29 @@ class SampledMoments:
             self.known[sample.key] = read_tokens(sample, tokenizer, length)
         return self.known[sample.key]
 
-    def attach(self, sample: Sample, checkpoints: Mapping[str, Checkpoint]) -> None:
-        """Give every checkpoint its statistics over a sample. Nothing is read or computed before they are used."""
+    def attach(self, sample: Sample, checkpoints: Mapping[str, Checkpoint], recipe: Recipe | None = None) -> None:
+        """Give every checkpoint its statistics over a sample. Nothing is read or computed before they are used.
+
+        With a recipe of a sequential method, its parents have the statistics of its merge too.
+        """
         donor = next(iter(checkpoints.values()))
         for checkpoint in checkpoints.values():
             own = {(sample.key, kind): ModelMoments(self, sample, kind, checkpoint, donor) for kind in KINDS}
             checkpoint.statistics = {**checkpoint.statistics, **own}
+        spec = specs().get(recipe.merge_method or "") if recipe is not None else None
+        if recipe is None or spec is None or not spec.sequential:
+            return
+        read = partial(self.tokens, sample, donor)
+        merge = MergeMoments(recipe, dict(checkpoints), read, self.cache, self.chosen_device, self.report)
+        entries = [entry for block in blocks(recipe) for entry in block.entries]
+        for index, entry in enumerate(entries):
+            parent = checkpoints[entry.model]
+            parent.statistics = {**parent.statistics, statistics_key(recipe, spec): ParentMoments(merge, index)}
+
+    def report(self, what: str, fraction: float) -> None:
+        """Report progress."""
+        if self.progress:
+            self.progress(what, fraction)
 
     @property
     def chosen_device(self) -> torch.device:
@@ -126,30 +145,17 @@ class ModelMoments:
         Raises:
             CheckpointError: The model cannot be built or run, or the cache cannot be written.
         """
-        file, reference = self.file, self.checkpoint.reference
-        hold(self.owner.cache, STATISTICS, file.name, f"{self.kind} of {reference}")
-        found = open_moments(file)
-        if found is None:
-            waiting = partial(self._report, f"waiting for another process's {self.kind} statistics of {reference}", 0.0)
-            with locked(self.owner.cache / LOCKS / file.stem, waiting):
-                found = open_moments(file)  # computed by another process meanwhile
-                if found is None:
-                    self._compute(file)
-                    found = open_moments(file)
-        if found is None:
-            raise CheckpointError(
-                str(file), "was written, and cannot be read", next="Check the disk of EVOSEARCH_CACHE"
-            )
-        return found
+        what = f"{self.kind} of {self.checkpoint.reference}"
+        return computed_once(self.owner.cache, self.file, what, self.owner.report, self._compute)
 
     def _compute(self, file: Path) -> None:
         model, places = self._built(), self._places
-        done = partial(self._report, f"computing {self.kind} statistics of {self.checkpoint.reference}")
+        done = partial(self.owner.report, f"computing {self.kind} statistics of {self.checkpoint.reference}")
         if self.kind == FISHER:
             shapes = {name: info.shape for name, info in self.checkpoint.tensors.items()}
             with sums(file, shapes, {}) as totals:
                 add_squared_gradients(model, self._tokens, totals, places, draws_of(digest_of(self._tokens)), done)
-                _check_finite(totals, self.checkpoint.reference)
+                check_finite(totals, self.checkpoint.reference)
             return
         layers = linear_layers(model, places)
         first = sharing(model, layers, self._tokens[0])
@@ -158,7 +164,7 @@ class ModelMoments:
         run = keep_inputs if self.kind == INPUTS else add_gram_matrices
         with sums(file, matrices, {name: own for name, own in first.items() if name != own}) as totals:
             run(model, self._tokens, totals, layers, done)
-            _check_finite(totals, self.checkpoint.reference)
+            check_finite(totals, self.checkpoint.reference)
 
     def _built(self) -> Any:
         one = self.checkpoint
@@ -178,14 +184,3 @@ class ModelMoments:
     @property
     def _tokens(self) -> Tokens:
         return self.owner.tokens(self.sample, self.donor)
-
-    def _report(self, what: str, fraction: float) -> None:
-        if self.owner.progress:
-            self.owner.progress(what, fraction)
-
-
-def _check_finite(totals: Mapping[str, torch.Tensor], reference: str) -> None:
-    for name, total in totals.items():
-        if not torch.stack(torch.aminmax(total)).isfinite().all():
-            what = f"its statistics at '{name}' are not finite"
-            raise CheckpointError(reference, what, next="Check that the model gives finite answers")

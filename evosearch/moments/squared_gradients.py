@@ -1,4 +1,4 @@
-"""Diagonal of the empirical Fisher matrix with sampled labels (Matena and Raffel 2022, arXiv:2111.09832, eq. 2).
+"""Diagonal of the empirical Fisher matrix with sampled labels (Matena and Raffel 2022, arXiv:2111.09832).
 
     F = 1/N Σ_n 1/T_n (Σ_t ∂ log p(y_t | x_≤t) / ∂θ)²        y_t ~ p(· | x_≤t), N documents of T_n tokens
 

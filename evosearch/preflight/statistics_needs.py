@@ -52,7 +52,8 @@ def statistics_needs(models: Models, methods: Iterable[str]) -> StatisticsNeeds:
         methods: Names of the merge methods that candidates may have.
     """
     sample = models.recipe.sample
-    kinds = dict.fromkeys(specs()[name].statistic for name in methods if name in specs())
+    known = [specs()[name] for name in methods if name in specs()]
+    kinds = dict.fromkeys(spec.statistic for spec in known if not spec.sequential)  # which is refused
     if sample is None:
         return StatisticsNeeds("", 0)
     tokens, found, total = models.samples[sample.key], list[str](), 0

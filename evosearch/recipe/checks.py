@@ -50,6 +50,9 @@ def check(recipe: Recipe, methods: Mapping[str, MethodSpec], where: str = "recip
         what = "not allowed together with tokenizer, tokenizer_source or chat_template"
         next = "Convert the models first, each by a recipe of its own, and merge these recipes"
         raise RecipeError(documents.join(where, "sample"), what, next=next)
+    for key, _ in recipe.named_slices() if spec.sequential else ():
+        next = "Name whole models (`models:`), or merge the slices first, by a recipe of their own"
+        raise RecipeError(documents.join(where, key), f"{spec.name} merges whole models, layer after layer", next=next)
     if recipe.sample is not None and not spec.statistic:
         notes[f"{documents.join(where, 'sample')}: has no effect, because {spec.name} needs no statistics"] = None
     for block in _located(recipe, where):

@@ -12,11 +12,12 @@ from typing import Literal
 Scalar = float | int | bool | str
 
 # Statistics of a parent over a sample, see `Parameters.statistics`
-FISHER, GRAM, INPUTS = "fisher", "gram", "inputs"
+FISHER, GRAM, INPUTS, PROPAGATED = "fisher", "gram", "inputs", "propagated_gram"
 STATISTICS = {
     FISHER: "the diagonal of the Fisher matrix",
     GRAM: "Gram matrices of the inputs of linear layers",
     INPUTS: "the inputs of linear layers",
+    PROPAGATED: "Gram matrices of the inputs of linear layers behind the merged earlier layers",
 }
 
 
@@ -99,6 +100,14 @@ class MethodSpec:
     differentiable: tuple[str, ...] = ()
     statistic: str = ""
     aligns: bool = False
+
+    @property
+    def sequential(self) -> bool:
+        """Whether a layer's statistic depends on the merged earlier layers, and so on all numbers of the recipe.
+
+        Such a method merges whole models, and cannot be searched: every candidate would need its own statistics.
+        """
+        return self.statistic == PROPAGATED
 
 
 class Place(str, Enum):

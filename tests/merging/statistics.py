@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from evosearch.merging.method_parameters import Parameters
-from evosearch.recipe.shapes import FISHER, GRAM, INPUTS, MethodSpec
+from evosearch.recipe.shapes import FISHER, GRAM, INPUTS, PROPAGATED, MethodSpec
 
 
 def with_statistics(spec: MethodSpec, parents: Sequence[Tensor], p: Parameters) -> Parameters:
@@ -23,7 +23,7 @@ def _random(statistic: str, shape: torch.Size, seed: int) -> Tensor | None:
     generator = torch.Generator().manual_seed(1000 + seed)
     if statistic == FISHER:
         return torch.rand(shape, generator=generator).square() + 0.05
-    assert statistic in (GRAM, INPUTS), "a statistic without random values for the laws"
+    assert statistic in (GRAM, INPUTS, PROPAGATED), "a statistic without random values for the laws"
     if len(shape) != 2:
         return None
     if statistic == INPUTS:

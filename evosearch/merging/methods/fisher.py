@@ -41,7 +41,7 @@ def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, gr
     statistic=FISHER,
 )
 def fisher(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
-    """Return Σ wᵢFᵢθᵢ / Σ wᵢFᵢ, with Fᵢ = E[(∂ log p(y|x) / ∂θ)²] of parent i  (Matena and Raffel 2022, eq. 3).
+    """Return Σ wᵢFᵢθᵢ / Σ wᵢFᵢ, with Fᵢ = E[(∂ log p(y|x) / ∂θ)²] of parent i  (Matena and Raffel 2022).
 
     Fᵢ is at least `floor` times the mean of all parents' F over the tensor: where no parent's predictions depend on a
     weight, the result is close to Σ wᵢθᵢ / Σ wᵢ. It is exactly that in a tensor without any Fisher information.

@@ -35,7 +35,7 @@ def survey(sites: Sequence[Site]) -> list[Fact]:
     survey=survey,
 )
 def rebasin_weights(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
-    """Return P(θ) for a permutation P of units with great Σ ⟨θ₀, P(θ)⟩  (Ainsworth et al. 2023, eq. 2).
+    """Return P(θ) for a permutation P of units with great Σ ⟨θ₀, P(θ)⟩  (Ainsworth et al. 2023).
 
     P(θ) computes the same function as θ. P is a local optimum, see `weight_matching.py`.
     """

@@ -49,7 +49,7 @@ def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, gr
     statistic=GRAM,
 )
 def regmean(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
-    """Return W = Σ wᵢWᵢĜᵢ (Σ wᵢĜᵢ)⁻¹ for a linear weight (out, in)  (Jin et al. 2023, eq. 2, with weights).
+    """Return W = Σ wᵢWᵢĜᵢ (Σ wᵢĜᵢ)⁻¹ for a linear weight (out, in)  (Jin et al. 2023, with weights).
 
     Ĝᵢ = α Gᵢ + (1−α) diag(Gᵢ) with the Gram matrix Gᵢ of the layer's inputs. Other tensors are averaged: Σ wᵢθᵢ / Σ wᵢ.
     The equations are solved in float64 by Cholesky decomposition, with `RIDGE` added to every Ĝᵢ: on one thread, whose

@@ -102,6 +102,11 @@ class Outline:
         if name is not None and name not in self.methods:
             known = f"Known methods: {', '.join(sorted(self.methods))}"
             raise RecipeError(place, f"unknown method '{name}'", known, did_you_mean(str(name), self.methods))
+        if name is not None and self.methods[name].sequential:
+            what = f"{name} cannot be searched: its statistics depend on the weights, so every candidate needs its own"
+            allowed = "regmean, whose statistics serve all candidates"
+            next = "Search regmean, then merge with the winner's weights; or make the merge a recipe that models name"
+            raise RecipeError(place, what, allowed, next)
 
     def _params(self, name: str, place: str) -> dict[str, Param]:
         """Return the description of a parameter by each method that takes it."""
