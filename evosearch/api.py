@@ -49,7 +49,7 @@ def check(
     Args:
         path: The YAML file.
         dry_run: For a spec: merge and score one candidate, to measure time and memory.
-        weights: For a spec: False only estimates its cost, from configs and tokenizers.
+        weights: For a spec: False checks what configs and tokenizers show, and estimates its cost.
         model: For a suite: model whose tokenizer counts its tokens.
         allow_pickle: Read pickled weights of models without safetensors.
         allow_unrelated: Merge models that share no base, which are refused otherwise.

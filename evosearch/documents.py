@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from evosearch.errors import InputError, did_you_mean
+from evosearch.errors import InputError, did_you_mean, in_one
 from evosearch.untrusted import MAX_INTEGER, boundary, read_text, shown
 
 MAX_BYTES = (
@@ -44,6 +44,7 @@ class Document(BaseModel):
 
 
 M = TypeVar("M", bound=BaseModel)
+UNKNOWN = "unknown key"
 _TAG = "tag:yaml.org,2002:"
 
 
@@ -255,12 +256,26 @@ def problems(
     try:
         model.model_validate(data)
     except ValidationError as exc:
-        found: dict[tuple[str | int, ...], InputError] = {}
+        found: dict[tuple[str | int, ...], tuple[InputError, ...]] = {}
         for item in _sorted(exc):  # every member of a union reports an error; only the first is kept
             keys = tuple(_keys_in(data, item["loc"], item["type"] == "missing"))
-            found.setdefault(keys, _translate(item, model, data, where, error))
-        return list(found.items())
+            found.setdefault(keys, _translate(item, model, data, where, error).problems)
+        return [(keys, problem) for keys, each in found.items() for problem in each]
     return []
+
+
+def validate_all(model: type[M], data: Any, where: str, error: type[InputError]) -> M:
+    """Validate like `validate`, and report all unknown keys at once, or else all invalid values.
+
+    Raises:
+        error: `data` has one problem.
+        Problems: It has several.
+    """
+    found = [problem for _, problem in problems(model, data, where, error)]
+    if found:
+        unknown = [problem for problem in found if problem.what == UNKNOWN]  # others may follow from them
+        raise in_one(where.partition(": ")[0], unknown or found)
+    return validate(model, data, where, error)
 
 
 def _sorted(exc: ValidationError) -> list[ErrorDetails]:
@@ -294,13 +309,14 @@ def _translate(
     if detail["type"] == "extra_forbidden":
         known = _fields_at(model, keys[:-1])
         allowed = f"Known keys here: {', '.join(known)}" if known else None
-        return error(place, "unknown key", allowed, did_you_mean(str(keys[-1]), known))
+        return error(place, UNKNOWN, allowed, did_you_mean(str(keys[-1]), known))
     if detail["type"] == "missing":
         return error(place, "missing", next="Add this key")
     message = detail["msg"].removeprefix("Value error, ")
     if isinstance(detail.get("ctx", {}).get("error"), InputError):
-        cause = detail["ctx"]["error"]
-        return error(join(place, cause.where) if cause.where else place, cause.what, cause.allowed, cause.next)
+        causes = detail["ctx"]["error"].problems
+        placed = [(join(place, cause.where) if cause.where else place, cause) for cause in causes]
+        return in_one(place, [error(at, cause.what, cause.allowed, cause.next) for at, cause in placed])
     return error(place, message if detail["type"] == "value_error" else f"{message}, got {_short(detail['input'])}")
 
 

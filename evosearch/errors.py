@@ -36,6 +36,7 @@ class InputError(EvosearchError, ValueError):
     """
 
     exit_code: ClassVar[int] = 2  # of the program
+    line: int | None = None  # of the key in its file, counted from 1; only `check` finds it
 
     def __init__(self, where: str, what: str, allowed: str | None = None, next: str | None = None) -> None:
         self.where, self.what, self.allowed, self.next = where, what, allowed, next
@@ -49,7 +50,8 @@ class InputError(EvosearchError, ValueError):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain data for `--json`."""
-        return {"where": self.where, "what": self.what, "allowed": self.allowed, "next": self.next}
+        fields = {"where": self.where, "what": self.what, "allowed": self.allowed, "next": self.next}
+        return fields if self.line is None else {**fields, "line": self.line}
 
     def __reduce__(self) -> tuple[type["InputError"], tuple[Any, ...]]:
         """Pickle the fields, because `args` contains only the message; errors are sent between processes."""

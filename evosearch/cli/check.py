@@ -14,7 +14,7 @@ def command(
         None, help="For a suite: count its tokens with the tokenizer of this model (folder, hub id, zoo:name)."
     ),
     weights: bool = typer.Option(
-        True, help="For a spec: --no-weights only estimates its cost, from configs and tokenizers."
+        True, help="For a spec: --no-weights checks what configs and tokenizers show, and estimates its cost."
     ),
     allow_pickle: bool = ALLOW_PICKLE,
     allow_unrelated: bool = ALLOW_UNRELATED,

@@ -153,7 +153,8 @@ def print_error(text: str) -> None:
 
 def show_problem(console: Console, problem: InputError) -> None:
     """Print one problem, with what is allowed and what to do next."""
-    console.print(f"{problem.where}: {problem.what}", style="red", markup=False, soft_wrap=True)
+    line = "" if problem.line is None else f" (line {problem.line})"
+    console.print(f"{problem.where}: {problem.what}{line}", style="red", markup=False, soft_wrap=True)
     for text in (problem.allowed, problem.next):
         if text:
             console.print(f"  {text}", markup=False, soft_wrap=True)

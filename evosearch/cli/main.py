@@ -20,6 +20,7 @@ from evosearch.cli import (
     cluster,
     diff,
     export,
+    import_spec,
     leaderboard,
     ledger,
     logs,
@@ -46,8 +47,24 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (check, run, submit, status, logs, stop, leaderboard, merge, diff, analyze, score, export, ui, cache):
+for command in (
+    check,
+    run,
+    submit,
+    status,
+    logs,
+    stop,
+    leaderboard,
+    merge,
+    diff,
+    analyze,
+    score,
+    export,
+    ui,
+    cache,
+):
     app.command(name=command.__name__.rsplit(".", 1)[-1])(command.command)
+app.command(name="import")(import_spec.command)
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(cluster.app, name="cluster")
 

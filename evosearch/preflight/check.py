@@ -12,8 +12,10 @@ from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.suites.suite import load_suite
 from evosearch.evaluation.types import SPLITS
 from evosearch.merging.registry import specs
+from evosearch.preflight.config_checks import check_configs
 from evosearch.preflight.cost import estimate_cost, total_cost
 from evosearch.preflight.forecast import end_of, forecast
+from evosearch.preflight.line_numbers import number_lines
 from evosearch.preflight.memory_needs import memory_of
 from evosearch.preflight.placeholders import merged_start, temporary_folder
 from evosearch.preflight.power import power_warnings
@@ -103,6 +105,14 @@ def check(
         weights: For a spec: False fetches only configs and tokenizers, which is enough to estimate its cost.
         allow_unrelated: Merge models that share no base, which are refused otherwise.
     """
+    report = _check(path, dry_run, watcher, model, weights, _Allowed(allow_pickle, allow_unrelated))
+    number_lines(report.problems)
+    return report
+
+
+def _check(
+    path: Path, dry_run: bool, watcher: Watcher, model: str | None, weights: bool, allowed: "_Allowed"
+) -> CheckReport:
     diagnostics = Diagnostics()
     found = diagnostics.attempt(lambda: documents.read_all(path, SpecError))
     if found is None:
@@ -114,12 +124,12 @@ def check(
         what = f"is only valid with a suite; {path} is a {'search spec' if kind is Kind.SPEC else kind.value}"
         diagnostics.add(SpecError("--model", what, next="Remove it"))
     if kind is Kind.RECIPE:
-        return _check_recipe(path, watcher, diagnostics, _Allowed(allow_pickle, allow_unrelated))
+        return _check_recipe(path, watcher, diagnostics, allowed)
     data = diagnostics.attempt(lambda: documents.single(found, str(path), SpecError))
     recovered = Recovered(None, None) if data is None else recover(path, data, diagnostics)
     if not weights:
         return _check_cost(recovered, watcher, diagnostics)
-    return _check_spec(recovered, dry_run, watcher, diagnostics, _Allowed(allow_pickle, allow_unrelated))
+    return _check_spec(recovered, dry_run, watcher, diagnostics, allowed)
 
 
 def _report(
@@ -177,6 +187,8 @@ def _check_cost(found: Recovered, watcher: Watcher, diagnostics: Diagnostics) ->
     """Estimate the cost of a spec without fetching anything large."""
     spec, suite = found.spec, found.suite
     harness = diagnostics.attempt(lambda: Harness(suite)) if suite is not None else None
+    if isinstance(spec, SearchSpec):
+        check_configs(spec, harness, watcher, diagnostics)
     if spec is None or harness is None or diagnostics.problems:
         return _report(diagnostics)
     estimate = diagnostics.attempt(lambda: estimate_cost(spec, harness, watcher))

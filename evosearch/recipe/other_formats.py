@@ -15,7 +15,7 @@ OTHERS = {
     ),
     "genome": (
         "a search of mergekit-evolve",
-        "Write a search spec: genome becomes recipe, with holes in place of its numbers, and tasks become a suite",
+        "Write it as a search spec: evosearch import FILE",
     ),
 }
 

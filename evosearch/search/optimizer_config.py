@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
 from evosearch.documents import Document, join, validate
-from evosearch.errors import SpecError, did_you_mean
+from evosearch.errors import SpecError, did_you_mean, in_one
 from evosearch.search.optimizer import Optimizer, Problem
 from evosearch.search.optimizers.registry import AUTO, DIVISION, Option, load, names
 from evosearch.search.space.dimensions import Dimension, Genome, Observation
@@ -43,11 +43,13 @@ class OptimizerConfig(Document):
             known = ", ".join(known_names)
             raise SpecError("name", f"unknown optimizer '{name}'", f"Known: {known}", did_you_mean(name, known_names))
         known_keys = [*cls.model_fields, *_options(name)]
+        keys, found = f"Known keys here: {', '.join(known_keys)}", []
         for key in data:
             if key not in known_keys:
-                what, keys = f"{name} has no option '{key}'", f"Known keys here: {', '.join(known_keys)}"
-                near = did_you_mean(str(key), known_keys)
-                raise SpecError(str(key), what, keys, near or _owners(str(key), name) or "Remove it")
+                near = did_you_mean(str(key), known_keys) or _owners(str(key), name) or "Remove it"
+                found.append(SpecError(str(key), f"{name} has no option '{key}'", keys, near))
+        if found:
+            raise in_one("optimizer", found)
         return data
 
     @model_validator(mode="after")

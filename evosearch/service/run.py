@@ -15,6 +15,7 @@ from evosearch.errors import SpecError
 from evosearch.evaluation.harness.harness import Harness
 from evosearch.execution.reopening import ReopeningExecutor
 from evosearch.preflight.check import check_stages
+from evosearch.preflight.line_numbers import number_lines
 from evosearch.preflight.power import power_warnings
 from evosearch.preflight.preflight import preflight
 from evosearch.preflight.stores import prove_tracking_store
@@ -202,6 +203,7 @@ def _ready(
     ready = preflight(spec, diagnostics, watcher, options.allow_pickle, load, options.allow_unrelated)
     if ready.first and not diagnostics.problems:
         diagnostics.attempt(lambda: prove_tracking_store(spec))
+    number_lines(diagnostics.problems)
     diagnostics.raise_all(str(spec.file))
     for text in diagnostics.warnings:
         watcher.note(text)
@@ -241,4 +243,5 @@ def _raise_all(path: Path, found: Recovered, diagnostics: Diagnostics, watcher: 
     if isinstance(found.spec, SearchSpec):
         loaded = (lambda: harness) if harness is not None else None
         preflight(found.spec, diagnostics, watcher, options.allow_pickle, loaded, options.allow_unrelated)
+    number_lines(diagnostics.problems)
     diagnostics.raise_all(str(path))

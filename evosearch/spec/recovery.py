@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from evosearch import documents
-from evosearch.errors import InputError, SpecError
+from evosearch.errors import InputError, RecipeError, SpecError
 from evosearch.evaluation.suites.suite import Suite
+from evosearch.recipe.schema import Recipe
+from evosearch.search.space.template import without_parameters
 from evosearch.spec.config import SpecFile
 from evosearch.spec.diagnostics import Diagnostics
 from evosearch.spec.spec import STAGE_KEYS, SearchSpec, load_suite_of, search_of, stage_references
@@ -56,8 +58,28 @@ def recover(path: Path, data: Mapping[str, Any], diagnostics: Diagnostics) -> Re
         spec = parse(path, data)
     except InputError as error:
         diagnostics.add(error)
-        return _without_problems(path, data, diagnostics)
-    return Recovered(spec, spec.suite)
+        found = _without_problems(path, data, diagnostics)
+    else:
+        found = Recovered(spec, spec.suite)
+    return replace(found, spec=_without_unknown(found.spec, diagnostics))
+
+
+def _without_unknown(spec: SearchSpec | StagedSpec | None, diagnostics: Diagnostics) -> SearchSpec | StagedSpec | None:
+    """The spec without unknown keys of its recipe, which are recorded: its holes can then be checked too."""
+    if not isinstance(spec, SearchSpec) or spec.is_route:
+        return spec
+    found = documents.problems(Recipe, without_parameters(spec.template), spec.where, RecipeError)
+    unknown = [(keys, error) for keys, error in found if error.what == documents.UNKNOWN]
+    if not unknown:
+        return spec
+    template: dict[str, Any] = deepcopy(dict(spec.template))
+    for keys, error in unknown:
+        diagnostics.add(error)
+        node: Any = template
+        for key in keys[:-1]:
+            node = node[key]
+        del node[keys[-1]]
+    return replace(spec, template=template)
 
 
 def _without_problems(path: Path, data: Mapping[str, Any], diagnostics: Diagnostics) -> Recovered:
@@ -94,7 +116,7 @@ def _set_aside(
     found: Sequence[tuple[tuple[str | int, ...], InputError]],
 ) -> bool:
     """Remove invalid keys from a document, or replace them; return False if neither is possible."""
-    unknown = [keys for keys, error in found if error.what == "unknown key"]
+    unknown = [keys for keys, error in found if error.what == documents.UNKNOWN]
     for keys in unknown:
         node: Any = data
         for key in keys[:-1]:

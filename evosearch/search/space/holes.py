@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from evosearch.documents import Document, join, validate
+from evosearch.documents import Document, join, validate_all
 from evosearch.errors import RecipeError
 from evosearch.recipe.checks import interval, word
 from evosearch.recipe.shapes import Param, Scalar
@@ -73,7 +73,7 @@ def parse(raw: Mapping[str, Any], params: Sequence[Param], layers: int, where: s
     Raises:
         RecipeError: The hole is malformed; the message names the key.
     """
-    hole = validate(Hole, dict(raw), where, RecipeError)
+    hole = validate_all(Hole, dict(raw), where, RecipeError)
     if hole.search:
         hole = _from_method(hole, params, where)
     elif "search" in hole.model_fields_set:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from evosearch.documents import join
-from evosearch.errors import RecipeError, did_you_mean
+from evosearch.errors import InputError, Problems, RecipeError, did_you_mean, in_one
 from evosearch.recipe.schema import NO_EFFECT
 from evosearch.recipe.shapes import MethodSpec, ModelShape, Param, TensorSpec
 from evosearch.search.space import holes, sources
@@ -44,6 +44,7 @@ class Outline:
 
         Raises:
             RecipeError: A hole is malformed or misplaced, or a parameter or method is unknown.
+        Problems: Several parameters are.
         """
         refuse_misplaced(self.template, self.where)
         self.chosen = self._merge_methods()
@@ -53,9 +54,17 @@ class Outline:
             hole = Hole(choices=tuple(site.labels.values()), init=site.init)
             for key in site.keys:
                 self._declare(site.stem, hole, key, (site.path, sources.MODEL), self.chosen, site.where)
+        found: list[InputError] = []
         for path, parameters in scopes(self.template):
             for name in sorted(parameters):
-                self._site((path, name), parameters[name], join(self.where, *path, "parameters", name))
+                try:
+                    self._site((path, name), parameters[name], join(self.where, *path, "parameters", name))
+                except RecipeError as error:
+                    found.append(error)
+                except Problems as several:
+                    found += several.problems
+        if found:
+            raise in_one(self.where.partition(": ")[0], found)
 
     def _merge_methods(self) -> tuple[str, ...]:
         """Return the methods that may be chosen, and declare their dimension first if they are a hole."""

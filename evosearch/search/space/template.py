@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from evosearch.documents import join, validate
+from evosearch.documents import join, validate, validate_all
 from evosearch.errors import RecipeError
 from evosearch.recipe.checks import check_route_keys
 from evosearch.recipe.schema import Recipe
@@ -53,14 +53,14 @@ def frame(template: Mapping[str, Any], where: str) -> Recipe:
         recipe = validate(Recipe, routes.frame(template, where), where, RecipeError)
         check_route_keys(recipe, where)
         return recipe
-    bare, searched = _without_parameters(template), sources.find(template, where)
+    bare, searched = without_parameters(template), sources.find(template, where)
     if isinstance(bare.get(METHOD), Mapping) or searched:  # any method with several models will do
         bare[METHOD] = "linear"
     if isinstance(bare.get(SEED), Mapping):
         del bare[SEED]
     for site in searched:
         at(bare, site.path)["sources"] = site.everywhere()
-    return validate(Recipe, bare, where, RecipeError)
+    return validate_all(Recipe, bare, where, RecipeError)
 
 
 def is_stacked(template: Mapping[str, Any]) -> bool:
@@ -87,10 +87,11 @@ def belongs(template: Mapping[str, Any], path: Path, tensor: TensorSpec) -> bool
     return bool(first <= tensor.layer < first + lengths[chosen])
 
 
-def _without_parameters(node: Any) -> Any:
+def without_parameters(node: Any) -> Any:
+    """Return a part of a raw recipe without the parameters of its merge method."""
     if isinstance(node, Mapping):
-        return {key: _without_parameters(value) for key, value in node.items() if key != "parameters"}
-    return [_without_parameters(item) for item in node] if isinstance(node, list | tuple) else node
+        return {key: without_parameters(value) for key, value in node.items() if key != "parameters"}
+    return [without_parameters(item) for item in node] if isinstance(node, list | tuple) else node
 
 
 def scopes(node: Any, path: Path = ()) -> Iterator[tuple[Path, Mapping[str, Any]]]:
