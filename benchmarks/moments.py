@@ -2,10 +2,11 @@
 
     .venv/bin/python -m benchmarks.moments [--layers 1 2] [--tokens 512]
 
-Models have 7B's widths and vocabulary, tied embeddings, random weights in bfloat16 and few layers, and run in float32
-on the CPU. Every measurement is a process of its own. Memory is anonymous (RssAnon + RssShmem, read every 10 ms): the
-mapped files of models and of the sums are left out, since the system may drop their pages. "Beside" is the peak above
-the built model; what grows with depth is the difference between two depths. Exit code 1 if it exceeds 1.5 GiB.
+Models have 7B's widths and vocabulary, random weights in bfloat16 and few layers, and run in float32 on the CPU.
+`--tied` ties the embeddings, whose two gradients are then added. Every measurement is a process of its own. Memory is
+anonymous (RssAnon + RssShmem, read every 10 ms): the mapped files of models and of the sums are left out, since the
+system may drop their pages. "Beside" is the peak above the built model; what grows with depth is the difference between
+two depths. Exit code 1 if it exceeds 1.5 GiB.
 """
 
 import argparse
@@ -25,8 +26,9 @@ from benchmarks._gradient_cost.step import peak, resident
 from benchmarks._random_models.llama import Shape, write_model
 from benchmarks._report import publish
 
-SHAPE = Shape("7B", 1, 4096, 11008, 32, 32, 32000, "bfloat16")
-METHODS = ("fisher", "regmean", "regmean_plus")
+SHAPE = Shape("7B", 1, 4096, 11008, 32, 32, 32000, "bfloat16", tied=False)
+SEQUENTIAL = "regmean_plus"  # its statistics are those of a merge of two models
+METHODS = ("regmean", "fisher", SEQUENTIAL)
 MOST = 1.5  # GiB beside the model
 
 
@@ -39,6 +41,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all")
     parser.add_argument("--documents", type=int, default=2, help="documents, default %(default)s")
     parser.add_argument("--tokens", type=int, default=512, help="tokens of a document, default %(default)s")
+    parser.add_argument("--tied", action="store_true", help="tie the embeddings")
     parser.add_argument("--width", type=int, default=SHAPE.width, help="hidden size, default %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="default %(default)s")
     parser.add_argument("--folder", type=Path, help="folder for the models, default a temporary one")
@@ -55,13 +58,13 @@ def main() -> int:
     rows = []
     with TemporaryDirectory(prefix="moments-", dir=given.folder) as work:
         for layers in given.layers:
-            shape = _shape(layers, given.width)
+            shape = replace(_shape(layers, given.width), tied=given.tied)
             folder = Path(work) / str(layers)
-            for seed, name in enumerate(("one", "two")):
+            for seed, name in enumerate(("one", "two") if SEQUENTIAL in given.methods else ("one",)):
                 write_model(folder / name, shape, seed, folder / "one" if seed else None)
             for method in given.methods:
-                print(f"{method}, {layers} layers …", file=sys.stderr, flush=True)
                 rows.append({"layers": layers, "parameters": shape.parameters} | _process(given, method, folder))
+                print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     publish({"rows": rows, "most_gib": MOST}, table(rows))
     return int(any(row["beside_gib"] > MOST for row in rows))
 
@@ -76,7 +79,7 @@ def step(given: argparse.Namespace) -> dict[str, Any]:
     from evosearch.recipe.schema import Recipe
 
     torch.set_num_threads(given.threads)
-    names = [str(given.folder / name) for name in ("one", "two")]
+    names = [str(given.folder / name) for name in (("one", "two") if given.step == SEQUENTIAL else ("one",))]
     sample = Sample(text="drawn tokens")
     entries = [{"model": name} for name in names]
     recipe = Recipe.model_validate(
