@@ -43,21 +43,38 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.rebasin", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, nargs=2, default=(0, 1), help="seeds of the two bases, default 0 1")
+    parser.add_argument(
+        "--pairs", type=pair_of, nargs="+", default=[(0, 1)], metavar="A,B", help="seeds of two bases each, default 0,1"
+    )
     parser.add_argument("--points", type=int, default=11, help="models on the path, default %(default)s")
     parser.add_argument("--documents", type=int, default=200, help="documents of each task, default %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="default %(default)s")
     return parser.parse_args()
 
 
+def pair_of(text: str) -> tuple[int, int]:
+    """Two different seeds, such as 0,1."""
+    first, second = (int(part) for part in text.split(","))
+    if first == second:
+        raise argparse.ArgumentTypeError(f"{text}: two different seeds, such as 0,1")
+    return first, second
+
+
 def main() -> None:
-    """Train the bases unless they are cached, and print the paths."""
+    """Train the bases unless they are cached, and print the paths of every pair."""
     given = parse_arguments()
     torch.set_num_threads(given.threads)
-    folders = [ensure("base", default_cache(), setting=Setting(seed=seed)) for seed in given.seeds]
+    found = [measure(pair, given.documents, given.points) for pair in given.pairs]
+    published = [table(one["losses"], given.points) for one in found]
+    publish({"pairs": found}, *published, summary(found))
+
+
+def measure(seeds: tuple[int, int], documents: int, points: int) -> dict[str, Any]:
+    """Losses along the paths of one pair, the barriers, and by how much they fall."""
+    folders = [ensure("base", default_cache(), setting=Setting(seed=seed)) for seed in seeds]
     first, second = (Checkpoint.open(folder) for folder in folders)
     rng = random.Random(77)  # a stream of documents of its own
-    scored, read = (texts(folders[0], rng, given.documents) for _ in range(2))
+    scored, read = (texts(folders[0], rng, documents) for _ in range(2))
     found, seconds = dict[str, Permutation | None](none=None), dict[str, float]()
     for name, how in (("weights", by_weights), ("activations", partial(by_activations, read))):
         started = time.perf_counter()
@@ -65,16 +82,28 @@ def main() -> None:
         seconds[name] = time.perf_counter() - started
     pairs = pairs_of(first, second)
     found["both"] = match(pairs, first.shape.head_size, found["activations"])
-    losses = {name: path_losses(first, second, own, scored, given.points) for name, own in found.items()}
+    losses = {name: path_losses(first, second, own, scored, points) for name, own in found.items()}
     heights = {name: barrier(own) for name, own in losses.items()}
-    fallen = {name: 1 - height / heights["none"] for name, height in heights.items()}
-    objectives = {name: objective(pairs, own or Permutation({})) for name, own in found.items()}
-    report = {"losses": losses, "barrier": heights, "fallen": fallen, "objective": objectives, "seconds": seconds}
-    publish(
-        report,
-        table(losses, given.points),
-        "\n".join(f"{n}: barrier {heights[n]:.3f}, {fallen[n]:.1%} lower" for n in heights),
-    )
+    return {
+        "seeds": seeds,
+        "losses": losses,
+        "barrier": heights,
+        "fallen": {name: 1 - height / heights["none"] for name, height in heights.items()},
+        "objective": {name: objective(pairs, own or Permutation({})) for name, own in found.items()},
+        "seconds": seconds,
+    }
+
+
+def summary(found: Sequence[Mapping[str, Any]]) -> str:
+    """Barrier of every pair, and by how much it falls, as Markdown."""
+    names = [name for name in found[0]["barrier"] if name != "none"]
+    lines = ["| seeds | barrier | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
+    for one in found:
+        cells = [f"{one['barrier'][name]:.3f} ({one['fallen'][name]:.0%} lower)" for name in names]
+        lines.append(
+            f"| {one['seeds'][0]}, {one['seeds'][1]} | {one['barrier']['none']:.3f} | " + " | ".join(cells) + " |"
+        )
+    return "\n".join(lines)
 
 
 def texts(folder: Path, rng: random.Random, count: int) -> list[Text]:

@@ -16,7 +16,7 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a Llama model with tied embeddings."""
+    """Sizes of a Llama model; its embeddings are tied unless it says otherwise."""
 
     name: str
     layers: int
@@ -26,6 +26,7 @@ class Shape:
     kv_heads: int
     vocabulary: int
     dtype: str
+    tied: bool = True
 
     @property
     def config(self) -> dict[str, Any]:
@@ -40,7 +41,7 @@ class Shape:
             "num_key_value_heads": self.kv_heads,
             "vocab_size": self.vocabulary,
             "max_position_embeddings": 2048,
-            "tie_word_embeddings": True,
+            "tie_word_embeddings": self.tied,
             "rms_norm_eps": 1e-5,
             "bos_token_id": 1,
             "eos_token_id": 2,
@@ -61,6 +62,7 @@ class Shape:
             "up_proj": (self.mlp, self.width),
             "down_proj": (self.width, self.mlp),
             "embed_tokens": (self.vocabulary, self.width),
+            "lm_head": (self.vocabulary, self.width),
         }
         names = family_of(self.config, self.name).shape(self.config).by_name
         return {name: sizes.get(name.split(".")[-2], (self.width,)) for name in names}
