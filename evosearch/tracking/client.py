@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -65,7 +66,27 @@ def connect(uri: str) -> Any:
     load_mlflow()
     from mlflow import MlflowClient
 
+    if database is not None and not (database.exists() and database.stat().st_size):
+        _create(database)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _create(database: Path) -> None:
+    """Create a SQLite store: completely or not at all, and only one of several processes.
+
+    MLflow creates its tables in many steps, and cannot continue after a kill between two of them.
+    """
+    from mlflow import MlflowClient
+
+    with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=database.parent) as folder:
+        draft = Path(folder) / database.name
+        uri = f"sqlite:///{draft}"
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client.search_experiments(max_results=1)
+        client.search_registered_models(max_results=1)
+        if database.exists() and database.stat().st_size:  # another process was faster
+            return
+        os.replace(draft, database)
 
 
 def check_scheme(uri: str) -> None:
