@@ -1,6 +1,7 @@
 """Cost estimates from configs, tokenizers and documents, compared with manual counts, torch and file sizes."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from itertools import combinations
@@ -122,7 +123,8 @@ def test_an_adapter_is_small_on_disk_and_not_in_memory(shipped: Path) -> None:
 
 def test_the_groups_by_hand(shipped: Path) -> None:
     spec = load_spec(shipped / "groups.yaml")
-    result = check(shipped / "groups.yaml", dry_run=False, watcher=Silent())
+    # The stand-ins have random weights
+    result = check(shipped / "groups.yaml", dry_run=False, watcher=Silent(), allow_unrelated=True)
     assert result.ok
     cost, tokens = result.forecast["cost"], result.forecast["tokens"]
     size = sizes_of(spec, Silent()).output
@@ -327,7 +329,7 @@ def test_the_command_line_prints_two_lines(
     said = " ".join(capsys.readouterr().out.split())
     assert not stop.value.code
     assert "7,241,732,096 parameters; 67.4 GiB of models on disk" in said
-    assert "hours on one H100 80GB (40% of a GPU's peak" in said
+    assert re.search(r"about \d+ h \d+ min on one H100 80GB \(40% of a GPU.s peak", said)
 
 
 def test_a_missing_model_is_one_problem(shipped: Path) -> None:

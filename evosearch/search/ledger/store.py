@@ -114,7 +114,8 @@ def connect(url: sa.URL, where: str, read_only: bool) -> Engine:
     path = sqlite_path(url)
     if path is None:
         return _connect_postgres(url, where, read_only)
-    if path.exists() and not (path.is_file() or path.is_dir()):  # SQLite reads devices, and waits for pipes
+    # SQLite reads devices, and waits for pipes. Unlike Path's, these functions raise nothing for an unreadable folder.
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
         raise LedgerError(where, f"{path} is not a regular file", next="Choose another path")
     if read_only:
         if not os.path.isfile(path):
