@@ -25,6 +25,9 @@ def test_every_method_has_defaults_and_a_sweep_within_its_bounds(name: str) -> N
     assert 1 <= len(settings) <= 9
     assert all(setting not in settings[:index] for index, setting in enumerate(settings))
     assert len(settings) == 9 or all(param.kind in ("bool", "choice") for param in spec.parameters.values())
+    if spec.statistic:
+        assert allowed(spec, "base", EXPERTS, 3, 9) == [], "the table says that it is not measured"
+        return
     recipe = recipe_of(spec, settings[0], "base", EXPERTS, 3)
     assert len(recipe.models) == min(4, spec.models[1] or 4)
     assert recipe.seed == (3 if spec.random else 0)

@@ -14,7 +14,17 @@ import pytest
 
 from evosearch.checkpoints.cache import drafts, uses
 from evosearch.checkpoints.cache.inventory import cache_ceiling, inventory, prune
-from evosearch.checkpoints.cache.layout import COPIES, HASHES, KINDS, MERGED, PREPARED, TEACHERS, TOKENIZERS, ZOO
+from evosearch.checkpoints.cache.layout import (
+    COPIES,
+    HASHES,
+    KINDS,
+    MERGED,
+    PREPARED,
+    STATISTICS,
+    TEACHERS,
+    TOKENIZERS,
+    ZOO,
+)
 from evosearch.checkpoints.disk_space import parse_size
 from evosearch.errors import CheckpointError
 
@@ -154,6 +164,7 @@ WRITERS = """
     from evosearch.checkpoints.tokenizers import tokenizer_files
     from evosearch.checkpoints.writer import CheckpointWriter
     from evosearch.evaluation.harness import lessons
+    from evosearch.moments.files import sums
     from evosearch.preflight.placeholders import temporary_folder
     from evosearch.zoo import tiny_models
     import evosearch.checkpoints.cache.hashes as hashing
@@ -188,7 +199,8 @@ WRITERS = """
 
     checkpoint = SimpleNamespace(folder=model, files=(model / "model.safetensors",), reference="m")
     layout = [("a", (2,)), ("b", (2,))]
-    with temporary_folder():
+    (cache / "statistics").mkdir(parents=True)
+    with temporary_folder(), sums(cache / "statistics" / "s.safetensors", {"a": (2,)}, {}):
         with CheckpointWriter(cache / "prepared" / "000" / "F32", layout, torch.float32) as one:
             one.add("a", torch.zeros(2))
             with CheckpointWriter(cache / "merged" / "m", layout, torch.float32) as two:
@@ -250,4 +262,4 @@ def test_other_sizes_are_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_every_kind_is_described() -> None:
-    assert set(KINDS) == {COPIES, PREPARED, MERGED, TOKENIZERS, TEACHERS, ZOO, HASHES}
+    assert set(KINDS) == {COPIES, PREPARED, MERGED, TOKENIZERS, TEACHERS, STATISTICS, ZOO, HASHES}

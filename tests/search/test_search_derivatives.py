@@ -59,7 +59,7 @@ def template(spec: MethodSpec, kind: str, **shared: Any) -> dict[str, Any]:
                 scope[name] = HOLES[kind]({"low": low, "high": high})
                 if isinstance(scope[name], dict) and "name" in scope[name]:
                     scope[name]["name"] = f"{name} of all"
-            elif param.open_low:
+            elif param.open_low and name != "trim":  # with both, too few of 40 entries are left for every number
                 scope[name] = 0.5 + 0.1 * index  # a density
     base = {"base_model": "base"} if spec.needs_base else {}
     sample = {"sample": {"text": "texts.txt"}} if spec.statistic else {}

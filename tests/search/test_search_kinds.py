@@ -8,7 +8,7 @@ import transformers
 import yaml
 
 from evosearch.checkpoints.families.registry import all_families
-from evosearch.errors import RecipeError
+from evosearch.errors import Problems, RecipeError
 from evosearch.merging.registry import specs
 from evosearch.recipe.parameters import evaluate
 from evosearch.recipe.schema import Recipe
@@ -243,6 +243,6 @@ def test_mistakes_are_named() -> None:
     own = {"layer_range": [0, 3], "parameters": {"weight": HOLE | {"per": "tensor"}}}
     sources = [{"model": name, **own} for name in "ab"]
     recipe = {"merge_method": "task_arithmetic", "base_model": "base", "slices": [{"sources": sources}]}
-    with pytest.raises(RecipeError, match=r"'tensor' counts the layers of a complete model.*One number per slice"):
+    with pytest.raises(Problems, match=r"'tensor' counts the layers of a complete model.*One number per slice"):
         SearchSpace.from_template(recipe, shape, specs())
     assert len(space({"filter": "embed_tokens", "value": HOLE | {"per": "tensor"}}, shape).dimensions) == 1

@@ -42,6 +42,10 @@ def tokened() -> dict[str, Any]:
     return whole() | {"tokenizer": {"source": "union", "tokens": tokens, "pad_to_multiple_of": 8}}
 
 
+def sampled() -> dict[str, Any]:
+    return whole() | {"merge_method": "fisher", "parameters": {}, "sample": {"text": "texts.txt", "documents": 8}}
+
+
 def routed() -> dict[str, Any]:
     return {"routing": {"hops": [{"model": "org/a", "layer": 0, "scale": 1.0}]}}
 
@@ -343,6 +347,7 @@ CHANGES: dict[str, tuple[Callable[[], dict[str, Any]], Change]] = {
     "tokenizer.tokens": (tokened, lambda d: d["tokenizer"]["tokens"]["<b>"].update(force=True)),
     "chat_template": (whole, lambda d: d.update(chat_template="chatml")),
     "seed": (whole, lambda d: d.update(seed=1)),
+    "sample": (sampled, lambda d: d["sample"].update(documents=9)),
 }
 
 
@@ -353,7 +358,9 @@ def test_every_key_changes_the_id(key):
     contents = {name: name.encode().hex() for name in (*names, *(TOKENIZER_OF + name for name in names))}
     before, after = make(), make()
     change(after)
-    one, other = (canonical(Recipe.model_validate(data), contents) for data in (before, after))
+    recipes = [Recipe.model_validate(data) for data in (before, after)]
+    contents |= {recipe.sample.key: recipe.sample.key for recipe in recipes if recipe.sample}  # in place of its tokens
+    one, other = (canonical(recipe, contents) for recipe in recipes)
     assert one != other
     assert {name.split(".")[0] for name in CHANGES} == set(Recipe.model_fields)
 
