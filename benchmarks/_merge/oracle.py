@@ -26,7 +26,7 @@ def in_memory(recipe: Recipe, shape: ModelShape) -> float:
     from mergekit.architecture import get_architecture_info
     from mergekit.config import MergeConfiguration
     from mergekit.graph import Executor
-    from mergekit.io.tasks import LoaderCache
+    from mergekit.io.tasks import LoaderCache, ReturnTensor
     from mergekit.merge import MergeOptions, _model_out_config
     from mergekit.plan import MergePlanner
 
@@ -36,7 +36,14 @@ def in_memory(recipe: Recipe, shape: ModelShape) -> float:
     architecture = get_architecture_info(config, options)
     LoaderCache().setup(options=options)
     out_config = _model_out_config(config, architecture, trust_remote_code=False)
-    targets = MergePlanner(config, architecture, options=options, out_model_config=out_config).plan_in_memory()
+    planner: Any = MergePlanner(config, architecture, options=options, out_model_config=out_config)
+    planner._plan()  # its plan_in_memory fails in our version of pydantic, which validates the type of a task
+    targets = [
+        ReturnTensor.model_construct(
+            weight_info=weight, tensor_task=task, dtype=weight.force_dtype or planner.config.out_dtype
+        )
+        for weight, task in planner._tensors
+    ]
     held = [value for _, value in Executor(targets, math_device="cpu", storage_device="cpu").run(quiet=True)]
     assert len(held) > 1
     return time.perf_counter() - started
