@@ -60,8 +60,8 @@ class Histogram:
         codes: (n,) uint8, the group of each entry; None without a memory.
     """
 
-    bins: Tensor
-    counts: Tensor
+    bins: NDArray[np.int64]
+    counts: NDArray[np.int64]
     from_above: NDArray[np.int64]
     groups: Tensor | None = None
     codes: Tensor | None = None
@@ -209,8 +209,9 @@ def compiled_trim(base: Tensor, models: Sequence[Tensor], histogram: Histogram, 
 
 
 def _histogram(counts: Tensor, groups: Tensor | None = None, codes: Tensor | None = None) -> Histogram:
-    bins = counts.nonzero().view(-1)
-    return Histogram(bins, counts[bins], counts[bins].flip(0).cumsum(0).numpy(), groups, codes)
+    every = counts.numpy()
+    bins = every.nonzero()[0]
+    return Histogram(bins, every[bins], every[bins][::-1].cumsum(), groups, codes)
 
 
 def _groups(counts: Tensor) -> Tensor:
@@ -221,11 +222,11 @@ def _groups(counts: Tensor) -> Tensor:
 
 def _bin_of(histograms: Sequence[Histogram], k: int) -> tuple[int, int]:
     """Return the bin of the k-th largest entry, and how many of its entries are among the k largest."""
-    counts = torch.zeros(BINS, dtype=torch.int64)
+    counts = np.zeros(BINS, dtype=np.int64)
     for histogram in histograms:
         counts[histogram.bins] += histogram.counts
-    from_above = counts.flip(0).cumsum(0)  # (BINS,) entries in the top 1, 2, 3... bins
-    index = int(torch.searchsorted(from_above, k))
+    from_above = counts[::-1].cumsum()  # (BINS,) entries in the top 1, 2, 3... bins
+    index = int(np.searchsorted(from_above, k))
     bin = BINS - 1 - index
     return bin, k - int(from_above[index] - counts[bin])
 

@@ -9,13 +9,59 @@
 
 namespace {
 
-// Magnitudes of a tile: |τ| of one model, or the variance over several.
-void magnitudes(const Array& base, const Array* models, int parents, int64_t start, int64_t n, Scratch& s) {
-    load(base, start, n, s.theta_0);
-    for (int i = 0; i < parents; i++) subtract(models[i], s.theta_0, start, n, s.tau(i));
+// Magnitudes of n entries whose θ₀ and τ are loaded: |τ| of one model, or the variance over several.
+void measure(int parents, int64_t n, Scratch& s) {
     if (parents > 1) with_models<Variance>(parents, parents, s.tau(0), n, s.acc);
     const float* x = parents > 1 ? s.acc : s.tau(0);
     for (int64_t j = 0; j < n; j++) s.acc[j] = std::fabs(x[j]);  // also of variances: NaN may have a sign, and bins have none
+}
+
+// Magnitudes of a tile.
+void magnitudes(const Array& base, const Array* models, int parents, int64_t start, int64_t n, Scratch& s) {
+    load(base, start, n, s.theta_0);
+    for (int i = 0; i < parents; i++) subtract(models[i], s.theta_0, start, n, s.tau(i));
+    measure(parents, n, s);
+}
+
+// Magnitudes of n entries at positions counted from `start`, at most a tile of them.
+void gather(const Array& base, const Array* models, int parents, int64_t start, const int32_t* near, int64_t n, Scratch& s) {
+    for (int64_t k = 0; k < n; k++) s.theta_0[k] = value_at(base, start + near[k]);
+    for (int i = 0; i < parents; i++) {
+        float* __restrict tau = s.tau(i);
+        for (int64_t k = 0; k < n; k++) tau[k] = value_at(models[i], start + near[k]) - s.theta_0[k];
+    }
+    measure(parents, n, s);
+}
+
+void read_ahead(const Array& x, int64_t j) { __builtin_prefetch(static_cast<const char*>(x.data) + j * width(x)); }
+
+// Find the entries of `group` among n codes: their positions. Begins to read their inputs, of which few lines are touched.
+int64_t members(const Array& base, const Array* models, int parents, const uint8_t* known, int64_t start, int64_t n, uint8_t group,
+                int32_t* near) {
+    constexpr uint64_t ONES = 0x0101010101010101, HIGH = 0x8080808080808080;
+    int64_t hits = 0;
+    const auto hit = [&](int64_t j) {
+        near[hits++] = static_cast<int32_t>(j);
+        read_ahead(base, start + j);
+        for (int i = 0; i < parents; i++) read_ahead(models[i], start + j);
+    };
+    known += start;
+    for (int64_t first = 0; first < n; first += 64) {
+        const int64_t end = std::min(first + 64, n);
+        uint8_t any = 0;
+        for (int64_t j = first; j < end; j++) any |= known[j] == group;
+        if (!any) continue;
+        int64_t j = first;
+        for (; j + 8 <= end; j += 8) {  // eight codes in a word, whose zero bytes are members
+            uint64_t word;
+            std::memcpy(&word, known + j, sizeof word);
+            word ^= group * ONES;
+            for (uint64_t zero = ~(((word & ~HIGH) + ~HIGH) | word) & HIGH; zero; zero &= zero - 1) hit(j + (__builtin_ctzll(zero) >> 3));
+        }
+        for (; j < end; j++)
+            if (known[j] == group) hit(j);
+    }
+    return hits;
 }
 
 }  // namespace
@@ -70,39 +116,29 @@ int64_t threshold(const Array* base, const Array* models, int parents, int64_t s
 #pragma omp parallel num_threads(threads) if (parts > 1)
     {
         Scratch s(parents);
+        std::vector<int32_t> near(known ? std::min(size, PART) : 0);
 #pragma omp for schedule(dynamic)
-        for (int64_t part = 0; part < parts; part++)
-            for_tiles(part * PART, std::min(size, (part + 1) * PART), [&](int64_t first, int64_t count) {
-                int32_t near[TILE];  // entries of the bin's group, read ahead: a search touches few of the inputs' lines
-                int64_t hits = 0;
-                for (int64_t start = first; known && start < first + count; start += 64) {
-                    const int64_t n = std::min(int64_t{64}, first + count - start);
-                    uint8_t hit = 0;
-                    for (int64_t j = 0; j < n; j++) hit |= known[start + j] == group;
-                    if (!hit) continue;
-                    __builtin_prefetch(static_cast<const char*>(base->data) + start * width(*base));
-                    for (int i = 0; i < parents; i++)
-                        __builtin_prefetch(static_cast<const char*>(models[i].data) + start * width(models[i]));
-                    for (int64_t j = start; j < start + n; j++) {
-                        near[hits] = static_cast<int32_t>(j - first);
-                        hits += known[j] == group;
-                    }
+        for (int64_t part = 0; part < parts; part++) {
+            const int64_t first = part * PART, end_of_part = std::min(size, first + PART);
+            const auto keep = [&](int64_t n, auto index) {
+                for (int64_t k = 0; k < n; k++) {
+                    const uint32_t bits = float_to_bits(s.acc[k]);
+                    if (bits >> 16 == bin && bits) found[part].emplace_back(index(k), static_cast<uint16_t>(bits));
                 }
-                if (known && parents == 1) {
-                    for (int64_t i = 0; i < hits; i++) {
-                        const int64_t j = first + near[i];
-                        const uint32_t bits = float_to_bits(std::fabs(value_at(models[0], j) - value_at(*base, j)));
-                        if (bits >> 16 == bin && bits) found[part].emplace_back(j, static_cast<uint16_t>(bits));
-                    }
-                    return;
-                }
-                if (known && !hits) return;
-                magnitudes(*base, models, parents, first, count, s);
-                for (int64_t j = 0; j < count; j++) {
-                    const uint32_t bits = float_to_bits(s.acc[j]);
-                    if (bits >> 16 == bin && bits) found[part].emplace_back(first + j, static_cast<uint16_t>(bits));
-                }
-            });
+            };
+            if (known) {
+                const int64_t hits = members(*base, models, parents, known, first, end_of_part - first, group, near.data());
+                for_tiles(0, hits, [&](int64_t start, int64_t n) {
+                    gather(*base, models, parents, first, near.data() + start, n, s);
+                    keep(n, [&](int64_t k) { return first + near[start + k]; });
+                });
+            } else {
+                for_tiles(first, end_of_part, [&](int64_t start, int64_t n) {
+                    magnitudes(*base, models, parents, start, n, s);
+                    keep(n, [&](int64_t k) { return start + k; });
+                });
+            }
+        }
     }
     std::vector<uint16_t> lows;
     for (const auto& part : found)
