@@ -68,7 +68,7 @@ def bands(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> list[Band]:
     for i, (theta, density, gamma) in enumerate(zip(parents, p.each("density"), p.each("gamma"), strict=True)):
         made.append(Band() if same(base, theta) else _band(_delta(base, theta, p, i), density, gamma))
         if p.choice("rescale") == "l1" and not same(base, theta):
-            made[-1] = replace(made[-1], factor=l1_factor(base, theta, made[-1], p.dtype))
+            made[-1] = replace(made[-1], factor=l1_factor(base, theta, p, i, made[-1]))
     return made
 
 

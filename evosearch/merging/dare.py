@@ -1,7 +1,7 @@
 """Drop and rescale (DARE, Yu et al. 2024): drop entries of a task vector at random and scale up the rest."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,11 +36,13 @@ class Drop:
         key: Key of the random stream.
         density: Probability of keeping an entry.
         factor: Factor that compensates for the dropped entries.
+        known: (n,) uint8, the upper byte of every entry's lane, for the compiled kernels; None: all are drawn again.
     """
 
     key: philox.Key
     density: float
     factor: float = 1.0
+    known: Tensor | None = None
 
     def apply(self, tau: Tensor, start: int) -> Tensor:
         """Mask, without rescaling, a chunk that begins at index `start`. Works in place; NaN stays NaN."""
@@ -53,7 +55,8 @@ class Drop:
         limit = philox.limit_of(self.density)
         if limit > philox.LOW:
             return library.Change()
-        return library.Change(flags=fused.DROP, key0=self.key[0], key1=self.key[1], limit=limit)
+        known = None if self.known is None else self.known.data_ptr()
+        return library.Change(flags=fused.DROP, key0=self.key[0], key1=self.key[1], limit=limit, known=known)
 
 
 @dataclass(frozen=True)
@@ -113,12 +116,29 @@ def drops(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> list[Drop]:
     assert len(p.parents) == len(parents)
     assert all(origin.content_sha256 for origin in p.parents), "masks are keyed by the parents' contents"
     made = []
-    for origin, theta, density in zip(p.parents, parents, p.each("density"), strict=True):
+    for i, (theta, density) in enumerate(zip(parents, p.each("density"), strict=True)):
+        origin = p.parents[i]
         drop = Drop(philox.key_of(p.seed, origin.content_sha256, origin.tensor), density)
-        factor = 1.0
         if density < 1 and not same(base, theta):
-            factor = {"True": 1 / density, "False": 1.0}.get(p.choice("rescale")) or l1_factor(
-                base, theta, drop, p.dtype
-            )
-        made.append(Drop(drop.key, density, factor))
+            drop = replace(drop, known=_known(base, theta, p, i, drop.key))
+            drop = replace(drop, factor=_factor(base, theta, p, i, drop))
+        made.append(drop)
     return made
+
+
+def _factor(base: Tensor, theta: Tensor, p: Parameters, i: int, drop: Drop) -> float:
+    rescale = p.choice("rescale")
+    if rescale == "l1":
+        return l1_factor(base, theta, p, i, drop)
+    return 1 / drop.density if rescale == "True" else 1.0
+
+
+def _known(base: Tensor, theta: Tensor, p: Parameters, i: int, key: philox.Key) -> Tensor | None:
+    """Return the upper bytes of the lanes, remembered between candidates of one seed if the memory has room for them.
+
+    With them, a density decides all but one entry in 256 without drawing again.
+    """
+    if not fused.applies(p.dtype, (base, theta)):
+        return None
+    fits = p.recall_of(i, f"room for lanes of seed {p.seed}", lambda: p.reserve(i, base.numel()))
+    return p.recall_of(i, f"lanes of seed {p.seed}", lambda: fused.upper_bytes(key, base.numel())) if fits else None

@@ -110,7 +110,7 @@ def prunes(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> list[Prune
             continue
         prune = _prune(base, theta, p, i, density, min(epsilon, density, 1 - density))
         if p.choice("rescale") == "l1":
-            prune = replace(prune, factor=l1_factor(base, theta, prune, p.dtype, prune.length))
+            prune = replace(prune, factor=l1_factor(base, theta, p, i, prune, prune.length))
         made.append(prune)
     return made
 

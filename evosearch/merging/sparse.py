@@ -6,7 +6,6 @@ Shared by methods that differ only in the entries that they keep: dare, breadcru
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from evosearch.merging.compiled import fused
@@ -77,15 +76,17 @@ def contract_elected_kept(
     return contract_elected(base, parents, p, grad, kept, rescale, row=row)
 
 
-def l1_factor(base: Tensor, theta: Tensor, kept: Kept, dtype: torch.dtype, row: int = 1) -> float:
-    """Return ‖τ‖₁ / ‖kept τ‖₁, or 1 if either norm is below `NO_NORM`."""
-    if fused.applies(dtype, (base, theta)):
-        stays = fused.absolute_sum(base, theta, kept)
-        if stays is not None:
-            return _ratio(fused.absolute_sum(base, theta, None) or 0.0, stays)
-    norm = total(lambda _, ends: (ends[1] - ends[0]).abs_(), (base, theta), dtype)
-    stays = total(lambda start, ends: kept.apply(ends[1] - ends[0], start).abs_(), (base, theta), dtype, row)
-    return _ratio(norm, stays)
+def l1_factor(base: Tensor, theta: Tensor, p: Parameters, i: int, kept: Kept, row: int = 1) -> float:
+    """Return ‖τᵢ‖₁ / ‖kept τᵢ‖₁, or 1 if either norm is below `NO_NORM`; the first norm is remembered."""
+
+    def norm() -> float:
+        found = fused.absolute_sum(base, theta, None) if fused.applies(p.dtype, (base, theta)) else None
+        return total(lambda _, ends: (ends[1] - ends[0]).abs_(), (base, theta), p.dtype) if found is None else found
+
+    stays = fused.absolute_sum(base, theta, kept) if fused.applies(p.dtype, (base, theta)) else None
+    if stays is None:
+        stays = total(lambda start, ends: kept.apply(ends[1] - ends[0], start).abs_(), (base, theta), p.dtype, row)
+    return _ratio(p.recall_of(i, "L1 norm", norm), stays)
 
 
 def _ratio(norm: float, stays: float) -> float:

@@ -144,6 +144,13 @@ def threshold(
     return _library().threshold(*_source(base, models), *where), end.value
 
 
+def upper_bytes(key: tuple[int, int], size: int) -> Tensor:
+    """Return the upper byte of every entry's lane (see `philox`): (size,) uint8."""
+    out = torch.empty(size, dtype=torch.uint8)
+    _library().upper_bytes(*key, size, out.data_ptr(), torch.get_num_threads())
+    return out
+
+
 def places(base: Tensor, theta: Tensor, length: int, dtype: torch.dtype) -> Tensor:
     """Return each entry's position among the largest of its row: (n,) int16 or int32."""
     out = torch.empty(base.numel(), dtype=dtype)

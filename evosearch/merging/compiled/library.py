@@ -54,6 +54,7 @@ class Change(ctypes.Structure):
         ("limits", ctypes.c_void_p),
         ("divisors", ctypes.c_void_p),
         ("places", ctypes.c_void_p),
+        ("known", ctypes.c_void_p),
     )
 
 
@@ -139,6 +140,7 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
         "histogram": [*source, pointer, number],
         "codes": [*source, pointer, pointer, number],
         "threshold": [*source, pointer, ctypes.c_uint8, ctypes.c_uint32, whole, pointer, number],
+        "upper_bytes": [ctypes.c_uint64, ctypes.c_uint64, whole, pointer, number],
         "places": [pointer, pointer, whole, whole, number, pointer, number],
         "products": [*source, number, pointer, number],
         "sizes": [pointer, pointer, number],

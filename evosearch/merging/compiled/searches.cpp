@@ -38,29 +38,12 @@ void read_ahead(const Array& x, int64_t j) { __builtin_prefetch(static_cast<cons
 // Find the entries of `group` among n codes: their positions. Begins to read their inputs, of which few lines are touched.
 int64_t members(const Array& base, const Array* models, int parents, const uint8_t* known, int64_t start, int64_t n, uint8_t group,
                 int32_t* near) {
-    constexpr uint64_t ONES = 0x0101010101010101, HIGH = 0x8080808080808080;
     int64_t hits = 0;
-    const auto hit = [&](int64_t j) {
+    each_equal(known + start, n, group, [&](int64_t j) {
         near[hits++] = static_cast<int32_t>(j);
         read_ahead(base, start + j);
         for (int i = 0; i < parents; i++) read_ahead(models[i], start + j);
-    };
-    known += start;
-    for (int64_t first = 0; first < n; first += 64) {
-        const int64_t end = std::min(first + 64, n);
-        uint8_t any = 0;
-        for (int64_t j = first; j < end; j++) any |= known[j] == group;
-        if (!any) continue;
-        int64_t j = first;
-        for (; j + 8 <= end; j += 8) {  // eight codes in a word, whose zero bytes are members
-            uint64_t word;
-            std::memcpy(&word, known + j, sizeof word);
-            word ^= group * ONES;
-            for (uint64_t zero = ~(((word & ~HIGH) + ~HIGH) | word) & HIGH; zero; zero &= zero - 1) hit(j + (__builtin_ctzll(zero) >> 3));
-        }
-        for (; j < end; j++)
-            if (known[j] == group) hit(j);
-    }
+    });
     return hits;
 }
 
@@ -153,6 +136,18 @@ int64_t threshold(const Array* base, const Array* models, int parents, int64_t s
             if (one.second == low && equal-- > 0) last = one.first + 1;
     if (equal < 0) *end = last;  // some of the equal ones are not among the first
     return low;
+}
+
+// Write the upper byte of every entry's lane (philox.py): out (size,).
+void upper_bytes(uint64_t key0, uint64_t key1, int64_t size, uint8_t* out, int threads) {
+    const int64_t parts = (size + PART - 1) / PART;
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (parts > 1)
+    for (int64_t part = 0; part < parts; part++)
+        for_tiles(part * PART, std::min(size, (part + 1) * PART), [&](int64_t start, int64_t n) {
+            uint32_t lane[TILE];
+            lanes(key0, key1, start, n, lane);
+            for (int64_t j = 0; j < n; j++) out[start + j] = static_cast<uint8_t>(lane[j] >> 24);
+        });
 }
 
 // Each entry's position among the largest of its row (`della._places`): int16, or int32 if `wide`.

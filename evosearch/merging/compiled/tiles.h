@@ -40,6 +40,45 @@ void lanes(uint64_t key0, uint64_t key1, int64_t start, int64_t n, uint32_t* __r
     }
 }
 
+// Call `hit` with the index of every byte that equals `value`.
+template <typename Hit>
+void each_equal(const uint8_t* __restrict bytes, int64_t n, uint8_t value, Hit hit) {
+    constexpr uint64_t ONES = 0x0101010101010101, HIGH = 0x8080808080808080;
+    for (int64_t first = 0; first < n; first += 64) {
+        const int64_t end = std::min(first + 64, n);
+        uint8_t any = 0;
+        for (int64_t j = first; j < end; j++) any |= bytes[j] == value;
+        if (!any) continue;
+        int64_t j = first;
+        for (; j + 8 <= end; j += 8) {  // eight bytes in a word; those that become zero are found without a branch for each
+            uint64_t word;
+            std::memcpy(&word, bytes + j, sizeof word);
+            word ^= value * ONES;
+            for (uint64_t zero = ~(((word & ~HIGH) + ~HIGH) | word) & HIGH; zero; zero &= zero - 1) hit(j + (__builtin_ctzll(zero) >> 3));
+        }
+        for (; j < end; j++)
+            if (bytes[j] == value) hit(j);
+    }
+}
+
+// Drop entries whose lane is `limit` or more. `known` are the upper bytes of all lanes, or null.
+void drop(const Change& by, float* __restrict tau, int64_t start, int64_t n, uint32_t* __restrict lane) {
+    const uint32_t limit = static_cast<uint32_t>(by.limit);
+    if (!by.known) {
+        lanes(by.key0, by.key1, start, n, lane);
+        for (int64_t j = 0; j < n; j++) tau[j] *= lane[j] < limit ? 1.0f : 0.0f;
+        return;
+    }
+    const uint8_t* known = by.known + start;
+    const uint8_t top = static_cast<uint8_t>(limit >> 24);
+    for (int64_t j = 0; j < n; j++) tau[j] *= known[j] <= top ? 1.0f : 0.0f;
+    each_equal(known, n, top, [&](int64_t j) {  // the other bytes of the lane decide
+        uint32_t block[8];
+        lanes(by.key0, by.key1, start + j / 8 * 8, 8, block);
+        if (block[j % 8] >= limit) tau[j] *= 0.0f;
+    });
+}
+
 template <typename Place>
 void prune(const Change& by, const Place* places, const uint32_t* lane, float* __restrict tau, int64_t n) {
     for (int64_t j = 0; j < n; j++) tau[j] *= static_cast<int64_t>(lane[j]) < by.limits[places[j]] ? 1.0f : 0.0f;
@@ -58,11 +97,8 @@ struct Scratch {
 };
 
 void change(const Change& by, float* __restrict tau, int64_t start, int64_t n, Scratch& s) {
-    if (by.flags & (DROP | PRUNE)) lanes(by.key0, by.key1, start, n, s.lane);
-    if (by.flags & DROP) {  // before a trim, which is of what is left
-        const uint32_t limit = static_cast<uint32_t>(by.limit);
-        for (int64_t j = 0; j < n; j++) tau[j] *= s.lane[j] < limit ? 1.0f : 0.0f;
-    }
+    if (by.flags & DROP) drop(by, tau, start, n, s.lane);  // before a trim, which is of what is left
+    if (by.flags & PRUNE) lanes(by.key0, by.key1, start, n, s.lane);
     if (by.flags & OUTLIERS) std::memcpy(s.spare, tau, n * sizeof(float));
     if (by.flags & OUTER) trim(by.outer, tau, start, n);
     if (by.flags & OUTLIERS) {

@@ -107,8 +107,8 @@ def _trimmed(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> list[Tri
     found = [Trimmed(_trim(base, theta, p, i)) for i, theta in enumerate(parents)]
     if p.choice("rescale") == "l1":
         return [
-            replace(kept, factor=l1_factor(base, theta, kept, p.dtype)) if kept.trim and not same(base, theta) else kept
-            for kept, theta in zip(found, parents, strict=True)
+            replace(kept, factor=l1_factor(base, theta, p, i, kept)) if kept.trim and not same(base, theta) else kept
+            for i, (kept, theta) in enumerate(zip(found, parents, strict=True))
         ]
     return found
 
