@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -83,6 +84,7 @@ class CheckpointWriter:
         self._shards = _cut(layout, dtype.itemsize, max_shard_bytes)
         self._pending = [(shard, name, shape) for shard, part in enumerate(self._shards) for name, shape in part][::-1]
         self._lines: list[Line] = []
+        self._hashing = ThreadPoolExecutor(1)
         self._file: BinaryIO | None = None
         self._open_shard = -1
         self._needed = _needed(self._shards, dtype, self._companions().values())
@@ -100,6 +102,7 @@ class CheckpointWriter:
         """Write the next tensor of the layout; dtype and shape must match."""
         shard, expected, shape = self._pending.pop()
         assert (name, tuple(tensor.shape), tensor.dtype) == (expected, shape, self.dtype), f"'{expected}' was next"
+        line = self._hashing.submit(tensor_line, name, tensor)  # takes as long as writing
         try:
             if shard != self._open_shard:
                 self._start(shard)
@@ -107,7 +110,7 @@ class CheckpointWriter:
             self._file.write(raw_bytes(tensor))
         except OSError as error:
             raise self._unwritable(error) from None
-        self._lines.append(tensor_line(name, tensor))
+        self._lines.append(line.result())
 
     @property
     def weights_sha256(self) -> str:
@@ -136,6 +139,7 @@ class CheckpointWriter:
             if error is None:  # the first error is the one to report
                 raise self._unwritable(problem) from None
         finally:
+            self._hashing.shutdown()
             self._draft.close()
 
     def _check_disk_space(self) -> None:
