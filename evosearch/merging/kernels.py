@@ -65,6 +65,17 @@ def chunks(tensors: Sequence[Tensor], dtype: torch.dtype, row: int = 1) -> Itera
         yield start, [tensor[start : start + step].to(dtype) for tensor in flat]
 
 
+def add_multiple(x: Tensor, y: Tensor, factor: float) -> Tensor:
+    """Add f·y to x in place, entry by entry.
+
+    In half precision, torch's `add_(y, alpha=f)` rounds f first, and rounds the last entries of a chunk in another way
+    than the others; `addcmul_` computes in float32 and rounds once.
+    """
+    if x.dtype.itemsize > 2:
+        return x.add_(y, alpha=factor)
+    return x.addcmul_(y, y.new_ones(()), value=factor)
+
+
 def same(x: Tensor, y: Tensor) -> bool:
     """Return whether two tensors share memory, as an adapter's unchanged tensors do with its base's."""
     return (

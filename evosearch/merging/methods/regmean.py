@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from evosearch.errors import CandidateError
-from evosearch.merging.kernels import at_least_float32, elementwise, total
+from evosearch.merging.kernels import add_multiple, at_least_float32, elementwise, total
 from evosearch.merging.method_parameters import Parameters
 from evosearch.merging.registry import Slope, merge_method
 from evosearch.recipe.shapes import GRAM, Param
@@ -74,7 +74,7 @@ def _average(weights: Sequence[float]) -> Callable[[int, list[Tensor]], Tensor]:
     def average(_: int, thetas: list[Tensor]) -> Tensor:
         merged = thetas[0] * (weights[0] / divisor)
         for theta, w in zip(thetas[1:], weights[1:], strict=True):
-            merged.add_(theta, alpha=w / divisor)
+            add_multiple(merged, theta, w / divisor)
         return merged
 
     return average
