@@ -1,12 +1,14 @@
 """Measure every registered merge method, and write the table.
 
     .venv/bin/python -m benchmarks.methods [--problem zoo|sentences ...] [--methods M ...] [--seeds 0 1 ...]
-                                           [--settings N] [--documents validation=N,test=N] [--page FILE]
+                                           [--settings N] [--documents SPLIT=N,...] [--page FILE]
 
 A cell is a method on the models and documents of a problem and seed. Its sweep is drawn from the bounds in the
-registry, so a new method needs no entry. Settings are chosen on `validation` and judged on `test`. Finished cells are
-one JSON line each in RESULTS and are not measured again unless their settings have changed. `--page` writes the table
-from all results; with `--only-page` nothing is measured.
+registry, so a new method needs no entry. Settings are chosen on `validation` and judged on `test`. Methods that need
+statistics of the models get prompts of `search` as their sample; statistics are kept in the work folder, computed once
+a model, or by `regmean_plus` once a setting (11 GB for nine settings of `sentences`). Finished cells are one JSON line
+each in RESULTS and are not measured again unless their settings have changed. `--page` writes the table from all
+results; with `--only-page` nothing is measured.
 
 The models of `zoo` are trained on first use (two minutes for each seed); `sentences` needs
 `python -m examples.smollm2.prepare`. Exit code 1 if a cell failed.
@@ -24,6 +26,7 @@ from benchmarks._paths import EVALS, ROOT
 from benchmarks.board.entries import Json
 from benchmarks.board.results import append
 from evosearch.errors import EvosearchError, InputError
+from evosearch.evaluation.types import SPLITS
 from evosearch.merging.registry import specs
 
 RESULTS = ROOT / "benchmarks" / "methods" / "results.jsonl"
@@ -130,8 +133,8 @@ def _positive(text: str) -> int:
 
 def _counts(text: str) -> Mapping[str, int]:
     pairs = [entry.split("=") for entry in text.split(",")]
-    if any(len(pair) != 2 or pair[0] not in ("validation", "test") or not pair[1].isdigit() for pair in pairs):
-        raise argparse.ArgumentTypeError(f"got '{text}', expected SPLIT=N with validation or test")
+    if any(len(pair) != 2 or pair[0] not in SPLITS or not pair[1].isdigit() for pair in pairs):
+        raise argparse.ArgumentTypeError(f"got '{text}', expected SPLIT=N with {', '.join(SPLITS)}")
     return {split: int(count) for split, count in pairs}
 
 

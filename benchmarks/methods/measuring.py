@@ -37,7 +37,7 @@ def measure(spec: MethodSpec, world: World, count: int) -> Json:
     began, given = time.monotonic(), world.given
     tried: list[tuple[float, Setting, Recipe]] = []
     failed: list[str] = []
-    for setting, recipe in allowed(spec, given.base, given.experts, world.seed, count):
+    for setting, recipe in allowed(spec, given.base, given.experts, world.seed, count, world.sample):
         try:
             score = world.card(recipe, "validation").score
         except CandidateError as error:
@@ -47,7 +47,7 @@ def measure(spec: MethodSpec, world: World, count: int) -> Json:
         tried.append((score, setting, recipe))
     about: Json = {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "failed": failed}
     if not tried:
-        return about | {"refused": failed[0] if failed else _refusal(spec)}
+        return about | {"refused": failed[0] if failed else f"{spec.name} takes {spec.models[0]} models or more"}
     best = max(tried, key=lambda entry: entry[0])  # of equal ones the first: the defaults
     first = next((entry for entry in tried if entry[1] == sweep(spec, 1)[0]), None)
     cards = {id(entry): world.card(entry[2], "test") for entry in (first, best) if entry is not None}
@@ -57,12 +57,6 @@ def measure(spec: MethodSpec, world: World, count: int) -> Json:
     found["gain"] = None if first is None else world.lead(cards[id(best)], cards[id(first)])
     found["lead"] = world.lead(cards[id(best)], world.uniform)
     return found | {"seconds": round(time.monotonic() - began, 1)}
-
-
-def _refusal(spec: MethodSpec) -> str:
-    if spec.statistic:
-        return f"{spec.name} needs statistics over a sample, which this benchmark does not give"
-    return f"{spec.name} takes {spec.models[0]} models or more"
 
 
 def _entry(tried: tuple[float, Setting, Recipe], card: ScoreCard, world: World) -> Json:

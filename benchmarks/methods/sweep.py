@@ -4,6 +4,7 @@ Nothing here names a method, so a new one is measured without an entry.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,14 @@ def sweep(spec: MethodSpec, count: int) -> list[Setting]:
     return found
 
 
-def recipe_of(spec: MethodSpec, setting: Mapping[str, Scalar], base: str, experts: Sequence[str], seed: int) -> Recipe:
+def recipe_of(
+    spec: MethodSpec,
+    setting: Mapping[str, Scalar],
+    base: str,
+    experts: Sequence[str],
+    seed: int,
+    sample: Mapping[str, Any] | None = None,
+) -> Recipe:
     """Return the merge of as many experts as the method takes, the first ones if these are fewer.
 
     Args:
@@ -48,9 +56,10 @@ def recipe_of(spec: MethodSpec, setting: Mapping[str, Scalar], base: str, expert
         base: The base; methods that take differences from it, or may do so, get it.
         experts: The experts.
         seed: Seed of the masks.
+        sample: The texts, as in a recipe; methods that need statistics of the models over some get it.
 
     Raises:
-        RecipeError: The method refuses the setting, or needs more experts.
+        RecipeError: The method refuses the setting, or needs more experts, or a sample.
     """
     data = {
         "merge_method": spec.name,
@@ -58,18 +67,21 @@ def recipe_of(spec: MethodSpec, setting: Mapping[str, Scalar], base: str, expert
         "models": [{"model": expert} for expert in experts[: spec.models[1]]],
         "parameters": dict(setting),
         "seed": seed if spec.random else 0,
+        "sample": sample if spec.statistic else None,
     }
     recipe = Recipe.model_validate(data)
     check(recipe, specs())
     return recipe
 
 
-def allowed(spec: MethodSpec, base: str, experts: Sequence[str], seed: int, count: int) -> list[tuple[Setting, Recipe]]:
-    """Return the settings of a sweep that the method does not refuse, with their recipes."""
+def allowed(
+    spec: MethodSpec, base: str, experts: Sequence[str], seed: int, count: int, sample: Mapping[str, Any]
+) -> list[tuple[Setting, Recipe]]:
+    """Return the settings of a sweep that the method does not refuse, with their recipes; see `recipe_of`."""
     found = []
     for setting in sweep(spec, count):
         try:
-            found.append((setting, recipe_of(spec, setting, base, experts, seed)))
+            found.append((setting, recipe_of(spec, setting, base, experts, seed, sample)))
         except RecipeError:
             continue
     return found

@@ -22,7 +22,8 @@ INTRODUCTION = """# Merge methods compared
 Every registered method at its defaults, and at the setting of a small sweep that is best on `validation`; scores are
 points on unseen documents of `test`, median over seeds [lowest, highest]. Settings are the same for all experts and are
 drawn from the bounds of the method's parameters (a Latin hypercube): the more parameters, the coarser the sweep.
-A method that takes fewer models merges the first experts only. *Gain*: of the best setting over the defaults. *Lead*:
+A method that takes fewer models merges the first experts only. Methods with statistics read prompts of `search`, which
+nothing else uses; all tasks' together, without answers. *Gain*: of the best setting over the defaults. *Lead*:
 over the uniform average of all experts; *interval above 0*: seeds whose paired 95% interval excludes zero."""
 
 

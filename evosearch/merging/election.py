@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from evosearch.merging.compiled import fused
-from evosearch.merging.kernels import Change, at_least_float32, elementwise, same, totals
+from evosearch.merging.kernels import Change, add_multiple, at_least_float32, elementwise, same, totals
 from evosearch.merging.method_parameters import Parameters
 from evosearch.recipe.shapes import Param
 
@@ -34,7 +34,7 @@ def elect_and_sum(
         agreeing = delta.mul_(sign).clamp_(min=0)  # |wᵢτᵢ| where it has the elected sign, else 0
         merged.add_(agreeing)
         if normalize:
-            divisor.add_(agreeing.sign_(), alpha=w)  # Σ wᵢ over the agreeing
+            add_multiple(divisor, agreeing.sign_(), w)  # Σ wᵢ over the agreeing
     if normalize:
         merged.div_(nonzero(divisor))
     return merged.mul_(sign)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -63,6 +64,17 @@ def chunks(tensors: Sequence[Tensor], dtype: torch.dtype, row: int = 1) -> Itera
     step = max(row, step - step % row)
     for start in range(0, flat[0].numel(), step):
         yield start, [tensor[start : start + step].to(dtype) for tensor in flat]
+
+
+def add_multiple(x: Tensor, y: Tensor, factor: float) -> Tensor:
+    """Add f·y to x in place, entry by entry.
+
+    In half precision, torch's `add_(y, alpha=f)` rounds f first, and rounds the last entries of a chunk in another way
+    than the others; `addcmul_` computes in float32 and rounds once.
+    """
+    if x.dtype.itemsize > 2:
+        return x.add_(y, alpha=factor)
+    return x.addcmul_(y, y.new_ones(()), value=factor)
 
 
 def same(x: Tensor, y: Tensor) -> bool:
@@ -142,3 +154,14 @@ def row_sums(terms: Tensor) -> Tensor:
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """Return the type for products in derivatives: that of the arithmetic, but float32 for half precision."""
     return torch.promote_types(dtype, torch.float32)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: the rounding of matrix products and of LAPACK depends on how they are divided."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)

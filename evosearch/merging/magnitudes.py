@@ -131,11 +131,9 @@ class Delta:
         if not counts.any() or not self.p.reserve(self.parent, base.numel()):
             return _histogram(counts)
         groups = _groups(counts)
-        return _histogram(counts, groups, self._codes(groups.to(base.device)))
-
-    def _codes(self, groups: Tensor) -> Tensor:
-        parts = [groups[_bits(*ends) >> 16] for _, ends in chunks((self.base(), self.theta()), self.p.dtype)]
-        return torch.cat(parts)
+        there = groups.to(base.device)
+        codes = torch.cat([there[_bits(*ends) >> 16] for _, ends in chunks((base, theta), self.p.dtype)])
+        return _histogram(counts, groups, codes)
 
 
 def trims(deltas: Sequence[Delta], sizes: Sequence[int], density: float) -> list[Trim | None]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from evosearch.errors import CandidateError
 from evosearch.merging.compiled import fused
-from evosearch.merging.kernels import Change, at_least_float32, elementwise, same, total
+from evosearch.merging.kernels import Change, add_multiple, at_least_float32, elementwise, same, total
 from evosearch.merging.method_parameters import Parameters
 
 
@@ -49,7 +49,7 @@ def weighted_sum(tensors: Sequence[Tensor], factors: Sequence[float], p: Paramet
     def add(_: int, chunks: list[Tensor]) -> Tensor:
         summed = chunks[0] * factors[0]
         for x, factor in zip(chunks[1:], factors[1:], strict=True):
-            summed.add_(x, alpha=factor)
+            add_multiple(summed, x, factor)
         return summed
 
     return elementwise(add, tensors, p.dtype, sink=p.sink)
@@ -92,7 +92,7 @@ def add_deltas(
             tau = theta - theta_0
             change = changes[i] if changes else None
             tau = change.apply(tau, start) if change else tau
-            summed = tau.mul_(factors[i]) if summed is None else summed.add_(tau, alpha=factors[i])
+            summed = tau.mul_(factors[i]) if summed is None else add_multiple(summed, tau, factors[i])
         if summed is None:
             assert zero is not None
             return theta_0 + zero

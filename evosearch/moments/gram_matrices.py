@@ -55,7 +55,6 @@ def sharing(model: Any, layers: Mapping[str, nn.Module], tokens: Sequence[int]) 
     return found
 
 
-@torch.no_grad()
 def add_gram_matrices(
     model: Any,
     documents: Sequence[Sequence[int]],
@@ -73,10 +72,7 @@ def add_gram_matrices(
         done: Called with the fraction of the documents.
     """
     add = adding(sums, 1.0 / sum(map(len, documents)))
-    with watched({name: layers[name] for name in sums}, add):
-        for index, tokens in enumerate(documents):
-            _run(model, tokens)
-            done((index + 1) / len(documents))
+    _read(model, documents, {name: layers[name] for name in sums}, add, done)
 
 
 def adding(sums: Mapping[str, Tensor], scale: float) -> Seen:
@@ -92,7 +88,6 @@ def adding(sums: Mapping[str, Tensor], scale: float) -> Seen:
     return add
 
 
-@torch.no_grad()
 def keep_inputs(
     model: Any,
     documents: Sequence[Sequence[int]],
@@ -117,12 +112,10 @@ def keep_inputs(
         kept[name][start : start + len(rows)] = rows.cpu()
         filled[name] += len(rows)
 
-    with watched({name: layers[name] for name in kept}, keep):
-        for index, tokens in enumerate(documents):
-            _run(model, tokens)
-            done((index + 1) / len(documents))
-            if all(count == len(kept[name]) for name, count in filled.items()):
-                return
+    def full() -> bool:
+        return all(count == len(kept[name]) for name, count in filled.items())
+
+    _read(model, documents, {name: layers[name] for name in kept}, keep, done, full)
 
 
 def width(layer: nn.Module) -> int:
@@ -130,6 +123,24 @@ def width(layer: nn.Module) -> int:
     weight = layer.weight
     assert isinstance(weight, Tensor)
     return int(weight.shape[0] if isinstance(layer, Conv1D) else weight.shape[1])
+
+
+@torch.no_grad()
+def _read(
+    model: Any,
+    documents: Sequence[Sequence[int]],
+    layers: Mapping[str, nn.Module],
+    see: Seen,
+    done: Callable[[float], None],
+    enough: Callable[[], bool] = lambda: False,
+) -> None:
+    """Let `see` have the inputs of layers, document by document until it has enough."""
+    with watched(layers, see):
+        for index, tokens in enumerate(documents):
+            _run(model, tokens)
+            done((index + 1) / len(documents))
+            if enough():
+                return
 
 
 def _run(model: Any, tokens: Sequence[int]) -> None:

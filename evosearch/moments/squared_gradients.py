@@ -30,7 +30,7 @@ def add_squared_gradients(
     draws: Draws,
     done: Callable[[float], None] = lambda fraction: None,
 ) -> None:
-    """Add F to `sums`. Beside the model, one document's activations and one parameter's gradient are in memory.
+    """Add F to `sums`. Beside the model, one document's activations and at most two gradients are in memory.
 
     Layers are recomputed in the backward pass, and each gradient is squared, added and freed when it has been computed.
 
@@ -51,6 +51,11 @@ def add_squared_gradients(
     def add(own: Sequence[tuple[Tensor, Placement]], parameter: Tensor) -> None:
         grad, parameter.grad = parameter.grad, None
         assert grad is not None
+        if grad.is_sparse:  # of embeddings
+            rows = grad.coalesce()
+            for total, _ in own:
+                total.index_add_(0, rows.indices()[0].cpu(), rows.values().float().square_().cpu(), alpha=scale[0])
+            return
         squared = grad.float().square_()
         for total, place in own:
             total.add_((squared[place.index] if place.index else squared).cpu(), alpha=scale[0])
@@ -58,6 +63,7 @@ def add_squared_gradients(
     with ExitStack() as stack:
         for path, own in parts.items():
             _require(stack, live[path], own, add)
+        _sparsify(stack, model, parts)
         stack.enter_context(recomputed(model))
         stack.enter_context(torch.enable_grad())
         for index, tokens in enumerate(documents):
@@ -79,6 +85,19 @@ def _require(
     stack.callback(parameter.requires_grad_, False)
     hook = parameter.register_post_accumulate_grad_hook(lambda one: add(own, one))  # type: ignore[no-untyped-call]
     stack.callback(hook.remove)
+
+
+def _sparsify(stack: ExitStack, model: Any, parts: Mapping[str, Sequence[tuple[Tensor, Placement]]]) -> None:
+    """Let embeddings have gradients of the rows that a document reads, within the context.
+
+    If they are tied to the head, autograd adds these rows to the head's gradient: two matrices of their size are in
+    memory instead of three.
+    """
+    for path, module in model.named_modules():
+        whole = not any(place.index for _, place in parts.get(f"{path}.weight", ()))
+        if isinstance(module, nn.Embedding) and whole and not module.sparse:
+            module.sparse = True
+            stack.callback(setattr, module, "sparse", False)
 
 
 def sampled(logits: Tensor, uniform: Tensor) -> Tensor:

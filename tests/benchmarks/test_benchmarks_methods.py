@@ -5,16 +5,21 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.board.problems import zoo
 from benchmarks.methods import __main__ as program
 from benchmarks.methods.measuring import digest
 from benchmarks.methods.sweep import allowed, default, recipe_of, sweep
 from benchmarks.methods.table import page
-from benchmarks.methods.worlds import PROBLEMS
+from benchmarks.methods.worlds import PROBLEMS, World
+from evosearch.checkpoints.tokenizers.loading import load_tokenizer
 from evosearch.errors import InputError
+from evosearch.evaluation.types import SPLITS
 from evosearch.merging.registry import specs
+from evosearch.moments.sample_tokens import read_tokens
 from evosearch.recipe.shapes import MethodSpec, Param
 
 EXPERTS = ("one", "two", "three", "four")
+SAMPLE = {"text": "sample.jsonl", "documents": 8}
 
 
 @pytest.mark.parametrize("name", sorted(specs()))
@@ -25,13 +30,11 @@ def test_every_method_has_defaults_and_a_sweep_within_its_bounds(name: str) -> N
     assert 1 <= len(settings) <= 9
     assert all(setting not in settings[:index] for index, setting in enumerate(settings))
     assert len(settings) == 9 or all(param.kind in ("bool", "choice") for param in spec.parameters.values())
-    if spec.statistic:
-        assert allowed(spec, "base", EXPERTS, 3, 9) == [], "the table says that it is not measured"
-        return
-    recipe = recipe_of(spec, settings[0], "base", EXPERTS, 3)
+    recipe = recipe_of(spec, settings[0], "base", EXPERTS, 3, SAMPLE)
+    assert (recipe.sample is not None) == bool(spec.statistic)
     assert len(recipe.models) == min(4, spec.models[1] or 4)
     assert recipe.seed == (3 if spec.random else 0)
-    found = allowed(spec, "base", EXPERTS, 3, 9)
+    found = allowed(spec, "base", EXPERTS, 3, 9, SAMPLE)
     assert len(found) >= (len(settings) + 1) // 2, "at most half of a sweep is refused"
 
 
@@ -82,20 +85,25 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
         program.read(file)
 
 
-@pytest.mark.parametrize("arguments", [["--methods", "tise"], ["--settings", "0"], ["--documents", "search=3"]])
+@pytest.mark.parametrize("arguments", [["--methods", "tise"], ["--settings", "0"], ["--documents", "train=3"]])
 def test_a_mistake_on_the_command_line_is_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         program.main(arguments)
     assert stop.value.code == 2
 
 
-def test_a_cell_is_measured_once(tmp_path: Path, zoo_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`ties` on the zoo of seed 0, with few documents; the second run finds its result."""
+@pytest.fixture
+def few(tmp_path: Path, zoo_cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Arguments for small cells on the zoo of seed 0."""
     for name in ("EVOSEARCH_DATA", "EVOSEARCH_TASKS", "HF_HUB_OFFLINE"):
         monkeypatch.setenv(name, "")  # put back what the program changes
-    few = ["--problem", "zoo", "--methods", "ties", "--seeds", "0", "--settings", "3"]
-    places = ["--results", str(tmp_path / "results.jsonl"), "--work", str(tmp_path / "work")]
-    arguments = [*few, "--documents", "validation=10,test=20", *places, "--page", str(tmp_path / "page.md")]
+    counts = ["--problem", "zoo", "--seeds", "0", "--documents", "search=4,validation=10,test=20"]
+    return [*counts, "--results", str(tmp_path / "results.jsonl"), "--work", str(tmp_path / "work")]
+
+
+def test_a_cell_is_measured_once(tmp_path: Path, few: list[str]) -> None:
+    """`ties` on the zoo of seed 0, with few documents; the second run finds its result."""
+    arguments = [*few, "--methods", "ties", "--settings", "3", "--page", str(tmp_path / "page.md")]
     assert program.main(arguments) == 0
     (line,) = (tmp_path / "results.jsonl").read_text().splitlines()
     found = json.loads(line)
@@ -108,3 +116,36 @@ def test_a_cell_is_measured_once(tmp_path: Path, zoo_cache: Path, monkeypatch: p
     assert before in (tmp_path / "page.md").read_text()
     assert program.main(arguments) == 0
     assert (tmp_path / "results.jsonl").read_text().splitlines() == [line]
+
+
+def test_methods_with_statistics_are_measured_like_the_others(tmp_path: Path, few: list[str]) -> None:
+    """The sample is all tasks' prompts of `search`; each statistic is computed once a model, however many settings."""
+    names = ["fisher", "rebasin_activations", "rebasin_weights", "regmean", "regmean_plus"]
+    assert program.main([*few, "--methods", *names, "--settings", "2"]) == 0
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    found = {result["method"]: result for result in map(json.loads, lines)}
+    assert list(found) == names
+    models = {name: (one["models"], one["settings"], one["failed"]) for name, one in found.items()}
+    assert models["fisher"] == models["regmean"] == models["regmean_plus"] == (4, 2, [])
+    assert models["rebasin_activations"] == (1, 2, [])
+    assert models["rebasin_weights"] == (1, 1, [])
+    work = tmp_path / "work" / "zoo-0"
+    files = len(list((work / "statistics" / "statistics").iterdir()))
+    assert files == 4 + 4 + 2 + 2, "fisher and regmean: every expert; activations: base and expert; plus: every setting"
+    texts = [json.loads(line)["text"] for line in (work / "sample-0.jsonl").read_text().splitlines()]
+    assert len(set(texts)) == 16
+    assert [text[0] for text in texts] == [text[0] for text in texts[:4]] * 4, "the tasks take turns"
+
+
+def test_the_sample_is_read_as_the_tasks_are_asked(tmp_path: Path, zoo_cache: Path) -> None:
+    world = World(zoo.make(0, tmp_path), {"search": 3, "validation": 1, "test": 1}, 0, tmp_path, 1)
+    recipe = recipe_of(specs()["fisher"], {}, world.given.base, world.given.experts, 0, world.sample)
+    assert world.card(recipe, "validation").score is not None
+    tokenizer = load_tokenizer(Path(world.given.base))
+    assert recipe.sample is not None
+    sets = {split: world.harness.batch(split).sets for split in SPLITS}
+    asked = [world.harness.prompts(own.task, "search", 3, tokenizer, 64) for own in sets["search"]]
+    in_turn = tuple(prompt for prompts in zip(*asked, strict=True) for prompt in prompts)
+    assert read_tokens(recipe.sample, tokenizer, 64) == in_turn
+    hashes = {split: {one for own in found for one in own.doc_hashes} for split, found in sets.items()}
+    assert hashes["search"].isdisjoint(hashes["validation"] | hashes["test"])

@@ -32,6 +32,19 @@ Tensors = dict[str, torch.Tensor]
 END = ("model.norm.weight", "lm_head.weight")
 UNITS = {torch.float32: 0.0, torch.bfloat16: 2**-7}  # tolerance: one unit in the last place, relative
 
+GRADIENT = """
+        merge_method: slerp
+        base_model: BASE
+        parameters:
+          t:
+            - filter: self_attn
+              value: [0, 0.25, 0.6, 1]
+            - filter: mlp
+              value: [1, 0.75, 0.4, 0]
+            - value: 0.35
+        dtype: float16
+        """
+
 EXAMPLES = {
     "arcee_fusion.yml": """
         models:
@@ -65,32 +78,14 @@ EXAMPLES = {
                 layer_range: [0, 4]
               - model: ONE
                 layer_range: [0, 4]
-        merge_method: slerp
-        base_model: BASE
-        parameters:
-          t:
-            - filter: self_attn
-              value: [0, 0.25, 0.6, 1]
-            - filter: mlp
-              value: [1, 0.75, 0.4, 0]
-            - value: 0.35
-        dtype: float16
-        """,
+        """
+    + GRADIENT,
     "gradient-slerp.yml, by models": """
         models:
           - model: BASE
           - model: ONE
-        merge_method: slerp
-        base_model: BASE
-        parameters:
-          t:
-            - filter: self_attn
-              value: [0, 0.25, 0.6, 1]
-            - filter: mlp
-              value: [1, 0.75, 0.4, 0]
-            - value: 0.35
-        dtype: float16
-        """,
+        """
+    + GRADIENT,
     "linear.yml": """
         models:
           - model: ONE

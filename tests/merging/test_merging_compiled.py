@@ -215,6 +215,7 @@ def test_find_the_cut_of_any_density(make: Callable[[Tensor], Tensor]) -> None:
     ("environment", "said"),
     [
         ({"CXX": "/nowhere/c++"}, True),
+        ({"CXX": "'c++"}, True),
         ({"CXX": "false"}, True),
         ({"EVOSEARCH_KERNELS": "eager"}, False),
     ],

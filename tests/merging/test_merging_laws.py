@@ -96,9 +96,10 @@ def test_takes_inputs_of_any_type_and_layout(spec):
     assert torch.equal(merge(spec, base, turned, p), expected)
 
 
-def test_is_the_same_in_chunks_of_any_size(spec, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_is_the_same_in_chunks_of_any_size(spec, dtype, monkeypatch):
     base, parents = models(spec, (50, 7))
-    p = parameters(spec, len(parents))
+    p = parameters(spec, len(parents), dtype)
     whole = merge(spec, base, parents, p)
     monkeypatch.setattr(kernels, "CHUNK", {"cpu": 16})
     assert torch.equal(merge(spec, base, parents, p), whole)
@@ -137,9 +138,10 @@ def test_a_parent_that_shares_the_bases_tensor_is_one_that_equals_it(spec, still
     assert torch.equal(bits(out), bits(merge(spec, base, copied, p)))
 
 
-def test_does_not_depend_on_threads(spec):
-    base, parents = models(spec, (300, 400))
-    p = parameters(spec, len(parents))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_does_not_depend_on_threads(spec, dtype):
+    base, parents = models(spec, (311, 401))  # threads divide it where vectors end early
+    p = parameters(spec, len(parents), dtype)
     one = merge(spec, base, parents, p)
     torch.set_num_threads(2)
     try:

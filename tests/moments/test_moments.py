@@ -109,12 +109,13 @@ def test_fisher_of_one_position_is_the_expectation_over_labels(world: World) -> 
 def test_fisher_of_other_families_with_ties_and_experts(architecture: str, random_model: Callable[..., Path]) -> None:
     model, places, one = live(random_model(architecture, tie_word_embeddings=True))
     found, draws = zeros(one), draws_of("b")
-    add_squared_gradients(model, [(5, 6, 7)], found, places, draws)
-    expected = squared(model, places, (5, 6, 7), drawn(model, (5, 6, 7), draws(0, 3)))
+    add_squared_gradients(model, [(5, 6, 5, 7)], found, places, draws)
+    expected = squared(model, places, (5, 6, 5, 7), drawn(model, (5, 6, 5, 7), draws(0, 4)))
     for name, total in found.items():
         torch.testing.assert_close(
-            total, expected[name] / 3, rtol=1e-3, atol=1e-8, msg=lambda text, n=name: f"{n}: {text}"
+            total, expected[name] / 4, rtol=1e-3, atol=1e-8, msg=lambda text, n=name: f"{n}: {text}"
         )
+    assert not any(getattr(module, "sparse", False) for module in model.modules())
 
 
 def test_gram_matrices_are_those_of_the_inputs_and_shared_where_these_are(world: World) -> None:

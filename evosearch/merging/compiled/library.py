@@ -78,7 +78,7 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         return _declared(ctypes.CDLL(str(_built())))
-    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError, AttributeError) as error:  # ValueError: quotes in $CXX
         reason = getattr(error, "stderr", None) or error
         line = str(reason).strip().partition("\n")[0]
         sys.stderr.write(f"evosearch: merges run without compiled kernels, which takes longer: {line}\n")

@@ -17,7 +17,6 @@ TINY = 1e-12  # added to traces and to the mean of their logarithms, as in the a
 
 def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, grad: Tensor) -> Mapping[str, Slope]:
     """Return dL/dscale."""
-    assert base is not None
     return contract_merged(_name(p), base, parents, p, grad, partial(_merged, p))
 
 

@@ -1,20 +1,21 @@
 """iso_c: add the sum of the task vectors with all singular values made equal (Marczak et al. 2025)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from evosearch.merging.matrices import add_merged, contract_merged, significant
 from evosearch.merging.method_parameters import Parameters
-from evosearch.merging.registry import Slope, merge_method
+from evosearch.merging.registry import merge_method
 from evosearch.recipe.shapes import Param
 
 
-def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, grad: Tensor) -> Mapping[str, Slope]:
-    """Return dL/dscale."""
-    assert base is not None
-    return contract_merged("iso_c", base, parents, p, grad, _merged)
+def _merged(taus: list[Tensor]) -> Tensor:
+    summed = torch.stack(taus).sum(dim=0)
+    u, s, v = significant(summed)
+    return s.sum() / min(summed.shape) * (u @ v)
 
 
 @merge_method(
@@ -24,7 +25,7 @@ def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, gr
     needs_base=True,
     parameters={"scale": Param(0.0, 2.0, default=1.0)},
     differentiable=("scale",),
-    derivative=derivative,
+    derivative=partial(contract_merged, "iso_c", merged=_merged),
     norms=True,
 )
 def iso_c(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
@@ -39,9 +40,3 @@ def iso_c(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tens
     """
     assert base is not None
     return add_merged("iso_c", base, parents, p, _merged)
-
-
-def _merged(taus: list[Tensor]) -> Tensor:
-    summed = torch.stack(taus).sum(dim=0)
-    u, s, v = significant(summed)
-    return s.sum() / min(summed.shape) * (u @ v)

@@ -1,38 +1,45 @@
 """regmean: linear layers whose outputs are closest to those of all models (RegMean, Jin et al. 2023)."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from evosearch.errors import CandidateError
-from evosearch.merging.kernels import at_least_float32, elementwise, total
+from evosearch.merging.kernels import add_multiple, at_least_float32, elementwise, one_thread, total
 from evosearch.merging.method_parameters import Parameters
 from evosearch.merging.registry import Slope, merge_method
+from evosearch.merging.sink import Sink
 from evosearch.recipe.shapes import GRAM, Param
 
+PARAMETERS = {
+    "weight": Param(0.0, 1.5, default=1.0, per_model=True, strict=True),
+    "alpha": Param(0.0, 1.0, default=0.9, strict=True),
+}
+ROWS = 1024  # of a matrix that are computed with at a time
 RIDGE = 1e-6  # of the mean of a Gram matrix's diagonal, which keeps the sum positive definite
 
 
 def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, grad: Tensor) -> Mapping[str, Slope]:
     """Return dL/dwᵢ = ⟨dL/dW A⁻¹, (Wᵢ − W)Ĝᵢ⟩ with A = Σ wᵢĜᵢ; ⟨dL/dθ, θᵢ − θ⟩ / Σ w where the models are averaged."""
     weights, first = p.each("weight"), parents[0]
-    if not p.statistics:
+    if not _reached(p, weights):
         dtype, divisor = at_least_float32(p.dtype), sum(weights)
         slopes = [total(lambda _, c: c[0] * (c[1] - c[2]), (grad, one, first), dtype) for one in parents]
         mean = sum(w * slope for w, slope in zip(weights, slopes, strict=True)) / divisor
         return {"weight": tuple((slope - mean) / divisor for slope in slopes)}
-    with _one_thread():
+    parts: list[list[float]] = [[] for _ in parents]
+    with one_thread():
         system = _System.of(parents, p, weights)
-        toward = system.solve(grad.double().contiguous())  # dL/dW A⁻¹
-        merged = system.solve(system.right)  # W − W₁
-        found = [
-            total(lambda _, pair: pair[0] * pair[1], (toward, (move - merged) @ gram), torch.float64)
-            for move, gram in zip(system.moves, system.grams, strict=True)
-        ]
-    return {"weight": tuple(found)}
+        for rows in _parts(len(first)):
+            toward = system.solve(grad[rows].to(torch.float64, copy=True, memory_format=torch.contiguous_format))  # dL/dW A⁻¹
+            merged = system.solve(system.right(rows))  # W − W₁
+            for i, found in enumerate(parts):
+                slope = system.product(i, system.move(i, rows).sub_(merged))  # (Wᵢ − W)Ĝᵢ
+                found.append(total(lambda _, pair: pair[0] * pair[1], (toward, slope), torch.float64))
+    return {"weight": tuple(map(math.fsum, parts))}
 
 
 @merge_method(
@@ -40,10 +47,7 @@ def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, gr
     paper="arXiv:2212.09849",
     summary="Merges each linear layer so that its outputs on a sample of texts are closest to those of all models.",
     takes_base=False,
-    parameters={
-        "weight": Param(0.0, 1.5, default=1.0, per_model=True, strict=True),
-        "alpha": Param(0.0, 1.0, default=0.9, strict=True),
-    },
+    parameters=PARAMETERS,
     differentiable=("weight",),
     derivative=derivative,
     statistic=GRAM,
@@ -61,11 +65,20 @@ def regmean(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Te
     weights, first = p.each("weight"), parents[0]
     if not sum(weights) > 0.0:
         raise CandidateError("materialize", f"regmean: weights {weights} sum to zero, which they are divided by")
-    if not p.statistics:
+    if not _reached(p, weights):
         return elementwise(_average(weights), parents, p.dtype, sink=p.sink)
-    with _one_thread():
+    into = p.sink or Sink(torch.empty(first.shape, dtype=p.dtype, device=first.device), p.dtype)
+    with one_thread():
         system = _System.of(parents, p, weights)
-        return (system.solve(system.right) + first.double()).to(p.dtype)
+        for rows in _parts(len(first)):
+            merged = system.solve(system.right(rows)).add_(first[rows].double())
+            into.write(rows.start * first.shape[1], merged.to(p.dtype).view(-1))
+    return into.tensor
+
+
+def _reached(p: Parameters, weights: Sequence[float]) -> bool:
+    """Return whether the layer has equations: none if it has no matrices, or if no text reached it, as some experts."""
+    return any(w > 0 and bool(gram.diagonal().any()) for gram, w in zip(p.statistics, weights, strict=False))
 
 
 def _average(weights: Sequence[float]) -> Callable[[int, list[Tensor]], Tensor]:
@@ -74,7 +87,7 @@ def _average(weights: Sequence[float]) -> Callable[[int, list[Tensor]], Tensor]:
     def average(_: int, thetas: list[Tensor]) -> Tensor:
         merged = thetas[0] * (weights[0] / divisor)
         for theta, w in zip(thetas[1:], weights[1:], strict=True):
-            merged.add_(theta, alpha=w / divisor)
+            add_multiple(merged, theta, w / divisor)
         return merged
 
     return average
@@ -84,48 +97,57 @@ def _average(weights: Sequence[float]) -> Callable[[int, list[Tensor]], Tensor]:
 class _System:
     """The equations (W − W₁) A = Σ wᵢ(Wᵢ − W₁)Ĝᵢ with A = Σ wᵢĜᵢ, in float64.
 
-    Differences from the first model are small in fine-tunes of one base, and so is their rounding.
+    Differences from the first model are small in fine-tunes of one base, and so is their rounding. Beside the inputs,
+    A is in memory, decomposed in place, and a few blocks of `ROWS` rows.
     """
 
-    moves: list[Tensor]  # (out, in) Wᵢ − W₁
-    grams: list[Tensor]  # (in, in) Ĝᵢ
-    right: Tensor  # (out, in)
-    root: Tensor  # (in, in) Cholesky factor of A
+    parents: Sequence[Tensor]  # (out, in) Wᵢ
+    grams: Sequence[Tensor]  # (in, in) Gᵢ
+    weights: Sequence[float]
+    alpha: float
+    root: Tensor  # (in, in) Cholesky factor of A, lower
 
     @classmethod
     def of(cls, parents: Sequence[Tensor], p: Parameters, weights: Sequence[float]) -> "_System":
-        first = parents[0].double().contiguous()
-        moves = [parent.double().contiguous() - first for parent in parents]
-        grams = [_shrunk(gram.double().contiguous(), p["alpha"]) for gram in p.statistics]
-        right, sums = torch.zeros_like(first), torch.zeros_like(grams[0])
-        for move, gram, weight in zip(moves, grams, weights, strict=True):
-            right += weight * (move @ gram)
-            sums += weight * gram
-        if not sums.any():  # no text reaches this layer: the plain mean
-            sums.diagonal().fill_(1.0)
-            shares = zip(moves, weights, strict=True)
-            right = torch.stack([move * (weight / sum(weights)) for move, weight in shares]).sum(dim=0)
-        return cls(moves, grams, right, torch.linalg.cholesky(sums))
+        grams, alpha = p.statistics, p["alpha"]
+        sums = torch.zeros(grams[0].shape, dtype=torch.float64, device=grams[0].device)
+        for gram, weight in zip(grams, weights, strict=True):
+            for rows in _parts(len(gram)):
+                sums[rows].add_(_shrunk(gram, alpha, rows), alpha=weight)
+        root = torch.linalg.cholesky(sums.mT, out=sums.mT)  # in place: LAPACK's matrices are stored by column
+        return cls(parents, grams, weights, alpha, root)
+
+    def move(self, i: int, rows: slice) -> Tensor:
+        """Return rows of Wᵢ − W₁."""
+        return self.parents[i][rows].double() - self.parents[0][rows].double()
+
+    def product(self, i: int, x: Tensor) -> Tensor:
+        """Return xĜᵢ for x (rows, in)."""
+        found = torch.zeros_like(x)
+        for rows in _parts(len(self.grams[i])):
+            found.addmm_(x[:, rows], _shrunk(self.grams[i], self.alpha, rows))
+        return found
+
+    def right(self, rows: slice) -> Tensor:
+        """Return rows of the right side; the first model's share is zero."""
+        found = torch.zeros_like(self.parents[0][rows], dtype=torch.float64, memory_format=torch.contiguous_format)
+        for i in range(1, len(self.parents)):
+            found.add_(self.product(i, self.move(i, rows)), alpha=self.weights[i])
+        return found
 
     def solve(self, right: Tensor) -> Tensor:
-        """Return X (out, in) with X A = right."""
-        return torch.cholesky_solve(right.t().contiguous(), self.root).t().contiguous()
+        """Return X (rows, in) with X A = right, which it overwrites."""
+        half = torch.linalg.solve_triangular(self.root.mT, right, upper=True, left=False, out=right)
+        return torch.linalg.solve_triangular(self.root, half, upper=False, left=False, out=half)
 
 
-def _shrunk(gram: Tensor, alpha: float) -> Tensor:
-    """Return α G + (1−α) diag(G), with a ridge."""
-    diagonal = gram.diagonal()
-    shrunk = alpha * gram
-    shrunk.diagonal().copy_(diagonal + RIDGE * diagonal.mean())
+def _parts(count: int) -> Iterator[slice]:
+    return (slice(start, min(start + ROWS, count)) for start in range(0, count, ROWS))
+
+
+def _shrunk(gram: Tensor, alpha: float, rows: slice) -> Tensor:
+    """Return rows (rows, in) of α G + (1−α) diag(G), with a ridge, in float64."""
+    diagonal = gram.diagonal().double()
+    shrunk = gram[rows].double() * alpha
+    shrunk.diagonal(rows.start).copy_(diagonal[rows] + RIDGE * diagonal.mean())
     return shrunk
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one thread: the rounding of matrix products depends on how they are divided."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from evosearch.merging.method_parameters import Parameters
-from evosearch.merging.methods.regmean import regmean
+from evosearch.merging.methods.regmean import PARAMETERS, regmean
 from evosearch.merging.registry import merge_method
-from evosearch.recipe.shapes import PROPAGATED, Param
+from evosearch.recipe.shapes import PROPAGATED
 
 
 @merge_method(
@@ -15,10 +15,7 @@ from evosearch.recipe.shapes import PROPAGATED, Param
     paper="arXiv:2508.03121",
     summary="Like regmean, but layer after layer, each for the inputs that the merged earlier layers give it.",
     takes_base=False,
-    parameters={
-        "weight": Param(0.0, 1.5, default=1.0, per_model=True, strict=True),
-        "alpha": Param(0.0, 1.0, default=0.9, strict=True),
-    },
+    parameters=PARAMETERS,
     statistic=PROPAGATED,
 )
 def regmean_plus(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from evosearch.merging.compiled import fused
 from evosearch.merging.election import nonzero, vote
-from evosearch.merging.kernels import at_least_float32, elementwise, totals
+from evosearch.merging.kernels import add_multiple, at_least_float32, elementwise, totals
 from evosearch.merging.magnitudes import Delta, Trim, compiled_histogram, compiled_trim, largest
 from evosearch.merging.method_parameters import Parameters
 from evosearch.merging.registry import merge_method
@@ -50,8 +50,8 @@ def sce(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor
         merged, divisor = torch.zeros_like(sign), torch.zeros_like(sign)
         for tau, w in zip(taus, weights, strict=True):
             agreeing = tau.mul_(sign).clamp_(min=0)  # |τᵢ| where it has the sign, else 0
-            merged.add_(agreeing, alpha=w)
-            divisor.add_(agreeing.sign_(), alpha=w)
+            add_multiple(merged, agreeing, w)
+            add_multiple(divisor, agreeing.sign_(), w)
         return merged.div_(nonzero(divisor)).mul_(sign).add_(chunks[0])
 
     return elementwise(erase, (base, *parents), p.dtype, sink=p.sink)

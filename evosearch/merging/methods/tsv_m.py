@@ -1,20 +1,26 @@
 """tsv_m: add the orthogonalized top singular vectors of every task vector (Gargiulo et al. 2025)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from evosearch.merging.matrices import add_merged, contract_merged, orthogonalized, significant
 from evosearch.merging.method_parameters import Parameters
-from evosearch.merging.registry import Slope, merge_method
+from evosearch.merging.registry import merge_method
 from evosearch.recipe.shapes import Param
 
 
-def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, grad: Tensor) -> Mapping[str, Slope]:
-    """Return dL/dscale."""
-    assert base is not None
-    return contract_merged("tsv_m", base, parents, p, grad, _merged)
+def _merged(taus: list[Tensor]) -> Tensor:
+    count = max(1, min(taus[0].shape) // len(taus))
+    tops = [significant(tau) for tau in taus]
+    left = torch.cat([u[:, :count] for u, _, _ in tops], dim=1)  # (m, up to T · count)
+    right = torch.cat([v[:count] for _, _, v in tops])  # (up to T · count, n)
+    values = torch.cat([s[:count] for _, s, _ in tops])
+    if not len(values):
+        return torch.zeros_like(taus[0])
+    return orthogonalized(left) * values @ orthogonalized(right)  # U⊥ diag(s) V⊥ᵀ
 
 
 @merge_method(
@@ -24,7 +30,7 @@ def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, gr
     needs_base=True,
     parameters={"scale": Param(0.0, 2.0, default=1.0)},
     differentiable=("scale",),
-    derivative=derivative,
+    derivative=partial(contract_merged, "tsv_m", merged=_merged),
     norms=True,
 )
 def tsv_m(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tensor:
@@ -40,14 +46,3 @@ def tsv_m(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Tens
     """
     assert base is not None
     return add_merged("tsv_m", base, parents, p, _merged)
-
-
-def _merged(taus: list[Tensor]) -> Tensor:
-    count = max(1, min(taus[0].shape) // len(taus))
-    tops = [significant(tau) for tau in taus]
-    left = torch.cat([u[:, :count] for u, _, _ in tops], dim=1)  # (m, up to T · count)
-    right = torch.cat([v[:count] for _, _, v in tops])  # (up to T · count, n)
-    values = torch.cat([s[:count] for _, s, _ in tops])
-    if not len(values):
-        return torch.zeros_like(taus[0])
-    return orthogonalized(left) * values @ orthogonalized(right)  # U⊥ diag(s) V⊥ᵀ
