@@ -9,7 +9,7 @@ from evosearch.merging.compiled import fused, library
 from evosearch.merging.kernels import same
 from evosearch.merging.magnitudes import Delta, Trim, largest
 from evosearch.merging.method_parameters import Parameters
-from evosearch.merging.sparse import l1_factor
+from evosearch.merging.sparse import l1_factors
 from evosearch.recipe.shapes import Param, Scalar
 
 PARAMETERS = {
@@ -64,11 +64,13 @@ def bands(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> list[Band]:
     max(1, ⌊density·n⌋) kept, and the rest dropped. Where these are more than n, fewer of the first are dropped.
     `rescale: l1` restores the L1 norm of the task vector, as mergekit does.
     """
-    made = []
-    for i, (theta, density, gamma) in enumerate(zip(parents, p.each("density"), p.each("gamma"), strict=True)):
-        made.append(Band() if same(base, theta) else _band(_delta(base, theta, p, i), density, gamma))
-        if p.choice("rescale") == "l1" and not same(base, theta):
-            made[-1] = replace(made[-1], factor=l1_factor(base, theta, p, i, made[-1]))
+    moved = [i for i, theta in enumerate(parents) if not same(base, theta)]
+    densities, gammas, made = p.each("density"), p.each("gamma"), [Band()] * len(parents)
+    for i in moved:
+        made[i] = _band(_delta(base, parents[i], p, i), densities[i], gammas[i])
+    if p.choice("rescale") == "l1":
+        for i, factor in l1_factors(base, parents, p, {i: made[i] for i in moved}).items():
+            made[i] = replace(made[i], factor=factor)
     return made
 
 

@@ -11,7 +11,7 @@ from evosearch.merging.compiled import fused, library
 from evosearch.merging.kernels import elementwise, same
 from evosearch.merging.magnitudes import Delta, Trim, largest
 from evosearch.merging.method_parameters import Parameters
-from evosearch.merging.sparse import l1_factor
+from evosearch.merging.sparse import l1_factors
 from evosearch.recipe.shapes import Param, Scalar
 
 PARAMETERS = {
@@ -115,25 +115,22 @@ def drops(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> list[Drop]:
     """
     assert len(p.parents) == len(parents)
     assert all(origin.content_sha256 for origin in p.parents), "masks are keyed by the parents' contents"
-    made = []
+    rescale, made = p.choice("rescale"), []
     for i, (theta, density) in enumerate(zip(parents, p.each("density"), strict=True)):
         origin = p.parents[i]
         drop = Drop(philox.key_of(p.seed, origin.content_sha256, origin.tensor), density)
         if density < 1 and not same(base, theta):
-            drop = replace(drop, known=_known(base, theta, p, i, drop.key))
-            drop = replace(drop, factor=_factor(base, theta, p, i, drop))
+            factor = 1 / density if rescale == "True" else 1.0
+            drop = replace(drop, factor=factor, known=upper_bytes(base, theta, p, i, drop.key))
         made.append(drop)
+    if rescale == "l1":
+        dropped = {i: drop for i, drop in enumerate(made) if drop.density < 1 and not same(base, parents[i])}
+        for i, factor in l1_factors(base, parents, p, dropped).items():
+            made[i] = replace(made[i], factor=factor)
     return made
 
 
-def _factor(base: Tensor, theta: Tensor, p: Parameters, i: int, drop: Drop) -> float:
-    rescale = p.choice("rescale")
-    if rescale == "l1":
-        return l1_factor(base, theta, p, i, drop)
-    return 1 / drop.density if rescale == "True" else 1.0
-
-
-def _known(base: Tensor, theta: Tensor, p: Parameters, i: int, key: philox.Key) -> Tensor | None:
+def upper_bytes(base: Tensor, theta: Tensor, p: Parameters, i: int, key: philox.Key) -> Tensor | None:
     """Return the upper bytes of the lanes, remembered between candidates of one seed if the memory has room for them.
 
     With them, a density decides all but one entry in 256 without drawing again.

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from evosearch.merging import philox
 from evosearch.merging.compiled import fused, library
+from evosearch.merging.dare import upper_bytes
 from evosearch.merging.kernels import chunks, row_length, same
 from evosearch.merging.method_parameters import Parameters
-from evosearch.merging.sparse import l1_factor
+from evosearch.merging.sparse import l1_factors
 from evosearch.recipe.shapes import Param, Scalar
 
 # mergekit's `rescale: true` is our `l1`; it cannot rescale by the probabilities.
@@ -45,6 +46,7 @@ class Prune:
         limits: (length,) int64, the limit of an entry's lane by its position among the largest of its row.
         divisors: (length,) the divisors of kept entries by position, or None.
         places: (n,) the position of every entry; None: found chunk by chunk.
+        known: (n,) uint8, the upper byte of every entry's lane (`dare.upper_bytes`), or None.
         factor: Factor of all kept entries.
     """
 
@@ -53,6 +55,7 @@ class Prune:
     limits: Tensor
     divisors: Tensor | None = None
     places: Tensor | None = None
+    known: Tensor | None = None
     factor: float = 1.0
 
     def apply(self, tau: Tensor, start: int) -> Tensor:
@@ -74,6 +77,7 @@ class Prune:
             limits=self.limits.data_ptr(),
             divisors=None if self.divisors is None else self.divisors.data_ptr(),
             places=self.places.data_ptr(),
+            known=None if self.known is None else self.known.data_ptr(),
         )
 
 
@@ -103,16 +107,14 @@ def prunes(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> list[Prune
     """
     assert len(p.parents) == len(parents)
     assert all(origin.content_sha256 for origin in p.parents), "masks are keyed by the parents' contents"
-    made: list[Prune | Unpruned] = []
+    pruned: dict[int, Prune] = {}
     for i, (theta, density, epsilon) in enumerate(zip(parents, p.each("density"), p.each("epsilon"), strict=True)):
-        if density >= 1 or same(base, theta):
-            made.append(Unpruned())
-            continue
-        prune = _prune(base, theta, p, i, density, min(epsilon, density, 1 - density))
-        if p.choice("rescale") == "l1":
-            prune = replace(prune, factor=l1_factor(base, theta, p, i, prune, prune.length))
-        made.append(prune)
-    return made
+        if density < 1 and not same(base, theta):
+            pruned[i] = _prune(base, theta, p, i, density, min(epsilon, density, 1 - density))
+    if p.choice("rescale") == "l1":
+        for i, factor in l1_factors(base, parents, p, pruned, row_length(base)).items():
+            pruned[i] = replace(pruned[i], factor=factor)
+    return [pruned.get(i, Unpruned()) for i in range(len(parents))]
 
 
 def _prune(base: Tensor, theta: Tensor, p: Parameters, i: int, density: float, epsilon: float) -> Prune:
@@ -127,7 +129,7 @@ def _prune(base: Tensor, theta: Tensor, p: Parameters, i: int, density: float, e
     origin = p.parents[i]
     key = philox.key_of(p.seed, origin.content_sha256, origin.tensor)
     places = _every_place(base, theta, p, i)
-    return Prune(key, length, limits, divisors, places)
+    return Prune(key, length, limits, divisors, places, upper_bytes(base, theta, p, i, key))
 
 
 def _every_place(base: Tensor, theta: Tensor, p: Parameters, i: int) -> Tensor | None:

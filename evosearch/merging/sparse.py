@@ -76,17 +76,38 @@ def contract_elected_kept(
     return contract_elected(base, parents, p, grad, kept, rescale, row=row)
 
 
-def l1_factor(base: Tensor, theta: Tensor, p: Parameters, i: int, kept: Kept, row: int = 1) -> float:
-    """Return ‖τᵢ‖₁ / ‖kept τᵢ‖₁, or 1 if either norm is below `NO_NORM`; the first norm is remembered."""
+def l1_factors(
+    base: Tensor, parents: Sequence[Tensor], p: Parameters, kept: Mapping[int, Kept], row: int = 1
+) -> dict[int, float]:
+    """Return ‖τᵢ‖₁ / ‖kept τᵢ‖₁ of some parents, or 1 where either norm is below `NO_NORM`.
 
-    def norm() -> float:
-        found = fused.absolute_sum(base, theta, None) if fused.applies(p.dtype, (base, theta)) else None
-        return total(lambda _, ends: (ends[1] - ends[0]).abs_(), (base, theta), p.dtype) if found is None else found
+    The norms of complete task vectors are remembered.
+    """
+    if not kept:
+        return {}
+    stay = _l1_norms(base, [parents[i] for i in kept], p, list(kept.values()), row)
 
-    stays = fused.absolute_sum(base, theta, kept) if fused.applies(p.dtype, (base, theta)) else None
-    if stays is None:
-        stays = total(lambda start, ends: kept.apply(ends[1] - ends[0], start).abs_(), (base, theta), p.dtype, row)
-    return _ratio(p.recall_of(i, "L1 norm", norm), stays)
+    def norm(i: int) -> float:
+        return p.recall_of(i, "L1 norm", lambda: _l1_norms(base, [parents[i]], p, None)[0])
+
+    return {i: _ratio(norm(i), stays) for i, stays in zip(kept, stay, strict=True)}
+
+
+def _l1_norms(
+    base: Tensor, parents: Sequence[Tensor], p: Parameters, kept: Sequence[Kept] | None, row: int = 1
+) -> list[float]:
+    """Return ‖τᵢ‖₁, of the kept entries if these are given."""
+    if fused.applies(p.dtype, (base, *parents)) and (found := fused.absolute_sums(base, parents, kept)) is not None:
+        return found
+
+    def norm(i: int) -> float:
+        def sizes(start: int, ends: list[Tensor]) -> Tensor:
+            tau = ends[1] - ends[0]
+            return (tau if kept is None else kept[i].apply(tau, start)).abs_()
+
+        return total(sizes, (base, parents[i]), p.dtype, row)
+
+    return [norm(i) for i in range(len(parents))]
 
 
 def _ratio(norm: float, stays: float) -> float:

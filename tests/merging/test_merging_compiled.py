@@ -197,6 +197,28 @@ def test_have_equal_bits_on_any_number_of_threads(spec: MethodSpec) -> None:
         torch.set_num_threads(1)
 
 
+@pytest.mark.parametrize("name", [name for name, spec in specs().items() if spec.random])
+@pytest.mark.parametrize("rescale", [True, "l1"])
+def test_remembered_lanes_give_the_same_masks(name: str, rescale: Scalar, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Densities whose limit is a whole upper byte, one above and one below it, and extreme ones; NaN stays."""
+    spec, drawn_keys, memory = specs()[name], [], Memory()
+    base, parents = models(spec, (330, 211))  # more than one part, and a partial tile
+    parents[1][7, 3] = torch.nan
+    real = fused.upper_bytes
+    monkeypatch.setattr(fused, "upper_bytes", lambda *given: drawn_keys.append(given) or real(*given))
+    p = changed(parameters(spec, len(parents)), "rescale", rescale)
+    for density in (0.5, 0.5 + 2**-32, 0.5 - 2**-32, 0.3, 2**-9, 2**-32, 1 - 2**-9):
+        p = changed(p, "density", density)
+        found = merged(spec, base, parents, replace(p, memory=memory))
+        assert torch.equal(bits(found), bits(_eagerly(spec, base, parents, p))), density
+    assert len(drawn_keys) == len(parents), "once for each model"
+    merged(spec, base, parents, replace(p, memory=memory, seed=p.seed + 1))
+    assert len(drawn_keys) == 2 * len(parents), "and for each seed"
+    found = merged(spec, base, parents, replace(p, memory=Memory(parents[0].numel() - 1)))
+    assert len(drawn_keys) == 2 * len(parents), "no room"
+    assert torch.equal(bits(found), bits(_eagerly(spec, base, parents, p)))
+
+
 @pytest.mark.parametrize("make", [lambda x: x, lambda x: x.round(decimals=1), lambda x: x * (x > 0.5)])
 def test_find_the_cut_of_any_density(make: Callable[[Tensor], Tensor]) -> None:
     """With many equal magnitudes, many zeros, and negative numbers."""

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from evosearch.errors import CandidateError
 from evosearch.merging import kernels, philox
-from evosearch.merging.compiled import fused, library
-from evosearch.merging.method_parameters import Memory, Origin, Parameters
+from evosearch.merging.method_parameters import Origin, Parameters
 from evosearch.merging.registry import method
 from evosearch.recipe.checks import check
 from evosearch.recipe.schema import Recipe
@@ -221,28 +220,3 @@ def test_a_trim_of_1_trims_nothing_and_one_entry_stays():
     assert int((one != base).sum()) == 1
     whole = method("dare_ties").merge(base, parents, p)
     assert torch.equal(whole, method("dare_linear").merge(base, parents, p))
-
-
-@pytest.mark.skipif(library.library() is None, reason="no compiler")
-@pytest.mark.parametrize("name", BOTH)
-@pytest.mark.parametrize("rescale", [True, "l1"])
-def test_remembered_lanes_give_the_same_masks(name, rescale, monkeypatch):
-    """Densities whose limit is a whole upper byte, one above and one below it, and the extremes; NaN stays."""
-    base, parents = models((330, 211))  # more than one part, and a partial tile
-    parents[1][7, 3] = torch.nan
-    densities = (0.5, 0.5 + 2**-32, 0.5 - 2**-32, 0.3, 2**-9, 2**-32, 1 - 2**-9)
-    drawn, remembering = [], Memory()
-    monkeypatch.setattr(fused, "upper_bytes", lambda *a, real=fused.upper_bytes: drawn.append(a) or real(*a))
-    for density in densities:
-        p = parameters([0.5, 1.0, -0.3], [density] * 3, rescale=rescale)
-        found = method(name).merge(base, parents, replace(p, memory=remembering))
-        with monkeypatch.context() as patch:
-            patch.setattr(fused, "library", lambda: None)
-            wanted = method(name).merge(base, parents, p)
-        assert torch.equal(found.view(torch.int32), wanted.view(torch.int32)), density
-    assert len(drawn) == 3, "once for each parent"
-    method(name).merge(base, parents, replace(p, memory=remembering, seed=1))
-    assert len(drawn) == 6, "and for each seed"
-    small = Memory(base.numel())  # room for one parent
-    assert torch.equal(method(name).merge(base, parents, replace(p, memory=small)).isnan(), found.isnan())
-    assert len(drawn) == 7

@@ -38,7 +38,7 @@ struct Change {  // what is kept of one task vector
     const int64_t* limits;  // PRUNE: by place
     const float* divisors;  // by place, or null
     const void* places;  // int16, or int32 if WIDE
-    const uint8_t* known;  // DROP: the upper byte of every entry's lane, or null
+    const uint8_t* known;  // DROP, PRUNE: the upper byte of every entry's lane, or null
 };
 
 struct Plan {

@@ -98,13 +98,13 @@ def selected_squares(base: Tensor, parents: Sequence[Tensor], select: Any) -> li
     return _sizes(plan, kept, len(parents))
 
 
-def absolute_sum(base: Tensor, theta: Tensor, change: Any | None) -> float | None:
-    """Return ‖c(τ)‖₁; None if the change is unknown."""
-    described = None if change is None else _described([change])
-    if change is not None and described is None:
+def absolute_sums(base: Tensor, parents: Sequence[Tensor], changes: Sequence[Any] | None) -> list[float] | None:
+    """Return ‖cᵢ(τᵢ)‖₁; None if a change is unknown."""
+    described = _described(changes)
+    if changes is not None and described is None:
         return None
-    plan, kept = _plan(ELECT, base, [theta], changes=described)
-    return _sizes(plan, kept, 1)[0]
+    plan, kept = _plan(ELECT, base, parents, changes=described)
+    return _sizes(plan, kept, len(parents))
 
 
 def products(base: Tensor | None, vectors: Sequence[Tensor], *, wide: bool) -> list[list[float]]:

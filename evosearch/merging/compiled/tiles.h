@@ -61,6 +61,12 @@ void each_equal(const uint8_t* __restrict bytes, int64_t n, uint8_t value, Hit h
     }
 }
 
+inline int64_t lane_of(const Change& by, int64_t index) {
+    uint32_t block[8];
+    lanes(by.key0, by.key1, index / 8 * 8, 8, block);
+    return block[index % 8];
+}
+
 // Drop entries whose lane is `limit` or more. `known` are the upper bytes of all lanes, or null.
 void drop(const Change& by, float* __restrict tau, int64_t start, int64_t n, uint32_t* __restrict lane) {
     const uint32_t limit = static_cast<uint32_t>(by.limit);
@@ -73,15 +79,28 @@ void drop(const Change& by, float* __restrict tau, int64_t start, int64_t n, uin
     const uint8_t top = static_cast<uint8_t>(limit >> 24);
     for (int64_t j = 0; j < n; j++) tau[j] *= known[j] <= top ? 1.0f : 0.0f;
     each_equal(known, n, top, [&](int64_t j) {  // the other bytes of the lane decide
-        uint32_t block[8];
-        lanes(by.key0, by.key1, start + j / 8 * 8, 8, block);
-        if (block[j % 8] >= limit) tau[j] *= 0.0f;
+        if (lane_of(by, start + j) >= limit) tau[j] *= 0.0f;
     });
 }
 
+// Drop entries whose lane is the limit of their place or more; see `drop`.
 template <typename Place>
-void prune(const Change& by, const Place* places, const uint32_t* lane, float* __restrict tau, int64_t n) {
-    for (int64_t j = 0; j < n; j++) tau[j] *= static_cast<int64_t>(lane[j]) < by.limits[places[j]] ? 1.0f : 0.0f;
+void prune(const Change& by, const Place* places, float* __restrict tau, int64_t start, int64_t n, uint32_t* __restrict lane) {
+    if (by.known) {
+        const uint8_t* known = by.known + start;
+        uint8_t differ[TILE];
+        for (int64_t j = 0; j < n; j++) {
+            const int32_t top = static_cast<int32_t>(by.limits[places[j]] >> 24);  // up to 256
+            tau[j] *= known[j] <= top ? 1.0f : 0.0f;
+            differ[j] = known[j] != top;
+        }
+        each_equal(differ, n, 0, [&](int64_t j) {
+            if (lane_of(by, start + j) >= by.limits[places[j]]) tau[j] *= 0.0f;
+        });
+    } else {
+        lanes(by.key0, by.key1, start, n, lane);
+        for (int64_t j = 0; j < n; j++) tau[j] *= static_cast<int64_t>(lane[j]) < by.limits[places[j]] ? 1.0f : 0.0f;
+    }
     if (by.divisors)
         for (int64_t j = 0; j < n; j++) tau[j] /= by.divisors[places[j]];
 }
@@ -98,7 +117,6 @@ struct Scratch {
 
 void change(const Change& by, float* __restrict tau, int64_t start, int64_t n, Scratch& s) {
     if (by.flags & DROP) drop(by, tau, start, n, s.lane);  // before a trim, which is of what is left
-    if (by.flags & PRUNE) lanes(by.key0, by.key1, start, n, s.lane);
     if (by.flags & OUTLIERS) std::memcpy(s.spare, tau, n * sizeof(float));
     if (by.flags & OUTER) trim(by.outer, tau, start, n);
     if (by.flags & OUTLIERS) {
@@ -107,9 +125,9 @@ void change(const Change& by, float* __restrict tau, int64_t start, int64_t n, S
     }
     if (by.flags & PRUNE) {
         if (by.flags & WIDE)
-            prune(by, static_cast<const int32_t*>(by.places) + start, s.lane, tau, n);
+            prune(by, static_cast<const int32_t*>(by.places) + start, tau, start, n, s.lane);
         else
-            prune(by, static_cast<const int16_t*>(by.places) + start, s.lane, tau, n);
+            prune(by, static_cast<const int16_t*>(by.places) + start, tau, start, n, s.lane);
     }
 }
 

@@ -12,7 +12,7 @@ from evosearch.merging.kernels import same
 from evosearch.merging.magnitudes import Delta, Trim, trims
 from evosearch.merging.method_parameters import Parameters
 from evosearch.merging.registry import Site, Slope, merge_method
-from evosearch.merging.sparse import contract_elected_kept, elect_kept, l1_factor
+from evosearch.merging.sparse import contract_elected_kept, elect_kept, l1_factors
 from evosearch.recipe.shapes import MergekitForm, Param
 
 
@@ -106,10 +106,9 @@ def _trimmed(base: Tensor, parents: Sequence[Tensor], p: Parameters) -> list[Tri
     """Return the kept entries of every task vector."""
     found = [Trimmed(_trim(base, theta, p, i)) for i, theta in enumerate(parents)]
     if p.choice("rescale") == "l1":
-        return [
-            replace(kept, factor=l1_factor(base, theta, p, i, kept)) if kept.trim and not same(base, theta) else kept
-            for i, (kept, theta) in enumerate(zip(found, parents, strict=True))
-        ]
+        trimmed = {i: kept for i, kept in enumerate(found) if kept.trim and not same(base, parents[i])}
+        for i, factor in l1_factors(base, parents, p, trimmed).items():
+            found[i] = replace(found[i], factor=factor)
     return found
 
 
