@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -142,3 +143,14 @@ def row_sums(terms: Tensor) -> Tensor:
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """Return the type for products in derivatives: that of the arithmetic, but float32 for half precision."""
     return torch.promote_types(dtype, torch.float32)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: the rounding of decompositions and matrix products depends on how they are divided."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)

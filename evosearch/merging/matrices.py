@@ -6,14 +6,13 @@ the last bits of float64, which rounding to float32 hides but for ties. A decomp
 operations, and is remembered between candidates.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from evosearch.errors import CandidateError
-from evosearch.merging.kernels import at_least_float32, elementwise, total
+from evosearch.merging.kernels import at_least_float32, elementwise, one_thread, total
 from evosearch.merging.method_parameters import Parameters
 
 Merged = Callable[[list[Tensor]], Tensor]  # matrices τᵢ (m, n), float64 on the CPU → their merge (m, n)
@@ -70,7 +69,7 @@ def _change(name: str, base: Tensor, parents: Sequence[Tensor], p: Parameters, m
         taus = [theta.double().cpu() - base.double().cpu() for theta in parents]
         if not all(bool(tau.isfinite().all()) for tau in taus):
             raise CandidateError("materialize", f"{name}: an input tensor is not finite")
-        with _one_thread():
+        with one_thread():
             return merged(taus).to(base.device, at_least_float32(p.dtype))
 
     def kept() -> Tensor | None:
@@ -86,13 +85,3 @@ def _mean(ends: Sequence[Tensor], share: float) -> Tensor:
     for theta in ends[2:]:
         summed.add_(theta - ends[0])
     return summed.mul_(share)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(count)

@@ -1,14 +1,13 @@
 """regmean: linear layers whose outputs are closest to those of all models (RegMean, Jin et al. 2023)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from evosearch.errors import CandidateError
-from evosearch.merging.kernels import at_least_float32, elementwise, total
+from evosearch.merging.kernels import at_least_float32, elementwise, one_thread, total
 from evosearch.merging.method_parameters import Parameters
 from evosearch.merging.registry import Slope, merge_method
 from evosearch.recipe.shapes import GRAM, Param
@@ -24,7 +23,7 @@ def derivative(base: Tensor | None, parents: Sequence[Tensor], p: Parameters, gr
         slopes = [total(lambda _, c: c[0] * (c[1] - c[2]), (grad, one, first), dtype) for one in parents]
         mean = sum(w * slope for w, slope in zip(weights, slopes, strict=True)) / divisor
         return {"weight": tuple((slope - mean) / divisor for slope in slopes)}
-    with _one_thread():
+    with one_thread():
         system = _System.of(parents, p, weights)
         toward = system.solve(grad.double().contiguous())  # dL/dW A⁻¹
         merged = system.solve(system.right)  # W − W₁
@@ -63,7 +62,7 @@ def regmean(base: Tensor | None, parents: Sequence[Tensor], p: Parameters) -> Te
         raise CandidateError("materialize", f"regmean: weights {weights} sum to zero, which they are divided by")
     if not p.statistics:
         return elementwise(_average(weights), parents, p.dtype, sink=p.sink)
-    with _one_thread():
+    with one_thread():
         system = _System.of(parents, p, weights)
         return (system.solve(system.right) + first.double()).to(p.dtype)
 
@@ -118,14 +117,3 @@ def _shrunk(gram: Tensor, alpha: float) -> Tensor:
     shrunk = alpha * gram
     shrunk.diagonal().copy_(diagonal + RIDGE * diagonal.mean())
     return shrunk
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one thread: the rounding of matrix products depends on how they are divided."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
