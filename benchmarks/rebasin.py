@@ -163,6 +163,12 @@ def path_losses(
 def _loss_at(model: Any, ends: Sequence[tuple[Tensor, Tensor, Tensor]], t: float, scored: Sequence[Text]) -> float:
     for parameter, one, other in ends:
         parameter.copy_(torch.lerp(one, other, t))
+    return loss_of(model, scored)
+
+
+@torch.no_grad()
+def loss_of(model: Any, scored: Sequence[Text]) -> float:
+    """Loss of a model in nats per token of the answers."""
     lengths: dict[tuple[int, int], list[tuple[int, ...]]] = {}
     for tokens, context in scored:
         lengths.setdefault((len(tokens), context), []).append(tokens)

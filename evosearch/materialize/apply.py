@@ -132,7 +132,8 @@ def with_statistics(op: TensorOp, key: tuple[str, str], checkpoints: Mapping[str
         loaders.append(partial(found.load, parent.tensor))
     first = op.parents[0]
     transposed = key[1] != FISHER and is_transposed(checkpoints[first.reference], first.tensor)
-    return replace(op, statistics=tuple(loaders), transposed=transposed)
+    named = replace(op.parameters, sample=key[0])
+    return replace(op, parameters=named, statistics=tuple(loaders), transposed=transposed)
 
 
 def is_transposed(checkpoint: Checkpoint, name: str) -> bool:

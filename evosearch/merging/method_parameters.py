@@ -90,6 +90,7 @@ class Parameters:
             parent; empty where there is none. `fisher`: Fᵢ ≥ 0, of the tensor's shape. Of linear layers only, whose
             weights are given as (out, in): `gram`: Gᵢ = XᵀX/n (in, in) of their inputs; `propagated_gram`: the same
             of inputs that have passed the merged earlier layers; `inputs`: X (n, in) of the sample's first tokens.
+        sample: Key of the sample that the statistics are over, which names facts about them; empty without statistics.
         head_size: Dimensions of an attention head of the first parent; 0 if the config does not tell.
         sink: Where a merge may write its result instead of into a new tensor, or None.
     """
@@ -103,6 +104,7 @@ class Parameters:
     survey: Any = None
     memory: Memory | None = field(default=None, compare=False, repr=False)
     statistics: tuple[Tensor, ...] = field(default=(), compare=False, repr=False)
+    sample: str = ""
     head_size: int = 0
     sink: Sink | None = field(default=None, compare=False, repr=False)
 

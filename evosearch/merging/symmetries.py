@@ -66,6 +66,12 @@ def axes_of(name: str, shape: Sequence[int], head_size: int) -> Axes | None:
     return groups if kind == "weight" else groups[:1]
 
 
+def layer_of(name: str) -> int | None:
+    """Return the layer of a tensor by its name on disk; None outside of the layers."""
+    found = _LAYER.fullmatch(name)
+    return None if found is None else int(found.group(1))
+
+
 @dataclass(frozen=True)
 class Permutation:
     """Unit i of a group is unit `indices[group][i]` of the model; groups that are not listed stay.

@@ -85,7 +85,7 @@ class MethodSpec:
         mergekit: The method in mergekit; None if mergekit has no equivalent.
         differentiable: Parameters in which the method has a derivative; none for a method without one.
         statistic: Statistic of every parent over the recipe's sample that the method needs; empty for none.
-        aligns: The method reorders a model to match the base, so the two need not be related.
+        aligns: The method matches the units of its models first, so they need not be related.
     """
 
     name: str
