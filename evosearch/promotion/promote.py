@@ -20,6 +20,7 @@ from evosearch.search.progress import Progress
 from evosearch.search.protocols import Job, Training
 from evosearch.search.recorder import job_id
 from evosearch.search.records import BaselineRecord, OpeningRecord
+from evosearch.search.state import SearchState
 
 CHAMPION = "champion"
 ROLES: dict[str, Role] = {"base": "base", "parent": "parent", "stage": "baseline", "champion": "champion"}
@@ -31,6 +32,12 @@ class Champion:
 
     recipe: Recipe
     recipe_id: str
+
+
+def scored_champion(state: SearchState, name: str) -> str | None:
+    """Return the recipe_id of the champion that has a score card on test under a name; None without one."""
+    card = state.cards.get((name, "test"))
+    return card.recipe_id if card is not None else None
 
 
 @dataclass(kw_only=True)
@@ -57,6 +64,16 @@ class Promotion(Validation):
     chances: Mapping[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     honest: Honest = field(default_factory=Honest)
+    _champion_name: str = field(default=CHAMPION, init=False)
+
+    def __post_init__(self) -> None:
+        """Name the champion: one that follows another, which was scored already, has its recipe_id in its name."""
+        if self.champion is None:
+            return
+        state, own = self.recorder.state, self.champion.recipe_id
+        if (CHAMPION, "test") in state.done and scored_champion(state, CHAMPION) != own:
+            self._champion_name = f"{CHAMPION}:{own[:12]}"
+        state.recipe_ids[self._champion_name] = own  # its score card gets it, which no other event has
 
     def run(self) -> GateDecision:
         """Validate, open the test split, decide, and record the decision.
@@ -141,7 +158,7 @@ class Promotion(Validation):
         names = [finalist, *(entry.candidate for entry in entries if entry.kind in PLAIN)]
         scale = best(entries, "validation", ("scale",))
         names += [scale.candidate] if scale else []
-        return [*names, CHAMPION] if self.champion else names
+        return [*names, self._champion_name] if self.champion else names
 
     def _open_test(self, contenders: list[str]) -> None:
         """Record the opening, in this search and in the count that all searches share, before anything is scored."""
@@ -153,7 +170,7 @@ class Promotion(Validation):
         recorder.record([("test_opened", OpeningRecord(digest, contenders, count).to_payload())])
 
     def _recipe(self, name: str) -> Recipe:
-        if name == CHAMPION:
+        if kind_of(name) == CHAMPION:
             assert self.champion is not None
             return self.champion.recipe
         return super()._recipe(name)
@@ -191,7 +208,7 @@ class Promotion(Validation):
         if placebo is not None:
             roles[placebo] = "placebo"
         if self.champion is not None:
-            roles[CHAMPION] = "champion"
+            roles[self._champion_name] = "champion"
         return roles
 
     def _contender(self, name: str, role: Role) -> Contender:
@@ -201,5 +218,5 @@ class Promotion(Validation):
             raise SearchError(f"the gate needs {kind_of(name)} {name} on the test split, but {self._failure_of(name)}")
         stored = self.recorder.ledger.columns(self.recorder.search_id, name, "test")
         columns: dict[str, Column] = {task: stored[task][metric] for task, metric in self.metrics.items()}
-        recipe_id = self.champion.recipe_id if name == CHAMPION and self.champion else state.recipe_ids.get(name, "")
+        recipe_id = self.champion.recipe_id if role == CHAMPION and self.champion else state.recipe_ids.get(name, "")
         return Contender(name, role, columns, recipe_id, state.cards[name, "test"].sets)

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from evosearch.errors import LedgerError
-from evosearch.evaluation.types import Estimate
-from evosearch.search import guards
 from evosearch.search.ledger.events import Event
+from evosearch.search.ranked_models import RankedModels
 from evosearch.search.records import (
     BaselineRecord,
     CandidateRecord,
@@ -37,8 +36,8 @@ from evosearch.search.space.dimensions import Evaluation
 
 
 @dataclass
-class SearchState:
-    """Folded events.
+class SearchState(RankedModels):
+    """Folded events; `RankedModels` compares the scores.
 
     `cards` and `done` refer to a full split, keyed by (candidate, split); `samples`, `gradients` and `sampled` to a
     minibatch of the search split, keyed by (candidate, minibatch). Entries of `done` and `sampled` are scored or
@@ -52,19 +51,14 @@ class SearchState:
 
     name: str = ""
     spec: dict[str, Any] = field(default_factory=dict)  # the spec's identity
-    circumstances: Circumstances = field(default_factory=Circumstances)
     optimizer: OptimizerRecord | None = None  # of the first session
-    baselines: dict[str, BaselineRecord] = field(default_factory=dict)
-    candidates: dict[str, CandidateRecord] = field(default_factory=dict)  # in ask order
     recipe_ids: dict[str, str] = field(default_factory=dict)  # candidate or baseline → recipe_id
     # (recipe_id, how it is evaluated) → the first candidate with it
     first_with: dict[tuple[str, Evaluation], str] = field(default_factory=dict)
-    cards: dict[tuple[str, str], CardSummary] = field(default_factory=dict)
     samples: dict[tuple[str, int], CardSummary] = field(default_factory=dict)
     gradients: dict[tuple[str, int], GradientSummary] = field(default_factory=dict)
     reseeded: dict[str, ReseededRecord] = field(default_factory=dict)  # name → a finalist with another seed
     trained: dict[str, TrainedRecord] = field(default_factory=dict)  # baseline of kind `trained` → its training
-    reported: dict[str, Reported] = field(default_factory=dict)  # candidate → result that the optimizer was told
     failed: list[FailureRecord] = field(default_factory=list)
     done: set[tuple[str, str]] = field(default_factory=set)
     sampled: set[tuple[str, int]] = field(default_factory=set)
@@ -104,9 +98,6 @@ class SearchState:
     _differentiated_at: dict[tuple[str, int], int] = field(default_factory=dict)  # as `gradients` → seq, with `read`
     _failed_names: set[str] = field(default_factory=set)
     _answered: set[str] = field(default_factory=set)  # all answers, also of earlier sessions
-    _leader: tuple[float, float] | None = None  # (violation, -fitness) of the best candidate not in `_news`
-    _news: dict[str, None] = field(default_factory=dict)  # candidates with new scores since the leader was found
-    _recount: bool = False  # guards or their reference points changed: compare all candidates again
 
     @classmethod
     def from_events(cls, events: Iterable[Event], read: Callable[[int], Event] | None = None) -> Self:
@@ -155,96 +146,9 @@ class SearchState:
         """Return the baseline of a kind that was recorded last; None without one."""
         return next((name for name in reversed(self.baselines) if self.baselines[name].kind == kind), None)
 
-    def original(self, name: str) -> str:
-        """Return the candidate or baseline whose score cards `name` has: the first with its recipe."""
-        return self.candidates[name].original if name in self.candidates else name
-
-    def fitness(self, candidate: str, split: str = "search") -> Estimate | None:
-        """Return the fitness on a full split, None without a score card."""
-        card = self.cards.get((candidate, split))
-        return card.fitness if card else None
-
-    def score(self, candidate: str, split: str) -> float | None:
-        """Return the score on a full split, None without a score card."""
-        card = self.cards.get((candidate, split))
-        return card.score if card else None
-
     def has_failed(self, candidate: str) -> bool:
         """Return whether a candidate failed for good on any split."""
         return candidate in self._failed_names
-
-    @property
-    def limits(self) -> dict[str, float]:
-        """Guarded task → allowed drop in points."""
-        return guards.limits(self.circumstances.suite)
-
-    def references(self) -> dict[str, str]:
-        """Return guarded task → the baseline it is compared with on every split, for tasks that have a scored one."""
-        points = {name: self._guards(name, "search") for name in self.baselines}
-        kinds = {name: baseline.kind for name, baseline in self.baselines.items()}
-        found = {task: guards.reference(task, points, kinds) for task in self.limits}
-        return {task: name for task, name in found.items() if name is not None}
-
-    def violations(self, candidate: str, split: str = "search") -> dict[str, float]:
-        """Return guarded task → points lost beyond the allowed drop on a full split, as far as known."""
-        return self._broken(candidate, split, self.limits, self._reference_points(split))
-
-    def _guards(self, name: str, split: str) -> guards.Points:
-        card = self.cards.get((name, split))
-        return card.guards if card else {}
-
-    def _reference_points(self, split: str) -> dict[str, float]:
-        """Return guarded task → points of its reference on a full split, where that was scored."""
-        return {
-            task: self.cards[name, split].guards[task]
-            for task, name in self.references().items()
-            if (name, split) in self.cards
-        }
-
-    def _broken(self, candidate: str, split: str, limits: guards.Points, reference: guards.Points) -> dict[str, float]:
-        return guards.amounts(limits, reference, self._guards(candidate, split))
-
-    def violation(self, candidate: str, split: str = "search") -> float:
-        """Return the points by which a candidate breaks guards, in total."""
-        return sum(self.violations(candidate, split).values())
-
-    def evidence(self, candidate: str) -> tuple[float, float] | None:
-        """Return (violation, fitness) on the full search split, or else as reported on a minibatch."""
-        return self._evidence(candidate, self.limits, self._reference_points("search"))
-
-    def _evidence(self, candidate: str, limits: guards.Points, reference: guards.Points) -> tuple[float, float] | None:
-        card = self.cards.get((candidate, "search"))
-        if card is None:
-            return self.as_reported(candidate)
-        violation = sum(self._broken(candidate, "search", limits, reference).values()) if limits else 0.0
-        return violation, card.fitness.value
-
-    def as_reported(self, candidate: str) -> tuple[float, float] | None:
-        """Return (violation, fitness) as reported to the optimizer.
-
-        None for a failure, an unreported candidate and a gradient, whose fitness is not comparable.
-        """
-        reported = self.reported.get(candidate)
-        if reported is None or reported.fitness is None or reported.gradient:
-            return None
-        return reported.violation, reported.fitness.value
-
-    def best(self) -> float | None:
-        """Return the fitness of the best candidate, None before the first; candidates that break no guard come first.
-
-        Looks only at candidates with new scores since the last call, unless a baseline's score changed the reference
-        points of the guards.
-        """
-        names = self.candidates if self._recount else self._news
-        if names:
-            limits, reference = self.limits, self._reference_points("search")  # computed once for all candidates
-            known = [found for name in names if (found := self._evidence(name, limits, reference)) is not None]
-            ranked = [(violation, -fitness) for violation, fitness in known]
-            if self._leader is not None and not self._recount:
-                ranked.append(self._leader)
-            self._leader = min(ranked, default=None)
-            self._news, self._recount = {}, False
-        return -self._leader[1] if self._leader else None
 
     def proposal(self, candidate: str) -> Proposal:
         """Return the record of a candidate's proposal."""
@@ -275,7 +179,7 @@ class SearchState:
         self.circumstances = Circumstances.from_payload(payload)
         if self.optimizer is None and "optimizer" in payload:
             self.optimizer = OptimizerRecord.from_payload(payload["optimizer"])
-        self._recount = True  # the suite, and with it the guards
+        self._compare_all()  # the suite may have changed, and with it the guards
         self.sessions += 1
         self.stopped = None
 
@@ -321,10 +225,7 @@ class SearchState:
         self._settled(name, split, minibatch)
         self.any_scored |= is_candidate(name)
         if split == "search" and minibatch is None:
-            if name in self.candidates and name not in self.reported:
-                self._news[name] = None
-            else:  # a baseline, or a candidate whose score may differ from the reported one either way
-                self._recount = True
+            self._compare_scored(name)
 
     def _on_differentiated(self, payload: Payload) -> None:
         kind = GradientRecord if self.read is None else GradientSummary
@@ -363,7 +264,7 @@ class SearchState:
             self.reported[name] = reported
             if reported.gradient:
                 continue
-            self._news[name] = None
+            self._compare_later(name)
             found = self.as_reported(name)
             standing = (found[0], -found[1]) if found else None
             if standing is not None and (self.best_reported is None or standing < self.best_reported):

@@ -1,6 +1,7 @@
 """Upkeep of ledgers: verify one, copy it while a search runs, and recover what is intact in a damaged file."""
 
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -283,7 +284,7 @@ def _writing(out: Path, replace: bool = False) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         yield draft
         os.replace(draft, out)
-    except (OSError, sa.exc.OperationalError) as exc:
+    except (OSError, sqlite3.OperationalError, sa.exc.OperationalError) as exc:  # the middle one of a copy of pages
         what = f"cannot be written: {getattr(exc, 'strerror', None) or getattr(exc, 'orig', exc)}"
         raise LedgerUnavailableError(str(out), what, next=FREE_DISK_SPACE) from None
     finally:

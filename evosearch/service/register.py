@@ -7,7 +7,7 @@ from pathlib import Path
 from evosearch import documents
 from evosearch.errors import RecipeError, TrackingError
 from evosearch.promotion.gate import GateDecision
-from evosearch.promotion.promote import Champion
+from evosearch.promotion.promote import Champion, scored_champion
 from evosearch.recipe.bundle import inner
 from evosearch.recipe.files import anchor, is_recipe
 from evosearch.recipe.identity import digest
@@ -74,12 +74,16 @@ def _content(reference: str, load: Callable[[str], Recipe]) -> str:
 
 
 def is_unopposed(state: SearchState, champion: Champion | None) -> bool:
-    """Whether the gate promoted without a comparison with the champion, because the tracking store was down."""
+    """Whether the gate promoted without a comparison with the champion, and the winner is not registered yet.
+
+    The tracking store was down, or another search has registered its winner since.
+    """
     gated, promoted = state.gated, state.promoted
     if champion is None or gated is None or gated.promoted is None:
         return False
     registered = promoted is not None and promoted.version is not None
-    compared = any(comparison["role"] == "champion" for comparison in gated.decision["comparisons"])
+    champions = [one["comparator"] for one in gated.decision["comparisons"] if one["role"] == "champion"]
+    compared = any(scored_champion(state, name) in (None, champion.recipe_id) for name in champions)
     return not (registered or compared or champion.recipe_id == state.recipe_ids.get(gated.promoted))
 
 

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import yaml
 
+from evosearch.promotion.promote import Champion
 from evosearch.search.ledger.events import Event
 from evosearch.service import run as run_module
 from evosearch.service.run import run
 from evosearch.setup import trackers
+from evosearch.setup.prepare import Prepared
 from evosearch.tracking.model_registry import Registry
 
 World = Callable[..., Path]
@@ -100,3 +102,35 @@ def test_a_champion_that_cannot_be_read_is_neither_compared_nor_replaced(
     assert run(first, notes).promoted
     assert any("the champion of 'night' is from a later search and is kept" in note for note in notes.texts)
     assert registry.champion("night") == now
+
+
+def test_the_scores_of_an_earlier_champion_are_not_those_of_the_next(
+    planted: World, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another search has registered its winner since this one's gate decided, and this one's is not registered yet."""
+    spec = planted("night", promotion={"finalists": 1}, budget={"candidates": 6}, baselines={"scales": []})
+    parents: list[str] = []
+
+    def run_against(index: int) -> list[Event]:
+        def champion(prepared: Prepared, *_: Any) -> Champion:
+            baseline = [one for one in prepared.baselines if one.kind == "parent"][index]
+            assert baseline.recipe is not None
+            parents.append(baseline.name)
+            return Champion(baseline.recipe, prepared.models.identify(baseline.recipe))
+
+        monkeypatch.setattr(run_module, "current_champion", champion)
+        assert run(spec, Notes()).promoted
+        return events(spec)
+
+    run_against(0)
+    assert len([e for e in run_against(0) if e.type == "gated"]) == 1, "the same champion: nothing changes"
+    recorded = run_against(1)
+    cards = {e.payload["candidate"]: e.payload for e in recorded if e.type == "scored" and e.payload["split"] == "test"}
+    gates = [e.payload for e in recorded if e.type == "gated"]
+    names = [one["comparator"] for gate in gates for one in gate["comparisons"] if one["role"] == "champion"]
+    assert names[0] == "champion"
+    assert len(set(names)) == len(gates) == 2
+    for name, parent in ((names[0], parents[0]), (names[-1], parents[-1])):
+        assert cards[name]["score"] == cards[parent]["score"]
+        assert cards[name]["recipe_id"] == cards[parent]["recipe_id"]
+    assert len([e for e in run_against(1) if e.type == "gated"]) == 2

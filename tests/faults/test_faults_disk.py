@@ -18,6 +18,7 @@ import yaml
 
 from evosearch.checkpoints.writer import CheckpointWriter
 from evosearch.errors import CheckpointError
+from evosearch.search.ledger.ledger import Ledger
 
 Evosearch = Callable[..., tuple[int, str, str]]
 World = Callable[..., Path]
@@ -155,3 +156,16 @@ def test_a_ledger_on_a_full_disk_keeps_committed_events_and_continues_with_space
     recorded, last = map(int, counts.split())
     assert 1 < recorded < 1000
     assert last == recorded + 1
+
+
+def test_a_backup_on_a_full_disk_is_one_error_and_leaves_no_file(tmp_path: Path) -> None:
+    database, out = tmp_path / "ledger.db", tmp_path / "copies" / "backup.db"
+    with Ledger.open(f"sqlite:///{database}") as ledger:
+        ledger.append("one", [("started", {"name": "night"}), ("asked", {"filler": "x" * 400_000})])
+    code, err = on_a_full_disk("ledger", "backup", database, "-o", out, most=100_000)
+    assert code == 1, err
+    assert re.search(
+        r"copies/backup\.db: cannot be written: (disk I/O error|database or disk is full)\. Free disk", err
+    ), err
+    assert "Traceback" not in err
+    assert list(out.parent.iterdir()) == []

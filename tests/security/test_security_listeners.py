@@ -104,11 +104,12 @@ def unix_sockets(processes: list[psutil.Process]) -> set[str]:
     return found
 
 
-def row(listener: str) -> tuple[str, str]:
-    """Return address and authentication of a listener in the table of docs/guides/security.md."""
+def row(listener: str) -> tuple[set[str], str]:
+    """Return the programs of a listener, if it names them, and its address, in the table of docs/guides/security.md."""
     text = (ROOT / "docs" / "guides" / "security.md").read_text(encoding="utf-8")
     line = next(line for line in text.splitlines() if line.startswith(f"| {listener}"))
-    return line.split("|")[2], line.split("|")[3]
+    programs = re.search(r"\(([^)]*)\)", line.split("|")[1])
+    return set(programs[1].split(", ")) if programs else set(), line.split("|")[2]
 
 
 def answer(port: int, path: str = "/", headers: dict[str, str] | None = None, data: bytes | None = None) -> int | None:
@@ -225,7 +226,7 @@ def check_listeners(process: psutil.Process, folder: Path) -> None:
     lines = "\n".join(listening.values())
     assert "gcs_server" in lines, lines  # the list has Ray's own programs
     assert len(listening) >= 4, listening
-    assert "127.0.0.1" in row("Ray, started by `run`")[0]
+    assert "127.0.0.1" in row("Ray, started by `run`")[1]
 
     named = unix_sockets(members)
     assert named
@@ -258,7 +259,9 @@ def test_the_ui_asks_for_its_random_account(world: World, evosearch: Any, tmp_pa
         wrong = {"Authorization": "Basic " + b64encode(f"{line[1]}:password1234".encode()).decode()}
         listening = sockets(family(process))
         assert set(listening) == {("127.0.0.1", port)}, listening
-        assert "127.0.0.1" in row("`evosearch ui`")[0]
+        programs, address = row("`evosearch ui`")
+        assert {"MLflow" if re.search("mlflow|uvicorn", line) else line for line in listening.values()} == programs
+        assert "127.0.0.1" in address
         [folder] = place.glob("evosearch-ui-*")
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert line[2] not in " ".join(" ".join(member.cmdline()) for member in family(process))
