@@ -1,5 +1,6 @@
 """Checks that every service of a cluster rejects requests without valid credentials or with another host name."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import grpc
@@ -17,6 +18,7 @@ from evosearch.tracking.server import ADMIN
 
 ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # sent by every node to its head
 TIMEOUT_S = 30.0
+SHORT_S = 5.0  # a server of another protocol may not answer
 WRONG = "f" * 64  # an invalid password or token
 
 
@@ -31,6 +33,26 @@ def check(cluster: Cluster) -> None:
     check_http(tracking(state), f"{dashboard(state)}/api/jobs/", own)
     check_postgres(cluster.postgres)
     check_gcs(f"{HOST}:{state.ports['ray']}")
+    check_metrics(cluster.listening())
+
+
+def check_metrics(listening: Iterable[tuple[str, int, str]]) -> None:
+    """Check that no server of a cluster serves metrics without credentials, as Ray's do by default.
+
+    Args:
+        listening: (address, port, process name) of each listening socket.
+
+    Raises:
+        SearchError: As in `check`.
+    """
+    for address, port, name in listening:
+        for path in ("/metrics", "/"):
+            try:
+                response = requests.get(f"http://{address}:{port}{path}", timeout=SHORT_S)
+            except requests.RequestException:  # another protocol
+                continue
+            if "# HELP" in response.text or "# TYPE" in response.text:
+                raise SearchError(f"{name} serves metrics without credentials at {address}:{port}{path}")
 
 
 def check_http(mlflow: str, jobs: str, own: tuple[str, str]) -> None:

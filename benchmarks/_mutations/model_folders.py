@@ -80,8 +80,8 @@ class ModelFolders:
         (folder / "secret").write_text(SECRET)
         (folder / "secrets").mkdir()
         (folder / "secrets" / "deep.jinja").write_text(SECRET)
-        self._recipes = {name: folder / f"{name}.yaml" for name in _recipes(self.models)}
-        for name, data in _recipes(self.models).items():
+        self._recipes = {name: folder / f"{name}.yaml" for name in recipes(self.models)}
+        for name, data in recipes(self.models).items():
             self._recipes[name].write_text(yaml.safe_dump(data))
 
     def try_unchanged(self, recipe: str) -> Outcome:
@@ -151,7 +151,8 @@ class ModelFolders:
         return "accepted", ""
 
 
-def _recipes(models: Path) -> dict[str, dict[str, Any]]:
+def recipes(models: Path) -> dict[str, dict[str, Any]]:
+    """Return name → recipe over mutated models, each of which uses other files."""
     base, expert = str(models / "base"), str(models / "expert")
     merged = [{"model": base, "parameters": {"weight": 0.5}}, {"model": expert, "parameters": {"weight": 0.5}}]
     adapted = [{"model": f"{base}+{models / 'lora'}", "parameters": {"weight": 0.5}}]

@@ -11,6 +11,7 @@ from evosearch.devcluster.postgres import Postgres
 from evosearch.devcluster.private import secret, write_private
 from evosearch.devcluster.processes import HOST
 from evosearch.environment import TELEMETRY_OFF
+from evosearch.execution.ray_settings import NO_METRICS
 from evosearch.spec.run_dir import data_folder
 
 ACCOUNT = "evosearch"  # MLflow account for searches
@@ -56,7 +57,7 @@ def of_nodes(places: Places, state: State, postgres: Postgres) -> dict[str, str]
     }
     clients = of_clients(places, state, postgres)
     del clients["EVOSEARCH_ADDRESS"]
-    return inherited(os.environ) | TELEMETRY_OFF | clients | ours
+    return inherited(os.environ) | TELEMETRY_OFF | NO_METRICS | clients | ours
 
 
 def inherited(environment: Mapping[str, str]) -> dict[str, str]:

@@ -15,8 +15,12 @@ import pytest
 
 from benchmarks._cluster_proof import authentication
 from benchmarks._cluster_proof.proof import ENDED, ClusterProof
+from evosearch.devcluster import process_environment, ray_nodes
 from evosearch.devcluster.cluster import LEDGER
+from evosearch.devcluster.places import Places, State
 from evosearch.devcluster.postgres import Postgres
+from evosearch.devcluster.private import secret
+from evosearch.devcluster.processes import free_port, listening, start, wait_until
 from evosearch.errors import SearchError
 
 
@@ -122,6 +126,53 @@ def test_a_head_with_another_error_fails() -> None:
 
     with pytest.raises(SearchError, match=r"Ray's head, no token: StatusCode\.UNIMPLEMENTED: another Ray"):
         check(fail)
+
+
+def test_metrics_without_a_token_are_found() -> None:
+    from prometheus_client import start_http_server
+
+    made, thread = start_http_server(0, "127.0.0.1")
+    head = grpc.server(ThreadPoolExecutor(1))  # another protocol
+    sockets = [("127.0.0.1", head.add_insecure_port("127.0.0.1:0"), "gcs_server")]
+    head.start()
+    try:
+        authentication.check_metrics(sockets)
+        with pytest.raises(
+            SearchError, match=rf"agent serves metrics without credentials at 127.0.0.1:{made.server_port}/"
+        ):
+            authentication.check_metrics([*sockets, ("127.0.0.1", made.server_port, "agent")])
+    finally:
+        head.stop(None).wait()
+        made.shutdown()
+        made.server_close()
+        thread.join()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_head_serves_no_metrics(tmp_path: Path) -> None:
+    """The head of `evosearch cluster`, with its dashboard, agent and autoscaler, and none of the other parts."""
+    places, postgres = Places(tmp_path / "cluster"), Postgres(tmp_path / "postgres")
+    places.make()
+    (tmp_path / "postgres").mkdir()
+    (tmp_path / "postgres" / "port").write_text("20003")
+    ports = [free_port()]
+    for _ in range(2):
+        ports.append(free_port(taken=ports))
+    state = State(ports=dict(zip(("mlflow", "ray", "dashboard"), ports, strict=True)))
+    secret(places.token)
+    settings = process_environment.of_nodes(places, state, postgres) | {"OMP_NUM_THREADS": "1"}
+    log = places.log("head")
+    head = start(ray_nodes.command(places, state, ray_nodes.HEAD), settings, places.folder, log)
+    try:
+        wait_until("head", lambda: ray_nodes.problem(places, state, ray_nodes.HEAD), head, log, 300.0)
+        time.sleep(5)  # the agent starts its servers last
+        found = listening(head.members())
+        assert len(found) >= 4, found
+        authentication.check_metrics(found)
+    finally:
+        head.stop()
+        shutil.rmtree(state.ray_folder(places), ignore_errors=True)
 
 
 @pytest.mark.parametrize("status", ENDED)

@@ -1,13 +1,8 @@
-"""RayCluster and RayJob against the schemas of KubeRay's custom resource definitions (CRDs).
-
-The CRDs are not in this repository. They are read from `$EVOSEARCH_KUBERAY_CRDS`, or from `shared/kuberay` beside the
-checkout: `ray-operator/config/crd/bases/ray.io_rayclusters.yaml` and `ray.io_rayjobs.yaml` of ray-project/kuberay
-(Apache-2.0). Only files with the digests below are accepted, so that a result names a version.
-"""
+"""RayCluster and RayJob against the schemas of KubeRay's custom resource definitions (CRDs), in `kuberay/`."""
 
 import copy
 import hashlib
-import os
+import lzma
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +11,9 @@ import jsonschema
 import pytest
 import yaml
 
-BESIDE = Path(__file__).parents[3] / "shared" / "kuberay"
+FOLDER = Path(__file__).parent / "kuberay"
 FILES = {"RayCluster": "ray.io_rayclusters.yaml", "RayJob": "ray.io_rayjobs.yaml"}
-# sha256 of the files of each release
+# sha256 of the files of each release, unpacked
 RELEASES = {
     "1.6.1": {
         "RayCluster": "1d51d8c4ce065b22c2069af0ebd72ae25f4a6968e5c5f93a3106ba6fc35bcc1d",
@@ -142,24 +137,12 @@ def test_the_conversion_refuses_what_a_crd_does_not_allow(change: Manifest, path
 # --- with the real CRDs ---
 
 
-def _folder() -> Path:
-    """Return the folder with the CRDs, or skip.
-
-    A folder that is named and does not have them is an error.
-    """
-    if named := os.environ.get("EVOSEARCH_KUBERAY_CRDS"):
-        return Path(named)
-    if not BESIDE.is_dir():
-        pytest.skip(f"KubeRay's CRDs are neither in {BESIDE} nor in $EVOSEARCH_KUBERAY_CRDS")
-    return BESIDE
-
-
-@pytest.fixture(scope="session")
-def crds() -> dict[str, Manifest]:
-    """KubeRay's CRDs by kind, of one known release."""
-    texts = {kind: (_folder() / name).read_bytes() for kind, name in FILES.items()}
-    digests = {kind: hashlib.sha256(text).hexdigest() for kind, text in texts.items()}
-    assert digests in RELEASES.values(), f"of no known release ({', '.join(RELEASES)}): {digests}"
+@pytest.fixture(scope="session", params=RELEASES)
+def crds(request: pytest.FixtureRequest) -> dict[str, Manifest]:
+    """KubeRay's CRDs by kind, of each release."""
+    folder = FOLDER / request.param
+    texts = {kind: lzma.decompress((folder / f"{name}.xz").read_bytes()) for kind, name in FILES.items()}
+    assert {kind: hashlib.sha256(text).hexdigest() for kind, text in texts.items()} == RELEASES[request.param]
     return {kind: yaml.load(text, yaml.CSafeLoader) for kind, text in texts.items()}
 
 
