@@ -4,6 +4,7 @@ MLflow assigns run ids, so runs are found by their tags. The mirror's cursor is 
 after the events that it covers; after an interruption, events beyond the cursor are written again without effect.
 """
 
+import getpass
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 from evosearch.errors import TrackingError
 from evosearch.search.ledger.events import Event
 from evosearch.search.ledger.ledger import Ledger
-from evosearch.tracking.changes import RUNNING, SEARCH, Changes, Plan, Translator
+from evosearch.tracking.changes import RUNNING, SEARCH, Changes, Plan
 from evosearch.tracking.client import ARTIFACTS, connect, find_runs, load_mlflow, run_ids, sqlite_file
 from evosearch.tracking.mirror import EventReader, Mirror
 from evosearch.tracking.model_registry import Champion, Registry
 from evosearch.tracking.recipe_tags import RECIPE_FILE, TAG_CHARACTERS, recipe_of, recipe_tags
+from evosearch.tracking.roles import ROLE
 from evosearch.tracking.runs import Runs, runs_of
+from evosearch.tracking.translator import Translator
 from evosearch.tracking.ui import ui_command, ui_environment
 
 __all__ = ["Champion", "MlflowMirror", "MlflowStore", "Registry", "run_ids", "ui_command", "ui_environment"]
@@ -24,6 +27,7 @@ __all__ = ["Champion", "MlflowMirror", "MlflowStore", "Registry", "run_ids", "ui
 CURSOR = "evosearch.mirrored_seq"  # tag of the search's run: all events up to it are mirrored
 SEARCH_TAG = "evosearch.search_id"  # tag of the search's run; candidates have `search_id`
 PARENT_TAG = "mlflow.parentRunId"
+SOURCE = {"mlflow.source.name": "evosearch", "mlflow.source.type": "LOCAL"}
 
 
 class MlflowMirror(Mirror):
@@ -125,8 +129,8 @@ class MlflowStore:
             self._write_files(key, changes)
 
     def _create(self, key: str, changes: Changes) -> None:
-        own = {SEARCH_TAG: self._search_id, "kind": "search"} if key == SEARCH else {}
-        tags, name = self._tags(key, changes) | own, key or self._name
+        own = {SEARCH_TAG: self._search_id, "kind": "search", ROLE: "search"} if key == SEARCH else {}
+        tags, name = self._tags(key, changes) | own | SOURCE | {"mlflow.user": user_name()}, changes.name or self._name
         self.runs[key] = self._runs.create(self._experiment_id, changes.started_ms, tags, name)
 
     def _apply(self, key: str, changes: Changes) -> None:
@@ -164,6 +168,14 @@ class MlflowStore:
         for run in others:
             self._client.delete_run(run.info.run_id)
         return kept
+
+
+def user_name() -> str:
+    """Return the name of the user who runs the mirror, as MLflow's own clients record it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as in containers
+        return "unknown"
 
 
 def ensure_experiment(client: Any, uri: str, name: str) -> str:
