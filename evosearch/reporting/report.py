@@ -115,6 +115,7 @@ class RunReport:
         exported: Format → path of the exported files.
         tracking_uri: URI of the tracking store.
         tracking: State of the mirror: `up to date`, or how far it is behind.
+        mlflow: Address of the leaderboard in MLflow; of a local store, once `evosearch ui` serves it.
         stages: The stages of a multi-stage run.
     """
 
@@ -140,6 +141,7 @@ class RunReport:
     exported: Mapping[str, str]
     tracking_uri: str
     tracking: str = UP_TO_DATE
+    mlflow: str | None = None
     stages: tuple[StageRow, ...] = ()
 
     @property
@@ -178,6 +180,7 @@ def report(
     resumed: int,
     exported: Mapping[str, str],
     tracking: str,
+    mlflow: str | None,
     seconds: float,
 ) -> RunReport:
     """Summarize a finished run from its ledger.
@@ -190,6 +193,7 @@ def report(
         resumed: Candidates that were finished before this run.
         exported: Format → path of the exported files.
         tracking: State of the tracking store.
+        mlflow: Address of the leaderboard in MLflow.
         seconds: Duration of this run.
     """
     state = recorder.state
@@ -218,6 +222,7 @@ def report(
         exported=exported,
         tracking_uri=run_dir.tracking,
         tracking=tracking,
+        mlflow=mlflow,
     )
 
 

@@ -36,6 +36,7 @@ class Changes:
     recipe_file: bool = False  # the recipe is also an artifact
     status: str | None = None
     status_ms: int = 0
+    experiment: dict[str, str] = field(default_factory=dict)  # tags of the experiment; of the search's own run only
     name: str = ""  # of a run that is created; the search's own has the name of the search
 
 

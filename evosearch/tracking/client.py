@@ -135,6 +135,30 @@ def run_ids(uri: str, search_id: str, candidate: str | None = None) -> dict[str,
     return {run.data.tags["candidate_id"]: run.info.run_id for run in runs}
 
 
+def mirrored_in(uri: str, experiment: str, name: str) -> tuple[str, str] | None:
+    """Return (experiment id, search id) of the latest search of a name that is mirrored; None without one.
+
+    Args:
+        uri: Tracking URI.
+        experiment: Name of the experiment.
+        name: Name of the search.
+
+    Raises:
+        TrackingError: The store cannot be read.
+    """
+    database = sqlite_file(uri)
+    if database is not None and not database.exists():
+        return None  # connecting would create it
+    with as_tracking_errors(uri):
+        client = connect(uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            return None
+        runs = find_runs(client, [found.experiment_id], "tags.kind = 'search'")
+    searches = [run.data.tags.get("evosearch.search_id", "") for run in runs if run.info.run_name == name]
+    return (str(found.experiment_id), searches[0]) if searches else None
+
+
 def default_uri(folder: Path) -> str:
     """Return the default store of a search: `mlflow.db` in its folder."""
     return f"sqlite:///{(folder / 'mlflow.db').resolve()}"

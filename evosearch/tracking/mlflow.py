@@ -21,6 +21,7 @@ from evosearch.tracking.roles import ROLE
 from evosearch.tracking.runs import Runs, runs_of
 from evosearch.tracking.translator import Translator
 from evosearch.tracking.ui import ui_command, ui_environment
+from evosearch.tracking.view import EXPERIMENT, RUN, leaderboard_path
 
 __all__ = ["Champion", "MlflowMirror", "MlflowStore", "Registry", "run_ids", "ui_command", "ui_environment"]
 
@@ -40,6 +41,7 @@ class MlflowMirror(Mirror):
         search_id: The search to mirror.
         name: Name of the search and of its run.
         notice: As for `Mirror`.
+        announce: Called once, in the mirror's thread, with the address of the leaderboard below that of the server.
     """
 
     def __init__(
@@ -50,11 +52,17 @@ class MlflowMirror(Mirror):
         search_id: str,
         name: str,
         notice: Callable[[str], None] = lambda text: None,
+        announce: Callable[[str], None] = lambda path: None,
     ) -> None:
         load_mlflow()  # here, since importing it in the mirror's thread can collide with this thread's imports
-        self._store = MlflowStore(uri, experiment, search_id, name)
+        self._store = MlflowStore(uri, experiment, search_id, name, announce)
         opened = (lambda: Ledger.open(ledger, read_only=True)) if isinstance(ledger, str) else ledger
         super().__init__(self._store, opened, search_id, notice)
+
+    @property
+    def leaderboard(self) -> str:
+        """See `Mirror`."""
+        return self._store.leaderboard
 
     def run_ids(self) -> dict[str, str]:
         """Return candidate → MLflow run id, as far as mirrored."""
@@ -64,13 +72,22 @@ class MlflowMirror(Mirror):
 class MlflowStore:
     """Sink of `MlflowMirror`: the runs of one search in one experiment."""
 
-    def __init__(self, uri: str, experiment: str, search_id: str, name: str) -> None:
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        search_id: str,
+        name: str,
+        announce: Callable[[str], None] = lambda path: None,
+    ) -> None:
         self._uri, self._experiment, self._search_id, self._name = uri, experiment, search_id, name
         self._translator = Translator(search_id, name)
         self._client: Any = None
         self._runs: Runs
         self._experiment_id = ""
         self.runs: dict[str, str] = {}  # candidate, or SEARCH → run id
+        self.leaderboard = ""  # its address below that of the server; empty until the store is open
+        self._announce = announce
 
     def open(self) -> int:
         """Find the runs of the search and return its cursor."""
@@ -89,6 +106,9 @@ class MlflowStore:
         for run in find_runs(self._client, [self._experiment_id], f"tags.search_id = '{self._search_id}'"):
             by_candidate.setdefault(run.data.tags.get("candidate_id", ""), []).append(run)
         self.runs |= {name: self._keep_one(twins).info.run_id for name, twins in by_candidate.items() if name}
+        if not self.leaderboard:
+            self.leaderboard = leaderboard_path(self._experiment_id, self._search_id)
+            self._announce(self.leaderboard)
         return cursor
 
     def recall(self, events: Sequence[Event]) -> None:
@@ -105,6 +125,7 @@ class MlflowStore:
         search = plan.pop(SEARCH, Changes(round(events[0].time * 1000)))
         self._write_candidates(search, plan)
         self._write_files(SEARCH, search)
+        self._describe(search)
         self._runs.together([partial(self._finish, search, events[-1].seq)])
 
     def advance(self, candidate: str, events: Iterable[Event]) -> None:
@@ -116,6 +137,12 @@ class MlflowStore:
             began = began or round(event.time * 1000)
             plan = {candidate: plan[candidate]} if candidate in plan else {}
         self._write_candidates(Changes(began), plan)
+
+    def _describe(self, search: Changes) -> None:
+        """Write the tags of the experiment, once what they link to exists."""
+        for key, text in search.experiment.items():
+            value = text.replace(EXPERIMENT, self._experiment_id).replace(RUN, self.runs[SEARCH])
+            self._client.set_experiment_tag(self._experiment_id, key, value)
 
     def _finish(self, search: Changes, cursor: int) -> None:
         self._apply(SEARCH, search)

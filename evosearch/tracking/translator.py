@@ -38,6 +38,7 @@ from evosearch.tracking.parameters import parameters
 from evosearch.tracking.pareto_page import ParetoPoint, pareto_page
 from evosearch.tracking.recipe_tags import recipe_text
 from evosearch.tracking.roles import Roles
+from evosearch.tracking.view import METHOD, View, method_of
 
 TRAINING_PARAMS = ("form", "parameters", "rate", "steps", "kept", "items")  # of a fine-tuned baseline
 
@@ -51,8 +52,9 @@ class Translator:
 
     def __init__(self, search_id: str, name: str) -> None:
         self._identity = {"search_id": search_id, "evosearch.name": name}
-        self._roles = Roles()
+        self._roles, self._view = Roles(), View(search_id, name)
         self._references: tuple[str, ...] = ()  # models of the search
+        self._titles: dict[str, str] = {}  # baseline → its title
         self._seconds: dict[str, float] = {}  # model → time on workers
         self._runs: dict[str, tuple[int, dict[str, str]]] = {}  # candidate → start time in ms, identifying tags
         self._best = BestFitness()
@@ -87,6 +89,8 @@ class Translator:
         run.files["inputs.json"] = _json(payload.get("inputs", {}))
         self._recipes, self._references = payload.get("recipes", {}), tuple(payload.get("inputs", {}))
         self._objectives = tuple(spec.get("objectives") or ())
+        self._view.started(payload)
+        run.experiment |= self._view.tags()
         if payload.get("suite", {}).get("acknowledge_contamination"):
             self._disclosed[CONTAMINATION] = "true"
             run.tags[CONTAMINATION] = "true"
@@ -108,8 +112,10 @@ class Translator:
         if payload["unverified"]:
             run.tags[UNVERIFIED] = "true"
         run.files["gate.json"] = _json(payload)
-        if payload["winner"]:
-            self._retag(self._roles.won(str(payload["winner"])), plan, now)
+        if winner := payload["winner"]:
+            self._retag(self._roles.won(str(winner)), plan, now)
+            self._view.gated(self._titles.get(str(winner), title(str(winner))), payload)
+            run.experiment |= self._view.tags()
 
     def _on_winner(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         self._search(plan, now).tags["winner"] = str(payload["candidate"])
@@ -198,6 +204,8 @@ class Translator:
         # MLflow shows the end minus the start as duration: the time on workers, without the wait for one
         run.status, run.status_ms = FINISHED, run.started_ms + round(1000 * seconds)
         self._correlate(payload, plan, now)
+        if self._view.scored(payload):
+            self._search(plan, now).experiment |= self._view.tags()
         # With minibatches or guards, the fitness counts as it is reported to the optimizer.
         if split == SPLITS[0] and payload.get("minibatch") is None and not payload.get("guards"):
             self._settle(str(payload["candidate"]), float(payload["fitness"]["value"]), plan, now)
@@ -308,6 +316,10 @@ class Translator:
             group = f" · gen {payload['group']}" if payload.get("group") is not None else ""
             words = title(candidate, payload.get("recipe"), self._references)
             run.name = f"{self._name} · {words}{group}"[:MAX_NAME]
+            if not is_candidate(candidate):
+                self._titles[candidate] = words
+            if method := method_of(payload.get("recipe") or {}):
+                run.tags[METHOD] = method
             run.tags |= self._roles.begun(candidate, payload.get("duplicate_of"))
         return run
 
