@@ -7,6 +7,8 @@ an increment, so applying it twice has no further effect.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from evosearch.tracking.inputs import RunInput
+
 SEARCH = ""  # key of the search's own run; other keys are candidates
 OPENINGS, CONTAMINATION = "test_openings", "contamination_acknowledged"  # tags of runs with a test score
 UNVERIFIED = "unverified"  # tag of a search that promoted without right answers
@@ -36,6 +38,7 @@ class Changes:
     recipe_file: bool = False  # the recipe is also an artifact
     status: str | None = None
     status_ms: int = 0
+    inputs: list[RunInput] = field(default_factory=list)  # of the search's own run only
     experiment: dict[str, str] = field(default_factory=dict)  # tags of the experiment; of the search's own run only
     name: str = ""  # of a run that is created; the search's own has the name of the search
 

@@ -14,6 +14,7 @@ from evosearch.search.ledger.events import Event
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.tracking.changes import RUNNING, SEARCH, Changes, Plan
 from evosearch.tracking.client import ARTIFACTS, connect, find_runs, load_mlflow, run_ids, sqlite_file
+from evosearch.tracking.inputs import log_inputs
 from evosearch.tracking.mirror import EventReader, Mirror
 from evosearch.tracking.model_registry import Champion, Registry
 from evosearch.tracking.recipe_tags import RECIPE_FILE, TAG_CHARACTERS, recipe_of, recipe_tags
@@ -139,7 +140,9 @@ class MlflowStore:
         self._write_candidates(Changes(began), plan)
 
     def _describe(self, search: Changes) -> None:
-        """Write the tags of the experiment, once what they link to exists."""
+        """Write the inputs of the search and the tags of the experiment, once what they link to exists."""
+        if search.inputs:
+            log_inputs(self._client, self.runs[SEARCH], search.inputs)
         for key, text in search.experiment.items():
             value = text.replace(EXPERIMENT, self._experiment_id).replace(RUN, self.runs[SEARCH])
             self._client.set_experiment_tag(self._experiment_id, key, value)

@@ -7,16 +7,13 @@ metric `gradient/fitness`, and have runs only if they fail or are retried.
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cache, partial
 from types import MappingProxyType
 from typing import Any
 
 from evosearch.documents import dump
-from evosearch.evaluation.statistics.rank_correlation import rank_correlation
 from evosearch.evaluation.types import SPLITS
 from evosearch.search.ledger.events import Event
-from evosearch.search.pareto import Front, ordered, reported_values
 from evosearch.search.records import Reported, is_candidate
 from evosearch.search.titles import title
 from evosearch.tracking.best_fitness import BestFitness
@@ -33,9 +30,12 @@ from evosearch.tracking.changes import (
     Plan,
     Point,
 )
+from evosearch.tracking.generations import Generations
+from evosearch.tracking.inputs import items_of, models_of
 from evosearch.tracking.metrics import FRACTION, MAX_NAME, SECONDS, points_of, readable, safe_name, seconds_of, step_of
 from evosearch.tracking.parameters import parameters
-from evosearch.tracking.pareto_page import ParetoPoint, pareto_page
+from evosearch.tracking.pareto_runs import ParetoRuns
+from evosearch.tracking.rank_agreement import RankAgreement
 from evosearch.tracking.recipe_tags import recipe_text
 from evosearch.tracking.roles import Roles
 from evosearch.tracking.view import METHOD, View, method_of
@@ -59,14 +59,12 @@ class Translator:
         self._runs: dict[str, tuple[int, dict[str, str]]] = {}  # candidate → start time in ms, identifying tags
         self._best = BestFitness()
         self._proposed = 0  # asks so far
-        self._told: dict[str, float] = {}  # model → fitness on the full search split
-        self._wanted: dict[str, float] = {}  # model → score on validation
+        self._agreement = RankAgreement()
         self._counts: dict[str, int] = {}
         self._disclosed: dict[str, str] = {}  # tags that accompany every test score
         self._name = name
-        self._objectives: tuple[str, ...] = ()  # if there are several
-        self._front = Front()
-        self._points: dict[str, ParetoPoint] = {}  # candidate → its point on the Pareto page
+        self._pareto, self._generations = ParetoRuns(), Generations()
+        self._suite, self._splits = "", set[str]()  # its name, and the splits that are inputs
         self._recipes: Mapping[str, Mapping[str, Any]] = {}  # reference → recipe, of models that are recipes
 
     def translate(self, event: Event, plan: Plan) -> None:
@@ -88,7 +86,10 @@ class Translator:
         run.files["spec.yaml"] = dump(spec)
         run.files["inputs.json"] = _json(payload.get("inputs", {}))
         self._recipes, self._references = payload.get("recipes", {}), tuple(payload.get("inputs", {}))
-        self._objectives = tuple(spec.get("objectives") or ())
+        self._pareto.objectives = tuple(spec.get("objectives") or ())
+        self._generations.started(now)
+        self._suite = str(payload.get("suite", {}).get("name", ""))
+        run.inputs += models_of(payload)
         self._view.started(payload)
         run.experiment |= self._view.tags()
         if payload.get("suite", {}).get("acknowledge_contamination"):
@@ -135,7 +136,7 @@ class Translator:
         run = self._search(plan, now)
         reason = str(payload["reason"])
         run.tags["stopped"] = reason
-        if self._points:
+        if self._pareto.points:
             self._show_front(plan, now)  # including candidates that left the set unchanged
         run.status, run.status_ms = _status_of(reason), now
 
@@ -167,6 +168,7 @@ class Translator:
 
     def _on_asked(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         self._proposed = max(self._proposed, int(payload["candidate"]) + 1)
+        self._generations.asked(payload, now)
         if payload.get("gradient"):
             return
         run = self._begin(payload, plan, now)
@@ -180,6 +182,7 @@ class Translator:
 
     def _on_restarted(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         """Settle what was proposed and is not reported: it never will be, since a new optimizer takes over."""
+        self._generations.restarted()
         for candidate in range(self._best.next, self._proposed):
             self._settle(str(candidate), self._best.waiting.get(candidate), plan, now)
 
@@ -204,6 +207,10 @@ class Translator:
         # MLflow shows the end minus the start as duration: the time on workers, without the wait for one
         run.status, run.status_ms = FINISHED, run.started_ms + round(1000 * seconds)
         self._correlate(payload, plan, now)
+        self._generations.scored(payload)
+        if payload.get("minibatch") is None and split not in self._splits:
+            self._splits.add(split)
+            self._search(plan, now).inputs.append(items_of(self._suite, payload))
         if self._view.scored(payload):
             self._search(plan, now).experiment |= self._view.tags()
         # With minibatches or guards, the fitness counts as it is reported to the optimizer.
@@ -217,15 +224,8 @@ class Translator:
 
     def _correlate(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         """Write the rank correlation of fitness and score, over all models scored on search and on validation."""
-        name, split = str(payload["candidate"]), payload["split"]
-        if split == "search" and payload.get("minibatch") is None:
-            self._told[name] = float(payload["fitness"]["value"])
-        if split != "validation" or payload["score"] is None:
-            return
-        self._wanted[name] = float(payload["score"])
-        both = [name for name in self._wanted if name in self._told]
-        found = rank_correlation([self._told[name] for name in both], [self._wanted[name] for name in both])
-        if found.value is not None:
+        found = self._agreement.scored(payload)
+        if found is not None and found.value is not None:
             run = self._search(plan, now)
             run.points.append(Point("rank_correlation", readable(found.value, FRACTION), found.models, now))
             run.tags["rank_correlation_warning"] = found.warning or ""
@@ -233,6 +233,7 @@ class Translator:
     def _on_differentiated(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         point = Point("gradient/fitness", float(payload["fitness"]["value"]), int(payload["candidate"]), now)
         self._search(plan, now).points.append(point)
+        self._generations.differentiated(payload)
         if str(payload["candidate"]) in self._runs:  # because it was retried
             run = self._candidate(payload, plan, now)
             run.status, run.status_ms = FINISHED, now
@@ -244,6 +245,8 @@ class Translator:
             counts = one.fitness is not None and one.violation == 0 and not one.gradient
             fitness = one.fitness.value if one.fitness is not None and counts else None
             self._settle(one.candidate, fitness, plan, now)
+        if points := self._generations.told(int(payload.get("group", 0)), observations, now):
+            self._search(plan, now).points += points
         several = [one for one in observations if one.objectives]
         if several:
             self._compare(several, plan, now)
@@ -252,36 +255,27 @@ class Translator:
         """Tag the candidates that enter or leave the Pareto set, and write the values of every objective."""
         changed = False
         for one in observations:
-            candidate, values = one.candidate, reported_values(one)
-            enters, leaving = self._front.add(candidate, values) if values is not None else (False, [])
+            run = self._candidate({"candidate": one.candidate}, plan, now)
+            enters, leaving, points = self._pareto.add(one, self._runs[one.candidate][1]["recipe_id"], now)
             changed |= enters
             for name in leaving:
                 self._candidate({"candidate": name}, plan, now).tags["pareto"] = "false"
-            run = self._candidate({"candidate": candidate}, plan, now)
             run.tags["pareto"] = str(enters).lower()
-            objectives = dict(zip(self._objectives, one.objectives, strict=True))
-            run.points += [
-                Point(safe_name(f"search/objective/{name}"), readable(estimate.value, FRACTION), 0, now)
-                for name, estimate in objectives.items()
-            ]
-            recipe_id = self._runs[candidate][1]["recipe_id"]
-            self._points[candidate] = ParetoPoint(candidate, recipe_id, enters, objectives)
+            run.points += points
         if changed:
             self._show_front(plan, now)
 
     def _show_front(self, plan: Plan, now: int) -> None:
-        members = ordered(self._front.members)
-        others = [name for name in self._points if name not in self._front.members]
-        points = [replace(self._points[name], pareto=name in self._front.members) for name in (*members, *others)]
         run = self._search(plan, now)
-        run.tags["pareto"] = ", ".join(members)
-        run.files["pareto.html"] = pareto_page(self._name, self._objectives, points)
+        run.tags["pareto"] = ", ".join(self._pareto.members())
+        run.files["pareto.html"] = self._pareto.page(self._name)
 
     def _on_failed(self, payload: Mapping[str, Any], plan: Plan, now: int) -> None:
         run = self._candidate(payload, plan, now)
         run.tags["failure"] = f"{payload['stage']}: {payload['reason']}"
         run.tags["failure_split"] = str(payload.get("split", ""))
         run.tags |= self._roles.failed(str(payload["candidate"]))
+        self._generations.failed(payload)
         if payload.get("traceback"):
             run.files["traceback.txt"] = str(payload["traceback"])
         run.status, run.status_ms = FAILED, now

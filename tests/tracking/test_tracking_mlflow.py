@@ -161,7 +161,7 @@ class Dying:
     After it, the response is lost.
     """
 
-    WRITES = ("create", "log", "set_status", "log_text", "create_experiment", "set_experiment_tag")
+    WRITES = ("create", "log", "set_status", "log_text", "create_experiment", "set_experiment_tag", "log_inputs")
 
     def __init__(self, written: Any, lives: list[int], after: bool) -> None:
         self._written, self._lives, self._after = written, lives, after
