@@ -24,6 +24,7 @@ from evosearch.cli import (
     ledger,
     logs,
     merge,
+    promote,
     run,
     score,
     status,
@@ -46,7 +47,23 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (check, run, submit, status, logs, stop, leaderboard, merge, diff, analyze, score, export, ui, cache):
+for command in (
+    check,
+    run,
+    submit,
+    status,
+    logs,
+    stop,
+    leaderboard,
+    merge,
+    diff,
+    analyze,
+    score,
+    export,
+    promote,
+    ui,
+    cache,
+):
     app.command(name=command.__name__.rsplit(".", 1)[-1])(command.command)
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(cluster.app, name="cluster")
