@@ -140,7 +140,7 @@ def mirrored_in(uri: str, experiment: str, name: str) -> tuple[str, str] | None:
 
     Args:
         uri: Tracking URI.
-        experiment: Name of the experiment.
+        experiment: Name of the experiment; without the search there, all are looked through.
         name: Name of the search.
 
     Raises:
@@ -151,12 +151,13 @@ def mirrored_in(uri: str, experiment: str, name: str) -> tuple[str, str] | None:
         return None  # connecting would create it
     with as_tracking_errors(uri):
         client = connect(uri)
-        found = client.get_experiment_by_name(experiment)
-        if found is None:
-            return None
-        runs = find_runs(client, [found.experiment_id], "tags.kind = 'search'")
-    searches = [run.data.tags.get("evosearch.search_id", "") for run in runs if run.info.run_name == name]
-    return (str(found.experiment_id), searches[0]) if searches else None
+        every = list(pages(client.search_experiments))
+        query = f"tags.kind = 'search' AND attributes.run_name = '{name}'"
+        for some in ([one for one in every if one.name == experiment], every):
+            for run in find_runs(client, [one.experiment_id for one in some], query):
+                if search_id := run.data.tags.get("evosearch.search_id"):
+                    return str(run.info.experiment_id), search_id
+    return None
 
 
 def default_uri(folder: Path) -> str:
