@@ -211,7 +211,7 @@ def test_notebooks_show_what_the_command_line_prints(report: evosearch.RunReport
 
 def test_notebooks_show_names_as_text(report: evosearch.RunReport) -> None:
     board = evosearch.leaderboard("night")
-    rows = (replace(board.rows[0], candidate=SCRIPT), *board.rows[1:])
+    rows = (replace(board.rows[0], title=SCRIPT), *board.rows[1:])
     scored = evosearch.score("./base", "suite.yaml")
     checked = evosearch.check("suite.yaml")
     for result in (

@@ -12,6 +12,7 @@ from evosearch.devcluster.mlflow_rest import Rest
 from evosearch.errors import SearchError
 from evosearch.search.ledger.events import Event
 from evosearch.search.ledger.ledger import Ledger
+from evosearch.tracking.metrics import FRACTION, POINTS, readable
 
 
 def read(url: str, name: str) -> list[Event]:
@@ -64,7 +65,7 @@ def check_ledger(events: Sequence[Event], candidates: int) -> str:
 
 
 def check_mirror(rest: Rest, experiment: str, events: Sequence[Event]) -> str:
-    """Check that MLflow has one run per candidate, with the same scores as the ledger."""
+    """Check that MLflow has one run per candidate, with the same scores as the ledger, rounded."""
     runs: dict[str, list[dict[str, Any]]] = {}
     for run in rest.runs(experiment):
         tags = {tag["key"]: tag["value"] for tag in run["data"].get("tags", ())}
@@ -80,7 +81,9 @@ def check_mirror(rest: Rest, experiment: str, events: Sequence[Event]) -> str:
     for payload in scored:
         (run,) = runs[payload["candidate"]]
         metrics = {metric["key"]: metric["value"] for metric in run["data"].get("metrics", ())}
-        for name, value in {"score": payload["score"], "fitness": payload["fitness"]["value"]}.items():
+        values = {"score": (payload["score"], POINTS), "fitness": (payload["fitness"]["value"], FRACTION)}
+        for name, (exact, decimals) in values.items():
+            value = None if exact is None else readable(exact, decimals)
             if (mirrored := metrics.get(f"{payload['split']}/{name}")) != value:
                 what = f"candidate {payload['candidate']}, {payload['split']}/{name}"
                 raise SearchError(f"{what}: {mirrored} in MLflow, {value} in the ledger")

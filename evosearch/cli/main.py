@@ -25,6 +25,7 @@ from evosearch.cli import (
     ledger,
     logs,
     merge,
+    promote,
     run,
     score,
     status,
@@ -60,6 +61,7 @@ for command in (
     analyze,
     score,
     export,
+    promote,
     ui,
     cache,
 ):

@@ -51,7 +51,17 @@ def show_run(console: Console, report: RunReport) -> None:
     )
     if report.tracking != UP_TO_DATE:
         console.print(report.tracking, style="yellow")
-    console.print(f"See it in MLflow:  {_program()} ui {report.name}", style="bold", highlight=False)
+    _show_where(console, report)
+
+
+def _show_where(console: Console, report: RunReport) -> None:
+    """Print the address of the leaderboard; for a local store, with the command that serves it."""
+    served = report.tracking_uri.startswith("http")
+    if not served:
+        console.print(f"See it in MLflow:  {_program()} ui {report.name}", style="bold", highlight=False)
+    if report.mlflow:
+        then = "Leaderboard in MLflow:" if served else "which opens"
+        console.print(f"{then} {report.mlflow}", highlight=False, soft_wrap=True)
 
 
 def stages_table(stages: Sequence[StageRow]) -> Table:

@@ -65,7 +65,8 @@ def _best_fitness(row: StatusRow) -> str:
 
 def _promoted(row: StatusRow) -> str:
     """Format the promoted model, or the winner of a stage."""
-    found = row.promoted or (f"{row.winner} (of its stage)" if row.winner else "-")
+    found = (row.model or row.promoted) if row.promoted else None
+    found = found or (f"{row.model or row.winner} (of its stage)" if row.winner else "-")
     return "" if _unreadable(row) else found
 
 

@@ -263,11 +263,19 @@ def _candidate(state: SearchState, name: str | None, run_dir: RunDir) -> str:
             allowed = "A candidate listed by `evosearch leaderboard`, with --candidate"
             raise LedgerError(run_dir.name, "this search has not promoted a model", allowed)
         return state.promoted.candidate
+    name = _named(state, name)
     if name in state.baselines and state.kind(name) in NOT_EXPORTED:
         raise LedgerError(f"--candidate {name}", NOT_EXPORTED[state.kind(name)], "Candidates and other baselines")
     if name not in state.recipe_ids:
         raise LedgerError(f"--candidate {name}", "no such candidate or baseline", "`evosearch leaderboard` lists them")
     return name
+
+
+def _named(state: SearchState, given: str) -> str:
+    """Return the name of a model that is given by name or title; what is neither stays as it is."""
+    if given in state.recipe_ids:
+        return given
+    return next((name for name in state.recipe_ids if state.title(name) == given), given)
 
 
 def _check_unchanged(state: SearchState, models: Models) -> None:

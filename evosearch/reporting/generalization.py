@@ -39,6 +39,7 @@ class FinalistRow:
     """Scores and generalization gaps of a finalist, or of a model that no split selected."""
 
     candidate: str
+    title: str  # such as `#17` or `parent sort`
     rank: int | None  # by validation, from 1; None for a model that was not selected
     score: float | None  # on validation
     scores: Mapping[str, Interval]  # split → score with its two-sided 95% interval
@@ -65,7 +66,9 @@ def _row(ledger: Ledger, search_id: str, state: SearchState, candidate: str, ran
         for split in SPLITS
         if (card := state.cards.get((candidate, split))) is not None and card.score is not None
     }
-    return FinalistRow(candidate, rank, state.score(candidate, "validation"), scores, gaps(scores))
+    return FinalistRow(
+        candidate, state.title(candidate), rank, state.score(candidate, "validation"), scores, gaps(scores)
+    )
 
 
 def _mask_scores(state: SearchState, finalist: str) -> dict[int, float]:
@@ -95,7 +98,7 @@ def finalist_columns(rows: Sequence[FinalistRow]) -> list[Column[FinalistRow]]:
     """Return the columns of the finalists: scores by split, their changes, and the spread over seeds of masks."""
     masks = [Column("by mask seed (validation)", _mask_cell, left=True)] if any(row.mask_scores for row in rows) else []
     return [
-        Column("model", lambda row: row.candidate + ("" if row.rank else " (not selected)"), left=True),
+        Column("model", lambda row: row.title + ("" if row.rank else " (not selected)"), left=True),
         *(_score_column(split) for split in SPLITS),
         *(_gap_column(before, after) for before, after in pairwise(SPLITS)),
         *masks,

@@ -44,6 +44,7 @@ class LeaderboardRow:
     Attributes:
         rank: Rank from 1.
         candidate: Number of a candidate, or name of a baseline.
+        title: The same in words, such as `#17` or `parent sort`.
         recipe_id: Id of its recipe, which identifies its models by their weights.
         kind: `candidate`, `base`, `parent`, `stage`, `uniform`, `scale`, `trained` or `placebo`; the last two are not
             scored on the search split.
@@ -63,6 +64,7 @@ class LeaderboardRow:
 
     rank: int = 0
     candidate: str
+    title: str
     recipe_id: str
     kind: str
     state: str
@@ -111,6 +113,7 @@ def row_of(state: SearchState, name: str, objectives: tuple[str, ...], front: se
     reported = state.reported.get(name) if objectives else None
     return LeaderboardRow(
         candidate=name,
+        title=state.title(name),
         recipe_id=state.recipe_ids[name],
         kind=state.kind(name),
         state=_state(state, name, search is not None or bool(cards)),
@@ -135,13 +138,13 @@ def _folded(state: SearchState, name: str) -> dict[str, Scalar | Folded]:
 def folded_numbers(rows: Sequence[LeaderboardRow]) -> str | None:
     """Return the summaries of holes with many numbers in the winner, or else in the best candidate; None without any.
 
-    Such as `candidate 31: reverse weight: 0.62 (0.1 to 1.4) over 57 numbers; sort weight: …`.
+    Such as `#31: reverse.weight: 0.62 (0.1 to 1.4) over 57 numbers; sort.weight: …`.
     """
     candidates = [row for row in rows if row.kind == "candidate"]
     chosen = [row for row in candidates if row.state in ("promoted", "winner")] or candidates
     found = [value for value in chosen[0].genome.values() if isinstance(value, Folded)] if chosen else []
     listed = "; ".join(f"{one.title}: {one}" for one in found)
-    return f"candidate {chosen[0].candidate}: {listed}" if found else None
+    return f"{chosen[0].title}: {listed}" if found else None
 
 
 def _scores(card: CardSummary) -> SplitScores:
@@ -190,7 +193,7 @@ def leaderboard_columns(rows: Sequence[LeaderboardRow]) -> list[Column[Leaderboa
     """Return the columns of the leaderboard: scores by split, and each task's metric on the search split."""
     return [
         Column("rank", lambda row: str(row.rank)),
-        Column("candidate", lambda row: row.candidate, left=True),
+        Column("candidate", lambda row: row.title, left=True),
         Column("score", lambda row: number(row.score, 1)),
         Column("fitness", lambda row: fitness_number(row.fitness)),
         *_task_columns(rows),

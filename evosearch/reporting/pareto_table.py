@@ -19,6 +19,7 @@ class ParetoRow:
     """One recipe of the Pareto set."""
 
     candidate: str
+    title: str  # such as `#17`
     recipe_id: str
     score: float | None  # on the search split
     fitness: float | None
@@ -30,13 +31,15 @@ def pareto_rows(rows: Sequence[LeaderboardRow]) -> tuple[ParetoRow, ...]:
     found = {row.candidate: row for row in rows if row.pareto and not row.state.startswith("duplicate")}
     members = {name: [one.value for one in row.objectives.values()] for name, row in found.items()}
     chosen = [found[name] for name in ordered(members)]
-    return tuple(ParetoRow(row.candidate, row.recipe_id, row.score, row.fitness, row.objectives) for row in chosen)
+    return tuple(
+        ParetoRow(row.candidate, row.title, row.recipe_id, row.score, row.fitness, row.objectives) for row in chosen
+    )
 
 
 def pareto_columns(rows: Sequence[ParetoRow]) -> list[Column[ParetoRow]]:
     """Return the columns of the Pareto set; objectives with their standard errors."""
     return [
-        Column("candidate", lambda row: row.candidate, left=True),
+        Column("candidate", lambda row: row.title, left=True),
         *(_objective_column(name) for name in (rows[0].objectives if rows else ())),
         Column("score", lambda row: number(row.score, 1)),
         Column("fitness", lambda row: fitness_number(row.fitness)),

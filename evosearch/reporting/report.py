@@ -59,6 +59,7 @@ class WinnerRow:
     """The result of a stage, or the promoted model."""
 
     candidate: str
+    title: str  # such as `#17` or `scale 0.6`
     recipe_id: str
     score: float | None  # on validation
     kind: str
@@ -82,7 +83,7 @@ def stage_columns() -> list[Column[StageRow]]:
         Column("stage", lambda row: row.name, left=True),
         Column("scored", lambda row: f"{row.candidates.scored}/{row.candidates.proposed}"),
         Column("stopped by", lambda row: row.stopped or "-", left=True),
-        Column("winner", lambda row: row.winner.candidate if row.winner else "-", left=True),
+        Column("winner", lambda row: row.winner.title if row.winner else "-", left=True),
         Column("valid.", lambda row: number(row.winner.score if row.winner else None, 1)),
     ]
 
@@ -114,6 +115,7 @@ class RunReport:
         exported: Format → path of the exported files.
         tracking_uri: URI of the tracking store.
         tracking: State of the mirror: `up to date`, or how far it is behind.
+        mlflow: Address of the leaderboard in MLflow; of a local store, once `evosearch ui` serves it.
         stages: The stages of a multi-stage run.
     """
 
@@ -139,6 +141,7 @@ class RunReport:
     exported: Mapping[str, str]
     tracking_uri: str
     tracking: str = UP_TO_DATE
+    mlflow: str | None = None
     stages: tuple[StageRow, ...] = ()
 
     @property
@@ -177,6 +180,7 @@ def report(
     resumed: int,
     exported: Mapping[str, str],
     tracking: str,
+    mlflow: str | None,
     seconds: float,
 ) -> RunReport:
     """Summarize a finished run from its ledger.
@@ -189,6 +193,7 @@ def report(
         resumed: Candidates that were finished before this run.
         exported: Format → path of the exported files.
         tracking: State of the tracking store.
+        mlflow: Address of the leaderboard in MLflow.
         seconds: Duration of this run.
     """
     state = recorder.state
@@ -209,7 +214,7 @@ def report(
         leaderboard=board.rows,
         gate=GateDecision.from_dict(state.gated.decision) if state.gated else None,
         winner=winner_of(state),
-        test=test_rows(recorder, prepared.suite, prepared.batches["test"], prepared.baselines),
+        test=test_rows(recorder, prepared.suite, prepared.batches["test"]),
         test_openings=board.test_openings,
         contamination_acknowledged=board.contamination_acknowledged,
         rank_correlation=board.rank_correlation,
@@ -217,6 +222,7 @@ def report(
         exported=exported,
         tracking_uri=run_dir.tracking,
         tracking=tracking,
+        mlflow=mlflow,
     )
 
 
@@ -224,11 +230,11 @@ def winner_of(state: SearchState) -> WinnerRow | None:
     """Return a stage's winner or the promoted model, or None if there is neither."""
     if state.winner is not None:
         one = state.winner
-        return WinnerRow(one.candidate, one.recipe_id, one.score, kind_of(one.candidate))
+        return WinnerRow(one.candidate, state.title(one.candidate), one.recipe_id, one.score, kind_of(one.candidate))
     if state.gated is None or state.gated.promoted is None:
         return None
     name = state.gated.promoted
-    return WinnerRow(name, state.recipe_ids[name], state.score(name, "validation"), kind_of(name))
+    return WinnerRow(name, state.title(name), state.recipe_ids[name], state.score(name, "validation"), kind_of(name))
 
 
 def candidate_counts(state: SearchState, resumed: int) -> CandidateCounts:

@@ -42,6 +42,7 @@ class StatusRow(SearchProgress):
     best_fitness: float | None = None
     promoted: str | None = None
     winner: str | None = None  # of a stage
+    model: str | None = None  # title of what is promoted or won, such as `#17`; unknown for a search on a cluster
     test_openings: int | None = None  # unknown for a search on a cluster
     contamination_acknowledged: bool = False
     updated: float | None = None  # in seconds since the epoch; None if the ledger cannot be read
@@ -110,6 +111,7 @@ def row_of(ledger: Ledger, search_id: str, url: str) -> LedgerRow:
     """Summarize one search of a ledger."""
     events = ledger.events(search_id)
     state, holder = SearchState.from_events(events), ledger.holder(search_id)
+    chosen = state.promoted or state.winner
     return LedgerRow(
         name=state.name,
         search_id=search_id,
@@ -122,6 +124,7 @@ def row_of(ledger: Ledger, search_id: str, url: str) -> LedgerRow:
         validated=sum(split == "validation" and name not in state.reseeded for name, split in state.cards),
         promoted=state.promoted.candidate if state.promoted else None,
         winner=state.winner.candidate if state.winner else None,
+        model=state.title(chosen.candidate) if chosen else None,
         test_openings=times_opened(ledger, state),
         contamination_acknowledged=contamination_acknowledged(state),
         hours=state.seconds_before / 3600.0,

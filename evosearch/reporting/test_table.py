@@ -7,11 +7,10 @@ from evosearch.evaluation.statistics.bootstrap import bootstrap_difference
 from evosearch.evaluation.statistics.intervals import Interval, interval
 from evosearch.evaluation.suites.suite import Suite
 from evosearch.evaluation.types import ItemBatch, TaskScore
-from evosearch.promotion.finalists import kind_of
 from evosearch.promotion.gate import Measure
 from evosearch.reporting.columns import Column, number, task_heading, with_interval
-from evosearch.search.baselines import Baseline
 from evosearch.search.recorder import Recorder
+from evosearch.search.state import SearchState
 from evosearch.setup.loading import metric_columns
 
 TEST_TITLE = "Test split: metrics in %; mean, and the winner's lead in points of score, with 95% intervals"
@@ -38,7 +37,7 @@ def measure_of(suite: Suite, batch: ItemBatch) -> Measure:
     return Measure(suite.weights(), {task.name: task.chance for task in suite.scoring}, groups or None)
 
 
-def test_rows(recorder: Recorder, suite: Suite, batch: ItemBatch, baselines: Sequence[Baseline]) -> tuple[TestRow, ...]:
+def test_rows(recorder: Recorder, suite: Suite, batch: ItemBatch) -> tuple[TestRow, ...]:
     """List the contenders of the last test opening, winner first; empty before the gate's decision."""
     state = recorder.state
     if state.gated is None or not state.test_openings:
@@ -55,7 +54,7 @@ def test_rows(recorder: Recorder, suite: Suite, batch: ItemBatch, baselines: Seq
             both = (columns[winner], columns[name], measure.weights)
             lead = bootstrap_difference(*both, measure.chances, measure.groups)
             raw_lead = bootstrap_difference(*both, dict.fromkeys(measure.weights, 0.0), measure.groups)
-        card, shown = state.cards[name, "test"], label(name, baselines, winner, promoted)
+        card, shown = state.cards[name, "test"], label(state, name, winner, promoted)
         assert card.score is not None, "a test split has right answers"
         rows.append(TestRow(name, shown, card.tasks, card.score, mean.value, mean.lower, mean.upper, lead, raw_lead))
     return tuple(rows)
@@ -81,31 +80,8 @@ def _lead(row: TestRow) -> str:
     return with_interval(row.lead.value, row.lead.lower, row.lead.upper, sign="+") if row.lead else ""
 
 
-def label(name: str, baselines: Sequence[Baseline], winner: str = "", promoted: bool = False) -> str:
-    """Format a contender: `parent zoo:tiny/sort`, `uniform average`, `best scale 0.50`, `candidate 41 (promoted)`."""
-    kind, _, rest = name.partition(":")
-    texts = {
-        "stage": f"winner of stage {rest}",
-        "uniform": "uniform average",
-        "scale": f"best scale {rest}",
-        "champion": "current champion",
-        "placebo": "placebo: random task vectors",
-        "trained": "fine-tuned best scale",
-    }
-    if kind in ("base", "parent"):
-        text = f"{kind} {_short(_model(name, baselines))}"
-    else:
-        text = f"candidate {name}" if kind_of(name) == "candidate" else texts[kind]
-    return f"{text} ({'promoted' if promoted else 'not promoted'})" if name == winner else text
-
-
-def _model(name: str, baselines: Sequence[Baseline]) -> str:
-    """Return the model that a base or parent baseline consists of."""
-    recipe = next(baseline.recipe for baseline in baselines if baseline.name == name)
-    assert recipe is not None
-    return recipe.models[0].model
-
-
-def _short(reference: str) -> str:
-    """Shorten a folder to its last component; other references stay as they are."""
-    return reference.rsplit("/", 1)[-1] if reference.startswith("/") else reference
+def label(state: SearchState, name: str, winner: str = "", promoted: bool = False) -> str:
+    """Format a contender: `parent sort`, `uniform average`, `scale 0.5`, `#41 (promoted)`."""
+    return (
+        f"{state.title(name)} ({'promoted' if promoted else 'not promoted'})" if name == winner else state.title(name)
+    )

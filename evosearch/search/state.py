@@ -33,6 +33,7 @@ from evosearch.search.records import (
     is_candidate,
 )
 from evosearch.search.space.dimensions import Evaluation
+from evosearch.search.titles import title
 
 
 @dataclass
@@ -137,6 +138,11 @@ class SearchState(RankedModels):
     def kind(self, name: str) -> str:
         """Return `candidate`, or the kind of a baseline."""
         return self.baselines[name].kind if name in self.baselines else "candidate"
+
+    def title(self, name: str) -> str:
+        """Return the title of a candidate or baseline; see `titles`."""
+        baseline = self.baselines.get(name)
+        return title(name, baseline.recipe if baseline else None, self.circumstances.inputs)
 
     def is_answer(self, name: str) -> bool:
         """Return whether a candidate was recommended at the end of a search, rather than proposed during it."""

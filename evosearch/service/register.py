@@ -1,18 +1,21 @@
 """The champion of a registered model: read before the gate decides, and replaced after a promotion."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from evosearch import documents
-from evosearch.errors import RecipeError, TrackingError
+from evosearch.errors import InputError, RecipeError, TrackingError
+from evosearch.preflight.licences import cards_of
 from evosearch.promotion.gate import GateDecision
 from evosearch.promotion.promote import Champion, scored_champion
 from evosearch.recipe.bundle import inner
 from evosearch.recipe.files import anchor, is_recipe
 from evosearch.recipe.identity import digest
 from evosearch.recipe.schema import Recipe
+from evosearch.reporting.export import provenance
 from evosearch.reporting.openings import times_opened
+from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Watcher
 from evosearch.search.recorder import Recorder
 from evosearch.search.records import PromotedRecord
@@ -21,6 +24,7 @@ from evosearch.setup.loading import contamination_acknowledged
 from evosearch.setup.prepare import Prepared
 from evosearch.tracking.changes import CONTAMINATION, OPENINGS
 from evosearch.tracking.model_registry import Registry
+from evosearch.tracking.version_texts import VersionTexts
 
 
 def current_champion(prepared: Prepared, registry: Registry | None, watcher: Watcher) -> Champion | None:
@@ -110,8 +114,8 @@ def register(
     version = None
     if name is not None and registry is not None:
         try:
-            if _superseded(registry, name, prepared.search_id, earlier):
-                watcher.note(f"the champion of '{name}' is from a later search and is kept")
+            if _superseded(registry, name, prepared.search_id, earlier, candidate):
+                watcher.note(f"the champion of '{name}' was promoted later and is kept")
                 return
             version = registry.register(
                 name,
@@ -120,6 +124,7 @@ def register(
                 recipe_id=recipe_id,
                 artifact_dir=Path(exported["recipe"]).parent,
                 tags=_disclosed(recorder),
+                texts=_texts(prepared, recorder, decision, candidate),
             )
         except TrackingError as exc:
             watcher.note(f"not registered as '{name}': {exc}. Run the same command again to register it")
@@ -134,9 +139,46 @@ def _disclosed(recorder: Recorder) -> dict[str, str]:
     return tags | ({CONTAMINATION: "true"} if contamination_acknowledged(recorder.state) else {})
 
 
-def _superseded(registry: Registry, name: str, search_id: str, earlier: PromotedRecord | None) -> bool:
-    """Whether an earlier run of this search registered its winner, and another search has replaced it since."""
+def _texts(prepared: Prepared, recorder: Recorder, decision: GateDecision, candidate: str) -> VersionTexts:
+    """What people read about a registered version."""
+    try:
+        licences = cards_of(prepared.spec).licences
+    except InputError:  # a card is read again, and may have become unreachable
+        licences = {}
+    return texts_of(recorder.ledger, recorder.search_id, recorder.state, candidate, decision.reasons, licences)
+
+
+def texts_of(
+    ledger: Ledger,
+    search_id: str,
+    state: SearchState,
+    candidate: str,
+    decision: Sequence[str],
+    licences: Mapping[str, str | None],
+    forced: str | None = None,
+) -> VersionTexts:
+    """What people read about a version, from the ledger.
+
+    Args:
+        ledger: The ledger.
+        search_id: The search.
+        state: Its state.
+        candidate: The candidate or baseline that is registered.
+        decision: Reasons of the gate.
+        licences: Model → licence.
+        forced: Why it is promoted by hand.
+    """
+    scores = provenance(ledger, search_id, state, candidate).scores
+    title = state.title(candidate)
+    return VersionTexts(state.name, search_id, title, tuple(decision), scores, licences, forced)
+
+
+def _superseded(registry: Registry, name: str, search_id: str, earlier: PromotedRecord | None, candidate: str) -> bool:
+    """Whether an earlier run registered this winner, and another search or a person has replaced it since."""
     if earlier is None or earlier.registered_as != name or earlier.version is None:
         return False
     champion = registry.champion(name)
-    return champion is not None and champion.search_id != search_id
+    if champion is None:
+        return False
+    by_hand = earlier.candidate == candidate and champion.version != earlier.version
+    return champion.search_id != search_id or by_hand

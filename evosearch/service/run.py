@@ -38,7 +38,7 @@ from evosearch.service.watchers import OnlyPreparing
 from evosearch.setup.executors import make_executor
 from evosearch.setup.prepare import Prepared
 from evosearch.setup.resume_check import refuse_other_search
-from evosearch.setup.trackers import CATCH_UP_S, PATIENCE_S, mirroring, registry_of, shown
+from evosearch.setup.trackers import CATCH_UP_S, PATIENCE_S, leaderboard_address, mirroring, registry_of, shown
 from evosearch.spec.diagnostics import Diagnostics
 from evosearch.spec.lookup import recorded_names
 from evosearch.spec.recovery import Recovered, read
@@ -148,7 +148,9 @@ def _run_prepared(
         tracking = UP_TO_DATE if mirror.state == UP_TO_DATE else f"{shown(run_dir)} is {mirror.state}"
         stopped = recorder.state.stopped
         assert stopped is not None
-        return report(prepared, run_dir, recorder, stopped, already, exported, tracking, time.monotonic() - began)
+        board = leaderboard_address(run_dir, mirror.leaderboard) if mirror.leaderboard else None
+        seconds = time.monotonic() - began
+        return report(prepared, run_dir, recorder, stopped, already, exported, tracking, board, seconds)
 
 
 def _run_recorded(

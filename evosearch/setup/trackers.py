@@ -11,15 +11,17 @@ from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Watcher
 from evosearch.spec.run_dir import RunDir
 from evosearch.spec.spec import SearchSpec
-from evosearch.tracking.client import sqlite_file
+from evosearch.tracking.client import mirrored_in, sqlite_file
 from evosearch.tracking.jsonl import JsonLinesTracker
 from evosearch.tracking.mirror import Mirror
 from evosearch.tracking.mlflow import MlflowMirror
 from evosearch.tracking.model_registry import Registry
+from evosearch.tracking.view import leaderboard_path
 
 CATCH_UP_S = 120.0  # wait for the mirror: for the winner's run, and again at the end
 PATIENCE_S = 10.0  # wait for a failing store
 INTERRUPTED_S = 5.0  # limit of both for an interrupted run, which may be killed soon
+UI_PORT = 5000  # default of `evosearch ui`
 JSON_LINES = "jsonl:"  # `jsonl:events.jsonl`: a file in the run directory instead of an MLflow store
 
 
@@ -35,7 +37,12 @@ def mirroring(run_dir: RunDir, search_id: str, watcher: Watcher) -> Iterator[Mir
     if run_dir.tracking.startswith(JSON_LINES):
         mirror = JsonLinesTracker(jsonl_file(run_dir), reader, search_id, notice)
     else:
-        mirror = MlflowMirror(run_dir.tracking, run_dir.experiment, reader, search_id, run_dir.name, notice)
+        where = run_dir.tracking, run_dir.experiment
+
+        def announce(path: str) -> None:
+            watcher.note(f"leaderboard: {leaderboard_address(run_dir, path)}")
+
+        mirror = MlflowMirror(*where, reader, search_id, run_dir.name, notice, announce)
     catch_up_s = CATCH_UP_S
     try:
         yield mirror
@@ -44,6 +51,31 @@ def mirroring(run_dir: RunDir, search_id: str, watcher: Watcher) -> Iterator[Mir
         raise
     finally:
         mirror.close(catch_up_s, min(catch_up_s, PATIENCE_S))
+
+
+def leaderboard_address(run_dir: RunDir, path: str, port: int = UI_PORT) -> str:
+    """The address of a search's leaderboard: on its tracking server, or on the one that `evosearch ui` starts.
+
+    Args:
+        run_dir: Run directory of the search.
+        path: Address below that of the server; see `tracking.view`.
+        port: Port of `evosearch ui`.
+    """
+    if run_dir.tracking.startswith("http"):
+        return f"{hidden(run_dir.tracking).rstrip('/')}/{path}"
+    return f"http://127.0.0.1:{port}/{path}"
+
+
+def leaderboard_of_search(run_dir: RunDir, port: int = UI_PORT) -> str | None:
+    """The address of the leaderboard of a search, as far as it is mirrored; None before.
+
+    Raises:
+        TrackingError: The tracking store cannot be read.
+    """
+    if run_dir.tracking.startswith(JSON_LINES):
+        return None
+    found = mirrored_in(run_dir.tracking, run_dir.experiment, run_dir.name)
+    return leaderboard_address(run_dir, leaderboard_path(*found), port) if found else None
 
 
 def jsonl_file(run_dir: RunDir) -> Path:

@@ -156,6 +156,31 @@ def run_ids(uri: str, search_id: str, candidate: str | None = None) -> dict[str,
     return {run.data.tags["candidate_id"]: run.info.run_id for run in runs}
 
 
+def mirrored_in(uri: str, experiment: str, name: str) -> tuple[str, str] | None:
+    """Return (experiment id, search id) of the latest search of a name that is mirrored; None without one.
+
+    Args:
+        uri: Tracking URI.
+        experiment: Name of the experiment; without the search there, all are looked through.
+        name: Name of the search.
+
+    Raises:
+        TrackingError: The store cannot be read.
+    """
+    database = sqlite_file(uri)
+    if database is not None and not database.exists():
+        return None  # connecting would create it
+    with as_tracking_errors(uri):
+        client = connect(uri)
+        every = list(pages(client.search_experiments))
+        query = f"tags.kind = 'search' AND attributes.run_name = '{name}'"
+        for some in ([one for one in every if one.name == experiment], every):
+            for run in find_runs(client, [one.experiment_id for one in some], query):
+                if search_id := run.data.tags.get("evosearch.search_id"):
+                    return str(run.info.experiment_id), search_id
+    return None
+
+
 def default_uri(folder: Path) -> str:
     """Return the default store of a search: `mlflow.db` in its folder."""
     return f"sqlite:///{(folder / 'mlflow.db').resolve()}"

@@ -96,6 +96,11 @@ class Mirror:
             return UP_TO_DATE
         return f"behind: {self._behind} event{'' if self._behind == 1 else 's'}, {self._reason or 'catching up'}"
 
+    @property
+    def leaderboard(self) -> str:
+        """Address of the leaderboard below that of its server; empty if it has none, or is not open yet."""
+        return ""
+
     def notify(self) -> None:
         """Announce new events in the ledger; returns at once."""
         with self._changed:

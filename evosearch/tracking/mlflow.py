@@ -4,6 +4,7 @@ MLflow assigns run ids, so runs are found by their tags. The mirror's cursor is 
 after the events that it covers; after an interruption, events beyond the cursor are written again without effect.
 """
 
+import getpass
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -11,19 +12,24 @@ from typing import Any
 from evosearch.errors import TrackingError
 from evosearch.search.ledger.events import Event
 from evosearch.search.ledger.ledger import Ledger
-from evosearch.tracking.changes import RUNNING, SEARCH, Changes, Plan, Translator
+from evosearch.tracking.changes import RUNNING, SEARCH, Changes, Plan
 from evosearch.tracking.client import ARTIFACTS, connect, find_runs, load_mlflow, run_ids, sqlite_file
+from evosearch.tracking.inputs import log_inputs
 from evosearch.tracking.mirror import EventReader, Mirror
 from evosearch.tracking.model_registry import Champion, Registry
 from evosearch.tracking.recipe_tags import RECIPE_FILE, TAG_CHARACTERS, recipe_of, recipe_tags
+from evosearch.tracking.roles import ROLE
 from evosearch.tracking.runs import Runs, runs_of
+from evosearch.tracking.translator import Translator
 from evosearch.tracking.ui import ui_command, ui_environment
+from evosearch.tracking.view import EXPERIMENT, RUN, leaderboard_path
 
 __all__ = ["Champion", "MlflowMirror", "MlflowStore", "Registry", "run_ids", "ui_command", "ui_environment"]
 
 CURSOR = "evosearch.mirrored_seq"  # tag of the search's run: all events up to it are mirrored
 SEARCH_TAG = "evosearch.search_id"  # tag of the search's run; candidates have `search_id`
 PARENT_TAG = "mlflow.parentRunId"
+SOURCE = {"mlflow.source.name": "evosearch", "mlflow.source.type": "LOCAL"}
 
 
 class MlflowMirror(Mirror):
@@ -36,6 +42,7 @@ class MlflowMirror(Mirror):
         search_id: The search to mirror.
         name: Name of the search and of its run.
         notice: As for `Mirror`.
+        announce: Called once, in the mirror's thread, with the address of the leaderboard below that of the server.
     """
 
     def __init__(
@@ -46,11 +53,17 @@ class MlflowMirror(Mirror):
         search_id: str,
         name: str,
         notice: Callable[[str], None] = lambda text: None,
+        announce: Callable[[str], None] = lambda path: None,
     ) -> None:
         load_mlflow()  # here, since importing it in the mirror's thread can collide with this thread's imports
-        self._store = MlflowStore(uri, experiment, search_id, name)
+        self._store = MlflowStore(uri, experiment, search_id, name, announce)
         opened = (lambda: Ledger.open(ledger, read_only=True)) if isinstance(ledger, str) else ledger
         super().__init__(self._store, opened, search_id, notice)
+
+    @property
+    def leaderboard(self) -> str:
+        """See `Mirror`."""
+        return self._store.leaderboard
 
     def run_ids(self) -> dict[str, str]:
         """Return candidate → MLflow run id, as far as mirrored."""
@@ -60,13 +73,22 @@ class MlflowMirror(Mirror):
 class MlflowStore:
     """Sink of `MlflowMirror`: the runs of one search in one experiment."""
 
-    def __init__(self, uri: str, experiment: str, search_id: str, name: str) -> None:
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        search_id: str,
+        name: str,
+        announce: Callable[[str], None] = lambda path: None,
+    ) -> None:
         self._uri, self._experiment, self._search_id, self._name = uri, experiment, search_id, name
         self._translator = Translator(search_id, name)
         self._client: Any = None
         self._runs: Runs
         self._experiment_id = ""
         self.runs: dict[str, str] = {}  # candidate, or SEARCH → run id
+        self.leaderboard = ""  # its address below that of the server; empty until the store is open
+        self._announce = announce
 
     def open(self) -> int:
         """Find the runs of the search and return its cursor."""
@@ -85,6 +107,9 @@ class MlflowStore:
         for run in find_runs(self._client, [self._experiment_id], f"tags.search_id = '{self._search_id}'"):
             by_candidate.setdefault(run.data.tags.get("candidate_id", ""), []).append(run)
         self.runs |= {name: self._keep_one(twins).info.run_id for name, twins in by_candidate.items() if name}
+        if not self.leaderboard:
+            self.leaderboard = leaderboard_path(self._experiment_id, self._search_id)
+            self._announce(self.leaderboard)
         return cursor
 
     def recall(self, events: Sequence[Event]) -> None:
@@ -101,6 +126,7 @@ class MlflowStore:
         search = plan.pop(SEARCH, Changes(round(events[0].time * 1000)))
         self._write_candidates(search, plan)
         self._write_files(SEARCH, search)
+        self._describe(search)
         self._runs.together([partial(self._finish, search, events[-1].seq)])
 
     def advance(self, candidate: str, events: Iterable[Event]) -> None:
@@ -112,6 +138,14 @@ class MlflowStore:
             began = began or round(event.time * 1000)
             plan = {candidate: plan[candidate]} if candidate in plan else {}
         self._write_candidates(Changes(began), plan)
+
+    def _describe(self, search: Changes) -> None:
+        """Write the inputs of the search and the tags of the experiment, once what they link to exists."""
+        if search.inputs:
+            log_inputs(self._client, self.runs[SEARCH], search.inputs)
+        for key, text in search.experiment.items():
+            value = text.replace(EXPERIMENT, self._experiment_id).replace(RUN, self.runs[SEARCH])
+            self._client.set_experiment_tag(self._experiment_id, key, value)
 
     def _finish(self, search: Changes, cursor: int) -> None:
         self._apply(SEARCH, search)
@@ -125,8 +159,8 @@ class MlflowStore:
             self._write_files(key, changes)
 
     def _create(self, key: str, changes: Changes) -> None:
-        own = {SEARCH_TAG: self._search_id, "kind": "search"} if key == SEARCH else {}
-        tags, name = self._tags(key, changes) | own, key or self._name
+        own = {SEARCH_TAG: self._search_id, "kind": "search", ROLE: "search"} if key == SEARCH else {}
+        tags, name = self._tags(key, changes) | own | SOURCE | {"mlflow.user": user_name()}, changes.name or self._name
         self.runs[key] = self._runs.create(self._experiment_id, changes.started_ms, tags, name)
 
     def _apply(self, key: str, changes: Changes) -> None:
@@ -164,6 +198,14 @@ class MlflowStore:
         for run in others:
             self._client.delete_run(run.info.run_id)
         return kept
+
+
+def user_name() -> str:
+    """Return the name of the user who runs the mirror, as MLflow's own clients record it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as in containers
+        return "unknown"
 
 
 def ensure_experiment(client: Any, uri: str, name: str) -> str:

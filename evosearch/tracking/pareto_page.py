@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from html import escape
 
 from evosearch.evaluation.types import Estimate
+from evosearch.search.titles import title as title_of
 
 WIDTH, HEIGHT, MARGIN = 640, 420, 60  # of the figure, in pixels
 STYLE = (
@@ -51,7 +52,11 @@ def _table(objectives: Sequence[str], points: Sequence[ParetoPoint]) -> str:
     lines = []
     for point in points:
         values = (point.objectives[name] for name in objectives)
-        cells = (point.candidate, *(f"{one.value:.4g} ± {one.stderr:.2g}" for one in values), point.recipe_id[:12])
+        cells = (
+            title_of(point.candidate),
+            *(f"{one.value:.4g} ± {one.stderr:.2g}" for one in values),
+            point.recipe_id[:12],
+        )
         lines.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
     return f"<table><tr>{head}</tr>\n" + "\n".join(lines) + "\n</table>"
 
@@ -64,7 +69,7 @@ def _figure(objectives: Sequence[str], points: Sequence[ParetoPoint]) -> str:
     drawn = []
     for x, y, point in sorted(placed, key=lambda entry: entry[2].pareto):  # the set on top
         kind, size = ("set", 5) if point.pareto else ("rest", 3)
-        hover = escape(f"{point.candidate}: {across} {x:.4g}, {up} {y:.4g}")
+        hover = escape(f"{title_of(point.candidate)}: {across} {x:.4g}, {up} {y:.4g}")
         drawn.append(
             f'<circle class="{kind}" cx="{xs(x):.1f}" cy="{ys(y):.1f}" r="{size}"><title>{hover}</title></circle>'
         )

@@ -1,6 +1,13 @@
 """Recipes as tags of runs: no candidate needs an artifact folder of its own."""
 
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from evosearch.documents import dump
+from evosearch.recipe.bundle import bundle
+from evosearch.recipe.files import load_reference
+from evosearch.recipe.schema import Recipe
 
 RECIPE = "recipe"  # tag with a recipe as YAML; longer ones continue in `recipe/2`, `recipe/3`, …
 RECIPE_FILE = "recipe.yaml"  # artifact with the same text, of baselines and finalists
@@ -18,6 +25,13 @@ def recipe_of(tags: Mapping[str, str]) -> str | None:
     """Return the text of a recipe from the tags of its run; None if it is not there."""
     parts = [tags[_name(index)] for index in range(MOST) if _name(index) in tags]
     return "".join(parts) or None
+
+
+def recipe_text(recipe: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a recipe as YAML, with the known recipes that it refers to."""
+    if not known:
+        return dump(recipe)
+    return bundle(Recipe.model_validate(recipe), partial(load_reference, known=known)).to_yaml()
 
 
 def _name(index: int) -> str:

@@ -100,7 +100,7 @@ def test_a_champion_that_cannot_be_read_is_neither_compared_nor_replaced(
     # Running the first search again changes nothing: the champion comes from the second search.
     notes = Notes()
     assert run(first, notes).promoted
-    assert any("the champion of 'night' is from a later search and is kept" in note for note in notes.texts)
+    assert any("the champion of 'night' was promoted later and is kept" in note for note in notes.texts)
     assert registry.champion("night") == now
 
 

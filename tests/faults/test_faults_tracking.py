@@ -69,8 +69,9 @@ def check_complete_and_once(server: Server, spec: Path, events: list[Event], tmp
         if event.type == "scored":
             points = shown[event.payload["candidate"]]["points"]
             split = event.payload["split"]
-            assert [value for _, _, value in points[f"{split}/score"]] == [event.payload["score"]]
-            assert [value for _, _, value in points[f"{split}/fitness"]] == [event.payload["fitness"]["value"]]
+            score, fitness = event.payload["score"], event.payload["fitness"]["value"]
+            assert [value for _, _, value in points[f"{split}/score"]] == [pytest.approx(score, abs=5e-3)]
+            assert [value for _, _, value in points[f"{split}/fitness"]] == [pytest.approx(fitness, abs=5e-5)]
     steps = [step for step, _, _ in shown[""]["points"]["best_fitness"]]
     assert steps == list(range(steps[0], steps[0] + len(steps)))
     uri = server.another_store(tmp_path / "undisturbed")
@@ -189,6 +190,6 @@ def test_after_an_outage_during_a_search_the_mirror_catches_up_before_its_end(
     assert saboteur.acts == {}
     assert report.candidates == CandidateCounts(12, 12, 0, 0)
     assert report.tracking == UP_TO_DATE
-    assert len([note for note in saboteur.notes if server.uri in note]) == 2, "one outage, one recovery"
+    assert len([note for note in saboteur.notes if note.startswith("MLflow at ")]) == 2, "one outage, one recovery"
     assert count["before"] < count["after"]
     check_complete_and_once(server, spec, events(spec), tmp_path)

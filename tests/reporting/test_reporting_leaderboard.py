@@ -84,12 +84,12 @@ def test_holes_with_many_numbers_are_folded_and_the_export_has_all(
     start, other = sorted((r for r in rows if r["kind"] == "candidate"), key=lambda row: row["candidate"] != "0")
     assert list(start["genome"]) == list(other["genome"]) == ["models[0].weight"]
     folded = other["genome"]["models[0].weight"]
-    assert folded["title"] == "expert1 weight"
+    assert folded["title"] == "expert1.weight"
     assert 0.0 <= folded["low"] < folded["mean"] < folded["high"] <= 1.5
     text = evosearch("leaderboard", spec)[1].replace("\n", " ")
-    assert re.search(r"candidate [01]: expert1 weight: [\d.]+ \([\d.]+ to [\d.]+\) over ", text)
+    assert re.search(r"#[01]: expert1\.weight: [\d.]+ \([\d.]+ to [\d.]+\) over ", text)
     found = leaderboard(load_spec(spec).run_dir)
-    assert "expert1 weight: " in found._repr_html_()
+    assert "expert1.weight: " in found._repr_html_()
     frame = found.to_frame()
     assert [name for name in frame if name.startswith("genome.")] == [
         f"genome.models[0].weight.{end}" for end in ("mean", "low", "high")

@@ -16,7 +16,8 @@ from evosearch.search.ledger.events import Event
 from evosearch.search.progress import Silent
 from evosearch.service.run import run
 from evosearch.spec.spec import load_spec
-from evosearch.tracking.changes import SEARCH, Plan, Translator
+from evosearch.tracking.changes import SEARCH, Plan
+from evosearch.tracking.translator import Translator
 
 
 @given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=3, max_size=20))

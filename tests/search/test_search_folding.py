@@ -13,7 +13,7 @@ def test_a_hole_with_many_numbers_is_one_entry_in_its_place() -> None:
     genome = {"merge_method": "ties"} | MANY | few | {"lambda": 1.0, "flag": True}
     folded = fold(genome, RECIPE)
     assert list(folded) == ["merge_method", "models[0].weight", *few, "lambda", "flag"]
-    assert folded["models[0].weight"] == Folded("reverse weight", 13, pytest.approx(0.6), 0.0, pytest.approx(1.2))
+    assert folded["models[0].weight"] == Folded("reverse.weight", 13, pytest.approx(0.6), 0.0, pytest.approx(1.2))
     assert str(folded["models[0].weight"]) == "0.6 (0 to 1.2) over 13 numbers"
     assert {name: value for name, value in folded.items() if name != "models[0].weight"} == {
         name: value for name, value in genome.items() if name not in MANY
@@ -23,9 +23,9 @@ def test_a_hole_with_many_numbers_is_one_entry_in_its_place() -> None:
 @pytest.mark.parametrize(
     ("hole", "title"),
     [
-        ("models[0].weight", "reverse weight"),
-        ("models[1].weight[mlp]", "sort weight[mlp]"),
-        ("models[2].density", "copy density"),
+        ("models[0].weight", "reverse.weight"),
+        ("models[1].weight[mlp]", "sort.weight[mlp]"),
+        ("models[2].density", "copy.density"),
         ("models[7].weight", "models[7].weight"),
         ("slices[0].sources[1].weight", "slices[0].sources[1].weight"),
         ("shared", "shared"),

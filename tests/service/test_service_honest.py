@@ -27,8 +27,9 @@ from evosearch.search.state import SearchState
 from evosearch.service.run import run
 from evosearch.setup.loading import read_search
 from evosearch.spec.lookup import find
-from evosearch.tracking.changes import Changes, Plan, Translator
+from evosearch.tracking.changes import Changes, Plan
 from evosearch.tracking.mirror import UP_TO_DATE
+from evosearch.tracking.translator import Translator
 
 pytestmark = pytest.mark.slow
 World = Callable[..., Path]

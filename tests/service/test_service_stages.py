@@ -177,7 +177,7 @@ def test_the_last_stage_is_compared_with_the_models_of_the_first(ran: tuple[Path
     opened = state.test_openings[0].candidates
     assert {"base", "stage:parameters", "uniform"} < set(opened)
     labels = {row.label.removesuffix(" (not promoted)").removesuffix(" (promoted)") for row in report.test}
-    assert {"winner of stage parameters", "base base", "parent expert1", "parent expert2"} < labels
+    assert {"winner of stage parameters", "base", "parent expert1", "parent expert2"} < labels
 
 
 def test_a_name_refers_to_the_latest_started_stage(ran: tuple[Path, RunReport, Notes], tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ from evosearch.setup.prepare import prepare
 from evosearch.spec.lookup import find
 from evosearch.spec.spec import SearchSpec, Winner, load_spec
 from evosearch.spec.stages import StagedSpec, load
-from evosearch.tracking.changes import Changes, Plan, Translator
+from evosearch.tracking.changes import Changes, Plan
+from evosearch.tracking.translator import Translator
 
 World = Callable[..., Path]
 WEIGHT = {"low": 0.0, "high": 1.0}

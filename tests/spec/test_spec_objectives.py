@@ -106,7 +106,9 @@ def test_the_set_is_shown_on_the_command_line_and_on_a_page(world: World, tmp_pa
     table = shown.output[shown.output.index("Pareto set") :].splitlines()
     header = next(index for index, line in enumerate(table) if line.split()[:1] == ["candidate"])  # the title may wrap
     assert table[header].split() == ["candidate", "choice", "generate", "score", "fitness"]
-    assert [line.split()[0] for line in table[header + 1 : header + 1 + len(members)]] == members
+    assert [line.split()[0] for line in table[header + 1 : header + 1 + len(members)]] == [
+        f"#{name}" for name in members
+    ]
     text = page.read_text()
     assert text.count('class="set"') == len(members)  # each recipe once
     assert "<script" not in text

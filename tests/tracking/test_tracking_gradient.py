@@ -7,8 +7,9 @@ from benchmarks._simulated.workers import SimulatedWorkers
 from benchmarks._simulated.world import World
 from evosearch.search.budget import Budget
 from evosearch.search.ledger.events import Event
-from evosearch.tracking.changes import FINISHED, Plan, Translator
+from evosearch.tracking.changes import FINISHED, Plan
 from evosearch.tracking.changes import SEARCH as OWN
+from evosearch.tracking.translator import Translator
 
 ASKS = 20
 

@@ -3,7 +3,8 @@
 from typing import Any
 
 from evosearch.search.ledger.events import Event
-from evosearch.tracking.changes import SEARCH, Plan, Translator
+from evosearch.tracking.changes import SEARCH, Plan
+from evosearch.tracking.translator import Translator
 
 
 def asked(name: str) -> tuple[str, dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from evosearch.tracking.changes import Changes, Translator
+from evosearch.tracking.changes import Changes
+from evosearch.tracking.translator import Translator
 
 
 def test_a_finalist_with_another_seed_has_its_own_run(story: Any) -> None:

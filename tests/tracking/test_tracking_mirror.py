@@ -12,8 +12,8 @@ import pytest
 from evosearch.search.ledger.events import Event
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.tracking import mirror as mirror_room
-from evosearch.tracking.changes import _metrics, safe_name
 from evosearch.tracking.jsonl import JsonLinesTracker
+from evosearch.tracking.metrics import points_of, safe_name
 from evosearch.tracking.mirror import Mirror, describe
 
 Story = Any  # conftest.Story
@@ -330,7 +330,7 @@ def test_reported_metrics_are_added_and_do_not_replace_the_score() -> None:
         "tasks": {"wiki": {"metric": "acc,none", "value": 0.5, "stderr": 0.1, "n": 4}},
         "reported": {"wiki": {"acc": 0.25, "perplexity": 12.5, "byte_perplexity": None}},
     }
-    found = _metrics(card)
+    found = {point.name: point.value for point in points_of(card, 0)}
     assert found["search/wiki/acc"] == 0.5
     assert found["search/wiki/perplexity"] == 12.5
     assert "search/wiki/byte_perplexity" not in found

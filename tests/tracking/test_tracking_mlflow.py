@@ -91,7 +91,7 @@ def test_the_mirror_equals_the_ledger(story: Story, new_store: NewStore) -> None
         assert run["tags"]["recipe_id"] == event.payload["recipe_id"]
         assert run["tags"]["search_id"] == story.search_id
         assert run["tags"]["kind"] == "candidate"
-        assert run["params"] == {"models_0__ weight": str(event.payload["genome"]["models[0], weight"])}
+        assert run["params"] == {"models 0_ weight": f"{event.payload['genome']['models[0], weight']:.4g}"}
 
 
 def test_only_baselines_and_finalists_have_an_artifact_folder(story: Story, new_store: NewStore) -> None:
@@ -161,7 +161,7 @@ class Dying:
     After it, the response is lost.
     """
 
-    WRITES = ("create", "log", "set_status", "log_text", "create_experiment")
+    WRITES = ("create", "log", "set_status", "log_text", "create_experiment", "set_experiment_tag", "log_inputs")
 
     def __init__(self, written: Any, lives: list[int], after: bool) -> None:
         self._written, self._lives, self._after = written, lives, after

@@ -3,7 +3,9 @@
 from typing import Any
 
 from evosearch.search.ledger.events import Event
-from evosearch.tracking.changes import MAX_PARAMS, Plan, Translator
+from evosearch.tracking.changes import Plan
+from evosearch.tracking.parameters import MAX_PARAMS
+from evosearch.tracking.translator import Translator
 
 
 def params(genome: dict[str, Any]) -> dict[str, str]:
@@ -18,8 +20,8 @@ def params(genome: dict[str, Any]) -> dict[str, str]:
 def test_a_hole_with_many_numbers_is_one_parameter() -> None:
     many = {f"models[0].weight[q_proj {layer}]": layer / 100 for layer in range(2 * MAX_PARAMS)}
     assert params(many | {"models[1].weight": 0.25}) == {
-        "models_0_.weight": "0.99 (0 to 2) over 200 numbers",
-        "models_1_.weight": "0.25",
+        "reverse.weight": "0.99 (0 to 2) over 200 numbers",
+        "sort.weight": "0.25",
     }
 
 

@@ -4,8 +4,9 @@ from typing import Any
 
 from evosearch.evaluation.types import Estimate
 from evosearch.search.ledger.events import Event
-from evosearch.tracking.changes import SEARCH, Plan, Translator
+from evosearch.tracking.changes import SEARCH, Plan
 from evosearch.tracking.pareto_page import ParetoPoint, pareto_page
+from evosearch.tracking.translator import Translator
 
 
 def asked(name: str) -> tuple[str, dict[str, Any]]:

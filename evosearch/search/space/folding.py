@@ -1,6 +1,5 @@
 """Summaries of holes with many numbers or choices, for tables and tracking; ledger and recipes have all of them."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,9 +7,9 @@ from statistics import fmean
 from typing import Any
 
 from evosearch.recipe.shapes import Scalar
+from evosearch.search.titles import dimension_title
 
 MOST = 12  # numbers or choices of a hole that are shown one by one
-OF_MODEL = re.compile(r"models\[(\d+)\]\.(.+)")  # a hole in the parameters of one model
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class Folded:
     """The numbers of one hole.
 
     Attributes:
-        title: The hole, by the name of its model: `reverse weight` for `models[0].weight`.
+        title: The hole, by the label of its model: `reverse.weight` for `models[0].weight`.
         numbers: How many there are.
         mean: Their mean.
         low: The smallest.
@@ -65,7 +64,9 @@ def fold(genome: Mapping[str, Scalar], recipe: Mapping[str, Any]) -> dict[str, S
         elif len(numbers) <= MOST:
             found[name] = value
         elif hole not in found:
-            found[hole] = Folded(_title(hole, recipe), len(numbers), fmean(numbers), min(numbers), max(numbers))
+            found[hole] = Folded(
+                dimension_title(hole, recipe), len(numbers), fmean(numbers), min(numbers), max(numbers)
+            )
     return found
 
 
@@ -73,11 +74,3 @@ def _hole(name: str) -> str:
     """Return the name of a dimension's hole, without the key of its number: `w` for `w[layer 3]`."""
     stem, bracket, _ = name.rpartition("[")
     return stem if bracket and name.endswith("]") else name
-
-
-def _title(hole: str, recipe: Mapping[str, Any]) -> str:
-    found, models = OF_MODEL.fullmatch(hole), recipe.get("models") or ()
-    if found is None or int(found[1]) >= len(models):
-        return hole
-    reference = str(models[int(found[1])]["model"])
-    return f"{re.split(r'[/:]', reference.rstrip('/'))[-1]} {found[2]}"
