@@ -52,6 +52,7 @@ class SearchState:
 
     name: str = ""
     spec: dict[str, Any] = field(default_factory=dict)  # the spec's identity
+    suite_file: str | None = None  # where the suite was when the search was last started
     circumstances: Circumstances = field(default_factory=Circumstances)
     optimizer: OptimizerRecord | None = None  # of the first session
     baselines: dict[str, BaselineRecord] = field(default_factory=dict)
@@ -273,6 +274,7 @@ class SearchState:
     def _on_started(self, payload: Payload) -> None:
         self.name, self.spec = payload["name"], payload["spec"]
         self.circumstances = Circumstances.from_payload(payload)
+        self.suite_file = payload.get("suite_file")
         if self.optimizer is None and "optimizer" in payload:
             self.optimizer = OptimizerRecord.from_payload(payload["optimizer"])
         self._recount = True  # the suite, and with it the guards
