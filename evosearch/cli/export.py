@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from evosearch.cli.console import ALLOW_PICKLE, JSON, console, print_json, watcher
+from evosearch.cli.console import ALLOW_PICKLE, JSON, console, note, print_json, watcher
 
 if TYPE_CHECKING:
     from evosearch.reporting.export import AdapterSummary
@@ -52,6 +52,8 @@ def command(
         show_disclosure(console, result.test_openings, result.contamination_acknowledged)
         if result.adapter:
             console.print(_loss(result.adapter), highlight=False)
+        for text in result.warnings:
+            note(f"licence: {text}")
 
 
 def _loss(adapter: "AdapterSummary") -> str:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 from evosearch import documents
+from evosearch.checkpoints.model_card import CARD, Card
 from evosearch.errors import CheckpointError, InputError, RecipeError
 from evosearch.evaluation.statistics.intervals import Interval
 from evosearch.merging.registry import specs
+from evosearch.promotion.card import CardSource, card_text
 from evosearch.promotion.disclosure import CONTAMINATED, disclosures
 from evosearch.recipe import files
 from evosearch.recipe.bundle import bundle
@@ -61,10 +63,12 @@ class Recorded:
     Attributes:
         provenance: The section, with absolute references.
         commits: Hub id as the recipe names it → hub id with its commit.
+        cards: Model or adapter → its model card.
     """
 
     provenance: Provenance
-    commits: Mapping[str, str]
+    commits: Mapping[str, str] = field(default_factory=dict)
+    cards: Mapping[str, Card] = field(default_factory=dict)
 
 
 def export(
@@ -116,8 +120,14 @@ def export(
                 if exc.where != str(temporary):
                     raise
                 raise CheckpointError(str(out), exc.what, exc.allowed, exc.next) from None
-            text = recipe_text(recipe, origin, out / RECIPE_FILE, load, record and record())
+            recorded = record() if record else None
+            text = recipe_text(recipe, origin, out / RECIPE_FILE, load, recorded)
             (temporary / RECIPE_FILE).write_text(text, encoding="utf-8")
+            if recorded is not None:
+                written = _portable(recipe, out.absolute(), load, recorded.commits).to_yaml()
+                adapter_of = recipe.references()[0] if fmt == "adapter" else None
+                sources = (recipe, written, recorded.provenance, recorded.cards, recorded.commits, adapter_of)
+                (temporary / CARD).write_text(card_text(CardSource(*sources)), encoding="utf-8")
         return out
     if fmt == "mergekit":
         assert shape is not None
@@ -149,13 +159,19 @@ def recipe_text(
         RecipeError: One of the included recipes is missing or no longer a recipe.
     """
     folder, commits = file.absolute().parent, recorded.commits if recorded else {}
-    written = portable_file(bundle(recipe, load), folder, commits)
+    written = _portable(recipe, folder, load, commits)
     section = portable_provenance(recorded.provenance, folder, commits) if recorded else None
     text = header(origin, file.name, section is not None) + written.to_yaml(section)
     last = documents.parse_all(text, file.name, RecipeError)[-1]
     assert last.pop(KEY, None) == section
     assert documents.validate(Recipe, last, file.name, RecipeError) == written.recipes[None]
     return text
+
+
+def _portable(
+    recipe: Recipe, folder: Path, load: Callable[[str], Recipe], commits: Mapping[str, str]
+) -> files.RecipeFile:
+    return portable_file(bundle(recipe, load), folder, commits)
 
 
 def header(origin: Origin, recipe: str = "", recorded: bool = False) -> str:

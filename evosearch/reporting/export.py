@@ -6,6 +6,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import get_args
 
+from evosearch.checkpoints.licence_families import licence_warnings
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.references import default_cache, resolve_adapter, split
 from evosearch.checkpoints.sidecar import files_of
@@ -71,6 +72,7 @@ class ExportResult:
         test_openings: Openings of the search's test set by all searches, up to now.
         contamination_acknowledged: Whether the suite acknowledges contamination.
         adapter: Size and approximation error of an adapter; None for other formats.
+        warnings: Restrictions and conflicts of the licences of a checkpoint's or adapter's parents.
     """
 
     search: str
@@ -81,6 +83,7 @@ class ExportResult:
     test_openings: int
     contamination_acknowledged: bool
     adapter: AdapterSummary | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def export(
@@ -137,6 +140,7 @@ def export(
         test_openings=origin.test_openings,
         contamination_acknowledged=origin.contaminated,
         adapter=_summary(reports[0]) if reports else None,
+        warnings=source.warnings if fmt in FOLDERS else (),
     )
 
 
@@ -199,6 +203,7 @@ class Source:
     name: str
     recipe: Recipe
     models: Models
+    warnings: tuple[str, ...] = ()  # on licences, once written
     _digests: WeightDigests | None = None
 
     @cached_property
@@ -224,7 +229,9 @@ class Source:
         if self._digests is None:
             self._digests = digest_weights(self.recipe, self.used)
         found = (self.ledger, self.search_id, self.state, self.origin, self.recipe, self.models)
-        return record(*found, self._digests, folder)
+        recorded = record(*found, self._digests, folder)
+        self.warnings = licence_warnings({one: card.licences for one, card in recorded.cards.items()})
+        return recorded
 
 
 def write_one(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from evosearch import __version__
+from evosearch.checkpoints.model_card import Card
 from evosearch.errors import InputError
 from evosearch.evaluation.statistics.intervals import Interval
 from evosearch.evaluation.suites.suite import Suite, load_suite
@@ -25,6 +26,7 @@ from evosearch.reporting.lm_eval_command import lm_eval_commands
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.state import SearchState
 from evosearch.setup.loading import metric_columns, score_interval
+from evosearch.setup.model_cards import add_cards
 from evosearch.setup.models import Models
 from evosearch.setup.recorded_inputs import record_inputs
 from evosearch.setup.versions import versions
@@ -84,7 +86,10 @@ def record(
         statements=origin.statements,
         tensors=weights.tensors if len(weights.tensors) <= MOST_TENSORS else {},
     )
-    return Recorded(provenance, commits)
+    cards: dict[str, Card] = {}
+    for reference in recipe.references():
+        add_cards(reference, cards, {**models.opener.recipes, **models.opener.nested})
+    return Recorded(provenance, commits, cards)
 
 
 def merge_versions() -> dict[str, str]:
