@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from evosearch.service.diff import DiffReport
     from evosearch.service.merge import MergeReport
     from evosearch.service.score import ScoreReport
+    from evosearch.service.verify import VerifyReport
     from evosearch.spec.spec import SearchSpec
     from evosearch.spec.stages import StagedSpec
 
@@ -306,6 +307,41 @@ def export(
 
     name, path = os.fspath(search), Path(out)
     return export(name, format, path, candidate, overwrite, _watching(watcher), rank, save_modules, allow_pickle)
+
+
+@private_files()
+def verify(
+    recipe: PathLike,
+    *,
+    scores: bool = False,
+    suite: PathLike | None = None,
+    allow_pickle: bool = False,
+    watcher: "Watcher | None" = None,
+) -> "VerifyReport":
+    """Rebuild an exported recipe and compare models, weights and scores with what its file records.
+
+    Args:
+        recipe: The recipe's file.
+        scores: Score the merge again and compare every item; scoring on `test` is recorded.
+        suite: The suite's file; by default the one that the recipe's file names.
+        allow_pickle: Read pickled weights of models without safetensors.
+        watcher: Receives progress and notes.
+
+    Returns:
+        The result; `equal` says whether nothing differs.
+
+    Raises:
+        InputError: The file has nothing to compare, or a model or the suite cannot be read.
+
+    Examples:
+        >>> import evosearch
+        >>> evosearch.verify(evosearch.export("night", "checked.yaml", candidate="3").out).equal
+        True
+    """
+    from evosearch.service.verify import verify
+
+    file = None if suite is None else Path(suite)
+    return verify(Path(recipe), _watching(watcher), scores, file, allow_pickle)
 
 
 @private_files()

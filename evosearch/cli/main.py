@@ -31,6 +31,7 @@ from evosearch.cli import (
     stop,
     submit,
     ui,
+    verify,
 )
 from evosearch.cli.console import json_wanted, print_error, print_json
 from evosearch.environment import telemetry_off
@@ -60,6 +61,7 @@ for command in (
     analyze,
     score,
     export,
+    verify,
     ui,
     cache,
 ):
