@@ -25,6 +25,7 @@ from evosearch.cli import (
     ledger,
     logs,
     merge,
+    push,
     run,
     score,
     status,
@@ -62,6 +63,7 @@ for command in (
     score,
     export,
     verify,
+    push,
     ui,
     cache,
 ):
