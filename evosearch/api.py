@@ -278,6 +278,7 @@ def export(
     overwrite: bool = False,
     rank: int | None = None,
     save_modules: bool = False,
+    sign: PathLike | None = None,
     allow_pickle: bool = False,
     watcher: "Watcher | None" = None,
 ) -> "ExportResult":
@@ -291,6 +292,7 @@ def export(
         overwrite: Replace an existing `out`.
         rank: Maximum rank of an adapter; 32 by default.
         save_modules: Store changed weights that are not linear in full, next to an adapter's A and B.
+        sign: Private key (PEM) that signs an in-toto attestation next to the recipe.
         allow_pickle: Read pickled weights of models without safetensors.
         watcher: Receives progress and notes.
 
@@ -305,8 +307,9 @@ def export(
     """
     from evosearch.reporting.export import export
 
-    name, path = os.fspath(search), Path(out)
-    return export(name, format, path, candidate, overwrite, _watching(watcher), rank, save_modules, allow_pickle)
+    name, key = os.fspath(search), None if sign is None else Path(sign)
+    options = (candidate, overwrite, _watching(watcher), rank, save_modules, allow_pickle, key)
+    return export(name, format, Path(out), *options)
 
 
 @private_files()
@@ -315,6 +318,7 @@ def verify(
     *,
     scores: bool = False,
     suite: PathLike | None = None,
+    key: PathLike | None = None,
     allow_pickle: bool = False,
     watcher: "Watcher | None" = None,
 ) -> "VerifyReport":
@@ -324,6 +328,7 @@ def verify(
         recipe: The recipe's file.
         scores: Score the merge again and compare every item; scoring on `test` is recorded.
         suite: The suite's file; by default the one that the recipe's file names.
+        key: Public key (PEM) that must have signed the recipe's attestation.
         allow_pickle: Read pickled weights of models without safetensors.
         watcher: Receives progress and notes.
 
@@ -340,8 +345,8 @@ def verify(
     """
     from evosearch.service.verify import verify
 
-    file = None if suite is None else Path(suite)
-    return verify(Path(recipe), _watching(watcher), scores, file, allow_pickle)
+    file, public = (None if one is None else Path(one) for one in (suite, key))
+    return verify(Path(recipe), _watching(watcher), scores, file, allow_pickle, public)
 
 
 @private_files()

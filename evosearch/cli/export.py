@@ -33,6 +33,9 @@ def command(
         "--save-modules",
         help="Store weights that a LoRA cannot change (norms, embeddings, biases) in full, next to the adapter.",
     ),
+    sign: Path | None = typer.Option(
+        None, "--sign", metavar="KEY", help="Private key (PEM) that signs an in-toto attestation next to the recipe."
+    ),
     allow_pickle: bool = ALLOW_PICKLE,
     json: bool = JSON,
 ) -> None:
@@ -42,7 +45,9 @@ def command(
 
     watching = watcher(json)
     try:
-        result = export(search, format.value, out, candidate, overwrite, watching, rank, save_modules, allow_pickle)
+        result = export(
+            search, format.value, out, candidate, overwrite, watching, rank, save_modules, allow_pickle, sign
+        )
     finally:
         watching.close()
     if json:

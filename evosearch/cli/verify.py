@@ -14,6 +14,7 @@ def command(
     recipe: Path = typer.Argument(help="A recipe that `evosearch export` wrote."),
     scores: bool = typer.Option(False, "--scores", help="Score the merge again and compare every item."),
     suite: Path | None = typer.Option(None, help="The suite's file; by default the one that the recipe names."),
+    key: Path | None = typer.Option(None, help="Public key (PEM) that must have signed the recipe's attestation."),
     allow_pickle: bool = ALLOW_PICKLE,
     json: bool = JSON,
 ) -> None:
@@ -25,7 +26,7 @@ def command(
 
     watching = watcher(json)
     try:
-        report = verify(recipe, watching, scores, suite, allow_pickle)
+        report = verify(recipe, watching, scores, suite, allow_pickle, key)
     finally:
         watching.close()
     if json:

@@ -17,6 +17,7 @@ from evosearch.checkpoints.model_card import CARD, Card
 from evosearch.errors import CheckpointError, InputError, RecipeError
 from evosearch.evaluation.statistics.intervals import Interval
 from evosearch.merging.registry import specs
+from evosearch.promotion.attestation import attestation_of, is_attestation, sign, statement_of
 from evosearch.promotion.card import CardSource, card_text
 from evosearch.promotion.disclosure import CONTAMINATED, disclosures
 from evosearch.recipe import files
@@ -26,6 +27,7 @@ from evosearch.recipe.portable import portable_file, portable_provenance
 from evosearch.recipe.provenance import KEY, Provenance
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import ModelShape
+from evosearch.untrusted import present
 
 Format = Literal["recipe", "mergekit", "checkpoint", "adapter"]
 FOLDERS: Mapping[Format, str] = {  # format that is a folder → a file that it always contains
@@ -84,6 +86,7 @@ def export(
     write_adapter: Callable[[Recipe, Path], object] | None = None,
     load: Callable[[str], Recipe] = files.load_reference,
     record: Callable[[], Recorded] | None = None,
+    key: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a recipe as `fmt`.
@@ -100,6 +103,7 @@ def export(
         write_adapter: Writes the adapter to a new folder; required for `adapter`.
         load: Reference → the recipe that it names; reads the file by default.
         record: Returns the recipe's section `provenance`; called once weights are written.
+        key: File of a private key that signs an attestation of the recipe, next to it; requires `record`.
         overwrite: Replace an existing `out`.
 
     Returns:
@@ -123,6 +127,9 @@ def export(
             recorded = record() if record else None
             text = recipe_text(recipe, origin, out / RECIPE_FILE, load, recorded)
             (temporary / RECIPE_FILE).write_text(text, encoding="utf-8")
+            if key is not None:
+                signed = _attestation(text, RECIPE_FILE, key)
+                attestation_of(temporary / RECIPE_FILE).write_text(signed, encoding="utf-8")
             if recorded is not None:
                 written = _portable(recipe, out.absolute(), load, recorded.commits).to_yaml()
                 adapter_of = recipe.references()[0] if fmt == "adapter" else None
@@ -134,9 +141,23 @@ def export(
         text = header(origin) + to_mergekit(recipe, shape, specs(), folders, adapted)
     else:
         text = recipe_text(recipe, origin, out, load, record and record())
+    signed, beside = (None if key is None else _attestation(text, out.name, key)), attestation_of(out)
+    if signed is not None and present(beside) and not is_attestation(beside):
+        raise InputError(str(beside), "existing file is not an attestation", next="Choose another path for the recipe")
     with _replacing(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
+    if signed is not None:
+        with _replacing(beside) as temporary:
+            temporary.write_text(signed, encoding="utf-8")
+    elif fmt == "recipe" and is_attestation(beside):  # of the recipe that was replaced
+        beside.unlink()
     return out
+
+
+def _attestation(text: str, name: str, key: Path) -> str:
+    """Return the signed attestation of a recipe's file."""
+    section = documents.parse_all(text, name, RecipeError)[-1][KEY]
+    return sign(statement_of(text.encode(), name, documents.validate(Provenance, section, name, RecipeError)), key)
 
 
 def recipe_text(

@@ -16,6 +16,7 @@ from evosearch.errors import InputError, LedgerError, RecipeError
 from evosearch.materialize.as_adapter import AdapterReport, write_adapter
 from evosearch.materialize.on_disk import WeightDigests, digest_weights, write_checkpoint
 from evosearch.materialize.plan import donor_of
+from evosearch.promotion.attestation import check_key
 from evosearch.promotion.export_files import FOLDERS, Format, Origin, Recorded
 from evosearch.promotion.export_files import export as write_export
 from evosearch.promotion.honest import PLACEBO, TRAINED
@@ -96,6 +97,7 @@ def export(
     rank: int | None = None,
     save_modules: bool = False,
     allow_pickle: bool = False,
+    key: Path | None = None,
 ) -> ExportResult:
     """Export one candidate of a search.
 
@@ -109,12 +111,17 @@ def export(
         rank: Maximum rank of an adapter.
         save_modules: Store changed modules other than linear layers in full, next to an adapter's A and B.
         allow_pickle: Read pickled weights of models without safetensors.
+        key: File of a private key that signs an attestation of the recipe.
 
     Raises:
         LedgerError: There is no such search or candidate, or nothing was promoted and no candidate is named.
         InputError: `out` exists, or the models changed since the search.
     """
     _check_options(fmt, rank, save_modules)
+    if key is not None:
+        if fmt == "mergekit":
+            raise InputError("--sign", f"not valid with --format {fmt}", "recipe, checkpoint or adapter")
+        check_key(key)
     run_dir = find(search)
     reports: list[AdapterReport] = []
 
@@ -129,7 +136,7 @@ def export(
         models = open_models(recipe, f"candidate {name}", watcher, allow_pickle, recipes=state.recipes)
         _check_unchanged(state, models)
         source = Source(ledger, search_id, state, name, recipe, models)
-        write_one(source, fmt, out, overwrite, adapter)
+        write_one(source, fmt, out, overwrite, adapter, key)
         origin = source.origin
     return ExportResult(
         search=run_dir.name,
@@ -235,7 +242,12 @@ class Source:
 
 
 def write_one(
-    source: Source, fmt: Format, out: Path, overwrite: bool, adapter: Callable[[Recipe, Path], None] | None = None
+    source: Source,
+    fmt: Format,
+    out: Path,
+    overwrite: bool,
+    adapter: Callable[[Recipe, Path], None] | None = None,
+    key: Path | None = None,
 ) -> None:
     """Write one recipe in one format."""
     recipe, models = source.recipe, source.models
@@ -255,6 +267,7 @@ def write_one(
         write_adapter=adapter,
         load=models.opener.recipe,
         record=partial(source.recorded, folder),
+        key=key,
         overwrite=overwrite,
     )
 

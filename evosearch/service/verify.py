@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from evosearch import documents
 from evosearch.errors import EvosearchError, InputError, RecipeError
 from evosearch.evaluation.harness.harness import Harness
 from evosearch.evaluation.suites.suite import Suite, load_suite
@@ -12,6 +13,7 @@ from evosearch.evaluation.types import ItemBatch, ScoreCard
 from evosearch.execution.worker import Worker
 from evosearch.materialize.on_disk import digest_weights
 from evosearch.merging.registry import specs
+from evosearch.promotion.attestation import attestation_of, signed_statement, statement_of
 from evosearch.recipe import checks, files
 from evosearch.recipe.provenance import KEY, Provenance, RecordedScore, RecordedSuite, unpack
 from evosearch.recipe.schema import Recipe
@@ -22,6 +24,7 @@ from evosearch.setup.executors import worker_config
 from evosearch.setup.models import Models, open_models
 from evosearch.setup.recorded_inputs import Mismatch, changed_recipe, changed_weights
 from evosearch.spec.config import WorkersConfig
+from evosearch.untrusted import read_bytes
 
 CLOSE = 1e-9  # difference of an item's metric; rights and wrongs are exact
 
@@ -41,10 +44,11 @@ class VerifyReport:
     Attributes:
         recipe: The recipe's file.
         equal: Nothing that was compared differs.
-        compared: What was compared: `inputs`, `weights`, `items`, `scores`.
+        compared: What was compared: `inputs`, `weights`, `items`, `scores`, `signature`.
         weights_sha256: Digest of the rebuilt weights; None if the models differ, so that nothing was rebuilt.
         scores: Split → scores, with `--scores`.
         differences: Everything that differs.
+        signed_by: Id of the key that signed the recipe, with `--key`.
     """
 
     recipe: str
@@ -53,6 +57,7 @@ class VerifyReport:
     weights_sha256: str | None = None
     scores: Mapping[str, ScorePair] = field(default_factory=dict)
     differences: tuple[Mismatch, ...] = ()
+    signed_by: str | None = None
 
 
 @dataclass
@@ -61,6 +66,7 @@ class _Findings:
     differences: list[Mismatch] = field(default_factory=list)
     weights_sha256: str | None = None
     scores: dict[str, ScorePair] = field(default_factory=dict)
+    signed_by: str | None = None
 
     def add(self, what: str, found: list[Mismatch]) -> None:
         self.compared.append(what)
@@ -73,6 +79,7 @@ def verify(
     scores: bool = False,
     suite: Path | None = None,
     allow_pickle: bool = False,
+    key: Path | None = None,
 ) -> VerifyReport:
     """Rebuild an exported recipe on this machine and compare it with its section `provenance`.
 
@@ -85,6 +92,7 @@ def verify(
         scores: Score the merge again; scoring on `test` is recorded.
         suite: The suite's file; default: the one that the recipe's file names.
         allow_pickle: Read pickled weights of models without safetensors.
+        key: Public key that must have signed the attestation next to the recipe.
 
     Raises:
         InputError: The file has no section `provenance`, or a model or the suite cannot be read.
@@ -98,9 +106,13 @@ def verify(
     for text in checks.check(recipe, specs(), f"{path}: "):
         watcher.note(text)
     found = _Findings()
+    if key is not None:
+        found.signed_by, differing = _check_signature(path, key)
+        found.add("signature", differing)
     models = open_models(recipe, str(path), watcher, allow_pickle)
-    found.add("inputs", changed_recipe(recorded, models, models.identify(recipe)))
-    if not found.differences:  # the rest would differ as well, and say nothing new
+    inputs = changed_recipe(recorded, models, models.identify(recipe))
+    found.add("inputs", inputs)
+    if not inputs:  # the rest would differ as well, and say nothing new
         watcher.preparing("merging", 0.0)
         weights = digest_weights(recipe, {name: models.checkpoints[name] for name in recipe.references()})
         watcher.preparing("merging", 1.0)
@@ -115,7 +127,32 @@ def verify(
         weights_sha256=found.weights_sha256,
         scores=found.scores,
         differences=tuple(found.differences),
+        signed_by=found.signed_by,
     )
+
+
+def _check_signature(path: Path, key: Path) -> tuple[str | None, list[Mismatch]]:
+    """Compare a recipe's file with the statement that a key signed; return the key's id, and what differs.
+
+    Raises:
+        InputError: There is no attestation, or it or the key cannot be read.
+    """
+    file = attestation_of(path)
+    if not file.is_file():
+        raise InputError(str(file), "no such file", "The attestation of `evosearch export --sign`, next to the recipe")
+    key_id, signed = signed_statement(file, key)
+    if signed is None:
+        return None, [Mismatch("signature", str(file), "by another key, or of another statement", f"key {key_id[:12]}")]
+    content = read_bytes(path, RecipeError, documents.MAX_BYTES)
+    section = documents.validate(Provenance, documents.read_all(path, RecipeError)[-1][KEY], str(path), RecipeError)
+    now = statement_of(content, path.name, section)
+    then = {one["name"]: one["digest"] for one in signed.get("subject", ()) if isinstance(one, dict)}
+    differing = [
+        Mismatch("signature", f"{file}: {one['name']}", str(then.get(one["name"])), str(one["digest"]))
+        for one in now["subject"]
+        if then.get(one["name"]) != one["digest"]
+    ]
+    return key_id, differing
 
 
 def _suite(recorded: Provenance, path: Path, given: Path | None, watcher: Watcher) -> tuple[RecordedSuite, Suite]:

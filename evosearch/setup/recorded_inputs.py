@@ -20,7 +20,7 @@ from evosearch.untrusted import SNAPSHOTS
 TOKENIZER = "tokenizer"  # of a model that is only used for its tokenizer: all of its files together
 REMOVE = f"remove the section `{KEY}` from the file"
 COMMIT = re.compile("[0-9a-f]{40}")
-Kind = Literal["input", "recipe", "weights", "tensor", "suite", "items", "score", "item"]
+Kind = Literal["input", "recipe", "weights", "tensor", "suite", "items", "score", "item", "signature"]
 
 
 @dataclass(frozen=True)
