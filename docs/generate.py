@@ -99,6 +99,7 @@ def recipe_page() -> str:
     """Keys of a recipe."""
     schema = importlib.import_module("evosearch.recipe.schema")
     hops = importlib.import_module("evosearch.recipe.hops")
+    provenance = importlib.import_module("evosearch.recipe.provenance")
     sample = importlib.import_module("evosearch.recipe.sample")
     tokens = importlib.import_module("evosearch.recipe.tokens")
     checkpoints = importlib.import_module("evosearch.recipe.run_checkpoints")
@@ -118,6 +119,12 @@ def recipe_page() -> str:
         ("`routing.hops[i]`", hops.Hop),
         ("`tokenizer`", tokens.Tokenizer),
         ("`sample`", sample.Sample),
+        ("`provenance`, written by `evosearch export`", provenance.Provenance),
+        ("`provenance.inputs[i]`", provenance.RecordedInput),
+        ("`provenance.suite`", provenance.RecordedSuite),
+        ("`provenance.scores.SPLIT`", provenance.RecordedScore),
+        ("`provenance.scores.SPLIT.tasks.TASK`", provenance.RecordedTask),
+        ("`provenance.scores.SPLIT.baselines.NAME`", provenance.RecordedInterval),
     ]
     return head + "".join(section(title, model) for title, model in parts)
 

@@ -41,6 +41,7 @@ __all__ = [
     "Progress",
     "RunReport",
     "ScoreReport",
+    "VerifyReport",
     "Watcher",
     "analyze",
     "check",
@@ -54,6 +55,7 @@ __all__ = [
     "optimizer",
     "run",
     "score",
+    "verify",
 ]
 
 _MODULES = {
@@ -68,6 +70,7 @@ _MODULES = {
         "merge",
         "run",
         "score",
+        "verify",
     ),
     "evosearch.errors": ("EvosearchError", "InputError"),
     "evosearch.merging.registry": ("merge_method",),
@@ -82,6 +85,7 @@ _MODULES = {
     "evosearch.service.diff": ("DiffReport",),
     "evosearch.service.merge": ("MergeReport",),
     "evosearch.service.score": ("ScoreReport",),
+    "evosearch.service.verify": ("VerifyReport",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

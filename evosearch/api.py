@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from evosearch.service.diff import DiffReport
     from evosearch.service.merge import MergeReport
     from evosearch.service.score import ScoreReport
+    from evosearch.service.verify import VerifyReport
     from evosearch.spec.spec import SearchSpec
     from evosearch.spec.stages import StagedSpec
 
@@ -277,6 +278,7 @@ def export(
     overwrite: bool = False,
     rank: int | None = None,
     save_modules: bool = False,
+    sign: PathLike | None = None,
     allow_pickle: bool = False,
     watcher: "Watcher | None" = None,
 ) -> "ExportResult":
@@ -290,6 +292,7 @@ def export(
         overwrite: Replace an existing `out`.
         rank: Maximum rank of an adapter; 32 by default.
         save_modules: Store changed weights that are not linear in full, next to an adapter's A and B.
+        sign: Private key (PEM) that signs an in-toto attestation next to the recipe.
         allow_pickle: Read pickled weights of models without safetensors.
         watcher: Receives progress and notes.
 
@@ -304,8 +307,46 @@ def export(
     """
     from evosearch.reporting.export import export
 
-    name, path = os.fspath(search), Path(out)
-    return export(name, format, path, candidate, overwrite, _watching(watcher), rank, save_modules, allow_pickle)
+    name, key = os.fspath(search), None if sign is None else Path(sign)
+    options = (candidate, overwrite, _watching(watcher), rank, save_modules, allow_pickle, key)
+    return export(name, format, Path(out), *options)
+
+
+@private_files()
+def verify(
+    recipe: PathLike,
+    *,
+    scores: bool = False,
+    suite: PathLike | None = None,
+    key: PathLike | None = None,
+    allow_pickle: bool = False,
+    watcher: "Watcher | None" = None,
+) -> "VerifyReport":
+    """Rebuild an exported recipe and compare models, weights and scores with what its file records.
+
+    Args:
+        recipe: The recipe's file.
+        scores: Score the merge again and compare every item; scoring on `test` is recorded.
+        suite: The suite's file; by default the one that the recipe's file names.
+        key: Public key (PEM) that must have signed the recipe's attestation.
+        allow_pickle: Read pickled weights of models without safetensors.
+        watcher: Receives progress and notes.
+
+    Returns:
+        The result; `equal` says whether nothing differs.
+
+    Raises:
+        InputError: The file has nothing to compare, or a model or the suite cannot be read.
+
+    Examples:
+        >>> import evosearch
+        >>> evosearch.verify(evosearch.export("night", "checked.yaml", candidate="3").out).equal
+        True
+    """
+    from evosearch.service.verify import verify
+
+    file, public = (None if one is None else Path(one) for one in (suite, key))
+    return verify(Path(recipe), _watching(watcher), scores, file, allow_pickle, public)
 
 
 @private_files()

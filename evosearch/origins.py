@@ -31,6 +31,7 @@ class Secret(Enum):
 
     POSTGRES = ("PostgreSQL password", "postgresql", ("PGHOST",))
     MLFLOW = ("MLflow account", "http", ("MLFLOW_TRACKING_URI",))
+    HUB = ("Hugging Face token", "https", ("HF_ENDPOINT",))
     RAY = ("Ray token", "ray", ("RAY_ADDRESS",))  # a dashboard is named by --address or EVOSEARCH_ADDRESS only
 
     def __init__(self, what: str, scheme: str, variables: tuple[str, ...]) -> None:

@@ -118,6 +118,11 @@ class CheckpointWriter:
         return combine(self._lines)
 
     @property
+    def tensor_sha256(self) -> dict[str, str]:
+        """Tensor → sha256 of its bytes, of the tensors added so far."""
+        return {name: sha for name, _, _, sha in self._lines}
+
+    @property
     def bytes_written(self) -> int:
         """Bytes of weights added so far."""
         done = sum(len(part) for part in self._shards) - len(self._pending)

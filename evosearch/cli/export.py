@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from evosearch.cli.console import ALLOW_PICKLE, JSON, console, print_json, watcher
+from evosearch.cli.console import ALLOW_PICKLE, JSON, console, note, print_json, watcher
 
 if TYPE_CHECKING:
     from evosearch.reporting.export import AdapterSummary
@@ -33,6 +33,9 @@ def command(
         "--save-modules",
         help="Store weights that a LoRA cannot change (norms, embeddings, biases) in full, next to the adapter.",
     ),
+    sign: Path | None = typer.Option(
+        None, "--sign", metavar="KEY", help="Private key (PEM) that signs an in-toto attestation next to the recipe."
+    ),
     allow_pickle: bool = ALLOW_PICKLE,
     json: bool = JSON,
 ) -> None:
@@ -42,7 +45,9 @@ def command(
 
     watching = watcher(json)
     try:
-        result = export(search, format.value, out, candidate, overwrite, watching, rank, save_modules, allow_pickle)
+        result = export(
+            search, format.value, out, candidate, overwrite, watching, rank, save_modules, allow_pickle, sign
+        )
     finally:
         watching.close()
     if json:
@@ -52,6 +57,8 @@ def command(
         show_disclosure(console, result.test_openings, result.contamination_acknowledged)
         if result.adapter:
             console.print(_loss(result.adapter), highlight=False)
+        for text in result.warnings:
+            note(f"licence: {text}")
 
 
 def _loss(adapter: "AdapterSummary") -> str:

@@ -69,6 +69,7 @@ def show_answers(console: Console, answers: Sequence[TaskAnswers]) -> None:
 
 def show_disclosure(console: Console, openings: int, contaminated: bool) -> None:
     """Print the disclosures of test scores: openings of the test set, and acknowledged contamination."""
-    console.print(opened(openings), style="dim")
+    if openings:
+        console.print(opened(openings), style="dim")
     if contaminated:
         console.print(CONTAMINATED, style="yellow")

@@ -26,12 +26,14 @@ from evosearch.cli import (
     logs,
     merge,
     promote,
+    push,
     run,
     score,
     status,
     stop,
     submit,
     ui,
+    verify,
 )
 from evosearch.cli.console import json_wanted, print_error, print_json
 from evosearch.environment import telemetry_off
@@ -62,6 +64,8 @@ for command in (
     score,
     export,
     promote,
+    verify,
+    push,
     ui,
     cache,
 ):

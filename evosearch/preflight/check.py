@@ -31,6 +31,7 @@ from evosearch.setup.lineage import check_lineage
 from evosearch.setup.models import open_models
 from evosearch.setup.prepare import Prepared
 from evosearch.setup.prompt_tokens import count_for
+from evosearch.setup.recorded_inputs import check_recorded
 from evosearch.setup.teachers import named_teachers
 from evosearch.spec.diagnostics import Diagnostics
 from evosearch.spec.kinds import Kind, kind_of
@@ -178,6 +179,9 @@ def _check_recipe(path: Path, watcher: Watcher, diagnostics: Diagnostics, allowe
     if notes is not None:  # otherwise the plan would repeat the same problem
         diagnostics.attempt(lambda: models.plan(recipe, f"{path}: recipe"))
     sound = diagnostics.attempt(lambda: models.inputs)  # reads every weight, and so finds damaged files
+    recorded = diagnostics.attempt(lambda: files.load_provenance(path))
+    if sound is not None and recorded is not None:
+        diagnostics.attempt(lambda: check_recorded(recorded, models, models.identify(recipe), str(path)))
     if sound is not None and (text := statistics_needs(models, filter(None, [recipe.merge_method])).note):
         diagnostics.note(f"statistics: {text}")
     return _report(diagnostics, memory_of(models))

@@ -3,15 +3,12 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from evosearch.checkpoints import references
-from evosearch.checkpoints.model_card import Card, card_of
-from evosearch.checkpoints.references import default_cache
+from evosearch.checkpoints.model_card import Card
 from evosearch.errors import CheckpointError
 from evosearch.materialize.plan import donor_of
-from evosearch.recipe import files
-from evosearch.recipe.schema import Recipe
+from evosearch.setup.model_cards import add_cards
 from evosearch.spec.diagnostics import Diagnostics
 from evosearch.spec.spec import SearchSpec
 
@@ -70,7 +67,7 @@ def cards_of(spec: SearchSpec) -> Cards:
     winners = spec.stage.winners.items() if spec.stage else ()
     recipes = {**spec.recipes, **{winner.reference(name): winner.recipe for name, winner in winners}}
     for reference in dict.fromkeys(named):
-        _add(reference, found, recipes)
+        add_cards(reference, found, recipes)
     models = {reference: references.split(reference)[0] for reference in recipe.references()}  # without adapters
     base = models[recipe.base_model] if recipe.base_model else None
     return Cards(found, tuple(dict.fromkeys(models.values())), base)
@@ -88,15 +85,3 @@ def check_licences(spec: SearchSpec, cards: Cards, diagnostics: Diagnostics) -> 
             allowed = f"Accepted here: {', '.join(accepted)}"
             next_step = "Add it to promotion.licences, or remove the model"
             diagnostics.add(CheckpointError(spec.at("promotion.licences"), what, allowed, next_step))
-
-
-def _add(reference: str, found: dict[str, Card], recipes: Mapping[str, Mapping[str, Any]]) -> None:
-    model, adapter = references.split(reference)
-    if adapter is not None and adapter not in found:
-        found[adapter] = card_of(references.resolve_adapter_settings(adapter, default_cache()))
-    if model in recipes or files.is_recipe(model):
-        inner: Recipe = files.load_reference(model, recipes)
-        for one in (donor_of(inner), *inner.references()):
-            _add(one, found, recipes)
-    elif model not in found:
-        found[model] = card_of(references.resolve_settings(model, default_cache()))

@@ -10,7 +10,7 @@ In a file of several documents, all but one have a `name`, by which the others r
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from evosearch import documents
 from evosearch.errors import RecipeError, did_you_mean
 from evosearch.recipe.other_formats import refuse_other_formats
 from evosearch.recipe.placebo_reference import PREFIX as PLACEBO
+from evosearch.recipe.provenance import KEY, Provenance
 from evosearch.recipe.run_checkpoints import expand
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.tokens import BASE, UNION
@@ -39,9 +40,11 @@ class RecipeFile:
 
     recipes: Mapping[str | None, Recipe]
 
-    def to_yaml(self) -> str:
-        """Return the documents as YAML."""
+    def to_yaml(self, provenance: Mapping[str, Any] | None = None) -> str:
+        """Return the documents as YAML, the one without a name with the section `provenance` if there is one."""
         named = [({"name": name} if name else {}) | recipe.to_dict() for name, recipe in self.recipes.items()]
+        if provenance is not None:
+            named[-1][KEY] = dict(provenance)
         return "---\n".join(documents.dump(data) for data in named)
 
 
@@ -55,13 +58,13 @@ def load(path: Path, name: str | None = None) -> Recipe:
     Raises:
         RecipeError: The file is missing, or one of its documents is not a recipe. The message names the key.
     """
-    found = _documents(path)
+    found, _ = _documents(path)
     wanted = name if name is not None or None in found else next(reversed(found))
     if wanted not in found:
         known = ", ".join(str(other) for other in found if other) or "none"
         near = did_you_mean(str(wanted), [other for other in found if other])
         raise RecipeError(str(path), f"no recipe named '{wanted}'", f"Named here: {known}", near)
-    local = {str(other): f"{os.path.abspath(path)}#{other}" for other in found if other is not None}
+    local = _local(found, path)
     recipes = {
         other: documents.validate(Recipe, anchor(data, path.parent, local, where), where, RecipeError)
         for other, (where, data) in found.items()
@@ -76,8 +79,28 @@ def load_file(path: Path) -> RecipeFile:
         RecipeError: See `load`.
     """
     return RecipeFile(
-        {name: documents.validate(Recipe, data, where, RecipeError) for name, (where, data) in _documents(path).items()}
+        {
+            name: documents.validate(Recipe, data, where, RecipeError)
+            for name, (where, data) in _documents(path)[0].items()
+        }
     )
+
+
+def load_provenance(path: Path) -> Provenance | None:
+    """Load the section `provenance` of a recipe's file, with references as `load` resolves them; None without one.
+
+    Raises:
+        RecipeError: The file is missing, or a document or the section is invalid.
+    """
+    found, section = _documents(path)
+    if section is None:
+        return None
+    where = f"{path}: {KEY}"
+    written = documents.validate(Provenance, section, where, RecipeError).to_dict()
+    data = anchor(written, path.parent, _local(found, path), where)
+    if data.get("suite", {}).get("file"):
+        data["suite"] = data["suite"] | {"file": _file(data["suite"]["file"], path.parent)}
+    return documents.validate(Provenance, data, where, RecipeError)
 
 
 def is_recipe(reference: str) -> bool:
@@ -148,9 +171,15 @@ def _split(reference: str) -> tuple[str, str | None]:
     return (path, name) if sign and path.endswith(SUFFIXES) else (reference, None)
 
 
-def _documents(path: Path) -> dict[str | None, tuple[str, dict[str, Any]]]:
-    """Return name → (location for errors, data without the name) for every document."""
+def _local(names: Iterable[str | None], path: Path) -> dict[str, str]:
+    """Return name of a document → its reference."""
+    return {name: f"{os.path.abspath(path)}#{name}" for name in names if name is not None}
+
+
+def _documents(path: Path) -> tuple[dict[str | None, tuple[str, dict[str, Any]]], Any]:
+    """Return name → (location for errors, data without the name) for every document, and the section `provenance`."""
     found: dict[str | None, tuple[str, dict[str, Any]]] = {}
+    section: Any = None
     listed = documents.read_all(path, RecipeError)
     for number, data in enumerate(listed, start=1):
         where = str(path) if len(listed) == 1 else f"{path}: document {number}"
@@ -164,8 +193,12 @@ def _documents(path: Path) -> dict[str | None, tuple[str, dict[str, Any]]]:
                 f"'{name}' is already the name of an earlier document" if name else "a second document without a name"
             )
             raise RecipeError(documents.join(where, "name"), what, "Names must be unique; one document may have none")
+        if KEY in data:
+            if name is not None:
+                raise RecipeError(documents.join(where, KEY), "in a document with a name", "Only in the one without")
+            section = data.pop(KEY)
         found[name] = (where, expand(data, path.parent, where))
-    return found
+    return found, section
 
 
 def _is_name(name: Any) -> bool:

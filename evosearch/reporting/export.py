@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import get_args
 
+from evosearch.checkpoints.licence_families import licence_warnings
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.checkpoints.references import default_cache, resolve_adapter, split
 from evosearch.checkpoints.sidecar import files_of
@@ -13,15 +14,17 @@ from evosearch.checkpoints.task_vector_file import is_task_vector
 from evosearch.checkpoints.tokenizers.chat_template import BUILT_IN
 from evosearch.errors import InputError, LedgerError, RecipeError
 from evosearch.materialize.as_adapter import AdapterReport, write_adapter
-from evosearch.materialize.on_disk import write_checkpoint
+from evosearch.materialize.on_disk import WeightDigests, digest_weights, write_checkpoint
 from evosearch.materialize.plan import donor_of
-from evosearch.promotion.export_files import Format, Provenance
+from evosearch.promotion.attestation import check_key
+from evosearch.promotion.export_files import FOLDERS, Format, Origin, Recorded
 from evosearch.promotion.export_files import export as write_export
 from evosearch.promotion.honest import PLACEBO, TRAINED
 from evosearch.recipe.files import is_recipe, load_reference
 from evosearch.recipe.schema import Recipe
 from evosearch.reporting.answers_read import answers_read
 from evosearch.reporting.openings import times_opened
+from evosearch.reporting.provenance import known_digests, record
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Watcher
 from evosearch.search.state import SearchState
@@ -70,6 +73,7 @@ class ExportResult:
         test_openings: Openings of the search's test set by all searches, up to now.
         contamination_acknowledged: Whether the suite acknowledges contamination.
         adapter: Size and approximation error of an adapter; None for other formats.
+        warnings: Restrictions and conflicts of the licences of a checkpoint's or adapter's parents.
     """
 
     search: str
@@ -80,6 +84,7 @@ class ExportResult:
     test_openings: int
     contamination_acknowledged: bool
     adapter: AdapterSummary | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def export(
@@ -92,6 +97,7 @@ def export(
     rank: int | None = None,
     save_modules: bool = False,
     allow_pickle: bool = False,
+    key: Path | None = None,
 ) -> ExportResult:
     """Export one candidate of a search.
 
@@ -105,12 +111,17 @@ def export(
         rank: Maximum rank of an adapter.
         save_modules: Store changed modules other than linear layers in full, next to an adapter's A and B.
         allow_pickle: Read pickled weights of models without safetensors.
+        key: File of a private key that signs an attestation of the recipe.
 
     Raises:
         LedgerError: There is no such search or candidate, or nothing was promoted and no candidate is named.
         InputError: `out` exists, or the models changed since the search.
     """
     _check_options(fmt, rank, save_modules)
+    if key is not None:
+        if fmt == "mergekit":
+            raise InputError("--sign", f"not valid with --format {fmt}", "recipe, checkpoint or adapter")
+        check_key(key)
     run_dir = find(search)
     reports: list[AdapterReport] = []
 
@@ -124,17 +135,19 @@ def export(
         recipe = Recipe.model_validate(state.recipe(name))
         models = open_models(recipe, f"candidate {name}", watcher, allow_pickle, recipes=state.recipes)
         _check_unchanged(state, models)
-        source = provenance(ledger, search_id, state, name)
-        write_one(recipe, fmt, out, source, models, overwrite, adapter)
+        source = Source(ledger, search_id, state, name, recipe, models)
+        write_one(source, fmt, out, overwrite, adapter, key)
+        origin = source.origin
     return ExportResult(
         search=run_dir.name,
         candidate=name,
         recipe_id=state.recipe_ids[name],
         format=fmt,
         out=str(out),
-        test_openings=source.test_openings,
-        contamination_acknowledged=source.contaminated,
+        test_openings=origin.test_openings,
+        contamination_acknowledged=origin.contaminated,
         adapter=_summary(reports[0]) if reports else None,
+        warnings=source.warnings if fmt in FOLDERS else (),
     )
 
 
@@ -157,8 +170,8 @@ def write_winner(ledger: Ledger, search_id: str, state: SearchState, out: Path) 
     """Write the recipe of a stage's winner, which is an input of later stages."""
     assert state.winner is not None
     recipe = Recipe.model_validate(state.winner.recipe)
-    source = provenance(ledger, search_id, state, state.winner.candidate)
-    write_export(recipe, "recipe", out, source, load=partial(load_reference, known=state.recipes), overwrite=True)
+    origin = origin_of(ledger, search_id, state, state.winner.candidate)
+    write_export(recipe, "recipe", out, origin, load=partial(load_reference, known=state.recipes), overwrite=True)
 
 
 def export_promoted(
@@ -170,13 +183,14 @@ def export_promoted(
         Format → path. Mergekit YAML is left out if mergekit cannot express the recipe.
     """
     recipe = Recipe.model_validate(state.recipe(name))
-    source = provenance(ledger, search_id, state, name)
+    source = Source(ledger, search_id, state, name, recipe, models)
+    source.reuse(folder / FILES["recipe"])
     written: dict[str, str] = {}
-    formats: tuple[Format, ...] = ("recipe", "mergekit", "checkpoint") if checkpoint else ("recipe", "mergekit")
+    formats: tuple[Format, ...] = ("checkpoint", "recipe", "mergekit") if checkpoint else ("recipe", "mergekit")
     for fmt in formats:
         path = folder / FILES[fmt]
         try:
-            write_one(recipe, fmt, path, source, models, overwrite=True)
+            write_one(source, fmt, path, overwrite=True)
         except RecipeError:
             if fmt != "mergekit":  # mergekit cannot express every recipe, which must not stop a promotion
                 raise
@@ -186,35 +200,74 @@ def export_promoted(
     return written
 
 
+@dataclass
+class Source:
+    """A candidate of a search with its models, written in one or more formats; its weights are merged once."""
+
+    ledger: Ledger
+    search_id: str
+    state: SearchState
+    name: str
+    recipe: Recipe
+    models: Models
+    warnings: tuple[str, ...] = ()  # on licences, once written
+    _digests: WeightDigests | None = None
+
+    @cached_property
+    def origin(self) -> Origin:
+        """Origin and scores of the candidate."""
+        return origin_of(self.ledger, self.search_id, self.state, self.name)
+
+    @property
+    def used(self) -> dict[str, Checkpoint]:
+        """Reference → checkpoint, of the recipe's models."""
+        return {name: self.models.checkpoints[name] for name in self.recipe.references()}
+
+    def write_checkpoint(self, recipe: Recipe, path: Path) -> None:
+        """Write the merged model."""
+        self._digests = write_checkpoint(recipe, self.used, path, donor_of(recipe)).digests
+
+    def reuse(self, file: Path) -> None:
+        """Take the digests of the weights from an earlier export to a file, if it is of the same recipe."""
+        self._digests = known_digests(file, self.origin.recipe_id)
+
+    def recorded(self, folder: Path) -> Recorded:
+        """Return the section `provenance` of the recipe's file in a folder."""
+        if self._digests is None:
+            self._digests = digest_weights(self.recipe, self.used)
+        found = (self.ledger, self.search_id, self.state, self.origin, self.recipe, self.models)
+        recorded = record(*found, self._digests, folder)
+        self.warnings = licence_warnings({one: card.licences for one, card in recorded.cards.items()})
+        return recorded
+
+
 def write_one(
-    recipe: Recipe,
+    source: Source,
     fmt: Format,
     out: Path,
-    source: Provenance,
-    models: Models,
     overwrite: bool,
     adapter: Callable[[Recipe, Path], None] | None = None,
+    key: Path | None = None,
 ) -> None:
     """Write one recipe in one format."""
+    recipe, models = source.recipe, source.models
     folders = {name: _folders(name, checkpoint) for name, checkpoint in models.checkpoints.items() if _is_made(name)}
     adapted = {name for name in models.checkpoints if split(name)[1] is not None}
     if fmt == "mergekit":
         _refuse_task_vectors(adapted)
-
-    def checkpoint(merged: Recipe, path: Path) -> object:
-        used = {name: models.checkpoints[name] for name in merged.references()}
-        return write_checkpoint(merged, used, path, donor_of(merged))
-
     if fmt == "mergekit" and recipe.chat_template in BUILT_IN:  # mergekit names its own template files
         recipe = recipe.model_copy(update={"chat_template": BUILT_IN[recipe.chat_template]})
+    folder = out.absolute() if fmt in FOLDERS else out.absolute().parent
     write_export(
-        *(recipe, fmt, out, source),
+        *(recipe, fmt, out, source.origin),
         shape=models.layout(recipe).shape,
         folders=folders,
         adapted=adapted,
-        write_checkpoint=checkpoint,
+        write_checkpoint=source.write_checkpoint,
         write_adapter=adapter,
         load=models.opener.recipe,
+        record=partial(source.recorded, folder),
+        key=key,
         overwrite=overwrite,
     )
 
@@ -246,13 +299,13 @@ def _folders(reference: str, checkpoint: Checkpoint) -> str:
     return f"{model}+{resolve_adapter(adapter, default_cache()) if ':' in adapter else adapter}"
 
 
-def provenance(ledger: Ledger, search_id: str, state: SearchState, name: str) -> Provenance:
+def origin_of(ledger: Ledger, search_id: str, state: SearchState, name: str) -> Origin:
     """Return the origin and scores of a candidate, from the ledger alone."""
     original = state.original(name)
     splits = sorted(split for (one, split), card in state.cards.items() if one == original and card.score is not None)
     scores = {split: score_interval(ledger, search_id, state, original, split) for split in splits}
     statements = (times_opened(ledger, state), contamination_acknowledged(state), tuple(answers_read(state)))
-    return Provenance(state.name, search_id, name, state.recipe_ids[name], state.inputs, scores, *statements)
+    return Origin(state.name, search_id, name, state.recipe_ids[name], state.inputs, scores, *statements)
 
 
 def _candidate(state: SearchState, name: str | None, run_dir: RunDir) -> str:

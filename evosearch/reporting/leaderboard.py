@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from evosearch.evaluation.statistics.rank_correlation import RankCorrelation
-from evosearch.promotion.disclosure import CONTAMINATED, opened
+from evosearch.promotion.disclosure import disclosures
 from evosearch.promotion.honest import PLACEBO, TRAINED
 from evosearch.reporting.agreement import agreement, agreement_texts
 from evosearch.reporting.answers_read import TaskAnswers, recorded_answers, statements
@@ -70,7 +70,7 @@ class Leaderboard:
         return pd.DataFrame(records, columns=columns)
 
     def _repr_html_(self) -> str:
-        texts = [opened(self.test_openings)] + ([CONTAMINATED] if self.contamination_acknowledged else [])
+        texts = disclosures(self.test_openings, self.contamination_acknowledged)
         if len(self.rows) > SHOWN:
             texts.insert(0, f"{len(self.rows) - SHOWN} more rows: see to_frame()")
         texts = [*filter(None, [folded_numbers(self.rows)]), *texts, *agreement_texts(self.rank_correlation)]

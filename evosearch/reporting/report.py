@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from evosearch.evaluation.statistics.rank_correlation import RankCorrelation
-from evosearch.promotion.disclosure import CONTAMINATED, opened
+from evosearch.promotion.disclosure import disclosures
 from evosearch.promotion.finalists import kind_of
 from evosearch.promotion.gate import GateDecision
 from evosearch.reporting.agreement import agreement_texts
@@ -163,9 +163,9 @@ class RunReport:
         if self.test:
             parts.append(html_table(TEST_TITLE, test_columns(self.test), self.test))
         if self.gate:
-            contaminated = [CONTAMINATED] if self.contamination_acknowledged else []
-            openings = [] if self.gate.unverified else [opened(self.test_openings)]
-            parts.append(html_list([*self.gate.reasons, *openings, *contaminated]))
+            openings = None if self.gate.unverified else self.test_openings
+            texts = disclosures(openings, self.contamination_acknowledged)
+            parts.append(html_list([*self.gate.reasons, *texts]))
         parts.append(html_list([*agreement_texts(self.rank_correlation), *statements(self.answers)]))
         parts.append(html_list(f"exported {fmt}: {path}" for fmt, path in self.exported.items()))
         done = f"{self.name}: {counts.scored} candidates scored in {self.seconds:.0f} s, {counts.failed} failed"

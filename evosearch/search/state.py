@@ -52,6 +52,7 @@ class SearchState(RankedModels):
 
     name: str = ""
     spec: dict[str, Any] = field(default_factory=dict)  # the spec's identity
+    suite_file: str | None = None  # where the suite was when the search was last started
     optimizer: OptimizerRecord | None = None  # of the first session
     recipe_ids: dict[str, str] = field(default_factory=dict)  # candidate or baseline → recipe_id
     # (recipe_id, how it is evaluated) → the first candidate with it
@@ -183,6 +184,7 @@ class SearchState(RankedModels):
     def _on_started(self, payload: Payload) -> None:
         self.name, self.spec = payload["name"], payload["spec"]
         self.circumstances = Circumstances.from_payload(payload)
+        self.suite_file = payload.get("suite_file")
         if self.optimizer is None and "optimizer" in payload:
             self.optimizer = OptimizerRecord.from_payload(payload["optimizer"])
         self._compare_all()  # the suite may have changed, and with it the guards

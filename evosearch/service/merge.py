@@ -4,12 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from evosearch.materialize.on_disk import write_checkpoint
+from evosearch.materialize.on_disk import WeightDigests, write_checkpoint
 from evosearch.merging.registry import specs
 from evosearch.recipe import checks, files
 from evosearch.search.progress import Watcher
 from evosearch.setup.lineage import check_lineage
 from evosearch.setup.models import open_models
+from evosearch.setup.recorded_inputs import REMOVE, changed_weights, check_recorded, refuse
+
+OTHER_BITS = f"Use the recorded versions: others can change the last bits. To merge without the comparison, {REMOVE}"
+MOST_SHOWN = 5  # tensors that an error names
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,10 @@ def merge(
         allow_unrelated: Merge models that share no base, which are refused otherwise.
 
     Raises:
-        InputError: The recipe is wrong, its models cannot be merged, or `out` is not empty.
+        InputError: The recipe is wrong, its models cannot be merged, `out` is not empty, or models or merged weights
+            are not those that the section `provenance` records.
     """
-    recipe = files.load(path)
+    recipe, recorded = files.load(path), files.load_provenance(path)
     for text in checks.check(recipe, specs(), str(path) + ": "):
         watcher.note(text)
     models = open_models(recipe, str(path), watcher, allow_pickle)
@@ -58,7 +63,14 @@ def merge(
     if not allow_unrelated:
         check_lineage(models, str(path))
     recipe_id = models.identify(recipe)  # reads every weight, and so finds damaged parents before anything is written
-    report = write_checkpoint(recipe, models.checkpoints, out, models.donor)
+    if recorded is not None:
+        check_recorded(recorded, models, recipe_id, str(path))
+
+    def accept(digests: WeightDigests) -> None:
+        if recorded is not None:
+            refuse(changed_weights(recorded, digests)[:MOST_SHOWN], str(path), OTHER_BITS)
+
+    report = write_checkpoint(recipe, models.checkpoints, out, models.donor, accept=accept)
     return MergeReport(
         out=str(report.out),
         tensors=report.tensors,

@@ -1,5 +1,7 @@
 """Phases of a recorded search: start, search, promotion or choice of a stage's winner, export."""
 
+import os
+
 from evosearch.merging.registry import specs
 from evosearch.promotion.gate import GateDecision
 from evosearch.promotion.honest import Honest
@@ -31,6 +33,7 @@ def start(recorder: Recorder, prepared: Prepared, warm: WarmStart | None) -> Non
     payload = {
         "name": prepared.spec.name,
         "spec": prepared.spec.identity(),
+        "suite_file": os.path.abspath(prepared.suite.source) if prepared.suite.source else None,
         "optimizer": record_of(prepared.choice).to_payload(),
         "versions": versions(),
         "budget": prepared.spec.config.budget.model_dump(mode="json", exclude_none=True),

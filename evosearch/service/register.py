@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from evosearch import documents
 from evosearch.errors import InputError, RecipeError, TrackingError
@@ -10,8 +11,9 @@ from evosearch.preflight.licences import cards_of
 from evosearch.promotion.gate import GateDecision
 from evosearch.promotion.promote import Champion, scored_champion
 from evosearch.recipe.bundle import inner
-from evosearch.recipe.files import anchor, is_recipe
+from evosearch.recipe.files import anchor, is_recipe, map_references
 from evosearch.recipe.identity import digest
+from evosearch.recipe.provenance import KEY, Provenance
 from evosearch.recipe.schema import Recipe
 from evosearch.reporting.export import provenance
 from evosearch.reporting.openings import times_opened
@@ -21,7 +23,9 @@ from evosearch.search.recorder import Recorder
 from evosearch.search.records import PromotedRecord
 from evosearch.search.state import SearchState
 from evosearch.setup.loading import contamination_acknowledged
+from evosearch.setup.models import Models
 from evosearch.setup.prepare import Prepared
+from evosearch.setup.recorded_inputs import models_by_content
 from evosearch.tracking.changes import CONTAMINATION, OPENINGS
 from evosearch.tracking.model_registry import Registry
 from evosearch.tracking.version_texts import VersionTexts
@@ -54,6 +58,12 @@ def current_champion(prepared: Prepared, registry: Registry | None, watcher: Wat
 def read_champion(text: str, name: str, prepared: Prepared) -> Recipe:
     """A champion's recipe; nested recipes that equal a model of this search get that model's reference."""
     *within, outer = documents.parse_all(text, name, RecipeError)
+    same = _by_content(outer.pop(KEY, None), name, prepared.models)
+
+    def ours_for(data: dict[str, Any]) -> dict[str, Any]:
+        renamed: dict[str, Any] = map_references(data, lambda reference: same.get(reference, reference))
+        return renamed
+
     load = prepared.models.opener.recipe
     ours = {_content(one, load): one for one in prepared.models.references if is_recipe(one)}
     found: dict[str, Recipe] = {}  # keys are references within the champion's file
@@ -61,9 +71,22 @@ def read_champion(text: str, name: str, prepared: Prepared) -> Recipe:
     for data in within:
         own = str(data.pop("name"))
         local[own] = f"/{name}.yaml#{own}"
-        found[local[own]] = documents.validate(Recipe, anchor(data, Path("/"), local), name, RecipeError)
+        found[local[own]] = documents.validate(Recipe, anchor(ours_for(data), Path("/"), local), name, RecipeError)
     known = {own: ours.get(_content(reference, found.__getitem__), own) for own, reference in local.items()}
-    return documents.validate(Recipe, anchor(outer, Path("/"), known), name, RecipeError)
+    return documents.validate(Recipe, anchor(ours_for(outer), Path("/"), known), name, RecipeError)
+
+
+def _by_content(section: Any, name: str, models: Models) -> dict[str, str]:
+    """Return a champion's references → this search's, of models with the same weights in another place."""
+    if section is None:
+        return {}
+    recorded = documents.validate(Provenance, section, f"{name}: {KEY}", RecipeError)
+    ours = models_by_content(models)
+    return {
+        one.model: ours[one.content_sha256]
+        for one in recorded.inputs
+        if one.content_sha256 and one.content_sha256 in ours
+    }
 
 
 def _content(reference: str, load: Callable[[str], Recipe]) -> str:

@@ -26,7 +26,7 @@ from evosearch.evaluation.types import (
 from evosearch.evaluation.types import Column as ItemValues
 from evosearch.execution.worker import Worker
 from evosearch.merging.registry import specs
-from evosearch.promotion.disclosure import CONTAMINATED, opened
+from evosearch.promotion.disclosure import disclosures
 from evosearch.recipe import checks, files
 from evosearch.recipe.schema import Recipe
 from evosearch.reporting.columns import Column, number
@@ -82,8 +82,7 @@ class ScoreReport:
         return f"{self.suite}, {self.split}: score {self.score:.2f}"
 
     def _repr_html_(self) -> str:
-        texts = [] if self.test_openings is None else [opened(self.test_openings)]
-        texts += [CONTAMINATED] if self.contamination_acknowledged else []
+        texts = disclosures(self.test_openings, self.contamination_acknowledged)
         table = html_table(self.title, score_columns(self), list(self.tasks.items()))
         return html_paragraph(self.model) + table + "".join(map(html_paragraph, texts))
 

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from evosearch.evaluation.suites.suite import SuiteFile
+from evosearch.recipe.provenance import KEY, Provenance
 from evosearch.recipe.run_checkpoints import Checkpoints
 from evosearch.recipe.schema import Module, Recipe
 from evosearch.search.space.sources import SourceHole
@@ -55,8 +56,11 @@ def spec_schema() -> dict[str, Any]:
 
 
 def recipe_schema() -> dict[str, Any]:
-    """JSON Schema of a recipe."""
-    return _document("Recipe", _plain_schema())
+    """JSON Schema of a recipe, with the section `provenance` of an exported one."""
+    schema, section = _plain_schema(), Provenance.model_json_schema()
+    schema["$defs"] |= section.pop("$defs") | {Provenance.__name__: section}
+    schema["properties"][KEY] = {"$ref": f"#/$defs/{Provenance.__name__}"}
+    return _document("Recipe", schema)
 
 
 def suite_schema() -> dict[str, Any]:

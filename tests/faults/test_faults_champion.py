@@ -1,5 +1,6 @@
 """Only a model that beats the registered champion replaces it, even if the tracking store was down meanwhile."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,3 +135,36 @@ def test_the_scores_of_an_earlier_champion_are_not_those_of_the_next(
         assert cards[name]["score"] == cards[parent]["score"]
         assert cards[name]["recipe_id"] == cards[parent]["recipe_id"]
     assert len([e for e in run_against(1) if e.type == "gated"]) == 2
+
+
+def test_a_champion_is_compared_by_a_search_in_another_folder(
+    planted: World, events: Events, server: Any, tmp_path: Path
+) -> None:
+    """Its recipe names models relative to where it was exported; they are recognized by their weights."""
+    tracking = {"uri": server.another_store(tmp_path / "store")}
+    assert run(planted("first", tracking=tracking, promotion=PROMOTION), Notes()).promoted
+    spec = planted("second", tracking=tracking, promotion=PROMOTION)
+    models = Path(yaml.safe_load(spec.read_text())["recipe"]["base_model"]).parent
+    shutil.copytree(models, tmp_path / "another" / "folder")
+    spec.write_text(spec.read_text().replace(str(models), str(tmp_path / "another" / "folder")))
+    notes = Notes()
+    run(spec, notes)
+    assert not [note for note in notes.texts if "other models" in note]
+    gates = [event.payload for event in events(spec) if event.type == "gated"]
+    assert any(one["role"] == "champion" for gate in gates for one in gate["comparisons"])
+
+
+def test_a_finished_run_does_not_merge_its_winner_again(planted: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = planted("done")
+    out = Path(run(spec, Notes()).exported["recipe"])
+    first = yaml.safe_load(out.read_text())["provenance"]
+
+    def refused(*_: Any) -> None:
+        raise AssertionError("merged again")
+
+    monkeypatch.setattr("evosearch.reporting.export.digest_weights", refused)
+    assert run(spec, Notes()).promoted
+    assert yaml.safe_load(out.read_text())["provenance"] == first
+    out.write_text(out.read_text().replace(f"torch: {first['versions']['torch']}", "torch: '0.1'"))
+    with pytest.raises(AssertionError, match="merged again"):
+        run(spec, Notes())

@@ -57,6 +57,7 @@ def test_a_search_with_an_adapter_is_exported_as_one(world, evosearch, tmp_path)
     assert 0 < adapter["error"] < 1
     assert {entry["rank"] for entry in adapter["tensors"].values()} == {4}
     assert sorted(path.name for path in out.iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         "recipe.yaml",

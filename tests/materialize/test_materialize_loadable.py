@@ -22,7 +22,7 @@ from evosearch.materialize.as_adapter import write_adapter
 from evosearch.materialize.loadable import check_adapter, check_files
 from evosearch.materialize.meta_model import check_weights, meta_model
 from evosearch.materialize.on_disk import write_checkpoint
-from evosearch.promotion.export_files import Format, Provenance, export
+from evosearch.promotion.export_files import Format, Origin, export
 from evosearch.recipe.schema import Recipe
 
 torch.set_num_threads(1)
@@ -102,7 +102,7 @@ def write(models: Path, fmt: Format, out: Path) -> None:
     """Export the merge in a format, as `evosearch export` does."""
     wanted, found = Recipe.model_validate(recipe(models)), opened(models)
     export(
-        *(wanted, fmt, out, Provenance("s", "id", "c", "r", {})),
+        *(wanted, fmt, out, Origin("s", "id", "c", "r", {})),
         write_checkpoint=lambda merged, path: write_checkpoint(merged, found, path, str(models / "base")),
         write_adapter=lambda merged, path: write_adapter(merged, found, path, 4, save_modules=True),
     )

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from evosearch.checkpoints.reader import Checkpoint
 from evosearch.materialize.on_disk import write_checkpoint
-from evosearch.promotion.export_files import Provenance, export
+from evosearch.promotion.export_files import Origin, export
 from evosearch.recipe.files import load
 from evosearch.recipe.schema import Recipe
 
@@ -46,7 +46,7 @@ def test_the_folder_holds_the_merge_and_its_recipe(parents: dict[str, Checkpoint
     def write(recipe: Recipe, out: Path) -> None:
         write_checkpoint(recipe, parents, out, donor=first)
 
-    provenance = Provenance("night", "5e" * 32, "17", "ab" * 32, {first: "cd" * 32})
+    provenance = Origin("night", "5e" * 32, "17", "ab" * 32, {first: "cd" * 32})
     out = export(recipe, "checkpoint", tmp_path / "out" / "winner", provenance, write_checkpoint=write)
     merged = Checkpoint.open(out)
     for name in merged.shape.by_name:

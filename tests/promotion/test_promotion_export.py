@@ -10,7 +10,7 @@ import yaml
 from evosearch.errors import InputError, RecipeError
 from evosearch.evaluation.statistics.intervals import Interval
 from evosearch.promotion.disclosure import CONTAMINATED, opened
-from evosearch.promotion.export_files import Format, Provenance, export
+from evosearch.promotion.export_files import Format, Origin, export
 from evosearch.recipe.files import load
 from evosearch.recipe.schema import Recipe
 from evosearch.recipe.shapes import ModelShape, Place, TensorSpec
@@ -43,9 +43,9 @@ def made(base: str = "org/base@abc123", method: str = "task_arithmetic") -> Reci
     )
 
 
-def provenance(inputs: Mapping[str, str] | None = None, contaminated: bool = False) -> Provenance:
+def provenance(inputs: Mapping[str, str] | None = None, contaminated: bool = False) -> Origin:
     scores = {"test": Interval(81.234, 1.0, 79.2, 83.1, 400), "validation": Interval(80.0, 1.0, 78.0, 82.0, 400)}
-    return Provenance("night", "5e" * 32, "17", "ab" * 32, inputs or {"org/math": "cd" * 32}, scores, 3, contaminated)
+    return Origin("night", "5e" * 32, "17", "ab" * 32, inputs or {"org/math": "cd" * 32}, scores, 3, contaminated)
 
 
 def write(recipe: Recipe, out: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from evosearch.checkpoints.reader import Checkpoint
-from evosearch.promotion.export_files import Provenance, export
+from evosearch.promotion.export_files import Origin, export
 from evosearch.recipe import files
 from evosearch.search.progress import Silent
 from evosearch.service.merge import merge
@@ -39,7 +39,7 @@ def route(world: World, tmp_path: Path) -> Path:
 
 def test_an_exported_route_needs_no_other_recipe_file(route: Path, tmp_path: Path) -> None:
     before = merge(route, tmp_path / "before", Silent())
-    provenance = Provenance("night", "5e" * 32, "17", before.recipe_id, {})
+    provenance = Origin("night", "5e" * 32, "17", before.recipe_id, {})
     out = export(files.load(route), "recipe", tmp_path / "elsewhere" / "winner.yaml", provenance)
     for name in ("inner.yaml", "outer.yaml", "route.yaml"):
         (route.parent / name).unlink()

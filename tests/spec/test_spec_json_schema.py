@@ -11,6 +11,14 @@ from pydantic import BaseModel
 from evosearch.evaluation.suites.suite import Guard, SuiteFile
 from evosearch.evaluation.suites.suite_task import DocumentCounts, DocumentSources, SplitTasks, TaskEntry
 from evosearch.recipe.hops import Hop, Routing
+from evosearch.recipe.provenance import (
+    Provenance,
+    RecordedInput,
+    RecordedInterval,
+    RecordedScore,
+    RecordedSuite,
+    RecordedTask,
+)
 from evosearch.recipe.schema import Input, Module, Recipe, Slice, Source
 from evosearch.recipe.tokens import FromModel, Token, Tokenizer
 from evosearch.search.optimizer_config import OptimizerConfig
@@ -74,6 +82,7 @@ def test_a_misspelled_key_is_refused(kind: str, data: dict[str, Any]) -> None:
 
 MODELS: list[type[BaseModel]] = [
     *(SuiteFile, TaskEntry, Guard, DocumentCounts, DocumentSources, SplitTasks),
+    *(Provenance, RecordedInput, RecordedSuite, RecordedScore, RecordedTask, RecordedInterval),
     *(Recipe, Input, Source, Slice, Module, Routing, Hop, Tokenizer, Token, FromModel),
     *(config.SpecFile, config.BudgetConfig, config.WorkersConfig, config.TrackingConfig),
     *(config.BaselinesConfig, config.PromotionConfig, OptimizerConfig, StagesFile, StageConfig),

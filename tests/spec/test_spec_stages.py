@@ -11,7 +11,7 @@ import yaml
 
 from evosearch.errors import SpecError
 from evosearch.materialize.inputs import Opener
-from evosearch.promotion.export_files import Provenance, recipe_text
+from evosearch.promotion.export_files import Origin, recipe_text
 from evosearch.recipe.bundle import bundle
 from evosearch.recipe.schema import Input, Recipe
 from evosearch.service.register import read_champion
@@ -186,7 +186,7 @@ def test_a_champion_made_of_a_winner_is_recognized_by_its_content(tmp_path: Path
     inner = tmp_path / "winner.yaml"
     inner.write_text(yaml.safe_dump({"merge_method": "linear", "models": [{"model": "org/a"}, {"model": "org/b"}]}))
     recipe = Recipe(merge_method="linear", models=(Input(model=str(inner)), Input(model="org/c")))
-    text = recipe_text(recipe, Provenance("old", "0" * 64, "3", "1" * 64, {}), "recipe.yaml")
+    text = recipe_text(recipe, Origin("old", "0" * 64, "3", "1" * 64, {}), Path("recipe.yaml"))
     for references, expected in (([str(inner), "org/c"], recipe.references()), (["org/c"], ("winner", "org/c"))):
         prepared = SimpleNamespace(models=SimpleNamespace(references=references, opener=Opener(tmp_path)))
         assert read_champion(text, "merged", cast("Prepared", prepared)).references() == expected
@@ -202,7 +202,7 @@ def test_a_champion_with_doubly_nested_winners_is_recognized_under_any_names(tmp
         return SimpleNamespace(models=SimpleNamespace(references=references, opener=Opener(tmp_path)))
 
     def champion(recipe: Recipe) -> str:
-        return recipe_text(recipe, Provenance("old", "0" * 64, "3", "1" * 64, {}), "recipe.yaml")
+        return recipe_text(recipe, Origin("old", "0" * 64, "3", "1" * 64, {}), Path("recipe.yaml"))
 
     first, middle, other = (tmp_path / name / "winner.yaml" for name in ("first", "middle", "other"))
     for path, own in (

@@ -6,7 +6,7 @@ ignored.
 
 | type | payload |
 |---|---|
-| started | name, spec, optimizer {name, options, why}, versions {package: version}, budget, resumed, circumstances |
+| started | name, spec, suite_file, optimizer {name, options, why}, versions, budget, resumed, circumstances |
 | teachers | teachers {task: reference}, scores {task: {reference: metric on validation}} of those chosen by `auto` |
 | baseline | candidate, kind, recipe, recipe_id, skipped (why it does not apply) |
 | asked | candidate, group, genome, recipe, recipe_id, duplicate_of, minibatch, gradient |
