@@ -25,6 +25,7 @@ from evosearch.cli import (
     ledger,
     logs,
     merge,
+    report_page,
     run,
     score,
     status,
@@ -64,6 +65,7 @@ for command in (
     cache,
 ):
     app.command(name=command.__name__.rsplit(".", 1)[-1])(command.command)
+app.command(name="report")(report_page.command)
 app.command(name="import")(import_spec.command)
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(cluster.app, name="cluster")

@@ -123,7 +123,7 @@ def export(
         name = _candidate(state, candidate, run_dir)
         recipe = Recipe.model_validate(state.recipe(name))
         models = open_models(recipe, f"candidate {name}", watcher, allow_pickle, recipes=state.recipes)
-        _check_unchanged(state, models)
+        check_unchanged(state, models)
         source = provenance(ledger, search_id, state, name)
         write_one(recipe, fmt, out, source, models, overwrite, adapter)
     return ExportResult(
@@ -270,7 +270,12 @@ def _candidate(state: SearchState, name: str | None, run_dir: RunDir) -> str:
     return name
 
 
-def _check_unchanged(state: SearchState, models: Models) -> None:
+def check_unchanged(state: SearchState, models: Models) -> None:
+    """Check that models and their files are those of a search.
+
+    Raises:
+        InputError: Weights or a file have changed.
+    """
     for reference, sha in models.inputs.items():
         if state.inputs.get(reference, sha) != sha:
             recorded = state.inputs[reference][:12]
