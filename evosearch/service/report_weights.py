@@ -26,11 +26,12 @@ def weights_section(ledger: Ledger, search_id: str, watcher: Watcher, allow_pick
         InputError: A model is missing, or has changed since the search.
     """
     facts = Facts.read(ledger, search_id)
-    if facts.recipe is None:
+    recipe = facts.searched_recipe
+    if recipe is None:
         return _left_out("no candidate has a score yet")
-    if facts.recipe.routing is not None:
+    if recipe.routing is not None:
         return _left_out("a route merges no weights")
-    return _section(facts, _analyzed(facts, facts.recipe, watcher, allow_pickle))
+    return _section(facts, _analyzed(facts, recipe, watcher, allow_pickle))
 
 
 def _left_out(why: str) -> Section:
@@ -38,7 +39,7 @@ def _left_out(why: str) -> Section:
 
 
 def _analyzed(facts: Facts, recipe: Recipe, watcher: Watcher, allow_pickle: bool) -> WeightAnalysis:
-    title = facts.label(facts.subject or "")
+    title = facts.label(facts.searched or "")
     models = open_models(recipe, title, watcher, allow_pickle, recipes=facts.state.recipes)
     check_unchanged(facts.state, models)
     analyzed = Analyzed(recipe, True, recipe.base_model, recipe.parents, models, title)

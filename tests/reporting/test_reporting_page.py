@@ -140,7 +140,9 @@ def test_the_verdict_has_the_gates_figures(small: tuple[dict[str, Section], Fact
     assert decision is not None
     assert f"{facts.state.score(decision.winner, 'test'):.1f} points on the test split" in text
     parent = min((one for one in decision.comparisons if one.role == "parent"), key=lambda one: one.difference)
-    assert f"by {parent.difference:.1f} points [{parent.lower:+.1f}, {parent.upper:+.1f}]" in text
+    within = f"(95% interval of the lead {parent.lower:+.1f} to {parent.upper:+.1f})"
+    assert f"by {abs(parent.difference):.1f} points {within}" in text
+    assert ("leads the best parent" in text) == (parent.difference >= 0)
     assert ("Promoted: " in text) == (decision.promoted is not None)
     assert "This test set has been opened" in page
     assert "parent:0" not in text, "models have names"
@@ -193,13 +195,13 @@ def test_splits_show_every_finalist_and_the_worth_of_picking(small: tuple[dict[s
 def test_coefficients_are_those_of_the_recipe_at_every_layer(small: tuple[dict[str, Section], Facts, str]) -> None:
     found, facts, _ = small
     (chart,) = charts(found["coefficients"])
-    assert facts.subject is not None
+    assert facts.searched is not None
     assert [row[0] for row in chart.table.rows] == ["expert1", "expert2"]
-    if facts.subject in facts.state.candidates:
-        genome = facts.state.proposal(facts.subject).genome
-        for index, row in enumerate(chart.table.rows):
-            wanted = [genome[f"models[{index}].weight[group {group}]"] for group in (0, 0, 1)]
-            assert row[1:] == tuple(f"{float(value):.3g}" for value in wanted)
+    genome = facts.state.proposal(facts.searched).genome
+    for index, row in enumerate(chart.table.rows):
+        wanted = [genome[f"models[{index}].weight[group {group}]"] for group in (0, 0, 1)]
+        inside = [cell for cell, name in zip(row, chart.table.headings, strict=True) if name.startswith("layer ")]
+        assert inside == [f"{float(value):.3g}" for value in wanted]
 
 
 def test_the_importance_of_dimensions_sums_to_one(small: tuple[dict[str, Section], Facts, str]) -> None:
@@ -281,19 +283,17 @@ def test_other_kinds_of_search_have_their_parts(kind: str, world: World) -> None
         (chart,) = charts(found["importance"])
         assert len(chart.table.rows) == len(facts.state.proposal("0").genome)
         maps = charts(found["coefficients"])
-        assert facts.subject is not None
-        if facts.subject in facts.state.candidates:
-            assert [one.title for one in maps] == ["weight of expert1", "weight of expert2"]
-            genome = facts.state.proposal(facts.subject).genome
-            rows = {row[0]: row for row in maps[1].table.rows}
-            q_proj = next(row for name, row in rows.items() if name.endswith("q_proj"))
-            layers = [heading.startswith("layer ") for heading in maps[1].table.headings]
-            shown = [cell for cell, inside in zip(q_proj, layers, strict=True) if inside]
-            assert shown == [f"{float(genome[f'models[1].weight[q_proj {n}]']):.3g}" for n in range(3)]
-            ends = [cell for cell in rows["outside of layers"][1:] if cell]
-            assert sorted(ends) == sorted(
-                f"{float(genome[f'models[1].weight[{end}]']):.3g}" for end in ("embed_tokens", "norm", "lm_head")
-            )
+        assert facts.searched is not None
+        assert [one.title for one in maps] == ["weight of expert1", "weight of expert2"]
+        genome = facts.state.proposal(facts.searched).genome
+        rows = {row[0]: row for row in maps[1].table.rows}
+        q_proj = next(row for name, row in rows.items() if name.endswith("q_proj"))
+        layers = [heading.startswith("layer ") for heading in maps[1].table.headings]
+        shown = [cell for cell, inside in zip(q_proj, layers, strict=True) if inside]
+        assert shown == [f"{float(genome[f'models[1].weight[q_proj {n}]']):.3g}" for n in range(3)]
+        ends = [cell for cell in rows["outside of layers"][1:] if cell]
+        names = ("embed_tokens", "norm", "lm_head")
+        assert sorted(ends) == sorted(f"{float(genome[f'models[1].weight[{end}]']):.3g}" for end in names)
         (curve,) = charts(found["curve"])
         assert "gradient steps" in [trace["name"] for trace in curve.data]
     if kind == "objectives":
@@ -301,8 +301,12 @@ def test_other_kinds_of_search_have_their_parts(kind: str, world: World) -> None
         members = [row for row in facts.board.rows if row.pareto]
         assert len(chart.data[1]["x"]) == len(members)
     if kind == "route":
-        routed = facts.recipe is not None and facts.recipe.routing is not None
-        assert bool(charts(found["route"])) == routed
+        (drawn,) = charts(found["route"])
+        assert facts.searched_recipe is not None
+        assert facts.searched_recipe.routing is not None
+        hops = facts.searched_recipe.routing.hops
+        assert [row[2] for row in drawn.table.rows] == [str(hop.layer) for hop in hops]
+        assert "it is drawn below" in text_of(found["coefficients"])
 
 
 def test_names_of_models_and_tasks_are_text(world: World) -> None:

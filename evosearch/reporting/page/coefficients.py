@@ -1,4 +1,4 @@
-"""Heat maps of the subject's coefficients by layer and module, for each parent."""
+"""Heat maps of a candidate's coefficients by layer and module, for each parent."""
 
 from typing import Any
 
@@ -6,23 +6,22 @@ from evosearch.reporting.page.coefficient_grids import FIRST, LAST, SHARED, Grid
 from evosearch.reporting.page.contents import Block, Chart, Section, Table, Text, plain_table
 from evosearch.reporting.page.facts import Facts
 from evosearch.reporting.page.figures import ROW, axis, label, layout, named_rows, rounded
-from evosearch.search.records import is_candidate
 
 TITLE = "Coefficients by layer and module"
 
 
 def coefficients(facts: Facts) -> Section:
     """Return the section."""
-    if facts.recipe is None or facts.recipe.routing is not None:
-        why = "no candidate has a score" if facts.recipe is None else "a route has no coefficients; it is drawn below"
+    recipe = facts.searched_recipe
+    if recipe is None or recipe.routing is not None:
+        why = "no candidate has a score" if recipe is None else "a route has no coefficients; it is drawn below"
         return Section("coefficients", TITLE, (Text(f"Left out: {why}."),))
-    assert facts.subject is not None
-    searched = is_candidate(facts.subject) and facts.subject in facts.state.candidates
-    genome = facts.state.proposal(facts.subject).genome if searched else {}
-    found = grids(facts.recipe, genome)
+    assert facts.searched is not None
+    genome = facts.state.proposal(facts.searched).genome if facts.searched in facts.state.candidates else {}
+    found = grids(recipe, genome)
     deep = [grid for grid in found if len(grid.columns) > 1]
     flat = [grid for grid in found if len(grid.columns) == 1]
-    name = facts.label(facts.subject)
+    name = facts.label(facts.searched)
     text = (
         f"The numbers of {name}, as its recipe has them. Layers are counted from 0; E embeddings, N final norm, H head "
         "are shown where they have numbers of their own. No model is opened, so a number for all tensors is one row."

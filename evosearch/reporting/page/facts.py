@@ -81,6 +81,18 @@ class Facts:
         return next((split for split in ("test", "validation") if (name, split) in self.state.cards), "search")
 
     @cached_property
+    def searched(self) -> str | None:
+        """The candidate whose numbers are shown: the subject, or the finalist that a baseline took the place of."""
+        named = [self.subject, self.decision.finalist if self.decision is not None else None]
+        named += [row.candidate for row in self.board.rows if row.kind == "candidate" and row.fitness is not None]
+        return next((name for name in named if name is not None and name in self.state.candidates), self.subject)
+
+    @cached_property
+    def searched_recipe(self) -> Recipe | None:
+        """The recipe of that candidate."""
+        return None if self.searched is None else Recipe.model_validate(self.state.recipe(self.searched))
+
+    @cached_property
     def recipe(self) -> Recipe | None:
         """The subject's recipe."""
         return None if self.subject is None else Recipe.model_validate(self.state.recipe(self.subject))
@@ -132,7 +144,7 @@ class Facts:
     def dimension(self, name: str) -> str:
         """Return the name of a dimension with the name of its model: `sort.weight[layer 3]`."""
         found = OF_MODEL.match(name)
-        models = self.recipe.models if self.recipe is not None else ()
+        models = self.searched_recipe.models if self.searched_recipe is not None else ()
         if found is None or int(found[1]) >= len(models):
             return name
         return f"{self.short(models[int(found[1])].model)}.{found[2]}"

@@ -39,4 +39,4 @@ def selection_luck(
         sums, sizes = np.stack([one.sums for one in found]), found[0].sizes  # (models, units), (units,)
         drawn = rng.multinomial(sizes.size, np.full(sizes.size, 1.0 / sizes.size), DRAWS)  # (draws, units)
         total += scale * (drawn @ sums.T) / (drawn @ sizes)[:, None]
-    return float(total.max(axis=1).mean())
+    return max(0.0, float(total.max(axis=1).mean()))  # equal models have none, up to the noise of the draws

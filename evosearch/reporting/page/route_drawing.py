@@ -1,4 +1,4 @@
-"""The subject's route through the layers of its models, drawn."""
+"""A candidate's route through the layers of its models, drawn."""
 
 from evosearch.reporting.page.contents import Chart, Section, Text, plain_table
 from evosearch.reporting.page.facts import Facts
@@ -9,7 +9,7 @@ TITLE, HEIGHT = "Route", 360
 
 def route(facts: Facts) -> Section:
     """Return the section."""
-    routing = facts.recipe.routing if facts.recipe is not None else None
+    routing = facts.searched_recipe.routing if facts.searched_recipe is not None else None
     if routing is None:
         return Section("route", TITLE, (Text("Left out: the recipe merges weights and has no route."),))
     hops = routing.hops
@@ -32,10 +32,15 @@ def route(facts: Facts) -> Section:
     table = plain_table("Hops", headings, rows, left=2)
     words = ", ".join(f"{facts.short(hop.model)} {hop.layer}" for hop in hops)
     summary = f"{len(hops)} hops through {len(traces) - 1} model(s): {words}."
-    below = axis("hop", rangemode="tozero", dtick=1 if len(hops) <= 16 else None)
-    whole = layout(below, axis("layer", rangemode="tozero"))
-    return Section(
-        "route",
-        TITLE,
-        (Chart("Layers in the order that a token passes", summary, tuple(traces), whole, HEIGHT, table),),
-    )
+    deepest = max(hop.layer for hop in hops)
+    below = axis("hop", range=[-0.5, len(hops) - 0.5], dtick=_step(len(hops)))
+    whole = layout(below, axis("layer", range=[-0.5, deepest + 0.5], dtick=_step(deepest + 1)))
+    assert facts.searched is not None
+    text = Text(f"The route of {facts.label(facts.searched)}, one mark for each layer that it runs.")
+    drawn = Chart("Layers in the order that a token passes", summary, tuple(traces), whole, HEIGHT, table)
+    return Section("route", TITLE, (text, drawn))
+
+
+def _step(count: int) -> int:
+    """Return the distance of ticks, whole numbers of which at most twelve are shown."""
+    return max(1, -(-count // 12))

@@ -30,10 +30,11 @@ def spending(facts: Facts) -> Section:
         "are not in "
         "the table. Prices are not on record, so money is left out: multiply the clock by what your machines cost."
     )
+    unit, length = ("minutes", 60.0) if total > 180.0 else ("seconds", 1.0)
     phases = [phase for phase in PHASES if seconds.get(phase)]
     traces = []
     for index, step in enumerate(STEPS):
-        values = [seconds[phase].get(step, 0.0) / 60.0 for phase in phases]
+        values = [seconds[phase].get(step, 0.0) / length for phase in phases]
         if any(values):
             shape = {"pattern": {"shape": ("", "/", ".", "x")[index]}, "color": COLORS[index]}
             trace = {
@@ -42,7 +43,7 @@ def spending(facts: Facts) -> Section:
                 "marker": shape,
                 "name": step,
             }
-            hover = f"{step}: %{{x:.3g}} min<extra></extra>"
+            hover = f"{step}: %{{x:.3g}} {unit}<extra></extra>"
             traces.append({"type": "bar", "orientation": "h", "hovertemplate": hover, **trace})
     rows = []
     for phase in phases:
@@ -52,7 +53,7 @@ def spending(facts: Facts) -> Section:
     headings = ("phase", "evaluations", "items", "tokens", *STEPS, "share")
     table = plain_table("Work by phase", headings, rows)
     summary = "; ".join(f"{row[0]} {row[-1]}" for row in rows)
-    whole = layout(axis("minutes of work"), named_rows(phases, showgrid=False), barmode="stack")
+    whole = layout(axis(f"{unit} of work"), named_rows(phases, showgrid=False), barmode="stack")
     chart = Chart(
         "Work by phase and step", f"Stacked bars: {summary}.", tuple(traces), whole, 140 + ROW * len(phases), table
     )

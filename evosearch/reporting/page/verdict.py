@@ -47,8 +47,8 @@ def _judged(facts: Facts, decision: GateDecision, reached: str) -> str:
     if decision.unverified:
         return f"{'Promoted' if decision.promoted else 'Chosen'} without a test: {reached}."
     own = [one for one in decision.comparisons if one.challenger == decision.winner]
-    leads = [f"{_lead(one)} {_against(facts, one)}" for one in _nearest(own)]
-    led = f"; it leads {' and '.join(leads)} (95% intervals)" if leads else ""
+    leads = [_lead(facts, one) for one in _nearest(own)]
+    led = f"; it {' and '.join(leads)}" if leads else ""
     if decision.promoted is not None:
         return f"Promoted: {reached}{led}."
     return f"Nothing is promoted: {reached}{led}, and must lead every model it is compared with."
@@ -61,13 +61,12 @@ def _nearest(comparisons: list[Comparison]) -> list[Comparison]:
     return best + [one for one in comparisons if one.role == "baseline"]
 
 
-def _lead(one: Comparison) -> str:
-    return f"by {one.difference:.1f} points [{one.lower:+.1f}, {one.upper:+.1f}]"
-
-
-def _against(facts: Facts, one: Comparison) -> str:
-    role = {"parent": "the best parent", "baseline": "the best baseline"}[one.role]
-    return f"over {role} ({facts.label(one.comparator).removeprefix('parent ')})"
+def _lead(facts: Facts, one: Comparison) -> str:
+    """Return `leads the best parent (sort) by 5.0 points (95% interval +1.2 to +8.8)`."""
+    verb = "leads" if one.difference >= 0 else "trails"
+    name = facts.label(one.comparator).removeprefix("parent ")
+    within = f"95% interval of the lead {one.lower:+.1f} to {one.upper:+.1f}"
+    return f"{verb} the best {one.role} ({name}) by {abs(one.difference):.1f} points ({within})"
 
 
 def _score(facts: Facts, name: str) -> str:
