@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from evosearch.errors import EvosearchError
 from evosearch.reporting.page.write import NOT_OPENED, page_of, write_page
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Watcher
@@ -68,5 +69,5 @@ def log_page(run_dir: RunDir, ledger: Ledger, search_id: str, watcher: Watcher) 
     try:
         log_report(run_dir.tracking, search_id, page_of(ledger, search_id))
     except Exception as exc:  # whatever it is, it must not change the outcome of a search that has ended
-        what = f"{type(exc).__name__}: {exc}"
-        watcher.note(f"{shown(run_dir)}: the report was not logged ({what}). `evosearch report` writes it again")
+        what = str(exc) if isinstance(exc, EvosearchError) else f"{type(exc).__name__}: {exc}"
+        watcher.note(f"{shown(run_dir)}: the report was not logged, and `evosearch report` can write it: {what}")

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from base64 import b64encode
 from collections.abc import Callable
 from hashlib import sha256
@@ -267,6 +269,25 @@ def test_every_chart_is_one_that_plotly_accepts_and_has_a_text_alternative(
         assert len(chart.table.rows) > 0
     figures = [one for one in page.named("script") if one.get("class") == "figure"]
     assert [one["data-box"] for one in figures] == [box["id"] for box in boxes]
+
+
+def test_a_browser_draws_every_chart_under_the_policy(
+    small: tuple[dict[str, Section], Facts, str], tmp_path: Path
+) -> None:
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium is installed")
+    page = tmp_path / "page.html"
+    page.write_text(small[2])
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    options += ["--enable-logging=stderr", "--virtual-time-budget=10000", "--dump-dom"]
+    shown = subprocess.run([browser, *options, page.as_uri()], capture_output=True, text=True, timeout=300)
+    drawn = Page(shown.stdout)
+    boxes = [one for one in drawn.named("div") if "chart" in str(one.get("class")).split()]
+    assert len(boxes) == 6
+    assert all("js-plotly-plot" in str(box["class"]).split() for box in boxes), "a chart was not drawn"
+    console = [line for line in shown.stderr.splitlines() if "CONSOLE" in line]
+    assert console == [], "neither an error of a script nor a violation of the policy"
 
 
 # --- other kinds of search ---
