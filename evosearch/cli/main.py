@@ -32,6 +32,7 @@ from evosearch.cli import (
     stop,
     submit,
     ui,
+    watch,
 )
 from evosearch.cli.console import json_wanted, print_error, print_json
 from evosearch.environment import telemetry_off
@@ -53,6 +54,7 @@ for command in (
     run,
     submit,
     status,
+    watch,
     logs,
     stop,
     leaderboard,

@@ -146,6 +146,8 @@ def test_the_verdict_has_the_gates_figures(small: tuple[dict[str, Section], Fact
     assert f"by {abs(parent.difference):.1f} points {within}" in text
     assert ("leads the best parent" in text) == (parent.difference >= 0)
     assert ("Promoted: " in text) == (decision.promoted is not None)
+    lost = [one for one in decision.comparisons if one.challenger == decision.winner and not one.beats]
+    assert ("is not clearly better than" in text) == bool(lost)
     assert "This test set has been opened" in page
     assert "parent:0" not in text, "models have names"
     assert "48 candidates proposed by cma_es" in text

@@ -51,7 +51,11 @@ def _judged(facts: Facts, decision: GateDecision, reached: str) -> str:
     led = f"; it {' and '.join(leads)}" if leads else ""
     if decision.promoted is not None:
         return f"Promoted: {reached}{led}."
-    return f"Nothing is promoted: {reached}{led}, and must lead every model it is compared with."
+    short = [facts.label(one.comparator) for one in own if not one.beats]
+    broken = [check.task for check in decision.guards if not check.holds]
+    why = [f"is not clearly better than {', '.join(short)}"] if short else []
+    why += [f"does not pass the guard on {', '.join(broken)}"] if broken else []
+    return f"Nothing is promoted: {reached}{led}. It {' and '.join(why)}."
 
 
 def _nearest(comparisons: list[Comparison]) -> list[Comparison]:
