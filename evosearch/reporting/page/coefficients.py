@@ -78,7 +78,11 @@ def _map(title: str, grid: Grid, scale: dict[str, Any]) -> Chart:
     }
     few = max(1, -(-len(grid.columns) // 16))  # a tick for every n-th column, and for the ends
     kept = [at for at, name in enumerate(grid.columns) if not name.isdigit() or int(name) % few == 0]
-    ticks = {"tickmode": "array", "tickvals": kept, "ticktext": [_tick(grid.columns[at]) for at in kept]}
+    ticks: dict[str, Any] = {
+        "tickmode": "array",
+        "tickvals": kept,
+        "ticktext": [_tick(grid.columns[at]) for at in kept],
+    }
     rows = [(row, *(_cell(value) for value in line)) for row, line in zip(grid.rows, z, strict=True)]
     table = plain_table(title, ("", *map(_column, grid.columns)), rows)
     known = [number for line in z for number in line if number is not None]

@@ -82,7 +82,8 @@ def _chart(facts: Facts, found: list[Point], steps: list[Point], unit: str, by_s
         marker = {"size": 9 if steps else 6, "symbol": "diamond" if steps else "circle", "color": BLUE}
         traces.append(_scatter(found, "candidates", marker, opacity=1.0 if steps else 0.5))
     if len(found) > 1 and not steps:
-        best, top = [], found[0].value
+        best: list[Point] = []
+        top = found[0].value
         for point in found:
             top = max(top, point.value)
             best.append(Point(point.items, top, "best so far"))

@@ -40,7 +40,7 @@ def axis(title: str = "", **more: Any) -> dict[str, Any]:
 
 def named_rows(names: Sequence[str], **more: Any) -> dict[str, Any]:
     """Return a vertical axis with one row for each name, the first on top."""
-    ticks = {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": list(names)}
+    ticks: dict[str, Any] = {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": list(names)}
     return axis(range=[len(names) - 0.4, -0.6], **ticks, **more)
 
 

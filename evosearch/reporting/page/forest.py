@@ -96,7 +96,8 @@ def _ensemble(facts: Facts, own: Mapping[str, Column]) -> tuple[dict[str, Column
     if len(cards) < 2 or len(cards) < len(parents):
         return {}, ""
     stored = [facts.ledger.columns(facts.search_id, card.candidate, split, card.sets) for card in cards]
-    found, lacking = {}, []
+    found: dict[str, Column] = {}
+    lacking: list[str] = []
     for task in own:
         try:
             if metrics[task] != "acc":

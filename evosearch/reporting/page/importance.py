@@ -1,8 +1,9 @@
 """Importance of dimensions: fANOVA of the candidates, or the derivatives that the optimizer was told."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evosearch.recipe.shapes import Scalar
 from evosearch.reporting.page.contents import Block, Chart, Section, Text, plain_table
@@ -43,7 +44,8 @@ def importance(facts: Facts) -> Section:
 
 def _told(facts: Facts) -> tuple[list[Mapping[str, Scalar]], list[float]]:
     """Return genomes and the fitness that the optimizer was told, of candidates that are not duplicates."""
-    genomes, values = [], []
+    genomes: list[Mapping[str, Scalar]] = []
+    values: list[float] = []
     for name, reported in facts.state.reported.items():
         one = facts.state.candidates.get(name)
         if one is not None and one.duplicate_of is None and reported.fitness is not None:
@@ -52,9 +54,9 @@ def _told(facts: Facts) -> tuple[list[Mapping[str, Scalar]], list[float]]:
     return genomes, values
 
 
-def _by_gradient(facts: Facts) -> Sequence[Block]:
+def _by_gradient(facts: Facts) -> tuple[Block, ...]:
     """Return the mean absolute derivative of each dimension over the steps; the shards of a step add up."""
-    steps: dict[int, np.ndarray] = {}
+    steps: dict[int, NDArray[np.float64]] = {}
     names: list[str] = []
     for one in facts.state.candidates.values():
         found = facts.state.gradient(one) if one.gradient else None

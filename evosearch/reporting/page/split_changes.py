@@ -51,7 +51,7 @@ def _chart(facts: Facts, rows: list[FinalistRow]) -> Chart:
             "hovertemplate": f"{label(name)}: %{{y:.1f}}<extra></extra>",
         }
         traces.append({"type": "scatter", "mode": "lines+markers", **trace})
-    ticks = {"tickmode": "array", "tickvals": [0, 1, 2], "ticktext": list(SPLITS), "range": [-0.4, 2.4]}
+    ticks: dict[str, Any] = {"tickmode": "array", "tickvals": [0, 1, 2], "ticktext": list(SPLITS), "range": [-0.4, 2.4]}
     table = table_of(FINALISTS_TITLE, finalist_columns(rows), rows)
     parts = []
     for row in rows:

@@ -51,6 +51,7 @@ def _box(values: Sequence[Scalar]) -> Any:
         return None
     if any(isinstance(value, bool | str) for value in values):
         return optuna.distributions.CategoricalDistribution(sorted(set(values), key=str))
+    numbers = [float(value) for value in values]
     if all(isinstance(value, int) for value in values):
-        return optuna.distributions.IntDistribution(int(min(values)), int(max(values)))
-    return optuna.distributions.FloatDistribution(float(min(values)), float(max(values)))
+        return optuna.distributions.IntDistribution(int(min(numbers)), int(max(numbers)))
+    return optuna.distributions.FloatDistribution(min(numbers), max(numbers))
