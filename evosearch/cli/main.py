@@ -27,6 +27,7 @@ from evosearch.cli import (
     merge,
     promote,
     push,
+    report_page,
     run,
     score,
     status,
@@ -34,6 +35,7 @@ from evosearch.cli import (
     submit,
     ui,
     verify,
+    watch,
 )
 from evosearch.cli.console import json_wanted, print_error, print_json
 from evosearch.environment import telemetry_off
@@ -55,6 +57,7 @@ for command in (
     run,
     submit,
     status,
+    watch,
     logs,
     stop,
     leaderboard,
@@ -70,6 +73,7 @@ for command in (
     cache,
 ):
     app.command(name=command.__name__.rsplit(".", 1)[-1])(command.command)
+app.command(name="report")(report_page.command)
 app.command(name="import")(import_spec.command)
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(cluster.app, name="cluster")

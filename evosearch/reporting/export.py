@@ -134,7 +134,7 @@ def export(
         name = _candidate(state, candidate, run_dir)
         recipe = Recipe.model_validate(state.recipe(name))
         models = open_models(recipe, f"candidate {name}", watcher, allow_pickle, recipes=state.recipes)
-        _check_unchanged(state, models)
+        check_unchanged(state, models)
         source = Source(ledger, search_id, state, name, recipe, models)
         write_one(source, fmt, out, overwrite, adapter, key)
         origin = source.origin
@@ -331,7 +331,12 @@ def _named(state: SearchState, given: str) -> str:
     return next((name for name in state.recipe_ids if state.title(name) == given), given)
 
 
-def _check_unchanged(state: SearchState, models: Models) -> None:
+def check_unchanged(state: SearchState, models: Models) -> None:
+    """Check that models and their files are those of a search.
+
+    Raises:
+        InputError: Weights or a file have changed.
+    """
     for reference, sha in models.inputs.items():
         if state.inputs.get(reference, sha) != sha:
             recorded = state.inputs[reference][:12]

@@ -14,6 +14,7 @@ LEDGER_FILE = "ledger.db"
 LEDGER_URL_FILE = "ledger.url"
 WINNER_FILE = "winner.yaml"
 EXPORT_FOLDER = "export"
+REPORT_FILE = "report.html"
 MLFLOW_FILE = "mlflow.db"
 CLUSTER_FOLDER = "cluster"
 
@@ -22,6 +23,7 @@ OWN_NAMES = {
     LEDGER_URL_FILE: "the file with the URL of an external ledger",
     WINNER_FILE: "the recipe of a stage's winner",
     EXPORT_FOLDER: "the folder of exported files",
+    REPORT_FILE: "the report of a search",
     MLFLOW_FILE: "MLflow's database",
     ARTIFACTS: "MLflow's artifacts",
     CLUSTER_FOLDER: "the folder of `evosearch cluster`",
