@@ -97,7 +97,7 @@ def standardized(x: Tensor) -> Tensor:
     if not still.any():
         return x
     x[:, still] = 0.0
-    values, counts = low[still].unique(return_counts=True)
+    values, counts = torch.unique(low[still], return_counts=True)
     kept = values[counts.argsort(descending=True, stable=True)[:MOST_CONSTANTS]]
     return torch.cat([x, (low == kept.unsqueeze(1)).logical_and_(still).float()])
 

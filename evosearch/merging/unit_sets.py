@@ -95,7 +95,7 @@ def by_query(first: Tensor, second: Tensor, size: int) -> Tensor:
 
     Heads of equal index in both models are preferred by `TIE`.
     """
-    both = torch.cat([x.float().unflatten(1, (-1, size)) for x in (first, second)], dim=1)  # (tokens, 2Q, size)
+    both = torch.cat([x.float().reshape(len(x), -1, size) for x in (first, second)], dim=1)  # (tokens, 2Q, size)
     total = torch.zeros(both.shape[1], both.shape[1], dtype=torch.float64)
     with one_thread():
         for dimension in range(size):

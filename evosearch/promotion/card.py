@@ -113,9 +113,9 @@ def _front(source: CardSource, licences: Mapping[str, Sequence[str]]) -> str:
 def _models(source: CardSource) -> str:
     """Return a table of every parent, with its licence and the digest of its weights."""
     digests: dict[str, str | None] = {}  # of a model with an adapter, at the adapter
-    for one in source.provenance.inputs:
-        digests[pieces(one.model, exists)[-1]] = one.content_sha256
-    adapters = {part for one in source.provenance.inputs for part in pieces(one.model, exists)[1:]}
+    for read in source.provenance.inputs:
+        digests[pieces(read.model, exists)[-1]] = read.content_sha256
+    adapters = {part for read in source.provenance.inputs for part in pieces(read.model, exists)[1:]}
     rows = ["| model | role | licence | family | content_sha256 |", "|---|---|---|---|---|"]
     base = source.recipe.base_model
     for one, card in source.cards.items():

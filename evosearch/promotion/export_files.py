@@ -128,8 +128,8 @@ def export(
             text = recipe_text(recipe, origin, out / RECIPE_FILE, load, recorded)
             (temporary / RECIPE_FILE).write_text(text, encoding="utf-8")
             if key is not None:
-                signed = _attestation(text, RECIPE_FILE, key)
-                attestation_of(temporary / RECIPE_FILE).write_text(signed, encoding="utf-8")
+                attested = _attestation(text, RECIPE_FILE, key)
+                attestation_of(temporary / RECIPE_FILE).write_text(attested, encoding="utf-8")
             if recorded is not None:
                 written = _portable(recipe, out.absolute(), load, recorded.commits).to_yaml()
                 adapter_of = recipe.references()[0] if fmt == "adapter" else None

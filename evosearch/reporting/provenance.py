@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from evosearch import __version__
 from evosearch.checkpoints.model_card import Card
 from evosearch.errors import InputError
 from evosearch.evaluation.statistics.intervals import Interval
@@ -68,7 +67,7 @@ def record(
         "splits": int(measured.get("split_seed", 0)),
     }
     provenance = Provenance(
-        evosearch=__version__,
+        evosearch=versions()["evosearch"],
         date=datetime.now(UTC).date().isoformat(),
         search=origin.name,
         search_id=origin.search_id,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from huggingface_hub import HfApi, constants, get_session, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils._validators import validate_repo_id
 
 from evosearch.errors import EvosearchError, InputError
 from evosearch.origins import Secret, how_to_allow, may_receive, name_by_hand, origin_of

@@ -15,7 +15,7 @@ from evosearch.recipe.files import anchor, is_recipe, map_references
 from evosearch.recipe.identity import digest
 from evosearch.recipe.provenance import KEY, Provenance
 from evosearch.recipe.schema import Recipe
-from evosearch.reporting.export import provenance
+from evosearch.reporting.export import origin_of
 from evosearch.reporting.openings import times_opened
 from evosearch.search.ledger.ledger import Ledger
 from evosearch.search.progress import Watcher
@@ -191,7 +191,7 @@ def texts_of(
         licences: Model → licence.
         forced: Why it is promoted by hand.
     """
-    scores = provenance(ledger, search_id, state, candidate).scores
+    scores = origin_of(ledger, search_id, state, candidate).scores
     title = state.title(candidate)
     return VersionTexts(state.name, search_id, title, tuple(decision), scores, licences, forced)
 

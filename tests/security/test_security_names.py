@@ -42,7 +42,17 @@ def sizes(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in folder.iterdir()}
 
 
-OWN = ["mlflow.db", "MLflow.DB", "mlartifacts", "Cluster", "ledger.db", "Ledger.URL", "EXPORT", "winner.yaml", "report.html"]
+OWN = [
+    "mlflow.db",
+    "MLflow.DB",
+    "mlartifacts",
+    "Cluster",
+    "ledger.db",
+    "Ledger.URL",
+    "EXPORT",
+    "winner.yaml",
+    "report.html",
+]
 SIDE = ["mlflow.db-wal", "other.db-SHM", "x-journal", "night.LOCK"]
 SEARCH = {"recipe": {}, "budget": {"candidates": 1}}
 

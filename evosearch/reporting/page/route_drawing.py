@@ -13,13 +13,18 @@ def route(facts: Facts) -> Section:
     if routing is None:
         return Section("route", TITLE, (Text("Left out: the recipe merges weights and has no route."),))
     hops = routing.hops
-    path = {"type": "scatter", "mode": "lines", "x": list(range(len(hops))), "y": [hop.layer for hop in hops]}
+    path: dict[str, object] = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": list(range(len(hops))),
+        "y": [hop.layer for hop in hops],
+    }
     path |= {"line": {"color": GREY, "width": 1}, "hoverinfo": "skip", "showlegend": False}
     traces = [path]
     for index, model in enumerate(dict.fromkeys(hop.model for hop in hops)):
         own = [(at, hop) for at, hop in enumerate(hops) if hop.model == model]
         marker = {"size": 11, "color": COLORS[index % len(COLORS)], "symbol": SYMBOLS[index % len(SYMBOLS)]}
-        trace = {"x": [at for at, _ in own], "y": [hop.layer for _, hop in own], "marker": marker}
+        trace: dict[str, object] = {"x": [at for at, _ in own], "y": [hop.layer for _, hop in own], "marker": marker}
         trace |= {"text": [f"× {hop.scale:.3g}" for _, hop in own], "name": label(facts.short(model))}
         hover = "hop %{x}: layer %{y} %{text}<extra></extra>"
         traces.append({"type": "scatter", "mode": "markers", "hovertemplate": hover, **trace})

@@ -26,7 +26,8 @@ def verdict(facts: Facts) -> Section:
     if facts.board.contamination_acknowledged:
         texts.append(CONTAMINATED)
     texts += [*map(capital, agreement_texts(facts.board.rank_correlation)), *answers_read(facts.state)]
-    blocks = (Text(_sentence(facts)), Text(_work(facts)), *([Bullets(tuple(texts))] if texts else []))
+    told = (Bullets(tuple(texts)),) if texts else ()
+    blocks = (Text(_sentence(facts)), Text(_work(facts)), *told)
     return Section("verdict", "Verdict", blocks)
 
 
