@@ -21,6 +21,7 @@ from evosearch.cli import (
     diff,
     export,
     import_spec,
+    init,
     leaderboard,
     ledger,
     logs,
@@ -48,6 +49,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
+    init,
     check,
     run,
     submit,
