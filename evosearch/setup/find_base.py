@@ -11,8 +11,8 @@ from evosearch.checkpoints.references import default_cache
 from evosearch.errors import InputError
 from evosearch.setup.lineage import compare
 
-# Cosine of two models' changes. From their base, changes of fine-tunes are nearly orthogonal; from one of them, all others
-# share the way back to the base: the cosine is 0.5 for changes of equal length, and 0.71 to the base's own.
+# Cosine of two models' changes. From their base, changes of fine-tunes are nearly orthogonal. From one of them, the
+# others share the way back to the base: the cosine is 0.5 for changes of equal length, and 0.71 to the base's own.
 MOST_SHARED = 0.4
 LEAST_MODELS = 3  # two models alone do not show which of them is the base of the other
 
