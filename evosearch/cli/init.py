@@ -6,11 +6,15 @@ from pathlib import Path
 
 import typer
 
+from evosearch.cli.completion import models as complete_models
 from evosearch.cli.console import ALLOW_PICKLE, ALLOW_UNRELATED, JSON, console, print_json, stderr, watcher
 
 
 def command(
-    models: list[str] = typer.Argument(help="Fine-tuned models or adapters: folders, hub ids, MODEL+ADAPTER."),
+    models: list[str] = typer.Argument(
+        help="Fine-tuned models or adapters: folders, hub ids, MODEL+ADAPTER.",
+        autocompletion=complete_models,
+    ),
     suite: str | None = typer.Option(None, help="The suite: a YAML file, or the name of one in evals/."),
     base: str | None = typer.Option(None, help="Their base model. Found out without it, as far as possible."),
     out: Path = typer.Option(Path("search.yaml"), "--output", "-o", help="File to write; it must not exist."),

@@ -45,7 +45,7 @@ app = typer.Typer(
     name="evosearch",
     help="Search for merge recipes of language models, by evolution or by gradients.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
 )
 for command in (
