@@ -253,8 +253,14 @@ def json_line(content: SearchProgress | str) -> str:
 
 
 def text_line(content: SearchProgress | str) -> str:
-    """Format progress or a note as a line of text."""
-    return content if isinstance(content, str) else progress_text(content)
+    """Format progress or a note as a line of text that begins with the time, for log files."""
+    text = content if isinstance(content, str) else progress_text(content)
+    return f"{clock(time.time())} {text}"
+
+
+def clock(seconds: float) -> str:
+    """Format a time, in seconds since the epoch, as `2026-11-30 23:59:07` in local time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 class LineWatcher:

@@ -6,7 +6,16 @@ from typing import Any
 
 import typer
 
-from evosearch.cli.console import ADDRESS, LINE_EVERY_S, console, note, print_error, progress_text, required_address
+from evosearch.cli.console import (
+    ADDRESS,
+    LINE_EVERY_S,
+    clock,
+    console,
+    note,
+    print_error,
+    progress_text,
+    required_address,
+)
 from evosearch.search.progress import progress_of, read_line
 from evosearch.visible import visible, without_colors
 
@@ -71,7 +80,7 @@ class Reader:
         found = read_line(line)
         if found is None:
             return line
-        at = time.strftime("%H:%M:%S", time.localtime(found["time"]))
+        at = clock(found["time"])
         if found["evosearch"] == "progress":
             progress = progress_of(found)
             finished = progress.total is not None and progress.done >= progress.total

@@ -142,6 +142,9 @@ def _run_prepared(
         record_ledger(run_dir)
         recorder = Recorder(ledger, prepared.search_id, watcher=watcher)
         already = len(recorder.state.finished)
+        watcher.note(f"run folder: {run_dir.folder}; see it in MLflow: evosearch ui {spec.name}")
+        if recorder.state.sessions:
+            watcher.note(f"continuing: {already} candidates recorded")
         phases_of = partial(_run_recorded, options, prepared, warm, honest or Honest(), recorder, stack)
         exported, mirror = recorded_end(recorder, phases_of)
         mirror.close(CATCH_UP_S, PATIENCE_S)
