@@ -11,7 +11,9 @@ import yaml
 from evosearch.errors import InputError
 from evosearch.preflight.check import check
 from evosearch.search.progress import Silent
-from evosearch.service.init import NO_BASE, InitReport, init
+from evosearch.service.init import init
+from evosearch.service.init_draft import InitReport
+from evosearch.service.init_models import NO_BASE
 
 World = Callable[..., Path]
 Evosearch = Callable[..., tuple[int, str, str]]
