@@ -16,7 +16,9 @@ def command(
         autocompletion=complete_models,
     ),
     suite: str | None = typer.Option(None, help="The suite: a YAML file, or the name of one in evals/."),
-    base: str | None = typer.Option(None, help="Their base model. Found out without it, as far as possible."),
+    base: str | None = typer.Option(
+        None, help="Their base model. Found out without it, as far as possible.", autocompletion=complete_models
+    ),
     out: Path = typer.Option(Path("search.yaml"), "--output", "-o", help="File to write; it must not exist."),
     allow_pickle: bool = ALLOW_PICKLE,
     allow_unrelated: bool = ALLOW_UNRELATED,
